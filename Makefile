@@ -1,0 +1,38 @@
+# The two commands are `make demo` and `make test`; both work on a fresh machine
+# that has Python 3.11, make and a package index. `make help` lists the rest.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Editable install and locked packages are up to date when this file is newest.
+READY := $(VENV)/.ready
+
+.PHONY: help env demo test check lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+env: $(READY) ## make .venv from requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: $(READY) ## the whole way on a made city, with score and pictures, in minutes
+	$(BIN)/satmap demo demo
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest -n 2
+
+check: $(READY) ## linters and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+lock: ## resolve requirements.lock anew (needs uv)
+	uv pip compile pyproject.toml --extra dev --generate-hashes --upgrade --python-version 3.11 \
+	  --no-emit-index-url --no-emit-find-links --no-header --output-file requirements.lock
+
+clean: ## remove everything that the other targets made
+	rm -rf $(VENV) demo build .mypy_cache .ruff_cache .pytest_cache .hypothesis

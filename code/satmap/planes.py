@@ -1,0 +1,52 @@
+"""The named probability planes that travel from networks to vectorisers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satmap.speeds import SPEED_BINS
+
+ROAD = "road"
+JUNCTION = "junction"
+SPEED_PLANES = tuple(f"speed{index}" for index in range(SPEED_BINS))
+
+#: Order of the reference's twelve outputs: ten speed bins, road, junction.
+ROAD_PLANES = (*SPEED_PLANES, ROAD, JUNCTION)
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Probabilities of one image, one named channel each.
+
+    Attributes:
+        names: one name a channel, as in ``ROAD_PLANES``.
+        values: uint8 (planes, height, width), 0..255 for 0..1.
+        metres_per_pixel: size of a pixel along x and along y.
+    """
+
+    names: tuple[str, ...]
+    values: NDArray[np.uint8]
+    metres_per_pixel: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 3 or len(self.values) != len(self.names):
+            raise ValueError(
+                f"{len(self.names)} plane names need an array of {len(self.names)} planes, "
+                f"not one of shape {self.values.shape}"
+            )
+
+    def __getitem__(self, name: str) -> NDArray[np.uint8]:
+        """The plane of that name, (height, width)."""
+        plane: NDArray[np.uint8] = self.values[self.names.index(name)]
+        return plane
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    @property
+    def speed(self) -> NDArray[np.uint8] | None:
+        """The speed planes, (10, height, width), or None where a network has none."""
+        if not all(name in self.names for name in SPEED_PLANES):
+            return None
+        return self.values[[self.names.index(name) for name in SPEED_PLANES]]

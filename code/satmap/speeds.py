@@ -1,0 +1,109 @@
+"""Road speeds: the challenge's rule by road class, and the ten bins that networks predict.
+
+Rules and bin edges are those of SpaceNet 5 and of selim_sef's third-place solution.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping
+from typing import Any
+
+MPS_PER_MPH = 0.44704
+
+#: Upper edges of the speed bins, mph; a speed on an edge belongs to the bin it closes.
+BIN_EDGES_MPH = (10.0, 15.0, 18.75, 20.0, 25.0, 30.0, 35.0, 45.0, 55.0, 65.0)
+
+#: The speed that each bin stands for, mph.
+BIN_SPEEDS_MPH = (7.5, 15.0, 18.75, 20.0, 25.0, 30.0, 35.0, 45.0, 55.0, 65.0)
+
+SPEED_BINS = len(BIN_EDGES_MPH)
+
+# Class -> mph with at most two lanes, with three or more.
+_CLASS_SPEEDS_MPH = {
+    "motorway": (55.0, 65.0),
+    "trunk": (55.0, 65.0),
+    "primary": (45.0, 55.0),
+    "secondary": (35.0, 45.0),
+    "tertiary": (30.0, 35.0),
+    "residential": (25.0, 30.0),
+    "living_street": (25.0, 30.0),
+    "unclassified": (20.0, 20.0),
+    "service": (20.0, 20.0),
+    "road": (20.0, 20.0),
+    "track": (20.0, 20.0),
+}
+
+#: SpaceNet 3's ``road_type`` codes in SpaceNet 5's words.
+SN3_ROAD_TYPES = {
+    1: "motorway",
+    2: "primary",
+    3: "secondary",
+    4: "tertiary",
+    5: "residential",
+    6: "unclassified",
+    7: "track",
+}
+
+_UNPAVED_FACTOR = 0.75
+
+
+def class_speed_mph(highway: str, lanes: int, paved: bool = True) -> float:
+    """Speed of a road by its class, mph; unknown classes count as ``unclassified``."""
+    base = highway.removesuffix("_link")
+    slow, fast = _CLASS_SPEEDS_MPH.get(base, _CLASS_SPEEDS_MPH["unclassified"])
+    return (fast if lanes >= 3 else slow) * (1.0 if paved else _UNPAVED_FACTOR)
+
+
+def label_speed_mph(properties: Mapping[str, Any]) -> float:
+    """Speed of one labelled road, mph, from SpaceNet 5 or SpaceNet 3 properties.
+
+    A stated speed (``inferred_speed_mph``, ``speed_mph`` or their metric twins) wins; otherwise the
+    class, lanes and surface give it.
+    """
+    for key, factor in (
+        ("inferred_speed_mph", 1.0),
+        ("speed_mph", 1.0),
+        ("inferred_speed_mps", 1 / MPS_PER_MPH),
+        ("speed_m/s", 1 / MPS_PER_MPH),
+    ):
+        stated = _number(properties.get(key))
+        if stated is not None and stated > 0:
+            return stated * factor
+    highway = properties.get("highway")
+    if highway is None:
+        highway = SN3_ROAD_TYPES.get(int(_number(properties.get("road_type")) or 0), "unclassified")
+    lanes = next(
+        (
+            number
+            for key in ("lanes", "lane_number", "lane_numbe")
+            if (number := _number(properties.get(key))) is not None
+        ),
+        1,
+    )
+    return class_speed_mph(str(highway).strip().lower(), int(lanes), _is_paved(properties))
+
+
+def speed_bin(mph: float) -> int:
+    """Index of the bin, 0..9; speeds above the last edge fall in the last bin."""
+    return min(bisect_left(BIN_EDGES_MPH, mph), SPEED_BINS - 1)
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, str):
+        # OpenStreetMap writes several lane counts as "2;3".
+        value = value.split(";")[0].strip()
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _is_paved(properties: Mapping[str, Any]) -> bool:
+    surface = properties.get("surface")
+    if surface is not None:
+        return str(surface).strip().lower() not in {
+            "unpaved", "dirt", "earth", "ground", "gravel", "grass", "mud", "sand",
+        }  # fmt: skip
+    # SpaceNet 3: 1 paved, 2 unpaved, 3 unknown.
+    return _number(properties.get("paved")) != 2
