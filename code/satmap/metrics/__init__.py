@@ -1,0 +1,1 @@
+"""The challenges' scores, computed from submissions alone."""

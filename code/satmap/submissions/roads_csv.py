@@ -1,0 +1,423 @@
+"""The SpaceNet roads CSV: one row per road, in pixels of the image, with length and travel time.
+
+    ImageId,WKT_Pix,length_m,travel_time_s
+    AOI_7_Moscow_chip2,"LINESTRING (10.00 20.00, 55.50 80.25)",23.400,1.745
+    AOI_7_Moscow_chip10,LINESTRING EMPTY,0,0
+
+The organisers' scorer reads the lines as a set of segments between vertices rounded to 0.1 px and
+rejects the whole file when one of them appears twice or when two successive vertices of a line lie
+closer than 0.01 px. The writer therefore cleans what it is given and cannot write such a file; the
+reader accepts the variants that circulate; the validator applies the organisers' rules to the
+letter.
+"""
+
+import csv
+import itertools
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satmap.errors import SatmapError
+from satmap.files import write_text
+from satmap.ordering import natural_key
+
+HEADER = ("ImageId", "WKT_Pix", "length_m", "travel_time_s")
+
+#: A line on a grid of 0.01 px, as integers: exact to compare, to sort and to print.
+GridLine = tuple[tuple[int, int], ...]
+
+# Far beyond any image, far below where a double or an int64 loses hundredths.
+_LARGEST_PIXEL = 1e9
+
+# The organisers' limit on the distance between two successive vertices.
+_SHORTEST_STEP_PX = 0.01
+
+_LINESTRING = re.compile(
+    r"\s*LINESTRING\s*(?:Z|M|ZM)?\s*(?:(EMPTY)|\(([^()]*)\))\s*", re.IGNORECASE
+)
+
+# What the official parser understands: it splits at every comma, then at every single blank, and
+# ignores what follows the second number.
+_PLAIN_LINESTRING = re.compile(
+    r"LINESTRING *\( *\S+ [^\s,]+(?: [^,]*)?(?:,\s*[^\s,]+ [^\s,]+(?: [^,]*)?)*\)", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, eq=False)
+class RoadRow:
+    """One road of one image.
+
+    Attributes:
+        line: float64 (n >= 2, 2), x = column and y = row in pixels.
+        length_m: metres; NaN when the file does not say.
+        travel_time_s: seconds; NaN when the file does not say.
+    """
+
+    line: NDArray[np.float64]
+    length_m: float
+    travel_time_s: float
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something the organisers would reject the file, or drop a row, for.
+
+    Attributes:
+        line: line of the file, from 1; None when the fault has no line (a missing image).
+        message: what is wrong.
+    """
+
+    line: int | None
+    message: str
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def format_roads(rows_by_image: Mapping[str, Sequence[RoadRow]]) -> str:
+    """Text of the CSV; the same roads give the same text whatever their order and direction.
+
+    Coordinates have two decimals, of which the last is never 5; successive vertices in one 0.1 px
+    cell become one; of a segment that appears twice in an image the second is cut out of its line,
+    and the pieces share the line's length and time by their lengths in pixels. Images without a
+    drawable road get a ``LINESTRING EMPTY`` row.
+
+    Raises:
+        ValueError: a coordinate, length or time is not finite, is negative (length, time) or
+            absurdly large (coordinate), or an image id is empty or would need quoting.
+    """
+    parts = [",".join(HEADER)]
+    for image_id in sorted(rows_by_image, key=natural_key):
+        if not image_id or image_id != image_id.strip() or re.search(r'[,"\r\n]', image_id):
+            raise ValueError(f"image id {image_id!r} cannot stand in a roads CSV")
+        pieces = _clean(image_id, rows_by_image[image_id])
+        if not pieces:
+            parts.append(f"{image_id},LINESTRING EMPTY,0,0")
+        for line, length_m, travel_time_s in pieces:
+            wkt = ", ".join(f"{x / 100:.2f} {y / 100:.2f}" for x, y in line)
+            parts.append(f'{image_id},"LINESTRING ({wkt})",{length_m:.3f},{travel_time_s:.3f}')
+    return "\n".join(parts) + "\n"
+
+
+def write_roads_csv(path: Path, rows_by_image: Mapping[str, Sequence[RoadRow]]) -> None:
+    """Write :func:`format_roads` atomically.
+
+    Raises:
+        SatmapError: ``path`` cannot be written.
+        ValueError: as :func:`format_roads`.
+    """
+    write_text(path, format_roads(rows_by_image))
+
+
+def _clean(image_id: str, rows: Sequence[RoadRow]) -> list[tuple[GridLine, float, float]]:
+    """Lines that the organisers accept, in canonical order, with length and time."""
+    lines = []
+    for row in rows:
+        numbers = (row.length_m, row.travel_time_s)
+        if not all(math.isfinite(number) and number >= 0 for number in numbers):
+            raise ValueError(f"{image_id}: length and time must be finite and >= 0, got {numbers}")
+        lines.append((_grid_line(image_id, row.line), *numbers))
+    # Order decides which of two equal segments stays, so it must not depend on the caller's.
+    lines.sort()
+    seen: set[tuple[tuple[int, int], tuple[int, int]]] = set()
+    pieces = []
+    for line, length_m, travel_time_s in lines:
+        steps = [math.dist(a, b) for a, b in itertools.pairwise(line)]
+        runs: list[list[int]] = []  # of indices of segments that stay, without a gap
+        for i in range(len(steps)):
+            a, b = _cell(line[i]), _cell(line[i + 1])
+            segment = (a, b) if a < b else (b, a)
+            if segment in seen:
+                continue
+            seen.add(segment)
+            if runs and runs[-1][-1] == i - 1:
+                runs[-1].append(i)
+            else:
+                runs.append([i])
+        for run in runs:
+            whole = len(run) == len(steps)
+            share = 1.0 if whole else sum(steps[i] for i in run) / sum(steps)
+            piece = line[run[0] : run[-1] + 2]
+            # Adding zero turns -0.0, which would print its sign, into 0.0.
+            pieces.append((_oriented(piece), length_m * share + 0.0, travel_time_s * share + 0.0))
+    pieces.sort()
+    return pieces
+
+
+def _grid_line(image_id: str, line: NDArray[np.float64]) -> GridLine:
+    """Round to 0.01 px and leave one vertex of each run in one 0.1 px cell; () if none is left."""
+    line = np.asarray(line, dtype=np.float64)
+    if line.ndim != 2 or line.shape[1] != 2:
+        raise ValueError(f"{image_id}: a line must have shape (n, 2), got {line.shape}")
+    if not np.all(np.abs(line) <= _LARGEST_PIXEL):
+        raise ValueError(f"{image_id}: a coordinate is not finite or beyond {_LARGEST_PIXEL:g} px")
+    hundredths = np.rint(line * 100).astype(np.int64)
+    # Halves round up in Java, to even in numpy and either way in decimal text. Without a last
+    # digit 5 every validator sees the same cell, and vertices in two cells are >= 0.02 px apart.
+    hundredths += hundredths % 10 == 5
+    points = _oriented(tuple(map(tuple, hundredths.tolist())))
+    kept: list[tuple[int, int]] = []
+    for point in points:
+        if not kept or _cell(point) != _cell(kept[-1]):
+            kept.append(point)
+    if len(kept) < 2:
+        return ()
+    # A run keeps its first vertex, but the last run ends the line and the end must not move.
+    kept[-1] = points[-1]
+    return tuple(kept)
+
+
+def _oriented(line: GridLine) -> GridLine:
+    """The smaller of a line and its reverse."""
+    return min(line, line[::-1])
+
+
+def _cell(point: tuple[int, int]) -> tuple[int, int]:
+    """The 0.1 px cell of a vertex in hundredths."""
+    return (point[0] + 5) // 10, (point[1] + 5) // 10
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def read_roads_csv(path: Path) -> dict[str, list[RoadRow]]:
+    """Read roads from a submission or a truth file, images in the file's order.
+
+    Columns go by their names, in any case and order; others (``flag``) are ignored. Without a
+    length or time column, or where its cell is empty, the value is NaN: the scale of the image is
+    not in the file. ``LINESTRING EMPTY`` gives an image without rows. Third and fourth coordinates
+    are dropped.
+
+    Raises:
+        SatmapError: the file cannot be read, has no usable header, or has a row that is no road;
+            the message names the file, the line and the fault.
+    """
+    rows_by_image: dict[str, list[RoadRow]] = {}
+    for record in _records(path):
+        where = f"{path}, line {record.line}"
+        if record.fault:
+            remedy = f" The first line should be {','.join(HEADER)}." if record.fatal else ""
+            raise SatmapError(f"{where}: {record.fault}.{remedy}")
+        try:
+            points = parse_linestring(record.wkt)
+            row = RoadRow(
+                np.array(points, dtype=np.float64).reshape(-1, 2),
+                _parse_amount("length_m", record.length_m),
+                _parse_amount("travel_time_s", record.travel_time_s),
+            )
+        except ValueError as error:
+            raise SatmapError(f"{where}: {error}.") from error
+        rows = rows_by_image.setdefault(record.image_id, [])
+        if len(points) == 1:
+            raise SatmapError(f"{where}: the line has one point; it needs two or more.")
+        if points:
+            rows.append(row)
+    return rows_by_image
+
+
+def parse_linestring(wkt: str) -> list[tuple[float, float]]:
+    """Vertices of a WKT LineString in x, y; [] for ``LINESTRING EMPTY``.
+
+    Raises:
+        ValueError: it is not a LineString, or a coordinate is not a finite number.
+    """
+    match = _LINESTRING.fullmatch(wkt)
+    if match is None:
+        raise ValueError(f"not a LINESTRING: {_shown(wkt)}")
+    if match[1]:
+        return []
+    points = []
+    for vertex in match[2].split(","):
+        numbers = vertex.split()
+        if not 2 <= len(numbers) <= 4:
+            raise ValueError(f"a vertex needs x and y, got {_shown(vertex)}")
+        try:
+            x, y = float(numbers[0]), float(numbers[1])
+        except ValueError:
+            raise ValueError(f"a coordinate is not a number in {_shown(vertex)}") from None
+        if not (math.isfinite(x) and math.isfinite(y)):
+            raise ValueError(f"a coordinate is not finite in {_shown(vertex)}")
+        points.append((x, y))
+    return points
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One line of the file, its cells as text (None: no such column); or a fault instead."""
+
+    line: int
+    image_id: str = ""
+    wkt: str = ""
+    length_m: str | None = None
+    travel_time_s: str | None = None
+    fault: str = ""
+    fatal: bool = False  # nothing after this line can be understood
+
+
+def _records(path: Path) -> Iterator[_Record]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from _split(file)
+    except OSError as error:
+        raise SatmapError(f"cannot read {path}: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise SatmapError(f"cannot read {path}: it is not UTF-8 text ({error.reason}).") from error
+    except csv.Error as error:
+        raise SatmapError(f"cannot read {path}: it is not a CSV file ({error}).") from error
+
+
+def _split(file: TextIO) -> Iterator[_Record]:
+    # The default of 128 KiB would refuse a road with ten thousand vertices.
+    csv.field_size_limit(2**31 - 1)
+    lines = csv.reader(file)
+    header = next(lines, [])
+    names = [name.strip().lower() for name in header]
+    missing = [name for name in HEADER[:2] if name.lower() not in names]
+    if missing:
+        yield _Record(1, fault=f"no column {' and '.join(missing)} in the header", fatal=True)
+        return
+    columns = [names.index(name.lower()) if name.lower() in names else None for name in HEADER]
+    for cells in lines:
+        number = lines.line_num
+        if not any(cell.strip() for cell in cells) or cells[0].startswith("#"):
+            continue
+        if len(cells) != len(names):
+            fault = f"{len(cells)} columns where the header has {len(names)}"
+            if len(cells) > len(names):
+                fault += '; the WKT must stand in double quotes ("LINESTRING (...)")'
+            yield _Record(number, fault=fault)
+            continue
+        image_id, wkt, length_m, travel_time_s = (
+            None if column is None else cells[column].strip() for column in columns
+        )
+        fault = "" if image_id else "the ImageId is empty"
+        yield _Record(number, image_id or "", wkt or "", length_m, travel_time_s, fault)
+
+
+def _parse_amount(name: str, text: str | None) -> float:
+    """A length or time; NaN if the file does not say."""
+    if not text:
+        return math.nan
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{name} is not a number: {_shown(text)}") from None
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{name} must be finite and not negative, got {_shown(text)}")
+    return number
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+# --- checking -------------------------------------------------------------------------------------
+
+
+@dataclass
+class _ImageState:
+    """What the check has seen of one image so far."""
+
+    rows: int = 0
+    empty_line: int | None = None
+    # Segment between two cells -> line of the file where it stood first.
+    segments: dict[tuple[tuple[int, int], tuple[int, int]], int] = field(default_factory=dict)
+
+
+def check_roads_csv(path: Path, expected_images: Collection[str] | None = None) -> list[Fault]:
+    """Every fault the organisers would reject the file, or drop a row, for; [] if there is none.
+
+    The rules are those of the official validator; ``expected_images`` adds missing and unknown
+    images. Faults come in the file's order, those of the file as a whole last.
+
+    Raises:
+        SatmapError: the file cannot be read as CSV at all.
+    """
+    faults = _check_header(path)
+    expected = None if expected_images is None else frozenset(expected_images)
+    images: dict[str, _ImageState] = {}
+    empty = True
+    for record in _records(path):
+        empty = False
+        if record.fault:
+            faults.append(Fault(record.line, record.fault))
+            if record.fatal:
+                return faults
+            continue
+        if record.image_id not in images:
+            images[record.image_id] = _ImageState()
+            if expected is not None and record.image_id not in expected:
+                faults.append(Fault(record.line, f"unknown image {record.image_id}"))
+        messages = _check_record(record, images[record.image_id])
+        faults.extend(Fault(record.line, f"{record.image_id}: {text}") for text in messages)
+    for image_id, state in images.items():
+        if state.empty_line is not None and state.rows > 1:
+            text = f"{image_id}: LINESTRING EMPTY must be the image's only row"
+            faults.append(Fault(state.empty_line, text))
+    faults.sort(key=lambda fault: fault.line or 0)
+    if empty:
+        faults.append(Fault(None, "the file has no rows"))
+    missing = sorted((expected or frozenset()) - images.keys(), key=natural_key)
+    faults.extend(Fault(None, f"missing image {image_id}") for image_id in missing)
+    return faults
+
+
+def _check_header(path: Path) -> list[Fault]:
+    try:
+        with path.open("rb") as file:
+            raw = file.readline()
+    except OSError as error:
+        raise SatmapError(f"cannot read {path}: {error.strerror or error}.") from error
+    faults = []
+    if raw.startswith(b"\xef\xbb\xbf"):
+        faults.append(Fault(1, "the file starts with a byte order mark"))
+        raw = raw[3:]
+    header = raw.decode(errors="replace").rstrip("\r\n")
+    if header != ",".join(HEADER):
+        faults.append(Fault(1, f"the header is {_shown(header)}, not {','.join(HEADER)}"))
+    return faults
+
+
+def _check_record(record: _Record, state: _ImageState) -> Iterator[str]:
+    state.rows += 1
+    for name, text in (("length_m", record.length_m), ("travel_time_s", record.travel_time_s)):
+        try:
+            # The header's fault already tells of a missing column.
+            if text is not None and math.isnan(_parse_amount(name, text)):
+                yield f"{name} is empty"
+        except ValueError as error:
+            yield str(error)
+    try:
+        points = parse_linestring(record.wkt)
+    except ValueError as error:
+        yield str(error)
+        return
+    if not points:
+        if state.empty_line is None:
+            state.empty_line = record.line
+        return
+    if not _PLAIN_LINESTRING.fullmatch(record.wkt):
+        yield "the WKT must be LINESTRING (x y, x y, ...) without Z or M, one blank within a vertex"
+    if len(points) == 1:
+        yield "the line has one point"
+    # Java's Math.round: halves go up.
+    cells = [(math.floor(10 * x + 0.5), math.floor(10 * y + 0.5)) for x, y in points]
+    for i in range(1, len(points)):
+        # hypot of the differences, the official expression, to agree on the last bit.
+        (x0, y0), (x1, y1) = points[i - 1], points[i]
+        if math.hypot(x1 - x0, y1 - y0) < _SHORTEST_STEP_PX:
+            yield f"two successive points are closer than 0.01 px at {x1:g} {y1:g}"
+        segment = (min(cells[i - 1], cells[i]), max(cells[i - 1], cells[i]))
+        if segment in state.segments:
+            yield (
+                f"the segment {x0:g} {y0:g} - {x1:g} {y1:g} appears twice, "
+                f"first on line {state.segments[segment]}"
+            )
+        else:
+            state.segments[segment] = record.line

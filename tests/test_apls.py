@@ -1,0 +1,350 @@
+import csv
+import itertools
+import json
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from satmap.metrics.apls import AplsScore, apls, score_roads
+from satmap.metrics.apls_graph import build_graph
+from satmap.submissions.roads_csv import RoadRow, read_roads_csv
+
+FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures" / "apls"
+needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="no shared fixtures here")
+
+Line = Sequence[tuple[float, float]]
+
+
+def road(*points: tuple[float, float], time: float = math.nan) -> RoadRow:
+    return RoadRow(np.array(points, dtype=np.float64), math.nan, time)
+
+
+def roads(*lines: Line) -> list[RoadRow]:
+    return [road(*line) for line in lines]
+
+
+def timed(rows: Sequence[RoadRow], seconds_per_pixel: float = 0.37) -> list[RoadRow]:
+    return [RoadRow(row.line, row.length_m, seconds_per_pixel * pixel_length(row)) for row in rows]
+
+
+def pixel_length(row: RoadRow) -> float:
+    return float(np.linalg.norm(np.diff(row.line, axis=0), axis=1).sum())
+
+
+def length_scores(
+    truth: Sequence[RoadRow], proposal: Sequence[RoadRow]
+) -> tuple[float, float, float]:
+    """Scores at 1 m a pixel: midpoints every 50 px, snapping within 4 px."""
+    score = apls(truth, proposal, metres_per_pixel=1).length
+    return score.truth_to_proposal, score.proposal_to_truth, score.score
+
+
+# --- worked by hand, 1 m a pixel ------------------------------------------------------------------
+
+
+def test_missing_road() -> None:
+    # Truth: a T of three 30 px roads; too short for midpoints, so 4 nodes and 12 ordered pairs.
+    # The proposal lacks the stem S: the 6 pairs with S differ by 1, the other 6 by 0.
+    # Back: W, E and the midpoint of W-E (60 px has one, where the junction is) are all found.
+    truth = roads([(0, 0), (30, 0)], [(30, 0), (60, 0)], [(30, 0), (30, 30)])
+    proposal = roads([(0, 0), (60, 0)])
+    assert length_scores(truth, proposal) == pytest.approx((0.5, 1, 2 / 3))
+    assert length_scores(proposal, truth) == pytest.approx((1, 0.5, 2 / 3))
+
+
+@pytest.mark.parametrize(
+    ("length", "midpoints"),
+    [(37.4, []), (37.5, [18.75]), (49.9, [24.95]), (50, [25]), (100, [100 / 3, 200 / 3])],
+)
+def test_midpoints(length: float, midpoints: list[float]) -> None:
+    graph = build_graph(roads([(0, 0), (10, 0), (length, 0)]), 50)
+    assert graph is not None
+    assert graph.node_xy[2:, 0] == pytest.approx(midpoints)
+    assert graph.nodes.offset[2:, 0] == pytest.approx(midpoints)
+
+
+def test_chain_of_rows_is_one_edge() -> None:
+    # 20 + 20 px: alone neither has a midpoint, together they have one where they meet.
+    graph = build_graph(roads([(0, 0), (20, 0)], [(40, 0), (20, 0)]), 50)
+    assert graph is not None
+    assert graph.node_xy.tolist() == [[0, 0], [40, 0], [20, 0]]
+
+
+@pytest.mark.parametrize(("gap", "expected"), [(3.9, 1), (4, 1), (4.1, 0)])
+def test_snap_distance(gap: float, expected: float) -> None:
+    truth, proposal = roads([(0, 0), (30, 0)]), roads([(0, gap), (30, gap)])
+    assert length_scores(truth, proposal) == (expected, expected, expected)
+
+
+def test_parallel_edges_take_the_shorter() -> None:
+    # Between (0, 0) and (40, 0) a straight road of 40 px and a detour of 25 + 25 px, each with one
+    # midpoint; stubs at both ends. 6 nodes, 30 pairs. The proposal lacks the detour: the 10 pairs
+    # with its midpoint differ by 1; all others go by the straight road.
+    truth = roads(
+        [(-10, 0), (0, 0)], [(0, 0), (40, 0)], [(0, 0), (20, 15), (40, 0)], [(40, 0), (50, 0)]
+    )
+    proposal = roads([(-10, 0), (50, 0)])
+    assert length_scores(truth, proposal) == pytest.approx((2 / 3, 1, 0.8))
+
+
+def test_loop_at_the_end_of_a_road() -> None:
+    # Truth: O(0,0) - J(20,0), where a loop of 80 px begins and ends, its midpoint at (40,20).
+    # The proposal lacks the loop's last side: O to N(20,20), 80 px, midpoint (40,0).
+    # There: O-J 20, J-M 40, O-M 60 px in both. Back: O-N is 80 px, but 20 + 20 by the missing
+    # side: 1/2. O-mid and N-mid are 40 px in both. Mean of the three: 1/6.
+    truth = roads([(0, 0), (20, 0)], [(20, 0), (40, 0), (40, 20), (20, 20), (20, 0)])
+    proposal = roads([(0, 0), (20, 0), (40, 0), (40, 20), (20, 20)])
+    assert length_scores(truth, proposal) == pytest.approx((1, 5 / 6, 10 / 11))
+
+
+def test_ring_without_junction_keeps_its_nodes() -> None:
+    # Truth: a square of 20 px sides, 4 nodes. The proposal lacks the side D-A: 60 px with one
+    # midpoint. There: of 6 unordered pairs only D-A differs (20 against 60: capped at 1).
+    # Back: A-D 60 against 20: 2/3; both to the midpoint 30 in both. Mean 2/9.
+    square = [(0, 0), (20, 0), (20, 20), (0, 20)]
+    truth, proposal = roads([*square, (0, 0)]), roads(square)
+    assert length_scores(truth, proposal) == pytest.approx((5 / 6, 7 / 9, 70 / 87))
+    assert length_scores(truth, truth) == (1, 1, 1)
+
+
+def test_crossing_without_common_vertex_does_not_connect() -> None:
+    # Truth: an overpass; routes W-E and N-S only. The proposal has a junction C there. There: 1.
+    # Back: of 10 unordered pairs, 4 from one road to the other have no route, and C lies on one of
+    # the two roads only, so 2 of its 4 have none either.
+    overpass = roads([(0, 15), (30, 15)], [(15, 0), (15, 30)])
+    crossing = roads([(0, 15), (15, 15), (30, 15)], [(15, 0), (15, 15), (15, 30)])
+    assert length_scores(overpass, crossing) == pytest.approx((1, 0.4, 0.8 / 1.4))
+
+
+def test_two_controls_at_one_place() -> None:
+    # Truth: a hairpin of 20 + 2 + 20 px, P(0,0) to Q(0,2), midpoint (20,1). The proposal is one
+    # line between its legs: P and Q both land on (0,1). P-Q 42 against 0: 1; P-M and Q-M 21
+    # against 20: 1/21 each.
+    truth = roads([(0, 0), (20, 0), (20, 2), (0, 2)])
+    proposal = roads([(-10, 1), (30, 1)])
+    assert length_scores(truth, proposal)[0] == pytest.approx(1 - (1 + 2 / 21) / 3)
+
+
+def test_coincident_midpoints_of_an_overpass_match_themselves() -> None:
+    overpass = roads([(0, 30), (60, 30)], [(30, 0), (30, 60)])
+    assert length_scores(overpass, overpass) == (1, 1, 1)
+
+
+def test_time_is_spread_along_merged_rows() -> None:
+    # One road of 60 px in 60 s, midpoint after 30 s; the proposal takes 10 s, then 50 s.
+    # There: W-E equal, W-M 30 against 10: 2/3, M-E 30 against 50: 2/3. Mean 4/9.
+    # Back: W-M 10 against 30: capped at 1, M-E 50 against 30: 2/5. Mean 7/15.
+    truth = [road((0, 0), (60, 0), time=60)]
+    proposal = [road((0, 0), (30, 0), time=10), road((30, 0), (60, 0), time=50)]
+    score = apls(truth, proposal, metres_per_pixel=1)
+    assert score.length.score == 1
+    assert score.time is not None
+    assert score.time.truth_to_proposal == pytest.approx(5 / 9)
+    assert score.time.proposal_to_truth == pytest.approx(8 / 15)
+
+
+def test_roads_without_duration_connect() -> None:
+    # A to C takes 0 s + 5 s; the zero must count as a road, not as a gap.
+    rows = [
+        road((0, 0), (30, 0), time=0),
+        road((30, 0), (60, 0), time=5),
+        road((30, 0), (30, 30), time=5),
+    ]
+    score = apls(rows, rows, metres_per_pixel=1).time
+    assert score is not None
+    assert score.score == 1
+    graph = build_graph(rows, 50)
+    assert graph is not None
+    assert np.isfinite(graph.distances(graph.nodes, slice(0, 4), 1)).all()
+
+
+def test_empty_maps() -> None:
+    some = roads([(0, 0), (30, 0)])
+    assert length_scores([], []) == (1, 1, 1)
+    assert length_scores(some, []) == (0, 0, 0)
+    assert length_scores([], some) == (0, 0, 0)
+    # Too short for a segment is no road.
+    assert length_scores([], roads([(1, 1)], [(5, 5), (5, 5)])) == (1, 1, 1)
+
+
+def test_vertices_in_one_cell_are_one_node() -> None:
+    whole = roads([(0, 0), (30, 0)], [(30, 0), (60, 0)])
+    joined = roads([(0, 0), (30, 0)], [(30.04, 0.04), (60, 0)])
+    torn = roads([(0, 0), (30, 0)], [(30.2, 0), (60, 0)])
+    assert length_scores(whole, joined)[0] == pytest.approx(1, abs=0.002)
+    # W-E has no route any more, and the midpoint lies on one half only.
+    assert length_scores(whole, torn)[0] == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_scale_moves_midpoints_and_snap() -> None:
+    truth, proposal = roads([(0, 0), (100, 0)]), roads([(0, 10), (100, 10)])
+    assert apls(truth, proposal).length.score == 1  # 10 px = 3.1 m
+    assert apls(truth, proposal, metres_per_pixel=0.5).length.score == 0  # 5 m
+    with pytest.raises(ValueError, match="positive"):
+        apls(truth, proposal, metres_per_pixel=0)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_report_counts_images_and_areas() -> None:
+    # Moscow: chip2 perfect, chip10 half (test_missing_road), chip3 only in the truth.
+    # Paris: only in the proposal, so an area without a scored image: 0 by both countings.
+    tee = roads([(0, 0), (30, 0)], [(30, 0), (60, 0)], [(30, 0), (30, 30)])
+    bar = roads([(0, 0), (60, 0)])
+    moscow, paris = "AOI_7_Moscow", "AOI_3_Paris"
+    truth = {f"{moscow}_chip10": tee, f"{moscow}_chip2": bar, f"{moscow}_chip3": bar}
+    proposal = {f"{moscow}_chip10": bar, f"{moscow}_chip2": bar, f"{paris}_chip0": bar}
+    report = score_roads(truth, proposal, metres_per_pixel=1)
+    assert list(report.images) == [f"{moscow}_chip2", f"{moscow}_chip10"]
+    assert report.truth_only == (f"{moscow}_chip3",)
+    assert report.proposal_only == (f"{paris}_chip0",)
+    assert report.aois[moscow].official.length.score == pytest.approx(5 / 6)
+    assert report.aois[moscow].fair.length.score == pytest.approx(5 / 9)
+    assert report.aois[paris].official.length.score == 0
+    assert report.total.official.length.score == pytest.approx(5 / 12)
+    assert report.total.fair.length.score == pytest.approx(5 / 18)
+    assert report.total.images == 2
+
+
+def test_report_as_json() -> None:
+    rows = {"AOI_7_Moscow_chip0": roads([(0, 0), (60, 0)]), "AOI_7_Moscow_chip1": []}
+    report = json.loads(json.dumps(score_roads(rows, rows).to_json()))
+    assert report["metric"] == "apls"
+    figures = {
+        "apls_length": 1.0,
+        "truth_to_proposal_length": 1.0,
+        "proposal_to_truth_length": 1.0,
+        "apls_time": None,
+        "truth_to_proposal_time": None,
+        "proposal_to_truth_time": None,
+    }
+    assert report["images"] == dict.fromkeys(rows, figures)
+    total = {**figures, "fair_apls_length": 1.0, "fair_apls_time": None, "images": 2}
+    assert report["total"] == total
+    assert report["aois"] == {"AOI_7_Moscow": total}
+    assert report["truth_only"] == report["proposal_only"] == []
+
+    with_times = {image_id: timed(of_image) for image_id, of_image in rows.items()}
+    assert score_roads(with_times, with_times).to_json()["total"] == {
+        **dict.fromkeys(figures, 1.0), "fair_apls_length": 1.0, "fair_apls_time": 1.0, "images": 2,
+    }  # fmt: skip
+
+
+def test_report_of_nothing() -> None:
+    report = score_roads({}, {})
+    assert report.total.images == 0
+    assert report.total.official.length.score == 0
+
+
+@needs_fixtures
+@pytest.mark.parametrize(
+    ("truth", "proposal", "expected", "tolerance"),
+    [
+        ("vegas_img0_truth", "sn3_sample_submission_albu", (0.803, 0.771, 0.786), 6e-4),
+        ("deepglobe_truth", "deepglobe_proposal", (0.989, 0.983, 0.98627), 6e-4),
+    ],
+)
+def test_official_scores(
+    truth: str, proposal: str, expected: tuple[float, float, float], tolerance: float
+) -> None:
+    report = score_roads(
+        read_roads_csv(FIXTURES / f"{truth}.csv"), read_roads_csv(FIXTURES / f"{proposal}.csv")
+    )
+    total = report.total.official.length
+    measured = (total.truth_to_proposal, total.proposal_to_truth, total.score)
+    assert measured == pytest.approx(expected, abs=tolerance)
+
+
+@needs_fixtures
+def test_official_scores_of_made_cities() -> None:
+    truth = read_roads_csv(FIXTURES / "made_truth.csv")
+    report = score_roads(truth, read_roads_csv(FIXTURES / "made_proposal.csv"))
+    with (FIXTURES / "made_expected.csv").open(newline="") as file:
+        for expected in csv.DictReader(file):
+            score = report.images[expected["ImageId"]].length
+            measured = (score.truth_to_proposal, score.proposal_to_truth, score.score)
+            names = ("truth_to_proposal", "proposal_to_truth", "apls")
+            # The table has three decimals; chip7 sits on the edge between two.
+            assert measured == pytest.approx([float(expected[n]) for n in names], abs=6e-4)
+    assert score_roads(truth, truth).total.official.length.score == 1
+
+
+# --- properties -----------------------------------------------------------------------------------
+
+# A coarse grid makes junctions, repeated segments and rings likely; the fractions near-misses.
+coordinates = st.integers(0, 5).map(lambda i: 60.0 * i) | st.floats(0, 300)
+lines = st.lists(st.tuples(coordinates, coordinates), min_size=1, max_size=6)
+maps = st.lists(lines, max_size=6).map(lambda drawn: roads(*drawn))
+
+
+@settings(max_examples=60, deadline=None)
+@given(truth=maps, proposal=maps, seed=st.integers(0, 99))
+def test_order_and_direction_of_rows_change_nothing(
+    truth: list[RoadRow], proposal: list[RoadRow], seed: int
+) -> None:
+    shuffle = random.Random(seed)
+
+    def shuffled(rows: Sequence[RoadRow]) -> list[RoadRow]:
+        turned = [
+            RoadRow(row.line[:: shuffle.choice((1, -1))], row.length_m, row.travel_time_s)
+            for row in rows
+        ]
+        return shuffle.sample(turned, len(turned))
+
+    assert apls(truth, proposal) == apls(shuffled(truth), shuffled(proposal))
+
+
+@settings(max_examples=60, deadline=None)
+@given(truth=maps, proposal=maps)
+def test_scores_are_shares_and_time_follows_length(
+    truth: list[RoadRow], proposal: list[RoadRow]
+) -> None:
+    score: AplsScore = apls(timed(truth), timed(proposal))
+    route = score.length
+    swapped = apls(timed(proposal), timed(truth)).length
+    assert all(0 <= s <= 1 for s in (route.truth_to_proposal, route.proposal_to_truth, route.score))
+    assert (route.truth_to_proposal, route.score) == (swapped.proposal_to_truth, swapped.score)
+    assert score.time is not None
+    assert score.time.score == pytest.approx(route.score, abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(truth=maps)
+def test_a_map_equals_itself(truth: list[RoadRow]) -> None:
+    assert apls(truth, truth).length.score == 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(truth=maps, seed=st.integers(0, 99))
+def test_distances_equal_those_of_a_graph_with_the_nodes_inserted(
+    truth: list[RoadRow], seed: int
+) -> None:
+    # The other way to the same figures: split the edges at the positions and run Floyd-Warshall.
+    graph = build_graph(truth, 50 / 0.31)
+    if graph is None:
+        return
+    positions = graph.nodes
+    size, count = graph.junctions, len(positions.edge)
+    table = np.full((size + count, size + count), np.inf)
+    np.fill_diagonal(table, 0)
+
+    def connect(a: int, b: int, way: float) -> None:
+        table[a, b] = table[b, a] = min(table[a, b], way)
+
+    for edge, (u, v) in enumerate(graph.ends):
+        here = np.flatnonzero(positions.edge == edge).tolist()
+        inner = sorted((float(positions.offset[i, 0]), size + i) for i in here)
+        stops = [(0.0, int(u)), *inner, (float(graph.totals[edge, 0]), int(v))]
+        for (from_offset, a), (to_offset, b) in itertools.pairwise(stops):
+            connect(a, b, to_offset - from_offset)
+    for k in range(size + count):
+        table = np.minimum(table, table[:, k, None] + table[k])
+    measured = graph.distances(positions, slice(0, count), 0)
+    np.testing.assert_allclose(measured, table[size:, size:], atol=1e-9)
