@@ -1,0 +1,460 @@
+"""Networks and weight files: the reference's golden output, one test for every encoder."""
+
+import hashlib
+import json
+import math
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, nn
+
+from satmap.errors import SatmapError
+from satmap.models.encoders import (
+    ENCODERS,
+    NormAct,
+    adapt_first_conv,
+    build_encoder,
+    pretrained_config,
+)
+from satmap.models.reference import ours_to_reference, reference_to_ours
+from satmap.models.unet import UNet, build_network
+from satmap.models.weights import (
+    load_pretrained_encoder,
+    load_weights,
+    read_weights_metadata,
+    save_weights,
+)
+from satmap.planes import ROAD_PLANES
+
+SHARED = Path(__file__).parents[2] / "shared"
+REFERENCE = SHARED / "fixtures" / "network"
+PUBLISHED = [("dpn_unet", "dpn92"), ("irv_unet", "inception_resnet_v2")]
+
+needs_reference = pytest.mark.skipif(
+    not REFERENCE.is_dir(), reason="the reference's outputs are not on this machine"
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny inputs gain nothing from threads, and test runs share their cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(name, channels) for name in ENCODERS for channels in (3, 8)],
+    ids=lambda parameters: "{}-{}".format(*parameters),
+)
+def network(request: pytest.FixtureRequest) -> UNet:
+    """Every architecture in turn, shared by the tests: they leave it unfrozen."""
+    torch.manual_seed(0)
+    name, channels = request.param
+    return build_network(name, channels, ROAD_PLANES)
+
+
+def images(network: UNet, *size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, network.encoder.in_channels, *size, generator=generator)
+
+
+# The published networks
+
+
+def tensor_by_name(name: str, shape: list[int]) -> Tensor:
+    """The golden networks' tensor of that name, after the fixture's README."""
+    if name.endswith("num_batches_tracked"):
+        return torch.tensor(0)
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    generator = np.random.Generator(np.random.PCG64(seed))
+    if len(shape) > 1:
+        scale = np.float32((1 / math.prod(shape[1:])) ** 0.5)
+        return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32) * scale)
+    if name.endswith("running_var"):
+        values = generator.random(shape, dtype=np.float32) * np.float32(0.5) + np.float32(0.75)
+    elif name.endswith("weight"):
+        values = generator.random(shape, dtype=np.float32) * np.float32(0.2) + np.float32(0.9)
+    else:
+        values = generator.standard_normal(shape, dtype=np.float32) * np.float32(0.05)
+    return torch.from_numpy(values)
+
+
+@needs_reference
+@pytest.mark.parametrize(("published", "name"), PUBLISHED)
+def test_network_is_the_published_one(published: str, name: str) -> None:
+    shapes = json.loads((REFERENCE / f"{published}.keys.json").read_text())
+    network = build_network(name, 3, ROAD_PLANES).eval()
+    ours = {key: reference_to_ours(key, name) for key in shapes}
+    assert {ours[key]: tuple(shape) for key, shape in shapes.items()} == {
+        key: tuple(value.shape) for key, value in network.state_dict().items()
+    }
+    assert len(set(ours.values())) == len(shapes)
+    assert all(ours_to_reference(value, name) == key for key, value in ours.items())
+
+    network.load_state_dict(
+        {ours[key]: tensor_by_name(key, shape) for key, shape in shapes.items()}
+    )
+    noise = np.random.Generator(np.random.PCG64(7))
+    x = torch.from_numpy(noise.standard_normal((1, 3, 128, 160), dtype=np.float32))
+    with np.load(REFERENCE / f"{published}.golden.npz") as golden:
+        expected = torch.from_numpy(golden["output"])
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x), expected, atol=1e-5, rtol=0)
+        # timm's fused layers would lose their activations here.
+        converted = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules())
+        torch.testing.assert_close(converted(x), expected, atol=1e-5, rtol=0)
+
+
+def test_reference_names_that_do_not_exist() -> None:
+    with pytest.raises(SatmapError, match="classifier"):
+        reference_to_ours("classifier.weight", "dpn92")
+    with pytest.raises(SatmapError, match="fc"):
+        ours_to_reference("fc.weight", "dpn92")
+
+
+# Every architecture
+
+
+def test_features_and_sizes(network: UNet) -> None:
+    network.eval()
+    encoder = network.encoder
+    assert len(encoder.mean) == len(encoder.std) == encoder.in_channels
+    assert encoder.mean[3:] == (sum(encoder.mean[:3]) / 3,) * (encoder.in_channels - 3)
+    with torch.inference_mode():
+        shapes = [tuple(feature.shape) for feature in encoder(images(network, 64, 96))]
+        assert shapes == [
+            (2, width, 64 // stride, 96 // stride)
+            for width, stride in zip(encoder.channels, (2, 4, 8, 16, 32), strict=True)
+        ]
+        for size in [(64, 64), (96, 160), (65, 47), (16, 16), (1, 1), (1, 40)]:
+            logits = network(images(network, *size))
+            assert logits.shape == (2, len(ROAD_PLANES), *size)
+            assert logits.isfinite().all()
+
+
+def test_training_learns(network: UNet) -> None:
+    network.train()
+    x = images(network, 64, 64)
+    target = (x.mean(dim=1, keepdim=True) > 0).float().expand(-1, len(ROAD_PLANES), -1, -1)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    steps = 4 if network.encoder.name.startswith("resnet") else 1
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = nn.functional.binary_cross_entropy_with_logits(network(x), target)
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.item())
+        optimizer.step()
+    # Not asked of the first step: timm starts ResNet's residual branches at zero.
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+    assert np.isfinite(losses).all()
+    assert steps == 1 or losses[-1] < losses[0]
+
+
+def test_frozen_encoder_stays_as_it_is(network: UNet) -> None:
+    network.freeze_encoder(True)
+    network.train()
+    before = {name: value.clone() for name, value in network.encoder.state_dict().items()}
+    network.zero_grad()
+    network(images(network, 64, 64)).mean().backward()
+    for name, value in network.encoder.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(parameter.grad is None for parameter in network.encoder.parameters())
+    assert all(parameter.grad is not None for parameter in network.decoder.parameters())
+    assert network.decoder.training
+    assert not any(module.training for module in network.encoder.modules())
+
+    network.freeze_encoder(False)
+    assert all(module.training for module in network.encoder.modules())
+    assert all(parameter.requires_grad for parameter in network.encoder.parameters())
+    with torch.no_grad():
+        network(images(network, 64, 64))
+    assert any(
+        not torch.equal(value, before[name])
+        for name, value in network.encoder.state_dict().items()
+        if name.endswith("running_mean")
+    )
+
+
+def test_thawing_keeps_evaluation(network: UNet) -> None:
+    network.eval()
+    network.freeze_encoder(True)
+    network.freeze_encoder(False)
+    assert not any(module.training for module in network.modules())
+
+
+def test_weights_round_trip(network: UNet, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "fold0.safetensors"
+    network.eval().to(memory_format=torch.channels_last)
+    save_weights(path, network, {"recipe": "sn5-roads", "epoch": "3"})
+    loaded, metadata = load_weights(path)
+    path.unlink()  # pytest keeps the folders of past runs
+    assert metadata == {
+        "recipe": "sn5-roads",
+        "epoch": "3",
+        "architecture": network.encoder.name,
+        "in_channels": str(network.encoder.in_channels),
+        "planes": json.dumps(ROAD_PLANES),
+    }
+    assert loaded.plane_names == ROAD_PLANES
+    assert not loaded.training
+    # A buffer that is not in the file would be left undefined.
+    assert {name for name, _ in loaded.named_buffers()} <= set(loaded.state_dict())
+    x = images(network, 64, 64)
+    with torch.inference_mode():
+        network.to(memory_format=torch.contiguous_format)
+        assert torch.equal(loaded(x), network(x))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder_has_all_of_timms_tensors(name: str) -> None:
+    with torch.device("meta"):
+        encoder = build_encoder(name, 3)
+        model = timm.create_model(ENCODERS[name].timm_name, pretrained=False)
+    classifier = pretrained_config(name).classifier
+    ours = encoder.state_dict()
+    assert {theirs: ours[mine].shape for mine, theirs in encoder.timm_names().items()} == {
+        key: value.shape
+        for key, value in model.state_dict().items()
+        if not key.startswith(f"{classifier}.")
+    }
+    assert len(ours) == len(set(encoder.timm_names().values()))
+
+
+# Single behaviours
+
+
+def test_half_precision_and_channels_last_agree() -> None:
+    torch.manual_seed(0)
+    network = build_network("resnet18", 3, ["road"]).eval()
+    x = images(network, 64, 64)
+    with torch.inference_mode():
+        expected = network(x)
+        network.to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = network(x.contiguous(memory_format=torch.channels_last))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, atol=0.05 * float(expected.std()), rtol=0.1)
+
+
+def test_padding_is_cropped_and_mirrors_the_image() -> None:
+    torch.manual_seed(0)
+    network = build_network("resnet18", 3, ["road"]).eval()
+    x = images(network, 64, 40)
+    mirrored = torch.cat([x, x[..., 15:39].flip(-1)], dim=-1)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x), network(mirrored)[..., :40])
+
+
+def test_first_convolution_keeps_three_filters() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(64, 3, 7, 7)
+    adapted = adapt_first_conv(weight, 8)
+    assert torch.equal(adapted[:, :3], weight)
+    he = (2 / (8 * 7 * 7)) ** 0.5
+    assert float(adapted[:, 3:].std()) == pytest.approx(he, rel=0.05)
+    untrained = build_encoder("resnet18", 8).get_parameter("stages.0.conv1.weight")
+    assert float(untrained.detach().std()) == pytest.approx(he, rel=0.05)
+    # A grey image gives what the same image in RGB gave.
+    torch.testing.assert_close(adapt_first_conv(weight, 1)[:, 0], weight.sum(dim=1))
+    assert adapt_first_conv(weight, 2).shape == (64, 2, 7, 7)
+
+
+def test_split_norm_act_keeps_the_computation() -> None:
+    fused = BatchNormAct2d(4).eval()
+    nn.init.uniform_(fused.get_buffer("running_mean"))
+    nn.init.uniform_(fused.get_parameter("bias"))
+    x = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(NormAct(fused).eval()(x), fused(x))
+    with pytest.raises(ValueError, match="drop layer"):
+        NormAct(BatchNormAct2d(4, drop_layer=nn.Dropout))
+
+
+def test_what_cannot_be_built() -> None:
+    with pytest.raises(SatmapError, match=r"unknown encoder 'vgg'.*dpn92"):
+        build_network("vgg", 3, ["road"])
+    with pytest.raises(SatmapError, match="at least one input channel"):
+        build_network("resnet18", 0, ["road"])
+    for planes in ([], ["road", "road"]):
+        with pytest.raises(ValueError, match="planes need names"):
+            build_network("resnet18", 3, planes)
+
+
+# Pretrained encoders
+
+
+@pytest.fixture(scope="module")
+def imagenet() -> dict[str, Tensor]:
+    """A made ImageNet checkpoint of ResNet18, classifier included."""
+    torch.manual_seed(2)
+    model: nn.Module = timm.create_model("resnet18", pretrained=False)
+    return dict(model.state_dict())
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("channels", [3, 8])
+def test_pretrained_encoder(
+    suffix: str, channels: int, imagenet: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / f"resnet18{suffix}"
+    if suffix == ".pth":
+        # Old checkpoints lack the counters.
+        torch.save({k: v for k, v in imagenet.items() if "num_batches" not in k}, path)
+    else:
+        save_file(imagenet, path)
+    network = build_network("resnet18", channels, ["road"])
+    load_pretrained_encoder(network, path)
+    first = network.encoder.get_parameter("stages.0.conv1.weight")
+    assert first.shape[1] == channels
+    assert torch.equal(first[:, :3], imagenet["conv1.weight"])
+    deep = network.encoder.get_parameter("stages.4.layer4.1.conv2.weight")
+    assert torch.equal(deep, imagenet["layer4.1.conv2.weight"])
+
+
+class Evil:
+    """Unpickling this would run a command."""
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return exec, ("raise SystemExit('a pickle ran code')",)
+
+
+def test_pretrained_encoder_errors(imagenet: dict[str, Tensor], tmp_path: Path) -> None:
+    network = build_network("resnet18", 3, ["road"])
+    with pytest.raises(
+        SatmapError, match=r"no weight file .*absent\.pth.*timm/resnet18.*--from-sc"
+    ):
+        load_pretrained_encoder(network, tmp_path / "absent.pth")
+    with pytest.raises(SatmapError, match="Is a directory"):
+        load_pretrained_encoder(network, tmp_path)
+    path = tmp_path / "weights.pth"
+    for saved, message in [
+        ({"state_dict": imagenet}, "more than a state dict"),
+        ({k: v for k, v in imagenet.items() if k != "bn1.weight"}, "it lacks bn1.weight"),
+        ({**imagenet, "conv1.weight": imagenet["conv1.weight"][:, :2]}, "shape .64, 2, 7, 7."),
+        (Evil(), "cannot read"),
+    ]:
+        torch.save(saved, path)
+        with pytest.raises(SatmapError, match=message):
+            load_pretrained_encoder(network, path)
+    path.write_bytes(b"")
+    with pytest.raises(SatmapError, match="cannot read"):
+        load_pretrained_encoder(network, path)
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(bytes(100))
+    with pytest.raises(SatmapError, match="not a whole safetensors file"):
+        load_pretrained_encoder(network, path)
+    other = build_network("resnet34", 3, ["road"])
+    save_file(imagenet, path)
+    with pytest.raises(SatmapError, match=r"weights of resnet34: it lacks layer1.*more tensors"):
+        load_pretrained_encoder(other, path)
+
+
+# Broken weight files
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "good.safetensors"
+    save_weights(path, build_network("resnet18", 3, ["road", "junction"]), {"epoch": "1"})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[: len(data) // 2], "not a whole safetensors file"),
+        (lambda data: data[:100], "not a whole safetensors file"),
+        (lambda data: data[:-1], "not a whole safetensors file"),
+        (lambda data: data + b"x", "not a whole safetensors file"),
+        (lambda data: b"", "not a whole safetensors file"),
+        (lambda data: np.random.default_rng(0).bytes(5000), "not a whole safetensors file"),
+        (lambda data: pickle.dumps({"weight": 1}), "is a PyTorch pickle"),
+        (lambda data: b"PK\x03\x04" + bytes(500), "is a PyTorch pickle"),
+    ],
+    ids=["half", "header", "short", "long", "empty", "random", "pickle", "zip"],
+)
+def test_damaged_files(
+    damage: Callable[[bytes], bytes], message: str, saved: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(damage(saved.read_bytes()))
+    for read in (load_weights, read_weights_metadata):
+        with pytest.raises(SatmapError, match=message) as caught:
+            read(path)
+        assert str(path) in str(caught.value)
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    for read in (load_weights, read_weights_metadata):
+        with pytest.raises(SatmapError, match=r"no weight file .*absent\.safetensors"):
+            read(tmp_path / "absent.safetensors")
+        with pytest.raises(SatmapError, match="Is a directory"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": None}, r"without satmap's metadata \(architecture\)"),
+        ({"architecture": None, "in_channels": None, "planes": None, "epoch": None}, "without"),
+        ({"architecture": "vgg"}, "architecture 'vgg'.*it has dpn92"),
+        ({"architecture": "resnet34"}, "not the resnet34 network .*it lacks encoder.*more tensors"),
+        ({"in_channels": "8"}, r"stages.0.conv1.weight has the shape .64, 3.* instead of .64, 8"),
+        ({"in_channels": "three"}, "broken metadata.*three"),
+        ({"in_channels": "0"}, "broken metadata: 0 input channels"),
+        ({"in_channels": "9" * 40}, "broken metadata"),
+        ({"planes": '["road"]'}, r"head.weight has the shape .2, 64, 1, 1. instead of .1, 64"),
+        ({"planes": "road"}, "broken metadata"),
+        ({"planes": "[1, 2]"}, "list of different names"),
+        ({"planes": '["road", "road"]'}, "list of different names"),
+        ({"planes": "[]"}, "list of different names"),
+    ],
+)
+def test_wrong_metadata(
+    change: dict[str, str | None], message: str, saved: Path, tmp_path: Path
+) -> None:
+    metadata = {**read_weights_metadata(saved), **change}
+    path = tmp_path / "wrong.safetensors"
+    kept = {key: value for key, value in metadata.items() if value is not None}
+    save_file(load_file(saved), path, kept)
+    with pytest.raises(SatmapError, match=message) as caught:
+        load_weights(path)
+    path.unlink()
+    assert str(path) in str(caught.value)
+
+
+def test_unknown_tensors_are_refused(saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "more.safetensors"
+    tensors = {**load_file(saved), "spare": torch.zeros(1)}
+    save_file(tensors, path, read_weights_metadata(saved))
+    with pytest.raises(SatmapError, match="it has the unknown spare"):
+        load_weights(path)
+
+
+def test_metadata_of_the_network_is_not_the_callers(saved: Path) -> None:
+    network, _ = load_weights(saved)
+    before = saved.read_bytes()
+    with pytest.raises(ValueError, match="planes"):
+        save_weights(saved, network, {"planes": "[]"})
+    assert saved.read_bytes() == before
+
+
+def test_saving_where_nothing_can_be_written(tmp_path: Path, saved: Path) -> None:
+    (tmp_path / "file").write_text("")
+    network, _ = load_weights(saved)
+    with pytest.raises(SatmapError, match="cannot write"):
+        save_weights(tmp_path / "file" / "weights.safetensors", network, {})
