@@ -1,0 +1,95 @@
+"""How training crops are varied: where they lie, how they are turned, their colours."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Augmentation(BaseModel):
+    """How crops are varied. Shifts are shares of the crop, angles are degrees."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shift: float = Field(0.2, ge=0, lt=1)
+    resize: float = Field(0.2, ge=0, lt=1)
+    resize_probability: float = Field(0.9, ge=0, le=1)
+    rotation: float = Field(10.0, ge=0, le=180)
+    rotation_probability: float = Field(0.2, ge=0, le=1)
+    flips: bool = True
+    colour_probability: float = Field(0.5, ge=0, le=1)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a crop lies in its chip.
+
+    Attributes:
+        centre: x and y in pixels of the chip.
+        scale: pixels of the chip for one of the crop.
+        angle: degrees, counter-clockwise.
+        quarter_turns: 0..3.
+        mirrored: flipped left to right before the turns.
+    """
+
+    centre: tuple[float, float]
+    scale: float = 1.0
+    angle: float = 0.0
+    quarter_turns: int = 0
+    mirrored: bool = False
+
+    def to_chip(self, crop: int) -> NDArray[np.float64]:
+        """Affine map (2, 3) from pixel centres of the crop to those of the chip."""
+        turn = math.radians(self.angle + 90 * self.quarter_turns)
+        cosine, sine = math.cos(turn) * self.scale, math.sin(turn) * self.scale
+        mirror = -1.0 if self.mirrored else 1.0
+        linear = np.array([[cosine * mirror, sine], [-sine * mirror, cosine]])
+        middle = np.full(2, (crop - 1) / 2)
+        return np.column_stack([linear, np.asarray(self.centre) - 0.5 - linear @ middle])
+
+
+def draw_geometry(
+    random: np.random.Generator,
+    shape: tuple[int, int],
+    crop: int,
+    settings: Augmentation | None,
+) -> Geometry:
+    """Draw the place of a crop in a chip of ``shape`` (height, width)."""
+    # A chip smaller than the crop is centred; what lies outside is reflected.
+    height, width = shape
+    centre = [
+        random.uniform(crop / 2, side - crop / 2) if side > crop else side / 2
+        for side in (width, height)
+    ]
+    if settings is None:
+        # Whole pixels, so that nothing is resampled.
+        x, y = (math.floor(c - crop / 2) + crop / 2 for c in centre)
+        return Geometry((x, y))
+    x, y = (c + random.uniform(-settings.shift, settings.shift) * crop / 2 for c in centre)
+    resized = random.random() < settings.resize_probability
+    rotated = random.random() < settings.rotation_probability
+    return Geometry(
+        centre=(x, y),
+        scale=1 + random.uniform(-settings.resize, settings.resize) * resized,
+        angle=random.uniform(-settings.rotation, settings.rotation) * rotated,
+        quarter_turns=int(random.integers(4)) if settings.flips else 0,
+        mirrored=bool(random.integers(2)) if settings.flips else False,
+    )
+
+
+def recolour(random: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """One of: a shift of each channel, brightness and contrast, gamma."""
+    levels = np.arange(256.0)
+    tables = np.tile(levels, (image.shape[2], 1))
+    match random.integers(3):
+        case 0:
+            tables += random.uniform(-20, 20, (image.shape[2], 1))
+        case 1:
+            tables = (tables - 127.5) * random.uniform(0.8, 1.2) + 127.5
+            tables += 255 * random.uniform(-0.2, 0.2)
+        case _:
+            tables = 255 * (tables / 255) ** random.uniform(0.8, 1.2)
+    lookup = np.clip(np.rint(tables), 0, 255).astype(np.uint8)
+    return np.stack([lookup[c][image[..., c]] for c in range(image.shape[2])], axis=2)

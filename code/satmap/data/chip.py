@@ -1,0 +1,50 @@
+"""A chip: one place, the images of it and its label."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from satmap.data.imagery import MULTISPECTRAL, RGB, ImageInfo
+from satmap.errors import SatmapError
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One image of a challenge in all its products.
+
+    Attributes:
+        image_id: the id that the challenge's CSV uses, ``AOI_7_Moscow_chip23``.
+        long_id: the id with the challenge's prefix kept, ``SN5_roads_test_public_AOI_7_...``.
+        aoi: the area of interest, ``AOI_7_Moscow``.
+        images: product (``PS-MS``, ``PS-RGB``) to image.
+        label: the road labels, or None where there are none.
+    """
+
+    image_id: str
+    long_id: str
+    aoi: str
+    images: Mapping[str, ImageInfo]
+    label: Path | None
+
+    @property
+    def image(self) -> ImageInfo:
+        """The richest image: multispectral where there is one."""
+        return self.images[MULTISPECTRAL if MULTISPECTRAL in self.images else RGB]
+
+    @property
+    def channels(self) -> int:
+        """Number of channels that the richest image gives."""
+        return self.image.bands
+
+    def require_channels(self, channels: int) -> None:
+        """Fail unless the chip can feed a network of so many channels.
+
+        Raises:
+            SatmapError: the chip has fewer.
+        """
+        if self.channels < channels:
+            raise SatmapError(
+                f"{self.image_id}: the recipe wants {channels} bands, but there is only "
+                f"{self.image.path.name} with {self.channels}. Add the PS-MS image or use a recipe "
+                "whose members all have `bands: 3`."
+            )

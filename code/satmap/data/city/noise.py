@@ -1,0 +1,92 @@
+"""Noise that is a function of the place, so that neighbouring chips continue into each other."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+# Gaussian tails beyond this many sigmas do not matter.
+_TAIL = 4
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of the city's pixel grid: first column and row, width and height, pixels."""
+
+    column: int
+    row: int
+    width: int
+    height: int
+
+    def grown(self, margin: int) -> "Window":
+        """The window with ``margin`` more pixels on every side."""
+        return Window(
+            self.column - margin,
+            self.row - margin,
+            self.width + 2 * margin,
+            self.height + 2 * margin,
+        )
+
+
+def grain(window: Window, sigma: float, seed: int) -> NDArray[np.float32]:
+    """Unit-variance noise with features of about ``sigma`` pixels: float32 (h, w)."""
+    margin = int(np.ceil(_TAIL * sigma))
+    wide = window.grown(margin)
+    white = _white(
+        np.arange(wide.column, wide.column + wide.width),
+        np.arange(wide.row, wide.row + wide.height),
+        seed,
+    )
+    blurred = cv2.GaussianBlur(white, (2 * margin + 1, 2 * margin + 1), sigma)
+    inner = blurred[margin : margin + window.height, margin : margin + window.width]
+    # A uniform variable on -1..1 has variance 1/3; the blur divides it by about 4 pi sigma^2.
+    return np.asarray(inner * np.float32(np.sqrt(3 * 4 * np.pi) * sigma), dtype=np.float32)
+
+
+def swell(window: Window, spacing: float, seed: int) -> NDArray[np.float32]:
+    """Slow noise, about -1..1, features of ``spacing`` (16 or more) pixels: float32 (h, w)."""
+    across, columns = _spline(np.arange(window.column, window.column + window.width), spacing)
+    down, rows = _spline(np.arange(window.row, window.row + window.height), spacing)
+    knots = _white(columns, rows, seed)
+    return np.asarray(1.8 * (down @ knots @ across.T), dtype=np.float32)
+
+
+def _white(columns: NDArray[np.int64], rows: NDArray[np.int64], seed: int) -> NDArray[np.float32]:
+    """Independent uniform values on -1..1, one a lattice point: float32 (rows, columns)."""
+    x = columns.astype(np.uint32)[None, :]
+    y = rows.astype(np.uint32)[:, None]
+    # The finaliser of MurmurHash3, over a mix of the two coordinates and the seed.
+    value = (x * np.uint32(0x9E3779B1)) ^ (y * np.uint32(0x85EBCA77))
+    value ^= np.uint32((seed * 0x27D4EB2F) & 0xFFFFFFFF)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        value ^= value >> np.uint32(shift)
+        value *= np.uint32(factor)
+    value ^= value >> np.uint32(16)
+    return value.astype(np.float32) / np.float32(2**31) - np.float32(1)
+
+
+def _spline(
+    pixels: NDArray[np.int64], spacing: float
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Cubic B-spline weights (n, knots) of ``pixels`` and the knots they fall on."""
+    place = pixels / spacing
+    first = np.floor(place).astype(np.int64) - 1
+    t = place - np.floor(place)
+    weights = (
+        np.stack(
+            [
+                (1 - t) ** 3,
+                3 * t**3 - 6 * t**2 + 4,
+                -3 * t**3 + 3 * t**2 + 3 * t + 1,
+                t**3,
+            ],
+            axis=1,
+        )
+        / 6
+    )
+    knots = np.arange(first[0], first[-1] + 4)
+    matrix = np.zeros((len(pixels), len(knots)), dtype=np.float32)
+    columns = (first - first[0])[:, None] + np.arange(4)
+    np.put_along_axis(matrix, columns, weights.astype(np.float32), axis=1)
+    return matrix, knots

@@ -1,0 +1,96 @@
+"""Training crops: a window of the cache, turned, scaled and recoloured in one go."""
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from satmap.data.augmentation import Augmentation, Geometry, draw_geometry, recolour
+from satmap.data.cache import CachedChip
+
+
+class CropDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Random crops of chips, reproducible whatever the number of workers.
+
+    Item ``i`` of an epoch depends on seed, epoch and ``i`` alone. Items are
+    (image uint8 (channels, crop, crop), target uint8 (crop, crop)).
+    """
+
+    def __init__(
+        self,
+        chips: Sequence[CachedChip],
+        crop: int,
+        channels: int,
+        passes: int,
+        augmentation: Augmentation | None,
+        seed: int,
+    ) -> None:
+        """Crops of ``chips``; without ``augmentation`` they are only placed at random."""
+        self.chips = list(chips)
+        self.crop = crop
+        self.channels = channels
+        self.passes = passes
+        self.augmentation = augmentation
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other crops; call before the data loader is iterated."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.chips) * self.passes
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        random = np.random.default_rng((self.seed, self.epoch, index))
+        chip = self.chips[index % len(self.chips)]
+        settings = self.augmentation
+        geometry = draw_geometry(random, chip.shape[:2], self.crop, settings)
+        image, target = read_crop(chip, geometry, self.crop, self.channels)
+        if settings is not None and random.random() < settings.colour_probability:
+            image = recolour(random, image)
+        return torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(target)
+
+
+def read_crop(
+    chip: CachedChip, geometry: Geometry, crop: int, channels: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read the crop from the cache: image (crop, crop, channels) and target (crop, crop), uint8.
+
+    Only the window that the crop covers is read. The image is resampled linearly, the target takes
+    the nearest pixel; both are reflected at the chip's border.
+    """
+    matrix = geometry.to_chip(crop)
+    corners = matrix @ np.array([[0, crop, 0, crop], [0, 0, crop, crop], [1, 1, 1, 1]])
+    # One pixel more on each side for the interpolation.
+    windows = [
+        (max(0, math.floor(low) - 1), min(side, math.ceil(high) + 2))
+        for low, high, side in zip(
+            corners.min(axis=1), corners.max(axis=1), chip.shape[1::-1], strict=True
+        )
+    ]
+    (left, right), (top, bottom) = windows
+    image, target = chip.read(slice(top, bottom), slice(left, right))
+    matrix[:, 2] -= (left, top)
+
+    def warp(pixels: NDArray[np.uint8], interpolation: int) -> NDArray[np.uint8]:
+        return cv2.warpAffine(
+            np.ascontiguousarray(pixels),
+            matrix,
+            (crop, crop),
+            flags=interpolation | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REFLECT,
+        )  # type: ignore[return-value]
+
+    parts = [
+        warp(image[..., first : min(first + 4, channels)], cv2.INTER_LINEAR)
+        # OpenCV warps at most four channels at once.
+        for first in range(0, channels, 4)
+    ]
+    warped = np.concatenate([part.reshape(crop, crop, -1) for part in parts], axis=2)
+    return warped, warp(target, cv2.INTER_NEAREST)

@@ -1,0 +1,99 @@
+"""Where an image lies: its reference system and the true size of its pixels."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import rasterio.crs
+import rasterio.warp
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.errors import CRSError
+
+from satmap.errors import SatmapError
+
+#: Longitude and latitude on WGS 84, in that order.
+LON_LAT = "OGC:CRS84"
+
+# Distance over which the pixel size is measured: long enough to be exact in float64.
+_PROBE_PIXELS = 100.0
+
+
+@dataclass(frozen=True)
+class Georeference:
+    """Position of a raster on the Earth.
+
+    Attributes:
+        crs: reference system as WKT.
+        transform: pixel (column, row) to coordinates of ``crs``; (0, 0) is the outer corner of the
+            first pixel.
+        metres_per_pixel: true size of a pixel at the image's centre, along x and along y.
+    """
+
+    crs: str
+    transform: Affine
+    metres_per_pixel: tuple[float, float]
+
+    def to_pixels(self, xy: NDArray[np.float64], crs: str = LON_LAT) -> NDArray[np.float64]:
+        """Coordinates (n, 2) of ``crs`` as pixel x and y, float64 (n, 2)."""
+        if not len(xy):
+            return xy
+        x, y = rasterio.warp.transform(crs, self.crs, xy[:, 0], xy[:, 1])
+        return _apply(~self.transform, np.column_stack([x, y]))
+
+
+def georeference_of(
+    crs: rasterio.crs.CRS | None, transform: Affine, width: int, height: int
+) -> Georeference | None:
+    """The georeference of an open raster, or None if it has none.
+
+    Raises:
+        SatmapError: the reference system cannot be turned into longitude and latitude.
+    """
+    if crs is None or transform.is_identity:
+        return None
+    try:
+        size = _metres_per_pixel(crs, transform, width, height)
+        return Georeference(crs.to_wkt(), transform, size)
+    except (CRSError, ValueError) as error:
+        raise SatmapError(
+            f"unusable reference system ({error}); assign the right one, for example with "
+            "`rio edit-info --crs EPSG:4326 IMAGE`."
+        ) from error
+
+
+def _metres_per_pixel(
+    crs: rasterio.crs.CRS, transform: Affine, width: int, height: int
+) -> tuple[float, float]:
+    column, row, step = width / 2, height / 2, _PROBE_PIXELS
+    corners = np.array([(column, row), (column + step, row), (column, row + step)])
+    x, y = _apply(transform, corners).T
+    longitude, latitude = (np.asarray(axis) for axis in rasterio.warp.transform(crs, LON_LAT, x, y))
+    if not (np.isfinite(longitude).all() and np.isfinite(latitude).all()):
+        raise ValueError("the image lies outside the area where it is defined")
+    per_longitude, per_latitude = metres_per_degree(float(latitude[0]))
+    distance = np.hypot(
+        (longitude[1:] - longitude[0]) * per_longitude,
+        (latitude[1:] - latitude[0]) * per_latitude,
+    )
+    if not (distance > 0).all():
+        raise ValueError("its pixels have no size")
+    return float(distance[0] / step), float(distance[1] / step)
+
+
+def _apply(transform: Affine, xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Map points (n, 2) at once."""
+    matrix = np.array(transform[:6]).reshape(2, 3)
+    mapped: NDArray[np.float64] = xy @ matrix[:, :2].T + matrix[:, 2]
+    return mapped
+
+
+def metres_per_degree(latitude: float) -> tuple[float, float]:
+    """Metres in a degree of longitude and of latitude on the WGS 84 ellipsoid."""
+    semi_major, eccentricity2 = 6378137.0, 6.69437999014e-3
+    sine = math.sin(math.radians(latitude))
+    curvature = 1 - eccentricity2 * sine * sine
+    normal = semi_major / math.sqrt(curvature)
+    meridian = semi_major * (1 - eccentricity2) / curvature**1.5
+    radian = math.pi / 180
+    return normal * math.cos(math.radians(latitude)) * radian, meridian * radian

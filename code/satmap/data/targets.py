@@ -1,0 +1,112 @@
+"""Training targets: road labels drawn into one byte a pixel.
+
+The low four bits hold the road class, 0 for no road and 1..10 for the speed bins; where roads
+overlap the faster one is on top, as in selim_sef's solution. The highest bit marks junctions.
+That is the whole of the reference's twelve planes.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import rasterio.features
+import shapely
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, PositiveFloat
+
+from satmap.data.labels import RoadLabel
+from satmap.planes import JUNCTION, ROAD, ROAD_PLANES
+from satmap.speeds import SPEED_BINS, speed_bin
+
+CLASS_BITS = 0x0F
+JUNCTION_BIT = 0x80
+
+# Where at least so many segment ends meet there is a junction.
+_JUNCTION_ENDS = 3
+
+
+class TargetSettings(BaseModel):
+    """How roads become pixels. The defaults are the reference's at its 0.3 m a pixel."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    road_buffer_m: PositiveFloat = 2.0
+    junction_grid_m: PositiveFloat = 1.5
+    junction_stub_m: PositiveFloat = 9.6
+    junction_width_m: PositiveFloat = 4.8
+
+
+def rasterize_roads(
+    labels: Sequence[RoadLabel],
+    shape: tuple[int, int],
+    metres_per_pixel: tuple[float, float],
+    settings: TargetSettings,
+) -> NDArray[np.uint8]:
+    """Draw the target of a chip.
+
+    Args:
+        labels: roads in pixels; parts outside the image are cut off.
+        shape: height and width of the image.
+        metres_per_pixel: pixel size along x and y; buffers are round on the ground, not in pixels.
+        settings: widths in metres.
+
+    Returns:
+        uint8 (height, width): class in ``CLASS_BITS``, junctions in ``JUNCTION_BIT``.
+    """
+    if not labels:
+        return np.zeros(shape, np.uint8)
+    scale = np.asarray(metres_per_pixel)
+    slow_to_fast = sorted(labels, key=lambda label: speed_bin(label.speed_mph))
+    lines = [shapely.LineString(label.line * scale) for label in slow_to_fast]
+    bodies = shapely.transform(shapely.buffer(lines, settings.road_buffer_m), lambda xy: xy / scale)
+    classes = [speed_bin(label.speed_mph) + 1 for label in slow_to_fast]
+    target: NDArray[np.uint8] = rasterio.features.rasterize(
+        zip(bodies, classes, strict=True), out_shape=shape, fill=0, dtype="uint8"
+    )
+    target |= _draw_junctions([label.line for label in labels], shape, scale, settings)
+    return target
+
+
+def decode_target(target: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The twelve planes of a target in the order of ``ROAD_PLANES``, uint8 0/1 (12, h, w)."""
+    classes = target & CLASS_BITS
+    planes = np.empty((len(ROAD_PLANES), *target.shape), np.uint8)
+    planes[:SPEED_BINS] = classes == np.arange(1, SPEED_BINS + 1, dtype=np.uint8)[:, None, None]
+    planes[ROAD_PLANES.index(ROAD)] = classes > 0
+    planes[ROAD_PLANES.index(JUNCTION)] = target >= JUNCTION_BIT
+    return planes
+
+
+def _draw_junctions(
+    lines: Sequence[NDArray[np.float64]],
+    shape: tuple[int, int],
+    scale: NDArray[np.float64],
+    settings: TargetSettings,
+) -> NDArray[np.uint8]:
+    """Stubs along the segments that meet at junctions, ``JUNCTION_BIT`` where drawn."""
+    # A segment is seen from both its ends: (from x, from y, to x, to y) in metres.
+    segments = np.concatenate([np.hstack([line[:-1], line[1:]]) for line in lines])
+    ends = np.concatenate([segments, segments[:, [2, 3, 0, 1]]]) * np.tile(scale, 2)
+    cells = [tuple(cell) for cell in np.rint(ends[:, :2] / settings.junction_grid_m).astype(int)]
+    meeting = Counter(cells)
+    stubs = ends[[meeting[cell] >= _JUNCTION_ENDS for cell in cells]]
+    drawn = np.zeros(shape, np.uint8)
+    if not len(stubs):
+        return drawn
+    along = stubs[:, 2:] - stubs[:, :2]
+    length = np.hypot(along[:, 0], along[:, 1])[:, None]
+    reach = np.minimum(1, settings.junction_stub_m / np.maximum(length, 1e-9))
+    stubs[:, 2:] = stubs[:, :2] + along * reach
+    # OpenCV draws in pixels of one size; thickness follows the mean of the two.
+    thickness = max(1, round(settings.junction_width_m / float(scale.mean())))
+    height, width = shape
+    stubs /= np.tile(scale, 2)
+    for x0, y0, x1, y1 in stubs:
+        # Far-away ends would overflow OpenCV's fixed-point coordinates.
+        if max(x0, x1) > -thickness and min(x0, x1) < width + thickness and (
+            max(y0, y1) > -thickness and min(y0, y1) < height + thickness
+        ):  # fmt: skip
+            start, end = (int(x0), int(y0)), (int(x1), int(y1))
+            cv2.line(drawn, start, end, JUNCTION_BIT, thickness)
+    return drawn

@@ -1,0 +1,247 @@
+"""Recipes: a challenge's whole solution as data.
+
+A recipe names targets, networks, stages, losses, views and the vectoriser. It is YAML, read into
+frozen models; an unknown key or a value out of range is an error that says where. The recipes that
+satmap ships lie in ``recipes/``; a path to a file of one's own works in their place.
+"""
+
+import hashlib
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from satmap.data.augmentation import Augmentation
+from satmap.data.cache import StretchSettings
+from satmap.data.targets import TargetSettings
+from satmap.errors import SatmapError
+from satmap.roads.vectorize import RoadSettings
+
+_SUFFIX = ".yaml"
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class HeadLoss(_Settings):
+    """Weights of the losses of one head; 0 leaves a loss out."""
+
+    dice: NonNegativeFloat = 0.0
+    focal: NonNegativeFloat = 0.0
+    bce: NonNegativeFloat = 0.0
+
+
+class Losses(_Settings):
+    """The loss of each head."""
+
+    road: HeadLoss
+    speed: HeadLoss
+    junction: HeadLoss
+
+
+class StepSchedule(_Settings):
+    """Learning rates that hold from an epoch on: ``{0: 5e-4, 1: 1e-4}``."""
+
+    kind: Literal["steps"] = "steps"
+    rates: dict[NonNegativeInt, PositiveFloat]
+
+    @model_validator(mode="after")
+    def _starts_at_zero(self) -> "StepSchedule":
+        if 0 not in self.rates:
+            raise ValueError("rates need a value for epoch 0")
+        return self
+
+
+class CosineSchedule(_Settings):
+    """Linear warm-up to ``peak``, then half a cosine down to ``final``."""
+
+    kind: Literal["cosine"] = "cosine"
+    peak: PositiveFloat
+    final: NonNegativeFloat = 0.0
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the stage's steps")
+
+
+Schedule = Annotated[StepSchedule | CosineSchedule, Field(discriminator="kind")]
+
+
+class Stage(_Settings):
+    """One pass of training: crops of one size under one schedule.
+
+    An epoch is ``passes`` crops of every chip. ``batch`` is a GPU's share where there are several.
+    """
+
+    crop: int = Field(ge=64, multiple_of=32)
+    batch: PositiveInt
+    epochs: PositiveInt
+    passes: PositiveInt = 1
+    schedule: Schedule
+    freeze_encoder_epochs: NonNegativeInt = 0
+    validate_every: PositiveInt = 1
+    sync_batch_norm: bool = False
+
+
+class Member(_Settings):
+    """One network of the ensemble, trained on all folds but its own."""
+
+    fold: NonNegativeInt
+    encoder: str
+    pretrained: bool = Field(True, description="start from ImageNet weights")
+    bands: Literal[3, 8] = 3
+    decoder: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (256, 256, 128, 64)
+    losses: Losses
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @property
+    def name(self) -> str:
+        """The stem of the member's weight files, unique within a recipe."""
+        return f"fold{self.fold}-{self.encoder}-{self.bands}band"
+
+
+class Optimizer(_Settings):
+    """Adam or AdamW, with gradients clipped to a global norm."""
+
+    name: Literal["adam", "adamw"] = "adam"
+    weight_decay: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat | None = 1.0
+
+
+class Inference(_Settings):
+    """How images are predicted.
+
+    ``views`` counts the square's symmetries that are averaged: 8 all, 4 rotations, 1 the image as
+    it is. Images larger than ``window`` pixels are predicted in windows of which ``overlap`` pixels
+    a side are thrown away. Images without georeference are taken to have
+    ``default_metres_per_pixel``.
+    """
+
+    views: Literal[1, 4, 8] = 8
+    default_metres_per_pixel: PositiveFloat = 0.3
+    batch: PositiveInt = 4
+    window: int = Field(1344, ge=64, multiple_of=32)
+    overlap: int = Field(128, ge=0)
+    checkpoints: tuple[Literal["best_apls", "best_dice", "last"], ...] = (
+        "best_apls",
+        "best_dice",
+        "last",
+    )
+
+    @model_validator(mode="after")
+    def _window_exceeds_overlap(self) -> "Inference":
+        if self.window <= 2 * self.overlap:
+            raise ValueError("window must be more than twice the overlap")
+        return self
+
+
+class Submission(_Settings):
+    """How the output is written."""
+
+    keep_prefix: bool = Field(
+        False, description="write SN5_roads_test_public_AOI_7_... instead of AOI_7_..."
+    )
+
+
+class Recipe(_Settings):
+    """Everything that makes a solution."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    description: str
+    task: Literal["roads"]
+    seed: NonNegativeInt = 0
+    folds: int = Field(ge=2)
+    stretch: StretchSettings = StretchSettings()
+    targets: TargetSettings = TargetSettings()
+    augmentation: Augmentation = Augmentation()
+    optimizer: Optimizer = Optimizer()
+    members: tuple[Member, ...] = Field(min_length=1)
+    inference: Inference = Inference()
+    roads: RoadSettings = RoadSettings()
+    submission: Submission = Submission()
+
+    @model_validator(mode="after")
+    def _members_fit(self) -> "Recipe":
+        names = [member.name for member in self.members]
+        if len(set(names)) < len(names):
+            raise ValueError("two members have the same fold, encoder and bands")
+        if any(member.fold >= self.folds for member in self.members):
+            raise ValueError(f"a member's fold must be below folds = {self.folds}")
+        return self
+
+    @cached_property
+    def training_fingerprint(self) -> str:
+        """Hash of all settings that a training depends on; prediction's may change freely."""
+        content = self.model_dump_json(exclude={"description", "inference", "roads", "submission"})
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes that satmap ships."""
+    files = resources.files("satmap") / "recipes"
+    return sorted(f.name.removesuffix(_SUFFIX) for f in files.iterdir() if f.name.endswith(_SUFFIX))
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Read a shipped recipe by name or any recipe by path.
+
+    Raises:
+        SatmapError: no such recipe, not YAML, an unknown key or a bad value.
+    """
+    path = Path(name_or_path)
+    if path.suffix in {_SUFFIX, ".yml"}:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SatmapError(f"recipe {path} cannot be read ({error}).") from error
+    elif name_or_path in recipe_names():
+        shipped = resources.files("satmap") / "recipes" / (name_or_path + _SUFFIX)
+        text = shipped.read_text(encoding="utf-8")
+    else:
+        raise SatmapError(
+            f"no recipe is called {name_or_path!r}. There are {', '.join(recipe_names())}; "
+            f"a file of your own ends in {_SUFFIX}."
+        )
+    return parse_recipe(text, name_or_path)
+
+
+def parse_recipe(text: str, source: str) -> Recipe:
+    """Turn YAML text into a recipe; ``source`` names it in errors.
+
+    Keys at the top that start with ``x-`` hold YAML anchors for reuse and are left out.
+    """
+    try:
+        content: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SatmapError(f"recipe {source} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise SatmapError(f"recipe {source} must be a mapping of keys to values.")
+    content = {key: value for key, value in content.items() if not str(key).startswith("x-")}
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        faults = "\n".join(f"  {_place(e['loc'])}: {_message(e)}" for e in error.errors())
+        raise SatmapError(f"recipe {source} has {error.error_count()} faults:\n{faults}") from error
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, location)) or "recipe"
+
+
+def _message(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown key; check its spelling and indentation"
+    if error["type"] == "missing":
+        return "this key is missing"
+    return f"{error['msg']} (got {error['input']!r:.60})"

@@ -1,0 +1,145 @@
+import json
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import WriteImage, WriteLabels
+from satmap.data.cache import StretchSettings, prepare_chip
+from satmap.data.chip import Chip
+from satmap.data.preparation import prepare
+from satmap.data.spacenet_roads import scan
+from satmap.data.targets import TargetSettings
+from satmap.errors import SatmapError
+
+STRETCH, TARGETS = StretchSettings(), TargetSettings()
+LINE = [(5.0, 5.0), (100.0, 80.0)]
+
+
+@pytest.fixture
+def chip(tmp_path: Path, write_image: WriteImage, write_labels: WriteLabels) -> Chip:
+    write_image(tmp_path / "data/SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
+    write_labels(tmp_path / "data/AOI_7_Moscow_chip1.geojson", [LINE])
+    return scan([tmp_path / "data"]).chips[0]
+
+
+def written(directory: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in directory.iterdir()}
+
+
+def test_windows_equal_the_whole(tmp_path: Path, chip: Chip) -> None:
+    cached = prepare_chip(chip, tmp_path / "cache", STRETCH, TARGETS)
+    image, target = cached.read()
+    assert image.shape == cached.shape == (96, 128, 3)
+    assert target.shape == (96, 128)
+    assert target.any()
+    part, part_target = cached.read(slice(10, 40), slice(20, 90))
+    assert np.array_equal(part, image[10:40, 20:90])
+    assert np.array_equal(part_target, target[10:40, 20:90])
+    assert cached.labels[0].line == pytest.approx(np.array(LINE), abs=1e-4)
+    assert cached.labels[0].speed_mph == 25
+
+
+def test_rebuilt_only_when_inputs_or_settings_change(
+    tmp_path: Path, chip: Chip, write_labels: WriteLabels
+) -> None:
+    cache = tmp_path / "cache"
+
+    def changed(stretch: StretchSettings = STRETCH, targets: TargetSettings = TARGETS) -> bool:
+        before = written(cache) if cache.exists() else {}
+        prepare_chip(chip, cache, stretch, targets)
+        after = written(cache)
+        assert list(after) == ["AOI_7_Moscow_chip1.safetensors"]
+        return before != after
+
+    assert changed()
+    assert not changed()
+    assert changed(stretch=StretchSettings(low=1))
+    assert changed(targets=TargetSettings(road_buffer_m=3))
+    assert changed()
+    assert not changed()
+    os.utime(chip.image.path, (1, 1))
+    assert changed()
+    assert chip.label is not None
+    write_labels(chip.label, [LINE, LINE[::-1]])
+    assert changed()
+
+
+def test_a_damaged_file_is_made_anew(tmp_path: Path, chip: Chip) -> None:
+    cached = prepare_chip(chip, tmp_path / "cache", STRETCH, TARGETS)
+    image, _ = cached.read()
+    cached.path.write_bytes(cached.path.read_bytes()[:5000])
+    assert np.array_equal(prepare_chip(chip, tmp_path / "cache", STRETCH, TARGETS).read()[0], image)
+
+
+def test_many_at_once_write_one_whole_file(tmp_path: Path, chip: Chip) -> None:
+    threads = [
+        threading.Thread(target=prepare_chip, args=(chip, tmp_path / "cache", STRETCH, TARGETS))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(written(tmp_path / "cache")) == ["AOI_7_Moscow_chip1.safetensors"]
+
+
+def test_a_bad_chip_costs_only_itself(
+    tmp_path: Path, write_image: WriteImage, write_labels: WriteLabels
+) -> None:
+    for number in range(12):
+        write_image(tmp_path / f"data/SN5_roads_train_AOI_7_Moscow_PS-RGB_chip{number}.tif")
+        write_labels(tmp_path / f"data/AOI_7_Moscow_chip{number}.geojson", [LINE])
+    chips = scan([tmp_path / "data"]).chips
+    path = chips[4].image.path
+    path.write_bytes(path.read_bytes()[:4000])
+    done = prepare(chips, 3, tmp_path / "cache", STRETCH, TARGETS)
+    assert [c.image_id for c in done.chips] == [c.image_id for c in chips if c is not chips[4]]
+    assert "may be truncated" in done.faults["AOI_7_Moscow_chip4"]
+    done.require_enough()
+    for bad in chips[:3]:
+        bad.image.path.write_bytes(b"")
+    with pytest.raises(SatmapError, match="4 of 12 chips cannot be used"):
+        prepare(chips, 3, tmp_path / "cache", STRETCH, TARGETS).require_enough()
+
+
+@pytest.mark.parametrize("fault", ["no georeference", "elsewhere", "no label", "bands"])
+def test_chips_that_cannot_be_trained_with(
+    tmp_path: Path, chip: Chip, write_image: WriteImage, write_labels: WriteLabels, fault: str
+) -> None:
+    channels = 3
+    match fault:
+        case "no georeference":
+            write_image(chip.image.path, georeferenced=False)
+            expected = "no georeference, so its labels cannot be placed"
+        case "elsewhere":
+            assert chip.label is not None
+            write_labels(chip.label, [[(5000.0, 5000.0), (6000.0, 5000.0)]])
+            expected = "none of its 1 roads lies on"
+        case "no label":
+            assert chip.label is not None
+            chip.label.unlink()
+            expected = "no label"
+        case _:
+            channels = 8
+            expected = "the recipe wants 8 bands"
+    (again,) = scan([tmp_path / "data"]).chips
+    done = prepare([again], channels, tmp_path / "cache", STRETCH, TARGETS)
+    assert expected in done.faults["AOI_7_Moscow_chip1"]
+
+
+def test_an_unwritable_cache_is_named(tmp_path: Path, chip: Chip) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SatmapError, match="cannot write"):
+        prepare_chip(chip, tmp_path / "file/cache", STRETCH, TARGETS)
+
+
+def test_the_header_is_plain_json(tmp_path: Path, chip: Chip) -> None:
+    from safetensors import safe_open
+
+    cached = prepare_chip(chip, tmp_path / "cache", STRETCH, TARGETS)
+    with safe_open(cached.path, framework="numpy") as tensors:
+        header = json.loads(tensors.metadata()["chip"])
+    assert header["shape"] == [96, 128, 3]

@@ -1,0 +1,130 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from affine import Affine
+
+from conftest import WriteImage
+from satmap.data.imagery import MULTISPECTRAL, RGB, read_info, read_stretched, stretch
+from satmap.errors import SatmapError
+
+
+def test_stretch_maps_percentiles_of_the_pixels_above_zero() -> None:
+    # 100 zeros that must not count, then 1..1000: the 2nd percentile is 20, the 98th is 980.
+    band = np.concatenate([np.zeros(100), np.arange(1, 1001)]).astype(np.uint16)[None]
+    result = stretch(band, np.ones(band.shape, bool), 2, 98)[0]
+    assert (result[:100] == 0).all()
+    assert result[100 + 19] == 0
+    assert result[100 + 979] == 255
+    assert result[100 + 499] == round((500 - 20) / 960 * 255)
+
+
+def test_stretch_agrees_with_numpy_percentiles() -> None:
+    random = np.random.default_rng(1)
+    band = random.gamma(2, 200, (200, 200)).astype(np.uint16) + 1
+    result = stretch(band, np.ones(band.shape, bool), 2, 98).astype(float)
+    low, high = np.percentile(band, [2, 98])
+    expected = np.clip((band - low) / (high - low) * 255, 0, 255)
+    assert np.abs(result - expected).max() <= 1
+
+
+def test_stretch_of_a_flat_and_of_an_empty_band() -> None:
+    flat = np.full((4, 4), 7, np.uint8)
+    assert stretch(flat, np.ones((4, 4), bool), 2, 98).shape == (4, 4)
+    assert not stretch(flat, np.zeros((4, 4), bool), 2, 98).any()
+
+
+def test_multispectral_channels_begin_with_red_green_blue(
+    tmp_path: Path, write_image: WriteImage
+) -> None:
+    # Band k is a ramp whose slope tells it apart after the stretch: only band 5 is reversed.
+    ramp = np.tile(np.arange(1, 129, dtype=np.uint16), (96, 1))
+    pixels = np.stack([ramp[:, ::-1] if band == 5 else ramp for band in range(1, 9)])
+    path = write_image(tmp_path / "ms.tif", pixels=pixels)
+    image = read_stretched(read_info(path, MULTISPECTRAL), 2, 98)
+    assert image.shape == (96, 128, 8)
+    assert image[0, 0, 0] == 255
+    assert (image[0, 0, 1:] == 0).all()
+    first = read_stretched(read_info(path, MULTISPECTRAL), 2, 98, channels=3)
+    assert np.array_equal(first, image[..., :3])
+
+
+def test_no_data_becomes_black(tmp_path: Path, write_image: WriteImage) -> None:
+    pixels = np.random.default_rng(0).integers(1, 2000, (3, 64, 64)).astype(np.uint16)
+    pixels[:, :10] = 0
+    pixels[:, -10:] = 999
+    info = read_info(write_image(tmp_path / "a.tif", pixels=pixels, nodata=999), RGB)
+    image = read_stretched(info, 2, 98)
+    assert not image[:10].any()
+    assert not image[-10:].any()
+    assert image[20:40].any(axis=2).mean() > 0.9
+
+
+def test_alpha_is_no_band_but_a_mask(tmp_path: Path, write_image: WriteImage) -> None:
+    pixels = np.random.default_rng(0).integers(1, 255, (4, 64, 64)).astype(np.uint8)
+    pixels[3] = 255
+    pixels[3, :, :20] = 0
+    info = read_info(
+        write_image(tmp_path / "a.tif", pixels=pixels, photometric="RGB", alpha="YES"), RGB
+    )
+    assert info.bands == 3
+    image = read_stretched(info, 2, 98)
+    assert not image[:, :20].any()
+    assert image[:, 20:].any()
+
+
+def test_metres_per_pixel_are_true_metres(tmp_path: Path, write_image: WriteImage) -> None:
+    in_degrees = read_info(write_image(tmp_path / "a.tif"), RGB).georeference
+    assert in_degrees is not None
+    # cos(36.24 degrees) makes a degree of longitude shorter.
+    assert in_degrees.metres_per_pixel == pytest.approx((0.2427, 0.2996), rel=2e-3)
+    # UTM zone 11 at the same place; the scale factor there is within 0.1 % of 1.
+    utm = {"crs": "EPSG:32611", "transform": Affine(0.5, 0, 664000, 0, -0.5, 4012000)}
+    in_metres = read_info(write_image(tmp_path / "b.tif", **utm), RGB).georeference
+    assert in_metres is not None
+    assert in_metres.metres_per_pixel == pytest.approx((0.5, 0.5), rel=1e-3)
+    # Web mercator stretches metres by 1 / cos(latitude) = 1.24.
+    mercator = {"crs": "EPSG:3857", "transform": Affine(0.5, 0, -12820666, 0, -0.5, 4331720)}
+    stretched = read_info(write_image(tmp_path / "c.tif", **mercator), RGB).georeference
+    assert stretched is not None
+    assert stretched.metres_per_pixel == pytest.approx((0.404, 0.404), rel=5e-3)
+
+
+def test_pixels_round_trip_through_lon_lat(tmp_path: Path, write_image: WriteImage) -> None:
+    from conftest import lon_lat
+
+    georeference = read_info(write_image(tmp_path / "a.tif"), RGB).georeference
+    assert georeference is not None
+    xy = np.array([[0.0, 0.0], [128.0, 96.0], [13.25, 70.5]])
+    there = np.array([lon_lat(*point) for point in xy])
+    assert georeference.to_pixels(there) == pytest.approx(xy, abs=1e-5)
+
+
+def test_without_georeference(tmp_path: Path, write_image: WriteImage) -> None:
+    assert read_info(write_image(tmp_path / "a.tif", georeferenced=False), RGB).georeference is None
+
+
+@pytest.mark.parametrize(("bands", "product"), [(2, RGB), (5, RGB), (3, MULTISPECTRAL)])
+def test_wrong_band_count(
+    tmp_path: Path, write_image: WriteImage, bands: int, product: str
+) -> None:
+    path = write_image(tmp_path / "a.tif", bands=bands)
+    with pytest.raises(SatmapError, match=rf"a\.tif: {bands} bands, but a {product} image has"):
+        read_info(path, product)
+
+
+def test_wrong_type(tmp_path: Path, write_image: WriteImage) -> None:
+    path = write_image(tmp_path / "a.tif", dtype="float32")
+    with pytest.raises(SatmapError, match="float32, but satmap reads uint8 and uint16"):
+        read_info(path, RGB)
+
+
+def test_truncated_and_foreign_files(tmp_path: Path, write_image: WriteImage) -> None:
+    path = write_image(tmp_path / "a.tif", size=(300, 300))
+    info = read_info(path, RGB)
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(SatmapError, match=r"a\.tif.*may be truncated"):
+        read_stretched(info, 2, 98)
+    path.write_bytes(b"not a raster at all")
+    with pytest.raises(SatmapError, match=r"a\.tif: not a readable raster"):
+        read_info(path, RGB)

@@ -1,0 +1,115 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from conftest import WriteImage, WriteLabels
+from satmap.data.spacenet_roads import label_names, scan
+from satmap.errors import SatmapError
+
+
+def test_names_of_spacenet_5(
+    tmp_path: Path, write_image: WriteImage, write_labels: WriteLabels
+) -> None:
+    area = tmp_path / "AOI_7_Moscow_Train"
+    stem = "SN5_roads_train_AOI_7_Moscow"
+    write_image(area / f"PS-MS/{stem}_PS-MS_chip23.tif", bands=8, dtype="uint16")
+    write_image(area / f"PS-RGB/{stem}_PS-RGB_chip23.tif")
+    write_image(area / f"PS-RGB/{stem}_PS-RGB_chip3.tif")
+    write_image(area / f"PAN/{stem}_PAN_chip23.tif", bands=1)
+    slow = write_labels(area / f"geojson_roads/{stem}_geojson_roads_chip23.geojson", [])
+    fast = write_labels(area / f"speed/{stem}_geojson_roads_speed_chip23.geojson", [])
+    inventory = scan([tmp_path])
+    ids = [chip.image_id for chip in inventory.chips]
+    assert ids == ["AOI_7_Moscow_chip3", "AOI_7_Moscow_chip23"]
+    small, both = inventory.chips
+    assert small.label is None
+    assert small.image.product == "PS-RGB"
+    assert both.aoi == "AOI_7_Moscow"
+    assert both.long_id == "SN5_roads_train_AOI_7_Moscow_chip23"
+    assert both.image.product == "PS-MS"
+    assert both.label == fast != slow
+    assert [path.name for path in inventory.passed_over] == [f"{stem}_PAN_chip23.tif"]
+    summary = inventory.summary()
+    assert "AOI_7_Moscow" in summary
+    assert "128x96" in summary
+    assert "passed over: 1" in summary
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("SN3_roads_train_AOI_2_Vegas_PS-RGB_img1.tif",
+         "SN3_roads_train_AOI_2_Vegas_geojson_roads_img1_speed.geojson"),
+        ("SN3_roads_train_AOI_2_Vegas_PS-RGB_img1.tif",
+         "SN3_roads_train_AOI_2_Vegas_geojson_roads_img1.geojson"),
+        ("RGB-PanSharpen_AOI_2_Vegas_img1.tif", "AOI_2_Vegas_img1.geojson"),
+        ("RGB-PanSharpen_AOI_2_Vegas_img1.TIF", "labels/spacenetroads_AOI_2_Vegas_img1.geojson"),
+        ("SN5_roads_test_public_AOI_2_Vegas_PS-RGB_img1.tif", "AOI_2_Vegas_img1.geojson"),
+    ],
+)  # fmt: skip
+def test_older_names(
+    tmp_path: Path, write_image: WriteImage, write_labels: WriteLabels, image: str, label: str
+) -> None:
+    write_image(tmp_path / image)
+    path = write_labels(tmp_path / label, [])
+    (chip,) = scan([tmp_path]).chips
+    assert chip.image_id == "AOI_2_Vegas_img1"
+    assert chip.label == path
+    assert path.name in label_names(chip)
+
+
+def test_openstreetmap_extracts_are_no_labels(
+    tmp_path: Path, write_image: WriteImage, write_labels: WriteLabels
+) -> None:
+    write_image(tmp_path / "RGB-PanSharpen_AOI_2_Vegas_img1.tif")
+    write_labels(tmp_path / "osm/AOI_2_Vegas_img1.geojson", [])
+    assert scan([tmp_path]).chips[0].label is None
+
+
+def test_a_missing_label_names_the_image_and_the_names_tried(
+    tmp_path: Path, write_image: WriteImage, write_labels: WriteLabels
+) -> None:
+    write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
+    write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip2.tif")
+    write_labels(tmp_path / "AOI_7_Moscow_chip2.geojson", [])
+    with pytest.raises(SatmapError) as caught:
+        scan([tmp_path]).require_labels()
+    message = str(caught.value)
+    assert "1 of 2 images" in message
+    assert "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif" in message
+    assert "SN5_roads_train_AOI_7_Moscow_geojson_roads_speed_chip1.geojson" in message
+    assert "--skip-unlabelled" in message
+
+
+def test_nothing_found(tmp_path: Path, write_labels: WriteLabels) -> None:
+    with pytest.raises(SatmapError, match="no SpaceNet road images found"):
+        scan([tmp_path])
+    with pytest.raises(SatmapError, match="does not exist"):
+        scan([tmp_path / "absent"])
+    label = write_labels(tmp_path / "AOI_7_Moscow_chip2.geojson", [])
+    with pytest.raises(SatmapError, match="1 label files"):
+        scan([tmp_path])
+    with pytest.raises(SatmapError, match="is a file"):
+        scan([label])
+
+
+def test_an_image_given_twice(tmp_path: Path, write_image: WriteImage) -> None:
+    first = write_image(tmp_path / "a/SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
+    (tmp_path / "b").mkdir()
+    shutil.copy(first, tmp_path / "b")
+    with pytest.raises(SatmapError, match="two PS-RGB images claim the id AOI_7_Moscow_chip1"):
+        scan([tmp_path])
+    # The same directory named twice is one directory.
+    assert len(scan([tmp_path / "a", tmp_path / "a"]).chips) == 1
+
+
+def test_a_broken_image_costs_only_itself(tmp_path: Path, write_image: WriteImage) -> None:
+    write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
+    broken = tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip2.tif"
+    broken.write_bytes(b"II*\0 and no more")
+    inventory = scan([tmp_path])
+    assert [chip.image_id for chip in inventory.chips] == ["AOI_7_Moscow_chip1"]
+    assert list(inventory.faults) == ["AOI_7_Moscow_chip2"]
+    assert "AOI_7_Moscow_chip2" in inventory.long_ids
+    assert broken.name in inventory.summary()

@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from satmap.errors import SatmapError
+from satmap.models.encoders import ENCODERS
+from satmap.recipe import load_recipe, parse_recipe, recipe_names
+
+DEMO = (Path(__file__).parents[1] / "code/satmap/recipes/demo.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_load(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert {member.encoder for member in recipe.members} <= ENCODERS.keys()
+
+
+def test_the_reference_recipe_has_the_reference_constants() -> None:
+    recipe = load_recipe("sn5-roads")
+    assert [(m.encoder, m.bands) for m in recipe.members] == [
+        ("inception_resnet_v2", 3),
+        ("inception_resnet_v2", 3),
+        ("dpn92", 8),
+        ("dpn92", 3),
+    ]
+    assert recipe.inference.views == 8
+    assert recipe.inference.checkpoints == ("best_apls", "best_dice", "last")
+    first, second = recipe.members[0].stages
+    assert (first.crop, first.batch, first.epochs, first.passes) == (384, 10, 38, 8)
+    assert (second.crop, second.batch, second.epochs) == (512, 4, 14)
+    assert second.sync_batch_norm
+    assert recipe.members[2].stages[0].freeze_encoder_epochs == 0
+    assert recipe.members[2].losses.speed.dice == 0.12
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(DEMO.replace("name: demo", "name: mine"))
+    assert load_recipe(str(path)).name == "mine"
+
+
+def test_settings_of_prediction_do_not_touch_training() -> None:
+    recipe = load_recipe("demo")
+    views = recipe.model_copy(
+        update={"inference": recipe.inference.model_copy(update={"views": 8})}
+    )
+    assert views.training_fingerprint == recipe.training_fingerprint
+    seed = parse_recipe(DEMO + "\nseed: 1\n", "x")
+    assert seed.training_fingerprint != recipe.training_fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colour": 1}, "colour: unknown key"),
+        ({"inference": {"view": 8}}, "inference.view: unknown key"),
+        ({"inference": {"views": 6}}, "inference.views"),
+        ({"roads": {"no_such": 1}}, "roads.no_such: unknown key"),
+        ({"folds": 1}, "folds: .*got 1"),
+        ({"folds": None}, "folds"),
+        ({"task": "clouds"}, "task"),
+        ({"members": []}, "members"),
+        ({"inference": {"window": 256, "overlap": 128}}, "window must be more than twice"),
+    ],
+)
+def test_faults_are_named(change: dict[str, object], message: str) -> None:
+    content = yaml.safe_load(DEMO) | change
+    with pytest.raises(SatmapError, match=message):
+        parse_recipe(yaml.safe_dump(content), "x")
+
+
+def test_faults_inside_members_are_named() -> None:
+    for old, new, message in (
+        ("epochs: 8", "epoch: 8", "members.0.stages.0.epoch: unknown key"),
+        ("fold: 1", "fold: 2", "a member's fold must be below folds = 2"),
+        ("crop: 256", "crop: 250", "multiple of 32"),
+        ("kind: cosine", "kind: step", "schedule"),
+        ("bands: 8", "bands: 4", "members.1.bands"),
+    ):
+        assert old in DEMO
+        with pytest.raises(SatmapError, match=message):
+            parse_recipe(DEMO.replace(old, new), "x")
+
+
+def test_what_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(SatmapError, match=r"no recipe is called 'sn6'.*sn5-roads"):
+        load_recipe("sn6")
+    with pytest.raises(SatmapError, match="cannot be read"):
+        load_recipe(str(tmp_path / "absent.yaml"))
+    with pytest.raises(SatmapError, match="not YAML"):
+        parse_recipe("a: [", "x")
+    with pytest.raises(SatmapError, match="must be a mapping"):
+        parse_recipe("- a", "x")
