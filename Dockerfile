@@ -1,0 +1,26 @@
+# The organisers build this without arguments; BASE_IMAGE is for mirrors and machines without one.
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+FROM ${BASE_IMAGE}
+
+LABEL org.opencontainers.image.title="satmap" \
+      org.opencontainers.image.description="Satellite images into road graphs with travel times" \
+      org.opencontainers.image.licenses="MIT"
+
+ENV PYTHONUNBUFFERED=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PATH=/opt/venv/bin:$PATH
+
+WORKDIR /satmap
+
+# Dependencies first: this layer is made again only when the lock changes.
+COPY requirements.lock ./
+RUN python3 -m venv /opt/venv \
+    && pip install --require-hashes --requirement requirements.lock
+
+COPY . .
+RUN pip install --no-deps --no-build-isolation --editable . \
+    && satmap --version \
+    && python -c "import cv2, rasterio, timm, torch, torchvision; import satmap.training.ensemble"
+
+CMD ["satmap", "--help"]

@@ -1,0 +1,37 @@
+"""Where networks run and in which precision."""
+
+import torch
+
+from satmap.errors import SatmapError
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of that name; ``auto`` is the first GPU, else the CPU.
+
+    Raises:
+        SatmapError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SatmapError(
+            f"device {name!r} cannot be used ({str(error).splitlines()[0]}). "
+            "Give `auto`, `cpu` or `cuda`; for a GPU in a container pass `--gpus all`."
+        ) from error
+    return device
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Mixed precision in bfloat16 where the device is fast at it, else none."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=_fast_bfloat16(device))
+
+
+def _fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # CPUs without the instructions emulate it, slower than float32.
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

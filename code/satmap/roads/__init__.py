@@ -1,0 +1,1 @@
+"""From probability planes to road graphs: arrays in, ``RoadGraph`` out; no networks, no files."""

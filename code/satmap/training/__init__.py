@@ -1,0 +1,1 @@
+"""From chips to weights: losses, schedules, the loop, checkpoints, validation."""

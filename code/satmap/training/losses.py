@@ -1,0 +1,89 @@
+"""Losses of the heads, one list of terms a recipe."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from satmap.data.targets import CLASS_BITS, JUNCTION_BIT
+from satmap.planes import JUNCTION, ROAD, SPEED_PLANES
+from satmap.recipe import HeadLoss, Losses
+from satmap.speeds import SPEED_BINS
+
+_FOCAL_GAMMA = 2.0
+
+# A channel with fewer target pixels in the batch says nothing about overlap.
+_LEAST_DICE_PIXELS = 100
+
+
+def split_heads(target: Tensor) -> dict[str, Tensor]:
+    """Targets of the heads from packed bytes.
+
+    Args:
+        target: uint8 (n, h, w) as in ``satmap.data.targets``.
+
+    Returns:
+        ``road`` and ``junction`` bool (n, 1, h, w), ``speed`` bool (n, 10, h, w).
+    """
+    packed = target.unsqueeze(1)
+    classes = packed & CLASS_BITS
+    bins = torch.arange(1, SPEED_BINS + 1, dtype=torch.uint8, device=target.device)
+    return {
+        "road": classes > 0,
+        "speed": classes == bins.view(1, -1, 1, 1),
+        "junction": packed >= JUNCTION_BIT,
+    }
+
+
+def road_loss(
+    logits: Tensor, plane_names: tuple[str, ...], target: Tensor, losses: Losses
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum over all heads.
+
+    Args:
+        logits: float (n, planes, h, w).
+        plane_names: names of the planes, which must hold all of ``ROAD_PLANES``.
+        target: uint8 (n, h, w), packed.
+        losses: weights by head.
+
+    Returns:
+        The loss and, for display, each head's part of it (detached).
+    """
+    targets = split_heads(target)
+    channels = {"road": (ROAD,), "speed": SPEED_PLANES, "junction": (JUNCTION,)}
+    weights = {"road": losses.road, "speed": losses.speed, "junction": losses.junction}
+    parts = {}
+    for head, names in channels.items():
+        picked = logits[:, [plane_names.index(name) for name in names]].float()
+        parts[head] = head_loss(picked, targets[head].float(), weights[head])
+    total = torch.stack(list(parts.values())).sum()
+    return total, {head: part.detach() for head, part in parts.items()}
+
+
+def head_loss(logits: Tensor, target: Tensor, weights: HeadLoss) -> Tensor:
+    """Dice, focal loss and cross entropy of one head, weighted; scalars of float32."""
+    total = logits.new_zeros(())
+    if weights.dice:
+        total = total + weights.dice * dice_loss(logits, target)
+    if weights.focal or weights.bce:
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        # exp(-cross entropy) is the probability given to the true class: focal loss
+        # (arXiv 1708.02002) without a second pass over sigmoid.
+        surprise = -torch.expm1(-cross_entropy)
+        focal = (surprise**_FOCAL_GAMMA * cross_entropy).mean()
+        total = total + weights.focal * focal + weights.bce * cross_entropy.mean()
+    return total
+
+
+def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """One minus the soft dice, per channel over the batch, mean over channels with a target.
+
+    0 where no channel has at least 100 target pixels.
+    """
+    probabilities = logits.sigmoid()
+    over = (0, 2, 3)
+    size = target.sum(over)
+    overlap = (probabilities * target).sum(over)
+    # The prediction enters linearly, as in the reference, not squared.
+    dice = 1 - 2 * overlap / (probabilities.sum(over) + size + 1e-3)
+    counted = (size >= _LEAST_DICE_PIXELS).float()
+    return (dice * counted).sum() / counted.sum().clamp(min=1)

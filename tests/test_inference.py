@@ -1,0 +1,237 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import WriteImage
+from torch import Tensor, nn
+
+from satmap.inference.ensemble import predict_planes
+from satmap.inference.journal import Journal
+from satmap.inference.prediction import predict
+from satmap.inference.views import VIEWS
+from satmap.inference.weights import choose, find_weights, recipe_of
+from satmap.inference.windows import windows
+from satmap.models.unet import UNet, build_network
+from satmap.models.weights import save_weights
+from satmap.planes import ROAD_PLANES
+from satmap.recipe import Inference
+from satmap.submissions.roads_csv import RoadRow, check_roads_csv, read_roads_csv
+
+CPU = torch.device("cpu")
+
+
+def test_the_views_are_the_eight_symmetries_and_undo_themselves() -> None:
+    x = torch.arange(2 * 5 * 7).view(2, 5, 7)
+    seen = {tuple(view.apply(x).flatten().tolist()) for view in VIEWS}
+    assert len(VIEWS) == len(seen) == 8
+    for view in VIEWS:
+        assert torch.equal(view.undo(view.apply(x)), x)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "overlap"),
+    [
+        (16, 16, 64, 8),
+        (64, 65, 64, 8),
+        (200, 130, 64, 8),
+        (1300, 3000, 1344, 128),
+        (97, 500, 96, 0),
+    ],
+)
+def test_windows_tile_the_image(height: int, width: int, size: int, overlap: int) -> None:
+    covered = np.zeros((height, width), int)
+    for window in windows(height, width, size, overlap):
+        covered[window.core] += 1
+        for read, core, inside, length in zip(
+            window.read, window.core, window.core_in_read, (height, width), strict=True
+        ):
+            assert 0 <= read.start <= core.start < core.stop <= read.stop <= length
+            assert read.stop - read.start == min(size, length)
+            assert core.start - read.start >= overlap or core.start == 0
+            assert read.stop - core.stop >= overlap or core.stop == length
+            assert inside.stop - inside.start == core.stop - core.start
+    assert (covered == 1).all()
+
+
+class FirstBand(nn.Module):
+    """Stands for a network that knows: logit 4 where the first band is bright, else -4."""
+
+    plane_names = ("road",)
+
+    class encoder:
+        in_channels = 3
+
+        @staticmethod
+        def normalize(pixels: Tensor) -> Tensor:
+            return pixels.float() / 255
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x[:, :1] > 0.5).float() * 8 - 4
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (1, 40), (97, 130), (300, 64)])
+@pytest.mark.parametrize("views", [1, 4, 8])
+def test_planes_lie_where_the_image_does(shape: tuple[int, int], views: int) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (*shape, 3)).astype(np.uint8)
+    settings = Inference(views=views, batch=3, window=96, overlap=16)  # type: ignore[arg-type]
+    planes = predict_planes([FirstBand()], image, settings, CPU)  # type: ignore[list-item]
+    assert planes.shape == (1, *shape)
+    bright = round(255 / (1 + np.exp(-4)))
+    assert np.array_equal(planes[0], np.where(image[..., 0] > 127, bright, 255 - bright))
+
+
+def test_the_ensemble_is_the_mean_of_its_networks() -> None:
+    torch.manual_seed(0)
+    networks = [build_network("resnet18", c, ROAD_PLANES, (16, 16, 16, 16)).eval() for c in (3, 8)]
+    image = np.random.default_rng(0).integers(0, 255, (70, 90, 8)).astype(np.uint8)
+    settings = Inference(views=8)
+    alone = [predict_planes([n], image, settings, CPU).astype(int) for n in networks]
+    both = predict_planes(networks, image, settings, CPU).astype(int)
+    assert np.abs(both - sum(alone) / 2).max() <= 1.01
+
+
+def test_a_turned_image_gives_turned_planes() -> None:
+    torch.manual_seed(0)
+    network = build_network("resnet18", 3, ROAD_PLANES, (16, 16, 16, 16)).eval()
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    planes = predict_planes([network], image, Inference(views=8), CPU).astype(int)
+    turned = predict_planes([network], np.rot90(image).copy(), Inference(views=8), CPU)
+    assert np.abs(np.rot90(planes, axes=(1, 2)) - turned).max() <= 1
+
+
+def make_weights(directory: Path, name: str, **metadata: str) -> Path:
+    torch.manual_seed(len(name))
+    network = build_network("resnet18", 3, ROAD_PLANES, (16, 16, 16, 16))
+    path = directory / f"{name}.safetensors"
+    save_weights(path, network, {"recipe": "demo", "member": name.split(".")[0], **metadata})
+    return path
+
+
+def test_choosing_networks(tmp_path: Path) -> None:
+    for name, epoch in (
+        ("a.best_apls", "3"),
+        ("a.best_dice", "9"),
+        ("a.last", "9"),
+        ("b.last", "9"),
+    ):
+        make_weights(tmp_path, name, stage="1", epoch=epoch)
+    files = find_weights(tmp_path)
+    assert recipe_of(files) == "demo"
+    every = choose(files, "demo", ("best_apls", "best_dice", "last"))
+    # a.best_dice and a.last are the same network.
+    assert [file.path.name.split(".safe")[0] for file in every] == [
+        "a.best_apls",
+        "a.best_dice",
+        "b.last",
+    ]
+    assert len(choose(files, "demo", ("last",))) == 2
+    make_weights(tmp_path, "c.last", recipe="other")
+    from satmap.errors import SatmapError
+
+    with pytest.raises(SatmapError, match="the recipes demo, other; say which"):
+        recipe_of(find_weights(tmp_path))
+    with pytest.raises(SatmapError, match=r"no weights of recipe third .*c\.last"):
+        choose(find_weights(tmp_path), "third", ("last",))
+    with pytest.raises(SatmapError, match=r"no weights .* in"):
+        find_weights(tmp_path / "absent")
+
+
+def test_one_bad_image_costs_only_itself(tmp_path: Path, write_image: WriteImage) -> None:
+    images = tmp_path / "images"
+    stem = "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip"
+    write_image(images / f"{stem}1.tif")
+    cut = write_image(images / f"{stem}2.tif")
+    cut.write_bytes(cut.read_bytes()[:5000])
+    (images / f"{stem}3.tif").write_bytes(b"nothing")
+    write_image(images / f"{stem}4.tif", bands=5)
+    write_image(images / f"{stem}5.tif", georeferenced=False)
+    write_image(images / f"{stem}6.tif", size=(16, 16))
+    write_image(images / f"{stem}10.tif", pixels=np.zeros((3, 64, 64), np.uint8))
+    make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
+    output = tmp_path / "out.csv"
+    done = predict([images], output, tmp_path / "weights", CPU)
+    assert sorted(done.faults) == [f"AOI_7_Moscow_chip{n}" for n in (2, 3, 4)]
+    assert any("0.3 m a pixel" in warning for warning in done.warnings)
+    written = read_roads_csv(output)
+    assert list(written) == [f"AOI_7_Moscow_chip{n}" for n in (1, 2, 3, 4, 5, 6, 10)]
+    for number in (2, 3, 4, 10):
+        assert written[f"AOI_7_Moscow_chip{number}"] == []
+    assert check_roads_csv(output, list(written)) == []
+    assert not list(tmp_path.glob(".out.csv*"))
+
+
+def test_the_same_bytes_again_and_the_prefix_on_request(city: Path, tmp_path: Path) -> None:
+    make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
+    recipe = tmp_path / "prefix.yaml"
+    text = (Path(__file__).parents[1] / "code/satmap/recipes/demo.yaml").read_text()
+    recipe.write_text(text + "\nsubmission: {keep_prefix: true}\n")
+    outputs = [tmp_path / name for name in ("a.csv", "b.csv", "c.csv")]
+    predict([city / "test"], outputs[0], tmp_path / "weights", CPU)
+    predict([city / "test"], outputs[1], tmp_path / "weights", CPU)
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+    predict([city / "test"], outputs[2], tmp_path / "weights", CPU, str(recipe))
+    assert all(name.startswith("SN5_roads_test_public_AOI_") for name in read_roads_csv(outputs[2]))
+
+
+def rows(*lengths: float) -> list[RoadRow]:
+    return [RoadRow(np.array([[0.0, 0.0], [x, 0.0]]), x, x / 10) for x in lengths]
+
+
+def test_the_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    with Journal(output, "settings") as journal:
+        journal.add("a", rows(3.0, 4.5))
+        journal.add("b", [])
+    with journal.path.open("ab") as file:
+        file.write(b'["c", [[[[0, 0')  # cut off by a crash
+    with Journal(output, "settings") as journal:
+        assert list(journal.finished) == ["a", "b"]
+        assert [row.length_m for row in journal.finished["a"]] == [3.0, 4.5]
+        journal.add("c", rows(1.0))
+    with Journal(output, "settings") as journal:
+        assert list(journal.finished) == ["a", "b", "c"]
+    with Journal(output, "other settings") as journal:
+        assert not journal.finished
+        journal.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stopped_prediction_goes_on(
+    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from satmap.inference import prediction
+
+    make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
+    whole, resumed = tmp_path / "whole.csv", tmp_path / "resumed.csv"
+    predict([city / "test"], whole, tmp_path / "weights", CPU)
+    predicted: list[str] = []
+    original = prediction.predict_chip
+
+    def interrupted(chip, *rest):  # type: ignore[no-untyped-def]
+        if len(predicted) == 1:
+            raise KeyboardInterrupt
+        predicted.append(chip.image_id)
+        return original(chip, *rest)
+
+    monkeypatch.setattr(prediction, "predict_chip", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict([city / "test"], resumed, tmp_path / "weights", CPU)
+    assert not resumed.exists()
+    again: list[str] = []
+    monkeypatch.setattr(
+        prediction, "predict_chip", lambda c, *r: again.append(c.image_id) or original(c, *r)
+    )
+    predict([city / "test"], resumed, tmp_path / "weights", CPU)
+    assert again
+    assert predicted[0] not in again
+    assert resumed.read_bytes() == whole.read_bytes()
+
+
+def test_metadata_is_kept(tmp_path: Path) -> None:
+    path = make_weights(tmp_path, "a.last", scores=json.dumps({"apls": 0.5}))
+    (file,) = find_weights(tmp_path)
+    assert file.path == path
+    assert file.checkpoint == "last"
+    assert json.loads(file.metadata["scores"]) == {"apls": 0.5}

@@ -1,0 +1,92 @@
+import math
+
+import pytest
+import torch
+import torchvision
+
+from satmap.data.targets import JUNCTION_BIT
+from satmap.planes import ROAD_PLANES
+from satmap.recipe import CosineSchedule, HeadLoss, Losses, StepSchedule
+from satmap.training.losses import dice_loss, head_loss, road_loss, split_heads
+from satmap.training.schedule import learning_rate
+
+
+def test_packed_targets_split_into_heads() -> None:
+    target = torch.tensor([[[0, 1, 10, 5 + JUNCTION_BIT, JUNCTION_BIT]]], dtype=torch.uint8)
+    heads = split_heads(target)
+    assert heads["road"].flatten().tolist() == [False, True, True, True, False]
+    assert heads["junction"].flatten().tolist() == [False, False, False, True, True]
+    assert heads["speed"].shape == (1, 10, 1, 5)
+    assert heads["speed"][0, :, 0].nonzero().tolist() == [[0, 1], [4, 3], [9, 2]]
+
+
+def test_focal_and_cross_entropy_agree_with_torchvision() -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 3, 16, 16) * 4, (torch.rand(2, 3, 16, 16) > 0.7).float()
+    focal = head_loss(logits, target, HeadLoss(focal=1))
+    expected = torchvision.ops.sigmoid_focal_loss(logits, target, alpha=-1, reduction="mean")
+    assert focal.item() == pytest.approx(expected.item(), rel=1e-5)
+    both = head_loss(logits, target, HeadLoss(focal=2, bce=0.5))
+    bce = torch.nn.functional.binary_cross_entropy_with_logits(logits, target)
+    assert both.item() == pytest.approx(2 * expected.item() + 0.5 * bce.item(), rel=1e-5)
+
+
+def test_dice_by_hand() -> None:
+    # Half of 200 target pixels found, 100 pixels predicted wrongly: 1 - 2 * 100 / (200 + 200).
+    target = torch.zeros(1, 1, 20, 20)
+    target[..., :10] = 1
+    logits = torch.full_like(target, -40)
+    logits[..., 5:15] = 40
+    assert dice_loss(logits, target).item() == pytest.approx(0.5, abs=1e-4)
+    assert dice_loss((target - 0.5) * 80, target).item() == pytest.approx(0, abs=1e-4)
+
+
+def test_dice_skips_channels_with_little_target() -> None:
+    target = torch.zeros(1, 2, 20, 20)
+    target[:, 0, :, :10] = 1
+    target[:, 1, 0] = 1
+    logits = torch.full_like(target, -40.0)
+    # Channel 0 finds nothing, channel 1 has but 20 pixels.
+    assert dice_loss(logits, target).item() == pytest.approx(1, abs=1e-4)
+    assert dice_loss(logits[:, 1:], target[:, 1:]).item() == 0
+
+
+def test_road_loss_adds_up_and_reaches_every_plane() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 12, 32, 32, requires_grad=True)
+    target = torch.randint(0, 11, (2, 32, 32), dtype=torch.uint8) | (
+        JUNCTION_BIT * torch.randint(0, 2, (2, 32, 32), dtype=torch.uint8)
+    )
+    losses = Losses(
+        road=HeadLoss(dice=0.5, focal=2, bce=0.1),
+        speed=HeadLoss(dice=0.1, focal=2, bce=1),
+        junction=HeadLoss(dice=0.1, focal=1),
+    )
+    total, parts = road_loss(logits, ROAD_PLANES, target, losses)
+    assert total.item() == pytest.approx(sum(part.item() for part in parts.values()), rel=1e-6)
+    total.backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert (logits.grad.abs().sum((0, 2, 3)) > 0).all()
+    # The order of the planes is the names' affair.
+    order = torch.randperm(12)
+    names = tuple(ROAD_PLANES[i] for i in order)
+    again, _ = road_loss(logits[:, order], names, target, losses)
+    assert again.item() == pytest.approx(total.item(), rel=1e-5)
+
+
+def test_step_schedule() -> None:
+    schedule = StepSchedule(rates={0: 5e-4, 1: 1e-4, 20: 5e-5})
+    rates = [learning_rate(schedule, step, 10, 38) for step in (0, 9, 10, 199, 200, 379)]
+    assert rates == [5e-4, 5e-4, 1e-4, 1e-4, 5e-5, 5e-5]
+
+
+def test_cosine_schedule() -> None:
+    schedule = CosineSchedule(peak=1.0, final=0.1, warmup=0.1)
+    rates = [learning_rate(schedule, step, 10, 10) for step in range(100)]
+    assert rates[0] == pytest.approx(1 / 11)
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10] == 1
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx(0.55)
+    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+    assert all(math.isfinite(rate) for rate in rates)

@@ -1,0 +1,213 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from satmap.data.preparation import prepare
+from satmap.data.spacenet_roads import scan
+from satmap.errors import SatmapError
+from satmap.inference.weights import find_weights
+from satmap.models.unet import UNet, build_network
+from satmap.models.weights import load_weights
+from satmap.planes import ROAD_PLANES
+from satmap.recipe import Recipe, parse_recipe
+from satmap.training.ensemble import TrainingOptions, train
+from satmap.training.loop import Workplace, train_member
+
+CPU = torch.device("cpu")
+
+RECIPE = """
+name: test
+description: two stages on crops of 64 pixels
+task: roads
+folds: 2
+members:
+  - fold: 0
+    encoder: resnet18
+    pretrained: false
+    bands: 8
+    decoder: [16, 16, 16, 16]
+    losses:
+      road: {dice: 0.5, focal: 2, bce: 0.1}
+      speed: {dice: 0.1, focal: 2, bce: 1}
+      junction: {dice: 0.1, focal: 1}
+    stages:
+      - {crop: 64, batch: 4, epochs: 2, passes: 2, schedule: {kind: cosine, peak: 2.0e-3}}
+      - {crop: 96, batch: 2, epochs: 1, schedule: {rates: {0: 1.0e-4}, kind: steps}}
+inference: {views: 1}
+"""
+
+
+def small(**changes: object) -> Recipe:
+    content = yaml.safe_load(RECIPE)
+    content["members"][0] |= changes
+    return parse_recipe(yaml.safe_dump(content), "test")
+
+
+def run(city: Path, directory: Path, recipe: Recipe, restart: bool = False) -> Workplace:
+    place = Workplace(directory / "weights", CPU, restart=restart)
+    options = TrainingOptions(cache=city.parent / "test-cache")
+    assert train([city / "train"], recipe, place, options) == {}
+    return place
+
+
+def test_two_stages_leave_weights_and_scores(
+    city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = small()
+    place = run(city, tmp_path, recipe)
+    printed = capsys.readouterr().out
+    assert "3 chips, validated on 3" in printed
+    assert printed.count("apls") >= 3
+    files = {file.checkpoint: file for file in find_weights(place.weights)}
+    assert set(files) == {"best_apls", "best_dice", "last"}
+    assert files["last"].metadata["stage"] == "2"
+    assert {"apls", "apls_time", "dice", "iou"} == json.loads(
+        files["last"].metadata["scores"]
+    ).keys()
+    # Started again, nothing is left to do.
+    before = files["last"].path.stat().st_mtime_ns
+    run(city, tmp_path, recipe)
+    assert "already trained" in capsys.readouterr().out
+    assert files["last"].path.stat().st_mtime_ns == before
+
+
+def last(place: Workplace) -> dict[str, torch.Tensor]:
+    (path,) = place.weights.glob("*.last.safetensors")
+    return load_weights(path)[0].state_dict()
+
+
+def test_a_training_stopped_and_gone_on_ends_with_the_same_weights(
+    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from satmap.training import loop
+
+    recipe = small()
+    whole = run(city, tmp_path / "whole", recipe)
+    original = loop._train_epoch
+    for stop_before in (1, 2):
+        calls = 0
+
+        def interrupted(*arguments, stop=stop_before):  # type: ignore[no-untyped-def]
+            nonlocal calls
+            calls += 1
+            if calls > stop:
+                raise KeyboardInterrupt
+            return original(*arguments)
+
+        directory = tmp_path / f"stopped{stop_before}"
+        monkeypatch.setattr(loop, "_train_epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(city, directory, recipe)
+        monkeypatch.setattr(loop, "_train_epoch", original)
+        resumed = run(city, directory, recipe)
+        for name, value in last(whole).items():
+            assert torch.equal(value, last(resumed)[name]), name
+
+
+def test_killed_for_real_and_started_again(city: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("epochs: 2", "epochs: 12"))
+    weights = tmp_path / "weights"
+    command = [
+        sys.executable, "-m", "satmap", "train", str(city / "train"), "--recipe", str(recipe),
+        "--weights", str(weights), "--cache", str(tmp_path / "cache"),
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    deadline = time.monotonic() + 60
+    while not list(weights.glob("*.state.pt")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert find_weights(weights)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert "going on after epoch" in done.stdout
+    assert "stage 2/2  epoch 1/1" in done.stdout
+    assert {file.metadata["stage"] for file in find_weights(weights)} >= {"2"}
+
+
+def test_another_recipe_does_not_go_on_in_the_same_place(city: Path, tmp_path: Path) -> None:
+    run(city, tmp_path, small())
+    other = small(decoder=[16, 16, 16, 32])
+    with pytest.raises(SatmapError, match="another recipe or other chips.*--restart"):
+        run(city, tmp_path, other)
+    run(city, tmp_path, other, restart=True)
+
+
+def test_the_loss_falls_and_a_frozen_encoder_stays(city: Path, tmp_path: Path) -> None:
+    stage = {"crop": 64, "batch": 4, "epochs": 3, "passes": 4, "freeze_encoder_epochs": 3}
+    recipe = small(stages=[{**stage, "schedule": {"kind": "cosine", "peak": 5e-3}}])
+    chips = prepare(
+        scan([city / "train"]).chips, 8, tmp_path / "cache", recipe.stretch, recipe.targets
+    ).chips
+    torch.manual_seed(0)
+    network = build_network("resnet18", 8, ROAD_PLANES, (16, 16, 16, 16))
+    before = {name: value.clone() for name, value in network.encoder.state_dict().items()}
+    progress = train_member(
+        network, recipe.members[0], recipe, chips, [], Workplace(tmp_path / "weights", CPU)
+    )
+    losses = [record["loss"] for record in progress.history]
+    assert losses[-1] < 0.8 * losses[0]
+    for name, value in network.encoder.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    # Without validation chips there are only the last weights.
+    assert [f.checkpoint for f in find_weights(tmp_path / "weights")] == ["last"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(
+    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = run(city, tmp_path, small())
+    good = last(place)
+
+    def broken(self: UNet, x: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(x), 12, *x.shape[2:]), torch.nan, requires_grad=True)
+
+    monkeypatch.setattr(UNet, "forward", broken)
+    with pytest.raises(SatmapError, match="the loss is nan at epoch 1, step 1"):
+        run(city, tmp_path, small(), restart=True)
+    assert all(torch.equal(value, good[name]) for name, value in last(place).items())
+
+
+@pytest.mark.parametrize("encoder", ["dpn92", "inception_resnet_v2"])
+@pytest.mark.parametrize("bands", [3, 8])
+def test_the_reference_networks_train_and_predict(
+    city: Path, tmp_path: Path, encoder: str, bands: int
+) -> None:
+    from satmap.inference.prediction import predict
+    from satmap.submissions.roads_csv import check_roads_csv
+
+    stage = {"crop": 64, "batch": 2, "epochs": 1, "schedule": {"kind": "cosine", "peak": 1e-4}}
+    recipe_file = tmp_path / "recipe.yaml"
+    content = yaml.safe_load(RECIPE)
+    content["members"][0] |= {"encoder": encoder, "bands": bands, "stages": [stage]}
+    content["members"][0]["decoder"] = [256, 256, 128, 64]
+    recipe_file.write_text(yaml.safe_dump(content))
+    recipe = parse_recipe(recipe_file.read_text(), "test")
+    cached = prepare(
+        scan([city / "train"]).chips, bands, tmp_path / "cache", recipe.stretch, recipe.targets
+    ).chips
+    network = build_network(encoder, bands, ROAD_PLANES)
+    place = Workplace(tmp_path / "weights", CPU)
+    progress = train_member(network, recipe.members[0], recipe, cached[:2], [], place)
+    assert 0 < progress.history[0]["loss"] < 10
+    output = tmp_path / "out.csv"
+    done = predict([city / "test"], output, place.weights, CPU, str(recipe_file))
+    assert not done.faults
+    assert check_roads_csv(output, list(done.images)) == []
+
+
+def test_imagenet_weights_are_asked_for(city: Path, tmp_path: Path) -> None:
+    place = Workplace(tmp_path / "weights", CPU)
+    options = TrainingOptions(cache=tmp_path / "cache")
+    with pytest.raises(SatmapError, match=r"imagenet/resnet18\.safetensors.*--from-scratch"):
+        train([city / "train"], small(pretrained=True), place, options)
+    assert not (tmp_path / "cache" / "anything").exists()
