@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import WriteImage, WriteLabels
+from made_files import write_image, write_labels
 from satmap.data.cache import StretchSettings, prepare_chip
 from satmap.data.chip import Chip
 from satmap.data.preparation import prepare
@@ -19,7 +19,7 @@ LINE = [(5.0, 5.0), (100.0, 80.0)]
 
 
 @pytest.fixture
-def chip(tmp_path: Path, write_image: WriteImage, write_labels: WriteLabels) -> Chip:
+def chip(tmp_path: Path) -> Chip:
     write_image(tmp_path / "data/SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
     write_labels(tmp_path / "data/AOI_7_Moscow_chip1.geojson", [LINE])
     return scan([tmp_path / "data"]).chips[0]
@@ -42,9 +42,7 @@ def test_windows_equal_the_whole(tmp_path: Path, chip: Chip) -> None:
     assert cached.labels[0].speed_mph == 25
 
 
-def test_rebuilt_only_when_inputs_or_settings_change(
-    tmp_path: Path, chip: Chip, write_labels: WriteLabels
-) -> None:
+def test_rebuilt_only_when_inputs_or_settings_change(tmp_path: Path, chip: Chip) -> None:
     cache = tmp_path / "cache"
 
     def changed(stretch: StretchSettings = STRETCH, targets: TargetSettings = TARGETS) -> bool:
@@ -86,9 +84,7 @@ def test_many_at_once_write_one_whole_file(tmp_path: Path, chip: Chip) -> None:
     assert list(written(tmp_path / "cache")) == ["AOI_7_Moscow_chip1.safetensors"]
 
 
-def test_a_bad_chip_costs_only_itself(
-    tmp_path: Path, write_image: WriteImage, write_labels: WriteLabels
-) -> None:
+def test_a_bad_chip_costs_only_itself(tmp_path: Path) -> None:
     for number in range(12):
         write_image(tmp_path / f"data/SN5_roads_train_AOI_7_Moscow_PS-RGB_chip{number}.tif")
         write_labels(tmp_path / f"data/AOI_7_Moscow_chip{number}.geojson", [LINE])
@@ -106,9 +102,7 @@ def test_a_bad_chip_costs_only_itself(
 
 
 @pytest.mark.parametrize("fault", ["no georeference", "elsewhere", "no label", "bands"])
-def test_chips_that_cannot_be_trained_with(
-    tmp_path: Path, chip: Chip, write_image: WriteImage, write_labels: WriteLabels, fault: str
-) -> None:
+def test_chips_that_cannot_be_trained_with(tmp_path: Path, chip: Chip, fault: str) -> None:
     channels = 3
     match fault:
         case "no georeference":

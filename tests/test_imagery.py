@@ -1,10 +1,11 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from affine import Affine
 
-from conftest import WriteImage
+from made_files import lon_lat, write_image
 from satmap.data.imagery import MULTISPECTRAL, RGB, read_info, read_stretched, stretch
 from satmap.errors import SatmapError
 
@@ -34,9 +35,7 @@ def test_stretch_of_a_flat_and_of_an_empty_band() -> None:
     assert not stretch(flat, np.zeros((4, 4), bool), 2, 98).any()
 
 
-def test_multispectral_channels_begin_with_red_green_blue(
-    tmp_path: Path, write_image: WriteImage
-) -> None:
+def test_multispectral_channels_begin_with_red_green_blue(tmp_path: Path) -> None:
     # Band k is a ramp whose slope tells it apart after the stretch: only band 5 is reversed.
     ramp = np.tile(np.arange(1, 129, dtype=np.uint16), (96, 1))
     pixels = np.stack([ramp[:, ::-1] if band == 5 else ramp for band in range(1, 9)])
@@ -49,7 +48,7 @@ def test_multispectral_channels_begin_with_red_green_blue(
     assert np.array_equal(first, image[..., :3])
 
 
-def test_no_data_becomes_black(tmp_path: Path, write_image: WriteImage) -> None:
+def test_no_data_becomes_black(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(1, 2000, (3, 64, 64)).astype(np.uint16)
     pixels[:, :10] = 0
     pixels[:, -10:] = 999
@@ -60,7 +59,7 @@ def test_no_data_becomes_black(tmp_path: Path, write_image: WriteImage) -> None:
     assert image[20:40].any(axis=2).mean() > 0.9
 
 
-def test_alpha_is_no_band_but_a_mask(tmp_path: Path, write_image: WriteImage) -> None:
+def test_alpha_is_no_band_but_a_mask(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(1, 255, (4, 64, 64)).astype(np.uint8)
     pixels[3] = 255
     pixels[3, :, :20] = 0
@@ -73,26 +72,30 @@ def test_alpha_is_no_band_but_a_mask(tmp_path: Path, write_image: WriteImage) ->
     assert image[:, 20:].any()
 
 
-def test_metres_per_pixel_are_true_metres(tmp_path: Path, write_image: WriteImage) -> None:
+def test_metres_per_pixel_are_true_metres(tmp_path: Path) -> None:
     in_degrees = read_info(write_image(tmp_path / "a.tif"), RGB).georeference
     assert in_degrees is not None
     # cos(36.24 degrees) makes a degree of longitude shorter.
     assert in_degrees.metres_per_pixel == pytest.approx((0.2427, 0.2996), rel=2e-3)
     # UTM zone 11 at the same place; the scale factor there is within 0.1 % of 1.
-    utm = {"crs": "EPSG:32611", "transform": Affine(0.5, 0, 664000, 0, -0.5, 4012000)}
+    utm: dict[str, Any] = {
+        "crs": "EPSG:32611",
+        "transform": Affine(0.5, 0, 664000, 0, -0.5, 4012000),
+    }
     in_metres = read_info(write_image(tmp_path / "b.tif", **utm), RGB).georeference
     assert in_metres is not None
     assert in_metres.metres_per_pixel == pytest.approx((0.5, 0.5), rel=1e-3)
     # Web mercator stretches metres by 1 / cos(latitude) = 1.24.
-    mercator = {"crs": "EPSG:3857", "transform": Affine(0.5, 0, -12820666, 0, -0.5, 4331720)}
+    mercator: dict[str, Any] = {
+        "crs": "EPSG:3857",
+        "transform": Affine(0.5, 0, -12820666, 0, -0.5, 4331720),
+    }
     stretched = read_info(write_image(tmp_path / "c.tif", **mercator), RGB).georeference
     assert stretched is not None
     assert stretched.metres_per_pixel == pytest.approx((0.404, 0.404), rel=5e-3)
 
 
-def test_pixels_round_trip_through_lon_lat(tmp_path: Path, write_image: WriteImage) -> None:
-    from conftest import lon_lat
-
+def test_pixels_round_trip_through_lon_lat(tmp_path: Path) -> None:
     georeference = read_info(write_image(tmp_path / "a.tif"), RGB).georeference
     assert georeference is not None
     xy = np.array([[0.0, 0.0], [128.0, 96.0], [13.25, 70.5]])
@@ -100,26 +103,24 @@ def test_pixels_round_trip_through_lon_lat(tmp_path: Path, write_image: WriteIma
     assert georeference.to_pixels(there) == pytest.approx(xy, abs=1e-5)
 
 
-def test_without_georeference(tmp_path: Path, write_image: WriteImage) -> None:
+def test_without_georeference(tmp_path: Path) -> None:
     assert read_info(write_image(tmp_path / "a.tif", georeferenced=False), RGB).georeference is None
 
 
 @pytest.mark.parametrize(("bands", "product"), [(2, RGB), (5, RGB), (3, MULTISPECTRAL)])
-def test_wrong_band_count(
-    tmp_path: Path, write_image: WriteImage, bands: int, product: str
-) -> None:
+def test_wrong_band_count(tmp_path: Path, bands: int, product: str) -> None:
     path = write_image(tmp_path / "a.tif", bands=bands)
     with pytest.raises(SatmapError, match=rf"a\.tif: {bands} bands, but a {product} image has"):
         read_info(path, product)
 
 
-def test_wrong_type(tmp_path: Path, write_image: WriteImage) -> None:
+def test_wrong_type(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.tif", dtype="float32")
     with pytest.raises(SatmapError, match="float32, but satmap reads uint8 and uint16"):
         read_info(path, RGB)
 
 
-def test_truncated_and_foreign_files(tmp_path: Path, write_image: WriteImage) -> None:
+def test_truncated_and_foreign_files(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.tif", size=(300, 300))
     info = read_info(path, RGB)
     path.write_bytes(path.read_bytes()[:100_000])

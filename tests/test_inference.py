@@ -4,16 +4,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import WriteImage
 from torch import Tensor, nn
 
+from made_files import write_image
 from satmap.inference.ensemble import predict_planes
 from satmap.inference.journal import Journal
 from satmap.inference.prediction import predict
 from satmap.inference.views import VIEWS
 from satmap.inference.weights import choose, find_weights, recipe_of
 from satmap.inference.windows import windows
-from satmap.models.unet import UNet, build_network
+from satmap.models.unet import build_network
 from satmap.models.weights import save_weights
 from satmap.planes import ROAD_PLANES
 from satmap.recipe import Inference
@@ -60,7 +60,7 @@ class FirstBand(nn.Module):
 
     plane_names = ("road",)
 
-    class encoder:
+    class encoder:  # noqa: N801 - the network's attribute
         in_channels = 3
 
         @staticmethod
@@ -75,7 +75,7 @@ class FirstBand(nn.Module):
 @pytest.mark.parametrize("views", [1, 4, 8])
 def test_planes_lie_where_the_image_does(shape: tuple[int, int], views: int) -> None:
     image = np.random.default_rng(0).integers(0, 255, (*shape, 3)).astype(np.uint8)
-    settings = Inference(views=views, batch=3, window=96, overlap=16)  # type: ignore[arg-type]
+    settings = Inference(views=views, batch=3, window=96, overlap=16)
     planes = predict_planes([FirstBand()], image, settings, CPU)  # type: ignore[list-item]
     assert planes.shape == (1, *shape)
     bright = round(255 / (1 + np.exp(-4)))
@@ -138,7 +138,7 @@ def test_choosing_networks(tmp_path: Path) -> None:
         find_weights(tmp_path / "absent")
 
 
-def test_one_bad_image_costs_only_itself(tmp_path: Path, write_image: WriteImage) -> None:
+def test_one_bad_image_costs_only_itself(tmp_path: Path) -> None:
     images = tmp_path / "images"
     stem = "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip"
     write_image(images / f"{stem}1.tif")
@@ -220,9 +220,12 @@ def test_a_stopped_prediction_goes_on(
         predict([city / "test"], resumed, tmp_path / "weights", CPU)
     assert not resumed.exists()
     again: list[str] = []
-    monkeypatch.setattr(
-        prediction, "predict_chip", lambda c, *r: again.append(c.image_id) or original(c, *r)
-    )
+
+    def counted(chip, *rest):  # type: ignore[no-untyped-def]
+        again.append(chip.image_id)
+        return original(chip, *rest)
+
+    monkeypatch.setattr(prediction, "predict_chip", counted)
     predict([city / "test"], resumed, tmp_path / "weights", CPU)
     assert again
     assert predicted[0] not in again

@@ -3,14 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from conftest import WriteImage, WriteLabels
+from made_files import write_image, write_labels
 from satmap.data.spacenet_roads import label_names, scan
 from satmap.errors import SatmapError
 
 
-def test_names_of_spacenet_5(
-    tmp_path: Path, write_image: WriteImage, write_labels: WriteLabels
-) -> None:
+def test_names_of_spacenet_5(tmp_path: Path) -> None:
     area = tmp_path / "AOI_7_Moscow_Train"
     stem = "SN5_roads_train_AOI_7_Moscow"
     write_image(area / f"PS-MS/{stem}_PS-MS_chip23.tif", bands=8, dtype="uint16")
@@ -48,9 +46,7 @@ def test_names_of_spacenet_5(
         ("SN5_roads_test_public_AOI_2_Vegas_PS-RGB_img1.tif", "AOI_2_Vegas_img1.geojson"),
     ],
 )  # fmt: skip
-def test_older_names(
-    tmp_path: Path, write_image: WriteImage, write_labels: WriteLabels, image: str, label: str
-) -> None:
+def test_older_names(tmp_path: Path, image: str, label: str) -> None:
     write_image(tmp_path / image)
     path = write_labels(tmp_path / label, [])
     (chip,) = scan([tmp_path]).chips
@@ -59,17 +55,13 @@ def test_older_names(
     assert path.name in label_names(chip)
 
 
-def test_openstreetmap_extracts_are_no_labels(
-    tmp_path: Path, write_image: WriteImage, write_labels: WriteLabels
-) -> None:
+def test_openstreetmap_extracts_are_no_labels(tmp_path: Path) -> None:
     write_image(tmp_path / "RGB-PanSharpen_AOI_2_Vegas_img1.tif")
     write_labels(tmp_path / "osm/AOI_2_Vegas_img1.geojson", [])
     assert scan([tmp_path]).chips[0].label is None
 
 
-def test_a_missing_label_names_the_image_and_the_names_tried(
-    tmp_path: Path, write_image: WriteImage, write_labels: WriteLabels
-) -> None:
+def test_a_missing_label_names_the_image_and_the_names_tried(tmp_path: Path) -> None:
     write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
     write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip2.tif")
     write_labels(tmp_path / "AOI_7_Moscow_chip2.geojson", [])
@@ -82,7 +74,7 @@ def test_a_missing_label_names_the_image_and_the_names_tried(
     assert "--skip-unlabelled" in message
 
 
-def test_nothing_found(tmp_path: Path, write_labels: WriteLabels) -> None:
+def test_nothing_found(tmp_path: Path) -> None:
     with pytest.raises(SatmapError, match="no SpaceNet road images found"):
         scan([tmp_path])
     with pytest.raises(SatmapError, match="does not exist"):
@@ -94,7 +86,7 @@ def test_nothing_found(tmp_path: Path, write_labels: WriteLabels) -> None:
         scan([label])
 
 
-def test_an_image_given_twice(tmp_path: Path, write_image: WriteImage) -> None:
+def test_an_image_given_twice(tmp_path: Path) -> None:
     first = write_image(tmp_path / "a/SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
     (tmp_path / "b").mkdir()
     shutil.copy(first, tmp_path / "b")
@@ -104,7 +96,7 @@ def test_an_image_given_twice(tmp_path: Path, write_image: WriteImage) -> None:
     assert len(scan([tmp_path / "a", tmp_path / "a"]).chips) == 1
 
 
-def test_a_broken_image_costs_only_itself(tmp_path: Path, write_image: WriteImage) -> None:
+def test_a_broken_image_costs_only_itself(tmp_path: Path) -> None:
     write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
     broken = tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip2.tif"
     broken.write_bytes(b"II*\0 and no more")

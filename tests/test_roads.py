@@ -115,7 +115,7 @@ def test_loop_at_the_end_of_a_road() -> None:
 
 
 def test_parallel_roads_are_kept() -> None:
-    up, down = [(100, 200), (200, 120), (300, 200)], [(100, 200), (200, 280), (300, 200)]
+    up, down = ([(100, 200), (200, 120), (300, 200)], [(100, 200), (200, 280), (300, 200)])
     graph = graph_of(draw([(0, 200), (100, 200)], [(300, 200), (400, 200)], up, down))
     assert degrees(graph) == [1, 1, 3, 3]
     pairs = [tuple(sorted(edge.nodes)) for edge in graph.edges]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from affine import Affine
 
-from conftest import WriteImage, WriteLabels, lon_lat
+from made_files import lon_lat, write_image, write_labels
 from satmap.data.imagery import RGB, read_info
 from satmap.data.labels import RoadLabel, clip_to_image, read_road_labels
 from satmap.data.targets import JUNCTION_BIT, TargetSettings, decode_target, rasterize_roads
@@ -96,7 +96,7 @@ def read(path: Path, image: Path) -> list[list[list[float]]]:
     return [np.round(x.line, 3).tolist() for x in read_road_labels(path, georeference)]
 
 
-def test_geometries_of_all_kinds(tmp_path: Path, write_image: WriteImage) -> None:
+def test_geometries_of_all_kinds(tmp_path: Path) -> None:
     image = write_image(tmp_path / "a.tif")
     a, b, c = (lon_lat(*xy) for xy in ((10, 10), (50, 10), (50, 60)))
     path = tmp_path / "labels.geojson"
@@ -113,7 +113,7 @@ def test_geometries_of_all_kinds(tmp_path: Path, write_image: WriteImage) -> Non
     assert read(write(path, {"type": "Polygon", "coordinates": [[a, b, c, a]]}), image) == []
 
 
-def test_labels_in_another_reference_system(tmp_path: Path, write_image: WriteImage) -> None:
+def test_labels_in_another_reference_system(tmp_path: Path) -> None:
     place = Affine(0.5, 0, 664000, 0, -0.5, 4012000)
     image = write_image(tmp_path / "a.tif", crs="EPSG:32611", transform=place)
     line = {"type": "LineString", "coordinates": [(664005, 4011995), (664020, 4011995)]}
@@ -144,16 +144,12 @@ def test_labels_in_another_reference_system(tmp_path: Path, write_image: WriteIm
          "not a finite number"),
     ],
 )  # fmt: skip
-def test_broken_label_files(
-    tmp_path: Path, write_image: WriteImage, text: str, message: str
-) -> None:
+def test_broken_label_files(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "labels.geojson"
     path.write_text(text)
     with pytest.raises(SatmapError, match=message):
         read(path, write_image(tmp_path / "a.tif"))
 
 
-def test_a_file_without_features_is_an_empty_chip(
-    tmp_path: Path, write_image: WriteImage, write_labels: WriteLabels
-) -> None:
+def test_a_file_without_features_is_an_empty_chip(tmp_path: Path) -> None:
     assert read(write_labels(tmp_path / "l.geojson", []), write_image(tmp_path / "a.tif")) == []

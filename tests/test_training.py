@@ -137,7 +137,7 @@ def test_killed_for_real_and_started_again(city: Path, tmp_path: Path) -> None:
 def test_another_recipe_does_not_go_on_in_the_same_place(city: Path, tmp_path: Path) -> None:
     run(city, tmp_path, small())
     other = small(decoder=[16, 16, 16, 32])
-    with pytest.raises(SatmapError, match="another recipe or other chips.*--restart"):
+    with pytest.raises(SatmapError, match=r"another recipe or other chips.*--restart"):
         run(city, tmp_path, other)
     run(city, tmp_path, other, restart=True)
 

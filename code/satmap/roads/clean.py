@@ -80,7 +80,7 @@ def drop_components(network: Network, below: float, border: NDArray[np.bool_]) -
 
     Args:
         network: the network.
-        below: metres of road; a quarter serves a part that leaves the image, for it goes on there.
+        below: metres of road; a sixth serves a part that leaves the image, for it goes on there.
         border: bool (nodes), nodes on the image's border.
     """
     if not network.lines:
@@ -88,7 +88,7 @@ def drop_components(network: Network, below: float, border: NDArray[np.bool_]) -
     count, group = components(len(network.nodes), network.ends)
     total = np.bincount(group[network.ends[:, 0]], network.lengths, minlength=count)
     leaves = np.bincount(group[border], minlength=count) > 0
-    small = total < np.where(leaves, below / 18, below)
+    small = total < np.where(leaves, below / 6, below)
     return dissolve(network.keep(~small[group[network.ends[:, 0]]]))
 
 

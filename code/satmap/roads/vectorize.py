@@ -28,6 +28,8 @@ from satmap.roads.speed import fill_speeds, line_confidence, line_speed
 from satmap.roads.trace import Line, Network, compact, trace
 from satmap.speeds import MPS_PER_MPH
 
+# Half the width of a road in the targets, as in the masks.
+_HALF_ROAD_M = 1.0
 # Samples along a bridge, and metres left out at both its ends, where the roads' own flanks reach.
 _BRIDGE_SAMPLES = 16
 _BRIDGE_MARGIN_M = 3.0
@@ -46,7 +48,7 @@ class RoadSettings(BaseModel):
         border_m: the plane goes on so far beyond the image's edge while thinning.
         spur_m: shorter dead ends are pruned.
         merge_m: junctions linked by less road become one.
-        component_m: connected parts of less road are dropped (a quarter where they leave the
+        component_m: connected parts of less road are dropped (a sixth where they leave the
             image).
         simplify_m: tolerance of Douglas-Peucker.
         gap_m: aligned free ends so near are joined without evidence.
@@ -70,7 +72,7 @@ class RoadSettings(BaseModel):
     spur_m: float = Field(6.0, ge=0)
     merge_m: float = Field(4.0, ge=0)
     component_m: float = Field(36.0, ge=0)
-    simplify_m: float = Field(0.8, ge=0)
+    simplify_m: float = Field(.8, ge=0)
     gap_m: float = Field(15.0, ge=0)
     tee_m: float = Field(11.0, ge=0)
     bridge_m: float = Field(33.0, ge=0)
@@ -136,25 +138,24 @@ def centre_lines(road: NDArray[np.uint8], scale: Line, settings: RoadSettings) -
 def _cropped(network: Network, margin: Line, limit: Line, scale: Line) -> Network:
     """A network in pixels of the padded plane, cropped to the image, in metres.
 
-    A road that ends beyond the image's edge ends where it meets the edge. Whatever else was traced
-    there falls onto the edge: a road along it, a junction of roads that leave together.
+    Far beyond the image's edge a road that leaves aslant runs at right angles to the edge, through
+    the middle of its last row; on the way there the skeleton is bent. So the road goes straight
+    from where it is whole to that middle. Whatever else was traced beyond the edge falls onto it.
     """
-    nodes = (network.nodes - margin).clip(0, limit)
-    lines = []
+    inset = _HALF_ROAD_M / scale
     dead = network.degrees[network.ends] == 1
-    for ends, (dead_start, dead_end), line in zip(network.ends, dead, network.lines, strict=True):
+    lines = []
+    for (dead_start, dead_end), line in zip(dead, network.lines, strict=True):
         line = line - margin
-        inside = np.flatnonzero(((line > 0) & (line < limit)).all(axis=1))
-        line = line.clip(0, limit)
-        first, last = 0, len(line) - 1
-        if len(inside) and dead_start:
-            first = max(int(inside[0]) - 1, 0)
-            nodes[ends[0]] = line[first]
-        if len(inside) and dead_end:
-            last = min(int(inside[-1]) + 1, last)
-            nodes[ends[1]] = line[last]
-        lines.append(line[first : last + 1] * scale)
-    return Network(nodes * scale, network.ends, tuple(lines))
+        outside: NDArray[np.bool_] = np.any((line < 0) | (line > limit), axis=1)
+        whole = np.flatnonzero(((line > inset) & (line < limit - inset)).all(axis=1))
+        keep = np.ones(len(line), np.bool_)
+        if len(whole) and dead_start and outside[0]:
+            keep[1 : whole[0]] = False
+        if len(whole) and dead_end and outside[-1]:
+            keep[whole[-1] + 1 : -1] = False
+        lines.append(line[keep].clip(0, limit) * scale)
+    return Network((network.nodes - margin).clip(0, limit) * scale, network.ends, tuple(lines))
 
 
 def clean(
