@@ -246,12 +246,12 @@ def test_spur_is_pruned_and_dead_end_kept() -> None:
 
 
 def test_fork_at_a_dead_end_loses_one_prong_only() -> None:
-    nodes = np.array([[0.0, 0.0], [50.0, 0.0], [53.0, 3.0], [54.0, -4.0]])
+    nodes = np.array([[0.0, 10.0], [50.0, 10.0], [53.0, 13.0], [54.0, 6.0]])
     ends = np.array([[0, 1], [1, 2], [1, 3]])
     network = Network(nodes, ends, tuple(nodes[pair] for pair in ends))
-    pruned = prune_spurs(network, 6.0)
+    pruned = prune_spurs(network, 6.0, np.array([100.0, 100.0]))
     (line,) = pruned.lines
-    assert [54.0, -4.0] in line.tolist()
+    assert [54.0, 6.0] in line.tolist()
 
 
 def test_small_parts_are_dropped() -> None:

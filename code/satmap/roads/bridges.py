@@ -13,7 +13,7 @@ import shapely
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from satmap.roads.trace import Line, Network, components
+from satmap.roads.trace import Line, Network, components, on_border
 
 # Mean road probability, 0..1, along straight bridges from (n, 2) to (n, 2) in metres.
 Evidence = Callable[[Line, Line], NDArray[np.float64]]
@@ -101,12 +101,6 @@ class Bridges:
                 for field in fields(cls)
             )
         )
-
-
-def on_border(nodes: Line, size: Line) -> NDArray[np.bool_]:
-    """Which of (n, 2) places lie on the image's border."""
-    border: NDArray[np.bool_] = np.any((nodes <= 1e-6) | (nodes >= size - 1e-6), axis=1)
-    return border
 
 
 def free_ends(network: Network, size: Line) -> Ends:

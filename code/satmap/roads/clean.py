@@ -11,7 +11,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from satmap.roads.trace import Line, Network, compact, components, dissolve, line_length
+from satmap.roads.trace import Line, Network, compact, components, dissolve, line_length, on_border
 
 
 def merge_junctions(network: Network, within: float) -> Network:
@@ -56,14 +56,24 @@ def drop_short_loops(network: Network, below: float) -> Network:
     return dissolve(network.keep(~drop)) if drop.any() else network
 
 
-def prune_spurs(network: Network, below: float) -> Network:
-    """Drop dead ends shorter than ``below`` that leave a junction, shortest first."""
+def prune_spurs(network: Network, below: float, size: Line) -> Network:
+    """Drop dead ends that leave a junction, shortest first.
+
+    Args:
+        network: the network.
+        below: shorter ones are dropped; those on the image's border, which are no ends but leave
+            the image, only below half of it.
+        size: width and height of the image, (2,).
+    """
     while True:
         degrees, lengths = network.degrees, network.lengths
         ends = network.ends
         free = degrees[ends] == 1
+        leaves = (free & on_border(network.nodes, size)[ends]).any(axis=1)
         spurs = np.flatnonzero(
-            (free.sum(axis=1) == 1) & (lengths < below) & (degrees[ends].max(axis=1, initial=0) > 2)
+            (free.sum(axis=1) == 1)
+            & (lengths < np.where(leaves, below / 2, below))
+            & (degrees[ends].max(axis=1, initial=0) > 2)
         )
         if not len(spurs):
             return network
@@ -75,19 +85,19 @@ def prune_spurs(network: Network, below: float) -> Network:
         network = dissolve(network.keep(keep))
 
 
-def drop_components(network: Network, below: float, border: NDArray[np.bool_]) -> Network:
+def drop_components(network: Network, below: float, size: Line) -> Network:
     """Drop connected parts of less road than ``below`` in all.
 
     Args:
         network: the network.
         below: metres of road; a sixth serves a part that leaves the image, for it goes on there.
-        border: bool (nodes), nodes on the image's border.
+        size: width and height of the image, (2,).
     """
     if not network.lines:
         return network
     count, group = components(len(network.nodes), network.ends)
     total = np.bincount(group[network.ends[:, 0]], network.lengths, minlength=count)
-    leaves = np.bincount(group[border], minlength=count) > 0
+    leaves = np.bincount(group[on_border(network.nodes, size)], minlength=count) > 0
     small = total < np.where(leaves, below / 6, below)
     return dissolve(network.keep(~small[group[network.ends[:, 0]]]))
 

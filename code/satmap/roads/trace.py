@@ -60,6 +60,12 @@ def line_length(line: Line) -> float:
     return float(np.hypot(steps[:, 0], steps[:, 1]).sum())
 
 
+def on_border(nodes: Line, size: Line) -> NDArray[np.bool_]:
+    """Which of (n, 2) places lie on the image's border."""
+    border: NDArray[np.bool_] = np.any((nodes <= 1e-6) | (nodes >= size - 1e-6), axis=1)
+    return border
+
+
 def trace(skeleton: NDArray[np.bool_]) -> Network:
     """Network of a skeleton, (height, width), in pixels.
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from satmap.errors import SatmapError
 from satmap.planes import ROAD, Planes
-from satmap.roads.bridges import Evidence, JoinRules, on_border
+from satmap.roads.bridges import Evidence, JoinRules
 from satmap.roads.clean import (
     drop_components,
     drop_short_loops,
@@ -28,8 +28,8 @@ from satmap.roads.speed import fill_speeds, line_confidence, line_speed
 from satmap.roads.trace import Line, Network, compact, trace
 from satmap.speeds import MPS_PER_MPH
 
-# Half the width of a road in the targets, as in the masks.
-_HALF_ROAD_M = 1.0
+# So far inside the image's edge the skeleton of a road that leaves it is bent.
+_BEND_M = 1.0
 # Samples along a bridge, and metres left out at both its ends, where the roads' own flanks reach.
 _BRIDGE_SAMPLES = 16
 _BRIDGE_MARGIN_M = 3.0
@@ -68,11 +68,11 @@ class RoadSettings(BaseModel):
     apart_m: float = Field(2.0, ge=0)
     object_m2: float = Field(27.0, ge=0)
     hole_m2: float = Field(27.0, ge=0)
-    border_m: float = Field(3.0, ge=0)
+    border_m: float = Field(4.0, ge=0)
     spur_m: float = Field(6.0, ge=0)
     merge_m: float = Field(4.0, ge=0)
     component_m: float = Field(36.0, ge=0)
-    simplify_m: float = Field(.8, ge=0)
+    simplify_m: float = Field(0.6, ge=0)
     gap_m: float = Field(15.0, ge=0)
     tee_m: float = Field(11.0, ge=0)
     bridge_m: float = Field(33.0, ge=0)
@@ -142,7 +142,7 @@ def _cropped(network: Network, margin: Line, limit: Line, scale: Line) -> Networ
     the middle of its last row; on the way there the skeleton is bent. So the road goes straight
     from where it is whole to that middle. Whatever else was traced beyond the edge falls onto it.
     """
-    inset = _HALF_ROAD_M / scale
+    inset = _BEND_M / scale
     dead = network.degrees[network.ends] == 1
     lines = []
     for (dead_start, dead_end), line in zip(dead, network.lines, strict=True):
@@ -176,7 +176,7 @@ def clean(
     # road, and few points make every step from here on cheap.
     network = simplify(network, settings.simplify_m / 3)
     network = drop_short_loops(network, np.pi * settings.merge_m)
-    network = prune_spurs(network, settings.spur_m)
+    network = prune_spurs(network, settings.spur_m, size)
     network = merge_junctions(network, settings.merge_m)
     network = extend_to_border(network, size, settings.tee_m, settings.component_m)
     # Twice: an end may be led to a road that the first round has closed.
@@ -184,8 +184,8 @@ def clean(
         network = join_ends(network, size, rules, evidence)
     network = merge_junctions(network, settings.merge_m)
     network = drop_short_loops(network, np.pi * settings.merge_m)
-    network = prune_spurs(network, settings.spur_m)
-    network = drop_components(network, settings.component_m, on_border(network.nodes, size))
+    network = prune_spurs(network, settings.spur_m, size)
+    network = drop_components(network, settings.component_m, size)
     return simplify(network, settings.simplify_m * 2 / 3)
 
 
