@@ -124,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("truth", type=Path, metavar="TRUTH.csv")
     score.add_argument("proposal", type=Path, metavar="PROPOSAL.csv")
     score.add_argument("--json", action="store_true", help="print one JSON object")
+    score.add_argument("--images", action="store_true", help="list every image in the table")
     score.add_argument(
         "--metres-per-pixel",
         type=float,
@@ -209,6 +210,7 @@ def _predict(options: argparse.Namespace) -> int:
 def _score(options: argparse.Namespace) -> int:
     """Score a road submission against the truth: APLS by length and by travel time."""
     from satmap.metrics.apls import score_roads
+    from satmap.report.table import score_table
     from satmap.submissions.roads_csv import read_roads_csv
 
     report = score_roads(
@@ -216,7 +218,11 @@ def _score(options: argparse.Namespace) -> int:
         read_roads_csv(options.proposal),
         metres_per_pixel=options.metres_per_pixel,
     )
-    print(json.dumps(report.to_json(), indent=1) if options.json else report)
+    print(
+        json.dumps(report.to_json(), indent=1)
+        if options.json
+        else score_table(report, images=options.images)
+    )
     return 0
 
 

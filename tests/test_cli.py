@@ -1,0 +1,213 @@
+"""The entry points as the organisers call them: real processes, statuses, messages."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import cv2
+import pytest
+
+from made_files import write_image
+from satmap.cli import main
+from satmap.metrics.apls import score_roads
+from satmap.submissions.roads_csv import read_roads_csv
+
+ROOT = Path(__file__).parents[1]
+
+RECIPE = """
+name: tiny
+description: one epoch on crops of 64 pixels
+task: roads
+folds: 2
+members:
+  - &member
+    fold: 0
+    encoder: resnet18
+    pretrained: false
+    decoder: [16, 16, 16, 16]
+    losses: {road: {dice: 0.5, focal: 2}, speed: {focal: 2}, junction: {focal: 1}}
+    stages: [{crop: 64, batch: 4, epochs: 1, schedule: {kind: cosine, peak: 1.0e-3}}]
+  - {<<: *member, fold: 1, bands: 8}
+inference: {views: 1}
+"""
+
+
+def run(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command that must end with status 1; gives its one message."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    assert ended.value.code == 1
+    message = capsys.readouterr().err
+    assert message.startswith("satmap: ")
+    assert "Traceback" not in message
+    return message
+
+
+def succeeds(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert ended.value.code == 0, printed.err
+    return printed.out
+
+
+def test_the_scripts_work_from_anywhere_with_spaces_in_paths(city: Path, tmp_path: Path) -> None:
+    place = tmp_path / "a place with spaces"
+    place.mkdir()
+    recipe = place / "my recipe.yaml"
+    recipe.write_text(RECIPE)
+    data = place / "the data"
+    shutil.copytree(city, data)
+    environment = {"WEIGHTS_DIR": str(place / "the weights"), "SATMAP_CACHE": str(place / "cache")}
+    trained = run(
+        [str(ROOT / "train.sh"), "--recipe", str(recipe), str(data / "train")], place, **environment
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert "fold1-resnet18-8band" in trained.stdout
+    predicted = run(
+        [str(ROOT / "test.sh"), str(data / "test"), "out put.csv", "--recipe", str(recipe)],
+        place,
+        **environment,
+    )
+    assert predicted.returncode == 0, predicted.stderr
+    assert "2 images" in predicted.stdout
+    satmap = str(ROOT / ".venv/bin/satmap") if (ROOT / ".venv").exists() else "satmap"
+    checked = run([satmap, "check", "out put.csv", str(data / "test")], place)
+    assert checked.returncode == 0, checked.stdout
+    assert checked.stdout.strip() == "out put.csv: ok"
+    scored = run([satmap, "score", str(data / "test_truth.csv"), "out put.csv", "--json"], place)
+    assert json.loads(scored.stdout)["metric"] == "apls"
+
+
+def test_the_scripts_end_with_a_status(tmp_path: Path) -> None:
+    for script, arguments, status, message in (
+        ("train.sh", [], 2, "required"),
+        ("test.sh", ["only-one"], 2, "required"),
+        ("train.sh", [str(tmp_path), "--recipe", "demo"], 1, "no SpaceNet road images found"),
+        ("test.sh", [str(tmp_path), "out.csv"], 1, "no weights"),
+    ):
+        done = run([str(ROOT / script), *arguments], tmp_path, WEIGHTS_DIR=str(tmp_path / "w"))
+        assert done.returncode == status, done.stderr
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_score_of_a_file_against_itself(city: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = city / "test_truth.csv"
+    result = json.loads(succeeds(capsys, "score", truth, truth, "--json"))
+    assert result["total"]["apls_length"] == pytest.approx(1)
+    assert result["total"]["apls_time"] == pytest.approx(1)
+    assert set(result["images"]) == set(read_roads_csv(truth))
+    table = succeeds(capsys, "score", truth, truth)
+    assert re.search(r"AOI_99_Made\s+2\s+1\.000\s+1\.000", table)
+
+
+def test_score_says_when_the_two_countings_differ(
+    city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = city / "test_truth.csv"
+    images = list(read_roads_csv(truth))
+    partial = tmp_path / "partial.csv"
+    lines = truth.read_text().splitlines()
+    partial.write_text(
+        "\n".join([lines[0], *(li for li in lines[1:] if li.startswith(f"{images[0]},"))]) + "\n"
+    )
+    assert score_roads(read_roads_csv(truth), read_roads_csv(partial)).truth_only == (images[1],)
+    table = succeeds(capsys, "score", truth, partial)
+    assert "1 image stands in the truth only" in table
+
+
+def test_check_names_faults_and_ends_with_one(
+    city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out.csv"
+    path.write_text(
+        "ImageId,WKT_Pix,length_m,travel_time_s\n"
+        'AOI_99_Made_chip6,"LINESTRING (1 1, 1 1)",1,1\n'
+        "AOI_1_Else_chip1,LINESTRING EMPTY,0,0\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["check", str(path), str(city / "test")])
+    assert ended.value.code == 1
+    printed = capsys.readouterr().out
+    assert f"{path}:2: " in printed
+    assert "AOI_99_Made_chip7" in printed
+    assert "AOI_1_Else_chip1" in printed
+
+
+def test_overlays_show_image_and_truth(
+    city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = city / "test_truth.csv"
+    pictures = tmp_path / "pictures"
+    succeeds(capsys, "overlay", truth, pictures, city / "test", "--truth", truth)
+    written = sorted(pictures.iterdir())
+    assert [path.name for path in written] == ["AOI_99_Made_chip6.png", "AOI_99_Made_chip7.png"]
+    picture = cv2.imread(str(written[0]))
+    assert picture is not None
+    # The same roads on both sides: the panels are equal below their captions.
+    left, right = picture[34:194, :160], picture[34:194, 168:]
+    assert (left == right).all()
+    assert left.std() > 10
+
+
+def test_messages_of_bad_input(
+    city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, cache = tmp_path / "weights", tmp_path / "cache"
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE)
+    train = ["--recipe", recipe, "--weights", weights, "--cache", cache]
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "no SpaceNet road images found" in fails(capsys, "train", empty, *train)
+    assert "have no label" in fails(capsys, "train", city / "test", *train)
+    message = fails(capsys, "train", city / "test", "--skip-unlabelled", *train)
+    assert "have no label" in message
+    assert "no member of fold [7]" in fails(capsys, "train", empty, *train, "--fold", 7)
+    assert "no recipe is called" in fails(capsys, "train", empty, "--recipe", "nonsense")
+    assert "device 'tpu'" in fails(capsys, "train", empty, *train, "--device", "tpu")
+    assert "no weights" in fails(capsys, "predict", city / "test", tmp_path / "o.csv",
+                                 "--weights", empty)  # fmt: skip
+
+    # Labels without a single road.
+    barren = tmp_path / "barren"
+    write_image(barren / "SN5_roads_train_AOI_7_Moscow_PS-MS_chip1.tif", bands=8)
+    (barren / "AOI_7_Moscow_chip1.geojson").write_text('{"features": []}')
+    assert "has a road in its label" in fails(capsys, "train", barren, *train)
+
+    # A place that cannot be written.
+    assert "is a directory" in fails(capsys, "predict", city / "test", empty)
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in fails(capsys, "predict", city / "test", tmp_path / "file/out.csv")
+    assert "cannot write" in fails(
+        capsys, "train", city / "train", "--recipe", recipe, "--weights", tmp_path / "file/w"
+    )
+    assert not list(tmp_path.glob("**/*.state.pt"))
+
+
+def test_an_unexpected_fault_has_no_traceback_but_with_debug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr("satmap.data.spacenet_roads.scan", broken)
+    assert "RuntimeError: out of order" in fails(capsys, "inventory", tmp_path)
+    with pytest.raises(RuntimeError):
+        main(["inventory", str(tmp_path), "--debug"])

@@ -1,0 +1,116 @@
+"""The real imagery beside the project; every test is skipped where it is absent."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from satmap.data.cache import CachedChip, StretchSettings, prepare_chip
+from satmap.data.spacenet_roads import scan
+from satmap.data.targets import TargetSettings, decode_target
+from satmap.inference.prediction import predict
+from satmap.metrics.apls import apls, score_roads
+from satmap.planes import ROAD_PLANES, Planes
+from satmap.recipe import parse_recipe
+from satmap.roads.rows import to_rows
+from satmap.roads.vectorize import vectorize
+from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
+from satmap.training.ensemble import TrainingOptions, train
+from satmap.training.loop import Workplace
+from satmap.training.validation import truth_rows
+
+DATA = Path(__file__).parents[2] / "shared/data"
+EPFL = DATA / "roads_epfl/AOI_90_Suburb_Train"
+VEGAS = DATA / "roads_sn3"
+
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no {DATA}")
+
+RECIPE = """
+name: real
+description: one short epoch
+task: roads
+folds: 2
+members:
+  - fold: 0
+    encoder: resnet18
+    pretrained: false
+    decoder: [16, 16, 16, 16]
+    losses: {road: {dice: 0.5, focal: 2}, speed: {focal: 2}, junction: {focal: 1}}
+    stages: [{crop: 128, batch: 4, epochs: 1, schedule: {kind: cosine, peak: 1.0e-3}}]
+inference: {views: 1}
+"""
+
+
+def cached(directory: Path, cache: Path) -> list[CachedChip]:
+    chips = scan([directory]).chips
+    return [prepare_chip(chip, cache, StretchSettings(), TargetSettings()) for chip in chips]
+
+
+def test_labels_agree_with_the_truth_file(tmp_path: Path) -> None:
+    (file,) = EPFL.glob("*.csv")
+    truth = read_roads_csv(file)
+    chips = cached(EPFL, tmp_path)
+    assert len(chips) == 80
+    for chip in chips:
+        ours = truth_rows(chip)
+        for attribute in ("length_m", "travel_time_s"):
+            total = sum(getattr(row, attribute) for row in ours)
+            expected = sum(getattr(row, attribute) for row in truth[chip.image_id])
+            assert total == pytest.approx(expected, rel=0.01, abs=1), chip.image_id
+        score = apls(truth[chip.image_id], ours, metres_per_pixel=0.5)
+        assert score.length.score > 0.99, chip.image_id
+
+
+@pytest.mark.parametrize(
+    ("directory", "length", "time"), [(EPFL, 0.95, 0.945), (VEGAS, 0.94, 0.93)]
+)
+def test_targets_vectorise_back_to_their_labels(
+    tmp_path: Path, directory: Path, length: float, time: float
+) -> None:
+    scores = []
+    for chip in cached(directory, tmp_path):
+        _, target = chip.read()
+        values = decode_target(target) * np.uint8(255)
+        graph = vectorize(Planes(ROAD_PLANES, values, chip.metres_per_pixel))
+        metres = float(np.mean(chip.metres_per_pixel))
+        score = apls(truth_rows(chip), to_rows(graph), metres_per_pixel=metres)
+        assert score.time is not None
+        scores.append((score.length.score, score.time.score))
+    mean = np.mean(scores, axis=0)
+    assert mean[0] > length
+    assert mean[1] > time
+
+
+def test_older_property_names_and_rgba(tmp_path: Path) -> None:
+    (chip,) = scan([VEGAS]).chips
+    assert (chip.image_id, chip.aoi, chip.image.bands) == ("AOI_2_Vegas_img0", "AOI_2_Vegas", 3)
+    (ready,) = cached(VEGAS, tmp_path)
+    assert len(ready.labels) == 38
+    assert {label.speed_mph for label in ready.labels} <= {20.0, 25.0, 35.0, 45.0, 55.0, 65.0}
+    # The official truth of the same chip, in pixels, as the scorer's fixture has it.
+    truth = read_roads_csv(DATA.parent / "fixtures/apls/vegas_img0_truth.csv")
+    score = apls(truth["AOI_2_Vegas_img0"], truth_rows(ready))
+    assert score.length.score > 0.95
+
+
+@pytest.mark.parametrize("directory", [EPFL, VEGAS])
+def test_trains_and_predicts(directory: Path, tmp_path: Path) -> None:
+    recipe_file = tmp_path / "real.yaml"
+    recipe_file.write_text(RECIPE)
+    place = Workplace(tmp_path / "weights", torch.device("cpu"))
+    options = TrainingOptions(cache=tmp_path / "cache")
+    assert not train([directory], parse_recipe(RECIPE, "real"), place, options)
+    images = directory
+    if directory == EPFL:
+        # A few of the 80 suffice for the way through.
+        images = tmp_path / "images"
+        images.mkdir()
+        for path in sorted((EPFL / "PS-RGB").iterdir())[:3]:
+            (images / path.name).symlink_to(path)
+    output = tmp_path / "out.csv"
+    done = predict([images], output, place.weights, place.device, str(recipe_file))
+    assert not done.faults
+    assert check_roads_csv(output, list(done.images)) == []
+    report = score_roads(read_roads_csv(output), read_roads_csv(output))
+    assert report.total.fair.length.score == pytest.approx(1)
