@@ -131,6 +131,16 @@ def test_score_says_when_the_two_countings_differ(
     assert "1 image stands in the truth only" in table
 
 
+def test_check_takes_ids_with_the_prefix(
+    city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out.csv"
+    text = (city / "test_truth.csv").read_text()
+    path.write_text(text.replace("\nAOI_", "\nSN5_roads_test_public_AOI_"))
+    assert ": ok" in succeeds(capsys, "check", path, city / "test")
+    assert ": ok" in succeeds(capsys, "check", city / "test_truth.csv", city / "test")
+
+
 def test_check_names_faults_and_ends_with_one(
     city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,7 +172,12 @@ def test_overlays_show_image_and_truth(
     # The same roads on both sides: the panels are equal below their captions.
     left, right = picture[34:194, :160], picture[34:194, 168:]
     assert (left == right).all()
-    assert left.std() > 10
+    (tmp_path / "none.csv").write_text(truth.read_text().splitlines()[0] + "\n")
+    succeeds(capsys, "overlay", tmp_path / "none.csv", pictures, city / "test")
+    bare = cv2.imread(str(written[0]))
+    assert bare is not None
+    share = (bare[34:194, :160] != left).any(axis=2).mean()
+    assert 0.01 < share < 0.5
 
 
 def test_messages_of_bad_input(

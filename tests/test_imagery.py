@@ -43,9 +43,32 @@ def test_multispectral_channels_begin_with_red_green_blue(tmp_path: Path) -> Non
     image = read_stretched(read_info(path, MULTISPECTRAL), 2, 98)
     assert image.shape == (96, 128, 8)
     assert image[0, 0, 0] == 255
-    assert (image[0, 0, 1:] == 0).all()
+    assert (image[0, 0, 1:] == 1).all()
     first = read_stretched(read_info(path, MULTISPECTRAL), 2, 98, channels=3)
     assert np.array_equal(first, image[..., :3])
+
+
+def test_dark_pixels_are_not_taken_for_no_data(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(500, 2000, (3, 64, 64)).astype(np.uint16)
+    pixels[:, 30] = 1  # a dark road
+    pixels[:, :5] = 0
+    image = read_stretched(read_info(write_image(tmp_path / "a.tif", pixels=pixels), RGB), 2, 98)
+    assert (image[5:].min(axis=2) >= 1).all()
+    assert not image[:5].any()
+
+
+def test_stretch_from_percentile_zero_begins_at_the_least_value() -> None:
+    band = np.arange(500, 1001, dtype=np.uint16)[None]
+    result = stretch(band, np.ones(band.shape, bool), 0, 100)[0]
+    assert (result[0], result[250], result[-1]) == (0, 128, 255)
+
+
+def test_unusable_reference_systems(tmp_path: Path) -> None:
+    local = 'LOCAL_CS["site",UNIT["metre",1]]'
+    place = Affine(0.5, 0, 664000, 0, -0.5, 4012000)
+    path = write_image(tmp_path / "a.tif", crs=local, transform=place)
+    with pytest.raises(SatmapError, match=r"a\.tif: unusable reference system"):
+        read_info(path, RGB)
 
 
 def test_no_data_becomes_black(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from made_files import write_image
-from satmap.inference.ensemble import predict_planes
+from satmap.data.cache import StretchSettings
+from satmap.errors import SatmapError
+from satmap.inference import prediction
+from satmap.inference.ensemble import Voter, predict_planes
 from satmap.inference.journal import Journal
 from satmap.inference.prediction import predict
 from satmap.inference.views import VIEWS
@@ -16,7 +20,9 @@ from satmap.inference.windows import windows
 from satmap.models.unet import build_network
 from satmap.models.weights import save_weights
 from satmap.planes import ROAD_PLANES
-from satmap.recipe import Inference
+from satmap.recipe import Inference, Recipe, load_recipe
+from satmap.roads.graph import RoadGraph
+from satmap.roads.rows import to_rows
 from satmap.submissions.roads_csv import RoadRow, check_roads_csv, read_roads_csv
 
 CPU = torch.device("cpu")
@@ -74,12 +80,14 @@ class FirstBand(nn.Module):
 @pytest.mark.parametrize("shape", [(16, 16), (1, 40), (97, 130), (300, 64)])
 @pytest.mark.parametrize("views", [1, 4, 8])
 def test_planes_lie_where_the_image_does(shape: tuple[int, int], views: int) -> None:
-    image = np.random.default_rng(0).integers(0, 255, (*shape, 3)).astype(np.uint8)
+    image = np.random.default_rng(0).integers(1, 255, (*shape, 3)).astype(np.uint8)
+    image[0, :3] = 0  # no data
     settings = Inference(views=views, batch=3, window=96, overlap=16)
-    planes = predict_planes([FirstBand()], image, settings, CPU)  # type: ignore[list-item]
+    planes = predict_planes([Voter(FirstBand())], image, settings, CPU)  # type: ignore[arg-type]
     assert planes.shape == (1, *shape)
     bright = round(255 / (1 + np.exp(-4)))
-    assert np.array_equal(planes[0], np.where(image[..., 0] > 127, bright, 255 - bright))
+    dark = np.where(image.any(axis=2), 255 - bright, 0)
+    assert np.array_equal(planes[0], np.where(image[..., 0] > 127, bright, dark))
 
 
 def test_the_ensemble_is_the_mean_of_its_networks() -> None:
@@ -87,55 +95,111 @@ def test_the_ensemble_is_the_mean_of_its_networks() -> None:
     networks = [build_network("resnet18", c, ROAD_PLANES, (16, 16, 16, 16)).eval() for c in (3, 8)]
     image = np.random.default_rng(0).integers(0, 255, (70, 90, 8)).astype(np.uint8)
     settings = Inference(views=8)
-    alone = [predict_planes([n], image, settings, CPU).astype(int) for n in networks]
-    both = predict_planes(networks, image, settings, CPU).astype(int)
-    assert np.abs(both - sum(alone) / 2).max() <= 1.01
+    alone = [predict_planes([Voter(n)], image, settings, CPU).astype(int) for n in networks]
+    both = predict_planes([Voter(n) for n in networks], image, settings, CPU).astype(int)
+    assert np.abs(both - (alone[0] + alone[1]) / 2).max() <= 1.01
+    uneven = [Voter(networks[0], votes=3), Voter(networks[1])]
+    weighted = predict_planes(uneven, image, settings, CPU).astype(int)
+    assert np.abs(weighted - (3 * alone[0] + alone[1]) / 4).max() <= 1.01
+    assert np.abs(alone[0] - alone[1]).max() > 4
 
 
 def test_a_turned_image_gives_turned_planes() -> None:
     torch.manual_seed(0)
     network = build_network("resnet18", 3, ROAD_PLANES, (16, 16, 16, 16)).eval()
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
-    planes = predict_planes([network], image, Inference(views=8), CPU).astype(int)
-    turned = predict_planes([network], np.rot90(image).copy(), Inference(views=8), CPU)
+    planes = predict_planes([Voter(network)], image, Inference(views=8), CPU).astype(int)
+    turned = predict_planes([Voter(network)], np.rot90(image).copy(), Inference(views=8), CPU)
     assert np.abs(np.rot90(planes, axes=(1, 2)) - turned).max() <= 1
 
 
-def make_weights(directory: Path, name: str, **metadata: str) -> Path:
+def make_weights(
+    directory: Path, name: str, recipe: Recipe | None = None, bands: int = 3, **metadata: str
+) -> Path:
     torch.manual_seed(len(name))
-    network = build_network("resnet18", 3, ROAD_PLANES, (16, 16, 16, 16))
+    network = build_network("resnet18", bands, ROAD_PLANES, (16, 16, 16, 16))
     path = directory / f"{name}.safetensors"
-    save_weights(path, network, {"recipe": "demo", "member": name.split(".")[0], **metadata})
+    text = (recipe or load_recipe("demo")).model_dump_json()
+    save_weights(path, network, {"recipe": text, "member": name.split(".")[0], **metadata})
     return path
 
 
 def test_choosing_networks(tmp_path: Path) -> None:
-    for name, epoch in (
-        ("a.best_apls", "3"),
-        ("a.best_dice", "9"),
-        ("a.last", "9"),
-        ("b.last", "9"),
-    ):
-        make_weights(tmp_path, name, stage="1", epoch=epoch)
+    recipe = load_recipe("sn5-roads-rgb")
+    make_weights(tmp_path, "a.best_apls", recipe, stage="1", epoch="3")
+    for name in ("a.best_dice", "a.last", "b.last"):
+        make_weights(tmp_path, name, recipe, stage="1", epoch="9")
+    # What a killed process may leave is no weight file.
+    (tmp_path / ".a.last-abcd1234.safetensors").write_bytes(b"half a file")
     files = find_weights(tmp_path)
-    assert recipe_of(files) == "demo"
-    every = choose(files, "demo", ("best_apls", "best_dice", "last"))
-    # a.best_dice and a.last are the same network.
-    assert [file.path.name.split(".safe")[0] for file in every] == [
-        "a.best_apls",
-        "a.best_dice",
-        "b.last",
+    assert recipe_of(files) == recipe
+    every = choose(files, recipe)
+    # a.best_dice and a.last are the same network: it computes once and votes twice.
+    assert [(file.path.name.removesuffix(".safetensors"), file.votes) for file in every] == [
+        ("a.best_apls", 1),
+        ("a.best_dice", 2),
+        ("b.last", 1),
     ]
-    assert len(choose(files, "demo", ("last",))) == 2
-    make_weights(tmp_path, "c.last", recipe="other")
-    from satmap.errors import SatmapError
+    only_last = recipe.inference.model_copy(update={"checkpoints": ("last",)})
+    assert len(choose(files, recipe.model_copy(update={"inference": only_last}))) == 2
 
-    with pytest.raises(SatmapError, match="the recipes demo, other; say which"):
-        recipe_of(find_weights(tmp_path))
-    with pytest.raises(SatmapError, match=r"no weights of recipe third .*c\.last"):
-        choose(find_weights(tmp_path), "third", ("last",))
+
+def test_weights_of_another_recipe_are_left_out(tmp_path: Path) -> None:
+    demo = load_recipe("demo")
+    make_weights(tmp_path, "a.last", demo, stage="1", epoch="1")
+    changed = demo.model_copy(update={"stretch": StretchSettings(low=1, high=99)})
+    make_weights(tmp_path, "b.last", changed, stage="1", epoch="1")
+    files = find_weights(tmp_path)
+    assert [file.path.name for file in choose(files, demo)] == ["a.last.safetensors"]
+    assert [file.path.name for file in choose(files, changed)] == ["b.last.safetensors"]
+    with pytest.raises(SatmapError, match=r"2 different recipes: a\.last"):
+        recipe_of(files)
+    with pytest.raises(SatmapError, match=r"no weights that recipe small-roads"):
+        choose(files, load_recipe("small-roads"))
+    make_weights(tmp_path, "c.last").write_bytes(
+        make_weights(tmp_path, "d.last").read_bytes()[:1000]
+    )
+    with pytest.raises(SatmapError, match=r"c\.last\.safetensors is not a whole"):
+        find_weights(tmp_path)
     with pytest.raises(SatmapError, match=r"no weights .* in"):
         find_weights(tmp_path / "absent")
+
+
+def test_networks_of_eight_bands_sit_out_where_there_are_three(city: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(city / "test", images)
+    for path in sorted(images.glob("**/PS-MS/*.tif")):
+        if "chip6" in path.name:
+            path.unlink()
+        else:
+            # Truncated pixels under a good header: the RGB image must serve.
+            path.write_bytes(path.read_bytes()[:-20_000])
+    make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
+    make_weights(tmp_path / "weights", "b.last", bands=8, stage="1", epoch="1")
+    done = predict([images], tmp_path / "out.csv", tmp_path / "weights", CPU)
+    assert not done.faults
+    assert any("1 of 2 networks need PS-MS" in warning for warning in done.warnings)
+    assert any("PS-MS_chip7.tif" in warning for warning in done.warnings)
+    shutil.rmtree(tmp_path / "weights")
+    make_weights(tmp_path / "weights", "b.last", bands=8, stage="1", epoch="1")
+    done = predict([images], tmp_path / "out.csv", tmp_path / "weights", CPU)
+    assert "wants 8 bands" in done.faults["AOI_99_Made_chip6"]
+
+
+def test_an_unthought_of_fault_costs_one_image(
+    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = to_rows
+
+    def broken(graph: RoadGraph) -> list[RoadRow]:
+        monkeypatch.setattr(prediction, "to_rows", original)
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(prediction, "to_rows", broken)
+    make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
+    done = predict([city / "test"], tmp_path / "out.csv", tmp_path / "weights", CPU)
+    assert done.faults == {"AOI_99_Made_chip6": "RuntimeError: a bug"}
+    assert set(read_roads_csv(tmp_path / "out.csv")) == {"AOI_99_Made_chip6", "AOI_99_Made_chip7"}
 
 
 def test_one_bad_image_costs_only_itself(tmp_path: Path) -> None:
@@ -201,8 +265,6 @@ def test_the_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_a_stopped_prediction_goes_on(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from satmap.inference import prediction
-
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     whole, resumed = tmp_path / "whole.csv", tmp_path / "resumed.csv"
     predict([city / "test"], whole, tmp_path / "weights", CPU)

@@ -55,6 +55,41 @@ def test_older_names(tmp_path: Path, image: str, label: str) -> None:
     assert path.name in label_names(chip)
 
 
+def test_names_of_cities_may_hold_underscores(tmp_path: Path) -> None:
+    for product in ("PS-MS", "PS-RGB"):
+        bands = 8 if product == "PS-MS" else 3
+        name = f"SN5_roads_test_public_AOI_9_San_Juan_{product}_chip1.tif"
+        write_image(tmp_path / product / name, bands=bands)
+    label = write_labels(
+        tmp_path / "SN5_roads_train_AOI_9_San_Juan_geojson_roads_speed_chip1.geojson", []
+    )
+    (chip,) = scan([tmp_path]).chips
+    assert chip.image_id == "AOI_9_San_Juan_chip1"
+    assert chip.aoi == "AOI_9_San_Juan"
+    assert chip.long_id == "SN5_roads_test_public_AOI_9_San_Juan_chip1"
+    assert set(chip.images) == {"PS-MS", "PS-RGB"}
+    assert chip.label == label
+
+
+def test_orphans_and_images_without_labels_are_listed(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_image(tmp_path / f"SN5_roads_train_AOI_7_Moscow_PS-RGB_chip{number}.tif")
+    for number in (2, 3):
+        write_labels(tmp_path / f"AOI_7_Moscow_chip{number}.geojson", [])
+    summary = scan([tmp_path]).summary()
+    assert "without label: AOI_7_Moscow_chip1" in summary
+    assert "labels without an image: AOI_7_Moscow_chip3.geojson" in summary
+
+
+def test_a_broken_product_leaves_the_other(tmp_path: Path) -> None:
+    write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
+    (tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-MS_chip1.tif").write_bytes(b"no image")
+    inventory = scan([tmp_path])
+    assert inventory.chips[0].image.product == "PS-RGB"
+    assert not inventory.faults
+    assert "PS-MS_chip1.tif" in inventory.warnings[0]
+
+
 def test_openstreetmap_extracts_are_no_labels(tmp_path: Path) -> None:
     write_image(tmp_path / "RGB-PanSharpen_AOI_2_Vegas_img1.tif")
     write_labels(tmp_path / "osm/AOI_2_Vegas_img1.geojson", [])

@@ -106,11 +106,15 @@ def test_trains_and_predicts(directory: Path, tmp_path: Path) -> None:
         # A few of the 80 suffice for the way through.
         images = tmp_path / "images"
         images.mkdir()
-        for path in sorted((EPFL / "PS-RGB").iterdir())[:3]:
-            (images / path.name).symlink_to(path)
+        for number in (1, 2, 3):
+            for path in EPFL.glob(f"*/*_chip{number}.*"):
+                (images / path.name).symlink_to(path)
     output = tmp_path / "out.csv"
     done = predict([images], output, place.weights, place.device, str(recipe_file))
     assert not done.faults
     assert check_roads_csv(output, list(done.images)) == []
-    report = score_roads(read_roads_csv(output), read_roads_csv(output))
-    assert report.total.fair.length.score == pytest.approx(1)
+    # Little can be learnt in one epoch; the figures are the note's affair, the way through this.
+    truth = {chip.image_id: truth_rows(chip) for chip in cached(images, tmp_path / "cache2")}
+    report = score_roads(truth, read_roads_csv(output))
+    assert set(report.images) == set(truth)
+    assert 0 <= report.total.official.length.score <= 1

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,8 +80,8 @@ def test_two_stages_leave_weights_and_scores(
     assert files["last"].path.stat().st_mtime_ns == before
 
 
-def last(place: Workplace) -> dict[str, torch.Tensor]:
-    (path,) = place.weights.glob("*.last.safetensors")
+def weights_of(place: Workplace, checkpoint: str) -> dict[str, torch.Tensor]:
+    (path,) = place.weights.glob(f"*.{checkpoint}.safetensors")
     return load_weights(path)[0].state_dict()
 
 
@@ -108,8 +109,10 @@ def test_a_training_stopped_and_gone_on_ends_with_the_same_weights(
             run(city, directory, recipe)
         monkeypatch.setattr(loop, "_train_epoch", original)
         resumed = run(city, directory, recipe)
-        for name, value in last(whole).items():
-            assert torch.equal(value, last(resumed)[name]), name
+        for checkpoint in ("last", "best_apls", "best_dice"):
+            expected, found = (weights_of(place, checkpoint) for place in (whole, resumed))
+            for name, value in expected.items():
+                assert torch.equal(value, found[name]), (checkpoint, name)
 
 
 def test_killed_for_real_and_started_again(city: Path, tmp_path: Path) -> None:
@@ -143,8 +146,9 @@ def test_another_recipe_does_not_go_on_in_the_same_place(city: Path, tmp_path: P
 
 
 def test_the_loss_falls_and_a_frozen_encoder_stays(city: Path, tmp_path: Path) -> None:
-    stage = {"crop": 64, "batch": 4, "epochs": 3, "passes": 4, "freeze_encoder_epochs": 3}
-    recipe = small(stages=[{**stage, "schedule": {"kind": "cosine", "peak": 5e-3}}])
+    frozen = {"crop": 64, "batch": 4, "epochs": 3, "passes": 4, "freeze_encoder_epochs": 3}
+    schedule = {"kind": "cosine", "peak": 5e-3}
+    recipe = small(stages=[{**frozen, "schedule": schedule}])
     chips = prepare(
         scan([city / "train"]).chips, 8, tmp_path / "cache", recipe.stretch, recipe.targets
     ).chips
@@ -152,12 +156,27 @@ def test_the_loss_falls_and_a_frozen_encoder_stays(city: Path, tmp_path: Path) -
     network = build_network("resnet18", 8, ROAD_PLANES, (16, 16, 16, 16))
     before = {name: value.clone() for name, value in network.encoder.state_dict().items()}
     progress = train_member(
-        network, recipe.members[0], recipe, chips, [], Workplace(tmp_path / "weights", CPU)
+        network,
+        recipe.members[0],
+        recipe,
+        chips,
+        [],
+        Workplace(tmp_path / "weights", CPU),
+        pretrained=True,
     )
     losses = [record["loss"] for record in progress.history]
     assert losses[-1] < 0.8 * losses[0]
     for name, value in network.encoder.state_dict().items():
         assert torch.equal(value, before[name]), name
+    # With an epoch more than are frozen it thaws; an encoder from scratch never freezes.
+    for directory, pretrained, epochs in (("thawed", True, 4), ("scratch", False, 1)):
+        stage = {**frozen, "epochs": epochs, "schedule": schedule}
+        recipe = small(stages=[stage])
+        place = Workplace(tmp_path / directory, CPU)
+        train_member(network, recipe.members[0], recipe, chips, [], place, pretrained=pretrained)
+        now = network.encoder.state_dict()
+        assert any(not torch.equal(now[name], before[name]) for name in before), directory
+        before = {name: value.clone() for name, value in now.items()}
     # Without validation chips there are only the last weights.
     assert [f.checkpoint for f in find_weights(tmp_path / "weights")] == ["last"]
 
@@ -166,15 +185,15 @@ def test_a_loss_that_is_not_finite_ends_the_training(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = run(city, tmp_path, small())
-    good = last(place)
+    good = weights_of(place, "last")
 
     def broken(self: UNet, x: torch.Tensor) -> torch.Tensor:
         return torch.full((len(x), 12, *x.shape[2:]), torch.nan, requires_grad=True)
 
     monkeypatch.setattr(UNet, "forward", broken)
-    with pytest.raises(SatmapError, match="the loss is nan at epoch 1, step 1"):
+    with pytest.raises(SatmapError, match="loss is nan at epoch 1, step 1, on crops of AOI_99_"):
         run(city, tmp_path, small(), restart=True)
-    assert all(torch.equal(value, good[name]) for name, value in last(place).items())
+    assert all(torch.equal(value, good[name]) for name, value in weights_of(place, "last").items())
 
 
 @pytest.mark.parametrize("encoder", ["dpn92", "inception_resnet_v2"])
@@ -210,4 +229,42 @@ def test_imagenet_weights_are_asked_for(city: Path, tmp_path: Path) -> None:
     options = TrainingOptions(cache=tmp_path / "cache")
     with pytest.raises(SatmapError, match=r"imagenet/resnet18\.safetensors.*--from-scratch"):
         train([city / "train"], small(pretrained=True), place, options)
-    assert not (tmp_path / "cache" / "anything").exists()
+    # Asked before any work is done, and again where an earlier training is thrown away.
+    assert not list((tmp_path / "cache").glob("*"))
+    place.state_file(small().members[0]).write_bytes(b"left over")
+    again = Workplace(place.weights, CPU, restart=True)
+    with pytest.raises(SatmapError, match="--from-scratch"):
+        train([city / "train"], small(pretrained=True), again, options)
+
+
+def test_unknown_encoders_are_refused_before_any_training(city: Path, tmp_path: Path) -> None:
+    place = Workplace(tmp_path / "weights", CPU)
+    with pytest.raises(SatmapError, match="unknown encoder 'resnet99'; known are dpn92"):
+        train([city / "train"], small(encoder="resnet99"), place, TrainingOptions(tmp_path / "c"))
+    assert not list((tmp_path / "c").glob("*"))
+
+
+def test_many_unreadable_images_stop_the_training(city: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(city / "train", images)
+    for path in sorted(images.glob("**/*chip[12].tif")):
+        path.write_bytes(b"no image")
+    place = Workplace(tmp_path / "weights", CPU)
+    with pytest.raises(SatmapError, match="2 of 6 chips cannot be used"):
+        train([images], small(), place, TrainingOptions(tmp_path / "cache"))
+
+
+def test_a_restart_leaves_nothing_of_the_earlier_training(city: Path, tmp_path: Path) -> None:
+    run(city, tmp_path, small())
+    chips = prepare(
+        scan([city / "train"]).chips, 8, tmp_path / "cache", small().stretch, small().targets
+    ).chips
+    place = Workplace(tmp_path / "weights", CPU, restart=True)
+    network = build_network("resnet18", 8, ROAD_PLANES, (16, 16, 16, 16))
+    # Without validation there is no best: the old ones must not be averaged in.
+    train_member(network, small().members[0], small(), chips, [], place)
+    assert [file.checkpoint for file in find_weights(place.weights)] == ["last"]
+    place.weight_file(small().members[0], "last").unlink()
+    place = Workplace(place.weights, CPU)
+    with pytest.raises(SatmapError, match="its weights are gone"):
+        train_member(network, small().members[0], small(), chips, [], place)

@@ -233,12 +233,14 @@ def _check(options: argparse.Namespace) -> int:
     """
     from satmap.submissions.roads_csv import check_roads_csv
 
-    expected = None
+    faults = check_roads_csv(options.submission, None)
     if options.directories:
         from satmap.data.spacenet_roads import scan
 
-        expected = scan(options.directories).long_ids.keys()
-    faults = check_roads_csv(options.submission, expected)
+        # Ids with the challenge's prefix are as good as those without, but not both in one file.
+        ids = scan(options.directories).long_ids
+        candidates = [check_roads_csv(options.submission, i) for i in (ids.keys(), ids.values())]
+        faults = min(candidates, key=len)
     for fault in faults:
         place = f":{fault.line}" if fault.line is not None else ""
         print(f"{options.submission}{place}: {fault.message}")
@@ -304,5 +306,5 @@ def _default_weights() -> Path:
 
 def _default_workers() -> int:
     # With two cores a second process takes from the network what it gives in crops.
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
     return min(8, cores - 1) if cores > 2 else 0

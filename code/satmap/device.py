@@ -9,17 +9,19 @@ def pick_device(name: str = "auto") -> torch.device:
     """The device of that name; ``auto`` is the first GPU, else the CPU.
 
     Raises:
-        SatmapError: there is no such device.
+        SatmapError: there is no such device, or it does not run this torch.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        # A real kernel: a GPU too old for this torch is listed all the same.
+        (torch.ones(8, device=device) * 2).sum().item()
     except (RuntimeError, AssertionError) as error:
         raise SatmapError(
             f"device {name!r} cannot be used ({str(error).splitlines()[0]}). "
-            "Give `auto`, `cpu` or `cuda`; for a GPU in a container pass `--gpus all`."
+            f"Give `auto`, `cpu` or `cuda`; in a container pass `--gpus all`. torch "
+            f"{torch.__version__} runs on {' '.join(torch.cuda.get_arch_list()) or 'no GPU'}."
         ) from error
     return device
 

@@ -1,4 +1,4 @@
-"""The one exception that users see as a plain message."""
+"""The exceptions that users see as plain messages."""
 
 
 class SatmapError(Exception):
@@ -6,3 +6,7 @@ class SatmapError(Exception):
 
     The command line prints it on stderr without a traceback and ends with status 1.
     """
+
+
+class CannotWriteError(SatmapError):
+    """Nothing can be written there: a fault of the whole run, never of a single image."""

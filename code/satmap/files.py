@@ -3,10 +3,18 @@
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from satmap.errors import SatmapError
+from satmap.errors import CannotWriteError
+
+# A process can read its umask only by changing it, which is not safe once threads run.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+# No write takes so long: a temporary file of that age was left by a process that was killed.
+_LEFT_OVER_S = 3600.0
 
 
 @contextlib.contextmanager
@@ -17,7 +25,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary file is removed and ``path`` is left as it was.
 
     Raises:
-        SatmapError: the directory cannot be made or written to.
+        CannotWriteError: the directory cannot be made or written to.
     """
     temporary = None
     try:
@@ -28,19 +36,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.close(descriptor)
         temporary = Path(name)
         # mkstemp makes private files; the result should follow the user's umask like any other.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_UMASK)
         yield temporary
+        with temporary.open("rb") as file:
+            # The content must be on the disk before the name points to it.
+            os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise SatmapError(
+        raise CannotWriteError(
             f"cannot write {path}: {error.strerror or error}. "
             "Check that the directory exists, is writable and has space."
         ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether ``atomic_path`` made the file and it has not been renamed yet."""
+    return path.name.startswith(".")
+
+
+def remove_left_over(directory: Path) -> None:
+    """Delete the temporary files that killed processes left in a directory of satmap's own."""
+    for path in directory.glob(".*-????????.*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _LEFT_OVER_S:
+                path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -53,16 +75,16 @@ def require_writable(path: Path) -> None:
     """Fail before hours of work rather than after them when ``path`` cannot be written.
 
     Raises:
-        SatmapError: ``path`` is a directory, or its directory cannot be written to.
+        CannotWriteError: ``path`` is a directory, or its directory cannot be written to.
     """
     if path.is_dir():
-        raise SatmapError(f"{path} is a directory; give the name of a file to write.")
+        raise CannotWriteError(f"{path} is a directory; give the name of a file to write.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise SatmapError(
+        raise CannotWriteError(
             f"cannot write {path}: {error.strerror or error}. "
             "Choose another place for the output or change the directory's permissions."
         ) from error

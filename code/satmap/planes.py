@@ -43,10 +43,3 @@ class Planes:
 
     def __contains__(self, name: object) -> bool:
         return name in self.names
-
-    @property
-    def speed(self) -> NDArray[np.uint8] | None:
-        """The speed planes, (10, height, width), or None where a network has none."""
-        if not all(name in self.names for name in SPEED_PLANES):
-            return None
-        return self.values[[self.names.index(name) for name in SPEED_PLANES]]

@@ -81,7 +81,8 @@ Schedule = Annotated[StepSchedule | CosineSchedule, Field(discriminator="kind")]
 class Stage(_Settings):
     """One pass of training: crops of one size under one schedule.
 
-    An epoch is ``passes`` crops of every chip. ``batch`` is a GPU's share where there are several.
+    An epoch is ``passes`` crops of every chip. ``batch`` is a GPU's share, and
+    ``sync_batch_norm`` joins the statistics, where a stage runs on several.
     """
 
     crop: int = Field(ge=64, multiple_of=32)
@@ -179,6 +180,11 @@ class Recipe(_Settings):
         if any(member.fold >= self.folds for member in self.members):
             raise ValueError(f"a member's fold must be below folds = {self.folds}")
         return self
+
+    @cached_property
+    def channels(self) -> int:
+        """Bands that the members need at most."""
+        return max(member.bands for member in self.members)
 
     @cached_property
     def training_fingerprint(self) -> str:

@@ -67,7 +67,7 @@ def draw_geometry(
         # Whole pixels, so that nothing is resampled.
         x, y = (math.floor(c - crop / 2) + crop / 2 for c in centre)
         return Geometry((x, y))
-    x, y = (c + random.uniform(-settings.shift, settings.shift) * crop / 2 for c in centre)
+    x, y = (c + random.uniform(-settings.shift, settings.shift) * crop for c in centre)
     resized = random.random() < settings.resize_probability
     rotated = random.random() < settings.rotation_probability
     return Geometry(

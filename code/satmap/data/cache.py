@@ -1,8 +1,8 @@
 """Chips made ready for training, one memory-mapped file each.
 
 A file is a safetensors container: the stretched image, the target and, in its header, everything
-that validation needs and the fingerprint of what it was made from. Reading a crop touches only the
-pages of its own rows.
+that validation needs. Reading a crop touches only the
+pages of its own rows. The directory can be deleted whenever no training runs.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -35,6 +35,12 @@ class StretchSettings(BaseModel):
 
     low: float = Field(2.0, ge=0, le=100)
     high: float = Field(98.0, ge=0, le=100)
+
+    @model_validator(mode="after")
+    def _low_is_below_high(self) -> "StretchSettings":
+        if self.low >= self.high:
+            raise ValueError("low must be below high")
+        return self
 
 
 @dataclass(frozen=True)
@@ -75,11 +81,13 @@ def prepare_chip(
     Raises:
         SatmapError: the image or label is unusable, or the cache cannot be written.
     """
-    path = directory / f"{chip.image_id}.safetensors"
+    # The fingerprint is part of the name: another training's settings make another file, and
+    # never change one that is in use.
     fingerprint = _fingerprint(chip, stretch, targets)
+    path = directory / f"{chip.image_id}.{fingerprint[:16]}.safetensors"
     header = _read_header(path)
-    if header is None or header.get("fingerprint") != fingerprint:
-        header = _build(chip, stretch, targets) | {"fingerprint": fingerprint}
+    if header is None:
+        header = _build(chip, stretch, targets)
         image, target = header.pop("image"), header.pop("target")
         with atomic_path(path) as temporary:
             # The safetensors header holds strings only.

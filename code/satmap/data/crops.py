@@ -14,11 +14,11 @@ from satmap.data.augmentation import Augmentation, Geometry, draw_geometry, reco
 from satmap.data.cache import CachedChip
 
 
-class CropDataset(Dataset[tuple[Tensor, Tensor]]):
+class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
     """Random crops of chips, reproducible whatever the number of workers.
 
     Item ``i`` of an epoch depends on seed, epoch and ``i`` alone. Items are
-    (image uint8 (channels, crop, crop), target uint8 (crop, crop)).
+    (image uint8 (channels, crop, crop), target uint8 (crop, crop), index of the chip).
     """
 
     def __init__(
@@ -46,15 +46,17 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.chips) * self.passes
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
         random = np.random.default_rng((self.seed, self.epoch, index))
-        chip = self.chips[index % len(self.chips)]
+        number = index % len(self.chips)
+        chip = self.chips[number]
         settings = self.augmentation
         geometry = draw_geometry(random, chip.shape[:2], self.crop, settings)
         image, target = read_crop(chip, geometry, self.crop, self.channels)
         if settings is not None and random.random() < settings.colour_probability:
             image = recolour(random, image)
-        return torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(target)
+        pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
+        return pixels, torch.from_numpy(target), number
 
 
 def read_crop(

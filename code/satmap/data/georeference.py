@@ -8,7 +8,6 @@ import rasterio.crs
 import rasterio.warp
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio.errors import CRSError
 
 from satmap.errors import SatmapError
 
@@ -35,11 +34,22 @@ class Georeference:
     metres_per_pixel: tuple[float, float]
 
     def to_pixels(self, xy: NDArray[np.float64], crs: str = LON_LAT) -> NDArray[np.float64]:
-        """Coordinates (n, 2) of ``crs`` as pixel x and y, float64 (n, 2)."""
+        """Coordinates (n, 2) of ``crs`` as pixel x and y, float64 (n, 2).
+
+        Raises:
+            ValueError: the coordinates cannot be brought into the image's system.
+        """
         if not len(xy):
             return xy
-        x, y = rasterio.warp.transform(crs, self.crs, xy[:, 0], xy[:, 1])
-        return _apply(~self.transform, np.column_stack([x, y]))
+        try:
+            projected = rasterio.warp.transform(crs, self.crs, xy[:, 0], xy[:, 1])
+        # GDAL's own errors have no public base class.
+        except Exception as error:
+            raise ValueError(f"cannot be projected from {crs:.60} to the image: {error}") from error
+        pixels = _apply(~self.transform, np.column_stack(projected[:2]))
+        if not np.isfinite(pixels).all():
+            raise ValueError(f"cannot be projected from {crs:.60} to the image")
+        return pixels
 
 
 def georeference_of(
@@ -55,7 +65,8 @@ def georeference_of(
     try:
         size = _metres_per_pixel(crs, transform, width, height)
         return Georeference(crs.to_wkt(), transform, size)
-    except (CRSError, ValueError) as error:
+    # GDAL's own errors, which local and geocentric systems raise, have no public base class.
+    except Exception as error:
         raise SatmapError(
             f"unusable reference system ({error}); assign the right one, for example with "
             "`rio edit-info --crs EPSG:4326 IMAGE`."

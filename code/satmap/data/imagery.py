@@ -96,7 +96,8 @@ def read_stretched(
 
     Returns:
         uint8 (height, width, channels): red, green, blue and, of a multispectral image, the other
-        five bands in ``MS_BAND_ORDER``. Pixels without data are 0 in every channel.
+        five bands in ``MS_BAND_ORDER``. Pixels without data are 0 in every channel, all others at
+        least 1.
 
     Raises:
         SatmapError: the pixels cannot be read, for example from a truncated file.
@@ -115,7 +116,8 @@ def read_stretched(
         ) from error
     stretched = np.empty((info.height, info.width, len(bands)), np.uint8)
     for channel, band in enumerate(bands):
-        stretched[..., channel] = stretch(band, valid, low, high)
+        # 0 is kept for pixels without data: the darkest of the others are 1.
+        stretched[..., channel] = np.maximum(stretch(band, valid, low, high), valid)
     return stretched
 
 
@@ -136,7 +138,9 @@ def stretch(
     total = int(cumulated[-1])
     if total == 0:
         return np.zeros(band.shape, np.uint8)
-    bottom, top = np.searchsorted(cumulated, np.array([low, high]) / 100 * total)
+    # At least one pixel lies at or below a percentile, so that 0 is the least value there is.
+    rank = np.maximum(np.array([low, high]) / 100 * total, 1)
+    bottom, top = np.searchsorted(cumulated, rank)
     levels = np.arange(np.iinfo(band.dtype).max + 1, dtype=np.float32)
     table = np.clip((levels - bottom) * (255 / max(top - bottom, 1)), 0, 255)
     result: NDArray[np.uint8] = np.rint(table).astype(np.uint8)[band]

@@ -6,12 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from satmap.data.cache import CachedChip, StretchSettings, prepare_chip
 from satmap.data.chip import Chip
 from satmap.data.targets import TargetSettings
-from satmap.errors import SatmapError
+from satmap.errors import CannotWriteError, SatmapError
+from satmap.progress import track
 
 # More bad chips than this share point to a systematic fault that skipping would hide.
 _TOLERATED_FAULTS = 0.1
@@ -53,23 +52,26 @@ def prepare(
         targets: how roads become pixels.
 
     Raises:
-        SatmapError: the cache's directory cannot be written.
+        CannotWriteError: the cache's directory cannot be written, or its disk is full.
     """
 
     def attempt(chip: Chip) -> CachedChip | str:
         try:
             chip.require_channels(channels)
             return prepare_chip(chip, directory, stretch, targets)
+        except CannotWriteError:
+            raise
         except SatmapError as error:
             return str(error)
+        # Libraries fail in ways of their own on files that nobody has thought of.
+        except Exception as error:
+            return f"{chip.image.path}: {type(error).__name__}: {error}"
 
     ready, faults = [], {}
     # Threads suffice: GDAL and numpy let go of the interpreter for most of the work.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(attempt, chips)
-        for chip, result in zip(
-            chips, tqdm(results, desc="preparing", total=len(chips), disable=None), strict=True
-        ):
+        results = track(pool.map(attempt, chips), "preparing", len(chips))
+        for chip, result in zip(chips, results, strict=True):
             if isinstance(result, str):
                 faults[chip.image_id] = result
             else:

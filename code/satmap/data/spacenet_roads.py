@@ -24,7 +24,8 @@ _PRODUCTS = {
 }
 
 _TAIL = r"(?P<tail>(?:chip|img)\d+)"
-_AOI = r"(?P<aoi>AOI_\d+_[^_]+)"
+# Names of cities may hold underscores: AOI_9_San_Juan.
+_AOI = r"(?P<aoi>AOI_\d+_.+?)"
 _IMAGE_NAMES = (
     # SN5_roads_train_AOI_7_Moscow_PS-MS_chip23.tif
     re.compile(rf"(?P<prefix>SN\d_roads_.*?){_AOI}_(?P<product>PS-MS|PS-RGB)_{_TAIL}", re.I),
@@ -50,8 +51,9 @@ class Inventory:
 
     Attributes:
         chips: sorted by id, in natural order.
-        faults: image id to what is wrong with its files; such a chip is among ``chips`` only if
-            another image of it can be read.
+        faults: image id to what is wrong, for the images that cannot be read at all.
+        warnings: what is wrong with one product of an image whose other product serves.
+        orphans: labels without an image.
         long_ids: image id to the id with the challenge's prefix, for every image found, readable or
             not.
         passed_over: rasters whose names are not those of a road image.
@@ -60,6 +62,8 @@ class Inventory:
 
     chips: tuple[Chip, ...]
     faults: dict[str, str]
+    warnings: tuple[str, ...]
+    orphans: tuple[Path, ...]
     long_ids: dict[str, str]
     passed_over: tuple[Path, ...]
     directories: tuple[Path, ...]
@@ -102,11 +106,18 @@ class Inventory:
         ]
         if missing := [c.image_id for c in self.chips if c.image.georeference is None]:
             lines.append(f"without georeference: {_listing(missing)}")
+        unlabelled = [chip.image_id for chip in self.unlabelled()]
+        if 0 < len(unlabelled) < len(self.chips):
+            lines.append(f"without label: {_listing(unlabelled)}")
+        if self.orphans:
+            names = [path.name for path in self.orphans]
+            lines.append(f"labels without an image: {_listing(names)}")
         if self.passed_over:
             lines.append(
                 f"passed over: {len(self.passed_over)} other rasters such as "
                 f"{self.passed_over[0].name}"
             )
+        lines += [f"passed over: {warning}" for warning in self.warnings]
         lines += [f"unusable: {fault}" for fault in self.faults.values()]
         return "\n".join(lines)
 
@@ -150,17 +161,26 @@ def scan(directories: Sequence[Path]) -> Inventory:
                 labels[image_id] = (has_speed, path)
     if not images:
         raise SatmapError(_nothing_found(directories, label_count, passed_over))
-    chips, faults = [], {}
+    chips, faults, warnings = [], {}, []
     for image_id in sorted(images, key=natural_key):
         infos, wrong = _read_infos(images[image_id])
         if infos:
             long_id, aoi = names[image_id]
             label = labels.get(image_id, (0, None))[1]
             chips.append(Chip(image_id, long_id, aoi, infos, label))
-        if wrong:
-            faults[image_id] = wrong
+            warnings += wrong
+        else:
+            faults[image_id] = " ".join(wrong)
     long_ids = {image_id: names[image_id][0] for image_id in sorted(images, key=natural_key)}
-    return Inventory(tuple(chips), faults, long_ids, tuple(passed_over), tuple(directories))
+    return Inventory(
+        chips=tuple(chips),
+        faults=faults,
+        warnings=tuple(warnings),
+        orphans=tuple(path for image_id, (_, path) in labels.items() if image_id not in images),
+        long_ids=long_ids,
+        passed_over=tuple(passed_over),
+        directories=tuple(directories),
+    )
 
 
 def label_names(chip: Chip) -> list[str]:
@@ -194,7 +214,7 @@ def _files(directories: Iterable[Path]) -> Iterator[Path]:
                     yield Path(parent, name)
 
 
-def _read_infos(paths: dict[str, Path]) -> tuple[dict[str, ImageInfo], str]:
+def _read_infos(paths: dict[str, Path]) -> tuple[dict[str, ImageInfo], list[str]]:
     """The readable products of a chip, and what is wrong with the others."""
     infos, wrong = {}, []
     for product, path in paths.items():
@@ -202,7 +222,7 @@ def _read_infos(paths: dict[str, Path]) -> tuple[dict[str, ImageInfo], str]:
             infos[product] = read_info(path, product)
         except SatmapError as error:
             wrong.append(str(error))
-    return infos, " ".join(wrong)
+    return infos, wrong
 
 
 def _nothing_found(directories: Sequence[Path], labels: int, others: Sequence[Path]) -> str:

@@ -1,6 +1,7 @@
 """The mean of several networks over several views, in memory."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,8 +18,21 @@ from satmap.recipe import Inference
 _LEAST_MARGIN = 16
 
 
+@dataclass(frozen=True)
+class Voter:
+    """A network of an ensemble and its weight in the mean.
+
+    Attributes:
+        network: on the device, in evaluation mode.
+        votes: for how many checkpoints it stands; the best and the last may be one network.
+    """
+
+    network: UNet
+    votes: int = 1
+
+
 def predict_planes(
-    networks: Sequence[UNet],
+    voters: Sequence[Voter],
     image: NDArray[np.uint8],
     settings: Inference,
     device: torch.device,
@@ -26,42 +40,46 @@ def predict_planes(
     """Average the probabilities of all networks and views.
 
     Args:
-        networks: on ``device``, in evaluation mode, with the same planes. A network of three
-            channels sees the first three of the image.
+        voters: networks with the same planes. One of three channels sees the first three of the
+            image.
         image: uint8 (height, width, channels).
         settings: views, batch and windows.
         device: where to compute.
 
     Returns:
-        uint8 (planes, height, width), 0..255 for 0..1.
+        uint8 (planes, height, width), 0..255 for 0..1; 0 where the image has no data (0 in every
+        channel), whatever the networks make of the black.
     """
     height, width = image.shape[:2]
-    planes = np.empty((len(networks[0].plane_names), height, width), np.uint8)
+    planes = np.empty((len(voters[0].network.plane_names), height, width), np.uint8)
     for window in windows(height, width, settings.window, settings.overlap):
-        mean = _predict_window(networks, image[window.read], settings, device)
+        mean = _predict_window(voters, image[window.read], settings, device)
         planes[:, *window.core] = mean[:, *window.core_in_read]
+    planes[:, ~image.any(axis=2)] = 0
     return planes
 
 
 @torch.inference_mode()
 def _predict_window(
-    networks: Sequence[UNet], image: NDArray[np.uint8], settings: Inference, device: torch.device
+    voters: Sequence[Voter], image: NDArray[np.uint8], settings: Inference, device: torch.device
 ) -> NDArray[np.uint8]:
     top, bottom = _margins(image.shape[0])
     left, right = _margins(image.shape[1])
     padded = np.pad(image, ((top, bottom), (left, right), (0, 0)), mode="reflect")
     pixels = torch.from_numpy(np.ascontiguousarray(padded.transpose(2, 0, 1))).to(device)
-    planes = len(networks[0].plane_names)
+    planes = len(voters[0].network.plane_names)
     total = torch.zeros((planes, *pixels.shape[1:]), dtype=torch.float32, device=device)
-    for network in networks:
+    for voter in voters:
+        network = voter.network
         normalized = network.encoder.normalize(pixels[None, : network.encoder.in_channels])
         for views in _batches(VIEWS[: settings.views], pixels.shape[1:], settings.batch):
             batch = torch.cat([view.apply(normalized) for view in views])
             with autocast(device):
                 logits = network(batch.contiguous(memory_format=torch.channels_last))
             for view, output in zip(views, logits.float().sigmoid(), strict=True):
-                total += view.undo(output)
-    mean = total * (255 / (len(networks) * settings.views))
+                total += view.undo(output) * voter.votes
+    votes = sum(voter.votes for voter in voters)
+    mean = total * (255 / (votes * settings.views))
     inside: Tensor = mean[:, top : top + image.shape[0], left : left + image.shape[1]]
     return inside.round().to(torch.uint8).cpu().numpy()
 

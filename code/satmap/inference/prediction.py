@@ -6,18 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from satmap.data.chip import Chip
 from satmap.data.imagery import read_stretched
 from satmap.data.spacenet_roads import scan
 from satmap.errors import SatmapError
 from satmap.files import require_writable
-from satmap.inference.ensemble import predict_planes
+from satmap.inference.ensemble import Voter, predict_planes
 from satmap.inference.journal import Journal
 from satmap.inference.weights import WeightFile, choose, find_weights, load_ensemble, recipe_of
-from satmap.models.unet import UNet
 from satmap.planes import Planes
+from satmap.progress import track
 from satmap.recipe import Recipe, load_recipe
 from satmap.roads.rows import to_rows
 from satmap.roads.vectorize import vectorize
@@ -30,8 +29,9 @@ class Prediction:
 
     Attributes:
         images: rows by the id that stands in the file, every image found.
-        faults: image id to what was wrong; these have no roads in the file.
-        warnings: what the user should know but cost nothing.
+        faults: image id to what was wrong, for the images that could not be predicted and are
+            empty in the file.
+        warnings: what the user should know of the others.
     """
 
     images: dict[str, list[RoadRow]]
@@ -63,80 +63,85 @@ def predict(
     """
     require_writable(output)
     files = find_weights(weights)
-    recipe = load_recipe(recipe_name or recipe_of(files))
-    files = choose(files, recipe.name, recipe.inference.checkpoints)
+    recipe = load_recipe(recipe_name) if recipe_name else recipe_of(files)
+    files = choose(files, recipe)
     inventory = scan(directories)
     print(inventory.summary(), flush=True)
     print(f"ensemble of {len(files)} networks, {recipe.inference.views} views", flush=True)
-    networks = load_ensemble(files)
-    for network in networks:
-        network.to(device).to(memory_format=torch.channels_last)
-    ids = {
-        i: long if recipe.submission.keep_prefix else i for i, long in inventory.long_ids.items()
-    }
+    voters = load_ensemble(files, device)
+    prefixed = recipe.submission.keep_prefix
+    ids = {short: long if prefixed else short for short, long in inventory.long_ids.items()}
     rows: dict[str, list[RoadRow]] = {name: [] for name in ids.values()}
     faults = dict(inventory.faults)
-    warnings: dict[str, None] = {}
+    warnings = dict.fromkeys(inventory.warnings)
     with Journal(output, _fingerprint(recipe, files)) as journal:
-        for chip in tqdm(inventory.chips, desc="predicting", disable=None):
+        for chip in track(inventory.chips, "predicting", len(inventory.chips)):
             key = _key(chip)
             if key not in journal.finished:
                 try:
-                    fitting, warning = _fitting(networks, chip)
-                    found = predict_chip(chip, fitting, recipe, device)
+                    done, notes = predict_chip(chip, voters, recipe, device)
                 except SatmapError as error:
                     faults[chip.image_id] = str(error)
                     continue
-                if warning:
-                    warnings[warning] = None
-                journal.add(key, found)
+                # A fault that nobody has thought of still costs only one image.
+                except Exception as error:
+                    faults[chip.image_id] = f"{type(error).__name__}: {error}"
+                    continue
+                warnings |= dict.fromkeys(notes)
+                journal.add(key, done)
             rows[ids[chip.image_id]] = journal.finished[key]
-            if chip.image.georeference is None:
-                size = recipe.inference.default_metres_per_pixel
-                warnings[f"images without georeference are taken to have {size} m a pixel"] = None
         write_roads_csv(output, rows)
         journal.remove()
     return Prediction(rows, faults, tuple(warnings))
 
 
 def predict_chip(
-    chip: Chip, networks: Sequence[UNet], recipe: Recipe, device: torch.device
-) -> list[RoadRow]:
-    """The roads of one image as submission rows.
+    chip: Chip, voters: Sequence[Voter], recipe: Recipe, device: torch.device
+) -> tuple[list[RoadRow], list[str]]:
+    """The roads of one image as submission rows, and what the user should know of them.
 
     Raises:
-        SatmapError: the image cannot be read.
+        SatmapError: no product of the image can be read.
     """
-    planes = predict_chip_planes(chip, networks, recipe, device)
-    return to_rows(vectorize(planes, recipe.roads))
+    planes, notes = predict_chip_planes(chip, voters, recipe, device)
+    return to_rows(vectorize(planes, recipe.roads)), notes
 
 
 def predict_chip_planes(
-    chip: Chip, networks: Sequence[UNet], recipe: Recipe, device: torch.device
-) -> Planes:
-    """The averaged planes of one image."""
-    channels = max(network.encoder.in_channels for network in networks)
-    image = read_stretched(chip.image, recipe.stretch.low, recipe.stretch.high, channels)
-    values = predict_planes(networks, image, recipe.inference, device)
-    # Where there is no picture there is no road, whatever the networks make of the black.
-    values[:, ~image.any(axis=2)] = 0
-    georeference = chip.image.georeference
-    default = recipe.inference.default_metres_per_pixel
-    size = georeference.metres_per_pixel if georeference else (default, default)
-    return Planes(networks[0].plane_names, values, size)
+    chip: Chip, voters: Sequence[Voter], recipe: Recipe, device: torch.device
+) -> tuple[Planes, list[str]]:
+    """The averaged planes of one image, and what the user should know of them.
 
+    Where the multispectral image cannot be read, the RGB image serves.
 
-def _fitting(networks: Sequence[UNet], chip: Chip) -> tuple[list[UNet], str]:
-    """The networks that the chip has enough bands for, and a warning if that is not all."""
-    fitting = [n for n in networks if n.encoder.in_channels <= chip.channels]
-    if not fitting:
-        chip.require_channels(min(network.encoder.in_channels for network in networks))
-    if len(fitting) == len(networks):
-        return fitting, ""
-    return fitting, (
-        f"{len(networks) - len(fitting)} of {len(networks)} networks need PS-MS images and were "
-        "left out where there is only PS-RGB"
-    )
+    Raises:
+        SatmapError: no product of the image can be read.
+    """
+    notes: list[str] = []
+    for info in (chip.image, *(i for i in chip.images.values() if i is not chip.image)):
+        fitting = [voter for voter in voters if voter.network.encoder.in_channels <= info.bands]
+        if not fitting:
+            chip.require_channels(min(voter.network.encoder.in_channels for voter in voters))
+            continue
+        channels = max(voter.network.encoder.in_channels for voter in fitting)
+        try:
+            image = read_stretched(info, recipe.stretch.low, recipe.stretch.high, channels)
+        except SatmapError as error:
+            notes.append(str(error))
+            continue
+        if len(fitting) < len(voters):
+            notes.append(
+                f"{len(voters) - len(fitting)} of {len(voters)} networks need PS-MS images and "
+                "were left out where there is only PS-RGB"
+            )
+        size = recipe.inference.default_metres_per_pixel, recipe.inference.default_metres_per_pixel
+        if info.georeference is None:
+            notes.append(f"images without georeference are taken to have {size[0]} m a pixel")
+        else:
+            size = info.georeference.metres_per_pixel
+        values = predict_planes(fitting, image, recipe.inference, device)
+        return Planes(fitting[0].network.plane_names, values, size), notes
+    raise SatmapError(" ".join(notes))
 
 
 def _key(chip: Chip) -> str:

@@ -1,12 +1,18 @@
 """Choosing the networks of an ensemble from a directory of weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
+import torch
+from pydantic import ValidationError
+
 from satmap.errors import SatmapError
-from satmap.models.unet import UNet
+from satmap.files import is_temporary
+from satmap.inference.ensemble import Voter
 from satmap.models.weights import load_weights, read_weights_metadata
+from satmap.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -15,21 +21,33 @@ class WeightFile:
 
     Attributes:
         path: the file, named ``member.checkpoint.safetensors``.
-        metadata: what ``save_weights`` wrote, ``recipe``, ``member``, ``stage``, ``epoch``, ...
+        metadata: what ``save_weights`` wrote: ``recipe``, ``member``, ``stage``, ``epoch``, ...
+        votes: for how many files of the ensemble it stands.
     """
 
     path: Path
     metadata: dict[str, str]
+    votes: int = 1
 
     @property
     def checkpoint(self) -> str:
         """``best_apls``, ``best_dice`` or ``last``."""
         return self.path.name.removesuffix(".safetensors").rpartition(".")[2]
 
-    @property
-    def bands(self) -> int:
-        """Channels that the network sees."""
-        return int(self.metadata["in_channels"])
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe that the network was trained with.
+
+        Raises:
+            SatmapError: the file does not say, or this version of satmap cannot read it.
+        """
+        try:
+            return Recipe.model_validate_json(self.metadata.get("recipe", ""))
+        except ValidationError as error:
+            raise SatmapError(
+                f"{self.path}: the recipe inside cannot be read by this version of satmap "
+                f"({error.errors()[0]['msg']}); say which one to use with --recipe."
+            ) from error
 
     @property
     def moment(self) -> tuple[str, ...]:
@@ -43,7 +61,7 @@ def find_weights(directory: Path) -> list[WeightFile]:
     Raises:
         SatmapError: there are none, or one is not a weight file.
     """
-    paths = sorted(directory.glob("*.safetensors"))
+    paths = [path for path in sorted(directory.glob("*.safetensors")) if not is_temporary(path)]
     if not paths:
         raise SatmapError(
             f"no weights (*.safetensors) in {directory}. Run train.sh first, or give the right "
@@ -52,43 +70,52 @@ def find_weights(directory: Path) -> list[WeightFile]:
     return [WeightFile(path, read_weights_metadata(path)) for path in paths]
 
 
-def recipe_of(files: Sequence[WeightFile]) -> str:
+def recipe_of(files: Sequence[WeightFile]) -> Recipe:
     """The recipe that all the files were trained with.
 
     Raises:
         SatmapError: they come from several recipes, or do not say.
     """
-    names = sorted({file.metadata.get("recipe", "?") for file in files})
-    if len(names) > 1 or names == ["?"]:
+    recipes = {file.recipe.training_fingerprint: file.recipe for file in files}
+    if len(recipes) > 1:
+        names = ", ".join(f"{file.path.name} ({file.recipe.name})" for file in files)
         raise SatmapError(
-            f"the weights come from the recipes {', '.join(names)}; say which with --recipe."
+            f"the weights were trained with {len(recipes)} different recipes: {names}. Say which "
+            "one with --recipe, or move the others away."
         )
-    return names[0]
+    return next(iter(recipes.values()))
 
 
-def choose(
-    files: Sequence[WeightFile], recipe: str, checkpoints: Sequence[str]
-) -> list[WeightFile]:
-    """The files of a recipe and of the wanted kinds, each network once.
+def choose(files: Sequence[WeightFile], recipe: Recipe) -> list[WeightFile]:
+    """The files that a recipe's ensemble is made of, each network once.
 
-    The best and the last checkpoint are often the same network; it then counts and computes once.
+    The best and the last checkpoint are often the same network; it then computes once and has
+    their votes. Weights of other recipes, or of another state of this one, are left out.
 
     Raises:
         SatmapError: nothing is left.
     """
     chosen: dict[tuple[str, ...], WeightFile] = {}
     for file in files:
-        if file.metadata.get("recipe") == recipe and file.checkpoint in checkpoints:
-            chosen.setdefault(file.moment, file)
+        fits = file.recipe.training_fingerprint == recipe.training_fingerprint
+        if fits and file.checkpoint in recipe.inference.checkpoints:
+            known = chosen.get(file.moment)
+            chosen[file.moment] = replace(known, votes=known.votes + 1) if known else file
     if not chosen:
-        found = ", ".join(f"{f.path.name} ({f.metadata.get('recipe', '?')})" for f in files)
+        found = ", ".join(f"{file.path.name} ({file.recipe.name})" for file in files)
+        wanted = " or ".join(recipe.inference.checkpoints)
         raise SatmapError(
-            f"no weights of recipe {recipe} with checkpoint {' or '.join(checkpoints)}; there are "
-            f"{found}. Pass the recipe that they were trained with."
+            f"no weights that recipe {recipe.name}, as it is now, was trained to, of checkpoint "
+            f"{wanted}; there are {found}. Pass the recipe that they were trained with, or none."
         )
     return list(chosen.values())
 
 
-def load_ensemble(files: Sequence[WeightFile]) -> list[UNet]:
-    """The networks, on the CPU, in evaluation mode."""
-    return [load_weights(file.path)[0] for file in files]
+def load_ensemble(files: Sequence[WeightFile], device: torch.device) -> list[Voter]:
+    """The networks on the device, in evaluation mode."""
+    voters = []
+    for file in files:
+        network, _ = load_weights(file.path)
+        network.to(device).to(memory_format=torch.channels_last)
+        voters.append(Voter(network, file.votes))
+    return voters

@@ -191,11 +191,20 @@ def build_encoder(name: str, in_channels: int) -> Encoder:
     Raises:
         SatmapError: no encoder of that name, or no input channel.
     """
-    if name not in ENCODERS:
-        raise SatmapError(f"unknown encoder {name!r}; known are {', '.join(sorted(ENCODERS))}.")
+    require_encoder(name)
     if in_channels < 1:
         raise SatmapError(f"an encoder needs at least one input channel, not {in_channels}.")
     return Encoder(name, in_channels)
+
+
+def require_encoder(name: str) -> None:
+    """Fail unless there is an encoder of that name.
+
+    Raises:
+        SatmapError: there is none.
+    """
+    if name not in ENCODERS:
+        raise SatmapError(f"unknown encoder {name!r}; known are {', '.join(sorted(ENCODERS))}.")
 
 
 def pretrained_config(name: str) -> PretrainedCfg:

@@ -6,12 +6,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from satmap.data.imagery import read_stretched
 from satmap.data.spacenet_roads import scan
 from satmap.errors import SatmapError
 from satmap.files import atomic_path
+from satmap.progress import track
 from satmap.speeds import MPS_PER_MPH
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv
 
@@ -41,7 +41,7 @@ def draw_roads(
     canvas = np.ascontiguousarray((image * 0.55 + grey * 0.25).astype(np.uint8))
     for row in rows:
         points = np.rint((row.line - 0.5) * 2**_SHIFT).astype(np.int32)
-        colour = speed_colour(row.length_m / row.travel_time_s if row.travel_time_s else 0.0)
+        colour = speed_colour(row.length_m / row.travel_time_s if row.travel_time_s else np.nan)
         cv2.polylines(canvas, [points], False, colour, thickness, cv2.LINE_AA, _SHIFT)
     for row in rows:
         for x, y in (row.line[0], row.line[-1]):
@@ -52,7 +52,12 @@ def draw_roads(
 
 
 def speed_colour(speed_mps: float) -> tuple[int, int, int]:
-    """Red, green, blue of a speed: from blue at 10 mph over green and yellow to red at 65."""
+    """Red, green, blue of a speed: from blue at 10 mph over green and yellow to red at 65.
+
+    White where the speed is not known.
+    """
+    if not np.isfinite(speed_mps):
+        return 255, 255, 255
     share = (speed_mps / MPS_PER_MPH - _SLOWEST_MPH) / (_FASTEST_MPH - _SLOWEST_MPH)
     index = np.uint8(round(255 * min(max(share, 0.0), 1.0)))
     blue, green, red = cv2.applyColorMap(np.array([[index]]), cv2.COLORMAP_TURBO)[0, 0].tolist()
@@ -124,7 +129,8 @@ def write_overlays(
     predicted = read_roads_csv(submission)
     true = read_roads_csv(truth) if truth else {}
     written = []
-    for chip in tqdm(scan(directories).chips, desc="drawing", disable=None):
+    chips = scan(directories).chips
+    for chip in track(chips, "drawing", len(chips)):
         try:
             image = read_stretched(chip.image, 2, 98, 3)
         except SatmapError:

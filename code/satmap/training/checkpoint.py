@@ -20,12 +20,14 @@ class Progress:
         stage: index of the current stage; equals the number of stages when all is done.
         epoch: epochs finished in the current stage.
         best: score name (``apls``, ``dice``) to the best value so far, over all stages.
+        pretrained: whether the encoder began with ImageNet weights.
         history: one record an epoch, for logs and plots.
     """
 
     stage: int = 0
     epoch: int = 0
     best: dict[str, float] = field(default_factory=dict)
+    pretrained: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
 
 

@@ -7,15 +7,16 @@ from pathlib import Path
 import torch
 
 from satmap.data.folds import assign_folds
-from satmap.data.preparation import prepare
+from satmap.data.preparation import Preparation, prepare
 from satmap.data.spacenet_roads import scan
 from satmap.errors import SatmapError
-from satmap.files import require_writable
+from satmap.files import remove_left_over, require_writable
+from satmap.models.encoders import require_encoder
 from satmap.models.unet import build_network
 from satmap.models.weights import load_pretrained_encoder
 from satmap.planes import ROAD_PLANES
 from satmap.recipe import Member, Recipe
-from satmap.training.loop import Workplace, train_member
+from satmap.training.loop import Workplace, member_seed, train_member
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,11 @@ def train(
     members = [m for m in recipe.members if not options.folds or m.fold in options.folds]
     if not members:
         raise SatmapError(f"recipe {recipe.name} has no member of fold {list(options.folds)}.")
-    networks = {member.name: _encoder_file(member, place, options) for member in members}
+    for member in members:
+        require_encoder(member.encoder)
+    encoder_files = {member.name: _encoder_file(member, place, options) for member in members}
+    remove_left_over(place.weights)
+    remove_left_over(options.cache)
     inventory = scan(directories)
     print(inventory.summary(), flush=True)
     if not options.skip_unlabelled:
@@ -61,14 +66,14 @@ def train(
         inventory.require_labels()
     preparation = prepare(
         labelled,
-        max(member.bands for member in recipe.members),
+        max(member.bands for member in members),
         options.cache,
         recipe.stretch,
         recipe.targets,
     )
-    preparation.require_enough()
     faults = inventory.faults | preparation.faults
     chips = preparation.chips
+    Preparation(chips, faults).require_enough()
     if not any(chip.labels for chip in chips):
         raise SatmapError(
             f"none of the {len(chips)} chips has a road in its label, so there is nothing to "
@@ -84,11 +89,13 @@ def train(
             others = held_out
         print(f"{member.name}: {len(others)} chips, validated on {len(held_out)}", flush=True)
         # One seed a member, whatever was trained before it.
-        torch.manual_seed(recipe.seed * 1000 + member.fold)
+        torch.manual_seed(member_seed(recipe, member, 0))
         network = build_network(member.encoder, member.bands, ROAD_PLANES, member.decoder)
-        if (file := networks[member.name]) is not None:
+        file = encoder_files[member.name]
+        if file is not None:
             load_pretrained_encoder(network, file)
-        train_member(network, member, recipe, others, held_out, place)
+        pretrained = file is not None
+        train_member(network, member, recipe, others, held_out, place, pretrained=pretrained)
     return faults
 
 
@@ -97,8 +104,11 @@ def _encoder_file(member: Member, place: Workplace, options: TrainingOptions) ->
     if options.from_scratch or not member.pretrained:
         return None
     file = place.weights / "imagenet" / f"{member.encoder}.safetensors"
-    if file.exists() or place.state_file(member).exists():
-        return file if file.exists() else None
+    if file.exists():
+        return file
+    if place.state_file(member).exists() and not place.restart:
+        # The state holds the whole network; if it does not fit, train_member says so.
+        return None
     raise SatmapError(
         f"recipe member {member.name} starts from ImageNet weights, but {file} does not exist. "
         "Put timm's safetensors file there, or pass --from-scratch to train without."

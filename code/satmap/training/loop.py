@@ -2,11 +2,13 @@
 
 import json
 import time
+import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import torch
 from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
@@ -63,11 +65,22 @@ def train_member(
     training: Sequence[CachedChip],
     validation: Sequence[CachedChip],
     place: Workplace,
+    *,
+    pretrained: bool = False,
 ) -> Progress:
     """Train one network through all stages, going on from where an earlier call stopped.
 
     After every validation the last weights, and the best if they are, go to ``place.weights``;
     after every epoch the whole training state does.
+
+    Args:
+        network: initialised; changed in place.
+        member: what to train.
+        recipe: the recipe that ``member`` is of.
+        training: chips to learn from, at least one.
+        validation: chips to score; without any there are no best checkpoints, only the last.
+        place: device and directories.
+        pretrained: the encoder has ImageNet weights. Only such a one is ever frozen.
 
     Raises:
         SatmapError: the loss is not finite, or a left-over state does not fit.
@@ -75,8 +88,13 @@ def train_member(
     fingerprint = _fingerprint(recipe, member, training, validation)
     state_file = place.state_file(member)
     state = None if place.restart else load_state(state_file, fingerprint)
-    progress = Progress(**state["progress"]) if state else Progress()
+    progress = Progress(**state["progress"]) if state else Progress(pretrained=pretrained)
     if progress.stage == len(member.stages):
+        if not place.weight_file(member, "last").exists():
+            raise SatmapError(
+                f"{member.name} is trained according to {state_file}, but its weights are gone. "
+                "Put them back, or pass --restart to train anew."
+            )
         print(f"{member.name}: already trained", flush=True)
         return progress
     network.to(place.device).to(memory_format=torch.channels_last)
@@ -97,7 +115,7 @@ def train_member(
             stage.passes,
             recipe.augmentation,
             # Members and stages draw different crops.
-            seed=recipe.seed * 1000 + member.fold * 10 + progress.stage,
+            seed=member_seed(recipe, member, progress.stage),
         )
         while progress.epoch < stage.epochs:
             record = _train_epoch(network, optimizer, dataset, member, recipe, progress, place)
@@ -132,12 +150,12 @@ def _train_epoch(
     loader = _loader(dataset, stage, progress, place)
     steps = len(loader)
     network.train()
-    network.freeze_encoder(progress.epoch < stage.freeze_encoder_epochs)
+    network.freeze_encoder(progress.pretrained and progress.epoch < stage.freeze_encoder_epochs)
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=place.device))
     rate = 0.0
     started = time.perf_counter()
     bar = tqdm(loader, desc=f"{member.name} epoch {progress.epoch + 1}", leave=False, disable=None)
-    for step, (images, targets) in enumerate(bar):
+    for step, (images, targets, numbers) in enumerate(bar):
         rate = learning_rate(stage.schedule, progress.epoch * steps + step, steps, stage.epochs)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -150,8 +168,8 @@ def _train_epoch(
         if not torch.isfinite(loss):
             raise SatmapError(
                 f"{member.name}: the loss is {loss.item()} at epoch {progress.epoch + 1}, step "
-                f"{step + 1}. The checkpoints so far are intact in {place.weights}; lower the "
-                "learning rate or check the chips of that batch."
+                f"{step + 1}, on crops of {_names(dataset, numbers)}. The checkpoints so far are "
+                f"intact in {place.weights}; lower the learning rate or look at these chips."
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -176,10 +194,10 @@ def _train_epoch(
 
 def _loader(
     dataset: CropDataset, stage: Stage, progress: Progress, place: Workplace
-) -> DataLoader[tuple[Tensor, Tensor]]:
+) -> DataLoader[tuple[Tensor, Tensor, int]]:
     """Batches of the epoch, in an order that depends on the seed and the epoch alone."""
     dataset.set_epoch(progress.epoch)
-    order = torch.Generator().manual_seed(dataset.seed * 100_003 + progress.epoch)
+    order = torch.Generator().manual_seed(dataset.seed + progress.epoch)
     return DataLoader(
         dataset,
         stage.batch,
@@ -188,8 +206,18 @@ def _loader(
         # A short last batch has noisy statistics; a tiny data set is one short batch.
         drop_last=len(dataset) >= stage.batch,
         pin_memory=place.device.type == "cuda",
+        worker_init_fn=_one_thread,
         generator=order,
     )
+
+
+def _one_thread(worker: int) -> None:
+    """Workers share the cores already; threads of OpenCV's own would only get in their way."""
+    cv2.setNumThreads(1)
+
+
+def _names(dataset: CropDataset, numbers: Tensor) -> str:
+    return ", ".join(dict.fromkeys(dataset.chips[number].image_id for number in numbers.tolist()))
 
 
 def _keep_checkpoints(
@@ -203,18 +231,20 @@ def _keep_checkpoints(
     """Write the last weights, and the best where a score is a new best."""
     scores = {name: round(record[name], 5) for name in _SCORES if name in record}
     metadata = {
-        "recipe": recipe.name,
+        "recipe": recipe.model_dump_json(),
         "member": member.name,
-        "stretch": recipe.stretch.model_dump_json(),
         "stage": f"{record['stage']:.0f}",
         "epoch": f"{record['epoch']:.0f}",
         "scores": json.dumps(scores),
     }
     for score, checkpoint in _BEST.items():
-        # Without validation chips there is no best, and the last weights are the only ones.
+        file = place.weight_file(member, checkpoint)
         if score in record and record[score] > progress.best.get(score, -1.0):
             progress.best[score] = record[score]
-            save_weights(place.weight_file(member, checkpoint), network, metadata)
+            save_weights(file, network, metadata)
+        elif score not in progress.best:
+            # Left by an earlier training that this one replaces.
+            file.unlink(missing_ok=True)
     save_weights(place.weight_file(member, "last"), network, metadata)
 
 
@@ -222,6 +252,11 @@ def _make_optimizer(network: UNet, recipe: Recipe) -> Optimizer:
     settings = recipe.optimizer
     kind = Adam if settings.name == "adam" else AdamW
     return kind(network.parameters(), lr=0.0, weight_decay=settings.weight_decay)
+
+
+def member_seed(recipe: Recipe, member: Member, stage: int) -> int:
+    """A seed of its own for every member and stage, whatever else the recipe trains."""
+    return zlib.crc32(f"{recipe.seed} {member.name} {stage}".encode())
 
 
 def _fingerprint(

@@ -8,7 +8,7 @@ import torch
 
 from satmap.data.cache import CachedChip
 from satmap.data.targets import CLASS_BITS
-from satmap.inference.ensemble import predict_planes
+from satmap.inference.ensemble import Voter, predict_planes
 from satmap.metrics.apls import apls
 from satmap.models.unet import UNet
 from satmap.planes import ROAD, Planes
@@ -36,7 +36,7 @@ def validate(
     network.eval()
     for chip in chips:
         image, target = chip.read()
-        values = predict_planes([network], image, settings, device)
+        values = predict_planes([Voter(network)], image, settings, device)
         planes = Planes(network.plane_names, values, chip.metres_per_pixel)
         graph = vectorize(planes, recipe.roads)
         metres = float(np.mean(chip.metres_per_pixel))
