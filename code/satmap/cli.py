@@ -20,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     0: the work was done. 1: it could not be, the message on stderr says why. 2: wrong arguments.
     130: interrupted.
     """
+    # torch's threads wait for each other by spinning; where anything else runs on the machine, a
+    # step then takes several times as long. Read when torch is first imported, so set here.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
