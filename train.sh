@@ -2,7 +2,7 @@
 # Trains the ensemble: ./train.sh DIR... [satmap train's options]
 # DIR is an area's directory or a root of many. Ends with weights under weights/ or $WEIGHTS_DIR.
 set -euo pipefail
-home=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+home=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 export WEIGHTS_DIR=${WEIGHTS_DIR:-$home/weights}
 satmap=$home/.venv/bin/satmap
 [ -x "$satmap" ] || satmap=satmap

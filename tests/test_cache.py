@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from made_files import write_image, write_labels
 from satmap.data.cache import StretchSettings, prepare_chip
@@ -69,6 +70,8 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path, chip: Chip) -> None:
     cached = prepare_chip(chip, tmp_path / "cache", STRETCH, TARGETS)
     image, _ = cached.read()
     cached.path.write_bytes(cached.path.read_bytes()[:5000])
+    assert np.array_equal(prepare_chip(chip, tmp_path / "cache", STRETCH, TARGETS).read()[0], image)
+    save_file({"image": image}, cached.path, {"chip": "{}"})
     assert np.array_equal(prepare_chip(chip, tmp_path / "cache", STRETCH, TARGETS).read()[0], image)
 
 
@@ -137,7 +140,7 @@ def test_chips_that_cannot_be_trained_with(tmp_path: Path, chip: Chip, fault: st
             expected = "no label"
         case _:
             channels = 8
-            expected = "the recipe wants 8 bands"
+            expected = "the networks want 8 bands"
     (again,) = scan([tmp_path / "data"]).chips
     done = prepare([again], channels, tmp_path / "cache", STRETCH, TARGETS)
     assert expected in done.faults["AOI_7_Moscow_chip1"]

@@ -172,10 +172,16 @@ def test_overlays_show_image_and_truth(
     # The same roads on both sides: the panels are equal below their captions.
     left, right = picture[34:194, :160], picture[34:194, 168:]
     assert (left == right).all()
-    (tmp_path / "none.csv").write_text(truth.read_text().splitlines()[0] + "\n")
-    succeeds(capsys, "overlay", tmp_path / "none.csv", pictures, city / "test")
+    empty = tmp_path / "empty.csv"
+    header = truth.read_text().splitlines()[0]
+    empty.write_text(f"{header}\nAOI_99_Made_chip6,LINESTRING EMPTY,0,0\n")
+    succeeds(capsys, "overlay", empty, pictures, city / "test")
     bare = cv2.imread(str(written[0]))
     assert bare is not None
+    empty.write_text(f"{header}\nAOI_1_Else_chip1,LINESTRING EMPTY,0,0\n")
+    assert "has none of the images" in fails(
+        capsys, "overlay", empty, tmp_path / "more", city / "test"
+    )
     share = (bare[34:194, :160] != left).any(axis=2).mean()
     assert 0.01 < share < 0.5
 
@@ -214,6 +220,33 @@ def test_messages_of_bad_input(
         capsys, "train", city / "train", "--recipe", recipe, "--weights", tmp_path / "file/w"
     )
     assert not list(tmp_path.glob("**/*.state.pt"))
+
+
+def test_only_a_roads_csv_is_ever_replaced(
+    city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "weights"
+    image = next((city / "test").glob("**/*.tif"))
+    before = image.read_bytes()
+    assert "is no roads CSV" in fails(capsys, "predict", city / "test", image, "--weights", weights)
+    assert image.read_bytes() == before
+    os.mkfifo(tmp_path / "pipe")
+    assert "a device or a pipe" in fails(
+        capsys, "predict", city / "test", tmp_path / "pipe", "--weights", weights
+    )
+
+
+def test_scores_of_files_that_do_not_belong_together(
+    city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = city / "test_truth.csv"
+    other = tmp_path / "other.csv"
+    other.write_text(truth.read_text().replace("\nAOI_", "\nSN5_roads_test_public_AOI_"))
+    assert "no image in common" in fails(capsys, "score", truth, other)
+    for size in ("0", "-1", "nan", "inf"):
+        with pytest.raises(SystemExit) as ended:
+            main(["score", str(truth), str(truth), f"--metres-per-pixel={size}"])
+        assert ended.value.code == 2
 
 
 def test_an_unexpected_fault_has_no_traceback_but_with_debug(

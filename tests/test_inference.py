@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from made_files import write_image
 from satmap.data.cache import StretchSettings
-from satmap.errors import SatmapError
+from satmap.errors import CannotWriteError, SatmapError
 from satmap.inference import prediction
 from satmap.inference.ensemble import Voter, predict_planes
 from satmap.inference.journal import Journal
@@ -183,7 +183,10 @@ def test_networks_of_eight_bands_sit_out_where_there_are_three(city: Path, tmp_p
     shutil.rmtree(tmp_path / "weights")
     make_weights(tmp_path / "weights", "b.last", bands=8, stage="1", epoch="1")
     done = predict([images], tmp_path / "out.csv", tmp_path / "weights", CPU)
-    assert "wants 8 bands" in done.faults["AOI_99_Made_chip6"]
+    assert "want 8 bands" in done.faults["AOI_99_Made_chip6"]
+    shutil.rmtree(images / "AOI_99_Made_Test_Public/PS-MS")
+    with pytest.raises(SatmapError, match="want 8 bands"):
+        predict([images], tmp_path / "out.csv", tmp_path / "weights", CPU)
 
 
 def test_an_unthought_of_fault_costs_one_image(
@@ -260,6 +263,14 @@ def test_the_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
         assert not journal.finished
         journal.remove()
     assert not list(tmp_path.iterdir())
+
+
+def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
+    with (
+        Journal(tmp_path / "out.csv", "settings"),
+        pytest.raises(CannotWriteError, match="is being written by another run"),
+    ):
+        Journal(tmp_path / "out.csv", "settings")
 
 
 def test_a_stopped_prediction_goes_on(

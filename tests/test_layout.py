@@ -109,6 +109,19 @@ def test_a_missing_label_names_the_image_and_the_names_tried(tmp_path: Path) -> 
     assert "--skip-unlabelled" in message
 
 
+def test_hidden_directories_are_left_alone(tmp_path: Path) -> None:
+    name = "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif"
+    write_image(tmp_path / name)
+    write_image(tmp_path / ".ipynb_checkpoints" / name)
+    assert len(scan([tmp_path]).chips) == 1
+
+
+def test_ids_that_cannot_stand_in_a_csv_are_passed_over(tmp_path: Path) -> None:
+    write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
+    odd = write_image(tmp_path / "SN5_roads_train_AOI_7_A,B_PS-RGB_chip1.tif")
+    assert scan([tmp_path]).passed_over == (odd,)
+
+
 def test_nothing_found(tmp_path: Path) -> None:
     with pytest.raises(SatmapError, match="no SpaceNet road images found"):
         scan([tmp_path])

@@ -78,10 +78,22 @@ def test_faults_inside_members_are_named() -> None:
         ("crop: 256", "crop: 250", "multiple of 32"),
         ("kind: cosine", "kind: step", "schedule"),
         ("bands: 8", "bands: 4", "members.1.bands"),
+        ("peak: 2.0e-3", "peak: .inf", "peak"),
+        ("checkpoints: [last]", "checkpoints: []", "inference.checkpoints"),
+        ("dice: 0.5, focal: 2, bce: 0.1", "dice: -1", "dice"),
     ):
         assert old in DEMO
         with pytest.raises(SatmapError, match=message):
             parse_recipe(DEMO.replace(old, new), "x")
+
+
+def test_one_fault_is_one_line() -> None:
+    with pytest.raises(SatmapError) as caught:
+        parse_recipe(DEMO.replace("crop: 256", "crops: 256"), "x")
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0].split(".")[-1] for line in lines[1:]] == [
+        "crop", "crops", "crop", "crops",
+    ]  # fmt: skip
 
 
 def test_what_is_no_recipe(tmp_path: Path) -> None:

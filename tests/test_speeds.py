@@ -20,6 +20,8 @@ from satmap.speeds import class_speed_mph, label_speed_mph, speed_bin
         ({"road_type": 5, "lane_numbe": 2, "paved": "2"}, 18.75),
         ({"road_type": 5, "paved": "3"}, 25),
         ({"inferred_speed_mph": "nonsense", "highway": "tertiary"}, 30),
+        ({"inferred_speed_mph": 5e-324, "highway": "tertiary"}, 30),
+        ({"inferred_speed_mph": 1e9, "highway": "tertiary"}, 30),
         ({}, 20),
     ],
 )

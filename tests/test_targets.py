@@ -110,7 +110,15 @@ def test_geometries_of_all_kinds(tmp_path: Path) -> None:
     repeated = {"type": "LineString", "coordinates": [a, a, b, b]}
     assert read(write(path, repeated), image) == [[[10, 10], [50, 10]]]
     assert read(write(path, None), image) == []
-    assert read(write(path, {"type": "Polygon", "coordinates": [[a, b, c, a]]}), image) == []
+    # Features that are no lines are another challenge's labels, never an empty chip.
+    for geometry in ({"type": "Polygon", "coordinates": [[a, b, c, a]]}, point):
+        with pytest.raises(SatmapError, match="none of its 1 features is a line"):
+            read(write(path, geometry), image)
+    nested = {"type": "LineString", "coordinates": [[a, b], [b, c]]}
+    with pytest.raises(SatmapError, match="feature 0 is malformed"):
+        read(write(path, nested), image)
+    path.write_text("null")
+    assert read(path, image) == []
 
 
 def test_labels_in_another_reference_system(tmp_path: Path) -> None:

@@ -137,6 +137,33 @@ def test_killed_for_real_and_started_again(city: Path, tmp_path: Path) -> None:
     assert {file.metadata["stage"] for file in find_weights(weights)} >= {"2"}
 
 
+def test_worker_processes_go_on_after_a_validation(city: Path, tmp_path: Path) -> None:
+    # Forked workers once waited for ever for threads that OpenCV had in the parent.
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    command = [
+        sys.executable, "-m", "satmap", "train", str(city / "train"), "--recipe", str(recipe),
+        "--weights", str(tmp_path / "weights"), "--cache", str(tmp_path / "cache"),
+        "--workers", "2",
+    ]  # fmt: skip
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
+    assert "stage 2/2  epoch 1/1" in done.stdout
+
+
+def test_a_damaged_state_says_so(city: Path, tmp_path: Path) -> None:
+    place = run(city, tmp_path, small())
+    file = place.state_file(small().members[0])
+    whole = torch.load(file, weights_only=True)
+    whole["progress"]["stage"] = 1
+    for damage in ("network", "progress", "optimizer"):
+        torch.save({key: value for key, value in whole.items() if key != damage}, file)
+        with pytest.raises(SatmapError, match="--restart"):
+            run(city, tmp_path, small())
+    file.write_bytes(b"garbage")
+    with pytest.raises(SatmapError, match=r"cannot be read.*--restart"):
+        run(city, tmp_path, small())
+
+
 def test_another_recipe_does_not_go_on_in_the_same_place(city: Path, tmp_path: Path) -> None:
     run(city, tmp_path, small())
     other = small(decoder=[16, 16, 16, 32])

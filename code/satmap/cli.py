@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         status = command(options)
         # A reader that went away (`satmap score ... | head`) shows only when output is flushed.
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except SatmapError as error:
         if options.debug:
             raise
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("satmap: interrupted", file=sys.stderr)
         status = 130
     except BrokenPipeError:
+        print("satmap: stopped, for nobody reads the output any more", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except Exception as error:
@@ -98,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument(
         "--workers",
-        type=int,
+        type=_count,
         default=_default_workers(),
         metavar="N",
         help="processes that cut crops (default: %(default)s)",
@@ -130,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--images", action="store_true", help="list every image in the table")
     score.add_argument(
         "--metres-per-pixel",
-        type=float,
+        type=_pixel_size,
         default=0.31,
         metavar="M",
         help="pixel size (default: %(default)s, the official scorer's)",
@@ -216,11 +218,14 @@ def _score(options: argparse.Namespace) -> int:
     from satmap.report.table import score_table
     from satmap.submissions.roads_csv import read_roads_csv
 
-    report = score_roads(
-        read_roads_csv(options.truth),
-        read_roads_csv(options.proposal),
-        metres_per_pixel=options.metres_per_pixel,
-    )
+    truth, proposal = read_roads_csv(options.truth), read_roads_csv(options.proposal)
+    if not truth.keys() & proposal.keys():
+        raise SatmapError(
+            f"{options.truth} and {options.proposal} have no image in common, for example "
+            f"{next(iter(truth), 'none')} and {next(iter(proposal), 'none')}. "
+            "Check that they belong together and whether one keeps the challenge's prefix."
+        )
+    report = score_roads(truth, proposal, metres_per_pixel=options.metres_per_pixel)
     print(
         json.dumps(report.to_json(), indent=1)
         if options.json
@@ -294,6 +299,22 @@ def _demo(options: argparse.Namespace) -> int:
 
     print(run_demo(options.directory))
     return 0
+
+
+def _pixel_size(text: str) -> float:
+    """Argument type: metres, between a millimetre and a kilometre."""
+    value = float(text)
+    if not 1e-3 <= value <= 1e3:
+        raise argparse.ArgumentTypeError(f"{text} is no size of a pixel in metres")
+    return value
+
+
+def _count(text: str) -> int:
+    """Argument type: a whole number from 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
 
 
 def _report_faults(faults: Mapping[str, str], outcome: str) -> None:

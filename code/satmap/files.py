@@ -29,6 +29,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary = None
     try:
+        # A link stays a link: what it points to is replaced.
+        path = path.resolve()
+        _require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.stem[:40]}-", suffix=path.suffix
@@ -50,6 +53,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _require_replaceable(path: Path) -> None:
+    if path.is_dir():
+        raise CannotWriteError(f"{path} is a directory; give the name of a file to write.")
+    if path.exists() and not path.is_file():
+        raise CannotWriteError(f"{path} is a device or a pipe; give the name of a file to write.")
 
 
 def is_temporary(path: Path) -> bool:
@@ -77,9 +87,9 @@ def require_writable(path: Path) -> None:
     Raises:
         CannotWriteError: ``path`` is a directory, or its directory cannot be written to.
     """
-    if path.is_dir():
-        raise CannotWriteError(f"{path} is a directory; give the name of a file to write.")
     try:
+        path = path.resolve()
+        _require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass

@@ -13,8 +13,6 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -29,15 +27,12 @@ from satmap.data.cache import StretchSettings
 from satmap.data.targets import TargetSettings
 from satmap.errors import SatmapError
 from satmap.roads.vectorize import RoadSettings
+from satmap.settings import Settings
 
 _SUFFIX = ".yaml"
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class HeadLoss(_Settings):
+class HeadLoss(Settings):
     """Weights of the losses of one head; 0 leaves a loss out."""
 
     dice: NonNegativeFloat = 0.0
@@ -45,15 +40,23 @@ class HeadLoss(_Settings):
     bce: NonNegativeFloat = 0.0
 
 
-class Losses(_Settings):
+class Losses(Settings):
     """The loss of each head."""
 
     road: HeadLoss
     speed: HeadLoss
     junction: HeadLoss
 
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> "Losses":
+        if not any(
+            any(head.model_dump().values()) for head in (self.road, self.speed, self.junction)
+        ):
+            raise ValueError("all weights are 0, so there is nothing to learn")
+        return self
 
-class StepSchedule(_Settings):
+
+class StepSchedule(Settings):
     """Learning rates that hold from an epoch on: ``{0: 5e-4, 1: 1e-4}``."""
 
     kind: Literal["steps"] = "steps"
@@ -66,7 +69,7 @@ class StepSchedule(_Settings):
         return self
 
 
-class CosineSchedule(_Settings):
+class CosineSchedule(Settings):
     """Linear warm-up to ``peak``, then half a cosine down to ``final``."""
 
     kind: Literal["cosine"] = "cosine"
@@ -78,7 +81,7 @@ class CosineSchedule(_Settings):
 Schedule = Annotated[StepSchedule | CosineSchedule, Field(discriminator="kind")]
 
 
-class Stage(_Settings):
+class Stage(Settings):
     """One pass of training: crops of one size under one schedule.
 
     An epoch is ``passes`` crops of every chip. ``batch`` is a GPU's share, and
@@ -95,7 +98,7 @@ class Stage(_Settings):
     sync_batch_norm: bool = False
 
 
-class Member(_Settings):
+class Member(Settings):
     """One network of the ensemble, trained on all folds but its own."""
 
     fold: NonNegativeInt
@@ -112,7 +115,7 @@ class Member(_Settings):
         return f"fold{self.fold}-{self.encoder}-{self.bands}band"
 
 
-class Optimizer(_Settings):
+class Optimizer(Settings):
     """Adam or AdamW, with gradients clipped to a global norm."""
 
     name: Literal["adam", "adamw"] = "adam"
@@ -120,7 +123,7 @@ class Optimizer(_Settings):
     clip_norm: PositiveFloat | None = 1.0
 
 
-class Inference(_Settings):
+class Inference(Settings):
     """How images are predicted.
 
     ``views`` counts the square's symmetries that are averaged: 8 all, 4 rotations, 1 the image as
@@ -134,10 +137,8 @@ class Inference(_Settings):
     batch: PositiveInt = 4
     window: int = Field(1344, ge=64, multiple_of=32)
     overlap: int = Field(128, ge=0)
-    checkpoints: tuple[Literal["best_apls", "best_dice", "last"], ...] = (
-        "best_apls",
-        "best_dice",
-        "last",
+    checkpoints: tuple[Literal["best_apls", "best_dice", "last"], ...] = Field(
+        ("best_apls", "best_dice", "last"), min_length=1
     )
 
     @model_validator(mode="after")
@@ -147,7 +148,7 @@ class Inference(_Settings):
         return self
 
 
-class Submission(_Settings):
+class Submission(Settings):
     """How the output is written."""
 
     keep_prefix: bool = Field(
@@ -155,7 +156,7 @@ class Submission(_Settings):
     )
 
 
-class Recipe(_Settings):
+class Recipe(Settings):
     """Everything that makes a solution."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -210,7 +211,11 @@ def load_recipe(name_or_path: str) -> Recipe:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise SatmapError(f"recipe {path} cannot be read ({error}).") from error
+            reason = getattr(error, "strerror", None) or error
+            raise SatmapError(
+                f"recipe {path} cannot be read ({reason}). satmap's own recipes are called "
+                f"{', '.join(recipe_names())}."
+            ) from error
     elif name_or_path in recipe_names():
         shipped = resources.files("satmap") / "recipes" / (name_or_path + _SUFFIX)
         text = shipped.read_text(encoding="utf-8")
@@ -237,8 +242,15 @@ def parse_recipe(text: str, source: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        faults = "\n".join(f"  {_place(e['loc'])}: {_message(e)}" for e in error.errors())
-        raise SatmapError(f"recipe {source} has {error.error_count()} faults:\n{faults}") from error
+        faults = {f"  {_place(e['loc'])}: {_message(e)}": None for e in _causes(error)}
+        raise SatmapError(f"recipe {source}:\n" + "\n".join(faults)) from error
+
+
+def _causes(error: ValidationError) -> list[Any]:
+    """The errors without those that only follow from them: a tuple lacks the item with a fault."""
+    errors = error.errors()
+    inner = {e["loc"][:depth] for e in errors for depth in range(len(e["loc"]))}
+    return [e for e in errors if e["type"] != "too_short" or e["loc"] not in inner]
 
 
 def _place(location: tuple[int | str, ...]) -> str:
@@ -250,4 +262,6 @@ def _message(error: Any) -> str:
         return "unknown key; check its spelling and indentation"
     if error["type"] == "missing":
         return "this key is missing"
+    if error["type"] == "value_error":
+        return str(error["msg"]).removeprefix("Value error, ")
     return f"{error['msg']} (got {error['input']!r:.60})"

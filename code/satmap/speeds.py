@@ -67,7 +67,8 @@ def label_speed_mph(properties: Mapping[str, Any]) -> float:
         ("speed_m/s", 1 / MPS_PER_MPH),
     ):
         stated = _number(properties.get(key))
-        if stated is not None and stated > 0:
+        # Nonsense counts as not stated.
+        if stated is not None and 1 <= stated * factor <= 200:
             return stated * factor
     highway = properties.get("highway")
     if highway is None:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from satmap.settings import Settings
 
 
-class Augmentation(BaseModel):
+class Augmentation(Settings):
     """How crops are varied. Shifts are shares of the crop, angles are degrees."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     shift: float = Field(0.2, ge=0, lt=1)
     resize: float = Field(0.2, ge=0, lt=1)

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from satmap.data.chip import Chip
 from satmap.data.imagery import read_stretched
@@ -23,15 +23,16 @@ from satmap.data.labels import RoadLabel, clip_to_image, read_road_labels
 from satmap.data.targets import TargetSettings, rasterize_roads
 from satmap.errors import SatmapError
 from satmap.files import atomic_path
+from satmap.settings import Settings
+
+_HEADER_KEYS = {"shape", "metres_per_pixel", "labels"}
 
 # Raise when the content of a cached file changes for the same inputs and settings.
 _FORMAT = "1"
 
 
-class StretchSettings(BaseModel):
+class StretchSettings(Settings):
     """Percentiles, over the pixels above zero of each band, that become 0 and 255."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     low: float = Field(2.0, ge=0, le=100)
     high: float = Field(98.0, ge=0, le=100)
@@ -91,7 +92,8 @@ def prepare_chip(
         image, target = header.pop("image"), header.pop("target")
         with atomic_path(path) as temporary:
             # The safetensors header holds strings only.
-            save_file({"image": image, "target": target}, temporary, {"chip": json.dumps(header)})
+            content = save({"image": image, "target": target}, {"chip": json.dumps(header)})
+            temporary.write_bytes(content)
     width_m, height_m = header["metres_per_pixel"]
     return CachedChip(
         image_id=chip.image_id,
@@ -136,7 +138,10 @@ def _fingerprint(chip: Chip, stretch: StretchSettings, targets: TargetSettings) 
     parts = [_FORMAT, stretch.model_dump_json(), targets.model_dump_json()]
     for path in (chip.image.path, chip.label):
         if path is not None:
-            stat = path.stat()
+            try:
+                stat = path.stat()
+            except OSError as error:
+                raise SatmapError(f"{path}: cannot be read ({error.strerror}).") from error
             parts += [str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -146,6 +151,7 @@ def _read_header(path: Path) -> dict[str, Any] | None:
     try:
         with safe_open(path, framework="numpy") as tensors:
             header: dict[str, Any] = json.loads(tensors.metadata()["chip"])
-            return header
+            whole = {"image", "target"} <= set(tensors.keys()) and header.keys() >= _HEADER_KEYS
+            return header if whole else None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None

@@ -44,7 +44,7 @@ class Chip:
         """
         if self.channels < channels:
             raise SatmapError(
-                f"{self.image_id}: the recipe wants {channels} bands, but there is only "
+                f"the networks want {channels} bands, but there is only "
                 f"{self.image.path.name} with {self.channels}. Add the PS-MS image or use a recipe "
                 "whose members all have `bands: 3`."
             )

@@ -13,6 +13,10 @@ from torch.utils.data import Dataset
 from satmap.data.augmentation import Augmentation, Geometry, draw_geometry, recolour
 from satmap.data.cache import CachedChip
 
+# Workers are forked, and OpenCV's threads do not survive a fork: a worker that waits for them waits
+# for ever. One thread a process is as fast here, for there are as many workers as cores.
+cv2.setNumThreads(0)
+
 
 class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
     """Random crops of chips, reproducible whatever the number of workers.

@@ -17,6 +17,9 @@ LON_LAT = "OGC:CRS84"
 # Distance over which the pixel size is measured: long enough to be exact in float64.
 _PROBE_PIXELS = 100.0
 
+# No road can be seen in larger pixels.
+_LARGEST_PIXEL_M = 100.0
+
 
 @dataclass(frozen=True)
 class Georeference:
@@ -63,6 +66,8 @@ def georeference_of(
     if crs is None or transform.is_identity:
         return None
     try:
+        if transform.is_degenerate:
+            raise ValueError("its transform maps all pixels onto a line")
         size = _metres_per_pixel(crs, transform, width, height)
         return Georeference(crs.to_wkt(), transform, size)
     # GDAL's own errors, which local and geocentric systems raise, have no public base class.
@@ -80,15 +85,16 @@ def _metres_per_pixel(
     corners = np.array([(column, row), (column + step, row), (column, row + step)])
     x, y = _apply(transform, corners).T
     longitude, latitude = (np.asarray(axis) for axis in rasterio.warp.transform(crs, LON_LAT, x, y))
-    if not (np.isfinite(longitude).all() and np.isfinite(latitude).all()):
+    if not (np.isfinite(longitude).all() and (np.abs(latitude) < 90).all()):
         raise ValueError("the image lies outside the area where it is defined")
     per_longitude, per_latitude = metres_per_degree(float(latitude[0]))
     distance = np.hypot(
         (longitude[1:] - longitude[0]) * per_longitude,
         (latitude[1:] - latitude[0]) * per_latitude,
     )
-    if not (distance > 0).all():
-        raise ValueError("its pixels have no size")
+    if not ((distance > 0) & (distance < _LARGEST_PIXEL_M * step)).all():
+        sizes = " x ".join(f"{length / step:.3g}" for length in distance)
+        raise ValueError(f"its pixels would be {sizes} m")
     return float(distance[0] / step), float(distance[1] / step)
 
 

@@ -47,7 +47,8 @@ def read_road_labels(path: Path, georeference: Georeference) -> list[RoadLabel]:
     """
     try:
         document = json.loads(path.read_bytes())
-        features = document["features"] if document is not None else []
+        document = {"features": []} if document is None else document
+        features = document["features"]
         if not isinstance(features, list):
             raise TypeError("'features' is not a list")
     except OSError as error:
@@ -68,7 +69,12 @@ def read_road_labels(path: Path, georeference: Georeference) -> list[RoadLabel]:
                     line = georeference.to_pixels(xy, crs)
                     labels.append(RoadLabel(line, label_speed_mph(properties)))
         except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
-            raise SatmapError(f"{path}: feature {number} is malformed ({error}).") from error
+            what = f"no {error}" if isinstance(error, KeyError) else error
+            raise SatmapError(f"{path}: feature {number} is malformed ({what}).") from error
+    if not labels and any(feature.get("geometry") for feature in features):
+        raise SatmapError(
+            f"{path}: none of its {len(features)} features is a line. Check that these are roads."
+        )
     return labels
 
 
@@ -110,7 +116,9 @@ def _lines_of(geometry: Any) -> Iterator[Any]:
 
 def _clean(coordinates: Any) -> NDArray[np.float64]:
     """Two finite columns without successive twins."""
-    xy = np.array([point[:2] for point in coordinates], np.float64).reshape(-1, 2)
+    xy = np.array([point[:2] for point in coordinates], np.float64)
+    if len(xy) and xy.shape[1:] != (2,):
+        raise ValueError("coordinates are not a list of x and y")
     if not np.isfinite(xy).all():
         raise ValueError("a coordinate is not a finite number")
     keep = np.ones(len(xy), bool)

@@ -25,7 +25,7 @@ _PRODUCTS = {
 
 _TAIL = r"(?P<tail>(?:chip|img)\d+)"
 # Names of cities may hold underscores: AOI_9_San_Juan.
-_AOI = r"(?P<aoi>AOI_\d+_.+?)"
+_AOI = r"(?P<aoi>AOI_\d+_[^\s,\"]+?)"
 _IMAGE_NAMES = (
     # SN5_roads_train_AOI_7_Moscow_PS-MS_chip23.tif
     re.compile(rf"(?P<prefix>SN\d_roads_.*?){_AOI}_(?P<product>PS-MS|PS-RGB)_{_TAIL}", re.I),
@@ -208,10 +208,15 @@ def _files(directories: Iterable[Path]) -> Iterator[Path]:
                 subdirectories.clear()
                 continue
             seen.add(place)
-            subdirectories.sort()
+            subdirectories[:] = sorted(s for s in subdirectories if not s.startswith("."))
             for name in sorted(names, key=natural_key):
                 if not name.startswith("."):
-                    yield Path(parent, name)
+                    path = Path(parent, name)
+                    try:
+                        str(path).encode()
+                    except UnicodeEncodeError as error:
+                        raise SatmapError(f"{path!r}: rename it; names must be UTF-8.") from error
+                    yield path
 
 
 def _read_infos(paths: dict[str, Path]) -> tuple[dict[str, ImageInfo], list[str]]:

@@ -13,10 +13,11 @@ import numpy as np
 import rasterio.features
 import shapely
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, PositiveFloat
+from pydantic import PositiveFloat
 
 from satmap.data.labels import RoadLabel
 from satmap.planes import JUNCTION, ROAD, ROAD_PLANES
+from satmap.settings import Settings
 from satmap.speeds import SPEED_BINS, speed_bin
 
 CLASS_BITS = 0x0F
@@ -26,10 +27,8 @@ JUNCTION_BIT = 0x80
 _JUNCTION_ENDS = 3
 
 
-class TargetSettings(BaseModel):
+class TargetSettings(Settings):
     """How roads become pixels. The defaults are the reference's at its 0.3 m a pixel."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     road_buffer_m: PositiveFloat = 2.0
     junction_grid_m: PositiveFloat = 1.5

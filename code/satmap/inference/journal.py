@@ -1,5 +1,6 @@
 """What a prediction has finished so far, so that a stopped run goes on where it was."""
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Self
 
 import numpy as np
 
+from satmap.errors import CannotWriteError
 from satmap.submissions.roads_csv import RoadRow
 
 
@@ -24,11 +26,19 @@ class Journal:
         self.path = output.with_name(f".{output.name}.partial")
         self.finished: dict[str, list[RoadRow]] = {}
         key = hashlib.sha256(fingerprint.encode()).hexdigest()
+        try:
+            self._file = self.path.open("a+b")
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise CannotWriteError(
+                f"{output} is being written by another run; wait for it or give another name."
+            ) from error
+        except OSError as error:
+            raise self._unwritable(error) from error
         whole = self._read(key)
         # Cut off what a crash left unfinished, so that new lines start on a line of their own.
-        self._file = self.path.open("r+b" if whole else "w+b")
         self._file.truncate(whole)
-        self._file.seek(whole)
         if not whole:
             self._write(key)
 
@@ -51,19 +61,25 @@ class Journal:
 
     def remove(self) -> None:
         """Delete the file: the output is complete."""
-        self._file.close()
         self.path.unlink(missing_ok=True)
+        self._file.close()
 
     def _write(self, record: object) -> None:
-        self._file.write(json.dumps(record).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> CannotWriteError:
+        return CannotWriteError(
+            f"cannot write {self.path}: {error.strerror}. Choose another place for the output."
+        )
 
     def _read(self, key: str) -> int:
         """Read what fits; gives the length in bytes of the part that is whole."""
-        try:
-            lines = self.path.read_bytes().splitlines(keepends=True)
-        except OSError:
-            return 0
+        self._file.seek(0)
+        lines = self._file.read().splitlines(keepends=True)
         whole = 0
         for number, line in enumerate(lines):
             try:

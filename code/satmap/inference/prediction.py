@@ -10,7 +10,7 @@ import torch
 from satmap.data.chip import Chip
 from satmap.data.imagery import read_stretched
 from satmap.data.spacenet_roads import scan
-from satmap.errors import SatmapError
+from satmap.errors import CannotWriteError, SatmapError
 from satmap.files import require_writable
 from satmap.inference.ensemble import Voter, predict_planes
 from satmap.inference.journal import Journal
@@ -62,6 +62,7 @@ def predict(
         SatmapError: no images, no weights, or an output that cannot be written.
     """
     require_writable(output)
+    _require_replaceable(output)
     files = find_weights(weights)
     recipe = load_recipe(recipe_name) if recipe_name else recipe_of(files)
     files = choose(files, recipe)
@@ -69,6 +70,9 @@ def predict(
     print(inventory.summary(), flush=True)
     print(f"ensemble of {len(files)} networks, {recipe.inference.views} views", flush=True)
     voters = load_ensemble(files, device)
+    least = min(voter.network.encoder.in_channels for voter in voters)
+    if inventory.chips and all(chip.channels < least for chip in inventory.chips):
+        inventory.chips[0].require_channels(least)
     prefixed = recipe.submission.keep_prefix
     ids = {short: long if prefixed else short for short, long in inventory.long_ids.items()}
     rows: dict[str, list[RoadRow]] = {name: [] for name in ids.values()}
@@ -80,6 +84,8 @@ def predict(
             if key not in journal.finished:
                 try:
                     done, notes = predict_chip(chip, voters, recipe, device)
+                except CannotWriteError:
+                    raise
                 except SatmapError as error:
                     faults[chip.image_id] = str(error)
                     continue
@@ -142,6 +148,18 @@ def predict_chip_planes(
         values = predict_planes(fitting, image, recipe.inference, device)
         return Planes(fitting[0].network.plane_names, values, size), notes
     raise SatmapError(" ".join(notes))
+
+
+def _require_replaceable(output: Path) -> None:
+    """A forgotten last argument must not cost an image: only a roads CSV is ever replaced."""
+    if output.is_file() and output.stat().st_size:
+        with output.open("rb") as file:
+            start = file.read(64)
+        if b"imageid" not in start.lower():
+            raise CannotWriteError(
+                f"{output} exists and is no roads CSV. The last argument is the file to write: "
+                "give another name."
+            )
 
 
 def _key(chip: Chip) -> str:

@@ -46,7 +46,7 @@ class WeightFile:
         except ValidationError as error:
             raise SatmapError(
                 f"{self.path}: the recipe inside cannot be read by this version of satmap "
-                f"({error.errors()[0]['msg']}); say which one to use with --recipe."
+                f"({error.errors()[0]['msg']}). Train again, or use the version that trained it."
             ) from error
 
     @property

@@ -93,8 +93,10 @@ def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
         SatmapError: the file cannot be written.
     """
     with atomic_path(path) as temporary:
-        if not cv2.imwrite(str(temporary), np.ascontiguousarray(picture[..., ::-1])):
+        done, content = cv2.imencode(path.suffix, np.ascontiguousarray(picture[..., ::-1]))
+        if not done:
             raise SatmapError(f"cannot write the picture {path}; check its suffix (.png, .jpg).")
+        temporary.write_bytes(content.tobytes())
 
 
 def _legend(width: int) -> NDArray[np.uint8]:
@@ -125,6 +127,9 @@ def write_overlays(
 
     Returns:
         The files written. Images that cannot be read are passed over.
+
+    Raises:
+        SatmapError: no image can be read, or the submission has none of them.
     """
     predicted = read_roads_csv(submission)
     true = read_roads_csv(truth) if truth else {}
@@ -144,4 +149,10 @@ def write_overlays(
         path = pictures / f"{chip.image_id}.png"
         write_picture(path, side_by_side(image, [(f"predicted: {chip.image_id}", rows), beside]))
         written.append(path)
+    if not any(name in predicted for chip in chips for name in (chip.image_id, chip.long_id)):
+        raise SatmapError(
+            f"{submission} has none of the images in {', '.join(map(str, directories))}."
+        )
+    if not written:
+        raise SatmapError(f"none of the images in {', '.join(map(str, directories))} can be read.")
     return written

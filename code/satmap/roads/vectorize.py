@@ -9,7 +9,7 @@ of 0.3 m.
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from satmap.errors import SatmapError
 from satmap.planes import ROAD, Planes
@@ -26,6 +26,7 @@ from satmap.roads.join import extend_to_border, join_ends
 from satmap.roads.skeleton import road_mask, thin
 from satmap.roads.speed import fill_speeds, line_confidence, line_speed
 from satmap.roads.trace import Line, Network, compact, trace
+from satmap.settings import Settings
 from satmap.speeds import MPS_PER_MPH
 
 # So far inside the image's edge the skeleton of a road that leaves it is bent.
@@ -35,7 +36,7 @@ _BRIDGE_SAMPLES = 16
 _BRIDGE_MARGIN_M = 3.0
 
 
-class RoadSettings(BaseModel):
+class RoadSettings(Settings):
     """What the road vectoriser can be told; lengths in metres, areas in square metres.
 
     Attributes:
@@ -59,8 +60,6 @@ class RoadSettings(BaseModel):
         speed_evidence: least sum over the speed bins of the mean probability along a road, 0..1.
         default_speed_mph: speed where the planes know none, miles an hour.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     smooth_m: float = Field(0.4, ge=0)
     high: float = Field(0.6, gt=0, le=1)

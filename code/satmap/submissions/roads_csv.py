@@ -33,7 +33,7 @@ HEADER = ("ImageId", "WKT_Pix", "length_m", "travel_time_s")
 GridLine = tuple[tuple[int, int], ...]
 
 # Far beyond any image, far below where a double or an int64 loses hundredths.
-_LARGEST_PIXEL = 1e9
+_LARGEST_PIXEL = 1e7
 
 # The organisers' limit on the distance between two successive vertices.
 _SHORTEST_STEP_PX = 0.01
@@ -243,6 +243,8 @@ def parse_linestring(wkt: str) -> list[tuple[float, float]]:
             raise ValueError(f"a coordinate is not a number in {_shown(vertex)}") from None
         if not (math.isfinite(x) and math.isfinite(y)):
             raise ValueError(f"a coordinate is not finite in {_shown(vertex)}")
+        if max(abs(x), abs(y)) > _LARGEST_PIXEL:
+            raise ValueError(f"a coordinate beyond {_LARGEST_PIXEL:g} px in {_shown(vertex)}")
         points.append((x, y))
     return points
 

@@ -1,5 +1,6 @@
 """Training state on disk: all that a stopped training needs to go on as if it had not stopped."""
 
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,11 @@ def save_state(
         "torch_random": torch.get_rng_state(),
         "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
+    # Through memory: torch's own writer reports a full disk in no way that can be told apart.
+    content = io.BytesIO()
+    torch.save(state, content)
     with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def load_state(path: Path, fingerprint: str) -> dict[str, Any] | None:
@@ -58,6 +62,7 @@ def load_state(path: Path, fingerprint: str) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = state["fingerprint"]
+        Progress(**state["progress"])
     # A damaged file can raise nearly anything from inside the unpickler.
     except Exception as error:
         raise SatmapError(
@@ -73,7 +78,21 @@ def load_state(path: Path, fingerprint: str) -> dict[str, Any] | None:
 
 
 def restore(state: dict[str, Any], network: nn.Module, optimizer: Optimizer) -> Progress:
-    """Put a loaded state back into place."""
+    """Put a loaded state back into place.
+
+    Raises:
+        SatmapError: it lacks something.
+    """
+    try:
+        return _restore(state, network, optimizer)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise SatmapError(
+            f"the training state is damaged ({str(error).splitlines()[0]}). "
+            "Pass --restart to train anew."
+        ) from error
+
+
+def _restore(state: dict[str, Any], network: nn.Module, optimizer: Optimizer) -> Progress:
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["torch_random"])

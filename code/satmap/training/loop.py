@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import torch
 from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
@@ -206,14 +205,8 @@ def _loader(
         # A short last batch has noisy statistics; a tiny data set is one short batch.
         drop_last=len(dataset) >= stage.batch,
         pin_memory=place.device.type == "cuda",
-        worker_init_fn=_one_thread,
         generator=order,
     )
-
-
-def _one_thread(worker: int) -> None:
-    """Workers share the cores already; threads of OpenCV's own would only get in their way."""
-    cv2.setNumThreads(1)
 
 
 def _names(dataset: CropDataset, numbers: Tensor) -> str:
@@ -229,6 +222,11 @@ def _keep_checkpoints(
     place: Workplace,
 ) -> None:
     """Write the last weights, and the best where a score is a new best."""
+    if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
+        raise SatmapError(
+            f"{member.name}: the weights are not finite after epoch {progress.epoch}. The "
+            f"checkpoints so far are intact in {place.weights}; lower the learning rate."
+        )
     scores = {name: round(record[name], 5) for name in _SCORES if name in record}
     metadata = {
         "recipe": recipe.model_dump_json(),
