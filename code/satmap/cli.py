@@ -1,6 +1,7 @@
 """The command line. Everything else is importable and never reads ``sys.argv``."""
 
 import argparse
+import inspect
 import json
 import os
 import sys
@@ -64,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--debug", action="store_true", help="show tracebacks")
 
     def add(name: str, command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        text = (command.__doc__ or "").strip()
+        text = inspect.cleandoc(command.__doc__ or "")
         sub = commands.add_parser(
             name,
             help=text.splitlines()[0],
@@ -87,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
 
     train = add("train", _train)
     train.add_argument("directories", type=Path, nargs="+", metavar="DIR")
-    train.add_argument("--recipe", default="sn5-roads", help="name or file (default: %(default)s)")
+    train.add_argument(
+        "--recipe", default="sn5-roads", help="name or .yaml file (default: %(default)s)"
+    )
     add_networks(train)
     train.add_argument(
         "--cache",

@@ -97,7 +97,7 @@ def read_weights_metadata(path: Path) -> dict[str, str]:
     if missing:
         raise SatmapError(
             f"{path} is a safetensors file without satmap's metadata ({', '.join(missing)}); "
-            "only files that satmap wrote say what network they belong to."
+            "only files that satmap wrote say what network they belong to. Move it elsewhere."
         )
     return metadata
 
