@@ -208,6 +208,7 @@ def test_weights_round_trip(network: UNet, tmp_path: Path) -> None:
         "epoch": "3",
         "architecture": network.encoder.name,
         "in_channels": str(network.encoder.in_channels),
+        "decoder": json.dumps(network.decoder_widths),
         "planes": json.dumps(ROAD_PLANES),
     }
     assert loaded.plane_names == ROAD_PLANES
@@ -422,6 +423,10 @@ def test_missing_files(tmp_path: Path) -> None:
         ({"planes": "[1, 2]"}, "list of different names"),
         ({"planes": '["road", "road"]'}, "list of different names"),
         ({"planes": "[]"}, "list of different names"),
+        ({"decoder": "[256, 256, 128]"}, "decoder must be four widths"),
+        ({"decoder": "[256, 256, 128, 0]"}, "decoder must be four widths"),
+        ({"decoder": "wide"}, "broken metadata"),
+        ({"decoder": "[256, 256, 128, 32]"}, "has the shape"),
     ],
 )
 def test_wrong_metadata(

@@ -200,9 +200,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _unreadable(path: Path, error: Exception) -> SatmapError:
     """What to say of a file that safetensors could not open."""
     with path.open("rb") as file:
-        start = file.read(4)
-    # A zip archive is torch's format since 1.6, a bare pickle the one before.
-    if start.startswith((b"PK\x03\x04", b"\x80")):
+        start = file.read(9)
+    # A zip archive is torch's format since 1.6, a bare pickle the one before. The length of a
+    # safetensors header may begin with a pickle's first byte, but the header itself follows it.
+    if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:] != b"{":
         return SatmapError(
             f"{path} is a PyTorch pickle, not a safetensors file, whatever its name; "
             "satmap does not unpickle weights of networks."
