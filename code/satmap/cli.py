@@ -5,7 +5,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import satmap
@@ -244,14 +244,14 @@ def _check(options: argparse.Namespace) -> int:
     """
     from satmap.submissions.roads_csv import check_roads_csv
 
-    faults = check_roads_csv(options.submission, None)
+    expected: list[Collection[str] | None] = [None]
     if options.directories:
         from satmap.data.spacenet_roads import scan
 
         # Ids with the challenge's prefix are as good as those without, but not both in one file.
         ids = scan(options.directories).long_ids
-        candidates = [check_roads_csv(options.submission, i) for i in (ids.keys(), ids.values())]
-        faults = min(candidates, key=len)
+        expected = [ids.keys(), ids.values()]
+    faults = min((check_roads_csv(options.submission, images) for images in expected), key=len)
     for fault in faults:
         place = f":{fault.line}" if fault.line is not None else ""
         print(f"{options.submission}{place}: {fault.message}")

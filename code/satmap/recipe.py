@@ -183,11 +183,6 @@ class Recipe(Settings):
         return self
 
     @cached_property
-    def channels(self) -> int:
-        """Bands that the members need at most."""
-        return max(member.bands for member in self.members)
-
-    @cached_property
     def training_fingerprint(self) -> str:
         """Hash of all settings that a training depends on; prediction's may change freely."""
         content = self.model_dump_json(exclude={"description", "inference", "roads", "submission"})

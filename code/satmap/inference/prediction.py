@@ -62,7 +62,7 @@ def predict(
         SatmapError: no images, no weights, or an output that cannot be written.
     """
     require_writable(output)
-    _require_replaceable(output)
+    _refuse_foreign_file(output)
     files = find_weights(weights)
     recipe = load_recipe(recipe_name) if recipe_name else recipe_of(files)
     files = choose(files, recipe)
@@ -84,8 +84,6 @@ def predict(
             if key not in journal.finished:
                 try:
                     done, notes = predict_chip(chip, voters, recipe, device)
-                except CannotWriteError:
-                    raise
                 except SatmapError as error:
                     faults[chip.image_id] = str(error)
                     continue
@@ -150,7 +148,7 @@ def predict_chip_planes(
     raise SatmapError(" ".join(notes))
 
 
-def _require_replaceable(output: Path) -> None:
+def _refuse_foreign_file(output: Path) -> None:
     """A forgotten last argument must not cost an image: only a roads CSV is ever replaced."""
     if output.is_file() and output.stat().st_size:
         with output.open("rb") as file:

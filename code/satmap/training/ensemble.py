@@ -59,10 +59,8 @@ def train(
     remove_left_over(options.cache)
     inventory = scan(directories)
     print(inventory.summary(), flush=True)
-    if not options.skip_unlabelled:
-        inventory.require_labels()
     labelled = [chip for chip in inventory.chips if chip.label is not None]
-    if not labelled:
+    if not options.skip_unlabelled or not labelled:
         inventory.require_labels()
     preparation = prepare(
         labelled,

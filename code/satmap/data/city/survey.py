@@ -10,6 +10,7 @@ from shapely import Polygon, box
 from satmap.data.city.noise import Window
 from satmap.data.city.paint import Grid
 from satmap.data.city.plan import MAX_WARP_M, Box
+from satmap.data.georeference import metres_per_degree
 
 # Pixels are squares in degrees, like those of SpaceNet: about 0.30 m high and 0.24 m wide here.
 _PIXEL_DEG = 2.7e-6
@@ -51,7 +52,8 @@ class Survey:
     @property
     def grid(self) -> Grid:
         """Size of a pixel; one value for the whole city, right within 0.02 % over 2 km."""
-        return Grid(_PIXEL_DEG * _metres_per_degree()[0], _PIXEL_DEG * _metres_per_degree()[1])
+        across, down = metres_per_degree(_LATITUDE)
+        return Grid(_PIXEL_DEG * across, _PIXEL_DEG * down)
 
     @property
     def extent(self) -> tuple[float, float]:
@@ -139,13 +141,5 @@ def make_surveys(
 
 def _columns(chips: int) -> int:
     """Chips in a row, such that the block is about square in metres."""
-    across, down = _metres_per_degree()
+    across, down = metres_per_degree(_LATITUDE)
     return max(1, int(np.ceil(np.sqrt(chips * down / across))))
-
-
-def _metres_per_degree() -> tuple[float, float]:
-    """Metres a degree of longitude and of latitude on the WGS 84 ellipsoid at the city."""
-    phi = np.radians(_LATITUDE)
-    across = 111412.84 * np.cos(phi) - 93.5 * np.cos(3 * phi) + 0.118 * np.cos(5 * phi)
-    down = 111132.954 - 559.822 * np.cos(2 * phi) + 1.175 * np.cos(4 * phi)
-    return float(across), float(down)
