@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satmap.metrics.apls import AplsScore, apls, score_roads
+from plain_apls import Road, plain_apls
+from satmap.metrics.apls import METRES_PER_PIXEL, MIDPOINT_M, AplsScore, apls, score_roads
 from satmap.metrics.apls_graph import build_graph
+from satmap.metrics.shortest_paths import all_pairs
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures" / "apls"
@@ -348,3 +350,151 @@ def test_distances_equal_those_of_a_graph_with_the_nodes_inserted(
         table = np.minimum(table, table[:, k, None] + table[k])
     measured = graph.distances(positions, slice(0, count), 0)
     np.testing.assert_allclose(measured, table[size:, size:], atol=1e-9)
+
+
+# --- against the plain implementation -----------------------------------------------------------
+
+
+def city_chip(seed: int, columns: int = 5) -> list[RoadRow]:
+    """Streets of a wavy grid, some missing, each with a pace of its own."""
+    rng = np.random.default_rng(seed)
+    nodes = np.stack(np.meshgrid(np.arange(columns), np.arange(columns)), axis=-1) * 170.0
+    nodes += rng.uniform(-50, 50, nodes.shape)
+    streets = []
+    for a, b in itertools.chain(
+        itertools.product(np.ndindex(columns, columns - 1), [(0, 1)]),
+        itertools.product(np.ndindex(columns - 1, columns), [(1, 0)]),
+    ):
+        start, stop = nodes[a], nodes[a[0] + b[0], a[1] + b[1]]
+        if rng.random() < 0.2:
+            continue
+        bend = (start + stop) / 2 + rng.uniform(-15, 15, 2)
+        # The 0.1 px grid on which both implementations see the same nodes.
+        line = np.round([start, bend, stop], 1)
+        way = float(np.hypot(*np.diff(line, axis=0).T).sum())
+        streets.append(RoadRow(line, math.nan, way * rng.uniform(0.02, 0.1)))
+    return streets
+
+
+def redrawn(streets: Sequence[RoadRow], seed: int) -> list[RoadRow]:
+    """The streets as somebody else would draw them: moved, some left out, other times."""
+    rng = np.random.default_rng(seed)
+    phase = rng.uniform(0, 6, 2)
+    drawn = []
+    for street in streets:
+        if rng.random() < 0.1:
+            continue
+        line = np.round(street.line + 5 * np.sin(street.line[:, ::-1] / 60 + phase), 1)
+        drawn.append(RoadRow(line, math.nan, street.travel_time_s * rng.uniform(0.6, 1.6)))
+    return drawn
+
+
+def plain(rows: Sequence[RoadRow]) -> list[Road]:
+    """The rows as the plain implementation takes them."""
+    return [([(x, y) for x, y in row.line.tolist()], row.travel_time_s) for row in rows]
+
+
+def assert_plain_agrees(truth: Sequence[RoadRow], proposal: Sequence[RoadRow]) -> None:
+    score = apls(truth, proposal)
+    assert score.time is not None
+    for weight, route in (("length", score.length), ("time", score.time)):
+        measured = (route.truth_to_proposal, route.proposal_to_truth, route.score)
+        expected = plain_apls(plain(truth), plain(proposal), METRES_PER_PIXEL, weight)
+        # There a control that falls within 0.1 px of an earlier one moves onto it.
+        assert measured == pytest.approx(expected, abs=3e-5)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_equals_the_plain_implementation(seed: int) -> None:
+    truth = city_chip(seed)
+    assert_plain_agrees(truth, redrawn(truth, seed + 100))
+    assert_plain_agrees(truth, redrawn(city_chip(seed + 1), seed))
+
+
+def test_thousand_node_city_equals_the_plain_implementation() -> None:
+    truth = city_chip(7, columns=22)
+    proposal = redrawn(truth, 8)
+    graph = build_graph(truth, MIDPOINT_M / METRES_PER_PIXEL)
+    assert graph is not None
+    assert len(graph.node_xy) > 1000
+    assert_plain_agrees(truth, proposal)
+
+
+def test_duplicate_rows() -> None:
+    # A road that stands twice is two parallel edges: its end at (60, 0) has two edges and would
+    # vanish but for the ring rule; the routes are the same. Nodes and routes as in a single one.
+    once = roads([(0, 0), (60, 0)], [(60, 0), (60, 60)], [(60, 0), (120, 0)])
+    twice = [*once, *roads([(60, 0), (0, 0)])]
+    assert length_scores(once, twice)[0] == 1
+    expected = plain_apls(plain(timed(twice)), plain(timed(once)), 1, "length")
+    assert length_scores(twice, once) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("weights", [1, 2])
+@pytest.mark.parametrize("nodes", [30, 260])
+def test_shortest_paths(nodes: int, weights: int) -> None:
+    # Below and above the size at which the way of computing changes; with loops, parallel edges,
+    # edges without length and nodes apart.
+    rng = np.random.default_rng(nodes)
+    ends = rng.integers(0, nodes - 5, (int(nodes * 1.4), 2))
+    ends = np.concatenate([ends, ends[:7, ::-1], [[3, 3]]])
+    costs = rng.uniform(0, 9, (len(ends), weights)) * (rng.random((len(ends), weights)) < 0.95)
+    expected = np.full((weights, nodes, nodes), np.inf)
+    for (u, v), cost in zip(ends.tolist(), costs, strict=True):
+        expected[:, u, v] = expected[:, v, u] = np.minimum(expected[:, u, v], cost)
+    expected[:, np.arange(nodes), np.arange(nodes)] = 0
+    for k in range(nodes):
+        expected = np.minimum(expected, expected[:, :, k, None] + expected[:, k, None])
+    measured = all_pairs(ends.astype(np.int64), costs, nodes)
+    np.testing.assert_allclose(measured, expected, rtol=1e-12)
+    assert np.isinf(measured).any()
+
+
+# --- what must change nothing -------------------------------------------------------------------
+
+seeds = st.integers(0, 10_000)
+
+
+def scores(truth: Sequence[RoadRow], proposal: Sequence[RoadRow]) -> tuple[float, ...]:
+    score = apls(truth, proposal)
+    assert score.time is not None
+    routes = (score.length, score.time)
+    return tuple(x for r in routes for x in (r.truth_to_proposal, r.proposal_to_truth, r.score))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds)
+def test_splitting_roads_at_vertices_changes_nothing(seed: int) -> None:
+    truth = city_chip(seed)
+    proposal = redrawn(truth, seed)
+    rng = np.random.default_rng(seed)
+
+    def split(rows: Sequence[RoadRow]) -> list[RoadRow]:
+        pieces = []
+        for row in rows:
+            ways = np.append(0, np.cumsum(np.hypot(*np.diff(row.line, axis=0).T)))
+            cut = int(rng.integers(1, len(row.line) - 1))
+            share = float(ways[cut] / ways[-1])
+            pieces.append(RoadRow(row.line[: cut + 1], math.nan, row.travel_time_s * share))
+            pieces.append(RoadRow(row.line[cut:], math.nan, row.travel_time_s * (1 - share)))
+        return pieces
+
+    expected = scores(truth, proposal)
+    assert scores(split(truth), proposal) == pytest.approx(expected, abs=1e-9)
+    assert scores(truth, split(proposal)) == pytest.approx(expected, abs=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds, degrees=st.floats(0, 360), x=st.floats(-500, 500), y=st.floats(-500, 500))
+def test_rotating_and_shifting_changes_nothing(
+    seed: int, degrees: float, x: float, y: float
+) -> None:
+    truth = city_chip(seed)
+    proposal = redrawn(truth, seed)
+    turn = math.radians(degrees)
+    matrix = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+
+    def moved(rows: Sequence[RoadRow]) -> list[RoadRow]:
+        return [RoadRow(r.line @ matrix.T + (x, y), math.nan, r.travel_time_s) for r in rows]
+
+    assert scores(moved(truth), moved(proposal)) == pytest.approx(scores(truth, proposal), abs=1e-6)

@@ -8,11 +8,12 @@ of nodes that one map connects. ``length`` is measured on the lines in pixels, w
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isfinite
 
 import numpy as np
 
-from satmap.metrics.apls_graph import LENGTH, TIME, AplsGraph, build_graph
+from satmap.metrics.apls_graph import LENGTH, TIME, AplsGraph, Ways, build_graph
 from satmap.ordering import natural_key
 from satmap.submissions.roads_csv import RoadRow
 
@@ -22,8 +23,11 @@ SNAP_M = 4.0
 #: The scale that the official scorer takes for granted.
 METRES_PER_PIXEL = 0.31
 
-# Rows of the distance matrix in work at once: bounds the memory on images of whole cities.
-_ROWS = 1024
+# Rows and columns of the distance matrix in work at once: a few tiles fit into a core's cache.
+_TILE = 256
+
+# Shorter than any way of which a share can be told, longer than 0.
+_NO_WAY = 1e-200
 
 
 @dataclass(frozen=True)
@@ -192,28 +196,41 @@ def _apls(
 
 def _one_way(a: AplsGraph, b: AplsGraph, snap_px: float, weights: Sequence[int]) -> list[float]:
     """Under each weight, 1 minus the mean difference of the routes of ``a`` in ``b``."""
-    controls = b.locate(a.node_xy, snap_px)
-    found = controls.edge >= 0
-    nodes = len(a.node_xy)
+    # With the nodes of a connected part in a row, all pairs within it have a route in ``a``.
+    order = np.argsort(a.component, kind="stable")
+    nodes = a.nodes.take(order)
+    controls = b.locate(a.node_xy, snap_px).take(order)
+    sizes = np.bincount(a.component)
+    routes = int((sizes * (sizes - 1)).sum())
+    if not routes:
+        return [1.0] * len(weights)
+    parts = list(pairwise([0, *np.cumsum(sizes).tolist()]))
+    # A node without a control differs by 1 from itself too, which is no route.
+    no_routes = int((controls.edge < 0).sum())
     scores = []
     for weight in weights:
-        difference, routes = 0.0, 0
-        for begin in range(0, nodes, _ROWS):
-            rows = slice(begin, min(begin + _ROWS, nodes))
-            way = a.distances(a.nodes, rows, weight)
-            connected = np.isfinite(way)
-            connected[np.arange(len(way)), np.arange(rows.start, rows.stop)] = False
-            other = b.distances(controls, rows, weight)
-            other[~found[rows]] = np.inf
-            other[:, ~found] = np.inf
-            way, other = way[connected], other[connected]
-            # Where the way is zero so must be the other; where the other is infinite this gives 1.
-            error = np.where(other > 0, 1.0, 0.0)
-            np.divide(np.abs(way - other), way, out=error, where=way > 0)
-            difference += float(np.minimum(error, 1).sum())
-            routes += len(way)
-        scores.append(1 - difference / routes if routes else 1.0)
+        there, back = a.ways(nodes, weight), b.ways(controls, weight)
+        difference = sum(_differences(there, back, *part) for part in parts) - no_routes
+        scores.append(1 - difference / routes)
     return scores
+
+
+def _differences(there: Ways, back: Ways, begin: int, end: int) -> float:
+    """Sum of the differences of all routes within a connected part, nodes ``begin`` to ``end``."""
+    total = 0.0
+    for top in range(begin, end, _TILE):
+        rows = slice(top, min(top + _TILE, end))
+        for left in range(top, end, _TILE):
+            columns = slice(left, min(left + _TILE, end))
+            way, error = there[rows, columns], back[rows, columns]
+            error -= way
+            np.abs(error, out=error)
+            # Where the way is zero so must be the other; where that is infinite this gives 1.
+            error /= np.maximum(way, _NO_WAY, out=way)
+            np.minimum(error, 1, out=error)
+            # Ways are equally long in both directions: what lies beside the diagonal counts twice.
+            total += float(error.sum()) * (1 if left == top else 2)
+    return total
 
 
 def _have_times(rows: Sequence[RoadRow]) -> bool:

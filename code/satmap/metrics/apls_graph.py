@@ -15,10 +15,11 @@ from functools import cached_property
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import dijkstra
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
+from satmap.metrics.shortest_paths import all_pairs
 from satmap.submissions.roads_csv import RoadRow
 
 Floats = NDArray[np.float64]
@@ -29,6 +30,9 @@ SAME_PLACE_PX = 0.1
 
 #: Shortest segment the organisers accept, pixels.
 _SHORTEST_SEGMENT_PX = 0.01
+
+# Junctions whose ways onward are computed at a time: they fit into a processor's cache.
+_ROWS = 16
 
 #: Columns of every array of weights.
 LENGTH, TIME = 0, 1
@@ -45,6 +49,10 @@ class Positions:
 
     edge: Ints
     offset: Floats
+
+    def take(self, indices: Ints) -> "Positions":
+        """Some of them, in the order of ``indices``."""
+        return Positions(self.edge[indices], self.offset[indices])
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,48 +90,25 @@ class AplsGraph:
         return shapely.STRtree(shapely.linestrings(np.stack([self.starts, self.stops], axis=1)))
 
     @cached_property
-    def _shortest_lengths(self) -> Floats:
-        return self._all_pairs(LENGTH)
+    def _between(self) -> Floats:
+        """Shortest ways between all junctions under each weight, (2, junctions, junctions)."""
+        return all_pairs(self.ends, self.totals, self.junctions)
 
     @cached_property
-    def _shortest_times(self) -> Floats:
-        return self._all_pairs(TIME)
+    def component(self) -> Ints:
+        """int64 (n,): the connected part of the roads that each node lies on."""
+        links = coo_array((np.ones(len(self.ends)), self.ends.T), (self.junctions, self.junctions))
+        _, labels = connected_components(links, directed=False)
+        parts: Ints = labels[self.ends[self.nodes.edge, 0]].astype(np.int64)
+        return parts
 
-    def _all_pairs(self, weight: int) -> Floats:
-        """Shortest ways between all junctions, (junctions, junctions)."""
-        size = self.junctions
-        u, v, w = *self.ends.T, self.totals[:, weight]
-        u, v, w = np.concatenate([u, v]), np.concatenate([v, u]), np.concatenate([w, w])
-        # scipy adds up parallel edges: keep the shortest of each pair of ends. Zeros stay stored
-        # in the matrix, where csgraph takes them for edges of no length.
-        order = np.lexsort((w, v, u))
-        u, v, w = u[order], v[order], w[order]
-        keep = np.ones(len(u), dtype=bool)
-        keep[1:] = (u[1:] != u[:-1]) | (v[1:] != v[:-1])
-        keep &= u != v
-        rows = np.searchsorted(u[keep], np.arange(size + 1))
-        matrix = csr_array((w[keep], v[keep], rows), shape=(size, size))
-        distances: Floats = dijkstra(matrix, directed=True)
-        return distances
+    def ways(self, positions: Positions, weight: int) -> "Ways":
+        """Shortest ways between ``positions`` under one weight."""
+        return Ways(self.ends, self.totals[:, weight], self._between[weight], positions, weight)
 
     def distances(self, positions: Positions, rows: slice, weight: int) -> Floats:
-        """Shortest ways from some of ``positions`` to all of them, float64 (rows, n).
-
-        Positions off the graph (edge -1) give meaningless figures, not errors.
-        """
-        u, v = self.ends[positions.edge].T
-        head = positions.offset[:, weight]
-        tail = self.totals[positions.edge, weight] - head
-        between = self._shortest_lengths if weight == LENGTH else self._shortest_times
-        to_junctions = np.minimum(
-            head[rows, None] + between[u[rows]], tail[rows, None] + between[v[rows]]
-        )
-        ways: Floats = np.minimum(to_junctions[:, u] + head, to_junctions[:, v] + tail)
-        # Along a shared edge the way need not pass either end.
-        along = np.abs(head[rows, None] - head)
-        same = positions.edge[rows, None] == positions.edge
-        np.minimum(ways, along, out=ways, where=same)
-        return ways
+        """Shortest ways from some of ``positions`` to all of them, float64 (rows, n)."""
+        return self.ways(positions, weight)[rows, slice(0, len(positions.edge))]
 
     def locate(self, xy: Floats, snap_px: float) -> Positions:
         """Places on this graph that stand for points of another: the controls of APLS.
@@ -186,6 +171,60 @@ class AplsGraph:
             choices = np.flatnonzero(place == shared)
             node[tenants] = choices[np.minimum(np.arange(len(tenants)), len(choices) - 1)]
         return node
+
+
+class Ways:
+    """Shortest ways between positions of a graph, computed tile by tile.
+
+    The whole matrix of a city would not fit into memory, nor its rows into a processor's cache.
+    """
+
+    def __init__(
+        self, ends: Ints, totals: Floats, between: Floats, positions: Positions, weight: int
+    ) -> None:
+        """Args as in :class:`AplsGraph`; ``between`` float64 (junctions, junctions)."""
+        self._u, self._v = ends[positions.edge].T
+        self._head = positions.offset[:, weight].copy()
+        self._tail = totals[positions.edge] - self._head
+        # What is not on the graph has no way to anywhere.
+        self._head[positions.edge < 0] = self._tail[positions.edge < 0] = np.inf
+        self._from_junctions = np.empty((len(between), len(positions.edge)))
+        for begin in range(0, len(between), _ROWS):
+            near = between[begin : begin + _ROWS]
+            by_start = near.take(self._u, axis=1)
+            by_start += self._head
+            by_end = near.take(self._v, axis=1)
+            by_end += self._tail
+            np.minimum(by_start, by_end, out=self._from_junctions[begin : begin + _ROWS])
+
+        # Along a shared edge the way need not pass either end: those pairs, by their first.
+        edge = positions.edge
+        order = np.lexsort((np.arange(len(edge)), edge))
+        order = order[edge[order] >= 0]
+        first = np.searchsorted(edge[order], edge[order])
+        count = np.searchsorted(edge[order], edge[order], side="right") - first
+        i = np.repeat(order, count)
+        rank = np.arange(len(i)) - np.repeat(np.cumsum(count) - count, count)
+        j = order[np.repeat(first, count) + rank]
+        by_first = np.argsort(i, kind="stable")
+        self._i, self._j = i[by_first], j[by_first]
+        self._along = np.abs(self._head[self._i] - self._head[self._j])
+
+    def __getitem__(self, tile: tuple[slice, slice]) -> Floats:
+        """Ways from some positions to some, float64; infinite where there is none."""
+        rows, columns = tile
+        onward = self._from_junctions[:, columns]
+        ways: Floats = onward[self._u[rows]]
+        ways += self._head[rows, None]
+        other = onward[self._v[rows]]
+        other += self._tail[rows, None]
+        np.minimum(ways, other, out=ways)
+        begin, end = np.searchsorted(self._i, (rows.start, rows.stop))
+        i, j, along = self._i[begin:end], self._j[begin:end], self._along[begin:end]
+        here = (j >= columns.start) & (j < columns.stop)
+        cells = i[here] - rows.start, j[here] - columns.start
+        ways[cells] = np.minimum(ways[cells], along[here])
+        return ways
 
 
 def build_graph(roads: Sequence[RoadRow], midpoint_px: float) -> AplsGraph | None:

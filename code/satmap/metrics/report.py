@@ -1,0 +1,43 @@
+"""What every score ends in: figures per image, per area and in total."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+#: Figures by name; None where the files do not give one (no travel times).
+Figures = Mapping[str, float | int | None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Scores of a proposal against a truth, ids in natural order.
+
+    Where images stand in one file only, the official scorers leave them out of the totals, which
+    a submission can exploit. ``total`` and ``aois`` therefore hold the official figures and, under
+    the same name with ``fair_`` before it, what comes out when those images count as missed.
+
+    Attributes:
+        metric: name of the score: ``apls``, ``building_f1``, ``coco_ap``, ``jaccard``.
+        total: of everything.
+        aois: per area of interest, or whatever groups images in the challenge.
+        images: per image that both sides have.
+        truth_only: images that the proposal lacks.
+        proposal_only: images that the truth lacks.
+    """
+
+    metric: str
+    total: Figures
+    aois: Mapping[str, Figures]
+    images: Mapping[str, Figures]
+    truth_only: tuple[str, ...] = ()
+    proposal_only: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """The object that ``satmap score --json`` prints: the attributes under their names."""
+        return {
+            "metric": self.metric,
+            "total": dict(self.total),
+            "aois": {aoi: dict(figures) for aoi, figures in self.aois.items()},
+            "images": {image_id: dict(figures) for image_id, figures in self.images.items()},
+            "truth_only": list(self.truth_only),
+            "proposal_only": list(self.proposal_only),
+        }

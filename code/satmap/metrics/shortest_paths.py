@@ -1,0 +1,109 @@
+"""Shortest paths between all nodes of a road network, under several weights at once.
+
+Road networks fall apart when few nodes are taken out (their treewidth is small), which Dijkstra's
+algorithm makes no use of. Planken, de Weerdt and van der Krogt (2012, "Computing all-pairs shortest
+paths by leveraging low treewidth") do: nodes are eliminated one by one, those with the fewest
+neighbours first, and the neighbours of each are linked by what the way through it costs. Then, in
+the opposite order, a node's shortest ways to all nodes behind it are the best of its few links and
+those neighbours' ways. Each step is a handful of array operations; the order of elimination serves
+every weight.
+"""
+
+import heapq
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import dijkstra
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# Up to so many nodes Dijkstra's algorithm, compiled, beats the arrays' overhead.
+_FEW_NODES = 200
+
+
+def all_pairs(ends: Ints, weights: Floats, nodes: int) -> Floats:
+    """Length of the shortest path between all pairs of nodes, infinite where there is none.
+
+    Args:
+        ends: int64 (e, 2), nodes of each edge; parallel edges and loops are welcome.
+        weights: float64 (e, k), cost of each edge under each weight, >= 0.
+        nodes: their number.
+
+    Returns:
+        float64 (k, nodes, nodes), symmetric.
+    """
+    different = ends[:, 0] != ends[:, 1]
+    ends, weights = ends[different], weights[different]
+    if nodes <= _FEW_NODES:
+        return np.stack([_dijkstra(ends, weight, nodes) for weight in weights.T])
+    return _by_elimination(ends, weights, nodes)
+
+
+def _dijkstra(ends: Ints, weight: Floats, nodes: int) -> Floats:
+    u, v = np.concatenate([ends, ends[:, ::-1]]).T
+    weight = np.concatenate([weight, weight])
+    # scipy adds up parallel edges: keep the shortest of each pair of ends. Zeros stay stored in the
+    # matrix, where csgraph takes them for edges of no length.
+    order = np.lexsort((weight, v, u))
+    u, v, weight = u[order], v[order], weight[order]
+    keep = np.ones(len(u), dtype=bool)
+    keep[1:] = (u[1:] != u[:-1]) | (v[1:] != v[:-1])
+    rows = np.searchsorted(u[keep], np.arange(nodes + 1))
+    matrix = csr_array((weight[keep], v[keep], rows), shape=(nodes, nodes))
+    ways: Floats = dijkstra(matrix, directed=True)
+    return ways
+
+
+def _by_elimination(ends: Ints, weights: Floats, nodes: int) -> Floats:
+    order, behind = _eliminate(ends, nodes)
+    rank = np.empty(nodes, np.int64)
+    rank[order] = np.arange(nodes)
+    ways = np.full((weights.shape[1], nodes, nodes), np.inf)
+    ways[:, np.arange(nodes), np.arange(nodes)] = 0
+    u, v = rank[ends].T
+    for way, weight in zip(ways, weights.T, strict=True):
+        np.minimum.at(way, (u, v), weight)
+        np.minimum.at(way, (v, u), weight)
+    links = [rank[neighbours] for neighbours in behind]
+    for node, others in enumerate(links):
+        if len(others) > 1:
+            pairs = (slice(None), others[:, None], others)
+            out = ways[:, node, others]
+            ways[pairs] = np.minimum(ways[pairs], out[:, :, None] + out[:, None, :])
+    for node in range(nodes - 2, -1, -1):
+        others = links[node]
+        if len(others):
+            rest = slice(node + 1, nodes)
+            by_others = ways[:, others, rest] + ways[:, node, others, None]
+            ways[:, node, rest] = ways[:, rest, node] = by_others.min(axis=1)
+    return np.ascontiguousarray(ways[:, rank[:, None], rank])
+
+
+def _eliminate(ends: Ints, nodes: int) -> tuple[list[int], list[Ints]]:
+    """Nodes in the order of elimination, and the neighbours each had when its turn came."""
+    neighbours: list[set[int]] = [set() for _ in range(nodes)]
+    for u, v in ends.tolist():
+        neighbours[u].add(v)
+        neighbours[v].add(u)
+    # Entries go stale when a node's neighbours change; fresh ones are pushed beside them.
+    waiting = [(len(others), node) for node, others in enumerate(neighbours)]
+    heapq.heapify(waiting)
+    done = [False] * nodes
+    order, behind = [], []
+    while waiting:
+        degree, node = heapq.heappop(waiting)
+        others = neighbours[node]
+        if done[node] or degree != len(others):
+            continue
+        done[node] = True
+        order.append(node)
+        behind.append(np.array(sorted(others), np.int64))
+        for other in others:
+            links = neighbours[other]
+            links |= others
+            links.discard(node)
+            links.discard(other)
+            heapq.heappush(waiting, (len(links), other))
+    return order, behind

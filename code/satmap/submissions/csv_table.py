@@ -1,0 +1,139 @@
+"""CSV tables of the challenges, read line by line so that every fault has its line.
+
+No cell of these formats holds a line break. So each line is split on its own, and a quote that is
+never closed spoils its own line instead of swallowing the rest of the file.
+"""
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from satmap.errors import SatmapError
+from satmap.submissions.fault import Fault
+
+# How much of a faulty cell a message shows.
+_SHOWN = 60
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of a table; or, where ``fault`` is set, why it cannot be read.
+
+    Attributes:
+        line: line of the file, from 1.
+        cells: text of each column asked for, without blanks around it; None: no such column.
+        fault: what is wrong with the line; empty if nothing is.
+        fatal: nothing after this line can be understood.
+    """
+
+    line: int
+    cells: tuple[str | None, ...] = ()
+    fault: str = ""
+    fatal: bool = False
+
+
+def read_records(path: Path, columns: Sequence[str], required: Sequence[str]) -> Iterator[Record]:
+    """The lines of a table below its header; blank lines and those that start with # are left out.
+
+    Args:
+        path: the file.
+        columns: names of the wanted columns; the file may have them in any order and case.
+        required: those without which the table makes no sense.
+
+    Raises:
+        SatmapError: the file cannot be read.
+    """
+    # The default of 128 KiB would refuse a road with ten thousand vertices.
+    csv.field_size_limit(2**31 - 1)
+    places: list[int | None] | None = None
+    width = 0
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            for number, line in enumerate(file, 1):
+                cells, fault = _cells(line)
+                if places is None:
+                    names = [cell.strip().lower() for cell in cells]
+                    missing = [name for name in required if name.lower() not in names]
+                    if missing:
+                        fault = fault or f"no column {' and '.join(missing)} in the header"
+                        yield Record(number, fault=fault, fatal=True)
+                        return
+                    places = [
+                        names.index(name.lower()) if name.lower() in names else None
+                        for name in columns
+                    ]
+                    width = len(names)
+                    continue
+                if not fault and (not any(map(str.strip, cells)) or cells[0].startswith("#")):
+                    continue
+                if not fault and len(cells) != width:
+                    fault = f"{len(cells)} columns where the header has {width}"
+                    if len(cells) > width:
+                        fault += "; a cell with commas must stand in double quotes"
+                if fault:
+                    yield Record(number, fault=fault)
+                    continue
+                wanted = tuple(None if place is None else cells[place].strip() for place in places)
+                yield Record(number, wanted)
+    except OSError as error:
+        raise SatmapError(f"cannot read {path}: {error.strerror or error}.") from error
+    if places is None:
+        missing_all = " and ".join(required)
+        yield Record(1, fault=f"the file is empty: no column {missing_all}", fatal=True)
+
+
+def check_header(path: Path, header: Sequence[str]) -> list[Fault]:
+    """Faults of the first line: a byte order mark, or another text than ``header``.
+
+    Raises:
+        SatmapError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.readline()
+    except OSError as error:
+        raise SatmapError(f"cannot read {path}: {error.strerror or error}.") from error
+    faults = []
+    if raw.startswith(b"\xef\xbb\xbf"):
+        faults.append(Fault(1, "the file starts with a byte order mark"))
+        raw = raw[3:]
+    text = raw.decode(errors="replace").rstrip("\r\n")
+    if text != ",".join(header):
+        faults.append(Fault(1, f"the header is {shown(text)}, not {','.join(header)}"))
+    return faults
+
+
+def parse_number(text: str) -> float:
+    """A finite number in plain decimal notation.
+
+    Raises:
+        ValueError: it is anything else, such as ``nan``, ``1_000`` or digits that are not ASCII,
+            which Python would take and the organisers' programs would not.
+    """
+    try:
+        number = float(text) if text.isascii() and "_" not in text else math.nan
+    except ValueError:
+        raise ValueError(f"not a number: {shown(text)}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"not a finite number: {shown(text)}")
+    return number
+
+
+def shown(text: str) -> str:
+    """Text of a file for a message: quoted, and not too long."""
+    return repr(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}...")
+
+
+def _cells(line: str) -> tuple[list[str], str]:
+    """The cells of a line, and what is wrong with it."""
+    if "\0" in line:
+        return [], "the line holds a NUL byte; the file is damaged or not text"
+    # Bytes that are not UTF-8 were read as lone surrogates.
+    if not line.isascii() and any("\udc80" <= letter <= "\udcff" for letter in line):
+        return [], "the line is not UTF-8 text"
+    # Quotes within quoted cells are doubled, so a sound line has an even number.
+    if line.count('"') % 2:
+        return [], "a double quote is opened and not closed"
+    return next(csv.reader((line,)), []), ""
