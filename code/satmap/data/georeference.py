@@ -10,9 +10,7 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
-
-#: Longitude and latitude on WGS 84, in that order.
-LON_LAT = "OGC:CRS84"
+from satmap.geojson import LON_LAT, project
 
 # Distance over which the pixel size is measured: long enough to be exact in float64.
 _PROBE_PIXELS = 100.0
@@ -42,17 +40,7 @@ class Georeference:
         Raises:
             ValueError: the coordinates cannot be brought into the image's system.
         """
-        if not len(xy):
-            return xy
-        try:
-            projected = rasterio.warp.transform(crs, self.crs, xy[:, 0], xy[:, 1])
-        # GDAL's own errors have no public base class.
-        except Exception as error:
-            raise ValueError(f"cannot be projected from {crs:.60} to the image: {error}") from error
-        pixels = _apply(~self.transform, np.column_stack(projected[:2]))
-        if not np.isfinite(pixels).all():
-            raise ValueError(f"cannot be projected from {crs:.60} to the image")
-        return pixels
+        return _apply(~self.transform, project(xy, crs, self.crs)) if len(xy) else xy
 
 
 def georeference_of(

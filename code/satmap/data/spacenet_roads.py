@@ -4,15 +4,15 @@ Directories are searched to any depth and files are told by their names alone, s
 directory, a root of many and a flat folder all work.
 """
 
-import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from satmap.data.chip import Chip
 from satmap.data.imagery import MULTISPECTRAL, RGB, ImageInfo, read_info
+from satmap.data.walk import walk
 from satmap.errors import SatmapError
 from satmap.ordering import natural_key
 
@@ -134,7 +134,7 @@ def scan(directories: Sequence[Path]) -> Inventory:
     labels: dict[str, tuple[int, Path]] = {}
     passed_over = []
     label_count = 0
-    for path in _files(directories):
+    for path in walk(directories):
         if path.suffix.lower() in {".tif", ".tiff"}:
             match = next((m for name in _IMAGE_NAMES if (m := name.fullmatch(path.stem))), None)
             if match is None:
@@ -194,29 +194,6 @@ def label_names(chip: Chip) -> list[str]:
         f"{chip.image_id}.geojson",
         f"spacenetroads_{chip.image_id}.geojson",
     ]
-
-
-def _files(directories: Iterable[Path]) -> Iterator[Path]:
-    seen = set()
-    for directory in directories:
-        if not directory.is_dir():
-            what = "is a file" if directory.exists() else "does not exist"
-            raise SatmapError(f"{directory} {what}; give a directory that holds images.")
-        for parent, subdirectories, names in os.walk(directory, followlinks=True):
-            place = os.path.realpath(parent)
-            if place in seen:
-                subdirectories.clear()
-                continue
-            seen.add(place)
-            subdirectories[:] = sorted(s for s in subdirectories if not s.startswith("."))
-            for name in sorted(names, key=natural_key):
-                if not name.startswith("."):
-                    path = Path(parent, name)
-                    try:
-                        str(path).encode()
-                    except UnicodeEncodeError as error:
-                        raise SatmapError(f"{path!r}: rename it; names must be UTF-8.") from error
-                    yield path
 
 
 def _read_infos(paths: dict[str, Path]) -> tuple[dict[str, ImageInfo], list[str]]:

@@ -1,0 +1,38 @@
+"""Finding files under the directories that the organisers mount."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from satmap.errors import SatmapError
+from satmap.ordering import natural_key
+
+
+def walk(directories: Iterable[Path]) -> Iterator[Path]:
+    """All files at any depth, in natural order within each directory, each once.
+
+    Links are followed; names that start with a dot are left out.
+
+    Raises:
+        SatmapError: one of ``directories`` is not a directory, or a name is not UTF-8.
+    """
+    seen = set()
+    for directory in directories:
+        if not directory.is_dir():
+            what = "is a file" if directory.exists() else "does not exist"
+            raise SatmapError(f"{directory} {what}; give a directory that holds images.")
+        for parent, subdirectories, names in os.walk(directory, followlinks=True):
+            place = os.path.realpath(parent)
+            if place in seen:
+                subdirectories.clear()
+                continue
+            seen.add(place)
+            subdirectories[:] = sorted(s for s in subdirectories if not s.startswith("."))
+            for name in sorted(names, key=natural_key):
+                if not name.startswith("."):
+                    path = Path(parent, name)
+                    try:
+                        str(path).encode()
+                    except UnicodeEncodeError as error:
+                        raise SatmapError(f"{path!r}: rename it; names must be UTF-8.") from error
+                    yield path
