@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from affine import Affine
 from torch import Tensor, nn
 
 from made_files import write_image
@@ -19,11 +20,12 @@ from satmap.inference.weights import choose, find_weights, recipe_of
 from satmap.inference.windows import windows
 from satmap.models.unet import build_network
 from satmap.models.weights import save_weights
-from satmap.planes import ROAD_PLANES
+from satmap.planes import ROAD, ROAD_PLANES, Planes
 from satmap.recipe import Inference, Recipe, load_recipe
 from satmap.roads.graph import RoadGraph
 from satmap.roads.rows import to_rows
 from satmap.submissions.roads_csv import RoadRow, check_roads_csv, read_roads_csv
+from test_roads import draw
 
 CPU = torch.device("cpu")
 
@@ -280,7 +282,7 @@ def test_a_stopped_prediction_goes_on(
     whole, resumed = tmp_path / "whole.csv", tmp_path / "resumed.csv"
     predict([city / "test"], whole, tmp_path / "weights", CPU)
     predicted: list[str] = []
-    original = prediction.predict_chip
+    original = prediction.predict_chip_planes
 
     def interrupted(chip, *rest):  # type: ignore[no-untyped-def]
         if len(predicted) == 1:
@@ -288,7 +290,7 @@ def test_a_stopped_prediction_goes_on(
         predicted.append(chip.image_id)
         return original(chip, *rest)
 
-    monkeypatch.setattr(prediction, "predict_chip", interrupted)
+    monkeypatch.setattr(prediction, "predict_chip_planes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict([city / "test"], resumed, tmp_path / "weights", CPU)
     assert not resumed.exists()
@@ -298,11 +300,48 @@ def test_a_stopped_prediction_goes_on(
         again.append(chip.image_id)
         return original(chip, *rest)
 
-    monkeypatch.setattr(prediction, "predict_chip", counted)
+    monkeypatch.setattr(prediction, "predict_chip_planes", counted)
     predict([city / "test"], resumed, tmp_path / "weights", CPU)
     assert again
     assert predicted[0] not in again
     assert resumed.read_bytes() == whole.read_bytes()
+
+
+def test_chips_side_by_side_help_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One street over two chips, half hidden where they meet: each alone ends before the border.
+    street = draw([(0, 150), (800, 150)], shape=(300, 800))
+    street[:, 350:430] = np.minimum(street[:, 350:430], 70)
+    parts = {"chip0": street[:, :400], "chip1": street[:, 400:]}
+    size = 2.7e-6
+    for number in (0, 1):
+        write_image(
+            tmp_path / "test" / f"SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip{number}.tif",
+            size=(300, 400),
+            transform=Affine(size, 0, 37.6 + 400 * number * size, 0, -size, 55.7),
+        )
+
+    def planes_of(chip, *rest):  # type: ignore[no-untyped-def]
+        values = np.zeros((len(ROAD_PLANES), 300, 400), np.uint8)
+        values[ROAD_PLANES.index(ROAD)] = parts[chip.image_id.split("_")[-1]]
+        return Planes(ROAD_PLANES, values, (0.3, 0.3)), []
+
+    monkeypatch.setattr(prediction, "predict_chip_planes", planes_of)
+    make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
+    output = tmp_path / "out" / "out.csv"
+    predict([tmp_path / "test"], output, tmp_path / "weights", CPU)
+    left, right = read_roads_csv(output).values()
+    assert max(row.line[:, 0].max() for row in left) == 400
+    assert min(row.line[:, 0].min() for row in right) == 0
+    assert check_roads_csv(output) == []
+    assert [path.name for path in output.parent.iterdir()] == ["out.csv"]
+
+    alone = load_recipe("demo")
+    alone = alone.model_copy(update={"inference": Inference(views=1, neighbours=False)})
+    (tmp_path / "alone.yaml").write_text(alone.model_dump_json())
+    predict([tmp_path / "test"], output, tmp_path / "weights", CPU, str(tmp_path / "alone.yaml"))
+    assert max(row.line[:, 0].max() for row in read_roads_csv(output)["AOI_7_Moscow_chip0"]) < 400
 
 
 def test_metadata_is_kept(tmp_path: Path) -> None:

@@ -129,7 +129,8 @@ class Inference(Settings):
     ``views`` counts the square's symmetries that are averaged: 8 all, 4 rotations, 1 the image as
     it is. Images larger than ``window`` pixels are predicted in windows of which ``overlap`` pixels
     a side are thrown away. Images without georeference are taken to have
-    ``default_metres_per_pixel``.
+    ``default_metres_per_pixel``. With ``neighbours`` the roads of images that lie side by side are
+    vectorised with a look beyond the border.
     """
 
     views: Literal[1, 4, 8] = 8
@@ -137,6 +138,7 @@ class Inference(Settings):
     batch: PositiveInt = 4
     window: int = Field(1344, ge=64, multiple_of=32)
     overlap: int = Field(128, ge=0)
+    neighbours: bool = True
     checkpoints: tuple[Literal["best_apls", "best_dice", "last"], ...] = Field(
         ("best_apls", "best_dice", "last"), min_length=1
     )

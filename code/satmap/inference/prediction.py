@@ -9,15 +9,18 @@ import torch
 
 from satmap.data.chip import Chip
 from satmap.data.imagery import read_stretched
+from satmap.data.neighbours import Footprint, Neighbour, find_neighbours
 from satmap.data.spacenet_roads import scan
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.files import require_writable
 from satmap.inference.ensemble import Voter, predict_planes
 from satmap.inference.journal import Journal
+from satmap.inference.plane_store import PlaneStore
 from satmap.inference.weights import WeightFile, choose, find_weights, load_ensemble, recipe_of
-from satmap.planes import Planes
+from satmap.planes import ROAD_PLANES, Planes
 from satmap.progress import track
 from satmap.recipe import Recipe, load_recipe
+from satmap.roads.context import Box, crop, margin_px, with_surroundings
 from satmap.roads.rows import to_rows
 from satmap.roads.vectorize import vectorize
 from satmap.submissions.roads_csv import RoadRow, write_roads_csv
@@ -78,37 +81,110 @@ def predict(
     rows: dict[str, list[RoadRow]] = {name: [] for name in ids.values()}
     faults = dict(inventory.faults)
     warnings = dict.fromkeys(inventory.warnings)
-    with Journal(output, _fingerprint(recipe, files)) as journal:
-        for chip in track(inventory.chips, "predicting", len(inventory.chips)):
-            key = _key(chip)
-            if key not in journal.finished:
-                try:
-                    done, notes = predict_chip(chip, voters, recipe, device)
-                except SatmapError as error:
-                    faults[chip.image_id] = str(error)
-                    continue
-                # A fault that nobody has thought of still costs only one image.
-                except Exception as error:
-                    faults[chip.image_id] = f"{type(error).__name__}: {error}"
-                    continue
-                warnings |= dict.fromkeys(notes)
-                journal.add(key, done)
-            rows[ids[chip.image_id]] = journal.finished[key]
+    fingerprint = _fingerprint(recipe, files)
+    store = PlaneStore(output, fingerprint)
+    places = _places(inventory.chips, recipe)
+    with Journal(output, fingerprint) as journal:
+        for place in track(places, "predicting", len(places)):
+            if place.key in journal.finished and all(
+                places[n.image].key in journal.finished for n in place.neighbours
+            ):
+                continue
+            if place.neighbours and place.key in store:
+                continue
+            try:
+                planes, notes = predict_chip_planes(place.chip, voters, recipe, device)
+                # Planes of a stand-in on another grid cannot be laid beside the neighbours'.
+                if place.neighbours and planes.values.shape[1:] == place.shape:
+                    store.add(place.key, planes.values)
+                else:
+                    journal.add(place.key, to_rows(vectorize(planes, recipe.roads)))
+            except CannotWriteError:
+                raise
+            except SatmapError as error:
+                faults[place.chip.image_id] = str(error)
+                continue
+            # A fault that nobody has thought of still costs only one image.
+            except Exception as error:
+                faults[place.chip.image_id] = f"{type(error).__name__}: {error}"
+                continue
+            warnings |= dict.fromkeys(notes)
+        waiting = [p for p in places if p.key not in journal.finished and p.key in store]
+        for place in track(waiting, "vectorising", len(waiting)):
+            try:
+                journal.add(place.key, _rows_among_neighbours(place, places, store, recipe))
+            except CannotWriteError:
+                raise
+            except Exception as error:
+                faults[place.chip.image_id] = f"{type(error).__name__}: {error}"
+        for place in places:
+            if place.key in journal.finished:
+                rows[ids[place.chip.image_id]] = journal.finished[place.key]
         write_roads_csv(output, rows)
         journal.remove()
+        store.remove()
     return Prediction(rows, faults, tuple(warnings))
 
 
-def predict_chip(
-    chip: Chip, voters: Sequence[Voter], recipe: Recipe, device: torch.device
-) -> tuple[list[RoadRow], list[str]]:
-    """The roads of one image as submission rows, and what the user should know of them.
+@dataclass(frozen=True)
+class _Place:
+    """A chip where it lies.
 
-    Raises:
-        SatmapError: no product of the image can be read.
+    Attributes:
+        chip: the chip.
+        key: says whose planes or rows something is, and with which neighbours they were made.
+        neighbours: the chips around it, indices into the list of places.
     """
-    planes, notes = predict_chip_planes(chip, voters, recipe, device)
-    return to_rows(vectorize(planes, recipe.roads)), notes
+
+    chip: Chip
+    key: str
+    neighbours: Sequence[Neighbour]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the chip's richest image."""
+        return self.chip.image.height, self.chip.image.width
+
+
+def _places(chips: Sequence[Chip], recipe: Recipe) -> list[_Place]:
+    footprints = [
+        Footprint(chip.image.georeference, chip.image.width, chip.image.height) for chip in chips
+    ]
+    around: list[list[Neighbour]] = [[] for _ in chips]
+    sizes = [f.georeference.metres_per_pixel for f in footprints if f.georeference is not None]
+    if recipe.inference.neighbours and sizes:
+        around = find_neighbours(footprints, margin_px(min(sizes)))
+    keys = [_key(chip) for chip in chips]
+    return [
+        _Place(chip, " ".join([key, *sorted(keys[n.image] for n in neighbours)]), neighbours)
+        for chip, key, neighbours in zip(chips, keys, around, strict=True)
+    ]
+
+
+def _rows_among_neighbours(
+    place: _Place, places: Sequence[_Place], store: PlaneStore, recipe: Recipe
+) -> list[RoadRow]:
+    """The roads of an image, vectorised with what lies around it."""
+    own = _stored(place, store)
+    if own is None:
+        raise OSError(f"the planes in {store.directory} have vanished")
+    around = [
+        (planes, neighbour.column, neighbour.row)
+        for neighbour in place.neighbours
+        if (planes := _stored(places[neighbour.image], store)) is not None
+    ]
+    graph = vectorize(with_surroundings(own, around), recipe.roads)
+    left, top = margin_px(own.metres_per_pixel)
+    height, width = own.values.shape[1:]
+    return to_rows(crop(graph, Box(left, top, width, height), own.metres_per_pixel))
+
+
+def _stored(place: _Place, store: PlaneStore) -> Planes | None:
+    georeference = place.chip.image.georeference
+    values = store.read(place.key, len(ROAD_PLANES))
+    if values is None or georeference is None:
+        return None
+    return Planes(ROAD_PLANES, values, georeference.metres_per_pixel)
 
 
 def predict_chip_planes(

@@ -1,0 +1,98 @@
+"""Vectorising with surroundings: neighbours help, and nothing leaves its image."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from satmap.planes import ROAD, Planes
+from satmap.roads.context import Box, crop, margin_px, with_surroundings
+from satmap.roads.graph import RoadEdge, RoadGraph
+from satmap.roads.vectorize import vectorize
+from test_roads import draw
+
+SCALE = (0.3, 0.3)
+
+
+def planes_of(mask: np.ndarray) -> Planes:
+    return Planes((ROAD,), np.ascontiguousarray(mask)[None], SCALE)
+
+
+def graph_of(*lines: Sequence[tuple[float, float]]) -> RoadGraph:
+    nodes: list[tuple[float, float]] = []
+    edges = []
+    for line in lines:
+        for place in (line[0], line[-1]):
+            if place not in nodes:
+                nodes.append(place)
+        ends = (nodes.index(line[0]), nodes.index(line[-1]))
+        edges.append(RoadEdge(ends, np.array(line, np.float64), 1.0, 10.0, 0.5))
+    return RoadGraph(np.array(nodes, np.float64), tuple(edges))
+
+
+def test_crop_cuts_roads_at_the_edges() -> None:
+    graph = graph_of([(-10, 5), (20, 5), (50, 25)], [(20, 30), (35, 30)])
+    cropped = crop(graph, Box(0, 0, 40, 40), (0.5, 0.5))
+    assert len(cropped.edges) == 2
+    (long,) = [edge for edge in cropped.edges if len(edge.line) == 3]
+    assert sorted(map(tuple, long.line.tolist())) == [(0, 5), (20, 5), (40, 18.3)]
+    assert long.length_m == pytest.approx(0.5 * (20 + np.hypot(20, 13.3)))
+    assert (long.speed_mps, long.confidence) == (10, 0.5)
+    for edge in cropped.edges:
+        np.testing.assert_array_equal(edge.line[[0, -1]], cropped.nodes[list(edge.nodes)])
+
+
+def test_crop_moves_to_the_rectangle_and_takes_roads_apart_that_come_back() -> None:
+    # Out over the right edge and back in: two roads.
+    graph = graph_of([(12, 12), (40, 12), (40, 20), (12, 20)])
+    cropped = crop(graph, Box(10, 10, 20, 20), SCALE)
+    assert sorted(sorted(map(tuple, e.line.tolist())) for e in cropped.edges) == [
+        [(2, 2), (20, 2)], [(2, 10), (20, 10)],
+    ]  # fmt: skip
+    assert crop(graph, Box(100, 100, 9, 9), SCALE).edges == ()
+    assert crop(RoadGraph(), Box(0, 0, 9, 9), SCALE).edges == ()
+
+
+def test_crop_leaves_a_crossing_without_junction_alone() -> None:
+    eight = [(5, 5), (30, 30), (30, 5), (5, 30), (-20, 30)]
+    (edge,) = crop(graph_of(eight), Box(0, 0, 40, 40), SCALE).edges
+    assert len(edge.line) == 5
+
+
+def test_surroundings_come_from_neighbours_and_else_from_the_border() -> None:
+    x, y = margin_px(SCALE)
+    own = planes_of(np.full((300, 400), 10, np.uint8))
+    right = planes_of(np.full((300, 400), 20, np.uint8))
+    whole = with_surroundings(own, [(right, 400, 5)])[ROAD]
+    assert whole.shape == (300 + 2 * y, 400 + 2 * x)
+    assert (whole[y : y + 300, x : x + 400] == 10).all()
+    assert (whole[y + 5 : y + 300, x + 400 :] == 20).all()
+    # Above the neighbour's first row nothing is known, as on all other sides.
+    assert (whole[: y + 5] == 10).all()
+    assert (whole[:, : x + 400] == 10).all()
+
+
+def test_a_neighbour_tells_where_a_road_goes_on() -> None:
+    # A street that trees half hide from 50 px before the border to 30 px behind it.
+    street = draw([(0, 150), (800, 150)], shape=(300, 800))
+    street[:, 350:430] = np.minimum(street[:, 350:430], 70)
+    left, right = planes_of(street[:, :400]), planes_of(street[:, 400:])
+    alone = vectorize(left)
+    assert max(edge.line[:, 0].max() for edge in alone.edges) < 400
+    together = vectorize(with_surroundings(left, [(right, 400, 0)]))
+    x, y = margin_px(SCALE)
+    cropped = crop(together, Box(x, y, 400, 300), SCALE)
+    assert max(edge.line[:, 0].max() for edge in cropped.edges) == 400
+    for edge in cropped.edges:
+        assert (edge.line >= 0).all()
+        assert (edge.line <= [400, 300]).all()
+
+
+def test_a_short_piece_of_a_long_road_is_kept_by_its_neighbour() -> None:
+    # 25 m of a street in the corner of this image; most of it lies in the next one.
+    street = draw([(317, 150), (800, 150)], shape=(300, 800))
+    left, right = planes_of(street[:, :400]), planes_of(street[:, 400:])
+    x, y = margin_px(SCALE)
+    together = vectorize(with_surroundings(left, [(right, 400, 0)]))
+    (edge,) = crop(together, Box(x, y, 400, 300), SCALE).edges
+    assert edge.length_m == pytest.approx(25, abs=3)
