@@ -22,7 +22,8 @@ from satmap.inference.weights import choose, find_weights, load_ensemble
 from satmap.metrics.apls import score_roads
 from satmap.planes import ROAD
 from satmap.recipe import load_recipe
-from satmap.report.overlay import side_by_side, write_picture
+from satmap.report.overlay import side_by_side
+from satmap.report.panels import write_picture
 from satmap.report.table import score_table
 from satmap.roads.rows import to_rows
 from satmap.roads.vectorize import vectorize
@@ -70,7 +71,7 @@ def main() -> None:
     predicted = time.perf_counter()
     write_roads_csv(options.work / "out.csv", proposal)
     report = score_roads(truth, proposal, metres_per_pixel=float(np.mean(metres)))
-    print(score_table(report))
+    print(score_table(report.report()))
     print(f"IoU of the road mask {overlap / union:.3f}")
     print(f"training {(trained - started) / 60:.1f} min on {len(chips) - len(held_out)} chips")
     print(f"prediction {(predicted - trained) / len(held_out):.1f} s a chip")

@@ -163,7 +163,7 @@ def test_roads_without_duration_connect() -> None:
     assert score.score == 1
     graph = build_graph(rows, 50)
     assert graph is not None
-    assert np.isfinite(graph.distances(graph.nodes, slice(0, 4), 1)).all()
+    assert np.isfinite(graph.ways(graph.nodes, 1)[slice(0, 4), slice(0, 4)]).all()
 
 
 def test_empty_maps() -> None:
@@ -217,7 +217,7 @@ def test_report_counts_images_and_areas() -> None:
 
 def test_report_as_json() -> None:
     rows = {"AOI_7_Moscow_chip0": roads([(0, 0), (60, 0)]), "AOI_7_Moscow_chip1": []}
-    report = json.loads(json.dumps(score_roads(rows, rows).to_json()))
+    report = json.loads(json.dumps(score_roads(rows, rows).report().to_json()))
     assert report["metric"] == "apls"
     figures = {
         "apls_length": 1.0,
@@ -234,7 +234,7 @@ def test_report_as_json() -> None:
     assert report["truth_only"] == report["proposal_only"] == []
 
     with_times = {image_id: timed(of_image) for image_id, of_image in rows.items()}
-    assert score_roads(with_times, with_times).to_json()["total"] == {
+    assert score_roads(with_times, with_times).report().total == {
         **dict.fromkeys(figures, 1.0), "fair_apls_length": 1.0, "fair_apls_time": 1.0, "images": 2,
     }  # fmt: skip
 
@@ -348,7 +348,7 @@ def test_distances_equal_those_of_a_graph_with_the_nodes_inserted(
             connect(a, b, to_offset - from_offset)
     for k in range(size + count):
         table = np.minimum(table, table[:, k, None] + table[k])
-    measured = graph.distances(positions, slice(0, count), 0)
+    measured = graph.ways(positions, 0)[slice(0, count), slice(0, count)]
     np.testing.assert_allclose(measured, table[size:, size:], atol=1e-9)
 
 

@@ -210,7 +210,7 @@ def test_unusable_files(tmp_path: Path) -> None:
     path = tmp_path / "roads.csv"
     for content in (b"", b"a,b\n1,2\n"):
         path.write_bytes(content)
-        with pytest.raises(SatmapError, match="line 1: .*no column ImageId and WKT_Pix"):
+        with pytest.raises(SatmapError, match=r"line 1: .*no column ImageId and WKT_Pix"):
             read_roads_csv(path)
         assert {fault.line for fault in check_roads_csv(path, None)} == {1}
     path.write_bytes(b"ImageId,WKT_Pix\n\xff\xfe\n")

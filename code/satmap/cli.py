@@ -5,7 +5,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import satmap
@@ -129,20 +129,29 @@ def _parser() -> argparse.ArgumentParser:
     add_networks(predict)
 
     score = add("score", _score)
-    score.add_argument("truth", type=Path, metavar="TRUTH.csv")
-    score.add_argument("proposal", type=Path, metavar="PROPOSAL.csv")
+    score.add_argument("truth", type=Path, metavar="TRUTH")
+    score.add_argument("proposal", type=Path, metavar="PROPOSAL")
     score.add_argument("--json", action="store_true", help="print one JSON object")
     score.add_argument("--images", action="store_true", help="list every image in the table")
+    score.add_argument(
+        "--topo", action="store_true", help="score roads by TOPO too, a second opinion"
+    )
+    score.add_argument(
+        "--plot", type=Path, metavar="DIR", help="write pictures of what the worst images miss"
+    )
+    score.add_argument(
+        "--plots", type=_count, default=10, metavar="N", help="how many (default: %(default)s)"
+    )
     score.add_argument(
         "--metres-per-pixel",
         type=_pixel_size,
         default=0.31,
         metavar="M",
-        help="pixel size (default: %(default)s, the official scorer's)",
+        help="pixel size (default: %(default)s, the official road scorer's)",
     )
 
     check = add("check", _check)
-    check.add_argument("submission", type=Path, metavar="OUT.csv")
+    check.add_argument("submission", type=Path, metavar="OUT")
     check.add_argument("directories", type=Path, nargs="*", metavar="DIR")
 
     inventory = add("inventory", _inventory)
@@ -216,42 +225,45 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    """Score a road submission against the truth: APLS by length and by travel time."""
-    from satmap.metrics.apls import score_roads
-    from satmap.report.table import score_table
-    from satmap.submissions.roads_csv import read_roads_csv
+    """Score a submission against the truth, by the metric of its challenge.
 
-    truth, proposal = read_roads_csv(options.truth), read_roads_csv(options.proposal)
-    if not truth.keys() & proposal.keys():
-        raise SatmapError(
-            f"{options.truth} and {options.proposal} have no image in common, for example "
-            f"{next(iter(truth), 'none')} and {next(iter(proposal), 'none')}. "
-            "Check that they belong together and whether one keeps the challenge's prefix."
-        )
-    report = score_roads(truth, proposal, metres_per_pixel=options.metres_per_pixel)
-    print(
-        json.dumps(report.to_json(), indent=1)
-        if options.json
-        else score_table(report, images=options.images)
+    Roads (CSV, GeoJSON): APLS by length and by travel time. Buildings (CSV, GeoJSON): SpaceNet's
+    F1. COCO results against COCO annotations: average precision. Two directories of mask rasters:
+    Jaccard index. The files say which; GeoJSON may be a directory with one file an image.
+    """
+    from satmap.report.misses import write_misses
+    from satmap.report.table import score_table
+    from satmap.scoring import score_files
+
+    scoring = score_files(
+        options.truth,
+        options.proposal,
+        metres_per_pixel=options.metres_per_pixel,
+        with_topo=options.topo,
     )
+    print(
+        json.dumps(scoring.report.to_json(), indent=1)
+        if options.json
+        else score_table(scoring.report, images=options.images)
+    )
+    if options.plot:
+        written = write_misses(
+            options.plot, scoring.report.images, scoring.rank_by, scoring.draw, options.plots
+        )
+        print(f"{len(written)} pictures in {options.plot}", file=sys.stderr)
     return 0
 
 
 def _check(options: argparse.Namespace) -> int:
     """Would the organisers accept the file? Names every fault with its line.
 
-    With directories, every image in them must appear and no other. Status 1 if there is a fault.
+    Takes the submissions of all challenges: roads CSV, buildings CSV, COCO results, a directory of
+    mask rasters. With directories, every image in them must appear and no other. Status 1 if there
+    is a fault.
     """
-    from satmap.submissions.roads_csv import check_roads_csv
+    from satmap.checking import check_files
 
-    expected: list[Collection[str] | None] = [None]
-    if options.directories:
-        from satmap.data.spacenet_roads import scan
-
-        # Ids with the challenge's prefix are as good as those without, but not both in one file.
-        ids = scan(options.directories).long_ids
-        expected = [ids.keys(), ids.values()]
-    faults = min((check_roads_csv(options.submission, images) for images in expected), key=len)
+    faults = check_files(options.submission, options.directories)
     for fault in faults:
         place = f":{fault.line}" if fault.line is not None else ""
         print(f"{options.submission}{place}: {fault.message}")

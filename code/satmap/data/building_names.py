@@ -16,9 +16,7 @@ _NAMES = (
     # SN2_buildings_train_AOI_2_Vegas_PS-RGB_img1.tif
     re.compile(rf"SN\d_buildings_\w+?_(?P<id>AOI_\d+_\w+?)_{_PRODUCT}_(?P<tail>img\d+)", re.I),
     # Pan-Sharpen_Atlanta_nadir8_catid_10300100023BC100_732701_3730539.tif
-    re.compile(
-        r"(?:Pan-Sharpen|MS|PAN)_(?P<id>[A-Za-z]+_nadir\d+_catid_[0-9A-Z]+_\d+_\d+)", re.I
-    ),
+    re.compile(r"(?:Pan-Sharpen|MS|PAN)_(?P<id>[A-Za-z]+_nadir\d+_catid_[0-9A-Z]+_\d+_\d+)", re.I),
     # SN4_buildings_train_AOI_6_Atlanta_nadir8_catid_10300100023BC100_PS-RGBNIR_732701_3730539.tif
     re.compile(
         r"SN4_buildings_\w+?_AOI_\d+_(?P<id>[A-Za-z]+_nadir\d+_catid_[0-9A-Z]+)"

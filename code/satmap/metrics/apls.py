@@ -14,6 +14,7 @@ from math import isfinite
 import numpy as np
 
 from satmap.metrics.apls_graph import LENGTH, TIME, AplsGraph, Ways, build_graph
+from satmap.metrics.report import Report
 from satmap.ordering import natural_key
 from satmap.submissions.roads_csv import RoadRow
 
@@ -91,23 +92,22 @@ class RoadsReport:
     truth_only: tuple[str, ...]
     proposal_only: tuple[str, ...]
 
-    def to_json(self) -> dict[str, object]:
-        """The object that ``satmap score --json`` prints.
+    def report(self) -> Report:
+        """The same as named figures.
 
-        ``metric``, ``total``, ``aois`` and ``images``, with figures under ``apls_length``,
-        ``truth_to_proposal_length``, ``proposal_to_truth_length`` and the same with ``_time``;
-        those are null when a file lacks travel times. ``total`` and ``aois`` hold the official
-        counting, beside it ``fair_apls_length``, ``fair_apls_time`` and the number of images
-        scored. ``truth_only`` and ``proposal_only`` list the images that make the two differ.
+        They stand under ``apls_length``, ``truth_to_proposal_length``,
+        ``proposal_to_truth_length`` and the same with ``_time``; those are None when a file lacks
+        travel times. ``total`` and ``aois`` hold the official counting, beside it
+        ``fair_apls_length``, ``fair_apls_time`` and the number of images scored.
         """
-        return {
-            "metric": "apls",
-            "total": _total_figures(self.total),
-            "aois": {aoi: _total_figures(total) for aoi, total in self.aois.items()},
-            "images": {image_id: _figures(score) for image_id, score in self.images.items()},
-            "truth_only": list(self.truth_only),
-            "proposal_only": list(self.proposal_only),
-        }
+        return Report(
+            "apls",
+            _total_figures(self.total),
+            {aoi: _total_figures(total) for aoi, total in self.aois.items()},
+            {image_id: _figures(score) for image_id, score in self.images.items()},
+            self.truth_only,
+            self.proposal_only,
+        )
 
 
 def apls(
@@ -153,7 +153,7 @@ def score_roads(
 
     members: dict[str, list[str]] = {}
     for image_id in ids:
-        members.setdefault("_".join(image_id.split("_")[:3]), []).append(image_id)
+        members.setdefault(aoi_of(image_id), []).append(image_id)
     aois = {}
     for aoi, of_aoi in members.items():
         scored = [images[image_id] for image_id in of_aoi if image_id in images]
@@ -171,6 +171,11 @@ def score_roads(
         truth_only=tuple(image_id for image_id in ids if image_id not in proposal),
         proposal_only=tuple(image_id for image_id in ids if image_id not in truth),
     )
+
+
+def aoi_of(image_id: str) -> str:
+    """Area of interest of an image: the first three parts of its id, as in the official scorer."""
+    return "_".join(image_id.split("_")[:3])
 
 
 def _apls(
@@ -252,8 +257,8 @@ def _mean_route(scores: Collection[RouteScore]) -> RouteScore:
     )
 
 
-def _figures(score: AplsScore) -> dict[str, float | None]:
-    figures: dict[str, float | None] = {}
+def _figures(score: AplsScore) -> dict[str, float | int | None]:
+    figures: dict[str, float | int | None] = {}
     for name, route in (("length", score.length), ("time", score.time)):
         figures[f"apls_{name}"] = route.score if route else None
         figures[f"truth_to_proposal_{name}"] = route.truth_to_proposal if route else None

@@ -90,7 +90,7 @@ class AplsGraph:
         return shapely.STRtree(shapely.linestrings(np.stack([self.starts, self.stops], axis=1)))
 
     @cached_property
-    def _between(self) -> Floats:
+    def between(self) -> Floats:
         """Shortest ways between all junctions under each weight, (2, junctions, junctions)."""
         return all_pairs(self.ends, self.totals, self.junctions)
 
@@ -104,11 +104,7 @@ class AplsGraph:
 
     def ways(self, positions: Positions, weight: int) -> "Ways":
         """Shortest ways between ``positions`` under one weight."""
-        return Ways(self.ends, self.totals[:, weight], self._between[weight], positions, weight)
-
-    def distances(self, positions: Positions, rows: slice, weight: int) -> Floats:
-        """Shortest ways from some of ``positions`` to all of them, float64 (rows, n)."""
-        return self.ways(positions, weight)[rows, slice(0, len(positions.edge))]
+        return Ways(self.ends, self.totals[:, weight], self.between[weight], positions, weight)
 
     def locate(self, xy: Floats, snap_px: float) -> Positions:
         """Places on this graph that stand for points of another: the controls of APLS.

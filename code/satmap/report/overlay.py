@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from satmap.data.imagery import read_stretched
 from satmap.data.spacenet_roads import scan
 from satmap.errors import SatmapError
-from satmap.files import atomic_path
 from satmap.progress import track
+from satmap.report.panels import write_picture
 from satmap.speeds import MPS_PER_MPH
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv
 
@@ -84,19 +84,6 @@ def side_by_side(
         drawn.append(np.full((height + _CAPTION_HEIGHT, _GAP, 3), 255, np.uint8))
     picture = np.hstack(drawn[:-1])
     return np.vstack([picture, _legend(picture.shape[1])])
-
-
-def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write a picture (h, w, 3), red, green, blue; the suffix says the format.
-
-    Raises:
-        SatmapError: the file cannot be written.
-    """
-    with atomic_path(path) as temporary:
-        done, content = cv2.imencode(path.suffix, np.ascontiguousarray(picture[..., ::-1]))
-        if not done:
-            raise SatmapError(f"cannot write the picture {path}; check its suffix (.png, .jpg).")
-        temporary.write_bytes(content.tobytes())
 
 
 def _legend(width: int) -> NDArray[np.uint8]:

@@ -1,36 +1,67 @@
 """Scores as a table for people."""
 
-from satmap.metrics.apls import AplsScore, RoadsReport
+from satmap.metrics.report import Figures, Report
+
+# Heading of each figure that has a column.
+_HEADINGS = {
+    "images": "images",
+    "apls_length": "APLS length",
+    "apls_time": "APLS time",
+    "topo_precision": "TOPO precision",
+    "topo_recall": "TOPO recall",
+    "topo_f1": "TOPO F1",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "ap50": "AP50",
+    "ar50": "AR50",
+    "ap": "AP",
+    "jaccard": "Jaccard",
+    "tp": "TP",
+    "fp": "FP",
+    "fn": "FN",
+}
 
 
-def score_table(report: RoadsReport, images: bool = False) -> str:
+def score_table(report: Report, images: bool = False) -> str:
     """One line an area and a last one for all; with ``images`` one an image before them.
 
-    Where some images stand in one file only, the last lines say so and give the total that counts
-    them as 0.
+    Where images stand in one file only, the last lines say so and, if the metric leaves them out,
+    give the total that counts them.
     """
-    rows = [("", "images", "APLS length", "APLS time")]
+    keys = [key for key in _HEADINGS if key in report.total]
+    rows = [("", *(_HEADINGS[key] for key in keys))]
     if images:
-        rows += [(name, "", *_figures(score)) for name, score in report.images.items()]
-    for aoi, total in report.aois.items():
-        rows.append((aoi, str(total.images), *_figures(total.official)))
-    rows.append(("total", str(report.total.images), *_figures(report.total.official)))
-    width = max(len(row[0]) for row in rows)
-    lines = [f"{name:<{width}}  {a:>6}  {b:>11}  {c:>9}" for name, a, b, c in rows]
-    lonely = ((report.truth_only, "truth"), (report.proposal_only, "proposal"))
-    for names, file in lonely:
+        rows += [_row(name, figures, keys) for name, figures in report.images.items()]
+    rows += [_row(name, figures, keys) for name, figures in report.aois.items()]
+    rows.append(_row("total", report.total, keys))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(keys) + 1)]
+    lines = [
+        f"{row[0]:<{widths[0]}}  "
+        + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    ]
+    for names, file in ((report.truth_only, "truth"), (report.proposal_only, "proposal")):
         if names:
             subject = "1 image stands" if len(names) == 1 else f"{len(names)} images stand"
             lines.append(f"{subject} in the {file} only, {names[0]} for one")
-    if report.truth_only or report.proposal_only:
-        length, time = _figures(report.total.fair)
+    fair = [key for key in keys if f"fair_{key}" in report.total]
+    if fair and (report.truth_only or report.proposal_only):
+        figures = ", ".join(
+            f"{_HEADINGS[key]} {_cell(report.total[f'fair_{key}'])}" for key in fair
+        )
         lines.append(
-            "the total above leaves them out, as the official scorer does; counted as 0: "
-            f"length {length}, time {time}"
+            "the total above leaves them out, as the official scorer does; counted as missed or "
+            f"false: {figures}"
         )
     return "\n".join(lines)
 
 
-def _figures(score: AplsScore) -> tuple[str, str]:
-    time = "-" if score.time is None else f"{score.time.score:.3f}"
-    return f"{score.length.score:.3f}", time
+def _row(name: str, figures: Figures, keys: list[str]) -> tuple[str, ...]:
+    return (name, *(_cell(figures[key]) if key in figures else "" for key in keys))
+
+
+def _cell(figure: float | int | None) -> str:
+    if figure is None:
+        return "-"
+    return str(figure) if isinstance(figure, int) else f"{figure:.3f}"

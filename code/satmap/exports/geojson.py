@@ -1,0 +1,57 @@
+"""Road graphs as GeoJSON (RFC 7946): a LineString a road, in longitude and latitude."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satmap.exports.image_roads import ImageRoads, edge_attributes, in_lon_lat, numbered
+from satmap.files import atomic_path
+
+# A centimetre.
+_DECIMALS = 7
+
+
+def write_geojson(path: Path, graphs: Iterable[ImageRoads]) -> None:
+    """Write the roads of one or many images, one feature a line of the file, atomically.
+
+    Features come in the order of the images and of the graphs' edges, coordinates with seven
+    decimals; the same roads give the same bytes. The properties are those of
+    :func:`satmap.exports.image_roads.edge_attributes`. An image without roads leaves no trace. The
+    images are asked for one after another and none is kept.
+
+    Raises:
+        SatmapError: an image has no usable georeference.
+        CannotWriteError: ``path`` cannot be written.
+        ValueError: a number of a graph is not finite.
+    """
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write('{"type":"FeatureCollection","features":[')
+        separator = "\n"
+        for feature in _features(graphs):
+            file.write(separator + feature)
+            separator = ",\n"
+        file.write("\n]}\n")
+
+
+def _features(graphs: Iterable[ImageRoads]) -> Iterator[str]:
+    for first_node, roads in numbered(graphs):
+        lines = in_lon_lat(roads).lines
+        for edge, line in zip(roads.graph.edges, lines, strict=True):
+            feature = {
+                "type": "Feature",
+                "properties": edge_attributes(roads.image_id, edge, first_node),
+                "geometry": {"type": "LineString", "coordinates": _rounded(line).tolist()},
+            }
+            yield json.dumps(feature, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _rounded(line: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Vertices on the format's grid; of successive ones that fall together, one stays."""
+    # Adding zero turns -0.0, which would print its sign, into 0.0.
+    places = np.round(line, _DECIMALS) + 0.0
+    fresh = np.append(True, (np.diff(places, axis=0) != 0).any(axis=1))
+    # A LineString needs two positions, even of a road that is shorter than a centimetre.
+    return places[fresh] if fresh.sum() >= 2 else places[[0, -1]]

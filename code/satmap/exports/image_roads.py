@@ -1,0 +1,121 @@
+"""What the formats have in common: the roads of an image, where they lie, what is said of each."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satmap.data.georeference import Georeference
+from satmap.errors import SatmapError
+from satmap.geojson import LON_LAT, project
+from satmap.roads.graph import RoadEdge, RoadGraph
+from satmap.speeds import MPS_PER_MPH, class_speed_mph
+
+# OpenStreetMap's classes that routers let cars use, slowest first. No motorway: routers take one
+# for a one-way road, and nothing here knows directions. No track: most routers avoid it.
+_CLASSES = ("unclassified", "residential", "tertiary", "secondary", "primary", "trunk")
+_CLASS_SPEEDS_MPH = [class_speed_mph(name, lanes=1) for name in _CLASSES]
+_CLASS_LIMITS_MPH = [(slow + fast) / 2 for slow, fast in pairwise(_CLASS_SPEEDS_MPH)]
+
+
+@dataclass(frozen=True)
+class ImageRoads:
+    """The roads of one image.
+
+    Attributes:
+        image_id: the image.
+        graph: its roads, in pixels.
+        georeference: where its pixels lie; None if nobody knows.
+    """
+
+    image_id: str
+    graph: RoadGraph
+    georeference: Georeference | None
+
+
+@dataclass(frozen=True)
+class LonLat:
+    """The nodes and edges of a graph in degrees of longitude and latitude on WGS 84.
+
+    Attributes:
+        nodes: float64 (nodes, 2).
+        lines: float64 (n, 2) for each edge.
+    """
+
+    nodes: NDArray[np.float64]
+    lines: list[NDArray[np.float64]]
+
+
+def in_lon_lat(roads: ImageRoads) -> LonLat:
+    """The graph in longitude and latitude.
+
+    Raises:
+        SatmapError: the image has no georeference, or one that does not lead to longitudes and
+            latitudes on one side of the 180th meridian.
+    """
+    if roads.georeference is None:
+        raise SatmapError(
+            f"{roads.image_id} has no georeference, which GeoJSON and GeoPackage need. Write "
+            "GraphML, which takes pixels, or a CSV; or give the image its georeference, for "
+            "example with `rio edit-info --crs EPSG:4326 --transform ... IMAGE`."
+        )
+    graph = roads.graph
+    # All at once: every call has to set up the projection anew.
+    parts = [graph.nodes, *(edge.line for edge in graph.edges)]
+    matrix = np.array(roads.georeference.transform[:6]).reshape(2, 3)
+    places = np.concatenate(parts) @ matrix[:, :2].T + matrix[:, 2]
+    try:
+        lon_lat = project(places, roads.georeference.crs, LON_LAT)
+    except ValueError as error:
+        raise SatmapError(f"{roads.image_id}: its roads {error}.") from error
+    if len(lon_lat) and ((np.abs(lon_lat) > (180, 90)).any() or np.ptp(lon_lat[:, 0]) > 180):
+        raise SatmapError(
+            f"{roads.image_id} lies across the 180th meridian or beyond a pole, where lines in "
+            "longitude and latitude would run around the Earth. Write GraphML or a CSV."
+        )
+    ends = np.cumsum([len(part) for part in parts])
+    nodes, *lines = np.split(lon_lat, ends[:-1])
+    return LonLat(nodes, lines)
+
+
+def numbered(graphs: Iterable[ImageRoads]) -> Iterator[tuple[int, ImageRoads]]:
+    """The images, each with the number that its first node has among the nodes of all."""
+    first_node = 0
+    for roads in graphs:
+        yield first_node, roads
+        first_node += len(roads.graph.nodes)
+
+
+def edge_attributes(image_id: str, edge: RoadEdge, first_node: int) -> dict[str, str | int | float]:
+    """What every format says of an edge, in the order in which it says it.
+
+    ``u`` and ``v`` are the nodes at the start and end of the line, numbered over the whole file
+    (``first_node`` is the number of the image's first). ``highway`` and ``maxspeed`` are
+    OpenStreetMap's tags, the first guessed by :func:`highway_of`. Metres, seconds and the
+    confidence, 0..1, have three decimals.
+    """
+    mph = edge.speed_mps / MPS_PER_MPH
+    return {
+        "image_id": image_id,
+        "u": first_node + edge.nodes[0],
+        "v": first_node + edge.nodes[1],
+        "highway": highway_of(mph),
+        "maxspeed": f"{max(round(mph), 1)} mph",
+        "speed_mps": round(edge.speed_mps, 3),
+        "length_m": round(edge.length_m, 3),
+        "travel_time_s": round(edge.travel_time_s, 3),
+        "confidence": round(edge.confidence, 3),
+    }
+
+
+def highway_of(mph: float) -> str:
+    """OpenStreetMap's class of a road by its speed, miles an hour.
+
+    The challenge's rule for roads of at most two lanes (:mod:`satmap.speeds`) turned round: the
+    class whose speed is nearest, of two equally near the faster. 20 is ``unclassified``, 25
+    ``residential``, 30 ``tertiary``, 35 ``secondary``, 45 ``primary``, 55 and more ``trunk``.
+    """
+    return _CLASSES[bisect_right(_CLASS_LIMITS_MPH, mph)]

@@ -1,0 +1,146 @@
+"""Average precision and recall of the Mapping Challenge, as COCO's own program computes them.
+
+``ap50`` and ``ar50`` are precision and recall at an IoU of .5, ``ap`` is precision averaged over
+IoU .50 to .95, the COCO average (Lin et al. 2014, "Microsoft COCO: Common Objects in Context");
+all over masks, of buildings of any size, at most 100 detections an image.
+"""
+
+import contextlib
+import copy
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from satmap.errors import SatmapError
+from satmap.metrics.report import Figures, Report
+from satmap.submissions.coco_json import (
+    CATEGORY,
+    MAX_DETECTIONS,
+    CocoMask,
+    CocoResult,
+    CocoTruth,
+    read_coco_results,
+    read_coco_truth,
+)
+
+_IOU_50 = 0
+
+
+def score_coco(truth: Path, results: Path) -> Report:
+    """Score a list of results against annotations.
+
+    ``total`` has ``ap50``, ``ar50`` and ``ap``, and ``images`` the same for each image by itself;
+    without a building in the truth they are undefined, None in ``total``, and the image has no
+    entry. An image without detections counts as missed by the official rule already; those with
+    buildings are ``truth_only``. Of results for images that the truth does not list the official
+    program refuses the whole file; here ``total`` leaves them out, and its figures with ``fair_``
+    count them as false.
+
+    Raises:
+        SatmapError: a file cannot be read or scored, or masks have another size than their image.
+    """
+    true, found = read_coco_truth(truth), read_coco_results(results)
+    for image_id, of_image in found.items():
+        width, height = true.sizes.get(image_id, of_image[0].mask.size[::-1])
+        for result in of_image:
+            if result.mask.size != (height, width):
+                raise SatmapError(
+                    f"{results}: a mask of image {image_id} has height x width "
+                    f"{result.mask.size[0]} x {result.mask.size[1]}, but the image has "
+                    f"{height} x {width} in {truth}. Give masks of whole images."
+                )
+    known = sorted(true.sizes)
+    unknown = sorted(found.keys() - true.sizes.keys())
+    evaluation = _evaluate(true, found, [*known, *unknown])
+    # One list entry an image, in the order of the ids, None where neither side has anything.
+    by_image = dict(zip(evaluation.params.imgIds, evaluation.evalImgs, strict=True))
+    official = _figures(evaluation, [by_image[image_id] for image_id in known])
+    fair = _figures(evaluation, evaluation.evalImgs)
+    return Report(
+        metric="coco_ap",
+        total={
+            **official,
+            **{f"fair_{name}": figure for name, figure in fair.items()},
+            "images": len(known),
+        },
+        aois={},
+        images={
+            str(image_id): _figures(evaluation, [by_image[image_id]])
+            for image_id in known
+            if image_id in true.buildings
+        },
+        truth_only=tuple(str(i) for i in known if i in true.buildings and i not in found),
+        proposal_only=tuple(map(str, unknown)),
+    )
+
+
+def _evaluate(
+    truth: CocoTruth, results: Mapping[int, Sequence[CocoResult]], ids: Sequence[int]
+) -> COCOeval:
+    """The library's matching of all images."""
+    buildings = [
+        {**_annotation(image_id, building.mask), "iscrowd": int(building.crowd)}
+        for image_id, of_image in truth.buildings.items()
+        for building in of_image
+    ]
+    detections = [
+        {**_annotation(image_id, result.mask), "score": result.score}
+        for image_id, of_image in results.items()
+        for result in of_image
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(_coco(ids, buildings), _coco(ids, detections), "segm")
+        # What the challenge does not ask for takes three quarters of the time.
+        evaluation.params.areaRng = evaluation.params.areaRng[:1]
+        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
+        evaluation.params.maxDets = [MAX_DETECTIONS]
+        evaluation.evaluate()
+    return evaluation
+
+
+def _annotation(image_id: int, mask: CocoMask) -> dict[str, Any]:
+    return {"image_id": image_id, "category_id": CATEGORY, "segmentation": mask.for_library()}
+
+
+def _coco(ids: Iterable[int], annotations: Sequence[dict[str, Any]]) -> COCO:
+    # From 1, whatever the file says: the library takes the id 0 for "without match".
+    for number, annotation in enumerate(annotations, 1):
+        # One by one: given a list, the library fails for more than 255.
+        area = float(coco_mask.area(annotation["segmentation"]))
+        annotation.update(id=number, area=area)
+    coco = COCO()
+    coco.dataset = {
+        # Masks have their own size; that of the image is for polygons.
+        "images": [{"id": i, "width": 0, "height": 0, "file_name": ""} for i in ids],
+        "annotations": annotations,  # type: ignore[typeddict-item]
+        "categories": [{"id": CATEGORY, "name": "building", "supercategory": "building"}],
+    }
+    coco.createIndex()
+    return coco
+
+
+def _figures(evaluation: COCOeval, of_images: Sequence[Any]) -> Figures:
+    """Precision and recall over some of the images that were matched."""
+    part = copy.copy(evaluation)
+    part.params = part._paramsEval = copy.copy(evaluation.params)  # type: ignore[attr-defined]
+    # Only their number matters to the library from here on.
+    part.params.imgIds = list(range(len(of_images)))
+    part.evalImgs = list(of_images)
+    with contextlib.redirect_stdout(io.StringIO()):
+        part.accumulate()
+    # (IoU, recall, category, area, detections) and (IoU, category, area, detections); -1 where
+    # there are no buildings.
+    precision, recall = part.eval["precision"], part.eval["recall"]
+    if recall.max(initial=-1) < 0:
+        return {"ap50": None, "ar50": None, "ap": None}
+    return {
+        "ap50": float(np.mean(precision[_IOU_50])),
+        "ar50": float(np.mean(recall[_IOU_50])),
+        "ap": float(np.mean(precision)),
+    }

@@ -1,0 +1,301 @@
+"""Pictures of what a score punishes: what is missed, what is false, and where routes break."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from satmap.metrics.apls import METRES_PER_PIXEL
+from satmap.metrics.apls_diagnosis import Diagnosis, Losses, Route, diagnose
+from satmap.metrics.report import Figures
+from satmap.ordering import natural_key
+from satmap.progress import track
+from satmap.report.panels import (
+    PANEL_PX,
+    WHITE,
+    Colour,
+    Key,
+    Panel,
+    Picture,
+    View,
+    compose,
+    write_picture,
+)
+from satmap.submissions.roads_csv import RoadRow
+
+_RIGHT: Colour = (50, 150, 80)
+_MISSED: Colour = (215, 25, 40)
+_FALSE: Colour = (250, 135, 0)
+_DETOUR: Colour = (40, 90, 215)
+_FAINT: Colour = (140, 140, 140)
+_DARK: Colour = (35, 35, 35)
+
+
+def write_misses(
+    directory: Path,
+    figures: Mapping[str, Figures],
+    figure: str,
+    draw: Callable[[str], Picture],
+    worst: int = 10,
+) -> list[Path]:
+    """Write a PNG of each of the images with the lowest scores.
+
+    Args:
+        directory: where to; the files are named like the images.
+        figures: of every image, as in :class:`satmap.metrics.report.Report`.
+        figure: the name of the one that ranks them, such as ``apls_length``. Images without it are
+            left out.
+        draw: makes the picture of an image, uint8 (h, w, 3), from its id.
+        worst: how many.
+
+    Returns:
+        The files, the worst image first.
+
+    Raises:
+        SatmapError: a file cannot be written.
+    """
+    scores = {image_id: of_image.get(figure) for image_id, of_image in figures.items()}
+    ranks = [
+        (score, natural_key(image_id), image_id)
+        for image_id, score in scores.items()
+        if score is not None
+    ]
+    chosen = [image_id for _, _, image_id in sorted(ranks)[:worst]]
+    written = []
+    for image_id in track(chosen, "drawing misses", len(chosen)):
+        # An id may hold a slash.
+        path = directory / f"{quote(image_id, safe=' ')}.png"
+        write_picture(path, draw(image_id))
+        written.append(path)
+    return written
+
+
+# --- roads ----------------------------------------------------------------------------------------
+
+
+def roads_picture(
+    truth: Sequence[RoadRow],
+    proposal: Sequence[RoadRow],
+    *,
+    title: str,
+    figures: Figures | None = None,
+    metres_per_pixel: float = METRES_PER_PIXEL,
+    image: Picture | None = None,
+) -> Picture:
+    """The truth with what is missed, the proposal with what is false, and the broken routes.
+
+    Args:
+        truth: roads in pixels of the image.
+        proposal: the same.
+        title: what stands above, such as the image's id.
+        figures: the image's APLS, for the caption.
+        metres_per_pixel: scale.
+        image: uint8 (h, w, 3), red, green, blue, drawn pale below the roads. Without one the
+            ground is white and the view as large as the roads.
+
+    Returns:
+        uint8 (h, w, 3), three panels of 700 px.
+    """
+    diagnosis = diagnose(truth, proposal, metres_per_pixel=metres_per_pixel)
+    lines, proposal_lines = (
+        [r.line for r in rows if len(r.line) > 1] for rows in (truth, proposal)
+    )
+    view = (
+        View.around(np.concatenate([np.empty((0, 2)), *lines, *proposal_lines]))
+        if image is None
+        else View.of_image(image.shape)
+    )
+    ground = view.ground(image)
+
+    def roads(lines: Sequence[NDArray[np.float64]], losses: Losses, colour: Colour) -> Picture:
+        panel = ground.copy()
+        view.draw_lines(panel, lines, _RIGHT, 2)
+        view.draw_lines(panel, losses.pieces, colour, 4)
+        return panel
+
+    missed, false = diagnosis.missed, diagnosis.false
+    routes = ground.copy()
+    view.draw_lines(routes, proposal_lines, _FAINT, 1)
+    _draw_routes(routes, view, diagnosis)
+    return compose(
+        [title, *([_apls_line(figures)] if figures else [])],
+        [
+            Panel(
+                roads(lines, missed, _MISSED),
+                "truth",
+                [Key("found", _RIGHT), Key(f"missed {_share(missed)}", _MISSED)],
+                [_extent(view, metres_per_pixel)],
+            ),
+            Panel(
+                roads(proposal_lines, false, _FALSE),
+                "proposal",
+                [Key("right", _RIGHT), Key(f"false {_share(false)}", _FALSE)],
+            ),
+            Panel(
+                routes,
+                "routes of the truth that break in the proposal",
+                [
+                    Key("route", _MISSED),
+                    Key("in the proposal", _DETOUR),
+                    Key(f"gap ({len(missed.breaks)})", _MISSED, "ring"),
+                    Key(f"false join ({len(false.breaks)})", _FALSE, "ring"),
+                    Key(
+                        f"node not found ({len(missed.lost_nodes)} of {missed.nodes})",
+                        _MISSED,
+                        "cross",
+                    ),
+                ],
+                [_route_lengths(missed.routes)],
+            ),
+        ],
+    )
+
+
+def _draw_routes(panel: Picture, view: View, diagnosis: Diagnosis) -> None:
+    missed, false = diagnosis.missed, diagnosis.false
+    for route in missed.routes:
+        if route.other is not None:
+            view.draw_lines(panel, [route.other], _DETOUR, 3)
+    for route in missed.routes:
+        view.draw_lines(panel, [route.path], _MISSED, 3)
+        view.draw_dots(panel, route.path[[0, -1]], _MISSED)
+    view.draw_crosses(panel, missed.lost_nodes, _MISSED)
+    rings = []
+    for losses, colour in ((false, _FALSE), (missed, _MISSED)):
+        rings.append(np.array([found.xy for found in losses.breaks]).reshape(-1, 2))
+        view.draw_rings(panel, rings[-1], colour)
+    for number, route in enumerate(missed.routes, 1):
+        place = _free_place(route.path, np.concatenate(rings))
+        view.draw_label(panel, place, str(number), _MISSED)
+
+
+def _free_place(path: NDArray[np.float64], rings: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of five places along a path the one farthest from all rings, for its number."""
+    line = shapely.linestrings(path)
+    shares = np.array([0.5, 0.25, 0.75, 0, 1])
+    places = shapely.line_interpolate_point(line, shares, normalized=True)
+    distances = shapely.distance(places, shapely.multipoints(rings)) if len(rings) else 0 * shares
+    free: NDArray[np.float64] = shapely.get_coordinates(places[np.argmax(distances)])[0]
+    return free
+
+
+def _apls_line(figures: Figures) -> str:
+    """APLS by length and time with both directions, as far as they are there."""
+    parts = []
+    for weight in ("length", "time"):
+        names = ("apls", "truth_to_proposal", "proposal_to_truth")
+        score, there, back = (figures.get(f"{name}_{weight}") for name in names)
+        if score is not None:
+            parts.append(f"APLS {weight} {score:.3f}")
+        if there is not None and back is not None:
+            parts[-1] += f" (truth to proposal {there:.3f}, back {back:.3f})"
+    return ",  ".join(parts)
+
+
+def _share(losses: Losses) -> str:
+    return f"{losses.lost_m:.0f} of {losses.roads_m:.0f} m"
+
+
+def _route_lengths(routes: Sequence[Route]) -> str:
+    if not routes:
+        return "no route is much longer or shorter in the proposal"
+    texts = [
+        f"{number}: {route.way_m:.0f} m -> "
+        + ("none" if route.other is None else f"{route.other_m:.0f} m")
+        for number, route in enumerate(routes, 1)
+    ]
+    return "truth -> proposal  " + ",  ".join(texts)
+
+
+def _extent(view: View, metres_per_pixel: float) -> str:
+    right, bottom = view.left + view.width, view.top + view.height
+    across = view.width * metres_per_pixel
+    return (
+        f"x {view.left:g} to {right:g} px, y {view.top:g} to {bottom:g} px; {across:.0f} m across"
+    )
+
+
+# --- buildings ------------------------------------------------------------------------------------
+
+
+def buildings_picture(
+    truth: Sequence[shapely.Geometry],
+    proposal: Sequence[shapely.Geometry],
+    matches: Sequence[int],
+    *,
+    title: str,
+    image: Picture | None = None,
+) -> Picture:
+    """Buildings that are found, missed and false, in one panel.
+
+    Args:
+        truth: polygons in pixels of the image.
+        proposal: the same.
+        matches: for each proposal the index of the truth polygon that it took, or -1.
+        title: what stands above, such as the image's id and score.
+        image: uint8 (h, w, 3), drawn pale below; as in :func:`roads_picture`.
+
+    Returns:
+        uint8 (h, w, 3).
+    """
+    if len(matches) != len(proposal):
+        raise ValueError(f"{len(proposal)} proposals but {len(matches)} matches")
+    points = shapely.get_coordinates([*truth, *proposal])
+    view = View.around(points) if image is None else View.of_image(image.shape)
+    panel = view.ground(image)
+    taken = {match for match in matches if match >= 0}
+    missed = [polygon for i, polygon in enumerate(truth) if i not in taken]
+    found = [truth[i] for i in sorted(taken)]
+    right = [polygon for polygon, match in zip(proposal, matches, strict=True) if match >= 0]
+    false = [polygon for polygon, match in zip(proposal, matches, strict=True) if match < 0]
+    view.draw_polygons(panel, found, _RIGHT, filling=0.35)
+    view.draw_polygons(panel, missed, _MISSED, filling=0.5)
+    view.draw_polygons(panel, false, _FALSE, filling=0.4, thickness=2)
+    view.draw_polygons(panel, right, _DETOUR)
+    keys = [
+        Key(f"found ({len(found)})", _RIGHT, "area"),
+        Key("as proposed", _DETOUR),
+        Key(f"missed ({len(missed)})", _MISSED, "area"),
+        Key(f"false ({len(false)})", _FALSE, "area"),
+    ]
+    return compose([title], [Panel(panel, "buildings", keys)])
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+def mask_picture(truth: NDArray[np.bool_], proposal: NDArray[np.bool_], *, title: str) -> Picture:
+    """Pixels of two masks that are hit, missed and false, on black.
+
+    Args:
+        truth: bool (h, w).
+        proposal: the same.
+        title: what stands above, such as the image's id and score.
+
+    Returns:
+        uint8 (h, w, 3). Larger masks are shrunk to 700 px, their colours mixed by area.
+    """
+    if truth.shape != proposal.shape or truth.ndim != 2 or not truth.size:
+        raise ValueError(f"masks must have one shape (h, w), got {truth.shape}, {proposal.shape}")
+    view = View.of_image(truth.shape)
+    height, width = view.ground().shape[:2]
+    panel = np.full((height, width, 3), _DARK, np.float32)
+    kinds = (
+        ("hit", truth & proposal, WHITE),
+        ("missed", truth & ~proposal, _MISSED),
+        ("false", proposal & ~truth, _FALSE),
+    )
+    keys = []
+    for name, pixels, colour in kinds:
+        shrink = cv2.INTER_AREA if max(truth.shape) > PANEL_PX else cv2.INTER_NEAREST
+        share = cv2.resize(
+            pixels.view(np.uint8) * np.uint8(255), (width, height), interpolation=shrink
+        )
+        panel += (share[..., None] / np.float32(255)) * (np.array(colour, np.float32) - _DARK)
+        keys.append(Key(f"{name} ({int(pixels.sum())} px)", colour, "area"))
+    drawing = np.rint(panel).clip(0, 255).astype(np.uint8)
+    return compose([title], [Panel(drawing, "mask", keys)])

@@ -1,0 +1,740 @@
+"""Mapping Challenge: buildings as a JSON list of COCO results, and the truth as COCO annotations.
+
+    [
+    {"image_id": 12, "category_id": 100, "score": 0.93,
+     "segmentation": {"size": [300, 300], "counts": "dX4..."}, "bbox": [12, 40, 20, 31]},
+    ...
+    ]
+
+A mask is COCO's compressed run lengths: the lengths of alternating runs of background and building
+in column order, each from the third on as its difference to the one before the last, in groups of
+five bits a character from ``0`` (48), low bits first, bit 6 set on all characters but the last of a
+number. The official evaluation decodes them in C without a check: where the runs do not cover the
+image exactly it reads foreign memory or never ends. Both the reader and the validator therefore
+measure the runs themselves before the library sees them.
+
+An image without buildings has no entry, so no image can be missing from a file.
+"""
+
+import heapq
+import json
+import math
+import sys
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from satmap.errors import SatmapError
+from satmap.files import atomic_path
+from satmap.submissions.csv_table import shown
+from satmap.submissions.fault import Fault, in_file_order
+
+#: The only category of the challenge: building.
+CATEGORY = 100
+
+#: So many detections of an image the evaluation looks at, those with the highest scores.
+MAX_DETECTIONS = 100
+
+# Run lengths in the library are unsigned integers of 32 bits.
+_PIXEL_LIMIT = 2**32
+
+# Characters of the longest run length and its sign.
+_LONGEST_NUMBER = 7
+
+# By how much a box may differ from the mask's: by a pixel it does where programs disagree whether
+# the last pixel belongs to it.
+_BOX_TOLERANCE_PX = 1.0
+
+# The library rasterises an edge of a polygon point by point, also outside the image.
+_LARGEST_PIXEL = 1e5
+
+# Read, decoded and checked at a time.
+_PIECE_CHARACTERS = 1 << 20
+_BATCH_CHARACTERS = 1 << 19
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """A building found in an image.
+
+    Attributes:
+        mask: bool or uint8 (h, w), not 0 on the building; any box cut out of the image.
+        offset: column and row of the image where the box begins.
+        score: confidence, finite.
+    """
+
+    mask: NDArray[np.bool_] | NDArray[np.uint8]
+    offset: tuple[int, int]
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class CocoMask:
+    """A mask of a whole image as compressed run lengths that cover it exactly.
+
+    Attributes:
+        size: height and width.
+        counts: the run lengths, ASCII.
+    """
+
+    size: tuple[int, int]
+    counts: bytes
+
+    def for_library(self) -> dict[str, Any]:
+        """The object that ``pycocotools.mask`` takes."""
+        return {"size": list(self.size), "counts": self.counts}
+
+
+@dataclass(frozen=True, slots=True)
+class CocoResult:
+    """A detection as a file of results has it."""
+
+    mask: CocoMask
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class CocoBuilding:
+    """A building of the truth.
+
+    Attributes:
+        mask: its polygons drawn as the evaluation draws them.
+        crowd: a region rather than a building; detections in it are neither right nor false.
+    """
+
+    mask: CocoMask
+    crowd: bool
+
+
+@dataclass(frozen=True)
+class CocoTruth:
+    """What an ``annotation.json`` says.
+
+    Attributes:
+        sizes: width and height by image id.
+        buildings: by image id; images without buildings have none here.
+    """
+
+    sizes: Mapping[int, tuple[int, int]]
+    buildings: Mapping[int, Sequence[CocoBuilding]]
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def write_coco_results(
+    path: Path,
+    detections: Mapping[int, Sequence[Detection]],
+    sizes: Mapping[int, tuple[int, int]],
+) -> None:
+    """Write results atomically, one entry a line; the same detections give the same file.
+
+    Images go by id and their detections by score, equal ones by their masks. Masks without a pixel
+    are left out; of equal masks of an image the one with the highest score stays, and of more than
+    100 the best 100, as no other can win anything. Without a single detection the file is an empty
+    list, which the official evaluation cannot read: there is nothing else to write.
+
+    Args:
+        path: the file.
+        detections: by image id; images without any may be left out.
+        sizes: width and height of the images.
+
+    Raises:
+        SatmapError: ``path`` cannot be written.
+        ValueError: a score is not finite, a mask has not two dimensions or reaches beyond its
+            image, or the size of an image is not given.
+    """
+    with atomic_path(path) as temporary, temporary.open("w", encoding="ascii", newline="") as file:
+        separator = "[\n"
+        for image_id in sorted(detections):
+            if image_id not in sizes:
+                raise ValueError(f"no size is given for image {image_id}")
+            for entry in _entries_of_image(image_id, detections[image_id], sizes[image_id]):
+                file.write(separator + json.dumps(entry))
+                separator = ",\n"
+        file.write("[]\n" if separator == "[\n" else "\n]\n")
+
+
+def _entries_of_image(
+    image_id: int, detections: Sequence[Detection], size: tuple[int, int]
+) -> Iterator[dict[str, object]]:
+    best: dict[str, tuple[float, tuple[int, ...]]] = {}
+    for detection in detections:
+        score = float(detection.score)
+        if not math.isfinite(score):
+            raise ValueError(f"image {image_id}: the score must be finite, got {score}")
+        counts, box = _encode(image_id, detection, size)
+        if box[2] and (counts not in best or best[counts][0] < score):
+            best[counts] = score, box
+    ranked = heapq.nsmallest(MAX_DETECTIONS, best, key=lambda counts: (-best[counts][0], counts))
+    width, height = size
+    for counts in ranked:
+        score, box = best[counts]
+        yield {
+            "image_id": int(image_id),
+            "category_id": CATEGORY,
+            "score": score,
+            "segmentation": {"size": [int(height), int(width)], "counts": counts},
+            "bbox": list(box),
+        }
+
+
+def _encode(
+    image_id: int, detection: Detection, size: tuple[int, int]
+) -> tuple[str, tuple[int, ...]]:
+    """Run lengths in the whole image, and x, y, width, height of what is drawn."""
+    mask = np.asarray(detection.mask)
+    if mask.ndim != 2:
+        raise ValueError(f"image {image_id}: a mask must have shape (h, w), got {mask.shape}")
+    (x, y), (width, height) = detection.offset, size
+    if x < 0 or y < 0 or x + mask.shape[1] > width or y + mask.shape[0] > height:
+        raise ValueError(
+            f"image {image_id}: a mask of {mask.shape[1]} x {mask.shape[0]} px at {x}, {y} reaches "
+            f"beyond the image of {width} x {height}"
+        )
+    whole = np.zeros((height, width), np.uint8, order="F")
+    whole[y : y + mask.shape[0], x : x + mask.shape[1]] = mask != 0
+    encoded = coco_mask.encode(whole)
+    counts = encoded["counts"]
+    text = counts.decode("ascii") if isinstance(counts, bytes) else counts
+    return text, tuple(int(number) for number in coco_mask.toBbox(encoded))
+
+
+# --- the list, entry by entry ---------------------------------------------------------------------
+
+
+class _BrokenFileError(Exception):
+    """Nothing after this place of the file can be understood."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+class _Parser:
+    """Values of a JSON list one by one with their lines, while the file is read piece by piece."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._text = ""
+        self._place = 0
+        self._line = 1  # of self._place
+        self._ended = False
+        self._decoder = json.JSONDecoder()
+
+    def values(self) -> Iterator[tuple[int, Any]]:
+        """Line on which a value begins, and the value.
+
+        Raises:
+            _BrokenFileError: the file is not a JSON list.
+        """
+        if self._next() != "[":
+            what = "is an object" if self._next() == "{" else "does not begin with ["
+            raise _BrokenFileError(self._line, f"the file {what}; it must be a list of results")
+        self._move(self._place + 1)
+        closed = self._next() == "]"
+        while not closed:
+            self._next()
+            line = self._line
+            value = self._value()
+            yield line, value
+            closed = self._next() == "]"
+            if not closed:
+                if self._next() != ",":
+                    what = "ends within the list" if not self._next() else "lacks a comma or ]"
+                    raise _BrokenFileError(
+                        self._line, f"not JSON: the file {what} after the entry on line {line}"
+                    )
+                self._move(self._place + 1)
+        self._move(self._place + 1)
+        if self._next():
+            raise _BrokenFileError(self._line, "not JSON: something follows the end of the list")
+
+    def _next(self) -> str:
+        """Go to the next character that is not white space; "" at the end of the file."""
+        while True:
+            rest = self._text[self._place : self._place + 64]
+            blanks = len(rest) - len(rest.lstrip(" \t\r\n"))
+            self._move(self._place + blanks)
+            if blanks < len(rest):
+                return self._text[self._place]
+            if self._place == len(self._text) and not self._more(_PIECE_CHARACTERS):
+                return ""
+
+    def _value(self) -> Any:
+        wanted = _PIECE_CHARACTERS
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._place)
+                # What the piece cuts off may belong to a number.
+                if end < len(self._text) or not self._more(wanted):
+                    self._move(end)
+                    return value
+            except (ValueError, RecursionError) as error:
+                # Twice as much every time, or a fault far from the end would cost its square.
+                wanted *= 2
+                if not self._more(wanted):
+                    message, place = "lists within lists too deep", self._place
+                    if isinstance(error, json.JSONDecodeError):
+                        message, place = error.msg, error.pos
+                    elif isinstance(error, ValueError):
+                        message = str(error)
+                    begin = self._line
+                    self._move(place)
+                    raise _BrokenFileError(
+                        self._line, f"not JSON: {message}, in the entry that begins on line {begin}"
+                    ) from error
+
+    def _move(self, place: int) -> None:
+        self._line += self._text.count("\n", self._place, place)
+        self._place = place
+
+    def _more(self, characters: int) -> bool:
+        """Read on, forget what is done; False at the end of the file."""
+        piece = "" if self._ended else self._file.read(characters)
+        self._ended = not piece
+        if not piece.isascii():
+            # Bytes that are not UTF-8 were read as lone surrogates.
+            for place, letter in enumerate(piece):
+                if "\udc80" <= letter <= "\udcff":
+                    before = self._text.count("\n", self._place) + piece.count("\n", 0, place)
+                    raise _BrokenFileError(self._line + before, "the line is not UTF-8 text")
+        if piece:
+            self._text, self._place = self._text[self._place :] + piece, 0
+        return bool(piece)
+
+
+class _Entry(NamedTuple):
+    """An entry of the list.
+
+    Attributes:
+        place: in the list, from 0.
+        line: on which it begins.
+        value: as the file has it; {} if it is no object.
+        faults: what keeps it from being scored.
+        mask: run lengths that cover ``size``; None if there are none.
+        box: x, y, width, height of the mask; zeros if it is empty.
+    """
+
+    place: int
+    line: int
+    value: dict[str, Any]
+    faults: list[str]
+    mask: CocoMask | None
+    box: tuple[float, float, float, float]
+
+
+def _read_entries(path: Path) -> Iterator[_Entry]:
+    """All entries of a file, decoded batch by batch.
+
+    Raises:
+        SatmapError: the file cannot be read.
+        _BrokenFileError: it is not a JSON list; raised after the entries before that place.
+    """
+    batch: list[tuple[int, int, Any]] = []
+    place = characters = 0
+    broken: _BrokenFileError | None = None
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            values = _Parser(file).values()
+            while True:
+                try:
+                    line, value = next(values)
+                except StopIteration:
+                    break
+                except _BrokenFileError as error:
+                    broken = error
+                    break
+                batch.append((place, line, value))
+                place += 1
+                characters += _BATCH_CHARACTERS // 4096 + len(_counts_of(value))
+                if characters >= _BATCH_CHARACTERS:
+                    yield from _decode(batch)
+                    batch, characters = [], 0
+    except OSError as error:
+        raise SatmapError(f"cannot read {path}: {error.strerror or error}.") from error
+    yield from _decode(batch)
+    if broken is not None:
+        raise broken
+
+
+def _counts_of(value: object) -> str:
+    """The run lengths of an entry, "" if it has none."""
+    segmentation = value.get("segmentation") if isinstance(value, dict) else None
+    counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
+    return counts if isinstance(counts, str) else ""
+
+
+def _decode(batch: Sequence[tuple[int, int, Any]]) -> Iterator[_Entry]:
+    texts = [_counts_of(value) for _, _, value in batch]
+    # No character outside ASCII is a number, and neither is NUL.
+    counts = [text.encode() if text.isascii() else b"\0" for text in texts]
+    sound, totals = _measure_runs(counts)
+    entries = [
+        _Entry(place, line, *_examine(value, run_lengths, bool(is_sound), int(total)), (0, 0, 0, 0))
+        for (place, line, value), run_lengths, is_sound, total in zip(
+            batch, counts, sound, totals, strict=True
+        )
+    ]
+    masks = [entry.mask.for_library() for entry in entries if entry.mask is not None]
+    boxes: Iterator[Any] = iter(coco_mask.toBbox(masks).tolist() if masks else ())  # type: ignore[arg-type]
+    for entry in entries:
+        yield entry if entry.mask is None else entry._replace(box=tuple(next(boxes)))
+
+
+def _examine(
+    value: object, counts: bytes, sound: bool, total: int
+) -> tuple[dict[str, Any], list[str], CocoMask | None]:
+    """The entry itself, why it cannot be scored, and its mask."""
+    if not isinstance(value, dict):
+        return {}, ["not an object"], None
+    faults = [
+        f"no {key}"
+        for key in ("image_id", "category_id", "score", "segmentation")
+        if key not in value
+    ]
+    if "image_id" in value and not _is_id(value["image_id"]):
+        faults.append(f"image_id must be an integer, got {_brief(value['image_id'])}")
+    category = value.get("category_id", CATEGORY)
+    if isinstance(category, bool) or not isinstance(category, int) or category != CATEGORY:
+        faults.append(f"category_id must be {CATEGORY}, got {_brief(category)}")
+    if "score" in value and not _is_finite(value["score"]):
+        faults.append(f"score must be a finite number, got {_brief(value['score'])}")
+    mask = None
+    if "segmentation" in value:
+        fault = _segmentation_fault(value["segmentation"], sound, total)
+        if fault:
+            faults.append(fault)
+        else:
+            height, width = value["segmentation"]["size"]
+            mask = CocoMask((height, width), counts)
+    return value, faults, mask
+
+
+def _segmentation_fault(segmentation: object, sound: bool, total: int) -> str:
+    if not isinstance(segmentation, dict) or not segmentation.keys() >= {"size", "counts"}:
+        return "segmentation must be an object with size and counts"
+    size = segmentation["size"]
+    if not (
+        isinstance(size, list)
+        and len(size) == 2
+        and all(_is_id(length) and length > 0 for length in size)
+        and size[0] * size[1] < _PIXEL_LIMIT
+    ):
+        return f"size must be [height, width] in pixels, got {_brief(size)}"
+    if not isinstance(segmentation["counts"], str):
+        return f"counts must be text, got {_brief(segmentation['counts'])}"
+    if not sound:
+        return f"counts are not compressed run lengths: {shown(segmentation['counts'])}"
+    if total != size[0] * size[1]:
+        return f"the run lengths sum to {total}, not to {size[0]} x {size[1]} = {size[0] * size[1]}"
+    return ""
+
+
+def _is_id(value: object) -> TypeGuard[int]:
+    """Whether it is an integer of 64 bits."""
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+def _is_finite(value: object) -> TypeGuard[float]:
+    # NaN is not less than anything, and integers may be too large for a float.
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
+
+
+def _brief(value: object) -> str:
+    try:
+        return shown(value) if isinstance(value, str) else shown(json.dumps(value))[1:-1]
+    except (ValueError, RecursionError):
+        # Python prints no integer of thousands of digits.
+        return "something too large to show"
+
+
+def _measure_runs(counts: Sequence[bytes]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Decode many masks' compressed run lengths at once.
+
+    Args:
+        counts: the run lengths of each mask.
+
+    Returns:
+        bool (n): whether they can be read and none is negative; int64 (n): their sum, if so.
+    """
+    code = np.frombuffer(b"".join(counts), np.uint8).astype(np.int64) - 48
+    ends = np.cumsum([0, *map(len, counts)])
+    sound = np.ones(len(counts), np.bool_)
+
+    def spoil(owners: NDArray[np.int64], which: NDArray[np.bool_]) -> None:
+        sound[owners[which]] = False
+
+    # Numbers of several characters. The last character of a mask ends one in any case.
+    owner = np.repeat(np.arange(len(counts)), np.diff(ends))
+    last = code & 32 == 0
+    spoil(owner, (code < 0) | (code > 63))
+    mask_ends = ends[1:][np.diff(ends) > 0] - 1
+    spoil(owner[mask_ends], ~last[mask_ends])
+    last[mask_ends] = True
+    stop = np.flatnonzero(last)
+    start = np.concatenate(([0], stop[:-1] + 1))[: len(stop)]
+    length = stop - start + 1
+    spoil(owner[start], length > _LONGEST_NUMBER)
+    digit = np.minimum(np.arange(len(code)) - np.repeat(start, length), _LONGEST_NUMBER)
+    numbers = np.add.reduceat((code & 31) << 5 * digit, start)
+    negative = code[stop] & 16 != 0
+    numbers -= negative * (1 << 5 * np.minimum(length, _LONGEST_NUMBER))
+
+    # Runs are sums of every second number of a mask but its first. With an even number of places
+    # a mask, two columns hold the two sequences.
+    first = np.searchsorted(stop, ends)  # numbers before each mask
+    owner = np.repeat(np.arange(len(counts)), np.diff(first))
+    nth = np.arange(len(numbers)) - first[:-1][owner]
+    rows = np.concatenate(([0], np.cumsum((np.diff(first) + 1) // 2)))
+    place = 2 * rows[:-1][owner] + nth
+    padded = np.zeros(2 * int(rows[-1]), np.int64)
+    padded[place] = np.where(nth == 0, 0, numbers)
+    sums = np.concatenate((np.zeros((1, 2), np.int64), padded.reshape(-1, 2).cumsum(axis=0)))
+    runs = sums[place // 2 + 1, place % 2] - sums[rows[:-1][owner], place % 2]
+    runs[nth == 0] = numbers[nth == 0]
+    spoil(owner, (runs < 0) | (runs >= _PIXEL_LIMIT))
+    totals = np.concatenate(([0], np.cumsum(runs)))[first]
+    return sound, np.diff(totals)
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def read_coco_results(path: Path) -> dict[int, list[CocoResult]]:
+    """Read results by image, images and results in the file's order.
+
+    What has no influence on the score, ``bbox`` and further keys, is not looked at.
+
+    Raises:
+        SatmapError: the file cannot be read, is not a JSON list or has an entry that cannot be
+            scored; the message names the file, the line and the fault.
+    """
+    results: dict[int, list[CocoResult]] = {}
+    try:
+        for entry in _read_entries(path):
+            if entry.faults or entry.mask is None:
+                raise SatmapError(
+                    f"{path}, line {entry.line}: entry {entry.place}: {entry.faults[0]}."
+                )
+            result = CocoResult(entry.mask, float(entry.value["score"]))
+            results.setdefault(entry.value["image_id"], []).append(result)
+    except _BrokenFileError as error:
+        raise SatmapError(f"{path}, line {error.line}: {error}.") from error
+    return results
+
+
+def read_coco_truth(path: Path) -> CocoTruth:
+    """Read COCO annotations with polygons, images and buildings in the file's order.
+
+    Raises:
+        SatmapError: the file cannot be read, is not JSON, or an image or annotation in it is not as
+            it should be; the message names the file and the place.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise SatmapError(f"cannot read {path}: {error.strerror or error}.") from error
+    except json.JSONDecodeError as error:
+        raise SatmapError(f"{path}, line {error.lineno}: not JSON: {error.msg}.") from error
+    except (ValueError, RecursionError) as error:
+        raise SatmapError(f"{path}: not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise SatmapError(f"{path}: not COCO annotations; expected an object with images.")
+    sizes: dict[int, tuple[int, int]] = {}
+    for i, image in _objects(path, content, "images"):
+        image_id, width, height = (image.get(key) for key in ("id", "width", "height"))
+        if not (_is_id(image_id) and _is_id(width) and _is_id(height)):
+            raise SatmapError(f"{path}: images[{i}] needs id, width and height as integers.")
+        if width < 1 or height < 1 or width * height >= _PIXEL_LIMIT:
+            raise SatmapError(f"{path}: images[{i}] has the size {width} x {height}.")
+        if image_id in sizes:
+            raise SatmapError(f"{path}: images[{i}] repeats the id {image_id}.")
+        sizes[image_id] = width, height
+    buildings: dict[int, list[CocoBuilding]] = {}
+    for i, annotation in _objects(path, content, "annotations"):
+        image_id = annotation.get("image_id")
+        if not _is_id(image_id) or image_id not in sizes:
+            raise SatmapError(
+                f"{path}: annotations[{i}] is of the image {_brief(image_id)}, which is not listed."
+            )
+        category = annotation.get("category_id")
+        if category != CATEGORY:
+            raise SatmapError(
+                f"{path}: annotations[{i}] has category_id {_brief(category)}; "
+                f"the Mapping Challenge knows only {CATEGORY}, building."
+            )
+        mask = _draw(annotation.get("segmentation"), *sizes[image_id])
+        if mask is None:
+            raise SatmapError(
+                f"{path}: annotations[{i}] must have a segmentation of polygons [x, y, x, y, ...] "
+                "with three points or more."
+            )
+        crowd = annotation.get("iscrowd") in (1, True)
+        buildings.setdefault(image_id, []).append(CocoBuilding(mask, crowd))
+    return CocoTruth(sizes, buildings)
+
+
+def _objects(path: Path, content: dict[str, Any], key: str) -> Iterable[tuple[int, dict[str, Any]]]:
+    found = content.get(key)
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise SatmapError(f"{path}: not COCO annotations: {key} must be a list of objects.")
+    return enumerate(found)
+
+
+def _draw(polygons: object, width: int, height: int) -> CocoMask | None:
+    """The union of polygons as the evaluation draws it; None if they are none."""
+    if not isinstance(polygons, list) or not polygons:
+        return None
+    for ring in polygons:
+        # Four numbers would be taken for a box.
+        if not isinstance(ring, list) or len(ring) < 6 or len(ring) % 2:
+            return None
+        if not all(_is_finite(number) and abs(number) <= _LARGEST_PIXEL for number in ring):
+            return None
+    merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    counts = merged["counts"]
+    return CocoMask((height, width), counts.encode() if isinstance(counts, str) else counts)
+
+
+# --- checking -------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Seen:
+    """What the check has seen so far of entries that could be scored, 40 bytes an entry."""
+
+    images: "array[int]" = field(default_factory=lambda: array("q"))
+    masks: "array[int]" = field(default_factory=lambda: array("q"))
+    scores: "array[float]" = field(default_factory=lambda: array("d"))
+    places: "array[int]" = field(default_factory=lambda: array("q"))
+    lines: "array[int]" = field(default_factory=lambda: array("q"))
+
+    def add(self, entry: _Entry, mask: CocoMask) -> None:
+        self.images.append(entry.value["image_id"])
+        # 64 bits: that two of a million masks share them by chance is one in tens of millions.
+        self.masks.append(hash(mask.counts))
+        self.scores.append(entry.value["score"])
+        self.places.append(entry.place)
+        self.lines.append(entry.line)
+
+
+def check_coco_results(
+    path: Path,
+    truth_images: Mapping[int, tuple[int, int]] | Collection[int] | None = None,
+) -> list[Fault]:
+    """Every fault for which the official evaluation fails, hangs or drops an entry; [] if none.
+
+    Beside these, what is never meant and can only cost points: boxes that are not the mask's, empty
+    masks, one mask twice in an image. Entries are counted from 0. Faults come in the file's order
+    with the line on which the entry begins. Images without an entry are no fault. One pass; memory
+    grows by 40 bytes an entry.
+
+    Args:
+        path: the file.
+        truth_images: ids of the images, or their width and height by id.
+
+    Raises:
+        SatmapError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            marked = file.read(3) == b"\xef\xbb\xbf"
+    except OSError as error:
+        raise SatmapError(f"cannot read {path}: {error.strerror or error}.") from error
+    faults = [Fault(1, "the file starts with a byte order mark")] if marked else []
+    if truth_images is not None and not isinstance(truth_images, Mapping):
+        truth_images = frozenset(truth_images)
+    seen = _Seen()
+    empty = True
+    try:
+        for entry in _read_entries(path):
+            empty = False
+            messages = [*entry.faults, *_further_faults(entry, truth_images)]
+            faults += [Fault(entry.line, f"entry {entry.place}: {text}") for text in messages]
+            if not entry.faults and entry.mask is not None:
+                seen.add(entry, entry.mask)
+        if empty:
+            faults.append(Fault(None, "the list is empty, for which the official evaluation fails"))
+    except _BrokenFileError as error:
+        faults.append(Fault(error.line, str(error)))
+    faults += _repeated_masks(seen)
+    faults += _surplus_detections(seen)
+    return in_file_order(faults)
+
+
+def _further_faults(
+    entry: _Entry, truth_images: Mapping[int, tuple[int, int]] | Collection[int] | None
+) -> Iterator[str]:
+    """What keeps no entry from being scored by itself."""
+    value, mask = entry.value, entry.mask
+    image_id = value.get("image_id")
+    if truth_images is not None and _is_id(image_id):
+        if image_id not in truth_images:
+            yield f"unknown image {image_id}"
+        elif mask is not None and isinstance(truth_images, Mapping):
+            width, height = truth_images[image_id]
+            if mask.size != (height, width):
+                yield f"size must be [{height}, {width}], that of the image, got {list(mask.size)}"
+    if mask is not None and not entry.box[2]:
+        yield "the mask is empty"
+    if not value:
+        return
+    box = value.get("bbox")
+    if "bbox" not in value:
+        yield "no bbox"
+    elif not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+        yield f"bbox must be four finite numbers, got {_brief(box)}"
+    elif mask is not None and not _same_box(box, entry.box):
+        yield f"bbox must be {_brief([int(number) for number in entry.box])}, got {_brief(box)}"
+
+
+def _same_box(a: Sequence[float], b: Sequence[float]) -> bool:
+    sides = zip((*a[:2], a[0] + a[2], a[1] + a[3]), (*b[:2], b[0] + b[2], b[1] + b[3]), strict=True)
+    return all(abs(one - other) <= _BOX_TOLERANCE_PX for one, other in sides)
+
+
+def _repeated_masks(seen: _Seen) -> Iterator[Fault]:
+    """A fault for every further time that an image has a mask."""
+    images = np.frombuffer(seen.images, np.int64)
+    if not len(images):
+        return
+    masks = np.frombuffer(seen.masks, np.int64)
+    # Stable: equal masks stay in the file's order, and the first of them opens their run.
+    order = np.lexsort((masks, images))
+    fresh = np.ones(len(order), np.bool_)
+    fresh[1:] = np.diff(images[order]).astype(np.bool_) | np.diff(masks[order]).astype(np.bool_)
+    first = order[np.maximum.accumulate(np.where(fresh, np.arange(len(order)), 0))]
+    for place in np.flatnonzero(~fresh).tolist():
+        i = order[place]
+        yield Fault(
+            seen.lines[i],
+            f"entry {seen.places[i]}: image {seen.images[i]} has this mask already, in entry "
+            f"{seen.places[first[place]]}",
+        )
+
+
+def _surplus_detections(seen: _Seen) -> Iterator[Fault]:
+    """A fault for every image of which the evaluation drops detections, at the first dropped."""
+    images, scores = np.frombuffer(seen.images, np.int64), np.frombuffer(seen.scores, np.float64)
+    if not len(images):
+        return
+    order = np.lexsort((-scores, images))
+    begins = np.flatnonzero(np.diff(images[order], prepend=images[order[0]] - 1))
+    counts = np.diff([*begins, len(order)])
+    rank = np.arange(len(order)) - np.repeat(begins, counts)
+    dropped = np.sort(order[rank >= MAX_DETECTIONS])
+    count_of = dict(zip(images[order[begins]].tolist(), counts.tolist(), strict=True))
+    for i in dropped[np.unique(images[dropped], return_index=True)[1]].tolist():
+        yield Fault(
+            seen.lines[i],
+            f"entry {seen.places[i]}: image {seen.images[i]} has {count_of[seen.images[i]]} "
+            f"detections, of which the evaluation takes the {MAX_DETECTIONS} with the highest "
+            "scores; this is the first it drops",
+        )

@@ -1,0 +1,66 @@
+"""Which of the challenges' formats a file or directory is in."""
+
+from enum import StrEnum
+from pathlib import Path
+
+from satmap.errors import SatmapError
+from satmap.submissions import geojson_maps
+from satmap.submissions.mask_rasters import SUFFIXES as RASTER_SUFFIXES
+
+# So much of a file tells what it is.
+_HEAD_BYTES = 1 << 16
+
+
+class Format(StrEnum):
+    """Forms of truths and submissions; the value is how messages call it."""
+
+    ROADS_CSV = "a roads CSV"
+    BUILDINGS_CSV = "a buildings CSV"
+    GEOJSON = "GeoJSON"
+    COCO_ANNOTATIONS = "COCO annotations"
+    COCO_RESULTS = "a list of COCO results"
+    MASKS = "a directory of mask rasters"
+
+
+def detect(path: Path) -> Format:
+    """The format, by the columns of a table and the first bytes of everything else.
+
+    Raises:
+        SatmapError: it cannot be read, or is none of them.
+    """
+    if path.is_dir():
+        return _detect_directory(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError as error:
+        raise SatmapError(f"cannot read {path}: {error.strerror or error}.") from error
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(b"["):
+        return Format.COCO_RESULTS
+    if text.startswith(b"{"):
+        is_geojson = b'"FeatureCollection"' in text or b'"features"' in text
+        return Format.GEOJSON if is_geojson else Format.COCO_ANNOTATIONS
+    columns = text.split(b"\n", 1)[0].decode(errors="replace").lower().replace('"', "").split(",")
+    names = {name.strip() for name in columns}
+    if "wkt_pix" in names:
+        return Format.ROADS_CSV
+    if "polygonwkt_pix" in names:
+        return Format.BUILDINGS_CSV
+    raise SatmapError(
+        f"{path} is in no known format: a roads CSV has a column WKT_Pix in its first line, a "
+        "buildings CSV PolygonWKT_Pix, GeoJSON and COCO files start with a bracket."
+    )
+
+
+def _detect_directory(path: Path) -> Format:
+    suffixes = {file.suffix.lower() for file in path.rglob("*") if not file.name.startswith(".")}
+    rasters = suffixes & set(RASTER_SUFFIXES)
+    maps = suffixes & set(geojson_maps.SUFFIXES)
+    if rasters and not maps:
+        return Format.MASKS
+    if maps and not rasters:
+        return Format.GEOJSON
+    if rasters:
+        raise SatmapError(f"{path} holds both GeoJSON and rasters; give the directory of one kind.")
+    raise SatmapError(f"{path} holds neither GeoJSON files nor mask rasters (.tif).")

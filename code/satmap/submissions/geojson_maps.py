@@ -1,0 +1,185 @@
+"""Maps as GeoJSON, one file an image: roads as lines, buildings as polygons.
+
+GeoJSON knows no pixels, which the scores are measured in. So both sides of an image are brought to
+one plane: that of its UTM zone, with pixels of a given size, rows running south.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from satmap.errors import SatmapError
+from satmap.geojson import LON_LAT, FeatureCollection, project, read_geojson
+from satmap.ordering import natural_key
+from satmap.speeds import MPS_PER_MPH, label_speed_mph
+from satmap.submissions.buildings_csv import BuildingRow
+from satmap.submissions.roads_csv import RoadRow
+
+SUFFIXES = (".geojson", ".json")
+
+# What file names say beside the image: SN5_roads_train_AOI_7_Moscow_geojson_roads_speed_chip23,
+# SN3_roads_train_AOI_2_Vegas_geojson_roads_img272_speed, buildings_AOI_2_Vegas_img1, Geo_AOI_1_...
+_WORDS = re.compile(
+    r"^(?:SN\d_(?:roads|buildings)_.*?(?=AOI_)|spacenetroads_|osm_|buildings_|Geo_)"
+    r"|geojson_(?:roads|buildings)_(?:speed_)?|_speed$",
+    re.IGNORECASE,
+)
+
+# A feature without any of these says nothing about the time it takes.
+_SPEED_PROPERTIES = frozenset(
+    {
+        "inferred_speed_mph", "inferred_speed_mps", "speed_mph", "speed_m/s", "highway",
+        "road_type",
+    }
+)  # fmt: skip
+
+
+def find_geojson(path: Path) -> dict[str, Path]:
+    """GeoJSON files by image id: a single file, or all that lie under a directory.
+
+    Raises:
+        SatmapError: two files belong to one image.
+    """
+    paths = [path] if path.is_file() else sorted(path.rglob("*"))
+    found: dict[str, Path] = {}
+    for file in paths:
+        if file.suffix.lower() not in SUFFIXES or file.name.startswith(".") or not file.is_file():
+            continue
+        image_id = _WORDS.sub("", file.stem)
+        if image_id in found:
+            raise SatmapError(
+                f"{found[image_id]} and {file} are both of the image {image_id}; "
+                "give a directory that holds one of them."
+            )
+        found[image_id] = file
+    return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
+
+
+def read_roads_geojson(
+    truth: Path, proposal: Path, metres_per_pixel: float
+) -> tuple[dict[str, list[RoadRow]], dict[str, list[RoadRow]]]:
+    """Roads of a truth and a proposal, file or directory each, in common pixels.
+
+    The travel time is that of the property ``travel_time_s``, else what the feature's speed or
+    class says of its length (:func:`satmap.speeds.label_speed_mph`), else NaN.
+
+    Raises:
+        SatmapError: a file that cannot be read, or two for one image.
+    """
+    sides: tuple[dict[str, list[RoadRow]], dict[str, list[RoadRow]]] = ({}, {})
+    for side, image_id, collection, plane in _images(truth, proposal, metres_per_pixel):
+        rows = sides[side][image_id] = []
+        for line in collection.lines:
+            pixels = plane.pixels(line.xy, collection.crs)
+            length_m = float(np.hypot(*np.diff(pixels, axis=0).T).sum()) * metres_per_pixel
+            rows.append(RoadRow(pixels, length_m, _travel_time_s(line.properties, length_m)))
+    return sides
+
+
+def read_buildings_geojson(
+    truth: Path, proposal: Path, metres_per_pixel: float
+) -> tuple[dict[str, list[BuildingRow]], dict[str, list[BuildingRow]]]:
+    """Buildings of a truth and a proposal, file or directory each, in common pixels.
+
+    A building's confidence is its property ``confidence``, in any case, else 1.
+
+    Raises:
+        SatmapError: a file that cannot be read, or two for one image.
+    """
+    sides: tuple[dict[str, list[BuildingRow]], dict[str, list[BuildingRow]]] = ({}, {})
+    for side, image_id, collection, plane in _images(truth, proposal, metres_per_pixel):
+        rows = sides[side][image_id] = []
+        for number, surface in enumerate(collection.surfaces):
+            polygon = shapely.transform(
+                surface.polygon, lambda xy, c=collection, p=plane: p.pixels(xy, c.crs)
+            )
+            names = {str(name).lower(): value for name, value in surface.properties.items()}
+            confidence = _number(names.get("confidence"))
+            row = BuildingRow(polygon, 1.0 if confidence is None else confidence, str(number))
+            rows.append(row)
+    return sides
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """Pixels of an image whose file knows none.
+
+    Attributes:
+        crs: the UTM zone.
+        origin: easting and northing of the corner (0, 0), metres.
+        metres_per_pixel: size of a pixel.
+    """
+
+    crs: str
+    origin: NDArray[np.float64]
+    metres_per_pixel: float
+
+    def pixels(self, xy: NDArray[np.float64], crs: str) -> NDArray[np.float64]:
+        """Coordinates (n, 2) of ``crs`` in pixels, float64 (n, 2)."""
+        metres = project(xy, crs, self.crs) - self.origin
+        pixels: NDArray[np.float64] = metres * (1, -1) / self.metres_per_pixel
+        return pixels
+
+
+def _images(
+    truth: Path, proposal: Path, metres_per_pixel: float
+) -> Iterator[tuple[int, str, FeatureCollection, _Plane]]:
+    """Side (0 truth, 1 proposal), image, content and plane of every file of both sides."""
+    sides = [find_geojson(truth), find_geojson(proposal)]
+    for image_id in sorted({*sides[0], *sides[1]}, key=natural_key):
+        files = [(side, paths[image_id]) for side, paths in enumerate(sides) if image_id in paths]
+        collections = [read_geojson(path) for _, path in files]
+        try:
+            plane = _plane(collections, metres_per_pixel)
+            for (side, _), collection in zip(files, collections, strict=True):
+                yield side, image_id, collection, plane
+        except ValueError as error:
+            raise SatmapError(f"{' or '.join(str(path) for _, path in files)}: {error}.") from error
+
+
+def _plane(collections: list[FeatureCollection], metres_per_pixel: float) -> _Plane:
+    places = [
+        (xy, collection.crs)
+        for collection in collections
+        for xy in (
+            *(line.xy for line in collection.lines),
+            *(shapely.get_coordinates(surface.polygon) for surface in collection.surfaces),
+        )
+    ]
+    if not places:
+        return _Plane("EPSG:32631", np.zeros(2), metres_per_pixel)
+    longitude, latitude = project(places[0][0][:1], places[0][1], LON_LAT)[0].tolist()
+    zone = min(int((longitude + 180) // 6) + 1, 60)
+    crs = f"EPSG:{(32600 if latitude >= 0 else 32700) + zone}"
+    corners = []
+    for xy, source in places:
+        metres = project(xy, source, crs)
+        corners.append((metres[:, 0].min(), metres[:, 1].max()))
+    west_north = np.array(corners)
+    origin = np.array((west_north[:, 0].min(), west_north[:, 1].max()))
+    return _Plane(crs, origin, metres_per_pixel)
+
+
+def _travel_time_s(properties: Mapping[str, Any], length_m: float) -> float:
+    stated = _number(properties.get("travel_time_s"))
+    if stated is not None:
+        return stated
+    if not _SPEED_PROPERTIES & {key for key, value in properties.items() if value is not None}:
+        return math.nan
+    return length_m / (label_speed_mph(properties) * MPS_PER_MPH)
+
+
+def _number(value: Any) -> float | None:
+    """A number >= 0, or None where the property holds none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) and number >= 0 else None

@@ -1,0 +1,293 @@
+"""Open Cities: buildings as masks, a raster ``{chip}.TIF`` for every chip, in one directory.
+
+One band of uint8, 1 on buildings and 0 elsewhere, of the chip's size, deflated; what is uploaded is
+an archive of the directory. Readers accept what circulates: any case of ``.tif`` and ``.tiff``,
+folders ``{chip}/{chip}.tif`` as the challenge's images come in, 255 for buildings.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
+
+from satmap.errors import SatmapError
+from satmap.files import atomic_path
+from satmap.ordering import natural_key
+from satmap.submissions.fault import Fault
+
+# Masks are scored pixel by pixel and need no place on the Earth.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
+#: Endings of the files that are masks, in lower case.
+SUFFIXES = (".tif", ".tiff")
+
+# Pixels in memory at a time.
+_PIECE_PIXELS = 1 << 22
+
+_TILE_PX = 256
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def write_mask(
+    path: Path,
+    mask: NDArray[np.bool_] | NDArray[np.uint8],
+    *,
+    crs: str | None = None,
+    transform: Affine | None = None,
+) -> None:
+    """Write a mask atomically as the organisers want it.
+
+    Args:
+        path: the file, ``{chip}.TIF``.
+        mask: bool, or uint8 of 0 and 1, (h, w).
+        crs: reference system as WKT or authority code, if the chip has one.
+        transform: pixel (column, row) to coordinates of ``crs``.
+
+    Raises:
+        SatmapError: ``path`` cannot be written.
+        ValueError: the mask has another shape, type or value.
+    """
+    if mask.ndim != 2 or not mask.size:
+        raise ValueError(f"a mask must have shape (h, w) and a pixel, got {mask.shape}")
+    if mask.dtype != np.bool_ and (mask.dtype != np.uint8 or mask.max() > 1):
+        raise ValueError("a mask must be bool, or uint8 of 0 and 1")
+    height, width = mask.shape
+    with (
+        atomic_path(path) as temporary,
+        rasterio.open(
+            temporary,
+            "w",
+            driver="GTiff",
+            width=width,
+            height=height,
+            count=1,
+            dtype="uint8",
+            crs=crs,
+            transform=transform,
+            tiled=True,
+            blockxsize=_TILE_PX,
+            blockysize=_TILE_PX,
+            compress="deflate",
+        ) as sink,
+    ):
+        sink.write(mask.astype(np.uint8, copy=False), 1)
+
+
+# --- finding and reading --------------------------------------------------------------------------
+
+
+def find_masks(directory: Path) -> dict[str, Path]:
+    """Masks by chip id, in natural order: ``{chip}.tif`` and ``{chip}/{chip}.tif``, in any case.
+
+    Raises:
+        SatmapError: the directory cannot be read, or two files belong to one chip.
+    """
+    found: dict[str, Path] = {}
+    for path in _masks(directory):
+        if path.stem in found:
+            raise SatmapError(
+                f"{found[path.stem]} and {path} are both of the chip {path.stem}; remove one."
+            )
+        found[path.stem] = path
+    return found
+
+
+def _masks(directory: Path) -> list[Path]:
+    """Every file that is a chip's mask by its name and place, in natural order of the chips."""
+    paths = []
+    for path in _listed(directory):
+        if path.is_dir():
+            paths += [file for file in _listed(path) if file.stem == path.name and _is_mask(file)]
+        elif _is_mask(path):
+            paths.append(path)
+    return sorted(paths, key=lambda path: natural_key(path.stem))
+
+
+def _is_mask(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _listed(directory: Path) -> list[Path]:
+    """What a directory holds; names that begin with a dot are the system's business."""
+    try:
+        return sorted(path for path in directory.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise SatmapError(f"cannot read {directory}: {error.strerror or error}.") from error
+
+
+@dataclass(frozen=True)
+class MaskRaster:
+    """An open mask, of which pieces can be read.
+
+    Attributes:
+        path: the file.
+        width: columns.
+        height: rows.
+    """
+
+    path: Path
+    width: int
+    height: int
+    _source: rasterio.DatasetReader
+
+    def read(self, rows: slice) -> NDArray[np.bool_]:
+        """Some rows of the mask, bool (rows, width): whether there is a building.
+
+        Raises:
+            SatmapError: the pixels cannot be read, or one is neither 0 nor 1 nor 255.
+        """
+        pixels = _read_rows(self.path, self._source, rows)
+        odd = _other_values(pixels, (0, 1, 255))
+        if odd is not None:
+            raise SatmapError(
+                f"{self.path}: a pixel of value {odd}; a mask has 1 (or 255) on buildings and 0 "
+                "elsewhere. Apply a threshold to probabilities first."
+            )
+        return np.asarray(pixels != 0, np.bool_)
+
+    def pieces(self) -> Iterator[slice]:
+        """Rows to read one after the other, so that memory stays bounded for any size."""
+        yield from _pieces(self.width, self.height)
+
+
+@contextmanager
+def open_mask(path: Path) -> Iterator[MaskRaster]:
+    """Open a mask to read pieces of it.
+
+    Raises:
+        SatmapError: it is not a readable raster of one band.
+    """
+    with _opened(path) as source:
+        if source.count != 1:
+            raise SatmapError(f"{path}: {source.count} bands; a mask has one.")
+        yield MaskRaster(path, source.width, source.height, source)
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """A whole mask, bool (h, w).
+
+    Raises:
+        SatmapError: it is not a readable raster of one band with values 0 and 1, or 0 and 255.
+    """
+    with open_mask(path) as mask:
+        return mask.read(slice(0, mask.height))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[rasterio.DatasetReader]:
+    try:
+        source = rasterio.open(path)
+    except (RasterioError, OSError) as error:
+        raise SatmapError(f"{path}: not a readable raster ({error}).") from error
+    with source:
+        yield source
+
+
+def _read_rows(path: Path, source: rasterio.DatasetReader, rows: slice) -> NDArray[np.generic]:
+    try:
+        pixels: NDArray[np.generic] = source.read(
+            1, window=Window(0, rows.start, source.width, rows.stop - rows.start)
+        )
+    except (RasterioError, OSError) as error:
+        raise SatmapError(
+            f"{path}: its pixels cannot be read ({error}). The file may be truncated: make it anew."
+        ) from error
+    return pixels
+
+
+def _pieces(width: int, height: int) -> Iterator[slice]:
+    step = max(1, _PIECE_PIXELS // width)
+    for top in range(0, height, step):
+        yield slice(top, min(top + step, height))
+
+
+def _other_values(pixels: NDArray[np.generic], allowed: tuple[int, ...]) -> object:
+    """A pixel's value that is not among the allowed ones; None if there is none."""
+    odd = np.ones(pixels.shape, np.bool_)
+    for value in allowed:
+        odd &= pixels != value
+    return pixels[odd][0] if odd.any() else None
+
+
+# --- checking -------------------------------------------------------------------------------------
+
+
+def check_masks(
+    directory: Path, expected: Mapping[str, tuple[int, int]] | None = None
+) -> list[Fault]:
+    """Every fault the organisers would reject a directory of masks for; [] if there is none.
+
+    Rasters have no lines, so every message names its file. Files come in natural order of the
+    chips, then stray files, then missing chips. Compression is no fault.
+
+    Args:
+        directory: where the masks lie.
+        expected: width and height of every chip that must be there, and no other.
+
+    Raises:
+        SatmapError: the directory cannot be read.
+    """
+    messages: list[str] = []
+    seen: dict[str, Path] = {}
+    for path in _masks(directory):
+        chip = path.stem
+        place = path.relative_to(directory)
+        if chip in seen:
+            other = seen[chip].relative_to(directory)
+            messages.append(f"{place}: the chip {chip} has another mask in {other}")
+        elif place != Path(f"{chip}.TIF"):
+            messages.append(f"{place}: must be {chip}.TIF, in the directory itself")
+        seen.setdefault(chip, path)
+        if expected is not None and chip not in expected:
+            messages.append(f"{place}: unknown chip {chip}")
+        size = None if expected is None else expected.get(chip)
+        messages += [f"{place}: {text}" for text in _check_mask(path, size)]
+    messages += [f"{path.relative_to(directory)}: not a chip's mask" for path in _strays(directory)]
+    missing = sorted((expected or {}).keys() - seen.keys(), key=natural_key)
+    messages += [f"missing chip {chip}" for chip in missing]
+    if not seen:
+        messages.append("there is not a single mask")
+    return [Fault(None, message) for message in messages]
+
+
+def _strays(directory: Path) -> Iterator[Path]:
+    """Files that are nobody's mask, folders by themselves only if they hold nothing else."""
+    masks = set(_masks(directory))
+    for path in _listed(directory):
+        if path.is_dir():
+            inside = _listed(path)
+            yield from (file for file in inside if file not in masks)
+            if not inside:
+                yield path
+        elif path not in masks:
+            yield path
+
+
+def _check_mask(path: Path, size: tuple[int, int] | None) -> Iterator[str]:
+    try:
+        with _opened(path) as source:
+            if size is not None and (source.width, source.height) != size:
+                yield (
+                    f"{source.width} x {source.height} px, but the chip has {size[0]} x {size[1]}"
+                )
+            if source.count != 1:
+                yield f"{source.count} bands; there must be one"
+            if source.dtypes[0] != "uint8":
+                yield f"pixels of type {source.dtypes[0]}; they must be uint8"
+            for rows in _pieces(source.width, source.height):
+                odd = _other_values(_read_rows(path, source, rows), (0, 1))
+                if odd is not None:
+                    yield f"a pixel of value {odd}; there must be only 0 and 1"
+                    break
+    except SatmapError as error:
+        yield str(error).removeprefix(f"{path}: ").rstrip(".")

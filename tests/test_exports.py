@@ -1,0 +1,417 @@
+import contextlib
+import json
+import math
+import resource
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pyogrio
+import pytest
+import shapely
+from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rasterio.crs import CRS
+
+from satmap.data.georeference import Georeference
+from satmap.errors import CannotWriteError, SatmapError
+from satmap.exports import (
+    ImageRoads,
+    write_geojson,
+    write_geopackage,
+    write_graphml,
+    write_roads,
+)
+from satmap.exports.image_roads import highway_of
+from satmap.metrics.apls import apls
+from satmap.roads.graph import RoadEdge, RoadGraph, line_length_m
+from satmap.roads.rows import to_rows
+from satmap.speeds import BIN_SPEEDS_MPH, MPS_PER_MPH
+from satmap.submissions.geojson_maps import read_roads_geojson
+
+Points = Sequence[tuple[float, float]]
+
+# A pixel is a hundred thousandth of a degree; the corner lies at 10 E, 50 N.
+DEGREES = Georeference(
+    CRS.from_epsg(4326).to_wkt(), Affine(1e-5, 0, 10, 0, -1e-5, 50), (0.717, 1.112)
+)
+# 0.3 m a pixel; the corner lies on the middle meridian of the zone.
+METRES = Georeference(
+    CRS.from_epsg(32631).to_wkt(), Affine(0.3, 0, 500_000, 0, -0.3, 4_000_000), (0.3, 0.3)
+)
+
+WRITERS = {".geojson": write_geojson, ".gpkg": write_geopackage, ".graphml": write_graphml}
+every_format = pytest.mark.parametrize("suffix", WRITERS)
+
+
+def graph(*roads: tuple[Points, float]) -> RoadGraph:
+    """A graph of lines with speeds in miles an hour; equal ends are one node."""
+    nodes: dict[tuple[float, float], int] = {}
+    edges = []
+    for points, mph in roads:
+        line = np.array(points, np.float64)
+        ends = tuple(nodes.setdefault(p, len(nodes)) for p in (points[0], points[-1]))
+        edges.append(
+            RoadEdge(
+                nodes=(ends[0], ends[1]),
+                line=line,
+                length_m=line_length_m(line, (0.3, 0.3)),
+                speed_mps=mph * MPS_PER_MPH,
+                confidence=0.75,
+            )
+        )
+    return RoadGraph(np.array(list(nodes), np.float64).reshape(-1, 2), tuple(edges))
+
+
+def image(
+    *roads: tuple[Points, float], name: str = "a", georeference: Georeference | None = METRES
+) -> ImageRoads:
+    return ImageRoads(name, graph(*roads), georeference)
+
+
+#: A road with a loop at its start, two roads between the same places, and one alone.
+TANGLE: tuple[tuple[Points, float], ...] = (
+    ([(0, 0), (300, 100)], 25),
+    ([(0, 0), (60, 0), (0, 80), (0, 0)], 20),
+    ([(300, 100), (500, 400)], 35),
+    ([(500, 400), (450, 100), (300, 100)], 45),
+    ([(700, 10), (900, 600), (650, 700)], 65),
+)
+
+
+def features(path: Path) -> list[dict[str, Any]]:
+    content = json.loads(path.read_text())
+    assert content.keys() == {"type", "features"}  # RFC 7946 has no crs
+    assert content["type"] == "FeatureCollection"
+    found: list[dict[str, Any]] = content["features"]
+    return found
+
+
+def layer(path: Path, name: str) -> tuple[list[dict[str, Any]], list[shapely.Geometry]]:
+    """Attributes and geometries of a layer."""
+    meta, _, geometries, columns = pyogrio.raw.read(path, layer=name)
+    assert meta["crs"] == "EPSG:4326"
+    rows = [
+        dict(zip(meta["fields"], row, strict=True))
+        for row in zip(*(column.tolist() for column in columns), strict=True)
+    ]
+    return rows, shapely.from_wkb(geometries).tolist()
+
+
+def read_graphml(path: Path) -> nx.MultiGraph:
+    return nx.read_graphml(path, node_type=int, force_multigraph=True)
+
+
+@contextlib.contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file can grow beyond ``size`` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# --- attributes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mph", "highway"),
+    [
+        (7.5, "unclassified"), (20, "unclassified"), (22.4, "unclassified"), (22.5, "residential"),
+        (25, "residential"), (30, "tertiary"), (35, "secondary"), (39, "secondary"),
+        (45, "primary"), (49.9, "primary"), (55, "trunk"), (65, "trunk"), (200, "trunk"),
+    ],
+)  # fmt: skip
+def test_the_class_is_that_of_the_nearest_speed(mph: float, highway: str) -> None:
+    assert highway_of(mph) == highway
+
+
+def test_faster_roads_are_never_of_a_lesser_class() -> None:
+    order = ["unclassified", "residential", "tertiary", "secondary", "primary", "trunk"]
+    classes = [order.index(highway_of(mph)) for mph in BIN_SPEEDS_MPH]
+    assert classes == sorted(classes)
+
+
+# --- GeoJSON --------------------------------------------------------------------------------------
+
+
+def test_geojson_to_the_letter(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "roads.geojson"
+    first = image(([(0, 0), (100, 50)], 25), name="a", georeference=DEGREES)
+    second = image(([(8, 0), (8, 0.1), (8.5, 1)], 18.75), name="é", georeference=DEGREES)
+    write_geojson(path, [first, second])
+    # 0.3 m x hypot(100, 50) = 33.541 m, at 11.176 m/s. The second: 0.3 x (0.1 + hypot(0.5, 0.9)).
+    assert path.read_text(encoding="utf-8") == (
+        '{"type":"FeatureCollection","features":[\n'
+        '{"type":"Feature","properties":{"image_id":"a","u":0,"v":1,"highway":"residential",'
+        '"maxspeed":"25 mph","speed_mps":11.176,"length_m":33.541,"travel_time_s":3.001,'
+        '"confidence":0.75},"geometry":{"type":"LineString",'
+        '"coordinates":[[10.0,50.0],[10.001,49.9995]]}},\n'
+        '{"type":"Feature","properties":{"image_id":"é","u":2,"v":3,"highway":"unclassified",'
+        '"maxspeed":"19 mph","speed_mps":8.382,"length_m":0.339,"travel_time_s":0.04,'
+        '"confidence":0.75},"geometry":{"type":"LineString",'
+        '"coordinates":[[10.00008,50.0],[10.00008,49.999999],[10.000085,49.99999]]}}\n'
+        "]}\n"
+    )
+
+
+def test_geojson_read_back_scores_as_the_rows_it_was_made_of(tmp_path: Path) -> None:
+    path = tmp_path / "a.geojson"
+    roads = image(*TANGLE)
+    write_geojson(path, [roads])
+    # The zone's plane is the image's, and roads touch its left and upper edge.
+    read, _ = read_roads_geojson(path, path, 0.3)
+    assert list(read) == ["a"]
+    rows = to_rows(roads.graph)
+    for row, back in zip(rows, read["a"], strict=True):
+        assert np.abs(row.line - back.line).max() < 0.05
+        assert back.travel_time_s == pytest.approx(row.travel_time_s, abs=1e-3)
+    score = apls(rows, read["a"], metres_per_pixel=0.3)
+    assert score.time is not None
+    assert score.length.score > 0.9995
+    assert score.time.score > 0.9995
+    # The score can tell: without one of the parallel roads it falls.
+    assert apls(rows, read["a"][:3], metres_per_pixel=0.3).length.score < 0.9
+
+
+def test_geojson_of_a_road_shorter_than_its_grid_has_two_positions(tmp_path: Path) -> None:
+    path = tmp_path / "a.geojson"
+    write_geojson(path, [image(([(8, 8), (8.001, 8), (8.002, 8)], 25), georeference=DEGREES)])
+    (feature,) = features(path)
+    assert feature["geometry"]["coordinates"] == [[10.00008, 49.99992]] * 2
+
+
+def test_geojson_drops_successive_twins(tmp_path: Path) -> None:
+    path = tmp_path / "a.geojson"
+    line = [(8, 8), (8.001, 8), (18, 8), (8, 8)]
+    write_geojson(path, [image((line, 25), georeference=DEGREES)])
+    (feature,) = features(path)
+    ends = [10.00008, 49.99992]
+    assert feature["geometry"]["coordinates"] == [ends, [10.00018, 49.99992], ends]
+
+
+def test_geojson_is_written_while_the_images_come(tmp_path: Path) -> None:
+    alive: list[weakref.ref[ImageRoads]] = []
+
+    def images() -> Iterator[ImageRoads]:
+        for number in range(3):
+            # Only the last image is still held: memory does not grow with their number.
+            assert all(reference() is None for reference in alive[:-1])
+            roads = image(*TANGLE, name=f"{number}")
+            alive.append(weakref.ref(roads))
+            yield roads
+            del roads
+
+    write_geojson(tmp_path / "a.geojson", images())
+    assert len(features(tmp_path / "a.geojson")) == 3 * len(TANGLE)
+
+
+# --- GeoPackage -----------------------------------------------------------------------------------
+
+
+def test_geopackage_opens_with_its_layers(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "roads.gpkg"
+    first = image(*TANGLE, name="é", georeference=METRES)
+    second = image(([(0, 0), (100, 50)], 30), name="b", georeference=DEGREES)
+    write_geopackage(path, [first, second])
+    assert pyogrio.list_layers(path).tolist() == [["roads", "LineString"], ["junctions", "Point"]]
+
+    roads, lines = layer(path, "roads")
+    assert len(roads) == len(TANGLE) + 1
+    assert roads[-1] == {
+        "image_id": "b", "u": 5, "v": 6, "highway": "tertiary", "maxspeed": "30 mph",
+        "speed_mps": 13.411, "length_m": 33.541, "travel_time_s": 2.501, "confidence": 0.75,
+    }  # fmt: skip
+    assert np.allclose(shapely.get_coordinates(lines[-1]), [(10, 50), (10.001, 49.9995)], atol=1e-9)
+    # The loop starts and ends at node 0; the two roads between nodes 1 and 2 are both there.
+    assert [(row["u"], row["v"]) for row in roads[:4]] == [(0, 1), (0, 0), (1, 2), (2, 1)]
+
+    junctions, points = layer(path, "junctions")
+    assert [(row["image_id"], row["node"], row["degree"]) for row in junctions] == [
+        ("é", 0, 3), ("é", 1, 3), ("é", 2, 2), ("é", 3, 1), ("é", 4, 1), ("b", 5, 1), ("b", 6, 1),
+    ]  # fmt: skip
+    for row, line in zip(roads, lines, strict=True):
+        ends = [points[row["u"]], points[row["v"]]]
+        assert [end.coords[0] for end in ends] == [line.coords[0], line.coords[-1]]
+
+
+def test_geopackage_leaves_gdal_as_it_was(tmp_path: Path) -> None:
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2020-02-02T00:00:00.000Z"})
+    try:
+        write_geopackage(tmp_path / "a.gpkg", [image(*TANGLE)])
+        assert pyogrio.get_gdal_config_option("OGR_CURRENT_DATE") == "2020-02-02T00:00:00.000Z"
+        assert pyogrio.get_gdal_config_option("OGR_SQLITE_JOURNAL") is None
+    finally:
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
+
+
+# --- GraphML --------------------------------------------------------------------------------------
+
+
+def test_graphml_keeps_parallel_roads_and_loops(tmp_path: Path) -> None:
+    path = tmp_path / "roads.graphml"
+    bare = image(([(5, 7), (8, 11)], 25), name="b", georeference=None)
+    write_graphml(path, [image(*TANGLE, name="a", georeference=DEGREES), bare])
+    whole = read_graphml(path)
+    assert isinstance(whole, nx.MultiGraph)
+    assert not whole.is_directed()
+    assert whole.number_of_edges() == len(TANGLE) + 1
+    assert whole.number_of_edges(1, 2) == 2
+    assert whole.number_of_edges(0, 0) == 1
+    assert whole.nodes[1] == {
+        "image_id": "a", "x": 300, "y": 100,
+        "lon": pytest.approx(10.003), "lat": pytest.approx(49.999),
+    }  # fmt: skip
+    assert whole.nodes[5] == {"image_id": "b", "x": 5, "y": 7}
+    assert whole.edges[5, 6, 0] == {
+        "image_id": "b", "u": 5, "v": 6, "highway": "residential", "maxspeed": "25 mph",
+        "speed_mps": 11.176, "length_m": 1.5, "length": 1.5, "travel_time_s": 0.134,
+        "confidence": 0.75, "geometry": "LINESTRING (5 7, 8 11)",
+    }  # fmt: skip
+    for *_, road in whole.edges(data=True):
+        line = shapely.from_wkt(road["geometry"])
+        ends = [(whole.nodes[node]["x"], whole.nodes[node]["y"]) for node in (road["u"], road["v"])]
+        assert ends == [line.coords[0], line.coords[-1]]
+
+
+places = st.tuples(st.integers(0, 3), st.integers(0, 3)).map(lambda xy: (xy[0] * 9.1, xy[1] * 7.3))
+tangles = st.lists(st.tuples(st.lists(places, min_size=2, max_size=4), st.floats(5, 80)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(tangles, max_size=3))
+def test_all_formats_hold_the_same_graph(
+    tmp_path_factory: pytest.TempPathFactory, content: list[list[tuple[Points, float]]]
+) -> None:
+    folder = tmp_path_factory.mktemp("graphs")
+    images = [image(*roads, name=f"i{number}") for number, roads in enumerate(content)]
+    for suffix in WRITERS:
+        write_roads(folder / f"a{suffix}", images)
+    first = 0
+    expected = []
+    for roads in images:
+        for edge in roads.graph.edges:
+            u, v = edge.nodes
+            expected.append((roads.image_id, first + u, first + v, round(edge.length_m, 3)))
+        first += len(roads.graph.nodes)
+    names = ("image_id", "u", "v", "length_m")
+
+    def told(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+        return [tuple(row[name] for name in names) for row in rows]
+
+    assert told([feature["properties"] for feature in features(folder / "a.geojson")]) == expected
+    assert told(layer(folder / "a.gpkg", "roads")[0]) == expected
+    assert len(layer(folder / "a.gpkg", "junctions")[0]) == first
+    whole = read_graphml(folder / "a.graphml")
+    assert sorted(told([road for *_, road in whole.edges(data=True)])) == sorted(expected)
+    assert sorted(whole.nodes) == list(range(first))
+    assert all({road["u"], road["v"]} == {a, b} for a, b, road in whole.edges(data=True))
+
+
+# --- all ------------------------------------------------------------------------------------------
+
+
+@every_format
+def test_the_suffix_picks_the_format_and_bytes_repeat(tmp_path: Path, suffix: str) -> None:
+    images = [image(*TANGLE), image(*TANGLE, name="b")]
+    WRITERS[suffix](tmp_path / f"a{suffix}", images)
+    write_roads(tmp_path / f"b{suffix.upper()}", iter(images))
+    write_roads(tmp_path / f"b{suffix.upper()}", images)  # in place of another
+    assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix.upper()}").read_bytes()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@every_format
+def test_no_roads_make_an_empty_file(tmp_path: Path, suffix: str) -> None:
+    for name, images in (("none", []), ("empty", [image()])):
+        path = tmp_path / f"{name}{suffix}"
+        write_roads(path, images)
+        if suffix == ".geojson":
+            assert features(path) == []
+        elif suffix == ".gpkg":
+            assert layer(path, "roads") == layer(path, "junctions") == ([], [])
+        else:
+            assert len(read_graphml(path)) == 0
+
+
+@pytest.mark.parametrize("name", ["a.shp", "a", "a.json", ".geojson"])
+def test_other_suffixes_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SatmapError, match=r"suffix.*\.geojson, \.gpkg, \.graphml"):
+        write_roads(tmp_path / name, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".geojson", ".gpkg"])
+def test_an_image_that_lies_nowhere_is_no_map(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_text("old")
+    images = [image(*TANGLE), image(*TANGLE, name="chip7", georeference=None)]
+    with pytest.raises(SatmapError, match=r"chip7 has no georeference.*GraphML"):
+        write_roads(path, images)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        # In degrees the coordinates leave the range; in the metres of zone 60 they jump.
+        (4326, Affine(1e-5, 0, 179.9995, 0, -1e-5, 50)),
+        (32660, Affine(0.3, 0, 714_900, 0, -0.3, 5_543_200)),
+    ],
+)
+def test_images_across_the_180th_meridian(tmp_path: Path, crs: int, transform: Affine) -> None:
+    georeference = Georeference(CRS.from_epsg(crs).to_wkt(), transform, (0.3, 0.3))
+    images = [image(*TANGLE, georeference=georeference)]
+    for suffix in (".geojson", ".gpkg"):
+        with pytest.raises(SatmapError, match="a lies across the 180th meridian"):
+            write_roads(tmp_path / f"a{suffix}", images)
+    # Nodes stand alone, but what is known of them is not sure either.
+    write_graphml(tmp_path / "a.graphml", images)
+    assert read_graphml(tmp_path / "a.graphml").nodes[0].keys() == {"image_id", "x", "y"}
+
+
+def test_images_beside_the_180th_meridian(tmp_path: Path) -> None:
+    transform = Affine(1e-5, 0, 179.99, 0, -1e-5, 50)
+    georeference = Georeference(DEGREES.crs, transform, (0.7, 1.1))
+    write_geojson(tmp_path / "a.geojson", [image(*TANGLE, georeference=georeference)])
+    assert len(features(tmp_path / "a.geojson")) == len(TANGLE)
+
+
+def test_numbers_that_are_none_are_no_fault_of_the_user(tmp_path: Path) -> None:
+    roads = graph(*TANGLE)
+    bad = RoadEdge((0, 1), roads.edges[0].line, math.nan, 1.0, 0.5)
+    images = [ImageRoads("a", RoadGraph(roads.nodes, (bad,)), METRES)]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_geojson(tmp_path / "a.geojson", images)
+
+
+@every_format
+def test_where_nothing_can_be_written(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CannotWriteError, match="cannot write"):
+        write_roads(tmp_path / "file" / f"a{suffix}", [image(*TANGLE)])
+    (tmp_path / f"directory{suffix}").mkdir()
+    with pytest.raises(CannotWriteError, match="is a directory"):
+        write_roads(tmp_path / f"directory{suffix}", [image(*TANGLE)])
+
+
+@every_format
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    images = [image(*TANGLE, name=f"{number}") for number in range(60)]
+    write_roads(path, images)
+    size = path.stat().st_size
+    path.write_text("old")
+    # From nothing to the last byte: what is written late, an index or a footer, counts as well.
+    for limit in [*np.linspace(0, size, 9, endpoint=False, dtype=int).tolist(), size - 1]:
+        with pytest.raises(CannotWriteError, match=r"cannot write .*space"), full_disk(limit):
+            write_roads(path, images)
+        assert [file.name for file in tmp_path.iterdir()] == [path.name]
+        assert path.read_text() == "old"

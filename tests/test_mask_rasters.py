@@ -1,0 +1,350 @@
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from satmap.errors import SatmapError
+from satmap.metrics.jaccard import score_masks
+from satmap.submissions import mask_rasters
+from satmap.submissions.mask_rasters import (
+    check_masks,
+    find_masks,
+    open_mask,
+    read_mask,
+    write_mask,
+)
+
+Mask = NDArray[np.bool_]
+
+MASK = np.array([[0, 1, 1], [0, 0, 1]], np.bool_)
+PLACE = Affine(0.075, 0, 300000, 0, -0.075, 700000)
+
+
+def write_raster(path: Path, pixels: NDArray[Any], **profile: Any) -> None:
+    """Any raster (h, w) or (bands, h, w), as other programs write them."""
+    bands = pixels if pixels.ndim == 3 else pixels[None]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        count=len(bands),
+        height=bands.shape[1],
+        width=bands.shape[2],
+        dtype=bands.dtype,
+        **profile,
+    ) as sink:
+        sink.write(bands)
+
+
+def write_masks(directory: Path, masks: Mapping[str, Mask]) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    for chip, mask in masks.items():
+        write_mask(directory / f"{chip}.TIF", mask)
+    return directory
+
+
+# --- writing and reading --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [MASK, MASK.astype(np.uint8), np.zeros((300, 517), np.bool_)])
+def test_a_mask_comes_back(tmp_path: Path, mask: Mask) -> None:
+    path = tmp_path / "new" / "chip.TIF"
+    write_mask(path, mask, crs="EPSG:32630", transform=PLACE)
+    with rasterio.open(path) as source:
+        assert (source.count, source.dtypes[0], source.compression.value) == (1, "uint8", "DEFLATE")
+        assert (source.crs.to_epsg(), source.transform) == (32630, PLACE)
+        assert np.array_equal(source.read(1), mask)
+    read = read_mask(path)
+    assert read.dtype == np.bool_
+    assert np.array_equal(read, mask)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_mask_without_place(tmp_path: Path) -> None:
+    write_mask(tmp_path / "a.TIF", MASK)
+    write_mask(tmp_path / "b.TIF", MASK.copy(order="F"))
+    with rasterio.open(tmp_path / "a.TIF") as source:
+        assert source.crs is None
+    assert (tmp_path / "a.TIF").read_bytes() == (tmp_path / "b.TIF").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (MASK[None], "shape"),
+        (MASK[:0], "a pixel"),
+        (MASK.astype(np.uint8) * 255, "0 and 1"),
+        (MASK.astype(np.float32), "0 and 1"),
+    ],
+)
+def test_writer_refuses_what_is_no_mask(tmp_path: Path, mask: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_mask(tmp_path / "chip.TIF", mask)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writer_says_where_it_cannot_write(tmp_path: Path) -> None:
+    with pytest.raises(SatmapError, match="is a directory"):
+        write_mask(tmp_path, MASK)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        MASK.astype(np.uint8) * 255,
+        MASK.astype(np.int16),
+        MASK.astype(np.float32),
+        np.where(MASK, [1, 255, 1], 0).astype(np.uint8),
+    ],
+)
+def test_masks_of_other_programs(tmp_path: Path, pixels: NDArray[Any]) -> None:
+    write_raster(tmp_path / "chip.tif", pixels)
+    assert np.array_equal(read_mask(tmp_path / "chip.tif"), MASK)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.array([[0, 7]], np.uint8), "a pixel of value 7"),
+        (np.array([[0.5, 1]], np.float32), "a pixel of value 0.5"),
+        (np.array([[np.nan, 1]], np.float32), "a pixel of value nan"),
+        (np.zeros((3, 2, 2), np.uint8), "3 bands"),
+    ],
+)
+def test_rasters_that_are_no_masks(tmp_path: Path, pixels: NDArray[Any], message: str) -> None:
+    write_raster(tmp_path / "chip.tif", pixels)
+    with pytest.raises(SatmapError, match=rf"chip\.tif: {message}"):
+        read_mask(tmp_path / "chip.tif")
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    path = tmp_path / "chip.TIF"
+    with pytest.raises(SatmapError, match=r"chip\.TIF: not a readable raster"):
+        read_mask(path)
+    path.write_text("no raster")
+    with pytest.raises(SatmapError, match=r"chip\.TIF: not a readable raster"):
+        read_mask(path)
+    write_mask(path, np.random.default_rng(0).random((600, 600)) < 0.5)
+    path.write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(SatmapError, match=r"chip\.TIF: its pixels cannot be read"):
+        read_mask(path)
+    (fault,) = check_masks(tmp_path)
+    assert fault.message.startswith("chip.TIF: its pixels cannot be read")
+
+
+def test_large_masks_are_read_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = np.random.default_rng(0).random((30, 7)) < 0.5
+    write_mask(tmp_path / "chip.TIF", mask)
+    for pixels, pieces in ((1, 30), (27, 10), (28, 8), (10_000, 1)):
+        monkeypatch.setattr(mask_rasters, "_PIECE_PIXELS", pixels)
+        with open_mask(tmp_path / "chip.TIF") as raster:
+            assert (raster.width, raster.height) == (7, 30)
+            read = [raster.read(rows) for rows in raster.pieces()]
+        assert len(read) == pieces
+        assert np.array_equal(np.concatenate(read), mask)
+
+
+# --- finding --------------------------------------------------------------------------------------
+
+
+def test_masks_are_found_flat_and_in_folders_of_their_name(tmp_path: Path) -> None:
+    names = ["c10.TIF", "c9.tif", "c8/c8.tiff", "c7/c7.TIF"]
+    others = ["c6/c5.tif", "c4.png", ".c3.TIF", "c2/notes.txt", "c2.TIF/c1.tif"]
+    for name in (*names, *others):
+        write_raster(tmp_path / name, MASK.astype(np.uint8))
+    found = find_masks(tmp_path)
+    assert list(found) == ["c7", "c8", "c9", "c10"]
+    assert set(found.values()) == {tmp_path / name for name in names}
+
+
+@pytest.mark.parametrize(("one", "two"), [("c.TIF", "c.tif"), ("c.TIF", "c/c.tif")])
+def test_two_masks_of_a_chip(tmp_path: Path, one: str, two: str) -> None:
+    for name in (one, two):
+        write_raster(tmp_path / name, MASK.astype(np.uint8))
+    with pytest.raises(SatmapError, match="both of the chip c; remove one") as error:
+        find_masks(tmp_path)
+    assert str(tmp_path / one) in str(error.value)
+    assert str(tmp_path / two) in str(error.value)
+
+
+def test_directories_that_are_none(tmp_path: Path) -> None:
+    for read in (find_masks, check_masks):
+        with pytest.raises(SatmapError, match=r"cannot read .*none"):
+            read(tmp_path / "none")
+
+
+# --- checking -------------------------------------------------------------------------------------
+
+
+def test_what_the_organisers_accept_has_no_fault(tmp_path: Path) -> None:
+    write_masks(tmp_path, {"c2": MASK, "c10": np.ones((5, 6), np.bool_)})
+    write_raster(tmp_path / "c3.TIF", MASK.astype(np.uint8))  # not compressed
+    (tmp_path / ".DS_Store").write_text("of no interest")
+    assert check_masks(tmp_path) == []
+    assert check_masks(tmp_path, {"c2": (3, 2), "c10": (6, 5), "c3": (3, 2)}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "messages"),
+    [
+        ("c.TIF", np.zeros((2, 2, 3), np.uint8), ["2 bands; there must be one"]),
+        ("c.TIF", np.zeros((2, 3), np.uint16), ["pixels of type uint16; they must be uint8"]),
+        ("c.TIF", MASK * np.uint8(255), ["a pixel of value 255; there must be only 0 and 1"]),
+        ("c.TIF", np.zeros((3, 2), np.uint8), ["2 x 3 px, but the chip has 3 x 2"]),
+        ("c.tif", np.zeros((2, 3), np.uint8), ["must be c.TIF, in the directory itself"]),
+        ("c/c.TIF", np.zeros((2, 3), np.uint8), ["must be c.TIF, in the directory itself"]),
+        ("d.TIF", np.zeros((9, 9), np.uint8), ["unknown chip d"]),
+        ("c.png.aux.xml", np.zeros((2, 3), np.uint8), ["not a chip's mask"]),
+        ("e/c.TIF", np.zeros((2, 3), np.uint8), ["not a chip's mask"]),
+        (
+            "c.tif",
+            np.full((2, 2, 2), 3, np.int32),
+            [
+                "must be c.TIF, in the directory itself",
+                "2 x 2 px, but the chip has 3 x 2",
+                "2 bands; there must be one",
+                "pixels of type int32; they must be uint8",
+                "a pixel of value 3; there must be only 0 and 1",
+            ],
+        ),
+    ],
+)
+def test_each_fault_is_found(
+    tmp_path: Path, name: str, pixels: NDArray[Any], messages: list[str]
+) -> None:
+    write_masks(tmp_path, {"b": MASK})
+    write_raster(tmp_path / name, pixels)
+    faults = check_masks(tmp_path, {"b": (3, 2), "c": (3, 2)})
+    found = [fault.message for fault in faults if fault.message != "missing chip c"]
+    assert found == [f"{name}: {message}" for message in messages]
+    assert {fault.line for fault in faults} == {None}
+    assert len(found) < len(faults) or name.lower().endswith("c.tif")
+
+
+def test_missing_and_doubled_chips_and_no_masks(tmp_path: Path) -> None:
+    sizes = dict.fromkeys(["c10", "c9", "c1"], (3, 2))
+    assert [fault.message for fault in check_masks(tmp_path, sizes)] == [
+        "missing chip c1", "missing chip c9", "missing chip c10", "there is not a single mask",
+    ]  # fmt: skip
+    write_masks(tmp_path, {"c1": MASK, "c9": MASK})
+    write_raster(tmp_path / "c1.tif", MASK.astype(np.uint8))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "c9.TIF").write_text("no raster")
+    faults = [fault.message for fault in check_masks(tmp_path, sizes)]
+    assert faults[0] == "c1.tif: the chip c1 has another mask in c1.TIF"
+    assert faults[1].startswith("c9.TIF: not a readable raster (")
+    assert faults[2:] == ["empty: not a chip's mask", "missing chip c10"]
+
+
+# --- the Jaccard index ----------------------------------------------------------------------------
+
+
+def test_worked_by_hand(tmp_path: Path) -> None:
+    # Chip 2: 3 true pixels, 2 found, 1 of them right: 1 / 4. Chip 10: 8 of 8. Pooled: 9 / 12.
+    truth = {"c2": MASK, "c10": np.ones((2, 4), np.bool_)}
+    found = {"c2": np.array([[1, 1, 0], [0, 0, 0]], np.bool_), "c10": np.ones((2, 4), np.bool_)}
+    report = score_masks(
+        write_masks(tmp_path / "truth", truth), write_masks(tmp_path / "found", found)
+    )
+    assert report.metric == "jaccard"
+    assert report.total == {
+        "jaccard": 0.75, "tp": 9, "fp": 1, "fn": 2, "fair_jaccard": 0.75, "images": 2,
+    }  # fmt: skip
+    assert dict(report.images) == {
+        "c2": {"jaccard": 0.25, "tp": 1, "fp": 1, "fn": 2},
+        "c10": {"jaccard": 1.0, "tp": 8, "fp": 0, "fn": 0},
+    }
+    assert list(report.images) == ["c2", "c10"]
+    assert (report.aois, report.truth_only, report.proposal_only) == ({}, (), ())
+    assert {type(report.total[key]) for key in ("tp", "fp", "fn")} == {int}
+
+
+def test_chips_on_one_side_only(tmp_path: Path) -> None:
+    truth = {"both": MASK, "t2": np.ones((2, 2), np.bool_), "t10": MASK}
+    found = {"both": MASK, "p": np.ones((5, 1), np.bool_)}
+    report = score_masks(
+        write_masks(tmp_path / "truth", truth), write_masks(tmp_path / "found", found)
+    )
+    assert report.total == {
+        "jaccard": 1, "tp": 3, "fp": 0, "fn": 0, "fair_jaccard": 3 / (3 + 4 + 3 + 5), "images": 1,
+    }  # fmt: skip
+    assert (report.truth_only, report.proposal_only) == (("t2", "t10"), ("p",))
+    assert list(report.images) == ["both"]
+
+
+def test_where_nothing_is_drawn_the_index_is_one(tmp_path: Path) -> None:
+    empty = {"c": np.zeros((2, 2), np.bool_)}
+    report = score_masks(write_masks(tmp_path / "a", empty), write_masks(tmp_path / "b", empty))
+    assert report.total["jaccard"] == report.total["fair_jaccard"] == 1
+    assert report.images["c"]["jaccard"] == 1
+    full = {"c": np.ones((2, 2), np.bool_)}
+    report = score_masks(tmp_path / "a", write_masks(tmp_path / "b", full))
+    assert report.total["jaccard"] == 0
+
+
+def test_what_cannot_be_compared(tmp_path: Path) -> None:
+    truth = write_masks(tmp_path / "truth", {"c": MASK})
+    found = write_masks(tmp_path / "found", {"c": MASK.T})
+    with pytest.raises(SatmapError, match=r"truth/c\.TIF has 3 x 2 px and .*found/c\.TIF 2 x 3"):
+        score_masks(truth, found)
+    with pytest.raises(SatmapError, match="no chip in common, of 1 and 1"):
+        score_masks(truth, write_masks(tmp_path / "other", {"C": MASK}))
+
+
+def test_names_and_values_may_differ(tmp_path: Path) -> None:
+    truth = write_masks(tmp_path / "truth", {"c": MASK})
+    write_raster(tmp_path / "found" / "c" / "c.tif", MASK.astype(np.uint8) * 255)
+    assert score_masks(truth, tmp_path / "found").total["jaccard"] == 1
+
+
+chips = st.dictionaries(
+    st.sampled_from(["a", "b", "c"]), st.integers(0, 2**12 - 1), min_size=1, max_size=3
+).map(
+    lambda coded: {
+        chip: np.array([code >> i & 1 for i in range(12)], np.bool_).reshape(4, 3)
+        for chip, code in coded.items()
+    }
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(truth=chips, found=chips)
+def test_figures_equal_the_plain_definition(
+    truth: dict[str, Mask], found: dict[str, Mask], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("chips")
+    a, b = write_masks(directory / "a", truth), write_masks(directory / "b", found)
+    common = sorted(truth.keys() & found.keys())
+    if not common:
+        with pytest.raises(SatmapError, match="no chip in common"):
+            score_masks(a, b)
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mask_rasters, "_PIECE_PIXELS", 6)
+        report = score_masks(a, b)
+
+    def plain(pairs: list[tuple[bool, bool]]) -> float:
+        union = sum(p or q for p, q in pairs)
+        return sum(p and q for p, q in pairs) / union if union else 1.0
+
+    def pixels(chip: str) -> list[tuple[bool, bool]]:
+        none = np.zeros((4, 3), np.bool_)
+        sides = truth.get(chip, none).ravel(), found.get(chip, none).ravel()
+        return list(zip(sides[0].tolist(), sides[1].tolist(), strict=True))
+
+    assert report.total["jaccard"] == plain([pair for chip in common for pair in pixels(chip)])
+    every = [pair for chip in truth.keys() | found.keys() for pair in pixels(chip)]
+    assert report.total["fair_jaccard"] == plain(every)
+    assert {chip: figures["jaccard"] for chip, figures in report.images.items()} == {
+        chip: plain(pixels(chip)) for chip in common
+    }

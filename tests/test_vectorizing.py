@@ -1,0 +1,418 @@
+import contextlib
+import multiprocessing
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import rasterio
+from numpy.typing import NDArray
+
+from made_files import write_image
+from satmap import vectorizing
+from satmap.errors import CannotWriteError, SatmapError
+from satmap.exports import ImageRoads
+from satmap.metrics.apls import score_roads
+from satmap.planes import ROAD_PLANES
+from satmap.roads.vectorize import RoadSettings
+from satmap.speeds import MPS_PER_MPH
+from satmap.submissions.roads_csv import RoadRow, check_roads_csv, read_roads_csv
+from satmap.vectorizing import find_masks, read_mask, vectorize_directory
+
+SHARED_MASKS = Path(__file__).parents[2] / "shared" / "fixtures" / "masks"
+needs_shared = pytest.mark.skipif(not SHARED_MASKS.is_dir(), reason="no shared data here")
+
+# Degrees and true metres of a pixel of made_files.
+DEGREES, WIDE_M, HIGH_M = 2.7e-6, 0.243, 0.300
+
+SUFFIXES = (".csv", ".geojson", ".gpkg", ".graphml")
+
+
+def street(*, at: int = 100, size: int = 200) -> NDArray[np.uint8]:
+    """A mask with one street from edge to edge, 20 px wide, its middle ``at`` pixels down."""
+    mask = np.zeros((size, size), np.uint8)
+    mask[at - 10 : at + 10] = 255
+    return mask
+
+
+def write_mask(path: Path, pixels: NDArray[Any], **profile: Any) -> Path:
+    """Write a PNG, or a GeoTIFF with the georeference of made_files; (h, w) or (bands, h, w)."""
+    if path.suffix == ".png":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(path), pixels)
+        return path
+    return write_image(path, pixels=pixels.reshape(-1, *pixels.shape[-2:]), **profile)
+
+
+def vectorized(directory: Path, **options: Any) -> dict[str, list[RoadRow]]:
+    """The roads that a CSV of the directory's masks holds, none of which may be at fault."""
+    output = directory.parent / f"{directory.name}.csv"
+    done = vectorize_directory(directory, output, **options)
+    assert done.faults == {}
+    assert check_roads_csv(output, done.images.keys()) == []
+    rows = read_roads_csv(output)
+    assert {image_id: len(of_image) for image_id, of_image in rows.items()} == done.images
+    return rows
+
+
+def only_road(directory: Path, **options: Any) -> RoadRow:
+    ((row,),) = vectorized(directory, **options).values()
+    return row
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metres", [0.3, 0.5])
+def test_a_street_in_a_png(tmp_path: Path, metres: float) -> None:
+    write_mask(tmp_path / "masks" / "a.png", street())
+    row = only_road(tmp_path / "masks", metres_per_pixel=metres)
+    assert sorted(row.line[[0, -1], 0]) == [0, 200]
+    assert np.abs(row.line[:, 1] - 100).max() <= 0.5
+    assert row.length_m == pytest.approx(200 * metres, rel=1e-3)
+    # Nothing tells the speed: the settings' 25 miles an hour.
+    assert row.travel_time_s == pytest.approx(row.length_m / (25 * MPS_PER_MPH), rel=1e-3)
+
+
+def test_the_settings_count(tmp_path: Path) -> None:
+    write_mask(tmp_path / "masks" / "a.png", street())
+    row = only_road(tmp_path / "masks", settings=RoadSettings(default_speed_mph=50))
+    assert row.travel_time_s == pytest.approx(row.length_m / (50 * MPS_PER_MPH), rel=1e-3)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_georeference_says_how_large_pixels_are(tmp_path: Path, turned: bool) -> None:
+    mask = street().T if turned else street()
+    write_mask(tmp_path / "masks" / "a.tif", mask)
+    row = only_road(tmp_path / "masks", metres_per_pixel=7)
+    assert row.length_m == pytest.approx(200 * (HIGH_M if turned else WIDE_M), rel=5e-3)
+
+
+def test_all_planes_tell_the_speed(tmp_path: Path) -> None:
+    planes = np.zeros((12, 200, 200), np.uint8)
+    planes[ROAD_PLANES.index("road")] = planes[ROAD_PLANES.index("speed8")] = street()
+    write_mask(tmp_path / "masks" / "a.tif", planes)
+    row = only_road(tmp_path / "masks")
+    assert row.length_m / row.travel_time_s == pytest.approx(55 * MPS_PER_MPH, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_floats_are_probabilities(tmp_path: Path, kind: str) -> None:
+    values = (np.arange(200 * 200) % 256).astype(kind).reshape(200, 200) / 255
+    # Resampling goes a little beyond the ends.
+    values[0, :3] = (np.nan, 1.004, -0.004)
+    planes, georeference = read_mask(write_mask(tmp_path / "a.tif", values), 0.3)
+    expected = (np.arange(200 * 200) % 256).reshape(200, 200)
+    expected[0, :3] = (0, 255, 0)
+    assert planes.names == ("road",)
+    assert planes.values.dtype == np.uint8
+    assert np.array_equal(planes["road"], expected)
+    assert georeference is not None
+    assert planes.metres_per_pixel == georeference.metres_per_pixel
+
+
+@pytest.mark.parametrize(("nodata", "kind"), [(255, "uint8"), (-9999, "float32")])
+def test_pixels_without_data_are_no_road(tmp_path: Path, nodata: int, kind: str) -> None:
+    values = np.full((8, 8), nodata, kind)
+    values[2:, 2:] = 0.8 if kind == "float32" else 204
+    planes, _ = read_mask(write_mask(tmp_path / "a.tif", values, nodata=nodata), 0.3)
+    expected = np.zeros((8, 8), np.uint8)
+    expected[2:, 2:] = 204
+    assert np.array_equal(planes["road"], expected)
+
+
+def test_smallest_and_emptiest_masks(tmp_path: Path) -> None:
+    write_mask(tmp_path / "masks" / "empty.png", np.zeros((200, 200), np.uint8))
+    write_mask(tmp_path / "masks" / "pixel.png", np.full((1, 1), 255, np.uint8))
+    write_mask(tmp_path / "masks" / "void.tif", np.full((50, 50), np.nan, np.float32))
+    assert vectorized(tmp_path / "masks") == {"empty": [], "pixel": [], "void": []}
+
+
+def _palette(path: Path) -> None:
+    write_mask(path, street())
+    with rasterio.open(path, "r+") as target:
+        target.write_colormap(1, {0: (0, 0, 0), 255: (9, 9, 9)})
+
+
+def _truncated(path: Path) -> None:
+    write_mask(path, np.random.default_rng(0).integers(0, 256, (400, 400)).astype(np.uint8))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _damaged(path: Path) -> None:
+    write_mask(path, np.random.default_rng(0).integers(0, 256, (400, 400)).astype(np.uint8))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
+UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "uint16.tif": (lambda path: write_mask(path, street().astype(np.uint16)), "type uint16"),
+    "int8.tif": (lambda path: write_mask(path, street().astype(np.int8)), "type int8"),
+    "two.tif": (lambda path: write_mask(path, np.stack([street()] * 2)), "2 bands"),
+    "rgb.png": (lambda path: write_mask(path, np.dstack([street()] * 3)), "3 bands"),
+    "eleven.tif": (lambda path: write_mask(path, np.stack([street()] * 11)), "11 bands"),
+    "ones.png": (lambda path: write_mask(path, street() // 255), "multiply them by 255"),
+    "percent.tif": (
+        lambda path: write_mask(path, street().astype(np.float32)),
+        "from 0 to 255, but float",
+    ),
+    "infinite.tif": (
+        lambda path: write_mask(path, np.full((9, 9), np.inf, np.float32)),
+        "from inf to inf",
+    ),
+    "palette.tif": (_palette, "palette"),
+    "text.png": (lambda path: path.write_text("no mask"), "cannot be read"),
+    "nothing.tif": (lambda path: path.write_bytes(b""), "cannot be read"),
+    "cut.png": (_truncated, "cannot be read"),
+    "cut.tif": (_truncated, "cannot be read"),
+    "flipped.png": (_damaged, "cannot be read"),
+    "nowhere.tif": (
+        lambda path: write_mask(path, street(), crs='LOCAL_CS["here",UNIT["metre",1]]'),
+        "unusable reference system",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_mask_that_is_none_costs_one_image(tmp_path: Path, name: str) -> None:
+    masks, output = tmp_path / "masks", tmp_path / "out.csv"
+    make, message = UNUSABLE[name]
+    write_mask(masks / "good.png", street())
+    make(masks / name)
+    stem = Path(name).stem
+    done = vectorize_directory(masks, output)
+    assert done.images == {"good": 1, stem: 0}
+    assert done.roads == 1
+    assert list(done.faults) == [stem]
+    assert str(masks / name) in done.faults[stem]
+    assert message in done.faults[stem]
+    assert check_roads_csv(output, ["good", stem]) == []
+
+
+def test_a_batch_of_nothing_but_faults_is_written_too(tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    (masks / "a.png").write_text("no mask")
+    for suffix in SUFFIXES:
+        done = vectorize_directory(masks, tmp_path / f"out{suffix}")
+        assert done.faults.keys() == done.images.keys() == {"a"}
+        assert (tmp_path / f"out{suffix}").exists()
+    assert (tmp_path / "out.csv").read_text().splitlines()[1:] == ["a,LINESTRING EMPTY,0,0"]
+
+
+def test_masks_without_georeference_are_reported(tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    write_mask(masks / "a2.png", street())
+    write_mask(masks / "a10.png", street())
+    write_mask(masks / "a3.tif", street())
+    (warning,) = vectorize_directory(masks, tmp_path / "out.csv", metres_per_pixel=0.5).warnings
+    assert warning == ("2 masks without georeference, such as a2, are taken to have 0.5 m a pixel")
+    done = vectorize_directory(masks, tmp_path / "out.graphml")
+    assert done.images == {"a2": 1, "a3": 1, "a10": 1}
+    # A map in degrees has no place for them.
+    for suffix in (".geojson", ".gpkg"):
+        done = vectorize_directory(masks, tmp_path / f"out{suffix}")
+        assert done.images == {"a2": 0, "a3": 1, "a10": 0}
+        assert list(done.faults) == ["a2", "a10"]
+        assert "a2 has no georeference" in done.faults["a2"]
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_ids_are_those_of_the_images(tmp_path: Path) -> None:
+    names = {
+        "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip10.png": "AOI_7_Moscow_chip10",
+        "deep/SN3_roads_train_AOI_2_Vegas_PS-MS_img1.TIF": "AOI_2_Vegas_img1",
+        "RGB-PanSharpen_AOI_2_Vegas_img0.tif": "AOI_2_Vegas_img0",
+        "AOI_9_San_Juan_chip3.tiff": "AOI_9_San_Juan_chip3",
+        "Stra\u00dfe 7.png": "Stra\u00dfe 7",
+    }
+    for name in (*names, "truth.csv", ".hidden.png", "a.png.aux.xml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    found = find_masks(tmp_path)
+    assert found == {image_id: tmp_path / name for name, image_id in names.items()}
+    assert list(found) == [
+        "AOI_2_Vegas_img0", "AOI_2_Vegas_img1", "AOI_7_Moscow_chip10", "AOI_9_San_Juan_chip3",
+        "Stra\u00dfe 7",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [("a.png", "a.tif"), ("a.png", "b/a.png"), None])
+def test_two_masks_of_one_image(tmp_path: Path, names: tuple[str, str] | None) -> None:
+    for name in names or (
+        "SN5_roads_train_AOI_7_Moscow_PS-MS_chip0.tif",
+        "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip0.tif",
+    ):
+        write_mask(tmp_path / name, street())
+    with pytest.raises(SatmapError, match="two masks are of the image"):
+        vectorize_directory(tmp_path, tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize("name", ["a,b.png", 'a".png', " a.png", "a\nb.png"])
+def test_names_that_would_break_the_table(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("")
+    with pytest.raises(SatmapError, match="rename it"):
+        vectorize_directory(tmp_path, tmp_path / "out.csv")
+
+
+# --- the whole ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve masks with one road each, but a broken one; not to be changed."""
+    masks = tmp_path_factory.mktemp("many")
+    for number in range(12):
+        write_mask(masks / f"chip{number}.tif", street(at=20 + 10 * number))
+    (masks / "chip3.tif").write_text("no mask")
+    return masks
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_bytes_do_not_depend_on_the_workers(many: Path, tmp_path: Path, suffix: str) -> None:
+    outputs, results = [], []
+    for workers in (0, 2):
+        outputs.append(tmp_path / f"{workers}{suffix}")
+        results.append(vectorize_directory(many, outputs[-1], workers=workers))
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+    assert results[0] == results[1]
+    assert list(results[0].images) == [f"chip{number}" for number in range(12)]
+    assert list(results[0].faults) == ["chip3"]
+    assert results[0].roads == 11
+
+
+@pytest.mark.parametrize("name", ["out.tif", "out", "out.json", "sub/out.CSVX"])
+def test_unknown_formats_are_refused_before_the_work(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SatmapError, match=r"suffix.*\.csv, \.geojson, \.gpkg, \.graphml"):
+        vectorize_directory(tmp_path / "nowhere", tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "out.csv").mkdir()
+    with pytest.raises(CannotWriteError):
+        vectorize_directory(tmp_path / "nowhere", tmp_path / "out.csv")
+
+
+def test_directories_without_masks(tmp_path: Path) -> None:
+    write_mask(tmp_path / "a.jpg.png", street())
+    with pytest.raises(SatmapError, match="does not exist"):
+        vectorize_directory(tmp_path / "nowhere", tmp_path / "out.csv")
+    with pytest.raises(SatmapError, match="is a file"):
+        vectorize_directory(tmp_path / "a.jpg.png", tmp_path / "out.csv")
+    (tmp_path / "a.jpg.png").unlink()
+    with pytest.raises(SatmapError, match="no masks under"):
+        vectorize_directory(tmp_path, tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize("options", [{"workers": -1}, {"metres_per_pixel": 0.0}])
+def test_nonsense_is_a_programming_error(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="workers"):
+        vectorize_directory(tmp_path, tmp_path / "out.csv", **options)
+
+
+@contextlib.contextmanager
+def killer() -> Iterator[None]:
+    """Kill the first worker process that appears, as a system out of memory does."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.01):
+            for process in multiprocessing.active_children():
+                process.kill()
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_killed_worker_ends_the_run(many: Path, tmp_path: Path, suffix: str) -> None:
+    output = tmp_path / f"out{suffix}"
+    output.write_text("old")
+    with pytest.raises(SatmapError, match=r"worker process was killed.*use fewer"), killer():
+        vectorize_directory(many, output, workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
+    assert output.read_text() == "old"
+    assert multiprocessing.active_children() == []
+
+
+def test_a_failed_write_ends_the_workers(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, graphs: Iterator[ImageRoads]) -> None:
+        next(graphs)
+        assert len(multiprocessing.active_children()) == 1
+        raise CannotWriteError("the disk is full")
+
+    monkeypatch.setattr(vectorizing, "write_roads", fail)
+    with pytest.raises(CannotWriteError, match="the disk is full"):
+        vectorize_directory(many, tmp_path / "out.geojson", workers=1)
+    assert multiprocessing.active_children() == []
+
+
+_STUCK = """
+import multiprocessing, sys, time
+from pathlib import Path
+from satmap import vectorizing
+
+def stuck(path, graphs):
+    next(graphs)
+    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+    time.sleep(1000)
+
+if __name__ == "__main__":
+    vectorizing.write_roads = stuck
+    vectorizing.vectorize_directory(Path(sys.argv[1]), Path(sys.argv[2]), workers=2)
+"""
+
+
+def test_workers_end_with_a_killed_run(many: Path, tmp_path: Path) -> None:
+    script = tmp_path / "stuck.py"
+    script.write_text(_STUCK)
+    with subprocess.Popen(
+        [sys.executable, script, many, tmp_path / "out.geojson"], stdout=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        workers = [int(pid) for pid in run.stdout.readline().split()]
+        assert len(workers) == 2
+        assert all(map(_runs, workers))
+        run.kill()
+    deadline = time.monotonic() + 60
+    while any(map(_runs, workers)):
+        assert time.monotonic() < deadline, "workers wait for ever"
+        time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process, those not counted that are only waiting to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@needs_shared
+def test_the_shared_masks(tmp_path: Path) -> None:
+    truth = read_roads_csv(SHARED_MASKS / "truth_noded.csv")
+    done = vectorize_directory(SHARED_MASKS, tmp_path / "out.csv")
+    assert done.faults == {}
+    assert done.images.keys() == truth.keys()
+    assert truth.keys() == read_roads_csv(SHARED_MASKS / "truth.csv").keys()
+    proposal = read_roads_csv(tmp_path / "out.csv")
+    # Peers reach .853.
+    assert score_roads(truth, proposal).total.official.length.score > 0.9
