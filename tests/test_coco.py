@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
 from satmap.metrics.coco_ap import score_coco
-from satmap.submissions import coco_json
+from satmap.submissions import coco_json, coco_masks, json_list
 from satmap.submissions.coco_json import (
-    CocoMask,
     Detection,
     check_coco_results,
     read_coco_results,
     read_coco_truth,
     write_coco_results,
 )
+from satmap.submissions.coco_masks import CocoMask
 from satmap.submissions.fault import Fault
 
 CHALLENGE = Path(__file__).parents[2] / "shared" / "data" / "buildings_mapping_challenge"
@@ -280,7 +280,7 @@ def test_variants_read_alike(tmp_path: Path, text: str) -> None:
 def test_files_are_read_piece_by_piece(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    monkeypatch.setattr(coco_json, "_PIECE_CHARACTERS", piece)
+    monkeypatch.setattr(json_list, "_PIECE_CHARACTERS", piece)
     monkeypatch.setattr(coco_json, "_BATCH_CHARACTERS", 300)
     faulty = changed(score="é€\U0001f3e0")
     faults = faults_of(tmp_path, LINE, "12345", "\n" + faulty, changed(image_id=1), "true", LINE)
@@ -293,7 +293,7 @@ def test_files_are_read_piece_by_piece(
 def test_a_file_cut_anywhere_is_an_error_with_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    monkeypatch.setattr(coco_json, "_PIECE_CHARACTERS", piece)
+    monkeypatch.setattr(json_list, "_PIECE_CHARACTERS", piece)
     path = tmp_path / "results.json"
     text = f"[\n{LINE},\n{changed(image_id=8)}\n]"
     for end in range(len(text)):
@@ -460,7 +460,7 @@ def test_the_evaluation_takes_a_hundred_detections_of_an_image(tmp_path: Path) -
     )
 )
 def test_run_lengths_are_measured_as_defined(counts: list[bytes]) -> None:
-    sound, totals = coco_json._measure_runs(counts)
+    sound, totals = coco_masks.measure_runs(counts)
     expected = [slow_runs(text) for text in counts]
     assert sound.tolist() == [lengths is not None for lengths in expected]
     for lengths, total in zip(expected, totals.tolist(), strict=True):

@@ -22,7 +22,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import RasterioError
 
 from satmap.data.georeference import Georeference, georeference_of
-from satmap.data.spacenet_roads import _IMAGE_NAMES
+from satmap.data.spacenet_roads import road_image_id
 from satmap.data.walk import walk
 from satmap.errors import SatmapError
 from satmap.exports import GEOGRAPHIC_SUFFIXES, SUFFIXES, ImageRoads, write_roads
@@ -179,7 +179,7 @@ def find_masks(directory: Path) -> dict[str, Path]:
     for path in walk([directory]):
         if path.suffix.lower() not in _MASK_SUFFIXES:
             continue
-        image_id = _image_id(path.stem)
+        image_id = road_image_id(path.stem) or path.stem
         if image_id in found:
             raise SatmapError(
                 f"two masks are of the image {image_id}:\n  {found[image_id]}\n  {path}\n"
@@ -196,11 +196,6 @@ def find_masks(directory: Path) -> dict[str, Path]:
             "the images, such as AOI_7_Moscow_chip23.tif."
         )
     return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
-
-
-def _image_id(stem: str) -> str:
-    match = next((m for name in _IMAGE_NAMES if (m := name.fullmatch(stem))), None)
-    return f"{match['aoi']}_{match['tail']}" if match else stem
 
 
 def read_mask(path: Path, metres_per_pixel: float) -> tuple[Planes, Georeference | None]:

@@ -136,7 +136,7 @@ def scan(directories: Sequence[Path]) -> Inventory:
     label_count = 0
     for path in walk(directories):
         if path.suffix.lower() in {".tif", ".tiff"}:
-            match = next((m for name in _IMAGE_NAMES if (m := name.fullmatch(path.stem))), None)
+            match = _match(path.stem)
             if match is None:
                 passed_over.append(path)
                 continue
@@ -181,6 +181,16 @@ def scan(directories: Sequence[Path]) -> Inventory:
         passed_over=tuple(passed_over),
         directories=tuple(directories),
     )
+
+
+def road_image_id(name: str) -> str | None:
+    """Id of an image by its file name without suffix; None if it is named in no known way."""
+    match = _match(name)
+    return f"{match['aoi']}_{match['tail']}" if match else None
+
+
+def _match(name: str) -> re.Match[str] | None:
+    return next((match for known in _IMAGE_NAMES if (match := known.fullmatch(name))), None)
 
 
 def label_names(chip: Chip) -> list[str]:

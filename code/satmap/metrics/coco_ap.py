@@ -22,12 +22,12 @@ from satmap.metrics.report import Figures, Report
 from satmap.submissions.coco_json import (
     CATEGORY,
     MAX_DETECTIONS,
-    CocoMask,
     CocoResult,
     CocoTruth,
     read_coco_results,
     read_coco_truth,
 )
+from satmap.submissions.coco_masks import CocoMask
 
 _IOU_50 = 0
 

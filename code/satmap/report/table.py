@@ -46,7 +46,7 @@ def score_table(report: Report, images: bool = False) -> str:
             subject = "1 image stands" if len(names) == 1 else f"{len(names)} images stand"
             lines.append(f"{subject} in the {file} only, {names[0]} for one")
     fair = [key for key in keys if f"fair_{key}" in report.total]
-    if fair and (report.truth_only or report.proposal_only):
+    if any(report.total[key] != report.total[f"fair_{key}"] for key in fair):
         figures = ", ".join(
             f"{_HEADINGS[key]} {_cell(report.total[f'fair_{key}'])}" for key in fair
         )

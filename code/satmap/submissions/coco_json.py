@@ -6,12 +6,7 @@
     ...
     ]
 
-A mask is COCO's compressed run lengths: the lengths of alternating runs of background and building
-in column order, each from the third on as its difference to the one before the last, in groups of
-five bits a character from ``0`` (48), low bits first, bit 6 set on all characters but the last of a
-number. The official evaluation decodes them in C without a check: where the runs do not cover the
-image exactly it reads foreign memory or never ends. Both the reader and the validator therefore
-measure the runs themselves before the library sees them.
+Masks are COCO's compressed run lengths (``coco_masks``).
 
 An image without buildings has no entry, so no image can be missing from a file.
 """
@@ -24,7 +19,7 @@ from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,20 +27,16 @@ from pycocotools import mask as coco_mask
 
 from satmap.errors import SatmapError
 from satmap.files import atomic_path
+from satmap.submissions.coco_masks import PIXEL_LIMIT, CocoMask, measure_runs
 from satmap.submissions.csv_table import shown
 from satmap.submissions.fault import Fault, in_file_order
+from satmap.submissions.json_list import BrokenFileError, JsonList
 
 #: The only category of the challenge: building.
 CATEGORY = 100
 
 #: So many detections of an image the evaluation looks at, those with the highest scores.
 MAX_DETECTIONS = 100
-
-# Run lengths in the library are unsigned integers of 32 bits.
-_PIXEL_LIMIT = 2**32
-
-# Characters of the longest run length and its sign.
-_LONGEST_NUMBER = 7
 
 # By how much a box may differ from the mask's: by a pixel it does where programs disagree whether
 # the last pixel belongs to it.
@@ -54,8 +45,7 @@ _BOX_TOLERANCE_PX = 1.0
 # The library rasterises an edge of a polygon point by point, also outside the image.
 _LARGEST_PIXEL = 1e5
 
-# Read, decoded and checked at a time.
-_PIECE_CHARACTERS = 1 << 20
+# Decoded and checked at a time.
 _BATCH_CHARACTERS = 1 << 19
 
 
@@ -72,23 +62,6 @@ class Detection:
     mask: NDArray[np.bool_] | NDArray[np.uint8]
     offset: tuple[int, int]
     score: float
-
-
-@dataclass(frozen=True, slots=True)
-class CocoMask:
-    """A mask of a whole image as compressed run lengths that cover it exactly.
-
-    Attributes:
-        size: height and width.
-        counts: the run lengths, ASCII.
-    """
-
-    size: tuple[int, int]
-    counts: bytes
-
-    def for_library(self) -> dict[str, Any]:
-        """The object that ``pycocotools.mask`` takes."""
-        return {"size": list(self.size), "counts": self.counts}
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,108 +179,7 @@ def _encode(
     return text, tuple(int(number) for number in coco_mask.toBbox(encoded))
 
 
-# --- the list, entry by entry ---------------------------------------------------------------------
-
-
-class _BrokenFileError(Exception):
-    """Nothing after this place of the file can be understood."""
-
-    def __init__(self, line: int, message: str) -> None:
-        super().__init__(message)
-        self.line = line
-
-
-class _Parser:
-    """Values of a JSON list one by one with their lines, while the file is read piece by piece."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-        self._text = ""
-        self._place = 0
-        self._line = 1  # of self._place
-        self._ended = False
-        self._decoder = json.JSONDecoder()
-
-    def values(self) -> Iterator[tuple[int, Any]]:
-        """Line on which a value begins, and the value.
-
-        Raises:
-            _BrokenFileError: the file is not a JSON list.
-        """
-        if self._next() != "[":
-            what = "is an object" if self._next() == "{" else "does not begin with ["
-            raise _BrokenFileError(self._line, f"the file {what}; it must be a list of results")
-        self._move(self._place + 1)
-        closed = self._next() == "]"
-        while not closed:
-            self._next()
-            line = self._line
-            value = self._value()
-            yield line, value
-            closed = self._next() == "]"
-            if not closed:
-                if self._next() != ",":
-                    what = "ends within the list" if not self._next() else "lacks a comma or ]"
-                    raise _BrokenFileError(
-                        self._line, f"not JSON: the file {what} after the entry on line {line}"
-                    )
-                self._move(self._place + 1)
-        self._move(self._place + 1)
-        if self._next():
-            raise _BrokenFileError(self._line, "not JSON: something follows the end of the list")
-
-    def _next(self) -> str:
-        """Go to the next character that is not white space; "" at the end of the file."""
-        while True:
-            rest = self._text[self._place : self._place + 64]
-            blanks = len(rest) - len(rest.lstrip(" \t\r\n"))
-            self._move(self._place + blanks)
-            if blanks < len(rest):
-                return self._text[self._place]
-            if self._place == len(self._text) and not self._more(_PIECE_CHARACTERS):
-                return ""
-
-    def _value(self) -> Any:
-        wanted = _PIECE_CHARACTERS
-        while True:
-            try:
-                value, end = self._decoder.raw_decode(self._text, self._place)
-                # What the piece cuts off may belong to a number.
-                if end < len(self._text) or not self._more(wanted):
-                    self._move(end)
-                    return value
-            except (ValueError, RecursionError) as error:
-                # Twice as much every time, or a fault far from the end would cost its square.
-                wanted *= 2
-                if not self._more(wanted):
-                    message, place = "lists within lists too deep", self._place
-                    if isinstance(error, json.JSONDecodeError):
-                        message, place = error.msg, error.pos
-                    elif isinstance(error, ValueError):
-                        message = str(error)
-                    begin = self._line
-                    self._move(place)
-                    raise _BrokenFileError(
-                        self._line, f"not JSON: {message}, in the entry that begins on line {begin}"
-                    ) from error
-
-    def _move(self, place: int) -> None:
-        self._line += self._text.count("\n", self._place, place)
-        self._place = place
-
-    def _more(self, characters: int) -> bool:
-        """Read on, forget what is done; False at the end of the file."""
-        piece = "" if self._ended else self._file.read(characters)
-        self._ended = not piece
-        if not piece.isascii():
-            # Bytes that are not UTF-8 were read as lone surrogates.
-            for place, letter in enumerate(piece):
-                if "\udc80" <= letter <= "\udcff":
-                    before = self._text.count("\n", self._place) + piece.count("\n", 0, place)
-                    raise _BrokenFileError(self._line + before, "the line is not UTF-8 text")
-        if piece:
-            self._text, self._place = self._text[self._place :] + piece, 0
-        return bool(piece)
+# --- entries ---------------------------------------------------------------------
 
 
 class _Entry(NamedTuple):
@@ -335,20 +207,20 @@ def _read_entries(path: Path) -> Iterator[_Entry]:
 
     Raises:
         SatmapError: the file cannot be read.
-        _BrokenFileError: it is not a JSON list; raised after the entries before that place.
+        BrokenFileError: it is not a JSON list; raised after the entries before that place.
     """
     batch: list[tuple[int, int, Any]] = []
     place = characters = 0
-    broken: _BrokenFileError | None = None
+    broken: BrokenFileError | None = None
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            values = _Parser(file).values()
+            values = JsonList(file).values()
             while True:
                 try:
                     line, value = next(values)
                 except StopIteration:
                     break
-                except _BrokenFileError as error:
+                except BrokenFileError as error:
                     broken = error
                     break
                 batch.append((place, line, value))
@@ -375,7 +247,7 @@ def _decode(batch: Sequence[tuple[int, int, Any]]) -> Iterator[_Entry]:
     texts = [_counts_of(value) for _, _, value in batch]
     # No character outside ASCII is a number, and neither is NUL.
     counts = [text.encode() if text.isascii() else b"\0" for text in texts]
-    sound, totals = _measure_runs(counts)
+    sound, totals = measure_runs(counts)
     entries = [
         _Entry(place, line, *_examine(value, run_lengths, bool(is_sound), int(total)), (0, 0, 0, 0))
         for (place, line, value), run_lengths, is_sound, total in zip(
@@ -425,7 +297,7 @@ def _segmentation_fault(segmentation: object, sound: bool, total: int) -> str:
         isinstance(size, list)
         and len(size) == 2
         and all(_is_id(length) and length > 0 for length in size)
-        and size[0] * size[1] < _PIXEL_LIMIT
+        and size[0] * size[1] < PIXEL_LIMIT
     ):
         return f"size must be [height, width] in pixels, got {_brief(size)}"
     if not isinstance(segmentation["counts"], str):
@@ -455,55 +327,6 @@ def _brief(value: object) -> str:
         return "something too large to show"
 
 
-def _measure_runs(counts: Sequence[bytes]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Decode many masks' compressed run lengths at once.
-
-    Args:
-        counts: the run lengths of each mask.
-
-    Returns:
-        bool (n): whether they can be read and none is negative; int64 (n): their sum, if so.
-    """
-    code = np.frombuffer(b"".join(counts), np.uint8).astype(np.int64) - 48
-    ends = np.cumsum([0, *map(len, counts)])
-    sound = np.ones(len(counts), np.bool_)
-
-    def spoil(owners: NDArray[np.int64], which: NDArray[np.bool_]) -> None:
-        sound[owners[which]] = False
-
-    # Numbers of several characters. The last character of a mask ends one in any case.
-    owner = np.repeat(np.arange(len(counts)), np.diff(ends))
-    last = code & 32 == 0
-    spoil(owner, (code < 0) | (code > 63))
-    mask_ends = ends[1:][np.diff(ends) > 0] - 1
-    spoil(owner[mask_ends], ~last[mask_ends])
-    last[mask_ends] = True
-    stop = np.flatnonzero(last)
-    start = np.concatenate(([0], stop[:-1] + 1))[: len(stop)]
-    length = stop - start + 1
-    spoil(owner[start], length > _LONGEST_NUMBER)
-    digit = np.minimum(np.arange(len(code)) - np.repeat(start, length), _LONGEST_NUMBER)
-    numbers = np.add.reduceat((code & 31) << 5 * digit, start)
-    negative = code[stop] & 16 != 0
-    numbers -= negative * (1 << 5 * np.minimum(length, _LONGEST_NUMBER))
-
-    # Runs are sums of every second number of a mask but its first. With an even number of places
-    # a mask, two columns hold the two sequences.
-    first = np.searchsorted(stop, ends)  # numbers before each mask
-    owner = np.repeat(np.arange(len(counts)), np.diff(first))
-    nth = np.arange(len(numbers)) - first[:-1][owner]
-    rows = np.concatenate(([0], np.cumsum((np.diff(first) + 1) // 2)))
-    place = 2 * rows[:-1][owner] + nth
-    padded = np.zeros(2 * int(rows[-1]), np.int64)
-    padded[place] = np.where(nth == 0, 0, numbers)
-    sums = np.concatenate((np.zeros((1, 2), np.int64), padded.reshape(-1, 2).cumsum(axis=0)))
-    runs = sums[place // 2 + 1, place % 2] - sums[rows[:-1][owner], place % 2]
-    runs[nth == 0] = numbers[nth == 0]
-    spoil(owner, (runs < 0) | (runs >= _PIXEL_LIMIT))
-    totals = np.concatenate(([0], np.cumsum(runs)))[first]
-    return sound, np.diff(totals)
-
-
 # --- reading --------------------------------------------------------------------------------------
 
 
@@ -525,7 +348,7 @@ def read_coco_results(path: Path) -> dict[int, list[CocoResult]]:
                 )
             result = CocoResult(entry.mask, float(entry.value["score"]))
             results.setdefault(entry.value["image_id"], []).append(result)
-    except _BrokenFileError as error:
+    except BrokenFileError as error:
         raise SatmapError(f"{path}, line {error.line}: {error}.") from error
     return results
 
@@ -552,7 +375,7 @@ def read_coco_truth(path: Path) -> CocoTruth:
         image_id, width, height = (image.get(key) for key in ("id", "width", "height"))
         if not (_is_id(image_id) and _is_id(width) and _is_id(height)):
             raise SatmapError(f"{path}: images[{i}] needs id, width and height as integers.")
-        if width < 1 or height < 1 or width * height >= _PIXEL_LIMIT:
+        if width < 1 or height < 1 or width * height >= PIXEL_LIMIT:
             raise SatmapError(f"{path}: images[{i}] has the size {width} x {height}.")
         if image_id in sizes:
             raise SatmapError(f"{path}: images[{i}] repeats the id {image_id}.")
@@ -662,7 +485,7 @@ def check_coco_results(
                 seen.add(entry, entry.mask)
         if empty:
             faults.append(Fault(None, "the list is empty, for which the official evaluation fails"))
-    except _BrokenFileError as error:
+    except BrokenFileError as error:
         faults.append(Fault(error.line, str(error)))
     faults += _repeated_masks(seen)
     faults += _surplus_detections(seen)
