@@ -1,0 +1,88 @@
+"""Thinning on 64 pixels at once.
+
+Guo and Hall's parallel thinning ("Parallel thinning with two-subiteration algorithms", 1989, the
+variant A1) with every condition written as an expression of bits, on words of 64 pixels. Only words
+that hold road, and later only those around the last changes, are looked at. On a mask of 1300 x
+1300 that is about ten times as fast as a compiled loop over pixels with a table of neighbourhoods.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Words = NDArray[np.uint64]
+
+_ONE, _LAST = np.uint64(1), np.uint64(63)
+
+
+def thin(mask: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Skeleton of a mask: lines one pixel wide, 8-connected, with the topology of the mask.
+
+    Args:
+        mask: (height, width), road where not 0; beyond its edge there is no road.
+
+    Returns:
+        Rows and columns of the skeleton's pixels, (n,) each, row after row from left to right.
+    """
+    height, width = mask.shape
+    # At least one spare bit at the end of a row, and one spare row above and below with a spare
+    # word beyond: no neighbour is ever outside the array, and rows do not run into each other.
+    per_row = width // 64 + 1
+    packed = np.zeros((height + 4, per_row * 8), np.uint8)
+    packed[2 : height + 2, : (width + 7) // 8] = np.packbits(mask, axis=1, bitorder="little")
+    words: Words = packed.view("<u8").reshape(-1)
+    active = np.flatnonzero(words)
+    while len(active):
+        changed = np.zeros(len(active), np.bool_)
+        for odd in (True, False):
+            here = words[active]
+            gone = here & _removable(words, active, per_row, odd)
+            words[active] = here ^ gone
+            changed |= gone != 0
+        active = _around(active[changed], words, per_row)
+    filled = np.flatnonzero(words)
+    bits = np.unpackbits(words[filled].view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
+    word, bit = np.nonzero(bits)
+    rows, columns = np.divmod(filled[word], per_row)
+    return rows - 2, columns * 64 + bit
+
+
+def _removable(words: Words, active: NDArray[np.intp], per_row: int, odd: bool) -> Words:
+    """Which pixels of the active words a subiteration may take away if they are road."""
+    # p2..p9 in the paper, clockwise from north.
+    n, ne, nw = _row(words, active - per_row)
+    s, se, sw = _row(words, active + per_row)
+    _, e, w = _row(words, active)
+    nw_n, ne_e, se_s, sw_w = nw | n, ne | e, se | s, sw | w
+    n_ne, e_se, s_sw, w_nw = n | ne, e | se, s | sw, w | nw
+    # Exactly one run of road around the pixel.
+    a, b, c, d = ne_e & ~n, se_s & ~e, sw_w & ~s, nw_n & ~w
+    single = (a ^ b ^ c ^ d) & ~(a & b | c & d)
+    # Two or three neighbours, counted in pairs, by the pairing that gives fewer.
+    first, second = _two_and_four(nw_n, ne_e, se_s, sw_w), _two_and_four(n_ne, e_se, s_sw, w_nw)
+    single &= first[0] & second[0] & ~(first[1] & second[1])
+    spared = (s_sw | ~nw) & w if odd else (n_ne | ~se) & e
+    removable: Words = single & ~spared
+    return removable
+
+
+def _row(words: Words, at: NDArray[np.intp]) -> tuple[Words, Words, Words]:
+    """The words themselves, and their pixels' neighbours to the east and to the west."""
+    here = words[at]
+    east = here >> _ONE | words[at + 1] << _LAST
+    west = here << _ONE | words[at - 1] >> _LAST
+    return here, east, west
+
+
+def _two_and_four(a: Words, b: Words, c: Words, d: Words) -> tuple[Words, Words]:
+    """Where at least two of four are set, and where all are."""
+    ab, cd = a & b, c & d
+    return np.asarray(ab | cd | (a | b) & (c | d), np.uint64), ab & cd
+
+
+def _around(changed: NDArray[np.intp], words: Words, per_row: int) -> NDArray[np.intp]:
+    """Words that hold road, within one word of a changed one."""
+    near = np.zeros(len(words), np.bool_)
+    for down in (-per_row, 0, per_row):
+        for right in (-1, 0, 1):
+            near[changed + (down + right)] = True
+    return np.flatnonzero(near & (words != 0))
