@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from satmap.roads.network import Ints, Line, Network
 
 # Between samples along a road, metres.
-_SPACING = 1.0
+_SPACING = 2.0
 # Samples along a bridge.
 _BRIDGE_SAMPLES = 24
 # A road whose probability is this share of the image's typical road is beyond doubt, and one so

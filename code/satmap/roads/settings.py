@@ -17,7 +17,7 @@ class RoadSettings(Settings):
         hole_m2: smaller holes are filled.
         border_m: the plane goes on so far beyond the image's edge while thinning.
         spur_m: shorter dead ends are pruned; doubtful ones, whose probability is low beside the
-            image's other roads, up to two and a half times as long.
+            image's other roads, up to four times as long.
         merge_m: junctions linked by less road become one.
         component_m: connected parts of less road are dropped if doubtful; certain ones need a
             quarter, those that leave the image a sixth of that.
@@ -36,10 +36,10 @@ class RoadSettings(Settings):
     high: float = Field(0.6, gt=0, le=1)
     low: float = Field(0.3, gt=0, le=1)
     apart_m: float = Field(2.0, ge=0)
-    object_m2: float = Field(9.0, ge=0)
+    object_m2: float = Field(4.0, ge=0)
     hole_m2: float = Field(9.0, ge=0)
     border_m: float = Field(4.0, ge=0)
-    spur_m: float = Field(4.0, ge=0)
+    spur_m: float = Field(5.0, ge=0)
     merge_m: float = Field(4.0, ge=0)
     component_m: float = Field(36.0, ge=0)
     simplify_m: float = Field(0.6, ge=0)

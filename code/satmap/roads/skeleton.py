@@ -19,8 +19,10 @@ def smooth(plane: NDArray[np.uint8], sigma_px: tuple[float, float]) -> NDArray[n
     if min(sigma_px) <= 0:
         return plane
     sigma_x, sigma_y = sigma_px
+    # Two standard deviations to either side: a twentieth of the weight lies beyond.
+    size = tuple(2 * int(np.ceil(2 * sigma)) + 1 for sigma in sigma_px)
     return np.asarray(
-        cv2.GaussianBlur(plane, (0, 0), sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REPLICATE),
+        cv2.GaussianBlur(plane, size, sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REPLICATE),
         np.uint8,
     )
 
@@ -51,15 +53,18 @@ def road_mask(
     Returns:
         (height, width), 0 or 1.
     """
-    certain = _at_least(road, high)
-    mask = certain
+    mask = _at_least(road, high)
     if low < high:
         # Flanks of certain roads, and the valley between two of them, stay out; what is left is
-        # faint road, which grows back to touch the certain one.
+        # faint road, which grows back to touch the certain one. Results go where their sources
+        # were: new arrays of this size cost more time than all that is done with them.
         candidate = _at_least(road, low)
-        faint = np.asarray(cv2.subtract(candidate, _grown(certain, apart_px, 0)), np.uint8)
-        faint = np.asarray(cv2.bitwise_and(candidate, _grown(faint, apart_px, 1)), np.uint8)
-        mask = np.asarray(cv2.bitwise_or(certain, faint), np.uint8)
+        near = cv2.dilate(mask, _square(apart_px, 0))
+        faint = cv2.subtract(candidate, near, dst=near)
+        if cv2.countNonZero(faint):
+            cv2.dilate(faint, _square(apart_px, 1), dst=faint)
+            cv2.bitwise_and(candidate, faint, dst=faint)
+            cv2.bitwise_or(mask, faint, dst=mask)
     return _without_trifles(mask, object_px, hole_px)
 
 
@@ -69,10 +74,10 @@ def _at_least(road: NDArray[np.uint8], probability: float) -> Mask:
     return np.asarray(cv2.threshold(road, level, 1, cv2.THRESH_BINARY)[1], np.uint8)
 
 
-def _grown(mask: Mask, reach_px: tuple[float, float], more: int) -> Mask:
-    """A mask of 0 and 1, grown by whole pixels along x and y."""
+def _square(reach_px: tuple[float, float], more: int) -> Mask:
+    """What grows a mask by whole pixels along x and y."""
     width, height = (2 * (round(reach) + more) + 1 for reach in reach_px)
-    return np.asarray(cv2.dilate(mask, np.ones((height, width), np.uint8)), np.uint8)
+    return np.ones((height, width), np.uint8)
 
 
 def _without_trifles(mask: Mask, object_px: float, hole_px: float) -> Mask:

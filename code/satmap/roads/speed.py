@@ -16,7 +16,7 @@ from satmap.speeds import BIN_SPEEDS_MPH, MPS_PER_MPH
 Floats = NDArray[np.float64]
 
 # Distance between samples along a line, metres.
-_STEP = 0.75
+_STEP = 1.0
 # At a junction the faster of the roads that meet lies on top and says nothing of the others.
 _SKIP = 3.0
 # Each sample is the mean of its pixel and of four so far off in the pixel's corners, metres.
@@ -50,9 +50,10 @@ def road_speeds(
     pixels = places / scale + offsets[:, None]
     rows = pixels[..., 1].astype(np.int64).clip(0, height - 1)
     columns = pixels[..., 0].astype(np.int64).clip(0, width - 1)
+    flat = rows * width + columns
 
     def mean(name: str) -> Floats:
-        values = planes[name][rows, columns].sum(axis=0, dtype=np.int64)
+        values = planes[name].reshape(-1).take(flat).sum(axis=0, dtype=np.int64)
         return np.bincount(owner, values, minlength=count) / (number * len(offsets) * 255)
 
     confidence = mean(ROAD)

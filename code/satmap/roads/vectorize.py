@@ -40,6 +40,9 @@ __all__ = ["RoadSettings", "centre_lines", "clean", "road_graph", "vectorize"]
 _BEND_M = 1.0
 # Staircases of pixels are evened out over so much road to either side.
 _STAIRS_M = 0.4
+# Before gaps are closed only this part of a spur is pruned: a short one may be what a gap left of a
+# road.
+_SPROUT = 0.5
 # What a road's width is taken for at least and at most.
 _WIDTHS_M = (2.0, 8.0)
 
@@ -106,8 +109,9 @@ def _cropped(network: Network, margin: Line, limit: Line, scale: Line) -> Networ
         return network
     points = network.points - margin
     inset = _BEND_M / scale
-    outside: NDArray[np.bool_] = np.any((points < 0) | (points > limit), axis=1)
-    whole = ((points > inset) & (points < limit - inset)).all(axis=1)
+    x, y = points.T
+    outside = (x < 0) | (y < 0) | (x > limit[0]) | (y > limit[1])
+    whole = (x > inset[0]) & (y > inset[1]) & (x < limit[0] - inset[0]) & (y < limit[1] - inset[1])
     index = np.arange(len(points))
     first, last = network.starts, network.starts + network.counts - 1
     first_whole = np.minimum.reduceat(np.where(whole, index, len(points)), first)
@@ -147,7 +151,7 @@ def clean(network: Network, planes: Planes, settings: RoadSettings) -> Network:
     network = drop_short_loops(network, np.pi * settings.merge_m)
     width = _width(network, road, float(scale.prod()))
     network = part_at_border(network, width, size)
-    network = prune_spurs(network, settings.spur_m, width / 2, size, evidence)
+    network = prune_spurs(network, settings.spur_m * _SPROUT, width / 2, size, evidence)
     if junctions is not None and not informed(junctions, network):
         junctions = None
     rules = JoinRules(
@@ -164,7 +168,10 @@ def clean(network: Network, planes: Planes, settings: RoadSettings) -> Network:
     network = extend_to_border(network, size, rules)
     # Twice: an end may be led to a road that the first round has closed.
     for _ in range(2):
-        network = join_ends(network, size, rules)
+        joined = join_ends(network, size, rules)
+        if joined is network:
+            break
+        network = joined
     network = resolve_junctions(network, width, settings.merge_m, junctions)
     network = drop_short_loops(network, np.pi * settings.merge_m)
     network = prune_spurs(network, settings.spur_m, width / 2, size, evidence)
