@@ -194,7 +194,7 @@ def sharpen_bends(network: Network, width: float) -> Network:
     after = (gap[:, 0] * ahead[:, 1] - gap[:, 1] * ahead[:, 0]) / safe
     corner = points[first] + before[:, None] * ahead
     off = corner - points[first] - gap / 2
-    cut = (before > 0) & (after > 0) & (np.hypot(off[:, 0], off[:, 1]) < width / 2)
+    cut = (before > 0) & (after > 0) & (np.hypot(off[:, 0], off[:, 1]) < width)
     cut &= before * lengths[first - 1] < width
     cut &= after * lengths[last] < width
     if not cut.any():
