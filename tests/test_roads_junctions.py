@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_roads import SCALE, Points, degrees, draw, graph_of, total_m
 
 from satmap.planes import JUNCTION, ROAD, Planes
 from satmap.roads.graph import RoadGraph
 from satmap.roads.vectorize import vectorize
+from test_roads import SCALE, Points, degrees, draw, graph_of, total_m
 
 HORIZONTAL: Points = [(-20, 200), (420, 200)]
 
