@@ -464,9 +464,8 @@ def noise_masks() -> dict[str, NDArray[np.uint8]]:
     salt[rng.random(salt.shape) < 0.02] = 255
     pepper = np.full((1300, 1300), 255, np.uint8)
     pepper[rng.random(pepper.shape) < 0.02] = 0
-    soft = np.asarray(
-        cv2.normalize(cv2.GaussianBlur(uniform, (0, 0), 3), None, 0, 255, 32), np.uint8
-    )
+    blurred = cv2.GaussianBlur(uniform.astype(np.float32), (0, 0), 3)
+    soft = np.clip(127 + (blurred - blurred.mean()) * 12, 0, 255).astype(np.uint8)
     return {"uniform": uniform, "salt": salt, "pepper": pepper, "soft": soft}
 
 

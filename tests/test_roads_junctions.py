@@ -143,7 +143,7 @@ def test_free_ends_are_where_the_road_ends() -> None:
 @pytest.mark.parametrize("turn", [60, 90, 120])
 def test_corners_are_not_cut(turn: int) -> None:
     angle = math.radians(turn)
-    line = [(200 - 150, 200), (200, 200)]
+    line = [(50.0, 200.0), (200.0, 200.0)]
     line.append((200 + 150 * math.cos(angle), 200 + 150 * math.sin(angle)))
     graph = graph_of(draw(line))
     length = sum(math.dist(one, other) for one, other in pairwise(line)) * 0.3

@@ -98,21 +98,21 @@ def test_chains_hold_every_edge_once() -> None:
 
 
 def test_places_and_samples_lie_along_roads() -> None:
-    lines = [
-        np.array([[0.0, 0.0], [10.0, 0.0], [10.0, 10.0]]),
-        np.array([[50.0, 5.0], [54.0, 5.0]]),
-    ]
+    bent, straight = [[0.0, 0.0], [10.0, 0.0], [10.0, 10.0]], [[50.0, 5.0], [54.0, 5.0]]
+    lines = [np.array(bent), np.array(straight)]
     nodes = np.array([[0.0, 0.0], [10.0, 10.0], [50.0, 5.0], [54.0, 5.0]])
     network = Network.of_lines(nodes, np.array([[0, 1], [2, 3]]), lines)
-    np.testing.assert_allclose(network.lengths, [20, 4])
+    np.testing.assert_allclose(network.lengths, np.array([20, 4]))
     roads, distances = np.array([0, 0, 0, 1, 1]), np.array([0.0, 12.0, 20.0, 0.0, 4.0])
-    expected = [[0, 0], [10, 2], [10, 10], [50, 5], [54, 5]]
+    expected = np.array([[0, 0], [10, 2], [10, 10], [50, 5], [54, 5]])
     np.testing.assert_allclose(network.places(roads, distances), expected)
     owner, places = samples(network, np.array([1, 0]), 5.0, 0.0)
     assert owner.tolist() == [0, 1, 1, 1, 1]
-    np.testing.assert_allclose(places, [[52, 5], [2.5, 0], [7.5, 0], [10, 2.5], [10, 7.5]])
+    np.testing.assert_allclose(
+        places, np.array([[52, 5], [2.5, 0], [7.5, 0], [10, 2.5], [10, 7.5]])
+    )
     _, inner = samples(network, np.array([1]), 5.0, 100.0)
-    np.testing.assert_allclose(inner, [[52, 5]])
+    np.testing.assert_allclose(inner, np.array([[52, 5]]))
 
 
 def test_evidence_of_a_bridge_leaves_out_the_roads_it_joins() -> None:
@@ -121,4 +121,4 @@ def test_evidence_of_a_bridge_leaves_out_the_roads_it_joins() -> None:
     plane[50:, 30:70] = 51
     evidence = Evidence(plane, np.ones(2), 0.3)
     starts, stops = np.array([[10.0, 20.0], [10.0, 80.0]]), np.array([[90.0, 20.0], [90.0, 80.0]])
-    np.testing.assert_allclose(evidence.between(starts, stops), [0, 0.2])
+    np.testing.assert_allclose(evidence.between(starts, stops), np.array([0, 0.2]))

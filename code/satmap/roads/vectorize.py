@@ -212,7 +212,9 @@ def road_graph(network: Network, planes: Planes, settings: RoadSettings) -> Road
         else network.counts
     )
     network = Network(snapped(network.nodes), network.ends, points[distinct], counts)
-    network = network.keep(counts >= 2).compact()
+    # A loop of fewer than three different points encloses nothing.
+    loops = network.ends[:, 0] == network.ends[:, 1]
+    network = network.keep(counts >= np.where(loops, 4, 2)).compact()
     on_ground = Network(network.nodes * scale, network.ends, network.points * scale, network.counts)
     speeds, confidence = road_speeds(
         on_ground, planes, settings.speed_evidence, settings.default_speed_mph * MPS_PER_MPH
