@@ -86,10 +86,20 @@ class Evidence:
         return shown
 
 
-def informed(junctions: Evidence, network: Network) -> bool:
-    """Whether a junction plane knows most places where three roads meet: those it has to know."""
-    meeting = network.nodes[network.degrees == 3]
-    return len(meeting) > 0 and bool(junctions.shows_junction(meeting).mean() >= _INFORMED)
+def informed(junctions: Evidence, network: Network, merge: float) -> bool:
+    """Whether a junction plane knows most of the places that it has to know.
+
+    Where four roads meet, or three and three with less than ``merge`` metres between them, roads
+    may pass or touch: if the plane shows nothing there, that speaks neither for it nor against it.
+    """
+    degrees = network.degrees
+    linked = (degrees >= 3)[network.ends].all(axis=1) & (network.lengths < merge)
+    sure = degrees == 3
+    sure[network.ends[linked]] = False
+    shown = np.zeros(len(degrees), np.bool_)
+    shown[degrees >= 3] = junctions.shows_junction(network.nodes[degrees >= 3])
+    hits, misses = int(shown.sum()), int((sure & ~shown).sum())
+    return hits > 0 and hits >= _INFORMED * (hits + misses)
 
 
 def samples(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satmap.roads.clean import on_border
-from satmap.roads.evidence import Evidence, informed
+from satmap.roads.evidence import Evidence
 from satmap.roads.network import Ints, Line, Network, components
 
 # Road beyond the first road's width that gives an arm's direction, metres.
@@ -63,7 +63,7 @@ def resolve_junctions(
         network: the network, metres.
         width: of a road, metres.
         merge: junctions linked by less road are one whatever the roads do, metres.
-        junctions: the junction plane, if there is one.
+        junctions: the junction plane, if there is one that knows its junctions.
     """
     junction = network.degrees >= 3
     if not junction.any():
@@ -78,7 +78,7 @@ def resolve_junctions(
     places = np.where(junction[:, None], new[group], network.nodes)
     cut = _cut_lengths(network, arms, outer, new[group[arms.nodes]], width)
     passing = np.zeros(len(old), np.bool_)
-    if junctions is not None and informed(junctions, network):
+    if junctions is not None:
         passing = ~junctions.shows_junction(new)
     return _rebuilt(
         network,

@@ -152,7 +152,7 @@ def clean(network: Network, planes: Planes, settings: RoadSettings) -> Network:
     width = _width(network, road, float(scale.prod()))
     network = part_at_border(network, width, size)
     network = prune_spurs(network, settings.spur_m * _SPROUT, width / 2, size, evidence)
-    if junctions is not None and not informed(junctions, network):
+    if junctions is not None and not informed(junctions, network, settings.merge_m):
         junctions = None
     rules = JoinRules(
         gap=settings.gap_m,
