@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from satmap.roads.evidence import Evidence
 from satmap.roads.network import Line, Network, components
 
-# A doubtful spur must be so many times as long as a certain one,
-_DOUBTFUL_SPUR = 4.0
-# a certain component only this share of the length that a doubtful one must have,
+# A certain component must have only this share of the length that a doubtful one must have,
 _CERTAIN_PART = 0.25
 # and if it leaves the image, where it goes on, the one this share and the other that.
 _CERTAIN_LEAVING, _DOUBTFUL_LEAVING = 0.04, 0.5
@@ -41,25 +39,30 @@ def drop_short_loops(network: Network, below: float) -> Network:
 
 
 def prune_spurs(
-    network: Network, below: float, skip: float, size: Line, evidence: Evidence
+    network: Network,
+    below: tuple[float, float],
+    skip: float,
+    size: Line,
+    evidence: Evidence,
 ) -> Network:
     """Drop dead ends that leave a junction, shortest first.
 
     Args:
         network: the network.
-        below: shorter ones are dropped if certain, more if doubtful; those on the image's border,
+        below: shorter ones are dropped, if certain and if doubtful; those on the image's border,
             which are no ends but leave the image, only below half of it.
         skip: so much of a spur lies in the road it leaves and says nothing about it.
         size: width and height of the image, (2,).
         evidence: the road plane.
     """
+    certain, doubtful = below
     while True:
         degrees, lengths, ends = network.degrees, network.lengths, network.ends
         free = degrees[ends] == 1
         dead = (free.sum(axis=1) == 1) & (degrees[ends].max(axis=1, initial=0) > 2)
-        if not (dead & (lengths < _DOUBTFUL_SPUR * below)).any():
+        if not (dead & (lengths < doubtful)).any():
             return network
-        needed = below * (1 + (_DOUBTFUL_SPUR - 1) * evidence.doubt(network, skip))
+        needed = certain + (doubtful - certain) * evidence.doubt(network, skip)
         leaves = (free & on_border(network.nodes, size)[ends]).any(axis=1)
         spurs = np.flatnonzero(dead & (lengths < np.where(leaves, needed / 2, needed)))
         if not len(spurs):

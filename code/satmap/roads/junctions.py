@@ -30,7 +30,7 @@ _PRIOR = 0.03
 # At the border so many road widths of a stub are no road but two that leave the image together,
 _STUB = 2.0
 # if both of them make at least this sine of an angle with it.
-_SLANT = 0.2
+_SLANT = 0.1
 # A link longer than a crossing's blur by this is no crossing, metres.
 _TOUCH = 1.2
 # A junction never moves farther than this many road widths beyond its skeleton's nodes.

@@ -34,7 +34,7 @@ class RoadSettings(Settings):
 
     smooth_m: float = Field(0.4, ge=0)
     high: float = Field(0.6, gt=0, le=1)
-    low: float = Field(0.3, gt=0, le=1)
+    low: float = Field(0.25, gt=0, le=1)
     apart_m: float = Field(2.0, ge=0)
     object_m2: float = Field(4.0, ge=0)
     hole_m2: float = Field(9.0, ge=0)
@@ -48,6 +48,6 @@ class RoadSettings(Settings):
     edge_m: float = Field(3.0, ge=0)
     bridge_m: float = Field(33.0, ge=0)
     bridge_degrees: float = Field(30.0, ge=0, le=90)
-    bridge_probability: float = Field(0.15, ge=0, le=1)
+    bridge_probability: float = Field(0.2, ge=0, le=1)
     speed_evidence: float = Field(0.05, gt=0, le=1)
     default_speed_mph: float = Field(25.0, gt=0)

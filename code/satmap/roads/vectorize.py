@@ -43,6 +43,8 @@ _STAIRS_M = 0.4
 # Before gaps are closed only this part of a spur is pruned: a short one may be what a gap left of a
 # road.
 _SPROUT = 0.5
+# A doubtful spur must be so many times as long as a certain one.
+_DOUBTFUL_SPUR = 4.0
 # What a road's width is taken for at least and at most.
 _WIDTHS_M = (2.0, 8.0)
 
@@ -151,7 +153,8 @@ def clean(network: Network, planes: Planes, settings: RoadSettings) -> Network:
     network = drop_short_loops(network, np.pi * settings.merge_m)
     width = _width(network, road, float(scale.prod()))
     network = part_at_border(network, width, size)
-    network = prune_spurs(network, settings.spur_m * _SPROUT, width / 2, size, evidence)
+    spur, doubtful = settings.spur_m, settings.spur_m * _DOUBTFUL_SPUR
+    network = prune_spurs(network, (spur * _SPROUT, doubtful * _SPROUT), width / 2, size, evidence)
     if junctions is not None and not informed(junctions, network, settings.merge_m):
         junctions = None
     rules = JoinRules(
@@ -174,7 +177,7 @@ def clean(network: Network, planes: Planes, settings: RoadSettings) -> Network:
         network = joined
     network = resolve_junctions(network, width, settings.merge_m, junctions)
     network = drop_short_loops(network, np.pi * settings.merge_m)
-    network = prune_spurs(network, settings.spur_m, width / 2, size, evidence)
+    network = prune_spurs(network, (spur, doubtful), width / 2, size, evidence)
     network = drop_components(network, settings.component_m, size, evidence)
     return sharpen_bends(simplify(network, settings.simplify_m * 2 / 3), width)
 
