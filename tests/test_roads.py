@@ -19,10 +19,11 @@ from round_trips import made_city
 from satmap.errors import SatmapError
 from satmap.metrics.apls import apls
 from satmap.planes import ROAD, ROAD_PLANES, SPEED_PLANES, Planes
-from satmap.roads.clean import prune_spurs, simplify
+from satmap.roads.clean import prune_spurs
 from satmap.roads.evidence import Evidence
 from satmap.roads.graph import RoadGraph
 from satmap.roads.join import cut
+from satmap.roads.lines import simplify
 from satmap.roads.network import Network, follow_chains
 from satmap.roads.rows import to_rows
 from satmap.roads.skeleton import road_mask

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from satmap.roads.clean import on_border
+from satmap.roads.border import on_border
 from satmap.roads.evidence import Evidence
 from satmap.roads.network import Ints, Line, Network, components
 

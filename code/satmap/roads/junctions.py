@@ -9,49 +9,20 @@ the junction is the place nearest to all their straight continuations.
 Whether two roads meet at all where they cross the road plane cannot say; the junction plane can.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from satmap.roads.clean import on_border
+from satmap.roads.arms import LOOK, Arms, cross, road_arms, straight_on
 from satmap.roads.evidence import Evidence
 from satmap.roads.network import Ints, Line, Network, components
 
-# Road beyond the first road's width that gives an arm's direction, metres.
-_LOOK = 8.0
-# Samples of it.
-_SAMPLES = 4
-# Roads cross, or pass each other, only if they are this straight, degrees.
-_STRAIGHT = 20.0
 # How much of its weight a junction's arms leave to the place that the skeleton gives: holds a
 # junction of nearly parallel roads.
 _PRIOR = 0.03
-# At the border so many road widths of a stub are no road but two that leave the image together,
-_STUB = 2.0
-# if both of them make at least this sine of an angle with it.
-_SLANT = 0.1
 # A link longer than a crossing's blur by this is no crossing, metres.
 _TOUCH = 1.2
 # A junction never moves farther than this many road widths beyond its skeleton's nodes.
 _FARTHEST = 2.5
-
-
-@dataclass(frozen=True)
-class _Arms:
-    """Road ends, by half-edge: 2e is the start of road e, 2e + 1 its end.
-
-    Attributes:
-        nodes: the node of each, (h,).
-        places: a place on the arm beyond the junction's blur, (h, 2).
-        directions: unit vectors outwards, (h, 2).
-        reach: metres of road that the direction was taken from, (h,).
-    """
-
-    nodes: Ints
-    places: Line
-    directions: Line
-    reach: NDArray[np.float64]
 
 
 def resolve_junctions(
@@ -68,7 +39,7 @@ def resolve_junctions(
     junction = network.degrees >= 3
     if not junction.any():
         return network
-    arms = _arms(network, width)
+    arms = road_arms(network, width)
     linked = junction[network.ends].all(axis=1) & (network.ends[:, 0] != network.ends[:, 1])
     link = linked & (network.lengths < merge)
     link |= _crossings(network, arms, linked & ~link, width)
@@ -90,120 +61,8 @@ def resolve_junctions(
     )
 
 
-def part_at_border(network: Network, width: float, size: Line) -> Network:
-    """Let roads leave the image side by side that the skeleton joins just before its border.
-
-    Where two roads come together at the border the skeleton shows one that touches it and turns
-    back, or a short stub that leaves the image. If their straight continuations meet inside the
-    image, that is a bend or a junction near its border; if they meet outside, each road leaves the
-    image for itself.
-
-    Args:
-        network: the network, metres.
-        width: of a road, metres.
-        size: width and height of the image, (2,).
-    """
-    network = _cut_where_touching(network, width, size)
-    degrees = network.degrees
-    arms = _arms(network, width)
-    near = np.minimum(network.nodes, size - network.nodes).min(axis=1) < _STUB * width
-    nodes, ends, lines = [*network.nodes], network.ends.copy(), network.lines
-    gone = np.zeros(len(lines), np.bool_)
-    moved = np.zeros(len(lines), np.bool_)
-    leaf = on_border(network.nodes, size) & (degrees == 1)
-    stub = leaf[network.ends].any(axis=1) & (network.lengths < _STUB * width)
-    for joint in np.flatnonzero(near & ((degrees == 2) | (degrees == 3))).tolist():
-        halves = np.flatnonzero(arms.nodes == joint)
-        pair = halves[~stub[halves >> 1]]
-        if len(pair) != 2 or moved[pair >> 1].any():
-            continue
-        distances = np.concatenate([nodes[joint], size - nodes[joint]])
-        edge = int(distances.argmin())
-        axis, limit = edge % 2, 0.0 if edge < 2 else float(size[edge % 2])
-        tips = _apart_at(arms.places[pair], arms.directions[pair], axis, limit)
-        if tips is None:
-            continue
-        gone[halves[stub[halves >> 1]] >> 1] = True
-        moved[pair >> 1] = True
-        for half, tip in zip(pair.tolist(), tips.clip(0, size), strict=True):
-            road, end = half >> 1, half % 2
-            line = lines[road][::-1] if end else lines[road]
-            # As far as the skeleton is bent the straight continuation takes its place.
-            straight = np.flatnonzero(np.abs(line[:, axis] - limit) > _STUB * width / 2)
-            rest = line[straight[0] :] if len(straight) else line[-1:]
-            line = np.concatenate([tip[None], rest])
-            lines[road] = line[::-1] if end else line
-            ends[road, end] = len(nodes)
-            nodes.append(tip)
-    kept = np.flatnonzero(~gone)
-    return Network.of_lines(
-        np.array(nodes).reshape(-1, 2), ends[kept], [lines[road] for road in kept.tolist()]
-    ).dissolve()
-
-
-def _cut_where_touching(network: Network, width: float, size: Line) -> Network:
-    """A node where a road comes nearest to the border, if it comes near in its midst."""
-    points = network.points
-    distance = np.minimum(points, size - points).min(axis=1) if len(points) else np.empty(0)
-    road = np.repeat(np.arange(len(network.counts)), network.counts)
-    way = network.along - network.along[network.starts][road] if len(points) else distance
-    rest = network.lengths[road] - way
-    touching = np.flatnonzero((distance < width) & (way > 2 * width) & (rest > 2 * width))
-    if not len(touching):
-        return network
-    order = touching[np.lexsort((distance[touching], road[touching]))]
-    order = order[np.unique(road[order], return_index=True)[1]]
-    lines, ends, nodes = network.lines, network.ends.tolist(), [*network.nodes]
-    for index in order.tolist():
-        number = int(road[index])
-        line, at = lines[number], index - int(network.starts[number])
-        lines[number] = line[: at + 1]
-        lines.append(line[at:])
-        ends.append([len(nodes), ends[number][1]])
-        ends[number] = [ends[number][0], len(nodes)]
-        nodes.append(line[at])
-    return Network.of_lines(np.array(nodes), np.array(ends, np.int64), lines)
-
-
-def _apart_at(places: Line, directions: Line, axis: int, limit: float) -> Line | None:
-    """Where two arms reach the border, (2, 2), if they meet only beyond it.
-
-    Args:
-        places: a place on each arm, (2, 2).
-        directions: of the arms, inwards, (2, 2).
-        axis: the border is a line of constant x (0) or y (1),
-        limit: at this coordinate.
-    """
-    inward = 1.0 if limit == 0 else -1.0
-    turn = float(_cross(directions[0], directions[1]))
-    if (directions[:, axis] * inward < _SLANT).any() or abs(turn) < 1e-6:
-        return None
-    step = float(_cross(places[1] - places[0], directions[1])) / turn
-    meeting = places[0] + step * directions[0]
-    if (meeting[axis] - limit) * inward > 0:
-        return None
-    way = (limit - places[:, axis]) / directions[:, axis]
-    tips: Line = places + way[:, None] * directions
-    tips[:, axis] = limit
-    return tips
-
-
-def _arms(network: Network, width: float) -> _Arms:
-    half = np.arange(2 * len(network.counts))
-    road, backwards = half >> 1, half % 2 == 1
-    length = network.lengths[road]
-    near = np.minimum(width, 0.4 * length)
-    far = np.minimum(width + _LOOK, np.maximum(0.6 * length, length - width))
-    way = near + np.linspace(0, 1, _SAMPLES)[:, None] * (far - near)
-    at = np.where(backwards, length - way, way)
-    places = network.places(np.tile(road, _SAMPLES), at.ravel()).reshape(_SAMPLES, -1, 2)
-    step = places[_SAMPLES // 2 :].mean(axis=0) - places[: _SAMPLES // 2].mean(axis=0)
-    step /= np.maximum(np.hypot(step[:, 0], step[:, 1]), 1e-9)[:, None]
-    return _Arms(network.ends.reshape(-1), places.mean(axis=0), step, far - near)
-
-
 def _crossings(
-    network: Network, arms: _Arms, candidates: NDArray[np.bool_], width: float
+    network: Network, arms: Arms, candidates: NDArray[np.bool_], width: float
 ) -> NDArray[np.bool_]:
     """Which roads are but the blur of two roads that cross, (m,).
 
@@ -229,44 +88,32 @@ def _crossings(
 
 
 def _crosses(
-    network: Network, arms: _Arms, roads: Ints, other: Ints, width: float
+    network: Network, arms: Arms, roads: Ints, other: Ints, width: float
 ) -> NDArray[np.bool_]:
     """Whether the arms ``other``, (k, end, 2), of candidates cross, (k,)."""
     axis = network.nodes[network.ends[roads, 1]] - network.nodes[network.ends[roads, 0]]
     directions = arms.directions[other]
-    side = _cross(axis[:, None, None], directions) > 0
+    side = cross(axis[:, None, None], directions) > 0
     # Left and right arm at either end; arms on one side of the axis do not cross.
     order = np.argsort(side, axis=2)
     sorted_sides = np.take_along_axis(side, order, axis=2)
     good = (~sorted_sides[:, :, 0] & sorted_sides[:, :, 1]).all(axis=1)
     other = np.take_along_axis(other, order, axis=2)
     for one, across in ((other[:, 0, 0], other[:, 1, 1]), (other[:, 0, 1], other[:, 1, 0])):
-        good = good & _straight_on(arms, one, across)
+        good = good & straight_on(arms, one, across)
     directions = arms.directions[other]
     # Half the acute angle between the arms, the wider of both ends.
     cosine = (directions[:, :, 0] * directions[:, :, 1]).sum(axis=2).max(axis=1)
-    sine = np.sqrt(np.clip((1 - cosine) / 2, 1e-4, 1))
-    overlap = width * (1 - sine) / (sine * (1 + sine))
-    crosses: NDArray[np.bool_] = good & (network.lengths[roads] < 1.5 * overlap + width)
+    longest = 1.5 * _overlap(cosine, width) + width
+    crosses: NDArray[np.bool_] = good & (network.lengths[roads] < longest)
     return crosses
-
-
-def _straight_on(arms: _Arms, one: Ints, other: Ints) -> NDArray[np.bool_]:
-    """Whether pairs of arms are one straight road, (k,)."""
-    chord = arms.places[other] - arms.places[one]
-    chord /= np.maximum(np.hypot(chord[:, 0], chord[:, 1]), 1e-9)[:, None]
-    least = np.cos(np.radians(_STRAIGHT))
-    leaves: NDArray[np.bool_] = (-arms.directions[one] * chord).sum(axis=1) >= least
-    arrives: NDArray[np.bool_] = (arms.directions[other] * chord).sum(axis=1) >= least
-    straight: NDArray[np.bool_] = np.logical_and(leaves, arrives)
-    return straight
 
 
 def _centres(
     network: Network,
     group: Ints,
     link: NDArray[np.bool_],
-    arms: _Arms,
+    arms: Arms,
     outer: NDArray[np.bool_],
     width: float,
 ) -> tuple[Line, Line]:
@@ -281,7 +128,7 @@ def _centres(
     of = group[arms.nodes[half]]
     ux, uy = arms.directions[half].T
     px, py = (arms.places[half] - old[of]).T
-    weight = np.clip(arms.reach[half] / _LOOK, 0.05, 1)
+    weight = np.clip(arms.reach[half] / LOOK, 0.05, 1)
     # Sums of projections across each arm: the normal equations of the nearest place.
     across = uy * px - ux * py
     terms = uy * uy, -ux * uy, ux * ux, uy * across, -ux * across
@@ -296,7 +143,7 @@ def _centres(
 
 
 def _cut_lengths(
-    network: Network, arms: _Arms, outer: NDArray[np.bool_], centre: Line, width: float
+    network: Network, arms: Arms, outer: NDArray[np.bool_], centre: Line, width: float
 ) -> NDArray[np.float64]:
     """How much of each arm makes way for a straight line to its junction, (m, 2)."""
     start = network.nodes[arms.nodes]
@@ -308,7 +155,7 @@ def _cut_lengths(
 
 def _passes(
     group: Ints,
-    arms: _Arms,
+    arms: Arms,
     outer: NDArray[np.bool_],
     link: NDArray[np.bool_],
     lengths: NDArray[np.float64],
@@ -328,9 +175,9 @@ def _passes(
         for b in others:
             c, d = (arm for arm in others if arm != b)
             one, other = np.array([a, c]), np.array([b, d])
-            straight = bool(_straight_on(arms, one, other).all())
-            cosine = abs(float((arms.directions[a] * arms.directions[c]).sum()))
-            blur = _overlap(cosine, width) + _TOUCH
+            straight = bool(straight_on(arms, one, other).all())
+            cosine = np.abs((arms.directions[a] * arms.directions[c]).sum())
+            blur = float(_overlap(cosine, width)) + _TOUCH
             touch = arms.nodes[a] == arms.nodes[b] and arms.nodes[c] == arms.nodes[d]
             touch = touch and arms.nodes[a] != arms.nodes[c]
             if (straight and linked[number] <= blur) or (touch and linked[number] > _TOUCH):
@@ -339,10 +186,15 @@ def _passes(
     return pairs
 
 
-def _overlap(cosine: float, width: float) -> float:
-    """Length of the road that a skeleton shows where two roads cross at an acute angle."""
-    sine = float(np.sqrt(np.clip((1 - cosine) / 2, 1e-4, 1)))
-    return width * (1 - sine) / (sine * (1 + sine))
+def _overlap(cosine: NDArray[np.float64], width: float) -> NDArray[np.float64]:
+    """Length of the road that a skeleton shows where two roads cross at an acute angle.
+
+    Along the line that halves the angle, from where a circle that touches both roads' outer sides
+    also touches the corner between them to the same place on the other side.
+    """
+    sine = np.sqrt(np.clip((1 - cosine) / 2, 1e-4, 1))
+    overlap: NDArray[np.float64] = width * (1 - sine) / (sine * (1 + sine))
+    return overlap
 
 
 def _rebuilt(
@@ -390,8 +242,3 @@ def _rebuilt(
     order = np.lexsort((np.concatenate(keys), all_roads))
     counts = np.bincount(all_roads, minlength=len(length))[kept]
     return Network(np.concatenate(nodes), ends[kept], all_points[order], counts).dissolve()
-
-
-def _cross(first: Line, second: Line) -> NDArray[np.float64]:
-    product: NDArray[np.float64] = first[..., 0] * second[..., 1] - first[..., 1] * second[..., 0]
-    return product

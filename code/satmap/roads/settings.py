@@ -20,7 +20,7 @@ class RoadSettings(Settings):
             image's other roads, up to four times as long.
         merge_m: junctions linked by less road become one.
         component_m: connected parts of less road are dropped if doubtful; certain ones need a
-            quarter, those that leave the image a sixth of that.
+            quarter, and all need less where they leave the image.
         simplify_m: tolerance of Douglas-Peucker.
         gap_m: aligned free ends so near are joined without evidence.
         tee_m: a free end so near to a road ahead is led to it without evidence.

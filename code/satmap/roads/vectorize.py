@@ -1,9 +1,9 @@
 """From probability planes to a road graph, in one process and without files.
 
-``centre_lines``: smooth, threshold (skeleton.py), thin (thinning.py), trace (trace.py).
-``clean``, in metres: prune, drop, simplify (clean.py), join ends (join.py), put junctions in their
-place (junctions.py). ``road_graph``: back to pixels, speeds (speed.py). The three can be run on
-pieces of a scene, or on networks put together from several.
+``centre_lines``: smooth and threshold (skeleton.py), thin (thinning.py), trace (trace.py), crop
+(border.py). ``clean``, in metres: prune and drop (clean.py), join ends (join.py), put junctions in
+their place (junctions.py), simplify (lines.py). ``road_graph``: back to pixels, speeds (speed.py).
+The three can be run on pieces of a scene, or on networks put together from several.
 """
 
 import cv2
@@ -12,20 +12,19 @@ from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
 from satmap.planes import JUNCTION, ROAD, Planes
+from satmap.roads.border import crop, part_at_border
 from satmap.roads.bridges import JoinRules
 from satmap.roads.clean import (
     drop_components,
     drop_short_loops,
     drop_uncertain,
     prune_spurs,
-    sharpen_bends,
-    simplify,
-    smooth_lines,
 )
 from satmap.roads.evidence import Evidence, informed
 from satmap.roads.graph import RoadEdge, RoadGraph
 from satmap.roads.join import extend_to_border, join_ends
-from satmap.roads.junctions import part_at_border, resolve_junctions
+from satmap.roads.junctions import resolve_junctions
+from satmap.roads.lines import sharpen_bends, simplify, smooth_lines
 from satmap.roads.network import Line, Network
 from satmap.roads.settings import RoadSettings
 from satmap.roads.skeleton import road_mask, smooth
@@ -36,8 +35,6 @@ from satmap.speeds import MPS_PER_MPH
 
 __all__ = ["RoadSettings", "centre_lines", "clean", "road_graph", "vectorize"]
 
-# So far inside the image's edge the skeleton of a road that leaves it is bent.
-_BEND_M = 1.0
 # Staircases of pixels are evened out over so much road to either side.
 _STAIRS_M = 0.4
 # Before gaps are closed only this part of a spur is pruned: a short one may be what a gap left of a
@@ -97,40 +94,7 @@ def centre_lines(planes: Planes, settings: RoadSettings) -> Network:
     )
     network = smooth_lines(trace(*thin(mask)), round(_STAIRS_M / float(scale.mean())))
     limit = np.array([road.shape[1], road.shape[0]], np.float64)
-    return _cropped(network, margin.astype(np.float64), limit, scale)
-
-
-def _cropped(network: Network, margin: Line, limit: Line, scale: Line) -> Network:
-    """A network in pixels of the padded plane, cropped to the image, in metres.
-
-    Far beyond the image's edge a road that leaves aslant runs at right angles to the edge, through
-    the middle of its last row; on the way there the skeleton is bent. So the road goes straight
-    from where it is whole to that middle. Whatever else was traced beyond the edge falls onto it.
-    """
-    if not len(network.counts):
-        return network
-    points = network.points - margin
-    inset = _BEND_M / scale
-    x, y = points.T
-    outside = (x < 0) | (y < 0) | (x > limit[0]) | (y > limit[1])
-    whole = (x > inset[0]) & (y > inset[1]) & (x < limit[0] - inset[0]) & (y < limit[1] - inset[1])
-    index = np.arange(len(points))
-    first, last = network.starts, network.starts + network.counts - 1
-    first_whole = np.minimum.reduceat(np.where(whole, index, len(points)), first)
-    last_whole = np.maximum.reduceat(np.where(whole, index, -1), first)
-    dead = (network.degrees[network.ends] == 1) & (last_whole >= 0)[:, None]
-    enters, leaves = dead[:, 0] & outside[first], dead[:, 1] & outside[last]
-    opens = np.repeat(np.where(enters, first_whole, first), network.counts)
-    closes = np.repeat(np.where(leaves, last_whole, last), network.counts)
-    keep = (index >= opens) & (index <= closes)
-    keep[first] = keep[last] = True
-    counts = np.add.reduceat(keep.astype(np.int64), first)
-    return Network(
-        (network.nodes - margin).clip(0, limit) * scale,
-        network.ends,
-        points[keep].clip(0, limit) * scale,
-        counts,
-    )
+    return crop(network, margin.astype(np.float64), limit, scale)
 
 
 def clean(network: Network, planes: Planes, settings: RoadSettings) -> Network:
