@@ -32,21 +32,21 @@ def thin(mask: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     words: Words = packed.view("<u8").reshape(-1)
     filled = active = np.flatnonzero(words)
     near = np.zeros(len(words), np.bool_)
-    around = np.array([down + right for down in (-per_row, 0, per_row) for right in (-1, 0, 1)])[
-        :, None
-    ]
+    shifts = [down + right for right in (0, 1, -1) for down in (-per_row, 0, per_row)]
+    around = active + np.array(shifts)[:, None]
     while len(active):
         changed = np.zeros(len(active), np.bool_)
         for odd in (True, False):
-            here = words[active]
-            gone = here & _removable(words, active, per_row, odd)
+            here, removable = _removable(words.take(around).reshape(3, 3, -1), odd)
+            gone = here & removable
             words[active] = here ^ gone
             changed |= gone != 0
         # While most of them change, looking for the others takes longer than looking at them.
         if 2 * np.count_nonzero(changed) < len(active):
             near[:] = False
-            near[(active[changed] + around).ravel()] = True
+            near[around[:, changed].ravel()] = True
             active = filled[near[filled]]
+            around = active + np.array(shifts)[:, None]
     in_bytes = words.view(np.uint8)
     bytes_at = np.flatnonzero(in_bytes)
     byte, bit = np.nonzero(np.unpackbits(in_bytes[bytes_at, None], axis=1, bitorder="little"))
@@ -54,12 +54,19 @@ def thin(mask: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     return rows - 2, columns * 8 + bit
 
 
-def _removable(words: Words, active: NDArray[np.intp], per_row: int, odd: bool) -> Words:
-    """Which pixels of the active words a subiteration may take away if they are road."""
+def _removable(block: Words, odd: bool) -> tuple[Words, Words]:
+    """Words, and which of their pixels a subiteration may take away if they are road.
+
+    Args:
+        block: the words, those to the east and those to the west of them; each in the row above,
+            in their own and in the row below; (3, 3, words).
+        odd: which of the two subiterations.
+    """
+    middle, eastern, western = block
     # p2..p9 in the paper, clockwise from north.
-    n, ne, nw = _row(words, active - per_row)
-    s, se, sw = _row(words, active + per_row)
-    _, e, w = _row(words, active)
+    n, here, s = middle
+    ne, e, se = middle >> _ONE | eastern << _LAST
+    nw, w, sw = middle << _ONE | western >> _LAST
     nw_n, ne_e, se_s, sw_w = nw | n, ne | e, se | s, sw | w
     n_ne, e_se, s_sw, w_nw = n | ne, e | se, s | sw, w | nw
     # Exactly one run of road around the pixel.
@@ -69,16 +76,7 @@ def _removable(words: Words, active: NDArray[np.intp], per_row: int, odd: bool) 
     first, second = _two_and_four(nw_n, ne_e, se_s, sw_w), _two_and_four(n_ne, e_se, s_sw, w_nw)
     single &= first[0] & second[0] & ~(first[1] & second[1])
     spared = (s_sw | ~nw) & w if odd else (n_ne | ~se) & e
-    removable: Words = single & ~spared
-    return removable
-
-
-def _row(words: Words, at: NDArray[np.intp]) -> tuple[Words, Words, Words]:
-    """The words themselves, and their pixels' neighbours to the east and to the west."""
-    here = words[at]
-    east = here >> _ONE | words[at + 1] << _LAST
-    west = here << _ONE | words[at - 1] >> _LAST
-    return here, east, west
+    return here, single & ~spared
 
 
 def _two_and_four(a: Words, b: Words, c: Words, d: Words) -> tuple[Words, Words]:
