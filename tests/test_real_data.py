@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from round_trips import vegas_labels
 from satmap.data.cache import CachedChip, StretchSettings, prepare_chip
 from satmap.data.spacenet_roads import scan
 from satmap.data.targets import TargetSettings, decode_target
@@ -63,7 +64,7 @@ def test_labels_agree_with_the_truth_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("directory", "length", "time"), [(EPFL, 0.95, 0.945), (VEGAS, 0.94, 0.93)]
+    ("directory", "length", "time"), [(EPFL, 0.97, 0.97), (VEGAS, 0.985, 0.98)]
 )
 def test_targets_vectorise_back_to_their_labels(
     tmp_path: Path, directory: Path, length: float, time: float
@@ -80,6 +81,14 @@ def test_targets_vectorise_back_to_their_labels(
     mean = np.mean(scores, axis=0)
     assert mean[0] > length
     assert mean[1] > time
+
+
+def test_labels_of_vegas_vectorise_back() -> None:
+    labels = DATA.parent / "fixtures/apls/AOI_2_Vegas_Train/spacenetroads"
+    scores = [trip.score() for trip in vegas_labels(labels)]
+    assert len(scores) == 7
+    assert np.mean([score.length.score for score in scores]) > 0.985
+    assert np.mean([score.time.score for score in scores if score.time]) > 0.98
 
 
 def test_older_property_names_and_rgba(tmp_path: Path) -> None:

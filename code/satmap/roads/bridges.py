@@ -5,21 +5,20 @@ mean probability along the bridge speaks for it (cannab; SAM-Road++), and a free
 a near road ahead of it (ikibardin). All lengths and places are metres.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from satmap.roads.trace import Line, Network, components, on_border
-
-# Mean road probability, 0..1, along straight bridges from (n, 2) to (n, 2) in metres.
-Evidence = Callable[[Line, Line], NDArray[np.float64]]
+from satmap.roads.border import on_border
+from satmap.roads.evidence import Evidence
+from satmap.roads.network import Ints, Line, Network, components
 
 # Road that gives a free end's direction, and its tip, which does not: what hides the road frays it.
+# The longer look is the truer one, unless the road has just turned a corner.
 _LOOK_BACK = 10.0
+_SHORT_LOOK = 4.0
 _TIP = 2.0
 # Between the places along roads to which a free end may be led.
 _SPACING = 1.0
@@ -27,6 +26,8 @@ _SPACING = 1.0
 _DETOUR = 3.0
 # Places on one road that are nearer than this are one junction.
 SAME_PLACE = 3.0
+# A junction plane shows the beginning of a hidden arm so far from the middle of the road it meets.
+_HIDDEN_ARM = 4.0
 # So far beside its direction an end may be joined whatever the angle, if forwards at all: over a
 # few metres angles mean little.
 _SIDEWAYS = 2.0
@@ -39,19 +40,26 @@ class JoinRules:
     Attributes:
         gap: reach from end to end without evidence.
         tee: reach from an end to a road without evidence.
-        bridge: reach of both with evidence.
+        edge: reach from an end to the image's edge without evidence.
+        bridge: reach of all three with evidence.
         degrees: greatest angle between a road's direction and the bridge.
         probability: mean probability along a bridge that counts as evidence, 0..1.
         least: road that a connected part must have to be led round a corner or to another road;
             the axis of a mere blob points anywhere.
+        road: evidence of the road plane.
+        junctions: evidence of the junction plane, if it tells anything: a free end is no T-junction
+            where it shows none.
     """
 
     gap: float
     tee: float
+    edge: float
     bridge: float
     degrees: float
     probability: float
     least: float
+    road: Evidence
+    junctions: Evidence | None
 
 
 @dataclass(frozen=True)
@@ -63,13 +71,15 @@ class Ends:
         roads: the road that ends there, (n,).
         places: where, (n, 2).
         directions: unit vectors outwards, (n, 2).
+        turned: the same of the last few metres alone, (n, 2).
         parts: length of road in the connected part, (n,).
     """
 
-    nodes: NDArray[np.int64]
-    roads: NDArray[np.int64]
+    nodes: Ints
+    roads: Ints
     places: Line
     directions: Line
+    turned: Line
     parts: NDArray[np.float64]
 
 
@@ -81,9 +91,9 @@ class Bridges:
     ``via``, (n, 2), NaN for a straight one.
     """
 
-    end: NDArray[np.int64]
-    other: NDArray[np.int64]
-    road: NDArray[np.int64]
+    end: Ints
+    other: Ints
+    road: Ints
     along: NDArray[np.float64]
     via: Line
     cost: NDArray[np.float64]
@@ -116,33 +126,32 @@ def free_ends(network: Network, size: Line) -> Ends:
     lengths = network.lengths[roads]
     from_start = sides == 0
     last = np.minimum(_TIP, lengths / 4)
-    back = np.minimum(_TIP + _LOOK_BACK, lengths)
-    origins = _places(network, roads, np.where(from_start, back, lengths - back))
-    tips = _places(network, roads, np.where(from_start, last, lengths - last))
-    directions = tips - origins
-    directions /= np.maximum(np.hypot(directions[:, 0], directions[:, 1]), 1e-9)[:, None]
-    _, part = components(len(network.nodes), network.ends)
-    of_road = part[network.ends[:, 0]]
-    totals = np.bincount(of_road, network.lengths, minlength=1).astype(np.float64)
-    return Ends(nodes, roads, network.nodes[nodes], directions, totals[part[nodes]])
+    tips = network.places(roads, np.where(from_start, last, lengths - last))
+
+    def seen_from(look: float) -> Line:
+        back = np.minimum(_TIP + look, lengths)
+        steps = tips - network.places(roads, np.where(from_start, back, lengths - back))
+        unit: Line = steps / np.maximum(np.hypot(steps[:, 0], steps[:, 1]), 1e-9)[:, None]
+        return unit
+
+    part = components(len(network.nodes), network.ends)
+    totals = np.bincount(part[network.ends[:, 0]], network.lengths, minlength=1).astype(np.float64)
+    return Ends(
+        nodes,
+        roads,
+        network.nodes[nodes],
+        seen_from(_LOOK_BACK),
+        seen_from(_SHORT_LOOK),
+        totals[part[nodes]],
+    )
 
 
-def _places(network: Network, roads: NDArray[np.int64], along: NDArray[np.float64]) -> Line:
-    """Places on roads at distances from their starts, (n, 2)."""
-    used, number = np.unique(roads, return_inverse=True)
-    shapes = np.array([shapely.linestrings(network.lines[road]) for road in used], object)
-    points = shapely.line_interpolate_point(shapes[number], along)
-    places: Line = shapely.get_coordinates(points)
-    return places
-
-
-def gap_bridges(network: Network, ends: Ends, rules: JoinRules, evidence: Evidence) -> Bridges:
+def gap_bridges(network: Network, ends: Ends, rules: JoinRules) -> Bridges:
     """Straight bridges between ends that point at each other."""
-    pairs = cKDTree(ends.places).query_pairs(rules.bridge, output_type="ndarray").astype(np.int64)
+    pairs = _near_pairs(ends.places, rules.bridge)
     first, second = pairs[:, 0], pairs[:, 1]
     step = ends.places[second] - ends.places[first]
-    ahead = _ahead(step, ends.directions[first])
-    ahead = np.minimum(ahead, _ahead(-step, ends.directions[second]))
+    ahead = np.minimum(_ahead(step, ends, first), _ahead(-step, ends, second))
     distance = np.hypot(step[:, 0], step[:, 1])
     same = ends.roads[first] == ends.roads[second]
     allowed = _aligned(distance, ahead, rules.degrees)
@@ -152,13 +161,13 @@ def gap_bridges(network: Network, ends: Ends, rules: JoinRules, evidence: Eviden
     bridges = Bridges(
         first[kept], second[kept], none, np.zeros(len(kept)), _straight(len(kept)), ahead[kept]
     )
-    places = ends.places[first[kept]], ends.places[second[kept]]
-    return _proven(bridges, places, rules.gap, rules.probability, evidence)
+    starts, stops = ends.places[first[kept]], ends.places[second[kept]]
+    return _proven(bridges, starts, stops, distance[kept] <= rules.gap, rules)
 
 
 def corner_bridges(network: Network, ends: Ends, rules: JoinRules) -> Bridges:
     """Bridges round hidden corners: the directions of two ends meet at a near place ahead."""
-    pairs = cKDTree(ends.places).query_pairs(rules.gap, output_type="ndarray").astype(np.int64)
+    pairs = _near_pairs(ends.places, rules.gap)
     first, second = pairs[:, 0], pairs[:, 1]
     one, other = ends.directions[first], ends.directions[second]
     step = ends.places[second] - ends.places[first]
@@ -178,8 +187,39 @@ def corner_bridges(network: Network, ends: Ends, rules: JoinRules) -> Bridges:
     return corners.chosen(np.flatnonzero(allowed))
 
 
-def tee_bridges(network: Network, ends: Ends, rules: JoinRules, evidence: Evidence) -> Bridges:
+def tee_bridges(network: Network, ends: Ends, rules: JoinRules) -> Bridges:
     """Bridges from ends to roads ahead of them."""
+    end, roads, along, places = _near_places(network, ends, rules)
+    step = places - ends.places[end]
+    ahead = _ahead(step, ends, end)
+    distance = np.hypot(step[:, 0], step[:, 1])
+    lengths = network.lengths
+    own = ends.roads[end]
+    root = network.ends[own].sum(axis=1) - ends.nodes[end]
+    # The way from the end to the place that exists already, where it is one road or two.
+    way = np.full(len(end), np.inf)
+    from_start = network.ends[own, 0] == ends.nodes[end]
+    way = np.where(roads == own, np.where(from_start, along, lengths[own] - along), way)
+    for side, leg in ((0, along), (1, lengths[roads] - along)):
+        meets = (roads != own) & (network.ends[roads, side] == root)
+        way = np.where(meets, np.minimum(way, lengths[own] + leg), way)
+    allowed = _aligned(distance, ahead, rules.degrees) & (way > _DETOUR * distance)
+    kept = np.flatnonzero(allowed)
+    none = np.full(len(kept), -1, np.int64)
+    bridges = Bridges(end[kept], none, roads[kept], along[kept], _straight(len(kept)), ahead[kept])
+    # An end that runs straight on into a road is likelier hidden than one that would have to turn.
+    free = (distance[kept] <= rules.tee) & _aligned(distance, ahead, rules.degrees / 2)[kept]
+    if rules.junctions is not None:
+        # Beyond the road that is met, whose own junctions cover its width, towards the end.
+        back = np.minimum(_HIDDEN_ARM / np.maximum(distance[kept], 1e-9), 1)[:, None]
+        free &= rules.junctions.shows_junction(places[kept] - back * step[kept])
+    return _proven(bridges, ends.places[end[kept]], places[kept], free, rules)
+
+
+def _near_places(
+    network: Network, ends: Ends, rules: JoinRules
+) -> tuple[Ints, Ints, NDArray[np.float64], Line]:
+    """Ends, and roads, distances along them and places that are within a bridge's reach."""
     lengths = network.lengths
     counts = np.ceil(lengths / _SPACING).astype(np.int64) + 1
     roads = np.repeat(np.arange(len(counts)), counts)
@@ -192,32 +232,18 @@ def tee_bridges(network: Network, ends: Ends, rules: JoinRules, evidence: Eviden
     at_start, at_end = along < SAME_PLACE, to_end < SAME_PLACE
     along = np.where(at_start, 0.0, np.where(at_end, lengths[roads], along))
     roads, along = roads[usable], along[usable]
-    places = _places(network, roads, along)
-
+    places = network.places(roads, along)
     able = np.flatnonzero(ends.parts >= rules.least)
     near = cKDTree(ends.places[able]).sparse_distance_matrix(
         cKDTree(places), rules.bridge, output_type="ndarray"
     )
-    end, spot = able[near["i"]], near["j"].astype(np.int64)
-    step = places[spot] - ends.places[end]
-    ahead = _ahead(step, ends.directions[end])
-    distance = np.hypot(step[:, 0], step[:, 1])
-    own = ends.roads[end]
-    root = network.ends[own].sum(axis=1) - ends.nodes[end]
-    target, at = roads[spot], along[spot]
-    # The way from the end to the place that exists already, where it is one road or two.
-    way = np.full(len(end), np.inf)
-    from_start = network.ends[own, 0] == ends.nodes[end]
-    way = np.where(target == own, np.where(from_start, at, lengths[own] - at), way)
-    for side, leg in ((0, at), (1, lengths[target] - at)):
-        meets = (target != own) & (network.ends[target, side] == root)
-        way = np.where(meets, np.minimum(way, lengths[own] + leg), way)
-    allowed = _aligned(distance, ahead, rules.degrees) & (way > _DETOUR * distance)
-    kept = np.flatnonzero(allowed)
-    none = np.full(len(kept), -1, np.int64)
-    bridges = Bridges(end[kept], none, target[kept], at[kept], _straight(len(kept)), ahead[kept])
-    ways = ends.places[end[kept]], places[spot[kept]]
-    return _proven(bridges, ways, rules.tee, rules.probability, evidence)
+    spot = near["j"].astype(np.int64)
+    return able[near["i"]], roads[spot], along[spot], places[spot]
+
+
+def _near_pairs(places: Line, reach: float) -> Ints:
+    pairs: Ints = cKDTree(places).query_pairs(reach, output_type="ndarray").astype(np.int64)
+    return pairs
 
 
 def _straight(count: int) -> Line:
@@ -229,10 +255,13 @@ def _cross(first: Line, second: Line) -> NDArray[np.float64]:
     return product
 
 
-def _ahead(steps: Line, directions: Line) -> NDArray[np.float64]:
-    """Cosine between steps and directions, both (n, 2)."""
+def _ahead(steps: Line, ends: Ends, number: Ints) -> NDArray[np.float64]:
+    """Cosine between steps, (n, 2), and the better of the directions of the ends they leave."""
     length = np.maximum(np.hypot(steps[:, 0], steps[:, 1]), 1e-9)
-    cosine: NDArray[np.float64] = (steps * directions).sum(axis=1) / length
+    far, near = (
+        (steps * directions[number]).sum(axis=1) for directions in (ends.directions, ends.turned)
+    )
+    cosine: NDArray[np.float64] = np.maximum(far, near) / length
     return cosine
 
 
@@ -247,17 +276,13 @@ def _aligned(
 
 
 def _proven(
-    bridges: Bridges,
-    places: tuple[Line, Line],
-    reach: float,
-    probability: float,
-    evidence: Evidence,
+    bridges: Bridges, starts: Line, stops: Line, free: NDArray[np.bool_], rules: JoinRules
 ) -> Bridges:
-    """The bridges that are short enough or have evidence; ``cost`` comes in as the cosine."""
-    step = places[1] - places[0]
+    """The bridges that need no evidence or have it; ``cost`` comes in as the cosine."""
+    step = stops - starts
     distance = np.hypot(step[:, 0], step[:, 1])
-    proof = evidence(*places)
-    kept = np.flatnonzero((distance <= reach) | (proof >= probability))
+    proof = rules.road.between(starts, stops)
+    kept = np.flatnonzero(free | (proof >= rules.probability))
     # A bridge that bends costs up to five times its length, one without evidence three times one
     # that is road all along.
     cost = (distance * (5 - 4 * bridges.cost) * (1.5 - proof))[kept]

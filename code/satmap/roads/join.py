@@ -5,21 +5,21 @@ than one missing piece. All lengths and places are metres.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from satmap.roads.bridges import (
     SAME_PLACE,
     Bridges,
-    Evidence,
     JoinRules,
     corner_bridges,
     free_ends,
     gap_bridges,
     tee_bridges,
 )
-from satmap.roads.clean import cut
-from satmap.roads.trace import Line, Network, dissolve
+from satmap.roads.network import Line, Network
 
 
 @dataclass(frozen=True)
@@ -31,23 +31,22 @@ class _Link:
     via: tuple[Line, ...] = ()
 
 
-def join_ends(network: Network, size: Line, rules: JoinRules, evidence: Evidence) -> Network:
+def join_ends(network: Network, size: Line, rules: JoinRules) -> Network:
     """Close gaps and T-junctions, the cheapest first, each free end once.
 
     Args:
         network: the network.
         size: width and height of the image, (2,).
-        rules: reach and angle.
-        evidence: mean probability along bridges.
+        rules: reach, angle and evidence.
     """
     ends = free_ends(network, size)
     if not len(ends.nodes):
         return network
     bridges = Bridges.together(
         [
-            gap_bridges(network, ends, rules, evidence),
+            gap_bridges(network, ends, rules),
             corner_bridges(network, ends, rules),
-            tee_bridges(network, ends, rules, evidence),
+            tee_bridges(network, ends, rules),
         ]
     )
     free = [True] * len(ends.nodes)
@@ -67,46 +66,62 @@ def join_ends(network: Network, size: Line, rules: JoinRules, evidence: Evidence
             links.append(_Link(node, int(ends.nodes[target]), bend))
         else:
             hits.append((node, int(bridges.road[bridge]), float(bridges.along[bridge])))
-    return _build(network, links, hits)
+    return _build(network, links, hits) if links or hits else network
 
 
-def extend_to_border(network: Network, size: Line, reach: float, least: float) -> Network:
+def extend_to_border(network: Network, size: Line, rules: JoinRules) -> Network:
     """Lead free ends onto a border that they point at.
 
     Args:
         network: the network.
         size: width and height of the image, (2,).
-        reach: farthest border.
-        least: road that the connected part of an end must have.
+        rules: reach and evidence.
     """
     ends = free_ends(network, size)
-    lines, nodes = list(network.lines), network.nodes.copy()
-    for end in np.flatnonzero(ends.parts >= least).tolist():
-        node, road, direction = ends.nodes[end], ends.roads[end], ends.directions[end]
-        limit = np.where(direction > 0, size, 0.0)
-        travel = np.full(2, np.inf)
-        np.divide(limit - nodes[node], direction, out=travel, where=direction != 0)
-        axis = int(np.argmin(travel))
-        if travel[axis] > reach:
-            continue
-        place = np.clip(nodes[node] + travel[axis] * direction, 0.0, size)
+    direction = ends.directions
+    limit = np.where(direction > 0, size, 0.0)
+    travel = np.full(limit.shape, np.inf)
+    np.divide(limit - ends.places, direction, out=travel, where=direction != 0)
+    axis = travel.argmin(axis=1)
+    way = travel.min(axis=1, initial=np.inf)
+    reached = np.flatnonzero((ends.parts >= rules.least) & (way <= rules.bridge))
+    stops = ends.places[reached] + way[reached, None] * direction[reached]
+    shown = rules.road.between(ends.places[reached], stops) >= rules.probability
+    shown |= way[reached] <= rules.edge
+    if not shown.any():
+        return network
+    nodes, points, counts = network.nodes.copy(), network.lines, network.counts.copy()
+    for end, place in zip(reached[shown].tolist(), stops[shown].clip(0, size), strict=True):
         # Sums round; on the border means exactly on it.
-        place[axis] = limit[axis]
+        place[axis[end]] = limit[end, axis[end]]
+        node, road = ends.nodes[end], ends.roads[end]
         nodes[node] = place
         at_start = network.ends[road, 0] == node
-        pieces = [[place], lines[road]] if at_start else [lines[road], [place]]
-        lines[road] = np.concatenate(pieces)
-    return Network(nodes, network.ends, tuple(lines))
+        parts = [place[None], points[road]] if at_start else [points[road], place[None]]
+        points[road] = np.concatenate(parts)
+        counts[road] += 1
+    return Network(nodes, network.ends, np.concatenate(points), counts)
+
+
+def cut(line: Line, distances: NDArray[np.float64]) -> list[Line]:
+    """A line in pieces, cut at ascending distances from its start, each inside the line."""
+    steps = np.diff(line, axis=0)
+    along = np.concatenate([[0.0], np.cumsum(np.hypot(steps[:, 0], steps[:, 1]))])
+    places = np.stack([np.interp(distances, along, line[:, axis]) for axis in (0, 1)], axis=1)
+    before = np.searchsorted(along, distances)
+    whole = np.insert(line, before, places, axis=0)
+    stops = [0, *(before + np.arange(len(before))).tolist(), len(whole) - 1]
+    return [whole[start : stop + 1] for start, stop in pairwise(stops)]
 
 
 def _build(network: Network, links: list[_Link], hits: list[tuple[int, int, float]]) -> Network:
     """The network with ends linked to ends, and ends led to places on roads."""
-    nodes, ends, lines = network.nodes.tolist(), network.ends.tolist(), list(network.lines)
+    nodes, ends, lines = network.nodes.tolist(), network.ends.tolist(), network.lines
     by_road: dict[int, list[tuple[float, int]]] = {}
     for node, road, along in hits:
         by_road.setdefault(road, []).append((along, node))
     for road, sources in sorted(by_road.items()):
-        (start, end), line = network.ends[road].tolist(), network.lines[road]
+        (start, end), line = network.ends[road].tolist(), lines[road]
         length = float(network.lengths[road])
         cuts: list[float] = []
         chain = [start]
@@ -129,4 +144,4 @@ def _build(network: Network, links: list[_Link], hits: list[tuple[int, int, floa
     place = np.array(nodes)
     lines.extend(np.stack([place[link.start], *link.via, place[link.end]]) for link in links)
     ends.extend([link.start, link.end] for link in links)
-    return dissolve(Network(place, np.array(ends, np.int64), tuple(lines)))
+    return Network.of_lines(place, np.array(ends, np.int64), lines).dissolve()

@@ -1,4 +1,4 @@
-"""Speed and confidence of a road from the planes along its centre line.
+"""Speed and confidence of roads from the planes along their centre lines.
 
 The speed is the expectation over the ten bins, weighted by length (cannab). The reference took the
 largest bin of a sum over segments, not weighted by length, so one short bend could outvote a long
@@ -9,83 +9,89 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satmap.planes import ROAD, SPEED_PLANES, Planes
-from satmap.roads.trace import Line, line_length
+from satmap.roads.evidence import samples
+from satmap.roads.network import Network
 from satmap.speeds import BIN_SPEEDS_MPH, MPS_PER_MPH
 
-# Distance between samples along a line, pixels.
-_STEP = 2.0
-# A sample is the mean over a 3 x 3 lattice of pixels this far apart: about a road's width.
-_WINDOW = 2
+Floats = NDArray[np.float64]
+
+# Distance between samples along a line, metres.
+_STEP = 1.0
+# At a junction the faster of the roads that meet lies on top and says nothing of the others.
+_SKIP = 3.0
+# Each sample is the mean of its pixel and of four so far off in the pixel's corners, metres.
+_ASIDE = 0.6
 
 
-def road_samples(line: Line, shape: tuple[int, int]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows and columns of pixels at equal steps along a line in pixels, (samples,) each.
-
-    Samples are the middles of equal parts, so that each stands for the same length of road.
-
-    Args:
-        line: float64 (n, 2), x and y in pixels.
-        shape: height and width of the planes.
-    """
-    total = line_length(line)
-    count = max(int(np.ceil(total / _STEP)), 1)
-    steps = np.diff(line, axis=0)
-    along = np.concatenate([[0.0], np.cumsum(np.hypot(steps[:, 0], steps[:, 1]))])
-    middles = (np.arange(count) + 0.5) / count * total
-    columns = np.interp(middles, along, line[:, 0]).astype(np.intp)
-    rows = np.interp(middles, along, line[:, 1]).astype(np.intp)
-    return rows.clip(0, shape[0] - 1), columns.clip(0, shape[1] - 1)
-
-
-def line_confidence(planes: Planes, line: Line) -> float:
-    """Mean road probability along a line in pixels, 0..1."""
-    road = planes[ROAD]
-    rows, columns = road_samples(line, (road.shape[0], road.shape[1]))
-    return float(road[rows, columns].mean() / 255)
-
-
-def line_speed(planes: Planes, line: Line, evidence: float) -> float | None:
-    """Speed along a line in pixels, metres a second; None without evidence.
+def road_speeds(
+    network: Network, planes: Planes, evidence: float, default_mps: float
+) -> tuple[Floats, Floats]:
+    """Speed and confidence of every road.
 
     Args:
-        planes: the planes, with or without speed.
-        line: float64 (n, 2), x and y in pixels.
-        evidence: least sum over the bins of the mean probability along the line, 0..1.
+        network: the roads, metres.
+        planes: the planes, with or without speeds.
+        evidence: least sum over the bins of the mean probability along a road, 0..1; with less a
+            road gets its neighbours' speed, or the image's typical one.
+        default_mps: speed where the planes know none, metres a second.
+
+    Returns:
+        Speeds, metres a second, and mean road probability, 0..1, (m,) each.
     """
-    if not all(name in planes for name in SPEED_PLANES):
-        return None
+    count = len(network.counts)
+    if not count:
+        return np.empty(0), np.empty(0)
+    skip = np.where(network.degrees[network.ends] > 1, _SKIP, 0.0)
+    owner, places = samples(network, np.arange(count), _STEP, skip)
+    number = np.bincount(owner, minlength=count)
     height, width = planes.values.shape[1:]
-    rows, columns = road_samples(line, (height, width))
-    offsets = np.array([-_WINDOW, 0, _WINDOW])
-    window_rows = (rows[:, None] + offsets).clip(0, height - 1)[:, :, None]
-    window_columns = (columns[:, None] + offsets).clip(0, width - 1)[:, None, :]
-    bins = np.array(
-        [planes[name][window_rows, window_columns].mean() / 255 for name in SPEED_PLANES]
-    )
-    total = float(bins.sum())
-    if total < evidence:
-        return None
-    return float(bins @ np.array(BIN_SPEEDS_MPH)) / total * MPS_PER_MPH
+    scale = np.asarray(planes.metres_per_pixel)
+    offsets = np.array([(0, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)]) * (_ASIDE / scale)
+    pixels = places / scale + offsets[:, None]
+    rows = pixels[..., 1].astype(np.int64).clip(0, height - 1)
+    columns = pixels[..., 0].astype(np.int64).clip(0, width - 1)
+    flat = rows * width + columns
+
+    def mean(name: str) -> Floats:
+        values = planes[name].reshape(-1).take(flat).sum(axis=0, dtype=np.int64)
+        return np.bincount(owner, values, minlength=count) / (number * len(offsets) * 255)
+
+    confidence = mean(ROAD)
+    if not all(name in planes for name in SPEED_PLANES):
+        return np.full(count, default_mps), confidence
+    bins = np.stack([mean(name) for name in SPEED_PLANES], axis=1)
+    total = bins.sum(axis=1)
+    known = total >= evidence
+    speeds = np.full(count, np.nan)
+    speeds[known] = bins[known] @ np.array(BIN_SPEEDS_MPH) / total[known] * MPS_PER_MPH
+    return fill_speeds(speeds, network, default_mps), confidence
 
 
-def fill_speeds(
-    speeds: list[float | None], lengths_m: list[float], default_mps: float
-) -> list[float]:
-    """Speeds with the gaps filled: the length-weighted median of the known ones, or the default.
+def fill_speeds(speeds: Floats, network: Network, default_mps: float) -> Floats:
+    """Speeds with the gaps filled, by those of the roads that meet the unknown one at its ends.
+
+    Where none of those is known the image's typical speed serves, the median weighted by length;
+    where no road of the image is known, the default.
 
     Args:
-        speeds: metres a second, None where unknown.
-        lengths_m: length of each road.
+        speeds: metres a second, NaN where unknown, (m,).
+        network: the roads.
         default_mps: speed where no road of the image has one.
     """
-    known = [
-        (speed, length)
-        for speed, length in zip(speeds, lengths_m, strict=True)
-        if speed is not None
-    ]
-    typical = default_mps
-    if known:
-        values, weights = np.array(sorted(known)).T
-        total = np.cumsum(weights)
-        typical = float(values[np.searchsorted(total, total[-1] / 2)])
-    return [typical if speed is None else speed for speed in speeds]
+    known = ~np.isnan(speeds)
+    if known.all():
+        return speeds
+    if not known.any():
+        return np.full(len(speeds), default_mps)
+    lengths, nodes = network.lengths, len(network.nodes)
+    order = np.argsort(speeds[known])
+    total = np.cumsum(lengths[known][order])
+    typical = speeds[known][order][np.searchsorted(total, total[-1] / 2)]
+    ends = network.ends[known].ravel()
+    weights = np.repeat(lengths[known], 2)
+    weight = np.bincount(ends, weights, minlength=nodes)
+    weighted = np.bincount(ends, weights * np.repeat(speeds[known], 2), minlength=nodes)
+    meeting = weight[network.ends].sum(axis=1)
+    neighbours = weighted[network.ends].sum(axis=1) / np.where(meeting > 0, meeting, 1)
+    filled: Floats = np.where(known, speeds, np.where(meeting > 0, neighbours, typical))
+    return filled

@@ -1,84 +1,49 @@
 """From probability planes to a road graph, in one process and without files.
 
-smooth, threshold and thin (skeleton.py); trace (trace.py); from there on in metres: prune spurs,
-merge junctions, join ends, drop small parts, simplify (clean.py, join.py); back to pixels; speeds
-(speed.py). The thresholds follow selim_sef's SpaceNet 5 solution, given in metres instead of pixels
-of 0.3 m.
+``centre_lines``: smooth and threshold (skeleton.py), thin (thinning.py), trace (trace.py), crop
+(border.py). ``clean``, in metres: prune and drop (clean.py), join ends (join.py), put junctions in
+their place (junctions.py), simplify (lines.py). ``road_graph``: back to pixels, speeds (speed.py).
+The three can be run on pieces of a scene, or on networks put together from several.
 """
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from satmap.errors import SatmapError
-from satmap.planes import ROAD, Planes
-from satmap.roads.bridges import Evidence, JoinRules
+from satmap.planes import JUNCTION, ROAD, Planes
+from satmap.roads.border import crop, part_at_border
+from satmap.roads.bridges import JoinRules
 from satmap.roads.clean import (
     drop_components,
     drop_short_loops,
-    merge_junctions,
+    drop_uncertain,
     prune_spurs,
-    simplify,
 )
-from satmap.roads.graph import RoadEdge, RoadGraph, line_length_m
+from satmap.roads.evidence import Evidence, informed
+from satmap.roads.graph import RoadEdge, RoadGraph
 from satmap.roads.join import extend_to_border, join_ends
-from satmap.roads.skeleton import road_mask, thin
-from satmap.roads.speed import fill_speeds, line_confidence, line_speed
-from satmap.roads.trace import Line, Network, compact, trace
-from satmap.settings import Settings
+from satmap.roads.junctions import resolve_junctions
+from satmap.roads.lines import sharpen_bends, simplify, smooth_lines
+from satmap.roads.network import Line, Network
+from satmap.roads.settings import RoadSettings
+from satmap.roads.skeleton import road_mask, smooth
+from satmap.roads.speed import road_speeds
+from satmap.roads.thinning import thin
+from satmap.roads.trace import trace
 from satmap.speeds import MPS_PER_MPH
 
-# So far inside the image's edge the skeleton of a road that leaves it is bent.
-_BEND_M = 1.0
-# Samples along a bridge, and metres left out at both its ends, where the roads' own flanks reach.
-_BRIDGE_SAMPLES = 16
-_BRIDGE_MARGIN_M = 3.0
+__all__ = ["RoadSettings", "centre_lines", "clean", "road_graph", "vectorize"]
 
-
-class RoadSettings(Settings):
-    """What the road vectoriser can be told; lengths in metres, areas in square metres.
-
-    Attributes:
-        smooth_m: standard deviation of the Gaussian blur of the road plane.
-        high: probability of certain road, 0..1.
-        low: probability from which a pixel is road where no certain road is near, 0..1.
-        apart_m: how near that is.
-        object_m2: smaller objects are dropped.
-        hole_m2: smaller holes are filled.
-        border_m: the plane goes on so far beyond the image's edge while thinning.
-        spur_m: shorter dead ends are pruned.
-        merge_m: junctions linked by less road become one.
-        component_m: connected parts of less road are dropped (a sixth where they leave the
-            image).
-        simplify_m: tolerance of Douglas-Peucker.
-        gap_m: aligned free ends so near are joined without evidence.
-        tee_m: a free end so near to a road or the image's edge ahead is led to it without evidence.
-        bridge_m: reach of both with evidence.
-        bridge_degrees: greatest angle between a road and a bridge.
-        bridge_probability: mean road probability along a bridge that counts as evidence, 0..1.
-        speed_evidence: least sum over the speed bins of the mean probability along a road, 0..1.
-        default_speed_mph: speed where the planes know none, miles an hour.
-    """
-
-    smooth_m: float = Field(0.4, ge=0)
-    high: float = Field(0.6, gt=0, le=1)
-    low: float = Field(0.3, gt=0, le=1)
-    apart_m: float = Field(2.0, ge=0)
-    object_m2: float = Field(27.0, ge=0)
-    hole_m2: float = Field(27.0, ge=0)
-    border_m: float = Field(4.0, ge=0)
-    spur_m: float = Field(6.0, ge=0)
-    merge_m: float = Field(4.0, ge=0)
-    component_m: float = Field(36.0, ge=0)
-    simplify_m: float = Field(0.6, ge=0)
-    gap_m: float = Field(15.0, ge=0)
-    tee_m: float = Field(11.0, ge=0)
-    bridge_m: float = Field(33.0, ge=0)
-    bridge_degrees: float = Field(30.0, ge=0, le=90)
-    bridge_probability: float = Field(0.15, ge=0, le=1)
-    speed_evidence: float = Field(0.05, gt=0, le=1)
-    default_speed_mph: float = Field(25.0, gt=0)
+# Staircases of pixels are evened out over so much road to either side.
+_STAIRS_M = 0.4
+# Before gaps are closed only this part of a spur is pruned: a short one may be what a gap left of a
+# road.
+_SPROUT = 0.5
+# A doubtful spur must be so many times as long as a certain one.
+_DOUBTFUL_SPUR = 4.0
+# What a road's width is taken for at least and at most.
+_WIDTHS_M = (2.0, 8.0)
 
 
 def vectorize(planes: Planes, settings: RoadSettings | None = None) -> RoadGraph:
@@ -86,7 +51,8 @@ def vectorize(planes: Planes, settings: RoadSettings | None = None) -> RoadGraph
 
     Args:
         planes: at least the ``road`` plane; with all speed planes roads get their speeds, else the
-            default.
+            default; with a ``junction`` plane that knows the image's T-junctions, roads that cross
+            where it shows none pass each other.
         settings: thresholds; the defaults if None.
 
     Returns:
@@ -101,152 +67,134 @@ def vectorize(planes: Planes, settings: RoadSettings | None = None) -> RoadGraph
         raise SatmapError(
             f"the planes {', '.join(planes.names)} have no '{ROAD}'; the road vectoriser needs it."
         )
+    return road_graph(clean(centre_lines(planes, settings), planes, settings), planes, settings)
+
+
+def centre_lines(planes: Planes, settings: RoadSettings) -> Network:
+    """The road plane's centre lines as they come from the skeleton, in metres."""
     scale = np.asarray(planes.metres_per_pixel, np.float64)
     road = planes[ROAD]
-    size = np.array([road.shape[1], road.shape[0]], np.float64) * scale
-    network = clean(centre_lines(road, scale, settings), road, scale, settings)
-    return _graph(network, planes, size, settings)
-
-
-def centre_lines(road: NDArray[np.uint8], scale: Line, settings: RoadSettings) -> Network:
-    """The road plane's centre lines as they come from the skeleton, in metres.
-
-    Args:
-        road: (height, width), 0..255.
-        scale: metres a pixel along x and y, (2,).
-        settings: thresholds.
-    """
     x_m, y_m = scale.tolist()
     pixel_m2 = x_m * y_m
     margin = np.ceil(settings.border_m / scale).astype(int)
     x, y = margin.tolist()
-    padded = np.pad(road, ((y, y), (x, x)), mode="edge")
+    padded = np.asarray(cv2.copyMakeBorder(road, y, y, x, x, cv2.BORDER_REPLICATE), np.uint8)
+    # A road across a corner of the image goes on beyond both its edges, but not round the corner.
+    below, right = padded.shape[0] - y, padded.shape[1] - x
+    for rows in (slice(0, y), slice(below, None)):
+        for columns in (slice(0, x), slice(right, None)):
+            padded[rows, columns] = 0
     mask = road_mask(
-        _smooth(padded, scale, settings.smooth_m),
+        smooth(padded, (settings.smooth_m / x_m, settings.smooth_m / y_m)),
         settings.low,
         settings.high,
         (settings.apart_m / x_m, settings.apart_m / y_m),
         settings.object_m2 / pixel_m2,
         settings.hole_m2 / pixel_m2,
     )
-    network = trace(thin(mask))
+    network = smooth_lines(trace(*thin(mask)), round(_STAIRS_M / float(scale.mean())))
     limit = np.array([road.shape[1], road.shape[0]], np.float64)
-    return _cropped(network, margin.astype(np.float64), limit, scale)
+    return crop(network, margin.astype(np.float64), limit, scale)
 
 
-def _cropped(network: Network, margin: Line, limit: Line, scale: Line) -> Network:
-    """A network in pixels of the padded plane, cropped to the image, in metres.
+def clean(network: Network, planes: Planes, settings: RoadSettings) -> Network:
+    """The centre lines pruned, joined and simplified, in metres.
 
-    Far beyond the image's edge a road that leaves aslant runs at right angles to the edge, through
-    the middle of its last row; on the way there the skeleton is bent. So the road goes straight
-    from where it is whole to that middle. Whatever else was traced beyond the edge falls onto it.
+    Args:
+        network: centre lines of the planes, metres.
+        planes: what the centre lines are judged by.
+        settings: thresholds.
     """
-    inset = _BEND_M / scale
-    dead = network.degrees[network.ends] == 1
-    lines = []
-    for (dead_start, dead_end), line in zip(dead, network.lines, strict=True):
-        line = line - margin
-        outside: NDArray[np.bool_] = np.any((line < 0) | (line > limit), axis=1)
-        whole = np.flatnonzero(((line > inset) & (line < limit - inset)).all(axis=1))
-        keep = np.ones(len(line), np.bool_)
-        if len(whole) and dead_start and outside[0]:
-            keep[1 : whole[0]] = False
-        if len(whole) and dead_end and outside[-1]:
-            keep[whole[-1] + 1 : -1] = False
-        lines.append(line[keep].clip(0, limit) * scale)
-    return Network((network.nodes - margin).clip(0, limit) * scale, network.ends, tuple(lines))
-
-
-def clean(
-    network: Network, road: NDArray[np.uint8], scale: Line, settings: RoadSettings
-) -> Network:
-    """The centre lines pruned, joined and simplified, in metres; arguments as above."""
+    scale = np.asarray(planes.metres_per_pixel, np.float64)
+    road = planes[ROAD]
     size = np.array([road.shape[1], road.shape[0]], np.float64) * scale
-    rules = JoinRules(
-        settings.gap_m,
-        settings.tee_m,
-        settings.bridge_m,
-        settings.bridge_degrees,
-        settings.bridge_probability,
-        settings.component_m,
-    )
-    evidence = _bridge_evidence(road, scale)
-    # A third of the tolerance now, the rest at the end: a staircase of pixels is longer than its
-    # road, and few points make every step from here on cheap.
+    evidence = Evidence(road, scale, settings.low)
+    junctions = Evidence(planes[JUNCTION], scale, settings.low) if JUNCTION in planes else None
+    # A third of the tolerance now, the rest at the end: few points make every step from here on
+    # cheap.
     network = simplify(network, settings.simplify_m / 3)
+    network = drop_uncertain(network, settings.high, evidence)
     network = drop_short_loops(network, np.pi * settings.merge_m)
-    network = prune_spurs(network, settings.spur_m, size)
-    network = merge_junctions(network, settings.merge_m)
-    network = extend_to_border(network, size, settings.tee_m, settings.component_m)
+    width = _width(network, road, float(scale.prod()))
+    network = part_at_border(network, width, size)
+    spur, doubtful = settings.spur_m, settings.spur_m * _DOUBTFUL_SPUR
+    network = prune_spurs(network, (spur * _SPROUT, doubtful * _SPROUT), width / 2, size, evidence)
+    if junctions is not None and not informed(junctions, network, settings.merge_m):
+        junctions = None
+    rules = JoinRules(
+        gap=settings.gap_m,
+        tee=settings.tee_m,
+        edge=settings.edge_m,
+        bridge=settings.bridge_m,
+        degrees=settings.bridge_degrees,
+        probability=settings.bridge_probability,
+        least=settings.component_m,
+        road=evidence,
+        junctions=junctions,
+    )
+    network = extend_to_border(network, size, rules)
     # Twice: an end may be led to a road that the first round has closed.
     for _ in range(2):
-        network = join_ends(network, size, rules, evidence)
-    network = merge_junctions(network, settings.merge_m)
+        joined = join_ends(network, size, rules)
+        if joined is network:
+            break
+        network = joined
+    network = resolve_junctions(network, width, settings.merge_m, junctions)
     network = drop_short_loops(network, np.pi * settings.merge_m)
-    network = prune_spurs(network, settings.spur_m, size)
-    network = drop_components(network, settings.component_m, size)
-    return simplify(network, settings.simplify_m * 2 / 3)
+    network = prune_spurs(network, (spur, doubtful), width / 2, size, evidence)
+    network = drop_components(network, settings.component_m, size, evidence)
+    return sharpen_bends(simplify(network, settings.simplify_m * 2 / 3), width)
 
 
-def _smooth(road: NDArray[np.uint8], scale: Line, sigma_m: float) -> NDArray[np.uint8]:
-    if sigma_m == 0:
-        return road
-    sigma_x, sigma_y = (sigma_m / scale).tolist()
-    return np.asarray(
-        cv2.GaussianBlur(road, (0, 0), sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REPLICATE),
-        np.uint8,
-    )
+def _width(network: Network, road: NDArray[np.uint8], pixel_m2: float) -> float:
+    """Typical width of the image's roads, metres: their area by their length."""
+    area = cv2.countNonZero(cv2.threshold(road, 127, 255, cv2.THRESH_BINARY)[1]) * pixel_m2
+    low, high = _WIDTHS_M
+    return min(max(area / max(float(network.lengths.sum()), 1.0), low), high)
 
 
-def _bridge_evidence(road: NDArray[np.uint8], scale: Line) -> Evidence:
-    height, width = road.shape
+def road_graph(network: Network, planes: Planes, settings: RoadSettings) -> RoadGraph:
+    """A cleaned network, in metres, as a graph in pixels with speeds.
 
-    def evidence(starts: Line, stops: Line) -> NDArray[np.float64]:
-        length = np.maximum(np.hypot(*(stops - starts).T), 1e-9)
-        margin = np.minimum(_BRIDGE_MARGIN_M / length, 0.4)[:, None]
-        share = margin + (1 - 2 * margin) * np.linspace(0, 1, _BRIDGE_SAMPLES)
-        places = starts[:, None] + share[..., None] * (stops - starts)[:, None]
-        columns = (places[..., 0] / scale[0]).astype(np.intp).clip(0, width - 1)
-        rows = (places[..., 1] / scale[1]).astype(np.intp).clip(0, height - 1)
-        mean: NDArray[np.float64] = road[rows, columns].mean(axis=1) / 255
-        return mean
-
-    return evidence
-
-
-def _graph(network: Network, planes: Planes, size: Line, settings: RoadSettings) -> RoadGraph:
-    # One rounding for nodes and lines: it keeps them equal and drops what the scaling left behind.
+    Args:
+        network: the network.
+        planes: planes that speeds and confidence are read from.
+        settings: what to do without evidence.
+    """
     scale = np.asarray(planes.metres_per_pixel, np.float64)
-    nodes = _pixels(network.nodes, scale, size)
-    lines, ends = [], []
-    for pair, line in zip(network.ends, network.lines, strict=True):
-        points = _pixels(line, scale, size)
-        distinct = np.append(True, (np.diff(points, axis=0) != 0).any(axis=1))
-        if distinct.sum() >= 2:
-            lines.append(points[distinct])
-            ends.append(pair)
-    network = compact(nodes, np.array(ends, np.int64).reshape(-1, 2), tuple(lines))
-    lengths = [line_length_m(line, planes.metres_per_pixel) for line in network.lines]
-    speeds = fill_speeds(
-        [line_speed(planes, line, settings.speed_evidence) for line in network.lines],
-        lengths,
-        settings.default_speed_mph * MPS_PER_MPH,
+    height, width = planes[ROAD].shape
+    limit = np.array([width, height], np.float64)
+
+    # One grid of 0.1 pixel for nodes and lines: the scorer's own, on which equal ends must meet.
+    def snapped(places: Line) -> Line:
+        return np.round(places / scale, 1).clip(0, limit)
+
+    points = snapped(network.points)
+    distinct = np.ones(len(points), np.bool_)
+    distinct[1:] = (points[1:] != points[:-1]).any(axis=1)
+    distinct[network.starts] = True
+    counts = (
+        np.add.reduceat(distinct.astype(np.int64), network.starts)
+        if len(network.counts)
+        else network.counts
+    )
+    network = Network(snapped(network.nodes), network.ends, points[distinct], counts)
+    # A loop of fewer than three different points encloses nothing.
+    loops = network.ends[:, 0] == network.ends[:, 1]
+    network = network.keep(counts >= np.where(loops, 4, 2)).compact()
+    on_ground = Network(network.nodes * scale, network.ends, network.points * scale, network.counts)
+    speeds, confidence = road_speeds(
+        on_ground, planes, settings.speed_evidence, settings.default_speed_mph * MPS_PER_MPH
     )
     edges = tuple(
-        RoadEdge(
-            nodes=(start, end),
-            line=line,
-            length_m=length,
-            speed_mps=speed,
-            confidence=line_confidence(planes, line),
-        )
-        for (start, end), line, length, speed in zip(
-            network.ends.tolist(), network.lines, lengths, speeds, strict=True
+        RoadEdge((start, end), line, length, speed, sure)
+        for (start, end), line, length, speed, sure in zip(
+            network.ends.tolist(),
+            network.lines,
+            on_ground.lengths.tolist(),
+            speeds.tolist(),
+            confidence.tolist(),
+            strict=True,
         )
     )
     return RoadGraph(network.nodes, edges)
-
-
-def _pixels(places: Line, scale: Line, size: Line) -> Line:
-    """Metres to pixels, on a grid of 0.1 pixel: the scorer's own, on which equal ends must meet."""
-    return np.round(places / scale, 1).clip(0, size / scale)

@@ -1,0 +1,117 @@
+"""True roads drawn as the twelve planes, to be vectorised back into what they were."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from affine import Affine
+from rasterio.crs import CRS
+from shapely import STRtree
+
+from satmap.data.city.labels import chip_roads
+from satmap.data.city.network import make_edges
+from satmap.data.city.plan import make_plan
+from satmap.data.city.survey import Survey
+from satmap.data.georeference import LON_LAT, Georeference, metres_per_degree
+from satmap.data.labels import RoadLabel, clip_to_image, read_road_labels
+from satmap.data.spacenet_roads import scan
+from satmap.data.targets import TargetSettings, decode_target, rasterize_roads
+from satmap.metrics.apls import AplsScore, apls
+from satmap.planes import ROAD_PLANES, Planes
+from satmap.roads.graph import line_length_m
+from satmap.roads.rows import to_rows
+from satmap.roads.settings import RoadSettings
+from satmap.roads.vectorize import vectorize
+from satmap.submissions.roads_csv import RoadRow
+
+# The grid of SpaceNet's chips of Las Vegas: degrees a pixel, pixels a side, a corner of four chips.
+_PIXEL_DEG, _SIZE = 2.7e-6, 1300
+_WEST, _NORTH = -115.2092376, 36.2125377
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """A chip's planes and the roads they were drawn from.
+
+    Attributes:
+        name: of the chip.
+        planes: certain and exact, as a perfect network would predict them.
+        truth: the roads.
+    """
+
+    name: str
+    planes: Planes
+    truth: tuple[RoadRow, ...]
+
+    @property
+    def metres_per_pixel(self) -> float:
+        """The mean of both axes, for the scorer."""
+        return float(np.mean(self.planes.metres_per_pixel))
+
+    def score(self, settings: RoadSettings | None = None) -> AplsScore:
+        """APLS of what the vectoriser makes of the planes."""
+        rows = to_rows(vectorize(self.planes, settings))
+        return apls(self.truth, rows, metres_per_pixel=self.metres_per_pixel)
+
+
+def of_labels(
+    name: str, labels: list[RoadLabel], shape: tuple[int, int], scale: tuple[float, float]
+) -> RoundTrip:
+    """The round trip of labels in pixels."""
+    target = rasterize_roads(labels, shape, scale, TargetSettings())
+    rows = []
+    for label in labels:
+        length = line_length_m(label.line, scale)
+        rows.append(RoadRow(label.line, length, length / label.speed_mps))
+    planes = Planes(ROAD_PLANES, decode_target(target) * np.uint8(255), scale)
+    return RoundTrip(name, planes, tuple(rows))
+
+
+def made_city(seed: int, chips: int = 4, size: int = 1300) -> Iterator[RoundTrip]:
+    """The chips of a made city of that seed, without its pictures."""
+    rng = np.random.default_rng(seed)
+    survey = Survey(chips, 0, size, int(np.ceil(np.sqrt(chips))), -115.2, False)
+    edges = tuple(make_edges(make_plan(*survey.extent, None, rng), rng))
+    tree = STRtree([edge.line for edge in edges])
+    scale = (survey.grid.x_m, survey.grid.y_m)
+    for number in survey.numbers():
+        roads = chip_roads(edges, tree, survey, number)
+        labels = [RoadLabel(road.line, road.edge.speed_mph) for road in roads]
+        yield of_labels(f"city {seed} chip {number}", labels, (size, size), scale)
+
+
+def labelled_chips(directory: Path) -> Iterator[RoundTrip]:
+    """The chips of a directory of images with labels."""
+    for chip in scan([directory]).chips:
+        image = chip.image
+        assert chip.label is not None
+        assert image.georeference is not None
+        labels = [
+            part
+            for label in read_road_labels(chip.label, image.georeference)
+            for part in clip_to_image(label, image.width, image.height)
+        ]
+        scale = image.georeference.metres_per_pixel
+        yield of_labels(chip.image_id, labels, (image.height, image.width), scale)
+
+
+def vegas_labels(directory: Path) -> Iterator[RoundTrip]:
+    """SpaceNet 3 labels of Las Vegas without their images, which lie on a known grid."""
+    side = _SIZE * _PIXEL_DEG
+    world = Georeference(CRS.from_string(LON_LAT).to_wkt(), Affine.identity(), (1.0, 1.0))
+    for path in sorted(directory.glob("*.geojson")):
+        places = np.concatenate([label.line for label in read_road_labels(path, world)])
+        middle = (places.min(axis=0) + places.max(axis=0)) / 2
+        west = _WEST + np.floor((middle[0] - _WEST) / side) * side
+        north = _NORTH - np.floor((_NORTH - middle[1]) / side) * side
+        across, down = metres_per_degree(north - side / 2)
+        scale = (across * _PIXEL_DEG, down * _PIXEL_DEG)
+        transform = Affine(_PIXEL_DEG, 0, west, 0, -_PIXEL_DEG, north)
+        georeference = Georeference(world.crs, transform, scale)
+        labels = [
+            part
+            for label in read_road_labels(path, georeference)
+            for part in clip_to_image(label, _SIZE, _SIZE)
+        ]
+        yield of_labels(path.stem, labels, (_SIZE, _SIZE), scale)

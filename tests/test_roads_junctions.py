@@ -1,0 +1,151 @@
+"""Where roads meet, cross, pass each other and leave the image."""
+
+import math
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from satmap.planes import JUNCTION, ROAD, Planes
+from satmap.roads.graph import RoadGraph
+from satmap.roads.vectorize import vectorize
+from test_roads import SCALE, Points, degrees, draw, graph_of, total_m
+
+HORIZONTAL: Points = [(-20, 200), (420, 200)]
+
+
+def with_junctions(road: NDArray[np.uint8], *places: tuple[int, int]) -> RoadGraph:
+    """The graph of a road plane whose junction plane shows the given places."""
+    junctions = np.zeros_like(road)
+    for place in places:
+        cv2.circle(junctions, place, 16, 255, -1)
+    return vectorize(Planes((ROAD, JUNCTION), np.stack([road, junctions]), SCALE))
+
+
+def nearest_node(graph: RoadGraph, x: float, y: float) -> float:
+    return min(math.dist((x, y), node) for node in graph.nodes.tolist())
+
+
+@pytest.mark.parametrize("angle", [20, 30, 45, 60, 90])
+def test_acute_crossing_is_one_junction_where_the_roads_cross(angle: int) -> None:
+    turn = math.radians(angle)
+    across = [
+        (200 + side * 400 * math.cos(turn), 200 + side * 400 * math.sin(turn)) for side in (-1, 1)
+    ]
+    graph = graph_of(draw(HORIZONTAL, across))
+    assert degrees(graph) == [1, 1, 1, 1, 4]
+    assert nearest_node(graph, 200, 200) <= (2 if angle > 25 else 4)
+
+
+@pytest.mark.parametrize("angle", [25, 45, 90])
+def test_side_road_meets_the_middle_of_its_road(angle: int) -> None:
+    turn = math.radians(angle)
+    side: Points = [(200, 200), (200 + 300 * math.cos(turn), 200 - 300 * math.sin(turn))]
+    graph = graph_of(draw(HORIZONTAL, side))
+    assert degrees(graph) == [1, 1, 1, 3]
+    assert nearest_node(graph, 200, 200) <= (2 if angle > 25 else 7)
+    # The through road is not dented.
+    for edge in graph.edges:
+        if {tuple(node) for node in edge.line[[0, -1]].tolist()} & {(0.0, 200.0), (400.0, 200.0)}:
+            assert np.abs(edge.line[:, 1] - 200).max() <= 1
+
+
+def test_roads_that_touch_side_by_side_do_not_cross() -> None:
+    # They run together for longer than a crossing's blur is, and part on the sides they came from.
+    upper = [(-20.0, 120.0), (150.0, 195.0), (250.0, 195.0), (420.0, 120.0)]
+    lower = [(x, 400 - y) for x, y in upper]
+    graph = graph_of(draw(upper, lower))
+    assert degrees(graph) == [1, 1, 1, 1, 3, 3]
+
+
+def test_staggered_side_roads_stay_two_junctions() -> None:
+    graph = graph_of(draw(HORIZONTAL, [(180, 200), (180, -20)], [(225, 200), (225, 420)]))
+    assert degrees(graph) == [1, 1, 1, 1, 3, 3]
+
+
+# A side road whose junction is shown makes the plane one that knows its junctions.
+SIDE: Points = [(320, 200), (320, 420)]
+
+
+def test_overpass_passes_where_the_junction_plane_shows_none() -> None:
+    road = draw(HORIZONTAL, [(120, -20), (120, 420)], SIDE)
+    passing = with_junctions(road, (320, 200))
+    assert degrees(passing) == [1, 1, 1, 1, 1, 3]
+    assert total_m(passing) == pytest.approx((400 + 400 + 200) * 0.3, rel=0.01)
+    # No vertex of the two roads is where they cross: the scorer would take it for a junction.
+    crossing = [edge for edge in passing.edges if np.ptp(edge.line[:, 1]) > 300]
+    assert len(crossing) == 1
+    assert np.hypot(*(crossing[0].line - (120, 200)).T).min() > 2
+    assert degrees(with_junctions(road, (320, 200), (120, 200))) == [1, 1, 1, 1, 1, 3, 4]
+
+
+def test_junction_plane_that_knows_nothing_is_ignored() -> None:
+    road = draw(HORIZONTAL, [(120, -20), (120, 420)], SIDE)
+    assert degrees(with_junctions(road)) == [1, 1, 1, 1, 1, 3, 4]
+
+
+def test_touching_corners_do_not_meet_where_the_junction_plane_shows_none() -> None:
+    corner, other = [(190.0, -20.0), (190.0, 190.0), (-20.0, 190.0)], [(200.0, 420.0)]
+    other += [(200.0, 200.0), (420.0, 200.0)]
+    road = draw(corner, other, [(320, 200), (320, 420)], width=12)
+    graph = with_junctions(road, (320, 200))
+    assert degrees(graph).count(3) == 1
+    assert 4 not in degrees(graph)
+
+
+def test_dead_end_before_a_road_is_led_to_it_only_if_a_junction_shows() -> None:
+    dead: Points = [(120, 30), (120, 170)]
+    road = draw(HORIZONTAL, dead, SIDE)
+    assert degrees(with_junctions(road, (320, 200))) == [1, 1, 1, 1, 1, 3]
+    assert degrees(with_junctions(road, (320, 200), (120, 196))) == [1, 1, 1, 1, 3, 3]
+
+
+# --- the image's border ---------------------------------------------------------------------------
+
+
+def test_roads_that_meet_beyond_the_border_stay_apart() -> None:
+    graph = graph_of(draw([(120, 100), (205, 410)], [(290, 100), (205, 410)]))
+    assert degrees(graph) == [1, 1, 1, 1]
+    # A bend within the image stays one.
+    graph = graph_of(draw([(120, 100), (205, 380), (290, 100)]))
+    assert degrees(graph) == [1, 1]
+
+
+def test_junction_just_inside_the_border_is_kept() -> None:
+    graph = graph_of(draw([(120, 100), (200, 380), (290, 100)], [(200, 380), (200, 420)]))
+    assert degrees(graph) == [1, 1, 1, 3]
+
+
+def test_road_across_a_corner_reaches_both_edges() -> None:
+    main: Points = [(-20, 200), (420, 200)]
+    graph = graph_of(draw(main, [(-30, 50), (50, -30)]))
+    assert len(graph.edges) == 2
+    assert nearest_node(graph, 0, 20) <= 3
+    assert nearest_node(graph, 20, 0) <= 3
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.4, 1.0])
+def test_road_that_leaves_aslant_ends_where_it_crosses_the_border(slope: float) -> None:
+    graph = graph_of(draw([(-30, 150 - 30 * slope), (430, 150 + 430 * slope)], shape=(700, 400)))
+    assert nearest_node(graph, 0, 150) <= 2.5
+    assert nearest_node(graph, 400, 150 + 400 * slope) <= 2.5
+
+
+def test_free_ends_are_where_the_road_ends() -> None:
+    (edge,) = graph_of(draw([(60, 100), (330, 210)])).edges
+    (left, right) = sorted(edge.line[[0, -1]].tolist())
+    assert math.dist(left, (60, 100)) <= 3
+    assert math.dist(right, (330, 210)) <= 3
+
+
+@pytest.mark.parametrize("turn", [60, 90, 120])
+def test_corners_are_not_cut(turn: int) -> None:
+    angle = math.radians(turn)
+    line = [(50.0, 200.0), (200.0, 200.0)]
+    line.append((200 + 150 * math.cos(angle), 200 + 150 * math.sin(angle)))
+    graph = graph_of(draw(line))
+    length = sum(math.dist(one, other) for one, other in pairwise(line)) * 0.3
+    assert total_m(graph) == pytest.approx(length, abs=2.0)
+    assert min(math.dist((200, 200), p) for e in graph.edges for p in e.line.tolist()) <= 3
