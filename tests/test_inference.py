@@ -312,7 +312,7 @@ def test_chips_side_by_side_help_each_other(
 ) -> None:
     # One street over two chips, half hidden where they meet: each alone ends before the border.
     street = draw([(0, 150), (800, 150)], shape=(300, 800))
-    street[:, 350:430] = np.minimum(street[:, 350:430], 70)
+    street[:, 335:425] = np.minimum(street[:, 335:425], 56)
     parts = {"chip0": street[:, :400], "chip1": street[:, 400:]}
     size = 2.7e-6
     for number in (0, 1):
