@@ -15,6 +15,9 @@ from satmap.errors import SatmapError
 #: Where sub-commands are added.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+# Characters of a long value that are printed.
+_SHOWN = 100
+
 # The commands import what they need themselves: torch alone takes seconds, and `satmap check`
 # needs none of it.
 
@@ -284,7 +287,8 @@ def _weights_show(options: argparse.Namespace) -> int:
     require_file(options.file, "Give the name of a .safetensors file.")
     tensors = read_tensors(options.file)
     for key, value in read_metadata(options.file).items():
-        print(f"{key}: {value}")
+        # A whole recipe is in there.
+        print(f"{key}: {value if len(value) <= _SHOWN else value[:_SHOWN] + '...'}")
     print(f"{len(tensors)} tensors of {sum(value.numel() for value in tensors.values())} numbers")
     return 0
 

@@ -6,6 +6,7 @@ what those names reach here are two stand-ins that can make a number and nothing
 """
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,9 @@ def read_pickle(path: Path) -> dict[str, Any]:
     """
     _refuse_tar(path)
     try:
-        with torch.serialization.safe_globals(_STAND_INS):
+        with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
+            # Of protocols and layouts that weights do not have; such files are refused below.
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     # Broken bytes end in whatever error the unpickler happens to meet.
     except Exception as error:
