@@ -692,7 +692,7 @@ def test_timms_networks_are_pretrainedmodels(name: str, pretrainedmodels: Any) -
     model, state = made_checkpoint(pretrainedmodels, name)
     with torch.device("meta"):
         port: Any = timm.create_model(timms, pretrained=False)
-    classifier = timm.get_pretrained_cfg(timms).classifier
+    classifier = port.pretrained_cfg["classifier"]
     renamed = {k.replace("last_linear.", f"{classifier}."): v for k, v in state.items()}
     assert {k: v.shape for k, v in renamed.items()} == {
         k: v.shape for k, v in port.state_dict().items()
@@ -757,6 +757,16 @@ def test_torchvisions_resnet(wrapped: bool, tmp_path: Path) -> None:
         load_pretrained_encoder(network, path)
 
 
+def test_tensors_that_share_their_memory(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = dict(torchvision.models.resnet18(weights=None).state_dict())
+    state["bn1.bias"] = state["bn1.weight"]
+    source = tmp_path / "resnet18-00000000.pth"
+    torch.save(state, source)
+    found = load_file(import_weights(source, tmp_path, load_recipe("sn5-roads")))
+    assert torch.equal(found["bn1.bias"], state["bn1.weight"])
+
+
 def test_encoders_that_are_nearly_known(tmp_path: Path) -> None:
     with torch.device("meta"):
         names = timm.create_model("resnet34", pretrained=False).state_dict()
@@ -781,6 +791,7 @@ class Answer:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     missing: int = 0  # bytes that are promised and never come
+    silence: float = 0  # seconds before the body
 
 
 class Server(ThreadingHTTPServer):
@@ -792,6 +803,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: dict[str, Answer] = {}
         self.asked: list[str] = []
+        self.stop = threading.Event()
 
     @property
     def url(self) -> str:
@@ -809,6 +821,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
+        self.server.stop.wait(answer.silence)
         self.wfile.write(answer.body[: len(answer.body) - answer.missing])
 
     def handle(self) -> None:
@@ -852,14 +865,26 @@ def server(resnet18: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
+    server.stop.set()
     server.shutdown()
     thread.join()
     server.server_close()
 
 
 def test_fetching(server: Server, resnet18: bytes, tmp_path: Path) -> None:
-    assert fetch_encoder(tmp_path, "resnet18") is True
     path = tmp_path / "imagenet" / "resnet18.safetensors"
+    remedies = r"weights fetch`.*resnet18.a1_in1k and `satmap weights import` it.*--from-scratch"
+    with pytest.raises(SatmapError, match=remedies):
+        load_pretrained_encoder(small_network(), path)
+    # What a killed process left is cleared away, what one that still runs writes is not.
+    path.parent.mkdir()
+    old, new = (path.parent / f".resnet18-{name}.part" for name in ("abcdefgh", "ijklmnop"))
+    for file in (old, new):
+        file.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    assert fetch_encoder(tmp_path, "resnet18") is True
+    assert not old.exists()
+    new.unlink()
     assert list(path.parent.iterdir()) == [path]
     metadata = read_metadata(path)
     assert metadata["source"] == f"{server.url}{RESOLVE}"
@@ -978,6 +1003,16 @@ def test_nobody_to_download_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list(tmp_path.glob("**/*.*")) == []
 
 
+def test_a_server_that_falls_silent(
+    server: Server, resnet18: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "_TIMEOUT_S", 0.2)
+    server.answers[STORE] = Answer(resnet18, silence=60)
+    with pytest.raises(SatmapError, match=r"cannot download http.*timed out.*another machine"):
+        fetch_encoder(tmp_path, "resnet18")
+    assert list(tmp_path.glob("**/*.*")) == []
+
+
 def test_nowhere_to_download_to(server: Server, tmp_path: Path) -> None:
     (tmp_path / "imagenet").write_text("")
     with pytest.raises(CannotWriteError, match="cannot write"):
@@ -1006,7 +1041,8 @@ def test_fetching_what_a_recipe_needs(
     recipe.write_text("\n".join([*lines, *members]))
     command = ("weights", "fetch", "--recipe", recipe, "--weights", tmp_path / "w")
     path = encoder_file(tmp_path / "w", "resnet18")
-    assert run(capsys, *command) == f"{path}: fetched\n"
+    fetched = f"downloading {server.url}{RESOLVE}\n{path}: fetched\n"
+    assert run(capsys, *command) == fetched
     assert server.asked == [POINTER, RESOLVE, STORE]
     assert run(capsys, *command) == f"{path}: there already, intact\n"
     shown = run(capsys, "weights", "show", path)

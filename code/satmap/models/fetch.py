@@ -94,6 +94,7 @@ def fetch_encoder(weights: Path, name: str) -> bool:
     require_writable(path)
     remove_left_over(path.parent)
     source = find_source(name)
+    print(f"downloading {source.url}", flush=True)
     with _temporary(path) as file:
         digest = _download(source, file)
         try:

@@ -122,7 +122,8 @@ def save_encoder(path: Path, encoder: PretrainedEncoder, metadata: Mapping[str, 
         SatmapError: the file cannot be written.
     """
     described = {**metadata, "architecture": encoder.name, "content": "encoder"}
-    write_tensors(path, encoder.tensors, described)
+    # safetensors refuses tensors that share memory, as some files' do.
+    write_tensors(path, {k: value.clone() for k, value in encoder.tensors.items()}, described)
 
 
 def verify_encoder_file(path: Path, name: str) -> str | None:
