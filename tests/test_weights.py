@@ -37,7 +37,7 @@ from satmap.models import fetch
 from satmap.models.encoders import ENCODERS, build_encoder
 from satmap.models.fetch import fetch_encoder
 from satmap.models.pickles import read_pickle
-from satmap.models.pretrained import encoder_file, verify_encoder_file
+from satmap.models.pretrained import PretrainedEncoder, encoder_file, verify_encoder_file
 from satmap.models.published import PublishedNetwork, read_published
 from satmap.models.tensor_file import read_metadata, read_tensors, write_tensors
 from satmap.models.unet import UNet, build_network
@@ -755,6 +755,20 @@ def test_torchvisions_resnet(wrapped: bool, tmp_path: Path) -> None:
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(SatmapError, match="damaged"):
         load_pretrained_encoder(network, path)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_is_told_by_its_tensors(name: str, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(ENCODERS[name].timm_name, pretrained=False)
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({k: torch.zeros(()).expand(v.shape) for k, v in model.state_dict().items()}, path)
+    found = read_published(path)
+    assert isinstance(found, PretrainedEncoder)
+    assert found.name == name
+    with torch.device("meta"):
+        encoder = build_encoder(name, 3)
+    assert found.tensors.keys() == set(encoder.timm_names().values())
 
 
 def test_tensors_that_share_their_memory(tmp_path: Path) -> None:
