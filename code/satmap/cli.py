@@ -7,9 +7,16 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import satmap
 from satmap.errors import SatmapError
+
+#: Where sub-commands are added.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+# Characters of a long value that are printed.
+_SHOWN = 100
 
 # The commands import what they need themselves: torch alone takes seconds, and `satmap check`
 # needs none of it.
@@ -64,9 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--debug", action="store_true", help="show tracebacks")
 
-    def add(name: str, command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    def add(
+        name: str, command: Callable[[argparse.Namespace], int], parent: Commands = commands
+    ) -> argparse.ArgumentParser:
         text = inspect.cleandoc(command.__doc__ or "")
-        sub = commands.add_parser(
+        sub = parent.add_parser(
             name,
             help=text.splitlines()[0],
             description=text,
@@ -76,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
-    def add_networks(sub: argparse.ArgumentParser) -> None:
+    def add_weights(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--weights",
             type=Path,
@@ -84,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
             metavar="DIR",
             help="directory of weights (default: $WEIGHTS_DIR or %(default)s)",
         )
+
+    def add_networks(sub: argparse.ArgumentParser) -> None:
+        add_weights(sub)
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
     train = add("train", _train)
@@ -127,6 +139,25 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("output", type=Path, metavar="OUT.csv")
     predict.add_argument("--recipe", help="name or file (default: that of the weights)")
     add_networks(predict)
+
+    text = "Import published weight files, fetch the encoders' ImageNet weights, show a file."
+    weights = commands.add_parser("weights", help=text, description=text)
+    actions = weights.add_subparsers(required=True, metavar="ACTION")
+    import_ = add("import", _weights_import, actions)
+    import_.add_argument("file", type=Path, metavar="FILE")
+    import_.add_argument("output", type=Path, metavar="OUT")
+    import_.add_argument(
+        "--recipe",
+        default="sn5-roads",
+        help="what a network is to predict with (default: %(default)s)",
+    )
+    fetch = add("fetch", _weights_fetch, actions)
+    fetch.add_argument(
+        "--recipe", default="sn5-roads", help="name or .yaml file (default: %(default)s)"
+    )
+    add_weights(fetch)
+    show = add("show", _weights_show, actions)
+    show.add_argument("file", type=Path, metavar="FILE")
 
     score = add("score", _score)
     score.add_argument("truth", type=Path, metavar="TRUTH")
@@ -222,6 +253,53 @@ def _predict(options: argparse.Namespace) -> int:
     roads = sum(len(rows) for rows in done.images.values())
     print(f"{options.output}: {len(done.images)} images, {roads} roads")
     return 0 if len(done.faults) < len(done.images) else 1
+
+
+def _weights_import(options: argparse.Namespace) -> int:
+    """Read a published weight file and write satmap's own, without running what is in it.
+
+    FILE: a network of SpaceNet 5's third place, or an encoder's ImageNet weights as
+    pretrainedmodels, torchvision (ResNets) or timm publish them.
+    OUT: the directory of weights, or the .safetensors file to write.
+    """
+    from satmap.inference.published import import_weights
+    from satmap.recipe import load_recipe
+
+    print(import_weights(options.file, options.output, load_recipe(options.recipe)))
+    return 0
+
+
+def _weights_fetch(options: argparse.Namespace) -> int:
+    """Download the ImageNet weights that a recipe's trainings start from.
+
+    They go to imagenet/ in the directory of weights, each checked against its publisher's SHA-256.
+    What is there already is verified and left. Nothing else in satmap touches the network.
+    """
+    from satmap.models.fetch import fetch_encoder
+    from satmap.models.pretrained import encoder_file
+    from satmap.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe)
+    encoders = dict.fromkeys(member.encoder for member in recipe.members if member.pretrained)
+    for name in encoders:
+        outcome = "fetched" if fetch_encoder(options.weights, name) else "there already, intact"
+        print(f"{encoder_file(options.weights, name)}: {outcome}", flush=True)
+    if not encoders:
+        print(f"recipe {recipe.name} trains from scratch and needs no weights")
+    return 0
+
+
+def _weights_show(options: argparse.Namespace) -> int:
+    """Print what a weight file says of itself, and check it against its checksum."""
+    from satmap.models.tensor_file import read_metadata, read_tensors, require_file
+
+    require_file(options.file, "Give the name of a .safetensors file.")
+    tensors = read_tensors(options.file)
+    for key, value in read_metadata(options.file).items():
+        # A whole recipe is in there.
+        print(f"{key}: {value if len(value) <= _SHOWN else value[:_SHOWN] + '...'}")
+    print(f"{len(tensors)} tensors of {sum(value.numel() for value in tensors.values())} numbers")
+    return 0
 
 
 def _score(options: argparse.Namespace) -> int:

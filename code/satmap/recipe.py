@@ -123,6 +123,10 @@ class Optimizer(Settings):
     clip_norm: PositiveFloat | None = 1.0
 
 
+#: Which weights of a training are kept: those of the best score, and the last.
+Checkpoint = Literal["best_apls", "best_dice", "last"]
+
+
 class Inference(Settings):
     """How images are predicted.
 
@@ -139,9 +143,7 @@ class Inference(Settings):
     window: int = Field(1344, ge=64, multiple_of=32)
     overlap: int = Field(128, ge=0)
     neighbours: bool = True
-    checkpoints: tuple[Literal["best_apls", "best_dice", "last"], ...] = Field(
-        ("best_apls", "best_dice", "last"), min_length=1
-    )
+    checkpoints: tuple[Checkpoint, ...] = Field(("best_apls", "best_dice", "last"), min_length=1)
 
     @model_validator(mode="after")
     def _window_exceeds_overlap(self) -> "Inference":

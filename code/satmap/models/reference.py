@@ -1,13 +1,35 @@
-"""Names of the published reference's tensors, and ours.
+"""The published reference: its tensors' names beside ours, and what its networks were shown.
 
 The reference numbers what we name: ``encoder_stages.STAGE.INDEX`` is the module at that place in
 the encoder's spec, ``decoder_stages`` counts from the shallowest and ``bottlenecks`` from the
 deepest. Published files prefix each name with ``module.``, which is not handled here.
+
+Source: selim_sef's third place in SpaceNet 5, code and configurations in
+https://github.com/SpaceNetChallenge/SpaceNet_Optimized_Routing_Solutions.
 """
+
+from collections.abc import Mapping
+
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from satmap.errors import SatmapError
 from satmap.models.encoders import ENCODERS, child_name
 from satmap.models.unet import DECODER_WIDTHS
+
+#: Encoder and number of bands of the published networks -> mean and standard deviation of every
+#: channel. Not those of the encoders' ImageNet weights: DPN92 was trained with others.
+REFERENCE_NORMALIZATION: Mapping[tuple[str, int], tuple[tuple[float, ...], tuple[float, ...]]] = {
+    ("dpn92", 3): (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    ("dpn92", 8): ((0.5,) * 8, (0.5,) * 8),
+    ("inception_resnet_v2", 3): ((0.5,) * 3, (0.5,) * 3),
+    ("inception_resnet_v2", 8): ((0.5,) * 8, (0.5,) * 8),
+}
+
+#: Number of bands -> which of a PS-MS image's, counted from 1, in the order of the channels.
+REFERENCE_BANDS: Mapping[int, tuple[int, ...]] = {3: (5, 3, 2), 8: (5, 3, 2, 1, 4, 6, 7, 8)}
+
+#: Percentiles of every band that became 0 and 255.
+REFERENCE_STRETCH = (2.0, 98.0)
 
 
 def reference_to_ours(name: str, encoder: str) -> str:

@@ -1,44 +1,55 @@
 """Weight files: safetensors that say what network they belong to.
 
 A file can be loaded without any other knowledge, and without running code from it: safetensors
-holds bytes and text only. Pickles are read in one place, ImageNet weights that a user names, and
-with torch's restricted unpickler.
+holds bytes and text only. Pickles are read in one place, files of other people's, and with torch's
+restricted unpickler (``satmap.models.pickles``).
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
-from torch import Tensor
 
 from satmap.errors import SatmapError
-from satmap.files import atomic_path
 from satmap.models.encoders import ENCODERS, adapt_first_conv, pretrained_config
+from satmap.models.pickles import read_pickle, require_state_dict
+from satmap.models.pretrained import encoder_part, how_to_get
+from satmap.models.tensor_file import (
+    CHECKSUM,
+    mismatch,
+    read_metadata,
+    read_tensors,
+    require_file,
+    write_tensors,
+)
 from satmap.models.unet import UNet, build_network
 
 #: Metadata that ``save_weights`` writes itself, and without which nothing loads.
 NETWORK_KEYS = ("architecture", "in_channels", "decoder", "planes")
+
+#: Metadata that is in force once a file is loaded: what inputs are normalised with, if not as the
+#: encoder's own weights want it (files of before had none), and the checksum.
+_APPLIED_KEYS = ("normalization", CHECKSUM)
 
 #: More bands than any sensor has; what exceeds it is a broken file.
 _MOST_CHANNELS = 1024
 
 
 def save_weights(path: Path, network: UNet, metadata: Mapping[str, str]) -> None:
-    """Write the network's weights, atomically.
+    """Write the network's weights, atomically; the same network makes the same bytes.
 
     Args:
         path: the ``.safetensors`` file.
         network: bare, not wrapped by ``DistributedDataParallel`` or ``torch.compile``.
-        metadata: what else to remember: recipe, bands, stretch, mean and std, epoch, scores.
+        metadata: what else to remember: recipe, bands, stretch, epoch, scores.
 
     Raises:
         SatmapError: the file cannot be written.
-        ValueError: ``metadata`` has one of ``NETWORK_KEYS``.
+        ValueError: ``metadata`` has a key that describes the network.
     """
-    taken = set(metadata) & set(NETWORK_KEYS)
+    taken = set(metadata) & {*NETWORK_KEYS, *_APPLIED_KEYS}
     if taken:
         raise ValueError(f"{sorted(taken)} describe the network and are written by save_weights")
     described = {
@@ -47,30 +58,29 @@ def save_weights(path: Path, network: UNet, metadata: Mapping[str, str]) -> None
         "in_channels": str(network.encoder.in_channels),
         "decoder": json.dumps(network.decoder_widths),
         "planes": json.dumps(network.plane_names),
+        "normalization": json.dumps({"mean": network.encoder.mean, "std": network.encoder.std}),
     }
-    # safetensors refuses other strides, such as those of channels-last networks.
-    tensors = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(save(tensors, described))
+    write_tensors(path, network.state_dict(), described)
 
 
 def load_weights(path: Path) -> tuple[UNet, dict[str, str]]:
     """Build the network that the file describes and give it the file's weights.
 
     Returns:
-        The network on the CPU, float32, in evaluation mode; the file's whole metadata.
+        The network on the CPU, float32, in evaluation mode, normalising its input as the file
+        says; the file's metadata, as ``read_weights_metadata`` gives it.
 
     Raises:
-        SatmapError: there is no such file, it is not a whole weight file, or its tensors are not
-            those of the network it describes.
+        SatmapError: there is no such file, it is not a whole weight file, it was changed after it
+            was written, or its tensors are not those of the network it describes.
     """
     metadata = read_weights_metadata(path)
     architecture, in_channels, decoder, planes = _parse_network_keys(path, metadata)
     # Initialising a network only to overwrite it takes longer than all the rest.
     with torch.device("meta"):
         network = build_network(architecture, in_channels, planes, decoder)
-    tensors = _read_safetensors(path)
-    fault = _mismatch(network.state_dict(), tensors)
+    tensors = read_tensors(path)
+    fault = mismatch(network.state_dict(), tensors)
     if fault:
         raise SatmapError(
             f"{path} is not the {architecture} network of {in_channels} channels and "
@@ -78,67 +88,62 @@ def load_weights(path: Path) -> tuple[UNet, dict[str, str]]:
         )
     network.to_empty(device="cpu")
     network.load_state_dict(tensors)
+    normalization = read_metadata(path).get("normalization")
+    if normalization is not None:
+        mean, std = _parse_normalization(path, normalization, in_channels)
+        network.encoder.mean, network.encoder.std = mean, std
     return network.eval(), metadata
 
 
 def read_weights_metadata(path: Path) -> dict[str, str]:
     """The metadata of a weight file, without reading its tensors.
 
+    Left out is what ``load_weights`` applies by itself: the input's normalisation, the checksum.
+
     Raises:
         SatmapError: there is no such file, or it is not a whole weight file of satmap's.
     """
-    _require_file(path, "Train one, or give the folder that holds the trained weights.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
+    require_file(path, "Train one, or give the folder that holds the trained weights.")
+    metadata = read_metadata(path)
     missing = [key for key in NETWORK_KEYS if key not in metadata]
     if missing:
         raise SatmapError(
             f"{path} is a safetensors file without satmap's metadata ({', '.join(missing)}); "
             "only files that satmap wrote say what network they belong to. Move it elsewhere."
         )
-    return metadata
+    return {key: value for key, value in metadata.items() if key not in _APPLIED_KEYS}
 
 
 def load_pretrained_encoder(network: UNet, path: Path) -> None:
-    """Give the encoder ImageNet weights, as timm publishes them.
+    """Give the encoder ImageNet weights under timm's names.
 
     The classifier is dropped, and the first convolution fitted to the network's channels.
 
     Args:
         network: its encoder is changed in place.
-        path: timm's ``model.safetensors``, or a ``.pth`` with nothing but the state dict.
+        path: what ``satmap weights fetch`` or ``import`` wrote, timm's ``model.safetensors``, or
+            a ``.pth`` with nothing but the state dict.
 
     Raises:
         SatmapError: there is no such file, it cannot be read, or is for another architecture.
     """
     encoder = network.encoder
-    config = pretrained_config(encoder.name)
-    _require_file(
-        path,
-        f"It should hold ImageNet weights of {encoder.name}: model.safetensors of "
-        f"https://huggingface.co/{config.hf_hub_id}. To train without, use --from-scratch.",
+    remedy = how_to_get(encoder.name)
+    require_file(path, f"It should hold ImageNet weights of {encoder.name}. {remedy}")
+    found = (
+        read_tensors(path)
+        if path.suffix == ".safetensors"
+        else require_state_dict(path, read_pickle(path))
     )
-    found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    names = encoder.timm_names()
-    expected = {names[ours]: value for ours, value in encoder.state_dict().items()}
-    found = {
-        name: value for name, value in found.items() if not name.startswith(f"{config.classifier}.")
-    }
-    # Files from before torch 0.4.1 have no counters, and pretrained statistics need none.
-    for name, value in expected.items():
-        if name.endswith("num_batches_tracked"):
-            found.setdefault(name, value)
-    first = f"{config.first_conv}.weight"
+    found = encoder_part(encoder, found)
+    first = f"{pretrained_config(encoder.name).first_conv}.weight"
     if first in found and found[first].shape[1:2] == (3,) and encoder.in_channels != 3:
         found[first] = adapt_first_conv(found[first], encoder.in_channels)
-    fault = _mismatch(expected, found)
+    names = encoder.timm_names()
+    fault = mismatch({names[ours]: value for ours, value in encoder.state_dict().items()}, found)
     if fault:
         raise SatmapError(
-            f"{path} does not hold ImageNet weights of {encoder.name}: {fault}. Expected is "
-            f"model.safetensors of https://huggingface.co/{config.hf_hub_id}."
+            f"{path} does not hold ImageNet weights of {encoder.name}: {fault}. {remedy}"
         )
     encoder.load_state_dict({ours: found[theirs] for ours, theirs in names.items()})
 
@@ -179,69 +184,24 @@ def _parse_network_keys(
     return architecture, in_channels, decoder, planes
 
 
-def _require_file(path: Path, remedy: str) -> None:
+def _parse_normalization(
+    path: Path, text: str, in_channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and the standard deviation of every channel, checked."""
     try:
-        with path.open("rb"):
-            pass
-    except FileNotFoundError as error:
-        raise SatmapError(f"no weight file {path}. {remedy}") from error
-    except OSError as error:
-        raise SatmapError(f"cannot read {path}: {error.strerror}. {remedy}") from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
-    return tensors
-
-
-def _unreadable(path: Path, error: Exception) -> SatmapError:
-    """What to say of a file that safetensors could not open."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    # A zip archive is torch's format since 1.6, a bare pickle the one before. The length of a
-    # safetensors header may begin with a pickle's first byte, but the header itself follows it.
-    if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:] != b"{":
-        return SatmapError(
-            f"{path} is a PyTorch pickle, not a safetensors file, whatever its name; "
-            "satmap does not unpickle weights of networks."
-        )
-    return SatmapError(
-        f"{path} is not a whole safetensors file ({error}). Copy it again, or train it again."
-    )
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    # Broken bytes end in whatever error the unpickler happens to meet.
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        content = json.loads(text)
+        mean, std = (tuple(float(value) for value in content[key]) for key in ("mean", "std"))
+    except (ValueError, KeyError, TypeError) as error:
         raise SatmapError(
-            f"cannot read {path} as a PyTorch state dict ({reason}). Download it again."
+            f"{path} has broken metadata: normalization is {text:.80}. Copy or train it again."
         ) from error
-    if not isinstance(found, dict) or not all(
-        isinstance(value, Tensor) for value in found.values()
+    if not (
+        len(mean) == len(std) == in_channels
+        and all(math.isfinite(value) for value in (*mean, *std))
+        and all(value > 0 for value in std)
     ):
-        raise SatmapError(f"{path} holds more than a state dict (names and tensors only).")
-    return found
-
-
-def _mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """How the names and shapes of ``found`` differ from ``expected``; empty where they agree."""
-    faults = []
-    for what, names in (
-        ("lacks", sorted(expected.keys() - found.keys())),
-        ("has the unknown", sorted(found.keys() - expected.keys())),
-    ):
-        if names:
-            more = f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
-            faults.append(f"it {what} {names[0]}{more}")
-    for name, value in expected.items():
-        if name in found and found[name].shape != value.shape:
-            shapes = f"{list(found[name].shape)} instead of {list(value.shape)}"
-            faults.append(f"{name} has the shape {shapes}")
-            break
-    return ", ".join(faults)
+        raise SatmapError(
+            f"{path} has broken metadata: normalization must be a mean and a std above 0 for each "
+            f"of {in_channels} channels, not {text:.80}. Copy or train it again."
+        )
+    return mean, std

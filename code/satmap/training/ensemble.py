@@ -12,6 +12,7 @@ from satmap.data.spacenet_roads import scan
 from satmap.errors import SatmapError
 from satmap.files import remove_left_over, require_writable
 from satmap.models.encoders import require_encoder
+from satmap.models.pretrained import encoder_file, how_to_get
 from satmap.models.unet import build_network
 from satmap.models.weights import load_pretrained_encoder
 from satmap.planes import ROAD_PLANES
@@ -101,7 +102,7 @@ def _encoder_file(member: Member, place: Workplace, options: TrainingOptions) ->
     """Where the member's ImageNet weights lie, checked before any work is done."""
     if options.from_scratch or not member.pretrained:
         return None
-    file = place.weights / "imagenet" / f"{member.encoder}.safetensors"
+    file = encoder_file(place.weights, member.encoder)
     if file.exists():
         return file
     if place.state_file(member).exists() and not place.restart:
@@ -109,5 +110,5 @@ def _encoder_file(member: Member, place: Workplace, options: TrainingOptions) ->
         return None
     raise SatmapError(
         f"recipe member {member.name} starts from ImageNet weights, but {file} does not exist. "
-        "Put timm's safetensors file there, or pass --from-scratch to train without."
+        f"{how_to_get(member.encoder)}"
     )

@@ -1,0 +1,145 @@
+"""Weight files of other people: the reference's published networks, ImageNet encoders.
+
+Files are told by what is in them, not by their names: published networks have stages, bottlenecks
+and a final layer (``satmap.models.reference``), encoders are matched with each one known.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from satmap.errors import SatmapError
+from satmap.models.pickles import read_pickle, require_state_dict
+from satmap.models.pretrained import PretrainedEncoder, recognise_encoder
+from satmap.models.reference import (
+    REFERENCE_BANDS,
+    REFERENCE_NORMALIZATION,
+    REFERENCE_STRETCH,
+    ours_to_reference,
+    reference_to_ours,
+)
+from satmap.models.tensor_file import (
+    mismatch,
+    read_tensors,
+    require_file,
+    starts_like_safetensors,
+)
+from satmap.models.unet import UNet, build_network
+from satmap.planes import ROAD_PLANES
+
+# DataParallel puts it before every name.
+_WRAPPER = "module."
+
+# What a name of the reference's begins with, and no name of an encoder's does.
+_NETWORK = "encoder_stages."
+
+_SCORES = ("dice_best", "apls_best")
+
+# As in spacenet_dpn_unet_dpn92_3_best_apls.
+_FOLD_AND_CHECKPOINT = re.compile(r"_(\d+)_(best_apls|best_dice|last)(?:\.\w+)*$")
+
+
+@dataclass(frozen=True)
+class PublishedNetwork:
+    """A network that the reference's author trained.
+
+    Attributes:
+        network: on the CPU, in evaluation mode, with the normalisation it was trained with.
+        metadata: ``bands`` and ``stretch`` that it was shown, ``epoch`` and ``scores`` where the
+            file has them.
+        fold: the fold held out, where the file's name says it.
+        checkpoint: ``best_apls``, ``best_dice`` or ``last``, where the file's name says it.
+    """
+
+    network: UNet
+    metadata: dict[str, str]
+    fold: int | None
+    checkpoint: str | None
+
+
+def read_published(path: Path) -> PublishedNetwork | PretrainedEncoder:
+    """Read a weight file that somebody else wrote; nothing of it is run.
+
+    Args:
+        path: what ``torch.save`` or safetensors wrote: selim_sef's SpaceNet 5 networks, or ImageNet
+            weights as pretrainedmodels, torchvision (ResNets) or timm publish them.
+
+    Raises:
+        SatmapError: there is no such file, it cannot be read safely, or is neither.
+    """
+    require_file(path, "Give the name of a published weight file.")
+    content: dict[str, Any] = (
+        dict(read_tensors(path)) if starts_like_safetensors(path) else read_pickle(path)
+    )
+    tensors = require_state_dict(path, content.get("state_dict", content))
+    tensors = {name.removeprefix(_WRAPPER): value for name, value in tensors.items()}
+    if any(name.startswith(_NETWORK) for name in tensors):
+        network = _reference_network(path, tensors)
+        named = _FOLD_AND_CHECKPOINT.search(path.name)
+        return PublishedNetwork(
+            network,
+            _describe(network, content),
+            int(named[1]) if named else None,
+            named[2] if named else None,
+        )
+    return recognise_encoder(path, tensors)
+
+
+def source_metadata(path: Path, source: str) -> dict[str, str]:
+    """Where weights are from: ``source``, a name or an address, and the SHA-256 of its bytes."""
+    with path.open("rb") as file:
+        return {"source": source, "source_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _reference_network(path: Path, tensors: Mapping[str, Tensor]) -> UNet:
+    """The published network that the tensors, under the reference's names, are of."""
+    faults: list[tuple[int, str]] = []
+    for encoder, bands in REFERENCE_NORMALIZATION:
+        with torch.device("meta"):
+            network = build_network(encoder, bands, ROAD_PLANES)
+        expected = {
+            ours_to_reference(name, encoder): value for name, value in network.state_dict().items()
+        }
+        # Files from before torch 0.4.1 have no counters of batches.
+        found = {
+            name: torch.tensor(0) for name in expected if name.endswith(".num_batches_tracked")
+        } | dict(tensors)
+        fault = mismatch(expected, found)
+        if not fault:
+            network.to_empty(device="cpu")
+            network.load_state_dict(
+                {reference_to_ours(name, encoder): value for name, value in found.items()}
+            )
+            network.encoder.mean, network.encoder.std = REFERENCE_NORMALIZATION[encoder, bands]
+            return network.eval()
+        odd = expected.keys() ^ found.keys()
+        wrong = [
+            name for name in expected.keys() - odd if expected[name].shape != found[name].shape
+        ]
+        faults.append((len(odd) + len(wrong), f"{encoder} on {bands} bands, but {fault}"))
+    known = ", ".join(f"{encoder} on {bands} bands" for encoder, bands in REFERENCE_NORMALIZATION)
+    raise SatmapError(
+        f"{path} looks like a network of SpaceNet 5's third place, of which these are known: "
+        f"{known}. It comes closest to {min(faults)[1]}."
+    )
+
+
+def _describe(network: UNet, content: Mapping[str, Any]) -> dict[str, str]:
+    low, high = REFERENCE_STRETCH
+    described = {
+        "bands": json.dumps(REFERENCE_BANDS[network.encoder.in_channels]),
+        "stretch": json.dumps({"low": low, "high": high}),
+    }
+    if isinstance(content.get("epoch"), int):
+        described["epoch"] = str(content["epoch"])
+    scores = {name: content[name] for name in _SCORES if isinstance(content.get(name), int | float)}
+    if scores:
+        described["scores"] = json.dumps(scores)
+    return described

@@ -1,0 +1,1073 @@
+"""Weight files: our own, other people's, downloaded ones, and those that nobody should load."""
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import pickle
+import shutil
+import socket
+import tarfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import load, load_file, save, save_file
+from torch import Tensor, nn
+
+from made_files import write_image
+from satmap.cli import main
+from satmap.device import autocast
+from satmap.errors import CannotWriteError, SatmapError
+from satmap.inference.ensemble import predict_planes
+from satmap.inference.published import import_weights
+from satmap.inference.weights import choose, find_weights, load_ensemble, recipe_of
+from satmap.models import fetch
+from satmap.models.encoders import ENCODERS, build_encoder
+from satmap.models.fetch import fetch_encoder
+from satmap.models.pickles import read_pickle
+from satmap.models.pretrained import PretrainedEncoder, encoder_file, verify_encoder_file
+from satmap.models.published import PublishedNetwork, read_published
+from satmap.models.tensor_file import read_metadata, read_tensors, write_tensors
+from satmap.models.unet import UNet, build_network
+from satmap.models.weights import (
+    load_pretrained_encoder,
+    load_weights,
+    read_weights_metadata,
+    save_weights,
+)
+from satmap.planes import ROAD_PLANES
+from satmap.recipe import Inference, load_recipe
+from satmap.submissions.roads_csv import read_roads_csv
+from test_models import tensor_by_name
+
+REFERENCE = Path(__file__).parents[2] / "shared/fixtures/network"
+
+needs_reference = pytest.mark.skipif(
+    not REFERENCE.is_dir(), reason="the reference's outputs are not on this machine"
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def tidy(tmp_path: Path) -> Iterator[None]:
+    """Whole networks are large, and pytest keeps the folders of past runs."""
+    yield
+    shutil.rmtree(tmp_path)
+
+
+def small_network() -> UNet:
+    torch.manual_seed(0)
+    return build_network("resnet18", 3, ["road", "junction"], (16, 16, 16, 16)).eval()
+
+
+# satmap's own files
+
+
+def test_the_same_network_makes_the_same_bytes(tmp_path: Path) -> None:
+    network = small_network()
+    metadata = {f"key {number}": f"value {number}" for number in range(12)}
+    save_weights(tmp_path / "a.safetensors", network, metadata)
+    network.to(memory_format=torch.channels_last)
+    save_weights(tmp_path / "b.safetensors", network, dict(reversed(metadata.items())))
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_every_kind_of_tensor_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "kinds.safetensors"
+    tensors = {
+        "number": torch.tensor(7),
+        "empty": torch.zeros(0, 3),
+        "half": torch.randn(3).bfloat16(),
+        "bytes": torch.arange(5, dtype=torch.uint8),
+        "columns": torch.randn(4, 6).t(),
+        "names with ünïcode": torch.randn(2).double(),
+    }
+    write_tensors(path, tensors, {"text": "ünïcode \n too"})
+    # Any reader of safetensors takes the file as it is.
+    for found in (read_tensors(path), load_file(path)):
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], value) for name, value in tensors.items())
+        assert all(found[name].dtype == value.dtype for name, value in tensors.items())
+    assert read_metadata(path)["text"] == "ünïcode \n too"
+
+
+def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "network.safetensors"
+    save_weights(path, small_network(), {"epoch": "12"})
+    whole = path.read_bytes()
+    for place in (whole.index(b'"epoch":"12"') + 9, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(SatmapError, match=r"damaged.*SHA-256 \w{64}.*was recorded"):
+            load_weights(path)
+    path.write_bytes(whole)
+    load_weights(path)
+
+
+def test_files_of_before_have_no_checksum_and_load(tmp_path: Path) -> None:
+    path = tmp_path / "old.safetensors"
+    network = small_network()
+    save_weights(path, network, {"epoch": "1"})
+    metadata = read_weights_metadata(path)
+    assert not {"sha256", "normalization"} & metadata.keys()
+    save_file(load_file(path), path, metadata)
+    loaded, found = load_weights(path)
+    assert found == metadata
+    assert (loaded.encoder.mean, loaded.encoder.std) == (network.encoder.mean, network.encoder.std)
+
+
+def test_normalization_travels_with_the_network(tmp_path: Path) -> None:
+    path = tmp_path / "network.safetensors"
+    network = small_network()
+    network.encoder.mean, network.encoder.std = (0.1, 0.2, 0.3), (1.0, 2.0, 3.0)
+    save_weights(path, network, {})
+    loaded, _ = load_weights(path)
+    pixels = torch.randint(0, 256, (1, 3, 4, 4), dtype=torch.uint8)
+    expected = (pixels / 255 - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor(
+        [1.0, 2.0, 3.0]
+    ).view(3, 1, 1)
+    torch.testing.assert_close(loaded.encoder.normalize(pixels), expected)
+    for key in ("sha256", "normalization"):
+        with pytest.raises(ValueError, match=key):
+            save_weights(path, network, {key: ""})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "half",
+        "[]",
+        '{"mean": [0, 0, 0]}',
+        '{"mean": [0, 0], "std": [1, 1]}',
+        '{"mean": [0, 0, 0], "std": [1, 1, 0]}',
+        '{"mean": [0, 0, NaN], "std": [1, 1, 1]}',
+        '{"mean": [0, 0, "x"], "std": [1, 1, 1]}',
+        '{"mean": [0, 0, null], "std": [1, 1, 1]}',
+    ],
+)
+def test_broken_normalization(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "network.safetensors"
+    save_weights(path, small_network(), {})
+    save_file(load_file(path), path, {**read_weights_metadata(path), "normalization": text})
+    with pytest.raises(SatmapError, match=r"broken metadata: normalization.*train it again"):
+        load_weights(path)
+
+
+# PyTorch's files, harmless and hostile
+
+
+class Command:
+    """Unpickling this would make a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch '{self.marker}'",)
+
+
+class Buried:
+    """Unpickling this would make a file with functions that look harmless."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return getattr, (self.marker, "touch")
+
+
+def _zip(content: object, path: Path) -> None:
+    torch.save(content, path)
+
+
+def _plain(content: object, path: Path) -> None:
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def _bare(content: object, path: Path) -> None:
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+def _today(content: object, path: Path) -> None:
+    path.write_bytes(pickle.dumps(content))
+
+
+def _tar(content: object, path: Path) -> None:
+    """The outline of torch's format of before 0.2."""
+    member = path.with_suffix(".member")
+    member.write_bytes(pickle.dumps(content, protocol=2))
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        for name in ("sys_info", "pickle", "tensors", "storages"):
+            archive.add(member, name)
+    member.unlink()
+
+
+@pytest.mark.parametrize("writer", [_zip, _plain, _bare, _today, _tar])
+@pytest.mark.parametrize("payload", [Command, Buried])
+def test_hostile_pickles_are_refused_and_not_run(
+    writer: Callable[[object, Path], None], payload: Callable[[Path], object], tmp_path: Path
+) -> None:
+    marker = tmp_path / "marker"
+    path = tmp_path / "spacenet_dpn_unet_dpn92_3_last"
+    content = {"epoch": 1, "state_dict": {"module.final.0.bias": payload(marker)}}
+    writer(content, path)
+    # Of the protocols, torch's restricted reader knows the one that torch writes.
+    reason = r"asks for \S+.*nothing of it was run"
+    if writer in (_tar, _today):
+        reason = "tar archive" if writer is _tar else "cannot read .* as PyTorch weights"
+    with pytest.raises(SatmapError, match=reason) as caught:
+        read_published(path)
+    assert str(path) in str(caught.value)
+    renamed = path.rename(tmp_path / "resnet18.safetensors")
+    with pytest.raises(SatmapError, match=r"not a (whole )?safetensors file|PyTorch pickle"):
+        load_weights(renamed)
+    with pytest.raises(SatmapError):
+        load_pretrained_encoder(small_network(), renamed.rename(tmp_path / "resnet18.pth"))
+    assert not marker.exists()
+    # The marker would have been there, had anybody run it.
+    Command(marker).__reduce__()[0](f"touch '{marker}'")
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("writer", [_zip, _plain])
+def test_numpys_numbers_become_pythons(
+    writer: Callable[[object, Path], None], tmp_path: Path
+) -> None:
+    path = tmp_path / "scores"
+    numbers: dict[str, Any] = {
+        "double": np.float64(0.7),
+        "single": np.float32(0.5),
+        "mean": np.mean([0.25, 0.75]),
+        "whole": np.int64(-3),
+        "byte": np.uint8(200),
+        "truth": np.bool_(True),
+        "plain": 12,
+    }
+    writer(numbers, path)
+    found = read_pickle(path)
+    assert found == numbers
+    assert {type(value) for value in found.values()} == {int, float, bool}
+    for other in (np.array([1.0]), np.str_("text"), np.void(b"12"), np.datetime64("2019-11-01")):
+        writer({"dice_best": other}, path)
+        with pytest.raises(SatmapError, match="cannot read"):
+            read_pickle(path)
+
+
+def test_numpy_of_2019_named_its_module_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "scores"
+    _plain({"dice_best": np.float64(0.7)}, path)
+    content = path.read_bytes()
+    assert content.count(b"cnumpy._core.multiarray\nscalar\n") == 1
+    path.write_bytes(content.replace(b"cnumpy._core.", b"cnumpy.core."))
+    assert read_pickle(path) == {"dice_best": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[: len(data) // 2], "cannot read"),
+        (lambda data: data[:-1], "cannot read"),
+        (lambda data: b"", "not a whole|cannot read"),
+        (lambda data: np.random.default_rng(0).bytes(5000), "not a whole|cannot read"),
+        (lambda data: b"not weights but text\n" * 50, "cannot read"),
+    ],
+    ids=["half", "short", "empty", "random", "text"],
+)
+@pytest.mark.parametrize("writer", [_zip, _plain])
+def test_damaged_pickles(
+    writer: Callable[[object, Path], None],
+    damage: Callable[[bytes], bytes],
+    message: str,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "weights"
+    writer({"conv1.weight": torch.zeros(64, 3, 7, 7)}, path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(SatmapError, match=message) as caught:
+        read_published(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds a list; expected is a dictionary"),
+        (torch.zeros(3), "holds a Tensor"),
+        ({"epoch": 3}, "more than a state dict"),
+        ({"state_dict": {"conv1.weight": [1.0]}}, "more than a state dict"),
+        ({"state_dict": {1: torch.zeros(1)}}, "more than a state dict"),
+        ({"state_dict": {"a": torch.eye(2).to_sparse()}}, "more than a state dict"),
+        ({}, "0 tensors such as none.*Known are .*dpn92"),
+        ({"vgg.weight": torch.zeros(1)}, "1 tensors such as vgg.weight, which are neither"),
+    ],
+)
+def test_pickles_of_something_else(content: object, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(content, path)
+    with pytest.raises(SatmapError, match=message):
+        read_published(path)
+    with pytest.raises(SatmapError, match=r"no weight file .*absent.*published"):
+        read_published(tmp_path / "absent")
+
+
+# The published networks
+
+
+@dataclass(frozen=True)
+class Published:
+    """A made file in the form of the published ones.
+
+    Attributes:
+        path: the file.
+        encoder: our name of the encoder.
+        reference: its fixture.
+        bands: input channels.
+    """
+
+    path: Path
+    encoder: str
+    reference: str
+    bands: int
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Published]]:
+    """Files by the names that the author gave them, with the golden networks' weights."""
+    directory = tmp_path_factory.mktemp("published")
+    made: dict[str, Published] = {}
+
+    def make(name: str) -> Published:
+        if name not in made:
+            irv = "irv_unet" in name
+            reference = "irv_unet" if irv else "dpn_unet"
+            shapes = json.loads((REFERENCE / f"{reference}.keys.json").read_text())
+            first = "encoder_stages.0.0.conv.weight" if irv else "encoder_stages.0.0.weight"
+            bands = 8 if "_mc" in name else 3
+            shapes[first][1] = bands
+            content = {
+                "epoch": 14,
+                "state_dict": {f"module.{k}": tensor_by_name(k, v) for k, v in shapes.items()},
+                "dice_best": np.float64(0.75),
+                "apls_best": 0.5,
+            }
+            # As torch 1.1 wrote them.
+            _plain(content, directory / name)
+            encoder = "inception_resnet_v2" if irv else "dpn92"
+            made[name] = Published(directory / name, encoder, reference, bands)
+        return made[name]
+
+    yield make
+    shutil.rmtree(directory)
+
+
+@needs_reference
+@pytest.mark.parametrize(
+    ("name", "member"),
+    [
+        ("spacenet_dpn_unet_dpn92_3_best_apls", "fold3-dpn92-3band"),
+        ("spacenet_irv_unet_inceptionresnetv2_0_last", "fold0-inception_resnet_v2-3band"),
+    ],
+)
+def test_golden_output_through_the_import(
+    name: str, member: str, published: Callable[[str], Published], tmp_path: Path
+) -> None:
+    file = published(name)
+    path = import_weights(file.path, tmp_path, load_recipe("sn5-roads"))
+    checkpoint = "last" if name.endswith("last") else "best_apls"
+    assert path == tmp_path / f"{member}.{checkpoint}.safetensors"
+    network, metadata = load_weights(path)
+    assert metadata["architecture"] == file.encoder
+    assert metadata["member"] == member
+    assert metadata["source"] == name
+    assert metadata["source_sha256"] == hashlib.sha256(file.path.read_bytes()).hexdigest()
+    assert metadata["epoch"] == "14"
+    assert json.loads(metadata["scores"]) == {"dice_best": 0.75, "apls_best": 0.5}
+    assert json.loads(metadata["bands"]) == [5, 3, 2]
+    assert json.loads(metadata["stretch"]) == {"low": 2, "high": 98}
+    assert json.loads(metadata["planes"]) == list(ROAD_PLANES)
+    noise = np.random.Generator(np.random.PCG64(7))
+    x = torch.from_numpy(noise.standard_normal((1, 3, 128, 160), dtype=np.float32))
+    with np.load(REFERENCE / f"{file.reference}.golden.npz") as golden, torch.inference_mode():
+        torch.testing.assert_close(
+            network(x), torch.from_numpy(golden["output"]), atol=1e-3, rtol=0
+        )
+        # Odd sizes: the same as padding by hand, as numpy mirrors, and cutting off.
+        odd = x[..., :53, :79]
+        padded = np.pad(odd.numpy(), ((0, 0), (0, 0), (0, 11), (0, 17)), mode="reflect")
+        expected = network(torch.from_numpy(padded))[..., :53, :79]
+        torch.testing.assert_close(network(odd), expected, atol=1e-5, rtol=0)
+
+
+@needs_reference
+@pytest.mark.parametrize(
+    "name", ["spacenet_dpn_unet_mc_dpn92_mc_2_best_dice", "spacenet_irv_unet_mc_x_1_last"]
+)
+def test_networks_on_eight_bands(name: str, published: Callable[[str], Published]) -> None:
+    file = published(name)
+    imported = read_published(file.path)
+    assert isinstance(imported, PublishedNetwork)
+    encoder = imported.network.encoder
+    assert (encoder.name, encoder.in_channels) == (file.encoder, 8)
+    assert encoder.mean == encoder.std == (0.5,) * 8
+    assert json.loads(imported.metadata["bands"]) == [5, 3, 2, 1, 4, 6, 7, 8]
+    assert imported.fold == int(name.split("_")[-2 if name.endswith("last") else -3])
+    names = encoder.timm_names()
+    first = next(ours for ours in names if ours.endswith("conv.weight"))
+    assert encoder.get_parameter(first).shape[1] == 8
+    assert not imported.network.training
+
+
+@needs_reference
+def test_names_that_the_import_gives_and_takes(
+    published: Callable[[str], Published], tmp_path: Path
+) -> None:
+    file = published("spacenet_dpn_unet_dpn92_3_best_apls")
+    recipe = load_recipe("sn5-roads")
+    weights = tmp_path / "weights"
+
+    def renamed(name: str) -> Path:
+        link = tmp_path / name
+        link.symlink_to(file.path)
+        return link
+
+    plain = renamed("weights.pth")
+    with pytest.raises(SatmapError, match=r"no fold and checkpoint.*fold3-dpn92-3band\.last\.saf"):
+        import_weights(plain, weights, recipe)
+    with pytest.raises(SatmapError, match=r"mine\.safetensors: .*\.best_apls\.safetensors"):
+        import_weights(plain, weights / "mine.safetensors", recipe)
+    with pytest.raises(SatmapError, match=r"dpn92 on 3 bands of fold 2, which recipe sn5-roads"):
+        import_weights(renamed("spacenet_dpn_unet_dpn92_2_last.pth"), weights, recipe)
+    with pytest.raises(SatmapError, match=r"which recipe demo does not have; it has fold0-resnet"):
+        import_weights(plain, weights / "mine.last.safetensors", load_recipe("demo"))
+    stretch = recipe.stretch.model_copy(update={"high": 99.0})
+    with pytest.raises(SatmapError, match=r"percentiles 2.0 and 98.0, but .* 2.0 and 99.0"):
+        import_weights(plain, weights, recipe.model_copy(update={"stretch": stretch}))
+    assert not list(tmp_path.glob("**/*.safetensors"))
+    path = weights / "mine.last.safetensors"
+    assert import_weights(plain, path, recipe) == path
+    assert read_weights_metadata(path)["member"] == "fold3-dpn92-3band"
+    # What took somebody days to train is never replaced.
+    with pytest.raises(SatmapError, match="exists already"):
+        import_weights(plain, path, recipe)
+    path.unlink()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SatmapError, match="cannot write"):
+        import_weights(plain, tmp_path / "file/mine.last.safetensors", recipe)
+
+
+@needs_reference
+def test_networks_that_only_look_published(
+    published: Callable[[str], Published], tmp_path: Path
+) -> None:
+    content = read_pickle(published("spacenet_dpn_unet_dpn92_3_best_apls").path)
+    tensors = content["state_dict"]
+    path = tmp_path / "spacenet_dpn_unet_dpn92_3_last"
+
+    def refusal(changed: dict[str, Tensor]) -> str:
+        torch.save({"state_dict": changed}, path)
+        with pytest.raises(SatmapError, match="third place") as caught:
+            read_published(path)
+        path.unlink()
+        return str(caught.value)
+
+    # Shapes are what matters, and files of one number a tensor are quick to write.
+    blank = {k: torch.zeros(()).expand(v.shape) for k, v in tensors.items()}
+    final = "module.final.0.weight"
+    assert f"dpn92 on 3 bands, but it lacks {final[7:]}" in refusal(
+        {k: v for k, v in blank.items() if k != final}
+    )
+    wrong = {**blank, final: torch.zeros(7, 64, 1, 1)}
+    message = refusal(wrong)
+    assert "dpn92 on 3 bands, but final.0.weight has the shape [7, 64, 1, 1] instead of" in message
+    assert "inception_resnet_v2 on 8 bands" in message
+    first = "module.encoder_stages.0.0.weight"
+    assert "shape [64, 4, 7, 7]" in refusal({**blank, first: torch.zeros(64, 4, 7, 7)})
+    assert "unknown spare" in refusal({**blank, "module.spare": torch.zeros(1)})
+    # Files from before torch 0.4.1 have no counters.
+    counted = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
+    torch.save({"state_dict": counted}, path)
+    imported = read_published(path)
+    path.unlink()
+    assert isinstance(imported, PublishedNetwork)
+    assert not {"epoch", "scores"} & imported.metadata.keys()
+    assert torch.equal(imported.network.head.weight, tensors[final])
+
+
+@needs_reference
+def test_a_published_network_predicts(
+    published: Callable[[str], Published],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_network(*_: object) -> None:
+        raise AssertionError("somebody wanted the network")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    weights = tmp_path / "weights"
+    names = ("spacenet_dpn_unet_dpn92_3_best_apls", "spacenet_dpn_unet_mc_dpn92_mc_2_best_dice")
+    for name in names:
+        run(capsys, "weights", "import", published(name).path, weights)
+    shown = run(capsys, "weights", "show", weights / "fold3-dpn92-3band.best_apls.safetensors")
+    assert "architecture: dpn92\n" in shown
+    assert f"source: {names[0]}\n" in shown
+
+    files = choose(find_weights(weights), load_recipe("sn5-roads"))
+    assert [file.votes for file in files] == [1, 1]
+    assert recipe_of(files) == load_recipe("sn5-roads")
+    # The planes are those of the reference's own input: the same bytes, its normalisation.
+    image = np.random.default_rng(0).integers(1, 255, (32, 32, 8)).astype(np.uint8)
+    planes = predict_planes(load_ensemble(files, CPU), image, Inference(views=1), CPU)
+    # An odd margin all round, so that the whole is a multiple of 32.
+    margin = np.pad(image, ((16, 16), (16, 16), (0, 0)), mode="reflect")
+    x = torch.from_numpy(margin.transpose(2, 0, 1)[None].copy()) / 255
+    rgb_mean, rgb_std = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    shape = (1, 3, 1, 1)
+    inputs = [
+        (x[:, :3] - torch.tensor(rgb_mean).view(shape)) / torch.tensor(rgb_std).view(shape),
+        (x - 0.5) / 0.5,
+    ]
+    total = torch.zeros(1, len(ROAD_PLANES), 64, 64)
+    with torch.inference_mode(), autocast(CPU):
+        for name, pixels in zip(names, inputs, strict=True):
+            imported = read_published(published(name).path)
+            assert isinstance(imported, PublishedNetwork)
+            total += imported.network(pixels).float().sigmoid()
+    expected = (total[0, :, 16:48, 16:48] / 2 * 255).numpy()
+    assert np.abs(planes - expected).max() < 4
+    assert expected.std() > 10
+
+    images = tmp_path / "images"
+    stem = "SN5_roads_test_public_AOI_7_Moscow_PS-MS_chip"
+    write_image(images / f"{stem}1.tif", bands=8, dtype="uint16", size=(40, 33))
+    out = tmp_path / "out.csv"
+    run(capsys, "predict", images, out, "--weights", weights, "--recipe", "sn5-roads")
+    assert set(read_roads_csv(out)) == {"AOI_7_Moscow_chip1"}
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command that must succeed; gives what it printed."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert ended.value.code == 0, printed.err
+    return printed.out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command that must end with status 1; gives its one message."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    assert ended.value.code == 1
+    return capsys.readouterr().err
+
+
+# ImageNet encoders of other people
+
+
+@pytest.fixture(scope="module")
+def pretrainedmodels() -> Any:
+    # Its code is of 2018, and Python warns of it while compiling.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module("pretrainedmodels")
+
+
+def random_state(model: nn.Module) -> dict[str, Tensor]:
+    """Values for every tensor of a model that need not have any."""
+    generator = torch.Generator().manual_seed(3)
+    state = {}
+    for name, value in model.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(5)
+        elif value.ndim > 1:
+            scale = (2 / value[0].numel()) ** 0.5
+            state[name] = torch.empty(value.shape).normal_(0, scale, generator=generator)
+        else:
+            low, high = (0.5, 1.5) if name.endswith(("weight", "var")) else (-0.1, 0.1)
+            state[name] = torch.empty(value.shape).uniform_(low, high, generator=generator)
+    return state
+
+
+def features_before(
+    model: nn.Module, paths: Sequence[str], last: Callable[[], Any]
+) -> list[Tensor]:
+    """What the modules at ``paths`` are given while ``last`` runs, and what it gives itself."""
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        (x,) = inputs
+        # Networks of that time work in place.
+        seen.append(torch.cat(x, dim=1) if isinstance(x, tuple) else x.clone())
+
+    hooks = [model.get_submodule(path).register_forward_pre_hook(keep) for path in paths]
+    with torch.inference_mode():
+        seen.append(last())
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+# pretrainedmodels' name -> ours, timm's, and the modules that begin the stages after the first.
+STAGES = {
+    "dpn92": (
+        "dpn92",
+        "dpn92",
+        ("features.conv1_1.pool", "features.conv3_1", "features.conv4_1", "features.conv5_1"),
+    ),
+    "inceptionresnetv2": (
+        "inception_resnet_v2",
+        "inception_resnet_v2",
+        ("maxpool_3a", "maxpool_5a", "mixed_6a", "mixed_7a"),
+    ),
+    "se_resnext50_32x4d": (
+        "se_resnext50_32x4d",
+        "legacy_seresnext50_32x4d",
+        ("layer0.pool", "layer2", "layer3", "layer4"),
+    ),
+    "senet154": (
+        "senet154",
+        "legacy_senet154",
+        ("layer0.pool", "layer2", "layer3", "layer4"),
+    ),
+}
+
+
+def made_checkpoint(pretrainedmodels: Any, name: str) -> tuple[Any, dict[str, Tensor]]:
+    """A network of pretrainedmodels with random weights, and these."""
+    with torch.device("meta"):
+        model = getattr(pretrainedmodels, name)(pretrained=None, num_classes=1000)
+    state = random_state(model)
+    model.load_state_dict(state, assign=True)
+    return model.eval(), state
+
+
+@pytest.mark.parametrize("name", [name for name, (ours, *_) in STAGES.items() if ours in ENCODERS])
+def test_features_are_pretrainedmodels_own(
+    name: str, pretrainedmodels: Any, tmp_path: Path
+) -> None:
+    ours, _, stages = STAGES[name]
+    model, state = made_checkpoint(pretrainedmodels, name)
+    source = tmp_path / f"{name}-00000000.pth"
+    # As files of 2017 are: no archive, no counters of batches.
+    _plain({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, source)
+    path = import_weights(source, tmp_path, load_recipe("sn5-roads"))
+    assert path == encoder_file(tmp_path, ours)
+    assert not any(key.startswith("last_linear") for key in load_file(path))
+    network = UNet(build_encoder(ours, 3), ["road"], (1, 1, 1, 1)).eval()
+    load_pretrained_encoder(network, path)
+    if name == "inceptionresnetv2":
+        # The reference pads it so that sizes halve; pretrainedmodels shrinks at the borders.
+        for module in model.modules():
+            if isinstance(module, nn.MaxPool2d) or (
+                isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
+            ):
+                module.padding = (1, 1)
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    expected = features_before(model, stages, lambda: model.features(x))
+    with torch.inference_mode():
+        found = network.encoder(x)
+    assert [feature.shape for feature in found] == [feature.shape for feature in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert theirs.std() > 0
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["dpn92", "inceptionresnetv2", "se_resnext50_32x4d", "senet154"])
+def test_timms_networks_are_pretrainedmodels(name: str, pretrainedmodels: Any) -> None:
+    """The ground of the import: but for the classifier, names, shapes and features are the same."""
+    _, timms, stages = STAGES[name]
+    model, state = made_checkpoint(pretrainedmodels, name)
+    with torch.device("meta"):
+        port: Any = timm.create_model(timms, pretrained=False)
+    classifier = port.pretrained_cfg["classifier"]
+    renamed = {k.replace("last_linear.", f"{classifier}."): v for k, v in state.items()}
+    assert {k: v.shape for k, v in renamed.items()} == {
+        k: v.shape for k, v in port.state_dict().items()
+    }
+    port.load_state_dict(renamed, assign=True)
+    port.eval()
+    # Both shrink at the borders, and by the same: an odd size shows it.
+    x = torch.randn(1, 3, 97, 101, generator=torch.Generator().manual_seed(4))
+    expected = features_before(model, stages, lambda: model.features(x))
+    if name.startswith("dpn"):
+        # timm has the pool of the first block beside it.
+        stages = ("features.conv1_pool", *stages[1:])
+    if name.startswith("se"):
+        stages = ("pool0", *stages[1:])
+    found = features_before(port, stages, lambda: port.forward_features(x))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_torchvisions_resnet(wrapped: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(weights=None).eval()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    source = tmp_path / "resnet18-00000000.pth"
+    # Trainings on many GPUs leave the wrapped form.
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in state.items()}} if wrapped else state, source
+    )
+    path = import_weights(source, tmp_path / "weights", load_recipe("sn5-roads"))
+    metadata = read_metadata(path)
+    assert metadata["architecture"] == "resnet18"
+    assert metadata["source"] == "resnet18-00000000.pth"
+    assert metadata["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert verify_encoder_file(path, "resnet18") == metadata["sha256"]
+    network = small_network()
+    load_pretrained_encoder(network, path)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = features_before(
+            model,
+            ("maxpool", "layer2", "layer3", "layer4"),
+            lambda: model.layer4(
+                model.layer3(
+                    model.layer2(model.layer1(model.maxpool(model.relu(model.bn1(model.conv1(x))))))
+                )
+            ),
+        )
+        found = network.encoder(x)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+    # In the place of another encoder it is of no use.
+    wrong = encoder_file(tmp_path, "resnet34")
+    with pytest.raises(SatmapError, match="weights of resnet34 are looked for, but these are of"):
+        import_weights(source, wrong, load_recipe("sn5-roads"))
+    with pytest.raises(SatmapError, match="exists already"):
+        import_weights(source, tmp_path / "weights", load_recipe("sn5-roads"))
+    with pytest.raises(SatmapError, match=r"does not hold ImageNet weights of resnet34: it lacks"):
+        verify_encoder_file(path, "resnet34")
+    # A changed byte is noticed before a training starts from it.
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(SatmapError, match="damaged"):
+        load_pretrained_encoder(network, path)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_is_told_by_its_tensors(name: str, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(ENCODERS[name].timm_name, pretrained=False)
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({k: torch.zeros(()).expand(v.shape) for k, v in model.state_dict().items()}, path)
+    found = read_published(path)
+    assert isinstance(found, PretrainedEncoder)
+    assert found.name == name
+    with torch.device("meta"):
+        encoder = build_encoder(name, 3)
+    assert found.tensors.keys() == set(encoder.timm_names().values())
+
+
+def test_tensors_that_share_their_memory(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = dict(torchvision.models.resnet18(weights=None).state_dict())
+    state["bn1.bias"] = state["bn1.weight"]
+    source = tmp_path / "resnet18-00000000.pth"
+    torch.save(state, source)
+    found = load_file(import_weights(source, tmp_path, load_recipe("sn5-roads")))
+    assert torch.equal(found["bn1.bias"], state["bn1.weight"])
+
+
+def test_encoders_that_are_nearly_known(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        names = timm.create_model("resnet34", pretrained=False).state_dict()
+    state = {k: torch.zeros(()).expand(v.shape) for k, v in names.items()}
+    path = tmp_path / "weights.pth"
+    torch.save({k: v for k, v in state.items() if k != "bn1.bias"}, path)
+    with pytest.raises(SatmapError, match=r"closest to resnet34, but it lacks bn1\.bias\. Known"):
+        read_published(path)
+    torch.save({**state, "conv1.weight": torch.zeros(64, 3, 3, 3)}, path)
+    with pytest.raises(SatmapError, match=r"resnet34, but conv1.weight has the shape \[64, 3, 3"):
+        read_published(path)
+
+
+# Downloads
+
+
+@dataclass
+class Answer:
+    """What the server says at one address."""
+
+    body: bytes = b""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    missing: int = 0  # bytes that are promised and never come
+    silence: float = 0  # seconds before the body
+
+
+class Server(ThreadingHTTPServer):
+    """A hub of one's own."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: dict[str, Answer] = {}
+        self.asked: list[str] = []
+        self.stop = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        answer = self.server.answers.get(self.path, Answer(status=404))
+        self.send_response(answer.status)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        self.server.stop.wait(answer.silence)
+        self.wfile.write(answer.body[: len(answer.body) - answer.missing])
+
+    def handle(self) -> None:
+        # Readers that have seen enough go away.
+        with contextlib.suppress(ConnectionError):
+            super().handle()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+POINTER = "/timm/resnet18.a1_in1k/raw/main/model.safetensors"
+RESOLVE = "/timm/resnet18.a1_in1k/resolve/main/model.safetensors"
+STORE = "/store/abc?signature=1"
+
+
+def pointer(content: bytes) -> bytes:
+    oid = hashlib.sha256(content).hexdigest()
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n"
+    return text.encode()
+
+
+@pytest.fixture(scope="module")
+def resnet18() -> bytes:
+    """The file that timm publishes of ResNet18, classifier included."""
+    torch.manual_seed(2)
+    model: nn.Module = timm.create_model("resnet18", pretrained=False)
+    return save(dict(model.state_dict()), {"format": "pt"})
+
+
+@pytest.fixture
+def server(resnet18: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A hub that has ResNet18 and sends readers on to its store, as the real one does."""
+    server = Server()
+    server.answers = {
+        POINTER: Answer(pointer(resnet18)),
+        RESOLVE: Answer(status=302, headers={"Location": STORE}),
+        STORE: Answer(resnet18),
+    }
+    monkeypatch.setenv("HF_ENDPOINT", f"{server.url}/")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.stop.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_fetching(server: Server, resnet18: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "imagenet" / "resnet18.safetensors"
+    remedies = r"weights fetch`.*resnet18.a1_in1k and `satmap weights import` it.*--from-scratch"
+    with pytest.raises(SatmapError, match=remedies):
+        load_pretrained_encoder(small_network(), path)
+    # What a killed process left is cleared away, what one that still runs writes is not.
+    path.parent.mkdir()
+    old, new = (path.parent / f".resnet18-{name}.part" for name in ("abcdefgh", "ijklmnop"))
+    for file in (old, new):
+        file.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    assert fetch_encoder(tmp_path, "resnet18") is True
+    assert not old.exists()
+    new.unlink()
+    assert list(path.parent.iterdir()) == [path]
+    metadata = read_metadata(path)
+    assert metadata["source"] == f"{server.url}{RESOLVE}"
+    assert metadata["source_sha256"] == hashlib.sha256(resnet18).hexdigest()
+    network = small_network()
+    load_pretrained_encoder(network, path)
+    published = load(resnet18)
+    assert torch.equal(
+        network.encoder.get_parameter("stages.0.conv1.weight"), published["conv1.weight"]
+    )
+    # A second time nothing is asked of anybody, and what is there is verified.
+    server.asked.clear()
+    assert fetch_encoder(tmp_path, "resnet18") is False
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(SatmapError, match=r"damaged.*Remove it and fetch again"):
+        fetch_encoder(tmp_path, "resnet18")
+    assert server.asked == []
+    # What a user put there is as good, though nothing is recorded in it.
+    path.write_bytes(resnet18)
+    assert fetch_encoder(tmp_path, "resnet18") is False
+    path.unlink()
+    assert fetch_encoder(tmp_path, "resnet18") is True
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("address", "answer", "message"),
+    [
+        (POINTER, Answer(status=404), r"raw/main/\S+ answers 404"),
+        (POINTER, Answer(b"<html>hello</html>"), "does not say the weights' SHA-256"),
+        (POINTER, Answer(pointer(b"other")), r"has the SHA-256 \w{64}, but its publisher says"),
+        (RESOLVE, Answer(status=503), r"resolve/main/\S+ answers 503"),
+        (RESOLVE, Answer(status=302, headers={"Location": "file:///etc/passwd"}), "answers 302"),
+        (STORE, Answer(status=403), "answers 403"),
+        (STORE, Answer(), r"has the SHA-256 e3b0c44298\w+, but"),
+        (STORE, Answer(bytes(3000), missing=1000), "only 2000 of 3000 bytes came"),
+    ],
+)  # fmt: skip
+def test_failed_downloads_leave_nothing(
+    address: str, answer: Answer, message: str, server: Server, tmp_path: Path
+) -> None:
+    server.answers[address] = answer
+    with pytest.raises(SatmapError, match=message) as caught:
+        fetch_encoder(tmp_path, "resnet18")
+    # What to do instead: by hand, or without.
+    assert f"{server.url}{RESOLVE} on another machine and `satmap weights import`" in str(
+        caught.value
+    )
+    assert "--from-scratch" in str(caught.value)
+    assert list(tmp_path.glob("**/*.*")) == []
+
+
+def test_a_download_of_something_else(server: Server, tmp_path: Path) -> None:
+    other = save({"conv1.weight": torch.zeros(1)}, {})
+    server.answers[POINTER], server.answers[STORE] = Answer(pointer(other)), Answer(other)
+    with pytest.raises(SatmapError, match=r"is of no use: .*it lacks"):
+        fetch_encoder(tmp_path, "resnet18")
+    with torch.device("meta"):
+        names = timm.create_model("resnet34", pretrained=False).state_dict()
+    other = save({k: torch.zeros(v.shape, dtype=v.dtype) for k, v in names.items()}, {})
+    server.answers[POINTER], server.answers[STORE] = Answer(pointer(other)), Answer(other)
+    with pytest.raises(SatmapError, match="does not hold ImageNet weights of resnet18"):
+        fetch_encoder(tmp_path, "resnet18")
+    marker = tmp_path / "marker"
+    hostile = pickle.dumps(Command(marker), protocol=2)
+    server.answers[POINTER], server.answers[STORE] = Answer(pointer(hostile)), Answer(hostile)
+    with pytest.raises(SatmapError, match="nothing of it was run"):
+        fetch_encoder(tmp_path, "resnet18")
+    assert list(tmp_path.glob("**/*.*")) == []
+    assert not marker.exists()
+
+
+def test_addresses_that_hold_the_checksum(
+    server: Server, resnet18: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(load(resnet18), tmp_path / "weights.pth")
+    content = (tmp_path / "weights.pth").read_bytes()
+    digits = hashlib.sha256(content).hexdigest()[:8]
+    config = SimpleNamespace(hf_hub_id=None, url=f"{server.url}/resnet18-{digits}.pth")
+    monkeypatch.setattr(fetch, "pretrained_config", lambda _: config)
+    server.answers[f"/resnet18-{digits}.pth"] = Answer(content)
+    assert fetch_encoder(tmp_path, "resnet18") is True
+    metadata = read_metadata(encoder_file(tmp_path, "resnet18"))
+    assert metadata["source"] == config.url
+    assert metadata["source_sha256"] == hashlib.sha256(content).hexdigest()
+    encoder_file(tmp_path, "resnet18").unlink()
+    config.url = f"{server.url}/resnet18-00000000.pth"
+    server.answers["/resnet18-00000000.pth"] = Answer(content)
+    with pytest.raises(SatmapError, match="publisher says 00000000"):
+        fetch_encoder(tmp_path, "resnet18")
+    assert list((tmp_path / "imagenet").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_has_a_source_with_a_checksum(name: str, server: Server) -> None:
+    class Every(dict[str, Answer]):
+        def get(self, path: str, *_: object) -> Answer:
+            return Answer(pointer(path.encode()))
+
+    server.answers = Every()
+    source = fetch.find_source(name)
+    assert len(source.sha256) >= 8
+    assert source.url.startswith((server.url, "https://"))
+
+
+def test_nobody_to_download_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(SatmapError, match=r"cannot download http.*refused.*another machine"):
+            fetch_encoder(tmp_path, "resnet18")
+    monkeypatch.setenv("HF_ENDPOINT", "file:///etc")
+    with pytest.raises(SatmapError, match=r"no address of the web. Check \$HF_ENDPOINT"):
+        fetch_encoder(tmp_path, "resnet18")
+    assert list(tmp_path.glob("**/*.*")) == []
+
+
+def test_a_server_that_falls_silent(
+    server: Server, resnet18: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "_TIMEOUT_S", 0.2)
+    server.answers[STORE] = Answer(resnet18, silence=60)
+    with pytest.raises(SatmapError, match=r"cannot download http.*timed out.*another machine"):
+        fetch_encoder(tmp_path, "resnet18")
+    assert list(tmp_path.glob("**/*.*")) == []
+
+
+def test_nowhere_to_download_to(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "imagenet").write_text("")
+    with pytest.raises(CannotWriteError, match="cannot write"):
+        fetch_encoder(tmp_path, "resnet18")
+    assert server.asked == []
+    with (
+        Path("/dev/full").open("wb") as full,
+        pytest.raises(CannotWriteError, match="cannot write /dev/full: No space"),
+    ):
+        fetch._download(fetch.find_source("resnet18"), full)
+    with pytest.raises(SatmapError, match="unknown encoder"):
+        fetch_encoder(tmp_path, "vgg")
+
+
+def test_fetching_what_a_recipe_needs(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    member = (
+        "{fold: %d, encoder: resnet18, pretrained: %s, losses: {road: {dice: 1}, speed: {}, "
+        "junction: {}}, stages: [{crop: 64, batch: 1, epochs: 1, schedule: {kind: cosine, "
+        "peak: 1.0e-3}}]}"
+    )
+    lines = ["name: mine", "description: two", "task: roads", "folds: 2", "members:"]
+    members = [f"  - {member % (fold, 'true')}" for fold in (0, 1)]
+    recipe.write_text("\n".join([*lines, *members]))
+    command = ("weights", "fetch", "--recipe", recipe, "--weights", tmp_path / "w")
+    path = encoder_file(tmp_path / "w", "resnet18")
+    fetched = f"downloading {server.url}{RESOLVE}\n{path}: fetched\n"
+    assert run(capsys, *command) == fetched
+    assert server.asked == [POINTER, RESOLVE, STORE]
+    assert run(capsys, *command) == f"{path}: there already, intact\n"
+    shown = run(capsys, "weights", "show", path)
+    assert "architecture: resnet18\n" in shown
+    assert shown.endswith("120 tensors of 11186132 numbers\n")
+    server.answers.clear()
+    path.unlink()
+    assert "answers 404" in refused(capsys, *command)
+    recipe.write_text("\n".join([*lines, f"  - {member % (0, 'false')}"]))
+    assert "trains from scratch" in run(capsys, *command)
+    assert "no weight file" in refused(capsys, "weights", "show", path)
+    (tmp_path / "text").write_text("text")
+    assert "not a whole safetensors" in refused(capsys, "weights", "show", tmp_path / "text")
+    assert "cannot read" in refused(capsys, "weights", "import", tmp_path / "text", tmp_path / "w")
