@@ -1,9 +1,9 @@
+import itertools
 import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import shapely
 from hypothesis import example, given, settings
@@ -110,7 +110,6 @@ def test_parts_become_rows_of_their_own() -> None:
     "row",
     [
         box(0, 0, 5, 3.99),  # 19.95 px^2
-        box(0, 0, 20.004, 0.9999),  # 20.002 px^2, but 20.00 x 1.00 - a hundredth when rounded
         box(0, 0, 1000, 0.004),
         box(0, 0, 5, 5, [(0, 0), (5, 0), (5, 5)]),
         building([(0, 0), (1, 1), (2, 2)]),
@@ -118,10 +117,12 @@ def test_parts_become_rows_of_their_own() -> None:
     ],
 )
 def test_what_the_scorers_drop_is_left_out(row: BuildingRow) -> None:
-    if row.polygon.bounds == (0, 0, 20.004, 0.9999):
-        assert len(written(row)) == 1 and written(row)[0].startswith("1,")  # 20.00 exactly counts
-    else:
-        assert written(row) == ["-1,POLYGON EMPTY,1"]
+    assert written(row) == ["-1,POLYGON EMPTY,1"]
+
+
+def test_the_area_after_rounding_counts() -> None:
+    assert len(polygons_of(written(box(0, 0, 19.9951, 0.9951)))) == 1  # 19.90, written as 20.00
+    assert written(box(0, 0, 19.9949, 1.0049)) == ["-1,POLYGON EMPTY,1"]  # 20.09, written as 19.99
 
 
 def test_confidences_keep_their_order() -> None:
@@ -131,8 +132,6 @@ def test_confidences_keep_their_order() -> None:
     confidences = [float(line.rpartition(",")[2]) for line in lines]
     assert confidences == [more, less]
     assert polygons_of(lines)[0].bounds == (9, 0, 15, 5)
-    single = np.float32(0.9)
-    assert written(box(0, 0, 5, 5, confidence=single))[0].endswith(f",{float(single)!r}")
     assert written(box(0, 0, 5, 5, confidence=-0.0))[0].endswith(",0.0")
 
 
@@ -145,7 +144,6 @@ def test_third_coordinates_are_dropped() -> None:
     ("row", "message"),
     [
         (building([(0, 0), (math.inf, 1), (1, 1)]), "not finite"),
-        (building([(0, 0), (math.nan, 1), (1, 1)]), "not finite"),
         (box(0, 0, 1e8, 1), "beyond"),
         (box(0, 0, 9, 9, confidence=math.nan), "confidence"),
         (box(0, 0, 9, 9, confidence=math.inf), "confidence"),
@@ -276,11 +274,11 @@ def test_unusable_files(tmp_path: Path) -> None:
     path = tmp_path / "buildings.csv"
     for content in (b"", b"a,b\n1,2\n"):
         path.write_bytes(content)
-        with pytest.raises(SatmapError, match="line 1: .*no column ImageId and PolygonWKT_Pix"):
+        with pytest.raises(SatmapError, match=r"line 1: .*no column ImageId and PolygonWKT_Pix"):
             read_buildings_csv(path)
         assert {fault.line for fault in check_buildings_csv(path)} == {1}
     path.write_bytes(HEADER.encode() + b"\xff\xfe\n")
-    with pytest.raises(SatmapError, match="line 2: .*not UTF-8"):
+    with pytest.raises(SatmapError, match=r"line 2: .*not UTF-8"):
         read_buildings_csv(path)
 
 
@@ -380,18 +378,16 @@ def test_header_faults(tmp_path: Path, header: str, message: str) -> None:
 
 
 @needs_shared
-def test_a_file_that_the_official_scorer_reads(tmp_path: Path) -> None:
-    path = SHARED / "fixtures" / "building_f1" / "SN2_sample_preds.csv"
-    faults = check_buildings_csv(path)
-    # Nine points of a line are no building, and so the scorer finds.
-    assert all("square pixels" in fault.message for fault in faults)
-    assert len(faults) == 1
-    images = read_buildings_csv(path)
-    assert check_buildings_csv(path, images.keys()) == faults
-    write_buildings_csv(tmp_path / "again.csv", images)
+def test_files_that_the_official_scorers_read(tmp_path: Path) -> None:
+    directory = SHARED / "fixtures" / "building_f1"
+    preds = read_buildings_csv(directory / "SN2_sample_preds.csv")
+    assert check_buildings_csv(directory / "SN2_sample_preds.csv", preds.keys()) == []
+    # Two of the truth's buildings have less than 20 px^2.
+    truth = read_buildings_csv(directory / "SN2_sample_truth.csv")
+    write_buildings_csv(tmp_path / "again.csv", truth)
+    assert check_buildings_csv(tmp_path / "again.csv", truth.keys()) == []
     again = read_buildings_csv(tmp_path / "again.csv")
-    assert check_buildings_csv(tmp_path / "again.csv", images.keys()) == []
-    assert sum(map(len, again.values())) == sum(map(len, images.values())) - 1
+    assert sum(map(len, again.values())) == sum(map(len, truth.values())) - 2
 
 
 # --- properties -----------------------------------------------------------------------------------
@@ -413,11 +409,12 @@ drawn_rows = st.lists(st.builds(BuildingRow, polygons, confidences), max_size=5)
 def java_scorer_faults(text: str) -> list[str]:
     """What the challenges' scorer would take amiss, read as it reads: by marks in the text."""
     faults = []
-    last: tuple[str, float] | None = None
-    ids: dict[str, list[int]] = {}
+    last = math.inf
+    ids = []
     for line in text.splitlines()[1:]:
         image_id, building_id, rest = line.split(",", 2)
-        ids.setdefault(image_id, []).append(int(building_id))
+        assert image_id == IMAGE
+        ids.append(int(building_id))
         if "POLYGON EMPTY" in rest:
             continue
         begin, end = line.index("(("), line.index("))")
@@ -431,22 +428,18 @@ def java_scorer_faults(text: str) -> list[str]:
             if len(points) < 4 or points[0] != points[-1]:
                 faults.append("ring")
             signed = sum(
-                (x0 + x1) * (y0 - y1) / 2
-                for (x0, y0), (x1, y1) in zip(points[:-1], points[1:], strict=True)
+                (x0 + x1) * (y0 - y1) / 2 for (x0, y0), (x1, y1) in itertools.pairwise(points)
             )
             area += -abs(signed) if number else abs(signed)
         if area < 20 * (1 - 1e-9):
             faults.append(f"area {area}")
         confidence = float(line[end + 4 :])
-        if last and last[0] == image_id and confidence > last[1]:
+        if confidence > last:
             faults.append("order")
-        last = image_id, confidence
+        last = confidence
         if not shapely.from_wkt(line.split('"')[1]).is_valid:
             faults.append("invalid")
-    for numbers in ids.values():
-        if numbers != [-1] and numbers != list(range(1, len(numbers) + 1)):
-            faults.append("ids")
-    return faults
+    return faults if ids in ([-1], list(range(1, len(ids) + 1))) else [*faults, "ids"]
 
 
 @settings(max_examples=400, deadline=None)
