@@ -28,7 +28,14 @@ from numpy.typing import NDArray
 from satmap.errors import SatmapError
 from satmap.files import write_text
 from satmap.ordering import natural_key
-from satmap.submissions.csv_table import Record, check_header, parse_number, read_records, shown
+from satmap.submissions.csv_table import (
+    Record,
+    check_header,
+    parse_number,
+    read_records,
+    require_plain_id,
+    shown,
+)
 from satmap.submissions.fault import Fault, in_file_order
 
 HEADER = ("ImageId", "BuildingId", "PolygonWKT_Pix", "Confidence")
@@ -98,8 +105,7 @@ def format_buildings(rows_by_image: Mapping[str, Sequence[BuildingRow]]) -> str:
     """
     parts = [",".join(HEADER)]
     for image_id in sorted(rows_by_image, key=natural_key):
-        if not image_id or image_id != image_id.strip() or re.search(r'^#|[,"\r\n\0]', image_id):
-            raise ValueError(f"image id {image_id!r} cannot stand in a buildings CSV")
+        require_plain_id(image_id)
         buildings = _clean(image_id, rows_by_image[image_id])
         if not buildings:
             parts.append(f"{image_id},{_NO_BUILDINGS_ID},{_NO_BUILDINGS},1")

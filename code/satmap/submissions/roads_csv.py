@@ -25,7 +25,13 @@ from numpy.typing import NDArray
 from satmap.errors import SatmapError
 from satmap.files import write_text
 from satmap.ordering import natural_key
-from satmap.submissions.csv_table import check_header, parse_number, read_records, shown
+from satmap.submissions.csv_table import (
+    check_header,
+    parse_number,
+    read_records,
+    require_plain_id,
+    shown,
+)
 from satmap.submissions.fault import Fault, in_file_order
 
 HEADER = ("ImageId", "WKT_Pix", "length_m", "travel_time_s")
@@ -82,8 +88,7 @@ def format_roads(rows_by_image: Mapping[str, Sequence[RoadRow]]) -> str:
     """
     parts = [",".join(HEADER)]
     for image_id in sorted(rows_by_image, key=natural_key):
-        if not image_id or image_id != image_id.strip() or re.search(r'[,"\r\n]', image_id):
-            raise ValueError(f"image id {image_id!r} cannot stand in a roads CSV")
+        require_plain_id(image_id)
         pieces = _clean(image_id, rows_by_image[image_id])
         if not pieces:
             parts.append(f"{image_id},LINESTRING EMPTY,0,0")
