@@ -3,6 +3,7 @@ import itertools
 import json
 import math
 import random
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from plain_apls import Road, plain_apls
 from satmap.metrics.apls import METRES_PER_PIXEL, MIDPOINT_M, AplsScore, apls, score_roads
 from satmap.metrics.apls_graph import build_graph
 from satmap.metrics.shortest_paths import all_pairs
+from satmap.roads.graph import RoadEdge, RoadGraph
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures" / "apls"
@@ -190,6 +192,48 @@ def test_scale_moves_midpoints_and_snap() -> None:
     assert apls(truth, proposal, metres_per_pixel=0.5).length.score == 0  # 5 m
     with pytest.raises(ValueError, match="positive"):
         apls(truth, proposal, metres_per_pixel=0)
+
+
+def test_arrays_and_graphs_are_taken_too() -> None:
+    # The roads of test_missing_road.
+    tee = [np.array(line) for line in ([(0, 0), (30, 0)], [(30, 0), (60, 0)], [(30, 0), (30, 30)])]
+    score = apls(tee, [np.array([(0, 0), (60, 0)])], metres_per_pixel=1)
+    assert score.length.score == pytest.approx(2 / 3)
+    assert score.time is None
+    nodes = np.array([(0, 0), (30, 0), (60, 0), (30, 30)], np.float64)
+    edges = [
+        RoadEdge((0, 1), nodes[[0, 1]], 30, 10, 1), RoadEdge((1, 2), nodes[[1, 2]], 30, 10, 1),
+        RoadEdge((1, 3), nodes[[1, 3]], 30, 10, 1),
+    ]  # fmt: skip
+    graphs = RoadGraph(nodes, tuple(edges)), RoadGraph(nodes, tuple(edges[:2]))
+    score = apls(*graphs, metres_per_pixel=1)
+    assert score.time is not None
+    assert score.length.score == pytest.approx(2 / 3)
+    assert score.time.score == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([road((0, 0), (9, 9), time=-1)], "travel time"),
+        ([road((0, 0), (math.nan, 9))], "not finite"),
+        ([RoadRow(np.zeros((2, 3)), 1, 1)], "shape"),
+    ],
+)
+def test_roads_that_make_no_sense(rows: list[RoadRow], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        apls(rows, rows)
+
+
+def test_one_long_road_needs_no_table_of_all_its_places() -> None:
+    # 310 km with 6,199 midpoints: nothing may grow with their square.
+    far = roads([(0, 0), (1e6, 0)])
+    tracemalloc.start()
+    try:
+        assert apls(far, far).length.score == 1
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -481,3 +481,11 @@ def test_a_sound_building_keeps_its_shape(polygon: shapely.Polygon) -> None:
     lost = polygon.area - left.area
     # Parts under 20 px^2 may have gone, at most one for each vertex where it falls apart.
     assert abs(lost) < 20 * shapely.get_num_coordinates(polygon) + 0.0075 * polygon.length
+
+
+def test_nested_collections_do_not_exhaust_the_parser(tmp_path: Path) -> None:
+    path = tmp_path / "deep.csv"
+    path.write_text(HEADER + 'a,1,"' + "GEOMETRYCOLLECTION(" * 200_000 + '",1\n')
+    (fault,) = check_buildings_csv(path)
+    assert fault.line == 2
+    assert "not a POLYGON" in fault.message or "polygon" in fault.message

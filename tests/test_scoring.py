@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,11 @@ from satmap.metrics.apls import apls
 from satmap.report.misses import write_misses
 from satmap.scoring import Scoring, score_files
 from satmap.submissions.formats import Format, detect
-from satmap.submissions.geojson_maps import find_geojson, read_roads_geojson
+from satmap.submissions.geojson_maps import (
+    find_geojson,
+    read_buildings_geojson,
+    read_roads_geojson,
+)
 
 SHARED = Path(__file__).parents[2] / "shared"
 FIXTURES = SHARED / "fixtures"
@@ -72,8 +77,12 @@ def test_formats_are_told_by_their_content(tmp_path: Path) -> None:
 def test_what_is_no_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SatmapError, match="no known format"):
         detect(written(tmp_path / "a.csv", "a,b\n1,2\n"))
-    with pytest.raises(SatmapError, match="no known format"):
+    with pytest.raises(SatmapError, match="is empty"):
         detect(written(tmp_path / "empty", ""))
+    for start, message in ((b"\x1f\x8b\x08", "compressed"), ("a".encode("utf-16"), "UTF-16")):
+        (tmp_path / "other").write_bytes(start)
+        with pytest.raises(SatmapError, match=message):
+            detect(tmp_path / "other")
     with pytest.raises(SatmapError, match="cannot read"):
         detect(tmp_path / "nowhere")
     (tmp_path / "bare").mkdir()
@@ -86,6 +95,7 @@ def test_what_is_no_format_is_refused(tmp_path: Path) -> None:
     [
         ("3band_AOI_1_RIO_img12", "AOI_1_RIO_img12"),
         ("8band_AOI_0_TEST_img3", "AOI_0_TEST_img3"),
+        ("3band_013022223130_Public_img1", "013022223130_Public_img1"),
         ("RGB-PanSharpen_AOI_2_Vegas_img1", "AOI_2_Vegas_img1"),
         ("MUL-PanSharpen_AOI_2_Vegas_img1", "AOI_2_Vegas_img1"),
         ("SN2_buildings_train_AOI_2_Vegas_PS-RGB_img1", "AOI_2_Vegas_img1"),
@@ -215,6 +225,84 @@ def test_buildings_in_geojson(tmp_path: Path) -> None:
     assert report.metric == "building_f1"
     figures = report.images["AOI_1_A_img1"]
     assert (figures["tp"], figures["fp"], figures["fn"]) == (1, 1, 1)
+
+
+def write_collection(path: Path, *features: object, **members: object) -> Path:
+    content = {"type": "FeatureCollection", "features": list(features), **members}
+    return written(path, json.dumps(content))
+
+
+def feature(kind: str, coordinates: object, properties: object = None) -> dict[str, object]:
+    geometry = {"type": kind, "coordinates": coordinates}
+    return {"type": "Feature", "properties": properties, "geometry": geometry}
+
+
+SQUARE = [[(10.0, 50.0), (10.001, 50.0), (10.001, 50.001), (10.0, 50.0)]]
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        # Pixel coordinates that happen to be possible degrees; a stray vertex.
+        ([feature("LineString", [(0, 0), (120, 80)])], "km wide or high"),
+        ([feature("LineString", [(10, 50), (10.001, 50), (12, 60)])], "km wide or high"),
+        ([feature("Linestring", [(10, 50), (10.001, 50)])], "no GeoJSON geometry is called"),
+        ([feature("LineString", [(10, 50), (10.001, 50)], [1, 2])], "properties are no object"),
+        ([feature("LineString", [(10, 50), (10**400, 50)])], "malformed"),
+        (
+            [feature("Polygon", SQUARE, {"Confidence": "high"})],
+            "image a, polygon 0: the confidence is no number",
+        ),
+    ],
+)
+def test_geojson_that_makes_no_sense(tmp_path: Path, features: list[object], message: str) -> None:
+    path = write_collection(tmp_path / "a.geojson", *features)
+    with pytest.raises(SatmapError, match=message):
+        score_files(path, path)
+
+
+def test_lines_and_polygons_cannot_be_compared(tmp_path: Path) -> None:
+    lines = write_labels(tmp_path / "a.geojson", [[(0, 0), (9, 9)]])
+    polygons = write_collection(tmp_path / "b.geojson", feature("Polygon", SQUARE))
+    with pytest.raises(SatmapError, match=r"holds lines and .* polygons"):
+        score_files(lines, polygons)
+    with pytest.raises(SatmapError, match=r"holds polygons and .* lines"):
+        score_files(polygons, lines)
+
+
+def test_a_file_a_side_is_one_image_whatever_the_names(tmp_path: Path) -> None:
+    for name in ("truth.txt", "out.geojson"):
+        write_labels(tmp_path / name, [[(0, 0), (300, 0)]])
+    report = score_files(tmp_path / "truth.txt", tmp_path / "out.geojson").report
+    assert report.images["truth"]["apls_length"] == 1
+
+
+def test_confidences_may_be_log_odds(tmp_path: Path) -> None:
+    sure, unsure = (feature("Polygon", SQUARE, {"Confidence": c}) for c in (-0.1, -3))
+    path = write_collection(tmp_path / "a.geojson", unsure, sure)
+    rows, _ = read_buildings_geojson(path, path, 0.3)
+    assert [row.confidence for row in rows["a"]] == [-3, -0.1]
+
+
+def test_no_address_is_fetched_for_a_reference_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("satmap.geojson.CRS", SimpleNamespace(from_user_input=asked.append))
+    name = {"type": "name", "properties": {"name": "http://127.0.0.1:9/x.wkt"}}
+    path = write_collection(
+        tmp_path / "a.geojson", feature("LineString", [(10, 50), (10.001, 50)]), crs=name
+    )
+    assert score_files(path, path).report.total["apls_length"] == 1
+    assert asked == []
+
+
+@needs_shared
+def test_spacenet_1_scores_1_against_itself() -> None:
+    directory = SHARED / "data" / "buildings_sn1" / "AOI_0_TEST" / "vectorData" / "geoJson"
+    report = score_files(directory, directory).report
+    assert report.total["f1"] == 1
+    assert all(image_id.endswith(tuple("0123456789")) for image_id in report.images)
 
 
 # The older Python package measures in metres after a projection and drops short subgraphs.

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import satmap
 from satmap.errors import SatmapError
+from satmap.files import require_writable
 
 #: Where sub-commands are added.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -313,6 +314,8 @@ def _score(options: argparse.Namespace) -> int:
     from satmap.report.table import score_table
     from satmap.scoring import score_files
 
+    if options.plot:
+        require_writable(options.plot / "picture.png")
     scoring = score_files(
         options.truth,
         options.proposal,
@@ -345,7 +348,8 @@ def _check(options: argparse.Namespace) -> int:
     for fault in faults:
         place = f":{fault.line}" if fault.line is not None else ""
         print(f"{options.submission}{place}: {fault.message}")
-    print(f"{options.submission}: {len(faults)} faults" if faults else f"{options.submission}: ok")
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    print(f"{options.submission}: {count if faults else 'ok'}")
     return 1 if faults else 0
 
 
@@ -395,19 +399,21 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _pixel_size(text: str) -> float:
-    """Argument type: metres, between a millimetre and a kilometre."""
-    value = float(text)
-    if not 1e-3 <= value <= 1e3:
+    """Argument type: metres, between a millimetre and a hundred metres."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1e-3 <= value <= 100:
         raise argparse.ArgumentTypeError(f"{text} is no size of a pixel in metres")
     return value
 
 
 def _count(text: str) -> int:
     """Argument type: a whole number from 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
+    if not text.isdecimal() or not text.isascii():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
+    return int(text)
 
 
 def _report_faults(faults: Mapping[str, str], outcome: str) -> None:

@@ -5,6 +5,7 @@ is passed over. Without it coordinates are longitude and latitude.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,10 @@ from satmap.errors import SatmapError
 #: Longitude and latitude on WGS 84, in that order.
 LON_LAT = "OGC:CRS84"
 
-_MALFORMED = (TypeError, ValueError, AttributeError, IndexError, KeyError)
+_MALFORMED = (TypeError, ValueError, AttributeError, IndexError, KeyError, OverflowError)
+
+# The only names of reference systems that are looked up: a URL would be fetched.
+_CRS_NAME = re.compile(r"(?:urn:(?:ogc|x-ogc):def:crs:|EPSG:|OGC:)[\w.:-]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def read_geojson(path: Path) -> FeatureCollection:
     except OSError as error:
         raise SatmapError(f"{path}: cannot be read ({error.strerror or error}).") from error
     # Brackets nested without end exhaust the parser's stack.
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise SatmapError(
             f"{path}: not a GeoJSON feature collection ({error}). Fetch or export it again."
         ) from error
@@ -92,6 +96,8 @@ def read_geojson(path: Path) -> FeatureCollection:
     for number, feature in enumerate(features):
         try:
             properties = feature.get("properties") or {}
+            if not isinstance(properties, dict):
+                raise TypeError("its properties are no object")
             geometries += bool(feature.get("geometry"))
             for kind, coordinates in _parts(feature.get("geometry")):
                 if kind == "LineString":
@@ -132,6 +138,8 @@ def _crs_of(document: dict[str, Any]) -> str:
     member = document.get("crs")
     try:
         name = str(member["properties"]["name"])  # type: ignore[index]
+        if not _CRS_NAME.fullmatch(name):
+            return LON_LAT
         # GeoJSON writes longitude first whatever the authority's order of axes.
         return LON_LAT if name.endswith((":CRS84", ":4326")) else str(CRS.from_user_input(name))
     except (TypeError, KeyError, CRSError):
@@ -152,6 +160,10 @@ def _parts(geometry: Any) -> Iterator[tuple[str, Any]]:
         case "GeometryCollection":
             for member in geometry["geometries"]:
                 yield from _parts(member)
+        case "Point" | "MultiPoint":
+            return
+        case _:
+            raise ValueError(f"no GeoJSON geometry is called {kind!r:.40}")
 
 
 def _clean(coordinates: Any, crs: str) -> NDArray[np.float64]:

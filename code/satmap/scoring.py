@@ -40,7 +40,8 @@ class Scoring:
     Attributes:
         report: the figures.
         rank_by: the figure that says which images are worst.
-        draw: picture of an image by its id, uint8 (h, w, 3), of what was missed.
+        draw: picture of what was missed in an image of ``report.images``, by its id, uint8
+            (h, w, 3).
     """
 
     report: Report
@@ -111,12 +112,22 @@ def _with_common_images(
 
 
 def _are_roads(truth: Path, proposal: Path) -> bool:
-    """Whether GeoJSON files hold roads rather than buildings, by the first that holds either."""
-    for path in (*find_geojson(truth).values(), *find_geojson(proposal).values()):
-        collection = read_geojson(path)
-        if collection.lines or collection.surfaces:
-            return bool(collection.lines)
-    raise SatmapError(f"neither {truth} nor {proposal} holds a single line or polygon.")
+    """Whether GeoJSON files hold roads rather than buildings."""
+    kinds = []
+    for side in (truth, proposal):
+        for path in find_geojson(side).values():
+            collection = read_geojson(path)
+            if collection.lines or collection.surfaces:
+                kinds.append(bool(collection.lines))
+                break
+    if not kinds:
+        raise SatmapError(f"neither {truth} nor {proposal} holds a single line or polygon.")
+    if len(set(kinds)) > 1:
+        what = ("lines", "polygons") if kinds[0] else ("polygons", "lines")
+        raise SatmapError(
+            f"{truth} holds {what[0]} and {proposal} {what[1]}; they cannot be compared."
+        )
+    return kinds[0]
 
 
 def _roads(
@@ -147,7 +158,10 @@ def _buildings(
     report = score_buildings(truth, proposal)
 
     def draw(image_id: str) -> Picture:
-        true, proposed = truth[image_id], proposal[image_id]
+        matches = match_buildings(truth[image_id], proposal[image_id])
+        # What is too small to count is neither missed nor false.
+        true = [row for row, c in zip(truth[image_id], matches.counted_truth, strict=True) if c]
+        proposed = [row for row, c in zip(proposal[image_id], matches.counted, strict=True) if c]
         return buildings_picture(
             [row.polygon for row in true],
             [row.polygon for row in proposed],
@@ -161,6 +175,12 @@ def _buildings(
 def _coco(truth: Path, results: Path) -> Scoring:
     report = score_coco(truth, results)
     annotations, found = read_coco_truth(truth), read_coco_results(results)
+    if found and not found.keys() & annotations.sizes.keys():
+        raise SatmapError(
+            f"{truth} and {results} have no image in common, for example "
+            f"{next(iter(annotations.sizes), 'none')} and {next(iter(found))}. An image_id is the "
+            "id in the annotations or the number in the file's name."
+        )
 
     def draw(image_id: str) -> Picture:
         width, height = annotations.sizes[int(image_id)]

@@ -9,8 +9,8 @@ from satmap.errors import SatmapError
 
 _PRODUCT = r"(?:PS-RGBNIR|PS-RGB|PS-MS|RGBNIR|MS|PAN)"
 _NAMES = (
-    # 3band_AOI_1_RIO_img1.tif
-    re.compile(r"(?:3band|8band)_(?P<id>AOI_\d+_\w+?_img\d+)", re.I),
+    # 3band_AOI_1_RIO_img1.tif, 3band_013022223130_Public_img1.tif
+    re.compile(r"(?:3band|8band)_(?P<id>\w+?_img\d+)", re.I),
     # RGB-PanSharpen_AOI_2_Vegas_img1.tif
     re.compile(r"(?:(?:RGB|MUL)-PanSharpen|MUL|PAN)_(?P<id>AOI_\d+_\w+?_img\d+)", re.I),
     # SN2_buildings_train_AOI_2_Vegas_PS-RGB_img1.tif

@@ -15,6 +15,7 @@ import numpy as np
 
 from satmap.metrics.apls_graph import LENGTH, TIME, AplsGraph, Ways, build_graph
 from satmap.metrics.report import Report
+from satmap.metrics.road_rows import Roads, road_rows
 from satmap.ordering import natural_key
 from satmap.submissions.roads_csv import RoadRow
 
@@ -110,23 +111,22 @@ class RoadsReport:
         )
 
 
-def apls(
-    truth: Sequence[RoadRow],
-    proposal: Sequence[RoadRow],
-    *,
-    metres_per_pixel: float = METRES_PER_PIXEL,
-) -> AplsScore:
+def apls(truth: Roads, proposal: Roads, *, metres_per_pixel: float = METRES_PER_PIXEL) -> AplsScore:
     """APLS of one image.
 
     Lines of fewer than two points are no roads. Two empty maps are equal (1); an empty and a drawn
     one have nothing in common (0).
 
     Args:
-        truth: roads in pixels of the image.
+        truth: roads in pixels of the image: rows, arrays (n, 2), or a road graph.
         proposal: the same.
         metres_per_pixel: scale, for the 50 m between midpoints and the 4 m of snapping.
+
+    Raises:
+        ValueError: a line or a travel time makes no sense, or ``metres_per_pixel`` is not positive.
     """
-    return _apls(truth, proposal, metres_per_pixel, _have_times([*truth, *proposal]))
+    rows = road_rows(truth), road_rows(proposal)
+    return _apls(*rows, metres_per_pixel, _have_times([*rows[0], *rows[1]]))
 
 
 def score_roads(

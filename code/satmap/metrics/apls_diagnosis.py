@@ -5,7 +5,6 @@ counterpart, the places where the way goes on in one map and not in the other, a
 the routes that suffer most. Weight length throughout.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -17,8 +16,8 @@ from scipy.sparse.csgraph import dijkstra
 
 from satmap.metrics.apls import METRES_PER_PIXEL, MIDPOINT_M, SNAP_M
 from satmap.metrics.apls_graph import LENGTH, AplsGraph, Positions, Ways, build_graph
+from satmap.metrics.road_rows import Roads, road_rows
 from satmap.metrics.road_samples import nearest_places, places_at, sample_roads
-from satmap.submissions.roads_csv import RoadRow
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -110,8 +109,8 @@ class Diagnosis:
 
 
 def diagnose(
-    truth: Sequence[RoadRow],
-    proposal: Sequence[RoadRow],
+    truth: Roads,
+    proposal: Roads,
     *,
     metres_per_pixel: float = METRES_PER_PIXEL,
     routes: int = 5,
@@ -119,15 +118,15 @@ def diagnose(
     """Find what costs an image its APLS.
 
     Args:
-        truth: roads in pixels of the image.
+        truth: roads in pixels of the image: rows, arrays (n, 2), or a road graph.
         proposal: the same.
         metres_per_pixel: scale.
         routes: at most so many broken routes in each direction.
     """
     if not metres_per_pixel > 0:
         raise ValueError(f"metres_per_pixel must be positive, got {metres_per_pixel}")
-    a = build_graph(truth, MIDPOINT_M / metres_per_pixel)
-    b = build_graph(proposal, MIDPOINT_M / metres_per_pixel)
+    a = build_graph(road_rows(truth), MIDPOINT_M / metres_per_pixel)
+    b = build_graph(road_rows(proposal), MIDPOINT_M / metres_per_pixel)
     return Diagnosis(
         _losses(a, b, metres_per_pixel, routes), _losses(b, a, metres_per_pixel, routes)
     )
@@ -142,11 +141,14 @@ def _losses(a: AplsGraph | None, b: AplsGraph | None, scale: float, routes: int)
     roads_m = float(a.totals[:, LENGTH].sum()) * scale
     if b is None:
         return Losses(roads_m, roads_m, tuple(roads), len(a.node_xy), a.node_xy)
-    near = shapely.linestrings(np.stack([b.starts, b.stops], axis=1))
-    lost = shapely.difference(
-        shapely.multilinestrings([shapely.linestrings(road) for road in roads]),
-        shapely.buffer(shapely.multilinestrings(near), snap_px, quad_segs=16),
-    )
+    near = [
+        shapely.linestrings(_stretch(b, e, 0, way)) for e, way in enumerate(b.totals[:, LENGTH])
+    ]
+    roads_of_a = shapely.multilinestrings([shapely.linestrings(road) for road in roads])
+    # Vertices nearer to each other than rounding make GEOS divide by zero and go on.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        around = shapely.simplify(shapely.multilinestrings(near), snap_px / 20)
+        lost = shapely.difference(roads_of_a, shapely.buffer(around, snap_px))
     pieces = shapely.get_parts(shapely.line_merge(lost))
     controls = b.locate(a.node_xy, snap_px)
     return Losses(

@@ -179,6 +179,7 @@ class Ways:
         self, ends: Ints, totals: Floats, between: Floats, positions: Positions, weight: int
     ) -> None:
         """Args as in :class:`AplsGraph`; ``between`` float64 (junctions, junctions)."""
+        self._edge = positions.edge
         self._u, self._v = ends[positions.edge].T
         self._head = positions.offset[:, weight].copy()
         self._tail = totals[positions.edge] - self._head
@@ -193,19 +194,6 @@ class Ways:
             by_end += self._tail
             np.minimum(by_start, by_end, out=self._from_junctions[begin : begin + _ROWS])
 
-        # Along a shared edge the way need not pass either end: those pairs, by their first.
-        edge = positions.edge
-        order = np.lexsort((np.arange(len(edge)), edge))
-        order = order[edge[order] >= 0]
-        first = np.searchsorted(edge[order], edge[order])
-        count = np.searchsorted(edge[order], edge[order], side="right") - first
-        i = np.repeat(order, count)
-        rank = np.arange(len(i)) - np.repeat(np.cumsum(count) - count, count)
-        j = order[np.repeat(first, count) + rank]
-        by_first = np.argsort(i, kind="stable")
-        self._i, self._j = i[by_first], j[by_first]
-        self._along = np.abs(self._head[self._i] - self._head[self._j])
-
     def __getitem__(self, tile: tuple[slice, slice]) -> Floats:
         """Ways from some positions to some, float64; infinite where there is none."""
         rows, columns = tile
@@ -215,11 +203,11 @@ class Ways:
         other = onward[self._v[rows]]
         other += self._tail[rows, None]
         np.minimum(ways, other, out=ways)
-        begin, end = np.searchsorted(self._i, (rows.start, rows.stop))
-        i, j, along = self._i[begin:end], self._j[begin:end], self._along[begin:end]
-        here = (j >= columns.start) & (j < columns.stop)
-        cells = i[here] - rows.start, j[here] - columns.start
-        ways[cells] = np.minimum(ways[cells], along[here])
+        # Along a shared edge the way need not pass either end.
+        here = self._edge[rows, None]
+        i, j = np.nonzero((here == self._edge[columns]) & (here >= 0))
+        along = np.abs(self._head[rows][i] - self._head[columns][j])
+        ways[i, j] = np.minimum(ways[i, j], along)
         return ways
 
 

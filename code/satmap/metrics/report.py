@@ -13,7 +13,8 @@ class Report:
 
     Where images stand in one file only, the official scorers leave them out of the totals, which
     a submission can exploit. ``total`` and ``aois`` therefore hold the official figures and, under
-    the same name with ``fair_`` before it, what comes out when those images count as missed.
+    the same name with ``fair_`` before it, what comes out when those images count as missed or
+    false.
 
     Attributes:
         metric: name of the score: ``apls``, ``building_f1``, ``coco_ap``, ``jaccard``.

@@ -31,6 +31,7 @@ from scipy.spatial import KDTree
 
 from satmap.metrics.apls import METRES_PER_PIXEL
 from satmap.metrics.apls_graph import LENGTH, AplsGraph, Positions, build_graph
+from satmap.metrics.road_rows import Roads, road_rows
 from satmap.metrics.road_samples import EXACT_PX, expand, nearest_places, sample_roads
 from satmap.submissions.roads_csv import RoadRow
 
@@ -82,8 +83,8 @@ class TopoScore:
 
 
 def topo(
-    truth: Sequence[RoadRow],
-    proposal: Sequence[RoadRow],
+    truth: Roads,
+    proposal: Roads,
     *,
     metres_per_pixel: float = METRES_PER_PIXEL,
 ) -> TopoScore:
@@ -93,14 +94,14 @@ def topo(
     Lines of fewer than two points are no roads, and edges shorter than 2.5 m have no sample.
 
     Args:
-        truth: roads in pixels of the image.
+        truth: roads in pixels of the image: rows, arrays (n, 2), or a road graph.
         proposal: the same.
         metres_per_pixel: scale, for the 5 m between samples, the 4 m of matching and the 150 m of
             a ride.
     """
     if not metres_per_pixel > 0:
         raise ValueError(f"metres_per_pixel must be positive, got {metres_per_pixel}")
-    a, b = _map(truth, metres_per_pixel), _map(proposal, metres_per_pixel)
+    a, b = (_map(road_rows(roads), metres_per_pixel) for roads in (truth, proposal))
     snap_px = SNAP_M / metres_per_pixel
     if a is None or b is None:
         return TopoScore(0, a.met_from_all() if a else 0, b.met_from_all() if b else 0)

@@ -49,6 +49,8 @@ _NO_BUILDINGS_ID = "-1"
 # SpaceNet 4's truth keeps the product in its ids, submissions do without.
 _PRODUCT_PREFIX = "Pan-Sharpen_"
 
+_POLYGONAL = re.compile(r"\s*(?:MULTI)?POLYGON", re.IGNORECASE)
+
 # Far beyond any image, far below where a double loses hundredths.
 _LARGEST_PIXEL = 1e7
 
@@ -238,14 +240,16 @@ def _parse_polygons(records: Sequence[Record]) -> tuple[NDArray[np.object_], dic
     coordinates, owners = shapely.get_coordinates(polygons, return_index=True)
     good[owners[~(np.abs(coordinates) <= _LARGEST_PIXEL).all(axis=1)]] = False
     polygons[~good] = None
-    problems = {i: _explain(texts[i]) for i in np.flatnonzero(~good).tolist()}
+    problems = {i: _explain(records[i].cells[2] or "") for i in np.flatnonzero(~good).tolist()}
     return shapely.force_2d(polygons), problems
 
 
 def _wkt(record: Record) -> str:
     if record.fault or record.cells[1] == _NO_BUILDINGS_ID:
         return _NO_BUILDINGS
-    return record.cells[2] or ""
+    # Of nested collections, which are none of ours, the parser would exhaust the stack.
+    wkt = record.cells[2] or ""
+    return wkt if _POLYGONAL.match(wkt) else ""
 
 
 def _explain(wkt: str) -> str:

@@ -25,12 +25,16 @@ from satmap.submissions.roads_csv import RoadRow
 SUFFIXES = (".geojson", ".json")
 
 # What file names say beside the image: SN5_roads_train_AOI_7_Moscow_geojson_roads_speed_chip23,
-# SN3_roads_train_AOI_2_Vegas_geojson_roads_img272_speed, buildings_AOI_2_Vegas_img1, Geo_AOI_1_...
+# SN3_roads_train_AOI_2_Vegas_geojson_roads_img272_speed, buildings_AOI_2_Vegas_img1, Geo_AOI_1_...,
+# 013022223130_Public_img1_Geo.
 _WORDS = re.compile(
     r"^(?:SN\d_(?:roads|buildings)_.*?(?=AOI_)|spacenetroads_|osm_|buildings_|Geo_)"
-    r"|geojson_(?:roads|buildings)_(?:speed_)?|_speed$",
+    r"|geojson_(?:roads|buildings)_(?:speed_)?|_speed$|_Geo$",
     re.IGNORECASE,
 )
+
+# No image of a challenge is larger.
+_LARGEST_KM = 200.0
 
 # A feature without any of these says nothing about the time it takes.
 _SPEED_PROPERTIES = frozenset(
@@ -50,9 +54,14 @@ def find_geojson(path: Path) -> dict[str, Path]:
     paths = [path] if path.is_file() else sorted(path.rglob("*"))
     found: dict[str, Path] = {}
     for file in paths:
-        if file.suffix.lower() not in SUFFIXES or file.name.startswith(".") or not file.is_file():
+        hidden = file.name.startswith(".") or file.suffix.lower() not in SUFFIXES
+        if file != path and (hidden or not file.is_file()):
             continue
         image_id = _WORDS.sub("", file.stem)
+        try:
+            image_id.encode()
+        except UnicodeEncodeError as error:
+            raise SatmapError(f"{file!r}: rename it; names must be UTF-8.") from error
         if image_id in found:
             raise SatmapError(
                 f"{found[image_id]} and {file} are both of the image {image_id}; "
@@ -88,7 +97,7 @@ def read_buildings_geojson(
 ) -> tuple[dict[str, list[BuildingRow]], dict[str, list[BuildingRow]]]:
     """Buildings of a truth and a proposal, file or directory each, in common pixels.
 
-    A building's confidence is its property ``confidence``, in any case, else 1.
+    A building's confidence is its property ``confidence``, in any case; 1 where it has none.
 
     Raises:
         SatmapError: a file that cannot be read, or two for one image.
@@ -100,10 +109,8 @@ def read_buildings_geojson(
             polygon = shapely.transform(
                 surface.polygon, lambda xy, c=collection, p=plane: p.pixels(xy, c.crs)
             )
-            names = {str(name).lower(): value for name, value in surface.properties.items()}
-            confidence = _number(names.get("confidence"))
-            row = BuildingRow(polygon, 1.0 if confidence is None else confidence, str(number))
-            rows.append(row)
+            confidence = _confidence(surface.properties, f"image {image_id}, polygon {number}")
+            rows.append(BuildingRow(polygon, confidence, str(number)))
     return sides
 
 
@@ -133,6 +140,9 @@ def _images(
 ) -> Iterator[tuple[int, str, FeatureCollection, _Plane]]:
     """Side (0 truth, 1 proposal), image, content and plane of every file of both sides."""
     sides = [find_geojson(truth), find_geojson(proposal)]
+    if truth.is_file() and proposal.is_file():
+        # One file a side is one image, whatever the files are called.
+        sides[1] = dict(zip(sides[0], sides[1].values(), strict=False))
     for image_id in sorted({*sides[0], *sides[1]}, key=natural_key):
         files = [(side, paths[image_id]) for side, paths in enumerate(sides) if image_id in paths]
         collections = [read_geojson(path) for _, path in files]
@@ -158,12 +168,19 @@ def _plane(collections: list[FeatureCollection], metres_per_pixel: float) -> _Pl
     longitude, latitude = project(places[0][0][:1], places[0][1], LON_LAT)[0].tolist()
     zone = min(int((longitude + 180) // 6) + 1, 60)
     crs = f"EPSG:{(32600 if latitude >= 0 else 32700) + zone}"
-    corners = []
+    corners, far = [], []
     for xy, source in places:
         metres = project(xy, source, crs)
         corners.append((metres[:, 0].min(), metres[:, 1].max()))
+        far += [metres.min(axis=0, keepdims=True), metres.max(axis=0, keepdims=True)]
     west_north = np.array(corners)
     origin = np.array((west_north[:, 0].min(), west_north[:, 1].max()))
+    span_km = float(np.abs(np.concatenate(far) - origin).max()) / 1000
+    if span_km > _LARGEST_KM:
+        raise ValueError(
+            f"the image would be {span_km:.0f} km wide or high; look for coordinates in pixels, a "
+            "stray vertex or a wrong 'crs'"
+        )
     return _Plane(crs, origin, metres_per_pixel)
 
 
@@ -174,6 +191,14 @@ def _travel_time_s(properties: Mapping[str, Any], length_m: float) -> float:
     if not _SPEED_PROPERTIES & {key for key, value in properties.items() if value is not None}:
         return math.nan
     return length_m / (label_speed_mph(properties) * MPS_PER_MPH)
+
+
+def _confidence(properties: Mapping[str, Any], where: str) -> float:
+    names = {str(name).lower(): value for name, value in properties.items()}
+    value = names.get("confidence", 1.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise SatmapError(f"{where}: the confidence is no number but {value!r:.60}.")
+    return float(value)
 
 
 def _number(value: Any) -> float | None:

@@ -40,7 +40,10 @@ HEADER = ("ImageId", "WKT_Pix", "length_m", "travel_time_s")
 GridLine = tuple[tuple[int, int], ...]
 
 # Far beyond any image, far below where a double or an int64 loses hundredths.
-_LARGEST_PIXEL = 1e7
+_LARGEST_PIXEL = 1e6
+
+# Far beyond any road, in metres and seconds, far below where sums of squares overflow.
+_LARGEST_AMOUNT = 1e9
 
 # The organisers' limit on the distance between two successive vertices.
 _SHORTEST_STEP_PX = 0.01
@@ -251,8 +254,8 @@ def _parse_amount(name: str, text: str | None) -> float:
         number = parse_number(text)
     except ValueError as error:
         raise ValueError(f"{name} is {error}") from None
-    if number < 0:
-        raise ValueError(f"{name} must not be negative, got {shown(text)}")
+    if not 0 <= number <= _LARGEST_AMOUNT:
+        raise ValueError(f"{name} must lie between 0 and {_LARGEST_AMOUNT:g}, got {shown(text)}")
     return number
 
 
