@@ -56,7 +56,7 @@ def main() -> None:
     truth, proposal, metres = {}, {}, []
     overlap = union = 0
     for chip in held_out:
-        planes, _ = predict_chip_planes(chip, voters, recipe, place.device)
+        planes, _, _ = predict_chip_planes(chip, voters, recipe, place.device)
         cached = prepare_chip(chip, options.work / "cache", recipe.stretch, recipe.targets)
         image, target = cached.read()
         road, label = planes[ROAD] >= 128, (target & CLASS_BITS) > 0

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
 from made_files import write_image
@@ -104,6 +105,97 @@ def test_the_scripts_end_with_a_status(tmp_path: Path) -> None:
         assert done.returncode == status, done.stderr
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_validation_planes_from_training_to_a_fitted_recipe(
+    city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE)
+    weights, planes, output = tmp_path / "weights", tmp_path / "planes", tmp_path / "out.csv"
+    common = ["--weights", weights, "--device", "cpu"]
+    cache = tmp_path / "cache"
+    succeeds(capsys, "train", city / "train", "--recipe", recipe, "--cache", cache, *common)
+    graph = tmp_path / "roads.graphml"
+    printed = succeeds(
+        capsys, "predict", city / "train", output, *common,
+        "--out-of-fold", "--planes", planes, "--export", graph, "--export", tmp_path / "r.geojson",
+    )  # fmt: skip
+    assert f"{output}: 6 images" in printed
+    assert len(list(planes.iterdir())) == 6
+    assert graph.exists()
+    again = tmp_path / "again.csv"
+    assert f"{again}: 6 images" in succeeds(capsys, "vectorize", planes, again, "--task", "roads")
+    assert read_roads_csv(again).keys() == read_roads_csv(output).keys()
+    # Any truth will do, for the networks know nothing yet.
+    truth, fitted = tmp_path / "truth.csv", tmp_path / "fitted.yaml"
+    header, *rows = (city / "test_truth.csv").read_text().splitlines()
+    rows = [row.replace("chip7", f"chip{n}") for n in range(6) for row in rows if "chip7" in row]
+    truth.write_text("\n".join([header, *rows]))
+    printed = succeeds(
+        capsys, "tune", planes, truth, fitted, "--recipe", recipe, "--minutes", 0.05, "--workers", 0
+    )
+    assert "APLS time of 6 chips" in printed
+    succeeds(capsys, "predict", city / "test", output, *common, "--recipe", fitted)
+
+
+def street_mask(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    mask = np.zeros((200, 200), np.uint8)
+    mask[90:110] = 255
+    assert cv2.imwrite(str(path), mask)
+
+
+def test_masks_of_any_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    masks, recipe = tmp_path / "masks", tmp_path / "tiny.yaml"
+    street_mask(masks / "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip4.png")
+    recipe.write_text(
+        RECIPE.replace("views: 1", "views: 1, default_metres_per_pixel: 0.5")
+        + "roads: {default_speed_mph: 50}\n"
+    )
+    lengths = []
+    for options in ([], ["--recipe", recipe], ["--recipe", recipe, "--metres-per-pixel", "2"]):
+        output = tmp_path / "out.csv"
+        succeeds(capsys, "vectorize", masks, output, "--workers", 0, *options)
+        ((image_id, (row,)),) = read_roads_csv(output).items()
+        assert image_id == "AOI_7_Moscow_chip4"
+        lengths.append((round(row.length_m), round(row.length_m / row.travel_time_s / 0.44704)))
+    assert lengths == [(60, 25), (100, 50), (400, 50)]
+    for suffix in ("geojson", "gpkg", "graphml"):
+        # Without a georeference there is no place on the Earth.
+        outcome = fails if suffix != "graphml" else succeeds
+        outcome(capsys, "vectorize", masks, tmp_path / f"out.{suffix}", "--workers", 0)
+        assert (tmp_path / f"out.{suffix}").exists()
+    # One bad mask costs itself, with status 0; nothing but bad masks is a failure.
+    (masks / "b.png").write_text("no mask")
+    with pytest.raises(SystemExit) as ended:
+        main(["vectorize", str(masks), str(tmp_path / "out.csv"), "--workers", "2"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr()
+    assert "1 images were left empty" in printed.err
+    assert "2 images, 1 roads" in printed.out
+    (masks / "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip4.png").unlink()
+    assert "b.png" in fails(capsys, "vectorize", masks, tmp_path / "out.csv")
+
+
+def test_messages_of_bad_masks(
+    city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks, output = tmp_path / "masks", tmp_path / "out.yaml"
+    assert "does not exist" in fails(capsys, "vectorize", masks, tmp_path / "out.csv")
+    street_mask(masks / "AOI_99_Made_chip6.png")
+    assert "none of .csv" in fails(capsys, "vectorize", masks, tmp_path / "out.shp")
+    truth = city / "test_truth.csv"
+    assert "1 masks with truth" in fails(capsys, "tune", masks, truth, output)
+    assert "ends in .yaml" in fails(capsys, "tune", masks, truth, tmp_path / "out.csv")
+    assert "no recipe is called" in fails(capsys, "tune", masks, truth, output, "--recipe", "x")
+    assert "is none of .geojson" in fails(
+        capsys, "predict", city / "test", tmp_path / "out.csv", "--export", tmp_path / "out.shp"
+    )
+    for minutes in ("0", "-1", "inf", "nan", "x"):
+        with pytest.raises(SystemExit) as ended:
+            main(["tune", str(masks), str(truth), str(output), f"--minutes={minutes}"])
+        assert ended.value.code == 2
 
 
 def test_score_of_a_file_against_itself(city: Path, capsys: pytest.CaptureFixture[str]) -> None:

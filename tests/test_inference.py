@@ -1,19 +1,30 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import networkx as nx
 import numpy as np
 import pytest
+import rasterio
 import torch
 from affine import Affine
 from torch import Tensor, nn
 
 from made_files import write_image
 from satmap.data.cache import StretchSettings
+from satmap.data.chip import Chip
+from satmap.data.folds import assign_folds
+from satmap.data.georeference import Georeference
+from satmap.data.imagery import ImageInfo
+from satmap.data.spacenet_roads import scan
 from satmap.errors import CannotWriteError, SatmapError
+from satmap.exports import SUFFIXES, ImageRoads
 from satmap.inference import prediction
 from satmap.inference.ensemble import Voter, predict_planes
 from satmap.inference.journal import Journal
+from satmap.inference.out_of_fold import held_out_images
 from satmap.inference.prediction import predict
 from satmap.inference.views import VIEWS
 from satmap.inference.weights import choose, find_weights, recipe_of
@@ -21,10 +32,12 @@ from satmap.inference.windows import windows
 from satmap.models.unet import build_network
 from satmap.models.weights import save_weights
 from satmap.planes import ROAD, ROAD_PLANES, Planes
-from satmap.recipe import Inference, Recipe, load_recipe
-from satmap.roads.graph import RoadGraph
-from satmap.roads.rows import to_rows
-from satmap.submissions.roads_csv import RoadRow, check_roads_csv, read_roads_csv
+from satmap.recipe import Inference, Recipe, Submission, load_recipe
+from satmap.roads.graph import RoadEdge, RoadGraph
+from satmap.roads.settings import RoadSettings
+from satmap.roads.vectorize import vectorize
+from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
+from satmap.vectorizing import vectorize_directory
 from test_roads import draw
 
 CPU = torch.device("cpu")
@@ -194,13 +207,13 @@ def test_networks_of_eight_bands_sit_out_where_there_are_three(city: Path, tmp_p
 def test_an_unthought_of_fault_costs_one_image(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = to_rows
+    original = vectorize
 
-    def broken(graph: RoadGraph) -> list[RoadRow]:
-        monkeypatch.setattr(prediction, "to_rows", original)
+    def broken(planes: Planes, settings: RoadSettings) -> RoadGraph:
+        monkeypatch.setattr(prediction, "vectorize", original)
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(prediction, "to_rows", broken)
+    monkeypatch.setattr(prediction, "vectorize", broken)
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     done = predict([city / "test"], tmp_path / "out.csv", tmp_path / "weights", CPU)
     assert done.faults == {"AOI_99_Made_chip6": "RuntimeError: a bug"}
@@ -244,27 +257,58 @@ def test_the_same_bytes_again_and_the_prefix_on_request(city: Path, tmp_path: Pa
     assert all(name.startswith("SN5_roads_test_public_AOI_") for name in read_roads_csv(outputs[2]))
 
 
-def rows(*lengths: float) -> list[RoadRow]:
-    return [RoadRow(np.array([[0.0, 0.0], [x, 0.0]]), x, x / 10) for x in lengths]
+def some_roads(image_id: str, *lengths: float) -> ImageRoads:
+    """Roads with numbers that no short decimal fraction holds."""
+    line = np.array([[0.1, 0.0], [1 / 3, np.pi]])
+    edges = [RoadEdge((0, 1), line, length, 1 / 7, 2 / 3) for length in lengths]
+    place = Georeference("EPSG:4326", Affine(2.7e-6, 0, 1 / 3, 0, -2.7e-6, 55.7), (0.1 + 0.2, 0.3))
+    graph = RoadGraph(line if edges else np.empty((0, 2)), tuple(edges))
+    return ImageRoads(image_id, graph, place if edges else None)
+
+
+def same_roads(a: ImageRoads, b: ImageRoads) -> bool:
+    return (
+        (a.image_id, a.georeference) == (b.image_id, b.georeference)
+        and np.array_equal(a.graph.nodes, b.graph.nodes)
+        and len(a.graph.edges) == len(b.graph.edges)
+        and all(
+            np.array_equal(one.line, other.line)
+            and replace(one, line=None) == replace(other, line=None)  # type: ignore[arg-type]
+            for one, other in zip(a.graph.edges, b.graph.edges, strict=True)
+        )
+    )
 
 
 def test_the_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
+    written = {"a": some_roads("AOI_a", 0.1 + 0.2, 4.5), "b": some_roads("AOI_b")}
     with Journal(output, "settings") as journal:
-        journal.add("a", rows(3.0, 4.5))
-        journal.add("b", [])
+        for key, roads in written.items():
+            journal.add(key, roads)
     with journal.path.open("ab") as file:
         file.write(b'["c", [[[[0, 0')  # cut off by a crash
     with Journal(output, "settings") as journal:
         assert list(journal.finished) == ["a", "b"]
-        assert [row.length_m for row in journal.finished["a"]] == [3.0, 4.5]
-        journal.add("c", rows(1.0))
+        assert all(same_roads(journal.finished[key], roads) for key, roads in written.items())
+        journal.add("c", some_roads("AOI_c", 1.0))
     with Journal(output, "settings") as journal:
         assert list(journal.finished) == ["a", "b", "c"]
     with Journal(output, "other settings") as journal:
         assert not journal.finished
         journal.remove()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "record", ["3", "[]", '[["AOI_a", null, [], [[]]]]', '["AOI_a", 1, [], []]']
+)
+def test_records_of_another_make_are_passed_over(tmp_path: Path, record: str) -> None:
+    with Journal(tmp_path / "out.csv", "settings") as journal:
+        pass
+    with journal.path.open("a") as file:
+        file.write(f'["a", {record}]\n')
+    with Journal(tmp_path / "out.csv", "settings") as journal:
+        assert not journal.finished
 
 
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
@@ -325,7 +369,7 @@ def test_chips_side_by_side_help_each_other(
     def planes_of(chip, *rest):  # type: ignore[no-untyped-def]
         values = np.zeros((len(ROAD_PLANES), 300, 400), np.uint8)
         values[ROAD_PLANES.index(ROAD)] = parts[chip.image_id.split("_")[-1]]
-        return Planes(ROAD_PLANES, values, (0.3, 0.3)), []
+        return Planes(ROAD_PLANES, values, (0.3, 0.3)), chip.image, []
 
     monkeypatch.setattr(prediction, "predict_chip_planes", planes_of)
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
@@ -342,6 +386,244 @@ def test_chips_side_by_side_help_each_other(
     (tmp_path / "alone.yaml").write_text(alone.model_dump_json())
     predict([tmp_path / "test"], output, tmp_path / "weights", CPU, str(tmp_path / "alone.yaml"))
     assert max(row.line[:, 0].max() for row in read_roads_csv(output)["AOI_7_Moscow_chip0"]) < 400
+
+
+# --- planes and exports ---------------------------------------------------------------------------
+
+
+def alone(directory: Path, **inference: object) -> str:
+    """A recipe file for chips that do not look at their neighbours, as masks on disk do not."""
+    recipe = load_recipe("demo")
+    settings = recipe.inference.model_copy(update={"views": 1, "neighbours": False} | inference)
+    path = directory / "alone.yaml"
+    path.write_text(recipe.model_copy(update={"inference": settings}).model_dump_json())
+    return str(path)
+
+
+def street_planes(chip: Chip, *_: object) -> tuple[Planes, ImageInfo, list[str]]:
+    """Stands for an ensemble that sees a street, and how fast it is, in every image."""
+    info = chip.image
+    road = draw([(0, 40), (info.width, 40)], shape=(info.height, info.width))
+    values = np.zeros((len(ROAD_PLANES), *road.shape), np.uint8)
+    values[[ROAD_PLANES.index(name) for name in (ROAD, "speed3", "speed4")]] = road
+    size = info.georeference.metres_per_pixel if info.georeference else (0.3, 0.3)
+    return Planes(ROAD_PLANES, values, size), info, []
+
+
+UTM: dict[str, Any] = {
+    "crs": "EPSG:32637",
+    "transform": Affine(0.3, 0, 411111.15, 0, -0.3, 6177777.7),
+}
+TURNED: dict[str, Any] = {
+    "crs": "EPSG:32637",
+    "transform": Affine(0.3, 0.1, 411111.15, 0.1, -0.3, 6177777.7),
+}
+
+
+def street_images(directory: Path) -> Path:
+    stem = "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip"
+    write_image(directory / f"{stem}1.tif")
+    write_image(directory / f"{stem}2.tif", georeferenced=False)
+    write_image(directory / f"{stem}3.tif", georeferenced=False, size=(1300, 700), **UTM)
+    write_image(directory / f"{stem}10.tif", georeferenced=False, **TURNED)
+    return directory
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_planes_vectorise_to_the_very_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: bool
+) -> None:
+    monkeypatch.setattr(prediction, "predict_chip_planes", street_planes)
+    images, planes = street_images(tmp_path / "images"), tmp_path / "planes"
+    make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
+    recipe = load_recipe(alone(tmp_path))
+    recipe = recipe.model_copy(update={"submission": Submission(keep_prefix=prefix)})
+    (tmp_path / "alone.yaml").write_text(recipe.model_dump_json())
+    outputs = tmp_path / "out.csv", tmp_path / "again.csv"
+    predict([images], outputs[0], tmp_path / "weights", CPU, str(tmp_path / "alone.yaml"),
+            planes=planes)  # fmt: skip
+    done = vectorize_directory(planes, outputs[1])
+    assert done.faults == {}
+    assert done.roads == 4
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+    stem = f"{'SN5_roads_test_public_' if prefix else ''}AOI_7_Moscow_chip"
+    assert sorted(path.name for path in planes.iterdir()) == [
+        f"{stem}{number}.tif" for number in (1, 10, 2, 3)
+    ]
+    with rasterio.open(planes / f"{stem}3.tif") as source:
+        assert source.descriptions == ROAD_PLANES
+        assert source.dtypes == ("uint8",) * 12
+        assert source.compression.name == "deflate"
+        assert source.crs == UTM["crs"]
+        assert source.transform == UTM["transform"]
+        assert source.shape == (1300, 700)
+
+
+def test_planes_of_a_real_network_vectorise_to_the_same(city: Path, tmp_path: Path) -> None:
+    make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
+    outputs = tmp_path / "out.csv", tmp_path / "again.csv"
+    predict([city / "test"], outputs[0], tmp_path / "weights", CPU, alone(tmp_path),
+            planes=tmp_path / "planes")  # fmt: skip
+    vectorize_directory(tmp_path / "planes", outputs[1], workers=0)
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+def test_images_at_fault_have_no_planes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction, "predict_chip_planes", street_planes)
+    images, planes = street_images(tmp_path / "images"), tmp_path / "planes"
+    make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
+    for _ in range(2):
+        done = predict([images], tmp_path / "out.csv", tmp_path / "weights", CPU,
+                       alone(tmp_path), planes=planes)  # fmt: skip
+        assert len(list(planes.iterdir())) == 4 - len(done.faults)
+        (images / "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip3.tif").write_bytes(b"nothing")
+    assert list(done.faults) == ["AOI_7_Moscow_chip3"]
+
+
+@pytest.mark.parametrize("neighbours", [False, True])
+def test_a_stopped_run_goes_on_with_planes_and_exports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, neighbours: bool
+) -> None:
+    images = street_images(tmp_path / "images")
+    make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
+    recipe = alone(tmp_path, neighbours=neighbours)
+    seen: list[str] = []
+    stop_at = 3
+
+    def counted(chip: Chip, *rest: object) -> tuple[Planes, ImageInfo, list[str]]:
+        if len(seen) == stop_at:
+            raise KeyboardInterrupt
+        seen.append(chip.image_id)
+        return street_planes(chip)
+
+    monkeypatch.setattr(prediction, "predict_chip_planes", counted)
+
+    def run(name: str) -> dict[str, bytes]:
+        place = tmp_path / name
+        exports = [place / f"out{suffix}" for suffix in SUFFIXES]
+        done = predict([images], place / "out.csv", tmp_path / "weights", CPU, recipe,
+                       planes=place / "planes", exports=exports)  # fmt: skip
+        assert done.faults == {}
+        assert sum("lacks 1 images. AOI_7_Moscow_chip2 has no" in w for w in done.warnings) == 2
+        return {path.name: path.read_bytes() for path in sorted(place.glob("**/*.*"))}
+
+    with pytest.raises(KeyboardInterrupt):
+        run("resumed")
+    assert not (tmp_path / "resumed" / "out.csv").exists()
+    (tmp_path / "resumed" / "planes" / "AOI_7_Moscow_chip1.tif").unlink()
+    before, stop_at = list(seen), 1000
+    seen.clear()
+    resumed = run("resumed")
+    # The last one, and that whose planes were gone.
+    assert sorted(seen) == sorted({"AOI_7_Moscow_chip1", "AOI_7_Moscow_chip10"})
+    assert len(before) == 3
+    assert len(resumed) == 4 + 1 + len(SUFFIXES)
+    assert resumed == run("whole")
+    # Every image is in the graph, those with a place are in the map.
+    graph = nx.read_graphml(
+        tmp_path / "whole" / "out.graphml", node_type=int, force_multigraph=True
+    )
+    assert {of for _, of in graph.nodes(data="image_id")} == {
+        f"AOI_7_Moscow_chip{number}" for number in (1, 2, 3, 10)
+    }
+    features = json.loads((tmp_path / "whole" / "out.geojson").read_text())["features"]
+    assert {feature["properties"]["image_id"] for feature in features} == {
+        f"AOI_7_Moscow_chip{number}" for number in (1, 3, 10)
+    }
+
+
+def test_bad_outputs_are_refused_before_the_work(tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    (tmp_path / "file").write_text("")
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"exports": [tmp_path / "a.shp"]}, "'.shp' is none of"),
+        ({"exports": [tmp_path / "file" / "a.gpkg"]}, "cannot write"),
+        ({"planes": tmp_path / "file"}, "cannot write"),
+    )
+    for options, message in refused:
+        with pytest.raises(SatmapError, match=message):
+            predict([tmp_path], output, tmp_path / "weights", CPU, **options)
+    twice = tmp_path / "out.geojson"
+    with pytest.raises(SatmapError, match="both the submission and an export"):
+        predict([tmp_path], twice, tmp_path / "weights", CPU, exports=[twice])
+
+
+# --- out of fold ----------------------------------------------------------------------------------
+
+
+def planes_in(directory: Path) -> dict[str, bytes]:
+    found = {}
+    for path in sorted(directory.glob("*.tif")):
+        with rasterio.open(path) as source:
+            found[path.stem] = source.read().tobytes()
+    return found
+
+
+def predicted_planes(city: Path, place: Path, recipe: str) -> dict[str, bytes]:
+    weights, planes = place / "weights", place / "planes"
+    predict([city / "train"], place / "out.csv", weights, CPU, recipe, planes=planes)
+    return planes_in(planes)
+
+
+def test_out_of_fold_planes_are_those_of_the_networks_that_held_the_image_out(
+    city: Path, tmp_path: Path
+) -> None:
+    images = [f"AOI_99_Made_chip{number}" for number in range(6)]
+    recipe = alone(tmp_path)
+    each = []
+    for name, held_out in (("a.last", images[:2]), ("bc.last", images[1:4])):
+        for place in (tmp_path / name, tmp_path / "both"):
+            make_weights(place / "weights", name, stage="1", epoch="1",
+                         held_out=json.dumps(held_out))  # fmt: skip
+        each.append(predicted_planes(city, tmp_path / name, recipe))
+    both = predicted_planes(city, tmp_path / "both", recipe)
+    place = tmp_path / "both"
+    done = predict([city / "train"], place / "out.csv", place / "weights", CPU, recipe,
+                   planes=place / "honest", out_of_fold=True)  # fmt: skip
+    honest = planes_in(place / "honest")
+    assert set(both) == set(images)
+    assert honest == {
+        images[0]: each[0][images[0]],
+        images[1]: both[images[1]],
+        images[2]: each[1][images[2]],
+        images[3]: each[1][images[3]],
+    }
+    assert len({each[0][images[1]], each[1][images[1]], both[images[1]]}) == 3
+    # The others are neither in the submission nor taken for faults.
+    assert list(read_roads_csv(place / "out.csv")) == images[:4] == list(done.images)
+    assert done.faults == {}
+    (warning,) = done.warnings
+    assert warning == f"held out by no network and left out: 2 images such as {images[4]}"
+
+
+def test_images_that_no_network_held_out(city: Path, tmp_path: Path) -> None:
+    make_weights(
+        tmp_path / "weights", "a.last", stage="1", epoch="1", held_out='["AOI_1_Else_chip1"]'
+    )
+    with pytest.raises(SatmapError, match=r"none of the 2 images, such as AOI_99_Made_chip6, was"):
+        predict([city / "test"], tmp_path / "out.csv", tmp_path / "weights", CPU, out_of_fold=True)
+
+
+def test_folds_of_weights_that_do_not_say_are_dealt_as_in_training(
+    city: Path, tmp_path: Path
+) -> None:
+    recipe = load_recipe("demo")
+    chips = scan([city / "train"]).chips
+    folds = assign_folds([(chip.image_id, chip.aoi) for chip in chips], recipe.folds, recipe.seed)
+    for member in recipe.members:
+        make_weights(tmp_path, f"{member.name}.last")
+    files = find_weights(tmp_path)
+    held_out, (note,) = held_out_images(files, recipe, chips)
+    assert [sorted(images) for images in held_out] == [
+        sorted(image_id for image_id, fold in folds.items() if fold == member.fold)
+        for member in recipe.members
+    ]
+    assert sum(map(len, held_out)) == 6
+    assert "2 of 2 weight files, such as fold0" in note
+    # One chip is trained on and validated with: nobody has held it out.
+    assert held_out_images(files, recipe, chips[:1])[0] == [frozenset(), frozenset()]
+    # Unlabelled images are of no fold.
+    assert held_out_images(files, recipe, scan([city / "test"]).chips)[0] == [frozenset()] * 2
 
 
 def test_metadata_is_kept(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from satmap.data.folds import assign_folds
 from satmap.data.preparation import prepare
 from satmap.data.spacenet_roads import scan
 from satmap.errors import SatmapError
@@ -70,6 +71,11 @@ def test_two_stages_leave_weights_and_scores(
     files = {file.checkpoint: file for file in find_weights(place.weights)}
     assert set(files) == {"best_apls", "best_dice", "last"}
     assert files["last"].metadata["stage"] == "2"
+    # Each says which images it has not seen: those of its fold.
+    chips = [(chip.image_id, chip.aoi) for chip in scan([city / "train"]).chips]
+    folds = assign_folds(chips, recipe.folds, recipe.seed)
+    own = frozenset(name for name, fold in folds.items() if fold == recipe.members[0].fold)
+    assert [file.held_out for file in files.values()] == [own] * 3
     assert {"apls", "apls_time", "dice", "iou"} == json.loads(
         files["last"].metadata["scores"]
     ).keys()

@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -99,6 +100,24 @@ def _parser() -> argparse.ArgumentParser:
         add_weights(sub)
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
+    def add_masks(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--task", choices=["roads"], default="roads", help="what masks show (default: roads)"
+        )
+        sub.add_argument(
+            "--metres-per-pixel",
+            type=_pixel_size,
+            metavar="M",
+            help="pixel size of masks without georeference (default: the recipe's, 0.3)",
+        )
+        sub.add_argument(
+            "--workers",
+            type=_count,
+            default=_cores() if _cores() > 1 else 0,
+            metavar="N",
+            help="processes that vectorise; 0 works in the main one (default: %(default)s)",
+        )
+
     train = add("train", _train)
     train.add_argument("directories", type=Path, nargs="+", metavar="DIR")
     train.add_argument(
@@ -140,6 +159,47 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("output", type=Path, metavar="OUT.csv")
     predict.add_argument("--recipe", help="name or file (default: that of the weights)")
     add_networks(predict)
+    predict.add_argument(
+        "--planes",
+        type=Path,
+        metavar="DIR",
+        help="write the averaged planes too, a GeoTIFF an image, for vectorize and tune",
+    )
+    predict.add_argument(
+        "--export",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="write the roads as .geojson, .gpkg or .graphml too; repeatable",
+    )
+    predict.add_argument(
+        "--out-of-fold",
+        action="store_true",
+        help="predict training images, each by the networks that did not train with it",
+    )
+
+    vectorize = add("vectorize", _vectorize)
+    vectorize.add_argument("masks", type=Path, metavar="MASK_DIR")
+    vectorize.add_argument("output", type=Path, metavar="OUT")
+    add_masks(vectorize)
+    vectorize.add_argument(
+        "--recipe", help="name or file whose `roads` settings count (default: the defaults)"
+    )
+
+    tune = add("tune", _tune)
+    tune.add_argument("masks", type=Path, metavar="MASK_DIR")
+    tune.add_argument("truth", type=Path, metavar="TRUTH.csv")
+    tune.add_argument("output", type=Path, metavar="OUT.yaml")
+    add_masks(tune)
+    tune.add_argument(
+        "--recipe",
+        default="sn5-roads",
+        help="name or file to start from, that of the weights (default: %(default)s)",
+    )
+    tune.add_argument(
+        "--minutes", type=_minutes, default=5.0, metavar="M", help="at most (default: %(default)g)"
+    )
 
     text = "Import published weight files, fetch the encoders' ImageNet weights, show a file."
     weights = commands.add_parser("weights", help=text, description=text)
@@ -247,9 +307,17 @@ def _predict(options: argparse.Namespace) -> int:
     from satmap.inference.prediction import predict
 
     device = pick_device(options.device)
-    done = predict(options.directories, options.output, options.weights, device, options.recipe)
-    for warning in done.warnings:
-        print(f"satmap: {warning}", file=sys.stderr)
+    done = predict(
+        options.directories,
+        options.output,
+        options.weights,
+        device,
+        options.recipe,
+        planes=options.planes,
+        exports=options.export,
+        out_of_fold=options.out_of_fold,
+    )
+    _report_warnings(done.warnings)
     _report_faults(done.faults, "written as empty")
     roads = sum(len(rows) for rows in done.images.values())
     print(f"{options.output}: {len(done.images)} images, {roads} roads")
@@ -300,6 +368,61 @@ def _weights_show(options: argparse.Namespace) -> int:
         # A whole recipe is in there.
         print(f"{key}: {value if len(value) <= _SHOWN else value[:_SHOWN] + '...'}")
     print(f"{len(tensors)} tensors of {sum(value.numel() for value in tensors.values())} numbers")
+    return 0
+
+
+def _vectorize(options: argparse.Namespace) -> int:
+    """Turn probability rasters into roads, whatever network they are from.
+
+    A mask is a PNG or GeoTIFF named like its image, with one band, the road, or the twelve planes
+    of `predict --planes`: uint8, 0..255, or float, 0..1. OUT's suffix is the format: .csv (the
+    challenge's), .geojson, .gpkg or .graphml. A mask that cannot be vectorised is empty in OUT and
+    is reported at the end.
+    """
+    from satmap.recipe import Inference, load_recipe
+    from satmap.roads.vectorize import RoadSettings
+    from satmap.vectorizing import vectorize_directory
+
+    recipe = load_recipe(options.recipe) if options.recipe else None
+    roads = recipe.roads if recipe else RoadSettings()
+    inference = recipe.inference if recipe else Inference()
+    done = vectorize_directory(
+        options.masks,
+        options.output,
+        roads,
+        metres_per_pixel=options.metres_per_pixel or inference.default_metres_per_pixel,
+        workers=options.workers,
+    )
+    _report_warnings(done.warnings)
+    _report_faults(done.faults, "left empty")
+    print(f"{options.output}: {len(done.images)} images, {done.roads} roads")
+    return 0 if len(done.faults) < len(done.images) else 1
+
+
+def _tune(options: argparse.Namespace) -> int:
+    """Fit the road vectoriser's settings to a network's planes, and write the recipe with them.
+
+    MASK_DIR holds planes of images that the network was not trained with (`predict --out-of-fold
+    --planes MASK_DIR`), TRUTH.csv their true roads. The fit is judged by two-fold
+    cross-validation; if it gains nothing on images that it has not seen, the settings stay as they
+    are. Pass OUT.yaml to `predict --recipe`.
+    """
+    from satmap.recipe import load_recipe
+    from satmap.tuning import tune_recipe
+
+    recipe = load_recipe(options.recipe)
+    tuning = tune_recipe(
+        options.masks,
+        options.truth,
+        options.output,
+        recipe,
+        metres_per_pixel=options.metres_per_pixel or recipe.inference.default_metres_per_pixel,
+        minutes=options.minutes,
+        workers=options.workers,
+    )
+    _report_warnings(tuning.warnings)
+    _report_faults(tuning.faults, "left out of the fit")
+    print(f"{tuning.summary()}\n{options.output}: recipe {recipe.name}")
     return 0
 
 
@@ -416,6 +539,19 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _minutes(text: str) -> float:
+    """Argument type: a time above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of minutes")
+    return value
+
+
+def _report_warnings(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        print(f"satmap: {warning}", file=sys.stderr)
+
+
 def _report_faults(faults: Mapping[str, str], outcome: str) -> None:
     if faults:
         print(f"satmap: {len(faults)} images were {outcome}:", file=sys.stderr)
@@ -427,7 +563,11 @@ def _default_weights() -> Path:
     return Path(os.environ.get("WEIGHTS_DIR", "weights"))
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
 def _default_workers() -> int:
     # With two cores a second process takes from the network what it gives in crops.
-    cores = len(os.sched_getaffinity(0))
+    cores = _cores()
     return min(8, cores - 1) if cores > 2 else 0

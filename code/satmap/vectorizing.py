@@ -2,19 +2,14 @@
 
 import contextlib
 import itertools
-import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
@@ -34,6 +29,7 @@ from satmap.progress import track
 from satmap.roads.rows import to_rows
 from satmap.roads.vectorize import RoadSettings, vectorize
 from satmap.submissions.roads_csv import RoadRow, write_roads_csv
+from satmap.workers import start_pool
 
 _MASK_SUFFIXES = (".png", ".tif", ".tiff")
 _CSV = ".csv"
@@ -289,10 +285,7 @@ def _work(jobs: Sequence[_Job], workers: int) -> Iterator[tuple[_Job, ImageRoads
     if not workers:
         yield from ((job, _vectorize_mask(job)) for job in jobs)
         return
-    # Not forked: OpenCV's and GDAL's threads and locks do not survive that.
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
+    pool = start_pool(workers)
     pending: deque[tuple[_Job, Future[ImageRoads | str]]] = deque()
     waiting = iter(jobs)
     try:
@@ -315,19 +308,3 @@ def _work(jobs: Sequence[_Job], workers: int) -> Iterator[tuple[_Job, ImageRoads
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    # As many workers as cores: one thread each. Ctrl-C reaches all processes, but one message will
-    # do, the main process's.
-    cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker whose main process was killed would wait for its next job for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -3,15 +3,17 @@
 import fcntl
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+from affine import Affine
 
+from satmap.data.georeference import Georeference
 from satmap.errors import CannotWriteError
-from satmap.submissions.roads_csv import RoadRow
+from satmap.exports import ImageRoads
+from satmap.roads.graph import RoadEdge, RoadGraph
 
 
 class Journal:
@@ -24,7 +26,7 @@ class Journal:
     def __init__(self, output: Path, fingerprint: str) -> None:
         """Open the journal of ``output``; ``finished`` then holds what an earlier run did."""
         self.path = output.with_name(f".{output.name}.partial")
-        self.finished: dict[str, list[RoadRow]] = {}
+        self.finished: dict[str, ImageRoads] = {}
         key = hashlib.sha256(fingerprint.encode()).hexdigest()
         try:
             self._file = self.path.open("a+b")
@@ -53,11 +55,10 @@ class Journal:
     ) -> None:
         self._file.close()
 
-    def add(self, key: str, rows: Sequence[RoadRow]) -> None:
+    def add(self, key: str, roads: ImageRoads) -> None:
         """Note an image, under a key of its id and file, as finished."""
-        content = [(row.line.tolist(), row.length_m, row.travel_time_s) for row in rows]
-        self._write([key, content])
-        self.finished[key] = list(rows)
+        self._write([key, _as_json(roads)])
+        self.finished[key] = roads
 
     def remove(self) -> None:
         """Delete the file: the output is complete."""
@@ -88,11 +89,44 @@ class Journal:
                     return 0
                 if number > 0:
                     image, content = record
-                    rows = [RoadRow(np.array(xy), length, time) for xy, length, time in content]
-                    self.finished[image] = rows
+                    self.finished[image] = _from_json(content)
             except (ValueError, TypeError):
                 break
             if not line.endswith(b"\n"):
                 break
             whole += len(line)
         return whole
+
+
+def _as_json(roads: ImageRoads) -> list[Any]:
+    place = roads.georeference
+    return [
+        roads.image_id,
+        place and [place.crs, place.transform[:6], place.metres_per_pixel],
+        roads.graph.nodes.tolist(),
+        [
+            [edge.nodes, edge.line.tolist(), edge.length_m, edge.speed_mps, edge.confidence]
+            for edge in roads.graph.edges
+        ],
+    ]
+
+
+def _from_json(content: list[Any]) -> ImageRoads:
+    """The roads as they were, to the last bit.
+
+    Raises:
+        ValueError, TypeError: it is no such record.
+    """
+    image_id, place, nodes, edges = content
+    georeference = None
+    if place is not None:
+        crs, transform, (x, y) = place
+        georeference = Georeference(crs, Affine(*transform), (x, y))
+    graph = RoadGraph(
+        np.array(nodes, np.float64).reshape(-1, 2),
+        tuple(
+            RoadEdge((start, end), np.array(line), length_m, speed_mps, confidence)
+            for (start, end), line, length_m, speed_mps, confidence in edges
+        ),
+    )
+    return ImageRoads(image_id, graph, georeference)

@@ -1,5 +1,6 @@
 """Choosing the networks of an ensemble from a directory of weights."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -48,6 +49,12 @@ class WeightFile:
                 f"{self.path}: the recipe inside cannot be read by this version of satmap "
                 f"({error.errors()[0]['msg']}). Train again, or use the version that trained it."
             ) from error
+
+    @cached_property
+    def held_out(self) -> frozenset[str] | None:
+        """Ids of the images that validated its training; None if the file does not say."""
+        text = self.metadata.get("held_out")
+        return None if text is None else frozenset(json.loads(text))
 
     @property
     def moment(self) -> tuple[str, ...]:

@@ -85,6 +85,8 @@ def train_member(
         SatmapError: the loss is not finite, or a left-over state does not fit.
     """
     fingerprint = _fingerprint(recipe, member, training, validation)
+    learned = {chip.image_id for chip in training}
+    held_out = [chip.image_id for chip in validation if chip.image_id not in learned]
     state_file = place.state_file(member)
     state = None if place.restart else load_state(state_file, fingerprint)
     progress = Progress(**state["progress"]) if state else Progress(pretrained=pretrained)
@@ -122,7 +124,7 @@ def train_member(
             if progress.epoch % stage.validate_every == 0 or progress.epoch == stage.epochs:
                 if validation:
                     record |= validate(network, validation, recipe, place.device)
-                _keep_checkpoints(network, member, recipe, record, progress, place)
+                _keep_checkpoints(network, member, recipe, record, progress, place, held_out)
             progress.history.append(record)
             print(_line(member, stage, progress, record), flush=True)
             if progress.epoch == stage.epochs:
@@ -220,6 +222,7 @@ def _keep_checkpoints(
     record: dict[str, float],
     progress: Progress,
     place: Workplace,
+    held_out: Sequence[str],
 ) -> None:
     """Write the last weights, and the best where a score is a new best."""
     if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
@@ -234,6 +237,7 @@ def _keep_checkpoints(
         "stage": f"{record['stage']:.0f}",
         "epoch": f"{record['epoch']:.0f}",
         "scores": json.dumps(scores),
+        "held_out": json.dumps(held_out),
     }
     for score, checkpoint in _BEST.items():
         file = place.weight_file(member, checkpoint)

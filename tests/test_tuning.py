@@ -1,0 +1,359 @@
+"""Fitting road settings: the search on scores made to measure, the whole on degraded masks."""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from math import inf, sqrt
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from degraded_masks import METRES_PER_PIXEL, degraded_mask
+from satmap import tuning
+from satmap.coordinate_search import Gain, ScoreTable, Task, descend
+from satmap.data.folds import assign_folds
+from satmap.errors import CannotWriteError, SatmapError
+from satmap.metrics.apls import apls
+from satmap.planes import ROAD, Planes
+from satmap.recipe import Recipe, load_recipe
+from satmap.roads.rows import to_rows
+from satmap.roads.settings import RoadSettings
+from satmap.roads.vectorize import vectorize
+from satmap.submissions.roads_csv import RoadRow, write_roads_csv
+from satmap.tuning import Tuning, tune_recipe
+
+SPEED_MPS = 10.0
+FEW = {"high": (0.4, 0.6, 0.9), "gap_m": (0.0, 18.0), "spur_m": (5.0, 40.0)}
+
+Scorer = Callable[[int, RoadSettings], float]
+
+
+# --- the search -----------------------------------------------------------------------------------
+
+
+def table_of(score: Scorer, areas: Sequence[str], log: list[Task] | None = None) -> ScoreTable:
+    def run(tasks: Sequence[Task]) -> Generator[Sequence[float]]:
+        for chip, settings in tasks:
+            if log is not None:
+                log.append((chip, settings))
+            yield [score(chip, each) for each in settings]
+
+    return ScoreTable(areas, run)
+
+
+def test_means_are_over_areas() -> None:
+    table = table_of(lambda chip, settings: float(chip), ["a", "a", "a", "b"])
+    chips = [0, 1, 2, 3]
+    table.fill([RoadSettings()], chips)
+    scores = table.scores(RoadSettings(), chips)
+    assert table.mean(scores, chips) == pytest.approx((1 + 3) / 2)
+    assert table.mean(scores[:2], chips[:2]) == pytest.approx(0.5)
+    # In one area the standard error is that of a mean.
+    gain = table.gain(np.array([1.0, 2.0, 6.0]), [0, 1, 2])
+    assert gain.mean == pytest.approx(3)
+    assert gain.error == pytest.approx(sqrt((4 + 1 + 9) / 2 / 3))
+    assert gain.counts
+    assert not Gain(0.0, 0.0).counts
+
+
+def test_scores_are_worked_out_once() -> None:
+    log: list[Task] = []
+    table = table_of(lambda chip, settings: settings.high, ["a"] * 3, log)
+    one, other = RoadSettings(high=0.5), RoadSettings(high=0.7)
+    assert table.fill([one], [0, 1])
+    assert table.fill([one, other], [0, 1, 2])
+    assert log == [(0, (one,)), (1, (one,)), (0, (other,)), (1, (other,)), (2, (one, other))]
+    assert table.scores(other, [2]).tolist() == [0.7]
+
+
+def test_the_search_climbs_and_leaves_alone_what_does_not_matter() -> None:
+    def score(chip: int, settings: RoadSettings) -> float:
+        # The best gap depends on the threshold, and shows only once that is right.
+        right = settings.high == 0.6
+        return (0.5 if right else 0.1) + (0.02 * settings.gap_m / 18 if right else 0) + chip / 100
+
+    table = table_of(score, ["a"] * 4)
+    start = RoadSettings(high=0.9, gap_m=1, spur_m=7)
+    fit = descend(table, start, {**FEW, "gap_m": (1, 18)}, range(4), inf, "test")
+    assert fit.complete
+    assert fit.settings == RoadSettings(high=0.6, gap_m=18, spur_m=7)
+
+
+def test_chance_moves_nothing() -> None:
+    differences = {0: 0.3, 1: -0.2, 2: 0.1, 3: -0.1}
+    table = table_of(lambda chip, s: differences[chip] * (s.high == 0.4), ["a"] * 4)
+    fit = descend(table, RoadSettings(high=0.6), FEW, range(4), inf, "test")
+    assert fit.settings == RoadSettings(high=0.6)
+
+
+def test_when_time_is_over_the_best_so_far_counts() -> None:
+    end = time.monotonic() + 3600
+
+    def score(chip: int, settings: RoadSettings) -> float:
+        return float(settings.high == 0.6) + chip / 100
+
+    table = table_of(score, ["a"] * 4)
+    start = RoadSettings(high=0.9)
+    fit = descend(table, start, FEW, range(4), time.monotonic() - 1, "test")
+    assert fit == (start, False)
+    assert descend(table, start, FEW, range(4), end, "test") == (RoadSettings(high=0.6), True)
+
+
+# --- the whole ------------------------------------------------------------------------------------
+
+
+def write_masks(
+    directory: Path, seeds: Sequence[int], size: int = 500, *, timed: bool = True
+) -> tuple[Path, Path]:
+    """Degraded masks and their truth; the roads' speed is that of the default where timed."""
+    rows: dict[str, list[RoadRow]] = {}
+    (directory / "masks").mkdir(parents=True)
+    for seed in seeds:
+        made = degraded_mask(seed, size)
+        assert cv2.imwrite(str(directory / "masks" / f"made{seed}.png"), made.road)
+        rows[f"made{seed}"] = [
+            RoadRow(row.line, row.length_m, row.length_m / SPEED_MPS) for row in made.truth
+        ]
+    truth = directory / "truth.csv"
+    write_roads_csv(truth, rows)
+    if not timed:
+        lines = truth.read_text().splitlines()
+        truth.write_text("".join(f"{line.rpartition(',')[0]}\n" for line in lines))
+    return directory / "masks", truth
+
+
+def recipe_with(**roads: float) -> Recipe:
+    return load_recipe("small-roads").model_copy(update={"roads": RoadSettings(**roads)})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Masks and a truth without times; not to be changed."""
+    return write_masks(tmp_path_factory.mktemp("made"), range(8), timed=False)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "GRIDS", FEW)
+
+
+def fit(made: tuple[Path, Path], output: Path, recipe: Recipe, **options: float) -> Tuning:
+    options = {"metres_per_pixel": METRES_PER_PIXEL, "minutes": 60} | options
+    return tune_recipe(*made, output, recipe, **options)  # type: ignore[arg-type]
+
+
+def mean_apls(seeds: Sequence[int], settings: RoadSettings) -> float:
+    """APLS by length as the challenge has it, worked out beside the fit."""
+    scores = []
+    for seed in seeds:
+        made = degraded_mask(seed, 500)
+        planes = Planes((ROAD,), made.road[None], (METRES_PER_PIXEL, METRES_PER_PIXEL))
+        rows = to_rows(vectorize(planes, settings))
+        scores.append(apls(made.truth, rows, metres_per_pixel=METRES_PER_PIXEL).length.score)
+    return float(np.mean(scores))
+
+
+@pytest.mark.usefixtures("few")
+def test_a_bad_setting_is_repaired(made: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = recipe_with(spur_m=40, gap_m=0)
+    output = tmp_path / "fitted.yaml"
+    done = fit(made, output, recipe)
+    assert done.kept
+    assert done.complete
+    assert done.weight == "length"
+    assert done.chips == 8
+    assert done.changes["spur_m"] == (40.0, 5.0)
+    assert done.before == pytest.approx(mean_apls(range(8), recipe.roads), abs=1e-3)
+    assert done.after == pytest.approx(mean_apls(range(8), done.settings), abs=1e-3)
+    assert done.after > done.before + 0.03
+    assert done.unseen.mean > 0.03
+    # And so it is on masks that had no part in it at all.
+    assert mean_apls(range(30, 34), done.settings) > mean_apls(range(30, 34), recipe.roads) + 0.03
+
+    # The file is a recipe, the same but for its roads, and fits the weights of the old one.
+    written = load_recipe(str(output))
+    assert written == recipe.model_copy(update={"roads": done.settings})
+    assert written.training_fingerprint == recipe.training_fingerprint
+    comment = [line for line in output.read_text().splitlines() if line.startswith("#")]
+    assert f"APLS length of 8 chips: {done.before:.4f} before" in "\n".join(comment)
+    assert "#   spur_m: 40 -> 5" in comment
+
+
+@pytest.mark.usefixtures("few")
+def test_the_same_again_and_in_other_processes(made: tuple[Path, Path], tmp_path: Path) -> None:
+    outputs = [tmp_path / name for name in ("a.yaml", "b.yaml", "c.yml")]
+    results = [
+        fit(made, output, recipe_with(spur_m=40), workers=workers)
+        for output, workers in zip(outputs, (0, 0, 2), strict=True)
+    ]
+    assert results[0] == results[1] == results[2]
+    assert len({output.read_bytes() for output in outputs}) == 1
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.usefixtures("few")
+def test_settings_stay_where_there_is_nothing_to_gain(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "GRIDS", {"spur_m": (5.0, 40.0), "simplify_m": (0.6, 20.0)})
+    done = fit(made, tmp_path / "out.yaml", recipe_with())
+    assert not done.kept
+    assert done.settings == RoadSettings()
+    assert done.unseen == (0.0, 0.0)
+    assert "the settings stay as they were" in done.summary()
+    assert load_recipe(str(tmp_path / "out.yaml")) == recipe_with()
+
+
+def test_a_fit_that_fails_on_unseen_chips_is_not_kept(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "GRIDS", {"high": (0.3, 0.7)})
+    numbers = sorted(f"made{seed}" for seed in range(8))
+    halves = assign_folds([(name, "") for name in numbers], 2, seed=0)
+
+    # Each half has a favourite of its own, of no use to the other; one is stronger in the mean.
+    def scores(job: tuple[tuning._Chip, tuple[RoadSettings, ...], bool]) -> list[float]:
+        chip, tried, _ = job
+        half = halves[chip.image_id]
+        worth = {0.3: (0.3, -0.2), 0.7: (-0.2, 0.2), 0.6: (0.0, 0.0)}
+        return [0.5 + worth[settings.high][half] for settings in tried]
+
+    monkeypatch.setattr(tuning, "_scores", scores)
+    done = fit(made, tmp_path / "out.yaml", recipe_with())
+    assert done.unseen.mean == pytest.approx(-0.2)
+    assert not done.kept
+    assert done.settings == RoadSettings()
+
+
+@pytest.mark.usefixtures("few")
+def test_times_count_where_the_truth_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "GRIDS", {"default_speed_mph": (10.0, 22.369, 60.0)})
+    made = write_masks(tmp_path / "made", range(4))
+    done = fit(made, tmp_path / "out.yaml", recipe_with(default_speed_mph=60))
+    assert done.weight == "time"
+    # 10 metres a second.
+    assert done.changes == {"default_speed_mph": (60.0, 22.369)}
+    assert done.kept
+
+
+@pytest.mark.usefixtures("few")
+def test_no_time_leaves_everything_as_it_is(made: tuple[Path, Path], tmp_path: Path) -> None:
+    done = fit(made, tmp_path / "out.yaml", recipe_with(spur_m=40), minutes=1e-6)
+    assert not done.complete
+    assert not done.kept
+    assert done.settings.spur_m == 40
+    assert "time ran out" in done.summary()
+
+
+@pytest.mark.usefixtures("few")
+def test_masks_and_truth_that_do_not_match_in_part(tmp_path: Path) -> None:
+    masks, truth = write_masks(tmp_path / "made", range(0, 12, 2), 300)
+    (masks / "made10.png").write_text("no mask")
+    (masks / "made8.png").rename(masks / "other.png")
+    truth.write_text(truth.read_text() + "more1,LINESTRING EMPTY,0,0\n")
+    done = fit((masks, truth), tmp_path / "out.yaml", recipe_with())
+    assert done.chips == 4
+    assert list(done.faults) == ["made10"]
+    assert str(masks / "made10.png") in done.faults["made10"]
+    assert done.warnings == (
+        "1 images without a truth are left out",
+        "2 images without a mask are left out",
+    )
+
+
+def test_of_many_chips_a_part_is_taken_from_all_areas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "_MOST", 4)
+    monkeypatch.setattr(tuning, "GRIDS", {"high": (0.5,)})
+    masks, truth = write_masks(tmp_path / "made", range(1), 200)
+    mask, lines = masks / "made0.png", truth.read_text().splitlines()
+    rows = {}
+    for area in ("AOI_1_A", "AOI_2_B"):
+        for number in range(5):
+            image_id = f"{area}_chip{number}"
+            (masks / f"{image_id}.png").write_bytes(mask.read_bytes())
+            rows[image_id] = list(degraded_mask(0, 200).truth)
+    mask.unlink()
+    truth.write_text(
+        "\n".join(
+            [lines[0], *(f"{name},{li.partition(',')[2]}" for name in rows for li in lines[1:])]
+        )
+    )
+    seen: list[str] = []
+    original = tuning._scores
+
+    def counted(job: tuple[tuning._Chip, tuple[RoadSettings, ...], bool]) -> list[float]:
+        seen.append(job[0].image_id)
+        return original(job)
+
+    monkeypatch.setattr(tuning, "_scores", counted)
+    done = fit((masks, truth), tmp_path / "out.yaml", recipe_with())
+    assert done.chips == len(set(seen)) == 4
+    assert sorted(name[:7] for name in set(seen)) == ["AOI_1_A"] * 2 + ["AOI_2_B"] * 2
+    assert "a part, spread over all areas" in done.warnings[0]
+
+
+def _no_common_ids(masks: Path, truth: Path) -> None:
+    truth.write_text(truth.read_text().replace("\nmade", "\nSN5_made"))
+
+
+def _one_chip(masks: Path, truth: Path) -> None:
+    for number in (1, 2, 3):
+        (masks / f"made{number}.png").unlink()
+
+
+def _empty_masks(masks: Path, truth: Path) -> None:
+    for path in masks.iterdir():
+        assert cv2.imwrite(str(path), np.zeros((200, 200), np.uint8))
+
+
+def _empty_truth(masks: Path, truth: Path) -> None:
+    write_roads_csv(truth, {f"made{number}": [] for number in range(4)})
+
+
+def _unreadable(masks: Path, truth: Path) -> None:
+    for path in masks.iterdir():
+        path.write_text("no mask")
+
+
+BAD: Mapping[str, tuple[Callable[[Path, Path], None], str]] = {
+    "ids": (_no_common_ids, r"no image in common, for example made0 and SN5_made0"),
+    "one": (_one_chip, r"1 masks with truth, but a fit takes 4 or more"),
+    "masks": (_empty_masks, r"all 4 masks are empty"),
+    "truth": (_empty_truth, r"the truth has no road in any of the 4"),
+    "unreadable": (_unreadable, r"0 masks with truth \(4 more cannot be read: .*made0\.png"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_told_clearly(tmp_path: Path, name: str) -> None:
+    made = write_masks(tmp_path / "made", range(4), 200)
+    spoil, message = BAD[name]
+    spoil(*made)
+    with pytest.raises(SatmapError, match=message):
+        fit(made, tmp_path / "out.yaml", recipe_with())
+    assert not (tmp_path / "out.yaml").exists()
+
+
+def test_outputs_that_cannot_be_are_refused_before_the_work(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere", tmp_path / "nowhere.csv"
+    with pytest.raises(SatmapError, match=r"out\.csv: a recipe's name ends in \.yaml or \.yml"):
+        fit(nowhere, tmp_path / "out.csv", recipe_with())
+    (tmp_path / "out.yaml").mkdir()
+    with pytest.raises(CannotWriteError):
+        fit(nowhere, tmp_path / "out.yaml", recipe_with())
+    with pytest.raises(ValueError, match="minutes"):
+        fit(nowhere, tmp_path / "a.yaml", recipe_with(), minutes=0)
+
+
+def test_comments_stay_comments(made: tuple[Path, Path]) -> None:
+    recipe = recipe_with()
+    result = Tuning(recipe.roads, {}, "time", 4, 0.1, 0.1, Gain(0, 0), True, {}, ())
+    text = tuning.tuned_text(recipe, result, Path("a\nname: other"), Path("b: #\r\n- x"))
+    assert yaml.safe_load(text)["name"] == "small-roads"
