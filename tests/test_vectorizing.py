@@ -18,12 +18,13 @@ from made_files import write_image
 from satmap import vectorizing
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.exports import ImageRoads
+from satmap.mask_files import read_mask
 from satmap.metrics.apls import score_roads
 from satmap.planes import ROAD_PLANES
 from satmap.roads.vectorize import RoadSettings
 from satmap.speeds import MPS_PER_MPH
 from satmap.submissions.roads_csv import RoadRow, check_roads_csv, read_roads_csv
-from satmap.vectorizing import find_masks, read_mask, vectorize_directory
+from satmap.vectorizing import find_masks, vectorize_directory
 
 SHARED_MASKS = Path(__file__).parents[2] / "shared" / "fixtures" / "masks"
 needs_shared = pytest.mark.skipif(not SHARED_MASKS.is_dir(), reason="no shared data here")
