@@ -13,10 +13,11 @@ from satmap.data.city.labels import chip_roads
 from satmap.data.city.network import make_edges
 from satmap.data.city.plan import make_plan
 from satmap.data.city.survey import Survey
-from satmap.data.georeference import LON_LAT, Georeference, metres_per_degree
+from satmap.data.georeference import Georeference, metres_per_degree
 from satmap.data.labels import RoadLabel, clip_to_image, read_road_labels
 from satmap.data.spacenet_roads import scan
 from satmap.data.targets import TargetSettings, decode_target, rasterize_roads
+from satmap.geojson import LON_LAT
 from satmap.metrics.apls import AplsScore, apls
 from satmap.planes import ROAD_PLANES, Planes
 from satmap.roads.graph import line_length_m

@@ -48,6 +48,24 @@ def test_junctions_need_three_ends_and_get_stubs() -> None:
     assert not junction[50, 88]
 
 
+def test_what_only_passes_is_no_junction() -> None:
+    # An overpass whose roads have vertices 0.2 m apart, and a bend with a vertex every 0.5 m.
+    bend = [(10 + i, 90.0) for i in range(4)] + [(13, 89), (13, 88), (13, 87)]
+    roads = [
+        label((10, 50), (50, 50), (90, 50)), label((50.4, 10), (50.4, 50), (50.4, 90)), label(*bend)
+    ]  # fmt: skip
+    assert not (rasterize_roads(roads, (100, 100), (0.5, 0.5), SETTINGS) >= JUNCTION_BIT).any()
+
+
+@pytest.mark.parametrize("gap", [0.0, 1.0])
+def test_roads_that_meet_or_nearly_meet_are_a_junction(gap: float) -> None:
+    crossing = [label((10, 50), (50, 50), (90, 50)), label((50, 10), (50, 50), (50, 90))]
+    assert rasterize_roads(crossing, (100, 100), (0.5, 0.5), SETTINGS)[50, 50] >= JUNCTION_BIT
+    # A side street that ends short of the road, as labels drawn by hand do.
+    side = [label((10, 50), (51, 50), (90, 50)), label((51, 90), (51, 50 + gap))]
+    assert rasterize_roads(side, (100, 100), (0.5, 0.5), SETTINGS)[52, 51] >= JUNCTION_BIT
+
+
 def test_decoded_planes() -> None:
     target = rasterize_roads(
         [label((0, 20), (100, 20), mph=25), label((0, 70), (100, 70), mph=65)],

@@ -5,7 +5,6 @@ overlap the faster one is on top, as in selim_sef's solution. The highest bit ma
 That is the whole of the reference's twelve planes.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 
 import cv2
@@ -25,6 +24,9 @@ JUNCTION_BIT = 0x80
 
 # Where at least so many segment ends meet there is a junction.
 _JUNCTION_ENDS = 3
+
+# Vertices of labels closer than this are one.
+_SAME_PLACE_M = 0.1
 
 
 class TargetSettings(Settings):
@@ -87,9 +89,14 @@ def _draw_junctions(
     # A segment is seen from both its ends: (from x, from y, to x, to y) in metres.
     segments = np.concatenate([np.hstack([line[:-1], line[1:]]) for line in lines])
     ends = np.concatenate([segments, segments[:, [2, 3, 0, 1]]]) * np.tile(scale, 2)
-    cells = [tuple(cell) for cell in np.rint(ends[:, :2] / settings.junction_grid_m).astype(int)]
-    meeting = Counter(cells)
-    stubs = ends[[meeting[cell] >= _JUNCTION_ENDS for cell in cells]]
+    counts = np.array([len(line) - 1 for line in lines])
+    line = np.repeat(np.arange(len(lines)), counts)
+    first = np.cumsum(counts) - counts
+    opens, closes = (np.isin(np.arange(len(line)), at) for at in (first, first + counts - 1))
+    meets = _meet(
+        ends[:, :2], np.tile(line, 2), np.concatenate([opens, closes]), settings.junction_grid_m
+    )
+    stubs = ends[meets]
     drawn = np.zeros(shape, np.uint8)
     if not len(stubs):
         return drawn
@@ -109,3 +116,41 @@ def _draw_junctions(
             start, end = (int(x0), int(y0)), (int(x1), int(y1))
             cv2.line(drawn, start, end, JUNCTION_BIT, thickness)
     return drawn
+
+
+def _meet(
+    places: NDArray[np.float64],
+    line: NDArray[np.int64],
+    terminal: NDArray[np.bool_],
+    grid_m: float,
+) -> NDArray[np.bool_]:
+    """Which ends of segments meet in a junction.
+
+    Three or more at one place do. On the grid, where the reference looks, they need two lines of
+    which one ends there: else two roads that pass over each other would meet wherever their
+    vertices fall into one cell, and a bend drawn with many vertices would meet itself.
+
+    Args:
+        places: float64 (n, 2), metres.
+        line: int64 (n,), the line of each.
+        terminal: bool (n,), whether its line ends there.
+        grid_m: size of a cell.
+    """
+    at_place, _ = _group(places, _SAME_PLACE_M)
+    in_cell, cell = _group(places, grid_m)
+    cells = cell.max() + 1
+    ended = np.bincount(cell, terminal, minlength=cells) > 0
+    lowest = np.full(cells, len(line))
+    highest = np.full(cells, -1)
+    np.minimum.at(lowest, cell, line)
+    np.maximum.at(highest, cell, line)
+    sloppy: NDArray[np.bool_] = (in_cell >= _JUNCTION_ENDS) & (ended & (lowest < highest))[cell]
+    return sloppy | (at_place >= _JUNCTION_ENDS)
+
+
+def _group(places: NDArray[np.float64], size: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many places share the cell of each, and the number of that cell."""
+    cells = np.rint(places / size).astype(np.int64)
+    _, cell, counts = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
+    cell = cell.ravel()
+    return counts[cell], cell
