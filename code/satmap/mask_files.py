@@ -15,7 +15,7 @@ from rasterio.windows import Window
 from satmap.data.georeference import Georeference, georeference_of
 from satmap.errors import SatmapError
 from satmap.planes import ROAD, ROAD_PLANES, Planes
-from satmap.roads.context import Box
+from satmap.roads.box import Box
 from satmap.roads.scene import Scene
 
 # What a mask holds by the number of its bands.
@@ -83,13 +83,6 @@ class MaskFile:
             if values.dtype == np.uint8:
                 self._highest = max(self._highest, int(values.max()))
             return _as_bytes(values)
-
-    def read_if_sound(self, name: str, box: Box) -> NDArray[np.uint8] | None:
-        """The same, or None where that is an error."""
-        try:
-            return self.read(name, box)
-        except SatmapError:
-            return None
 
     def check_scale(self) -> None:
         """Refuse a mask of 0 and 1, as far as it has been read.

@@ -26,10 +26,10 @@ from satmap.files import require_writable
 from satmap.mask_files import MaskFile, open_mask
 from satmap.ordering import natural_key
 from satmap.progress import track
-from satmap.roads.context import Box, crop, margin_px
+from satmap.roads.box import Box
+from satmap.roads.context import Surrounding, crop, margin_px, surrounded
 from satmap.roads.graph import RoadGraph
 from satmap.roads.rows import to_rows
-from satmap.roads.scene import Surrounding, surrounded
 from satmap.roads.vectorize import RoadSettings, vectorize
 from satmap.submissions.roads_csv import RoadRow, write_roads_csv
 
@@ -38,6 +38,9 @@ _CSV = ".csv"
 
 # Rasters of more values than this, all bands together, are read in windows and not at once.
 _LARGEST = 128_000_000
+
+# Neighbours are tried in parts of this width and height.
+_PROBE_PX = 512
 
 # Masks in work or done, a worker, from the one whose turn it is to be written.
 _AHEAD = 4
@@ -239,33 +242,35 @@ def _vectorize_mask(job: _Job) -> ImageRoads | str:
 
 def _vectorized(mask: MaskFile, job: _Job) -> RoadGraph:
     """The roads of a mask, with a look at what lies around it."""
-    scene, own = mask.scene, Box(0, 0, mask.width, mask.height)
     with contextlib.ExitStack() as stack:
-        around = []
-        for path, column, row in job.neighbours:
-            other = _opened(path, job, stack)
-            if other is None or other.names != mask.names:
-                continue
-            box = Box(column, row, other.width, other.height)
-            # One that lies on the mask and not beyond has nothing to add.
-            if box.overlap(own) != box:
-                around.append(Surrounding(box, other.read_if_sound))
-        if around:
-            scene = surrounded(scene, around)
+        scene, box = surrounded(mask.scene, _surroundings(mask, job, stack))
         in_windows = mask.has_windows and len(mask.names) * mask.width * mask.height > _LARGEST
         graph = vectorize(scene if in_windows else scene.at_once(), job.settings)
     mask.check_scale()
-    if not around:
-        return graph
-    left, top = margin_px(scene.metres_per_pixel)
-    return crop(graph, Box(left, top, own.width, own.height), scene.metres_per_pixel)
+    alone = scene.shape == mask.scene.shape
+    return graph if alone else crop(graph, box, scene.metres_per_pixel)
 
 
-def _opened(path: Path, job: _Job, stack: contextlib.ExitStack) -> MaskFile | None:
-    try:
-        return stack.enter_context(open_mask(path, job.metres_per_pixel))
-    except SatmapError:
-        return None
+def _surroundings(mask: MaskFile, job: _Job, stack: contextlib.ExitStack) -> list[Surrounding]:
+    """The neighbours that are sound and of the same kind, opened on the stack."""
+    own = Box(0, 0, mask.width, mask.height)
+    seen = own.grown(*margin_px(mask.scene.metres_per_pixel))
+    found = []
+    for path, column, row in job.neighbours:
+        try:
+            other = stack.enter_context(open_mask(path, job.metres_per_pixel))
+            box = Box(column, row, other.width, other.height)
+            shared = seen.overlap(box)
+            if other.names != mask.names or shared is None or shared == own.overlap(box):
+                continue
+            # What is damaged must not cost this mask too.
+            for part in shared.seen_from(box).tiles(_PROBE_PX, _PROBE_PX):
+                for name in other.names:
+                    other.read(name, part)
+        except SatmapError:
+            continue
+        found.append(Surrounding(box, other.read))
+    return found
 
 
 def _work(jobs: Sequence[_Job], workers: int) -> Iterator[tuple[_Job, ImageRoads | str]]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from satmap.planes import ROAD
 from satmap.roads.border import crop
-from satmap.roads.context import Box
+from satmap.roads.box import Box
 from satmap.roads.lines import smooth_lines
 from satmap.roads.network import Ints, Network
 from satmap.roads.scene import Plane, RoadPlanes

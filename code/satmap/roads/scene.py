@@ -10,13 +10,13 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from satmap.planes import JUNCTION, ROAD, Planes
-from satmap.roads.context import Box, margin_px
+from satmap.roads.box import Box
 
 # Width and height of a tile.
 _TILE = 512
@@ -147,6 +147,16 @@ class Scene:
         values = np.stack([self.read(name, whole) for name in self.names])
         return Planes(self.names, values, self.metres_per_pixel)
 
+    @classmethod
+    def of(cls, planes: Planes) -> "Scene":
+        """Planes in memory as a scene."""
+        return cls(
+            planes.names,
+            planes.shape,
+            planes.metres_per_pixel,
+            lambda name, box: planes[name][box.pixels],
+        )
+
 
 #: What the vectoriser takes.
 RoadPlanes = Planes | Scene
@@ -156,53 +166,6 @@ def strips(shape: tuple[int, ...]) -> list[Box]:
     """A scene in rectangles that files give at once, and that are whole tiles; row after row."""
     height, width = shape
     return Box(0, 0, width, height).tiles(_STRIP, _TILE)
-
-
-class Surrounding(NamedTuple):
-    """A neighbour of a scene.
-
-    Attributes:
-        box: where it lies in the scene's pixels.
-        read: as the scene's, in its own pixels; None where it cannot be read.
-    """
-
-    box: Box
-    read: Callable[[str, Box], NDArray[np.uint8] | None]
-
-
-def surrounded(scene: Scene, neighbours: Sequence[Surrounding]) -> Scene:
-    """A scene with a margin (``context.margin_px``) filled from its neighbours.
-
-    Args:
-        scene: the scene.
-        neighbours: with planes of the same names. Of overlapping ones the first counts, the scene
-            itself always; where there is none the scene's border is repeated.
-    """
-    x, y = margin_px(scene.metres_per_pixel)
-    height, width = scene.shape
-    own = Box(0, 0, width, height)
-
-    def read(name: str, box: Box) -> NDArray[np.uint8]:
-        box = Box(box.left - x, box.top - y, box.width, box.height)
-        rows = np.arange(box.top, box.bottom).clip(0, height - 1)
-        columns = np.arange(box.left, box.right).clip(0, width - 1)
-        left, top = int(columns[0]), int(rows[0])
-        seen = Box(left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1)
-        values = scene.read(name, seen)
-        if seen == box:
-            return values
-        found: NDArray[np.uint8] = values[rows[:, None] - top, columns - left]
-        for neighbour in reversed(neighbours):
-            shared = box.overlap(neighbour.box)
-            if shared and own.overlap(shared) != shared:
-                theirs = neighbour.read(name, shared.seen_from(neighbour.box))
-                if theirs is not None:
-                    found[shared.within(box)] = theirs
-        if shared := box.overlap(own):
-            found[shared.within(box)] = values[shared.within(seen)]
-        return found
-
-    return Scene(scene.names, (height + 2 * y, width + 2 * x), scene.metres_per_pixel, read)
 
 
 def _grouped(numbers: Ints) -> Iterator[tuple[int, NDArray[np.intp]]]:

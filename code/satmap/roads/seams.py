@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from satmap.roads.context import Box
+from satmap.roads.box import Box
 from satmap.roads.network import Line, Network, gather
 
 
