@@ -60,7 +60,8 @@ def centre_lines(planes: RoadPlanes, settings: RoadSettings, window_px: int = WI
         network = stitched(
             [pieces_within(trace(*padded.skeleton(window)), window) for window in windows]
         )
-    network = smooth_lines(in_order(network), round(_STAIRS_M / float(scale.mean())))
+    network = in_order(network)
+    network = smooth_lines(network, round(_STAIRS_M / float(scale.mean())))
     limit = np.array([width, height], np.float64)
     return crop(network, margin.astype(np.float64), limit, scale)
 

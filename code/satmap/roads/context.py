@@ -3,8 +3,8 @@
 A road that is cut by an image's edge is judged by half of what is there: its gap may close, its
 speed be read and its end be told from a dead end only beyond the edge. So an image is vectorised
 together with a margin of its surroundings and cropped afterwards (XD_XD cleaned SpaceNet 5's chips
-across their borders too, but after vectorising them alone). Where nothing is known of the
-surroundings the image's border is repeated, as if its roads went on straight.
+across their borders too, but after vectorising them alone). A side beyond which nothing is known
+gets no margin: a border repeated so far would make a square of a road that runs along it.
 """
 
 from collections.abc import Callable, Sequence

@@ -43,7 +43,13 @@ class Plane(Protocol):
 class PackedPlane:
     """A plane in tiles; what is empty or repeats itself takes little memory."""
 
-    def __init__(self, height: int, width: int, open_bytes: int = _OPEN_BYTES) -> None:
+    def __init__(self, height: int, width: int, open_bytes: int) -> None:
+        """An empty plane.
+
+        Args:
+            height, width: its size.
+            open_bytes: bytes of tiles that are kept as they are; further ones are deflated.
+        """
         self.shape = (height, width)
         self._free = open_bytes
         # By row and column of tiles; no entry where all is 0.
@@ -67,14 +73,14 @@ class PackedPlane:
         if isinstance(index[0], slice):
             return self._rectangle(*index)
         rows, columns = np.broadcast_arrays(*index)
-        found = np.zeros(rows.size, np.uint8)
+        shape, found = rows.shape, np.zeros(rows.size, np.uint8)
         rows, columns = rows.ravel(), columns.ravel()
         per_row = self.shape[1] // _TILE + 1
         for number, here in _grouped(rows // _TILE * per_row + columns // _TILE):
             key = divmod(number, per_row)
             if key in self._tiles:
                 found[here] = self._tile(key)[rows[here] % _TILE, columns[here] % _TILE]
-        return found.reshape(np.shape(index[0]))
+        return found.reshape(shape)
 
     def _rectangle(self, rows: slice, columns: slice) -> NDArray[np.uint8]:
         box = Box(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
@@ -121,7 +127,11 @@ class Scene:
 
     @cached_property
     def _packed(self) -> dict[str, PackedPlane]:
-        packed = {name: PackedPlane(*self.shape) for name in (ROAD, JUNCTION) if name in self.names}
+        packed = {
+            name: PackedPlane(*self.shape, _OPEN_BYTES)
+            for name in (ROAD, JUNCTION)
+            if name in self.names
+        }
         for strip in strips(self.shape):
             for name, plane in packed.items():
                 plane.fill(strip, self.read(name, strip))
