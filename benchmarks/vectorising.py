@@ -9,10 +9,17 @@ vectoriser and of a plain peer side by side: the reference's recipe with the sam
 junction to junction, short spurs and components dropped, Douglas-Peucker), without its gap closing,
 its speeds and its files. Degraded masks are made by ``tests/degraded_masks.py``: the settings were
 tuned on seeds 0..23, seeds from 1000 on were kept aside, as were the shared masks.
+
+Scenes are one large degraded mask, mirrored without end, and written as GeoTIFF; each is vectorised
+in a process of its own, whose memory counts from what its imports take. Chips side by side are
+pieces of degraded masks, each vectorised alone and with a look at its neighbours; their ends are
+compared at the borders between them.
 """
 
 import argparse
 import ctypes
+import multiprocessing
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -20,23 +27,36 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import rasterio
 import shapely
+from affine import Affine
 from numpy.typing import NDArray
+from rasterio.windows import Window
 from scipy import ndimage
+from scipy.spatial import cKDTree
 from skimage.morphology import remove_small_holes, remove_small_objects, skeletonize
 
 from degraded_masks import METRES_PER_PIXEL, degraded_mask
 from round_trips import RoundTrip, labelled_chips, made_city, vegas_labels
 from satmap.metrics.apls import apls
 from satmap.planes import ROAD, Planes
+from satmap.roads.box import Box
+from satmap.roads.context import crop, with_surroundings
 from satmap.roads.rows import to_rows
 from satmap.roads.vectorize import vectorize
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv
+from satmap.vectorizing import vectorize_directory
 
 _MASKS = 24
 _HELD_OUT = 1000
 _CITIES, _HELD_OUT_CITIES = (1, 2, 3), (101, 102, 103)
 _ROUNDS = 5
+_SCENES_PX = (1300, 5000, 10_000, 20_000)
+_SCENE_SEED, _MIRRORED_PX = 1001, 4000
+_STRIP_PX = 512
+_SIDE_BY_SIDE, _CUT_PX, _PIECES_PX = range(1000, 1008), 2600, (650, 1300)
+# Ends of two chips that are farther apart on their border are not of one road, pixels.
+_MEET_PX = 3.0
 
 Pixel = tuple[int, int]
 
@@ -56,6 +76,17 @@ def main() -> None:
         _times("shared degraded masks", [planes for planes, _ in fixtures])
     rise = _rise(lambda: vectorize(city[0].planes))
     print(f"{'memory while vectorising':32s}{rise:6.0f} MB at most\n")
+
+    print(f"{'scene, pixels':32s}{'seconds':>8s}{'MB':>7s}{'roads':>8s}")
+    for size in _SCENES_PX:
+        _scene(size)
+
+    print(
+        f"\n{'chips side by side':32s}{'chips':>6s}{'APLS':>8s}{'worst':>7s}{'meet':>7s}{'px':>7s}"
+    )
+    for size in _PIECES_PX:
+        _side_by_side(size)
+    print()
 
     print(f"{'APLS':32s}{'chips':>6s}{'length':>8s}{'time':>7s}{'worst':>7s}{'peer':>7s}")
     _masks("degraded masks, tuned on", map(_made, range(_MASKS)))
@@ -133,6 +164,12 @@ def _rise(work: Callable[[], object]) -> float:
     return (highest - before) / 1e6
 
 
+def _highest() -> int:
+    """Most bytes that the process ever held; getrusage would count its parent's too."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
 def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
@@ -164,6 +201,119 @@ def _print(name: str, lengths: list[float], times: list[float] | None, peers: li
         f"{name:32s}{len(lengths):6d}{np.mean(lengths):8.3f}{timed}"
         f"{min(lengths):7.3f}{np.mean(peers):7.3f}"
     )
+
+
+# --- scenes ---------------------------------------------------------------------------------------
+
+
+def _scene(size: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "masks" / "scene.tif"
+        path.parent.mkdir()
+        _write_scene(path, size)
+        pool = multiprocessing.get_context("spawn").Pool(1)
+        with pool:
+            seconds, megabytes, roads = pool.apply(_vectorize_scene, (path.parent,))
+    print(f"{f'{size} x {size}':32s}{seconds:8.1f}{megabytes:7.0f}{roads:8d}")
+
+
+def _write_scene(path: Path, size: int) -> None:
+    road = degraded_mask(_SCENE_SEED, _MIRRORED_PX).road
+    mirrored = np.concatenate([np.arange(_MIRRORED_PX), np.arange(_MIRRORED_PX)[::-1]])
+    place = np.resize(mirrored, size)
+    shape = {"count": 1, "height": size, "width": size, "dtype": "uint8"}
+    pixel = Affine(METRES_PER_PIXEL, 0, 4e5, 0, -METRES_PER_PIXEL, 6.17e6)
+    profile = {"crs": "EPSG:32637", "transform": pixel, "compress": "deflate", "zlevel": 1}
+    with rasterio.open(path, "w", driver="GTiff", **shape, **profile) as target:
+        for top in range(0, size, _STRIP_PX):
+            rows = place[top : top + _STRIP_PX]
+            target.write(road[rows][:, place], 1, window=Window(0, top, size, len(rows)))
+
+
+def _vectorize_scene(masks: Path) -> tuple[float, float, int]:
+    """Seconds, megabytes above what the process held before, and roads."""
+    cv2.setNumThreads(1)
+    before = _resident()
+    start = time.perf_counter()
+    done = vectorize_directory(masks, masks.with_suffix(".csv"))
+    seconds = time.perf_counter() - start
+    assert not done.faults
+    return seconds, (_highest() - before) / 1e6, done.roads
+
+
+# --- chips side by side ---------------------------------------------------------------------------
+
+
+def _side_by_side(size: int) -> None:
+    alone, together = [], []
+    meetings: tuple[list[float], list[float]] = ([], [])
+    for seed in _SIDE_BY_SIDE:
+        made = degraded_mask(seed, _CUT_PX)
+        chips = {(box.left, box.top): box for box in Box(0, 0, _CUT_PX, _CUT_PX).tiles(size, size)}
+        planes = {place: _road_only(made.road[box.pixels]) for place, box in chips.items()}
+        rows = {place: _rows(planes[place]) for place in chips}
+        looked = {place: _looked_around(place, planes) for place in chips}
+        for place, box in chips.items():
+            truth = _clipped(made.truth, box)
+            alone.append(apls(truth, rows[place]).length.score)
+            together.append(apls(truth, looked[place]).length.score)
+        for proposal, distances in zip((rows, looked), meetings, strict=True):
+            distances += _distances_at_borders(proposal, size)
+    for name, scores, apart in zip(("alone", "together"), (alone, together), meetings, strict=True):
+        near = np.array([distance for distance in apart if distance <= _MEET_PX])
+        print(
+            f"{f'{size} x {size} {name}':32s}{len(scores):6d}{np.mean(scores):8.3f}"
+            f"{min(scores):7.3f}{len(near) / len(apart):7.3f}{near.mean():7.2f}"
+        )
+
+
+def _looked_around(place: Pixel, planes: dict[Pixel, Planes]) -> list[RoadRow]:
+    beside = [
+        (planes[other], other[0] - place[0], other[1] - place[1])
+        for other in planes
+        if other != place
+    ]
+    whole, box = with_surroundings(planes[place], beside)
+    return to_rows(crop(vectorize(whole), box, whole.metres_per_pixel))
+
+
+def _clipped(rows: Iterable[RoadRow], box: Box) -> list[RoadRow]:
+    """The roads within a rectangle, in its pixels."""
+    corner = np.array((box.left, box.top))
+    lines = [
+        shapely.clip_by_rect(shapely.LineString(row.line), box.left, box.top, box.right, box.bottom)
+        for row in rows
+    ]
+    return [
+        RoadRow(
+            shapely.get_coordinates(part) - corner, part.length * METRES_PER_PIXEL, float("nan")
+        )
+        for part in shapely.get_parts(lines)
+        if part.geom_type == "LineString" and part.length > 0
+    ]
+
+
+def _distances_at_borders(rows: dict[Pixel, list[RoadRow]], size: int) -> list[float]:
+    """From each end of a road on a border between two chips to the nearest of the other chip."""
+    found = []
+    for (left, top), own in rows.items():
+        for axis, other in ((0, (left + size, top)), (1, (left, top + size))):
+            if other not in rows:
+                continue
+            here = _ends_at(own, axis, size)
+            there = _ends_at(rows[other], axis, 0)
+            for one, two in ((here, there), (there, here)):
+                if len(one) and len(two):
+                    found += cKDTree(two).query(one)[0].tolist()
+                else:
+                    found += [np.inf] * len(one)
+    return found
+
+
+def _ends_at(rows: list[RoadRow], axis: int, limit: float) -> NDArray[np.float64]:
+    """Where roads end on a border of constant x (axis 0) or y, along it, (n, 1)."""
+    ends = np.concatenate([np.empty((0, 2)), *(row.line[[0, -1]] for row in rows)])
+    return np.unique(ends[np.abs(ends[:, axis] - limit) < 0.05, 1 - axis])[:, None]
 
 
 # --- the peer -------------------------------------------------------------------------------------

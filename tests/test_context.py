@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from satmap.planes import ROAD, Planes
-from satmap.roads.context import Box, crop, margin_px, with_surroundings
+from satmap.roads.box import Box
+from satmap.roads.context import crop, margin_px, with_surroundings
 from satmap.roads.graph import RoadEdge, RoadGraph
 from satmap.roads.vectorize import vectorize
 from test_roads import draw
@@ -60,16 +61,43 @@ def test_crop_leaves_a_crossing_without_junction_alone() -> None:
 
 
 def test_surroundings_come_from_neighbours_and_else_from_the_border() -> None:
-    x, y = margin_px(SCALE)
+    x, _ = margin_px(SCALE)
     own = planes_of(np.full((300, 400), 10, np.uint8))
     right = planes_of(np.full((300, 400), 20, np.uint8))
-    whole = with_surroundings(own, [(right, 400, 5)])[ROAD]
-    assert whole.shape == (300 + 2 * y, 400 + 2 * x)
-    assert (whole[y : y + 300, x : x + 400] == 10).all()
-    assert (whole[y + 5 : y + 300, x + 400 :] == 20).all()
-    # Above the neighbour's first row nothing is known, as on all other sides.
-    assert (whole[: y + 5] == 10).all()
-    assert (whole[:, : x + 400] == 10).all()
+    planes, box = with_surroundings(own, [(right, 400, 5)])
+    # Where nobody lies beside the image it has no margin.
+    assert box == Box(0, 0, 400, 300)
+    whole = planes[ROAD]
+    assert whole.shape == (300, 400 + x)
+    assert (whole[:, :400] == 10).all()
+    assert (whole[5:, 400:] == 20).all()
+    # Above the neighbour's first row nothing is known.
+    assert (whole[:5, 400:] == 10).all()
+
+
+def test_surroundings_on_all_sides() -> None:
+    x, y = margin_px(SCALE)
+    scene = np.random.default_rng(0).integers(0, 256, (900, 1200)).astype(np.uint8)
+    own = Box(400, 300, 400, 300)
+    parts = [
+        (planes_of(scene[part.pixels]), part.left - own.left, part.top - own.top)
+        for part in Box(0, 0, 1200, 900).tiles(400, 300)
+    ]
+    planes, box = with_surroundings(planes_of(scene[own.pixels]), parts)
+    assert box == Box(x, y, 400, 300)
+    np.testing.assert_array_equal(planes[ROAD], scene[own.grown(x, y).pixels])
+    # A neighbour only off a corner shows no side.
+    corner = [parts[0]]
+    assert with_surroundings(planes_of(scene[own.pixels]), corner)[1] == Box(0, 0, 400, 300)
+
+
+def test_the_image_and_the_first_neighbour_count_where_several_lie() -> None:
+    own = planes_of(np.full((300, 400), 10, np.uint8))
+    first, second = (planes_of(np.full((300, 400), value, np.uint8)) for value in (20, 30))
+    planes, box = with_surroundings(own, [(first, 390, 0), (second, 380, 0), (second, 0, 100)])
+    assert (planes[ROAD][box.pixels] == 10).all()
+    assert (planes[ROAD][:300, 400:] == 20).all()
+    assert (planes[ROAD][300:400, :390] == 30).all()
 
 
 def test_a_neighbour_tells_where_a_road_goes_on() -> None:
@@ -79,9 +107,8 @@ def test_a_neighbour_tells_where_a_road_goes_on() -> None:
     left, right = planes_of(street[:, :400]), planes_of(street[:, 400:])
     alone = vectorize(left)
     assert max(edge.line[:, 0].max() for edge in alone.edges) < 400
-    together = vectorize(with_surroundings(left, [(right, 400, 0)]))
-    x, y = margin_px(SCALE)
-    cropped = crop(together, Box(x, y, 400, 300), SCALE)
+    together, box = with_surroundings(left, [(right, 400, 0)])
+    cropped = crop(vectorize(together), box, SCALE)
     assert max(edge.line[:, 0].max() for edge in cropped.edges) == 400
     for edge in cropped.edges:
         assert (edge.line >= 0).all()
@@ -92,7 +119,6 @@ def test_a_short_piece_of_a_long_road_is_kept_by_its_neighbour() -> None:
     # 25 m of a street in the corner of this image; most of it lies in the next one.
     street = draw([(317, 150), (800, 150)], shape=(300, 800))
     left, right = planes_of(street[:, :400]), planes_of(street[:, 400:])
-    x, y = margin_px(SCALE)
-    together = vectorize(with_surroundings(left, [(right, 400, 0)]))
-    (edge,) = crop(together, Box(x, y, 400, 300), SCALE).edges
+    together, box = with_surroundings(left, [(right, 400, 0)])
+    (edge,) = crop(vectorize(together), box, SCALE).edges
     assert edge.length_m == pytest.approx(25, abs=3)

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,24 @@ import cv2
 import numpy as np
 import pytest
 import rasterio
+import shapely
+from affine import Affine
 from numpy.typing import NDArray
 
+from degraded_masks import degraded_mask
 from made_files import write_image
 from satmap import vectorizing
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.exports import ImageRoads
-from satmap.metrics.apls import score_roads
+from satmap.mask_files import MaskFile, read_mask
+from satmap.metrics.apls import apls, score_roads
 from satmap.planes import ROAD_PLANES
+from satmap.roads import scene as scenes
+from satmap.roads.box import Box
 from satmap.roads.vectorize import RoadSettings
 from satmap.speeds import MPS_PER_MPH
 from satmap.submissions.roads_csv import RoadRow, check_roads_csv, read_roads_csv
-from satmap.vectorizing import find_masks, read_mask, vectorize_directory
+from satmap.vectorizing import find_masks, vectorize_directory
 
 SHARED_MASKS = Path(__file__).parents[2] / "shared" / "fixtures" / "masks"
 needs_shared = pytest.mark.skipif(not SHARED_MASKS.is_dir(), reason="no shared data here")
@@ -404,6 +410,186 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+# --- side by side, and large ----------------------------------------------------------------------
+
+
+def write_chips(
+    directory: Path, scene: NDArray[np.uint8], size: int, **profile: Any
+) -> dict[str, Box]:
+    """A scene, (h, w) or (bands, h, w), cut into GeoTIFFs that lie where they lie in it."""
+    chips = {}
+    for box in Box(0, 0, *scene.shape[:-3:-1]).tiles(size, size):
+        name = f"chip{box.left // size}{box.top // size}"
+        place = Affine(DEGREES, 0, 37.6 + box.left * DEGREES, 0, -DEGREES, 55.7 - box.top * DEGREES)
+        write_mask(directory / f"{name}.tif", scene[(..., *box.pixels)], transform=place, **profile)
+        chips[name] = box
+    return chips
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Box]]:
+    """Four masks of 650 x 650 pixels side by side; not to be changed."""
+    masks = tmp_path_factory.mktemp("city")
+    return masks, write_chips(masks, degraded_mask(1002).road, 650)
+
+
+def ends_at(rows: list[RoadRow], axis: int, limit: float) -> list[float]:
+    """Where roads end on a border of constant x (axis 0) or y (axis 1), along it, ascending."""
+    ends = np.concatenate([row.line[[0, -1]] for row in rows])
+    return sorted(set(ends[ends[:, axis] == limit, 1 - axis].tolist()))
+
+
+def test_roads_go_on_from_mask_to_mask(city: tuple[Path, dict[str, Box]]) -> None:
+    masks, chips = city
+    rows = vectorized(masks)
+    met = 0
+    for name, box in chips.items():
+        for axis, beside in ((0, f"chip1{name[-1]}"), (1, f"{name[:-1]}1")):
+            if name == beside or (box.left, box.top)[axis]:
+                continue
+            here, there = ends_at(rows[name], axis, 650), ends_at(rows[beside], axis, 0)
+            assert here == pytest.approx(there, abs=1)
+            met += len(here)
+    assert met >= 10
+
+
+def test_neighbours_make_better_roads(city: tuple[Path, dict[str, Box]]) -> None:
+    masks, chips = city
+    truth = degraded_mask(1002).truth
+    scores = []
+    for neighbours in (False, True):
+        rows = vectorized(masks, neighbours=neighbours)
+        scores.append(
+            np.mean(
+                [apls(clipped(truth, box), rows[name]).length.score for name, box in chips.items()]
+            )
+        )
+    assert scores[1] > scores[0]
+
+
+def clipped(rows: Iterable[RoadRow], box: Box) -> list[RoadRow]:
+    """The roads within a rectangle, in its pixels."""
+    corner = np.array((box.left, box.top))
+    bounds = (box.left, box.top, box.right, box.bottom)
+    lines = [shapely.clip_by_rect(shapely.LineString(row.line), *bounds) for row in rows]
+    return [
+        RoadRow(shapely.get_coordinates(part) - corner, part.length, float("nan"))
+        for part in shapely.get_parts(lines)
+        if part.length > 0
+    ]
+
+
+def test_chips_are_looked_at_with_their_neighbours_or_without(
+    city: tuple[Path, dict[str, Box]], tmp_path: Path
+) -> None:
+    masks, _ = city
+    outputs = {}
+    for neighbours in (True, False):
+        for workers in (0, 2):
+            output = tmp_path / f"{neighbours}{workers}.csv"
+            vectorize_directory(masks, output, workers=workers, neighbours=neighbours)
+            outputs[neighbours, workers] = output.read_bytes()
+    assert outputs[True, 0] == outputs[True, 2]
+    assert outputs[False, 0] == outputs[False, 2]
+    assert outputs[True, 0] != outputs[False, 0]
+    # Without neighbours each is as alone in a directory.
+    rows = read_roads_csv(tmp_path / "False0.csv")
+    for path in sorted(masks.iterdir()):
+        (tmp_path / path.stem).mkdir()
+        (tmp_path / path.stem / path.name).write_bytes(path.read_bytes())
+        vectorize_directory(tmp_path / path.stem, tmp_path / "one.csv")
+        (alone,) = read_roads_csv(tmp_path / "one.csv").values()
+        assert same_roads(alone, rows[path.stem])
+
+
+def same_roads(one: list[RoadRow], other: list[RoadRow]) -> bool:
+    return len(one) == len(other) and all(
+        np.array_equal(a.line, b.line) and a.length_m == b.length_m
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("fault", ["far", "corner", "same place", "bands", "metres", "broken"])
+def test_masks_that_are_no_neighbours_change_nothing(tmp_path: Path, fault: str) -> None:
+    road = degraded_mask(1003, 800).road
+    masks = tmp_path / "masks"
+    write_chips(masks, road[:400, :400], 400)
+    alone = vectorized(masks)["chip00"]
+    place = Affine(DEGREES, 0, 37.6 + 400 * DEGREES, 0, -DEGREES, 55.7)
+    other: dict[str, Any] = {"pixels": road[:400, 400:], "transform": place}
+    if fault == "far":
+        other["transform"] = Affine.translation(450 * DEGREES, 0) @ place
+    elif fault == "corner":
+        other["transform"] = Affine.translation(0, -400 * DEGREES) @ place
+    elif fault == "same place":
+        other["transform"] = Affine.translation(-400 * DEGREES, 0) @ place
+    elif fault == "bands":
+        other["pixels"] = np.stack([road[:400, 400:]] * 12)
+    elif fault == "metres":
+        other["transform"] = place @ Affine.scale(1.1)
+    path = write_mask(masks / "other.tif", **other)
+    if fault == "broken":
+        path.write_bytes(path.read_bytes()[:-150_000])
+    vectorize_directory(masks, tmp_path / "out.csv")
+    assert same_roads(read_roads_csv(tmp_path / "out.csv")["chip00"], alone)
+    assert not same_roads(vectorized_beside(masks, road), alone)
+
+
+def vectorized_beside(masks: Path, road: NDArray[np.uint8]) -> list[RoadRow]:
+    """The first mask with a neighbour that is one."""
+    for path in masks.iterdir():
+        path.unlink()
+    write_chips(masks, road[:400], 400)
+    return vectorized(masks)["chip00"]
+
+
+@pytest.mark.parametrize("profile", [{}, {"tiled": True, "blockxsize": 256, "blockysize": 256}])
+@pytest.mark.parametrize("kind", ["uint8", "float32", "planes"])
+def test_large_masks_are_read_in_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, profile: dict[str, Any]
+) -> None:
+    road = degraded_mask(1003).road
+    scene: NDArray[Any] = road
+    if kind == "float32":
+        scene = road.astype(np.float32) / 255
+    if kind == "planes":
+        scene = np.zeros((12, *road.shape), np.uint8)
+        scene[ROAD_PLANES.index("road")] = road
+        scene[4], scene[6] = road // 2, road[::-1] // 3
+    write_chips(tmp_path / "masks", scene, 800, **profile, nodata=0)
+    at_once = vectorized(tmp_path / "masks")
+    monkeypatch.setattr(vectorizing, "_LARGEST", 0)
+    monkeypatch.setattr(scenes, "_STRIP", 512)
+    read: list[Box] = []
+    original = MaskFile.read
+
+    def counted(mask: MaskFile, name: str, box: Box) -> NDArray[np.uint8]:
+        read.append(box)
+        return original(mask, name, box)
+
+    monkeypatch.setattr(MaskFile, "read", counted)
+    in_windows = vectorized(tmp_path / "masks")
+    assert at_once.keys() == in_windows.keys()
+    assert all(same_roads(at_once[name], in_windows[name]) for name in at_once)
+    assert max(max(box.width, box.height) for box in read) <= 512
+
+
+def test_faults_of_large_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectorizing, "_LARGEST", 0)
+    masks = tmp_path / "masks"
+    write_mask(masks / "ones.tif", street() // 255)
+    for name in ("percent.tif", "infinite.tif", "cut.tif"):
+        make, _ = UNUSABLE[name]
+        make(masks / name)
+    write_mask(masks / "good.tif", street())
+    done = vectorize_directory(masks, tmp_path / "out.csv")
+    assert done.images == {"cut": 0, "good": 1, "infinite": 0, "ones": 0, "percent": 0}
+    assert "multiply them by 255" in done.faults["ones"]
+    assert "but float" in done.faults["percent"]
+    assert "from inf to inf" in done.faults["infinite"]
+    assert "cannot be read" in done.faults["cut"]
 
 
 @needs_shared

@@ -392,6 +392,7 @@ def _vectorize(options: argparse.Namespace) -> int:
         roads,
         metres_per_pixel=options.metres_per_pixel or inference.default_metres_per_pixel,
         workers=options.workers,
+        neighbours=inference.neighbours,
     )
     _report_warnings(done.warnings)
     _report_faults(done.faults, "left empty")

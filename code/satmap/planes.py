@@ -1,5 +1,6 @@
 """The named probability planes that travel from networks to vectorisers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,12 @@ class Planes:
                 f"not one of shape {self.values.shape}"
             )
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        _, height, width = self.values.shape
+        return height, width
+
     def __getitem__(self, name: str) -> NDArray[np.uint8]:
         """The plane of that name, (height, width)."""
         plane: NDArray[np.uint8] = self.values[self.names.index(name)]
@@ -43,3 +50,10 @@ class Planes:
 
     def __contains__(self, name: object) -> bool:
         return name in self.names
+
+    def at(
+        self, names: Sequence[str], rows: NDArray[np.int64], columns: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        """Values of some planes at pixels: rows and columns (...) -> (names, ...)."""
+        flat = rows * self.shape[1] + columns
+        return np.stack([self[name].reshape(-1).take(flat) for name in names])

@@ -22,6 +22,7 @@ from satmap.coordinate_search import Gain, Grids, ScoreTable, Task, descend
 from satmap.data.folds import assign_folds
 from satmap.errors import SatmapError
 from satmap.files import require_writable, write_text
+from satmap.mask_files import read_mask
 from satmap.metrics.apls import aoi_of, apls
 from satmap.planes import ROAD
 from satmap.recipe import Recipe
@@ -29,7 +30,7 @@ from satmap.roads.rows import to_rows
 from satmap.roads.settings import RoadSettings
 from satmap.roads.vectorize import vectorize
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv
-from satmap.vectorizing import find_masks, read_mask
+from satmap.vectorizing import find_masks
 from satmap.workers import start_pool
 
 _SUFFIXES = (".yaml", ".yml")

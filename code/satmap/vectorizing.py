@@ -8,24 +8,22 @@ from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import rasterio
-from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import RasterioError
 
-from satmap.data.georeference import Georeference, georeference_of
+from satmap.data.neighbours import Footprint, find_neighbours
 from satmap.data.spacenet_roads import road_image_id
 from satmap.data.walk import walk
 from satmap.errors import SatmapError
 from satmap.exports import GEOGRAPHIC_SUFFIXES, SUFFIXES, ImageRoads, write_roads
 from satmap.exports.image_roads import in_lon_lat
 from satmap.files import require_writable
+from satmap.mask_files import MaskFile, open_mask
 from satmap.ordering import natural_key
-from satmap.planes import ROAD, ROAD_PLANES, Planes
 from satmap.progress import track
+from satmap.roads.box import Box
+from satmap.roads.context import Surrounding, crop, margin_px, surrounded
+from satmap.roads.graph import RoadGraph
 from satmap.roads.rows import to_rows
 from satmap.roads.vectorize import RoadSettings, vectorize
 from satmap.submissions.roads_csv import RoadRow, write_roads_csv
@@ -34,15 +32,11 @@ from satmap.workers import start_pool
 _MASK_SUFFIXES = (".png", ".tif", ".tiff")
 _CSV = ".csv"
 
-# What a mask holds by the number of its bands.
-_PLANES = {1: (ROAD,), len(ROAD_PLANES): ROAD_PLANES}
+# Rasters of more values than this, all bands together, are read in windows and not at once.
+_LARGEST = 128_000_000
 
-# With its short cut for whole images GDAL reads the first half of a truncated PNG, askew, and takes
-# the rest for black, without a word.
-_GDAL_OPTIONS = {"GDAL_PNG_WHOLE_IMAGE_OPTIM": False}
-
-# How far beyond 0 and 1 resampling may take a probability.
-_TOLERANCE = 0.01
+# Neighbours are tried in parts of this width and height.
+_PROBE_PX = 512
 
 # Masks in work or done, a worker, from the one whose turn it is to be written.
 _AHEAD = 4
@@ -79,6 +73,8 @@ class _Job:
         settings: of the vectoriser; None for its defaults.
         metres_per_pixel: size of its pixels if it has no georeference.
         geographic: whether the output needs longitude and latitude.
+        neighbours: the rasters around it, and at which of its columns and rows each one's first
+            pixel lies.
     """
 
     image_id: str
@@ -86,6 +82,7 @@ class _Job:
     settings: RoadSettings | None
     metres_per_pixel: float
     geographic: bool
+    neighbours: tuple[tuple[Path, int, int], ...]
 
 
 def vectorize_directory(
@@ -95,6 +92,7 @@ def vectorize_directory(
     *,
     metres_per_pixel: float = 0.3,
     workers: int = 0,
+    neighbours: bool = True,
 ) -> Vectorization:
     """Vectorise every probability raster under a directory and write the roads.
 
@@ -106,8 +104,13 @@ def vectorize_directory(
 
     A mask that cannot be vectorised is reported and is empty in the file: a row in the CSV, nothing
     at all in the other formats, which know roads only. Images come in natural order, and the bytes
-    do not depend on ``workers``. At any time a process holds one mask; of those that are done only
-    the roads are kept, and not even they where the format is GeoJSON or GeoPackage.
+    do not depend on ``workers``. At any time a process holds one mask, and of a large GeoTIFF a few
+    windows; of those that are done only the roads are kept, and not even they where the format is
+    GeoJSON or GeoPackage.
+
+    Masks whose georeferences lay them side by side are looked at together with what lies around
+    them (:mod:`satmap.roads.context`), so that roads go on from one to the next; each is cropped to
+    itself afterwards. A neighbour that cannot be read counts as none.
 
     Args:
         masks: searched to any depth.
@@ -116,6 +119,7 @@ def vectorize_directory(
         settings: thresholds of the vectoriser; its defaults if None.
         metres_per_pixel: size of pixels where a mask has no georeference; 0.3 is the challenge's.
         workers: processes that vectorise; 0 does it in this one.
+        neighbours: whether masks that lie side by side help each other.
 
     Raises:
         SatmapError: no masks, two for one image, an unknown suffix, a worker that was killed.
@@ -131,9 +135,10 @@ def vectorize_directory(
         )
     require_writable(output)
     paths = find_masks(masks)
+    around = _neighbours([*paths.values()]) if neighbours else [()] * len(paths)
     jobs = [
-        _Job(image_id, path, settings, metres_per_pixel, suffix in GEOGRAPHIC_SUFFIXES)
-        for image_id, path in paths.items()
+        _Job(image_id, path, settings, metres_per_pixel, suffix in GEOGRAPHIC_SUFFIXES, beside)
+        for (image_id, path), beside in zip(paths.items(), around, strict=True)
     ]
     images = dict.fromkeys(paths, 0)
     faults: dict[str, str] = {}
@@ -194,77 +199,32 @@ def find_masks(directory: Path) -> dict[str, Path]:
     return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
 
 
-def read_mask(path: Path, metres_per_pixel: float) -> tuple[Planes, Georeference | None]:
-    """A mask as planes, and where it lies; ``metres_per_pixel`` serves where it does not say.
+def _neighbours(paths: Sequence[Path]) -> list[tuple[tuple[Path, int, int], ...]]:
+    """For each raster those around it, nearest first, with their columns and rows in it."""
+    footprints = [_footprint(path) for path in paths]
+    sizes = [f.georeference.metres_per_pixel for f in footprints if f.georeference is not None]
+    if not sizes:
+        return [()] * len(paths)
+    return [
+        tuple((paths[there.image], there.column, there.row) for there in found)
+        for found in find_neighbours(footprints, margin_px(min(sizes)))
+    ]
 
-    Raises:
-        SatmapError: not a readable raster, or none of probabilities.
-    """
+
+def _footprint(path: Path) -> Footprint:
     try:
-        with rasterio.Env(**_GDAL_OPTIONS), rasterio.open(path) as source:
-            names = _plane_names(source)
-            georeference = georeference_of(
-                source.crs, source.transform, source.width, source.height
-            )
-            if all(MaskFlags.all_valid in flags for flags in source.mask_flag_enums):
-                values = source.read()
-            else:
-                values = source.read(masked=True).filled(0)
-        values = _as_bytes(values)
-    except (RasterioError, OSError) as error:
-        # Rasterio puts GDAL's own words in the cause.
-        reason = str(error.__cause__ or error).strip().rstrip(".")
-        raise SatmapError(f"{path}: cannot be read ({reason}). Write it again.") from error
-    except SatmapError as error:
-        raise SatmapError(f"{path}: {error}") from error
-    size = (metres_per_pixel, metres_per_pixel)
-    if georeference is not None:
-        size = georeference.metres_per_pixel
-    return Planes(names, values, size), georeference
-
-
-def _plane_names(source: rasterio.DatasetReader) -> tuple[str, ...]:
-    if source.colorinterp[0] == ColorInterp.palette:
-        raise SatmapError(
-            "an image with a palette, whose numbers are no probabilities; convert it to grey."
-        )
-    if source.count not in _PLANES:
-        raise SatmapError(
-            f"{source.count} bands, but a mask has one, the road, or {len(ROAD_PLANES)}: "
-            f"{', '.join(ROAD_PLANES)}."
-        )
-    return _PLANES[source.count]
-
-
-def _as_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Probabilities as 0..255."""
-    if values.dtype == np.uint8:
-        if values.max() == 1:
-            raise SatmapError(
-                "its numbers are 0 and 1, but certain road is 255; multiply them by 255."
-            )
-        return values
-    if values.dtype.kind != "f":
-        raise SatmapError(
-            f"pixels of type {values.dtype}, but probabilities are uint8, 0..255, or float, 0..1; "
-            "convert it."
-        )
-    values[np.isnan(values)] = 0
-    low, high = values.min(), values.max()
-    if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
-        raise SatmapError(
-            f"numbers from {low:g} to {high:g}, but float probabilities are 0..1; divide them, or "
-            "write uint8, 0..255."
-        )
-    scaled: NDArray[np.uint8] = np.rint(values.clip(0, 1) * 255).astype(np.uint8)
-    return scaled
+        # Pixels without georeference lie nowhere, whatever their size.
+        with open_mask(path, 1) as mask:
+            return Footprint(mask.georeference, mask.width, mask.height)
+    except SatmapError:
+        return Footprint(None, 0, 0)
 
 
 def _vectorize_mask(job: _Job) -> ImageRoads | str:
     """The roads of a mask, or what is wrong with it."""
     try:
-        planes, georeference = read_mask(job.path, job.metres_per_pixel)
-        roads = ImageRoads(job.image_id, vectorize(planes, job.settings), georeference)
+        with open_mask(job.path, job.metres_per_pixel) as mask:
+            roads = ImageRoads(job.image_id, _vectorized(mask, job), mask.georeference)
         if job.geographic:
             # What cannot be written must not end the run when the others are.
             in_lon_lat(roads)
@@ -274,6 +234,39 @@ def _vectorize_mask(job: _Job) -> ImageRoads | str:
     except Exception as error:
         return f"{job.path}: {type(error).__name__}: {error}"
     return roads
+
+
+def _vectorized(mask: MaskFile, job: _Job) -> RoadGraph:
+    """The roads of a mask, with a look at what lies around it."""
+    with contextlib.ExitStack() as stack:
+        scene, box = surrounded(mask.scene, _surroundings(mask, job, stack))
+        in_windows = mask.has_windows and len(mask.names) * mask.width * mask.height > _LARGEST
+        graph = vectorize(scene if in_windows else scene.at_once(), job.settings)
+    mask.check_scale()
+    alone = scene.shape == mask.scene.shape
+    return graph if alone else crop(graph, box, scene.metres_per_pixel)
+
+
+def _surroundings(mask: MaskFile, job: _Job, stack: contextlib.ExitStack) -> list[Surrounding]:
+    """The neighbours that are sound and of the same kind, opened on the stack."""
+    own = Box(0, 0, mask.width, mask.height)
+    seen = own.grown(*margin_px(mask.scene.metres_per_pixel))
+    found = []
+    for path, column, row in job.neighbours:
+        try:
+            other = stack.enter_context(open_mask(path, job.metres_per_pixel))
+            box = Box(column, row, other.width, other.height)
+            shared = seen.overlap(box)
+            if other.names != mask.names or shared is None or shared == own.overlap(box):
+                continue
+            # What is damaged must not cost this mask too.
+            for part in shared.seen_from(box).tiles(_PROBE_PX, _PROBE_PX):
+                for name in other.names:
+                    other.read(name, part)
+        except SatmapError:
+            continue
+        found.append(Surrounding(box, other.read))
+    return found
 
 
 def _work(jobs: Sequence[_Job], workers: int) -> Iterator[tuple[_Job, ImageRoads | str]]:

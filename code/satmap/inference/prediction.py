@@ -24,7 +24,7 @@ from satmap.inference.weights import WeightFile, choose, find_weights, load_ense
 from satmap.planes import ROAD_PLANES, Planes
 from satmap.progress import track
 from satmap.recipe import Recipe, load_recipe
-from satmap.roads.context import Box, crop, margin_px, with_surroundings
+from satmap.roads.context import crop, margin_px, with_surroundings
 from satmap.roads.graph import RoadGraph
 from satmap.roads.rows import to_rows
 from satmap.roads.vectorize import vectorize
@@ -276,10 +276,8 @@ def _roads_among_neighbours(
         for neighbour in place.neighbours
         if (planes := _stored(places[neighbour.image], store)) is not None
     ]
-    graph = vectorize(with_surroundings(own, around), recipe.roads)
-    left, top = margin_px(own.metres_per_pixel)
-    height, width = own.values.shape[1:]
-    return crop(graph, Box(left, top, width, height), own.metres_per_pixel)
+    planes, box = with_surroundings(own, around)
+    return crop(vectorize(planes, recipe.roads), box, own.metres_per_pixel)
 
 
 def _stored(place: _Place, store: PlaneStore) -> Planes | None:

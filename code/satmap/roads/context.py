@@ -3,66 +3,27 @@
 A road that is cut by an image's edge is judged by half of what is there: its gap may close, its
 speed be read and its end be told from a dead end only beyond the edge. So an image is vectorised
 together with a margin of its surroundings and cropped afterwards (XD_XD cleaned SpaceNet 5's chips
-across their borders too, but after vectorising them alone). Where nothing is known of the
-surroundings the image's border is repeated, as if its roads went on straight.
+across their borders too, but after vectorising them alone). A side beyond which nothing is known
+gets no margin: a border repeated so far would make a square of a road that runs along it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
 from satmap.planes import Planes
+from satmap.roads.box import Box
 from satmap.roads.graph import RoadEdge, RoadGraph, line_length_m
+from satmap.roads.scene import Scene
 
 #: How far beyond an image its roads are looked at: twice the reach of a bridge.
 MARGIN_M = 66.0
 
 Line = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle of whole pixels.
-
-    Attributes:
-        left, top: its first column and row.
-        width, height: its size.
-    """
-
-    left: int
-    top: int
-    width: int
-    height: int
-
-    @property
-    def right(self) -> int:
-        """The column behind its last."""
-        return self.left + self.width
-
-    @property
-    def bottom(self) -> int:
-        """The row behind its last."""
-        return self.top + self.height
-
-    def grown(self, x: int, y: int) -> "Box":
-        """The same with a margin on all sides."""
-        return Box(self.left - x, self.top - y, self.width + 2 * x, self.height + 2 * y)
-
-    def overlap(self, other: "Box") -> "Box | None":
-        """What two rectangles share; None if that is nothing."""
-        left, top = max(self.left, other.left), max(self.top, other.top)
-        width = min(self.right, other.right) - left
-        height = min(self.bottom, other.bottom) - top
-        return Box(left, top, width, height) if width > 0 and height > 0 else None
-
-    def within(self, outer: "Box") -> tuple[slice, slice]:
-        """Rows and columns of an array of ``outer``'s size that are this rectangle's."""
-        rows = slice(self.top - outer.top, self.bottom - outer.top)
-        return rows, slice(self.left - outer.left, self.right - outer.left)
 
 
 def margin_px(metres_per_pixel: tuple[float, float]) -> tuple[int, int]:
@@ -71,28 +32,90 @@ def margin_px(metres_per_pixel: tuple[float, float]) -> tuple[int, int]:
     return x, y
 
 
-def with_surroundings(planes: Planes, neighbours: Sequence[tuple[Planes, int, int]]) -> Planes:
-    """Planes of an image with a margin (:func:`margin_px`) filled from its neighbours.
+class Surrounding(NamedTuple):
+    """A neighbour of a scene.
+
+    Attributes:
+        box: where it lies in the scene's pixels.
+        read: as the scene's, in its own pixels.
+    """
+
+    box: Box
+    read: Callable[[str, Box], NDArray[np.uint8]]
+
+
+def surrounded(scene: Scene, neighbours: Sequence[Surrounding]) -> tuple[Scene, Box]:
+    """A scene with a margin (:func:`margin_px`) filled from its neighbours.
+
+    Sides without a neighbour get no margin: the vectoriser knows what to do at an image's edge.
 
     Args:
-        planes: of the image.
-        neighbours: planes with the same names, and column and row of the image at which each one's
-            first pixel lies. Of overlapping ones the first counts; the image itself always.
+        scene: the scene.
+        neighbours: with planes of the same names. Of overlapping ones the first counts, the scene
+            itself always; where a side's margin has none the scene's border is repeated.
+
+    Returns:
+        The larger scene, and where in it the scene lies.
     """
-    x, y = margin_px(planes.metres_per_pixel)
-    height, width = planes.values.shape[1:]
+    height, width = scene.shape
     own = Box(0, 0, width, height)
-    whole = own.grown(x, y)
-    values = np.pad(planes.values, ((0, 0), (y, y), (x, x)), mode="edge")
-    for other, column, row in reversed(neighbours):
+    whole = _looked_at(own, [box for box, _ in neighbours], margin_px(scene.metres_per_pixel))
+
+    def read(name: str, part: Box) -> NDArray[np.uint8]:
+        box = part.seen_from(own.seen_from(whole))
+        rows = np.arange(box.top, box.bottom).clip(0, height - 1)
+        columns = np.arange(box.left, box.right).clip(0, width - 1)
+        left, top = int(columns[0]), int(rows[0])
+        seen = Box(left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1)
+        values = scene.read(name, seen)
+        if seen == box:
+            return values
+        found: NDArray[np.uint8] = values[rows[:, None] - top, columns - left]
+        for neighbour in reversed(neighbours):
+            shared = box.overlap(neighbour.box)
+            if shared and own.overlap(shared) != shared:
+                theirs = shared.seen_from(neighbour.box)
+                found[shared.within(box)] = neighbour.read(name, theirs)
+        if shared := box.overlap(own):
+            found[shared.within(box)] = values[shared.within(seen)]
+        return found
+
+    larger = Scene(scene.names, (whole.height, whole.width), scene.metres_per_pixel, read)
+    return larger, own.seen_from(whole)
+
+
+def _looked_at(own: Box, neighbours: Sequence[Box], margin: tuple[int, int]) -> Box:
+    """An image with a margin on those sides where a neighbour lies."""
+    x, y = margin
+    left, top, right, bottom = (
+        size if any(side.overlap(box) for box in neighbours) else 0
+        for size, side in (
+            (x, Box(-x, 0, x, own.height)),
+            (y, Box(0, -y, own.width, y)),
+            (x, Box(own.width, 0, x, own.height)),
+            (y, Box(0, own.height, own.width, y)),
+        )
+    )
+    return Box(-left, -top, left + own.width + right, top + own.height + bottom)
+
+
+def with_surroundings(
+    planes: Planes, neighbours: Sequence[tuple[Planes, int, int]]
+) -> tuple[Planes, Box]:
+    """The same for planes in memory.
+
+    Args:
+        planes: of an image.
+        neighbours: planes, and column and row of the image at which each one's first pixel lies.
+    """
+    around = []
+    for other, column, row in neighbours:
         if other.names != planes.names:
             raise ValueError(f"a neighbour has planes {other.names}, the image {planes.names}")
-        theirs = Box(column, row, other.values.shape[2], other.values.shape[1])
-        if shared := whole.overlap(theirs):
-            target, source = shared.within(whole), shared.within(theirs)
-            values[(slice(None), *target)] = other.values[(slice(None), *source)]
-    values[(slice(None), *own.within(whole))] = planes.values
-    return Planes(planes.names, values, planes.metres_per_pixel)
+        height, width = other.shape
+        around.append(Surrounding(Box(column, row, width, height), Scene.of(other).read))
+    scene, box = surrounded(Scene.of(planes), around)
+    return scene.at_once(), box
 
 
 def crop(graph: RoadGraph, box: Box, metres_per_pixel: tuple[float, float]) -> RoadGraph:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satmap.roads.network import Ints, Line, Network
+from satmap.roads.scene import Plane
 
 # Between samples along a road, metres.
 _SPACING = 2.0
@@ -31,7 +32,7 @@ class Evidence:
         low: probability that is road already, 0..1.
     """
 
-    plane: NDArray[np.uint8]
+    plane: Plane
     scale: Line
     low: float
 

@@ -8,9 +8,10 @@ straight, and a road without evidence got the lowest bin.
 import numpy as np
 from numpy.typing import NDArray
 
-from satmap.planes import ROAD, SPEED_PLANES, Planes
+from satmap.planes import ROAD, SPEED_PLANES
 from satmap.roads.evidence import samples
 from satmap.roads.network import Network
+from satmap.roads.scene import RoadPlanes
 from satmap.speeds import BIN_SPEEDS_MPH, MPS_PER_MPH
 
 Floats = NDArray[np.float64]
@@ -24,7 +25,7 @@ _ASIDE = 0.6
 
 
 def road_speeds(
-    network: Network, planes: Planes, evidence: float, default_mps: float
+    network: Network, planes: RoadPlanes, evidence: float, default_mps: float
 ) -> tuple[Floats, Floats]:
     """Speed and confidence of every road.
 
@@ -44,22 +45,22 @@ def road_speeds(
     skip = np.where(network.degrees[network.ends] > 1, _SKIP, 0.0)
     owner, places = samples(network, np.arange(count), _STEP, skip)
     number = np.bincount(owner, minlength=count)
-    height, width = planes.values.shape[1:]
+    height, width = planes.shape
     scale = np.asarray(planes.metres_per_pixel)
     offsets = np.array([(0, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)]) * (_ASIDE / scale)
     pixels = places / scale + offsets[:, None]
     rows = pixels[..., 1].astype(np.int64).clip(0, height - 1)
     columns = pixels[..., 0].astype(np.int64).clip(0, width - 1)
-    flat = rows * width + columns
-
-    def mean(name: str) -> Floats:
-        values = planes[name].reshape(-1).take(flat).sum(axis=0, dtype=np.int64)
-        return np.bincount(owner, values, minlength=count) / (number * len(offsets) * 255)
-
-    confidence = mean(ROAD)
-    if not all(name in planes for name in SPEED_PLANES):
+    timed = all(name in planes for name in SPEED_PLANES)
+    values = planes.at((ROAD, *SPEED_PLANES) if timed else (ROAD,), rows, columns)
+    confidence, *means = (
+        np.bincount(owner, of_plane.sum(axis=0, dtype=np.int64), minlength=count)
+        / (number * len(offsets) * 255)
+        for of_plane in values
+    )
+    if not timed:
         return np.full(count, default_mps), confidence
-    bins = np.stack([mean(name) for name in SPEED_PLANES], axis=1)
+    bins = np.stack(means, axis=1)
     total = bins.sum(axis=1)
     known = total >= evidence
     speeds = np.full(count, np.nan)

@@ -23,6 +23,18 @@ def thin(mask: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     Returns:
         Rows and columns of the skeleton's pixels, (n,) each, row after row from left to right.
     """
+    rows, columns, _ = thin_counting(mask)
+    return rows, columns
+
+
+def thin_counting(
+    mask: NDArray[np.uint8],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """The same, and the number of iterations it took.
+
+    In an iteration, which is two subiterations, what a pixel becomes depends on pixels two off at
+    most.
+    """
     height, width = mask.shape
     # At least one spare bit at the end of a row, and one spare row above and below with a spare
     # word beyond: no neighbour is ever outside the array, and rows do not run into each other.
@@ -34,7 +46,9 @@ def thin(mask: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     near = np.zeros(len(words), np.bool_)
     shifts = [down + right for right in (0, 1, -1) for down in (-per_row, 0, per_row)]
     around = active + np.array(shifts)[:, None]
+    iterations = 0
     while len(active):
+        iterations += 1
         changed = np.zeros(len(active), np.bool_)
         for odd in (True, False):
             here, removable = _removable(words.take(around).reshape(3, 3, -1), odd)
@@ -51,7 +65,7 @@ def thin(mask: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     bytes_at = np.flatnonzero(in_bytes)
     byte, bit = np.nonzero(np.unpackbits(in_bytes[bytes_at, None], axis=1, bitorder="little"))
     rows, columns = np.divmod(bytes_at[byte], per_row * 8)
-    return rows - 2, columns * 8 + bit
+    return rows - 2, columns * 8 + bit, iterations
 
 
 def _removable(block: Words, odd: bool) -> tuple[Words, Words]:

@@ -1,19 +1,18 @@
 """From probability planes to a road graph, in one process and without files.
 
-``centre_lines``: smooth and threshold (skeleton.py), thin (thinning.py), trace (trace.py), crop
-(border.py). ``clean``, in metres: prune and drop (clean.py), join ends (join.py), put junctions in
-their place (junctions.py), simplify (lines.py). ``road_graph``: back to pixels, speeds (speed.py).
-The three can be run on pieces of a scene, or on networks put together from several.
+``centre_lines`` (centre_lines.py): the skeleton, traced; large images go window by window.
+``clean``, in metres: prune and drop (clean.py), join ends (join.py), put junctions in their place
+(junctions.py), simplify (lines.py). ``road_graph``: back to pixels, speeds (speed.py).
 """
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
-from satmap.planes import JUNCTION, ROAD, Planes
-from satmap.roads.border import crop, part_at_border
+from satmap.planes import JUNCTION, ROAD
+from satmap.roads.border import part_at_border
 from satmap.roads.bridges import JoinRules
+from satmap.roads.centre_lines import WINDOW_PX, centre_lines
 from satmap.roads.clean import (
     drop_components,
     drop_short_loops,
@@ -24,19 +23,15 @@ from satmap.roads.evidence import Evidence, informed
 from satmap.roads.graph import RoadEdge, RoadGraph
 from satmap.roads.join import extend_to_border, join_ends
 from satmap.roads.junctions import resolve_junctions
-from satmap.roads.lines import sharpen_bends, simplify, smooth_lines
+from satmap.roads.lines import sharpen_bends, simplify
 from satmap.roads.network import Line, Network
+from satmap.roads.scene import Plane, RoadPlanes, strips
 from satmap.roads.settings import RoadSettings
-from satmap.roads.skeleton import road_mask, smooth
 from satmap.roads.speed import road_speeds
-from satmap.roads.thinning import thin
-from satmap.roads.trace import trace
 from satmap.speeds import MPS_PER_MPH
 
 __all__ = ["RoadSettings", "centre_lines", "clean", "road_graph", "vectorize"]
 
-# Staircases of pixels are evened out over so much road to either side.
-_STAIRS_M = 0.4
 # Before gaps are closed only this part of a spur is pruned: a short one may be what a gap left of a
 # road.
 _SPROUT = 0.5
@@ -46,14 +41,17 @@ _DOUBTFUL_SPUR = 4.0
 _WIDTHS_M = (2.0, 8.0)
 
 
-def vectorize(planes: Planes, settings: RoadSettings | None = None) -> RoadGraph:
-    """Road graph of one image.
+def vectorize(
+    planes: RoadPlanes, settings: RoadSettings | None = None, *, window_px: int = WINDOW_PX
+) -> RoadGraph:
+    """Road graph of one image, or of a scene too large to be held in memory.
 
     Args:
         planes: at least the ``road`` plane; with all speed planes roads get their speeds, else the
             default; with a ``junction`` plane that knows the image's T-junctions, roads that cross
             where it shows none pass each other.
         settings: thresholds; the defaults if None.
+        window_px: larger images go through the steps on pixels in windows of at most this size.
 
     Returns:
         The graph, in pixels of the planes; a pixel's centre is at (column + 0.5, row + 0.5) and no
@@ -67,37 +65,11 @@ def vectorize(planes: Planes, settings: RoadSettings | None = None) -> RoadGraph
         raise SatmapError(
             f"the planes {', '.join(planes.names)} have no '{ROAD}'; the road vectoriser needs it."
         )
-    return road_graph(clean(centre_lines(planes, settings), planes, settings), planes, settings)
+    network = clean(centre_lines(planes, settings, window_px), planes, settings)
+    return road_graph(network, planes, settings)
 
 
-def centre_lines(planes: Planes, settings: RoadSettings) -> Network:
-    """The road plane's centre lines as they come from the skeleton, in metres."""
-    scale = np.asarray(planes.metres_per_pixel, np.float64)
-    road = planes[ROAD]
-    x_m, y_m = scale.tolist()
-    pixel_m2 = x_m * y_m
-    margin = np.ceil(settings.border_m / scale).astype(int)
-    x, y = margin.tolist()
-    padded = np.asarray(cv2.copyMakeBorder(road, y, y, x, x, cv2.BORDER_REPLICATE), np.uint8)
-    # A road across a corner of the image goes on beyond both its edges, but not round the corner.
-    below, right = padded.shape[0] - y, padded.shape[1] - x
-    for rows in (slice(0, y), slice(below, None)):
-        for columns in (slice(0, x), slice(right, None)):
-            padded[rows, columns] = 0
-    mask = road_mask(
-        smooth(padded, (settings.smooth_m / x_m, settings.smooth_m / y_m)),
-        settings.low,
-        settings.high,
-        (settings.apart_m / x_m, settings.apart_m / y_m),
-        settings.object_m2 / pixel_m2,
-        settings.hole_m2 / pixel_m2,
-    )
-    network = smooth_lines(trace(*thin(mask)), round(_STAIRS_M / float(scale.mean())))
-    limit = np.array([road.shape[1], road.shape[0]], np.float64)
-    return crop(network, margin.astype(np.float64), limit, scale)
-
-
-def clean(network: Network, planes: Planes, settings: RoadSettings) -> Network:
+def clean(network: Network, planes: RoadPlanes, settings: RoadSettings) -> Network:
     """The centre lines pruned, joined and simplified, in metres.
 
     Args:
@@ -107,7 +79,7 @@ def clean(network: Network, planes: Planes, settings: RoadSettings) -> Network:
     """
     scale = np.asarray(planes.metres_per_pixel, np.float64)
     road = planes[ROAD]
-    size = np.array([road.shape[1], road.shape[0]], np.float64) * scale
+    size = np.array([planes.shape[1], planes.shape[0]], np.float64) * scale
     evidence = Evidence(road, scale, settings.low)
     junctions = Evidence(planes[JUNCTION], scale, settings.low) if JUNCTION in planes else None
     # A third of the tolerance now, the rest at the end: few points make every step from here on
@@ -146,14 +118,18 @@ def clean(network: Network, planes: Planes, settings: RoadSettings) -> Network:
     return sharpen_bends(simplify(network, settings.simplify_m * 2 / 3), width)
 
 
-def _width(network: Network, road: NDArray[np.uint8], pixel_m2: float) -> float:
+def _width(network: Network, road: Plane, pixel_m2: float) -> float:
     """Typical width of the image's roads, metres: their area by their length."""
-    area = cv2.countNonZero(cv2.threshold(road, 127, 255, cv2.THRESH_BINARY)[1]) * pixel_m2
+    certain = sum(
+        cv2.countNonZero(cv2.threshold(road[part.pixels], 127, 255, cv2.THRESH_BINARY)[1])
+        for part in strips(road.shape)
+    )
+    area = certain * pixel_m2
     low, high = _WIDTHS_M
     return min(max(area / max(float(network.lengths.sum()), 1.0), low), high)
 
 
-def road_graph(network: Network, planes: Planes, settings: RoadSettings) -> RoadGraph:
+def road_graph(network: Network, planes: RoadPlanes, settings: RoadSettings) -> RoadGraph:
     """A cleaned network, in metres, as a graph in pixels with speeds.
 
     Args:
@@ -162,7 +138,7 @@ def road_graph(network: Network, planes: Planes, settings: RoadSettings) -> Road
         settings: what to do without evidence.
     """
     scale = np.asarray(planes.metres_per_pixel, np.float64)
-    height, width = planes[ROAD].shape
+    height, width = planes.shape
     limit = np.array([width, height], np.float64)
 
     # One grid of 0.1 pixel for nodes and lines: the scorer's own, on which equal ends must meet.

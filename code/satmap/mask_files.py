@@ -1,0 +1,171 @@
+"""Probability rasters on disk: PNG or GeoTIFF, whole or window by window."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from satmap.data.georeference import Georeference, georeference_of
+from satmap.errors import SatmapError
+from satmap.planes import ROAD, ROAD_PLANES, Planes
+from satmap.roads.box import Box
+from satmap.roads.scene import Scene
+
+# What a mask holds by the number of its bands.
+_PLANES = {1: (ROAD,), len(ROAD_PLANES): ROAD_PLANES}
+
+_GDAL_OPTIONS = {
+    # With its short cut for whole images GDAL reads the first half of a truncated PNG, askew, and
+    # takes the rest for black, without a word.
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": False,
+    # Bytes of decoded blocks that GDAL keeps; by default a twentieth of the machine's memory.
+    "GDAL_CACHEMAX": 256_000_000,
+}
+
+# Of these formats parts can be read without all that comes before them.
+_WINDOWED = ("GTiff", "COG")
+
+# How far beyond 0 and 1 resampling may take a probability.
+_TOLERANCE = 0.01
+
+
+class MaskFile:
+    """An open probability raster.
+
+    Attributes:
+        names: of its planes.
+        width, height: its size, pixels.
+        georeference: where it lies; None if it does not say.
+        has_windows: whether reading a part of it takes less time than reading all.
+    """
+
+    def __init__(self, path: Path, source: rasterio.DatasetReader, metres_per_pixel: float) -> None:
+        """Use :func:`open_mask`."""
+        self.names = _plane_names(source)
+        self.width: int = source.width
+        self.height: int = source.height
+        self.georeference: Georeference | None = georeference_of(
+            source.crs, source.transform, source.width, source.height
+        )
+        self.has_windows = source.driver in _WINDOWED
+        self._metres_per_pixel = (metres_per_pixel, metres_per_pixel)
+        if self.georeference is not None:
+            self._metres_per_pixel = self.georeference.metres_per_pixel
+        self._path = path
+        self._source = source
+        self._highest = 0
+
+    @property
+    def scene(self) -> Scene:
+        """Its planes, not read yet; only while it is open."""
+        return Scene(self.names, (self.height, self.width), self._metres_per_pixel, self.read)
+
+    def read(self, name: str, box: Box) -> NDArray[np.uint8]:
+        """Pixels of a plane, uint8 (height, width), 0..255; no data and NaN are 0.
+
+        Raises:
+            SatmapError: the file is damaged, or its numbers are no probabilities.
+        """
+        band = self.names.index(name) + 1
+        window = Window(box.left, box.top, box.width, box.height)
+        with _faults_of(self._path):
+            if MaskFlags.all_valid in self._source.mask_flag_enums[band - 1]:
+                values = self._source.read(band, window=window)
+            else:
+                values = self._source.read(band, window=window, masked=True).filled(0)
+            if values.dtype == np.uint8:
+                self._highest = max(self._highest, int(values.max()))
+            return _as_bytes(values)
+
+    def check_scale(self) -> None:
+        """Refuse a mask of 0 and 1, as far as it has been read.
+
+        Raises:
+            SatmapError: certain road is 1, which is next to nothing of 255.
+        """
+        # Of twelve planes none needs to hold anything likely.
+        if self._highest == 1 and len(self.names) == 1:
+            raise SatmapError(
+                f"{self._path}: its numbers are 0 and 1, but certain road is 255; multiply them "
+                "by 255."
+            )
+
+
+@contextlib.contextmanager
+def open_mask(path: Path, metres_per_pixel: float) -> Iterator[MaskFile]:
+    """Open a mask; ``metres_per_pixel`` serves where it does not say how large its pixels are.
+
+    Raises:
+        SatmapError: not a readable raster, or none of probabilities.
+    """
+    with contextlib.ExitStack() as stack:
+        with _faults_of(path):
+            stack.enter_context(rasterio.Env(**_GDAL_OPTIONS))
+            source = stack.enter_context(rasterio.open(path))
+            mask = MaskFile(path, source, metres_per_pixel)
+        yield mask
+
+
+def read_mask(path: Path, metres_per_pixel: float) -> tuple[Planes, Georeference | None]:
+    """All of a mask, and where it lies; ``metres_per_pixel`` as in :func:`open_mask`.
+
+    Raises:
+        SatmapError: not a readable raster, or none of probabilities.
+    """
+    with open_mask(path, metres_per_pixel) as mask:
+        planes = mask.scene.at_once()
+        mask.check_scale()
+        return planes, mask.georeference
+
+
+@contextlib.contextmanager
+def _faults_of(path: Path) -> Iterator[None]:
+    """Say which file an error is about."""
+    try:
+        yield
+    except (RasterioError, OSError) as error:
+        # Rasterio puts GDAL's own words in the cause.
+        reason = str(error.__cause__ or error).strip().rstrip(".")
+        raise SatmapError(f"{path}: cannot be read ({reason}). Write it again.") from error
+    except SatmapError as error:
+        raise SatmapError(f"{path}: {error}") from error
+
+
+def _plane_names(source: rasterio.DatasetReader) -> tuple[str, ...]:
+    if source.colorinterp[0] == ColorInterp.palette:
+        raise SatmapError(
+            "an image with a palette, whose numbers are no probabilities; convert it to grey."
+        )
+    if source.count not in _PLANES:
+        raise SatmapError(
+            f"{source.count} bands, but a mask has one, the road, or {len(ROAD_PLANES)}: "
+            f"{', '.join(ROAD_PLANES)}."
+        )
+    return _PLANES[source.count]
+
+
+def _as_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Probabilities as 0..255."""
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind != "f":
+        raise SatmapError(
+            f"pixels of type {values.dtype}, but probabilities are uint8, 0..255, or float, 0..1; "
+            "convert it."
+        )
+    values[np.isnan(values)] = 0
+    low, high = values.min(), values.max()
+    if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
+        raise SatmapError(
+            f"numbers from {low:g} to {high:g}, but float probabilities are 0..1; divide them, or "
+            "write uint8, 0..255."
+        )
+    scaled: NDArray[np.uint8] = np.rint(values.clip(0, 1) * 255).astype(np.uint8)
+    return scaled

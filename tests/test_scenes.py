@@ -1,0 +1,178 @@
+"""Large scenes: whatever the windows, the graph is that of the whole, and little is ever held."""
+
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from degraded_masks import METRES_PER_PIXEL, degraded_mask
+from satmap.planes import JUNCTION, ROAD, ROAD_PLANES, Planes
+from satmap.roads import scene as scenes
+from satmap.roads.box import Box
+from satmap.roads.centre_lines import centre_lines
+from satmap.roads.graph import RoadGraph
+from satmap.roads.scene import PackedPlane, Scene, strips
+from satmap.roads.settings import RoadSettings
+from satmap.roads.vectorize import vectorize
+
+Mask = NDArray[np.uint8]
+
+
+def planes_of(mask: Mask) -> Planes:
+    return Planes((ROAD,), mask[None], (METRES_PER_PIXEL, METRES_PER_PIXEL))
+
+
+def assert_same(one: RoadGraph, other: RoadGraph) -> None:
+    np.testing.assert_array_equal(one.nodes, other.nodes)
+    assert len(one.edges) == len(other.edges)
+    for edge, twin in zip(one.edges, other.edges, strict=True):
+        np.testing.assert_array_equal(edge.line, twin.line)
+        assert (edge.nodes, edge.length_m) == (twin.nodes, twin.length_m)
+        assert (edge.speed_mps, edge.confidence) == (twin.speed_mps, twin.confidence)
+
+
+def drawn(lines: Sequence[Sequence[tuple[float, float]]], size: int = 1000) -> Mask:
+    mask = np.zeros((size, size), np.uint8)
+    for line in lines:
+        cv2.polylines(mask, [np.array(line, np.int32)], False, 255, 13)
+    return np.asarray(cv2.GaussianBlur(mask, (0, 0), 2), np.uint8)
+
+
+def wide() -> Mask:
+    """Squares and a ring whose thinning reaches far, on and beside seams of 500 pixels."""
+    mask = drawn([[(0, 300), (999, 300)], [(500, 0), (500, 999)]])
+    cv2.circle(mask, (500, 650), 210, 255, -1)
+    cv2.circle(mask, (500, 300), 120, 255, 9)
+    return mask
+
+
+def trifles() -> Mask:
+    """Specks and pinholes of all sizes about what is dropped and filled, everywhere."""
+    rng = np.random.default_rng(5)
+    mask = drawn([[(0, y), (999, y + 60)] for y in range(100, 900, 160)])
+    for value in (255, 0):
+        for x, y in rng.integers(0, 1000, (900, 2)).tolist():
+            axes = rng.integers(1, 9, 2).tolist()
+            cv2.ellipse(mask, (x, y), axes, float(rng.uniform(0, 180)), 0, 360, value, -1)
+    return mask
+
+
+def labyrinth() -> Mask:
+    noise = cv2.GaussianBlur(np.random.default_rng(1).random((700, 900)), (0, 0), 2)
+    return np.where(noise > 0.5, 255, 0).astype(np.uint8)
+
+
+MASKS: dict[str, Callable[[], Mask]] = {
+    # Along a seam of 500 pixels and across it, aslant and at right angles; a ring over four.
+    "seams": lambda: drawn(
+        [
+            [(0, 500), (999, 500)], [(498, 0), (503, 999)], [(0, 0), (999, 999)],
+            [(0, 700), (999, 640)], [(800, 0), (790, 999)],
+            [(400, 400), (600, 400), (600, 600), (400, 600), (400, 400)],
+        ]
+    ),
+    "rings": lambda: drawn(
+        [
+            [(300, 480), (700, 480), (700, 520), (300, 520), (300, 480)],
+            [(100, 100), (450, 100), (450, 450), (100, 450), (100, 100)],
+            [(800, 800), (900, 800), (900, 900), (800, 900), (800, 800)],
+        ]
+    ),
+    "border": lambda: drawn([[(2, 0), (2, 999)], [(0, 996), (999, 996)], [(0, 990), (60, 999)]]),
+    "wide": wide,
+    "trifles": trifles,
+    "labyrinth": labyrinth,
+    "grid": lambda: degraded_mask(4).road,
+    "city": lambda: degraded_mask(1003).road,
+    "nothing": lambda: np.zeros((700, 700), np.uint8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_the_graph_does_not_depend_on_the_windows(name: str) -> None:
+    planes = planes_of(MASKS[name]())
+    whole = vectorize(planes)
+    assert (len(whole.edges) > 0) == (name != "nothing")
+    # The border adds 13 pixels on either side: seams of even windows lie in the middle.
+    for window in (613, 520, 290):
+        assert_same(vectorize(planes, window_px=window), whole)
+
+
+def test_windows_of_pixels_that_are_wider_than_high() -> None:
+    planes = Planes((ROAD,), degraded_mask(1001).road[None], (0.24, 0.3))
+    assert_same(vectorize(planes, window_px=400), vectorize(planes))
+
+
+def test_centre_lines_have_no_ends_at_seams() -> None:
+    planes = planes_of(drawn([[(0, 350), (999, 420)]]))
+    network = centre_lines(planes, RoadSettings(), 200)
+    assert len(network.counts) == 1
+    assert sorted(network.degrees.tolist()) == [1, 1]
+
+
+def scene_of(planes: Planes, read: list[Box] | None = None) -> Scene:
+    def reading(name: str, box: Box) -> Mask:
+        if read is not None:
+            read.append(box)
+        return planes[name][box.pixels]
+
+    return Scene(planes.names, planes.shape, planes.metres_per_pixel, reading)
+
+
+@pytest.mark.parametrize("open_bytes", [0, 600_000])
+def test_a_scene_gives_what_its_planes_give(
+    monkeypatch: pytest.MonkeyPatch, open_bytes: int
+) -> None:
+    monkeypatch.setattr(scenes, "_OPEN_BYTES", open_bytes)
+    road = degraded_mask(1005).road
+    values = np.zeros((len(ROAD_PLANES), *road.shape), np.uint8)
+    values[ROAD_PLANES.index(ROAD)] = road
+    values[4], values[7] = road // 2, road[:, ::-1]
+    values[ROAD_PLANES.index(JUNCTION)] = cv2.GaussianBlur(road, (0, 0), 9)
+    planes = Planes(ROAD_PLANES, values, (METRES_PER_PIXEL, METRES_PER_PIXEL))
+    whole = vectorize(planes)
+    assert len({edge.speed_mps for edge in whole.edges}) > 10
+    assert_same(vectorize(scene_of(planes), window_px=500), whole)
+
+
+def test_a_scene_is_read_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenes, "_STRIP", 1024)
+    read: list[Box] = []
+    planes = planes_of(degraded_mask(1000, 1600).road)
+    assert_same(vectorize(scene_of(planes, read), window_px=500), vectorize(planes))
+    assert max(box.width for box in read) == 1024
+    assert max(box.height for box in read) == 512
+    # Once for the network, once for the confidence of its roads.
+    assert len(read) <= 2 * len(strips(planes.shape))
+
+
+def test_small_scenes() -> None:
+    for size in (1, 7, 700):
+        planes = planes_of(np.full((size, size), 255, np.uint8))
+        assert_same(vectorize(scene_of(planes)), vectorize(planes))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    height=st.integers(1, 1200),
+    width=st.integers(1, 1200),
+    open_bytes=st.sampled_from([0, 300_000, 1 << 30]),
+    seed=st.integers(0, 99),
+)
+def test_a_packed_plane_is_its_plane(height: int, width: int, open_bytes: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 256, (height, width)).astype(np.uint8)
+    values[rng.integers(0, height) :, : rng.integers(1, width + 1)] = 0
+    packed = PackedPlane(height, width, open_bytes)
+    for strip in strips(values.shape):
+        packed.fill(strip, values[strip.pixels])
+    assert packed.shape == values.shape
+    rows, columns = rng.integers(0, height, (3, 50)), rng.integers(0, width, (3, 50))
+    np.testing.assert_array_equal(packed[rows, columns], values[rows, columns])
+    top, left = int(rng.integers(0, height)), int(rng.integers(0, width))
+    part = Box(left, top, int(rng.integers(1, width - left + 1)), height - top).pixels
+    np.testing.assert_array_equal(packed[part], values[part])
