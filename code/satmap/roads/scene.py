@@ -47,8 +47,8 @@ class PackedPlane:
         """An empty plane.
 
         Args:
-            height: its rows.
-            width: its columns.
+            height: its size,
+            width: in pixels.
             open_bytes: bytes of tiles that are kept as they are; further ones are deflated.
         """
         self.shape = (height, width)
