@@ -25,8 +25,12 @@ LON_LAT = "OGC:CRS84"
 
 _MALFORMED = (TypeError, ValueError, AttributeError, IndexError, KeyError, OverflowError)
 
-# The only names of reference systems that are looked up: a URL would be fetched.
-_CRS_NAME = re.compile(r"(?:urn:(?:ogc|x-ogc):def:crs:|EPSG:|OGC:)[\w.:-]+", re.IGNORECASE)
+# Names, WKT and PROJ strings of reference systems. Of anything else, GDAL would read a file or
+# fetch an address.
+_CRS_NAME = re.compile(
+    r"(?:urn:(?:ogc|x-ogc):def:crs:|EPSG:|OGC:)[\w.:-]+|[A-Z_]+\s*\[.*\]\s*|\+proj=.*",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
