@@ -21,7 +21,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from satmap.models.decoders import DECODERS
-from satmap.models.encoders import ENCODERS
+from satmap.models.encoders import ENCODERS, Encoder
 from satmap.models.unet import UNet, build_network
 from satmap.planes import ROAD_PLANES
 
@@ -67,16 +67,16 @@ def main() -> None:
             print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def count_macs(network: torch.nn.Module, size: int) -> int:
+def count_macs(network: UNet | Encoder, size: int) -> int:
     """Multiply-accumulates of one image of ``size`` x ``size`` px, in convolutions and products.
 
     Args:
-        network: a ``UNet`` or its encoder; left as it is.
+        network: left as it is.
         size: a multiple of 32.
     """
     shadow = copy.deepcopy(network).to("meta").eval()
     encoder = shadow.encoder if isinstance(shadow, UNet) else shadow
-    image = torch.empty(1, int(encoder.in_channels), size, size, device="meta")
+    image = torch.empty(1, encoder.in_channels, size, size, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow(image)
     return int(counter.get_total_flops()) // 2

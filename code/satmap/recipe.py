@@ -105,7 +105,7 @@ class Stage(Settings):
 class Decoder(Settings):
     """Kind and widths of a network's decoder, at strides 16, 8, 4 and 2.
 
-    ``plain`` is the reference's, ``scse`` adds attention, ``light`` does with about a third of the
+    ``plain`` is the reference's, ``scse`` adds attention, ``light`` does with about half of the
     arithmetic. Four widths alone are a plain one.
     """
 

@@ -1,5 +1,9 @@
 """What timm's layers need changed before they can be part of an encoder."""
 
+from typing import cast
+
+import torch.nn.functional as F
+from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
@@ -44,3 +48,40 @@ def force_padding(model: nn.Module) -> None:
             module.padding = (1, 1)
         elif isinstance(module, nn.MaxPool2d) and module.kernel_size == 3:
             module.padding = 1
+
+
+class HalvingConv(nn.Conv2d):
+    """TensorFlow's convolution of stride 2 for even sizes, which encoders' always are.
+
+    TensorFlow pads as much as each size needs, more on the far sides. timm's ``Conv2dSame``
+    computes that anew for every image, which graphs for a free image size cannot follow; for even
+    sizes it is constant.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``x``, float (N, C, H, W), H and W even, to (N, out, H / 2, W / 2)."""
+        before = (self.kernel_size[0] - 2) // 2
+        after = self.kernel_size[0] - 2 - before
+        return super().forward(F.pad(x, (before, after, before, after)))
+
+
+def fix_same_padding(module: nn.Module) -> None:
+    """Replace every ``Conv2dSame`` inside, all of them square and of stride 2, by ``HalvingConv``.
+
+    The parameters are the same objects.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, Conv2dSame):
+            fixed = HalvingConv(
+                child.in_channels,
+                child.out_channels,
+                cast(tuple[int, int], child.kernel_size),
+                stride=2,
+                groups=child.groups,
+                bias=child.bias is not None,
+                device="meta",
+            )
+            fixed.weight, fixed.bias = child.weight, child.bias
+            setattr(module, name, fixed)
+        else:
+            fix_same_padding(child)

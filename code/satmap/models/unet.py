@@ -189,14 +189,12 @@ def build_network(
 def pad_to_stride(x: Tensor) -> Tensor:
     """Mirror (N, C, H, W) at the bottom and the right up to multiples of ``STRIDE``.
 
-    Sizes of any kind take the same operations, so a graph exported from it fits all. A mirror
-    that is smaller than the padding mirrors back.
+    Where the image is smaller than the padding, the mirror's far border goes on. The operations
+    are the same for all sizes, so that a graph exported from them fits all.
     """
     for dim in (2, 3):
-        length = x.shape[dim]
-        padded = (length + STRIDE - 1) // STRIDE * STRIDE
+        last = x.shape[dim] - 1
+        padded = (last + STRIDE) // STRIDE * STRIDE
         place = torch.arange(padded, device=x.device)
-        period = max(2 * (length - 1), 1)
-        place = place % period
-        x = x.index_select(dim, torch.minimum(place, period - place))
+        x = x.index_select(dim, (last - (place - last).abs()).clamp(min=0))
     return x
