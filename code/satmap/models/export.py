@@ -6,6 +6,7 @@ satmap does around a network (stretch, views, windows, black where there is no d
 """
 
 import importlib.util
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,12 +92,9 @@ def export_network(
     if network.training:
         raise ValueError("only a network in evaluation mode can be exported")
     program = _program(network, size)
+    content = _pt2_bytes if path.suffix == ".pt2" else _onnx_bytes
     with atomic_path(path) as temporary:
-        if path.suffix == ".pt2":
-            content = json.dumps(dict(sorted(metadata.items())))
-            torch.export.save(program, temporary, extra_files={METADATA_FILE: content})
-        else:
-            temporary.write_bytes(_onnx_bytes(program, metadata))
+        temporary.write_bytes(content(program, dict(sorted(metadata.items()))))
 
 
 def require_exportable(path: Path) -> None:
@@ -140,6 +138,13 @@ def _program(network: UNet, size: tuple[int, int] | None) -> ExportedProgram:
     return program
 
 
+def _pt2_bytes(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
+    # Not to the file: the archive would hold its name, which is a temporary one.
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata)})
+    return buffer.getvalue()
+
+
 def _onnx_bytes(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
     names = [INPUT, CATEGORY][: len(program.graph_signature.user_inputs)]
     onnx = torch.onnx.export(
@@ -153,7 +158,7 @@ def _onnx_bytes(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input):
         del part.metadata_props[:]
     del model.metadata_props[:]
-    for key, value in sorted(metadata.items()):
+    for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     for tensor in (*model.graph.input, *model.graph.output):
         for index, dim in enumerate(tensor.type.tensor_type.shape.dim):

@@ -113,7 +113,7 @@ class UNet(nn.Module):
         x = self.head(x)
         if category is not None:
             heads = x.view(-1, len(self.categories), len(self.plane_names), *x.shape[2:])
-            x = heads[torch.arange(len(heads), device=x.device), category]
+            x = heads[torch.arange(heads.shape[0], device=x.device), category]
         # The reference enlarges first. Bilinear weights sum to one, so a 1 x 1 convolution gives
         # the same before; it then enlarges a dozen planes rather than 64, at a quarter the work.
         # Aligned corners are what the published weights were trained with.

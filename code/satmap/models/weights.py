@@ -196,7 +196,7 @@ def _parse_network_keys(
         )
     planes = _parse_names(path, "planes", metadata["planes"])
     if not planes:
-        raise SatmapError(f"{path} has broken metadata: planes must not be empty.")
+        raise SatmapError(f"{path} has broken metadata: planes must be a list of different names.")
     return architecture, in_channels, (kind, widths), planes
 
 
