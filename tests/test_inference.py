@@ -92,6 +92,29 @@ class FirstBand(nn.Module):
         return (x[:, :1] > 0.5).float() * 8 - 4
 
 
+def test_the_category_picks_the_head() -> None:
+    torch.manual_seed(0)
+    image = np.random.default_rng(0).integers(1, 256, (64, 64, 3), np.uint8)
+    network = build_network("resnet18", 3, ["building"], categories=["near", "far"]).eval()
+    nn.init.constant_(network.head.get_parameter("bias"), 0.0)
+    with torch.no_grad():
+        network.head.get_parameter("bias")[1] = 30.0
+    settings = Inference(views=8)
+    near, far = (
+        predict_planes([Voter(network)], image, settings, CPU, category)
+        for category in ("near", "far")
+    )
+    assert far.min() == 255
+    assert near.max() < 255
+    plain = build_network("resnet18", 3, ["building"]).eval()
+    assert np.array_equal(
+        predict_planes([Voter(plain)], image, settings, CPU, "far"),
+        predict_planes([Voter(plain)], image, settings, CPU),
+    )
+    with pytest.raises(SatmapError, match="heads for near, far"):
+        predict_planes([Voter(network)], image, settings, CPU, "further")
+
+
 @pytest.mark.parametrize("shape", [(16, 16), (1, 40), (97, 130), (300, 64)])
 @pytest.mark.parametrize("views", [1, 4, 8])
 def test_planes_lie_where_the_image_does(shape: tuple[int, int], views: int) -> None:

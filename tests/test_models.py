@@ -1,4 +1,4 @@
-"""Networks and weight files: the reference's golden output, one test for every encoder."""
+"""Networks and weight files: the reference's golden output, parts, pretrained encoders, faults."""
 
 import hashlib
 import json
@@ -12,17 +12,14 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
 from satmap.errors import SatmapError
-from satmap.models.encoders import (
-    ENCODERS,
-    NormAct,
-    adapt_first_conv,
-    build_encoder,
-    pretrained_config,
-)
+from satmap.models.decoders import DECODERS, DecoderBlock, LightBlock, ScseBlock
+from satmap.models.encoders import adapt_first_conv, build_encoder
+from satmap.models.layers import HalvingConv, NormAct, fix_same_padding
 from satmap.models.reference import ours_to_reference, reference_to_ours
 from satmap.models.unet import UNet, build_network
 from satmap.models.weights import (
@@ -49,18 +46,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(
-    scope="module",
-    params=[(name, channels) for name in ENCODERS for channels in (3, 8)],
-    ids=lambda parameters: "{}-{}".format(*parameters),
-)
-def network(request: pytest.FixtureRequest) -> UNet:
-    """Every architecture in turn, shared by the tests: they leave it unfrozen."""
-    torch.manual_seed(0)
-    name, channels = request.param
-    return build_network(name, channels, ROAD_PLANES)
 
 
 def images(network: UNet, *size: int) -> Tensor:
@@ -123,117 +108,118 @@ def test_reference_names_that_do_not_exist() -> None:
         ours_to_reference("fc.weight", "dpn92")
 
 
-# Every architecture
+# The whole network
 
 
-def test_features_and_sizes(network: UNet) -> None:
-    network.eval()
-    encoder = network.encoder
-    assert len(encoder.mean) == len(encoder.std) == encoder.in_channels
-    assert encoder.mean[3:] == (sum(encoder.mean[:3]) / 3,) * (encoder.in_channels - 3)
-    with torch.inference_mode():
-        shapes = [tuple(feature.shape) for feature in encoder(images(network, 64, 96))]
-        assert shapes == [
-            (2, width, 64 // stride, 96 // stride)
-            for width, stride in zip(encoder.channels, (2, 4, 8, 16, 32), strict=True)
-        ]
-        for size in [(64, 64), (96, 160), (65, 47), (16, 16), (1, 1), (1, 40)]:
-            logits = network(images(network, *size))
-            assert logits.shape == (2, len(ROAD_PLANES), *size)
-            assert logits.isfinite().all()
-
-
-def test_training_learns(network: UNet) -> None:
-    network.train()
+@pytest.mark.parametrize("kind", DECODERS)
+def test_weights_round_trip(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    categories = ("nadir", "off-nadir", "very-off-nadir") if kind == "scse" else ()
+    network = build_network("resnet18", 8, ROAD_PLANES, (32, 24, 16, 8), kind, categories)
+    path = tmp_path / "new" / "fold0.safetensors"
+    network.eval().to(memory_format=torch.channels_last)
+    save_weights(path, network, {"recipe": "sn5-roads", "epoch": "3"})
+    loaded, metadata = load_weights(path)
+    widths = "[32, 24, 16, 8]"
+    assert metadata == {
+        "recipe": "sn5-roads",
+        "epoch": "3",
+        "architecture": "resnet18",
+        "in_channels": "8",
+        # Files from before there were other kinds say it so.
+        "decoder": widths if kind == "plain" else f'{{"kind": "{kind}", "widths": {widths}}}',
+        "planes": json.dumps(ROAD_PLANES),
+    } | ({"categories": json.dumps(categories)} if categories else {})
+    assert loaded.plane_names == ROAD_PLANES
+    assert (loaded.decoder_kind, loaded.categories) == (kind, categories)
+    assert not loaded.training
     x = images(network, 64, 64)
-    target = (x.mean(dim=1, keepdim=True) > 0).float().expand(-1, len(ROAD_PLANES), -1, -1)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    steps = 4 if network.encoder.name.startswith("resnet") else 1
-    losses = []
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = nn.functional.binary_cross_entropy_with_logits(network(x), target)
-        loss.backward()  # type: ignore[no-untyped-call]
-        losses.append(loss.item())
-        optimizer.step()
-    # Not asked of the first step: timm starts ResNet's residual branches at zero.
-    for name, parameter in network.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.any(), name
-    assert np.isfinite(losses).all()
-    assert steps == 1 or losses[-1] < losses[0]
+    category = torch.tensor([0, 2]) if categories else None
+    network.to(memory_format=torch.contiguous_format)
+    with torch.inference_mode():
+        assert torch.equal(loaded(x, category), network(x, category))
 
 
-def test_frozen_encoder_stays_as_it_is(network: UNet) -> None:
+def test_frozen_encoder_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    network = build_network("resnet18", 3, ["road"])
     network.freeze_encoder(True)
     network.train()
     before = {name: value.clone() for name, value in network.encoder.state_dict().items()}
-    network.zero_grad()
     network(images(network, 64, 64)).mean().backward()
     for name, value in network.encoder.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert all(parameter.grad is None for parameter in network.encoder.parameters())
     assert all(parameter.grad is not None for parameter in network.decoder.parameters())
     assert network.decoder.training
-    assert not any(module.training for module in network.encoder.modules())
-
-    network.freeze_encoder(False)
-    assert all(module.training for module in network.encoder.modules())
-    assert all(parameter.requires_grad for parameter in network.encoder.parameters())
-    with torch.no_grad():
-        network(images(network, 64, 64))
-    assert any(
-        not torch.equal(value, before[name])
-        for name, value in network.encoder.state_dict().items()
-        if name.endswith("running_mean")
-    )
+    network.freeze_encoder(True, 2)
+    assert network.encoder.frozen_stages == 2
+    network.freeze_encoder(False, 2)
+    assert network.encoder.frozen_stages == 0
+    assert all(module.training for module in network.modules())
 
 
-def test_thawing_keeps_evaluation(network: UNet) -> None:
-    network.eval()
-    network.freeze_encoder(True)
-    network.freeze_encoder(False)
-    assert not any(module.training for module in network.modules())
-
-
-def test_weights_round_trip(network: UNet, tmp_path: Path) -> None:
-    path = tmp_path / "new" / "fold0.safetensors"
-    network.eval().to(memory_format=torch.channels_last)
-    save_weights(path, network, {"recipe": "sn5-roads", "epoch": "3"})
-    loaded, metadata = load_weights(path)
-    path.unlink()  # pytest keeps the folders of past runs
-    assert metadata == {
-        "recipe": "sn5-roads",
-        "epoch": "3",
-        "architecture": network.encoder.name,
-        "in_channels": str(network.encoder.in_channels),
-        "decoder": json.dumps(network.decoder_widths),
-        "planes": json.dumps(ROAD_PLANES),
-    }
-    assert loaded.plane_names == ROAD_PLANES
-    assert not loaded.training
-    # A buffer that is not in the file would be left undefined.
-    assert {name for name, _ in loaded.named_buffers()} <= set(loaded.state_dict())
-    x = images(network, 64, 64)
+def test_each_image_gets_the_head_of_its_category() -> None:
+    torch.manual_seed(0)
+    names = ["nadir", "off-nadir", "very-off-nadir"]
+    network = build_network("resnet18", 3, ["building", "border"], categories=names).eval()
+    single = build_network("resnet18", 3, ["building", "border"]).eval()
+    x = images(network, 64, 47)
+    category = network.category_indices(["very-off-nadir", "nadir"])
+    assert category is not None
+    assert category.tolist() == [2, 0]
     with torch.inference_mode():
-        network.to(memory_format=torch.contiguous_format)
-        assert torch.equal(loaded(x), network(x))
+        found = network(x, category)
+        for image, index in enumerate(category.tolist()):
+            state = dict(network.state_dict())
+            for part in ("head.weight", "head.bias"):
+                state[part] = state[part][2 * index : 2 * index + 2]
+            single.load_state_dict(state)
+            torch.testing.assert_close(found[image], single(x)[image])
+    assert single.category_indices(["nadir"]) is None
+    with pytest.raises(SatmapError, match=r"heads for nadir, off-nadir.*'zenith'"):
+        network.category_indices(["zenith"])
+    with pytest.raises(ValueError, match="the categories nadir, off-nadir"):
+        network(x)
+    with pytest.raises(ValueError, match="has none"):
+        single(x, category)
+    with pytest.raises(ValueError, match="categories are none or several"):
+        build_network("resnet18", 3, ["building"], categories=["nadir"])
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-def test_encoder_has_all_of_timms_tensors(name: str) -> None:
-    with torch.device("meta"):
-        encoder = build_encoder(name, 3)
-        model = timm.create_model(ENCODERS[name].timm_name, pretrained=False)
-    classifier = pretrained_config(name).classifier
-    ours = encoder.state_dict()
-    assert {theirs: ours[mine].shape for mine, theirs in encoder.timm_names().items()} == {
-        key: value.shape
-        for key, value in model.state_dict().items()
-        if not key.startswith(f"{classifier}.")
-    }
-    assert len(ours) == len(set(encoder.timm_names().values()))
+def test_only_the_heads_of_a_batchs_categories_learn_from_it() -> None:
+    torch.manual_seed(0)
+    network = build_network("resnet18", 3, ["building"], (16,) * 4, categories=list("abcde"))
+    network(images(network, 64, 64), torch.tensor([1, 3])).square().mean().backward()
+    gradient = network.head.get_parameter("weight").grad
+    assert gradient is not None
+    assert [bool(head.any()) for head in gradient] == [False, True, False, True, False]
+    assert all(parameter.grad is not None for parameter in network.encoder.parameters())
+
+
+def test_scse_weights_channels_and_places() -> None:
+    torch.manual_seed(0)
+    block = ScseBlock(4, 3, 6)
+    plain = DecoderBlock(4, 3, 6)
+    plain.load_state_dict({k: v for k, v in block.state_dict().items() if "_conv" in k})
+    x, skip = torch.randn(2, 4, 5, 5), torch.randn(2, 3, 10, 10)
+    y = plain(x, skip)
+    squeezed = (y.mean((2, 3)) @ block.squeeze.weight[:, :, 0, 0].T + block.squeeze.bias).relu()
+    channel = (squeezed @ block.excite.weight[:, :, 0, 0].T + block.excite.bias).sigmoid()
+    weight, bias = block.spatial.weight[0], block.spatial.get_parameter("bias")
+    place = ((y * weight).sum(dim=1, keepdim=True) + bias).sigmoid()
+    expected = y * channel[:, :, None, None] + y * place
+    torch.testing.assert_close(block(x, skip), expected)
+
+
+def test_the_light_block_narrows_what_is_concatenated() -> None:
+    torch.manual_seed(0)
+    block = LightBlock(4, 3, 6)
+    x, skip = torch.randn(2, 4, 5, 5), torch.randn(2, 3, 10, 10)
+    whole = torch.cat([x.repeat_interleave(2, 2).repeat_interleave(2, 3), skip], dim=1)
+    weight = torch.cat([block.narrow.weight, block.lateral.weight], dim=1)
+    y = nn.functional.conv2d(whole, weight, block.narrow.bias).relu()
+    torch.testing.assert_close(block(x, skip), block.conv2(block.conv1(y).relu()).relu())
 
 
 # Single behaviours
@@ -259,6 +245,23 @@ def test_padding_is_cropped_and_mirrors_the_image() -> None:
     mirrored = torch.cat([x, x[..., 15:39].flip(-1)], dim=-1)
     with torch.inference_mode():
         torch.testing.assert_close(network(x), network(mirrored)[..., :40])
+        # Of a mirror that is too small the far border goes on.
+        x = images(network, 64, 3)
+        mirrored = x[..., [0, 1, 2, 1, *[0] * 28]]
+        torch.testing.assert_close(network(x), network(mirrored)[..., :3])
+        for size in [(1, 1), (1, 40), (16, 16), (33, 31)]:
+            assert network(images(network, *size)).shape[2:] == size
+
+
+def test_tensorflows_padding_of_even_sizes() -> None:
+    torch.manual_seed(0)
+    for kernel in (2, 3, 5):
+        network = nn.Sequential(Conv2dSame(4, 8, kernel, stride=2, groups=2))
+        x = torch.randn(2, 4, 10, 16)
+        expected = network(x)
+        fix_same_padding(network)
+        assert isinstance(network[0], HalvingConv)
+        torch.testing.assert_close(network(x), expected)
 
 
 def test_first_convolution_keeps_three_filters() -> None:
@@ -290,6 +293,8 @@ def test_what_cannot_be_built() -> None:
         build_network("vgg", 3, ["road"])
     with pytest.raises(SatmapError, match="at least one input channel"):
         build_network("resnet18", 0, ["road"])
+    with pytest.raises(SatmapError, match="unknown decoder 'heavy'; known are plain, scse, light"):
+        build_network("resnet18", 3, ["road"], decoder_kind="heavy")
     for planes in ([], ["road", "road"]):
         with pytest.raises(ValueError, match="planes need names"):
             build_network("resnet18", 3, planes)
@@ -324,6 +329,20 @@ def test_pretrained_encoder(
     assert torch.equal(first[:, :3], imagenet["conv1.weight"])
     deep = network.encoder.get_parameter("stages.4.layer4.1.conv2.weight")
     assert torch.equal(deep, imagenet["layer4.1.conv2.weight"])
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b3", "convnext_tiny"])
+def test_pretrained_encoders_leave_timms_classifier_out(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    model: nn.Module = timm.create_model(name, pretrained=False)
+    save_file(dict(model.state_dict()), tmp_path / "weights.safetensors")
+    network = build_network(name, 4, ["road"])
+    load_pretrained_encoder(network, tmp_path / "weights.safetensors")
+    names = network.encoder.timm_names()
+    theirs = model.state_dict()
+    for ours, value in network.encoder.state_dict().items():
+        found = value[:, :3] if value.shape != theirs[names[ours]].shape else value
+        assert torch.equal(found, theirs[names[ours]]), ours
 
 
 class Evil:
@@ -412,7 +431,7 @@ def test_missing_files(tmp_path: Path) -> None:
     [
         ({"architecture": None}, r"without satmap's metadata \(architecture\)"),
         ({"architecture": None, "in_channels": None, "planes": None, "epoch": None}, "without"),
-        ({"architecture": "vgg"}, "architecture 'vgg'.*it has dpn92"),
+        ({"architecture": "vgg"}, "architecture 'vgg'.*it has .*dpn92"),
         ({"architecture": "resnet34"}, "not the resnet34 network .*it lacks encoder.*more tensors"),
         ({"in_channels": "8"}, r"stages.0.conv1.weight has the shape .64, 3.* instead of .64, 8"),
         ({"in_channels": "three"}, "broken metadata.*three"),
@@ -426,6 +445,13 @@ def test_missing_files(tmp_path: Path) -> None:
         ({"decoder": "[256, 256, 128]"}, "decoder must be four widths"),
         ({"decoder": "[256, 256, 128, 0]"}, "decoder must be four widths"),
         ({"decoder": "wide"}, "broken metadata"),
+        ({"decoder": '{"kind": "wide", "widths": [1, 1, 1, 1]}'}, "the decoder 'wide'.*has plain"),
+        ({"decoder": '{"kind": [], "widths": [1, 1, 1, 1]}'}, r"the decoder \[\]"),
+        ({"decoder": '{"kind": "light"}'}, "decoder must be four widths"),
+        ({"decoder": '{"kind": "light", "widths": [256, 256, 128, 64]}'}, "it lacks decoder.0"),
+        ({"categories": '["a"]'}, "broken metadata: one category"),
+        ({"categories": '["a", "a"]'}, "categories must be a list of different names"),
+        ({"categories": '["a", "b"]'}, "head.* has the shape"),
         ({"decoder": "[256, 256, 128, 32]"}, "has the shape"),
     ],
 )
@@ -453,8 +479,9 @@ def test_unknown_tensors_are_refused(saved: Path, tmp_path: Path) -> None:
 def test_metadata_of_the_network_is_not_the_callers(saved: Path) -> None:
     network, _ = load_weights(saved)
     before = saved.read_bytes()
-    with pytest.raises(ValueError, match="planes"):
-        save_weights(saved, network, {"planes": "[]"})
+    for key in ("planes", "categories"):
+        with pytest.raises(ValueError, match=key):
+            save_weights(saved, network, {key: "[]"})
     assert saved.read_bytes() == before
 
 

@@ -5,7 +5,7 @@ import yaml
 
 from satmap.errors import SatmapError
 from satmap.models.encoders import ENCODERS
-from satmap.recipe import load_recipe, parse_recipe, recipe_names
+from satmap.recipe import Decoder, Recipe, load_recipe, parse_recipe, recipe_names
 
 DEMO = (Path(__file__).parents[1] / "code/satmap/recipes/demo.yaml").read_text()
 
@@ -39,6 +39,31 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(DEMO.replace("name: demo", "name: mine"))
     assert load_recipe(str(path)).name == "mine"
+
+
+def test_decoders_are_widths_or_a_kind_with_widths() -> None:
+    old = "decoder: [128, 96, 64, 32]"
+    recipe = load_recipe("demo")
+    assert recipe.members[0].decoder.kind == "plain"
+    assert recipe.members[0].decoder.widths == (128, 96, 64, 32)
+    spelled = DEMO.replace(old, "decoder: {kind: plain, widths: [128, 96, 64, 32]}")
+    assert parse_recipe(spelled, "x").training_fingerprint == recipe.training_fingerprint
+    # What weight files of the first version hold.
+    assert '"decoder":[128,96,64,32]' in recipe.model_dump_json()
+    light = parse_recipe(DEMO.replace(old, "decoder: {kind: light}"), "x")
+    assert light.members[0].decoder == Decoder(kind="light", widths=(256, 256, 128, 64))
+    assert light.training_fingerprint != recipe.training_fingerprint
+    again = Recipe.model_validate_json(light.model_dump_json())
+    assert again.training_fingerprint == light.training_fingerprint
+    for wrong, message in (
+        ("{kind: heavy}", "decoder.kind"),
+        ("[128, 96, 64]", r"decoder.widths"),
+        ("[128, 96, 64, 0]", r"decoder.widths.3"),
+        ("{width: [1, 1, 1, 1]}", "decoder.width: unknown key"),
+        ("light", "decoder"),
+    ):
+        with pytest.raises(SatmapError, match=message):
+            parse_recipe(DEMO.replace(old, f"decoder: {wrong}"), "x")
 
 
 def test_settings_of_prediction_do_not_touch_training() -> None:

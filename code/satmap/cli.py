@@ -220,6 +220,17 @@ def _parser() -> argparse.ArgumentParser:
     show = add("show", _weights_show, actions)
     show.add_argument("file", type=Path, metavar="FILE")
 
+    export = add("export", _export)
+    export.add_argument("network", type=Path, metavar="WEIGHTS.safetensors")
+    export.add_argument("output", type=Path, metavar="OUT.onnx|OUT.pt2")
+    export.add_argument(
+        "--size",
+        type=_count,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="for single images of this size in pixels (default: batches of any size)",
+    )
+
     score = add("score", _score)
     score.add_argument("truth", type=Path, metavar="TRUTH")
     score.add_argument("proposal", type=Path, metavar="PROPOSAL")
@@ -424,6 +435,24 @@ def _tune(options: argparse.Namespace) -> int:
     _report_warnings(tuning.warnings)
     _report_faults(tuning.faults, "left out of the fit")
     print(f"{tuning.summary()}\n{options.output}: recipe {recipe.name}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    """Write a trained network for other programs, as ONNX or as torch.export's .pt2.
+
+    The graph takes the image's bytes as satmap stretches them, uint8 (batch, bands, height,
+    width), and gives the probabilities of the planes, float32 (batch, planes, height, width).
+    Their names and the recipe are in the file's metadata.
+    """
+    from satmap.models.export import export_network, require_exportable
+    from satmap.models.weights import load_weights
+
+    require_exportable(options.output)
+    network, metadata = load_weights(options.network)
+    export_network(network, options.output, metadata, options.size and tuple(options.size))
+    planes = ", ".join(network.plane_names)
+    print(f"{options.output}: {network.encoder.in_channels} bands to {planes}")
     return 0
 
 

@@ -15,6 +15,13 @@ SPEED_PLANES = tuple(f"speed{index}" for index in range(SPEED_BINS))
 #: Order of the reference's twelve outputs: ten speed bins, road, junction.
 ROAD_PLANES = (*SPEED_PLANES, ROAD, JUNCTION)
 
+BUILDING = "building"
+BORDER = "border"
+CONTACT = "contact"
+
+#: Body of a building, its inner border, and ground squeezed between two buildings.
+BUILDING_PLANES = (BUILDING, BORDER, CONTACT)
+
 
 @dataclass(frozen=True)
 class Planes:

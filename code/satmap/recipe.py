@@ -18,7 +18,9 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -85,7 +87,8 @@ class Stage(Settings):
     """One pass of training: crops of one size under one schedule.
 
     An epoch is ``passes`` crops of every chip. ``batch`` is a GPU's share, and
-    ``sync_batch_norm`` joins the statistics, where a stage runs on several.
+    ``sync_batch_norm`` joins the statistics, where a stage runs on several. A pretrained encoder
+    is frozen for ``freeze_encoder_epochs``: its first ``freeze_encoder_stages``, or all of it.
     """
 
     crop: int = Field(ge=64, multiple_of=32)
@@ -94,8 +97,30 @@ class Stage(Settings):
     passes: PositiveInt = 1
     schedule: Schedule
     freeze_encoder_epochs: NonNegativeInt = 0
+    freeze_encoder_stages: PositiveInt | None = Field(None, le=4)
     validate_every: PositiveInt = 1
     sync_batch_norm: bool = False
+
+
+class Decoder(Settings):
+    """Kind and widths of a network's decoder, at strides 16, 8, 4 and 2.
+
+    ``plain`` is the reference's, ``scse`` adds attention, ``light`` does with about half of the
+    arithmetic. Four widths alone are a plain one.
+    """
+
+    kind: Literal["plain", "scse", "light"] = "plain"
+    widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (256, 256, 128, 64)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_widths(cls, value: Any) -> Any:
+        return {"widths": value} if isinstance(value, list | tuple) else value
+
+    @model_serializer(mode="wrap")
+    def _to_widths(self, handler: SerializerFunctionWrapHandler) -> Any:
+        # As it was written before there were kinds: recipes keep their fingerprints.
+        return self.widths if self.kind == "plain" else handler(self)
 
 
 class Member(Settings):
@@ -105,7 +130,7 @@ class Member(Settings):
     encoder: str
     pretrained: bool = Field(True, description="start from ImageNet weights")
     bands: Literal[3, 8] = 3
-    decoder: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (256, 256, 128, 64)
+    decoder: Decoder = Decoder()
     losses: Losses
     stages: tuple[Stage, ...] = Field(min_length=1)
 
@@ -189,7 +214,10 @@ class Recipe(Settings):
     @cached_property
     def training_fingerprint(self) -> str:
         """Hash of all settings that a training depends on; prediction's may change freely."""
-        content = self.model_dump_json(exclude={"description", "inference", "roads", "submission"})
+        # Keys that are not set leave no trace, so that a new one does not make old states useless.
+        content = self.model_dump_json(
+            exclude={"description", "inference", "roads", "submission"}, exclude_none=True
+        )
         return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -36,6 +36,7 @@ def predict_planes(
     image: NDArray[np.uint8],
     settings: Inference,
     device: torch.device,
+    category: str | None = None,
 ) -> NDArray[np.uint8]:
     """Average the probabilities of all networks and views.
 
@@ -45,6 +46,7 @@ def predict_planes(
         image: uint8 (height, width, channels).
         settings: views, batch and windows.
         device: where to compute.
+        category: of the image, for networks with a head for each; others ignore it.
 
     Returns:
         uint8 (planes, height, width), 0..255 for 0..1; 0 where the image has no data (0 in every
@@ -53,7 +55,7 @@ def predict_planes(
     height, width = image.shape[:2]
     planes = np.empty((len(voters[0].network.plane_names), height, width), np.uint8)
     for window in windows(height, width, settings.window, settings.overlap):
-        mean = _predict_window(voters, image[window.read], settings, device)
+        mean = _predict_window(voters, image[window.read], settings, device, category)
         planes[:, *window.core] = mean[:, *window.core_in_read]
     planes[:, ~image.any(axis=2)] = 0
     return planes
@@ -61,7 +63,11 @@ def predict_planes(
 
 @torch.inference_mode()
 def _predict_window(
-    voters: Sequence[Voter], image: NDArray[np.uint8], settings: Inference, device: torch.device
+    voters: Sequence[Voter],
+    image: NDArray[np.uint8],
+    settings: Inference,
+    device: torch.device,
+    category: str | None,
 ) -> NDArray[np.uint8]:
     top, bottom = _margins(image.shape[0])
     left, right = _margins(image.shape[1])
@@ -74,8 +80,9 @@ def _predict_window(
         normalized = network.encoder.normalize(pixels[None, : network.encoder.in_channels])
         for views in _batches(VIEWS[: settings.views], pixels.shape[1:], settings.batch):
             batch = torch.cat([view.apply(normalized) for view in views])
+            heads = [network.category_indices([category] * len(batch))] if category else []
             with autocast(device):
-                logits = network(batch.contiguous(memory_format=torch.channels_last))
+                logits = network(batch.contiguous(memory_format=torch.channels_last), *heads)
             for view, output in zip(views, logits.float().sigmoid(), strict=True):
                 total += view.undo(output) * voter.votes
     votes = sum(voter.votes for voter in voters)

@@ -1,11 +1,14 @@
-"""Convolutional encoders from timm, cut into the five stages that a U-Net needs.
+"""Convolutional encoders from timm, cut into the stages that a U-Net needs.
 
 A network is data here: an ``EncoderSpec`` says which of timm's modules make up the stages, and a
 new encoder is a new entry of ``ENCODERS``. timm's own ``features_only`` wrapper is not used: it
 drops DPN's last norm, and its names change between timm's versions.
 
-Sources: DPN, https://arxiv.org/abs/1707.01629; Inception-ResNet,
-https://arxiv.org/abs/1602.07261; ResNet, https://arxiv.org/abs/1512.03385.
+Sources: DPN, https://arxiv.org/abs/1707.01629; Inception-v4 and Inception-ResNet,
+https://arxiv.org/abs/1602.07261; ResNet, https://arxiv.org/abs/1512.03385; ResNeXt,
+https://arxiv.org/abs/1611.05431; SENet, https://arxiv.org/abs/1709.01507; DenseNet,
+https://arxiv.org/abs/1608.06993; EfficientNet, https://arxiv.org/abs/1905.11946, and its second
+version, https://arxiv.org/abs/2104.00298; ConvNeXt, https://arxiv.org/abs/2201.03545.
 """
 
 from collections.abc import Mapping
@@ -13,11 +16,11 @@ from dataclasses import dataclass
 
 import timm
 import torch
-from timm.layers.norm_act import BatchNormAct2d
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from satmap.errors import SatmapError
+from satmap.models.layers import NormAct, fix_same_padding, force_padding, split_norm_act
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,18 @@ class EncoderSpec:
     Attributes:
         timm_name: timm's name with the tag of the pretrained weights, whose input
             normalisation is ours as well.
-        channels: widths of the features at strides 2, 4, 8, 16 and 32.
+        channels: widths of the features, one a stage.
         stages: a stage's modules in the order of the forward pass, as paths in timm's model.
+        strides: how many times smaller than the image each stage's feature is.
+        left_out: modules that only timm's classifier uses, beside the classifier itself.
         force_padding: give every 3 x 3 convolution and max-pool a padding of 1.
     """
 
     timm_name: str
     channels: tuple[int, ...]
     stages: tuple[tuple[str, ...], ...]
+    strides: tuple[int, ...] = (2, 4, 8, 16, 32)
+    left_out: tuple[str, ...] = ()
     force_padding: bool = False
 
 
@@ -50,7 +57,8 @@ def _dpn(timm_name: str, channels: tuple[int, ...], depths: tuple[int, ...]) -> 
     return EncoderSpec(timm_name, channels, (stem, *(tuple(stage) for stage in blocks)))
 
 
-def _resnet(timm_name: str) -> EncoderSpec:
+def _resnet(timm_name: str, expansion: int) -> EncoderSpec:
+    """ResNet, ResNeXt: of basic blocks with an expansion of 1, of bottlenecks with one of 4."""
     stages = (
         ("conv1", "bn1", "act1"),
         ("maxpool", "layer1"),
@@ -58,11 +66,69 @@ def _resnet(timm_name: str) -> EncoderSpec:
         ("layer3",),
         ("layer4",),
     )
-    return EncoderSpec(timm_name, (64, 64, 128, 256, 512), stages)
+    deep = tuple(expansion * width for width in (64, 128, 256, 512))
+    return EncoderSpec(timm_name, (64, *deep), stages)
 
+
+def _senet(timm_name: str, stem: int) -> EncoderSpec:
+    stages = (("layer0",), ("pool0", "layer1"), ("layer2",), ("layer3",), ("layer4",))
+    return EncoderSpec(timm_name, (stem, 256, 512, 1024, 2048), stages)
+
+
+def _densenet(timm_name: str, channels: tuple[int, ...]) -> EncoderSpec:
+    # A block ends with raw concatenated features, which the next transition normalises first;
+    # what the decoder sees is normalised too.
+    middle = tuple(
+        (
+            f"features.transition{block - 1}.conv",
+            f"features.transition{block - 1}.pool",
+            f"features.denseblock{block}",
+            f"features.transition{block}.norm",
+        )
+        for block in (2, 3)
+    )
+    return EncoderSpec(
+        timm_name,
+        channels,
+        (
+            ("features.conv0", "features.norm0"),
+            ("features.pool0", "features.denseblock1", "features.transition1.norm"),
+            *middle,
+            (
+                "features.transition3.conv",
+                "features.transition3.pool",
+                "features.denseblock4",
+                "features.norm5",
+            ),
+        ),
+    )
+
+
+def _efficientnet(
+    timm_name: str, channels: tuple[int, ...], blocks: tuple[tuple[int, ...], ...]
+) -> EncoderSpec:
+    first, *others = [tuple(f"blocks.{block}" for block in stage) for stage in blocks]
+    # The head's 1 x 1 convolution widens the last feature fourfold or more for the classifier;
+    # a decoder would pay for that and learn nothing new.
+    stages = (("conv_stem", "bn1", *first), *others)
+    return EncoderSpec(timm_name, channels, stages, left_out=("conv_head", "bn2"))
+
+
+def _convnext(timm_name: str) -> EncoderSpec:
+    return EncoderSpec(
+        timm_name,
+        (96, 192, 384, 768),
+        (("stem", "stages.0"), ("stages.1",), ("stages.2",), ("stages.3", "head.norm")),
+        strides=(4, 8, 16, 32),
+    )
+
+
+_EFFICIENTNET_STAGES = ((0,), (1,), (2,), (3, 4), (5, 6))
 
 ENCODERS: Mapping[str, EncoderSpec] = {
+    "dpn68b": _dpn("dpn68b.mx_in1k", (10, 144, 320, 704, 832), (3, 4, 12, 3)),
     "dpn92": _dpn("dpn92.mx_in1k", (64, 336, 704, 1552, 2688), (3, 4, 20, 3)),
+    "dpn131": _dpn("dpn131.mx_in1k", (128, 352, 832, 1984, 2688), (4, 8, 28, 3)),
     "inception_resnet_v2": EncoderSpec(
         "inception_resnet_v2.tf_in1k",
         (64, 192, 320, 1088, 1536),
@@ -75,43 +141,60 @@ ENCODERS: Mapping[str, EncoderSpec] = {
         ),
         force_padding=True,
     ),
-    "resnet18": _resnet("resnet18.a1_in1k"),
-    "resnet34": _resnet("resnet34.a1_in1k"),
+    "inception_v4": EncoderSpec(
+        "inception_v4.tf_in1k",
+        (64, 192, 384, 1024, 1536),
+        tuple(
+            tuple(f"features.{index}" for index in range(start, end))
+            for start, end in ((0, 3), (3, 5), (5, 10), (10, 18), (18, 22))
+        ),
+        force_padding=True,
+    ),
+    "resnet18": _resnet("resnet18.a1_in1k", 1),
+    "resnet34": _resnet("resnet34.a1_in1k", 1),
+    "resnet50": _resnet("resnet50.a1_in1k", 4),
+    "resnet101": _resnet("resnet101.a1_in1k", 4),
+    "resnet152": _resnet("resnet152.a1_in1k", 4),
+    "resnext50_32x4d": _resnet("resnext50_32x4d.a1_in1k", 4),
+    "resnext101_32x8d": _resnet("resnext101_32x8d.tv2_in1k", 4),
+    # timm's legacy ones have the tensors of the files that the solutions of 2018 and 2019 used.
+    "se_resnext50_32x4d": _senet("legacy_seresnext50_32x4d.in1k", 64),
+    "senet154": _senet("legacy_senet154.in1k", 128),
+    "densenet121": _densenet("densenet121.ra_in1k", (64, 256, 512, 1024, 1024)),
+    "densenet161": _densenet("densenet161.tv_in1k", (96, 384, 768, 2112, 2208)),
+    "efficientnet_b3": _efficientnet(
+        "efficientnet_b3.ra2_in1k", (24, 32, 48, 136, 384), _EFFICIENTNET_STAGES
+    ),
+    "efficientnet_b4": _efficientnet(
+        "efficientnet_b4.ra2_in1k", (24, 32, 56, 160, 448), _EFFICIENTNET_STAGES
+    ),
+    "efficientnetv2_s": _efficientnet(
+        "tf_efficientnetv2_s.in21k_ft_in1k",
+        (24, 48, 64, 160, 256),
+        ((0,), (1,), (2,), (3, 4), (5,)),
+    ),
+    "efficientnetv2_m": _efficientnet(
+        "tf_efficientnetv2_m.in21k_ft_in1k", (24, 48, 80, 176, 512), _EFFICIENTNET_STAGES
+    ),
+    "convnext_tiny": _convnext("convnext_tiny.fb_in22k_ft_in1k"),
+    "convnext_small": _convnext("convnext_small.fb_in22k_ft_in1k"),
 }
 
 
-class NormAct(nn.Module):
-    """timm's fused batch-norm and activation as two modules.
-
-    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` replaces a ``BatchNormAct2d`` whole and so
-    silently loses its activation; a plain batch-norm inside survives it.
-    """
-
-    def __init__(self, fused: BatchNormAct2d) -> None:
-        super().__init__()
-        if not isinstance(fused.drop, nn.Identity):
-            raise ValueError("a BatchNormAct2d with a drop layer cannot be split in two")
-        self.norm = nn.BatchNorm2d(fused.num_features, eps=fused.eps, momentum=fused.momentum)
-        self.norm.load_state_dict(fused.state_dict())
-        self.act = fused.act
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise and activate ``x``, float (N, C, H, W)."""
-        output: Tensor = self.act(self.norm(x))
-        return output
-
-
 class Encoder(nn.Module):
-    """Image to features at five scales.
+    """Image to features at several scales, each half the size of the one before.
 
     Attributes:
         name: key in ``ENCODERS``.
         in_channels: bands of the input.
-        channels: widths of the five features, strides 2, 4, 8, 16 and 32.
+        channels: widths of the features, from the largest to the smallest.
+        strides: how many times smaller than the image the features are, up to 32. Most encoders
+            begin at 2, ConvNeXt at 4.
         mean: what to subtract from an input in 0..1, one value a channel. Channels beyond
             three have the mean of the three.
         std: what to divide by after that.
-        stages: five ``nn.Sequential``, whose children bear the last part of timm's names.
+        stages: one ``nn.Sequential`` a feature, whose children bear the last part of timm's names.
+        frozen_stages: how many stages, counted from the image, do not learn.
     """
 
     def __init__(self, name: str, in_channels: int) -> None:
@@ -124,16 +207,19 @@ class Encoder(nn.Module):
         self.name = name
         self.in_channels = in_channels
         self.channels = spec.channels
+        self.strides = spec.strides
         self.mean = _per_channel(config.mean, in_channels)
         self.std = _per_channel(config.std, in_channels)
         if in_channels != 3:
             nn.init.kaiming_normal_(
                 model.get_parameter(f"{config.first_conv}.weight"), nonlinearity="relu"
             )
-        _split_norm_act(model)
+        split_norm_act(model)
+        fix_same_padding(model)
         if spec.force_padding:
-            _force_padding(model)
+            force_padding(model)
         self.stages = nn.ModuleList(_stage(model, paths) for paths in spec.stages)
+        self.frozen_stages = 0
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Bytes to what the network wants to see.
@@ -150,13 +236,14 @@ class Encoder(nn.Module):
         return (pixels.float() / 255 - mean) / std
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Compute the five features.
+        """Compute the features.
 
         Args:
             x: normalised images, float (N, in_channels, H, W), H and W multiples of 32.
 
         Returns:
-            Features of widths ``channels``, (N, C, H / 2, W / 2) to (N, C, H / 32, W / 32).
+            Features of widths ``channels``, (N, C, H / stride, W / stride) for each of
+            ``strides``.
         """
         features = []
         for stage in self.stages:
@@ -165,6 +252,26 @@ class Encoder(nn.Module):
             x = torch.cat(y, dim=1) if isinstance(y, tuple) else y
             features.append(x)
         return features
+
+    def freeze(self, stages: int) -> None:
+        """Stop the learning of the first stages, batch-norm statistics included; let others learn.
+
+        Args:
+            stages: how many, from 0 (none) to all.
+        """
+        if not 0 <= stages <= len(self.stages):
+            raise ValueError(f"{self.name} has {len(self.stages)} stages, {stages} cannot freeze")
+        self.frozen_stages = stages
+        for index, stage in enumerate(self.stages):
+            stage.requires_grad_(index >= stages)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """Switch to training or evaluation; frozen stages stay in evaluation."""
+        super().train(mode)
+        for stage in self.stages[: self.frozen_stages]:
+            stage.eval()
+        return self
 
     def timm_names(self) -> dict[str, str]:
         """Names of this encoder's state dict, each with timm's name of the same tensor."""
@@ -215,6 +322,11 @@ def pretrained_config(name: str) -> PretrainedCfg:
     return config
 
 
+def unused_modules(name: str) -> tuple[str, ...]:
+    """Modules of timm's network, as paths in it, that the encoder does without: the classifier."""
+    return (str(pretrained_config(name).classifier), *ENCODERS[name].left_out)
+
+
 def child_name(path: str) -> str:
     """Name within a stage of the timm module at ``path``: its last part."""
     return path.rpartition(".")[2]
@@ -256,20 +368,3 @@ def _stage(model: nn.Module, paths: tuple[str, ...]) -> nn.Sequential:
             raise ValueError(f"two modules of one stage are called {child_name(path)}")
         stage.add_module(child_name(path), model.get_submodule(path))
     return stage
-
-
-def _split_norm_act(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, BatchNormAct2d):
-            setattr(module, name, NormAct(child))
-        else:
-            _split_norm_act(child)
-
-
-def _force_padding(model: nn.Module) -> None:
-    """Let sizes halve cleanly where the original network shrinks them at the borders."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
-            module.padding = (1, 1)
-        elif isinstance(module, nn.MaxPool2d) and module.kernel_size == 3:
-            module.padding = 1

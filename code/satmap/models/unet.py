@@ -1,7 +1,8 @@
 """U-Net over a pretrained encoder, with one logit map per named plane.
 
-Source: https://arxiv.org/abs/1505.04597; decoder widths and layers as in selim_sef's third place
-in SpaceNet 5, so that the published weights fit (``satmap.models.reference``).
+Source: https://arxiv.org/abs/1505.04597; with the plain decoder, widths and layers are those of
+selim_sef's third place in SpaceNet 5, so that the published weights fit
+(``satmap.models.reference``).
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from satmap.errors import SatmapError
+from satmap.models.decoders import DECODERS
 from satmap.models.encoders import Encoder, build_encoder
 
-#: The reference's decoder widths, at strides 16, 8, 4 and 2.
+#: Strides of the decoder's blocks, in their order. An encoder's deepest feature has stride 32.
+DECODER_STRIDES = (16, 8, 4, 2)
+
+#: The reference's decoder widths, at these strides.
 DECODER_WIDTHS = (256, 256, 128, 64)
 
 #: Bias of the logits in an untrained network, a probability of 0.05.
@@ -23,37 +29,19 @@ PRIOR_LOGIT = -2.944
 STRIDE = 32
 
 
-class DecoderBlock(nn.Module):
-    """Doubles the size, then mixes in the encoder's feature of that size."""
-
-    def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.up_conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.skip_conv = nn.Conv2d(out_channels + skip_channels, out_channels, 3, padding=1)
-
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Decode one scale.
-
-        Args:
-            x: float (N, in_channels, H, W).
-            skip: float (N, skip_channels, 2 H, 2 W).
-
-        Returns:
-            (N, out_channels, 2 H, 2 W).
-        """
-        x = F.interpolate(x, scale_factor=2, mode="nearest")
-        x = F.relu(self.up_conv(x), inplace=True)
-        x = torch.cat([x, skip], dim=1)
-        return F.relu(self.skip_conv(x), inplace=True)
-
-
 class UNet(nn.Module):
     """Logits of named planes, at the input's size.
+
+    With categories, such as kinds of looks at the ground, the last layer exists once for each, and
+    every image of a batch is told which one it gets. All else is shared.
 
     Attributes:
         encoder: the contracting path.
         plane_names: one name per output channel.
-        decoder_widths: channels at strides 16, 8, 4 and 2.
+        decoder_kind: key in ``satmap.models.decoders.DECODERS``.
+        decoder_widths: channels at strides 16, 8, 4 and 2. Where the encoder has no feature of
+            such a stride (ConvNeXt at 2), the block does without.
+        categories: names of the heads; empty for a network with one head.
     """
 
     def __init__(
@@ -61,20 +49,27 @@ class UNet(nn.Module):
         encoder: Encoder,
         planes: Sequence[str],
         decoder_widths: Sequence[int] = DECODER_WIDTHS,
+        decoder_kind: str = "plain",
+        categories: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if not planes or len(set(planes)) != len(planes):
             raise ValueError(f"planes need names, all different, not {list(planes)}")
+        if len(categories) == 1 or len(set(categories)) != len(categories):
+            raise ValueError(f"categories are none or several different, not {list(categories)}")
         self.plane_names = tuple(planes)
+        self.decoder_kind = decoder_kind
         self.decoder_widths = tuple(decoder_widths)
+        self.categories = tuple(categories)
         self.encoder = encoder
-        *skips, deepest = encoder.channels
+        skips = dict(zip(encoder.strides, encoder.channels, strict=True))
+        width_in = encoder.channels[-1]
         blocks = []
-        for width, skip in zip(decoder_widths, reversed(skips), strict=True):
-            blocks.append(DecoderBlock(deepest, skip, width))
-            deepest = width
+        for width, stride in zip(decoder_widths, DECODER_STRIDES, strict=True):
+            blocks.append(DECODERS[decoder_kind](width_in, skips.get(stride, 0), width))
+            width_in = width
         self.decoder = nn.ModuleList(blocks)
-        self.head = nn.Conv2d(deepest, len(planes), 1)
+        self.head = nn.Conv2d(width_in, len(planes) * max(len(categories), 1), 1)
         for name, parameter in self.decoder.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -83,45 +78,85 @@ class UNet(nn.Module):
         # Most pixels are no road: begin there, or the first steps go into unlearning one half
         # everywhere (https://arxiv.org/abs/1708.02002, section 4.1).
         nn.init.constant_(cast(Tensor, self.head.bias), PRIOR_LOGIT)
-        self._encoder_frozen = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, category: Tensor | None = None) -> Tensor:
         """Compute the logits.
 
         Args:
             x: images as ``encoder.normalize`` makes them, float (N, C, H, W) of
                 any size from 1 x 1.
+            category: int64 (N,), for each image an index into ``categories``; None for a network
+                without.
 
         Returns:
             (N, planes, H, W), of the precision in which the convolutions ran.
         """
         height, width = x.shape[-2:]
-        x = _pad_to_stride(x)
-        *skips, x = self.encoder(x)
-        for block, skip in zip(self.decoder, reversed(skips), strict=True):
-            x = block(x, skip)
+        if height % STRIDE or width % STRIDE:
+            x = pad_to_stride(x)
+        return self.forward_padded(x, category)[..., :height, :width]
+
+    def forward_padded(self, x: Tensor, category: Tensor | None = None) -> Tensor:
+        """Compute the logits of images whose sides are multiples of ``STRIDE``.
+
+        Raises:
+            ValueError: a category without ``categories``, or the other way round.
+        """
+        if (category is None) == bool(self.categories):
+            has = f"the categories {', '.join(self.categories)}" if self.categories else "none"
+            raise ValueError(f"this network has {has}: pass an index of one an image, or None")
+        size = x.shape[-2:]
+        features = dict(zip(self.encoder.strides, self.encoder(x), strict=True))
+        x = features.pop(STRIDE)
+        for block, stride in zip(self.decoder, DECODER_STRIDES, strict=True):
+            x = block(x, features.pop(stride, None))
+        x = self.head(x)
+        if category is not None:
+            heads = x.view(-1, len(self.categories), len(self.plane_names), *x.shape[2:])
+            x = heads[torch.arange(heads.shape[0], device=x.device), category]
         # The reference enlarges first. Bilinear weights sum to one, so a 1 x 1 convolution gives
         # the same before; it then enlarges a dozen planes rather than 64, at a quarter the work.
         # Aligned corners are what the published weights were trained with.
-        x = F.interpolate(self.head(x), scale_factor=2, mode="bilinear", align_corners=True)
-        return x[..., :height, :width]
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
-    def freeze_encoder(self, frozen: bool) -> None:
+    def category_indices(self, names: Sequence[str]) -> Tensor | None:
+        """What ``forward`` takes as the category of images.
+
+        Args:
+            names: category of each image; a network without categories ignores them.
+
+        Returns:
+            int64 (N,) on the network's device; None for a network without categories.
+
+        Raises:
+            SatmapError: the network has categories, and a name is none of them.
+        """
+        if not self.categories:
+            return None
+        unknown = [name for name in names if name not in self.categories]
+        if unknown:
+            raise SatmapError(
+                f"this network has heads for {', '.join(self.categories)}; an image of category "
+                f"{unknown[0]!r} has none."
+            )
+        indices = [self.categories.index(name) for name in names]
+        return torch.tensor(indices, device=self.head.weight.device)
+
+    def freeze_encoder(self, frozen: bool, stages: int | None = None) -> None:
         """Stop (or resume) the encoder's learning, its batch-norm statistics included.
 
         ``DistributedDataParallel`` looks at ``requires_grad`` only when it is made: wrap the
         network anew after a change.
-        """
-        self._encoder_frozen = frozen
-        self.encoder.requires_grad_(not frozen)
-        self.train(self.training)
 
-    def train(self, mode: bool = True) -> "UNet":
-        """Switch to training or evaluation; a frozen encoder stays in evaluation."""
-        super().train(mode)
-        if self._encoder_frozen:
-            self.encoder.eval()
-        return self
+        Args:
+            frozen: whether to stop it; otherwise the whole encoder learns.
+            stages: how many stages stop, counted from the image; None for all.
+        """
+        if not frozen:
+            stages = 0
+        elif stages is None:
+            stages = len(self.encoder.stages)
+        self.encoder.freeze(stages)
 
 
 def build_network(
@@ -129,6 +164,8 @@ def build_network(
     in_channels: int,
     planes: Sequence[str],
     decoder_widths: Sequence[int] = DECODER_WIDTHS,
+    decoder_kind: str = "plain",
+    categories: Sequence[str] = (),
 ) -> UNet:
     """An untrained network; nothing is downloaded.
 
@@ -137,19 +174,27 @@ def build_network(
         in_channels: bands of the input.
         planes: names of the output planes.
         decoder_widths: channels of the decoder at strides 16, 8, 4 and 2.
+        decoder_kind: key in ``satmap.models.decoders.DECODERS``.
+        categories: names of the heads, if each image chooses one.
 
     Raises:
-        SatmapError: no encoder of that name, or no input channel.
+        SatmapError: no encoder or decoder of that name, or no input channel.
     """
-    return UNet(build_encoder(encoder, in_channels), planes, decoder_widths)
+    if decoder_kind not in DECODERS:
+        raise SatmapError(f"unknown decoder {decoder_kind!r}; known are {', '.join(DECODERS)}.")
+    contracting = build_encoder(encoder, in_channels)
+    return UNet(contracting, planes, decoder_widths, decoder_kind, categories)
 
 
-def _pad_to_stride(x: Tensor) -> Tensor:
-    """Extend (N, C, H, W) at the bottom and the right to multiples of ``STRIDE``."""
-    height, width = x.shape[-2:]
-    bottom, right = -height % STRIDE, -width % STRIDE
-    if not bottom and not right:
-        return x
-    # A mirror needs something to show: images smaller than the padding repeat their border.
-    mode = "reflect" if bottom < height and right < width else "replicate"
-    return F.pad(x, (0, right, 0, bottom), mode=mode)
+def pad_to_stride(x: Tensor) -> Tensor:
+    """Mirror (N, C, H, W) at the bottom and the right up to multiples of ``STRIDE``.
+
+    Where the image is smaller than the padding, the mirror's far border goes on. The operations
+    are the same for all sizes, so that a graph exported from them fits all.
+    """
+    for dim in (2, 3):
+        last = x.shape[dim] - 1
+        padded = (last + STRIDE) // STRIDE * STRIDE
+        place = torch.arange(padded, device=x.device)
+        x = x.index_select(dim, (last - (place - last).abs()).clamp(min=0))
+    return x

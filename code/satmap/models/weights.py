@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from satmap.errors import SatmapError
+from satmap.models.decoders import DECODERS
 from satmap.models.encoders import ENCODERS, adapt_first_conv, pretrained_config
 from satmap.models.pickles import read_pickle, require_state_dict
 from satmap.models.pretrained import encoder_part, how_to_get
@@ -28,6 +29,9 @@ from satmap.models.unet import UNet, build_network
 
 #: Metadata that ``save_weights`` writes itself, and without which nothing loads.
 NETWORK_KEYS = ("architecture", "in_channels", "decoder", "planes")
+
+#: Metadata that ``save_weights`` adds where a network has one head for each of several categories.
+CATEGORIES_KEY = "categories"
 
 #: Metadata that is in force once a file is loaded: what inputs are normalised with, if not as the
 #: encoder's own weights want it (files of before had none), and the checksum.
@@ -49,17 +53,21 @@ def save_weights(path: Path, network: UNet, metadata: Mapping[str, str]) -> None
         SatmapError: the file cannot be written.
         ValueError: ``metadata`` has a key that describes the network.
     """
-    taken = set(metadata) & {*NETWORK_KEYS, *_APPLIED_KEYS}
+    taken = set(metadata) & {*NETWORK_KEYS, CATEGORIES_KEY, *_APPLIED_KEYS}
     if taken:
         raise ValueError(f"{sorted(taken)} describe the network and are written by save_weights")
+    decoder = {"kind": network.decoder_kind, "widths": network.decoder_widths}
     described = {
         **metadata,
         "architecture": network.encoder.name,
         "in_channels": str(network.encoder.in_channels),
-        "decoder": json.dumps(network.decoder_widths),
+        # Widths alone are a plain decoder, as in the files from before there were others.
+        "decoder": json.dumps(decoder if decoder["kind"] != "plain" else decoder["widths"]),
         "planes": json.dumps(network.plane_names),
         "normalization": json.dumps({"mean": network.encoder.mean, "std": network.encoder.std}),
     }
+    if network.categories:
+        described[CATEGORIES_KEY] = json.dumps(network.categories)
     write_tensors(path, network.state_dict(), described)
 
 
@@ -76,9 +84,13 @@ def load_weights(path: Path) -> tuple[UNet, dict[str, str]]:
     """
     metadata = read_weights_metadata(path)
     architecture, in_channels, decoder, planes = _parse_network_keys(path, metadata)
+    kind, widths = decoder
+    categories = _parse_names(path, CATEGORIES_KEY, metadata.get(CATEGORIES_KEY, "[]"))
+    if len(categories) == 1:
+        raise SatmapError(f"{path} has broken metadata: one category is none.")
     # Initialising a network only to overwrite it takes longer than all the rest.
     with torch.device("meta"):
-        network = build_network(architecture, in_channels, planes, decoder)
+        network = build_network(architecture, in_channels, planes, widths, kind, categories)
     tensors = read_tensors(path)
     fault = mismatch(network.state_dict(), tensors)
     if fault:
@@ -150,7 +162,7 @@ def load_pretrained_encoder(network: UNet, path: Path) -> None:
 
 def _parse_network_keys(
     path: Path, metadata: Mapping[str, str]
-) -> tuple[str, int, list[int], list[str]]:
+) -> tuple[str, int, tuple[str, list[int]], list[str]]:
     """The values of ``NETWORK_KEYS``, checked."""
     architecture = metadata["architecture"]
     if architecture not in ENCODERS:
@@ -161,27 +173,48 @@ def _parse_network_keys(
     try:
         in_channels = int(metadata["in_channels"])
         decoder = json.loads(metadata["decoder"])
-        planes = json.loads(metadata["planes"])
     except ValueError as error:
         raise SatmapError(
             f"{path} has broken metadata: {error}. Copy or train it again."
         ) from error
     if not 1 <= in_channels <= _MOST_CHANNELS:
         raise SatmapError(f"{path} has broken metadata: {in_channels} input channels.")
+    kind, widths = "plain", decoder
+    if isinstance(decoder, dict) and decoder.keys() == {"kind", "widths"}:
+        kind, widths = decoder["kind"], decoder["widths"]
     if (
-        not isinstance(decoder, list)
-        or [type(width) for width in decoder] != [int] * 4
-        or (not all(1 <= width <= _MOST_CHANNELS for width in decoder))
+        not isinstance(widths, list)
+        or [type(width) for width in widths] != [int] * 4
+        or (not all(1 <= width <= _MOST_CHANNELS for width in widths))
     ):
         raise SatmapError(
             f"{path} has broken metadata: decoder must be four widths, not {decoder!r}."
         )
-    named = isinstance(planes, list) and all(isinstance(plane, str) for plane in planes)
-    if not named or not planes or len(set(planes)) != len(planes):
+    if kind not in tuple(DECODERS):
         raise SatmapError(
-            f"{path} has broken metadata: planes must be a list of different names, not {planes!r}."
+            f"{path} is for the decoder {kind!r}, which this version of satmap does not have; it "
+            f"has {', '.join(DECODERS)}."
         )
-    return architecture, in_channels, decoder, planes
+    planes = _parse_names(path, "planes", metadata["planes"])
+    if not planes:
+        raise SatmapError(f"{path} has broken metadata: planes must be a list of different names.")
+    return architecture, in_channels, (kind, widths), planes
+
+
+def _parse_names(path: Path, key: str, text: str) -> list[str]:
+    """A list of different names, written as JSON."""
+    try:
+        names = json.loads(text)
+    except ValueError as error:
+        raise SatmapError(
+            f"{path} has broken metadata: {error}. Copy or train it again."
+        ) from error
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not named or len(set(names)) != len(names):
+        raise SatmapError(
+            f"{path} has broken metadata: {key} must be a list of different names, not {names!r}."
+        )
+    return list(names)
 
 
 def _parse_normalization(

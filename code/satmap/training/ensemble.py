@@ -89,7 +89,9 @@ def train(
         print(f"{member.name}: {len(others)} chips, validated on {len(held_out)}", flush=True)
         # One seed a member, whatever was trained before it.
         torch.manual_seed(member_seed(recipe, member, 0))
-        network = build_network(member.encoder, member.bands, ROAD_PLANES, member.decoder)
+        network = build_network(
+            member.encoder, member.bands, ROAD_PLANES, member.decoder.widths, member.decoder.kind
+        )
         file = encoder_files[member.name]
         if file is not None:
             load_pretrained_encoder(network, file)

@@ -151,7 +151,8 @@ def _train_epoch(
     loader = _loader(dataset, stage, progress, place)
     steps = len(loader)
     network.train()
-    network.freeze_encoder(progress.pretrained and progress.epoch < stage.freeze_encoder_epochs)
+    frozen = progress.pretrained and progress.epoch < stage.freeze_encoder_epochs
+    network.freeze_encoder(frozen, stage.freeze_encoder_stages)
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=place.device))
     rate = 0.0
     started = time.perf_counter()

@@ -1,0 +1,114 @@
+"""Every encoder with every decoder: parameters, arithmetic, milliseconds and memory.
+
+    .venv/bin/python benchmarks/networks.py
+    .venv/bin/python benchmarks/networks.py --encoders dpn92 resnet34 --decoders plain light
+
+One image of 512 x 512 forward, in float32 and in bfloat16 as ``satmap predict`` runs it: the median
+of three after one to warm up, each network and precision in a process of its own. Memory is the
+most that the process held beyond what it held before the network was built: weights, activations
+and the libraries' workspace. On a GPU (``--device cuda``) it is what torch had allocated. About
+20 minutes on one core.
+"""
+
+import argparse
+import copy
+import multiprocessing
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from satmap.models.decoders import DECODERS
+from satmap.models.encoders import ENCODERS, Encoder
+from satmap.models.unet import UNet, build_network
+from satmap.planes import ROAD_PLANES
+
+_RUNS = 3
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=list(ENCODERS))
+    parser.add_argument("--decoders", nargs="+", choices=DECODERS, default=list(DECODERS))
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    # Forked from a process that has the imports done and nothing else.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["networks"])
+    print(
+        "| encoder | decoder | parameters, M | GMACs | of them decoder "
+        "| float32, ms | float32, MB | bfloat16, ms | bfloat16, MB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for encoder in options.encoders:
+        for decoder in options.decoders:
+            with torch.device("meta"):
+                network = build_network(encoder, 3, ROAD_PLANES, decoder_kind=decoder)
+            macs = count_macs(network, options.size)
+            decoding = macs - count_macs(network.encoder, options.size)
+            parameters = sum(parameter.numel() for parameter in network.parameters())
+            cells = [
+                encoder, decoder, f"{parameters / 1e6:.1f}", f"{macs / 1e9:.1f}",
+                f"{decoding / 1e9:.1f}",
+            ]  # fmt: skip
+            for bfloat16 in (False, True):
+                arguments = (
+                    encoder, decoder, options.size, bfloat16, options.threads, options.device,
+                )  # fmt: skip
+                # A pool of one that serves once: an exception in it comes back here.
+                with context.Pool(1) as pool:
+                    milliseconds, megabytes = pool.apply(measure, arguments)
+                cells += [f"{milliseconds:.0f}", f"{megabytes:.0f}"]
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def count_macs(network: UNet | Encoder, size: int) -> int:
+    """Multiply-accumulates of one image of ``size`` x ``size`` px, in convolutions and products.
+
+    Args:
+        network: left as it is.
+        size: a multiple of 32.
+    """
+    shadow = copy.deepcopy(network).to("meta").eval()
+    encoder = shadow.encoder if isinstance(shadow, UNet) else shadow
+    image = torch.empty(1, encoder.in_channels, size, size, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        shadow(image)
+    return int(counter.get_total_flops()) // 2
+
+
+def measure(
+    encoder: str, decoder: str, size: int, bfloat16: bool, threads: int, device_name: str
+) -> tuple[float, float]:
+    """Milliseconds and megabytes of one image forward; run it in a fresh process."""
+    torch.set_num_threads(threads)
+    device = torch.device(device_name)
+    before = _peak_bytes(device)
+    network = build_network(encoder, 3, ROAD_PLANES, decoder_kind=decoder).eval()
+    network.to(device).to(memory_format=torch.channels_last)
+    image = torch.rand(1, 3, size, size, device=device)
+    image = image.contiguous(memory_format=torch.channels_last)
+    seconds = []
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        for _ in range(1 + _RUNS):
+            started = time.perf_counter()
+            network(image).sum().item()
+            seconds.append(time.perf_counter() - started)
+    return 1000 * statistics.median(seconds[1:]), (_peak_bytes(device) - before) / 1e6
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()

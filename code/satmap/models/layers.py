@@ -1,0 +1,87 @@
+"""What timm's layers need changed before they can be part of an encoder."""
+
+from typing import cast
+
+import torch.nn.functional as F
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, nn
+
+
+class NormAct(nn.Module):
+    """timm's fused batch-norm and activation as two modules.
+
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` replaces a ``BatchNormAct2d`` whole and so
+    silently loses its activation; a plain batch-norm inside survives it.
+    """
+
+    def __init__(self, fused: BatchNormAct2d) -> None:
+        super().__init__()
+        if not isinstance(fused.drop, nn.Identity):
+            raise ValueError("a BatchNormAct2d with a drop layer cannot be split in two")
+        self.norm = nn.BatchNorm2d(fused.num_features, eps=fused.eps, momentum=fused.momentum)
+        self.norm.load_state_dict(fused.state_dict())
+        self.act = fused.act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise and activate ``x``, float (N, C, H, W)."""
+        output: Tensor = self.act(self.norm(x))
+        return output
+
+
+def split_norm_act(module: nn.Module) -> None:
+    """Replace every ``BatchNormAct2d`` inside by a ``NormAct``."""
+    for name, child in module.named_children():
+        if isinstance(child, BatchNormAct2d):
+            setattr(module, name, NormAct(child))
+        else:
+            split_norm_act(child)
+
+
+def force_padding(model: nn.Module) -> None:
+    """Let sizes halve cleanly where the original network shrinks them at the borders.
+
+    Every 3 x 3 convolution and max-pool gets a padding of 1.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            module.padding = (1, 1)
+        elif isinstance(module, nn.MaxPool2d) and module.kernel_size == 3:
+            module.padding = 1
+
+
+class HalvingConv(nn.Conv2d):
+    """TensorFlow's convolution of stride 2 for even sizes, which encoders' always are.
+
+    TensorFlow pads as much as each size needs, more on the far sides. timm's ``Conv2dSame``
+    computes that anew for every image, which graphs for a free image size cannot follow; for even
+    sizes it is constant.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``x``, float (N, C, H, W), H and W even, to (N, out, H / 2, W / 2)."""
+        before = (self.kernel_size[0] - 2) // 2
+        after = self.kernel_size[0] - 2 - before
+        return super().forward(F.pad(x, (before, after, before, after)))
+
+
+def fix_same_padding(module: nn.Module) -> None:
+    """Replace every ``Conv2dSame`` inside, all of them square and of stride 2, by ``HalvingConv``.
+
+    The parameters are the same objects.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, Conv2dSame):
+            fixed = HalvingConv(
+                child.in_channels,
+                child.out_channels,
+                cast(tuple[int, int], child.kernel_size),
+                stride=2,
+                groups=child.groups,
+                bias=child.bias is not None,
+                device="meta",
+            )
+            fixed.weight, fixed.bias = child.weight, child.bias
+            setattr(module, name, fixed)
+        else:
+            fix_same_padding(child)
