@@ -60,19 +60,39 @@ def test_crop_leaves_a_crossing_without_junction_alone() -> None:
     assert len(edge.line) == 5
 
 
-def test_surroundings_come_from_neighbours_and_else_from_the_border() -> None:
+def test_surroundings_come_from_neighbours_and_else_have_no_roads() -> None:
     x, _ = margin_px(SCALE)
     own = planes_of(np.full((300, 400), 10, np.uint8))
     right = planes_of(np.full((300, 400), 20, np.uint8))
     planes, box = with_surroundings(own, [(right, 400, 5)])
-    # Where nobody lies beside the image it has no margin.
+    # Where nobody touches the image it has no margin.
     assert box == Box(0, 0, 400, 300)
     whole = planes[ROAD]
     assert whole.shape == (300, 400 + x)
     assert (whole[:, :400] == 10).all()
     assert (whole[5:, 400:] == 20).all()
-    # Above the neighbour's first row nothing is known.
-    assert (whole[:5, 400:] == 10).all()
+    # Above the neighbour's first row nothing is known but what the border suggests.
+    assert (whole[:5, 400:402] == 10).all()
+    assert (whole[:5, 402:] == 0).all()
+
+
+def test_a_neighbour_beyond_a_gap_is_none() -> None:
+    own = planes_of(draw([(0, 295), (400, 295)], shape=(300, 400)))
+    near, far = ((own, 0, 300 + gap) for gap in (2, 3))
+    assert with_surroundings(own, [near])[1] == Box(0, 0, 400, 300)
+    assert with_surroundings(own, [near])[0].shape[0] > 300
+    planes, box = with_surroundings(own, [far])
+    assert (planes.shape, box) == ((300, 400), Box(0, 0, 400, 300))
+
+
+def test_a_road_along_a_border_stays_where_the_neighbour_covers_half_of_it() -> None:
+    road = [(0, 296), (400, 296)]
+    own = planes_of(draw(road, shape=(300, 400)))
+    below = planes_of(np.zeros((300, 400), np.uint8))
+    planes, box = with_surroundings(own, [(below, 200, 300)])
+    (edge,) = crop(vectorize(planes), box, SCALE).edges
+    assert np.abs(edge.line[:, 1] - 296).max() < 3
+    assert edge.length_m == pytest.approx(120, abs=2)
 
 
 def test_surroundings_on_all_sides() -> None:

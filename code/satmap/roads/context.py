@@ -3,8 +3,9 @@
 A road that is cut by an image's edge is judged by half of what is there: its gap may close, its
 speed be read and its end be told from a dead end only beyond the edge. So an image is vectorised
 together with a margin of its surroundings and cropped afterwards (XD_XD cleaned SpaceNet 5's chips
-across their borders too, but after vectorising them alone). A side beyond which nothing is known
-gets no margin: a border repeated so far would make a square of a road that runs along it.
+across their borders too, but after vectorising them alone). A side that no neighbour touches gets
+no margin, and where a margin is unknown it has no roads: a border repeated so far would make a
+square of a road that runs along it.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ from satmap.roads.scene import Scene
 
 #: How far beyond an image its roads are looked at: twice the reach of a bridge.
 MARGIN_M = 66.0
+# Neighbours touch for all their georeferences' rounding; so wide a seam repeats the border.
+_SEAM_PX = 2
 
 Line = NDArray[np.float64]
 
@@ -47,12 +50,13 @@ class Surrounding(NamedTuple):
 def surrounded(scene: Scene, neighbours: Sequence[Surrounding]) -> tuple[Scene, Box]:
     """A scene with a margin (:func:`margin_px`) filled from its neighbours.
 
-    Sides without a neighbour get no margin: the vectoriser knows what to do at an image's edge.
+    Sides that no neighbour touches get no margin: the vectoriser knows what to do at an image's
+    edge.
 
     Args:
         scene: the scene.
         neighbours: with planes of the same names. Of overlapping ones the first counts, the scene
-            itself always; where a side's margin has none the scene's border is repeated.
+            itself always; where a side's margin has none it is 0.
 
     Returns:
         The larger scene, and where in it the scene lies.
@@ -63,14 +67,16 @@ def surrounded(scene: Scene, neighbours: Sequence[Surrounding]) -> tuple[Scene, 
 
     def read(name: str, part: Box) -> NDArray[np.uint8]:
         box = part.seen_from(own.seen_from(whole))
-        rows = np.arange(box.top, box.bottom).clip(0, height - 1)
-        columns = np.arange(box.left, box.right).clip(0, width - 1)
-        left, top = int(columns[0]), int(rows[0])
-        seen = Box(left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1)
+        rows, columns = np.arange(box.top, box.bottom), np.arange(box.left, box.right)
+        own_rows, own_columns = rows.clip(0, height - 1), columns.clip(0, width - 1)
+        left, top = int(own_columns[0]), int(own_rows[0])
+        seen = Box(left, top, int(own_columns[-1]) - left + 1, int(own_rows[-1]) - top + 1)
         values = scene.read(name, seen)
         if seen == box:
             return values
-        found: NDArray[np.uint8] = values[rows[:, None] - top, columns - left]
+        found: NDArray[np.uint8] = values[own_rows[:, None] - top, own_columns - left]
+        found[abs(rows - own_rows) > _SEAM_PX] = 0
+        found[:, abs(columns - own_columns) > _SEAM_PX] = 0
         for neighbour in reversed(neighbours):
             shared = box.overlap(neighbour.box)
             if shared and own.overlap(shared) != shared:
@@ -90,10 +96,10 @@ def _looked_at(own: Box, neighbours: Sequence[Box], margin: tuple[int, int]) -> 
     left, top, right, bottom = (
         size if any(side.overlap(box) for box in neighbours) else 0
         for size, side in (
-            (x, Box(-x, 0, x, own.height)),
-            (y, Box(0, -y, own.width, y)),
-            (x, Box(own.width, 0, x, own.height)),
-            (y, Box(0, own.height, own.width, y)),
+            (x, Box(-_SEAM_PX - 1, 0, _SEAM_PX + 1, own.height)),
+            (y, Box(0, -_SEAM_PX - 1, own.width, _SEAM_PX + 1)),
+            (x, Box(own.width, 0, _SEAM_PX + 1, own.height)),
+            (y, Box(0, own.height, own.width, _SEAM_PX + 1)),
         )
     )
     return Box(-left, -top, left + own.width + right, top + own.height + bottom)
