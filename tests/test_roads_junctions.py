@@ -6,6 +6,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import pytest
+import shapely
 from numpy.typing import NDArray
 
 from satmap.planes import JUNCTION, ROAD, Planes
@@ -149,3 +150,26 @@ def test_corners_are_not_cut(turn: int) -> None:
     length = sum(math.dist(one, other) for one, other in pairwise(line)) * 0.3
     assert total_m(graph) == pytest.approx(length, abs=2.0)
     assert min(math.dist((200, 200), p) for e in graph.edges for p in e.line.tolist()) <= 3
+
+
+def test_roads_that_merge_slowly_meet_where_the_junction_plane_says() -> None:
+    # Other junctions make the plane one that knows.
+    tees: list[Points] = [[(x, 350), (x, 420)] for x in (50, 450)]
+    ramp: Points = [(300, 200), (-20, 200 - 320 * math.tan(math.radians(6)))]
+    road = draw([(-20, 200), (520, 200)], ramp, [(-20, 350), (520, 350)], *tees, shape=(400, 500))
+    early = graph_of(road)
+    assert nearest_node(early, 300, 200) > 60
+    late = with_junctions(road, (300, 200), (50, 350), (450, 350))
+    assert nearest_node(late, 300, 200) <= 4
+    assert degrees(late) == degrees(early) == [1] * 7 + [3] * 3
+    # Both roads are there up to the merge, beside each other.
+    assert total_m(late) > total_m(early) + 15
+    drawn = shapely.MultiLineString([ramp, [(-20, 200), (520, 200)]])
+    for edge in late.edges:
+        if edge.line[:, 1].max() < 300:
+            assert shapely.distance(shapely.points(edge.line), drawn).max() <= 3
+    # Where the stem is no wider than one road, a junction farther on belongs to something else.
+    split: Points = [(150, 200), (-20, 160)]
+    road = draw([(-20, 200), (520, 200)], split, [(-20, 350), (520, 350)], *tees, shape=(400, 500))
+    graph = with_junctions(road, (300, 200), (50, 350), (450, 350))
+    assert nearest_node(graph, 300, 200) > 100

@@ -17,7 +17,7 @@ _BRIDGE_SAMPLES = 24
 _CERTAIN, _DOUBTFUL = 0.95, 0.7
 # A junction plane that knows so few of the places where three roads meet tells nothing.
 _INFORMED = 0.5
-_JUNCTION = 0.3
+JUNCTION_SHOWN = 0.3
 # Around a junction its plane is sampled so far off, metres: our place may be off as well.
 _AROUND = 1.0
 
@@ -83,7 +83,7 @@ class Evidence:
     def shows_junction(self, places: Line) -> NDArray[np.bool_]:
         """Whether this, the junction plane, knows a junction at each of the places, (n,)."""
         offsets = np.array([(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)]) * _AROUND
-        shown: NDArray[np.bool_] = self.at(places[:, None] + offsets).max(axis=1) >= _JUNCTION
+        shown: NDArray[np.bool_] = self.at(places[:, None] + offsets).max(axis=1) >= JUNCTION_SHOWN
         return shown
 
 

@@ -172,17 +172,20 @@ def _passes(
     linked = np.bincount(of[::2][link], lengths[link], minlength=len(passing))
     for number in np.flatnonzero(passing & (np.bincount(of[outer], minlength=len(passing)) == 4)):
         a, *others = np.flatnonzero(outer & (of == number)).tolist()
+        touching: list[tuple[int, int]] = []
         for b in others:
             c, d = (arm for arm in others if arm != b)
             one, other = np.array([a, c]), np.array([b, d])
             straight = bool(straight_on(arms, one, other).all())
             cosine = np.abs((arms.directions[a] * arms.directions[c]).sum())
-            blur = float(_overlap(cosine, width)) + _TOUCH
-            touch = arms.nodes[a] == arms.nodes[b] and arms.nodes[c] == arms.nodes[d]
-            touch = touch and arms.nodes[a] != arms.nodes[c]
-            if (straight and linked[number] <= blur) or (touch and linked[number] > _TOUCH):
+            if straight and linked[number] <= float(_overlap(cosine, width)) + _TOUCH:
                 pairs += [(a, b), (c, d)]
                 break
+            if arms.nodes[a] == arms.nodes[b] != arms.nodes[c] == arms.nodes[d]:
+                touching = [(a, b), (c, d)]
+        else:
+            if linked[number] > _TOUCH:
+                pairs += touching
     return pairs
 
 

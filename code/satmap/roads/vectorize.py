@@ -24,6 +24,7 @@ from satmap.roads.graph import RoadEdge, RoadGraph
 from satmap.roads.join import extend_to_border, join_ends
 from satmap.roads.junctions import resolve_junctions
 from satmap.roads.lines import sharpen_bends, simplify
+from satmap.roads.merges import delay_merges
 from satmap.roads.network import Line, Network
 from satmap.roads.scene import Plane, RoadPlanes, strips
 from satmap.roads.settings import RoadSettings
@@ -112,6 +113,7 @@ def clean(network: Network, planes: RoadPlanes, settings: RoadSettings) -> Netwo
             break
         network = joined
     network = resolve_junctions(network, width, settings.merge_m, junctions)
+    network = delay_merges(network, width, evidence, junctions)
     network = drop_short_loops(network, np.pi * settings.merge_m)
     network = prune_spurs(network, (spur, doubtful), width / 2, size, evidence)
     network = drop_components(network, settings.component_m, size, evidence)
