@@ -27,7 +27,7 @@ from satmap.roads.lines import simplify
 from satmap.roads.network import Network, follow_chains
 from satmap.roads.rows import to_rows
 from satmap.roads.skeleton import road_mask
-from satmap.roads.speed import fill_speeds
+from satmap.roads.speed import prior_speeds
 from satmap.roads.trace import trace
 from satmap.roads.vectorize import RoadSettings, vectorize
 from satmap.speeds import BIN_SPEEDS_MPH, MPS_PER_MPH
@@ -363,7 +363,7 @@ def test_speed_weighs_bins_by_probability() -> None:
     assert edge.speed_mps == pytest.approx((15 * 50 + 65 * 150) / 200 * MPS_PER_MPH)
 
 
-def test_speed_without_evidence_is_the_default_or_the_images_median() -> None:
+def test_speed_without_evidence_is_the_default_or_that_of_like_roads() -> None:
     road = draw([(0, 60), (400, 60)], [(0, 140), (400, 140)], shape=(200, 400))
     graph = vectorize(speed_planes(road))
     assert [edge.speed_mps for edge in graph.edges] == pytest.approx([25 * MPS_PER_MPH] * 2)
@@ -373,16 +373,52 @@ def test_speed_without_evidence_is_the_default_or_the_images_median() -> None:
     assert [edge.speed_mps for edge in graph.edges] == pytest.approx([35 * MPS_PER_MPH] * 2)
 
 
-def test_unknown_speeds_come_from_neighbours_then_from_the_median_by_length() -> None:
-    # A chain of three roads, the middle one unknown, and a lone one far off.
-    x = np.array([0.0, 10.0, 20.0, 50.0, 900.0, 910.0])
-    nodes = np.stack([x, np.zeros(6)], axis=1)
-    ends = np.array([[0, 1], [1, 2], [2, 3], [4, 5]])
+def test_unknown_speeds_come_from_like_roads_near_and_far() -> None:
+    # A star of five roads, three of them known, and three apart; the last two of each are wide.
+    angles = np.linspace(0, 5, 5)
+    star = np.stack([np.cos(angles), np.sin(angles)], axis=1) * [[10], [30], [20], [10], [20]]
+    apart = np.array([[900.0, 0], [910, 0], [900, 50], [910, 50], [900, 90], [910, 90]])
+    nodes = np.concatenate([[[0.0, 0.0]], star, apart])
+    ends = np.array([[0, 1], [0, 2], [0, 3], [0, 4], [0, 5], [6, 7], [8, 9], [10, 11]])
     network = Network.of_lines(nodes, ends, [nodes[pair] for pair in ends])
-    speeds = np.array([10.0, np.nan, 20.0, np.nan])
-    expected = [10.0, (10 * 10 + 30 * 20) / 40, 20.0, 20.0]
-    np.testing.assert_allclose(fill_speeds(speeds, network, 7.0), expected)
-    np.testing.assert_array_equal(fill_speeds(np.full(4, np.nan), network, 7.0), 7.0)
+    widths = np.array([4.0, 4, 4.2, 8, 8.5, 4, 8, 16])
+    nan = np.nan
+    speeds = np.array([10.0, 20, nan, 30, nan, nan, nan, nan])
+    near = (10 * 10 + 30 * 20) / 40
+    mean = (10 * 10 + 30 * 20 + 10 * 30) / 50
+    # Like ones that meet it, like ones of the image, and for a road like no other all.
+    np.testing.assert_allclose(
+        prior_speeds(speeds, widths, network, 7.0)[[2, 4, 5, 6, 7]], [near, 30, near, 30, mean]
+    )
+    # One that meets known roads, none of which is alike, takes theirs.
+    widths[3] = 4
+    assert prior_speeds(speeds, widths, network, 7.0)[4] == pytest.approx(mean)
+
+
+def test_width_tells_fast_roads_where_no_speed_is_known() -> None:
+    road = draw([(0, 60), (400, 60)], shape=(260, 400))
+    wide = draw([(0, 180), (400, 180)], shape=(260, 400), width=34)
+    graph = vectorize(Planes((ROAD,), np.maximum(road, wide)[None], SCALE))
+    narrow_mps, wide_mps = (
+        edge.speed_mps for edge in sorted(graph.edges, key=lambda edge: edge.line[0, 1])
+    )
+    assert narrow_mps == pytest.approx(25 * MPS_PER_MPH)
+    assert 1.3 < wide_mps / narrow_mps < 2.2
+
+
+def test_thin_evidence_is_mixed_with_the_prior() -> None:
+    road = draw([(0, 60), (400, 60)], [(0, 140), (400, 140)], shape=(200, 400))
+    fast, slow = np.zeros_like(road), np.zeros_like(road)
+    fast[:100] = 255
+    # Half of the evidence that is asked for.
+    slow[100:] = 6
+    settings = RoadSettings(speed_evidence=12 / 255)
+    upper, lower = sorted(
+        vectorize(speed_planes(road, speed9=fast, speed1=slow), settings).edges,
+        key=lambda edge: edge.line[0, 1],
+    )
+    assert upper.speed_mps == pytest.approx(65 * MPS_PER_MPH)
+    assert lower.speed_mps == pytest.approx((15 + 65) / 2 * MPS_PER_MPH)
 
 
 def test_confidence_is_the_mean_probability() -> None:
