@@ -10,16 +10,16 @@ from round_trips import vegas_labels
 from satmap.data.cache import CachedChip, StretchSettings, prepare_chip
 from satmap.data.spacenet_roads import scan
 from satmap.data.targets import TargetSettings, decode_target
+from satmap.inference.plane_rasters import write_planes
 from satmap.inference.prediction import predict
 from satmap.metrics.apls import apls, score_roads
 from satmap.planes import ROAD_PLANES, Planes
 from satmap.recipe import parse_recipe
-from satmap.roads.rows import to_rows
-from satmap.roads.vectorize import vectorize
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.loop import Workplace
 from satmap.training.validation import truth_rows
+from satmap.vectorizing import vectorize_directory
 
 DATA = Path(__file__).parents[2] / "shared/data"
 EPFL = DATA / "roads_epfl/AOI_90_Suburb_Train"
@@ -69,13 +69,20 @@ def test_labels_agree_with_the_truth_file(tmp_path: Path) -> None:
 def test_targets_vectorise_back_to_their_labels(
     tmp_path: Path, directory: Path, length: float, time: float
 ) -> None:
-    scores = []
-    for chip in cached(directory, tmp_path):
+    # Through files and with a look at neighbours, as `satmap vectorize` does it.
+    places = {chip.image_id: chip.image.georeference for chip in scan([directory]).chips}
+    chips = cached(directory, tmp_path)
+    for chip in chips:
         _, target = chip.read()
-        values = decode_target(target) * np.uint8(255)
-        graph = vectorize(Planes(ROAD_PLANES, values, chip.metres_per_pixel))
+        planes = Planes(ROAD_PLANES, decode_target(target) * np.uint8(255), chip.metres_per_pixel)
+        write_planes(tmp_path / "planes" / f"{chip.image_id}.tif", planes, places[chip.image_id])
+    done = vectorize_directory(tmp_path / "planes", tmp_path / "out.csv")
+    assert not done.faults
+    proposal = read_roads_csv(tmp_path / "out.csv")
+    scores = []
+    for chip in chips:
         metres = float(np.mean(chip.metres_per_pixel))
-        score = apls(truth_rows(chip), to_rows(graph), metres_per_pixel=metres)
+        score = apls(truth_rows(chip), proposal[chip.image_id], metres_per_pixel=metres)
         assert score.time is not None
         scores.append((score.length.score, score.time.score))
     mean = np.mean(scores, axis=0)

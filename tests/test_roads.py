@@ -528,9 +528,31 @@ def test_odd_shapes_and_pixels(shape: tuple[int, int], scale: tuple[float, float
 def test_every_settings_extreme_is_safe() -> None:
     mask = draw([(0, 200), (400, 200)], [(200, 0), (200, 172)])
     for name, field in RoadSettings.model_fields.items():
-        least = 0.0 if any(getattr(m, "ge", None) == 0 for m in field.metadata) else 0.01
-        settings = RoadSettings.model_validate({name: least})
-        check_sound(vectorize(Planes((ROAD,), mask[None], SCALE), settings), (400, 400))
+        least = max([0.01, *(m.ge for m in field.metadata if hasattr(m, "ge") and m.ge)])
+        least = 0.0 if any(getattr(m, "ge", None) == 0 for m in field.metadata) else least
+        low = {"low": least} if name == "high" else {"high": 1.0} if name == "low" else {}
+        most = next((m.le for m in field.metadata if hasattr(m, "le")), 1.0)
+        for value in (least, most):
+            settings = RoadSettings.model_validate({name: value, **low})
+            check_sound(vectorize(Planes((ROAD,), mask[None], SCALE), settings), (400, 400))
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    for nonsense in ({"low": 0.7}, {"smooth_m": 1e6}, {"border_m": 1e5}, {"default_speed_mph": 0}):
+        with pytest.raises(ValidationError):
+            RoadSettings.model_validate(nonsense)
+
+
+@pytest.mark.parametrize("metres", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("slant", [0.05, 0.3, 0.7])
+def test_straight_roads_have_no_staircases(metres: float, slant: float) -> None:
+    graph = graph_of(
+        draw([(-20, 50), (420, 50 + 440 * slant)], width=max(3, round(4 / metres))),
+        (metres, metres),
+    )
+    (edge,) = graph.edges
+    assert len(edge.line) <= 6
+    assert np.abs(edge.line[:, 1] - 50 - (edge.line[:, 0] + 20) * slant).max() <= 2
 
 
 # --- quality --------------------------------------------------------------------------------------

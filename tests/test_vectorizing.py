@@ -1,5 +1,6 @@
 import contextlib
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
@@ -38,6 +39,9 @@ needs_shared = pytest.mark.skipif(not SHARED_MASKS.is_dir(), reason="no shared d
 DEGREES, WIDE_M, HIGH_M = 2.7e-6, 0.243, 0.300
 
 SUFFIXES = (".csv", ".geojson", ".gpkg", ".graphml")
+
+# Looks like an earlier output of any format.
+OLD = "ImageId FeatureCollection SQLite format 3 graphml"
 
 
 def street(*, at: int = 100, size: int = 200) -> NDArray[np.uint8]:
@@ -263,7 +267,7 @@ def test_two_masks_of_one_image(tmp_path: Path, names: tuple[str, str] | None) -
         vectorize_directory(tmp_path, tmp_path / "out.csv")
 
 
-@pytest.mark.parametrize("name", ["a,b.png", 'a".png', " a.png", "a\nb.png"])
+@pytest.mark.parametrize("name", ["a,b.png", 'a".png', " a.png", "a\nb.png", "#a.png"])
 def test_names_that_would_break_the_table(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("")
     with pytest.raises(SatmapError, match="rename it"):
@@ -309,6 +313,30 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path: Pa
         vectorize_directory(tmp_path / "nowhere", tmp_path / "out.csv")
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_only_roads_are_replaced(tmp_path: Path, suffix: str) -> None:
+    masks, output = tmp_path / "masks", tmp_path / f"out{suffix}"
+    write_mask(masks / "chip0.tif", street())
+    output.write_text("my notes")
+    with pytest.raises(CannotWriteError, match="holds no roads"):
+        vectorize_directory(masks, output)
+    assert output.read_text() == "my notes"
+    output.write_text("")
+    for _ in range(2):
+        assert vectorize_directory(masks, output).roads == 1
+
+
+def test_pipes_are_passed_over_and_pixels_too_small_cost_one_mask(tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    write_mask(masks / "good.tif", street())
+    transform = Affine(1e-4, 0, 5e5, 0, -1e-4, 5e6)
+    write_mask(masks / "tiny.tif", street(), crs="EPSG:32637", transform=transform)
+    os.mkfifo(masks / "pipe.tif")
+    done = vectorize_directory(masks, tmp_path / "out.csv")
+    assert done.images == {"good": 1, "tiny": 0}
+    assert "its pixels would be 0.0001 x 0.0001 m" in done.faults["tiny"]
+
+
 def test_directories_without_masks(tmp_path: Path) -> None:
     write_mask(tmp_path / "a.jpg.png", street())
     with pytest.raises(SatmapError, match="does not exist"):
@@ -349,11 +377,11 @@ def killer() -> Iterator[None]:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_killed_worker_ends_the_run(many: Path, tmp_path: Path, suffix: str) -> None:
     output = tmp_path / f"out{suffix}"
-    output.write_text("old")
+    output.write_text(OLD)
     with pytest.raises(SatmapError, match=r"worker process was killed.*use fewer"), killer():
         vectorize_directory(many, output, workers=1)
     assert [path.name for path in tmp_path.iterdir()] == [output.name]
-    assert output.read_text() == "old"
+    assert output.read_text() == OLD
     assert multiprocessing.active_children() == []
 
 

@@ -172,7 +172,8 @@ def _best_move(
     deadline: float,
 ) -> tuple[RoadSettings, Gain] | None:
     """The best other value of one setting and what it gains; None if time runs out."""
-    others = [current.model_copy(update={name: value}) for value in values]
+    changed = (current.model_copy(update={name: value}) for value in values)
+    others = [settings for settings in changed if settings.low <= settings.high]
     others = [settings for settings in others if settings != current]
     if not others:
         return current, Gain(0.0, 0.0)

@@ -43,6 +43,13 @@ class Planes:
                 f"{len(self.names)} plane names need an array of {len(self.names)} planes, "
                 f"not one of shape {self.values.shape}"
             )
+        if self.values.dtype != np.uint8 or not self.values.size:
+            raise ValueError(
+                "planes are uint8, 0..255 for 0..1, of at least one pixel, not "
+                f"{self.values.dtype} of shape {self.values.shape}"
+            )
+        if not all(0 < size < np.inf for size in self.metres_per_pixel):
+            raise ValueError(f"pixels of {self.metres_per_pixel} metres")
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -17,15 +17,16 @@ from satmap.data.walk import walk
 from satmap.errors import SatmapError
 from satmap.exports import GEOGRAPHIC_SUFFIXES, SUFFIXES, ImageRoads, write_roads
 from satmap.exports.image_roads import in_lon_lat
-from satmap.files import require_writable
 from satmap.mask_files import MaskFile, open_mask
 from satmap.ordering import natural_key
 from satmap.progress import track
+from satmap.road_outputs import require_road_output
 from satmap.roads.box import Box
 from satmap.roads.context import Surrounding, crop, margin_px, surrounded
 from satmap.roads.graph import RoadGraph
 from satmap.roads.rows import to_rows
 from satmap.roads.vectorize import RoadSettings, vectorize
+from satmap.submissions.csv_table import require_plain_id
 from satmap.submissions.roads_csv import RoadRow, write_roads_csv
 from satmap.workers import start_pool
 
@@ -123,7 +124,7 @@ def vectorize_directory(
 
     Raises:
         SatmapError: no masks, two for one image, an unknown suffix, a worker that was killed.
-        CannotWriteError: ``output`` cannot be written.
+        CannotWriteError: ``output`` cannot be written, or holds something else than roads.
     """
     if workers < 0 or not 0 < metres_per_pixel < np.inf:
         raise ValueError(f"workers {workers}, metres_per_pixel {metres_per_pixel}")
@@ -133,7 +134,7 @@ def vectorize_directory(
             f"{output}: the suffix names the format, and '{output.suffix}' is none of "
             f"{', '.join((_CSV, *SUFFIXES))}."
         )
-    require_writable(output)
+    require_road_output(output)
     paths = find_masks(masks)
     around = _neighbours([*paths.values()]) if neighbours else [()] * len(paths)
     jobs = [
@@ -186,10 +187,10 @@ def find_masks(directory: Path) -> dict[str, Path]:
                 f"two masks are of the image {image_id}:\n  {found[image_id]}\n  {path}\n"
                 "Give a directory that holds one of them."
             )
-        if image_id != image_id.strip() or not image_id.isprintable() or set(image_id) & set(',"'):
-            raise SatmapError(
-                f"{path}: rename it; an image's id cannot have commas, quotes or blanks around it."
-            )
+        try:
+            require_plain_id(image_id)
+        except ValueError as error:
+            raise SatmapError(f"{path}: rename it; {error}.") from error
         found[image_id] = path
     if not found:
         raise SatmapError(
@@ -205,9 +206,10 @@ def _neighbours(paths: Sequence[Path]) -> list[tuple[tuple[Path, int, int], ...]
     sizes = [f.georeference.metres_per_pixel for f in footprints if f.georeference is not None]
     if not sizes:
         return [()] * len(paths)
+    smallest = min(x for x, _ in sizes), min(y for _, y in sizes)
     return [
         tuple((paths[there.image], there.column, there.row) for there in found)
-        for found in find_neighbours(footprints, margin_px(min(sizes)))
+        for found in find_neighbours(footprints, margin_px(smallest))
     ]
 
 

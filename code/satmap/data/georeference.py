@@ -15,8 +15,8 @@ from satmap.geojson import LON_LAT, project
 # Distance over which the pixel size is measured: long enough to be exact in float64.
 _PROBE_PIXELS = 100.0
 
-# No road can be seen in larger pixels.
-_LARGEST_PIXEL_M = 100.0
+# No road can be seen in larger pixels, and no sensor sees smaller ones.
+_SMALLEST_PIXEL_M, _LARGEST_PIXEL_M = 1e-3, 100.0
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,11 @@ def _metres_per_pixel(
         (longitude[1:] - longitude[0]) * per_longitude,
         (latitude[1:] - latitude[0]) * per_latitude,
     )
-    if not ((distance > 0) & (distance < _LARGEST_PIXEL_M * step)).all():
-        sizes = " x ".join(f"{length / step:.3g}" for length in distance)
+    size = distance / step
+    if not ((size >= _SMALLEST_PIXEL_M) & (size <= _LARGEST_PIXEL_M)).all():
+        sizes = " x ".join(f"{length:.3g}" for length in size)
         raise ValueError(f"its pixels would be {sizes} m")
-    return float(distance[0] / step), float(distance[1] / step)
+    return float(size[0]), float(size[1])
 
 
 def _apply(transform: Affine, xy: NDArray[np.float64]) -> NDArray[np.float64]:

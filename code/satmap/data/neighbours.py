@@ -29,7 +29,7 @@ class Neighbour(NamedTuple):
     """An image beside another.
 
     Attributes:
-        image: which, an.image.
+        image: which, an index.
         column, row: where its first pixel lies in the other's pixels.
     """
 

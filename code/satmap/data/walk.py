@@ -11,7 +11,7 @@ from satmap.ordering import natural_key
 def walk(directories: Iterable[Path]) -> Iterator[Path]:
     """All files at any depth, in natural order within each directory, each once.
 
-    Links are followed; names that start with a dot are left out.
+    Links are followed; names that start with a dot are left out, and so are pipes and devices.
 
     Raises:
         SatmapError: one of ``directories`` is not a directory, or a name is not UTF-8.
@@ -35,4 +35,6 @@ def walk(directories: Iterable[Path]) -> Iterator[Path]:
                         str(path).encode()
                     except UnicodeEncodeError as error:
                         raise SatmapError(f"{path!r}: rename it; names must be UTF-8.") from error
+                    if not path.is_file() and path.exists():
+                        continue
                     yield path

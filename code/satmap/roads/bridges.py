@@ -5,12 +5,14 @@ mean probability along the bridge speaks for it (cannab; SAM-Road++), and a free
 a near road ahead of it (ikibardin). All lengths and places are metres.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from satmap.roads.arms import cross
 from satmap.roads.border import on_border
 from satmap.roads.evidence import Evidence
 from satmap.roads.network import Ints, Line, Network, components
@@ -24,6 +26,9 @@ _TIP = 2.0
 _SPACING = 1.0
 # A bridge must save a way round of at least this many times its own length.
 _DETOUR = 3.0
+# Free ends whose surroundings are looked at together: what lies within reach of each can be
+# hundreds of places where planes are noise, and must not all be held at once.
+_BLOCK = 1024
 # Places on one road that are nearer than this are one junction.
 SAME_PLACE = 3.0
 # A junction plane shows the beginning of a hidden arm so far from the middle of the road it meets.
@@ -31,6 +36,10 @@ _HIDDEN_ARM = 4.0
 # So far beside its direction an end may be joined whatever the angle, if forwards at all: over a
 # few metres angles mean little.
 _SIDEWAYS = 2.0
+
+
+# Roads, distances along them and places, one each.
+_Spots = tuple[Ints, NDArray[np.float64], Line]
 
 
 @dataclass(frozen=True)
@@ -148,7 +157,15 @@ def free_ends(network: Network, size: Line) -> Ends:
 
 def gap_bridges(network: Network, ends: Ends, rules: JoinRules) -> Bridges:
     """Straight bridges between ends that point at each other."""
-    pairs = _near_pairs(ends.places, rules.bridge)
+    return Bridges.together(
+        [
+            _gap_bridges(network, ends, pairs, rules)
+            for pairs in _near_pairs(ends.places, rules.bridge)
+        ]
+    )
+
+
+def _gap_bridges(network: Network, ends: Ends, pairs: Ints, rules: JoinRules) -> Bridges:
     first, second = pairs[:, 0], pairs[:, 1]
     step = ends.places[second] - ends.places[first]
     ahead = np.minimum(_ahead(step, ends, first), _ahead(-step, ends, second))
@@ -167,14 +184,22 @@ def gap_bridges(network: Network, ends: Ends, rules: JoinRules) -> Bridges:
 
 def corner_bridges(network: Network, ends: Ends, rules: JoinRules) -> Bridges:
     """Bridges round hidden corners: the directions of two ends meet at a near place ahead."""
-    pairs = _near_pairs(ends.places, rules.gap)
+    return Bridges.together(
+        [
+            _corner_bridges(network, ends, pairs, rules)
+            for pairs in _near_pairs(ends.places, rules.gap)
+        ]
+    )
+
+
+def _corner_bridges(network: Network, ends: Ends, pairs: Ints, rules: JoinRules) -> Bridges:
     first, second = pairs[:, 0], pairs[:, 1]
     one, other = ends.directions[first], ends.directions[second]
     step = ends.places[second] - ends.places[first]
-    turn = _cross(one, other)
+    turn = cross(one, other)
     bends = np.abs(turn) >= np.sin(np.radians(rules.degrees))
     turn = np.where(bends, turn, 1.0)
-    legs = np.stack([_cross(step, other) / turn, _cross(step, one) / turn], axis=1)
+    legs = np.stack([cross(step, other) / turn, cross(step, one) / turn], axis=1)
     way = legs.sum(axis=1)
     lengths = network.lengths[ends.roads[pairs]]
     allowed = bends & (legs > 0).all(axis=1) & (way <= rules.gap)
@@ -188,8 +213,28 @@ def corner_bridges(network: Network, ends: Ends, rules: JoinRules) -> Bridges:
 
 
 def tee_bridges(network: Network, ends: Ends, rules: JoinRules) -> Bridges:
-    """Bridges from ends to roads ahead of them."""
-    end, roads, along, places = _near_places(network, ends, rules)
+    """The cheapest bridge from each end to a road ahead of it.
+
+    A road can be met any number of times, so no end ever takes its second.
+    """
+    spots = _places_to_meet(network)
+    tree = cKDTree(spots[2])
+    able = np.flatnonzero(ends.parts >= rules.least)
+    parts = [
+        _tee_bridges(network, ends, able[first : first + _BLOCK], spots, tree, rules)
+        for first in range(0, max(len(able), 1), _BLOCK)
+    ]
+    return Bridges.together(parts)
+
+
+def _tee_bridges(
+    network: Network, ends: Ends, able: Ints, spots: _Spots, tree: cKDTree, rules: JoinRules
+) -> Bridges:
+    near = cKDTree(ends.places[able]).sparse_distance_matrix(
+        tree, rules.bridge, output_type="ndarray"
+    )
+    end = able[near["i"]]
+    roads, along, places = (of_spot[near["j"]] for of_spot in spots)
     step = places - ends.places[end]
     ahead = _ahead(step, ends, end)
     distance = np.hypot(step[:, 0], step[:, 1])
@@ -213,13 +258,14 @@ def tee_bridges(network: Network, ends: Ends, rules: JoinRules) -> Bridges:
         # Beyond the road that is met, whose own junctions cover its width, towards the end.
         back = np.minimum(_HIDDEN_ARM / np.maximum(distance[kept], 1e-9), 1)[:, None]
         free &= rules.junctions.shows_junction(places[kept] - back * step[kept])
-    return _proven(bridges, ends.places[end[kept]], places[kept], free, rules)
+    proven = _proven(bridges, ends.places[end[kept]], places[kept], free, rules)
+    order = np.lexsort((proven.along, proven.road, proven.cost, proven.end))
+    first = np.diff(proven.end[order], prepend=-1) > 0
+    return proven.chosen(order[first])
 
 
-def _near_places(
-    network: Network, ends: Ends, rules: JoinRules
-) -> tuple[Ints, Ints, NDArray[np.float64], Line]:
-    """Ends, and roads, distances along them and places that are within a bridge's reach."""
+def _places_to_meet(network: Network) -> _Spots:
+    """Places along all roads to which an end may be led."""
     lengths = network.lengths
     counts = np.ceil(lengths / _SPACING).astype(np.int64) + 1
     roads = np.repeat(np.arange(len(counts)), counts)
@@ -232,27 +278,25 @@ def _near_places(
     at_start, at_end = along < SAME_PLACE, to_end < SAME_PLACE
     along = np.where(at_start, 0.0, np.where(at_end, lengths[roads], along))
     roads, along = roads[usable], along[usable]
-    places = network.places(roads, along)
-    able = np.flatnonzero(ends.parts >= rules.least)
-    near = cKDTree(ends.places[able]).sparse_distance_matrix(
-        cKDTree(places), rules.bridge, output_type="ndarray"
-    )
-    spot = near["j"].astype(np.int64)
-    return able[near["i"]], roads[spot], along[spot], places[spot]
+    return roads, along, network.places(roads, along)
 
 
-def _near_pairs(places: Line, reach: float) -> Ints:
-    pairs: Ints = cKDTree(places).query_pairs(reach, output_type="ndarray").astype(np.int64)
-    return pairs
+def _near_pairs(places: Line, reach: float) -> Iterator[Ints]:
+    """Pairs of places within reach, (k, 2), the lower number first, in blocks."""
+    tree = cKDTree(places)
+    if len(places) <= _BLOCK:
+        yield tree.query_pairs(reach, output_type="ndarray").astype(np.int64)
+        return
+    for first in range(0, len(places), _BLOCK):
+        near = cKDTree(places[first : first + _BLOCK]).sparse_distance_matrix(
+            tree, reach, output_type="ndarray"
+        )
+        pairs = np.stack([near["i"] + first, near["j"]], axis=1).astype(np.int64)
+        yield pairs[pairs[:, 0] < pairs[:, 1]]
 
 
 def _straight(count: int) -> Line:
     return np.full((count, 2), np.nan)
-
-
-def _cross(first: Line, second: Line) -> NDArray[np.float64]:
-    product: NDArray[np.float64] = first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]
-    return product
 
 
 def _ahead(steps: Line, ends: Ends, number: Ints) -> NDArray[np.float64]:

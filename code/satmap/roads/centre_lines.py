@@ -3,7 +3,8 @@
 Smooth and threshold (skeleton.py), thin (thinning.py), trace (trace.py), crop (border.py). Every
 step on pixels looks only so far: blur and dilation by their kernels, small objects and holes by
 their own size, thinning by twice its iterations. With a margin of that much a window's skeleton is
-the image's, pixel for pixel, and the networks of all windows fit together (seams.py).
+the image's, pixel for pixel, and the networks of all windows fit together (seams.py). The margin
+is at most half a window: of squares wider than that, which no road is, the skeleton may differ.
 """
 
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def centre_lines(planes: RoadPlanes, settings: RoadSettings, window_px: int = WI
             [pieces_within(trace(*padded.skeleton(window)), window) for window in windows]
         )
     network = in_order(network)
-    network = smooth_lines(network, round(_STAIRS_M / float(scale.mean())))
+    network = smooth_lines(network, max(1, round(_STAIRS_M / float(scale.mean()))))
     limit = np.array([width, height], np.float64)
     return crop(network, margin.astype(np.float64), limit, scale)
 

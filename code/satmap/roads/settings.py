@@ -1,6 +1,6 @@
 """What the road vectoriser can be told."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from satmap.settings import Settings
 
@@ -32,22 +32,28 @@ class RoadSettings(Settings):
         default_speed_mph: speed where the planes know none, miles an hour.
     """
 
-    smooth_m: float = Field(0.4, ge=0)
+    smooth_m: float = Field(0.4, ge=0, le=10)
     high: float = Field(0.6, gt=0, le=1)
     low: float = Field(0.25, gt=0, le=1)
-    apart_m: float = Field(2.0, ge=0)
-    object_m2: float = Field(4.0, ge=0)
-    hole_m2: float = Field(9.0, ge=0)
-    border_m: float = Field(4.0, ge=0)
-    spur_m: float = Field(5.0, ge=0)
-    merge_m: float = Field(4.0, ge=0)
-    component_m: float = Field(36.0, ge=0)
-    simplify_m: float = Field(0.6, ge=0)
-    gap_m: float = Field(18.0, ge=0)
-    tee_m: float = Field(16.0, ge=0)
-    edge_m: float = Field(3.0, ge=0)
-    bridge_m: float = Field(33.0, ge=0)
+    apart_m: float = Field(2.0, ge=0, le=20)
+    object_m2: float = Field(4.0, ge=0, le=10000)
+    hole_m2: float = Field(9.0, ge=0, le=10000)
+    border_m: float = Field(4.0, ge=0, le=100)
+    spur_m: float = Field(5.0, ge=0, le=1000)
+    merge_m: float = Field(4.0, ge=0, le=100)
+    component_m: float = Field(36.0, ge=0, le=10000)
+    simplify_m: float = Field(0.6, ge=0, le=100)
+    gap_m: float = Field(18.0, ge=0, le=200)
+    tee_m: float = Field(16.0, ge=0, le=200)
+    edge_m: float = Field(3.0, ge=0, le=200)
+    bridge_m: float = Field(33.0, ge=0, le=200)
     bridge_degrees: float = Field(30.0, ge=0, le=90)
     bridge_probability: float = Field(0.2, ge=0, le=1)
     speed_evidence: float = Field(0.05, gt=0, le=1)
-    default_speed_mph: float = Field(25.0, gt=0)
+    default_speed_mph: float = Field(25.0, ge=1, le=200)
+
+    @model_validator(mode="after")
+    def _low_is_not_high(self) -> "RoadSettings":
+        if self.low > self.high:
+            raise ValueError(f"low is {self.low:g}, above high, which is {self.high:g}")
+        return self

@@ -38,6 +38,8 @@ __all__ = ["RoadSettings", "centre_lines", "clean", "road_graph", "vectorize"]
 _SPROUT = 0.5
 # A doubtful spur must be so many times as long as a certain one.
 _DOUBTFUL_SPUR = 4.0
+# Where pixels are large, so many of them are the tolerance: a slanting line is stairs.
+_STAIR_PX = 1.5
 # What a road's width is taken for at least and at most.
 _WIDTHS_M = (2.0, 8.0)
 
@@ -85,7 +87,8 @@ def clean(network: Network, planes: RoadPlanes, settings: RoadSettings) -> Netwo
     junctions = Evidence(planes[JUNCTION], scale, settings.low) if JUNCTION in planes else None
     # A third of the tolerance now, the rest at the end: few points make every step from here on
     # cheap.
-    network = simplify(network, settings.simplify_m / 3)
+    tolerance = max(settings.simplify_m, _STAIR_PX * float(scale.mean()))
+    network = simplify(network, tolerance / 3)
     network = drop_uncertain(network, settings.high, evidence)
     network = drop_short_loops(network, np.pi * settings.merge_m)
     width = _width(network, road, float(scale.prod()))
@@ -117,7 +120,7 @@ def clean(network: Network, planes: RoadPlanes, settings: RoadSettings) -> Netwo
     network = drop_short_loops(network, np.pi * settings.merge_m)
     network = prune_spurs(network, (spur, doubtful), width / 2, size, evidence)
     network = drop_components(network, settings.component_m, size, evidence)
-    return sharpen_bends(simplify(network, settings.simplify_m * 2 / 3), width)
+    return sharpen_bends(simplify(network, tolerance * 2 / 3), width)
 
 
 def _width(network: Network, road: Plane, pixel_m2: float) -> float:

@@ -128,9 +128,10 @@ def require_plain_id(image_id: str) -> None:
     """Make sure that an id can be written as it is and read back the same.
 
     Raises:
-        ValueError: it is empty, begins like a comment, or would need quoting.
+        ValueError: it is empty, begins like a comment, would need quoting, or cannot be printed.
     """
-    if not image_id or image_id != image_id.strip() or _NOT_PLAIN.search(image_id):
+    plain = image_id and image_id == image_id.strip() and image_id.isprintable()
+    if not plain or _NOT_PLAIN.search(image_id):
         raise ValueError(f"image id {image_id!r} cannot stand in a CSV")
 
 
