@@ -465,6 +465,24 @@ def odd_masks() -> dict[str, NDArray[np.uint8]]:
     }
 
 
+def test_an_island_in_a_gap_makes_it_shorter() -> None:
+    # 20 m between the ends, of which 4 m are an island of road.
+    mask = draw([(0, 200), (400, 200)])
+    mask[:, 167:233] = 0
+    assert len(graph_of(mask).edges) == 2
+    island = mask.copy()
+    island[193:207, 193:207] = 255
+    assert len(graph_of(island).edges) == 1
+
+
+def test_a_hidden_crossing_is_a_crossing() -> None:
+    mask = draw([(0, 200), (400, 200)], [(200, 0), (200, 400)])
+    cv2.circle(mask, (200, 200), 18, 0, -1)
+    graph = graph_of(mask)
+    assert degrees(graph) == [1, 1, 1, 1, 4]
+    assert min(math.dist((200, 200), node) for node in graph.nodes.tolist()) < 7
+
+
 @pytest.mark.parametrize("name", list(odd_masks()))
 def test_odd_masks_are_safe_and_repeatable(name: str) -> None:
     mask = odd_masks()[name]

@@ -121,4 +121,6 @@ def test_evidence_of_a_bridge_leaves_out_the_roads_it_joins() -> None:
     plane[50:, 30:70] = 51
     evidence = Evidence(plane, np.ones(2), 0.3)
     starts, stops = np.array([[10.0, 20.0], [10.0, 80.0]]), np.array([[90.0, 20.0], [90.0, 80.0]])
-    np.testing.assert_allclose(evidence.between(starts, stops), np.array([0, 0.2]))
+    probability, unproven = evidence.between(starts, stops)
+    np.testing.assert_allclose(probability, [0, 0.2])
+    np.testing.assert_allclose(unproven, 40, atol=4)

@@ -1,8 +1,9 @@
 """Bridges that could join free ends: end to end, round a hidden corner, end to road.
 
-A short gap between aligned ends needs no evidence (selim_sef), a longer one only counts where the
-mean probability along the bridge speaks for it (cannab; SAM-Road++), and a free end may be led to
-a near road ahead of it (ikibardin). All lengths and places are metres.
+A short gap between aligned ends needs no evidence (selim_sef), islands of road in it not counted; a
+longer one only counts where the mean probability along the bridge speaks for it (cannab;
+SAM-Road++), and a free end may be led to a near road ahead of it (ikibardin). All lengths and
+places are metres.
 """
 
 from collections.abc import Iterator
@@ -47,8 +48,8 @@ class JoinRules:
     """How far and how freely ends are joined; lengths in metres.
 
     Attributes:
-        gap: reach from end to end without evidence.
-        tee: reach from an end to a road without evidence.
+        gap: open ground from end to end that needs no evidence.
+        tee: open ground from an end to a road that needs no evidence.
         edge: reach from an end to the image's edge without evidence.
         bridge: reach of all three with evidence.
         degrees: greatest angle between a road's direction and the bridge.
@@ -179,7 +180,7 @@ def _gap_bridges(network: Network, ends: Ends, pairs: Ints, rules: JoinRules) ->
         first[kept], second[kept], none, np.zeros(len(kept)), _straight(len(kept)), ahead[kept]
     )
     starts, stops = ends.places[first[kept]], ends.places[second[kept]]
-    return _proven(bridges, starts, stops, distance[kept] <= rules.gap, rules)
+    return _proven(bridges, starts, stops, np.full(len(kept), rules.gap), rules)
 
 
 def corner_bridges(network: Network, ends: Ends, rules: JoinRules) -> Bridges:
@@ -253,12 +254,13 @@ def _tee_bridges(
     none = np.full(len(kept), -1, np.int64)
     bridges = Bridges(end[kept], none, roads[kept], along[kept], _straight(len(kept)), ahead[kept])
     # An end that runs straight on into a road is likelier hidden than one that would have to turn.
-    free = (distance[kept] <= rules.tee) & _aligned(distance, ahead, rules.degrees / 2)[kept]
+    free = _aligned(distance, ahead, rules.degrees / 2)[kept]
     if rules.junctions is not None:
         # Beyond the road that is met, whose own junctions cover its width, towards the end.
         back = np.minimum(_HIDDEN_ARM / np.maximum(distance[kept], 1e-9), 1)[:, None]
         free &= rules.junctions.shows_junction(places[kept] - back * step[kept])
-    proven = _proven(bridges, ends.places[end[kept]], places[kept], free, rules)
+    reach = np.where(free, rules.tee, -1.0)
+    proven = _proven(bridges, ends.places[end[kept]], places[kept], reach, rules)
     order = np.lexsort((proven.along, proven.road, proven.cost, proven.end))
     first = np.diff(proven.end[order], prepend=-1) > 0
     return proven.chosen(order[first])
@@ -320,13 +322,16 @@ def _aligned(
 
 
 def _proven(
-    bridges: Bridges, starts: Line, stops: Line, free: NDArray[np.bool_], rules: JoinRules
+    bridges: Bridges, starts: Line, stops: Line, reach: NDArray[np.float64], rules: JoinRules
 ) -> Bridges:
-    """The bridges that need no evidence or have it; ``cost`` comes in as the cosine."""
+    """The bridges that have evidence, or no more open ground than ``reach``.
+
+    ``cost`` comes in as the cosine.
+    """
     step = stops - starts
     distance = np.hypot(step[:, 0], step[:, 1])
-    proof = rules.road.between(starts, stops)
-    kept = np.flatnonzero(free | (proof >= rules.probability))
+    proof, unproven = rules.road.between(starts, stops)
+    kept = np.flatnonzero((unproven <= reach) | (proof >= rules.probability))
     # A bridge that bends costs up to five times its length, one without evidence three times one
     # that is road all along.
     cost = (distance * (5 - 4 * bridges.cost) * (1.5 - proof))[kept]

@@ -44,19 +44,24 @@ class Evidence:
         values: NDArray[np.float64] = self.plane[rows, columns] / 255
         return values
 
-    def between(self, starts: Line, stops: Line) -> NDArray[np.float64]:
-        """Evidence for bridges, (n, 2) to (n, 2): mean probability of what is not road yet, (n,).
+    def between(self, starts: Line, stops: Line) -> tuple[NDArray[np.float64], ...]:
+        """Evidence for bridges, (n, 2) to (n, 2).
 
         Roads that a bridge leaves, meets or crosses say nothing for it, so a bridge that runs along
         the flank of another road has no more evidence than one over open ground.
+
+        Returns:
+            Mean probability of what is not road yet, (n,), and how much of the bridge that is,
+            metres, (n,).
         """
         share = np.linspace(0, 1, _BRIDGE_SAMPLES)[:, None]
-        values = self.at(starts[:, None] + share * (stops - starts)[:, None])
+        steps = stops - starts
+        values = self.at(starts[:, None] + share * steps[:, None])
         open_ground = values < self.low
         count = open_ground.sum(axis=1)
         total = (values * open_ground).sum(axis=1)
         mean: NDArray[np.float64] = np.where(count, total / np.maximum(count, 1), 1.0)
-        return mean
+        return mean, np.hypot(steps[:, 0], steps[:, 1]) * count / _BRIDGE_SAMPLES
 
     def doubt(self, network: Network, skip: float) -> NDArray[np.float64]:
         """How doubtful each road is beside the image's typical road, 0 certain .. 1, (m,).

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from satmap.roads.bridges import (
@@ -86,7 +87,7 @@ def extend_to_border(network: Network, size: Line, rules: JoinRules) -> Network:
     way = travel.min(axis=1, initial=np.inf)
     reached = np.flatnonzero((ends.parts >= rules.least) & (way <= rules.bridge))
     stops = ends.places[reached] + way[reached, None] * direction[reached]
-    shown = rules.road.between(ends.places[reached], stops) >= rules.probability
+    shown = rules.road.between(ends.places[reached], stops)[0] >= rules.probability
     shown |= way[reached] <= rules.edge
     if not shown.any():
         return network
@@ -112,6 +113,29 @@ def cut(line: Line, distances: NDArray[np.float64]) -> list[Line]:
     whole = np.insert(line, before, places, axis=0)
     stops = [0, *(before + np.arange(len(before))).tolist(), len(whole) - 1]
     return [whole[start : stop + 1] for start, stop in pairwise(stops)]
+
+
+def _crossed(links: list[_Link], nodes: list[list[float]]) -> list[_Link]:
+    """The links, those that cross each other led through a node there, which joins ``nodes``.
+
+    What hides a crossing leaves four ends. Each link crosses one other at most.
+    """
+    straight = [number for number, link in enumerate(links) if not link.via]
+    ends = np.array([(links[number].start, links[number].end) for number in straight])
+    lines = shapely.linestrings(np.array(nodes)[ends.reshape(-1, 2).astype(np.int64)])
+    pairs = shapely.STRtree(lines).query(lines, predicate="crosses").T
+    used: set[int] = set()
+    parts: list[_Link] = []
+    for one, other in pairs.tolist():
+        if one < other and not used & {one, other}:
+            used |= {one, other}
+            place = lines[one].intersection(lines[other])
+            for number in (one, other):
+                link = links[straight[number]]
+                parts += [_Link(link.start, len(nodes)), _Link(len(nodes), link.end)]
+            nodes.append([place.x, place.y])
+    gone = {straight[number] for number in used}
+    return [link for number, link in enumerate(links) if number not in gone] + parts
 
 
 def _build(network: Network, links: list[_Link], hits: list[tuple[int, int, float]]) -> Network:
@@ -141,6 +165,7 @@ def _build(network: Network, links: list[_Link], hits: list[tuple[int, int, floa
         lines[road], ends[road] = pieces[0], [chain[0], chain[1]]
         lines.extend(pieces[1:])
         ends.extend([chain[index], chain[index + 1]] for index in range(1, len(pieces)))
+    links = _crossed(links, nodes)
     place = np.array(nodes)
     lines.extend(np.stack([place[link.start], *link.via, place[link.end]]) for link in links)
     ends.extend([link.start, link.end] for link in links)

@@ -22,8 +22,9 @@ class RoadSettings(Settings):
         component_m: connected parts of less road are dropped if doubtful; certain ones need a
             quarter, and all need less where they leave the image.
         simplify_m: tolerance of Douglas-Peucker.
-        gap_m: aligned free ends so near are joined without evidence.
-        tee_m: a free end so near to a road ahead is led to it without evidence.
+        gap_m: aligned free ends with no more open ground between them are joined without evidence.
+        tee_m: a free end with no more open ground before a road ahead is led to it without
+            evidence.
         edge_m: a free end so near to the image's edge ahead is led to it without evidence.
         bridge_m: reach of all three with evidence.
         bridge_degrees: greatest angle between a road and a bridge.
@@ -43,8 +44,8 @@ class RoadSettings(Settings):
     merge_m: float = Field(4.0, ge=0, le=100)
     component_m: float = Field(36.0, ge=0, le=10000)
     simplify_m: float = Field(0.6, ge=0, le=100)
-    gap_m: float = Field(18.0, ge=0, le=200)
-    tee_m: float = Field(16.0, ge=0, le=200)
+    gap_m: float = Field(16.0, ge=0, le=200)
+    tee_m: float = Field(10.0, ge=0, le=200)
     edge_m: float = Field(3.0, ge=0, le=200)
     bridge_m: float = Field(33.0, ge=0, le=200)
     bridge_degrees: float = Field(30.0, ge=0, le=90)
