@@ -11,7 +11,7 @@ _WIDEST, _STEP = 12.0, 0.5
 # A pixel is road from this probability on.
 _ROAD = 0.5
 # Between measurements along a road, and what is left out at a junction, metres.
-_SPACING, _SKIP = 4.0, 8.0
+_SPACING, _SKIP = 8.0, 8.0
 
 
 def widths_at(road: Evidence, places: Line, directions: Line) -> NDArray[np.float64]:
