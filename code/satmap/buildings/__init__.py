@@ -1,0 +1,1 @@
+"""From probability planes to buildings: instances, polygons, confidence."""

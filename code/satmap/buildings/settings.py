@@ -1,0 +1,39 @@
+"""What the building vectoriser can be told."""
+
+from pydantic import Field, model_validator
+
+from satmap.settings import Settings
+
+
+class BuildingSettings(Settings):
+    """What the building vectoriser can be told; areas in pixels, as the challenges count them.
+
+    The defaults are those that SpaceNet 4's solutions found to work.
+
+    Attributes:
+        seed: strength from which a pixel is surely inside one building, 0..1; strength is body
+            probability x (1 - contact) x (1 - border).
+        seed_px: smaller seeds are dropped.
+        low: body probability from which a pixel belongs to a building that has a seed, 0..1.
+        certain: body probability that a building without a seed reaches somewhere, 0..1.
+        split: two seeds are two buildings if the strength between them is below this share of the
+            weaker one's, 0..1.
+        least_px: smaller buildings are dropped.
+        hole_px: smaller holes are filled.
+        simplify_px: tolerance of the outlines, where area and overlap with the mask stay.
+    """
+
+    seed: float = Field(0.7, gt=0, lt=1)
+    seed_px: float = Field(20, ge=0, le=1e6)
+    low: float = Field(0.3, gt=0, lt=1)
+    certain: float = Field(0.5, gt=0, le=1)
+    split: float = Field(0.8, ge=0, le=1)
+    least_px: float = Field(100, ge=0, le=1e9)
+    hole_px: float = Field(16, ge=0, le=1e9)
+    simplify_px: float = Field(1.0, ge=0, le=100)
+
+    @model_validator(mode="after")
+    def _low_is_lowest(self) -> "BuildingSettings":
+        if self.low > min(self.seed, self.certain):
+            raise ValueError("low is above seed or certain")
+        return self
