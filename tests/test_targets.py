@@ -8,7 +8,14 @@ from affine import Affine
 from made_files import lon_lat, write_image, write_labels
 from satmap.data.imagery import RGB, read_info
 from satmap.data.labels import RoadLabel, clip_to_image, read_road_labels
-from satmap.data.targets import JUNCTION_BIT, TargetSettings, decode_target, rasterize_roads
+from satmap.data.targets import (
+    CENTRE_BIT,
+    CLASS_BITS,
+    JUNCTION_BIT,
+    TargetSettings,
+    decode_target,
+    rasterize_roads,
+)
 from satmap.errors import SatmapError
 from satmap.planes import ROAD_PLANES
 
@@ -179,3 +186,13 @@ def test_broken_label_files(tmp_path: Path, text: str, message: str) -> None:
 
 def test_a_file_without_features_is_an_empty_chip(tmp_path: Path) -> None:
     assert read(write_labels(tmp_path / "l.geojson", []), write_image(tmp_path / "a.tif")) == []
+
+
+def test_middles_of_roads_are_marked() -> None:
+    roads = [RoadLabel(np.array([[0.0, 50.2], [100.0, 50.2]]), 25)]
+    target = rasterize_roads(roads, (100, 100), (0.25, 0.5), SETTINGS)
+    middle = (target & CENTRE_BIT) > 0
+    # 0.75 m to either side, in pixels of half a metre.
+    assert np.flatnonzero(middle[:, 40]).tolist() == [49, 50, 51]
+    assert (middle <= ((target & CLASS_BITS) > 0)).all()
+    assert decode_target(target).max() == 1

@@ -28,7 +28,7 @@ from satmap.settings import Settings
 _HEADER_KEYS = {"shape", "metres_per_pixel", "labels"}
 
 # Raise when the content of a cached file changes for the same inputs and settings.
-_FORMAT = "2"
+_FORMAT = "3"
 
 
 class StretchSettings(Settings):
