@@ -22,13 +22,14 @@ from satmap.data.spacenet_roads import scan
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.exports import SUFFIXES, ImageRoads
 from satmap.inference import prediction
-from satmap.inference.ensemble import Voter, predict_planes
+from satmap.inference.blending import blend
+from satmap.inference.ensemble import Voter, predict_planes, predict_strips
 from satmap.inference.journal import Journal
 from satmap.inference.out_of_fold import held_out_images
 from satmap.inference.prediction import predict
 from satmap.inference.views import VIEWS
 from satmap.inference.weights import choose, find_weights, recipe_of
-from satmap.inference.windows import windows
+from satmap.inference.windows import spans
 from satmap.models.unet import build_network
 from satmap.models.weights import save_weights
 from satmap.planes import ROAD, ROAD_PLANES, Planes
@@ -61,19 +62,81 @@ def test_the_views_are_the_eight_symmetries_and_undo_themselves() -> None:
         (97, 500, 96, 0),
     ],
 )
-def test_windows_tile_the_image(height: int, width: int, size: int, overlap: int) -> None:
-    covered = np.zeros((height, width), int)
-    for window in windows(height, width, size, overlap):
-        covered[window.core] += 1
-        for read, core, inside, length in zip(
-            window.read, window.core, window.core_in_read, (height, width), strict=True
-        ):
-            assert 0 <= read.start <= core.start < core.stop <= read.stop <= length
-            assert read.stop - read.start == min(size, length)
-            assert core.start - read.start >= overlap or core.start == 0
-            assert read.stop - core.stop >= overlap or core.stop == length
-            assert inside.stop - inside.start == core.stop - core.start
-    assert (covered == 1).all()
+def test_the_weights_of_windows_sum_to_one(
+    height: int, width: int, size: int, overlap: int
+) -> None:
+    rows, columns = spans(height, size, overlap), spans(width, size, overlap)
+    for length, its in ((height, rows), (width, columns)):
+        for span in its:
+            assert 0 <= span.read.start <= span.kept.start <= span.kept.stop <= span.read.stop
+            assert span.read.stop - span.read.start == min(size, length) <= length
+            # What is not blended lies away from the window's border.
+            whole = span.kept.start + span.fade_in, span.kept.stop - span.fade_out
+            assert whole[0] <= whole[1]
+            assert whole[0] - span.read.start >= overlap or whole[0] == 0
+            assert span.read.stop - whole[1] >= overlap or whole[1] == length
+    seen: list[tuple[slice, slice]] = []
+
+    def certain(rows: slice, columns: slice) -> Tensor:
+        seen.append((rows, columns))
+        return torch.full((2, rows.stop - rows.start, columns.stop - columns.start), 255.0)
+
+    top = 0
+    for first, values in blend(rows, columns, certain):
+        assert first == top
+        assert values.shape[::2] == (2, width)
+        assert values.dtype == torch.uint8
+        assert (values == 255).all()
+        top += values.shape[1]
+    assert top == height
+    assert len(seen) == len(rows) * len(columns)
+
+
+class Mean(nn.Module):
+    """A network that answers for the whole window at once: windows cannot agree."""
+
+    plane_names = ("road",)
+
+    class encoder:  # noqa: N801 - the network's attribute
+        in_channels = 3
+
+        @staticmethod
+        def normalize(pixels: Tensor) -> Tensor:
+            return pixels.float() / 255
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (8 * x.mean(dim=(1, 2, 3)) - 4).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
+
+
+def test_windows_have_no_seams_and_no_order() -> None:
+    # Brighter and brighter to the right and to the bottom.
+    slope = np.add.outer(np.arange(300), np.arange(500)) * (254 / 800) + 1
+    image = np.repeat(slope[..., None], 3, axis=2).astype(np.uint8)
+    settings = Inference(views=1, window=128, overlap=32)
+    voters = [Voter(Mean())]  # type: ignore[arg-type]
+    planes = predict_planes(voters, image, settings, CPU)[0].astype(int)
+    steps = [np.abs(np.diff(planes, axis=axis)).max() for axis in (0, 1)]
+    hard = Inference(views=1, window=128, overlap=0)
+    cut = predict_planes(voters, image, hard, CPU)[0].astype(int)
+    # The same windows side by side jump by dozens; blended no pixel stands out.
+    assert min(np.abs(np.diff(cut, axis=axis)).max() for axis in (0, 1)) > 20
+    assert max(steps) <= 2
+    # What comes first does not matter: from the other end the windows come in reverse.
+    for axis in (0, 1):
+        turned = predict_planes(voters, np.flip(image, axis).copy(), settings, CPU)[0]
+        assert np.abs(np.flip(turned, axis).astype(int) - planes).max() <= 1
+
+
+def test_one_window_is_the_whole() -> None:
+    torch.manual_seed(0)
+    network = build_network("resnet18", 3, ROAD_PLANES, (16, 16, 16, 16)).eval()
+    image = np.random.default_rng(0).integers(0, 255, (96, 128, 3)).astype(np.uint8)
+    whole = predict_planes([Voter(network)], image, Inference(views=1), CPU)
+    exact = Inference(views=1, window=128, overlap=16)
+    assert np.array_equal(predict_planes([Voter(network)], image, exact, CPU), whole)
+    strips = list(predict_strips([Voter(network)], image, Inference(window=64, overlap=16), CPU))
+    assert [strip.top for strip in strips] == [0, 32]
+    assert sum(strip.values.get().shape[1] for strip in strips) == 96
 
 
 class FirstBand(nn.Module):
