@@ -14,18 +14,17 @@ from torch import Tensor, nn
 
 from made_files import write_image
 from satmap.data.cache import StretchSettings
-from satmap.data.chip import Chip
 from satmap.data.folds import assign_folds
 from satmap.data.georeference import Georeference
-from satmap.data.imagery import ImageInfo
-from satmap.data.spacenet_roads import scan
+from satmap.data.spacenet_roads import road_image_id, scan
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.exports import SUFFIXES, ImageRoads
-from satmap.inference import prediction
+from satmap.inference import plane_jobs, share
 from satmap.inference.blending import blend
-from satmap.inference.ensemble import Voter, predict_planes, predict_strips
+from satmap.inference.ensemble import Download, Strip, Voter, predict_planes, predict_strips
 from satmap.inference.journal import Journal
 from satmap.inference.out_of_fold import held_out_images
+from satmap.inference.pictures import Picture
 from satmap.inference.prediction import predict
 from satmap.inference.views import VIEWS
 from satmap.inference.weights import choose, find_weights, recipe_of
@@ -296,12 +295,13 @@ def test_an_unthought_of_fault_costs_one_image(
     original = vectorize
 
     def broken(planes: Planes, settings: RoadSettings) -> RoadGraph:
-        monkeypatch.setattr(prediction, "vectorize", original)
+        monkeypatch.setattr(plane_jobs, "vectorize", original)
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(prediction, "vectorize", broken)
+    monkeypatch.setattr(plane_jobs, "vectorize", broken)
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
-    done = predict([city / "test"], tmp_path / "out.csv", tmp_path / "weights", CPU)
+    output = tmp_path / "out.csv"
+    done = predict([city / "test"], output, tmp_path / "weights", CPU, alone(tmp_path))
     assert done.faults == {"AOI_99_Made_chip6": "RuntimeError: a bug"}
     assert set(read_roads_csv(tmp_path / "out.csv")) == {"AOI_99_Made_chip6", "AOI_99_Made_chip7"}
 
@@ -375,7 +375,7 @@ def test_the_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
         file.write(b'["c", [[[[0, 0')  # cut off by a crash
     with Journal(output, "settings") as journal:
         assert list(journal.finished) == ["a", "b"]
-        assert all(same_roads(journal.finished[key], roads) for key, roads in written.items())
+        assert all(same_roads(journal.roads(key), roads) for key, roads in written.items())
         journal.add("c", some_roads("AOI_c", 1.0))
     with Journal(output, "settings") as journal:
         assert list(journal.finished) == ["a", "b", "c"]
@@ -411,26 +411,26 @@ def test_a_stopped_prediction_goes_on(
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     whole, resumed = tmp_path / "whole.csv", tmp_path / "resumed.csv"
     predict([city / "test"], whole, tmp_path / "weights", CPU)
-    predicted: list[str] = []
-    original = prediction.predict_chip_planes
+    predicted: list[Path] = []
+    original = share.look
 
-    def interrupted(chip, *rest):  # type: ignore[no-untyped-def]
+    def interrupted(picture: Picture, *rest: Any) -> list[Strip]:
         if len(predicted) == 1:
             raise KeyboardInterrupt
-        predicted.append(chip.image_id)
-        return original(chip, *rest)
+        predicted.append(picture.info.path)
+        return original(picture, *rest)
 
-    monkeypatch.setattr(prediction, "predict_chip_planes", interrupted)
+    monkeypatch.setattr(share, "look", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict([city / "test"], resumed, tmp_path / "weights", CPU)
     assert not resumed.exists()
-    again: list[str] = []
+    again: list[Path] = []
 
-    def counted(chip, *rest):  # type: ignore[no-untyped-def]
-        again.append(chip.image_id)
-        return original(chip, *rest)
+    def counted(picture: Picture, *rest: Any) -> list[Strip]:
+        again.append(picture.info.path)
+        return original(picture, *rest)
 
-    monkeypatch.setattr(prediction, "predict_chip_planes", counted)
+    monkeypatch.setattr(share, "look", counted)
     predict([city / "test"], resumed, tmp_path / "weights", CPU)
     assert again
     assert predicted[0] not in again
@@ -452,12 +452,12 @@ def test_chips_side_by_side_help_each_other(
             transform=Affine(size, 0, 37.6 + 400 * number * size, 0, -size, 55.7),
         )
 
-    def planes_of(chip, *rest):  # type: ignore[no-untyped-def]
+    def planes_of(picture: Picture, *_: object) -> list[Strip]:
         values = np.zeros((len(ROAD_PLANES), 300, 400), np.uint8)
-        values[ROAD_PLANES.index(ROAD)] = parts[chip.image_id.split("_")[-1]]
-        return Planes(ROAD_PLANES, values, (0.3, 0.3)), chip.image, []
+        values[ROAD_PLANES.index(ROAD)] = parts[picture.info.path.stem.split("_")[-1]]
+        return [Strip(0, Download(torch.from_numpy(values)))]
 
-    monkeypatch.setattr(prediction, "predict_chip_planes", planes_of)
+    monkeypatch.setattr(share, "look", planes_of)
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     output = tmp_path / "out" / "out.csv"
     predict([tmp_path / "test"], output, tmp_path / "weights", CPU)
@@ -486,14 +486,13 @@ def alone(directory: Path, **inference: object) -> str:
     return str(path)
 
 
-def street_planes(chip: Chip, *_: object) -> tuple[Planes, ImageInfo, list[str]]:
+def street_planes(picture: Picture, *_: object) -> list[Strip]:
     """Stands for an ensemble that sees a street, and how fast it is, in every image."""
-    info = chip.image
+    info = picture.info
     road = draw([(0, 40), (info.width, 40)], shape=(info.height, info.width))
     values = np.zeros((len(ROAD_PLANES), *road.shape), np.uint8)
     values[[ROAD_PLANES.index(name) for name in (ROAD, "speed3", "speed4")]] = road
-    size = info.georeference.metres_per_pixel if info.georeference else (0.3, 0.3)
-    return Planes(ROAD_PLANES, values, size), info, []
+    return [Strip(0, Download(torch.from_numpy(values)))]
 
 
 UTM: dict[str, Any] = {
@@ -519,7 +518,7 @@ def street_images(directory: Path) -> Path:
 def test_planes_vectorise_to_the_very_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: bool
 ) -> None:
-    monkeypatch.setattr(prediction, "predict_chip_planes", street_planes)
+    monkeypatch.setattr(share, "look", street_planes)
     images, planes = street_images(tmp_path / "images"), tmp_path / "planes"
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     recipe = load_recipe(alone(tmp_path))
@@ -555,7 +554,7 @@ def test_planes_of_a_real_network_vectorise_to_the_same(city: Path, tmp_path: Pa
 
 
 def test_images_at_fault_have_no_planes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prediction, "predict_chip_planes", street_planes)
+    monkeypatch.setattr(share, "look", street_planes)
     images, planes = street_images(tmp_path / "images"), tmp_path / "planes"
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     for _ in range(2):
@@ -576,13 +575,13 @@ def test_a_stopped_run_goes_on_with_planes_and_exports(
     seen: list[str] = []
     stop_at = 3
 
-    def counted(chip: Chip, *rest: object) -> tuple[Planes, ImageInfo, list[str]]:
+    def counted(picture: Picture, *_: object) -> list[Strip]:
         if len(seen) == stop_at:
             raise KeyboardInterrupt
-        seen.append(chip.image_id)
-        return street_planes(chip)
+        seen.append(road_image_id(picture.info.path.stem) or "")
+        return street_planes(picture)
 
-    monkeypatch.setattr(prediction, "predict_chip_planes", counted)
+    monkeypatch.setattr(share, "look", counted)
 
     def run(name: str) -> dict[str, bytes]:
         place = tmp_path / name

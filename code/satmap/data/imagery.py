@@ -206,7 +206,9 @@ def stretch(
 
 def _histogram(band: NDArray[Any], valid: NDArray[np.bool_], levels: int) -> NDArray[np.int64]:
     """How often each level occurs among the valid pixels, int64 (levels,)."""
-    return np.bincount(band.ravel() if valid.all() else band[valid], minlength=levels)
+    pixels = band.ravel() if valid.all() else band[valid]
+    counts: NDArray[np.int64] = np.bincount(pixels, minlength=levels)
+    return counts
 
 
 def _table(counts: NDArray[np.int64], low: float, high: float) -> NDArray[np.uint8]:
@@ -221,7 +223,8 @@ def _table(counts: NDArray[np.int64], low: float, high: float) -> NDArray[np.uin
     bottom, top = np.searchsorted(cumulated, rank)
     levels = np.arange(len(counts), dtype=np.float32)
     table = np.clip((levels - bottom) * (255 / max(top - bottom, 1)), 0, 255)
-    return np.rint(table).astype(np.uint8)
+    levels_out: NDArray[np.uint8] = np.rint(table).astype(np.uint8)
+    return levels_out
 
 
 def _stretched(

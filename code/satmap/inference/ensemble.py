@@ -54,7 +54,7 @@ class Download:
             # Only into pinned memory does a copy run beside the host.
             self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._values.copy_(values, non_blocking=True)
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record(torch.cuda.current_stream(values.device))
         else:
             self._values = values
