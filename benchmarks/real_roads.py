@@ -57,9 +57,9 @@ def main() -> None:
     truth, proposal, metres = {}, {}, []
     overlap = union = 0
     for chip in held_out:
-        picture = read_picture(chip, voters, recipe)
-        values = predict_planes(picture.voters, picture.pixels, recipe.inference, place.device)
-        planes = Planes(ROAD_PLANES, values, picture.metres_per_pixel)
+        seen = read_picture(chip, voters, recipe)
+        values = predict_planes(seen.voters, seen.pixels, recipe.inference, place.device)
+        planes = Planes(ROAD_PLANES, values, seen.metres_per_pixel)
         cached = prepare_chip(chip, options.work / "cache", recipe.stretch, recipe.targets)
         image, target = cached.read()
         road, label = planes[ROAD] >= 128, (target & CLASS_BITS) > 0

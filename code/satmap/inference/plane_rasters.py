@@ -1,6 +1,7 @@
 """Planes as rasters that other programs read, and the vectoriser again."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
@@ -16,6 +17,9 @@ from satmap.data.georeference import Georeference
 from satmap.errors import CannotWriteError
 from satmap.files import atomic_path
 from satmap.planes import Planes
+
+# As in `satmap.data.imagery`, which workers do not load.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 # Tiles, for readers of windows; the fastest level of deflate after differences of neighbouring
 # pixels is the smallest file for the time.
