@@ -21,6 +21,7 @@ import torch
 from affine import Affine
 
 from made_files import write_image
+from rank_work import stumble
 from satmap.data.imagery import MULTISPECTRAL, RGB, StretchedImage, read_info, read_stretched
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.inference import ensemble, journal, pictures, share
@@ -28,6 +29,7 @@ from satmap.inference.ensemble import Strip
 from satmap.inference.journal import Journal
 from satmap.inference.pictures import Picture
 from satmap.inference.prediction import Prediction, predict
+from satmap.inference.ranks import run_ranks
 from satmap.models.unet import build_network
 from satmap.models.weights import save_weights
 from satmap.planes import ROAD_PLANES
@@ -39,7 +41,7 @@ COLUMNS, ROWS, SIZE = 5, 3, 80
 
 
 class Area:
-    """Images side by side, and one that lies nowhere, with a network and what it predicts."""
+    """Images side by side, one of them damaged, and one that lies nowhere, with a network."""
 
     def __init__(self, directory: Path) -> None:
         self.images, self.weights = directory / "images", directory / "weights"
@@ -56,6 +58,8 @@ class Area:
                 pixels=pixels,
                 **({"georeferenced": False} if row == ROWS else {"transform": place}),
             )
+        damaged = self.images / "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip6.tif"
+        damaged.write_bytes(damaged.read_bytes()[:-9000])
         recipe = load_recipe("demo")
         self.inference = Inference(views=4)
         recipe = recipe.model_copy(update={"inference": self.inference})
@@ -143,41 +147,17 @@ def wait_until(reached: Callable[[], bool], process: "subprocess.Popen[str]") ->
 def test_workers_and_processes_change_nothing(area: Area, tmp_path: Path) -> None:
     images = COLUMNS * ROWS + 1
     assert len(area.done.images) == images
-    assert sum(map(bool, area.done.images.values())) == images
-    assert len(area.files) == images + 2
-    for name, options in (("1", {"workers": 1}), ("22", {"workers": 2, "processes": 2})):
+    assert list(area.done.faults) == ["AOI_7_Moscow_chip6"]
+    assert sum(map(bool, area.done.images.values())) == images - 1
+    assert len(area.files) == images - 1 + 2
+    for name, options in (("1", {"workers": 2}), ("12", {"workers": 1, "processes": 2})):
         assert area.predict(tmp_path / name, **options) == area.done
         assert files_in(tmp_path / name) == area.files
 
 
-def test_torchrun_changes_nothing(area: Area, tmp_path: Path) -> None:
-    process = start("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                    *area.command(tmp_path)[0:])  # fmt: skip
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert files_in(tmp_path) == area.files
-
-
-def test_faults_are_the_same_in_all_processes(area: Area, tmp_path: Path) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
-    for path in area.images.iterdir():
-        (images / path.name).write_bytes(path.read_bytes())
-    cut = images / "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip2.tif"
-    cut.write_bytes(cut.read_bytes()[:-9000])
-    outputs = [tmp_path / "a.csv", tmp_path / "b.csv"]
-    one, two = (
-        predict([images], output, area.weights, CPU, area.recipe, processes=count)
-        for count, output in enumerate(outputs, start=1)
-    )
-    assert one == two
-    assert list(one.faults) == ["AOI_7_Moscow_chip2"]
-    assert outputs[0].read_bytes() == outputs[1].read_bytes()
-
-
-def test_a_fault_of_the_run_is_the_users_to_read(tmp_path: Path) -> None:
-    with pytest.raises(SatmapError, match=r"^no weights \(\*\.safetensors\) in"):
-        predict([tmp_path], tmp_path / "out.csv", tmp_path, CPU, processes=2)
+def test_a_fault_of_one_rank_reaches_the_user() -> None:
+    with pytest.raises(SatmapError, match=r"^rank 1 cannot go on\. Mend it\.$"):
+        run_ranks(2, stumble)
 
 
 # --- interruptions --------------------------------------------------------------------------------
@@ -202,14 +182,13 @@ def test_no_kill_loses_anything(area: Area, tmp_path: Path) -> None:
     kept: set[str] = set()
     stored: set[str] = set()
     for victim in victims:
-        process = start(*area.command(tmp_path, "--processes", "2", "--workers", "1"))
+        process = start(*area.command(tmp_path, "--processes", "2", "--workers", "0"))
         more = generator.randrange(1, COLUMNS * ROWS // 3)
         enough = len(stored) + more
         if not wait_until(partial(stored_at_least, tmp_path, enough), process):
             pytest.fail(f"ended by itself: {process.communicate()[1]}")
-        ranks = spawned(process)
-        assert len(ranks) == 2
-        pid = {"first": ranks[0], "second": ranks[1], "parent": process.pid}[victim]
+        first, second = spawned(process)
+        pid = {"first": first, "second": second, "parent": process.pid}[victim]
         os.kill(pid, signal.SIGKILL)
         _, errors = process.communicate(timeout=120)
         if victim != "parent":
@@ -223,8 +202,11 @@ def test_no_kill_loses_anything(area: Area, tmp_path: Path) -> None:
         assert stored_in(tmp_path) >= stored
         kept, stored = finished_in(tmp_path), stored_in(tmp_path)
     assert not (tmp_path / "out.csv").exists()
-    # Another number of processes goes on.
-    area.predict(tmp_path)
+    # Another launcher goes on.
+    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = start(*ranks, *area.command(tmp_path, "--workers", "1"))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
     assert files_in(tmp_path) == area.files
 
 
@@ -322,8 +304,9 @@ def test_few_images_are_in_memory_however_many_there_are(
     monkeypatch.setattr(share, "read_picture", counted_read)
     monkeypatch.setattr(share, "look", counted_look)
     assert area.predict(tmp_path, workers=2) == area.done
-    assert counts == {"read": COLUMNS * ROWS + 1, "looked": COLUMNS * ROWS + 1}
-    assert 1 < most["pictures"] <= share.READ_AHEAD + 1
+    # The damaged one is read, but never looked at.
+    assert counts == {"read": COLUMNS * ROWS + 1, "looked": COLUMNS * ROWS}
+    assert 1 < most["pictures"] <= share.READ_AHEAD + 2
     assert 1 < most["planes"] <= 2 * share.JOBS_A_WORKER
     assert files_in(tmp_path) == area.files
 
@@ -408,7 +391,7 @@ def test_large_scenes_are_predicted_strip_by_strip_to_the_same_bytes(
     for place in places:
         predict([area.images], place / "out.csv", area.weights, CPU, str(path),
                 planes=place / "planes")  # fmt: skip
-        assert len(strips) == 2 * (COLUMNS * ROWS + 1)
+        assert len(strips) == 2 * COLUMNS * ROWS
         strips.clear()
         monkeypatch.setattr(pictures, "LARGEST", 0)
     small, large = map(files_in, places)
