@@ -17,10 +17,11 @@ from satmap.data.chip import Chip
 from satmap.data.spacenet_roads import scan
 from satmap.data.targets import CLASS_BITS
 from satmap.device import pick_device
-from satmap.inference.prediction import predict_chip_planes
+from satmap.inference.ensemble import predict_planes
+from satmap.inference.pictures import read_picture
 from satmap.inference.weights import choose, find_weights, load_ensemble
 from satmap.metrics.apls import score_roads
-from satmap.planes import ROAD
+from satmap.planes import ROAD, ROAD_PLANES, Planes
 from satmap.recipe import load_recipe
 from satmap.report.overlay import side_by_side
 from satmap.report.panels import write_picture
@@ -56,7 +57,9 @@ def main() -> None:
     truth, proposal, metres = {}, {}, []
     overlap = union = 0
     for chip in held_out:
-        planes, _, _ = predict_chip_planes(chip, voters, recipe, place.device)
+        seen = read_picture(chip, voters, recipe)
+        values = predict_planes(seen.voters, seen.pixels, recipe.inference, place.device)
+        planes = Planes(ROAD_PLANES, values, seen.metres_per_pixel)
         cached = prepare_chip(chip, options.work / "cache", recipe.stretch, recipe.targets)
         image, target = cached.read()
         road, label = planes[ROAD] >= 128, (target & CLASS_BITS) > 0

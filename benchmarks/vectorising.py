@@ -42,11 +42,12 @@ from round_trips import RoundTrip, labelled_chips, made_city, vegas_labels
 from satmap.metrics.apls import apls
 from satmap.planes import ROAD, Planes
 from satmap.roads.box import Box
-from satmap.roads.context import crop, with_surroundings
+from satmap.roads.context import crop
 from satmap.roads.rows import to_rows
 from satmap.roads.vectorize import vectorize
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv
 from satmap.vectorizing import vectorize_directory
+from side_by_side import with_surroundings
 
 _MASKS, _HELD_OUT_MASKS = range(24), range(7000, 7048)
 _CITIES, _HELD_OUT_CITIES = range(1, 4), range(601, 613)

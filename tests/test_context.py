@@ -7,9 +7,10 @@ import pytest
 
 from satmap.planes import ROAD, Planes
 from satmap.roads.box import Box
-from satmap.roads.context import crop, margin_px, with_surroundings
+from satmap.roads.context import crop, margin_px
 from satmap.roads.graph import RoadEdge, RoadGraph
 from satmap.roads.vectorize import vectorize
+from side_by_side import with_surroundings
 from test_roads import draw
 
 SCALE = (0.3, 0.3)

@@ -14,21 +14,21 @@ from torch import Tensor, nn
 
 from made_files import write_image
 from satmap.data.cache import StretchSettings
-from satmap.data.chip import Chip
 from satmap.data.folds import assign_folds
 from satmap.data.georeference import Georeference
-from satmap.data.imagery import ImageInfo
-from satmap.data.spacenet_roads import scan
+from satmap.data.spacenet_roads import road_image_id, scan
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.exports import SUFFIXES, ImageRoads
-from satmap.inference import prediction
-from satmap.inference.ensemble import Voter, predict_planes
+from satmap.inference import plane_jobs, share
+from satmap.inference.blending import blend
+from satmap.inference.ensemble import Download, Strip, Voter, predict_planes, predict_strips
 from satmap.inference.journal import Journal
 from satmap.inference.out_of_fold import held_out_images
+from satmap.inference.pictures import Picture
 from satmap.inference.prediction import predict
 from satmap.inference.views import VIEWS
 from satmap.inference.weights import choose, find_weights, recipe_of
-from satmap.inference.windows import windows
+from satmap.inference.windows import spans
 from satmap.models.unet import build_network
 from satmap.models.weights import save_weights
 from satmap.planes import ROAD, ROAD_PLANES, Planes
@@ -61,19 +61,81 @@ def test_the_views_are_the_eight_symmetries_and_undo_themselves() -> None:
         (97, 500, 96, 0),
     ],
 )
-def test_windows_tile_the_image(height: int, width: int, size: int, overlap: int) -> None:
-    covered = np.zeros((height, width), int)
-    for window in windows(height, width, size, overlap):
-        covered[window.core] += 1
-        for read, core, inside, length in zip(
-            window.read, window.core, window.core_in_read, (height, width), strict=True
-        ):
-            assert 0 <= read.start <= core.start < core.stop <= read.stop <= length
-            assert read.stop - read.start == min(size, length)
-            assert core.start - read.start >= overlap or core.start == 0
-            assert read.stop - core.stop >= overlap or core.stop == length
-            assert inside.stop - inside.start == core.stop - core.start
-    assert (covered == 1).all()
+def test_the_weights_of_windows_sum_to_one(
+    height: int, width: int, size: int, overlap: int
+) -> None:
+    rows, columns = spans(height, size, overlap), spans(width, size, overlap)
+    for length, its in ((height, rows), (width, columns)):
+        for span in its:
+            assert 0 <= span.read.start <= span.kept.start <= span.kept.stop <= span.read.stop
+            assert span.read.stop - span.read.start == min(size, length) <= length
+            # What is not blended lies away from the window's border.
+            whole = span.kept.start + span.fade_in, span.kept.stop - span.fade_out
+            assert whole[0] <= whole[1]
+            assert whole[0] - span.read.start >= overlap or whole[0] == 0
+            assert span.read.stop - whole[1] >= overlap or whole[1] == length
+    seen: list[tuple[slice, slice]] = []
+
+    def certain(rows: slice, columns: slice) -> Tensor:
+        seen.append((rows, columns))
+        return torch.full((2, rows.stop - rows.start, columns.stop - columns.start), 255.0)
+
+    top = 0
+    for first, values in blend(rows, columns, certain):
+        assert first == top
+        assert values.shape[::2] == (2, width)
+        assert values.dtype == torch.uint8
+        assert (values == 255).all()
+        top += values.shape[1]
+    assert top == height
+    assert len(seen) == len(rows) * len(columns)
+
+
+class Mean(nn.Module):
+    """A network that answers for the whole window at once: windows cannot agree."""
+
+    plane_names = ("road",)
+
+    class encoder:  # noqa: N801 - the network's attribute
+        in_channels = 3
+
+        @staticmethod
+        def normalize(pixels: Tensor) -> Tensor:
+            return pixels.float() / 255
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (8 * x.mean(dim=(1, 2, 3)) - 4).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
+
+
+def test_windows_have_no_seams_and_no_order() -> None:
+    # Brighter and brighter to the right and to the bottom.
+    slope = np.add.outer(np.arange(300), np.arange(500)) * (254 / 800) + 1
+    image = np.repeat(slope[..., None], 3, axis=2).astype(np.uint8)
+    settings = Inference(views=1, window=128, overlap=32)
+    voters = [Voter(Mean())]  # type: ignore[arg-type]
+    planes = predict_planes(voters, image, settings, CPU)[0].astype(int)
+    steps = [np.abs(np.diff(planes, axis=axis)).max() for axis in (0, 1)]
+    hard = Inference(views=1, window=128, overlap=0)
+    cut = predict_planes(voters, image, hard, CPU)[0].astype(int)
+    # The same windows side by side jump by dozens; blended no pixel stands out.
+    assert min(np.abs(np.diff(cut, axis=axis)).max() for axis in (0, 1)) > 20
+    assert max(steps) <= 2
+    # What comes first does not matter: from the other end the windows come in reverse.
+    for axis in (0, 1):
+        turned = predict_planes(voters, np.flip(image, axis).copy(), settings, CPU)[0]
+        assert np.abs(np.flip(turned, axis).astype(int) - planes).max() <= 1
+
+
+def test_one_window_is_the_whole() -> None:
+    torch.manual_seed(0)
+    network = build_network("resnet18", 3, ROAD_PLANES, (16, 16, 16, 16)).eval()
+    image = np.random.default_rng(0).integers(0, 255, (96, 128, 3)).astype(np.uint8)
+    whole = predict_planes([Voter(network)], image, Inference(views=1), CPU)
+    exact = Inference(views=1, window=128, overlap=16)
+    assert np.array_equal(predict_planes([Voter(network)], image, exact, CPU), whole)
+    strips = list(predict_strips([Voter(network)], image, Inference(window=64, overlap=16), CPU))
+    assert [strip.top for strip in strips] == [0, 32]
+    assert sum(strip.values.get().shape[1] for strip in strips) == 96
 
 
 class FirstBand(nn.Module):
@@ -233,12 +295,13 @@ def test_an_unthought_of_fault_costs_one_image(
     original = vectorize
 
     def broken(planes: Planes, settings: RoadSettings) -> RoadGraph:
-        monkeypatch.setattr(prediction, "vectorize", original)
+        monkeypatch.setattr(plane_jobs, "vectorize", original)
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(prediction, "vectorize", broken)
+    monkeypatch.setattr(plane_jobs, "vectorize", broken)
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
-    done = predict([city / "test"], tmp_path / "out.csv", tmp_path / "weights", CPU)
+    output = tmp_path / "out.csv"
+    done = predict([city / "test"], output, tmp_path / "weights", CPU, alone(tmp_path))
     assert done.faults == {"AOI_99_Made_chip6": "RuntimeError: a bug"}
     assert set(read_roads_csv(tmp_path / "out.csv")) == {"AOI_99_Made_chip6", "AOI_99_Made_chip7"}
 
@@ -312,7 +375,7 @@ def test_the_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
         file.write(b'["c", [[[[0, 0')  # cut off by a crash
     with Journal(output, "settings") as journal:
         assert list(journal.finished) == ["a", "b"]
-        assert all(same_roads(journal.finished[key], roads) for key, roads in written.items())
+        assert all(same_roads(journal.roads(key), roads) for key, roads in written.items())
         journal.add("c", some_roads("AOI_c", 1.0))
     with Journal(output, "settings") as journal:
         assert list(journal.finished) == ["a", "b", "c"]
@@ -348,26 +411,26 @@ def test_a_stopped_prediction_goes_on(
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     whole, resumed = tmp_path / "whole.csv", tmp_path / "resumed.csv"
     predict([city / "test"], whole, tmp_path / "weights", CPU)
-    predicted: list[str] = []
-    original = prediction.predict_chip_planes
+    predicted: list[Path] = []
+    original = share.look
 
-    def interrupted(chip, *rest):  # type: ignore[no-untyped-def]
+    def interrupted(picture: Picture, *rest: Any) -> list[Strip]:
         if len(predicted) == 1:
             raise KeyboardInterrupt
-        predicted.append(chip.image_id)
-        return original(chip, *rest)
+        predicted.append(picture.info.path)
+        return original(picture, *rest)
 
-    monkeypatch.setattr(prediction, "predict_chip_planes", interrupted)
+    monkeypatch.setattr(share, "look", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict([city / "test"], resumed, tmp_path / "weights", CPU)
     assert not resumed.exists()
-    again: list[str] = []
+    again: list[Path] = []
 
-    def counted(chip, *rest):  # type: ignore[no-untyped-def]
-        again.append(chip.image_id)
-        return original(chip, *rest)
+    def counted(picture: Picture, *rest: Any) -> list[Strip]:
+        again.append(picture.info.path)
+        return original(picture, *rest)
 
-    monkeypatch.setattr(prediction, "predict_chip_planes", counted)
+    monkeypatch.setattr(share, "look", counted)
     predict([city / "test"], resumed, tmp_path / "weights", CPU)
     assert again
     assert predicted[0] not in again
@@ -389,12 +452,12 @@ def test_chips_side_by_side_help_each_other(
             transform=Affine(size, 0, 37.6 + 400 * number * size, 0, -size, 55.7),
         )
 
-    def planes_of(chip, *rest):  # type: ignore[no-untyped-def]
+    def planes_of(picture: Picture, *_: object) -> list[Strip]:
         values = np.zeros((len(ROAD_PLANES), 300, 400), np.uint8)
-        values[ROAD_PLANES.index(ROAD)] = parts[chip.image_id.split("_")[-1]]
-        return Planes(ROAD_PLANES, values, (0.3, 0.3)), chip.image, []
+        values[ROAD_PLANES.index(ROAD)] = parts[picture.info.path.stem.split("_")[-1]]
+        return [Strip(0, Download(torch.from_numpy(values)))]
 
-    monkeypatch.setattr(prediction, "predict_chip_planes", planes_of)
+    monkeypatch.setattr(share, "look", planes_of)
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     output = tmp_path / "out" / "out.csv"
     predict([tmp_path / "test"], output, tmp_path / "weights", CPU)
@@ -423,14 +486,13 @@ def alone(directory: Path, **inference: object) -> str:
     return str(path)
 
 
-def street_planes(chip: Chip, *_: object) -> tuple[Planes, ImageInfo, list[str]]:
+def street_planes(picture: Picture, *_: object) -> list[Strip]:
     """Stands for an ensemble that sees a street, and how fast it is, in every image."""
-    info = chip.image
+    info = picture.info
     road = draw([(0, 40), (info.width, 40)], shape=(info.height, info.width))
     values = np.zeros((len(ROAD_PLANES), *road.shape), np.uint8)
     values[[ROAD_PLANES.index(name) for name in (ROAD, "speed3", "speed4")]] = road
-    size = info.georeference.metres_per_pixel if info.georeference else (0.3, 0.3)
-    return Planes(ROAD_PLANES, values, size), info, []
+    return [Strip(0, Download(torch.from_numpy(values)))]
 
 
 UTM: dict[str, Any] = {
@@ -456,7 +518,7 @@ def street_images(directory: Path) -> Path:
 def test_planes_vectorise_to_the_very_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: bool
 ) -> None:
-    monkeypatch.setattr(prediction, "predict_chip_planes", street_planes)
+    monkeypatch.setattr(share, "look", street_planes)
     images, planes = street_images(tmp_path / "images"), tmp_path / "planes"
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     recipe = load_recipe(alone(tmp_path))
@@ -492,7 +554,7 @@ def test_planes_of_a_real_network_vectorise_to_the_same(city: Path, tmp_path: Pa
 
 
 def test_images_at_fault_have_no_planes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prediction, "predict_chip_planes", street_planes)
+    monkeypatch.setattr(share, "look", street_planes)
     images, planes = street_images(tmp_path / "images"), tmp_path / "planes"
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     for _ in range(2):
@@ -513,13 +575,13 @@ def test_a_stopped_run_goes_on_with_planes_and_exports(
     seen: list[str] = []
     stop_at = 3
 
-    def counted(chip: Chip, *rest: object) -> tuple[Planes, ImageInfo, list[str]]:
+    def counted(picture: Picture, *_: object) -> list[Strip]:
         if len(seen) == stop_at:
             raise KeyboardInterrupt
-        seen.append(chip.image_id)
-        return street_planes(chip)
+        seen.append(road_image_id(picture.info.path.stem) or "")
+        return street_planes(picture)
 
-    monkeypatch.setattr(prediction, "predict_chip_planes", counted)
+    monkeypatch.setattr(share, "look", counted)
 
     def run(name: str) -> dict[str, bytes]:
         place = tmp_path / name

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from degraded_masks import degraded_mask
 from made_files import write_image
-from satmap import vectorizing
+from satmap import mask_roads, vectorizing
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.exports import ImageRoads
 from satmap.mask_files import MaskFile, read_mask
@@ -588,7 +588,7 @@ def test_large_masks_are_read_in_windows(
         scene[4], scene[6] = road // 2, road[::-1] // 3
     write_chips(tmp_path / "masks", scene, 800, **profile, nodata=0)
     at_once = vectorized(tmp_path / "masks")
-    monkeypatch.setattr(vectorizing, "_LARGEST", 0)
+    monkeypatch.setattr(mask_roads, "LARGEST", 0)
     monkeypatch.setattr(scenes, "_STRIP", 512)
     read: list[Box] = []
     original = MaskFile.read
@@ -605,7 +605,7 @@ def test_large_masks_are_read_in_windows(
 
 
 def test_faults_of_large_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vectorizing, "_LARGEST", 0)
+    monkeypatch.setattr(mask_roads, "LARGEST", 0)
     masks = tmp_path / "masks"
     write_mask(masks / "ones.tif", street() // 255)
     for name in ("percent.tif", "infinite.tif", "cut.tif"):

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import satmap
 from satmap.errors import SatmapError
 from satmap.files import require_writable
+from satmap.termination import STATUS, Terminated, raising_terminated
 
 #: Where sub-commands are added.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and end the process with its status.
 
     0: the work was done. 1: it could not be, the message on stderr says why. 2: wrong arguments.
-    130: interrupted.
+    130: interrupted. 143: ended by SIGTERM.
     """
     # torch's threads wait for each other by spinning; where anything else runs on the machine, a
     # step then takes several times as long. Read when torch is first imported, so set here.
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        status = command(options)
+        with raising_terminated():
+            status = command(options)
         # A reader that went away (`satmap score ... | head`) shows only when output is flushed.
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -48,6 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("satmap: interrupted", file=sys.stderr)
         status = 130
+    except Terminated:
+        print(
+            "satmap: terminated; what is finished is kept, the same command goes on from here",
+            file=sys.stderr,
+        )
+        status = STATUS
     except BrokenPipeError:
         print("satmap: stopped, for nobody reads the output any more", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -172,6 +180,19 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="PATH",
         help="write the roads as .geojson, .gpkg or .graphml too; repeatable",
+    )
+    predict.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="processes that vectorise, for each that predicts; 0 works in the main one "
+        "(default: by the cores)",
+    )
+    predict.add_argument(
+        "--processes",
+        type=_count,
+        metavar="N",
+        help="that predict (default: one a visible GPU; without, one)",
     )
     predict.add_argument(
         "--out-of-fold",
@@ -312,25 +333,34 @@ def _predict(options: argparse.Namespace) -> int:
 
     All checkpoints of the recipe in the weights directory are averaged. An image that cannot be
     read has an empty row and is reported at the end. Started again after an interruption the run
-    goes on with the next image.
+    goes on with the next image. All visible GPUs are used, one process each; on several machines
+    start it with torchrun. The file is the same however many processes and workers there are.
     """
-    from satmap.device import pick_device
+    from satmap.device import visible_gpus
     from satmap.inference.prediction import predict
+    from satmap.inference.ranks import is_first_launched, local_processes
 
-    device = pick_device(options.device)
+    processes = options.processes or visible_gpus(options.device) or 1
+    workers = options.workers
+    if workers is None:
+        workers = _default_workers_of(local_processes() or processes)
     done = predict(
         options.directories,
         options.output,
         options.weights,
-        device,
+        options.device,
         options.recipe,
         planes=options.planes,
         exports=options.export,
         out_of_fold=options.out_of_fold,
+        workers=workers,
+        processes=processes,
     )
+    if not is_first_launched():
+        return 0
     _report_warnings(done.warnings)
     _report_faults(done.faults, "written as empty")
-    roads = sum(len(rows) for rows in done.images.values())
+    roads = sum(done.images.values())
     print(f"{options.output}: {len(done.images)} images, {roads} roads")
     return 0 if len(done.faults) < len(done.images) else 1
 
@@ -595,6 +625,11 @@ def _default_weights() -> Path:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
+
+
+def _default_workers_of(processes: int) -> int:
+    """Workers for each of several processes, which has a core for itself."""
+    return min(8, max(_cores() // processes - 1, 0))
 
 
 def _default_workers() -> int:

@@ -26,6 +26,12 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def visible_gpus(name: str) -> int:
+    """How many GPUs a device of that name leaves open: all for ``auto`` and ``cuda``, else 0."""
+    # Asks the driver alone: this process is to take no memory of theirs.
+    return torch.cuda.device_count() if name in ("auto", "cuda") else 0
+
+
 def autocast(device: torch.device) -> torch.autocast:
     """Mixed precision in bfloat16 where the device is fast at it, else none."""
     return torch.autocast(device.type, torch.bfloat16, enabled=_fast_bfloat16(device))

@@ -2,9 +2,10 @@
 
 import contextlib
 import os
+import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from satmap.errors import CannotWriteError
@@ -15,6 +16,9 @@ os.umask(_UMASK)
 
 # No write takes so long: a temporary file of that age was left by a process that was killed.
 _LEFT_OVER_S = 3600.0
+
+# The names of temporary files: a path's stem, what tempfile adds, its suffix.
+_TEMPORARY = re.compile(r"\.(.*)-[a-z0-9_]{8}(\.[^.-]*|)(?:-journal|-wal|-shm)?")
 
 
 @contextlib.contextmanager
@@ -73,6 +77,24 @@ def remove_left_over(directory: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _LEFT_OVER_S:
                 path.unlink()
+
+
+def remove_left_over_of(paths: Iterable[Path]) -> None:
+    """Delete the temporary files that killed processes left beside some paths.
+
+    Nobody else may be writing these paths. The directory may be the user's: only what has the name
+    of such a temporary file goes, and what other programs made of it (``...-journal``).
+    """
+    # As in `atomic_path`, which follows links.
+    by_directory: dict[Path, set[tuple[str, str]]] = {}
+    for path in map(Path.resolve, paths):
+        by_directory.setdefault(path.parent, set()).add((path.stem[:40], path.suffix))
+    for directory, names in by_directory.items():
+        with contextlib.suppress(OSError):
+            for path in directory.glob(".*-????????*"):
+                match = _TEMPORARY.fullmatch(path.name)
+                if match and match.groups() in names:
+                    path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

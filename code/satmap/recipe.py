@@ -156,8 +156,8 @@ class Inference(Settings):
     """How images are predicted.
 
     ``views`` counts the square's symmetries that are averaged: 8 all, 4 rotations, 1 the image as
-    it is. Images larger than ``window`` pixels are predicted in windows of which ``overlap`` pixels
-    a side are thrown away. Images without georeference are taken to have
+    it is. Images larger than ``window`` pixels are predicted in windows that are blended into one
+    another over twice ``overlap`` pixels. Images without georeference are taken to have
     ``default_metres_per_pixel``. With ``neighbours`` the roads of images that lie side by side are
     vectorised with a look beyond the border.
     """

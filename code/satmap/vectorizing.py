@@ -17,27 +17,20 @@ from satmap.data.walk import walk
 from satmap.errors import SatmapError
 from satmap.exports import GEOGRAPHIC_SUFFIXES, SUFFIXES, ImageRoads, write_roads
 from satmap.exports.image_roads import in_lon_lat
-from satmap.mask_files import MaskFile, open_mask
+from satmap.mask_files import open_mask
+from satmap.mask_roads import roads_of_mask
 from satmap.ordering import natural_key
 from satmap.progress import track
 from satmap.road_outputs import require_road_output
-from satmap.roads.box import Box
-from satmap.roads.context import Surrounding, crop, margin_px, surrounded
-from satmap.roads.graph import RoadGraph
+from satmap.roads.context import widest_margin_px
 from satmap.roads.rows import to_rows
-from satmap.roads.vectorize import RoadSettings, vectorize
+from satmap.roads.settings import RoadSettings
 from satmap.submissions.csv_table import require_plain_id
 from satmap.submissions.roads_csv import RoadRow, write_roads_csv
 from satmap.workers import start_pool
 
 _MASK_SUFFIXES = (".png", ".tif", ".tiff")
 _CSV = ".csv"
-
-# Rasters of more values than this, all bands together, are read in windows and not at once.
-_LARGEST = 128_000_000
-
-# Neighbours are tried in parts of this width and height.
-_PROBE_PX = 512
 
 # Masks in work or done, a worker, from the one whose turn it is to be written.
 _AHEAD = 4
@@ -206,10 +199,9 @@ def _neighbours(paths: Sequence[Path]) -> list[tuple[tuple[Path, int, int], ...]
     sizes = [f.georeference.metres_per_pixel for f in footprints if f.georeference is not None]
     if not sizes:
         return [()] * len(paths)
-    smallest = min(x for x, _ in sizes), min(y for _, y in sizes)
     return [
         tuple((paths[there.image], there.column, there.row) for there in found)
-        for found in find_neighbours(footprints, margin_px(smallest))
+        for found in find_neighbours(footprints, widest_margin_px(sizes))
     ]
 
 
@@ -226,7 +218,8 @@ def _vectorize_mask(job: _Job) -> ImageRoads | str:
     """The roads of a mask, or what is wrong with it."""
     try:
         with open_mask(job.path, job.metres_per_pixel) as mask:
-            roads = ImageRoads(job.image_id, _vectorized(mask, job), mask.georeference)
+            graph = roads_of_mask(mask, job.neighbours, job.settings, job.metres_per_pixel)
+            roads = ImageRoads(job.image_id, graph, mask.georeference)
         if job.geographic:
             # What cannot be written must not end the run when the others are.
             in_lon_lat(roads)
@@ -236,39 +229,6 @@ def _vectorize_mask(job: _Job) -> ImageRoads | str:
     except Exception as error:
         return f"{job.path}: {type(error).__name__}: {error}"
     return roads
-
-
-def _vectorized(mask: MaskFile, job: _Job) -> RoadGraph:
-    """The roads of a mask, with a look at what lies around it."""
-    with contextlib.ExitStack() as stack:
-        scene, box = surrounded(mask.scene, _surroundings(mask, job, stack))
-        in_windows = mask.has_windows and len(mask.names) * mask.width * mask.height > _LARGEST
-        graph = vectorize(scene if in_windows else scene.at_once(), job.settings)
-    mask.check_scale()
-    alone = scene.shape == mask.scene.shape
-    return graph if alone else crop(graph, box, scene.metres_per_pixel)
-
-
-def _surroundings(mask: MaskFile, job: _Job, stack: contextlib.ExitStack) -> list[Surrounding]:
-    """The neighbours that are sound and of the same kind, opened on the stack."""
-    own = Box(0, 0, mask.width, mask.height)
-    seen = own.grown(*margin_px(mask.scene.metres_per_pixel))
-    found = []
-    for path, column, row in job.neighbours:
-        try:
-            other = stack.enter_context(open_mask(path, job.metres_per_pixel))
-            box = Box(column, row, other.width, other.height)
-            shared = seen.overlap(box)
-            if other.names != mask.names or shared is None or shared == own.overlap(box):
-                continue
-            # What is damaged must not cost this mask too.
-            for part in shared.seen_from(box).tiles(_PROBE_PX, _PROBE_PX):
-                for name in other.names:
-                    other.read(name, part)
-        except SatmapError:
-            continue
-        found.append(Surrounding(box, other.read))
-    return found
 
 
 def _work(jobs: Sequence[_Job], workers: int) -> Iterator[tuple[_Job, ImageRoads | str]]:

@@ -1,12 +1,30 @@
-"""Pools of processes for work that is one image a job."""
+"""Pools of processes for work that is one image a job, and a thread that reads ahead of it."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
 
 import cv2
+
+from satmap.errors import SatmapError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def start_pool(workers: int) -> ProcessPoolExecutor:
@@ -22,12 +40,158 @@ def _start_worker() -> None:
     # do, the main process's.
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """End this process at once when the one that started it is gone, however that ended.
+
+    A worker would wait for its next job for ever, a rank for one that is no more.
+    """
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A worker whose main process was killed would wait for its next job for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+class BoundedPool:
+    """Jobs in worker processes, of which only so many are in work at a time.
+
+    What is done with a result happens in the thread that submits, in no particular order. Without
+    workers a job is done when it is submitted.
+    """
+
+    def __init__(self, workers: int, limit: int) -> None:
+        """Start processes.
+
+        Args:
+            workers: how many; 0 for none.
+            limit: jobs in work or done and not handled yet, at most.
+        """
+        self._pool = start_pool(workers) if workers else None
+        self._limit = limit
+        self._pending: dict[Future[Any], Callable[[Future[Any]], None]] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs in work, or done and not handled yet."""
+        return len(self._pending)
+
+    def submit(
+        self,
+        handle: Callable[[Future[Result]], None],
+        job: Callable[Arguments, Result],
+        *arguments: Arguments.args,
+        **named: Arguments.kwargs,
+    ) -> None:
+        """Work on a job, as soon as there are fewer than the limit.
+
+        Args:
+            handle: called with the job's outcome once it is done, now or by a later call.
+            job: a function that a process can be sent.
+            arguments: of the job.
+            named: of the job.
+
+        Raises:
+            SatmapError: a worker was killed or cannot be started.
+        """
+        if self._pool is None:
+            handle(_done(job, *arguments, **named))
+            return
+        self.collect()
+        while len(self._pending) >= self._limit:
+            self._handle_next()
+        try:
+            future = self._pool.submit(job, *arguments, **named)
+        except (BrokenProcessPool, OSError) as error:
+            raise _broken(error) from error
+        self._pending[future] = handle
+
+    def collect(self) -> None:
+        """Handle what is done, without waiting."""
+        for future in [future for future in self._pending if future.done()]:
+            self._handle(future)
+
+    def finish(self) -> None:
+        """Wait for all jobs and handle them; those that handling submits too."""
+        while self._pending:
+            self._handle_next()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._pool is None:
+            return
+        # Work that was paid for is kept also when the run is stopped.
+        while self._pending:
+            with contextlib.suppress(Exception):
+                self._handle_next()
+        self._pool.shutdown()
+
+    def _handle_next(self) -> None:
+        done, _ = wait_for(self._pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            self._handle(future)
+
+    def _handle(self, future: Future[Any]) -> None:
+        handle = self._pending.pop(future, None)
+        # Handling another one may have come to this one already.
+        if handle is None:
+            return
+        if isinstance(error := future.exception(), BrokenProcessPool):
+            raise _broken(error) from error
+        handle(future)
+
+
+def _done(job: Callable[..., Result], *arguments: Any, **named: Any) -> Future[Result]:
+    future: Future[Result] = Future()
+    try:
+        future.set_result(job(*arguments, **named))
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
+def _broken(error: BaseException) -> SatmapError:
+    return SatmapError(
+        f"a worker process was killed or could not start ({error}). Most often memory is short: "
+        "use fewer workers. The same command goes on from here."
+    )
+
+
+def read_ahead(
+    items: Iterable[Item], read: Callable[[Item], Result], ahead: int
+) -> Iterator[tuple[Item, Result]]:
+    """Each item with what ``read`` makes of it, in order, in a thread that is ahead.
+
+    Args:
+        items: what to read.
+        read: called once an item.
+        ahead: items that may be read before they are asked for; 0 reads in this thread.
+    """
+    if not ahead:
+        yield from ((item, read(item)) for item in items)
+        return
+    pending: deque[tuple[Item, Future[Result]]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="reader") as thread:
+        try:
+            for item in items:
+                pending.append((item, thread.submit(read, item)))
+                if len(pending) > ahead:
+                    first, future = pending.popleft()
+                    yield first, future.result()
+            while pending:
+                first, future = pending.popleft()
+                yield first, future.result()
+        finally:
+            thread.shutdown(cancel_futures=True)

@@ -1,14 +1,17 @@
 """Opening images: header facts, bands by name, and the stretch to 8 bits."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
 
 from satmap.data.georeference import Georeference, georeference_of
 from satmap.errors import SatmapError
@@ -26,6 +29,9 @@ RGB = "PS-RGB"
 MS_BAND_ORDER = (5, 3, 2, 1, 4, 6, 7, 8)
 
 _DTYPES = ("uint8", "uint16")
+
+# Rows that are read at a time to look through a large image.
+_STRIP_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,53 @@ def read_info(path: Path, product: str) -> ImageInfo:
     return ImageInfo(path, product, width, height, bands, dtype, georeference)
 
 
+class StretchedImage:
+    """An image whose bands are stretched to 8 bits, read window by window.
+
+    The percentiles are the whole image's, so that all windows are stretched alike.
+    """
+
+    def __init__(
+        self, info: ImageInfo, low: float, high: float, channels: int | None = None
+    ) -> None:
+        """Look through the image, in strips, for its percentiles.
+
+        Args:
+            info: the image.
+            low: percentile that becomes 0.
+            high: percentile that becomes 255.
+            channels: take only the first so many channels of the network's order.
+
+        Raises:
+            SatmapError: the pixels cannot be read, for example from a truncated file.
+        """
+        self._info = info
+        self._order = _order(info, channels)
+        #: Height, width and channels.
+        self.shape = (info.height, info.width, len(self._order))
+        levels = np.iinfo(info.dtype).max + 1
+        counts = np.zeros((len(self._order), levels), np.int64)
+        for top in range(0, info.height, _STRIP_ROWS):
+            rows = slice(top, min(top + _STRIP_ROWS, info.height))
+            bands, valid = _read_bands(info, self._order, rows, slice(0, info.width))
+            for count, band in zip(counts, bands, strict=True):
+                count += _histogram(band, valid, levels)
+        self._tables = [_table(count, low, high) for count in counts]
+
+    def __getitem__(self, index: tuple[slice, slice]) -> NDArray[np.uint8]:
+        """Pixels by slices of rows and columns, as :func:`read_stretched` gives them.
+
+        Raises:
+            SatmapError: the pixels cannot be read.
+        """
+        bands, valid = _read_bands(self._info, self._order, *index)
+        stretched = np.empty((*valid.shape, len(bands)), np.uint8)
+        for channel, (band, table) in enumerate(zip(bands, self._tables, strict=True)):
+            # 0 is kept for pixels without data: the darkest of the others are 1.
+            stretched[..., channel] = np.maximum(_stretched(band, valid, table), valid)
+        return stretched
+
+
 def read_stretched(
     info: ImageInfo, low: float, high: float, channels: int | None = None
 ) -> NDArray[np.uint8]:
@@ -102,23 +155,38 @@ def read_stretched(
     Raises:
         SatmapError: the pixels cannot be read, for example from a truncated file.
     """
-    order = MS_BAND_ORDER if info.product == MULTISPECTRAL else (1, 2, 3)
-    try:
-        with rasterio.open(info.path) as source:
-            bands = source.read(order[:channels])
-            valid = bands.any(axis=0)
-            if _has_alpha(source) or source.nodata not in (None, 0):
-                valid &= source.dataset_mask() > 0
-    except (RasterioError, OSError) as error:
-        raise SatmapError(
-            f"{info.path}: its pixels cannot be read ({_brief(error)}). "
-            "The file may be truncated: fetch it again."
-        ) from error
+    bands, valid = _read_bands(
+        info, _order(info, channels), slice(0, info.height), slice(0, info.width)
+    )
     stretched = np.empty((info.height, info.width, len(bands)), np.uint8)
     for channel, band in enumerate(bands):
         # 0 is kept for pixels without data: the darkest of the others are 1.
         stretched[..., channel] = np.maximum(stretch(band, valid, low, high), valid)
     return stretched
+
+
+def _order(info: ImageInfo, channels: int | None) -> tuple[int, ...]:
+    """The bands to read, numbered from 1, in the network's order."""
+    return (MS_BAND_ORDER if info.product == MULTISPECTRAL else (1, 2, 3))[:channels]
+
+
+def _read_bands(
+    info: ImageInfo, order: Sequence[int], rows: slice, columns: slice
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Bands (bands, height, width) and which pixels hold data (height, width)."""
+    window = Window.from_slices(rows, columns)
+    try:
+        with rasterio.open(info.path) as source:
+            bands = source.read(order, window=window)
+            valid = bands.any(axis=0)
+            if _has_alpha(source) or source.nodata not in (None, 0):
+                valid &= source.dataset_mask(window=window) > 0
+    except (RasterioError, OSError) as error:
+        raise SatmapError(
+            f"{info.path}: its pixels cannot be read ({_brief(error)}). "
+            "The file may be truncated: fetch it again."
+        ) from error
+    return bands, valid
 
 
 def stretch(
@@ -132,18 +200,37 @@ def stretch(
     Percentiles are taken over valid pixels above zero, as selim_sef's solution does; they come
     from the histogram, which for 16-bit integers is exact and needs no sorting.
     """
-    counts = np.bincount(band.ravel() if valid.all() else band[valid], minlength=1)
-    counts[0] = 0
+    levels = np.iinfo(band.dtype).max + 1
+    return _stretched(band, valid, _table(_histogram(band, valid, levels), low, high))
+
+
+def _histogram(band: NDArray[Any], valid: NDArray[np.bool_], levels: int) -> NDArray[np.int64]:
+    """How often each level occurs among the valid pixels, int64 (levels,)."""
+    pixels = band.ravel() if valid.all() else band[valid]
+    counts: NDArray[np.int64] = np.bincount(pixels, minlength=levels)
+    return counts
+
+
+def _table(counts: NDArray[np.int64], low: float, high: float) -> NDArray[np.uint8]:
+    """What each level becomes, uint8 (levels,); all 0 where nothing is above 0."""
     cumulated = np.cumsum(counts)
+    cumulated -= counts[0]
     total = int(cumulated[-1])
     if total == 0:
-        return np.zeros(band.shape, np.uint8)
+        return np.zeros(len(counts), np.uint8)
     # At least one pixel lies at or below a percentile, so that 0 is the least value there is.
     rank = np.maximum(np.array([low, high]) / 100 * total, 1)
     bottom, top = np.searchsorted(cumulated, rank)
-    levels = np.arange(np.iinfo(band.dtype).max + 1, dtype=np.float32)
+    levels = np.arange(len(counts), dtype=np.float32)
     table = np.clip((levels - bottom) * (255 / max(top - bottom, 1)), 0, 255)
-    result: NDArray[np.uint8] = np.rint(table).astype(np.uint8)[band]
+    levels_out: NDArray[np.uint8] = np.rint(table).astype(np.uint8)
+    return levels_out
+
+
+def _stretched(
+    band: NDArray[Any], valid: NDArray[np.bool_], table: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    result: NDArray[np.uint8] = table[band]
     result[~valid] = 0
     return result
 

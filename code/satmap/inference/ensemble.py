@@ -1,7 +1,8 @@
 """The mean of several networks over several views, in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,13 +10,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from satmap.device import autocast
+from satmap.inference.blending import blend
 from satmap.inference.views import VIEWS, View
-from satmap.inference.windows import windows
+from satmap.inference.windows import spans
 from satmap.models.unet import STRIDE, UNet
 from satmap.recipe import Inference
 
 # Networks are blind close to the border: show them a mirrored margin.
 _LEAST_MARGIN = 16
+
+
+class Pixels(Protocol):
+    """An image: an array, or what can be asked like one and reads what it is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Height, width and channels."""
+
+    def __getitem__(self, index: tuple[slice, slice], /) -> NDArray[np.uint8]:
+        """Pixels by slices of rows and columns, uint8 (height, width, channels)."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +44,45 @@ class Voter:
     votes: int = 1
 
 
+class Download:
+    """A tensor on its way to the host; on a GPU the next image is launched meanwhile."""
+
+    def __init__(self, values: Tensor) -> None:
+        """Start to copy ``values``."""
+        self._arrived: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            # Only into pinned memory does a copy run beside the host.
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record(torch.cuda.current_stream(values.device))
+        else:
+            self._values = values
+
+    def get(self) -> NDArray[np.uint8]:
+        """The values, once they are there."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        values: NDArray[np.uint8] = self._values.numpy()
+        return values
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Some rows of an image's planes over its whole width.
+
+    Attributes:
+        top: the first row.
+        values: uint8 (planes, height, width), 0..255 for 0..1.
+    """
+
+    top: int
+    values: Download
+
+
 def predict_planes(
     voters: Sequence[Voter],
-    image: NDArray[np.uint8],
+    image: Pixels,
     settings: Inference,
     device: torch.device,
     category: str | None = None,
@@ -52,27 +101,47 @@ def predict_planes(
         uint8 (planes, height, width), 0..255 for 0..1; 0 where the image has no data (0 in every
         channel), whatever the networks make of the black.
     """
-    height, width = image.shape[:2]
-    planes = np.empty((len(voters[0].network.plane_names), height, width), np.uint8)
-    for window in windows(height, width, settings.window, settings.overlap):
-        mean = _predict_window(voters, image[window.read], settings, device, category)
-        planes[:, *window.core] = mean[:, *window.core_in_read]
-    planes[:, ~image.any(axis=2)] = 0
-    return planes
+    strips = predict_strips(voters, image, settings, device, category)
+    parts = [strip.values.get() for strip in strips]
+    return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
 @torch.inference_mode()
+def predict_strips(
+    voters: Sequence[Voter],
+    image: Pixels,
+    settings: Inference,
+    device: torch.device,
+    category: str | None = None,
+) -> Iterator[Strip]:
+    """The same, strip after strip from the top, for images of any size.
+
+    An image no larger than a window is one strip. Of a larger one, a row of windows is in memory.
+    """
+
+    def predict(rows: slice, columns: slice) -> Tensor:
+        return _predict_window(voters, image[rows, columns], settings, device, category)
+
+    height, width = image.shape[:2]
+    rows, columns = (spans(length, settings.window, settings.overlap) for length in (height, width))
+    for top, values in blend(rows, columns, predict):
+        yield Strip(top, Download(values))
+
+
 def _predict_window(
     voters: Sequence[Voter],
     image: NDArray[np.uint8],
     settings: Inference,
     device: torch.device,
     category: str | None,
-) -> NDArray[np.uint8]:
-    top, bottom = _margins(image.shape[0])
-    left, right = _margins(image.shape[1])
+) -> Tensor:
+    """The mean over networks and views, float32 (planes, height, width) in 0..255, on the device;
+    0 where there is no data."""
+    height, width = image.shape[:2]
+    top, bottom = _margins(height)
+    left, right = _margins(width)
     padded = np.pad(image, ((top, bottom), (left, right), (0, 0)), mode="reflect")
-    pixels = torch.from_numpy(np.ascontiguousarray(padded.transpose(2, 0, 1))).to(device)
+    pixels = _upload(np.ascontiguousarray(padded.transpose(2, 0, 1)), device)
     planes = len(voters[0].network.plane_names)
     total = torch.zeros((planes, *pixels.shape[1:]), dtype=torch.float32, device=device)
     for voter in voters:
@@ -86,9 +155,16 @@ def _predict_window(
             for view, output in zip(views, logits.float().sigmoid(), strict=True):
                 total += view.undo(output) * voter.votes
     votes = sum(voter.votes for voter in voters)
-    mean = total * (255 / (votes * settings.views))
-    inside: Tensor = mean[:, top : top + image.shape[0], left : left + image.shape[1]]
-    return inside.round().to(torch.uint8).cpu().numpy()
+    inside = (slice(top, top + height), slice(left, left + width))
+    mean = total[:, *inside] * (255 / (votes * settings.views))
+    return mean * pixels[:, *inside].any(dim=0)
+
+
+def _upload(values: NDArray[np.uint8], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(values)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _margins(length: int) -> tuple[int, int]:

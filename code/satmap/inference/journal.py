@@ -1,11 +1,15 @@
 """What a prediction has finished so far, so that a stopped run goes on where it was."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
+import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 from affine import Affine
@@ -15,34 +19,55 @@ from satmap.errors import CannotWriteError
 from satmap.exports import ImageRoads
 from satmap.roads.graph import RoadEdge, RoadGraph
 
+# The processes of a run that was killed end within moments; after that long it is another run.
+_GRACE_S = 3.0
+
 
 class Journal:
     """An append-only file of finished images beside the output.
 
     Its first line is a fingerprint of weights and settings: another one starts it anew. A line cut
-    off by a crash is passed over.
+    off by a crash is passed over. Each process of a run holds a lock on a file of its own: the
+    first on the journal, the others on parts of it, which the first takes in.
+
+    Attributes:
+        path: the file.
+        finished: keys of the finished images, and where in the file they stand.
     """
 
-    def __init__(self, output: Path, fingerprint: str) -> None:
-        """Open the journal of ``output``; ``finished`` then holds what an earlier run did."""
-        self.path = output.with_name(f".{output.name}.partial")
-        self.finished: dict[str, ImageRoads] = {}
+    def __init__(self, output: Path, fingerprint: str, part: int = 0) -> None:
+        """Open the journal of ``output``; ``finished`` then holds what an earlier run did.
+
+        Args:
+            output: the file that is being predicted.
+            fingerprint: of weights and settings.
+            part: 0 for the journal, which takes in all parts; else a part, begun anew.
+
+        Raises:
+            CannotWriteError: another run is at work, or the file cannot be written.
+        """
+        self._output = output
+        self._whole = output.with_name(f".{output.name}.partial")
+        self.path = self._whole.with_name(f"{self._whole.name}-{part}") if part else self._whole
+        self.finished: dict[str, int] = {}
         key = hashlib.sha256(fingerprint.encode()).hexdigest()
-        try:
-            self._file = self.path.open("a+b")
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
-            raise CannotWriteError(
-                f"{output} is being written by another run; wait for it or give another name."
-            ) from error
-        except OSError as error:
-            raise self._unwritable(error) from error
-        whole = self._read(key)
+        self._head = json.dumps(key).encode() + b"\n"
+        with self._writing():
+            self._file = _locked(self.path, output)
+        if part:
+            self._file.truncate(0)
+            self._write(self._head)
+            return
+        self._end = self._read()
         # Cut off what a crash left unfinished, so that new lines start on a line of their own.
-        self._file.truncate(whole)
-        if not whole:
-            self._write(key)
+        self._file.truncate(self._end)
+        if not self._end:
+            self._write(self._head)
+        try:
+            self.take_in_parts()
+        except BaseException:
+            self._file.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -53,49 +78,113 @@ class Journal:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
+        self.close()
 
     def add(self, key: str, roads: ImageRoads) -> None:
         """Note an image, under a key of its id and file, as finished."""
-        self._write([key, _as_json(roads)])
-        self.finished[key] = roads
+        line = json.dumps([key, _as_json(roads)]).encode() + b"\n"
+        self.finished[key] = self._write(line)
+
+    def roads(self, key: str) -> ImageRoads:
+        """The roads of a finished image, read from the file: they take no memory meanwhile."""
+        self._file.seek(self.finished[key])
+        return _from_json(json.loads(self._file.readline())[1])
+
+    def take_in_parts(self) -> None:
+        """Add what other processes have written into parts, and delete those.
+
+        Raises:
+            CannotWriteError: a process is still writing one.
+        """
+        for path in sorted(self.path.parent.glob(f"{self.path.name}-*")):
+            if not path.name.removeprefix(f"{self.path.name}-").isdecimal():
+                continue
+            with self._writing(), _locked(path, self._output) as part:
+                part.seek(0)
+                if part.readline() == self._head:
+                    for line in part:
+                        if image := _image_of(line):
+                            self.finished[image] = self._write(line)
+                path.unlink()
+
+    def close(self) -> None:
+        """Give the file free for other processes."""
+        self._file.close()
 
     def remove(self) -> None:
         """Delete the file: the output is complete."""
         self.path.unlink(missing_ok=True)
         self._file.close()
 
-    def _write(self, record: object) -> None:
-        try:
-            self._file.write(json.dumps(record).encode() + b"\n")
+    def _write(self, line: bytes) -> int:
+        """Add a line; gives its place in the file."""
+        with self._writing():
+            place = self._file.seek(0, os.SEEK_END)
+            self._file.write(line)
             self._file.flush()
+            return place
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise CannotWriteError(
+                f"cannot write {self.path}: {error.strerror}. Choose another place for the output."
+            ) from error
 
-    def _unwritable(self, error: OSError) -> CannotWriteError:
-        return CannotWriteError(
-            f"cannot write {self.path}: {error.strerror}. Choose another place for the output."
-        )
-
-    def _read(self, key: str) -> int:
+    def _read(self) -> int:
         """Read what fits; gives the length in bytes of the part that is whole."""
         self._file.seek(0)
-        lines = self._file.read().splitlines(keepends=True)
-        whole = 0
-        for number, line in enumerate(lines):
-            try:
-                record = json.loads(line)
-                if number == 0 and record != key:
+        place = 0
+        for number, line in enumerate(self._file):
+            if number == 0:
+                if line != self._head:
                     return 0
-                if number > 0:
-                    image, content = record
-                    self.finished[image] = _from_json(content)
-            except (ValueError, TypeError):
+            elif image := _image_of(line):
+                self.finished[image] = place
+            else:
                 break
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-        return whole
+            place += len(line)
+        return place
+
+
+def _locked(path: Path, output: Path) -> IO[bytes]:
+    """Open a file to read and append, which no other process has open like this.
+
+    Raises:
+        CannotWriteError: another process has, and keeps it.
+        OSError: it cannot be opened.
+    """
+    deadline = time.monotonic() + _GRACE_S
+    while True:
+        file = path.open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its last owner may have deleted it since.
+            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+            file.close()
+        except BlockingIOError as error:
+            file.close()
+            if time.monotonic() > deadline:
+                raise CannotWriteError(
+                    f"{output} is being written by another run; wait for it or give another name."
+                ) from error
+            time.sleep(0.05)
+        except OSError:
+            file.close()
+            raise
+
+
+def _image_of(line: bytes) -> str | None:
+    """The key of the image that a line holds; None if it is no whole record."""
+    try:
+        image, content = json.loads(line)
+        _from_json(content)
+    except (ValueError, TypeError):
+        return None
+    return str(image) if line.endswith(b"\n") else None
 
 
 def _as_json(roads: ImageRoads) -> list[Any]:

@@ -1,24 +1,17 @@
-"""Planes that wait on disk until those of their neighbours are there too."""
+"""Planes that wait on disk: for those of their neighbours, or because they are large."""
 
 import hashlib
 import shutil
 from pathlib import Path
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
 from satmap.errors import CannotWriteError
-from satmap.files import atomic_path
-
-# Planes are smooth: the fastest level packs them ten times smaller, at a few milliseconds a plane.
-_COMPRESSION = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
 
 class PlaneStore:
-    """A directory of planes beside the output, each image's in one grey PNG, plane under plane.
+    """A directory of planes beside the output, a GeoTIFF an image, which all processes share.
 
-    Under another fingerprint nothing that an earlier run left is found.
+    Under another fingerprint nothing that an earlier run left is found. Everything in it is
+    satmap's, what a killed process left half written too.
     """
 
     def __init__(self, output: Path, fingerprint: str) -> None:
@@ -26,37 +19,35 @@ class PlaneStore:
         self.directory = output.with_name(f".{output.name}.planes")
         self._fingerprint = fingerprint
 
-    def add(self, key: str, values: NDArray[np.uint8]) -> None:
-        """Keep an image's planes, uint8 (planes, height, width).
+    def __contains__(self, key: str) -> bool:
+        return self.path(key).is_file()
+
+    def path(self, key: str) -> Path:
+        """The file of an image's planes, there or not."""
+        name = hashlib.sha256(f"{self._fingerprint}\n{key}".encode()).hexdigest()
+        return self.directory / f"{name[:32]}.tif"
+
+    def discard(self, key: str) -> None:
+        """Delete the planes of an image."""
+        self.path(key).unlink(missing_ok=True)
+
+    def sweep(self, keys: list[str]) -> None:
+        """Delete everything but the planes of some images; no other process may be at work.
 
         Raises:
-            CannotWriteError: the disk is full or the directory not writable.
+            CannotWriteError: the directory cannot be changed.
         """
-        planes, height, width = values.shape
-        _, content = cv2.imencode(".png", values.reshape(planes * height, width), _COMPRESSION)
+        kept = {self.path(key) for key in keys}
         try:
-            self.directory.mkdir(exist_ok=True)
+            if self.directory.is_dir():
+                for path in self.directory.iterdir():
+                    if path not in kept:
+                        path.unlink()
         except OSError as error:
             raise CannotWriteError(
-                f"cannot write {self.directory}: {error.strerror}. Choose another output."
+                f"cannot clear {self.directory}: {error.strerror}. Choose another output."
             ) from error
-        with atomic_path(self._path(key)) as temporary:
-            temporary.write_bytes(content.tobytes())
-
-    def read(self, key: str, planes: int) -> NDArray[np.uint8] | None:
-        """An image's planes, uint8 (planes, height, width); None if they are not there."""
-        stacked = cv2.imread(str(self._path(key)), cv2.IMREAD_UNCHANGED)
-        if stacked is None or stacked.ndim != 2 or len(stacked) % planes:
-            return None
-        return np.asarray(stacked, np.uint8).reshape(planes, -1, stacked.shape[1])
-
-    def __contains__(self, key: str) -> bool:
-        return self._path(key).is_file()
 
     def remove(self) -> None:
         """Delete everything: the output is complete."""
         shutil.rmtree(self.directory, ignore_errors=True)
-
-    def _path(self, key: str) -> Path:
-        name = hashlib.sha256(f"{self._fingerprint}\n{key}".encode()).hexdigest()
-        return self.directory / f"{name[:32]}.png"

@@ -16,7 +16,6 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from satmap.planes import Planes
 from satmap.roads.box import Box
 from satmap.roads.graph import RoadEdge, RoadGraph, line_length_m
 from satmap.roads.scene import Scene
@@ -33,6 +32,11 @@ def margin_px(metres_per_pixel: tuple[float, float]) -> tuple[int, int]:
     """``MARGIN_M`` in whole pixels along x and y."""
     x, y = (ceil(MARGIN_M / size) for size in metres_per_pixel)
     return x, y
+
+
+def widest_margin_px(sizes: Sequence[tuple[float, float]]) -> tuple[int, int]:
+    """``MARGIN_M`` in whole pixels of the smallest of several sizes along x and y."""
+    return margin_px((min(x for x, _ in sizes), min(y for _, y in sizes)))
 
 
 class Surrounding(NamedTuple):
@@ -103,25 +107,6 @@ def _looked_at(own: Box, neighbours: Sequence[Box], margin: tuple[int, int]) -> 
         )
     )
     return Box(-left, -top, left + own.width + right, top + own.height + bottom)
-
-
-def with_surroundings(
-    planes: Planes, neighbours: Sequence[tuple[Planes, int, int]]
-) -> tuple[Planes, Box]:
-    """The same for planes in memory.
-
-    Args:
-        planes: of an image.
-        neighbours: planes, and column and row of the image at which each one's first pixel lies.
-    """
-    around = []
-    for other, column, row in neighbours:
-        if other.names != planes.names:
-            raise ValueError(f"a neighbour has planes {other.names}, the image {planes.names}")
-        height, width = other.shape
-        around.append(Surrounding(Box(column, row, width, height), Scene.of(other).read))
-    scene, box = surrounded(Scene.of(planes), around)
-    return scene.at_once(), box
 
 
 def crop(graph: RoadGraph, box: Box, metres_per_pixel: tuple[float, float]) -> RoadGraph:

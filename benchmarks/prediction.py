@@ -1,0 +1,197 @@
+"""Prediction of an ensemble over eight views: through files, the reference's way, against satmap's.
+
+    .venv/bin/python benchmarks/prediction.py                      # a small case for two cores
+    .venv/bin/python benchmarks/prediction.py --memory 10 1000     # peak memory by number of chips
+    .venv/bin/python benchmarks/prediction.py --full               # twelve networks, 1300 px, a GPU
+
+The reference's way, with the same networks, vectoriser and libraries: each network alone goes over
+all chips and writes the mean of its views as a GeoTIFF of twelve planes; a merging step reads them
+all, averages and writes again; then one chip after the other is read and vectorised. Ours is
+``satmap predict`` (``predict`` in Python) with reading, networks and vectorising overlapped. Both
+compute in the same precision on the same device; networks are untrained, with outputs spread so
+that there are roads. Every chip is vectorised alone, as the reference does; a look at its
+neighbours (``inference: {neighbours: true}``, the default) costs more and is no speed of ours.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import rasterio
+import torch
+from affine import Affine
+
+from satmap.data.spacenet_roads import scan
+from satmap.device import pick_device
+from satmap.inference.ensemble import predict_planes
+from satmap.inference.pictures import read_picture
+from satmap.inference.plane_rasters import write_planes
+from satmap.inference.prediction import predict
+from satmap.inference.weights import choose, find_weights, load_ensemble
+from satmap.mask_files import read_mask
+from satmap.models.unet import build_network
+from satmap.models.weights import save_weights
+from satmap.planes import ROAD_PLANES, Planes
+from satmap.recipe import Inference, Recipe, load_recipe
+from satmap.roads.rows import to_rows
+from satmap.roads.vectorize import vectorize
+from satmap.submissions.roads_csv import write_roads_csv
+from satmap.workers import available_cores
+
+# The full ensemble: the recipe's four networks, three checkpoints each.
+_FULL = ("inception_resnet_v2", "inception_resnet_v2", "dpn92", "dpn92") * 3
+
+_METRES = 0.3
+
+
+def main() -> None:
+    """Make chips and networks, run both ways and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", action="store_true", help="twelve networks at 1300 px on a GPU")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--networks", type=int, default=3)
+    parser.add_argument("--chips", type=int)
+    parser.add_argument("--size", type=int, help="pixels a side")
+    parser.add_argument("--views", type=int, choices=(1, 4, 8), default=8)
+    parser.add_argument("--batch", type=int, help="views at once")
+    parser.add_argument("--workers", type=int, default=max(min(8, available_cores() - 1), 0))
+    parser.add_argument("--ours-only", action="store_true", help="leave the reference's way out")
+    parser.add_argument("--memory", type=int, nargs="+", metavar="CHIPS", help="peaks only")
+    options = parser.parse_args()
+    encoders = _FULL if options.full else ("resnet18",) * options.networks
+    size = options.size or (1300 if options.full else 64 if options.memory else 320)
+    chips = options.chips or (64 if options.full else 8)
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+        recipe = make_recipe(options.views, options.batch or (8 if options.full else 4))
+        if options.memory:
+            make_networks(place / "weights", encoders[:1], recipe, light=True)
+            for count in options.memory:
+                measure_memory(place / str(count), place / "weights", count, size, options.workers)
+            return
+        make_networks(place / "weights", encoders, recipe, light=not options.full)
+        make_chips(place / "images", chips, size)
+        device = pick_device(options.device)
+        # What the libraries set up once is no chip's cost.
+        make_chips(place / "warm", 2, size)
+        ours(place / "warm", place / "weights", place / "warm.csv", device, options.workers)
+        seconds = ours(
+            place / "images", place / "weights", place / "a.csv", device, options.workers
+        )
+        area = chips * (size * _METRES / 1000) ** 2
+        print(
+            f"{len(encoders)} networks x {options.views} views on {device}, {chips} chips of "
+            f"{size} px, {options.workers} workers\n"
+            f"ours: {seconds / chips:.3f} s a chip, {area / seconds * 60:.1f} km2 a minute"
+        )
+        if not options.ours_only:
+            plain = through_files(place, device, recipe)
+            print(
+                f"through files: {plain / chips:.3f} s a chip, {area / plain * 60:.1f} km2 a "
+                f"minute\nratio {plain / seconds:.2f}"
+            )
+        if device.type == "cuda":
+            print(f"GPU memory {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB")
+
+
+def make_recipe(views: int, batch: int) -> Recipe:
+    """The demo's recipe with other views, each chip for itself."""
+    inference = Inference.model_validate({"views": views, "batch": batch, "neighbours": False})
+    return load_recipe("demo").model_copy(update={"inference": inference})
+
+
+def make_networks(
+    directory: Path, encoders: tuple[str, ...], recipe: Recipe, *, light: bool
+) -> None:
+    """Untrained networks, the same on every machine; ``light`` ones have narrow decoders."""
+    for number, encoder in enumerate(encoders):
+        torch.manual_seed(number)
+        widths = (16, 16, 16, 16) if light else (256, 256, 128, 64)
+        network = build_network(encoder, 3, ROAD_PLANES, widths)
+        with torch.no_grad():
+            network.head.weight *= 20
+        metadata = {
+            "recipe": recipe.model_dump_json(), "member": str(number), "stage": "1", "epoch": "1"
+        }  # fmt: skip
+        save_weights(directory / f"{number}.last.safetensors", network, metadata)
+
+
+def make_chips(directory: Path, count: int, size: int) -> None:
+    """Chips of smooth noise, side by side in rows of ten."""
+    directory.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        coarse = generator.integers(1, 255, (size // 16 + 2,) * 2 + (3,)).astype(np.uint8)
+        pixels = np.maximum(cv2.resize(coarse, (size, size)), 1).transpose(2, 0, 1)
+        row, column = divmod(number, 10)
+        corner = 4e5 + column * size * _METRES, 6e6 - row * size * _METRES
+        path = directory / f"SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip{number}.tif"
+        with rasterio.open(
+            path, "w", driver="GTiff", count=3, height=size, width=size, dtype="uint8",
+            crs="EPSG:32637", transform=Affine(_METRES, 0, corner[0], 0, -_METRES, corner[1]),
+        ) as target:  # fmt: skip
+            target.write(pixels)
+
+
+def ours(images: Path, weights: Path, output: Path, device: torch.device, workers: int) -> float:
+    """Seconds of ``satmap predict``, loading of networks included."""
+    started = time.perf_counter()
+    predict([images], output, weights, device, workers=workers)
+    return time.perf_counter() - started
+
+
+def through_files(place: Path, device: torch.device, recipe: Recipe) -> float:
+    """Seconds of the reference's way: a network, a merge, a vectoriser after the other."""
+    started = time.perf_counter()
+    chips = scan([place / "images"]).chips
+    files = choose(find_weights(place / "weights"), recipe)
+    for number, file in enumerate(files):
+        voters = load_ensemble([file], device)
+        for chip in chips:
+            picture = read_picture(chip, voters, recipe)
+            values = predict_planes(voters, picture.pixels, recipe.inference, device)
+            planes = Planes(ROAD_PLANES, values, picture.metres_per_pixel)
+            path = place / "single" / str(number) / f"{chip.image_id}.tif"
+            write_planes(path, planes, picture.info.georeference)
+    for chip in chips:
+        total = np.zeros((len(ROAD_PLANES), chip.image.height, chip.image.width), np.float32)
+        for number in range(len(files)):
+            path = place / "single" / str(number) / f"{chip.image_id}.tif"
+            total += read_mask(path, _METRES)[0].values
+        values = np.rint(total / len(files)).astype(np.uint8)
+        planes = Planes(ROAD_PLANES, values, (_METRES, _METRES))
+        write_planes(place / "merged" / f"{chip.image_id}.tif", planes, chip.image.georeference)
+    rows = {}
+    for chip in chips:
+        planes, _ = read_mask(place / "merged" / f"{chip.image_id}.tif", _METRES)
+        rows[chip.image_id] = to_rows(vectorize(planes, recipe.roads))
+    write_roads_csv(place / "plain.csv", rows)
+    return time.perf_counter() - started
+
+
+def measure_memory(place: Path, weights: Path, chips: int, size: int, workers: int) -> None:
+    """Print the peak of a prediction in a process of its own."""
+    make_chips(place, chips, size)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        peak = pool.apply(_peak, (place, weights, workers))
+    print(f"{chips} chips of {size} px, {workers} workers: peak {peak / 1000:.0f} MB", flush=True)
+    shutil.rmtree(place)
+
+
+def _peak(images: Path, weights: Path, workers: int) -> int:
+    """Kilobytes that this process held at most."""
+    # Pools within a pool: the outer one's process is there for this alone.
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    torch.set_num_threads(1)
+    predict([images], images.with_suffix(".csv"), weights, "cpu", workers=workers)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    main()

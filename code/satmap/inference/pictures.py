@@ -1,0 +1,80 @@
+"""Images as the networks are to see them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from satmap.data.chip import Chip
+from satmap.data.imagery import MULTISPECTRAL, RGB, ImageInfo, StretchedImage, read_stretched
+from satmap.errors import SatmapError
+from satmap.inference.ensemble import Pixels, Voter
+from satmap.mask_roads import LARGEST
+from satmap.planes import ROAD_PLANES
+from satmap.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that was read, and who is to look at it.
+
+    Attributes:
+        info: the image that was read; where the multispectral one cannot be, the RGB.
+        pixels: uint8 (height, width, channels), read already but of a large image.
+        voters: the networks that it has enough channels for.
+        metres_per_pixel: along x and y.
+        notes: what the user should know.
+    """
+
+    info: ImageInfo
+    pixels: Pixels
+    voters: Sequence[Voter]
+    metres_per_pixel: tuple[float, float]
+    notes: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.info.height, self.info.width
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it, and its planes, are too large to be held in memory."""
+        return is_large(self.info)
+
+
+def is_large(info: ImageInfo) -> bool:
+    """Whether the planes of an image are too large to be held in memory."""
+    return len(ROAD_PLANES) * info.height * info.width > LARGEST
+
+
+def read_picture(chip: Chip, voters: Sequence[Voter], recipe: Recipe) -> Picture:
+    """Read an image and stretch it to 8 bits; the RGB image where the multispectral fails.
+
+    Raises:
+        SatmapError: no product of the image can be read.
+    """
+    notes: list[str] = []
+    stretch = recipe.stretch.low, recipe.stretch.high
+    for info in (chip.image, *(i for i in chip.images.values() if i is not chip.image)):
+        fitting = [voter for voter in voters if voter.network.encoder.in_channels <= info.bands]
+        if not fitting:
+            chip.require_channels(min(voter.network.encoder.in_channels for voter in voters))
+            continue
+        channels = max(voter.network.encoder.in_channels for voter in fitting)
+        read = StretchedImage if is_large(info) else read_stretched
+        try:
+            pixels: Pixels = read(info, *stretch, channels)
+        except SatmapError as error:
+            notes.append(str(error))
+            continue
+        if len(fitting) < len(voters):
+            notes.append(
+                f"{len(voters) - len(fitting)} of {len(voters)} networks need {MULTISPECTRAL} "
+                f"images and were left out where there is only {RGB}"
+            )
+        size = recipe.inference.default_metres_per_pixel, recipe.inference.default_metres_per_pixel
+        if info.georeference is None:
+            notes.append(f"images without georeference are taken to have {size[0]} m a pixel")
+        else:
+            size = info.georeference.metres_per_pixel
+        return Picture(info, pixels, fitting, size, tuple(notes))
+    raise SatmapError(" ".join(notes))

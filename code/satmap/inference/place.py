@@ -1,0 +1,54 @@
+"""The images of a prediction, where they lie and which of them help each other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from satmap.data.chip import Chip
+from satmap.data.neighbours import Footprint, Neighbour, find_neighbours
+from satmap.roads.context import widest_margin_px
+
+
+@dataclass(frozen=True)
+class Place:
+    """A chip where it lies.
+
+    Attributes:
+        chip: the chip.
+        key: says whose planes or roads something is, and with which neighbours they were made.
+        neighbours: the chips around it, indices into the list of places.
+    """
+
+    chip: Chip
+    key: str
+    neighbours: tuple[Neighbour, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the chip's richest image."""
+        return self.chip.image.height, self.chip.image.width
+
+
+def places_of(chips: Sequence[Chip], neighbours: bool) -> list[Place]:
+    """The chips with those around them.
+
+    Args:
+        chips: in the order of the output.
+        neighbours: whether images that lie side by side help each other.
+    """
+    footprints = [
+        Footprint(chip.image.georeference, chip.image.width, chip.image.height) for chip in chips
+    ]
+    around: list[list[Neighbour]] = [[] for _ in chips]
+    sizes = [f.georeference.metres_per_pixel for f in footprints if f.georeference is not None]
+    if neighbours and sizes:
+        around = find_neighbours(footprints, widest_margin_px(sizes))
+    keys = [_key(chip) for chip in chips]
+    return [
+        Place(chip, " ".join([key, *sorted(keys[n.image] for n in its)]), tuple(its))
+        for chip, key, its in zip(chips, keys, around, strict=True)
+    ]
+
+
+def _key(chip: Chip) -> str:
+    stat = chip.image.path.stat()
+    return f"{chip.image_id} {chip.image.path.resolve()} {stat.st_size} {stat.st_mtime_ns}"

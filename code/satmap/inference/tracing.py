@@ -1,0 +1,168 @@
+"""Vectorising planes in the store, each image as soon as those around it have been seen."""
+
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from satmap.data.georeference import Georeference
+from satmap.errors import CannotWriteError, SatmapError
+from satmap.exports import ImageRoads
+from satmap.inference import plane_jobs
+from satmap.inference.journal import Journal
+from satmap.inference.plan import Plan, Work
+from satmap.inference.plane_store import PlaneStore
+from satmap.roads.graph import RoadGraph
+from satmap.workers import BoundedPool
+
+
+@dataclass
+class Outcome:
+    """What became of a process's share of the images.
+
+    Attributes:
+        faults: by place, why it could not be predicted.
+        notes: by place, what the user should know.
+    """
+
+    faults: dict[int, str] = field(default_factory=dict)
+    notes: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def fail(self, index: int, error: BaseException) -> None:
+        """Note what is wrong with an image, unless it is a fault of the whole run.
+
+        Raises:
+            CannotWriteError: it is the error.
+        """
+        if isinstance(error, CannotWriteError):
+            raise error
+        # A fault that nobody has thought of still costs only one image.
+        known = isinstance(error, SatmapError)
+        self.faults[index] = str(error) if known else f"{type(error).__name__}: {error}"
+
+
+class Tracer:
+    """The roads of the images of a share, from planes in the store into the journal.
+
+    An image waits until no image around it is still to be seen, by any process; of those that
+    other processes see, this one learns at the end.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        work: Work,
+        store: PlaneStore,
+        pool: BoundedPool,
+        journal: Journal,
+        outcome: Outcome,
+    ) -> None:
+        """Begin with nothing seen.
+
+        Args:
+            plan: what is to be predicted.
+            work: what is left to do, by all processes.
+            store: where planes are.
+            pool: workers.
+            journal: where roads go.
+            outcome: where faults go.
+        """
+        self._plan = plan
+        self._store = store
+        self._pool = pool
+        self._journal = journal
+        self._outcome = outcome
+        self._unseen = set(work.to_see)
+        # Images with stored planes, and how many around each are still to be seen.
+        self._waiting: dict[int, int] = {}
+        self._waited_for: dict[int, list[int]] = defaultdict(list)
+        self._ready: deque[tuple[int, Path]] = deque()
+
+    def stored(self, index: int) -> None:
+        """An image of the share has its planes in the store, and is to be vectorised with others'
+        around it."""
+        around = {n.image for n in self._plan.places[index].neighbours} & self._unseen - {index}
+        for other in around:
+            self._waited_for[other].append(index)
+        self._waiting[index] = len(around)
+        self._release(index)
+
+    def stored_alone(self, index: int, path: Path) -> None:
+        """An image of the share has its planes in a file, and nothing around it counts."""
+        self._ready.append((index, path))
+
+    def settled(self, index: int) -> None:
+        """Nobody needs to wait for an image any more: it is in the store, or never will be."""
+        self._unseen.discard(index)
+        for other in self._waited_for.pop(index, ()):
+            if other in self._waiting:
+                self._waiting[other] -= 1
+                self._release(other)
+
+    def _release(self, index: int) -> None:
+        if not self._waiting[index]:
+            del self._waiting[index]
+            self._ready.append((index, self._store.path(self._plan.places[index].key)))
+
+    def trace_ready(self) -> None:
+        """Let workers vectorise what waits for nothing."""
+        while self._ready:
+            self._trace(*self._ready.popleft())
+
+    def trace_the_rest(self) -> Iterator[int]:
+        """Let workers vectorise everything, now that all processes have seen their share.
+
+        Yields:
+            Each place once it is on its way.
+        """
+        self._unseen.clear()
+        for index in sorted(self._waiting):
+            self._waiting[index] = 0
+            self._release(index)
+        while self._ready:
+            index, path = self._ready.popleft()
+            self._trace(index, path)
+            yield index
+        self._pool.finish()
+
+    @property
+    def left(self) -> int:
+        """How many wait."""
+        return len(self._waiting) + len(self._ready)
+
+    def _trace(self, index: int, path: Path) -> None:
+        place = self._plan.places[index]
+        together = path == self._store.path(place.key)
+        neighbours = [
+            (self._store.path(self._plan.places[n.image].key), n.column, n.row)
+            for n in place.neighbours
+            if together
+        ]
+
+        def done(future: Future[RoadGraph]) -> None:
+            self.traced(index, place.chip.image.georeference, future)
+            if not place.neighbours or not together:
+                path.unlink(missing_ok=True)
+
+        recipe = self._plan.recipe
+        self._pool.submit(
+            done, plane_jobs.trace_stored, path, neighbours, recipe.roads,
+            recipe.inference.default_metres_per_pixel,
+        )  # fmt: skip
+
+    def traced(
+        self, index: int, georeference: Georeference | None, future: Future[RoadGraph]
+    ) -> None:
+        """Note the roads of an image, or its fault.
+
+        Raises:
+            CannotWriteError: something cannot be written.
+        """
+        error = future.exception()
+        if error is not None:
+            self._outcome.fail(index, error)
+            return
+        chip = self._plan.places[index].chip
+        roads = ImageRoads(self._plan.ids[chip.image_id], future.result(), georeference)
+        self._journal.add(self._plan.places[index].key, roads)

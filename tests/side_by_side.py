@@ -1,0 +1,27 @@
+"""Planes in memory with those of their neighbours around them."""
+
+from collections.abc import Sequence
+
+from satmap.planes import Planes
+from satmap.roads.box import Box
+from satmap.roads.context import Surrounding, surrounded
+from satmap.roads.scene import Scene
+
+
+def with_surroundings(
+    planes: Planes, neighbours: Sequence[tuple[Planes, int, int]]
+) -> tuple[Planes, Box]:
+    """Planes with a margin filled from their neighbours, and where in it the image lies.
+
+    Args:
+        planes: of an image.
+        neighbours: planes, and column and row of the image at which each one's first pixel lies.
+    """
+    around = []
+    for other, column, row in neighbours:
+        if other.names != planes.names:
+            raise ValueError(f"a neighbour has planes {other.names}, the image {planes.names}")
+        height, width = other.shape
+        around.append(Surrounding(Box(column, row, width, height), Scene.of(other).read))
+    scene, box = surrounded(Scene.of(planes), around)
+    return scene.at_once(), box

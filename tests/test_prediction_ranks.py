@@ -1,0 +1,399 @@
+"""Prediction with threads, worker processes and ranks: the same bytes, whatever happens to them."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from affine import Affine
+
+from made_files import write_image
+from rank_work import stumble
+from satmap.data.imagery import MULTISPECTRAL, RGB, StretchedImage, read_info, read_stretched
+from satmap.errors import CannotWriteError, SatmapError
+from satmap.inference import ensemble, journal, pictures, share
+from satmap.inference.ensemble import Strip
+from satmap.inference.journal import Journal
+from satmap.inference.pictures import Picture
+from satmap.inference.prediction import Prediction, predict
+from satmap.inference.ranks import run_ranks
+from satmap.models.unet import build_network
+from satmap.models.weights import save_weights
+from satmap.planes import ROAD_PLANES
+from satmap.recipe import Inference, load_recipe
+from satmap.workers import BoundedPool, read_ahead
+
+CPU = torch.device("cpu")
+COLUMNS, ROWS, SIZE = 5, 3, 80
+
+
+class Area:
+    """Images side by side, one of them damaged, and one that lies nowhere, with a network."""
+
+    def __init__(self, directory: Path) -> None:
+        self.images, self.weights = directory / "images", directory / "weights"
+        self.recipe = str(directory / "recipe.yaml")
+        generator = np.random.default_rng(0)
+        size = 2.7e-6
+        for number in range(COLUMNS * ROWS + 1):
+            coarse = generator.integers(1, 255, (9, 9, 3)).astype(np.uint8)
+            pixels = np.maximum(cv2.resize(coarse, (SIZE, SIZE)), 1).transpose(2, 0, 1)
+            row, column = divmod(number, COLUMNS)
+            place = Affine(size, 0, 37.6 + column * SIZE * size, 0, -size, 55.7 - row * SIZE * size)
+            write_image(
+                self.images / f"SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip{number}.tif",
+                pixels=pixels,
+                **({"georeferenced": False} if row == ROWS else {"transform": place}),
+            )
+        damaged = self.images / "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip6.tif"
+        damaged.write_bytes(damaged.read_bytes()[:-9000])
+        recipe = load_recipe("demo")
+        self.inference = Inference(views=4)
+        recipe = recipe.model_copy(update={"inference": self.inference})
+        Path(self.recipe).write_text(recipe.model_dump_json())
+        torch.manual_seed(1)
+        network = build_network("resnet18", 3, ROAD_PLANES, (16, 16, 16, 16))
+        with torch.no_grad():
+            # Untrained it would be undecided everywhere.
+            network.head.weight *= 50
+        metadata = {"recipe": recipe.model_dump_json(), "member": "a", "stage": "1", "epoch": "1"}
+        save_weights(self.weights / "a.last.safetensors", network, metadata)
+        self.done = self.predict(directory / "whole")
+        self.files = files_in(directory / "whole")
+
+    def predict(self, place: Path, **options: Any) -> Prediction:
+        return predict(
+            [self.images], place / "out.csv", self.weights, CPU, self.recipe,
+            planes=place / "planes", exports=[place / "out.graphml"], **options,
+        )  # fmt: skip
+
+    def command(self, place: Path, *options: str) -> list[str]:
+        return [
+            "-m", "satmap", "predict", str(self.images), str(place / "out.csv"), "--weights",
+            str(self.weights), "--recipe", self.recipe, "--device", "cpu", "--planes",
+            str(place / "planes"), "--export", str(place / "out.graphml"), *options,
+        ]  # fmt: skip
+
+
+def files_in(place: Path) -> dict[str, bytes]:
+    paths = sorted(path for path in place.rglob("*") if path.is_file())
+    return {str(path.relative_to(place)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def area(tmp_path_factory: pytest.TempPathFactory) -> Area:
+    return Area(tmp_path_factory.mktemp("area"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def start(*arguments: str) -> "subprocess.Popen[str]":
+    code = str(Path(__file__).parents[1] / "code")
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": code},
+    )
+
+
+def finished_in(place: Path) -> set[str]:
+    """Keys of the images in a journal and its parts, whole lines only."""
+    keys = set()
+    for path in place.glob(".out.csv.partial*"):
+        for line in path.read_bytes().splitlines(keepends=True)[1:]:
+            if line.endswith(b"\n"):
+                keys.add(json.loads(line)[0])
+    return keys
+
+
+def stored_in(place: Path) -> set[str]:
+    return {path.name for path in place.glob(".out.csv.planes/[!.]*")}
+
+
+def stored_at_least(place: Path, count: int) -> bool:
+    return len(stored_in(place)) >= count
+
+
+def wait_until(reached: Callable[[], bool], process: "subprocess.Popen[str]") -> bool:
+    """Whether it was reached before the process ended."""
+    while process.poll() is None:
+        if reached():
+            return True
+        time.sleep(0.005)
+    return False
+
+
+# --- the same bytes -------------------------------------------------------------------------------
+
+
+def test_workers_and_processes_change_nothing(area: Area, tmp_path: Path) -> None:
+    images = COLUMNS * ROWS + 1
+    assert len(area.done.images) == images
+    assert list(area.done.faults) == ["AOI_7_Moscow_chip6"]
+    assert sum(map(bool, area.done.images.values())) == images - 1
+    assert len(area.files) == images - 1 + 2
+    for name, options in (("1", {"workers": 2}), ("12", {"workers": 1, "processes": 2})):
+        assert area.predict(tmp_path / name, **options) == area.done
+        assert files_in(tmp_path / name) == area.files
+
+
+def test_a_fault_of_one_rank_reaches_the_user() -> None:
+    with pytest.raises(SatmapError, match=r"^rank 1 cannot go on\. Mend it\.$"):
+        run_ranks(2, stumble)
+
+
+# --- interruptions --------------------------------------------------------------------------------
+
+
+def spawned(process: "subprocess.Popen[str]") -> list[int]:
+    """The ranks that a prediction has started, in order."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [
+        int(pid)
+        for pid in sorted(children, key=int)
+        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+
+
+def test_no_kill_loses_anything(area: Area, tmp_path: Path) -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")
+    generator = random.Random(seed)
+    victims = ["first", "second", "parent"]
+    generator.shuffle(victims)
+    kept: set[str] = set()
+    stored: set[str] = set()
+    for victim in victims:
+        process = start(*area.command(tmp_path, "--processes", "2", "--workers", "0"))
+        more = generator.randrange(1, COLUMNS * ROWS // 3)
+        enough = len(stored) + more
+        if not wait_until(partial(stored_at_least, tmp_path, enough), process):
+            pytest.fail(f"ended by itself: {process.communicate()[1]}")
+        first, second = spawned(process)
+        pid = {"first": first, "second": second, "parent": process.pid}[victim]
+        os.kill(pid, signal.SIGKILL)
+        _, errors = process.communicate(timeout=120)
+        if victim != "parent":
+            assert process.returncode == 1
+            number = 1 if victim == "first" else 2
+            assert f"process {number} of 2 (pid {pid}) was ended by SIGKILL" in errors
+            assert "the same command goes on" in errors
+            assert "Traceback" not in errors
+        # Nothing that an earlier run had done is gone.
+        assert finished_in(tmp_path) >= kept
+        assert stored_in(tmp_path) >= stored
+        kept, stored = finished_in(tmp_path), stored_in(tmp_path)
+    assert not (tmp_path / "out.csv").exists()
+    # Another launcher goes on.
+    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = start(*ranks, *area.command(tmp_path, "--workers", "1"))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert files_in(tmp_path) == area.files
+
+
+def test_sigterm_ends_a_run_in_order_and_it_goes_on(area: Area, tmp_path: Path) -> None:
+    # What runs that were killed at the worst moments have left.
+    (tmp_path / "planes").mkdir()
+    (tmp_path / ".out.csv.planes").mkdir()
+    for name in (
+        ".out-abcd1234.csv",
+        ".out-abcd1234.graphml",
+        ".out.csv.planes/.a-1234abcd.tif",
+        "planes/.AOI_7_Moscow_chip3-abcd_123.tif",
+    ):
+        (tmp_path / name).write_bytes(b"half")
+    process = start(*area.command(tmp_path, "--workers", "1"))
+    assert wait_until(partial(stored_at_least, tmp_path, 2), process)
+    with pytest.raises(CannotWriteError, match="is being written by another run"):
+        Journal(tmp_path / "out.csv", "settings")
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert errors.splitlines()[-1].startswith("satmap: terminated; what is finished is kept")
+    assert not (tmp_path / "out.csv").exists()
+    area.predict(tmp_path)
+    assert files_in(tmp_path) == area.files
+
+
+def test_every_process_of_a_run_holds_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_GRACE_S", 0.0)
+    output = tmp_path / "out.csv"
+    with Journal(output, "settings", 1) as part:
+        # Its first process is gone, it is not yet.
+        with pytest.raises(CannotWriteError, match="is being written by another run"):
+            Journal(output, "settings")
+        assert part.path.exists()
+    Journal(output, "settings").remove()
+    assert not list(tmp_path.iterdir())
+
+
+# --- bounds ---------------------------------------------------------------------------------------
+
+
+class HeldPool:
+    """Stands for worker processes that end a job only when somebody waits for it."""
+
+    def __init__(self, _: int) -> None:
+        self.held: list[tuple[Future[Any], Any]] = []
+
+    def submit(self, job: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        self.held.append((future, lambda: job(*arguments)))
+        return future
+
+    def release(self) -> None:
+        for future, result in self.held:
+            future.set_result(result())
+        self.held.clear()
+
+    def shutdown(self) -> None:
+        assert not self.held
+
+
+def test_few_images_are_in_memory_however_many_there_are(
+    area: Area, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = HeldPool(1)
+    monkeypatch.setattr("satmap.workers.start_pool", lambda workers: pool)
+
+    def waited(pending: Any, **_: Any) -> tuple[list[Any], list[Any]]:
+        pool.release()
+        return list(pending), []
+
+    monkeypatch.setattr("satmap.workers.wait_for", waited)
+    counts = {"read": 0, "looked": 0}
+    most = {"pictures": 0, "planes": 0}
+    lock = threading.Lock()
+    read, look = pictures.read_picture, share.look
+
+    def counted_read(*arguments: Any) -> Picture:
+        with lock:
+            counts["read"] += 1
+            most["pictures"] = max(most["pictures"], counts["read"] - counts["looked"])
+        return read(*arguments)
+
+    def counted_look(*arguments: Any) -> list[Strip]:
+        # The reader may be as far ahead as it ever gets.
+        time.sleep(0.01)
+        with lock:
+            counts["looked"] += 1
+        most["planes"] = max(most["planes"], len(pool.held))
+        return look(*arguments)
+
+    monkeypatch.setattr(share, "read_picture", counted_read)
+    monkeypatch.setattr(share, "look", counted_look)
+    assert area.predict(tmp_path, workers=2) == area.done
+    # The damaged one is read, but never looked at.
+    assert counts == {"read": COLUMNS * ROWS + 1, "looked": COLUMNS * ROWS}
+    assert 1 < most["pictures"] <= share.READ_AHEAD + 2
+    assert 1 < most["planes"] <= 2 * share.JOBS_A_WORKER
+    assert files_in(tmp_path) == area.files
+
+
+def test_reading_ahead_keeps_the_order_and_the_faults() -> None:
+    threads = set()
+
+    def read(item: int) -> int:
+        threads.add(threading.current_thread())
+        if item == 7:
+            raise ValueError("seven")
+        return item * item
+
+    def taken(ahead: int) -> Iterator[tuple[int, int]]:
+        return read_ahead(range(10), read, ahead)
+
+    for ahead in (0, 1, 3):
+        pairs = taken(ahead)
+        assert [next(pairs) for _ in range(7)] == [(i, i * i) for i in range(7)]
+        with pytest.raises(ValueError, match="seven"):
+            next(pairs)
+    assert len(threads) == 3
+
+
+def test_jobs_beyond_the_limit_wait_and_handlers_see_faults() -> None:
+    outcomes: list[str] = []
+
+    def handle(future: "Future[float]") -> None:
+        outcomes.append(str(future.exception() or future.result()))
+
+    for workers in (0, 1):
+        outcomes.clear()
+        with BoundedPool(workers, 2) as pool:
+            for number in (4, -1, 9, 16):
+                pool.submit(handle, root, number)
+                assert pool.in_flight <= 2
+        assert sorted(outcomes) == ["2.0", "3.0", "4.0", "math domain error"]
+
+
+def root(number: float) -> float:
+    if number < 0:
+        raise ValueError("math domain error")
+    return float(number**0.5)
+
+
+# --- large scenes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [None, 3])
+@pytest.mark.parametrize("product", [RGB, MULTISPECTRAL])
+def test_windows_of_an_image_are_stretched_as_the_whole(
+    tmp_path: Path, product: str, channels: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("satmap.data.imagery._STRIP_ROWS", 40)
+    bands = 3 if product == RGB else 8
+    path = write_image(tmp_path / "a.tif", bands=bands, size=(97, 130), dtype="uint16", nodata=7)
+    info = read_info(path, product)
+    whole = read_stretched(info, 2, 98, channels)
+    image = StretchedImage(info, 2, 98, channels)
+    assert image.shape == whole.shape
+    for rows, columns in ((slice(0, 97), slice(0, 130)), (slice(30, 90), slice(64, 65))):
+        assert np.array_equal(image[rows, columns], whole[rows, columns])
+
+
+def test_large_scenes_are_predicted_strip_by_strip_to_the_same_bytes(
+    area: Area, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(area.recipe)
+    inference = Inference(views=1, window=64, overlap=8)
+    path = tmp_path / "windows.yaml"
+    path.write_text(recipe.model_copy(update={"inference": inference}).model_dump_json())
+    places = tmp_path / "small", tmp_path / "large"
+    strips = []
+    original = ensemble.predict_strips
+
+    def counted(*arguments: Any) -> Iterator[Strip]:
+        for strip in original(*arguments):
+            strips.append(strip.values.get().shape[1])
+            yield strip
+
+    monkeypatch.setattr(share, "predict_strips", counted)
+    for place in places:
+        predict([area.images], place / "out.csv", area.weights, CPU, str(path),
+                planes=place / "planes")  # fmt: skip
+        assert len(strips) == 2 * COLUMNS * ROWS
+        strips.clear()
+        monkeypatch.setattr(pictures, "LARGEST", 0)
+    small, large = map(files_in, places)
+    assert small["out.csv"] == large["out.csv"]
+    assert small.keys() == large.keys()
