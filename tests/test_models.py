@@ -157,6 +157,16 @@ def test_frozen_encoder_stays_as_it_is() -> None:
     network.freeze_encoder(False, 2)
     assert network.encoder.frozen_stages == 0
     assert all(module.training for module in network.modules())
+    # What somebody else stopped stays so, whatever is frozen and let go meanwhile.
+    own = network.encoder.get_parameter("stages.0.conv1.weight").requires_grad_(False)
+    for stages in (0, 1, 3, 1, 0):
+        network.encoder.freeze(stages)
+        assert [s for s, part in enumerate(network.encoder.stages)
+                if not any(value.requires_grad for value in part.parameters())
+                ] == list(range(stages))  # fmt: skip
+        assert not own.requires_grad
+    stopped = [n for n, value in network.named_parameters() if not value.requires_grad]
+    assert stopped == ["encoder.stages.0.conv1.weight"]
 
 
 def test_each_image_gets_the_head_of_its_category() -> None:
@@ -185,6 +195,21 @@ def test_each_image_gets_the_head_of_its_category() -> None:
         single(x, category)
     with pytest.raises(ValueError, match="categories are none or several"):
         build_network("resnet18", 3, ["building"], categories=["nadir"])
+
+
+@pytest.mark.parametrize("categories", [(), ("nadir", "off-nadir")])
+def test_planes_in_another_order(categories: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    network = build_network("resnet18", 3, ["a", "b", "c"], (8,) * 4, categories=categories).eval()
+    x = images(network, 64, 64)
+    category = torch.tensor([0, 1]) if categories else None
+    with torch.inference_mode():
+        before = network(x, category)
+        network.order_planes(["c", "a", "b"])
+        assert network.plane_names == ("c", "a", "b")
+        assert torch.equal(network(x, category), before[:, [2, 0, 1]])
+    with pytest.raises(ValueError, match="this network has c, a, b"):
+        network.order_planes(["a", "b"])
 
 
 def test_only_the_heads_of_a_batchs_categories_learn_from_it() -> None:
@@ -363,6 +388,7 @@ def test_pretrained_encoder_errors(imagenet: dict[str, Tensor], tmp_path: Path) 
     path = tmp_path / "weights.pth"
     for saved, message in [
         ({"state_dict": imagenet}, "more than a state dict"),
+        ({**imagenet, "bn1.weight": imagenet["bn1.weight"] * torch.inf}, "bn1.weight has values"),
         ({k: v for k, v in imagenet.items() if k != "bn1.weight"}, "it lacks bn1.weight"),
         ({**imagenet, "conv1.weight": imagenet["conv1.weight"][:, :2]}, "shape .64, 2, 7, 7."),
         (Evil(), "cannot read"),
@@ -442,6 +468,10 @@ def test_missing_files(tmp_path: Path) -> None:
         ({"planes": "[1, 2]"}, "list of different names"),
         ({"planes": '["road", "road"]'}, "list of different names"),
         ({"planes": "[]"}, "list of different names"),
+        ({"planes": '["road", ""]'}, "list of different names"),
+        ({"planes": "[" * 100_000}, "broken metadata: planes"),
+        ({"decoder": "[" * 100_000}, "broken metadata: decoder"),
+        ({"categories": "[" * 100_000}, "broken metadata: categories"),
         ({"decoder": "[256, 256, 128]"}, "decoder must be four widths"),
         ({"decoder": "[256, 256, 128, 0]"}, "decoder must be four widths"),
         ({"decoder": "wide"}, "broken metadata"),
@@ -466,6 +496,23 @@ def test_wrong_metadata(
         load_weights(path)
     path.unlink()
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("head.bias", torch.tensor([0, torch.nan]), "head.bias has values that are not finite"),
+        ("head.bias", torch.zeros(2, dtype=torch.int8), "head.bias is of type torch.int8"),
+        ("encoder.stages.0.bn1.running_var", torch.full((64,), -1.0), "is a variance"),
+    ],
+)
+def test_values_that_no_network_has(
+    name: str, value: Tensor, message: str, saved: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "values.safetensors"
+    save_file({**load_file(saved), name: value}, path, read_weights_metadata(saved))
+    with pytest.raises(SatmapError, match=message):
+        load_weights(path)
 
 
 def test_unknown_tensors_are_refused(saved: Path, tmp_path: Path) -> None:

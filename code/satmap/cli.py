@@ -13,12 +13,16 @@ from typing import TypeAlias
 import satmap
 from satmap.errors import SatmapError
 from satmap.files import require_writable
+from satmap.text import printable
 
 #: Where sub-commands are added.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 # Characters of a long value that are printed.
 _SHOWN = 100
+
+# What messages of our own may hold: several lines.
+_LINE_END = "\n"
 
 # The commands import what they need themselves: torch alone takes seconds, and `satmap check`
 # needs none of it.
@@ -43,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SatmapError as error:
         if options.debug:
             raise
-        print(f"satmap: {error}", file=sys.stderr)
+        print(f"satmap: {printable(error, keep=_LINE_END)}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
         print("satmap: interrupted", file=sys.stderr)
@@ -56,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.debug:
             raise
         print(
-            f"satmap: {type(error).__name__}: {error}. This is a fault of satmap's or of the "
-            "machine; --debug shows where.",
+            f"satmap: {type(error).__name__}: {printable(error, keep=_LINE_END)}. This is a fault "
+            "of satmap's or of the machine; --debug shows where.",
             file=sys.stderr,
         )
         status = 1
@@ -339,10 +343,10 @@ def _weights_import(options: argparse.Namespace) -> int:
     """Read a published weight file and write satmap's own, without running what is in it.
 
     FILE: a network of SpaceNet 5's third place, or an encoder's ImageNet weights as
-    pretrainedmodels, torchvision (ResNets) or timm publish them.
+    pretrainedmodels, torchvision (ResNets, DenseNets) or timm publish them.
     OUT: the directory of weights, or the .safetensors file to write.
     """
-    from satmap.inference.published import import_weights
+    from satmap.importing import import_weights
     from satmap.recipe import load_recipe
 
     print(import_weights(options.file, options.output, load_recipe(options.recipe)))
@@ -362,7 +366,7 @@ def _weights_fetch(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe)
     encoders = dict.fromkeys(member.encoder for member in recipe.members if member.pretrained)
     for name in encoders:
-        outcome = "fetched" if fetch_encoder(options.weights, name) else "there already, intact"
+        outcome = fetch_encoder(options.weights, name)
         print(f"{encoder_file(options.weights, name)}: {outcome}", flush=True)
     if not encoders:
         print(f"recipe {recipe.name} trains from scratch and needs no weights")
@@ -377,7 +381,7 @@ def _weights_show(options: argparse.Namespace) -> int:
     tensors = read_tensors(options.file)
     for key, value in read_metadata(options.file).items():
         # A whole recipe is in there.
-        print(f"{key}: {value if len(value) <= _SHOWN else value[:_SHOWN] + '...'}")
+        print(f"{printable(key, _SHOWN)}: {printable(value, _SHOWN)}")
     print(f"{len(tensors)} tensors of {sum(value.numel() for value in tensors.values())} numbers")
     return 0
 
@@ -579,14 +583,14 @@ def _minutes(text: str) -> float:
 
 def _report_warnings(warnings: Sequence[str]) -> None:
     for warning in warnings:
-        print(f"satmap: {warning}", file=sys.stderr)
+        print(f"satmap: {printable(warning)}", file=sys.stderr)
 
 
 def _report_faults(faults: Mapping[str, str], outcome: str) -> None:
     if faults:
         print(f"satmap: {len(faults)} images were {outcome}:", file=sys.stderr)
     for image_id, fault in faults.items():
-        print(f"  {image_id}: {fault}", file=sys.stderr)
+        print(f"  {printable(image_id)}: {printable(fault)}", file=sys.stderr)
 
 
 def _default_weights() -> Path:
