@@ -250,15 +250,18 @@ def test_the_light_block_narrows_what_is_concatenated() -> None:
 # Single behaviours
 
 
-def test_half_precision_and_channels_last_agree() -> None:
+@pytest.mark.parametrize("kind", DECODERS)
+def test_half_precision_and_channels_last_agree(kind: str) -> None:
     torch.manual_seed(0)
-    network = build_network("resnet18", 3, ["road"]).eval()
+    network = build_network("resnet18", 3, ["road"], decoder_kind=kind).eval()
     x = images(network, 64, 64)
     with torch.inference_mode():
         expected = network(x)
         network.to(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(network(x), expected)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = network(x.contiguous(memory_format=torch.channels_last))
+            found = network(x)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, atol=0.05 * float(expected.std()), rtol=0.1)
 
