@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from satmap.errors import SatmapError
 from satmap.models.decoders import DECODERS, DecoderBlock, LightBlock, ScseBlock
-from satmap.models.encoders import adapt_first_conv, build_encoder
+from satmap.models.encoders import ENCODERS, adapt_first_conv, build_encoder
 from satmap.models.layers import HalvingConv, NormAct, fix_same_padding
 from satmap.models.reference import ours_to_reference, reference_to_ours
-from satmap.models.unet import UNet, build_network
+from satmap.models.unet import DECODER_STRIDES, DECODER_WIDTHS, UNet, build_network
 from satmap.models.weights import (
     load_pretrained_encoder,
     load_weights,
@@ -245,6 +245,23 @@ def test_the_light_block_narrows_what_is_concatenated() -> None:
     weight = torch.cat([block.narrow.weight, block.lateral.weight], dim=1)
     y = nn.functional.conv2d(whole, weight, block.narrow.bias).relu()
     torch.testing.assert_close(block(x, skip), block.conv2(block.conv1(y).relu()).relu())
+
+
+def test_what_the_light_decoder_saves() -> None:
+    """What the recipe's ``Decoder`` and the README say of it."""
+    narrow = ("resnet18", "resnet34", "convnext", "efficientnet")
+    for name, spec in ENCODERS.items():
+        skips = dict(zip(spec.strides, spec.channels, strict=True))
+        width_in, plain, light = spec.channels[-1], 0.0, 0.0
+        for width, stride in zip(DECODER_WIDTHS, DECODER_STRIDES, strict=True):
+            skip, pixels = skips.get(stride, 0), stride**-2
+            plain += pixels * 9 * width * (width_in + width + skip)
+            light += pixels * width * (width_in / 4 + skip + 18 * width)
+            width_in = width
+        low, high = (29, 37) if name.startswith(narrow) else (50, 62)
+        if name == "dpn68b":
+            low = high = 43
+        assert low <= round(100 * (1 - light / plain)) <= high, name
 
 
 # Single behaviours

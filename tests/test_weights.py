@@ -11,6 +11,7 @@ import pickle
 import re
 import shutil
 import socket
+import subprocess
 import tarfile
 import threading
 import warnings
@@ -41,7 +42,13 @@ from satmap.models import fetch
 from satmap.models.encoders import ENCODERS, build_encoder
 from satmap.models.fetch import Fetched, fetch_encoder
 from satmap.models.pickles import read_pickle
-from satmap.models.pretrained import PretrainedEncoder, encoder_file, verify_encoder_file
+from satmap.models.pretrained import (
+    ENCODERS_VARIABLE,
+    PretrainedEncoder,
+    encoder_file,
+    find_encoder_file,
+    verify_encoder_file,
+)
 from satmap.models.published import PublishedNetwork, read_published
 from satmap.models.tensor_file import read_metadata, read_tensors, write_tensors
 from satmap.models.unet import UNet, build_network
@@ -1185,6 +1192,50 @@ def test_nothing_from_a_file_or_a_server_reaches_the_terminal_raw(
         fetch_encoder(tmp_path, "resnet18")
     for text in (shown, said, str(caught.value)):
         assert not {char for char in text if not char.isprintable()} - {"\n"}
+
+
+def test_encoders_inside_of_an_image(
+    resnet18: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mounted directory of weights hides nothing that was fetched when the image was built."""
+    text = (Path(__file__).parents[1] / "Dockerfile").read_text()
+    (place,) = re.findall(rf"^ENV {ENCODERS_VARIABLE}=(\S+)$", text, re.MULTILINE)
+    assert not place.startswith("/satmap")
+    (loop,) = re.findall(r"^RUN (for recipe in (?:.|\\\n)*?done)$", text, re.MULTILINE)
+    assert 'ARG FETCH_WEIGHTS=""\n' in text
+    # What the line does, with a satmap that only says what it was asked for.
+    stub = tmp_path / "satmap"
+    stub.write_text('#!/bin/sh\necho "$@"\n[ "$4" != broken ]\n')
+    stub.chmod(0o755)
+    asked = "weights fetch --recipe {} --weights /opt/place\n"
+    for recipes, expected, status in (
+        ("", "", 0),
+        ("a b", asked.format("a") + asked.format("b"), 0),
+        ("broken b", asked.format("broken"), 1),
+    ):
+        done = subprocess.run(
+            ["/bin/sh", "-c", loop],
+            env={
+                "PATH": f"{tmp_path}:{os.environ['PATH']}",
+                "FETCH_WEIGHTS": recipes,
+                ENCODERS_VARIABLE: "/opt/place",
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert (done.stdout, done.returncode) == (expected, status), done.stderr
+
+    weights, inside = tmp_path / "weights", tmp_path / "image"
+    monkeypatch.setenv(ENCODERS_VARIABLE, str(inside))
+    own = encoder_file(weights, "resnet18")
+    assert find_encoder_file(weights, "resnet18") == own
+    baked = encoder_file(inside, "resnet18")
+    baked.parent.mkdir(parents=True)
+    baked.write_bytes(resnet18)
+    assert find_encoder_file(weights, "resnet18") == baked
+    own.parent.mkdir(parents=True)
+    own.write_bytes(resnet18)
+    assert find_encoder_file(weights, "resnet18") == own
 
 
 def test_nobody_to_download_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -504,7 +504,7 @@ def _check(options: argparse.Namespace) -> int:
     faults = check_files(options.submission, options.directories)
     for fault in faults:
         place = f":{fault.line}" if fault.line is not None else ""
-        print(f"{options.submission}{place}: {fault.message}")
+        print(f"{options.submission}{place}: {printable(fault.message)}")
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     print(f"{options.submission}: {count if faults else 'ok'}")
     return 1 if faults else 0
