@@ -54,7 +54,7 @@ def encoder(request: pytest.FixtureRequest) -> Encoder:
     for norm in norms:
         norm.momentum = 1.0
     with torch.no_grad():
-        encoder(images(2, 64, 64))
+        encoder(images(4, 64, 64))
     for norm, momentum in zip(norms, usual, strict=True):
         norm.momentum = momentum
     return encoder.eval()
