@@ -28,4 +28,13 @@ RUN pip install --no-deps --no-build-isolation --editable . \
     && satmap --version \
     && python -c "import cv2, rasterio, timm, torch, torchvision; import satmap.training.ensemble"
 
+# `--build-arg FETCH_WEIGHTS="sn5-roads"` puts the ImageNet weights of these recipes into the image.
+# They lie outside of /satmap/weights, where a mounted directory of weights would hide them;
+# trainings look here for what that directory does not have.
+ARG FETCH_WEIGHTS=""
+ENV SATMAP_ENCODERS=/opt/satmap-encoders
+RUN for recipe in ${FETCH_WEIGHTS}; do \
+        satmap weights fetch --recipe "$recipe" --weights "$SATMAP_ENCODERS" || exit 1; \
+    done
+
 CMD ["satmap", "--help"]

@@ -144,6 +144,23 @@ def test_what_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         export_network(network, tmp_path / "file" / "network.pt2", {}, (32, 32))
     with pytest.raises(ValueError, match="evaluation mode"):
         export_network(network.train(), tmp_path / "network.onnx", {})
+    for suffix in RUNTIMES:
+        # A forgotten argument must not cost the weights; the graph itself may be made again.
+        weights = tmp_path / f"weights{suffix}"
+        save_weights(weights, network.eval(), {})
+        with pytest.raises(SatmapError, match="nothing that satmap exported"):
+            export_network(network, weights, {}, (32, 32))
+        (tmp_path / f"made{suffix}").mkdir()
+        with pytest.raises(SatmapError, match="is a directory"):
+            export_network(network, tmp_path / f"made{suffix}", {})
+        graph = tmp_path / f"graph{suffix.upper()}"
+        export_network(network, graph, {}, (32, 32))
+        first = graph.read_bytes()
+        export_network(network, graph, {}, (32, 32))
+        assert graph.read_bytes() == first
+        graph.unlink()
+        weights.unlink()
+        (tmp_path / f"made{suffix}").rmdir()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SatmapError, match=r"packages onnx and onnxscript.*or write a \.pt2"):
         export_network(network.eval(), tmp_path / "network.onnx", {})
@@ -168,3 +185,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         main(["export", str(weights), str(tmp_path / "network.txt")])
     assert ended.value.code == 1
     assert "must end in" in capsys.readouterr().err
+    # What cannot be written is said before the weights are read.
+    with pytest.raises(SystemExit):
+        main(["export", str(tmp_path / "absent"), str(weights / "network.onnx")])
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_categories_that_do_not_exist_are_refused_before_an_export() -> None:
+    network = make("resnet18", "plain", ("a", "b", "c"))
+    x = torch.zeros(2, 3, 32, 32)
+    for category in ([0, -1], [3, 0], [0], [[0], [1]]):
+        with pytest.raises(ValueError, match="indices from 0 to 2, one an image of 2"):
+            network(x, torch.tensor(category))

@@ -27,10 +27,10 @@ from satmap.inference.out_of_fold import held_out_images
 from satmap.inference.pictures import Picture
 from satmap.inference.prediction import predict
 from satmap.inference.views import VIEWS
-from satmap.inference.weights import choose, find_weights, recipe_of
+from satmap.inference.weights import choose, find_weights, load_ensemble, recipe_of
 from satmap.inference.windows import spans
 from satmap.models.unet import build_network
-from satmap.models.weights import save_weights
+from satmap.models.weights import load_weights, save_weights
 from satmap.planes import ROAD, ROAD_PLANES, Planes
 from satmap.recipe import Inference, Recipe, Submission, load_recipe
 from satmap.roads.graph import RoadEdge, RoadGraph
@@ -263,6 +263,65 @@ def test_weights_of_another_recipe_are_left_out(tmp_path: Path) -> None:
         find_weights(tmp_path)
     with pytest.raises(SatmapError, match=r"no weights .* in"):
         find_weights(tmp_path / "absent")
+
+
+def test_planes_are_averaged_by_name(tmp_path: Path) -> None:
+    """Two networks that say the same in different orders say it together."""
+    recipe = load_recipe("demo")
+    first = make_weights(tmp_path, "a.last", stage="1", epoch="1")
+    network, metadata = load_weights(first)
+    network.order_planes(ROAD_PLANES[::-1])
+    metadata = {k: v for k, v in metadata.items() if k in ("recipe", "member", "stage")}
+    save_weights(tmp_path / "b.last.safetensors", network, {**metadata, "epoch": "2"})
+    image = np.random.default_rng(0).integers(1, 255, (32, 32, 3)).astype(np.uint8)
+    alone, turned = find_weights(tmp_path)
+    for files in ([turned], [alone, turned], [turned, alone]):
+        voters = load_ensemble(choose(files, recipe), CPU)
+        assert {voter.network.plane_names for voter in voters} == {ROAD_PLANES}
+        expected = predict_planes(load_ensemble([alone], CPU), image, Inference(views=1), CPU)
+        found = predict_planes(voters, image, Inference(views=1), CPU)
+        assert np.abs(found.astype(int) - expected).max() <= 1
+        assert expected.std() > 0
+
+
+def test_networks_that_cannot_do_roads_are_refused_before_any_work(tmp_path: Path) -> None:
+    text = load_recipe("demo").model_dump_json()
+    odd = tmp_path / "odd.last.safetensors"
+    # There is no image at all, but that is not what is said first.
+    arguments = ([tmp_path / "images"], tmp_path / "out.csv", tmp_path, CPU)
+    few = build_network("resnet18", 3, ["road", "junction"], (8,) * 4)
+    save_weights(odd, few, {"recipe": text})
+    with pytest.raises(SatmapError, match=r"gives the planes road, junction, but roads are made"):
+        predict(*arguments)
+    # Other tasks may average them, but not with what says something else.
+    make_weights(tmp_path, "b.last")
+    with pytest.raises(SatmapError, match=r"b\.last\S+ and \S+odd\.last\S+ cannot be averaged"):
+        load_ensemble(find_weights(tmp_path), CPU)
+    heads = build_network("resnet18", 3, ROAD_PLANES, (8,) * 4, categories=["nadir", "off"])
+    save_weights(odd, heads, {"recipe": text})
+    with pytest.raises(SatmapError, match=r"odd\.last\S+ has a head for each of nadir, off, but"):
+        predict(*arguments)
+    with pytest.raises(SatmapError, match=r"the second \S+.* for each of nadir, off"):
+        load_ensemble(find_weights(tmp_path), CPU)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_images_with_too_few_bands(city: Path, tmp_path: Path) -> None:
+    make_weights(tmp_path / "weights", "b.last", bands=12)
+    with pytest.raises(SatmapError, match=r"want 12 bands, but .* with 8\. Use a recipe whose mem"):
+        predict([city / "test"], tmp_path / "out.csv", tmp_path / "weights", CPU)
+    (tmp_path / "weights/b.last.safetensors").unlink()
+    for bands in (1, 4):
+        make_weights(tmp_path / "weights", f"b{bands}.last", bands=bands)
+    assert not predict([city / "test"], tmp_path / "out.csv", tmp_path / "weights", CPU).faults
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", '"chip1"', "[1]"])
+def test_lies_about_what_was_held_out(text: str, tmp_path: Path) -> None:
+    make_weights(tmp_path, "a.last", held_out=text)
+    (file,) = find_weights(tmp_path)
+    with pytest.raises(SatmapError, match="held_out must be a list of names"):
+        _ = file.held_out
 
 
 def test_networks_of_eight_bands_sit_out_where_there_are_three(city: Path, tmp_path: Path) -> None:

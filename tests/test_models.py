@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from satmap.errors import SatmapError
 from satmap.models.decoders import DECODERS, DecoderBlock, LightBlock, ScseBlock
-from satmap.models.encoders import adapt_first_conv, build_encoder
+from satmap.models.encoders import ENCODERS, adapt_first_conv, build_encoder
 from satmap.models.layers import HalvingConv, NormAct, fix_same_padding
 from satmap.models.reference import ours_to_reference, reference_to_ours
-from satmap.models.unet import UNet, build_network
+from satmap.models.unet import DECODER_STRIDES, DECODER_WIDTHS, UNet, build_network
 from satmap.models.weights import (
     load_pretrained_encoder,
     load_weights,
@@ -157,6 +157,16 @@ def test_frozen_encoder_stays_as_it_is() -> None:
     network.freeze_encoder(False, 2)
     assert network.encoder.frozen_stages == 0
     assert all(module.training for module in network.modules())
+    # What somebody else stopped stays so, whatever is frozen and let go meanwhile.
+    own = network.encoder.get_parameter("stages.0.conv1.weight").requires_grad_(False)
+    for stages in (0, 1, 3, 1, 0):
+        network.encoder.freeze(stages)
+        assert [s for s, part in enumerate(network.encoder.stages)
+                if not any(value.requires_grad for value in part.parameters())
+                ] == list(range(stages))  # fmt: skip
+        assert not own.requires_grad
+    stopped = [n for n, value in network.named_parameters() if not value.requires_grad]
+    assert stopped == ["encoder.stages.0.conv1.weight"]
 
 
 def test_each_image_gets_the_head_of_its_category() -> None:
@@ -185,6 +195,21 @@ def test_each_image_gets_the_head_of_its_category() -> None:
         single(x, category)
     with pytest.raises(ValueError, match="categories are none or several"):
         build_network("resnet18", 3, ["building"], categories=["nadir"])
+
+
+@pytest.mark.parametrize("categories", [(), ("nadir", "off-nadir")])
+def test_planes_in_another_order(categories: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    network = build_network("resnet18", 3, ["a", "b", "c"], (8,) * 4, categories=categories).eval()
+    x = images(network, 64, 64)
+    category = torch.tensor([0, 1]) if categories else None
+    with torch.inference_mode():
+        before = network(x, category)
+        network.order_planes(["c", "a", "b"])
+        assert network.plane_names == ("c", "a", "b")
+        assert torch.equal(network(x, category), before[:, [2, 0, 1]])
+    with pytest.raises(ValueError, match="this network has c, a, b"):
+        network.order_planes(["a", "b"])
 
 
 def test_only_the_heads_of_a_batchs_categories_learn_from_it() -> None:
@@ -222,18 +247,38 @@ def test_the_light_block_narrows_what_is_concatenated() -> None:
     torch.testing.assert_close(block(x, skip), block.conv2(block.conv1(y).relu()).relu())
 
 
+def test_what_the_light_decoder_saves() -> None:
+    """What the recipe's ``Decoder`` and the README say of it."""
+    narrow = ("resnet18", "resnet34", "convnext", "efficientnet")
+    for name, spec in ENCODERS.items():
+        skips = dict(zip(spec.strides, spec.channels, strict=True))
+        width_in, plain, light = spec.channels[-1], 0.0, 0.0
+        for width, stride in zip(DECODER_WIDTHS, DECODER_STRIDES, strict=True):
+            skip, pixels = skips.get(stride, 0), stride**-2
+            plain += pixels * 9 * width * (width_in + width + skip)
+            light += pixels * width * (width_in / 4 + skip + 18 * width)
+            width_in = width
+        low, high = (29, 37) if name.startswith(narrow) else (50, 62)
+        if name == "dpn68b":
+            low = high = 43
+        assert low <= round(100 * (1 - light / plain)) <= high, name
+
+
 # Single behaviours
 
 
-def test_half_precision_and_channels_last_agree() -> None:
+@pytest.mark.parametrize("kind", DECODERS)
+def test_half_precision_and_channels_last_agree(kind: str) -> None:
     torch.manual_seed(0)
-    network = build_network("resnet18", 3, ["road"]).eval()
+    network = build_network("resnet18", 3, ["road"], decoder_kind=kind).eval()
     x = images(network, 64, 64)
     with torch.inference_mode():
         expected = network(x)
         network.to(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(network(x), expected)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = network(x.contiguous(memory_format=torch.channels_last))
+            found = network(x)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, atol=0.05 * float(expected.std()), rtol=0.1)
 
@@ -363,6 +408,7 @@ def test_pretrained_encoder_errors(imagenet: dict[str, Tensor], tmp_path: Path) 
     path = tmp_path / "weights.pth"
     for saved, message in [
         ({"state_dict": imagenet}, "more than a state dict"),
+        ({**imagenet, "bn1.weight": imagenet["bn1.weight"] * torch.inf}, "bn1.weight has values"),
         ({k: v for k, v in imagenet.items() if k != "bn1.weight"}, "it lacks bn1.weight"),
         ({**imagenet, "conv1.weight": imagenet["conv1.weight"][:, :2]}, "shape .64, 2, 7, 7."),
         (Evil(), "cannot read"),
@@ -442,6 +488,10 @@ def test_missing_files(tmp_path: Path) -> None:
         ({"planes": "[1, 2]"}, "list of different names"),
         ({"planes": '["road", "road"]'}, "list of different names"),
         ({"planes": "[]"}, "list of different names"),
+        ({"planes": '["road", ""]'}, "list of different names"),
+        ({"planes": "[" * 100_000}, "broken metadata: planes"),
+        ({"decoder": "[" * 100_000}, "broken metadata: decoder"),
+        ({"categories": "[" * 100_000}, "broken metadata: categories"),
         ({"decoder": "[256, 256, 128]"}, "decoder must be four widths"),
         ({"decoder": "[256, 256, 128, 0]"}, "decoder must be four widths"),
         ({"decoder": "wide"}, "broken metadata"),
@@ -466,6 +516,23 @@ def test_wrong_metadata(
         load_weights(path)
     path.unlink()
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("head.bias", torch.tensor([0, torch.nan]), "head.bias has values that are not finite"),
+        ("head.bias", torch.zeros(2, dtype=torch.int8), "head.bias is of type torch.int8"),
+        ("encoder.stages.0.bn1.running_var", torch.full((64,), -1.0), "is a variance"),
+    ],
+)
+def test_values_that_no_network_has(
+    name: str, value: Tensor, message: str, saved: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "values.safetensors"
+    save_file({**load_file(saved), name: value}, path, read_weights_metadata(saved))
+    with pytest.raises(SatmapError, match=message):
+        load_weights(path)
 
 
 def test_unknown_tensors_are_refused(saved: Path, tmp_path: Path) -> None:

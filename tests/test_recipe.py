@@ -1,9 +1,12 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from satmap.errors import SatmapError
+from satmap.models.encoder_names import ENCODER_NAMES
 from satmap.models.encoders import ENCODERS
 from satmap.recipe import Decoder, Recipe, load_recipe, parse_recipe, recipe_names
 
@@ -66,6 +69,32 @@ def test_decoders_are_widths_or_a_kind_with_widths() -> None:
             parse_recipe(DEMO.replace(old, f"decoder: {wrong}"), "x")
 
 
+@pytest.mark.parametrize("bands", [1, 4, 12])
+def test_any_number_of_bands(bands: int) -> None:
+    recipe = parse_recipe(DEMO.replace("bands: 8", f"bands: {bands}"), "x")
+    assert recipe.members[1].bands == bands
+    assert recipe.members[1].name == f"fold1-resnet18-{bands}band"
+
+
+def test_encoders_are_known_without_torch() -> None:
+    assert tuple(ENCODERS) == ENCODER_NAMES
+    code = "import satmap.recipe, sys; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_members_that_differ_only_in_the_decoder_have_different_names() -> None:
+    content = yaml.safe_load(DEMO)
+    first = content["members"][0]
+    content["members"] = [first, {**first, "decoder": {"kind": "light"}}]
+    recipe = parse_recipe(yaml.safe_dump(content), "x")
+    assert [member.name for member in recipe.members] == [
+        "fold0-resnet18-3band", "fold0-resnet18-3band-light",
+    ]  # fmt: skip
+    content["members"][1] = {**first, "decoder": [1, 1, 1, 1]}
+    with pytest.raises(SatmapError, match="same fold, encoder, bands and kind of decoder"):
+        parse_recipe(yaml.safe_dump(content), "x")
+
+
 def test_settings_of_prediction_do_not_touch_training() -> None:
     recipe = load_recipe("demo")
     views = recipe.model_copy(
@@ -102,7 +131,13 @@ def test_faults_inside_members_are_named() -> None:
         ("fold: 1", "fold: 2", "a member's fold must be below folds = 2"),
         ("crop: 256", "crop: 250", "multiple of 32"),
         ("kind: cosine", "kind: step", "schedule"),
-        ("bands: 8", "bands: 4", "members.1.bands"),
+        ("bands: 8", "bands: 0", "members.1.bands"),
+        ("bands: 8", "bands: 2000", "members.1.bands"),
+        ("bands: 8", "bands: true", "members.1.bands"),
+        ("bands: 8", "bands: 4.5", "members.1.bands"),
+        ("fold: 1, encoder: resnet18", "fold: 1, encoder: resnet81", "mean resnet18 or"),
+        ("fold: 1, encoder: resnet18", "fold: 1, encoder: vgg", "'vgg'; known are .*dpn92"),
+        ("epochs: 8", "epochs: 8\n    freeze_encoder_stages: 2", "needs freeze_encoder_epochs"),
         ("peak: 2.0e-3", "peak: .inf", "peak"),
         ("checkpoints: [last]", "checkpoints: []", "inference.checkpoints"),
         ("dice: 0.5, focal: 2, bce: 0.1", "dice: -1", "dice"),

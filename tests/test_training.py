@@ -280,7 +280,7 @@ def test_imagenet_weights_are_asked_for(city: Path, tmp_path: Path) -> None:
 
 def test_unknown_encoders_are_refused_before_any_training(city: Path, tmp_path: Path) -> None:
     place = Workplace(tmp_path / "weights", CPU)
-    with pytest.raises(SatmapError, match=r"unknown encoder 'resnet99'; known are .*dpn92"):
+    with pytest.raises(SatmapError, match=r"unknown encoder 'resnet99'; did you mean resnet"):
         train([city / "train"], small(encoder="resnet99"), place, TrainingOptions(tmp_path / "c"))
     assert not list((tmp_path / "c").glob("*"))
 

@@ -1,16 +1,21 @@
 """Weight files: our own, other people's, downloaded ones, and those that nobody should load."""
 
 import contextlib
+import fcntl
 import hashlib
 import importlib
 import json
+import math
 import os
 import pickle
+import re
 import shutil
 import socket
+import subprocess
 import tarfile
 import threading
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,14 +35,20 @@ from made_files import write_image
 from satmap.cli import main
 from satmap.device import autocast
 from satmap.errors import CannotWriteError, SatmapError
+from satmap.importing import import_weights
 from satmap.inference.ensemble import predict_planes
-from satmap.inference.published import import_weights
 from satmap.inference.weights import choose, find_weights, load_ensemble, recipe_of
 from satmap.models import fetch
 from satmap.models.encoders import ENCODERS, build_encoder
-from satmap.models.fetch import fetch_encoder
+from satmap.models.fetch import Fetched, fetch_encoder
 from satmap.models.pickles import read_pickle
-from satmap.models.pretrained import PretrainedEncoder, encoder_file, verify_encoder_file
+from satmap.models.pretrained import (
+    ENCODERS_VARIABLE,
+    PretrainedEncoder,
+    encoder_file,
+    find_encoder_file,
+    verify_encoder_file,
+)
 from satmap.models.published import PublishedNetwork, read_published
 from satmap.models.tensor_file import read_metadata, read_tensors, write_tensors
 from satmap.models.unet import UNet, build_network
@@ -155,6 +166,11 @@ def test_normalization_travels_with_the_network(tmp_path: Path) -> None:
         '{"mean": [0, 0, NaN], "std": [1, 1, 1]}',
         '{"mean": [0, 0, "x"], "std": [1, 1, 1]}',
         '{"mean": [0, 0, null], "std": [1, 1, 1]}',
+        '{"mean": ["0", "0", "0"], "std": [1, 1, 1]}',
+        '{"mean": [0, 0, 0], "std": [true, true, true]}',
+        '{"mean": [0, 0, 0], "std": [1, 1, 1' + "0" * 400 + "]}",
+        '{"mean": "000", "std": "111"}',
+        "[" * 100_000,
     ],
 )
 def test_broken_normalization(text: str, tmp_path: Path) -> None:
@@ -305,10 +321,21 @@ def test_damaged_pickles(
     [
         ([1, 2], "holds a list; expected is a dictionary"),
         (torch.zeros(3), "holds a Tensor"),
+        ({"conv1.weight": torch.zeros(2, dtype=torch.int8)}, "conv1.weight is of type torch.int8"),
+        ({"a": torch.zeros(2, dtype=torch.bool)}, "type torch.bool"),
+        ({"a": torch.zeros(2, dtype=torch.complex64)}, "type torch.complex64"),
+        ({"a": torch.zeros(2, dtype=torch.float8_e5m2)}, "type torch.float8_e5m2"),
+        ({"a": torch.zeros(2, dtype=torch.int64)}, "a is of type torch.int64"),
+        ({"a": torch.tensor([0, math.nan])}, "a has values that are not finite"),
+        ({"a": torch.tensor([1e300], dtype=torch.float64)}, "not finite"),
+        ({"bn.running_var": torch.tensor([1.0, -1.0])}, "bn.running_var is a variance and has neg"),
+        ({"a": torch.zeros(2, device="meta")}, "a is torch.strided on meta"),
+        ({"module.a": torch.zeros(1), "a": torch.zeros(1)}, "two tensors for a, with and without"),
+        ({"a\x1b[31m\nb": torch.zeros(1)}, r"such as a\\x1b\[31m\\nb, which"),
         ({"epoch": 3}, "more than a state dict"),
         ({"state_dict": {"conv1.weight": [1.0]}}, "more than a state dict"),
         ({"state_dict": {1: torch.zeros(1)}}, "more than a state dict"),
-        ({"state_dict": {"a": torch.eye(2).to_sparse()}}, "more than a state dict"),
+        ({"state_dict": {"a": torch.eye(2).to_sparse()}}, "a is torch.sparse_coo"),
         ({}, "0 tensors such as none.*Known are .*dpn92"),
         ({"vgg.weight": torch.zeros(1)}, "1 tensors such as vgg.weight, which are neither"),
     ],
@@ -320,6 +347,79 @@ def test_pickles_of_something_else(content: object, message: str, tmp_path: Path
         read_published(path)
     with pytest.raises(SatmapError, match=r"no weight file .*absent.*published"):
         read_published(tmp_path / "absent")
+
+
+# How a file of torch's before version 1.6 begins.
+PREFIX = b"".join(
+    [pickle.dumps(torch.serialization.MAGIC_NUMBER, 2), pickle.dumps(1001, 2), pickle.dumps({}, 2)]
+)
+
+
+@pytest.mark.parametrize("prefix", [b"", PREFIX], ids=["bare", "torch"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x02(S'echo'\nios\nsystem\n.", "code or objects other than tensors"),
+        (b"\x80\x02(cos\nsystem\nS'echo'\no.", "objects other than tensors .it asks for os.system"),
+        (b"\x80\x02\x82\x01.", "code or objects other than tensors"),
+        (b"\x80\x02X\xff\xff\xff\x7fab.", "breaks off or is damaged"),
+        (pickle.dumps(os.system, protocol=4), "code or objects other than tensors"),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_hostile_pickles(
+    prefix: bytes, content: bytes, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(prefix + content)
+    with pytest.raises(SatmapError, match=message) as caught:
+        read_published(path)
+    said = str(caught.value)
+    assert "Expected is" in said
+    assert "othing of it was run" in said
+    # torch's own advice is to switch the restriction off.
+    assert "weights_only" not in said
+    assert "likely succeed" not in said
+    assert "again" not in said or "breaks off" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (bytes(5000), "begins with zeros"),
+        (b"", "is empty"),
+        (b"PK\x03\x04" + bytes(100), "not a whole archive"),
+        (bytes(8) + b"{}", "not a whole safetensors file"),
+    ],
+)
+def test_what_is_no_file_of_weights(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(content)
+    with pytest.raises(SatmapError, match=message):
+        read_published(path)
+
+
+def test_programs_and_pipes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "script.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("script/data.pkl", pickle.dumps({}, protocol=2))
+        archive.writestr("script/constants.pkl", pickle.dumps((), protocol=2))
+    with pytest.raises(SatmapError, match=r"TorchScript archive.*not run"):
+        read_published(path)
+    pipe = tmp_path / "pipe.safetensors"
+    os.mkfifo(pipe)
+    for read in (read_published, load_weights, read_tensors, lambda _: find_weights(tmp_path)):
+        with pytest.raises(SatmapError, match="a pipe or a device, not a file"):
+            read(pipe)
+
+
+def test_flipped_bits_of_archives_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"conv1.weight": torch.ones(64, 3, 7, 7)}, path)
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(SatmapError, match=r"damaged: the CRC-32 of its part weights/data/0 is wro"):
+        read_pickle(path)
 
 
 # The published networks
@@ -443,21 +543,25 @@ def test_names_that_the_import_gives_and_takes(
         return link
 
     plain = renamed("weights.pth")
-    with pytest.raises(SatmapError, match=r"no fold and checkpoint.*fold3-dpn92-3band\.last\.saf"):
+    with pytest.raises(SatmapError, match=r"no fold and checkpoint.*/dpn92-3band\.last\.safet"):
         import_weights(plain, weights, recipe)
-    with pytest.raises(SatmapError, match=r"mine\.safetensors: .*\.best_apls\.safetensors"):
-        import_weights(plain, weights / "mine.safetensors", recipe)
-    with pytest.raises(SatmapError, match=r"dpn92 on 3 bands of fold 2, which recipe sn5-roads"):
-        import_weights(renamed("spacenet_dpn_unet_dpn92_2_last.pth"), weights, recipe)
-    with pytest.raises(SatmapError, match=r"which recipe demo does not have; it has fold0-resnet"):
-        import_weights(plain, weights / "mine.last.safetensors", load_recipe("demo"))
     stretch = recipe.stretch.model_copy(update={"high": 99.0})
     with pytest.raises(SatmapError, match=r"percentiles 2.0 and 98.0, but .* 2.0 and 99.0"):
         import_weights(plain, weights, recipe.model_copy(update={"stretch": stretch}))
     assert not list(tmp_path.glob("**/*.safetensors"))
     path = weights / "mine.last.safetensors"
     assert import_weights(plain, path, recipe) == path
-    assert read_weights_metadata(path)["member"] == "fold3-dpn92-3band"
+    assert read_weights_metadata(path)["member"] == "mine"
+    # Any name will do; the checkpoint is then the source's.
+    other = weights / "other.safetensors"
+    best = renamed("spacenet_dpn_unet_dpn92_2_best_dice.pth")
+    assert import_weights(best, other, recipe) == other
+    found = {file.path: file for file in find_weights(weights)}
+    assert [found[place].checkpoint for place in (path, other)] == ["last", "best_dice"]
+    assert found[other].metadata["member"] == "fold2-dpn92-3band"
+    # A fold that the recipe does not train is no obstacle.
+    expected = weights / "fold2-dpn92-3band.best_dice.safetensors"
+    assert import_weights(best, weights, recipe) == expected
     # What took somebody days to train is never replaced.
     with pytest.raises(SatmapError, match="exists already"):
         import_weights(plain, path, recipe)
@@ -465,6 +569,31 @@ def test_names_that_the_import_gives_and_takes(
     (tmp_path / "file").write_text("")
     with pytest.raises(SatmapError, match="cannot write"):
         import_weights(plain, tmp_path / "file/mine.last.safetensors", recipe)
+
+
+@needs_reference
+def test_a_published_network_that_no_shipped_recipe_has_predicts(
+    published: Callable[[str], Published], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = published("spacenet_irv_unet_mc_inceptionresnetv2_mc_0_last")
+    content = load_recipe("sn5-roads").model_dump(mode="json")
+    (member,) = [m for m in content["members"] if (m["fold"], m["bands"]) == (0, 3)]
+    content |= {"name": "mine", "members": [{**member, "bands": 8}]}
+    content["inference"] |= {"views": 1}
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(json.dumps(content))
+    images, weights = tmp_path / "images", tmp_path / "weights"
+    stem = "SN5_roads_test_public_AOI_7_Moscow_PS-MS_chip"
+    write_image(images / f"{stem}1.tif", bands=8, dtype="uint16", size=(40, 33))
+    for name, place in (("sn5-roads", weights / "any"), (str(recipe), weights / "mine")):
+        path = place / "fold0-inception_resnet_v2-8band.last.safetensors"
+        command = ("weights", "import", file.path, place, "--recipe", name)
+        assert run(capsys, *command) == f"{path}\n"
+        (chosen,) = choose(find_weights(place), load_recipe(name))
+        assert chosen.network.in_channels == 8
+    out = tmp_path / "out.csv"
+    run(capsys, "predict", images, out, "--weights", weights / "mine", "--recipe", recipe)
+    assert set(read_roads_csv(out)) == {"AOI_7_Moscow_chip1"}
 
 
 @needs_reference
@@ -711,22 +840,23 @@ def test_timms_networks_are_pretrainedmodels(name: str, pretrainedmodels: Any) -
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_torchvisions_resnet(wrapped: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrapped", [0, 1, 2])
+def test_torchvisions_resnet(wrapped: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = torchvision.models.resnet18(weights=None).eval()
     state = {k: v.clone() for k, v in model.state_dict().items()}
     source = tmp_path / "resnet18-00000000.pth"
     # Trainings on many GPUs leave the wrapped form.
-    torch.save(
-        {"state_dict": {f"module.{k}": v for k, v in state.items()}} if wrapped else state, source
-    )
+    content: dict[str, Any] = {f"{'module.' * wrapped}{k}": v for k, v in state.items()}
+    for envelope in ("state_dict", "model")[:wrapped]:
+        content = {envelope: content, "epoch": 3}
+    torch.save(content, source)
     path = import_weights(source, tmp_path / "weights", load_recipe("sn5-roads"))
     metadata = read_metadata(path)
     assert metadata["architecture"] == "resnet18"
     assert metadata["source"] == "resnet18-00000000.pth"
     assert metadata["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
-    assert verify_encoder_file(path, "resnet18") == metadata["sha256"]
+    assert verify_encoder_file(path, "resnet18", "") == metadata["sha256"]
     network = small_network()
     load_pretrained_encoder(network, path)
     x = torch.randn(1, 3, 64, 64)
@@ -748,11 +878,20 @@ def test_torchvisions_resnet(wrapped: bool, tmp_path: Path) -> None:
         import_weights(source, wrong, load_recipe("sn5-roads"))
     with pytest.raises(SatmapError, match="exists already"):
         import_weights(source, tmp_path / "weights", load_recipe("sn5-roads"))
+    # Among networks it would be in the way of every prediction.
+    for name in ("x.safetensors", "imagenet/x.safetensors"):
+        with pytest.raises(SatmapError, match=r"look for in \S+/w/imagenet/resnet18\.safetensors"):
+            import_weights(source, tmp_path / "w" / name, load_recipe("sn5-roads"))
+    shutil.copy(path, tmp_path / "copy.safetensors")
+    with pytest.raises(SatmapError, match=r"holds an encoder's ImageNet weights.*Move it to im"):
+        find_weights(tmp_path)
+    with pytest.raises(SatmapError, match="satmap's own file already"):
+        import_weights(path, tmp_path / "weights", load_recipe("sn5-roads"))
     with pytest.raises(SatmapError, match=r"does not hold ImageNet weights of resnet34: it lacks"):
-        verify_encoder_file(path, "resnet34")
+        verify_encoder_file(path, "resnet34", "")
     # A changed byte is noticed before a training starts from it.
-    content = path.read_bytes()
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    changed = path.read_bytes()
+    path.write_bytes(changed[:-1] + bytes([changed[-1] ^ 1]))
     with pytest.raises(SatmapError, match="damaged"):
         load_pretrained_encoder(network, path)
 
@@ -769,6 +908,26 @@ def test_every_encoder_is_told_by_its_tensors(name: str, tmp_path: Path) -> None
     with torch.device("meta"):
         encoder = build_encoder(name, 3)
     assert found.tensors.keys() == set(encoder.timm_names().values())
+
+
+@pytest.mark.parametrize("name", ["densenet121", "densenet161"])
+def test_densenets_of_before_torch_0_4(name: str, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = getattr(torchvision.models, name)(weights=None)
+    state = random_state(model)
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", k): v
+        for k, v in state.items()
+        if not k.endswith("num_batches_tracked")
+    }
+    assert "features.denseblock1.denselayer1.norm.1.running_var" in old
+    source = tmp_path / f"{name}-00000000.pth"
+    _plain(old, source)
+    path = import_weights(source, tmp_path, load_recipe("sn5-roads"))
+    assert path == encoder_file(tmp_path, name)
+    found = load_file(path)
+    assert all(k.startswith("classifier.") or torch.equal(found[k], state[k]) for k in state
+               if not k.endswith("num_batches_tracked"))  # fmt: skip
 
 
 def test_tensors_that_share_their_memory(tmp_path: Path) -> None:
@@ -886,6 +1045,11 @@ def server(resnet18: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]
 
 
 def test_fetching(server: Server, resnet18: bytes, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        _fetching(server, resnet18, tmp_path, stack)
+
+
+def _fetching(server: Server, resnet18: bytes, tmp_path: Path, stack: contextlib.ExitStack) -> None:
     path = tmp_path / "imagenet" / "resnet18.safetensors"
     remedies = r"weights fetch`.*resnet18.a1_in1k and `satmap weights import` it.*--from-scratch"
     with pytest.raises(SatmapError, match=remedies):
@@ -893,12 +1057,15 @@ def test_fetching(server: Server, resnet18: bytes, tmp_path: Path) -> None:
     # What a killed process left is cleared away, what one that still runs writes is not.
     path.parent.mkdir()
     old, new = (path.parent / f".resnet18-{name}.part" for name in ("abcdefgh", "ijklmnop"))
-    for file in (old, new):
-        file.write_bytes(b"half")
-    os.utime(old, (0, 0))
-    assert fetch_encoder(tmp_path, "resnet18") is True
+    old.write_bytes(b"half")
+    alive = stack.enter_context(new.open("wb"))
+    fcntl.flock(alive, fcntl.LOCK_EX)
+    assert fetch_encoder(tmp_path, "resnet18") is Fetched.NOW
     assert not old.exists()
-    new.unlink()
+    assert new.exists()
+    alive.close()
+    # Also where there is nothing to download.
+    assert fetch_encoder(tmp_path, "resnet18") is Fetched.INTACT
     assert list(path.parent.iterdir()) == [path]
     metadata = read_metadata(path)
     assert metadata["source"] == f"{server.url}{RESOLVE}"
@@ -911,17 +1078,22 @@ def test_fetching(server: Server, resnet18: bytes, tmp_path: Path) -> None:
     )
     # A second time nothing is asked of anybody, and what is there is verified.
     server.asked.clear()
-    assert fetch_encoder(tmp_path, "resnet18") is False
+    assert fetch_encoder(tmp_path, "resnet18") is Fetched.INTACT
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(SatmapError, match=r"damaged.*Remove it and fetch again"):
-        fetch_encoder(tmp_path, "resnet18")
+    for broken in (path.read_bytes(), content[: len(content) // 2]):
+        path.write_bytes(broken)
+        with pytest.raises(
+            SatmapError, match=r"(damaged|not a whole).*Remove it and fetch"
+        ) as said:
+            fetch_encoder(tmp_path, "resnet18")
+        assert "Copy it again" not in str(said.value)
     assert server.asked == []
     # What a user put there is as good, though nothing is recorded in it.
     path.write_bytes(resnet18)
-    assert fetch_encoder(tmp_path, "resnet18") is False
+    assert "no checksum" in fetch_encoder(tmp_path, "resnet18")
     path.unlink()
-    assert fetch_encoder(tmp_path, "resnet18") is True
+    assert fetch_encoder(tmp_path, "resnet18") is Fetched.NOW
     assert path.read_bytes() == content
 
 
@@ -933,6 +1105,7 @@ def test_fetching(server: Server, resnet18: bytes, tmp_path: Path) -> None:
         (POINTER, Answer(pointer(b"other")), r"has the SHA-256 \w{64}, but its publisher says"),
         (RESOLVE, Answer(status=503), r"resolve/main/\S+ answers 503"),
         (RESOLVE, Answer(status=302, headers={"Location": "file:///etc/passwd"}), "answers 302"),
+        (RESOLVE, Answer(status=302, headers={"Location": "http://[::bad/x"}), "cannot download"),
         (STORE, Answer(status=403), "answers 403"),
         (STORE, Answer(), r"has the SHA-256 e3b0c44298\w+, but"),
         (STORE, Answer(bytes(3000), missing=1000), "only 2000 of 3000 bytes came"),
@@ -981,7 +1154,7 @@ def test_addresses_that_hold_the_checksum(
     config = SimpleNamespace(hf_hub_id=None, url=f"{server.url}/resnet18-{digits}.pth")
     monkeypatch.setattr(fetch, "pretrained_config", lambda _: config)
     server.answers[f"/resnet18-{digits}.pth"] = Answer(content)
-    assert fetch_encoder(tmp_path, "resnet18") is True
+    assert fetch_encoder(tmp_path, "resnet18") is Fetched.NOW
     metadata = read_metadata(encoder_file(tmp_path, "resnet18"))
     assert metadata["source"] == config.url
     assert metadata["source_sha256"] == hashlib.sha256(content).hexdigest()
@@ -1003,6 +1176,66 @@ def test_every_encoder_has_a_source_with_a_checksum(name: str, server: Server) -
     source = fetch.find_source(name)
     assert len(source.sha256) >= 8
     assert source.url.startswith((server.url, "https://"))
+
+
+def test_nothing_from_a_file_or_a_server_reaches_the_terminal_raw(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "evil.safetensors"
+    evil = "\x1b]0;title\x07\nroot\u202e\x9b31m"
+    save_file({"a": torch.zeros(1)}, path, {f"key{evil}": f"value{evil}"})
+    shown = run(capsys, "weights", "show", path)
+    assert len(shown.splitlines()) == 2
+    said = refused(capsys, "weights", "import", path.rename(tmp_path / f"file{evil}"), tmp_path)
+    server.answers[RESOLVE] = Answer(status=302, headers={"Location": "http://[::\x1b[31m/x"})
+    with pytest.raises(SatmapError) as caught:
+        fetch_encoder(tmp_path, "resnet18")
+    for text in (shown, said, str(caught.value)):
+        assert not {char for char in text if not char.isprintable()} - {"\n"}
+
+
+def test_encoders_inside_of_an_image(
+    resnet18: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mounted directory of weights hides nothing that was fetched when the image was built."""
+    text = (Path(__file__).parents[1] / "Dockerfile").read_text()
+    (place,) = re.findall(rf"^ENV {ENCODERS_VARIABLE}=(\S+)$", text, re.MULTILINE)
+    assert not place.startswith("/satmap")
+    (loop,) = re.findall(r"^RUN (for recipe in (?:.|\\\n)*?done)$", text, re.MULTILINE)
+    assert 'ARG FETCH_WEIGHTS=""\n' in text
+    # What the line does, with a satmap that only says what it was asked for.
+    stub = tmp_path / "satmap"
+    stub.write_text('#!/bin/sh\necho "$@"\n[ "$4" != broken ]\n')
+    stub.chmod(0o755)
+    asked = "weights fetch --recipe {} --weights /opt/place\n"
+    for recipes, expected, status in (
+        ("", "", 0),
+        ("a b", asked.format("a") + asked.format("b"), 0),
+        ("broken b", asked.format("broken"), 1),
+    ):
+        done = subprocess.run(
+            ["/bin/sh", "-c", loop],
+            env={
+                "PATH": f"{tmp_path}:{os.environ['PATH']}",
+                "FETCH_WEIGHTS": recipes,
+                ENCODERS_VARIABLE: "/opt/place",
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert (done.stdout, done.returncode) == (expected, status), done.stderr
+
+    weights, inside = tmp_path / "weights", tmp_path / "image"
+    monkeypatch.setenv(ENCODERS_VARIABLE, str(inside))
+    own = encoder_file(weights, "resnet18")
+    assert find_encoder_file(weights, "resnet18") == own
+    baked = encoder_file(inside, "resnet18")
+    baked.parent.mkdir(parents=True)
+    baked.write_bytes(resnet18)
+    assert find_encoder_file(weights, "resnet18") == baked
+    own.parent.mkdir(parents=True)
+    own.write_bytes(resnet18)
+    assert find_encoder_file(weights, "resnet18") == own
 
 
 def test_nobody_to_download_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,16 @@ import satmap
 from satmap.errors import SatmapError
 from satmap.files import require_writable
 from satmap.termination import STATUS, Terminated, raising_terminated
+from satmap.text import printable
 
 #: Where sub-commands are added.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 # Characters of a long value that are printed.
 _SHOWN = 100
+
+# What messages of our own may hold: several lines.
+_LINE_END = "\n"
 
 # The commands import what they need themselves: torch alone takes seconds, and `satmap check`
 # needs none of it.
@@ -45,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SatmapError as error:
         if options.debug:
             raise
-        print(f"satmap: {error}", file=sys.stderr)
+        print(f"satmap: {printable(error, keep=_LINE_END)}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
         print("satmap: interrupted", file=sys.stderr)
@@ -64,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.debug:
             raise
         print(
-            f"satmap: {type(error).__name__}: {error}. This is a fault of satmap's or of the "
-            "machine; --debug shows where.",
+            f"satmap: {type(error).__name__}: {printable(error, keep=_LINE_END)}. This is a fault "
+            "of satmap's or of the machine; --debug shows where.",
             file=sys.stderr,
         )
         status = 1
@@ -369,10 +373,10 @@ def _weights_import(options: argparse.Namespace) -> int:
     """Read a published weight file and write satmap's own, without running what is in it.
 
     FILE: a network of SpaceNet 5's third place, or an encoder's ImageNet weights as
-    pretrainedmodels, torchvision (ResNets) or timm publish them.
+    pretrainedmodels, torchvision (ResNets, DenseNets) or timm publish them.
     OUT: the directory of weights, or the .safetensors file to write.
     """
-    from satmap.inference.published import import_weights
+    from satmap.importing import import_weights
     from satmap.recipe import load_recipe
 
     print(import_weights(options.file, options.output, load_recipe(options.recipe)))
@@ -392,7 +396,7 @@ def _weights_fetch(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe)
     encoders = dict.fromkeys(member.encoder for member in recipe.members if member.pretrained)
     for name in encoders:
-        outcome = "fetched" if fetch_encoder(options.weights, name) else "there already, intact"
+        outcome = fetch_encoder(options.weights, name)
         print(f"{encoder_file(options.weights, name)}: {outcome}", flush=True)
     if not encoders:
         print(f"recipe {recipe.name} trains from scratch and needs no weights")
@@ -407,7 +411,7 @@ def _weights_show(options: argparse.Namespace) -> int:
     tensors = read_tensors(options.file)
     for key, value in read_metadata(options.file).items():
         # A whole recipe is in there.
-        print(f"{key}: {value if len(value) <= _SHOWN else value[:_SHOWN] + '...'}")
+        print(f"{printable(key, _SHOWN)}: {printable(value, _SHOWN)}")
     print(f"{len(tensors)} tensors of {sum(value.numel() for value in tensors.values())} numbers")
     return 0
 
@@ -530,7 +534,7 @@ def _check(options: argparse.Namespace) -> int:
     faults = check_files(options.submission, options.directories)
     for fault in faults:
         place = f":{fault.line}" if fault.line is not None else ""
-        print(f"{options.submission}{place}: {fault.message}")
+        print(f"{options.submission}{place}: {printable(fault.message)}")
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     print(f"{options.submission}: {count if faults else 'ok'}")
     return 1 if faults else 0
@@ -609,14 +613,14 @@ def _minutes(text: str) -> float:
 
 def _report_warnings(warnings: Sequence[str]) -> None:
     for warning in warnings:
-        print(f"satmap: {warning}", file=sys.stderr)
+        print(f"satmap: {printable(warning)}", file=sys.stderr)
 
 
 def _report_faults(faults: Mapping[str, str], outcome: str) -> None:
     if faults:
         print(f"satmap: {len(faults)} images were {outcome}:", file=sys.stderr)
     for image_id, fault in faults.items():
-        print(f"  {image_id}: {fault}", file=sys.stderr)
+        print(f"  {printable(image_id)}: {printable(fault)}", file=sys.stderr)
 
 
 def _default_weights() -> Path:

@@ -43,8 +43,9 @@ class Chip:
             SatmapError: the chip has fewer.
         """
         if self.channels < channels:
+            richer = "" if MULTISPECTRAL in self.images else "Add the PS-MS image, or use"
             raise SatmapError(
                 f"the networks want {channels} bands, but there is only "
-                f"{self.image.path.name} with {self.channels}. Add the PS-MS image or use a recipe "
-                "whose members all have `bands: 3`."
+                f"{self.image.path.name} with {self.channels}. {richer or 'Use'} a recipe "
+                f"whose members all have `bands: {self.channels}` or less."
             )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 import torch
 from pydantic import ValidationError
@@ -12,8 +13,19 @@ from pydantic import ValidationError
 from satmap.errors import SatmapError
 from satmap.files import is_temporary
 from satmap.inference.ensemble import Voter
-from satmap.models.weights import load_weights, read_weights_metadata
-from satmap.recipe import Recipe
+from satmap.models.weights import (
+    CHECKPOINT_KEY,
+    NetworkDescription,
+    describe_network,
+    load_weights,
+    read_weights_metadata,
+)
+from satmap.planes import ROAD_PLANES
+from satmap.recipe import Checkpoint, Recipe
+from satmap.text import printable
+
+# What a recipe's task is made of, in the order of its vectoriser.
+_PLANES = {"roads": ROAD_PLANES}
 
 
 @dataclass(frozen=True)
@@ -21,7 +33,7 @@ class WeightFile:
     """A trained network on disk.
 
     Attributes:
-        path: the file, named ``member.checkpoint.safetensors``.
+        path: the file, named ``member.checkpoint.safetensors``, an imported one as it may be.
         metadata: what ``save_weights`` wrote: ``recipe``, ``member``, ``stage``, ``epoch``, ...
         votes: for how many files of the ensemble it stands.
     """
@@ -32,8 +44,18 @@ class WeightFile:
 
     @property
     def checkpoint(self) -> str:
-        """``best_apls``, ``best_dice`` or ``last``."""
-        return self.path.name.removesuffix(".safetensors").rpartition(".")[2]
+        """``best_apls``, ``best_dice`` or ``last``: what the name says, else the file."""
+        named = self.path.name.removesuffix(".safetensors").rpartition(".")[2]
+        return named if named in get_args(Checkpoint) else self.metadata.get(CHECKPOINT_KEY, named)
+
+    @cached_property
+    def network(self) -> NetworkDescription:
+        """What the file says of its network.
+
+        Raises:
+            SatmapError: it is broken, or for another version of satmap.
+        """
+        return describe_network(self.path, self.metadata)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -52,9 +74,25 @@ class WeightFile:
 
     @cached_property
     def held_out(self) -> frozenset[str] | None:
-        """Ids of the images that validated its training; None if the file does not say."""
+        """Ids of the images that validated its training; None if the file does not say.
+
+        Raises:
+            SatmapError: what it says is no list of names.
+        """
         text = self.metadata.get("held_out")
-        return None if text is None else frozenset(json.loads(text))
+        if text is None:
+            return None
+        try:
+            names = json.loads(text)
+        # Brackets within brackets, thousands deep, are too much for Python's parser.
+        except (ValueError, RecursionError):
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise SatmapError(
+                f"{self.path} has broken metadata: held_out must be a list of names, not "
+                f"{printable(text, 80)}. Copy or train it again."
+            )
+        return frozenset(names)
 
     @property
     def moment(self) -> tuple[str, ...]:
@@ -100,7 +138,7 @@ def choose(files: Sequence[WeightFile], recipe: Recipe) -> list[WeightFile]:
     their votes. Weights of other recipes, or of another state of this one, are left out.
 
     Raises:
-        SatmapError: nothing is left.
+        SatmapError: nothing is left, or a network does not have the planes that the task needs.
     """
     chosen: dict[tuple[str, ...], WeightFile] = {}
     for file in files:
@@ -115,14 +153,61 @@ def choose(files: Sequence[WeightFile], recipe: Recipe) -> list[WeightFile]:
             f"no weights that recipe {recipe.name}, as it is now, was trained to, of checkpoint "
             f"{wanted}; there are {found}. Pass the recipe that they were trained with, or none."
         )
+    for file in chosen.values():
+        _require_planes(file, recipe)
     return list(chosen.values())
 
 
+def _require_planes(file: WeightFile, recipe: Recipe) -> None:
+    """Fail before any work if a network cannot do the recipe's task."""
+    wanted = _PLANES[recipe.task]
+    network = file.network
+    if network.categories:
+        raise SatmapError(
+            f"{file.path} has a head for each of {_list(network.categories)}, but images of "
+            f"{recipe.task} have no category to choose one by. Move it elsewhere."
+        )
+    if set(network.planes) != set(wanted):
+        raise SatmapError(
+            f"{file.path} gives the planes {_list(network.planes)}, but {recipe.task} are made of "
+            f"{_list(wanted)}. Move it elsewhere."
+        )
+
+
 def load_ensemble(files: Sequence[WeightFile], device: torch.device) -> list[Voter]:
-    """The networks on the device, in evaluation mode."""
+    """The networks on the device, in evaluation mode, their planes in one order.
+
+    The order is that of the task of the first file's recipe, where it has these planes, and else
+    that of the first network.
+
+    Raises:
+        SatmapError: a file cannot be loaded, or the networks have different planes or categories.
+    """
+    first = files[0]
+    task = _PLANES[first.recipe.task]
+    planes = task if set(task) == set(first.network.planes) else first.network.planes
     voters = []
     for file in files:
         network, _ = load_weights(file.path)
+        if (
+            set(network.plane_names) != set(planes)
+            or network.categories != first.network.categories
+        ):
+            raise SatmapError(
+                f"{first.path} and {file.path} cannot be averaged: the first gives "
+                f"{_outputs(first.network.planes, first.network.categories)}, the second "
+                f"{_outputs(network.plane_names, network.categories)}. Move one elsewhere."
+            )
+        network.order_planes(planes)
         network.to(device).to(memory_format=torch.channels_last)
         voters.append(Voter(network, file.votes))
     return voters
+
+
+def _list(names: Sequence[str]) -> str:
+    return printable(", ".join(names), 300)
+
+
+def _outputs(planes: Sequence[str], categories: Sequence[str]) -> str:
+    heads = f" for each of {_list(categories)}" if categories else ""
+    return f"{_list(planes)}{heads}"

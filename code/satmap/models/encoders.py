@@ -20,6 +20,7 @@ from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from satmap.errors import SatmapError
+from satmap.models.encoder_names import unknown_encoder
 from satmap.models.layers import NormAct, fix_same_padding, force_padding, split_norm_act
 
 
@@ -220,6 +221,8 @@ class Encoder(nn.Module):
             force_padding(model)
         self.stages = nn.ModuleList(_stage(model, paths) for paths in spec.stages)
         self.frozen_stages = 0
+        # Of every frozen stage, the names of what learned before.
+        self._stopped: list[list[str]] = []
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Bytes to what the network wants to see.
@@ -254,16 +257,25 @@ class Encoder(nn.Module):
         return features
 
     def freeze(self, stages: int) -> None:
-        """Stop the learning of the first stages, batch-norm statistics included; let others learn.
+        """Stop the learning of the first stages, batch-norm statistics included.
+
+        Stages that an earlier call stopped and this one does not learn again, but for parameters
+        that somebody else had stopped before: those stay as they were.
 
         Args:
             stages: how many, from 0 (none) to all.
         """
         if not 0 <= stages <= len(self.stages):
             raise ValueError(f"{self.name} has {len(self.stages)} stages, {stages} cannot freeze")
+        for stage in self.stages[self.frozen_stages : stages]:
+            learning = [name for name, value in stage.named_parameters() if value.requires_grad]
+            self._stopped.append(learning)
+            stage.requires_grad_(False)
+        for stage, learning in zip(self.stages[stages:], self._stopped[stages:], strict=False):
+            for name in learning:
+                stage.get_parameter(name).requires_grad_(True)
+        del self._stopped[stages:]
         self.frozen_stages = stages
-        for index, stage in enumerate(self.stages):
-            stage.requires_grad_(index >= stages)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Encoder":
@@ -311,7 +323,7 @@ def require_encoder(name: str) -> None:
         SatmapError: there is none.
     """
     if name not in ENCODERS:
-        raise SatmapError(f"unknown encoder {name!r}; known are {', '.join(sorted(ENCODERS))}.")
+        raise SatmapError(f"{unknown_encoder(name)}.")
 
 
 def pretrained_config(name: str) -> PretrainedCfg:

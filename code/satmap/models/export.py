@@ -8,15 +8,16 @@ satmap does around a network (stretch, views, windows, black where there is no d
 import importlib.util
 import io
 import json
+import zipfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from satmap.errors import SatmapError
-from satmap.files import atomic_path
+from satmap.errors import CannotWriteError, SatmapError
+from satmap.files import atomic_path, require_writable
 from satmap.models.unet import STRIDE, UNet, pad_to_stride
 
 #: Endings of the files that can be written.
@@ -30,6 +31,9 @@ INPUT, CATEGORY, OUTPUT = "image", "category", "planes"
 
 #: The file inside a ``.pt2`` that holds the metadata, one JSON object of strings.
 METADATA_FILE = "satmap.json"
+
+# What ONNX files call their maker.
+_PRODUCER = "satmap"
 
 
 class Deployable(nn.Module):
@@ -82,8 +86,8 @@ def export_network(
             any size from ``LEAST_FREE_SIDE``.
 
     Raises:
-        SatmapError: another ending, no size, a package that ONNX needs is missing, or the file
-            cannot be written.
+        SatmapError: another ending, no size, a package that ONNX needs is missing, the file cannot
+            be written, or there is one of that name that is no export.
         ValueError: the network is in training mode.
     """
     require_exportable(path)
@@ -92,7 +96,7 @@ def export_network(
     if network.training:
         raise ValueError("only a network in evaluation mode can be exported")
     program = _program(network, size)
-    content = _pt2_bytes if path.suffix == ".pt2" else _onnx_bytes
+    content = _pt2_bytes if path.suffix.lower() == ".pt2" else _onnx_bytes
     with atomic_path(path) as temporary:
         temporary.write_bytes(content(program, dict(sorted(metadata.items()))))
 
@@ -101,17 +105,42 @@ def require_exportable(path: Path) -> None:
     """Fail early where ``export_network`` could not write ``path``.
 
     Raises:
-        SatmapError: it ends in none of ``EXPORT_SUFFIXES``, or a package that ONNX needs is
-            missing.
+        SatmapError: it ends in none of ``EXPORT_SUFFIXES`` in either case of letters, a package
+            that ONNX needs is missing, it cannot be written, or is something else than an export.
     """
-    if path.suffix not in EXPORT_SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in EXPORT_SUFFIXES:
         raise SatmapError(f"{path} must end in {' or '.join(EXPORT_SUFFIXES)}.")
     missing = [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]
-    if path.suffix == ".onnx" and missing:
+    if suffix == ".onnx" and missing:
         raise SatmapError(
             f"writing {path} needs the Python packages {' and '.join(missing)}. Install them "
             "(`pip install onnx onnxscript`), or write a .pt2."
         )
+    require_writable(path)
+    if path.is_file() and path.stat().st_size and not _is_export(path):
+        raise CannotWriteError(
+            f"{path} exists and is nothing that satmap exported, so it is left alone. The last "
+            "argument is the file to write: give another name."
+        )
+
+
+def _is_export(path: Path) -> bool:
+    if path.suffix.lower() == ".onnx":
+        import onnx
+
+        try:
+            model = onnx.load(path, load_external_data=False)
+        # protobuf's own error, which is not onnx's to import.
+        except Exception:
+            return False
+        return bool(model.producer_name == _PRODUCER)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return False
+    return any(PurePosixPath(name).name == METADATA_FILE for name in names)
 
 
 def _program(network: UNet, size: tuple[int, int] | None) -> ExportedProgram:
@@ -158,6 +187,7 @@ def _onnx_bytes(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input):
         del part.metadata_props[:]
     del model.metadata_props[:]
+    model.producer_name = _PRODUCER
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     for tensor in (*model.graph.input, *model.graph.output):

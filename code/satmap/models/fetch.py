@@ -5,23 +5,29 @@ publisher gives: Hugging Face in the pointer that stands for a large file in git
 first digits in the file's name. What is kept is satmap's own file, which records that checksum, the
 address, and a checksum of itself that every later load verifies.
 
+No revision is pinned: timm names repositories without one, and the digits in its older addresses
+are of other files (``.pth``) than those on Hugging Face. Whoever can change such a repository can
+change what a first fetch gets; it is still never run, only read as tensors.
+
 Sources: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md; for names with digits,
 https://docs.pytorch.org/docs/stable/hub.html#torch.hub.load_state_dict_from_url.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import http.client
 import os
 import re
 import tempfile
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -36,6 +42,7 @@ from satmap.models.pretrained import (
     verify_encoder_file,
 )
 from satmap.models.published import read_published
+from satmap.text import printable
 
 _HUB = "https://huggingface.co"
 
@@ -68,7 +75,15 @@ class Source:
     sha256: str
 
 
-def fetch_encoder(weights: Path, name: str) -> bool:
+class Fetched(StrEnum):
+    """What became of an encoder's file, in words for people."""
+
+    NOW = "fetched"
+    INTACT = "there already, intact"
+    UNVERIFIED = "there already; it records no checksum, so only names and values were looked at"
+
+
+def fetch_encoder(weights: Path, name: str) -> Fetched:
     """Download an encoder's ImageNet weights unless they are there already.
 
     Args:
@@ -76,7 +91,7 @@ def fetch_encoder(weights: Path, name: str) -> bool:
         name: key in ``ENCODERS``.
 
     Returns:
-        Whether something was downloaded; what was there is intact.
+        What was done.
 
     Raises:
         SatmapError: no such encoder, what is there already is damaged or something else, or the
@@ -85,14 +100,11 @@ def fetch_encoder(weights: Path, name: str) -> bool:
     """
     require_encoder(name)
     path = encoder_file(weights, name)
+    _remove_left_over(path.parent)
     if path.exists():
-        try:
-            verify_encoder_file(path, name)
-        except SatmapError as error:
-            raise SatmapError(f"{error} Remove it and fetch again.") from error
-        return False
+        checksum = verify_encoder_file(path, name, "Remove it and fetch again.")
+        return Fetched.UNVERIFIED if checksum is None else Fetched.INTACT
     require_writable(path)
-    remove_left_over(path.parent)
     source = find_source(name)
     print(f"downloading {source.url}", flush=True)
     with _temporary(path) as file:
@@ -104,7 +116,7 @@ def fetch_encoder(weights: Path, name: str) -> bool:
     if not isinstance(imported, PretrainedEncoder) or imported.name != name:
         raise SatmapError(f"{source.url} does not hold ImageNet weights of {name}.")
     save_encoder(path, imported, {"source": source.url, "source_sha256": digest})
-    return True
+    return Fetched.NOW
 
 
 def find_source(name: str) -> Source:
@@ -137,11 +149,24 @@ def find_source(name: str) -> Source:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside ``path`` that is removed at the end, or by ``remove_left_over`` if killed."""
+    """A file beside ``path`` that is removed at the end, or by ``_remove_left_over`` if killed."""
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f".{path.stem}-", suffix=".part"
     ) as file:
+        # The lock goes with the process: who can have it may remove the file.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield file
+
+
+def _remove_left_over(directory: Path) -> None:
+    """Delete what killed processes left; what one that still runs writes stays."""
+    for path in directory.glob(".*-????????.part"):
+        # Where there are no locks, age has to tell.
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+    remove_left_over(directory)
 
 
 def _download(source: Source, file: IO[bytes]) -> str:
@@ -174,29 +199,52 @@ def _download(source: Source, file: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Lets go of an answer that sends readers on to what is no address."""
+
+    def http_error_302(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+    ) -> Any:
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except ValueError:
+            fp.close()
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
 @contextmanager
 def _open(url: str, wanted: str) -> Iterator[http.client.HTTPResponse]:
     """Open an address; ``wanted`` is the file that a person would download instead."""
-    if urllib.parse.urlsplit(url).scheme not in {"http", "https"}:
-        raise SatmapError(f"{url} is no address of the web. Check ${_HUB_VARIABLE}.")
-    request = urllib.request.Request(
-        url, headers={"User-Agent": f"satmap/{satmap.__version__}", "Accept-Encoding": "identity"}
-    )
+    if not re.match(r"https?://", url):
+        raise SatmapError(f"{printable(url)} is no address of the web. Check ${_HUB_VARIABLE}.")
+    headers = {"User-Agent": f"satmap/{satmap.__version__}", "Accept-Encoding": "identity"}
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+        request = urllib.request.Request(url, headers=headers)
+        opener = urllib.request.build_opener(_Redirects)
+        with opener.open(request, timeout=_TIMEOUT_S) as answer:
             yield answer
     except urllib.error.HTTPError as error:
         error.close()
         raise SatmapError(
-            f"{url} answers {error.code} {error.reason}. {_by_hand(wanted)}"
+            f"{url} answers {error.code} {printable(error.reason, 200)}. {_by_hand(wanted)}"
         ) from error
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise SatmapError(f"cannot download {url} ({reason}). {_by_hand(wanted)}") from error
+    # ValueError: an address that is none, which a server may send readers on to as well.
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = printable(getattr(error, "reason", None) or error, 200)
+        raise SatmapError(
+            f"cannot download {printable(url)} ({reason}). {_by_hand(wanted)}"
+        ) from error
 
 
 def _by_hand(url: str) -> str:
     return (
-        f"Try again later, or download {url} on another machine and `satmap weights import` it. "
-        "To train without ImageNet weights, use --from-scratch."
+        f"Try again later, or download {printable(url)} on another machine and "
+        "`satmap weights import` it. To train without ImageNet weights, use --from-scratch."
     )

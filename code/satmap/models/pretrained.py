@@ -2,9 +2,12 @@
 
 A file holds an encoder's tensors under timm's names, without the classifier. pretrainedmodels'
 names are timm's but for that of the classifier (timm's ports of these networks were made from it),
-and so are torchvision's for ResNets.
+and so are torchvision's for ResNets and DenseNets. DenseNet files of before torch 0.4 call the
+layers of a block ``norm.1`` where all code since says ``norm1``.
 """
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +23,24 @@ from satmap.models.tensor_file import (
     mismatch,
     read_metadata,
     read_tensors,
+    require_weights,
     write_tensors,
 )
+from satmap.text import printable
 
 # pretrainedmodels calls every network's classifier so.
 _CLASSIFIER = "last_linear."
+
+# Source: update_state_dict in pretrainedmodels/models/torchvision_models.py.
+_DENSE_LAYER = re.compile(
+    r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))"
+)
+
+#: Metadata that tells an encoder's file from a whole network's.
+CONTENT_KEY = "content"
+
+#: A second directory where encoders' weights are looked for, such as one inside of an image.
+ENCODERS_VARIABLE = "SATMAP_ENCODERS"
 
 
 @dataclass(frozen=True)
@@ -41,8 +57,22 @@ class PretrainedEncoder:
 
 
 def encoder_file(weights: Path, name: str) -> Path:
-    """Where trainings look for an encoder's ImageNet weights in a directory of weights."""
+    """Where an encoder's ImageNet weights belong in a directory of weights."""
     return weights / "imagenet" / f"{name}.safetensors"
+
+
+def find_encoder_file(weights: Path, name: str) -> Path:
+    """Where trainings find an encoder's ImageNet weights.
+
+    Returns:
+        ``encoder_file(weights, name)``, unless there is none and the directory of weights that
+        ``$SATMAP_ENCODERS`` names has one.
+    """
+    file = encoder_file(weights, name)
+    other = os.environ.get(ENCODERS_VARIABLE)
+    if other and not file.exists() and encoder_file(Path(other), name).exists():
+        return encoder_file(Path(other), name)
+    return file
 
 
 def how_to_get(name: str) -> str:
@@ -74,7 +104,7 @@ def encoder_part(encoder: Encoder, found: Mapping[str, Tensor]) -> dict[str, Ten
     beyond = whole.state_dict().keys() - set(names.values())
     part = {
         name: value
-        for name, value in found.items()
+        for name, value in _todays_names(found).items()
         if name not in beyond and not name.startswith(_CLASSIFIER)
     }
     for name in names.values():
@@ -104,7 +134,8 @@ def recognise_encoder(path: Path, found: Mapping[str, Tensor]) -> PretrainedEnco
         _, name, fault = min(faults)
         closest = f" They come closest to {name}, but {fault}."
     raise SatmapError(
-        f"{path} holds {len(found)} tensors such as {next(iter(found), 'none')}, which are neither "
+        f"{path} holds {len(found)} tensors such as "
+        f"{printable(next(iter(found), 'none'), 120)}, which are neither "
         f"a published SpaceNet 5 network nor ImageNet weights of a known encoder.{closest} Known "
         f"are {', '.join(sorted(ENCODERS))}."
     )
@@ -121,13 +152,18 @@ def save_encoder(path: Path, encoder: PretrainedEncoder, metadata: Mapping[str, 
     Raises:
         SatmapError: the file cannot be written.
     """
-    described = {**metadata, "architecture": encoder.name, "content": "encoder"}
+    described = {**metadata, "architecture": encoder.name, CONTENT_KEY: "encoder"}
     # safetensors refuses tensors that share memory, as some files' do.
     write_tensors(path, {k: value.clone() for k, value in encoder.tensors.items()}, described)
 
 
-def verify_encoder_file(path: Path, name: str) -> str | None:
+def verify_encoder_file(path: Path, name: str, remedy: str) -> str | None:
     """Check that a file holds an encoder's ImageNet weights and is as it was written.
+
+    Args:
+        path: the ``.safetensors`` file.
+        name: key in ``ENCODERS``.
+        remedy: what the user should do if not.
 
     Returns:
         The recorded SHA-256 that was found right; None where the file records none.
@@ -135,10 +171,20 @@ def verify_encoder_file(path: Path, name: str) -> str | None:
     Raises:
         SatmapError: it does not, or is not.
     """
-    fault = mismatch(*_split(name, read_tensors(path)))
+    tensors = read_tensors(path, remedy)
+    fault = mismatch(*_split(name, tensors))
     if fault:
-        raise SatmapError(f"{path} does not hold ImageNet weights of {name}: {fault}.")
+        raise SatmapError(f"{path} does not hold ImageNet weights of {name}: {fault}. {remedy}")
+    require_weights(path, tensors)
     return read_metadata(path).get(CHECKSUM)
+
+
+def _todays_names(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {}
+    for name, value in found.items():
+        old = _DENSE_LAYER.fullmatch(name)
+        renamed[f"{old[1]}{old[2]}" if old else name] = value
+    return renamed
 
 
 def _split(name: str, found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -26,16 +26,23 @@ from satmap.models.reference import (
     reference_to_ours,
 )
 from satmap.models.tensor_file import (
+    CHECKSUM,
     mismatch,
+    read_metadata,
     read_tensors,
     require_file,
+    require_weights,
     starts_like_safetensors,
 )
 from satmap.models.unet import UNet, build_network
 from satmap.planes import ROAD_PLANES
+from satmap.text import printable
 
-# DataParallel puts it before every name.
+# DataParallel puts it before every name, and twice where it wraps itself.
 _WRAPPER = "module."
+
+# What trainings put around the tensors.
+_ENVELOPES = ("state_dict", "model")
 
 # What a name of the reference's begins with, and no name of an encoder's does.
 _NETWORK = "encoder_stages."
@@ -69,17 +76,27 @@ def read_published(path: Path) -> PublishedNetwork | PretrainedEncoder:
 
     Args:
         path: what ``torch.save`` or safetensors wrote: selim_sef's SpaceNet 5 networks, or ImageNet
-            weights as pretrainedmodels, torchvision (ResNets) or timm publish them.
+            weights as pretrainedmodels, torchvision (ResNets, DenseNets) or timm publish them;
+            the state dict itself or inside of others' ``state_dict`` or ``model``.
 
     Raises:
-        SatmapError: there is no such file, it cannot be read safely, or is neither.
+        SatmapError: there is no such file, it cannot be read safely, is neither, is satmap's own,
+            or its tensors are no network's (``require_weights``).
     """
     require_file(path, "Give the name of a published weight file.")
-    content: dict[str, Any] = (
-        dict(read_tensors(path)) if starts_like_safetensors(path) else read_pickle(path)
-    )
-    tensors = require_state_dict(path, content.get("state_dict", content))
-    tensors = {name.removeprefix(_WRAPPER): value for name, value in tensors.items()}
+    if starts_like_safetensors(path):
+        metadata = read_metadata(path)
+        if "architecture" in metadata and CHECKSUM in metadata:
+            raise SatmapError(
+                f"{path} is satmap's own file already and needs no import: put it into the "
+                "directory of weights as it is (an encoder's into imagenet/ there)."
+            )
+        content: dict[str, Any] = dict(read_tensors(path))
+    else:
+        content = read_pickle(path)
+    content, inner = _open_envelopes(content)
+    tensors = _unwrap(path, require_state_dict(path, inner))
+    require_weights(path, tensors)
     if any(name.startswith(_NETWORK) for name in tensors):
         network = _reference_network(path, tensors)
         named = _FOLD_AND_CHECKPOINT.search(path.name)
@@ -90,6 +107,34 @@ def read_published(path: Path) -> PublishedNetwork | PretrainedEncoder:
             named[2] if named else None,
         )
     return recognise_encoder(path, tensors)
+
+
+def _open_envelopes(content: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """What lies beside the tensors (epoch, scores), from every envelope, and the tensors."""
+    beside, inner = dict(content), content
+    while True:
+        key = next((key for key in _ENVELOPES if isinstance(inner.get(key), dict)), None)
+        if key is None:
+            # What stands in the tensors' place may be no dictionary at all.
+            return beside, inner.get(_ENVELOPES[0], inner)
+        beside = {**inner, **beside}
+        inner = inner[key]
+
+
+def _unwrap(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by their names without what wrappers put before them."""
+    bare: dict[str, Tensor] = {}
+    for wrapped, value in tensors.items():
+        name = wrapped
+        while name.startswith(_WRAPPER):
+            name = name.removeprefix(_WRAPPER)
+        if name in bare:
+            raise SatmapError(
+                f"{path} has two tensors for {printable(name, 120)}, with and without {_WRAPPER} "
+                "before the name, and nothing says which counts. Save it with one of them."
+            )
+        bare[name] = value
+    return bare
 
 
 def source_metadata(path: Path, source: str) -> dict[str, str]:

@@ -9,26 +9,36 @@ Format: https://github.com/huggingface/safetensors#format
 
 import hashlib
 import json
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from satmap.errors import SatmapError
 from satmap.files import atomic_path
+from satmap.text import printable
 
 #: Metadata key of the checksum.
 CHECKSUM = "sha256"
 
 _METADATA = "__metadata__"
 
+_AGAIN = "Copy it again, or make it again."
+
+# Characters of a tensor's name that messages show.
+_LONGEST_NAME = 120
+
 # The file begins with the header's length, a little-endian integer of so many bytes.
 _LENGTH_BYTES = 8
 
 _CHUNK_BYTES = 1 << 20
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -66,48 +76,95 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         SatmapError: there is no such file, or it is not a whole safetensors file.
     """
+    return _read_metadata(path, _AGAIN)
+
+
+def _read_metadata(path: Path, remedy: str) -> dict[str, str]:
+    require_file(path, "Expected is a .safetensors file.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = dict(sorted((file.metadata() or {}).items()))
     except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error, remedy) from error
     return metadata
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, remedy: str = _AGAIN) -> dict[str, Tensor]:
     """The tensors of a file, on the CPU; where it records a checksum, only if that is right.
+
+    Args:
+        path: the file.
+        remedy: what the user should do if it is broken.
 
     Raises:
         SatmapError: there is no such file, it is not a whole safetensors file, or was changed
             after it was written.
     """
-    recorded = read_metadata(path).get(CHECKSUM)
+    recorded = _read_metadata(path, remedy).get(CHECKSUM)
     try:
         tensors: dict[str, Tensor] = load_file(path)
         found = _checksum(path) if recorded is not None else None
     except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error, remedy) from error
     if found != recorded:
         raise SatmapError(
-            f"{path} is damaged: its content has the SHA-256 {found}, but {recorded} was recorded "
-            "when it was written. Copy it again, or make it again."
+            f"{path} is damaged: its content has the SHA-256 {found}, but "
+            f"{printable(recorded, 64)} was recorded when it was written. {remedy}"
         )
     return tensors
 
 
 def require_file(path: Path, remedy: str) -> None:
-    """Fail with ``remedy`` unless the file can be opened.
+    """Fail with ``remedy`` unless the file is a regular one that can be opened.
 
     Raises:
         SatmapError: it cannot.
     """
     try:
+        mode = path.stat().st_mode
+        # Opening a pipe waits for a writer, and a device may never end.
+        if not stat.S_ISREG(mode):
+            what = "Is a directory" if stat.S_ISDIR(mode) else "a pipe or a device, not a file"
+            raise SatmapError(f"cannot read {path}: {what}. {remedy}")
         with path.open("rb"):
             pass
     except FileNotFoundError as error:
         raise SatmapError(f"no weight file {path}. {remedy}") from error
     except OSError as error:
         raise SatmapError(f"cannot read {path}: {error.strerror}. {remedy}") from error
+
+
+def require_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fail unless the tensors of ``path`` can be a network's: finite numbers in memory.
+
+    A flipped bit in an exponent often makes one of these faults; formats without a checksum have
+    no other guard.
+
+    Raises:
+        SatmapError: a tensor is not floating-point (counters of batches may be int64), not dense
+            and on the CPU, not finite as float32, or a variance is negative.
+    """
+    for name, value in tensors.items():
+        fault = _weight_fault(name, value)
+        if fault:
+            raise SatmapError(
+                f"{path}: its tensor {printable(name, _LONGEST_NAME)} {fault}. Expected are dense "
+                "floating-point tensors of finite numbers. Take the file from its source again."
+            )
+
+
+def _weight_fault(name: str, value: Tensor) -> str:
+    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+        kind = "quantised" if value.is_quantized else f"{value.layout} on {value.device.type}"
+        return f"is {kind}"
+    counter = name.endswith("num_batches_tracked") and value.dtype == torch.int64
+    if value.dtype not in _FLOATS and not counter:
+        return f"is of type {value.dtype}"
+    if not value.float().isfinite().all():
+        return "has values that are not finite"
+    if name.endswith("running_var") and bool((value < 0).any()):
+        return "is a variance and has negative values"
+    return ""
 
 
 def starts_like_safetensors(path: Path) -> bool:
@@ -128,7 +185,7 @@ def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str
     ):
         if names:
             more = f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
-            faults.append(f"it {what} {names[0]}{more}")
+            faults.append(f"it {what} {printable(names[0], _LONGEST_NAME)}{more}")
     for name, value in expected.items():
         if name in found and found[name].shape != value.shape:
             shapes = f"{list(found[name].shape)} instead of {list(value.shape)}"
@@ -153,9 +210,8 @@ def _checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _unreadable(path: Path, error: Exception) -> SatmapError:
+def _unreadable(path: Path, error: Exception, remedy: str) -> SatmapError:
     """What to say of a file that safetensors could not open."""
-    require_file(path, "Expected is a .safetensors file.")
     with path.open("rb") as file:
         start = file.read(4)
     # A zip archive is torch's format since 1.6, a bare pickle the one before.
@@ -165,5 +221,5 @@ def _unreadable(path: Path, error: Exception) -> SatmapError:
             "not unpickle weights of networks. `satmap weights import` reads published ones."
         )
     return SatmapError(
-        f"{path} is not a whole safetensors file ({error}). Copy it again, or train it again."
+        f"{path} is not a whole safetensors file ({printable(error, 200)}). {remedy}"
     )

@@ -100,11 +100,20 @@ class UNet(nn.Module):
         """Compute the logits of images whose sides are multiples of ``STRIDE``.
 
         Raises:
-            ValueError: a category without ``categories``, or the other way round.
+            ValueError: a category without ``categories``, the other way round, or not one index
+                an image into them. A graph that was exported does not check the index.
         """
         if (category is None) == bool(self.categories):
             has = f"the categories {', '.join(self.categories)}" if self.categories else "none"
             raise ValueError(f"this network has {has}: pass an index of one an image, or None")
+        # Below zero it would choose from the end.
+        if category is not None and not torch.compiler.is_compiling():
+            known = (category >= 0) & (category < len(self.categories))
+            if category.shape != x.shape[:1] or not bool(known.all()):
+                raise ValueError(
+                    f"categories are indices from 0 to {len(self.categories) - 1}, one an image of "
+                    f"{x.shape[0]}, not {category.tolist()}"
+                )
         size = x.shape[-2:]
         features = dict(zip(self.encoder.strides, self.encoder(x), strict=True))
         x = features.pop(STRIDE)
@@ -118,6 +127,25 @@ class UNet(nn.Module):
         # the same before; it then enlarges a dozen planes rather than 64, at a quarter the work.
         # Aligned corners are what the published weights were trained with.
         return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+    def order_planes(self, names: Sequence[str]) -> None:
+        """Change the order of the outputs; each name keeps its plane.
+
+        Args:
+            names: those of ``plane_names``.
+
+        Raises:
+            ValueError: other names.
+        """
+        if sorted(names) != sorted(self.plane_names):
+            raise ValueError(f"this network has {', '.join(self.plane_names)}, not {list(names)}")
+        count = len(names)
+        order = [self.plane_names.index(name) for name in names]
+        channels = [head * count + i for head in range(max(len(self.categories), 1)) for i in order]
+        with torch.no_grad():
+            for parameter in self.head.parameters():
+                parameter.copy_(parameter[channels])
+        self.plane_names = tuple(names)
 
     def category_indices(self, names: Sequence[str]) -> Tensor | None:
         """What ``forward`` takes as the category of images.

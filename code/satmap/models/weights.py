@@ -6,9 +6,10 @@ restricted unpickler (``satmap.models.pickles``).
 """
 
 import json
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,19 +17,24 @@ from satmap.errors import SatmapError
 from satmap.models.decoders import DECODERS
 from satmap.models.encoders import ENCODERS, adapt_first_conv, pretrained_config
 from satmap.models.pickles import read_pickle, require_state_dict
-from satmap.models.pretrained import encoder_part, how_to_get
+from satmap.models.pretrained import CONTENT_KEY, encoder_part, how_to_get
 from satmap.models.tensor_file import (
     CHECKSUM,
     mismatch,
     read_metadata,
     read_tensors,
     require_file,
+    require_weights,
     write_tensors,
 )
 from satmap.models.unet import UNet, build_network
+from satmap.text import printable
 
 #: Metadata that ``save_weights`` writes itself, and without which nothing loads.
 NETWORK_KEYS = ("architecture", "in_channels", "decoder", "planes")
+
+#: Metadata of imported files: the checkpoint that they count as where their names do not say it.
+CHECKPOINT_KEY = "checkpoint"
 
 #: Metadata that ``save_weights`` adds where a network has one head for each of several categories.
 CATEGORIES_KEY = "categories"
@@ -39,6 +45,30 @@ _APPLIED_KEYS = ("normalization", CHECKSUM)
 
 #: More bands than any sensor has; what exceeds it is a broken file.
 _MOST_CHANNELS = 1024
+
+# What is subtracted from values in 0..1, or divided by, is never so large.
+_MOST_SHIFT = 1e6
+
+
+@dataclass(frozen=True)
+class NetworkDescription:
+    """What a weight file says of its network, checked but not yet compared with its tensors.
+
+    Attributes:
+        architecture: key in ``satmap.models.encoders.ENCODERS``.
+        in_channels: bands of the input.
+        decoder_kind: key in ``satmap.models.decoders.DECODERS``.
+        decoder_widths: channels at strides 16, 8, 4 and 2.
+        planes: names of the outputs.
+        categories: names of the heads; empty for a network with one.
+    """
+
+    architecture: str
+    in_channels: int
+    decoder_kind: str
+    decoder_widths: tuple[int, ...]
+    planes: tuple[str, ...]
+    categories: tuple[str, ...]
 
 
 def save_weights(path: Path, network: UNet, metadata: Mapping[str, str]) -> None:
@@ -80,29 +110,34 @@ def load_weights(path: Path) -> tuple[UNet, dict[str, str]]:
 
     Raises:
         SatmapError: there is no such file, it is not a whole weight file, it was changed after it
-            was written, or its tensors are not those of the network it describes.
+            was written, its tensors are not those of the network it describes, or they are not
+            finite floating-point numbers.
     """
     metadata = read_weights_metadata(path)
-    architecture, in_channels, decoder, planes = _parse_network_keys(path, metadata)
-    kind, widths = decoder
-    categories = _parse_names(path, CATEGORIES_KEY, metadata.get(CATEGORIES_KEY, "[]"))
-    if len(categories) == 1:
-        raise SatmapError(f"{path} has broken metadata: one category is none.")
+    told = describe_network(path, metadata)
     # Initialising a network only to overwrite it takes longer than all the rest.
     with torch.device("meta"):
-        network = build_network(architecture, in_channels, planes, widths, kind, categories)
+        network = build_network(
+            told.architecture,
+            told.in_channels,
+            told.planes,
+            told.decoder_widths,
+            told.decoder_kind,
+            told.categories,
+        )
     tensors = read_tensors(path)
     fault = mismatch(network.state_dict(), tensors)
     if fault:
         raise SatmapError(
-            f"{path} is not the {architecture} network of {in_channels} channels and "
-            f"{len(planes)} planes that it claims to be: {fault}. Copy or train it again."
+            f"{path} is not the {told.architecture} network of {told.in_channels} channels and "
+            f"{len(told.planes)} planes that it claims to be: {fault}. Copy or train it again."
         )
+    require_weights(path, tensors)
     network.to_empty(device="cpu")
     network.load_state_dict(tensors)
     normalization = read_metadata(path).get("normalization")
     if normalization is not None:
-        mean, std = _parse_normalization(path, normalization, in_channels)
+        mean, std = _parse_normalization(path, normalization, told.in_channels)
         network.encoder.mean, network.encoder.std = mean, std
     return network.eval(), metadata
 
@@ -117,6 +152,11 @@ def read_weights_metadata(path: Path) -> dict[str, str]:
     """
     require_file(path, "Train one, or give the folder that holds the trained weights.")
     metadata = read_metadata(path)
+    if metadata.get(CONTENT_KEY) == "encoder":
+        raise SatmapError(
+            f"{path} holds an encoder's ImageNet weights and no network. Move it to imagenet/ in "
+            "the directory of weights, where trainings look for it."
+        )
     missing = [key for key in NETWORK_KEYS if key not in metadata]
     if missing:
         raise SatmapError(
@@ -143,10 +183,11 @@ def load_pretrained_encoder(network: UNet, path: Path) -> None:
     remedy = how_to_get(encoder.name)
     require_file(path, f"It should hold ImageNet weights of {encoder.name}. {remedy}")
     found = (
-        read_tensors(path)
+        read_tensors(path, remedy)
         if path.suffix == ".safetensors"
         else require_state_dict(path, read_pickle(path))
     )
+    require_weights(path, found)
     found = encoder_part(encoder, found)
     first = f"{pretrained_config(encoder.name).first_conv}.weight"
     if first in found and found[first].shape[1:2] == (3,) and encoder.in_channels != 3:
@@ -160,23 +201,25 @@ def load_pretrained_encoder(network: UNet, path: Path) -> None:
     encoder.load_state_dict({ours: found[theirs] for ours, theirs in names.items()})
 
 
-def _parse_network_keys(
-    path: Path, metadata: Mapping[str, str]
-) -> tuple[str, int, tuple[str, list[int]], list[str]]:
-    """The values of ``NETWORK_KEYS``, checked."""
+def describe_network(path: Path, metadata: Mapping[str, str]) -> NetworkDescription:
+    """What the metadata of ``path`` say of its network.
+
+    Raises:
+        SatmapError: they are broken, or name what this version of satmap does not have.
+    """
     architecture = metadata["architecture"]
     if architecture not in ENCODERS:
         raise SatmapError(
-            f"{path} is for the architecture {architecture!r}, which this version of satmap does "
-            f"not have; it has {', '.join(sorted(ENCODERS))}."
+            f"{path} is for the architecture {architecture!r:.60}, which this version of satmap "
+            f"does not have; it has {', '.join(sorted(ENCODERS))}."
         )
     try:
         in_channels = int(metadata["in_channels"])
-        decoder = json.loads(metadata["decoder"])
     except ValueError as error:
         raise SatmapError(
-            f"{path} has broken metadata: {error}. Copy or train it again."
+            f"{path} has broken metadata: {printable(error, 100)}. Copy or train it again."
         ) from error
+    decoder = _parse_json(path, "decoder", metadata["decoder"])
     if not 1 <= in_channels <= _MOST_CHANNELS:
         raise SatmapError(f"{path} has broken metadata: {in_channels} input channels.")
     kind, widths = "plain", decoder
@@ -188,53 +231,62 @@ def _parse_network_keys(
         or (not all(1 <= width <= _MOST_CHANNELS for width in widths))
     ):
         raise SatmapError(
-            f"{path} has broken metadata: decoder must be four widths, not {decoder!r}."
+            f"{path} has broken metadata: decoder must be four widths, not "
+            f"{printable(metadata['decoder'], 80)}."
         )
     if kind not in tuple(DECODERS):
         raise SatmapError(
-            f"{path} is for the decoder {kind!r}, which this version of satmap does not have; it "
-            f"has {', '.join(DECODERS)}."
+            f"{path} is for the decoder {kind!r:.60}, which this version of satmap does not have; "
+            f"it has {', '.join(DECODERS)}."
         )
     planes = _parse_names(path, "planes", metadata["planes"])
     if not planes:
         raise SatmapError(f"{path} has broken metadata: planes must be a list of different names.")
-    return architecture, in_channels, (kind, widths), planes
+    categories = _parse_names(path, CATEGORIES_KEY, metadata.get(CATEGORIES_KEY, "[]"))
+    if len(categories) == 1:
+        raise SatmapError(f"{path} has broken metadata: one category is none.")
+    return NetworkDescription(architecture, in_channels, kind, tuple(widths), planes, categories)
 
 
-def _parse_names(path: Path, key: str, text: str) -> list[str]:
-    """A list of different names, written as JSON."""
+def _parse_json(path: Path, key: str, text: str) -> Any:
     try:
-        names = json.loads(text)
-    except ValueError as error:
+        return json.loads(text)
+    # Brackets within brackets, thousands deep, are too much for Python's parser.
+    except (ValueError, RecursionError) as error:
         raise SatmapError(
-            f"{path} has broken metadata: {error}. Copy or train it again."
+            f"{path} has broken metadata: {key} is {printable(text, 60)}, not JSON. Copy or train "
+            "it again."
         ) from error
-    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+
+
+def _parse_names(path: Path, key: str, text: str) -> tuple[str, ...]:
+    """Different names, written as a list in JSON."""
+    names = _parse_json(path, key, text)
+    named = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
     if not named or len(set(names)) != len(names):
         raise SatmapError(
-            f"{path} has broken metadata: {key} must be a list of different names, not {names!r}."
+            f"{path} has broken metadata: {key} must be a list of different names, not "
+            f"{printable(text, 200)}."
         )
-    return list(names)
+    return tuple(names)
 
 
 def _parse_normalization(
     path: Path, text: str, in_channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The mean and the standard deviation of every channel, checked."""
-    try:
-        content = json.loads(text)
-        mean, std = (tuple(float(value) for value in content[key]) for key in ("mean", "std"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise SatmapError(
-            f"{path} has broken metadata: normalization is {text:.80}. Copy or train it again."
-        ) from error
-    if not (
-        len(mean) == len(std) == in_channels
-        and all(math.isfinite(value) for value in (*mean, *std))
-        and all(value > 0 for value in std)
+    content = _parse_json(path, "normalization", text)
+    given = [content.get(key) for key in ("mean", "std")] if isinstance(content, dict) else []
+    lists = [part for part in given if isinstance(part, list)]
+    if (
+        [len(part) for part in lists] != [in_channels] * 2
+        # Neither texts nor truth values, which Python would count as numbers; NaN is in no range.
+        or not all(type(v) in (int, float) and abs(v) < _MOST_SHIFT for part in lists for v in part)
+        or not all(value > 0 for value in lists[1])
     ):
         raise SatmapError(
             f"{path} has broken metadata: normalization must be a mean and a std above 0 for each "
-            f"of {in_channels} channels, not {text:.80}. Copy or train it again."
+            f"of {in_channels} channels, not {printable(text, 80)}. Copy or train it again."
         )
+    mean, std = (tuple(float(value) for value in part) for part in lists)
     return mean, std

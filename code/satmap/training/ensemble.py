@@ -12,7 +12,7 @@ from satmap.data.spacenet_roads import scan
 from satmap.errors import SatmapError
 from satmap.files import remove_left_over, require_writable
 from satmap.models.encoders import require_encoder
-from satmap.models.pretrained import encoder_file, how_to_get
+from satmap.models.pretrained import find_encoder_file, how_to_get
 from satmap.models.unet import build_network
 from satmap.models.weights import load_pretrained_encoder
 from satmap.planes import ROAD_PLANES
@@ -104,7 +104,7 @@ def _encoder_file(member: Member, place: Workplace, options: TrainingOptions) ->
     """Where the member's ImageNet weights lie, checked before any work is done."""
     if options.from_scratch or not member.pretrained:
         return None
-    file = encoder_file(place.weights, member.encoder)
+    file = find_encoder_file(place.weights, member.encoder)
     if file.exists():
         return file
     if place.state_file(member).exists() and not place.restart:
