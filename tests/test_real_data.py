@@ -18,8 +18,8 @@ from satmap.roads.rows import to_rows
 from satmap.roads.vectorize import vectorize
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.loop import Workplace
 from satmap.training.validation import truth_rows
+from satmap.training.workplace import Workplace
 
 DATA = Path(__file__).parents[2] / "shared/data"
 EPFL = DATA / "roads_epfl/AOI_90_Suburb_Train"
