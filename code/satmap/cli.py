@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"satmap: {error}", file=sys.stderr)
         status = _TRY_AGAIN if isinstance(error, TryAgainError) else 1
     except StoppedError as error:
-        print(f"satmap: {error}", file=sys.stderr)
+        if str(error):
+            print(f"satmap: {error}", file=sys.stderr)
         status = _TERMINATED
     except PeerError:
         # The launcher ends the rest as soon as one process has: let it be the one that knows why.

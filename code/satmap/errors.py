@@ -17,7 +17,10 @@ class PeerError(Exception):
 
 
 class StoppedError(Exception):
-    """The process was asked to end (SIGTERM) and has kept its work; the message says where."""
+    """The process was asked to end (SIGTERM) and has kept its work.
+
+    The message says where; it is empty where another process of the job says the same.
+    """
 
 
 class TryAgainError(SatmapError):

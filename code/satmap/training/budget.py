@@ -10,8 +10,9 @@ from satmap.training.checkpoint import Progress
 # epoch is longer.
 _SHARE = 0.1
 
-# The first epoch of a stage measures the speed: so many steps for each of the whole epoch's.
-_PROBE = 0.05
+# The first epoch of a stage measures the speed: this share of a whole one, but at most so many
+# steps, for nobody knows yet how long they take.
+_PROBE, _PROBE_STEPS = 0.05, 50
 
 # What is left for saving and for the last validation being slower than the others.
 _RESERVE = 0.03
@@ -50,7 +51,7 @@ def plan_epoch(
         number = progress.epoch + 1
         return EpochPlan(steps, start, end, number % stage.validate_every == 0 or end == whole)
     if not progress.step_seconds:
-        probe = max(1, round(_PROBE * steps))
+        probe = max(1, min(round(_PROBE * steps), _PROBE_STEPS))
         return EpochPlan(probe, start, min(start + probe / steps, whole), validate=True)
     left = seconds * (1 - _RESERVE) - progress.stage_seconds - progress.validation_seconds
     longest = max(1, min(steps, int(_SHARE * seconds / progress.step_seconds)))

@@ -28,7 +28,7 @@ class Progress:
         schedule: how far the stage's schedule is, in epochs of the recipe. Under a time limit an
             epoch may be more or less than one of these; the stage ends at the recipe's number.
         step: optimizer steps done in the epoch under way.
-        sums: of the losses over these steps.
+        sums: of each loss over these steps, for every rank.
         seconds: time spent in the epoch under way.
         stage_seconds: time spent in the current stage before it, validations included.
         step_seconds: duration of a step in the epoch before; 0 while not known.
@@ -45,7 +45,7 @@ class Progress:
     epoch: int = 0
     schedule: float = 0.0
     step: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: list[list[float]] = field(default_factory=list)
     seconds: float = 0.0
     stage_seconds: float = 0.0
     step_seconds: float = 0.0

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from satmap.training.interruption import ignore_in_worker
 from satmap.training.losses import road_loss
 from satmap.training.order import chunks, deal, epoch_order
 from satmap.training.parallel import Forward
-from satmap.training.ranks import lost_peers
+from satmap.training.ranks import Ranks, lost_peers
 from satmap.training.schedule import learning_rate
 from satmap.training.workplace import Workplace
 
@@ -107,7 +107,7 @@ def train_epoch(
     learner.network.train()
     sums = torch.zeros(len(_HEADS), device=device)
     if progress.sums:
-        sums += torch.tensor([progress.sums[head] for head in _HEADS], device=device)
+        sums += torch.tensor(progress.sums[ranks.rank], device=device)
     clock = _Clock(progress.seconds)
 
     def rate(step: int) -> float:
@@ -126,7 +126,7 @@ def train_epoch(
             leave=False,
             disable=None if ranks.job_rank == 0 else True,
         )
-        batches = iter(loader)
+        batches = _told_plainly(loader)
         for step in bar:
             for group in learner.optimizer.param_groups:
                 group["lr"] = rate(step)
@@ -161,18 +161,20 @@ def train_epoch(
                     crops_per_s=f"{crops_per_second:.1f}",
                 )
             if stop or due:
-                _note(progress, sums, clock)
+                _note(progress, sums, clock, ranks)
                 save()
             if stop:
                 raise StoppedError(
                     f"{job.member.name}: stopped after step {step + 1} of epoch "
                     f"{progress.epoch + 1}; the same command goes on from there"
+                    if ranks.first
+                    else ""
                 )
 
     while progress.step < len(items):
         if not _fits_in_memory(steps_left):
             _split(job, stage.batch, progress)
-    _note(progress, sums, clock)
+    _note(progress, sums, clock, ranks)
     seconds = max(progress.seconds, 1e-9)
     means = (ranks.total(sums) / ranks.world / len(items)).tolist()
     return {
@@ -242,6 +244,14 @@ def _loader(
     return loader
 
 
+def _told_plainly(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches; what goes wrong in a loader's process comes without that one's traceback."""
+    try:
+        yield from batches
+    except SatmapError as error:
+        raise SatmapError(str(error).rpartition(f"{SatmapError.__name__}: ")[2]) from error
+
+
 def _fits_in_memory(work: Callable[[], None]) -> bool:
     try:
         with lost_peers():
@@ -274,8 +284,8 @@ def _split(job: Job, batch: int, progress: Progress) -> None:
         torch.cuda.empty_cache()
 
 
-def _note(progress: Progress, sums: Tensor, clock: "_Clock") -> None:
-    progress.sums = dict(zip(_HEADS, sums.tolist(), strict=True))
+def _note(progress: Progress, sums: Tensor, clock: "_Clock", ranks: Ranks) -> None:
+    progress.sums = ranks.gather(sums.tolist())
     progress.seconds = clock.seconds()
     clock.saved()
 

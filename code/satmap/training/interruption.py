@@ -8,6 +8,8 @@ from types import FrameType
 
 from satmap.errors import StoppedError
 
+_LINE = "stopped; the same command goes on"
+
 
 class StopRequest:
     """Whether SIGTERM has come.
@@ -29,12 +31,12 @@ class StopRequest:
         finally:
             self._deferred = before
         if self.made and not before:
-            raise StoppedError("stopped")
+            raise StoppedError(_LINE)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.made = True
         if not self._deferred:
-            raise StoppedError("stopped")
+            raise StoppedError(_LINE)
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         SatmapError: a rank was killed, or they lost each other.
     """
     # The ranks say themselves what went wrong.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     status = TRY_AGAIN
     while status == TRY_AGAIN:

@@ -179,7 +179,7 @@ def _finish_epoch(
     progress.history.append(record)
     progress.epoch, progress.schedule = progress.epoch + 1, plan.end
     progress.stage_seconds += progress.seconds
-    progress.step, progress.seconds, progress.sums = 0, 0.0, {}
+    progress.step, progress.seconds, progress.sums = 0, 0.0, []
     place.ranks.say(_line(job.member, stage, progress, record))
     if progress.schedule >= stage.epochs:
         progress = progress.next_stage()
@@ -243,8 +243,12 @@ def _fingerprint(
 
 def _line(member: Member, stage: Stage, progress: Progress, record: dict[str, float]) -> str:
     scores = "  ".join(f"{name} {record[name]:.3f}" for name in SCORES if name in record)
+    epochs = f"{progress.epoch}/{stage.epochs}"
+    if progress.schedule != progress.epoch:
+        # Under a time limit an epoch is as long as the time makes it.
+        epochs = f"{progress.epoch} ({progress.schedule / stage.epochs:.0%} of the stage)"
     return (
         f"{member.name}  stage {progress.stage + 1}/{len(member.stages)}  "
-        f"epoch {progress.epoch}/{stage.epochs}  loss {record['loss']:.3f}  "
+        f"epoch {epochs}  loss {record['loss']:.3f}  "
         f"{record['ms_per_step']:.0f} ms/step  {record['crops_per_second']:.1f} crops/s  {scores}"
     ).rstrip()

@@ -85,7 +85,9 @@ def validate(
         own.append(_score(network, chip, recipe, device))
     (stopped,) = ranks.agree(stop is not None and stop.made)
     if stopped:
-        raise StoppedError("stopped in a validation; the same command begins it anew")
+        raise StoppedError(
+            "stopped in a validation; the same command begins it anew" if ranks.first else ""
+        )
     shares = ranks.gather(own)
     scores = [shares[i % ranks.world][i // ranks.world] for i in range(len(chips))]
     if pictures is not None:
