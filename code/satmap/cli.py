@@ -23,7 +23,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 # ended by SIGTERM, as shells count.
 _LEFT_ALONE, _TRY_AGAIN, _TERMINATED = 70, 75, 143
 
-_PEER_FIRST_S = 3.0
+_PEER_FIRST_S = 1.5
 
 # Characters of a long value that are printed.
 _SHOWN = 100

@@ -18,7 +18,7 @@ from satmap.errors import SatmapError, StoppedError, TryAgainError
 from satmap.recipe import Member, Recipe
 from satmap.training.budget import EpochPlan
 from satmap.training.checkpoint import Learner, Progress, remember_split
-from satmap.training.interruption import ignore_in_worker
+from satmap.training.interruption import obey_parent_only
 from satmap.training.losses import road_loss
 from satmap.training.order import chunks, deal, epoch_order
 from satmap.training.parallel import Forward
@@ -239,7 +239,7 @@ def _loader(
         pin_memory=place.device.type == "cuda",
         # One of its own: the draws of the default one belong to the network.
         generator=torch.Generator(),
-        worker_init_fn=ignore_in_worker,
+        worker_init_fn=obey_parent_only,
     )
     return loader
 

@@ -1,6 +1,7 @@
 """SIGTERM: asked to end, a training ends at the next moment that costs nothing."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -53,6 +54,16 @@ def stop_requests() -> Iterator[StopRequest]:
         signal.signal(signal.SIGTERM, before)
 
 
-def ignore_in_worker(worker: int) -> None:
-    """Let a data loader's process end by its parent, not by a signal to the whole group."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def obey_parent_only(worker: int) -> None:
+    """Let a data loader's process be ended by its parent alone.
+
+    Launchers send SIGTERM to whole process groups, but the parent needs its crops to finish a step.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_await_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _await_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
