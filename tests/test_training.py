@@ -21,7 +21,8 @@ from satmap.models.weights import load_weights
 from satmap.planes import ROAD_PLANES
 from satmap.recipe import Recipe, parse_recipe
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.loop import Workplace, train_member
+from satmap.training.loop import train_member
+from satmap.training.workplace import Workplace
 
 CPU = torch.device("cpu")
 
@@ -94,11 +95,11 @@ def weights_of(place: Workplace, checkpoint: str) -> dict[str, torch.Tensor]:
 def test_a_training_stopped_and_gone_on_ends_with_the_same_weights(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from satmap.training import loop
+    from satmap.training import epoch, loop
 
     recipe = small()
     whole = run(city, tmp_path / "whole", recipe)
-    original = loop._train_epoch
+    original = epoch.train_epoch
     for stop_before in (1, 2):
         calls = 0
 
@@ -110,10 +111,10 @@ def test_a_training_stopped_and_gone_on_ends_with_the_same_weights(
             return original(*arguments)
 
         directory = tmp_path / f"stopped{stop_before}"
-        monkeypatch.setattr(loop, "_train_epoch", interrupted)
+        monkeypatch.setattr(loop, "train_epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(city, directory, recipe)
-        monkeypatch.setattr(loop, "_train_epoch", original)
+        monkeypatch.setattr(loop, "train_epoch", original)
         resumed = run(city, directory, recipe)
         for checkpoint in ("last", "best_apls", "best_dice"):
             expected, found = (weights_of(place, checkpoint) for place in (whole, resumed))
@@ -132,13 +133,13 @@ def test_killed_for_real_and_started_again(city: Path, tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     deadline = time.monotonic() + 60
-    while not list(weights.glob("*.state.pt")) and time.monotonic() < deadline:
+    while not list(weights.glob("*.last.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert find_weights(weights)
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    assert "going on after epoch" in done.stdout
+    assert "going on after" in done.stdout
     assert "stage 2/2  epoch 1/1" in done.stdout
     assert {file.metadata["stage"] for file in find_weights(weights)} >= {"2"}
 

@@ -5,19 +5,26 @@ import inspect
 import json
 import math
 import os
+import re
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import satmap
-from satmap.errors import SatmapError
+from satmap.errors import PeerError, SatmapError, TryAgainError
 from satmap.files import require_writable
 from satmap.termination import STATUS, Terminated, raising_terminated
 from satmap.text import printable
 
 #: Where sub-commands are added.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+# Exit statuses of a process of several: others have failed; all should be started again.
+_LEFT_ALONE, _TRY_AGAIN = 70, 75
+
+_PEER_FIRST_S = 1.5
 
 # Characters of a long value that are printed.
 _SHOWN = 100
@@ -33,12 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and end the process with its status.
 
     0: the work was done. 1: it could not be, the message on stderr says why. 2: wrong arguments.
-    130: interrupted. 143: ended by SIGTERM.
+    130: interrupted. 143: asked to end by SIGTERM, the work is saved.
     """
     # torch's threads wait for each other by spinning; where anything else runs on the machine, a
     # step then takes several times as long. Read when torch is first imported, so set here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = _parser().parse_args(arguments)
+    options.arguments = list(sys.argv[1:] if arguments is None else arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         with raising_terminated():
@@ -50,15 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.debug:
             raise
         print(f"satmap: {printable(error, keep=_LINE_END)}", file=sys.stderr)
-        status = 1
+        status = _TRY_AGAIN if isinstance(error, TryAgainError) else 1
+    except PeerError:
+        # The launcher ends the rest as soon as one process has: let it be the one that knows why.
+        time.sleep(_PEER_FIRST_S)
+        status = _LEFT_ALONE
     except KeyboardInterrupt:
         print("satmap: interrupted", file=sys.stderr)
         status = 130
-    except Terminated:
-        print(
-            "satmap: terminated; what is finished is kept, the same command goes on from here",
-            file=sys.stderr,
-        )
+    except Terminated as error:
+        if str(error):
+            print(f"satmap: {error}", file=sys.stderr)
         status = STATUS
     except BrokenPipeError:
         print("satmap: stopped, for nobody reads the output any more", file=sys.stderr)
@@ -148,9 +158,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--workers",
         type=_count,
-        default=_default_workers(),
         metavar="N",
-        help="processes that cut crops (default: %(default)s)",
+        help="processes that cut crops for a network (default: by the machine's cores)",
     )
     train.add_argument(
         "--from-scratch", action="store_true", help="do not start from ImageNet weights"
@@ -164,6 +173,30 @@ def _parser() -> argparse.ArgumentParser:
         "--restart",
         action="store_true",
         help="forget what an earlier training left in the weights directory",
+    )
+
+    train.add_argument(
+        "--processes",
+        type=_positive,
+        metavar="N",
+        help="processes that share the work, a GPU each (default: one for every GPU)",
+    )
+    train.add_argument(
+        "--time-limit",
+        type=_duration,
+        metavar="TIME",
+        help="fit the recipe's length to a time, such as 40h, 90m or 1h30m",
+    )
+    train.add_argument(
+        "--save-minutes",
+        type=_minutes,
+        default=10.0,
+        metavar="M",
+        help="within long epochs save so often (default: %(default)g)",
+    )
+    train.add_argument("--compile", action="store_true", help="run networks by torch.compile")
+    train.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="write TensorBoard's event files"
     )
 
     predict = add("predict", _predict)
@@ -226,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
         "--minutes", type=_minutes, default=5.0, metavar="M", help="at most (default: %(default)g)"
     )
 
-    text = "Import published weight files, fetch the encoders' ImageNet weights, show a file."
+    text = "Import, average or show weight files, fetch the encoders' ImageNet weights."
     weights = commands.add_parser("weights", help=text, description=text)
     actions = weights.add_subparsers(required=True, metavar="ACTION")
     import_ = add("import", _weights_import, actions)
@@ -242,6 +275,9 @@ def _parser() -> argparse.ArgumentParser:
         "--recipe", default="sn5-roads", help="name or .yaml file (default: %(default)s)"
     )
     add_weights(fetch)
+    average = add("average", _weights_average, actions)
+    average.add_argument("output", type=Path, metavar="OUT.safetensors")
+    average.add_argument("files", type=Path, nargs="+", metavar="FILE")
     show = add("show", _weights_show, actions)
     show.add_argument("file", type=Path, metavar="FILE")
 
@@ -307,28 +343,51 @@ def _train(options: argparse.Namespace) -> int:
     """Train a recipe's networks on the chips of one or more directories.
 
     Finds images and labels, makes folds and targets, runs the stages and keeps the best
-    checkpoints. Started again after an interruption it goes on from the last epoch.
+    checkpoints. Started again after an interruption it goes on from where it was. On a machine with
+    several GPUs it starts itself on each; under torchrun, on one or many machines, it is one of
+    the processes.
     """
     from satmap.data.preparation import default_cache
     from satmap.device import pick_device
     from satmap.recipe import load_recipe
     from satmap.training.ensemble import TrainingOptions, train
-    from satmap.training.loop import Workplace
+    from satmap.training.interruption import stop_requests
+    from satmap.training.launcher import launch, processes_for
+    from satmap.training.ranks import joined, local_processes, rank_device
+    from satmap.training.watching import require_tensorboard
+    from satmap.training.workplace import Workplace
 
-    place = Workplace(
-        weights=options.weights,
-        device=pick_device(options.device),
-        workers=options.workers,
-        restart=options.restart,
-    )
+    recipe = load_recipe(options.recipe)
+    if options.tensorboard:
+        require_tensorboard()
+    processes = processes_for(options.device, options.processes)
+    if processes > 1:
+        return launch(options.arguments, processes)
     training = TrainingOptions(
         cache=options.cache or default_cache(),
         from_scratch=options.from_scratch,
         skip_unlabelled=options.skip_unlabelled,
         folds=tuple(options.fold or ()),
+        time_limit=options.time_limit,
     )
-    faults = train(options.directories, load_recipe(options.recipe), place, training)
-    _report_faults(faults, "left out of the training")
+    device = pick_device(rank_device(options.device))
+    workers = options.workers
+    with stop_requests() as stop, joined(device) as ranks:
+        place = Workplace(
+            weights=options.weights,
+            device=device,
+            workers=_default_workers(local_processes()) if workers is None else workers,
+            restart=options.restart,
+            compile=options.compile,
+            save_minutes=options.save_minutes,
+            tensorboard=options.tensorboard,
+            ranks=ranks,
+            stop=stop,
+        )
+        faults = train(options.directories, recipe, place, training)
+        first = ranks.first
+    if first:
+        _report_faults(faults, "left out of the training")
     return 0
 
 
@@ -347,7 +406,7 @@ def _predict(options: argparse.Namespace) -> int:
     processes = options.processes or visible_gpus(options.device) or 1
     workers = options.workers
     if workers is None:
-        workers = _default_workers_of(local_processes() or processes)
+        workers = _default_vectorizers(local_processes() or processes)
     done = predict(
         options.directories,
         options.output,
@@ -400,6 +459,22 @@ def _weights_fetch(options: argparse.Namespace) -> int:
         print(f"{encoder_file(options.weights, name)}: {outcome}", flush=True)
     if not encoders:
         print(f"recipe {recipe.name} trains from scratch and needs no weights")
+    return 0
+
+
+def _weights_average(options: argparse.Namespace) -> int:
+    """Average the weights of networks of one kind into one network.
+
+    Checkpoints of one training are such networks. Images count as held out where all held them out.
+    `satmap predict` takes OUT from a directory of its own if it is named like a checkpoint,
+    soup.last.safetensors.
+    """
+    from satmap.models.soup import average_weights
+
+    if options.output.suffix != ".safetensors":
+        raise SatmapError(f"{options.output}: give a name that ends in .safetensors.")
+    average_weights(options.output, options.files)
+    print(f"{options.output}: the mean of {len(options.files)} networks")
     return 0
 
 
@@ -603,6 +678,29 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _positive(text: str) -> int:
+    """Argument type: a whole number from 1."""
+    value = _count(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("0 is too few")
+    return value
+
+
+def _duration(text: str) -> float:
+    """Argument type: a time in seconds, written in hours, minutes and seconds: 1h30m."""
+    found = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text)
+    try:
+        hours, minutes, seconds = (
+            (float(part or 0) for part in found.groups()) if found else 3 * [0]
+        )
+    except ValueError:
+        hours = minutes = seconds = 0
+    value = 3600 * hours + 60 * minutes + seconds
+    if not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 40h, 90m, 30s or 1h30m")
+    return value
+
+
 def _minutes(text: str) -> float:
     """Argument type: a time above 0."""
     value = float(text)
@@ -631,12 +729,13 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _default_workers_of(processes: int) -> int:
-    """Workers for each of several processes, which has a core for itself."""
+def _default_vectorizers(processes: int) -> int:
+    """Processes that vectorise for each of several that predict, which have a core themselves."""
     return min(8, max(_cores() // processes - 1, 0))
 
 
-def _default_workers() -> int:
+def _default_workers(processes: int) -> int:
+    """Processes that cut crops for each of several that train."""
     # With two cores a second process takes from the network what it gives in crops.
-    cores = _cores()
+    cores = _cores() // processes
     return min(8, cores - 1) if cores > 2 else 0

@@ -15,7 +15,7 @@ from satmap.recipe import load_recipe
 from satmap.report.overlay import write_overlays
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.loop import Workplace
+from satmap.training.workplace import Workplace
 
 _CHIPS, _TEST_CHIPS, _SIZE = 24, 6, 512
 

@@ -10,3 +10,11 @@ class SatmapError(Exception):
 
 class CannotWriteError(SatmapError):
     """Nothing can be written there: a fault of the whole run, never of a single image."""
+
+
+class PeerError(Exception):
+    """Another process of the job failed. It has said why, so this one ends without a word."""
+
+
+class TryAgainError(SatmapError):
+    """Work that failed will succeed when the job is started again, for it has noted how."""

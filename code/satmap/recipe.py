@@ -90,6 +90,7 @@ class Stage(Settings):
     An epoch is ``passes`` crops of every chip. ``batch`` is a GPU's share, and
     ``sync_batch_norm`` joins the statistics, where a stage runs on several. A pretrained encoder
     is frozen for ``freeze_encoder_epochs``: its first ``freeze_encoder_stages``, or all of it.
+    With ``accumulation`` an optimizer step takes the gradients of so many batches.
     """
 
     crop: int = Field(ge=64, multiple_of=32)
@@ -101,6 +102,7 @@ class Stage(Settings):
     freeze_encoder_stages: PositiveInt | None = Field(None, le=4)
     validate_every: PositiveInt = 1
     sync_batch_norm: bool = False
+    accumulation: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _frozen_for_a_time(self) -> "Stage":
@@ -162,11 +164,16 @@ def member_name(fold: int, encoder: str, bands: int, decoder: str = "plain") -> 
 
 
 class Optimizer(Settings):
-    """Adam or AdamW, with gradients clipped to a global norm."""
+    """Adam or AdamW, with gradients clipped to a global norm.
+
+    With ``ema_decay`` the networks that are scored and kept are exponential moving averages of the
+    weights over the steps.
+    """
 
     name: Literal["adam", "adamw"] = "adam"
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat | None = 1.0
+    ema_decay: float | None = Field(None, gt=0, lt=1)
 
 
 #: Which weights of a training are kept: those of the best score, and the last.
@@ -218,6 +225,9 @@ class Recipe(Settings):
     targets: TargetSettings = TargetSettings()
     augmentation: Augmentation = Augmentation()
     optimizer: Optimizer = Optimizer()
+    sampling: Literal["equal_areas"] | None = Field(
+        None, description="as many crops of every area of interest, not of every chip"
+    )
     members: tuple[Member, ...] = Field(min_length=1)
     inference: Inference = Inference()
     roads: RoadSettings = RoadSettings()

@@ -12,7 +12,16 @@ STATUS = 128 + signal.SIGTERM
 
 
 class Terminated(BaseException):
-    """SIGTERM came. Like KeyboardInterrupt it is no fault that costs one image."""
+    """SIGTERM came. Like KeyboardInterrupt it is no fault that costs one image.
+
+    The message says what is kept; it is empty where another process of the job says the same.
+    """
+
+    def __init__(
+        self, message: str = "terminated; what is finished is kept, the same command goes on"
+    ) -> None:
+        """With what the user should know."""
+        super().__init__(message)
 
 
 @contextlib.contextmanager

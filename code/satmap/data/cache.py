@@ -67,10 +67,20 @@ class CachedChip:
     def read(
         self, rows: slice = slice(None), columns: slice = slice(None)
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """A window of image (h, w, channels) and target (h, w), both uint8."""
-        with safe_open(self.path, framework="numpy") as tensors:
-            image = tensors.get_slice("image")[rows, columns]
-            target = tensors.get_slice("target")[rows, columns]
+        """A window of image (h, w, channels) and target (h, w), both uint8.
+
+        Raises:
+            SatmapError: the file is gone or damaged.
+        """
+        try:
+            with safe_open(self.path, framework="numpy") as tensors:
+                image = tensors.get_slice("image")[rows, columns]
+                target = tensors.get_slice("target")[rows, columns]
+        except (OSError, SafetensorError) as error:
+            raise SatmapError(
+                f"the prepared chip {self.path} cannot be read ({error}). Start the same command "
+                "again: it prepares what is missing and goes on."
+            ) from error
         return image, target
 
 

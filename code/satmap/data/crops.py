@@ -1,6 +1,7 @@
 """Training crops: a window of the cache, turned, scaled and recoloured in one go."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 import cv2
@@ -33,9 +34,18 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
         passes: int,
         augmentation: Augmentation | None,
         seed: int,
+        equal_areas: bool = False,
     ) -> None:
-        """Crops of ``chips``; without ``augmentation`` they are only placed at random."""
+        """Crops of ``chips``; without ``augmentation`` they are only placed at random.
+
+        With ``equal_areas`` every area of interest has as many items, one more or less, and its
+        chips take turns; without, every chip has as many.
+        """
         self.chips = list(chips)
+        areas: dict[str, list[int]] = defaultdict(list)
+        for number, chip in enumerate(self.chips):
+            areas[chip.aoi if equal_areas else ""].append(number)
+        self.areas = list(areas.values())
         self.crop = crop
         self.channels = channels
         self.passes = passes
@@ -50,9 +60,19 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
     def __len__(self) -> int:
         return len(self.chips) * self.passes
 
+    def chip_of(self, index: int) -> int:
+        """Which chip item ``index`` of the epoch shows, an index into ``chips``."""
+        if len(self.areas) == 1:
+            return index % len(self.chips)
+        turn, area = divmod(index, len(self.areas))
+        # Chips of large areas that had no turn in this epoch have theirs in the next.
+        turns = -(-len(self) // len(self.areas))
+        numbers = self.areas[area]
+        return numbers[(turn + self.epoch * turns) % len(numbers)]
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
         random = np.random.default_rng((self.seed, self.epoch, index))
-        number = index % len(self.chips)
+        number = self.chip_of(index)
         chip = self.chips[number]
         settings = self.augmentation
         geometry = draw_geometry(random, chip.shape[:2], self.crop, settings)

@@ -1,11 +1,14 @@
 """Training a recipe: from directories to the weights of every member."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from satmap.data.cache import CachedChip
 from satmap.data.folds import assign_folds
 from satmap.data.preparation import Preparation, prepare
 from satmap.data.spacenet_roads import scan
@@ -17,7 +20,10 @@ from satmap.models.unet import build_network
 from satmap.models.weights import load_pretrained_encoder
 from satmap.planes import ROAD_PLANES
 from satmap.recipe import Member, Recipe
-from satmap.training.loop import Workplace, member_seed, train_member
+from satmap.training.budget import allot
+from satmap.training.loop import member_seed, train_member
+from satmap.training.ranks import Ranks
+from satmap.training.workplace import Workplace
 
 
 @dataclass(frozen=True)
@@ -29,12 +35,14 @@ class TrainingOptions:
         from_scratch: start from random encoders instead of ImageNet's.
         skip_unlabelled: leave images without labels out instead of stopping.
         folds: train only the members of these folds; all if empty.
+        time_limit: seconds that all of it may take; None for the recipe's own length.
     """
 
     cache: Path
     from_scratch: bool = False
     skip_unlabelled: bool = False
     folds: tuple[int, ...] = ()
+    time_limit: float | None = None
 
 
 def train(
@@ -42,62 +50,173 @@ def train(
 ) -> dict[str, str]:
     """Train the recipe's members on the chips found in the directories.
 
+    Of several ranks, each trains members of its own as long as a stage normalises each batch by
+    itself; in stages with ``sync_batch_norm`` all of them work on one member after the other.
+
     Returns:
         Image id to fault, for the chips that were left out.
 
     Raises:
         SatmapError: no usable chips, labels missing, or somewhere that cannot be written.
     """
+    started = time.monotonic()
+    members = [m for m in recipe.members if not options.folds or m.fold in options.folds]
+    preparation, folds = place.ranks.on_each_machine(
+        lambda: _prepare(directories, recipe, members, place, options)
+    )
+    _require_shared_weights(place)
+    seconds: dict[str, list[float]] = {}
+    if options.time_limit is not None:
+        left = options.time_limit - (time.monotonic() - started)
+        # Every rank plans with the first one's clock.
+        left = place.ranks.gather(left)[0]
+        seconds = allot(members, place.ranks.world, max(left, 1.0))
+    for turn in _turns(members, place.ranks):
+        team = place if turn.shared else replace(place, ranks=place.ranks.alone())
+        for member in turn.members:
+            _train(member, recipe, preparation.chips, folds, team, options, turn.until, seconds)
+        if turn.shared or place.ranks.world == 1:
+            continue
+        # The next turn begins where the others' states end.
+        place.ranks.gather(None)
+    return preparation.faults
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a rank does next.
+
+    Attributes:
+        members: one after the other.
+        until: the stage of each before which it stops.
+        shared: whether all ranks do this together.
+    """
+
+    members: Sequence[Member]
+    until: int
+    shared: bool = False
+
+
+def _turns(members: Sequence[Member], ranks: Ranks) -> list[Turn]:
+    """The turns of one rank; those of all have equal numbers, and are shared at the same times."""
+    longest = max(len(member.stages) for member in members)
+    if ranks.world == 1:
+        return [Turn(members, longest)]
+    turns = []
+    for index in range(longest):
+        having = [member for member in members if index < len(member.stages)]
+        shared = [member for member in having if member.stages[index].sync_batch_norm]
+        # A member stays with its rank.
+        own = [
+            member
+            for number, member in enumerate(members)
+            if number % ranks.world == ranks.rank and member in having and member not in shared
+        ]
+        turns += [Turn(own, index + 1), Turn(shared, index + 1, shared=True)]
+    return turns
+
+
+def _prepare(
+    directories: Sequence[Path],
+    recipe: Recipe,
+    members: Sequence[Member],
+    place: Workplace,
+    options: TrainingOptions,
+) -> tuple[Preparation, dict[str, int]]:
+    """Look at all that could stop the training before it begins, and fill the cache.
+
+    Returns:
+        The usable chips with the faults of all others; image id -> fold.
+    """
     require_writable(place.weights / "weights.safetensors")
     require_writable(options.cache / "chip.safetensors")
-    members = [m for m in recipe.members if not options.folds or m.fold in options.folds]
     if not members:
         raise SatmapError(f"recipe {recipe.name} has no member of fold {list(options.folds)}.")
     for member in members:
         require_encoder(member.encoder)
-    encoder_files = {member.name: _encoder_file(member, place, options) for member in members}
+        _encoder_file(member, place, options)
     remove_left_over(place.weights)
     remove_left_over(options.cache)
     inventory = scan(directories)
-    print(inventory.summary(), flush=True)
+    place.ranks.say(inventory.summary())
     labelled = [chip for chip in inventory.chips if chip.label is not None]
     if not options.skip_unlabelled or not labelled:
         inventory.require_labels()
-    preparation = prepare(
+    prepared = prepare(
         labelled,
         max(member.bands for member in members),
         options.cache,
         recipe.stretch,
         recipe.targets,
     )
-    faults = inventory.faults | preparation.faults
+    preparation = Preparation(prepared.chips, inventory.faults | prepared.faults)
+    preparation.require_enough()
     chips = preparation.chips
-    Preparation(chips, faults).require_enough()
     if not any(chip.labels for chip in chips):
         raise SatmapError(
             f"none of the {len(chips)} chips has a road in its label, so there is nothing to "
             "learn. Check that these are road labels."
         )
     folds = assign_folds([(chip.image_id, chip.aoi) for chip in chips], recipe.folds, recipe.seed)
-    for member in members:
-        held_out = [chip for chip in chips if folds[chip.image_id] == member.fold]
-        others = [chip for chip in chips if folds[chip.image_id] != member.fold]
-        if not others:
-            # One chip alone: train and validate on it rather than not at all.
-            print(f"{member.name}: too few chips for folds; validation sees training chips")
-            others = held_out
-        print(f"{member.name}: {len(others)} chips, validated on {len(held_out)}", flush=True)
-        # One seed a member, whatever was trained before it.
-        torch.manual_seed(member_seed(recipe, member, 0))
-        network = build_network(
-            member.encoder, member.bands, ROAD_PLANES, member.decoder.widths, member.decoder.kind
-        )
-        file = encoder_files[member.name]
-        if file is not None:
-            load_pretrained_encoder(network, file)
-        pretrained = file is not None
-        train_member(network, member, recipe, others, held_out, place, pretrained=pretrained)
-    return faults
+    return preparation, folds
+
+
+def _train(
+    member: Member,
+    recipe: Recipe,
+    chips: Sequence[CachedChip],
+    folds: Mapping[str, int],
+    place: Workplace,
+    options: TrainingOptions,
+    until: int,
+    seconds: Mapping[str, Sequence[float]],
+) -> None:
+    """Train a member up to a stage."""
+    held_out = [chip for chip in chips if folds[chip.image_id] == member.fold]
+    others = [chip for chip in chips if folds[chip.image_id] != member.fold]
+    if not others:
+        # One chip alone: train and validate on it rather than not at all.
+        place.ranks.say(f"{member.name}: too few chips for folds; validation sees training chips")
+        others = held_out
+    place.ranks.say(f"{member.name}: {len(others)} chips, validated on {len(held_out)}")
+    # One seed a member, whatever was trained before it.
+    torch.manual_seed(member_seed(recipe, member, 0))
+    network = build_network(
+        member.encoder, member.bands, ROAD_PLANES, member.decoder.widths, member.decoder.kind
+    )
+    file = _encoder_file(member, place, options)
+    if file is not None:
+        load_pretrained_encoder(network, file)
+    train_member(
+        network,
+        member,
+        recipe,
+        others,
+        held_out,
+        place,
+        pretrained=file is not None,
+        until=min(until, len(member.stages)),
+        seconds=seconds.get(member.name),
+    )
+
+
+def _require_shared_weights(place: Workplace) -> None:
+    """Members change hands between ranks by their states: all must see one directory.
+
+    Raises:
+        SatmapError: a machine has a directory of its own.
+    """
+    token = place.weights / f".ranks-{uuid.uuid4().hex[:8]}.token"
+    token = place.ranks.gather(token)[0]
+    place.ranks.on_first(token.touch)
+    missing = not token.exists()
+    place.ranks.gather(None)
+    place.ranks.on_first(lambda: token.unlink(missing_ok=True))
+    cause = SatmapError(
+        f"process {place.ranks.rank} does not see what process 0 writes to {place.weights}. "
+        "Give a --weights directory that all machines share."
+    )
+    place.ranks.raise_first(cause if missing else None)
 
 
 def _encoder_file(member: Member, place: Workplace, options: TrainingOptions) -> Path | None:

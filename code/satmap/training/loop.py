@@ -1,60 +1,37 @@
-"""The training of one member: stages, epochs, steps."""
+"""The training of one member: stages and their epochs."""
 
 import json
 import time
 import zlib
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import ExitStack
+from functools import partial
 
 import torch
-from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
-from torch.utils.data import DataLoader, RandomSampler
-from tqdm import tqdm
 
 from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
-from satmap.device import autocast
 from satmap.errors import SatmapError
 from satmap.models.unet import UNet
-from satmap.models.weights import save_weights
 from satmap.recipe import Member, Recipe, Stage
-from satmap.training.checkpoint import Progress, load_state, restore, save_state
-from satmap.training.losses import road_loss
-from satmap.training.schedule import learning_rate
+from satmap.training.average import WeightAverage
+from satmap.training.budget import EpochPlan, plan_epoch
+from satmap.training.checkpoint import (
+    Learner,
+    Progress,
+    load_state,
+    random_state,
+    restore,
+    save_state,
+)
+from satmap.training.epoch import Job, step_items, train_epoch
+from satmap.training.keeping import SCORES, keep_checkpoints, require_finite
+from satmap.training.parallel import Forward
+from satmap.training.synced_norm import synced_norms
 from satmap.training.validation import validate
-
-_SCORES = ("apls", "apls_time", "dice", "iou")
-
-# Score of an epoch -> the checkpoint that keeps its best.
-_BEST = {"apls": "best_apls", "dice": "best_dice"}
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """Where a training runs and what it may use.
-
-    Attributes:
-        weights: directory of the weight files.
-        device: where networks run.
-        workers: processes that cut crops; 0 cuts them in the main process.
-        restart: forget the state of an earlier training.
-    """
-
-    weights: Path
-    device: torch.device
-    workers: int = 0
-    restart: bool = False
-
-    def weight_file(self, member: Member, checkpoint: str) -> Path:
-        """The file of a checkpoint, ``fold0-dpn92-3band.best_apls.safetensors``."""
-        return self.weights / f"{member.name}.{checkpoint}.safetensors"
-
-    def state_file(self, member: Member) -> Path:
-        """The file of the member's training state."""
-        return self.weights / f"{member.name}.state.pt"
+from satmap.training.watching import watch
+from satmap.training.workplace import Workplace
 
 
 def train_member(
@@ -66,11 +43,14 @@ def train_member(
     place: Workplace,
     *,
     pretrained: bool = False,
+    until: int | None = None,
+    seconds: Sequence[float] | None = None,
 ) -> Progress:
-    """Train one network through all stages, going on from where an earlier call stopped.
+    """Train one network through its stages, going on from where an earlier call stopped.
 
     After every validation the last weights, and the best if they are, go to ``place.weights``;
-    after every epoch the whole training state does.
+    after every epoch, and within long ones, the whole training state does. All of ``place.ranks``
+    call this together.
 
     Args:
         network: initialised; changed in place.
@@ -80,175 +60,163 @@ def train_member(
         validation: chips to score; without any there are no best checkpoints, only the last.
         place: device and directories.
         pretrained: the encoder has ImageNet weights. Only such a one is ever frozen.
+        until: the stage before which to stop; None to train all.
+        seconds: what each stage may take; None for no limit.
 
     Raises:
         SatmapError: the loss is not finite, or a left-over state does not fit.
+        Terminated: the process was asked to end; the work is saved.
     """
+    until = len(member.stages) if until is None else until
+    ranks = place.ranks
     fingerprint = _fingerprint(recipe, member, training, validation)
-    learned = {chip.image_id for chip in training}
-    held_out = [chip.image_id for chip in validation if chip.image_id not in learned]
+    job = Job(member, recipe, training, validation, place, fingerprint)
     state_file = place.state_file(member)
-    state = None if place.restart else load_state(state_file, fingerprint)
+    state = ranks.on_first(lambda: None if place.restart else load_state(state_file, fingerprint))
     progress = Progress(**state["progress"]) if state else Progress(pretrained=pretrained)
-    if progress.stage == len(member.stages):
-        if not place.weight_file(member, "last").exists():
-            raise SatmapError(
-                f"{member.name} is trained according to {state_file}, but its weights are gone. "
-                "Put them back, or pass --restart to train anew."
-            )
-        print(f"{member.name}: already trained", flush=True)
+    if progress.stage >= until:
+        ranks.on_first(lambda: _require_weights(member, place))
+        if until == len(member.stages):
+            ranks.say(f"{member.name}: already trained")
         return progress
     network.to(place.device).to(memory_format=torch.channels_last)
-    while progress.stage < len(member.stages):
-        stage = member.stages[progress.stage]
-        optimizer = _make_optimizer(network, recipe)
-        if state:
-            progress, state = restore(state, network, optimizer), None
-            print(
-                f"{member.name}: going on after epoch {progress.epoch} of stage "
-                f"{progress.stage + 1}",
-                flush=True,
-            )
-        dataset = CropDataset(
-            training,
-            stage.crop,
-            member.bands,
-            stage.passes,
-            recipe.augmentation,
-            # Members and stages draw different crops.
-            seed=member_seed(recipe, member, progress.stage),
+    decay = recipe.optimizer.ema_decay
+    average = WeightAverage(network, decay) if decay else None
+    learner = Learner(network, _make_optimizer(network, recipe), average)
+    if state:
+        progress = restore(state, learner, place.device, ranks.rank)
+        within = f"step {progress.step} of epoch {progress.epoch + 1}"
+        ranks.say(
+            f"{member.name}: going on after "
+            f"{within if progress.step else f'epoch {progress.epoch}'} of stage "
+            f"{progress.stage + 1}"
         )
-        while progress.epoch < stage.epochs:
-            record = _train_epoch(network, optimizer, dataset, member, recipe, progress, place)
-            progress.epoch += 1
-            if progress.epoch % stage.validate_every == 0 or progress.epoch == stage.epochs:
-                if validation:
-                    record |= validate(network, validation, recipe, place.device)
-                _keep_checkpoints(network, member, recipe, record, progress, place, held_out)
-            progress.history.append(record)
-            print(_line(member, stage, progress, record), flush=True)
-            if progress.epoch == stage.epochs:
-                # The next stage starts with an optimizer that has seen nothing.
-                progress.stage, progress.epoch = progress.stage + 1, 0
-                optimizer = _make_optimizer(network, recipe)
-                save_state(state_file, fingerprint, network, optimizer, progress)
-                break
-            save_state(state_file, fingerprint, network, optimizer, progress)
+    progress.world = _same_world(progress, bool(state), job)
+    if ranks.world > 1 and not state:
+        # What a rank notes in the state when it runs out of memory needs a state to be noted in.
+        _save(learner, job, progress)
+    while progress.stage < until:
+        limit = seconds[progress.stage] if seconds else None
+        progress = _train_stage(learner, job, progress, limit)
     return progress
 
 
-def _train_epoch(
-    network: UNet,
-    optimizer: Optimizer,
-    dataset: CropDataset,
-    member: Member,
-    recipe: Recipe,
-    progress: Progress,
-    place: Workplace,
-) -> dict[str, float]:
-    """One epoch; gives its mean losses and speed."""
-    stage = member.stages[progress.stage]
-    loader = _loader(dataset, stage, progress, place)
-    steps = len(loader)
-    network.train()
-    frozen = progress.pretrained and progress.epoch < stage.freeze_encoder_epochs
-    network.freeze_encoder(frozen, stage.freeze_encoder_stages)
-    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=place.device))
-    rate = 0.0
-    started = time.perf_counter()
-    bar = tqdm(loader, desc=f"{member.name} epoch {progress.epoch + 1}", leave=False, disable=None)
-    for step, (images, targets, numbers) in enumerate(bar):
-        rate = learning_rate(stage.schedule, progress.epoch * steps + step, steps, stage.epochs)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        images = images.to(place.device, non_blocking=True)
-        targets = targets.to(place.device, non_blocking=True)
-        pixels = network.encoder.normalize(images).contiguous(memory_format=torch.channels_last)
-        with autocast(place.device):
-            logits = network(pixels)
-        loss, parts = road_loss(logits, network.plane_names, targets, member.losses)
-        if not torch.isfinite(loss):
-            raise SatmapError(
-                f"{member.name}: the loss is {loss.item()} at epoch {progress.epoch + 1}, step "
-                f"{step + 1}, on crops of {_names(dataset, numbers)}. The checkpoints so far are "
-                f"intact in {place.weights}; lower the learning rate or look at these chips."
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if recipe.optimizer.clip_norm:
-            torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.optimizer.clip_norm)
-        optimizer.step()
-        for name, value in {"loss": loss.detach(), **parts}.items():
-            sums[name] += value
-        if not bar.disable:
-            bar.set_postfix(loss=f"{loss.item():.3f}", lr=f"{rate:.1e}")
-    seconds = time.perf_counter() - started
-    return {
-        "stage": float(progress.stage + 1),
-        "epoch": float(progress.epoch + 1),
-        "learning_rate": rate,
-        "seconds": seconds,
-        "ms_per_step": 1000 * seconds / steps,
-        "crops_per_second": steps * min(stage.batch, len(dataset)) / seconds,
-        **{name: float(total) / steps for name, total in sums.items()},
-    }
-
-
-def _loader(
-    dataset: CropDataset, stage: Stage, progress: Progress, place: Workplace
-) -> DataLoader[tuple[Tensor, Tensor, int]]:
-    """Batches of the epoch, in an order that depends on the seed and the epoch alone."""
-    dataset.set_epoch(progress.epoch)
-    order = torch.Generator().manual_seed(dataset.seed + progress.epoch)
-    return DataLoader(
-        dataset,
-        stage.batch,
-        sampler=RandomSampler(dataset, generator=order),
-        num_workers=place.workers,
-        # A short last batch has noisy statistics; a tiny data set is one short batch.
-        drop_last=len(dataset) >= stage.batch,
-        pin_memory=place.device.type == "cuda",
-        generator=order,
-    )
-
-
-def _names(dataset: CropDataset, numbers: Tensor) -> str:
-    return ", ".join(dict.fromkeys(dataset.chips[number].image_id for number in numbers.tolist()))
-
-
-def _keep_checkpoints(
-    network: UNet,
-    member: Member,
-    recipe: Recipe,
-    record: dict[str, float],
-    progress: Progress,
-    place: Workplace,
-    held_out: Sequence[str],
-) -> None:
-    """Write the last weights, and the best where a score is a new best."""
-    if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
+def _require_weights(member: Member, place: Workplace) -> None:
+    if not place.weight_file(member, "last").exists():
         raise SatmapError(
-            f"{member.name}: the weights are not finite after epoch {progress.epoch}. The "
-            f"checkpoints so far are intact in {place.weights}; lower the learning rate."
+            f"{member.name} is trained according to {place.state_file(member)}, but its weights "
+            "are gone. Put them back, or pass --restart to train anew."
         )
-    scores = {name: round(record[name], 5) for name in _SCORES if name in record}
-    metadata = {
-        "recipe": recipe.model_dump_json(),
-        "member": member.name,
-        "stage": f"{record['stage']:.0f}",
-        "epoch": f"{record['epoch']:.0f}",
-        "scores": json.dumps(scores),
-        "held_out": json.dumps(held_out),
-    }
-    for score, checkpoint in _BEST.items():
-        file = place.weight_file(member, checkpoint)
-        if score in record and record[score] > progress.best.get(score, -1.0):
-            progress.best[score] = record[score]
-            save_weights(file, network, metadata)
-        elif score not in progress.best:
-            # Left by an earlier training that this one replaces.
-            file.unlink(missing_ok=True)
-    save_weights(place.weight_file(member, "last"), network, metadata)
+
+
+def _train_stage(learner: Learner, job: Job, progress: Progress, seconds: float | None) -> Progress:
+    """What is left of a stage; gives the beginning of the next."""
+    place, member = job.place, job.member
+    index = progress.stage
+    stage = member.stages[index]
+    dataset = CropDataset(
+        job.training,
+        stage.crop,
+        member.bands,
+        stage.passes,
+        job.recipe.augmentation,
+        # Members and stages draw different crops.
+        seed=member_seed(job.recipe, member, index),
+        equal_areas=job.recipe.sampling == "equal_areas",
+    )
+    with ExitStack() as stack, place.stop.deferred():
+        stack.enter_context(synced_norms(learner.network, place.ranks, place.device))
+        forward, was_frozen = None, False
+        while progress.stage == index:
+            frozen = progress.pretrained and progress.schedule < stage.freeze_encoder_epochs
+            if forward is None or frozen != was_frozen:
+                learner.network.freeze_encoder(frozen, stage.freeze_encoder_stages)
+                forward, was_frozen = Forward(learner.network, place), frozen
+            steps = len(step_items(dataset, job, progress))
+            # The ranks' clocks differ a little, and their plans must not.
+            plan = place.ranks.on_first(partial(plan_epoch, stage, steps, progress, seconds))
+            save = partial(_save, learner, job, progress)
+            record = train_epoch(learner, forward, dataset, plan, job, progress, save)
+            progress = _finish_epoch(learner, job, progress, plan, record)
+    return progress
+
+
+def _finish_epoch(
+    learner: Learner, job: Job, progress: Progress, plan: EpochPlan, record: dict[str, float]
+) -> Progress:
+    """Validate if it is time, keep the weights and the state; gives where the next epoch begins."""
+    place, stage = job.place, job.member.stages[progress.stage]
+    progress.step_seconds = progress.seconds / progress.step
+    if plan.validate:
+        # All ranks have the same weights, so this ends all of them or none.
+        require_finite(learner.result, job.member, progress, place)
+        # A validation may take long, and what is before it must not be lost.
+        _save(learner, job, progress)
+        started = time.perf_counter()
+        if job.validation:
+            record |= validate(
+                learner.result,
+                job.validation,
+                job.recipe,
+                place.device,
+                place.ranks,
+                place.stop,
+                pictures=place.weights / f"{job.member.name}.pictures",
+            )
+        learned = {chip.image_id for chip in job.training}
+        held_out = [chip.image_id for chip in job.validation if chip.image_id not in learned]
+
+        def keep() -> dict[str, float]:
+            keep_checkpoints(
+                learner.result, job.member, job.recipe, record, progress, place, held_out
+            )
+            return progress.best
+
+        progress.best = place.ranks.on_first(keep)
+        progress.validation_seconds = time.perf_counter() - started
+        progress.stage_seconds += progress.validation_seconds
+        progress.validated_at = progress.stage_seconds + progress.seconds
+    progress.history.append(record)
+    progress.epoch, progress.schedule = progress.epoch + 1, plan.end
+    progress.stage_seconds += progress.seconds
+    progress.step, progress.seconds, progress.sums = 0, 0.0, []
+    place.ranks.say(_line(job.member, stage, progress, record))
+    if progress.schedule >= stage.epochs:
+        progress = progress.next_stage()
+        # The next stage starts with an optimizer that has seen nothing.
+        learner.optimizer = _make_optimizer(learner.network, job.recipe)
+    place.ranks.on_first(lambda: watch(job.member, progress, place))
+    _save(learner, job, progress)
+    return progress
+
+
+def _save(learner: Learner, job: Job, progress: Progress) -> None:
+    random = job.place.ranks.gather(random_state(job.place.device))
+    file = job.place.state_file(job.member)
+    job.place.ranks.on_first(lambda: save_state(file, job.fingerprint, learner, progress, random))
+
+
+def _same_world(progress: Progress, resumed: bool, job: Job) -> int:
+    """The number of ranks, if the state can be gone on with by so many.
+
+    Raises:
+        SatmapError: another number of ranks was within an epoch.
+    """
+    world = job.place.ranks.world
+    if resumed and world != progress.world:
+        stage = job.member.stages[progress.stage]
+        if progress.step:
+            raise SatmapError(
+                f"{job.member.name} was stopped within an epoch of {progress.world} processes, "
+                f"and here are {world}. Go on with --processes {progress.world}; after an epoch "
+                "their number may change."
+            )
+        if stage.sync_batch_norm and progress.epoch:
+            job.place.ranks.say(
+                f"{job.member.name}: going on with {world} processes instead of {progress.world}; "
+                f"a step now has {world * stage.batch} crops, not {progress.world * stage.batch}"
+            )
+    return world
 
 
 def _make_optimizer(network: UNet, recipe: Recipe) -> Optimizer:
@@ -274,9 +242,13 @@ def _fingerprint(
 
 
 def _line(member: Member, stage: Stage, progress: Progress, record: dict[str, float]) -> str:
-    scores = "  ".join(f"{name} {record[name]:.3f}" for name in _SCORES if name in record)
+    scores = "  ".join(f"{name} {record[name]:.3f}" for name in SCORES if name in record)
+    epochs = f"{progress.epoch}/{stage.epochs}"
+    if progress.schedule != progress.epoch:
+        # Under a time limit an epoch is as long as the time makes it.
+        epochs = f"{progress.epoch} ({progress.schedule / stage.epochs:.0%} of the stage)"
     return (
         f"{member.name}  stage {progress.stage + 1}/{len(member.stages)}  "
-        f"epoch {progress.epoch}/{stage.epochs}  loss {record['loss']:.3f}  "
+        f"epoch {epochs}  loss {record['loss']:.3f}  "
         f"{record['ms_per_step']:.0f} ms/step  {record['crops_per_second']:.1f} crops/s  {scores}"
     ).rstrip()

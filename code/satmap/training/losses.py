@@ -1,5 +1,7 @@
 """Losses of the heads, one list of terms a recipe."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +15,13 @@ _FOCAL_GAMMA = 2.0
 
 # A channel with fewer target pixels in the batch says nothing about overlap.
 _LEAST_DICE_PIXELS = 100
+
+#: Adds up what several ranks found in their shares of a batch.
+Total = Callable[[Tensor], Tensor]
+
+
+def _own(part: Tensor) -> Tensor:
+    return part
 
 
 def split_heads(target: Tensor) -> dict[str, Tensor]:
@@ -35,7 +44,11 @@ def split_heads(target: Tensor) -> dict[str, Tensor]:
 
 
 def road_loss(
-    logits: Tensor, plane_names: tuple[str, ...], target: Tensor, losses: Losses
+    logits: Tensor,
+    plane_names: tuple[str, ...],
+    target: Tensor,
+    losses: Losses,
+    total: Total = _own,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum over all heads.
 
@@ -44,9 +57,11 @@ def road_loss(
         plane_names: names of the planes, which must hold all of ``ROAD_PLANES``.
         target: uint8 (n, h, w), packed.
         losses: weights by head.
+        total: adds up over the ranks that share the batch.
 
     Returns:
-        The loss and, for display, each head's part of it (detached).
+        The loss, whose mean over the ranks is that of the whole batch, and, for display, each
+        head's part of it (detached).
     """
     targets = split_heads(target)
     channels = {"road": (ROAD,), "speed": SPEED_PLANES, "junction": (JUNCTION,)}
@@ -54,36 +69,39 @@ def road_loss(
     parts = {}
     for head, names in channels.items():
         picked = logits[:, [plane_names.index(name) for name in names]].float()
-        parts[head] = head_loss(picked, targets[head].float(), weights[head])
-    total = torch.stack(list(parts.values())).sum()
-    return total, {head: part.detach() for head, part in parts.items()}
+        parts[head] = head_loss(picked, targets[head].float(), weights[head], total)
+    loss = torch.stack(list(parts.values())).sum()
+    return loss, {head: part.detach() for head, part in parts.items()}
 
 
-def head_loss(logits: Tensor, target: Tensor, weights: HeadLoss) -> Tensor:
+def head_loss(logits: Tensor, target: Tensor, weights: HeadLoss, total: Total = _own) -> Tensor:
     """Dice, focal loss and cross entropy of one head, weighted; scalars of float32."""
-    total = logits.new_zeros(())
+    loss = logits.new_zeros(())
     if weights.dice:
-        total = total + weights.dice * dice_loss(logits, target)
+        loss = loss + weights.dice * dice_loss(logits, target, total)
     if weights.focal or weights.bce:
         cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         # exp(-cross entropy) is the probability given to the true class: focal loss
         # (arXiv 1708.02002) without a second pass over sigmoid.
         surprise = -torch.expm1(-cross_entropy)
         focal = (surprise**_FOCAL_GAMMA * cross_entropy).mean()
-        total = total + weights.focal * focal + weights.bce * cross_entropy.mean()
-    return total
+        loss = loss + weights.focal * focal + weights.bce * cross_entropy.mean()
+    return loss
 
 
-def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, total: Total = _own) -> Tensor:
     """One minus the soft dice, per channel over the batch, mean over channels with a target.
 
     0 where no channel has at least 100 target pixels.
     """
     probabilities = logits.sigmoid()
     over = (0, 2, 3)
-    size = target.sum(over)
-    overlap = (probabilities * target).sum(over)
+    # The dice of shares of a batch do not add up, the sums in them do.
+    size, overlap, predicted = total(
+        torch.stack([target.sum(over), (probabilities * target).sum(over), probabilities.sum(over)])
+    )
     # The prediction enters linearly, as in the reference, not squared.
-    dice = 1 - 2 * overlap / (probabilities.sum(over) + size + 1e-3)
+    dice = 1 - 2 * overlap / (predicted + size + 1e-3)
     counted = (size >= _LEAST_DICE_PIXELS).float()
-    return (dice * counted).sum() / counted.sum().clamp(min=1)
+    mean: Tensor = (dice * counted).sum() / counted.sum().clamp(min=1)
+    return mean

@@ -5,12 +5,13 @@ import math
 from satmap.recipe import CosineSchedule, Schedule
 
 
-def learning_rate(schedule: Schedule, step: int, steps_per_epoch: int, epochs: int) -> float:
+def learning_rate(schedule: Schedule, step: float, steps_per_epoch: int, epochs: int) -> float:
     """The learning rate of a step.
 
     Args:
         schedule: the stage's.
-        step: optimizer steps taken in the stage so far.
+        step: optimizer steps taken in the stage so far; under a time limit, those that a run of
+            the whole recipe would have taken at this point of the schedule.
         steps_per_epoch: > 0.
         epochs: length of the stage.
     """

@@ -1,0 +1,311 @@
+"""One epoch of a training: its steps, and what may happen in them."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from satmap.data.cache import CachedChip
+from satmap.data.crops import CropDataset
+from satmap.device import autocast
+from satmap.errors import SatmapError, TryAgainError
+from satmap.recipe import Member, Recipe
+from satmap.termination import Terminated
+from satmap.training.budget import EpochPlan
+from satmap.training.checkpoint import Learner, Progress, remember_split
+from satmap.training.interruption import obey_parent_only
+from satmap.training.losses import road_loss
+from satmap.training.order import chunks, deal, epoch_order
+from satmap.training.parallel import Forward
+from satmap.training.ranks import Ranks, lost_peers
+from satmap.training.schedule import learning_rate
+from satmap.training.workplace import Workplace
+
+_HEADS = ("loss", "road", "speed", "junction")
+
+# As the data loader collates the items: images, targets, indices of chips.
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a member's training works with and never changes.
+
+    Attributes:
+        member: what is trained.
+        recipe: the recipe that it is of.
+        training: chips to learn from.
+        validation: chips to score.
+        place: device, directories, ranks.
+        fingerprint: what a state must agree on to be gone on with.
+    """
+
+    member: Member
+    recipe: Recipe
+    training: Sequence[CachedChip]
+    validation: Sequence[CachedChip]
+    place: Workplace
+    fingerprint: str
+
+
+def step_items(dataset: CropDataset, job: Job, progress: Progress) -> list[list[int]]:
+    """This rank's items of every step of the epoch.
+
+    Raises:
+        SatmapError: there are more ranks than crops.
+    """
+    stage, ranks = job.member.stages[progress.stage], job.place.ranks
+    order = epoch_order(len(dataset), dataset.seed + progress.epoch)
+    share = stage.batch * (stage.accumulation or 1)
+    steps = deal(order, share, ranks.rank, ranks.world)
+    if not steps:
+        raise SatmapError(
+            f"{job.member.name}: {len(order)} crops an epoch are too few for {ranks.world} "
+            "processes. Give fewer --processes, or more `passes` in the recipe."
+        )
+    return steps
+
+
+def train_epoch(
+    learner: Learner,
+    forward: Forward,
+    dataset: CropDataset,
+    plan: EpochPlan,
+    job: Job,
+    progress: Progress,
+    save: Callable[[], None],
+) -> dict[str, float]:
+    """Do what is left of an epoch.
+
+    Args:
+        learner: changed in place.
+        forward: the call of its network.
+        dataset: crops of the stage.
+        plan: how long the epoch is.
+        job: what is trained and where.
+        progress: where it stands; its step and all that counts steps move on.
+        save: writes the state; called now and then, and before the process is ended.
+
+    Returns:
+        The epoch's record: mean losses, learning rate and speed.
+
+    Raises:
+        SatmapError: a loss is not finite, or the memory does not suffice for a single crop.
+        Terminated: the process was asked to end.
+        TryAgainError: memory ran out where ranks cannot go on without each other.
+    """
+    ranks, device = job.place.ranks, job.place.device
+    stage = job.member.stages[progress.stage]
+    dataset.set_epoch(progress.epoch)
+    items = step_items(dataset, job, progress)
+    whole, items = len(items), items[: max(plan.steps, progress.step)]
+    learner.network.train()
+    sums = torch.zeros(len(_HEADS), device=device)
+    if progress.sums:
+        sums += torch.tensor(progress.sums[ranks.rank], device=device)
+    clock = _Clock(progress.seconds)
+
+    def rate(step: int) -> float:
+        # As if the whole recipe ran: an epoch cut short covers as much of the schedule.
+        done = plan.start * whole + (plan.end - plan.start) * whole * step / len(items)
+        return learning_rate(stage.schedule, done, whole, stage.epochs)
+
+    def steps_left() -> None:
+        first = progress.step
+        loader = _loader(dataset, items[first:], stage.batch, progress, job.place)
+        bar = tqdm(
+            range(first, len(items)),
+            desc=f"{job.member.name} epoch {progress.epoch + 1}",
+            initial=first,
+            total=len(items),
+            leave=False,
+            disable=None if ranks.job_rank == 0 else True,
+        )
+        batches = _told_plainly(loader)
+        for step in bar:
+            for group in learner.optimizer.param_groups:
+                group["lr"] = rate(step)
+            numbers, losses = _gradients(learner, forward, batches, len(items[step]), job)
+            finite = bool(torch.isfinite(losses[0]))
+            due = clock.since_save() > 60 * job.place.save_minutes and step + 1 < len(items)
+            failed, stop, due = ranks.agree(not finite, job.place.stop.made, due)
+            if failed:
+                chips = dict.fromkeys(dataset.chips[number].image_id for number in numbers)
+                cause = SatmapError(
+                    f"{job.member.name}: the loss is {losses[0].item()} at epoch "
+                    f"{progress.epoch + 1}, step {step + 1}, on crops of {', '.join(chips)}. The "
+                    f"checkpoints so far are intact in {job.place.weights}; lower the learning "
+                    "rate or look at these chips."
+                )
+                ranks.raise_first(None if finite else cause)
+            if job.recipe.optimizer.clip_norm:
+                torch.nn.utils.clip_grad_norm_(
+                    learner.network.parameters(), job.recipe.optimizer.clip_norm
+                )
+            learner.optimizer.step()
+            if learner.average:
+                learner.average.update(learner.network)
+            sums.add_(losses)
+            progress.step = step + 1
+            if not bar.disable:
+                crops_per_second = len(items[step]) * ranks.world / clock.step_seconds(progress)
+                bar.set_postfix(
+                    loss=f"{losses[0].item():.3f}",
+                    lr=f"{rate(step):.1e}",
+                    ms=f"{1000 * clock.step_seconds(progress):.0f}",
+                    crops_per_s=f"{crops_per_second:.1f}",
+                )
+            if stop or due:
+                _note(progress, sums, clock, ranks)
+                save()
+            if stop:
+                raise Terminated(
+                    f"{job.member.name}: stopped after step {step + 1} of epoch "
+                    f"{progress.epoch + 1}; the same command goes on from there"
+                    if ranks.first
+                    else ""
+                )
+
+    while progress.step < len(items):
+        if not _fits_in_memory(steps_left):
+            _split(job, stage.batch, progress)
+    _note(progress, sums, clock, ranks)
+    seconds = max(progress.seconds, 1e-9)
+    means = (ranks.total(sums) / ranks.world / len(items)).tolist()
+    return {
+        "stage": float(progress.stage + 1),
+        "epoch": float(progress.epoch + 1),
+        "learning_rate": rate(len(items) - 1),
+        "seconds": seconds,
+        "ms_per_step": 1000 * seconds / len(items),
+        "crops_per_second": len(items) * len(items[0]) * ranks.world / seconds,
+        **dict(zip(_HEADS, means, strict=True)),
+    }
+
+
+def _gradients(
+    learner: Learner, forward: Forward, batches: Iterable[Batch], share: int, job: Job
+) -> tuple[list[int], Tensor]:
+    """Leave the mean gradient of a step's crops in the parameters.
+
+    Returns:
+        Index of each crop's chip; the losses (4,) of ``_HEADS``, mean over the crops.
+    """
+    device, encoder = job.place.device, learner.network.encoder
+    learner.optimizer.zero_grad(set_to_none=True)
+    shown: list[int] = []
+    losses = torch.zeros(len(_HEADS), device=device)
+    for images, targets, numbers in batches:
+        shown += numbers.tolist()
+        images = images.to(device, non_blocking=True)
+        targets = targets.to(device, non_blocking=True)
+        pixels = encoder.normalize(images).contiguous(memory_format=torch.channels_last)
+        with forward.gradients_stay(len(shown) < share):
+            with autocast(device):
+                logits = forward(pixels)
+            loss, parts = road_loss(
+                logits,
+                learner.network.plane_names,
+                targets,
+                job.member.losses,
+                job.place.ranks.total,
+            )
+            weight = len(numbers) / share
+            (loss * weight).backward()  # type: ignore[no-untyped-call]
+        losses += weight * torch.stack([loss.detach(), *(parts[head] for head in _HEADS[1:])])
+        if len(shown) == share:
+            break
+    return shown, losses
+
+
+def _loader(
+    dataset: CropDataset,
+    items: list[list[int]],
+    batch: int,
+    progress: Progress,
+    place: Workplace,
+) -> Iterable[Batch]:
+    """The crops of the steps, in batches that fit into memory."""
+    size = -(-batch // progress.split)
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_sampler=[part for step in items for part in chunks(step, size)],
+        num_workers=place.workers,
+        pin_memory=place.device.type == "cuda",
+        # One of its own: the draws of the default one belong to the network.
+        generator=torch.Generator(),
+        worker_init_fn=obey_parent_only,
+    )
+    return loader
+
+
+def _told_plainly(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches; what goes wrong in a loader's process comes without that one's traceback."""
+    try:
+        yield from batches
+    except SatmapError as error:
+        raise SatmapError(str(error).rpartition(f"{SatmapError.__name__}: ")[2]) from error
+
+
+def _fits_in_memory(work: Callable[[], None]) -> bool:
+    try:
+        with lost_peers():
+            work()
+    except torch.OutOfMemoryError:
+        # What the failed step held is free once its frames are gone, with the exception.
+        return False
+    return True
+
+
+def _split(job: Job, batch: int, progress: Progress) -> None:
+    """Compute batches in twice as many parts from now on."""
+    if progress.split >= batch:
+        raise SatmapError(
+            f"{job.member.name}: the memory of {job.place.device} does not suffice for a single "
+            "crop. Lower `crop` in the recipe, or use a smaller encoder."
+        )
+    progress.split *= 2
+    size = -(-batch // progress.split)
+    warning = (
+        f"{job.member.name}: out of memory on {job.place.device}; from now on {size} crops at a "
+        f"time instead of {-(-batch // (progress.split // 2))}, as many as before a step"
+    )
+    if job.place.ranks.world > 1:
+        # The others wait for a part of the batch that will not come.
+        remember_split(job.place.state_file(job.member), progress.split)
+        raise TryAgainError(f"{warning}. Going on from the last state.")
+    print(f"satmap: {warning}", file=sys.stderr, flush=True)
+    if job.place.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _note(progress: Progress, sums: Tensor, clock: "_Clock", ranks: Ranks) -> None:
+    progress.sums = ranks.gather(sums.tolist())
+    progress.seconds = clock.seconds()
+    clock.saved()
+
+
+class _Clock:
+    """Time in an epoch, over all the runs that had a part in it."""
+
+    def __init__(self, before: float) -> None:
+        self._before = before
+        self._started = self._saved = time.perf_counter()
+
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._started
+
+    def since_save(self) -> float:
+        return time.perf_counter() - self._saved
+
+    def saved(self) -> None:
+        self._saved = time.perf_counter()
+
+    def step_seconds(self, progress: Progress) -> float:
+        return max(self.seconds(), 1e-9) / progress.step

@@ -1,0 +1,52 @@
+"""A network as training calls it: compiled, and copied to every rank that shares the work."""
+
+import contextlib
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from satmap.models.unet import UNet
+from satmap.training.workplace import Workplace
+
+
+class Forward:
+    """The call of a network in training; its gradients are the mean over the ranks.
+
+    Make it anew when other parameters learn: ``DistributedDataParallel`` looks only once.
+
+    Attributes:
+        network: the bare network, whose state dict is everybody's.
+    """
+
+    def __init__(self, network: UNet, place: Workplace) -> None:
+        self.network = network
+        self._parallel: DistributedDataParallel | None = None
+        module: nn.Module = network
+        if place.ranks.world > 1:
+            on_gpu = place.device.type == "cuda"
+            with warnings.catch_warnings():
+                # torch renames the argument, and its older versions do not know the new name.
+                warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+                module = self._parallel = DistributedDataParallel(
+                    network,
+                    device_ids=[place.device] if on_gpu else None,
+                    # Batch-norm statistics are the same everywhere, for they are joint.
+                    broadcast_buffers=False,
+                    gradient_as_bucket_view=True,
+                )
+        self._call: Any = torch.compile(module) if place.compile else module
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (n, planes, h, w) of normalised images (n, channels, h, w)."""
+        logits: Tensor = self._call(images)
+        return logits
+
+    def gradients_stay(self, stay: bool) -> contextlib.AbstractContextManager[None]:
+        """Whether the gradients of what runs inside wait for a later part of the batch."""
+        if stay and self._parallel is not None:
+            waiting: contextlib.AbstractContextManager[None] = self._parallel.no_sync()
+            return waiting
+        return contextlib.nullcontext()

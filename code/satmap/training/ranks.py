@@ -1,0 +1,206 @@
+"""The processes of a training, as torch's launcher numbers them.
+
+A ``Ranks`` is all that the rest of the training knows of them: one process alone is one of them
+too, and every question to it has its answer without a process group.
+"""
+
+import contextlib
+import datetime
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from satmap.errors import PeerError, SatmapError
+from satmap.termination import Terminated
+
+Value = TypeVar("Value")
+
+# Ranks wait for each other as long as another one's fold takes. One that dies is noticed at once
+# all the same: its connections close.
+_PATIENCE = datetime.timedelta(days=30)
+
+# What torch says, through various types, when another process is gone.
+_LOST = ("gloo", "nccl", "connection", "process group", "socket", "tcpstore")
+
+_LOOK_FOR_PARENT_S = 0.5
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that work on one thing, and which of them this one is.
+
+    Every method but ``alone`` and ``say`` must be called by all of them, in the same order.
+
+    Attributes:
+        rank: this process, 0..world-1; 0 writes files.
+        world: how many there are.
+        local_rank: this process among those of its machine, the index of its GPU.
+        job_rank: this process among all of the job, of which ``alone`` makes no secret.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    job_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes what all of them made."""
+        return self.rank == 0
+
+    def alone(self) -> "Ranks":
+        """This process by itself."""
+        return Ranks(local_rank=self.local_rank, job_rank=self.job_rank)
+
+    def say(self, text: str) -> None:
+        """Print a line, once for all."""
+        if self.first:
+            # In one piece: other ranks may print too.
+            print(f"{text}\n", end="", flush=True)
+
+    def gather(self, value: Value) -> list[Value]:
+        """Every rank's value, in their order; any object that can be pickled."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        with lost_peers():
+            dist.all_gather_object(values, value)
+        return values
+
+    def agree(self, *flags: bool) -> list[bool]:
+        """For each flag whether any rank has raised it."""
+        if self.world == 1:
+            return list(flags)
+        raised = torch.tensor(flags, dtype=torch.uint8)
+        with lost_peers():
+            dist.all_reduce(raised, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in raised.tolist()]
+
+    def on_first(self, work: Callable[[], Value]) -> Value:
+        """Let rank 0 do something and give everybody its outcome.
+
+        Raises:
+            PeerError: it failed; rank 0 itself raises the cause.
+        """
+        return self._share(work, self.first)[0]
+
+    def on_each_machine(self, work: Callable[[], Value]) -> Value:
+        """Let one process of every machine do something and give all there its outcome.
+
+        Raises:
+            PeerError: it failed on some machine; there the cause is raised.
+        """
+        return self._share(work, self.local_rank == 0)[self.rank - self.local_rank]
+
+    def _share(self, work: Callable[[], Value], mine: bool) -> list[Value]:
+        if self.world == 1:
+            return [work()]
+        outcome: Any = None
+        failure: Exception | Terminated | None = None
+        try:
+            outcome = work() if mine else None
+        except (Exception, Terminated) as error:
+            failure = error
+        self.raise_first(failure)
+        return self.gather(outcome)
+
+    def raise_first(self, failure: Exception | Terminated | None) -> None:
+        """Raise the failure of the lowest rank that has one, there; all others raise PeerError."""
+        failed = self.gather(failure is not None)
+        if any(failed):
+            if failure is not None and failed.index(True) == self.rank:
+                raise failure
+            raise PeerError
+
+    def total(self, part: Tensor) -> Tensor:
+        """The sum over the ranks; gradients flow back through it to every rank's part."""
+        if self.world == 1:
+            return part
+        summed: Tensor = _Total.apply(part)
+        return summed
+
+
+class _Total(torch.autograd.Function):
+    """The sum over all ranks, forwards and backwards."""
+
+    @staticmethod
+    def forward(context: Any, part: Tensor) -> Tensor:
+        total = part.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """The ranks of this job while the block runs: those of torchrun, or this process alone.
+
+    Raises:
+        PeerError: another rank is gone, whatever way torch found to say so.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1")) if is_rank() else 1
+    if world == 1:
+        yield Ranks()
+        return
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    with lost_peers():
+        # Objects and flags travel through gloo even where gradients go through NCCL.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group(backend, timeout=_PATIENCE)
+        yield Ranks(rank, world, local_rank, rank)
+        # Nobody leaves while others still talk.
+        dist.barrier(device_ids=[local_rank] if device.type == "cuda" else None)
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def lost_peers() -> Iterator[None]:
+    """Turn torch's many errors about a process that is gone into ``PeerError``."""
+    try:
+        yield
+    except (SatmapError, PeerError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, OSError) as error:
+        text = str(error).lower()
+        if is_rank() and any(word in text for word in _LOST):
+            raise PeerError from error
+        raise
+
+
+def is_rank() -> bool:
+    """Whether torch's launcher started this process."""
+    return dist.is_torchelastic_launched()
+
+
+def local_processes() -> int:
+    """How many ranks share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_rank() else 1
+
+
+def rank_device(name: str) -> str:
+    """The name of this rank's device: its own GPU where all of them may be used."""
+    if is_rank() and name in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return name
+
+
+def _end_with_parent(parent: int) -> None:
+    """A rank whose launcher was killed would go on beside the next one that is started."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_FOR_PARENT_S)
+    os._exit(1)

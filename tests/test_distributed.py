@@ -1,0 +1,659 @@
+"""Several processes, real ones, on the CPU: they learn as one, and none can be lost for good."""
+
+import csv
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+import yaml
+from torch import nn
+from torch.utils.data import DataLoader
+
+import satmap.device
+from satmap.cli import main
+from satmap.data.crops import CropDataset
+from satmap.data.preparation import prepare
+from satmap.data.spacenet_roads import scan
+from satmap.errors import PeerError, SatmapError
+from satmap.inference.weights import find_weights
+from satmap.models.encoder_names import ENCODER_NAMES
+from satmap.models.encoders import ENCODERS, EncoderSpec
+from satmap.models.soup import average_weights
+from satmap.models.unet import UNet, build_network
+from satmap.models.weights import load_weights, save_weights
+from satmap.planes import ROAD_PLANES
+from satmap.recipe import Stage, parse_recipe
+from satmap.training.average import WeightAverage
+from satmap.training.budget import allot, plan_epoch
+from satmap.training.checkpoint import Progress
+from satmap.training.ensemble import TrainingOptions, train
+from satmap.training.order import deal, epoch_order
+from satmap.training.ranks import joined
+from satmap.training.synced_norm import SyncedBatchNorm, synced_norms
+from satmap.training.workplace import Workplace
+from test_training import RECIPE
+
+CPU = torch.device("cpu")
+
+# The ranks are forked from a process that has imported everything: they start in no time.
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["satmap.cli", "satmap.training.ensemble", "pytest"])
+
+_LEFT_ALONE, _TRY_AGAIN, _TERMINATED = 70, 75, 143
+
+
+def add_tiny_encoder(patch: pytest.MonkeyPatch) -> None:
+    """A fiftieth of ResNet18, timm's for tests: states and weights are written in no time."""
+    spec = EncoderSpec("test_resnet.r160_in1k", (32, 32, 48, 192, 96), ENCODERS["resnet18"].stages)
+    patch.setitem(cast(dict[str, EncoderSpec], ENCODERS), "tiny", spec)
+    patch.setattr("satmap.recipe.ENCODER_NAMES", (*ENCODER_NAMES, "tiny"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_encoder() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        add_tiny_encoder(patch)
+        yield
+
+
+# The processes that tests start import this module, and no fixture runs in them.
+if multiprocessing.current_process().name != "MainProcess":
+    add_tiny_encoder(pytest.MonkeyPatch())
+
+
+def recipe_text(batch: int, encoder: str = "tiny", **optimizer: float) -> str:
+    """Two members: a stage that each learns alone, then one that all ranks share."""
+    content = yaml.safe_load(RECIPE)
+    schedule = {"kind": "cosine", "peak": 2e-3}
+    stages = [
+        {"crop": 64, "batch": 2, "epochs": 1, "schedule": schedule},
+        {
+            "crop": 64, "batch": batch, "epochs": 2, "passes": 4, "sync_batch_norm": True,
+            "schedule": schedule,
+        },
+    ]  # fmt: skip
+    member = content["members"][0] | {
+        "encoder": encoder, "decoder": [8, 8, 8, 8], "stages": stages,
+    }  # fmt: skip
+    content["members"] = [member, {**member, "fold": 1}]
+    return yaml.safe_dump(content | {"optimizer": optimizer})
+
+
+def command(city: Path, directory: Path, text: str) -> list[str]:
+    directory.mkdir(exist_ok=True)
+    recipe = directory / "recipe.yaml"
+    recipe.write_text(text)
+    return [
+        "train", str(city / "train"), "--recipe", str(recipe),
+        "--weights", str(directory / "weights"), "--cache", str(city.parent / "ranks-cache"),
+        "--device", "cpu", "--workers", "0",
+    ]  # fmt: skip
+
+
+def be_rank(
+    rank: int, world: int, port: int, arguments: Sequence[str], output: Path, twist: str
+) -> None:
+    """Run a command as torch's launcher would: in a process of its own, told who it is."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ |= {name: str(value) for name, value in told.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["TORCHELASTIC_RUN_ID"] = "test"
+    descriptor = os.open(output / f"rank{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+    # Processors with bfloat16 round each share of a batch to three digits.
+    satmap.device._fast_bfloat16 = lambda device: False
+    if twist:
+        {"memory": little_memory, "disk": full_disk}[twist](rank)
+    main(arguments)
+
+
+def little_memory(rank: int) -> None:
+    """Rank 1 has no room for two crops."""
+    if rank == 1:
+        limit_batch(1)
+
+
+def full_disk(rank: int) -> None:
+    """Rank 0 cannot write the weights of a network, as if no space were left."""
+    if rank == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, resource.RLIM_INFINITY))
+
+
+def limit_batch(most: int) -> Callable[..., torch.Tensor]:
+    """Let networks run out of memory in training; gives their own ``forward``."""
+    original = UNet.forward
+
+    def forward(self: UNet, x: torch.Tensor, category: torch.Tensor | None = None) -> torch.Tensor:
+        if self.training and len(x) > most:
+            raise torch.OutOfMemoryError("no room")
+        return original(self, x, category)
+
+    UNet.forward = forward  # type: ignore[method-assign]
+    return original
+
+
+def start(arguments: Sequence[str], output: Path, twist: str = "") -> list[ForkServerProcess]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        (output / f"rank{rank}.txt").unlink(missing_ok=True)
+        process = _SERVER.Process(target=be_rank, args=(rank, 2, port, arguments, output, twist))
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def finish(processes: Sequence[ForkServerProcess]) -> list[int | None]:
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]
+
+
+def weights_of(directory: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        file.path.name: load_weights(file.path)[0].state_dict()
+        for file in find_weights(directory / "weights")
+    }
+
+
+def same(first: Path, second: Path) -> bool:
+    """Whether two trainings left the same files with the same weights and told the same losses."""
+    one, other = weights_of(first), weights_of(second)
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[file][name])
+        for file, tensors in one.items()
+        for name, value in tensors.items()
+    ) and losses(first) == losses(second)  # fmt: skip
+
+
+def losses(directory: Path) -> dict[str, list[tuple[str, ...]]]:
+    """What the logs say, but for times."""
+    kept = ("stage", "epoch", "learning_rate", "loss", "road", "speed", "junction", "apls", "dice")
+    return {
+        log.name: [
+            tuple(row[name] for name in kept)
+            for row in csv.DictReader(log.read_text().splitlines())
+        ]
+        for log in sorted((directory / "weights").glob("*.log.csv"))
+    }
+
+
+@pytest.fixture(scope="module")
+def unbroken(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training by two ranks that nobody disturbed."""
+    directory = tmp_path_factory.mktemp("unbroken")
+    assert finish(start(command(city, directory, recipe_text(2)), directory)) == [0, 0]
+    return directory
+
+
+def test_two_processes_learn_as_one(
+    city: Path, tmp_path: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(satmap.device, "_fast_bfloat16", lambda device: False)
+    place = Workplace(tmp_path / "weights", CPU)
+    recipe = parse_recipe(recipe_text(4), "one")
+    train([city / "train"], recipe, place, TrainingOptions(cache=city.parent / "ranks-cache"))
+    one, two = losses(tmp_path), losses(unbroken)
+    assert one.keys() == two.keys() and len(one) == 2
+    for name in one:
+        # A member alone on its rank learns exactly what it learns without any others.
+        assert one[name][0] == two[name][0]
+        assert len(one[name]) == len(two[name]) == 3
+        # Shared: other orders of summing, whose rounding the steps blow up.
+        for ours, theirs in zip(one[name][1:], two[name][1:], strict=True):
+            assert [float(v) for v in ours[:7]] == pytest.approx(
+                [float(v) for v in theirs[:7]], rel=2e-3, abs=1e-5
+            )
+    printed = [(unbroken / f"rank{rank}.txt").read_text() for rank in range(2)]
+    assert printed[0].count("stage 2/2") == 4 and "stage 2/2" not in printed[1]
+    assert "fold1-tiny-8band  stage 1/2" in printed[1]
+    pictures = list((unbroken / "weights").glob("*.pictures/*.png"))
+    assert len(pictures) == 6
+    assert len(list((unbroken / "weights").glob("*.curves.png"))) == 2
+
+
+def test_ranks_killed_again_and_again_lose_nothing(
+    city: Path, tmp_path: Path, unbroken: Path
+) -> None:
+    arguments = [*command(city, tmp_path, recipe_text(2)), "--save-minutes", "1e-9"]
+    moments = random.Random(5)
+    for victim in (0, 1, 0):
+        processes = start(arguments, tmp_path)
+        state = tmp_path / "weights/fold0-tiny-8band.state.pt"
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        # Not before this run has got somewhere, or it would prove little.
+        while not (state.exists() and state.stat().st_mtime_ns != before):
+            time.sleep(0.01)
+            if processes[0].exitcode is not None:
+                break
+        time.sleep(moments.random())
+        processes[victim].kill()
+        codes = finish(processes)
+        if codes != [0, 0]:
+            assert codes[victim] == -signal.SIGKILL
+            # The other one has ended by itself and without a word of its own.
+            assert codes[1 - victim] == _LEFT_ALONE
+            assert "satmap:" not in (tmp_path / f"rank{1 - victim}.txt").read_text()
+    assert finish(start(arguments, tmp_path)) == [0, 0]
+    assert same(tmp_path, unbroken)
+
+
+def test_sigterm_saves_the_step_and_goes_on_from_there(
+    city: Path, tmp_path: Path, unbroken: Path
+) -> None:
+    arguments = command(city, tmp_path, recipe_text(2))
+    processes = start(arguments, tmp_path)
+    output = tmp_path / "rank0.txt"
+    while "stage 2/2  epoch 1/2" not in (output.read_text() if output.exists() else ""):
+        time.sleep(0.01)
+    os.kill(processes[1].pid or 0, signal.SIGTERM)
+    assert finish(processes) == [_TERMINATED, _TERMINATED]
+    assert "the same command" in output.read_text()
+    assert "Traceback" not in output.read_text()
+    assert finish(start(arguments, tmp_path)) == [0, 0]
+    assert same(tmp_path, unbroken)
+
+
+def test_errors_of_one_rank_are_told_once_and_leave_the_checkpoints(
+    city: Path, tmp_path: Path, unbroken: Path
+) -> None:
+    arguments = command(city, tmp_path, recipe_text(2))
+    # A disk that is full, on the rank that writes.
+    assert finish(start(arguments, tmp_path, "disk")) == [1, _LEFT_ALONE]
+    texts = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
+    assert texts[0].count("satmap: cannot write") == 1 and "Traceback" not in "".join(texts)
+    assert "satmap:" not in texts[1]
+    # No images at all: what every rank could say, one says.
+    (tmp_path / "empty").mkdir()
+    nothing = [arguments[0], str(tmp_path / "empty"), *arguments[2:]]
+    assert finish(start(nothing, tmp_path)) == [1, _LEFT_ALONE]
+    texts = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
+    assert "".join(texts).count("satmap:") == 1
+    # Too little memory on one: the next start splits the batches.
+    assert finish(start(arguments, tmp_path, "memory"))[1] in (0, _TRY_AGAIN)
+    while finish(start(arguments, tmp_path, "memory")) != [0, 0]:
+        assert "out of memory" in (tmp_path / "rank1.txt").read_text()
+    assert weights_of(tmp_path).keys() == weights_of(unbroken).keys()
+
+
+def test_the_launcher_says_who_was_killed(city: Path, tmp_path: Path) -> None:
+    arguments = [*command(city, tmp_path, recipe_text(2, "resnet18")), "--processes", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "satmap", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    while not list((tmp_path / "weights").glob("*.state.pt")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2
+    os.kill(int(children[1]), signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "satmap: process 1 was killed by SIGKILL" in errors
+    assert "Traceback" not in errors
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def check_collectives(rank: int, port: int, directory: Path) -> None:
+    """What a process does in the test below; fails by its exit code."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["TORCHELASTIC_RUN_ID"] = "test"
+    torch.set_num_threads(1)
+    with joined(CPU) as ranks:
+        assert ranks.gather(rank * 2) == [0, 2]
+        assert ranks.agree(rank == 1, False) == [True, False]
+        assert ranks.on_first(lambda: ranks.rank + 7) == 7
+        with pytest.raises(SatmapError if rank == 1 else PeerError):
+            ranks.raise_first(SatmapError("rank 1's") if rank == 1 else None)
+        # Unequal shares of one batch, as an epoch's last may be.
+        whole = torch.load(directory / "batch.pt", weights_only=True)
+        x = (whole[:3] if rank == 0 else whole[3:]).clone().requires_grad_()
+        network = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU())
+        network[0].load_state_dict(torch.load(directory / "norm.pt", weights_only=True))
+        plain = network[0]
+        with synced_norms(network, ranks, CPU):
+            assert type(network[0]) is SyncedBatchNorm
+            y = network(x)
+            (y**3).sum().backward()
+        assert network[0] is plain
+        assert plain.weight.grad is not None
+        gradient = ranks.total(plain.weight.grad)
+        torch.save((y, x.grad, gradient, network.state_dict()), directory / f"{rank}.pt")
+
+
+def test_joint_statistics_are_those_of_the_joined_batch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = torch.randn(5, 4, 6, 6) * 3 + 1
+    norm = nn.BatchNorm2d(4)
+    nn.init.uniform_(norm.weight)
+    torch.save(whole, tmp_path / "batch.pt")
+    torch.save(norm.state_dict(), tmp_path / "norm.pt")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        _SERVER.Process(target=check_collectives, args=(rank, port, tmp_path)) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    assert finish(processes) == [0, 0]
+    x = whole.clone().requires_grad_()
+    network = nn.Sequential(norm, nn.ReLU())
+    y = network(x)
+    (y**3).sum().backward()
+    shares = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert x.grad is not None and norm.weight.grad is not None
+    torch.testing.assert_close(torch.cat([share[0] for share in shares]), y)
+    torch.testing.assert_close(torch.cat([share[1] for share in shares]), x.grad)
+    for share in shares:
+        torch.testing.assert_close(share[2], norm.weight.grad)
+        for name, value in network.state_dict().items():
+            torch.testing.assert_close(share[3][name], value)
+
+
+@pytest.mark.parametrize(
+    ("length", "share", "world"), [(37, 4, 3), (8, 4, 2), (5, 4, 2), (3, 4, 1)]
+)
+def test_every_item_is_one_ranks(length: int, share: int, world: int) -> None:
+    order = epoch_order(length, 3)
+    assert sorted(order) == list(range(length))
+    dealt = [deal(order, share, rank, world) for rank in range(world)]
+    assert len({len(steps) for steps in dealt}) == 1
+    items = [item for steps in dealt for step in steps for item in step]
+    assert len(set(items)) == len(items)
+    size = min(share, length // world)
+    assert len(items) == length // (size * world) * size * world
+    # Together they show what one process with the whole batch would, step by step.
+    alone = deal(order, size * world, 0, 1)
+    for step, whole in enumerate(alone):
+        assert [item for steps in dealt for item in steps[step]] == whole
+
+
+def test_too_little_memory_halves_the_batch_and_keeps_the_step(
+    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(UNet, "forward", UNet.forward)
+    original = limit_batch(2)
+    options = TrainingOptions(cache=city.parent / "ranks-cache", folds=(0,))
+    content = yaml.safe_load(recipe_text(2))
+    content["members"][0]["stages"][0] |= {"batch": 8, "passes": 8}
+    recipe = parse_recipe(yaml.safe_dump(content), "test")
+    place = Workplace(tmp_path / "weights", CPU)
+    train([city / "train"], recipe, place, options)
+    warnings = capsys.readouterr().err.splitlines()
+    assert ["out of memory" in line for line in warnings] == [True, True]
+    assert "from now on 2 crops at a time instead of 4" in warnings[1]
+    # Three steps of 8 crops as without splitting.
+    with (tmp_path / "weights/fold0-tiny-8band.log.csv").open() as log:
+        first = next(csv.DictReader(log))
+    assert float(first["crops_per_second"]) * float(first["seconds"]) == pytest.approx(24, rel=1e-3)
+    UNet.forward = original  # type: ignore[method-assign]
+    limit_batch(0)
+    place = replace(place, restart=True)
+    with pytest.raises(SatmapError, match="does not suffice for a single crop"):
+        train([city / "train"], recipe, place, options)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without batch norm and dice the mean over parts is exact.
+    monkeypatch.setattr(satmap.device, "_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(nn.BatchNorm2d, "forward", lambda self, x: x * 0.5)
+    found = []
+    for name, stage in (("whole", {"batch": 4}), ("parts", {"batch": 1, "accumulation": 4})):
+        content = yaml.safe_load(recipe_text(2))
+        member = content["members"][0]
+        member["losses"] = {head: {"bce": 1} for head in ("road", "speed", "junction")}
+        member["stages"] = [member["stages"][0] | {"passes": 4} | stage]
+        recipe = parse_recipe(yaml.safe_dump(content), "test")
+        options = TrainingOptions(cache=city.parent / "ranks-cache", folds=(0,))
+        train([city / "train"], recipe, Workplace(tmp_path / name, CPU), options)
+        (log,) = (tmp_path / name).glob("*.log.csv")
+        with log.open() as rows:
+            found.append([float(row["loss"]) for row in csv.DictReader(rows)])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_the_average_is_the_mean_of_the_weights_so_far() -> None:
+    network = build_network("tiny", 3, ROAD_PLANES, (8, 8, 8, 8))
+    average = WeightAverage(network, 0.2)
+    expected = network.head.bias.detach().clone()  # type: ignore[union-attr]
+    statistics = next(m for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+    statistics_name = next(n for n, m in network.named_modules() if m is statistics)
+    assert statistics.running_mean is not None and statistics.num_batches_tracked is not None
+    mean = statistics.running_mean.clone()
+    for step in range(1, 4):
+        with torch.no_grad():
+            network.head.bias.fill_(float(step))  # type: ignore[union-attr]
+            statistics.running_mean.fill_(2.0 * step)
+            statistics.num_batches_tracked.fill_(step)
+        average.update(network)
+        decay = min(0.2, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+        mean = decay * mean + (1 - decay) * 2 * step
+    state = average.network.state_dict()
+    torch.testing.assert_close(state["head.bias"], expected)
+    torch.testing.assert_close(state[f"{statistics_name}.running_mean"], mean)
+    assert state[f"{statistics_name}.num_batches_tracked"] == 3
+
+
+def test_averages_are_what_is_kept_and_gone_on_with(
+    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from satmap.training import epoch, loop
+
+    recipe = parse_recipe(recipe_text(2, ema_decay=0.5), "test")
+    options = TrainingOptions(cache=city.parent / "ranks-cache", folds=(0,))
+    whole = Workplace(tmp_path / "whole" / "weights", CPU)
+    train([city / "train"], recipe, whole, options)
+    state = torch.load(whole.state_file(recipe.members[0]), weights_only=True)
+    kept = weights_of(tmp_path / "whole")["fold0-tiny-8band.last.safetensors"]
+    for name, value in state["average"]["network"].items():
+        assert torch.equal(value, kept[name])
+    assert not all(torch.equal(value, kept[name]) for name, value in state["network"].items())
+    calls = 0
+
+    def interrupted(*arguments):  # type: ignore[no-untyped-def]
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return epoch.train_epoch(*arguments)
+
+    place = Workplace(tmp_path / "stopped" / "weights", CPU)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train([city / "train"], recipe, place, options)
+    train([city / "train"], recipe, place, options)
+    assert same(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_areas_have_equal_numbers_of_crops(city: Path, tmp_path: Path) -> None:
+    recipe = parse_recipe(recipe_text(2), "test")
+    chips = prepare(
+        scan([city / "train"]).chips, 8, city.parent / "ranks-cache", recipe.stretch, recipe.targets
+    ).chips
+    small, large = "AOI_1_Small", "AOI_2_Large"
+    chips = tuple(replace(c, aoi=small if i == 2 else large) for i, c in enumerate(chips))
+    crops = CropDataset(chips, 64, 8, 2, None, 0, equal_areas=True)
+    seen: Counter[int] = Counter()
+    for epoch in range(5):
+        crops.set_epoch(epoch)
+        numbers = [crops.chip_of(index) for index in range(len(crops))]
+        assert Counter(chips[number].aoi for number in numbers) == {small: 6, large: 6}
+        seen.update(numbers)
+    # The large area's chips take turns over the epochs: 30 turns for 5 chips.
+    assert seen == {0: 6, 1: 6, 2: 30, 3: 6, 4: 6, 5: 6}
+    items = next(iter(DataLoader(crops, len(crops))))
+    assert Counter(items[2].tolist())[2] == 6
+
+
+class TestTimeLimit:
+    def stage(self, **changes: object) -> Stage:
+        values = {"crop": 64, "batch": 4, "epochs": 40, "schedule": {"kind": "cosine", "peak": 1}}
+        return Stage.model_validate(values | {"validate_every": 2} | changes)
+
+    def simulate(
+        self, seconds: float, steps: int, step_s: float, validation_s: float
+    ) -> tuple[float, list[float], list[float]]:
+        """Run a stage on a clock of our own: its length, when validations end, schedule's ends."""
+        stage, progress = self.stage(), Progress()
+        validations, ends = [], []
+        while progress.schedule < stage.epochs:
+            plan = plan_epoch(stage, steps, progress, seconds)
+            assert plan.start == progress.schedule < plan.end and 1 <= plan.steps <= steps
+            progress.step_seconds = step_s
+            progress.stage_seconds += plan.steps * step_s
+            if plan.validate:
+                progress.validation_seconds = validation_s
+                progress.stage_seconds += validation_s
+                progress.validated_at = progress.stage_seconds
+                validations.append(progress.stage_seconds)
+            progress.schedule, progress.epoch = plan.end, progress.epoch + 1
+            ends.append(plan.end)
+        return progress.stage_seconds, validations, ends
+
+    @pytest.mark.parametrize("seconds", [50.0, 1000.0, 100_000.0])
+    @pytest.mark.parametrize(
+        ("steps", "step_s", "validation_s"), [(100, 0.1, 1.0), (5000, 0.1, 2.0)]
+    )
+    def test_a_stage_takes_the_time_it_has(
+        self, seconds: float, steps: int, step_s: float, validation_s: float
+    ) -> None:
+        taken, validations, ends = self.simulate(seconds, steps, step_s, validation_s)
+        assert 0.75 * seconds < taken <= seconds
+        assert ends[-1] == 40 and ends == sorted(ends)
+        assert validations[-1] == taken
+        pauses = [b - a for a, b in zip([0.0, *validations], validations, strict=False)]
+        assert max(pauses) <= 0.2 * seconds + validation_s
+
+    def test_without_a_limit_the_recipe_says_it(self) -> None:
+        stage, progress, plans = self.stage(epochs=3), Progress(), []
+        while progress.schedule < 3:
+            plans.append(plan_epoch(stage, 7, progress))
+            progress.schedule, progress.epoch = plans[-1].end, progress.epoch + 1
+        assert [(p.steps, p.start, p.end) for p in plans] == [(7, 0, 1), (7, 1, 2), (7, 2, 3)]
+        assert [p.validate for p in plans] == [False, True, True]
+
+    def test_members_and_stages_share_it(self) -> None:
+        recipe = parse_recipe(recipe_text(2), "test")
+        seconds = allot(recipe.members, 1, 100.0)
+        # One epoch of one pass, then two of four.
+        assert seconds == {
+            member.name: [pytest.approx(50 / 9), pytest.approx(400 / 9)]
+            for member in recipe.members
+        }
+        # On two ranks the first stages run side by side, and the shared ones twice as fast.
+        seconds = allot(recipe.members, 2, 90.0)
+        assert list(seconds.values()) == [[pytest.approx(10), pytest.approx(40)]] * 2
+
+    def test_a_training_under_a_limit_ends_with_the_last_rate(
+        self, city: Path, tmp_path: Path
+    ) -> None:
+        recipe = parse_recipe(recipe_text(2), "test")
+        options = TrainingOptions(city.parent / "ranks-cache", folds=(0,), time_limit=4.0)
+        train([city / "train"], recipe, Workplace(tmp_path / "weights", CPU), options)
+        rows = losses(tmp_path)["fold0-tiny-8band.log.csv"]
+        assert {row[0] for row in rows} == {"1", "2"}
+        assert all(row[7] for row in (rows[0], rows[-1]))
+        rates = [float(row[2]) for row in rows if row[0] == "2"]
+        assert len(rates) > 2 and rates[-1] < 0.2 * max(rates)
+
+
+def test_a_soup_is_the_mean_and_held_out_by_all(
+    city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    networks = [build_network("tiny", 3, ROAD_PLANES, (8, 8, 8, 8)) for _ in range(3)]
+    files = [tmp_path / f"{number}.safetensors" for number in range(3)]
+    for number, (file, network) in enumerate(zip(files, networks, strict=True)):
+        held_out = json.dumps(["a", "b", "c"][number:])
+        metadata = {"member": "m", "epoch": str(number), "held_out": held_out, "scores": "{}"}
+        save_weights(file, network, metadata)
+    output = tmp_path / "soup.last.safetensors"
+    with pytest.raises(SystemExit) as ended:
+        main(["weights", "average", str(output), *map(str, files)])
+    assert ended.value.code == 0
+    soup, metadata = load_weights(output)
+    for name, value in soup.state_dict().items():
+        parts = torch.stack([network.state_dict()[name].double() for network in networks])
+        torch.testing.assert_close(value.double(), parts.mean(0))
+    assert metadata["member"] == "m" and json.loads(metadata["held_out"]) == ["c"]
+    assert {"epoch", "scores"}.isdisjoint(metadata)
+    other = build_network("tiny", 3, ROAD_PLANES, (8, 8, 8, 16))
+    save_weights(files[0], other, {})
+    with pytest.raises(SatmapError, match="only networks of one kind"):
+        average_weights(output, files)
+    with pytest.raises(SatmapError, match="two or more"):
+        average_weights(output, files[:1])
+
+
+def test_a_lost_chip_ends_the_training_with_its_name(city: Path, tmp_path: Path) -> None:
+    from satmap.training import epoch, loop
+
+    recipe = parse_recipe(recipe_text(2), "test")
+    cache = tmp_path / "cache"
+    place = Workplace(tmp_path / "weights", CPU, workers=1)
+    options = TrainingOptions(cache=cache, folds=(0,))
+
+    def losing(*arguments):  # type: ignore[no-untyped-def]
+        for file in cache.glob("*.safetensors"):
+            file.unlink(missing_ok=True)
+        return epoch.train_epoch(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_epoch", losing)
+        with pytest.raises(
+            SatmapError, match=r"prepared chip .*safetensors cannot be read"
+        ) as lost:
+            train([city / "train"], recipe, place, options)
+    assert "Traceback" not in str(lost.value)
+    # Started again it makes them anew.
+    train([city / "train"], recipe, place, options)
+
+
+def test_tensorboard_is_asked_for_before_any_work(
+    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    arguments = [*command(city, tmp_path, recipe_text(2)), "--tensorboard", str(tmp_path / "tb")]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 1
+    assert "pip install tensorboard" in capsys.readouterr().err
+    assert not (tmp_path / "weights").exists()
+
+
+def test_new_settings_leave_the_fingerprints_of_old_recipes() -> None:
+    old = "aa3d3fba12a604bc6eec12b95a8e0ba8f6d9bf700341fed6d052bd1d874ca204"
+    assert parse_recipe(RECIPE, "test").training_fingerprint == old
+    for change in ({"sampling": "equal_areas"}, {"optimizer": {"ema_decay": 0.99}}):
+        content = yaml.safe_load(RECIPE) | change
+        assert parse_recipe(yaml.safe_dump(content), "test").training_fingerprint != old
