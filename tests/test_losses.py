@@ -4,10 +4,10 @@ import pytest
 import torch
 import torchvision
 
-from satmap.data.targets import JUNCTION_BIT
+from satmap.data.targets import CENTRE_BIT, JUNCTION_BIT
 from satmap.planes import ROAD_PLANES
-from satmap.recipe import CosineSchedule, HeadLoss, Losses, StepSchedule
-from satmap.training.losses import dice_loss, head_loss, road_loss, split_heads
+from satmap.recipe import CosineSchedule, HeadLoss, Losses, RoadHeadLoss, StepSchedule
+from satmap.training.losses import dice_loss, head_loss, recall_loss, road_loss, split_heads
 from satmap.training.schedule import learning_rate
 
 
@@ -51,6 +51,31 @@ def test_dice_skips_channels_with_little_target() -> None:
     assert dice_loss(logits[:, 1:], target[:, 1:]).item() == 0
 
 
+def test_recall_asks_for_the_middles_of_roads_alone() -> None:
+    target = torch.zeros(1, 20, 20, dtype=torch.uint8)
+    target[:, 5:15] = 3
+    target[:, 9:11] |= CENTRE_BIT
+    heads = split_heads(target)
+    assert (heads["road"].sum(), heads["centre"].sum(), heads["speed"][:, 2].sum()) == (
+        200,
+        40,
+        200,
+    )
+    # The left half is found, and far more than that.
+    logits = torch.full((1, 1, 20, 20), -40.0)
+    logits[..., :10] = 40
+    missed = recall_loss(logits, heads["centre"].float())
+    assert missed.item() == pytest.approx(0.5)
+    assert recall_loss(logits, torch.zeros_like(logits)).item() == 0
+    planes = logits.expand(1, 12, 20, 20)
+    losses = [
+        Losses(road=RoadHeadLoss(dice=1, recall=recall), speed=HeadLoss(), junction=HeadLoss())
+        for recall in (None, 0.25)
+    ]
+    without, with_recall = (road_loss(planes, ROAD_PLANES, target, each)[0] for each in losses)
+    assert with_recall.item() - without.item() == pytest.approx(0.25 * 0.5)
+
+
 def test_road_loss_adds_up_and_reaches_every_plane() -> None:
     torch.manual_seed(0)
     logits = torch.randn(2, 12, 32, 32, requires_grad=True)
@@ -58,7 +83,7 @@ def test_road_loss_adds_up_and_reaches_every_plane() -> None:
         JUNCTION_BIT * torch.randint(0, 2, (2, 32, 32), dtype=torch.uint8)
     )
     losses = Losses(
-        road=HeadLoss(dice=0.5, focal=2, bce=0.1),
+        road=RoadHeadLoss(dice=0.5, focal=2, bce=0.1),
         speed=HeadLoss(dice=0.1, focal=2, bce=1),
         junction=HeadLoss(dice=0.1, focal=1),
     )

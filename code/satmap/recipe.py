@@ -43,10 +43,20 @@ class HeadLoss(Settings):
     bce: NonNegativeFloat = 0.0
 
 
+class RoadHeadLoss(HeadLoss):
+    """Weights of the losses of the road head.
+
+    ``recall`` asks for the middles of roads alone: a road that breaks costs as much as its length,
+    however few pixels are missing (skeleton recall, arXiv 2404.03010).
+    """
+
+    recall: PositiveFloat | None = None
+
+
 class Losses(Settings):
     """The loss of each head."""
 
-    road: HeadLoss
+    road: RoadHeadLoss
     speed: HeadLoss
     junction: HeadLoss
 

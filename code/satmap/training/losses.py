@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from satmap.data.targets import CLASS_BITS, JUNCTION_BIT
+from satmap.data.targets import CENTRE_BIT, CLASS_BITS, JUNCTION_BIT
 from satmap.planes import JUNCTION, ROAD, SPEED_PLANES
 from satmap.recipe import HeadLoss, Losses
 from satmap.speeds import SPEED_BINS
@@ -31,13 +31,15 @@ def split_heads(target: Tensor) -> dict[str, Tensor]:
         target: uint8 (n, h, w) as in ``satmap.data.targets``.
 
     Returns:
-        ``road`` and ``junction`` bool (n, 1, h, w), ``speed`` bool (n, 10, h, w).
+        ``road``, ``centre`` (the middles of roads) and ``junction`` bool (n, 1, h, w), ``speed``
+        bool (n, 10, h, w).
     """
     packed = target.unsqueeze(1)
     classes = packed & CLASS_BITS
     bins = torch.arange(1, SPEED_BINS + 1, dtype=torch.uint8, device=target.device)
     return {
         "road": classes > 0,
+        "centre": (packed & CENTRE_BIT) > 0,
         "speed": classes == bins.view(1, -1, 1, 1),
         "junction": packed >= JUNCTION_BIT,
     }
@@ -70,6 +72,10 @@ def road_loss(
     for head, names in channels.items():
         picked = logits[:, [plane_names.index(name) for name in names]].float()
         parts[head] = head_loss(picked, targets[head].float(), weights[head], total)
+    if losses.road.recall:
+        road = logits[:, [plane_names.index(ROAD)]].float()
+        missed = recall_loss(road, targets["centre"].float(), total)
+        parts["road"] = parts["road"] + losses.road.recall * missed
     loss = torch.stack(list(parts.values())).sum()
     return loss, {head: part.detach() for head, part in parts.items()}
 
@@ -105,3 +111,13 @@ def dice_loss(logits: Tensor, target: Tensor, total: Total = _own) -> Tensor:
     counted = (size >= _LEAST_DICE_PIXELS).float()
     mean: Tensor = (dice * counted).sum() / counted.sum().clamp(min=1)
     return mean
+
+
+def recall_loss(logits: Tensor, target: Tensor, total: Total = _own) -> Tensor:
+    """One minus the soft recall, over the batch; 0 where there is no target.
+
+    Nothing is said of what is predicted elsewhere: only beside a loss that does.
+    """
+    size, found = total(torch.stack([target.sum(), (logits.sigmoid() * target).sum()]))
+    missed: Tensor = (size - found) / size.clamp(min=1)
+    return missed
