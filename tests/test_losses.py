@@ -56,11 +56,7 @@ def test_recall_asks_for_the_middles_of_roads_alone() -> None:
     target[:, 5:15] = 3
     target[:, 9:11] |= CENTRE_BIT
     heads = split_heads(target)
-    assert (heads["road"].sum(), heads["centre"].sum(), heads["speed"][:, 2].sum()) == (
-        200,
-        40,
-        200,
-    )
+    assert [int(heads[name].sum()) for name in ("road", "centre")] == [200, 40]
     # The left half is found, and far more than that.
     logits = torch.full((1, 1, 20, 20), -40.0)
     logits[..., :10] = 40

@@ -1,0 +1,180 @@
+"""The reference's way to train and ours for equal processor time, and what makes the difference.
+
+    .venv/bin/python benchmarks/ablation.py ../shared/data/roads_epfl/AOI_90_Suburb_Train WORK
+
+Every variant trains the same encoder from scratch on the same chips, takes as many steps as it can
+in the same seconds of processor time, and is scored on every fifth chip, which it has not seen, by
+one view of the network and the same vectoriser. Learning rates follow the share of the time that is
+used. WORK keeps the prepared chips. One thread: run several with other ``--seeds`` side by side.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler
+
+from satmap.data.augmentation import Augmentation
+from satmap.data.cache import CachedChip
+from satmap.data.crops import CropDataset
+from satmap.data.preparation import prepare
+from satmap.data.spacenet_roads import scan
+from satmap.device import autocast, pick_device
+from satmap.models.unet import UNet, build_network
+from satmap.planes import ROAD_PLANES
+from satmap.recipe import (
+    CosineSchedule,
+    HeadLoss,
+    Losses,
+    RoadHeadLoss,
+    Schedule,
+    StepSchedule,
+    load_recipe,
+)
+from satmap.training.average import WeightAverage
+from satmap.training.losses import road_loss
+from satmap.training.schedule import learning_rate
+from satmap.training.validation import validate
+
+_HELD_OUT = 5
+_CROP, _BATCH = 192, 8
+# The share of the time that is used, as a step of the schedules.
+_TICKS = 1000
+
+_REFERENCE_EPOCHS = 38
+_REFERENCE_RATES = {0: 5e-4, 1: 1e-4, 20: 5e-5, 30: 3e-5, 35: 1e-5}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train; the defaults are the reference's first stage."""
+
+    schedule: Schedule = StepSchedule(rates=_REFERENCE_RATES)  # noqa: RUF009 (frozen)
+    epochs: int = _REFERENCE_EPOCHS
+    decoder: str = "plain"
+    recall: float | None = None
+    ema: float | None = None
+    augmentation: Augmentation = Augmentation()  # noqa: RUF009 (frozen)
+
+    @property
+    def losses(self) -> Losses:
+        """The reference's weights, with the variant's recall."""
+        return Losses(
+            road=RoadHeadLoss(dice=0.5, focal=2, bce=0.1, recall=self.recall),
+            speed=HeadLoss(dice=0.1, focal=2, bce=1),
+            junction=HeadLoss(dice=0.1, focal=1),
+        )
+
+    def rate(self, used: float) -> float:
+        """The learning rate when that share of the time is used, 0..1."""
+        return learning_rate(self.schedule, int(used * _TICKS * self.epochs), _TICKS, self.epochs)
+
+
+_REFERENCE = Variant()
+_OURS = Variant(CosineSchedule(peak=2e-3, final=2e-5, warmup=0.05), 1, "light", 0.5, 0.98)
+VARIANTS = {
+    "reference": _REFERENCE,
+    "ours": _OURS,
+    "ours, the reference's schedule": replace(
+        _OURS, schedule=_REFERENCE.schedule, epochs=_REFERENCE.epochs
+    ),
+    "ours without recall loss": replace(_OURS, recall=None),
+    "ours without EMA": replace(_OURS, ema=None),
+    "ours, the plain decoder": replace(_OURS, decoder="plain"),
+    "ours, flips the only augmentation": replace(
+        _OURS,
+        augmentation=Augmentation(
+            shift=0, resize_probability=0, rotation_probability=0, colour_probability=0
+        ),
+    ),
+}
+
+
+def main() -> None:
+    """Train and score every variant and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("area", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--encoder", default="resnet18")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    recipe = load_recipe("small-roads")
+    prepared = prepare(
+        scan([options.area]).chips, 3, options.work / "cache", recipe.stretch, recipe.targets
+    )
+    held_out = prepared.chips[::_HELD_OUT]
+    training = [chip for chip in prepared.chips if chip not in held_out]
+
+    print("| variant | seed | steps | last loss | IoU | dice | APLS length | APLS time |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for seed in options.seeds:
+        for name in options.variants:
+            network, steps, loss = _train(
+                VARIANTS[name], options.encoder, training, options.seconds, seed
+            )
+            scores = validate(network, held_out, recipe, pick_device())
+            print(
+                f"| {name} | {seed} | {steps} | {loss:.3f} | {scores['iou']:.3f} "
+                f"| {scores['dice']:.3f} | {scores['apls']:.3f} | {scores['apls_time']:.3f} |",
+                flush=True,
+            )
+
+
+def _train(
+    variant: Variant, encoder: str, chips: Sequence[CachedChip], seconds: float, seed: int
+) -> tuple[UNet, int, float]:
+    """A network that has learnt for so many seconds, its steps, and the mean loss of the last."""
+    device = pick_device()
+    torch.manual_seed(seed)
+    network = build_network(encoder, 3, ROAD_PLANES, decoder_kind=variant.decoder)
+    network.to(device).to(memory_format=torch.channels_last).train()
+    average = WeightAverage(network, variant.ema) if variant.ema else None
+    optimizer = torch.optim.Adam(network.parameters())
+    losses: list[float] = []
+    started = time.process_time()
+    for images, targets in _batches(chips, variant.augmentation, seed):
+        used = (time.process_time() - started) / seconds
+        if used >= 1:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = variant.rate(used)
+        pixels = network.encoder.normalize(images.to(device))
+        with autocast(device):
+            logits = network(pixels.contiguous(memory_format=torch.channels_last))
+        loss, _ = road_loss(logits, network.plane_names, targets.to(device), variant.losses)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        if average is not None:
+            average.update(network)
+        losses.append(loss.item())
+    last = losses[-max(len(losses) // 10, 1) :]
+    return average.network if average else network, len(losses), statistics.mean(last)
+
+
+def _batches(
+    chips: Sequence[CachedChip], augmentation: Augmentation, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of crops without end."""
+    dataset = CropDataset(chips, _CROP, 3, 8, augmentation, seed)
+    generator = torch.Generator().manual_seed(seed)
+    epoch = 0
+    while True:
+        dataset.set_epoch(epoch)
+        order = RandomSampler(dataset, generator=generator)
+        for images, targets, _ in DataLoader(dataset, _BATCH, sampler=order, drop_last=True):
+            yield images, targets
+        epoch += 1
+
+
+if __name__ == "__main__":
+    main()
