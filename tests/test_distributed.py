@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -38,6 +39,7 @@ from satmap.models.unet import UNet, build_network
 from satmap.models.weights import load_weights, save_weights
 from satmap.planes import ROAD_PLANES
 from satmap.recipe import Stage, parse_recipe
+from satmap.training import launcher
 from satmap.training.average import WeightAverage
 from satmap.training.budget import allot, plan_epoch
 from satmap.training.checkpoint import Progress
@@ -199,9 +201,10 @@ def losses(directory: Path) -> dict[str, list[tuple[str, ...]]]:
 
 @pytest.fixture(scope="module")
 def unbroken(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training by two ranks that nobody disturbed."""
+    """A training by two ranks that nobody disturbed; begun anew, which changes nothing."""
     directory = tmp_path_factory.mktemp("unbroken")
-    assert finish(start(command(city, directory, recipe_text(2)), directory)) == [0, 0]
+    arguments = [*command(city, directory, recipe_text(2)), "--restart"]
+    assert finish(start(arguments, directory)) == [0, 0]
     return directory
 
 
@@ -315,6 +318,39 @@ def test_the_launcher_says_who_was_killed(city: Path, tmp_path: Path) -> None:
     assert "satmap: process 1 was killed by SIGKILL" in errors
     assert "Traceback" not in errors
     assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def test_the_job_ends_as_the_rank_that_failed_says() -> None:
+    # Torch ends the others before anybody looks: by SIGTERM, or by SIGKILL if they are slow.
+    for others in (-signal.SIGTERM, -signal.SIGKILL, _LEFT_ALONE, _TERMINATED):
+        assert launcher._status({0: others, 1: 1}) == 1
+        assert launcher._status({0: _TRY_AGAIN, 1: others}) == _TRY_AGAIN
+    assert launcher._status({0: -signal.SIGTERM, 1: _TERMINATED}) == _TERMINATED
+    assert launcher._status({0: -signal.SIGTERM, 1: -signal.SIGTERM}) == _TERMINATED
+    for other in (-signal.SIGTERM, _LEFT_ALONE, _TERMINATED):
+        with pytest.raises(SatmapError, match="process 1 was killed by SIGKILL"):
+            launcher._status({0: other, 1: -signal.SIGKILL})
+    with pytest.raises(SatmapError, match="lost each other"):
+        launcher._status({0: _LEFT_ALONE, 1: -signal.SIGTERM})
+
+
+def test_a_job_that_is_started_again_does_not_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses, seen = [_TRY_AGAIN, 0], []
+
+    def launch_once(arguments: Sequence[str], processes: int, logs: str) -> int:
+        seen.append(list(arguments))
+        return statuses[len(seen) - 1]
+
+    monkeypatch.setattr(launcher, "_launch_once", launch_once)
+    assert launcher.launch(["train", "DIR", "--restart"], 2) == 0
+    assert seen == [["train", "DIR", "--restart"], ["train", "DIR"]]
+    logging.disable(logging.NOTSET)
+
+
+def test_processes_cannot_share_a_numbered_gpu() -> None:
+    with pytest.raises(SatmapError, match="is one GPU"):
+        launcher.processes_for("cuda:0", 2)
+    assert launcher.processes_for("cpu", 3) == 3
 
 
 def check_collectives(rank: int, port: int, directory: Path) -> None:

@@ -464,8 +464,20 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
         Journal(tmp_path / "out.csv", "settings")
 
 
+@pytest.mark.parametrize(
+    ("fault", "raised"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        # What would befall every other image too costs none of them.
+        (torch.OutOfMemoryError("out of memory"), SatmapError),
+    ],
+)
 def test_a_stopped_prediction_goes_on(
-    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    city: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: BaseException,
+    raised: type[BaseException],
 ) -> None:
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     whole, resumed = tmp_path / "whole.csv", tmp_path / "resumed.csv"
@@ -475,12 +487,12 @@ def test_a_stopped_prediction_goes_on(
 
     def interrupted(picture: Picture, *rest: Any) -> list[Strip]:
         if len(predicted) == 1:
-            raise KeyboardInterrupt
+            raise fault
         predicted.append(picture.info.path)
         return original(picture, *rest)
 
     monkeypatch.setattr(share, "look", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(raised):
         predict([city / "test"], resumed, tmp_path / "weights", CPU)
     assert not resumed.exists()
     again: list[Path] = []

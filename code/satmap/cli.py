@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"satmap: {printable(error, keep=_LINE_END)}", file=sys.stderr)
         status = _TRY_AGAIN if isinstance(error, TryAgainError) else 1
     except PeerError:
+        if options.debug:
+            traceback.print_exc()
         # The launcher ends the rest as soon as one process has: let it be the one that knows why.
         time.sleep(_PEER_FIRST_S)
         status = _LEFT_ALONE

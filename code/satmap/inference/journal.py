@@ -109,7 +109,9 @@ class Journal:
 
     def close(self) -> None:
         """Give the file free for other processes."""
-        self._file.close()
+        # What a full disk did not take is tried once more, and has been told.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def remove(self) -> None:
         """Delete the file: the output is complete."""

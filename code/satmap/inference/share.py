@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from satmap.errors import SatmapError
 from satmap.inference import plane_jobs
 from satmap.inference.ensemble import Strip, Voter, predict_strips
 from satmap.inference.journal import Journal
@@ -150,6 +151,8 @@ class _Seer:
                 self._look_at_large(index, picture)
                 return None
             return index, picture, look(picture, self._plan.recipe.inference, self._device)
+        except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
+            raise _device_failed(error) from error
         except Exception as error:
             self._fail(index, error)
             return None
@@ -179,6 +182,8 @@ class _Seer:
         """Give the planes of a picture to a worker."""
         try:
             parts = [strip.values.get() for strip in strips]
+        except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
+            raise _device_failed(error) from error
         except Exception as error:
             self._fail(index, error)
             return
@@ -225,3 +230,12 @@ class _Seer:
     def _fail(self, index: int, error: Exception) -> None:
         self._outcome.fail(index, error)
         self._tracer.settled(index)
+
+
+def _device_failed(error: Exception) -> SatmapError:
+    """A fault of the run and not of an image: the next one would fare no better."""
+    return SatmapError(
+        f"the networks' device fails ({str(error).splitlines()[0]}). What is finished is kept: "
+        "look at the device, or make `inference: {batch, window}` of the recipe smaller if memory "
+        "is short, and start the same command again."
+    )

@@ -54,11 +54,14 @@ def plan_epoch(
         probe = max(1, min(round(_PROBE * steps), _PROBE_STEPS))
         return EpochPlan(probe, start, min(start + probe / steps, whole), validate=True)
     left = seconds * (1 - _RESERVE) - progress.stage_seconds - progress.validation_seconds
+    left -= progress.saving_seconds
     longest = max(1, min(steps, int(_SHARE * seconds / progress.step_seconds)))
     epoch_seconds = longest * progress.step_seconds
     # Validations take their time too, where there is one after every so many epochs.
     between = max(1, min(stage.validate_every, int(_SHARE * seconds / epoch_seconds)))
-    epochs = int(left / (epoch_seconds + progress.validation_seconds / between))
+    epochs = int(
+        left / (epoch_seconds + progress.saving_seconds + progress.validation_seconds / between)
+    )
     if epochs < 1:
         last = max(1, min(longest, int(left / progress.step_seconds)))
         return EpochPlan(last, start, whole, validate=True)

@@ -33,6 +33,7 @@ class Progress:
         stage_seconds: time spent in the current stage before it, validations included.
         step_seconds: duration of a step in the epoch before; 0 while not known.
         validation_seconds: duration of the last validation; 0 while not known.
+        saving_seconds: how long the last epoch's weights, state and log took to write.
         validated_at: ``stage_seconds`` after the last validation.
         split: in how many parts a batch is computed, for lack of memory.
         world: ranks that shared the work.
@@ -50,6 +51,7 @@ class Progress:
     stage_seconds: float = 0.0
     step_seconds: float = 0.0
     validation_seconds: float = 0.0
+    saving_seconds: float = 0.0
     validated_at: float = 0.0
     split: int = 1
     world: int = 1

@@ -65,6 +65,10 @@ def train(
         lambda: _prepare(directories, recipe, members, place, options)
     )
     _require_shared_weights(place)
+    if place.restart:
+        # Once, here: members are trained in several turns, and each goes on from the one before.
+        place.ranks.on_first(lambda: _forget(members, place))
+        place = replace(place, restart=False)
     seconds: dict[str, list[float]] = {}
     if options.time_limit is not None:
         left = options.time_limit - (time.monotonic() - started)
@@ -217,6 +221,11 @@ def _require_shared_weights(place: Workplace) -> None:
         "Give a --weights directory that all machines share."
     )
     place.ranks.raise_first(cause if missing else None)
+
+
+def _forget(members: Sequence[Member], place: Workplace) -> None:
+    for member in members:
+        place.state_file(member).unlink(missing_ok=True)
 
 
 def _encoder_file(member: Member, place: Workplace, options: TrainingOptions) -> Path | None:

@@ -132,22 +132,27 @@ def train_epoch(
             for group in learner.optimizer.param_groups:
                 group["lr"] = rate(step)
             numbers, losses = _gradients(learner, forward, batches, len(items[step]), job)
-            finite = bool(torch.isfinite(losses[0]))
+            norm = losses[0]
+            if job.recipe.optimizer.clip_norm:
+                norm = torch.nn.utils.clip_grad_norm_(
+                    learner.network.parameters(), job.recipe.optimizer.clip_norm
+                )
+            # A step by gradients that are none would spoil the weights and the state.
+            finite = bool(torch.isfinite(losses[0]) & torch.isfinite(norm))
             due = clock.since_save() > 60 * job.place.save_minutes and step + 1 < len(items)
             failed, stop, due = ranks.agree(not finite, job.place.stop.made, due)
             if failed:
                 chips = dict.fromkeys(dataset.chips[number].image_id for number in numbers)
+                what, value = (
+                    ("loss", losses[0]) if not losses[0].isfinite() else ("gradient", norm)
+                )
                 cause = SatmapError(
-                    f"{job.member.name}: the loss is {losses[0].item()} at epoch "
+                    f"{job.member.name}: the {what} is {value.item()} at epoch "
                     f"{progress.epoch + 1}, step {step + 1}, on crops of {', '.join(chips)}. The "
                     f"checkpoints so far are intact in {job.place.weights}; lower the learning "
                     "rate or look at these chips."
                 )
                 ranks.raise_first(None if finite else cause)
-            if job.recipe.optimizer.clip_norm:
-                torch.nn.utils.clip_grad_norm_(
-                    learner.network.parameters(), job.recipe.optimizer.clip_norm
-                )
             learner.optimizer.step()
             if learner.average:
                 learner.average.update(learner.network)

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
 from satmap.errors import SatmapError
+from satmap.termination import STATUS
 from satmap.training.ranks import is_rank
 
 #: Exit status of a rank that another one has left.
@@ -21,8 +23,8 @@ LEFT_ALONE = 70
 #: Exit status of a rank that wants the job to be started again (``EX_TEMPFAIL``).
 TRY_AGAIN = 75
 
-#: Exit status after SIGTERM, as shells count.
-TERMINATED = 128 + signal.SIGTERM
+# What ranks that were asked to end may take for the step at hand and for saving.
+_LAST_STEP_S = 300
 
 
 def processes_for(device: str, processes: int | None) -> int:
@@ -37,6 +39,11 @@ def processes_for(device: str, processes: int | None) -> int:
     """
     if is_rank():
         return 1
+    if processes and processes > 1 and ":" in device:
+        raise SatmapError(
+            f"--device {device} is one GPU, which {processes} processes cannot share. Give "
+            "--device cuda, or no --processes."
+        )
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     if processes and gpus and processes > gpus:
         raise SatmapError(
@@ -50,21 +57,25 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     """Run ``satmap ARGUMENTS`` in so many processes of this machine.
 
     Returns:
-        The exit status: 0, that of the rank that failed first, 128 + 15 after SIGTERM.
+        The exit status: 0, that of the rank that failed, 128 + 15 after SIGTERM.
 
     Raises:
         SatmapError: a rank was killed, or they lost each other.
     """
     # The ranks say themselves what went wrong.
     logging.disable(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    status = TRY_AGAIN
-    while status == TRY_AGAIN:
-        status = _launch_once(arguments, processes)
-    return status
+    cores = len(os.sched_getaffinity(0))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+    while True:
+        with tempfile.TemporaryDirectory(prefix="satmap-") as logs:
+            status = _launch_once(arguments, processes, logs)
+        if status != TRY_AGAIN:
+            return status
+        # What was begun anew is gone on with.
+        arguments = [argument for argument in arguments if argument != "--restart"]
 
 
-def _launch_once(arguments: Sequence[str], processes: int) -> int:
+def _launch_once(arguments: Sequence[str], processes: int, logs: str) -> int:
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -74,8 +85,11 @@ def _launch_once(arguments: Sequence[str], processes: int) -> int:
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
         max_restarts=0,
-        logs_specs=DefaultLogsSpecs(),
+        logs_specs=DefaultLogsSpecs(log_dir=logs),
     )
+    # Newer torch can be told how long to wait before it kills ranks that save a last step.
+    if hasattr(config, "shutdown_timeout"):
+        config.shutdown_timeout = _LAST_STEP_S
     try:
         launch_agent(config, sys.executable, ["-m", "satmap", *arguments])
     except SignalException as error:
@@ -89,7 +103,17 @@ def _launch_once(arguments: Sequence[str], processes: int) -> int:
 
 
 def _status(statuses: dict[int, int]) -> int:
-    """The status of a job from those of the ranks that had failed when the launcher looked."""
+    """The status of a job from those of its ranks.
+
+    When one has failed torch ends the others, by SIGTERM and later by SIGKILL, before anybody can
+    look: what a rank says by itself counts more than how it was ended.
+    """
+    said = [status for status in statuses.values() if status > 0]
+    if TRY_AGAIN in said:
+        return TRY_AGAIN
+    for status in said:
+        if status not in (LEFT_ALONE, STATUS):
+            return status
     for rank, status in statuses.items():
         if status < 0 and -status != signal.SIGTERM:
             raise SatmapError(
@@ -97,10 +121,9 @@ def _status(statuses: dict[int, int]) -> int:
                 "ended. If the system did it, memory may have run out: give fewer --workers. "
                 "Start the same command again to go on."
             )
-    telling = [status for status in statuses.values() if status != LEFT_ALONE]
-    if not telling:
-        raise SatmapError(
-            "the processes lost each other without an error of their own. Look at the network "
-            "between them, and start the same command again to go on."
-        )
-    return TERMINATED if -signal.SIGTERM in telling else telling[0]
+    if STATUS in said or LEFT_ALONE not in said:
+        return STATUS
+    raise SatmapError(
+        "the processes lost each other without an error of their own. Look at the network between "
+        "them, or at what --debug shows, and start the same command again to go on."
+    )

@@ -1,5 +1,6 @@
 """The training of one member: stages and their epochs."""
 
+import hashlib
 import json
 import time
 import zlib
@@ -72,6 +73,13 @@ def train_member(
     fingerprint = _fingerprint(recipe, member, training, validation)
     job = Job(member, recipe, training, validation, place, fingerprint)
     state_file = place.state_file(member)
+    if len(set(ranks.gather(hashlib.sha256(fingerprint.encode()).hexdigest()))) > 1:
+        ranks.raise_first(
+            SatmapError(
+                f"{member.name}: the machines have found different chips. Give all of them the "
+                "same images and labels; what a machine cannot read is left out there alone."
+            )
+        )
     state = ranks.on_first(lambda: None if place.restart else load_state(state_file, fingerprint))
     progress = Progress(**state["progress"]) if state else Progress(pretrained=pretrained)
     if progress.stage >= until:
@@ -137,7 +145,13 @@ def _train_stage(learner: Learner, job: Job, progress: Progress, seconds: float 
             plan = place.ranks.on_first(partial(plan_epoch, stage, steps, progress, seconds))
             save = partial(_save, learner, job, progress)
             record = train_epoch(learner, forward, dataset, plan, job, progress, save)
+            trained = time.perf_counter()
             progress = _finish_epoch(learner, job, progress, plan, record)
+            if progress.stage == index:
+                # What saving and watching took; validation is counted already.
+                between = time.perf_counter() - trained
+                progress.saving_seconds = between - progress.validation_seconds * plan.validate
+                progress.stage_seconds += progress.saving_seconds
     return progress
 
 

@@ -89,7 +89,13 @@ class Ranks:
         Raises:
             PeerError: it failed; rank 0 itself raises the cause.
         """
-        return self._share(work, self.first)[0]
+        if self.world == 1:
+            return work()
+        outcome: list[Value] = [self._done(work, self.first)]
+        with lost_peers():
+            # Not gathered: states are large, and the others' are None.
+            dist.broadcast_object_list(outcome)
+        return outcome[0]
 
     def on_each_machine(self, work: Callable[[], Value]) -> Value:
         """Let one process of every machine do something and give all there its outcome.
@@ -100,8 +106,10 @@ class Ranks:
         return self._share(work, self.local_rank == 0)[self.rank - self.local_rank]
 
     def _share(self, work: Callable[[], Value], mine: bool) -> list[Value]:
-        if self.world == 1:
-            return [work()]
+        return [work()] if self.world == 1 else self.gather(self._done(work, mine))
+
+    def _done(self, work: Callable[[], Value], mine: bool) -> Any:
+        """What the work gives where it is to be done, else None; a failure is everybody's."""
         outcome: Any = None
         failure: Exception | Terminated | None = None
         try:
@@ -109,7 +117,7 @@ class Ranks:
         except (Exception, Terminated) as error:
             failure = error
         self.raise_first(failure)
-        return self.gather(outcome)
+        return outcome
 
     def raise_first(self, failure: Exception | Terminated | None) -> None:
         """Raise the failure of the lowest rank that has one, there; all others raise PeerError."""
