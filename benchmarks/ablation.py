@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
+from real_chips import learn, split
 from satmap.data.augmentation import Augmentation
 from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
-from satmap.data.preparation import prepare
-from satmap.data.spacenet_roads import scan
-from satmap.device import autocast, pick_device
+from satmap.device import pick_device
 from satmap.models.unet import UNet, build_network
 from satmap.planes import ROAD_PLANES
 from satmap.recipe import (
@@ -37,11 +36,9 @@ from satmap.recipe import (
     load_recipe,
 )
 from satmap.training.average import WeightAverage
-from satmap.training.losses import road_loss
 from satmap.training.schedule import learning_rate
 from satmap.training.validation import validate
 
-_HELD_OUT = 5
 _CROP, _BATCH = 192, 8
 # The share of the time that is used, as a step of the schedules.
 _TICKS = 1000
@@ -107,11 +104,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     recipe = load_recipe("small-roads")
-    prepared = prepare(
-        scan([options.area]).chips, 3, options.work / "cache", recipe.stretch, recipe.targets
-    )
-    held_out = prepared.chips[::_HELD_OUT]
-    training = [chip for chip in prepared.chips if chip not in held_out]
+    training, held_out = split(options.area, options.work, recipe)
 
     print("| variant | seed | steps | last loss | IoU | dice | APLS length | APLS time |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
@@ -146,17 +139,9 @@ def _train(
             break
         for group in optimizer.param_groups:
             group["lr"] = variant.rate(used)
-        pixels = network.encoder.normalize(images.to(device))
-        with autocast(device):
-            logits = network(pixels.contiguous(memory_format=torch.channels_last))
-        loss, _ = road_loss(logits, network.plane_names, targets.to(device), variant.losses)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        losses.append(learn(network, optimizer, images, targets, variant.losses))
         if average is not None:
             average.update(network)
-        losses.append(loss.item())
     last = losses[-max(len(losses) // 10, 1) :]
     return average.network if average else network, len(losses), statistics.mean(last)
 

@@ -16,20 +16,17 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler
 
 from networks import count_macs
+from real_chips import learn, split
 from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
-from satmap.data.preparation import prepare
-from satmap.data.spacenet_roads import scan
-from satmap.device import autocast, pick_device
+from satmap.device import pick_device
 from satmap.models.decoders import DECODERS
 from satmap.models.unet import UNet, build_network
 from satmap.planes import ROAD_PLANES
 from satmap.recipe import CosineSchedule, Recipe, load_recipe
-from satmap.training.losses import road_loss
 from satmap.training.schedule import learning_rate
 from satmap.training.validation import validate
 
-_HELD_OUT = 5
 _CROP = 160
 _BATCH = 8
 _SCHEDULE = CosineSchedule(peak=1e-3, warmup=0.05)
@@ -47,11 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     recipe = load_recipe("small-roads")
-    prepared = prepare(
-        scan([options.area]).chips, 3, options.work / "cache", recipe.stretch, recipe.targets
-    )
-    held_out = prepared.chips[::_HELD_OUT]
-    training = [chip for chip in prepared.chips if chip not in held_out]
+    training, held_out = split(options.area, options.work, recipe)
 
     print("| decoder | seed | GMACs at 512 | s a step | last loss | dice | IoU | APLS length |")
     print("|---|---|---|---|---|---|---|---|")
@@ -85,16 +78,7 @@ def _train(
     for step, (images, targets, _) in zip(range(steps), loader, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(_SCHEDULE, step, steps, 1)
-        pixels = network.encoder.normalize(images.to(device))
-        with autocast(device):
-            logits = network(pixels.contiguous(memory_format=torch.channels_last))
-        member = recipe.members[0]
-        loss, _ = road_loss(logits, network.plane_names, targets.to(device), member.losses)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
+        losses.append(learn(network, optimizer, images, targets, recipe.members[0].losses))
     seconds = time.perf_counter() - started
     last = losses[-max(steps // 10, 1) :]
     return sum(last) / len(last), seconds / steps

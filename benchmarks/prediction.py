@@ -27,6 +27,7 @@ import rasterio
 import torch
 from affine import Affine
 
+from satmap.cores import available_cores
 from satmap.data.spacenet_roads import scan
 from satmap.device import pick_device
 from satmap.inference.ensemble import predict_planes
@@ -42,7 +43,6 @@ from satmap.recipe import Inference, Recipe, load_recipe
 from satmap.roads.rows import to_rows
 from satmap.roads.vectorize import vectorize
 from satmap.submissions.roads_csv import write_roads_csv
-from satmap.workers import available_cores
 
 # The full ensemble: the recipe's four networks, three checkpoints each.
 _FULL = ("inception_resnet_v2", "inception_resnet_v2", "dpn92", "dpn92") * 3

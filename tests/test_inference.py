@@ -91,17 +91,22 @@ def test_the_weights_of_windows_sum_to_one(
     assert len(seen) == len(rows) * len(columns)
 
 
+class BareEncoder:
+    """What prediction asks of an encoder."""
+
+    in_channels = 3
+
+    @staticmethod
+    def normalize(pixels: Tensor) -> Tensor:
+        return pixels.float() / 255
+
+
 class Mean(nn.Module):
     """A network that answers for the whole window at once: windows cannot agree."""
 
     plane_names = ("road",)
 
-    class encoder:  # noqa: N801 - the network's attribute
-        in_channels = 3
-
-        @staticmethod
-        def normalize(pixels: Tensor) -> Tensor:
-            return pixels.float() / 255
+    encoder = BareEncoder
 
     def forward(self, x: Tensor) -> Tensor:
         return (8 * x.mean(dim=(1, 2, 3)) - 4).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
@@ -143,12 +148,7 @@ class FirstBand(nn.Module):
 
     plane_names = ("road",)
 
-    class encoder:  # noqa: N801 - the network's attribute
-        in_channels = 3
-
-        @staticmethod
-        def normalize(pixels: Tensor) -> Tensor:
-            return pixels.float() / 255
+    encoder = BareEncoder
 
     def forward(self, x: Tensor) -> Tensor:
         return (x[:, :1] > 0.5).float() * 8 - 4

@@ -22,8 +22,7 @@ from satmap.planes import ROAD, ROAD_PLANES, SPEED_PLANES, Planes
 from satmap.roads.clean import prune_spurs
 from satmap.roads.evidence import Evidence
 from satmap.roads.graph import RoadGraph
-from satmap.roads.join import cut
-from satmap.roads.lines import simplify
+from satmap.roads.lines import cut, simplify
 from satmap.roads.network import Network, follow_chains
 from satmap.roads.rows import to_rows
 from satmap.roads.skeleton import road_mask

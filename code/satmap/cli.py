@@ -14,16 +14,14 @@ from pathlib import Path
 from typing import TypeAlias
 
 import satmap
+from satmap.cores import available_cores
 from satmap.errors import PeerError, SatmapError, TryAgainError
 from satmap.files import require_writable
-from satmap.termination import STATUS, Terminated, raising_terminated
+from satmap.termination import LEFT_ALONE, STATUS, TRY_AGAIN, Terminated, raising_terminated
 from satmap.text import printable
 
 #: Where sub-commands are added.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
-# Exit statuses of a process of several: others have failed; all should be started again.
-_LEFT_ALONE, _TRY_AGAIN = 70, 75
 
 _PEER_FIRST_S = 1.5
 
@@ -59,13 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.debug:
             raise
         print(f"satmap: {printable(error, keep=_LINE_END)}", file=sys.stderr)
-        status = _TRY_AGAIN if isinstance(error, TryAgainError) else 1
+        status = TRY_AGAIN if isinstance(error, TryAgainError) else 1
     except PeerError:
         if options.debug:
             traceback.print_exc()
         # The launcher ends the rest as soon as one process has: let it be the one that knows why.
         time.sleep(_PEER_FIRST_S)
-        status = _LEFT_ALONE
+        status = LEFT_ALONE
     except KeyboardInterrupt:
         print("satmap: interrupted", file=sys.stderr)
         status = 130
@@ -138,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--workers",
             type=_count,
-            default=_cores() if _cores() > 1 else 0,
+            default=available_cores() if available_cores() > 1 else 0,
             metavar="N",
             help="processes that vectorise; 0 works in the main one (default: %(default)s)",
         )
@@ -728,17 +726,13 @@ def _default_weights() -> Path:
     return Path(os.environ.get("WEIGHTS_DIR", "weights"))
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 def _default_vectorizers(processes: int) -> int:
     """Processes that vectorise for each of several that predict, which have a core themselves."""
-    return min(8, max(_cores() // processes - 1, 0))
+    return min(8, max(available_cores() // processes - 1, 0))
 
 
 def _default_workers(processes: int) -> int:
     """Processes that cut crops for each of several that train."""
     # With two cores a second process takes from the network what it gives in crops.
-    cores = _cores() // processes
+    cores = available_cores() // processes
     return min(8, cores - 1) if cores > 2 else 0

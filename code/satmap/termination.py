@@ -1,14 +1,23 @@
-"""SIGTERM as an exception, so that what is open is closed and what is done is kept."""
+"""How processes end: their exit statuses, and SIGTERM as an exception.
+
+What is open is closed and what is done is kept.
+"""
 
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
 #: The exit status of a process that SIGTERM ended, as shells count.
 STATUS = 128 + signal.SIGTERM
+
+#: The exit status of one process of several that another one has left.
+LEFT_ALONE = 70
+
+#: The exit status of one of several that wants all to be started again (``EX_TEMPFAIL``).
+TRY_AGAIN = 75
 
 
 class Terminated(BaseException):
@@ -25,21 +34,28 @@ class Terminated(BaseException):
 
 
 @contextlib.contextmanager
+def on_sigterm(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Call a handler at SIGTERM in the block; not in threads, where signals never arrive."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def raising_terminated() -> Iterator[None]:
     """Within the block the first SIGTERM raises :class:`Terminated`, later ones do nothing.
 
     Only in the main thread; elsewhere signals are left as they are.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def terminate(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
+    with on_sigterm(terminate):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

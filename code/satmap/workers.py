@@ -22,11 +22,6 @@ Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 
 
-def available_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def start_pool(workers: int) -> ProcessPoolExecutor:
     """So many processes of one thread each, which end with this one, however it ends."""
     # Not forked: OpenCV's and GDAL's threads and locks do not survive that.

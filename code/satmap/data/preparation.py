@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from satmap.cores import available_cores
 from satmap.data.cache import CachedChip, StretchSettings, prepare_chip
 from satmap.data.chip import Chip
 from satmap.data.targets import TargetSettings
@@ -69,7 +70,7 @@ def prepare(
 
     ready, faults = [], {}
     # Threads suffice: GDAL and numpy let go of the interpreter for most of the work.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         results = track(pool.map(attempt, chips), "preparing", len(chips))
         for chip, result in zip(chips, results, strict=True):
             if isinstance(result, str):

@@ -25,9 +25,10 @@ from torch.multiprocessing.spawn import (
     start_processes,
 )
 
+from satmap.cores import available_cores
 from satmap.errors import SatmapError
 from satmap.termination import STATUS, Terminated, raising_terminated
-from satmap.workers import available_cores, end_with_parent
+from satmap.workers import end_with_parent
 
 Value = TypeVar("Value")
 Arguments = ParamSpec("Arguments")

@@ -5,11 +5,9 @@ than one missing piece. All lengths and places are metres.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import shapely
-from numpy.typing import NDArray
 
 from satmap.roads.bridges import (
     SAME_PLACE,
@@ -20,6 +18,7 @@ from satmap.roads.bridges import (
     gap_bridges,
     tee_bridges,
 )
+from satmap.roads.lines import cut
 from satmap.roads.network import Line, Network
 
 
@@ -102,17 +101,6 @@ def extend_to_border(network: Network, size: Line, rules: JoinRules) -> Network:
         points[road] = np.concatenate(parts)
         counts[road] += 1
     return Network(nodes, network.ends, np.concatenate(points), counts)
-
-
-def cut(line: Line, distances: NDArray[np.float64]) -> list[Line]:
-    """A line in pieces, cut at ascending distances from its start, each inside the line."""
-    steps = np.diff(line, axis=0)
-    along = np.concatenate([[0.0], np.cumsum(np.hypot(steps[:, 0], steps[:, 1]))])
-    places = np.stack([np.interp(distances, along, line[:, axis]) for axis in (0, 1)], axis=1)
-    before = np.searchsorted(along, distances)
-    whole = np.insert(line, before, places, axis=0)
-    stops = [0, *(before + np.arange(len(before))).tolist(), len(whole) - 1]
-    return [whole[start : stop + 1] for start, stop in pairwise(stops)]
 
 
 def _crossed(links: list[_Link], nodes: list[list[float]]) -> list[_Link]:

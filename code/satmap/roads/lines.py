@@ -1,7 +1,10 @@
 """The shape of a network's lines: few points, no staircases, whole corners; metres throughout."""
 
+from itertools import pairwise
+
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 
 from satmap.roads.network import Line, Network
 
@@ -107,6 +110,17 @@ def sharpen_bends(network: Network, width: float) -> Network:
     keep = np.cumsum(marks[:-1]) == 0
     counts = np.add.reduceat(keep.astype(np.int64), network.starts)
     return Network(network.nodes, network.ends, moved[keep], counts)
+
+
+def cut(line: Line, distances: NDArray[np.float64]) -> list[Line]:
+    """A line in pieces, cut at ascending distances from its start, each inside the line."""
+    steps = np.diff(line, axis=0)
+    along = np.concatenate([[0.0], np.cumsum(np.hypot(steps[:, 0], steps[:, 1]))])
+    places = np.stack([np.interp(distances, along, line[:, axis]) for axis in (0, 1)], axis=1)
+    before = np.searchsorted(along, distances)
+    whole = np.insert(line, before, places, axis=0)
+    stops = [0, *(before + np.arange(len(before))).tolist(), len(whole) - 1]
+    return [whole[start : stop + 1] for start, stop in pairwise(stops)]
 
 
 def _apart(simple: Network, full: Network) -> Network:

@@ -7,9 +7,11 @@ wider than one road.
 """
 
 import numpy as np
+import shapely
 
 from satmap.roads.arms import Arms, road_arms, straight_on
 from satmap.roads.evidence import JUNCTION_SHOWN, Evidence
+from satmap.roads.lines import cut
 from satmap.roads.network import Ints, Line, Network
 from satmap.roads.widths import widths_at
 
@@ -97,16 +99,15 @@ def _moved(
     lines, nodes = network.lines, network.nodes.copy()
     for node, stem, others, way in merges:
         line = _from_node(lines, stem)
-        length = float(np.hypot(*np.diff(line, axis=0).T).sum())
-        if way > length - width:
+        if way > shapely.LineString(line).length - width:
             continue
-        shortened = _behind(line, way)
+        _, shortened = cut(line, np.array([way]))
         nodes[node] = shortened[0]
         _set(lines, stem, shortened)
         for half in others:
             arm = _from_node(lines, half)
-            length = float(np.hypot(*np.diff(arm, axis=0).T).sum())
-            rest = _behind(arm, min(2 * width, 0.45 * length))
+            length = shapely.LineString(arm).length
+            _, rest = cut(arm, np.array([min(2 * width, 0.45 * length)]))
             _set(lines, half, np.concatenate([nodes[[node]], rest]))
     return Network.of_lines(nodes, network.ends, lines)
 
@@ -117,10 +118,3 @@ def _from_node(lines: list[Line], half: int) -> Line:
 
 def _set(lines: list[Line], half: int, line: Line) -> None:
     lines[half >> 1] = line[::-1] if half % 2 else line
-
-
-def _behind(line: Line, way: float) -> Line:
-    """What is left of a line behind a way along it."""
-    along = np.append(0, np.cumsum(np.hypot(*np.diff(line, axis=0).T)))
-    place = np.array([np.interp(way, along, line[:, axis]) for axis in (0, 1)])
-    return np.concatenate([place[None], line[along > way + 1e-6]])

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from satmap.termination import Terminated
+from satmap.termination import Terminated, on_sigterm
 
 
 class StopRequest:
@@ -42,14 +42,8 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Listen to SIGTERM while the block runs; not in threads, where signals never arrive."""
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
+    with on_sigterm(request._handle):
         yield request
-        return
-    before = signal.signal(signal.SIGTERM, request._handle)
-    try:
-        yield request
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def obey_parent_only(worker: int) -> None:

@@ -13,15 +13,10 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
+from satmap.cores import available_cores
 from satmap.errors import SatmapError
-from satmap.termination import STATUS
+from satmap.termination import LEFT_ALONE, STATUS, TRY_AGAIN
 from satmap.training.ranks import is_rank
-
-#: Exit status of a rank that another one has left.
-LEFT_ALONE = 70
-
-#: Exit status of a rank that wants the job to be started again (``EX_TEMPFAIL``).
-TRY_AGAIN = 75
 
 # What ranks that were asked to end may take for the step at hand and for saving.
 _LAST_STEP_S = 300
@@ -64,8 +59,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     """
     # The ranks say themselves what went wrong.
     logging.disable(logging.CRITICAL)
-    cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
     while True:
         with tempfile.TemporaryDirectory(prefix="satmap-") as logs:
             status = _launch_once(arguments, processes, logs)

@@ -1,0 +1,44 @@
+"""Real chips to learn from and to be scored on, and a step of learning, for the benchmarks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from satmap.data.cache import CachedChip
+from satmap.data.preparation import prepare
+from satmap.data.spacenet_roads import scan
+from satmap.device import autocast
+from satmap.models.unet import UNet
+from satmap.recipe import Losses, Recipe
+from satmap.training.losses import road_loss
+
+#: One chip of so many is held out.
+HELD_OUT = 5
+
+
+def split(
+    area: Path, work: Path, recipe: Recipe
+) -> tuple[Sequence[CachedChip], Sequence[CachedChip]]:
+    """The chips of an area to learn from and those held out, prepared under ``work``."""
+    chips = prepare(scan([area]).chips, 3, work / "cache", recipe.stretch, recipe.targets).chips
+    held_out = chips[::HELD_OUT]
+    return [chip for chip in chips if chip not in held_out], held_out
+
+
+def learn(
+    network: UNet, optimizer: Optimizer, images: Tensor, targets: Tensor, losses: Losses
+) -> float:
+    """One step as trainings take it; gives its loss."""
+    device = next(network.parameters()).device
+    pixels = network.encoder.normalize(images.to(device))
+    with autocast(device):
+        logits = network(pixels.contiguous(memory_format=torch.channels_last))
+    loss, _ = road_loss(logits, network.plane_names, targets.to(device), losses)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
