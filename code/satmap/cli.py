@@ -197,6 +197,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--compile", action="store_true", help="run networks by torch.compile")
     train.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="end with the same weights every time on the same machine; slower on a GPU",
+    )
+    train.add_argument(
         "--tensorboard", type=Path, metavar="DIR", help="write TensorBoard's event files"
     )
 
@@ -315,6 +320,32 @@ def _parser() -> argparse.ArgumentParser:
         help="pixel size (default: %(default)s, the official road scorer's)",
     )
 
+    verify = add("verify", _verify)
+    verify.add_argument("file", type=Path, metavar="OUT.csv|WEIGHTS")
+    verify.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="the submission's images (default: where its manifest says)",
+    )
+    verify.add_argument(
+        "--weights", type=Path, metavar="DIR", help="its weights (default: likewise)"
+    )
+    verify.add_argument(
+        "--truth",
+        type=Path,
+        metavar="TRUTH",
+        help="compare scores by it, where bytes cannot be the same",
+    )
+    verify.add_argument(
+        "--device", default="auto", help="auto (what it was made on), cpu, cuda, cuda:1, ..."
+    )
+    for option in ("--processes", "--workers"):
+        verify.add_argument(option, type=_count, metavar="N", help="as predict takes them")
+    verify.add_argument("--json", action="store_true", help="print one JSON object")
+
     check = add("check", _check)
     check.add_argument("submission", type=Path, metavar="OUT")
     check.add_argument("directories", type=Path, nargs="*", metavar="DIR")
@@ -349,6 +380,7 @@ def _train(options: argparse.Namespace) -> int:
     the processes.
     """
     from satmap.data.preparation import default_cache
+    from satmap.determinism import be_deterministic
     from satmap.device import pick_device
     from satmap.recipe import load_recipe
     from satmap.training.ensemble import TrainingOptions, train
@@ -356,9 +388,16 @@ def _train(options: argparse.Namespace) -> int:
     from satmap.training.launcher import launch, processes_for
     from satmap.training.ranks import joined, local_processes, rank_device
     from satmap.training.watching import require_tensorboard
-    from satmap.training.workplace import Workplace
+    from satmap.training.workplace import Circumstances, Workplace
 
     recipe = load_recipe(options.recipe)
+    if options.deterministic:
+        if options.time_limit is not None:
+            raise SatmapError(
+                "with --time-limit a training is as long as the clock makes it, so it cannot be "
+                "--deterministic; leave one of them out."
+            )
+        be_deterministic()
     if options.tensorboard:
         require_tensorboard()
     processes = processes_for(options.device, options.processes)
@@ -384,6 +423,7 @@ def _train(options: argparse.Namespace) -> int:
             tensorboard=options.tensorboard,
             ranks=ranks,
             stop=stop,
+            circumstances=Circumstances(command=tuple(options.arguments)),
         )
         faults = train(options.directories, recipe, place, training)
         first = ranks.first
@@ -419,6 +459,7 @@ def _predict(options: argparse.Namespace) -> int:
         out_of_fold=options.out_of_fold,
         workers=workers,
         processes=processes,
+        command=options.arguments,
     )
     if not is_first_launched():
         return 0
@@ -437,9 +478,12 @@ def _weights_import(options: argparse.Namespace) -> int:
     OUT: the directory of weights, or the .safetensors file to write.
     """
     from satmap.importing import import_weights
+    from satmap.made_weights import write_made_manifest
     from satmap.recipe import load_recipe
 
-    print(import_weights(options.file, options.output, load_recipe(options.recipe)))
+    path = import_weights(options.file, options.output, load_recipe(options.recipe))
+    write_made_manifest(path, [options.file], options.arguments)
+    print(path)
     return 0
 
 
@@ -470,11 +514,13 @@ def _weights_average(options: argparse.Namespace) -> int:
     `satmap predict` takes OUT from a directory of its own if it is named like a checkpoint,
     soup.last.safetensors.
     """
+    from satmap.made_weights import write_made_manifest
     from satmap.models.soup import average_weights
 
     if options.output.suffix != ".safetensors":
         raise SatmapError(f"{options.output}: give a name that ends in .safetensors.")
     average_weights(options.output, options.files)
+    write_made_manifest(options.output, options.files, options.arguments)
     print(f"{options.output}: the mean of {len(options.files)} networks")
     return 0
 
@@ -596,6 +642,40 @@ def _score(options: argparse.Namespace) -> int:
         )
         print(f"{len(written)} pictures in {options.plot}", file=sys.stderr)
     return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    """Does a file come from what its manifest names? Makes a submission again to find out.
+
+    OUT.csv: the checksums of submission, weights and images, then the prediction once more, into a
+    temporary directory. On the same kind of machine it must give the same bytes, on another scores
+    within 0.001. WEIGHTS: a weight file or a directory of them, by checksum and manifest. Status 1
+    if not.
+    """
+    if options.file.is_dir() or options.file.suffix == ".safetensors":
+        from satmap.verifying_weights import verify_weights
+
+        files = verify_weights(options.file)
+        if options.json:
+            print(json.dumps({str(file): faults for file, faults in files.items()}, indent=1))
+        else:
+            for file, faults in files.items():
+                print("\n".join(f"{file}: {printable(fault)}" for fault in faults or ["verified"]))
+        return 1 if any(files.values()) else 0
+
+    from satmap.verifying import Sources, verify_submission
+
+    sources = Sources(
+        directories=tuple(options.images),
+        weights=options.weights,
+        truth=options.truth,
+        device=options.device,
+        processes=options.processes,
+        workers=options.workers,
+    )
+    found = verify_submission(options.file, sources)
+    print(json.dumps(found.to_json(), indent=1) if options.json else found.report())
+    return 0 if found.passed else 1
 
 
 def _check(options: argparse.Namespace) -> int:

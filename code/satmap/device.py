@@ -37,6 +37,11 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=_fast_bfloat16(device))
 
 
+def precision(device: torch.device) -> str:
+    """What networks compute in on the device: ``bfloat16``, mixed with float32, or ``float32``."""
+    return "bfloat16" if _fast_bfloat16(device) else "float32"
+
+
 def _fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -7,6 +7,7 @@ pages of its own rows. The directory can be deleted whenever no training runs.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pydantic import Field, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from satmap.checksums import FileRecord, record_file
 from satmap.data.chip import Chip
 from satmap.data.imagery import read_stretched
 from satmap.data.labels import RoadLabel, clip_to_image, read_road_labels
@@ -25,10 +27,10 @@ from satmap.errors import SatmapError
 from satmap.files import atomic_path
 from satmap.settings import Settings
 
-_HEADER_KEYS = {"shape", "metres_per_pixel", "labels"}
+_HEADER_KEYS = {"shape", "metres_per_pixel", "labels", "sources"}
 
 # Raise when the content of a cached file changes for the same inputs and settings.
-_FORMAT = "3"
+_FORMAT = "4"
 
 
 class StretchSettings(Settings):
@@ -55,6 +57,7 @@ class CachedChip:
         shape: height, width and channels.
         metres_per_pixel: pixel size along x and y.
         labels: the labelled roads, cut to the image.
+        sources: the files that it was made of: the product of the image, ``label``.
     """
 
     image_id: str
@@ -63,6 +66,7 @@ class CachedChip:
     shape: tuple[int, int, int]
     metres_per_pixel: tuple[float, float]
     labels: tuple[RoadLabel, ...]
+    sources: Mapping[str, FileRecord]
 
     def read(
         self, rows: slice = slice(None), columns: slice = slice(None)
@@ -112,6 +116,9 @@ def prepare_chip(
         shape=tuple(header["shape"]),
         metres_per_pixel=(width_m, height_m),
         labels=tuple(RoadLabel(np.array(line), speed) for line, speed in header["labels"]),
+        sources={
+            kind: FileRecord.model_validate(record) for kind, record in header["sources"].items()
+        },
     )
 
 
@@ -140,6 +147,11 @@ def _build(chip: Chip, stretch: StretchSettings, settings: TargetSettings) -> di
         "shape": image.shape,
         "metres_per_pixel": info.georeference.metres_per_pixel,
         "labels": [(label.line.tolist(), label.speed_mph) for label in inside],
+        # Here, where the files have just been read: hashing them costs hardly more.
+        "sources": {
+            info.product: record_file(info.path).model_dump(),
+            "label": record_file(chip.label).model_dump(),
+        },
     }
 
 

@@ -9,6 +9,7 @@ from satmap.exports.image_roads import in_lon_lat
 from satmap.files import remove_left_over_of, require_writable
 from satmap.inference.journal import Journal
 from satmap.inference.plan import Plan, Request
+from satmap.manifest import manifest_path
 from satmap.road_outputs import require_road_output
 from satmap.roads.rows import to_rows
 from satmap.submissions.roads_csv import RoadRow, write_roads_csv
@@ -42,7 +43,12 @@ def sweep(plan: Plan, request: Request) -> None:
     """
     rasters = (plan.raster(index, request.planes) for index in range(len(plan.places)))
     remove_left_over_of(
-        [request.output, *request.exports, *(raster for raster in rasters if raster)]
+        [
+            request.output,
+            manifest_path(request.output),
+            *request.exports,
+            *(raster for raster in rasters if raster),
+        ]
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from satmap.data.spacenet_roads import Inventory, scan
@@ -13,6 +13,7 @@ from satmap.inference.place import Place, places_of
 from satmap.inference.plane_store import PlaneStore
 from satmap.inference.ranks import Ranks
 from satmap.inference.weights import WeightFile, choose, find_weights, recipe_of
+from satmap.manifest import now
 from satmap.recipe import Recipe, load_recipe
 
 
@@ -30,6 +31,8 @@ class Request:
         exports: further files for the roads.
         out_of_fold: whether an image is predicted only by networks whose training held it out.
         workers: processes that vectorise, for each process that predicts.
+        command: satmap's arguments, for the manifest; empty if it was called from Python.
+        started: when, in UTC.
     """
 
     directories: tuple[Path, ...]
@@ -41,6 +44,8 @@ class Request:
     exports: tuple[Path, ...] = ()
     out_of_fold: bool = False
     workers: int = 0
+    command: tuple[str, ...] = ()
+    started: str = field(default_factory=now)
 
 
 @dataclass(frozen=True)

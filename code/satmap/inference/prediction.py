@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
+from satmap.checksums import FileRecord
 from satmap.device import pick_device
 from satmap.inference.ensemble import Voter
 from satmap.inference.journal import Journal
+from satmap.inference.manifests import record_weights, write_submission_manifest
 from satmap.inference.output import require_outputs, sweep, write_outputs
 from satmap.inference.plan import Plan, Request, Work, make_plan, work_left
 from satmap.inference.plane_store import PlaneStore
@@ -48,8 +50,9 @@ def predict(
     out_of_fold: bool = False,
     workers: int = 0,
     processes: int = 1,
+    command: Sequence[str] = (),
 ) -> Prediction:
-    """Predict every image of the directories and write the submission.
+    """Predict every image of the directories and write the submission with its manifest.
 
     An image that cannot be read or predicted is reported and has an empty row. A run that was
     stopped goes on with the images that it had not finished, also with other numbers of workers
@@ -74,6 +77,7 @@ def predict(
             thread reads ahead. 0 does one thing after the other in this process.
         processes: that predict, each on a GPU of its own if there are several; not under
             ``torchrun``.
+        command: satmap's arguments, for the manifest.
 
     Returns:
         What was done; under ``torchrun`` the same in every process.
@@ -84,7 +88,7 @@ def predict(
     """
     request = Request(
         tuple(directories), output, weights, str(device), recipe_name, planes, tuple(exports),
-        out_of_fold, workers,
+        out_of_fold, workers, tuple(command),
     )  # fmt: skip
     require_outputs(request)
     ranks = launched()
@@ -99,10 +103,13 @@ def _predict(ranks: Ranks, request: Request) -> Prediction:
     with contextlib.ExitStack() as stack:
         voters: list[Voter] = []
         journal: Journal | None = None
+        weights: tuple[FileRecord, ...] = ()
 
         def begin() -> tuple[Plan, Work]:
-            nonlocal voters, journal
+            nonlocal voters, journal, weights
             plan = make_plan(request)
+            # Now, for a training may replace them while they are at work.
+            weights = record_weights(plan)
             voters = load_ensemble(plan.files, device)
             _require_channels(plan, voters)
             journal = stack.enter_context(Journal(request.output, plan.fingerprint))
@@ -124,6 +131,7 @@ def _predict(ranks: Ranks, request: Request) -> Prediction:
         def end() -> Prediction:
             journal.take_in_parts()
             done = _written(plan, request, journal, outcomes)
+            write_submission_manifest(plan, request, weights, done.faults, device, ranks.count)
             journal.remove()
             PlaneStore(request.output, plan.fingerprint).remove()
             return done

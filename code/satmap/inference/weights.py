@@ -36,11 +36,13 @@ class WeightFile:
         path: the file, named ``member.checkpoint.safetensors``, an imported one as it may be.
         metadata: what ``save_weights`` wrote: ``recipe``, ``member``, ``stage``, ``epoch``, ...
         votes: for how many files of the ensemble it stands.
+        twins: the others of these, which hold the same network.
     """
 
     path: Path
     metadata: dict[str, str]
     votes: int = 1
+    twins: tuple[Path, ...] = ()
 
     @property
     def checkpoint(self) -> str:
@@ -145,7 +147,10 @@ def choose(files: Sequence[WeightFile], recipe: Recipe) -> list[WeightFile]:
         fits = file.recipe.training_fingerprint == recipe.training_fingerprint
         if fits and file.checkpoint in recipe.inference.checkpoints:
             known = chosen.get(file.moment)
-            chosen[file.moment] = replace(known, votes=known.votes + 1) if known else file
+            if known:
+                twins = (*known.twins, file.path)
+                file = replace(known, votes=known.votes + 1, twins=twins)
+            chosen[file.moment] = file
     if not chosen:
         found = ", ".join(f"{file.path.name} ({file.recipe.name})" for file in files)
         wanted = " or ".join(recipe.inference.checkpoints)

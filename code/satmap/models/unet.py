@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from satmap.errors import SatmapError
 from satmap.models.decoders import DECODERS
 from satmap.models.encoders import Encoder, build_encoder
+from satmap.models.resizing import resize_bilinear
 
 #: Strides of the decoder's blocks, in their order. An encoder's deepest feature has stride 32.
 DECODER_STRIDES = (16, 8, 4, 2)
@@ -126,7 +126,7 @@ class UNet(nn.Module):
         # The reference enlarges first. Bilinear weights sum to one, so a 1 x 1 convolution gives
         # the same before; it then enlarges a dozen planes rather than 64, at a quarter the work.
         # Aligned corners are what the published weights were trained with.
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+        return resize_bilinear(x, (size[0], size[1]))
 
     def order_planes(self, names: Sequence[str]) -> None:
         """Change the order of the outputs; each name keeps its plane.

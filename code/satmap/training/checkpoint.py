@@ -40,6 +40,8 @@ class Progress:
         best: score name (``apls``, ``dice``) to the best value so far, over all stages.
         pretrained: whether the encoder began with ImageNet weights.
         history: one record an epoch, for logs and plots.
+        starts_from: the files that the network began with, as ``FileRecord`` writes them.
+        runs: the runs that had a part in it, as ``TrainingRun`` writes them.
     """
 
     stage: int = 0
@@ -58,6 +60,8 @@ class Progress:
     best: dict[str, float] = field(default_factory=dict)
     pretrained: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
+    starts_from: list[dict[str, Any]] = field(default_factory=list)
+    runs: list[dict[str, Any]] = field(default_factory=list)
 
     def next_stage(self) -> "Progress":
         """The beginning of the stage after this one."""
@@ -67,6 +71,8 @@ class Progress:
             best=self.best,
             pretrained=self.pretrained,
             history=self.history,
+            starts_from=self.starts_from,
+            runs=self.runs,
         )
 
 

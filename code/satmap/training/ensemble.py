@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from satmap.checksums import record_file
 from satmap.data.cache import CachedChip
 from satmap.data.folds import assign_folds
 from satmap.data.preparation import Preparation, prepare
@@ -21,7 +22,8 @@ from satmap.models.weights import load_pretrained_encoder
 from satmap.planes import ROAD_PLANES
 from satmap.recipe import Member, Recipe
 from satmap.training.budget import allot
-from satmap.training.loop import member_seed, train_member
+from satmap.training.loop import train_member
+from satmap.training.order import member_seed
 from satmap.training.ranks import Ranks
 from satmap.training.workplace import Workplace
 
@@ -65,6 +67,10 @@ def train(
         lambda: _prepare(directories, recipe, members, place, options)
     )
     _require_shared_weights(place)
+    known = replace(
+        place.circumstances, time_limit_s=options.time_limit, skipped=preparation.faults
+    )
+    place = replace(place, circumstances=known)
     if place.restart:
         # Once, here: members are trained in several turns, and each goes on from the one before.
         place.ranks.on_first(lambda: _forget(members, place))
@@ -201,6 +207,7 @@ def _train(
         pretrained=file is not None,
         until=min(until, len(member.stages)),
         seconds=seconds.get(member.name),
+        starts_from=[record_file(file)] if file else [],
     )
 
 

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from satmap.errors import SatmapError
+from satmap.manifest import manifest_path
 from satmap.models.unet import UNet
 from satmap.models.weights import save_weights
 from satmap.recipe import Member, Recipe
@@ -38,8 +40,11 @@ def keep_checkpoints(
     progress: Progress,
     place: Workplace,
     held_out: Sequence[str],
-) -> None:
+) -> list[Path]:
     """Write the last weights, and the best where a score is a new best.
+
+    Returns:
+        The files written.
 
     Raises:
         SatmapError: a file cannot be written.
@@ -53,12 +58,16 @@ def keep_checkpoints(
         "scores": json.dumps(scores),
         "held_out": json.dumps(held_out),
     }
+    written = [place.weight_file(member, "last")]
     for score, checkpoint in _BEST.items():
         file = place.weight_file(member, checkpoint)
         if score in record and record[score] > progress.best.get(score, -1.0):
             progress.best[score] = record[score]
             save_weights(file, network, metadata)
+            written.append(file)
         elif score not in progress.best:
             # Left by an earlier training that this one replaces.
             file.unlink(missing_ok=True)
-    save_weights(place.weight_file(member, "last"), network, metadata)
+            manifest_path(file).unlink(missing_ok=True)
+    save_weights(written[0], network, metadata)
+    return written

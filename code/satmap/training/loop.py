@@ -3,7 +3,6 @@
 import hashlib
 import json
 import time
-import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -11,6 +10,7 @@ from functools import partial
 import torch
 from torch.optim import Adam, AdamW, Optimizer
 
+from satmap.checksums import FileRecord
 from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
 from satmap.errors import SatmapError
@@ -28,6 +28,8 @@ from satmap.training.checkpoint import (
 )
 from satmap.training.epoch import Job, step_items, train_epoch
 from satmap.training.keeping import SCORES, keep_checkpoints, require_finite
+from satmap.training.manifests import note_run, write_manifests
+from satmap.training.order import member_seed
 from satmap.training.parallel import Forward
 from satmap.training.synced_norm import synced_norms
 from satmap.training.validation import validate
@@ -46,6 +48,7 @@ def train_member(
     pretrained: bool = False,
     until: int | None = None,
     seconds: Sequence[float] | None = None,
+    starts_from: Sequence[FileRecord] = (),
 ) -> Progress:
     """Train one network through its stages, going on from where an earlier call stopped.
 
@@ -63,6 +66,7 @@ def train_member(
         pretrained: the encoder has ImageNet weights. Only such a one is ever frozen.
         until: the stage before which to stop; None to train all.
         seconds: what each stage may take; None for no limit.
+        starts_from: the files that ``network`` was initialised from.
 
     Raises:
         SatmapError: the loss is not finite, or a left-over state does not fit.
@@ -81,7 +85,10 @@ def train_member(
             )
         )
     state = ranks.on_first(lambda: None if place.restart else load_state(state_file, fingerprint))
-    progress = Progress(**state["progress"]) if state else Progress(pretrained=pretrained)
+    files = [record.model_dump() for record in starts_from]
+    progress = Progress(pretrained=pretrained, starts_from=files)
+    if state:
+        progress = Progress(**state["progress"])
     if progress.stage >= until:
         ranks.on_first(lambda: _require_weights(member, place))
         if until == len(member.stages):
@@ -100,6 +107,7 @@ def train_member(
             f"{progress.stage + 1}"
         )
     progress.world = _same_world(progress, bool(state), job)
+    note_run(progress, place)
     if ranks.world > 1 and not state:
         # What a rank notes in the state when it runs out of memory needs a state to be noted in.
         _save(learner, job, progress)
@@ -181,9 +189,10 @@ def _finish_epoch(
         held_out = [chip.image_id for chip in job.validation if chip.image_id not in learned]
 
         def keep() -> dict[str, float]:
-            keep_checkpoints(
+            files = keep_checkpoints(
                 learner.result, job.member, job.recipe, record, progress, place, held_out
             )
+            write_manifests(files, job, record, progress)
             return progress.best
 
         progress.best = place.ranks.on_first(keep)
@@ -237,11 +246,6 @@ def _make_optimizer(network: UNet, recipe: Recipe) -> Optimizer:
     settings = recipe.optimizer
     kind = Adam if settings.name == "adam" else AdamW
     return kind(network.parameters(), lr=0.0, weight_decay=settings.weight_decay)
-
-
-def member_seed(recipe: Recipe, member: Member, stage: int) -> int:
-    """A seed of its own for every member and stage, whatever else the recipe trains."""
-    return zlib.crc32(f"{recipe.seed} {member.name} {stage}".encode())
 
 
 def _fingerprint(

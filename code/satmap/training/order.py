@@ -1,6 +1,15 @@
 """Which crops an epoch shows, in which order, and to which rank."""
 
+import zlib
+
 import torch
+
+from satmap.recipe import Member, Recipe
+
+
+def member_seed(recipe: Recipe, member: Member, stage: int) -> int:
+    """A seed of its own for every member and stage, whatever else the recipe trains."""
+    return zlib.crc32(f"{recipe.seed} {member.name} {stage}".encode())
 
 
 def epoch_order(length: int, seed: int) -> list[int]:

@@ -1,13 +1,32 @@
 """Where a training runs and what it may use."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from satmap.manifest import now
 from satmap.recipe import Member
 from satmap.training.interruption import StopRequest
 from satmap.training.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What the manifests of weights tell of a training and nothing else needs to know.
+
+    Attributes:
+        command: satmap's arguments; empty if it was called from Python.
+        started: when this process began, in UTC.
+        time_limit_s: seconds that the training may take; None for no limit.
+        skipped: id to the reason, for chips that cannot be used.
+    """
+
+    command: tuple[str, ...] = ()
+    started: str = field(default_factory=now)
+    time_limit_s: float | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -24,6 +43,7 @@ class Workplace:
         tensorboard: directory of TensorBoard's event files; None for none.
         ranks: the processes that share the work at hand.
         stop: whether the process was asked to end.
+        circumstances: what manifests tell of the training.
     """
 
     weights: Path
@@ -35,6 +55,7 @@ class Workplace:
     tensorboard: Path | None = None
     ranks: Ranks = field(default_factory=Ranks)
     stop: StopRequest = field(default_factory=StopRequest)
+    circumstances: Circumstances = field(default_factory=Circumstances)
 
     def weight_file(self, member: Member, checkpoint: str) -> Path:
         """The file of a checkpoint, ``fold0-dpn92-3band.best_apls.safetensors``."""

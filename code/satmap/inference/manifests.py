@@ -1,0 +1,85 @@
+"""The manifest of a submission."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from satmap.checksums import FileRecord, in_threads, record_file
+from satmap.data.chip import Chip
+from satmap.errors import SatmapError
+from satmap.inference.plan import Plan, Request
+from satmap.machine import this_hardware, this_software
+from satmap.manifest import Run, SubmissionManifest, record_data, record_recipe, write_manifest
+
+
+def record_weights(plan: Plan) -> tuple[FileRecord, ...]:
+    """The files of the ensemble, as they are now.
+
+    Raises:
+        SatmapError: one cannot be read.
+    """
+    paths = [path for file in plan.files for path in (file.path, *file.twins)]
+    return tuple(in_threads(record_file, paths))
+
+
+def record_images(chip: Chip) -> dict[str, FileRecord]:
+    """The files of an image: product to file, without those that cannot be read."""
+    records = {}
+    for product, info in sorted(chip.images.items()):
+        try:
+            records[product] = record_file(info.path)
+        except SatmapError:
+            # An image that went away while it was predicted is reported as such.
+            continue
+    return records
+
+
+def write_submission_manifest(
+    plan: Plan,
+    request: Request,
+    weights: tuple[FileRecord, ...],
+    skipped: Mapping[str, str],
+    device: torch.device,
+    processes: int,
+) -> None:
+    """Write the manifest of a submission that is complete.
+
+    Images are read once more for their checksums, all at the end: however often the run was
+    stopped, and with however many processes it was made, the manifest is the same but for its
+    ``run``.
+
+    Args:
+        plan: what was predicted.
+        request: where to.
+        weights: the files of the ensemble.
+        skipped: id to the reason, for images that could not be predicted.
+        device: where this process's networks ran.
+        processes: how many shared the work.
+
+    Raises:
+        SatmapError: the manifest cannot be written.
+    """
+    chips = [place.chip for place in plan.places]
+    found = zip(chips, in_threads(record_images, chips), strict=True)
+    images = {chip.image_id: files for chip, files in found}
+    facts = {
+        "recipe": record_recipe(plan.recipe, content=True),
+        "seeds": {"recipe": plan.recipe.seed},
+        "out_of_fold": request.out_of_fold,
+        "directories": tuple(map(str, request.directories)),
+        "weights_directory": str(request.weights),
+        "weights": weights,
+        "data": record_data(images, None),
+        "images": images,
+        "skipped": dict(sorted(skipped.items())),
+        "run": Run(
+            command=request.command,
+            directory=str(Path.cwd()),
+            started=request.started,
+            processes=processes,
+            software=this_software(),
+            hardware=this_hardware(device),
+        ),
+    }
+    write_manifest(request.output, SubmissionManifest, facts)

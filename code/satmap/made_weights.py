@@ -1,0 +1,59 @@
+"""The manifest of weights that were made of other files rather than trained."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from satmap.checksums import record_file
+from satmap.inference.weights import WeightFile
+from satmap.machine import this_hardware, this_software
+from satmap.manifest import Run, WeightsManifest, now, record_recipe, write_manifest
+from satmap.models.pretrained import CONTENT_KEY
+from satmap.models.tensor_file import read_metadata
+from satmap.models.weights import read_weights_metadata
+
+
+def write_made_manifest(path: Path, sources: Sequence[Path], command: Sequence[str]) -> None:
+    """Write the manifest of a network that was imported or averaged.
+
+    An encoder's ImageNet weights get none: they are no result of satmap's, and name their source.
+
+    Args:
+        path: the weight file.
+        sources: what it was made of.
+        command: satmap's arguments.
+
+    Raises:
+        SatmapError: a file cannot be read, or the manifest not be written.
+    """
+    if read_metadata(path).get(CONTENT_KEY) == "encoder":
+        return
+    file = WeightFile(path, read_weights_metadata(path))
+    facts: dict[str, Any] = {
+        "recipe": record_recipe(file.recipe, content=False),
+        "member": file.metadata.get("member"),
+        "seeds": {},
+        "stage": _number(file.metadata.get("stage")),
+        "epoch": _number(file.metadata.get("epoch")),
+        "scores": {},
+        "data": None,
+        "starts_from": [record_file(source) for source in sources],
+        "skipped": {},
+        "runs": [
+            Run(
+                command=tuple(command),
+                directory=str(Path.cwd()),
+                started=now(),
+                processes=1,
+                software=this_software(),
+                hardware=this_hardware(torch.device("cpu")),
+            )
+        ],
+    }
+    write_manifest(path, WeightsManifest, facts)
+
+
+def _number(text: str | None) -> int | None:
+    return None if text is None else int(text)
