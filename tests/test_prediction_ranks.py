@@ -30,6 +30,7 @@ from satmap.inference.journal import Journal
 from satmap.inference.pictures import Picture
 from satmap.inference.prediction import Prediction, predict
 from satmap.inference.ranks import run_ranks
+from satmap.manifest import SUFFIX
 from satmap.models.unet import build_network
 from satmap.models.weights import save_weights
 from satmap.planes import ROAD_PLANES
@@ -89,7 +90,9 @@ class Area:
 
 
 def files_in(place: Path) -> dict[str, bytes]:
-    paths = sorted(path for path in place.rglob("*") if path.is_file())
+    """All that a run has left but the manifest, which tells of the run itself."""
+    files = (path for path in place.rglob("*") if path.is_file())
+    paths = sorted(path for path in files if not path.name.endswith(SUFFIX))
     return {str(path.relative_to(place)): path.read_bytes() for path in paths}
 
 
