@@ -7,9 +7,17 @@ from typing import Any
 import torch
 
 from satmap.checksums import record_file
+from satmap.errors import SatmapError
 from satmap.inference.weights import WeightFile
 from satmap.machine import this_hardware, this_software
-from satmap.manifest import Run, WeightsManifest, now, record_recipe, write_manifest
+from satmap.manifest import (
+    RecipeRecord,
+    Run,
+    WeightsManifest,
+    now,
+    record_recipe,
+    write_manifest,
+)
 from satmap.models.pretrained import CONTENT_KEY
 from satmap.models.tensor_file import read_metadata
 from satmap.models.weights import read_weights_metadata
@@ -32,7 +40,7 @@ def write_made_manifest(path: Path, sources: Sequence[Path], command: Sequence[s
         return
     file = WeightFile(path, read_weights_metadata(path))
     facts: dict[str, Any] = {
-        "recipe": record_recipe(file.recipe, content=False),
+        "recipe": _recipe(file),
         "member": file.metadata.get("member"),
         "seeds": {},
         "stage": _number(file.metadata.get("stage")),
@@ -56,4 +64,12 @@ def write_made_manifest(path: Path, sources: Sequence[Path], command: Sequence[s
 
 
 def _number(text: str | None) -> int | None:
-    return None if text is None else int(text)
+    return int(text) if text and text.isdecimal() else None
+
+
+def _recipe(file: WeightFile) -> RecipeRecord | None:
+    """The recipe in the file, if there is one that this version of satmap can read."""
+    try:
+        return record_recipe(file.recipe, content=False)
+    except SatmapError:
+        return None

@@ -63,13 +63,14 @@ def _faults(path: Path) -> list[str]:
 def _disagreements(path: Path, manifest: WeightsManifest) -> list[str]:
     """What the manifest says otherwise than the file's own header."""
     file = WeightFile(path, read_weights_metadata(path))
-    recipe = manifest.recipe and manifest.recipe.training_fingerprint
     pairs = {
-        "recipe": (recipe, file.recipe.training_fingerprint),
         "member": (manifest.member, file.metadata.get("member")),
         "stage": (_text(manifest.stage), file.metadata.get("stage")),
         "epoch": (_text(manifest.epoch), file.metadata.get("epoch")),
     }
+    if manifest.recipe is not None:
+        inside = file.recipe.training_fingerprint
+        pairs["recipe"] = manifest.recipe.training_fingerprint, inside
     return [
         f"its {what} is {inside} by itself and {said} by its manifest"
         for what, (said, inside) in pairs.items()
