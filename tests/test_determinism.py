@@ -20,7 +20,7 @@ from satmap.models.resizing import resize_bilinear, resize_by_products
 from satmap.models.unet import build_network
 from satmap.planes import ROAD_PLANES
 from satmap.recipe import load_recipe, parse_recipe
-from satmap.training import loop
+from satmap.training import epoch
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.losses import road_loss
 from satmap.training.workplace import Workplace
@@ -82,7 +82,7 @@ def test_products_resize_as_torch_does(
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     weights = torch.rand(found.shape, generator=generator)
     (found * weights).sum().backward()  # type: ignore[no-untyped-call]
-    (expected * weights).sum().backward()
+    (expected * weights).sum().backward()  # type: ignore[no-untyped-call]
     assert ours.grad is not None and theirs.grad is not None
     # Sums of up to thousands, added up in other orders.
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-5)
@@ -159,7 +159,7 @@ def test_two_trainings_give_the_same_bytes(
     first = trained(city, tmp_path / "first")
     assert len(first) == 3
     assert trained(city, tmp_path / "workers", workers=2) == first
-    original = loop.train_epoch
+    original = epoch.train_epoch
 
     def stopped(*arguments):  # type: ignore[no-untyped-def]
         if arguments[5].epoch == 1:
@@ -167,7 +167,7 @@ def test_two_trainings_give_the_same_bytes(
         return original(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "train_epoch", stopped)
+        patch.setattr("satmap.training.loop.train_epoch", stopped)
         trained(city, tmp_path / "resumed")
     assert trained(city, tmp_path / "resumed") == first
     manifest = read_manifest(tmp_path / "resumed" / "fold0-resnet18-8band.last.safetensors")

@@ -21,7 +21,7 @@ from satmap.models.weights import save_weights
 from satmap.planes import ROAD_PLANES
 from satmap.recipe import Inference, Recipe, load_recipe
 from satmap.submissions.roads_csv import read_roads_csv
-from satmap.verifying import Sources, _compare, verify_submission
+from satmap.verifying import Sources, compare, verify_submission
 
 CPU = torch.device("cpu")
 PREFIX = "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_"
@@ -218,18 +218,18 @@ def test_other_bytes_pass_only_on_another_machine_and_with_the_same_score(
     """The submission as it was made stands for the recomputation; forged ones are verified."""
     near = made.copy(tmp_path / "near")
     forge(near, 0.01)
-    same = _compare(near.output, near.manifest, made.output, None)
+    same = compare(near.output, near.manifest, made.output, None)
     assert not same.identical and same.differences == {}
     assert same.gap < 1e-3 and not same.passed
     run = near.manifest.run.model_dump(mode="json")
     run["hardware"]["cpu"] = "Zilog Z80"
     near.change_manifest(run=run)
-    other = _compare(near.output, near.manifest, made.output, None)
+    other = compare(near.output, near.manifest, made.output, None)
     assert list(other.differences) == ["cpu"]
     assert other.differences["cpu"][0] == "Zilog Z80"
     assert other.passed
     # By a truth, the scores of both are compared, whatever they are.
-    truth = _compare(near.output, near.manifest, made.output, made.output)
+    truth = compare(near.output, near.manifest, made.output, made.output)
     assert truth.scores["apls_length"][1] == 1
     assert truth.passed
     # Without the roads of an image it is another map.
@@ -237,7 +237,7 @@ def test_other_bytes_pass_only_on_another_machine_and_with_the_same_score(
     busiest = max(rows, key=lambda name: len(rows[name]))
     kept = [line for line in near.output.read_text().splitlines() if not line.startswith(busiest)]
     near.output.write_text("\n".join([*kept, f"{busiest},LINESTRING EMPTY,0,0", ""]))
-    far = _compare(near.output, near.manifest, made.output, None)
+    far = compare(near.output, near.manifest, made.output, None)
     assert far.gap > 0.1 and far.differences and not far.passed
 
 

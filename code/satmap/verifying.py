@@ -167,7 +167,7 @@ def verify_submission(output: Path, sources: Sources) -> Verification:
         return Verification(output, tuple(faults), None)
     with tempfile.TemporaryDirectory(prefix="satmap-verify-") as scratch:
         again = _recompute(manifest, directories, weights, Path(scratch), sources)
-        return Verification(output, (), _compare(output, manifest, again, sources.truth))
+        return Verification(output, (), compare(output, manifest, again, sources.truth))
 
 
 def _submission_manifest(output: Path) -> SubmissionManifest:
@@ -288,9 +288,20 @@ def _recompute(
     return output
 
 
-def _compare(
+def compare(
     output: Path, manifest: SubmissionManifest, again: Path, truth: Path | None
 ) -> Comparison:
+    """Compare a submission with its recomputation.
+
+    Args:
+        output: the submission.
+        manifest: that of ``output``.
+        again: the recomputation, with a manifest of its own.
+        truth: true roads, for scores by them; None for the submission's own.
+
+    Raises:
+        SatmapError: a file cannot be read or scored.
+    """
     remade = _submission_manifest(again)
     found = differences(
         (manifest.run.software, manifest.run.hardware),
