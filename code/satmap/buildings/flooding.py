@@ -73,19 +73,21 @@ def flood(
     beside = np.where(given, place[:, None] + np.array([-1, 1, -width, width]), place[:, None])
     given &= blob[beside] == blob[place][:, None]
 
+    # Seeds come first, then pixels by strength, by distance, row by row. An edge takes its turn when
+    # the later of its ends does, so that all weights differ.
     flat = strength.ravel()
     level = (255 - flat[place].astype(np.int64)) * _FARTHEST + away.ravel()[place]
-    level = np.concatenate([level, np.full(last, -1)])
+    order = np.sort((level << 32) + np.arange(count)) & 0xFFFFFFFF
+    turn = np.empty(count + last, np.int64)
+    turn[order] = np.arange(last, count + last)
+    turn[count:] = np.arange(last)
     start = np.repeat(np.arange(count), given.sum(axis=1))
     end = there[given]
-    high, low = np.maximum(level[start], level[end]), np.minimum(level[start], level[end])
-    order = np.argsort((high << 32) + low, kind="stable")
-    rank = np.empty(len(order))
-    # Edges to the root come first.
-    rank[order] = np.arange(last + 1, last + 1 + len(order))
+    later, sooner = np.maximum(turn[start], turn[end]), np.minimum(turn[start], turn[end])
     root = count + last
     ends = np.concatenate([end, np.arange(count, root, dtype=np.int32)])
-    weights = np.concatenate([rank, np.arange(1, last + 1)])
+    # Edges to the root come before all others.
+    weights = np.concatenate([(later * root + sooner + root).astype(np.float64), 1.0 + turn[count:]])
     starts = np.concatenate([[0], np.cumsum(given.sum(axis=1)), np.full(last, len(end))])
     starts = np.append(starts, len(ends))
     graph = sparse.csr_array((weights, ends, starts), shape=(root + 1, root + 1))

@@ -99,17 +99,18 @@ def _split(
     """
     markers = number[seeds.labels]
     shores = flood(strength, markers, blobs, split)
+    place = np.flatnonzero(markers)
+    part = markers.ravel()[place]
     parts = int(number.max())
-    areas = np.bincount(markers.ravel(), minlength=parts + 1)
-    inside = np.bincount(markers.ravel(), strength.ravel(), minlength=parts + 1)
+    areas = np.bincount(part, minlength=parts + 1)
+    inside = np.bincount(part, strength.ravel()[place], minlength=parts + 1)
     inside /= np.maximum(areas, 1)
     areas += np.bincount(shores.part, minlength=parts + 1)
-    target = _joined(shores, areas, inside, settings)
     # A part counts on from the blobs.
-    target = np.where(target > 0, target + np.int32(len(blobs) - 1), 0)
+    target = _joined(shores, areas, inside, settings) + np.int32(len(blobs) - 1)
     label = np.where(split, np.int32(0), np.arange(len(blobs), dtype=np.int32))
     found = label[blobs.labels]
-    found += target[markers]
+    found.ravel()[place] = target[part]
     found.ravel()[shores.place] = target[shores.part]
     return found, np.concatenate([kept & ~split, np.ones(parts, np.bool_)])
 
