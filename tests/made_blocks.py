@@ -101,7 +101,9 @@ def planes_of_labels(
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, 2 * (2 * _CONTACT_PX + 1,))
     most = cv2.dilate(values, disc)
     other = np.where(labels > 0, values.max() + 1 - values, 0).astype(np.float32)
-    contact = (labels == 0) & (cv2.dilate(other, disc) != np.where(most, values.max() + 1 - most, 0))
+    contact = (labels == 0) & (
+        cv2.dilate(other, disc) != np.where(most, values.max() + 1 - most, 0)
+    )
     planes = np.stack([labels > 0, border, contact]).astype(np.float32)
     for plane in planes:
         if blur:

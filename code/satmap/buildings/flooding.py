@@ -73,8 +73,8 @@ def flood(
     beside = np.where(given, place[:, None] + np.array([-1, 1, -width, width]), place[:, None])
     given &= blob[beside] == blob[place][:, None]
 
-    # Seeds come first, then pixels by strength, by distance, row by row. An edge takes its turn when
-    # the later of its ends does, so that all weights differ.
+    # Seeds come first, then pixels by strength, by distance, row by row. An edge takes its turn
+    # when the later of its ends does, so that all weights differ.
     flat = strength.ravel()
     level = (255 - flat[place].astype(np.int64)) * _FARTHEST + away.ravel()[place]
     order = np.sort((level << 32) + np.arange(count)) & 0xFFFFFFFF
@@ -87,7 +87,9 @@ def flood(
     root = count + last
     ends = np.concatenate([end, np.arange(count, root, dtype=np.int32)])
     # Edges to the root come before all others.
-    weights = np.concatenate([(later * root + sooner + root).astype(np.float64), 1.0 + turn[count:]])
+    weights = np.concatenate(
+        [(later * root + sooner + root).astype(np.float64), 1.0 + turn[count:]]
+    )
     starts = np.concatenate([[0], np.cumsum(given.sum(axis=1)), np.full(last, len(end))])
     starts = np.append(starts, len(ends))
     graph = sparse.csr_array((weights, ends, starts), shape=(root + 1, root + 1))
@@ -114,7 +116,7 @@ def flood(
 
 
 def _distances(seeds: Labels, blobs: Parts, split: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Steps from each pixel of some blobs to its blob's nearest seed, as the crow flies, 1..; else 0."""
+    """Steps as the crow flies from pixels of some blobs to their blob's nearest seed; else 0."""
     away = np.zeros(seeds.shape, np.int32)
     for blob in np.flatnonzero(split).tolist():
         box = blobs.box(blob)

@@ -103,8 +103,8 @@ def _split(
     part = markers.ravel()[place]
     parts = int(number.max())
     areas = np.bincount(part, minlength=parts + 1)
-    inside = np.bincount(part, strength.ravel()[place], minlength=parts + 1)
-    inside /= np.maximum(areas, 1)
+    sums = np.bincount(part, strength.ravel()[place], minlength=parts + 1)
+    inside = sums.astype(np.float64) / np.maximum(areas, 1)
     areas += np.bincount(shores.part, minlength=parts + 1)
     # A part counts on from the blobs.
     target = _joined(shores, areas, inside, settings) + np.int32(len(blobs) - 1)

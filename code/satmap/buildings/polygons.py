@@ -147,7 +147,9 @@ def _grown(rings: _Rings, area: Floats) -> tuple[Floats, Floats]:
     for _ in range(2):
         along = points[rings.following] - points
         length = np.hypot(along[:, 0], along[:, 1])
-        turned = points[:, 0] * points[rings.following, 1] - points[:, 1] * points[rings.following, 0]
+        turned = (
+            points[:, 0] * points[rings.following, 1] - points[:, 1] * points[rings.following, 0]
+        )
         drawn = np.bincount(of_point, turned, minlength=len(area)) / 2
         around = np.bincount(of_point, length, minlength=len(area))
         step = (area - drawn) / np.maximum(around, 1e-9)
@@ -203,7 +205,5 @@ def _between(true: _Rings, simple: _Rings, step: Floats) -> Floats:
     both = np.abs(off) + np.abs(next_off)
     crossing = off * next_off < 0
     mean = np.where(crossing, (off**2 + next_off**2) / np.maximum(2 * both, 1e-9), both / 2)
-    area: Floats = np.bincount(
-        true.polygon[true.ring], mean * np.abs(next_at - at), minlength=len(step)
-    )
-    return area
+    area = np.bincount(true.polygon[true.ring], mean * np.abs(next_at - at), minlength=len(step))
+    return area.astype(np.float64)

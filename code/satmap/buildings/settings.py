@@ -40,6 +40,7 @@ class BuildingSettings(Settings):
     hole_px: float = Field(16, ge=0, le=1e9)
     simplify_px: float = Field(1.0, ge=0, le=100)
     right_angles: bool = False
+    least_confidence: float = Field(0.0, ge=0, le=1e9)
 
     @model_validator(mode="after")
     def _low_is_lowest(self) -> "BuildingSettings":
@@ -56,7 +57,7 @@ class BuildingSettingsByCategory(BuildingSettings):
             ``{"very off-nadir": {"least_px": 250}}``.
     """
 
-    categories: dict[str, dict[str, Any]] = {}
+    categories: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def of(self, category: str | None) -> BuildingSettings:
         """The settings of a category; those of all for None and for one that is not listed."""

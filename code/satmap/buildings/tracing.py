@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 # Sides above, to the right, below and to the left, walked to the right, down, to the left and up:
-# rows and columns to what lies ahead and what lies beyond, and to the vertex that an edge starts at.
+# rows and columns to what lies ahead, to what lies beyond, and to where an edge starts.
 _AHEAD = ((0, 1), (1, 0), (0, -1), (-1, 0))
 _BEYOND = ((-1, 0), (0, 1), (1, 0), (0, -1))
 _START = ((0, 0), (0, 1), (1, 1), (1, 0))
@@ -35,7 +35,7 @@ def trace_rings(labels: NDArray[np.int32]) -> tuple[NDArray[np.float64], Ints, I
     inner, stride = padded[1:-1, 1:-1], width + 2
     flat = padded.ravel()
     places, sides, following, turned = [], [], [], []
-    for side, ((down, right), (up, out)) in enumerate(zip(_AHEAD, _BEYOND, strict=True)):
+    for number, ((down, right), (up, out)) in enumerate(zip(_AHEAD, _BEYOND, strict=True)):
         beyond = padded[1 + up : height + 1 + up, 1 + out : width + 1 + out]
         rows, columns = np.divmod(np.flatnonzero((inner != beyond) & (inner > 0)), width)
         place = (rows + 1) * stride + columns + 1
@@ -46,8 +46,8 @@ def trace_rings(labels: NDArray[np.int32]) -> tuple[NDArray[np.float64], Ints, I
         goes_to = np.where(left, across, np.where(straight, ahead, place))
         turn = np.where(left, 3, np.where(straight, 0, 1))
         places.append(place)
-        sides.append(np.full(len(place), side))
-        following.append(goes_to * 4 + (side + turn) % 4)
+        sides.append(np.full(len(place), number))
+        following.append(goes_to * 4 + (number + turn) % 4)
         turned.append(turn > 0)
     place, side = np.concatenate(places), np.concatenate(sides)
     key = place * 4 + side
@@ -61,11 +61,11 @@ def trace_rings(labels: NDArray[np.int32]) -> tuple[NDArray[np.float64], Ints, I
     walk: list[int] = []
     starts: list[int] = []
     seen = bytearray(len(to))
-    for start in range(len(to)):
-        if seen[start]:
+    for first in range(len(to)):
+        if seen[first]:
             continue
         starts.append(len(walk))
-        edge = start
+        edge = first
         while not seen[edge]:
             seen[edge] = 1
             walk.append(edge)

@@ -1,7 +1,7 @@
 """Blobs of a scene that is read window by window, as if it had been read at once.
 
-What becomes of a blob depends on its own pixels. A blob that ends within a window is answered for by
-that window; those that reach a seam are put together first, by the labels on both sides of all
+What becomes of a blob depends on its own pixels. A blob that ends within a window is answered for
+by that window; those that reach a seam are put together first, by the labels on both sides of all
 seams, and then read once more, each as a whole. Only what no building could be is cut: blobs larger
 than :data:`LARGEST_PX`, along lines of the image that are the same whatever the windows, so that
 memory stays bounded.
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from satmap.buildings.parts import Mask, Parts, connected
+from satmap.buildings.parts import Labels, Mask, Parts, connected
 from satmap.roads.box import Box
 
 Ints = NDArray[np.int64]
@@ -88,7 +88,7 @@ class _Seams:
         """Note what reaches the seams of a window; bool (blobs,)."""
         whole, labels = self._whole, blobs.labels
         at_seam = np.zeros(len(blobs), np.bool_)
-        lines = {}
+        lines: dict[tuple[str, int, int, int], tuple[int | slice, int | slice]] = {}
         last_row, last_column = box.height - 1, box.width - 1
         if box.left > whole.left:
             lines["x", box.left, box.top, 1] = (slice(None), 0)
@@ -101,9 +101,10 @@ class _Seams:
         columns, rows = np.meshgrid(np.arange(box.width), np.arange(box.height), sparse=True)
         pixel = np.zeros((len(blobs), 2), np.int64)
         for at in lines.values():
-            at_seam[labels[at]] = True
-            pixel[labels[at], 0] = np.broadcast_to(columns, labels.shape)[at]
-            pixel[labels[at], 1] = np.broadcast_to(rows, labels.shape)[at]
+            line: Labels = labels[at]
+            at_seam[line] = True
+            pixel[line, 0] = np.broadcast_to(columns, labels.shape)[at]
+            pixel[line, 1] = np.broadcast_to(rows, labels.shape)[at]
         at_seam[0] = False
         number = np.where(at_seam, np.cumsum(at_seam) - 1 + self._count, -1)
         self._lines.update({key: number[labels[at]] for key, at in lines.items()})
@@ -125,7 +126,7 @@ class _Seams:
         whole_of = _groups(pairs, self._count)
         parts, wholes = _extent(bounds, part_of), _extent(bounds, whole_of)
         sides = wholes[:, 2:] - wholes[:, :2]
-        is_cut = (sides > largest).any(axis=1)
+        is_cut: Mask = sides.max(axis=1) > largest
         # One blob stands for each group: its first.
         _, first_of_part = np.unique(part_of, return_index=True)
         _, first_of_whole = np.unique(whole_of, return_index=True)
