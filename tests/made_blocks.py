@@ -114,3 +114,15 @@ def planes_of_labels(
             plane += smooth * (noise / smooth.std())
     drawn = np.clip(np.rint(planes * 255), 0, 255).astype(np.uint8)
     return Planes((BUILDING, BORDER, CONTACT), drawn, METRES_PER_PIXEL)
+
+
+def share_apart(blocks: Blocks, found: Labels) -> float:
+    """Share of attached pairs of which different buildings cover most of each."""
+    cover = [0]
+    for house in range(1, int(blocks.labels.max()) + 1):
+        counts = np.bincount(found[blocks.labels == house], minlength=2)
+        # Where nothing was found, nothing tells the houses apart.
+        cover.append(int(counts[1:].argmax()) + 1 if counts[1:].any() else 0)
+    return float(
+        np.mean([cover[a] != cover[b] and cover[a] * cover[b] > 0 for a, b in blocks.pairs])
+    )

@@ -119,7 +119,7 @@ def _distances(seeds: Labels, blobs: Parts, split: NDArray[np.bool_]) -> NDArray
     """Steps as the crow flies from pixels of some blobs to their blob's nearest seed; else 0."""
     away = np.zeros(seeds.shape, np.int32)
     for blob in np.flatnonzero(split).tolist():
-        box = blobs.box(blob)
+        box = blobs.boxes[blob]
         inside = blobs.labels[box] == blob
         open_ = np.ascontiguousarray(~(inside & (seeds[box] > 0))).view(np.uint8)
         distance = cv2.distanceTransform(open_, cv2.DIST_L2, 5)

@@ -20,6 +20,10 @@ from satmap.planes import BORDER, BUILDING, CONTACT, Planes
 Bytes = NDArray[np.uint8]
 
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
+# A hole of n pixels has at most so many times n around it, where it is a single one.
+_RIM = 4
+# Of what OpenCV says of a contour: the contour that it is a hole of, or -1.
+_PARENT = 3
 
 
 def find_instances(planes: Planes, settings: BuildingSettings) -> Labels:
@@ -44,13 +48,13 @@ def in_blobs(planes: Planes, settings: BuildingSettings, blobs: Parts) -> Labels
     kept_seed[0] = False
     # Strength is no more than body, so every seed lies within one blob.
     blob_of_seed = _blob_of(seeds, blobs)
-    count = np.bincount(blob_of_seed[kept_seed], minlength=len(blobs))
-    sure = np.zeros(len(blobs), np.bool_)
+    count = np.bincount(blob_of_seed[kept_seed], minlength=blobs.count)
+    sure = np.zeros(blobs.count, np.bool_)
     sure[blobs.labels[at_least(body, settings.certain)]] = True
     kept = sure | (count > 0)
     kept[0] = False
     split = count > 1
-    found = blobs.labels
+    found = blobs.labels.copy()
     if split.any():
         kept_seed &= split[blob_of_seed]
         number = np.where(kept_seed, np.cumsum(kept_seed, dtype=np.int32), 0)
@@ -72,7 +76,7 @@ def _strength(planes: Planes) -> Bytes:
 def _blob_of(seeds: Parts, blobs: Parts) -> NDArray[np.int32]:
     """The blob that each seed lies in, (seeds,)."""
     places = np.flatnonzero(seeds.labels)
-    blob = np.zeros(len(seeds), np.int32)
+    blob = np.zeros(seeds.count, np.int32)
     blob[seeds.labels.ravel()[places]] = blobs.labels.ravel()[places]
     return blob
 
@@ -107,8 +111,8 @@ def _split(
     inside = sums.astype(np.float64) / np.maximum(areas, 1)
     areas += np.bincount(shores.part, minlength=parts + 1)
     # A part counts on from the blobs.
-    target = _joined(shores, areas, inside, settings) + np.int32(len(blobs) - 1)
-    label = np.where(split, np.int32(0), np.arange(len(blobs), dtype=np.int32))
+    target = _joined(shores, areas, inside, settings) + np.int32(blobs.count - 1)
+    label = np.where(split, np.int32(0), np.arange(blobs.count, dtype=np.int32))
     found = label[blobs.labels]
     found.ravel()[place] = target[part]
     found.ravel()[shores.place] = target[shores.part]
@@ -152,34 +156,34 @@ def _joined(
 
 def _fill_holes(found: Labels, blobs: Parts, settings: BuildingSettings) -> Labels:
     """Small holes given to the building around them."""
-    holes = connected(blobs.labels == 0)
-    small = holes.areas < settings.hole_px
-    small[0] = False
-    left, top, width, height = holes.boxes.T
-    rows, columns = found.shape
-    small &= (left > 0) & (top > 0) & (left + width < columns) & (top + height < rows)
-    if not small.any():
-        return found
-    found = found.copy()
-    for hole in np.flatnonzero(small).tolist():
-        left, top, width, height = holes.boxes[hole].tolist()
-        box = slice(top - 1, top + height + 1), slice(left - 1, left + width + 1)
-        spot = (holes.labels[box] == hole).view(np.uint8)
-        around = found[box][(cv2.dilate(spot, _CROSS) > spot).view(np.bool_)]
-        # A gap between several buildings is none of any one's holes.
-        if (around == around[0]).all():
-            found[box][spot.view(np.bool_)] = around[0]
+    body = (blobs.labels > 0).view(np.uint8)
+    contours, levels = cv2.findContours(body, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    for contour, level in zip(contours, levels[0] if contours else (), strict=True):
+        # The rim of a hole, not of a blob, and not of one that is larger by far.
+        if level[_PARENT] < 0 or len(contour) > _RIM * settings.hole_px:
+            continue
+        left, top, width, height = cv2.boundingRect(contour)
+        box = slice(top, top + height), slice(left, left + width)
+        holes = connected(body[box] == 0)
+        for hole in range(1, holes.count):
+            spot = (holes.labels == hole).view(np.uint8)
+            rim = cv2.dilate(spot, _CROSS, borderValue=0) > spot
+            inner = not (spot[[0, -1]].any() or spot[:, [0, -1]].any())
+            around = found[box][rim]
+            # A gap between several buildings is none of any one's holes.
+            if inner and spot.sum() < settings.hole_px and (around == around[0]).all():
+                found[box][spot.view(np.bool_)] = around[0]
     return found
 
 
 def _numbered(found: Labels, kept: Mask) -> Labels:
     """Labels that are kept, numbered in the order of their first pixels."""
     flat = found.ravel()
-    places = np.flatnonzero(kept[flat])
+    places = np.flatnonzero(flat)
     first = np.full(len(kept), flat.size)
     # Of assignments to one place the last one stays: the first pixel's.
     first[flat[places[::-1]]] = places[::-1]
-    present = np.flatnonzero(first < flat.size)
+    present = np.flatnonzero(kept & (first < flat.size))
     rank = np.zeros(len(kept), np.int32)
     rank[present[np.argsort(first[present])]] = np.arange(1, len(present) + 1)
     return rank[found]

@@ -1,10 +1,12 @@
 """Connected parts of masks, with their areas and boxes."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 Labels = NDArray[np.int32]
 Mask = NDArray[np.bool_]
@@ -15,35 +17,30 @@ class Parts:
     """The connected parts of a mask.
 
     Attributes:
-        labels: int32 (height, width), 0 outside, 1..n.
-        areas: int32 (n + 1,), pixels; the first is the outside's.
-        boxes: int32 (n + 1, 4), left, top, width and height.
+        labels: int32 (height, width), 0 outside, 1..n in the order of the parts' first pixels.
+        count: how many there are, the outside included.
     """
 
     labels: Labels
-    areas: NDArray[np.int32]
-    boxes: NDArray[np.int32]
+    count: int
 
-    def __len__(self) -> int:
-        """How many, with the outside."""
-        return len(self.areas)
+    # OpenCV gives areas and boxes, too, in four times the time of labels.
+    @cached_property
+    def areas(self) -> NDArray[np.int64]:
+        """Pixels of each, int64 (count,), the outside's first."""
+        return np.bincount(self.labels.ravel(), minlength=self.count)
 
-    def box(self, label: int) -> tuple[slice, slice]:
-        """Rows and columns of a part."""
-        left, top, width, height = self.boxes[label].tolist()
-        return slice(top, top + height), slice(left, left + width)
+    @cached_property
+    def boxes(self) -> list[tuple[slice, slice]]:
+        """Rows and columns of each; the first is the image's."""
+        whole = tuple(slice(0, side) for side in self.labels.shape)
+        return [whole, *ndimage.find_objects(self.labels)]
 
 
 def connected(mask: Mask) -> Parts:
-    """The 4-connected parts of a mask, numbered in the order of their first pixels."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(
-        mask.view(np.uint8), connectivity=4, ltype=cv2.CV_32S
-    )
-    return Parts(
-        np.asarray(labels, np.int32),
-        np.asarray(stats[:, cv2.CC_STAT_AREA], np.int32),
-        np.asarray(stats[:, : cv2.CC_STAT_AREA], np.int32),
-    )
+    """The 4-connected parts of a mask."""
+    count, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=4, ltype=cv2.CV_32S)
+    return Parts(np.asarray(labels, np.int32), count)
 
 
 def at_least(plane: NDArray[np.uint8], probability: float) -> Mask:

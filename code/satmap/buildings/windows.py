@@ -67,7 +67,7 @@ def blob_crops(
         # A pixel more, for a look at what is beside.
         box = bounds.grown(1, 1).overlap(limits) or bounds
         blobs = connected(mask(box))
-        mine = np.zeros(len(blobs), np.bool_)
+        mine = np.zeros(blobs.count, np.bool_)
         mine[blobs.labels[row - box.top, column - box.left]] = True
         yield Crop(box, blobs, mine)
 
@@ -87,7 +87,7 @@ class _Seams:
     def add(self, box: Box, blobs: Parts) -> Mask:
         """Note what reaches the seams of a window; bool (blobs,)."""
         whole, labels = self._whole, blobs.labels
-        at_seam = np.zeros(len(blobs), np.bool_)
+        at_seam = np.zeros(blobs.count, np.bool_)
         lines: dict[tuple[str, int, int, int], tuple[int | slice, int | slice]] = {}
         last_row, last_column = box.height - 1, box.width - 1
         if box.left > whole.left:
@@ -99,7 +99,7 @@ class _Seams:
         if box.bottom < whole.bottom:
             lines["y", box.bottom, box.left, 0] = (last_row, slice(None))
         columns, rows = np.meshgrid(np.arange(box.width), np.arange(box.height), sparse=True)
-        pixel = np.zeros((len(blobs), 2), np.int64)
+        pixel = np.zeros((blobs.count, 2), np.int64)
         for at in lines.values():
             line: Labels = labels[at]
             at_seam[line] = True
@@ -109,8 +109,10 @@ class _Seams:
         number = np.where(at_seam, np.cumsum(at_seam) - 1 + self._count, -1)
         self._lines.update({key: number[labels[at]] for key, at in lines.items()})
         self._count += int(at_seam.sum())
-        bounds = blobs.boxes[at_seam].astype(np.int64)
-        bounds[:, 2:] += bounds[:, :2]
+        boxes = (blobs.boxes[blob] for blob in np.flatnonzero(at_seam).tolist())
+        bounds = np.array([(c.start, r.start, c.stop, r.stop) for r, c in boxes], np.int64).reshape(
+            -1, 4
+        )
         corner = np.array([box.left, box.top])
         self._bounds.append(bounds + np.tile(corner, 2))
         self._pixels.append(pixel[at_seam] + corner)
