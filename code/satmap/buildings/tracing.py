@@ -34,13 +34,18 @@ def trace_rings(labels: NDArray[np.int32]) -> tuple[NDArray[np.float64], Ints, I
     padded[1:-1, 1:-1] = labels
     inner, stride = padded[1:-1, 1:-1], width + 2
     flat = padded.ravel()
+    offsets = [up * stride + out for up, out in _BEYOND]
+    at_edge = np.zeros(inner.shape, np.bool_)
+    for up, out in _BEYOND:
+        at_edge |= inner != padded[1 + up : height + 1 + up, 1 + out : width + 1 + out]
+    rows, columns = np.divmod(np.flatnonzero(at_edge & (inner > 0)), width)
+    pixels = (rows + 1) * stride + columns + 1
     places, sides, following, turned = [], [], [], []
-    for number, ((down, right), (up, out)) in enumerate(zip(_AHEAD, _BEYOND, strict=True)):
-        beyond = padded[1 + up : height + 1 + up, 1 + out : width + 1 + out]
-        rows, columns = np.divmod(np.flatnonzero((inner != beyond) & (inner > 0)), width)
-        place = (rows + 1) * stride + columns + 1
+    for number, (down, right) in enumerate(_AHEAD):
+        beyond = offsets[number]
+        place = pixels[flat[pixels + beyond] != flat[pixels]]
         ahead = place + down * stride + right
-        across = ahead + up * stride + out
+        across = ahead + beyond
         label = flat[place]
         left, straight = flat[across] == label, flat[ahead] == label
         goes_to = np.where(left, across, np.where(straight, ahead, place))
@@ -53,15 +58,21 @@ def trace_rings(labels: NDArray[np.int32]) -> tuple[NDArray[np.float64], Ints, I
     key = place * 4 + side
     order = np.argsort(key)
     key, place, side = key[order], place[order], side[order]
-    to = np.searchsorted(key, np.concatenate(following)[order]).tolist()
-    # By the start of an edge: whether the one before it turned.
+    to = np.searchsorted(key, np.concatenate(following)[order])
+    # Edges that start at a corner: the one before turned.
     corner = np.zeros(len(key), np.bool_)
     corner[to] = np.concatenate(turned)[order]
+    # From corner to corner, by steps that double.
+    while not (there := corner[to]).all():
+        to = np.where(there, to, to[to])
+    at_corner = np.flatnonzero(corner)
+    rank = np.cumsum(corner) - 1
+    following_corner = rank[to[at_corner]].tolist()
 
     walk: list[int] = []
     starts: list[int] = []
-    seen = bytearray(len(to))
-    for first in range(len(to)):
+    seen = bytearray(len(at_corner))
+    for first in range(len(at_corner)):
         if seen[first]:
             continue
         starts.append(len(walk))
@@ -69,12 +80,11 @@ def trace_rings(labels: NDArray[np.int32]) -> tuple[NDArray[np.float64], Ints, I
         while not seen[edge]:
             seen[edge] = 1
             walk.append(edge)
-            edge = to[edge]
-    edges = np.array(walk, np.int64)
+            edge = following_corner[edge]
+    edges = at_corner[np.array(walk, np.int64)]
     ring = np.repeat(np.arange(len(starts)), np.diff([*starts, len(walk)]))
-    ring, edges_at_corners = ring[corner[edges]], edges[corner[edges]]
-    first_edges = edges[np.array(starts, np.int64)]
-    rows, columns = np.divmod(place[edges_at_corners], stride)
-    offset = np.array(_START)[side[edges_at_corners]]
+    rows, columns = np.divmod(place[edges], stride)
+    offset = np.array(_START)[side[edges]]
     corners = np.stack([columns - 1 + offset[:, 1], rows - 1 + offset[:, 0]], axis=1)
-    return corners.astype(np.float64), ring, flat[place[first_edges]].astype(np.int64)
+    of_ring = flat[place[edges[np.array(starts, np.int64)]]]
+    return corners.astype(np.float64), ring, of_ring.astype(np.int64)
