@@ -54,7 +54,8 @@ def main() -> None:
     directory = options.shared / "data/buildings_mapping_challenge/train"
     truth = directory / "annotation.json"
     images = {
-        int(path.stem): cv2.imread(str(path)) for path in sorted((directory / "images").iterdir())
+        int(path.stem): np.asarray(cv2.imread(str(path)), np.uint8)
+        for path in sorted((directory / "images").iterdir())
     }
     labels = _true_labels(truth)
     print(
@@ -74,7 +75,8 @@ def _true_labels(truth: Path) -> dict[int, Labels]:
     for image_id, (width, height) in content.sizes.items():
         labels[image_id] = np.zeros((height, width), np.int32)
         for number, building in enumerate(content.buildings.get(image_id, ()), 1):
-            labels[image_id][coco_mask.decode(building.mask.for_library()) > 0] = number
+            mask = coco_mask.decode(building.mask.for_library())  # type: ignore[arg-type]
+            labels[image_id][mask > 0] = number
     return labels
 
 
@@ -118,7 +120,8 @@ def _trained(
     while (spent := (time.process_time() - began) / seconds) < 1:
         for group in optimizer.param_groups:
             group["lr"] = _RATE * (1 + np.cos(np.pi * spent)) / 2
-        inputs, wanted = [], []
+        inputs: list[torch.Tensor] = []
+        wanted: list[torch.Tensor] = []
         for image_id in rng.choice(own, _BATCH):
             height, width = labels[image_id].shape
             row, column = rng.integers(height - _CROP), rng.integers(width - _CROP)

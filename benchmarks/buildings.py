@@ -11,6 +11,7 @@ probability. Attached houses count as apart if different buildings cover most of
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import cv2
 import numpy as np
@@ -43,9 +44,9 @@ def main() -> None:
         labels = np.where(labels > _HOUSES, 0, labels)
         planes = planes_of_labels(labels, _BLUR, _NOISE)
         ours, theirs, instances = _times(
-            lambda planes=planes: vectorize(planes, settings),
-            lambda planes=planes: _peer(planes, settings),
-            lambda planes=planes: find_instances(planes, settings),
+            partial(vectorize, planes, settings),
+            partial(_peer, planes, settings),
+            partial(find_instances, planes, settings),
         )
         print(f"{name:28s}{ours:8.1f}{theirs:8.1f}{theirs / ours:7.1f}{instances:8.1f}")
 

@@ -113,7 +113,8 @@ def _squared(exact: Polygons, tolerance: float, frame: Floats) -> Polygons:
         moved = np.where(edge[:, :2] | edge[:, 2:], corners, moved)
         squared = shapely.set_coordinates(squared, moved[corner])
     # Vertices within straight walls go.
-    return shapely.simplify(squared, _STRAIGHT_PX, preserve_topology=False)
+    straight: Polygons = shapely.simplify(squared, _STRAIGHT_PX, preserve_topology=False)
+    return straight
 
 
 def _levelled(values: Floats, ends: NDArray[np.int64], length: Floats) -> Floats:
