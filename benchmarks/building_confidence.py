@@ -1,17 +1,21 @@
 """Average precision of buildings by two kinds of confidence, on planes of a small network.
 
-    PYTHONPATH=code .venv/bin/python benchmarks/building_confidence.py SHARED [--seconds 120]
+    PYTHONPATH=code:tests .venv/bin/python benchmarks/building_confidence.py [SHARED]
 
-SHARED holds the Mapping Challenge's chips. For every seed two networks (ResNet18, light decoder,
-body and border) are trained from scratch, each on one half of the 24 training chips, for so many
-seconds of processor time, and predict the other half. The confidence model that rates a quarter of
-the chips is fitted to the other three quarters; no network and no model has seen what it is scored
-on. Compared are the watershed's buildings by mean probability x square root of the area, the same
-buildings by the model, and candidates of all thresholds chosen and rated by the model. The score is
-the challenge's own.
+Without SHARED the planes are made: houses, blurred and noisy, and beside them things that look like
+houses, less surely (``tests/made_blocks.py``). With SHARED they are of networks and of the chips of
+the Mapping Challenge there: for every seed two (ResNet18, light decoder, body and border) are
+trained from scratch, each on one half of the 24 training chips, for ``--seconds`` of processor
+time, and predict the other half.
+
+The confidence model that rates a quarter of the chips is fitted to the other three quarters; no
+network and no model has seen what it is scored on. Compared are the watershed's buildings by mean
+probability x square root of the area, the same buildings by the model, and candidates of all
+thresholds chosen and rated by the model. The score is the challenge's own.
 """
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Mapping
@@ -26,9 +30,11 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch.nn import functional as F
 
+from made_blocks import made_blocks, planes_of_labels
 from satmap.buildings.building import Building
 from satmap.buildings.confidence import ConfidenceModel, Sample, candidates_of, fit_confidence
 from satmap.buildings.confidence import sample as sample_of
+from satmap.buildings.polygons import exact_polygons
 from satmap.buildings.settings import BuildingSettings
 from satmap.buildings.vectorize import vectorize
 from satmap.metrics.coco_ap import score_coco
@@ -38,6 +44,7 @@ from satmap.submissions.coco_json import Detection, read_coco_truth, write_coco_
 
 _SEEDS = (0, 1, 2)
 _QUARTERS = 4
+_MADE, _MADE_PX = 8, 220
 _CROP, _BATCH, _RATE = 128, 8, 2e-3
 _SETTINGS = BuildingSettings(least_px=30, seed=0.6, seed_px=10)
 
@@ -48,25 +55,66 @@ Labels = NDArray[np.int32]
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("shared", type=Path)
+    parser.add_argument("shared", nargs="?", type=Path)
     parser.add_argument("--seconds", type=float, default=120)
     options = parser.parse_args()
-    directory = options.shared / "data/buildings_mapping_challenge/train"
-    truth = directory / "annotation.json"
-    images = {
-        int(path.stem): np.asarray(cv2.imread(str(path)), np.uint8)
-        for path in sorted((directory / "images").iterdir())
-    }
-    labels = _true_labels(truth)
     print(
         f"{'AP at .5, AP, AR at .5':28s}{'watershed':>20s}{'rated by model':>20s}"
         f"{'candidates':>20s}"
     )
     for seed in _SEEDS:
-        planes = _predicted(images, labels, seed, options.seconds)
-        plain, rated, chosen = _found(planes, labels)
-        cells = [_score(truth, found) for found in (plain, rated, chosen)]
+        if options.shared:
+            directory = options.shared / "data/buildings_mapping_challenge/train"
+            truth = (directory / "annotation.json").read_text()
+            labels = _true_labels(directory / "annotation.json")
+            planes = _predicted(_images(directory / "images"), labels, seed, options.seconds)
+        else:
+            labels, planes = _made(seed)
+            truth = _annotation(labels)
+        cells = [_score(truth, found, labels) for found in _found(planes, labels)]
         print(f"{f'seed {seed}':28s}" + "".join(f"{cell:>20s}" for cell in cells), flush=True)
+
+
+def _made(seed: int) -> tuple[dict[int, Labels], dict[int, Planes]]:
+    """Houses, and planes that show other things, too, less surely."""
+    labels, planes = {}, {}
+    for chip in range(_MADE):
+        rng = np.random.default_rng((seed, chip))
+        number, angle = 100 * seed + chip, float(rng.uniform(0, 90))
+        labels[chip] = made_blocks(number, _MADE_PX, angle, (10, 32), 0.7).labels
+        others = made_blocks(number + 50, _MADE_PX, angle, (10, 40), 1.0).labels
+        others[cv2.dilate((labels[chip] > 0).view(np.uint8), np.ones((5, 5))) > 0] = 0
+        shown = planes_of_labels(labels[chip], 1.0, 0.1, number)
+        doubtful = planes_of_labels(others, 2.0, 0.1, number).values * rng.uniform(0.5, 0.9)
+        values = np.maximum(shown.values, doubtful.astype(np.uint8))
+        planes[chip] = Planes(shown.names, values, shown.metres_per_pixel)
+    return labels, planes
+
+
+def _annotation(labels: Mapping[int, Labels]) -> str:
+    """The annotations of made houses."""
+    buildings = []
+    for image_id, its in labels.items():
+        for polygon in exact_polygons(its):
+            ring = np.array(polygon.exterior.coords)[:-1].ravel().tolist()
+            buildings.append(
+                {"id": len(buildings) + 1, "image_id": image_id, "category_id": 100, "iscrowd": 0,
+                 "segmentation": [ring], "area": polygon.area, "bbox": [0, 0, 1, 1]}
+            )  # fmt: skip
+    images = [
+        {"id": image_id, "file_name": f"{image_id}.png", "height": its.shape[0],
+         "width": its.shape[1]}
+        for image_id, its in labels.items()
+    ]  # fmt: skip
+    categories = [{"id": 100, "name": "building"}]
+    return json.dumps({"images": images, "annotations": buildings, "categories": categories})
+
+
+def _images(directory: Path) -> dict[int, Bytes]:
+    return {
+        int(path.stem): np.asarray(cv2.imread(str(path)), np.uint8)
+        for path in sorted(directory.iterdir())
+    }
 
 
 def _true_labels(truth: Path) -> dict[int, Labels]:
@@ -171,23 +219,24 @@ def _fitted(samples: list[Sample]) -> ConfidenceModel:
     return fit_confidence(samples).model
 
 
-def _score(truth: Path, found: _Buildings) -> str:
-    sizes = dict(read_coco_truth(truth).sizes)
-    detections = {}
-    for image_id, buildings in found.items():
-        width, height = sizes[image_id]
-        detections[image_id] = [
-            Detection(_drawn(building, (height, width)), (0, 0), building.confidence)
+def _score(truth: str, found: _Buildings, labels: Mapping[int, Labels]) -> str:
+    sizes = {image_id: (its.shape[1], its.shape[0]) for image_id, its in labels.items()}
+    detections = {
+        image_id: [
+            Detection(_drawn(building, labels[image_id].shape), (0, 0), building.confidence)
             for building in buildings
         ]
+        for image_id, buildings in found.items()
+    }
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "results.json"
-        write_coco_results(path, detections, sizes)
-        total = score_coco(truth, path).total
+        annotation, results = Path(directory) / "annotation.json", Path(directory) / "results.json"
+        annotation.write_text(truth)
+        write_coco_results(results, detections, sizes)
+        total = score_coco(annotation, results).total
     return f"{total['ap50']:.3f} {total['ap']:.3f} {total['ar50']:.3f}"
 
 
-def _drawn(building: Building, shape: tuple[int, int]) -> Bytes:
+def _drawn(building: Building, shape: tuple[int, ...]) -> Bytes:
     drawn: Bytes = rasterio.features.rasterize([building.polygon], out_shape=shape, dtype="uint8")
     return drawn
 

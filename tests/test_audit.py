@@ -20,7 +20,7 @@ from satmap.errors import SatmapError
 def scene(seed: int, size: int = 120) -> NDArray[np.uint8]:
     rough = np.random.default_rng(seed).standard_normal((size, size, 3)).astype(np.float32)
     smooth = cv2.GaussianBlur(rough, (0, 0), 6)
-    return np.clip(smooth / smooth.std() * 40 + 120, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(smooth / smooth.std() * 40 + 120, 0, 255), np.uint8)
 
 
 def test_compressed_scaled_and_brighter_images_are_found(tmp_path: Path) -> None:

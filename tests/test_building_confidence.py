@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from made_blocks import made_blocks, planes_of_labels
 from satmap.buildings.candidates import (
@@ -28,7 +29,7 @@ from satmap.roads.box import Box
 CHOSEN = BuildingSettings(least_px=10, seed_px=3)
 
 
-def made(seed: int, size: int = 160) -> tuple[Planes, np.ndarray]:  # type: ignore[type-arg]
+def made(seed: int, size: int = 160) -> tuple[Planes, NDArray[np.int32]]:
     blocks = made_blocks(seed, size, 17 * seed, (10, 30))
     return planes_of_labels(blocks.labels, 1.5, 0.2, seed), blocks.labels
 

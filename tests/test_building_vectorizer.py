@@ -48,7 +48,7 @@ def noisy_body(seed: int, size: int) -> NDArray[np.uint8]:
     """Blots of all sizes and strengths."""
     rough = np.random.default_rng(seed).standard_normal((size, size))
     smooth = ndimage.gaussian_filter(rough, 2.5)
-    return np.clip(127 + smooth / smooth.std() * 80, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(127 + smooth / smooth.std() * 80, 0, 255), np.uint8)
 
 
 def test_a_building_has_its_outline_and_confidence() -> None:

@@ -1,4 +1,4 @@
-"""Confidence models of buildings on disk: LightGBM's text, of which nothing is run when it is read."""
+"""Confidence models of buildings on disk, as LightGBM's text: nothing in it is run."""
 
 from pathlib import Path
 
