@@ -93,7 +93,7 @@ def _made(seed: int) -> tuple[dict[int, Labels], dict[int, Planes]]:
 
 def _annotation(labels: Mapping[int, Labels]) -> str:
     """The annotations of made houses."""
-    buildings = []
+    buildings: list[dict[str, object]] = []
     for image_id, its in labels.items():
         for polygon in exact_polygons(its):
             ring = np.array(polygon.exterior.coords)[:-1].ravel().tolist()
