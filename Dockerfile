@@ -11,9 +11,9 @@ ENV PYTHONUNBUFFERED=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PATH=/opt/venv/bin:$PATH
 
-# The one library that rasterio's wheel wants from the system and slim images lack.
+# The libraries that rasterio's and lightgbm's wheels want from the system and slim images lack.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends libexpat1 \
+    && apt-get install --yes --no-install-recommends libexpat1 libgomp1 \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /satmap

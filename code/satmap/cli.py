@@ -353,6 +353,28 @@ def _parser() -> argparse.ArgumentParser:
     inventory = add("inventory", _inventory)
     inventory.add_argument("directories", type=Path, nargs="+", metavar="DIR")
 
+    audit = add("audit", _audit)
+    audit.add_argument("directories", type=Path, nargs="+", metavar="DIR")
+    audit.add_argument(
+        "--validation",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="directory of validation images; repeatable",
+    )
+    audit.add_argument(
+        "--bits",
+        type=int,
+        choices=range(4),
+        default=3,
+        help="in which hashes of near-duplicates differ at most (default: %(default)s)",
+    )
+    audit.add_argument(
+        "--turned", action="store_true", help="turned and mirrored images are duplicates, too"
+    )
+    audit.add_argument("--json", action="store_true", help="print one JSON object with all paths")
+
     overlay = add("overlay", _overlay)
     overlay.add_argument("submission", type=Path, metavar="OUT.csv")
     overlay.add_argument("pictures", type=Path, metavar="PICTURE_DIR")
@@ -702,6 +724,23 @@ def _inventory(options: argparse.Namespace) -> int:
 
     print(scan(options.directories).summary())
     return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    """Find near-duplicate images within training and between training and validation.
+
+    Images under DIR are for training unless they lie under a directory of --validation. They are
+    compared by perceptual hashes, so that compression, scaling and brightness make no difference.
+    """
+    from satmap.data.audit import audit_images
+
+    audit = audit_images(
+        options.directories, options.validation, most_bits=options.bits, turned=options.turned
+    )
+    print(json.dumps(audit.to_json(), indent=1) if options.json else audit.summary())
+    faults = {str(path): fault for path, fault in audit.faults.items()}
+    _report_faults(faults, "left out of the comparison")
+    return 0 if len(faults) < audit.training + audit.validation else 1
 
 
 def _overlay(options: argparse.Namespace) -> int:

@@ -2,24 +2,28 @@
 
 Touching buildings are one blob of body; border and contact planes show the seam between them
 (SpaceNet 4's solutions). Seeds are the sure insides, the watershed gives each pixel of the blob to
-one of them, and two parts are joined again where no seam is to be seen between them: a large roof
-with a doubtful spot in the middle is one building.
+one of them, and two parts are joined again where no seam is to be seen between them, or none that
+two buildings could have: a large roof with a doubtful spot in the middle is one building.
 """
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-from skimage.segmentation import watershed
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 
+from satmap.buildings.flooding import Shores, flood
+from satmap.buildings.parts import Labels, Mask, Parts, at_least, connected
 from satmap.buildings.settings import BuildingSettings
 from satmap.planes import BORDER, BUILDING, CONTACT, Planes
 
-Labels = NDArray[np.int32]
-Floats = NDArray[np.float32]
-Mask = NDArray[np.bool_]
+Bytes = NDArray[np.uint8]
 
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
+# A hole of n pixels has at most so many times n around it, where it is a single one.
+_RIM = 4
+# Of what OpenCV says of a contour: the contour that it is a hole of, or -1.
+_PARENT = 3
 
 
 def find_instances(planes: Planes, settings: BuildingSettings) -> Labels:
@@ -33,96 +37,153 @@ def find_instances(planes: Planes, settings: BuildingSettings) -> Labels:
         int32 (height, width), 0 outside, 1..n in the order of the buildings' first pixels, row by
         row; each building is 4-connected.
     """
-    body = planes[BUILDING]
-    strength: Floats = body.astype(np.float32) / np.float32(255)
-    for name in (BORDER, CONTACT):
-        if name in planes:
-            strength *= (255 - planes[name]).astype(np.float32) / np.float32(255)
-    blobs, areas, boxes = _connected(body >= settings.low * 255)
-    seeds, sizes, _ = _connected(strength >= settings.seed)
-    seeds[(sizes < settings.seed_px)[seeds]] = 0
+    return in_blobs(planes, settings, connected(at_least(planes[BUILDING], settings.low)))
+
+
+def in_blobs(planes: Planes, settings: BuildingSettings, blobs: Parts) -> Labels:
+    """As :func:`find_instances`, where the blobs of the body are known; each stands for itself."""
+    body, strength = planes[BUILDING], _strength(planes)
+    seeds = connected(at_least(strength, settings.seed))
+    kept_seed = seeds.areas >= settings.seed_px
+    kept_seed[0] = False
     # Strength is no more than body, so every seed lies within one blob.
-    places = np.flatnonzero(seeds)
-    blob_of_seed = np.zeros(len(sizes), np.int32)
-    blob_of_seed[seeds.ravel()[places]] = blobs.ravel()[places]
-    count = np.bincount(blob_of_seed[blob_of_seed > 0], minlength=len(areas))
-    sure = np.zeros(len(areas), np.bool_)
-    sure[np.unique(blobs[body >= settings.certain * 255])] = True
+    blob_of_seed = _blob_of(seeds, blobs)
+    count = np.bincount(blob_of_seed[kept_seed], minlength=blobs.count)
+    sure = np.zeros(blobs.count, np.bool_)
+    sure[blobs.labels[at_least(body, settings.certain)]] = True
     kept = sure | (count > 0)
     kept[0] = False
-    found = np.where(kept, np.arange(len(areas), dtype=np.int32), 0)[blobs]
-    following = len(areas) - 1
-    for blob in np.flatnonzero(count > 1).tolist():
-        box = boxes[blob]
-        inside = blobs[box] == blob
-        parts = _split(strength[box], np.where(inside, seeds[box], 0), inside, settings)
-        found[box][inside] = parts[inside] + following
-        following += int(parts.max())
-    return _tidy(found, settings)
+    split = count > 1
+    found = blobs.labels.copy()
+    if split.any():
+        kept_seed &= split[blob_of_seed]
+        number = np.where(kept_seed, np.cumsum(kept_seed, dtype=np.int32), 0)
+        found, kept = _split(strength, seeds, number, blobs, split, kept, settings)
+    found = _fill_holes(found, blobs, settings)
+    sizes = np.bincount(found.ravel(), minlength=len(kept))
+    return _numbered(found, kept & (sizes >= settings.least_px))
 
 
-def _connected(mask: Mask) -> tuple[Labels, NDArray[np.int32], list[tuple[slice, slice]]]:
-    """The 4-connected parts of a mask: labels, and by label area and bounding box."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=4)
-    boxes = [
-        (slice(top, top + height), slice(left, left + width))
-        for left, top, width, height, _ in stats.tolist()
-    ]
-    areas = np.asarray(stats[:, cv2.CC_STAT_AREA], np.int32)
-    return np.asarray(labels, np.int32), areas, boxes
+def _strength(planes: Planes) -> Bytes:
+    """Body x (1 - border) x (1 - contact), 0..255."""
+    strength = planes[BUILDING]
+    for name in (BORDER, CONTACT):
+        if name in planes:
+            strength = np.asarray(cv2.multiply(strength, 255 - planes[name], scale=1 / 255))
+    return strength.astype(np.uint8, copy=False)
 
 
-def _split(strength: Floats, seeds: Labels, blob: Mask, settings: BuildingSettings) -> Labels:
-    """A blob in parts, 1.. and 0 outside; seams that are not to be seen are undone."""
-    numbers, seed_of = np.unique(seeds, return_inverse=True)
-    count = len(numbers) - 1
-    markers = seed_of.reshape(blob.shape)
-    parts: Labels = watershed(-strength, markers, mask=blob).astype(np.int32)  # type: ignore[no-untyped-call]
-    # Mean strength along the seam of each two parts.
-    sums, lengths = np.zeros((2, count + 1, count + 1))
-    rows, columns = np.s_[:-1], np.s_[1:]
-    for one, other in (((rows,), (columns,)), (np.s_[:, :-1], np.s_[:, 1:])):
-        a, b = parts[one], parts[other]
-        seam = (a != b) & (a > 0) & (b > 0)
-        pair = np.minimum(a, b)[seam], np.maximum(a, b)[seam]
-        np.add.at(sums, pair, (strength[one][seam] + strength[other][seam]) / 2)
-        np.add.at(lengths, pair, 1)
-    sure = np.where(strength >= settings.seed, parts, 0)
-    inside = np.atleast_1d(ndimage.median(strength, sure, np.arange(1, count + 1)))
-    target = np.arange(count + 1, dtype=np.int32)
-    for low, high in np.argwhere(lengths > 0).tolist():
-        if sums[low, high] >= lengths[low, high] * settings.split * min(
-            inside[low - 1], inside[high - 1]
-        ):
-            target[target == target[high]] = target[low]
-    joined: Labels = target[parts]
-    return joined
+def _blob_of(seeds: Parts, blobs: Parts) -> NDArray[np.int32]:
+    """The blob that each seed lies in, (seeds,)."""
+    places = np.flatnonzero(seeds.labels)
+    blob = np.zeros(seeds.count, np.int32)
+    blob[seeds.labels.ravel()[places]] = blobs.labels.ravel()[places]
+    return blob
 
 
-def _tidy(found: Labels, settings: BuildingSettings) -> Labels:
-    """Small buildings dropped, small holes filled, numbers in the order of first pixels."""
-    sizes = np.bincount(found.ravel())
-    found[(sizes < settings.least_px)[found]] = 0
-    holes, areas, boxes = _connected(found == 0)
-    height, width = found.shape
-    for hole in np.flatnonzero(areas < settings.hole_px).tolist():
-        rows, columns = boxes[hole]
-        at_edge = not (rows.start and columns.start and rows.stop < height and columns.stop < width)
-        if hole == 0 or at_edge:
+def _split(
+    strength: Bytes,
+    seeds: Parts,
+    number: NDArray[np.int32],
+    blobs: Parts,
+    split: Mask,
+    kept: Mask,
+    settings: BuildingSettings,
+) -> tuple[Labels, Mask]:
+    """Blobs of several seeds in parts: new labels, and which of them are kept.
+
+    Args:
+        strength: (height, width).
+        seeds: of all blobs.
+        number: (seeds,), 1.. for those of blobs to be split, 0 for others.
+        blobs: of the body.
+        split: (blobs,), which have several seeds.
+        kept: (blobs,), which are buildings.
+        settings: when a split is plausible.
+    """
+    markers = number[seeds.labels]
+    shores = flood(strength, markers, blobs, split)
+    place = np.flatnonzero(markers)
+    part = markers.ravel()[place]
+    parts = int(number.max())
+    areas = np.bincount(part, minlength=parts + 1)
+    sums = np.bincount(part, strength.ravel()[place], minlength=parts + 1)
+    inside = sums.astype(np.float64) / np.maximum(areas, 1)
+    areas += np.bincount(shores.part, minlength=parts + 1)
+    # A part counts on from the blobs.
+    target = _joined(shores, areas, inside, settings) + np.int32(blobs.count - 1)
+    label = np.where(split, np.int32(0), np.arange(blobs.count, dtype=np.int32))
+    found = label[blobs.labels]
+    found.ravel()[place] = target[part]
+    found.ravel()[shores.place] = target[shores.part]
+    return found, np.concatenate([kept & ~split, np.ones(parts, np.bool_)])
+
+
+def _joined(
+    shores: Shores,
+    areas: NDArray[np.int64],
+    inside: NDArray[np.float64],
+    settings: BuildingSettings,
+) -> NDArray[np.int32]:
+    """What every part belongs to, (parts + 1,), once implausible splits are undone.
+
+    Args:
+        shores: where parts meet.
+        areas: (parts + 1,), pixels.
+        inside: (parts + 1,), mean strength of the seeds.
+        settings: when a split is plausible.
+    """
+    one, other = shores.pairs
+    darkest = np.minimum(inside[one], inside[other])
+    weak = shores.strength >= settings.split * darkest
+    # What is too small for a building, or enclosed, belongs to that with which it shares most.
+    smaller = np.where(areas[one] <= areas[other], one, other)
+    longest = np.zeros(len(areas), np.int64)
+    np.maximum.at(longest, one, shores.length)
+    np.maximum.at(longest, other, shores.length)
+    enclosed = shores.length > settings.seam * np.sqrt(areas[smaller])
+    small = areas[smaller] < settings.least_px
+    weak |= (enclosed | small) & (shores.length == longest[smaller])
+    graph = sparse.coo_array(
+        (np.ones(int(weak.sum())), (one[weak], other[weak])), shape=2 * (len(areas),)
+    )
+    _, group = connected_components(graph, directed=False)
+    first = np.full(len(areas), len(areas), np.int32)
+    np.minimum.at(first, group, np.arange(len(areas), dtype=np.int32))
+    target: NDArray[np.int32] = first[group]
+    return target
+
+
+def _fill_holes(found: Labels, blobs: Parts, settings: BuildingSettings) -> Labels:
+    """Small holes given to the building around them."""
+    body = (blobs.labels > 0).view(np.uint8)
+    contours, levels = cv2.findContours(body, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    for contour, level in zip(contours, levels[0] if contours else (), strict=True):
+        # The rim of a hole, not of a blob, and not of one that is larger by far.
+        if level[_PARENT] < 0 or len(contour) > _RIM * settings.hole_px:
             continue
-        box = slice(rows.start - 1, rows.stop + 1), slice(columns.start - 1, columns.stop + 1)
-        spot = (holes[box] == hole).view(np.uint8)
-        rim = (cv2.dilate(spot, _CROSS) > spot).view(np.bool_)
-        around = np.unique(found[box][rim])
-        # A gap between several buildings is none of any one's holes.
-        if len(around) == 1:
-            found[box][spot.view(np.bool_)] = around[0]
+        left, top, width, height = cv2.boundingRect(contour)
+        box = slice(top, top + height), slice(left, left + width)
+        holes = connected(body[box] == 0)
+        for hole in range(1, holes.count):
+            spot = (holes.labels == hole).view(np.uint8)
+            rim = cv2.dilate(spot, _CROSS, borderValue=0) > spot
+            inner = not (spot[[0, -1]].any() or spot[:, [0, -1]].any())
+            around = found[box][rim]
+            # A gap between several buildings is none of any one's holes.
+            if inner and spot.sum() < settings.hole_px and (around == around[0]).all():
+                found[box][spot.view(np.bool_)] = around[0]
+    return found
+
+
+def _numbered(found: Labels, kept: Mask) -> Labels:
+    """Labels that are kept, numbered in the order of their first pixels."""
     flat = found.ravel()
     places = np.flatnonzero(flat)
-    first = np.full(len(sizes), flat.size)
+    first = np.full(len(kept), flat.size)
     # Of assignments to one place the last one stays: the first pixel's.
     first[flat[places[::-1]]] = places[::-1]
-    present = np.flatnonzero(first < flat.size)
-    rank = np.zeros(len(sizes), np.int32)
+    present = np.flatnonzero(kept & (first < flat.size))
+    rank = np.zeros(len(kept), np.int32)
     rank[present[np.argsort(first[present])]] = np.arange(1, len(present) + 1)
     return rank[found]

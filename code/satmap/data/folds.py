@@ -1,11 +1,16 @@
 """Folds: every area's chips spread evenly, the same on every machine."""
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 
 
-def assign_folds(chips: Iterable[tuple[str, str]], folds: int, seed: int) -> dict[str, int]:
+def assign_folds(
+    chips: Iterable[tuple[str, str]],
+    folds: int,
+    seed: int,
+    groups: Iterable[Sequence[str]] = (),
+) -> dict[str, int]:
     """Give every chip a fold, stratified by area.
 
     Chips of an area are put in the order of a hash of seed and id, then dealt out in turn, so that
@@ -16,6 +21,9 @@ def assign_folds(chips: Iterable[tuple[str, str]], folds: int, seed: int) -> dic
         chips: (image id, area) pairs.
         folds: number of folds.
         seed: another seed gives another split.
+        groups: image ids that must share a fold, such as near-duplicates (satmap.data.audit): a
+            network would be judged on what it has learnt by heart. The largest are dealt first,
+            each to the fold that has fewest of its area.
 
     Returns:
         image id -> fold, 0..folds-1.
@@ -27,5 +35,24 @@ def assign_folds(chips: Iterable[tuple[str, str]], folds: int, seed: int) -> dic
     def order(image_id: str) -> bytes:
         return hashlib.sha256(f"{seed}:{image_id}".encode()).digest()
 
+    area = {image_id: aoi for aoi, ids in areas.items() for image_id in ids}
+    fold: dict[str, int] = {}
+    sizes: Counter[tuple[str, int]] = Counter()
+    known = [[image_id for image_id in group if image_id in area] for group in groups]
+    for group in sorted((g for g in known if g), key=lambda g: (-len(g), order(min(g)))):
+        its = Counter(area[image_id] for image_id in group).most_common(1)[0][0]
+        least = min(range(folds), key=lambda number: sizes[its, number])
+        for image_id in group:
+            fold[image_id] = least
+            sizes[area[image_id], least] += 1
+    if fold:
+        # Those without a group level out what groups have left uneven.
+        for aoi in sorted(areas):
+            for image_id in sorted(areas[aoi], key=order):
+                if image_id not in fold:
+                    least = min(range(folds), key=lambda number: sizes[aoi, number])
+                    fold[image_id] = least
+                    sizes[aoi, least] += 1
+        return fold
     dealt = [image_id for aoi in sorted(areas) for image_id in sorted(areas[aoi], key=order)]
     return {image_id: position % folds for position, image_id in enumerate(dealt)}

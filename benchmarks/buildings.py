@@ -1,0 +1,102 @@
+"""Milliseconds and quality of the building vectoriser.
+
+    PYTHONPATH=code:tests .venv/bin/python benchmarks/buildings.py
+
+One process, one thread. Chips of 900 x 900 with 200 made houses, rows and single ones, blurred and
+with smooth noise, body, border and contact. Times are medians of processor time, taken in turn of
+satmap, polygons with a confidence, and of a plain peer with the same libraries: seeds, the
+watershed of scikit-image on the whole chip, outlines of rasterio one by one, Douglas-Peucker, mean
+probability. Attached houses count as apart if different buildings cover most of each.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import cv2
+import numpy as np
+import rasterio.features
+import shapely
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.segmentation import watershed
+
+from made_blocks import Blocks, made_blocks, planes_of_labels, share_apart
+from satmap.buildings.instances import find_instances
+from satmap.buildings.settings import BuildingSettings
+from satmap.buildings.vectorize import vectorize
+from satmap.planes import BORDER, BUILDING, CONTACT, Planes
+
+_SIZE, _HOUSES, _ROUNDS = 900, 200, 9
+_BLUR, _NOISE = 1.0, 0.07
+_CHIPS = {"houses of 16 to 32 px": (16, 32), "houses of 20 to 50 px": (20, 50)}
+_SIDES = ((9, 14), (14, 30), (25, 60), (60, 120))
+_DEGREES = (0, 17, 45, 80)
+
+
+def main() -> None:
+    """Measure and print."""
+    cv2.setNumThreads(1)
+    settings = BuildingSettings()
+    print(f"{'milliseconds a chip':28s}{'satmap':>8s}{'peer':>8s}{'ratio':>7s}  of them instances")
+    for name, sides in _CHIPS.items():
+        labels = made_blocks(3, _SIZE, 17, sides).labels
+        labels = np.where(labels > _HOUSES, 0, labels)
+        planes = planes_of_labels(labels, _BLUR, _NOISE)
+        ours, theirs, instances = _times(
+            partial(vectorize, planes, settings),
+            partial(_peer, planes, settings),
+            partial(find_instances, planes, settings),
+        )
+        print(f"{name:28s}{ours:8.1f}{theirs:8.1f}{theirs / ours:7.1f}{instances:8.1f}")
+
+    print(f"\n{'attached houses apart, %':28s}{'exact':>10s}{'blurred':>10s}{'and noisy':>10s}")
+    small = BuildingSettings(least_px=30)
+    for sides in _SIDES:
+        blocks = [made_blocks(seed, 600, degrees, sides) for seed, degrees in enumerate(_DEGREES)]
+        row = (_apart(blocks, small, *kind) for kind in ((0, 0), (1, 0), (1, _NOISE)))
+        print(f"{f'{sides[0]} to {sides[1]} px':28s}" + "".join(f"{100 * x:10.1f}" for x in row))
+
+
+def _times(*works: Callable[[], object]) -> list[float]:
+    """Medians of milliseconds of processor time, the works in turn."""
+    taken = np.empty((_ROUNDS, len(works)))
+    for row in taken:
+        for column, work in enumerate(works):
+            began = time.process_time()
+            work()
+            row[column] = time.process_time() - began
+    return (1e3 * np.median(taken, axis=0)).tolist()  # type: ignore[no-any-return]
+
+
+def _apart(blocks: list[Blocks], settings: BuildingSettings, blur: float, noise: float) -> float:
+    shares = [
+        share_apart(b, find_instances(planes_of_labels(b.labels, blur, noise), settings))
+        for b in blocks
+    ]
+    return float(np.mean(shares))
+
+
+def _peer(planes: Planes, settings: BuildingSettings) -> list[tuple[shapely.Polygon, float]]:
+    body = planes[BUILDING].astype(np.float32) / 255
+    strength = body.copy()
+    for name in (BORDER, CONTACT):
+        strength *= 1 - planes[name].astype(np.float32) / 255
+    seeds, count = ndimage.label(strength > settings.seed)
+    sizes = ndimage.sum_labels(np.ones_like(body), seeds, np.arange(count + 1))
+    seeds[(sizes < settings.seed_px)[seeds]] = 0
+    labels: NDArray[np.int32] = watershed(-strength, seeds, mask=body > settings.low).astype(  # type: ignore[no-untyped-call]
+        np.int32
+    )
+    found = []
+    for geometry, value in rasterio.features.shapes(labels, labels > 0, connectivity=4):
+        polygon = shapely.geometry.shape(geometry)
+        if polygon.area >= settings.least_px:
+            mean = float(body[labels == value].mean())
+            simple = polygon.simplify(settings.simplify_px)
+            found.append((simple, mean * float(np.sqrt(polygon.area))))
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Walking around labelled pixels along their edges.
+
+Every side of a pixel behind which lies something else is an edge with the pixel on its right. An
+edge goes on around the pixel diagonally ahead if that belongs to the same instance, else straight
+on, else around its own pixel. Each ring so has one 4-connected part of the surroundings beside it
+and passes no vertex twice: outlines of 4-connected instances are valid polygons, whose holes may
+touch the outside in a point.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+# Sides above, to the right, below and to the left, walked to the right, down, to the left and up:
+# rows and columns to what lies ahead, to what lies beyond, and to where an edge starts.
+_AHEAD = ((0, 1), (1, 0), (0, -1), (-1, 0))
+_BEYOND = ((-1, 0), (0, 1), (1, 0), (0, -1))
+_START = ((0, 0), (0, 1), (1, 1), (1, 0))
+
+
+def trace_rings(labels: NDArray[np.int32]) -> tuple[NDArray[np.float64], Ints, Ints]:
+    """The rings around all instances, outer ones before holes.
+
+    Args:
+        labels: int32 (height, width), 0 outside.
+
+    Returns:
+        Corners (n, 2) as x and y of pixels' edges, without the repeated last one, those of a ring
+        after one another; the ring of each, (n,); the label of each ring, (rings,).
+    """
+    height, width = labels.shape
+    padded = np.zeros((height + 2, width + 2), np.int32)
+    padded[1:-1, 1:-1] = labels
+    inner, stride = padded[1:-1, 1:-1], width + 2
+    flat = padded.ravel()
+    offsets = [up * stride + out for up, out in _BEYOND]
+    at_edge = np.zeros(inner.shape, np.bool_)
+    for up, out in _BEYOND:
+        at_edge |= inner != padded[1 + up : height + 1 + up, 1 + out : width + 1 + out]
+    rows, columns = np.divmod(np.flatnonzero(at_edge & (inner > 0)), width)
+    pixels = (rows + 1) * stride + columns + 1
+    places, sides, following, turned = [], [], [], []
+    for number, (down, right) in enumerate(_AHEAD):
+        beyond = offsets[number]
+        place = pixels[flat[pixels + beyond] != flat[pixels]]
+        ahead = place + down * stride + right
+        across = ahead + beyond
+        label = flat[place]
+        left, straight = flat[across] == label, flat[ahead] == label
+        goes_to = np.where(left, across, np.where(straight, ahead, place))
+        turn = np.where(left, 3, np.where(straight, 0, 1))
+        places.append(place)
+        sides.append(np.full(len(place), number))
+        following.append(goes_to * 4 + (number + turn) % 4)
+        turned.append(turn > 0)
+    place, side = np.concatenate(places), np.concatenate(sides)
+    key = place * 4 + side
+    order = np.argsort(key)
+    key, place, side = key[order], place[order], side[order]
+    to = np.searchsorted(key, np.concatenate(following)[order])
+    # Edges that start at a corner: the one before turned.
+    corner = np.zeros(len(key), np.bool_)
+    corner[to] = np.concatenate(turned)[order]
+    # From corner to corner, by steps that double.
+    while not (there := corner[to]).all():
+        to = np.where(there, to, to[to])
+    at_corner = np.flatnonzero(corner)
+    rank = np.cumsum(corner) - 1
+    following_corner = rank[to[at_corner]].tolist()
+
+    walk: list[int] = []
+    starts: list[int] = []
+    seen = bytearray(len(at_corner))
+    for first in range(len(at_corner)):
+        if seen[first]:
+            continue
+        starts.append(len(walk))
+        edge = first
+        while not seen[edge]:
+            seen[edge] = 1
+            walk.append(edge)
+            edge = following_corner[edge]
+    edges = at_corner[np.array(walk, np.int64)]
+    ring = np.repeat(np.arange(len(starts)), np.diff([*starts, len(walk)]))
+    rows, columns = np.divmod(place[edges], stride)
+    offset = np.array(_START)[side[edges]]
+    corners = np.stack([columns - 1 + offset[:, 1], rows - 1 + offset[:, 0]], axis=1)
+    of_ring = flat[place[edges[np.array(starts, np.int64)]]]
+    return corners.astype(np.float64), ring, of_ring.astype(np.int64)

@@ -1,0 +1,109 @@
+"""Near-duplicate images, and folds that keep them together."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import rasterio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from satmap.cli import main
+from satmap.data.audit import audit_images, near_duplicates, perceptual_hashes
+from satmap.data.folds import assign_folds
+from satmap.errors import SatmapError
+
+
+def scene(seed: int, size: int = 120) -> NDArray[np.uint8]:
+    rough = np.random.default_rng(seed).standard_normal((size, size, 3)).astype(np.float32)
+    smooth = cv2.GaussianBlur(rough, (0, 0), 6)
+    return np.asarray(np.clip(smooth / smooth.std() * 40 + 120, 0, 255), np.uint8)
+
+
+def test_compressed_scaled_and_brighter_images_are_found(tmp_path: Path) -> None:
+    train, validation = tmp_path / "train", tmp_path / "val"
+    train.mkdir()
+    validation.mkdir()
+    for seed in range(12):
+        cv2.imwrite(str(train / f"{seed}.png"), scene(seed))
+    cv2.imwrite(str(train / "again.jpg"), scene(3), [cv2.IMWRITE_JPEG_QUALITY, 60])
+    cv2.imwrite(str(validation / "scaled.png"), cv2.resize(scene(5), (90, 90)))
+    cv2.imwrite(str(validation / "turned.png"), np.rot90(scene(7)).copy())
+    cv2.imwrite(str(validation / "new.png"), scene(100))
+    grey = scene(6).mean(axis=2)
+    with rasterio.open(
+        validation / "brighter.tif", "w", driver="GTiff", width=120, height=120, count=1,
+        dtype="uint16",
+    ) as file:  # fmt: skip
+        file.write((grey * 20 + 300).astype(np.uint16), 1)
+    cv2.imwrite(str(validation / "flat.png"), np.full((50, 50), 9, np.uint8))
+    (train / "broken.jpg").write_bytes(b"no image")
+
+    found = audit_images([tmp_path], [validation])
+    assert (found.training, found.validation) == (14, 5)
+    names = {tuple(sorted(path.name for path in group)) for group in found.groups}
+    assert names == {("3.png", "again.jpg"), ("5.png", "scaled.png"), ("6.png", "brighter.tif")}
+    assert {path.name for path in found.leaked} == {"scaled.png", "brighter.tif"}
+    assert [path.name for path in found.flat] == ["flat.png"]
+    assert [path.name for path in found.faults] == ["broken.jpg"]
+    turned = audit_images([tmp_path], [validation], turned=True)
+    assert {path.name for path in turned.leaked} == {"scaled.png", "brighter.tif", "turned.png"}
+
+
+def test_the_eight_views_follow_from_one_transform() -> None:
+    grey = cv2.resize(scene(1).mean(axis=2).astype(np.float32), (32, 32))
+    views = [np.rot90(x, k) for x in (grey, grey.T) for k in range(4)]
+    assert {int(perceptual_hashes(view)[0]) for view in views} == set(
+        perceptual_hashes(grey).tolist()
+    )
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 10**6), st.integers(0, 3))
+def test_groups_are_those_of_all_pairs(seed: int, bits: int) -> None:
+    rng = np.random.default_rng(seed)
+    hashes = rng.integers(0, 2**64, 12, dtype=np.uint64)
+    hashes = np.concatenate([hashes, hashes])
+    for number in range(12, 24):
+        for place in rng.choice(64, rng.integers(0, 6), replace=False).tolist():
+            hashes[number] ^= np.uint64(1 << place)
+    group = near_duplicates(hashes[:, None], bits)
+    # Slow: spread numbers over all near pairs until nothing changes.
+    own = list(range(24))
+    for _ in range(4):
+        for a in range(24):
+            for b in range(24):
+                if int(hashes[a] ^ hashes[b]).bit_count() <= bits:
+                    own[a] = own[b] = min(own[a], own[b])
+    assert all((group[a] == group[b]) == (own[a] == own[b]) for a in range(24) for b in range(24))
+
+
+def test_folds_keep_groups_together_and_stay_even() -> None:
+    chips = [(f"a{n}", "A") for n in range(40)] + [(f"b{n}", "B") for n in range(20)]
+    groups = [[f"a{n}" for n in range(9)], ["a10", "a11"], ["b1", "b2", "b3"], ["unknown", "b5"]]
+    folds = assign_folds(chips, 4, 0, groups)
+    assert folds.keys() == dict(chips).keys()
+    for group in groups:
+        assert len({folds[name] for name in group if name in folds}) == 1
+    for area, each in (("a", 10), ("b", 5)):
+        counts = np.bincount([fold for name, fold in folds.items() if name.startswith(area)])
+        assert counts.tolist() == [each] * 4
+    assert assign_folds(chips, 4, 0, [["unknown"]]) == assign_folds(chips, 4, 0)
+
+
+def test_the_command_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SatmapError, match="no images"):
+        audit_images([tmp_path])
+    (tmp_path / "val").mkdir()
+    cv2.imwrite(str(tmp_path / "a.png"), scene(1))
+    cv2.imwrite(str(tmp_path / "val/b.png"), scene(1))
+    arguments = ["audit", str(tmp_path), "--validation", str(tmp_path / "val")]
+    for extra in ([], ["--json"]):
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments, *extra])
+        assert stopped.value.code == 0
+        output = capsys.readouterr().out
+    assert json.loads(output)["leaked"] == [str(tmp_path / "val/b.png")]

@@ -1,0 +1,297 @@
+"""Buildings from planes by one call: windows, splits, right angles, round trips of real labels."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import rasterio
+import rasterio.features
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import ndimage
+from shapely.affinity import affine_transform
+from skimage.segmentation import watershed
+
+from made_blocks import made_blocks, planes_of_labels, share_apart
+from satmap.buildings.flooding import flood
+from satmap.buildings.instances import find_instances
+from satmap.buildings.parts import at_least, connected
+from satmap.buildings.polygons import exact_polygons, simplify_outlines
+from satmap.buildings.right_angles import squared_outlines
+from satmap.buildings.settings import BuildingSettings, BuildingSettingsByCategory
+from satmap.buildings.vectorize import vectorize
+from satmap.buildings.windows import blob_crops
+from satmap.metrics.building_f1 import match_buildings
+from satmap.planes import BORDER, BUILDING, Planes
+from satmap.roads.scene import Scene
+from satmap.submissions.buildings_csv import BuildingRow
+
+SHARED = Path(__file__).parents[2] / "shared/data"
+VEGAS = SHARED / "buildings_sn2/AOI_2_Vegas_Train"
+MAPPING = SHARED / "buildings_mapping_challenge"
+EVERYTHING = BuildingSettings(least_px=0, seed_px=0)
+
+Labels = NDArray[np.int32]
+
+
+def body_planes(body: NDArray[np.uint8], border: NDArray[np.uint8] | None = None) -> Planes:
+    planes = {BUILDING: body} if border is None else {BUILDING: body, BORDER: border}
+    return Planes(tuple(planes), np.stack(list(planes.values())), (0.5, 0.5))
+
+
+def noisy_body(seed: int, size: int) -> NDArray[np.uint8]:
+    """Blots of all sizes and strengths."""
+    rough = np.random.default_rng(seed).standard_normal((size, size))
+    smooth = ndimage.gaussian_filter(rough, 2.5)
+    return np.asarray(np.clip(127 + smooth / smooth.std() * 80, 0, 255), np.uint8)
+
+
+def test_a_building_has_its_outline_and_confidence() -> None:
+    body = np.zeros((60, 80), np.uint8)
+    body[10:30, 20:50] = 204
+    body[15:20, 30:36] = 0
+    (building,) = vectorize(body_planes(body), BuildingSettings(hole_px=5))
+    assert building.polygon.equals(shapely.box(20, 10, 50, 30) - shapely.box(30, 15, 36, 20))
+    # Mean probability .8, 570 pixels.
+    assert building.confidence == pytest.approx(0.8 * np.sqrt(570))
+    assert vectorize(body_planes(np.zeros((5, 7), np.uint8)), BuildingSettings()) == []
+    sure = BuildingSettings(hole_px=5, least_confidence=19.2)
+    assert vectorize(body_planes(body), sure) == []
+
+
+@pytest.mark.parametrize("right_angles", [False, True])
+def test_windows_change_nothing(right_angles: bool) -> None:
+    blocks = made_blocks(1, 220, 17, (12, 40))
+    planes = planes_of_labels(blocks.labels, 1.0, 0.25)
+    chosen = BuildingSettings(least_px=15, seed_px=3, low=0.15, right_angles=right_angles)
+    at_once = vectorize(planes, chosen)
+    assert len(at_once) > 40
+    scene = Scene.of(planes)
+    for window in (32, 128):
+        in_windows = vectorize(scene, chosen, window=window)
+        assert [b.polygon.wkb for b in in_windows] == [b.polygon.wkb for b in at_once]
+        assert [b.confidence for b in in_windows] == [b.confidence for b in at_once]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 1000), st.sampled_from([4, 8, 16]))
+def test_every_blob_is_answered_for_once(seed: int, window: int) -> None:
+    mask = noisy_body(seed, 48)[:, :41] > 110
+    whole = connected(mask)
+    seen = np.zeros(mask.shape, np.int64)
+    for crop in blob_crops(lambda box: mask[box.pixels].copy(), mask.shape, window, 48):
+        mine = crop.mine[crop.blobs.labels]
+        seen[crop.box.pixels] += mine
+        for blob in np.flatnonzero(crop.mine).tolist():
+            # The same pixels as at once, not a part of them.
+            (number,) = np.unique(whole.labels[crop.box.pixels][crop.blobs.labels == blob])
+            assert (crop.blobs.labels == blob).sum() == whole.areas[number]
+    assert (seen == mask).all()
+
+
+def test_what_is_larger_than_any_building_is_cut_at_the_same_lines() -> None:
+    mask = np.ones((40, 100), np.bool_)
+
+    def pieces(window: int) -> set[tuple[int, int]]:
+        crops = blob_crops(lambda box: mask[box.pixels].copy(), mask.shape, window, 32)
+        return {
+            (
+                c.box.left + int(np.flatnonzero((c.blobs.labels == blob).any(0))[0]),
+                c.blobs.areas[blob],
+            )
+            for c in crops
+            for blob in np.flatnonzero(c.mine).tolist()
+        }
+
+    assert pieces(8) == pieces(16) == pieces(32)
+    assert sum(area for _, area in pieces(8)) <= mask.size
+    with pytest.raises(ValueError, match="divide"):
+        list(blob_crops(lambda box: mask[box.pixels], mask.shape, 5, 32))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1000))
+def test_the_forest_is_a_watershed(seed: int) -> None:
+    strength = noisy_body(seed, 40)
+    blobs = connected(at_least(strength, 0.35))
+    seeds = connected(at_least(strength, 0.7)).labels
+    per_blob = np.zeros(blobs.count, np.int64)
+    np.add.at(per_blob, blobs.labels[seeds > 0], 1)
+    lone = np.unique(np.stack([blobs.labels[seeds > 0], seeds[seeds > 0]]), axis=1)[0]
+    split = np.bincount(lone, minlength=blobs.count) > 1
+    if not split.any():
+        return
+    seeds[~split[blobs.labels]] = 0
+    seeds = np.unique(seeds, return_inverse=True)[1].reshape(seeds.shape).astype(np.int32)
+    shores = flood(strength, seeds, blobs, split)
+    ours = seeds.copy()
+    ours.ravel()[shores.place] = shores.part
+    mask = split[blobs.labels]
+    assert ((ours > 0) == mask).all()
+    # Slow: with all seeds but one pixel's own, a path of pixels as strong leads to its seed.
+    for level in range(0, 256, 16):
+        regions = connected(mask & (strength >= level)).labels
+        holding = [set(np.unique(seeds[regions == r])) - {0} for r in range(int(regions.max()) + 1)]
+        for region, inside in enumerate(holding):
+            if region and len(inside) == 1:
+                assert set(np.unique(ours[regions == region])) == inside
+    theirs = watershed(255 - strength.astype(np.int32), seeds, mask=mask)  # type: ignore[no-untyped-call]
+    # They differ only on ties.
+    assert (ours != theirs).sum() <= 0.1 * mask.sum()
+
+
+def test_numbers_follow_first_pixels_of_many() -> None:
+    body = noisy_body(5, 300)
+    found = find_instances(body_planes(body), EVERYTHING)
+    first = np.unique(found, return_index=True)[1][1:]
+    assert len(first) > 50
+    assert (np.diff(first) > 0).all()
+
+
+@pytest.mark.parametrize("sides", [(9, 14), (14, 30), (30, 70)])
+@pytest.mark.parametrize("degrees", [0, 17, 45])
+def test_attached_houses_stay_apart(sides: tuple[int, int], degrees: int) -> None:
+    blocks = made_blocks(degrees, 500, degrees, sides)
+    chosen = BuildingSettings(least_px=30)
+    assert len(blocks.pairs) > 15
+    assert share_apart(blocks, find_instances(planes_of_labels(blocks.labels), chosen)) >= 0.98
+    if sides[0] >= 14:
+        for noise in (0.0, 0.07):
+            planes = planes_of_labels(blocks.labels, 1.0, noise)
+            assert share_apart(blocks, find_instances(planes, chosen)) >= 0.98
+
+
+def test_no_part_is_split_off_that_another_encloses_or_that_is_too_small() -> None:
+    body = np.full((80, 80), 255, np.uint8)
+    border = np.zeros((80, 80), np.uint8)
+    cv2.rectangle(border, (20, 20), (40, 40), 255, 2)
+    assert find_instances(body_planes(body, border), BuildingSettings()).max() == 1
+    parted = BuildingSettings(seam=10)
+    assert find_instances(body_planes(body, border), parted).max() == 2
+    border[:] = 0
+    border[:, 12:14] = 255
+    assert find_instances(body_planes(body, border), BuildingSettings()).max() == 2
+    # 80 x 13 pixels are fewer.
+    assert find_instances(body_planes(body, border), BuildingSettings(least_px=1100)).max() == 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000))
+def test_outlines_are_those_of_gdal(seed: int) -> None:
+    found = find_instances(body_planes(noisy_body(seed, 40)), EVERYTHING)
+    outlines = exact_polygons(found)
+    assert shapely.is_valid(outlines).all()
+    theirs = rasterio.features.shapes(found, found > 0, connectivity=4)
+    seen = 0
+    for geometry, number in theirs:
+        rings = geometry["coordinates"]
+        assert outlines[int(number) - 1].equals(shapely.Polygon(rings[0], rings[1:]))
+        seen += 1
+    assert seen == len(outlines)
+
+
+def test_simple_outlines_of_wild_shapes_keep_area_and_place() -> None:
+    found = find_instances(body_planes(noisy_body(8, 300)), BuildingSettings(least_px=100))
+    exact = exact_polygons(found)
+    simple = simplify_outlines(exact, 1.0)
+    assert len(exact) > 20
+    assert shapely.is_valid(simple).all()
+    np.testing.assert_allclose(shapely.area(simple), shapely.area(exact), rtol=0.01)
+    shared = shapely.area(shapely.intersection(simple, exact))
+    # The estimate that spares an intersection may be off by a few thousandths.
+    assert (shared / shapely.area(shapely.union(simple, exact))).min() >= 0.945
+
+
+def test_right_angles_fit_and_shared_walls_stay_shared() -> None:
+    blocks = made_blocks(2, 300, 17, (25, 60))
+    exact = exact_polygons(blocks.labels)
+    plain = simplify_outlines(exact, 1.0)
+    squared = squared_outlines(exact, plain, 1.0, (0, 0, 300, 300))
+    assert shapely.is_valid(squared).all()
+    shared = shapely.area(shapely.intersection(squared, exact))
+    assert (shared / shapely.area(shapely.union(squared, exact))).min() >= 0.9
+    for a, b in blocks.pairs:
+        one, other = squared[a - 1], squared[b - 1]
+        assert one.intersection(other).area < 0.5
+        # Neither gap nor overlap: their common wall is nearly as long as it was.
+        wall = exact[a - 1].intersection(exact[b - 1]).length
+        if wall > 20:
+            assert one.buffer(0.05).intersection(other.boundary).length > 0.5 * wall
+    # Nearly all walls' length runs at 17 degrees or across.
+    points = [shapely.get_coordinates(p.exterior) for p in squared]
+    along = np.concatenate([np.diff(p, axis=0) for p in points])
+    length = np.hypot(along[:, 0], along[:, 1])
+    off = np.abs((np.degrees(np.arctan2(along[:, 1], along[:, 0])) - 17 + 45) % 90 - 45)
+    # What the image's edge cuts off runs along it.
+    inside = np.concatenate([((p[:-1] > 1) & (p[:-1] < 299)).all(axis=1) for p in points])
+    assert length[inside & (off < 5)].sum() > 0.85 * length[inside].sum()
+
+
+def test_settings_by_category() -> None:
+    by_look = BuildingSettingsByCategory(low=0.2, categories={"very off-nadir": {"least_px": 250}})
+    assert by_look.of("very off-nadir") == BuildingSettings(low=0.2, least_px=250)
+    assert by_look.of("nadir") == by_look.of(None) == BuildingSettings(low=0.2)
+    for wrong in ({"low": 0.9}, {"lowest": 0.1}):
+        with pytest.raises(ValueError, match="low"):
+            BuildingSettingsByCategory(categories={"nadir": wrong})
+
+
+def vegas_truth() -> list[tuple[list[shapely.Polygon], tuple[int, int]]]:
+    chips = []
+    for path in sorted((VEGAS / "geojson/buildings").glob("*.geojson")):
+        (image,) = VEGAS.glob(f"RGB-PanSharpen/*_{path.stem.rsplit('_', 1)[1]}.tif")
+        with rasterio.open(image) as source:
+            to_pixels, shape = (~source.transform).to_shapely(), source.shape
+        truth = []
+        for feature in json.loads(path.read_text())["features"]:
+            ground = shapely.force_2d(shapely.from_geojson(json.dumps(feature["geometry"])))
+            pixels = affine_transform(ground, to_pixels)
+            truth += [part for part in shapely.get_parts(pixels) if part.area >= 20]
+        chips.append((truth, shape))
+    return chips
+
+
+@pytest.mark.skipif(not VEGAS.is_dir(), reason="no shared data here")
+def test_labels_of_vegas_come_back_whole() -> None:
+    check_round_trip([chip for chip in vegas_truth() if chip[0]])
+
+
+@pytest.mark.skipif(not MAPPING.is_dir(), reason="no shared data here")
+def test_labels_of_the_mapping_challenge_come_back_whole() -> None:
+    chips = []
+    for part in ("train", "val"):
+        content = json.loads((MAPPING / part / "annotation.json").read_text())
+        sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+        truth: dict[int, list[shapely.Polygon]] = {}
+        for building in content["annotations"]:
+            (ring,) = building["segmentation"]
+            polygon = shapely.Polygon(np.reshape(ring, (-1, 2)))
+            if polygon.area >= 20:
+                truth.setdefault(building["image_id"], []).append(polygon)
+        chips += [(polygons, sizes[image_id]) for image_id, polygons in truth.items()]
+    check_round_trip(chips)
+
+
+def check_round_trip(chips: Sequence[tuple[list[shapely.Polygon], tuple[int, int]]]) -> None:
+    """Truth drawn and vectorised again: every building found, none else, mean IoU .97."""
+    ious: list[float] = []
+    for truth, shape in chips:
+        numbered = [(polygon, number) for number, polygon in enumerate(truth, 1)]
+        labels = rasterio.features.rasterize(numbered, out_shape=shape, dtype="int32")
+        found = vectorize(planes_of_labels(labels), EVERYTHING)
+        counts = match_buildings(
+            [BuildingRow(polygon) for polygon in truth],
+            [BuildingRow(building.polygon, building.confidence) for building in found],
+        ).counts
+        assert (counts.fp, counts.fn) == (0, 0)
+        outlines = np.array([building.polygon for building in found])
+        shared = shapely.area(shapely.intersection(np.array(truth)[:, None], outlines))
+        union = shapely.area(np.array(truth))[:, None] + shapely.area(outlines) - shared
+        ious += (shared / union).max(axis=1).tolist()
+    assert len(ious) > 100
+    assert np.mean(ious) >= 0.97
