@@ -383,9 +383,18 @@ def _parser() -> argparse.ArgumentParser:
 
     city = add("make-city", _make_city)
     city.add_argument("directory", type=Path, metavar="DIR")
-    city.add_argument("--chips", type=int, default=24, help="for training (default: %(default)s)")
-    city.add_argument("--test-chips", type=int, default=6, help="default: %(default)s")
-    city.add_argument("--size", type=int, default=512, help="pixels a side (default: %(default)s)")
+    city.add_argument(
+        "--layout",
+        choices=("spacenet5", "spacenet4", "spacenet2", "coco"),
+        default="spacenet5",
+        help="roads, oblique looks at buildings, buildings from above (default: %(default)s)",
+    )
+    city.add_argument(
+        "--chips", type=int, help="for training (default: by layout 24, 4, 24 and 48)"
+    )
+    city.add_argument("--test-chips", type=int, help="default: by layout 6, 1, 6 and 12")
+    city.add_argument("--size", type=int, help="pixels a side (default: 512, 900, 650 and 300)")
+    city.add_argument("--looks", type=int, help="how many of SpaceNet 4's looks (default: all 27)")
     city.add_argument("--seed", type=int, default=0, help="another seed, another city")
 
     demo = add("demo", _demo)
@@ -755,20 +764,29 @@ def _overlay(options: argparse.Namespace) -> int:
 
 
 def _make_city(options: argparse.Namespace) -> int:
-    """Make a city: images, labels and truth in the layout of SpaceNet 5.
+    """Make a city: images, labels and truth in the layout of a challenge.
 
-    Writes DIR/train and DIR/test, with the held-out truth in DIR/test_truth.csv.
+    Roads as SpaceNet 5 has them; buildings as SpaceNet 4 has them, each tile from up to 27 angles,
+    as SpaceNet 2 or as the Mapping Challenge. Writes DIR/train and DIR/test, with the held-out
+    truth in DIR/test_truth.csv.
     """
-    from satmap.data.city import make_city
+    from satmap.data.city import BuildingLayout, make_building_city, make_city
 
-    make_city(
-        options.directory,
-        chips=options.chips,
-        test_chips=options.test_chips,
-        seed=options.seed,
-        size=options.size,
-    )
-    print(f"{options.directory}: {options.chips} training chips, {options.test_chips} test chips")
+    given = {
+        key: value
+        for key in ("chips", "test_chips", "size", "looks")
+        if (value := getattr(options, key)) is not None
+    }
+    if "looks" in given and options.layout != BuildingLayout.SPACENET4:
+        raise SatmapError(
+            f"--looks is for --layout spacenet4; {options.layout} has one look at each place."
+        )
+    if options.layout == "spacenet5":
+        make_city(options.directory, seed=options.seed, **given)
+    else:
+        layout = BuildingLayout(options.layout)
+        make_building_city(options.directory, layout, seed=options.seed, **given)
+    print(f"{options.directory}: a made city in the layout of {options.layout}")
     return 0
 
 

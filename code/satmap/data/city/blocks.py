@@ -70,7 +70,7 @@ def build(
     built = Built()
     for cell in plan.cells:
         if cell.district is District.SHOPS:
-            built.add(_shops(cell.box, plan, sun, rng))
+            built.add(shops(cell.box, plan, sun, rng))
     roads = STRtree([edge.line.buffer(edge.street.width_m / 2 + KERB_M) for edge in edges])
     taken = STRtree(polygons([b.outline for b in built.buildings])) if built.buildings else None
     houses = _houses(plan, edges, sun, rng)
@@ -165,10 +165,10 @@ def _house(
         wing = rectangle(kerb + out * (end + reach / 2 - 1) + shift * width / 4, out, reach + 2,
                          width / 2)  # fmt: skip
         built.buildings.append(gabled(wing, roof, tone, height - 0.4, sun))
-    ground = Material.LAWN if rng.random() < 0.25 + 0.65 * lawn else _bare(rng)
+    ground = Material.LAWN if rng.random() < 0.25 + 0.65 * lawn else bare_ground(rng)
     parcel = rectangle(kerb + out * (KERB_M + 15), along, frontage, 30)
     built.ground.append(Fill(parcel, ground, rng.uniform(0.82, 1.15)))
-    _drive(built, kerb, along, out, width, setback, shift, rng)
+    drive(built, kerb, along, out, width, setback, shift, rng)
     yard = kerb + out * (end + rng.uniform(7, 9))
     luck = rng.random()
     if luck < 0.07:
@@ -182,12 +182,13 @@ def _house(
     return _House(footprint, built)
 
 
-def _bare(rng: np.random.Generator) -> Material:
+def bare_ground(rng: np.random.Generator) -> Material:
+    """What a garden without a lawn is covered with."""
     grounds = (Material.DRY_GRASS, Material.SOIL, Material.GRAVEL)
     return grounds[int(rng.choice(3, p=(0.6, 0.3, 0.1)))]
 
 
-def _drive(
+def drive(
     built: Built,
     kerb: FloatArray,
     along: FloatArray,
@@ -253,8 +254,8 @@ def flat(body: FloatArray, roof: Material, tone: float, height: float) -> Buildi
     return Building(body, height, tuple(faces))
 
 
-def _shops(box: Box, plan: Plan, sun: tuple[float, float], rng: np.random.Generator) -> Built:
-    """Fill the quarters between the service lanes with large buildings and car parks."""
+def shops(box: Box, plan: Plan, sun: tuple[float, float], rng: np.random.Generator) -> Built:
+    """Fill the quarters between a district's service lanes with large buildings and car parks."""
     built = Built()
     ys = (box.y0, box.y0 + 0.52 * box.height, box.y1)
     xs = (box.x0, box.x0 + 0.46 * box.width, box.x1) if box.width > 170 else (box.x0, box.x1)

@@ -28,6 +28,15 @@ class Window:
             self.height + 2 * margin,
         )
 
+    def metres(self, x_m: float, y_m: float) -> tuple[float, float, float, float]:
+        """The rectangle x0, y0, x1, y1 in city metres, of pixels ``x_m`` by ``y_m``."""
+        return (
+            self.column * x_m,
+            self.row * y_m,
+            (self.column + self.width) * x_m,
+            (self.row + self.height) * y_m,
+        )
+
 
 def grain(window: Window, sigma: float, seed: int) -> NDArray[np.float32]:
     """Unit-variance noise with features of about ``sigma`` pixels: float32 (h, w)."""

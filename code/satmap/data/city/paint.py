@@ -51,8 +51,18 @@ class Grid:
     y_m: float
 
 
-class _Canvas:
-    """The layers of a window while it is painted; all arrays are (h, w)."""
+class Canvas:
+    """The layers of a window while it is painted.
+
+    Attributes:
+        window: the pixels.
+        grid: their size.
+        material: uint8 (h, w).
+        tone: float32 (h, w), brightness relative to the material's.
+        shade: float32 (h, w), 0 in the sun, 1 in full shadow.
+        white: float32 (h, w), cover of white road paint.
+        yellow: the same of yellow paint.
+    """
 
     def __init__(self, window: Window, grid: Grid) -> None:
         shape = (window.height, window.width)
@@ -83,7 +93,22 @@ class _Canvas:
             xy = outline(near)
         return _fixed(xy)
 
+    def draw(self, scene: Scene) -> None:
+        """Draw what touches the window, in the scene's order."""
+        x0, y0, x1, y1 = self.window.metres(self.grid.x_m, self.grid.y_m)
+        for stroke in scene.within(x0, y0, x1, y1):
+            match stroke:
+                case Fill():
+                    self.fill(stroke)
+                case Shadow():
+                    self.shadow(stroke)
+                case Stripe():
+                    self.stripe(stroke)
+                case Crown():
+                    self.crown(stroke)
+
     def fill(self, stroke: Fill) -> None:
+        """Cover with a surface."""
         polygon = self.polygon(stroke.points)
         if polygon is None:
             return
@@ -95,11 +120,13 @@ class _Canvas:
             cv2.fillPoly(self.shade, [polygon], 0.0, shift=_PLACES)
 
     def shadow(self, stroke: Shadow) -> None:
+        """Darken."""
         polygon = self.polygon(stroke.points)
         if polygon is not None:
             cv2.fillPoly(self.shade, [polygon], 1.0, shift=_PLACES)
 
     def stripe(self, stroke: Stripe) -> None:
+        """Draw road paint."""
         layer = self.yellow if stroke.yellow else self.white
         line = _fixed(self.pixels(stroke.points))
         cv2.polylines(layer, [line], False, float(stroke.strength), shift=_PLACES)
@@ -108,7 +135,9 @@ class _Canvas:
         """Stamp a tree or its shadow; whole pixels of the city's grid, so that chips agree."""
         across = max(3, round(2.6 * stroke.radius / self.grid.x_m))
         down = max(3, round(2.6 * stroke.radius / self.grid.y_m))
-        stamp = cv2.resize(_stamps()[stroke.variant], (across, down), interpolation=cv2.INTER_AREA)
+        stamp = cv2.resize(
+            crown_stamps()[stroke.variant], (across, down), interpolation=cv2.INTER_AREA
+        )
         left = round(stroke.x / self.grid.x_m - across / 2) - self.window.column
         top = round(stroke.y / self.grid.y_m - down / 2) - self.window.row
         rows = slice(max(0, top), min(self.window.height, top + down))
@@ -141,35 +170,18 @@ def paint(
         seed: of textures that belong to the place; equal for all windows of a city.
         rng: source of the sensor's noise, which belongs to the window.
     """
-    wide = window.grown(_MARGIN)
-    canvas = _Canvas(wide, grid)
-    reach = (grid.x_m, grid.y_m)
-    strokes = scene.within(
-        wide.column * reach[0],
-        wide.row * reach[1],
-        (wide.column + wide.width) * reach[0],
-        (wide.row + wide.height) * reach[1],
-    )
-    for stroke in strokes:
-        match stroke:
-            case Fill():
-                canvas.fill(stroke)
-            case Shadow():
-                canvas.shadow(stroke)
-            case Stripe():
-                canvas.stripe(stroke)
-            case Crown():
-                canvas.crown(stroke)
+    canvas = Canvas(window.grown(_MARGIN), grid)
+    canvas.draw(scene)
     radiance = cv2.GaussianBlur(_radiance(canvas, seed), (0, 0), _BLUR_SIGMA)
     inner = radiance[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
     return count(np.asarray(inner, dtype=np.float32), sensor, rng)
 
 
-def _radiance(canvas: _Canvas, seed: int) -> NDArray[np.float32]:
+def _radiance(canvas: Canvas, seed: int) -> NDArray[np.float32]:
     """What leaves the ground, float32 (h, w, 8), relative to full light on white."""
     window = canvas.window
     fine, middle = grain(window, 0.9, seed + 1), grain(window, 3.5, seed + 2)
-    _weather_lawns(canvas, middle, seed)
+    weather_lawns(canvas, middle, seed)
     strength = GRAIN[canvas.material]
     tone = canvas.tone * (1 + strength[..., 0] * fine + strength[..., 1] * middle)
     # Slow changes of the light and of the air.
@@ -183,7 +195,7 @@ def _radiance(canvas: _Canvas, seed: int) -> NDArray[np.float32]:
     return np.asarray(radiance, dtype=np.float32)
 
 
-def _weather_lawns(canvas: _Canvas, middle: NDArray[np.float32], seed: int) -> None:
+def weather_lawns(canvas: Canvas, middle: NDArray[np.float32], seed: int) -> None:
     """Let lawns dry out and dry grass wear through to the soil, in patches."""
     dryness = swell(canvas.window, 60, seed + 5) + 0.16 * middle
     lawn, dry = canvas.material == Material.LAWN, canvas.material == Material.DRY_GRASS
@@ -198,7 +210,7 @@ def _fixed(xy: FloatArray) -> NDArray[np.int32]:
 
 
 @cache
-def _stamps() -> tuple[NDArray[np.float32], ...]:
+def crown_stamps() -> tuple[NDArray[np.float32], ...]:
     """Crowns seen from above, each float32 (48, 48, 2): cover and tone."""
     rng = np.random.default_rng(20190905)
     return tuple(_draw_crown(rng) for _ in range(CROWN_VARIANTS))

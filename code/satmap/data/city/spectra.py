@@ -47,6 +47,8 @@ class Material(IntEnum):
     CAR_BLUE = 21
     CAR_SILVER = 22
     GLASS = 23
+    BRICK = 24
+    STUCCO = 25
 
 
 # Eight reflectances, then how strongly fine (about 2 px) and middle (about 8 px) grain vary them.
@@ -75,6 +77,8 @@ _TABLE: dict[Material, tuple[float, ...]] = {
     Material.CAR_BLUE: (0.120, 0.170, 0.110, 0.070, 0.065, 0.075, 0.120, 0.130, 0.00, 0.00),
     Material.CAR_SILVER: (0.220, 0.240, 0.250, 0.255, 0.255, 0.255, 0.255, 0.250, 0.00, 0.00),
     Material.GLASS: (0.060, 0.062, 0.060, 0.055, 0.052, 0.050, 0.050, 0.050, 0.00, 0.00),
+    Material.BRICK: (0.070, 0.080, 0.100, 0.128, 0.152, 0.174, 0.200, 0.215, 0.05, 0.05),
+    Material.STUCCO: (0.160, 0.190, 0.235, 0.268, 0.285, 0.300, 0.315, 0.320, 0.04, 0.05),
 }
 
 _ROWS = np.array([_TABLE[material] for material in Material], dtype=np.float32)
@@ -106,8 +110,8 @@ class Sensor:
     """How one collect of a city turns light into counts.
 
     Attributes:
-        gain: float32 (8,), counts for a reflectance of one.
-        haze: float32 (8,), counts that the air adds.
+        gain: float32 (b,), counts for a reflectance of one in each of its bands.
+        haze: float32 (b,), counts that the air adds.
         shadow_per_m: (x, y), metres of shadow for a metre of height; y grows southward.
     """
 
@@ -135,10 +139,24 @@ def light(shade: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(1.0 - shade[..., None] * (1.0 - _SKYLIGHT), dtype=np.float32)
 
 
+def facet_light(
+    shade: NDArray[np.float32], incidence: NDArray[np.float32], sky: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Light on tilted surfaces, as a share of that on open level ground: float32 (h, w, 8).
+
+    Args:
+        shade: (h, w), share of the sunlight that is taken away.
+        incidence: (h, w), sunlight on the surface relative to that on level ground.
+        sky: (h, w), share of the sky that the surface sees.
+    """
+    sun = (incidence * (1.0 - shade))[..., None]
+    return np.asarray(sky[..., None] * _SKYLIGHT + sun * (1.0 - _SKYLIGHT), dtype=np.float32)
+
+
 def count(
     radiance: NDArray[np.float32], sensor: Sensor, rng: np.random.Generator
 ) -> NDArray[np.uint16]:
-    """Noisy 11-bit counts of relative radiance, (h, w, 8) -> uint16 (h, w, 8), 1..2047."""
+    """Noisy 11-bit counts of relative radiance in the sensor's bands, uint16 (h, w, b), 1..2047."""
     counts = radiance * sensor.gain + sensor.haze
     spread = np.sqrt(_READ_NOISE + _PHOTON_NOISE * counts)
     counts += spread * rng.standard_normal(counts.shape, dtype=np.float32)

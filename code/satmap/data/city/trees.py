@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from shapely import Polygon, STRtree, box, points, polygons
+from shapely import Polygon, STRtree, box, points
 
 from satmap.data.city.blocks import Built
 from satmap.data.city.network import Edge
@@ -77,7 +77,7 @@ def _free(
     """Which candidates (n, 3) stand on neither road, roof, car park nor water: indices."""
     trunks = points(candidates[:, :2])
     hard = [edge.line.buffer(edge.street.width_m / 2 + 0.7, quad_segs=2) for edge in edges]
-    hard += list(polygons([building.outline for building in built.buildings]))
+    hard += [Polygon(building.outline) for building in built.buildings]
     wet_or_paved = {Material.ASPHALT, Material.CONCRETE, Material.POOL, Material.WATER}
     hard += [Polygon(fill.points) for fill in ground if fill.material in wet_or_paved]
     blocked = np.zeros(len(candidates), dtype=bool)

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio import Affine
 from shapely import STRtree
 
+from satmap.data.city.disk import refuse_strangers, write_tiff
 from satmap.data.city.labels import CSV_HEADER, ChipRoad, chip_roads, csv_rows, geojson
 from satmap.data.city.paint import paint
 from satmap.data.city.scene import City, make_scene
 from satmap.data.city.spectra import MAX_COUNT, RGB_BANDS, Sensor, draw_sensor
 from satmap.data.city.survey import Survey, make_surveys
 from satmap.errors import SatmapError
-from satmap.files import atomic_path, require_writable, write_text
+from satmap.files import require_writable, write_text
 
 _SMALLEST = 64
 
@@ -48,6 +48,12 @@ class _Split:
         """Path of a chip's labels."""
         kind = "geojson_roads_speed"
         return self.root / kind / f"{self.prefix}_{kind}_chip{number}.geojson"
+
+    def files(self) -> set[Path]:
+        """Paths of all images and labels."""
+        numbers = self.survey.numbers()
+        images = {self.image(kind, n) for kind in ("PS-MS", "PS-RGB") for n in numbers}
+        return images | {self.label(n) for n in numbers}
 
 
 def make_city(
@@ -81,7 +87,7 @@ def make_city(
         SatmapError: an argument is out of range, the directory cannot be written to or it holds
             chips of another made city.
     """
-    _check(chips, test_chips, seed, size, name)
+    check_arguments(chips, test_chips, seed, size, name)
     train_survey, test_survey = make_surveys(
         chips, test_chips, size, np.random.default_rng((seed, 0))
     )
@@ -100,7 +106,7 @@ def make_city(
         test.root: directory / "test_truth.csv",
     }
     for split in splits:
-        _refuse_strangers(split)
+        refuse_strangers(split.root, split.files())
         require_writable(truths[split.root])
     sensor = draw_sensor(np.random.default_rng((seed, 1)))
     brightness = np.zeros((len(RGB_BANDS), MAX_COUNT + 1), dtype=np.int64)
@@ -121,7 +127,12 @@ def make_city(
             _write_rgb(split, number, stretch)
 
 
-def _check(chips: int, test_chips: int, seed: int, size: int, name: str) -> None:
+def check_arguments(chips: int, test_chips: int, seed: int, size: int, name: str) -> None:
+    """Refuse what no city can be made of.
+
+    Raises:
+        SatmapError: an argument is out of range.
+    """
     for what, value, least in (
         ("chips", chips, 1),
         ("test_chips", test_chips, 0),
@@ -135,19 +146,6 @@ def _check(chips: int, test_chips: int, seed: int, size: int, name: str) -> None
     if not re.fullmatch(r"AOI_\d+_[A-Za-z0-9]+", name):
         raise SatmapError(
             f"{name!r} is no name for a made city; give one of three parts like AOI_99_Made."
-        )
-
-
-def _refuse_strangers(split: _Split) -> None:
-    """Old chips beside new ones would pass for one city and spoil every score."""
-    numbers = split.survey.numbers()
-    ours = {split.image(kind, n) for kind in ("PS-MS", "PS-RGB") for n in numbers}
-    ours |= {split.label(n) for n in numbers}
-    found = sorted({*split.root.glob("*/[!.]*.tif"), *split.root.glob("*/[!.]*.geojson")} - ours)
-    if found:
-        raise SatmapError(
-            f"{split.root} holds {len(found)} files of another city, {found[0].name} first; "
-            "give another directory or remove that one."
         )
 
 
@@ -187,7 +185,7 @@ def _photograph(
         np.random.default_rng(noise_seed),
     )
     counts[~survey.valid(number)] = 0
-    _write_tiff(split.image("PS-MS", number), counts, survey.transform(number))
+    write_tiff(split.image("PS-MS", number), counts, survey.transform(number))
     return counts
 
 
@@ -220,32 +218,4 @@ def _write_rgb(split: _Split, number: int, stretch: NDArray[np.float64]) -> None
     grey = 1 + 254 * np.clip((counts - low) / np.maximum(1.0, high - low), 0, 1)
     grey[(counts == 0).all(axis=2)] = 0
     picture = np.rint(grey).astype(np.uint8)
-    _write_tiff(split.image("PS-RGB", number), picture, split.survey.transform(number))
-
-
-def _write_tiff(
-    path: Path, pixels: NDArray[np.uint16] | NDArray[np.uint8], transform: Affine
-) -> None:
-    """Write (h, w, bands) as a tiled, deflated GeoTIFF in EPSG:4326."""
-    height, width, bands = pixels.shape
-    with (
-        atomic_path(path) as temporary,
-        rasterio.open(
-            temporary,
-            "w",
-            driver="GTiff",
-            width=width,
-            height=height,
-            count=bands,
-            dtype=pixels.dtype,
-            crs="EPSG:4326",
-            transform=transform,
-            tiled=True,
-            blockxsize=256,
-            blockysize=256,
-            compress="deflate",
-            predictor=2,
-            zlevel=4,
-        ) as sink,
-    ):
-        sink.write(np.moveaxis(pixels, 2, 0))
+    write_tiff(split.image("PS-RGB", number), picture, split.survey.transform(number))
