@@ -30,5 +30,5 @@ def is_started_again() -> bool:
 
 
 def is_ours() -> bool:
-    """Whether it was satmap's own command that used the launcher."""
-    return OURS in os.environ
+    """Whether it was satmap's own command that used the launcher to start this process."""
+    return is_rank() and OURS in os.environ

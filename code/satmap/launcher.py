@@ -94,8 +94,7 @@ def _launch_once(arguments: Sequence[str], processes: int, logs: str) -> int:
     try:
         launch_agent(config, sys.executable, ["-m", "satmap", *arguments])
     except SignalException as error:
-        # The ranks have said what is kept.
-        raise Terminated(error.sigval, "") from error
+        raise Terminated(error.sigval) from error
     except ChildFailedError as error:
         statuses = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
         return _status(statuses)

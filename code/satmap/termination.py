@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
-from satmap.launched import is_rank
+from satmap.launched import is_first_rank, is_ours, is_rank
 
 #: What asks a process to end: a system that stops, Ctrl-C, a terminal that is gone.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -31,7 +31,8 @@ TRY_AGAIN = 75
 class Terminated(BaseException):
     """The process was asked to end. Like KeyboardInterrupt it is no fault that costs one image.
 
-    The message says what is kept; it is empty where another process of the job says the same.
+    The message says what is kept; it is empty where another process says the same: the first one of
+    a job, or the launcher.
 
     Attributes:
         status: the exit status that tells the signal.
@@ -39,7 +40,9 @@ class Terminated(BaseException):
 
     def __init__(self, number: int = signal.SIGTERM, message: str | None = None) -> None:
         """With the signal and what the user should know."""
-        if message is None:
+        if message is None and (is_ours() or not is_first_rank()):
+            message = ""
+        elif message is None:
             what = "interrupted" if number == signal.SIGINT else "terminated"
             message = f"{what}; what is finished is kept, the same command goes on"
         super().__init__(message)
