@@ -127,7 +127,7 @@ def _predict(ranks: Ranks, request: Request) -> Prediction:
         def end() -> Prediction:
             journal.take_in_parts()
             done = _written(plan, request, journal, outcomes)
-            write_submission_manifest(plan, request, weights, done.faults, device, ranks.count)
+            write_submission_manifest(plan, request, weights, done.faults, device, ranks.world)
             journal.remove()
             PlaneStore(request.output, plan.fingerprint).remove()
             return done
