@@ -3,21 +3,18 @@
 import csv
 import json
 import logging
-import multiprocessing
 import os
 import random
-import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import cast
 
 import pytest
 import torch
@@ -26,44 +23,33 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import satmap.device
+from forked_ranks import SERVER, add_tiny_encoder, finish, limit_batch, start_ranks
+from satmap import launcher
 from satmap.cli import main
 from satmap.data.crops import CropDataset
 from satmap.data.preparation import prepare
 from satmap.data.spacenet_roads import scan
 from satmap.errors import PeerError, SatmapError
 from satmap.inference.weights import find_weights
-from satmap.models.encoder_names import ENCODER_NAMES
-from satmap.models.encoders import ENCODERS, EncoderSpec
 from satmap.models.soup import average_weights
 from satmap.models.unet import UNet, build_network
 from satmap.models.weights import load_weights, save_weights
 from satmap.planes import ROAD_PLANES
+from satmap.ranks import joined
 from satmap.recipe import Stage, parse_recipe
-from satmap.training import launcher
 from satmap.training.average import WeightAverage
 from satmap.training.budget import allot, plan_epoch
 from satmap.training.checkpoint import Progress
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.order import deal, epoch_order
-from satmap.training.ranks import joined
+from satmap.training.parallel import total
 from satmap.training.synced_norm import SyncedBatchNorm, synced_norms
 from satmap.training.workplace import Workplace
 from test_training import RECIPE
 
 CPU = torch.device("cpu")
 
-# The ranks are forked from a process that has imported everything: they start in no time.
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["satmap.cli", "satmap.training.ensemble", "pytest"])
-
 _LEFT_ALONE, _TRY_AGAIN, _TERMINATED = 70, 75, 143
-
-
-def add_tiny_encoder(patch: pytest.MonkeyPatch) -> None:
-    """A fiftieth of ResNet18, timm's for tests: states and weights are written in no time."""
-    spec = EncoderSpec("test_resnet.r160_in1k", (32, 32, 48, 192, 96), ENCODERS["resnet18"].stages)
-    patch.setitem(cast(dict[str, EncoderSpec], ENCODERS), "tiny", spec)
-    patch.setattr("satmap.recipe.ENCODER_NAMES", (*ENCODER_NAMES, "tiny"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,11 +57,6 @@ def tiny_encoder() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         add_tiny_encoder(patch)
         yield
-
-
-# The processes that tests start import this module, and no fixture runs in them.
-if multiprocessing.current_process().name != "MainProcess":
-    add_tiny_encoder(pytest.MonkeyPatch())
 
 
 def recipe_text(batch: int, encoder: str = "tiny", **optimizer: float) -> str:
@@ -105,69 +86,6 @@ def command(city: Path, directory: Path, text: str) -> list[str]:
         "--weights", str(directory / "weights"), "--cache", str(city.parent / "ranks-cache"),
         "--device", "cpu", "--workers", "0",
     ]  # fmt: skip
-
-
-def be_rank(
-    rank: int, world: int, port: int, arguments: Sequence[str], output: Path, twist: str
-) -> None:
-    """Run a command as torch's launcher would: in a process of its own, told who it is."""
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-    os.environ |= {name: str(value) for name, value in told.items()}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ["TORCHELASTIC_RUN_ID"] = "test"
-    descriptor = os.open(output / f"rank{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    torch.set_num_threads(1)
-    # Processors with bfloat16 round each share of a batch to three digits.
-    satmap.device._fast_bfloat16 = lambda device: False
-    if twist:
-        {"memory": little_memory, "disk": full_disk}[twist](rank)
-    main(arguments)
-
-
-def little_memory(rank: int) -> None:
-    """Rank 1 has no room for two crops."""
-    if rank == 1:
-        limit_batch(1)
-
-
-def full_disk(rank: int) -> None:
-    """Rank 0 cannot write the weights of a network, as if no space were left."""
-    if rank == 0:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, resource.RLIM_INFINITY))
-
-
-def limit_batch(most: int) -> Callable[..., torch.Tensor]:
-    """Let networks run out of memory in training; gives their own ``forward``."""
-    original = UNet.forward
-
-    def forward(self: UNet, x: torch.Tensor, category: torch.Tensor | None = None) -> torch.Tensor:
-        if self.training and len(x) > most:
-            raise torch.OutOfMemoryError("no room")
-        return original(self, x, category)
-
-    UNet.forward = forward  # type: ignore[method-assign]
-    return original
-
-
-def start(arguments: Sequence[str], output: Path, twist: str = "") -> list[ForkServerProcess]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(2):
-        (output / f"rank{rank}.txt").unlink(missing_ok=True)
-        process = _SERVER.Process(target=be_rank, args=(rank, 2, port, arguments, output, twist))
-        process.start()
-        processes.append(process)
-    return processes
-
-
-def finish(processes: Sequence[ForkServerProcess]) -> list[int | None]:
-    for process in processes:
-        process.join(120)
-    return [process.exitcode for process in processes]
 
 
 def weights_of(directory: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -204,7 +122,7 @@ def unbroken(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training by two ranks that nobody disturbed; begun anew, which changes nothing."""
     directory = tmp_path_factory.mktemp("unbroken")
     arguments = [*command(city, directory, recipe_text(2)), "--restart"]
-    assert finish(start(arguments, directory)) == [0, 0]
+    assert finish(start_ranks(arguments, directory)) == [0, 0]
     return directory
 
 
@@ -234,29 +152,38 @@ def test_two_processes_learn_as_one(
     assert len(list((unbroken / "weights").glob("*.curves.png"))) == 2
 
 
-def test_ranks_killed_again_and_again_lose_nothing(
-    city: Path, tmp_path: Path, unbroken: Path
-) -> None:
+def test_ten_kills_lose_nothing(city: Path, tmp_path: Path, unbroken: Path) -> None:
     arguments = [*command(city, tmp_path, recipe_text(2)), "--save-minutes", "1e-9"]
-    moments = random.Random(5)
-    for victim in (0, 1, 0):
-        processes = start(arguments, tmp_path)
-        state = tmp_path / "weights/fold0-tiny-8band.state.pt"
-        before = state.stat().st_mtime_ns if state.exists() else 0
-        # Not before this run has got somewhere, or it would prove little.
-        while not (state.exists() and state.stat().st_mtime_ns != before):
-            time.sleep(0.01)
-            if processes[0].exitcode is not None:
-                break
-        time.sleep(moments.random())
+    weights = tmp_path / "weights"
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+
+    def saved() -> list[int]:
+        return [path.stat().st_mtime_ns for path in weights.glob("*.state.pt")]
+
+    kills = 0
+    while kills < 10:
+        before = saved()
+        processes = start_ranks(arguments, tmp_path)
+        # Most often not before this run has got somewhere, or it would prove little.
+        if moments.random() < 0.8:
+            while saved() == before and processes[0].exitcode is None:
+                time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.2))
+        victim = moments.randrange(2)
         processes[victim].kill()
         codes = finish(processes)
-        if codes != [0, 0]:
-            assert codes[victim] == -signal.SIGKILL
-            # The other one has ended by itself and without a word of its own.
-            assert codes[1 - victim] == _LEFT_ALONE
-            assert "satmap:" not in (tmp_path / f"rank{1 - victim}.txt").read_text()
-    assert finish(start(arguments, tmp_path)) == [0, 0]
+        if codes[victim] != -signal.SIGKILL:
+            # It was sooner.
+            assert codes == [0, 0] and same(tmp_path, unbroken)
+            shutil.rmtree(weights)
+            continue
+        kills += 1
+        # The other one has ended by itself and without a word of its own.
+        assert codes[1 - victim] in (_LEFT_ALONE, -signal.SIGTERM)
+        assert "satmap:" not in (tmp_path / f"rank{1 - victim}.txt").read_text()
+    assert finish(start_ranks(arguments, tmp_path)) == [0, 0]
     assert same(tmp_path, unbroken)
 
 
@@ -264,7 +191,7 @@ def test_sigterm_saves_the_step_and_goes_on_from_there(
     city: Path, tmp_path: Path, unbroken: Path
 ) -> None:
     arguments = command(city, tmp_path, recipe_text(2))
-    processes = start(arguments, tmp_path)
+    processes = start_ranks(arguments, tmp_path)
     output = tmp_path / "rank0.txt"
     while "stage 2/2  epoch 1/2" not in (output.read_text() if output.exists() else ""):
         time.sleep(0.01)
@@ -272,7 +199,7 @@ def test_sigterm_saves_the_step_and_goes_on_from_there(
     assert finish(processes) == [_TERMINATED, _TERMINATED]
     assert "the same command" in output.read_text()
     assert "Traceback" not in output.read_text()
-    assert finish(start(arguments, tmp_path)) == [0, 0]
+    assert finish(start_ranks(arguments, tmp_path)) == [0, 0]
     assert same(tmp_path, unbroken)
 
 
@@ -281,19 +208,19 @@ def test_errors_of_one_rank_are_told_once_and_leave_the_checkpoints(
 ) -> None:
     arguments = command(city, tmp_path, recipe_text(2))
     # A disk that is full, on the rank that writes.
-    assert finish(start(arguments, tmp_path, "disk")) == [1, _LEFT_ALONE]
+    assert finish(start_ranks(arguments, tmp_path, "disk")) == [1, _LEFT_ALONE]
     texts = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
     assert texts[0].count("satmap: cannot write") == 1 and "Traceback" not in "".join(texts)
     assert "satmap:" not in texts[1]
     # No images at all: what every rank could say, one says.
     (tmp_path / "empty").mkdir()
     nothing = [arguments[0], str(tmp_path / "empty"), *arguments[2:]]
-    assert finish(start(nothing, tmp_path)) == [1, _LEFT_ALONE]
+    assert finish(start_ranks(nothing, tmp_path)) == [1, _LEFT_ALONE]
     texts = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
     assert "".join(texts).count("satmap:") == 1
     # Too little memory on one: the next start splits the batches.
-    assert finish(start(arguments, tmp_path, "memory"))[1] in (0, _TRY_AGAIN)
-    while finish(start(arguments, tmp_path, "memory")) != [0, 0]:
+    assert finish(start_ranks(arguments, tmp_path, "memory"))[1] in (0, _TRY_AGAIN)
+    while finish(start_ranks(arguments, tmp_path, "memory")) != [0, 0]:
         assert "out of memory" in (tmp_path / "rank1.txt").read_text()
     assert weights_of(tmp_path).keys() == weights_of(unbroken).keys()
 
@@ -377,7 +304,7 @@ def check_collectives(rank: int, port: int, directory: Path) -> None:
             (y**3).sum().backward()
         assert network[0] is plain
         assert plain.weight.grad is not None
-        gradient = ranks.total(plain.weight.grad)
+        gradient = total(plain.weight.grad, ranks)
         torch.save((y, x.grad, gradient, network.state_dict()), directory / f"{rank}.pt")
 
 
@@ -392,7 +319,7 @@ def test_joint_statistics_are_those_of_the_joined_batch(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [
-        _SERVER.Process(target=check_collectives, args=(rank, port, tmp_path)) for rank in range(2)
+        SERVER.Process(target=check_collectives, args=(rank, port, tmp_path)) for rank in range(2)
     ]
     for process in processes:
         process.start()

@@ -139,7 +139,7 @@ def test_a_run_in_parts_leaves_the_same_manifest(
         # All is predicted, but nothing written.
         patch.setattr(prediction, "_written", stopped)
         predict([made.images], output, made.weights, CPU)
-    predict([made.images], output, made.weights, CPU, processes=2)
+    predict([made.images], output, made.weights, CPU, workers=1)
     found, expected = (read_manifest(path) for path in (output, made.output))
     own = {"written", "run", "directories"}
     assert found.model_dump(exclude=own) == expected.model_dump(exclude=own)

@@ -17,7 +17,8 @@ import satmap
 from satmap.cores import available_cores
 from satmap.errors import PeerError, SatmapError, TryAgainError
 from satmap.files import require_writable
-from satmap.termination import LEFT_ALONE, STATUS, TRY_AGAIN, Terminated, raising_terminated
+from satmap.launched import is_first_rank, is_rank, is_started_again, local_processes
+from satmap.termination import LEFT_ALONE, TRY_AGAIN, Terminated, end, raising_terminated
 from satmap.text import printable
 
 #: Where sub-commands are added.
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and end the process with its status.
 
     0: the work was done. 1: it could not be, the message on stderr says why. 2: wrong arguments.
-    130: interrupted. 143: asked to end by SIGTERM, the work is saved.
+    130, 129, 143: asked to end by Ctrl-C, SIGHUP, SIGTERM, the work is saved. 70 and 75 are for
+    one of several processes, see ``satmap.termination``.
     """
     # torch's threads wait for each other by spinning; where anything else runs on the machine, a
     # step then takes several times as long. Read when torch is first imported, so set here.
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Terminated as error:
         if str(error):
             print(f"satmap: {error}", file=sys.stderr)
-        status = STATUS
+        status = error.status
     except BrokenPipeError:
         print("satmap: stopped, for nobody reads the output any more", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -84,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         status = 1
-    sys.exit(status)
+    end(status)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -413,11 +415,11 @@ def _train(options: argparse.Namespace) -> int:
     from satmap.data.preparation import default_cache
     from satmap.determinism import be_deterministic
     from satmap.device import pick_device
+    from satmap.launcher import launch, processes_for
+    from satmap.ranks import joined
     from satmap.recipe import load_recipe
     from satmap.training.ensemble import TrainingOptions, train
     from satmap.training.interruption import stop_requests
-    from satmap.training.launcher import launch, processes_for
-    from satmap.training.ranks import joined, local_processes, rank_device
     from satmap.training.watching import require_tensorboard
     from satmap.training.workplace import Circumstances, Workplace
 
@@ -441,14 +443,14 @@ def _train(options: argparse.Namespace) -> int:
         folds=tuple(options.fold or ()),
         time_limit=options.time_limit,
     )
-    device = pick_device(rank_device(options.device))
+    device = pick_device(options.device)
     workers = options.workers
     with stop_requests() as stop, joined(device) as ranks:
         place = Workplace(
             weights=options.weights,
             device=device,
             workers=_default_workers(local_processes()) if workers is None else workers,
-            restart=options.restart,
+            restart=options.restart and not is_started_again(),
             compile=options.compile,
             save_minutes=options.save_minutes,
             tensorboard=options.tensorboard,
@@ -473,12 +475,15 @@ def _predict(options: argparse.Namespace) -> int:
     """
     from satmap.device import visible_gpus
     from satmap.inference.prediction import predict
-    from satmap.inference.ranks import is_first_launched, local_processes
 
-    processes = options.processes or visible_gpus(options.device) or 1
+    processes = 1 if is_rank() else options.processes or visible_gpus(options.device) or 1
+    if processes > 1:
+        from satmap.launcher import launch
+
+        return launch(options.arguments, processes)
     workers = options.workers
     if workers is None:
-        workers = _default_vectorizers(local_processes() or processes)
+        workers = _default_vectorizers(local_processes())
     done = predict(
         options.directories,
         options.output,
@@ -489,10 +494,9 @@ def _predict(options: argparse.Namespace) -> int:
         exports=options.export,
         out_of_fold=options.out_of_fold,
         workers=workers,
-        processes=processes,
         command=options.arguments,
     )
-    if not is_first_launched():
+    if not is_first_rank():
         return 0
     _report_warnings(done.warnings)
     _report_faults(done.faults, "written as empty")

@@ -1,18 +1,26 @@
 """Where networks run and in which precision."""
 
+import os
+
 import torch
 
 from satmap.errors import SatmapError
+from satmap.launched import local_processes
 
 
 def pick_device(name: str = "auto") -> torch.device:
     """The device of that name; ``auto`` is the first GPU, else the CPU.
+
+    Of several processes that torch's launcher has started here each has a GPU of its own, unless
+    the name has a number.
 
     Raises:
         SatmapError: there is no such device, or it does not run this torch.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local_processes() > 1 and torch.cuda.is_available():
+        name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
         # A real kernel: a GPU too old for this torch is listed all the same.

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnContext, SpawnProcess
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 import cv2
 
 from satmap.errors import SatmapError
+from satmap.termination import SIGNALS, obey_parent_only
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,24 +26,38 @@ Arguments = ParamSpec("Arguments")
 
 def start_pool(workers: int) -> ProcessPoolExecutor:
     """So many processes of one thread each, which end with this one, however it ends."""
-    # Not forked: OpenCV's and GDAL's threads and locks do not survive that.
-    return ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
+    return ProcessPoolExecutor(workers, _Context(), initializer=_start_worker)
+
+
+class _Worker(SpawnProcess):
+    """Deaf to signals from its first moment on, when it has no handlers yet but threads already."""
+
+    def start(self) -> None:
+        """Start it; it inherits what this thread does not hear."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Context(SpawnContext):
+    """Not forked: OpenCV's and GDAL's threads and locks do not survive that."""
+
+    Process = _Worker
 
 
 def _start_worker() -> None:
-    # As many workers as cores: one thread each. Ctrl-C reaches all processes, but one message will
-    # do, the main process's.
+    # As many workers as cores: one thread each.
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    obey_parent_only()
     end_with_parent()
 
 
 def end_with_parent() -> None:
     """End this process at once when the one that started it is gone, however that ended.
 
-    A worker would wait for its next job for ever, a rank for one that is no more.
+    A worker would wait for its next job for ever.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

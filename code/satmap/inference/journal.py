@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -33,6 +33,7 @@ class Journal:
     Attributes:
         path: the file.
         finished: keys of the finished images, and where in the file they stand.
+        notes: by key, what the user should know of an image, finished or not.
     """
 
     def __init__(self, output: Path, fingerprint: str, part: int = 0) -> None:
@@ -50,6 +51,7 @@ class Journal:
         self._whole = output.with_name(f".{output.name}.partial")
         self.path = self._whole.with_name(f"{self._whole.name}-{part}") if part else self._whole
         self.finished: dict[str, int] = {}
+        self.notes: dict[str, list[str]] = {}
         key = hashlib.sha256(fingerprint.encode()).hexdigest()
         self._head = json.dumps(key).encode() + b"\n"
         with self._writing():
@@ -85,6 +87,11 @@ class Journal:
         line = json.dumps([key, _as_json(roads)]).encode() + b"\n"
         self.finished[key] = self._write(line)
 
+    def note(self, key: str, notes: Sequence[str]) -> None:
+        """Keep what the user should know of an image until the output is complete."""
+        line = json.dumps([key, {"notes": notes}]).encode() + b"\n"
+        self._take(line, self._write(line))
+
     def roads(self, key: str) -> ImageRoads:
         """The roads of a finished image, read from the file: they take no memory meanwhile."""
         self._file.seek(self.finished[key])
@@ -102,9 +109,8 @@ class Journal:
             with self._writing(), _locked(path, self._output) as part:
                 part.seek(0)
                 if part.readline() == self._head:
-                    for line in part:
-                        if image := _image_of(line):
-                            self.finished[image] = self._write(line)
+                    for line in filter(_record, part):
+                        self._take(line, self._write(line))
                 path.unlink()
 
     def close(self) -> None:
@@ -143,12 +149,22 @@ class Journal:
             if number == 0:
                 if line != self._head:
                     return 0
-            elif image := _image_of(line):
-                self.finished[image] = place
-            else:
+            elif not self._take(line, place):
                 break
             place += len(line)
         return place
+
+    def _take(self, line: bytes, place: int) -> bool:
+        """Know what a line of the file says; False if it is no whole record."""
+        record = _record(line)
+        if record is None:
+            return False
+        key, notes = record
+        if notes is None:
+            self.finished[key] = place
+        else:
+            self.notes[key] = notes
+        return True
 
 
 def _locked(path: Path, output: Path) -> IO[bytes]:
@@ -179,14 +195,21 @@ def _locked(path: Path, output: Path) -> IO[bytes]:
             raise
 
 
-def _image_of(line: bytes) -> str | None:
-    """The key of the image that a line holds; None if it is no whole record."""
+def _record(line: bytes) -> tuple[str, list[str] | None] | None:
+    """The key of the image of a line, and its notes if it holds these and not roads.
+
+    None if it is no whole record.
+    """
+    notes = None
     try:
-        image, content = json.loads(line)
-        _from_json(content)
-    except (ValueError, TypeError):
+        key, content = json.loads(line)
+        if isinstance(content, dict):
+            notes = list(map(str, content["notes"]))
+        else:
+            _from_json(content)
+    except (ValueError, TypeError, KeyError):
         return None
-    return str(image) if line.endswith(b"\n") else None
+    return (str(key), notes) if line.endswith(b"\n") else None
 
 
 def _as_json(roads: ImageRoads) -> list[Any]:

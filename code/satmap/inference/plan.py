@@ -11,9 +11,9 @@ from satmap.inference.journal import Journal
 from satmap.inference.out_of_fold import held_out_images
 from satmap.inference.place import Place, places_of
 from satmap.inference.plane_store import PlaneStore
-from satmap.inference.ranks import Ranks
 from satmap.inference.weights import WeightFile, choose, find_weights, recipe_of
 from satmap.manifest import now
+from satmap.ranks import Ranks
 from satmap.recipe import Recipe, load_recipe
 
 
@@ -167,7 +167,7 @@ class Work:
     def share(self, ranks: Ranks) -> "Work":
         """A process's part; which images that are depends on nothing but their order."""
         return Work(
-            self.to_see[ranks.rank :: ranks.count], self.to_trace[ranks.rank :: ranks.count]
+            self.to_see[ranks.rank :: ranks.world], self.to_trace[ranks.rank :: ranks.world]
         )
 
 

@@ -15,10 +15,10 @@ from satmap.inference.manifests import record_weights, write_submission_manifest
 from satmap.inference.output import require_outputs, sweep, write_outputs
 from satmap.inference.plan import Plan, Request, Work, make_plan, work_left
 from satmap.inference.plane_store import PlaneStore
-from satmap.inference.ranks import Ranks, launched, run_ranks
 from satmap.inference.share import predict_share
 from satmap.inference.tracing import Outcome
 from satmap.inference.weights import load_ensemble
+from satmap.ranks import Ranks, joined
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,6 @@ def predict(
     exports: Sequence[Path] = (),
     out_of_fold: bool = False,
     workers: int = 0,
-    processes: int = 1,
     command: Sequence[str] = (),
 ) -> Prediction:
     """Predict every image of the directories and write the submission with its manifest.
@@ -75,8 +74,6 @@ def predict(
             out images that none did.
         workers: processes that write and vectorise planes, for each that predicts; with any, a
             thread reads ahead. 0 does one thing after the other in this process.
-        processes: that predict, each on a GPU of its own if there are several; not under
-            ``torchrun``.
         command: satmap's arguments, for the manifest.
 
     Returns:
@@ -91,15 +88,14 @@ def predict(
         out_of_fold, workers, tuple(command),
     )  # fmt: skip
     require_outputs(request)
-    ranks = launched()
-    if ranks is None and processes > 1:
-        return run_ranks(processes, _predict, request)
-    return _predict(ranks or Ranks(), request)
+    # Planes and roads travel through files beside the output.
+    with joined(torch.device("cpu")) as ranks:
+        return _predict(ranks, request)
 
 
 def _predict(ranks: Ranks, request: Request) -> Prediction:
     """What one of the processes does."""
-    device = pick_device(ranks.device(request.device))
+    device = pick_device(request.device)
     with contextlib.ExitStack() as stack:
         voters: list[Voter] = []
         journal: Journal | None = None
@@ -118,25 +114,25 @@ def _predict(ranks: Ranks, request: Request) -> Prediction:
             sweep(plan, request)
             return plan, work_left(plan, journal, store, request.planes)
 
-        plan, work = ranks.from_first(begin)
+        plan, work = ranks.on_first(begin)
         if journal is None:
             voters = load_ensemble(plan.files, device)
             journal = stack.enter_context(Journal(request.output, plan.fingerprint, ranks.rank))
         outcome = predict_share(plan, work, request, ranks, voters, device, journal)
-        if not ranks.is_first:
+        if not ranks.first:
             # The first process takes in what this one has finished.
             journal.close()
-        outcomes = ranks.gathered(outcome)
+        outcomes = ranks.gather(outcome)
 
         def end() -> Prediction:
             journal.take_in_parts()
             done = _written(plan, request, journal, outcomes)
-            write_submission_manifest(plan, request, weights, done.faults, device, ranks.count)
+            write_submission_manifest(plan, request, weights, done.faults, device, ranks.world)
             journal.remove()
             PlaneStore(request.output, plan.fingerprint).remove()
             return done
 
-        return ranks.from_first(end)
+        return ranks.on_first(end)
 
 
 def _require_channels(plan: Plan, voters: Sequence[Voter]) -> None:
@@ -161,7 +157,7 @@ def _written(
         for outcome in outcomes:
             if index in outcome.faults:
                 faults[place.chip.image_id] = outcome.faults[index]
-            warnings |= dict.fromkeys(outcome.notes.get(index, ()))
+        warnings |= dict.fromkeys(journal.notes.get(place.key, ()))
     images, of_exports = write_outputs(plan, request, journal, list(faults))
     warnings |= dict.fromkeys(of_exports)
     return Prediction(images, faults, tuple(warnings))

@@ -21,10 +21,10 @@ from satmap.inference.pictures import Picture, read_picture
 from satmap.inference.plan import Plan, Request, Work
 from satmap.inference.plane_rasters import writing_planes
 from satmap.inference.plane_store import PlaneStore
-from satmap.inference.ranks import Ranks
 from satmap.inference.tracing import Outcome, Tracer
 from satmap.planes import ROAD_PLANES, Planes
 from satmap.progress import track
+from satmap.ranks import Ranks
 from satmap.recipe import Inference
 from satmap.roads.graph import RoadGraph
 from satmap.workers import BoundedPool, read_ahead
@@ -66,16 +66,16 @@ def predict_share(
         tracer = Tracer(plan, work, store, pool, journal, outcome)
         for index in mine.to_trace:
             tracer.stored(index)
-        seer = _Seer(plan, request.planes, voters, device, store, pool, tracer, outcome)
+        seer = _Seer(plan, request.planes, voters, device, store, pool, tracer, journal, outcome)
         pictures = read_ahead(mine.to_see, seer.read, READ_AHEAD if request.workers else 0)
-        if ranks.is_first:
-            whose = f" (1 of {ranks.count} processes)" if ranks.count > 1 else ""
+        if ranks.first:
+            whose = f" (1 of {ranks.world} processes)" if ranks.world > 1 else ""
             pictures = track(pictures, f"predicting{whose}", len(mine.to_see))
         seer.see(pictures)
         # What lies beside other processes' images has to wait for those.
         ranks.wait()
         left = tracer.trace_the_rest()
-        for _ in track(left, "vectorising", tracer.left) if ranks.is_first else left:
+        for _ in track(left, "vectorising", tracer.left) if ranks.first else left:
             pass
     return outcome
 
@@ -97,6 +97,7 @@ class _Seer:
         store: PlaneStore,
         pool: BoundedPool,
         tracer: Tracer,
+        journal: Journal,
         outcome: Outcome,
     ) -> None:
         self._plan = plan
@@ -106,6 +107,7 @@ class _Seer:
         self._store = store
         self._pool = pool
         self._tracer = tracer
+        self._journal = journal
         self._outcome = outcome
 
     def read(self, index: int) -> Picture | Exception:
@@ -224,7 +226,7 @@ class _Seer:
             self._outcome.fail(index, error)
             return False
         if picture.notes:
-            self._outcome.notes[index] = picture.notes
+            self._journal.note(self._plan.places[index].key, picture.notes)
         return True
 
     def _fail(self, index: int, error: Exception) -> None:

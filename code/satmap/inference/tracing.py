@@ -23,11 +23,9 @@ class Outcome:
 
     Attributes:
         faults: by place, why it could not be predicted.
-        notes: by place, what the user should know.
     """
 
     faults: dict[int, str] = field(default_factory=dict)
-    notes: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     def fail(self, index: int, error: BaseException) -> None:
         """Note what is wrong with an image, unless it is a fault of the whole run.

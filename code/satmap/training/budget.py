@@ -78,32 +78,52 @@ def allot(members: Sequence[Member], world: int, seconds: float) -> dict[str, li
     """Seconds for each stage of each member, in proportion to the pixels that it shows.
 
     Args:
-        members: what is trained, dealt to the ranks in turn.
-        world: how many ranks there are.
+        members: what is trained.
+        world: how many ranks there are, which work on it as ``deal_stages`` says.
         seconds: for all of it.
 
     Returns:
         Member's name -> seconds for each of its stages.
     """
-    alone = [0.0] * world
-    shared = 0.0
-    for index, member in enumerate(members):
-        for stage in member.stages:
-            if stage.sync_batch_norm:
-                shared += _work(stage) / world
-            else:
-                alone[index % world] += _work(stage)
-    total = max(alone) + shared
+    shares = {member.name: [0.0] * len(member.stages) for member in members}
+    total = 0.0
+    for index, (own, shared) in enumerate(deal_stages(members, world)):
+        work = [sum(_work(member.stages[index]) for member in rank) for rank in own]
+        longest = max(work)
+        total += longest
+        for rank, sum_of_rank in zip(own, work, strict=True):
+            for member in rank:
+                # A rank with less to do takes the time that the others need anyway.
+                share = _work(member.stages[index]) / sum_of_rank
+                shares[member.name][index] = longest * share
+        for member in shared:
+            shares[member.name][index] = _work(member.stages[index]) / world
+            total += shares[member.name][index]
     return {
-        member.name: [
-            seconds * _work(stage) / world / total
-            if stage.sync_batch_norm
-            # A rank with less to do takes the time that the others need anyway.
-            else seconds * max(alone) / total * _work(stage) / alone[index % world]
-            for stage in member.stages
-        ]
-        for index, member in enumerate(members)
+        name: [seconds * share / total for share in of_stages] for name, of_stages in shares.items()
     }
+
+
+def deal_stages(
+    members: Sequence[Member], world: int
+) -> list[tuple[list[list[Member]], list[Member]]]:
+    """Who works on what: one stage of all members that have it, then the next.
+
+    Args:
+        members: what is trained.
+        world: how many ranks there are.
+
+    Returns:
+        For each stage the members that each rank has for itself, of which no two ranks' numbers
+        differ by more than one, and those that all work on together afterwards.
+    """
+    turns = []
+    for index in range(max(len(member.stages) for member in members)):
+        having = [member for member in members if index < len(member.stages)]
+        shared = [member for member in having if member.stages[index].sync_batch_norm]
+        own = [member for member in having if not member.stages[index].sync_batch_norm]
+        turns.append(([own[rank::world] for rank in range(world)], shared))
+    return turns
 
 
 def _work(stage: Stage) -> float:

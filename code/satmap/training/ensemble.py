@@ -20,11 +20,11 @@ from satmap.models.pretrained import find_encoder_file, how_to_get
 from satmap.models.unet import build_network
 from satmap.models.weights import load_pretrained_encoder
 from satmap.planes import ROAD_PLANES
+from satmap.ranks import Ranks
 from satmap.recipe import Member, Recipe
-from satmap.training.budget import allot
+from satmap.training.budget import allot, deal_stages
 from satmap.training.loop import train_member
 from satmap.training.order import member_seed
-from satmap.training.ranks import Ranks
 from satmap.training.workplace import Workplace
 
 
@@ -88,7 +88,7 @@ def train(
         if turn.shared or place.ranks.world == 1:
             continue
         # The next turn begins where the others' states end.
-        place.ranks.gather(None)
+        place.ranks.wait()
     return preparation.faults
 
 
@@ -109,20 +109,11 @@ class Turn:
 
 def _turns(members: Sequence[Member], ranks: Ranks) -> list[Turn]:
     """The turns of one rank; those of all have equal numbers, and are shared at the same times."""
-    longest = max(len(member.stages) for member in members)
     if ranks.world == 1:
-        return [Turn(members, longest)]
+        return [Turn(members, max(len(member.stages) for member in members))]
     turns = []
-    for index in range(longest):
-        having = [member for member in members if index < len(member.stages)]
-        shared = [member for member in having if member.stages[index].sync_batch_norm]
-        # A member stays with its rank.
-        own = [
-            member
-            for number, member in enumerate(members)
-            if number % ranks.world == ranks.rank and member in having and member not in shared
-        ]
-        turns += [Turn(own, index + 1), Turn(shared, index + 1, shared=True)]
+    for index, (own, shared) in enumerate(deal_stages(members, ranks.world)):
+        turns += [Turn(own[ranks.rank], index + 1), Turn(shared, index + 1, shared=True)]
     return turns
 
 
@@ -221,7 +212,7 @@ def _require_shared_weights(place: Workplace) -> None:
     token = place.ranks.gather(token)[0]
     place.ranks.on_first(token.touch)
     missing = not token.exists()
-    place.ranks.gather(None)
+    place.ranks.wait()
     place.ranks.on_first(lambda: token.unlink(missing_ok=True))
     cause = SatmapError(
         f"process {place.ranks.rank} does not see what process 0 writes to {place.weights}. "

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,19 +16,26 @@ from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
 from satmap.device import autocast
 from satmap.errors import SatmapError, TryAgainError
+from satmap.launched import is_ours
+from satmap.ranks import Ranks, lost_peers
 from satmap.recipe import Member, Recipe
-from satmap.termination import Terminated
+from satmap.termination import obey_parent_only
 from satmap.training.budget import EpochPlan
 from satmap.training.checkpoint import Learner, Progress, remember_split
-from satmap.training.interruption import obey_parent_only
 from satmap.training.losses import road_loss
 from satmap.training.order import chunks, deal, epoch_order
-from satmap.training.parallel import Forward
-from satmap.training.ranks import Ranks, lost_peers
+from satmap.training.parallel import Forward, total
 from satmap.training.schedule import learning_rate
 from satmap.training.workplace import Workplace
 
 _HEADS = ("loss", "road", "speed", "junction")
+
+# How a job goes on that must be started again, by whether satmap itself has started it.
+_HOW_ON = {
+    True: "Going on from the last state.",
+    False: "Start the same command again, without --restart, to go on from the last state "
+    "(torchrun does so itself with --max-restarts).",
+}
 
 # As the data loader collates the items: images, targets, indices of chips.
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -153,9 +161,7 @@ def train_epoch(
                     "rate or look at these chips."
                 )
                 ranks.raise_first(None if finite else cause)
-            learner.optimizer.step()
-            if learner.average:
-                learner.average.update(learner.network)
+            _step(learner, job)
             sums.add_(losses)
             progress.step = step + 1
             if not bar.disable:
@@ -170,7 +176,7 @@ def train_epoch(
                 _note(progress, sums, clock, ranks)
                 save()
             if stop:
-                raise Terminated(
+                raise job.place.stop.ended(
                     f"{job.member.name}: stopped after step {step + 1} of epoch "
                     f"{progress.epoch + 1}; the same command goes on from there"
                     if ranks.first
@@ -182,7 +188,7 @@ def train_epoch(
             _split(job, stage.batch, progress)
     _note(progress, sums, clock, ranks)
     seconds = max(progress.seconds, 1e-9)
-    means = (ranks.total(sums) / ranks.world / len(items)).tolist()
+    means = (total(sums, ranks) / ranks.world / len(items)).tolist()
     return {
         "stage": float(progress.stage + 1),
         "epoch": float(progress.epoch + 1),
@@ -219,7 +225,7 @@ def _gradients(
                 learner.network.plane_names,
                 targets,
                 job.member.losses,
-                job.place.ranks.total,
+                partial(total, ranks=job.place.ranks),
             )
             weight = len(numbers) / share
             (loss * weight).backward()  # type: ignore[no-untyped-call]
@@ -227,6 +233,26 @@ def _gradients(
         if len(shown) == share:
             break
     return shown, losses
+
+
+def _step(learner: Learner, job: Job) -> None:
+    """Change the weights.
+
+    Raises:
+        SatmapError: the memory does not suffice for it.
+    """
+    try:
+        learner.optimizer.step()
+        if learner.average:
+            learner.average.update(learner.network)
+    except torch.OutOfMemoryError as error:
+        # A step that is made in part cannot be made again. Nor would smaller parts of the batch
+        # help: what they take is free by now.
+        raise SatmapError(
+            f"{job.member.name}: the memory of {job.place.device} does not suffice for the "
+            "optimizer. Free what else is on it and start the same command again, which goes on "
+            "from the last state, or use a smaller encoder."
+        ) from error
 
 
 def _loader(
@@ -284,7 +310,7 @@ def _split(job: Job, batch: int, progress: Progress) -> None:
     if job.place.ranks.world > 1:
         # The others wait for a part of the batch that will not come.
         remember_split(job.place.state_file(job.member), progress.split)
-        raise TryAgainError(f"{warning}. Going on from the last state.")
+        raise TryAgainError(f"{warning}. {_HOW_ON[is_ours()]}")
     print(f"satmap: {warning}", file=sys.stderr, flush=True)
     if job.place.device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,25 +1,32 @@
-"""SIGTERM: asked to end, a training ends at the next moment that costs nothing."""
+"""Asked to end, a training ends at the next moment that costs nothing."""
 
 import contextlib
-import os
 import signal
-import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from satmap.termination import Terminated, on_sigterm
+from satmap.termination import Terminated, hear_no_more, on_signals
 
 
 class StopRequest:
-    """Whether SIGTERM has come.
+    """Whether SIGTERM, Ctrl-C or SIGHUP has come.
 
     Outside of ``deferred`` it ends what is running by ``Terminated``; inside, whoever works
-    looks at ``made`` from time to time, keeps the work and raises by himself.
+    looks at ``made`` from time to time, keeps the work and raises ``ended`` by himself.
     """
 
     def __init__(self) -> None:
-        self.made = False
+        self._number = 0
         self._deferred = False
+
+    @property
+    def made(self) -> bool:
+        """Whether it has come."""
+        return bool(self._number)
+
+    def ended(self, message: str | None = None) -> Terminated:
+        """What to raise; also where the request was made to another process of the job."""
+        return Terminated(self._number or signal.SIGTERM, message)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -30,32 +37,18 @@ class StopRequest:
         finally:
             self._deferred = before
         if self.made and not before:
-            raise Terminated
+            raise self.ended()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.made = True
+        hear_no_more()
+        self._number = number
         if not self._deferred:
-            raise Terminated
+            raise self.ended()
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Listen to SIGTERM while the block runs; not in threads, where signals never arrive."""
+    """Listen to signals while the block runs; not in threads, where they never arrive."""
     request = StopRequest()
-    with on_sigterm(request._handle):
+    with on_signals(request._handle):
         yield request
-
-
-def obey_parent_only(worker: int) -> None:
-    """Let a data loader's process be ended by its parent alone.
-
-    Launchers send SIGTERM to whole process groups, but the parent needs its crops to finish a step.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_await_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _await_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)

@@ -106,6 +106,11 @@ def train_member(
             f"{within if progress.step else f'epoch {progress.epoch}'} of stage "
             f"{progress.stage + 1}"
         )
+        if progress.split > 1:
+            ranks.say(
+                f"{member.name}: memory was short, so batches are computed in {progress.split} "
+                "parts until the stage ends"
+            )
     progress.world = _same_world(progress, bool(state), job)
     note_run(progress, place)
     if ranks.world > 1 and not state:

@@ -5,10 +5,12 @@ import warnings
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from satmap.models.unet import UNet
+from satmap.ranks import Ranks
 from satmap.training.workplace import Workplace
 
 
@@ -50,3 +52,27 @@ class Forward:
             waiting: contextlib.AbstractContextManager[None] = self._parallel.no_sync()
             return waiting
         return contextlib.nullcontext()
+
+
+def total(part: Tensor, ranks: Ranks) -> Tensor:
+    """The sum over the ranks; gradients flow back through it to every rank's part."""
+    if ranks.world == 1:
+        return part
+    summed: Tensor = _Total.apply(part)
+    return summed
+
+
+class _Total(torch.autograd.Function):
+    """The sum over all ranks, forwards and backwards."""
+
+    @staticmethod
+    def forward(context: Any, part: Tensor) -> Tensor:
+        summed = part.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        summed = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from satmap.training.ranks import Ranks
+from satmap.ranks import Ranks
+from satmap.training.parallel import total
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):
@@ -26,11 +27,11 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         over = (0, 2, 3)
         values = x.float()
         own = values.new_tensor([values.numel() / values.shape[1]])
-        sums = self.ranks.total(torch.cat([values.sum(over), own]))
+        sums = total(torch.cat([values.sum(over), own]), self.ranks)
         count, mean = sums[-1], sums[:-1] / sums[-1]
         centred = values - mean.view(1, -1, 1, 1)
         # In two passes: a mean of squares less a squared mean loses digits.
-        variance = self.ranks.total(centred.square().sum(over)) / count
+        variance = total(centred.square().sum(over), self.ranks) / count
         scaled = centred * torch.rsqrt(variance + self.eps).view(1, -1, 1, 1)
         output = scaled * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
         with torch.no_grad():

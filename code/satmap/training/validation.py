@@ -14,6 +14,7 @@ from satmap.inference.ensemble import Voter, predict_planes
 from satmap.metrics.apls import apls
 from satmap.models.unet import UNet
 from satmap.planes import ROAD, Planes
+from satmap.ranks import Ranks
 from satmap.recipe import Recipe
 from satmap.report.overlay import side_by_side
 from satmap.report.panels import write_picture
@@ -21,9 +22,7 @@ from satmap.roads.graph import line_length_m
 from satmap.roads.rows import to_rows
 from satmap.roads.vectorize import vectorize
 from satmap.submissions.roads_csv import RoadRow
-from satmap.termination import Terminated
 from satmap.training.interruption import StopRequest
-from satmap.training.ranks import Ranks
 
 # So many chips are drawn, spread over the list.
 _PICTURES = 4
@@ -83,9 +82,8 @@ def validate(
         if stop is not None and stop.made:
             break
         own.append(_score(network, chip, recipe, device))
-    (stopped,) = ranks.agree(stop is not None and stop.made)
-    if stopped:
-        raise Terminated(
+    if stop is not None and any(ranks.agree(stop.made)):
+        raise stop.ended(
             "stopped in a validation; the same command begins it anew" if ranks.first else ""
         )
     shares = ranks.gather(own)

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from satmap.manifest import now
+from satmap.ranks import Ranks
 from satmap.recipe import Member
 from satmap.training.interruption import StopRequest
-from satmap.training.ranks import Ranks
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
 from satmap.cores import available_cores
 from satmap.errors import SatmapError
-from satmap.termination import LEFT_ALONE, STATUS, TRY_AGAIN
-from satmap.training.ranks import is_rank
+from satmap.launched import OURS, is_rank
+from satmap.termination import LEFT_ALONE, SIGNALS, STATUSES, TRY_AGAIN, Terminated
 
 # What ranks that were asked to end may take for the step at hand and for saving.
 _LAST_STEP_S = 300
@@ -52,14 +52,18 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     """Run ``satmap ARGUMENTS`` in so many processes of this machine.
 
     Returns:
-        The exit status: 0, that of the rank that failed, 128 + 15 after SIGTERM.
+        The exit status: 0, or that of the rank that failed.
 
     Raises:
         SatmapError: a rank was killed, or they lost each other.
+        Terminated: this process was asked to end; the ranks have ended before.
     """
     # The ranks say themselves what went wrong.
     logging.disable(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
+    # All ranks are on this machine, whatever its name resolves to.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ[OURS] = "1"
     while True:
         with tempfile.TemporaryDirectory(prefix="satmap-") as logs:
             status = _launch_once(arguments, processes, logs)
@@ -84,12 +88,13 @@ def _launch_once(arguments: Sequence[str], processes: int, logs: str) -> int:
     # Newer torch can be told how long to wait before it kills ranks that save a last step.
     if hasattr(config, "shutdown_timeout"):
         config.shutdown_timeout = _LAST_STEP_S
+    if hasattr(config, "signals_to_handle"):
+        heard = (number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN)
+        config.signals_to_handle = ",".join(signal.Signals(number).name for number in heard)
     try:
         launch_agent(config, sys.executable, ["-m", "satmap", *arguments])
     except SignalException as error:
-        if error.sigval == signal.SIGINT:
-            raise KeyboardInterrupt from error
-        return 128 + error.sigval
+        raise Terminated(error.sigval) from error
     except ChildFailedError as error:
         statuses = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
         return _status(statuses)
@@ -106,7 +111,7 @@ def _status(statuses: dict[int, int]) -> int:
     if TRY_AGAIN in said:
         return TRY_AGAIN
     for status in said:
-        if status not in (LEFT_ALONE, STATUS):
+        if status not in (LEFT_ALONE, *STATUSES):
             return status
     for rank, status in statuses.items():
         if status < 0 and -status != signal.SIGTERM:
@@ -115,8 +120,11 @@ def _status(statuses: dict[int, int]) -> int:
                 "ended. If the system did it, memory may have run out: give fewer --workers. "
                 "Start the same command again to go on."
             )
-    if STATUS in said or LEFT_ALONE not in said:
-        return STATUS
+    for status in said:
+        if status in STATUSES:
+            return status
+    if LEFT_ALONE not in said:
+        return 128 + signal.SIGTERM
     raise SatmapError(
         "the processes lost each other without an error of their own. Look at the network between "
         "them, or at what --debug shows, and start the same command again to go on."

@@ -1,12 +1,13 @@
-"""The processes of a training, as torch's launcher numbers them.
+"""The processes of a training or a prediction, as torch's launcher numbers them.
 
-A ``Ranks`` is all that the rest of the training knows of them: one process alone is one of them
-too, and every question to it has its answer without a process group.
+A ``Ranks`` is all that the rest of the work knows of them: one process alone is one of them too,
+and every question to it has its answer without a process group.
 """
 
 import contextlib
 import datetime
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,15 +16,16 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from satmap.errors import PeerError, SatmapError
-from satmap.termination import Terminated
+from satmap.launched import is_rank
+from satmap.termination import Terminated, on_signals
 
 Value = TypeVar("Value")
 
 # Ranks wait for each other as long as another one's fold takes. One that dies is noticed at once
-# all the same: its connections close.
+# all the same, for the system closes its connections. A machine that falls silent (no power, no
+# network) closes none: the others wait for it until somebody ends them.
 _PATIENCE = datetime.timedelta(days=30)
 
 # What torch says, through various types, when another process is gone.
@@ -73,6 +75,10 @@ class Ranks:
         with lost_peers():
             dist.all_gather_object(values, value)
         return values
+
+    def wait(self) -> None:
+        """Wait until all have come so far."""
+        self.gather(None)
 
     def agree(self, *flags: bool) -> list[bool]:
         """For each flag whether any rank has raised it."""
@@ -127,33 +133,16 @@ class Ranks:
                 raise failure
             raise PeerError
 
-    def total(self, part: Tensor) -> Tensor:
-        """The sum over the ranks; gradients flow back through it to every rank's part."""
-        if self.world == 1:
-            return part
-        summed: Tensor = _Total.apply(part)
-        return summed
-
-
-class _Total(torch.autograd.Function):
-    """The sum over all ranks, forwards and backwards."""
-
-    @staticmethod
-    def forward(context: Any, part: Tensor) -> Tensor:
-        total = part.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
     """The ranks of this job while the block runs: those of torchrun, or this process alone.
+
+    A block that fails leaves torch's process group behind, whose threads may be in the middle of
+    what the others have no part in any more. End the process by ``satmap.termination.end`` then.
+
+    Args:
+        device: of the tensors that travel; flags and objects travel on any.
 
     Raises:
         PeerError: another rank is gone, whatever way torch found to say so.
@@ -169,10 +158,16 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group(backend, timeout=_PATIENCE)
-        yield Ranks(rank, world, local_rank, rank)
+        # Torch waits for the others without hearing what Python would do at a signal; there is
+        # nothing to lose yet.
+        with on_signals(signal.SIG_DFL):
+            dist.init_process_group(backend, timeout=_PATIENCE)
+        ranks = Ranks(rank, world, local_rank, rank)
+        yield ranks
         # Nobody leaves while others still talk.
-        dist.barrier(device_ids=[local_rank] if device.type == "cuda" else None)
+        ranks.wait()
+        # Ends torch's threads: one that still holds a tensor of the last exchange wants the
+        # interpreter's lock to give it back, and aborts the process if Python is already ending.
         dist.destroy_process_group()
 
 
@@ -188,23 +183,6 @@ def lost_peers() -> Iterator[None]:
         if is_rank() and any(word in text for word in _LOST):
             raise PeerError from error
         raise
-
-
-def is_rank() -> bool:
-    """Whether torch's launcher started this process."""
-    return dist.is_torchelastic_launched()
-
-
-def local_processes() -> int:
-    """How many ranks share this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_rank() else 1
-
-
-def rank_device(name: str) -> str:
-    """The name of this rank's device: its own GPU where all of them may be used."""
-    if is_rank() and name in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{os.environ['LOCAL_RANK']}"
-    return name
 
 
 def _end_with_parent(parent: int) -> None:

@@ -1,0 +1,118 @@
+"""Ranks as torch's launcher starts them, forked from a process that has imported everything."""
+
+import multiprocessing
+import os
+import resource
+import socket
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+
+import satmap.device
+from satmap.cli import main
+from satmap.models.encoder_names import ENCODER_NAMES
+from satmap.models.encoders import ENCODERS, EncoderSpec
+from satmap.models.unet import UNet
+
+# The ranks are forked from a process that has imported everything: they start in no time.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    ["satmap.cli", "satmap.training.ensemble", "satmap.inference.prediction", "pytest"]
+)
+
+# Longer than it takes a process to notice that another one is gone, and to end by itself.
+_ALONE_S = 5
+
+
+def add_tiny_encoder(patch: pytest.MonkeyPatch) -> None:
+    """A fiftieth of ResNet18, timm's for tests: states and weights are written in no time."""
+    spec = EncoderSpec("test_resnet.r160_in1k", (32, 32, 48, 192, 96), ENCODERS["resnet18"].stages)
+    patch.setitem(cast(dict[str, EncoderSpec], ENCODERS), "tiny", spec)
+    patch.setattr("satmap.recipe.ENCODER_NAMES", (*ENCODER_NAMES, "tiny"))
+
+
+# The processes that tests start import this module, and no fixture runs in them.
+if multiprocessing.current_process().name != "MainProcess":
+    add_tiny_encoder(pytest.MonkeyPatch())
+
+
+def be_rank(
+    rank: int, world: int, port: int, arguments: Sequence[str], output: Path, twist: str
+) -> None:
+    """Run a command as torch's launcher would: in a process of its own, told who it is."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ |= {name: str(value) for name, value in told.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["TORCHELASTIC_RUN_ID"] = "test"
+    descriptor = os.open(output / f"rank{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+    if arguments[0] == "train":
+        # Processors with bfloat16 round each share of a batch to three digits.
+        satmap.device._fast_bfloat16 = lambda device: False
+    if twist:
+        {"memory": little_memory, "disk": full_disk}[twist](rank)
+    main(arguments)
+
+
+def little_memory(rank: int) -> None:
+    """Rank 1 has no room for two crops."""
+    if rank == 1:
+        limit_batch(1)
+
+
+def full_disk(rank: int) -> None:
+    """Rank 0 cannot write the weights of a network, as if no space were left."""
+    if rank == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, resource.RLIM_INFINITY))
+
+
+def limit_batch(most: int) -> Callable[..., torch.Tensor]:
+    """Let networks run out of memory in training; gives their own ``forward``."""
+    original = UNet.forward
+
+    def forward(self: UNet, x: torch.Tensor, category: torch.Tensor | None = None) -> torch.Tensor:
+        if self.training and len(x) > most:
+            raise torch.OutOfMemoryError("no room")
+        return original(self, x, category)
+
+    UNet.forward = forward  # type: ignore[method-assign]
+    return original
+
+
+def start_ranks(arguments: Sequence[str], output: Path, twist: str = "") -> list[ForkServerProcess]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        (output / f"rank{rank}.txt").unlink(missing_ok=True)
+        process = SERVER.Process(target=be_rank, args=(rank, 2, port, arguments, output, twist))
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def finish(processes: Sequence[ForkServerProcess]) -> list[int | None]:
+    """Their exit codes; as torch's launcher does, those that others leave alone are ended.
+
+    One that waits for the others to join cannot know that they will not come.
+    """
+    deadline = time.monotonic() + 120
+    while any(process.is_alive() for process in processes):
+        sentinels = [process.sentinel for process in processes if process.is_alive()]
+        wait(sentinels, max(deadline - time.monotonic(), 0))
+        if any(process.exitcode for process in processes):
+            deadline = min(deadline, time.monotonic() + _ALONE_S)
+        if time.monotonic() >= deadline:
+            for process in processes:
+                process.terminate()
+            deadline += 120
+    return [process.exitcode for process in processes]
