@@ -847,6 +847,10 @@ def _default_weights() -> Path:
 
 def _default_vectorizers(processes: int) -> int:
     """Processes that vectorise for each of several that predict, which have a core themselves."""
+    from satmap.workers import can_have_workers
+
+    if not can_have_workers():
+        return 0
     return min(8, max(available_cores() // processes - 1, 0))
 
 

@@ -23,11 +23,32 @@ Arguments = ParamSpec("Arguments")
 
 
 def start_pool(workers: int) -> ProcessPoolExecutor:
-    """So many processes of one thread each, which end with this one, however it ends."""
+    """So many processes of one thread each, which end with this one, however it ends.
+
+    Raises:
+        SatmapError: this machine, or its container, does not let processes share locks.
+    """
+    if not can_have_workers():
+        raise SatmapError(
+            "no worker processes can be started, for there is no /dev/shm to write to. Give "
+            "`--workers 0`; in a container, pass --ipc=host or --shm-size 4G."
+        )
     # Not forked: OpenCV's and GDAL's threads and locks do not survive that.
     return ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker
     )
+
+
+def can_have_workers() -> bool:
+    """Whether there can be processes that share locks with this one.
+
+    Locks lie in ``/dev/shm``, which a container may lack (``docker run --ipc none``).
+    """
+    try:
+        multiprocessing.get_context("spawn").Lock()
+    except OSError:
+        return False
+    return True
 
 
 def _start_worker() -> None:

@@ -22,9 +22,10 @@ from satmap.models.weights import load_pretrained_encoder
 from satmap.planes import ROAD_PLANES
 from satmap.recipe import Member, Recipe
 from satmap.training.budget import allot
+from satmap.training.loading import within_shared_memory
 from satmap.training.loop import train_member
 from satmap.training.order import member_seed
-from satmap.training.ranks import Ranks
+from satmap.training.ranks import Ranks, local_processes
 from satmap.training.workplace import Workplace
 
 
@@ -71,6 +72,7 @@ def train(
         place.circumstances, time_limit_s=options.time_limit, skipped=preparation.faults
     )
     place = replace(place, circumstances=known)
+    place = within_shared_memory(place, members, local_processes())
     if place.restart:
         # Once, here: members are trained in several turns, and each goes on from the one before.
         place.ranks.on_first(lambda: _forget(members, place))

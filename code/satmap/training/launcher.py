@@ -8,12 +8,12 @@ import tempfile
 import uuid
 from collections.abc import Sequence
 
-import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
 from satmap.cores import available_cores
+from satmap.device import visible_gpus
 from satmap.errors import SatmapError
 from satmap.termination import LEFT_ALONE, STATUS, TRY_AGAIN
 from satmap.training.ranks import is_rank
@@ -30,7 +30,7 @@ def processes_for(device: str, processes: int | None) -> int:
         processes: how many the user wants; None for as many as there are GPUs.
 
     Raises:
-        SatmapError: more processes than GPUs.
+        SatmapError: more processes than GPUs, or GPUs that this torch cannot use.
     """
     if is_rank():
         return 1
@@ -39,7 +39,7 @@ def processes_for(device: str, processes: int | None) -> int:
             f"--device {device} is one GPU, which {processes} processes cannot share. Give "
             "--device cuda, or no --processes."
         )
-    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    gpus = visible_gpus(device)
     if processes and gpus and processes > gpus:
         raise SatmapError(
             f"{processes} processes, but there are {gpus} GPUs here. Give fewer --processes, or "
