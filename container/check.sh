@@ -5,7 +5,8 @@
 # It needs docker (and, on a machine without an engine or a registry, root and debootstrap), 25 GB
 # under $TMPDIR, and a network for the build alone. It leaves nothing behind, however it ends.
 #
-# The limits of the trainings can be changed: CITY_LIMIT (3m), REAL_LIMIT (8m).
+# Trainings are short: on a machine that does much else, give them longer (CITY_LIMIT, REAL_LIMIT),
+# or be content with less (LEAST_APLS).
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 # shellcheck source=container/engine.sh
@@ -19,6 +20,8 @@ readonly IMAGE=satmap-check:$$
 # Owners that no machine knows.
 readonly SCRATCH_OWNER=4242 WEIGHTS_OWNER=4343
 readonly NEEDED_GB=25
+# As long as on two cores some roads are found. A score below the least is a failure.
+readonly CITY_LIMIT=${CITY_LIMIT:-3m} REAL_LIMIT=${REAL_LIMIT:-6m} LEAST_APLS=${LEAST_APLS:-0.05}
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/satmap-check-XXXXXXXX")
 table=()
@@ -30,7 +33,8 @@ clean_up() {
     [ -z "${job:-}" ] || kill "$job" 2>/dev/null || true
     if [ -n "${engine_ready:-}" ]; then
         docker ps --all --quiet --filter "label=$LABEL" | xargs --no-run-if-empty docker rm --force
-        docker rmi --force "$IMAGE" "$IMAGE-base" "$IMAGE-base-bare" || true
+        # An engine of our own goes with its images.
+        [ -n "${engine:-}" ] || docker rmi --force "$IMAGE" "$IMAGE-base" "$IMAGE-base-bare" || true
     fi >/dev/null 2>&1
     stop_engine "$work/engine"
     rm -rf --one-file-system "$work"
@@ -96,7 +100,8 @@ judge() { # NAME DATA SCRATCH TRUTH
         contain "${mounts[@]}" -- satmap score "/truth/$(basename "$truth")" /wdata/out.csv --json
     )
     length=$(total apls_length <<<"$scores")
-    [[ $length == 0.*[1-9]* ]] || give_up "$name: not a road is right (APLS length $length)"
+    awk -v score="$length" -v least="$LEAST_APLS" 'BEGIN { exit !(score + 0 >= least + 0) }' ||
+        give_up "$name: APLS length $length is less than $LEAST_APLS"
     note "$name: APLS length / time" "$length / $(total apls_time <<<"$scores")"
     note "$name: rows of out.csv" "$(($(wc -l <"$scratch/out.csv") - 1))"
 }
@@ -106,13 +111,13 @@ total() { # NAME
     tr --delete '\n' | sed -E "s/.*\"total\": *\{[^}]*\"$1\": *([0-9.]{1,5}).*/\1/"
 }
 
-# Split an area of training images in two: one image of five, without its label, to predict.
+# Split an area of training images in two: one image of ten, without its label, to predict.
 hold_out() { # AREA TRAIN TEST
     local image chip number=0
     mkdir -p "$2" "$3"
     cp -r "$1"/*/ "$2"
     for image in "$2"/PS-RGB/*.tif; do
-        if [ $((number++ % 5)) = 0 ]; then
+        if [ $((number++ % 10)) = 0 ]; then
             chip=$(basename "${image##*_}" .tif)
             rm "$2"/geojson_roads_speed/*"_$chip.geojson"
             mv "$image" "$3"
@@ -150,9 +155,9 @@ as_organisers=(--ipc=host --shm-size 4G -v "$city/data:/data:ro" -v "$city/scrat
 step "city: test.sh before train.sh" 1 contain "${as_organisers[@]}" -- \
     ./test.sh /data/test /wdata/out.csv
 step "city: train.sh" 0 contain "${as_organisers[@]}" -- \
-    ./train.sh /data/train --recipe demo --time-limit "${CITY_LIMIT:-3m}"
+    ./train.sh /data/train --recipe demo --time-limit "$CITY_LIMIT"
 step "city: train.sh again" 0 contain "${as_organisers[@]}" -- \
-    ./train.sh /data/train --recipe demo --time-limit "${CITY_LIMIT:-3m}"
+    ./train.sh /data/train --recipe demo --time-limit "$CITY_LIMIT"
 step "city: test.sh" 0 contain "${as_organisers[@]}" -- ./test.sh /data/test /wdata/out.csv
 step "city: test.sh again" 0 contain "${as_organisers[@]}" -- ./test.sh /data/test /wdata/again.csv
 judge city "$city/data" "$city/scratch" "$city/data/test_truth.csv"
@@ -189,7 +194,7 @@ step "a recipe that needs ImageNet weights: train.sh" 1 contain "${as_organisers
 step "output where nothing can be written: test.sh" 1 contain "${as_organisers[@]}" -- \
     ./test.sh /data/test /data/out.csv
 
-# 4. Real chips, one in five held out.
+# 4. Real chips, one in ten held out.
 if [ -d "$REAL" ]; then
     real=$work/real
     mkdir -p "$real/truth"
@@ -200,7 +205,7 @@ if [ -d "$REAL" ]; then
         find "$real/data/test" -name '*.tif' | wc -l
     )"
     step "real chips: train.sh" 0 contain "${real_volumes[@]}" -- \
-        ./train.sh /data/train --recipe small-roads --time-limit "${REAL_LIMIT:-8m}"
+        ./train.sh /data/train --recipe small-roads --time-limit "$REAL_LIMIT"
     step "real chips: test.sh" 0 contain "${real_volumes[@]}" -- ./test.sh /data/test /wdata/out.csv
     step "real chips: test.sh again" 0 contain "${real_volumes[@]}" -- \
         ./test.sh /data/test /wdata/again.csv

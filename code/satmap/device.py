@@ -10,6 +10,12 @@ import torch
 
 from satmap.errors import SatmapError
 
+#: What says that a device fails, and not a single image: torch before 2.8 has no name for it.
+DEVICE_ERRORS: tuple[type[Exception], ...] = (
+    getattr(torch, "AcceleratorError", RuntimeError),
+    torch.OutOfMemoryError,
+)
+
 # Linux shows it in containers too, whether they were given GPUs or not.
 _DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -124,6 +130,8 @@ def precision(device: torch.device) -> str:
 def _fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    # CPUs without the instructions emulate it, slower than float32.
+    # CPUs without the instructions emulate it, slower than float32. torch 2.7 does not tell.
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return False
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
