@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from satmap import shared_memory
 from satmap.data.augmentation import Augmentation
 from satmap.data.crops import CropDataset
 from satmap.data.preparation import prepare
@@ -133,3 +134,19 @@ def test_without_a_place_for_locks_there_are_no_workers() -> None:
 def test_with_a_place_for_locks_there_are_workers() -> None:
     with start_pool(1) as pool:
         assert pool.submit(abs, -3).result() == 3
+
+
+def test_nccl_does_without_shared_memory_where_there_is_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NCCL_SHM_DISABLE", raising=False)
+    monkeypatch.setattr(shared_memory, "free_shared_memory", lambda: 2**30)
+    shared_memory.spare_shared_memory_of_nccl()
+    assert "NCCL_SHM_DISABLE" not in os.environ
+    monkeypatch.setattr(shared_memory, "free_shared_memory", lambda: 2**26)
+    shared_memory.spare_shared_memory_of_nccl()
+    assert os.environ.pop("NCCL_SHM_DISABLE") == "1"
+    # Whoever has set it knows better.
+    monkeypatch.setenv("NCCL_SHM_DISABLE", "0")
+    shared_memory.spare_shared_memory_of_nccl()
+    assert os.environ["NCCL_SHM_DISABLE"] == "0"

@@ -17,6 +17,7 @@ import satmap
 from satmap.cores import available_cores
 from satmap.errors import PeerError, SatmapError, TryAgainError
 from satmap.files import require_writable
+from satmap.shared_memory import can_share_locks
 from satmap.termination import LEFT_ALONE, STATUS, TRY_AGAIN, Terminated, raising_terminated
 from satmap.text import printable
 
@@ -847,9 +848,7 @@ def _default_weights() -> Path:
 
 def _default_vectorizers(processes: int) -> int:
     """Processes that vectorise for each of several that predict, which have a core themselves."""
-    from satmap.workers import can_have_workers
-
-    if not can_have_workers():
+    if not can_share_locks():
         return 0
     return min(8, max(available_cores() // processes - 1, 0))
 

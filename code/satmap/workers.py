@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 import cv2
 
 from satmap.errors import SatmapError
+from satmap.shared_memory import REMEDY, SHARED_MEMORY, can_share_locks
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,27 +29,15 @@ def start_pool(workers: int) -> ProcessPoolExecutor:
     Raises:
         SatmapError: this machine, or its container, does not let processes share locks.
     """
-    if not can_have_workers():
+    if not can_share_locks():
         raise SatmapError(
-            "no worker processes can be started, for there is no /dev/shm to write to. Give "
-            "`--workers 0`; in a container, pass --ipc=host or --shm-size 4G."
+            f"no worker processes can be started, for {SHARED_MEMORY} cannot be written to. Give "
+            f"`--workers 0`. {REMEDY}"
         )
     # Not forked: OpenCV's and GDAL's threads and locks do not survive that.
     return ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker
     )
-
-
-def can_have_workers() -> bool:
-    """Whether there can be processes that share locks with this one.
-
-    Locks lie in ``/dev/shm``, which a container may lack (``docker run --ipc none``).
-    """
-    try:
-        multiprocessing.get_context("spawn").Lock()
-    except OSError:
-        return False
-    return True
 
 
 def _start_worker() -> None:

@@ -15,6 +15,7 @@ from torch.distributed.launcher.api import LaunchConfig, launch_agent
 from satmap.cores import available_cores
 from satmap.device import visible_gpus
 from satmap.errors import SatmapError
+from satmap.shared_memory import spare_shared_memory_of_nccl
 from satmap.termination import LEFT_ALONE, STATUS, TRY_AGAIN
 from satmap.training.ranks import is_rank
 
@@ -60,6 +61,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     # The ranks say themselves what went wrong.
     logging.disable(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
+    spare_shared_memory_of_nccl()
     while True:
         with tempfile.TemporaryDirectory(prefix="satmap-") as logs:
             status = _launch_once(arguments, processes, logs)

@@ -5,10 +5,8 @@ torch's workers hand batches over in ``/dev/shm`` and are killed where that is f
 copied twice.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,21 +18,16 @@ from torch.utils.data import DataLoader
 from satmap.data.crops import CropDataset
 from satmap.errors import SatmapError
 from satmap.recipe import Member
+from satmap.shared_memory import REMEDY, SHARED_MEMORY, can_share_locks, free_shared_memory
 from satmap.training.interruption import obey_parent_only
 from satmap.training.workplace import Workplace
-from satmap.workers import can_have_workers
 
 # As the data loader collates the items: images, targets, indices of chips.
 Batch = tuple[Tensor, Tensor, Tensor]
 
-#: Where Linux keeps shared memory.
-SHARED_MEMORY = Path("/dev/shm")
-
 # Batches that each worker makes ahead, torch's default; two more are with the one that trains.
 _AHEAD = 2
 _IN_USE = 2
-
-_HOW = "In a container, pass --ipc=host or --shm-size 4G."
 
 
 def batches(dataset: CropDataset, items: Sequence[list[int]], place: Workplace) -> Iterator[Batch]:
@@ -68,26 +61,19 @@ def within_shared_memory(place: Workplace, members: Sequence[Member], processes:
     """
     if not place.workers:
         return place
-    if not can_have_workers():
-        place.ranks.say(f"without {SHARED_MEMORY} there are no workers, so this is slower. {_HOW}")
+    if not can_share_locks():
+        place.ranks.say(
+            f"without {SHARED_MEMORY} there are no workers, so this is slower. {REMEDY}"
+        )
         return replace(place, workers=0)
     free, needed = free_shared_memory(), processes * _bytes_in_flight(members, place.workers)
     if free < needed:
         place.ranks.say(
             f"{SHARED_MEMORY} has {free // 2**20} MB free and the workers would need "
-            f"{-(-needed // 2**20)} MB: crops go through pipes, which is slower. {_HOW}"
+            f"{-(-needed // 2**20)} MB: crops go through pipes, which is slower. {REMEDY}"
         )
         return replace(place, pipes=True)
     return place
-
-
-def free_shared_memory() -> int:
-    """Bytes that are free in ``/dev/shm``; 0 where it is missing."""
-    try:
-        state = os.statvfs(SHARED_MEMORY)
-    except OSError:
-        return 0
-    return state.f_bavail * state.f_frsize
 
 
 def _bytes_in_flight(members: Sequence[Member], workers: int) -> int:
