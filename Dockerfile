@@ -6,7 +6,7 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm
 FROM ${BASE_IMAGE} AS files
 COPY . /satmap
 RUN chmod -R a+rX /satmap \
-    && mkdir -p /encoders/imagenet \
+    && mkdir -p /satmap/weights /encoders/imagenet \
     # Without --rm, and with any --user, trainings may leave their weights in the container.
     && chmod 0777 /satmap/weights \
     # Encoders' weights lie outside of /satmap/weights, where a volume would hide them.

@@ -5,7 +5,8 @@
 # Volumes belong to anybody, most often to root, for Docker makes missing directories so. Started as
 # root, this script becomes the owner of the volume that is written to (/wdata, else weights/), or
 # `satmap` where that is root itself. Of root's powers it keeps one, to open files whatever their
-# modes are (CAP_DAC_OVERRIDE). Started by anybody else (`docker run --user`) it changes nothing.
+# modes are (CAP_DAC_OVERRIDE). Started by anybody else (`docker run --user`, rootless engines) it
+# changes nothing.
 set -euo pipefail
 
 # A container may be read-only (`docker run --read-only --tmpfs /tmp`).
@@ -13,6 +14,9 @@ set -euo pipefail
 export HOME
 
 [ "$(id -u)" = 0 ] || exec "$@"
+# Under an engine without root this root is, outside, the user who started it; so be the files'.
+read -r _ outside _ </proc/self/uid_map
+[ "$outside" = 0 ] || exec "$@"
 
 uid=$(id -u satmap)
 gid=$(id -g satmap)

@@ -5,7 +5,10 @@
 
 import os
 import re
+import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,21 +70,33 @@ def test_weights_go_to_the_scratch_volume_where_there_is_none_for_them(tmp_path:
     assert done.stdout.split() == [own, kept, own, kept, own, own], done.stderr
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
-def test_the_entry_point_leaves_a_user_alone_and_gives_it_a_home(tmp_path: Path) -> None:
-    # In a place that the user can reach.
-    entry = Path("/tmp") / f"satmap-entrypoint-{os.getpid()}.sh"
-    entry.write_bytes((ROOT / "container/entrypoint.sh").read_bytes())
-    try:
-        done = run(
-            "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "bash",
-            str(entry), "sh", "-c", 'id -u; touch "$HOME/file" && echo "$1"; rm -r "$HOME"; exit 7',
-            "sh", "two words", HOME="/proc",
-        )  # fmt: skip
-    finally:
-        entry.unlink()
-    assert done.stdout.split("\n") == [str(NOBODY), "two words", ""]
+@pytest.fixture
+def entry() -> Iterator[Path]:
+    """The entry point where any user can read it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        yield shutil.copy(ROOT / "container/entrypoint.sh", directory)
+
+
+AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+
+
+@needs_root
+def test_the_entry_point_leaves_a_user_alone_and_gives_it_a_home(entry: Path) -> None:
+    script = 'id -u; touch "$HOME/file" && echo "$1"; rm -r "$HOME"; exit 7'
+    done = run(*AS_NOBODY, "bash", str(entry), "sh", "-c", script, "sh", "two words", HOME="/proc")
+    assert done.stdout.splitlines() == [str(NOBODY), "two words"], done.stderr
     assert done.returncode == 7
+
+
+@needs_root
+def test_the_entry_point_leaves_the_root_of_a_rootless_engine_alone(entry: Path) -> None:
+    rootless = (*AS_NOBODY, "unshare", "--user", "--map-root-user")
+    if run(*rootless, "true").returncode:
+        pytest.skip("users may not have namespaces here")
+    done = run(*rootless, "bash", str(entry), "id", "-u", HOME="/tmp")
+    assert done.stdout.strip() == "0", done.stderr
 
 
 def test_the_image_is_labelled_with_the_version() -> None:
