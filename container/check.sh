@@ -88,13 +88,15 @@ contain() { # DOCKER_OPTION... -- COMMAND...
     docker run --rm --label "$LABEL" --network none "${options[@]}" "$IMAGE" "$@"
 }
 
-# Fail unless a submission is one that the organisers accept, is the same a second time, and scores.
+# Fail unless a submission is one that the organisers accept, is the same a second time, does what
+# its manifest says, and scores.
 judge() { # NAME DATA SCRATCH TRUTH
     local name=$1 data=$2 scratch=$3 truth=$4 scores length
     local mounts=(-v "$data:/data:ro" -v "$scratch:/wdata" -v "$(dirname "$truth"):/truth:ro")
     cmp "$scratch/out.csv" "$scratch/again.csv" || give_up "$name: two predictions differ"
     note "$name: two predictions" "the same bytes"
     contain "${mounts[@]}" -- satmap check /wdata/out.csv /data/test || give_up "$name: bad CSV"
+    contain "${mounts[@]}" -- satmap verify /wdata/out.csv || give_up "$name: cannot be reproduced"
     contain "${mounts[@]}" -- satmap score "/truth/$(basename "$truth")" /wdata/out.csv
     scores=$(
         contain "${mounts[@]}" -- satmap score "/truth/$(basename "$truth")" /wdata/out.csv --json

@@ -75,7 +75,9 @@ def entry() -> Iterator[Path]:
     """The entry point where any user can read it."""
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         Path(directory).chmod(0o755)
-        yield shutil.copy(ROOT / "container/entrypoint.sh", directory)
+        copy = Path(directory) / "entrypoint.sh"
+        shutil.copy(ROOT / "container/entrypoint.sh", copy)
+        yield copy
 
 
 AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
