@@ -51,7 +51,9 @@ RUN python3 -m venv /opt/venv \
 
 COPY --from=files /satmap /satmap
 COPY --from=files /encoders /opt/satmap-encoders
-RUN pip install --no-deps --no-build-isolation --editable . \
+# Manifests name the lock by what requirements.lock holds.
+RUN if [ "${LOCK}" != requirements.lock ]; then mv "${LOCK}" requirements.lock; fi \
+    && pip install --no-deps --no-build-isolation --editable . \
     && python -m compileall -q code
 
 # Is the environment whole? As the user of a container would find it.
