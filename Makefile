@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 # Editable install and locked packages are up to date when this file is newest.
 READY := $(VENV)/.ready
 
-.PHONY: help env demo test check lock clean
+.PHONY: help env demo test check check-container lock clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
 
 env: $(READY) ## make .venv from requirements.lock
 
@@ -29,10 +29,18 @@ check: $(READY) ## linters and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck --external-sources *.sh .ci/run container/*.sh
 
-lock: ## resolve requirements.lock anew (needs uv)
-	uv pip compile pyproject.toml --extra dev --generate-hashes --upgrade --python-version 3.11 \
-	  --no-emit-index-url --no-emit-find-links --no-header --output-file requirements.lock
+check-container: ## build the image and use it as the organisers do; needs docker, half an hour
+	container/check.sh
+
+# The second lock is the first but for torch and what it brings along.
+lock: LOCK_BY = uv pip compile pyproject.toml --extra dev --generate-hashes --python-version 3.11 \
+	  --no-emit-index-url --no-emit-find-links --no-header
+lock: ## resolve both locks anew (needs uv)
+	$(LOCK_BY) --upgrade --output-file requirements.lock
+	$(LOCK_BY) --upgrade --override container/cuda12.txt --output-file requirements-cuda12.lock
 
 clean: ## remove everything that the other targets made
 	rm -rf $(VENV) demo build .mypy_cache .ruff_cache .pytest_cache .hypothesis

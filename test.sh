@@ -3,7 +3,9 @@
 # Uses the weights under weights/ or $WEIGHTS_DIR; OUT.csv is the submission.
 set -euo pipefail
 home=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
-export WEIGHTS_DIR=${WEIGHTS_DIR:-$home/weights}
+# shellcheck source=container/weights_dir.sh
+. "$home/container/weights_dir.sh"
+choose_weights_dir "$home" predict
 satmap=$home/.venv/bin/satmap
 [ -x "$satmap" ] || satmap=satmap
 exec "$satmap" predict "$@"

@@ -18,6 +18,7 @@ from satmap.cores import available_cores
 from satmap.errors import PeerError, SatmapError, TryAgainError
 from satmap.files import require_writable
 from satmap.launched import is_first_rank, is_rank, is_started_again, local_processes
+from satmap.shared_memory import can_share_locks
 from satmap.termination import LEFT_ALONE, TRY_AGAIN, Terminated, end, raising_terminated
 from satmap.text import printable
 
@@ -869,6 +870,8 @@ def _default_weights() -> Path:
 
 def _default_vectorizers(processes: int) -> int:
     """Processes that vectorise for each of several that predict, which have a core themselves."""
+    if not can_share_locks():
+        return 0
     return min(8, max(available_cores() // processes - 1, 0))
 
 

@@ -1,11 +1,29 @@
 """Where networks run and in which precision."""
 
 import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from satmap.errors import SatmapError
 from satmap.launched import local_processes
+
+#: What says that a device fails, and not a single image: torch before 2.8 has no name for it.
+DEVICE_ERRORS: tuple[type[Exception], ...] = (
+    getattr(torch, "AcceleratorError", RuntimeError),
+    torch.OutOfMemoryError,
+)
+
+# Linux shows it in containers too, whether they were given GPUs or not.
+_DRIVER = Path("/proc/driver/nvidia/version")
+
+_REMEDIES = (
+    "Use an image that was built with `--build-arg LOCK=requirements-cuda12.lock` (it serves older "
+    "GPUs and drivers), or give `--device cpu`, which takes many times as long."
+)
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -35,9 +53,74 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def visible_gpus(name: str) -> int:
-    """How many GPUs a device of that name leaves open: all for ``auto`` and ``cuda``, else 0."""
-    # Asks the driver alone: this process is to take no memory of theirs.
-    return torch.cuda.device_count() if name in ("auto", "cuda") else 0
+    """How many GPUs a device of that name leaves open: all for ``auto`` and ``cuda``, else 0.
+
+    Where there is a driver but no GPU to be seen, as in a container without ``--gpus all``, stderr
+    says so.
+
+    Raises:
+        SatmapError: there are GPUs, but this torch has no kernels for one of them or needs a newer
+            driver.
+    """
+    if name not in ("auto", "cuda"):
+        return 0
+    gpus = torch.cuda.device_count()
+    if gpus:
+        _require_usable(gpus)
+    elif name == "auto" and _DRIVER.exists() and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        print(
+            "satmap: this machine has a driver for NVIDIA GPUs, but none can be seen here, so the "
+            "CPU does the work. In a container pass `--gpus all`.",
+            file=sys.stderr,
+        )
+    return gpus
+
+
+def _require_usable(gpus: int) -> None:
+    """Fail before hours on a CPU that nobody wanted."""
+    # The driver has counted them; whether torch can talk to it shows only now.
+    if not torch.cuda.is_available():
+        raise SatmapError(
+            f"there are {gpus} GPUs, but torch {torch.__version__} cannot use them. Most likely "
+            f"their driver is too old for CUDA {torch.version.cuda}. {_REMEDIES}"
+        )
+    compiled = torch.cuda.get_arch_list()
+    for index in range(gpus):
+        capability = torch.cuda.get_device_capability(index)
+        if not has_kernels(capability, compiled):
+            raise SatmapError(
+                f"GPU {index} ({torch.cuda.get_device_name(index)}) has compute capability "
+                f"{capability[0]}.{capability[1]}, and torch {torch.__version__} is compiled for "
+                f"{' '.join(compiled)} only. {_REMEDIES} Or leave that GPU out by "
+                "CUDA_VISIBLE_DEVICES."
+            )
+
+
+def has_kernels(capability: tuple[int, int], compiled: Sequence[str]) -> bool:
+    """Whether something in a build of torch runs on a GPU, by NVIDIA's rules of compatibility.
+
+    Args:
+        capability: major and minor compute capability.
+        compiled: as ``torch.cuda.get_arch_list`` gives it: machine code (``sm_75``) runs on GPUs
+            of the same major and the same or a higher minor capability, PTX (``compute_90``) on all
+            higher ones; with a letter behind (``sm_90a``) each runs on its own alone (``a``), or
+            within its major (``f``).
+    """
+    for target in compiled:
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", target)
+        if match is None:
+            continue
+        kind, suffix = match[1], match[4]
+        made_for = int(match[2]), int(match[3])
+        if suffix == "a":
+            runs = capability == made_for
+        elif kind == "sm" or suffix == "f":
+            runs = capability[0] == made_for[0] and capability[1] >= made_for[1]
+        else:
+            runs = capability >= made_for
+        if runs:
+            return True
+    return False
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -53,6 +136,8 @@ def precision(device: torch.device) -> str:
 def _fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    # CPUs without the instructions emulate it, slower than float32.
+    # CPUs without the instructions emulate it, slower than float32. torch 2.7 does not tell.
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return False
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

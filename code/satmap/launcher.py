@@ -8,14 +8,15 @@ import tempfile
 import uuid
 from collections.abc import Sequence
 
-import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
 from satmap.cores import available_cores
+from satmap.device import visible_gpus
 from satmap.errors import SatmapError
 from satmap.launched import OURS, is_rank
+from satmap.shared_memory import spare_shared_memory_of_nccl
 from satmap.termination import LEFT_ALONE, SIGNALS, STATUSES, TRY_AGAIN, Terminated
 
 # What ranks that were asked to end may take for the step at hand and for saving.
@@ -30,7 +31,7 @@ def processes_for(device: str, processes: int | None) -> int:
         processes: how many the user wants; None for as many as there are GPUs.
 
     Raises:
-        SatmapError: more processes than GPUs.
+        SatmapError: more processes than GPUs, or GPUs that this torch cannot use.
     """
     if is_rank():
         return 1
@@ -39,7 +40,7 @@ def processes_for(device: str, processes: int | None) -> int:
             f"--device {device} is one GPU, which {processes} processes cannot share. Give "
             "--device cuda, or no --processes."
         )
-    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    gpus = visible_gpus(device)
     if processes and gpus and processes > gpus:
         raise SatmapError(
             f"{processes} processes, but there are {gpus} GPUs here. Give fewer --processes, or "
@@ -64,6 +65,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     # All ranks are on this machine, whatever its name resolves to.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ[OURS] = "1"
+    spare_shared_memory_of_nccl()
     while True:
         with tempfile.TemporaryDirectory(prefix="satmap-") as logs:
             status = _launch_once(arguments, processes, logs)

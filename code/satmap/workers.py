@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 import cv2
 
 from satmap.errors import SatmapError
+from satmap.shared_memory import REMEDY, SHARED_MEMORY, can_share_locks
 from satmap.termination import SIGNALS, obey_parent_only
 
 Item = TypeVar("Item")
@@ -25,7 +26,16 @@ Arguments = ParamSpec("Arguments")
 
 
 def start_pool(workers: int) -> ProcessPoolExecutor:
-    """So many processes of one thread each, which end with this one, however it ends."""
+    """So many processes of one thread each, which end with this one, however it ends.
+
+    Raises:
+        SatmapError: this machine, or its container, does not let processes share locks.
+    """
+    if not can_share_locks():
+        raise SatmapError(
+            f"no worker processes can be started, for {SHARED_MEMORY} cannot be written to. Give "
+            f"`--workers 0`. {REMEDY}"
+        )
     return ProcessPoolExecutor(workers, _Context(), initializer=_start_worker)
 
 

@@ -85,6 +85,7 @@ def default_cache() -> Path:
     if named := os.environ.get("SATMAP_CACHE"):
         return Path(named)
     scratch = Path("/wdata")
-    if scratch.is_dir() and os.access(scratch, os.W_OK):
+    # What this process may do, not its user: a container's has a power more than that.
+    if scratch.is_dir() and os.access(scratch, os.W_OK, effective_ids=True):
         return scratch / "satmap-cache"
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "satmap"

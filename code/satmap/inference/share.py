@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from satmap.device import DEVICE_ERRORS
 from satmap.errors import SatmapError
 from satmap.inference import plane_jobs
 from satmap.inference.ensemble import Strip, Voter, predict_strips
@@ -153,7 +154,7 @@ class _Seer:
                 self._look_at_large(index, picture)
                 return None
             return index, picture, look(picture, self._plan.recipe.inference, self._device)
-        except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
+        except DEVICE_ERRORS as error:
             raise _device_failed(error) from error
         except Exception as error:
             self._fail(index, error)
@@ -184,7 +185,7 @@ class _Seer:
         """Give the planes of a picture to a worker."""
         try:
             parts = [strip.values.get() for strip in strips]
-        except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
+        except DEVICE_ERRORS as error:
             raise _device_failed(error) from error
         except Exception as error:
             self._fail(index, error)

@@ -15,6 +15,7 @@ from satmap.data.preparation import Preparation, prepare
 from satmap.data.spacenet_roads import scan
 from satmap.errors import SatmapError
 from satmap.files import remove_left_over, require_writable
+from satmap.launched import local_processes
 from satmap.models.encoders import require_encoder
 from satmap.models.pretrained import find_encoder_file, how_to_get
 from satmap.models.unet import build_network
@@ -23,6 +24,7 @@ from satmap.planes import ROAD_PLANES
 from satmap.ranks import Ranks
 from satmap.recipe import Member, Recipe
 from satmap.training.budget import allot, deal_stages
+from satmap.training.loading import within_shared_memory
 from satmap.training.loop import train_member
 from satmap.training.order import member_seed
 from satmap.training.workplace import Workplace
@@ -71,6 +73,7 @@ def train(
         place.circumstances, time_limit_s=options.time_limit, skipped=preparation.faults
     )
     place = replace(place, circumstances=known)
+    place = within_shared_memory(place, members, local_processes())
     if place.restart:
         # Once, here: members are trained in several turns, and each goes on from the one before.
         place.ranks.on_first(lambda: _forget(members, place))

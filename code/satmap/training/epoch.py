@@ -5,11 +5,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from satmap.data.cache import CachedChip
@@ -19,9 +17,9 @@ from satmap.errors import SatmapError, TryAgainError
 from satmap.launched import is_ours
 from satmap.ranks import Ranks, lost_peers
 from satmap.recipe import Member, Recipe
-from satmap.termination import obey_parent_only
 from satmap.training.budget import EpochPlan
 from satmap.training.checkpoint import Learner, Progress, remember_split
+from satmap.training.loading import Batch, batches
 from satmap.training.losses import road_loss
 from satmap.training.order import chunks, deal, epoch_order
 from satmap.training.parallel import Forward, total
@@ -36,9 +34,6 @@ _HOW_ON = {
     False: "Start the same command again, without --restart, to go on from the last state "
     "(torchrun does so itself with --max-restarts).",
 }
-
-# As the data loader collates the items: images, targets, indices of chips.
-Batch = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -126,7 +121,7 @@ def train_epoch(
 
     def steps_left() -> None:
         first = progress.step
-        loader = _loader(dataset, items[first:], stage.batch, progress, job.place)
+        crops = _crops(dataset, items[first:], stage.batch, progress, job.place)
         bar = tqdm(
             range(first, len(items)),
             desc=f"{job.member.name} epoch {progress.epoch + 1}",
@@ -135,11 +130,10 @@ def train_epoch(
             leave=False,
             disable=None if ranks.job_rank == 0 else True,
         )
-        batches = _told_plainly(loader)
         for step in bar:
             for group in learner.optimizer.param_groups:
                 group["lr"] = rate(step)
-            numbers, losses = _gradients(learner, forward, batches, len(items[step]), job)
+            numbers, losses = _gradients(learner, forward, crops, len(items[step]), job)
             norm = losses[0]
             if job.recipe.optimizer.clip_norm:
                 norm = torch.nn.utils.clip_grad_norm_(
@@ -201,7 +195,7 @@ def train_epoch(
 
 
 def _gradients(
-    learner: Learner, forward: Forward, batches: Iterable[Batch], share: int, job: Job
+    learner: Learner, forward: Forward, crops: Iterable[Batch], share: int, job: Job
 ) -> tuple[list[int], Tensor]:
     """Leave the mean gradient of a step's crops in the parameters.
 
@@ -212,7 +206,7 @@ def _gradients(
     learner.optimizer.zero_grad(set_to_none=True)
     shown: list[int] = []
     losses = torch.zeros(len(_HEADS), device=device)
-    for images, targets, numbers in batches:
+    for images, targets, numbers in crops:
         shown += numbers.tolist()
         images = images.to(device, non_blocking=True)
         targets = targets.to(device, non_blocking=True)
@@ -255,33 +249,16 @@ def _step(learner: Learner, job: Job) -> None:
         ) from error
 
 
-def _loader(
+def _crops(
     dataset: CropDataset,
     items: list[list[int]],
     batch: int,
     progress: Progress,
     place: Workplace,
-) -> Iterable[Batch]:
+) -> Iterator[Batch]:
     """The crops of the steps, in batches that fit into memory."""
     size = -(-batch // progress.split)
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_sampler=[part for step in items for part in chunks(step, size)],
-        num_workers=place.workers,
-        pin_memory=place.device.type == "cuda",
-        # One of its own: the draws of the default one belong to the network.
-        generator=torch.Generator(),
-        worker_init_fn=obey_parent_only,
-    )
-    return loader
-
-
-def _told_plainly(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches; what goes wrong in a loader's process comes without that one's traceback."""
-    try:
-        yield from batches
-    except SatmapError as error:
-        raise SatmapError(str(error).rpartition(f"{SatmapError.__name__}: ")[2]) from error
+    return batches(dataset, [part for step in items for part in chunks(step, size)], place)
 
 
 def _fits_in_memory(work: Callable[[], None]) -> bool:

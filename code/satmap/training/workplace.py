@@ -37,6 +37,7 @@ class Workplace:
         weights: directory of the weight files.
         device: where networks run.
         workers: processes that cut crops; 0 cuts them in the main process.
+        pipes: workers hand crops over through pipes, not in shared memory.
         restart: forget the state of an earlier training.
         compile: run the networks through ``torch.compile``.
         save_minutes: how much work a kill may cost where an epoch is longer than that.
@@ -49,6 +50,7 @@ class Workplace:
     weights: Path
     device: torch.device
     workers: int = 0
+    pipes: bool = False
     restart: bool = False
     compile: bool = False
     save_minutes: float = 10.0

@@ -1,0 +1,105 @@
+"""Batches of crops from worker processes, by way of shared memory where there is enough of it.
+
+torch's workers hand batches over in ``/dev/shm`` and are killed where that is full. Containers have
+64 MB of it unless told otherwise (``docker run --shm-size``); there the batches go through pipes,
+copied twice.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from satmap.data.crops import CropDataset
+from satmap.errors import SatmapError
+from satmap.recipe import Member
+from satmap.shared_memory import REMEDY, SHARED_MEMORY, can_share_locks, free_shared_memory
+from satmap.termination import obey_parent_only
+from satmap.training.workplace import Workplace
+
+# As the data loader collates the items: images, targets, indices of chips.
+Batch = tuple[Tensor, Tensor, Tensor]
+
+# Batches that each worker makes ahead, torch's default; two more are with the one that trains.
+_AHEAD = 2
+_IN_USE = 2
+
+
+def batches(dataset: CropDataset, items: Sequence[list[int]], place: Workplace) -> Iterator[Batch]:
+    """Batches of a dataset's items, in order.
+
+    Args:
+        dataset: the crops.
+        items: those of every batch.
+        place: with how many workers, and the way they hand batches over.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_sampler=items,
+        num_workers=place.workers,
+        pin_memory=place.device.type == "cuda",
+        # One of its own: the draws of the default one belong to the network.
+        generator=torch.Generator(),
+        worker_init_fn=obey_parent_only,
+        collate_fn=_stack if place.pipes else None,
+    )
+    return _told_plainly(_tensors(loader) if place.pipes else loader)
+
+
+def within_shared_memory(place: Workplace, members: Sequence[Member], processes: int) -> Workplace:
+    """The place with workers that do with the shared memory there is; a change is said once.
+
+    Args:
+        place: as the user wants it.
+        members: what is trained.
+        processes: that train on this machine.
+    """
+    if not place.workers:
+        return place
+    if not can_share_locks():
+        place.ranks.say(
+            f"without {SHARED_MEMORY} there are no workers, so this is slower. {REMEDY}"
+        )
+        return replace(place, workers=0)
+    free, needed = free_shared_memory(), processes * _bytes_in_flight(members, place.workers)
+    if free < needed:
+        place.ranks.say(
+            f"{SHARED_MEMORY} has {free // 2**20} MB free and the workers would need "
+            f"{-(-needed // 2**20)} MB: crops go through pipes, which is slower. {REMEDY}"
+        )
+        return replace(place, pipes=True)
+    return place
+
+
+def _bytes_in_flight(members: Sequence[Member], workers: int) -> int:
+    """The shared memory that one process's batches take at most, over the stages of all members."""
+    return max(
+        # An image of some bands and a target, a byte a pixel each.
+        (workers * _AHEAD + _IN_USE) * stage.batch * (member.bands + 1) * stage.crop**2
+        for member in members
+        for stage in member.stages
+    )
+
+
+def _told_plainly(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches; what goes wrong in a loader's process comes without that one's traceback."""
+    try:
+        yield from batches
+    except SatmapError as error:
+        raise SatmapError(str(error).rpartition(f"{SatmapError.__name__}: ")[2]) from error
+
+
+def _stack(items: Sequence[tuple[Tensor, Tensor, int]]) -> tuple[NDArray[Any], ...]:
+    """A batch of arrays: torch would put tensors into shared memory."""
+    images, targets, numbers = zip(*items, strict=True)
+    return np.stack(images), np.stack(targets), np.array(numbers)
+
+
+def _tensors(batches: Iterable[tuple[NDArray[Any], ...]]) -> Iterator[Batch]:
+    for images, targets, numbers in batches:
+        yield torch.from_numpy(images), torch.from_numpy(targets), torch.from_numpy(numbers)

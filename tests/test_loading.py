@@ -1,0 +1,152 @@
+"""Batches from worker processes, with enough shared memory and with next to none."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from satmap import shared_memory
+from satmap.data.augmentation import Augmentation
+from satmap.data.crops import CropDataset
+from satmap.data.preparation import prepare
+from satmap.data.spacenet_roads import scan
+from satmap.training import loading
+from satmap.training.loading import batches, within_shared_memory
+from satmap.training.workplace import Workplace
+from satmap.workers import start_pool
+from test_cli import RECIPE
+from test_training import small
+
+CPU = torch.device("cpu")
+
+# Two workers with two batches each and two in use, four crops of 64 x 64 with 8 bands and a target;
+# the second stage has two of 96 x 96.
+NEEDED = (2 * 2 + 2) * max(4 * 9 * 64 * 64, 2 * 9 * 96 * 96)
+
+
+def private_mount(size: str, target: Path, *command: str) -> list[str]:
+    """The command with a tmpfs of that size at the target, seen by itself alone."""
+    script = 'mount -t tmpfs -o size="$1" none "$2" && shift 2 && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, "sh", size, str(target), *command]
+
+
+def can_mount() -> bool:
+    try:
+        done = subprocess.run(private_mount("1m", Path("/dev/shm"), "true"), capture_output=True)
+    except FileNotFoundError:
+        return False
+    return done.returncode == 0
+
+
+needs_mounts = pytest.mark.skipif(not can_mount(), reason="mounting is not allowed here")
+
+
+def test_pipes_bring_the_batches_that_shared_memory_brings(city: Path, tmp_path: Path) -> None:
+    recipe = small()
+    chips = prepare(scan([city / "train"]).chips, 8, tmp_path, recipe.stretch, recipe.targets).chips
+    dataset = CropDataset(chips, 64, 8, 2, Augmentation(), seed=5)
+    items = [[3, 1], [0, 7, 2], [11]]
+    ways = [
+        list(batches(dataset, items, Workplace(tmp_path, CPU, workers=workers, pipes=pipes)))
+        for workers, pipes in ((0, False), (2, False), (2, True))
+    ]
+    assert [len(numbers) for _, _, numbers in ways[0]] == [2, 3, 1]
+    for other in ways[1:]:
+        assert len(other) == len(ways[0])
+        for ours, theirs in zip(ways[0], other, strict=True):
+            for one, two in zip(ours, theirs, strict=True):
+                assert one.dtype == two.dtype
+                assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("free", "processes", "pipes"),
+    [(NEEDED, 1, False), (NEEDED - 1, 1, True), (3 * NEEDED, 4, True), (4 * NEEDED, 4, False)],
+)
+def test_pipes_are_taken_where_shared_memory_is_too_small(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    free: int,
+    processes: int,
+    pipes: bool,
+) -> None:
+    monkeypatch.setattr(loading, "free_shared_memory", lambda: free)
+    place = Workplace(Path(), CPU, workers=2)
+    assert within_shared_memory(place, small().members, processes).pipes is pipes
+    assert ("--shm-size" in capsys.readouterr().out) is pipes
+
+
+def test_without_workers_nothing_is_shared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loading, "free_shared_memory", lambda: 0)
+    place = Workplace(Path(), CPU)
+    assert within_shared_memory(place, small().members, 1) == place
+    assert capsys.readouterr().out == ""
+
+
+@needs_mounts
+def test_a_training_with_workers_in_next_to_no_shared_memory(city: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE)
+    # Room for the locks and for no batch.
+    done = subprocess.run(
+        private_mount(
+            "64k", Path("/dev/shm"), sys.executable, "-m", "satmap", "train", str(city / "train"),
+            "--recipe", str(recipe), "--fold", "0", "--workers", "2",
+            "--weights", str(tmp_path / "w"), "--cache", str(tmp_path / "c"), "--device", "cpu",
+        ),
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("crops go through pipes") == 1
+    assert "fold0-resnet18-3band  stage 1/1  epoch 1/1" in done.stdout
+
+
+@needs_mounts
+def test_without_a_place_for_locks_there_are_no_workers() -> None:
+    # A file system that takes no file at all, as good as none.
+    script = (
+        "import pathlib, torch\n"
+        "from satmap.errors import SatmapError\n"
+        "from satmap.training.loading import within_shared_memory\n"
+        "from satmap.training.workplace import Workplace\n"
+        "from satmap.workers import start_pool\n"
+        "from test_training import small\n"
+        "place = Workplace(pathlib.Path(), torch.device('cpu'), workers=2)\n"
+        "assert within_shared_memory(place, small().members, 1).workers == 0\n"
+        "try: start_pool(1)\n"
+        "except SatmapError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        private_mount("1m,ro", Path("/dev/shm"), sys.executable, "-c", script),
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "no workers" in done.stdout
+    assert "--workers 0" in done.stdout
+
+
+def test_with_a_place_for_locks_there_are_workers() -> None:
+    with start_pool(1) as pool:
+        assert pool.submit(abs, -3).result() == 3
+
+
+def test_nccl_does_without_shared_memory_where_there_is_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NCCL_SHM_DISABLE", raising=False)
+    monkeypatch.setattr(shared_memory, "free_shared_memory", lambda: 2**30)
+    shared_memory.spare_shared_memory_of_nccl()
+    assert "NCCL_SHM_DISABLE" not in os.environ
+    monkeypatch.setattr(shared_memory, "free_shared_memory", lambda: 2**26)
+    shared_memory.spare_shared_memory_of_nccl()
+    assert os.environ.pop("NCCL_SHM_DISABLE") == "1"
+    # Whoever has set it knows better.
+    monkeypatch.setenv("NCCL_SHM_DISABLE", "0")
+    shared_memory.spare_shared_memory_of_nccl()
+    assert os.environ["NCCL_SHM_DISABLE"] == "0"
