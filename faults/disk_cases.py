@@ -44,7 +44,7 @@ def disk_cases() -> list[Case]:
             for size in ("size=4k", "size=60m", "size=120m", "size=182m", "size=1g,nr_inodes=7")
         ),
         *(_prediction(size) for size in ("size=4k", "size=8k", "size=12k", "size=1g,nr_inodes=2")),
-        *(_prediction(size, alone=False) for size in ("size=40k", "size=120k", "size=300k")),
+        *(_prediction(size, alone=False) for size in ("size=40k", "size=120k", "size=190k")),
         *(_planes(size) for size in ("size=4k", "size=200k")),
         *(_exported(suffix) for suffix in ("geojson", "gpkg", "graphml")),
         Case("disk", "vectorize: no space for the output", _vectorized),

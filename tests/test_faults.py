@@ -209,7 +209,11 @@ def test_empty_lines_and_unknown_systems_are_passed_over(
 def test_a_link_to_itself_is_no_place_to_write(tmp_path: Path) -> None:
     loop = tmp_path / "out.csv"
     loop.symlink_to(loop)
-    for write in (lambda: write_text(loop, ""), lambda: require_writable(loop)):
+    writers: tuple[Callable[[], None], ...] = (
+        lambda: write_text(loop, ""),
+        lambda: require_writable(loop),
+    )
+    for write in writers:
         with pytest.raises(CannotWriteError, match=r"out\.csv: Too many levels of symbolic links"):
             write()
 

@@ -165,8 +165,8 @@ def load_state(path: Path, fingerprint: str) -> dict[str, Any] | None:
     # A damaged file can raise nearly anything from inside the unpickler.
     except Exception as error:
         raise SatmapError(
-            f"{path}: the training state is damaged, or something else. Put back a copy of it, or "
-            "pass --restart to train anew."
+            f"{path}: the training state cannot be read, for it is damaged or something else. "
+            "Put back a copy of it, or pass --restart to train anew."
         ) from error
     if found != fingerprint:
         raise SatmapError(
