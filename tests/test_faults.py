@@ -1,6 +1,8 @@
 """What the fault campaign (``make faults``) has found, each in small."""
 
+import errno
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -33,6 +35,7 @@ from satmap.strict_yaml import read_yaml
 from satmap.submissions.mask_rasters import open_mask as open_building_mask
 from satmap.training.checkpoint import load_state
 from satmap.training.sole_writer import sole_writer
+from satmap.workers import start_pool
 
 CPU = torch.device("cpu")
 
@@ -234,6 +237,17 @@ def test_a_city_on_a_full_disk_leaves_no_broken_image(tmp_path: Path) -> None:
     assert ended.stderr.startswith("satmap: cannot write ")
     assert not [*tmp_path.rglob("*.tif")]
     assert [*tmp_path.rglob("*.geojson")]
+
+
+def test_processes_that_cannot_be_started_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many semaphores as /dev/shm holds: here none."""
+
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(multiprocessing.get_context("spawn").__class__, "Lock", full)
+    with pytest.raises(SatmapError, match=r"No space left on device.*--shm-size.*--workers 0"):
+        start_pool(2)
 
 
 def test_one_run_at_a_time_trains_a_member(tmp_path: Path) -> None:

@@ -25,7 +25,12 @@ Arguments = ParamSpec("Arguments")
 
 
 def start_pool(workers: int) -> ProcessPoolExecutor:
-    """So many processes of one thread each, which end with this one, however it ends."""
+    """So many processes of one thread each, which end with this one, however it ends.
+
+    Raises:
+        SatmapError: the machine lacks what they need.
+    """
+    require_semaphores()
     return ProcessPoolExecutor(workers, _Context(), initializer=_start_worker)
 
 
@@ -45,6 +50,22 @@ class _Context(SpawnContext):
     """Not forked: OpenCV's and GDAL's threads and locks do not survive that."""
 
     Process = _Worker
+
+
+def require_semaphores() -> None:
+    """Fail in plain words where processes cannot be started for lack of shared memory.
+
+    Raises:
+        SatmapError: so it is.
+    """
+    try:
+        multiprocessing.get_context("spawn").Lock()
+    except OSError as error:
+        raise SatmapError(
+            f"worker processes cannot be started ({error.strerror}): the shared memory, /dev/shm, "
+            "is full or not there. Give it space, in a container by --shm-size, or pass "
+            "--workers 0."
+        ) from error
 
 
 def _start_worker() -> None:

@@ -27,6 +27,7 @@ from satmap.training.order import chunks, deal, epoch_order
 from satmap.training.parallel import Forward, total
 from satmap.training.schedule import learning_rate
 from satmap.training.workplace import Workplace
+from satmap.workers import require_semaphores
 
 _HEADS = ("loss", "road", "speed", "junction")
 
@@ -264,6 +265,8 @@ def _loader(
 ) -> Iterable[Batch]:
     """The crops of the steps, in batches that fit into memory."""
     size = -(-batch // progress.split)
+    if place.workers:
+        require_semaphores()
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=[part for step in items for part in chunks(step, size)],
@@ -282,6 +285,15 @@ def _told_plainly(batches: Iterable[Batch]) -> Iterator[Batch]:
         yield from batches
     except SatmapError as error:
         raise SatmapError(str(error).rpartition(f"{SatmapError.__name__}: ")[2]) from error
+    except RuntimeError as error:
+        # torch's own words, of a process that is gone.
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise SatmapError(
+            "a process that cuts crops was killed. Most often the shared memory, /dev/shm, is too "
+            "small: give it space, in a container by --shm-size, or fewer --workers. The same "
+            "command goes on from the last epoch."
+        ) from error
 
 
 def _fits_in_memory(work: Callable[[], None]) -> bool:
