@@ -24,7 +24,9 @@ _DAMAGE: tuple[tuple[str, Harm], ...] = (
 
 def state_cases() -> list[Case]:
     """All of them."""
-    cases = [_state(name, done) for name, done in _DAMAGE if done is not harm.dangling]
+    cases = [
+        _state(name, done) for name, done in _DAMAGE if done not in (harm.dangling, harm.looped)
+    ]
     cases += [_cache(name, done) for name, done in _DAMAGE]
     cases += [_journal(name, done) for name, done in _DAMAGE if done is not harm.looped]
     cases += [

@@ -24,13 +24,17 @@ Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 
 
+# More than the queues of a worker, or those of a pool, are made of.
+_SEMAPHORES = 8
+
+
 def start_pool(workers: int) -> ProcessPoolExecutor:
     """So many processes of one thread each, which end with this one, however it ends.
 
     Raises:
         SatmapError: the machine lacks what they need.
     """
-    require_semaphores()
+    require_semaphores(workers)
     return ProcessPoolExecutor(workers, _Context(), initializer=_start_worker)
 
 
@@ -52,14 +56,17 @@ class _Context(SpawnContext):
     Process = _Worker
 
 
-def require_semaphores() -> None:
-    """Fail in plain words where processes cannot be started for lack of shared memory.
+def require_semaphores(workers: int) -> None:
+    """Fail in plain words where so many processes cannot be started for lack of shared memory.
 
     Raises:
         SatmapError: so it is.
     """
     try:
-        multiprocessing.get_context("spawn").Lock()
+        locks = [
+            multiprocessing.get_context("spawn").Lock() for _ in range((1 + workers) * _SEMAPHORES)
+        ]
+        del locks
     except OSError as error:
         raise SatmapError(
             f"worker processes cannot be started ({error.strerror}): the shared memory, /dev/shm, "

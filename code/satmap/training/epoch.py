@@ -266,7 +266,7 @@ def _loader(
     """The crops of the steps, in batches that fit into memory."""
     size = -(-batch // progress.split)
     if place.workers:
-        require_semaphores()
+        require_semaphores(place.workers)
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=[part for step in items for part in chunks(step, size)],
