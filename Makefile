@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Editable install and locked packages are up to date when this file is newest.
 READY := $(VENV)/.ready
 
-.PHONY: help env demo test check check-container lock clean
+.PHONY: help env demo test faults check check-container lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -24,6 +24,9 @@ demo: $(READY) ## the whole way on a made city, with score and pictures, in minu
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -n 2
+
+faults: $(READY) ## bad files, disks and moments, half an hour; ONLY=tiff,disk SEED=1 for some
+	$(BIN)/python -m faults --jobs 2 --table build/faults.md --only "$(ONLY)" $(if $(SEED),--seed $(SEED))
 
 check: $(READY) ## linters and types
 	$(BIN)/ruff format --check .

@@ -9,6 +9,7 @@ from satmap.data.building_names import building_image_ids
 from satmap.data.spacenet_roads import scan
 from satmap.data.walk import walk
 from satmap.errors import SatmapError
+from satmap.rasters import driver_of
 from satmap.submissions.buildings_csv import check_buildings_csv
 from satmap.submissions.coco_json import check_coco_results, read_coco_truth
 from satmap.submissions.fault import Fault
@@ -81,7 +82,7 @@ def _raster_sizes(directories: Sequence[Path]) -> Mapping[str, tuple[int, int]]:
 
 def _size(path: Path) -> tuple[int, int]:
     try:
-        with rasterio.open(path) as image:
+        with rasterio.open(path, driver=driver_of(path)) as image:
             return image.width, image.height
     except rasterio.errors.RasterioError as error:
         raise SatmapError(f"{path}: cannot be read as an image ({error}).") from error

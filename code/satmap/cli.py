@@ -870,9 +870,8 @@ def _default_weights() -> Path:
 
 def _default_vectorizers(processes: int) -> int:
     """Processes that vectorise for each of several that predict, which have a core themselves."""
-    if not can_share_locks():
-        return 0
-    return min(8, max(available_cores() // processes - 1, 0))
+    workers = min(8, max(available_cores() // processes - 1, 0))
+    return workers if can_share_locks(workers) else 0
 
 
 def _default_workers(processes: int) -> int:

@@ -1,14 +1,16 @@
 """Writing files so that a crash never leaves half of one behind."""
 
 import contextlib
+import errno
 import os
 import re
+import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from satmap.errors import CannotWriteError
+from satmap.errors import CannotWriteError, SatmapError
 
 # A process can read its umask only by changing it, which is not safe once threads run.
 _UMASK = os.umask(0)
@@ -34,7 +36,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = None
     try:
         # A link stays a link: what it points to is replaced.
-        path = path.resolve()
+        path = _resolved(path)
         _require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(
@@ -59,11 +61,37 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _resolved(path: Path) -> Path:
+    """What a path's links lead to.
+
+    Raises:
+        OSError: to themselves, which Python up to 3.12 calls by another name.
+    """
+    try:
+        return path.resolve()
+    except RuntimeError as error:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+
+
 def _require_replaceable(path: Path) -> None:
     if path.is_dir():
         raise CannotWriteError(f"{path} is a directory; give the name of a file to write.")
     if path.exists() and not path.is_file():
         raise CannotWriteError(f"{path} is a device or a pipe; give the name of a file to write.")
+
+
+def refuse_pipe(path: Path) -> None:
+    """Fail before a pipe, which may never have a writer, or a device, which may never end, is read.
+
+    Raises:
+        SatmapError: the path is one. What is not there, or a directory, opening will tell.
+    """
+    with contextlib.suppress(OSError):
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise SatmapError(
+                f"{path} is a pipe or a device; write its content to a file and give that."
+            )
 
 
 def is_temporary(path: Path) -> bool:
@@ -110,7 +138,7 @@ def require_writable(path: Path) -> None:
         CannotWriteError: ``path`` is a directory, or its directory cannot be written to.
     """
     try:
-        path = path.resolve()
+        path = _resolved(path)
         _require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

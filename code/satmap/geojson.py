@@ -19,6 +19,7 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
 from satmap.errors import SatmapError
+from satmap.files import refuse_pipe
 
 #: Longitude and latitude on WGS 84, in that order.
 LON_LAT = "OGC:CRS84"
@@ -82,6 +83,7 @@ def read_geojson(path: Path) -> FeatureCollection:
     Raises:
         SatmapError: not GeoJSON, or coordinates that cannot be longitude and latitude.
     """
+    refuse_pipe(path)
     try:
         document = json.loads(path.read_bytes())
         document = {"features": []} if document is None else document
@@ -145,7 +147,11 @@ def _crs_of(document: dict[str, Any]) -> str:
         if not _CRS_NAME.fullmatch(name):
             return LON_LAT
         # GeoJSON writes longitude first whatever the authority's order of axes.
-        return LON_LAT if name.endswith((":CRS84", ":4326")) else str(CRS.from_user_input(name))
+        if name.endswith((":CRS84", ":4326")):
+            return LON_LAT
+        # Within an environment GDAL says nothing on stderr of a name that it does not know.
+        with rasterio.Env():
+            return str(CRS.from_user_input(name))
     except (TypeError, KeyError, CRSError):
         return LON_LAT
 
@@ -171,7 +177,9 @@ def _parts(geometry: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _clean(coordinates: Any, crs: str) -> NDArray[np.float64]:
-    """Two finite, plausible columns without successive twins."""
+    """Two finite, plausible columns without successive twins; none of an empty geometry."""
+    if coordinates == []:
+        return np.empty((0, 2))
     xy = np.array([point[:2] for point in coordinates], np.float64)
     if len(xy) and xy.shape[1:] != (2,):
         raise ValueError("coordinates are not a list of x and y")

@@ -15,6 +15,7 @@ from rasterio.windows import Window
 from satmap.data.georeference import Georeference, georeference_of
 from satmap.errors import SatmapError
 from satmap.planes import ROAD, ROAD_PLANES, Planes
+from satmap.rasters import driver_of, require_possible_size
 from satmap.roads.box import Box
 from satmap.roads.scene import Scene
 
@@ -108,7 +109,8 @@ def open_mask(path: Path, metres_per_pixel: float) -> Iterator[MaskFile]:
     with contextlib.ExitStack() as stack:
         with _faults_of(path):
             stack.enter_context(rasterio.Env(**_GDAL_OPTIONS))
-            source = stack.enter_context(rasterio.open(path))
+            source = stack.enter_context(rasterio.open(path, driver=driver_of(path)))
+            require_possible_size(source.width, source.height)
             mask = MaskFile(path, source, metres_per_pixel)
         yield mask
 

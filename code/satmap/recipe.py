@@ -11,7 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     Field,
     NonNegativeFloat,
@@ -28,9 +27,11 @@ from satmap.data.augmentation import Augmentation
 from satmap.data.cache import StretchSettings
 from satmap.data.targets import TargetSettings
 from satmap.errors import SatmapError
+from satmap.files import refuse_pipe
 from satmap.models.encoder_names import ENCODER_NAMES, unknown_encoder
 from satmap.roads.vectorize import RoadSettings
 from satmap.settings import Settings
+from satmap.strict_yaml import read_yaml
 
 _SUFFIX = ".yaml"
 
@@ -276,6 +277,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     """
     path = Path(name_or_path)
     if path.suffix in {_SUFFIX, ".yml"}:
+        refuse_pipe(path)
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -301,9 +303,9 @@ def parse_recipe(text: str, source: str) -> Recipe:
     Keys at the top that start with ``x-`` hold YAML anchors for reuse and are left out.
     """
     try:
-        content: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SatmapError(f"recipe {source} is not YAML: {error}") from error
+        content = read_yaml(text)
+    except ValueError as error:
+        raise SatmapError(f"recipe {source}: {error}") from error
     if not isinstance(content, dict):
         raise SatmapError(f"recipe {source} must be a mapping of keys to values.")
     content = {key: value for key, value in content.items() if not str(key).startswith("x-")}

@@ -13,6 +13,9 @@ SHARED_MEMORY = Path("/dev/shm")
 #: How to have more of it.
 REMEDY = "In a container, pass --ipc=host or --shm-size 4G."
 
+# More than the queues of a worker, or those of a pool, are made of.
+_LOCKS_EACH = 8
+
 # What NVIDIA's containers ask for.
 _ENOUGH_FOR_NCCL = 2**30
 
@@ -26,13 +29,15 @@ def free_shared_memory() -> int:
     return state.f_bavail * state.f_frsize
 
 
-def can_share_locks() -> bool:
-    """Whether there can be processes that share locks with this one: not under ``--ipc none``."""
+def can_share_locks(workers: int) -> bool:
+    """Whether so many processes can share locks with this one: not under ``--ipc none``."""
+    context = multiprocessing.get_context("spawn")
     try:
-        multiprocessing.get_context("spawn").Lock()
+        # All at once, for each is given back as soon as nobody holds it.
+        held = [context.Lock() for _ in range((1 + workers) * _LOCKS_EACH)]
     except OSError:
         return False
-    return True
+    return bool(held)
 
 
 def spare_shared_memory_of_nccl() -> None:

@@ -29,11 +29,11 @@ def start_pool(workers: int) -> ProcessPoolExecutor:
     """So many processes of one thread each, which end with this one, however it ends.
 
     Raises:
-        SatmapError: this machine, or its container, does not let processes share locks.
+        SatmapError: this machine, or its container, does not let so many processes share locks.
     """
-    if not can_share_locks():
+    if not can_share_locks(workers):
         raise SatmapError(
-            f"no worker processes can be started, for {SHARED_MEMORY} cannot be written to. Give "
+            f"worker processes cannot be started: {SHARED_MEMORY} is full or not there. Give "
             f"`--workers 0`. {REMEDY}"
         )
     return ProcessPoolExecutor(workers, _Context(), initializer=_start_worker)

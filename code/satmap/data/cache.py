@@ -140,6 +140,11 @@ def _build(chip: Chip, stretch: StretchSettings, settings: TargetSettings) -> di
             f"{chip.label}: none of its {len(labels)} roads lies on {info.path.name}. "
             "Check that label and image belong together and the label's coordinate system."
         )
+    if inside and not image.any():
+        raise SatmapError(
+            f"{info.path}: no pixel holds data, but {chip.label.name} has {len(labels)} roads, "
+            "which cannot be learned from it. Check the image."
+        )
     target = rasterize_roads(labels, size, info.georeference.metres_per_pixel, settings)
     return {
         "image": image,

@@ -76,10 +76,12 @@ def _metres_per_pixel(
     if not (np.isfinite(longitude).all() and (np.abs(latitude) < 90).all()):
         raise ValueError("the image lies outside the area where it is defined")
     per_longitude, per_latitude = metres_per_degree(float(latitude[0]))
-    distance = np.hypot(
-        (longitude[1:] - longitude[0]) * per_longitude,
-        (latitude[1:] - latitude[0]) * per_latitude,
-    )
+    # A broken header can hold any number; what is infinite is refused below.
+    with np.errstate(over="ignore", invalid="ignore"):
+        distance = np.hypot(
+            (longitude[1:] - longitude[0]) * per_longitude,
+            (latitude[1:] - latitude[0]) * per_latitude,
+        )
     size = distance / step
     if not ((size >= _SMALLEST_PIXEL_M) & (size <= _LARGEST_PIXEL_M)).all():
         sizes = " x ".join(f"{length:.3g}" for length in size)

@@ -15,6 +15,7 @@ from rasterio.windows import Window
 
 from satmap.data.georeference import Georeference, georeference_of
 from satmap.errors import SatmapError
+from satmap.rasters import driver_of, require_possible_size
 
 # Images without georeference are reported by satmap itself, with their names, and rasterising in
 # pixels is no fault. Filtered once: catch_warnings is not safe in threads.
@@ -64,7 +65,8 @@ def read_info(path: Path, product: str) -> ImageInfo:
         SatmapError: not a readable raster, or its bands or type do not fit the product.
     """
     try:
-        with rasterio.open(path) as source:
+        with rasterio.open(path, driver=driver_of(path)) as source:
+            require_possible_size(source.width, source.height)
             bands = source.count - _has_alpha(source)
             dtype = source.dtypes[0]
             georeference = georeference_of(
@@ -121,6 +123,8 @@ class StretchedImage:
             for count, band in zip(counts, bands, strict=True):
                 count += _histogram(band, valid, levels)
         self._tables = [_table(count, low, high) for count in counts]
+        #: Whether no pixel holds data.
+        self.is_blank = not counts[:, 1:].any()
 
     def __getitem__(self, index: tuple[slice, slice]) -> NDArray[np.uint8]:
         """Pixels by slices of rows and columns, as :func:`read_stretched` gives them.
@@ -176,7 +180,7 @@ def _read_bands(
     """Bands (bands, height, width) and which pixels hold data (height, width)."""
     window = Window.from_slices(rows, columns)
     try:
-        with rasterio.open(info.path) as source:
+        with rasterio.open(info.path, driver=driver_of(info.path)) as source:
             bands = source.read(order, window=window)
             valid = bands.any(axis=0)
             if _has_alpha(source) or source.nodata not in (None, 0):

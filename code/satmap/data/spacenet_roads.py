@@ -15,6 +15,7 @@ from satmap.data.imagery import MULTISPECTRAL, RGB, ImageInfo, read_info
 from satmap.data.walk import walk
 from satmap.errors import SatmapError
 from satmap.ordering import natural_key
+from satmap.text import printable
 
 _PRODUCTS = {
     "PS-MS": MULTISPECTRAL,
@@ -119,7 +120,8 @@ class Inventory:
             )
         lines += [f"passed over: {warning}" for warning in self.warnings]
         lines += [f"unusable: {fault}" for fault in self.faults.values()]
-        return "\n".join(lines)
+        # Names of directories and files are whatever somebody called them.
+        return "\n".join(map(printable, lines))
 
 
 def scan(directories: Sequence[Path]) -> Inventory:

@@ -138,6 +138,9 @@ def _predict_window(
     """The mean over networks and views, float32 (planes, height, width) in 0..255, on the device;
     0 where there is no data."""
     height, width = image.shape[:2]
+    if not image.any():
+        planes = len(voters[0].network.plane_names)
+        return torch.zeros((planes, height, width), dtype=torch.float32, device=device)
     top, bottom = _margins(height)
     left, right = _margins(width)
     padded = np.pad(image, ((top, bottom), (left, right), (0, 0)), mode="reflect")

@@ -66,6 +66,11 @@ def read_picture(chip: Chip, voters: Sequence[Voter], recipe: Recipe) -> Picture
         except SatmapError as error:
             notes.append(str(error))
             continue
+        if pixels.is_blank if isinstance(pixels, StretchedImage) else not pixels[:, :].any():
+            notes.append(
+                f"{info.path}: no pixel holds data, so no road can be found; check the image if "
+                "it should show something"
+            )
         if len(fitting) < len(voters):
             notes.append(
                 f"{len(voters) - len(fitting)} of {len(voters)} networks need {MULTISPECTRAL} "

@@ -4,6 +4,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from satmap.errors import SatmapError
+from satmap.files import refuse_pipe
 from satmap.submissions import geojson_maps
 from satmap.submissions.mask_rasters import SUFFIXES as RASTER_SUFFIXES
 
@@ -30,6 +31,7 @@ def detect(path: Path) -> Format:
     """
     if path.is_dir():
         return _detect_directory(path)
+    refuse_pipe(path)
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)

@@ -16,11 +16,13 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from satmap.errors import SatmapError
 from satmap.files import atomic_path
 from satmap.ordering import natural_key
+from satmap.rasters import driver_of
 from satmap.submissions.fault import Fault
 
 # Masks are scored pixel by pixel and need no place on the Earth.
@@ -62,11 +64,9 @@ def write_mask(
     if mask.dtype != np.bool_ and (mask.dtype != np.uint8 or mask.max() > 1):
         raise ValueError("a mask must be bool, or uint8 of 0 and 1")
     height, width = mask.shape
-    with (
-        atomic_path(path) as temporary,
-        rasterio.open(
-            temporary,
-            "w",
+    # Through memory: GDAL does not always tell of a full disk.
+    with atomic_path(path) as temporary, MemoryFile() as memory:
+        with memory.open(
             driver="GTiff",
             width=width,
             height=height,
@@ -78,9 +78,9 @@ def write_mask(
             blockxsize=_TILE_PX,
             blockysize=_TILE_PX,
             compress="deflate",
-        ) as sink,
-    ):
-        sink.write(mask.astype(np.uint8, copy=False), 1)
+        ) as sink:
+            sink.write(mask.astype(np.uint8, copy=False), 1)
+        temporary.write_bytes(memory.getbuffer())
 
 
 # --- finding and reading --------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 @contextmanager
 def _opened(path: Path) -> Iterator[rasterio.DatasetReader]:
     try:
-        source = rasterio.open(path)
+        source = rasterio.open(path, driver=driver_of(path))
     except (RasterioError, OSError) as error:
         raise SatmapError(f"{path}: not a readable raster ({error}).") from error
     with source:

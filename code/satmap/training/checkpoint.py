@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from satmap.errors import SatmapError
-from satmap.files import atomic_path
+from satmap.files import atomic_path, refuse_pipe
 from satmap.models.unet import UNet
 from satmap.training.average import WeightAverage
 
@@ -150,6 +150,7 @@ def load_state(path: Path, fingerprint: str) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
+    refuse_pipe(path)
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = state["fingerprint"]
@@ -164,8 +165,8 @@ def load_state(path: Path, fingerprint: str) -> dict[str, Any] | None:
     # A damaged file can raise nearly anything from inside the unpickler.
     except Exception as error:
         raise SatmapError(
-            f"{path}: the training state cannot be read ({error!r:.200}). "
-            "Pass --restart to train anew."
+            f"{path}: the training state cannot be read, for it is damaged or something else. "
+            "Put back a copy of it, or pass --restart to train anew."
         ) from error
     if found != fingerprint:
         raise SatmapError(

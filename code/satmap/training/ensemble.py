@@ -1,5 +1,6 @@
 """Training a recipe: from directories to the weights of every member."""
 
+import contextlib
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from satmap.training.budget import allot, deal_stages
 from satmap.training.loading import within_shared_memory
 from satmap.training.loop import train_member
 from satmap.training.order import member_seed
+from satmap.training.sole_writer import sole_writer
 from satmap.training.workplace import Workplace
 
 
@@ -191,18 +193,20 @@ def _train(
     file = _encoder_file(member, place, options)
     if file is not None:
         load_pretrained_encoder(network, file)
-    train_member(
-        network,
-        member,
-        recipe,
-        others,
-        held_out,
-        place,
-        pretrained=file is not None,
-        until=min(until, len(member.stages)),
-        seconds=seconds.get(member.name),
-        starts_from=[record_file(file)] if file else [],
-    )
+    with contextlib.ExitStack() as stack:
+        place.ranks.on_first(lambda: stack.enter_context(sole_writer(place.weights / member.name)))
+        train_member(
+            network,
+            member,
+            recipe,
+            others,
+            held_out,
+            place,
+            pretrained=file is not None,
+            until=min(until, len(member.stages)),
+            seconds=seconds.get(member.name),
+            starts_from=[record_file(file)] if file else [],
+        )
 
 
 def _require_shared_weights(place: Workplace) -> None:
@@ -226,7 +230,8 @@ def _require_shared_weights(place: Workplace) -> None:
 
 def _forget(members: Sequence[Member], place: Workplace) -> None:
     for member in members:
-        place.state_file(member).unlink(missing_ok=True)
+        with sole_writer(place.weights / member.name):
+            place.state_file(member).unlink(missing_ok=True)
 
 
 def _encoder_file(member: Member, place: Workplace, options: TrainingOptions) -> Path | None:

@@ -61,7 +61,7 @@ def within_shared_memory(place: Workplace, members: Sequence[Member], processes:
     """
     if not place.workers:
         return place
-    if not can_share_locks():
+    if not can_share_locks(place.workers):
         place.ranks.say(
             f"without {SHARED_MEMORY} there are no workers, so this is slower. {REMEDY}"
         )
@@ -92,6 +92,14 @@ def _told_plainly(batches: Iterable[Batch]) -> Iterator[Batch]:
         yield from batches
     except SatmapError as error:
         raise SatmapError(str(error).rpartition(f"{SatmapError.__name__}: ")[2]) from error
+    except RuntimeError as error:
+        # torch's own words, of a process that is gone.
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise SatmapError(
+            f"a process that cuts crops was killed. Most often {SHARED_MEMORY} is too small: "
+            f"{REMEDY} Fewer --workers help too. The same command goes on from the last epoch."
+        ) from error
 
 
 def _stack(items: Sequence[tuple[Tensor, Tensor, int]]) -> tuple[NDArray[Any], ...]:

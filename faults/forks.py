@@ -1,0 +1,60 @@
+"""Commands as forks of a process that has loaded the libraries."""
+
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+def load_libraries() -> None:
+    """Import what the commands import, without any thread started."""
+    import satmap.inference.prediction
+    import satmap.report.misses
+    import satmap.scoring
+    import satmap.training.ensemble
+    import satmap.vectorizing  # noqa: F401
+
+
+def fork(
+    arguments: Sequence[object],
+    directory: Path,
+    environment: Mapping[str, str],
+    logs: tuple[Path, Path],
+) -> int:
+    """Run ``satmap ARGUMENTS`` in a process of its own.
+
+    Args:
+        arguments: of satmap.
+        directory: where it works.
+        environment: its variables.
+        logs: where stdout and stderr go.
+
+    Returns:
+        Its number; it leads a session.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        os.setsid()
+        os.chdir(directory)
+        os.environ.clear()
+        os.environ.update(environment)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(os.open(logs[0], flags, 0o644), 1)
+        os.dup2(os.open(logs[1], flags, 0o644), 2)
+        from satmap.cli import main
+
+        sys.argv = ["satmap", *map(str, arguments)]
+        main()
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

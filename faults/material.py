@@ -1,0 +1,133 @@
+"""What is good: a made city, recipes, a trained network and what it predicts undisturbed."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+_RECIPE = """
+name: faults
+description: a small network of few epochs, unsure of everything, so thresholds are low
+task: roads
+folds: 2
+members:
+  - fold: 0
+    encoder: resnet18
+    pretrained: false
+    decoder: [16, 16, 16, 16]
+    losses: {road: {dice: 0.5, focal: 2}, speed: {focal: 2}, junction: {focal: 1}}
+    stages:
+      - crop: 64
+        batch: 4
+        epochs: EPOCHS
+        passes: PASSES
+        validate_every: EPOCHS
+        schedule: {kind: cosine, peak: 3.0e-3}
+inference: {views: 1, checkpoints: [last], neighbours: NEIGHBOURS}
+roads: {high: 0.25, low: 0.12, component_m: 5}
+"""
+
+#: Numbers of the made test chips.
+TEST_CHIPS = (12, 13, 14, 15)
+
+
+@dataclass(frozen=True)
+class Material:
+    """Paths of good things, which no case may change.
+
+    Attributes:
+        train, test: directories of chips.
+        alone, together: recipes of the network; images vectorised each for itself, and with their
+            neighbours.
+        short: recipe of a training of seconds.
+        network: the trained weights.
+        predicted_alone, predicted_together: submissions of undisturbed runs.
+        planes: of the second of these, rasters for the vectoriser.
+        trained: directory of weights that the short recipe's undisturbed training left.
+    """
+
+    train: Path
+    test: Path
+    alone: Path
+    together: Path
+    short: Path
+    network: Path
+    predicted_alone: Path
+    predicted_together: Path
+    planes: Path
+    trained: Path
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Of the test chips."""
+        return TEST_CHIPS
+
+    @property
+    def weights(self) -> Path:
+        """The directory of the trained weights."""
+        return self.network.parent
+
+    def rows(self, alone: bool) -> dict[str, list[str]]:
+        """The lines of an undisturbed submission by image."""
+        rows: dict[str, list[str]] = {}
+        path = self.predicted_alone if alone else self.predicted_together
+        for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+            rows.setdefault(line.split(",", 1)[0], []).append(line)
+        return rows
+
+
+def make_material(directory: Path) -> Material:
+    """Make all of it by the real commands, or find it as an earlier campaign has left it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    city, cache = directory / "city", directory / "cache"
+    recipes = {
+        "alone.yaml": {"EPOCHS": 4, "PASSES": 12, "NEIGHBOURS": "false"},
+        "together.yaml": {"EPOCHS": 4, "PASSES": 12, "NEIGHBOURS": "true"},
+        "short.yaml": {"EPOCHS": 2, "PASSES": 1, "NEIGHBOURS": "true"},
+    }
+    for name, values in recipes.items():
+        text = _RECIPE
+        for key, value in values.items():
+            text = text.replace(key, str(value))
+        (directory / name).write_text(text)
+    material = Material(
+        train=city / "train",
+        test=city / "test",
+        alone=directory / "alone.yaml",
+        together=directory / "together.yaml",
+        short=directory / "short.yaml",
+        network=directory / "weights" / "fold0-resnet18-3band.last.safetensors",
+        predicted_alone=directory / "alone.csv",
+        predicted_together=directory / "together.csv",
+        planes=directory / "planes",
+        trained=directory / "trained",
+    )
+    if not material.test.exists():
+        _satmap("make-city", city, "--chips", 12, "--test-chips", 4, "--size", 128, "--seed", 3)
+    training: tuple[object, ...] = ("--cache", cache, "--device", "cpu", "--workers", 0)
+    if not material.network.exists():
+        kept = directory / "training"
+        _satmap("train", material.train, "--recipe", material.alone, "--weights", kept, *training)
+        material.weights.mkdir()
+        (kept / material.network.name).rename(material.network)
+    if not material.trained.exists():
+        left = directory / "being-trained"
+        _satmap("train", material.train, "--recipe", material.short, "--weights", left, *training)
+        left.rename(material.trained)
+    for recipe, output, more in (
+        (material.alone, material.predicted_alone, ()),
+        (material.together, material.predicted_together, ("--planes", material.planes)),
+    ):
+        if not output.exists():
+            _satmap(
+                "predict", material.test, output, "--weights", material.weights, "--recipe", recipe,
+                "--device", "cpu", "--workers", 0, *more,
+            )  # fmt: skip
+    if sum("EMPTY" in line for line in material.predicted_alone.read_text().splitlines()) > 2:
+        raise RuntimeError("the network of the campaign finds next to no roads; give another seed")
+    return material
+
+
+def _satmap(*arguments: object) -> None:
+    command = [sys.executable, "-m", "satmap", *map(str, arguments)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

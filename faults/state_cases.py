@@ -1,0 +1,239 @@
+"""What satmap itself leaves behind to go on from, damaged: states, caches, journals, planes."""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from faults import harm
+from faults.bench import DONE, FAILED, Bench
+from faults.case import Case
+from faults.harm import Harm
+from faults.label_cases import train
+
+REFUSED, ANEW = "refused, --restart trains anew", "made anew, the same bytes"
+
+_DAMAGE: tuple[tuple[str, Harm], ...] = (
+    *harm.ANY_FILE,
+    ("cut off anywhere", harm.truncated),
+    ("64 bits turned anywhere", harm.flipped(64)),
+)
+
+
+def state_cases() -> list[Case]:
+    """All of them."""
+    cases = [
+        _state(name, done) for name, done in _DAMAGE if done not in (harm.dangling, harm.looped)
+    ]
+    cases += [_cache(name, done) for name, done in _DAMAGE]
+    cases += [_journal(name, done) for name, done in _DAMAGE if done is not harm.looped]
+    cases += [
+        Case("states", "training: its weights are gone, its state is there", _weights_gone),
+        Case("states", "training: another recipe's state", _other_recipe),
+        Case("states", "training: a cache that is a file", _cache_is_file),
+        Case("states", "prediction: planes in the store cut off", _planes_cut),
+        Case("states", "prediction: another network's journal", _other_network),
+        Case("states", "prediction: an image that changed in between", _changed_image),
+    ]
+    return cases
+
+
+def _finished(bench: Bench) -> Path:
+    """Data, cache and weights as an undisturbed training leaves them; gives its state."""
+    bench.copy_train()
+    shutil.copytree(bench.material.trained, bench.weights)
+    (state,) = bench.weights.glob("*.state.pt")
+    return state
+
+
+def same_network(bench: Bench) -> None:
+    """The last weights must be those of the undisturbed training, to the last bit."""
+    name = bench.material.network.name
+    ours, theirs = bench.weights / name, bench.material.trained / name
+    bench.must(
+        ours.exists() and ours.read_bytes() == theirs.read_bytes(),
+        "the weights are not those of an undisturbed training",
+    )
+
+
+def _state(name: str, done: Harm) -> Case:
+    def play(bench: Bench) -> str:
+        state = _finished(bench)
+        done(state, bench.random)
+        status = train(bench)
+        said = bench.last_said
+        if status == DONE and "turned" in name:
+            # The damage may lie in the network, which is not needed any more.
+            return "read"
+        bench.must(status == FAILED, f"status {status}, not 1")
+        bench.must(state.name in said and "--restart" in said, f"does not help: {said!r}")
+        if state.is_dir():
+            state.rmdir()
+        bench.must(train(bench, "--restart") == DONE, f"--restart: {bench.last_said!r}")
+        same_network(bench)
+        return REFUSED
+
+    return Case("states", f"training's state: {name}", play, 200)
+
+
+def _cache(name: str, done: Harm) -> Case:
+    def play(bench: Bench) -> str:
+        bench.copy_train()
+        bench.must(train(bench) == DONE, f"undisturbed: {bench.last_said!r}")
+        shutil.rmtree(bench.weights)
+        chips = sorted(bench.cache.iterdir())
+        for path in chips[:4]:
+            done(path, bench.random)
+        status = train(bench)
+        if status != DONE and chips[0].is_dir():
+            bench.must(status == FAILED, f"status {status}")
+            bench.must(str(bench.cache) in bench.last_said, f"names no file: {bench.last_said!r}")
+            return "refused"
+        bench.must(status == DONE, f"status {status}: {bench.last_said!r}")
+        if status == DONE and "turned" not in name:
+            same_network(bench)
+        return ANEW if "turned" not in name else "read or made anew"
+
+    return Case("states", f"cache: {name}", play, 200)
+
+
+def killed_prediction(bench: Bench, after_images: int = 2) -> Path:
+    """Predict, and kill it once some images are in the journal; gives the journal."""
+    journal = bench.out.with_name(f".{bench.out.name}.partial")
+    running = bench.start(
+        "predict", bench.test, bench.out, "--weights", bench.material.weights,
+        "--recipe", bench.material.alone, "--workers", 0,
+    )  # fmt: skip
+    deadline = time.monotonic() + bench.limit_s
+    while time.monotonic() < deadline:
+        lines = journal.read_bytes().count(b"\n") if journal.exists() else 0
+        if lines > after_images:
+            running.kill(signal.SIGKILL)
+            break
+        if running.wait(0) is not None:
+            break
+        time.sleep(0.002)
+    running.wait(bench.limit_s)
+    return journal
+
+
+def many_images(bench: Bench) -> None:
+    """Enough images that a prediction can be caught in the middle."""
+    bench.copy_test()
+    for number in range(100, 130):
+        os.link(bench.image(12), bench.image(number))
+
+
+def _journal(name: str, done: Harm) -> Case:
+    def play(bench: Bench) -> str:
+        many_images(bench)
+        journal = killed_prediction(bench)
+        if not journal.exists():
+            bench.find("the prediction could not be caught in the middle")
+            return "not played"
+        done(journal, bench.random)
+        ended = bench.predict()
+        if done in (harm.directory, harm.pipe):
+            bench.must(ended.status == FAILED, f"status {ended.status}, not 1")
+            bench.must_say(ended, journal.name)
+            return "refused"
+        bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+        bench.must_be_valid()
+        bench.must(not journal.exists(), "the journal is still there")
+        return ANEW
+
+    return Case("states", f"prediction's journal: {name}", play, 200)
+
+
+def _planes_cut(bench: Bench) -> str:
+    bench.copy_test()
+    store = bench.out.with_name(f".{bench.out.name}.planes")
+    running = bench.start(
+        "predict", bench.test, bench.out, "--weights", bench.material.weights,
+        "--recipe", bench.material.together, "--workers", 0,
+    )  # fmt: skip
+    deadline = time.monotonic() + bench.limit_s
+    while time.monotonic() < deadline:
+        stored = [*store.glob("[!.]*.tif")] if store.exists() else []
+        if len(stored) >= 2:
+            running.kill(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    running.wait(bench.limit_s)
+    damaged = sorted(store.glob("[!.]*.tif"))[0]
+    harm.truncated(damaged, bench.random)
+    ended = bench.predict(alone=False)
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+    bench.must_be_valid(alone=False)
+    return ANEW
+
+
+def _other_network(bench: Bench) -> str:
+    many_images(bench)
+    journal = killed_prediction(bench)
+    bench.must(journal.exists(), "the prediction could not be caught in the middle")
+    file = bench.copy_weights()
+    other = bench.material.trained / file.name
+    shutil.copy2(other, file)
+    arguments = ("--weights", bench.weights, "--workers", 0)
+    bench.run("predict", bench.test, bench.out, *arguments)
+    first = bench.out.read_bytes()
+    bench.out.unlink()
+    bench.run("predict", bench.test, bench.out, *arguments)
+    bench.must(first == bench.out.read_bytes(), "rows of two networks are mixed")
+    return ANEW
+
+
+def _changed_image(bench: Bench) -> str:
+    many_images(bench)
+    journal = killed_prediction(bench)
+    bench.must(journal.exists(), "the prediction could not be caught in the middle")
+    shutil.copyfile(bench.image(14), bench.directory / "other")
+    (bench.directory / "other").replace(bench.image(12))
+    ended = bench.predict()
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+    bench.must_be_valid(harmed=["AOI_99_Made_chip12"])
+    rows = [line for line in bench.out.read_text().splitlines() if "chip12," in line]
+    wanted = [
+        line.replace("chip14,", "chip12,")
+        for line in bench.material.predicted_alone.read_text().splitlines()
+        if "chip14," in line
+    ]
+    bench.must(rows == wanted, "the old image's rows are still there")
+    return ANEW
+
+
+def _weights_gone(bench: Bench) -> str:
+    _finished(bench)
+    (bench.weights / bench.material.network.name).unlink()
+    bench.must(train(bench) == FAILED, "the loss goes unnoticed")
+    bench.must("--restart" in bench.last_said, f"does not help: {bench.last_said!r}")
+    return "refused"
+
+
+def _other_recipe(bench: Bench) -> str:
+    _finished(bench)
+    before = {path: path.read_bytes() for path in bench.weights.glob("*.*") if path.is_file()}
+    ended = bench.run(
+        "train", bench.train, "--recipe", bench.material.alone, "--weights", bench.weights,
+        "--cache", bench.cache, "--device", "cpu",
+    )  # fmt: skip
+    bench.must(ended.status == FAILED, f"status {ended.status}, not 1")
+    bench.must_say(ended, "another recipe", "--restart")
+    _unchanged(bench, before)
+    return "refused, weights unchanged"
+
+
+def _unchanged(bench: Bench, before: Mapping[Path, bytes]) -> None:
+    for path, content in before.items():
+        bench.must(path.read_bytes() == content, f"{path.name} has changed")
+
+
+def _cache_is_file(bench: Bench) -> str:
+    bench.copy_train()
+    bench.cache.write_text("")
+    bench.must(train(bench) == FAILED, "not refused")
+    bench.must(str(bench.cache) in bench.last_said, f"names no place: {bench.last_said!r}")
+    return "refused"

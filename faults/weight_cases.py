@@ -1,0 +1,171 @@
+"""Weights that are damaged, or no weights."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from faults import harm
+from faults.bench import DONE, FAILED, Bench
+from faults.case import Case
+from faults.harm import Harm
+
+REFUSED, READ = "refused", "read"
+
+# Draws of a lot, a command each.
+_DRAWS = 8
+
+
+def weight_cases() -> list[Case]:
+    """All of them."""
+    cases = [_shown(name, done) for name, done in harm.ANY_FILE]
+    cases += [
+        _drawn("cut off anywhere", harm.truncated),
+        _drawn("1 bit turned anywhere", harm.flipped(1)),
+        _drawn("1 bit turned in the header", harm.flipped(1, within=3000)),
+        _drawn("something after the end", lambda path, draw: _append(path, draw.randbytes(9))),
+        _shown("a header of 2^60 bytes", _header_length(1 << 60)),
+        _shown("a header of 100 MB of brackets", _header(b"[", 100_000_000)),
+        _shown("a header that is a list", _header(b"[]")),
+        _shown("a pickle under the name", _pickle),
+        _imported("a pickle that runs a command", _evil_pickle),
+        _imported("a pickle cut off", _cut_pickle),
+        _imported("noise", lambda path, draw: _write(path, draw.randbytes(5000))),
+        _imported("a zip of nothing", lambda path, draw: _write(path, b"PK\5\6" + bytes(18))),
+        _predicted("1 bit turned anywhere", harm.flipped(1)),
+        _predicted("cut off", harm.truncated),
+        _predicted("a link to nothing", harm.dangling),
+        _predicted("a pipe", harm.pipe),
+        _predicted("a directory in its place", harm.directory),
+        Case("weights", "predict: no weights at all", _none),
+        Case("weights", "predict: one of two networks broken", _one_of_two),
+        Case("weights", "predict: an unfinished file of a killed writer beside them", _left_over),
+    ]
+    return cases
+
+
+def _shown(name: str, done: Harm) -> Case:
+    def play(bench: Bench) -> str:
+        file = bench.copy_weights()
+        done(file, bench.random)
+        ended = bench.run("weights", "show", file)
+        bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.printed[:200]!r}")
+        bench.must_say(ended, file.name)
+        return REFUSED
+
+    return Case("weights", f"show: {name}", play)
+
+
+def _drawn(name: str, done: Harm) -> Case:
+    def play(bench: Bench) -> str:
+        for _ in range(_DRAWS):
+            file = bench.copy_weights()
+            done(file, bench.random)
+            ended = bench.run("weights", "show", file)
+            bench.must(ended.status == FAILED, f"status {ended.status}: the damage goes unnoticed")
+            bench.must_say(ended, file.name)
+        return REFUSED
+
+    return Case("weights", f"show: {name}, {_DRAWS} times", play)
+
+
+def _imported(name: str, done: Harm) -> Case:
+    def play(bench: Bench) -> str:
+        file = bench.directory / "spacenet_dpn_unet_dpn92_3_0_best_apls"
+        done(file, bench.random)
+        ended = bench.run("weights", "import", file, bench.weights)
+        bench.must(ended.status == FAILED, f"status {ended.status}, not 1")
+        bench.must_say(ended, file.name)
+        bench.must(not (bench.directory / "harmed").exists(), "ran what is in a pickle")
+        return REFUSED
+
+    return Case("weights", f"import: {name}", play)
+
+
+def _predicted(name: str, done: Harm) -> Case:
+    def play(bench: Bench) -> str:
+        bench.copy_test()
+        file = bench.copy_weights()
+        done(file, bench.random)
+        ended = bench.predict()
+        bench.must_refuse(ended, bench.weights.name)
+        # Mended, it does what it would have done.
+        if file.is_dir():
+            file.rmdir()
+        file.unlink(missing_ok=True)
+        bench.copy_weights()
+        bench.must(bench.predict().status == DONE, "does not work after mending")
+        bench.must_be_valid()
+        return REFUSED
+
+    return Case("weights", f"predict: {name}", play)
+
+
+def _none(bench: Bench) -> str:
+    bench.copy_test()
+    bench.weights.mkdir()
+    bench.must_refuse(bench.predict(), "no weights", "train.sh")
+    return REFUSED
+
+
+def _one_of_two(bench: Bench) -> str:
+    bench.copy_test()
+    file = bench.copy_weights()
+    other = file.with_name("fold1-resnet18-3band.last.safetensors")
+    other.write_bytes(file.read_bytes()[:1_000_000])
+    bench.must_refuse(bench.predict(), other.name)
+    return REFUSED
+
+
+def _left_over(bench: Bench) -> str:
+    bench.copy_test()
+    file = bench.copy_weights()
+    file.with_name(".fold0-resnet18-3band.last-ab12cd34.safetensors").write_bytes(b"half")
+    ended = bench.predict()
+    # It is the training's to sweep away, not the prediction's.
+    file.with_name(".fold0-resnet18-3band.last-ab12cd34.safetensors").unlink()
+    bench.findings[:] = [found for found in bench.findings if "ab12cd34" not in found]
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said[-300:]!r}")
+    bench.must_be_valid()
+    return READ
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _append(path: Path, content: bytes) -> None:
+    path.write_bytes(path.read_bytes() + content)
+
+
+def _header_length(length: int) -> Harm:
+    def done(path: Path, draw: Any) -> None:
+        path.write_bytes(struct.pack("<Q", length) + path.read_bytes()[8:])
+
+    return done
+
+
+def _header(header: bytes, times: int = 1) -> Harm:
+    def done(path: Path, draw: Any) -> None:
+        path.write_bytes(struct.pack("<Q", len(header) * times) + header * times)
+
+    return done
+
+
+def _pickle(path: Path, draw: Any) -> None:
+    torch.save({"weight": torch.zeros(3)}, path)
+
+
+class _Evil:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("harmed"),))
+
+
+def _evil_pickle(path: Path, draw: Any) -> None:
+    torch.save({"state_dict": {"weight": torch.zeros(3)}, "epoch": _Evil()}, path)
+
+
+def _cut_pickle(path: Path, draw: Any) -> None:
+    torch.save({"state_dict": {"weight": torch.zeros(3000)}}, path)
+    harm.truncated(path, draw)

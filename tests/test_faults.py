@@ -1,0 +1,271 @@
+"""What the fault campaign (``make faults``) has found, each in small."""
+
+import errno
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from affine import Affine
+
+from made_files import write_image, write_labels
+from satmap.data.cache import StretchSettings, prepare_chip
+from satmap.data.imagery import RGB, StretchedImage, read_info
+from satmap.data.spacenet_roads import scan
+from satmap.data.targets import TargetSettings
+from satmap.errors import CannotWriteError, SatmapError
+from satmap.files import require_writable, write_text
+from satmap.geojson import LON_LAT, read_geojson
+from satmap.inference.ensemble import Voter, predict_planes
+from satmap.inference.pictures import read_picture
+from satmap.mask_files import open_mask
+from satmap.models.unet import build_network
+from satmap.planes import ROAD_PLANES
+from satmap.recipe import Inference, load_recipe
+from satmap.scoring import score_files
+from satmap.strict_yaml import read_yaml
+from satmap.submissions.mask_rasters import open_mask as open_building_mask
+from satmap.training.checkpoint import load_state
+from satmap.training.sole_writer import sole_writer
+from satmap.workers import start_pool
+
+CPU = torch.device("cpu")
+
+
+# --- YAML -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3", "line 3: the key 'a' stands here twice"),
+        ("a:\n  - {b: 1, c: 2, b: 3}", "line 2: the key 'b' stands here twice"),
+        ("a: &a [*a]", "line 1: the anchor holds itself"),
+        ("a: [", "line 1"),
+        ("a: \x00", "special characters"),
+        ("[" * 1000, "too deep"),
+        ("a: !!python/name:os.system", "could not determine a constructor"),
+    ],
+)
+def test_yaml_that_is_not_sound(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_yaml(text)
+
+
+def test_anchors_may_be_used_and_overridden_but_not_multiply() -> None:
+    assert read_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: [*a, *a]") == {
+        "a": {"x": 1, "y": 2},
+        "b": {"x": 1, "y": 3},
+        "c": [{"x": 1, "y": 2}] * 2,
+    }
+    assert read_yaml("") is None
+    # Equal texts of different types are different keys.
+    assert read_yaml("1: a\n'1': b") == {1: "a", "1": "b"}
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    assert len(read_yaml("\n".join(lines[:4]))["a3"]) == 10
+    with pytest.raises(ValueError, match="far too large"):
+        read_yaml("\n".join(lines))
+
+
+# --- rasters --------------------------------------------------------------------------------------
+
+
+def vrt(path: Path, other: Path) -> Path:
+    bands = "".join(
+        f'<VRTRasterBand dataType="Byte" band="{band}"><SimpleSource><SourceFilename>{other}'
+        f"</SourceFilename><SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
+        for band in (1, 2, 3)
+    )
+    path.write_text(f'<VRTDataset rasterXSize="128" rasterYSize="96">{bands}</VRTDataset>')
+    return path
+
+
+def test_a_raster_that_would_read_other_files_is_refused(tmp_path: Path) -> None:
+    write_image(tmp_path / "other.tif")
+    path = vrt(tmp_path / "image.tif", tmp_path / "other.tif")
+    with rasterio.open(path) as known:
+        assert known.driver == "VRT"
+    with pytest.raises(SatmapError, match="not a readable raster"):
+        read_info(path, RGB)
+    with pytest.raises(SatmapError, match="cannot be read"), open_mask(path, 1):
+        pass
+    with pytest.raises(SatmapError, match="not a readable raster"), open_building_mask(path):
+        pass
+
+
+def test_more_pixels_than_can_be_meant(tmp_path: Path) -> None:
+    path = tmp_path / "image.tif"
+    options = {"driver": "GTiff", "dtype": "uint8", "SPARSE_OK": True, "BIGTIFF": "YES"}
+    sizes = {"width": 70_000, "height": 70_000, "tiled": True}
+    for count in (3, 1):
+        with rasterio.open(path, "w", count=count, **sizes, **options):
+            pass
+        with pytest.raises(SatmapError, match=r"image\.tif: 70000 x 70000 pixels are more"):
+            if count == 3:
+                read_info(path, RGB)
+            else:
+                with open_mask(path, 1):
+                    pass
+
+
+def test_a_georeference_beyond_all_numbers(tmp_path: Path) -> None:
+    far = Affine(1e300, 0, -115.0, 0, -1e300, 36.0)
+    path = write_image(tmp_path / "image.tif", transform=far)
+    with warnings.catch_warnings(), pytest.raises(SatmapError, match="unusable reference system"):
+        warnings.simplefilter("error")
+        read_info(path, RGB)
+
+
+def test_black_images_are_noted_and_need_no_network(tmp_path: Path) -> None:
+    black = np.zeros((3, 96, 128), np.uint8)
+    name = "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip{}.tif"
+    write_image(tmp_path / name.format(1), pixels=black)
+    write_image(tmp_path / name.format(2))
+    network = build_network("resnet18", 3, ROAD_PLANES, (16, 16, 16, 16)).eval()
+    voters, recipe = [Voter(network)], load_recipe("demo")
+    pictures = [read_picture(chip, voters, recipe) for chip in scan([tmp_path]).chips]
+    assert any("no pixel holds data" in note and "chip1" in note for note in pictures[0].notes)
+    assert not any("no pixel holds data" in note for note in pictures[1].notes)
+    blank, seen = (StretchedImage(picture.info, 2, 98) for picture in pictures)
+    assert blank.is_blank
+    assert not seen.is_blank
+
+    # A window without data is 0, as it would be with the networks; the others are as before.
+    half = np.concatenate([np.zeros_like(pictures[1].pixels[:, :]), pictures[1].pixels[:, :]])
+    settings = Inference(views=1, window=96, overlap=0)
+    planes = predict_planes(voters, half, settings, CPU)
+    assert not planes[:, :96].any()
+    assert planes[:, 96:].any()
+
+    def fail(*_: object) -> None:
+        raise AssertionError("the network has seen a window without data")
+
+    network.register_forward_pre_hook(fail)
+    assert not predict_planes(voters, np.zeros((200, 96, 3), np.uint8), settings, CPU).any()
+    with pytest.raises(AssertionError):
+        predict_planes(voters, half, settings, CPU)
+
+
+def test_roads_cannot_be_learned_from_black(tmp_path: Path) -> None:
+    black = np.zeros((3, 96, 128), np.uint8)
+    write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif", pixels=black)
+    label = tmp_path / "AOI_7_Moscow_chip1.geojson"
+    for lines, fails in (([[(5.0, 5.0), (100.0, 80.0)]], True), ([], False)):
+        write_labels(label, lines)
+        chip = scan([tmp_path]).chips[0]
+        if fails:
+            with pytest.raises(SatmapError, match="no pixel holds data, but"):
+                prepare_chip(chip, tmp_path / "cache", StretchSettings(), TargetSettings())
+        else:
+            prepare_chip(chip, tmp_path / "cache", StretchSettings(), TargetSettings())
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def test_a_pipe_is_refused_before_anybody_waits_for_it(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.yaml"
+    os.mkfifo(pipe)
+    readers: tuple[Callable[[], object], ...] = (
+        lambda: load_recipe(str(pipe)),
+        lambda: read_geojson(pipe),
+        lambda: score_files(pipe, pipe),
+        lambda: load_state(pipe, ""),
+    )
+    for read in readers:
+        with pytest.raises(SatmapError, match="is a pipe or a device"):
+            read()
+
+
+def test_empty_lines_and_unknown_systems_are_passed_over(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "roads.geojson"
+    geometries = [
+        {"type": "LineString", "coordinates": []},
+        {"type": "MultiLineString", "coordinates": [[], [[1, 2], [3, 4]]]},
+        {"type": "Polygon", "coordinates": []},
+        {"type": "Polygon", "coordinates": [[]]},
+    ]
+    document = {
+        "crs": {"properties": {"name": "EPSG:99999999"}},
+        "features": [{"properties": {}, "geometry": geometry} for geometry in geometries],
+    }
+    path.write_text(json.dumps(document))
+    found = read_geojson(path)
+    assert [line.xy.tolist() for line in found.lines] == [[[1, 2], [3, 4]]]
+    assert not found.surfaces
+    assert found.crs == LON_LAT
+    # PROJ, left alone, writes its own words to stderr.
+    assert capfd.readouterr().err == ""
+
+
+def test_a_link_to_itself_is_no_place_to_write(tmp_path: Path) -> None:
+    loop = tmp_path / "out.csv"
+    loop.symlink_to(loop)
+    writers: tuple[Callable[[], None], ...] = (
+        lambda: write_text(loop, ""),
+        lambda: require_writable(loop),
+    )
+    for write in writers:
+        with pytest.raises(CannotWriteError, match=r"out\.csv: Too many levels of symbolic links"):
+            write()
+
+
+# --- disks and other runs -------------------------------------------------------------------------
+
+
+def test_a_city_on_a_full_disk_leaves_no_broken_image(tmp_path: Path) -> None:
+    """No file may have more than 60,000 bytes: images do, labels do not."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000));"
+        "from satmap.cli import main; main(['make-city', sys.argv[1], '--chips', '2', "
+        "'--test-chips', '0', '--size', '128'])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "city")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("satmap: cannot write ")
+    assert not [*tmp_path.rglob("*.tif")]
+    assert [*tmp_path.rglob("*.geojson")]
+
+
+def test_processes_that_cannot_be_started_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many semaphores as /dev/shm holds: here none."""
+
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(multiprocessing.get_context("spawn").__class__, "Lock", full)
+    with pytest.raises(SatmapError, match=r"No space left on device.*--shm-size.*--workers 0"):
+        start_pool(2)
+
+
+def test_one_run_at_a_time_trains_a_member(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from satmap.training import sole_writer as lock;"
+        "lock._GRACE_S = 0.2\n"
+        "with lock.sole_writer(Path(sys.argv[1])): print('alone')"
+    )
+
+    def other(stem: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, str(tmp_path / stem)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    with sole_writer(tmp_path / "fold0"):
+        assert "another run is training fold0" in other("fold0").stderr
+        assert other("fold1").stdout == "alone\n"
+    assert other("fold0").stdout == "alone\n"
+    # What a killed run has left is no lock.
+    (tmp_path / ".fold0.lock").touch()
+    assert other("fold0").stdout == "alone\n"
+    assert not [*tmp_path.iterdir()]
