@@ -14,7 +14,7 @@ def require_compiler(device: torch.device) -> None:
     values = torch.ones(64, device=device, requires_grad=True)
     try:
         compiled = torch.compile(_something)
-        compiled(values).backward()
+        compiled(values).backward()  # type: ignore[no-untyped-call]
     # What compilers, linkers and torch's own layers raise has no common type.
     except Exception as error:
         needed = "triton and a C compiler" if device.type == "cuda" else "a C++ compiler (g++)"
