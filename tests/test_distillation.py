@@ -17,7 +17,7 @@ from satmap.data.spacenet_roads import scan
 from satmap.errors import SatmapError
 from satmap.inference.ensemble import predict_planes
 from satmap.inference.weights import choose, find_weights, load_ensemble
-from satmap.manifest import WeightsManifest, manifest_path, read_manifest
+from satmap.manifest import WeightsManifest, read_manifest
 from satmap.models.unet import build_network
 from satmap.models.weights import load_weights, save_weights
 from satmap.planes import ROAD_PLANES
@@ -187,7 +187,7 @@ def test_a_student_trains_on_all_chips_and_predicts_alone(
     (file,) = choose(find_weights(place.weights), recipe)
     assert file.path.name == "all-resnet18-3band.last.safetensors"
     assert file.held_out == frozenset()
-    described = read_manifest(manifest_path(file.path))
+    described = read_manifest(file.path)
     assert isinstance(described, WeightsManifest)
     assert {each.name for each in described.starts_from} == {
         each.path.name for each in teacher.files
