@@ -21,11 +21,11 @@ from satmap.manifest import WeightsManifest, read_manifest
 from satmap.models.unet import build_network
 from satmap.models.weights import load_weights, save_weights
 from satmap.planes import ROAD_PLANES
+from satmap.ranks import Ranks
 from satmap.recipe import HeadLoss, Losses, Recipe, RoadHeadLoss, load_recipe, parse_recipe
 from satmap.training import teacher as teaching
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.losses import distillation_loss, road_loss
-from satmap.ranks import Ranks
 from satmap.training.teacher import Teacher, find_teacher, teach
 from satmap.training.workplace import Workplace
 
