@@ -1,6 +1,7 @@
 """The reference's way to train and ours for equal processor time, and what makes the difference.
 
     .venv/bin/python benchmarks/ablation.py ../shared/data/roads_epfl/AOI_90_Suburb_Train WORK
+    .venv/bin/python benchmarks/ablation.py ... WORK --variants reference quick-roads
 
 Every variant trains the same encoder from scratch on the same chips, takes as many steps as it can
 in the same seconds of processor time, and is scored on every fifth chip, which it has not seen, by
@@ -28,6 +29,7 @@ from satmap.models.unet import UNet, build_network
 from satmap.planes import ROAD_PLANES
 from satmap.recipe import (
     CosineSchedule,
+    Decoder,
     HeadLoss,
     Losses,
     RoadHeadLoss,
@@ -53,7 +55,7 @@ class Variant:
 
     schedule: Schedule = StepSchedule(rates=_REFERENCE_RATES)  # noqa: RUF009 (frozen)
     epochs: int = _REFERENCE_EPOCHS
-    decoder: str = "plain"
+    decoder: Decoder = Decoder()  # noqa: RUF009 (frozen)
     recall: float | None = None
     ema: float | None = None
     augmentation: Augmentation = Augmentation()  # noqa: RUF009 (frozen)
@@ -73,7 +75,16 @@ class Variant:
 
 
 _REFERENCE = Variant()
-_OURS = Variant(CosineSchedule(peak=2e-3, final=2e-5, warmup=0.05), 1, "light", 0.5, 0.98)
+_LIGHT = Decoder(kind="light")
+_OURS = Variant(CosineSchedule(peak=2e-3, final=2e-5, warmup=0.05), 1, _LIGHT, 0.5, 0.98)
+
+
+def _shipped(name: str) -> Variant:
+    """The first member's first stage of a recipe."""
+    member = load_recipe(name).members[0]
+    return Variant(member.stages[0].schedule, 1, member.decoder)
+
+
 VARIANTS = {
     "reference": _REFERENCE,
     "ours": _OURS,
@@ -82,7 +93,8 @@ VARIANTS = {
     ),
     "ours without recall loss": replace(_OURS, recall=None),
     "ours without EMA": replace(_OURS, ema=None),
-    "ours, the plain decoder": replace(_OURS, decoder="plain"),
+    "ours, the plain decoder": replace(_OURS, decoder=Decoder()),
+    "quick-roads": _shipped("quick-roads"),
     "ours, flips the only augmentation": replace(
         _OURS,
         augmentation=Augmentation(
@@ -127,7 +139,8 @@ def _train(
     """A network that has learnt for so many seconds, its steps, and the mean loss of the last."""
     device = pick_device()
     torch.manual_seed(seed)
-    network = build_network(encoder, 3, ROAD_PLANES, decoder_kind=variant.decoder)
+    decoder = variant.decoder
+    network = build_network(encoder, 3, ROAD_PLANES, decoder.widths, decoder.kind)
     network.to(device).to(memory_format=torch.channels_last).train()
     average = WeightAverage(network, variant.ema) if variant.ema else None
     optimizer = torch.optim.Adam(network.parameters())

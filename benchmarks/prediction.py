@@ -3,6 +3,7 @@
     .venv/bin/python benchmarks/prediction.py                      # a small case for two cores
     .venv/bin/python benchmarks/prediction.py --memory 10 1000     # peak memory by number of chips
     .venv/bin/python benchmarks/prediction.py --full               # twelve networks, 1300 px, a GPU
+    .venv/bin/python benchmarks/prediction.py --single             # the one of sn5-roads-single
 
 The reference's way, with the same networks, vectoriser and libraries: each network alone goes over
 all chips and writes the mean of its views as a GeoTIFF of twelve planes; a merging step reads them
@@ -39,13 +40,15 @@ from satmap.mask_files import read_mask
 from satmap.models.unet import build_network
 from satmap.models.weights import save_weights
 from satmap.planes import ROAD_PLANES, Planes
-from satmap.recipe import Inference, Recipe, load_recipe
+from satmap.recipe import Decoder, Inference, Recipe, load_recipe
 from satmap.roads.rows import to_rows
 from satmap.roads.vectorize import vectorize
 from satmap.submissions.roads_csv import write_roads_csv
 
 # The full ensemble: the recipe's four networks, three checkpoints each.
 _FULL = ("inception_resnet_v2", "inception_resnet_v2", "dpn92", "dpn92") * 3
+
+_NARROW = Decoder(widths=(16, 16, 16, 16))
 
 _METRES = 0.3
 
@@ -54,28 +57,35 @@ def main() -> None:
     """Make chips and networks, run both ways and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="twelve networks at 1300 px on a GPU")
+    parser.add_argument("--single", action="store_true", help="sn5-roads-single at 1300 px")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--networks", type=int, default=3)
     parser.add_argument("--chips", type=int)
     parser.add_argument("--size", type=int, help="pixels a side")
-    parser.add_argument("--views", type=int, choices=(1, 4, 8), default=8)
+    parser.add_argument("--views", type=int, choices=(1, 4, 8), help="8, with --single 1")
     parser.add_argument("--batch", type=int, help="views at once")
     parser.add_argument("--workers", type=int, default=max(min(8, available_cores() - 1), 0))
     parser.add_argument("--ours-only", action="store_true", help="leave the reference's way out")
     parser.add_argument("--memory", type=int, nargs="+", metavar="CHIPS", help="peaks only")
     options = parser.parse_args()
     encoders = _FULL if options.full else ("resnet18",) * options.networks
-    size = options.size or (1300 if options.full else 64 if options.memory else 320)
-    chips = options.chips or (64 if options.full else 8)
+    decoder = Decoder() if options.full else _NARROW
+    if options.single:
+        (member,) = load_recipe("sn5-roads-single").members
+        encoders, decoder = (member.encoder,), member.decoder
+    real = options.full or options.single
+    size = options.size or (1300 if real else 64 if options.memory else 320)
+    chips = options.chips or (64 if real else 8)
+    views = options.views or (1 if options.single else 8)
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
-        recipe = make_recipe(options.views, options.batch or (8 if options.full else 4))
+        recipe = make_recipe(views, options.batch or (8 if options.full else 4))
         if options.memory:
-            make_networks(place / "weights", encoders[:1], recipe, light=True)
+            make_networks(place / "weights", encoders[:1], recipe, decoder)
             for count in options.memory:
                 measure_memory(place / str(count), place / "weights", count, size, options.workers)
             return
-        make_networks(place / "weights", encoders, recipe, light=not options.full)
+        make_networks(place / "weights", encoders, recipe, decoder)
         make_chips(place / "images", chips, size)
         device = pick_device(options.device)
         # What the libraries set up once is no chip's cost.
@@ -86,7 +96,7 @@ def main() -> None:
         )
         area = chips * (size * _METRES / 1000) ** 2
         print(
-            f"{len(encoders)} networks x {options.views} views on {device}, {chips} chips of "
+            f"{len(encoders)} networks x {views} views on {device}, {chips} chips of "
             f"{size} px, {options.workers} workers\n"
             f"ours: {seconds / chips:.3f} s a chip, {area / seconds * 60:.1f} km2 a minute"
         )
@@ -107,13 +117,12 @@ def make_recipe(views: int, batch: int) -> Recipe:
 
 
 def make_networks(
-    directory: Path, encoders: tuple[str, ...], recipe: Recipe, *, light: bool
+    directory: Path, encoders: tuple[str, ...], recipe: Recipe, decoder: Decoder
 ) -> None:
-    """Untrained networks, the same on every machine; ``light`` ones have narrow decoders."""
+    """Untrained networks, the same on every machine."""
     for number, encoder in enumerate(encoders):
         torch.manual_seed(number)
-        widths = (16, 16, 16, 16) if light else (256, 256, 128, 64)
-        network = build_network(encoder, 3, ROAD_PLANES, widths)
+        network = build_network(encoder, 3, ROAD_PLANES, decoder.widths, decoder.kind)
         with torch.no_grad():
             network.head.weight *= 20
         metadata = {

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from satmap.data.cache import CachedChip
+from satmap.data.chip import Chip
 from satmap.data.preparation import prepare
 from satmap.data.spacenet_roads import scan
 from satmap.device import autocast
@@ -26,6 +27,17 @@ def split(
     chips = prepare(scan([area]).chips, 3, work / "cache", recipe.stretch, recipe.targets).chips
     held_out = chips[::HELD_OUT]
     return [chip for chip in chips if chip not in held_out], held_out
+
+
+def link(chips: Sequence[Chip], directory: Path) -> None:
+    """Make a directory of images and labels for ``satmap train``, of links to them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for chip in chips:
+        paths = [info.path for info in chip.images.values()]
+        for path in [*paths, *([chip.label] if chip.label else [])]:
+            place = directory / path.name
+            if not place.exists():
+                place.symlink_to(path.resolve())
 
 
 def learn(

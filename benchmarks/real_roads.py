@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from real_chips import HELD_OUT, link
 from satmap.data.cache import prepare_chip
-from satmap.data.chip import Chip
 from satmap.data.spacenet_roads import scan
 from satmap.data.targets import CLASS_BITS
 from satmap.device import pick_device
@@ -33,8 +33,6 @@ from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.validation import truth_rows
 from satmap.training.workplace import Workplace
 
-_HELD_OUT = 5
-
 
 def main() -> None:
     """Train, predict the held-out chips and print the figures."""
@@ -46,9 +44,9 @@ def main() -> None:
     recipe = load_recipe(options.recipe)
     place = Workplace(options.work / "weights", pick_device())
     chips = scan([options.area]).chips
-    held_out = chips[::_HELD_OUT]
+    held_out = chips[::HELD_OUT]
     split = options.work / "train"
-    _link([chip for chip in chips if chip not in held_out], split)
+    link([chip for chip in chips if chip not in held_out], split)
 
     started = time.perf_counter()
     train([split], recipe, place, TrainingOptions(options.work / "cache", from_scratch=True))
@@ -78,16 +76,6 @@ def main() -> None:
     print(f"IoU of the road mask {overlap / union:.3f}")
     print(f"training {(trained - started) / 60:.1f} min on {len(chips) - len(held_out)} chips")
     print(f"prediction {(predicted - trained) / len(held_out):.1f} s a chip")
-
-
-def _link(chips: list[Chip], directory: Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    for chip in chips:
-        paths = [info.path for info in chip.images.values()]
-        for path in [*paths, *([chip.label] if chip.label else [])]:
-            link = directory / path.name
-            if not link.exists():
-                link.symlink_to(path.resolve())
 
 
 if __name__ == "__main__":

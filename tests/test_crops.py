@@ -23,7 +23,7 @@ def chips(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list
 def test_a_plain_crop_is_a_window(chips: list[CachedChip]) -> None:
     image, target = chips[0].read()
     crop, crop_target = read_crop(chips[0], Geometry((80.0, 70.0)), 64, 3)
-    assert np.array_equal(crop, image[38:102, 48:112, :3])
+    assert np.array_equal(crop.transpose(1, 2, 0), image[38:102, 48:112, :3])
     assert np.array_equal(crop_target, target[38:102, 48:112])
 
 
@@ -43,7 +43,7 @@ def test_the_eight_symmetries_are_exact(
     k, m = matches[0]
     assert bool(m) == mirrored
     # Image and target go through the same map.
-    assert np.array_equal(crop, np.rot90(image[:, ::-1] if m else image, k))
+    assert np.array_equal(crop.transpose(1, 2, 0), np.rot90(image[:, ::-1] if m else image, k))
 
 
 def test_eight_symmetries_are_eight(chips: list[CachedChip]) -> None:
@@ -66,7 +66,7 @@ def test_target_and_image_stay_together_under_any_turn(chips: list[CachedChip]) 
     columns, rows = np.rint(back[:2, inside]).astype(int)
     assert inside.sum() > 100
     assert (crop_target[rows, columns] > 0).mean() > 0.9
-    difference = crop[rows, columns].astype(int) - image[ys[inside], xs[inside]]
+    difference = crop[:, rows, columns].T.astype(int) - image[ys[inside], xs[inside]]
     assert np.abs(difference).mean() < 25
 
 
@@ -74,8 +74,8 @@ def test_chips_smaller_than_the_crop_are_reflected(chips: list[CachedChip]) -> N
     geometry = draw_geometry(np.random.default_rng(0), (160, 160), 224, None)
     crop, target = read_crop(chips[0], geometry, 224, 3)
     image, _ = chips[0].read()
-    assert np.array_equal(crop[32:192, 32:192], image[..., :3])
-    assert np.array_equal(crop[31, 32:192], image[0, :, :3])
+    assert np.array_equal(crop[:, 32:192, 32:192].transpose(1, 2, 0), image[..., :3])
+    assert np.array_equal(crop[:, 31, 32:192].T, image[0, :, :3])
     assert target.shape == (224, 224)
 
 
@@ -97,14 +97,14 @@ def test_drawn_geometry_keeps_to_its_settings() -> None:
 
 
 def test_recolour_changes_colours_and_nothing_else() -> None:
-    image = np.random.default_rng(0).integers(0, 255, (32, 32, 8)).astype(np.uint8)
+    image = np.random.default_rng(0).integers(0, 255, (8, 32, 32)).astype(np.uint8)
     for seed in range(20):
         changed = recolour(np.random.default_rng(seed), image)
         assert changed.shape == image.shape
         # Every channel goes through one monotonous table.
         for channel in range(8):
-            order = np.argsort(image[..., channel], axis=None, kind="stable")
-            assert (np.diff(changed[..., channel].ravel()[order].astype(int)) >= 0).all()
+            order = np.argsort(image[channel], axis=None, kind="stable")
+            assert (np.diff(changed[channel].ravel()[order].astype(int)) >= 0).all()
 
 
 def test_the_same_crops_whatever_the_workers(chips: list[CachedChip]) -> None:

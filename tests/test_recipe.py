@@ -38,6 +38,26 @@ def test_the_reference_recipe_has_the_reference_constants() -> None:
     assert recipe.members[2].losses.speed.dice == 0.12
 
 
+def test_a_single_network_learns_from_all_chips_and_a_teacher() -> None:
+    for name in ("sn5-roads-single", "quick-roads-single"):
+        recipe = load_recipe(name)
+        (member,) = recipe.members
+        assert (member.fold, recipe.inference.views, recipe.needs_teacher) == (None, 1, True)
+        assert member.name == f"all-{member.encoder}-3band-light"
+        # A weight file holds the recipe as JSON.
+        again = Recipe.model_validate_json(recipe.model_dump_json())
+        assert again.training_fingerprint == recipe.training_fingerprint
+    assert not load_recipe("sn5-roads-cosine").needs_teacher
+    with pytest.raises(SatmapError, match=r"members.0.fold: this key is missing"):
+        parse_recipe(DEMO.replace("fold: 0, ", ""), "x")
+
+
+def test_what_recipes_can_say_anew_does_not_make_old_trainings_useless() -> None:
+    # The demo's fingerprint as it was before recipes knew teachers.
+    recipe = load_recipe("demo")
+    assert recipe.training_fingerprint[:16] == "cc874f1b1fbb20ac"
+
+
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(DEMO.replace("name: demo", "name: mine"))

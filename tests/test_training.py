@@ -310,3 +310,20 @@ def test_a_restart_leaves_nothing_of_the_earlier_training(city: Path, tmp_path: 
     place = Workplace(place.weights, CPU)
     with pytest.raises(SatmapError, match="its weights are gone"):
         train_member(network, small().members[0], small(), chips, [], place)
+
+
+def test_without_a_compiler_a_compiled_training_does_not_begin(city: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    command = [
+        sys.executable, "-m", "satmap", "train", str(city / "train"), "--recipe", str(recipe),
+        "--weights", str(tmp_path / "weights"), "--cache", str(tmp_path / "cache"), "--compile",
+    ]  # fmt: skip
+    environment = os.environ | {
+        "CXX": str(tmp_path / "no-such-compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kept")
+    }  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 1
+    assert "--compile: torch cannot compile for cpu here" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "cache").glob("*.safetensors"))

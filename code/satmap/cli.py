@@ -198,6 +198,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="M",
         help="within long epochs save so often (default: %(default)g)",
     )
+    train.add_argument(
+        "--teacher",
+        type=Path,
+        metavar="DIR",
+        help="weights of the ensemble that a recipe such as sn5-roads-single learns from",
+    )
     train.add_argument("--compile", action="store_true", help="run networks by torch.compile")
     train.add_argument(
         "--deterministic",
@@ -443,6 +449,7 @@ def _train(options: argparse.Namespace) -> int:
         skip_unlabelled=options.skip_unlabelled,
         folds=tuple(options.fold or ()),
         time_limit=options.time_limit,
+        teacher=options.teacher,
     )
     device = pick_device(options.device)
     workers = options.workers

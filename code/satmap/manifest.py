@@ -152,8 +152,8 @@ class WeightsManifest(Manifest):
         epoch: and the epoch of it after which they were kept.
         scores: what validation gave.
         data: the chips learned from and validated on.
-        starts_from: files that the network began with: ImageNet weights; of averages and imported
-            networks all that they were made of.
+        starts_from: files that the network began with: ImageNet weights; the networks that taught
+            it; of averages and imported networks all that they were made of.
         skipped: id to the reason, for chips that could not be used.
         runs: the trainings, the first first.
     """

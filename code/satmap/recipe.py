@@ -55,17 +55,21 @@ class RoadHeadLoss(HeadLoss):
 
 
 class Losses(Settings):
-    """The loss of each head."""
+    """The loss of each head.
+
+    ``distillation`` weighs, on every head, how far the network is from its teacher, an ensemble
+    that is trained already (knowledge distillation, arXiv 1503.02531).
+    """
 
     road: RoadHeadLoss
     speed: HeadLoss
     junction: HeadLoss
+    distillation: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> "Losses":
-        if not any(
-            any(head.model_dump().values()) for head in (self.road, self.speed, self.junction)
-        ):
+        heads = (self.road, self.speed, self.junction)
+        if not self.distillation and not any(any(head.model_dump().values()) for head in heads):
             raise ValueError("all weights are 0, so there is nothing to learn")
         return self
 
@@ -145,9 +149,13 @@ class Decoder(Settings):
 
 
 class Member(Settings):
-    """One network of the ensemble, trained on all folds but its own."""
+    """One network of the ensemble, trained on all folds but its own.
 
-    fold: NonNegativeInt
+    With ``fold: null`` it is trained on all chips: nothing is left to validate it with, and the
+    last weights are all there is.
+    """
+
+    fold: NonNegativeInt | None
     encoder: str
     pretrained: bool = Field(True, description="start from ImageNet weights")
     #: The first so many of an image's: red, green, blue, then the other five.
@@ -168,9 +176,9 @@ class Member(Settings):
         return self
 
 
-def member_name(fold: int, encoder: str, bands: int, decoder: str = "plain") -> str:
-    """What a network is called that was trained on all folds but one."""
-    name = f"fold{fold}-{encoder}-{bands}band"
+def member_name(fold: int | None, encoder: str, bands: int, decoder: str = "plain") -> str:
+    """What a network is called that was trained on all folds but one, or on all."""
+    name = f"{'all' if fold is None else f'fold{fold}'}-{encoder}-{bands}band"
     return name if decoder == "plain" else f"{name}-{decoder}"
 
 
@@ -249,9 +257,14 @@ class Recipe(Settings):
         names = [member.name for member in self.members]
         if len(set(names)) < len(names):
             raise ValueError("two members have the same fold, encoder, bands and kind of decoder")
-        if any(member.fold >= self.folds for member in self.members):
+        if any(member.fold is not None and member.fold >= self.folds for member in self.members):
             raise ValueError(f"a member's fold must be below folds = {self.folds}")
         return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a member learns from an ensemble that is trained already."""
+        return any(member.losses.distillation for member in self.members)
 
     @cached_property
     def training_fingerprint(self) -> str:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
@@ -80,16 +81,19 @@ def draw_geometry(
 
 
 def recolour(random: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """One of: a shift of each channel, brightness and contrast, gamma."""
+    """One of: a shift of each channel, brightness and contrast, gamma. image: (channels, h, w)."""
     levels = np.arange(256.0)
-    tables = np.tile(levels, (image.shape[2], 1))
+    tables = np.tile(levels, (len(image), 1))
     match random.integers(3):
         case 0:
-            tables += random.uniform(-20, 20, (image.shape[2], 1))
+            tables += random.uniform(-20, 20, (len(image), 1))
         case 1:
             tables = (tables - 127.5) * random.uniform(0.8, 1.2) + 127.5
             tables += 255 * random.uniform(-0.2, 0.2)
         case _:
             tables = 255 * (tables / 255) ** random.uniform(0.8, 1.2)
     lookup = np.clip(np.rint(tables), 0, 255).astype(np.uint8)
-    return np.stack([lookup[c][image[..., c]] for c in range(image.shape[2])], axis=2)
+    changed = np.empty_like(image)
+    for plane, table, out in zip(image, lookup, changed, strict=True):
+        cv2.LUT(plane, table, out)
+    return changed

@@ -1,8 +1,8 @@
 """Chips made ready for training, one memory-mapped file each.
 
-A file is a safetensors container: the stretched image, the target and, in its header, everything
-that validation needs. Reading a crop touches only the
-pages of its own rows. The directory can be deleted whenever no training runs.
+A file is a safetensors container: the stretched image, plane after plane, the target and, in its
+header, everything that validation needs. Reading a crop touches only the pages of its own rows, and
+of the planes that the network wants. The directory can be deleted whenever no training runs.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from satmap.checksums import FileRecord, record_file
 from satmap.data.chip import Chip
 from satmap.data.imagery import read_stretched
 from satmap.data.labels import RoadLabel, clip_to_image, read_road_labels
+from satmap.data.soft_targets import SoftTarget
 from satmap.data.targets import TargetSettings, rasterize_roads
 from satmap.errors import SatmapError
 from satmap.files import atomic_path
@@ -30,7 +31,7 @@ from satmap.settings import Settings
 _HEADER_KEYS = {"shape", "metres_per_pixel", "labels", "sources"}
 
 # Raise when the content of a cached file changes for the same inputs and settings.
-_FORMAT = "4"
+_FORMAT = "5"
 
 
 class StretchSettings(Settings):
@@ -58,6 +59,7 @@ class CachedChip:
         metres_per_pixel: pixel size along x and y.
         labels: the labelled roads, cut to the image.
         sources: the files that it was made of: the product of the image, ``label``.
+        soft: what a teacher made of the image; None for chips that have none.
     """
 
     image_id: str
@@ -67,6 +69,7 @@ class CachedChip:
     metres_per_pixel: tuple[float, float]
     labels: tuple[RoadLabel, ...]
     sources: Mapping[str, FileRecord]
+    soft: SoftTarget | None = None
 
     def read(
         self, rows: slice = slice(None), columns: slice = slice(None)
@@ -76,9 +79,20 @@ class CachedChip:
         Raises:
             SatmapError: the file is gone or damaged.
         """
+        planes, target = self.read_planes(self.shape[2], rows, columns)
+        return planes.transpose(1, 2, 0), target
+
+    def read_planes(
+        self, channels: int, rows: slice, columns: slice
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """The same of the first ``channels`` alone: (channels, h, w) and (h, w), both contiguous.
+
+        Raises:
+            SatmapError: the file is gone or damaged.
+        """
         try:
             with safe_open(self.path, framework="numpy") as tensors:
-                image = tensors.get_slice("image")[rows, columns]
+                image = tensors.get_slice("image")[:channels, rows, columns]
                 target = tensors.get_slice("target")[rows, columns]
         except (OSError, SafetensorError) as error:
             raise SatmapError(
@@ -103,10 +117,11 @@ def prepare_chip(
     header = _read_header(path)
     if header is None:
         header = _build(chip, stretch, targets)
-        image, target = header.pop("image"), header.pop("target")
+        image, target = header.pop("image").transpose(2, 0, 1), header.pop("target")
         with atomic_path(path) as temporary:
             # The safetensors header holds strings only.
-            content = save({"image": image, "target": target}, {"chip": json.dumps(header)})
+            tensors = {"image": np.ascontiguousarray(image), "target": target}
+            content = save(tensors, {"chip": json.dumps(header)})
             temporary.write_bytes(content)
     width_m, height_m = header["metres_per_pixel"]
     return CachedChip(

@@ -1,6 +1,7 @@
 """Training crops: a window of the cache, turned, scaled and recoloured in one go."""
 
 import math
+import threading
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -18,12 +19,18 @@ from satmap.data.cache import CachedChip
 # for ever. One thread a process is as fast here, for there are as many workers as cores.
 cv2.setNumThreads(0)
 
+# OpenCV warps so many planes at once, and no more.
+_AT_ONCE = 4
+
+_OWN = threading.local()
+
 
 class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
     """Random crops of chips, reproducible whatever the number of workers.
 
     Item ``i`` of an epoch depends on seed, epoch and ``i`` alone. Items are
-    (image uint8 (channels, crop, crop), target uint8 (crop, crop), index of the chip).
+    (image uint8 (channels, crop, crop), target uint8 (crop, crop), index of the chip). Where chips
+    have soft targets, targets are (1 + planes, crop, crop), the first as ever, then a teacher's.
     """
 
     def __init__(
@@ -77,46 +84,112 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
         settings = self.augmentation
         geometry = draw_geometry(random, chip.shape[:2], self.crop, settings)
         image, target = read_crop(chip, geometry, self.crop, self.channels)
+        if chip.soft is not None:
+            target = np.concatenate([target[None], read_soft_crop(chip, geometry, self.crop)])
         if settings is not None and random.random() < settings.colour_probability:
             image = recolour(random, image)
-        pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
-        return pixels, torch.from_numpy(target), number
+        return torch.from_numpy(image), torch.from_numpy(target), number
 
 
 def read_crop(
     chip: CachedChip, geometry: Geometry, crop: int, channels: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read the crop from the cache: image (crop, crop, channels) and target (crop, crop), uint8.
+    """Read the crop from the cache: image (channels, crop, crop) and target (crop, crop), uint8.
 
     Only the window that the crop covers is read. The image is resampled linearly, the target takes
     the nearest pixel; both are reflected at the chip's border.
     """
     matrix = geometry.to_chip(crop)
+    window = _whole_pixels(matrix, crop, chip.shape)
+    if window is not None:
+        return chip.read_planes(channels, *window)
+    rows, columns = _window(matrix, crop, chip.shape)
+    image, target = chip.read_planes(channels, rows, columns)
+    matrix[:, 2] -= (columns.start, rows.start)
+    return _warp_planes(image, matrix, crop), _warp(target, matrix, crop, cv2.INTER_NEAREST)
+
+
+def read_soft_crop(chip: CachedChip, geometry: Geometry, crop: int) -> NDArray[np.uint8]:
+    """The same crop of the teacher's probabilities, resampled linearly: uint8 (planes, crop, crop).
+
+    Raises:
+        ValueError: the chip has no soft target.
+    """
+    if chip.soft is None:
+        raise ValueError(f"{chip.image_id} has no soft target")
+    matrix = geometry.to_chip(crop)
+    rows, columns = _window(matrix, crop, chip.shape)
+    matrix[:, 2] -= (columns.start, rows.start)
+    return _warp_planes(chip.soft.read(rows, columns), matrix, crop)
+
+
+def _whole_pixels(
+    matrix: NDArray[np.float64], crop: int, shape: Sequence[int]
+) -> tuple[slice, slice] | None:
+    """Rows and columns that are the crop, pixel for pixel; None if it must be resampled."""
+    left, top = (int(offset) for offset in matrix[:, 2])
+    inside = 0 <= left <= shape[1] - crop and 0 <= top <= shape[0] - crop
+    if not inside or not np.array_equal(matrix, [[1, 0, left], [0, 1, top]]):
+        return None
+    return slice(top, top + crop), slice(left, left + crop)
+
+
+def _window(matrix: NDArray[np.float64], crop: int, shape: Sequence[int]) -> tuple[slice, slice]:
+    """Rows and columns of the chip that a crop covers."""
     corners = matrix @ np.array([[0, crop, 0, crop], [0, 0, crop, crop], [1, 1, 1, 1]])
     # One pixel more on each side for the interpolation.
-    windows = [
-        (max(0, math.floor(low) - 1), min(side, math.ceil(high) + 2))
+    columns, rows = (
+        slice(max(0, math.floor(low) - 1), min(side, math.ceil(high) + 2))
         for low, high, side in zip(
-            corners.min(axis=1), corners.max(axis=1), chip.shape[1::-1], strict=True
+            corners.min(axis=1), corners.max(axis=1), shape[1::-1], strict=True
         )
-    ]
-    (left, right), (top, bottom) = windows
-    image, target = chip.read(slice(top, bottom), slice(left, right))
-    matrix[:, 2] -= (left, top)
+    )
+    return rows, columns
 
-    def warp(pixels: NDArray[np.uint8], interpolation: int) -> NDArray[np.uint8]:
-        return cv2.warpAffine(
-            np.ascontiguousarray(pixels),
-            matrix,
-            (crop, crop),
-            flags=interpolation | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REFLECT,
-        )  # type: ignore[return-value]
 
-    parts = [
-        warp(image[..., first : min(first + 4, channels)], cv2.INTER_LINEAR)
-        # OpenCV warps at most four channels at once.
-        for first in range(0, channels, 4)
-    ]
-    warped = np.concatenate([part.reshape(crop, crop, -1) for part in parts], axis=2)
-    return warped, warp(target, cv2.INTER_NEAREST)
+def _warp_planes(
+    planes: NDArray[np.uint8], matrix: NDArray[np.float64], crop: int
+) -> NDArray[np.uint8]:
+    """Planes (n, h, w) resampled linearly to (n, crop, crop)."""
+    warped = np.empty((len(planes), crop, crop), np.uint8)
+    window = _scratch("window", (*planes.shape[1:], _AT_ONCE))
+    resampled = _scratch("resampled", (crop, crop, _AT_ONCE))
+    for first in range(0, len(planes), _AT_ONCE):
+        part = planes[first : first + _AT_ONCE]
+        # OpenCV takes longer for three channels than for four, and rounds two in another way.
+        cv2.merge([*part, *[part[-1]] * (_AT_ONCE - len(part))], window)
+        _warp(window, matrix, crop, cv2.INTER_LINEAR, resampled)
+        for channel in range(len(part)):
+            cv2.extractChannel(resampled, channel, warped[first + channel])
+    return warped
+
+
+def _warp(
+    pixels: NDArray[np.uint8],
+    matrix: NDArray[np.float64],
+    crop: int,
+    interpolation: int,
+    out: NDArray[np.uint8] | None = None,
+) -> NDArray[np.uint8]:
+    """Pixels (h, w) or (h, w, 4) resampled to (crop, crop) or (crop, crop, 4)."""
+    return cv2.warpAffine(
+        pixels,
+        matrix,
+        (crop, crop),
+        out,
+        flags=interpolation | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REFLECT,
+    )  # type: ignore[return-value]
+
+
+def _scratch(name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Memory of this thread for what lives no longer than a crop.
+
+    Fresh memory of that size comes from the system page by page, which takes as long as the work.
+    """
+    size = math.prod(shape)
+    buffer: NDArray[np.uint8] | None = getattr(_OWN, name, None)
+    if buffer is None or buffer.size < size:
+        buffer = np.empty(size, np.uint8)
+        setattr(_OWN, name, buffer)
+    return buffer[:size].reshape(shape)

@@ -152,9 +152,9 @@ def read_stretched(
         channels: read only the first so many channels of the network's order.
 
     Returns:
-        uint8 (height, width, channels): red, green, blue and, of a multispectral image, the other
-        five bands in ``MS_BAND_ORDER``. Pixels without data are 0 in every channel, all others at
-        least 1.
+        uint8 (height, width, channels), a plane after the other in memory: red, green, blue and, of
+        a multispectral image, the other five bands in ``MS_BAND_ORDER``. Pixels without data are 0
+        in every channel, all others at least 1.
 
     Raises:
         SatmapError: the pixels cannot be read, for example from a truncated file.
@@ -162,11 +162,11 @@ def read_stretched(
     bands, valid = _read_bands(
         info, _order(info, channels), slice(0, info.height), slice(0, info.width)
     )
-    stretched = np.empty((info.height, info.width, len(bands)), np.uint8)
-    for channel, band in enumerate(bands):
+    stretched = np.empty(bands.shape, np.uint8)
+    for plane, band in zip(stretched, bands, strict=True):
         # 0 is kept for pixels without data: the darkest of the others are 1.
-        stretched[..., channel] = np.maximum(stretch(band, valid, low, high), valid)
-    return stretched
+        np.maximum(stretch(band, valid, low, high), valid, out=plane)
+    return stretched.transpose(1, 2, 0)
 
 
 def _order(info: ImageInfo, channels: int | None) -> tuple[int, ...]:

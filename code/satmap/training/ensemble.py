@@ -25,10 +25,12 @@ from satmap.planes import ROAD_PLANES
 from satmap.ranks import Ranks
 from satmap.recipe import Member, Recipe
 from satmap.training.budget import allot, deal_stages
+from satmap.training.compiling import require_compiler
 from satmap.training.loading import within_shared_memory
 from satmap.training.loop import train_member
 from satmap.training.order import member_seed
 from satmap.training.sole_writer import sole_writer
+from satmap.training.teacher import Teacher, find_teacher, teach
 from satmap.training.workplace import Workplace
 
 
@@ -42,6 +44,7 @@ class TrainingOptions:
         skip_unlabelled: leave images without labels out instead of stopping.
         folds: train only the members of these folds; all if empty.
         time_limit: seconds that all of it may take; None for the recipe's own length.
+        teacher: directory of the weights to learn from, for recipes that distil an ensemble.
     """
 
     cache: Path
@@ -49,6 +52,7 @@ class TrainingOptions:
     skip_unlabelled: bool = False
     folds: tuple[int, ...] = ()
     time_limit: float | None = None
+    teacher: Path | None = None
 
 
 def train(
@@ -67,8 +71,9 @@ def train(
     """
     started = time.monotonic()
     members = [m for m in recipe.members if not options.folds or m.fold in options.folds]
+    teacher = _find_teacher(recipe, options)
     preparation, folds = place.ranks.on_each_machine(
-        lambda: _prepare(directories, recipe, members, place, options)
+        lambda: _prepare(directories, recipe, members, teacher, place, options)
     )
     _require_shared_weights(place)
     known = replace(
@@ -76,6 +81,13 @@ def train(
     )
     place = replace(place, circumstances=known)
     place = within_shared_memory(place, members, local_processes())
+    chips: Sequence[CachedChip] = preparation.chips
+    if teacher is not None:
+        place.ranks.say(
+            f"teacher: {teacher.recipe.name}, {teacher.passes} passes a chip "
+            f"({len(teacher.files)} networks x {teacher.recipe.inference.views} views)"
+        )
+        chips = teach(chips, teacher, place)
     if place.restart:
         # Once, here: members are trained in several turns, and each goes on from the one before.
         place.ranks.on_first(lambda: _forget(members, place))
@@ -89,7 +101,7 @@ def train(
     for turn in _turns(members, place.ranks):
         team = place if turn.shared else replace(place, ranks=place.ranks.alone())
         for member in turn.members:
-            _train(member, recipe, preparation.chips, folds, team, options, turn.until, seconds)
+            _train(member, recipe, chips, folds, teacher, team, options, turn.until, seconds)
         if turn.shared or place.ranks.world == 1:
             continue
         # The next turn begins where the others' states end.
@@ -122,10 +134,32 @@ def _turns(members: Sequence[Member], ranks: Ranks) -> list[Turn]:
     return turns
 
 
+def _find_teacher(recipe: Recipe, options: TrainingOptions) -> Teacher | None:
+    """The ensemble to learn from, where the recipe wants one.
+
+    Raises:
+        SatmapError: it is wanted and not given, or the other way round, or cannot teach.
+    """
+    if options.teacher is None:
+        if recipe.needs_teacher:
+            raise SatmapError(
+                f"recipe {recipe.name} learns from an ensemble that is trained already: give the "
+                "directory of its weights with --teacher."
+            )
+        return None
+    if not recipe.needs_teacher:
+        raise SatmapError(
+            f"recipe {recipe.name} has no `distillation` among its losses, so it has no use for "
+            "--teacher."
+        )
+    return find_teacher(options.teacher, recipe)
+
+
 def _prepare(
     directories: Sequence[Path],
     recipe: Recipe,
     members: Sequence[Member],
+    teacher: Teacher | None,
     place: Workplace,
     options: TrainingOptions,
 ) -> tuple[Preparation, dict[str, int]]:
@@ -141,6 +175,8 @@ def _prepare(
     for member in members:
         require_encoder(member.encoder)
         _encoder_file(member, place, options)
+    if place.compile:
+        require_compiler(place.device)
     remove_left_over(place.weights)
     remove_left_over(options.cache)
     inventory = scan(directories)
@@ -150,7 +186,7 @@ def _prepare(
         inventory.require_labels()
     prepared = prepare(
         labelled,
-        max(member.bands for member in members),
+        max([member.bands for member in members] + ([teacher.bands] if teacher else [])),
         options.cache,
         recipe.stretch,
         recipe.targets,
@@ -172,6 +208,7 @@ def _train(
     recipe: Recipe,
     chips: Sequence[CachedChip],
     folds: Mapping[str, int],
+    teacher: Teacher | None,
     place: Workplace,
     options: TrainingOptions,
     until: int,
@@ -184,7 +221,8 @@ def _train(
         # One chip alone: train and validate on it rather than not at all.
         place.ranks.say(f"{member.name}: too few chips for folds; validation sees training chips")
         others = held_out
-    place.ranks.say(f"{member.name}: {len(others)} chips, validated on {len(held_out)}")
+    validated = f"validated on {len(held_out)}" if held_out else "not validated"
+    place.ranks.say(f"{member.name}: {len(others)} chips, {validated}")
     # One seed a member, whatever was trained before it.
     torch.manual_seed(member_seed(recipe, member, 0))
     network = build_network(
@@ -193,6 +231,9 @@ def _train(
     file = _encoder_file(member, place, options)
     if file is not None:
         load_pretrained_encoder(network, file)
+    sources = [file] if file else []
+    if teacher is not None:
+        sources += [each.path for each in teacher.files]
     with contextlib.ExitStack() as stack:
         place.ranks.on_first(lambda: stack.enter_context(sole_writer(place.weights / member.name)))
         train_member(
@@ -205,7 +246,7 @@ def _train(
             pretrained=file is not None,
             until=min(until, len(member.stages)),
             seconds=seconds.get(member.name),
-            starts_from=[record_file(file)] if file else [],
+            starts_from=[record_file(source) for source in sources],
         )
 
 

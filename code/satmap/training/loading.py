@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from satmap.data.crops import CropDataset
 from satmap.errors import SatmapError
+from satmap.planes import ROAD_PLANES
 from satmap.recipe import Member
 from satmap.shared_memory import REMEDY, SHARED_MEMORY, can_share_locks, free_shared_memory
 from satmap.termination import obey_parent_only
@@ -79,11 +80,15 @@ def within_shared_memory(place: Workplace, members: Sequence[Member], processes:
 def _bytes_in_flight(members: Sequence[Member], workers: int) -> int:
     """The shared memory that one process's batches take at most, over the stages of all members."""
     return max(
-        # An image of some bands and a target, a byte a pixel each.
-        (workers * _AHEAD + _IN_USE) * stage.batch * (member.bands + 1) * stage.crop**2
+        (workers * _AHEAD + _IN_USE) * stage.batch * _planes(member) * stage.crop**2
         for member in members
         for stage in member.stages
     )
+
+
+def _planes(member: Member) -> int:
+    """Bytes a pixel of a crop: the image's bands, a target and what a teacher says."""
+    return member.bands + 1 + (len(ROAD_PLANES) if member.losses.distillation else 0)
 
 
 def _told_plainly(batches: Iterable[Batch]) -> Iterator[Batch]:

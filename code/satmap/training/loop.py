@@ -191,7 +191,10 @@ def _finish_epoch(
                 pictures=place.weights / f"{job.member.name}.pictures",
             )
         learned = {chip.image_id for chip in job.training}
-        held_out = [chip.image_id for chip in job.validation if chip.image_id not in learned]
+        # What a teacher was trained with, its student has seen through its eyes.
+        taught = any(chip.soft for chip in job.training)
+        unseen = [] if taught else job.validation
+        held_out = [chip.image_id for chip in unseen if chip.image_id not in learned]
 
         def keep() -> dict[str, float]:
             files = keep_checkpoints(
@@ -261,7 +264,8 @@ def _fingerprint(
 ) -> str:
     """What a state must agree on to be gone on with."""
     chips = [[chip.image_id for chip in part] for part in (training, validation)]
-    return json.dumps([recipe.training_fingerprint, member.name, *chips])
+    teachers = sorted({chip.soft.teacher for chip in training if chip.soft})
+    return json.dumps([recipe.training_fingerprint, member.name, *chips, *teachers])
 
 
 def _line(member: Member, stage: Stage, progress: Progress, record: dict[str, float]) -> str:

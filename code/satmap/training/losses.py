@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from satmap.data.targets import CENTRE_BIT, CLASS_BITS, JUNCTION_BIT
-from satmap.planes import JUNCTION, ROAD, SPEED_PLANES
+from satmap.planes import JUNCTION, ROAD, ROAD_PLANES, SPEED_PLANES
 from satmap.recipe import HeadLoss, Losses
 from satmap.speeds import SPEED_BINS
 
@@ -57,7 +57,8 @@ def road_loss(
     Args:
         logits: float (n, planes, h, w).
         plane_names: names of the planes, which must hold all of ``ROAD_PLANES``.
-        target: uint8 (n, h, w), packed.
+        target: uint8 (n, h, w), packed; or (n, 1 + 12, h, w) with a teacher's probabilities of
+            ``ROAD_PLANES`` after it, 0..255 for 0..1.
         losses: weights by head.
         total: adds up over the ranks that share the batch.
 
@@ -65,13 +66,17 @@ def road_loss(
         The loss, whose mean over the ranks is that of the whole batch, and, for display, each
         head's part of it (detached).
     """
-    targets = split_heads(target)
+    packed, soft = (target[:, 0], target[:, 1:]) if target.ndim == 4 else (target, None)
+    targets = split_heads(packed)
     channels = {"road": (ROAD,), "speed": SPEED_PLANES, "junction": (JUNCTION,)}
     weights = {"road": losses.road, "speed": losses.speed, "junction": losses.junction}
     parts = {}
     for head, names in channels.items():
         picked = logits[:, [plane_names.index(name) for name in names]].float()
         parts[head] = head_loss(picked, targets[head].float(), weights[head], total)
+        if losses.distillation and soft is not None:
+            taught = soft[:, [ROAD_PLANES.index(name) for name in names]].float() / 255
+            parts[head] = parts[head] + losses.distillation * distillation_loss(picked, taught)
     if losses.road.recall:
         road = logits[:, [plane_names.index(ROAD)]].float()
         missed = recall_loss(road, targets["centre"].float(), total)
@@ -111,6 +116,23 @@ def dice_loss(logits: Tensor, target: Tensor, total: Total = _own) -> Tensor:
     counted = (size >= _LEAST_DICE_PIXELS).float()
     mean: Tensor = (dice * counted).sum() / counted.sum().clamp(min=1)
     return mean
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of the network's probabilities from a teacher's, mean; 0 where
+    they agree.
+
+    Every plane is a question of yes or no. There is no temperature: a teacher of several networks
+    and views is no surer than it should be.
+
+    Args:
+        logits: float (n, planes, h, w).
+        teacher: probabilities, float (n, planes, h, w).
+    """
+    disbelief = 1 - teacher
+    # What the teacher leaves open cannot be learnt: only what is above its own entropy counts.
+    entropy = -(torch.xlogy(teacher, teacher) + torch.xlogy(disbelief, disbelief)).mean()
+    return F.binary_cross_entropy_with_logits(logits, teacher) - entropy
 
 
 def recall_loss(logits: Tensor, target: Tensor, total: Total = _own) -> Tensor:

@@ -1,0 +1,194 @@
+"""An ensemble of twelve passes, and the one network that learns from it and predicts in one.
+
+    .venv/bin/python benchmarks/distillation.py ../shared/data/roads_epfl/AOI_90_Suburb_Train WORK
+
+Every fifth chip of the area is held out of all trainings, the ensemble's too. Per seed are trained,
+as ``satmap train`` does it, the ensemble (``quick-roads``) and the student (``quick-roads-
+single``); with ``--labels`` also the student's network without a teacher, as long, which tells what
+the teacher is good for. Beside them are scored one network of the ensemble with one view, and the
+mean of its checkpoints' weights where these differ. Times are those of the networks on every held-
+out chip, the ensemble's and the student's in turn. WORK keeps it all; run again it trains no more.
+One thread, about 15 minutes of processor time a seed, with ``--labels`` 20.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from real_chips import HELD_OUT, link, split
+from satmap.data.cache import CachedChip
+from satmap.data.spacenet_roads import scan
+from satmap.data.targets import CLASS_BITS
+from satmap.device import pick_device
+from satmap.inference.ensemble import Voter, predict_planes
+from satmap.inference.weights import WeightFile, choose, find_weights, load_ensemble
+from satmap.metrics.apls import apls
+from satmap.models.soup import average_weights
+from satmap.planes import ROAD, ROAD_PLANES, Planes
+from satmap.recipe import Inference, Recipe, load_recipe
+from satmap.roads.rows import to_rows
+from satmap.roads.vectorize import vectorize
+from satmap.training.ensemble import TrainingOptions, train
+from satmap.training.validation import truth_rows
+from satmap.training.workplace import Workplace
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What predicts: networks, views, and what to call it."""
+
+    name: str
+    voters: Sequence[Voter]
+    inference: Inference
+
+    @property
+    def passes(self) -> int:
+        """Networks times views."""
+        return len(self.voters) * self.inference.views
+
+
+@dataclass(frozen=True)
+class Score:
+    """Means over the held-out chips; seconds are the networks', for one chip."""
+
+    apls: float
+    apls_time: float
+    iou: float
+    seconds: float
+
+
+def main() -> None:
+    """Train what is not trained yet, score it and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("area", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--ensemble", default="quick-roads")
+    parser.add_argument("--student", default="quick-roads-single")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--labels", action="store_true", help="the student without a teacher too")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    device = pick_device(options.device)
+    ensemble, student = load_recipe(options.ensemble), load_recipe(options.student)
+    _, held_out = split(options.area, options.work, student)
+    chips = scan([options.area]).chips
+    left_out = chips[::HELD_OUT]
+    link([chip for chip in chips if chip not in left_out], options.work / "train")
+
+    print("| seed | what | passes | APLS length | APLS time | IoU | s a chip |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for seed in options.seeds:
+        contenders = _contenders(
+            options.work, seed, ensemble, student, device, with_labels=options.labels
+        )
+        scores = _score(contenders, held_out, student, device)
+        for contender, score in zip(contenders, scores, strict=True):
+            print(
+                f"| {seed} | {contender.name} | {contender.passes} | {score.apls:.3f} "
+                f"| {score.apls_time:.3f} | {score.iou:.3f} | {score.seconds:.3f} |",
+                flush=True,
+            )
+        print(
+            f"\nseed {seed}: the ensemble takes {scores[0].seconds / scores[1].seconds:.1f} times "
+            "the student's time\n",
+            flush=True,
+        )
+
+
+def _contenders(
+    work: Path,
+    seed: int,
+    ensemble: Recipe,
+    student: Recipe,
+    device: torch.device,
+    *,
+    with_labels: bool,
+) -> list[Contender]:
+    """The ensemble, the student, and what they are compared with; all trained."""
+    ensemble, student = (each.model_copy(update={"seed": seed}) for each in (ensemble, student))
+    place = work / f"seed{seed}"
+    teachers = place / "ensemble"
+    _train(ensemble, work, teachers, device)
+    _train(student, work, place / "student", device, teachers)
+
+    def voters(directory: Path, recipe: Recipe) -> list[Voter]:
+        return load_ensemble(choose(find_weights(directory), recipe), device)
+
+    networks = voters(teachers, ensemble)
+    contenders = [
+        Contender("ensemble", networks, ensemble.inference),
+        Contender("student", voters(place / "student", student), student.inference),
+        Contender("a network of the ensemble", networks[:1], student.inference),
+    ]
+    if with_labels:
+        (learner,) = student.members
+        losses = learner.losses.model_copy(update={"distillation": None})
+        alone = learner.model_copy(update={"losses": losses})
+        labels = student.model_copy(update={"members": (alone,)})
+        _train(labels, work, place / "labels", device)
+        trained = voters(place / "labels", labels)
+        contenders.append(Contender("student without a teacher", trained, student.inference))
+    first = ensemble.members[0].name
+    checkpoints = [f for f in find_weights(teachers) if f.path.name.startswith(f"{first}.")]
+    different = {file.moment: file for file in checkpoints}
+    if len(different) > 1:
+        path = place / "soup" / f"{first}.last.safetensors"
+        average_weights(path, [file.path for file in different.values()])
+        soup = load_ensemble([WeightFile(path, find_weights(path.parent)[0].metadata)], device)
+        name = f"its {len(different)} checkpoints' mean"
+        contenders.append(Contender(name, soup, student.inference))
+    return contenders
+
+
+def _train(
+    recipe: Recipe, work: Path, weights: Path, device: torch.device, teacher: Path | None = None
+) -> None:
+    options = TrainingOptions(work / "cache", teacher=teacher)
+    train([work / "train"], recipe, Workplace(weights, device), options)
+
+
+def _score(
+    contenders: Sequence[Contender],
+    chips: Sequence[CachedChip],
+    recipe: Recipe,
+    device: torch.device,
+) -> list[Score]:
+    """All contenders on one chip after the other, by the vectoriser of one recipe."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    lengths, times, seconds = (np.zeros((len(contenders), len(chips))) for _ in range(3))
+    overlap, union = np.zeros(len(contenders)), np.zeros(len(contenders))
+    # What the libraries set up once is no chip's cost.
+    _predict(contenders[0], chips[0], device)
+    for column, chip in enumerate(chips):
+        _, target = chip.read()
+        label, truth = (target & CLASS_BITS) > 0, truth_rows(chip)
+        for row, contender in enumerate(contenders):
+            started = clock()
+            planes = _predict(contender, chip, device)
+            seconds[row, column] = clock() - started
+            found = to_rows(vectorize(planes, recipe.roads))
+            score = apls(truth, found, metres_per_pixel=float(np.mean(chip.metres_per_pixel)))
+            assert score.time is not None, "both sides state travel times"
+            lengths[row, column], times[row, column] = score.length.score, score.time.score
+            road = planes[ROAD] >= 128
+            overlap[row] += (road & label).sum()
+            union[row] += (road | label).sum()
+    means = (each.mean(axis=1) for each in (lengths, times))
+    columns = (*means, overlap / union, np.median(seconds, axis=1))
+    return [Score(*map(float, row)) for row in zip(*columns, strict=True)]
+
+
+def _predict(contender: Contender, chip: CachedChip, device: torch.device) -> Planes:
+    image, _ = chip.read()
+    values = predict_planes(contender.voters, image, contender.inference, device)
+    return Planes(ROAD_PLANES, values, chip.metres_per_pixel)
+
+
+if __name__ == "__main__":
+    main()

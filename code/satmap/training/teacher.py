@@ -1,0 +1,131 @@
+"""Distillation: the ensemble that a single network learns from, and what it makes of the chips.
+
+Source: knowledge distillation, https://arxiv.org/abs/1503.02531. All networks and views of the
+ensemble look at every training chip once; their mean is a soft target beside the label. A network
+of the ensemble has been trained with most of these chips, so its planes there are somewhat too
+sure. That does no harm here: where the teacher only repeats the label it says nothing new, and what
+it adds, the doubts of all the others, is worth having. What it does forbid is to call any chip
+unseen by the student: see ``satmap.training.loop``.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from satmap.data.cache import CachedChip
+from satmap.data.soft_targets import SoftTarget
+from satmap.errors import SatmapError
+from satmap.inference.ensemble import predict_planes
+from satmap.inference.weights import WeightFile, choose, find_weights, load_ensemble
+from satmap.launched import local_processes
+from satmap.models.tensor_file import CHECKSUM, read_metadata
+from satmap.planes import ROAD_PLANES
+from satmap.progress import track
+from satmap.recipe import Recipe
+from satmap.termination import Terminated
+from satmap.training.workplace import Workplace
+
+# Raise when the same teacher's planes change.
+_FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """An ensemble to learn from.
+
+    Attributes:
+        files: its networks.
+        recipe: the one that they were trained with; how they predict.
+    """
+
+    files: tuple[WeightFile, ...]
+    recipe: Recipe
+
+    @property
+    def bands(self) -> int:
+        """How many bands of an image its networks need at most."""
+        return max(file.network.in_channels for file in self.files)
+
+    @property
+    def passes(self) -> int:
+        """Networks times views: how often an image is looked at."""
+        return len(self.files) * self.recipe.inference.views
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal digits that change with the networks' weights and how they predict."""
+        inference = self.recipe.inference
+        how = (inference.views, inference.window, inference.overlap)
+        networks = sorted((_checksum(file), file.votes) for file in self.files)
+        return hashlib.sha256(f"{_FORMAT} {how} {networks}".encode()).hexdigest()
+
+
+def find_teacher(directory: Path, student: Recipe) -> Teacher:
+    """The ensemble in a directory of weights; the student's own, if they lie there, left out.
+
+    Raises:
+        SatmapError: there is no ensemble, there are several, or it sees images in another way.
+    """
+    files = [
+        file
+        for file in find_weights(directory)
+        if file.recipe.training_fingerprint != student.training_fingerprint
+    ]
+    recipes = {file.recipe.training_fingerprint: file.recipe for file in files}
+    if len(recipes) != 1:
+        names = ", ".join(sorted(recipe.name for recipe in recipes.values()))
+        raise SatmapError(
+            f"--teacher {directory} should hold the weights of one recipe to learn from; it holds "
+            f"{f'those of {names}' if names else f'those of {student.name} alone'}."
+        )
+    (recipe,) = recipes.values()
+    if (recipe.task, recipe.stretch) != (student.task, student.stretch):
+        raise SatmapError(
+            f"the teacher in {directory}, recipe {recipe.name}, has another task or stretches "
+            f"images in another way than {student.name}: `task` and `stretch` must agree."
+        )
+    return Teacher(tuple(choose(files, recipe)), recipe)
+
+
+def teach(chips: Sequence[CachedChip], teacher: Teacher, place: Workplace) -> list[CachedChip]:
+    """The chips with their soft targets, made where they are not in the cache yet.
+
+    The ranks of a machine, all of which call this, share the work.
+
+    Raises:
+        SatmapError: a network or a chip cannot be read, or the cache cannot be written.
+        Terminated: the process was asked to end; what is made is kept.
+    """
+    digest = teacher.digest
+    taught = [replace(chip, soft=SoftTarget.of(chip.path, digest)) for chip in chips]
+    failure: Exception | Terminated | None = None
+    try:
+        _make(taught[place.ranks.local_rank :: local_processes()], teacher, place)
+    except (Exception, Terminated) as error:
+        failure = error
+    # Nobody begins before all are made, and all end where one fails.
+    place.ranks.raise_first(failure)
+    return taught
+
+
+def _make(chips: Sequence[CachedChip], teacher: Teacher, place: Workplace) -> None:
+    missing = [
+        (chip, chip.soft) for chip in chips if chip.soft and not chip.soft.exists(chip.shape[:2])
+    ]
+    if not missing:
+        return
+    voters = load_ensemble(teacher.files, place.device)
+    for voter in voters:
+        voter.network.order_planes(ROAD_PLANES)
+    for chip, soft in track(missing, "teaching", len(missing)):
+        image, _ = chip.read()
+        soft.write(predict_planes(voters, image, teacher.recipe.inference, place.device))
+
+
+def _checksum(file: WeightFile) -> str:
+    recorded = read_metadata(file.path).get(CHECKSUM)
+    if recorded is not None:
+        return recorded
+    with file.path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

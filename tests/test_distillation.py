@@ -1,0 +1,264 @@
+"""Learning from an ensemble: what it makes of the chips, the loss, the student."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from satmap.data.augmentation import Augmentation, Geometry
+from satmap.data.cache import CachedChip
+from satmap.data.crops import CropDataset, read_crop, read_soft_crop
+from satmap.data.preparation import prepare
+from satmap.data.soft_targets import SoftTarget
+from satmap.data.spacenet_roads import scan
+from satmap.errors import SatmapError
+from satmap.inference.ensemble import predict_planes
+from satmap.inference.weights import choose, find_weights, load_ensemble
+from satmap.manifest import WeightsManifest, read_manifest
+from satmap.models.unet import build_network
+from satmap.models.weights import load_weights, save_weights
+from satmap.planes import ROAD_PLANES
+from satmap.ranks import Ranks
+from satmap.recipe import HeadLoss, Losses, Recipe, RoadHeadLoss, load_recipe, parse_recipe
+from satmap.training import teacher as teaching
+from satmap.training.ensemble import TrainingOptions, train
+from satmap.training.losses import distillation_loss, road_loss
+from satmap.training.teacher import Teacher, find_teacher, teach
+from satmap.training.workplace import Workplace
+
+CPU = torch.device("cpu")
+
+STUDENT = """
+name: student
+description: learns from two networks
+task: roads
+folds: 2
+members:
+  - fold: null
+    encoder: resnet18
+    pretrained: false
+    bands: 3
+    decoder: [16, 16, 16, 16]
+    losses:
+      road: {dice: 0.5, focal: 2, bce: 0.1}
+      speed: {bce: 1}
+      junction: {focal: 1}
+      distillation: 0.5
+    stages:
+      - {crop: 64, batch: 4, epochs: 2, passes: 2, schedule: {kind: cosine, peak: 2.0e-3}}
+inference: {views: 1, checkpoints: [last]}
+"""
+
+
+def student(**changes: object) -> Recipe:
+    return parse_recipe(yaml.safe_dump(yaml.safe_load(STUDENT) | changes), "student")
+
+
+def make_teacher(directory: Path) -> Teacher:
+    """Two untrained networks, of three and of eight bands, that are of the demo's recipe."""
+    recipe = load_recipe("demo")
+    for number, bands in enumerate((3, 8)):
+        torch.manual_seed(number)
+        network = build_network("resnet18", bands, ROAD_PLANES, (16, 16, 16, 16))
+        metadata = {
+            "recipe": recipe.model_dump_json(), "member": str(number), "stage": "1", "epoch": "1"
+        }  # fmt: skip
+        save_weights(directory / f"{number}.last.safetensors", network, metadata)
+    return find_teacher(directory, student())
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+    return make_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture
+def chips(city: Path, tmp_path: Path) -> list[CachedChip]:
+    recipe, found = student(), scan([city / "train"]).chips
+    return list(prepare(found, 8, tmp_path / "cache", recipe.stretch, recipe.targets).chips)
+
+
+def test_the_loss_by_hand() -> None:
+    teacher = torch.tensor([[[[0.5, 0.0], [1.0, 0.25]]]])
+    assert distillation_loss(torch.logit(teacher, 1e-7), teacher).item() == pytest.approx(
+        0, abs=1e-5
+    )
+    # At logit 0 the network says one half of everything: log 2 less the teacher's own entropy.
+    entropies = [np.log(2), 0, 0, -(0.25 * np.log(0.25) + 0.75 * np.log(0.75))]
+    expected = np.log(2) - np.mean(entropies)
+    found = distillation_loss(torch.zeros(1, 1, 2, 2), teacher)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_head_learns_from_the_teachers_plane_of_its_name() -> None:
+    torch.manual_seed(0)
+    soft = torch.randint(0, 256, (2, 12, 32, 32), dtype=torch.uint8)
+    label = torch.randint(0, 11, (2, 1, 32, 32), dtype=torch.uint8)
+    target = torch.cat([label, soft], dim=1)
+    nothing = Losses(road=RoadHeadLoss(), speed=HeadLoss(), junction=HeadLoss(), distillation=0.5)
+    order = torch.randperm(12)
+    names = tuple(ROAD_PLANES[i] for i in order)
+    agreeing = torch.logit(soft[:, order].float() / 255, 1e-6)
+    assert road_loss(agreeing, names, target, nothing)[0].item() == pytest.approx(0, abs=1e-4)
+    wrong = agreeing.clone()
+    wrong[:, names.index("junction")] *= -1
+    _, parts = road_loss(wrong, names, target, nothing)
+    assert parts["junction"].item() > 0.1
+    assert parts["road"].item() + parts["speed"].item() == pytest.approx(0, abs=1e-4)
+    # Beside the label's losses it is one term more.
+    hard = Losses(road=RoadHeadLoss(dice=1, focal=1), speed=HeadLoss(bce=1), junction=HeadLoss())
+    both = hard.model_copy(update={"distillation": 0.5})
+    logits = torch.randn(2, 12, 32, 32)
+    sums = [road_loss(logits, names, target, each)[0].item() for each in (hard, nothing, both)]
+    assert sums[0] == road_loss(logits, names, label[:, 0], hard)[0].item()
+    assert sums[2] == pytest.approx(sums[0] + sums[1], rel=1e-5)
+
+
+def test_soft_targets_are_what_the_ensemble_says_and_are_made_once(
+    chips: list[CachedChip], teacher: Teacher, tmp_path: Path
+) -> None:
+    place = Workplace(tmp_path / "weights", CPU)
+    assert (teacher.passes, teacher.bands) == (2 * 4, 8)
+    taught = teach(chips, teacher, place)
+    voters = load_ensemble(teacher.files, CPU)
+    image, _ = chips[1].read()
+    expected = predict_planes(voters, image, teacher.recipe.inference, CPU)
+    soft = taught[1].soft
+    assert soft is not None
+    assert np.array_equal(soft.read(), expected)
+    assert np.array_equal(soft.read(slice(5, 9), slice(2, 4)), expected[:, 5:9, 2:4])
+    before = soft.path.stat().st_mtime_ns
+    assert teach(chips, teacher, place) == taught
+    assert soft.path.stat().st_mtime_ns == before
+    # A damaged or half file is made again.
+    soft.path.write_bytes(soft.path.read_bytes()[:100])
+    with pytest.raises(SatmapError, match="makes what is missing"):
+        soft.read()
+    teach(chips, teacher, place)
+    assert np.array_equal(soft.read(), expected)
+
+
+def test_another_teacher_makes_other_files(teacher: Teacher, tmp_path: Path) -> None:
+    less = replace(teacher, files=teacher.files[:1])
+    inference = teacher.recipe.inference.model_copy(update={"views": 8})
+    recipe = teacher.recipe.model_copy(update={"inference": inference})
+    digests = {each.digest for each in (teacher, less, replace(teacher, recipe=recipe))}
+    assert len(digests) == 3
+    # The names of the files do not matter, and neither does where they lie.
+    assert make_teacher(tmp_path).digest == teacher.digest
+
+
+def test_soft_targets_turn_with_the_crop(chips: list[CachedChip], tmp_path: Path) -> None:
+    # Planes that are the image itself must stay so, whatever the crop.
+    image, _ = chips[0].read()
+    soft = SoftTarget(tmp_path / "soft.safetensors", "ab")
+    soft.write(np.concatenate([image, image[..., :4]], axis=2).transpose(2, 0, 1))
+    chip = replace(chips[0], soft=soft)
+    geometry = Geometry((85.0, 75.0), scale=1.2, angle=17, quarter_turns=1, mirrored=True)
+    crop, _ = read_crop(chip, geometry, 96, 8)
+    expected = np.concatenate([crop, crop[:4]])
+    assert np.array_equal(read_soft_crop(chip, geometry, 96), expected)
+    with pytest.raises(ValueError, match="no soft target"):
+        read_soft_crop(chips[0], geometry, 96)
+    colourful = Augmentation(colour_probability=1)
+    with_soft, without = (
+        CropDataset([each], 64, 3, 1, colourful, seed=1)[0] for each in (chip, chips[0])
+    )
+    assert with_soft[1].shape == (13, 64, 64)
+    # The teacher changes nothing of what there was before.
+    assert torch.equal(with_soft[0], without[0])
+    assert torch.equal(with_soft[1][0], without[1])
+
+
+def test_a_student_trains_on_all_chips_and_predicts_alone(
+    city: Path, teacher: Teacher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = student()
+    place = Workplace(tmp_path / "weights", CPU)
+    given = teacher.files[0].path.parent
+    options = TrainingOptions(tmp_path / "cache", teacher=given)
+    assert train([city / "train"], recipe, place, options) == {}
+    printed = capsys.readouterr().out
+    assert "teacher: demo, 8 passes a chip (2 networks x 4 views)" in printed
+    assert "all-resnet18-3band: 6 chips, not validated" in printed
+    (file,) = choose(find_weights(place.weights), recipe)
+    assert file.path.name == "all-resnet18-3band.last.safetensors"
+    assert file.held_out == frozenset()
+    described = read_manifest(file.path)
+    assert isinstance(described, WeightsManifest)
+    assert {each.name for each in described.starts_from} == {
+        each.path.name for each in teacher.files
+    }
+    # By labels alone it would be another network.
+    losses = recipe.members[0].losses.model_copy(update={"distillation": None})
+    member = recipe.members[0].model_copy(update={"losses": losses})
+    labels = recipe.model_copy(update={"members": (member,)})
+    alone = Workplace(tmp_path / "labels", CPU)
+    train([city / "train"], labels, alone, TrainingOptions(tmp_path / "cache"))
+    weights = [load_weights(next(w.weights.glob("*.safetensors")))[0] for w in (place, alone)]
+    assert not torch.equal(weights[0].head.weight, weights[1].head.weight)
+    # Another teacher cannot go on where this one stopped.
+    other = tmp_path / "other"
+    make_teacher(other)
+    (other / "1.last.safetensors").unlink()
+    with pytest.raises(SatmapError, match=r"another recipe or other chips.*--restart"):
+        train([city / "train"], recipe, place, replace(options, teacher=other))
+
+
+def test_what_a_student_has_seen_through_its_teacher_counts_as_seen(
+    city: Path, teacher: Teacher, tmp_path: Path
+) -> None:
+    content = yaml.safe_load(STUDENT)
+    content["members"][0]["fold"] = 0
+    recipe = student(members=content["members"])
+    place = Workplace(tmp_path / "weights", CPU)
+    options = TrainingOptions(tmp_path / "cache", teacher=teacher.files[0].path.parent)
+    train([city / "train"], recipe, place, options)
+    files = find_weights(place.weights)
+    assert {file.checkpoint for file in files} == {"best_apls", "best_dice", "last"}
+    assert {file.held_out for file in files} == {frozenset()}
+
+
+def test_the_processes_of_a_machine_share_the_teachers_work(
+    chips: list[CachedChip], teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teaching, "local_processes", lambda: 2)
+    made = []
+    for rank in range(2):
+        place = Workplace(tmp_path / "weights", CPU, ranks=Ranks(local_rank=rank))
+        taught = teach(chips, teacher, place)
+        made.append([chip.soft.exists(chip.shape[:2]) for chip in taught if chip.soft])
+    assert made == [[True, False] * 3, [True] * 6]
+
+
+def test_teachers_that_cannot_teach(teacher: Teacher, tmp_path: Path) -> None:
+    place = Workplace(tmp_path / "weights", CPU)
+    given = teacher.files[0].path.parent
+
+    def run(recipe: Recipe, directory: Path | None) -> None:
+        train([tmp_path], recipe, place, TrainingOptions(tmp_path / "cache", teacher=directory))
+
+    with pytest.raises(SatmapError, match=r"student learns from an ensemble.*--teacher"):
+        run(student(), None)
+    with pytest.raises(SatmapError, match="demo has no `distillation`"):
+        run(load_recipe("demo"), given)
+    with pytest.raises(SatmapError, match="no weights"):
+        run(student(), tmp_path)
+    with pytest.raises(SatmapError, match="`task` and `stretch` must agree"):
+        run(student(stretch={"low": 1}), given)
+    # Its own weights are no teacher, beside others they do not disturb.
+    network = build_network("resnet18", 3, ROAD_PLANES, (16, 16, 16, 16))
+    own = tmp_path / "own" / "all-resnet18-3band.last.safetensors"
+    save_weights(own, network, {"recipe": student().model_dump_json()})
+    with pytest.raises(SatmapError, match="those of student alone"):
+        find_teacher(own.parent, student())
+    for file in teacher.files:
+        (own.parent / file.path.name).write_bytes(file.path.read_bytes())
+    assert find_teacher(own.parent, student()).digest == teacher.digest
+    other = load_recipe("quick-roads").model_dump_json()
+    save_weights(own.parent / "other.last.safetensors", network, {"recipe": other})
+    with pytest.raises(SatmapError, match="those of demo, quick-roads"):
+        find_teacher(own.parent, student())
