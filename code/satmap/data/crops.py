@@ -23,7 +23,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
     """Random crops of chips, reproducible whatever the number of workers.
 
     Item ``i`` of an epoch depends on seed, epoch and ``i`` alone. Items are
-    (image uint8 (channels, crop, crop), target uint8 (crop, crop), index of the chip).
+    (image uint8 (channels, crop, crop), target uint8 as of ``CachedChip.read``, index of the chip).
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
 def read_crop(
     chip: CachedChip, geometry: Geometry, crop: int, channels: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read the crop from the cache: image (crop, crop, channels) and target (crop, crop), uint8.
+    """Read the crop from the cache: image (crop, crop, channels) and target, uint8.
 
     Only the window that the crop covers is read. The image is resampled linearly, the target takes
     the nearest pixel; both are reflected at the chip's border.

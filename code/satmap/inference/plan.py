@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from satmap.data.spacenet_roads import Inventory, scan
+from satmap.data.inventory import Inventory
+from satmap.data.spacenet_roads import scan
 from satmap.errors import SatmapError
 from satmap.inference.journal import Journal
 from satmap.inference.out_of_fold import held_out_images
