@@ -54,7 +54,8 @@ def write_tile(
 
 def write_coco(root: Path, buildings: dict[int, Sequence[Sequence[Ring]]], size: int = 96) -> Path:
     """Mapping Challenge images and their annotations; images of ids without a picture too."""
-    images, annotations = [], []
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
     for number, of_image in buildings.items():
         name = f"{number:012d}.jpg"
         images.append({"id": number, "file_name": name, "width": size, "height": size})

@@ -116,7 +116,8 @@ def pixel_weights(
 def encode_weights(weights: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Weights as bytes, equal steps of their logarithm; 0.05 to 12,000 to within 2.5 %."""
     codes = np.rint(np.log2(weights) * _STEPS) + _ONE
-    return np.clip(codes, 0, 255).astype(np.uint8)
+    encoded: NDArray[np.uint8] = np.clip(codes, 0, 255).astype(np.uint8)
+    return encoded
 
 
 def weight_table() -> NDArray[np.float32]:

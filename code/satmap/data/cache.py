@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import shapely
@@ -30,7 +30,7 @@ from satmap.errors import SatmapError
 from satmap.files import atomic_path
 from satmap.settings import Settings
 
-Outline = shapely.Polygon | shapely.MultiPolygon
+Outline: TypeAlias = shapely.Polygon | shapely.MultiPolygon
 
 _HEADER_KEYS = {"shape", "metres_per_pixel", "sources"}
 
