@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import satmap
 from satmap.cores import available_cores
@@ -21,6 +21,9 @@ from satmap.launched import is_first_rank, is_rank, is_started_again, local_proc
 from satmap.shared_memory import can_share_locks
 from satmap.termination import LEFT_ALONE, TRY_AGAIN, Terminated, end, raising_terminated
 from satmap.text import printable
+
+if TYPE_CHECKING:
+    from satmap.data.looks import Look
 
 #: Where sub-commands are added.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -126,6 +129,15 @@ def _parser() -> argparse.ArgumentParser:
         add_weights(sub)
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
+    def add_look(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--nadir",
+            type=_look,
+            metavar="LOOK",
+            help="from where images look whose names do not say it, for recipes with a head by "
+            "look: degrees off nadir, with the side if need be, such as 32 or 32south",
+        )
+
     def add_masks(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--task", choices=["roads"], default="roads", help="what masks show (default: roads)"
@@ -198,6 +210,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="M",
         help="within long epochs save so often (default: %(default)g)",
     )
+    add_look(train)
     train.add_argument("--compile", action="store_true", help="run networks by torch.compile")
     train.add_argument(
         "--deterministic",
@@ -210,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = add("predict", _predict)
     predict.add_argument("directories", type=Path, nargs="+", metavar="DIR")
-    predict.add_argument("output", type=Path, metavar="OUT.csv")
+    predict.add_argument("output", type=Path, metavar="OUT")
     predict.add_argument("--recipe", help="name or file (default: that of the weights)")
     add_networks(predict)
     predict.add_argument(
@@ -245,6 +258,8 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="predict training images, each by the networks that did not train with it",
     )
+
+    add_look(predict)
 
     vectorize = add("vectorize", _vectorize)
     vectorize.add_argument("masks", type=Path, metavar="MASK_DIR")
@@ -443,6 +458,7 @@ def _train(options: argparse.Namespace) -> int:
         skip_unlabelled=options.skip_unlabelled,
         folds=tuple(options.fold or ()),
         time_limit=options.time_limit,
+        look=options.nadir,
     )
     device = pick_device(options.device)
     workers = options.workers
@@ -467,12 +483,13 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    """Predict the roads of every image and write the submission.
+    """Predict the roads or buildings of every image and write the submission.
 
-    All checkpoints of the recipe in the weights directory are averaged. An image that cannot be
-    read has an empty row and is reported at the end. Started again after an interruption the run
-    goes on with the next image. All visible GPUs are used, one process each; on several machines
-    start it with torchrun. The file is the same however many processes and workers there are.
+    Buildings go into SpaceNet's CSV, and into a list of COCO results where OUT ends in .json. All
+    checkpoints of the recipe in the weights directory are averaged. An image that cannot be read
+    has an empty row and is reported at the end. Started again after an interruption the run goes on
+    with the next image. All visible GPUs are used, one process each; on several machines start it
+    with torchrun. The file is the same however many processes and workers there are.
     """
     from satmap.device import visible_gpus
     from satmap.inference.prediction import predict
@@ -496,13 +513,14 @@ def _predict(options: argparse.Namespace) -> int:
         out_of_fold=options.out_of_fold,
         workers=workers,
         command=options.arguments,
+        look=options.nadir,
     )
     if not is_first_rank():
         return 0
     _report_warnings(done.warnings)
     _report_faults(done.faults, "written as empty")
-    roads = sum(done.images.values())
-    print(f"{options.output}: {len(done.images)} images, {roads} roads")
+    found = sum(done.images.values())
+    print(f"{options.output}: {len(done.images)} images, {found} {done.noun}")
     return 0 if len(done.faults) < len(done.images) else 1
 
 
@@ -827,6 +845,16 @@ def _positive(text: str) -> int:
     if value == 0:
         raise argparse.ArgumentTypeError("0 is too few")
     return value
+
+
+def _look(text: str) -> "Look":
+    """Argument type: from where an image looks at the ground."""
+    from satmap.data.looks import parse_look
+
+    try:
+        return parse_look(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _duration(text: str) -> float:

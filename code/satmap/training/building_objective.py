@@ -15,7 +15,7 @@ from satmap.buildings.settings import BuildingSettings
 from satmap.data.building_targets import BODY_BIT
 from satmap.data.cache import CachedChip
 from satmap.metrics.building_f1 import Counts, group_of, match_buildings
-from satmap.planes import BUILDING, Planes
+from satmap.planes import BUILDING, Planes, resize_planes
 from satmap.recipe import BuildingLosses, Losses
 from satmap.report.misses import buildings_picture
 from satmap.submissions.buildings_csv import BuildingRow
@@ -76,7 +76,8 @@ class BuildingObjective:
     def score(self, planes: Planes, chip: CachedChip, target: NDArray[np.uint8]) -> BuildingScore:
         """The buildings found, matched with the true ones, and the overlap of the masks."""
         body, truth = planes[BUILDING] >= 128, (target[..., 0] & BODY_BIT) > 0
-        whole = at_size(planes, chip.size)
+        values = resize_planes(planes.values, chip.size)
+        whole = Planes(planes.names, values, chip.metres_per_pixel)
         rows = [BuildingRow(*found) for found in find_footprints(whole, self.settings)]
         return BuildingScore(
             match_buildings(true_buildings(chip), rows).counts,
@@ -126,20 +127,6 @@ def true_buildings(chip: CachedChip) -> list[BuildingRow]:
     """The labelled buildings of a chip as rows, each part of one by itself, as files have them."""
     outlines = np.array(chip.outlines, np.object_)
     return [BuildingRow(polygon) for polygon in shapely.get_parts(outlines).tolist()]
-
-
-def at_size(planes: Planes, size: tuple[int, int]) -> Planes:
-    """Planes brought to a height and width, linearly between the centres of pixels."""
-    if planes.shape == size:
-        return planes
-    height, width = size
-    values = [
-        cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR)
-        for plane in planes.values
-    ]
-    across, down = planes.metres_per_pixel
-    scale = (across * planes.shape[1] / width, down * planes.shape[0] / height)
-    return Planes(planes.names, np.stack(values).astype(np.uint8), scale)
 
 
 def _shares(counts: Counts) -> tuple[float, float, float]:

@@ -1,0 +1,169 @@
+"""Buildings from planes, into the journal and into SpaceNet's CSV or COCO results."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import rasterio
+import rasterio.features
+import shapely
+from rasterio.errors import RasterioError
+
+from satmap.buildings.footprints import Footprint, find_footprints
+from satmap.buildings.settings import BuildingSettings
+from satmap.data.chip import Chip
+from satmap.data.georeference import Georeference
+from satmap.errors import SatmapError
+from satmap.inference.journal import Journal
+from satmap.inference.lazy_rows import LazyRows
+from satmap.planes import Planes
+from satmap.submissions.buildings_csv import BuildingRow, write_buildings_csv
+from satmap.submissions.coco_json import Detection, write_coco_results
+
+_COCO_SUFFIX = ".json"
+
+
+@dataclass(frozen=True)
+class ImageBuildings:
+    """The buildings of one image.
+
+    Attributes:
+        image_id: the image.
+        number: its id in COCO results; None where it has none.
+        size: its height and width.
+        footprints: its buildings, in pixels.
+    """
+
+    image_id: str
+    number: int | None
+    size: tuple[int, int]
+    footprints: tuple[Footprint, ...]
+
+
+@dataclass(frozen=True)
+class BuildingMaps:
+    """See :class:`satmap.inference.maps.Maps`.
+
+    Attributes:
+        settings: of the vectoriser.
+    """
+
+    settings: BuildingSettings
+    noun: ClassVar[str] = "buildings"
+
+    def vectorize(self, planes: Planes) -> list[Footprint]:
+        """The buildings of an image."""
+        return find_footprints(planes, self.settings)
+
+    def vectorize_stored(
+        self, stored: Path, neighbours: Sequence[tuple[Path, int, int]]
+    ) -> list[Footprint]:
+        """The same from a file; what lies around the image says nothing of its buildings."""
+        try:
+            with rasterio.open(stored) as source:
+                # Nobody asks for the size of pixels here.
+                planes = Planes(source.descriptions, source.read(), (1.0, 1.0))
+        except (RasterioError, OSError) as error:
+            raise SatmapError(
+                f"{stored}: its planes cannot be read ({error}). Start the same command again."
+            ) from error
+        return find_footprints(planes, self.settings)
+
+    def of_image(
+        self, chip: Chip, image_id: str, found: list[Footprint], georeference: Georeference | None
+    ) -> ImageBuildings:
+        """The buildings with the image that they are of."""
+        size = chip.image.height, chip.image.width
+        return ImageBuildings(image_id, chip.number, size, tuple(found))
+
+    def require_output(self, output: Path, exports: Sequence[Path], chips: Sequence[Chip]) -> None:
+        """Refuse what only roads can be written as, and COCO results of images without numbers.
+
+        Raises:
+            SatmapError: so it is.
+        """
+        if exports:
+            raise SatmapError(
+                f"{exports[0]}: --export writes roads only. Buildings go into the output, as a "
+                f"CSV or, where its name ends in {_COCO_SUFFIX}, as COCO results."
+            )
+        nameless = [chip.image_id for chip in chips if chip.number is None]
+        if output.suffix.lower() == _COCO_SUFFIX and nameless:
+            raise SatmapError(
+                f"{output}: COCO results need images with numbers, as the Mapping Challenge has "
+                f"them, and {nameless[0]} has none. Give a name that ends in .csv."
+            )
+
+    def write(
+        self, output: Path, ids: Sequence[str], keys: Mapping[str, str], journal: Journal
+    ) -> dict[str, int]:
+        """Write SpaceNet's CSV with confidences, or COCO results where the name ends in .json."""
+        if output.suffix.lower() == _COCO_SUFFIX:
+            return _write_coco(output, ids, keys, journal)
+        rows = LazyRows(ids, keys, lambda key: _rows(journal.found(key)))
+        write_buildings_csv(output, rows)
+        return rows.counts
+
+    def as_json(self, found: ImageBuildings) -> list[Any]:
+        """The buildings as lists and texts, polygons as hexadecimal WKB."""
+        return [
+            found.image_id,
+            found.number,
+            found.size,
+            [[polygon.wkb_hex, confidence] for polygon, confidence in found.footprints],
+        ]
+
+    def from_json(self, content: list[Any]) -> ImageBuildings:
+        """The buildings as they were, to the last bit.
+
+        Raises:
+            ValueError, TypeError: it is no such list.
+            shapely.errors.ShapelyError: it holds a damaged polygon.
+        """
+        image_id, number, (height, width), footprints = content
+        return ImageBuildings(
+            image_id,
+            number,
+            (height, width),
+            tuple(Footprint(shapely.from_wkb(text), float(sure)) for text, sure in footprints),
+        )
+
+
+def _rows(found: ImageBuildings) -> list[BuildingRow]:
+    return [BuildingRow(*footprint) for footprint in found.footprints]
+
+
+def _write_coco(
+    output: Path, ids: Sequence[str], keys: Mapping[str, str], journal: Journal
+) -> dict[str, int]:
+    numbers: dict[int, str] = {}
+    sizes: dict[int, tuple[int, int]] = {}
+    for key in keys.values():
+        found: ImageBuildings = journal.found(key)
+        assert found.number is not None, "require_output has looked"
+        height, width = found.size
+        numbers[found.number] = key
+        sizes[found.number] = width, height
+    detections = LazyRows(list(numbers), numbers, lambda key: _detections(journal.found(key)))
+    write_coco_results(output, detections, sizes)
+    counts = dict.fromkeys(ids, 0)
+    counts.update((str(number), count) for number, count in detections.counts.items())
+    return counts
+
+
+def _detections(found: ImageBuildings) -> list[Detection]:
+    """Buildings as masks: a pixel is a building's whose centre is inside."""
+    drawn = []
+    height, width = found.size
+    for polygon, confidence in found.footprints:
+        left, top, right, bottom = (round(bound) for bound in polygon.bounds)
+        # Outlines may have been moved a little beyond the image.
+        left, right = max(left - 1, 0), min(right + 1, width)
+        top, bottom = max(top - 1, 0), min(bottom + 1, height)
+        if left >= right or top >= bottom:
+            continue
+        inside = shapely.transform(polygon, lambda xy, corner=(left, top): xy - corner)
+        mask = rasterio.features.rasterize([(inside, 1)], (bottom - top, right - left))
+        drawn.append(Detection(mask.astype("uint8"), (left, top), confidence))
+    return drawn
