@@ -138,9 +138,9 @@ def _parser() -> argparse.ArgumentParser:
             "look: degrees off nadir, with the side if need be, such as 32 or 32south",
         )
 
-    def add_masks(sub: argparse.ArgumentParser) -> None:
+    def add_masks(sub: argparse.ArgumentParser, *tasks: str) -> None:
         sub.add_argument(
-            "--task", choices=["roads"], default="roads", help="what masks show (default: roads)"
+            "--task", choices=tasks, default="roads", help="what masks show (default: roads)"
         )
         sub.add_argument(
             "--metres-per-pixel",
@@ -264,16 +264,16 @@ def _parser() -> argparse.ArgumentParser:
     vectorize = add("vectorize", _vectorize)
     vectorize.add_argument("masks", type=Path, metavar="MASK_DIR")
     vectorize.add_argument("output", type=Path, metavar="OUT")
-    add_masks(vectorize)
+    add_masks(vectorize, "roads", "buildings")
     vectorize.add_argument(
-        "--recipe", help="name or file whose `roads` settings count (default: the defaults)"
+        "--recipe", help="name or file whose vectoriser's settings count (default: the defaults)"
     )
 
     tune = add("tune", _tune)
     tune.add_argument("masks", type=Path, metavar="MASK_DIR")
     tune.add_argument("truth", type=Path, metavar="TRUTH.csv")
     tune.add_argument("output", type=Path, metavar="OUT.yaml")
-    add_masks(tune)
+    add_masks(tune, "roads")
     tune.add_argument(
         "--recipe",
         default="sn5-roads",
@@ -593,18 +593,31 @@ def _weights_show(options: argparse.Namespace) -> int:
 
 
 def _vectorize(options: argparse.Namespace) -> int:
-    """Turn probability rasters into roads, whatever network they are from.
+    """Turn probability rasters into roads or buildings, whatever network they are from.
 
     A mask is a PNG or GeoTIFF named like its image, with one band, the road, or the twelve planes
     of `predict --planes`: uint8, 0..255, or float, 0..1. OUT's suffix is the format: .csv (the
     challenge's), .geojson, .gpkg or .graphml. A mask that cannot be vectorised is empty in OUT and
     is reported at the end.
+
+    With --task buildings a mask has one to three bands: the body, the border, the ground between
+    two; OUT is SpaceNet's CSV, or COCO results where it ends in .json and masks have numbers as
+    names.
     """
+    from satmap.buildings.settings import BuildingSettings
     from satmap.recipe import Inference, load_recipe
     from satmap.roads.vectorize import RoadSettings
+    from satmap.vectorize_buildings import vectorize_buildings
     from satmap.vectorizing import vectorize_directory
 
     recipe = load_recipe(options.recipe) if options.recipe else None
+    if options.task == "buildings":
+        buildings = recipe.buildings if recipe else BuildingSettings()
+        found = vectorize_buildings(options.masks, options.output, buildings, options.workers)
+        _report_faults(found.faults, "left empty")
+        count = sum(found.images.values())
+        print(f"{options.output}: {len(found.images)} images, {count} buildings")
+        return 0 if len(found.faults) < len(found.images) else 1
     roads = recipe.roads if recipe else RoadSettings()
     inference = recipe.inference if recipe else Inference()
     done = vectorize_directory(

@@ -1,6 +1,6 @@
 """Buildings from planes, into the journal and into SpaceNet's CSV or COCO results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +21,8 @@ from satmap.planes import Planes
 from satmap.submissions.buildings_csv import BuildingRow, write_buildings_csv
 from satmap.submissions.coco_json import Detection, write_coco_results
 
-_COCO_SUFFIX = ".json"
+#: The name of an output that is to be a list of COCO results ends in it.
+COCO_SUFFIX = ".json"
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,10 @@ class BuildingMaps:
         if exports:
             raise SatmapError(
                 f"{exports[0]}: --export writes roads only. Buildings go into the output, as a "
-                f"CSV or, where its name ends in {_COCO_SUFFIX}, as COCO results."
+                f"CSV or, where its name ends in {COCO_SUFFIX}, as COCO results."
             )
         nameless = [chip.image_id for chip in chips if chip.number is None]
-        if output.suffix.lower() == _COCO_SUFFIX and nameless:
+        if output.suffix.lower() == COCO_SUFFIX and nameless:
             raise SatmapError(
                 f"{output}: COCO results need images with numbers, as the Mapping Challenge has "
                 f"them, and {nameless[0]} has none. Give a name that ends in .csv."
@@ -99,11 +100,7 @@ class BuildingMaps:
         self, output: Path, ids: Sequence[str], keys: Mapping[str, str], journal: Journal
     ) -> dict[str, int]:
         """Write SpaceNet's CSV with confidences, or COCO results where the name ends in .json."""
-        if output.suffix.lower() == _COCO_SUFFIX:
-            return _write_coco(output, ids, keys, journal)
-        rows = LazyRows(ids, keys, lambda key: _rows(journal.found(key)))
-        write_buildings_csv(output, rows)
-        return rows.counts
+        return write_buildings(output, ids, keys, journal.found)
 
     def as_json(self, found: ImageBuildings) -> list[Any]:
         """The buildings as lists and texts, polygons as hexadecimal WKB."""
@@ -130,25 +127,56 @@ class BuildingMaps:
         )
 
 
+def write_buildings(
+    output: Path,
+    ids: Sequence[str],
+    keys: Mapping[str, str],
+    read: Callable[[str], ImageBuildings],
+) -> dict[str, int]:
+    """Write buildings as SpaceNet's CSV, or as COCO results where the name ends in .json.
+
+    Args:
+        output: the file.
+        ids: of every image of it, in its order.
+        keys: by id what ``read`` takes, for the images that have been vectorised.
+        read: gives the buildings of an image.
+
+    Returns:
+        Number of buildings by id.
+
+    Raises:
+        CannotWriteError: it cannot be written.
+    """
+    if output.suffix.lower() == COCO_SUFFIX:
+        return _write_coco(output, ids, keys, read)
+    rows = LazyRows(ids, keys, lambda key: _rows(read(key)))
+    write_buildings_csv(output, rows)
+    return rows.counts
+
+
 def _rows(found: ImageBuildings) -> list[BuildingRow]:
     return [BuildingRow(*footprint) for footprint in found.footprints]
 
 
 def _write_coco(
-    output: Path, ids: Sequence[str], keys: Mapping[str, str], journal: Journal
+    output: Path,
+    ids: Sequence[str],
+    keys: Mapping[str, str],
+    read: Callable[[str], ImageBuildings],
 ) -> dict[str, int]:
-    numbers: dict[int, str] = {}
+    ids_of: dict[int, str] = {}
     sizes: dict[int, tuple[int, int]] = {}
-    for key in keys.values():
-        found: ImageBuildings = journal.found(key)
-        assert found.number is not None, "require_output has looked"
+    for image_id, key in keys.items():
+        found = read(key)
+        assert found.number is not None, "who asks for COCO results has looked"
         height, width = found.size
-        numbers[found.number] = key
+        ids_of[found.number] = image_id
         sizes[found.number] = width, height
-    detections = LazyRows(list(numbers), numbers, lambda key: _detections(journal.found(key)))
+    numbers = {number: keys[image_id] for number, image_id in ids_of.items()}
+    detections = LazyRows(list(numbers), numbers, lambda key: _detections(read(key)))
     write_coco_results(output, detections, sizes)
     counts = dict.fromkeys(ids, 0)
-    counts.update((str(number), count) for number, count in detections.counts.items())
+    counts.update((ids_of[number], count) for number, count in detections.counts.items())
     return counts
 
 
