@@ -9,6 +9,7 @@ import shapely
 
 from made_buildings import square, write_buildings, write_coco, write_tile
 from made_files import write_image
+from satmap.cli import main
 from satmap.data.building_labels import read_building_labels
 from satmap.data.building_names import parse_building_name
 from satmap.data.building_targets import BuildingTargetSettings
@@ -239,3 +240,11 @@ def test_real_labels(directory: str, channels: int, chips: int, buildings: int) 
     inventory = scan_buildings([DATA / directory], channels)
     labels = [read_building_labels(chip) for chip in inventory.chips if chip.label]
     assert (len(labels), sum(len(each.outlines) for each in labels)) == (chips, buildings)
+
+
+def test_the_inventory_of_buildings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tile(tmp_path, 1, [square(10, 10, 30)])
+    with pytest.raises(SystemExit) as ended:
+        main(["inventory", str(tmp_path), "--task", "buildings"])
+    assert ended.value.code == 0
+    assert "AOI_9_Made" in capsys.readouterr().out

@@ -370,6 +370,12 @@ def _parser() -> argparse.ArgumentParser:
 
     inventory = add("inventory", _inventory)
     inventory.add_argument("directories", type=Path, nargs="+", metavar="DIR")
+    inventory.add_argument(
+        "--task",
+        choices=["roads", "buildings"],
+        default="roads",
+        help="what they are for (default: roads)",
+    )
 
     audit = add("audit", _audit)
     audit.add_argument("directories", type=Path, nargs="+", metavar="DIR")
@@ -765,9 +771,11 @@ def _check(options: argparse.Namespace) -> int:
 
 def _inventory(options: argparse.Namespace) -> int:
     """List what the directories hold: areas, images, labels, bands, sizes, what is missing."""
+    from satmap.data.buildings import scan_buildings
     from satmap.data.spacenet_roads import scan
 
-    print(scan(options.directories).summary())
+    look_for = scan if options.task == "roads" else scan_buildings
+    print(look_for(options.directories).summary())
     return 0
 
 
