@@ -67,11 +67,11 @@ def test_looks_of_names(name: str, angle: int, side: str | None) -> None:
 
 def test_categories_by_angle_and_side() -> None:
     assert [Look(a).category(3) for a in (0, 25, 26, 40, 41)] == [
-        "nadir", "nadir", "off-nadir", "off-nadir", "very-off-nadir",
+        "nadir", "nadir", "off-nadir", "off-nadir", "very off-nadir",
     ]  # fmt: skip
-    assert Look(25, "south").category(5) == "nadir-south"
-    assert Look(26, "north").category(5) == "off-nadir-north"
-    assert Look(41).category(5) == "very-off-nadir"
+    assert Look(25, "south").category(5) == "nadir south"
+    assert Look(26, "north").category(5) == "off-nadir north"
+    assert Look(41).category(5) == "very off-nadir"
     assert Look(26).category(5) is None
     assert all(len(names) == heads for heads, names in CATEGORIES.items())
     assert parse_look(" 32.5south") == Look(32, "south")

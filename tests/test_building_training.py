@@ -160,7 +160,7 @@ def test_shipped_recipes() -> None:
     assert [stage.chips for stage in stages] == [50_000, None, None, None]
     assert (mapping.input_px, mapping.inference.mean) == (256, "geometric")
     oblique = load_recipe("sn4-buildings")
-    assert oblique.categories == ("nadir", "off-nadir", "very-off-nadir")
+    assert oblique.categories == ("nadir", "off-nadir", "very off-nadir")
     assert {member.bands for member in oblique.members} == {4}
     assert load_recipe("sn2-buildings").planes == BUILDING_PLANES
 
@@ -277,7 +277,7 @@ def test_heads_by_look_in_training_and_prediction(
         bias = network.head.bias
         assert bias is not None
         bias.fill_(-9)
-        bias[2 * network.categories.index("very-off-nadir")] = 9
+        bias[2 * network.categories.index("very off-nadir")] = 9
     shutil.rmtree(weights)
     kept = {key: metadata[key] for key in ("recipe", "member", "stage", "epoch")}
     save_weights(weights / "a.last.safetensors", network, kept)

@@ -17,7 +17,8 @@ _SOUTH = {7, 13, 16, 21, 25, 29, 32}
 _TEN_SOUTH = "1030010003993E00"
 _NORTH = {8, 14, 19, 23, 27, 30, 34, 36, 39, 42, 44, 46, 47, 49, 50, 52, 53}
 
-_NADIR, _OFF, _VERY_OFF = "nadir", "off-nadir", "very-off-nadir"
+# As the metric calls them.
+_NADIR, _OFF, _VERY_OFF = "nadir", "off-nadir", "very off-nadir"
 
 #: Up to these angles, integer parts, a look is nadir and off-nadir; beyond it is very off-nadir.
 NADIR_UP_TO, OFF_NADIR_UP_TO = 25, 40
@@ -25,7 +26,7 @@ NADIR_UP_TO, OFF_NADIR_UP_TO = 25, 40
 #: Categories of looks, by how many are told apart.
 CATEGORIES: dict[int, tuple[str, ...]] = {
     3: (_NADIR, _OFF, _VERY_OFF),
-    5: (f"{_NADIR}-north", f"{_NADIR}-south", f"{_OFF}-north", f"{_OFF}-south", _VERY_OFF),
+    5: (f"{_NADIR} north", f"{_NADIR} south", f"{_OFF} north", f"{_OFF} south", _VERY_OFF),
 }
 
 
@@ -48,7 +49,7 @@ class Look:
         kind = _NADIR if self.angle <= NADIR_UP_TO else _OFF
         if heads == len(CATEGORIES[3]):
             return kind
-        return f"{kind}-{self.side}" if self.side else None
+        return f"{kind} {self.side}" if self.side else None
 
 
 def look_of_name(name: str) -> Look | None:
