@@ -52,6 +52,7 @@ class BuildingMaps:
 
     settings: BuildingSettings
     noun: ClassVar[str] = "buildings"
+    looks_around: ClassVar[bool] = False
 
     def vectorize(self, planes: Planes) -> list[Footprint]:
         """The buildings of an image."""

@@ -20,6 +20,10 @@ class Maps(Codec, Protocol):
     def noun(self) -> str:
         """What is found, in the plural."""
 
+    @property
+    def looks_around(self) -> bool:
+        """Whether what lies around an image helps to find what is in it."""
+
     def vectorize(self, planes: Planes) -> Any:
         """What there is in an image, by its planes."""
 

@@ -115,16 +115,16 @@ def make_plan(request: Request) -> Plan:
         tuple(files),
         None if held_out is None else tuple(held_out),
         ids,
-        tuple(_places(inventory, ids, recipe)),
+        tuple(_places(inventory, ids, recipe.inference.neighbours and maps.looks_around)),
         {name: fault for name, fault in inventory.faults.items() if name in ids},
         tuple(warnings),
         _fingerprint(recipe, files, request, held_out),
     )
 
 
-def _places(inventory: Inventory, ids: dict[str, str], recipe: Recipe) -> list[Place]:
+def _places(inventory: Inventory, ids: dict[str, str], neighbours: bool) -> list[Place]:
     chips = [chip for chip in inventory.chips if chip.image_id in ids]
-    return places_of(chips, recipe.inference.neighbours and recipe.task == "roads")
+    return places_of(chips, neighbours)
 
 
 def _require_categories(inventory: Inventory, recipe: Recipe) -> None:
@@ -133,11 +133,11 @@ def _require_categories(inventory: Inventory, recipe: Recipe) -> None:
     Raises:
         SatmapError: so it is.
     """
-    for chip in inventory.chips:
-        if chip.look is not None and chip.look.category(recipe.looks or 3) is not None:
-            return
-    for chip in inventory.chips[:1]:
-        category_of(chip, recipe.looks)
+    heads, chips = recipe.looks, inventory.chips
+    if heads is None or not chips:
+        return
+    if not any(chip.look is not None and chip.look.category(heads) for chip in chips):
+        category_of(chips[0], heads)
 
 
 def _held_out_ids(

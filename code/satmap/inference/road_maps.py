@@ -35,6 +35,7 @@ class RoadMaps:
     settings: RoadSettings
     metres_per_pixel: float
     noun: ClassVar[str] = "roads"
+    looks_around: ClassVar[bool] = True
 
     def vectorize(self, planes: Planes) -> RoadGraph:
         """The roads of an image by itself."""
