@@ -132,7 +132,7 @@ def test_the_geometric_mean_of_views(seed: int, bias: float) -> None:
     ]
     single = [np.rot90(view, -turns) / 255 for turns, view in enumerate(views)]
     both = {
-        mean: predict_planes([Voter(network)], image, Inference(views=4, mean=mean), CPU)[0] / 255  # type: ignore[arg-type]
+        mean: predict_planes([Voter(network)], image, Inference(views=4, mean=mean), CPU)[0] / 255
         for mean in ("arithmetic", "geometric")
     }
     # Each view by itself was rounded to a 255th.

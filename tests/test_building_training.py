@@ -11,7 +11,6 @@ import pytest
 import shapely
 import torch
 import yaml
-from numpy.typing import NDArray
 
 from made_buildings import square, write_buildings, write_coco, write_tile
 from made_files import write_image
@@ -177,7 +176,7 @@ def test_validation_scores_by_vectoriser_and_metric(tmp_path: Path) -> None:
     scores = []
     for chip in chips:
         _, target = chip.read()
-        body: NDArray[np.uint8] = (target[..., 0] & BODY_BIT) * np.uint8(255)
+        body = ((target[..., 0] & BODY_BIT) * 255).astype(np.uint8)
         if chip.image_id == "1":
             # The small one is missed, and something else is none.
             body[40:, 40:] = 0
