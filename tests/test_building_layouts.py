@@ -76,6 +76,7 @@ def test_categories_by_angle_and_side() -> None:
     assert all(len(names) == heads for heads, names in CATEGORIES.items())
     assert parse_look(" 32.5south") == Look(32, "south")
     assert parse_look("7") == Look(7)
+    assert all(parse_look(str(look)) == look for look in (Look(32, "south"), Look(7)))
     with pytest.raises(ValueError, match="no look"):
         parse_look("up")
 

@@ -42,6 +42,9 @@ class Look:
     angle: int
     side: Literal["north", "south"] | None = None
 
+    def __str__(self) -> str:
+        return f"{self.angle}{self.side or ''}"
+
     def category(self, heads: int) -> str | None:
         """One of ``CATEGORIES[heads]``; None if it takes the side, which nobody knows."""
         if self.angle > OFF_NADIR_UP_TO:
