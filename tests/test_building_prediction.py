@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from made_buildings import square, write_coco, write_tile
-from satmap.buildings.footprints import Footprint, find_footprints
-from satmap.buildings.settings import BuildingSettings
+from satmap.buildings.building import Building
+from satmap.buildings.settings import BuildingSettingsByCategory
 from satmap.cli import main
 from satmap.data.building_targets import draw_instances
 from satmap.data.imagery import RGB, read_info, read_resized
@@ -25,7 +25,7 @@ from satmap.inference.journal import Journal
 from satmap.inference.prediction import predict
 from satmap.models.unet import UNet, build_network
 from satmap.models.weights import save_weights
-from satmap.planes import BUILDING_PLANES, Planes, resize_planes
+from satmap.planes import BUILDING_PLANES, resize_planes
 from satmap.recipe import Inference, parse_recipe
 from satmap.submissions.buildings_csv import check_buildings_csv, read_buildings_csv
 from satmap.submissions.coco_json import check_coco_results, read_coco_results
@@ -101,8 +101,8 @@ def test_coco_results_have_the_ids_of_the_file_and_the_size_of_the_images(tmp_pa
 
 def test_the_journal_gives_buildings_back_to_the_last_bit(tmp_path: Path) -> None:
     yard = shapely.Polygon(square(0.1, 1 / 3, 20)[0], square(5, 5, 6))
-    image = ImageBuildings("a", 3, (40, 50), (Footprint(yard, 0.1 + 0.2),))
-    maps = BuildingMaps(BuildingSettings())
+    image = ImageBuildings("a", 3, (40, 50), (Building(yard, 0.1 + 0.2),))
+    maps = BuildingMaps(BuildingSettingsByCategory())
     with Journal(tmp_path / "out.csv", "settings", maps) as journal:
         journal.add("key", image)
     path = tmp_path / ".out.csv.partial"
@@ -112,8 +112,9 @@ def test_the_journal_gives_buildings_back_to_the_last_bit(tmp_path: Path) -> Non
         # What follows a damaged line is done again.
         assert list(journal.finished) == ["key"]
         back = journal.found("key")
-    assert back == image
-    assert back.footprints[0].polygon.wkb == yard.wkb
+    assert (back.image_id, back.number, back.size) == ("a", 3, (40, 50))
+    (building,) = back.buildings
+    assert (building.polygon.wkb, building.confidence) == (yard.wkb, 0.1 + 0.2)
 
 
 @settings(max_examples=4, deadline=None)
@@ -141,16 +142,6 @@ def test_the_geometric_mean_of_views(seed: int, bias: float) -> None:
     large = np.min(single, axis=0) > 0.05
     assert np.allclose(both["geometric"][large], geometric[large], atol=0.02)
     assert (both["geometric"] <= both["arithmetic"] + 0.005).all()
-
-
-def test_footprints_and_their_confidence() -> None:
-    body = np.zeros((60, 60), np.uint8)
-    body[5:25, 5:25], body[30:50, 30:40] = 255, 204
-    planes = Planes(("building",), body[None], (1, 1))
-    found = find_footprints(planes, BuildingSettings(seed=0.6, least_px=0))
-    assert [footprint.polygon.area for footprint in found] == [400, 200]
-    assert [footprint.confidence for footprint in found] == pytest.approx([20, 0.8 * 200**0.5])
-    assert find_footprints(Planes(("building",), body[None] * 0, (1, 1)), BuildingSettings()) == []
 
 
 def test_planes_brought_to_another_size_keep_their_places() -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from made_buildings import square, write_buildings, write_coco, write_tile
 from made_files import write_image
-from satmap.buildings.settings import BuildingSettings
+from satmap.buildings.settings import BuildingSettingsByCategory
 from satmap.cli import main
 from satmap.data.building_targets import (
     BODY_BIT,
@@ -166,7 +166,7 @@ def test_shipped_recipes() -> None:
 
 def test_validation_scores_by_vectoriser_and_metric(tmp_path: Path) -> None:
     write_coco(tmp_path, {1: [square(10, 10, 30), square(60, 60, 20)], 2: []})
-    objective = BuildingObjective(("building",), BuildingSettings(least_px=0, seed_px=0))
+    objective = BuildingObjective(("building",), BuildingSettingsByCategory(least_px=0, seed_px=0))
     chips = [
         prepare_chip(
             chip, tmp_path / "cache", StretchSettings(), BuildingTargetSettings(), input_px=64

@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from satmap.buildings.settings import BuildingSettings
+from satmap.buildings.settings import BuildingSettingsByCategory
 from satmap.data.augmentation import Augmentation
 from satmap.data.building_targets import BuildingTargetSettings
 from satmap.data.cache import StretchSettings
@@ -343,7 +343,7 @@ class Recipe(Settings):
     members: tuple[Member, ...] = Field(min_length=1)
     inference: Inference = Inference()
     roads: RoadSettings = RoadSettings()
-    buildings: BuildingSettings = BuildingSettings()
+    buildings: BuildingSettingsByCategory = BuildingSettingsByCategory()
     submission: Submission = Submission()
 
     @property

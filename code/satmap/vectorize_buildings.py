@@ -4,8 +4,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-from satmap.buildings.footprints import find_footprints
 from satmap.buildings.settings import BuildingSettings
+from satmap.buildings.vectorize import vectorize
 from satmap.data.building_names import building_image_id
 from satmap.errors import SatmapError
 from satmap.inference.building_maps import COCO_SUFFIX, ImageBuildings, write_buildings
@@ -93,8 +93,7 @@ def vectorize_buildings(
 def _vectorize(image_id: str, path: Path, settings: BuildingSettings) -> ImageBuildings:
     # Pixels without georeference lie nowhere, whatever their size.
     with open_mask(path, 1, BUILDING_MASKS) as mask:
-        planes = mask.scene.at_once()
+        found = tuple(vectorize(mask.scene, settings))
         mask.check_scale()
         number = int(image_id) if image_id.isdecimal() else None
-        found = tuple(find_footprints(planes, settings))
         return ImageBuildings(image_id, number, (mask.height, mask.width), found)

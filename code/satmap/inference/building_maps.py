@@ -1,22 +1,23 @@
 """Buildings from planes, into the journal and into SpaceNet's CSV or COCO results."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import rasterio
 import rasterio.features
 import shapely
-from rasterio.errors import RasterioError
 
-from satmap.buildings.footprints import Footprint, find_footprints
-from satmap.buildings.settings import BuildingSettings
+from satmap.buildings.building import Building
+from satmap.buildings.settings import BuildingSettingsByCategory
+from satmap.buildings.vectorize import vectorize
+from satmap.data.cache import category_of
 from satmap.data.chip import Chip
 from satmap.data.georeference import Georeference
 from satmap.errors import SatmapError
 from satmap.inference.journal import Journal
 from satmap.inference.lazy_rows import LazyRows
+from satmap.mask_files import BUILDING_MASKS, open_mask
 from satmap.planes import Planes
 from satmap.submissions.buildings_csv import BuildingRow, write_buildings_csv
 from satmap.submissions.coco_json import Detection, write_coco_results
@@ -33,13 +34,13 @@ class ImageBuildings:
         image_id: the image.
         number: its id in COCO results; None where it has none.
         size: its height and width.
-        footprints: its buildings, in pixels.
+        buildings: in its pixels.
     """
 
     image_id: str
     number: int | None
     size: tuple[int, int]
-    footprints: tuple[Footprint, ...]
+    buildings: tuple[Building, ...]
 
 
 @dataclass(frozen=True)
@@ -47,33 +48,35 @@ class BuildingMaps:
     """See :class:`satmap.inference.maps.Maps`.
 
     Attributes:
-        settings: of the vectoriser.
+        settings: of the vectoriser, for all categories of looks.
+        heads: how many categories there are; None for none.
+        category: whose settings count; None for those of all.
     """
 
-    settings: BuildingSettings
+    settings: BuildingSettingsByCategory
+    heads: int | None = None
+    category: str | None = None
     noun: ClassVar[str] = "buildings"
     looks_around: ClassVar[bool] = False
 
-    def vectorize(self, planes: Planes) -> list[Footprint]:
+    def for_image(self, chip: Chip) -> "BuildingMaps":
+        """With the settings of the category of its look."""
+        return replace(self, category=category_of(chip, self.heads))
+
+    def vectorize(self, planes: Planes) -> list[Building]:
         """The buildings of an image."""
-        return find_footprints(planes, self.settings)
+        return vectorize(planes, self.settings.of(self.category))
 
     def vectorize_stored(
         self, stored: Path, neighbours: Sequence[tuple[Path, int, int]]
-    ) -> list[Footprint]:
+    ) -> list[Building]:
         """The same from a file; what lies around the image says nothing of its buildings."""
-        try:
-            with rasterio.open(stored) as source:
-                # Nobody asks for the size of pixels here.
-                planes = Planes(source.descriptions, source.read(), (1.0, 1.0))
-        except (RasterioError, OSError) as error:
-            raise SatmapError(
-                f"{stored}: its planes cannot be read ({error}). Start the same command again."
-            ) from error
-        return find_footprints(planes, self.settings)
+        # Nobody asks for the size of pixels here.
+        with open_mask(stored, 1, BUILDING_MASKS) as mask:
+            return vectorize(mask.scene, self.settings.of(self.category))
 
     def of_image(
-        self, chip: Chip, image_id: str, found: list[Footprint], georeference: Georeference | None
+        self, chip: Chip, image_id: str, found: list[Building], georeference: Georeference | None
     ) -> ImageBuildings:
         """The buildings with the image that they are of."""
         size = chip.image.height, chip.image.width
@@ -109,7 +112,7 @@ class BuildingMaps:
             found.image_id,
             found.number,
             found.size,
-            [[polygon.wkb_hex, confidence] for polygon, confidence in found.footprints],
+            [[building.polygon.wkb_hex, building.confidence] for building in found.buildings],
         ]
 
     def from_json(self, content: list[Any]) -> ImageBuildings:
@@ -119,12 +122,12 @@ class BuildingMaps:
             ValueError, TypeError: it is no such list.
             shapely.errors.ShapelyError: it holds a damaged polygon.
         """
-        image_id, number, (height, width), footprints = content
+        image_id, number, (height, width), buildings = content
         return ImageBuildings(
             image_id,
             number,
             (height, width),
-            tuple(Footprint(shapely.from_wkb(text), float(sure)) for text, sure in footprints),
+            tuple(Building(shapely.from_wkb(text), float(sure)) for text, sure in buildings),
         )
 
 
@@ -156,7 +159,7 @@ def write_buildings(
 
 
 def _rows(found: ImageBuildings) -> list[BuildingRow]:
-    return [BuildingRow(*footprint) for footprint in found.footprints]
+    return [BuildingRow(building.polygon, building.confidence) for building in found.buildings]
 
 
 def _write_coco(
@@ -185,7 +188,8 @@ def _detections(found: ImageBuildings) -> list[Detection]:
     """Buildings as masks: a pixel is a building's whose centre is inside."""
     drawn = []
     height, width = found.size
-    for polygon, confidence in found.footprints:
+    for building in found.buildings:
+        polygon = building.polygon
         left, top, right, bottom = (round(bound) for bound in polygon.bounds)
         # Outlines may have been moved a little beyond the image.
         left, right = max(left - 1, 0), min(right + 1, width)
@@ -194,5 +198,5 @@ def _detections(found: ImageBuildings) -> list[Detection]:
             continue
         inside = shapely.transform(polygon, lambda xy, corner=(left, top): xy - corner)
         mask = rasterio.features.rasterize([(inside, 1)], (bottom - top, right - left))
-        drawn.append(Detection(mask.astype("uint8"), (left, top), confidence))
+        drawn.append(Detection(mask.astype("uint8"), (left, top), building.confidence))
     return drawn

@@ -24,6 +24,13 @@ class Maps(Codec, Protocol):
     def looks_around(self) -> bool:
         """Whether what lies around an image helps to find what is in it."""
 
+    def for_image(self, chip: Chip) -> "Maps":
+        """The same with the settings of an image.
+
+        Raises:
+            SatmapError: they depend on what nobody knows of it.
+        """
+
     def vectorize(self, planes: Planes) -> Any:
         """What there is in an image, by its planes."""
 
@@ -81,4 +88,4 @@ def maps_of(recipe: Recipe) -> Maps:
     """What a recipe's task makes of planes."""
     if recipe.task == "roads":
         return RoadMaps(recipe.roads, recipe.inference.default_metres_per_pixel)
-    return BuildingMaps(recipe.buildings)
+    return BuildingMaps(recipe.buildings, recipe.looks)

@@ -37,6 +37,10 @@ class RoadMaps:
     noun: ClassVar[str] = "roads"
     looks_around: ClassVar[bool] = True
 
+    def for_image(self, chip: Chip) -> "RoadMaps":
+        """All images have the same settings."""
+        return self
+
     def vectorize(self, planes: Planes) -> RoadGraph:
         """The roads of an image by itself."""
         return vectorize(planes, self.settings)

@@ -212,7 +212,7 @@ class _Seer:
             paths = [*rasters, self._store.path(self._plan.places[index].key)]
             self._pool.submit(kept, plane_jobs.keep, planes, georeference, paths)
         else:
-            maps = self._plan.maps
+            maps = self._plan.maps.for_image(self._plan.places[index].chip)
             self._pool.submit(traced, plane_jobs.trace, planes, georeference, rasters, maps)
 
     def _fits(self, index: int, picture: Picture) -> bool:

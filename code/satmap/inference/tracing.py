@@ -142,7 +142,8 @@ class Tracer:
             if not place.neighbours or not together:
                 path.unlink(missing_ok=True)
 
-        self._pool.submit(done, plane_jobs.trace_stored, path, neighbours, self._plan.maps)
+        maps = self._plan.maps.for_image(place.chip)
+        self._pool.submit(done, plane_jobs.trace_stored, path, neighbours, maps)
 
     def traced(self, index: int, georeference: Georeference | None, future: Future[Any]) -> None:
         """Note what was found in an image, or its fault.

@@ -10,8 +10,8 @@ import shapely
 from numpy.typing import NDArray
 from torch import Tensor
 
-from satmap.buildings.footprints import find_footprints
-from satmap.buildings.settings import BuildingSettings
+from satmap.buildings.settings import BuildingSettingsByCategory
+from satmap.buildings.vectorize import vectorize
 from satmap.data.building_targets import BODY_BIT
 from satmap.data.cache import CachedChip
 from satmap.metrics.building_f1 import Counts, group_of, match_buildings
@@ -56,7 +56,7 @@ class BuildingObjective:
     """
 
     parts: tuple[str, ...]
-    settings: BuildingSettings
+    settings: BuildingSettingsByCategory
     scores: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "dice", "iou")
     best: ClassVar[Mapping[str, str]] = {"f1": "best_f1", "dice": "best_dice"}
     labelled: ClassVar[str] = "building"
@@ -78,7 +78,8 @@ class BuildingObjective:
         body, truth = planes[BUILDING] >= 128, (target[..., 0] & BODY_BIT) > 0
         values = resize_planes(planes.values, chip.size)
         whole = Planes(planes.names, values, chip.metres_per_pixel)
-        rows = [BuildingRow(*found) for found in find_footprints(whole, self.settings)]
+        found = vectorize(whole, self.settings.of(chip.category))
+        rows = [BuildingRow(building.polygon, building.confidence) for building in found]
         return BuildingScore(
             match_buildings(true_buildings(chip), rows).counts,
             int((body & truth).sum()),
