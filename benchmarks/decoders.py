@@ -23,7 +23,7 @@ from satmap.device import pick_device
 from satmap.models.decoders import DECODERS
 from satmap.models.unet import UNet, build_network
 from satmap.planes import ROAD_PLANES
-from satmap.recipe import CosineSchedule, Recipe, load_recipe
+from satmap.recipe import CosineSchedule, Losses, Recipe, load_recipe
 from satmap.training.schedule import learning_rate
 from satmap.training.validation import validate
 
@@ -73,12 +73,14 @@ def _train(
     order = RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))
     loader = DataLoader(dataset, _BATCH, sampler=order, drop_last=True)
     optimizer = torch.optim.Adam(network.parameters())
+    weights = recipe.members[0].losses
+    assert isinstance(weights, Losses)
     losses = []
     started = time.perf_counter()
     for step, (images, targets, _) in zip(range(steps), loader, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(_SCHEDULE, step, steps, 1)
-        losses.append(learn(network, optimizer, images, targets, recipe.members[0].losses))
+        losses.append(learn(network, optimizer, images, targets, weights))
     seconds = time.perf_counter() - started
     last = losses[-max(steps // 10, 1) :]
     return sum(last) / len(last), seconds / steps

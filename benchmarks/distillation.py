@@ -34,7 +34,7 @@ from satmap.recipe import Inference, Recipe, load_recipe
 from satmap.roads.rows import to_rows
 from satmap.roads.vectorize import vectorize
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.validation import truth_rows
+from satmap.training.road_objective import truth_rows
 from satmap.training.workplace import Workplace
 
 

@@ -30,7 +30,7 @@ from satmap.roads.rows import to_rows
 from satmap.roads.vectorize import vectorize
 from satmap.submissions.roads_csv import write_roads_csv
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.validation import truth_rows
+from satmap.training.road_objective import truth_rows
 from satmap.training.workplace import Workplace
 
 

@@ -19,7 +19,7 @@ from satmap.manifest import WeightsManifest, read_manifest
 from satmap.models.resizing import resize_bilinear, resize_by_products
 from satmap.models.unet import build_network
 from satmap.planes import ROAD_PLANES
-from satmap.recipe import load_recipe, parse_recipe
+from satmap.recipe import Losses, load_recipe, parse_recipe
 from satmap.training import epoch
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.losses import road_loss
@@ -130,6 +130,7 @@ FAMILIES = (
 def test_no_training_step_needs_what_raises_on_a_gpu(encoder: str, decoder: str) -> None:
     """The graph is the same on every device."""
     losses = load_recipe("sn5-roads").members[0].losses
+    assert isinstance(losses, Losses)
     network = build_network(encoder, 3, ROAD_PLANES, (16,) * 4, decoder).train()
     target = torch.full((2, 64, 64), JUNCTION_BIT + 1, dtype=torch.uint8)
     loss, _ = road_loss(network(torch.rand(2, 3, 64, 64)), ROAD_PLANES, target, losses)

@@ -19,13 +19,14 @@ from satmap.data.georeference import Georeference
 from satmap.data.spacenet_roads import road_image_id, scan
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.exports import SUFFIXES, ImageRoads
-from satmap.inference import plane_jobs, share
+from satmap.inference import road_maps, share
 from satmap.inference.blending import blend
 from satmap.inference.ensemble import Download, Strip, Voter, predict_planes, predict_strips
 from satmap.inference.journal import Journal
 from satmap.inference.out_of_fold import held_out_images
 from satmap.inference.pictures import Picture
 from satmap.inference.prediction import predict
+from satmap.inference.road_maps import RoadMaps
 from satmap.inference.views import VIEWS
 from satmap.inference.weights import choose, find_weights, load_ensemble, recipe_of
 from satmap.inference.windows import spans
@@ -40,6 +41,7 @@ from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
 from satmap.vectorizing import vectorize_directory
 from test_roads import draw
 
+ROAD_MAPS = RoadMaps(RoadSettings(), 0.3)
 CPU = torch.device("cpu")
 
 
@@ -354,10 +356,10 @@ def test_an_unthought_of_fault_costs_one_image(
     original = vectorize
 
     def broken(planes: Planes, settings: RoadSettings) -> RoadGraph:
-        monkeypatch.setattr(plane_jobs, "vectorize", original)
+        monkeypatch.setattr(road_maps, "vectorize", original)
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(plane_jobs, "vectorize", broken)
+    monkeypatch.setattr(road_maps, "vectorize", broken)
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     output = tmp_path / "out.csv"
     done = predict([city / "test"], output, tmp_path / "weights", CPU, alone(tmp_path))
@@ -427,18 +429,18 @@ def same_roads(a: ImageRoads, b: ImageRoads) -> bool:
 def test_the_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     written = {"a": some_roads("AOI_a", 0.1 + 0.2, 4.5), "b": some_roads("AOI_b")}
-    with Journal(output, "settings") as journal:
+    with Journal(output, "settings", ROAD_MAPS) as journal:
         for key, roads in written.items():
             journal.add(key, roads)
     with journal.path.open("ab") as file:
         file.write(b'["c", [[[[0, 0')  # cut off by a crash
-    with Journal(output, "settings") as journal:
+    with Journal(output, "settings", ROAD_MAPS) as journal:
         assert list(journal.finished) == ["a", "b"]
-        assert all(same_roads(journal.roads(key), roads) for key, roads in written.items())
+        assert all(same_roads(journal.found(key), roads) for key, roads in written.items())
         journal.add("c", some_roads("AOI_c", 1.0))
-    with Journal(output, "settings") as journal:
+    with Journal(output, "settings", ROAD_MAPS) as journal:
         assert list(journal.finished) == ["a", "b", "c"]
-    with Journal(output, "other settings") as journal:
+    with Journal(output, "other settings", ROAD_MAPS) as journal:
         assert not journal.finished
         journal.remove()
     assert not list(tmp_path.iterdir())
@@ -448,20 +450,20 @@ def test_the_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
     "record", ["3", "[]", '[["AOI_a", null, [], [[]]]]', '["AOI_a", 1, [], []]']
 )
 def test_records_of_another_make_are_passed_over(tmp_path: Path, record: str) -> None:
-    with Journal(tmp_path / "out.csv", "settings") as journal:
+    with Journal(tmp_path / "out.csv", "settings", ROAD_MAPS) as journal:
         pass
     with journal.path.open("a") as file:
         file.write(f'["a", {record}]\n')
-    with Journal(tmp_path / "out.csv", "settings") as journal:
+    with Journal(tmp_path / "out.csv", "settings", ROAD_MAPS) as journal:
         assert not journal.finished
 
 
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
     with (
-        Journal(tmp_path / "out.csv", "settings"),
+        Journal(tmp_path / "out.csv", "settings", ROAD_MAPS),
         pytest.raises(CannotWriteError, match="is being written by another run"),
     ):
-        Journal(tmp_path / "out.csv", "settings")
+        Journal(tmp_path / "out.csv", "settings", ROAD_MAPS)
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_a_training_with_workers_in_next_to_no_shared_memory(city: Path, tmp_pat
     # Room for the locks and for no batch.
     done = subprocess.run(
         private_mount(
-            "64k", Path("/dev/shm"), sys.executable, "-m", "satmap", "train", str(city / "train"),
+            "128k", Path("/dev/shm"), sys.executable, "-m", "satmap", "train", str(city / "train"),
             "--recipe", str(recipe), "--fold", "0", "--workers", "2",
             "--weights", str(tmp_path / "w"), "--cache", str(tmp_path / "c"), "--device", "cpu",
         ),

@@ -31,13 +31,16 @@ from satmap.inference.ensemble import Strip
 from satmap.inference.journal import Journal
 from satmap.inference.pictures import Picture
 from satmap.inference.prediction import Prediction, predict
+from satmap.inference.road_maps import RoadMaps
 from satmap.manifest import SUFFIX
 from satmap.models.unet import build_network
 from satmap.models.weights import save_weights
 from satmap.planes import ROAD_PLANES
 from satmap.recipe import Inference, load_recipe
+from satmap.roads.settings import RoadSettings
 from satmap.workers import BoundedPool, read_ahead
 
+ROAD_MAPS = RoadMaps(RoadSettings(), 0.3)
 CPU = torch.device("cpu")
 COLUMNS, ROWS, SIZE = 5, 3, 80
 
@@ -257,7 +260,7 @@ def test_sigterm_ends_a_run_in_order_and_it_goes_on(
     process = start(*area.command(tmp_path, "--workers", "1"))
     assert wait_until(partial(stored_at_least, tmp_path, 2), process)
     with pytest.raises(CannotWriteError, match="is being written by another run"):
-        Journal(tmp_path / "out.csv", "settings")
+        Journal(tmp_path / "out.csv", "settings", ROAD_MAPS)
     process.terminate()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 143
@@ -272,12 +275,12 @@ def test_every_process_of_a_run_holds_its_lock(
 ) -> None:
     monkeypatch.setattr(journal, "_GRACE_S", 0.0)
     output = tmp_path / "out.csv"
-    with Journal(output, "settings", 1) as part:
+    with Journal(output, "settings", ROAD_MAPS, 1) as part:
         # Its first process is gone, it is not yet.
         with pytest.raises(CannotWriteError, match="is being written by another run"):
-            Journal(output, "settings")
+            Journal(output, "settings", ROAD_MAPS)
         assert part.path.exists()
-    Journal(output, "settings").remove()
+    Journal(output, "settings", ROAD_MAPS).remove()
     assert not list(tmp_path.iterdir())
 
 

@@ -17,7 +17,7 @@ from satmap.planes import ROAD_PLANES, Planes
 from satmap.recipe import parse_recipe
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.validation import truth_rows
+from satmap.training.road_objective import truth_rows
 from satmap.training.workplace import Workplace
 from satmap.vectorizing import vectorize_directory
 

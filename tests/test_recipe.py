@@ -8,7 +8,7 @@ import yaml
 from satmap.errors import SatmapError
 from satmap.models.encoder_names import ENCODER_NAMES
 from satmap.models.encoders import ENCODERS
-from satmap.recipe import Decoder, Recipe, load_recipe, parse_recipe, recipe_names
+from satmap.recipe import Decoder, Losses, Recipe, load_recipe, parse_recipe, recipe_names
 
 DEMO = (Path(__file__).parents[1] / "code/satmap/recipes/demo.yaml").read_text()
 
@@ -35,7 +35,9 @@ def test_the_reference_recipe_has_the_reference_constants() -> None:
     assert (second.crop, second.batch, second.epochs) == (512, 4, 14)
     assert second.sync_batch_norm
     assert recipe.members[2].stages[0].freeze_encoder_epochs == 0
-    assert recipe.members[2].losses.speed.dice == 0.12
+    losses = recipe.members[2].losses
+    assert isinstance(losses, Losses)
+    assert losses.speed.dice == 0.12
 
 
 def test_a_single_network_learns_from_all_chips_and_a_teacher() -> None:

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import satmap
 from satmap.cores import available_cores
@@ -21,6 +21,9 @@ from satmap.launched import is_first_rank, is_rank, is_started_again, local_proc
 from satmap.shared_memory import can_share_locks
 from satmap.termination import LEFT_ALONE, TRY_AGAIN, Terminated, end, raising_terminated
 from satmap.text import printable
+
+if TYPE_CHECKING:
+    from satmap.data.looks import Look
 
 #: Where sub-commands are added.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -126,9 +129,18 @@ def _parser() -> argparse.ArgumentParser:
         add_weights(sub)
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
-    def add_masks(sub: argparse.ArgumentParser) -> None:
+    def add_look(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
-            "--task", choices=["roads"], default="roads", help="what masks show (default: roads)"
+            "--nadir",
+            type=_look,
+            metavar="LOOK",
+            help="from where images look whose names do not say it, for recipes with a head by "
+            "look: degrees off nadir, with the side if need be, such as 32 or 32south",
+        )
+
+    def add_masks(sub: argparse.ArgumentParser, *tasks: str) -> None:
+        sub.add_argument(
+            "--task", choices=tasks, default="roads", help="what masks show (default: roads)"
         )
         sub.add_argument(
             "--metres-per-pixel",
@@ -204,6 +216,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="weights of the ensemble that a recipe such as sn5-roads-single learns from",
     )
+    add_look(train)
     train.add_argument("--compile", action="store_true", help="run networks by torch.compile")
     train.add_argument(
         "--deterministic",
@@ -216,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = add("predict", _predict)
     predict.add_argument("directories", type=Path, nargs="+", metavar="DIR")
-    predict.add_argument("output", type=Path, metavar="OUT.csv")
+    predict.add_argument("output", type=Path, metavar="OUT")
     predict.add_argument("--recipe", help="name or file (default: that of the weights)")
     add_networks(predict)
     predict.add_argument(
@@ -252,19 +265,21 @@ def _parser() -> argparse.ArgumentParser:
         help="predict training images, each by the networks that did not train with it",
     )
 
+    add_look(predict)
+
     vectorize = add("vectorize", _vectorize)
     vectorize.add_argument("masks", type=Path, metavar="MASK_DIR")
     vectorize.add_argument("output", type=Path, metavar="OUT")
-    add_masks(vectorize)
+    add_masks(vectorize, "roads", "buildings")
     vectorize.add_argument(
-        "--recipe", help="name or file whose `roads` settings count (default: the defaults)"
+        "--recipe", help="name or file whose vectoriser's settings count (default: the defaults)"
     )
 
     tune = add("tune", _tune)
     tune.add_argument("masks", type=Path, metavar="MASK_DIR")
     tune.add_argument("truth", type=Path, metavar="TRUTH.csv")
     tune.add_argument("output", type=Path, metavar="OUT.yaml")
-    add_masks(tune)
+    add_masks(tune, "roads")
     tune.add_argument(
         "--recipe",
         default="sn5-roads",
@@ -361,6 +376,12 @@ def _parser() -> argparse.ArgumentParser:
 
     inventory = add("inventory", _inventory)
     inventory.add_argument("directories", type=Path, nargs="+", metavar="DIR")
+    inventory.add_argument(
+        "--task",
+        choices=["roads", "buildings"],
+        default="roads",
+        help="what they are for (default: roads)",
+    )
 
     audit = add("audit", _audit)
     audit.add_argument("directories", type=Path, nargs="+", metavar="DIR")
@@ -450,6 +471,7 @@ def _train(options: argparse.Namespace) -> int:
         folds=tuple(options.fold or ()),
         time_limit=options.time_limit,
         teacher=options.teacher,
+        look=options.nadir,
     )
     device = pick_device(options.device)
     workers = options.workers
@@ -474,12 +496,13 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    """Predict the roads of every image and write the submission.
+    """Predict the roads or buildings of every image and write the submission.
 
-    All checkpoints of the recipe in the weights directory are averaged. An image that cannot be
-    read has an empty row and is reported at the end. Started again after an interruption the run
-    goes on with the next image. All visible GPUs are used, one process each; on several machines
-    start it with torchrun. The file is the same however many processes and workers there are.
+    Buildings go into SpaceNet's CSV, and into a list of COCO results where OUT ends in .json. All
+    checkpoints of the recipe in the weights directory are averaged. An image that cannot be read
+    has an empty row and is reported at the end. Started again after an interruption the run goes on
+    with the next image. All visible GPUs are used, one process each; on several machines start it
+    with torchrun. The file is the same however many processes and workers there are.
     """
     from satmap.device import visible_gpus
     from satmap.inference.prediction import predict
@@ -503,13 +526,14 @@ def _predict(options: argparse.Namespace) -> int:
         out_of_fold=options.out_of_fold,
         workers=workers,
         command=options.arguments,
+        look=options.nadir,
     )
     if not is_first_rank():
         return 0
     _report_warnings(done.warnings)
     _report_faults(done.faults, "written as empty")
-    roads = sum(done.images.values())
-    print(f"{options.output}: {len(done.images)} images, {roads} roads")
+    found = sum(done.images.values())
+    print(f"{options.output}: {len(done.images)} images, {found} {done.noun}")
     return 0 if len(done.faults) < len(done.images) else 1
 
 
@@ -582,18 +606,31 @@ def _weights_show(options: argparse.Namespace) -> int:
 
 
 def _vectorize(options: argparse.Namespace) -> int:
-    """Turn probability rasters into roads, whatever network they are from.
+    """Turn probability rasters into roads or buildings, whatever network they are from.
 
     A mask is a PNG or GeoTIFF named like its image, with one band, the road, or the twelve planes
     of `predict --planes`: uint8, 0..255, or float, 0..1. OUT's suffix is the format: .csv (the
     challenge's), .geojson, .gpkg or .graphml. A mask that cannot be vectorised is empty in OUT and
     is reported at the end.
+
+    With --task buildings a mask has one to three bands: the body, the border, the ground between
+    two; OUT is SpaceNet's CSV, or COCO results where it ends in .json and masks have numbers as
+    names.
     """
+    from satmap.buildings.settings import BuildingSettings
     from satmap.recipe import Inference, load_recipe
     from satmap.roads.vectorize import RoadSettings
+    from satmap.vectorize_buildings import vectorize_buildings
     from satmap.vectorizing import vectorize_directory
 
     recipe = load_recipe(options.recipe) if options.recipe else None
+    if options.task == "buildings":
+        buildings = recipe.buildings if recipe else BuildingSettings()
+        found = vectorize_buildings(options.masks, options.output, buildings, options.workers)
+        _report_faults(found.faults, "left empty")
+        count = sum(found.images.values())
+        print(f"{options.output}: {len(found.images)} images, {count} buildings")
+        return 0 if len(found.faults) < len(found.images) else 1
     roads = recipe.roads if recipe else RoadSettings()
     inference = recipe.inference if recipe else Inference()
     done = vectorize_directory(
@@ -741,9 +778,11 @@ def _check(options: argparse.Namespace) -> int:
 
 def _inventory(options: argparse.Namespace) -> int:
     """List what the directories hold: areas, images, labels, bands, sizes, what is missing."""
+    from satmap.data.buildings import scan_buildings
     from satmap.data.spacenet_roads import scan
 
-    print(scan(options.directories).summary())
+    look_for = scan if options.task == "roads" else scan_buildings
+    print(look_for(options.directories).summary())
     return 0
 
 
@@ -834,6 +873,16 @@ def _positive(text: str) -> int:
     if value == 0:
         raise argparse.ArgumentTypeError("0 is too few")
     return value
+
+
+def _look(text: str) -> "Look":
+    """Argument type: from where an image looks at the ground."""
+    from satmap.data.looks import parse_look
+
+    try:
+        return parse_look(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _duration(text: str) -> float:

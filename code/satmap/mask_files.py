@@ -1,7 +1,7 @@
 """Probability rasters on disk: PNG or GeoTIFF, whole or window by window."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,16 @@ from rasterio.windows import Window
 
 from satmap.data.georeference import Georeference, georeference_of
 from satmap.errors import SatmapError
-from satmap.planes import ROAD, ROAD_PLANES, Planes
+from satmap.planes import BUILDING_PLANES, ROAD, ROAD_PLANES, Planes
 from satmap.rasters import driver_of, require_possible_size
 from satmap.roads.box import Box
 from satmap.roads.scene import Scene
 
-# What a mask holds by the number of its bands.
-_PLANES = {1: (ROAD,), len(ROAD_PLANES): ROAD_PLANES}
+#: What a mask of roads holds by the number of its bands.
+ROAD_MASKS = {1: (ROAD,), len(ROAD_PLANES): ROAD_PLANES}
+
+#: What a mask of buildings does.
+BUILDING_MASKS = {count: BUILDING_PLANES[:count] for count in range(1, len(BUILDING_PLANES) + 1)}
 
 _GDAL_OPTIONS = {
     # With its short cut for whole images GDAL reads the first half of a truncated PNG, askew, and
@@ -47,9 +50,15 @@ class MaskFile:
         has_windows: whether reading a part of it takes less time than reading all.
     """
 
-    def __init__(self, path: Path, source: rasterio.DatasetReader, metres_per_pixel: float) -> None:
+    def __init__(
+        self,
+        path: Path,
+        source: rasterio.DatasetReader,
+        metres_per_pixel: float,
+        kinds: Mapping[int, tuple[str, ...]],
+    ) -> None:
         """Use :func:`open_mask`."""
-        self.names = _plane_names(source)
+        self.names = _plane_names(source, kinds)
         self.width: int = source.width
         self.height: int = source.height
         self.georeference: Georeference | None = georeference_of(
@@ -89,19 +98,24 @@ class MaskFile:
         """Refuse a mask of 0 and 1, as far as it has been read.
 
         Raises:
-            SatmapError: certain road is 1, which is next to nothing of 255.
+            SatmapError: what is certain is 1, which is next to nothing of 255.
         """
         # Of twelve planes none needs to hold anything likely.
         if self._highest == 1 and len(self.names) == 1:
             raise SatmapError(
-                f"{self._path}: its numbers are 0 and 1, but certain road is 255; multiply them "
-                "by 255."
+                f"{self._path}: its numbers are 0 and 1, but a certain {self.names[0]} is 255; "
+                "multiply them by 255."
             )
 
 
 @contextlib.contextmanager
-def open_mask(path: Path, metres_per_pixel: float) -> Iterator[MaskFile]:
+def open_mask(
+    path: Path, metres_per_pixel: float, kinds: Mapping[int, tuple[str, ...]] = ROAD_MASKS
+) -> Iterator[MaskFile]:
     """Open a mask; ``metres_per_pixel`` serves where it does not say how large its pixels are.
+
+    Its planes are those that ``kinds`` has for as many bands, in the order in which the bands'
+    descriptions name them, if they do.
 
     Raises:
         SatmapError: not a readable raster, or none of probabilities.
@@ -111,7 +125,7 @@ def open_mask(path: Path, metres_per_pixel: float) -> Iterator[MaskFile]:
             stack.enter_context(rasterio.Env(**_GDAL_OPTIONS))
             source = stack.enter_context(rasterio.open(path, driver=driver_of(path)))
             require_possible_size(source.width, source.height)
-            mask = MaskFile(path, source, metres_per_pixel)
+            mask = MaskFile(path, source, metres_per_pixel, kinds)
         yield mask
 
 
@@ -140,17 +154,24 @@ def _faults_of(path: Path) -> Iterator[None]:
         raise SatmapError(f"{path}: {error}") from error
 
 
-def _plane_names(source: rasterio.DatasetReader) -> tuple[str, ...]:
+def _plane_names(
+    source: rasterio.DatasetReader, kinds: Mapping[int, tuple[str, ...]]
+) -> tuple[str, ...]:
     if source.colorinterp[0] == ColorInterp.palette:
         raise SatmapError(
             "an image with a palette, whose numbers are no probabilities; convert it to grey."
         )
-    if source.count not in _PLANES:
+    if source.count not in kinds:
+        counts = " or ".join(map(str, kinds)).replace("1", "one", 1)
+        most = kinds[max(kinds)]
         raise SatmapError(
-            f"{source.count} bands, but a mask has one, the road, or {len(ROAD_PLANES)}: "
-            f"{', '.join(ROAD_PLANES)}."
+            f"{source.count} bands, but a mask has {counts}: {kinds[1][0]} alone, or "
+            f"{', '.join(most)}."
         )
-    return _PLANES[source.count]
+    described, known = set(source.descriptions), {*kinds[max(kinds)]}
+    if len(described) == source.count and described <= known and {*kinds[1]} <= described:
+        return tuple(source.descriptions)
+    return kinds[source.count]
 
 
 def _as_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:

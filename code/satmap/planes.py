@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -71,3 +72,12 @@ class Planes:
         """Values of some planes at pixels: rows and columns (...) -> (names, ...)."""
         flat = rows * self.shape[1] + columns
         return np.stack([self[name].reshape(-1).take(flat) for name in names])
+
+
+def resize_planes(values: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Planes (planes, h, w) at another height and width, linearly between the pixels' centres."""
+    if values.shape[1:] == size:
+        return values
+    height, width = size
+    resized = [cv2.resize(plane, (width, height)) for plane in values]
+    return np.stack(resized).astype(np.uint8)

@@ -12,23 +12,30 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
+    Tag,
     ValidationError,
     model_serializer,
     model_validator,
 )
 
+from satmap.buildings.settings import BuildingSettingsByCategory
 from satmap.data.augmentation import Augmentation
+from satmap.data.building_targets import BuildingTargetSettings
 from satmap.data.cache import StretchSettings
+from satmap.data.labelling import TargetsOf
+from satmap.data.looks import CATEGORIES
 from satmap.data.targets import TargetSettings
 from satmap.errors import SatmapError
 from satmap.files import refuse_pipe
 from satmap.models.encoder_names import ENCODER_NAMES, unknown_encoder
+from satmap.planes import BORDER, BUILDING, BUILDING_PLANES, CONTACT, ROAD_PLANES
 from satmap.roads.vectorize import RoadSettings
 from satmap.settings import Settings
 from satmap.strict_yaml import read_yaml
@@ -74,6 +81,54 @@ class Losses(Settings):
         return self
 
 
+class BuildingHeadLoss(HeadLoss):
+    """Weights of the losses of the body of buildings.
+
+    ``weighted`` is a cross entropy that counts most between buildings and on small ones, by the
+    weights of the targets.
+    """
+
+    weighted: NonNegativeFloat = 0.0
+
+
+class BuildingLosses(Settings):
+    """The loss of each plane of buildings; a plane without is not predicted."""
+
+    building: BuildingHeadLoss
+    border: HeadLoss | None = None
+    contact: HeadLoss | None = None
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> "BuildingLosses":
+        for head in (self.building, self.border, self.contact):
+            if head is not None and not any(head.model_dump().values()):
+                raise ValueError("all weights of a plane are 0, so there is nothing to learn")
+        return self
+
+    @property
+    def planes(self) -> tuple[str, ...]:
+        """Names of the planes that are learnt."""
+        heads = {BUILDING: self.building, BORDER: self.border, CONTACT: self.contact}
+        return tuple(name for name in BUILDING_PLANES if heads[name] is not None)
+
+
+# Tags are no part of where a fault is: see _place.
+_ROADS_TAG, _BUILDINGS_TAG = "<roads>", "<buildings>"
+
+
+def _whose_losses(value: Any) -> str:
+    if isinstance(value, BuildingLosses):
+        return _BUILDINGS_TAG
+    keys = value.keys() if isinstance(value, dict) else ()
+    return _BUILDINGS_TAG if any(name in keys for name in BUILDING_PLANES) else _ROADS_TAG
+
+
+LossesOf = Annotated[
+    Annotated[Losses, Tag(_ROADS_TAG)] | Annotated[BuildingLosses, Tag(_BUILDINGS_TAG)],
+    Discriminator(_whose_losses),
+]
+
+
 class StepSchedule(Settings):
     """Learning rates that hold from an epoch on: ``{0: 5e-4, 1: 1e-4}``."""
 
@@ -96,7 +151,21 @@ class CosineSchedule(Settings):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the stage's steps")
 
 
-Schedule = Annotated[StepSchedule | CosineSchedule, Field(discriminator="kind")]
+class PlateauSchedule(Settings):
+    """A rate that falls by ``factor`` whenever so many validations have brought no better score.
+
+    Scores are the stage's own, and a fall starts the count anew, as torch's
+    ``ReduceLROnPlateau`` does. It never falls below ``least``.
+    """
+
+    kind: Literal["plateau"] = "plateau"
+    rate: PositiveFloat
+    factor: float = Field(0.5, gt=0, lt=1)
+    patience: PositiveInt = 3
+    least: NonNegativeFloat = 1e-6
+
+
+Schedule = Annotated[StepSchedule | CosineSchedule | PlateauSchedule, Field(discriminator="kind")]
 
 
 class Stage(Settings):
@@ -105,7 +174,8 @@ class Stage(Settings):
     An epoch is ``passes`` crops of every chip. ``batch`` is a GPU's share, and
     ``sync_batch_norm`` joins the statistics, where a stage runs on several. A pretrained encoder
     is frozen for ``freeze_encoder_epochs``: its first ``freeze_encoder_stages``, or all of it.
-    With ``accumulation`` an optimizer step takes the gradients of so many batches.
+    With ``accumulation`` an optimizer step takes the gradients of so many batches. ``chips`` takes
+    only so many of the chips, the same in every epoch, and ``losses`` stand in for the member's.
     """
 
     crop: int = Field(ge=64, multiple_of=32)
@@ -118,6 +188,8 @@ class Stage(Settings):
     validate_every: PositiveInt = 1
     sync_batch_norm: bool = False
     accumulation: PositiveInt | None = None
+    chips: PositiveInt | None = None
+    losses: LossesOf | None = None
 
     @model_validator(mode="after")
     def _frozen_for_a_time(self) -> "Stage":
@@ -161,13 +233,39 @@ class Member(Settings):
     #: The first so many of an image's: red, green, blue, then the other five.
     bands: int = Field(3, ge=1, le=1024, strict=True)
     decoder: Decoder = Decoder()
-    losses: Losses
+    losses: LossesOf
     stages: tuple[Stage, ...] = Field(min_length=1)
 
     @property
     def name(self) -> str:
         """The stem of the member's weight files, unique within a recipe."""
         return member_name(self.fold, self.encoder, self.bands, self.decoder.kind)
+
+    @property
+    def planes(self) -> tuple[str, ...]:
+        """Names of the planes that the network gives."""
+        return self.losses.planes if isinstance(self.losses, BuildingLosses) else ROAD_PLANES
+
+    def losses_of(self, stage: int) -> Losses | BuildingLosses:
+        """The losses of a stage, by its index."""
+        return self.stages[stage].losses or self.losses
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it learns from an ensemble that is trained already."""
+        losses = (self.losses_of(stage) for stage in range(len(self.stages)))
+        return any(isinstance(each, Losses) and bool(each.distillation) for each in losses)
+
+    @model_validator(mode="after")
+    def _stages_learn_the_same(self) -> "Member":
+        for number, stage in enumerate(self.stages, 1):
+            own = stage.losses
+            if own is not None and (
+                type(own) is not type(self.losses)
+                or (isinstance(own, BuildingLosses) and own.planes != self.planes)
+            ):
+                raise ValueError(f"the losses of stage {number} are of other planes")
+        return self
 
     @model_validator(mode="after")
     def _encoder_exists(self) -> "Member":
@@ -196,20 +294,22 @@ class Optimizer(Settings):
 
 
 #: Which weights of a training are kept: those of the best score, and the last.
-Checkpoint = Literal["best_apls", "best_dice", "last"]
+Checkpoint = Literal["best_apls", "best_f1", "best_dice", "last"]
 
 
 class Inference(Settings):
     """How images are predicted.
 
     ``views`` counts the square's symmetries that are averaged: 8 all, 4 rotations, 1 the image as
-    it is. Images larger than ``window`` pixels are predicted in windows that are blended into one
+    it is. Their mean, and that of the networks, may be ``geometric``: who says no counts for more
+    then. Images larger than ``window`` pixels are predicted in windows that are blended into one
     another over twice ``overlap`` pixels. Images without georeference are taken to have
     ``default_metres_per_pixel``. With ``neighbours`` the roads of images that lie side by side are
     vectorised with a look beyond the border.
     """
 
     views: Literal[1, 4, 8] = 8
+    mean: Literal["arithmetic", "geometric"] = "arithmetic"
     default_metres_per_pixel: PositiveFloat = 0.3
     batch: PositiveInt = 4
     window: int = Field(1344, ge=64, multiple_of=32)
@@ -237,11 +337,18 @@ class Recipe(Settings):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     description: str
-    task: Literal["roads"]
+    task: Literal["roads", "buildings"]
     seed: NonNegativeInt = 0
     folds: int = Field(ge=2)
     stretch: StretchSettings = StretchSettings()
     targets: TargetSettings = TargetSettings()
+    building_targets: BuildingTargetSettings | None = None
+    input_px: int | None = Field(
+        None, ge=64, description="the longer side of images as the networks see them"
+    )
+    looks: Literal[3, 5] | None = Field(
+        None, description="heads by the look's angle, or by angle and side"
+    )
     augmentation: Augmentation = Augmentation()
     optimizer: Optimizer = Optimizer()
     sampling: Literal["equal_areas"] | None = Field(
@@ -250,7 +357,39 @@ class Recipe(Settings):
     members: tuple[Member, ...] = Field(min_length=1)
     inference: Inference = Inference()
     roads: RoadSettings = RoadSettings()
+    buildings: BuildingSettingsByCategory = BuildingSettingsByCategory()
     submission: Submission = Submission()
+
+    @property
+    def planes(self) -> tuple[str, ...]:
+        """Names of the planes that its networks give, in the order of its vectoriser."""
+        return self.members[0].planes
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Names of its networks' heads; none where they have but one."""
+        return CATEGORIES[self.looks] if self.looks else ()
+
+    @property
+    def targets_of_task(self) -> TargetsOf:
+        """How the labels of its task become pixels."""
+        if self.task == "roads":
+            return self.targets
+        return self.building_targets or BuildingTargetSettings()
+
+    @model_validator(mode="after")
+    def _suits_its_task(self) -> "Recipe":
+        if self.task == "roads":
+            for key in ("building_targets", "input_px", "looks"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key} is for the task buildings")
+        losses = Losses if self.task == "roads" else BuildingLosses
+        if not all(isinstance(member.losses, losses) for member in self.members):
+            wanted = "road, speed and junction" if self.task == "roads" else "building"
+            raise ValueError(f"the task {self.task} has losses of {wanted}")
+        if any(member.planes != self.planes for member in self.members):
+            raise ValueError("all members must have losses of the same planes")
+        return self
 
     @model_validator(mode="after")
     def _members_fit(self) -> "Recipe":
@@ -264,14 +403,15 @@ class Recipe(Settings):
     @property
     def needs_teacher(self) -> bool:
         """Whether a member learns from an ensemble that is trained already."""
-        return any(member.losses.distillation for member in self.members)
+        return any(member.needs_teacher for member in self.members)
 
     @cached_property
     def training_fingerprint(self) -> str:
         """Hash of all settings that a training depends on; prediction's may change freely."""
         # Keys that are not set leave no trace, so that a new one does not make old states useless.
         content = self.model_dump_json(
-            exclude={"description", "inference", "roads", "submission"}, exclude_none=True
+            exclude={"description", "inference", "roads", "buildings", "submission"},
+            exclude_none=True,
         )
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -337,7 +477,8 @@ def _causes(error: ValidationError) -> list[Any]:
 
 
 def _place(location: tuple[int | str, ...]) -> str:
-    return ".".join(map(str, location)) or "recipe"
+    named = [part for part in map(str, location) if part not in (_ROADS_TAG, _BUILDINGS_TAG)]
+    return ".".join(named) or "recipe"
 
 
 def _message(error: Any) -> str:

@@ -1,4 +1,4 @@
-"""What may be replaced by a file of roads: nothing but such a file."""
+"""What may be replaced by a file of roads or buildings: nothing but such a file."""
 
 from pathlib import Path
 
@@ -11,6 +11,8 @@ _MARKS = {
     ".geojson": b"featurecollection",
     ".gpkg": b"sqlite format 3",
     ".graphml": b"graphml",
+    # COCO results, of buildings, are a list.
+    ".json": b"[",
 }
 
 # So much of a file is looked at.
@@ -18,7 +20,7 @@ _START = 512
 
 
 def require_road_output(path: Path) -> None:
-    """Make sure, before the work, that roads can be written and nothing else is lost by it.
+    """Make sure, before the work, that a map can be written and nothing else is lost by it.
 
     A forgotten last argument must not cost an image or anybody's notes.
 
@@ -36,6 +38,6 @@ def require_road_output(path: Path) -> None:
         start = file.read(_START)
     if _MARKS[suffix] not in start.lower():
         raise CannotWriteError(
-            f"{path} exists and holds no roads in the format of {suffix} files, so it is not "
+            f"{path} exists and holds no map in the format of {suffix} files, so it is not "
             "replaced. Give another name, or remove it."
         )

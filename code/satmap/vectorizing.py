@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -164,8 +164,14 @@ def vectorize_directory(
     return Vectorization(images, faults, warnings)
 
 
-def find_masks(directory: Path) -> dict[str, Path]:
+def find_masks(
+    directory: Path, image_id_of: Callable[[str], str | None] = road_image_id
+) -> dict[str, Path]:
     """The masks under a directory by the ids of their images, in natural order.
+
+    Args:
+        directory: searched to any depth.
+        image_id_of: the id that follows from a name without suffix; None if none does.
 
     Raises:
         SatmapError: there is no mask, two are of one image, or a name cannot stand in a CSV.
@@ -174,7 +180,7 @@ def find_masks(directory: Path) -> dict[str, Path]:
     for path in walk([directory]):
         if path.suffix.lower() not in _MASK_SUFFIXES:
             continue
-        image_id = road_image_id(path.stem) or path.stem
+        image_id = image_id_of(path.stem) or path.stem
         if image_id in found:
             raise SatmapError(
                 f"two masks are of the image {image_id}:\n  {found[image_id]}\n  {path}\n"

@@ -19,13 +19,13 @@ import torch
 import yaml
 
 from satmap.checksums import FileRecord, in_threads, record_file
-from satmap.data.spacenet_roads import scan
 from satmap.errors import SatmapError
 from satmap.files import write_text
 from satmap.inference.manifests import record_images
 from satmap.machine import differences
 from satmap.manifest import SubmissionManifest, read_manifest
-from satmap.recipe import parse_recipe
+from satmap.recipe import Recipe, parse_recipe
+from satmap.scanning import scan_for
 from satmap.scoring import score_files
 from satmap.text import printable
 
@@ -46,7 +46,7 @@ class Sources:
     Attributes:
         directories: of the images; none for those that the manifest names.
         weights: directory of the weights; None for the one that the manifest names.
-        truth: true roads, for scores by them; None without.
+        truth: the true map, for scores by them; None without.
         device: where to compute; ``auto`` is what the submission was made on, if there is one.
         processes: that predict; None for one a GPU.
         workers: processes that vectorise; None for as many as cores allow.
@@ -210,7 +210,7 @@ def _weights_faults(manifest: SubmissionManifest, directory: Path) -> list[str]:
 
 
 def _image_faults(manifest: SubmissionManifest, directories: Sequence[Path]) -> list[str]:
-    inventory = scan(directories)
+    inventory = scan_for(_recipe(manifest), directories)
     chips = list(inventory.chips)
     if manifest.out_of_fold:
         # The others were left out on purpose.
@@ -232,6 +232,15 @@ def _image_faults(manifest: SubmissionManifest, directories: Sequence[Path]) -> 
     ]
 
 
+def _recipe(manifest: SubmissionManifest) -> Recipe:
+    """The recipe of a submission.
+
+    Raises:
+        SatmapError: this version of satmap cannot read it.
+    """
+    return parse_recipe(yaml.safe_dump(manifest.recipe.content), "of the manifest")
+
+
 def _named(what: str, fault: str, names: Sequence[str]) -> list[str]:
     if not names:
         return []
@@ -251,10 +260,10 @@ def _recompute(
     Raises:
         SatmapError: it cannot be made.
     """
-    output, recipe = scratch / "out.csv", scratch / "recipe.yaml"
-    text = yaml.safe_dump(manifest.recipe.content, sort_keys=False)
-    parse_recipe(text, "of the manifest")
-    write_text(recipe, text)
+    # The suffix is the format.
+    output, recipe = scratch / f"out{Path(manifest.file.name).suffix}", scratch / "recipe.yaml"
+    _recipe(manifest)
+    write_text(recipe, yaml.safe_dump(manifest.recipe.content, sort_keys=False))
     # The ensemble's files alone: what else is in the directory now must not have a vote.
     ensemble = scratch / "weights"
     ensemble.mkdir()
@@ -271,6 +280,7 @@ def _recompute(
         *("--recipe", str(recipe), "--weights", str(ensemble), "--device", device),
         *(part for option in chosen.items() for part in option),
         *(["--out-of-fold"] if manifest.out_of_fold else []),
+        *(["--nadir", manifest.look] if manifest.look else []),
     ]  # fmt: skip
     environment = dict(os.environ)
     if device == "cpu" or not torch.cuda.is_available():
@@ -297,7 +307,7 @@ def compare(
         output: the submission.
         manifest: that of ``output``.
         again: the recomputation, with a manifest of its own.
-        truth: true roads, for scores by them; None for the submission's own.
+        truth: the true map, for scores by them; None for the submission's own.
 
     Raises:
         SatmapError: a file cannot be read or scored.

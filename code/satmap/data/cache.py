@@ -9,10 +9,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from safetensors import SafetensorError, safe_open
@@ -20,18 +22,21 @@ from safetensors.numpy import save
 
 from satmap.checksums import FileRecord, record_file
 from satmap.data.chip import Chip
-from satmap.data.imagery import read_stretched
-from satmap.data.labels import RoadLabel, clip_to_image, read_road_labels
+from satmap.data.imagery import read_resized
+from satmap.data.labelling import TargetsOf, draw_target
+from satmap.data.labels import RoadLabel
+from satmap.data.looks import CATEGORIES
 from satmap.data.soft_targets import SoftTarget
-from satmap.data.targets import TargetSettings, rasterize_roads
 from satmap.errors import SatmapError
 from satmap.files import atomic_path
 from satmap.settings import Settings
 
-_HEADER_KEYS = {"shape", "metres_per_pixel", "labels", "sources"}
+Outline: TypeAlias = shapely.Polygon | shapely.MultiPolygon
+
+_HEADER_KEYS = {"shape", "metres_per_pixel", "sources"}
 
 # Raise when the content of a cached file changes for the same inputs and settings.
-_FORMAT = "5"
+_FORMAT = "6"
 
 
 class StretchSettings(Settings):
@@ -56,9 +61,14 @@ class CachedChip:
         aoi: its area of interest.
         path: the file.
         shape: height, width and channels.
-        metres_per_pixel: pixel size along x and y.
+        metres_per_pixel: pixel size along x and y; 1 where only pixels count and nobody knows it.
         labels: the labelled roads, cut to the image.
         sources: the files that it was made of: the product of the image, ``label``.
+        outlines: the labelled buildings, cut to the image, in pixels of the file as it was given.
+        repaired: how many of these were invalid.
+        size: height and width of the file as it was given.
+        site: what must not be in two folds.
+        category: of the look, for networks with a head for each; None without.
         soft: what a teacher made of the image; None for chips that have none.
     """
 
@@ -67,14 +77,24 @@ class CachedChip:
     path: Path
     shape: tuple[int, int, int]
     metres_per_pixel: tuple[float, float]
-    labels: tuple[RoadLabel, ...]
     sources: Mapping[str, FileRecord]
+    labels: tuple[RoadLabel, ...] = ()
+    outlines: tuple[Outline, ...] = ()
+    repaired: int = 0
+    size: tuple[int, int] = (0, 0)
+    site: str = ""
+    category: str | None = None
     soft: SoftTarget | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is labelled."""
+        return not self.labels and not self.outlines
 
     def read(
         self, rows: slice = slice(None), columns: slice = slice(None)
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """A window of image (h, w, channels) and target (h, w), both uint8.
+        """A window of image (h, w, channels) and target (h, w) or (h, w, bytes), both uint8.
 
         Raises:
             SatmapError: the file is gone or damaged.
@@ -85,7 +105,7 @@ class CachedChip:
     def read_planes(
         self, channels: int, rows: slice, columns: slice
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The same of the first ``channels`` alone: (channels, h, w) and (h, w), both contiguous.
+        """The same of the first ``channels`` alone, (channels, h, w); all contiguous.
 
         Raises:
             SatmapError: the file is gone or damaged.
@@ -103,20 +123,36 @@ class CachedChip:
 
 
 def prepare_chip(
-    chip: Chip, directory: Path, stretch: StretchSettings, targets: TargetSettings
+    chip: Chip,
+    directory: Path,
+    stretch: StretchSettings,
+    targets: TargetsOf,
+    *,
+    input_px: int | None = None,
+    heads: int | None = None,
 ) -> CachedChip:
     """The cached form of a chip; made, or made anew, only if its inputs or settings changed.
 
+    Args:
+        chip: with a label.
+        directory: the cache.
+        stretch: how the image becomes 8 bits.
+        targets: how labels become pixels; their type says which labels these are.
+        input_px: length of the longer side as networks see it; None for the image's own.
+        heads: into how many categories looks fall; None for no categories.
+
     Raises:
-        SatmapError: the image or label is unusable, or the cache cannot be written.
+        SatmapError: the image or label is unusable, the look is not known and needs to be, or the
+            cache cannot be written.
     """
+    category = category_of(chip, heads)
     # The fingerprint is part of the name: another training's settings make another file, and
     # never change one that is in use.
-    fingerprint = _fingerprint(chip, stretch, targets)
+    fingerprint = _fingerprint(chip, stretch, targets, input_px)
     path = directory / f"{chip.image_id}.{fingerprint[:16]}.safetensors"
     header = _read_header(path)
     if header is None:
-        header = _build(chip, stretch, targets)
+        header = _build(chip, stretch, targets, input_px)
         image, target = header.pop("image").transpose(2, 0, 1), header.pop("target")
         with atomic_path(path) as temporary:
             # The safetensors header holds strings only.
@@ -130,54 +166,69 @@ def prepare_chip(
         path=path,
         shape=tuple(header["shape"]),
         metres_per_pixel=(width_m, height_m),
-        labels=tuple(RoadLabel(np.array(line), speed) for line, speed in header["labels"]),
         sources={
             kind: FileRecord.model_validate(record) for kind, record in header["sources"].items()
         },
+        labels=tuple(RoadLabel(np.array(line), speed) for line, speed in header.get("labels", ())),
+        outlines=tuple(shapely.from_wkb(header.get("outlines", ()))),
+        repaired=header.get("repaired", 0),
+        size=(chip.image.height, chip.image.width),
+        site=chip.site,
+        category=category,
     )
 
 
-def _build(chip: Chip, stretch: StretchSettings, settings: TargetSettings) -> dict[str, Any]:
-    info = chip.image
-    if chip.label is None:
-        raise SatmapError(f"{info.path}: no label, so it cannot be trained with.")
-    if info.georeference is None:
+def category_of(chip: Chip, heads: int | None) -> str | None:
+    """The category of a chip's look among so many; None for no categories.
+
+    Raises:
+        SatmapError: the look is not known.
+    """
+    if heads is None:
+        return None
+    category = chip.look.category(heads) if chip.look else None
+    if category is None:
+        what = "degrees off nadir, such as 32" + ("" if heads == len(CATEGORIES[3]) else "south")
         raise SatmapError(
-            f"{info.path}: no georeference, so its labels cannot be placed. "
-            "Assign one, for example with `rio edit-info --crs EPSG:4326 --transform ...`."
+            f"{chip.image.path.name}: its name does not say from where it looks at the ground "
+            f"(_nadir32_catid_...), and the networks have heads for {', '.join(CATEGORIES[heads])}."
+            f" Give --nadir {what}, which holds for all images that do not say it."
         )
-    image = read_stretched(info, stretch.low, stretch.high)
-    labels = read_road_labels(chip.label, info.georeference)
-    size = (info.height, info.width)
-    inside = [part for label in labels for part in clip_to_image(label, info.width, info.height)]
-    if labels and not inside:
-        raise SatmapError(
-            f"{chip.label}: none of its {len(labels)} roads lies on {info.path.name}. "
-            "Check that label and image belong together and the label's coordinate system."
-        )
-    if inside and not image.any():
-        raise SatmapError(
-            f"{info.path}: no pixel holds data, but {chip.label.name} has {len(labels)} roads, "
-            "which cannot be learned from it. Check the image."
-        )
-    target = rasterize_roads(labels, size, info.georeference.metres_per_pixel, settings)
+    return category
+
+
+def _build(
+    chip: Chip, stretch: StretchSettings, targets: TargetsOf, input_px: int | None
+) -> dict[str, Any]:
+    image = read_resized(chip.image, stretch.low, stretch.high, input_px)
+    target, facts = draw_target(chip, image, targets)
+    assert chip.label is not None, "draw_target has looked"
     return {
         "image": image,
         "target": target,
         "shape": image.shape,
-        "metres_per_pixel": info.georeference.metres_per_pixel,
-        "labels": [(label.line.tolist(), label.speed_mph) for label in inside],
         # Here, where the files have just been read: hashing them costs hardly more.
         "sources": {
-            info.product: record_file(info.path).model_dump(),
-            "label": record_file(chip.label).model_dump(),
+            chip.image.product: record_file(chip.image.path).model_dump(),
+            "label": _record_label(chip.label, chip.label.stat().st_mtime_ns).model_dump(),
         },
+        **facts,
     }
 
 
-def _fingerprint(chip: Chip, stretch: StretchSettings, targets: TargetSettings) -> str:
+@lru_cache(maxsize=2)
+def _record_label(path: Path, changed_ns: int) -> FileRecord:
+    """Of a file that many chips may share, hashed once as long as it does not change."""
+    return record_file(path)
+
+
+def _fingerprint(
+    chip: Chip, stretch: StretchSettings, targets: TargetsOf, input_px: int | None
+) -> str:
     """Hash of all that the cached file depends on; files count by path, size and time."""
     parts = [_FORMAT, stretch.model_dump_json(), targets.model_dump_json()]
+    if input_px is not None:
+        parts.append(str(input_px))
     for path in (chip.image.path, chip.label):
         if path is not None:
             try:

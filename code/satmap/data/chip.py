@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from satmap.data.imagery import MULTISPECTRAL, RGB, ImageInfo
+from satmap.data.imagery import MULTISPECTRAL, ImageInfo
+from satmap.data.looks import Look
 from satmap.errors import SatmapError
 
 
@@ -16,8 +17,12 @@ class Chip:
         image_id: the id that the challenge's CSV uses, ``AOI_7_Moscow_chip23``.
         long_id: the id with the challenge's prefix kept, ``SN5_roads_test_public_AOI_7_...``.
         aoi: the area of interest, ``AOI_7_Moscow``.
-        images: product (``PS-MS``, ``PS-RGB``) to image.
-        label: the road labels, or None where there are none.
+        images: product (``PS-MS``, ``PS-RGBNIR``, ``PS-RGB``) to image.
+        label: the file of its labels, its own, that of all looks at the place or that of all
+            images; None where there is none.
+        place: what all looks at one place have in common; "" where there is but one.
+        look: from where it was taken, where that is known.
+        number: the id in a file of COCO annotations, which also stands in results.
     """
 
     image_id: str
@@ -25,11 +30,19 @@ class Chip:
     aoi: str
     images: Mapping[str, ImageInfo]
     label: Path | None
+    place: str = ""
+    look: Look | None = None
+    number: int | None = None
 
     @property
     def image(self) -> ImageInfo:
         """The richest image: multispectral where there is one."""
-        return self.images[MULTISPECTRAL if MULTISPECTRAL in self.images else RGB]
+        return max(self.images.values(), key=lambda image: image.bands)
+
+    @property
+    def site(self) -> str:
+        """What must not be in two folds: the place, and where it has but one look the chip."""
+        return self.place or self.image_id
 
     @property
     def channels(self) -> int:

@@ -29,8 +29,9 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
     """Random crops of chips, reproducible whatever the number of workers.
 
     Item ``i`` of an epoch depends on seed, epoch and ``i`` alone. Items are
-    (image uint8 (channels, crop, crop), target uint8 (crop, crop), index of the chip). Where chips
-    have soft targets, targets are (1 + planes, crop, crop), the first as ever, then a teacher's.
+    (image uint8 (channels, crop, crop), target uint8 as of ``CachedChip.read``, index of the chip).
+    Where chips have soft targets, targets are (1 + planes, crop, crop), the label's first, then a
+    teacher's.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
 def read_crop(
     chip: CachedChip, geometry: Geometry, crop: int, channels: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read the crop from the cache: image (channels, crop, crop) and target (crop, crop), uint8.
+    """Read the crop from the cache: image (channels, crop, crop) and target, uint8.
 
     Only the window that the crop covers is read. The image is resampled linearly, the target takes
     the nearest pixel; both are reflected at the chip's border.

@@ -1,11 +1,12 @@
 """Opening images: header facts, bands by name, and the stretch to 8 bits."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
@@ -23,11 +24,15 @@ warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 #: The image products that satmap reads, best first.
 MULTISPECTRAL = "PS-MS"
+RGB_NIR = "PS-RGBNIR"
 RGB = "PS-RGB"
 
 #: Channels of the eight-band order that networks see: red, green, blue lead, so that a network of
 #: three channels takes the first three of the same array. Band numbers are WorldView's, 1-based.
 MS_BAND_ORDER = (5, 3, 2, 1, 4, 6, 7, 8)
+
+# The bands of each product in that order.
+_ORDERS = {MULTISPECTRAL: MS_BAND_ORDER, RGB_NIR: (1, 2, 3, 4), RGB: (1, 2, 3)}
 
 _DTYPES = ("uint8", "uint16")
 
@@ -41,7 +46,7 @@ class ImageInfo:
 
     Attributes:
         path: the file.
-        product: ``PS-MS`` or ``PS-RGB``.
+        product: ``PS-MS``, ``PS-RGBNIR`` or ``PS-RGB``.
         width: columns.
         height: rows.
         bands: number of spectral bands, an alpha band not counted.
@@ -67,7 +72,7 @@ def read_info(path: Path, product: str) -> ImageInfo:
     try:
         with rasterio.open(path, driver=driver_of(path)) as source:
             require_possible_size(source.width, source.height)
-            bands = source.count - _has_alpha(source)
+            bands = source.count - _has_alpha(source, product)
             dtype = source.dtypes[0]
             georeference = georeference_of(
                 source.crs, source.transform, source.width, source.height
@@ -77,7 +82,7 @@ def read_info(path: Path, product: str) -> ImageInfo:
         raise SatmapError(f"{path}: not a readable raster ({_brief(error)}).") from error
     except SatmapError as error:
         raise SatmapError(f"{path}: {error}") from error
-    wanted = len(MS_BAND_ORDER) if product == MULTISPECTRAL else 3
+    wanted = len(_ORDERS[product])
     if bands != wanted:
         raise SatmapError(
             f"{path}: {bands} bands, but a {product} image has {wanted}. "
@@ -89,6 +94,17 @@ def read_info(path: Path, product: str) -> ImageInfo:
             f"Convert it, for example with `rio convert --dtype uint16 {path.name} OUT.tif`."
         )
     return ImageInfo(path, product, width, height, bands, dtype, georeference)
+
+
+def read_infos(paths: Mapping[str, Path]) -> tuple[dict[str, ImageInfo], list[str]]:
+    """The headers of an image's products that can be read, and what is wrong with the others."""
+    infos, wrong = {}, []
+    for product, path in paths.items():
+        try:
+            infos[product] = read_info(path, product)
+        except SatmapError as error:
+            wrong.append(str(error))
+    return infos, wrong
 
 
 class StretchedImage:
@@ -169,9 +185,33 @@ def read_stretched(
     return stretched.transpose(1, 2, 0)
 
 
+def read_resized(
+    info: ImageInfo, low: float, high: float, input_px: int | None, channels: int | None = None
+) -> NDArray[np.uint8]:
+    """The same, brought to a size.
+
+    Args:
+        info: the image.
+        low: as of :func:`read_stretched`.
+        high: likewise.
+        input_px: pixels of the longer side; None for the image's own size.
+        channels: as of :func:`read_stretched`.
+    """
+    image = read_stretched(info, low, high, channels)
+    if input_px is None or input_px == max(image.shape[:2]):
+        return image
+    height, width = (
+        max(round(side * input_px / max(image.shape[:2])), 1) for side in image.shape[:2]
+    )
+    mode = cv2.INTER_AREA if input_px < max(image.shape[:2]) else cv2.INTER_LINEAR
+    # OpenCV resizes any number of channels, but drops the axis of a single one.
+    resized = cv2.resize(image, (width, height), interpolation=mode)
+    return np.asarray(resized, np.uint8).reshape(height, width, -1)
+
+
 def _order(info: ImageInfo, channels: int | None) -> tuple[int, ...]:
     """The bands to read, numbered from 1, in the network's order."""
-    return (MS_BAND_ORDER if info.product == MULTISPECTRAL else (1, 2, 3))[:channels]
+    return _ORDERS[info.product][:channels]
 
 
 def _read_bands(
@@ -182,8 +222,10 @@ def _read_bands(
     try:
         with rasterio.open(info.path, driver=driver_of(info.path)) as source:
             bands = source.read(order, window=window)
-            valid = bands.any(axis=0)
-            if _has_alpha(source) or source.nodata not in (None, 0):
+            # JPEG is not exact: what is black there is dark, and not without data.
+            is_exact = source.driver != "JPEG"
+            valid = bands.any(axis=0) if is_exact else np.ones(bands.shape[1:], np.bool_)
+            if _has_alpha(source, info.product) or source.nodata not in (None, 0):
                 valid &= source.dataset_mask(window=window) > 0
     except (RasterioError, OSError) as error:
         raise SatmapError(
@@ -239,8 +281,10 @@ def _stretched(
     return result
 
 
-def _has_alpha(source: rasterio.DatasetReader) -> bool:
-    return bool(source.count in (4, 9) and source.colorinterp[-1] == ColorInterp.alpha)
+def _has_alpha(source: rasterio.DatasetReader, product: str) -> bool:
+    # A fourth band of red, green, blue and infrared is none, whatever its writer called it.
+    beyond = source.count == len(_ORDERS[product]) + 1
+    return bool(beyond and source.colorinterp[-1] == ColorInterp.alpha)
 
 
 def _brief(error: Exception) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from satmap.cores import available_cores
 from satmap.data.cache import CachedChip, StretchSettings, prepare_chip
 from satmap.data.chip import Chip
-from satmap.data.targets import TargetSettings
+from satmap.data.labelling import TargetsOf
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.progress import track
 
@@ -41,7 +41,10 @@ def prepare(
     channels: int,
     directory: Path,
     stretch: StretchSettings,
-    targets: TargetSettings,
+    targets: TargetsOf,
+    *,
+    input_px: int | None = None,
+    heads: int | None = None,
 ) -> Preparation:
     """Bring the chips into the cache; one that cannot be read costs only itself.
 
@@ -50,7 +53,9 @@ def prepare(
         channels: what the recipe's networks need at most.
         directory: the cache.
         stretch: how images become 8 bits.
-        targets: how roads become pixels.
+        targets: how labels become pixels.
+        input_px: length of the longer side as networks see it; None for the image's own.
+        heads: into how many categories looks fall; None for no categories.
 
     Raises:
         CannotWriteError: the cache's directory cannot be written, or its disk is full.
@@ -59,7 +64,7 @@ def prepare(
     def attempt(chip: Chip) -> CachedChip | str:
         try:
             chip.require_channels(channels)
-            return prepare_chip(chip, directory, stretch, targets)
+            return prepare_chip(chip, directory, stretch, targets, input_px=input_px, heads=heads)
         except CannotWriteError:
             raise
         except SatmapError as error:

@@ -5,17 +5,16 @@ directory, a root of many and a flat folder all work.
 """
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from satmap.data.chip import Chip
-from satmap.data.imagery import MULTISPECTRAL, RGB, ImageInfo, read_info
+from satmap.data.imagery import MULTISPECTRAL, RGB, read_infos
+from satmap.data.inventory import Inventory
 from satmap.data.walk import walk
 from satmap.errors import SatmapError
 from satmap.ordering import natural_key
-from satmap.text import printable
 
 _PRODUCTS = {
     "PS-MS": MULTISPECTRAL,
@@ -42,86 +41,6 @@ _LABEL_NAME = re.compile(
 )
 # OpenStreetMap extracts stand beside the challenge's own labels under the same names.
 _FOREIGN_LABELS = {"osm", "osmtiles"}
-
-_NAMES_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Inventory:
-    """What was found in the given directories.
-
-    Attributes:
-        chips: sorted by id, in natural order.
-        faults: image id to what is wrong, for the images that cannot be read at all.
-        warnings: what is wrong with one product of an image whose other product serves.
-        orphans: labels without an image.
-        long_ids: image id to the id with the challenge's prefix, for every image found, readable or
-            not.
-        passed_over: rasters whose names are not those of a road image.
-        directories: where the search went.
-    """
-
-    chips: tuple[Chip, ...]
-    faults: dict[str, str]
-    warnings: tuple[str, ...]
-    orphans: tuple[Path, ...]
-    long_ids: dict[str, str]
-    passed_over: tuple[Path, ...]
-    directories: tuple[Path, ...]
-
-    def unlabelled(self) -> tuple[Chip, ...]:
-        """The chips whose label was not found."""
-        return tuple(chip for chip in self.chips if chip.label is None)
-
-    def require_labels(self) -> None:
-        """Fail if a chip has no label.
-
-        Raises:
-            SatmapError: names the images and, for the first, the label names that were tried.
-        """
-        missing = self.unlabelled()
-        if not missing:
-            return
-        shown = ", ".join(chip.image.path.name for chip in missing[:_NAMES_SHOWN])
-        more = f" and {len(missing) - _NAMES_SHOWN} more" if len(missing) > _NAMES_SHOWN else ""
-        tried = "\n  ".join(label_names(missing[0]))
-        first = missing[0].image_id
-        places = ", ".join(map(str, self.directories))
-        raise SatmapError(
-            f"{len(missing)} of {len(self.chips)} images have no label: {shown}{more}.\n"
-            f"For {first} these names were tried anywhere under {places}:\n  {tried}\n"
-            "Add the labels, or pass --skip-unlabelled to train without these images."
-        )
-
-    def summary(self) -> str:
-        """A table for people: areas, images, labels, bands, sizes, what is missing."""
-        areas: dict[str, list[Chip]] = defaultdict(list)
-        for chip in self.chips:
-            areas[chip.aoi].append(chip)
-        header = ("area", "chips", "PS-MS", "PS-RGB", "labels", "bands", "type", "size", "m/px")
-        rows = [header, *(_summary_row(aoi, chips) for aoi, chips in areas.items())]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        if missing := [c.image_id for c in self.chips if c.image.georeference is None]:
-            lines.append(f"without georeference: {_listing(missing)}")
-        unlabelled = [chip.image_id for chip in self.unlabelled()]
-        if 0 < len(unlabelled) < len(self.chips):
-            lines.append(f"without label: {_listing(unlabelled)}")
-        if self.orphans:
-            names = [path.name for path in self.orphans]
-            lines.append(f"labels without an image: {_listing(names)}")
-        if self.passed_over:
-            lines.append(
-                f"passed over: {len(self.passed_over)} other rasters such as "
-                f"{self.passed_over[0].name}"
-            )
-        lines += [f"passed over: {warning}" for warning in self.warnings]
-        lines += [f"unusable: {fault}" for fault in self.faults.values()]
-        # Names of directories and files are whatever somebody called them.
-        return "\n".join(map(printable, lines))
 
 
 def scan(directories: Sequence[Path]) -> Inventory:
@@ -165,7 +84,7 @@ def scan(directories: Sequence[Path]) -> Inventory:
         raise SatmapError(_nothing_found(directories, label_count, passed_over))
     chips, faults, warnings = [], {}, []
     for image_id in sorted(images, key=natural_key):
-        infos, wrong = _read_infos(images[image_id])
+        infos, wrong = read_infos(images[image_id])
         if infos:
             long_id, aoi = names[image_id]
             label = labels.get(image_id, (0, None))[1]
@@ -182,6 +101,7 @@ def scan(directories: Sequence[Path]) -> Inventory:
         long_ids=long_ids,
         passed_over=tuple(passed_over),
         directories=tuple(directories),
+        label_names={chip.image_id: label_names(chip) for chip in chips if chip.label is None},
     )
 
 
@@ -208,17 +128,6 @@ def label_names(chip: Chip) -> list[str]:
     ]
 
 
-def _read_infos(paths: dict[str, Path]) -> tuple[dict[str, ImageInfo], list[str]]:
-    """The readable products of a chip, and what is wrong with the others."""
-    infos, wrong = {}, []
-    for product, path in paths.items():
-        try:
-            infos[product] = read_info(path, product)
-        except SatmapError as error:
-            wrong.append(str(error))
-    return infos, wrong
-
-
 def _nothing_found(directories: Sequence[Path], labels: int, others: Sequence[Path]) -> str:
     places = ", ".join(map(str, directories)) or "no directory"
     beside = f" ({labels} label files and {len(others)} other rasters)" if labels or others else ""
@@ -227,28 +136,3 @@ def _nothing_found(directories: Sequence[Path], labels: int, others: Sequence[Pa
         "SN5_roads_train_AOI_7_Moscow_PS-MS_chip23.tif, SN5_roads_..._PS-RGB_chip23.tif or "
         "RGB-PanSharpen_AOI_2_Vegas_img0.tif."
     )
-
-
-def _summary_row(aoi: str, chips: Sequence[Chip]) -> tuple[str, ...]:
-    def kinds(values: Iterable[str]) -> str:
-        common = Counter(values).most_common()
-        return ", ".join(value for value, _ in common[:3]) + (", ..." if len(common) > 3 else "")
-
-    located = [c.image.georeference for c in chips if c.image.georeference is not None]
-    return (
-        aoi,
-        str(len(chips)),
-        str(sum(MULTISPECTRAL in chip.images for chip in chips)),
-        str(sum(RGB in chip.images for chip in chips)),
-        str(sum(chip.label is not None for chip in chips)),
-        kinds(str(chip.image.bands) for chip in chips),
-        kinds(chip.image.dtype for chip in chips),
-        kinds(f"{chip.image.width}x{chip.image.height}" for chip in chips),
-        kinds(f"{g.metres_per_pixel[0]:.2f}x{g.metres_per_pixel[1]:.2f}" for g in located) or "-",
-    )
-
-
-def _listing(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    hidden = len(names) - _NAMES_SHOWN
-    return f"{shown} and {hidden} more" if hidden > 0 else shown

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -146,6 +147,7 @@ def _predict_window(
     padded = np.pad(image, ((top, bottom), (left, right), (0, 0)), mode="reflect")
     pixels = _upload(np.ascontiguousarray(padded.transpose(2, 0, 1)), device)
     planes = len(voters[0].network.plane_names)
+    geometric = settings.mean == "geometric"
     total = torch.zeros((planes, *pixels.shape[1:]), dtype=torch.float32, device=device)
     for voter in voters:
         network = voter.network
@@ -155,11 +157,16 @@ def _predict_window(
             heads = [network.category_indices([category] * len(batch))] if category else []
             with autocast(device):
                 logits = network(batch.contiguous(memory_format=torch.channels_last), *heads)
-            for view, output in zip(views, logits.float().sigmoid(), strict=True):
+            logits = logits.float()
+            seen = F.logsigmoid(logits) if geometric else logits.sigmoid()
+            for view, output in zip(views, seen, strict=True):
                 total += view.undo(output) * voter.votes
     votes = sum(voter.votes for voter in voters)
     inside = (slice(top, top + height), slice(left, left + width))
-    mean = total[:, *inside] * (255 / (votes * settings.views))
+    if geometric:
+        mean = (total[:, *inside] / (votes * settings.views)).exp() * 255
+    else:
+        mean = total[:, *inside] * (255 / (votes * settings.views))
     return mean * pixels[:, *inside].any(dim=0)
 
 

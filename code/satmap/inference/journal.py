@@ -9,18 +9,29 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol, Self
 
-import numpy as np
-from affine import Affine
+from shapely.errors import ShapelyError
 
-from satmap.data.georeference import Georeference
 from satmap.errors import CannotWriteError
-from satmap.exports import ImageRoads
-from satmap.roads.graph import RoadEdge, RoadGraph
 
 # The processes of a run that was killed end within moments; after that long it is another run.
 _GRACE_S = 3.0
+
+
+class Codec(Protocol):
+    """How what is found in an image becomes JSON, and again itself, to the last bit."""
+
+    def as_json(self, found: Any) -> list[Any]:
+        """A list of what JSON knows."""
+
+    def from_json(self, content: list[Any]) -> Any:
+        """What it was.
+
+        Raises:
+            ValueError, TypeError: it is no such list.
+            shapely.errors.ShapelyError: likewise.
+        """
 
 
 class Journal:
@@ -36,18 +47,20 @@ class Journal:
         notes: by key, what the user should know of an image, finished or not.
     """
 
-    def __init__(self, output: Path, fingerprint: str, part: int = 0) -> None:
+    def __init__(self, output: Path, fingerprint: str, codec: Codec, part: int = 0) -> None:
         """Open the journal of ``output``; ``finished`` then holds what an earlier run did.
 
         Args:
             output: the file that is being predicted.
             fingerprint: of weights and settings.
+            codec: of what is found in an image.
             part: 0 for the journal, which takes in all parts; else a part, begun anew.
 
         Raises:
             CannotWriteError: another run is at work, or the file cannot be written.
         """
         self._output = output
+        self._codec = codec
         self._whole = output.with_name(f".{output.name}.partial")
         self.path = self._whole.with_name(f"{self._whole.name}-{part}") if part else self._whole
         self.finished: dict[str, int] = {}
@@ -82,9 +95,9 @@ class Journal:
     ) -> None:
         self.close()
 
-    def add(self, key: str, roads: ImageRoads) -> None:
-        """Note an image, under a key of its id and file, as finished."""
-        line = json.dumps([key, _as_json(roads)]).encode() + b"\n"
+    def add(self, key: str, found: Any) -> None:
+        """Note what was found in an image, under a key of its id and file, as finished."""
+        line = json.dumps([key, self._codec.as_json(found)]).encode() + b"\n"
         self.finished[key] = self._write(line)
 
     def note(self, key: str, notes: Sequence[str]) -> None:
@@ -92,10 +105,10 @@ class Journal:
         line = json.dumps([key, {"notes": notes}]).encode() + b"\n"
         self._take(line, self._write(line))
 
-    def roads(self, key: str) -> ImageRoads:
-        """The roads of a finished image, read from the file: they take no memory meanwhile."""
+    def found(self, key: str) -> Any:
+        """What was found in an image, read from the file: it takes no memory meanwhile."""
         self._file.seek(self.finished[key])
-        return _from_json(json.loads(self._file.readline())[1])
+        return self._codec.from_json(json.loads(self._file.readline())[1])
 
     def take_in_parts(self) -> None:
         """Add what other processes have written into parts, and delete those.
@@ -109,8 +122,9 @@ class Journal:
             with self._writing(), _locked(path, self._output) as part:
                 part.seek(0)
                 if part.readline() == self._head:
-                    for line in filter(_record, part):
-                        self._take(line, self._write(line))
+                    for line in part:
+                        if _record(line, self._codec):
+                            self._take(line, self._write(line))
                 path.unlink()
 
     def close(self) -> None:
@@ -156,7 +170,7 @@ class Journal:
 
     def _take(self, line: bytes, place: int) -> bool:
         """Know what a line of the file says; False if it is no whole record."""
-        record = _record(line)
+        record = _record(line, self._codec)
         if record is None:
             return False
         key, notes = record
@@ -195,8 +209,8 @@ def _locked(path: Path, output: Path) -> IO[bytes]:
             raise
 
 
-def _record(line: bytes) -> tuple[str, list[str] | None] | None:
-    """The key of the image of a line, and its notes if it holds these and not roads.
+def _record(line: bytes, codec: Codec) -> tuple[str, list[str] | None] | None:
+    """The key of the image of a line, and its notes if it holds these and not what was found.
 
     None if it is no whole record.
     """
@@ -206,41 +220,7 @@ def _record(line: bytes) -> tuple[str, list[str] | None] | None:
         if isinstance(content, dict):
             notes = list(map(str, content["notes"]))
         else:
-            _from_json(content)
-    except (ValueError, TypeError, KeyError):
+            codec.from_json(content)
+    except (ValueError, TypeError, KeyError, ShapelyError):
         return None
     return (str(key), notes) if line.endswith(b"\n") else None
-
-
-def _as_json(roads: ImageRoads) -> list[Any]:
-    place = roads.georeference
-    return [
-        roads.image_id,
-        place and [place.crs, place.transform[:6], place.metres_per_pixel],
-        roads.graph.nodes.tolist(),
-        [
-            [edge.nodes, edge.line.tolist(), edge.length_m, edge.speed_mps, edge.confidence]
-            for edge in roads.graph.edges
-        ],
-    ]
-
-
-def _from_json(content: list[Any]) -> ImageRoads:
-    """The roads as they were, to the last bit.
-
-    Raises:
-        ValueError, TypeError: it is no such record.
-    """
-    image_id, place, nodes, edges = content
-    georeference = None
-    if place is not None:
-        crs, transform, (x, y) = place
-        georeference = Georeference(crs, Affine(*transform), (x, y))
-    graph = RoadGraph(
-        np.array(nodes, np.float64).reshape(-1, 2),
-        tuple(
-            RoadEdge((start, end), np.array(line), length_m, speed_mps, confidence)
-            for (start, end), line, length_m, speed_mps, confidence in edges
-        ),
-    )
-    return ImageRoads(image_id, graph, georeference)

@@ -67,6 +67,7 @@ def write_submission_manifest(
         "recipe": record_recipe(plan.recipe, content=True),
         "seeds": {"recipe": plan.recipe.seed},
         "out_of_fold": request.out_of_fold,
+        "look": str(request.look) if request.look else None,
         "directories": tuple(map(str, request.directories)),
         "weights_directory": str(request.weights),
         "weights": weights,

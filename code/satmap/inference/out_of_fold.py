@@ -24,8 +24,9 @@ def held_out_images(
     Returns:
         A set a file, and what the user should know of them.
     """
-    labelled = [(chip.image_id, chip.aoi) for chip in chips if chip.label is not None]
-    folds = assign_folds(labelled, recipe.folds, recipe.seed)
+    labelled = [chip for chip in chips if chip.label is not None]
+    sites = assign_folds({c.site: c.aoi for c in labelled}.items(), recipe.folds, recipe.seed)
+    folds = {chip.image_id: sites[chip.site] for chip in labelled}
     fold_of = {member.name: member.fold for member in recipe.members}
     held_out, silent = [], []
     for file in files:

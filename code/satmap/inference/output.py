@@ -1,6 +1,6 @@
 """The files that a prediction ends in, from its journal: one image in memory at a time."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from satmap.errors import SatmapError
@@ -11,8 +11,6 @@ from satmap.inference.journal import Journal
 from satmap.inference.plan import Plan, Request
 from satmap.manifest import manifest_path
 from satmap.road_outputs import require_road_output
-from satmap.roads.rows import to_rows
-from satmap.submissions.roads_csv import RoadRow, write_roads_csv
 
 
 def require_outputs(request: Request) -> None:
@@ -60,11 +58,11 @@ def write_outputs(
     Args:
         plan: what was to be predicted.
         request: where to.
-        journal: with the roads of all images but those at fault.
+        journal: with what was found in all images but those at fault.
         faults: ids of the images that could not be predicted.
 
     Returns:
-        The number of roads by the id that stands in the file, every image; and what to know of the
+        How much was found by the id that stands in the file, every image; and what to know of the
         exports.
 
     Raises:
@@ -79,34 +77,11 @@ def write_outputs(
         for place in plan.places
         if place.key in journal.finished
     }
-    rows = _Rows(list(plan.ids.values()), keys, journal)
-    write_roads_csv(request.output, rows)
+    counts = plan.maps.write(request.output, list(plan.ids.values()), keys, journal)
     warnings: list[str] = []
     for path in request.exports:
-        warnings += _export(path, (journal.roads(key) for key in keys.values()))
-    return rows.counts, warnings
-
-
-class _Rows(Mapping[str, Sequence[RoadRow]]):
-    """Rows by image, read when they are asked for; it remembers how many they are."""
-
-    def __init__(self, ids: Sequence[str], keys: Mapping[str, str], journal: Journal) -> None:
-        self.counts = dict.fromkeys(ids, 0)
-        self._keys = keys
-        self._journal = journal
-
-    def __getitem__(self, image_id: str) -> Sequence[RoadRow]:
-        if image_id not in self._keys:
-            return []
-        rows = to_rows(self._journal.roads(self._keys[image_id]).graph)
-        self.counts[image_id] = len(rows)
-        return rows
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.counts)
-
-    def __len__(self) -> int:
-        return len(self.counts)
+        warnings += _export(path, (journal.found(key) for key in keys.values()))
+    return counts, warnings
 
 
 def _export(path: Path, roads: Iterator[ImageRoads]) -> list[str]:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from satmap.data.cache import category_of
 from satmap.data.chip import Chip
-from satmap.data.imagery import MULTISPECTRAL, RGB, ImageInfo, StretchedImage, read_stretched
+from satmap.data.imagery import MULTISPECTRAL, RGB, ImageInfo, StretchedImage, read_resized
 from satmap.errors import SatmapError
 from satmap.inference.ensemble import Pixels, Voter
 from satmap.mask_roads import LARGEST
-from satmap.planes import ROAD_PLANES
 from satmap.recipe import Recipe
 
 
@@ -18,9 +18,12 @@ class Picture:
 
     Attributes:
         info: the image that was read; where the multispectral one cannot be, the RGB.
-        pixels: uint8 (height, width, channels), read already but of a large image.
+        pixels: uint8 (height, width, channels), read already but of a large image; of the size in
+            which the networks see it, which may be another than the file's.
         voters: the networks that it has enough channels for.
         metres_per_pixel: along x and y.
+        category: of its look, for networks with a head for each; None without.
+        is_large: whether its planes are too large to be held in memory; then it is not read yet.
         notes: what the user should know.
     """
 
@@ -29,30 +32,23 @@ class Picture:
     voters: Sequence[Voter]
     metres_per_pixel: tuple[float, float]
     notes: tuple[str, ...]
+    category: str | None = None
+    is_large: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width."""
+        """Height and width of the file."""
         return self.info.height, self.info.width
-
-    @property
-    def is_large(self) -> bool:
-        """Whether it, and its planes, are too large to be held in memory."""
-        return is_large(self.info)
-
-
-def is_large(info: ImageInfo) -> bool:
-    """Whether the planes of an image are too large to be held in memory."""
-    return len(ROAD_PLANES) * info.height * info.width > LARGEST
 
 
 def read_picture(chip: Chip, voters: Sequence[Voter], recipe: Recipe) -> Picture:
     """Read an image and stretch it to 8 bits; the RGB image where the multispectral fails.
 
     Raises:
-        SatmapError: no product of the image can be read.
+        SatmapError: no product of the image can be read, or nobody knows the category of its look.
     """
     notes: list[str] = []
+    category = category_of(chip, recipe.looks)
     stretch = recipe.stretch.low, recipe.stretch.high
     for info in (chip.image, *(i for i in chip.images.values() if i is not chip.image)):
         fitting = [voter for voter in voters if voter.network.encoder.in_channels <= info.bands]
@@ -60,9 +56,16 @@ def read_picture(chip: Chip, voters: Sequence[Voter], recipe: Recipe) -> Picture
             chip.require_channels(min(voter.network.encoder.in_channels for voter in voters))
             continue
         channels = max(voter.network.encoder.in_channels for voter in fitting)
-        read = StretchedImage if is_large(info) else read_stretched
+        # What is seen in a size of its own is small enough.
+        large = recipe.input_px is None and (
+            len(recipe.planes) * info.height * info.width > LARGEST
+        )
         try:
-            pixels: Pixels = read(info, *stretch, channels)
+            pixels: Pixels = (
+                StretchedImage(info, *stretch, channels)
+                if large
+                else read_resized(info, *stretch, recipe.input_px, channels)
+            )
         except SatmapError as error:
             notes.append(str(error))
             continue
@@ -81,5 +84,5 @@ def read_picture(chip: Chip, voters: Sequence[Voter], recipe: Recipe) -> Picture
             notes.append(f"images without georeference are taken to have {size[0]} m a pixel")
         else:
             size = info.georeference.metres_per_pixel
-        return Picture(info, pixels, fitting, size, tuple(notes))
+        return Picture(info, pixels, fitting, size, tuple(notes), category, large)
     raise SatmapError(" ".join(notes))

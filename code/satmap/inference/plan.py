@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from satmap.data.spacenet_roads import Inventory, scan
+from satmap.data.cache import category_of
+from satmap.data.inventory import Inventory
+from satmap.data.looks import Look
 from satmap.errors import SatmapError
 from satmap.inference.journal import Journal
+from satmap.inference.maps import Maps, maps_of
 from satmap.inference.out_of_fold import held_out_images
 from satmap.inference.place import Place, places_of
 from satmap.inference.plane_store import PlaneStore
@@ -15,6 +18,7 @@ from satmap.inference.weights import WeightFile, choose, find_weights, recipe_of
 from satmap.manifest import now
 from satmap.ranks import Ranks
 from satmap.recipe import Recipe, load_recipe
+from satmap.scanning import scan_for
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Request:
 
     Attributes:
         directories: areas, or roots of many.
-        output: the CSV file.
+        output: the submission.
         weights: directory of trained weights.
         device: where networks run, by name.
         recipe_name: None for that of the weights.
@@ -33,6 +37,7 @@ class Request:
         workers: processes that vectorise, for each process that predicts.
         command: satmap's arguments, for the manifest; empty if it was called from Python.
         started: when, in UTC.
+        look: of images whose names do not say from where they were taken.
     """
 
     directories: tuple[Path, ...]
@@ -46,6 +51,7 @@ class Request:
     workers: int = 0
     command: tuple[str, ...] = ()
     started: str = field(default_factory=now)
+    look: Look | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Plan:
 
     Attributes:
         recipe: how.
+        maps: what its task makes of planes.
         files: the networks of the ensemble.
         held_out: for each the images that its training held out; None where that does not count.
         ids: of every image of the output, the id that stands in the file; in its order.
@@ -64,6 +71,7 @@ class Plan:
     """
 
     recipe: Recipe
+    maps: Maps
     files: tuple[WeightFile, ...]
     held_out: tuple[frozenset[str], ...] | None
     ids: dict[str, str]
@@ -86,7 +94,10 @@ def make_plan(request: Request) -> Plan:
     files = find_weights(request.weights)
     recipe = load_recipe(request.recipe_name) if request.recipe_name else recipe_of(files)
     files = choose(files, recipe)
-    inventory = scan(request.directories)
+    maps = maps_of(recipe)
+    inventory = scan_for(recipe, request.directories, request.look)
+    maps.require_output(request.output, request.exports, inventory.chips)
+    _require_categories(inventory, recipe)
     print(inventory.summary(), flush=True)
     print(f"ensemble of {len(files)} networks, {recipe.inference.views} views", flush=True)
     warnings = list(inventory.warnings)
@@ -100,19 +111,33 @@ def make_plan(request: Request) -> Plan:
     ids = {name: inventory.long_ids[name] if prefixed else name for name in image_ids}
     return Plan(
         recipe,
+        maps,
         tuple(files),
         None if held_out is None else tuple(held_out),
         ids,
-        tuple(_places(inventory, ids, recipe)),
+        tuple(_places(inventory, ids, recipe.inference.neighbours and maps.looks_around)),
         {name: fault for name, fault in inventory.faults.items() if name in ids},
         tuple(warnings),
-        _fingerprint(recipe, files, request.planes, held_out),
+        _fingerprint(recipe, files, request, held_out),
     )
 
 
-def _places(inventory: Inventory, ids: dict[str, str], recipe: Recipe) -> list[Place]:
+def _places(inventory: Inventory, ids: dict[str, str], neighbours: bool) -> list[Place]:
     chips = [chip for chip in inventory.chips if chip.image_id in ids]
-    return places_of(chips, recipe.inference.neighbours)
+    return places_of(chips, neighbours)
+
+
+def _require_categories(inventory: Inventory, recipe: Recipe) -> None:
+    """Fail if of no image anybody knows from where it looks; of some, they alone are at fault.
+
+    Raises:
+        SatmapError: so it is.
+    """
+    heads, chips = recipe.looks, inventory.chips
+    if heads is None or not chips:
+        return
+    if not any(chip.look is not None and chip.look.category(heads) for chip in chips):
+        category_of(chips[0], heads)
 
 
 def _held_out_ids(
@@ -141,7 +166,7 @@ def _held_out_ids(
 def _fingerprint(
     recipe: Recipe,
     files: Sequence[WeightFile],
-    planes: Path | None,
+    request: Request,
     held_out: Sequence[frozenset[str]] | None,
 ) -> str:
     """What must be the same for the images of a stopped run to count as finished."""
@@ -149,7 +174,9 @@ def _fingerprint(
         (file.path.name, file.path.stat().st_size, file.path.stat().st_mtime_ns) for file in files
     ]
     folds = None if held_out is None else [sorted(images) for images in held_out]
-    return json.dumps([recipe.model_dump_json(), stats, planes and str(planes.resolve()), folds])
+    planes = request.planes and str(request.planes.resolve())
+    look = request.look and [request.look.angle, request.look.side]
+    return json.dumps([recipe.model_dump_json(), stats, planes, folds, look])
 
 
 @dataclass(frozen=True)

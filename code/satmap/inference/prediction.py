@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from satmap.checksums import FileRecord
+from satmap.data.looks import Look
 from satmap.device import pick_device
 from satmap.inference.ensemble import Voter
 from satmap.inference.journal import Journal
@@ -26,13 +27,15 @@ class Prediction:
     """What a prediction did.
 
     Attributes:
-        images: number of roads by the id that stands in the file, every image found (out of fold:
-            held out).
+        noun: what was looked for, in the plural.
+        images: how much was found by the id that stands in the file, every image found (out of
+            fold: held out).
         faults: image id to what was wrong, for the images that could not be predicted and are
             empty in the file.
         warnings: what the user should know of the others.
     """
 
+    noun: str
     images: dict[str, int]
     faults: dict[str, str]
     warnings: tuple[str, ...]
@@ -50,6 +53,7 @@ def predict(
     out_of_fold: bool = False,
     workers: int = 0,
     command: Sequence[str] = (),
+    look: Look | None = None,
 ) -> Prediction:
     """Predict every image of the directories and write the submission with its manifest.
 
@@ -62,19 +66,20 @@ def predict(
 
     Args:
         directories: areas, or roots of many.
-        output: the CSV file.
+        output: the submission: a CSV file, of buildings also .json for COCO results.
         weights: directory of trained weights; all of the recipe's are averaged.
         device: where networks run; as ``satmap.device.pick_device`` takes it.
         recipe_name: by default that of the weights.
         planes: directory for the averaged planes, a GeoTIFF an image by the id that stands in the
             file, as ``satmap.vectorizing.vectorize_directory`` takes them; an image at fault has
             none.
-        exports: files for the roads in the formats of ``satmap.exports``.
+        exports: files for the roads in the formats of ``satmap.exports``; of roads alone.
         out_of_fold: predict each image only by the networks whose training held it out, and leave
             out images that none did.
         workers: processes that write and vectorise planes, for each that predicts; with any, a
             thread reads ahead. 0 does one thing after the other in this process.
         command: satmap's arguments, for the manifest.
+        look: of images whose names do not say from where they were taken.
 
     Returns:
         What was done; under ``torchrun`` the same in every process.
@@ -85,7 +90,7 @@ def predict(
     """
     request = Request(
         tuple(directories), output, weights, str(device), recipe_name, planes, tuple(exports),
-        out_of_fold, workers, tuple(command),
+        out_of_fold, workers, tuple(command), look=look,
     )  # fmt: skip
     require_outputs(request)
     # Planes and roads travel through files beside the output.
@@ -108,7 +113,7 @@ def _predict(ranks: Ranks, request: Request) -> Prediction:
             weights = record_weights(plan)
             voters = load_ensemble(plan.files, device)
             _require_channels(plan, voters)
-            journal = stack.enter_context(Journal(request.output, plan.fingerprint))
+            journal = stack.enter_context(Journal(request.output, plan.fingerprint, plan.maps))
             store = PlaneStore(request.output, plan.fingerprint)
             store.sweep([place.key for place in plan.places])
             sweep(plan, request)
@@ -117,7 +122,9 @@ def _predict(ranks: Ranks, request: Request) -> Prediction:
         plan, work = ranks.on_first(begin)
         if journal is None:
             voters = load_ensemble(plan.files, device)
-            journal = stack.enter_context(Journal(request.output, plan.fingerprint, ranks.rank))
+            journal = stack.enter_context(
+                Journal(request.output, plan.fingerprint, plan.maps, ranks.rank)
+            )
         outcome = predict_share(plan, work, request, ranks, voters, device, journal)
         if not ranks.first:
             # The first process takes in what this one has finished.
@@ -160,4 +167,4 @@ def _written(
         warnings |= dict.fromkeys(journal.notes.get(place.key, ()))
     images, of_exports = write_outputs(plan, request, journal, list(faults))
     warnings |= dict.fromkeys(of_exports)
-    return Prediction(images, faults, tuple(warnings))
+    return Prediction(plan.maps.noun, images, faults, tuple(warnings))

@@ -23,11 +23,10 @@ from satmap.inference.plan import Plan, Request, Work
 from satmap.inference.plane_rasters import writing_planes
 from satmap.inference.plane_store import PlaneStore
 from satmap.inference.tracing import Outcome, Tracer
-from satmap.planes import ROAD_PLANES, Planes
+from satmap.planes import Planes, resize_planes
 from satmap.progress import track
 from satmap.ranks import Ranks
 from satmap.recipe import Inference
-from satmap.roads.graph import RoadGraph
 from satmap.workers import BoundedPool, read_ahead
 
 #: Images that are read before the networks have time for them.
@@ -83,7 +82,7 @@ def predict_share(
 
 def look(picture: Picture, settings: Inference, device: torch.device) -> list[Strip]:
     """Launch the networks on a picture; its planes are there when they are asked for."""
-    return list(predict_strips(picture.voters, picture.pixels, settings, device))
+    return list(predict_strips(picture.voters, picture.pixels, settings, device, picture.category))
 
 
 class _Seer:
@@ -166,8 +165,11 @@ class _Seer:
         together = self._fits(index, picture) or not place.neighbours
         path = self._store.path(place.key if together else f"{place.key} alone")
         settings = self._plan.recipe.inference
-        with writing_planes(path, ROAD_PLANES, picture.shape, georeference) as write:
-            for strip in predict_strips(picture.voters, picture.pixels, settings, self._device):
+        with writing_planes(path, self._plan.recipe.planes, picture.shape, georeference) as write:
+            strips = predict_strips(
+                picture.voters, picture.pixels, settings, self._device, picture.category
+            )
+            for strip in strips:
                 write(strip.top, strip.values.get())
 
         def copied(future: Future[None]) -> None:
@@ -191,7 +193,8 @@ class _Seer:
             self._fail(index, error)
             return
         values = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
-        planes = Planes(ROAD_PLANES, values, picture.metres_per_pixel)
+        values = resize_planes(values, picture.shape)
+        planes = Planes(self._plan.recipe.planes, values, picture.metres_per_pixel)
         georeference, rasters = picture.info.georeference, self._rasters(index)
 
         def kept(future: Future[None]) -> None:
@@ -199,7 +202,7 @@ class _Seer:
                 self._tracer.stored(index)
             self._tracer.settled(index)
 
-        def traced(future: Future[RoadGraph]) -> None:
+        def traced(future: Future[Any]) -> None:
             if self._is_sound(index, picture, future):
                 self._tracer.traced(index, georeference, future)
             self._tracer.settled(index)
@@ -209,8 +212,8 @@ class _Seer:
             paths = [*rasters, self._store.path(self._plan.places[index].key)]
             self._pool.submit(kept, plane_jobs.keep, planes, georeference, paths)
         else:
-            roads = self._plan.recipe.roads
-            self._pool.submit(traced, plane_jobs.trace, planes, georeference, rasters, roads)
+            maps = self._plan.maps.for_image(self._plan.places[index].chip)
+            self._pool.submit(traced, plane_jobs.trace, planes, georeference, rasters, maps)
 
     def _fits(self, index: int, picture: Picture) -> bool:
         """Whether there is something around an image, on the grid on which it was seen."""

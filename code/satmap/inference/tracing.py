@@ -5,15 +5,14 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from satmap.data.georeference import Georeference
 from satmap.errors import CannotWriteError, SatmapError
-from satmap.exports import ImageRoads
 from satmap.inference import plane_jobs
 from satmap.inference.journal import Journal
 from satmap.inference.plan import Plan, Work
 from satmap.inference.plane_store import PlaneStore
-from satmap.roads.graph import RoadGraph
 from satmap.workers import BoundedPool
 
 
@@ -41,7 +40,7 @@ class Outcome:
 
 
 class Tracer:
-    """The roads of the images of a share, from planes in the store into the journal.
+    """The maps of the images of a share, from planes in the store into the journal.
 
     An image waits until no image around it is still to be seen, by any process; of those that
     other processes see, this one learns at the end.
@@ -63,7 +62,7 @@ class Tracer:
             work: what is left to do, by all processes.
             store: where planes are.
             pool: workers.
-            journal: where roads go.
+            journal: where maps go.
             outcome: where faults go.
         """
         self._plan = plan
@@ -138,21 +137,16 @@ class Tracer:
             if together
         ]
 
-        def done(future: Future[RoadGraph]) -> None:
+        def done(future: Future[Any]) -> None:
             self.traced(index, place.chip.image.georeference, future)
             if not place.neighbours or not together:
                 path.unlink(missing_ok=True)
 
-        recipe = self._plan.recipe
-        self._pool.submit(
-            done, plane_jobs.trace_stored, path, neighbours, recipe.roads,
-            recipe.inference.default_metres_per_pixel,
-        )  # fmt: skip
+        maps = self._plan.maps.for_image(place.chip)
+        self._pool.submit(done, plane_jobs.trace_stored, path, neighbours, maps)
 
-    def traced(
-        self, index: int, georeference: Georeference | None, future: Future[RoadGraph]
-    ) -> None:
-        """Note the roads of an image, or its fault.
+    def traced(self, index: int, georeference: Georeference | None, future: Future[Any]) -> None:
+        """Note what was found in an image, or its fault.
 
         Raises:
             CannotWriteError: something cannot be written.
@@ -162,5 +156,6 @@ class Tracer:
             self._outcome.fail(index, error)
             return
         chip = self._plan.places[index].chip
-        roads = ImageRoads(self._plan.ids[chip.image_id], future.result(), georeference)
-        self._journal.add(self._plan.places[index].key, roads)
+        image_id = self._plan.ids[chip.image_id]
+        found = self._plan.maps.of_image(chip, image_id, future.result(), georeference)
+        self._journal.add(self._plan.places[index].key, found)

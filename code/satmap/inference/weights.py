@@ -20,12 +20,8 @@ from satmap.models.weights import (
     load_weights,
     read_weights_metadata,
 )
-from satmap.planes import ROAD_PLANES
 from satmap.recipe import Checkpoint, Recipe
 from satmap.text import printable
-
-# What a recipe's task is made of, in the order of its vectoriser.
-_PLANES = {"roads": ROAD_PLANES}
 
 
 @dataclass(frozen=True)
@@ -165,12 +161,17 @@ def choose(files: Sequence[WeightFile], recipe: Recipe) -> list[WeightFile]:
 
 def _require_planes(file: WeightFile, recipe: Recipe) -> None:
     """Fail before any work if a network cannot do the recipe's task."""
-    wanted = _PLANES[recipe.task]
+    wanted = recipe.planes
     network = file.network
-    if network.categories:
+    if network.categories and not recipe.categories:
         raise SatmapError(
             f"{file.path} has a head for each of {_list(network.categories)}, but images of "
             f"{recipe.task} have no category to choose one by. Move it elsewhere."
+        )
+    if network.categories != recipe.categories:
+        raise SatmapError(
+            f"{file.path} has heads for {_list(network.categories) or 'no categories'}, but the "
+            f"recipe {recipe.name} for {_list(recipe.categories)}. Move it elsewhere."
         )
     if set(network.planes) != set(wanted):
         raise SatmapError(
@@ -189,7 +190,7 @@ def load_ensemble(files: Sequence[WeightFile], device: torch.device) -> list[Vot
         SatmapError: a file cannot be loaded, or the networks have different planes or categories.
     """
     first = files[0]
-    task = _PLANES[first.recipe.task]
+    task = first.recipe.planes
     planes = task if set(task) == set(first.network.planes) else first.network.planes
     voters = []
     for file in files:

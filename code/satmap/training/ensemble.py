@@ -12,8 +12,8 @@ import torch
 from satmap.checksums import record_file
 from satmap.data.cache import CachedChip
 from satmap.data.folds import assign_folds
+from satmap.data.looks import Look
 from satmap.data.preparation import Preparation, prepare
-from satmap.data.spacenet_roads import scan
 from satmap.errors import SatmapError
 from satmap.files import remove_left_over, require_writable
 from satmap.launched import local_processes
@@ -21,13 +21,14 @@ from satmap.models.encoders import require_encoder
 from satmap.models.pretrained import find_encoder_file, how_to_get
 from satmap.models.unet import build_network
 from satmap.models.weights import load_pretrained_encoder
-from satmap.planes import ROAD_PLANES
 from satmap.ranks import Ranks
 from satmap.recipe import Member, Recipe
+from satmap.scanning import scan_for
 from satmap.training.budget import allot, deal_stages
 from satmap.training.compiling import require_compiler
 from satmap.training.loading import within_shared_memory
 from satmap.training.loop import train_member
+from satmap.training.objectives import objective_of
 from satmap.training.order import member_seed
 from satmap.training.sole_writer import sole_writer
 from satmap.training.teacher import Teacher, find_teacher, teach
@@ -45,6 +46,7 @@ class TrainingOptions:
         folds: train only the members of these folds; all if empty.
         time_limit: seconds that all of it may take; None for the recipe's own length.
         teacher: directory of the weights to learn from, for recipes that distil an ensemble.
+        look: of images whose names do not say from where they were taken.
     """
 
     cache: Path
@@ -53,6 +55,7 @@ class TrainingOptions:
     folds: tuple[int, ...] = ()
     time_limit: float | None = None
     teacher: Path | None = None
+    look: Look | None = None
 
 
 def train(
@@ -179,7 +182,7 @@ def _prepare(
         require_compiler(place.device)
     remove_left_over(place.weights)
     remove_left_over(options.cache)
-    inventory = scan(directories)
+    inventory = scan_for(recipe, directories, options.look)
     place.ranks.say(inventory.summary())
     labelled = [chip for chip in inventory.chips if chip.label is not None]
     if not options.skip_unlabelled or not labelled:
@@ -189,18 +192,25 @@ def _prepare(
         max([member.bands for member in members] + ([teacher.bands] if teacher else [])),
         options.cache,
         recipe.stretch,
-        recipe.targets,
+        recipe.targets_of_task,
+        input_px=recipe.input_px,
+        heads=recipe.looks,
     )
     preparation = Preparation(prepared.chips, inventory.faults | prepared.faults)
     preparation.require_enough()
     chips = preparation.chips
-    if not any(chip.labels for chip in chips):
+    if all(chip.is_empty for chip in chips):
+        labelled_with = objective_of(recipe).labelled
         raise SatmapError(
-            f"none of the {len(chips)} chips has a road in its label, so there is nothing to "
-            "learn. Check that these are road labels."
+            f"none of the {len(chips)} chips has a {labelled_with} in its label, so there is "
+            f"nothing to learn. Check that these are {labelled_with} labels."
         )
-    folds = assign_folds([(chip.image_id, chip.aoi) for chip in chips], recipe.folds, recipe.seed)
-    return preparation, folds
+    if repaired := sum(chip.repaired for chip in chips):
+        place.ranks.say(f"{repaired} invalid polygons of the labels were repaired")
+    # Looks at one place show the same: it is in one fold or in another.
+    sites = {chip.site: chip.aoi for chip in chips}
+    folds = assign_folds(sites.items(), recipe.folds, recipe.seed)
+    return preparation, {chip.image_id: folds[chip.site] for chip in chips}
 
 
 def _train(
@@ -226,7 +236,12 @@ def _train(
     # One seed a member, whatever was trained before it.
     torch.manual_seed(member_seed(recipe, member, 0))
     network = build_network(
-        member.encoder, member.bands, ROAD_PLANES, member.decoder.widths, member.decoder.kind
+        member.encoder,
+        member.bands,
+        recipe.planes,
+        member.decoder.widths,
+        member.decoder.kind,
+        recipe.categories,
     )
     file = _encoder_file(member, place, options)
     if file is not None:

@@ -20,13 +20,11 @@ from satmap.recipe import Member, Recipe
 from satmap.training.budget import EpochPlan
 from satmap.training.checkpoint import Learner, Progress, remember_split
 from satmap.training.loading import Batch, batches
-from satmap.training.losses import road_loss
+from satmap.training.objectives import objective_of
 from satmap.training.order import chunks, deal, epoch_order
 from satmap.training.parallel import Forward, total
 from satmap.training.schedule import learning_rate
 from satmap.training.workplace import Workplace
-
-_HEADS = ("loss", "road", "speed", "junction")
 
 # How a job goes on that must be started again, by whether satmap itself has started it.
 _HOW_ON = {
@@ -109,15 +107,23 @@ def train_epoch(
     items = step_items(dataset, job, progress)
     whole, items = len(items), items[: max(plan.steps, progress.step)]
     learner.network.train()
-    sums = torch.zeros(len(_HEADS), device=device)
+    objective = objective_of(job.recipe)
+    names = ("loss", *objective.parts)
+    sums = torch.zeros(len(names), device=device)
     if progress.sums:
         sums += torch.tensor(progress.sums[ranks.rank], device=device)
     clock = _Clock(progress.seconds)
+    scored = objective.scores[0]
+    scores = [
+        record[scored]
+        for record in progress.history
+        if record["stage"] == progress.stage + 1 and scored in record
+    ]
 
     def rate(step: int) -> float:
         # As if the whole recipe ran: an epoch cut short covers as much of the schedule.
         done = plan.start * whole + (plan.end - plan.start) * whole * step / len(items)
-        return learning_rate(stage.schedule, done, whole, stage.epochs)
+        return learning_rate(stage.schedule, done, whole, stage.epochs, scores)
 
     def steps_left() -> None:
         first = progress.step
@@ -133,7 +139,9 @@ def train_epoch(
         for step in bar:
             for group in learner.optimizer.param_groups:
                 group["lr"] = rate(step)
-            numbers, losses = _gradients(learner, forward, crops, len(items[step]), job)
+            numbers, losses = _gradients(
+                learner, forward, crops, len(items[step]), dataset, job, progress
+            )
             norm = losses[0]
             if job.recipe.optimizer.clip_norm:
                 norm = torch.nn.utils.clip_grad_norm_(
@@ -190,40 +198,48 @@ def train_epoch(
         "seconds": seconds,
         "ms_per_step": 1000 * seconds / len(items),
         "crops_per_second": len(items) * len(items[0]) * ranks.world / seconds,
-        **dict(zip(_HEADS, means, strict=True)),
+        **dict(zip(names, means, strict=True)),
     }
 
 
 def _gradients(
-    learner: Learner, forward: Forward, crops: Iterable[Batch], share: int, job: Job
+    learner: Learner,
+    forward: Forward,
+    crops: Iterable[Batch],
+    share: int,
+    dataset: CropDataset,
+    job: Job,
+    progress: Progress,
 ) -> tuple[list[int], Tensor]:
     """Leave the mean gradient of a step's crops in the parameters.
 
     Returns:
-        Index of each crop's chip; the losses (4,) of ``_HEADS``, mean over the crops.
+        Index of each crop's chip; the loss and its parts, mean over the crops.
     """
-    device, encoder = job.place.device, learner.network.encoder
+    network, device = learner.network, job.place.device
+    objective = objective_of(job.recipe)
     learner.optimizer.zero_grad(set_to_none=True)
     shown: list[int] = []
-    losses = torch.zeros(len(_HEADS), device=device)
+    losses = torch.zeros(1 + len(objective.parts), device=device)
     for images, targets, numbers in crops:
         shown += numbers.tolist()
         images = images.to(device, non_blocking=True)
         targets = targets.to(device, non_blocking=True)
-        pixels = encoder.normalize(images).contiguous(memory_format=torch.channels_last)
+        looks = [dataset.chips[number].category or "" for number in numbers.tolist()]
+        pixels = network.encoder.normalize(images).contiguous(memory_format=torch.channels_last)
         with forward.gradients_stay(len(shown) < share):
             with autocast(device):
-                logits = forward(pixels)
-            loss, parts = road_loss(
+                logits = forward(pixels, network.category_indices(looks))
+            loss, parts = objective.loss(
                 logits,
-                learner.network.plane_names,
+                network.plane_names,
                 targets,
-                job.member.losses,
+                job.member.losses_of(progress.stage),
                 partial(total, ranks=job.place.ranks),
             )
             weight = len(numbers) / share
             (loss * weight).backward()  # type: ignore[no-untyped-call]
-        losses += weight * torch.stack([loss.detach(), *(parts[head] for head in _HEADS[1:])])
+        losses += weight * torch.stack([loss.detach(), *(parts[name] for name in objective.parts)])
         if len(shown) == share:
             break
     return shown, losses

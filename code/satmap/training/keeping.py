@@ -10,13 +10,8 @@ from satmap.models.unet import UNet
 from satmap.models.weights import save_weights
 from satmap.recipe import Member, Recipe
 from satmap.training.checkpoint import Progress
+from satmap.training.objectives import objective_of
 from satmap.training.workplace import Workplace
-
-#: Scores of a validation, in the order in which they are shown.
-SCORES = ("apls", "apls_time", "dice", "iou")
-
-# Score of an epoch -> the checkpoint that keeps its best.
-_BEST = {"apls": "best_apls", "dice": "best_dice"}
 
 
 def require_finite(network: UNet, member: Member, progress: Progress, place: Workplace) -> None:
@@ -49,7 +44,8 @@ def keep_checkpoints(
     Raises:
         SatmapError: a file cannot be written.
     """
-    scores = {name: round(record[name], 5) for name in SCORES if name in record}
+    objective = objective_of(recipe)
+    scores = {name: round(record[name], 5) for name in objective.scores if name in record}
     metadata = {
         "recipe": recipe.model_dump_json(),
         "member": member.name,
@@ -59,7 +55,7 @@ def keep_checkpoints(
         "held_out": json.dumps(held_out),
     }
     written = [place.weight_file(member, "last")]
-    for score, checkpoint in _BEST.items():
+    for score, checkpoint in objective.best.items():
         file = place.weight_file(member, checkpoint)
         if score in record and record[score] > progress.best.get(score, -1.0):
             progress.best[score] = record[score]

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from satmap.data.crops import CropDataset
 from satmap.errors import SatmapError
 from satmap.planes import ROAD_PLANES
-from satmap.recipe import Member
+from satmap.recipe import Losses, Member
 from satmap.shared_memory import REMEDY, SHARED_MEMORY, can_share_locks, free_shared_memory
 from satmap.termination import obey_parent_only
 from satmap.training.workplace import Workplace
@@ -64,7 +64,7 @@ def within_shared_memory(place: Workplace, members: Sequence[Member], processes:
         return place
     if not can_share_locks(place.workers):
         place.ranks.say(
-            f"without {SHARED_MEMORY} there are no workers, so this is slower. {REMEDY}"
+            f"{SHARED_MEMORY} is full or not there: no workers cut crops, which is slower. {REMEDY}"
         )
         return replace(place, workers=0)
     free, needed = free_shared_memory(), processes * _bytes_in_flight(members, place.workers)
@@ -88,7 +88,9 @@ def _bytes_in_flight(members: Sequence[Member], workers: int) -> int:
 
 def _planes(member: Member) -> int:
     """Bytes a pixel of a crop: the image's bands, a target and what a teacher says."""
-    return member.bands + 1 + (len(ROAD_PLANES) if member.losses.distillation else 0)
+    # As satmap.data.targets and satmap.data.building_targets pack them.
+    target = 1 if isinstance(member.losses, Losses) else 2
+    return member.bands + target + (len(ROAD_PLANES) if member.needs_teacher else 0)
 
 
 def _told_plainly(batches: Iterable[Batch]) -> Iterator[Batch]:

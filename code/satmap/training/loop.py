@@ -27,8 +27,9 @@ from satmap.training.checkpoint import (
     save_state,
 )
 from satmap.training.epoch import Job, step_items, train_epoch
-from satmap.training.keeping import SCORES, keep_checkpoints, require_finite
+from satmap.training.keeping import keep_checkpoints, require_finite
 from satmap.training.manifests import note_run, write_manifests
+from satmap.training.objectives import objective_of
 from satmap.training.order import member_seed
 from satmap.training.parallel import Forward
 from satmap.training.synced_norm import synced_norms
@@ -136,7 +137,7 @@ def _train_stage(learner: Learner, job: Job, progress: Progress, seconds: float 
     index = progress.stage
     stage = member.stages[index]
     dataset = CropDataset(
-        job.training,
+        _chips_of(stage, job),
         stage.crop,
         member.bands,
         stage.passes,
@@ -166,6 +167,19 @@ def _train_stage(learner: Learner, job: Job, progress: Progress, seconds: float 
                 progress.saving_seconds = between - progress.validation_seconds * plan.validate
                 progress.stage_seconds += progress.saving_seconds
     return progress
+
+
+def _chips_of(stage: Stage, job: Job) -> Sequence[CachedChip]:
+    """The chips of a stage, in their order: all, or so many that a hash of their ids chooses."""
+    if stage.chips is None or stage.chips >= len(job.training):
+        return job.training
+
+    def rank(number: int) -> bytes:
+        image_id = job.training[number].image_id
+        return hashlib.sha256(f"{job.recipe.seed}:{image_id}".encode()).digest()
+
+    chosen = sorted(sorted(range(len(job.training)), key=rank)[: stage.chips])
+    return [job.training[number] for number in chosen]
 
 
 def _finish_epoch(
@@ -211,12 +225,13 @@ def _finish_epoch(
     progress.epoch, progress.schedule = progress.epoch + 1, plan.end
     progress.stage_seconds += progress.seconds
     progress.step, progress.seconds, progress.sums = 0, 0.0, []
-    place.ranks.say(_line(job.member, stage, progress, record))
+    objective = objective_of(job.recipe)
+    place.ranks.say(_line(job.member, stage, progress, record, objective.scores))
     if progress.schedule >= stage.epochs:
         progress = progress.next_stage()
         # The next stage starts with an optimizer that has seen nothing.
         learner.optimizer = _make_optimizer(learner.network, job.recipe)
-    place.ranks.on_first(lambda: watch(job.member, progress, place))
+    place.ranks.on_first(lambda: watch(job.member, progress, place, objective))
     _save(learner, job, progress)
     return progress
 
@@ -268,8 +283,14 @@ def _fingerprint(
     return json.dumps([recipe.training_fingerprint, member.name, *chips, *teachers])
 
 
-def _line(member: Member, stage: Stage, progress: Progress, record: dict[str, float]) -> str:
-    scores = "  ".join(f"{name} {record[name]:.3f}" for name in SCORES if name in record)
+def _line(
+    member: Member,
+    stage: Stage,
+    progress: Progress,
+    record: dict[str, float],
+    names: Sequence[str],
+) -> str:
+    scores = "  ".join(f"{name} {record[name]:.3f}" for name in names if name in record)
     epochs = f"{progress.epoch}/{stage.epochs}"
     if progress.schedule != progress.epoch:
         # Under a time limit an epoch is as long as the time makes it.

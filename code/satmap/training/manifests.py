@@ -19,7 +19,7 @@ from satmap.manifest import (
 )
 from satmap.training.checkpoint import Progress
 from satmap.training.epoch import Job
-from satmap.training.keeping import SCORES
+from satmap.training.objectives import objective_of
 from satmap.training.order import member_seed
 from satmap.training.workplace import Workplace
 
@@ -78,7 +78,7 @@ def write_manifests(
         },
         "stage": int(record["stage"]),
         "epoch": int(record["epoch"]),
-        "scores": {name: record[name] for name in SCORES if name in record},
+        "scores": {name: record[name] for name in objective_of(recipe).scores if name in record},
         "data": _list_data(job.place.weights, chips),
         "starts_from": [FileRecord.model_validate(file) for file in progress.starts_from],
         "skipped": dict(job.place.circumstances.skipped),

@@ -41,9 +41,10 @@ class Forward:
                 )
         self._call: Any = torch.compile(module) if place.compile else module
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits (n, planes, h, w) of normalised images (n, channels, h, w)."""
-        logits: Tensor = self._call(images)
+    def __call__(self, images: Tensor, category: Tensor | None = None) -> Tensor:
+        """Logits (n, planes, h, w) of normalised images (n, channels, h, w), for networks with
+        categories by the index of each image's."""
+        logits: Tensor = self._call(images, *([] if category is None else [category]))
         return logits
 
     def gradients_stay(self, stay: bool) -> contextlib.AbstractContextManager[None]:

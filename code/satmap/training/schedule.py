@@ -1,11 +1,18 @@
 """Learning rates over a stage."""
 
 import math
+from collections.abc import Sequence
 
-from satmap.recipe import CosineSchedule, Schedule
+from satmap.recipe import CosineSchedule, PlateauSchedule, Schedule
 
 
-def learning_rate(schedule: Schedule, step: float, steps_per_epoch: int, epochs: int) -> float:
+def learning_rate(
+    schedule: Schedule,
+    step: float,
+    steps_per_epoch: int,
+    epochs: int,
+    scores: Sequence[float] = (),
+) -> float:
     """The learning rate of a step.
 
     Args:
@@ -14,7 +21,10 @@ def learning_rate(schedule: Schedule, step: float, steps_per_epoch: int, epochs:
             the whole recipe would have taken at this point of the schedule.
         steps_per_epoch: > 0.
         epochs: length of the stage.
+        scores: of the stage's validations so far, for rates that follow them.
     """
+    if isinstance(schedule, PlateauSchedule):
+        return _after_plateaus(schedule, scores)
     if isinstance(schedule, CosineSchedule):
         total = steps_per_epoch * epochs
         warmup = schedule.warmup * total
@@ -25,3 +35,14 @@ def learning_rate(schedule: Schedule, step: float, steps_per_epoch: int, epochs:
         return schedule.final + (schedule.peak - schedule.final) * swing
     epoch = step // steps_per_epoch
     return schedule.rates[max(start for start in schedule.rates if start <= epoch)]
+
+
+def _after_plateaus(schedule: PlateauSchedule, scores: Sequence[float]) -> float:
+    """The rate follows from the scores alone, so that a stopped training goes on at the same."""
+    rate, best, waited = schedule.rate, -math.inf, 0
+    for score in scores:
+        waited = 0 if score > best else waited + 1
+        best = max(best, score)
+        if waited == schedule.patience:
+            rate, waited = rate * schedule.factor, 0
+    return max(rate, schedule.least)

@@ -12,17 +12,13 @@ from satmap.recipe import Member
 from satmap.report.curves import Curve, draw_curves
 from satmap.report.panels import write_picture
 from satmap.training.checkpoint import Progress
-from satmap.training.keeping import SCORES
+from satmap.training.objectives import Objective
 from satmap.training.workplace import Workplace
 
-_LOSSES = ("loss", "road", "speed", "junction")
-_COLUMNS = (
-    "stage", "epoch", "learning_rate", "seconds", "ms_per_step", "crops_per_second",
-    *_LOSSES, *SCORES,
-)  # fmt: skip
+_COLUMNS = ("stage", "epoch", "learning_rate", "seconds", "ms_per_step", "crops_per_second")
 
 
-def watch(member: Member, progress: Progress, place: Workplace) -> None:
+def watch(member: Member, progress: Progress, place: Workplace, objective: Objective) -> None:
     """Bring the member's log, curves and TensorBoard up to the last epoch.
 
     The files are written whole: an epoch that is done again after a kill has one row all the same.
@@ -31,8 +27,9 @@ def watch(member: Member, progress: Progress, place: Workplace) -> None:
         SatmapError: a file cannot be written.
     """
     stem = place.weights / member.name
-    write_text(Path(f"{stem}.log.csv"), _table(progress.history))
-    panels = [_curves(progress.history, names) for names in (_LOSSES, SCORES)]
+    figures = ("loss", *objective.parts), objective.scores
+    write_text(Path(f"{stem}.log.csv"), _table(progress.history, [*figures[0], *figures[1]]))
+    panels = [_curves(progress.history, names) for names in figures]
     write_picture(Path(f"{stem}.curves.png"), draw_curves([panel for panel in panels if panel]))
     if place.tensorboard is not None:
         _tell_tensorboard(place.tensorboard / member.name, progress.history)
@@ -52,9 +49,9 @@ def require_tensorboard() -> None:
         )
 
 
-def _table(history: Sequence[dict[str, float]]) -> str:
+def _table(history: Sequence[dict[str, float]], figures: Sequence[str]) -> str:
     text = io.StringIO()
-    table = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    table = csv.DictWriter(text, (*_COLUMNS, *figures), lineterminator="\n")
     table.writeheader()
     for record in history:
         table.writerow({name: f"{value:.6g}" for name, value in record.items()})

@@ -1,0 +1,123 @@
+"""What was found in the directories of a challenge: its images, their labels, what is wrong."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from satmap.data.chip import Chip
+from satmap.data.imagery import MULTISPECTRAL, RGB, RGB_NIR
+from satmap.errors import SatmapError
+from satmap.text import printable
+
+_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What was found in the given directories.
+
+    Attributes:
+        chips: sorted by id, in natural order.
+        faults: image id to what is wrong, for the images that cannot be read at all.
+        warnings: what is wrong with one product of an image whose other product serves.
+        orphans: labels without an image.
+        long_ids: image id to the id with the challenge's prefix, for every image found, readable or
+            not.
+        passed_over: rasters whose names are not those of the challenge's images.
+        directories: where the search went.
+        label_names: of chips without a label, the names that were tried, without directory.
+    """
+
+    chips: tuple[Chip, ...]
+    faults: dict[str, str]
+    warnings: tuple[str, ...]
+    orphans: tuple[Path, ...]
+    long_ids: dict[str, str]
+    passed_over: tuple[Path, ...]
+    directories: tuple[Path, ...]
+    label_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def unlabelled(self) -> tuple[Chip, ...]:
+        """The chips whose label was not found."""
+        return tuple(chip for chip in self.chips if chip.label is None)
+
+    def require_labels(self) -> None:
+        """Fail if a chip has no label.
+
+        Raises:
+            SatmapError: names the images and, for the first, the label names that were tried.
+        """
+        missing = self.unlabelled()
+        if not missing:
+            return
+        shown = ", ".join(chip.image.path.name for chip in missing[:_NAMES_SHOWN])
+        more = f" and {len(missing) - _NAMES_SHOWN} more" if len(missing) > _NAMES_SHOWN else ""
+        tried = "\n  ".join(self.label_names[missing[0].image_id])
+        first = missing[0].image_id
+        places = ", ".join(map(str, self.directories))
+        raise SatmapError(
+            f"{len(missing)} of {len(self.chips)} images have no label: {shown}{more}.\n"
+            f"For {first} these names were tried anywhere under {places}:\n  {tried}\n"
+            "Add the labels, or pass --skip-unlabelled to train without these images."
+        )
+
+    def summary(self) -> str:
+        """A table for people: areas, images, labels, bands, sizes, what is missing."""
+        areas: dict[str, list[Chip]] = defaultdict(list)
+        for chip in self.chips:
+            areas[chip.aoi].append(chip)
+        # Of the roads' two products both columns stand there always.
+        products = (MULTISPECTRAL, *_further_products(self.chips), RGB)
+        header = ("area", "chips", *products, "labels", "bands", "type", "size", "m/px")
+        rows = [header, *(_summary_row(aoi, chips, products) for aoi, chips in areas.items())]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        if missing := [c.image_id for c in self.chips if c.image.georeference is None]:
+            lines.append(f"without georeference: {_listing(missing)}")
+        unlabelled = [chip.image_id for chip in self.unlabelled()]
+        if 0 < len(unlabelled) < len(self.chips):
+            lines.append(f"without label: {_listing(unlabelled)}")
+        if self.orphans:
+            names = [path.name for path in self.orphans]
+            lines.append(f"labels without an image: {_listing(names)}")
+        if self.passed_over:
+            lines.append(
+                f"passed over: {len(self.passed_over)} other rasters such as "
+                f"{self.passed_over[0].name}"
+            )
+        lines += [f"passed over: {warning}" for warning in self.warnings]
+        lines += [f"unusable: {fault}" for fault in self.faults.values()]
+        # Names of directories and files are whatever somebody called them.
+        return "\n".join(map(printable, lines))
+
+
+def _further_products(chips: Sequence[Chip]) -> list[str]:
+    return [RGB_NIR] if any(RGB_NIR in chip.images for chip in chips) else []
+
+
+def _summary_row(aoi: str, chips: Sequence[Chip], products: Sequence[str]) -> tuple[str, ...]:
+    def kinds(values: Iterable[str]) -> str:
+        common = Counter(values).most_common()
+        return ", ".join(value for value, _ in common[:3]) + (", ..." if len(common) > 3 else "")
+
+    located = [c.image.georeference for c in chips if c.image.georeference is not None]
+    return (
+        aoi,
+        str(len(chips)),
+        *(str(sum(product in chip.images for chip in chips)) for product in products),
+        str(sum(chip.label is not None for chip in chips)),
+        kinds(str(chip.image.bands) for chip in chips),
+        kinds(chip.image.dtype for chip in chips),
+        kinds(f"{chip.image.width}x{chip.image.height}" for chip in chips),
+        kinds(f"{g.metres_per_pixel[0]:.2f}x{g.metres_per_pixel[1]:.2f}" for g in located) or "-",
+    )
+
+
+def _listing(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    hidden = len(names) - _NAMES_SHOWN
+    return f"{shown} and {hidden} more" if hidden > 0 else shown

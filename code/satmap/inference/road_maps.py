@@ -1,0 +1,104 @@
+"""Roads from planes, into the journal and into the challenge's CSV."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from affine import Affine
+
+from satmap.data.chip import Chip
+from satmap.data.georeference import Georeference
+from satmap.exports import ImageRoads
+from satmap.inference.journal import Journal
+from satmap.inference.lazy_rows import LazyRows
+from satmap.mask_files import open_mask
+from satmap.mask_roads import roads_of_mask
+from satmap.planes import Planes
+from satmap.roads.graph import RoadEdge, RoadGraph
+from satmap.roads.rows import to_rows
+from satmap.roads.settings import RoadSettings
+from satmap.roads.vectorize import vectorize
+from satmap.submissions.roads_csv import write_roads_csv
+
+
+@dataclass(frozen=True)
+class RoadMaps:
+    """See :class:`satmap.inference.maps.Maps`.
+
+    Attributes:
+        settings: of the vectoriser.
+        metres_per_pixel: of planes without georeference.
+    """
+
+    settings: RoadSettings
+    metres_per_pixel: float
+    noun: ClassVar[str] = "roads"
+    looks_around: ClassVar[bool] = True
+
+    def for_image(self, chip: Chip) -> "RoadMaps":
+        """All images have the same settings."""
+        return self
+
+    def vectorize(self, planes: Planes) -> RoadGraph:
+        """The roads of an image by itself."""
+        return vectorize(planes, self.settings)
+
+    def vectorize_stored(
+        self, stored: Path, neighbours: Sequence[tuple[Path, int, int]]
+    ) -> RoadGraph:
+        """The roads of an image that go on in those around it."""
+        there = [around for around in neighbours if around[0].exists()]
+        with open_mask(stored, self.metres_per_pixel) as mask:
+            return roads_of_mask(mask, there, self.settings, self.metres_per_pixel)
+
+    def of_image(
+        self, chip: Chip, image_id: str, found: RoadGraph, georeference: Georeference | None
+    ) -> ImageRoads:
+        """The roads with the image that they are of."""
+        return ImageRoads(image_id, found, georeference)
+
+    def require_output(self, output: Path, exports: Sequence[Path], chips: Sequence[Chip]) -> None:
+        """Roads can be written in all formats."""
+
+    def write(
+        self, output: Path, ids: Sequence[str], keys: Mapping[str, str], journal: Journal
+    ) -> dict[str, int]:
+        """Write the roads CSV."""
+        rows = LazyRows(ids, keys, lambda key: to_rows(journal.found(key).graph))
+        write_roads_csv(output, rows)
+        return rows.counts
+
+    def as_json(self, found: ImageRoads) -> list[Any]:
+        """The roads as lists and numbers."""
+        place = found.georeference
+        return [
+            found.image_id,
+            place and [place.crs, place.transform[:6], place.metres_per_pixel],
+            found.graph.nodes.tolist(),
+            [
+                [edge.nodes, edge.line.tolist(), edge.length_m, edge.speed_mps, edge.confidence]
+                for edge in found.graph.edges
+            ],
+        ]
+
+    def from_json(self, content: list[Any]) -> ImageRoads:
+        """The roads as they were, to the last bit.
+
+        Raises:
+            ValueError, TypeError: it is no such record.
+        """
+        image_id, place, nodes, edges = content
+        georeference = None
+        if place is not None:
+            crs, transform, (x, y) = place
+            georeference = Georeference(crs, Affine(*transform), (x, y))
+        graph = RoadGraph(
+            np.array(nodes, np.float64).reshape(-1, 2),
+            tuple(
+                RoadEdge((start, end), np.array(line), length_m, speed_mps, confidence)
+                for (start, end), line, length_m, speed_mps, confidence in edges
+            ),
+        )
+        return ImageRoads(image_id, graph, georeference)

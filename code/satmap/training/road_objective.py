@@ -1,0 +1,121 @@
+"""Training for roads: the losses of their heads, and APLS by the real vectoriser and metric."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from satmap.data.cache import CachedChip
+from satmap.data.targets import CLASS_BITS
+from satmap.metrics.apls import apls
+from satmap.planes import ROAD, Planes
+from satmap.recipe import BuildingLosses, Losses
+from satmap.report.overlay import side_by_side
+from satmap.roads.graph import line_length_m
+from satmap.roads.rows import to_rows
+from satmap.roads.settings import RoadSettings
+from satmap.roads.vectorize import vectorize
+from satmap.submissions.roads_csv import RoadRow
+from satmap.training.losses import Total, road_loss
+
+
+@dataclass(frozen=True)
+class RoadScore:
+    """What a network made of one chip.
+
+    Attributes:
+        apls, apls_time: 0..1.
+        overlap, predicted, labelled: pixels of road in both masks, in the network's, in the truth.
+        rows: the roads that the network found.
+    """
+
+    apls: float
+    apls_time: float
+    overlap: int
+    predicted: int
+    labelled: int
+    rows: list[RoadRow]
+
+    @property
+    def caption(self) -> str:
+        """The score in words."""
+        return f"APLS {self.apls:.3f}"
+
+
+@dataclass(frozen=True)
+class RoadObjective:
+    """See :class:`satmap.training.objectives.Objective`.
+
+    Attributes:
+        settings: of the vectoriser.
+    """
+
+    settings: RoadSettings
+    parts: ClassVar[tuple[str, ...]] = ("road", "speed", "junction")
+    scores: ClassVar[tuple[str, ...]] = ("apls", "apls_time", "dice", "iou")
+    best: ClassVar[Mapping[str, str]] = {"apls": "best_apls", "dice": "best_dice"}
+    labelled: ClassVar[str] = "road"
+
+    def loss(
+        self,
+        logits: Tensor,
+        plane_names: tuple[str, ...],
+        targets: Tensor,
+        losses: Losses | BuildingLosses,
+        total: Total,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum over road, speed and junction."""
+        assert isinstance(losses, Losses)
+        return road_loss(logits, plane_names, targets, losses, total)
+
+    def score(self, planes: Planes, chip: CachedChip, target: NDArray[np.uint8]) -> RoadScore:
+        """APLS of the roads found, and the overlap of the masks."""
+        rows = to_rows(vectorize(planes, self.settings))
+        metres = float(np.mean(chip.metres_per_pixel))
+        score = apls(truth_rows(chip), rows, metres_per_pixel=metres)
+        assert score.time is not None, "both sides state travel times"
+        road, truth = planes[ROAD] >= 128, (target & CLASS_BITS) > 0
+        return RoadScore(
+            score.length.score,
+            score.time.score,
+            int((road & truth).sum()),
+            int(road.sum()),
+            int(truth.sum()),
+            rows,
+        )
+
+    def summary(self, chips: Sequence[CachedChip], scores: Sequence[RoadScore]) -> dict[str, float]:
+        """``apls`` and ``apls_time`` (mean over the chips of an area, then over areas), ``dice``
+        and ``iou`` of the road mask (pooled over all pixels)."""
+        by_aoi: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for chip, score in zip(chips, scores, strict=True):
+            by_aoi[chip.aoi].append((score.apls, score.apls_time))
+        areas = np.array([np.mean(values, axis=0) for values in by_aoi.values()])
+        length, time = areas.mean(axis=0)
+        overlap = sum(score.overlap for score in scores)
+        either = sum(score.predicted + score.labelled for score in scores)
+        return {
+            "apls": float(length),
+            "apls_time": float(time),
+            "dice": 2 * overlap / max(either, 1),
+            "iou": overlap / max(either - overlap, 1),
+        }
+
+    def picture(self, chip: CachedChip, score: RoadScore) -> NDArray[np.uint8]:
+        """The roads of the network beside the truth."""
+        image, _ = chip.read()
+        found = (f"{score.caption}: {chip.image_id}", score.rows)
+        return side_by_side(image[..., :3], [found, ("truth", truth_rows(chip))])
+
+
+def truth_rows(chip: CachedChip) -> list[RoadRow]:
+    """The labelled roads of a chip as submission rows."""
+    rows = []
+    for label in chip.labels:
+        length = line_length_m(label.line, chip.metres_per_pixel)
+        rows.append(RoadRow(label.line, length, length / label.speed_mps))
+    return rows

@@ -1,0 +1,99 @@
+"""Buildings from probability rasters on disk, whatever network they are from."""
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+from satmap.buildings.settings import BuildingSettings
+from satmap.buildings.vectorize import vectorize
+from satmap.data.building_names import building_image_id
+from satmap.errors import SatmapError
+from satmap.inference.building_maps import COCO_SUFFIX, ImageBuildings, write_buildings
+from satmap.mask_files import BUILDING_MASKS, open_mask
+from satmap.progress import track
+from satmap.road_outputs import require_road_output
+from satmap.vectorizing import find_masks
+from satmap.workers import BoundedPool
+
+_SUFFIXES = (".csv", COCO_SUFFIX)
+
+# Masks in work or done, a worker.
+_AHEAD = 4
+
+
+@dataclass(frozen=True)
+class BuildingVectorization:
+    """What vectorising a directory did.
+
+    Attributes:
+        images: number of buildings by image id, every mask found, in natural order.
+        faults: image id to what was wrong, for the masks that could not be vectorised and are empty
+            in the file.
+    """
+
+    images: dict[str, int]
+    faults: dict[str, str]
+
+
+def vectorize_buildings(
+    masks: Path, output: Path, settings: BuildingSettings | None = None, workers: int = 0
+) -> BuildingVectorization:
+    """Vectorise every probability raster under a directory and write the buildings.
+
+    A mask is a PNG or GeoTIFF with the planes of ``BUILDING_PLANES``, or the first of them: uint8,
+    0..255 for 0..1, or float, 0..1. Its image is told by its name as SpaceNet's building images
+    are; another name without its suffix is the id. A mask that cannot be vectorised is reported and
+    is empty in the file.
+
+    Args:
+        masks: searched to any depth.
+        output: ``.csv`` for SpaceNet's CSV, ``.json`` for COCO results.
+        settings: of the vectoriser; its defaults if None.
+        workers: processes that vectorise; 0 does it in this one.
+
+    Raises:
+        SatmapError: no masks, two for one image, an unknown suffix, a worker that was killed; COCO
+            results of masks that have no number as a name.
+        CannotWriteError: ``output`` cannot be written, or holds something else.
+    """
+    if output.suffix.lower() not in _SUFFIXES:
+        raise SatmapError(
+            f"{output}: the suffix names the format, and '{output.suffix}' is none of "
+            f"{', '.join(_SUFFIXES)}."
+        )
+    require_road_output(output)
+    paths = find_masks(masks, building_image_id)
+    for name in paths:
+        if output.suffix.lower() == COCO_SUFFIX and not name.isdecimal():
+            raise SatmapError(
+                f"{paths[name]}: in COCO results images have numbers, which a mask's name must be. "
+                "Give a name of the output that ends in .csv."
+            )
+    found: dict[str, ImageBuildings] = {}
+    faults: dict[str, str] = {}
+    with BoundedPool(workers, workers * _AHEAD) as pool:
+        for name, path in track(paths.items(), "vectorizing", len(paths)):
+
+            def done(future: Future[ImageBuildings], name: str = name) -> None:
+                error = future.exception()
+                if error is None:
+                    found[name] = future.result()
+                elif isinstance(error, SatmapError):
+                    faults[name] = str(error)
+                else:
+                    # A fault that nobody has thought of still costs only one image.
+                    faults[name] = f"{paths[name]}: {type(error).__name__}: {error}"
+
+            pool.submit(done, _vectorize, name, path, settings or BuildingSettings())
+        pool.finish()
+    counts = write_buildings(output, [*paths], {name: name for name in found}, found.__getitem__)
+    return BuildingVectorization(counts, faults)
+
+
+def _vectorize(image_id: str, path: Path, settings: BuildingSettings) -> ImageBuildings:
+    # Pixels without georeference lie nowhere, whatever their size.
+    with open_mask(path, 1, BUILDING_MASKS) as mask:
+        found = tuple(vectorize(mask.scene, settings))
+        mask.check_scale()
+        number = int(image_id) if image_id.isdecimal() else None
+        return ImageBuildings(image_id, number, (mask.height, mask.width), found)

@@ -1,0 +1,251 @@
+"""SpaceNet 1, 2 and 4 and the Mapping Challenge: images, labels, looks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+
+from made_buildings import square, write_buildings, write_coco, write_tile
+from made_files import write_image
+from satmap.cli import main
+from satmap.data.building_labels import read_building_labels
+from satmap.data.building_names import parse_building_name
+from satmap.data.building_targets import BuildingTargetSettings
+from satmap.data.buildings import scan_buildings
+from satmap.data.cache import StretchSettings, category_of, prepare_chip
+from satmap.data.imagery import MULTISPECTRAL, RGB, RGB_NIR, read_info, read_stretched
+from satmap.data.looks import CATEGORIES, Look, look_of_name, parse_look
+from satmap.errors import SatmapError
+
+DATA = Path(__file__).resolve().parents[2] / "shared/data"
+shared = pytest.mark.skipif(not DATA.exists(), reason="the shared data are not here")
+COLLECT = "Atlanta_nadir32_catid_103001000392F600"
+
+
+@pytest.mark.parametrize(
+    ("name", "image_id", "product", "aoi", "place"),
+    [
+        ("3band_AOI_1_RIO_img1", "AOI_1_RIO_img1", RGB, "AOI_1_RIO", ""),
+        ("8band_013022223130_Public_img7", "013022223130_Public_img7", MULTISPECTRAL,
+         "013022223130_Public", ""),
+        ("MUL-PanSharpen_AOI_2_Vegas_img1", "AOI_2_Vegas_img1", MULTISPECTRAL, "AOI_2_Vegas", ""),
+        ("PAN_AOI_2_Vegas_img1", "AOI_2_Vegas_img1", None, "AOI_2_Vegas", ""),
+        ("SN2_buildings_train_AOI_4_Shanghai_PS-RGB_img12", "AOI_4_Shanghai_img12", RGB,
+         "AOI_4_Shanghai", ""),
+        (f"Pan-Sharpen_{COLLECT}_732701_3730539", f"{COLLECT}_732701_3730539", RGB_NIR, "Atlanta",
+         "732701_3730539"),
+        (f"SN4_buildings_train_AOI_6_{COLLECT}_PS-RGBNIR_732701_3730539",
+         f"{COLLECT}_732701_3730539", RGB_NIR, "Atlanta", "732701_3730539"),
+    ],
+)  # fmt: skip
+def test_names(name: str, image_id: str, product: str | None, aoi: str, place: str) -> None:
+    found = parse_building_name(name)
+    assert found is not None
+    assert (found.image_id, found.product, found.aoi, found.place) == (
+        image_id, product, aoi, place,
+    )  # fmt: skip
+    assert (found.look is not None) == (aoi == "Atlanta")
+
+
+@pytest.mark.parametrize(
+    ("name", "angle", "side"),
+    [
+        ("Atlanta_nadir7_catid_1030010003D22F00_1_2", 7, "south"),
+        ("Atlanta_nadir8_catid_10300100023BC100_1_2", 8, "north"),
+        ("Atlanta_nadir10_catid_1030010003993E00_1_2", 10, "south"),
+        ("Atlanta_nadir10_catid_1030010003CAF100_1_2", 10, "north"),
+        ("Atlanta_nadir25_catid_103001000307D800_1_2", 25, "south"),
+        ("Atlanta_nadir53_catid_1030010003CD4300_1_2", 53, "north"),
+        ("Elsewhere_nadir40_catid_99_1_2", 40, None),
+    ],
+)
+def test_looks_of_names(name: str, angle: int, side: str | None) -> None:
+    assert look_of_name(name) == Look(angle, side)  # type: ignore[arg-type]
+
+
+def test_categories_by_angle_and_side() -> None:
+    assert [Look(a).category(3) for a in (0, 25, 26, 40, 41)] == [
+        "nadir", "nadir", "off-nadir", "off-nadir", "very off-nadir",
+    ]  # fmt: skip
+    assert Look(25, "south").category(5) == "nadir south"
+    assert Look(26, "north").category(5) == "off-nadir north"
+    assert Look(41).category(5) == "very off-nadir"
+    assert Look(26).category(5) is None
+    assert all(len(names) == heads for heads, names in CATEGORIES.items())
+    assert parse_look(" 32.5south") == Look(32, "south")
+    assert parse_look("7") == Look(7)
+    assert all(parse_look(str(look)) == look for look in (Look(32, "south"), Look(7)))
+    with pytest.raises(ValueError, match="no look"):
+        parse_look("up")
+
+
+def look_at(root: Path, collect: str, tile: str, dtype: str = "uint16") -> None:
+    path = root / collect / f"Pan-Sharpen/Pan-Sharpen_{collect}_{tile}.tif"
+    write_image(path, bands=4, size=(64, 64), dtype=dtype)
+
+
+def test_one_label_for_many_looks(tmp_path: Path) -> None:
+    other = "Atlanta_nadir7_catid_1030010003D22F00"
+    for collect in (COLLECT, other):
+        look_at(tmp_path, collect, "1_2")
+        # Raw bands in large pixels and panchromatic images stand beside and are none of ours.
+        write_image(tmp_path / collect / f"MS/MS_{collect}_1_2.tif", bands=8, size=(16, 16))
+    label = write_buildings(
+        tmp_path / "geojson/spacenet-buildings/spacenet-buildings_1_2.geojson", [square(8, 8, 20)]
+    )
+    inventory = scan_buildings([tmp_path], 4)
+    assert [chip.label for chip in inventory.chips] == [label, label]
+    assert {chip.site for chip in inventory.chips} == {"1_2"}
+    assert [chip.channels for chip in inventory.chips] == [4, 4]
+    assert not inventory.passed_over
+    assert not inventory.orphans
+    assert "PS-RGBNIR" in inventory.summary()
+
+
+def test_a_missing_label_names_the_image_and_what_was_tried(tmp_path: Path) -> None:
+    write_tile(tmp_path, 1, [square(10, 10, 30)])
+    next(tmp_path.rglob("*.geojson")).unlink()
+    with pytest.raises(SatmapError) as caught:
+        scan_buildings([tmp_path]).require_labels()
+    text = str(caught.value)
+    assert "RGB-PanSharpen_AOI_9_Made_img1.tif" in text
+    assert "buildings_AOI_9_Made_img1.geojson" in text
+    assert "SN2_buildings_train_AOI_9_Made_geojson_buildings_img1.geojson" in text
+    assert "Geo_AOI_9_Made_img1.geojson" in text
+
+
+def test_products_in_other_pixels_give_way(tmp_path: Path) -> None:
+    write_image(tmp_path / "3band/3band_AOI_1_RIO_img1.tif", size=(80, 90))
+    write_image(tmp_path / "8band/8band_AOI_1_RIO_img1.tif", bands=8, size=(20, 22), dtype="uint16")
+    for channels, shape in ((3, (80, 90)), (8, (20, 22))):
+        (chip,) = scan_buildings([tmp_path], channels).chips
+        assert [(i.height, i.width) for i in chip.images.values()] == [shape]
+
+
+def test_infrared_is_no_alpha(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.tif", bands=4, photometric="rgb", alpha="yes")
+    assert read_info(path, RGB).bands == 3
+    info = read_info(path, RGB_NIR)
+    assert info.bands == 4
+    assert read_stretched(info, 2, 98).shape == (96, 128, 4)
+
+
+def test_an_angle_that_nobody_knows_asks_for_nadir(tmp_path: Path) -> None:
+    write_tile(tmp_path, 1, [square(10, 10, 30)])
+    (chip,) = scan_buildings([tmp_path]).chips
+    assert category_of(chip, None) is None
+    with pytest.raises(SatmapError, match="--nadir degrees off nadir, such as 32south"):
+        category_of(chip, 5)
+    (chip,) = scan_buildings([tmp_path], look=parse_look("32")).chips
+    assert category_of(chip, 3) == "off-nadir"
+    with pytest.raises(SatmapError, match="--nadir"):
+        prepare_chip(chip, tmp_path / "cache", StretchSettings(), BuildingTargetSettings(), heads=5)
+
+
+def test_invalid_polygons_are_mended_and_counted(tmp_path: Path) -> None:
+    bow = [[(10.0, 10.0), (40.0, 40.0), (40.0, 10.0), (10.0, 40.0)]]
+    touched = [
+        [(50.0, 10.0), (90.0, 10.0), (90.0, 50.0), (50.0, 50.0)],
+        [(60.0, 20.0), (80.0, 20.0), (80.0, 40.0), (60.0, 40.0)],
+    ]
+    write_tile(tmp_path, 1, [bow, touched, square(90, 60, 30)])
+    (chip,) = scan_buildings([tmp_path]).chips
+    labels = read_building_labels(chip)
+    assert labels.repaired == 1
+    # Both loops of the bow, a square less its hole, and what of the last is on the image.
+    areas = np.sort(shapely.area(labels.outlines))
+    assert areas == pytest.approx([6 * 30, 450, 40 * 40 - 20 * 20], abs=1e-3)
+    assert shapely.is_valid(labels.outlines).all()
+
+
+def test_labels_of_another_place_are_a_fault(tmp_path: Path) -> None:
+    write_tile(tmp_path, 1, [square(5000, 5000, 30)])
+    with pytest.raises(SatmapError, match="none of its 1 buildings lies on"):
+        read_building_labels(scan_buildings([tmp_path]).chips[0])
+    write_tile(tmp_path, 1, [])
+    assert not len(read_building_labels(scan_buildings([tmp_path]).chips[0]).outlines)
+
+
+def test_coco_ids_are_those_of_the_file(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, {12: [square(10, 10, 30)], 7: []})
+    content = json.loads(path.read_text())
+    # An id that is not the number in the name, a crowd, a building of two parts.
+    content["images"][1] |= {"id": 99}
+    content["images"].append({"id": 5, "file_name": "gone.jpg", "width": 9, "height": 9})
+    both = [[c for xy in square(x, 60, 10)[0] for c in xy] for x in (10, 40)]
+    content["annotations"] += [
+        {"image_id": 99, "category_id": 100, "segmentation": both},
+        {"image_id": 99, "category_id": 100, "iscrowd": 1,
+         "segmentation": {"counts": [0, 5], "size": [96, 96]}},
+    ]  # fmt: skip
+    path.write_text(json.dumps(content))
+    inventory = scan_buildings([tmp_path])
+    assert [chip.image_id for chip in inventory.chips] == ["12", "99"]
+    assert list(inventory.faults) == ["5"]
+    assert "gone.jpg" in inventory.faults["5"]
+    assert list(inventory.long_ids) == ["5", "12", "99"]
+    one, two = (read_building_labels(chip).outlines for chip in inventory.chips)
+    assert shapely.area(one).tolist() == [900]
+    assert [shape.geom_type for shape in two] == ["MultiPolygon"]
+    assert shapely.area(two).tolist() == [200]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": [{"id": "a", "file_name": "1.jpg"}]}, r"images\[0\] needs an integer as id"),
+        ({"images": 3}, "not COCO annotations"),
+        ({"annotations": [{"image_id": 1, "category_id": 100, "segmentation": [[1, 2, 3, 4]]}]},
+         r"annotations\[0\] has a polygon"),
+        ({"annotations": [{"image_id": 4, "category_id": 100, "segmentation": [[1] * 6]}]},
+         "image 4, which is not listed"),
+        ({"annotations": [{"image_id": 1, "category_id": 3, "segmentation": [[1] * 6]}]},
+         "category_id 3"),
+        ({"annotations": [{"id": 1}]}, "needs an image_id"),
+    ],
+)  # fmt: skip
+def test_annotations_at_fault_are_named(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    path = write_coco(tmp_path, {1: []})
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(SatmapError, match=message):
+        scan_buildings([tmp_path])
+
+
+def test_two_challenges_or_two_images_of_one_id(tmp_path: Path) -> None:
+    write_coco(tmp_path / "train", {1: []})
+    write_coco(tmp_path / "val", {1: []})
+    with pytest.raises(SatmapError, match="two images have the id 1"):
+        scan_buildings([tmp_path])
+    write_tile(tmp_path / "sn2", 1, [])
+    with pytest.raises(SatmapError, match="images of two challenges"):
+        scan_buildings([tmp_path / "train", tmp_path / "sn2"])
+    (tmp_path / "none").mkdir()
+    with pytest.raises(SatmapError, match="no images of a building challenge"):
+        scan_buildings([tmp_path / "none"])
+
+
+@shared
+@pytest.mark.parametrize(
+    ("directory", "channels", "chips", "buildings"),
+    [
+        ("buildings_sn1", 8, 10, 120),
+        ("buildings_sn2", 3, 7, 159),
+        ("buildings_mapping_challenge", 3, 28, 170),
+    ],
+)
+def test_real_labels(directory: str, channels: int, chips: int, buildings: int) -> None:
+    inventory = scan_buildings([DATA / directory], channels)
+    labels = [read_building_labels(chip) for chip in inventory.chips if chip.label]
+    assert (len(labels), sum(len(each.outlines) for each in labels)) == (chips, buildings)
+
+
+def test_the_inventory_of_buildings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tile(tmp_path, 1, [square(10, 10, 30)])
+    with pytest.raises(SystemExit) as ended:
+        main(["inventory", str(tmp_path), "--task", "buildings"])
+    assert ended.value.code == 0
+    assert "AOI_9_Made" in capsys.readouterr().out
