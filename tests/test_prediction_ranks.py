@@ -54,7 +54,7 @@ class Area:
         self.images, self.weights = directory / "images", directory / "weights"
         self.recipe = str(directory / "recipe.yaml")
         generator = np.random.default_rng(0)
-        size = 2.7e-6
+        size = 1.5e-5
         for number in range(COLUMNS * ROWS + 1):
             coarse = generator.integers(1, 255, (9, 9, 3)).astype(np.uint8)
             pixels = np.maximum(cv2.resize(coarse, (SIZE, SIZE)), 1).transpose(2, 0, 1)
