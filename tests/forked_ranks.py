@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import resource
+import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import cast
 import pytest
 import torch
 
+import satmap.cli
 import satmap.device
 from satmap.cli import main
 from satmap.models.encoder_names import ENCODER_NAMES
@@ -50,6 +52,10 @@ def be_rank(
     os.environ |= {name: str(value) for name, value in told.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["TORCHELASTIC_RUN_ID"] = "test"
+    # As in a terminal, wherever the tests run.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Nobody ends the others here as soon as one has ended.
+    satmap.cli._PEER_FIRST_S = 0.0
     descriptor = os.open(output / f"rank{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -58,7 +64,7 @@ def be_rank(
         # Processors with bfloat16 round each share of a batch to three digits.
         satmap.device._fast_bfloat16 = lambda device: False
     if twist:
-        {"memory": little_memory, "disk": full_disk}[twist](rank)
+        {"memory": little_memory, "disk": full_disk, "nohup": no_hangup}[twist](rank)
     main(arguments)
 
 
@@ -72,6 +78,11 @@ def full_disk(rank: int) -> None:
     """Rank 0 cannot write the weights of a network, as if no space were left."""
     if rank == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, resource.RLIM_INFINITY))
+
+
+def no_hangup(rank: int) -> None:
+    """What ``nohup`` does to a command."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def limit_batch(most: int) -> Callable[..., torch.Tensor]:

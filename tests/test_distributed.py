@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,12 @@ from satmap.models.soup import average_weights
 from satmap.models.unet import UNet, build_network
 from satmap.models.weights import load_weights, save_weights
 from satmap.planes import ROAD_PLANES
-from satmap.ranks import joined
-from satmap.recipe import Stage, parse_recipe
+from satmap.ranks import Ranks, joined
+from satmap.recipe import Member, Stage, parse_recipe
 from satmap.training.average import WeightAverage
-from satmap.training.budget import allot, plan_epoch
+from satmap.training.budget import allot, deal_stages, plan_epoch
 from satmap.training.checkpoint import Progress
-from satmap.training.ensemble import TrainingOptions, train
+from satmap.training.ensemble import TrainingOptions, _turns, train
 from satmap.training.order import deal, epoch_order
 from satmap.training.parallel import total
 from satmap.training.synced_norm import SyncedBatchNorm, synced_norms
@@ -159,16 +160,13 @@ def test_ten_kills_lose_nothing(city: Path, tmp_path: Path, unbroken: Path) -> N
     print(f"seed {seed}")
     moments = random.Random(seed)
 
-    def saved() -> list[int]:
-        return [path.stat().st_mtime_ns for path in weights.glob("*.state.pt")]
-
     kills = 0
     while kills < 10:
-        before = saved()
+        before = states(tmp_path)
         processes = start_ranks(arguments, tmp_path)
         # Most often not before this run has got somewhere, or it would prove little.
         if moments.random() < 0.8:
-            while saved() == before and processes[0].exitcode is None:
+            while states(tmp_path) == before and processes[0].exitcode is None:
                 time.sleep(0.002)
         time.sleep(moments.uniform(0, 0.2))
         victim = moments.randrange(2)
@@ -187,20 +185,45 @@ def test_ten_kills_lose_nothing(city: Path, tmp_path: Path, unbroken: Path) -> N
     assert same(tmp_path, unbroken)
 
 
-def test_sigterm_saves_the_step_and_goes_on_from_there(
+def test_signals_save_the_step_and_it_goes_on_from_there(
     city: Path, tmp_path: Path, unbroken: Path
 ) -> None:
-    arguments = command(city, tmp_path, recipe_text(2))
-    processes = start_ranks(arguments, tmp_path)
-    output = tmp_path / "rank0.txt"
-    while "stage 2/2  epoch 1/2" not in (output.read_text() if output.exists() else ""):
-        time.sleep(0.01)
-    os.kill(processes[1].pid or 0, signal.SIGTERM)
-    assert finish(processes) == [_TERMINATED, _TERMINATED]
-    assert "the same command" in output.read_text()
-    assert "Traceback" not in output.read_text()
-    assert finish(start_ranks(arguments, tmp_path)) == [0, 0]
+    """One after the other in one training: the launcher's, a terminal's, and one that is gone."""
+    arguments = [*command(city, tmp_path, recipe_text(2)), "--save-minutes", "1e-9"]
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        processes = start_ranks(arguments, tmp_path)
+        # They are at work together, and have made a step.
+        wait_for_line(tmp_path / "rank0.txt", "going on after", processes)
+        before = states(tmp_path)
+        while states(tmp_path) == before:
+            assert all(process.is_alive() for process in processes)
+            time.sleep(0.002)
+        # Ctrl-C reaches all of them. Who learns it from another ends as if by SIGTERM.
+        reached = processes if number == signal.SIGINT else processes[1:]
+        for process in reached:
+            os.kill(process.pid or 0, number)
+        assert finish(processes) == [
+            128 + number if process in reached else _TERMINATED for process in processes
+        ]
+        text = "".join((tmp_path / f"rank{rank}.txt").read_text() for rank in range(2))
+        assert text.count("the same command") == 1 and "Traceback" not in text
+    processes = start_ranks(arguments, tmp_path, "nohup")
+    wait_for_line(tmp_path / "rank0.txt", "going on after", processes)
+    for process in processes:
+        os.kill(process.pid or 0, signal.SIGHUP)
+    assert finish(processes) == [0, 0]
     assert same(tmp_path, unbroken)
+
+
+def states(directory: Path) -> list[int]:
+    """When the states of the members were written."""
+    return [path.stat().st_mtime_ns for path in (directory / "weights").glob("*.state.pt")]
+
+
+def wait_for_line(output: Path, text: str, processes: Sequence[ForkServerProcess]) -> None:
+    while text not in (output.read_text() if output.exists() else ""):
+        assert all(process.is_alive() for process in processes)
+        time.sleep(0.01)
 
 
 def test_errors_of_one_rank_are_told_once_and_leave_the_checkpoints(
@@ -217,34 +240,72 @@ def test_errors_of_one_rank_are_told_once_and_leave_the_checkpoints(
     nothing = [arguments[0], str(tmp_path / "empty"), *arguments[2:]]
     assert finish(start_ranks(nothing, tmp_path)) == [1, _LEFT_ALONE]
     texts = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
-    assert "".join(texts).count("satmap:") == 1
+    assert "".join(texts).count("satmap:") == 1 and "Traceback" not in "".join(texts)
+    # Whoever looks for a fault gets both, from the one and the other.
+    assert finish(start_ranks([*nothing, "--debug"], tmp_path)) == [1, _LEFT_ALONE]
+    texts = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
+    assert all("Traceback" in text for text in texts) and "".join(texts).count("satmap:") == 1
     # Too little memory on one: the next start splits the batches.
-    assert finish(start_ranks(arguments, tmp_path, "memory"))[1] in (0, _TRY_AGAIN)
-    while finish(start_ranks(arguments, tmp_path, "memory")) != [0, 0]:
-        assert "out of memory" in (tmp_path / "rank1.txt").read_text()
+    codes = finish(start_ranks(arguments, tmp_path, "memory"))
+    assert codes[1] == _TRY_AGAIN and codes[0] in (_LEFT_ALONE, _TERMINATED)
+    while codes != [0, 0]:
+        text = (tmp_path / "rank1.txt").read_text()
+        assert text.count("satmap:") == 1 and "out of memory" in text
+        # Nobody but the user starts it again: torchrun does not unless it is told to.
+        assert "the same command again, without --restart" in text and "--max-restarts" in text
+        codes = finish(start_ranks(arguments, tmp_path, "memory"))
     assert weights_of(tmp_path).keys() == weights_of(unbroken).keys()
 
 
-def test_the_launcher_says_who_was_killed(city: Path, tmp_path: Path) -> None:
-    arguments = [*command(city, tmp_path, recipe_text(2, "resnet18")), "--processes", "2"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "satmap", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+def test_the_command_says_who_was_killed_ends_in_order_and_goes_on(
+    city: Path, tmp_path: Path, unbroken: Path
+) -> None:
+    arguments = command(city, tmp_path, recipe_text(2))
+    # What the processes of the test's own know, in those of the command.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import pytest\n"
+        "import satmap.device\n"
+        "from forked_ranks import add_tiny_encoder\n"
+        "add_tiny_encoder(pytest.MonkeyPatch())\n"
+        "satmap.device._fast_bfloat16 = lambda device: False\n"
     )
-    while not list((tmp_path / "weights").glob("*.state.pt")):
-        assert process.poll() is None
-        time.sleep(0.05)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(children) == 2
-    os.kill(int(children[1]), signal.SIGKILL)
-    _, errors = process.communicate()
-    assert process.returncode == 1
-    assert "satmap: process 1 was killed by SIGKILL" in errors
-    assert "Traceback" not in errors
-    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    here = Path(__file__).parent
+    places = (tmp_path, here, here.parent / "code")
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, places)),
+    }  # fmt: skip
+    for how, begun in (("kill", "stage 1/2"), ("group", "going on")):
+        output = tmp_path / f"{how}.txt"
+        with output.open("w") as stdout:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "satmap", *arguments, "--processes", "2", "--workers", "1"],
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+                start_new_session=True,
+            )
+        while begun not in output.read_text():
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.02)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(children) == 2
+        if how == "kill":
+            os.kill(int(children[1]), signal.SIGKILL)
+        else:
+            os.killpg(process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+        assert not any(Path(f"/proc/{child}").exists() for child in children)
+        # No word of torch's, nor of Python's about what it has to clear away.
+        assert all(line.startswith("satmap: ") for line in errors.splitlines())
+        if how == "kill":
+            assert process.returncode == 1
+            assert errors.count("process 1 was killed by SIGKILL") == 1
+        else:
+            assert process.returncode == _TERMINATED
+            assert "what is finished is kept, the same command goes on" in errors
+    assert finish(start_ranks(arguments, tmp_path)) == [0, 0]
+    assert same(tmp_path, unbroken)
 
 
 def test_the_job_ends_as_the_rank_that_failed_says() -> None:
@@ -381,6 +442,33 @@ def test_too_little_memory_halves_the_batch_and_keeps_the_step(
         train([city / "train"], recipe, place, options)
 
 
+def test_too_little_memory_for_a_step_ends_the_training_before_it(
+    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps may be made in part, so neither the weights nor the state are written after it."""
+    recipe = parse_recipe(recipe_text(2), "test")
+    options = TrainingOptions(cache=city.parent / "ranks-cache", folds=(0,))
+    whole, place = (Workplace(tmp_path / name / "weights", CPU) for name in ("whole", "short"))
+    train([city / "train"], recipe, whole, options)
+    steps = 0
+    original = torch.optim.Adam.step
+
+    def step(self: torch.optim.Adam) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            next(iter(self.param_groups[0]["params"])).data.fill_(1e9)
+            raise torch.OutOfMemoryError("no room")
+        original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", step)
+        with pytest.raises(SatmapError, match="does not suffice for the optimizer"):
+            train([city / "train"], recipe, place, options)
+    train([city / "train"], recipe, place, options)
+    assert same(tmp_path / "short", tmp_path / "whole")
+
+
 def test_accumulated_gradients_are_those_of_the_whole_batch(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -475,6 +563,44 @@ def test_areas_have_equal_numbers_of_crops(city: Path, tmp_path: Path) -> None:
     assert seen == {0: 6, 1: 6, 2: 30, 3: 6, 4: 6, 5: 6}
     items = next(iter(DataLoader(crops, len(crops))))
     assert Counter(items[2].tolist())[2] == 6
+
+
+def test_stages_that_members_do_not_share_are_dealt_evenly() -> None:
+    """Five members with one, two, three, one and two stages; the last two's second is shared."""
+    stage = yaml.safe_load(RECIPE)["members"][0]["stages"][0]
+    members = [
+        Member.model_validate(
+            yaml.safe_load(RECIPE)["members"][0]
+            | {"fold": fold, "stages": [stage | {"sync_batch_norm": at in shared} for at in stages]}
+        )
+        for fold, stages, shared in (
+            (0, (0,), ()), (1, (0, 1), ()), (2, (0, 1, 2), ()), (3, (0,), ()), (4, (0, 1), (1,)),
+        )
+    ]  # fmt: skip
+    a, b, c, d, e = members
+    assert deal_stages(members, 1) == [
+        ([[a, b, c, d, e]], []),
+        ([[b, c]], [e]),
+        ([[c]], []),
+    ]
+    assert deal_stages(members, 2) == [
+        ([[a, c, e], [b, d]], []),
+        ([[b], [c]], [e]),
+        ([[c], []], []),
+    ]
+    assert deal_stages(members, 3)[0] == ([[a, d], [b, e], [c]], [])
+    # A rank without a member in a turn takes it all the same: the others wait for it.
+    turns = [_turns(members, Ranks(rank, 2)) for rank in range(2)]
+    assert [[turn.shared for turn in its] for its in turns] == [[False, True] * 3] * 2
+    assert [[list(turn.members) for turn in its] for its in turns] == [
+        [[a, c, e], [], [b], [e], [c], []],
+        [[b, d], [], [c], [e], [], []],
+    ]
+    # Each member's time is what it needs, or what the slowest rank leaves it.
+    seconds = allot(members, 2, 55.0)
+    assert [seconds[member.name] for member in (a, b, c, d, e)] == [
+        pytest.approx(its) for its in ([10], [15, 10], [10, 10, 10], [15], [10, 5])
+    ]
 
 
 class TestTimeLimit:

@@ -1,8 +1,13 @@
 import numpy as np
 from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from satmap.data.georeference import Georeference
 from satmap.data.neighbours import Footprint, Neighbour, find_neighbours
+from satmap.planes import ROAD, Planes
+from satmap.surroundings import find_surroundings
+from side_by_side import with_surroundings
 
 SIZE = 3e-6
 
@@ -36,3 +41,45 @@ def test_many_chips() -> None:
     counts = np.array([len(found) for found in find_neighbours(chips, (5, 5))]).reshape(12, 9)
     assert (counts[1:-1, 1:-1] == 8).all()
     assert counts[0, 0] == counts[-1, -1] == 3
+
+
+def test_only_those_that_show_in_a_margin_are_kept_for_each_other() -> None:
+    # The margin is 220 pixels. The second touches the first; the third is 15 pixels below.
+    chips = [chip(0, 0), chip(100, 0), chip(0, 95), Footprint(None, 9, 9)]
+    assert find_surroundings(chips) == [[Neighbour(1, 100, 0)], [Neighbour(0, -100, 0)], [], []]
+    assert find_surroundings([Footprint(None, 9, 9)]) == [[]]
+    # A small one opens the first one's margin to the right, where another shows that touches none.
+    small = chip(100, 0)._replace(width=10, height=20)
+    assert find_surroundings([chip(0, 0), small, chip(115, 60)]) == [
+        [Neighbour(1, 100, 0), Neighbour(2, 115, 60)],
+        [Neighbour(0, -100, 0)],
+        [Neighbour(0, -115, -60)],
+    ]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(*2 * [st.integers(-25, 25)], *2 * [st.integers(3, 20)]), min_size=2, max_size=6
+    )
+)
+def test_what_shows_around_an_image_is_in_its_list(boxes: list[tuple[int, ...]]) -> None:
+    # So large pixels make the margin 6 of them.
+    scale = (11.0, 11.0)
+    chips = [
+        Footprint(Georeference("EPSG:32631", Affine(11, 0, 11 * x, 0, -11, -11 * y), scale), w, h)
+        for x, y, w, h in boxes
+    ]
+    planes = [
+        Planes((ROAD,), np.full((1, h, w), 10 + number, np.uint8), scale)
+        for number, (_, _, w, h) in enumerate(boxes)
+    ]
+    for index, found in enumerate(find_surroundings(chips)):
+        # All are on the grid, so a distance of 999 pixels holds all.
+        everybody = find_neighbours(chips, (999, 999))[index]
+        seen, expected = (
+            with_surroundings(planes[index], [(planes[n.image], n.column, n.row) for n in its])
+            for its in (found, everybody)
+        )
+        assert seen[1] == expected[1]
+        np.testing.assert_array_equal(seen[0][ROAD], expected[0][ROAD])

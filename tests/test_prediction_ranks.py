@@ -54,7 +54,8 @@ class Area:
         self.images, self.weights = directory / "images", directory / "weights"
         self.recipe = str(directory / "recipe.yaml")
         generator = np.random.default_rng(0)
-        size = 2.7e-6
+        # Metres a pixel, so that only those next to each other are looked at together.
+        size = 8e-6
         for number in range(COLUMNS * ROWS + 1):
             coarse = generator.integers(1, 255, (9, 9, 3)).astype(np.uint8)
             pixels = np.maximum(cv2.resize(coarse, (SIZE, SIZE)), 1).transpose(2, 0, 1)
@@ -124,6 +125,7 @@ def start(*arguments: str) -> "subprocess.Popen[str]":
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": code},
+        start_new_session=True,
     )
 
 
@@ -217,23 +219,35 @@ def test_ten_kills_lose_nothing(area: Area, tmp_path: Path) -> None:
     assert files_in(place) == area.files
 
 
-def test_the_launcher_says_who_was_killed_and_goes_on(area: Area, tmp_path: Path) -> None:
+def test_the_command_ends_in_order_or_says_who_was_killed_and_goes_on(
+    area: Area, tmp_path: Path
+) -> None:
     """And torchrun takes over what the command has begun, whose launcher was killed."""
-    for victim in ("rank 1", "launcher"):
+    for victim in ("rank 1", "group", "launcher"):
         stored = len(stored_in(tmp_path))
-        process = start(*area.command(tmp_path, "--processes", "2", "--workers", "0"))
-        if not wait_until(partial(stored_at_least, tmp_path, stored + 2), process):
+        workers = "2" if victim == "group" else "0"
+        process = start(*area.command(tmp_path, "--processes", "2", "--workers", workers))
+        if not wait_until(partial(stored_at_least, tmp_path, stored + 1), process):
             pytest.fail(f"ended by itself: {process.communicate()[1]}")
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         if victim == "launcher":
             process.kill()
             process.communicate()
             continue
-        os.kill(int(children[1]), signal.SIGKILL)
+        if victim == "group":
+            os.killpg(process.pid, signal.SIGTERM)
+        else:
+            os.kill(int(children[1]), signal.SIGKILL)
         _, errors = process.communicate(timeout=120)
-        assert process.returncode == 1
-        assert errors.startswith("satmap: process 1 was killed by SIGKILL")
+        assert not any(Path(f"/proc/{child}").exists() for child in children)
+        # No word of torch's, nor of Python's about what it has to clear away.
         assert len(errors.splitlines()) == 1 and "the same command" in errors
+        if victim == "group":
+            assert process.returncode == 143
+            assert errors.startswith("satmap: terminated; what is finished is kept")
+        else:
+            assert process.returncode == 1
+            assert errors.startswith("satmap: process 1 was killed by SIGKILL")
     assert not (tmp_path / "out.csv").exists()
     ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = start(*ranks, *area.command(tmp_path, "--workers", "1"))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from forked_ranks import finish, start_ranks
 from made_files import write_image
 from satmap.cli import main
 from satmap.inference.prediction import predict
@@ -125,7 +126,7 @@ def test_the_manifest_states_what_the_submission_was_made_of(made: Made) -> None
     assert manifest.run.hardware.threads == torch.get_num_threads()
 
 
-def test_a_run_in_parts_leaves_the_same_manifest(
+def test_a_run_in_parts_and_by_two_processes_leaves_the_same_manifest(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from satmap.inference import prediction
@@ -139,10 +140,16 @@ def test_a_run_in_parts_leaves_the_same_manifest(
         # All is predicted, but nothing written.
         patch.setattr(prediction, "_written", stopped)
         predict([made.images], output, made.weights, CPU)
-    predict([made.images], output, made.weights, CPU, workers=1)
-    found, expected = (read_manifest(path) for path in (output, made.output))
+    arguments = [
+        "predict", str(made.images), str(output), "--weights", str(made.weights),
+        "--device", "cpu", "--workers", "0",
+    ]  # fmt: skip
+    assert finish(start_ranks(arguments, tmp_path)) == [0, 0]
+    found, expected = read_manifest(output), made.manifest
+    assert isinstance(found, SubmissionManifest)
     own = {"written", "run", "directories"}
     assert found.model_dump(exclude=own) == expected.model_dump(exclude=own)
+    assert (found.run.processes, expected.run.processes) == (2, 1)
     assert output.read_bytes() == made.output.read_bytes()
 
 

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stdout.flush()
     except SatmapError as error:
         if options.debug:
-            raise
+            _show_traceback()
         print(f"satmap: {printable(error, keep=_LINE_END)}", file=sys.stderr)
         status = TRY_AGAIN if isinstance(error, TryAgainError) else 1
     except PeerError:
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = 1
     except Exception as error:
         if options.debug:
-            raise
+            _show_traceback()
         print(
             f"satmap: {type(error).__name__}: {printable(error, keep=_LINE_END)}. This is a fault "
             "of satmap's or of the machine; --debug shows where.",
@@ -91,6 +91,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         status = 1
     end(status)
+
+
+def _show_traceback() -> None:
+    """Raise the exception at hand to the interpreter, which shows it and is open to debuggers.
+
+    A rank cannot end in that way (``satmap.termination.end``): it prints where it comes from.
+    """
+    if not is_rank():
+        raise
+    traceback.print_exc()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from satmap.data.neighbours import Footprint, find_neighbours
+from satmap.data.neighbours import Footprint
 from satmap.data.spacenet_roads import road_image_id
 from satmap.data.walk import walk
 from satmap.errors import SatmapError
@@ -22,11 +22,11 @@ from satmap.mask_roads import roads_of_mask
 from satmap.ordering import natural_key
 from satmap.progress import track
 from satmap.road_outputs import require_road_output
-from satmap.roads.context import widest_margin_px
 from satmap.roads.rows import to_rows
 from satmap.roads.settings import RoadSettings
 from satmap.submissions.csv_table import require_plain_id
 from satmap.submissions.roads_csv import RoadRow, write_roads_csv
+from satmap.surroundings import find_surroundings
 from satmap.workers import start_pool
 
 _MASK_SUFFIXES = (".png", ".tif", ".tiff")
@@ -201,13 +201,9 @@ def find_masks(
 
 def _neighbours(paths: Sequence[Path]) -> list[tuple[tuple[Path, int, int], ...]]:
     """For each raster those around it, nearest first, with their columns and rows in it."""
-    footprints = [_footprint(path) for path in paths]
-    sizes = [f.georeference.metres_per_pixel for f in footprints if f.georeference is not None]
-    if not sizes:
-        return [()] * len(paths)
     return [
         tuple((paths[there.image], there.column, there.row) for there in found)
-        for found in find_neighbours(footprints, widest_margin_px(sizes))
+        for found in find_surroundings([_footprint(path) for path in paths])
     ]
 
 

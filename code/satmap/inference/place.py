@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from satmap.data.chip import Chip
-from satmap.data.neighbours import Footprint, Neighbour, find_neighbours
-from satmap.roads.context import widest_margin_px
+from satmap.data.neighbours import Footprint, Neighbour
+from satmap.surroundings import find_surroundings
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,9 @@ def places_of(chips: Sequence[Chip], neighbours: bool) -> list[Place]:
         chips: in the order of the output.
         neighbours: whether images that lie side by side help each other.
     """
-    footprints = [
-        Footprint(chip.image.georeference, chip.image.width, chip.image.height) for chip in chips
-    ]
-    around: list[list[Neighbour]] = [[] for _ in chips]
-    sizes = [f.georeference.metres_per_pixel for f in footprints if f.georeference is not None]
-    if neighbours and sizes:
-        around = find_neighbours(footprints, widest_margin_px(sizes))
+    images = [chip.image for chip in chips]
+    footprints = [Footprint(image.georeference, image.width, image.height) for image in images]
+    around = find_surroundings(footprints) if neighbours else [[] for _ in chips]
     keys = [_key(chip) for chip in chips]
     return [
         Place(chip, " ".join([key, *sorted(keys[n.image] for n in its)]), tuple(its))

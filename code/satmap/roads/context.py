@@ -67,7 +67,7 @@ def surrounded(scene: Scene, neighbours: Sequence[Surrounding]) -> tuple[Scene, 
     """
     height, width = scene.shape
     own = Box(0, 0, width, height)
-    whole = _looked_at(own, [box for box, _ in neighbours], margin_px(scene.metres_per_pixel))
+    whole = looked_at(own, [box for box, _ in neighbours], margin_px(scene.metres_per_pixel))
 
     def read(name: str, part: Box) -> NDArray[np.uint8]:
         box = part.seen_from(own.seen_from(whole))
@@ -94,8 +94,8 @@ def surrounded(scene: Scene, neighbours: Sequence[Surrounding]) -> tuple[Scene, 
     return larger, own.seen_from(whole)
 
 
-def _looked_at(own: Box, neighbours: Sequence[Box], margin: tuple[int, int]) -> Box:
-    """An image with a margin on those sides where a neighbour lies."""
+def looked_at(own: Box, neighbours: Sequence[Box], margin: tuple[int, int]) -> Box:
+    """An image with a margin, along x and y, on those sides where a neighbour touches it."""
     x, y = margin
     left, top, right, bottom = (
         size if any(side.overlap(box) for box in neighbours) else 0
