@@ -845,12 +845,17 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _overlay(options: argparse.Namespace) -> int:
-    """Draw a submission over its images, roads coloured by speed, the truth beside it."""
-    from satmap.report.overlay import write_overlays
+    """Draw a submission over its images: roads by speed, the truth beside them, or buildings.
 
-    pictures = write_overlays(
-        options.submission, options.directories, options.pictures, options.truth
-    )
+    Of buildings (CSV, COCO results) a truth tells apart what is found, missed and false.
+    """
+    from satmap.report.building_overlay import write_building_overlays
+    from satmap.report.overlay import write_overlays
+    from satmap.submissions.formats import Format, detect
+
+    buildings = detect(options.submission) in (Format.BUILDINGS_CSV, Format.COCO_RESULTS)
+    write = write_building_overlays if buildings else write_overlays
+    pictures = write(options.submission, options.directories, options.pictures, options.truth)
     print(f"{len(pictures)} pictures in {options.pictures}")
     return 0
 
