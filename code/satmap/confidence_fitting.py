@@ -89,7 +89,7 @@ def fit_to_prediction(
 
     Raises:
         SatmapError: the prediction is none of buildings out of fold, or by other networks; too few
-            images have labels and planes; there is nothing to learn from.
+            images have labels and planes; there is nothing to learn from, or it does not help.
         CannotWriteError: the model cannot be written.
     """
     manifest = _out_of_fold(submission)
@@ -114,6 +114,12 @@ def fit_to_prediction(
         except SatmapError as error:
             faults[chip.image_id] = str(error)
     fit = _fit(samples, faults, planes)
+    if fit.error >= fit.spread:
+        raise SatmapError(
+            f"the candidates of {len(samples)} images teach nothing: on images not fitted to, the "
+            f"model's error is {fit.error:.3f}, and {fit.spread:.3f} by the mean alone. Train the "
+            "networks longer, or predict more images out of fold."
+        )
     write_confidence(path, fit.model)
     used = [chip for chip in chips if chip.image_id in samples]
     _write_manifest(path, manifest, networks, used, fit, faults, command)

@@ -7,7 +7,6 @@ import numpy as np
 import rasterio.features
 import shapely
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from satmap.data.buildings import scan_buildings
 from satmap.data.chip import Chip
@@ -18,7 +17,8 @@ from satmap.progress import track
 from satmap.report.misses import buildings_picture
 from satmap.report.panels import Key, Panel, View, compose, write_picture
 from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
-from satmap.submissions.coco_json import CocoMask, read_coco_results, read_coco_truth
+from satmap.submissions.coco_json import read_coco_results, read_coco_truth
+from satmap.submissions.coco_masks import CocoMask
 from satmap.submissions.formats import Format, detect
 
 _FOUND = (255, 160, 0)
@@ -65,8 +65,9 @@ def write_building_overlays(
         else:
             expected = _of(chip, true)
             taken = match_buildings(expected, found).taken.tolist()
-            sides = ([row.polygon for row in rows] for rows in (expected, found))
-            write_picture(path, buildings_picture(*sides, taken, title=title, image=image))
+            shown, drawn = ([row.polygon for row in rows] for rows in (expected, found))
+            picture = buildings_picture(shown, drawn, taken, title=title, image=image)
+            write_picture(path, picture)
         written.append(path)
     if not written:
         raise SatmapError(f"none of the images in {where} can be read.")
@@ -119,6 +120,6 @@ def _read(path: Path) -> _Rows:
 
 def _polygon(mask: CocoMask) -> shapely.Geometry:
     """A mask along the edges of its pixels."""
-    drawn = coco_mask.decode(mask.for_library())  # type: ignore[arg-type]
+    drawn = mask.pixels()
     shapes = rasterio.features.shapes(drawn, mask=drawn > 0)
     return shapely.union_all([shapely.geometry.shape(shape) for shape, _ in shapes])
