@@ -144,6 +144,24 @@ def test_the_geometric_mean_of_views(seed: int, bias: float) -> None:
     assert (both["geometric"] <= both["arithmetic"] + 0.005).all()
 
 
+def test_padding_is_as_the_recipe_says() -> None:
+    seen: list[torch.Tensor] = []
+    network = build_network("resnet18", 3, ["building"], (8,) * 4).eval()
+    network.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    image = np.random.default_rng(0).integers(1, 255, (32, 40, 3)).astype(np.uint8)
+    for padding in ("reflect", "replicate"):
+        predict_planes([Voter(network)], image, Inference(views=1, padding=padding), CPU)
+    mirrored, repeated = (x[0] for x in seen)
+    top, left = (repeated.shape[1] - 32) // 2, (repeated.shape[2] - 40) // 2
+    assert top > 1 and left > 1
+    inside = (slice(None), slice(top, top + 32), slice(left, left + 40))
+    assert torch.equal(mirrored[inside], repeated[inside])
+    above = repeated[:, :top, left : left + 40]
+    assert torch.equal(above, repeated[:, top : top + 1, left : left + 40].expand_as(above))
+    assert torch.equal(mirrored[:, top - 1], mirrored[:, top + 1])
+    assert not torch.equal(mirrored, repeated)
+
+
 def test_planes_brought_to_another_size_keep_their_places() -> None:
     values = np.zeros((2, 32, 32), np.uint8)
     values[0, 8:16, 4:12], values[1] = 255, 100

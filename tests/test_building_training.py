@@ -158,6 +158,7 @@ def test_shipped_recipes() -> None:
     assert [mapping.members[0].losses_of(i).building.dice for i in range(4)] == [0.5, 0.5, 0.5, 5]  # type: ignore[union-attr]
     assert [stage.chips for stage in stages] == [50_000, None, None, None]
     assert (mapping.input_px, mapping.inference.mean) == (256, "geometric")
+    assert (mapping.buildings.dilate_px, mapping.inference.padding) == (2, "replicate")
     oblique = load_recipe("sn4-buildings")
     assert oblique.categories == ("nadir", "off-nadir", "very off-nadir")
     assert {member.bands for member in oblique.members} == {4}

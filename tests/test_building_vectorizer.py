@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 from shapely.affinity import affine_transform
+from skimage.morphology import dilation
 from skimage.segmentation import watershed
 
 from made_blocks import made_blocks, planes_of_labels, share_apart
 from satmap.buildings.flooding import flood
 from satmap.buildings.instances import find_instances
 from satmap.buildings.parts import at_least, connected
-from satmap.buildings.polygons import exact_polygons, simplify_outlines
+from satmap.buildings.polygons import dilated, exact_polygons, simplify_outlines
 from satmap.buildings.right_angles import squared_outlines
 from satmap.buildings.settings import BuildingSettings, BuildingSettingsByCategory
 from satmap.buildings.vectorize import vectorize
@@ -205,6 +206,18 @@ def test_simple_outlines_of_wild_shapes_keep_area_and_place() -> None:
     shared = shapely.area(shapely.intersection(simple, exact))
     # The estimate that spares an intersection may be off by a few thousandths.
     assert (shared / shapely.area(shapely.union(simple, exact))).min() >= 0.945
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.integers(0, 4))
+def test_outlines_grow_as_masks_do(seed: int, side: int) -> None:
+    labels = connected(at_least(noisy_body(seed, 40), 0.5)).labels
+    grown = dilated(exact_polygons(labels), side, labels.shape)
+    for number, polygon in enumerate(grown, 1):
+        mask = (labels == number).astype(np.uint8)
+        expected = dilation(mask, np.ones((side, side))) if side else mask
+        assert polygon.geom_type == "Polygon"
+        assert (rasterio.features.rasterize([polygon], labels.shape) == expected).all()
 
 
 def test_right_angles_fit_and_shared_walls_stay_shared() -> None:

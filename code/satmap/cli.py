@@ -299,6 +299,19 @@ def _parser() -> argparse.ArgumentParser:
         "--minutes", type=_minutes, default=5.0, metavar="M", help="at most (default: %(default)g)"
     )
 
+    confidence = add("confidence", _confidence)
+    confidence.add_argument("submission", type=Path, metavar="OUT.csv")
+    confidence.add_argument("planes", type=Path, metavar="PLANE_DIR")
+    add_weights(confidence)
+    confidence.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="images and labels (default: where the manifest of OUT.csv says)",
+    )
+
     text = "Import, average or show weight files, fetch the encoders' ImageNet weights."
     weights = commands.add_parser("weights", help=text, description=text)
     actions = weights.add_subparsers(required=True, metavar="ACTION")
@@ -684,6 +697,24 @@ def _tune(options: argparse.Namespace) -> int:
     return 0
 
 
+def _confidence(options: argparse.Namespace) -> int:
+    """Fit the model that chooses and rates buildings, to planes that were predicted out of fold.
+
+    OUT.csv and PLANE_DIR are of one run, `predict DIR... OUT.csv --out-of-fold --planes PLANE_DIR`,
+    of training images. The model (LightGBM, as text) comes to lie beside the networks, and
+    `predict` uses it from then on; without one buildings are rated by mean probability x square
+    root of area.
+    """
+    from satmap.confidence_fitting import fit_to_prediction
+
+    done = fit_to_prediction(
+        options.submission, options.planes, options.weights, options.images, options.arguments
+    )
+    _report_faults(done.faults, "left out of the fit")
+    print(f"{done.path}: {done.summary()}")
+    return 0
+
+
 def _export(options: argparse.Namespace) -> int:
     """Write a trained network for other programs, as ONNX or as torch.export's .pt2.
 
@@ -814,12 +845,17 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _overlay(options: argparse.Namespace) -> int:
-    """Draw a submission over its images, roads coloured by speed, the truth beside it."""
-    from satmap.report.overlay import write_overlays
+    """Draw a submission over its images: roads by speed, the truth beside them, or buildings.
 
-    pictures = write_overlays(
-        options.submission, options.directories, options.pictures, options.truth
-    )
+    Of buildings (CSV, COCO results) a truth tells apart what is found, missed and false.
+    """
+    from satmap.report.building_overlay import write_building_overlays
+    from satmap.report.overlay import write_overlays
+    from satmap.submissions.formats import Format, detect
+
+    buildings = detect(options.submission) in (Format.BUILDINGS_CSV, Format.COCO_RESULTS)
+    write = write_building_overlays if buildings else write_overlays
+    pictures = write(options.submission, options.directories, options.pictures, options.truth)
     print(f"{len(pictures)} pictures in {options.pictures}")
     return 0
 

@@ -122,7 +122,8 @@ class SubmissionManifest(Manifest):
         look: of images whose names do not say from where they were taken, as ``--nadir`` takes it.
         directories: of the images, as they were given.
         weights_directory: as it was given.
-        weights: the networks of the ensemble, and other files that hold one of these.
+        weights: the networks of the ensemble, other files that hold one of these, and of buildings
+            the confidence model with its manifest, if they were rated by one.
         data: of the images.
         images: id to product to file.
         skipped: id to the reason, for images that could not be predicted.

@@ -305,7 +305,8 @@ class Inference(Settings):
     then. Images larger than ``window`` pixels are predicted in windows that are blended into one
     another over twice ``overlap`` pixels. Images without georeference are taken to have
     ``default_metres_per_pixel``. With ``neighbours`` the roads of images that lie side by side are
-    vectorised with a look beyond the border.
+    vectorised with a look beyond the border. Beyond their edges, where networks look a little
+    further, images are mirrored, or with ``padding: replicate`` their last pixels are repeated.
     """
 
     views: Literal[1, 4, 8] = 8
@@ -314,6 +315,7 @@ class Inference(Settings):
     batch: PositiveInt = 4
     window: int = Field(1344, ge=64, multiple_of=32)
     overlap: int = Field(128, ge=0)
+    padding: Literal["reflect", "replicate"] = "reflect"
     neighbours: bool = True
     checkpoints: tuple[Checkpoint, ...] = Field(("best_apls", "best_dice", "last"), min_length=1)
 

@@ -27,6 +27,7 @@ from satmap.manifest import SubmissionManifest, read_manifest
 from satmap.recipe import Recipe, parse_recipe
 from satmap.scanning import scan_for
 from satmap.scoring import score_files
+from satmap.submissions.formats import Format, detect
 from satmap.text import printable
 
 #: How far apart scores may lie where bytes cannot agree.
@@ -121,7 +122,9 @@ class Verification:
             f"  {name}: {there:.5f} submitted, {here:.5f} recomputed"
             for name, (there, here) in found.scores.items()
         ]
-        if not found.identical:
+        if not found.identical and not found.scores:
+            lines.append("  no scores: give --truth, the annotations that COCO results are of")
+        elif not found.identical:
             what = "within" if found.gap <= TOLERANCE else "more than"
             lines.append(f"  scores differ by {found.gap:.5f}, {what} {TOLERANCE}")
         lines.append(f"{self.subject}: {'verified' if found.passed else 'NOT verified'}")
@@ -319,6 +322,9 @@ def compare(
     )
     if remade.file.sha256 == manifest.file.sha256:
         return Comparison(True, found, {}, 0.0)
+    if truth is None and detect(output) is Format.COCO_RESULTS:
+        # Average precision knows boxes and masks of annotations only.
+        return Comparison(False, found, {}, math.inf)
     if truth is None:
         mutual = _figures(output, again)
         scores = {f"{name} by the submission": (1.0, value) for name, value in mutual.items()}

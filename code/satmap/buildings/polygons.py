@@ -49,6 +49,25 @@ def exact_polygons(labels: NDArray[np.int32]) -> Polygons:
     return outlines
 
 
+def dilated(exact: Polygons, side: int, shape: tuple[int, int]) -> Polygons:
+    """Outlines along pixel edges that have grown by a square, and are cut to the image.
+
+    Each for itself, so that it is of no consequence what lies around it.
+
+    Args:
+        exact: outlines along pixel edges, (n,).
+        side: of the square, pixels; its middle, if even the pixel after it, is where it is put.
+        shape: height and width of the image.
+    """
+    if side <= 1 or not len(exact):
+        return exact
+    steps = np.arange(side) - side // 2
+    moved = [shapely.transform(exact, lambda xy, by=(x, y): xy + by) for x in steps for y in steps]
+    grown = shapely.union_all(np.stack(moved), axis=0)
+    kept: Polygons = shapely.intersection(grown, shapely.box(0, 0, shape[1], shape[0]))
+    return kept
+
+
 def simplify_outlines(exact: Polygons, tolerance: float) -> Polygons:
     """Polygons of fewer vertices with the same area, within 1 %, and place (IoU at least .95).
 

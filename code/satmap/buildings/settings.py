@@ -25,6 +25,8 @@ class BuildingSettings(Settings):
             houses takes 1 to 2, a square within a roof 4.
         least_px: smaller buildings are dropped, and no smaller part is split off.
         hole_px: smaller holes are filled.
+        dilate_px: every building grows by a square of so many pixels a side, up and to the left as
+            an even one has no middle; 0 and 1 leave it. Two may then share pixels.
         simplify_px: tolerance of the outlines, where area and overlap with the mask stay.
         right_angles: walls that nearly run along their building's main directions do so exactly,
             where area and overlap stay; walls that buildings share stay shared.
@@ -38,6 +40,7 @@ class BuildingSettings(Settings):
     seam: float = Field(3.0, gt=0, le=1e6)
     least_px: float = Field(100, ge=0, le=1e9)
     hole_px: float = Field(16, ge=0, le=1e9)
+    dilate_px: int = Field(0, ge=0, le=64)
     simplify_px: float = Field(1.0, ge=0, le=100)
     right_angles: bool = False
     least_confidence: float = Field(0.0, ge=0, le=1e9)

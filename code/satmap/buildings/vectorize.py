@@ -16,7 +16,7 @@ from satmap.buildings.candidates import THRESHOLDS, find_candidates, layer_label
 from satmap.buildings.confidence import ConfidenceModel
 from satmap.buildings.instances import find_instances, in_blobs
 from satmap.buildings.parts import Labels, at_least
-from satmap.buildings.polygons import Polygons, exact_polygons, simplify_outlines
+from satmap.buildings.polygons import Polygons, dilated, exact_polygons, simplify_outlines
 from satmap.buildings.right_angles import squared_outlines
 from satmap.buildings.settings import BuildingSettings
 from satmap.buildings.windows import LARGEST_PX, Crop, blob_crops
@@ -129,6 +129,7 @@ def _drawn(
     exact, confidences = exact[present], confidences[present]
     offset = np.array([box.left, box.top])
     exact = shapely.transform(exact, lambda xy: xy + offset)
+    exact = dilated(exact, settings.dilate_px, shape)
     # Near 0, numbers are rounded as finely wherever in an image a building lies.
     corners = shapely.bounds(exact)[:, :2]
     outlines = _moved(simplify_outlines(_moved(exact, -corners), settings.simplify_px), corners)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,8 +10,10 @@ import rasterio.features
 import shapely
 
 from satmap.buildings.building import Building
+from satmap.buildings.confidence import ConfidenceModel
 from satmap.buildings.settings import BuildingSettingsByCategory
 from satmap.buildings.vectorize import vectorize
+from satmap.confidence_files import read_confidence
 from satmap.data.cache import category_of
 from satmap.data.chip import Chip
 from satmap.data.georeference import Georeference
@@ -51,11 +54,14 @@ class BuildingMaps:
         settings: of the vectoriser, for all categories of looks.
         heads: how many categories there are; None for none.
         category: whose settings count; None for those of all.
+        confidence: file of the model that chooses and rates candidates; None for mean probability
+            x square root of the area.
     """
 
     settings: BuildingSettingsByCategory
     heads: int | None = None
     category: str | None = None
+    confidence: Path | None = None
     noun: ClassVar[str] = "buildings"
     looks_around: ClassVar[bool] = False
 
@@ -65,7 +71,7 @@ class BuildingMaps:
 
     def vectorize(self, planes: Planes) -> list[Building]:
         """The buildings of an image."""
-        return vectorize(planes, self.settings.of(self.category))
+        return vectorize(planes, self.settings.of(self.category), self._model())
 
     def vectorize_stored(
         self, stored: Path, neighbours: Sequence[tuple[Path, int, int]]
@@ -73,7 +79,10 @@ class BuildingMaps:
         """The same from a file; what lies around the image says nothing of its buildings."""
         # Nobody asks for the size of pixels here.
         with open_mask(stored, 1, BUILDING_MASKS) as mask:
-            return vectorize(mask.scene, self.settings.of(self.category))
+            return vectorize(mask.scene, self.settings.of(self.category), self._model())
+
+    def _model(self) -> ConfidenceModel | None:
+        return _read_once(self.confidence) if self.confidence else None
 
     def of_image(
         self, chip: Chip, image_id: str, found: list[Building], georeference: Georeference | None
@@ -129,6 +138,12 @@ class BuildingMaps:
             (height, width),
             tuple(Building(shapely.from_wkb(text), float(sure)) for text, sure in buildings),
         )
+
+
+@lru_cache(maxsize=1)
+def _read_once(path: Path) -> ConfidenceModel:
+    """A model takes longer to read than an image to vectorise; each worker reads it once."""
+    return read_confidence(path)
 
 
 def write_buildings(

@@ -144,7 +144,11 @@ def _predict_window(
         return torch.zeros((planes, height, width), dtype=torch.float32, device=device)
     top, bottom = _margins(height)
     left, right = _margins(width)
-    padded = np.pad(image, ((top, bottom), (left, right), (0, 0)), mode="reflect")
+    margins = (top, bottom), (left, right), (0, 0)
+    if settings.padding == "replicate":
+        padded = np.pad(image, margins, mode="edge")
+    else:
+        padded = np.pad(image, margins, mode="reflect")
     pixels = _upload(np.ascontiguousarray(padded.transpose(2, 0, 1)), device)
     planes = len(voters[0].network.plane_names)
     geometric = settings.mean == "geometric"

@@ -10,17 +10,37 @@ from satmap.data.chip import Chip
 from satmap.errors import SatmapError
 from satmap.inference.plan import Plan, Request
 from satmap.machine import this_hardware, this_software
-from satmap.manifest import Run, SubmissionManifest, record_data, record_recipe, write_manifest
+from satmap.manifest import (
+    Run,
+    SubmissionManifest,
+    WeightsManifest,
+    manifest_path,
+    read_manifest,
+    record_data,
+    record_recipe,
+    write_manifest,
+)
 
 
 def record_weights(plan: Plan) -> tuple[FileRecord, ...]:
-    """The files of the ensemble, as they are now.
+    """The files of the ensemble, as they are now, and the confidence model with its manifest.
 
     Raises:
-        SatmapError: one cannot be read.
+        SatmapError: one cannot be read, or the model was fitted to the planes of other networks.
     """
     paths = [path for file in plan.files for path in (file.path, *file.twins)]
-    return tuple(in_threads(record_file, paths))
+    networks = tuple(in_threads(record_file, paths))
+    if plan.confidence is None:
+        return networks
+    fitted = read_manifest(plan.confidence)
+    taught_by = fitted.starts_from if isinstance(fitted, WeightsManifest) else ()
+    if {record.sha256 for record in taught_by} != {record.sha256 for record in networks}:
+        raise SatmapError(
+            f"{plan.confidence} was fitted to the planes of other networks than these "
+            f"{len(networks)}. Fit it anew (`satmap confidence`), or move it elsewhere."
+        )
+    own = (plan.confidence, manifest_path(plan.confidence))
+    return networks + tuple(in_threads(record_file, own))
 
 
 def record_images(chip: Chip) -> dict[str, FileRecord]:

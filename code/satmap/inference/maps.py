@@ -84,8 +84,8 @@ class Maps(Codec, Protocol):
         """
 
 
-def maps_of(recipe: Recipe) -> Maps:
-    """What a recipe's task makes of planes."""
+def maps_of(recipe: Recipe, confidence: Path | None = None) -> Maps:
+    """What a recipe's task makes of planes; ``confidence`` is a file of a model of buildings."""
     if recipe.task == "roads":
         return RoadMaps(recipe.roads, recipe.inference.default_metres_per_pixel)
-    return BuildingMaps(recipe.buildings, recipe.looks)
+    return BuildingMaps(recipe.buildings, recipe.looks, confidence=confidence)

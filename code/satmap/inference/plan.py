@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from satmap.confidence_files import CONFIDENCE_FILE, read_confidence
 from satmap.data.cache import category_of
 from satmap.data.inventory import Inventory
 from satmap.data.looks import Look
@@ -62,6 +63,7 @@ class Plan:
         recipe: how.
         maps: what its task makes of planes.
         files: the networks of the ensemble.
+        confidence: the model of these networks that rates buildings, if there is one.
         held_out: for each the images that its training held out; None where that does not count.
         ids: of every image of the output, the id that stands in the file; in its order.
         places: the images that can be read.
@@ -73,6 +75,7 @@ class Plan:
     recipe: Recipe
     maps: Maps
     files: tuple[WeightFile, ...]
+    confidence: Path | None
     held_out: tuple[frozenset[str], ...] | None
     ids: dict[str, str]
     places: tuple[Place, ...]
@@ -94,12 +97,15 @@ def make_plan(request: Request) -> Plan:
     files = find_weights(request.weights)
     recipe = load_recipe(request.recipe_name) if request.recipe_name else recipe_of(files)
     files = choose(files, recipe)
-    maps = maps_of(recipe)
+    confidence = _confidence_of(recipe, request)
+    maps = maps_of(recipe, confidence)
     inventory = scan_for(recipe, request.directories, request.look)
     maps.require_output(request.output, request.exports, inventory.chips)
     _require_categories(inventory, recipe)
     print(inventory.summary(), flush=True)
     print(f"ensemble of {len(files)} networks, {recipe.inference.views} views", flush=True)
+    if confidence:
+        print(f"buildings chosen and rated by {confidence.name}", flush=True)
     warnings = list(inventory.warnings)
     held_out = None
     image_ids = list(inventory.long_ids)
@@ -113,13 +119,29 @@ def make_plan(request: Request) -> Plan:
         recipe,
         maps,
         tuple(files),
+        confidence,
         None if held_out is None else tuple(held_out),
         ids,
         tuple(_places(inventory, ids, recipe.inference.neighbours and maps.looks_around)),
         {name: fault for name, fault in inventory.faults.items() if name in ids},
         tuple(warnings),
-        _fingerprint(recipe, files, request, held_out),
+        _fingerprint(recipe, files, confidence, request, held_out),
     )
+
+
+def _confidence_of(recipe: Recipe, request: Request) -> Path | None:
+    """The confidence model beside the networks.
+
+    Out of fold it is left out: it has seen the truth of these images.
+
+    Raises:
+        SatmapError: it cannot be read.
+    """
+    path = request.weights / CONFIDENCE_FILE
+    if recipe.task != "buildings" or request.out_of_fold or not path.exists():
+        return None
+    read_confidence(path)
+    return path.resolve()
 
 
 def _places(inventory: Inventory, ids: dict[str, str], neighbours: bool) -> list[Place]:
@@ -166,13 +188,13 @@ def _held_out_ids(
 def _fingerprint(
     recipe: Recipe,
     files: Sequence[WeightFile],
+    confidence: Path | None,
     request: Request,
     held_out: Sequence[frozenset[str]] | None,
 ) -> str:
     """What must be the same for the images of a stopped run to count as finished."""
-    stats = [
-        (file.path.name, file.path.stat().st_size, file.path.stat().st_mtime_ns) for file in files
-    ]
+    paths = [file.path for file in files] + ([confidence] if confidence else [])
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     folds = None if held_out is None else [sorted(images) for images in held_out]
     planes = request.planes and str(request.planes.resolve())
     look = request.look and [request.look.angle, request.look.side]

@@ -7,12 +7,14 @@ decodes them in C without a check: where the runs do not cover the image exactly
 memory or never ends.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
 
 #: Run lengths in the library are unsigned integers of 32 bits.
 PIXEL_LIMIT = 2**32
@@ -36,6 +38,14 @@ class CocoMask:
     def for_library(self) -> dict[str, Any]:
         """The object that ``pycocotools.mask`` takes."""
         return {"size": list(self.size), "counts": self.counts}
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """The mask drawn, uint8 (height, width), 1 inside."""
+        with warnings.catch_warnings():
+            # The library hands its memory over in a way that NumPy 2 is going to give up.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            drawn: NDArray[np.uint8] = coco_mask.decode(self.for_library())  # type: ignore[arg-type]
+        return drawn
 
 
 def measure_runs(counts: Sequence[bytes]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:

@@ -1,0 +1,125 @@
+"""Pictures of predicted buildings: over their image, and with a truth what is found and missed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import rasterio.features
+import shapely
+from numpy.typing import NDArray
+
+from satmap.data.buildings import scan_buildings
+from satmap.data.chip import Chip
+from satmap.data.imagery import read_stretched
+from satmap.errors import SatmapError
+from satmap.metrics.building_f1 import match_buildings
+from satmap.progress import track
+from satmap.report.misses import buildings_picture
+from satmap.report.panels import Key, Panel, View, compose, write_picture
+from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
+from satmap.submissions.coco_json import read_coco_results, read_coco_truth
+from satmap.submissions.coco_masks import CocoMask
+from satmap.submissions.formats import Format, detect
+
+_FOUND = (255, 160, 0)
+
+_Rows = Mapping[str, Sequence[BuildingRow]]
+
+
+def write_building_overlays(
+    submission: Path, directories: Sequence[Path], pictures: Path, truth: Path | None = None
+) -> list[Path]:
+    """Draw every image of the directories with its buildings in a submission.
+
+    Args:
+        submission: SpaceNet's CSV or COCO results.
+        directories: where the images lie.
+        pictures: directory for the PNG files, one an image, named like the image.
+        truth: CSV or COCO annotations; what is found, missed and false is then told apart.
+
+    Returns:
+        The files written. Images that cannot be read are passed over.
+
+    Raises:
+        SatmapError: no image can be read, the submission has none of them, or a file is not of
+            buildings.
+        CannotWriteError: a picture cannot be written.
+    """
+    predicted = _read(submission)
+    true = _read(truth) if truth else None
+    chips = scan_buildings(directories).chips
+    where = ", ".join(map(str, directories))
+    if not any(name in predicted for chip in chips for name in _names(chip)):
+        raise SatmapError(f"{submission} has none of the images in {where}.")
+    written = []
+    for chip in track(chips, "drawing", len(chips)):
+        try:
+            image = read_stretched(chip.image, 2, 98, 3)
+        except SatmapError:
+            continue
+        found = _of(chip, predicted)
+        path = pictures / f"{chip.image_id}.png"
+        title = f"predicted: {chip.image_id}"
+        if true is None:
+            write_picture(path, _picture(image, found, title))
+        else:
+            expected = _of(chip, true)
+            taken = match_buildings(expected, found).taken.tolist()
+            shown, drawn = ([row.polygon for row in rows] for rows in (expected, found))
+            picture = buildings_picture(shown, drawn, taken, title=title, image=image)
+            write_picture(path, picture)
+        written.append(path)
+    if not written:
+        raise SatmapError(f"none of the images in {where} can be read.")
+    return written
+
+
+def _picture(
+    image: NDArray[np.uint8], rows: Sequence[BuildingRow], title: str
+) -> NDArray[np.uint8]:
+    """The buildings over the image, and the image beside it."""
+    view = View.of_image(image.shape)
+    panel = view.ground(image)
+    view.draw_polygons(panel, [row.polygon for row in rows], _FOUND, filling=0.3, thickness=2)
+    keys = [Key(f"buildings ({len(rows)})", _FOUND, "area")]
+    return compose(
+        [title], [Panel(panel, "buildings", keys), Panel(view.ground(image), "image", [])]
+    )
+
+
+def _names(chip: Chip) -> tuple[str, ...]:
+    number = () if chip.number is None else (str(chip.number),)
+    return (chip.image_id, chip.long_id, *number)
+
+
+def _of(chip: Chip, rows: _Rows) -> list[BuildingRow]:
+    return list(next((rows[name] for name in _names(chip) if name in rows), ()))
+
+
+def _read(path: Path) -> _Rows:
+    """The buildings of a file by image.
+
+    Raises:
+        SatmapError: it is not of buildings.
+    """
+    match kind := detect(path):
+        case Format.BUILDINGS_CSV:
+            return read_buildings_csv(path)
+        case Format.COCO_RESULTS:
+            return {
+                str(number): [BuildingRow(_polygon(found.mask), found.score) for found in results]
+                for number, results in read_coco_results(path).items()
+            }
+        case Format.COCO_ANNOTATIONS:
+            return {
+                str(number): [BuildingRow(_polygon(building.mask), 1.0) for building in buildings]
+                for number, buildings in read_coco_truth(path).buildings.items()
+            }
+    raise SatmapError(f"{path} is {kind}; buildings are in a CSV or a COCO file.")
+
+
+def _polygon(mask: CocoMask) -> shapely.Geometry:
+    """A mask along the edges of its pixels."""
+    drawn = mask.pixels()
+    shapes = rasterio.features.shapes(drawn, mask=drawn > 0)
+    return shapely.union_all([shapely.geometry.shape(shape) for shape, _ in shapes])
