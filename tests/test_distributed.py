@@ -191,18 +191,24 @@ def test_signals_save_the_step_and_it_goes_on_from_there(
     """One after the other in one training: the launcher's, a terminal's, and one that is gone."""
     arguments = [*command(city, tmp_path, recipe_text(2)), "--save-minutes", "1e-9"]
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        processes = start_ranks(arguments, tmp_path)
-        # They are at work together, and have made a step.
-        wait_for_line(tmp_path / "rank0.txt", "going on after", processes)
-        before = states(tmp_path)
-        while states(tmp_path) == before:
-            assert all(process.is_alive() for process in processes)
-            time.sleep(0.002)
-        # Ctrl-C reaches all of them. Who learns it from another ends as if by SIGTERM.
-        reached = processes if number == signal.SIGINT else processes[1:]
-        for process in reached:
-            os.kill(process.pid or 0, number)
-        assert finish(processes) == [
+        codes: list[int | None] = [0, 0]
+        while codes == [0, 0]:
+            processes = start_ranks(arguments, tmp_path)
+            # They are at work together, and have made a step.
+            wait_for_line(tmp_path / "rank0.txt", "going on after", processes)
+            before = states(tmp_path)
+            while states(tmp_path) == before and all(each.is_alive() for each in processes):
+                time.sleep(0.002)
+            # Ctrl-C reaches all of them. Who learns it from another ends as if by SIGTERM.
+            reached = processes if number == signal.SIGINT else processes[1:]
+            for process in reached:
+                os.kill(process.pid or 0, number)
+            codes = finish(processes)
+            if codes == [0, 0]:
+                # On a busy machine the training was sooner.
+                assert same(tmp_path, unbroken)
+                shutil.rmtree(tmp_path / "weights")
+        assert codes == [
             128 + number if process in reached else _TERMINATED for process in processes
         ]
         text = "".join((tmp_path / f"rank{rank}.txt").read_text() for rank in range(2))
