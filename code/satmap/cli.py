@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # torch's threads wait for each other by spinning; where anything else runs on the machine, a
     # step then takes several times as long. Read when torch is first imported, so set here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Megabytes of decoded blocks that GDAL keeps; by default a twentieth of the machine's memory.
+    os.environ.setdefault("GDAL_CACHEMAX", "512")
     _open_streams()
     options = _parser().parse_args(arguments)
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
