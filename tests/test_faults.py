@@ -209,6 +209,24 @@ def test_stored_planes_that_are_damaged_are_predicted_again(tmp_path: Path) -> N
         assert "chip1" not in store
 
 
+@pytest.mark.parametrize("harm", ["pipe", "link to nothing", "link to itself"])
+def test_what_is_no_file_in_the_cache_is_made_anew(tmp_path: Path, harm: str) -> None:
+    write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
+    write_labels(tmp_path / "AOI_7_Moscow_chip1.geojson", [[(5.0, 5.0), (100.0, 80.0)]])
+    chip, cache = scan([tmp_path]).chips[0], tmp_path / "cache"
+    path = prepare_chip(chip, cache, StretchSettings(), TargetSettings()).path
+    whole = path.read_bytes()
+    path.unlink()
+    if harm == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(path.with_name("nothing") if harm == "link to nothing" else path.name)
+    assert prepare_chip(chip, cache, StretchSettings(), TargetSettings()).path == path
+    assert path.is_file()
+    assert not path.is_symlink()
+    assert path.read_bytes() == whole
+
+
 # --- text -----------------------------------------------------------------------------------------
 
 
