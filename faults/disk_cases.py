@@ -165,7 +165,7 @@ def _goes_on(bench: Bench, ended: Ended, kept: Path, alone: bool = True) -> str:
     ended = bench.predict(alone=alone)
     bench.must(ended.status == DONE, f"does not go on with space: {ended.said!r}")
     bench.must_be_valid(alone=alone)
-    left = [path.name for path in bench.out.parent.iterdir() if path != bench.out]
+    left = bench.left_over()
     bench.must(not left, f"left {left}")
     return REFUSED
 
