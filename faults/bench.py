@@ -313,6 +313,11 @@ class Bench:
         arguments = ("--weights", weights, "--recipe", recipe, "--workers", 0, *options)
         return self.run("predict", self.test, self.out, *arguments, **how)  # type: ignore[arg-type]
 
+    def left_over(self) -> list[str]:
+        """What lies beside the submission and its manifest."""
+        wanted = {self.out.name, f"{self.out.name}.manifest.json"}
+        return sorted(p.name for p in self.out.parent.iterdir() if p.name not in wanted)
+
     def must_be_valid(self, *, harmed: Sequence[str] = (), alone: bool = True) -> None:
         """The submission must be one that organisers take, and unharmed images as undisturbed."""
         if not self.out.exists():

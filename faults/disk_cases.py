@@ -165,7 +165,7 @@ def _goes_on(bench: Bench, ended: Ended, kept: Path, alone: bool = True) -> str:
     ended = bench.predict(alone=alone)
     bench.must(ended.status == DONE, f"does not go on with space: {ended.said!r}")
     bench.must_be_valid(alone=alone)
-    left = [path.name for path in bench.out.parent.iterdir() if path != bench.out]
+    left = bench.left_over()
     bench.must(not left, f"left {left}")
     return REFUSED
 
@@ -282,6 +282,10 @@ def _train_shared(size: str) -> Callable[[Bench], str]:
         bench.copy_train()
         within = small_disk(f"size={size}", Path("/dev/shm"), bench.directory / "kept")
         ended = _train_on(bench, within, "--workers", 2)
+        # How much two workers need, torch and the size of a batch decide.
+        if ended.status == DONE and size != "4k":
+            same_network(bench)
+            return "valid"
         bench.must(ended.status == FAILED, f"status {ended.status}, not 1")
         bench.must_say(ended, "/dev/shm", "--workers")
         bench.must(train(bench) == DONE, f"does not go on: {bench.last_said!r}")

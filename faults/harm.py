@@ -83,6 +83,3 @@ ANY_FILE: tuple[tuple[str, Harm], ...] = (
     ("a link to itself", looped),
     ("a pipe", pipe),
 )
-
-#: What leaves no file at all.
-NO_FILE = (directory, pipe)

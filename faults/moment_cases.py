@@ -116,7 +116,7 @@ def _predict_killed(bench: Bench) -> str:
     ended = bench.run(*_prediction(bench))
     bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
     bench.must(bench.out.read_bytes() == wanted, "other bytes")
-    left = [path.name for path in bench.out.parent.iterdir() if path != bench.out]
+    left = bench.left_over()
     bench.must(not left, f"left {left}")
     return f"{killed} kills at work, the same bytes"
 

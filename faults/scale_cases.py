@@ -19,19 +19,20 @@ _SIDE = 30_000
 def scale_cases() -> list[Case]:
     """All of them."""
     return [
-        Case("scale", "predict: 10,000 chips of 32 x 32", _many, 1500),
+        Case("scale", "predict: 10,000 chips of 32 x 32, apart", lambda b: _many(b, 20), 1500),
+        Case("scale", "predict: 10,000 chips of 32 x 32 side by side", lambda b: _many(b, 1), 1500),
         Case("scale", "predict: 40 images of one and the same place", _one_place, 600),
         Case("scale", f"predict: one chip of {_SIDE} x {_SIDE}", _large, 1500),
     ]
 
 
-def _many(bench: Bench) -> str:
+def _many(bench: Bench, step: int) -> str:
+    """A square of chips, each so many of its own sides from the next."""
     rows, columns, side = 100, 100, 32
     noise = np.random.default_rng(bench.random.getrandbits(32))
     for number in range(rows * columns):
         pixels = noise.integers(1, 255, (3, side, side), np.uint8)
-        # Far apart: what lies side by side is looked at together, here that would be by hundreds.
-        left, top = number % columns * 20 * side, number // columns * 20 * side
+        left, top = number % columns * step * side, number // columns * step * side
         _write(bench.image(number, "PS-RGB"), pixels, left, top)
     ended = bench.run(
         "predict", bench.test, bench.out, "--weights", bench.material.weights,

@@ -26,15 +26,19 @@ from satmap.files import require_writable, write_text
 from satmap.geojson import LON_LAT, read_geojson
 from satmap.inference.ensemble import Voter, predict_planes
 from satmap.inference.pictures import read_picture
+from satmap.inference.plane_rasters import write_planes
+from satmap.inference.plane_store import PlaneStore
 from satmap.mask_files import open_mask
+from satmap.memory import is_memory_short
 from satmap.models.unet import build_network
-from satmap.planes import ROAD_PLANES
+from satmap.planes import ROAD_PLANES, Planes
 from satmap.recipe import Inference, load_recipe
 from satmap.scoring import score_files
 from satmap.strict_yaml import read_yaml
 from satmap.submissions.mask_rasters import open_mask as open_building_mask
 from satmap.training.checkpoint import load_state
 from satmap.training.sole_writer import sole_writer
+from satmap.vectorizing import find_masks
 from satmap.workers import start_pool
 
 CPU = torch.device("cpu")
@@ -169,6 +173,60 @@ def test_roads_cannot_be_learned_from_black(tmp_path: Path) -> None:
             prepare_chip(chip, tmp_path / "cache", StretchSettings(), TargetSettings())
 
 
+@pytest.mark.parametrize("harm", ["directory", "pipe"])
+def test_what_is_no_file_is_reported_in_an_images_place(tmp_path: Path, harm: str) -> None:
+    name = "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip{}.tif"
+    write_image(tmp_path / name.format(1))
+    victim = tmp_path / name.format(2)
+    if harm == "pipe":
+        os.mkfifo(victim)
+    else:
+        victim.mkdir()
+    found = scan([tmp_path])
+    assert [chip.image_id for chip in found.chips] == ["AOI_7_Moscow_chip1"]
+    assert list(found.long_ids) == ["AOI_7_Moscow_chip1", "AOI_7_Moscow_chip2"]
+    assert f"{victim} is a {harm}" in found.faults["AOI_7_Moscow_chip2"]
+    assert find_masks(tmp_path)["AOI_7_Moscow_chip2"] == victim
+    with pytest.raises(SatmapError, match=f"chip2.tif is a {harm}"), open_mask(victim, 1):
+        pass
+    if harm == "directory":
+        # As some programs unpack archives: the file in it is the image.
+        image = write_image(victim / victim.name)
+        found = scan([tmp_path])
+        assert not found.faults
+        assert found.chips[1].image.path == image
+        assert find_masks(tmp_path)["AOI_7_Moscow_chip2"] == image
+
+
+def test_stored_planes_that_are_damaged_are_predicted_again(tmp_path: Path) -> None:
+    store = PlaneStore(tmp_path / "out.csv", "fingerprint")
+    values = np.random.default_rng(0).integers(0, 255, (2, 600, 700), np.uint8)
+    write_planes(store.path("chip1"), Planes(("road", "junction"), values, (0.3, 0.3)), None)
+    assert "chip1" in store
+    whole = store.path("chip1").read_bytes()
+    for content in (whole[:-1000], whole[: len(whole) // 2], b""):
+        store.path("chip1").write_bytes(content)
+        assert "chip1" not in store
+
+
+@pytest.mark.parametrize("harm", ["pipe", "link to nothing", "link to itself"])
+def test_what_is_no_file_in_the_cache_is_made_anew(tmp_path: Path, harm: str) -> None:
+    write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
+    write_labels(tmp_path / "AOI_7_Moscow_chip1.geojson", [[(5.0, 5.0), (100.0, 80.0)]])
+    chip, cache = scan([tmp_path]).chips[0], tmp_path / "cache"
+    path = prepare_chip(chip, cache, StretchSettings(), TargetSettings()).path
+    whole = path.read_bytes()
+    path.unlink()
+    if harm == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(path.with_name("nothing") if harm == "link to nothing" else path.name)
+    assert prepare_chip(chip, cache, StretchSettings(), TargetSettings()).path == path
+    assert path.is_file()
+    assert not path.is_symlink()
+    assert path.read_bytes() == whole
+
+
 # --- text -----------------------------------------------------------------------------------------
 
 
@@ -239,6 +297,69 @@ def test_a_city_on_a_full_disk_leaves_no_broken_image(tmp_path: Path) -> None:
     assert [*tmp_path.rglob("*.geojson")]
 
 
+def test_too_little_memory_is_told_as_such() -> None:
+    """The less there is, the earlier it shows: before torch, within it, behind it."""
+    for megabytes in (600, 1000):
+        ended = subprocess.run(
+            [
+                "prlimit",
+                f"--as={megabytes}000000",
+                sys.executable,
+                "-m",
+                "satmap",
+                "predict",
+                "a",
+                "b.csv",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == 1
+        assert ended.stderr.startswith("satmap: memory is short. Give more (`ulimit -v`")
+    assert is_memory_short(MemoryError())
+    assert is_memory_short(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
+    assert not is_memory_short(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert not is_memory_short(ImportError("no module named torch"))
+
+
+def test_a_full_standard_output_is_no_fault_of_satmaps(tmp_path: Path) -> None:
+    write_image(tmp_path / "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip1.tif")
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "satmap", "inventory", str(tmp_path)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("satmap: No space left on device")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_cost_nothing(tmp_path: Path, closed: str) -> None:
+    city = tmp_path / "city"
+    options = ("--chips", "1", "--test-chips", "0", "--size", "64")
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "satmap"]
+    assert subprocess.run([*command, "make-city", city, *options], check=False).returncode == 0
+    assert [*city.rglob("*.tif")]
+
+
+def test_a_current_directory_that_was_deleted(tmp_path: Path) -> None:
+    script = 'cd "$1"; rmdir "$1"; shift; exec "$@"'
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    ended = subprocess.run(
+        ["sh", "-c", script, "sh", gone, sys.executable, "-m", "satmap", "predict", "a", "b.csv"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("satmap: the current directory cannot be used (No such file")
+
+
 def test_processes_that_cannot_be_started_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many semaphores as /dev/shm holds: here none."""
 
@@ -246,9 +367,7 @@ def test_processes_that_cannot_be_started_are_told(monkeypatch: pytest.MonkeyPat
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(multiprocessing.get_context("spawn").__class__, "Lock", full)
-    with pytest.raises(
-        SatmapError, match=r"/dev/shm is full or not there.*--workers 0.*--shm-size"
-    ):
+    with pytest.raises(SatmapError, match=r"/dev/shm is full.*--workers 0.*--shm-size"):
         start_pool(2)
 
 

@@ -83,3 +83,45 @@ def test_what_shows_around_an_image_is_in_its_list(boxes: list[tuple[int, ...]])
         )
         assert seen[1] == expected[1]
         np.testing.assert_array_equal(seen[0][ROAD], expected[0][ROAD])
+
+
+def test_tiny_images_look_no_farther_than_they_are_wide() -> None:
+    """Else each of thousands would be looked at together with hundreds of others."""
+    chips = [chip(100 * x, 80 * y) for y in range(12) for x in range(9)]
+    counts = [len(found) for found in find_neighbours(chips, (1000, 1000))]
+    # Two rings around: what touches the margin is in it.
+    assert max(counts) == 24
+    large = chip(-600, 0)._replace(width=500)
+    found = find_neighbours([large, chip(0, 0)], (300, 300))
+    assert [len(others) for others in found] == [1, 1]
+
+
+@given(st.lists(st.tuples(*[st.integers(-300, 300)] * 2, *[st.integers(1, 120)] * 2), max_size=12))
+@settings(deadline=None)
+def test_neighbours_are_those_of_a_plain_search(places: list[tuple[int, int, int, int]]) -> None:
+    margin = 40
+    chips = [chip(x, y)._replace(width=w, height=h) for x, y, w, h in places]
+    found = find_neighbours(chips, (margin, margin))
+
+    def reach(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> bool:
+        (x, y, w, h), (u, v, s, t) = one, other
+        gap_x, gap_y = max(u - x - w, x - u - s), max(v - y - h, y - v - t)
+        return gap_x < min(margin, w) and gap_y < min(margin, h)
+
+    def touch(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> bool:
+        (x, y, w, h), (u, v, s, t) = one, other
+        gap_x, gap_y = max(u - x - w, x - u - s), max(v - y - h, y - v - t)
+        return gap_x == min(margin, w) or gap_y == min(margin, h)
+
+    for index, one in enumerate(places):
+        there = {n.image: (n.column, n.row) for n in found[index]}
+        for number, other in enumerate(places):
+            # Rounding decides on which side exact borders lie.
+            if number == index or touch(one, other) or touch(other, one):
+                continue
+            assert (number in there) == (reach(one, other) or reach(other, one))
+            if number in there:
+                assert there[number] == (other[0] - one[0], other[1] - one[1])
+        assert [n.image for n in found[index]] == sorted(
+            there, key=lambda n: (there[n][0] ** 2 + there[n][1] ** 2, n)
+        )

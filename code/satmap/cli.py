@@ -18,6 +18,7 @@ from satmap.cores import available_cores
 from satmap.errors import PeerError, SatmapError, TryAgainError
 from satmap.files import require_writable
 from satmap.launched import is_first_rank, is_rank, is_started_again, local_processes
+from satmap.memory import REMEDY, is_memory_short
 from satmap.shared_memory import can_share_locks
 from satmap.termination import LEFT_ALONE, TRY_AGAIN, Terminated, end, raising_terminated
 from satmap.text import printable
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _PEER_FIRST_S = 1.5
+
+# Standard input, output and error are the files numbered up to this one.
+_STDERR = 2
 
 # Characters of a long value that are printed.
 _SHOWN = 100
@@ -50,15 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # torch's threads wait for each other by spinning; where anything else runs on the machine, a
     # step then takes several times as long. Read when torch is first imported, so set here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Megabytes of decoded blocks that GDAL keeps; by default a twentieth of the machine's memory.
+    os.environ.setdefault("GDAL_CACHEMAX", "512")
+    _open_streams()
     options = _parser().parse_args(arguments)
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
+        _require_place()
         with raising_terminated():
             status = command(options)
         # A reader that went away (`satmap score ... | head`) shows only when output is flushed.
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except SatmapError as error:
         if options.debug:
             _show_traceback()
@@ -84,11 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if options.debug:
             _show_traceback()
-        print(
-            f"satmap: {type(error).__name__}: {printable(error, keep=_LINE_END)}. This is a fault "
-            "of satmap's or of the machine; --debug shows where.",
-            file=sys.stderr,
-        )
+        print(f"satmap: {_unforeseen(error)}", file=sys.stderr)
         status = 1
     end(status)
 
@@ -101,6 +104,46 @@ def _show_traceback() -> None:
     if not is_rank():
         raise
     traceback.print_exc()
+
+
+def _open_streams() -> None:
+    """Let closed standard streams lead nowhere: else the first files that are opened take their
+    numbers, and libraries' messages go into those."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        os.set_inheritable(number, True)
+    os.close(number)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
+def _unforeseen(error: Exception) -> str:
+    said = printable(error, keep=_LINE_END)
+    if is_memory_short(error):
+        return f"{REMEDY} ({said})" if said else REMEDY
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{printable(place)}{error.strerror}. Check the place's space, rights and limits."
+    return (
+        f"{type(error).__name__}: {said}. This is a fault of satmap's or of the machine; --debug "
+        "shows where."
+    )
+
+
+def _require_place() -> None:
+    """Fail where the current directory was deleted: libraries then fail, or end the process.
+
+    Raises:
+        SatmapError: it was.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise SatmapError(
+            f"the current directory cannot be used ({error.strerror}). It may have been deleted: "
+            "`cd` to one that is there."
+        ) from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from rasterio.windows import Window
 from satmap.data.georeference import Georeference, georeference_of
 from satmap.errors import SatmapError
 from satmap.planes import BUILDING_PLANES, ROAD, ROAD_PLANES, Planes
-from satmap.rasters import driver_of, require_possible_size
+from satmap.rasters import driver_of, require_file, require_possible_size
 from satmap.roads.box import Box
 from satmap.roads.scene import Scene
 
@@ -120,6 +120,7 @@ def open_mask(
     Raises:
         SatmapError: not a readable raster, or none of probabilities.
     """
+    require_file(path)
     with contextlib.ExitStack() as stack:
         with _faults_of(path):
             stack.enter_context(rasterio.Env(**_GDAL_OPTIONS))

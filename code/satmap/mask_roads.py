@@ -55,7 +55,8 @@ def _surroundings(
 ) -> list[Surrounding]:
     """The neighbours that are sound and of the same kind, opened on the stack."""
     own = Box(0, 0, mask.width, mask.height)
-    seen = own.grown(*margin_px(mask.scene.metres_per_pixel))
+    x, y = margin_px(mask.scene.metres_per_pixel)
+    seen = own.grown(min(x, mask.width), min(y, mask.height))
     found = []
     for path, column, row in neighbours:
         try:

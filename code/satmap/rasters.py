@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from satmap.errors import SatmapError
+from satmap.files import refuse_pipe
 
 # GDAL's drivers by suffix, in lower case. By content GDAL would take a text for a virtual raster
 # and read the files, or ask the servers, that it names.
@@ -17,6 +18,17 @@ _MOST_PIXELS = 1 << 32
 def driver_of(path: Path) -> str:
     """GDAL's driver for a raster by its name; GeoTIFF where the name says nothing."""
     return _DRIVERS.get(path.suffix.lower(), "GTiff")
+
+
+def require_file(path: Path) -> None:
+    """Fail before GDAL reads a pipe, which may never have a writer, or looks into a directory.
+
+    Raises:
+        SatmapError: the path is one. What is not there opening will tell.
+    """
+    refuse_pipe(path)
+    if path.is_dir():
+        raise SatmapError(f"{path} is a directory; put the raster itself there.")
 
 
 def require_possible_size(width: int, height: int) -> None:

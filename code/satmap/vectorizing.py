@@ -13,7 +13,7 @@ import numpy as np
 
 from satmap.data.neighbours import Footprint
 from satmap.data.spacenet_roads import road_image_id
-from satmap.data.walk import walk
+from satmap.data.walk import is_no_file, walk
 from satmap.errors import SatmapError
 from satmap.exports import GEOGRAPHIC_SUFFIXES, SUFFIXES, ImageRoads, write_roads
 from satmap.exports.image_roads import in_lon_lat
@@ -177,10 +177,14 @@ def find_masks(
         SatmapError: there is no mask, two are of one image, or a name cannot stand in a CSV.
     """
     found: dict[str, Path] = {}
-    for path in walk([directory]):
+    no_files: dict[str, Path] = {}
+    for path in walk([directory], misplaced=_MASK_SUFFIXES):
         if path.suffix.lower() not in _MASK_SUFFIXES:
             continue
         image_id = image_id_of(path.stem) or path.stem
+        if is_no_file(path):
+            no_files[image_id] = path
+            continue
         if image_id in found:
             raise SatmapError(
                 f"two masks are of the image {image_id}:\n  {found[image_id]}\n  {path}\n"
@@ -191,6 +195,7 @@ def find_masks(
         except ValueError as error:
             raise SatmapError(f"{path}: rename it; {error}.") from error
         found[image_id] = path
+    found = no_files | found
     if not found:
         raise SatmapError(
             f"no masks under {directory}. Expected {', '.join(_MASK_SUFFIXES)} files named like "

@@ -5,6 +5,7 @@ header, everything that validation needs. Reading a crop touches only the pages 
 of the planes that the network wants. The directory can be deleted whenever no training runs.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -152,6 +153,7 @@ def prepare_chip(
     path = directory / f"{chip.image_id}.{fingerprint[:16]}.safetensors"
     header = _read_header(path)
     if header is None:
+        _remove_misplaced(path)
         header = _build(chip, stretch, targets, input_px)
         image, target = header.pop("image").transpose(2, 0, 1), header.pop("target")
         with atomic_path(path) as temporary:
@@ -239,8 +241,21 @@ def _fingerprint(
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def _remove_misplaced(path: Path) -> None:
+    """Delete a pipe, or a link to none or to itself, in the place of a file of satmap's own.
+
+    Followed, links of several chips could lead to one and the same file.
+    """
+    if not path.is_file() and not path.is_dir():
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def _read_header(path: Path) -> dict[str, Any] | None:
     """The header of a cached file, None where there is no whole one."""
+    # A pipe would have to be waited for.
+    if not path.is_file():
+        return None
     try:
         with safe_open(path, framework="numpy") as tensors:
             header: dict[str, Any] = json.loads(tensors.metadata()["chip"])

@@ -16,7 +16,7 @@ from rasterio.windows import Window
 
 from satmap.data.georeference import Georeference, georeference_of
 from satmap.errors import SatmapError
-from satmap.rasters import driver_of, require_possible_size
+from satmap.rasters import driver_of, require_file, require_possible_size
 
 # Images without georeference are reported by satmap itself, with their names, and rasterising in
 # pixels is no fault. Filtered once: catch_warnings is not safe in threads.
@@ -69,6 +69,7 @@ def read_info(path: Path, product: str) -> ImageInfo:
     Raises:
         SatmapError: not a readable raster, or its bands or type do not fit the product.
     """
+    require_file(path)
     try:
         with rasterio.open(path, driver=driver_of(path)) as source:
             require_possible_size(source.width, source.height)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 
 from satmap.data.georeference import Georeference
 
@@ -48,10 +49,12 @@ def find_neighbours(
 
     Args:
         footprints: of all images.
-        margin_px: the margin along x and y.
+        margin_px: the margin along x and y, of small images at most their own size: else thousands
+            of tiny ones would have hundreds of neighbours each.
 
     Returns:
-        A list an image, nearest corner first; empty for images without georeference.
+        A list an image, nearest corner first; empty for images without georeference. If one image
+        is in the list of another, the other is in its list, too.
     """
     placed = [
         index
@@ -59,25 +62,30 @@ def find_neighbours(
         if footprint.georeference is not None and _is_upright(footprint.georeference)
     ]
     found: list[list[Neighbour]] = [[] for _ in footprints]
-    boxes = shapely.box(*np.array([_bounds(footprints[i]) for i in placed]).reshape(-1, 4).T)
-    tree = shapely.STRtree(boxes)
-    for index in placed:
-        here, width, height = footprints[index]
-        assert here is not None
-        transform = here.transform
-        x, y = margin_px
-        left, top = transform @ (-x, -y)
-        right, bottom = transform @ (width + x, height + y)
-        around = shapely.box(min(left, right), min(top, bottom), max(left, right), max(top, bottom))
-        for place in tree.query(around, predicate="intersects").tolist():
-            other = placed[place]
-            there = footprints[other].georeference
-            assert there is not None
-            if other == index or not _alike(here, there):
-                continue
-            corner = ~transform @ (there.transform.c, there.transform.f)
-            found[index].append(Neighbour(other, round(corner[0]), round(corner[1])))
-        found[index].sort(key=lambda n: (n.column**2 + n.row**2, n.image))
+    if not placed:
+        return found
+    grids = [georeference for i in placed if (georeference := footprints[i].georeference)]
+    pixel = np.array([(grid.transform.a, grid.transform.e) for grid in grids])
+    corner = np.array([(grid.transform.c, grid.transform.f) for grid in grids])
+    size = np.array([footprints[i][1:] for i in placed])
+    systems = {crs: number for number, crs in enumerate({grid.crs for grid in grids})}
+    system = np.array([systems[grid.crs] for grid in grids])
+
+    margin = np.minimum(margin_px, size)
+    tree = shapely.STRtree(_boxes(corner, corner + size * pixel))
+    around = _boxes(corner - margin * pixel, corner + (size + margin) * pixel)
+    here, there = tree.query(around, predicate="intersects")
+    alike = (here != there) & (system[here] == system[there])
+    alike &= np.isclose(pixel[here], pixel[there], rtol=_SAME_SIZE, atol=0).all(axis=1)
+    pairs = np.stack([here[alike], there[alike]], axis=1)
+    pairs = np.unique(np.concatenate([pairs, pairs[:, ::-1]]), axis=0)
+
+    here, there = pairs.T
+    offset = np.rint((corner[there] - corner[here]) / pixel[here]).astype(np.int64)
+    nearest_first = np.lexsort((there, (offset**2).sum(axis=1), here))
+    rows = np.column_stack([pairs, offset])[nearest_first].tolist()
+    for image, other, column, row in rows:
+        found[placed[image]].append(Neighbour(placed[other], column, row))
     return found
 
 
@@ -85,15 +93,7 @@ def _is_upright(georeference: Georeference) -> bool:
     return georeference.transform.b == georeference.transform.d == 0
 
 
-def _alike(a: Georeference, b: Georeference) -> bool:
-    sizes = np.array([(g.transform.a, g.transform.e) for g in (a, b)])
-    return a.crs == b.crs and bool(np.allclose(sizes[0], sizes[1], rtol=_SAME_SIZE, atol=0))
-
-
-def _bounds(footprint: Footprint) -> tuple[float, float, float, float]:
-    georeference, width, height = footprint
-    assert georeference is not None
-    (left, top), (right, bottom) = (
-        georeference.transform @ corner for corner in ((0, 0), (width, height))
-    )
-    return min(left, right), min(top, bottom), max(left, right), max(top, bottom)
+def _boxes(first: NDArray[np.float64], last: NDArray[np.float64]) -> NDArray[np.object_]:
+    """Rectangles by two opposite corners each, (n, 2) and (n, 2)."""
+    boxes: NDArray[np.object_] = shapely.box(*np.minimum(first, last).T, *np.maximum(first, last).T)
+    return boxes

@@ -12,7 +12,7 @@ from pathlib import Path
 from satmap.data.chip import Chip
 from satmap.data.imagery import MULTISPECTRAL, RGB, read_infos
 from satmap.data.inventory import Inventory
-from satmap.data.walk import walk
+from satmap.data.walk import is_no_file, walk
 from satmap.errors import SatmapError
 from satmap.ordering import natural_key
 
@@ -42,6 +42,8 @@ _LABEL_NAME = re.compile(
 # OpenStreetMap extracts stand beside the challenge's own labels under the same names.
 _FOREIGN_LABELS = {"osm", "osmtiles"}
 
+_SUFFIXES = (".tif", ".tiff")
+
 
 def scan(directories: Sequence[Path]) -> Inventory:
     """Find the chips under the directories and read the headers of their images.
@@ -54,22 +56,26 @@ def scan(directories: Sequence[Path]) -> Inventory:
     names: dict[str, tuple[str, str]] = {}
     labels: dict[str, tuple[int, Path]] = {}
     passed_over = []
+    no_files: dict[tuple[str, str], Path] = {}
     label_count = 0
-    for path in walk(directories):
-        if path.suffix.lower() in {".tif", ".tiff"}:
+    for path in walk(directories, misplaced=_SUFFIXES):
+        if path.suffix.lower() in _SUFFIXES:
             match = _match(path.stem)
             if match is None:
                 passed_over.append(path)
                 continue
             product = _PRODUCTS[match["product"].upper()]
             image_id = f"{match['aoi']}_{match['tail']}"
+            names[image_id] = (match["prefix"] + image_id, match["aoi"])
+            if is_no_file(path):
+                no_files[image_id, product] = path
+                continue
             if product in images[image_id]:
                 raise SatmapError(
                     f"two {product} images claim the id {image_id}:\n  {images[image_id][product]}"
                     f"\n  {path}\nGive directories that hold each image once."
                 )
             images[image_id][product] = path
-            names[image_id] = (match["prefix"] + image_id, match["aoi"])
         elif path.suffix.lower() in {".geojson", ".json"}:
             match = _LABEL_NAME.fullmatch(path.stem)
             if match is None or path.parent.name.lower() in _FOREIGN_LABELS:
@@ -80,6 +86,9 @@ def scan(directories: Sequence[Path]) -> Inventory:
             # Labels with speeds win; among equals the first in sorted order.
             if image_id not in labels or has_speed > labels[image_id][0]:
                 labels[image_id] = (has_speed, path)
+    # An archive may unpack a file into a directory of its name: then the file is the image.
+    for (image_id, product), path in no_files.items():
+        images[image_id].setdefault(product, path)
     if not images:
         raise SatmapError(_nothing_found(directories, label_count, passed_over))
     chips, faults, warnings = [], {}, []

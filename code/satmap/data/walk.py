@@ -1,17 +1,22 @@
 """Finding files under the directories that the organisers mount."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from satmap.errors import SatmapError
 from satmap.ordering import natural_key
 
 
-def walk(directories: Iterable[Path]) -> Iterator[Path]:
+def walk(directories: Iterable[Path], misplaced: Container[str] = ()) -> Iterator[Path]:
     """All files at any depth, in natural order within each directory, each once.
 
     Links are followed; names that start with a dot are left out, and so are pipes and devices.
+
+    Args:
+        directories: where to begin.
+        misplaced: suffixes in lower case; what has one and is a directory, a pipe or a device is
+            given, too, for whoever wanted a file there must hear of it.
 
     Raises:
         SatmapError: one of ``directories`` is not a directory, or a name is not UTF-8.
@@ -28,13 +33,19 @@ def walk(directories: Iterable[Path]) -> Iterator[Path]:
                 continue
             seen.add(place)
             subdirectories[:] = sorted(s for s in subdirectories if not s.startswith("."))
-            for name in sorted(names, key=natural_key):
+            odd = [s for s in subdirectories if Path(s).suffix.lower() in misplaced]
+            for name in sorted([*names, *odd], key=natural_key):
                 if not name.startswith("."):
                     path = Path(parent, name)
                     try:
                         str(path).encode()
                     except UnicodeEncodeError as error:
                         raise SatmapError(f"{path!r}: rename it; names must be UTF-8.") from error
-                    if not path.is_file() and path.exists():
+                    if path.suffix.lower() not in misplaced and is_no_file(path):
                         continue
                     yield path
+
+
+def is_no_file(path: Path) -> bool:
+    """Whether a directory, a pipe or a device has the name; not for what is not there at all."""
+    return not path.is_file() and path.exists()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Protocol
 
 import numpy as np
@@ -107,7 +108,6 @@ def predict_planes(
     return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
-@torch.inference_mode()
 def predict_strips(
     voters: Sequence[Voter],
     image: Pixels,
@@ -125,10 +125,15 @@ def predict_strips(
 
     height, width = image.shape[:2]
     rows, columns = (spans(length, settings.window, settings.overlap) for length in (height, width))
-    for top, values in blend(rows, columns, predict):
-        yield Strip(top, Download(values))
+    # Nothing here may hold a strip of a large scene while the next one is predicted.
+    return starmap(_strip, blend(rows, columns, predict))
 
 
+def _strip(top: int, values: Tensor) -> Strip:
+    return Strip(top, Download(values))
+
+
+@torch.no_grad()
 def _predict_window(
     voters: Sequence[Voter],
     image: NDArray[np.uint8],

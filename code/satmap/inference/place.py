@@ -1,5 +1,6 @@
 """The images of a prediction, where they lie and which of them help each other."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,9 +41,16 @@ def places_of(chips: Sequence[Chip], neighbours: bool) -> list[Place]:
     around = find_surroundings(footprints) if neighbours else [[] for _ in chips]
     keys = [_key(chip) for chip in chips]
     return [
-        Place(chip, " ".join([key, *sorted(keys[n.image] for n in its)]), tuple(its))
+        Place(chip, _joined(key, [keys[n.image] for n in its]), tuple(its))
         for chip, key, its in zip(chips, keys, around, strict=True)
     ]
+
+
+def _joined(key: str, around: Sequence[str]) -> str:
+    """A key that is another one when something around is: of the many, a digest."""
+    if not around:
+        return key
+    return f"{key} {hashlib.sha256(chr(10).join(sorted(around)).encode()).hexdigest()}"
 
 
 def _key(chip: Chip) -> str:

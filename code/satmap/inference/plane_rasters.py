@@ -94,6 +94,17 @@ def writing_planes(
             ) from error
 
 
+def is_whole(path: Path) -> bool:
+    """Whether all pixels of a raster can be read: a disk that was full or failed leaves others."""
+    try:
+        with rasterio.open(path, driver="GTiff") as source:
+            for _, window in source.block_windows():
+                source.read(window=window)
+    except (RasterioError, OSError):
+        return False
+    return True
+
+
 def _profile(
     names: Sequence[str], shape: tuple[int, int], georeference: Georeference | None
 ) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from satmap.errors import CannotWriteError
+from satmap.inference.plane_rasters import is_whole
 
 
 class PlaneStore:
@@ -20,7 +21,9 @@ class PlaneStore:
         self._fingerprint = fingerprint
 
     def __contains__(self, key: str) -> bool:
-        return self.path(key).is_file()
+        """Whether an image's planes are there, every block of them."""
+        path = self.path(key)
+        return path.is_file() and is_whole(path)
 
     def path(self, key: str) -> Path:
         """The file of an image's planes, there or not."""

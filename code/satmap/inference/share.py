@@ -171,6 +171,8 @@ class _Seer:
             )
             for strip in strips:
                 write(strip.top, strip.values.get())
+                # Else it is held while the next one is predicted: hundreds of megabytes.
+                del strip
 
         def copied(future: Future[None]) -> None:
             if not self._is_sound(index, picture, future):

@@ -95,8 +95,11 @@ def surrounded(scene: Scene, neighbours: Sequence[Surrounding]) -> tuple[Scene, 
 
 
 def looked_at(own: Box, neighbours: Sequence[Box], margin: tuple[int, int]) -> Box:
-    """An image with a margin, along x and y, on those sides where a neighbour touches it."""
-    x, y = margin
+    """An image with a margin, along x and y, on those sides where a neighbour touches it.
+
+    Nothing looks farther than it is wide: tiny images would be all margin.
+    """
+    x, y = min(margin[0], own.width), min(margin[1], own.height)
     left, top, right, bottom = (
         size if any(side.overlap(box) for box in neighbours) else 0
         for size, side in (

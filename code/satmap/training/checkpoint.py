@@ -150,7 +150,10 @@ def load_state(path: Path, fingerprint: str) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    refuse_pipe(path)
+    try:
+        refuse_pipe(path)
+    except SatmapError as error:
+        raise SatmapError(f"{error} Or pass --restart to train anew.") from error
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = state["fingerprint"]
