@@ -28,8 +28,11 @@ readonly CITY_LEAST_APLS=0.1 REAL_LEAST_APLS=0.02
 work=$(mktemp -d "${TMPDIR:-/tmp}/satmap-check-XXXXXXXX")
 table=()
 passed=no
+exec 3>&1
 
 clean_up() {
+    # Signals may come where output goes to a file.
+    exec >&3
     trap - EXIT
     trap '' INT TERM
     [ -z "${job:-}" ] || kill "$job" 2>/dev/null || true
@@ -38,6 +41,8 @@ clean_up() {
         # An engine of our own goes with its images.
         [ -n "${engine:-}" ] || docker rmi --force "$IMAGE" "$IMAGE-base" "$IMAGE-base-bare" || true
     fi >/dev/null 2>&1
+    # debootstrap unmounts what it has mounted, which is as much as it heeds signals.
+    [ -z "${job:-}" ] || wait "$job" || true
     stop_engine "$work/engine"
     rm -rf --one-file-system "$work"
     if [ ${#table[@]} -gt 0 ]; then
