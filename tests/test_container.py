@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import satmap
+from satmap.recipe import load_recipe
 from test_loading import needs_mounts
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +106,13 @@ def test_the_image_is_labelled_with_the_version() -> None:
     labelled = re.search(r"^ARG VERSION=(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert labelled is not None
     assert labelled[1] == satmap.__version__
+
+
+def test_what_the_check_trains_is_a_recipe_for_chips_with_and_without_infrared() -> None:
+    members = load_recipe(str(ROOT / "container/check.yaml")).members
+    assert [(member.fold, member.bands, member.pretrained) for member in members] == [
+        (0, 3, False), (1, 8, False)
+    ]  # fmt: skip
 
 
 def test_both_locks_agree_but_for_torch_and_what_it_brings() -> None:
