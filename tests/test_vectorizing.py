@@ -326,14 +326,15 @@ def test_only_roads_are_replaced(tmp_path: Path, suffix: str) -> None:
         assert vectorize_directory(masks, output).roads == 1
 
 
-def test_pipes_are_passed_over_and_pixels_too_small_cost_one_mask(tmp_path: Path) -> None:
+def test_pipes_and_pixels_too_small_cost_one_mask(tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     write_mask(masks / "good.tif", street())
     transform = Affine(1e-4, 0, 5e5, 0, -1e-4, 5e6)
     write_mask(masks / "tiny.tif", street(), crs="EPSG:32637", transform=transform)
     os.mkfifo(masks / "pipe.tif")
     done = vectorize_directory(masks, tmp_path / "out.csv")
-    assert done.images == {"good": 1, "tiny": 0}
+    assert done.images == {"good": 1, "pipe": 0, "tiny": 0}
+    assert "pipe.tif" in done.faults["pipe"]
     assert "its pixels would be 0.0001 x 0.0001 m" in done.faults["tiny"]
 
 
