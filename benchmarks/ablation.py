@@ -24,7 +24,6 @@ from real_chips import learn, split
 from satmap.data.augmentation import Augmentation
 from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
-from satmap.device import pick_device
 from satmap.models.unet import UNet, build_network
 from satmap.planes import ROAD_PLANES
 from satmap.recipe import (
@@ -37,6 +36,7 @@ from satmap.recipe import (
     StepSchedule,
     load_recipe,
 )
+from satmap.runtime.device import pick_device
 from satmap.training.average import WeightAverage
 from satmap.training.schedule import learning_rate
 from satmap.training.validation import validate

@@ -24,7 +24,6 @@ from real_chips import HELD_OUT, link, split
 from satmap.data.cache import CachedChip
 from satmap.data.spacenet_roads import scan
 from satmap.data.targets import CLASS_BITS
-from satmap.device import pick_device
 from satmap.inference.ensemble import Voter, predict_planes
 from satmap.inference.weights import WeightFile, choose, find_weights, load_ensemble
 from satmap.metrics.apls import apls
@@ -33,6 +32,7 @@ from satmap.planes import ROAD, ROAD_PLANES, Planes
 from satmap.recipe import Inference, Recipe, load_recipe
 from satmap.roads.rows import to_rows
 from satmap.roads.vectorize import vectorize
+from satmap.runtime.device import pick_device
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.road_objective import truth_rows
 from satmap.training.workplace import Workplace

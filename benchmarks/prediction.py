@@ -28,9 +28,7 @@ import rasterio
 import torch
 from affine import Affine
 
-from satmap.cores import available_cores
 from satmap.data.spacenet_roads import scan
-from satmap.device import pick_device
 from satmap.inference.ensemble import predict_planes
 from satmap.inference.pictures import read_picture
 from satmap.inference.plane_rasters import write_planes
@@ -43,6 +41,8 @@ from satmap.planes import ROAD_PLANES, Planes
 from satmap.recipe import Decoder, Inference, Recipe, load_recipe
 from satmap.roads.rows import to_rows
 from satmap.roads.vectorize import vectorize
+from satmap.runtime.cores import available_cores
+from satmap.runtime.device import pick_device
 from satmap.submissions.roads_csv import write_roads_csv
 
 # The full ensemble: the recipe's four networks, three checkpoints each.

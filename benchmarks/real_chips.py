@@ -11,9 +11,9 @@ from satmap.data.cache import CachedChip
 from satmap.data.chip import Chip
 from satmap.data.preparation import prepare
 from satmap.data.spacenet_roads import scan
-from satmap.device import autocast
 from satmap.models.unet import UNet
 from satmap.recipe import Losses, Recipe
+from satmap.runtime.device import autocast
 from satmap.training.losses import road_loss
 
 #: One chip of so many is held out.

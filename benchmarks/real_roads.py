@@ -16,7 +16,6 @@ from real_chips import HELD_OUT, link
 from satmap.data.cache import prepare_chip
 from satmap.data.spacenet_roads import scan
 from satmap.data.targets import CLASS_BITS
-from satmap.device import pick_device
 from satmap.inference.ensemble import predict_planes
 from satmap.inference.pictures import read_picture
 from satmap.inference.weights import choose, find_weights, load_ensemble
@@ -28,6 +27,7 @@ from satmap.report.panels import write_picture
 from satmap.report.table import score_table
 from satmap.roads.rows import to_rows
 from satmap.roads.vectorize import vectorize
+from satmap.runtime.device import pick_device
 from satmap.submissions.roads_csv import write_roads_csv
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.road_objective import truth_rows

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from networks import count_macs
-from satmap.device import autocast, pick_device
 from satmap.models.unet import UNet, build_network
 from satmap.planes import ROAD_PLANES
 from satmap.recipe import HeadLoss, Losses, RoadHeadLoss
+from satmap.runtime.device import autocast, pick_device
 from satmap.training.losses import road_loss
 
 _LOSSES = Losses(

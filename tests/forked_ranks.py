@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import satmap.cli
-import satmap.device
+import satmap.runtime.device
 from satmap.cli import main
 from satmap.models.encoder_names import ENCODER_NAMES
 from satmap.models.encoders import ENCODERS, EncoderSpec
@@ -62,7 +62,7 @@ def be_rank(
     torch.set_num_threads(1)
     if arguments[0] == "train":
         # Processors with bfloat16 round each share of a batch to three digits.
-        satmap.device._fast_bfloat16 = lambda device: False
+        satmap.runtime.device._fast_bfloat16 = lambda device: False
     if twist:
         {"memory": little_memory, "disk": full_disk, "nohup": no_hangup}[twist](rank)
     main(arguments)

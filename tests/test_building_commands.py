@@ -17,19 +17,19 @@ from satmap.buildings.polygons import exact_polygons
 from satmap.cli import main
 from satmap.confidence_files import CONFIDENCE_FILE
 from satmap.inference.prediction import predict
-from satmap.manifest import (
+from satmap.models.unet import build_network
+from satmap.models.weights import save_weights
+from satmap.planes import BUILDING_PLANES
+from satmap.provenance.manifest import (
     SUFFIX,
     SubmissionManifest,
     WeightsManifest,
     manifest_path,
     read_manifest,
 )
-from satmap.models.unet import build_network
-from satmap.models.weights import save_weights
-from satmap.planes import BUILDING_PLANES
 from satmap.recipe import parse_recipe
 from satmap.submissions.buildings_csv import read_buildings_csv
-from satmap.verifying import compare
+from satmap.verification.submissions import compare
 from test_building_training import RECIPE
 
 CPU = torch.device("cpu")

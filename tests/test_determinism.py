@@ -14,17 +14,17 @@ from torch import Tensor
 
 from satmap.cli import main
 from satmap.data.targets import JUNCTION_BIT
-from satmap.determinism import be_deterministic
-from satmap.manifest import WeightsManifest, read_manifest
 from satmap.models.resizing import resize_bilinear, resize_by_products
 from satmap.models.unet import build_network
 from satmap.planes import ROAD_PLANES
+from satmap.provenance.manifest import WeightsManifest, read_manifest
 from satmap.recipe import Losses, load_recipe, parse_recipe
+from satmap.runtime.determinism import be_deterministic
 from satmap.training import epoch
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.losses import road_loss
 from satmap.training.workplace import Workplace
-from satmap.verifying_weights import verify_weights
+from satmap.verification.weights import verify_weights
 
 CPU = torch.device("cpu")
 

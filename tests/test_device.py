@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import satmap.device
+import satmap.runtime.device
 from satmap.cli import main
-from satmap.device import has_kernels, visible_gpus
 from satmap.errors import SatmapError
+from satmap.runtime.device import has_kernels, visible_gpus
 
 # What torch's wheels for CUDA 13 and for CUDA 12.6 are compiled for.
 CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
@@ -92,7 +92,7 @@ def test_a_container_without_gpus_on_a_machine_with_a_driver_says_so(
 ) -> None:
     pretend(monkeypatch, [])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(satmap.device, "_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(satmap.runtime.device, "_DRIVER", tmp_path / "version")
     assert visible_gpus("auto") == 0
     assert capsys.readouterr().err == ""
     (tmp_path / "version").touch()

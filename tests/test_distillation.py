@@ -17,12 +17,12 @@ from satmap.data.spacenet_roads import scan
 from satmap.errors import SatmapError
 from satmap.inference.ensemble import predict_planes
 from satmap.inference.weights import choose, find_weights, load_ensemble
-from satmap.manifest import WeightsManifest, read_manifest
 from satmap.models.unet import build_network
 from satmap.models.weights import load_weights, save_weights
 from satmap.planes import ROAD_PLANES
-from satmap.ranks import Ranks
+from satmap.provenance.manifest import WeightsManifest, read_manifest
 from satmap.recipe import HeadLoss, Losses, Recipe, RoadHeadLoss, load_recipe, parse_recipe
+from satmap.runtime.ranks import Ranks
 from satmap.training import teacher as teaching
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.losses import distillation_loss, road_loss

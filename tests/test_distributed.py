@@ -23,9 +23,8 @@ import yaml
 from torch import nn
 from torch.utils.data import DataLoader
 
-import satmap.device
+import satmap.runtime.device
 from forked_ranks import SERVER, add_tiny_encoder, finish, limit_batch, start_ranks
-from satmap import launcher
 from satmap.cli import main
 from satmap.data.crops import CropDataset
 from satmap.data.preparation import prepare
@@ -36,8 +35,9 @@ from satmap.models.soup import average_weights
 from satmap.models.unet import UNet, build_network
 from satmap.models.weights import load_weights, save_weights
 from satmap.planes import ROAD_PLANES
-from satmap.ranks import Ranks, joined
 from satmap.recipe import Member, Stage, parse_recipe
+from satmap.runtime import launcher
+from satmap.runtime.ranks import Ranks, joined
 from satmap.training.average import WeightAverage
 from satmap.training.budget import allot, deal_stages, plan_epoch
 from satmap.training.checkpoint import Progress
@@ -130,7 +130,7 @@ def unbroken(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_learn_as_one(
     city: Path, tmp_path: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(satmap.device, "_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(satmap.runtime.device, "_fast_bfloat16", lambda device: False)
     place = Workplace(tmp_path / "weights", CPU)
     recipe = parse_recipe(recipe_text(4), "one")
     train([city / "train"], recipe, place, TrainingOptions(cache=city.parent / "ranks-cache"))
@@ -270,10 +270,10 @@ def test_the_command_says_who_was_killed_ends_in_order_and_goes_on(
     # What the processes of the test's own know, in those of the command.
     (tmp_path / "sitecustomize.py").write_text(
         "import pytest\n"
-        "import satmap.device\n"
+        "import satmap.runtime.device\n"
         "from forked_ranks import add_tiny_encoder\n"
         "add_tiny_encoder(pytest.MonkeyPatch())\n"
-        "satmap.device._fast_bfloat16 = lambda device: False\n"
+        "satmap.runtime.device._fast_bfloat16 = lambda device: False\n"
     )
     here = Path(__file__).parent
     places = (tmp_path, here, here.parent / "code")
@@ -479,7 +479,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Without batch norm and dice the mean over parts is exact.
-    monkeypatch.setattr(satmap.device, "_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(satmap.runtime.device, "_fast_bfloat16", lambda device: False)
     monkeypatch.setattr(nn.BatchNorm2d, "forward", lambda self, x: x * 0.5)
     found = []
     for name, stage in (("whole", {"batch": 4}), ("parts", {"batch": 1, "accumulation": 4})):

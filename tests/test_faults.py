@@ -29,17 +29,17 @@ from satmap.inference.pictures import read_picture
 from satmap.inference.plane_rasters import write_planes
 from satmap.inference.plane_store import PlaneStore
 from satmap.mask_files import open_mask
-from satmap.memory import is_memory_short
 from satmap.models.unet import build_network
 from satmap.planes import ROAD_PLANES, Planes
 from satmap.recipe import Inference, load_recipe
+from satmap.runtime.memory import is_memory_short
+from satmap.runtime.workers import start_pool
 from satmap.scoring import score_files
 from satmap.strict_yaml import read_yaml
 from satmap.submissions.mask_rasters import open_mask as open_building_mask
 from satmap.training.checkpoint import load_state
 from satmap.training.sole_writer import sole_writer
 from satmap.vectorizing import find_masks
-from satmap.workers import start_pool
 
 CPU = torch.device("cpu")
 

@@ -30,10 +30,10 @@ from satmap.inference.road_maps import RoadMaps
 from satmap.inference.views import VIEWS
 from satmap.inference.weights import choose, find_weights, load_ensemble, recipe_of
 from satmap.inference.windows import spans
-from satmap.manifest import SUFFIX
 from satmap.models.unet import build_network
 from satmap.models.weights import load_weights, save_weights
 from satmap.planes import ROAD, ROAD_PLANES, Planes
+from satmap.provenance.manifest import SUFFIX
 from satmap.recipe import Inference, Recipe, Submission, load_recipe
 from satmap.roads.graph import RoadEdge, RoadGraph
 from satmap.roads.settings import RoadSettings

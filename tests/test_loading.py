@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from satmap import shared_memory
 from satmap.data.augmentation import Augmentation
 from satmap.data.crops import CropDataset
 from satmap.data.preparation import prepare
 from satmap.data.spacenet_roads import scan
+from satmap.runtime import shared_memory
+from satmap.runtime.workers import start_pool
 from satmap.training import loading
 from satmap.training.loading import batches, within_shared_memory
 from satmap.training.workplace import Workplace
-from satmap.workers import start_pool
 from test_cli import RECIPE
 from test_training import small
 
@@ -114,7 +114,7 @@ def test_without_a_place_for_locks_there_are_no_workers() -> None:
         "from satmap.errors import SatmapError\n"
         "from satmap.training.loading import within_shared_memory\n"
         "from satmap.training.workplace import Workplace\n"
-        "from satmap.workers import start_pool\n"
+        "from satmap.runtime.workers import start_pool\n"
         "from test_training import small\n"
         "place = Workplace(pathlib.Path(), torch.device('cpu'), workers=2)\n"
         "assert within_shared_memory(place, small().members, 1).workers == 0\n"

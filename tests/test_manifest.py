@@ -11,18 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import satmap
-from satmap.checksums import FileRecord, data_fingerprint, record_file
 from satmap.cli import main
 from satmap.data.preparation import prepare
 from satmap.data.spacenet_roads import scan
 from satmap.errors import SatmapError
-from satmap.machine import differences, this_hardware, this_software
-from satmap.manifest import manifest_path
 from satmap.models.unet import build_network
 from satmap.models.weights import save_weights
 from satmap.planes import ROAD_PLANES
+from satmap.provenance.checksums import FileRecord, data_fingerprint, record_file
+from satmap.provenance.machine import differences, this_hardware, this_software
+from satmap.provenance.manifest import manifest_path
 from satmap.recipe import load_recipe
-from satmap.verifying_weights import verify_weights
+from satmap.verification.weights import verify_weights
 
 ROOT = Path(__file__).parents[1]
 

@@ -32,13 +32,13 @@ from satmap.inference.journal import Journal
 from satmap.inference.pictures import Picture
 from satmap.inference.prediction import Prediction, predict
 from satmap.inference.road_maps import RoadMaps
-from satmap.manifest import SUFFIX
 from satmap.models.unet import build_network
 from satmap.models.weights import save_weights
 from satmap.planes import ROAD_PLANES
+from satmap.provenance.manifest import SUFFIX
 from satmap.recipe import Inference, load_recipe
 from satmap.roads.settings import RoadSettings
-from satmap.workers import BoundedPool, read_ahead
+from satmap.runtime.workers import BoundedPool, read_ahead
 
 ROAD_MAPS = RoadMaps(RoadSettings(), 0.3)
 CPU = torch.device("cpu")
@@ -325,13 +325,13 @@ def test_few_images_are_in_memory_however_many_there_are(
     area: Area, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = HeldPool(1)
-    monkeypatch.setattr("satmap.workers.start_pool", lambda workers: pool)
+    monkeypatch.setattr("satmap.runtime.workers.start_pool", lambda workers: pool)
 
     def waited(pending: Any, **_: Any) -> tuple[list[Any], list[Any]]:
         pool.release()
         return list(pending), []
 
-    monkeypatch.setattr("satmap.workers.wait_for", waited)
+    monkeypatch.setattr("satmap.runtime.workers.wait_for", waited)
     counts = {"read": 0, "looked": 0}
     most = {"pictures": 0, "planes": 0}
     lock = threading.Lock()

@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from degraded_masks import METRES_PER_PIXEL, degraded_mask
-from satmap import tuning
-from satmap.coordinate_search import Gain, ScoreTable, Task, descend
 from satmap.data.folds import assign_folds
 from satmap.errors import CannotWriteError, SatmapError
+from satmap.fitting import tuning
+from satmap.fitting.coordinate_search import Gain, ScoreTable, Task, descend
+from satmap.fitting.tuning import Tuning, tune_recipe
 from satmap.metrics.apls import apls
 from satmap.planes import ROAD, Planes
 from satmap.recipe import Recipe, load_recipe
@@ -23,7 +24,6 @@ from satmap.roads.rows import to_rows
 from satmap.roads.settings import RoadSettings
 from satmap.roads.vectorize import vectorize
 from satmap.submissions.roads_csv import RoadRow, write_roads_csv
-from satmap.tuning import Tuning, tune_recipe
 
 SPEED_MPS = 10.0
 FEW = {"high": (0.4, 0.6, 0.9), "gap_m": (0.0, 18.0), "spur_m": (5.0, 40.0)}

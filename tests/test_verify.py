@@ -16,13 +16,13 @@ from forked_ranks import finish, start_ranks
 from made_files import write_image
 from satmap.cli import main
 from satmap.inference.prediction import predict
-from satmap.manifest import SubmissionManifest, manifest_path, read_manifest
 from satmap.models.unet import build_network
 from satmap.models.weights import save_weights
 from satmap.planes import ROAD_PLANES
+from satmap.provenance.manifest import SubmissionManifest, manifest_path, read_manifest
 from satmap.recipe import Inference, Recipe, load_recipe
 from satmap.submissions.roads_csv import read_roads_csv
-from satmap.verifying import Sources, compare, verify_submission
+from satmap.verification.submissions import Sources, compare, verify_submission
 
 CPU = torch.device("cpu")
 PREFIX = "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_"

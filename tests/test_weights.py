@@ -33,7 +33,6 @@ from torch import Tensor, nn
 
 from made_files import write_image
 from satmap.cli import main
-from satmap.device import autocast
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.importing import import_weights
 from satmap.inference.ensemble import predict_planes
@@ -60,6 +59,7 @@ from satmap.models.weights import (
 )
 from satmap.planes import ROAD_PLANES
 from satmap.recipe import Inference, load_recipe
+from satmap.runtime.device import autocast
 from satmap.submissions.roads_csv import read_roads_csv
 from test_models import tensor_by_name
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import satmap
-from satmap.cores import available_cores
 from satmap.errors import PeerError, SatmapError, TryAgainError
 from satmap.files import require_writable
-from satmap.launched import is_first_rank, is_rank, is_started_again, local_processes
-from satmap.memory import REMEDY, is_memory_short
-from satmap.shared_memory import can_share_locks
-from satmap.termination import LEFT_ALONE, TRY_AGAIN, Terminated, end, raising_terminated
+from satmap.runtime.cores import available_cores
+from satmap.runtime.launched import is_first_rank, is_rank, is_started_again, local_processes
+from satmap.runtime.memory import REMEDY, is_memory_short
+from satmap.runtime.shared_memory import can_share_locks
+from satmap.runtime.termination import LEFT_ALONE, TRY_AGAIN, Terminated, end, raising_terminated
 from satmap.text import printable
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     0: the work was done. 1: it could not be, the message on stderr says why. 2: wrong arguments.
     130, 129, 143: asked to end by Ctrl-C, SIGHUP, SIGTERM, the work is saved. 70 and 75 are for
-    one of several processes, see ``satmap.termination``.
+    one of several processes, see ``satmap.runtime.termination``.
     """
     # torch's threads wait for each other by spinning; where anything else runs on the machine, a
     # step then takes several times as long. Read when torch is first imported, so set here.
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _show_traceback() -> None:
     """Raise the exception at hand to the interpreter, which shows it and is open to debuggers.
 
-    A rank cannot end in that way (``satmap.termination.end``): it prints where it comes from.
+    A rank cannot end in that way (``satmap.runtime.termination``): it prints where it comes from.
     """
     if not is_rank():
         raise
@@ -507,11 +507,11 @@ def _train(options: argparse.Namespace) -> int:
     the processes.
     """
     from satmap.data.preparation import default_cache
-    from satmap.determinism import be_deterministic
-    from satmap.device import pick_device
-    from satmap.launcher import launch, processes_for
-    from satmap.ranks import joined
     from satmap.recipe import load_recipe
+    from satmap.runtime.determinism import be_deterministic
+    from satmap.runtime.device import pick_device
+    from satmap.runtime.launcher import launch, processes_for
+    from satmap.runtime.ranks import joined
     from satmap.training.ensemble import TrainingOptions, train
     from satmap.training.interruption import stop_requests
     from satmap.training.watching import require_tensorboard
@@ -570,12 +570,12 @@ def _predict(options: argparse.Namespace) -> int:
     with the next image. All visible GPUs are used, one process each; on several machines start it
     with torchrun. The file is the same however many processes and workers there are.
     """
-    from satmap.device import visible_gpus
     from satmap.inference.prediction import predict
+    from satmap.runtime.device import visible_gpus
 
     processes = 1 if is_rank() else options.processes or visible_gpus(options.device) or 1
     if processes > 1:
-        from satmap.launcher import launch
+        from satmap.runtime.launcher import launch
 
         return launch(options.arguments, processes)
     workers = options.workers
@@ -611,8 +611,8 @@ def _weights_import(options: argparse.Namespace) -> int:
     OUT: the directory of weights, or the .safetensors file to write.
     """
     from satmap.importing import import_weights
-    from satmap.made_weights import write_made_manifest
     from satmap.recipe import load_recipe
+    from satmap.verification.made_weights import write_made_manifest
 
     path = import_weights(options.file, options.output, load_recipe(options.recipe))
     write_made_manifest(path, [options.file], options.arguments)
@@ -647,8 +647,8 @@ def _weights_average(options: argparse.Namespace) -> int:
     `satmap predict` takes OUT from a directory of its own if it is named like a checkpoint,
     soup.last.safetensors.
     """
-    from satmap.made_weights import write_made_manifest
     from satmap.models.soup import average_weights
+    from satmap.verification.made_weights import write_made_manifest
 
     if options.output.suffix != ".safetensors":
         raise SatmapError(f"{options.output}: give a name that ends in .safetensors.")
@@ -721,8 +721,8 @@ def _tune(options: argparse.Namespace) -> int:
     cross-validation; if it gains nothing on images that it has not seen, the settings stay as they
     are. Pass OUT.yaml to `predict --recipe`.
     """
+    from satmap.fitting.tuning import tune_recipe
     from satmap.recipe import load_recipe
-    from satmap.tuning import tune_recipe
 
     recipe = load_recipe(options.recipe)
     tuning = tune_recipe(
@@ -748,7 +748,7 @@ def _confidence(options: argparse.Namespace) -> int:
     `predict` uses it from then on; without one buildings are rated by mean probability x square
     root of area.
     """
-    from satmap.confidence_fitting import fit_to_prediction
+    from satmap.fitting.confidence import fit_to_prediction
 
     done = fit_to_prediction(
         options.submission, options.planes, options.weights, options.images, options.arguments
@@ -817,7 +817,7 @@ def _verify(options: argparse.Namespace) -> int:
     if not.
     """
     if options.file.is_dir() or options.file.suffix == ".safetensors":
-        from satmap.verifying_weights import verify_weights
+        from satmap.verification.weights import verify_weights
 
         files = verify_weights(options.file)
         if options.json:
@@ -827,7 +827,7 @@ def _verify(options: argparse.Namespace) -> int:
                 print("\n".join(f"{file}: {printable(fault)}" for fault in faults or ["verified"]))
         return 1 if any(files.values()) else 0
 
-    from satmap.verifying import Sources, verify_submission
+    from satmap.verification.submissions import Sources, verify_submission
 
     sources = Sources(
         directories=tuple(options.images),

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from satmap.data.city import make_city
 from satmap.data.spacenet_roads import scan
-from satmap.device import pick_device
 from satmap.errors import SatmapError
 from satmap.inference.prediction import predict
 from satmap.metrics.apls import score_roads
 from satmap.recipe import load_recipe
 from satmap.report.overlay import write_overlays
+from satmap.runtime.device import pick_device
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.workplace import Workplace

@@ -12,8 +12,8 @@ from satmap.inference.building_maps import COCO_SUFFIX, ImageBuildings, write_bu
 from satmap.mask_files import BUILDING_MASKS, open_mask
 from satmap.progress import track
 from satmap.road_outputs import require_road_output
+from satmap.runtime.workers import BoundedPool
 from satmap.vectorizing import find_masks
-from satmap.workers import BoundedPool
 
 _SUFFIXES = (".csv", COCO_SUFFIX)
 

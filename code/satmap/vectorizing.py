@@ -24,10 +24,10 @@ from satmap.progress import track
 from satmap.road_outputs import require_road_output
 from satmap.roads.rows import to_rows
 from satmap.roads.settings import RoadSettings
+from satmap.runtime.workers import start_pool
 from satmap.submissions.csv_table import require_plain_id
 from satmap.submissions.roads_csv import RoadRow, write_roads_csv
 from satmap.surroundings import find_surroundings
-from satmap.workers import start_pool
 
 _MASK_SUFFIXES = (".png", ".tif", ".tiff")
 _CSV = ".csv"

@@ -24,10 +24,10 @@ from scipy import sparse
 from scipy.fft import dctn
 from scipy.sparse.csgraph import connected_components
 
-from satmap.cores import available_cores
 from satmap.data.walk import walk
 from satmap.errors import SatmapError
 from satmap.progress import track
+from satmap.runtime.cores import available_cores
 
 #: Bits in which near-duplicates differ at most.
 MOST_BITS = 3

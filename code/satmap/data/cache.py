@@ -21,7 +21,6 @@ from pydantic import Field, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from satmap.checksums import FileRecord, record_file
 from satmap.data.chip import Chip
 from satmap.data.imagery import read_resized
 from satmap.data.labelling import TargetsOf, draw_target
@@ -30,6 +29,7 @@ from satmap.data.looks import CATEGORIES
 from satmap.data.soft_targets import SoftTarget
 from satmap.errors import SatmapError
 from satmap.files import atomic_path
+from satmap.provenance.checksums import FileRecord, record_file
 from satmap.settings import Settings
 
 Outline: TypeAlias = shapely.Polygon | shapely.MultiPolygon

@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from satmap.cores import available_cores
 from satmap.data.cache import CachedChip, StretchSettings, prepare_chip
 from satmap.data.chip import Chip
 from satmap.data.labelling import TargetsOf
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.progress import track
+from satmap.runtime.cores import available_cores
 
 # More bad chips than this share point to a systematic fault that skipping would hide.
 _TOLERATED_FAULTS = 0.1

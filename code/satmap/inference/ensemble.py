@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from satmap.device import autocast
 from satmap.inference.blending import blend
 from satmap.inference.views import VIEWS, View
 from satmap.inference.windows import spans
 from satmap.models.unet import STRIDE, UNet
 from satmap.recipe import Inference
+from satmap.runtime.device import autocast
 
 # Networks are blind close to the border: show them a mirrored margin.
 _LEAST_MARGIN = 16

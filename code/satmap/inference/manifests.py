@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from satmap.checksums import FileRecord, in_threads, record_file
 from satmap.data.chip import Chip
 from satmap.errors import SatmapError
 from satmap.inference.plan import Plan, Request
-from satmap.machine import this_hardware, this_software
-from satmap.manifest import (
+from satmap.provenance.checksums import FileRecord, in_threads, record_file
+from satmap.provenance.machine import this_hardware, this_software
+from satmap.provenance.manifest import (
     Run,
     SubmissionManifest,
     WeightsManifest,

@@ -9,7 +9,7 @@ from satmap.exports.image_roads import in_lon_lat
 from satmap.files import remove_left_over_of, require_writable
 from satmap.inference.journal import Journal
 from satmap.inference.plan import Plan, Request
-from satmap.manifest import manifest_path
+from satmap.provenance.manifest import manifest_path
 from satmap.road_outputs import require_road_output
 
 

@@ -16,9 +16,9 @@ from satmap.inference.out_of_fold import held_out_images
 from satmap.inference.place import Place, places_of
 from satmap.inference.plane_store import PlaneStore
 from satmap.inference.weights import WeightFile, choose, find_weights, recipe_of
-from satmap.manifest import now
-from satmap.ranks import Ranks
+from satmap.provenance.manifest import now
 from satmap.recipe import Recipe, load_recipe
+from satmap.runtime.ranks import Ranks
 from satmap.scanning import scan_for
 
 

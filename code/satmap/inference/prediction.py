@@ -7,9 +7,7 @@ from pathlib import Path
 
 import torch
 
-from satmap.checksums import FileRecord
 from satmap.data.looks import Look
-from satmap.device import pick_device
 from satmap.inference.ensemble import Voter
 from satmap.inference.journal import Journal
 from satmap.inference.manifests import record_weights, write_submission_manifest
@@ -19,7 +17,9 @@ from satmap.inference.plane_store import PlaneStore
 from satmap.inference.share import predict_share
 from satmap.inference.tracing import Outcome
 from satmap.inference.weights import load_ensemble
-from satmap.ranks import Ranks, joined
+from satmap.provenance.checksums import FileRecord
+from satmap.runtime.device import pick_device
+from satmap.runtime.ranks import Ranks, joined
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def predict(
         directories: areas, or roots of many.
         output: the submission: a CSV file, of buildings also .json for COCO results.
         weights: directory of trained weights; all of the recipe's are averaged.
-        device: where networks run; as ``satmap.device.pick_device`` takes it.
+        device: where networks run; as ``satmap.runtime.device.pick_device`` takes it.
         recipe_name: by default that of the weights.
         planes: directory for the averaged planes, a GeoTIFF an image by the id that stands in the
             file, as ``satmap.vectorizing.vectorize_directory`` takes them; an image at fault has

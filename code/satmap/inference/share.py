@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from satmap.device import DEVICE_ERRORS
 from satmap.errors import SatmapError
 from satmap.inference import plane_jobs
 from satmap.inference.ensemble import Strip, Voter, predict_strips
@@ -25,9 +24,10 @@ from satmap.inference.plane_store import PlaneStore
 from satmap.inference.tracing import Outcome, Tracer
 from satmap.planes import Planes, resize_planes
 from satmap.progress import track
-from satmap.ranks import Ranks
 from satmap.recipe import Inference
-from satmap.workers import BoundedPool, read_ahead
+from satmap.runtime.device import DEVICE_ERRORS
+from satmap.runtime.ranks import Ranks
+from satmap.runtime.workers import BoundedPool, read_ahead
 
 #: Images that are read before the networks have time for them.
 READ_AHEAD = 2

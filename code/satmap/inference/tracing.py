@@ -13,7 +13,7 @@ from satmap.inference import plane_jobs
 from satmap.inference.journal import Journal
 from satmap.inference.plan import Plan, Work
 from satmap.inference.plane_store import PlaneStore
-from satmap.workers import BoundedPool
+from satmap.runtime.workers import BoundedPool
 
 
 @dataclass

@@ -9,20 +9,20 @@ from pathlib import Path
 
 import torch
 
-from satmap.checksums import record_file
 from satmap.data.cache import CachedChip
 from satmap.data.folds import assign_folds
 from satmap.data.looks import Look
 from satmap.data.preparation import Preparation, prepare
 from satmap.errors import SatmapError
 from satmap.files import remove_left_over, require_writable
-from satmap.launched import local_processes
 from satmap.models.encoders import require_encoder
 from satmap.models.pretrained import find_encoder_file, how_to_get
 from satmap.models.unet import build_network
 from satmap.models.weights import load_pretrained_encoder
-from satmap.ranks import Ranks
+from satmap.provenance.checksums import record_file
 from satmap.recipe import Member, Recipe
+from satmap.runtime.launched import local_processes
+from satmap.runtime.ranks import Ranks
 from satmap.scanning import scan_for
 from satmap.training.budget import allot, deal_stages
 from satmap.training.compiling import require_compiler

@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
-from satmap.device import autocast
 from satmap.errors import SatmapError, TryAgainError
-from satmap.launched import is_ours
-from satmap.ranks import Ranks, lost_peers
 from satmap.recipe import Member, Recipe
+from satmap.runtime.device import autocast
+from satmap.runtime.launched import is_ours
+from satmap.runtime.ranks import Ranks, lost_peers
 from satmap.training.budget import EpochPlan
 from satmap.training.checkpoint import Learner, Progress, remember_split
 from satmap.training.loading import Batch, batches

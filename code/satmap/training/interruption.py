@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-from satmap.termination import Terminated, hear_no_more, on_signals
+from satmap.runtime.termination import Terminated, hear_no_more, on_signals
 
 
 class StopRequest:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from satmap.errors import SatmapError
-from satmap.manifest import manifest_path
 from satmap.models.unet import UNet
 from satmap.models.weights import save_weights
+from satmap.provenance.manifest import manifest_path
 from satmap.recipe import Member, Recipe
 from satmap.training.checkpoint import Progress
 from satmap.training.objectives import objective_of

@@ -19,8 +19,8 @@ from satmap.data.crops import CropDataset
 from satmap.errors import SatmapError
 from satmap.planes import ROAD_PLANES
 from satmap.recipe import Losses, Member
-from satmap.shared_memory import REMEDY, SHARED_MEMORY, can_share_locks, free_shared_memory
-from satmap.termination import obey_parent_only
+from satmap.runtime.shared_memory import REMEDY, SHARED_MEMORY, can_share_locks, free_shared_memory
+from satmap.runtime.termination import obey_parent_only
 from satmap.training.workplace import Workplace
 
 # As the data loader collates the items: images, targets, indices of chips.

@@ -10,11 +10,11 @@ from functools import partial
 import torch
 from torch.optim import Adam, AdamW, Optimizer
 
-from satmap.checksums import FileRecord
 from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
 from satmap.errors import SatmapError
 from satmap.models.unet import UNet
+from satmap.provenance.checksums import FileRecord
 from satmap.recipe import Member, Recipe, Stage
 from satmap.training.average import WeightAverage
 from satmap.training.budget import EpochPlan, plan_epoch

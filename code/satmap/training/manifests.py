@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from satmap.checksums import ChipRecords, FileRecord
 from satmap.files import write_text
-from satmap.machine import this_hardware, this_software
-from satmap.manifest import (
+from satmap.provenance.checksums import ChipRecords, FileRecord
+from satmap.provenance.machine import this_hardware, this_software
+from satmap.provenance.manifest import (
     DataRecord,
     TrainingRun,
     WeightsManifest,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from satmap.models.unet import UNet
-from satmap.ranks import Ranks
+from satmap.runtime.ranks import Ranks
 from satmap.training.workplace import Workplace
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from satmap.ranks import Ranks
+from satmap.runtime.ranks import Ranks
 from satmap.training.parallel import total
 
 

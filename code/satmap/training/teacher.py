@@ -18,12 +18,12 @@ from satmap.data.soft_targets import SoftTarget
 from satmap.errors import SatmapError
 from satmap.inference.ensemble import predict_planes
 from satmap.inference.weights import WeightFile, choose, find_weights, load_ensemble
-from satmap.launched import local_processes
 from satmap.models.tensor_file import CHECKSUM, read_metadata
 from satmap.planes import ROAD_PLANES
 from satmap.progress import track
 from satmap.recipe import Recipe
-from satmap.termination import Terminated
+from satmap.runtime.launched import local_processes
+from satmap.runtime.termination import Terminated
 from satmap.training.workplace import Workplace
 
 # Raise when the same teacher's planes change.

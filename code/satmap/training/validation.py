@@ -10,9 +10,9 @@ from satmap.data.cache import CachedChip
 from satmap.inference.ensemble import Voter, predict_planes
 from satmap.models.unet import UNet
 from satmap.planes import Planes
-from satmap.ranks import Ranks
 from satmap.recipe import Recipe
 from satmap.report.panels import write_picture
+from satmap.runtime.ranks import Ranks
 from satmap.training.interruption import StopRequest
 from satmap.training.objectives import Objective, objective_of
 

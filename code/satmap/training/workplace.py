@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from satmap.manifest import now
-from satmap.ranks import Ranks
+from satmap.provenance.manifest import now
 from satmap.recipe import Member
+from satmap.runtime.ranks import Ranks
 from satmap.training.interruption import StopRequest
 
 

@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 
 from satmap.errors import PeerError, SatmapError
-from satmap.launched import is_rank
-from satmap.termination import Terminated, on_signals
+from satmap.runtime.launched import is_rank
+from satmap.runtime.termination import Terminated, on_signals
 
 Value = TypeVar("Value")
 
@@ -139,7 +139,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     """The ranks of this job while the block runs: those of torchrun, or this process alone.
 
     A block that fails leaves torch's process group behind, whose threads may be in the middle of
-    what the others have no part in any more. End the process by ``satmap.termination.end`` then.
+    what the others have no part in any more. End the process by ``termination.end`` then.
 
     Args:
         device: of the tensors that travel; flags and objects travel on any.

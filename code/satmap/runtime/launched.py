@@ -1,11 +1,11 @@
 """What torch's launcher has told this process of the job that it is one of.
 
-Apart from :mod:`satmap.ranks`, because torch takes seconds to load.
+Apart from :mod:`satmap.runtime.ranks`, because torch takes seconds to load.
 """
 
 import os
 
-#: Set in the environment of what :mod:`satmap.launcher` starts.
+#: Set in the environment of what :mod:`satmap.runtime.launcher` starts.
 OURS = "SATMAP_LAUNCHER"
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
-from satmap.launched import is_first_rank, is_ours, is_rank
+from satmap.runtime.launched import is_first_rank, is_ours, is_rank
 
 #: What asks a process to end: a system that stops, Ctrl-C, a terminal that is gone.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

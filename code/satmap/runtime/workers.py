@@ -17,8 +17,8 @@ from typing import Any, ParamSpec, Self, TypeVar
 import cv2
 
 from satmap.errors import SatmapError
-from satmap.shared_memory import REMEDY, SHARED_MEMORY, can_share_locks
-from satmap.termination import SIGNALS, obey_parent_only
+from satmap.runtime.shared_memory import REMEDY, SHARED_MEMORY, can_share_locks
+from satmap.runtime.termination import SIGNALS, obey_parent_only
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

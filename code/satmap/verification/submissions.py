@@ -18,12 +18,12 @@ from typing import Any
 import torch
 import yaml
 
-from satmap.checksums import FileRecord, in_threads, record_file
 from satmap.errors import SatmapError
 from satmap.files import write_text
 from satmap.inference.manifests import record_images
-from satmap.machine import differences
-from satmap.manifest import SubmissionManifest, read_manifest
+from satmap.provenance.checksums import FileRecord, in_threads, record_file
+from satmap.provenance.machine import differences
+from satmap.provenance.manifest import SubmissionManifest, read_manifest
 from satmap.recipe import Recipe, parse_recipe
 from satmap.scanning import scan_for
 from satmap.scoring import score_files

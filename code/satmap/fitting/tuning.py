@@ -18,10 +18,10 @@ from typing import Protocol, TypeVar
 import numpy as np
 import yaml
 
-from satmap.coordinate_search import Gain, Grids, ScoreTable, Task, descend
 from satmap.data.folds import assign_folds
 from satmap.errors import SatmapError
 from satmap.files import require_writable, write_text
+from satmap.fitting.coordinate_search import Gain, Grids, ScoreTable, Task, descend
 from satmap.mask_files import read_mask
 from satmap.metrics.apls import aoi_of, apls
 from satmap.planes import ROAD
@@ -29,9 +29,9 @@ from satmap.recipe import Recipe
 from satmap.roads.rows import to_rows
 from satmap.roads.settings import RoadSettings
 from satmap.roads.vectorize import vectorize
+from satmap.runtime.workers import start_pool
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv
 from satmap.vectorizing import find_masks
-from satmap.workers import start_pool
 
 _SUFFIXES = (".yaml", ".yml")
 

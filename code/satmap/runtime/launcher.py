@@ -12,12 +12,12 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
-from satmap.cores import available_cores
-from satmap.device import visible_gpus
 from satmap.errors import SatmapError
-from satmap.launched import OURS, is_rank
-from satmap.shared_memory import spare_shared_memory_of_nccl
-from satmap.termination import LEFT_ALONE, SIGNALS, STATUSES, TRY_AGAIN, Terminated
+from satmap.runtime.cores import available_cores
+from satmap.runtime.device import visible_gpus
+from satmap.runtime.launched import OURS, is_rank
+from satmap.runtime.shared_memory import spare_shared_memory_of_nccl
+from satmap.runtime.termination import LEFT_ALONE, SIGNALS, STATUSES, TRY_AGAIN, Terminated
 
 # What ranks that were asked to end may take for the step at hand and for saving.
 _LAST_STEP_S = 300

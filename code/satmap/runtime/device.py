@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from satmap.errors import SatmapError
-from satmap.launched import local_processes
+from satmap.runtime.launched import local_processes
 
 #: What says that a device fails, and not a single image: torch before 2.8 has no name for it.
 DEVICE_ERRORS: tuple[type[Exception], ...] = (

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from satmap.checksums import FileRecord, data_fingerprint, record_file
 from satmap.errors import SatmapError
 from satmap.files import is_temporary
 from satmap.inference.weights import WeightFile
-from satmap.manifest import SUFFIX, WeightsManifest, read_manifest
 from satmap.models.tensor_file import read_tensors
 from satmap.models.weights import read_weights_metadata
-from satmap.verifying import compare_file
+from satmap.provenance.checksums import FileRecord, data_fingerprint, record_file
+from satmap.provenance.manifest import SUFFIX, WeightsManifest, read_manifest
+from satmap.verification.submissions import compare_file
 
 _WEIGHTS = ".safetensors"
 

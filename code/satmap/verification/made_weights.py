@@ -6,11 +6,14 @@ from typing import Any
 
 import torch
 
-from satmap.checksums import record_file
 from satmap.errors import SatmapError
 from satmap.inference.weights import WeightFile
-from satmap.machine import this_hardware, this_software
-from satmap.manifest import (
+from satmap.models.pretrained import CONTENT_KEY
+from satmap.models.tensor_file import read_metadata
+from satmap.models.weights import read_weights_metadata
+from satmap.provenance.checksums import record_file
+from satmap.provenance.machine import this_hardware, this_software
+from satmap.provenance.manifest import (
     RecipeRecord,
     Run,
     WeightsManifest,
@@ -18,9 +21,6 @@ from satmap.manifest import (
     record_recipe,
     write_manifest,
 )
-from satmap.models.pretrained import CONTENT_KEY
-from satmap.models.tensor_file import read_metadata
-from satmap.models.weights import read_weights_metadata
 
 
 def write_made_manifest(path: Path, sources: Sequence[Path], command: Sequence[str]) -> None:

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from satmap.checksums import FileRecord, data_fingerprint, record_file
 from satmap.errors import SatmapError
 from satmap.files import write_text
-from satmap.machine import Hardware, Software
+from satmap.provenance.checksums import FileRecord, data_fingerprint, record_file
+from satmap.provenance.machine import Hardware, Software
 from satmap.recipe import Recipe
 from satmap.settings import Settings
 from satmap.text import printable

@@ -13,7 +13,6 @@ import torch
 import yaml
 
 from satmap.buildings.confidence import Fit, Sample, fit_confidence, sample
-from satmap.checksums import FileRecord, in_threads, record_file
 from satmap.confidence_files import CONFIDENCE_FILE, write_confidence
 from satmap.data.building_labels import read_building_labels
 from satmap.data.building_targets import draw_instances
@@ -24,8 +23,11 @@ from satmap.data.looks import parse_look
 from satmap.errors import SatmapError
 from satmap.files import require_writable
 from satmap.inference.manifests import record_images
-from satmap.machine import this_hardware, this_software
-from satmap.manifest import (
+from satmap.mask_files import BUILDING_MASKS, open_mask
+from satmap.progress import track
+from satmap.provenance.checksums import FileRecord, in_threads, record_file
+from satmap.provenance.machine import this_hardware, this_software
+from satmap.provenance.manifest import (
     Run,
     SubmissionManifest,
     WeightsManifest,
@@ -34,8 +36,6 @@ from satmap.manifest import (
     record_data,
     write_manifest,
 )
-from satmap.mask_files import BUILDING_MASKS, open_mask
-from satmap.progress import track
 from satmap.recipe import Recipe, parse_recipe
 from satmap.scanning import scan_for
 

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from satmap.cores import available_cores
 from satmap.errors import SatmapError
+from satmap.runtime.cores import available_cores
 from satmap.settings import Settings
 
 Item = TypeVar("Item")

@@ -1,0 +1,1 @@
+"""What labels fit besides the networks: the vectoriser's settings, the confidence."""

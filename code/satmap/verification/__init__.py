@@ -1,0 +1,1 @@
+"""Made again and compared: submissions and weight files against their manifests."""
