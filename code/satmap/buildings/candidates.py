@@ -164,7 +164,7 @@ def _measure(
     shape: tuple[int, int],
     least_px: float,
 ) -> _Layer:
-    inside = np.flatnonzero(labels)
+    inside = np.flatnonzero(labels > 0)
     values = body.ravel()[inside]
     # Of assignments to one place the last one stays: the surest pixel's.
     order = np.argsort(values, kind="stable")

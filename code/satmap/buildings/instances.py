@@ -13,7 +13,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from satmap.buildings.flooding import Shores, flood
-from satmap.buildings.parts import Labels, Mask, Parts, at_least, connected
+from satmap.buildings.parts import Labels, Mask, Parts, at_least, connected, label_areas
 from satmap.buildings.settings import BuildingSettings
 from satmap.planes import BORDER, BUILDING, CONTACT, Planes
 
@@ -60,7 +60,7 @@ def in_blobs(planes: Planes, settings: BuildingSettings, blobs: Parts) -> Labels
         number = np.where(kept_seed, np.cumsum(kept_seed, dtype=np.int32), 0)
         found, kept = _split(strength, seeds, number, blobs, split, kept, settings)
     found = _fill_holes(found, blobs, settings)
-    sizes = np.bincount(found.ravel(), minlength=len(kept))
+    sizes = label_areas(found, len(kept))
     return _numbered(found, kept & (sizes >= settings.least_px))
 
 
@@ -75,7 +75,7 @@ def _strength(planes: Planes) -> Bytes:
 
 def _blob_of(seeds: Parts, blobs: Parts) -> NDArray[np.int32]:
     """The blob that each seed lies in, (seeds,)."""
-    places = np.flatnonzero(seeds.labels)
+    places = np.flatnonzero(seeds.labels > 0)
     blob = np.zeros(seeds.count, np.int32)
     blob[seeds.labels.ravel()[places]] = blobs.labels.ravel()[places]
     return blob
@@ -101,9 +101,9 @@ def _split(
         kept: (blobs,), which are buildings.
         settings: when a split is plausible.
     """
-    markers = number[seeds.labels]
+    markers = number.take(seeds.labels)
     shores = flood(strength, markers, blobs, split)
-    place = np.flatnonzero(markers)
+    place = np.flatnonzero(markers > 0)
     part = markers.ravel()[place]
     parts = int(number.max())
     areas = np.bincount(part, minlength=parts + 1)
@@ -113,7 +113,7 @@ def _split(
     # A part counts on from the blobs.
     target = _joined(shores, areas, inside, settings) + np.int32(blobs.count - 1)
     label = np.where(split, np.int32(0), np.arange(blobs.count, dtype=np.int32))
-    found = label[blobs.labels]
+    found = label.take(blobs.labels)
     found.ravel()[place] = target[part]
     found.ravel()[shores.place] = target[shores.part]
     return found, np.concatenate([kept & ~split, np.ones(parts, np.bool_)])
@@ -179,11 +179,11 @@ def _fill_holes(found: Labels, blobs: Parts, settings: BuildingSettings) -> Labe
 def _numbered(found: Labels, kept: Mask) -> Labels:
     """Labels that are kept, numbered in the order of their first pixels."""
     flat = found.ravel()
-    places = np.flatnonzero(flat)
+    places = np.flatnonzero(flat > 0)
     first = np.full(len(kept), flat.size)
     # Of assignments to one place the last one stays: the first pixel's.
     first[flat[places[::-1]]] = places[::-1]
     present = np.flatnonzero(kept & (first < flat.size))
     rank = np.zeros(len(kept), np.int32)
     rank[present[np.argsort(first[present])]] = np.arange(1, len(present) + 1)
-    return rank[found]
+    return rank.take(found)

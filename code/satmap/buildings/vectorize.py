@@ -103,7 +103,7 @@ def _by_model(
         chosen = best[found.layer[best] == layer]
         number = np.zeros(int(labels.max()) + 1, np.int32)
         number[found.label[chosen]] = np.arange(1, len(chosen) + 1)
-        yield exact_polygons(number[labels]), expected[chosen]
+        yield exact_polygons(number.take(labels)), expected[chosen]
 
 
 def _drop_others(labels: Labels, crop: Crop) -> None:
@@ -145,10 +145,10 @@ def _drawn(
 
 def _confidences(body: NDArray[np.uint8], labels: Labels) -> Floats:
     """Mean probability x square root of the area, of every label from 1."""
-    inside = np.flatnonzero(labels)
-    label = labels.ravel()[inside]
+    inside = labels > 0
+    label = labels[inside]
     areas = np.bincount(label)
-    sums = np.bincount(label, body.ravel()[inside])
+    sums = np.bincount(label, body[inside])
     confidences: Floats = (sums / np.sqrt(np.maximum(areas, 1)) / 255)[1:]
     return confidences
 
