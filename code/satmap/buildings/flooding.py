@@ -55,7 +55,7 @@ def flood(
     """
     width = strength.shape[1]
     away = _distances(seeds, blobs, split)
-    place = np.flatnonzero(away)
+    place = np.flatnonzero(away > 0)
     count, last = len(place), int(seeds.max())
     # Nodes: pixels, then seeds 1..last as count..., then a root that only seeds are joined to.
     node = np.full((strength.shape[0] + 2, width + 2), -1, np.int32)
@@ -116,9 +116,13 @@ def _roots(turn: Longs, there: Labels, near: Mask, start: Longs, end: Labels) ->
     """
     pixels, nodes = len(there), len(turn)
     # A pixel's cheapest edge leads to the first of its neighbours.
-    nearest = np.where(near, turn.take(there), nodes).argmin(axis=1)
+    node_at = np.empty(nodes, np.int64)
+    node_at[turn] = np.arange(nodes)
+    first = np.full(pixels, nodes)
+    for side, beside in zip(there.T, near.T, strict=True):
+        np.minimum(first, turn.take(side), out=first, where=beside)
     out = np.arange(nodes)
-    out[:pixels] = there[np.arange(pixels), nearest]
+    out[:pixels] = node_at[first]
     root = _followed(out, turn)
     a, b = root[start], root[end]
     apart = np.flatnonzero(a != b)

@@ -54,11 +54,12 @@ def in_blobs(planes: Planes, settings: BuildingSettings, blobs: Parts) -> Labels
     kept = sure | (count > 0)
     kept[0] = False
     split = count > 1
-    found = blobs.labels.copy()
     if split.any():
         kept_seed &= split[blob_of_seed]
         number = np.where(kept_seed, np.cumsum(kept_seed, dtype=np.int32), 0)
         found, kept = _split(strength, seeds, number, blobs, split, kept, settings)
+    else:
+        found = blobs.labels.copy()
     found = _fill_holes(found, blobs, settings)
     sizes = label_areas(found, len(kept))
     return _numbered(found, kept & (sizes >= settings.least_px))

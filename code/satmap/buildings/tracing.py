@@ -67,24 +67,30 @@ def trace_rings(labels: NDArray[np.int32]) -> tuple[NDArray[np.float64], Ints, I
         to = np.where(there, to, to[to])
     at_corner = np.flatnonzero(corner)
     rank = np.cumsum(corner) - 1
-    following_corner = rank[to[at_corner]].tolist()
-
-    walk: list[int] = []
-    starts: list[int] = []
-    seen = bytearray(len(at_corner))
-    for first in range(len(at_corner)):
-        if seen[first]:
-            continue
-        starts.append(len(walk))
-        edge = first
-        while not seen[edge]:
-            seen[edge] = 1
-            walk.append(edge)
-            edge = following_corner[edge]
-    edges = at_corner[np.array(walk, np.int64)]
-    ring = np.repeat(np.arange(len(starts)), np.diff([*starts, len(walk)]))
+    walk, starts = _circles(rank[to[at_corner]])
+    edges = at_corner[walk]
+    ring = np.repeat(np.arange(len(starts)), np.diff([*starts.tolist(), len(walk)]))
     rows, columns = np.divmod(place[edges], stride)
     offset = np.array(_START)[side[edges]]
     corners = np.stack([columns - 1 + offset[:, 1], rows - 1 + offset[:, 0]], axis=1)
-    of_ring = flat[place[edges[np.array(starts, np.int64)]]]
+    of_ring = flat[place[edges[starts]]]
     return corners.astype(np.float64), ring, of_ring.astype(np.int64)
+
+
+def _circles(following: Ints) -> tuple[Ints, Ints]:
+    """The circles of a permutation, each from its first element on, by steps that double.
+
+    Returns:
+        All elements in the order in which they are walked; where in it circles start, ascending.
+    """
+    first, to = np.arange(len(following)), following
+    while (first[to] != first).any():
+        first, to = np.minimum(first, first[to]), to[to]
+    # Steps to the last of a circle, from which no step is taken.
+    last = following == first
+    left = np.where(last, 0, 1)
+    to = np.where(last, np.arange(len(following)), following)
+    while not last[to].all():
+        left, to = left + left[to], to[to]
+    walk = np.lexsort((-left, first))
+    return walk, np.flatnonzero(first[walk] == walk)
