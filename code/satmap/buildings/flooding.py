@@ -98,8 +98,8 @@ def flood(
 
 
 def _roots(turn: Longs, there: Labels, near: Mask, start: Longs, end: Labels) -> Longs:
-    """The minimum spanning forest that is rooted in the seeds, by Boruvka's steps: all trees without
-    a seed take the cheapest edge that leads out of them, until there are none.
+    """The minimum spanning forest rooted in the seeds, by Boruvka's steps: all trees without a seed
+    take the cheapest edge that leads out of them, until there are none.
 
     An edge takes its turn when the later of its ends does, and among those the one whose other end
     comes first, so that all weights differ and there is one forest.
