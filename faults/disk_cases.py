@@ -282,15 +282,11 @@ def _train_shared(size: str) -> Callable[[Bench], str]:
         bench.copy_train()
         within = small_disk(f"size={size}", Path("/dev/shm"), bench.directory / "kept")
         ended = _train_on(bench, within, "--workers", 2)
-        # How much two workers need, torch and the size of a batch decide.
-        if ended.status == DONE and size != "4k":
-            same_network(bench)
-            return "valid"
-        bench.must(ended.status == FAILED, f"status {ended.status}, not 1")
-        bench.must_say(ended, "/dev/shm", "--workers")
-        bench.must(train(bench) == DONE, f"does not go on: {bench.last_said!r}")
+        # Slower, through pipes or without workers, and said so.
+        bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+        bench.must_say(ended, "/dev/shm", "--shm-size")
         same_network(bench)
-        return "refused"
+        return "valid"
 
     return play
 
