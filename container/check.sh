@@ -117,7 +117,8 @@ judge() { # NAME DATA SCRATCH TRUTH LEAST_APLS
 
 # A figure of all images in what `satmap score --json` prints, to three digits.
 total() { # NAME
-    tr --delete '\n' | sed -E "s/.*\"total\": *\{[^}]*\"$1\": *([0-9.]{1,5}).*/\1/"
+    tr --delete '\n' | sed -E "s/.*\"total\": *\{[^}]*\"$1\": *([0-9.]+).*/\1/" |
+        awk '{ printf "%.3f\n", $1 }'
 }
 
 # Split an area of training images in two: one image of ten, without its label, to predict.
