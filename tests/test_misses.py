@@ -300,6 +300,15 @@ def test_write_misses_takes_the_worst(tmp_path: Path) -> None:
         write_misses(written[0], figures, "f1", draw)
 
 
+def test_pictures_of_long_ids_have_names_that_differ(tmp_path: Path) -> None:
+    ids = ["é" * 300 + end for end in "ab"]
+    picture = np.zeros((2, 2, 3), np.uint8)
+    figures = {image_id: {"f1": 0.5} for image_id in ids}
+    written = write_misses(tmp_path, figures, "f1", lambda image_id: picture)
+    assert sorted(written) == sorted(tmp_path.iterdir())
+    assert len(set(written)) == 2
+
+
 @needs_fixtures
 def test_pictures_of_made_cities(tmp_path: Path) -> None:
     truth = read_roads_csv(FIXTURES / "made_truth.csv")

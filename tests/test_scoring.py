@@ -193,6 +193,20 @@ def test_time_is_unknown_where_nothing_tells_of_it(tmp_path: Path) -> None:
     assert read_roads_geojson(stated, stated, 0.3)[0]["b"][0].travel_time_s == 12.5
 
 
+def test_a_road_without_a_time_is_named(tmp_path: Path) -> None:
+    truth, proposal = tmp_path / "truth.csv", tmp_path / "proposal.csv"
+    header = "ImageId,WKT_Pix,length_m,travel_time_s\n"
+    rows = [f'{name},"LINESTRING (0 0, 300 0)",90,{{}}\n' for name in ("a", "b", "c")]
+    truth.write_text(header + "".join(row.format("9") for row in rows))
+    proposal.write_text(header + "".join(map(str.format, rows, ("9", "", "9"))))
+    scoring = score_files(truth, proposal)
+    assert scoring.report.total["apls_time"] is None
+    (warning,) = scoring.warnings
+    assert "1 images of the proposal" in warning
+    assert " b for one" in warning
+    assert score_files(truth, truth).warnings == ()
+
+
 def test_two_files_of_one_image(tmp_path: Path) -> None:
     for name in ("AOI_2_Vegas_img9", "SN3_roads_train_AOI_2_Vegas_geojson_roads_img9_speed"):
         write_labels(tmp_path / f"{name}.geojson", [[(0, 0), (9, 9)]])

@@ -795,6 +795,7 @@ def _score(options: argparse.Namespace) -> int:
         metres_per_pixel=options.metres_per_pixel,
         with_topo=options.topo,
     )
+    _report_warnings(scoring.warnings)
     print(
         json.dumps(scoring.report.to_json(), indent=1)
         if options.json

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,11 +43,13 @@ class Scoring:
         rank_by: the figure that says which images are worst.
         draw: picture of what was missed in an image of ``report.images``, by its id, uint8
             (h, w, 3).
+        warnings: what the figures do not show.
     """
 
     report: Report
     rank_by: str
     draw: Callable[[str], Picture]
+    warnings: tuple[str, ...] = ()
 
 
 def score_files(
@@ -149,7 +152,22 @@ def _roads(
             metres_per_pixel=metres_per_pixel,
         )
 
-    return Scoring(report, "apls_length", draw)
+    warnings = [_untimed(side, rows) for side, rows in (("truth", truth), ("proposal", proposal))]
+    return Scoring(report, "apls_length", draw, tuple(filter(None, warnings)))
+
+
+def _untimed(side: str, roads: Mapping[str, Sequence[RoadRow]]) -> str:
+    """Says which roads keep a file from being scored by time, where others have one."""
+    timed = {
+        image_id: [isfinite(row.travel_time_s) for row in rows] for image_id, rows in roads.items()
+    }
+    without = [image_id for image_id, rows in timed.items() if not all(rows)]
+    if not without or not any(any(rows) for rows in timed.values()):
+        return ""
+    return (
+        f"{len(without)} images of the {side} have roads without a travel time, {without[0]} for "
+        "one, so nothing is scored by time"
+    )
 
 
 def _buildings(

@@ -1,5 +1,6 @@
 """Pictures of what a score punishes: what is missed, what is false, and where routes break."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -27,6 +28,9 @@ from satmap.report.panels import (
 )
 from satmap.submissions.roads_csv import RoadRow
 
+# File systems take 255 bytes, and temporary names beside are longer.
+_LONGEST_NAME = 200
+
 _RIGHT: Colour = (50, 150, 80)
 _MISSED: Colour = (215, 25, 40)
 _FALSE: Colour = (250, 135, 0)
@@ -45,7 +49,8 @@ def write_misses(
     """Write a PNG of each of the images with the lowest scores.
 
     Args:
-        directory: where to; the files are named like the images.
+        directory: where to; the files are named like the images. Names that are too long for a file
+            are cut off and end in a checksum.
         figures: of every image, as in :class:`satmap.metrics.report.Report`.
         figure: the name of the one that ranks them, such as ``apls_length``. Images without it are
             left out.
@@ -67,11 +72,19 @@ def write_misses(
     chosen = [image_id for _, _, image_id in sorted(ranks)[:worst]]
     written = []
     for image_id in track(chosen, "drawing misses", len(chosen)):
-        # An id may hold a slash.
-        path = directory / f"{quote(image_id, safe=' ')}.png"
+        path = directory / f"{_file_name(image_id)}.png"
         write_picture(path, draw(image_id))
         written.append(path)
     return written
+
+
+def _file_name(image_id: str) -> str:
+    """An id, which may hold a slash and be of any length."""
+    name = quote(image_id, safe=" ")
+    if len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(image_id.encode()).hexdigest()[:16]
+    return f"{name[: _LONGEST_NAME - len(digest) - 1]}-{digest}"
 
 
 # --- roads ----------------------------------------------------------------------------------------
