@@ -1,5 +1,6 @@
 """What is good: a made city, recipes, a trained network and what it predicts undisturbed."""
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -130,4 +131,6 @@ def make_material(directory: Path) -> Material:
 
 def _satmap(*arguments: object) -> None:
     command = [sys.executable, "-m", "satmap", *map(str, arguments)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    # As many threads as the cases' commands have, or sums are rounded otherwise.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
