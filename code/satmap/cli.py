@@ -506,16 +506,9 @@ def _train(options: argparse.Namespace) -> int:
     several GPUs it starts itself on each; under torchrun, on one or many machines, it is one of
     the processes.
     """
-    from satmap.data.preparation import default_cache
     from satmap.recipe import load_recipe
     from satmap.runtime.determinism import be_deterministic
-    from satmap.runtime.device import pick_device
     from satmap.runtime.launcher import launch, processes_for
-    from satmap.runtime.ranks import joined
-    from satmap.training.ensemble import TrainingOptions, train
-    from satmap.training.interruption import stop_requests
-    from satmap.training.watching import require_tensorboard
-    from satmap.training.workplace import Circumstances, Workplace
 
     recipe = load_recipe(options.recipe)
     if options.deterministic:
@@ -526,10 +519,20 @@ def _train(options: argparse.Namespace) -> int:
             )
         be_deterministic()
     if options.tensorboard:
+        from satmap.training.watching import require_tensorboard
+
         require_tensorboard()
     processes = processes_for(options.device, options.processes)
     if processes > 1:
         return launch(options.arguments, processes)
+    # Seconds of imports, which are the ranks' to do and not their launcher's.
+    from satmap.data.preparation import default_cache
+    from satmap.runtime.device import pick_device
+    from satmap.runtime.ranks import joined
+    from satmap.training.ensemble import TrainingOptions, train
+    from satmap.training.interruption import stop_requests
+    from satmap.training.workplace import Circumstances, Workplace
+
     training = TrainingOptions(
         cache=options.cache or default_cache(),
         from_scratch=options.from_scratch,
@@ -570,7 +573,6 @@ def _predict(options: argparse.Namespace) -> int:
     with the next image. All visible GPUs are used, one process each; on several machines start it
     with torchrun. The file is the same however many processes and workers there are.
     """
-    from satmap.inference.prediction import predict
     from satmap.runtime.device import visible_gpus
 
     processes = 1 if is_rank() else options.processes or visible_gpus(options.device) or 1
@@ -578,6 +580,9 @@ def _predict(options: argparse.Namespace) -> int:
         from satmap.runtime.launcher import launch
 
         return launch(options.arguments, processes)
+    # Seconds of imports, which are the ranks' to do and not their launcher's.
+    from satmap.inference.prediction import predict
+
     workers = options.workers
     if workers is None:
         workers = _default_vectorizers(local_processes())
