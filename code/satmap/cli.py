@@ -182,6 +182,12 @@ def _parser() -> argparse.ArgumentParser:
         add_weights(sub)
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
+    def add_recipe(sub: argparse.ArgumentParser, meaning: str = "name or .yaml file") -> None:
+        sub.add_argument("--recipe", default="sn5-roads", help=f"{meaning} (default: %(default)s)")
+
+    def add_images(sub: argparse.ArgumentParser, meaning: str) -> None:
+        sub.add_argument("--images", type=Path, nargs="+", default=[], metavar="DIR", help=meaning)
+
     def add_look(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--nadir",
@@ -211,9 +217,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = add("train", _train)
     train.add_argument("directories", type=Path, nargs="+", metavar="DIR")
-    train.add_argument(
-        "--recipe", default="sn5-roads", help="name or .yaml file (default: %(default)s)"
-    )
+    add_recipe(train)
     add_networks(train)
     train.add_argument(
         "--cache",
@@ -333,11 +337,7 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("truth", type=Path, metavar="TRUTH.csv")
     tune.add_argument("output", type=Path, metavar="OUT.yaml")
     add_masks(tune, "roads")
-    tune.add_argument(
-        "--recipe",
-        default="sn5-roads",
-        help="name or file to start from, that of the weights (default: %(default)s)",
-    )
+    add_recipe(tune, "name or file to start from, that of the weights")
     tune.add_argument(
         "--minutes", type=_minutes, default=5.0, metavar="M", help="at most (default: %(default)g)"
     )
@@ -346,14 +346,7 @@ def _parser() -> argparse.ArgumentParser:
     confidence.add_argument("submission", type=Path, metavar="OUT.csv")
     confidence.add_argument("planes", type=Path, metavar="PLANE_DIR")
     add_weights(confidence)
-    confidence.add_argument(
-        "--images",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="images and labels (default: where the manifest of OUT.csv says)",
-    )
+    add_images(confidence, "images and labels (default: where the manifest of OUT.csv says)")
 
     text = "Import, average or show weight files, fetch the encoders' ImageNet weights."
     weights = commands.add_parser("weights", help=text, description=text)
@@ -361,15 +354,9 @@ def _parser() -> argparse.ArgumentParser:
     import_ = add("import", _weights_import, actions)
     import_.add_argument("file", type=Path, metavar="FILE")
     import_.add_argument("output", type=Path, metavar="OUT")
-    import_.add_argument(
-        "--recipe",
-        default="sn5-roads",
-        help="what a network is to predict with (default: %(default)s)",
-    )
+    add_recipe(import_, "what a network is to predict with")
     fetch = add("fetch", _weights_fetch, actions)
-    fetch.add_argument(
-        "--recipe", default="sn5-roads", help="name or .yaml file (default: %(default)s)"
-    )
+    add_recipe(fetch)
     add_weights(fetch)
     average = add("average", _weights_average, actions)
     average.add_argument("output", type=Path, metavar="OUT.safetensors")
@@ -412,14 +399,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verify = add("verify", _verify)
     verify.add_argument("file", type=Path, metavar="OUT.csv|WEIGHTS")
-    verify.add_argument(
-        "--images",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="the submission's images (default: where its manifest says)",
-    )
+    add_images(verify, "the submission's images (default: where its manifest says)")
     verify.add_argument(
         "--weights", type=Path, metavar="DIR", help="its weights (default: likewise)"
     )
