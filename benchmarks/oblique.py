@@ -20,6 +20,7 @@ from satmap.data.city.oblique import Site, photograph, through_air
 from satmap.data.city.paint import Grid, paint
 from satmap.data.city.scene import make_scene
 from satmap.data.city.spectra import draw_sensor
+from satmap.data.city.surface import Land
 from satmap.data.city.town import make_town
 
 _SIDE_PX, _PIXEL_M = 900, 0.5
@@ -34,12 +35,13 @@ def main() -> None:
     sensor = draw_sensor(np.random.default_rng(0))
     sun = sensor.shadow_per_m
     window, grid = Window(0, 0, _SIDE_PX, _SIDE_PX), Grid(_PIXEL_M, _PIXEL_M)
+    land = Land(_SIDE_M, _SIDE_M, None, sun)
     random = np.random.default_rng(1)
-    scene = make_scene(_SIDE_M, _SIDE_M, None, sun, random).scene
+    scene = make_scene(land, random).scene
     peer = _seconds(lambda: paint(scene, window, grid, sensor, 1, np.random.default_rng(2)))
 
     started = time.process_time()
-    town = make_town(_SIDE_M, _SIDE_M, None, sun, random)
+    town = make_town(land, random)
     print(f"a town of {len(town.solids)} buildings, s: {time.process_time() - started:.2f}")
 
     def site() -> Site:

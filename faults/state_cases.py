@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from faults import harm
@@ -102,21 +102,27 @@ def _cache(name: str, done: Harm) -> Case:
 def killed_prediction(bench: Bench, after_images: int = 2) -> Path:
     """Predict, and kill it once some images are in the journal; gives the journal."""
     journal = bench.out.with_name(f".{bench.out.name}.partial")
+
+    def written() -> int:
+        return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+    _predict_until(bench, bench.material.alone, lambda: written() > after_images)
+    return journal
+
+
+def _predict_until(bench: Bench, recipe: Path, reached: Callable[[], bool]) -> None:
+    """Predict, and kill it as soon as that is reached; it may be over before."""
     running = bench.start(
         "predict", bench.test, bench.out, "--weights", bench.material.weights,
-        "--recipe", bench.material.alone, "--workers", 0,
+        "--recipe", recipe, "--workers", 0,
     )  # fmt: skip
     deadline = time.monotonic() + bench.limit_s
-    while time.monotonic() < deadline:
-        lines = journal.read_bytes().count(b"\n") if journal.exists() else 0
-        if lines > after_images:
+    while time.monotonic() < deadline and running.wait(0) is None:
+        if reached():
             running.kill(signal.SIGKILL)
-            break
-        if running.wait(0) is not None:
             break
         time.sleep(0.002)
     running.wait(bench.limit_s)
-    return journal
 
 
 def many_images(bench: Bench) -> None:
@@ -150,18 +156,7 @@ def _journal(name: str, done: Harm) -> Case:
 def _planes_cut(bench: Bench) -> str:
     bench.copy_test()
     store = bench.out.with_name(f".{bench.out.name}.planes")
-    running = bench.start(
-        "predict", bench.test, bench.out, "--weights", bench.material.weights,
-        "--recipe", bench.material.together, "--workers", 0,
-    )  # fmt: skip
-    deadline = time.monotonic() + bench.limit_s
-    while time.monotonic() < deadline:
-        stored = [*store.glob("[!.]*.tif")] if store.exists() else []
-        if len(stored) >= 2:
-            running.kill(signal.SIGKILL)
-            break
-        time.sleep(0.002)
-    running.wait(bench.limit_s)
+    _predict_until(bench, bench.material.together, lambda: len([*store.glob("[!.]*.tif")]) >= 2)
     damaged = sorted(store.glob("[!.]*.tif"))[0]
     harm.truncated(damaged, bench.random)
     ended = bench.predict(alone=False)

@@ -45,29 +45,23 @@ def weight_cases() -> list[Case]:
     return cases
 
 
-def _shown(name: str, done: Harm) -> Case:
+def _shown(name: str, done: Harm, draws: int = 1) -> Case:
     def play(bench: Bench) -> str:
-        file = bench.copy_weights()
-        done(file, bench.random)
-        ended = bench.run("weights", "show", file)
-        bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.printed[:200]!r}")
-        bench.must_say(ended, file.name)
+        for _ in range(draws):
+            file = bench.copy_weights()
+            done(file, bench.random)
+            ended = bench.run("weights", "show", file)
+            bench.must(
+                ended.status == FAILED, f"status {ended.status}, not 1: {ended.printed[:200]!r}"
+            )
+            bench.must_say(ended, file.name)
         return REFUSED
 
     return Case("weights", f"show: {name}", play)
 
 
 def _drawn(name: str, done: Harm) -> Case:
-    def play(bench: Bench) -> str:
-        for _ in range(_DRAWS):
-            file = bench.copy_weights()
-            done(file, bench.random)
-            ended = bench.run("weights", "show", file)
-            bench.must(ended.status == FAILED, f"status {ended.status}: the damage goes unnoticed")
-            bench.must_say(ended, file.name)
-        return REFUSED
-
-    return Case("weights", f"show: {name}, {_DRAWS} times", play)
+    return _shown(f"{name}, {_DRAWS} times", done, _DRAWS)
 
 
 def _imported(name: str, done: Harm) -> Case:

@@ -1,7 +1,9 @@
-"""Ranks as torch's launcher starts them, forked from a process that has imported everything."""
+"""Commands, and ranks as torch's launcher starts them, forked from a process that has imported
+everything."""
 
 import multiprocessing
 import os
+import random
 import resource
 import signal
 import socket
@@ -10,7 +12,6 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import cast
 
 import pytest
 import torch
@@ -18,11 +19,11 @@ import torch
 import satmap.cli
 import satmap.runtime.device
 from satmap.cli import main
-from satmap.models.encoder_names import ENCODER_NAMES
-from satmap.models.encoders import ENCODERS, EncoderSpec
 from satmap.models.unet import UNet
+from satmap.runtime.termination import LEFT_ALONE
+from tiny_trainings import add_tiny_encoders
 
-# The ranks are forked from a process that has imported everything: they start in no time.
+# What is forked from a process that has imported everything starts in no time.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     ["satmap.cli", "satmap.training.ensemble", "satmap.inference.prediction", "pytest"]
@@ -32,16 +33,9 @@ SERVER.set_forkserver_preload(
 _ALONE_S = 5
 
 
-def add_tiny_encoder(patch: pytest.MonkeyPatch) -> None:
-    """A fiftieth of ResNet18, timm's for tests: states and weights are written in no time."""
-    spec = EncoderSpec("test_resnet.r160_in1k", (32, 32, 48, 192, 96), ENCODERS["resnet18"].stages)
-    patch.setitem(cast(dict[str, EncoderSpec], ENCODERS), "tiny", spec)
-    patch.setattr("satmap.recipe.ENCODER_NAMES", (*ENCODER_NAMES, "tiny"))
-
-
 # The processes that tests start import this module, and no fixture runs in them.
 if multiprocessing.current_process().name != "MainProcess":
-    add_tiny_encoder(pytest.MonkeyPatch())
+    add_tiny_encoders(pytest.MonkeyPatch())
 
 
 def be_rank(
@@ -52,19 +46,24 @@ def be_rank(
     os.environ |= {name: str(value) for name, value in told.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["TORCHELASTIC_RUN_ID"] = "test"
-    # As in a terminal, wherever the tests run.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Nobody ends the others here as soon as one has ended.
     satmap.cli._PEER_FIRST_S = 0.0
-    descriptor = os.open(output / f"rank{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
     torch.set_num_threads(1)
     if arguments[0] == "train":
         # Processors with bfloat16 round each share of a batch to three digits.
         satmap.runtime.device._fast_bfloat16 = lambda device: False
     if twist:
         {"memory": little_memory, "disk": full_disk, "nohup": no_hangup}[twist](rank)
+    be_command(arguments, output / f"rank{rank}.txt")
+
+
+def be_command(arguments: Sequence[str], output: Path) -> None:
+    """Run a command whose words, on either stream, go to a file."""
+    # As in a terminal, wherever the tests run.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
     main(arguments)
 
 
@@ -98,6 +97,13 @@ def limit_batch(most: int) -> Callable[..., torch.Tensor]:
     return original
 
 
+def start_command(arguments: Sequence[str], output: Path) -> ForkServerProcess:
+    """Start ``satmap ARGUMENTS``, a process like any other but for ``tiny`` encoders."""
+    process = SERVER.Process(target=be_command, args=(arguments, output))
+    process.start()
+    return process
+
+
 def start_ranks(arguments: Sequence[str], output: Path, twist: str = "") -> list[ForkServerProcess]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -109,6 +115,23 @@ def start_ranks(arguments: Sequence[str], output: Path, twist: str = "") -> list
         process.start()
         processes.append(process)
     return processes
+
+
+def kill_one(processes: Sequence[ForkServerProcess], moments: random.Random, output: Path) -> bool:
+    """Kill one of two ranks after up to a fifth of a second; whether it was still there.
+
+    The other one must then end by itself and without a word of its own.
+    """
+    time.sleep(moments.uniform(0, 0.2))
+    victim = moments.randrange(2)
+    processes[victim].kill()
+    codes = finish(processes)
+    if codes[victim] != -signal.SIGKILL:
+        assert codes == [0, 0]
+        return False
+    assert codes[1 - victim] in (LEFT_ALONE, -signal.SIGTERM)
+    assert "satmap:" not in (output / f"rank{1 - victim}.txt").read_text()
+    return True
 
 
 def finish(processes: Sequence[ForkServerProcess]) -> list[int | None]:

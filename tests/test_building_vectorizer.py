@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
-from shapely.affinity import affine_transform
 from skimage.morphology import dilation
 from skimage.segmentation import watershed
 
@@ -31,6 +30,7 @@ from satmap.metrics.building_f1 import match_buildings
 from satmap.planes import BORDER, BUILDING, Planes
 from satmap.roads.scene import Scene
 from satmap.submissions.buildings_csv import BuildingRow
+from vegas_buildings import vegas_truth
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 VEGAS = SHARED / "buildings_sn2/AOI_2_Vegas_Train"
@@ -254,24 +254,9 @@ def test_settings_by_category() -> None:
             BuildingSettingsByCategory(categories={"nadir": wrong})
 
 
-def vegas_truth() -> list[tuple[list[shapely.Polygon], tuple[int, int]]]:
-    chips = []
-    for path in sorted((VEGAS / "geojson/buildings").glob("*.geojson")):
-        (image,) = VEGAS.glob(f"RGB-PanSharpen/*_{path.stem.rsplit('_', 1)[1]}.tif")
-        with rasterio.open(image) as source:
-            to_pixels, shape = (~source.transform).to_shapely(), source.shape
-        truth = []
-        for feature in json.loads(path.read_text())["features"]:
-            ground = shapely.force_2d(shapely.from_geojson(json.dumps(feature["geometry"])))
-            pixels = affine_transform(ground, to_pixels)
-            truth += [part for part in shapely.get_parts(pixels) if part.area >= 20]
-        chips.append((truth, shape))
-    return chips
-
-
 @pytest.mark.skipif(not VEGAS.is_dir(), reason="no shared data here")
 def test_labels_of_vegas_come_back_whole() -> None:
-    check_round_trip([chip for chip in vegas_truth() if chip[0]])
+    check_round_trip([chip for chip in vegas_truth(VEGAS) if chip[0]])
 
 
 @pytest.mark.skipif(not MAPPING.is_dir(), reason="no shared data here")

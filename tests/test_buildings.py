@@ -1,6 +1,5 @@
 """Buildings from planes: instances, outlines."""
 
-import json
 from pathlib import Path
 
 import cv2
@@ -11,12 +10,13 @@ import rasterio.features
 import shapely
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from shapely.affinity import affine_transform, rotate, translate
+from shapely.affinity import rotate, translate
 
 from satmap.buildings.instances import find_instances
 from satmap.buildings.polygons import exact_polygons, simplify_outlines
 from satmap.buildings.settings import BuildingSettings
 from satmap.planes import BORDER, BUILDING, CONTACT, Planes
+from vegas_buildings import vegas_truth
 
 VEGAS = Path(__file__).parents[2] / "shared/data/buildings_sn2/AOI_2_Vegas_Train"
 SCALE = (0.3, 0.3)
@@ -138,15 +138,7 @@ def test_touching_buildings_of_made_blocks_stay_apart() -> None:
 @pytest.mark.skipif(not VEGAS.is_dir(), reason="no shared data here")
 def test_labels_of_vegas_come_back() -> None:
     found, ious = 0, []
-    for path in sorted((VEGAS / "geojson/buildings").glob("*.geojson")):
-        (image,) = VEGAS.glob(f"RGB-PanSharpen/*_{path.stem.rsplit('_', 1)[1]}.tif")
-        with rasterio.open(image) as source:
-            to_pixels, shape = (~source.transform).to_shapely(), source.shape
-        truth = []
-        for feature in json.loads(path.read_text())["features"]:
-            ground = shapely.force_2d(shapely.from_geojson(json.dumps(feature["geometry"])))
-            pixels = affine_transform(ground, to_pixels)
-            truth += [part for part in shapely.get_parts(pixels) if part.area >= 20]
+    for truth, shape in vegas_truth(VEGAS):
         if not truth:
             continue
         numbered = [(polygon, number + 1) for number, polygon in enumerate(truth)]

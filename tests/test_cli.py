@@ -15,25 +15,13 @@ from made_files import write_image
 from satmap.cli import main
 from satmap.metrics.apls import score_roads
 from satmap.submissions.roads_csv import read_roads_csv
+from tiny_trainings import road_member, road_recipe
 
 ROOT = Path(__file__).parents[1]
 
-RECIPE = """
-name: tiny
-description: one epoch on crops of 64 pixels
-task: roads
-folds: 2
-members:
-  - &member
-    fold: 0
-    encoder: resnet18
-    pretrained: false
-    decoder: [16, 16, 16, 16]
-    losses: {road: {dice: 0.5, focal: 2}, speed: {focal: 2}, junction: {focal: 1}}
-    stages: [{crop: 64, batch: 4, epochs: 1, schedule: {kind: cosine, peak: 1.0e-3}}]
-  - {<<: *member, fold: 1, bands: 8}
-inference: {views: 1}
-"""
+RECIPE = road_recipe(road_member(), road_member(fold=1, bands=8))
+
+pytestmark = pytest.mark.usefixtures("tiny_encoders")
 
 
 def run(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -66,11 +54,19 @@ def succeeds(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return printed.out
 
 
-def test_the_scripts_work_from_anywhere_with_spaces_in_paths(city: Path, tmp_path: Path) -> None:
+def test_the_scripts_work_from_anywhere_with_spaces_in_paths(
+    city: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     place = tmp_path / "a place with spaces"
     place.mkdir()
     recipe = place / "my recipe.yaml"
-    recipe.write_text(RECIPE)
+    networks = (
+        road_member(encoder="resnet18", fold=fold, bands=bands) for fold, bands in ((0, 3), (1, 8))
+    )
+    recipe.write_text(road_recipe(*networks))
     data = place / "the data"
     shutil.copytree(city, data)
     environment = {"WEIGHTS_DIR": str(place / "the weights"), "SATMAP_CACHE": str(place / "cache")}
@@ -80,25 +76,31 @@ def test_the_scripts_work_from_anywhere_with_spaces_in_paths(city: Path, tmp_pat
     assert trained.returncode == 0, trained.stderr
     assert "fold1-resnet18-8band" in trained.stdout
     predicted = run(
-        [str(ROOT / "test.sh"), str(data / "test"), "out put.csv", "--recipe", str(recipe)],
+        [
+            str(ROOT / "test.sh"),
+            str(data / "test"),
+            "out put.csv",
+            "--recipe",
+            str(recipe),
+            "--workers",
+            "0",
+        ],
         place,
         **environment,
     )
     assert predicted.returncode == 0, predicted.stderr
     assert "2 images" in predicted.stdout
-    satmap = str(ROOT / ".venv/bin/satmap") if (ROOT / ".venv").exists() else "satmap"
-    checked = run([satmap, "check", "out put.csv", str(data / "test")], place)
-    assert checked.returncode == 0, checked.stdout
-    assert checked.stdout.strip() == "out put.csv: ok"
-    scored = run([satmap, "score", str(data / "test_truth.csv"), "out put.csv", "--json"], place)
-    assert json.loads(scored.stdout)["metric"] == "apls"
+    monkeypatch.chdir(place)
+    assert succeeds(capsys, "check", "out put.csv", data / "test") == "out put.csv: ok\n"
+    scored = succeeds(capsys, "score", data / "test_truth.csv", "out put.csv", "--json")
+    assert json.loads(scored)["metric"] == "apls"
 
 
 def test_the_scripts_end_with_a_status(tmp_path: Path) -> None:
     for script, arguments, status, message in (
         ("train.sh", [], 2, "required"),
         ("test.sh", ["only-one"], 2, "required"),
-        ("train.sh", [str(tmp_path), "--recipe", "demo"], 1, "no SpaceNet road images found"),
+        ("train.sh", [str(tmp_path), "--recipe", "nonsense"], 1, "no recipe is called"),
         ("test.sh", [str(tmp_path), "out.csv"], 1, "no weights"),
     ):
         done = run([str(ROOT / script), *arguments], tmp_path, WEIGHTS_DIR=str(tmp_path / "w"))
@@ -150,8 +152,10 @@ def test_masks_of_any_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     masks, recipe = tmp_path / "masks", tmp_path / "tiny.yaml"
     street_mask(masks / "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip4.png")
     recipe.write_text(
-        RECIPE.replace("views: 1", "views: 1, default_metres_per_pixel: 0.5")
-        + "roads: {default_speed_mph: 50}\n"
+        road_recipe(
+            inference={"views": 1, "default_metres_per_pixel": 0.5},
+            roads={"default_speed_mph": 50},
+        )
     )
     lengths = []
     for options in ([], ["--recipe", recipe], ["--recipe", recipe, "--metres-per-pixel", "2"]):

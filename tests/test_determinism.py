@@ -25,6 +25,7 @@ from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.losses import road_loss
 from satmap.training.workplace import Workplace
 from satmap.verification.weights import verify_weights
+from tiny_trainings import road_member, road_recipe, stage
 
 CPU = torch.device("cpu")
 
@@ -37,22 +38,7 @@ RAISING = (
     "KthValue",
 )  # fmt: skip
 
-RECIPE = """
-name: tiny
-description: two epochs on crops of 64 pixels
-task: roads
-folds: 2
-members:
-  - fold: 0
-    encoder: resnet18
-    pretrained: false
-    bands: 8
-    decoder: [16, 16, 16, 16]
-    losses: {road: {dice: 0.5, focal: 2}, speed: {focal: 2}, junction: {focal: 1}}
-    stages:
-      - {crop: 64, batch: 2, epochs: 2, passes: 2, schedule: {kind: cosine, peak: 2.0e-3}}
-inference: {views: 1}
-"""
+MEMBER = road_member(bands=8, stages=[stage(batch=2, epochs=2, passes=2, peak=2e-3)])
 
 
 @pytest.fixture
@@ -145,15 +131,15 @@ def test_without_the_flag_there_is_something_that_raises() -> None:
     assert raising(nodes(F.adaptive_avg_pool2d(x, 2))) == {"AdaptiveAvgPool2DBackward0"}
 
 
-def trained(city: Path, directory: Path, workers: int = 0) -> dict[str, bytes]:
+def trained(city: Path, directory: Path, workers: int = 0, seed: int = 0) -> dict[str, bytes]:
     """Train, or go on; gives the weights' bytes by name."""
     place = Workplace(directory, CPU, workers=workers)
     options = TrainingOptions(cache=city.parent / "determinism-cache")
-    train([city / "train"], parse_recipe(RECIPE, "tiny"), place, options)
+    train([city / "train"], parse_recipe(road_recipe(MEMBER, seed=seed), "tiny"), place, options)
     return {path.name: path.read_bytes() for path in directory.glob("*.safetensors")}
 
 
-@pytest.mark.usefixtures("deterministic")
+@pytest.mark.usefixtures("deterministic", "tiny_encoders")
 def test_two_trainings_give_the_same_bytes(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,7 +157,7 @@ def test_two_trainings_give_the_same_bytes(
         patch.setattr("satmap.training.loop.train_epoch", stopped)
         trained(city, tmp_path / "resumed")
     assert trained(city, tmp_path / "resumed") == first
-    manifest = read_manifest(tmp_path / "resumed" / "fold0-resnet18-8band.last.safetensors")
+    manifest = read_manifest(tmp_path / "resumed" / "fold0-tiny-8band.last.safetensors")
     assert isinstance(manifest, WeightsManifest)
     # The first run did one epoch, the second began after it.
     began = [(run.from_stage, run.from_epoch, run.from_step) for run in manifest.runs]  # type: ignore[union-attr]
@@ -187,8 +173,7 @@ def test_two_trainings_give_the_same_bytes(
     assert all("was altered" in fault for [fault] in faults.values())
     # Another seed is another training.
     shutil.rmtree(tmp_path / "workers")
-    monkeypatch.setattr(f"{__name__}.RECIPE", RECIPE + "seed: 1\n")
-    assert trained(city, tmp_path / "workers") != first
+    assert trained(city, tmp_path / "workers", seed=1) != first
 
 
 def test_a_deterministic_training_cannot_follow_the_clock(

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from satmap.data.augmentation import Augmentation, Geometry
 from satmap.data.cache import CachedChip
@@ -28,33 +27,29 @@ from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.losses import distillation_loss, road_loss
 from satmap.training.teacher import Teacher, find_teacher, teach
 from satmap.training.workplace import Workplace
+from tiny_trainings import road_member, road_recipe, stage
 
 CPU = torch.device("cpu")
 
-STUDENT = """
-name: student
-description: learns from two networks
-task: roads
-folds: 2
-members:
-  - fold: null
-    encoder: resnet18
-    pretrained: false
-    bands: 3
-    decoder: [16, 16, 16, 16]
-    losses:
-      road: {dice: 0.5, focal: 2, bce: 0.1}
-      speed: {bce: 1}
-      junction: {focal: 1}
-      distillation: 0.5
-    stages:
-      - {crop: 64, batch: 4, epochs: 2, passes: 2, schedule: {kind: cosine, peak: 2.0e-3}}
-inference: {views: 1, checkpoints: [last]}
-"""
+MEMBER = road_member(
+    fold=None,
+    bands=3,
+    losses={
+        "road": {"dice": 0.5, "focal": 2, "bce": 0.1},
+        "speed": {"bce": 1},
+        "junction": {"focal": 1},
+        "distillation": 0.5,
+    },
+    stages=[stage(epochs=2, passes=2, peak=2e-3)],
+)
+
+pytestmark = pytest.mark.usefixtures("tiny_encoders")
 
 
 def student(**changes: object) -> Recipe:
-    return parse_recipe(yaml.safe_dump(yaml.safe_load(STUDENT) | changes), "student")
+    inference = {"views": 1, "checkpoints": ["last"]}
+    settings = {"name": "student", "inference": inference} | changes
+    return parse_recipe(road_recipe(MEMBER, **settings), "student")
 
 
 def make_teacher(directory: Path) -> Teacher:
@@ -62,7 +57,7 @@ def make_teacher(directory: Path) -> Teacher:
     recipe = load_recipe("demo")
     for number, bands in enumerate((3, 8)):
         torch.manual_seed(number)
-        network = build_network("resnet18", bands, ROAD_PLANES, (16, 16, 16, 16))
+        network = build_network("tiny", bands, ROAD_PLANES, (16, 16, 16, 16))
         metadata = {
             "recipe": recipe.model_dump_json(), "member": str(number), "stage": "1", "epoch": "1"
         }  # fmt: skip
@@ -71,7 +66,7 @@ def make_teacher(directory: Path) -> Teacher:
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+def teacher(tiny_encoders: None, tmp_path_factory: pytest.TempPathFactory) -> Teacher:
     return make_teacher(tmp_path_factory.mktemp("teacher"))
 
 
@@ -183,9 +178,9 @@ def test_a_student_trains_on_all_chips_and_predicts_alone(
     assert train([city / "train"], recipe, place, options) == {}
     printed = capsys.readouterr().out
     assert "teacher: demo, 8 passes a chip (2 networks x 4 views)" in printed
-    assert "all-resnet18-3band: 6 chips, not validated" in printed
+    assert "all-tiny-3band: 6 chips, not validated" in printed
     (file,) = choose(find_weights(place.weights), recipe)
-    assert file.path.name == "all-resnet18-3band.last.safetensors"
+    assert file.path.name == "all-tiny-3band.last.safetensors"
     assert file.held_out == frozenset()
     described = read_manifest(file.path)
     assert isinstance(described, WeightsManifest)
@@ -211,9 +206,7 @@ def test_a_student_trains_on_all_chips_and_predicts_alone(
 def test_what_a_student_has_seen_through_its_teacher_counts_as_seen(
     city: Path, teacher: Teacher, tmp_path: Path
 ) -> None:
-    content = yaml.safe_load(STUDENT)
-    content["members"][0]["fold"] = 0
-    recipe = student(members=content["members"])
+    recipe = student(members=[{**MEMBER, "fold": 0}])
     place = Workplace(tmp_path / "weights", CPU)
     options = TrainingOptions(tmp_path / "cache", teacher=teacher.files[0].path.parent)
     train([city / "train"], recipe, place, options)
@@ -250,8 +243,8 @@ def test_teachers_that_cannot_teach(teacher: Teacher, tmp_path: Path) -> None:
     with pytest.raises(SatmapError, match="`task` and `stretch` must agree"):
         run(student(stretch={"low": 1}), given)
     # Its own weights are no teacher, beside others they do not disturb.
-    network = build_network("resnet18", 3, ROAD_PLANES, (16, 16, 16, 16))
-    own = tmp_path / "own" / "all-resnet18-3band.last.safetensors"
+    network = build_network("tiny", 3, ROAD_PLANES, (16, 16, 16, 16))
+    own = tmp_path / "own" / "all-tiny-3band.last.safetensors"
     save_weights(own, network, {"recipe": student().model_dump_json()})
     with pytest.raises(SatmapError, match="those of student alone"):
         find_teacher(own.parent, student())

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import satmap.runtime.device
-from forked_ranks import SERVER, add_tiny_encoder, finish, limit_batch, start_ranks
+from forked_ranks import SERVER, finish, kill_one, limit_batch, start_ranks
 from satmap.cli import main
 from satmap.data.crops import CropDataset
 from satmap.data.preparation import prepare
@@ -53,11 +53,7 @@ CPU = torch.device("cpu")
 _LEFT_ALONE, _TRY_AGAIN, _TERMINATED = 70, 75, 143
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny_encoder() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        add_tiny_encoder(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("tiny_encoders")
 
 
 def recipe_text(batch: int, encoder: str = "tiny", **optimizer: float) -> str:
@@ -168,19 +164,12 @@ def test_ten_kills_lose_nothing(city: Path, tmp_path: Path, unbroken: Path) -> N
         if moments.random() < 0.8:
             while states(tmp_path) == before and processes[0].exitcode is None:
                 time.sleep(0.002)
-        time.sleep(moments.uniform(0, 0.2))
-        victim = moments.randrange(2)
-        processes[victim].kill()
-        codes = finish(processes)
-        if codes[victim] != -signal.SIGKILL:
-            # It was sooner.
-            assert codes == [0, 0] and same(tmp_path, unbroken)
-            shutil.rmtree(weights)
+        if kill_one(processes, moments, tmp_path):
+            kills += 1
             continue
-        kills += 1
-        # The other one has ended by itself and without a word of its own.
-        assert codes[1 - victim] in (_LEFT_ALONE, -signal.SIGTERM)
-        assert "satmap:" not in (tmp_path / f"rank{1 - victim}.txt").read_text()
+        # It was sooner.
+        assert same(tmp_path, unbroken)
+        shutil.rmtree(weights)
     assert finish(start_ranks(arguments, tmp_path)) == [0, 0]
     assert same(tmp_path, unbroken)
 
@@ -271,8 +260,8 @@ def test_the_command_says_who_was_killed_ends_in_order_and_goes_on(
     (tmp_path / "sitecustomize.py").write_text(
         "import pytest\n"
         "import satmap.runtime.device\n"
-        "from forked_ranks import add_tiny_encoder\n"
-        "add_tiny_encoder(pytest.MonkeyPatch())\n"
+        "from tiny_trainings import add_tiny_encoders\n"
+        "add_tiny_encoders(pytest.MonkeyPatch())\n"
         "satmap.runtime.device._fast_bfloat16 = lambda device: False\n"
     )
     here = Path(__file__).parent

@@ -1,7 +1,5 @@
-import contextlib
 import json
 import math
-import resource
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 
+from full_disks import full_disk
 from satmap.data.georeference import Georeference
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.exports import (
@@ -104,17 +103,6 @@ def layer(path: Path, name: str) -> tuple[list[dict[str, Any]], list[shapely.Geo
 
 def read_graphml(path: Path) -> nx.MultiGraph:
     return nx.read_graphml(path, node_type=int, force_multigraph=True)
-
-
-@contextlib.contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """No file can grow beyond ``size`` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # --- attributes -----------------------------------------------------------------------------------

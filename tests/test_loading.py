@@ -12,15 +12,17 @@ from satmap.data.augmentation import Augmentation
 from satmap.data.crops import CropDataset
 from satmap.data.preparation import prepare
 from satmap.data.spacenet_roads import scan
+from satmap.recipe import parse_recipe
 from satmap.runtime import shared_memory
 from satmap.runtime.workers import start_pool
 from satmap.training import loading
 from satmap.training.loading import batches, within_shared_memory
 from satmap.training.workplace import Workplace
-from test_cli import RECIPE
-from test_training import small
+from test_training import RECIPE
+from tiny_trainings import road_member, road_recipe
 
 CPU = torch.device("cpu")
+TWO_STAGES = parse_recipe(RECIPE, "test")
 
 # Two workers with two batches each and two in use, four crops of 64 x 64 with 8 bands and a target;
 # the second stage has two of 96 x 96.
@@ -45,7 +47,7 @@ needs_mounts = pytest.mark.skipif(not can_mount(), reason="mounting is not allow
 
 
 def test_pipes_bring_the_batches_that_shared_memory_brings(city: Path, tmp_path: Path) -> None:
-    recipe = small()
+    recipe = TWO_STAGES
     chips = prepare(scan([city / "train"]).chips, 8, tmp_path, recipe.stretch, recipe.targets).chips
     dataset = CropDataset(chips, 64, 8, 2, Augmentation(), seed=5)
     items = [[3, 1], [0, 7, 2], [11]]
@@ -75,7 +77,7 @@ def test_pipes_are_taken_where_shared_memory_is_too_small(
 ) -> None:
     monkeypatch.setattr(loading, "free_shared_memory", lambda: free)
     place = Workplace(Path(), CPU, workers=2)
-    assert within_shared_memory(place, small().members, processes).pipes is pipes
+    assert within_shared_memory(place, TWO_STAGES.members, processes).pipes is pipes
     assert ("--shm-size" in capsys.readouterr().out) is pipes
 
 
@@ -84,14 +86,14 @@ def test_without_workers_nothing_is_shared(
 ) -> None:
     monkeypatch.setattr(loading, "free_shared_memory", lambda: 0)
     place = Workplace(Path(), CPU)
-    assert within_shared_memory(place, small().members, 1) == place
+    assert within_shared_memory(place, TWO_STAGES.members, 1) == place
     assert capsys.readouterr().out == ""
 
 
 @needs_mounts
 def test_a_training_with_workers_in_next_to_no_shared_memory(city: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(RECIPE)
+    recipe.write_text(road_recipe(road_member(encoder="resnet18")))
     # Room for the locks and for no batch.
     done = subprocess.run(
         private_mount(
@@ -115,15 +117,14 @@ def test_without_a_place_for_locks_there_are_no_workers() -> None:
         "from satmap.training.loading import within_shared_memory\n"
         "from satmap.training.workplace import Workplace\n"
         "from satmap.runtime.workers import start_pool\n"
-        "from test_training import small\n"
+        "from satmap.recipe import load_recipe\n"
         "place = Workplace(pathlib.Path(), torch.device('cpu'), workers=2)\n"
-        "assert within_shared_memory(place, small().members, 1).workers == 0\n"
+        "assert within_shared_memory(place, load_recipe('demo').members, 1).workers == 0\n"
         "try: start_pool(1)\n"
         "except SatmapError as error: print(error)\n"
     )
     done = subprocess.run(
         private_mount("1m,ro", Path("/dev/shm"), sys.executable, "-c", script),
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -4,9 +4,6 @@ import csv
 import hashlib
 import json
 import re
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 from shapely import Polygon, STRtree, box
 
+from full_disks import full_disk
 from satmap.cli import main
 from satmap.data.building_names import building_image_id, building_image_ids
 from satmap.data.city import BuildingLayout, make_building_city, make_city
@@ -34,6 +32,7 @@ from satmap.data.city.paint import Grid
 from satmap.data.city.solids import Coat, Solid, flat_block, gabled_block, hipped_block
 from satmap.data.city.spectra import RGB_BANDS, Material, draw_sensor
 from satmap.data.city.strokes import Fill, scene_of
+from satmap.data.city.surface import Land
 from satmap.data.city.town import Town, make_town
 from satmap.data.city.views import GROUND, Skyline, View, coverage, look, skyline_of
 from satmap.data.georeference import georeference_of
@@ -78,7 +77,7 @@ def challenge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def town() -> Town:
-    return make_town(450.0, 450.0, None, (0.3, -1.4), np.random.default_rng(1))
+    return make_town(Land(450.0, 450.0, None, (0.3, -1.4)), np.random.default_rng(1))
 
 
 def skyline(*solids: Solid) -> Skyline:
@@ -340,7 +339,7 @@ def test_buildings_differ_touch_and_do_not_overlap(town: Town) -> None:
 
 
 def test_some_buildings_have_courtyards() -> None:
-    made = make_town(300.0, 300.0, None, (0.3, -1.4), np.random.default_rng(2))
+    made = make_town(Land(300.0, 300.0, None, (0.3, -1.4)), np.random.default_rng(2))
     assert any(solid.footprint.interiors for solid in made.solids)
 
 
@@ -604,17 +603,6 @@ def test_the_city_of_roads_is_what_it_was(tmp_path: Path) -> None:
 def test_images_of_another_city_are_not_mixed_in(vertical: Path) -> None:
     with pytest.raises(SatmapError, match="another city"):
         make_building_city(vertical, BuildingLayout.SPACENET2, chips=1, test_chips=0, size=64)
-
-
-@contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """No file can grow beyond ``size`` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_leaves_no_part_of_an_image(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import pytest
 import torch
 from affine import Affine
 
-from forked_ranks import finish, start_ranks
+from forked_ranks import finish, kill_one, start_command, start_ranks
 from made_files import write_image
 from satmap.data.imagery import MULTISPECTRAL, RGB, StretchedImage, read_info, read_stretched
 from satmap.errors import CannotWriteError
@@ -43,8 +43,6 @@ from satmap.runtime.workers import BoundedPool, read_ahead
 ROAD_MAPS = RoadMaps(RoadSettings(), 0.3)
 CPU = torch.device("cpu")
 COLUMNS, ROWS, SIZE = 5, 3, 80
-
-_LEFT_ALONE = 70
 
 
 class Area:
@@ -195,20 +193,13 @@ def test_ten_kills_lose_nothing(area: Area, tmp_path: Path) -> None:
             enough = len(stored) + 1
             while len(stored_in(place)) < enough and processes[0].exitcode is None:
                 time.sleep(0.002)
-        time.sleep(moments.uniform(0, 0.2))
-        victim = moments.randrange(2)
-        processes[victim].kill()
-        codes = finish(processes)
-        if codes[victim] != -signal.SIGKILL:
+        if not kill_one(processes, moments, told):
             # It was sooner.
-            assert codes == [0, 0] and files_in(place) == area.files
+            assert files_in(place) == area.files
             shutil.rmtree(place)
             kept = stored = set()
             continue
         kills += 1
-        # The other one has ended by itself and without a word of its own.
-        assert codes[1 - victim] in (_LEFT_ALONE, -signal.SIGTERM)
-        assert "satmap:" not in (told / f"rank{1 - victim}.txt").read_text()
         # Nothing that an earlier run had done is gone.
         assert finished_in(place) >= kept
         if not (place / "out.csv").exists():
@@ -271,14 +262,18 @@ def test_sigterm_ends_a_run_in_order_and_it_goes_on(
         "planes/.AOI_7_Moscow_chip3-abcd_123.tif",
     ):
         (tmp_path / name).write_bytes(b"half")
-    process = start(*area.command(tmp_path, "--workers", "1"))
-    assert wait_until(partial(stored_at_least, tmp_path, 2), process)
+    told = tmp_path.with_name("told.txt")
+    process = start_command(area.command(tmp_path, "--workers", "1")[2:], told)
+    while not stored_at_least(tmp_path, 2):
+        assert process.is_alive(), told.read_text()
+        time.sleep(0.005)
     with pytest.raises(CannotWriteError, match="is being written by another run"):
         Journal(tmp_path / "out.csv", "settings", ROAD_MAPS)
     process.terminate()
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 143
-    assert errors.splitlines()[-1].startswith("satmap: terminated; what is finished is kept")
+    assert finish([process]) == [143]
+    assert (
+        told.read_text().splitlines()[-1].startswith("satmap: terminated; what is finished is kept")
+    )
     assert not (tmp_path / "out.csv").exists()
     area.predict(tmp_path)
     assert files_in(tmp_path) == area.files

@@ -20,6 +20,7 @@ from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.road_objective import truth_rows
 from satmap.training.workplace import Workplace
 from satmap.vectorizing import vectorize_directory
+from tiny_trainings import road_member, road_recipe, stage
 
 DATA = Path(__file__).parents[2] / "shared/data"
 EPFL = DATA / "roads_epfl/AOI_90_Suburb_Train"
@@ -27,20 +28,7 @@ VEGAS = DATA / "roads_sn3"
 
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no {DATA}")
 
-RECIPE = """
-name: real
-description: one short epoch
-task: roads
-folds: 2
-members:
-  - fold: 0
-    encoder: resnet18
-    pretrained: false
-    decoder: [16, 16, 16, 16]
-    losses: {road: {dice: 0.5, focal: 2}, speed: {focal: 2}, junction: {focal: 1}}
-    stages: [{crop: 128, batch: 4, epochs: 1, schedule: {kind: cosine, peak: 1.0e-3}}]
-inference: {views: 1}
-"""
+RECIPE = road_recipe(road_member(stages=[stage(crop=128)]))
 
 
 def cached(directory: Path, cache: Path) -> list[CachedChip]:
@@ -110,6 +98,7 @@ def test_older_property_names_and_rgba(tmp_path: Path) -> None:
     assert score.length.score > 0.95
 
 
+@pytest.mark.usefixtures("tiny_encoders")
 @pytest.mark.parametrize("directory", [EPFL, VEGAS])
 def test_trains_and_predicts(directory: Path, tmp_path: Path) -> None:
     recipe_file = tmp_path / "real.yaml"

@@ -6,11 +6,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import yaml
 
+from forked_ranks import finish, start_command
 from satmap.data.folds import assign_folds
 from satmap.data.preparation import prepare
 from satmap.data.spacenet_roads import scan
@@ -23,35 +24,30 @@ from satmap.recipe import Recipe, parse_recipe
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.loop import train_member
 from satmap.training.workplace import Workplace
+from tiny_trainings import road_member, road_recipe, stage
 
 CPU = torch.device("cpu")
 
-RECIPE = """
-name: test
-description: two stages on crops of 64 pixels
-task: roads
-folds: 2
-members:
-  - fold: 0
-    encoder: resnet18
-    pretrained: false
-    bands: 8
-    decoder: [16, 16, 16, 16]
-    losses:
-      road: {dice: 0.5, focal: 2, bce: 0.1}
-      speed: {dice: 0.1, focal: 2, bce: 1}
-      junction: {dice: 0.1, focal: 1}
-    stages:
-      - {crop: 64, batch: 4, epochs: 2, passes: 2, schedule: {kind: cosine, peak: 2.0e-3}}
-      - {crop: 96, batch: 2, epochs: 1, schedule: {rates: {0: 1.0e-4}, kind: steps}}
-inference: {views: 1}
-"""
+pytestmark = pytest.mark.usefixtures("tiny_encoders")
+
+MEMBER = road_member(
+    bands=8,
+    losses={
+        "road": {"dice": 0.5, "focal": 2, "bce": 0.1},
+        "speed": {"dice": 0.1, "focal": 2, "bce": 1},
+        "junction": {"dice": 0.1, "focal": 1},
+    },
+    stages=[
+        stage(epochs=2, passes=2, peak=2e-3),
+        stage(crop=96, batch=2, schedule={"kind": "steps", "rates": {0: 1e-4}}),
+    ],
+)
+
+RECIPE = road_recipe({**MEMBER, "encoder": "resnet18"})
 
 
 def small(**changes: object) -> Recipe:
-    content = yaml.safe_load(RECIPE)
-    content["members"][0] |= changes
-    return parse_recipe(yaml.safe_dump(content), "test")
+    return parse_recipe(road_recipe(MEMBER | changes), "test")
 
 
 def run(city: Path, directory: Path, recipe: Recipe, restart: bool = False) -> Workplace:
@@ -124,37 +120,38 @@ def test_a_training_stopped_and_gone_on_ends_with_the_same_weights(
 
 def test_killed_for_real_and_started_again(city: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE.replace("epochs: 2", "epochs: 12"))
-    weights = tmp_path / "weights"
+    long, last = MEMBER["stages"]
+    recipe.write_text(road_recipe({**MEMBER, "stages": [{**long, "epochs": 12}, last]}))
+    weights, said = tmp_path / "weights", tmp_path / "said.txt"
     command = [
-        sys.executable, "-m", "satmap", "train", str(city / "train"), "--recipe", str(recipe),
-        "--weights", str(weights), "--cache", str(tmp_path / "cache"),
+        "train", str(city / "train"), "--recipe", str(recipe), "--weights", str(weights),
+        "--cache", str(tmp_path / "cache"), "--workers", "0",
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    process = start_command(command, tmp_path / "killed.txt")
     deadline = time.monotonic() + 60
     while not list(weights.glob("*.last.safetensors")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+        time.sleep(0.005)
+    process.kill()
+    assert finish([process]) == [-signal.SIGKILL]
     assert find_weights(weights)
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    assert "going on after" in done.stdout
-    assert "stage 2/2  epoch 1/1" in done.stdout
+    assert finish([start_command(command, said)]) == [0]
+    assert "going on after" in said.read_text()
+    assert "stage 2/2  epoch 1/1" in said.read_text()
     assert {file.metadata["stage"] for file in find_weights(weights)} >= {"2"}
 
 
 def test_worker_processes_go_on_after_a_validation(city: Path, tmp_path: Path) -> None:
     # Forked workers once waited for ever for threads that OpenCV had in the parent.
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE)
+    recipe.write_text(road_recipe(MEMBER))
+    said = tmp_path / "said.txt"
     command = [
-        sys.executable, "-m", "satmap", "train", str(city / "train"), "--recipe", str(recipe),
+        "train", str(city / "train"), "--recipe", str(recipe),
         "--weights", str(tmp_path / "weights"), "--cache", str(tmp_path / "cache"),
         "--workers", "2",
     ]  # fmt: skip
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
-    assert "stage 2/2  epoch 1/1" in done.stdout
+    assert finish([start_command(command, said)]) == [0], said.read_text()
+    assert "stage 2/2  epoch 1/1" in said.read_text()
 
 
 def test_a_damaged_state_says_so(city: Path, tmp_path: Path) -> None:
@@ -179,48 +176,58 @@ def test_another_recipe_does_not_go_on_in_the_same_place(city: Path, tmp_path: P
     run(city, tmp_path, other, restart=True)
 
 
-def test_the_loss_falls_and_a_frozen_encoder_stays(city: Path, tmp_path: Path) -> None:
-    frozen = {"crop": 64, "batch": 4, "epochs": 3, "passes": 4, "freeze_encoder_epochs": 3}
-    schedule = {"kind": "cosine", "peak": 5e-3}
-    recipe = small(stages=[{**frozen, "schedule": schedule}])
-    chips = prepare(
-        scan([city / "train"]).chips, 8, tmp_path / "cache", recipe.stretch, recipe.targets
-    ).chips
+FROZEN = stage(epochs=3, passes=4, freeze_encoder_epochs=3, peak=5e-3)
+
+
+def learn(
+    network: UNet, recipe: Recipe, city: Path, directory: Path, pretrained: bool
+) -> list[dict[str, Any]]:
+    """Train on all chips, without validation; gives what is known of every epoch."""
+    found = scan([city / "train"]).chips
+    cache = city.parent / "test-cache"
+    chips = prepare(found, 8, cache, recipe.stretch, recipe.targets).chips
+    place = Workplace(directory, CPU)
+    progress = train_member(
+        network, recipe.members[0], recipe, chips, [], place, pretrained=pretrained
+    )
+    return progress.history
+
+
+def encoder_of(network: UNet) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in network.encoder.state_dict().items()}
+
+
+def changed(network: UNet, before: dict[str, torch.Tensor]) -> set[str]:
+    now = network.encoder.state_dict()
+    return {name for name in before if not torch.equal(now[name], before[name])}
+
+
+def test_the_loss_falls_while_a_frozen_encoder_stays(city: Path, tmp_path: Path) -> None:
+    # A decoder learns nothing from the few features of a tiny one.
+    recipe = small(encoder="resnet18", stages=[FROZEN])
     torch.manual_seed(0)
     network = build_network("resnet18", 8, ROAD_PLANES, (16, 16, 16, 16))
-    before = {name: value.clone() for name, value in network.encoder.state_dict().items()}
-    progress = train_member(
-        network,
-        recipe.members[0],
-        recipe,
-        chips,
-        [],
-        Workplace(tmp_path / "weights", CPU),
-        pretrained=True,
-    )
-    losses = [record["loss"] for record in progress.history]
+    before = encoder_of(network)
+    losses = [record["loss"] for record in learn(network, recipe, city, tmp_path, pretrained=True)]
     assert losses[-1] < 0.8 * losses[0]
-    for name, value in network.encoder.state_dict().items():
-        assert torch.equal(value, before[name]), name
+    assert not changed(network, before)
+    # Without validation chips there are only the last weights.
+    assert [file.checkpoint for file in find_weights(tmp_path)] == ["last"]
+
+
+def test_how_much_is_frozen_and_for_how_long(city: Path, tmp_path: Path) -> None:
+    network = build_network("tiny", 8, ROAD_PLANES, (16, 16, 16, 16))
+    before = encoder_of(network)
     # Frozen in part, its first stages stay.
-    recipe = small(stages=[{**frozen, "freeze_encoder_stages": 2, "schedule": schedule}])
-    place = Workplace(tmp_path / "part", CPU)
-    train_member(network, recipe.members[0], recipe, chips, [], place, pretrained=True)
-    now = network.encoder.state_dict()
-    changed = {name.split(".")[1] for name in before if not torch.equal(now[name], before[name])}
-    assert changed == {"2", "3", "4"}
-    before = {name: value.clone() for name, value in now.items()}
+    recipe = small(stages=[{**FROZEN, "freeze_encoder_stages": 2}])
+    learn(network, recipe, city, tmp_path / "part", pretrained=True)
+    assert {name.split(".")[1] for name in changed(network, before)} == {"2", "3", "4"}
     # With an epoch more than are frozen it thaws; an encoder from scratch never freezes.
     for directory, pretrained, epochs in (("thawed", True, 4), ("scratch", False, 1)):
-        stage = {**frozen, "epochs": epochs, "schedule": schedule}
-        recipe = small(stages=[stage])
-        place = Workplace(tmp_path / directory, CPU)
-        train_member(network, recipe.members[0], recipe, chips, [], place, pretrained=pretrained)
-        now = network.encoder.state_dict()
-        assert any(not torch.equal(now[name], before[name]) for name in before), directory
-        before = {name: value.clone() for name, value in now.items()}
-    # Without validation chips there are only the last weights.
-    assert [f.checkpoint for f in find_weights(tmp_path / "weights")] == ["last"]
+        before = encoder_of(network)
+        recipe = small(stages=[{**FROZEN, "epochs": epochs}])
+        learn(network, recipe, city, tmp_path / directory, pretrained)
+        assert changed(network, before), directory
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(
@@ -238,20 +245,19 @@ def test_a_loss_that_is_not_finite_ends_the_training(
     assert all(torch.equal(value, good[name]) for name, value in weights_of(place, "last").items())
 
 
-@pytest.mark.parametrize("encoder", ["dpn92", "inception_resnet_v2"])
-@pytest.mark.parametrize("bands", [3, 8])
+@pytest.mark.parametrize(("encoder", "bands"), [("dpn92", 8), ("inception_resnet_v2", 3)])
 def test_the_reference_networks_train_and_predict(
     city: Path, tmp_path: Path, encoder: str, bands: int
 ) -> None:
     from satmap.inference.prediction import predict
     from satmap.submissions.roads_csv import check_roads_csv
 
-    stage = {"crop": 64, "batch": 2, "epochs": 1, "schedule": {"kind": "cosine", "peak": 1e-4}}
     recipe_file = tmp_path / "recipe.yaml"
-    content = yaml.safe_load(RECIPE)
-    content["members"][0] |= {"encoder": encoder, "bands": bands, "stages": [stage]}
-    content["members"][0]["decoder"] = [256, 256, 128, 64]
-    recipe_file.write_text(yaml.safe_dump(content))
+    member = {
+        "encoder": encoder, "bands": bands, "decoder": [256, 256, 128, 64],
+        "stages": [stage(batch=2, peak=1e-4)],
+    }  # fmt: skip
+    recipe_file.write_text(road_recipe(MEMBER | member))
     recipe = parse_recipe(recipe_file.read_text(), "test")
     cached = prepare(
         scan([city / "train"]).chips, bands, tmp_path / "cache", recipe.stretch, recipe.targets
@@ -269,14 +275,15 @@ def test_the_reference_networks_train_and_predict(
 def test_imagenet_weights_are_asked_for(city: Path, tmp_path: Path) -> None:
     place = Workplace(tmp_path / "weights", CPU)
     options = TrainingOptions(cache=tmp_path / "cache")
+    asking = small(encoder="resnet18", pretrained=True)
     with pytest.raises(SatmapError, match=r"imagenet/resnet18\.safetensors.*--from-scratch"):
-        train([city / "train"], small(pretrained=True), place, options)
+        train([city / "train"], asking, place, options)
     # Asked before any work is done, and again where an earlier training is thrown away.
     assert not list((tmp_path / "cache").glob("*"))
-    place.state_file(small().members[0]).write_bytes(b"left over")
+    place.state_file(asking.members[0]).write_bytes(b"left over")
     again = Workplace(place.weights, CPU, restart=True)
     with pytest.raises(SatmapError, match="--from-scratch"):
-        train([city / "train"], small(pretrained=True), again, options)
+        train([city / "train"], asking, again, options)
 
 
 def test_unknown_encoders_are_refused_before_any_training(city: Path, tmp_path: Path) -> None:
@@ -302,7 +309,7 @@ def test_a_restart_leaves_nothing_of_the_earlier_training(city: Path, tmp_path: 
         scan([city / "train"]).chips, 8, tmp_path / "cache", small().stretch, small().targets
     ).chips
     place = Workplace(tmp_path / "weights", CPU, restart=True)
-    network = build_network("resnet18", 8, ROAD_PLANES, (16, 16, 16, 16))
+    network = build_network("tiny", 8, ROAD_PLANES, (16, 16, 16, 16))
     # Without validation there is no best: the old ones must not be averaged in.
     train_member(network, small().members[0], small(), chips, [], place)
     assert [file.checkpoint for file in find_weights(place.weights)] == ["last"]

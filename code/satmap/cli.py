@@ -182,6 +182,12 @@ def _parser() -> argparse.ArgumentParser:
         add_weights(sub)
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
+    def add_recipe(sub: argparse.ArgumentParser, meaning: str = "name or .yaml file") -> None:
+        sub.add_argument("--recipe", default="sn5-roads", help=f"{meaning} (default: %(default)s)")
+
+    def add_images(sub: argparse.ArgumentParser, meaning: str) -> None:
+        sub.add_argument("--images", type=Path, nargs="+", default=[], metavar="DIR", help=meaning)
+
     def add_look(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--nadir",
@@ -211,9 +217,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = add("train", _train)
     train.add_argument("directories", type=Path, nargs="+", metavar="DIR")
-    train.add_argument(
-        "--recipe", default="sn5-roads", help="name or .yaml file (default: %(default)s)"
-    )
+    add_recipe(train)
     add_networks(train)
     train.add_argument(
         "--cache",
@@ -333,11 +337,7 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("truth", type=Path, metavar="TRUTH.csv")
     tune.add_argument("output", type=Path, metavar="OUT.yaml")
     add_masks(tune, "roads")
-    tune.add_argument(
-        "--recipe",
-        default="sn5-roads",
-        help="name or file to start from, that of the weights (default: %(default)s)",
-    )
+    add_recipe(tune, "name or file to start from, that of the weights")
     tune.add_argument(
         "--minutes", type=_minutes, default=5.0, metavar="M", help="at most (default: %(default)g)"
     )
@@ -346,14 +346,7 @@ def _parser() -> argparse.ArgumentParser:
     confidence.add_argument("submission", type=Path, metavar="OUT.csv")
     confidence.add_argument("planes", type=Path, metavar="PLANE_DIR")
     add_weights(confidence)
-    confidence.add_argument(
-        "--images",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="images and labels (default: where the manifest of OUT.csv says)",
-    )
+    add_images(confidence, "images and labels (default: where the manifest of OUT.csv says)")
 
     text = "Import, average or show weight files, fetch the encoders' ImageNet weights."
     weights = commands.add_parser("weights", help=text, description=text)
@@ -361,15 +354,9 @@ def _parser() -> argparse.ArgumentParser:
     import_ = add("import", _weights_import, actions)
     import_.add_argument("file", type=Path, metavar="FILE")
     import_.add_argument("output", type=Path, metavar="OUT")
-    import_.add_argument(
-        "--recipe",
-        default="sn5-roads",
-        help="what a network is to predict with (default: %(default)s)",
-    )
+    add_recipe(import_, "what a network is to predict with")
     fetch = add("fetch", _weights_fetch, actions)
-    fetch.add_argument(
-        "--recipe", default="sn5-roads", help="name or .yaml file (default: %(default)s)"
-    )
+    add_recipe(fetch)
     add_weights(fetch)
     average = add("average", _weights_average, actions)
     average.add_argument("output", type=Path, metavar="OUT.safetensors")
@@ -412,14 +399,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verify = add("verify", _verify)
     verify.add_argument("file", type=Path, metavar="OUT.csv|WEIGHTS")
-    verify.add_argument(
-        "--images",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="the submission's images (default: where its manifest says)",
-    )
+    add_images(verify, "the submission's images (default: where its manifest says)")
     verify.add_argument(
         "--weights", type=Path, metavar="DIR", help="its weights (default: likewise)"
     )
@@ -506,16 +486,9 @@ def _train(options: argparse.Namespace) -> int:
     several GPUs it starts itself on each; under torchrun, on one or many machines, it is one of
     the processes.
     """
-    from satmap.data.preparation import default_cache
     from satmap.recipe import load_recipe
     from satmap.runtime.determinism import be_deterministic
-    from satmap.runtime.device import pick_device
     from satmap.runtime.launcher import launch, processes_for
-    from satmap.runtime.ranks import joined
-    from satmap.training.ensemble import TrainingOptions, train
-    from satmap.training.interruption import stop_requests
-    from satmap.training.watching import require_tensorboard
-    from satmap.training.workplace import Circumstances, Workplace
 
     recipe = load_recipe(options.recipe)
     if options.deterministic:
@@ -526,10 +499,20 @@ def _train(options: argparse.Namespace) -> int:
             )
         be_deterministic()
     if options.tensorboard:
+        from satmap.training.watching import require_tensorboard
+
         require_tensorboard()
     processes = processes_for(options.device, options.processes)
     if processes > 1:
         return launch(options.arguments, processes)
+    # Seconds of imports, which are the ranks' to do and not their launcher's.
+    from satmap.data.preparation import default_cache
+    from satmap.runtime.device import pick_device
+    from satmap.runtime.ranks import joined
+    from satmap.training.ensemble import TrainingOptions, train
+    from satmap.training.interruption import stop_requests
+    from satmap.training.workplace import Circumstances, Workplace
+
     training = TrainingOptions(
         cache=options.cache or default_cache(),
         from_scratch=options.from_scratch,
@@ -570,7 +553,6 @@ def _predict(options: argparse.Namespace) -> int:
     with the next image. All visible GPUs are used, one process each; on several machines start it
     with torchrun. The file is the same however many processes and workers there are.
     """
-    from satmap.inference.prediction import predict
     from satmap.runtime.device import visible_gpus
 
     processes = 1 if is_rank() else options.processes or visible_gpus(options.device) or 1
@@ -578,6 +560,9 @@ def _predict(options: argparse.Namespace) -> int:
         from satmap.runtime.launcher import launch
 
         return launch(options.arguments, processes)
+    # Seconds of imports, which are the ranks' to do and not their launcher's.
+    from satmap.inference.prediction import predict
+
     workers = options.workers
     if workers is None:
         workers = _default_vectorizers(local_processes())

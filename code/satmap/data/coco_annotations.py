@@ -4,7 +4,6 @@ The challenge's own file has a quarter of a gigabyte and two million buildings. 
 makes of a building is packed at once, so that the file takes little more memory than its text.
 """
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +15,7 @@ import shapely
 from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
+from satmap.json_files import read_json
 
 #: The challenge's only category.
 BUILDING_CATEGORY = 100
@@ -84,14 +84,7 @@ def read_coco_annotations(path: Path) -> CocoAnnotations:
 
 @lru_cache(maxsize=2)
 def _read(path: Path, size: int, changed_ns: int) -> CocoAnnotations:
-    try:
-        content = json.loads(path.read_bytes(), object_hook=_packed)
-    except OSError as error:
-        raise SatmapError(f"cannot read {path}: {error.strerror or error}.") from error
-    except json.JSONDecodeError as error:
-        raise SatmapError(f"{path}, line {error.lineno}: not JSON: {error.msg}.") from error
-    except (ValueError, RecursionError) as error:
-        raise SatmapError(f"{path}: not JSON: {error}.") from error
+    content = read_json(path, _packed)
     images = content.get("images") if isinstance(content, dict) else None
     annotations = content.get("annotations", []) if isinstance(content, dict) else None
     if not isinstance(images, list) or not isinstance(annotations, list):

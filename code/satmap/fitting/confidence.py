@@ -26,14 +26,12 @@ from satmap.inference.manifests import record_images
 from satmap.mask_files import BUILDING_MASKS, open_mask
 from satmap.progress import track
 from satmap.provenance.checksums import FileRecord, in_threads, record_file
-from satmap.provenance.machine import this_hardware, this_software
 from satmap.provenance.manifest import (
-    Run,
     SubmissionManifest,
     WeightsManifest,
-    now,
     read_manifest,
     record_data,
+    run_here,
     write_manifest,
 )
 from satmap.recipe import Recipe, parse_recipe
@@ -203,15 +201,6 @@ def _write_manifest(
         "data": record_data(images, None),
         "starts_from": networks,
         "skipped": dict(sorted(faults.items())),
-        "runs": [
-            Run(
-                command=tuple(command),
-                directory=str(Path.cwd()),
-                started=now(),
-                processes=1,
-                software=this_software(),
-                hardware=this_hardware(torch.device("cpu")),
-            )
-        ],
+        "runs": [run_here(command, torch.device("cpu"))],
     }
     write_manifest(path, WeightsManifest, facts)

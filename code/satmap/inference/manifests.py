@@ -1,7 +1,6 @@
 """The manifest of a submission."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
@@ -9,15 +8,14 @@ from satmap.data.chip import Chip
 from satmap.errors import SatmapError
 from satmap.inference.plan import Plan, Request
 from satmap.provenance.checksums import FileRecord, in_threads, record_file
-from satmap.provenance.machine import this_hardware, this_software
 from satmap.provenance.manifest import (
-    Run,
     SubmissionManifest,
     WeightsManifest,
     manifest_path,
     read_manifest,
     record_data,
     record_recipe,
+    run_here,
     write_manifest,
 )
 
@@ -94,13 +92,6 @@ def write_submission_manifest(
         "data": record_data(images, None),
         "images": images,
         "skipped": dict(sorted(skipped.items())),
-        "run": Run(
-            command=request.command,
-            directory=str(Path.cwd()),
-            started=request.started,
-            processes=processes,
-            software=this_software(),
-            hardware=this_hardware(device),
-        ),
+        "run": run_here(request.command, device, request.started, processes),
     }
     write_manifest(request.output, SubmissionManifest, facts)

@@ -6,17 +6,18 @@ itself, and suffices with the weights and the images to make it again (``satmap 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
 from satmap.errors import SatmapError
 from satmap.files import write_text
 from satmap.provenance.checksums import FileRecord, data_fingerprint, record_file
-from satmap.provenance.machine import Hardware, Software
+from satmap.provenance.machine import Hardware, Software, this_hardware, this_software
 from satmap.recipe import Recipe
 from satmap.settings import Settings
 from satmap.text import printable
@@ -186,6 +187,27 @@ def manifest_path(path: Path) -> Path:
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def run_here(
+    command: Sequence[str], device: torch.device, started: str | None = None, processes: int = 1
+) -> Run:
+    """This run, on this machine.
+
+    Args:
+        command: satmap's arguments.
+        device: where networks run.
+        started: when, in UTC; None for just now.
+        processes: how many work together.
+    """
+    return Run(
+        command=tuple(command),
+        directory=str(Path.cwd()),
+        started=started or now(),
+        processes=processes,
+        software=this_software(),
+        hardware=this_hardware(device),
+    )
 
 
 def write_manifest(path: Path, kind: type[Kind], facts: Mapping[str, Any]) -> Kind:

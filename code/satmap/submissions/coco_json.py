@@ -27,6 +27,7 @@ from pycocotools import mask as coco_mask
 
 from satmap.errors import SatmapError
 from satmap.files import atomic_path
+from satmap.json_files import read_json
 from satmap.submissions.coco_masks import PIXEL_LIMIT, CocoMask, measure_runs
 from satmap.submissions.csv_table import shown
 from satmap.submissions.fault import Fault, in_file_order
@@ -360,14 +361,7 @@ def read_coco_truth(path: Path) -> CocoTruth:
         SatmapError: the file cannot be read, is not JSON, or an image or annotation in it is not as
             it should be; the message names the file and the place.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise SatmapError(f"cannot read {path}: {error.strerror or error}.") from error
-    except json.JSONDecodeError as error:
-        raise SatmapError(f"{path}, line {error.lineno}: not JSON: {error.msg}.") from error
-    except (ValueError, RecursionError) as error:
-        raise SatmapError(f"{path}: not JSON: {error}.") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise SatmapError(f"{path}: not COCO annotations; expected an object with images.")
     sizes: dict[int, tuple[int, int]] = {}

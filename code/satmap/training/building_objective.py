@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from torch import Tensor
 
 from satmap.buildings.settings import BuildingSettingsByCategory
 from satmap.buildings.vectorize import vectorize
@@ -16,11 +15,11 @@ from satmap.data.building_targets import BODY_BIT
 from satmap.data.cache import CachedChip
 from satmap.metrics.building_f1 import Counts, group_of, match_buildings
 from satmap.planes import BUILDING, Planes, resize_planes
-from satmap.recipe import BuildingLosses, Losses
 from satmap.report.misses import buildings_picture
 from satmap.submissions.buildings_csv import BuildingRow
 from satmap.training.building_losses import building_loss
-from satmap.training.losses import Total
+from satmap.training.losses import BatchLoss
+from satmap.training.overlap import Overlap, dice_and_iou
 
 
 @dataclass(frozen=True)
@@ -29,15 +28,12 @@ class BuildingScore:
 
     Attributes:
         counts: buildings that were found, false and missed.
-        overlap, predicted, labelled: pixels of buildings in both masks, in the network's, in the
-            truth.
+        overlap: of the bodies.
         rows: the buildings that the network found.
     """
 
     counts: Counts
-    overlap: int
-    predicted: int
-    labelled: int
+    overlap: Overlap
     rows: list[BuildingRow]
 
     @property
@@ -61,17 +57,10 @@ class BuildingObjective:
     best: ClassVar[Mapping[str, str]] = {"f1": "best_f1", "dice": "best_dice"}
     labelled: ClassVar[str] = "building"
 
-    def loss(
-        self,
-        logits: Tensor,
-        plane_names: tuple[str, ...],
-        targets: Tensor,
-        losses: Losses | BuildingLosses,
-        total: Total,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    @property
+    def loss(self) -> BatchLoss:
         """The weighted sum over the planes."""
-        assert isinstance(losses, BuildingLosses)
-        return building_loss(logits, plane_names, targets, losses, total)
+        return building_loss
 
     def score(self, planes: Planes, chip: CachedChip, target: NDArray[np.uint8]) -> BuildingScore:
         """The buildings found, matched with the true ones, and the overlap of the masks."""
@@ -82,9 +71,7 @@ class BuildingObjective:
         rows = [BuildingRow(building.polygon, building.confidence) for building in found]
         return BuildingScore(
             match_buildings(true_buildings(chip), rows).counts,
-            int((body & truth).sum()),
-            int(body.sum()),
-            int(truth.sum()),
+            Overlap.of(body, truth),
             rows,
         )
 
@@ -99,14 +86,11 @@ class BuildingObjective:
             group = group_of(chip.image_id)
             groups[group] = groups.get(group, Counts()) + score.counts
         precision, recall, f1 = np.mean([_shares(counts) for counts in groups.values()], axis=0)
-        overlap = sum(score.overlap for score in scores)
-        either = sum(score.predicted + score.labelled for score in scores)
         return {
             "f1": float(f1),
             "precision": float(precision),
             "recall": float(recall),
-            "dice": 2 * overlap / max(either, 1),
-            "iou": overlap / max(either - overlap, 1),
+            **dice_and_iou([score.overlap for score in scores]),
         }
 
     def picture(self, chip: CachedChip, score: BuildingScore) -> NDArray[np.uint8]:

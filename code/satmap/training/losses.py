@@ -1,6 +1,7 @@
 """Losses of the heads, one list of terms a recipe."""
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,28 @@ _LEAST_DICE_PIXELS = 100
 
 #: Adds up what several ranks found in their shares of a batch.
 Total = Callable[[Tensor], Tensor]
+
+
+class BatchLoss(Protocol):
+    """The loss of a batch by the recipe's weights, which are of the same task."""
+
+    def __call__(
+        self,
+        logits: Tensor,
+        plane_names: tuple[str, ...],
+        target: Tensor,
+        losses: Any,
+        total: Total,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and, for display, its parts by name (detached).
+
+        Args:
+            logits: float (n, planes, h, w).
+            plane_names: names of the planes.
+            target: uint8, as the chips' cache holds them.
+            losses: weights.
+            total: adds up over the ranks that share the batch.
+        """
 
 
 def _own(part: Tensor) -> Tensor:

@@ -5,13 +5,12 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from satmap.data.cache import CachedChip
 from satmap.planes import Planes
-from satmap.recipe import BuildingLosses, Losses, Recipe
+from satmap.recipe import Recipe
 from satmap.training.building_objective import BuildingObjective
-from satmap.training.losses import Total
+from satmap.training.losses import BatchLoss
 from satmap.training.road_objective import RoadObjective
 
 
@@ -42,23 +41,9 @@ class Objective(Protocol):
     def labelled(self) -> str:
         """What labels hold, for messages."""
 
-    def loss(
-        self,
-        logits: Tensor,
-        plane_names: tuple[str, ...],
-        targets: Tensor,
-        losses: Losses | BuildingLosses,
-        total: Total,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and, for display, its ``parts`` (detached).
-
-        Args:
-            logits: float (n, planes, h, w).
-            plane_names: names of the planes.
-            targets: uint8, as the chips' cache holds them.
-            losses: weights.
-            total: adds up over the ranks that share the batch.
-        """
+    @property
+    def loss(self) -> BatchLoss:
+        """The loss of a batch, and, for display, its ``parts`` (detached)."""
 
     def score(self, planes: Planes, chip: CachedChip, target: NDArray[np.uint8]) -> ChipScore:
         """Vectorise the planes of a chip and score what is found.

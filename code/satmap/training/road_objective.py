@@ -7,20 +7,19 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from satmap.data.cache import CachedChip
 from satmap.data.targets import CLASS_BITS
 from satmap.metrics.apls import apls
 from satmap.planes import ROAD, Planes
-from satmap.recipe import BuildingLosses, Losses
 from satmap.report.overlay import side_by_side
 from satmap.roads.graph import line_length_m
 from satmap.roads.rows import to_rows
 from satmap.roads.settings import RoadSettings
 from satmap.roads.vectorize import vectorize
 from satmap.submissions.roads_csv import RoadRow
-from satmap.training.losses import Total, road_loss
+from satmap.training.losses import BatchLoss, road_loss
+from satmap.training.overlap import Overlap, dice_and_iou
 
 
 @dataclass(frozen=True)
@@ -29,15 +28,13 @@ class RoadScore:
 
     Attributes:
         apls, apls_time: 0..1.
-        overlap, predicted, labelled: pixels of road in both masks, in the network's, in the truth.
+        overlap: of the road masks.
         rows: the roads that the network found.
     """
 
     apls: float
     apls_time: float
-    overlap: int
-    predicted: int
-    labelled: int
+    overlap: Overlap
     rows: list[RoadRow]
 
     @property
@@ -60,17 +57,10 @@ class RoadObjective:
     best: ClassVar[Mapping[str, str]] = {"apls": "best_apls", "dice": "best_dice"}
     labelled: ClassVar[str] = "road"
 
-    def loss(
-        self,
-        logits: Tensor,
-        plane_names: tuple[str, ...],
-        targets: Tensor,
-        losses: Losses | BuildingLosses,
-        total: Total,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    @property
+    def loss(self) -> BatchLoss:
         """The weighted sum over road, speed and junction."""
-        assert isinstance(losses, Losses)
-        return road_loss(logits, plane_names, targets, losses, total)
+        return road_loss
 
     def score(self, planes: Planes, chip: CachedChip, target: NDArray[np.uint8]) -> RoadScore:
         """APLS of the roads found, and the overlap of the masks."""
@@ -82,9 +72,7 @@ class RoadObjective:
         return RoadScore(
             score.length.score,
             score.time.score,
-            int((road & truth).sum()),
-            int(road.sum()),
-            int(truth.sum()),
+            Overlap.of(road, truth),
             rows,
         )
 
@@ -96,13 +84,10 @@ class RoadObjective:
             by_aoi[chip.aoi].append((score.apls, score.apls_time))
         areas = np.array([np.mean(values, axis=0) for values in by_aoi.values()])
         length, time = areas.mean(axis=0)
-        overlap = sum(score.overlap for score in scores)
-        either = sum(score.predicted + score.labelled for score in scores)
         return {
             "apls": float(length),
             "apls_time": float(time),
-            "dice": 2 * overlap / max(either, 1),
-            "iou": overlap / max(either - overlap, 1),
+            **dice_and_iou([score.overlap for score in scores]),
         }
 
     def picture(self, chip: CachedChip, score: RoadScore) -> NDArray[np.uint8]:

@@ -12,13 +12,11 @@ from satmap.models.pretrained import CONTENT_KEY
 from satmap.models.tensor_file import read_metadata
 from satmap.models.weights import read_weights_metadata
 from satmap.provenance.checksums import record_file
-from satmap.provenance.machine import this_hardware, this_software
 from satmap.provenance.manifest import (
     RecipeRecord,
-    Run,
     WeightsManifest,
-    now,
     record_recipe,
+    run_here,
     write_manifest,
 )
 
@@ -49,16 +47,7 @@ def write_made_manifest(path: Path, sources: Sequence[Path], command: Sequence[s
         "data": None,
         "starts_from": [record_file(source) for source in sources],
         "skipped": {},
-        "runs": [
-            Run(
-                command=tuple(command),
-                directory=str(Path.cwd()),
-                started=now(),
-                processes=1,
-                software=this_software(),
-                hardware=this_hardware(torch.device("cpu")),
-            )
-        ],
+        "runs": [run_here(command, torch.device("cpu"))],
     }
     write_manifest(path, WeightsManifest, facts)
 

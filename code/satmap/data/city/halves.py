@@ -10,6 +10,7 @@ from shapely import STRtree
 from satmap.data.city.footprints import CSV_HEADER, Footprint, tile_footprints
 from satmap.data.city.oblique import Site
 from satmap.data.city.plan import Box
+from satmap.data.city.surface import Land
 from satmap.data.city.tiles import Tile, extent, settled
 from satmap.data.city.town import Town, make_town
 from satmap.files import write_text
@@ -67,10 +68,10 @@ def make_half(
     rng = np.random.default_rng(seed)
     width, height = extent(tiles)
     if green is None:
-        town = make_town(max(width, _TOWN_M), max(height, _TOWN_M), None, sun, rng)
+        town = make_town(Land(max(width, _TOWN_M), max(height, _TOWN_M), None, sun), rng)
         tiles = settled(tiles, town.solids, (_TOWN_M - width, _TOWN_M - height))
     else:
-        town = make_town(width, height, green, sun, rng)
+        town = make_town(Land(width, height, green, sun), rng)
     tree = STRtree([solid.footprint for solid in town.solids])
     truth = {tile.name: tile_footprints(town.solids, tree, tile) for tile in tiles}
     return Half(tiles, town, int(rng.integers(2**31)), truth, sun)

@@ -5,12 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from satmap.data.city.blocks import build
-from satmap.data.city.ground import ground_strokes
-from satmap.data.city.network import Edge, make_edges
-from satmap.data.city.plan import Box, make_plan
-from satmap.data.city.roads import car, near_city, road_strokes
-from satmap.data.city.strokes import Building, Fill, Scene, Stroke, cast, scene_of
-from satmap.data.city.trees import plant
+from satmap.data.city.network import Edge
+from satmap.data.city.strokes import Building, Scene, Stroke, cast, scene_of
+from satmap.data.city.surface import Land
 
 
 @dataclass(frozen=True)
@@ -26,37 +23,20 @@ class City:
     scene: Scene
 
 
-def make_scene(
-    width: float,
-    height: float,
-    green: Box | None,
-    sun: tuple[float, float],
-    rng: np.random.Generator,
-) -> City:
+def make_scene(land: Land, rng: np.random.Generator) -> City:
     """Make a city.
 
     Args:
-        width: extent of its chips in x, metres.
-        height: extent of its chips in y, metres.
-        green: a rectangle in a corner to keep free of roads, or None.
-        sun: (x, y), metres of shadow for a metre of height.
+        land: where.
         rng: source of all choices.
     """
-    plan = make_plan(width, height, green, rng)
-    edges = [edge for edge in make_edges(plan, rng) if near_city(edge, width, height)]
-    built = build(plan, edges, sun, rng)
-    land = ground_strokes(plan, rng)
-    strokes: list[Stroke] = [*land, *built.ground]
-    strokes += built.stripes
-    for place, along in built.cars:
-        strokes += car(place, along, sun, rng)
-    strokes += road_strokes(edges, sun, rng)
-    covers = [stroke for stroke in (*land, *built.ground) if isinstance(stroke, Fill)]
-    trees = plant(plan, edges, built, covers, sun, rng)
+    plan, edges = land.settle(rng)
+    built = build(plan, edges, land.sun, rng)
+    strokes, trees = land.surface(plan, edges, built, built, rng)
     strokes += trees.shadows
     # From low to high: a tower throws its shadow over the house beside it, not the reverse.
     for building in sorted(built.buildings, key=lambda building: building.height):
-        strokes += _raise(building, sun)
+        strokes += _raise(building, land.sun)
     strokes += trees.crowns
     return City(tuple(edges), scene_of(strokes))
 

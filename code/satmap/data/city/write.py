@@ -14,6 +14,7 @@ from satmap.data.city.labels import CSV_HEADER, ChipRoad, chip_roads, csv_rows, 
 from satmap.data.city.paint import paint
 from satmap.data.city.scene import City, make_scene
 from satmap.data.city.spectra import MAX_COUNT, RGB_BANDS, Sensor, draw_sensor
+from satmap.data.city.surface import Land
 from satmap.data.city.survey import Survey, make_surveys
 from satmap.errors import SatmapError
 from satmap.files import require_writable, write_text
@@ -113,7 +114,8 @@ def make_city(
     for order, split in enumerate(splits):
         survey = split.survey
         layout = np.random.default_rng((seed, 2, order))
-        city = make_scene(*survey.extent, survey.green(), sensor.shadow_per_m, layout)
+        land = Land(*survey.extent, survey.green(), sensor.shadow_per_m)
+        city = make_scene(land, layout)
         roads = _truth(city, survey)
         _write_truth(split, roads, truths[split.root], labelled=split is train)
         texture = int(layout.integers(2**31))

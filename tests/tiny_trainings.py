@@ -1,0 +1,55 @@
+"""Trainings of seconds: their recipes, and encoders so small that states are written in no time."""
+
+from typing import Any, cast
+
+import pytest
+import yaml
+
+from satmap.models.encoder_names import ENCODER_NAMES
+from satmap.models.encoders import ENCODERS, EncoderSpec
+
+
+def add_tiny_encoders(patch: pytest.MonkeyPatch) -> None:
+    """``tiny``, a fiftieth of ResNet18, and the smallest that timm has of two other families.
+
+    The first and the last are timm's own for tests; ``tiny_senet`` has half the blocks of
+    ``se_resnext50_32x4d``.
+    """
+    resnet, senet, convnext = (
+        ENCODERS[name] for name in ("resnet18", "se_resnext50_32x4d", "convnext_tiny")
+    )
+    specs = {
+        "tiny": EncoderSpec("test_resnet.r160_in1k", (32, 32, 48, 192, 96), resnet.stages),
+        "tiny_senet": EncoderSpec("legacy_seresnext26_32x4d.in1k", senet.channels, senet.stages),
+        "tiny_convnext": EncoderSpec(
+            "test_convnext.r160_in1k", (24, 32, 48, 64), convnext.stages, convnext.strides
+        ),
+    }
+    for name, spec in specs.items():
+        patch.setitem(cast(dict[str, EncoderSpec], ENCODERS), name, spec)
+    patch.setattr("satmap.recipe.ENCODER_NAMES", (*ENCODER_NAMES, *specs))
+
+
+def stage(**changes: object) -> dict[str, Any]:
+    """A stage of an epoch of small crops; ``peak`` is the schedule's."""
+    peak = changes.pop("peak", 1e-3)
+    schedule = {"kind": "cosine", "peak": peak}
+    return {"crop": 64, "batch": 4, "epochs": 1, "schedule": schedule} | changes
+
+
+def road_member(**changes: object) -> dict[str, Any]:
+    """A network for roads, with one stage."""
+    losses = {"road": {"dice": 0.5, "focal": 2}, "speed": {"focal": 2}, "junction": {"focal": 1}}
+    return {
+        "fold": 0, "encoder": "tiny", "pretrained": False, "decoder": [16, 16, 16, 16],
+        "losses": losses, "stages": [stage()],
+    } | changes  # fmt: skip
+
+
+def road_recipe(*members: dict[str, Any], **changes: object) -> str:
+    """The text of a recipe for roads, of two folds and one view."""
+    content = {
+        "name": "test", "description": "seconds long", "task": "roads", "folds": 2,
+        "members": [*members] or [road_member()], "inference": {"views": 1},
+    } | changes  # fmt: skip
+    return yaml.safe_dump(content)

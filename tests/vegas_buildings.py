@@ -1,0 +1,26 @@
+"""SpaceNet 2's labels of Las Vegas, as they lie beside the project."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import rasterio
+import shapely
+from shapely.affinity import affine_transform
+
+#: Buildings on a chip with fewer pixels are not counted by the challenge.
+_LEAST_PX = 20
+
+
+def vegas_truth(directory: Path) -> Iterator[tuple[list[shapely.Polygon], tuple[int, int]]]:
+    """Buildings in pixels and height and width of every chip, in the order of the labels' names."""
+    for path in sorted((directory / "geojson/buildings").glob("*.geojson")):
+        (image,) = directory.glob(f"RGB-PanSharpen/*_{path.stem.rsplit('_', 1)[1]}.tif")
+        with rasterio.open(image) as source:
+            to_pixels, shape = (~source.transform).to_shapely(), source.shape
+        truth = []
+        for feature in json.loads(path.read_text())["features"]:
+            ground = shapely.force_2d(shapely.from_geojson(json.dumps(feature["geometry"])))
+            pixels = affine_transform(ground, to_pixels)
+            truth += [part for part in shapely.get_parts(pixels) if part.area >= _LEAST_PX]
+        yield truth, shape
