@@ -191,9 +191,12 @@ def _parser() -> argparse.ArgumentParser:
             "look: degrees off nadir, with the side if need be, such as 32 or 32south",
         )
 
-    def add_masks(sub: argparse.ArgumentParser, *tasks: str) -> None:
+    def add_masks(sub: argparse.ArgumentParser, *tasks: str, default: str | None = "roads") -> None:
         sub.add_argument(
-            "--task", choices=tasks, default="roads", help="what masks show (default: roads)"
+            "--task",
+            choices=tasks,
+            default=default,
+            help=f"what masks show (default: {default or 'what the recipe is for'})",
         )
         sub.add_argument(
             "--metres-per-pixel",
@@ -330,14 +333,15 @@ def _parser() -> argparse.ArgumentParser:
 
     tune = add("tune", _tune)
     tune.add_argument("masks", type=Path, metavar="MASK_DIR")
-    tune.add_argument("truth", type=Path, metavar="TRUTH.csv")
+    tune.add_argument("truth", type=Path, metavar="TRUTH")
     tune.add_argument("output", type=Path, metavar="OUT.yaml")
-    add_masks(tune, "roads")
+    add_masks(tune, "roads", "buildings", default=None)
     tune.add_argument(
         "--recipe",
         default="sn5-roads",
         help="name or file to start from, that of the weights (default: %(default)s)",
     )
+    add_look(tune)
     tune.add_argument(
         "--minutes", type=_minutes, default=5.0, metavar="M", help="at most (default: %(default)g)"
     )
@@ -714,17 +718,24 @@ def _vectorize(options: argparse.Namespace) -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
-    """Fit the road vectoriser's settings to a network's planes, and write the recipe with them.
+    """Fit the vectoriser's settings to a network's planes, and write the recipe with them.
 
     MASK_DIR holds planes of images that the network was not trained with (`predict --out-of-fold
-    --planes MASK_DIR`), TRUTH.csv their true roads. The fit is judged by two-fold
+    --planes MASK_DIR`), TRUTH their true roads as CSV, or by a recipe of buildings their true
+    buildings as SpaceNet's CSV or COCO annotations. The fit is judged by two-fold
     cross-validation; if it gains nothing on images that it has not seen, the settings stay as they
-    are. Pass OUT.yaml to `predict --recipe`.
+    are. Where the recipe has heads for categories of looks, each is fitted by itself. Pass OUT.yaml
+    to `predict --recipe`.
     """
     from satmap.fitting.tuning import tune_recipe
     from satmap.recipe import load_recipe
 
     recipe = load_recipe(options.recipe)
+    if options.task not in (None, recipe.task):
+        raise SatmapError(
+            f"recipe {recipe.name} is for {recipe.task}, not for {options.task}. Give that of the "
+            "weights with --recipe."
+        )
     tuning = tune_recipe(
         options.masks,
         options.truth,
@@ -733,6 +744,7 @@ def _tune(options: argparse.Namespace) -> int:
         metres_per_pixel=options.metres_per_pixel or recipe.inference.default_metres_per_pixel,
         minutes=options.minutes,
         workers=options.workers,
+        look=options.nadir,
     )
     _report_warnings(tuning.warnings)
     _report_faults(tuning.faults, "left out of the fit")

@@ -192,18 +192,27 @@ def _write_coco(
         ids_of[found.number] = image_id
         sizes[found.number] = width, height
     numbers = {number: keys[image_id] for number, image_id in ids_of.items()}
-    detections = LazyRows(list(numbers), numbers, lambda key: _detections(read(key)))
-    write_coco_results(output, detections, sizes)
+    masks = LazyRows(list(numbers), numbers, lambda key: _detections(read(key)))
+    write_coco_results(output, masks, sizes)
     counts = dict.fromkeys(ids, 0)
-    counts.update((ids_of[number], count) for number, count in detections.counts.items())
+    counts.update((ids_of[number], count) for number, count in masks.counts.items())
     return counts
 
 
 def _detections(found: ImageBuildings) -> list[Detection]:
-    """Buildings as masks: a pixel is a building's whose centre is inside."""
+    return detections(found.buildings, found.size)
+
+
+def detections(buildings: Sequence[Building], size: tuple[int, int]) -> list[Detection]:
+    """Buildings as masks: a pixel is a building's whose centre is inside.
+
+    Args:
+        buildings: of an image.
+        size: its height and width.
+    """
     drawn = []
-    height, width = found.size
-    for building in found.buildings:
+    height, width = size
+    for building in buildings:
         polygon = building.polygon
         left, top, right, bottom = (round(bound) for bound in polygon.bounds)
         # Outlines may have been moved a little beyond the image.
