@@ -71,7 +71,8 @@ def test_the_error_of_a_gain_is_the_jackknifes() -> None:
 @given(st.integers(0, 10**6))
 def test_precision_is_that_of_the_official_program(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    boxes, images, annotations = {}, [], []
+    boxes, images = {}, []
+    annotations: list[dict[str, object]] = []
     found: dict[int, list[Detection]] = {}
     for number in range(4):
         images.append({"id": number, "width": 60, "height": 50})
@@ -226,7 +227,8 @@ def test_each_category_of_looks_has_its_own(
 def test_coco_annotations_are_scored_by_average_precision(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    masks, annotations = tmp_path / "masks", []
+    masks = tmp_path / "masks"
+    annotations: list[dict[str, object]] = []
     masks.mkdir()
     for number in range(4):
         planes, labels = made(number)

@@ -300,7 +300,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="PATH",
-        help="write the roads as .geojson, .gpkg or .graphml too; repeatable",
+        help="write the roads as .geojson, .gpkg or .graphml too, buildings as .geojson or .gpkg; "
+        "repeatable",
     )
     predict.add_argument(
         "--workers",
@@ -684,8 +685,8 @@ def _vectorize(options: argparse.Namespace) -> int:
     is reported at the end.
 
     With --task buildings a mask has one to three bands: the body, the border, the ground between
-    two; OUT is SpaceNet's CSV, or COCO results where it ends in .json and masks have numbers as
-    names.
+    two; OUT is SpaceNet's CSV, .geojson or .gpkg, or COCO results where it ends in .json and masks
+    have numbers as names.
     """
     from satmap.buildings.settings import BuildingSettings
     from satmap.recipe import Inference, load_recipe
