@@ -273,6 +273,12 @@ def _parser() -> argparse.ArgumentParser:
         help="weights of the ensemble that a recipe such as sn5-roads-single learns from",
     )
     add_look(train)
+    train.add_argument(
+        "--audit",
+        type=Path,
+        metavar="AUDIT.json",
+        help="report of `audit --json`: near-duplicates share a fold",
+    )
     train.add_argument("--compile", action="store_true", help="run networks by torch.compile")
     train.add_argument(
         "--deterministic",
@@ -543,6 +549,7 @@ def _train(options: argparse.Namespace) -> int:
         time_limit=options.time_limit,
         teacher=options.teacher,
         look=options.nadir,
+        audit=options.audit,
     )
     device = pick_device(options.device)
     workers = options.workers
@@ -889,6 +896,7 @@ def _audit(options: argparse.Namespace) -> int:
 
     Images under DIR are for training unless they lie under a directory of --validation. They are
     compared by perceptual hashes, so that compression, scaling and brightness make no difference.
+    What --json prints `train --audit` takes, which then keeps near-duplicates in one fold.
     """
     from satmap.data.audit import audit_images
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from satmap.data.audit import grouped_sites
 from satmap.data.cache import CachedChip
 from satmap.data.folds import assign_folds
 from satmap.data.looks import Look
@@ -47,6 +48,7 @@ class TrainingOptions:
         time_limit: seconds that all of it may take; None for the recipe's own length.
         teacher: directory of the weights to learn from, for recipes that distil an ensemble.
         look: of images whose names do not say from where they were taken.
+        audit: report of near-duplicates, which are to share a fold.
     """
 
     cache: Path
@@ -56,6 +58,7 @@ class TrainingOptions:
     time_limit: float | None = None
     teacher: Path | None = None
     look: Look | None = None
+    audit: Path | None = None
 
 
 def train(
@@ -183,6 +186,7 @@ def _prepare(
     remove_left_over(place.weights)
     remove_left_over(options.cache)
     inventory = scan_for(recipe, directories, options.look)
+    groups = grouped_sites(options.audit, inventory.chips) if options.audit else []
     place.ranks.say(inventory.summary())
     labelled = [chip for chip in inventory.chips if chip.label is not None]
     if not options.skip_unlabelled or not labelled:
@@ -209,7 +213,12 @@ def _prepare(
         place.ranks.say(f"{repaired} invalid polygons of the labels were repaired")
     # Looks at one place show the same: it is in one fold or in another.
     sites = {chip.site: chip.aoi for chip in chips}
-    folds = assign_folds(sites.items(), recipe.folds, recipe.seed)
+    folds = assign_folds(sites.items(), recipe.folds, recipe.seed, groups)
+    if options.audit:
+        place.ranks.say(
+            f"{len(groups)} groups of near-duplicates, {sum(map(len, groups))} chips or places, "
+            "share a fold each"
+        )
     return preparation, {chip.image_id: folds[chip.site] for chip in chips}
 
 
