@@ -103,7 +103,8 @@ def train(
         left = options.time_limit - (time.monotonic() - started)
         # Every rank plans with the first one's clock.
         left = place.ranks.gather(left)[0]
-        seconds = allot(members, place.ranks.world, max(left, 1.0))
+        counts = {member.name: len(_split(member, chips, folds)[0]) for member in members}
+        seconds = allot(members, place.ranks.world, max(left, 1.0), counts)
     for turn in _turns(members, place.ranks):
         team = place if turn.shared else replace(place, ranks=place.ranks.alone())
         for member in turn.members:
@@ -234,12 +235,9 @@ def _train(
     seconds: Mapping[str, Sequence[float]],
 ) -> None:
     """Train a member up to a stage."""
-    held_out = [chip for chip in chips if folds[chip.image_id] == member.fold]
-    others = [chip for chip in chips if folds[chip.image_id] != member.fold]
-    if not others:
-        # One chip alone: train and validate on it rather than not at all.
+    others, held_out = _split(member, chips, folds)
+    if others is held_out:
         place.ranks.say(f"{member.name}: too few chips for folds; validation sees training chips")
-        others = held_out
     validated = f"validated on {len(held_out)}" if held_out else "not validated"
     place.ranks.say(f"{member.name}: {len(others)} chips, {validated}")
     # One seed a member, whatever was trained before it.
@@ -272,6 +270,16 @@ def _train(
             seconds=seconds.get(member.name),
             starts_from=[record_file(source) for source in sources],
         )
+
+
+def _split(
+    member: Member, chips: Sequence[CachedChip], folds: Mapping[str, int]
+) -> tuple[Sequence[CachedChip], Sequence[CachedChip]]:
+    """The chips that a member learns from and those that it is validated on."""
+    held_out = [chip for chip in chips if folds[chip.image_id] == member.fold]
+    others = [chip for chip in chips if folds[chip.image_id] != member.fold]
+    # One chip alone: train and validate on it rather than not at all.
+    return others or held_out, held_out
 
 
 def _require_shared_weights(place: Workplace) -> None:
