@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import shapely
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from made_blocks import made_blocks, planes_of_labels
 from satmap.buildings.polygons import exact_polygons
 from satmap.buildings.settings import BuildingSettings
 from satmap.cli import main
+from satmap.data.building_targets import draw_instances
 from satmap.fitting import building_tuning
 from satmap.fitting.measures import PooledF1, PooledPrecision
 from satmap.metrics.building_f1 import Counts, score_buildings
@@ -35,6 +37,8 @@ from satmap.vectorize_buildings import vectorize_buildings
 
 FEW = {"low": (0.15, 0.3), "least_px": (20, 60, 250), "split": (0.5, 0.8)}
 SIZE = 160
+
+SPACENET2 = Path(__file__).resolve().parents[2] / "shared/data/buildings_sn2/AOI_2_Vegas_Train"
 
 
 # --- measures -------------------------------------------------------------------------------------
@@ -130,8 +134,9 @@ def write_masks(
 
 
 def write_mask(path: Path, planes: Planes) -> None:
+    height, width = planes.shape
     with rasterio.open(
-        path, "w", driver="GTiff", width=SIZE, height=SIZE, count=3, dtype="uint8"
+        path, "w", driver="GTiff", width=width, height=height, count=3, dtype="uint8"
     ) as raster:
         raster.write(planes.values)
         raster.descriptions = planes.names
@@ -193,6 +198,26 @@ def test_a_bad_threshold_is_repaired(tmp_path: Path, capsys: pytest.CaptureFixtu
     status, said = run(capsys, *tune[:-1], 1e-6)
     assert (status, load_recipe(str(output))) == (0, before)
     assert "time ran out" in said
+
+
+@pytest.mark.skipif(not SPACENET2.exists(), reason="the shared data are not here")
+def test_real_footprints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = SPACENET2 / "summaryData/AOI_2_Vegas_Train_Building_Solutions.csv"
+    for number, (image_id, rows) in enumerate(read_buildings_csv(truth).items()):
+        outlines = np.array([row.polygon for row in rows], np.object_)
+        labels = draw_instances(shapely.make_valid(outlines), (650, 650))
+        # Four chips to fit to, three that the fit never sees.
+        masks = tmp_path / ("fitted" if number % 2 == 0 else "held_out")
+        masks.mkdir(exist_ok=True)
+        write_mask(masks / f"{image_id}.tif", planes_of_labels(labels, 1.5, 0.15, number))
+    recipe, output = write_recipe(tmp_path / "bad.yaml", least_px=5000), tmp_path / "fitted.yaml"
+    status, said = run(
+        capsys, "tune", tmp_path / "fitted", truth, output, "--recipe", recipe, "--workers", 0
+    )  # fmt: skip
+    assert status == 0 and "F1 at IoU .5 of 4 chips" in said
+    held_out = tmp_path / "held_out"
+    assert f1_of(output, held_out, truth) > f1_of(recipe, held_out, truth) + 0.2
+    assert f1_of(output, held_out, truth) > 0.9
 
 
 def test_each_category_of_looks_has_its_own(
