@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import struct
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,6 @@ def test_images_of_two_systems_come_in_longitude_and_latitude(tmp_path: Path) ->
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10**6), st.floats(2e-8, 3e-7))
 def test_what_the_grid_rounds_is_valid_all_the_same(seed: int, pixel: float) -> None:
-    import tempfile
-
     rng = np.random.default_rng(seed)
     ring = rng.integers(0, 6, (12, 2)) + rng.random((12, 2))
     outline = shapely.convex_hull(shapely.MultiPoint(ring))

@@ -92,12 +92,12 @@ def test_precision_is_that_of_the_official_program(seed: int) -> None:
             Detection(np.ones((12, 12), np.uint8), place, float(rng.integers(1, 5)))
             for place in moved
         ]
-    directory = Path(tempfile.mkdtemp())
-    truth, results = directory / "annotation.json", directory / "results.json"
-    truth.write_text(json.dumps({"images": images, "annotations": annotations}))
-    write_coco_results(results, found, dict.fromkeys(found, (60, 50)))
-    official = score_coco(truth, results).total["ap50"]
-    buildings = read_coco_truth(truth).buildings
+    with tempfile.TemporaryDirectory() as directory:
+        truth, results = Path(directory, "annotation.json"), Path(directory, "results.json")
+        truth.write_text(json.dumps({"images": images, "annotations": annotations}))
+        write_coco_results(results, found, dict.fromkeys(found, (60, 50)))
+        official = score_coco(truth, results).total["ap50"]
+        buildings = read_coco_truth(truth).buildings
     matches = [
         match_image(buildings.get(number, ()), results_of(found[number], (60, 50)))
         for number in found

@@ -1,7 +1,7 @@
 """Fitting the building vectoriser's settings to masks of buildings, by F1 or average precision.
 
 Where a recipe has heads for categories of looks, each category has settings of its own: what leans
-over is fainter, and hides more, the further from nadir it is seen (SpaceNet 4's winners dropped
+over is fainter, and hides more, the further from nadir it is seen (solutions of SpaceNet 4 dropped
 buildings below other sizes in each).
 """
 
