@@ -46,7 +46,7 @@ _SEEDS = (0, 1, 2)
 _QUARTERS = 4
 _MADE, _MADE_PX = 8, 220
 _CROP, _BATCH, _RATE = 128, 8, 2e-3
-_SETTINGS = BuildingSettings(least_px=30, seed=0.6, seed_px=10)
+_SETTINGS = BuildingSettings(least_px=30, seed=0.6, seed_px=10, least_iou=0)
 
 Bytes = NDArray[np.uint8]
 Labels = NDArray[np.int32]

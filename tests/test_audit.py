@@ -7,14 +7,20 @@ import cv2
 import numpy as np
 import pytest
 import rasterio
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from made_buildings import square, write_coco
 from satmap.cli import main
-from satmap.data.audit import audit_images, near_duplicates, perceptual_hashes
+from satmap.data.audit import audit_images, grouped_sites, near_duplicates, perceptual_hashes
+from satmap.data.chip import Chip
 from satmap.data.folds import assign_folds
+from satmap.data.imagery import ImageInfo
 from satmap.errors import SatmapError
+from satmap.models.tensor_file import read_metadata
+from test_building_training import RECIPE
 
 
 def scene(seed: int, size: int = 120) -> NDArray[np.uint8]:
@@ -107,3 +113,89 @@ def test_the_command_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert stopped.value.code == 0
         output = capsys.readouterr().out
     assert json.loads(output)["leaked"] == [str(tmp_path / "val/b.png")]
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def write_recipe(path: Path) -> Path:
+    content = yaml.safe_load(RECIPE)
+    content["members"][0]["stages"] = [content["members"][0]["stages"][1]]
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_training_keeps_near_duplicates_in_one_fold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    write_coco(data, {number: [square(20, 30, 40)] for number in range(8)})
+    for number in range(8):
+        # 0 and 1 show the same, and so do 2, 3 and 4: by the ids alone no fold would have them all.
+        seed = {1: 0, 3: 2, 4: 2}.get(number, number)
+        quality = [cv2.IMWRITE_JPEG_QUALITY, 95 - number]
+        picture = cv2.resize(scene(seed), (96, 96))
+        cv2.imwrite(str(data / f"images/{number:012d}.jpg"), picture, quality)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main([*map(str, arguments)])
+        read = capsys.readouterr()
+        return int(stopped.value.code or 0), read.out, read.err
+
+    report = tmp_path / "audit.json"
+    # By relative paths, too.
+    monkeypatch.chdir(tmp_path)
+    _, printed, _ = run("audit", "data", "--json")
+    report.write_text(printed)
+    recipe, common = write_recipe(tmp_path / "r.yaml"), ("--device", "cpu", "--workers", 0)
+
+    def folds(weights: Path, *flags: object) -> tuple[set[str], str]:
+        options = ("--recipe", recipe, "--weights", weights, "--cache", tmp_path / "cache")
+        status, said, error = run("train", data, *options, *common, *flags)
+        assert status == 0, error
+        (file,) = weights.glob("*.last.safetensors")
+        return set(json.loads(read_metadata(file)["held_out"])), said
+
+    dealt = assign_folds([(str(n), "mapping-challenge") for n in range(8)], 2, 0)
+    plain = {name for name, fold in dealt.items() if fold == 0}
+    audited, said = folds(tmp_path / "audited", "--audit", report)
+    assert "2 groups of near-duplicates, 5 chips or places, share a fold each" in said
+    apart = [
+        group for group in ({"0", "1"}, {"2", "3", "4"}) if 0 < len(group & plain) < len(group)
+    ]
+    assert apart, "the folds keep them together by chance: choose others"
+    for group in ({"0", "1"}, {"2", "3", "4"}):
+        assert len(group & audited) in (0, len(group))
+    assert len(audited) in (3, 4, 5)
+    # Another directory's report would do nothing, and no report at all is none.
+    options = ("--recipe", recipe, "--weights", tmp_path / "w", "--cache", tmp_path / "cache")
+    for text, message in (
+        (printed.replace("data/images", "elsewhere"), "names none of the images"),
+        ("{}", "no report of near-duplicates"),
+        ('{"groups": [[1]]}', "something else than paths"),
+    ):
+        report.write_text(text)
+        status, _, error = run("train", data, *options, *common, "--audit", report)
+        assert status == 1 and message in error
+    status, _, error = run("train", data, *options, *common, "--audit", tmp_path / "none.json")
+    assert status == 1 and "none.json: cannot be read" in error
+
+
+def test_looks_at_one_place_join_their_groups(tmp_path: Path) -> None:
+    def chip(name: str, place: str = "") -> Chip:
+        infos = {
+            product: ImageInfo(tmp_path / f"{name}-{product}.tif", product, 9, 9, 3, "uint8", None)
+            for product in ("PS-RGB", "PS-MS")
+        }
+        return Chip(name, name, "A", infos, None, place=place)
+
+    chips = [chip("a", "tile"), chip("b", "tile"), chip("c"), chip("d"), chip("e")]
+    groups = [["a-PS-MS", "c-PS-RGB"], ["b-PS-RGB", "d-PS-MS"], ["e-PS-MS", "e-PS-RGB", "other"]]
+    report = tmp_path / "audit.json"
+    report.write_text(
+        json.dumps({"groups": [[str(tmp_path / f"{n}.tif") for n in group] for group in groups]})
+    )
+    assert grouped_sites(report, chips) == [["c", "d", "tile"]]
+    report.write_text(json.dumps({"groups": []}))
+    assert grouped_sites(report, chips) == []

@@ -129,6 +129,22 @@ def test_a_model_chooses_among_candidates_whatever_the_windows(model: Confidence
     assert [b.confidence for b in in_windows] == [b.confidence for b in at_once]
 
 
+def test_what_is_dropped_is_measured_as_it_is_rated(model: ConfidenceModel) -> None:
+    planes, _ = made(12)
+    everything = vectorize(planes, CHOSEN.model_copy(update={"least_iou": 0.0}), model)
+    sure = vectorize(planes, CHOSEN, model)
+    expected = [b.polygon.wkb for b in everything if b.confidence >= 0.3]
+    assert [b.polygon.wkb for b in sure] == expected
+    assert 0 < len(sure) < len(everything)
+    # Thresholds of one kind of confidence leave the other alone.
+    high = {"least_confidence": 100.0}
+    with_model = vectorize(planes, CHOSEN.model_copy(update=high), model)
+    assert [b.polygon.wkb for b in with_model] == expected
+    plain = vectorize(planes, CHOSEN)
+    assert len(vectorize(planes, CHOSEN.model_copy(update={"least_iou": 1.0}))) == len(plain) > 0
+    assert vectorize(planes, CHOSEN.model_copy(update=high)) == []
+
+
 def test_files_come_back_and_others_are_refused(tmp_path: Path, model: ConfidenceModel) -> None:
     path = tmp_path / CONFIDENCE_FILE
     write_confidence(path, model)

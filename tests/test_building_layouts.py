@@ -1,6 +1,7 @@
 """SpaceNet 1, 2 and 4 and the Mapping Challenge: images, labels, looks."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from made_buildings import square, write_buildings, write_coco, write_tile
 from made_files import write_image
 from satmap.cli import main
 from satmap.data.building_labels import read_building_labels
-from satmap.data.building_names import parse_building_name
+from satmap.data.building_names import building_image_ids, parse_building_name
 from satmap.data.building_targets import BuildingTargetSettings
 from satmap.data.buildings import scan_buildings
 from satmap.data.cache import StretchSettings, category_of, prepare_chip
@@ -249,3 +250,34 @@ def test_the_inventory_of_buildings(tmp_path: Path, capsys: pytest.CaptureFixtur
         main(["inventory", str(tmp_path), "--task", "buildings"])
     assert ended.value.code == 0
     assert "AOI_9_Made" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("harm", ["directory", "pipe"])
+def test_what_is_no_file_is_reported_in_an_images_place(tmp_path: Path, harm: str) -> None:
+    tiles, coco = tmp_path / "tiles", tmp_path / "coco"
+    for number in (1, 2):
+        write_tile(tiles, number, [])
+    write_coco(coco, {7: [], 12: [square(10, 10, 30)]})
+    names = {"AOI_9_Made_img2": "RGB-PanSharpen_AOI_9_Made_img2.tif", "12": "000000000012.jpg"}
+    for root, image_id in ((tiles, "AOI_9_Made_img2"), (coco, "12")):
+        victim = next(root.rglob(names[image_id]))
+        content = victim.read_bytes()
+        victim.unlink()
+        if harm == "pipe":
+            os.mkfifo(victim)
+        else:
+            victim.mkdir()
+        found = scan_buildings([root])
+        assert len(found.chips) == 1 and list(found.faults) == [image_id]
+        assert f"{victim} is a {harm}" in found.faults[image_id]
+        # It has its empty row, which a check expects.
+        assert image_id in found.long_ids
+        if root == tiles:
+            assert building_image_ids([root]) == set(found.long_ids)
+        if harm == "directory":
+            # As some programs unpack archives: the file in it is the image.
+            image = victim / victim.name
+            image.write_bytes(content)
+            found = scan_buildings([root])
+            assert not found.faults
+            assert found.chips[1].image.path == image and found.chips[1].label is not None

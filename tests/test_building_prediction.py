@@ -19,7 +19,8 @@ from satmap.cli import main
 from satmap.data.building_targets import draw_instances
 from satmap.data.imagery import RGB, read_info, read_resized
 from satmap.errors import SatmapError
-from satmap.inference.building_maps import BuildingMaps, ImageBuildings
+from satmap.exports import ImageBuildings
+from satmap.inference.building_maps import BuildingMaps
 from satmap.inference.ensemble import Voter, predict_planes
 from satmap.inference.journal import Journal
 from satmap.inference.prediction import predict
@@ -70,10 +71,10 @@ def test_every_image_is_in_the_csv(tmp_path: Path) -> None:
     assert row.confidence == pytest.approx(96, rel=0.005)
     assert rows["AOI_9_Made_img10"] == []
     assert "AOI_9_Made_img10,-1,POLYGON EMPTY,1" in out.read_text()
-    # Exports are roads', and numbers are the Mapping Challenge's.
-    with pytest.raises(SatmapError, match="--export writes roads only"):
+    # Graphs are of roads, and numbers are the Mapping Challenge's.
+    with pytest.raises(SatmapError, match=r"a\.graphml: buildings can be exported as \.geojson"):
         predict(
-            [tmp_path / "data"], out, tmp_path / "weights", CPU, exports=[tmp_path / "a.geojson"]
+            [tmp_path / "data"], out, tmp_path / "weights", CPU, exports=[tmp_path / "a.graphml"]
         )
     with pytest.raises(SatmapError, match="need images with numbers"):
         predict([tmp_path / "data"], tmp_path / "out.json", tmp_path / "weights", CPU)
@@ -107,7 +108,7 @@ def test_the_journal_gives_buildings_back_to_the_last_bit(tmp_path: Path) -> Non
         journal.add("key", image)
     path = tmp_path / ".out.csv.partial"
     with path.open("a") as file:
-        file.write(json.dumps(["other", ["b", None, [1, 1], [["00ff", 1]]]]) + "\n")
+        file.write(json.dumps(["other", ["b", None, [1, 1], [["00ff", 1]], None]]) + "\n")
     with Journal(tmp_path / "out.csv", "settings", maps) as journal:
         # What follows a damaged line is done again.
         assert list(journal.finished) == ["key"]
@@ -204,7 +205,7 @@ def test_masks_on_disk_to_buildings(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "3 images, 3 buildings" in said.out
     assert run(str(tmp_path / "out.json")) == 1
     assert "images have numbers" in capsys.readouterr().err
-    assert run(str(tmp_path / "out.gpkg")) == 1
+    assert run(str(tmp_path / "out.graphml")) == 1
     assert "none of .csv, .json" in capsys.readouterr().err
     for path in masks.iterdir():
         path.unlink()

@@ -592,7 +592,7 @@ def test_stages_that_members_do_not_share_are_dealt_evenly() -> None:
         [[b, d], [], [c], [e], [], []],
     ]
     # Each member's time is what it needs, or what the slowest rank leaves it.
-    seconds = allot(members, 2, 55.0)
+    seconds = allot(members, 2, 55.0, dict.fromkeys((m.name for m in members), 12))
     assert [seconds[member.name] for member in (a, b, c, d, e)] == [
         pytest.approx(its) for its in ([10], [15, 10], [10, 10, 10], [15], [10, 5])
     ]
@@ -647,15 +647,33 @@ class TestTimeLimit:
 
     def test_members_and_stages_share_it(self) -> None:
         recipe = parse_recipe(recipe_text(2), "test")
-        seconds = allot(recipe.members, 1, 100.0)
+        chips = {member.name: 12 for member in recipe.members}
+        seconds = allot(recipe.members, 1, 100.0, chips)
         # One epoch of one pass, then two of four.
         assert seconds == {
             member.name: [pytest.approx(50 / 9), pytest.approx(400 / 9)]
             for member in recipe.members
         }
         # On two ranks the first stages run side by side, and the shared ones twice as fast.
-        seconds = allot(recipe.members, 2, 90.0)
+        seconds = allot(recipe.members, 2, 90.0, chips)
         assert list(seconds.values()) == [[pytest.approx(10), pytest.approx(40)]] * 2
+
+    def test_a_stage_of_few_chips_needs_little(self) -> None:
+        text = yaml.safe_load(recipe_text(2))
+        for member in text["members"]:
+            # The first stage takes 3 of 12 chips, the second would take more than there are.
+            member["stages"][0]["chips"], member["stages"][1]["chips"] = 3, 50
+        recipe = parse_recipe(yaml.safe_dump(text), "test")
+        seconds = allot(recipe.members, 1, 99.0, {member.name: 12 for member in recipe.members})
+        # A quarter of an epoch of one pass, then two of four.
+        assert list(seconds.values()) == [[pytest.approx(1.5), pytest.approx(48)]] * 2
+        # Members learn from different numbers of chips, for folds are not of one size.
+        counts = dict(zip(seconds, (12, 6), strict=True))
+        seconds = allot(recipe.members, 1, 99.0, counts)
+        assert list(seconds.values()) == [
+            [pytest.approx(99 * 3 / 150), pytest.approx(99 * 96 / 150)],
+            [pytest.approx(99 * 3 / 150), pytest.approx(99 * 48 / 150)],
+        ]
 
     def test_a_training_under_a_limit_ends_with_the_last_rate(
         self, city: Path, tmp_path: Path

@@ -14,9 +14,13 @@ import yaml
 from degraded_masks import METRES_PER_PIXEL, degraded_mask
 from satmap.data.folds import assign_folds
 from satmap.errors import CannotWriteError, SatmapError
-from satmap.fitting import tuning
-from satmap.fitting.coordinate_search import Gain, ScoreTable, Task, descend
-from satmap.fitting.tuning import Tuning, tune_recipe
+from satmap.fitting import masks as fitting_masks
+from satmap.fitting import road_tuning, tuning
+from satmap.fitting.coordinate_search import Gain, RecordTable, Task, descend
+from satmap.fitting.cross_validation import Fit
+from satmap.fitting.masks import Tuning
+from satmap.fitting.measures import MeanOverAreas
+from satmap.fitting.tuning import tune_recipe
 from satmap.metrics.apls import apls
 from satmap.planes import ROAD, Planes
 from satmap.recipe import Recipe, load_recipe
@@ -34,25 +38,27 @@ Scorer = Callable[[int, RoadSettings], float]
 # --- the search -----------------------------------------------------------------------------------
 
 
-def table_of(score: Scorer, areas: Sequence[str], log: list[Task] | None = None) -> ScoreTable:
-    def run(tasks: Sequence[Task]) -> Generator[Sequence[float]]:
+def table_of(
+    score: Scorer, areas: Sequence[str], log: list[Task[RoadSettings]] | None = None
+) -> RecordTable[RoadSettings, float]:
+    def run(tasks: Sequence[Task[RoadSettings]]) -> Generator[Sequence[float]]:
         for chip, settings in tasks:
             if log is not None:
                 log.append((chip, settings))
             yield [score(chip, each) for each in settings]
 
-    return ScoreTable(areas, run)
+    return RecordTable(MeanOverAreas(areas), run)
 
 
 def test_means_are_over_areas() -> None:
     table = table_of(lambda chip, settings: float(chip), ["a", "a", "a", "b"])
     chips = [0, 1, 2, 3]
     table.fill([RoadSettings()], chips)
-    scores = table.scores(RoadSettings(), chips)
-    assert table.mean(scores, chips) == pytest.approx((1 + 3) / 2)
-    assert table.mean(scores[:2], chips[:2]) == pytest.approx(0.5)
+    scores = table.records(RoadSettings(), chips)
+    assert table.measure.score(scores, chips) == pytest.approx((1 + 3) / 2)
+    assert table.measure.score(scores[:2], chips[:2]) == pytest.approx(0.5)
     # In one area the standard error is that of a mean.
-    gain = table.gain(np.array([1.0, 2.0, 6.0]), [0, 1, 2])
+    gain = table.measure.gain([0.0, 1.0, 0.0], [1.0, 3.0, 6.0], [0, 1, 2])
     assert gain.mean == pytest.approx(3)
     assert gain.error == pytest.approx(sqrt((4 + 1 + 9) / 2 / 3))
     assert gain.counts
@@ -60,13 +66,13 @@ def test_means_are_over_areas() -> None:
 
 
 def test_scores_are_worked_out_once() -> None:
-    log: list[Task] = []
+    log: list[Task[RoadSettings]] = []
     table = table_of(lambda chip, settings: settings.high, ["a"] * 3, log)
     one, other = RoadSettings(high=0.5), RoadSettings(high=0.7)
     assert table.fill([one], [0, 1])
     assert table.fill([one, other], [0, 1, 2])
     assert log == [(0, (one,)), (1, (one,)), (0, (other,)), (1, (other,)), (2, (one, other))]
-    assert table.scores(other, [2]).tolist() == [0.7]
+    assert table.records(other, [2]) == [0.7]
 
 
 def test_the_search_climbs_and_leaves_alone_what_does_not_matter() -> None:
@@ -137,12 +143,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "GRIDS", FEW)
+    monkeypatch.setattr(road_tuning, "GRIDS", FEW)
 
 
-def fit(made: tuple[Path, Path], output: Path, recipe: Recipe, **options: float) -> Tuning:
+def tune(made: tuple[Path, Path], output: Path, recipe: Recipe, **options: float) -> Tuning:
     options = {"metres_per_pixel": METRES_PER_PIXEL, "minutes": 60} | options
     return tune_recipe(*made, output, recipe, **options)  # type: ignore[arg-type]
+
+
+def fit(
+    made: tuple[Path, Path], output: Path, recipe: Recipe, **options: float
+) -> Fit[RoadSettings]:
+    return tune(made, output, recipe, **options).fits[""]
 
 
 def mean_apls(seeds: Sequence[int], settings: RoadSettings) -> float:
@@ -160,10 +172,12 @@ def mean_apls(seeds: Sequence[int], settings: RoadSettings) -> float:
 def test_a_bad_setting_is_repaired(made: tuple[Path, Path], tmp_path: Path) -> None:
     recipe = recipe_with(spur_m=40, gap_m=0)
     output = tmp_path / "fitted.yaml"
-    done = fit(made, output, recipe)
+    tuning = tune(made, output, recipe)
+    assert tuning.score == "APLS length"
+    assert tuning.settings == tuning.fits[""].settings
+    done = tuning.fits[""]
     assert done.kept
     assert done.complete
-    assert done.weight == "length"
     assert done.chips == 8
     assert done.changes["spur_m"] == (40.0, 5.0)
     assert done.before == pytest.approx(mean_apls(range(8), recipe.roads), abs=1e-3)
@@ -198,30 +212,30 @@ def test_the_same_again_and_in_other_processes(made: tuple[Path, Path], tmp_path
 def test_settings_stay_where_there_is_nothing_to_gain(
     made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "GRIDS", {"spur_m": (5.0, 40.0), "simplify_m": (0.6, 20.0)})
+    monkeypatch.setattr(road_tuning, "GRIDS", {"spur_m": (5.0, 40.0), "simplify_m": (0.6, 20.0)})
     done = fit(made, tmp_path / "out.yaml", recipe_with())
     assert not done.kept
     assert done.settings == RoadSettings()
     assert done.unseen == (0.0, 0.0)
-    assert "the settings stay as they were" in done.summary()
+    assert "the settings stay as they were" in "".join(done.summary(""))
     assert load_recipe(str(tmp_path / "out.yaml")) == recipe_with()
 
 
 def test_a_fit_that_fails_on_unseen_chips_is_not_kept(
     made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "GRIDS", {"high": (0.3, 0.7)})
+    monkeypatch.setattr(road_tuning, "GRIDS", {"high": (0.3, 0.7)})
     numbers = sorted(f"made{seed}" for seed in range(8))
     halves = assign_folds([(name, "") for name in numbers], 2, seed=0)
 
     # Each half has a favourite of its own, of no use to the other; one is stronger in the mean.
-    def scores(job: tuple[tuning._Chip, tuple[RoadSettings, ...], bool]) -> list[float]:
+    def scores(job: tuple[road_tuning._Chip, tuple[RoadSettings, ...], bool]) -> list[float]:
         chip, tried, _ = job
         half = halves[chip.image_id]
         worth = {0.3: (0.3, -0.2), 0.7: (-0.2, 0.2), 0.6: (0.0, 0.0)}
         return [0.5 + worth[settings.high][half] for settings in tried]
 
-    monkeypatch.setattr(tuning, "_scores", scores)
+    monkeypatch.setattr(road_tuning, "_scores", scores)
     done = fit(made, tmp_path / "out.yaml", recipe_with())
     assert done.unseen.mean == pytest.approx(-0.2)
     assert not done.kept
@@ -232,10 +246,11 @@ def test_a_fit_that_fails_on_unseen_chips_is_not_kept(
 def test_times_count_where_the_truth_has_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "GRIDS", {"default_speed_mph": (10.0, 22.369, 60.0)})
+    monkeypatch.setattr(road_tuning, "GRIDS", {"default_speed_mph": (10.0, 22.369, 60.0)})
     made = write_masks(tmp_path / "made", range(4))
-    done = fit(made, tmp_path / "out.yaml", recipe_with(default_speed_mph=60))
-    assert done.weight == "time"
+    tuning = tune(made, tmp_path / "out.yaml", recipe_with(default_speed_mph=60))
+    assert tuning.score == "APLS time"
+    done = tuning.fits[""]
     # 10 metres a second.
     assert done.changes == {"default_speed_mph": (60.0, 22.369)}
     assert done.kept
@@ -247,7 +262,7 @@ def test_no_time_leaves_everything_as_it_is(made: tuple[Path, Path], tmp_path: P
     assert not done.complete
     assert not done.kept
     assert done.settings.spur_m == 40
-    assert "time ran out" in done.summary()
+    assert "time ran out" in "".join(done.summary(""))
 
 
 @pytest.mark.usefixtures("few")
@@ -256,8 +271,8 @@ def test_masks_and_truth_that_do_not_match_in_part(tmp_path: Path) -> None:
     (masks / "made10.png").write_text("no mask")
     (masks / "made8.png").rename(masks / "other.png")
     truth.write_text(truth.read_text() + "more1,LINESTRING EMPTY,0,0\n")
-    done = fit((masks, truth), tmp_path / "out.yaml", recipe_with())
-    assert done.chips == 4
+    done = tune((masks, truth), tmp_path / "out.yaml", recipe_with())
+    assert done.fits[""].chips == 4
     assert list(done.faults) == ["made10"]
     assert str(masks / "made10.png") in done.faults["made10"]
     assert done.warnings == (
@@ -269,8 +284,8 @@ def test_masks_and_truth_that_do_not_match_in_part(tmp_path: Path) -> None:
 def test_of_many_chips_a_part_is_taken_from_all_areas(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "_MOST", 4)
-    monkeypatch.setattr(tuning, "GRIDS", {"high": (0.5,)})
+    monkeypatch.setattr(fitting_masks, "MOST", 4)
+    monkeypatch.setattr(road_tuning, "GRIDS", {"high": (0.5,)})
     masks, truth = write_masks(tmp_path / "made", range(1), 200)
     mask, lines = masks / "made0.png", truth.read_text().splitlines()
     rows = {}
@@ -286,15 +301,15 @@ def test_of_many_chips_a_part_is_taken_from_all_areas(
         )
     )
     seen: list[str] = []
-    original = tuning._scores
+    original = road_tuning._scores
 
-    def counted(job: tuple[tuning._Chip, tuple[RoadSettings, ...], bool]) -> list[float]:
+    def counted(job: tuple[road_tuning._Chip, tuple[RoadSettings, ...], bool]) -> list[float]:
         seen.append(job[0].image_id)
         return original(job)
 
-    monkeypatch.setattr(tuning, "_scores", counted)
-    done = fit((masks, truth), tmp_path / "out.yaml", recipe_with())
-    assert done.chips == len(set(seen)) == 4
+    monkeypatch.setattr(road_tuning, "_scores", counted)
+    done = tune((masks, truth), tmp_path / "out.yaml", recipe_with())
+    assert done.fits[""].chips == len(set(seen)) == 4
     assert sorted(name[:7] for name in set(seen)) == ["AOI_1_A"] * 2 + ["AOI_2_B"] * 2
     assert "a part, spread over all areas" in done.warnings[0]
 
@@ -354,6 +369,7 @@ def test_outputs_that_cannot_be_are_refused_before_the_work(tmp_path: Path) -> N
 
 def test_comments_stay_comments(made: tuple[Path, Path]) -> None:
     recipe = recipe_with()
-    result = Tuning(recipe.roads, {}, "time", 4, 0.1, 0.1, Gain(0, 0), True, {}, ())
+    none = Fit(recipe.roads, {}, 4, 0.1, 0.1, Gain(0, 0), True)
+    result = Tuning(recipe.roads, "APLS time", {"": none}, {}, ())
     text = tuning.tuned_text(recipe, result, Path("a\nname: other"), Path("b: #\r\n- x"))
     assert yaml.safe_load(text)["name"] == "small-roads"

@@ -197,9 +197,12 @@ def _parser() -> argparse.ArgumentParser:
             "look: degrees off nadir, with the side if need be, such as 32 or 32south",
         )
 
-    def add_masks(sub: argparse.ArgumentParser, *tasks: str) -> None:
+    def add_masks(sub: argparse.ArgumentParser, *tasks: str, default: str | None = "roads") -> None:
         sub.add_argument(
-            "--task", choices=tasks, default="roads", help="what masks show (default: roads)"
+            "--task",
+            choices=tasks,
+            default=default,
+            help=f"what masks show (default: {default or 'what the recipe is for'})",
         )
         sub.add_argument(
             "--metres-per-pixel",
@@ -274,6 +277,12 @@ def _parser() -> argparse.ArgumentParser:
         help="weights of the ensemble that a recipe such as sn5-roads-single learns from",
     )
     add_look(train)
+    train.add_argument(
+        "--audit",
+        type=Path,
+        metavar="AUDIT.json",
+        help="report of `audit --json`: near-duplicates share a fold",
+    )
     train.add_argument("--compile", action="store_true", help="run networks by torch.compile")
     train.add_argument(
         "--deterministic",
@@ -301,7 +310,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="PATH",
-        help="write the roads as .geojson, .gpkg or .graphml too; repeatable",
+        help="write the roads as .geojson, .gpkg or .graphml too, buildings as .geojson or .gpkg; "
+        "repeatable",
     )
     predict.add_argument(
         "--workers",
@@ -334,10 +344,11 @@ def _parser() -> argparse.ArgumentParser:
 
     tune = add("tune", _tune)
     tune.add_argument("masks", type=Path, metavar="MASK_DIR")
-    tune.add_argument("truth", type=Path, metavar="TRUTH.csv")
+    tune.add_argument("truth", type=Path, metavar="TRUTH")
     tune.add_argument("output", type=Path, metavar="OUT.yaml")
-    add_masks(tune, "roads")
+    add_masks(tune, "roads", "buildings", default=None)
     add_recipe(tune, "name or file to start from, that of the weights")
+    add_look(tune)
     tune.add_argument(
         "--minutes", type=_minutes, default=5.0, metavar="M", help="at most (default: %(default)g)"
     )
@@ -521,6 +532,7 @@ def _train(options: argparse.Namespace) -> int:
         time_limit=options.time_limit,
         teacher=options.teacher,
         look=options.nadir,
+        audit=options.audit,
     )
     device = pick_device(options.device)
     workers = options.workers
@@ -665,8 +677,8 @@ def _vectorize(options: argparse.Namespace) -> int:
     is reported at the end.
 
     With --task buildings a mask has one to three bands: the body, the border, the ground between
-    two; OUT is SpaceNet's CSV, or COCO results where it ends in .json and masks have numbers as
-    names.
+    two; OUT is SpaceNet's CSV, .geojson or .gpkg, or COCO results where it ends in .json and masks
+    have numbers as names.
     """
     from satmap.buildings.settings import BuildingSettings
     from satmap.recipe import Inference, load_recipe
@@ -699,17 +711,24 @@ def _vectorize(options: argparse.Namespace) -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
-    """Fit the road vectoriser's settings to a network's planes, and write the recipe with them.
+    """Fit the vectoriser's settings to a network's planes, and write the recipe with them.
 
     MASK_DIR holds planes of images that the network was not trained with (`predict --out-of-fold
-    --planes MASK_DIR`), TRUTH.csv their true roads. The fit is judged by two-fold
+    --planes MASK_DIR`), TRUTH their true roads as CSV, or by a recipe of buildings their true
+    buildings as SpaceNet's CSV or COCO annotations. The fit is judged by two-fold
     cross-validation; if it gains nothing on images that it has not seen, the settings stay as they
-    are. Pass OUT.yaml to `predict --recipe`.
+    are. Where the recipe has heads for categories of looks, each is fitted by itself. Pass OUT.yaml
+    to `predict --recipe`.
     """
     from satmap.fitting.tuning import tune_recipe
     from satmap.recipe import load_recipe
 
     recipe = load_recipe(options.recipe)
+    if options.task not in (None, recipe.task):
+        raise SatmapError(
+            f"recipe {recipe.name} is for {recipe.task}, not for {options.task}. Give that of the "
+            "weights with --recipe."
+        )
     tuning = tune_recipe(
         options.masks,
         options.truth,
@@ -718,6 +737,7 @@ def _tune(options: argparse.Namespace) -> int:
         metres_per_pixel=options.metres_per_pixel or recipe.inference.default_metres_per_pixel,
         minutes=options.minutes,
         workers=options.workers,
+        look=options.nadir,
     )
     _report_warnings(tuning.warnings)
     _report_faults(tuning.faults, "left out of the fit")
@@ -861,6 +881,7 @@ def _audit(options: argparse.Namespace) -> int:
 
     Images under DIR are for training unless they lie under a directory of --validation. They are
     compared by perceptual hashes, so that compression, scaling and brightness make no difference.
+    What --json prints `train --audit` takes, which then keeps near-duplicates in one fold.
     """
     from satmap.data.audit import audit_images
 

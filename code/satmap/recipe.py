@@ -304,9 +304,10 @@ class Inference(Settings):
     it is. Their mean, and that of the networks, may be ``geometric``: who says no counts for more
     then. Images larger than ``window`` pixels are predicted in windows that are blended into one
     another over twice ``overlap`` pixels. Images without georeference are taken to have
-    ``default_metres_per_pixel``. With ``neighbours`` the roads of images that lie side by side are
-    vectorised with a look beyond the border. Beyond their edges, where networks look a little
-    further, images are mirrored, or with ``padding: replicate`` their last pixels are repeated.
+    ``default_metres_per_pixel``, which counts for roads; buildings are measured in pixels. With
+    ``neighbours`` the roads of images that lie side by side are vectorised with a look beyond the
+    border. Beyond their edges, where networks look a little further, images are mirrored, or with
+    ``padding: replicate`` their last pixels are repeated.
     """
 
     views: Literal[1, 4, 8] = 8

@@ -8,14 +8,16 @@ from satmap.buildings.settings import BuildingSettings
 from satmap.buildings.vectorize import vectorize
 from satmap.data.building_names import building_image_id
 from satmap.errors import SatmapError
-from satmap.inference.building_maps import COCO_SUFFIX, ImageBuildings, write_buildings
+from satmap.exports import BUILDING_SUFFIXES, ImageBuildings, export_buildings
+from satmap.exports.image_buildings import in_lon_lat
+from satmap.inference.building_maps import COCO_SUFFIX, write_buildings
 from satmap.mask_files import BUILDING_MASKS, open_mask
 from satmap.progress import track
 from satmap.road_outputs import require_road_output
 from satmap.runtime.workers import BoundedPool
 from satmap.vectorizing import find_masks
 
-_SUFFIXES = (".csv", COCO_SUFFIX)
+_SUFFIXES = (".csv", COCO_SUFFIX, *BUILDING_SUFFIXES)
 
 # Masks in work or done, a worker.
 _AHEAD = 4
@@ -47,7 +49,8 @@ def vectorize_buildings(
 
     Args:
         masks: searched to any depth.
-        output: ``.csv`` for SpaceNet's CSV, ``.json`` for COCO results.
+        output: ``.csv`` for SpaceNet's CSV, ``.json`` for COCO results; ``.geojson`` and ``.gpkg``
+            for maps, where a mask without georeference cannot be.
         settings: of the vectoriser; its defaults if None.
         workers: processes that vectorise; 0 does it in this one.
 
@@ -56,7 +59,8 @@ def vectorize_buildings(
             results of masks that have no number as a name.
         CannotWriteError: ``output`` cannot be written, or holds something else.
     """
-    if output.suffix.lower() not in _SUFFIXES:
+    suffix = output.suffix.lower()
+    if suffix not in _SUFFIXES:
         raise SatmapError(
             f"{output}: the suffix names the format, and '{output.suffix}' is none of "
             f"{', '.join(_SUFFIXES)}."
@@ -64,7 +68,7 @@ def vectorize_buildings(
     require_road_output(output)
     paths = find_masks(masks, building_image_id)
     for name in paths:
-        if output.suffix.lower() == COCO_SUFFIX and not name.isdecimal():
+        if suffix == COCO_SUFFIX and not name.isdecimal():
             raise SatmapError(
                 f"{paths[name]}: in COCO results images have numbers, which a mask's name must be. "
                 "Give a name of the output that ends in .csv."
@@ -84,16 +88,34 @@ def vectorize_buildings(
                     # A fault that nobody has thought of still costs only one image.
                     faults[name] = f"{paths[name]}: {type(error).__name__}: {error}"
 
-            pool.submit(done, _vectorize, name, path, settings or BuildingSettings())
+            pool.submit(
+                done,
+                _vectorize,
+                name,
+                path,
+                settings or BuildingSettings(),
+                suffix in BUILDING_SUFFIXES,
+            )
         pool.finish()
+    if suffix in BUILDING_SUFFIXES:
+        export_buildings(output, lambda: (found[name] for name in paths if name in found))
+        counts = {name: len(found[name].buildings) if name in found else 0 for name in paths}
+        return BuildingVectorization(counts, faults)
     counts = write_buildings(output, [*paths], {name: name for name in found}, found.__getitem__)
     return BuildingVectorization(counts, faults)
 
 
-def _vectorize(image_id: str, path: Path, settings: BuildingSettings) -> ImageBuildings:
+def _vectorize(
+    image_id: str, path: Path, settings: BuildingSettings, geographic: bool
+) -> ImageBuildings:
     # Pixels without georeference lie nowhere, whatever their size.
     with open_mask(path, 1, BUILDING_MASKS) as mask:
-        found = tuple(vectorize(mask.scene, settings))
+        buildings = tuple(vectorize(mask.scene, settings))
         mask.check_scale()
         number = int(image_id) if image_id.isdecimal() else None
-        return ImageBuildings(image_id, number, (mask.height, mask.width), found)
+        size = mask.height, mask.width
+        found = ImageBuildings(image_id, number, size, buildings, mask.georeference)
+    if geographic:
+        # What cannot be written must not end the run when the others are.
+        in_lon_lat(found)
+    return found

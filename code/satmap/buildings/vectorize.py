@@ -64,13 +64,15 @@ def vectorize(
     def body(box: Box) -> NDArray[np.bool_]:
         return at_least(scene.read(BUILDING, box), low)
 
+    least = settings.least_iou if model else settings.least_confidence
     found: list[tuple[tuple[float, float, float], Building]] = []
     for crop in blob_crops(body, scene.shape, window or default):
         values = np.stack([scene.read(name, crop.box) for name in scene.names])
         cropped = Planes(scene.names, values, scene.metres_per_pixel)
         find = _by_watershed if model is None else partial(_by_model, model, scene.shape)
         for exact, confidences in find(cropped, crop, settings):
-            found += _drawn(exact, confidences, crop.box, scene.shape, settings)
+            sure = confidences >= least
+            found += _drawn(exact[sure], confidences[sure], crop.box, scene.shape, settings)
     found.sort(key=lambda entry: entry[0])
     return [building for _, building in found]
 
@@ -125,7 +127,7 @@ def _drawn(
 ) -> list[tuple[tuple[float, float, float], Building]]:
     """Buildings in pixels of the scene, each with what orders them: the row and column of the first
     pixel, and of two that start there the larger first."""
-    present = (exact != np.array(None)) & (confidences >= settings.least_confidence)
+    present = exact != np.array(None)
     exact, confidences = exact[present], confidences[present]
     offset = np.array([box.left, box.top])
     exact = shapely.transform(exact, lambda xy: xy + offset)

@@ -10,6 +10,7 @@ Hashes that differ in at most three of 64 bits agree in one of four parts of 16 
 multi-index hashing has it, arXiv 1307.2982), so that all pairs are found by sorting four times.
 """
 
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ from scipy import sparse
 from scipy.fft import dctn
 from scipy.sparse.csgraph import connected_components
 
+from satmap.data.chip import Chip
 from satmap.data.walk import walk
 from satmap.errors import SatmapError
+from satmap.files import refuse_pipe
 from satmap.progress import track
 from satmap.runtime.cores import available_cores
 
@@ -146,6 +149,61 @@ def audit_images(
         flat=flat,
         faults=faults,
     )
+
+
+def read_groups(path: Path) -> list[list[Path]]:
+    """The groups of near-duplicates of a report that ``satmap audit --json`` has printed.
+
+    Raises:
+        SatmapError: it cannot be read, or is no such report.
+    """
+    refuse_pipe(path)
+    try:
+        groups = json.loads(path.read_bytes())["groups"]
+        if not all(isinstance(name, str) for group in groups for name in group):
+            raise TypeError("a group holds something else than paths")
+        return [[Path(name) for name in group] for group in groups]
+    except OSError as error:
+        raise SatmapError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise SatmapError(
+            f"{path}: no report of near-duplicates ({type(error).__name__}: {error}). Write one "
+            "with `satmap audit DIR... --json > audit.json`."
+        ) from error
+
+
+def grouped_sites(path: Path, chips: Sequence[Chip]) -> list[list[str]]:
+    """The sites of chips of which near-duplicates say that they must share a fold.
+
+    Args:
+        path: a report of ``satmap audit --json``; what it says of other images has no influence.
+        chips: whose images it may name, in any product.
+
+    Returns:
+        Two sites or more each, no site in two groups.
+
+    Raises:
+        SatmapError: the report cannot be read, or names none of the images.
+    """
+    groups = read_groups(path)
+    site_of = {image.path.resolve(): chip.site for chip in chips for image in chip.images.values()}
+    known = [
+        [site for file in group if (site := site_of.get(file.resolve())) is not None]
+        for group in groups
+    ]
+    if groups and chips and not any(known):
+        raise SatmapError(
+            f"{path} names none of the images, but for example {groups[0][0]} and not "
+            f"{chips[0].image.path}. Make the report of the directories that are trained with: "
+            f"`satmap audit DIR... --json > {path.name}`."
+        )
+    # Two images of one site may be in two groups, which are then one.
+    group_of: dict[str, set[str]] = {}
+    for group in known:
+        joined = set(group).union(*(group_of.get(site, ()) for site in group))
+        group_of.update(dict.fromkeys(joined, joined))
+    several = {id(group): group for group in group_of.values() if len(group) > 1}
+    return [sorted(group) for group in several.values()]
 
 
 def perceptual_hashes(grey: NDArray[np.float32]) -> Hashes:

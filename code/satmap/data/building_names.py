@@ -16,6 +16,9 @@ EXPECTED_NAMES = (
     "Pan-Sharpen_Atlanta_nadir8_catid_..._x_y.tif"
 )
 
+#: What SpaceNet's images end in.
+IMAGE_SUFFIXES = (".tif", ".tiff")
+
 _PRODUCT = r"(?P<product>PS-RGBNIR|PS-RGB|PS-MS|RGBNIR|MS|PAN)"
 _NAMES = (
     # 3band_AOI_1_RIO_img1.tif, 3band_013022223130_Public_img1.tif
@@ -97,10 +100,13 @@ def building_image_id(name: str) -> str | None:
 def building_image_ids(directories: Sequence[Path]) -> set[str]:
     """Ids of all building images under some directories, whatever their products.
 
+    A directory or a pipe in an image's place counts, too: the image has an empty row.
+
     Raises:
         SatmapError: there is none.
     """
-    rasters = [path for path in walk(directories) if path.suffix.lower() in (".tif", ".tiff")]
+    found = walk(directories, misplaced=IMAGE_SUFFIXES)
+    rasters = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
     ids = {image_id for path in rasters if (image_id := building_image_id(path.stem))}
     if not ids:
         raise SatmapError(

@@ -3,10 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from satmap.data.building_names import EXPECTED_NAMES
+from satmap.data.building_names import EXPECTED_NAMES, IMAGE_SUFFIXES
 from satmap.data.inventory import Inventory
 from satmap.data.looks import Look
-from satmap.data.mapping_challenge import ANNOTATIONS, is_mapping_challenge, scan_mapping_challenge
+from satmap.data.mapping_challenge import (
+    ANNOTATIONS,
+    PICTURE_SUFFIXES,
+    is_mapping_challenge,
+    scan_mapping_challenge,
+)
 from satmap.data.spacenet_buildings import is_building_image, scan_spacenet_buildings
 from satmap.data.walk import walk
 from satmap.errors import SatmapError
@@ -26,7 +31,7 @@ def scan_buildings(
         SatmapError: a directory does not exist, there are images of none of these challenges or of
             two kinds, or two files claim to be one image.
     """
-    files = [*walk(directories)]
+    files = [*walk(directories, misplaced=(*IMAGE_SUFFIXES, *PICTURE_SUFFIXES))]
     spacenet = next(filter(is_building_image, files), None)
     coco = next(filter(is_mapping_challenge, files), None)
     if spacenet and coco:

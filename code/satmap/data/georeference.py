@@ -42,6 +42,10 @@ class Georeference:
         """
         return _apply(~self.transform, project(xy, crs, self.crs)) if len(xy) else xy
 
+    def to_map(self, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Pixel x and y (n, 2) as coordinates of the image's own system, float64 (n, 2)."""
+        return _apply(self.transform, pixels)
+
 
 def georeference_of(
     crs: rasterio.crs.CRS | None, transform: Affine, width: int, height: int

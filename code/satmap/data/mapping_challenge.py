@@ -16,31 +16,36 @@ from satmap.errors import SatmapError
 #: What the file of annotations is called.
 ANNOTATIONS = "annotation.json"
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
+#: What its images end in.
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _AOI = "mapping-challenge"
 
 
 def is_mapping_challenge(path: Path) -> bool:
     """Whether a file is an image or the annotations of this challenge."""
     return path.name == ANNOTATIONS or (
-        path.suffix.lower() in _SUFFIXES and path.stem.isascii() and path.stem.isdecimal()
+        path.suffix.lower() in PICTURE_SUFFIXES and path.stem.isascii() and path.stem.isdecimal()
     )
 
 
 def scan_mapping_challenge(directories: Sequence[Path], files: Sequence[Path]) -> Inventory:
     """Find the chips among the files and read the headers of their images.
 
-    An image that the annotations list and that is not there is a fault of its own.
+    An image that the annotations list and that is not there is a fault of its own, and so is a
+    directory or a pipe in the place of one.
 
     Args:
         directories: where the search went.
-        files: all that is there.
+        files: all that is there, directories and pipes in images' places, too.
 
     Raises:
         SatmapError: there is no image, a file of annotations cannot be read, or two images have one
             id.
     """
-    images = {path: path for path in files if path.suffix.lower() in _SUFFIXES}
+    pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
+    # An archive may unpack a file into a directory of its name: then the file is the image.
+    unpacked = {path.parent for path in pictures if path.parent.name == path.name}
+    images = {path: path for path in pictures if path not in unpacked}
     chips: dict[int, Chip] = {}
     faults: dict[str, str] = {}
     for path in (path for path in files if path.name == ANNOTATIONS):
@@ -86,7 +91,8 @@ def scan_mapping_challenge(directories: Sequence[Path], files: Sequence[Path]) -
 def _find(images: dict[Path, Path], directory: Path, name: str) -> Path | None:
     # Names with directories lead nowhere but into the place of the annotations.
     plain = Path(name).name
-    candidates = (directory / "images" / plain, directory / plain)
+    places = (directory / "images" / plain, directory / plain)
+    candidates = [*places, *(place / plain for place in places)]
     return next((path for path in candidates if path in images), None)
 
 

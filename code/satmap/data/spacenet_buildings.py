@@ -9,11 +9,17 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from satmap.data.building_names import EXPECTED_NAMES, BuildingImageName, parse_building_name
+from satmap.data.building_names import (
+    EXPECTED_NAMES,
+    IMAGE_SUFFIXES,
+    BuildingImageName,
+    parse_building_name,
+)
 from satmap.data.chip import Chip
 from satmap.data.imagery import ImageInfo, read_infos
 from satmap.data.inventory import Inventory
 from satmap.data.looks import Look
+from satmap.data.walk import is_no_file
 from satmap.errors import SatmapError
 from satmap.ordering import natural_key
 
@@ -39,7 +45,7 @@ _LABEL_NAMES = (
 
 def is_building_image(path: Path) -> bool:
     """Whether a file is named like an image of these challenges."""
-    return path.suffix.lower() in {".tif", ".tiff"} and parse_building_name(path.stem) is not None
+    return path.suffix.lower() in IMAGE_SUFFIXES and parse_building_name(path.stem) is not None
 
 
 def scan_spacenet_buildings(
@@ -55,7 +61,7 @@ def scan_spacenet_buildings(
 
     Args:
         directories: where the search went.
-        files: all that is there.
+        files: all that is there, directories and pipes in images' places, too.
         channels: what the networks need at most.
         look: of images whose names say none.
 
@@ -66,11 +72,15 @@ def scan_spacenet_buildings(
     names: dict[str, BuildingImageName] = {}
     labels: dict[str, Path] = {}
     passed_over: list[Path] = []
+    no_files: dict[tuple[str, str], Path] = {}
     for path in files:
-        if path.suffix.lower() in {".tif", ".tiff"}:
+        if path.suffix.lower() in IMAGE_SUFFIXES:
             name = parse_building_name(path.stem)
             if name is None:
                 passed_over.append(path)
+            elif name.product is not None and is_no_file(path):
+                no_files[name.image_id, name.product] = path
+                names.setdefault(name.image_id, name)
             elif name.product is not None:
                 known = images[name.image_id].setdefault(name.product, path)
                 if known != path:
@@ -81,6 +91,9 @@ def scan_spacenet_buildings(
                 names[name.image_id] = name
         elif path.suffix.lower() in {".geojson", ".json"} and (key := _label_key(path.stem)):
             labels.setdefault(key, path)
+    # An archive may unpack a file into a directory of its name: then the file is the image.
+    for (image_id, product), path in no_files.items():
+        images[image_id].setdefault(product, path)
     if not images:
         places = ", ".join(map(str, directories)) or "no directory"
         raise SatmapError(

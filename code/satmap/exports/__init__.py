@@ -1,18 +1,23 @@
-"""Road graphs in the formats that maps, routers and graph libraries read, one file a format."""
+"""Roads and buildings in the formats that maps, GIS, routers and graph libraries read."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from satmap.errors import SatmapError
+from satmap.exports.buildings import BUILDING_SUFFIXES, export_buildings
 from satmap.exports.geojson import write_geojson
 from satmap.exports.geopackage import write_geopackage
 from satmap.exports.graphml import write_graphml
+from satmap.exports.image_buildings import ImageBuildings
 from satmap.exports.image_roads import ImageRoads
 
 __all__ = [
+    "BUILDING_SUFFIXES",
     "GEOGRAPHIC_SUFFIXES",
     "SUFFIXES",
+    "ImageBuildings",
     "ImageRoads",
+    "export_buildings",
     "write_geojson",
     "write_geopackage",
     "write_graphml",
@@ -25,7 +30,7 @@ _WRITERS: dict[str, Callable[[Path, Iterable[ImageRoads]], None]] = {
     ".graphml": write_graphml,
 }
 
-#: Suffixes of the formats, as :func:`write_roads` takes them.
+#: Suffixes of the formats of roads, as :func:`write_roads` takes them.
 SUFFIXES = tuple(_WRITERS)
 
 #: Those that hold longitude and latitude, and so no image without a georeference.

@@ -4,37 +4,22 @@ Coordinates are longitude and latitude on WGS 84 (EPSG:4326) even where all imag
 system: what a file holds then never depends on which images happened to be in it.
 """
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyogrio
 import shapely
-from pyogrio.errors import DataLayerError, DataSourceError
 
-from satmap.errors import CannotWriteError
 from satmap.exports.image_roads import (
     ImageRoads,
     edge_attributes,
     in_lon_lat,
     numbered,
 )
-from satmap.files import atomic_path
+from satmap.exports.layers import Layer, append, new_geopackage
 
-
-@dataclass(frozen=True)
-class _Layer:
-    """A table of the file: its geometries, and its columns with their types."""
-
-    name: str
-    geometry_type: str
-    fields: Mapping[str, type]
-
-
-_ROADS = _Layer(
+_ROADS = Layer(
     "roads",
     "LineString",
     {
@@ -49,17 +34,7 @@ _ROADS = _Layer(
         "confidence": np.float64,
     },
 )
-_JUNCTIONS = _Layer(
-    "junctions", "Point", {"image_id": object, "node": np.int64, "degree": np.int64}
-)
-
-# GDAL writes the time of day into every table; the same roads are to give the same bytes. What is
-# written is a temporary file, which needs no second one to recover from.
-_GDAL_OPTIONS = {
-    "OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z",
-    "OGR_SQLITE_JOURNAL": "MEMORY",
-    "OGR_SQLITE_SYNCHRONOUS": "OFF",
-}
+_JUNCTIONS = Layer("junctions", "Point", {"image_id": object, "node": np.int64, "degree": np.int64})
 
 
 def write_geopackage(path: Path, graphs: Iterable[ImageRoads]) -> None:
@@ -75,23 +50,16 @@ def write_geopackage(path: Path, graphs: Iterable[ImageRoads]) -> None:
         SatmapError: an image has no usable georeference.
         CannotWriteError: ``path`` cannot be written.
     """
-    with (
-        atomic_path(path) as temporary,
-        _gdal_options(_GDAL_OPTIONS),
-        _as_cannot_write(path),
-    ):
-        # Even without a single road both layers are there.
-        _write(temporary, _ROADS, [], [], append=False)
-        _write(temporary, _JUNCTIONS, [], [], append=False)
+    with new_geopackage(path, (_ROADS, _JUNCTIONS)) as temporary:
         for first_node, roads in numbered(graphs):
             lon_lat = in_lon_lat(roads)
-            _write(
+            append(
                 temporary,
                 _ROADS,
                 [shapely.LineString(line) for line in lon_lat.lines],
                 [edge_attributes(roads.image_id, edge, first_node) for edge in roads.graph.edges],
             )
-            _write(
+            append(
                 temporary,
                 _JUNCTIONS,
                 shapely.points(lon_lat.nodes).tolist(),
@@ -106,46 +74,3 @@ def _junction_rows(roads: ImageRoads, first_node: int) -> list[dict[str, Any]]:
         {"image_id": roads.image_id, "node": first_node + index, "degree": degree}
         for index, degree in enumerate(degrees)
     ]
-
-
-def _write(
-    path: Path,
-    layer: _Layer,
-    geometries: Sequence[shapely.Geometry],
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    append: bool = True,
-) -> None:
-    pyogrio.raw.write(
-        path,
-        np.array(shapely.to_wkb(geometries), object),
-        [np.array([row[name] for row in rows], kind) for name, kind in layer.fields.items()],
-        list(layer.fields),
-        layer=layer.name,
-        driver="GPKG",
-        geometry_type=layer.geometry_type,
-        crs="EPSG:4326",
-        append=append,
-    )
-
-
-@contextlib.contextmanager
-def _gdal_options(options: dict[str, str]) -> Iterator[None]:
-    """Options of pyogrio's GDAL, put back in the end."""
-    before = {name: pyogrio.get_gdal_config_option(name) for name in options}
-    pyogrio.set_gdal_config_options(options)
-    try:
-        yield
-    finally:
-        pyogrio.set_gdal_config_options(before)
-
-
-@contextlib.contextmanager
-def _as_cannot_write(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (DataSourceError, DataLayerError) as error:
-        raise CannotWriteError(
-            f"cannot write {path}: {error}. "
-            "Check that the directory exists, is writable and has space."
-        ) from error

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satmap.data.georeference import Georeference
-from satmap.errors import SatmapError
-from satmap.geojson import LON_LAT, project
+from satmap.exports.places import lon_lat_of
 from satmap.roads.graph import RoadEdge, RoadGraph
 from satmap.speeds import MPS_PER_MPH, class_speed_mph
 
@@ -56,26 +55,16 @@ def in_lon_lat(roads: ImageRoads) -> LonLat:
         SatmapError: the image has no georeference, or one that does not lead to longitudes and
             latitudes on one side of the 180th meridian.
     """
-    if roads.georeference is None:
-        raise SatmapError(
-            f"{roads.image_id} has no georeference, which GeoJSON and GeoPackage need. Write "
-            "GraphML, which takes pixels, or a CSV; or give the image its georeference, for "
-            "example with `rio edit-info --crs EPSG:4326 --transform ... IMAGE`."
-        )
     graph = roads.graph
     # All at once: every call has to set up the projection anew.
     parts = [graph.nodes, *(edge.line for edge in graph.edges)]
-    matrix = np.array(roads.georeference.transform[:6]).reshape(2, 3)
-    places = np.concatenate(parts) @ matrix[:, :2].T + matrix[:, 2]
-    try:
-        lon_lat = project(places, roads.georeference.crs, LON_LAT)
-    except ValueError as error:
-        raise SatmapError(f"{roads.image_id}: its roads {error}.") from error
-    if len(lon_lat) and ((np.abs(lon_lat) > (180, 90)).any() or np.ptp(lon_lat[:, 0]) > 180):
-        raise SatmapError(
-            f"{roads.image_id} lies across the 180th meridian or beyond a pole, where lines in "
-            "longitude and latitude would run around the Earth. Write GraphML or a CSV."
-        )
+    lon_lat = lon_lat_of(
+        roads.image_id,
+        roads.georeference,
+        np.concatenate(parts),
+        things="roads",
+        otherwise="Write GraphML, which takes pixels, or a CSV",
+    )
     ends = np.cumsum([len(part) for part in parts])
     nodes, *lines = np.split(lon_lat, ends[:-1])
     return LonLat(nodes, lines)

@@ -1,4 +1,4 @@
-"""Coordinate descent over small grids, on scores that are means over chips.
+"""Coordinate descent over small grids, on what chips say of settings.
 
 A step is taken only if it gains more than the standard error of the gain over the chips, as in the
 one-standard-error rule (Breiman, Friedman, Olshen and Stone 1984): of many settings that are
@@ -8,29 +8,33 @@ equally good the best always looks better than it is.
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from math import inf, sqrt
-from typing import NamedTuple
+from math import inf
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from satmap.progress import track
-from satmap.roads.settings import RoadSettings
+from satmap.settings import Settings
 
-Floats = NDArray[np.float64]
+#: Settings of a vectoriser, which can be told apart by their hashes.
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+#: What is known of a chip under some settings: a score, counts, matches.
+Record = TypeVar("Record")
+_Record = TypeVar("_Record", contravariant=True)
 
 #: Values that each setting may take.
 Grids = Mapping[str, Sequence[float]]
 
-#: A chip and the settings that it is to be scored under.
-Task = tuple[int, tuple[RoadSettings, ...]]
+#: A chip and the settings that it is to be judged under.
+Task = tuple[int, tuple[SettingsT, ...]]
 
 # Further rounds change next to nothing.
 _MOST_ROUNDS = 3
 
 
 class Gain(NamedTuple):
-    """A mean difference of scores and its standard error."""
+    """A difference of scores and its standard error."""
 
     mean: float
     error: float
@@ -41,68 +45,62 @@ class Gain(NamedTuple):
         return self.mean > self.error
 
 
-class ScoreTable:
-    """Scores of chips under settings, each worked out once."""
+class Measure(Protocol[_Record]):
+    """Makes one score of the records of many chips."""
+
+    def score(self, records: Sequence[_Record], chips: Sequence[int]) -> float:
+        """The score of chips, by a record of each; the higher the better."""
+
+    def gain(
+        self, before: Sequence[_Record], after: Sequence[_Record], chips: Sequence[int]
+    ) -> Gain:
+        """By how much the second records of the same chips, two or more, are better."""
+
+
+class RecordTable(Generic[SettingsT, Record]):
+    """Records of chips under settings, each worked out once."""
 
     def __init__(
         self,
-        areas: Sequence[str],
-        score: Callable[[Sequence[Task]], Generator[Sequence[float]]],
+        measure: Measure[Record],
+        work: Callable[[Sequence[Task[SettingsT]]], Generator[Sequence[Record]]],
     ) -> None:
         """An empty table.
 
         Args:
-            areas: the area of every chip; areas count alike in means, whatever their size.
-            score: gives for every task, in order, its settings' scores; may be closed before the
-                end.
+            measure: what is made of the records.
+            work: gives for every task, in order, a record for each of its settings; may be closed
+                before the end.
         """
-        self._areas = list(areas)
-        self._score = score
-        self._scores: dict[tuple[int, RoadSettings], float] = {}
+        self.measure = measure
+        self._work = work
+        self._records: dict[tuple[int, SettingsT], Record] = {}
 
     def fill(
-        self, settings: Sequence[RoadSettings], chips: Sequence[int], deadline: float = inf
+        self, settings: Sequence[SettingsT], chips: Sequence[int], deadline: float = inf
     ) -> bool:
-        """Score what is missing; False if the time, as by ``time.monotonic``, ran out."""
+        """Work out what is missing; False if the time, as by ``time.monotonic``, ran out."""
         tasks = []
         for chip in chips:
-            missing = tuple(s for s in settings if (chip, s) not in self._scores)
+            missing = tuple(s for s in settings if (chip, s) not in self._records)
             if missing:
                 tasks.append((chip, missing))
         if tasks and time.monotonic() >= deadline:
             return False
-        with closing(self._score(tasks)) as results:
+        with closing(self._work(tasks)) as results:
             for done, (chip, missing) in enumerate(tasks, start=1):
-                for its, score in zip(missing, next(results), strict=True):
-                    self._scores[chip, its] = score
+                for its, record in zip(missing, next(results), strict=True):
+                    self._records[chip, its] = record
                 if done < len(tasks) and time.monotonic() >= deadline:
                     return False
         return True
 
-    def scores(self, settings: RoadSettings, chips: Sequence[int]) -> Floats:
-        """What ``fill`` has worked out, (chips,)."""
-        return np.array([self._scores[chip, settings] for chip in chips])
-
-    def mean(self, scores: Floats, chips: Sequence[int]) -> float:
-        """Mean over areas of the means over their chips."""
-        return float(self._weights(chips) @ scores)
-
-    def gain(self, differences: Floats, chips: Sequence[int]) -> Gain:
-        """The mean of differences of scores, a chip each, and its standard error."""
-        weights, count = self._weights(chips), len(chips)
-        mean = float(weights @ differences)
-        spread = float(weights**2 @ (differences - mean) ** 2)
-        return Gain(mean, sqrt(spread * count / (count - 1)))
-
-    def _weights(self, chips: Sequence[int]) -> Floats:
-        _, area, sizes = np.unique(
-            [self._areas[chip] for chip in chips], return_inverse=True, return_counts=True
-        )
-        weights: Floats = 1 / (sizes[area] * len(sizes))
-        return weights
+    def records(self, settings: SettingsT, chips: Sequence[int]) -> list[Record]:
+        """What ``fill`` has worked out, one a chip."""
+        return [self._records[chip, settings] for chip in chips]
 
 
-class Descent(NamedTuple):
+class Descent(NamedTuple, Generic[SettingsT]):
     """Where a descent ended.
 
     Attributes:
@@ -110,18 +108,18 @@ class Descent(NamedTuple):
         complete: whether there was time for everything.
     """
 
-    settings: RoadSettings
+    settings: SettingsT
     complete: bool
 
 
 def descend(
-    table: ScoreTable,
-    start: RoadSettings,
+    table: RecordTable[SettingsT, Record],
+    start: SettingsT,
     grids: Grids,
     chips: Sequence[int],
     deadline: float,
     label: str,
-) -> Descent:
+) -> Descent[SettingsT]:
     """Fit settings to chips.
 
     A first sweep tries every value of every setting beside the others' start, and so measures how
@@ -129,7 +127,7 @@ def descend(
     promise most first, until a round moves none.
 
     Args:
-        table: where scores come from.
+        table: where records come from.
         start: where to begin.
         grids: the settings to fit and their values, most important first, should time run out.
         chips: what to fit to, at least two.
@@ -164,22 +162,30 @@ def descend(
 
 
 def _best_move(
-    table: ScoreTable,
-    current: RoadSettings,
+    table: RecordTable[SettingsT, Record],
+    current: SettingsT,
     name: str,
     values: Sequence[float],
     chips: Sequence[int],
     deadline: float,
-) -> tuple[RoadSettings, Gain] | None:
+) -> tuple[SettingsT, Gain] | None:
     """The best other value of one setting and what it gains; None if time runs out."""
-    changed = (current.model_copy(update={name: value}) for value in values)
-    others = [settings for settings in changed if settings.low <= settings.high]
-    others = [settings for settings in others if settings != current]
+    others = [settings for settings in _changed(current, name, values) if settings != current]
     if not others:
         return current, Gain(0.0, 0.0)
     if not table.fill([current, *others], chips, deadline):
         return None
-    here = table.scores(current, chips)
-    gains = [table.gain(table.scores(other, chips) - here, chips) for other in others]
+    here = table.records(current, chips)
+    gains = [table.measure.gain(here, table.records(other, chips), chips) for other in others]
     best = max(range(len(others)), key=lambda index: gains[index].mean)
     return others[best], gains[best]
+
+
+def _changed(current: SettingsT, name: str, values: Sequence[float]) -> Generator[SettingsT]:
+    """The settings with each of the values, where they are possible together."""
+    for value in values:
+        try:
+            yield type(current).model_validate(current.model_dump() | {name: value})
+        except ValidationError:
+            # Such as a lower threshold above the upper one.
+            continue

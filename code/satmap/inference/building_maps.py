@@ -1,6 +1,6 @@
 """Buildings from planes, into the journal and into SpaceNet's CSV or COCO results."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,8 @@ from satmap.data.cache import category_of
 from satmap.data.chip import Chip
 from satmap.data.georeference import Georeference
 from satmap.errors import SatmapError
-from satmap.inference.journal import Journal
+from satmap.exports import BUILDING_SUFFIXES, ImageBuildings, export_buildings
+from satmap.inference.journal import Journal, place_as_json, place_from_json
 from satmap.inference.lazy_rows import LazyRows
 from satmap.mask_files import BUILDING_MASKS, open_mask
 from satmap.planes import Planes
@@ -27,23 +28,6 @@ from satmap.submissions.coco_json import Detection, write_coco_results
 
 #: The name of an output that is to be a list of COCO results ends in it.
 COCO_SUFFIX = ".json"
-
-
-@dataclass(frozen=True)
-class ImageBuildings:
-    """The buildings of one image.
-
-    Attributes:
-        image_id: the image.
-        number: its id in COCO results; None where it has none.
-        size: its height and width.
-        buildings: in its pixels.
-    """
-
-    image_id: str
-    number: int | None
-    size: tuple[int, int]
-    buildings: tuple[Building, ...]
 
 
 @dataclass(frozen=True)
@@ -89,19 +73,20 @@ class BuildingMaps:
     ) -> ImageBuildings:
         """The buildings with the image that they are of."""
         size = chip.image.height, chip.image.width
-        return ImageBuildings(image_id, chip.number, size, tuple(found))
+        return ImageBuildings(image_id, chip.number, size, tuple(found), georeference)
 
     def require_output(self, output: Path, exports: Sequence[Path], chips: Sequence[Chip]) -> None:
-        """Refuse what only roads can be written as, and COCO results of images without numbers.
+        """Refuse exports that only roads have, and COCO results of images without numbers.
 
         Raises:
             SatmapError: so it is.
         """
-        if exports:
-            raise SatmapError(
-                f"{exports[0]}: --export writes roads only. Buildings go into the output, as a "
-                f"CSV or, where its name ends in {COCO_SUFFIX}, as COCO results."
-            )
+        for path in exports:
+            if path.suffix.lower() not in BUILDING_SUFFIXES:
+                raise SatmapError(
+                    f"{path}: buildings can be exported as {' or '.join(BUILDING_SUFFIXES)}; "
+                    "the other formats are for roads."
+                )
         nameless = [chip.image_id for chip in chips if chip.number is None]
         if output.suffix.lower() == COCO_SUFFIX and nameless:
             raise SatmapError(
@@ -115,13 +100,18 @@ class BuildingMaps:
         """Write SpaceNet's CSV with confidences, or COCO results where the name ends in .json."""
         return write_buildings(output, ids, keys, journal.found)
 
+    def export(self, path: Path, images: Callable[[], Iterator[ImageBuildings]]) -> list[str]:
+        """Write footprints as GeoJSON or GeoPackage; gives what is wrong with those left out."""
+        return export_buildings(path, images)
+
     def as_json(self, found: ImageBuildings) -> list[Any]:
-        """The buildings as lists and texts, polygons as hexadecimal WKB."""
+        """The buildings as lists, numbers and texts, polygons as hexadecimal WKB."""
         return [
             found.image_id,
             found.number,
             found.size,
             [[building.polygon.wkb_hex, building.confidence] for building in found.buildings],
+            place_as_json(found.georeference),
         ]
 
     def from_json(self, content: list[Any]) -> ImageBuildings:
@@ -131,12 +121,13 @@ class BuildingMaps:
             ValueError, TypeError: it is no such list.
             shapely.errors.ShapelyError: it holds a damaged polygon.
         """
-        image_id, number, (height, width), buildings = content
+        image_id, number, (height, width), buildings, place = content
         return ImageBuildings(
             image_id,
             number,
             (height, width),
             tuple(Building(shapely.from_wkb(text), float(sure)) for text, sure in buildings),
+            place_from_json(place),
         )
 
 
@@ -192,18 +183,27 @@ def _write_coco(
         ids_of[found.number] = image_id
         sizes[found.number] = width, height
     numbers = {number: keys[image_id] for number, image_id in ids_of.items()}
-    detections = LazyRows(list(numbers), numbers, lambda key: _detections(read(key)))
-    write_coco_results(output, detections, sizes)
+    masks = LazyRows(list(numbers), numbers, lambda key: _detections(read(key)))
+    write_coco_results(output, masks, sizes)
     counts = dict.fromkeys(ids, 0)
-    counts.update((ids_of[number], count) for number, count in detections.counts.items())
+    counts.update((ids_of[number], count) for number, count in masks.counts.items())
     return counts
 
 
 def _detections(found: ImageBuildings) -> list[Detection]:
-    """Buildings as masks: a pixel is a building's whose centre is inside."""
+    return detections(found.buildings, found.size)
+
+
+def detections(buildings: Sequence[Building], size: tuple[int, int]) -> list[Detection]:
+    """Buildings as masks: a pixel is a building's whose centre is inside.
+
+    Args:
+        buildings: of an image.
+        size: its height and width.
+    """
     drawn = []
-    height, width = found.size
-    for building in found.buildings:
+    height, width = size
+    for building in buildings:
         polygon = building.polygon
         left, top, right, bottom = (round(bound) for bound in polygon.bounds)
         # Outlines may have been moved a little beyond the image.

@@ -11,8 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
+from affine import Affine
 from shapely.errors import ShapelyError
 
+from satmap.data.georeference import Georeference
 from satmap.errors import CannotWriteError
 
 # The processes of a run that was killed end within moments; after that long it is another run.
@@ -32,6 +34,23 @@ class Codec(Protocol):
             ValueError, TypeError: it is no such list.
             shapely.errors.ShapelyError: likewise.
         """
+
+
+def place_as_json(place: Georeference | None) -> list[Any] | None:
+    """Where an image lies as a list, for codecs."""
+    return [place.crs, place.transform[:6], place.metres_per_pixel] if place else None
+
+
+def place_from_json(content: list[Any] | None) -> Georeference | None:
+    """Where it lay, to the last bit.
+
+    Raises:
+        ValueError, TypeError: it is no such list.
+    """
+    if content is None:
+        return None
+    crs, transform, (x, y) = content
+    return Georeference(crs, Affine(*transform), (x, y))
 
 
 class Journal:

@@ -1,6 +1,6 @@
 """What a task makes of planes. The pipeline knows no task by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,6 +78,20 @@ class Maps(Codec, Protocol):
 
         Returns:
             How much was found by id.
+
+        Raises:
+            CannotWriteError: it cannot be written.
+        """
+
+    def export(self, path: Path, images: Callable[[], Iterator[Any]]) -> list[str]:
+        """Write a further file, in the format that its suffix names.
+
+        Args:
+            path: the file.
+            images: gives what the journal holds of each image, from the first.
+
+        Returns:
+            What is wrong with images that the format cannot hold, and are left out.
 
         Raises:
             CannotWriteError: it cannot be written.

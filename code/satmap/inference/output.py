@@ -1,11 +1,10 @@
 """The files that a prediction ends in, from its journal: one image in memory at a time."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from typing import Any
 
 from satmap.errors import SatmapError
-from satmap.exports import GEOGRAPHIC_SUFFIXES, SUFFIXES, ImageRoads, write_roads
-from satmap.exports.image_roads import in_lon_lat
+from satmap.exports import SUFFIXES
 from satmap.files import remove_left_over_of, require_writable
 from satmap.inference.journal import Journal
 from satmap.inference.plan import Plan, Request
@@ -78,27 +77,13 @@ def write_outputs(
         if place.key in journal.finished
     }
     counts = plan.maps.write(request.output, list(plan.ids.values()), keys, journal)
-    warnings: list[str] = []
-    for path in request.exports:
-        warnings += _export(path, (journal.found(key) for key in keys.values()))
-    return counts, warnings
 
+    def images() -> Iterator[Any]:
+        return (journal.found(key) for key in keys.values())
 
-def _export(path: Path, roads: Iterator[ImageRoads]) -> list[str]:
-    """Write the roads of the images that the format can hold; gives what to know of the others."""
-    if path.suffix.lower() not in GEOGRAPHIC_SUFFIXES:
-        write_roads(path, roads)
-        return []
-    faults: list[str] = []
-
-    def placed() -> Iterator[ImageRoads]:
-        for of_image in roads:
-            try:
-                in_lon_lat(of_image)
-            except SatmapError as error:
-                faults.append(str(error))
-                continue
-            yield of_image
-
-    write_roads(path, placed())
-    return [f"{path} lacks {len(faults)} images. {faults[0]}"] if faults else []
+    lacking = {path: plan.maps.export(path, images) for path in request.exports}
+    return counts, [
+        f"{path} lacks {len(faults)} images. {faults[0]}"
+        for path, faults in lacking.items()
+        if faults
+    ]

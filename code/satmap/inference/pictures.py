@@ -21,7 +21,8 @@ class Picture:
         pixels: uint8 (height, width, channels), read already but of a large image; of the size in
             which the networks see it, which may be another than the file's.
         voters: the networks that it has enough channels for.
-        metres_per_pixel: along x and y.
+        metres_per_pixel: along x and y; the recipe's default where the file does not say, as of
+            the Mapping Challenge's JPEGs. Of buildings nobody asks for it.
         category: of its look, for networks with a head for each; None without.
         is_large: whether its planes are too large to be held in memory; then it is not read yet.
         notes: what the user should know.
@@ -71,7 +72,7 @@ def read_picture(chip: Chip, voters: Sequence[Voter], recipe: Recipe) -> Picture
             continue
         if pixels.is_blank if isinstance(pixels, StretchedImage) else not pixels[:, :].any():
             notes.append(
-                f"{info.path}: no pixel holds data, so no road can be found; check the image if "
+                f"{info.path}: no pixel holds data, so nothing can be found; check the image if "
                 "it should show something"
             )
         if len(fitting) < len(voters):
@@ -80,9 +81,10 @@ def read_picture(chip: Chip, voters: Sequence[Voter], recipe: Recipe) -> Picture
                 f"images and were left out where there is only {RGB}"
             )
         size = recipe.inference.default_metres_per_pixel, recipe.inference.default_metres_per_pixel
-        if info.georeference is None:
-            notes.append(f"images without georeference are taken to have {size[0]} m a pixel")
-        else:
+        if info.georeference is not None:
             size = info.georeference.metres_per_pixel
+        elif recipe.task == "roads":
+            # Buildings are measured in pixels, whatever their size.
+            notes.append(f"images without georeference are taken to have {size[0]} m a pixel")
         return Picture(info, pixels, fitting, size, tuple(notes), category, large)
     raise SatmapError(" ".join(notes))

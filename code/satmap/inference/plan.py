@@ -33,7 +33,7 @@ class Request:
         device: where networks run, by name.
         recipe_name: None for that of the weights.
         planes: directory for the averaged planes, or None.
-        exports: further files for the roads.
+        exports: further files for what is found.
         out_of_fold: whether an image is predicted only by networks whose training held it out.
         workers: processes that vectorise, for each process that predicts.
         command: satmap's arguments, for the manifest; empty if it was called from Python.

@@ -73,7 +73,7 @@ def predict(
         planes: directory for the averaged planes, a GeoTIFF an image by the id that stands in the
             file, as ``satmap.vectorizing.vectorize_directory`` takes them; an image at fault has
             none.
-        exports: files for the roads in the formats of ``satmap.exports``; of roads alone.
+        exports: files for the roads or buildings in the formats of ``satmap.exports``.
         out_of_fold: predict each image only by the networks whose training held it out, and leave
             out images that none did.
         workers: processes that write and vectorise planes, for each that predicts; with any, a

@@ -1,17 +1,18 @@
 """Roads from planes, into the journal and into the challenge's CSV."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from affine import Affine
 
 from satmap.data.chip import Chip
 from satmap.data.georeference import Georeference
-from satmap.exports import ImageRoads
-from satmap.inference.journal import Journal
+from satmap.errors import SatmapError
+from satmap.exports import GEOGRAPHIC_SUFFIXES, ImageRoads, write_roads
+from satmap.exports.image_roads import in_lon_lat
+from satmap.inference.journal import Journal, place_as_json, place_from_json
 from satmap.inference.lazy_rows import LazyRows
 from satmap.mask_files import open_mask
 from satmap.mask_roads import roads_of_mask
@@ -70,12 +71,30 @@ class RoadMaps:
         write_roads_csv(output, rows)
         return rows.counts
 
+    def export(self, path: Path, images: Callable[[], Iterator[ImageRoads]]) -> list[str]:
+        """Write the roads of the images that the format can hold."""
+        if path.suffix.lower() not in GEOGRAPHIC_SUFFIXES:
+            write_roads(path, images())
+            return []
+        faults: list[str] = []
+
+        def placed() -> Iterator[ImageRoads]:
+            for roads in images():
+                try:
+                    in_lon_lat(roads)
+                except SatmapError as error:
+                    faults.append(str(error))
+                    continue
+                yield roads
+
+        write_roads(path, placed())
+        return faults
+
     def as_json(self, found: ImageRoads) -> list[Any]:
         """The roads as lists and numbers."""
-        place = found.georeference
         return [
             found.image_id,
-            place and [place.crs, place.transform[:6], place.metres_per_pixel],
+            place_as_json(found.georeference),
             found.graph.nodes.tolist(),
             [
                 [edge.nodes, edge.line.tolist(), edge.length_m, edge.speed_mps, edge.confidence]
@@ -90,10 +109,6 @@ class RoadMaps:
             ValueError, TypeError: it is no such record.
         """
         image_id, place, nodes, edges = content
-        georeference = None
-        if place is not None:
-            crs, transform, (x, y) = place
-            georeference = Georeference(crs, Affine(*transform), (x, y))
         graph = RoadGraph(
             np.array(nodes, np.float64).reshape(-1, 2),
             tuple(
@@ -101,4 +116,4 @@ class RoadMaps:
                 for (start, end), line, length_m, speed_mps, confidence in edges
             ),
         )
-        return ImageRoads(image_id, graph, georeference)
+        return ImageRoads(image_id, graph, place_from_json(place))

@@ -9,10 +9,12 @@ import contextlib
 import copy
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -22,6 +24,7 @@ from satmap.metrics.report import Figures, Report
 from satmap.submissions.coco_json import (
     CATEGORY,
     MAX_DETECTIONS,
+    CocoBuilding,
     CocoResult,
     CocoTruth,
     read_coco_results,
@@ -30,6 +33,57 @@ from satmap.submissions.coco_json import (
 from satmap.submissions.coco_masks import CocoMask
 
 _IOU_50 = 0
+
+# Recalls at which precision is read off, .00 to 1.00.
+_RECALLS = np.linspace(0, 1, 101)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageMatches:
+    """What COCO's program makes of an image's detections at an IoU of .5.
+
+    Attributes:
+        scores: float64 (n,), of the detections, best first; those in crowds are left out.
+        right: bool (n,), whether each found a building.
+        buildings: how many there are to be found.
+    """
+
+    scores: NDArray[np.float64]
+    right: NDArray[np.bool_]
+    buildings: int
+
+
+def match_image(truth: Sequence[CocoBuilding], found: Sequence[CocoResult]) -> ImageMatches:
+    """Match the detections of one image with its buildings, at an IoU of .5."""
+    evaluation = _evaluate(CocoTruth({}, {0: truth}), {0: found}, [0], thresholds=[0.5])
+    image: Any = evaluation.evalImgs[0]
+    if image is None:
+        return ImageMatches(np.zeros(0), np.zeros(0, np.bool_), 0)
+    counted = ~np.asarray(image["dtIgnore"][0], np.bool_)
+    scores = np.asarray(image["dtScores"], np.float64)
+    matches = np.asarray(image["dtMatches"][0])
+    return ImageMatches(
+        scores[counted], matches[counted] > 0, int((~np.asarray(image["gtIgnore"], bool)).sum())
+    )
+
+
+def average_precision(images: Sequence[ImageMatches]) -> float:
+    """``ap50`` of images together: of detections by score the mean of precision over recalls.
+
+    As the official program does it, precision at a recall is the best at that recall or beyond, and
+    of equal scores the earlier image's come first. 0 where there is no building.
+    """
+    buildings = sum(image.buildings for image in images)
+    if not buildings:
+        return 0.0
+    scores = np.concatenate([image.scores for image in images])
+    right = np.concatenate([image.right for image in images])
+    right = right[np.argsort(-scores, kind="stable")]
+    found = np.cumsum(right)
+    precision = found / np.arange(1, len(found) + 1)
+    best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    at = np.searchsorted(found / buildings, _RECALLS, side="left")
+    return float(best[at].mean())
 
 
 def score_coco(truth: Path, results: Path) -> Report:
@@ -81,9 +135,12 @@ def score_coco(truth: Path, results: Path) -> Report:
 
 
 def _evaluate(
-    truth: CocoTruth, results: Mapping[int, Sequence[CocoResult]], ids: Sequence[int]
+    truth: CocoTruth,
+    results: Mapping[int, Sequence[CocoResult]],
+    ids: Sequence[int],
+    thresholds: Sequence[float] | None = None,
 ) -> COCOeval:
-    """The library's matching of all images."""
+    """The library's matching of all images, by default at all IoUs from .50 to .95."""
     buildings = [
         {**_annotation(image_id, building.mask), "iscrowd": int(building.crowd)}
         for image_id, of_image in truth.buildings.items()
@@ -100,6 +157,8 @@ def _evaluate(
         evaluation.params.areaRng = evaluation.params.areaRng[:1]
         evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
         evaluation.params.maxDets = [MAX_DETECTIONS]
+        if thresholds is not None:
+            evaluation.params.iouThrs = np.array(thresholds)
         evaluation.evaluate()
     return evaluation
 

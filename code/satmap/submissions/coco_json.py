@@ -135,9 +135,41 @@ def write_coco_results(
         file.write("[]\n" if separator == "[\n" else "\n]\n")
 
 
+def results_of(detections: Sequence[Detection], size: tuple[int, int]) -> list[CocoResult]:
+    """What a file of results would hold of an image; see :func:`write_coco_results`.
+
+    Args:
+        detections: of the image.
+        size: its width and height.
+
+    Raises:
+        ValueError: a score or a mask cannot be.
+    """
+    width, height = size
+    return [
+        CocoResult(CocoMask((height, width), counts.encode()), score)
+        for counts, score, _ in _best_of_image(0, detections, size)
+    ]
+
+
 def _entries_of_image(
     image_id: int, detections: Sequence[Detection], size: tuple[int, int]
 ) -> Iterator[dict[str, object]]:
+    width, height = size
+    for counts, score, box in _best_of_image(image_id, detections, size):
+        yield {
+            "image_id": int(image_id),
+            "category_id": CATEGORY,
+            "score": score,
+            "segmentation": {"size": [int(height), int(width)], "counts": counts},
+            "bbox": list(box),
+        }
+
+
+def _best_of_image(
+    image_id: int, detections: Sequence[Detection], size: tuple[int, int]
+) -> Iterator[tuple[str, float, tuple[int, ...]]]:
+    """Run lengths, score and box of what is written of an image, best first."""
     best: dict[str, tuple[float, tuple[int, ...]]] = {}
     for detection in detections:
         score = float(detection.score)
@@ -147,16 +179,8 @@ def _entries_of_image(
         if box[2] and (counts not in best or best[counts][0] < score):
             best[counts] = score, box
     ranked = heapq.nsmallest(MAX_DETECTIONS, best, key=lambda counts: (-best[counts][0], counts))
-    width, height = size
     for counts in ranked:
-        score, box = best[counts]
-        yield {
-            "image_id": int(image_id),
-            "category_id": CATEGORY,
-            "score": score,
-            "segmentation": {"size": [int(height), int(width)], "counts": counts},
-            "bbox": list(box),
-        }
+        yield counts, *best[counts]
 
 
 def _encode(

@@ -1,6 +1,6 @@
 """Fitting a training to a time: how long each stage and each epoch may be."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from satmap.recipe import Member, Stage
@@ -74,13 +74,16 @@ def plan_epoch(
     )
 
 
-def allot(members: Sequence[Member], world: int, seconds: float) -> dict[str, list[float]]:
+def allot(
+    members: Sequence[Member], world: int, seconds: float, chips: Mapping[str, int]
+) -> dict[str, list[float]]:
     """Seconds for each stage of each member, in proportion to the pixels that it shows.
 
     Args:
         members: what is trained.
         world: how many ranks there are, which work on it as ``deal_stages`` says.
         seconds: for all of it.
+        chips: member's name -> how many it learns from, of which a stage may take fewer.
 
     Returns:
         Member's name -> seconds for each of its stages.
@@ -88,16 +91,16 @@ def allot(members: Sequence[Member], world: int, seconds: float) -> dict[str, li
     shares = {member.name: [0.0] * len(member.stages) for member in members}
     total = 0.0
     for index, (own, shared) in enumerate(deal_stages(members, world)):
-        work = [sum(_work(member.stages[index]) for member in rank) for rank in own]
+        work = [sum(_work(member, index, chips) for member in rank) for rank in own]
         longest = max(work)
         total += longest
         for rank, sum_of_rank in zip(own, work, strict=True):
             for member in rank:
                 # A rank with less to do takes the time that the others need anyway.
-                share = _work(member.stages[index]) / sum_of_rank
+                share = _work(member, index, chips) / sum_of_rank
                 shares[member.name][index] = longest * share
         for member in shared:
-            shares[member.name][index] = _work(member.stages[index]) / world
+            shares[member.name][index] = _work(member, index, chips) / world
             total += shares[member.name][index]
     return {
         name: [seconds * share / total for share in of_stages] for name, of_stages in shares.items()
@@ -126,6 +129,8 @@ def deal_stages(
     return turns
 
 
-def _work(stage: Stage) -> float:
-    """Pixels for every chip."""
-    return float(stage.epochs * stage.passes * stage.crop**2)
+def _work(member: Member, index: int, chips: Mapping[str, int]) -> float:
+    """Pixels that a stage shows."""
+    stage, count = member.stages[index], chips[member.name]
+    shown = count if stage.chips is None else min(stage.chips, count)
+    return float(stage.epochs * stage.passes * stage.crop**2 * shown)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from satmap.data.audit import grouped_sites
 from satmap.data.cache import CachedChip
 from satmap.data.folds import assign_folds
 from satmap.data.looks import Look
@@ -47,6 +48,7 @@ class TrainingOptions:
         time_limit: seconds that all of it may take; None for the recipe's own length.
         teacher: directory of the weights to learn from, for recipes that distil an ensemble.
         look: of images whose names do not say from where they were taken.
+        audit: report of near-duplicates, which are to share a fold.
     """
 
     cache: Path
@@ -56,6 +58,7 @@ class TrainingOptions:
     time_limit: float | None = None
     teacher: Path | None = None
     look: Look | None = None
+    audit: Path | None = None
 
 
 def train(
@@ -100,7 +103,8 @@ def train(
         left = options.time_limit - (time.monotonic() - started)
         # Every rank plans with the first one's clock.
         left = place.ranks.gather(left)[0]
-        seconds = allot(members, place.ranks.world, max(left, 1.0))
+        counts = {member.name: len(_split(member, chips, folds)[0]) for member in members}
+        seconds = allot(members, place.ranks.world, max(left, 1.0), counts)
     for turn in _turns(members, place.ranks):
         team = place if turn.shared else replace(place, ranks=place.ranks.alone())
         for member in turn.members:
@@ -183,6 +187,7 @@ def _prepare(
     remove_left_over(place.weights)
     remove_left_over(options.cache)
     inventory = scan_for(recipe, directories, options.look)
+    groups = grouped_sites(options.audit, inventory.chips) if options.audit else []
     place.ranks.say(inventory.summary())
     labelled = [chip for chip in inventory.chips if chip.label is not None]
     if not options.skip_unlabelled or not labelled:
@@ -209,7 +214,12 @@ def _prepare(
         place.ranks.say(f"{repaired} invalid polygons of the labels were repaired")
     # Looks at one place show the same: it is in one fold or in another.
     sites = {chip.site: chip.aoi for chip in chips}
-    folds = assign_folds(sites.items(), recipe.folds, recipe.seed)
+    folds = assign_folds(sites.items(), recipe.folds, recipe.seed, groups)
+    if options.audit:
+        place.ranks.say(
+            f"{len(groups)} groups of near-duplicates, {sum(map(len, groups))} chips or places, "
+            "share a fold each"
+        )
     return preparation, {chip.image_id: folds[chip.site] for chip in chips}
 
 
@@ -225,12 +235,9 @@ def _train(
     seconds: Mapping[str, Sequence[float]],
 ) -> None:
     """Train a member up to a stage."""
-    held_out = [chip for chip in chips if folds[chip.image_id] == member.fold]
-    others = [chip for chip in chips if folds[chip.image_id] != member.fold]
-    if not others:
-        # One chip alone: train and validate on it rather than not at all.
+    others, held_out = _split(member, chips, folds)
+    if others is held_out:
         place.ranks.say(f"{member.name}: too few chips for folds; validation sees training chips")
-        others = held_out
     validated = f"validated on {len(held_out)}" if held_out else "not validated"
     place.ranks.say(f"{member.name}: {len(others)} chips, {validated}")
     # One seed a member, whatever was trained before it.
@@ -263,6 +270,16 @@ def _train(
             seconds=seconds.get(member.name),
             starts_from=[record_file(source) for source in sources],
         )
+
+
+def _split(
+    member: Member, chips: Sequence[CachedChip], folds: Mapping[str, int]
+) -> tuple[Sequence[CachedChip], Sequence[CachedChip]]:
+    """The chips that a member learns from and those that it is validated on."""
+    held_out = [chip for chip in chips if folds[chip.image_id] == member.fold]
+    others = [chip for chip in chips if folds[chip.image_id] != member.fold]
+    # One chip alone: train and validate on it rather than not at all.
+    return others or held_out, held_out
 
 
 def _require_shared_weights(place: Workplace) -> None:
