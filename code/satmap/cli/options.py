@@ -1,0 +1,144 @@
+"""Options that several commands share, and what their values are."""
+
+import argparse
+import math
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from satmap.runtime.cores import available_cores
+
+if TYPE_CHECKING:
+    from satmap.data.looks import Look
+
+
+def add_weights(sub: argparse.ArgumentParser) -> None:
+    """Where weights are."""
+    sub.add_argument(
+        "--weights",
+        type=Path,
+        default=default_weights(),
+        metavar="DIR",
+        help="directory of weights (default: $WEIGHTS_DIR or %(default)s)",
+    )
+
+
+def add_networks(sub: argparse.ArgumentParser) -> None:
+    """Where weights are, and what runs networks."""
+    add_weights(sub)
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+
+
+def add_recipe(sub: argparse.ArgumentParser, meaning: str = "name or .yaml file") -> None:
+    """Which recipe; the meaning is what the help says of it."""
+    sub.add_argument("--recipe", default="sn5-roads", help=f"{meaning} (default: %(default)s)")
+
+
+def add_images(sub: argparse.ArgumentParser, meaning: str) -> None:
+    """Directories of images; the meaning is what the help says of them."""
+    sub.add_argument("--images", type=Path, nargs="+", default=[], metavar="DIR", help=meaning)
+
+
+def add_look(sub: argparse.ArgumentParser) -> None:
+    """From where images look."""
+    sub.add_argument(
+        "--nadir",
+        type=look,
+        metavar="LOOK",
+        help="from where images look whose names do not say it, for recipes with a head by "
+        "look: degrees off nadir, with the side if need be, such as 32 or 32south",
+    )
+
+
+def add_masks(sub: argparse.ArgumentParser, *tasks: str, default: str | None = "roads") -> None:
+    """What masks show, how large their pixels are, and how many processes vectorise.
+
+    Args:
+        sub: the command.
+        tasks: that it knows.
+        default: its task if the user names none; None for the recipe's.
+    """
+    sub.add_argument(
+        "--task",
+        choices=tasks,
+        default=default,
+        help=f"what masks show (default: {default or 'what the recipe is for'})",
+    )
+    sub.add_argument(
+        "--metres-per-pixel",
+        type=pixel_size,
+        metavar="M",
+        help="pixel size of masks without georeference (default: the recipe's, 0.3)",
+    )
+    sub.add_argument(
+        "--workers",
+        type=count,
+        default=available_cores() if available_cores() > 1 else 0,
+        metavar="N",
+        help="processes that vectorise; 0 works in the main one (default: %(default)s)",
+    )
+
+
+def default_weights() -> Path:
+    """``$WEIGHTS_DIR``, else ``weights``."""
+    return Path(os.environ.get("WEIGHTS_DIR", "weights"))
+
+
+def pixel_size(text: str) -> float:
+    """Argument type: metres, between a millimetre and a hundred metres."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1e-3 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is no size of a pixel in metres")
+    return value
+
+
+def count(text: str) -> int:
+    """Argument type: a whole number from 0."""
+    if not text.isdecimal() or not text.isascii():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """Argument type: a whole number from 1."""
+    value = count(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("0 is too few")
+    return value
+
+
+def look(text: str) -> "Look":
+    """Argument type: from where an image looks at the ground."""
+    from satmap.data.looks import parse_look
+
+    try:
+        return parse_look(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def duration(text: str) -> float:
+    """Argument type: a time in seconds, written in hours, minutes and seconds: 1h30m."""
+    found = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text)
+    try:
+        hours, minutes, seconds = (
+            (float(part or 0) for part in found.groups()) if found else 3 * [0]
+        )
+    except ValueError:
+        hours = minutes = seconds = 0
+    value = 3600 * hours + 60 * minutes + seconds
+    if not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 40h, 90m, 30s or 1h30m")
+    return value
+
+
+def minutes(text: str) -> float:
+    """Argument type: a time above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of minutes")
+    return value

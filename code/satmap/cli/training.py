@@ -1,0 +1,250 @@
+"""Commands that learn from labels: networks, the vectoriser's settings, the confidence."""
+
+import argparse
+from pathlib import Path
+
+from satmap.cli.commands import Commands
+from satmap.cli.options import (
+    add_images,
+    add_look,
+    add_masks,
+    add_networks,
+    add_recipe,
+    add_weights,
+    count,
+    duration,
+    minutes,
+    positive,
+)
+from satmap.cli.reports import report_faults, report_warnings
+from satmap.errors import SatmapError
+from satmap.runtime.cores import available_cores
+from satmap.runtime.launched import is_started_again, local_processes
+
+
+def add_train(commands: Commands) -> None:
+    """Add ``train``."""
+    train = commands.add("train", _train)
+    train.add_argument("directories", type=Path, nargs="+", metavar="DIR")
+    add_recipe(train)
+    add_networks(train)
+    train.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="prepared chips (default: $SATMAP_CACHE, /wdata/satmap-cache or ~/.cache/satmap)",
+    )
+    train.add_argument(
+        "--fold", type=int, action="append", help="train only this fold's members; repeatable"
+    )
+    train.add_argument(
+        "--workers",
+        type=count,
+        metavar="N",
+        help="processes that cut crops for a network (default: by the machine's cores)",
+    )
+    train.add_argument(
+        "--from-scratch", action="store_true", help="do not start from ImageNet weights"
+    )
+    train.add_argument(
+        "--skip-unlabelled",
+        action="store_true",
+        help="leave out images without labels instead of stopping",
+    )
+    train.add_argument(
+        "--restart",
+        action="store_true",
+        help="forget what an earlier training left in the weights directory",
+    )
+
+    train.add_argument(
+        "--processes",
+        type=positive,
+        metavar="N",
+        help="processes that share the work, a GPU each (default: one for every GPU)",
+    )
+    train.add_argument(
+        "--time-limit",
+        type=duration,
+        metavar="TIME",
+        help="fit the recipe's length to a time, such as 40h, 90m or 1h30m",
+    )
+    train.add_argument(
+        "--save-minutes",
+        type=minutes,
+        default=10.0,
+        metavar="M",
+        help="within long epochs save so often (default: %(default)g)",
+    )
+    train.add_argument(
+        "--teacher",
+        type=Path,
+        metavar="DIR",
+        help="weights of the ensemble that a recipe such as sn5-roads-single learns from",
+    )
+    add_look(train)
+    train.add_argument(
+        "--audit",
+        type=Path,
+        metavar="AUDIT.json",
+        help="report of `audit --json`: near-duplicates share a fold",
+    )
+    train.add_argument("--compile", action="store_true", help="run networks by torch.compile")
+    train.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="end with the same weights every time on the same machine; slower on a GPU",
+    )
+    train.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="write TensorBoard's event files"
+    )
+
+
+def _train(options: argparse.Namespace) -> int:
+    """Train a recipe's networks on the chips of one or more directories.
+
+    Finds images and labels, makes folds and targets, runs the stages and keeps the best
+    checkpoints. Started again after an interruption it goes on from where it was. On a machine with
+    several GPUs it starts itself on each; under torchrun, on one or many machines, it is one of
+    the processes.
+    """
+    from satmap.recipe import load_recipe
+    from satmap.runtime.determinism import be_deterministic
+    from satmap.runtime.launcher import launch, processes_for
+
+    recipe = load_recipe(options.recipe)
+    if options.deterministic:
+        if options.time_limit is not None:
+            raise SatmapError(
+                "with --time-limit a training is as long as the clock makes it, so it cannot be "
+                "--deterministic; leave one of them out."
+            )
+        be_deterministic()
+    if options.tensorboard:
+        from satmap.training.watching import require_tensorboard
+
+        require_tensorboard()
+    processes = processes_for(options.device, options.processes)
+    if processes > 1:
+        return launch(options.arguments, processes)
+    # Seconds of imports, which are the ranks' to do and not their launcher's.
+    from satmap.data.preparation import default_cache
+    from satmap.runtime.device import pick_device
+    from satmap.runtime.ranks import joined
+    from satmap.training.ensemble import TrainingOptions, train
+    from satmap.training.interruption import stop_requests
+    from satmap.training.workplace import Circumstances, Workplace
+
+    training = TrainingOptions(
+        cache=options.cache or default_cache(),
+        from_scratch=options.from_scratch,
+        skip_unlabelled=options.skip_unlabelled,
+        folds=tuple(options.fold or ()),
+        time_limit=options.time_limit,
+        teacher=options.teacher,
+        look=options.nadir,
+        audit=options.audit,
+    )
+    device = pick_device(options.device)
+    workers = options.workers
+    with stop_requests() as stop, joined(device) as ranks:
+        place = Workplace(
+            weights=options.weights,
+            device=device,
+            workers=_default_workers(local_processes()) if workers is None else workers,
+            restart=options.restart and not is_started_again(),
+            compile=options.compile,
+            save_minutes=options.save_minutes,
+            tensorboard=options.tensorboard,
+            ranks=ranks,
+            stop=stop,
+            circumstances=Circumstances(command=tuple(options.arguments)),
+        )
+        faults = train(options.directories, recipe, place, training)
+        first = ranks.first
+    if first:
+        report_faults(faults, "left out of the training")
+    return 0
+
+
+def add_tune(commands: Commands) -> None:
+    """Add ``tune``."""
+    tune = commands.add("tune", _tune)
+    tune.add_argument("masks", type=Path, metavar="MASK_DIR")
+    tune.add_argument("truth", type=Path, metavar="TRUTH")
+    tune.add_argument("output", type=Path, metavar="OUT.yaml")
+    add_masks(tune, "roads", "buildings", default=None)
+    add_recipe(tune, "name or file to start from, that of the weights")
+    add_look(tune)
+    tune.add_argument(
+        "--minutes", type=minutes, default=5.0, metavar="M", help="at most (default: %(default)g)"
+    )
+
+
+def _tune(options: argparse.Namespace) -> int:
+    """Fit the vectoriser's settings to a network's planes, and write the recipe with them.
+
+    MASK_DIR holds planes of images that the network was not trained with (`predict --out-of-fold
+    --planes MASK_DIR`), TRUTH their true roads as CSV, or by a recipe of buildings their true
+    buildings as SpaceNet's CSV or COCO annotations. The fit is judged by two-fold
+    cross-validation; if it gains nothing on images that it has not seen, the settings stay as they
+    are. Where the recipe has heads for categories of looks, each is fitted by itself. Pass OUT.yaml
+    to `predict --recipe`.
+    """
+    from satmap.fitting.tuning import tune_recipe
+    from satmap.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe)
+    if options.task not in (None, recipe.task):
+        raise SatmapError(
+            f"recipe {recipe.name} is for {recipe.task}, not for {options.task}. Give that of the "
+            "weights with --recipe."
+        )
+    tuning = tune_recipe(
+        options.masks,
+        options.truth,
+        options.output,
+        recipe,
+        metres_per_pixel=options.metres_per_pixel or recipe.inference.default_metres_per_pixel,
+        minutes=options.minutes,
+        workers=options.workers,
+        look=options.nadir,
+    )
+    report_warnings(tuning.warnings)
+    report_faults(tuning.faults, "left out of the fit")
+    print(f"{tuning.summary()}\n{options.output}: recipe {recipe.name}")
+    return 0
+
+
+def add_confidence(commands: Commands) -> None:
+    """Add ``confidence``."""
+    confidence = commands.add("confidence", _confidence)
+    confidence.add_argument("submission", type=Path, metavar="OUT.csv")
+    confidence.add_argument("planes", type=Path, metavar="PLANE_DIR")
+    add_weights(confidence)
+    add_images(confidence, "images and labels (default: where the manifest of OUT.csv says)")
+
+
+def _confidence(options: argparse.Namespace) -> int:
+    """Fit the model that chooses and rates buildings, to planes that were predicted out of fold.
+
+    OUT.csv and PLANE_DIR are of one run, `predict DIR... OUT.csv --out-of-fold --planes PLANE_DIR`,
+    of training images. The model (LightGBM, as text) comes to lie beside the networks, and
+    `predict` uses it from then on; without one buildings are rated by mean probability x square
+    root of area.
+    """
+    from satmap.fitting.confidence import fit_to_prediction
+
+    done = fit_to_prediction(
+        options.submission, options.planes, options.weights, options.images, options.arguments
+    )
+    report_faults(done.faults, "left out of the fit")
+    print(f"{done.path}: {done.summary()}")
+    return 0
+
+
+def _default_workers(processes: int) -> int:
+    """Processes that cut crops for each of several that train."""
+    # With two cores a second process takes from the network what it gives in crops.
+    cores = available_cores() // processes
+    return min(8, cores - 1) if cores > 2 else 0

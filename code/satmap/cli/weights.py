@@ -1,0 +1,130 @@
+"""Commands around weight files."""
+
+import argparse
+from pathlib import Path
+
+from satmap.cli.commands import Commands
+from satmap.cli.options import add_recipe, add_weights, count
+from satmap.errors import SatmapError
+from satmap.text import printable
+
+# Characters of a long value that are printed.
+_SHOWN = 100
+
+
+def add_weights_actions(commands: Commands) -> None:
+    """Add ``weights`` and what it can do."""
+    text = "Import, average or show weight files, fetch the encoders' ImageNet weights."
+    actions = commands.group("weights", text)
+    import_ = actions.add("import", _weights_import)
+    import_.add_argument("file", type=Path, metavar="FILE")
+    import_.add_argument("output", type=Path, metavar="OUT")
+    add_recipe(import_, "what a network is to predict with")
+    fetch = actions.add("fetch", _weights_fetch)
+    add_recipe(fetch)
+    add_weights(fetch)
+    average = actions.add("average", _weights_average)
+    average.add_argument("output", type=Path, metavar="OUT.safetensors")
+    average.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    show = actions.add("show", _weights_show)
+    show.add_argument("file", type=Path, metavar="FILE")
+
+
+def _weights_import(options: argparse.Namespace) -> int:
+    """Read a published weight file and write satmap's own, without running what is in it.
+
+    FILE: a network of SpaceNet 5's third place, or an encoder's ImageNet weights as
+    pretrainedmodels, torchvision (ResNets, DenseNets) or timm publish them.
+    OUT: the directory of weights, or the .safetensors file to write.
+    """
+    from satmap.importing import import_weights
+    from satmap.recipe import load_recipe
+    from satmap.verification.made_weights import write_made_manifest
+
+    path = import_weights(options.file, options.output, load_recipe(options.recipe))
+    write_made_manifest(path, [options.file], options.arguments)
+    print(path)
+    return 0
+
+
+def _weights_fetch(options: argparse.Namespace) -> int:
+    """Download the ImageNet weights that a recipe's trainings start from.
+
+    They go to imagenet/ in the directory of weights, each checked against its publisher's SHA-256.
+    What is there already is verified and left. Nothing else in satmap touches the network.
+    """
+    from satmap.models.fetch import fetch_encoder
+    from satmap.models.pretrained import encoder_file
+    from satmap.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe)
+    encoders = dict.fromkeys(member.encoder for member in recipe.members if member.pretrained)
+    for name in encoders:
+        outcome = fetch_encoder(options.weights, name)
+        print(f"{encoder_file(options.weights, name)}: {outcome}", flush=True)
+    if not encoders:
+        print(f"recipe {recipe.name} trains from scratch and needs no weights")
+    return 0
+
+
+def _weights_average(options: argparse.Namespace) -> int:
+    """Average the weights of networks of one kind into one network.
+
+    Checkpoints of one training are such networks. Images count as held out where all held them out.
+    `satmap predict` takes OUT from a directory of its own if it is named like a checkpoint,
+    soup.last.safetensors.
+    """
+    from satmap.models.soup import average_weights
+    from satmap.verification.made_weights import write_made_manifest
+
+    if options.output.suffix != ".safetensors":
+        raise SatmapError(f"{options.output}: give a name that ends in .safetensors.")
+    average_weights(options.output, options.files)
+    write_made_manifest(options.output, options.files, options.arguments)
+    print(f"{options.output}: the mean of {len(options.files)} networks")
+    return 0
+
+
+def _weights_show(options: argparse.Namespace) -> int:
+    """Print what a weight file says of itself, and check it against its checksum."""
+    from satmap.models.tensor_file import read_metadata, read_tensors, require_file
+
+    require_file(options.file, "Give the name of a .safetensors file.")
+    tensors = read_tensors(options.file)
+    for key, value in read_metadata(options.file).items():
+        # A whole recipe is in there.
+        print(f"{printable(key, _SHOWN)}: {printable(value, _SHOWN)}")
+    print(f"{len(tensors)} tensors of {sum(value.numel() for value in tensors.values())} numbers")
+    return 0
+
+
+def add_export(commands: Commands) -> None:
+    """Add ``export``."""
+    export = commands.add("export", _export)
+    export.add_argument("network", type=Path, metavar="WEIGHTS.safetensors")
+    export.add_argument("output", type=Path, metavar="OUT.onnx|OUT.pt2")
+    export.add_argument(
+        "--size",
+        type=count,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="for single images of this size in pixels (default: batches of any size)",
+    )
+
+
+def _export(options: argparse.Namespace) -> int:
+    """Write a trained network for other programs, as ONNX or as torch.export's .pt2.
+
+    The graph takes the image's bytes as satmap stretches them, uint8 (batch, bands, height,
+    width), and gives the probabilities of the planes, float32 (batch, planes, height, width).
+    Their names and the recipe are in the file's metadata.
+    """
+    from satmap.models.export import export_network, require_exportable
+    from satmap.models.weights import load_weights
+
+    require_exportable(options.output)
+    network, metadata = load_weights(options.network)
+    export_network(network, options.output, metadata, options.size and tuple(options.size))
+    planes = ", ".join(network.plane_names)
+    print(f"{options.output}: {network.encoder.in_channels} bands to {planes}")
+    return 0
