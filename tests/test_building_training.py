@@ -162,6 +162,8 @@ def test_shipped_recipes() -> None:
     oblique = load_recipe("sn4-buildings")
     assert oblique.categories == ("nadir", "off-nadir", "very off-nadir")
     assert {member.bands for member in oblique.members} == {4}
+    # What leans leans to the sides that the looks have, in training as in prediction.
+    assert (oblique.augmentation.flips, oblique.inference.views) == (False, 1)
     assert load_recipe("sn2-buildings").planes == BUILDING_PLANES
 
 

@@ -1,0 +1,138 @@
+"""Small networks of buildings, trained and applied as the commands do it, for the benchmarks."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from satmap.inference.prediction import predict
+from satmap.recipe import (
+    BuildingHeadLoss,
+    BuildingLosses,
+    CosineSchedule,
+    Decoder,
+    Member,
+    Recipe,
+    Stage,
+    load_recipe,
+)
+from satmap.training.ensemble import TrainingOptions, train
+from satmap.training.workplace import Workplace
+
+_ENCODER, _WIDTHS = "resnet18", (128, 96, 64, 32)
+_SCHEDULE = CosineSchedule(peak=2e-3, final=2e-5, warmup=0.1)
+
+
+def small_recipe(
+    shipped: Recipe,
+    *,
+    seed: int,
+    crop: int,
+    passes: int,
+    epochs: int = 6,
+    folds: Sequence[int | None] = (None,),
+    losses: BuildingLosses | None = None,
+) -> Recipe:
+    """A shipped recipe with a ResNet18 from scratch and one short stage, to be trained on a CPU.
+
+    Args:
+        shipped: what gives all else: task, looks, losses, vectoriser.
+        seed: of networks, crops and folds.
+        crop: pixels a side, four a step.
+        passes: crops of every chip in each of the ``epochs``.
+        epochs: with one validation at the end, if anything is held out.
+        folds: of the members; None learns from all chips.
+        losses: instead of the shipped ones.
+    """
+    first = shipped.members[0]
+    stage = Stage(
+        crop=crop, batch=4, epochs=epochs, passes=passes, validate_every=epochs, schedule=_SCHEDULE
+    )
+    members = tuple(
+        Member(
+            fold=fold,
+            encoder=_ENCODER,
+            pretrained=False,
+            bands=first.bands,
+            decoder=Decoder(widths=_WIDTHS),
+            losses=losses or first.losses,
+            stages=(stage,),
+        )
+        for fold in folds
+    )
+    inference = shipped.inference.model_copy(update={"checkpoints": ("last",)})
+    changed = {
+        "seed": seed, "folds": max(2, len(folds)), "members": members, "inference": inference
+    }  # fmt: skip
+    return shipped.model_copy(update=changed)
+
+
+def challenge_recipe(seed: int, *, weighted: bool = True) -> Recipe:
+    """The Mapping Challenge's recipe, small: two networks, each of which holds one half back.
+
+    Args:
+        seed: of networks, crops and halves.
+        weighted: whether the cross entropy goes by the weight maps.
+    """
+    cross_entropy = {"weighted": 1.0} if weighted else {"bce": 1.0}
+    losses = BuildingLosses(building=BuildingHeadLoss(dice=0.5, **cross_entropy))
+    shipped = load_recipe("mapping-challenge")
+    one_view = shipped.inference.model_copy(update={"views": 1})
+    shipped = shipped.model_copy(update={"inference": one_view})
+    return small_recipe(shipped, seed=seed, crop=128, passes=9, folds=(0, 1), losses=losses)
+
+
+def trained(
+    recipe: Recipe, directory: Path, weights: Path, cache: Path, folds: tuple[int, ...] = ()
+) -> float:
+    """Train what is not trained yet, of these folds or of all; gives the seconds of processor time
+    that it took."""
+    started = time.process_time()
+    place = Workplace(weights, torch.device("cpu"))
+    train([directory], recipe, place, TrainingOptions(cache, folds=folds))
+    return time.process_time() - started
+
+
+@dataclass(frozen=True)
+class Half:
+    """A network of the Mapping Challenge's small recipe, and what it makes of what it has not seen.
+
+    Attributes:
+        recipe: its recipe.
+        weights: its directory.
+        out: CSV of the buildings that it found in the half of the images held back.
+        planes: directory of their planes.
+        seconds: processor time of its training, if it was trained just now.
+    """
+
+    recipe: Recipe
+    weights: Path
+    out: Path
+    planes: Path
+    seconds: float
+
+
+def half(images: Path, work: Path, seed: int, fold: int, *, weighted: bool) -> Half:
+    """Train on one half of the images and predict the other; done once."""
+    name = f"{'weighted' if weighted else 'plain'}{seed}-{fold}"
+    weights, out, planes = work / name, work / f"{name}.csv", work / f"{name}-planes"
+    recipe = challenge_recipe(seed, weighted=weighted)
+    seconds = trained(recipe, images, weights, work / "cache", (fold,))
+    predicted(images, out, weights, planes=planes, out_of_fold=True)
+    return Half(recipe, weights, out, planes, seconds)
+
+
+def predicted(
+    directory: Path,
+    output: Path,
+    weights: Path,
+    *,
+    planes: Path | None = None,
+    out_of_fold: bool = False,
+) -> Path:
+    """What the networks find, as ``output``; done once."""
+    if not output.exists():
+        predict([directory], output, weights, "cpu", planes=planes, out_of_fold=out_of_fold)
+    return output

@@ -1,0 +1,73 @@
+"""A head for each category of looks against one head for all, on made oblique cities.
+
+    .venv/bin/python benchmarks/look_heads.py WORK
+
+For every seed a city is made whose tiles are seen from nine angles, and two networks learn from it
+as ``satmap train`` does it, by ``sn4-buildings`` with a ResNet18 from scratch: one has the recipe's
+three heads, the other a single one. Both take the same steps, on the same crops. Scored are the
+tiles of another city under the same sun, by the challenge's F1. One thread, about four minutes of
+processor time a network. WORK keeps it all; run again it trains no more.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from building_runs import predicted, small_recipe, trained
+from satmap.data.city import BuildingLayout, make_building_city
+from satmap.recipe import load_recipe
+from satmap.scoring import score_files
+
+_CATEGORIES = ("nadir", "off-nadir", "very off-nadir")
+
+
+def main() -> None:
+    """Train what is not trained yet, score it and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--looks", type=int, default=9, help="of every tile")
+    parser.add_argument("--chips", type=int, default=6, help="tiles to learn from")
+    parser.add_argument("--passes", type=int, default=4, help="crops of every look in an epoch")
+    parser.add_argument("--heads", type=int, nargs="+", choices=(1, 3), default=[1, 3])
+    parser.add_argument("--turned", action="store_true", help="crops flipped and turned, 4 views")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    shipped = load_recipe("sn4-buildings")
+    if options.turned:
+        augmentation = shipped.augmentation.model_copy(update={"flips": True})
+        inference = shipped.inference.model_copy(update={"views": 4})
+        shipped = shipped.model_copy(update={"augmentation": augmentation, "inference": inference})
+    print(f"| seed | heads | F1 | {' | '.join(_CATEGORIES)} | precision | recall | CPU s |")
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    for seed in options.seeds:
+        place = options.work / f"seed{seed}"
+        if not (place / "city").exists():
+            make_building_city(
+                place / "city",
+                BuildingLayout.SPACENET4,
+                chips=options.chips,
+                test_chips=4,
+                seed=seed,
+                size=384,
+                looks=options.looks,
+            )
+        for heads in options.heads:
+            name = f"{heads}-turned" if options.turned else f"{heads}"
+            recipe = small_recipe(shipped, seed=seed, crop=192, passes=options.passes)
+            if heads == 1:
+                recipe = recipe.model_copy(update={"looks": None})
+            weights = place / f"weights{name}"
+            seconds = trained(recipe, place / "city/train", weights, options.work / "cache")
+            out = predicted(place / "city/test", place / f"out{name}.csv", weights)
+            report = score_files(place / "city/test_truth.csv", out).report
+            figures = [report.total["f1"]]
+            figures += [report.aois[category]["f1"] for category in _CATEGORIES]
+            figures += [report.total["precision"], report.total["recall"]]
+            cells = " | ".join(f"{figure:.3f}" for figure in figures)
+            print(f"| {seed} | {name} | {cells} | {seconds:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Recall of small buildings with and without the Mapping Challenge's weight maps.
+
+    .venv/bin/python benchmarks/weight_maps.py ../shared/data/buildings_mapping_challenge/train WORK
+    .venv/bin/satmap make-city WORK/city --layout coco && \\
+        .venv/bin/python benchmarks/weight_maps.py WORK/city/train WORK/made
+
+For every seed the recipe ``mapping-challenge``, with a ResNet18 from scratch, is trained twice on
+each half of the images, as ``satmap train`` does it: with its cross entropy, which counts most
+between buildings and on small ones, and with the same that counts all pixels alike. The dice beside
+it, steps and crops are the same. Scored is the other half, which a network has not seen: buildings
+found at an IoU above .5, those under 32 x 32 pixels, COCO's small ones, by themselves; and the
+share under 16 x 16 pixels in what is false. The recipe's threshold is .5, and
+``--thresholds`` tries others. One thread, about a minute of processor time a network. WORK keeps it
+all; run again it trains no more.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import shapely
+import torch
+
+from building_runs import Half, half
+from satmap.buildings.vectorize import vectorize
+from satmap.data.building_labels import read_building_labels
+from satmap.data.buildings import scan_buildings
+from satmap.mask_files import BUILDING_MASKS, open_mask
+from satmap.metrics.building_f1 import Counts, match_buildings
+from satmap.submissions.buildings_csv import BuildingRow
+
+_SMALL_PX2, _SPECK_PX2 = 32**2, 16**2
+
+
+def main() -> None:
+    """Train what is not trained yet, score it and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--halves", type=int, nargs="+", choices=(0, 1), default=[0, 1])
+    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.5])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| seed, half | cross entropy | threshold | small | others | precision | F1 | specks |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for seed in options.seeds:
+        for fold in options.halves:
+            for name in ("plain", "weighted"):
+                network = half(
+                    options.images, options.work, seed, fold, weighted=name == "weighted"
+                )
+                for threshold in options.thresholds:
+                    figures = _score(options.images, network, threshold)
+                    cells = " | ".join(f"{figure:.3f}" for figure in figures)
+                    print(f"| {seed}, {fold} | {name} | {threshold} | {cells} |", flush=True)
+
+
+def _score(images: Path, network: Half, threshold: float) -> tuple[float, ...]:
+    """Recall of small buildings and of others, precision, F1, and the share of specks in what is
+    false, over the images that the network predicted."""
+    settings = network.recipe.buildings.of(None).model_copy(
+        update={"seed": threshold, "low": threshold, "certain": threshold}
+    )
+    counts, specks = Counts(), 0
+    found, small = [], []
+    for chip in scan_buildings([images]).chips:
+        raster = network.planes / f"{chip.image_id}.tif"
+        if not raster.exists():
+            continue
+        with open_mask(raster, 1, BUILDING_MASKS) as mask:
+            buildings = vectorize(mask.scene.at_once(), settings)
+        proposals = [BuildingRow(its.polygon, its.confidence) for its in buildings]
+        truth = shapely.get_parts(read_building_labels(chip).outlines)
+        matches = match_buildings([BuildingRow(each) for each in truth], proposals)
+        counts += matches.counts
+        false = matches.counted & (matches.taken < 0)
+        areas = np.array([row.polygon.area for row in proposals])
+        specks += int((areas[false] < _SPECK_PX2).sum())
+        counted = matches.counted_truth
+        found.append(np.isin(np.arange(len(truth)), matches.taken)[counted])
+        small.append((shapely.area(truth) < _SMALL_PX2)[counted])
+    was_found, is_small = np.concatenate(found), np.concatenate(small)
+    return (
+        float(was_found[is_small].mean()),
+        float(was_found[~is_small].mean()),
+        counts.tp / max(counts.tp + counts.fp, 1),
+        2 * counts.tp / max(2 * counts.tp + counts.fp + counts.fn, 1),
+        specks / max(counts.fp, 1),
+    )
+
+
+if __name__ == "__main__":
+    main()
