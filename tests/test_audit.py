@@ -174,6 +174,7 @@ def test_training_keeps_near_duplicates_in_one_fold(
         (printed.replace("data/images", "elsewhere"), "names none of the images"),
         ("{}", "no report of near-duplicates"),
         ('{"groups": [[1]]}', "something else than paths"),
+        ('{"groups": [["a\\u0000"]]}', "no report of near-duplicates"),
     ):
         report.write_text(text)
         status, _, error = run("train", data, *options, *common, "--audit", report)

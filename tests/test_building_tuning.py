@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from satmap.buildings.settings import BuildingSettings
 from satmap.cli import main
 from satmap.data.building_targets import draw_instances
 from satmap.fitting import building_tuning
+from satmap.fitting.masks import MOST, some_of
 from satmap.fitting.measures import PooledF1, PooledPrecision
 from satmap.metrics.building_f1 import Counts, score_buildings
 from satmap.metrics.coco_ap import match_image, score_coco
@@ -235,8 +237,8 @@ def test_each_category_of_looks_has_its_own(
     tune = ("tune", masks, truth, output, "--recipe", recipe, "--workers", 0, "--minutes", 60)
     status, said = run(capsys, *tune)
     assert status == 0
-    assert "very off-nadir: images of fewer than 4 places, too few for a fit" in said
-    assert "elsewhere: nobody knows from where it looks; --nadir says it" in said
+    assert "very off-nadir: images of 1 places, too few for a fit" in said
+    assert "elsewhere: elsewhere.tif: its name does not say from where it looks" in said
     assert said.count("on chips not fitted to") == 2
     fitted, before = load_recipe(str(output)).buildings, load_recipe(str(recipe)).buildings
     assert fitted.categories.keys() <= {"nadir", "off-nadir"}
@@ -304,7 +306,67 @@ def test_bad_input_is_told_clearly(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "no building in any of the 4" in told(masks, empty, out, "--recipe", recipe)
     of_looks = write_recipe(tmp_path / "looks.yaml", looks=3)
     said = told(masks, truth, out, "--recipe", of_looks)
-    assert "0 masks with truth" in said
+    assert "AOI_9_Made_img0.tif: its name does not say from where it looks" in said
+    assert "Give --nadir degrees off nadir" in said
+    # Looks at three places, some of them in each half, say nothing of a fourth.
+    names = [
+        f"Atlanta_nadir{angle}_catid_10300100023BC100_1_{place}"
+        for place in range(3)
+        for angle in (8, 14)
+    ]
+    few = tmp_path / "few"
+    said = told(*write_masks(few, names), out, "--recipe", recipe)
+    assert "images of 3 places, too few for a fit. A fit takes 4 places" in said
+    assert "3 places" in told(few / "masks", few / "truth.csv", out, "--recipe", of_looks)
+    annotations = tmp_path / "annotations.json"
+    images = [{"id": n, "file_name": f"{n}.jpg", "width": 60, "height": 50} for n in range(4)]
+    annotations.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    twice = tmp_path / "twice"
+    write_masks(twice, ["3", "003"])
+    assert "are masks of one image" in told(twice / "masks", annotations, out, "--recipe", recipe)
+
+
+@dataclass(frozen=True)
+class AChip:
+    image_id: str
+    site: str
+    area: str = "AOI"
+
+
+@pytest.mark.parametrize("places", [5, 20, 50, 212, 1064])
+def test_many_looks_do_not_displace_places(places: int) -> None:
+    chips = [AChip(f"{place}, {look}", str(place)) for place in range(places) for look in range(9)]
+    warnings: list[str] = []
+    kept = some_of(chips, warnings)
+    assert [chip for chip in chips if chip in set(kept)] == kept
+    assert len({chip.site for chip in kept}) >= min(places, 24)
+    assert len(kept) <= MOST
+    assert bool(warnings) == (len(kept) < len(chips))
+
+
+def test_of_places_with_one_look_a_part_is_taken() -> None:
+    chips = [AChip(str(place), str(place)) for place in range(1000)]
+    assert 0.8 * MOST <= len(some_of(chips, [])) <= MOST
+
+
+def test_vectorize_has_the_settings_of_each_category(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nadir = "Atlanta_nadir8_catid_10300100023BC100_1_0"
+    far = "Atlanta_nadir53_catid_1030010003CD4300_1_0"
+    masks, _ = write_masks(tmp_path, [nadir, far, "elsewhere"])
+    recipe = yaml.safe_load(write_recipe(tmp_path / "looks.yaml", looks=3).read_text())
+    recipe["buildings"] = {"categories": {"nadir": {"least_px": 1e6}}}
+    tuned = tmp_path / "tuned.yaml"
+    tuned.write_text(yaml.safe_dump(recipe))
+    out = tmp_path / "out.csv"
+    command = ("vectorize", masks, out, "--task", "buildings", "--recipe", tuned, "--workers", 0)
+    status, said = run(capsys, *command)
+    found = {name: len(rows) for name, rows in read_buildings_csv(out).items()}
+    assert status == 0 and "elsewhere.tif: its name does not say" in said
+    assert found[nadir] == found["elsewhere"] == 0 < found[far]
+    run(capsys, *command, "--nadir", "53")
+    assert len(read_buildings_csv(out)["elsewhere"]) > 0
 
 
 def test_the_grids_hold_possible_values_and_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

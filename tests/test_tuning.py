@@ -311,7 +311,7 @@ def test_of_many_chips_a_part_is_taken_from_all_areas(
     done = tune((masks, truth), tmp_path / "out.yaml", recipe_with())
     assert done.fits[""].chips == len(set(seen)) == 4
     assert sorted(name[:7] for name in set(seen)) == ["AOI_1_A"] * 2 + ["AOI_2_B"] * 2
-    assert "a part, spread over all areas" in done.warnings[0]
+    assert "of 10 images 4, spread over all areas" in done.warnings[0]
 
 
 def _no_common_ids(masks: Path, truth: Path) -> None:

@@ -4,9 +4,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-from satmap.buildings.settings import BuildingSettings
+from satmap.buildings.settings import BuildingSettings, BuildingSettingsByCategory
 from satmap.buildings.vectorize import vectorize
 from satmap.data.building_names import building_image_id
+from satmap.data.looks import Look, look_of_name, require_category
 from satmap.errors import SatmapError
 from satmap.exports import BUILDING_SUFFIXES, ImageBuildings, export_buildings
 from satmap.exports.image_buildings import in_lon_lat
@@ -38,7 +39,13 @@ class BuildingVectorization:
 
 
 def vectorize_buildings(
-    masks: Path, output: Path, settings: BuildingSettings | None = None, workers: int = 0
+    masks: Path,
+    output: Path,
+    settings: BuildingSettingsByCategory | None = None,
+    workers: int = 0,
+    *,
+    heads: int | None = None,
+    look: Look | None = None,
 ) -> BuildingVectorization:
     """Vectorise every probability raster under a directory and write the buildings.
 
@@ -53,6 +60,8 @@ def vectorize_buildings(
             for maps, where a mask without georeference cannot be.
         settings: of the vectoriser; its defaults if None.
         workers: processes that vectorise; 0 does it in this one.
+        heads: how many categories of looks the settings tell apart; None for none.
+        look: of masks whose names do not say from where their images look.
 
     Raises:
         SatmapError: no masks, two for one image, an unknown suffix, a worker that was killed; COCO
@@ -73,10 +82,18 @@ def vectorize_buildings(
                 f"{paths[name]}: in COCO results images have numbers, which a mask's name must be. "
                 "Give a name of the output that ends in .csv."
             )
+    settings = settings or BuildingSettingsByCategory()
+    of_mask: dict[str, BuildingSettings] = {}
     found: dict[str, ImageBuildings] = {}
     faults: dict[str, str] = {}
+    for name, path in paths.items():
+        try:
+            its = look_of_name(name) or look
+            of_mask[name] = settings.of(require_category(path.name, its, heads) if heads else None)
+        except SatmapError as error:
+            faults[name] = str(error)
     with BoundedPool(workers, workers * _AHEAD) as pool:
-        for name, path in track(paths.items(), "vectorizing", len(paths)):
+        for name, its_settings in track(of_mask.items(), "vectorizing", len(of_mask)):
 
             def done(future: Future[ImageBuildings], name: str = name) -> None:
                 error = future.exception()
@@ -88,14 +105,8 @@ def vectorize_buildings(
                     # A fault that nobody has thought of still costs only one image.
                     faults[name] = f"{paths[name]}: {type(error).__name__}: {error}"
 
-            pool.submit(
-                done,
-                _vectorize,
-                name,
-                path,
-                settings or BuildingSettings(),
-                suffix in BUILDING_SUFFIXES,
-            )
+            geographic = suffix in BUILDING_SUFFIXES
+            pool.submit(done, _vectorize, name, paths[name], its_settings, geographic)
         pool.finish()
     if suffix in BUILDING_SUFFIXES:
         export_buildings(output, lambda: (found[name] for name in paths if name in found))

@@ -110,6 +110,7 @@ def add_vectorize(commands: Commands) -> None:
     vectorize.add_argument(
         "--recipe", help="name or file whose vectoriser's settings count (default: the defaults)"
     )
+    add_look(vectorize)
 
 
 def _vectorize(options: argparse.Namespace) -> int:
@@ -124,7 +125,6 @@ def _vectorize(options: argparse.Namespace) -> int:
     two; OUT is SpaceNet's CSV, .geojson or .gpkg, or COCO results where it ends in .json and masks
     have numbers as names.
     """
-    from satmap.buildings.settings import BuildingSettings
     from satmap.recipe import Inference, load_recipe
     from satmap.roads.vectorize import RoadSettings
     from satmap.vectorize_buildings import vectorize_buildings
@@ -132,8 +132,14 @@ def _vectorize(options: argparse.Namespace) -> int:
 
     recipe = load_recipe(options.recipe) if options.recipe else None
     if options.task == "buildings":
-        buildings = recipe.buildings if recipe else BuildingSettings()
-        found = vectorize_buildings(options.masks, options.output, buildings, options.workers)
+        found = vectorize_buildings(
+            options.masks,
+            options.output,
+            recipe.buildings if recipe else None,
+            options.workers,
+            heads=recipe.looks if recipe else None,
+            look=options.nadir,
+        )
         report_faults(found.faults, "left empty")
         count = sum(found.images.values())
         print(f"{options.output}: {len(found.images)} images, {count} buildings")

@@ -162,10 +162,11 @@ def read_groups(path: Path) -> list[list[Path]]:
         groups = json.loads(path.read_bytes())["groups"]
         if not all(isinstance(name, str) for group in groups for name in group):
             raise TypeError("a group holds something else than paths")
-        return [[Path(name) for name in group] for group in groups]
+        # What no path can be, or what leads in circles, fails here.
+        return [[Path(name).resolve() for name in group] for group in groups if group]
     except OSError as error:
         raise SatmapError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise SatmapError(
             f"{path}: no report of near-duplicates ({type(error).__name__}: {error}). Write one "
             "with `satmap audit DIR... --json > audit.json`."
@@ -188,8 +189,7 @@ def grouped_sites(path: Path, chips: Sequence[Chip]) -> list[list[str]]:
     groups = read_groups(path)
     site_of = {image.path.resolve(): chip.site for chip in chips for image in chip.images.values()}
     known = [
-        [site for file in group if (site := site_of.get(file.resolve())) is not None]
-        for group in groups
+        [site for file in group if (site := site_of.get(file)) is not None] for group in groups
     ]
     if groups and chips and not any(known):
         raise SatmapError(

@@ -25,7 +25,7 @@ from satmap.data.chip import Chip
 from satmap.data.imagery import read_resized
 from satmap.data.labelling import TargetsOf, draw_target
 from satmap.data.labels import RoadLabel
-from satmap.data.looks import CATEGORIES
+from satmap.data.looks import require_category
 from satmap.data.soft_targets import SoftTarget
 from satmap.errors import SatmapError
 from satmap.files import atomic_path
@@ -188,15 +188,7 @@ def category_of(chip: Chip, heads: int | None) -> str | None:
     """
     if heads is None:
         return None
-    category = chip.look.category(heads) if chip.look else None
-    if category is None:
-        what = "degrees off nadir, such as 32" + ("" if heads == len(CATEGORIES[3]) else "south")
-        raise SatmapError(
-            f"{chip.image.path.name}: its name does not say from where it looks at the ground "
-            f"(_nadir32_catid_...), and the networks have heads for {', '.join(CATEGORIES[heads])}."
-            f" Give --nadir {what}, which holds for all images that do not say it."
-        )
-    return category
+    return require_category(chip.image.path.name, chip.look, heads)
 
 
 def _build(

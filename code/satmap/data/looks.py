@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from satmap.errors import SatmapError
+
 _NAME = re.compile(r"_nadir(?P<angle>\d{1,2})_catid_(?P<catalogue>[0-9A-Z]+)", re.I)
 
 # Collects with a target azimuth above 90 degrees: 7.8, 10.5, 13.9, 16.9, 21.3, 25.4, 29.1, 32.5.
@@ -68,6 +70,28 @@ def look_of_name(name: str) -> Look | None:
     else:
         return Look(angle)
     return Look(angle, "south" if south else "north")
+
+
+def require_category(name: str, look: Look | None, heads: int) -> str:
+    """The category of an image's look, one of ``CATEGORIES[heads]``.
+
+    Args:
+        name: of the image's file, for the message.
+        look: None where nobody knows.
+        heads: how many categories are told apart.
+
+    Raises:
+        SatmapError: nobody knows the look, or its side.
+    """
+    category = look.category(heads) if look else None
+    if category is None:
+        what = "degrees off nadir, such as 32" + ("" if heads == len(CATEGORIES[3]) else "south")
+        raise SatmapError(
+            f"{name}: its name does not say from where it looks at the ground "
+            f"(_nadir32_catid_...), and the networks have heads for {', '.join(CATEGORIES[heads])}."
+            f" Give --nadir {what}, which holds for all images that do not say it."
+        )
+    return category
 
 
 def parse_look(text: str) -> Look:

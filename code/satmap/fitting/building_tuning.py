@@ -14,7 +14,7 @@ from typing import Any
 from satmap.buildings.settings import BuildingSettings, BuildingSettingsByCategory
 from satmap.buildings.vectorize import vectorize
 from satmap.data.building_names import building_image_id, parse_building_name
-from satmap.data.looks import CATEGORIES, Look
+from satmap.data.looks import CATEGORIES, Look, require_category
 from satmap.errors import SatmapError
 from satmap.fitting.coordinate_search import Grids, RecordTable, Task
 from satmap.fitting.cross_validation import FEWEST, Fit, cross_validated
@@ -94,7 +94,15 @@ def tune(
         run: where to vectorise.
     """
     chips, warnings, unknown = _find_chips(masks, truth, recipe.looks, look)
-    chips, faults = readable(some_of(chips, warnings), run, _brightest)
+    if unknown and not chips:
+        raise SatmapError(next(iter(unknown.values())))
+    categories = CATEGORIES[recipe.looks] if recipe.looks else (None,)
+    chips = [
+        chip
+        for category in categories
+        for chip in some_of([its for its in chips if its.category == category], warnings)
+    ]
+    chips, faults = readable(chips, run, _brightest)
     if not any(chip.truth for chip in chips):
         raise SatmapError(
             f"the truth has no building in any of the {len(chips)} masks' images, so there is "
@@ -103,15 +111,13 @@ def tune(
     by_precision = any(chip.size for chip in chips)
     common = recipe.buildings
     fits: dict[str, Fit[Any]] = {}
-    categories = CATEGORIES[recipe.looks] if recipe.looks else (None,)
     groups = {name: [chip for chip in chips if chip.category == name] for name in categories}
     fitted: dict[str, BuildingSettings] = {}
     for number, (category, members) in enumerate(groups.items()):
-        if category is not None and len({chip.site for chip in members}) < FEWEST:
+        if (places := len({chip.site for chip in members})) < FEWEST:
             if members:
-                warnings.append(
-                    f"{category}: images of fewer than {FEWEST} places, too few for a fit"
-                )
+                prefix = f"{category}: " if category else ""
+                warnings.append(f"{prefix}images of {places} places, too few for a fit")
             continue
         left = (deadline - time.monotonic()) / (len(groups) - number)
         fits[category or ""] = fit = _fit(
@@ -121,8 +127,8 @@ def tune(
             fitted[category or ""] = fit.settings
     if not fits:
         raise SatmapError(
-            f"of no category of looks there are {FEWEST} places or more, which a fit takes: it is "
-            "judged on chips that it has not seen."
+            f"{'; '.join(warnings)}. A fit takes {FEWEST} places or more: it is judged on places "
+            "that it has not seen."
         )
     score = "AP at IoU .5" if by_precision else "F1 at IoU .5"
     return Tuning(_settings(common, fitted), score, fits, faults | unknown, tuple(warnings))
@@ -142,8 +148,7 @@ def _find_chips(
             annotations = read_coco_truth(truth)
             sizes = annotations.sizes
             rows = {str(number): annotations.buildings.get(number, ()) for number in sizes}
-            # Masks of anybody's network may be called 000000000012.
-            paths = {str(int(n)) if n.isdecimal() else n: path for n, path in paths.items()}
+            paths = _by_number(paths)
         case _:
             raise SatmapError(
                 f"{truth} is {kind}, but buildings are fitted to SpaceNet's CSV or to COCO "
@@ -155,16 +160,27 @@ def _find_chips(
         its_look = look
         if parsed := parse_building_name(f"Pan-Sharpen_{name}"):
             its_look = parsed.look or look
-        category = its_look.category(heads) if heads and its_look else None
-        if heads and category is None:
-            unknown[name] = (
-                "nobody knows from where it looks; --nadir says it, with the side if the recipe "
-                "has heads by side"
-            )
+        try:
+            category = require_category(paths[name].name, its_look, heads) if heads else None
+        except SatmapError as error:
+            unknown[name] = str(error)
             continue
         size = sizes.get(int(name)) if sizes else None
         chips.append(_Chip(name, paths[name], tuple(rows[name]), size, category))
     return chips, warnings, unknown
+
+
+def _by_number(paths: Mapping[str, Path]) -> dict[str, Path]:
+    """Masks by their image's number; anybody's network may call them 000000000012."""
+    found: dict[str, Path] = {}
+    for name, path in paths.items():
+        key = str(int(name)) if name.isdecimal() else name
+        if key in found:
+            raise SatmapError(
+                f"{found[key]} and {path} are masks of one image. Move one elsewhere."
+            )
+        found[key] = path
+    return found
 
 
 def _fit(

@@ -15,6 +15,9 @@ from satmap.settings import Settings
 #: More chips say little more and take their time.
 MOST = 96
 
+# Fewer places tell a gain from chance badly.
+_PLACES = 24
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -90,12 +93,32 @@ def in_common(
 
 
 def some_of(chips: Sequence[_Chip], warnings: list[str]) -> list[_Chip]:
-    """At most ``MOST`` chips of all areas, all looks at a place or none; warns of the rest."""
+    """About ``MOST`` chips at most, of all areas; warns of the rest.
+
+    Many looks at few places say less than few looks at many: of the places stay ``_PLACES`` or
+    more, and then looks are left out instead.
+    """
     if len(chips) <= MOST:
         return [*chips]
-    parts = _dealt(chips, ceil(len(chips) / MOST), seed=1)
-    warnings.append(f"of {len(chips)} images a part, spread over all areas, is fitted to")
-    return [chip for chip, part in zip(chips, parts, strict=True) if part == 0]
+    places = len({chip.site for chip in chips})
+    of = ceil(len(chips) / MOST)
+    if places < len(chips):
+        of = min(of, max(places // _PLACES, 1))
+    parts = _dealt(chips, of, seed=1)
+    looks: dict[str, list[_Chip]] = {}
+    for chip, part in zip(chips, parts, strict=True):
+        if part == 0:
+            looks.setdefault(chip.site, []).append(chip)
+    most = max(MOST // len(looks), 1)
+    kept = {chip.image_id for its in looks.values() for chip in _spread(its, most)}
+    warnings.append(f"of {len(chips)} images {len(kept)}, spread over all areas, are fitted to")
+    return [chip for chip in chips if chip.image_id in kept]
+
+
+def _spread(chips: Sequence[_Chip], most: int) -> list[_Chip]:
+    """At most so many, from the first to the last."""
+    step = max(len(chips) / most, 1)
+    return [chips[int(number * step)] for number in range(min(len(chips), most))]
 
 
 def halves_of(chips: Sequence[_Chip]) -> tuple[list[int], list[int]]:
