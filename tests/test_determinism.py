@@ -1,5 +1,6 @@
 """Trainings that end with the same bytes, and networks in which nothing stands in their way."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -23,11 +24,12 @@ from satmap.runtime.determinism import be_deterministic
 from satmap.training import epoch
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.losses import road_loss
-from satmap.training.workplace import Workplace
+from satmap.training.workplace import Circumstances, Workplace
 from satmap.verification.weights import verify_weights
 from tiny_trainings import road_member, road_recipe, stage
 
 CPU = torch.device("cpu")
+RUNS = itertools.count()
 
 # What torch's documentation of use_deterministic_algorithms says to raise on a GPU and could stand
 # in a network, by the names of autograd's nodes.
@@ -133,7 +135,9 @@ def test_without_the_flag_there_is_something_that_raises() -> None:
 
 def trained(city: Path, directory: Path, workers: int = 0, seed: int = 0) -> dict[str, bytes]:
     """Train, or go on; gives the weights' bytes by name."""
-    place = Workplace(directory, CPU, workers=workers)
+    # Runs are told apart by when they began, to the second, and such a training takes less.
+    known = Circumstances(command=("train", f"number {next(RUNS)}"))
+    place = Workplace(directory, CPU, workers=workers, circumstances=known)
     options = TrainingOptions(cache=city.parent / "determinism-cache")
     train([city / "train"], parse_recipe(road_recipe(MEMBER, seed=seed), "tiny"), place, options)
     return {path.name: path.read_bytes() for path in directory.glob("*.safetensors")}
