@@ -79,16 +79,19 @@ def flood(
     turn[order] = np.arange(last, count + last)
     turn[count:] = np.arange(last)
     given = near & ((there >= count) | _GIVEN_ONCE)
-    start, end = np.nonzero(given)[0], there[given]
+    # An edge is a pixel and one of its sides.
+    edge = np.flatnonzero(given)
+    start, end = edge // len(steps), there.ravel()[edge]
     root = _roots(turn, there, near, start, end)
     seed_of = np.zeros(count + last, np.int32)
     seed_of[root[count:]] = np.arange(1, last + 1)
     of_node = seed_of[root]
 
+    apart = np.flatnonzero(of_node[start] != of_node[end])
+    start, end = start[apart], end[apart]
     one, other = of_node[start].astype(np.int64), of_node[end].astype(np.int64)
-    apart = one != other
-    pair = np.minimum(one, other)[apart] * (last + 1) + np.maximum(one, other)[apart]
-    between = (flat[place[start[apart]]].astype(np.float64) + flat[beside[given][apart]]) / 2
+    pair = np.minimum(one, other) * (last + 1) + np.maximum(one, other)
+    between = (flat[place[start]].astype(np.float64) + flat[beside.ravel()[edge[apart]]]) / 2
     met, number = np.unique(pair, return_inverse=True)
     length = np.bincount(number, minlength=len(met))
     mean = np.bincount(number, between, minlength=len(met)) / np.maximum(length, 1)
