@@ -25,7 +25,7 @@ demo: $(READY) ## the whole way on a made city, with score and pictures, in minu
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-faults: $(READY) ## bad files, disks and moments, half an hour; ONLY=tiff,disk SEED=1 for some
+faults: $(READY) ## bad files, disks and moments, an hour; ONLY=tiff,disk SEED=1 for some
 	$(BIN)/python -m faults --jobs 2 --table build/faults.md --only "$(ONLY)" $(if $(SEED),--seed $(SEED))
 
 check: $(READY) ## linters and types
