@@ -24,9 +24,9 @@ from real_chips import learn, split
 from satmap.data.augmentation import Augmentation
 from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
-from satmap.models.unet import UNet, build_network
-from satmap.planes import ROAD_PLANES
-from satmap.recipe import (
+from satmap.networks.unet import UNet, build_network
+from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.recipes.schema import (
     CosineSchedule,
     Decoder,
     HeadLoss,
@@ -37,8 +37,8 @@ from satmap.recipe import (
     load_recipe,
 )
 from satmap.runtime.device import pick_device
-from satmap.training.average import WeightAverage
 from satmap.training.schedule import learning_rate
+from satmap.training.state import WeightAverage
 from satmap.training.validation import validate
 
 _CROP, _BATCH = 192, 8

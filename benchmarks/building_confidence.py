@@ -33,20 +33,20 @@ from numpy.typing import NDArray
 
 from building_runs import half
 from made_blocks import made_blocks, planes_of_labels
-from satmap.buildings.building import Building
-from satmap.buildings.confidence import ConfidenceModel, Sample, candidates_of, fit_confidence
-from satmap.buildings.confidence import sample as sample_of
-from satmap.buildings.polygons import exact_polygons
-from satmap.buildings.settings import BuildingSettings
-from satmap.buildings.vectorize import vectorize
-from satmap.data.building_labels import read_building_labels
-from satmap.data.building_targets import draw_instances
-from satmap.data.buildings import scan_buildings
-from satmap.data.mapping_challenge import ANNOTATIONS
-from satmap.mask_files import BUILDING_MASKS, open_mask
-from satmap.metrics.coco_ap import score_coco
-from satmap.planes import Planes
+from satmap.data.layouts.buildings import scan_buildings
+from satmap.data.layouts.mapping_challenge import ANNOTATIONS
+from satmap.evaluation.metrics.coco_ap import score_coco
+from satmap.rasters.map_files import BUILDING_MASKS, open_mask
+from satmap.rasters.probability_maps import Planes
 from satmap.submissions.coco_json import Detection, write_coco_results
+from satmap.tasks.buildings.confidence import ConfidenceModel, Sample, candidates_of, fit_confidence
+from satmap.tasks.buildings.confidence import sample as sample_of
+from satmap.tasks.buildings.labels import read_building_labels
+from satmap.tasks.buildings.targets import draw_instances
+from satmap.tasks.buildings.vectorizer.polygons import exact_polygons
+from satmap.tasks.buildings.vectorizer.settings import BuildingSettings
+from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize
+from satmap.vectors.buildings import Building
 
 _QUARTERS = 4
 _MADE, _MADE_PX = 8, 220

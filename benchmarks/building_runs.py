@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from satmap.inference.prediction import predict
-from satmap.recipe import (
+from satmap.prediction.run import predict
+from satmap.recipes.schema import (
     BuildingHeadLoss,
     BuildingLosses,
     CosineSchedule,
@@ -19,7 +19,7 @@ from satmap.recipe import (
     load_recipe,
 )
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.workplace import Workplace
+from satmap.training.run_context import Workplace
 
 _ENCODER, _WIDTHS = "resnet18", (128, 96, 64, 32)
 _SCHEDULE = CosineSchedule(peak=2e-3, final=2e-5, warmup=0.1)

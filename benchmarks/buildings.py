@@ -22,10 +22,10 @@ from scipy import ndimage
 from skimage.segmentation import watershed
 
 from made_blocks import Blocks, made_blocks, planes_of_labels, share_apart
-from satmap.buildings.instances import find_instances
-from satmap.buildings.settings import BuildingSettings
-from satmap.buildings.vectorize import vectorize
-from satmap.planes import BORDER, BUILDING, CONTACT, Planes
+from satmap.rasters.probability_maps import BORDER, BUILDING, CONTACT, Planes
+from satmap.tasks.buildings.vectorizer.instances import find_instances
+from satmap.tasks.buildings.vectorizer.settings import BuildingSettings
+from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize
 
 _SIZE, _HOUSES, _ROUNDS = 900, 200, 9
 _BLUR, _NOISE = 1.0, 0.07

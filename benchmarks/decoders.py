@@ -19,10 +19,10 @@ from networks import count_macs
 from real_chips import learn, split
 from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
-from satmap.models.decoders import DECODERS
-from satmap.models.unet import UNet, build_network
-from satmap.planes import ROAD_PLANES
-from satmap.recipe import CosineSchedule, Losses, Recipe, load_recipe
+from satmap.networks.decoders import DECODERS
+from satmap.networks.unet import UNet, build_network
+from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.recipes.schema import CosineSchedule, Losses, Recipe, load_recipe
 from satmap.runtime.device import pick_device
 from satmap.training.schedule import learning_rate
 from satmap.training.validation import validate

@@ -22,20 +22,20 @@ import torch
 
 from real_chips import HELD_OUT, link, split
 from satmap.data.cache import CachedChip
-from satmap.data.spacenet_roads import scan
-from satmap.data.targets import CLASS_BITS
-from satmap.inference.ensemble import Voter, predict_planes
-from satmap.inference.weights import WeightFile, choose, find_weights, load_ensemble
-from satmap.metrics.apls import apls
-from satmap.models.soup import average_weights
-from satmap.planes import ROAD, ROAD_PLANES, Planes
-from satmap.recipe import Inference, Recipe, load_recipe
-from satmap.roads.rows import to_rows
-from satmap.roads.vectorize import vectorize
+from satmap.data.layouts.spacenet_roads import scan
+from satmap.evaluation.metrics.apls import apls
+from satmap.prediction.dense import Voter, predict_planes
+from satmap.rasters.probability_maps import ROAD, ROAD_PLANES, Planes
+from satmap.recipes.schema import Inference, Recipe, load_recipe
 from satmap.runtime.device import pick_device
+from satmap.submissions.roads_csv import to_rows
+from satmap.tasks.roads.objective import truth_rows
+from satmap.tasks.roads.targets import CLASS_BITS
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.road_objective import truth_rows
-from satmap.training.workplace import Workplace
+from satmap.training.run_context import Workplace
+from satmap.weights.average import average_weights
+from satmap.weights.members import WeightFile, choose, find_weights, load_ensemble
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from satmap.files import write_text
+from satmap.io.files import write_text
 
 _HERE = Path(__file__).parent
 

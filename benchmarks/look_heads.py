@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from building_runs import predicted, small_recipe, trained
-from satmap.data.city import BuildingLayout, make_building_city
-from satmap.recipe import load_recipe
-from satmap.scoring import score_files
+from satmap.evaluation.score import score_files
+from satmap.recipes.schema import load_recipe
+from synthcity import BuildingLayout, make_building_city
 
 _CATEGORIES = ("nadir", "off-nadir", "very off-nadir")
 

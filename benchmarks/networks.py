@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from satmap.models.decoders import DECODERS
-from satmap.models.encoders import ENCODERS, Encoder
-from satmap.models.unet import UNet, build_network
-from satmap.planes import ROAD_PLANES
+from satmap.networks.decoders import DECODERS
+from satmap.networks.encoders import ENCODERS, Encoder
+from satmap.networks.unet import UNet, build_network
+from satmap.rasters.probability_maps import ROAD_PLANES
 
 _RUNS = 3
 

@@ -14,14 +14,14 @@ from functools import partial
 import cv2
 import numpy as np
 
-from satmap.data.city.looks import made_looks
-from satmap.data.city.noise import Window
-from satmap.data.city.oblique import Site, photograph, through_air
-from satmap.data.city.paint import Grid, paint
-from satmap.data.city.scene import make_scene
-from satmap.data.city.spectra import draw_sensor
-from satmap.data.city.surface import Land
-from satmap.data.city.town import make_town
+from synthcity.looks import made_looks
+from synthcity.noise import Window
+from synthcity.oblique import Site, photograph, through_air
+from synthcity.paint import Grid, paint
+from synthcity.scene import make_scene
+from synthcity.spectra import draw_sensor
+from synthcity.surface import Land
+from synthcity.town import make_town
 
 _SIDE_PX, _PIXEL_M = 900, 0.5
 _SIDE_M = _SIDE_PX * _PIXEL_M

@@ -28,22 +28,20 @@ import rasterio
 import torch
 from affine import Affine
 
-from satmap.data.spacenet_roads import scan
-from satmap.inference.ensemble import predict_planes
-from satmap.inference.pictures import read_picture
-from satmap.inference.plane_rasters import write_planes
-from satmap.inference.prediction import predict
-from satmap.inference.weights import choose, find_weights, load_ensemble
-from satmap.mask_files import read_mask
-from satmap.models.unet import build_network
-from satmap.models.weights import save_weights
-from satmap.planes import ROAD_PLANES, Planes
-from satmap.recipe import Decoder, Inference, Recipe, load_recipe
-from satmap.roads.rows import to_rows
-from satmap.roads.vectorize import vectorize
-from satmap.runtime.cores import available_cores
+from satmap.data.layouts.spacenet_roads import scan
+from satmap.networks.unet import build_network
+from satmap.prediction.dense import predict_planes
+from satmap.prediction.images import read_picture
+from satmap.prediction.run import predict
+from satmap.rasters.map_files import read_mask, write_planes
+from satmap.rasters.probability_maps import ROAD_PLANES, Planes
+from satmap.recipes.schema import Decoder, Inference, Recipe, load_recipe
 from satmap.runtime.device import pick_device
-from satmap.submissions.roads_csv import write_roads_csv
+from satmap.runtime.resources import available_cores
+from satmap.submissions.roads_csv import to_rows, write_roads_csv
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
+from satmap.weights.members import choose, find_weights, load_ensemble
+from satmap.weights.network_files import save_weights
 
 # The full ensemble: the recipe's four networks, three checkpoints each.
 _FULL = ("inception_resnet_v2", "inception_resnet_v2", "dpn92", "dpn92") * 3

@@ -24,12 +24,12 @@ from torch.utils.data import DataLoader, Dataset
 from satmap.data.augmentation import Augmentation
 from satmap.data.cache import StretchSettings, prepare_chip
 from satmap.data.chip import Chip
-from satmap.data.city import make_city
 from satmap.data.crops import CropDataset
 from satmap.data.imagery import MS_BAND_ORDER
-from satmap.data.labels import read_road_labels
-from satmap.data.spacenet_roads import scan
-from satmap.data.targets import TargetSettings, decode_target, rasterize_roads
+from satmap.data.layouts.spacenet_roads import scan
+from satmap.tasks.roads.labels import read_road_labels
+from satmap.tasks.roads.targets import TargetSettings, decode_target, rasterize_roads
+from synthcity import make_city
 
 _CHIPS = 3
 _SIZE = 1300

@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from satmap.data.cache import CachedChip
+from satmap.data.cache import CachedChip, prepare
 from satmap.data.chip import Chip
-from satmap.data.preparation import prepare
-from satmap.data.spacenet_roads import scan
-from satmap.models.unet import UNet
-from satmap.recipe import Losses, Recipe
+from satmap.data.layouts.spacenet_roads import scan
+from satmap.networks.unet import UNet
+from satmap.recipes.schema import Losses, Recipe
 from satmap.runtime.device import autocast
-from satmap.training.losses import road_loss
+from satmap.tasks.roads.losses import road_loss
 
 #: One chip of so many is held out.
 HELD_OUT = 5

@@ -14,24 +14,23 @@ import numpy as np
 
 from real_chips import HELD_OUT, link
 from satmap.data.cache import prepare_chip
-from satmap.data.spacenet_roads import scan
-from satmap.data.targets import CLASS_BITS
-from satmap.inference.ensemble import predict_planes
-from satmap.inference.pictures import read_picture
-from satmap.inference.weights import choose, find_weights, load_ensemble
-from satmap.metrics.apls import score_roads
-from satmap.planes import ROAD, ROAD_PLANES, Planes
-from satmap.recipe import load_recipe
-from satmap.report.overlay import side_by_side
+from satmap.data.layouts.spacenet_roads import scan
+from satmap.evaluation.metrics.apls import score_roads
+from satmap.prediction.dense import predict_planes
+from satmap.prediction.images import read_picture
+from satmap.rasters.probability_maps import ROAD, ROAD_PLANES, Planes
+from satmap.recipes.schema import load_recipe
 from satmap.report.panels import write_picture
+from satmap.report.road_overlay import side_by_side
 from satmap.report.table import score_table
-from satmap.roads.rows import to_rows
-from satmap.roads.vectorize import vectorize
 from satmap.runtime.device import pick_device
-from satmap.submissions.roads_csv import write_roads_csv
+from satmap.submissions.roads_csv import to_rows, write_roads_csv
+from satmap.tasks.roads.objective import truth_rows
+from satmap.tasks.roads.targets import CLASS_BITS
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.road_objective import truth_rows
-from satmap.training.workplace import Workplace
+from satmap.training.run_context import Workplace
+from satmap.weights.members import choose, find_weights, load_ensemble
 
 
 def main() -> None:

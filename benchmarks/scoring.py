@@ -21,14 +21,14 @@ import numpy as np
 import shapely
 
 from plain_apls import Road, plain_apls
-from satmap.data.city.network import make_edges
-from satmap.data.city.plan import make_plan
-from satmap.metrics.apls import METRES_PER_PIXEL, MIDPOINT_M, apls
-from satmap.metrics.apls_graph import build_graph
-from satmap.metrics.building_f1 import match_buildings
-from satmap.speeds import MPS_PER_MPH
+from satmap.evaluation.metrics.apls import METRES_PER_PIXEL, MIDPOINT_M, apls
+from satmap.evaluation.metrics.apls_graph import build_graph
+from satmap.evaluation.metrics.building_f1 import match_buildings
 from satmap.submissions.buildings_csv import BuildingRow
 from satmap.submissions.roads_csv import RoadRow, check_roads_csv
+from satmap.vectors.speeds import MPS_PER_MPH
+from synthcity.network import make_edges
+from synthcity.plan import make_plan
 
 _CHIP_M = 1300 * METRES_PER_PIXEL
 _ROWS = 1_000_000

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from networks import count_macs
-from satmap.models.unet import UNet, build_network
-from satmap.planes import ROAD_PLANES
-from satmap.recipe import HeadLoss, Losses, RoadHeadLoss
+from satmap.networks.unet import UNet, build_network
+from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.recipes.schema import HeadLoss, Losses, RoadHeadLoss
 from satmap.runtime.device import autocast, pick_device
-from satmap.training.losses import road_loss
+from satmap.tasks.roads.losses import road_loss
 
 _LOSSES = Losses(
     road=RoadHeadLoss(dice=0.5, focal=2, bce=0.1),

@@ -39,14 +39,13 @@ from skimage.morphology import remove_small_holes, remove_small_objects, skeleto
 
 from degraded_masks import METRES_PER_PIXEL, degraded_mask
 from round_trips import RoundTrip, labelled_chips, made_city, vegas_labels
-from satmap.metrics.apls import apls
-from satmap.planes import ROAD, Planes
-from satmap.roads.box import Box
-from satmap.roads.context import crop
-from satmap.roads.rows import to_rows
-from satmap.roads.vectorize import vectorize
-from satmap.submissions.roads_csv import RoadRow, read_roads_csv
-from satmap.vectorizing import vectorize_directory
+from satmap.evaluation.metrics.apls import apls
+from satmap.prediction.vectorize import vectorize_directory
+from satmap.rasters.probability_maps import ROAD, Planes
+from satmap.rasters.scene import Box
+from satmap.submissions.roads_csv import RoadRow, read_roads_csv, to_rows
+from satmap.tasks.roads.tiles import crop
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
 from side_by_side import with_surroundings
 
 _MASKS, _HELD_OUT_MASKS = range(24), range(7000, 7048)

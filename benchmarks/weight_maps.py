@@ -22,12 +22,12 @@ import shapely
 import torch
 
 from building_runs import Half, half
-from satmap.buildings.vectorize import vectorize
-from satmap.data.building_labels import read_building_labels
-from satmap.data.buildings import scan_buildings
-from satmap.mask_files import BUILDING_MASKS, open_mask
-from satmap.metrics.building_f1 import Counts, match_buildings
+from satmap.data.layouts.buildings import scan_buildings
+from satmap.evaluation.metrics.building_f1 import Counts, match_buildings
+from satmap.rasters.map_files import BUILDING_MASKS, open_mask
 from satmap.submissions.buildings_csv import BuildingRow
+from satmap.tasks.buildings.labels import read_building_labels
+from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize
 
 _SMALL_PX2, _SPECK_PX2 = 32**2, 16**2
 

@@ -15,7 +15,7 @@ from typing import IO
 
 from faults.forks import fork
 from faults.material import Material
-from satmap.checking import check_files
+from satmap.evaluation.check import check_files
 
 #: Exit statuses that the README names: done, cannot be, wrong arguments, try again.
 DONE, FAILED, WRONG_ARGUMENTS, TRY_AGAIN = 0, 1, 2, 75
@@ -31,7 +31,7 @@ _NEVER = re.compile(
 # The names of Python's exceptions are no words for users.
 _FOREIGN = re.compile(r"\b(?!Satmap)[A-Z]\w*(?:Error|Exception)\b[:(]")
 
-# Temporary files of `satmap.files`.
+# Temporary files of `satmap.io.files`.
 _TEMPORARY = re.compile(r"\..*-[a-z0-9_]{8}(?:\.[^.]*)?(?:-journal|-wal|-shm)?")
 
 _SATMAP = (sys.executable, "-m", "satmap")

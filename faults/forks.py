@@ -9,11 +9,6 @@ from pathlib import Path
 
 def load_libraries() -> None:
     """Import what the commands import, without any thread started."""
-    import satmap.inference.prediction
-    import satmap.report.misses
-    import satmap.scoring
-    import satmap.training.ensemble
-    import satmap.vectorizing  # noqa: F401
 
 
 def fork(

@@ -10,7 +10,7 @@ from rasterio.windows import Window
 
 from faults.bench import DONE, Bench, Ended, rows_of
 from faults.case import Case
-from satmap.checking import check_files
+from satmap.evaluation.check import check_files
 
 _DEGREES = 2.7e-6
 _SIDE = 30_000

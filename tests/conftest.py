@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from satmap.data.city import make_city
+from synthcity import make_city
 from tiny_trainings import add_tiny_encoders
 
 # Two test processes on two cores.

@@ -18,9 +18,9 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from satmap.data.city.network import make_edges
-from satmap.data.city.plan import make_plan
 from satmap.submissions.roads_csv import RoadRow
+from synthcity.network import make_edges
+from synthcity.plan import make_plan
 
 #: Metres a pixel along both axes, the official scorer's.
 METRES_PER_PIXEL = 0.31

@@ -19,14 +19,14 @@ import torch
 import satmap.cli
 import satmap.runtime.device
 from satmap.cli import main
-from satmap.models.unet import UNet
+from satmap.networks.unet import UNet
 from satmap.runtime.termination import LEFT_ALONE
 from tiny_trainings import add_tiny_encoders
 
 # What is forked from a process that has imported everything starts in no time.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["satmap.cli", "satmap.training.ensemble", "satmap.inference.prediction", "pytest"]
+    ["satmap.cli", "satmap.training.ensemble", "satmap.prediction.run", "pytest"]
 )
 
 # Longer than it takes a process to notice that another one is gone, and to end by itself.

@@ -14,7 +14,7 @@ import shapely
 from numpy.typing import NDArray
 from shapely.affinity import rotate
 
-from satmap.planes import BORDER, BUILDING, CONTACT, Planes
+from satmap.rasters.probability_maps import BORDER, BUILDING, CONTACT, Planes
 
 METRES_PER_PIXEL = (0.5, 0.5)
 

@@ -9,22 +9,21 @@ from affine import Affine
 from rasterio.crs import CRS
 from shapely import STRtree
 
-from satmap.data.city.labels import chip_roads
-from satmap.data.city.network import make_edges
-from satmap.data.city.plan import make_plan
-from satmap.data.city.survey import Survey
-from satmap.data.georeference import Georeference, metres_per_degree
-from satmap.data.labels import RoadLabel, clip_to_image, read_road_labels
-from satmap.data.spacenet_roads import scan
-from satmap.data.targets import TargetSettings, decode_target, rasterize_roads
-from satmap.geojson import LON_LAT
-from satmap.metrics.apls import AplsScore, apls
-from satmap.planes import ROAD_PLANES, Planes
-from satmap.roads.graph import line_length_m
-from satmap.roads.rows import to_rows
-from satmap.roads.settings import RoadSettings
-from satmap.roads.vectorize import vectorize
-from satmap.submissions.roads_csv import RoadRow
+from satmap.data.layouts.spacenet_roads import scan
+from satmap.evaluation.metrics.apls import AplsScore, apls
+from satmap.io.geojson_reader import LON_LAT
+from satmap.rasters.probability_maps import ROAD_PLANES, Planes
+from satmap.submissions.roads_csv import RoadRow, to_rows
+from satmap.tasks.roads.labels import RoadLabel, clip_to_image, read_road_labels
+from satmap.tasks.roads.targets import TargetSettings, decode_target, rasterize_roads
+from satmap.tasks.roads.vectorizer.settings import RoadSettings
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
+from satmap.vectors.georeference import Georeference, metres_per_degree
+from satmap.vectors.road_graph import line_length_m
+from synthcity.labels import chip_roads
+from synthcity.network import make_edges
+from synthcity.plan import make_plan
+from synthcity.survey import Survey
 
 # The grid of SpaceNet's chips of Las Vegas: degrees a pixel, pixels a side, a corner of four chips.
 _PIXEL_DEG, _SIZE = 2.7e-6, 1300

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from satmap.planes import Planes
-from satmap.roads.box import Box
-from satmap.roads.context import Surrounding, surrounded
-from satmap.roads.scene import Scene
+from satmap.rasters.probability_maps import Planes
+from satmap.rasters.scene import Box, Scene
+from satmap.tasks.roads.tiles import Surrounding, surrounded
 
 
 def with_surroundings(

@@ -13,11 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plain_apls import Road, plain_apls
-from satmap.metrics.apls import _TILE, METRES_PER_PIXEL, MIDPOINT_M, AplsScore, apls, score_roads
-from satmap.metrics.apls_graph import build_graph
-from satmap.metrics.shortest_paths import all_pairs
-from satmap.roads.graph import RoadEdge, RoadGraph
+from satmap.evaluation.metrics.apls import (
+    _TILE,
+    METRES_PER_PIXEL,
+    MIDPOINT_M,
+    AplsScore,
+    apls,
+    score_roads,
+)
+from satmap.evaluation.metrics.apls_graph import build_graph
+from satmap.evaluation.metrics.shortest_paths import all_pairs
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv
+from satmap.vectors.road_graph import RoadEdge, RoadGraph
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures" / "apls"
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="no shared fixtures here")

@@ -13,13 +13,10 @@ import yaml
 from forked_ranks import finish, start_ranks
 from made_blocks import made_blocks, planes_of_labels
 from made_buildings import square, write_coco, write_tile
-from satmap.buildings.polygons import exact_polygons
 from satmap.cli import main
-from satmap.confidence_files import CONFIDENCE_FILE
-from satmap.inference.prediction import predict
-from satmap.models.unet import build_network
-from satmap.models.weights import save_weights
-from satmap.planes import BUILDING_PLANES
+from satmap.evaluation.verify import compare
+from satmap.networks.unet import build_network
+from satmap.prediction.run import predict
 from satmap.provenance.manifest import (
     SUFFIX,
     SubmissionManifest,
@@ -27,9 +24,12 @@ from satmap.provenance.manifest import (
     manifest_path,
     read_manifest,
 )
-from satmap.recipe import parse_recipe
+from satmap.rasters.probability_maps import BUILDING_PLANES
+from satmap.recipes.schema import parse_recipe
 from satmap.submissions.buildings_csv import read_buildings_csv
-from satmap.verification.submissions import compare
+from satmap.tasks.buildings.confidence import CONFIDENCE_FILE
+from satmap.tasks.buildings.vectorizer.polygons import exact_polygons
+from satmap.weights.network_files import save_weights
 from test_building_training import RECIPE
 
 CPU = torch.device("cpu")

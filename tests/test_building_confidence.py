@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from made_blocks import made_blocks, planes_of_labels
-from satmap.buildings.candidates import (
+from satmap.errors import SatmapError
+from satmap.rasters.probability_maps import BUILDING, Planes
+from satmap.rasters.scene import Box
+from satmap.tasks.buildings.confidence import (
+    CONFIDENCE_FILE,
+    ConfidenceModel,
+    Sample,
+    fit_confidence,
+    read_confidence,
+    sample,
+    write_confidence,
+)
+from satmap.tasks.buildings.vectorizer.candidates import (
     FEATURES,
     SAME_IOU,
     THRESHOLDS,
@@ -17,14 +29,9 @@ from satmap.buildings.candidates import (
     layer_labels,
     survivors,
 )
-from satmap.buildings.confidence import ConfidenceModel, Sample, fit_confidence, sample
-from satmap.buildings.instances import find_instances
-from satmap.buildings.settings import BuildingSettings
-from satmap.buildings.vectorize import vectorize
-from satmap.confidence_files import CONFIDENCE_FILE, read_confidence, write_confidence
-from satmap.errors import SatmapError
-from satmap.planes import BUILDING, Planes
-from satmap.roads.box import Box
+from satmap.tasks.buildings.vectorizer.instances import find_instances
+from satmap.tasks.buildings.vectorizer.settings import BuildingSettings
+from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize
 
 CHOSEN = BuildingSettings(least_px=10, seed_px=3)
 

@@ -18,13 +18,13 @@ from rasterio.crs import CRS
 
 from made_blocks import made_blocks, planes_of_labels
 from made_buildings import write_coco, write_tile
-from satmap.buildings.building import Building
 from satmap.cli import main
-from satmap.data.georeference import Georeference
 from satmap.exports import ImageBuildings, export_buildings
-from satmap.geojson import LON_LAT, project
-from satmap.planes import Planes
+from satmap.io.geojson_reader import LON_LAT, project
+from satmap.rasters.probability_maps import Planes
 from satmap.submissions.buildings_csv import read_buildings_csv
+from satmap.vectors.buildings import Building
+from satmap.vectors.georeference import Georeference
 from test_building_commands import undecided_weights
 
 # A pixel is a hundred thousandth of a degree; the corner lies at 10 E, 50 N.

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely import affinity
 
-from satmap.metrics import building_f1
-from satmap.metrics.building_f1 import Counts, group_of, match_buildings, score_buildings
+from satmap.evaluation.metrics import building_f1
+from satmap.evaluation.metrics.building_f1 import Counts, group_of, match_buildings, score_buildings
 from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures" / "building_f1"

@@ -11,14 +11,14 @@ import shapely
 from made_buildings import square, write_buildings, write_coco, write_tile
 from made_files import write_image
 from satmap.cli import main
-from satmap.data.building_labels import read_building_labels
-from satmap.data.building_names import building_image_ids, parse_building_name
-from satmap.data.building_targets import BuildingTargetSettings
-from satmap.data.buildings import scan_buildings
 from satmap.data.cache import StretchSettings, category_of, prepare_chip
 from satmap.data.imagery import MULTISPECTRAL, RGB, RGB_NIR, read_info, read_stretched
-from satmap.data.looks import CATEGORIES, Look, look_of_name, parse_look
+from satmap.data.layouts.buildings import scan_buildings
+from satmap.data.layouts.spacenet_buildings import building_image_ids, parse_building_name
+from satmap.data.view_angles import CATEGORIES, Look, look_of_name, parse_look
 from satmap.errors import SatmapError
+from satmap.tasks.buildings.labels import read_building_labels
+from satmap.tasks.buildings.targets import BuildingTargetSettings
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 shared = pytest.mark.skipif(not DATA.exists(), reason="the shared data are not here")

@@ -13,23 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from made_buildings import square, write_coco, write_tile
-from satmap.buildings.building import Building
-from satmap.buildings.settings import BuildingSettingsByCategory
 from satmap.cli import main
-from satmap.data.building_targets import draw_instances
 from satmap.data.imagery import RGB, read_info, read_resized
 from satmap.errors import SatmapError
 from satmap.exports import ImageBuildings
-from satmap.inference.building_maps import BuildingMaps
-from satmap.inference.ensemble import Voter, predict_planes
-from satmap.inference.journal import Journal
-from satmap.inference.prediction import predict
-from satmap.models.unet import UNet, build_network
-from satmap.models.weights import save_weights
-from satmap.planes import BUILDING_PLANES, resize_planes
-from satmap.recipe import Inference, parse_recipe
+from satmap.networks.unet import UNet, build_network
+from satmap.prediction.dense import Voter, predict_planes
+from satmap.prediction.journal import Journal
+from satmap.prediction.run import predict
+from satmap.rasters.probability_maps import BUILDING_PLANES, resize_planes
+from satmap.recipes.schema import Inference, parse_recipe
 from satmap.submissions.buildings_csv import check_buildings_csv, read_buildings_csv
 from satmap.submissions.coco_json import check_coco_results, read_coco_results
+from satmap.tasks.buildings.maps import BuildingMaps
+from satmap.tasks.buildings.targets import draw_instances
+from satmap.tasks.buildings.vectorizer.settings import BuildingSettingsByCategory
+from satmap.vectors.buildings import Building
+from satmap.weights.network_files import save_weights
 from test_building_training import RECIPE
 
 CPU = torch.device("cpu")

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from made_buildings import square, write_coco, write_tile
-from satmap.data.building_targets import (
+from satmap.data.cache import StretchSettings, prepare_chip
+from satmap.data.layouts.buildings import scan_buildings
+from satmap.tasks.buildings.targets import (
     BODY_BIT,
     BORDER_BIT,
     CONTACT_BIT,
@@ -23,8 +25,6 @@ from satmap.data.building_targets import (
     two_nearest,
     weight_table,
 )
-from satmap.data.buildings import scan_buildings
-from satmap.data.cache import StretchSettings, prepare_chip
 
 SETTINGS = BuildingTargetSettings()
 

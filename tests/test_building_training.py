@@ -14,22 +14,12 @@ import yaml
 
 from made_buildings import square, write_buildings, write_coco, write_tile
 from made_files import write_image
-from satmap.buildings.settings import BuildingSettingsByCategory
 from satmap.cli import main
-from satmap.data.building_targets import (
-    BODY_BIT,
-    BORDER_BIT,
-    CONTACT_BIT,
-    BuildingTargetSettings,
-    encode_weights,
-)
-from satmap.data.buildings import scan_buildings
 from satmap.data.cache import StretchSettings, prepare_chip
+from satmap.data.layouts.buildings import scan_buildings
 from satmap.errors import SatmapError
-from satmap.inference.weights import find_weights
-from satmap.models.weights import load_weights, save_weights
-from satmap.planes import BUILDING_PLANES, Planes
-from satmap.recipe import (
+from satmap.rasters.probability_maps import BUILDING_PLANES, Planes
+from satmap.recipes.schema import (
     BuildingHeadLoss,
     BuildingLosses,
     HeadLoss,
@@ -39,11 +29,21 @@ from satmap.recipe import (
     parse_recipe,
 )
 from satmap.submissions.buildings_csv import read_buildings_csv
-from satmap.training.building_losses import building_loss
-from satmap.training.building_objective import BuildingObjective
+from satmap.tasks.buildings.losses import building_loss
+from satmap.tasks.buildings.objective import BuildingObjective
+from satmap.tasks.buildings.targets import (
+    BODY_BIT,
+    BORDER_BIT,
+    CONTACT_BIT,
+    BuildingTargetSettings,
+    encode_weights,
+)
+from satmap.tasks.buildings.vectorizer.settings import BuildingSettingsByCategory
 from satmap.training.ensemble import TrainingOptions, train
+from satmap.training.run_context import Workplace
 from satmap.training.schedule import learning_rate
-from satmap.training.workplace import Workplace
+from satmap.weights.members import find_weights
+from satmap.weights.network_files import load_weights, save_weights
 
 CPU = torch.device("cpu")
 

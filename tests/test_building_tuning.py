@@ -17,17 +17,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from made_blocks import made_blocks, planes_of_labels
-from satmap.buildings.polygons import exact_polygons
-from satmap.buildings.settings import BuildingSettings
 from satmap.cli import main
-from satmap.data.building_targets import draw_instances
-from satmap.fitting import building_tuning
-from satmap.fitting.masks import MOST, some_of
-from satmap.fitting.measures import PooledF1, PooledPrecision
-from satmap.metrics.building_f1 import Counts, score_buildings
-from satmap.metrics.coco_ap import match_image, score_coco
-from satmap.planes import Planes
-from satmap.recipe import load_recipe
+from satmap.evaluation.metrics.building_f1 import Counts, score_buildings
+from satmap.evaluation.metrics.coco_ap import match_image, score_coco
+from satmap.rasters.probability_maps import Planes
+from satmap.recipes.schema import load_recipe
 from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv, write_buildings_csv
 from satmap.submissions.coco_json import (
     Detection,
@@ -35,7 +29,13 @@ from satmap.submissions.coco_json import (
     results_of,
     write_coco_results,
 )
-from satmap.vectorize_buildings import vectorize_buildings
+from satmap.tasks.buildings import tuning as building_tuning
+from satmap.tasks.buildings.targets import draw_instances
+from satmap.tasks.buildings.vectorize_files import vectorize_buildings
+from satmap.tasks.buildings.vectorizer.polygons import exact_polygons
+from satmap.tasks.buildings.vectorizer.settings import BuildingSettings
+from satmap.tuning.chips import MOST, some_of
+from satmap.tuning.measures import PooledF1, PooledPrecision
 
 FEW = {"low": (0.15, 0.3), "least_px": (20, 60, 250), "split": (0.5, 0.8)}
 SIZE = 160

@@ -18,18 +18,18 @@ from skimage.morphology import dilation
 from skimage.segmentation import watershed
 
 from made_blocks import made_blocks, planes_of_labels, share_apart
-from satmap.buildings.flooding import flood
-from satmap.buildings.instances import find_instances
-from satmap.buildings.parts import at_least, connected
-from satmap.buildings.polygons import dilated, exact_polygons, simplify_outlines
-from satmap.buildings.right_angles import squared_outlines
-from satmap.buildings.settings import BuildingSettings, BuildingSettingsByCategory
-from satmap.buildings.vectorize import vectorize
-from satmap.buildings.windows import blob_crops
-from satmap.metrics.building_f1 import match_buildings
-from satmap.planes import BORDER, BUILDING, Planes
-from satmap.roads.scene import Scene
+from satmap.evaluation.metrics.building_f1 import match_buildings
+from satmap.rasters.probability_maps import BORDER, BUILDING, Planes
+from satmap.rasters.scene import Scene
 from satmap.submissions.buildings_csv import BuildingRow
+from satmap.tasks.buildings.vectorizer.flooding import flood
+from satmap.tasks.buildings.vectorizer.instances import find_instances
+from satmap.tasks.buildings.vectorizer.polygons import dilated, exact_polygons, simplify_outlines
+from satmap.tasks.buildings.vectorizer.right_angles import squared_outlines
+from satmap.tasks.buildings.vectorizer.settings import BuildingSettings, BuildingSettingsByCategory
+from satmap.tasks.buildings.vectorizer.tracing import at_least, connected
+from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize
+from satmap.tasks.buildings.vectorizer.windowed import blob_crops
 from vegas_buildings import vegas_truth
 
 SHARED = Path(__file__).parents[2] / "shared/data"

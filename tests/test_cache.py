@@ -8,12 +8,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from made_files import write_image, write_labels
-from satmap.data.cache import StretchSettings, prepare_chip
+from satmap.data.cache import StretchSettings, prepare, prepare_chip
 from satmap.data.chip import Chip
-from satmap.data.preparation import prepare
-from satmap.data.spacenet_roads import scan
-from satmap.data.targets import TargetSettings
+from satmap.data.layouts.spacenet_roads import scan
 from satmap.errors import CannotWriteError, SatmapError
+from satmap.tasks.roads.targets import TargetSettings
 
 STRETCH, TARGETS = StretchSettings(), TargetSettings()
 LINE = [(5.0, 5.0), (100.0, 80.0)]

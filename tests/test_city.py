@@ -14,13 +14,13 @@ import rasterio
 from numpy.typing import NDArray
 from shapely import LineString, from_wkt
 
-from satmap.data.city import make_city
-from satmap.data.city.noise import Window
-from satmap.data.city.paint import Grid, paint
-from satmap.data.city.spectra import Material, draw_sensor
-from satmap.data.city.strokes import Fill, rectangle, scene_of
 from satmap.errors import SatmapError
-from satmap.speeds import MPS_PER_MPH, class_speed_mph
+from satmap.vectors.speeds import MPS_PER_MPH, class_speed_mph
+from synthcity import make_city
+from synthcity.noise import Window
+from synthcity.paint import Grid, paint
+from synthcity.spectra import Material, draw_sensor
+from synthcity.strokes import Fill, rectangle, scene_of
 
 NAME = "AOI_99_Made"
 CHIPS, TEST_CHIPS, SIZE = 12, 2, 320

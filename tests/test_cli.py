@@ -13,7 +13,7 @@ import pytest
 
 from made_files import write_image
 from satmap.cli import main
-from satmap.metrics.apls import score_roads
+from satmap.evaluation.metrics.apls import score_roads
 from satmap.submissions.roads_csv import read_roads_csv
 from tiny_trainings import road_member, road_recipe
 
@@ -351,7 +351,7 @@ def test_an_unexpected_fault_has_no_traceback_but_with_debug(
     def broken(*_: object) -> None:
         raise RuntimeError("out of order")
 
-    monkeypatch.setattr("satmap.data.spacenet_roads.scan", broken)
+    monkeypatch.setattr("satmap.data.layouts.spacenet_roads.scan", broken)
     assert "RuntimeError: out of order" in fails(capsys, "inventory", tmp_path)
     with pytest.raises(RuntimeError):
         main(["inventory", str(tmp_path), "--debug"])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
-from satmap.metrics.coco_ap import score_coco
+from satmap.evaluation.metrics.coco_ap import score_coco
 from satmap.submissions import coco_json, coco_masks, json_list
 from satmap.submissions.coco_json import (
     Detection,

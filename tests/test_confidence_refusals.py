@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from made_blocks import made_blocks, planes_of_labels
 from made_buildings import write_tile
-from satmap.buildings.polygons import exact_polygons
 from satmap.cli import main
-from satmap.confidence_files import CONFIDENCE_FILE
 from satmap.provenance.manifest import manifest_path
-from satmap.recipe import load_recipe
+from satmap.recipes.schema import load_recipe
+from satmap.tasks.buildings.confidence import CONFIDENCE_FILE
+from satmap.tasks.buildings.vectorizer.polygons import exact_polygons
 from test_building_commands import ring_of, undecided_weights
 
 IDS = [f"AOI_9_Made_img{number}" for number in range(4)]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import satmap
-from satmap.recipe import load_recipe
+from satmap.recipes.schema import load_recipe
 from test_loading import needs_mounts
 
 ROOT = Path(__file__).parents[1]

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from satmap.planes import ROAD, Planes
-from satmap.roads.box import Box
-from satmap.roads.context import crop, margin_px
-from satmap.roads.graph import RoadEdge, RoadGraph
-from satmap.roads.vectorize import vectorize
+from satmap.rasters.probability_maps import ROAD, Planes
+from satmap.rasters.scene import Box
+from satmap.tasks.roads.tiles import crop, margin_px
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
+from satmap.vectors.road_graph import RoadEdge, RoadGraph
 from side_by_side import with_surroundings
 from test_roads import draw
 

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 from satmap.data.augmentation import Augmentation, Geometry, draw_geometry, recolour
 from satmap.data.cache import CachedChip, StretchSettings, prepare_chip
 from satmap.data.crops import CropDataset, read_crop
-from satmap.data.spacenet_roads import scan
-from satmap.data.targets import TargetSettings
+from satmap.data.layouts.spacenet_roads import scan
+from satmap.tasks.roads.targets import TargetSettings
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from satmap.cli import main
-from satmap.data.targets import JUNCTION_BIT
-from satmap.models.resizing import resize_bilinear, resize_by_products
-from satmap.models.unet import build_network
-from satmap.planes import ROAD_PLANES
+from satmap.evaluation.verify import verify_weights
+from satmap.networks.layers import resize_bilinear, resize_by_products
+from satmap.networks.unet import build_network
 from satmap.provenance.manifest import WeightsManifest, read_manifest
-from satmap.recipe import Losses, load_recipe, parse_recipe
-from satmap.runtime.determinism import be_deterministic
+from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.recipes.schema import Losses, load_recipe, parse_recipe
+from satmap.runtime.device import be_deterministic
+from satmap.tasks.roads.losses import road_loss
+from satmap.tasks.roads.targets import JUNCTION_BIT
 from satmap.training import epoch
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.losses import road_loss
-from satmap.training.workplace import Circumstances, Workplace
-from satmap.verification.weights import verify_weights
+from satmap.training.run_context import Circumstances, Workplace
 from tiny_trainings import road_member, road_recipe, stage
 
 CPU = torch.device("cpu")

@@ -8,25 +8,24 @@ import pytest
 import torch
 
 from satmap.data.augmentation import Augmentation, Geometry
-from satmap.data.cache import CachedChip
+from satmap.data.cache import CachedChip, prepare
 from satmap.data.crops import CropDataset, read_crop, read_soft_crop
-from satmap.data.preparation import prepare
+from satmap.data.layouts.spacenet_roads import scan
 from satmap.data.soft_targets import SoftTarget
-from satmap.data.spacenet_roads import scan
 from satmap.errors import SatmapError
-from satmap.inference.ensemble import predict_planes
-from satmap.inference.weights import choose, find_weights, load_ensemble
-from satmap.models.unet import build_network
-from satmap.models.weights import load_weights, save_weights
-from satmap.planes import ROAD_PLANES
+from satmap.networks.unet import build_network
+from satmap.prediction.dense import predict_planes
 from satmap.provenance.manifest import WeightsManifest, read_manifest
-from satmap.recipe import HeadLoss, Losses, Recipe, RoadHeadLoss, load_recipe, parse_recipe
+from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.recipes.schema import HeadLoss, Losses, Recipe, RoadHeadLoss, load_recipe, parse_recipe
 from satmap.runtime.ranks import Ranks
+from satmap.tasks.roads.losses import distillation_loss, road_loss
 from satmap.training import teacher as teaching
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.losses import distillation_loss, road_loss
+from satmap.training.run_context import Workplace
 from satmap.training.teacher import Teacher, find_teacher, teach
-from satmap.training.workplace import Workplace
+from satmap.weights.members import choose, find_weights, load_ensemble
+from satmap.weights.network_files import load_weights, save_weights
 from tiny_trainings import road_member, road_recipe, stage
 
 CPU = torch.device("cpu")

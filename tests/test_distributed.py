@@ -26,26 +26,24 @@ from torch.utils.data import DataLoader
 import satmap.runtime.device
 from forked_ranks import SERVER, finish, kill_one, limit_batch, start_ranks
 from satmap.cli import main
+from satmap.data.cache import prepare
 from satmap.data.crops import CropDataset
-from satmap.data.preparation import prepare
-from satmap.data.spacenet_roads import scan
+from satmap.data.layouts.spacenet_roads import scan
 from satmap.errors import PeerError, SatmapError
-from satmap.inference.weights import find_weights
-from satmap.models.soup import average_weights
-from satmap.models.unet import UNet, build_network
-from satmap.models.weights import load_weights, save_weights
-from satmap.planes import ROAD_PLANES
-from satmap.recipe import Member, Stage, parse_recipe
+from satmap.networks.unet import UNet, build_network
+from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.recipes.schema import Member, Stage, parse_recipe
 from satmap.runtime import launcher
 from satmap.runtime.ranks import Ranks, joined
-from satmap.training.average import WeightAverage
 from satmap.training.budget import allot, deal_stages, plan_epoch
-from satmap.training.checkpoint import Progress
+from satmap.training.distributed import SyncedBatchNorm, synced_norms, total
 from satmap.training.ensemble import TrainingOptions, _turns, train
-from satmap.training.order import deal, epoch_order
-from satmap.training.parallel import total
-from satmap.training.synced_norm import SyncedBatchNorm, synced_norms
-from satmap.training.workplace import Workplace
+from satmap.training.loading import deal, epoch_order
+from satmap.training.run_context import Workplace
+from satmap.training.state import Progress, WeightAverage
+from satmap.weights.average import average_weights
+from satmap.weights.members import find_weights
+from satmap.weights.network_files import load_weights, save_weights
 from test_training import RECIPE
 
 CPU = torch.device("cpu")

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from satmap.cli import main
 from satmap.errors import SatmapError
-from satmap.models import export
-from satmap.models.export import LEAST_FREE_SIDE, METADATA_FILE, export_network, require_exportable
-from satmap.models.unet import UNet, build_network
-from satmap.models.weights import load_weights, save_weights
+from satmap.networks.unet import UNet, build_network
+from satmap.weights import export
+from satmap.weights.export import LEAST_FREE_SIDE, METADATA_FILE, export_network, require_exportable
+from satmap.weights.network_files import load_weights, save_weights
 
 WIDTHS = (16, 16, 8, 8)
 PLANES = ("road", "junction")

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 
 from full_disks import full_disk
-from satmap.data.georeference import Georeference
 from satmap.errors import CannotWriteError, SatmapError
+from satmap.evaluation.metrics.apls import apls
 from satmap.exports import (
     ImageRoads,
     write_geojson,
@@ -25,12 +25,11 @@ from satmap.exports import (
     write_graphml,
     write_roads,
 )
-from satmap.exports.image_roads import highway_of
-from satmap.metrics.apls import apls
-from satmap.roads.graph import RoadEdge, RoadGraph, line_length_m
-from satmap.roads.rows import to_rows
-from satmap.speeds import BIN_SPEEDS_MPH, MPS_PER_MPH
 from satmap.submissions.geojson_maps import read_roads_geojson
+from satmap.submissions.roads_csv import to_rows
+from satmap.vectors.georeference import Georeference
+from satmap.vectors.road_graph import RoadEdge, RoadGraph, highway_of, line_length_m
+from satmap.vectors.speeds import BIN_SPEEDS_MPH, MPS_PER_MPH
 
 Points = Sequence[tuple[float, float]]
 

@@ -19,27 +19,25 @@ from affine import Affine
 from made_files import write_image, write_labels
 from satmap.data.cache import StretchSettings, prepare_chip
 from satmap.data.imagery import RGB, StretchedImage, read_info
-from satmap.data.spacenet_roads import scan
-from satmap.data.targets import TargetSettings
+from satmap.data.layouts.spacenet_roads import scan
 from satmap.errors import CannotWriteError, SatmapError
-from satmap.files import require_writable, write_text
-from satmap.geojson import LON_LAT, read_geojson
-from satmap.inference.ensemble import Voter, predict_planes
-from satmap.inference.pictures import read_picture
-from satmap.inference.plane_rasters import write_planes
-from satmap.inference.plane_store import PlaneStore
-from satmap.mask_files import open_mask
-from satmap.models.unet import build_network
-from satmap.planes import ROAD_PLANES, Planes
-from satmap.recipe import Inference, load_recipe
-from satmap.runtime.memory import is_memory_short
+from satmap.evaluation.score import score_files
+from satmap.io.files import require_writable, sole_writer, write_text
+from satmap.io.geojson_reader import LON_LAT, read_geojson
+from satmap.networks.unet import build_network
+from satmap.prediction.dense import Voter, predict_planes
+from satmap.prediction.images import read_picture
+from satmap.prediction.vectorize import find_masks
+from satmap.rasters.map_files import open_mask, write_planes
+from satmap.rasters.map_store import PlaneStore
+from satmap.rasters.probability_maps import ROAD_PLANES, Planes
+from satmap.recipes.schema import Inference, load_recipe
+from satmap.recipes.strict_yaml import read_yaml
+from satmap.runtime.resources import is_memory_short
 from satmap.runtime.workers import start_pool
-from satmap.scoring import score_files
-from satmap.strict_yaml import read_yaml
 from satmap.submissions.mask_rasters import open_mask as open_building_mask
-from satmap.training.checkpoint import load_state
-from satmap.training.sole_writer import sole_writer
-from satmap.vectorizing import find_masks
+from satmap.tasks.roads.targets import TargetSettings
+from satmap.training.state import load_state
 
 CPU = torch.device("cpu")
 

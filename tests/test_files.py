@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from satmap.errors import CannotWriteError
-from satmap.files import atomic_path, is_temporary, remove_left_over, require_writable
+from satmap.io.files import atomic_path, is_temporary, remove_left_over, require_writable
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -15,31 +15,30 @@ from torch import Tensor, nn
 from made_files import write_image
 from satmap.data.cache import StretchSettings
 from satmap.data.folds import assign_folds
-from satmap.data.georeference import Georeference
-from satmap.data.spacenet_roads import road_image_id, scan
+from satmap.data.layouts.spacenet_roads import road_image_id, scan
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.exports import SUFFIXES, ImageRoads
-from satmap.inference import road_maps, share
-from satmap.inference.blending import blend
-from satmap.inference.ensemble import Download, Strip, Voter, predict_planes, predict_strips
-from satmap.inference.journal import Journal
-from satmap.inference.out_of_fold import held_out_images
-from satmap.inference.pictures import Picture
-from satmap.inference.prediction import predict
-from satmap.inference.road_maps import RoadMaps
-from satmap.inference.views import VIEWS
-from satmap.inference.weights import choose, find_weights, load_ensemble, recipe_of
-from satmap.inference.windows import spans
-from satmap.models.unet import build_network
-from satmap.models.weights import load_weights, save_weights
-from satmap.planes import ROAD, ROAD_PLANES, Planes
+from satmap.networks.unet import build_network
+from satmap.prediction import share
+from satmap.prediction.dense import VIEWS, Download, Strip, Voter, predict_planes, predict_strips
+from satmap.prediction.images import Picture
+from satmap.prediction.journal import Journal
+from satmap.prediction.plan import held_out_images
+from satmap.prediction.run import predict
+from satmap.prediction.vectorize import vectorize_directory
+from satmap.prediction.windows import blend, spans
 from satmap.provenance.manifest import SUFFIX
-from satmap.recipe import Inference, Recipe, Submission, load_recipe
-from satmap.roads.graph import RoadEdge, RoadGraph
-from satmap.roads.settings import RoadSettings
-from satmap.roads.vectorize import vectorize
+from satmap.rasters.probability_maps import ROAD, ROAD_PLANES, Planes
+from satmap.recipes.schema import Inference, Recipe, Submission, load_recipe
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
-from satmap.vectorizing import vectorize_directory
+from satmap.tasks.roads import maps as road_maps
+from satmap.tasks.roads.maps import RoadMaps
+from satmap.tasks.roads.vectorizer.settings import RoadSettings
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
+from satmap.vectors.georeference import Georeference
+from satmap.vectors.road_graph import RoadEdge, RoadGraph
+from satmap.weights.members import choose, find_weights, load_ensemble, recipe_of
+from satmap.weights.network_files import load_weights, save_weights
 from test_roads import draw
 
 ROAD_MAPS = RoadMaps(RoadSettings(), 0.3)

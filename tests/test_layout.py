@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from made_files import write_image, write_labels
-from satmap.data.spacenet_roads import label_names, scan
+from satmap.data.layouts.spacenet_roads import label_names, scan
 from satmap.errors import SatmapError
 
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from satmap.data.augmentation import Augmentation
+from satmap.data.cache import prepare
 from satmap.data.crops import CropDataset
-from satmap.data.preparation import prepare
-from satmap.data.spacenet_roads import scan
-from satmap.recipe import parse_recipe
+from satmap.data.layouts.spacenet_roads import scan
+from satmap.recipes.schema import parse_recipe
 from satmap.runtime import shared_memory
 from satmap.runtime.workers import start_pool
 from satmap.training import loading
 from satmap.training.loading import batches, within_shared_memory
-from satmap.training.workplace import Workplace
+from satmap.training.run_context import Workplace
 from test_training import RECIPE
 from tiny_trainings import road_member, road_recipe
 
@@ -115,9 +115,9 @@ def test_without_a_place_for_locks_there_are_no_workers() -> None:
         "import pathlib, torch\n"
         "from satmap.errors import SatmapError\n"
         "from satmap.training.loading import within_shared_memory\n"
-        "from satmap.training.workplace import Workplace\n"
+        "from satmap.training.run_context import Workplace\n"
         "from satmap.runtime.workers import start_pool\n"
-        "from satmap.recipe import load_recipe\n"
+        "from satmap.recipes.schema import load_recipe\n"
         "place = Workplace(pathlib.Path(), torch.device('cpu'), workers=2)\n"
         "assert within_shared_memory(place, load_recipe('demo').members, 1).workers == 0\n"
         "try: start_pool(1)\n"

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torchvision
 
-from satmap.data.targets import CENTRE_BIT, JUNCTION_BIT
-from satmap.planes import ROAD_PLANES
-from satmap.recipe import CosineSchedule, HeadLoss, Losses, RoadHeadLoss, StepSchedule
-from satmap.training.losses import dice_loss, head_loss, recall_loss, road_loss, split_heads
+from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.recipes.schema import CosineSchedule, HeadLoss, Losses, RoadHeadLoss, StepSchedule
+from satmap.tasks.roads.losses import dice_loss, head_loss, recall_loss, road_loss, split_heads
+from satmap.tasks.roads.targets import CENTRE_BIT, JUNCTION_BIT
 from satmap.training.schedule import learning_rate
 
 

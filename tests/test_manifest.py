@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 
 import satmap
 from satmap.cli import main
-from satmap.data.preparation import prepare
-from satmap.data.spacenet_roads import scan
+from satmap.data.cache import prepare
+from satmap.data.layouts.spacenet_roads import scan
 from satmap.errors import SatmapError
-from satmap.models.unet import build_network
-from satmap.models.weights import save_weights
-from satmap.planes import ROAD_PLANES
-from satmap.provenance.checksums import FileRecord, data_fingerprint, record_file
+from satmap.evaluation.verify import verify_weights
+from satmap.io.checksums import FileRecord, data_fingerprint, record_file
+from satmap.networks.unet import build_network
 from satmap.provenance.machine import differences, this_hardware, this_software
 from satmap.provenance.manifest import manifest_path
-from satmap.recipe import load_recipe
-from satmap.verification.weights import verify_weights
+from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.recipes.schema import load_recipe
+from satmap.weights.network_files import save_weights
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
-from satmap.metrics.jaccard import score_masks
+from satmap.evaluation.metrics.jaccard import score_masks
 from satmap.submissions import mask_rasters
 from satmap.submissions.mask_rasters import (
     check_masks,

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
-from satmap.metrics.apls import apls
-from satmap.metrics.apls_diagnosis import Diagnosis, Losses, diagnose
-from satmap.metrics.report import Figures
+from satmap.evaluation.metrics.apls import apls
+from satmap.evaluation.metrics.apls_diagnosis import Diagnosis, Losses, diagnose
+from satmap.evaluation.metrics.figures import Figures
 from satmap.report.misses import buildings_picture, mask_picture, roads_picture, write_misses
 from satmap.report.panels import View
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv

@@ -17,18 +17,18 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
 from satmap.errors import SatmapError
-from satmap.models.decoders import DECODERS, DecoderBlock, LightBlock, ScseBlock
-from satmap.models.encoders import ENCODERS, adapt_first_conv, build_encoder
-from satmap.models.layers import HalvingConv, NormAct, fix_same_padding
-from satmap.models.reference import ours_to_reference, reference_to_ours
-from satmap.models.unet import DECODER_STRIDES, DECODER_WIDTHS, UNet, build_network
-from satmap.models.weights import (
+from satmap.networks.decoders import DECODERS, DecoderBlock, LightBlock, ScseBlock
+from satmap.networks.encoders import ENCODERS, adapt_first_conv, build_encoder
+from satmap.networks.layers import HalvingConv, NormAct, fix_same_padding
+from satmap.networks.unet import DECODER_STRIDES, DECODER_WIDTHS, UNet, build_network
+from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.weights.network_files import (
     load_pretrained_encoder,
     load_weights,
     read_weights_metadata,
     save_weights,
 )
-from satmap.planes import ROAD_PLANES
+from satmap.weights.published import ours_to_reference, reference_to_ours
 
 SHARED = Path(__file__).parents[2] / "shared"
 REFERENCE = SHARED / "fixtures" / "network"

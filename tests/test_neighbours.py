@@ -3,10 +3,10 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satmap.data.georeference import Georeference
 from satmap.data.neighbours import Footprint, Neighbour, find_neighbours
-from satmap.planes import ROAD, Planes
-from satmap.surroundings import find_surroundings
+from satmap.rasters.probability_maps import ROAD, Planes
+from satmap.tasks.roads.tiles import find_surroundings
+from satmap.vectors.georeference import Georeference
 from side_by_side import with_surroundings
 
 SIZE = 3e-6

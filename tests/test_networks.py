@@ -16,16 +16,16 @@ import torch
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
-from satmap.models.decoders import DECODERS
-from satmap.models.encoders import (
+from satmap.networks.decoders import DECODERS
+from satmap.networks.encoders import (
     ENCODERS,
     Encoder,
     build_encoder,
     pretrained_config,
     unused_modules,
 )
-from satmap.models.unet import UNet, build_network
-from satmap.recipe import Decoder
+from satmap.networks.unet import UNet, build_network
+from satmap.recipes.schema import Decoder
 
 PLANES = ("road", "junction")
 WIDTHS = (32, 32, 16, 16)

@@ -21,29 +21,29 @@ from shapely import Polygon, STRtree, box
 
 from full_disks import full_disk
 from satmap.cli import main
-from satmap.data.building_names import building_image_id, building_image_ids
-from satmap.data.city import BuildingLayout, make_building_city, make_city
-from satmap.data.city.disk import write_jpeg, write_tiff
-from satmap.data.city.footprints import Footprint, coco, hidden
-from satmap.data.city.looks import LOOKS, Look, made_looks
-from satmap.data.city.noise import Window
-from satmap.data.city.oblique import Photograph, Site, photograph
-from satmap.data.city.paint import Grid
-from satmap.data.city.solids import Coat, Solid, flat_block, gabled_block, hipped_block
-from satmap.data.city.spectra import RGB_BANDS, Material, draw_sensor
-from satmap.data.city.strokes import Fill, scene_of
-from satmap.data.city.surface import Land
-from satmap.data.city.town import Town, make_town
-from satmap.data.city.views import GROUND, Skyline, View, coverage, look, skyline_of
-from satmap.data.georeference import georeference_of
+from satmap.data.layouts.spacenet_buildings import building_image_id, building_image_ids
 from satmap.errors import SatmapError
-from satmap.geojson import read_geojson
-from satmap.scoring import score_files
+from satmap.evaluation.score import score_files
+from satmap.io.geojson_reader import read_geojson
 from satmap.submissions.buildings_csv import (
     check_buildings_csv,
     read_buildings_csv,
     write_buildings_csv,
 )
+from satmap.vectors.georeference import georeference_of
+from synthcity import BuildingLayout, make_building_city, make_city
+from synthcity.disk import write_jpeg, write_tiff
+from synthcity.footprints import Footprint, coco, hidden
+from synthcity.looks import LOOKS, Look, made_looks
+from synthcity.noise import Window
+from synthcity.oblique import Photograph, Site, photograph
+from synthcity.paint import Grid
+from synthcity.solids import Coat, Solid, flat_block, gabled_block, hipped_block
+from synthcity.spectra import RGB_BANDS, Material, draw_sensor
+from synthcity.strokes import Fill, scene_of
+from synthcity.surface import Land
+from synthcity.town import Town, make_town
+from synthcity.views import GROUND, Skyline, View, coverage, look, skyline_of
 
 PIXEL_M = 0.5
 GRID = Grid(PIXEL_M, PIXEL_M)

@@ -26,19 +26,21 @@ from forked_ranks import finish, kill_one, start_command, start_ranks
 from made_files import write_image
 from satmap.data.imagery import MULTISPECTRAL, RGB, StretchedImage, read_info, read_stretched
 from satmap.errors import CannotWriteError
-from satmap.inference import ensemble, journal, pictures, share
-from satmap.inference.ensemble import Strip
-from satmap.inference.journal import Journal
-from satmap.inference.pictures import Picture
-from satmap.inference.prediction import Prediction, predict
-from satmap.inference.road_maps import RoadMaps
-from satmap.models.unet import build_network
-from satmap.models.weights import save_weights
-from satmap.planes import ROAD_PLANES
+from satmap.networks.unet import build_network
+from satmap.prediction import dense as ensemble
+from satmap.prediction import images as pictures
+from satmap.prediction import journal, share
+from satmap.prediction.dense import Strip
+from satmap.prediction.images import Picture
+from satmap.prediction.journal import Journal
+from satmap.prediction.run import Prediction, predict
 from satmap.provenance.manifest import SUFFIX
-from satmap.recipe import Inference, load_recipe
-from satmap.roads.settings import RoadSettings
+from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.recipes.schema import Inference, load_recipe
 from satmap.runtime.workers import BoundedPool, read_ahead
+from satmap.tasks.roads.maps import RoadMaps
+from satmap.tasks.roads.vectorizer.settings import RoadSettings
+from satmap.weights.network_files import save_weights
 
 ROAD_MAPS = RoadMaps(RoadSettings(), 0.3)
 CPU = torch.device("cpu")

@@ -8,18 +8,18 @@ import torch
 
 from round_trips import vegas_labels
 from satmap.data.cache import CachedChip, StretchSettings, prepare_chip
-from satmap.data.spacenet_roads import scan
-from satmap.data.targets import TargetSettings, decode_target
-from satmap.inference.plane_rasters import write_planes
-from satmap.inference.prediction import predict
-from satmap.metrics.apls import apls, score_roads
-from satmap.planes import ROAD_PLANES, Planes
-from satmap.recipe import parse_recipe
+from satmap.data.layouts.spacenet_roads import scan
+from satmap.evaluation.metrics.apls import apls, score_roads
+from satmap.prediction.run import predict
+from satmap.prediction.vectorize import vectorize_directory
+from satmap.rasters.map_files import write_planes
+from satmap.rasters.probability_maps import ROAD_PLANES, Planes
+from satmap.recipes.schema import parse_recipe
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
+from satmap.tasks.roads.objective import truth_rows
+from satmap.tasks.roads.targets import TargetSettings, decode_target
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.road_objective import truth_rows
-from satmap.training.workplace import Workplace
-from satmap.vectorizing import vectorize_directory
+from satmap.training.run_context import Workplace
 from tiny_trainings import road_member, road_recipe, stage
 
 DATA = Path(__file__).parents[2] / "shared/data"

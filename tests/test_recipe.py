@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from satmap.errors import SatmapError
-from satmap.models.encoder_names import ENCODER_NAMES
-from satmap.models.encoders import ENCODERS
-from satmap.recipe import Decoder, Losses, Recipe, load_recipe, parse_recipe, recipe_names
+from satmap.networks.encoder_names import ENCODER_NAMES
+from satmap.networks.encoders import ENCODERS
+from satmap.recipes.schema import Decoder, Losses, Recipe, load_recipe, parse_recipe, recipe_names
 
 DEMO = (Path(__file__).parents[1] / "code/satmap/recipes/demo.yaml").read_text()
 
@@ -100,7 +100,7 @@ def test_any_number_of_bands(bands: int) -> None:
 
 def test_encoders_are_known_without_torch() -> None:
     assert tuple(ENCODERS) == ENCODER_NAMES
-    code = "import satmap.recipe, sys; sys.exit('torch' in sys.modules)"
+    code = "import satmap.recipes.schema, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -17,20 +17,19 @@ from scipy.spatial.distance import directed_hausdorff
 from degraded_masks import METRES_PER_PIXEL, degraded_mask
 from round_trips import made_city
 from satmap.errors import SatmapError
-from satmap.metrics.apls import apls
-from satmap.planes import ROAD, ROAD_PLANES, SPEED_PLANES, Planes
-from satmap.roads.clean import prune_spurs
-from satmap.roads.evidence import Evidence
-from satmap.roads.graph import RoadGraph
-from satmap.roads.lines import cut, simplify
-from satmap.roads.network import Network, follow_chains
-from satmap.roads.rows import to_rows
-from satmap.roads.skeleton import road_mask
-from satmap.roads.speed import prior_speeds
-from satmap.roads.trace import trace
-from satmap.roads.vectorize import RoadSettings, vectorize
-from satmap.speeds import BIN_SPEEDS_MPH, MPS_PER_MPH
-from satmap.submissions.roads_csv import read_roads_csv
+from satmap.evaluation.metrics.apls import apls
+from satmap.rasters.probability_maps import ROAD, ROAD_PLANES, SPEED_PLANES, Planes
+from satmap.submissions.roads_csv import read_roads_csv, to_rows
+from satmap.tasks.roads.vectorizer.clean import prune_spurs
+from satmap.tasks.roads.vectorizer.evidence import Evidence
+from satmap.tasks.roads.vectorizer.lines import cut, simplify
+from satmap.tasks.roads.vectorizer.network import Network, follow_chains
+from satmap.tasks.roads.vectorizer.skeleton import road_mask
+from satmap.tasks.roads.vectorizer.speed import prior_speeds
+from satmap.tasks.roads.vectorizer.trace import trace
+from satmap.tasks.roads.vectorizer.vectorize_roads import RoadSettings, vectorize
+from satmap.vectors.road_graph import RoadGraph
+from satmap.vectors.speeds import BIN_SPEEDS_MPH, MPS_PER_MPH
 
 SHARED = Path(__file__).parents[2] / "shared"
 MASKS = SHARED / "fixtures" / "masks"

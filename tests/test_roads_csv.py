@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from satmap.errors import SatmapError
-from satmap.ordering import natural_key
+from satmap.io.text import natural_key
 from satmap.submissions.fault import Fault
 from satmap.submissions.roads_csv import (
     RoadRow,

@@ -9,9 +9,9 @@ import pytest
 import shapely
 from numpy.typing import NDArray
 
-from satmap.planes import JUNCTION, ROAD, Planes
-from satmap.roads.graph import RoadGraph
-from satmap.roads.vectorize import vectorize
+from satmap.rasters.probability_maps import JUNCTION, ROAD, Planes
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
+from satmap.vectors.road_graph import RoadGraph
 from test_roads import SCALE, Points, degrees, draw, graph_of, total_m
 
 HORIZONTAL: Points = [(-20, 200), (420, 200)]

@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from satmap.roads.evidence import Evidence, samples
-from satmap.roads.network import Network, components, follow_chains
-from satmap.roads.thinning import thin
-from satmap.roads.trace import trace
+from satmap.tasks.roads.vectorizer.evidence import Evidence, samples
+from satmap.tasks.roads.vectorizer.network import Network, components, follow_chains
+from satmap.tasks.roads.vectorizer.skeleton import thin
+from satmap.tasks.roads.vectorizer.trace import trace
 
 
 def masks() -> dict[str, NDArray[np.uint8]]:

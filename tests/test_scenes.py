@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from degraded_masks import METRES_PER_PIXEL, degraded_mask
-from satmap.planes import JUNCTION, ROAD, ROAD_PLANES, Planes
-from satmap.roads import scene as scenes
-from satmap.roads.box import Box
-from satmap.roads.centre_lines import centre_lines
-from satmap.roads.graph import RoadGraph
-from satmap.roads.scene import PackedPlane, Scene, strips
-from satmap.roads.settings import RoadSettings
-from satmap.roads.vectorize import vectorize
+from satmap.rasters import scene as scenes
+from satmap.rasters.probability_maps import JUNCTION, ROAD, ROAD_PLANES, Planes
+from satmap.rasters.scene import Box, PackedPlane, Scene, strips
+from satmap.tasks.roads.vectorizer.centre_lines import centre_lines
+from satmap.tasks.roads.vectorizer.settings import RoadSettings
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
+from satmap.vectors.road_graph import RoadGraph
 
 Mask = NDArray[np.uint8]
 

@@ -10,12 +10,12 @@ import pytest
 import rasterio
 
 from made_files import lon_lat, write_image, write_labels
-from satmap.checking import check_files
-from satmap.data.building_names import building_image_id
+from satmap.data.layouts.spacenet_buildings import building_image_id
 from satmap.errors import SatmapError
-from satmap.metrics.apls import apls
+from satmap.evaluation.check import check_files
+from satmap.evaluation.metrics.apls import apls
+from satmap.evaluation.score import Scoring, score_files
 from satmap.report.misses import write_misses
-from satmap.scoring import Scoring, score_files
 from satmap.submissions.formats import Format, detect
 from satmap.submissions.geojson_maps import (
     find_geojson,
@@ -302,7 +302,9 @@ def test_no_address_is_fetched_for_a_reference_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("satmap.geojson.CRS", SimpleNamespace(from_user_input=asked.append))
+    monkeypatch.setattr(
+        "satmap.io.geojson_reader.CRS", SimpleNamespace(from_user_input=asked.append)
+    )
     name = {"type": "name", "properties": {"name": "http://127.0.0.1:9/x.wkt"}}
     path = write_collection(
         tmp_path / "a.geojson", feature("LineString", [(10, 50), (10.001, 50)]), crs=name

@@ -1,6 +1,6 @@
 import pytest
 
-from satmap.speeds import class_speed_mph, label_speed_mph, speed_bin
+from satmap.vectors.speeds import class_speed_mph, label_speed_mph, speed_bin
 
 
 @pytest.mark.parametrize(

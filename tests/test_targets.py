@@ -7,8 +7,10 @@ from affine import Affine
 
 from made_files import lon_lat, write_image, write_labels
 from satmap.data.imagery import RGB, read_info
-from satmap.data.labels import RoadLabel, clip_to_image, read_road_labels
-from satmap.data.targets import (
+from satmap.errors import SatmapError
+from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.tasks.roads.labels import RoadLabel, clip_to_image, read_road_labels
+from satmap.tasks.roads.targets import (
     CENTRE_BIT,
     CLASS_BITS,
     JUNCTION_BIT,
@@ -16,8 +18,6 @@ from satmap.data.targets import (
     decode_target,
     rasterize_roads,
 )
-from satmap.errors import SatmapError
-from satmap.planes import ROAD_PLANES
 
 SETTINGS = TargetSettings()
 

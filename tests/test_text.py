@@ -1,6 +1,6 @@
 import pytest
 
-from satmap.text import printable
+from satmap.io.text import printable
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satmap.metrics.apls_graph import build_graph
-from satmap.metrics.road_samples import nearest_places, sample_roads
-from satmap.metrics.topo import TopoScore, topo
+from satmap.evaluation.metrics.apls_graph import build_graph
+from satmap.evaluation.metrics.road_samples import nearest_places, sample_roads
+from satmap.evaluation.metrics.topo import TopoScore, topo
 from satmap.submissions.roads_csv import RoadRow
 
 Point = tuple[float, float]

@@ -12,18 +12,18 @@ import pytest
 import torch
 
 from forked_ranks import finish, start_command
+from satmap.data.cache import prepare
 from satmap.data.folds import assign_folds
-from satmap.data.preparation import prepare
-from satmap.data.spacenet_roads import scan
+from satmap.data.layouts.spacenet_roads import scan
 from satmap.errors import SatmapError
-from satmap.inference.weights import find_weights
-from satmap.models.unet import UNet, build_network
-from satmap.models.weights import load_weights
-from satmap.planes import ROAD_PLANES
-from satmap.recipe import Recipe, parse_recipe
+from satmap.networks.unet import UNet, build_network
+from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.recipes.schema import Recipe, parse_recipe
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.loop import train_member
-from satmap.training.workplace import Workplace
+from satmap.training.run_context import Workplace
+from satmap.weights.members import find_weights
+from satmap.weights.network_files import load_weights
 from tiny_trainings import road_member, road_recipe, stage
 
 CPU = torch.device("cpu")
@@ -249,7 +249,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(
 def test_the_reference_networks_train_and_predict(
     city: Path, tmp_path: Path, encoder: str, bands: int
 ) -> None:
-    from satmap.inference.prediction import predict
+    from satmap.prediction.run import predict
     from satmap.submissions.roads_csv import check_roads_csv
 
     recipe_file = tmp_path / "recipe.yaml"

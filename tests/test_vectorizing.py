@@ -19,18 +19,19 @@ from numpy.typing import NDArray
 
 from degraded_masks import degraded_mask
 from made_files import write_image
-from satmap import mask_roads, vectorizing
 from satmap.errors import CannotWriteError, SatmapError
+from satmap.evaluation.metrics.apls import apls, score_roads
 from satmap.exports import ImageRoads
-from satmap.mask_files import MaskFile, read_mask
-from satmap.metrics.apls import apls, score_roads
-from satmap.planes import ROAD_PLANES
-from satmap.roads import scene as scenes
-from satmap.roads.box import Box
-from satmap.roads.vectorize import RoadSettings
-from satmap.speeds import MPS_PER_MPH
+from satmap.rasters import scene as scenes
+from satmap.prediction import vectorize as vectorizing
+from satmap.prediction.vectorize import find_masks, vectorize_directory
+from satmap.rasters.map_files import MaskFile, read_mask
+from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.rasters.scene import Box
 from satmap.submissions.roads_csv import RoadRow, check_roads_csv, read_roads_csv
-from satmap.vectorizing import find_masks, vectorize_directory
+from satmap.tasks.roads import tiles as mask_roads
+from satmap.tasks.roads.vectorizer.vectorize_roads import RoadSettings
+from satmap.vectors.speeds import MPS_PER_MPH
 
 SHARED_MASKS = Path(__file__).parents[2] / "shared" / "fixtures" / "masks"
 needs_shared = pytest.mark.skipif(not SHARED_MASKS.is_dir(), reason="no shared data here")
@@ -403,7 +404,7 @@ def test_a_failed_write_ends_the_workers(
 _STUCK = """
 import multiprocessing, sys, time
 from pathlib import Path
-from satmap import vectorizing
+from satmap.prediction import vectorize as vectorizing
 
 def stuck(path, graphs):
     next(graphs)

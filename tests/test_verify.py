@@ -15,14 +15,14 @@ import torch
 from forked_ranks import finish, start_ranks
 from made_files import write_image
 from satmap.cli import main
-from satmap.inference.prediction import predict
-from satmap.models.unet import build_network
-from satmap.models.weights import save_weights
-from satmap.planes import ROAD_PLANES
+from satmap.evaluation.verify import Sources, compare, verify_submission
+from satmap.networks.unet import build_network
+from satmap.prediction.run import predict
 from satmap.provenance.manifest import SubmissionManifest, manifest_path, read_manifest
-from satmap.recipe import Inference, Recipe, load_recipe
+from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.recipes.schema import Inference, Recipe, load_recipe
 from satmap.submissions.roads_csv import read_roads_csv
-from satmap.verification.submissions import Sources, compare, verify_submission
+from satmap.weights.network_files import save_weights
 
 CPU = torch.device("cpu")
 PREFIX = "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_"
@@ -129,7 +129,7 @@ def test_the_manifest_states_what_the_submission_was_made_of(made: Made) -> None
 def test_a_run_in_parts_and_by_two_processes_leaves_the_same_manifest(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from satmap.inference import prediction
+    from satmap.prediction import run as prediction
 
     output = tmp_path / "out.csv"
 

@@ -34,33 +34,33 @@ from torch import Tensor, nn
 from made_files import write_image
 from satmap.cli import main
 from satmap.errors import CannotWriteError, SatmapError
-from satmap.importing import import_weights
-from satmap.inference.ensemble import predict_planes
-from satmap.inference.weights import choose, find_weights, load_ensemble, recipe_of
-from satmap.models import fetch
-from satmap.models.encoders import ENCODERS, build_encoder
-from satmap.models.fetch import Fetched, fetch_encoder
-from satmap.models.pickles import read_pickle
-from satmap.models.pretrained import (
+from satmap.networks.encoders import ENCODERS, build_encoder
+from satmap.networks.unet import UNet, build_network
+from satmap.prediction.dense import predict_planes
+from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.recipes.schema import Inference, load_recipe
+from satmap.runtime.device import autocast
+from satmap.submissions.roads_csv import read_roads_csv
+from satmap.weights import fetch
+from satmap.weights.fetch import Fetched, fetch_encoder
+from satmap.weights.importing import import_weights
+from satmap.weights.members import choose, find_weights, load_ensemble, recipe_of
+from satmap.weights.network_files import (
+    load_pretrained_encoder,
+    load_weights,
+    read_weights_metadata,
+    save_weights,
+)
+from satmap.weights.pickles import read_pickle
+from satmap.weights.pretrained import (
     ENCODERS_VARIABLE,
     PretrainedEncoder,
     encoder_file,
     find_encoder_file,
     verify_encoder_file,
 )
-from satmap.models.published import PublishedNetwork, read_published
-from satmap.models.tensor_file import read_metadata, read_tensors, write_tensors
-from satmap.models.unet import UNet, build_network
-from satmap.models.weights import (
-    load_pretrained_encoder,
-    load_weights,
-    read_weights_metadata,
-    save_weights,
-)
-from satmap.planes import ROAD_PLANES
-from satmap.recipe import Inference, load_recipe
-from satmap.runtime.device import autocast
-from satmap.submissions.roads_csv import read_roads_csv
+from satmap.weights.published import PublishedNetwork, read_published
+from satmap.weights.tensor_file import read_metadata, read_tensors, write_tensors
 from test_models import tensor_by_name
 
 REFERENCE = Path(__file__).parents[2] / "shared/fixtures/network"

@@ -5,8 +5,8 @@ from typing import Any, cast
 import pytest
 import yaml
 
-from satmap.models.encoder_names import ENCODER_NAMES
-from satmap.models.encoders import ENCODERS, EncoderSpec
+from satmap.networks.encoder_names import ENCODER_NAMES
+from satmap.networks.encoders import ENCODERS, EncoderSpec
 
 
 def add_tiny_encoders(patch: pytest.MonkeyPatch) -> None:
@@ -27,7 +27,7 @@ def add_tiny_encoders(patch: pytest.MonkeyPatch) -> None:
     }
     for name, spec in specs.items():
         patch.setitem(cast(dict[str, EncoderSpec], ENCODERS), name, spec)
-    patch.setattr("satmap.recipe.ENCODER_NAMES", (*ENCODER_NAMES, *specs))
+    patch.setattr("satmap.recipes.schema.ENCODER_NAMES", (*ENCODER_NAMES, *specs))
 
 
 def stage(**changes: object) -> dict[str, Any]:

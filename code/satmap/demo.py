@@ -5,17 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from satmap.data.city import make_city
-from satmap.data.spacenet_roads import scan
+from satmap.data.layouts.spacenet_roads import scan
 from satmap.errors import SatmapError
-from satmap.inference.prediction import predict
-from satmap.metrics.apls import score_roads
-from satmap.recipe import load_recipe
-from satmap.report.overlay import write_overlays
+from satmap.evaluation.metrics.apls import score_roads
+from satmap.prediction.run import predict
+from satmap.recipes.schema import load_recipe
+from satmap.report.road_overlay import write_overlays
 from satmap.runtime.device import pick_device
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.workplace import Workplace
+from satmap.training.run_context import Workplace
+from synthcity import make_city
 
 _CHIPS, _TEST_CHIPS, _SIZE = 24, 6, 512
 

@@ -12,10 +12,10 @@ import satmap
 from satmap.cli import data, prediction, results, training, weights
 from satmap.cli.commands import Command, Commands
 from satmap.errors import PeerError, SatmapError, TryAgainError
+from satmap.io.text import printable
 from satmap.runtime.launched import is_rank
-from satmap.runtime.memory import REMEDY, is_memory_short
+from satmap.runtime.resources import REMEDY, is_memory_short
 from satmap.runtime.termination import LEFT_ALONE, TRY_AGAIN, Terminated, end, raising_terminated
-from satmap.text import printable
 
 _PEER_FIRST_S = 1.5
 

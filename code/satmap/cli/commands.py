@@ -2,7 +2,10 @@
 
 import argparse
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from satmap.io.text import printable
 
 #: Does the work and gives the process's status; its docstring is the command's help.
 Command = Callable[[argparse.Namespace], int]
@@ -38,3 +41,17 @@ class Commands:
     def group(self, name: str, text: str) -> "Commands":
         """Add a command that has actions."""
         return Commands(self._parsers.add_parser(name, help=text, description=text), "ACTION")
+
+
+def report_warnings(warnings: Sequence[str]) -> None:
+    """Say what the user should know."""
+    for warning in warnings:
+        print(f"satmap: {printable(warning)}", file=sys.stderr)
+
+
+def report_faults(faults: Mapping[str, str], outcome: str) -> None:
+    """Name the images that could not be worked on, what was wrong, and what became of them."""
+    if faults:
+        print(f"satmap: {len(faults)} images were {outcome}:", file=sys.stderr)
+    for image_id, fault in faults.items():
+        print(f"  {printable(image_id)}: {printable(fault)}", file=sys.stderr)

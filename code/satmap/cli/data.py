@@ -4,8 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from satmap.cli.commands import Commands
-from satmap.cli.reports import report_faults
+from satmap.cli.commands import Commands, report_faults
 from satmap.errors import SatmapError
 
 
@@ -23,8 +22,8 @@ def add_inventory(commands: Commands) -> None:
 
 def _inventory(options: argparse.Namespace) -> int:
     """List what the directories hold: areas, images, labels, bands, sizes, what is missing."""
-    from satmap.data.buildings import scan_buildings
-    from satmap.data.spacenet_roads import scan
+    from satmap.data.layouts.buildings import scan_buildings
+    from satmap.data.layouts.spacenet_roads import scan
 
     look_for = scan if options.task == "roads" else scan_buildings
     print(look_for(options.directories).summary())
@@ -100,7 +99,7 @@ def _make_city(options: argparse.Namespace) -> int:
     as SpaceNet 2 or as the Mapping Challenge. Writes DIR/train and DIR/test, with the held-out
     truth in DIR/test_truth.csv.
     """
-    from satmap.data.city import BuildingLayout, make_building_city, make_city
+    from synthcity import BuildingLayout, make_building_city, make_city
 
     given = {
         key: value

@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from satmap.runtime.cores import available_cores
+from satmap.runtime.resources import available_cores
 
 if TYPE_CHECKING:
-    from satmap.data.looks import Look
+    from satmap.data.view_angles import Look
 
 
 def add_weights(sub: argparse.ArgumentParser) -> None:
@@ -113,7 +113,7 @@ def positive(text: str) -> int:
 
 def look(text: str) -> "Look":
     """Argument type: from where an image looks at the ground."""
-    from satmap.data.looks import parse_look
+    from satmap.data.view_angles import parse_look
 
     try:
         return parse_look(text)

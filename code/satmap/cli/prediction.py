@@ -4,13 +4,12 @@ import argparse
 import json
 from pathlib import Path
 
-from satmap.cli.commands import Commands
+from satmap.cli.commands import Commands, report_faults, report_warnings
 from satmap.cli.options import add_images, add_look, add_masks, add_networks, count
-from satmap.cli.reports import report_faults, report_warnings
-from satmap.runtime.cores import available_cores
+from satmap.io.text import printable
 from satmap.runtime.launched import is_first_rank, is_rank, local_processes
+from satmap.runtime.resources import available_cores
 from satmap.runtime.shared_memory import can_share_locks
-from satmap.text import printable
 
 
 def add_predict(commands: Commands) -> None:
@@ -74,7 +73,7 @@ def _predict(options: argparse.Namespace) -> int:
 
         return launch(options.arguments, processes)
     # Seconds of imports, which are the ranks' to do and not their launcher's.
-    from satmap.inference.prediction import predict
+    from satmap.prediction.run import predict
 
     workers = options.workers
     if workers is None:
@@ -125,10 +124,10 @@ def _vectorize(options: argparse.Namespace) -> int:
     two; OUT is SpaceNet's CSV, .geojson or .gpkg, or COCO results where it ends in .json and masks
     have numbers as names.
     """
-    from satmap.recipe import Inference, load_recipe
-    from satmap.roads.vectorize import RoadSettings
-    from satmap.vectorize_buildings import vectorize_buildings
-    from satmap.vectorizing import vectorize_directory
+    from satmap.prediction.vectorize import vectorize_directory
+    from satmap.recipes.schema import Inference, load_recipe
+    from satmap.tasks.buildings.vectorize_files import vectorize_buildings
+    from satmap.tasks.roads.vectorizer.vectorize_roads import RoadSettings
 
     recipe = load_recipe(options.recipe) if options.recipe else None
     if options.task == "buildings":
@@ -191,7 +190,7 @@ def _verify(options: argparse.Namespace) -> int:
     if not.
     """
     if options.file.is_dir() or options.file.suffix == ".safetensors":
-        from satmap.verification.weights import verify_weights
+        from satmap.evaluation.verify import verify_weights
 
         files = verify_weights(options.file)
         if options.json:
@@ -201,7 +200,7 @@ def _verify(options: argparse.Namespace) -> int:
                 print("\n".join(f"{file}: {printable(fault)}" for fault in faults or ["verified"]))
         return 1 if any(files.values()) else 0
 
-    from satmap.verification.submissions import Sources, verify_submission
+    from satmap.evaluation.verify import Sources, verify_submission
 
     sources = Sources(
         directories=tuple(options.images),

@@ -5,11 +5,10 @@ import json
 import sys
 from pathlib import Path
 
-from satmap.cli.commands import Commands
+from satmap.cli.commands import Commands, report_warnings
 from satmap.cli.options import count, pixel_size
-from satmap.cli.reports import report_warnings
-from satmap.files import require_writable
-from satmap.text import printable
+from satmap.io.files import require_writable
+from satmap.io.text import printable
 
 
 def add_score(commands: Commands) -> None:
@@ -44,9 +43,9 @@ def _score(options: argparse.Namespace) -> int:
     F1. COCO results against COCO annotations: average precision. Two directories of mask rasters:
     Jaccard index. The files say which; GeoJSON may be a directory with one file an image.
     """
+    from satmap.evaluation.score import score_files
     from satmap.report.misses import write_misses
     from satmap.report.table import score_table
-    from satmap.scoring import score_files
 
     if options.plot:
         require_writable(options.plot / "picture.png")
@@ -84,7 +83,7 @@ def _check(options: argparse.Namespace) -> int:
     mask rasters. With directories, every image in them must appear and no other. Status 1 if there
     is a fault.
     """
-    from satmap.checking import check_files
+    from satmap.evaluation.check import check_files
 
     faults = check_files(options.submission, options.directories)
     for fault in faults:
@@ -110,7 +109,7 @@ def _overlay(options: argparse.Namespace) -> int:
     Of buildings (CSV, COCO results) a truth tells apart what is found, missed and false.
     """
     from satmap.report.building_overlay import write_building_overlays
-    from satmap.report.overlay import write_overlays
+    from satmap.report.road_overlay import write_overlays
     from satmap.submissions.formats import Format, detect
 
     buildings = detect(options.submission) in (Format.BUILDINGS_CSV, Format.COCO_RESULTS)

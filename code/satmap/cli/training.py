@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from satmap.cli.commands import Commands
+from satmap.cli.commands import Commands, report_faults, report_warnings
 from satmap.cli.options import (
     add_images,
     add_look,
@@ -16,10 +16,9 @@ from satmap.cli.options import (
     minutes,
     positive,
 )
-from satmap.cli.reports import report_faults, report_warnings
 from satmap.errors import SatmapError
-from satmap.runtime.cores import available_cores
 from satmap.runtime.launched import is_started_again, local_processes
+from satmap.runtime.resources import available_cores
 
 
 def add_train(commands: Commands) -> None:
@@ -108,8 +107,8 @@ def _train(options: argparse.Namespace) -> int:
     several GPUs it starts itself on each; under torchrun, on one or many machines, it is one of
     the processes.
     """
-    from satmap.recipe import load_recipe
-    from satmap.runtime.determinism import be_deterministic
+    from satmap.recipes.schema import load_recipe
+    from satmap.runtime.device import be_deterministic
     from satmap.runtime.launcher import launch, processes_for
 
     recipe = load_recipe(options.recipe)
@@ -121,19 +120,18 @@ def _train(options: argparse.Namespace) -> int:
             )
         be_deterministic()
     if options.tensorboard:
-        from satmap.training.watching import require_tensorboard
+        from satmap.training.checkpoints import require_tensorboard
 
         require_tensorboard()
     processes = processes_for(options.device, options.processes)
     if processes > 1:
         return launch(options.arguments, processes)
     # Seconds of imports, which are the ranks' to do and not their launcher's.
-    from satmap.data.preparation import default_cache
+    from satmap.data.cache import default_cache
     from satmap.runtime.device import pick_device
     from satmap.runtime.ranks import joined
     from satmap.training.ensemble import TrainingOptions, train
-    from satmap.training.interruption import stop_requests
-    from satmap.training.workplace import Circumstances, Workplace
+    from satmap.training.run_context import Circumstances, Workplace, stop_requests
 
     training = TrainingOptions(
         cache=options.cache or default_cache(),
@@ -191,8 +189,8 @@ def _tune(options: argparse.Namespace) -> int:
     are. Where the recipe has heads for categories of looks, each is fitted by itself. Pass OUT.yaml
     to `predict --recipe`.
     """
-    from satmap.fitting.tuning import tune_recipe
-    from satmap.recipe import load_recipe
+    from satmap.recipes.schema import load_recipe
+    from satmap.tuning.tune import tune_recipe
 
     recipe = load_recipe(options.recipe)
     if options.task not in (None, recipe.task):
@@ -233,7 +231,7 @@ def _confidence(options: argparse.Namespace) -> int:
     `predict` uses it from then on; without one buildings are rated by mean probability x square
     root of area.
     """
-    from satmap.fitting.confidence import fit_to_prediction
+    from satmap.tasks.buildings.confidence_fit import fit_to_prediction
 
     done = fit_to_prediction(
         options.submission, options.planes, options.weights, options.images, options.arguments

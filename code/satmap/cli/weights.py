@@ -6,7 +6,7 @@ from pathlib import Path
 from satmap.cli.commands import Commands
 from satmap.cli.options import add_recipe, add_weights, count
 from satmap.errors import SatmapError
-from satmap.text import printable
+from satmap.io.text import printable
 
 # Characters of a long value that are printed.
 _SHOWN = 100
@@ -37,9 +37,9 @@ def _weights_import(options: argparse.Namespace) -> int:
     pretrainedmodels, torchvision (ResNets, DenseNets) or timm publish them.
     OUT: the directory of weights, or the .safetensors file to write.
     """
-    from satmap.importing import import_weights
-    from satmap.recipe import load_recipe
-    from satmap.verification.made_weights import write_made_manifest
+    from satmap.recipes.schema import load_recipe
+    from satmap.weights.importing import import_weights
+    from satmap.weights.manifest_of_made import write_made_manifest
 
     path = import_weights(options.file, options.output, load_recipe(options.recipe))
     write_made_manifest(path, [options.file], options.arguments)
@@ -53,9 +53,9 @@ def _weights_fetch(options: argparse.Namespace) -> int:
     They go to imagenet/ in the directory of weights, each checked against its publisher's SHA-256.
     What is there already is verified and left. Nothing else in satmap touches the network.
     """
-    from satmap.models.fetch import fetch_encoder
-    from satmap.models.pretrained import encoder_file
-    from satmap.recipe import load_recipe
+    from satmap.recipes.schema import load_recipe
+    from satmap.weights.fetch import fetch_encoder
+    from satmap.weights.pretrained import encoder_file
 
     recipe = load_recipe(options.recipe)
     encoders = dict.fromkeys(member.encoder for member in recipe.members if member.pretrained)
@@ -74,8 +74,8 @@ def _weights_average(options: argparse.Namespace) -> int:
     `satmap predict` takes OUT from a directory of its own if it is named like a checkpoint,
     soup.last.safetensors.
     """
-    from satmap.models.soup import average_weights
-    from satmap.verification.made_weights import write_made_manifest
+    from satmap.weights.average import average_weights
+    from satmap.weights.manifest_of_made import write_made_manifest
 
     if options.output.suffix != ".safetensors":
         raise SatmapError(f"{options.output}: give a name that ends in .safetensors.")
@@ -87,7 +87,7 @@ def _weights_average(options: argparse.Namespace) -> int:
 
 def _weights_show(options: argparse.Namespace) -> int:
     """Print what a weight file says of itself, and check it against its checksum."""
-    from satmap.models.tensor_file import read_metadata, read_tensors, require_file
+    from satmap.weights.tensor_file import read_metadata, read_tensors, require_file
 
     require_file(options.file, "Give the name of a .safetensors file.")
     tensors = read_tensors(options.file)
@@ -119,8 +119,8 @@ def _export(options: argparse.Namespace) -> int:
     width), and gives the probabilities of the planes, float32 (batch, planes, height, width).
     Their names and the recipe are in the file's metadata.
     """
-    from satmap.models.export import export_network, require_exportable
-    from satmap.models.weights import load_weights
+    from satmap.weights.export import export_network, require_exportable
+    from satmap.weights.network_files import load_weights
 
     require_exportable(options.output)
     network, metadata = load_weights(options.network)

@@ -28,9 +28,9 @@ from scipy.sparse.csgraph import connected_components
 from satmap.data.chip import Chip
 from satmap.data.walk import walk
 from satmap.errors import SatmapError
-from satmap.files import refuse_pipe
-from satmap.progress import track
-from satmap.runtime.cores import available_cores
+from satmap.io.files import refuse_pipe
+from satmap.io.progress import track
+from satmap.runtime.resources import available_cores
 
 #: Bits in which near-duplicates differ at most.
 MOST_BITS = 3

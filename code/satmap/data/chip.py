@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from satmap.data.imagery import MULTISPECTRAL, ImageInfo
-from satmap.data.looks import Look
+from satmap.data.view_angles import Look
 from satmap.errors import SatmapError
 
 

@@ -14,9 +14,9 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from satmap.data.georeference import Georeference, georeference_of
 from satmap.errors import SatmapError
-from satmap.rasters import driver_of, require_file, require_possible_size
+from satmap.io.gdal import driver_of, require_file, require_possible_size
+from satmap.vectors.georeference import Georeference, georeference_of
 
 # Images without georeference are reported by satmap itself, with their names, and rasterising in
 # pixels is no fault. Filtered once: catch_warnings is not safe in threads.

@@ -8,7 +8,7 @@ from pathlib import Path
 from satmap.data.chip import Chip
 from satmap.data.imagery import MULTISPECTRAL, RGB, RGB_NIR
 from satmap.errors import SatmapError
-from satmap.text import printable
+from satmap.io.text import printable
 
 _NAMES_SHOWN = 5
 

@@ -7,7 +7,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from satmap.data.georeference import Georeference
+from satmap.vectors.georeference import Georeference
 
 # Pixels of neighbours may differ by this share: over a margin of 200 pixels by 0.2 of one.
 _SAME_SIZE = 1e-3

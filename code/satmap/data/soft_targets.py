@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from satmap.errors import SatmapError
-from satmap.files import atomic_path
+from satmap.io.files import atomic_path
 
 _TENSOR = "soft"
 

@@ -5,7 +5,7 @@ from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from satmap.errors import SatmapError
-from satmap.ordering import natural_key
+from satmap.io.text import natural_key
 
 
 def walk(directories: Iterable[Path], misplaced: Container[str] = ()) -> Iterator[Path]:

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from satmap.errors import SatmapError
-from satmap.exports.buildings import BUILDING_SUFFIXES, export_buildings
+from satmap.exports.building_layers import BUILDING_SUFFIXES, export_buildings
 from satmap.exports.geojson import write_geojson
 from satmap.exports.geopackage import write_geopackage
 from satmap.exports.graphml import write_graphml
-from satmap.exports.image_buildings import ImageBuildings
-from satmap.exports.image_roads import ImageRoads
+from satmap.vectors.buildings import ImageBuildings
+from satmap.vectors.road_graph import ImageRoads
 
 __all__ = [
     "BUILDING_SUFFIXES",

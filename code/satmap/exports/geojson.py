@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from satmap.exports.image_roads import ImageRoads, edge_attributes, in_lon_lat, numbered
-from satmap.files import atomic_path
+from satmap.io.files import atomic_path
+from satmap.vectors.road_graph import ImageRoads, edge_attributes, in_lon_lat, numbered
 
 # A centimetre.
 _DECIMALS = 7
@@ -19,7 +19,7 @@ def write_geojson(path: Path, graphs: Iterable[ImageRoads]) -> None:
 
     Features come in the order of the images and of the graphs' edges, coordinates with seven
     decimals; the same roads give the same bytes. The properties are those of
-    :func:`satmap.exports.image_roads.edge_attributes`. An image without roads leaves no trace. The
+    :func:`satmap.vectors.road_graph.edge_attributes`. An image without roads leaves no trace. The
     images are asked for one after another and none is kept.
 
     Raises:

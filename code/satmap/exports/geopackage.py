@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import shapely
 
-from satmap.exports.image_roads import (
+from satmap.exports.gis_layers import Layer, append, new_geopackage
+from satmap.vectors.road_graph import (
     ImageRoads,
     edge_attributes,
     in_lon_lat,
     numbered,
 )
-from satmap.exports.layers import Layer, append, new_geopackage
 
 _ROADS = Layer(
     "roads",
@@ -41,7 +41,7 @@ def write_geopackage(path: Path, graphs: Iterable[ImageRoads]) -> None:
     """Write the roads of one or many images, atomically; the same roads give the same bytes.
 
     Layer ``roads``: a LineString an edge, with the attributes of
-    :func:`satmap.exports.image_roads.edge_attributes`. Layer ``junctions``: a Point a node, dead
+    :func:`satmap.vectors.road_graph.edge_attributes`. Layer ``junctions``: a Point a node, dead
     ends included, with its ``image_id``, its number ``node``, which ``u`` and ``v`` of the roads
     refer to, and its ``degree``, the number of road ends there. The images are asked for one after
     another and none is kept.

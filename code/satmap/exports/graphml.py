@@ -7,8 +7,8 @@ import networkx as nx
 import shapely
 
 from satmap.errors import SatmapError
-from satmap.exports.image_roads import ImageRoads, edge_attributes, in_lon_lat, numbered
-from satmap.files import atomic_path
+from satmap.io.files import atomic_path
+from satmap.vectors.road_graph import ImageRoads, edge_attributes, in_lon_lat, numbered
 
 
 def write_graphml(path: Path, graphs: Iterable[ImageRoads]) -> None:
@@ -16,7 +16,7 @@ def write_graphml(path: Path, graphs: Iterable[ImageRoads]) -> None:
 
     Nodes have ``image_id``, ``x`` = column and ``y`` = row in pixels of their image, and ``lon``
     and ``lat`` in degrees where the image's georeference gives them. Edges have the attributes of
-    :func:`satmap.exports.image_roads.edge_attributes`, ``length`` in metres (under OSMnx's name
+    :func:`satmap.vectors.road_graph.edge_attributes`, ``length`` in metres (under OSMnx's name
     once more) and ``geometry``, a WKT LineString in pixels from node ``u`` to node ``v``: an
     undirected graph forgets which end came first. Parallel edges and loops are kept; read the file
     with ``networkx.read_graphml(path, node_type=int, force_multigraph=True)``.

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 import satmap
-from satmap.runtime.cores import available_cores
 from satmap.runtime.device import precision
+from satmap.runtime.resources import available_cores
 from satmap.settings import Settings
 
 _PACKAGE = Path(satmap.__file__).parent

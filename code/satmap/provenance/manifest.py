@@ -15,12 +15,12 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
 from satmap.errors import SatmapError
-from satmap.files import write_text
-from satmap.provenance.checksums import FileRecord, data_fingerprint, record_file
+from satmap.io.checksums import FileRecord, data_fingerprint, record_file
+from satmap.io.files import write_text
+from satmap.io.text import printable
 from satmap.provenance.machine import Hardware, Software, this_hardware, this_software
-from satmap.recipe import Recipe
+from satmap.recipes.schema import Recipe
 from satmap.settings import Settings
-from satmap.text import printable
 
 SUFFIX = ".manifest.json"
 

@@ -8,12 +8,12 @@ import rasterio.features
 import shapely
 from numpy.typing import NDArray
 
-from satmap.data.buildings import scan_buildings
 from satmap.data.chip import Chip
 from satmap.data.imagery import read_stretched
+from satmap.data.layouts.buildings import scan_buildings
 from satmap.errors import SatmapError
-from satmap.metrics.building_f1 import match_buildings
-from satmap.progress import track
+from satmap.evaluation.metrics.building_f1 import match_buildings
+from satmap.io.progress import track
 from satmap.report.misses import buildings_picture
 from satmap.report.panels import Key, Panel, View, compose, write_picture
 from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv

@@ -10,11 +10,11 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from satmap.metrics.apls import METRES_PER_PIXEL
-from satmap.metrics.apls_diagnosis import Diagnosis, Losses, Route, diagnose
-from satmap.metrics.report import Figures
-from satmap.ordering import natural_key
-from satmap.progress import track
+from satmap.evaluation.metrics.apls import METRES_PER_PIXEL
+from satmap.evaluation.metrics.apls_diagnosis import Diagnosis, Losses, Route, diagnose
+from satmap.evaluation.metrics.figures import Figures
+from satmap.io.progress import track
+from satmap.io.text import natural_key
 from satmap.report.panels import (
     PANEL_PX,
     WHITE,
@@ -51,7 +51,7 @@ def write_misses(
     Args:
         directory: where to; the files are named like the images. Names that are too long for a file
             are cut off and end in a checksum.
-        figures: of every image, as in :class:`satmap.metrics.report.Report`.
+        figures: of every image, as in :class:`satmap.evaluation.metrics.figures.Report`.
         figure: the name of the one that ranks them, such as ``apls_length``. Images without it are
             left out.
         draw: makes the picture of an image, uint8 (h, w, 3), from its id.

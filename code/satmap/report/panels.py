@@ -12,7 +12,7 @@ import shapely
 from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
-from satmap.files import atomic_path
+from satmap.io.files import atomic_path
 
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]

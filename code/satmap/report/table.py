@@ -1,6 +1,6 @@
 """Scores as a table for people."""
 
-from satmap.metrics.report import Figures, Report
+from satmap.evaluation.metrics.figures import Figures, Report
 
 # Heading of each figure that has a column.
 _HEADINGS = {

@@ -11,6 +11,21 @@ import torch
 from satmap.errors import SatmapError
 from satmap.runtime.launched import local_processes
 
+# Two workspaces of fixed sizes; read by cuBLAS when it starts.
+_CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def be_deterministic() -> None:
+    """Let this process compute the same every time; call it before anything runs on a GPU.
+
+    From then on torch raises RuntimeError where it cannot.
+    """
+    os.environ.setdefault(*_CUBLAS)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
 #: What says that a device fails, and not a single image: torch before 2.8 has no name for it.
 DEVICE_ERRORS: tuple[type[Exception], ...] = (
     getattr(torch, "AcceleratorError", RuntimeError),

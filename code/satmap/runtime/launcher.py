@@ -13,9 +13,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
 from satmap.errors import SatmapError
-from satmap.runtime.cores import available_cores
 from satmap.runtime.device import visible_gpus
 from satmap.runtime.launched import OURS, is_rank
+from satmap.runtime.resources import available_cores
 from satmap.runtime.shared_memory import spare_shared_memory_of_nccl
 from satmap.runtime.termination import LEFT_ALONE, SIGNALS, STATUSES, TRY_AGAIN, Terminated
 

@@ -6,13 +6,13 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
 import cv2
 
@@ -216,3 +216,58 @@ def read_ahead(
                 yield first, future.result()
         finally:
             thread.shutdown(cancel_futures=True)
+
+
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
+
+
+class Run(Protocol):
+    """Runs a function on jobs and gives the results in order."""
+
+    def __call__(
+        self, function: Callable[[_Job], _Result], jobs: Sequence[_Job]
+    ) -> Generator[_Result]:
+        """Each job has its result; closed before the end it leaves the rest."""
+
+
+@contextlib.contextmanager
+def working(workers: int) -> Generator[Run]:
+    """So many processes that jobs run in, or with 0 this one.
+
+    Raises:
+        SatmapError: a process cannot be started, or was killed.
+    """
+
+    def run_here(function: Callable[[_Job], _Result], jobs: Sequence[_Job]) -> Generator[_Result]:
+        yield from map(function, jobs)
+
+    if not workers:
+        yield run_here
+        return
+    pool = start_pool(workers)
+
+    def run(function: Callable[[_Job], _Result], jobs: Sequence[_Job]) -> Generator[_Result]:
+        try:
+            futures = [pool.submit(function, job) for job in jobs]
+        except OSError as error:
+            raise SatmapError(
+                f"worker processes cannot be started ({error.strerror or error}); use fewer."
+            ) from error
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            # Left off in the middle when time is up.
+            for future in futures:
+                future.cancel()
+
+    try:
+        yield run
+    except BrokenProcessPool as error:
+        raise SatmapError(
+            "a worker process was killed or could not start. Most often memory is short: use "
+            "fewer workers."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)

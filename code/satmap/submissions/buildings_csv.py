@@ -26,8 +26,8 @@ import shapely
 from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
-from satmap.files import write_text
-from satmap.ordering import natural_key
+from satmap.io.files import write_text
+from satmap.io.text import natural_key
 from satmap.submissions.csv_table import (
     Record,
     check_header,

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from satmap.errors import SatmapError
-from satmap.files import atomic_path
-from satmap.json_files import read_json
+from satmap.io.files import atomic_path
+from satmap.io.json_files import read_json
 from satmap.submissions.coco_masks import PIXEL_LIMIT, CocoMask, measure_runs
 from satmap.submissions.csv_table import shown
 from satmap.submissions.fault import Fault, in_file_order

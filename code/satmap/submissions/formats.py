@@ -4,7 +4,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from satmap.errors import SatmapError
-from satmap.files import refuse_pipe
+from satmap.io.files import refuse_pipe
 from satmap.submissions import geojson_maps
 from satmap.submissions.mask_rasters import SUFFIXES as RASTER_SUFFIXES
 

@@ -16,11 +16,11 @@ import shapely
 from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
-from satmap.geojson import LON_LAT, FeatureCollection, project, read_geojson
-from satmap.ordering import natural_key
-from satmap.speeds import MPS_PER_MPH, label_speed_mph
+from satmap.io.geojson_reader import LON_LAT, FeatureCollection, project, read_geojson
+from satmap.io.text import natural_key
 from satmap.submissions.buildings_csv import BuildingRow
 from satmap.submissions.roads_csv import RoadRow
+from satmap.vectors.speeds import MPS_PER_MPH, label_speed_mph
 
 SUFFIXES = (".geojson", ".json")
 
@@ -77,7 +77,7 @@ def read_roads_geojson(
     """Roads of a truth and a proposal, file or directory each, in common pixels.
 
     The travel time is that of the property ``travel_time_s``, else what the feature's speed or
-    class says of its length (:func:`satmap.speeds.label_speed_mph`), else NaN.
+    class says of its length (:func:`satmap.vectors.speeds.label_speed_mph`), else NaN.
 
     Raises:
         SatmapError: a file that cannot be read, or two for one image.

@@ -20,9 +20,9 @@ from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from satmap.errors import SatmapError
-from satmap.files import atomic_path
-from satmap.ordering import natural_key
-from satmap.rasters import driver_of
+from satmap.io.files import atomic_path
+from satmap.io.gdal import driver_of
+from satmap.io.text import natural_key
 from satmap.submissions.fault import Fault
 
 # Masks are scored pixel by pixel and need no place on the Earth.

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
-from satmap.files import write_text
-from satmap.ordering import natural_key
+from satmap.io.files import write_text
+from satmap.io.text import natural_key
 from satmap.submissions.csv_table import (
     check_header,
     parse_number,
@@ -33,6 +33,7 @@ from satmap.submissions.csv_table import (
     shown,
 )
 from satmap.submissions.fault import Fault, in_file_order
+from satmap.vectors.road_graph import RoadGraph
 
 HEADER = ("ImageId", "WKT_Pix", "length_m", "travel_time_s")
 
@@ -374,3 +375,11 @@ def _repeated_segments(image_id: str, state: _ImageState) -> Iterator[Fault]:
             f"{image_id}: the segment {x0:g} {y0:g} - {x1:g} {y1:g} appears twice, "
             f"first on line {state.lines[first[place]]}",
         )
+
+
+def to_rows(graph: RoadGraph) -> list[RoadRow]:
+    """One row an edge, in the graph's order."""
+    return [
+        RoadRow(line=edge.line, length_m=edge.length_m, travel_time_s=edge.travel_time_s)
+        for edge in graph.edges
+    ]

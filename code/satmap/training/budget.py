@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from satmap.recipe import Member, Stage
-from satmap.training.checkpoint import Progress
+from satmap.recipes.schema import Member, Stage
+from satmap.training.state import Progress
 
 # A validation comes no later than this share of a member's time after the one before, and no
 # epoch is longer.

@@ -10,30 +10,27 @@ from pathlib import Path
 import torch
 
 from satmap.data.audit import grouped_sites
-from satmap.data.cache import CachedChip
+from satmap.data.cache import CachedChip, Preparation, prepare
 from satmap.data.folds import assign_folds
-from satmap.data.looks import Look
-from satmap.data.preparation import Preparation, prepare
+from satmap.data.view_angles import Look
 from satmap.errors import SatmapError
-from satmap.files import remove_left_over, require_writable
-from satmap.models.encoders import require_encoder
-from satmap.models.pretrained import find_encoder_file, how_to_get
-from satmap.models.unet import build_network
-from satmap.models.weights import load_pretrained_encoder
-from satmap.provenance.checksums import record_file
-from satmap.recipe import Member, Recipe
+from satmap.io.checksums import record_file
+from satmap.io.files import remove_left_over, require_writable, sole_writer
+from satmap.networks.encoders import require_encoder
+from satmap.networks.unet import build_network
+from satmap.recipes.schema import Member, Recipe
 from satmap.runtime.launched import local_processes
 from satmap.runtime.ranks import Ranks
-from satmap.scanning import scan_for
+from satmap.tasks.objectives import objective_of
+from satmap.tasks.scanning import scan_for
 from satmap.training.budget import allot, deal_stages
-from satmap.training.compiling import require_compiler
-from satmap.training.loading import within_shared_memory
+from satmap.training.distributed import require_compiler
+from satmap.training.loading import member_seed, within_shared_memory
 from satmap.training.loop import train_member
-from satmap.training.objectives import objective_of
-from satmap.training.order import member_seed
-from satmap.training.sole_writer import sole_writer
+from satmap.training.run_context import Workplace
 from satmap.training.teacher import Teacher, find_teacher, teach
-from satmap.training.workplace import Workplace
+from satmap.weights.network_files import load_pretrained_encoder
+from satmap.weights.pretrained import find_encoder_file, how_to_get
 
 
 @dataclass(frozen=True)

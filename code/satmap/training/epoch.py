@@ -13,18 +13,17 @@ from tqdm import tqdm
 from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
 from satmap.errors import SatmapError, TryAgainError
-from satmap.recipe import Member, Recipe
+from satmap.recipes.schema import Member, Recipe
 from satmap.runtime.device import autocast
 from satmap.runtime.launched import is_ours
 from satmap.runtime.ranks import Ranks, lost_peers
+from satmap.tasks.objectives import objective_of
 from satmap.training.budget import EpochPlan
-from satmap.training.checkpoint import Learner, Progress, remember_split
-from satmap.training.loading import Batch, batches
-from satmap.training.objectives import objective_of
-from satmap.training.order import chunks, deal, epoch_order
-from satmap.training.parallel import Forward, total
+from satmap.training.distributed import Forward, total
+from satmap.training.loading import Batch, batches, chunks, deal, epoch_order
+from satmap.training.run_context import Workplace
 from satmap.training.schedule import learning_rate
-from satmap.training.workplace import Workplace
+from satmap.training.state import Learner, Progress, remember_split
 
 # How a job goes on that must be started again, by whether satmap itself has started it.
 _HOW_ON = {

@@ -5,6 +5,7 @@ torch's workers hand batches over in ``/dev/shm`` and are killed where that is f
 copied twice.
 """
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,11 +18,49 @@ from torch.utils.data import DataLoader
 
 from satmap.data.crops import CropDataset
 from satmap.errors import SatmapError
-from satmap.planes import ROAD_PLANES
-from satmap.recipe import Losses, Member
+from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.recipes.schema import Losses, Member, Recipe
 from satmap.runtime.shared_memory import REMEDY, SHARED_MEMORY, can_share_locks, free_shared_memory
 from satmap.runtime.termination import obey_parent_only
-from satmap.training.workplace import Workplace
+from satmap.training.run_context import Workplace
+
+
+def member_seed(recipe: Recipe, member: Member, stage: int) -> int:
+    """A seed of its own for every member and stage, whatever else the recipe trains."""
+    return zlib.crc32(f"{recipe.seed} {member.name} {stage}".encode())
+
+
+def epoch_order(length: int, seed: int) -> list[int]:
+    """A random order of 0..length-1 that depends on the seed alone."""
+    generator = torch.Generator().manual_seed(seed)
+    # A DataLoader with this generator would have drawn its workers' seed first, and once did.
+    torch.empty((), dtype=torch.int64).random_(generator=generator)
+    return torch.randperm(length, generator=generator).tolist()
+
+
+def deal(order: list[int], share: int, rank: int, world: int) -> list[list[int]]:
+    """A rank's items of every step; each item is one rank's, all ranks have as many steps.
+
+    Args:
+        order: the epoch's items.
+        share: items a step on each rank.
+        rank: whose items.
+        world: how many ranks.
+
+    Returns:
+        One list a step. What does not fill a last step is left out: short batches have noisy
+        statistics. Only an epoch shorter than one step is one short step, with equal shares.
+    """
+    share = min(share, len(order) // world)
+    whole = share * world
+    starts = range(0, len(order) - whole + 1, whole) if share else ()
+    return [order[start + rank * share : start + (rank + 1) * share] for start in starts]
+
+
+def chunks(items: list[int], size: int) -> list[list[int]]:
+    """The items in lists of at most ``size``."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
 
 # As the data loader collates the items: images, targets, indices of chips.
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -88,7 +127,7 @@ def _bytes_in_flight(members: Sequence[Member], workers: int) -> int:
 
 def _planes(member: Member) -> int:
     """Bytes a pixel of a crop: the image's bands, a target and what a teacher says."""
-    # As satmap.data.targets and satmap.data.building_targets pack them.
+    # As satmap.tasks.roads.targets and satmap.tasks.buildings.targets pack them.
     target = 1 if isinstance(member.losses, Losses) else 2
     return member.bands + target + (len(ROAD_PLANES) if member.needs_teacher else 0)
 

@@ -13,29 +13,32 @@ from torch.optim import Adam, AdamW, Optimizer
 from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
 from satmap.errors import SatmapError
-from satmap.models.unet import UNet
-from satmap.provenance.checksums import FileRecord
-from satmap.recipe import Member, Recipe, Stage
-from satmap.training.average import WeightAverage
+from satmap.io.checksums import FileRecord
+from satmap.networks.unet import UNet
+from satmap.recipes.schema import Member, Recipe, Stage
+from satmap.tasks.objectives import objective_of
 from satmap.training.budget import EpochPlan, plan_epoch
-from satmap.training.checkpoint import (
+from satmap.training.checkpoints import (
+    keep_checkpoints,
+    note_run,
+    require_finite,
+    watch,
+    write_manifests,
+)
+from satmap.training.distributed import Forward, synced_norms
+from satmap.training.epoch import Job, step_items, train_epoch
+from satmap.training.loading import member_seed
+from satmap.training.run_context import Workplace
+from satmap.training.state import (
     Learner,
     Progress,
+    WeightAverage,
     load_state,
     random_state,
     restore,
     save_state,
 )
-from satmap.training.epoch import Job, step_items, train_epoch
-from satmap.training.keeping import keep_checkpoints, require_finite
-from satmap.training.manifests import note_run, write_manifests
-from satmap.training.objectives import objective_of
-from satmap.training.order import member_seed
-from satmap.training.parallel import Forward
-from satmap.training.synced_norm import synced_norms
 from satmap.training.validation import validate
-from satmap.training.watching import watch
-from satmap.training.workplace import Workplace
 
 
 def train_member(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from satmap.recipe import CosineSchedule, PlateauSchedule, Schedule
+from satmap.recipes.schema import CosineSchedule, PlateauSchedule, Schedule
 
 
 def learning_rate(

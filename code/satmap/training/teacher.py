@@ -16,15 +16,15 @@ from pathlib import Path
 from satmap.data.cache import CachedChip
 from satmap.data.soft_targets import SoftTarget
 from satmap.errors import SatmapError
-from satmap.inference.ensemble import predict_planes
-from satmap.inference.weights import WeightFile, choose, find_weights, load_ensemble
-from satmap.models.tensor_file import CHECKSUM, read_metadata
-from satmap.planes import ROAD_PLANES
-from satmap.progress import track
-from satmap.recipe import Recipe
+from satmap.io.progress import track
+from satmap.prediction.dense import predict_planes
+from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.recipes.schema import Recipe
 from satmap.runtime.launched import local_processes
 from satmap.runtime.termination import Terminated
-from satmap.training.workplace import Workplace
+from satmap.training.run_context import Workplace
+from satmap.weights.members import WeightFile, choose, find_weights, load_ensemble
+from satmap.weights.tensor_file import CHECKSUM, read_metadata
 
 # Raise when the same teacher's planes change.
 _FORMAT = "1"

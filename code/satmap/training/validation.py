@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from satmap.data.cache import CachedChip
-from satmap.inference.ensemble import Voter, predict_planes
-from satmap.models.unet import UNet
-from satmap.planes import Planes
-from satmap.recipe import Recipe
+from satmap.networks.unet import UNet
+from satmap.prediction.dense import Voter, predict_planes
+from satmap.rasters.probability_maps import Planes
+from satmap.recipes.schema import Recipe
 from satmap.report.panels import write_picture
 from satmap.runtime.ranks import Ranks
-from satmap.training.interruption import StopRequest
-from satmap.training.objectives import Objective, objective_of
+from satmap.tasks.objectives import Objective, objective_of
+from satmap.training.run_context import StopRequest
 
 # So many chips are drawn, spread over the list.
 _PICTURES = 4

@@ -1,1 +1,0 @@
-"""From probability planes to buildings: instances, polygons, confidence."""

@@ -1,0 +1,1 @@
+"""The directory layouts of the challenges, one file each."""

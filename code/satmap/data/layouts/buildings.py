@@ -1,0 +1,52 @@
+"""Finding the chips of a building challenge, whichever it is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from satmap.data.inventory import Inventory
+from satmap.data.layouts.mapping_challenge import (
+    ANNOTATIONS,
+    PICTURE_SUFFIXES,
+    is_mapping_challenge,
+    scan_mapping_challenge,
+)
+from satmap.data.layouts.spacenet_buildings import (
+    EXPECTED_NAMES,
+    IMAGE_SUFFIXES,
+    is_building_image,
+    scan_spacenet_buildings,
+)
+from satmap.data.view_angles import Look
+from satmap.data.walk import walk
+from satmap.errors import SatmapError
+
+
+def scan_buildings(
+    directories: Sequence[Path], channels: int = 1, look: Look | None = None
+) -> Inventory:
+    """Find the chips of SpaceNet 1, 2, 4 or the Mapping Challenge under the directories.
+
+    Args:
+        directories: searched to any depth.
+        channels: what the networks need at most.
+        look: of images whose names say none.
+
+    Raises:
+        SatmapError: a directory does not exist, there are images of none of these challenges or of
+            two kinds, or two files claim to be one image.
+    """
+    files = [*walk(directories, misplaced=(*IMAGE_SUFFIXES, *PICTURE_SUFFIXES))]
+    spacenet = next(filter(is_building_image, files), None)
+    coco = next(filter(is_mapping_challenge, files), None)
+    if spacenet and coco:
+        raise SatmapError(
+            f"images of two challenges: {spacenet} and {coco}. Give the directories of one."
+        )
+    if coco:
+        return scan_mapping_challenge(directories, files)
+    if spacenet:
+        return scan_spacenet_buildings(directories, files, channels, look)
+    raise SatmapError(
+        f"no images of a building challenge under {', '.join(map(str, directories))}. Expected "
+        f"names such as {EXPECTED_NAMES}, or images/000000000012.jpg beside {ANNOTATIONS}."
+    )

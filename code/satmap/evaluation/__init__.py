@@ -1,0 +1,1 @@
+"""Metrics, scoring, checking and verification of result files."""

@@ -1,0 +1,205 @@
+"""Average precision and recall of the Mapping Challenge, as COCO's own program computes them.
+
+``ap50`` and ``ar50`` are precision and recall at an IoU of .5, ``ap`` is precision averaged over
+IoU .50 to .95, the COCO average (Lin et al. 2014, "Microsoft COCO: Common Objects in Context");
+all over masks, of buildings of any size, at most 100 detections an image.
+"""
+
+import contextlib
+import copy
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from satmap.errors import SatmapError
+from satmap.evaluation.metrics.figures import Figures, Report
+from satmap.submissions.coco_json import (
+    CATEGORY,
+    MAX_DETECTIONS,
+    CocoBuilding,
+    CocoResult,
+    CocoTruth,
+    read_coco_results,
+    read_coco_truth,
+)
+from satmap.submissions.coco_masks import CocoMask
+
+_IOU_50 = 0
+
+# Recalls at which precision is read off, .00 to 1.00.
+_RECALLS = np.linspace(0, 1, 101)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageMatches:
+    """What COCO's program makes of an image's detections at an IoU of .5.
+
+    Attributes:
+        scores: float64 (n,), of the detections, best first; those in crowds are left out.
+        right: bool (n,), whether each found a building.
+        buildings: how many there are to be found.
+    """
+
+    scores: NDArray[np.float64]
+    right: NDArray[np.bool_]
+    buildings: int
+
+
+def match_image(truth: Sequence[CocoBuilding], found: Sequence[CocoResult]) -> ImageMatches:
+    """Match the detections of one image with its buildings, at an IoU of .5."""
+    evaluation = _evaluate(CocoTruth({}, {0: truth}), {0: found}, [0], thresholds=[0.5])
+    image: Any = evaluation.evalImgs[0]
+    if image is None:
+        return ImageMatches(np.zeros(0), np.zeros(0, np.bool_), 0)
+    counted = ~np.asarray(image["dtIgnore"][0], np.bool_)
+    scores = np.asarray(image["dtScores"], np.float64)
+    matches = np.asarray(image["dtMatches"][0])
+    return ImageMatches(
+        scores[counted], matches[counted] > 0, int((~np.asarray(image["gtIgnore"], bool)).sum())
+    )
+
+
+def average_precision(images: Sequence[ImageMatches]) -> float:
+    """``ap50`` of images together: of detections by score the mean of precision over recalls.
+
+    As the official program does it, precision at a recall is the best at that recall or beyond, and
+    of equal scores the earlier image's come first. 0 where there is no building.
+    """
+    buildings = sum(image.buildings for image in images)
+    if not buildings:
+        return 0.0
+    scores = np.concatenate([image.scores for image in images])
+    right = np.concatenate([image.right for image in images])
+    right = right[np.argsort(-scores, kind="stable")]
+    found = np.cumsum(right)
+    precision = found / np.arange(1, len(found) + 1)
+    best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    at = np.searchsorted(found / buildings, _RECALLS, side="left")
+    return float(best[at].mean())
+
+
+def score_coco(truth: Path, results: Path) -> Report:
+    """Score a list of results against annotations.
+
+    ``total`` has ``ap50``, ``ar50`` and ``ap``, and ``images`` the same for each image by itself;
+    without a building in the truth they are undefined, None in ``total``, and the image has no
+    entry. An image without detections counts as missed by the official rule already; those with
+    buildings are ``truth_only``. Of results for images that the truth does not list the official
+    program refuses the whole file; here ``total`` leaves them out, and its figures with ``fair_``
+    count them as false.
+
+    Raises:
+        SatmapError: a file cannot be read or scored, or masks have another size than their image.
+    """
+    true, found = read_coco_truth(truth), read_coco_results(results)
+    for image_id, of_image in found.items():
+        width, height = true.sizes.get(image_id, of_image[0].mask.size[::-1])
+        for result in of_image:
+            if result.mask.size != (height, width):
+                raise SatmapError(
+                    f"{results}: a mask of image {image_id} has height x width "
+                    f"{result.mask.size[0]} x {result.mask.size[1]}, but the image has "
+                    f"{height} x {width} in {truth}. Give masks of whole images."
+                )
+    known = sorted(true.sizes)
+    unknown = sorted(found.keys() - true.sizes.keys())
+    evaluation = _evaluate(true, found, [*known, *unknown])
+    # One list entry an image, in the order of the ids, None where neither side has anything.
+    by_image = dict(zip(evaluation.params.imgIds, evaluation.evalImgs, strict=True))
+    official = _figures(evaluation, [by_image[image_id] for image_id in known])
+    fair = _figures(evaluation, evaluation.evalImgs)
+    return Report(
+        metric="coco_ap",
+        total={
+            **official,
+            **{f"fair_{name}": figure for name, figure in fair.items()},
+            "images": len(known),
+        },
+        aois={},
+        images={
+            str(image_id): _figures(evaluation, [by_image[image_id]])
+            for image_id in known
+            if image_id in true.buildings
+        },
+        truth_only=tuple(str(i) for i in known if i in true.buildings and i not in found),
+        proposal_only=tuple(map(str, unknown)),
+    )
+
+
+def _evaluate(
+    truth: CocoTruth,
+    results: Mapping[int, Sequence[CocoResult]],
+    ids: Sequence[int],
+    thresholds: Sequence[float] | None = None,
+) -> COCOeval:
+    """The library's matching of all images, by default at all IoUs from .50 to .95."""
+    buildings = [
+        {**_annotation(image_id, building.mask), "iscrowd": int(building.crowd)}
+        for image_id, of_image in truth.buildings.items()
+        for building in of_image
+    ]
+    detections = [
+        {**_annotation(image_id, result.mask), "score": result.score}
+        for image_id, of_image in results.items()
+        for result in of_image
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(_coco(ids, buildings), _coco(ids, detections), "segm")
+        # What the challenge does not ask for takes three quarters of the time.
+        evaluation.params.areaRng = evaluation.params.areaRng[:1]
+        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
+        evaluation.params.maxDets = [MAX_DETECTIONS]
+        if thresholds is not None:
+            evaluation.params.iouThrs = np.array(thresholds)
+        evaluation.evaluate()
+    return evaluation
+
+
+def _annotation(image_id: int, mask: CocoMask) -> dict[str, Any]:
+    return {"image_id": image_id, "category_id": CATEGORY, "segmentation": mask.for_library()}
+
+
+def _coco(ids: Iterable[int], annotations: Sequence[dict[str, Any]]) -> COCO:
+    # From 1, whatever the file says: the library takes the id 0 for "without match".
+    for number, annotation in enumerate(annotations, 1):
+        # One by one: given a list, the library fails for more than 255.
+        area = float(coco_mask.area(annotation["segmentation"]))
+        annotation.update(id=number, area=area)
+    coco = COCO()
+    coco.dataset = {
+        # Masks have their own size; that of the image is for polygons.
+        "images": [{"id": i, "width": 0, "height": 0, "file_name": ""} for i in ids],
+        "annotations": annotations,  # type: ignore[typeddict-item]
+        "categories": [{"id": CATEGORY, "name": "building", "supercategory": "building"}],
+    }
+    coco.createIndex()
+    return coco
+
+
+def _figures(evaluation: COCOeval, of_images: Sequence[Any]) -> Figures:
+    """Precision and recall over some of the images that were matched."""
+    part = copy.copy(evaluation)
+    part.params = part._paramsEval = copy.copy(evaluation.params)  # type: ignore[attr-defined]
+    # Only their number matters to the library from here on.
+    part.params.imgIds = list(range(len(of_images)))
+    part.evalImgs = list(of_images)
+    with contextlib.redirect_stdout(io.StringIO()):
+        part.accumulate()
+    # (IoU, recall, category, area, detections) and (IoU, category, area, detections); -1 where
+    # there are no buildings.
+    precision, recall = part.eval["precision"], part.eval["recall"]
+    if recall.max(initial=-1) < 0:
+        return {"ap50": None, "ar50": None, "ap": None}
+    return {
+        "ap50": float(np.mean(precision[_IOU_50])),
+        "ar50": float(np.mean(recall[_IOU_50])),
+        "ap": float(np.mean(precision)),
+    }

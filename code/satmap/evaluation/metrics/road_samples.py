@@ -1,0 +1,199 @@
+"""Places along the roads of a graph: at equal steps, at given lengths, and nearest to points."""
+
+from collections.abc import Sequence
+from math import inf
+from typing import Protocol
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from satmap.evaluation.metrics.apls_graph import LENGTH, AplsGraph, Positions
+from satmap.submissions.roads_csv import RoadRow
+
+
+class RoadLine(Protocol):
+    """A road with its line: a row of a submission, an edge of a graph."""
+
+    @property
+    def line(self) -> NDArray[np.float64]:
+        """float64 (n, 2), x and y in pixels."""
+
+    @property
+    def length_m(self) -> float:
+        """Metres."""
+
+    @property
+    def travel_time_s(self) -> float:
+        """Seconds; NaN where it is not known."""
+
+
+class RoadMap(Protocol):
+    """A graph with roads, such as :class:`satmap.vectors.road_graph.RoadGraph`."""
+
+    @property
+    def edges(self) -> Sequence[RoadLine]:
+        """Its roads."""
+
+
+#: Roads of one image: rows, arrays (n, 2) of x and y in pixels, or a graph.
+Roads = Sequence[RoadRow] | Sequence[NDArray[np.float64]] | RoadMap
+
+
+def road_rows(roads: Roads) -> list[RoadRow]:
+    """Roads in any form as rows; bare lines have no length and no time.
+
+    Raises:
+        ValueError: a line is not of shape (n, 2), a coordinate not finite, a time negative.
+    """
+    rows = []
+    for road in roads if isinstance(roads, Sequence) else roads.edges:
+        if isinstance(road, np.ndarray | list | tuple):
+            row = RoadRow(np.asarray(road, np.float64), np.nan, np.nan)
+        else:
+            row = RoadRow(np.asarray(road.line, np.float64), road.length_m, road.travel_time_s)
+        if row.line.size and (row.line.ndim != 2 or row.line.shape[1] != 2):
+            raise ValueError(f"a line must have shape (n, 2), got {row.line.shape}")
+        if not np.isfinite(row.line).all():
+            raise ValueError("a coordinate is not finite")
+        if row.travel_time_s < 0 or row.travel_time_s == np.inf:
+            raise ValueError(f"a travel time must be finite and >= 0, got {row.travel_time_s}")
+        rows.append(row)
+    return rows
+
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+#: A millionth of a pixel is no distance: what is closer may be a rounding error.
+EXACT_PX = 1e-6
+
+
+def nearest_places(
+    graph: AplsGraph, xy: Floats, limit_px: float, headings: Floats | None = None
+) -> tuple[Ints, Positions]:
+    """The places of a graph nearest to each point, none where they are farther than the limit.
+
+    Args:
+        graph: where to look.
+        xy: float64 (n, 2), the points.
+        limit_px: how far, pixels.
+        headings: float64 (n, 2), for each point a vector along its road. Roads within 45 degrees of
+            it then come before nearer ones that cross; a heading of zero has no say.
+
+    Returns:
+        int64 (m,), ascending: the point of each place; and the places. A point has several where
+        they are equally near.
+    """
+    tree = shapely.STRtree(shapely.linestrings(np.stack([graph.starts, graph.stops], axis=1)))
+    reach = limit_px + EXACT_PX
+    point, segment = tree.query(shapely.points(xy), predicate="dwithin", distance=reach)
+    start = graph.starts[segment]
+    along = graph.stops[segment] - start
+    squared = np.sum(along**2, axis=1)
+    fraction = np.sum((xy[point] - start) * along, axis=1) / np.where(squared > 0, squared, 1)
+    fraction = np.clip(fraction, 0, 1)[:, None]
+    distance = np.linalg.norm(start + fraction * along - xy[point], axis=1)
+    if headings is not None:
+        ahead = np.abs(np.sum(along * headings[point], axis=1))
+        across = ahead < np.sqrt(squared * np.sum(headings[point] ** 2, axis=1) / 2)
+        # Behind every road that runs along, yet still in the order of their distances.
+        distance = distance + np.where(across, 2 * reach, 0)
+    least = np.full(len(xy), inf)
+    np.minimum.at(least, point, distance)
+    keep = np.flatnonzero(distance <= least[point] + EXACT_PX)
+    keep = keep[np.lexsort((segment[keep], point[keep]))]
+    point, segment, fraction = point[keep], segment[keep], fraction[keep]
+    offset = graph.segment_offset[segment] + fraction * graph.segment_weight[segment]
+    return point, Positions(graph.segment_edge[segment], offset)
+
+
+def sample_roads(graph: AplsGraph, spacing_px: float) -> tuple[Positions, Floats]:
+    """Places every ``spacing_px`` along the roads, edge after edge in the order of travel.
+
+    Each stands in the middle of its share of the edge, so both directions give the same places. A
+    ring without junction is sampled as a whole, from its leftmost place on: where its vertices are
+    changes nothing.
+
+    Returns:
+        The n places, and their x, y: float64 (n, 2).
+    """
+    strands = _strands(graph)
+    edges = np.array([edge for strand in strands for edge, _ in strand])
+    flipped = np.array([flip for strand in strands for _, flip in strand])
+    strand_of = np.repeat(np.arange(len(strands)), [len(strand) for strand in strands])
+    lengths = graph.totals[edges, LENGTH]
+    strand_lengths = np.bincount(strand_of, lengths)
+    before = np.cumsum(lengths) - lengths
+    strand_before = before[np.searchsorted(strand_of, np.arange(len(strands)))]
+
+    # Without the little more, a vertex on a line of 12.5 m could turn two samples into three.
+    counts = np.floor(strand_lengths / spacing_px + 0.5 + EXACT_PX).astype(np.int64)
+    strand, rank = expand(counts)
+    way = (rank + 0.5) * strand_lengths[strand] / counts[strand]
+    place = np.searchsorted(before, strand_before[strand] + way, side="right") - 1
+    rest = np.clip(strand_before[strand] + way - before[place], 0, lengths[place])
+    rest = np.where(flipped[place], lengths[place] - rest, rest)
+    order = np.lexsort((rest, edges[place]))
+    return places_at(graph, edges[place][order], rest[order])
+
+
+def places_at(graph: AplsGraph, edge: Ints, length_px: Floats) -> tuple[Positions, Floats]:
+    """Places at given lengths from the first ends of edges, and their x, y."""
+    last = np.searchsorted(graph.segment_edge, edge, side="right") - 1
+    edge_before = np.cumsum(graph.totals[:, LENGTH]) - graph.totals[:, LENGTH]
+    before = edge_before[graph.segment_edge] + graph.segment_offset[:, LENGTH]
+    segment = np.searchsorted(before, edge_before[edge] + length_px, side="right") - 1
+    segment = np.clip(segment, np.searchsorted(graph.segment_edge, edge), last)
+    rest = length_px - graph.segment_offset[segment, LENGTH]
+    fraction = np.clip(rest / graph.segment_weight[segment, LENGTH], 0, 1)[:, None]
+    start, stop = graph.starts[segment], graph.stops[segment]
+    offset = graph.segment_offset[segment] + fraction * graph.segment_weight[segment]
+    offset[:, LENGTH] = length_px
+    return Positions(edge, offset), start + fraction * (stop - start)
+
+
+def expand(counts: Ints) -> tuple[Ints, Ints]:
+    """Index i ``counts[i]`` times, and beside it 0, 1, ... up to ``counts[i]`` - 1."""
+    index = np.repeat(np.arange(len(counts)), counts)
+    return index, np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def _strands(graph: AplsGraph) -> list[list[tuple[int, bool]]]:
+    """Edges as they are, but those of a ring without junction in one strand from end to end.
+
+    Returns:
+        Strands of (edge, whether it runs backwards).
+    """
+    u, v = graph.ends.T
+    parts, part = connected_components(
+        coo_array((np.ones(len(u)), (u, v)), (graph.junctions, graph.junctions)), directed=False
+    )
+    is_ring = np.ones(parts, np.bool_)
+    is_ring[part[np.bincount(graph.ends.ravel(), minlength=graph.junctions) != 2]] = False
+    is_ring[part[u[u == v]]] = False
+    in_ring = is_ring[part[u]]
+    strands = [[(edge, False)] for edge in np.flatnonzero(~in_ring).tolist()]
+    touching: dict[int, list[int]] = {}
+    for edge in np.flatnonzero(in_ring).tolist():
+        for junction in graph.ends[edge].tolist():
+            touching.setdefault(junction, []).append(edge)
+    # The leftmost vertex, of several the uppermost, is one however the ring is cut.
+    x, y = np.round(graph.node_xy[: graph.junctions], 6).T
+    done = set()
+    for junction in np.lexsort((y, x)).tolist():
+        if junction not in touching or junction in done:
+            continue
+        here, edge = junction, touching[junction][0]
+        strand = []
+        while here not in done:
+            done.add(here)
+            backwards = int(graph.ends[edge, 0]) != here
+            strand.append((edge, backwards))
+            here = int(graph.ends[edge, 0 if backwards else 1])
+            one, other = touching[here]
+            edge = other if edge == one else one
+        strands.append(strand)
+    return strands

@@ -1,0 +1,231 @@
+"""TOPO, a second opinion beside APLS: does a ride from any place meet the same roads on both maps?
+
+Holes and marbles (Biagioni and Eriksson 2012, "Inferring road maps from global positioning system
+traces: survey and comparative evaluation"), at the scale used for aerial images (He et al. 2020,
+Sat2Graph). Both maps are sampled every 5 m. From a seed, a sample of the truth, one rides up to
+150 m along every road and leaves a hole at each sample; from the place of the proposal nearest to
+the seed, within 4 m, a marble at each. A marble falls into one hole within 4 m. Recall is the share
+of holes filled, precision that of marbles fallen, over all seeds.
+
+Where the literature is of several minds:
+
+- A seed without such a place counts: its holes stay empty. (Some leave these seeds out of the
+  average and report their share apart.)
+- So does a sample of the proposal without a road of the truth within 4 m: the marbles of its ride
+  are all lost. With seeds on the truth alone, false roads that no ride reaches would cost nothing.
+- Of places equally near, on an overpass or a road drawn twice, the seed takes the one whose ride
+  agrees best, so that a map always equals itself.
+- Holes and marbles are matched one to one, as many as can be, whatever their roads' direction.
+- Sums go over seeds, so long ways in dense networks weigh more than lonely roads.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
+from scipy.spatial import KDTree
+
+from satmap.evaluation.metrics.apls import METRES_PER_PIXEL
+from satmap.evaluation.metrics.apls_graph import LENGTH, AplsGraph, Positions, build_graph
+from satmap.evaluation.metrics.road_samples import (
+    EXACT_PX,
+    Roads,
+    expand,
+    nearest_places,
+    road_rows,
+    sample_roads,
+)
+from satmap.submissions.roads_csv import RoadRow
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+SPACING_M = 5.0
+SNAP_M = 4.0
+RIDE_M = 150.0
+
+# Rides at a time: their number times that of the roads; bounds the memory on maps of whole cities.
+_RIDES_BY_ROADS = 500_000
+
+
+@dataclass(frozen=True)
+class TopoScore:
+    """Holes and marbles of one image; add scores up for many: ``sum(scores, TopoScore())``.
+
+    Attributes:
+        matched: marbles that fell into a hole, over all seeds.
+        holes: samples of the truth met by the rides on it.
+        marbles: samples of the proposal met by the rides on it.
+    """
+
+    matched: int = 0
+    holes: int = 0
+    marbles: int = 0
+
+    def __add__(self, other: "TopoScore") -> "TopoScore":
+        return TopoScore(
+            self.matched + other.matched, self.holes + other.holes, self.marbles + other.marbles
+        )
+
+    @property
+    def precision(self) -> float:
+        """Share of marbles that fell into a hole; without marbles 1 if there is no hole, else 0."""
+        return self.matched / self.marbles if self.marbles else float(not self.holes)
+
+    @property
+    def recall(self) -> float:
+        """Share of holes with a marble; without holes 1 if there is no marble, else 0."""
+        return self.matched / self.holes if self.holes else float(not self.marbles)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall: 1 for two empty maps, 0 if one alone is empty."""
+        met = self.holes + self.marbles
+        return 2 * self.matched / met if met else 1.0
+
+
+def topo(
+    truth: Roads,
+    proposal: Roads,
+    *,
+    metres_per_pixel: float = METRES_PER_PIXEL,
+) -> TopoScore:
+    """TOPO of one image.
+
+    The order and direction of the rows and the vertices that cut a road in two change nothing.
+    Lines of fewer than two points are no roads, and edges shorter than 2.5 m have no sample.
+
+    Args:
+        truth: roads in pixels of the image: rows, arrays (n, 2), or a road graph.
+        proposal: the same.
+        metres_per_pixel: scale, for the 5 m between samples, the 4 m of matching and the 150 m of
+            a ride.
+    """
+    if not metres_per_pixel > 0:
+        raise ValueError(f"metres_per_pixel must be positive, got {metres_per_pixel}")
+    a, b = (_map(road_rows(roads), metres_per_pixel) for roads in (truth, proposal))
+    snap_px = SNAP_M / metres_per_pixel
+    if a is None or b is None:
+        return TopoScore(0, a.met_from_all() if a else 0, b.met_from_all() if b else 0)
+    seed, places = nearest_places(b.graph, a.xy, snap_px)
+    lonely_seeds = np.setdiff1d(np.arange(len(a.xy)), seed)
+    lonely = np.setdiff1d(np.arange(len(b.xy)), nearest_places(a.graph, b.xy, snap_px)[0])
+    score = TopoScore(0, a.met(a.samples.take(lonely_seeds)), b.met(b.samples.take(lonely)))
+    close = a.tree.query_ball_tree(b.tree, snap_px + EXACT_PX)
+    counts = np.array([len(partners) for partners in close], np.int64)
+    partners = np.array([p for partners in close for p in partners], np.int64)
+    trials = [
+        _ride_both(a, b, a.samples.take(seed[part]), places.take(part), counts, partners)
+        for part in _parts(len(seed), max(len(a.graph.ends), len(b.graph.ends)))
+    ]
+    if not trials:
+        return score
+    matched, holes, marbles = np.concatenate(trials, axis=1)
+    # Of the places equally near to a seed the one with the best ride.
+    agreement = 2 * matched / np.maximum(holes + marbles, 1)
+    order = np.lexsort((-matched, -agreement, seed))
+    best = order[np.unique(seed[order], return_index=True)[1]]
+    return score + TopoScore(
+        int(matched[best].sum()), int(holes[best].sum()), int(marbles[best].sum())
+    )
+
+
+class _Map:
+    """A road map to ride on: its graph, its samples, and the ways between its junctions.
+
+    Attributes:
+        graph: junctions and edges, without midpoints.
+        samples: sorted by edge.
+        xy: float64 (n, 2), x, y of the samples.
+        tree: of the samples.
+    """
+
+    def __init__(self, graph: AplsGraph, metres_per_pixel: float) -> None:
+        self.graph = graph
+        self.samples, self.xy = sample_roads(graph, SPACING_M / metres_per_pixel)
+        self.tree = KDTree(self.xy)
+        self._ride_px = RIDE_M / metres_per_pixel + EXACT_PX
+        self._between = graph.between[LENGTH]
+        edges = np.arange(len(graph.ends))
+        self._first = np.searchsorted(self.samples.edge, edges)
+        self._count = np.searchsorted(self.samples.edge, edges, side="right") - self._first
+
+    def ride(self, seeds: Positions) -> tuple[Ints, Ints]:
+        """The samples met on rides from each of ``seeds``: seed and sample, int64 (k,) each."""
+        ends, totals = self.graph.ends, self.graph.totals[:, LENGTH]
+        u, v = ends[seeds.edge].T
+        head = seeds.offset[:, LENGTH]
+        tail = totals[seeds.edge] - head
+        to_junction = np.minimum(head[:, None] + self._between[u], tail[:, None] + self._between[v])
+        to_ends = to_junction[:, ends]
+        reached = to_ends.min(axis=2) <= self._ride_px
+        reached[np.arange(len(head)), seeds.edge] = True
+        seed, edge = np.nonzero(reached)
+        pair, rank = expand(self._count[edge])
+        seed, sample = seed[pair], self._first[edge[pair]] + rank
+        here = self.samples.offset[sample, LENGTH]
+        on = self.samples.edge[sample]
+        way = np.minimum(to_ends[seed, on, 0] + here, to_ends[seed, on, 1] + totals[on] - here)
+        # Along the seed's own edge the way need not pass either end.
+        along = np.where(seeds.edge[seed] == on, np.abs(head[seed] - here), inf)
+        met = np.minimum(way, along) <= self._ride_px
+        return seed[met], sample[met]
+
+    def met(self, seeds: Positions) -> int:
+        """How many samples the rides from all of ``seeds`` meet."""
+        parts = _parts(len(seeds.edge), len(self.graph.ends))
+        return sum(len(self.ride(seeds.take(part))[0]) for part in parts)
+
+    def met_from_all(self) -> int:
+        """How many samples the rides from all samples meet."""
+        return self.met(self.samples)
+
+
+def _map(roads: Sequence[RoadRow], metres_per_pixel: float) -> _Map | None:
+    """A map to ride on; None if it has no sample."""
+    graph = build_graph(roads, inf)
+    if graph is None:
+        return None
+    ready = _Map(graph, metres_per_pixel)
+    return ready if len(ready.xy) else None
+
+
+def _parts(rides: int, roads: int) -> Iterator[Ints]:
+    """Indices of rides, as many at a time as fit into memory."""
+    size = max(1, _RIDES_BY_ROADS // max(roads, 1000))
+    for begin in range(0, rides, size):
+        yield np.arange(begin, min(begin + size, rides))
+
+
+def _ride_both(
+    a: _Map, b: _Map, seeds: Positions, places: Positions, counts: Ints, partners: Ints
+) -> Ints:
+    """Matched, holes and marbles, int64 (3, n), of rides from seeds in ``a`` and places in ``b``.
+
+    ``partners`` lists the samples of ``b`` close to each of ``a``, ``counts`` of them for each.
+    """
+    rides = len(seeds.edge)
+    hole_ride, hole = a.ride(seeds)
+    marble_ride, marble = b.ride(places)
+    # All rides in one matching: holes and marbles of different rides have no link.
+    row, rank = expand(counts[hole])
+    partner = partners[(np.cumsum(counts) - counts)[hole[row]] + rank]
+    keys = marble_ride * len(b.xy) + marble
+    wanted = hole_ride[row] * len(b.xy) + partner
+    column = np.searchsorted(keys, wanted)
+    column[column == len(keys)] = 0
+    there = keys[column] == wanted if len(keys) else np.zeros(len(wanted), np.bool_)
+    row, column = row[there], column[there]
+    links = csr_array((np.ones(len(row), np.bool_), (row, column)), shape=(len(hole), len(marble)))
+    filled = maximum_bipartite_matching(links, perm_type="column") >= 0
+    return np.stack(
+        [
+            np.bincount(hole_ride[filled], minlength=rides),
+            np.bincount(hole_ride, minlength=rides),
+            np.bincount(marble_ride, minlength=rides),
+        ]
+    )

@@ -1,0 +1,264 @@
+"""Scoring of anybody's files: what they hold says which metric it is."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from satmap.errors import SatmapError
+from satmap.evaluation.metrics.apls import METRES_PER_PIXEL, aoi_of, score_roads
+from satmap.evaluation.metrics.building_f1 import match_buildings, score_buildings
+from satmap.evaluation.metrics.coco_ap import score_coco
+from satmap.evaluation.metrics.figures import Figures, Report
+from satmap.evaluation.metrics.jaccard import score_masks
+from satmap.evaluation.metrics.topo import TopoScore, topo
+from satmap.io.geojson_reader import read_geojson
+from satmap.report.misses import buildings_picture, mask_picture, roads_picture
+from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
+from satmap.submissions.coco_json import read_coco_results, read_coco_truth
+from satmap.submissions.formats import Format, detect
+from satmap.submissions.geojson_maps import (
+    find_geojson,
+    read_buildings_geojson,
+    read_roads_geojson,
+)
+from satmap.submissions.mask_rasters import find_masks, read_mask
+from satmap.submissions.roads_csv import RoadRow, read_roads_csv
+
+Picture = NDArray[np.uint8]
+_Row = TypeVar("_Row", RoadRow, BuildingRow)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """A score and what is needed to look into it.
+
+    Attributes:
+        report: the figures.
+        rank_by: the figure that says which images are worst.
+        draw: picture of what was missed in an image of ``report.images``, by its id, uint8
+            (h, w, 3).
+        warnings: what the figures do not show.
+    """
+
+    report: Report
+    rank_by: str
+    draw: Callable[[str], Picture]
+    warnings: tuple[str, ...] = ()
+
+
+def score_files(
+    truth: Path,
+    proposal: Path,
+    *,
+    metres_per_pixel: float = METRES_PER_PIXEL,
+    with_topo: bool = False,
+) -> Scoring:
+    """Score a proposal by the metric of its challenge.
+
+    Roads (CSV, GeoJSON) by APLS, buildings (CSV, GeoJSON) by SpaceNet's F1, COCO results by average
+    precision, mask rasters by the Jaccard index.
+
+    Args:
+        truth: file or directory.
+        proposal: the same kind.
+        metres_per_pixel: scale of pixels, for the distances of APLS and TOPO; GeoJSON is brought to
+            pixels of this size.
+        with_topo: score roads by TOPO too.
+
+    Raises:
+        SatmapError: the files cannot be read, are of different kinds or have no image in common.
+    """
+    match kinds := (detect(truth), detect(proposal)):
+        case Format.ROADS_CSV, Format.ROADS_CSV:
+            roads = read_roads_csv(truth), read_roads_csv(proposal)
+        case Format.BUILDINGS_CSV, Format.BUILDINGS_CSV:
+            buildings = read_buildings_csv(truth), read_buildings_csv(proposal)
+            return _buildings(*_with_common_images(truth, proposal, *buildings))
+        case Format.GEOJSON, Format.GEOJSON if _are_roads(truth, proposal):
+            roads = read_roads_geojson(truth, proposal, metres_per_pixel)
+        case Format.GEOJSON, Format.GEOJSON:
+            buildings = read_buildings_geojson(truth, proposal, metres_per_pixel)
+            return _buildings(*_with_common_images(truth, proposal, *buildings))
+        case Format.COCO_ANNOTATIONS, Format.COCO_RESULTS:
+            return _coco(truth, proposal)
+        case Format.MASKS, Format.MASKS:
+            return _masks(truth, proposal)
+        case _:
+            raise SatmapError(
+                f"{truth} is {kinds[0]} and {proposal} {kinds[1]}; they cannot be compared. "
+                "Both must be of one kind; COCO results need COCO annotations as truth."
+            )
+    return _roads(*_with_common_images(truth, proposal, *roads), metres_per_pixel, with_topo)
+
+
+def _with_common_images(
+    truth: Path, proposal: Path, true: dict[str, list[_Row]], proposed: dict[str, list[_Row]]
+) -> tuple[dict[str, list[_Row]], dict[str, list[_Row]]]:
+    """Both sides as they are.
+
+    Raises:
+        SatmapError: they have no image in common.
+    """
+    if not true.keys() & proposed.keys():
+        raise SatmapError(
+            f"{truth} and {proposal} have no image in common, for example "
+            f"{next(iter(true), 'none')} and {next(iter(proposed), 'none')}. "
+            "Check that they belong together and whether one keeps the challenge's prefix."
+        )
+    return true, proposed
+
+
+def _are_roads(truth: Path, proposal: Path) -> bool:
+    """Whether GeoJSON files hold roads rather than buildings."""
+    kinds = []
+    for side in (truth, proposal):
+        for path in find_geojson(side).values():
+            collection = read_geojson(path)
+            if collection.lines or collection.surfaces:
+                kinds.append(bool(collection.lines))
+                break
+    if not kinds:
+        raise SatmapError(f"neither {truth} nor {proposal} holds a single line or polygon.")
+    if len(set(kinds)) > 1:
+        what = ("lines", "polygons") if kinds[0] else ("polygons", "lines")
+        raise SatmapError(
+            f"{truth} holds {what[0]} and {proposal} {what[1]}; they cannot be compared."
+        )
+    return kinds[0]
+
+
+def _roads(
+    truth: Mapping[str, Sequence[RoadRow]],
+    proposal: Mapping[str, Sequence[RoadRow]],
+    metres_per_pixel: float,
+    with_topo: bool,
+) -> Scoring:
+    report = score_roads(truth, proposal, metres_per_pixel=metres_per_pixel).report()
+    if with_topo:
+        report = _with_topo(report, truth, proposal, metres_per_pixel)
+
+    def draw(image_id: str) -> Picture:
+        return roads_picture(
+            truth[image_id],
+            proposal[image_id],
+            title=image_id,
+            figures=report.images[image_id],
+            metres_per_pixel=metres_per_pixel,
+        )
+
+    warnings = [_untimed(side, rows) for side, rows in (("truth", truth), ("proposal", proposal))]
+    return Scoring(report, "apls_length", draw, tuple(filter(None, warnings)))
+
+
+def _untimed(side: str, roads: Mapping[str, Sequence[RoadRow]]) -> str:
+    """Says which roads keep a file from being scored by time, where others have one."""
+    timed = {
+        image_id: [isfinite(row.travel_time_s) for row in rows] for image_id, rows in roads.items()
+    }
+    without = [image_id for image_id, rows in timed.items() if not all(rows)]
+    if not without or not any(any(rows) for rows in timed.values()):
+        return ""
+    return (
+        f"{len(without)} images of the {side} have roads without a travel time, {without[0]} for "
+        "one, so nothing is scored by time"
+    )
+
+
+def _buildings(
+    truth: Mapping[str, Sequence[BuildingRow]], proposal: Mapping[str, Sequence[BuildingRow]]
+) -> Scoring:
+    report = score_buildings(truth, proposal)
+
+    def draw(image_id: str) -> Picture:
+        matches = match_buildings(truth[image_id], proposal[image_id])
+        # What is too small to count is neither missed nor false.
+        true = [row for row, c in zip(truth[image_id], matches.counted_truth, strict=True) if c]
+        proposed = [row for row, c in zip(proposal[image_id], matches.counted, strict=True) if c]
+        return buildings_picture(
+            [row.polygon for row in true],
+            [row.polygon for row in proposed],
+            match_buildings(true, proposed).taken.tolist(),
+            title=_title(report, image_id, "f1"),
+        )
+
+    return Scoring(report, "f1", draw)
+
+
+def _coco(truth: Path, results: Path) -> Scoring:
+    report = score_coco(truth, results)
+    annotations, found = read_coco_truth(truth), read_coco_results(results)
+    if found and not found.keys() & annotations.sizes.keys():
+        raise SatmapError(
+            f"{truth} and {results} have no image in common, for example "
+            f"{next(iter(annotations.sizes), 'none')} and {next(iter(found))}. An image_id is the "
+            "id in the annotations or the number in the file's name."
+        )
+
+    def draw(image_id: str) -> Picture:
+        width, height = annotations.sizes[int(image_id)]
+        sides = []
+        for entries in (annotations.buildings, found):
+            masks = [entry.mask.for_library() for entry in entries.get(int(image_id), ())]
+            merged = np.zeros((height, width), np.bool_)
+            if masks:
+                union = coco_mask.merge(masks)  # type: ignore[arg-type]
+                merged = coco_mask.decode(union).astype(np.bool_)
+            sides.append(merged)
+        return mask_picture(*sides, title=_title(report, image_id, "ap50"))
+
+    return Scoring(report, "ap50", draw)
+
+
+def _masks(truth: Path, proposal: Path) -> Scoring:
+    report = score_masks(truth, proposal)
+    sides = find_masks(truth), find_masks(proposal)
+
+    def draw(image_id: str) -> Picture:
+        true, proposed = (read_mask(side[image_id]) for side in sides)
+        return mask_picture(true, proposed, title=_title(report, image_id, "jaccard"))
+
+    return Scoring(report, "jaccard", draw)
+
+
+def _title(report: Report, image_id: str, figure: str) -> str:
+    return f"{image_id}: {figure} {report.images[image_id][figure]:.3f}"
+
+
+def _with_topo(
+    report: Report,
+    truth: Mapping[str, Sequence[RoadRow]],
+    proposal: Mapping[str, Sequence[RoadRow]],
+    metres_per_pixel: float,
+) -> Report:
+    """The report with TOPO beside APLS: counts summed over an AOI, the total its AOIs' mean."""
+    scores = {
+        image_id: topo(truth[image_id], proposal[image_id], metres_per_pixel=metres_per_pixel)
+        for image_id in report.images
+    }
+    aois = {}
+    for aoi, figures in report.aois.items():
+        of_aoi = [score for image_id, score in scores.items() if aoi_of(image_id) == aoi]
+        aois[aoi] = {**figures, **_topo_figures(sum(of_aoi, TopoScore()))}
+    means = {
+        name: float(np.mean([figures[name] for figures in aois.values()]))
+        for name in _topo_figures(TopoScore())
+    }
+    images = {
+        image_id: {**figures, **_topo_figures(scores[image_id])}
+        for image_id, figures in report.images.items()
+    }
+    return replace(report, total={**report.total, **means}, aois=aois, images=images)
+
+
+def _topo_figures(score: TopoScore) -> Figures:
+    return {
+        "topo_precision": score.precision,
+        "topo_recall": score.recall,
+        "topo_f1": score.f1,
+    }

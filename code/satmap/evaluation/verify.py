@@ -1,0 +1,430 @@
+"""Does a submission come from the weights and images that its manifest names?
+
+Checksums first; then the submission is made again, by ``satmap predict`` in a process of its own
+and a place of its own, and compared: byte by byte on the same kind of machine, by score on another,
+where sums come out differently in their last bits.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from satmap.errors import SatmapError
+from satmap.evaluation.score import score_files
+from satmap.io.checksums import FileRecord, data_fingerprint, in_threads, record_file
+from satmap.io.files import is_temporary, write_text
+from satmap.io.text import printable
+from satmap.prediction.manifests import record_images
+from satmap.provenance.machine import differences
+from satmap.provenance.manifest import SUFFIX, SubmissionManifest, WeightsManifest, read_manifest
+from satmap.recipes.schema import Recipe, parse_recipe
+from satmap.submissions.formats import Format, detect
+from satmap.tasks.scanning import scan_for
+from satmap.weights.members import WeightFile
+from satmap.weights.network_files import read_weights_metadata
+from satmap.weights.tensor_file import read_tensors
+
+#: How far apart scores may lie where bytes cannot agree.
+TOLERANCE = 1e-3
+
+# The scores that count, of whatever metric the submission has.
+_FIGURES = ("apls_length", "apls_time", "f1", "ap50", "jaccard")
+
+# Of many files that differ in one way so many are named.
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the weights and images of a submission are to be found.
+
+    Attributes:
+        directories: of the images; none for those that the manifest names.
+        weights: directory of the weights; None for the one that the manifest names.
+        truth: the true map, for scores by them; None without.
+        device: where to compute; ``auto`` is what the submission was made on, if there is one.
+        processes: that predict; None for one a GPU.
+        workers: processes that vectorise; None for as many as cores allow.
+    """
+
+    directories: tuple[Path, ...] = ()
+    weights: Path | None = None
+    truth: Path | None = None
+    device: str = "auto"
+    processes: int | None = None
+    workers: int | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A submission and its recomputation.
+
+    Attributes:
+        identical: whether they are the same bytes.
+        differences: of the two machines and their software: name to how it is there and here.
+        scores: figure to what the submission and the recomputation have; none if they are
+            identical.
+        gap: the largest difference of scores that counts.
+    """
+
+    identical: bool
+    differences: Mapping[str, tuple[str, str]]
+    scores: Mapping[str, tuple[float, float]]
+    gap: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the submission is what its manifest says, as far as the machine can tell."""
+        return self.identical or (bool(self.differences) and self.gap <= TOLERANCE)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What became of a verification.
+
+    Attributes:
+        subject: the submission.
+        faults: what differs from the manifest already; nothing is recomputed then.
+        comparison: with the recomputation, if it came so far.
+    """
+
+    subject: Path
+    faults: tuple[str, ...]
+    comparison: Comparison | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether all is well."""
+        return self.comparison is not None and self.comparison.passed
+
+    def report(self) -> str:
+        """Lines for people."""
+        lines = [f"{self.subject}: {printable(fault)}" for fault in self.faults]
+        found = self.comparison
+        if found is None:
+            return "\n".join([*lines, f"{self.subject}: NOT verified"])
+        if found.identical:
+            lines.append("recomputed: identical, byte for byte")
+        else:
+            kind = "another kind of machine" if found.differences else "the same kind of machine"
+            lines.append(f"recomputed: other bytes, on {kind}")
+        lines += [
+            f"  {name}: {printable(there)} there, {printable(here)} here"
+            for name, (there, here) in found.differences.items()
+        ]
+        lines += [
+            f"  {name}: {there:.5f} submitted, {here:.5f} recomputed"
+            for name, (there, here) in found.scores.items()
+        ]
+        if not found.identical and not found.scores:
+            lines.append("  no scores: give --truth, the annotations that COCO results are of")
+        elif not found.identical:
+            what = "within" if found.gap <= TOLERANCE else "more than"
+            lines.append(f"  scores differ by {found.gap:.5f}, {what} {TOLERANCE}")
+        lines.append(f"{self.subject}: {'verified' if found.passed else 'NOT verified'}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for programs."""
+        found = self.comparison
+        return {
+            "subject": str(self.subject),
+            "verified": self.passed,
+            "faults": list(self.faults),
+            "identical": found and found.identical,
+            "differences": found and {name: list(pair) for name, pair in found.differences.items()},
+            "scores": found and {name: list(pair) for name, pair in found.scores.items()},
+            "gap": found and (found.gap if math.isfinite(found.gap) else None),
+        }
+
+
+def verify_submission(output: Path, sources: Sources) -> Verification:
+    """Check a submission against its manifest, and make it again.
+
+    Nothing is overwritten: what is made goes to a temporary directory (``$TMPDIR``).
+
+    Raises:
+        SatmapError: there is no manifest, weights or images cannot be found, or the submission
+            cannot be made again.
+    """
+    manifest = _submission_manifest(output)
+    began_in = Path(manifest.run.directory)
+    directories = sources.directories or tuple(
+        began_in / directory for directory in manifest.directories
+    )
+    weights = sources.weights or began_in / manifest.weights_directory
+    _require_there([weights], "--weights")
+    _require_there(directories, "--images")
+    faults = [
+        *compare_file(record_file(output), manifest.file),
+        *_weights_faults(manifest, weights),
+        *_image_faults(manifest, directories),
+    ]
+    if faults:
+        return Verification(output, tuple(faults), None)
+    with tempfile.TemporaryDirectory(prefix="satmap-verify-") as scratch:
+        again = _recompute(manifest, directories, weights, Path(scratch), sources)
+        return Verification(output, (), compare(output, manifest, again, sources.truth))
+
+
+def _submission_manifest(output: Path) -> SubmissionManifest:
+    manifest = read_manifest(output)
+    if not isinstance(manifest, SubmissionManifest):
+        raise SatmapError(f"{output} is no submission by its manifest, but {manifest.kind}.")
+    return manifest
+
+
+def compare_file(found: FileRecord, recorded: FileRecord) -> list[str]:
+    """What is wrong with a file, in a line; none if it is as it was."""
+    if found.sha256 == recorded.sha256:
+        return []
+    return [
+        f"altered since it was written: SHA-256 {found.sha256} ({found.bytes} bytes) instead of "
+        f"{recorded.sha256} ({recorded.bytes} bytes)"
+    ]
+
+
+def _require_there(directories: Sequence[Path], option: str) -> None:
+    for directory in directories:
+        if not directory.is_dir():
+            raise SatmapError(
+                f"{directory}, where the manifest says that they were, is no directory here. Say "
+                f"with {option} where they are."
+            )
+
+
+def _weights_faults(manifest: SubmissionManifest, directory: Path) -> list[str]:
+    there = [record for record in manifest.weights if (directory / record.name).is_file()]
+    found = in_threads(record_file, [directory / record.name for record in there])
+    altered = [
+        record.name for record, now in zip(there, found, strict=True) if now.sha256 != record.sha256
+    ]
+    missing = [record.name for record in manifest.weights if record not in there]
+    return [
+        *_named("weight files", f"missing in {directory}", missing),
+        *_named("weight files", "altered", altered),
+    ]
+
+
+def _image_faults(manifest: SubmissionManifest, directories: Sequence[Path]) -> list[str]:
+    inventory = scan_for(_recipe(manifest), directories)
+    chips = list(inventory.chips)
+    if manifest.out_of_fold:
+        # The others were left out on purpose.
+        chips = [chip for chip in chips if chip.image_id in manifest.images]
+    records = in_threads(record_images, chips)
+    found = {chip.image_id: files for chip, files in zip(chips, records, strict=True)}
+    missing, altered = [], []
+    for image_id, files in manifest.images.items():
+        if not files.keys() <= found.get(image_id, {}).keys():
+            missing.append(image_id)
+        elif files != found[image_id]:
+            altered.append(image_id)
+    known = manifest.images.keys() | manifest.skipped.keys()
+    unknown = {*found, *([] if manifest.out_of_fold else inventory.faults)} - known
+    return [
+        *_named("images", "missing or unreadable", missing),
+        *_named("images", "altered", altered),
+        *_named("images", "not in the manifest", sorted(unknown)),
+    ]
+
+
+def _recipe(manifest: SubmissionManifest) -> Recipe:
+    """The recipe of a submission.
+
+    Raises:
+        SatmapError: this version of satmap cannot read it.
+    """
+    return parse_recipe(yaml.safe_dump(manifest.recipe.content), "of the manifest")
+
+
+def _named(what: str, fault: str, names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return [f"{len(names)} {what} {fault}: {', '.join(names[:_NAMED])}{more}"]
+
+
+def _recompute(
+    manifest: SubmissionManifest,
+    directories: Sequence[Path],
+    weights: Path,
+    scratch: Path,
+    sources: Sources,
+) -> Path:
+    """Make the submission again under ``scratch``; gives the file, which has a manifest too.
+
+    Raises:
+        SatmapError: it cannot be made.
+    """
+    # The suffix is the format.
+    output, recipe = scratch / f"out{Path(manifest.file.name).suffix}", scratch / "recipe.yaml"
+    _recipe(manifest)
+    write_text(recipe, yaml.safe_dump(manifest.recipe.content, sort_keys=False))
+    # The ensemble's files alone: what else is in the directory now must not have a vote.
+    ensemble = scratch / "weights"
+    ensemble.mkdir()
+    for record in manifest.weights:
+        (ensemble / record.name).symlink_to((weights / record.name).resolve())
+    there = manifest.run.hardware
+    device = sources.device
+    if device == "auto" and there.device == "cpu":
+        device = "cpu"
+    counts = {"--processes": sources.processes, "--workers": sources.workers}
+    chosen = {name: str(count) for name, count in counts.items() if count is not None}
+    command = [
+        *("predict", *(str(directory.resolve()) for directory in directories), str(output)),
+        *("--recipe", str(recipe), "--weights", str(ensemble), "--device", device),
+        *(part for option in chosen.items() for part in option),
+        *(["--out-of-fold"] if manifest.out_of_fold else []),
+        *(["--nadir", manifest.look] if manifest.look else []),
+    ]  # fmt: skip
+    environment = dict(os.environ)
+    if device == "cpu" or not torch.cuda.is_available():
+        # Sums depend on how many threads share them, not on how many cores these have.
+        environment["OMP_NUM_THREADS"] = str(there.threads)
+    # Its own output is for people; what is asked of this process alone is stdout's.
+    done = subprocess.run(
+        [sys.executable, "-m", "satmap", *command], stdout=sys.stderr, env=environment, check=False
+    )
+    if not output.exists():
+        raise SatmapError(
+            f"the submission could not be made again: satmap predict ended with status "
+            f"{done.returncode}, and said why above."
+        )
+    return output
+
+
+def compare(
+    output: Path, manifest: SubmissionManifest, again: Path, truth: Path | None
+) -> Comparison:
+    """Compare a submission with its recomputation.
+
+    Args:
+        output: the submission.
+        manifest: that of ``output``.
+        again: the recomputation, with a manifest of its own.
+        truth: the true map, for scores by them; None for the submission's own.
+
+    Raises:
+        SatmapError: a file cannot be read or scored.
+    """
+    remade = _submission_manifest(again)
+    found = differences(
+        (manifest.run.software, manifest.run.hardware),
+        (remade.run.software, remade.run.hardware),
+    )
+    if remade.file.sha256 == manifest.file.sha256:
+        return Comparison(True, found, {}, 0.0)
+    if truth is None and detect(output) is Format.COCO_RESULTS:
+        # Average precision knows boxes and masks of annotations only.
+        return Comparison(False, found, {}, math.inf)
+    if truth is None:
+        mutual = _figures(output, again)
+        scores = {f"{name} by the submission": (1.0, value) for name, value in mutual.items()}
+    else:
+        # With a truth at hand its scores decide: maps may differ where neither is right.
+        submitted, recomputed = _figures(truth, output), _figures(truth, again)
+        scores = {name: (submitted[name], recomputed.get(name, 0.0)) for name in submitted}
+    gap = max((abs(there - here) for there, here in scores.values()), default=math.inf)
+    return Comparison(False, found, scores, gap if math.isfinite(gap) else math.inf)
+
+
+def _figures(truth: Path, proposal: Path) -> dict[str, float]:
+    total = score_files(truth, proposal).report.total
+    return {name: float(value) for name in _FIGURES if (value := total.get(name)) is not None}
+
+
+_WEIGHTS = ".safetensors"
+
+_LISTS: TypeAdapter[dict[str, dict[str, FileRecord]]] = TypeAdapter(
+    dict[str, dict[str, FileRecord]]
+)
+
+
+def verify_weights(path: Path) -> dict[Path, list[str]]:
+    """Check a weight file, or all that lie directly in a directory, against their manifests.
+
+    Each has the bytes that its manifest names and the checksum that it carries itself; recipe,
+    member, stage and epoch stand alike in both; the list of the data has the fingerprint noted.
+
+    Returns:
+        File to what is wrong with it, nothing where all is well.
+
+    Raises:
+        SatmapError: there is no such file, or no weights in the directory.
+    """
+    if not path.is_dir():
+        if not path.exists():
+            raise SatmapError(f"no file {path}. Give a submission, a weight file or a directory.")
+        return {path: _faults(path)}
+    files = [file for file in sorted(path.glob(f"*{_WEIGHTS}")) if not is_temporary(file)]
+    if not files:
+        raise SatmapError(f"no weights (*{_WEIGHTS}) in {path}.")
+    found = {file: _faults(file) for file in files}
+    for manifest in sorted(path.glob(f"*{_WEIGHTS}{SUFFIX}")):
+        file = manifest.with_name(manifest.name.removesuffix(SUFFIX))
+        if file not in found and not is_temporary(file):
+            found[file] = ["missing, though its manifest is there"]
+    return found
+
+
+def _faults(path: Path) -> list[str]:
+    try:
+        manifest = read_manifest(path)
+        if not isinstance(manifest, WeightsManifest):
+            return [f"its manifest is that of a {manifest.kind}"]
+        faults = compare_file(record_file(path), manifest.file)
+        read_tensors(path)
+        return faults + _disagreements(path, manifest) + _data_faults(path, manifest)
+    except SatmapError as error:
+        return [str(error)]
+
+
+def _disagreements(path: Path, manifest: WeightsManifest) -> list[str]:
+    """What the manifest says otherwise than the file's own header."""
+    file = WeightFile(path, read_weights_metadata(path))
+    pairs = {
+        "member": (manifest.member, file.metadata.get("member")),
+        "stage": (_text(manifest.stage), file.metadata.get("stage")),
+        "epoch": (_text(manifest.epoch), file.metadata.get("epoch")),
+    }
+    if manifest.recipe is not None:
+        inside = file.recipe.training_fingerprint
+        pairs["recipe"] = manifest.recipe.training_fingerprint, inside
+    return [
+        f"its {what} is {inside} by itself and {said} by its manifest"
+        for what, (said, inside) in pairs.items()
+        if said != inside
+    ]
+
+
+def _data_faults(path: Path, manifest: WeightsManifest) -> list[str]:
+    data = manifest.data
+    if data is None or data.list is None:
+        return []
+    listed = path.with_name(data.list)
+    try:
+        chips = _LISTS.validate_python(json.loads(listed.read_bytes()))
+    except OSError as error:
+        return [f"the list of its data, {data.list}, cannot be read ({error.strerror})"]
+    except (ValidationError, ValueError):
+        return [f"the list of its data, {data.list}, is damaged"]
+    if data_fingerprint(chips) != data.fingerprint:
+        return [f"the list of its data, {data.list}, was altered"]
+    return []
+
+
+def _text(number: int | None) -> str | None:
+    return None if number is None else str(number)

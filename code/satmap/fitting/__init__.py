@@ -1,1 +1,0 @@
-"""What labels fit besides the networks: the vectoriser's settings, the confidence."""

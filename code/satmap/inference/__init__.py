@@ -1,1 +1,0 @@
-"""From images to submissions: views, ensembles, prediction."""

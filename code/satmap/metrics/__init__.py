@@ -1,1 +1,0 @@
-"""The challenges' scores, computed from submissions alone."""

@@ -1,1 +1,0 @@
-"""Networks and their weight files; knows nothing of chips or labels."""

@@ -1,0 +1,36 @@
+"""What the encoders are called, readable without torch: recipes are checked by it."""
+
+import difflib
+
+#: The keys of ``satmap.networks.encoders.ENCODERS``, in its order.
+ENCODER_NAMES = (
+    "dpn68b",
+    "dpn92",
+    "dpn131",
+    "inception_resnet_v2",
+    "inception_v4",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "se_resnext50_32x4d",
+    "senet154",
+    "densenet121",
+    "densenet161",
+    "efficientnet_b3",
+    "efficientnet_b4",
+    "efficientnetv2_s",
+    "efficientnetv2_m",
+    "convnext_tiny",
+    "convnext_small",
+)
+
+
+def unknown_encoder(name: str) -> str:
+    """What to say of a name that is no encoder's: the names close to it, or all."""
+    near = difflib.get_close_matches(name, ENCODER_NAMES, n=3, cutoff=0.7)
+    hint = f"did you mean {' or '.join(near)}?" if near else "known are " + ", ".join(ENCODER_NAMES)
+    return f"unknown encoder {name!r:.60}; {hint}"

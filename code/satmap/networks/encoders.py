@@ -1,0 +1,382 @@
+"""Convolutional encoders from timm, cut into the stages that a U-Net needs.
+
+A network is data here: an ``EncoderSpec`` says which of timm's modules make up the stages, and a
+new encoder is a new entry of ``ENCODERS``. timm's own ``features_only`` wrapper is not used: it
+drops DPN's last norm, and its names change between timm's versions.
+
+Sources: DPN, https://arxiv.org/abs/1707.01629; Inception-v4 and Inception-ResNet,
+https://arxiv.org/abs/1602.07261; ResNet, https://arxiv.org/abs/1512.03385; ResNeXt,
+https://arxiv.org/abs/1611.05431; SENet, https://arxiv.org/abs/1709.01507; DenseNet,
+https://arxiv.org/abs/1608.06993; EfficientNet, https://arxiv.org/abs/1905.11946, and its second
+version, https://arxiv.org/abs/2104.00298; ConvNeXt, https://arxiv.org/abs/2201.03545.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import timm
+import torch
+from timm.models import PretrainedCfg
+from torch import Tensor, nn
+
+from satmap.errors import SatmapError
+from satmap.networks.encoder_names import unknown_encoder
+from satmap.networks.layers import NormAct, fix_same_padding, force_padding, split_norm_act
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """Which parts of a timm model make an encoder.
+
+    Attributes:
+        timm_name: timm's name with the tag of the pretrained weights, whose input
+            normalisation is ours as well.
+        channels: widths of the features, one a stage.
+        stages: a stage's modules in the order of the forward pass, as paths in timm's model.
+        strides: how many times smaller than the image each stage's feature is.
+        left_out: modules that only timm's classifier uses, beside the classifier itself.
+        force_padding: give every 3 x 3 convolution and max-pool a padding of 1.
+    """
+
+    timm_name: str
+    channels: tuple[int, ...]
+    stages: tuple[tuple[str, ...], ...]
+    strides: tuple[int, ...] = (2, 4, 8, 16, 32)
+    left_out: tuple[str, ...] = ()
+    force_padding: bool = False
+
+
+def _dpn(timm_name: str, channels: tuple[int, ...], depths: tuple[int, ...]) -> EncoderSpec:
+    blocks = [
+        [f"features.conv{stage}_{block}" for block in range(1, depth + 1)]
+        for stage, depth in enumerate(depths, start=2)
+    ]
+    blocks[0].insert(0, "features.conv1_pool")
+    # The last stage ends with its norm and activation, the others with the raw two paths.
+    blocks[-1].append("features.conv5_bn_ac")
+    stem = ("features.conv1_1.conv", "features.conv1_1.bn")
+    return EncoderSpec(timm_name, channels, (stem, *(tuple(stage) for stage in blocks)))
+
+
+def _resnet(timm_name: str, expansion: int) -> EncoderSpec:
+    """ResNet, ResNeXt: of basic blocks with an expansion of 1, of bottlenecks with one of 4."""
+    stages = (
+        ("conv1", "bn1", "act1"),
+        ("maxpool", "layer1"),
+        ("layer2",),
+        ("layer3",),
+        ("layer4",),
+    )
+    deep = tuple(expansion * width for width in (64, 128, 256, 512))
+    return EncoderSpec(timm_name, (64, *deep), stages)
+
+
+def _senet(timm_name: str, stem: int) -> EncoderSpec:
+    stages = (("layer0",), ("pool0", "layer1"), ("layer2",), ("layer3",), ("layer4",))
+    return EncoderSpec(timm_name, (stem, 256, 512, 1024, 2048), stages)
+
+
+def _densenet(timm_name: str, channels: tuple[int, ...]) -> EncoderSpec:
+    # A block ends with raw concatenated features, which the next transition normalises first;
+    # what the decoder sees is normalised too.
+    middle = tuple(
+        (
+            f"features.transition{block - 1}.conv",
+            f"features.transition{block - 1}.pool",
+            f"features.denseblock{block}",
+            f"features.transition{block}.norm",
+        )
+        for block in (2, 3)
+    )
+    return EncoderSpec(
+        timm_name,
+        channels,
+        (
+            ("features.conv0", "features.norm0"),
+            ("features.pool0", "features.denseblock1", "features.transition1.norm"),
+            *middle,
+            (
+                "features.transition3.conv",
+                "features.transition3.pool",
+                "features.denseblock4",
+                "features.norm5",
+            ),
+        ),
+    )
+
+
+def _efficientnet(
+    timm_name: str, channels: tuple[int, ...], blocks: tuple[tuple[int, ...], ...]
+) -> EncoderSpec:
+    first, *others = [tuple(f"blocks.{block}" for block in stage) for stage in blocks]
+    # The head's 1 x 1 convolution widens the last feature fourfold or more for the classifier;
+    # a decoder would pay for that and learn nothing new.
+    stages = (("conv_stem", "bn1", *first), *others)
+    return EncoderSpec(timm_name, channels, stages, left_out=("conv_head", "bn2"))
+
+
+def _convnext(timm_name: str) -> EncoderSpec:
+    return EncoderSpec(
+        timm_name,
+        (96, 192, 384, 768),
+        (("stem", "stages.0"), ("stages.1",), ("stages.2",), ("stages.3", "head.norm")),
+        strides=(4, 8, 16, 32),
+    )
+
+
+_EFFICIENTNET_STAGES = ((0,), (1,), (2,), (3, 4), (5, 6))
+
+ENCODERS: Mapping[str, EncoderSpec] = {
+    "dpn68b": _dpn("dpn68b.mx_in1k", (10, 144, 320, 704, 832), (3, 4, 12, 3)),
+    "dpn92": _dpn("dpn92.mx_in1k", (64, 336, 704, 1552, 2688), (3, 4, 20, 3)),
+    "dpn131": _dpn("dpn131.mx_in1k", (128, 352, 832, 1984, 2688), (4, 8, 28, 3)),
+    "inception_resnet_v2": EncoderSpec(
+        "inception_resnet_v2.tf_in1k",
+        (64, 192, 320, 1088, 1536),
+        (
+            ("conv2d_1a", "conv2d_2a", "conv2d_2b"),
+            ("maxpool_3a", "conv2d_3b", "conv2d_4a"),
+            ("maxpool_5a", "mixed_5b", "repeat"),
+            ("mixed_6a", "repeat_1"),
+            ("mixed_7a", "repeat_2", "block8", "conv2d_7b"),
+        ),
+        force_padding=True,
+    ),
+    "inception_v4": EncoderSpec(
+        "inception_v4.tf_in1k",
+        (64, 192, 384, 1024, 1536),
+        tuple(
+            tuple(f"features.{index}" for index in range(start, end))
+            for start, end in ((0, 3), (3, 5), (5, 10), (10, 18), (18, 22))
+        ),
+        force_padding=True,
+    ),
+    "resnet18": _resnet("resnet18.a1_in1k", 1),
+    "resnet34": _resnet("resnet34.a1_in1k", 1),
+    "resnet50": _resnet("resnet50.a1_in1k", 4),
+    "resnet101": _resnet("resnet101.a1_in1k", 4),
+    "resnet152": _resnet("resnet152.a1_in1k", 4),
+    "resnext50_32x4d": _resnet("resnext50_32x4d.a1_in1k", 4),
+    "resnext101_32x8d": _resnet("resnext101_32x8d.tv2_in1k", 4),
+    # timm's legacy ones have the tensors of the files that the solutions of 2018 and 2019 used.
+    "se_resnext50_32x4d": _senet("legacy_seresnext50_32x4d.in1k", 64),
+    "senet154": _senet("legacy_senet154.in1k", 128),
+    "densenet121": _densenet("densenet121.ra_in1k", (64, 256, 512, 1024, 1024)),
+    "densenet161": _densenet("densenet161.tv_in1k", (96, 384, 768, 2112, 2208)),
+    "efficientnet_b3": _efficientnet(
+        "efficientnet_b3.ra2_in1k", (24, 32, 48, 136, 384), _EFFICIENTNET_STAGES
+    ),
+    "efficientnet_b4": _efficientnet(
+        "efficientnet_b4.ra2_in1k", (24, 32, 56, 160, 448), _EFFICIENTNET_STAGES
+    ),
+    "efficientnetv2_s": _efficientnet(
+        "tf_efficientnetv2_s.in21k_ft_in1k",
+        (24, 48, 64, 160, 256),
+        ((0,), (1,), (2,), (3, 4), (5,)),
+    ),
+    "efficientnetv2_m": _efficientnet(
+        "tf_efficientnetv2_m.in21k_ft_in1k", (24, 48, 80, 176, 512), _EFFICIENTNET_STAGES
+    ),
+    "convnext_tiny": _convnext("convnext_tiny.fb_in22k_ft_in1k"),
+    "convnext_small": _convnext("convnext_small.fb_in22k_ft_in1k"),
+}
+
+
+class Encoder(nn.Module):
+    """Image to features at several scales, each half the size of the one before.
+
+    Attributes:
+        name: key in ``ENCODERS``.
+        in_channels: bands of the input.
+        channels: widths of the features, from the largest to the smallest.
+        strides: how many times smaller than the image the features are, up to 32. Most encoders
+            begin at 2, ConvNeXt at 4.
+        mean: what to subtract from an input in 0..1, one value a channel. Channels beyond
+            three have the mean of the three.
+        std: what to divide by after that.
+        stages: one ``nn.Sequential`` a feature, whose children bear the last part of timm's names.
+        frozen_stages: how many stages, counted from the image, do not learn.
+    """
+
+    def __init__(self, name: str, in_channels: int) -> None:
+        super().__init__()
+        spec = ENCODERS[name]
+        model = timm.create_model(
+            spec.timm_name, pretrained=False, in_chans=in_channels, num_classes=0
+        )
+        config = pretrained_config(name)
+        self.name = name
+        self.in_channels = in_channels
+        self.channels = spec.channels
+        self.strides = spec.strides
+        self.mean = _per_channel(config.mean, in_channels)
+        self.std = _per_channel(config.std, in_channels)
+        if in_channels != 3:
+            nn.init.kaiming_normal_(
+                model.get_parameter(f"{config.first_conv}.weight"), nonlinearity="relu"
+            )
+        split_norm_act(model)
+        fix_same_padding(model)
+        if spec.force_padding:
+            force_padding(model)
+        self.stages = nn.ModuleList(_stage(model, paths) for paths in spec.stages)
+        self.frozen_stages = 0
+        # Of every frozen stage, the names of what learned before.
+        self._stopped: list[list[str]] = []
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Bytes to what the network wants to see.
+
+        Args:
+            pixels: uint8 (N, in_channels, H, W).
+
+        Returns:
+            float32 of the same shape.
+        """
+        shape = (1, -1, 1, 1)
+        mean = torch.tensor(self.mean, device=pixels.device).view(shape)
+        std = torch.tensor(self.std, device=pixels.device).view(shape)
+        return (pixels.float() / 255 - mean) / std
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Compute the features.
+
+        Args:
+            x: normalised images, float (N, in_channels, H, W), H and W multiples of 32.
+
+        Returns:
+            Features of widths ``channels``, (N, C, H / stride, W / stride) for each of
+            ``strides``.
+        """
+        features = []
+        for stage in self.stages:
+            y = stage(x)
+            # Older timm hands on DPN's residual and dense path as a pair.
+            x = torch.cat(y, dim=1) if isinstance(y, tuple) else y
+            features.append(x)
+        return features
+
+    def freeze(self, stages: int) -> None:
+        """Stop the learning of the first stages, batch-norm statistics included.
+
+        Stages that an earlier call stopped and this one does not learn again, but for parameters
+        that somebody else had stopped before: those stay as they were.
+
+        Args:
+            stages: how many, from 0 (none) to all.
+        """
+        if not 0 <= stages <= len(self.stages):
+            raise ValueError(f"{self.name} has {len(self.stages)} stages, {stages} cannot freeze")
+        for stage in self.stages[self.frozen_stages : stages]:
+            learning = [name for name, value in stage.named_parameters() if value.requires_grad]
+            self._stopped.append(learning)
+            stage.requires_grad_(False)
+        for stage, learning in zip(self.stages[stages:], self._stopped[stages:], strict=False):
+            for name in learning:
+                stage.get_parameter(name).requires_grad_(True)
+        del self._stopped[stages:]
+        self.frozen_stages = stages
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """Switch to training or evaluation; frozen stages stay in evaluation."""
+        super().train(mode)
+        for stage in self.stages[: self.frozen_stages]:
+            stage.eval()
+        return self
+
+    def timm_names(self) -> dict[str, str]:
+        """Names of this encoder's state dict, each with timm's name of the same tensor."""
+        paths = [{child_name(path): path for path in stage} for stage in ENCODERS[self.name].stages]
+        fused = {f"{name}.norm" for name, part in self.named_modules() if isinstance(part, NormAct)}
+        names = {}
+        for ours in self.state_dict():
+            module, _, leaf = ours.rpartition(".")
+            if module in fused:
+                module = module.removesuffix(".norm")
+            _, stage, child, *rest = module.split(".")
+            names[ours] = ".".join([paths[int(stage)][child], *rest, leaf])
+        return names
+
+
+def build_encoder(name: str, in_channels: int) -> Encoder:
+    """An untrained encoder; nothing is downloaded.
+
+    Args:
+        name: key in ``ENCODERS``.
+        in_channels: bands of the input. With other than three, the first convolution has He
+            initialisation.
+
+    Raises:
+        SatmapError: no encoder of that name, or no input channel.
+    """
+    require_encoder(name)
+    if in_channels < 1:
+        raise SatmapError(f"an encoder needs at least one input channel, not {in_channels}.")
+    return Encoder(name, in_channels)
+
+
+def require_encoder(name: str) -> None:
+    """Fail unless there is an encoder of that name.
+
+    Raises:
+        SatmapError: there is none.
+    """
+    if name not in ENCODERS:
+        raise SatmapError(f"{unknown_encoder(name)}.")
+
+
+def pretrained_config(name: str) -> PretrainedCfg:
+    """What timm knows of an encoder's weights: normalisation, origin, first and last layer."""
+    config = timm.get_pretrained_cfg(ENCODERS[name].timm_name)
+    if config is None:
+        raise ValueError(f"timm knows no pretrained weights {ENCODERS[name].timm_name}")
+    return config
+
+
+def unused_modules(name: str) -> tuple[str, ...]:
+    """Modules of timm's network, as paths in it, that the encoder does without: the classifier."""
+    return (str(pretrained_config(name).classifier), *ENCODERS[name].left_out)
+
+
+def child_name(path: str) -> str:
+    """Name within a stage of the timm module at ``path``: its last part."""
+    return path.rpartition(".")[2]
+
+
+def adapt_first_conv(weight: Tensor, in_channels: int) -> Tensor:
+    """Fit the first convolution of a 3-channel network to another number of channels.
+
+    Args:
+        weight: float (out, 3, kh, kw), pretrained on RGB.
+        in_channels: channels wanted.
+
+    Returns:
+        (out, in_channels, kh, kw). From three channels on the first three filters are kept and
+        the others are drawn after He et al., https://arxiv.org/abs/1502.01852. Below three, where
+        no channel is known to be red, green or blue, each has the filters' scaled mean.
+    """
+    known = weight.shape[1]
+    if in_channels < known:
+        mean = weight.mean(dim=1, keepdim=True) * (known / in_channels)
+        return mean.repeat(1, in_channels, 1, 1)
+    adapted = weight.new_empty(weight.shape[0], in_channels, *weight.shape[2:])
+    nn.init.kaiming_normal_(adapted, nonlinearity="relu")
+    adapted[:, :known] = weight
+    return adapted
+
+
+def _per_channel(rgb: tuple[float, ...], in_channels: int) -> tuple[float, ...]:
+    mean = sum(rgb) / len(rgb)
+    if in_channels < len(rgb):
+        return (mean,) * in_channels
+    return (*rgb, *(mean,) * (in_channels - len(rgb)))
+
+
+def _stage(model: nn.Module, paths: tuple[str, ...]) -> nn.Sequential:
+    stage = nn.Sequential()
+    for path in paths:
+        if hasattr(stage, child_name(path)):
+            raise ValueError(f"two modules of one stage are called {child_name(path)}")
+        stage.add_module(child_name(path), model.get_submodule(path))
+    return stage

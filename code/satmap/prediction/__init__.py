@@ -1,0 +1,1 @@
+"""Prediction: from images to a submission."""

@@ -1,0 +1,207 @@
+"""What is done with the planes of an image, in a worker process: nothing here loads a network."""
+
+import shutil
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from satmap.errors import CannotWriteError, SatmapError
+from satmap.io.files import atomic_path
+from satmap.prediction.journal import Journal
+from satmap.prediction.plan import Plan, Work
+from satmap.rasters.map_files import write_planes
+from satmap.rasters.map_store import PlaneStore
+from satmap.rasters.probability_maps import Planes
+from satmap.runtime.workers import BoundedPool
+from satmap.tasks.maps import Maps
+from satmap.vectors.georeference import Georeference
+
+
+def keep(planes: Planes, georeference: Georeference | None, paths: Sequence[Path]) -> None:
+    """Write planes to files.
+
+    Raises:
+        CannotWriteError: the disk is full or a directory not writable.
+    """
+    for path in paths:
+        write_planes(path, planes, georeference)
+
+
+def trace(
+    planes: Planes, georeference: Georeference | None, paths: Sequence[Path], maps: Maps
+) -> Any:
+    """Write planes to files, and vectorise them as they are.
+
+    Raises:
+        CannotWriteError: the disk is full or a directory not writable.
+    """
+    keep(planes, georeference, paths)
+    return maps.vectorize(planes)
+
+
+def copy(stored: Path, paths: Sequence[Path]) -> None:
+    """Copy planes from the store to other files.
+
+    Raises:
+        CannotWriteError: the disk is full or a directory not writable.
+    """
+    for path in paths:
+        with atomic_path(path) as temporary:
+            shutil.copyfile(stored, temporary)
+
+
+def trace_stored(stored: Path, neighbours: Sequence[tuple[Path, int, int]], maps: Maps) -> Any:
+    """Vectorise planes in the store, with what lies around them.
+
+    Raises:
+        SatmapError: the planes are gone, or damaged.
+    """
+    return maps.vectorize_stored(stored, neighbours)
+
+
+@dataclass
+class Outcome:
+    """What became of a process's share of the images.
+
+    Attributes:
+        faults: by place, why it could not be predicted.
+    """
+
+    faults: dict[int, str] = field(default_factory=dict)
+
+    def fail(self, index: int, error: BaseException) -> None:
+        """Note what is wrong with an image, unless it is a fault of the whole run.
+
+        Raises:
+            CannotWriteError: it is the error.
+        """
+        if isinstance(error, CannotWriteError):
+            raise error
+        # A fault that nobody has thought of still costs only one image.
+        known = isinstance(error, SatmapError)
+        self.faults[index] = str(error) if known else f"{type(error).__name__}: {error}"
+
+
+class Tracer:
+    """The maps of the images of a share, from planes in the store into the journal.
+
+    An image waits until no image around it is still to be seen, by any process; of those that
+    other processes see, this one learns at the end.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        work: Work,
+        store: PlaneStore,
+        pool: BoundedPool,
+        journal: Journal,
+        outcome: Outcome,
+    ) -> None:
+        """Begin with nothing seen.
+
+        Args:
+            plan: what is to be predicted.
+            work: what is left to do, by all processes.
+            store: where planes are.
+            pool: workers.
+            journal: where maps go.
+            outcome: where faults go.
+        """
+        self._plan = plan
+        self._store = store
+        self._pool = pool
+        self._journal = journal
+        self._outcome = outcome
+        self._unseen = set(work.to_see)
+        # Images with stored planes, and how many around each are still to be seen.
+        self._waiting: dict[int, int] = {}
+        self._waited_for: dict[int, list[int]] = defaultdict(list)
+        self._ready: deque[tuple[int, Path]] = deque()
+
+    def stored(self, index: int) -> None:
+        """An image of the share has its planes in the store, and is to be vectorised with others'
+        around it."""
+        around = {n.image for n in self._plan.places[index].neighbours} & self._unseen - {index}
+        for other in around:
+            self._waited_for[other].append(index)
+        self._waiting[index] = len(around)
+        self._release(index)
+
+    def stored_alone(self, index: int, path: Path) -> None:
+        """An image of the share has its planes in a file, and nothing around it counts."""
+        self._ready.append((index, path))
+
+    def settled(self, index: int) -> None:
+        """Nobody needs to wait for an image any more: it is in the store, or never will be."""
+        self._unseen.discard(index)
+        for other in self._waited_for.pop(index, ()):
+            if other in self._waiting:
+                self._waiting[other] -= 1
+                self._release(other)
+
+    def _release(self, index: int) -> None:
+        if not self._waiting[index]:
+            del self._waiting[index]
+            self._ready.append((index, self._store.path(self._plan.places[index].key)))
+
+    def trace_ready(self) -> None:
+        """Let workers vectorise what waits for nothing."""
+        while self._ready:
+            self._trace(*self._ready.popleft())
+
+    def trace_the_rest(self) -> Iterator[int]:
+        """Let workers vectorise everything, now that all processes have seen their share.
+
+        Yields:
+            Each place once it is on its way.
+        """
+        self._unseen.clear()
+        for index in sorted(self._waiting):
+            self._waiting[index] = 0
+            self._release(index)
+        while self._ready:
+            index, path = self._ready.popleft()
+            self._trace(index, path)
+            yield index
+        self._pool.finish()
+
+    @property
+    def left(self) -> int:
+        """How many wait."""
+        return len(self._waiting) + len(self._ready)
+
+    def _trace(self, index: int, path: Path) -> None:
+        place = self._plan.places[index]
+        together = path == self._store.path(place.key)
+        neighbours = [
+            (self._store.path(self._plan.places[n.image].key), n.column, n.row)
+            for n in place.neighbours
+            if together
+        ]
+
+        def done(future: Future[Any]) -> None:
+            self.traced(index, place.chip.image.georeference, future)
+            if not place.neighbours or not together:
+                path.unlink(missing_ok=True)
+
+        maps = self._plan.maps.for_image(place.chip)
+        self._pool.submit(done, trace_stored, path, neighbours, maps)
+
+    def traced(self, index: int, georeference: Georeference | None, future: Future[Any]) -> None:
+        """Note what was found in an image, or its fault.
+
+        Raises:
+            CannotWriteError: something cannot be written.
+        """
+        error = future.exception()
+        if error is not None:
+            self._outcome.fail(index, error)
+            return
+        chip = self._plan.places[index].chip
+        image_id = self._plan.ids[chip.image_id]
+        found = self._plan.maps.of_image(chip, image_id, future.result(), georeference)
+        self._journal.add(self._plan.places[index].key, found)

@@ -1,0 +1,222 @@
+"""The views of test-time augmentation: the eight symmetries of the square."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import starmap
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from satmap.networks.unet import STRIDE, UNet
+from satmap.prediction.windows import blend, spans
+from satmap.recipes.schema import Inference
+from satmap.runtime.device import autocast
+
+
+@dataclass(frozen=True)
+class View:
+    """A symmetry of the square: mirrored left to right or not, then turned."""
+
+    quarter_turns: int
+    mirrored: bool
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The view of ``x`` (..., h, w)."""
+        x = x.flip(-1) if self.mirrored else x
+        return torch.rot90(x, self.quarter_turns, (-2, -1))
+
+    def undo(self, x: Tensor) -> Tensor:
+        """Turn a view (..., h, w) back."""
+        x = torch.rot90(x, -self.quarter_turns, (-2, -1))
+        return x.flip(-1) if self.mirrored else x
+
+
+#: All eight, the rotations first, so that a prefix of 1 or 4 is a group as well.
+VIEWS = tuple(View(turns, mirrored) for mirrored in (False, True) for turns in range(4))
+
+
+# Networks are blind close to the border: show them a mirrored margin.
+_LEAST_MARGIN = 16
+
+
+class Pixels(Protocol):
+    """An image: an array, or what can be asked like one and reads what it is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Height, width and channels."""
+
+    def __getitem__(self, index: tuple[slice, slice], /) -> NDArray[np.uint8]:
+        """Pixels by slices of rows and columns, uint8 (height, width, channels)."""
+
+
+@dataclass(frozen=True)
+class Voter:
+    """A network of an ensemble and its weight in the mean.
+
+    Attributes:
+        network: on the device, in evaluation mode.
+        votes: for how many checkpoints it stands; the best and the last may be one network.
+    """
+
+    network: UNet
+    votes: int = 1
+
+
+class Download:
+    """A tensor on its way to the host; on a GPU the next image is launched meanwhile."""
+
+    def __init__(self, values: Tensor) -> None:
+        """Start to copy ``values``."""
+        self._arrived: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            # Only into pinned memory does a copy run beside the host.
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record(torch.cuda.current_stream(values.device))
+        else:
+            self._values = values
+
+    def get(self) -> NDArray[np.uint8]:
+        """The values, once they are there."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        values: NDArray[np.uint8] = self._values.numpy()
+        return values
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Some rows of an image's planes over its whole width.
+
+    Attributes:
+        top: the first row.
+        values: uint8 (planes, height, width), 0..255 for 0..1.
+    """
+
+    top: int
+    values: Download
+
+
+def predict_planes(
+    voters: Sequence[Voter],
+    image: Pixels,
+    settings: Inference,
+    device: torch.device,
+    category: str | None = None,
+) -> NDArray[np.uint8]:
+    """Average the probabilities of all networks and views.
+
+    Args:
+        voters: networks with the same planes. One of three channels sees the first three of the
+            image.
+        image: uint8 (height, width, channels).
+        settings: views, batch and windows.
+        device: where to compute.
+        category: of the image, for networks with a head for each; others ignore it.
+
+    Returns:
+        uint8 (planes, height, width), 0..255 for 0..1; 0 where the image has no data (0 in every
+        channel), whatever the networks make of the black.
+    """
+    strips = predict_strips(voters, image, settings, device, category)
+    parts = [strip.values.get() for strip in strips]
+    return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+
+
+def predict_strips(
+    voters: Sequence[Voter],
+    image: Pixels,
+    settings: Inference,
+    device: torch.device,
+    category: str | None = None,
+) -> Iterator[Strip]:
+    """The same, strip after strip from the top, for images of any size.
+
+    An image no larger than a window is one strip. Of a larger one, a row of windows is in memory.
+    """
+
+    def predict(rows: slice, columns: slice) -> Tensor:
+        return _predict_window(voters, image[rows, columns], settings, device, category)
+
+    height, width = image.shape[:2]
+    rows, columns = (spans(length, settings.window, settings.overlap) for length in (height, width))
+    # Nothing here may hold a strip of a large scene while the next one is predicted.
+    return starmap(_strip, blend(rows, columns, predict))
+
+
+def _strip(top: int, values: Tensor) -> Strip:
+    return Strip(top, Download(values))
+
+
+@torch.no_grad()
+def _predict_window(
+    voters: Sequence[Voter],
+    image: NDArray[np.uint8],
+    settings: Inference,
+    device: torch.device,
+    category: str | None,
+) -> Tensor:
+    """The mean over networks and views, float32 (planes, height, width) in 0..255, on the device;
+    0 where there is no data."""
+    height, width = image.shape[:2]
+    if not image.any():
+        planes = len(voters[0].network.plane_names)
+        return torch.zeros((planes, height, width), dtype=torch.float32, device=device)
+    top, bottom = _margins(height)
+    left, right = _margins(width)
+    margins = (top, bottom), (left, right), (0, 0)
+    if settings.padding == "replicate":
+        padded = np.pad(image, margins, mode="edge")
+    else:
+        padded = np.pad(image, margins, mode="reflect")
+    pixels = _upload(np.ascontiguousarray(padded.transpose(2, 0, 1)), device)
+    planes = len(voters[0].network.plane_names)
+    geometric = settings.mean == "geometric"
+    total = torch.zeros((planes, *pixels.shape[1:]), dtype=torch.float32, device=device)
+    for voter in voters:
+        network = voter.network
+        normalized = network.encoder.normalize(pixels[None, : network.encoder.in_channels])
+        for views in _batches(VIEWS[: settings.views], pixels.shape[1:], settings.batch):
+            batch = torch.cat([view.apply(normalized) for view in views])
+            heads = [network.category_indices([category] * len(batch))] if category else []
+            with autocast(device):
+                logits = network(batch.contiguous(memory_format=torch.channels_last), *heads)
+            logits = logits.float()
+            seen = F.logsigmoid(logits) if geometric else logits.sigmoid()
+            for view, output in zip(views, seen, strict=True):
+                total += view.undo(output) * voter.votes
+    votes = sum(voter.votes for voter in voters)
+    inside = (slice(top, top + height), slice(left, left + width))
+    if geometric:
+        mean = (total[:, *inside] / (votes * settings.views)).exp() * 255
+    else:
+        mean = total[:, *inside] * (255 / (votes * settings.views))
+    return mean * pixels[:, *inside].any(dim=0)
+
+
+def _upload(values: NDArray[np.uint8], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(values)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _margins(length: int) -> tuple[int, int]:
+    """Padding before and after that makes a length a multiple of the network's stride."""
+    padded = -(-(length + 2 * _LEAST_MARGIN) // STRIDE) * STRIDE
+    before = (padded - length) // 2
+    return before, padded - length - before
+
+
+def _batches(views: Sequence[View], shape: Sequence[int], size: int) -> list[list[View]]:
+    """Views in batches of one shape: a quarter turn swaps the sides of an oblong image."""
+    upright = [view for view in views if view.quarter_turns % 2 == 0]
+    turned = [view for view in views if view.quarter_turns % 2 == 1]
+    groups = [list(views)] if shape[0] == shape[1] else [upright, turned]
+    return [group[i : i + size] for group in groups for i in range(0, len(group), size)]

@@ -1,0 +1,284 @@
+"""What a prediction has finished so far, so that a stopped run goes on where it was."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Generic, Protocol, Self, TypeVar
+
+from affine import Affine
+from shapely.errors import ShapelyError
+
+from satmap.errors import CannotWriteError
+from satmap.vectors.georeference import Georeference
+
+Id = TypeVar("Id")
+Row = TypeVar("Row")
+
+
+class LazyRows(Mapping[Id, Sequence[Row]], Generic[Id, Row]):
+    """Rows by image, read when they are asked for; it remembers how many they are.
+
+    Attributes:
+        counts: by image, 0 of those that were not read.
+    """
+
+    def __init__(
+        self, ids: Sequence[Id], keys: Mapping[Id, str], read: Callable[[str], Sequence[Row]]
+    ) -> None:
+        """Begin with nothing read.
+
+        Args:
+            ids: of all images, in order.
+            keys: what ``read`` takes for an image; one without has no rows.
+            read: gives the rows.
+        """
+        self.counts = dict.fromkeys(ids, 0)
+        self._keys = keys
+        self._read = read
+
+    def __getitem__(self, image_id: Id) -> Sequence[Row]:
+        if image_id not in self._keys:
+            return []
+        rows = self._read(self._keys[image_id])
+        self.counts[image_id] = len(rows)
+        return rows
+
+    def __iter__(self) -> Iterator[Id]:
+        return iter(self.counts)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+
+# The processes of a run that was killed end within moments; after that long it is another run.
+_GRACE_S = 3.0
+
+
+class Codec(Protocol):
+    """How what is found in an image becomes JSON, and again itself, to the last bit."""
+
+    def as_json(self, found: Any) -> list[Any]:
+        """A list of what JSON knows."""
+
+    def from_json(self, content: list[Any]) -> Any:
+        """What it was.
+
+        Raises:
+            ValueError, TypeError: it is no such list.
+            shapely.errors.ShapelyError: likewise.
+        """
+
+
+def place_as_json(place: Georeference | None) -> list[Any] | None:
+    """Where an image lies as a list, for codecs."""
+    return [place.crs, place.transform[:6], place.metres_per_pixel] if place else None
+
+
+def place_from_json(content: list[Any] | None) -> Georeference | None:
+    """Where it lay, to the last bit.
+
+    Raises:
+        ValueError, TypeError: it is no such list.
+    """
+    if content is None:
+        return None
+    crs, transform, (x, y) = content
+    return Georeference(crs, Affine(*transform), (x, y))
+
+
+class Journal:
+    """An append-only file of finished images beside the output.
+
+    Its first line is a fingerprint of weights and settings: another one starts it anew. A line cut
+    off by a crash is passed over. Each process of a run holds a lock on a file of its own: the
+    first on the journal, the others on parts of it, which the first takes in.
+
+    Attributes:
+        path: the file.
+        finished: keys of the finished images, and where in the file they stand.
+        notes: by key, what the user should know of an image, finished or not.
+    """
+
+    def __init__(self, output: Path, fingerprint: str, codec: Codec, part: int = 0) -> None:
+        """Open the journal of ``output``; ``finished`` then holds what an earlier run did.
+
+        Args:
+            output: the file that is being predicted.
+            fingerprint: of weights and settings.
+            codec: of what is found in an image.
+            part: 0 for the journal, which takes in all parts; else a part, begun anew.
+
+        Raises:
+            CannotWriteError: another run is at work, or the file cannot be written.
+        """
+        self._output = output
+        self._codec = codec
+        self._whole = output.with_name(f".{output.name}.partial")
+        self.path = self._whole.with_name(f"{self._whole.name}-{part}") if part else self._whole
+        self.finished: dict[str, int] = {}
+        self.notes: dict[str, list[str]] = {}
+        key = hashlib.sha256(fingerprint.encode()).hexdigest()
+        self._head = json.dumps(key).encode() + b"\n"
+        with self._writing():
+            self._file = _locked(self.path, output)
+        if part:
+            self._file.truncate(0)
+            self._write(self._head)
+            return
+        self._end = self._read()
+        # Cut off what a crash left unfinished, so that new lines start on a line of their own.
+        self._file.truncate(self._end)
+        if not self._end:
+            self._write(self._head)
+        try:
+            self.take_in_parts()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def add(self, key: str, found: Any) -> None:
+        """Note what was found in an image, under a key of its id and file, as finished."""
+        line = json.dumps([key, self._codec.as_json(found)]).encode() + b"\n"
+        self.finished[key] = self._write(line)
+
+    def note(self, key: str, notes: Sequence[str]) -> None:
+        """Keep what the user should know of an image until the output is complete."""
+        line = json.dumps([key, {"notes": notes}]).encode() + b"\n"
+        self._take(line, self._write(line))
+
+    def found(self, key: str) -> Any:
+        """What was found in an image, read from the file: it takes no memory meanwhile."""
+        self._file.seek(self.finished[key])
+        return self._codec.from_json(json.loads(self._file.readline())[1])
+
+    def take_in_parts(self) -> None:
+        """Add what other processes have written into parts, and delete those.
+
+        Raises:
+            CannotWriteError: a process is still writing one.
+        """
+        for path in sorted(self.path.parent.glob(f"{self.path.name}-*")):
+            if not path.name.removeprefix(f"{self.path.name}-").isdecimal():
+                continue
+            with self._writing(), _locked(path, self._output) as part:
+                part.seek(0)
+                if part.readline() == self._head:
+                    for line in part:
+                        if _record(line, self._codec):
+                            self._take(line, self._write(line))
+                path.unlink()
+
+    def close(self) -> None:
+        """Give the file free for other processes."""
+        # What a full disk did not take is tried once more, and has been told.
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def remove(self) -> None:
+        """Delete the file: the output is complete."""
+        self.path.unlink(missing_ok=True)
+        self._file.close()
+
+    def _write(self, line: bytes) -> int:
+        """Add a line; gives its place in the file."""
+        with self._writing():
+            place = self._file.seek(0, os.SEEK_END)
+            self._file.write(line)
+            self._file.flush()
+            return place
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CannotWriteError(
+                f"cannot write {self.path}: {error.strerror}. Choose another place for the output."
+            ) from error
+
+    def _read(self) -> int:
+        """Read what fits; gives the length in bytes of the part that is whole."""
+        self._file.seek(0)
+        place = 0
+        for number, line in enumerate(self._file):
+            if number == 0:
+                if line != self._head:
+                    return 0
+            elif not self._take(line, place):
+                break
+            place += len(line)
+        return place
+
+    def _take(self, line: bytes, place: int) -> bool:
+        """Know what a line of the file says; False if it is no whole record."""
+        record = _record(line, self._codec)
+        if record is None:
+            return False
+        key, notes = record
+        if notes is None:
+            self.finished[key] = place
+        else:
+            self.notes[key] = notes
+        return True
+
+
+def _locked(path: Path, output: Path) -> IO[bytes]:
+    """Open a file to read and append, which no other process has open like this.
+
+    Raises:
+        CannotWriteError: another process has, and keeps it.
+        OSError: it cannot be opened.
+    """
+    deadline = time.monotonic() + _GRACE_S
+    while True:
+        file = path.open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its last owner may have deleted it since.
+            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+            file.close()
+        except BlockingIOError as error:
+            file.close()
+            if time.monotonic() > deadline:
+                raise CannotWriteError(
+                    f"{output} is being written by another run; wait for it or give another name."
+                ) from error
+            time.sleep(0.05)
+        except OSError:
+            file.close()
+            raise
+
+
+def _record(line: bytes, codec: Codec) -> tuple[str, list[str] | None] | None:
+    """The key of the image of a line, and its notes if it holds these and not what was found.
+
+    None if it is no whole record.
+    """
+    notes = None
+    try:
+        key, content = json.loads(line)
+        if isinstance(content, dict):
+            notes = list(map(str, content["notes"]))
+        else:
+            codec.from_json(content)
+    except (ValueError, TypeError, KeyError, ShapelyError):
+        return None
+    return (str(key), notes) if line.endswith(b"\n") else None

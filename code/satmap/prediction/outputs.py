@@ -1,0 +1,88 @@
+"""The files that a prediction ends in, from its journal: one image in memory at a time."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from satmap.errors import SatmapError
+from satmap.exports import SUFFIXES
+from satmap.io.files import remove_left_over_of, require_road_output, require_writable
+from satmap.prediction.journal import Journal
+from satmap.prediction.plan import Plan, Request
+from satmap.provenance.manifest import manifest_path
+
+
+def require_outputs(request: Request) -> None:
+    """Fail before the work rather than after it if something cannot be written.
+
+    Raises:
+        SatmapError: a format that is unknown, or two outputs in one file.
+        CannotWriteError: a place that cannot be written to, or a file that holds something else.
+    """
+    for path in request.exports:
+        if path.suffix.lower() not in SUFFIXES:
+            raise SatmapError(
+                f"{path}: the suffix names the format, and '{path.suffix}' is none of "
+                f"{', '.join(SUFFIXES)}."
+            )
+        if path.resolve() == request.output.resolve():
+            raise SatmapError(f"{path} cannot be both the submission and an export.")
+    for path in (request.output, *request.exports):
+        require_road_output(path)
+    if request.planes:
+        require_writable(request.planes / "planes.tif")
+
+
+def sweep(plan: Plan, request: Request) -> None:
+    """Delete what killed runs left half written where the output goes.
+
+    The run's lock must be held: no other is writing these files.
+    """
+    rasters = (plan.raster(index, request.planes) for index in range(len(plan.places)))
+    remove_left_over_of(
+        [
+            request.output,
+            manifest_path(request.output),
+            *request.exports,
+            *(raster for raster in rasters if raster),
+        ]
+    )
+
+
+def write_outputs(
+    plan: Plan, request: Request, journal: Journal, faults: Sequence[str]
+) -> tuple[dict[str, int], list[str]]:
+    """Write the submission and the exports.
+
+    Args:
+        plan: what was to be predicted.
+        request: where to.
+        journal: with what was found in all images but those at fault.
+        faults: ids of the images that could not be predicted.
+
+    Returns:
+        How much was found by the id that stands in the file, every image; and what to know of the
+        exports.
+
+    Raises:
+        CannotWriteError: an output cannot be written.
+    """
+    if request.planes:
+        # What an earlier run knew of images that this one could not predict.
+        for image_id in faults:
+            (request.planes / f"{plan.ids[image_id]}.tif").unlink(missing_ok=True)
+    keys = {
+        plan.ids[place.chip.image_id]: place.key
+        for place in plan.places
+        if place.key in journal.finished
+    }
+    counts = plan.maps.write(request.output, list(plan.ids.values()), keys, journal)
+
+    def images() -> Iterator[Any]:
+        return (journal.found(key) for key in keys.values())
+
+    lacking = {path: plan.maps.export(path, images) for path in request.exports}
+    return counts, [
+        f"{path} lacks {len(faults)} images. {faults[0]}"
+        for path, faults in lacking.items()
+        if faults
+    ]

@@ -1,0 +1,128 @@
+"""Images of any size in windows of bounded size, whose results are blended into one another."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Span:
+    """The rows, or the columns, of a window: what it reads and how much of that counts.
+
+    Attributes:
+        read: what is computed, counted in the image.
+        kept: what has a weight above 0, counted in the image.
+        fade_in: the first so many of ``kept`` are blended with the window before.
+        fade_out: the last so many of ``kept`` are blended with the window behind.
+    """
+
+    read: slice
+    kept: slice
+    fade_in: int
+    fade_out: int
+
+    @property
+    def kept_in_read(self) -> slice:
+        """The same as ``kept``, counted from the start of ``read``."""
+        return slice(self.kept.start - self.read.start, self.kept.stop - self.read.start)
+
+    @property
+    def finished(self) -> slice:
+        """What no later window adds to, counted in the image."""
+        return slice(self.kept.start, self.kept.stop - self.fade_out)
+
+
+def spans(length: int, size: int, overlap: int) -> list[Span]:
+    """Spans of at most ``size`` pixels that overlap by at least ``2 * overlap``.
+
+    Two windows are blended over ``2 * overlap`` pixels in the middle of what they share, less
+    where windows are so close that a third would join in; everywhere else one window counts alone.
+    A length of no more than ``size`` is one span.
+    """
+    if length <= size:
+        return [Span(slice(0, length), slice(0, length), 0, 0)]
+    step = size - 2 * overlap
+    count = -(-(length - 2 * overlap) // step)
+    # Spread evenly, so that the last window is not a sliver that repeats most of the one before.
+    starts = [round(index * (length - size) / (count - 1)) for index in range(count)]
+    cuts = [0, *((a + size + b) // 2 for a, b in pairwise(starts)), length]
+    fade = min(overlap, min(b - a for a, b in pairwise(cuts)) // 2)
+    return [
+        Span(
+            slice(start, start + size),
+            slice(max(first - fade, 0), min(last + fade, length)),
+            2 * fade if first > 0 else 0,
+            2 * fade if last < length else 0,
+        )
+        for start, (first, last) in zip(starts, pairwise(cuts), strict=True)
+    ]
+
+
+def blend(
+    rows: Sequence[Span], columns: Sequence[Span], predict: Callable[[slice, slice], Tensor]
+) -> Iterator[tuple[int, Tensor]]:
+    """Predict window after window and blend them, strip after strip.
+
+    Args:
+        rows: of the windows, from the top.
+        columns: of the windows, from the left.
+        predict: gives the planes of a window by the rows and columns that it reads, float32
+            (planes, height, width) in 0..255; it may be changed afterwards.
+
+    Yields:
+        The first row of a strip as wide as the image, and its planes, uint8 (planes, height,
+        width), on the device of the windows.
+    """
+    above: Tensor | None = None
+    for row in rows:
+        strip: Tensor | None = None
+        beside: Tensor | None = None
+        for column in columns:
+            window = predict(row.read, column.read)
+            window = window[:, row.kept_in_read, column.kept_in_read]
+            window, beside = _join(window, beside, column, 2)
+            before = above[:, :, column.finished] if above is not None and row.fade_in else None
+            window, end = _join(window, before, row, 1)
+            strip = _filled(strip, window.round().to(torch.uint8), column, columns)
+            if end is not None:
+                above = _filled(above, end, column, columns)
+        assert strip is not None
+        yield row.kept.start, strip
+
+
+def _filled(whole: Tensor | None, part: Tensor, column: Span, columns: Sequence[Span]) -> Tensor:
+    """Put what is finished of a window where it belongs in rows of the scene's width."""
+    if len(columns) == 1:
+        return part
+    if whole is None:
+        whole = part.new_empty((*part.shape[:2], columns[-1].kept.stop))
+    whole[:, :, column.finished] = part
+    return whole
+
+
+def _join(
+    window: Tensor, before: Tensor | None, span: Span, axis: int
+) -> tuple[Tensor, Tensor | None]:
+    """Add what the windows before left; give what is finished and what waits for the next."""
+    if before is not None:
+        shared = window.narrow(axis, 0, span.fade_in)
+        shared.mul_(_rising(span.fade_in, axis, window.device)).add_(before)
+    if not span.fade_out:
+        return window, None
+    length = window.shape[axis] - span.fade_out
+    weight = _rising(span.fade_out, axis, window.device).flip(axis)
+    return window.narrow(axis, 0, length), window.narrow(axis, length, span.fade_out) * weight
+
+
+def _rising(length: int, axis: int, device: torch.device) -> Tensor:
+    """Half a raised cosine from 0 to 1, float32, along one of three axes; length is even."""
+    places = (torch.arange(length // 2, dtype=torch.float32, device=device) + 0.5) / length
+    lower = torch.sin(places * (math.pi / 2)) ** 2
+    shape = [1, 1, 1]
+    shape[axis] = length
+    # The upper half from the lower one: a weight and its counterpart then sum to one exactly.
+    return torch.cat([lower, 1 - lower.flip(0)]).view(shape)

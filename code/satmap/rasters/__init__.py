@@ -1,0 +1,1 @@
+"""Probability maps in memory and on disk."""

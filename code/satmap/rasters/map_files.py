@@ -1,0 +1,293 @@
+"""Probability rasters on disk: PNG or GeoTIFF, whole or window by window."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
+from rasterio.windows import Window
+
+from satmap.errors import CannotWriteError, SatmapError
+from satmap.io.files import atomic_path
+from satmap.io.gdal import driver_of, require_file, require_possible_size
+from satmap.rasters.probability_maps import BUILDING_PLANES, ROAD, ROAD_PLANES, Planes
+from satmap.rasters.scene import Box, Scene
+from satmap.vectors.georeference import Georeference, georeference_of
+
+#: What a mask of roads holds by the number of its bands.
+ROAD_MASKS = {1: (ROAD,), len(ROAD_PLANES): ROAD_PLANES}
+
+#: What a mask of buildings does.
+BUILDING_MASKS = {count: BUILDING_PLANES[:count] for count in range(1, len(BUILDING_PLANES) + 1)}
+
+_GDAL_OPTIONS = {
+    # With its short cut for whole images GDAL reads the first half of a truncated PNG, askew, and
+    # takes the rest for black, without a word.
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": False,
+    # Bytes of decoded blocks that GDAL keeps; by default a twentieth of the machine's memory.
+    "GDAL_CACHEMAX": 256_000_000,
+}
+
+# Of these formats parts can be read without all that comes before them.
+_WINDOWED = ("GTiff", "COG")
+
+# How far beyond 0 and 1 resampling may take a probability.
+_TOLERANCE = 0.01
+
+
+class MaskFile:
+    """An open probability raster.
+
+    Attributes:
+        names: of its planes.
+        width, height: its size, pixels.
+        georeference: where it lies; None if it does not say.
+        has_windows: whether reading a part of it takes less time than reading all.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        source: rasterio.DatasetReader,
+        metres_per_pixel: float,
+        kinds: Mapping[int, tuple[str, ...]],
+    ) -> None:
+        """Use :func:`open_mask`."""
+        self.names = _plane_names(source, kinds)
+        self.width: int = source.width
+        self.height: int = source.height
+        self.georeference: Georeference | None = georeference_of(
+            source.crs, source.transform, source.width, source.height
+        )
+        self.has_windows = source.driver in _WINDOWED
+        self._metres_per_pixel = (metres_per_pixel, metres_per_pixel)
+        if self.georeference is not None:
+            self._metres_per_pixel = self.georeference.metres_per_pixel
+        self._path = path
+        self._source = source
+        self._highest = 0
+
+    @property
+    def scene(self) -> Scene:
+        """Its planes, not read yet; only while it is open."""
+        return Scene(self.names, (self.height, self.width), self._metres_per_pixel, self.read)
+
+    def read(self, name: str, box: Box) -> NDArray[np.uint8]:
+        """Pixels of a plane, uint8 (height, width), 0..255; no data and NaN are 0.
+
+        Raises:
+            SatmapError: the file is damaged, or its numbers are no probabilities.
+        """
+        band = self.names.index(name) + 1
+        window = Window(box.left, box.top, box.width, box.height)
+        with _faults_of(self._path):
+            if MaskFlags.all_valid in self._source.mask_flag_enums[band - 1]:
+                values = self._source.read(band, window=window)
+            else:
+                values = self._source.read(band, window=window, masked=True).filled(0)
+            if values.dtype == np.uint8:
+                self._highest = max(self._highest, int(values.max()))
+            return _as_bytes(values)
+
+    def check_scale(self) -> None:
+        """Refuse a mask of 0 and 1, as far as it has been read.
+
+        Raises:
+            SatmapError: what is certain is 1, which is next to nothing of 255.
+        """
+        # Of twelve planes none needs to hold anything likely.
+        if self._highest == 1 and len(self.names) == 1:
+            raise SatmapError(
+                f"{self._path}: its numbers are 0 and 1, but a certain {self.names[0]} is 255; "
+                "multiply them by 255."
+            )
+
+
+@contextlib.contextmanager
+def open_mask(
+    path: Path, metres_per_pixel: float, kinds: Mapping[int, tuple[str, ...]] = ROAD_MASKS
+) -> Iterator[MaskFile]:
+    """Open a mask; ``metres_per_pixel`` serves where it does not say how large its pixels are.
+
+    Its planes are those that ``kinds`` has for as many bands, in the order in which the bands'
+    descriptions name them, if they do.
+
+    Raises:
+        SatmapError: not a readable raster, or none of probabilities.
+    """
+    require_file(path)
+    with contextlib.ExitStack() as stack:
+        with _faults_of(path):
+            stack.enter_context(rasterio.Env(**_GDAL_OPTIONS))
+            source = stack.enter_context(rasterio.open(path, driver=driver_of(path)))
+            require_possible_size(source.width, source.height)
+            mask = MaskFile(path, source, metres_per_pixel, kinds)
+        yield mask
+
+
+def read_mask(path: Path, metres_per_pixel: float) -> tuple[Planes, Georeference | None]:
+    """All of a mask, and where it lies; ``metres_per_pixel`` as in :func:`open_mask`.
+
+    Raises:
+        SatmapError: not a readable raster, or none of probabilities.
+    """
+    with open_mask(path, metres_per_pixel) as mask:
+        planes = mask.scene.at_once()
+        mask.check_scale()
+        return planes, mask.georeference
+
+
+@contextlib.contextmanager
+def _faults_of(path: Path) -> Iterator[None]:
+    """Say which file an error is about."""
+    try:
+        yield
+    except (RasterioError, OSError) as error:
+        # Rasterio puts GDAL's own words in the cause.
+        reason = str(error.__cause__ or error).strip().rstrip(".")
+        raise SatmapError(f"{path}: cannot be read ({reason}). Write it again.") from error
+    except SatmapError as error:
+        raise SatmapError(f"{path}: {error}") from error
+
+
+def _plane_names(
+    source: rasterio.DatasetReader, kinds: Mapping[int, tuple[str, ...]]
+) -> tuple[str, ...]:
+    if source.colorinterp[0] == ColorInterp.palette:
+        raise SatmapError(
+            "an image with a palette, whose numbers are no probabilities; convert it to grey."
+        )
+    if source.count not in kinds:
+        counts = " or ".join(map(str, kinds)).replace("1", "one", 1)
+        most = kinds[max(kinds)]
+        raise SatmapError(
+            f"{source.count} bands, but a mask has {counts}: {kinds[1][0]} alone, or "
+            f"{', '.join(most)}."
+        )
+    described, known = set(source.descriptions), {*kinds[max(kinds)]}
+    if len(described) == source.count and described <= known and {*kinds[1]} <= described:
+        return tuple(source.descriptions)
+    return kinds[source.count]
+
+
+def _as_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Probabilities as 0..255."""
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind != "f":
+        raise SatmapError(
+            f"pixels of type {values.dtype}, but probabilities are uint8, 0..255, or float, 0..1; "
+            "convert it."
+        )
+    values[np.isnan(values)] = 0
+    low, high = values.min(), values.max()
+    if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
+        raise SatmapError(
+            f"numbers from {low:g} to {high:g}, but float probabilities are 0..1; divide them, or "
+            "write uint8, 0..255."
+        )
+    scaled: NDArray[np.uint8] = np.rint(values.clip(0, 1) * 255).astype(np.uint8)
+    return scaled
+
+
+# As in `satmap.data.imagery`, which workers do not load.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
+# Tiles, for readers of windows; the fastest level of deflate after differences of neighbouring
+# pixels is the smallest file for the time.
+_OPTIONS = {
+    "driver": "GTiff",
+    "dtype": "uint8",
+    "tiled": True,
+    "blockxsize": 512,
+    "blockysize": 512,
+    "interleave": "band",
+    "compress": "deflate",
+    "predictor": 2,
+    "zlevel": 1,
+    "bigtiff": "if_safer",
+}
+
+
+def write_planes(path: Path, planes: Planes, georeference: Georeference | None) -> None:
+    """Write planes as a GeoTIFF, atomically: a uint8 band a plane, described by its name.
+
+    Args:
+        path: the ``.tif`` file.
+        planes: 0..255 for 0..1.
+        georeference: where their pixels lie; without one the file has none.
+
+    Raises:
+        CannotWriteError: the disk is full or the directory not writable.
+    """
+    profile = _profile(planes.names, planes.shape, georeference)
+    # Through memory: GDAL does not always tell of a full disk.
+    with atomic_path(path) as temporary, MemoryFile() as memory:
+        with memory.open(**profile) as target:
+            target.write(planes.values)
+            target.descriptions = planes.names
+        temporary.write_bytes(memory.getbuffer())
+
+
+@contextlib.contextmanager
+def writing_planes(
+    path: Path, names: Sequence[str], shape: tuple[int, int], georeference: Georeference | None
+) -> Iterator[Callable[[int, NDArray[np.uint8]], None]]:
+    """The same for planes too large to be held, strip after strip.
+
+    Args:
+        path: the ``.tif`` file, which is there when the block has succeeded.
+        names: of the planes.
+        shape: height and width.
+        georeference: as of :func:`write_planes`.
+
+    Yields:
+        A function of a strip's first row and its planes, uint8 (planes, rows, width).
+
+    Raises:
+        CannotWriteError: the disk is full or the directory not writable.
+    """
+    height, width = shape
+    with atomic_path(path) as temporary:
+        try:
+            with rasterio.open(temporary, "w", **_profile(names, shape, georeference)) as target:
+                target.descriptions = tuple(names)
+
+                def write(top: int, values: NDArray[np.uint8]) -> None:
+                    target.write(values, window=Window(0, top, width, values.shape[1]))
+
+                yield write
+            # GDAL does not always tell of a full disk; what it lost is at the end of the file.
+            with rasterio.open(temporary) as written:
+                written.read(window=Window(width - 1, height - 1, 1, 1))
+        except RasterioError as error:
+            raise CannotWriteError(
+                f"cannot write {path}: {error.__cause__ or error}. Check that the disk has space."
+            ) from error
+
+
+def is_whole(path: Path) -> bool:
+    """Whether all pixels of a raster can be read: a disk that was full or failed leaves others."""
+    try:
+        with rasterio.open(path, driver="GTiff") as source:
+            for _, window in source.block_windows():
+                source.read(window=window)
+    except (RasterioError, OSError):
+        return False
+    return True
+
+
+def _profile(
+    names: Sequence[str], shape: tuple[int, int], georeference: Georeference | None
+) -> dict[str, Any]:
+    place = georeference and {"crs": georeference.crs, "transform": georeference.transform}
+    return {
+        "count": len(names), "height": shape[0], "width": shape[1], **(place or {}), **_OPTIONS
+    }  # fmt: skip

@@ -1,0 +1,145 @@
+"""Pictures of a prediction: the image with its roads coloured by speed, the truth beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from satmap.data.imagery import read_stretched
+from satmap.data.layouts.spacenet_roads import scan
+from satmap.errors import SatmapError
+from satmap.io.progress import track
+from satmap.report.panels import write_picture
+from satmap.submissions.roads_csv import RoadRow, read_roads_csv
+from satmap.vectors.speeds import MPS_PER_MPH
+
+_SLOWEST_MPH, _FASTEST_MPH = 10.0, 65.0
+_CAPTION_HEIGHT = 34
+_GAP = 8
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+# Lines are drawn on a grid of 1/16 pixel.
+_SHIFT = 4
+
+
+def draw_roads(
+    image: NDArray[np.uint8], rows: Sequence[RoadRow], thickness: int = 2
+) -> NDArray[np.uint8]:
+    """Draw roads over an image, slow ones blue, fast ones red, with dots where edges end.
+
+    Args:
+        image: uint8 (h, w, 3), red, green, blue.
+        rows: roads in pixels of the image.
+        thickness: of the lines, pixels.
+
+    Returns:
+        uint8 (h, w, 3).
+    """
+    # A darker, paler ground lets the lines stand out.
+    grey = image.mean(axis=2, keepdims=True)
+    canvas = np.ascontiguousarray((image * 0.55 + grey * 0.25).astype(np.uint8))
+    for row in rows:
+        points = np.rint((row.line - 0.5) * 2**_SHIFT).astype(np.int32)
+        colour = speed_colour(row.length_m / row.travel_time_s if row.travel_time_s else np.nan)
+        cv2.polylines(canvas, [points], False, colour, thickness, cv2.LINE_AA, _SHIFT)
+    for row in rows:
+        for x, y in (row.line[0], row.line[-1]):
+            centre = (round((x - 0.5) * 2**_SHIFT), round((y - 0.5) * 2**_SHIFT))
+            radius = (thickness + 1) << _SHIFT
+            cv2.circle(canvas, centre, radius, (255, 255, 255), -1, cv2.LINE_AA, _SHIFT)
+    return canvas
+
+
+def speed_colour(speed_mps: float) -> tuple[int, int, int]:
+    """Red, green, blue of a speed: from blue at 10 mph over green and yellow to red at 65.
+
+    White where the speed is not known.
+    """
+    if not np.isfinite(speed_mps):
+        return 255, 255, 255
+    share = (speed_mps / MPS_PER_MPH - _SLOWEST_MPH) / (_FASTEST_MPH - _SLOWEST_MPH)
+    index = np.uint8(round(255 * min(max(share, 0.0), 1.0)))
+    blue, green, red = cv2.applyColorMap(np.array([[index]]), cv2.COLORMAP_TURBO)[0, 0].tolist()
+    return red, green, blue
+
+
+def side_by_side(
+    image: NDArray[np.uint8],
+    panels: Sequence[tuple[str, Sequence[RoadRow]]],
+) -> NDArray[np.uint8]:
+    """The same image once with each panel's roads, captions above and a scale of speeds below.
+
+    Args:
+        image: uint8 (h, w, 3), red, green, blue.
+        panels: captions and roads, from left to right.
+    """
+    height = image.shape[0]
+    thickness = max(2, height // 250)
+    drawn = []
+    for caption, rows in panels:
+        head = np.full((_CAPTION_HEIGHT, image.shape[1], 3), 255, np.uint8)
+        cv2.putText(head, caption, (6, 23), _FONT, 0.55, (30, 30, 30), 1, cv2.LINE_AA)
+        drawn.append(np.vstack([head, draw_roads(image, rows, thickness)]))
+        drawn.append(np.full((height + _CAPTION_HEIGHT, _GAP, 3), 255, np.uint8))
+    picture = np.hstack(drawn[:-1])
+    return np.vstack([picture, _legend(picture.shape[1])])
+
+
+def _legend(width: int) -> NDArray[np.uint8]:
+    """A bar of colours with speeds in miles an hour."""
+    legend = np.full((_CAPTION_HEIGHT, width, 3), 255, np.uint8)
+    cv2.putText(legend, "mph", (6, 22), _FONT, 0.5, (30, 30, 30), 1, cv2.LINE_AA)
+    speeds = np.arange(_SLOWEST_MPH, _FASTEST_MPH + 1, 5)
+    step = min(60, (width - 60) // len(speeds))
+    for index, speed in enumerate(speeds):
+        left = 50 + index * step
+        colour = speed_colour(float(speed) * MPS_PER_MPH)
+        cv2.rectangle(legend, (left, 8), (left + step - 24, 26), colour, -1)
+        text = (left + step - 21, 22)
+        cv2.putText(legend, f"{speed:.0f}", text, _FONT, 0.42, (30, 30, 30), 1, cv2.LINE_AA)
+    return legend
+
+
+def write_overlays(
+    submission: Path, directories: Sequence[Path], pictures: Path, truth: Path | None = None
+) -> list[Path]:
+    """Draw every image of the directories with its roads in a submission.
+
+    Args:
+        submission: roads CSV.
+        directories: where the images lie.
+        pictures: directory for the PNG files, one an image, named like the image.
+        truth: roads CSV drawn beside it; without one the image alone is.
+
+    Returns:
+        The files written. Images that cannot be read are passed over.
+
+    Raises:
+        SatmapError: no image can be read, or the submission has none of them.
+    """
+    predicted = read_roads_csv(submission)
+    true = read_roads_csv(truth) if truth else {}
+    written = []
+    chips = scan(directories).chips
+    for chip in track(chips, "drawing", len(chips)):
+        try:
+            image = read_stretched(chip.image, 2, 98, 3)
+        except SatmapError:
+            continue
+        names = (chip.image_id, chip.long_id)
+        rows, truth_rows = (
+            next((roads[name] for name in names if name in roads), [])
+            for roads in (predicted, true)
+        )
+        beside = ("truth", truth_rows) if truth else ("image", [])
+        path = pictures / f"{chip.image_id}.png"
+        write_picture(path, side_by_side(image, [(f"predicted: {chip.image_id}", rows), beside]))
+        written.append(path)
+    if not any(name in predicted for chip in chips for name in (chip.image_id, chip.long_id)):
+        raise SatmapError(
+            f"{submission} has none of the images in {', '.join(map(str, directories))}."
+        )
+    if not written:
+        raise SatmapError(f"none of the images in {', '.join(map(str, directories))} can be read.")
+    return written

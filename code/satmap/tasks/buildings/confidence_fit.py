@@ -1,0 +1,212 @@
+"""Fitting the second-level model of buildings to planes that networks predicted out of fold.
+
+``satmap predict --out-of-fold --planes`` predicts training images by networks that have not seen
+them, and its manifest says so: that is what the model may learn from. It comes to lie beside the
+networks, and counts for them alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+from satmap.data.cache import category_of
+from satmap.data.chip import Chip
+from satmap.data.folds import assign_folds
+from satmap.data.view_angles import parse_look
+from satmap.errors import SatmapError
+from satmap.io.checksums import FileRecord, in_threads, record_file
+from satmap.io.files import require_writable
+from satmap.io.progress import track
+from satmap.prediction.manifests import record_images
+from satmap.provenance.manifest import (
+    SubmissionManifest,
+    WeightsManifest,
+    read_manifest,
+    record_data,
+    run_here,
+    write_manifest,
+)
+from satmap.rasters.map_files import BUILDING_MASKS, open_mask
+from satmap.recipes.schema import Recipe, parse_recipe
+from satmap.tasks.buildings.confidence import (
+    CONFIDENCE_FILE,
+    Fit,
+    Sample,
+    fit_confidence,
+    sample,
+    write_confidence,
+)
+from satmap.tasks.buildings.labels import read_building_labels
+from satmap.tasks.buildings.targets import draw_instances
+from satmap.tasks.scanning import scan_for
+
+# Parts that images are dealt into, all looks at a place in one: how many trees there are to be is
+# found on a part that the others' trees have not seen.
+_PARTS = 4
+
+
+@dataclass(frozen=True)
+class ConfidenceFit:
+    """What a fit found.
+
+    Attributes:
+        path: the model.
+        fit: what it is worth.
+        images: how many it was fitted to.
+        candidates: in all of them.
+        faults: image id to the reason, for images that were left out.
+    """
+
+    path: Path
+    fit: Fit
+    images: int
+    candidates: int
+    faults: Mapping[str, str]
+
+    def summary(self) -> str:
+        """A line for people."""
+        return (
+            f"{self.candidates} candidates of {self.images} images; their IoU is expected with an "
+            f"error of {self.fit.error:.3f} on images not fitted to, {self.fit.spread:.3f} by the "
+            f"mean alone; {self.fit.trees} trees"
+        )
+
+
+def fit_to_prediction(
+    submission: Path,
+    planes: Path,
+    weights: Path,
+    directories: Sequence[Path] = (),
+    command: Sequence[str] = (),
+) -> ConfidenceFit:
+    """Fit a confidence model to an out-of-fold prediction and write it beside the networks.
+
+    Args:
+        submission: what ``satmap predict --out-of-fold`` wrote; its manifest is read.
+        planes: the directory of planes of the same run.
+        weights: the directory of its networks; the model goes there.
+        directories: of the images and labels; by default where the manifest says.
+        command: satmap's arguments, for the model's manifest.
+
+    Raises:
+        SatmapError: the prediction is none of buildings out of fold, or by other networks; too few
+            images have labels and planes; there is nothing to learn from, or it does not help.
+        CannotWriteError: the model cannot be written.
+    """
+    manifest = _out_of_fold(submission)
+    path = weights / CONFIDENCE_FILE
+    require_writable(path)
+    networks = _networks(manifest, weights)
+    recipe = parse_recipe(yaml.safe_dump(manifest.recipe.content), "of the manifest")
+    if recipe.task != "buildings":
+        raise SatmapError(f"{submission} is of {recipe.task}; only buildings have this model.")
+    look = parse_look(manifest.look) if manifest.look else None
+    began_in = Path(manifest.run.directory)
+    places = directories or [began_in / directory for directory in manifest.directories]
+    inventory = scan_for(recipe, places, look)
+    chips = [chip for chip in inventory.chips if chip.image_id in manifest.images]
+    parts = assign_folds({c.site: c.aoi for c in chips}.items(), _PARTS, recipe.seed)
+    samples: dict[str, Sample] = {}
+    faults: dict[str, str] = {}
+    for chip in track(chips, "measuring candidates", len(chips)):
+        name = chip.long_id if recipe.submission.keep_prefix else chip.image_id
+        try:
+            samples[chip.image_id] = _sample(chip, planes / f"{name}.tif", parts[chip.site], recipe)
+        except SatmapError as error:
+            faults[chip.image_id] = str(error)
+    fit = _fit(samples, faults, planes)
+    if fit.error >= fit.spread:
+        raise SatmapError(
+            f"the candidates of {len(samples)} images teach nothing: on images not fitted to, the "
+            f"model's error is {fit.error:.3f}, and {fit.spread:.3f} by the mean alone. Train the "
+            "networks longer, or predict more images out of fold."
+        )
+    write_confidence(path, fit.model)
+    used = [chip for chip in chips if chip.image_id in samples]
+    _write_manifest(path, manifest, networks, used, fit, faults, command)
+    return ConfidenceFit(
+        path, fit, len(samples), sum(len(its.ious) for its in samples.values()), faults
+    )
+
+
+def _out_of_fold(submission: Path) -> SubmissionManifest:
+    manifest = read_manifest(submission)
+    if not isinstance(manifest, SubmissionManifest):
+        raise SatmapError(f"{submission} is no submission by its manifest, but {manifest.kind}.")
+    if not manifest.out_of_fold:
+        raise SatmapError(
+            f"{submission} was not predicted out of fold: its networks may have seen the images, "
+            "and their planes would teach that every candidate is good. Run `satmap predict "
+            "--out-of-fold --planes DIR` with the training images."
+        )
+    return manifest
+
+
+def _networks(manifest: SubmissionManifest, weights: Path) -> tuple[FileRecord, ...]:
+    """The networks of a prediction, which must be those of the directory."""
+    for record in manifest.weights:
+        path = weights / record.name
+        if not path.is_file() or record_file(path).sha256 != record.sha256:
+            raise SatmapError(
+                f"{path} is not there, or is not the network that made the planes. Give the "
+                "directory with --weights, or predict out of fold anew."
+            )
+    return manifest.weights
+
+
+def _sample(chip: Chip, raster: Path, part: int, recipe: Recipe) -> Sample:
+    """The candidates of an image beside its true buildings.
+
+    Raises:
+        SatmapError: label or planes cannot be read or do not fit together.
+    """
+    labels = read_building_labels(chip)
+    # Nobody asks for the size of pixels here.
+    with open_mask(raster, 1, BUILDING_MASKS) as mask:
+        found = mask.scene.at_once()
+    shape = chip.image.height, chip.image.width
+    if found.shape != shape:
+        raise SatmapError(f"{raster} is of {found.shape} pixels and its image of {shape}.")
+    truth = draw_instances(labels.outlines, shape)
+    category = category_of(chip, recipe.looks)
+    return sample(found, truth, part, recipe.buildings.of(category))
+
+
+def _fit(samples: Mapping[str, Sample], faults: Mapping[str, str], planes: Path) -> Fit:
+    try:
+        return fit_confidence([its for its in samples.values() if len(its.ious)])
+    except ValueError as error:
+        reason = next((f" The first fault: {fault}" for fault in faults.values()), "")
+        raise SatmapError(
+            f"nothing to fit to: {error}; {len(samples)} images have labels and planes in "
+            f"{planes}.{reason}"
+        ) from error
+
+
+def _write_manifest(
+    path: Path,
+    manifest: SubmissionManifest,
+    networks: Sequence[FileRecord],
+    chips: Sequence[Chip],
+    fit: Fit,
+    faults: Mapping[str, str],
+    command: Sequence[str],
+) -> None:
+    records = in_threads(record_images, chips)
+    images = {chip.image_id: files for chip, files in zip(chips, records, strict=True)}
+    facts = {
+        "recipe": manifest.recipe.model_copy(update={"content": None}),
+        "member": None,
+        "seeds": {"recipe": manifest.seeds["recipe"]},
+        "stage": None,
+        "epoch": None,
+        "scores": {"error": fit.error, "spread": fit.spread},
+        "data": record_data(images, None),
+        "starts_from": networks,
+        "skipped": dict(sorted(faults.items())),
+        "runs": [run_here(command, torch.device("cpu"))],
+    }
+    write_manifest(path, WeightsManifest, facts)

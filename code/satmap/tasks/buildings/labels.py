@@ -1,0 +1,103 @@
+"""Building labels: footprints in pixels, from GeoJSON or COCO annotations, mended if invalid."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from satmap.data.chip import Chip
+from satmap.data.layouts.mapping_challenge import outline, read_coco_annotations
+from satmap.errors import SatmapError
+from satmap.io.geojson_reader import read_geojson
+
+Outlines = NDArray[np.object_]
+
+
+@dataclass(frozen=True)
+class BuildingLabels:
+    """The labelled buildings of one image.
+
+    Attributes:
+        outlines: polygons and multi-polygons (n,), valid, in pixels, cut to the image.
+        repaired: how many were invalid.
+    """
+
+    outlines: Outlines
+    repaired: int
+
+
+def read_building_labels(chip: Chip) -> BuildingLabels:
+    """Read the footprints of a chip.
+
+    Raises:
+        SatmapError: no label, no GeoJSON or COCO annotations, none of the features is a polygon or
+            none lies on the image, coordinates that cannot be brought to it.
+    """
+    if chip.label is None:
+        raise SatmapError(f"{chip.image.path}: no label, so it cannot be trained with.")
+    if chip.number is not None:
+        rings = read_coco_annotations(chip.label).rings(chip.number)
+        found = [outline(of_building) for of_building in rings]
+    else:
+        found = _read_geojson(chip)
+    outlines, repaired = repair(np.array(found, np.object_))
+    image = shapely.box(0, 0, chip.image.width, chip.image.height)
+    inside, _ = repair(shapely.intersection(outlines, image))
+    if len(outlines) and not len(inside):
+        raise SatmapError(
+            f"{chip.label}: none of its {len(outlines)} buildings lies on {chip.image.path.name}. "
+            "Check that label and image belong together and the label's coordinate system."
+        )
+    return BuildingLabels(inside, repaired)
+
+
+def repair(shapes: Outlines) -> tuple[Outlines, int]:
+    """The shapes as valid polygons and multi-polygons; what has no area is left out.
+
+    Args:
+        shapes: of any kind, (n,).
+
+    Returns:
+        The shapes, and how many polygons were invalid.
+    """
+    sound = shapely.is_valid(shapes)
+    mended = shapes.copy()
+    # Loops that run the other way stay: a building that crosses itself is one all the same.
+    mended[~sound] = shapely.make_valid(shapes[~sound], method="structure", keep_collapsed=False)
+    kept = [_polygonal(shape) for shape in mended]
+    areas = [shape for shape in kept if not shape.is_empty]
+    return np.array(areas, np.object_), int((~sound).sum())
+
+
+def _polygonal(shape: shapely.Geometry) -> shapely.Geometry:
+    """What of a shape has an area."""
+    if shape.geom_type in ("Polygon", "MultiPolygon"):
+        return shape
+    parts = [part for part in shapely.get_parts(shape) if part.geom_type == "Polygon"]
+    return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
+
+
+def _read_geojson(chip: Chip) -> list[shapely.Polygon]:
+    info, label = chip.image, chip.label
+    assert label is not None
+    if info.georeference is None:
+        raise SatmapError(
+            f"{info.path}: no georeference, so its labels cannot be placed. "
+            "Assign one, for example with `rio edit-info --crs EPSG:4326 --transform ...`."
+        )
+    collection = read_geojson(label)
+    if collection.geometries and not collection.surfaces and collection.lines:
+        raise SatmapError(
+            f"{label}: none of its {collection.geometries} features is a polygon. "
+            "Check that these are buildings."
+        )
+    polygons = [surface.polygon for surface in collection.surfaces]
+    if not polygons:
+        return []
+    coordinates = shapely.get_coordinates(np.array(polygons, np.object_))
+    try:
+        placed = info.georeference.to_pixels(coordinates, collection.crs)
+    except ValueError as error:
+        raise SatmapError(f"{label}: {error}.") from error
+    return list(shapely.set_coordinates(np.array(polygons, np.object_), placed))

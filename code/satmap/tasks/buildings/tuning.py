@@ -1,0 +1,264 @@
+"""Fitting the building vectoriser's settings to masks of buildings, by F1 or average precision.
+
+Where a recipe has heads for categories of looks, each category has settings of its own: what leans
+over is fainter, and hides more, the further from nadir it is seen (solutions of SpaceNet 4 dropped
+buildings below other sizes in each).
+"""
+
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from satmap.data.layouts.spacenet_buildings import building_image_id, parse_building_name
+from satmap.data.view_angles import CATEGORIES, Look, require_category
+from satmap.errors import SatmapError
+from satmap.evaluation.metrics.building_f1 import Counts, group_of, match_buildings
+from satmap.evaluation.metrics.coco_ap import ImageMatches, match_image
+from satmap.prediction.vectorize import find_masks
+from satmap.rasters.map_files import BUILDING_MASKS, open_mask
+from satmap.rasters.probability_maps import BUILDING, Planes
+from satmap.recipes.schema import Recipe
+from satmap.runtime.workers import Run
+from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
+from satmap.submissions.coco_json import CocoBuilding, read_coco_truth, results_of
+from satmap.submissions.formats import Format, detect
+from satmap.tasks.buildings.maps import detections
+from satmap.tasks.buildings.vectorizer.settings import BuildingSettings, BuildingSettingsByCategory
+from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize
+from satmap.tuning.chips import Tuning, halves_of, in_common, readable, some_of
+from satmap.tuning.coordinate_search import Grids, RecordTable, Task
+from satmap.tuning.cross_validation import FEWEST, Fit, cross_validated
+from satmap.tuning.measures import PooledF1, PooledPrecision
+
+#: What is fitted, most important first, and the values that it may take.
+GRIDS: Grids = {
+    "low": (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6),
+    "seed": (0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    "certain": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+    "least_px": (20, 40, 60, 80, 100, 150, 200, 250),
+    "least_confidence": (0.0, 3.0, 5.0, 7.0, 9.0, 12.0, 15.0, 20.0, 25.0),
+    "dilate_px": (0, 2, 3, 4, 5),
+    "split": (0.5, 0.65, 0.8, 0.9, 0.95),
+    "seed_px": (0, 5, 10, 20, 40, 80),
+    "seam": (2.0, 3.0, 4.0, 6.0),
+    "hole_px": (0, 16, 64, 256),
+}
+
+# What a worker makes of a mask under settings: counts for F1, or matches for average precision.
+_Record = Counts | ImageMatches
+
+
+@dataclass(frozen=True)
+class _Chip:
+    """A mask with its truth, as a worker is given it.
+
+    Attributes:
+        image_id: the image.
+        path: the mask.
+        truth: its buildings, as rows of a CSV or as masks of COCO annotations.
+        size: width and height of the image where the annotations say them.
+        category: of its look; None where looks do not count.
+    """
+
+    image_id: str
+    path: Path
+    truth: tuple[BuildingRow, ...] | tuple[CocoBuilding, ...]
+    size: tuple[int, int] | None
+    category: str | None
+
+    @property
+    def site(self) -> str:
+        """What all looks at one place have in common."""
+        name = parse_building_name(f"Pan-Sharpen_{self.image_id}")
+        return (name.place if name else "") or self.image_id
+
+    @property
+    def area(self) -> str:
+        """What the image is scored with."""
+        return group_of(self.image_id)
+
+
+def tune(
+    masks: Path, truth: Path, recipe: Recipe, look: Look | None, deadline: float, run: Run
+) -> Tuning:
+    """Fit settings to masks; see :func:`satmap.tuning.tune.tune_recipe`.
+
+    Args:
+        masks: rasters.
+        truth: SpaceNet's CSV, or COCO annotations.
+        recipe: where to begin.
+        look: of masks whose names do not say from where their images look.
+        deadline: when the search ends, as by ``time.monotonic``.
+        run: where to vectorise.
+    """
+    chips, warnings, unknown = _find_chips(masks, truth, recipe.looks, look)
+    if unknown and not chips:
+        raise SatmapError(next(iter(unknown.values())))
+    categories = CATEGORIES[recipe.looks] if recipe.looks else (None,)
+    chips = [
+        chip
+        for category in categories
+        for chip in some_of([its for its in chips if its.category == category], warnings)
+    ]
+    chips, faults = readable(chips, run, _brightest)
+    if not any(chip.truth for chip in chips):
+        raise SatmapError(
+            f"the truth has no building in any of the {len(chips)} masks' images, so there is "
+            "nothing to fit to."
+        )
+    by_precision = any(chip.size for chip in chips)
+    common = recipe.buildings
+    fits: dict[str, Fit[Any]] = {}
+    groups = {name: [chip for chip in chips if chip.category == name] for name in categories}
+    fitted: dict[str, BuildingSettings] = {}
+    for number, (category, members) in enumerate(groups.items()):
+        if (places := len({chip.site for chip in members})) < FEWEST:
+            if members:
+                prefix = f"{category}: " if category else ""
+                warnings.append(f"{prefix}images of {places} places, too few for a fit")
+            continue
+        left = (deadline - time.monotonic()) / (len(groups) - number)
+        fits[category or ""] = fit = _fit(
+            members, common.of(category), by_precision, left, run, category
+        )
+        if fit.kept:
+            fitted[category or ""] = fit.settings
+    if not fits:
+        raise SatmapError(
+            f"{'; '.join(warnings)}. A fit takes {FEWEST} places or more: it is judged on places "
+            "that it has not seen."
+        )
+    score = "AP at IoU .5" if by_precision else "F1 at IoU .5"
+    return Tuning(_settings(common, fitted), score, fits, faults | unknown, tuple(warnings))
+
+
+def _find_chips(
+    masks: Path, truth: Path, heads: int | None, look: Look | None
+) -> tuple[list[_Chip], list[str], dict[str, str]]:
+    """The masks that the truth knows; what to say of others; and those without a category."""
+    paths = find_masks(masks, building_image_id)
+    sizes: Mapping[int, tuple[int, int]] = {}
+    rows: dict[str, Sequence[Any]]
+    match kind := detect(truth):
+        case Format.BUILDINGS_CSV:
+            rows = {**read_buildings_csv(truth)}
+        case Format.COCO_ANNOTATIONS:
+            annotations = read_coco_truth(truth)
+            sizes = annotations.sizes
+            rows = {str(number): annotations.buildings.get(number, ()) for number in sizes}
+            paths = _by_number(paths)
+        case _:
+            raise SatmapError(
+                f"{truth} is {kind}, but buildings are fitted to SpaceNet's CSV or to COCO "
+                "annotations."
+            )
+    common, warnings = in_common(masks, truth, paths, rows)
+    chips, unknown = [], {}
+    for name in common:
+        its_look = look
+        if parsed := parse_building_name(f"Pan-Sharpen_{name}"):
+            its_look = parsed.look or look
+        try:
+            category = require_category(paths[name].name, its_look, heads) if heads else None
+        except SatmapError as error:
+            unknown[name] = str(error)
+            continue
+        size = sizes.get(int(name)) if sizes else None
+        chips.append(_Chip(name, paths[name], tuple(rows[name]), size, category))
+    return chips, warnings, unknown
+
+
+def _by_number(paths: Mapping[str, Path]) -> dict[str, Path]:
+    """Masks by their image's number; anybody's network may call them 000000000012."""
+    found: dict[str, Path] = {}
+    for name, path in paths.items():
+        key = str(int(name)) if name.isdecimal() else name
+        if key in found:
+            raise SatmapError(
+                f"{found[key]} and {path} are masks of one image. Move one elsewhere."
+            )
+        found[key] = path
+    return found
+
+
+def _fit(
+    chips: Sequence[_Chip],
+    start: BuildingSettings,
+    by_precision: bool,
+    seconds: float,
+    run: Run,
+    category: str | None,
+) -> Fit[BuildingSettings]:
+    """Fit settings to chips of one category."""
+
+    def work(tasks: Sequence[Task[BuildingSettings]]) -> Generator[Sequence[Any]]:
+        return run(_records, [(chips[chip], settings) for chip, settings in tasks])
+
+    sites = [chip.site for chip in chips]
+    measure = (
+        PooledPrecision(sites) if by_precision else PooledF1([chip.area for chip in chips], sites)
+    )
+    table: RecordTable[BuildingSettings, Any] = RecordTable(measure, work)
+    label = f"{category}, " if category else ""
+    return cross_validated(table, start, GRIDS, halves_of(chips), seconds, label)
+
+
+def _settings(
+    common: BuildingSettingsByCategory, fitted: Mapping[str, BuildingSettings]
+) -> BuildingSettingsByCategory:
+    """The recipe's settings with those that were fitted, each category's where it differs."""
+    if "" in fitted:
+        return BuildingSettingsByCategory(
+            **fitted[""].model_dump(), categories=dict(common.categories)
+        )
+    plain = common.of(None).model_dump()
+    categories = dict(common.categories)
+    for category, settings in fitted.items():
+        its = settings.model_dump()
+        categories[category] = {name: its[name] for name in its if its[name] != plain[name]}
+    return common.model_copy(update={"categories": categories})
+
+
+def _brightest(chip: _Chip) -> int | str:
+    """The highest probability of a building in a mask, 0..255, or what is wrong with it."""
+    try:
+        planes = _read(chip.path)
+    except SatmapError as error:
+        return str(error)
+    if chip.size is not None and planes.shape != chip.size[::-1]:
+        height, width = planes.shape
+        return (
+            f"{chip.path}: {width} x {height} pixels, but the image has "
+            f"{chip.size[0]} x {chip.size[1]} in the annotations."
+        )
+    return int(planes[BUILDING].max())
+
+
+def _read(path: Path) -> Planes:
+    # Nobody asks for the size of pixels here.
+    with open_mask(path, 1, BUILDING_MASKS) as mask:
+        planes = mask.scene.at_once()
+        mask.check_scale()
+        return planes
+
+
+def _records(job: tuple[_Chip, tuple[BuildingSettings, ...]]) -> list[_Record]:
+    """What is found of a chip's buildings under each of the settings."""
+    chip, tried = job
+    planes = _read(chip.path)
+    return [_record(chip, planes, settings) for settings in tried]
+
+
+def _record(chip: _Chip, planes: Planes, settings: BuildingSettings) -> _Record:
+    try:
+        found = vectorize(planes, settings)
+    # Settings that break on a chip are no good there, which is no reason to end the fit.
+    except Exception:
+        found = []
+    if chip.size is not None:
+        results = results_of(detections(found, planes.shape), chip.size)
+        return match_image([its for its in chip.truth if isinstance(its, CocoBuilding)], results)
+    rows = [BuildingRow(building.polygon, building.confidence) for building in found]
+    return match_buildings([its for its in chip.truth if isinstance(its, BuildingRow)], rows).counts

@@ -1,0 +1,172 @@
+"""Blobs of a scene that is read window by window, as if it had been read at once.
+
+What becomes of a blob depends on its own pixels. A blob that ends within a window is answered for
+by that window; those that reach a seam are put together first, by the labels on both sides of all
+seams, and then read once more, each as a whole. Only what no building could be is cut: blobs larger
+than :data:`LARGEST_PX`, along lines of the image that are the same whatever the windows, so that
+memory stays bounded.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+
+from satmap.rasters.scene import Box
+from satmap.tasks.buildings.vectorizer.tracing import Labels, Mask, Parts, connected
+
+Ints = NDArray[np.int64]
+
+#: Width and height up to which a blob is never cut; windows divide it.
+LARGEST_PX = 4096
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of a scene.
+
+    Attributes:
+        box: where.
+        blobs: in it.
+        mine: bool (blobs,), those that this crop and no other answers for; they lie whole in it.
+    """
+
+    box: Box
+    blobs: Parts
+    mine: Mask
+
+
+def blob_crops(
+    mask: Callable[[Box], Mask], shape: tuple[int, int], window: int, largest: int = LARGEST_PX
+) -> Iterator[Crop]:
+    """Every blob of a scene, once.
+
+    Args:
+        mask: gives the pixels of a rectangle that belong to blobs, bool (height, width).
+        shape: height and width of the scene.
+        window: pixels a side of what is read at once; divides ``largest``.
+        largest: blobs that are wider or higher are cut.
+
+    Yields:
+        The windows with what ends in them, then a crop for each blob that reaches a seam.
+    """
+    if window < 1 or largest % window:
+        raise ValueError(f"windows of {window} pixels do not divide {largest}")
+    whole = Box(0, 0, shape[1], shape[0])
+    seams = _Seams(whole)
+    for box in whole.tiles(window, window):
+        blobs = connected(mask(box))
+        mine = ~seams.add(box, blobs)
+        mine[0] = False
+        if mine.any():
+            yield Crop(box, blobs, mine)
+    for bounds, limits, (column, row) in seams.joined(largest):
+        # A pixel more, for a look at what is beside.
+        box = bounds.grown(1, 1).overlap(limits) or bounds
+        blobs = connected(mask(box))
+        mine = np.zeros(blobs.count, np.bool_)
+        mine[blobs.labels[row - box.top, column - box.left]] = True
+        yield Crop(box, blobs, mine)
+
+
+class _Seams:
+    """The blobs of windows that reach the windows' seams."""
+
+    def __init__(self, whole: Box) -> None:
+        self._whole = whole
+        self._count = 0
+        # Left, top, right and bottom of every blob in the scene, and column and row of one pixel.
+        self._bounds: list[Ints] = []
+        self._pixels: list[Ints] = []
+        # By where a seam lies and which side of it: the blobs along it, -1 for none.
+        self._lines: dict[tuple[str, int, int, int], Ints] = {}
+
+    def add(self, box: Box, blobs: Parts) -> Mask:
+        """Note what reaches the seams of a window; bool (blobs,)."""
+        whole, labels = self._whole, blobs.labels
+        at_seam = np.zeros(blobs.count, np.bool_)
+        lines: dict[tuple[str, int, int, int], tuple[int | slice, int | slice]] = {}
+        last_row, last_column = box.height - 1, box.width - 1
+        if box.left > whole.left:
+            lines["x", box.left, box.top, 1] = (slice(None), 0)
+        if box.right < whole.right:
+            lines["x", box.right, box.top, 0] = (slice(None), last_column)
+        if box.top > whole.top:
+            lines["y", box.top, box.left, 1] = (0, slice(None))
+        if box.bottom < whole.bottom:
+            lines["y", box.bottom, box.left, 0] = (last_row, slice(None))
+        columns, rows = np.meshgrid(np.arange(box.width), np.arange(box.height), sparse=True)
+        pixel = np.zeros((blobs.count, 2), np.int64)
+        for at in lines.values():
+            line: Labels = labels[at]
+            at_seam[line] = True
+            pixel[line, 0] = np.broadcast_to(columns, labels.shape)[at]
+            pixel[line, 1] = np.broadcast_to(rows, labels.shape)[at]
+        at_seam[0] = False
+        number = np.where(at_seam, np.cumsum(at_seam) - 1 + self._count, -1)
+        self._lines.update({key: number[labels[at]] for key, at in lines.items()})
+        self._count += int(at_seam.sum())
+        boxes = (blobs.boxes[blob] for blob in np.flatnonzero(at_seam).tolist())
+        bounds = np.array([(c.start, r.start, c.stop, r.stop) for r, c in boxes], np.int64).reshape(
+            -1, 4
+        )
+        corner = np.array([box.left, box.top])
+        self._bounds.append(bounds + np.tile(corner, 2))
+        self._pixels.append(pixel[at_seam] + corner)
+        return at_seam
+
+    def joined(self, largest: int) -> Iterator[tuple[Box, Box, tuple[int, int]]]:
+        """Blobs put together: their box, how far a look around may go, and one of their pixels."""
+        if not self._count:
+            return
+        bounds, pixels = np.concatenate(self._bounds), np.concatenate(self._pixels)
+        pairs, cut = self._pairs(largest)
+        part_of = _groups(pairs[:, ~cut], self._count)
+        whole_of = _groups(pairs, self._count)
+        parts, wholes = _extent(bounds, part_of), _extent(bounds, whole_of)
+        sides = wholes[:, 2:] - wholes[:, :2]
+        is_cut: Mask = sides.max(axis=1) > largest
+        # One blob stands for each group: its first.
+        _, first_of_part = np.unique(part_of, return_index=True)
+        _, first_of_whole = np.unique(whole_of, return_index=True)
+        chosen = [(int(n), wholes[whole_of[n]], self._whole) for n in first_of_whole]
+        chosen = [entry for entry in chosen if not is_cut[whole_of[entry[0]]]]
+        for number in first_of_part[is_cut[whole_of[first_of_part]]].tolist():
+            left, top = (pixels[number] // largest * largest).tolist()
+            cell = Box(left, top, largest, largest).overlap(self._whole) or self._whole
+            chosen.append((number, parts[part_of[number]], cell))
+        for number, extent, limits in sorted(chosen, key=lambda entry: entry[0]):
+            left, top, right, bottom = extent.tolist()
+            column, row = pixels[number].tolist()
+            yield Box(left, top, right - left, bottom - top), limits, (column, row)
+
+    def _pairs(self, largest: int) -> tuple[Ints, Mask]:
+        """Blobs that lie at one another across seams, (2, n), and whether the seam is a cut."""
+        pairs, cuts = [np.empty((2, 0), np.int64)], [np.empty(0, np.bool_)]
+        for (axis, place, along, side), line in self._lines.items():
+            if side:
+                continue
+            other = self._lines[axis, place, along, 1]
+            both = (line >= 0) & (other >= 0)
+            found = np.unique(np.stack([line[both], other[both]]), axis=1)
+            pairs.append(found)
+            cuts.append(np.full(found.shape[1], place % largest == 0))
+        return np.concatenate(pairs, axis=1), np.concatenate(cuts)
+
+
+def _groups(pairs: Ints, count: int) -> NDArray[np.int32]:
+    graph = sparse.coo_array((np.ones(pairs.shape[1]), tuple(pairs)), shape=(count, count))
+    _, group = connected_components(graph, directed=False)
+    return np.asarray(group, np.int32)
+
+
+def _extent(bounds: Ints, group: NDArray[np.int32]) -> Ints:
+    """Bounds of groups."""
+    extent = np.empty((int(group.max()) + 1, 4), np.int64)
+    extent[:, :2], extent[:, 2:] = np.iinfo(np.int64).max, np.iinfo(np.int64).min
+    np.minimum.at(extent[:, :2], group, bounds[:, :2])
+    np.maximum.at(extent[:, 2:], group, bounds[:, 2:])
+    return extent

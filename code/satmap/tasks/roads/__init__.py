@@ -1,0 +1,1 @@
+"""Roads: road graphs with travel times."""

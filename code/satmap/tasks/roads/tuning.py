@@ -1,0 +1,136 @@
+"""Fitting the road vectoriser's settings to masks of roads, by APLS."""
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+
+from satmap.errors import SatmapError
+from satmap.evaluation.metrics.apls import aoi_of, apls
+from satmap.prediction.vectorize import find_masks
+from satmap.rasters.map_files import read_mask
+from satmap.rasters.probability_maps import ROAD
+from satmap.runtime.workers import Run
+from satmap.submissions.roads_csv import RoadRow, read_roads_csv, to_rows
+from satmap.tasks.roads.vectorizer.settings import RoadSettings
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
+from satmap.tuning.chips import Tuning, halves_of, in_common, readable, some_of
+from satmap.tuning.coordinate_search import Grids, RecordTable, Task
+from satmap.tuning.cross_validation import cross_validated
+from satmap.tuning.measures import MeanOverAreas
+
+#: What is fitted, most important first as measured on made masks (tests/degraded_masks.py), and
+#: the values that it may take.
+GRIDS: Grids = {
+    "high": (0.4, 0.5, 0.6, 0.7, 0.8),
+    "low": (0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
+    "bridge_probability": (0.1, 0.15, 0.2, 0.3, 0.4),
+    "bridge_m": (18.0, 25.0, 33.0, 42.0),
+    "gap_m": (6.0, 11.0, 16.0, 21.0),
+    "tee_m": (4.0, 7.0, 10.0, 14.0, 18.0),
+    "component_m": (10.0, 20.0, 36.0, 60.0, 100.0),
+    "spur_m": (3.0, 5.0, 7.0, 10.0),
+    "smooth_m": (0.0, 0.4, 0.8, 1.2),
+    "bridge_degrees": (20.0, 30.0, 40.0),
+    "merge_m": (2.0, 4.0, 6.0),
+    "edge_m": (1.5, 3.0, 6.0),
+    "apart_m": (1.0, 2.0, 3.0),
+    "object_m2": (4.0, 15.0, 40.0),
+    "hole_m2": (9.0, 25.0, 60.0),
+    "speed_evidence": (0.02, 0.05, 0.15),
+    "default_speed_mph": (15.0, 20.0, 25.0, 30.0, 35.0, 45.0),
+}
+
+
+@dataclass(frozen=True)
+class _Chip:
+    """A mask with its truth, as a worker is given it."""
+
+    image_id: str
+    path: Path
+    truth: tuple[RoadRow, ...]
+    metres_per_pixel: float
+
+    @property
+    def site(self) -> str:
+        """Each image is of a place of its own."""
+        return self.image_id
+
+    @property
+    def area(self) -> str:
+        """The area of the image; images whose names tell none are of one."""
+        area = aoi_of(self.image_id)
+        return "" if area == self.image_id else area
+
+
+def tune(
+    masks: Path,
+    truth: Path,
+    start: RoadSettings,
+    metres_per_pixel: float,
+    deadline: float,
+    run: Run,
+) -> Tuning:
+    """Fit settings to masks; see :func:`satmap.tuning.tune.tune_recipe`.
+
+    Args:
+        masks: rasters.
+        truth: roads CSV.
+        start: where to begin.
+        metres_per_pixel: of masks without georeference.
+        deadline: when the search ends, as by ``time.monotonic``.
+        run: where to vectorise.
+    """
+    paths = find_masks(masks)
+    rows = read_roads_csv(truth)
+    common, warnings = in_common(masks, truth, paths, rows)
+    chips = some_of(
+        [_Chip(name, paths[name], tuple(rows[name]), metres_per_pixel) for name in common],
+        warnings,
+    )
+    chips, faults = readable(chips, run, _brightest)
+    if not any(chip.truth for chip in chips):
+        raise SatmapError(
+            f"the truth has no road in any of the {len(chips)} masks' images, so there is nothing "
+            "to fit to."
+        )
+    timed = all(isfinite(row.travel_time_s) for chip in chips for row in chip.truth)
+
+    def work(tasks: Sequence[Task[RoadSettings]]) -> Generator[Sequence[float]]:
+        return run(_scores, [(chips[chip], settings, timed) for chip, settings in tasks])
+
+    table = RecordTable(MeanOverAreas([aoi_of(chip.image_id) for chip in chips]), work)
+    left = deadline - time.monotonic()
+    fit = cross_validated(table, start, GRIDS, halves_of(chips), left)
+    score = f"APLS {'time' if timed else 'length'}"
+    return Tuning(fit.settings, score, {"": fit}, faults, tuple(warnings))
+
+
+def _brightest(chip: _Chip) -> int | str:
+    """The highest road probability of a mask, 0..255, or what is wrong with it."""
+    try:
+        planes, _ = read_mask(chip.path, chip.metres_per_pixel)
+    except SatmapError as error:
+        return str(error)
+    return int(planes[ROAD].max())
+
+
+def _scores(job: tuple[_Chip, tuple[RoadSettings, ...], bool]) -> list[float]:
+    """APLS of a chip under each of the settings."""
+    chip, tried, timed = job
+    planes, _ = read_mask(chip.path, chip.metres_per_pixel)
+    metres = float(np.mean(planes.metres_per_pixel))
+    scores = []
+    for settings in tried:
+        try:
+            rows = to_rows(vectorize(planes, settings))
+            score = apls(chip.truth, rows, metres_per_pixel=metres)
+        # Settings that break on a chip are no good there, which is no reason to end the fit.
+        except Exception:
+            scores.append(0.0)
+            continue
+        scores.append((score.time if timed and score.time else score.length).score)
+    return scores

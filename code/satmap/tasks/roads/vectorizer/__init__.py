@@ -1,0 +1,1 @@
+"""From probability maps to a road graph."""

@@ -1,0 +1,103 @@
+"""Cleaning a road network; all lengths here are metres, and so are the network's coordinates.
+
+Working in metres rather than pixels makes every rule hold for images of any resolution, also where
+pixels are wider than high. Pruning repeats until nothing changes (CRESI), and takes the shortest
+spur of each junction first, so that the fork at a road's end loses one prong and not both. What is
+doubtful beside the image's other roads must be longer to stay.
+"""
+
+import numpy as np
+
+from satmap.tasks.roads.vectorizer.border import on_border
+from satmap.tasks.roads.vectorizer.evidence import Evidence
+from satmap.tasks.roads.vectorizer.network import Line, Network, components
+
+# A certain component must have only this share of the length that a doubtful one must have,
+_CERTAIN_PART = 0.25
+# and if it leaves the image, where it goes on, the one this share and the other that.
+_CERTAIN_LEAVING, _DOUBTFUL_LEAVING = 0.04, 0.5
+
+
+def drop_short_loops(network: Network, below: float) -> Network:
+    """Drop loops, and all but one of parallel roads, that enclose less than a road's width."""
+    ends, lengths = network.ends, network.lengths
+    low, high = ends.min(axis=1), ends.max(axis=1)
+    order = np.lexsort((lengths, high, low))
+    repeated = np.zeros(len(ends), np.bool_)
+    repeated[order[1:]] = (low[order[1:]] == low[order[:-1]]) & (
+        high[order[1:]] == high[order[:-1]]
+    )
+    drop = ((ends[:, 0] == ends[:, 1]) & (lengths < below)) | (repeated & (lengths < below / 2))
+    return network.keep(~drop).dissolve() if drop.any() else network
+
+
+def prune_spurs(
+    network: Network,
+    below: tuple[float, float],
+    skip: float,
+    size: Line,
+    evidence: Evidence,
+) -> Network:
+    """Drop dead ends that leave a junction, shortest first.
+
+    Args:
+        network: the network.
+        below: shorter ones are dropped, if certain and if doubtful; those on the image's border,
+            which are no ends but leave the image, only below half of it.
+        skip: so much of a spur lies in the road it leaves and says nothing about it.
+        size: width and height of the image, (2,).
+        evidence: the road plane.
+    """
+    certain, doubtful = below
+    while True:
+        degrees, lengths, ends = network.degrees, network.lengths, network.ends
+        free = degrees[ends] == 1
+        dead = (free.sum(axis=1) == 1) & (degrees[ends].max(axis=1, initial=0) > 2)
+        if not (dead & (lengths < doubtful)).any():
+            return network
+        needed = certain + (doubtful - certain) * evidence.doubt(network, skip)
+        leaves = (free & on_border(network.nodes, size)[ends]).any(axis=1)
+        spurs = np.flatnonzero(dead & (lengths < np.where(leaves, needed / 2, needed)))
+        if not len(spurs):
+            return network
+        roots = np.where(free[spurs, 0], ends[spurs, 1], ends[spurs, 0])
+        order = spurs[np.lexsort((lengths[spurs], roots))]
+        _, shortest = np.unique(np.sort(roots), return_index=True)
+        keep = np.ones(len(ends), np.bool_)
+        keep[order[shortest]] = False
+        network = network.keep(keep).dissolve()
+
+
+def drop_components(network: Network, below: float, size: Line, evidence: Evidence) -> Network:
+    """Drop connected parts of too little road.
+
+    Args:
+        network: the network.
+        below: metres of road that a doubtful part must have; a certain one needs a quarter, and
+            where a part leaves the image it needs less, for it goes on there.
+        size: width and height of the image, (2,).
+        evidence: the road plane.
+    """
+    if not len(network.counts):
+        return network
+    group = components(len(network.nodes), network.ends)
+    of_road = group[network.ends[:, 0]]
+    total = np.bincount(of_road, network.lengths).astype(np.float64)
+    doubt = np.bincount(of_road, network.lengths * evidence.doubt(network, 0)).astype(np.float64)
+    doubt /= np.maximum(total, 1e-9)
+    leaves = np.bincount(group[on_border(network.nodes, size)], minlength=len(total)) > 0
+    certain = np.where(leaves, _CERTAIN_LEAVING, _CERTAIN_PART)
+    doubtful = np.where(leaves, _DOUBTFUL_LEAVING, 1.0)
+    small = total < below * (certain + (doubtful - certain) * doubt)
+    return network.keep(~small[of_road]).dissolve() if small.any() else network
+
+
+def drop_uncertain(network: Network, least: float, evidence: Evidence) -> Network:
+    """Drop connected parts whose probability is nowhere at least ``least``: the hysteresis."""
+    if not len(network.counts):
+        return network
+    of_road = components(len(network.nodes), network.ends)[network.ends[:, 0]]
+    highest = np.zeros(len(network.nodes))
+    np.maximum.at(highest, of_road, evidence.highest(network))
+    kept = highest[of_road] >= least
+    return network if kept.all() else network.keep(kept).dissolve()

@@ -1,0 +1,305 @@
+"""Junctions put where their roads meet.
+
+A skeleton shows a crossing as two T-junctions with a piece of road between them, the longer the
+more acute the crossing is; it dents the through road of a T-junction; and it lets two roads that
+meet at an acute angle meet too early. All of that lies within about a road's width of the
+skeleton's junctions. So roads are taken from there outwards only, where the skeleton is true, and
+the junction is the place nearest to all their straight continuations.
+
+Whether two roads meet at all where they cross the road plane cannot say; the junction plane can.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satmap.tasks.roads.vectorizer.evidence import Evidence
+from satmap.tasks.roads.vectorizer.network import Ints, Line, Network, components
+
+# Road beyond the first road's width that gives an arm's direction, metres.
+LOOK = 8.0
+# Samples of it.
+_SAMPLES = 4
+# Roads cross, or pass each other, only if they are this straight, degrees.
+_STRAIGHT = 20.0
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Road ends, by half-edge: 2e is the start of road e, 2e + 1 its end.
+
+    Attributes:
+        nodes: the node of each, (h,).
+        places: a place on the arm beyond the junction's blur, (h, 2).
+        directions: unit vectors outwards, (h, 2).
+        reach: metres of road that the direction was taken from, (h,).
+    """
+
+    nodes: Ints
+    places: Line
+    directions: Line
+    reach: NDArray[np.float64]
+
+
+def road_arms(network: Network, width: float) -> Arms:
+    """All road ends of a network, metres; roads are ``width`` wide."""
+    half = np.arange(2 * len(network.counts))
+    road, backwards = half >> 1, half % 2 == 1
+    length = network.lengths[road]
+    near = np.minimum(width, 0.4 * length)
+    far = np.minimum(width + LOOK, np.maximum(0.6 * length, length - width))
+    way = near + np.linspace(0, 1, _SAMPLES)[:, None] * (far - near)
+    at = np.where(backwards, length - way, way)
+    places = network.places(np.tile(road, _SAMPLES), at.ravel()).reshape(_SAMPLES, -1, 2)
+    step = places[_SAMPLES // 2 :].mean(axis=0) - places[: _SAMPLES // 2].mean(axis=0)
+    step /= np.maximum(np.hypot(step[:, 0], step[:, 1]), 1e-9)[:, None]
+    return Arms(network.ends.reshape(-1), places.mean(axis=0), step, far - near)
+
+
+def straight_on(arms: Arms, one: Ints, other: Ints) -> NDArray[np.bool_]:
+    """Whether pairs of arms are one straight road, (k,)."""
+    chord = arms.places[other] - arms.places[one]
+    chord /= np.maximum(np.hypot(chord[:, 0], chord[:, 1]), 1e-9)[:, None]
+    least = np.cos(np.radians(_STRAIGHT))
+    leaves: NDArray[np.bool_] = (-arms.directions[one] * chord).sum(axis=1) >= least
+    arrives: NDArray[np.bool_] = (arms.directions[other] * chord).sum(axis=1) >= least
+    straight: NDArray[np.bool_] = np.logical_and(leaves, arrives)
+    return straight
+
+
+def cross(first: Line, second: Line) -> NDArray[np.float64]:
+    """Cross products of vectors, (..., 2) -> (...)."""
+    product: NDArray[np.float64] = first[..., 0] * second[..., 1] - first[..., 1] * second[..., 0]
+    return product
+
+
+# How much of its weight a junction's arms leave to the place that the skeleton gives: holds a
+# junction of nearly parallel roads.
+_PRIOR = 0.03
+# A link longer than a crossing's blur by this is no crossing, metres.
+_TOUCH = 1.2
+# A junction never moves farther than this many road widths beyond its skeleton's nodes.
+_FARTHEST = 2.5
+
+
+def resolve_junctions(
+    network: Network, width: float, merge: float, junctions: Evidence | None
+) -> Network:
+    """Merge the nodes of one junction, put junctions in their place, let overpasses pass.
+
+    Args:
+        network: the network, metres.
+        width: of a road, metres.
+        merge: junctions linked by less road are one whatever the roads do, metres.
+        junctions: the junction plane, if there is one that knows its junctions.
+    """
+    junction = network.degrees >= 3
+    if not junction.any():
+        return network
+    arms = road_arms(network, width)
+    linked = junction[network.ends].all(axis=1) & (network.ends[:, 0] != network.ends[:, 1])
+    link = linked & (network.lengths < merge)
+    link |= _crossings(network, arms, linked & ~link, width)
+    group = components(len(network.nodes), network.ends[link])
+    outer = junction[arms.nodes] & ~np.repeat(link, 2)
+    old, new = _centres(network, group, link, arms, outer, width)
+    places = np.where(junction[:, None], new[group], network.nodes)
+    cut = _cut_lengths(network, arms, outer, new[group[arms.nodes]], width)
+    passing = np.zeros(len(old), np.bool_)
+    if junctions is not None:
+        passing = ~junctions.shows_junction(new)
+    return _rebuilt(
+        network,
+        group,
+        places,
+        link,
+        cut,
+        _passes(group, arms, outer, link, network.lengths, passing, width),
+    )
+
+
+def _crossings(
+    network: Network, arms: Arms, candidates: NDArray[np.bool_], width: float
+) -> NDArray[np.bool_]:
+    """Which roads are but the blur of two roads that cross, (m,).
+
+    Both their ends are T-junctions, each arm goes on straight in one of the other end's that lies
+    on the other side, and they are no longer than two roads of that width and angle overlap.
+    """
+    found = np.zeros(len(candidates), np.bool_)
+    ends = network.ends
+    candidates = candidates & (network.degrees[ends] == 3).all(axis=1)
+    roads = np.flatnonzero(candidates)
+    if not len(roads):
+        return found
+    # The two other arms at either end of each candidate.
+    order = np.argsort(arms.nodes, kind="stable")
+    first = np.searchsorted(arms.nodes[order], ends[roads])
+    three = order[first[..., None] + np.arange(3)]
+    own = three >> 1 == roads[:, None, None]
+    # Not a road that runs beside another one between the same two nodes.
+    single = (own.sum(axis=2) == 1).all(axis=1)
+    other = np.take_along_axis(three, np.argsort(own, axis=2, kind="stable"), axis=2)[..., :2]
+    found[roads[single]] = _crosses(network, arms, roads[single], other[single], width)
+    return found
+
+
+def _crosses(
+    network: Network, arms: Arms, roads: Ints, other: Ints, width: float
+) -> NDArray[np.bool_]:
+    """Whether the arms ``other``, (k, end, 2), of candidates cross, (k,)."""
+    axis = network.nodes[network.ends[roads, 1]] - network.nodes[network.ends[roads, 0]]
+    directions = arms.directions[other]
+    side = cross(axis[:, None, None], directions) > 0
+    # Left and right arm at either end; arms on one side of the axis do not cross.
+    order = np.argsort(side, axis=2)
+    sorted_sides = np.take_along_axis(side, order, axis=2)
+    good = (~sorted_sides[:, :, 0] & sorted_sides[:, :, 1]).all(axis=1)
+    other = np.take_along_axis(other, order, axis=2)
+    for one, across in ((other[:, 0, 0], other[:, 1, 1]), (other[:, 0, 1], other[:, 1, 0])):
+        good = good & straight_on(arms, one, across)
+    directions = arms.directions[other]
+    # Half the acute angle between the arms, the wider of both ends.
+    cosine = (directions[:, :, 0] * directions[:, :, 1]).sum(axis=2).max(axis=1)
+    longest = 1.5 * _overlap(cosine, width) + width
+    crosses: NDArray[np.bool_] = good & (network.lengths[roads] < longest)
+    return crosses
+
+
+def _centres(
+    network: Network,
+    group: Ints,
+    link: NDArray[np.bool_],
+    arms: Arms,
+    outer: NDArray[np.bool_],
+    width: float,
+) -> tuple[Line, Line]:
+    """Mean place of each group of nodes, and the place nearest to all its arms' lines, (g, 2)."""
+    count = int(group.max()) + 1
+    sizes = np.bincount(group, minlength=count)
+    old = np.stack(
+        [np.bincount(group, network.nodes[:, axis], minlength=count) / sizes for axis in (0, 1)],
+        axis=1,
+    )
+    half = np.flatnonzero(outer)
+    of = group[arms.nodes[half]]
+    ux, uy = arms.directions[half].T
+    px, py = (arms.places[half] - old[of]).T
+    weight = np.clip(arms.reach[half] / LOOK, 0.05, 1)
+    # Sums of projections across each arm: the normal equations of the nearest place.
+    across = uy * px - ux * py
+    terms = uy * uy, -ux * uy, ux * ux, uy * across, -ux * across
+    sums = [np.bincount(of, weight * term, minlength=count).astype(np.float64) for term in terms]
+    xx, xy, yy, bx, by = sums[0] + _PRIOR, sums[1], sums[2] + _PRIOR, sums[3], sums[4]
+    determinant = xx * yy - xy * xy
+    shift = np.stack([yy * bx - xy * by, xx * by - xy * bx], axis=1) / determinant[:, None]
+    linked = np.bincount(group[network.ends[link, 0]], network.lengths[link], minlength=count)
+    limit = _FARTHEST * width + linked
+    far = np.hypot(shift[:, 0], shift[:, 1]) > limit
+    return old, old + np.where(far[:, None], 0, shift)
+
+
+def _cut_lengths(
+    network: Network, arms: Arms, outer: NDArray[np.bool_], centre: Line, width: float
+) -> NDArray[np.float64]:
+    """How much of each arm makes way for a straight line to its junction, (m, 2)."""
+    start = network.nodes[arms.nodes]
+    forward = ((centre - start) * arms.directions).sum(axis=1)
+    length = np.repeat(network.lengths, 2)
+    cut = np.minimum(np.maximum(width, forward + width / 2), 0.45 * length)
+    return np.where(outer, cut, 0.0).reshape(-1, 2)
+
+
+def _passes(
+    group: Ints,
+    arms: Arms,
+    outer: NDArray[np.bool_],
+    link: NDArray[np.bool_],
+    lengths: NDArray[np.float64],
+    passing: NDArray[np.bool_],
+    width: float,
+) -> list[tuple[int, int]]:
+    """Pairs of arms that go on in each other without meeting another pair.
+
+    One road passes over the other, or two roads that turn side by side touch: then the skeleton
+    links them by more than the blur of a crossing.
+    """
+    pairs: list[tuple[int, int]] = []
+    of = group[arms.nodes]
+    linked = np.bincount(of[::2][link], lengths[link], minlength=len(passing))
+    for number in np.flatnonzero(passing & (np.bincount(of[outer], minlength=len(passing)) == 4)):
+        a, *others = np.flatnonzero(outer & (of == number)).tolist()
+        touching: list[tuple[int, int]] = []
+        for b in others:
+            c, d = (arm for arm in others if arm != b)
+            one, other = np.array([a, c]), np.array([b, d])
+            straight = bool(straight_on(arms, one, other).all())
+            cosine = np.abs((arms.directions[a] * arms.directions[c]).sum())
+            if straight and linked[number] <= float(_overlap(cosine, width)) + _TOUCH:
+                pairs += [(a, b), (c, d)]
+                break
+            if arms.nodes[a] == arms.nodes[b] != arms.nodes[c] == arms.nodes[d]:
+                touching = [(a, b), (c, d)]
+        else:
+            if linked[number] > _TOUCH:
+                pairs += touching
+    return pairs
+
+
+def _overlap(cosine: NDArray[np.float64], width: float) -> NDArray[np.float64]:
+    """Length of the road that a skeleton shows where two roads cross at an acute angle.
+
+    Along the line that halves the angle, from where a circle that touches both roads' outer sides
+    also touches the corner between them to the same place on the other side.
+    """
+    sine = np.sqrt(np.clip((1 - cosine) / 2, 1e-4, 1))
+    overlap: NDArray[np.float64] = width * (1 - sine) / (sine * (1 + sine))
+    return overlap
+
+
+def _rebuilt(
+    network: Network,
+    group: Ints,
+    places: Line,
+    link: NDArray[np.bool_],
+    cut: NDArray[np.float64],
+    passes: list[tuple[int, int]],
+) -> Network:
+    """The network with its arms cut and led to their junctions' new places."""
+    kept = np.flatnonzero(~link)
+    length = network.lengths
+    road = np.repeat(np.arange(len(length)), network.counts)
+    way = network.along - network.along[network.starts][road]
+    inner = np.ones(len(road), np.bool_)
+    inner[network.starts] = inner[network.starts + network.counts - 1] = False
+    inner &= ~link[road] & (way > cut[road, 0] + 1e-6) & (way < length[road] - cut[road, 1] - 1e-6)
+
+    nodes = [places]
+    ends = group[network.ends]
+    first_of = np.unique(group, return_index=True)[1]
+    ends = first_of[ends]
+    tips = places[network.ends]
+    for number, (one, other) in enumerate(passes):
+        # The node of two arms that pass lies on the one's cut, off the place where roads cross.
+        side = cut[one >> 1, one % 2]
+        at = length[one >> 1] - side if one % 2 else side
+        place = network.places(np.array([one >> 1]), np.array([at]))[0]
+        nodes.append(place[None])
+        for half in (one, other):
+            ends[half >> 1, half % 2] = len(places) + number
+            tips[half >> 1, half % 2] = place
+    roads, keys, points = [road[inner]], [way[inner]], [network.points[inner]]
+    for side in (0, 1):
+        roads.append(kept)
+        keys.append(length[kept] + 1 if side else np.full(len(kept), -1.0))
+        points.append(tips[kept, side])
+        moved = kept[cut[kept, side] > 0]
+        at = length[moved] - cut[moved, 1] if side else cut[moved, 0]
+        roads.append(moved)
+        keys.append(at)
+        points.append(network.places(moved, at))
+    all_roads, all_points = np.concatenate(roads), np.concatenate(points)
+    order = np.lexsort((np.concatenate(keys), all_roads))
+    counts = np.bincount(all_roads, minlength=len(length))[kept]
+    return Network(np.concatenate(nodes), ends[kept], all_points[order], counts).dissolve()

@@ -1,0 +1,120 @@
+"""Roads that merge at an acute angle, and only far behind the place where their masks do.
+
+A ramp that leaves a motorway at three degrees overlaps it for eighty metres. The skeleton lets both
+meet at the start of that, and a way that has to go on to the merge and back is eighty metres too
+short. The junction plane shows the true place, and the road plane that the stem up to there is
+wider than one road.
+"""
+
+import numpy as np
+import shapely
+
+from satmap.tasks.roads.vectorizer.evidence import JUNCTION_SHOWN, Evidence
+from satmap.tasks.roads.vectorizer.junctions import Arms, road_arms, straight_on
+from satmap.tasks.roads.vectorizer.lines import cut
+from satmap.tasks.roads.vectorizer.network import Ints, Line, Network
+from satmap.tasks.roads.vectorizer.speed import widths_at
+
+# Roads that merge enclose at most this angle, degrees.
+_ACUTE = 30.0
+# The merge is looked for so far along the stem, in such steps, metres.
+_REACH, _STEP = 120.0, 1.0
+# The first half of the way to the merge is at least so many roads wide.
+_WIDE = 1.15
+
+
+def delay_merges(
+    network: Network, width: float, road: Evidence, junctions: Evidence | None
+) -> Network:
+    """Move junctions of two nearly parallel roads along their stem to where the planes show them.
+
+    Args:
+        network: the network, metres.
+        width: of a road, metres.
+        road: the road plane.
+        junctions: the junction plane, if there is one that knows its junctions.
+    """
+    three = np.flatnonzero(network.degrees == 3)
+    if junctions is None or not len(three):
+        return network
+    hidden = three[~junctions.shows_junction(network.nodes[three])]
+    if not len(hidden):
+        return network
+    arms = road_arms(network, 2 * width)
+    order = np.argsort(arms.nodes, kind="stable")
+    first = np.searchsorted(arms.nodes[order], hidden)
+    merges = []
+    for node, halves in zip(hidden.tolist(), order[first[:, None] + np.arange(3)], strict=True):
+        stem = _stem(arms, halves)
+        if stem is None or len({half >> 1 for half in halves.tolist()}) < 3:
+            continue
+        way = _way_to_junction(network, stem, width, road, junctions)
+        if way is not None:
+            merges.append((node, stem, [h for h in halves.tolist() if h != stem], way))
+    return _moved(network, merges, width) if merges else network
+
+
+def _stem(arms: Arms, halves: Ints) -> int | None:
+    """Which of three arms the two others, close to each other, both go on in; None if none."""
+    least = np.cos(np.radians(_ACUTE))
+    for place in range(3):
+        others = np.delete(halves, place)
+        acute = arms.directions[others[0]] @ arms.directions[others[1]] >= least
+        if acute and straight_on(arms, np.repeat(halves[place], 2), others).all():
+            return int(halves[place])
+    return None
+
+
+def _way_to_junction(
+    network: Network, stem: int, width: float, road: Evidence, junctions: Evidence
+) -> float | None:
+    """Metres along the stem to the middle of the junction that its plane shows first."""
+    edge, backwards = stem >> 1, stem % 2 == 1
+    length = float(network.lengths[edge])
+    way = np.arange(_STEP, min(length, _REACH), _STEP)
+    if len(way) < 2:
+        return None
+    edges = np.full(len(way), edge)
+    places = network.places(edges, length - way if backwards else way)
+    shown = junctions.at(places) >= JUNCTION_SHOWN
+    if not shown.any():
+        return None
+    start = int(np.argmax(shown))
+    stop = start + int(np.argmin(np.append(shown[start:], False)))
+    if stop == len(way) and network.degrees[network.ends[edge, 1 - stem % 2]] > 1:
+        # It is the junction at the stem's other end.
+        return None
+    middle = (start + stop) // 2
+    steps = np.gradient(places[: middle + 2], axis=0)
+    steps /= np.maximum(np.hypot(steps[:, 0], steps[:, 1]), 1e-9)[:, None]
+    half = slice(0, middle // 2 + 1)
+    wide = widths_at(road, places[half], steps[half]).mean() >= _WIDE * width
+    return float(way[middle]) if wide else None
+
+
+def _moved(
+    network: Network, merges: list[tuple[int, int, list[int], float]], width: float
+) -> Network:
+    """The network with junctions moved along their stems, their arms led to the new place."""
+    lines, nodes = network.lines, network.nodes.copy()
+    for node, stem, others, way in merges:
+        line = _from_node(lines, stem)
+        if way > shapely.LineString(line).length - width:
+            continue
+        _, shortened = cut(line, np.array([way]))
+        nodes[node] = shortened[0]
+        _set(lines, stem, shortened)
+        for half in others:
+            arm = _from_node(lines, half)
+            length = shapely.LineString(arm).length
+            _, rest = cut(arm, np.array([min(2 * width, 0.45 * length)]))
+            _set(lines, half, np.concatenate([nodes[[node]], rest]))
+    return Network.of_lines(nodes, network.ends, lines)
+
+
+def _from_node(lines: list[Line], half: int) -> Line:
+    return lines[half >> 1][::-1] if half % 2 else lines[half >> 1]
+
+
+def _set(lines: list[Line], half: int, line: Line) -> None:
+    lines[half >> 1] = line[::-1] if half % 2 else line

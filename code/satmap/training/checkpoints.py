@@ -1,0 +1,230 @@
+"""Which weights of a training are kept."""
+
+import csv
+import importlib.util
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from satmap.errors import SatmapError
+from satmap.io.checksums import ChipRecords, FileRecord
+from satmap.io.files import write_text
+from satmap.networks.unet import UNet
+from satmap.provenance.machine import this_hardware, this_software
+from satmap.provenance.manifest import (
+    DataRecord,
+    TrainingRun,
+    WeightsManifest,
+    manifest_path,
+    record_data,
+    record_recipe,
+    write_manifest,
+)
+from satmap.recipes.schema import Member, Recipe
+from satmap.report.curves import Curve, draw_curves
+from satmap.report.panels import write_picture
+from satmap.tasks.objectives import Objective, objective_of
+from satmap.training.epoch import Job
+from satmap.training.loading import member_seed
+from satmap.training.run_context import Workplace
+from satmap.training.state import Progress
+from satmap.weights.network_files import save_weights
+
+
+def require_finite(network: UNet, member: Member, progress: Progress, place: Workplace) -> None:
+    """Fail before weights that are worth nothing replace others.
+
+    Raises:
+        SatmapError: a weight is infinite or not a number.
+    """
+    if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
+        raise SatmapError(
+            f"{member.name}: the weights are not finite after epoch {progress.epoch + 1}. The "
+            f"checkpoints so far are intact in {place.weights}; lower the learning rate."
+        )
+
+
+def keep_checkpoints(
+    network: UNet,
+    member: Member,
+    recipe: Recipe,
+    record: dict[str, float],
+    progress: Progress,
+    place: Workplace,
+    held_out: Sequence[str],
+) -> list[Path]:
+    """Write the last weights, and the best where a score is a new best.
+
+    Returns:
+        The files written.
+
+    Raises:
+        SatmapError: a file cannot be written.
+    """
+    objective = objective_of(recipe)
+    scores = {name: round(record[name], 5) for name in objective.scores if name in record}
+    metadata = {
+        "recipe": recipe.model_dump_json(),
+        "member": member.name,
+        "stage": f"{record['stage']:.0f}",
+        "epoch": f"{record['epoch']:.0f}",
+        "scores": json.dumps(scores),
+        "held_out": json.dumps(held_out),
+    }
+    written = [place.weight_file(member, "last")]
+    for score, checkpoint in objective.best.items():
+        file = place.weight_file(member, checkpoint)
+        if score in record and record[score] > progress.best.get(score, -1.0):
+            progress.best[score] = record[score]
+            save_weights(file, network, metadata)
+            written.append(file)
+        elif score not in progress.best:
+            # Left by an earlier training that this one replaces.
+            file.unlink(missing_ok=True)
+            manifest_path(file).unlink(missing_ok=True)
+    save_weights(written[0], network, metadata)
+    return written
+
+
+# Digits of the data's fingerprint in the name of the file that lists them.
+_NAME_DIGITS = 16
+
+
+def note_run(progress: Progress, place: Workplace) -> None:
+    """Add this run to those that had a part in a training, once however often it is asked to."""
+    known = place.circumstances
+    run = TrainingRun(
+        command=known.command,
+        directory=str(Path.cwd()),
+        started=known.started,
+        processes=place.ranks.world,
+        software=this_software(),
+        hardware=this_hardware(place.device),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+        time_limit_s=known.time_limit_s,
+        from_stage=progress.stage + 1,
+        from_epoch=progress.epoch,
+        from_step=progress.step,
+    ).model_dump(mode="json")
+    # With several processes a member is trained stage by stage, and is gone on with in between.
+    mine = ("command", "started", "processes")
+    if not progress.runs or any(progress.runs[-1][key] != run[key] for key in mine):
+        progress.runs = [*progress.runs, run]
+
+
+def write_manifests(
+    files: Sequence[Path], job: Job, record: Mapping[str, float], progress: Progress
+) -> None:
+    """Write the manifests of weights that were just kept.
+
+    The chips, of which there may be thousands, are listed once for all, in ``data-*.json``.
+
+    Args:
+        files: the weights.
+        job: what is trained.
+        record: of the epoch.
+        progress: with the runs so far.
+
+    Raises:
+        SatmapError: something cannot be written.
+    """
+    member, recipe = job.member, job.recipe
+    chips = {chip.image_id: chip.sources for chip in (*job.training, *job.validation)}
+    stages = range(len(member.stages))
+    facts = {
+        "recipe": record_recipe(recipe, content=False),
+        "member": member.name,
+        "seeds": {
+            "recipe": recipe.seed,
+            "network": member_seed(recipe, member, 0),
+            **{f"stage {index + 1}": member_seed(recipe, member, index) for index in stages},
+        },
+        "stage": int(record["stage"]),
+        "epoch": int(record["epoch"]),
+        "scores": {name: record[name] for name in objective_of(recipe).scores if name in record},
+        "data": _list_data(job.place.weights, chips),
+        "starts_from": [FileRecord.model_validate(file) for file in progress.starts_from],
+        "skipped": dict(job.place.circumstances.skipped),
+        "runs": [TrainingRun.model_validate(run) for run in progress.runs],
+    }
+    for file in files:
+        write_manifest(file, WeightsManifest, facts)
+
+
+def _list_data(directory: Path, chips: ChipRecords) -> DataRecord:
+    """The data set, its files listed in a file of the directory, named by what they are."""
+    data = record_data(chips, None)
+    name = f"data-{data.fingerprint[:_NAME_DIGITS]}.json"
+    file = directory / name
+    if not file.exists():
+        listed = {
+            image_id: {kind: record.model_dump() for kind, record in sorted(files.items())}
+            for image_id, files in sorted(chips.items())
+        }
+        write_text(file, json.dumps(listed, indent=1) + "\n")
+    return data.model_copy(update={"list": name})
+
+
+_COLUMNS = ("stage", "epoch", "learning_rate", "seconds", "ms_per_step", "crops_per_second")
+
+
+def watch(member: Member, progress: Progress, place: Workplace, objective: Objective) -> None:
+    """Bring the member's log, curves and TensorBoard up to the last epoch.
+
+    The files are written whole: an epoch that is done again after a kill has one row all the same.
+
+    Raises:
+        SatmapError: a file cannot be written.
+    """
+    stem = place.weights / member.name
+    figures = ("loss", *objective.parts), objective.scores
+    write_text(Path(f"{stem}.log.csv"), _table(progress.history, [*figures[0], *figures[1]]))
+    panels = [_curves(progress.history, names) for names in figures]
+    write_picture(Path(f"{stem}.curves.png"), draw_curves([panel for panel in panels if panel]))
+    if place.tensorboard is not None:
+        _tell_tensorboard(place.tensorboard / member.name, progress.history)
+
+
+def require_tensorboard() -> None:
+    """Fail before any work is done if TensorBoard is asked for and not there.
+
+    Raises:
+        SatmapError: it is not installed.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise SatmapError(
+            "--tensorboard needs the package `tensorboard`, which is not installed: "
+            "`pip install tensorboard`, or leave the option out; the log beside the weights has "
+            "the same figures."
+        )
+
+
+def _table(history: Sequence[dict[str, float]], figures: Sequence[str]) -> str:
+    text = io.StringIO()
+    table = csv.DictWriter(text, (*_COLUMNS, *figures), lineterminator="\n")
+    table.writeheader()
+    for record in history:
+        table.writerow({name: f"{value:.6g}" for name, value in record.items()})
+    return text.getvalue()
+
+
+def _curves(history: Sequence[dict[str, float]], names: Sequence[str]) -> list[Curve]:
+    """The named figures over the epochs of all stages, as far as there are any."""
+    points = {
+        name: [(epoch, record[name]) for epoch, record in enumerate(history, 1) if name in record]
+        for name in names
+    }
+    return [Curve(name, found) for name, found in points.items() if found]
+
+
+def _tell_tensorboard(directory: Path, history: Sequence[dict[str, float]]) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    epoch = len(history)
+    # Events of this epoch that an earlier, killed run has left are hidden.
+    with SummaryWriter(str(directory), purge_step=epoch) as writer:
+        for name, value in history[-1].items():
+            writer.add_scalar(name, value, epoch)

@@ -1,0 +1,167 @@
+"""What the fits of roads and of buildings have in common: masks with a truth, and the outcome."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from satmap.data.folds import assign_folds
+from satmap.errors import SatmapError
+from satmap.runtime.workers import Run
+from satmap.settings import Settings
+from satmap.tuning.cross_validation import FEWEST, Fit
+
+#: More chips say little more and take their time.
+MOST = 96
+
+# Fewer places tell a gain from chance badly.
+_PLACES = 24
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a fit of a vectoriser found.
+
+    Attributes:
+        settings: of the recipe's vectoriser, fitted where that gains something.
+        score: what was measured, as messages call it.
+        fits: for each category of looks that was fitted by itself; of all chips under "".
+        faults: image id to what is wrong, for masks that were left out.
+        warnings: what the user should know.
+    """
+
+    settings: Settings
+    score: str
+    fits: Mapping[str, Fit[Any]]
+    faults: dict[str, str]
+    warnings: tuple[str, ...]
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        lines = []
+        for category, fit in self.fits.items():
+            lines += fit.summary(f"{category}: {self.score}" if category else self.score)
+        return "\n".join(lines)
+
+
+class Chip(Protocol):
+    """A mask with its truth, as a worker is given it."""
+
+    @property
+    def image_id(self) -> str:
+        """The image."""
+
+    @property
+    def site(self) -> str:
+        """What must not be in both halves: all looks at one place."""
+
+    @property
+    def area(self) -> str:
+        """Its area of interest; "" for images whose names tell none."""
+
+
+_Chip = TypeVar("_Chip", bound=Chip)
+
+
+def in_common(
+    masks: Path, truth: Path, paths: Collection[str], known: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """The ids of the masks that the truth knows, in the masks' order, and what to say of others.
+
+    Args:
+        masks: their directory.
+        truth: the file.
+        paths: ids of the masks.
+        known: ids of the truth.
+
+    Raises:
+        SatmapError: there is none.
+    """
+    common = [image_id for image_id in paths if image_id in known]
+    if not common:
+        raise SatmapError(
+            f"{masks} and {truth} have no image in common, for example {next(iter(paths))} and "
+            f"{next(iter(known), 'none')}. Check that they belong together and whether one keeps "
+            "the challenge's prefix."
+        )
+    warnings = []
+    for what, number in (("truth", len(paths)), ("mask", len(known))):
+        if number > len(common):
+            warnings.append(f"{number - len(common)} images without a {what} are left out")
+    return common, warnings
+
+
+def some_of(chips: Sequence[_Chip], warnings: list[str]) -> list[_Chip]:
+    """About ``MOST`` chips at most, of all areas; warns of the rest.
+
+    Many looks at few places say less than few looks at many: of the places stay ``_PLACES`` or
+    more, and then looks are left out instead.
+    """
+    if len(chips) <= MOST:
+        return [*chips]
+    places = len({chip.site for chip in chips})
+    of = ceil(len(chips) / MOST)
+    if places < len(chips):
+        of = min(of, max(places // _PLACES, 1))
+    parts = _dealt(chips, of, seed=1)
+    looks: dict[str, list[_Chip]] = {}
+    for chip, part in zip(chips, parts, strict=True):
+        if part == 0:
+            looks.setdefault(chip.site, []).append(chip)
+    most = max(MOST // len(looks), 1)
+    kept = {chip.image_id for its in looks.values() for chip in _spread(its, most)}
+    warnings.append(f"of {len(chips)} images {len(kept)}, spread over all areas, are fitted to")
+    return [chip for chip in chips if chip.image_id in kept]
+
+
+def _spread(chips: Sequence[_Chip], most: int) -> list[_Chip]:
+    """At most so many, from the first to the last."""
+    step = max(len(chips) / most, 1)
+    return [chips[int(number * step)] for number in range(min(len(chips), most))]
+
+
+def halves_of(chips: Sequence[_Chip]) -> tuple[list[int], list[int]]:
+    """Numbers of the chips of two halves of every area, all looks at a place in one."""
+    parts = _dealt(chips, 2, seed=0)
+    first, second = ([n for n, part in enumerate(parts) if part == half] for half in (0, 1))
+    return first, second
+
+
+def readable(
+    chips: Sequence[_Chip], run: Run, brightest: Callable[[_Chip], int | str]
+) -> tuple[list[_Chip], dict[str, str]]:
+    """The chips whose masks can be read, and what is wrong with the others.
+
+    Args:
+        chips: all.
+        run: where to read them.
+        brightest: gives the highest probability of a mask, 0..255, or what is wrong with it.
+
+    Raises:
+        SatmapError: too few are left, or there is nothing to fit to in all of them.
+    """
+    good, faults, most = [], {}, 0
+    for chip, result in zip(chips, run(brightest, chips), strict=True):
+        if isinstance(result, str):
+            faults[chip.image_id] = result
+        else:
+            good.append(chip)
+            most = max(most, result)
+    if len(good) < FEWEST:
+        wrong = [f" ({len(faults)} more cannot be read: {fault})" for fault in faults.values()]
+        raise SatmapError(
+            f"{len(good)} masks with truth{''.join(wrong[:1])}, but a fit takes {FEWEST} or "
+            "more: it is judged on chips that it has not seen."
+        )
+    if not most:
+        raise SatmapError(
+            f"all {len(good)} masks are empty, so there is nothing to fit to. Check that they are "
+            "the network's planes."
+        )
+    return good, faults
+
+
+def _dealt(chips: Sequence[_Chip], folds: int, seed: int) -> list[int]:
+    parts = assign_folds({chip.site: chip.area for chip in chips}.items(), folds, seed)
+    return [parts[chip.site] for chip in chips]

@@ -1,0 +1,123 @@
+"""A fit of settings to all chips, judged by fits to either half on the other one."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic
+
+from satmap.tuning.coordinate_search import (
+    Gain,
+    Grids,
+    Record,
+    RecordTable,
+    SettingsT,
+    descend,
+)
+
+#: Two halves of two: with fewer there is no telling a gain from chance.
+FEWEST = 4
+
+# Shares of the time by the end of the fits to either half and to all. The last finds most of its
+# records worked out by the others.
+_SHARES = (0.42, 0.84, 1.0)
+
+
+@dataclass(frozen=True)
+class Fit(Generic[SettingsT]):
+    """What a fit found.
+
+    Attributes:
+        settings: the fitted settings, or those at the start where the fit gains nothing.
+        changes: name of a setting that the fit moves to its value before and after, whether or not
+            it is kept.
+        chips: how many were fitted to.
+        before: score of the settings at the start, all chips.
+        after: score of the fitted settings on the chips that they were fitted to.
+        unseen: what fits gain on chips that they were not fitted to, by cross-validation.
+        complete: whether there was time for the whole search.
+    """
+
+    settings: SettingsT
+    changes: dict[str, tuple[float, float]]
+    chips: int
+    before: float
+    after: float
+    unseen: Gain
+    complete: bool
+
+    @property
+    def kept(self) -> bool:
+        """Whether the fit took the place of the settings at the start."""
+        return bool(self.changes) and self.unseen.counts
+
+    def summary(self, score: str) -> list[str]:
+        """A few lines for people; ``score`` names what was measured."""
+        lines = [
+            f"{score} of {self.chips} chips: {self.before:.4f} before, "
+            f"{self.after:.4f} after on the chips fitted to",
+            f"on chips not fitted to (two-fold cross-validation): {self.before:.4f} before, "
+            f"{self.before + self.unseen.mean:.4f} after, gain {self.unseen.mean:+.4f} "
+            f"+- {self.unseen.error:.4f}",
+        ]
+        lines += [f"  {name}: {old:g} -> {new:g}" for name, (old, new) in self.changes.items()]
+        if not self.complete:
+            lines.append("time ran out before the search was complete; --minutes gives more")
+        if not self.changes:
+            lines.append(
+                "no other values are better by more than chance: the settings stay as they were"
+            )
+        elif not self.kept:
+            lines.append(
+                "no gain beyond chance on chips not fitted to: the settings stay as they were"
+            )
+        return lines
+
+
+def cross_validated(
+    table: RecordTable[SettingsT, Record],
+    start: SettingsT,
+    grids: Grids,
+    halves: tuple[Sequence[int], Sequence[int]],
+    seconds: float,
+    of_what: str = "",
+) -> Fit[SettingsT]:
+    """Fit settings to the chips of both halves, and judge the fit.
+
+    Args:
+        table: where records come from.
+        start: where to begin.
+        grids: as ``descend`` takes them.
+        halves: chips, two or more each.
+        seconds: time for the search; when it is over the best so far is the result.
+        of_what: names the chips in the progress display.
+    """
+    began = time.monotonic()
+    everyone = sorted((*halves[0], *halves[1]))
+    table.fill([start], everyone)
+    fits = [
+        descend(table, start, grids, own, began + seconds * share, f"fitting to {of_what}{label}")
+        for (own, label), share in zip(
+            ((halves[0], "half 1"), (halves[1], "half 2"), (everyone, "all")), _SHARES, strict=True
+        )
+    ]
+    before = dict(zip(everyone, table.records(start, everyone), strict=True))
+    unseen = dict(before)
+    for fit, other in zip(fits, halves[::-1], strict=False):
+        table.fill([fit.settings], other)
+        unseen |= zip(other, table.records(fit.settings, other), strict=True)
+    fitted = fits[-1].settings
+    measure = table.measure
+    gain = measure.gain([*before.values()], [unseen[chip] for chip in everyone], everyone)
+    return Fit(
+        settings=fitted if gain.counts else start,
+        changes={
+            name: (getattr(start, name), getattr(fitted, name))
+            for name in grids
+            if getattr(start, name) != getattr(fitted, name)
+        },
+        chips=len(everyone),
+        before=measure.score([*before.values()], everyone),
+        after=measure.score(table.records(fitted, everyone), everyone),
+        unseen=gain,
+        complete=all(fit.complete for fit in fits),
+    )

@@ -1,0 +1,1 @@
+"""Vector data types and their units: road graphs, buildings, georeferences."""

@@ -1,0 +1,165 @@
+"""Where an image lies: its reference system and the true size of its pixels."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import rasterio.crs
+import rasterio.warp
+from affine import Affine
+from numpy.typing import NDArray
+
+from satmap.errors import SatmapError
+from satmap.io.geojson_reader import LON_LAT, project
+
+# Distance over which the pixel size is measured: long enough to be exact in float64.
+_PROBE_PIXELS = 100.0
+
+# No road can be seen in larger pixels, and no sensor sees smaller ones.
+_SMALLEST_PIXEL_M, _LARGEST_PIXEL_M = 1e-3, 100.0
+
+
+@dataclass(frozen=True)
+class Georeference:
+    """Position of a raster on the Earth.
+
+    Attributes:
+        crs: reference system as WKT.
+        transform: pixel (column, row) to coordinates of ``crs``; (0, 0) is the outer corner of the
+            first pixel.
+        metres_per_pixel: true size of a pixel at the image's centre, along x and along y.
+    """
+
+    crs: str
+    transform: Affine
+    metres_per_pixel: tuple[float, float]
+
+    def to_pixels(self, xy: NDArray[np.float64], crs: str = LON_LAT) -> NDArray[np.float64]:
+        """Coordinates (n, 2) of ``crs`` as pixel x and y, float64 (n, 2).
+
+        Raises:
+            ValueError: the coordinates cannot be brought into the image's system.
+        """
+        return _apply(~self.transform, project(xy, crs, self.crs)) if len(xy) else xy
+
+    def to_map(self, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Pixel x and y (n, 2) as coordinates of the image's own system, float64 (n, 2)."""
+        return _apply(self.transform, pixels)
+
+
+def georeference_of(
+    crs: rasterio.crs.CRS | None, transform: Affine, width: int, height: int
+) -> Georeference | None:
+    """The georeference of an open raster, or None if it has none.
+
+    Raises:
+        SatmapError: the reference system cannot be turned into longitude and latitude.
+    """
+    if crs is None or transform.is_identity:
+        return None
+    try:
+        if transform.is_degenerate:
+            raise ValueError("its transform maps all pixels onto a line")
+        size = _metres_per_pixel(crs, transform, width, height)
+        return Georeference(crs.to_wkt(), transform, size)
+    # GDAL's own errors, which local and geocentric systems raise, have no public base class.
+    except Exception as error:
+        raise SatmapError(
+            f"unusable reference system ({error}); assign the right one, for example with "
+            "`rio edit-info --crs EPSG:4326 IMAGE`."
+        ) from error
+
+
+def _metres_per_pixel(
+    crs: rasterio.crs.CRS, transform: Affine, width: int, height: int
+) -> tuple[float, float]:
+    column, row, step = width / 2, height / 2, _PROBE_PIXELS
+    corners = np.array([(column, row), (column + step, row), (column, row + step)])
+    x, y = _apply(transform, corners).T
+    longitude, latitude = (np.asarray(axis) for axis in rasterio.warp.transform(crs, LON_LAT, x, y))
+    if not (np.isfinite(longitude).all() and (np.abs(latitude) < 90).all()):
+        raise ValueError("the image lies outside the area where it is defined")
+    per_longitude, per_latitude = metres_per_degree(float(latitude[0]))
+    # A broken header can hold any number; what is infinite is refused below.
+    with np.errstate(over="ignore", invalid="ignore"):
+        distance = np.hypot(
+            (longitude[1:] - longitude[0]) * per_longitude,
+            (latitude[1:] - latitude[0]) * per_latitude,
+        )
+    size = distance / step
+    if not ((size >= _SMALLEST_PIXEL_M) & (size <= _LARGEST_PIXEL_M)).all():
+        sizes = " x ".join(f"{length:.3g}" for length in size)
+        raise ValueError(f"its pixels would be {sizes} m")
+    return float(size[0]), float(size[1])
+
+
+def _apply(transform: Affine, xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Map points (n, 2) at once."""
+    matrix = np.array(transform[:6]).reshape(2, 3)
+    mapped: NDArray[np.float64] = xy @ matrix[:, :2].T + matrix[:, 2]
+    return mapped
+
+
+def metres_per_degree(latitude: float) -> tuple[float, float]:
+    """Metres in a degree of longitude and of latitude on the WGS 84 ellipsoid."""
+    semi_major, eccentricity2 = 6378137.0, 6.69437999014e-3
+    sine = math.sin(math.radians(latitude))
+    curvature = 1 - eccentricity2 * sine * sine
+    normal = semi_major / math.sqrt(curvature)
+    meridian = semi_major * (1 - eccentricity2) / curvature**1.5
+    radian = math.pi / 180
+    return normal * math.cos(math.radians(latitude)) * radian, meridian * radian
+
+
+Floats = NDArray[np.float64]
+
+
+def lon_lat_of(
+    image_id: str,
+    georeference: Georeference | None,
+    pixels: Floats,
+    *,
+    things: str,
+    otherwise: str,
+) -> Floats:
+    """Pixels of an image in degrees of longitude and latitude on WGS 84.
+
+    Args:
+        image_id: the image.
+        georeference: where it lies.
+        pixels: float64 (n, 2), x and y.
+        things: what they are of, for messages.
+        otherwise: what to write instead, without a full stop.
+
+    Raises:
+        SatmapError: the image has no georeference, or one that does not lead to longitudes and
+            latitudes on one side of the 180th meridian.
+    """
+    placed = georeference_or_fault(image_id, georeference, otherwise)
+    try:
+        lon_lat = project(placed.to_map(pixels), placed.crs, LON_LAT)
+    except ValueError as error:
+        raise SatmapError(f"{image_id}: its {things} {error}.") from error
+    if len(lon_lat) and ((np.abs(lon_lat) > (180, 90)).any() or np.ptp(lon_lat[:, 0]) > 180):
+        raise SatmapError(
+            f"{image_id} lies across the 180th meridian or beyond a pole, where lines in "
+            f"longitude and latitude would run around the Earth. {otherwise}."
+        )
+    return lon_lat
+
+
+def georeference_or_fault(
+    image_id: str, georeference: Georeference | None, otherwise: str
+) -> Georeference:
+    """The georeference, if there is one.
+
+    Raises:
+        SatmapError: there is none.
+    """
+    if georeference is None:
+        raise SatmapError(
+            f"{image_id} has no georeference, which GeoJSON and GeoPackage need. {otherwise}; or "
+            "give the image its georeference, for example with `rio edit-info --crs EPSG:4326 "
+            "--transform ... IMAGE`."
+        )
+    return georeference

@@ -1,0 +1,152 @@
+"""The road graph: nodes in pixels, edges with their geometry, length and speed."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satmap.vectors.georeference import Georeference, lon_lat_of
+from satmap.vectors.speeds import MPS_PER_MPH, class_speed_mph
+
+
+@dataclass(frozen=True)
+class RoadEdge:
+    """A road between two nodes.
+
+    Attributes:
+        nodes: indices of the start and end node; equal for a loop.
+        line: float64 (n >= 2, 2), x = column and y = row in pixels, from the start node to the end.
+        length_m: length along ``line``, metres.
+        speed_mps: speed, metres a second, > 0.
+        confidence: mean road probability along the line, 0..1.
+    """
+
+    nodes: tuple[int, int]
+    line: NDArray[np.float64]
+    length_m: float
+    speed_mps: float
+    confidence: float
+
+    @property
+    def travel_time_s(self) -> float:
+        """Seconds from end to end."""
+        return self.length_m / self.speed_mps
+
+
+@dataclass(frozen=True)
+class RoadGraph:
+    """The roads of one image as an undirected multigraph: parallel edges and loops are kept.
+
+    Attributes:
+        nodes: float64 (n, 2), x = column and y = row in pixels.
+        edges: the roads, each between two of ``nodes``.
+    """
+
+    nodes: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 2)))
+    edges: tuple[RoadEdge, ...] = ()
+
+
+def line_length_m(line: NDArray[np.float64], metres_per_pixel: tuple[float, float]) -> float:
+    """Length of a line in pixels, in metres; pixels may be wider than high."""
+    steps = np.diff(line, axis=0) * np.asarray(metres_per_pixel)
+    return float(np.hypot(steps[:, 0], steps[:, 1]).sum())
+
+
+# OpenStreetMap's classes that routers let cars use, slowest first. No motorway: routers take one
+# for a one-way road, and nothing here knows directions. No track: most routers avoid it.
+_CLASSES = ("unclassified", "residential", "tertiary", "secondary", "primary", "trunk")
+_CLASS_SPEEDS_MPH = [class_speed_mph(name, lanes=1) for name in _CLASSES]
+_CLASS_LIMITS_MPH = [(slow + fast) / 2 for slow, fast in pairwise(_CLASS_SPEEDS_MPH)]
+
+
+@dataclass(frozen=True)
+class ImageRoads:
+    """The roads of one image.
+
+    Attributes:
+        image_id: the image.
+        graph: its roads, in pixels.
+        georeference: where its pixels lie; None if nobody knows.
+    """
+
+    image_id: str
+    graph: RoadGraph
+    georeference: Georeference | None
+
+
+@dataclass(frozen=True)
+class LonLat:
+    """The nodes and edges of a graph in degrees of longitude and latitude on WGS 84.
+
+    Attributes:
+        nodes: float64 (nodes, 2).
+        lines: float64 (n, 2) for each edge.
+    """
+
+    nodes: NDArray[np.float64]
+    lines: list[NDArray[np.float64]]
+
+
+def in_lon_lat(roads: ImageRoads) -> LonLat:
+    """The graph in longitude and latitude.
+
+    Raises:
+        SatmapError: the image has no georeference, or one that does not lead to longitudes and
+            latitudes on one side of the 180th meridian.
+    """
+    graph = roads.graph
+    # All at once: every call has to set up the projection anew.
+    parts = [graph.nodes, *(edge.line for edge in graph.edges)]
+    lon_lat = lon_lat_of(
+        roads.image_id,
+        roads.georeference,
+        np.concatenate(parts),
+        things="roads",
+        otherwise="Write GraphML, which takes pixels, or a CSV",
+    )
+    ends = np.cumsum([len(part) for part in parts])
+    nodes, *lines = np.split(lon_lat, ends[:-1])
+    return LonLat(nodes, lines)
+
+
+def numbered(graphs: Iterable[ImageRoads]) -> Iterator[tuple[int, ImageRoads]]:
+    """The images, each with the number that its first node has among the nodes of all."""
+    first_node = 0
+    for roads in graphs:
+        yield first_node, roads
+        first_node += len(roads.graph.nodes)
+
+
+def edge_attributes(image_id: str, edge: RoadEdge, first_node: int) -> dict[str, str | int | float]:
+    """What every format says of an edge, in the order in which it says it.
+
+    ``u`` and ``v`` are the nodes at the start and end of the line, numbered over the whole file
+    (``first_node`` is the number of the image's first). ``highway`` and ``maxspeed`` are
+    OpenStreetMap's tags, the first guessed by :func:`highway_of`. Metres, seconds and the
+    confidence, 0..1, have three decimals.
+    """
+    mph = edge.speed_mps / MPS_PER_MPH
+    return {
+        "image_id": image_id,
+        "u": first_node + edge.nodes[0],
+        "v": first_node + edge.nodes[1],
+        "highway": highway_of(mph),
+        "maxspeed": f"{max(round(mph), 1)} mph",
+        "speed_mps": round(edge.speed_mps, 3),
+        "length_m": round(edge.length_m, 3),
+        "travel_time_s": round(edge.travel_time_s, 3),
+        "confidence": round(edge.confidence, 3),
+    }
+
+
+def highway_of(mph: float) -> str:
+    """OpenStreetMap's class of a road by its speed, miles an hour.
+
+    The challenge's rule for roads of at most two lanes (:mod:`satmap.vectors.speeds`) turned round: the
+    class whose speed is nearest, of two equally near the faster. 20 is ``unclassified``, 25
+    ``residential``, 30 ``tertiary``, 35 ``secondary``, 45 ``primary``, 55 and more ``trunk``.
+    """
+    return _CLASSES[bisect_right(_CLASS_LIMITS_MPH, mph)]

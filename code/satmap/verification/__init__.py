@@ -1,1 +1,0 @@
-"""Made again and compared: submissions and weight files against their manifests."""

@@ -1,0 +1,92 @@
+"""One network out of several: the mean of their weights.
+
+Source: model soups, https://arxiv.org/abs/2203.05482. Checkpoints of one training, or trainings
+from one start, lie in one valley of the loss, and their mean scores like their ensemble at the cost
+of a single network.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from satmap.errors import SatmapError
+from satmap.networks.unet import UNet
+from satmap.weights.network_files import CATEGORIES_KEY, NETWORK_KEYS, load_weights, save_weights
+
+# Known of each file alone.
+_DROPPED = ("scores",)
+
+
+def average_weights(output: Path, files: Sequence[Path]) -> UNet:
+    """Write the mean of networks of one kind.
+
+    Batch-norm statistics are averaged like weights, counters are the first file's. What the files
+    say alike is kept; the recipe is the first one's; held out are the images that all held out.
+
+    Args:
+        output: the weight file to write.
+        files: at least two.
+
+    Returns:
+        The mean.
+
+    Raises:
+        SatmapError: fewer than two files, one cannot be read, or the networks differ in kind.
+    """
+    if len(files) < 2:
+        raise SatmapError("the mean of one file is itself: give two or more weight files.")
+    network, first = load_weights(files[0])
+    metadata = [first]
+    mean = network.state_dict()
+    for number, file in enumerate(files[1:], 2):
+        other, described = load_weights(file)
+        _require_same_kind(files[0], (network, first), file, (other, described))
+        metadata.append(described)
+        for name, value in other.state_dict().items():
+            if value.is_floating_point():
+                mean[name] += (value - mean[name]) / number
+    if not all(bool(torch.isfinite(value).all()) for value in mean.values()):
+        raise SatmapError("the mean is not finite: one of the files holds NaN or infinities.")
+    save_weights(output, network, _merge(metadata, files))
+    return network
+
+
+def _require_same_kind(
+    first_file: Path,
+    first: tuple[UNet, Mapping[str, str]],
+    file: Path,
+    other: tuple[UNet, Mapping[str, str]],
+) -> None:
+    for key in (*NETWORK_KEYS, CATEGORIES_KEY):
+        expected, found = first[1].get(key), other[1].get(key)
+        if expected != found:
+            raise SatmapError(
+                f"{file} has the {key} {found} and {first_file} {expected}: only networks of one "
+                "kind have a mean."
+            )
+    normalizations = [(network.encoder.mean, network.encoder.std) for network, _ in (first, other)]
+    if normalizations[0] != normalizations[1]:
+        raise SatmapError(
+            f"{file} and {first_file} normalise their input differently: only networks of one "
+            "kind have a mean."
+        )
+
+
+def _merge(metadata: Sequence[Mapping[str, str]], files: Sequence[Path]) -> dict[str, str]:
+    first = metadata[0]
+    merged = {
+        key: value
+        for key, value in first.items()
+        if key not in (*NETWORK_KEYS, CATEGORIES_KEY, *_DROPPED)
+        and all(other.get(key) == value for other in metadata)
+    }
+    if "recipe" in first:
+        merged["recipe"] = first["recipe"]
+    merged.pop("held_out", None)
+    if all("held_out" in other for other in metadata):
+        sets = [set(json.loads(other["held_out"])) for other in metadata]
+        merged["held_out"] = json.dumps(sorted(set.intersection(*sets)))
+    merged["averaged"] = json.dumps([file.name for file in files])
+    return merged

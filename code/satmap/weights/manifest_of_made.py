@@ -1,0 +1,64 @@
+"""The manifest of weights that were made of other files rather than trained."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from satmap.errors import SatmapError
+from satmap.io.checksums import record_file
+from satmap.provenance.manifest import (
+    RecipeRecord,
+    WeightsManifest,
+    record_recipe,
+    run_here,
+    write_manifest,
+)
+from satmap.weights.members import WeightFile
+from satmap.weights.network_files import read_weights_metadata
+from satmap.weights.pretrained import CONTENT_KEY
+from satmap.weights.tensor_file import read_metadata
+
+
+def write_made_manifest(path: Path, sources: Sequence[Path], command: Sequence[str]) -> None:
+    """Write the manifest of a network that was imported or averaged.
+
+    An encoder's ImageNet weights get none: they are no result of satmap's, and name their source.
+
+    Args:
+        path: the weight file.
+        sources: what it was made of.
+        command: satmap's arguments.
+
+    Raises:
+        SatmapError: a file cannot be read, or the manifest not be written.
+    """
+    if read_metadata(path).get(CONTENT_KEY) == "encoder":
+        return
+    file = WeightFile(path, read_weights_metadata(path))
+    facts: dict[str, Any] = {
+        "recipe": _recipe(file),
+        "member": file.metadata.get("member"),
+        "seeds": {},
+        "stage": _number(file.metadata.get("stage")),
+        "epoch": _number(file.metadata.get("epoch")),
+        "scores": {},
+        "data": None,
+        "starts_from": [record_file(source) for source in sources],
+        "skipped": {},
+        "runs": [run_here(command, torch.device("cpu"))],
+    }
+    write_manifest(path, WeightsManifest, facts)
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() else None
+
+
+def _recipe(file: WeightFile) -> RecipeRecord | None:
+    """The recipe in the file, if there is one that this version of satmap can read."""
+    try:
+        return record_recipe(file.recipe, content=False)
+    except SatmapError:
+        return None

@@ -1,0 +1,124 @@
+"""SpaceNet 4's layout: every tile in many looks, one label file a tile."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satmap.io.files import require_writable, write_text
+from satmap.io.progress import track
+from synthcity.disk import refuse_strangers, write_tiff
+from synthcity.footprints import csv_rows, geojson, hidden
+from synthcity.halves import make_half, noise, write_csv
+from synthcity.looks import LOOKS, Look
+from synthcity.oblique import photograph, through_air
+from synthcity.spectra import RGB_BANDS, draw_sensor
+from synthcity.tiles import Tile, oblique_tiles
+
+# Red, green, blue and near infrared, as SpaceNet 4 orders them.
+_BANDS = (*RGB_BANDS, 6)
+
+# Share of the looks whose swath ends within the city.
+_CUT_LOOKS = 0.25
+
+
+def write_spacenet4(
+    directory: Path,
+    chips: int,
+    test_chips: int,
+    seed: int,
+    size: int,
+    collects: Sequence[Look],
+) -> None:
+    """Write every tile in every look, with one label and a row of truth a look for each building.
+
+    Args:
+        directory: gets ``train``, ``test`` and ``test_truth.csv``.
+        chips: training tiles.
+        test_chips: test tiles.
+        seed: of everything.
+        size: side of a tile, pixels.
+        collects: the looks.
+
+    Raises:
+        SatmapError: the directory cannot be written to or holds another city.
+    """
+    roots = {"train": directory / "train", "test": directory / "test"}
+    tiles = {
+        "train": oblique_tiles(chips, size, test=False),
+        "test": oblique_tiles(test_chips, size, test=True),
+    }
+    truths = [_summary(roots["train"], collect) for collect in collects]
+    test_truth = directory / "test_truth.csv"
+    for half, root in roots.items():
+        ours = {_oblique(root, c, tile) for c in collects for tile in tiles[half]}
+        ours |= {_oblique_label(root, tile) for tile in tiles[half]}
+        refuse_strangers(root, ours)
+    for path in (*truths, *([test_truth] if test_chips else [])):
+        require_writable(path)
+    rng = np.random.default_rng((seed, 1))
+    sensor, sun = draw_sensor(rng), _winter_sun(rng)
+    exposures = rng.uniform(0.85, 1.15, LOOKS)
+    swaths = _swaths(collects, size, rng)
+    for order, half in enumerate(("train", "test")):
+        if not tiles[half]:
+            continue
+        city = make_half(tiles[half], None, sun, (seed, 2, order))
+        rows: dict[str, list[str]] = {collect.name: [] for collect in collects}
+        shown = track(city.sites(), f"{half} tiles", len(city.tiles))
+        for number, (tile, site) in enumerate(shown):
+            footprints = city.truth[tile.name]
+            for i, collect in enumerate(collects):
+                air = through_air(sensor, collect, _BANDS, float(exposures[i]))
+                shot = photograph(site, collect, air, _BANDS, noise(seed, order, number, i))
+                valid = swaths[i] if number == 0 else tile.valid
+                shot.counts[~valid] = 0
+                path = _oblique(roots[half], collect, tile)
+                write_tiff(path, shot.counts, tile.transform, tile.crs)
+                unseen = hidden(footprints, shot.roof, valid)
+                image_id = f"{collect.name}_{tile.name}"
+                rows[collect.name] += csv_rows(image_id, footprints, unseen)
+            if half == "train":
+                write_text(_oblique_label(roots[half], tile), geojson(footprints))
+        if half == "train":
+            for collect in collects:
+                write_csv(_summary(roots[half], collect), rows[collect.name], ",Occluded")
+        else:
+            write_csv(test_truth, [row for of in rows.values() for row in of], ",Occluded")
+
+
+def _oblique(root: Path, collect: Look, tile: Tile) -> Path:
+    kind = "Pan-Sharpen"
+    return root / collect.name / kind / f"{kind}_{collect.name}_{tile.name}.tif"
+
+
+def _oblique_label(root: Path, tile: Tile) -> Path:
+    kind = "spacenet-buildings"
+    return root / "geojson" / kind / f"{kind}_{tile.name}.geojson"
+
+
+def _summary(root: Path, collect: Look) -> Path:
+    return root / "summaryData" / f"{collect.name}_Train.csv"
+
+
+def _winter_sun(rng: np.random.Generator) -> tuple[float, float]:
+    """Metres of shadow for a metre of height, late on a December morning in Atlanta."""
+    azimuth, elevation = np.radians(rng.uniform(158, 172)), np.radians(rng.uniform(30, 35))
+    reach = 1.0 / np.tan(elevation)
+    return float(-np.sin(azimuth) * reach), float(np.cos(azimuth) * reach)
+
+
+def _swaths(
+    collects: Sequence[Look], size: int, rng: np.random.Generator
+) -> list[NDArray[np.bool_]]:
+    """What each look saw of the first tile: some swaths end there, that of one look at least."""
+    cut = rng.random(LOOKS) < _CUT_LOOKS
+    cut[int(rng.integers(len(collects)))] = True
+    legs = rng.uniform(0.25, 0.7, (LOOKS, 2)) * size
+    x, y = np.arange(size)[None, :] + 0.5, np.arange(size)[:, None] + 0.5
+    whole = np.ones((size, size), dtype=bool)
+    return [
+        np.asarray(x / legs[i, 0] + y / legs[i, 1] >= 1) if cut[i] else whole
+        for i in range(len(collects))
+    ]

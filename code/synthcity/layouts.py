@@ -1,0 +1,82 @@
+"""Made cities of buildings on disk, in the layouts of three challenges."""
+
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+
+from synthcity.layout_coco import write_coco
+from synthcity.layout_spacenet2 import write_spacenet2
+from synthcity.layout_spacenet4 import write_spacenet4
+from synthcity.looks import LOOKS, made_looks
+from synthcity.write import check_arguments
+
+
+class BuildingLayout(StrEnum):
+    """Challenges in whose layout a city of buildings can be written."""
+
+    SPACENET4 = "spacenet4"
+    SPACENET2 = "spacenet2"
+    COCO = "coco"
+
+
+#: Training tiles, test tiles and side in pixels that each layout has by default.
+DEFAULTS = {
+    BuildingLayout.SPACENET4: (4, 1, 900),
+    BuildingLayout.SPACENET2: (24, 6, 650),
+    BuildingLayout.COCO: (48, 12, 300),
+}
+
+
+def make_building_city(
+    directory: Path,
+    layout: BuildingLayout,
+    *,
+    chips: int | None = None,
+    test_chips: int | None = None,
+    seed: int = 0,
+    size: int | None = None,
+    looks: int = LOOKS,
+    name: str = "AOI_99_Made",
+) -> None:
+    """Write a made city of buildings: images with exact footprints.
+
+    Training and test tiles are windows of two cities under one sun. The same arguments give the
+    same pixels and labels. What ``directory`` gets:
+
+    - SpaceNet 4: ``train/{collect}/Pan-Sharpen/``, ``train/geojson/spacenet-buildings/`` and
+      ``train/summaryData/{collect}_Train.csv``, ``test/{collect}/Pan-Sharpen/``,
+      ``test_truth.csv``: every tile in every look, red, green, blue and near infrared, 0.5 m.
+    - SpaceNet 2: ``train/{name}_Train`` with ``MUL-PanSharpen``, ``RGB-PanSharpen``,
+      ``geojson/buildings`` and ``summaryData``, ``test/{name}_Test_public`` with images only,
+      ``test_truth.csv``: about 0.3 m, seen almost from above.
+    - COCO: ``train`` and ``val`` with ``images`` and ``annotation.json``, ``test_images`` and
+      ``test_annotation.json``.
+
+    Args:
+        directory: made if it does not exist.
+        layout: how to write it.
+        chips: training tiles, at least 1; None for the layout's own number.
+        test_chips: test tiles, also those for validation of COCO; may be 0.
+        seed: of everything, at least 0.
+        size: side of a tile, pixels, at least 64.
+        looks: how many of SpaceNet 4's looks, 1 to 27.
+        name: ``AOI_<number>_<word>``, of SpaceNet 2.
+
+    Raises:
+        SatmapError: an argument is out of range, the directory cannot be written to or it holds
+            images of another made city.
+    """
+    chips, test_chips, size = (
+        usual if given is None else given
+        for given, usual in zip((chips, test_chips, size), DEFAULTS[layout], strict=True)
+    )
+    check_arguments(chips, test_chips, seed, size, name)
+    match layout:
+        case BuildingLayout.SPACENET4:
+            collects = made_looks(looks, np.random.default_rng((seed, 4)))
+            write_spacenet4(directory, chips, test_chips, seed, size, collects)
+        case BuildingLayout.SPACENET2:
+            write_spacenet2(directory, chips, test_chips, seed, size, name)
+        case BuildingLayout.COCO:
+            write_coco(directory, chips, test_chips, seed, size)

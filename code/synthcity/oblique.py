@@ -1,0 +1,349 @@
+"""Painting a tile from the side: what shows, how the sun lights it, what the sensor makes of it."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from synthcity.looks import Look
+from synthcity.noise import Window, grain, swell
+from synthcity.paint import Canvas, Grid, weather_lawns
+from synthcity.plan import FloatArray
+from synthcity.solids import Face
+from synthcity.spectra import (
+    GRAIN,
+    REFLECTANCE,
+    WHITE_PAINT,
+    YELLOW_PAINT,
+    Material,
+    Sensor,
+    count,
+    facet_light,
+)
+from synthcity.strokes import Scene
+from synthcity.views import GROUND, Skyline, View, look
+
+#: Storeys are so high, metres.
+STOREY_M = 3.1
+
+# Painting starts this far outside the tile, pixels: no blur reaches further.
+_MARGIN = 16
+
+# What stands this far outside may still throw its shadow into the tile, or be what leans into it
+# and must know its shade, metres.
+_SUN_MARGIN_M = 130.0
+
+# A point must lie so far below what the sun sees to be in its shade, metres: about two pixels of
+# the steepest surface that is lit.
+_SHADE_BIAS_M = 0.8
+
+# Light comes through leaves.
+_LEAF_SHADE = 0.85
+
+# Walls see half of the sky, and something of the bright ground.
+_WALL_SKY = 0.85
+
+# A wall that faces a low sun gets more light than level ground, but never more than this.
+_BRIGHTEST = 1.4
+
+# The spread of a point by optics and resampling, in native pixels.
+_SPREAD = 0.48
+
+# Colours are recorded four times as coarsely as brightness.
+_COLOUR_PIXELS = 4.0
+
+# Where windows begin and end in a storey.
+_SILL, _LINTEL = 0.30, 0.78
+
+
+@dataclass(frozen=True)
+class Facets:
+    """What the painter knows of every face; all arrays have an entry a face, one a crown, and last
+    one for the ground, so that ``views.GROUND`` is an index too.
+
+    Attributes:
+        material: uint8.
+        tone: float32.
+        incidence: float32, sunlight relative to that on level ground.
+        sky: float32, share of the sky that is seen.
+        building: int32, the building that it belongs to, -1 for crowns.
+        wall: bool.
+        start: float32 (n, 2), a corner of a wall, metres.
+        along: float32 (n, 2), a wall's direction, unit vector.
+        bay_m: float32, width of a window bay, 0 for none.
+        glazing: float32, share of a bay that is window.
+    """
+
+    material: NDArray[np.uint8]
+    tone: NDArray[np.float32]
+    incidence: NDArray[np.float32]
+    sky: NDArray[np.float32]
+    building: NDArray[np.int32]
+    wall: NDArray[np.bool_]
+    start: NDArray[np.float32]
+    along: NDArray[np.float32]
+    bay_m: NDArray[np.float32]
+    glazing: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, skyline: Skyline, shadow_per_m: tuple[float, float]) -> Self:
+        """Light every face by a sun."""
+        faces, more = skyline.faces, len(skyline.crowns) + 1
+        normals = np.array([f.normal for f in faces], dtype=np.float64).reshape(-1, 3)
+        # The direction to the sun, scaled so that level ground gets one.
+        incidence = normals @ np.array((-shadow_per_m[0], -shadow_per_m[1], 1.0))
+        wall = np.array([f.is_wall for f in faces], dtype=bool)
+        sides = np.array([_side(f) for f in faces], dtype=np.float32).reshape(-1, 2, 2)
+        leaves = [crown.material for crown in skyline.crowns]
+        return cls(
+            np.array([*(f.material for f in faces), *leaves, Material.DRY_GRASS], dtype=np.uint8),
+            _with(1.0, more, [f.tone for f in faces]),
+            _with(1.0, more, np.clip(incidence, 0, _BRIGHTEST)),
+            _with(1.0, more, np.where(wall, _WALL_SKY, 1.0)),
+            np.concatenate([skyline.owner, np.full(more, -1, dtype=np.int32)]),
+            np.concatenate([wall, np.zeros(more, dtype=bool)]),
+            np.concatenate([sides[:, 0], np.zeros((more, 2), dtype=np.float32)]),
+            np.concatenate([sides[:, 1], np.zeros((more, 2), dtype=np.float32)]),
+            _with(0.0, more, [f.bay_m for f in faces]),
+            _with(0.0, more, [f.glazing for f in faces]),
+        )
+
+
+def _side(surface: Face) -> FloatArray:
+    """A corner and the direction of a face's first side."""
+    start, end = surface.rings[0][0, :2], surface.rings[0][1, :2]
+    return np.array((start, (end - start) / max(1e-9, float(np.hypot(*(end - start))))))
+
+
+def _with(value: float, count: int, first: FloatArray | list[float]) -> NDArray[np.float32]:
+    return np.concatenate([first, np.full(count, value)]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A tile before anybody looks at it: what all looks share.
+
+    Attributes:
+        window: the tile's pixels.
+        grid: their size.
+        skyline: what stands on the ground.
+        facets: how that is lit.
+        ground: the layers of the ground, grown by a margin.
+        fine: float32, the finer grain of all materials, as the ground.
+        middle: float32, the coarser grain.
+        slow: float32, slow changes of light and air.
+        sun: the sun's view, of a wider window.
+    """
+
+    window: Window
+    grid: Grid
+    skyline: Skyline
+    facets: Facets
+    ground: Canvas
+    fine: NDArray[np.float32]
+    middle: NDArray[np.float32]
+    slow: NDArray[np.float32]
+    sun: View
+
+    @classmethod
+    def of(
+        cls,
+        scene: Scene,
+        skyline: Skyline,
+        window: Window,
+        grid: Grid,
+        shadow_per_m: tuple[float, float],
+        seed: int,
+    ) -> Self:
+        """Paint the ground of a tile and find out where the sun reaches.
+
+        Args:
+            scene: the ground of the city.
+            skyline: what stands on it.
+            window: the tile's pixels on the ground.
+            grid: their size.
+            shadow_per_m: (x, y), metres of shadow for a metre of height.
+            seed: of textures that belong to the place.
+        """
+        ground = Canvas(window.grown(_MARGIN), grid)
+        ground.draw(scene)
+        fine, middle = (grain(ground.window, sigma, seed + i) for i, sigma in ((1, 0.9), (2, 3.5)))
+        weather_lawns(ground, middle, seed)
+        slow = 1 + 0.05 * swell(ground.window, 700, seed + 3)
+        slow += 0.03 * swell(ground.window, 90, seed + 4)
+        around = window.grown(round(_SUN_MARGIN_M / min(grid.x_m, grid.y_m)))
+        sun = look(skyline, around, grid, shadow_per_m)
+        facets = Facets.of(skyline, shadow_per_m)
+        return cls(window, grid, skyline, facets, ground, fine, middle, slow, sun)
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A look at a tile.
+
+    Attributes:
+        counts: uint16 (h, w, bands), at least 1.
+        roof: int32 (h, w), the building whose roof shows, -1 elsewhere.
+    """
+
+    counts: NDArray[np.uint16]
+    roof: NDArray[np.int32]
+
+
+def photograph(
+    site: Site,
+    collect: Look,
+    sensor: Sensor,
+    bands: tuple[int, ...],
+    rng: np.random.Generator,
+) -> Photograph:
+    """Look at a tile.
+
+    Heights lean by the tangent of the off-nadir angle, as on flat ground without a round Earth.
+
+    Args:
+        site: the tile.
+        collect: from where.
+        sensor: how this collect counts light in its bands.
+        bands: positions among the eight of the material table.
+        rng: source of the sensor's noise.
+    """
+    view = look(site.skyline, site.ground.window, site.grid, collect.shift)
+    radiance = _radiance(site, view, bands)
+    blurred = _sharpened(radiance, collect, site.grid)
+    inner = (slice(_MARGIN, -_MARGIN), slice(_MARGIN, -_MARGIN))
+    surface = view.surface[inner]
+    roof = np.where(site.facets.wall[surface], np.int32(-1), site.facets.building[surface])
+    return Photograph(count(np.ascontiguousarray(blurred[inner]), sensor, rng), roof)
+
+
+def through_air(sensor: Sensor, collect: Look, bands: tuple[int, ...], luck: float) -> Sensor:
+    """The sensor as it sees through the longer path of an oblique look.
+
+    Args:
+        sensor: the eight bands seen from above.
+        collect: the look.
+        bands: which of them.
+        luck: of this collect's exposure, about one.
+    """
+    path = 1 / np.cos(np.radians(collect.angle)) - 1
+    chosen = list(bands)
+    return replace(
+        sensor,
+        gain=(sensor.gain[chosen] * (luck * np.exp(-0.12 * path))).astype(np.float32),
+        haze=(sensor.haze[chosen] * (luck * (1 + 1.3 * path))).astype(np.float32),
+    )
+
+
+def _radiance(site: Site, view: View, bands: tuple[int, ...]) -> NDArray[np.float32]:
+    """What leaves every visible place, float32 (h, w, b), relative to full light on white."""
+    facets, ground = site.facets, site.ground
+    standing = view.surface != GROUND
+    material = np.where(standing, facets.material[view.surface], ground.material)
+    tone = np.where(standing, facets.tone[view.surface] * view.tone, ground.tone)
+    _glaze(site, view, material, tone)
+    strength = GRAIN[material]
+    fine, middle = (_carried(texture, site, view) for texture in (site.fine, site.middle))
+    tone = tone * (1 + strength[..., 0] * fine + strength[..., 1] * middle) * site.slow
+    radiance = REFLECTANCE[:, bands][material] * np.clip(tone, 0.15, 2.5)[..., None]
+    for layer, pigment in ((ground.white, WHITE_PAINT), (ground.yellow, YELLOW_PAINT)):
+        painted = (layer > 0) & ~standing
+        cover = layer[painted][:, None]
+        radiance[painted] = (1 - cover) * radiance[painted] + cover * pigment[list(bands)]
+    shade = _shade(site, view)
+    shade = np.where(standing, shade, np.maximum(shade, ground.shade))
+    incidence, sky = facets.incidence[view.surface], facets.sky[view.surface]
+    radiance *= facet_light(shade, incidence, sky)[..., bands]
+    return np.asarray(radiance, dtype=np.float32)
+
+
+def _places(site: Site, view: View) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """City metres x and y of the points that show, float32 (h, w) each."""
+    window, grid = view.window, site.grid
+    x = (np.arange(window.width, dtype=np.float32) + np.float32(0.5 + window.column)) * grid.x_m
+    y = (np.arange(window.height, dtype=np.float32) + np.float32(0.5 + window.row)) * grid.y_m
+    return (
+        np.asarray(x[None, :] - view.height * view.shift[0], dtype=np.float32),
+        np.asarray(y[:, None] - view.height * view.shift[1], dtype=np.float32),
+    )
+
+
+def _carried(texture: NDArray[np.float32], site: Site, view: View) -> NDArray[np.float32]:
+    """A texture of the ground as it lies on what has moved; it repeats beyond its borders."""
+    moved = np.flatnonzero(view.height)
+    rows, columns = np.unravel_index(moved, view.height.shape)
+    height = view.height.ravel()[moved]
+    rows = rows - np.rint(height * (view.shift[1] / site.grid.y_m)).astype(np.intp)
+    columns = columns - np.rint(height * (view.shift[0] / site.grid.x_m)).astype(np.intp)
+    carried = texture.copy()
+    carried.ravel()[moved] = texture[rows % texture.shape[0], columns % texture.shape[1]]
+    return carried
+
+
+def _glaze(site: Site, view: View, material: NDArray[np.uint8], tone: NDArray[np.float32]) -> None:
+    """Put windows into the walls that show, storey by storey and bay by bay."""
+    facets = site.facets
+    glazed = facets.bay_m[view.surface] > 0
+    index = view.surface[glazed]
+    x, y = (place[glazed] for place in _places(site, view))
+    start, along = facets.start[index], facets.along[index]
+    reach = (x - start[:, 0]) * along[:, 0] + (y - start[:, 1]) * along[:, 1]
+    bay = reach / facets.bay_m[index] % 1
+    level = view.height[glazed] / STOREY_M % 1
+    share = facets.glazing[index]
+    window = (np.abs(bay - 0.5) < share / 2) & (level > _SILL) & (level < _LINTEL)
+    material[glazed] = np.where(window, np.uint8(Material.GLASS), material[glazed])
+    tone[glazed] = np.where(window, np.float32(1.2), tone[glazed])
+
+
+def _shade(site: Site, view: View) -> NDArray[np.float32]:
+    """Share of the sunlight that does not reach what shows, float32 (h, w)."""
+    sun, grid = site.sun, site.grid
+    x, y = _places(site, view)
+    columns = np.floor((x + view.height * sun.shift[0]) / grid.x_m).astype(np.intp)
+    rows = np.floor((y + view.height * sun.shift[1]) / grid.y_m).astype(np.intp)
+    columns, rows = columns - sun.window.column, rows - sun.window.row
+    # What leans in from beyond the sun's view is in its light.
+    known = (rows >= 0) & (rows < sun.window.height) & (columns >= 0) & (columns < sun.window.width)
+    place = (np.where(known, rows, 0), np.where(known, columns, 0))
+    above = sun.height[place] - view.height
+    faces = len(site.skyline.faces)
+    leaves = sun.surface[place] >= faces
+    # A crown is only roughly a ball: let it not shade itself.
+    bias = np.where(view.surface >= faces, np.float32(3), np.float32(_SHADE_BIAS_M))
+    strength = np.where(leaves, np.float32(_LEAF_SHADE), np.float32(1))
+    return np.where(known & (above > bias), strength, np.float32(0))
+
+
+def _sharpened(radiance: NDArray[np.float32], collect: Look, grid: Grid) -> NDArray[np.float32]:
+    """Blur to the look's resolution, then sharpen coarser colours by brightness (Brovey)."""
+    spread = _SPREAD * collect.resolution_m
+    slant = np.cos(np.radians(collect.angle))
+    heading = np.radians(collect.azimuth)
+    along = np.array((np.sin(heading), -np.cos(heading)))
+    across = np.array((-along[1], along[0]))
+    # A tilted look stretches its pixels along its direction.
+    covariance = spread**2 * (np.outer(along, along) / slant + np.outer(across, across) * slant)
+    scale = np.array((grid.x_m, grid.y_m))
+    kernel = _gaussian(covariance / np.outer(scale, scale))
+    sharp = cv2.filter2D(radiance, -1, kernel, borderType=cv2.BORDER_REFLECT)
+    coarse = spread * _COLOUR_PIXELS / 2
+    sigmas = (float(coarse / grid.x_m), float(coarse / grid.y_m))
+    colours = cv2.GaussianBlur(sharp, (0, 0), sigmas[0], sigmaY=sigmas[1])
+    brightness, mean = sharp.mean(axis=2), colours.mean(axis=2)
+    ratio = brightness / np.maximum(mean, 1e-4)
+    # Half of the detail stays in its own band, as better methods keep it.
+    return np.asarray(0.5 * (sharp + colours * ratio[..., None]), dtype=np.float32)
+
+
+def _gaussian(covariance: FloatArray) -> NDArray[np.float32]:
+    """A normalised kernel of odd size, float32."""
+    reach = int(np.ceil(3 * np.sqrt(covariance.diagonal().max())))
+    span = np.arange(-reach, reach + 1)
+    x, y = np.meshgrid(span, span)
+    inverse = np.linalg.inv(covariance)
+    power = inverse[0, 0] * x * x + 2 * inverse[0, 1] * x * y + inverse[1, 1] * y * y
+    kernel = np.exp(-0.5 * power)
+    return np.asarray(kernel / kernel.sum(), dtype=np.float32)

@@ -1,0 +1,252 @@
+"""Roads as surfaces: sidewalks, asphalt with its repairs, markings, and the cars on them."""
+
+from itertools import pairwise
+
+import numpy as np
+from shapely import LineString
+from shapely.ops import substring
+
+from synthcity.network import Edge
+from synthcity.plan import MARGIN_M, FloatArray
+from synthcity.spectra import Material
+from synthcity.strokes import (
+    Fill,
+    Shadow,
+    Stripe,
+    Stroke,
+    at,
+    cast,
+    outline,
+    rectangle,
+    ribbon,
+)
+
+# Later ones are painted over earlier ones where they meet.
+_RANK = ("track", "unclassified", "service", "residential", "motorway_link", "motorway",
+         "tertiary", "secondary", "primary")  # fmt: skip
+
+_WITH_SIDEWALK = {"residential", "tertiary", "secondary", "primary"}
+_MARKED = {"motorway", "tertiary", "secondary", "primary"}
+
+# Cars in motion on 100 m of one lane.
+_TRAFFIC = {"motorway": 1.6, "motorway_link": 0.8, "primary": 1.3, "secondary": 1.0,
+            "tertiary": 0.8, "residential": 0.3, "service": 0.2}  # fmt: skip
+
+_CARS = (Material.CAR_WHITE, Material.CAR_DARK, Material.CAR_SILVER, Material.CAR_RED,
+         Material.CAR_BLUE)  # fmt: skip
+_CAR_SHARES = (0.3, 0.3, 0.22, 0.09, 0.09)
+
+_DECK_M = 6.0
+_BULB_M = 8.5
+
+# Markings end this far from a junction, metres.
+_CLEAR_M = 9.0
+
+
+def road_strokes(
+    edges: list[Edge], sun: tuple[float, float], rng: np.random.Generator
+) -> list[Stroke]:
+    """All roads on the ground first, then the bridges above them with their shadows."""
+    tones = rng.uniform(0.72, 1.3, 1 + max((edge.number for edge in edges), default=0))
+    concrete = rng.random(len(tones)) < 0.3
+    ranked = sorted(edges, key=lambda edge: _RANK.index(edge.street.highway))
+    low = [edge for edge in ranked if not edge.bridge]
+    strokes = _sidewalks(low, rng)
+    details: list[Stroke] = []
+    for edge in low:
+        pale = bool(concrete[edge.number]) and edge.street.highway == "service"
+        strokes += _surface(edge, float(tones[edge.number]), pale, rng)
+        # Repairs lie under the paint, and no other road may cover either.
+        details += [*_repairs(edge, float(tones[edge.number]), rng), *_markings(edge, rng)]
+        details += _traffic(edge, sun, rng)
+    strokes += details
+    for edge in ranked:
+        if edge.bridge:
+            strokes += _bridge(edge, float(tones[edge.number]), sun, rng)
+    return strokes
+
+
+def car(
+    place: FloatArray, along: FloatArray, sun: tuple[float, float], rng: np.random.Generator
+) -> list[Stroke]:
+    """A parked or moving car, sometimes a van, with its windscreen and shadow."""
+    large = rng.random() < 0.12
+    length, width, height = (6.5, 2.2, 2.4) if large else (rng.uniform(4, 4.9), 1.85, 1.4)
+    body = rectangle(place, along, length, width)
+    paint = _CARS[int(rng.choice(len(_CARS), p=_CAR_SHARES))]
+    screen = rectangle(place + along * 0.18 * length, along, 0.8, 0.85 * width)
+    return [
+        cast(body, height, sun),
+        Fill(body, paint, rng.uniform(0.8, 1.2), lit=True),
+        Fill(screen, Material.GLASS, lit=True),
+    ]
+
+
+def _sidewalks(edges: list[Edge], rng: np.random.Generator) -> list[Stroke]:
+    """Sidewalk, verge and kerb, each layer for all streets before the next."""
+    sides = [edge for edge in edges if edge.street.highway in _WITH_SIDEWALK]
+    verge = {edge.number: rng.random() < 0.6 for edge in sides}
+    grass = {edge.number: rng.random() < 0.6 for edge in sides}
+    strokes: list[Stroke] = []
+    for edge in sides:
+        width = edge.street.width_m + (6.2 if verge[edge.number] else 3.4)
+        strokes.append(Fill(ribbon(edge.line, width), Material.CONCRETE, rng.uniform(0.9, 1.1)))
+    for edge in sides:
+        if verge[edge.number]:
+            plant = Material.LAWN if grass[edge.number] else Material.DRY_GRASS
+            strokes.append(Fill(ribbon(edge.line, edge.street.width_m + 3.2), plant))
+    strokes += [
+        Fill(ribbon(edge.line, edge.street.width_m + 0.5), Material.CONCRETE, 1.05)
+        for edge in sides
+    ]
+    return strokes
+
+
+def _surface(edge: Edge, tone: float, pale: bool, rng: np.random.Generator) -> list[Stroke]:
+    """The carriageway of one edge, with the bulb of a cul-de-sac."""
+    street = edge.street
+    if not street.paved:
+        strip = ribbon(edge.line, street.width_m)
+        rut = ribbon(edge.line, 0.8)
+        if street.highway == "track":
+            return [Fill(strip, Material.DIRT_ROAD), Fill(rut, Material.DRY_GRASS)]
+        return [Fill(strip, Material.GRAVEL if tone > 1 else Material.DIRT_ROAD, 1.05)]
+    material = Material.CONCRETE if pale else Material.ASPHALT
+    # Now and then a piece between two junctions was resurfaced by itself.
+    tone *= rng.uniform(0.75, 1.25) if rng.random() < 0.15 else 1.0
+    strokes: list[Stroke] = [Fill(ribbon(edge.line, street.width_m), material, tone)]
+    if street.highway == "residential":
+        for loose, end in zip(edge.loose, (0, -1), strict=True):
+            if loose:
+                bulb = LineString([edge.line.coords[end]] * 2).buffer(_BULB_M)
+                strokes.append(Fill(outline(bulb), material, tone))
+    if street.highway in _MARKED:
+        strokes += [
+            Fill(ribbon(lane, 1.5, flat=True), material, tone * 0.92) for lane in _lanes(edge, 0.5)
+        ]
+    return strokes
+
+
+def _lanes(edge: Edge, shift: float, count: int | None = None) -> list[LineString]:
+    """Lines along the lanes: shift 0.5 their middles, 1.0 the boundaries between them."""
+    lanes = edge.street.lanes
+    pitch = (edge.street.width_m - 1.0) / lanes
+    inner = lanes if shift < 1 else lanes - 1
+    lines = []
+    for i in range(inner if count is None else count):
+        aside = (i + shift - lanes / 2) * pitch
+        line = edge.line.offset_curve(aside) if aside else edge.line
+        if line.geom_type == "LineString" and line.length > 1:
+            lines.append(line)
+    return lines
+
+
+def _repairs(edge: Edge, tone: float, rng: np.random.Generator) -> list[Stroke]:
+    """Rectangles of newer or older asphalt within the carriageway."""
+    if not edge.street.paved:
+        return []
+    strokes: list[Stroke] = []
+    for _ in range(int(rng.poisson(edge.line.length / 40))):
+        here, along = at(edge.line, rng.uniform(0, edge.line.length))
+        width = rng.uniform(0.8, 0.45 * edge.street.width_m)
+        aside = rng.uniform(-0.5, 0.5) * (edge.street.width_m - width)
+        centre = here + np.array((-along[1], along[0])) * aside
+        length = rng.uniform(2, 10)
+        patch = rectangle(centre, along, length, width)
+        strokes.append(Fill(patch, Material.ASPHALT, tone * rng.uniform(0.72, 1.25)))
+    return strokes
+
+
+def _markings(edge: Edge, rng: np.random.Generator) -> list[Stroke]:
+    """Lane lines, edge lines, stop bars and zebras, as the class has them."""
+    street = edge.street
+    if street.highway not in _MARKED or edge.line.length < 2 * _CLEAR_M + 6:
+        return []
+    motorway = street.highway == "motorway"
+    clear = 0.0 if motorway else _CLEAR_M
+    worn = rng.uniform(0.35, 0.75)
+    strokes: list[Stroke] = []
+    for i, line in enumerate(_lanes(edge, 1.0)):
+        whole = substring(line, clear, line.length - clear)
+        if not motorway and 2 * (i + 1) == street.lanes:
+            strokes.append(Stripe(_xy(whole), worn, yellow=True))
+        else:
+            strokes += [Stripe(_xy(dash), worn) for dash in _dashes(whole)]
+    if motorway or street.highway == "primary":
+        for aside in (-street.width_m / 2 + 0.6, street.width_m / 2 - 0.6):
+            line = edge.line.offset_curve(aside)
+            strokes.append(Stripe(_xy(substring(line, clear, line.length - clear)), 0.6 * worn))
+    if not motorway and not edge.bridge and rng.random() < 0.6:
+        for loose, distance in zip(edge.loose, (clear, edge.line.length - clear), strict=True):
+            if not loose:
+                strokes += _zebra(edge, distance, worn)
+    return strokes
+
+
+def _dashes(line: LineString) -> list[LineString]:
+    """Three metres of paint, nine of none."""
+    return [substring(line, start, start + 3.0) for start in np.arange(0, line.length - 3, 12.0)]
+
+
+def _zebra(edge: Edge, distance: float, worn: float) -> list[Stroke]:
+    here, along = at(edge.line, distance)
+    across = np.array((-along[1], along[0]))
+    half = edge.street.width_m / 2 - 0.6
+    return [
+        Stripe(np.array((here + across * y - along * 1.3, here + across * y + along * 1.3)), worn)
+        for y in np.arange(-half, half + 0.1, 1.1)
+    ]
+
+
+def _traffic(edge: Edge, sun: tuple[float, float], rng: np.random.Generator) -> list[Stroke]:
+    """Cars in the lanes of one edge, and at the kerbs of residential streets."""
+    street = edge.street
+    strokes: list[Stroke] = []
+    rate = _TRAFFIC.get(street.highway, 0.0) * street.lanes * edge.line.length / 100
+    pitch = (street.width_m - 1.0) / street.lanes
+    for _ in range(int(rng.poisson(rate))):
+        here, along = at(edge.line, rng.uniform(0, edge.line.length))
+        lane = (int(rng.integers(street.lanes)) + 0.5 - street.lanes / 2) * pitch
+        place = here + np.array((-along[1], along[0])) * lane
+        strokes += car(place, along if lane >= 0 else -along, sun, rng)
+    if street.highway == "residential" and edge.line.length > 25:
+        for distance in np.arange(10, edge.line.length - 10, 6.5):
+            if rng.random() < 0.16:
+                here, along = at(edge.line, distance)
+                side = float(rng.choice((-1, 1))) * (street.width_m / 2 - 1.1)
+                strokes += car(here + np.array((-along[1], along[0])) * side, along, sun, rng)
+    return strokes
+
+
+def _bridge(
+    edge: Edge, tone: float, sun: tuple[float, float], rng: np.random.Generator
+) -> list[Stroke]:
+    """A deck with parapets above the motorway, its shadow, its paint and its cars."""
+    deck = edge.street.width_m + 3.0
+    shift = np.array(sun) * _DECK_M
+    strokes: list[Stroke] = [
+        # Piece by piece: a curved deck is not convex, its segments are.
+        *(Shadow(ribbon(piece, deck, flat=True) + shift) for piece in _segments(edge.line)),
+        Fill(ribbon(edge.line, deck, flat=True), Material.CONCRETE, 1.15, lit=True),
+        Fill(ribbon(edge.line, deck - 0.8, flat=True), Material.CONCRETE, 0.9, lit=True),
+        Fill(ribbon(edge.line, edge.street.width_m), Material.ASPHALT, tone, lit=True),
+    ]
+    strokes += _repairs(edge, tone, rng)
+    strokes += _markings(edge, rng)
+    return strokes + _traffic(edge, sun, rng)
+
+
+def _segments(line: LineString) -> list[LineString]:
+    return [LineString(pair) for pair in pairwise(line.coords)]
+
+
+def _xy(line: LineString) -> FloatArray:
+    return np.asarray(line.coords, dtype=np.float64)
+
+
+def near_city(edge: Edge, width: float, height: float) -> bool:
+    """Whether an edge comes within the margin of the chips at all."""
+    x0, y0, x1, y1 = edge.line.bounds
+    return bool(
+        x1 > -MARGIN_M and x0 < width + MARGIN_M and y1 > -MARGIN_M and y0 < height + MARGIN_M
+    )

@@ -1,0 +1,212 @@
+"""Buildings as bodies: the footprint that is the truth of them, and the faces that a sensor sees.
+
+x runs eastward, y southward, heights upward. Seen from outside, the corners of a face go round like
+those of a polygon of positive area, so that its normal points outward.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from shapely import Polygon, get_coordinates
+from shapely.geometry.polygon import orient
+
+from synthcity.plan import FloatArray
+from synthcity.spectra import Material
+
+# Covers of roofs lie this far above each other, and win where both would show.
+_LAYER_M = 0.02
+
+_PARAPET_M = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """A flat surface of a building.
+
+    Attributes:
+        rings: outer ring and holes, each float64 (n, 3), x, y and height in metres, not closed.
+        normal: float64 (3,), unit vector outward.
+        material: what it is made of.
+        tone: its brightness relative to the material's.
+        bay_m: width of a wall's window bays; 0 for blank walls and for roofs.
+        glazing: share of a bay and of a storey that is window.
+    """
+
+    rings: tuple[FloatArray, ...]
+    normal: FloatArray
+    material: Material
+    tone: float
+    bay_m: float = 0.0
+    glazing: float = 0.0
+
+    @property
+    def is_wall(self) -> bool:
+        """Whether it stands upright."""
+        return abs(float(self.normal[2])) < 1e-6
+
+
+@dataclass(frozen=True)
+class Solid:
+    """A building.
+
+    Attributes:
+        footprint: its outline on the ground, courtyards as holes, city metres.
+        height: of its highest point above ground, metres.
+        faces: walls and roofs.
+    """
+
+    footprint: Polygon
+    height: float
+    faces: tuple[Face, ...]
+
+
+@dataclass(frozen=True)
+class Coat:
+    """What a building is clad with.
+
+    Attributes:
+        wall: material of the walls.
+        wall_tone: their brightness.
+        roof: material of the roof.
+        roof_tone: its brightness.
+        bay_m: width of window bays, 0 for blank walls.
+        glazing: share of a bay and of a storey that is window.
+    """
+
+    wall: Material
+    wall_tone: float
+    roof: Material
+    roof_tone: float
+    bay_m: float = 3.2
+    glazing: float = 0.45
+
+
+def face(
+    rings: Sequence[FloatArray],
+    material: Material,
+    tone: float,
+    *,
+    bay_m: float = 0.0,
+    glazing: float = 0.0,
+) -> Face:
+    """A face with its normal by Newell's method.
+
+    Raises:
+        ValueError: its corners lie on one line.
+    """
+    # About its first corner, for the sake of exactness.
+    x, y, z = (rings[0] - rings[0][0]).T
+    ahead = np.concatenate([np.arange(1, len(x)), [0]])
+    normal = np.array(
+        (
+            (y * z[ahead] - z * y[ahead]).sum(),
+            (z * x[ahead] - x * z[ahead]).sum(),
+            (x * y[ahead] - y * x[ahead]).sum(),
+        )
+    )
+    length = float(np.linalg.norm(normal))
+    if length < 1e-9:
+        raise ValueError("a face of no area")
+    return Face(tuple(rings), normal / length, material, tone, bay_m, glazing)
+
+
+def flat_block(
+    footprint: Polygon, height: float, coat: Coat, *, base: float = 0.0, parapet: bool = True
+) -> Solid:
+    """A body with a level roof over any footprint; large ones have a lighter parapet.
+
+    Args:
+        footprint: outline, courtyards as holes.
+        height: of the roof above ground, metres.
+        coat: its materials.
+        base: where its walls begin, metres above ground.
+        parapet: whether the roof's rim may show.
+    """
+    footprint = orient(footprint)
+    faces = _walls(footprint, base, height, coat)
+    inner = footprint.buffer(-_PARAPET_M, join_style="mitre")
+    rim = parapet and isinstance(inner, Polygon) and not inner.is_empty and footprint.area > 100
+    tone = coat.roof_tone * (1.25 if rim else 1.0)
+    faces.append(face(_lift(footprint, height), coat.roof, tone))
+    if rim:
+        cover = _lift(orient(inner.simplify(0.05)), height + _LAYER_M)
+        faces.append(face(cover, coat.roof, coat.roof_tone))
+    return Solid(footprint, height, tuple(faces))
+
+
+def gabled_block(
+    body: FloatArray, eaves: float, rise: float, coat: Coat, *, across: bool = False
+) -> Solid:
+    """A house with a pitched roof over a quadrangle, its ridge along the longer sides.
+
+    Args:
+        body: float64 (4, 2), convex, metres.
+        eaves: height of the walls, metres.
+        rise: of the ridge above the eaves, metres; the gables are upright.
+        coat: its materials.
+        across: the ridge runs along the shorter sides instead.
+    """
+    return _pitched(body, eaves, rise, coat, hip=0.0, across=across)
+
+
+def hipped_block(body: FloatArray, eaves: float, rise: float, coat: Coat) -> Solid:
+    """A house whose roof slopes on all four sides; otherwise as :func:`gabled_block`."""
+    return _pitched(body, eaves, rise, coat, hip=1.0, across=False)
+
+
+def _pitched(
+    body: FloatArray, eaves: float, rise: float, coat: Coat, *, hip: float, across: bool
+) -> Solid:
+    footprint = orient(Polygon(body))
+    corners = get_coordinates(footprint.exterior)[:4]
+    longer_first = np.hypot(*(corners[1] - corners[0])) > np.hypot(*(corners[2] - corners[1]))
+    if bool(longer_first) is not across:
+        corners = np.roll(corners, -1, axis=0)
+    # The sides under the gables are now 0-1 and 2-3: the ridge runs between their middles.
+    start, end = (corners[0] + corners[1]) / 2, (corners[2] + corners[3]) / 2
+    length = float(np.hypot(*(end - start)))
+    inset = hip * min(0.5 * float(np.hypot(*(corners[1] - corners[0]))), 0.4 * length)
+    along = (end - start) / length
+    a, b, c, d = (np.append(corner, eaves) for corner in corners)
+    near = np.append(start + along * inset, eaves + rise)
+    far = np.append(end - along * inset, eaves + rise)
+    faces = _walls(footprint, 0.0, eaves, coat)
+    slopes = [(b, c, far, near), (d, a, near, far)]
+    for slope in slopes:
+        faces.append(face([np.array(slope)], coat.roof, coat.roof_tone))
+    for triangle in ((a, b, near), (c, d, far)):
+        if hip:
+            faces.append(face([np.array(triangle)], coat.roof, coat.roof_tone))
+        else:
+            faces.append(face([np.array(triangle)], coat.wall, coat.wall_tone))
+    return Solid(footprint, eaves + rise, tuple(faces))
+
+
+def merged(footprint: Polygon, parts: Sequence[Solid]) -> Solid:
+    """One building of several bodies, which may penetrate each other."""
+    faces = tuple(surface for part in parts for surface in part.faces)
+    return Solid(orient(footprint), max(part.height for part in parts), faces)
+
+
+def _walls(footprint: Polygon, base: float, top: float, coat: Coat) -> list[Face]:
+    walls = []
+    for ring in (footprint.exterior, *footprint.interiors):
+        for start, end in pairwise(get_coordinates(ring)):
+            if np.hypot(*(end - start)) < 1e-3:
+                continue
+            corners = np.array(
+                ((*start, base), (*end, base), (*end, top), (*start, top)), dtype=np.float64
+            )
+            walls.append(
+                face([corners], coat.wall, coat.wall_tone, bay_m=coat.bay_m, glazing=coat.glazing)
+            )
+    return walls
+
+
+def _lift(footprint: Polygon, height: float) -> list[FloatArray]:
+    """The rings of a polygon at a height, float64 (n, 3) each."""
+    rings = (footprint.exterior, *footprint.interiors)
+    flat = [get_coordinates(ring)[:-1] for ring in rings]
+    return [np.column_stack([ring, np.full(len(ring), height)]) for ring in flat]

@@ -1,0 +1,145 @@
+"""Where the chips of a made city lie: the pixel grid, the georeference and the chips' windows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio import Affine
+from shapely import Polygon, box
+
+from satmap.vectors.georeference import metres_per_degree
+from synthcity.noise import Window
+from synthcity.paint import Grid
+from synthcity.plan import MAX_WARP_M, Box
+
+# Pixels are squares in degrees, like those of SpaceNet: about 0.30 m high and 0.24 m wide here.
+_PIXEL_DEG = 2.7e-6
+_LATITUDE, _LONGITUDE = 36.12, -115.2
+
+# Cities of fewer chips have no room for a chip without roads, or for the swath's edge.
+_GREEN_FROM_CHIPS, _SWATH_FROM_CHIPS = 12, 4
+
+# The green keeps this far from roads' middles: no asphalt reaches into its chip.
+_GREEN_MARGIN_M = MAX_WARP_M + 12.0
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The chips of one split: a block of windows of one city, row by row.
+
+    Attributes:
+        chips: number of chips; the last row of the block may be incomplete.
+        first: number of the first chip.
+        size: side of a chip, pixels.
+        columns: chips in a row.
+        west: longitude of the block's north-west corner, degrees.
+        mirrored: the green lies in the north-east and the swath ends in the north-west, instead of
+            the other way round.
+    """
+
+    chips: int
+    first: int
+    size: int
+    columns: int
+    west: float
+    mirrored: bool
+
+    @property
+    def rows(self) -> int:
+        """Rows of chips, the last one perhaps incomplete."""
+        return -(-self.chips // self.columns)
+
+    @property
+    def grid(self) -> Grid:
+        """Size of a pixel; one value for the whole city, right within 0.02 % over 2 km."""
+        across, down = metres_per_degree(_LATITUDE)
+        return Grid(_PIXEL_DEG * across, _PIXEL_DEG * down)
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Width and height of the block, metres."""
+        grid = self.grid
+        return self.columns * self.size * grid.x_m, self.rows * self.size * grid.y_m
+
+    @property
+    def east(self) -> float:
+        """Longitude of the block's eastern side, degrees."""
+        return self.west + self.columns * self.size * _PIXEL_DEG
+
+    @property
+    def north(self) -> float:
+        """Latitude of the block's northern side, degrees; the middle is the same for all."""
+        return _LATITUDE + 0.5 * self.rows * self.size * _PIXEL_DEG
+
+    def numbers(self) -> range:
+        """Numbers of the chips."""
+        return range(self.first, self.first + self.chips)
+
+    def window(self, number: int) -> Window:
+        """The pixels of a chip in the city's grid."""
+        row, column = divmod(number - self.first, self.columns)
+        return Window(column * self.size, row * self.size, self.size, self.size)
+
+    def transform(self, number: int) -> Affine:
+        """Pixel (column, row) of a chip to longitude and latitude."""
+        window = self.window(number)
+        west = self.west + window.column * _PIXEL_DEG
+        north = self.north - window.row * _PIXEL_DEG
+        return Affine(_PIXEL_DEG, 0.0, west, 0.0, -_PIXEL_DEG, north)
+
+    def green(self) -> Box | None:
+        """A corner chip with a rim, metres, that is to stay free of roads; None in small cities."""
+        if self.chips < _GREEN_FROM_CHIPS:
+            return None
+        rim = _GREEN_MARGIN_M
+        width, height = self.size * self.grid.x_m, self.size * self.grid.y_m
+        west = self.extent[0] - width if self.mirrored else 0.0
+        return Box(west - rim, -rim, west + width + rim, height + rim)
+
+    def valid(self, number: int) -> NDArray[np.bool_]:
+        """Which pixels of a chip the sensor saw, bool (size, size)."""
+        window = self.window(number)
+        x = window.column + np.arange(window.width)[None, :] + 0.5
+        y = window.row + np.arange(window.height)[:, None] + 0.5
+        if self.chips < _SWATH_FROM_CHIPS:
+            return np.ones((window.height, window.width), dtype=bool)
+        inward = x if self.mirrored else self.columns * self.size - x
+        return np.asarray(inward / self._swath[0] + y / self._swath[1] >= 1)
+
+    def seen(self, number: int) -> Polygon:
+        """The same as a polygon in city metres: where labels may lie."""
+        window = self.window(number)
+        x, y = self.grid.x_m, self.grid.y_m
+        chip = box(
+            window.column * x,
+            window.row * y,
+            (window.column + window.width) * x,
+            (window.row + window.height) * y,
+        )
+        if self.chips < _SWATH_FROM_CHIPS:
+            return chip
+        corner = 0.0 if self.mirrored else self.extent[0]
+        inner = corner + self._swath[0] * x * (1 if self.mirrored else -1)
+        return chip.difference(Polygon([(corner, 0), (inner, 0), (corner, self._swath[1] * y)]))
+
+    @property
+    def _swath(self) -> tuple[float, float]:
+        """Legs of the triangle that the swath's edge cuts off the block's corner, pixels."""
+        return 0.45 * self.size, 0.8 * self.size
+
+
+def make_surveys(
+    chips: int, test_chips: int, size: int, rng: np.random.Generator
+) -> tuple[Survey, Survey]:
+    """Training and test survey; the test city lies a kilometre to the east."""
+    train = Survey(chips, 0, size, _columns(chips), _LONGITUDE, bool(rng.random() < 0.5))
+    test = Survey(
+        test_chips, chips, size, _columns(test_chips), train.east + 0.011, bool(rng.random() < 0.5)
+    )
+    return train, test
+
+
+def _columns(chips: int) -> int:
+    """Chips in a row, such that the block is about square in metres."""
+    across, down = metres_per_degree(_LATITUDE)
+    return max(1, int(np.ceil(np.sqrt(chips * down / across))))

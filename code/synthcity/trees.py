@@ -1,0 +1,157 @@
+"""Trees of a made city: along the streets, in the yards, the park and the hedgerows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from shapely import Polygon, STRtree, box, points
+
+from synthcity.blocks import Built
+from synthcity.network import Edge
+from synthcity.plan import Cell, District, FloatArray, Plan, dense
+from synthcity.spectra import Material
+from synthcity.strokes import CROWN_VARIANTS, Crown, Fill, at
+
+_STREETS = {"residential", "tertiary", "secondary", "primary"}
+
+# Trees on a hectare of ground that is free for them.
+_DENSITY = {District.GRID: 42, District.LOOPS: 62, District.SHOPS: 14, District.FIELDS: 2,
+            District.PARK: 75}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trees:
+    """Crowns and, in the same order, their shadows."""
+
+    crowns: tuple[Crown, ...]
+    shadows: tuple[Crown, ...]
+
+
+def plant(
+    plan: Plan,
+    edges: list[Edge],
+    built: Built,
+    ground: list[Fill],
+    sun: tuple[float, float],
+    rng: np.random.Generator,
+) -> Trees:
+    """Plant trees wherever no trunk would stand on a road or in a house.
+
+    Crowns may overhang both: that is what makes a road in the real world hard to follow.
+    """
+    places = [_street_trees(edges, rng), _motorway_trees(edges, rng)]
+    for cell in plan.cells:
+        places.append(_district_trees(cell, plan, rng))
+        if cell.district is District.FIELDS:
+            places.append(_hedge(cell, plan, rng))
+    candidates = np.concatenate(places)
+    around = plan.bounds
+    inside = (
+        (candidates[:, 0] > around.x0) & (candidates[:, 0] < around.x1)
+        & (candidates[:, 1] > around.y0) & (candidates[:, 1] < around.y1)
+    )  # fmt: skip
+    candidates = candidates[inside]
+    kept = candidates[_free(candidates, edges, built, ground)]
+    crowns = tuple(_crown(x, y, radius, rng) for x, y, radius in kept)
+    shadows = tuple(_shadow(crown, sun) for crown in crowns)
+    return Trees(crowns, shadows)
+
+
+def _crown(x: float, y: float, radius: float, rng: np.random.Generator) -> Crown:
+    material = Material.DRY_TREE if rng.random() < 0.25 else Material.TREE
+    variant = int(rng.integers(CROWN_VARIANTS))
+    return Crown(float(x), float(y), float(radius), variant, material, rng.uniform(0.75, 1.25))
+
+
+def _shadow(crown: Crown, sun: tuple[float, float]) -> Crown:
+    # The middle of a crown is about 1.5 radii above the ground.
+    lift = 1.5 * crown.radius
+    return Crown(
+        crown.x + sun[0] * lift, crown.y + sun[1] * lift, crown.radius, crown.variant, None
+    )
+
+
+def _free(
+    candidates: FloatArray, edges: list[Edge], built: Built, ground: list[Fill]
+) -> NDArray[np.intp]:
+    """Which candidates (n, 3) stand on neither road, roof, car park nor water: indices."""
+    trunks = points(candidates[:, :2])
+    hard = [edge.line.buffer(edge.street.width_m / 2 + 0.7, quad_segs=2) for edge in edges]
+    hard += [Polygon(building.outline) for building in built.buildings]
+    wet_or_paved = {Material.ASPHALT, Material.CONCRETE, Material.POOL, Material.WATER}
+    hard += [Polygon(fill.points) for fill in ground if fill.material in wet_or_paved]
+    blocked = np.zeros(len(candidates), dtype=bool)
+    blocked[STRtree(hard).query(trunks, predicate="dwithin", distance=0.6)[0]] = True
+    return np.flatnonzero(~blocked)
+
+
+def _street_trees(edges: list[Edge], rng: np.random.Generator) -> FloatArray:
+    """Rows along streets, some leafy and some bare: float64 (n, 3), x, y, radius."""
+    trees = []
+    for edge in edges:
+        if edge.street.highway not in _STREETS or edge.bridge:
+            continue
+        leafy = rng.choice((0.08, 0.4, 0.85))
+        grown = rng.uniform(2.4, 4.2) + 2.6 * leafy
+        for side in (-1, 1):
+            for distance in np.arange(rng.uniform(2, 8), edge.line.length - 2, rng.uniform(8, 13)):
+                if rng.random() > leafy:
+                    continue
+                here, along = at(edge.line, distance + rng.uniform(-1.5, 1.5))
+                aside = side * (edge.street.width_m / 2 + rng.uniform(0.6, 2.0))
+                x, y = here + np.array((-along[1], along[0])) * aside
+                trees.append((x, y, grown * rng.uniform(0.7, 1.25)))
+    return _rows(trees)
+
+
+def _motorway_trees(edges: list[Edge], rng: np.random.Generator) -> FloatArray:
+    """Loose screens of trees on the slopes of the motorway."""
+    trees = []
+    for edge in edges:
+        if edge.street.highway != "motorway":
+            continue
+        for distance in np.arange(5, edge.line.length, 9.0):
+            if rng.random() < 0.3:
+                here, along = at(edge.line, distance)
+                aside = rng.choice((-1, 1)) * (edge.street.width_m / 2 + rng.uniform(12, 24))
+                x, y = here + np.array((-along[1], along[0])) * aside
+                trees.append((x, y, rng.uniform(1.8, 4.0)))
+    return _rows(trees)
+
+
+def _district_trees(cell: Cell, plan: Plan, rng: np.random.Generator) -> FloatArray:
+    """Trees all over a cell, in the park in clumps."""
+    land = cell.box
+    near = box(*_corners(cell)).intersection(box(*_around(plan)))
+    count = int(rng.poisson(_DENSITY[cell.district] * near.area / 1e4))
+    if cell.district is District.PARK:
+        clumps = rng.uniform((land.x0, land.y0), (land.x1, land.y1), (max(1, count // 14), 2))
+        middle = clumps[rng.integers(len(clumps), size=count)]
+        places = middle + rng.normal(0, 11, (count, 2))
+        places = np.clip(places, (land.x0, land.y0), (land.x1, land.y1))
+    else:
+        x0, y0, x1, y1 = near.bounds if count else (0.0, 0.0, 1.0, 1.0)
+        places = rng.uniform((x0, y0), (x1, y1), (count, 2))
+    radius = rng.gamma(7, 0.42, count).clip(1.0, 6.5)
+    return np.column_stack([plan.warp(places), radius])
+
+
+def _corners(cell: Cell) -> tuple[float, float, float, float]:
+    return cell.box.x0, cell.box.y0, cell.box.x1, max(cell.box.y0, cell.box.y1)
+
+
+def _around(plan: Plan) -> tuple[float, float, float, float]:
+    around = plan.bounds
+    return around.x0, around.y0, around.x1, around.y1
+
+
+def _hedge(cell: Cell, plan: Plan, rng: np.random.Generator) -> FloatArray:
+    """A hedgerow across the fields."""
+    x = cell.box.x0 + cell.box.width * rng.uniform(0.3, 0.7)
+    places = dense((x, cell.box.y0 + 8), (x, cell.box.y1 - 8), 4.0)
+    places = plan.warp(places + rng.normal(0, 0.8, places.shape))
+    return np.column_stack([places, rng.uniform(1.2, 3.2, len(places))])
+
+
+def _rows(trees: list[tuple[float, float, float]]) -> FloatArray:
+    return np.array(trees, dtype=np.float64).reshape(-1, 3)

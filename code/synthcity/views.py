@@ -1,0 +1,213 @@
+"""Which surface of a city shows at each pixel, from any direction: a z-buffer.
+
+A parallel view along a slanting direction moves whatever stands ``h`` metres high by ``h`` times a
+fixed shift on the ground. Of all surfaces that fall on one pixel the highest is the nearest, so
+heights do for depths (E. Catmull, "A subdivision algorithm for computer display of curved
+surfaces", 1974). The sun's view tells by the same means what lies in the shade (L. Williams,
+"Casting curved shadows on curved surfaces", 1978).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from synthcity.noise import Window
+from synthcity.paint import Grid, crown_stamps
+from synthcity.plan import FloatArray
+from synthcity.solids import Face, Solid
+from synthcity.strokes import Crown
+
+#: A view's ``surface`` where nothing stands on the ground.
+GROUND = -1
+
+#: The middle of a crown is so many of its radii above the ground.
+CROWN_LIFT = 1.5
+
+# A crown is about so flat.
+_CROWN_HEIGHT = 0.8
+
+
+@dataclass(frozen=True)
+class Skyline:
+    """All that rises above the ground of a city.
+
+    Attributes:
+        faces: of all buildings.
+        owner: int32 (faces,), the building that each belongs to.
+        boxes: float64 (faces, 6), least x, y and height, then the greatest.
+        crowns: the trees.
+        places: float64 (crowns, 3), x, y and radius.
+    """
+
+    faces: tuple[Face, ...]
+    owner: NDArray[np.int32]
+    boxes: FloatArray
+    crowns: tuple[Crown, ...]
+    places: FloatArray
+
+
+def skyline_of(solids: Sequence[Solid], crowns: Sequence[Crown]) -> Skyline:
+    """Put all faces into one list."""
+    faces = [surface for solid in solids for surface in solid.faces]
+    owner = np.repeat(np.arange(len(solids)), [len(solid.faces) for solid in solids])
+    boxes = np.array(
+        [(*f.rings[0].min(axis=0), *f.rings[0].max(axis=0)) for f in faces], dtype=np.float64
+    ).reshape(-1, 6)
+    places = np.array([(c.x, c.y, c.radius) for c in crowns], dtype=np.float64).reshape(-1, 3)
+    return Skyline(tuple(faces), owner.astype(np.int32), boxes, tuple(crowns), places)
+
+
+@dataclass(frozen=True)
+class View:
+    """What shows in a window; all arrays are (h, w).
+
+    Attributes:
+        window: the pixels.
+        shift: (x, y), metres that a metre of height moves on the ground.
+        height: float32, metres above ground of what shows.
+        surface: int32, the index of the face; from the number of faces on, of the crown; or
+            ``GROUND``.
+        tone: float32, brightness of leaves; 1 elsewhere.
+    """
+
+    window: Window
+    shift: tuple[float, float]
+    height: NDArray[np.float32]
+    surface: NDArray[np.int32]
+    tone: NDArray[np.float32]
+
+
+def look(skyline: Skyline, window: Window, grid: Grid, shift: tuple[float, float]) -> View:
+    """The view of a window.
+
+    Args:
+        skyline: what stands on the ground.
+        window: in the city's pixels on the ground.
+        grid: their size.
+        shift: (x, y), metres on the ground that a metre of height moves.
+    """
+    shape = (window.height, window.width)
+    view = View(
+        window,
+        shift,
+        np.zeros(shape, dtype=np.float32),
+        np.full(shape, GROUND, dtype=np.int32),
+        np.ones(shape, dtype=np.float32),
+    )
+    for index in _faces_in(skyline, window, grid, shift):
+        _draw_face(view, skyline.faces[index], int(index), grid)
+    first = len(skyline.faces)
+    for index in _crowns_in(skyline, window, grid, shift):
+        _draw_crown(view, skyline.crowns[index], first + int(index), grid)
+    return view
+
+
+def _faces_in(
+    skyline: Skyline, window: Window, grid: Grid, shift: tuple[float, float]
+) -> NDArray[np.intp]:
+    """Faces that turn towards the viewer and may fall into the window, roofs before walls."""
+    if not skyline.faces:
+        return np.empty(0, dtype=np.intp)
+    low, high = skyline.boxes[:, :3], skyline.boxes[:, 3:]
+    normals = np.array([f.normal for f in skyline.faces])
+    # The direction to the viewer is (-shift, 1).
+    hits = normals[:, 2] - normals[:, :2] @ shift > 1e-6
+    edges = window.metres(grid.x_m, grid.y_m)
+    for axis in (0, 1):
+        moved = np.stack([low[:, 2], high[:, 2]]) * shift[axis]
+        hits &= low[:, axis] + moved.min(axis=0) < edges[2 + axis]
+        hits &= high[:, axis] + moved.max(axis=0) > edges[axis]
+    # Where a wall meets its roof both have the same height: the first one drawn stays.
+    inside = np.flatnonzero(hits)
+    return inside[np.argsort(np.abs(normals[inside, 2]) < 1e-6, kind="stable")]
+
+
+def _crowns_in(
+    skyline: Skyline, window: Window, grid: Grid, shift: tuple[float, float]
+) -> NDArray[np.intp]:
+    x, y, radius = skyline.places.T
+    reach = 3.0 * radius
+    x0, y0, x1, y1 = window.metres(grid.x_m, grid.y_m)
+    x, y = (place + CROWN_LIFT * radius * by for place, by in zip((x, y), shift, strict=True))
+    return np.flatnonzero((x + reach > x0) & (x - reach < x1) & (y + reach > y0) & (y - reach < y1))
+
+
+def _draw_face(view: View, surface: Face, index: int, grid: Grid) -> None:
+    window, shift = view.window, np.array(view.shift)
+    corner, pixel = (window.column, window.row), (grid.x_m, grid.y_m)
+    rings = [(ring[:, :2] + ring[:, 2:] * shift) / pixel - corner for ring in surface.rings]
+    left, top = np.maximum(0, np.floor(rings[0].min(axis=0)).astype(int))
+    right, bottom = np.ceil(rings[0].max(axis=0)).astype(int)
+    right, bottom = min(right, window.width), min(bottom, window.height)
+    if left >= right or top >= bottom:
+        return
+    x, y = np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5
+    covered = coverage(rings, x, y)
+    if not covered.any():
+        return
+    # The plane n (x, y, z) = d, met by the line of sight through a place on the ground.
+    normal = surface.normal
+    offset = float(normal @ surface.rings[0][0])
+    across, down = ((x + corner[0]) * pixel[0], (y + corner[1]) * pixel[1])
+    height = (offset - (normal[0] * across)[None, :] - (normal[1] * down)[:, None]) / (
+        normal[2] - normal[:2] @ shift
+    )
+    heights = surface.rings[0][:, 2]
+    height = np.clip(height, heights.min(), heights.max()).astype(np.float32)
+    part = (slice(top, bottom), slice(left, right))
+    nearest = view.height[part]
+    shows = covered & (height > nearest)
+    nearest[shows] = height[shows]
+    view.surface[part][shows] = index
+    view.tone[part][shows] = 1.0
+
+
+def coverage(rings: Sequence[FloatArray], x: FloatArray, y: FloatArray) -> NDArray[np.bool_]:
+    """Which points of a lattice lie in a polygon, by the even-odd rule: bool (len(y), len(x)).
+
+    Args:
+        rings: the outer ring and holes, float64 (n, 2) each, not closed, of any direction.
+        x: ascending columns of the lattice.
+        y: ascending rows of the lattice.
+    """
+    inside = np.zeros((len(y), len(x)), dtype=bool)
+    for ring in rings:
+        for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+            low, high = (y0, y1) if y0 < y1 else (y1, y0)
+            first, last = np.searchsorted(y, (low, high))
+            if first < last:
+                crossing = x0 + (y[first:last] - y0) * ((x1 - x0) / (y1 - y0))
+                inside[first:last] ^= x < crossing[:, None]
+    return inside
+
+
+def _draw_crown(view: View, crown: Crown, index: int, grid: Grid) -> None:
+    """Stamp a crown, drawn out along the line of sight as a ball is."""
+    stamp = crown_stamps()[crown.variant]
+    window, shift = view.window, view.shift
+    slant = float(np.hypot(*shift))
+    lengthened = np.sqrt(1 + (_CROWN_HEIGHT * slant) ** 2) - 1
+    stretch = 1 + lengthened * np.abs(shift) / max(slant, 1e-9)
+    across = max(3, round(2.6 * crown.radius * stretch[0] / grid.x_m))
+    down = max(3, round(2.6 * crown.radius * stretch[1] / grid.y_m))
+    lift = CROWN_LIFT * crown.radius
+    left = round((crown.x + lift * shift[0]) / grid.x_m - across / 2) - window.column
+    top = round((crown.y + lift * shift[1]) / grid.y_m - down / 2) - window.row
+    rows = slice(max(0, top), min(window.height, top + down))
+    columns = slice(max(0, left), min(window.width, left + across))
+    if rows.start >= rows.stop or columns.start >= columns.stop:
+        return
+    part = cv2.resize(stamp, (across, down), interpolation=cv2.INTER_AREA)
+    part = part[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    x = (np.arange(columns.start, columns.stop) + 0.5 - left) / across * 2.6 - 1.3
+    y = (np.arange(rows.start, rows.stop) + 0.5 - top) / down * 2.6 - 1.3
+    dome = np.sqrt(np.clip(1 - x[None, :] ** 2 - y[:, None] ** 2, 0, 1))
+    height = (lift + _CROWN_HEIGHT * crown.radius * dome).astype(np.float32)
+    nearest = view.height[rows, columns]
+    shows = (part[..., 0] > 0.5) & (height > nearest)
+    nearest[shows] = height[shows]
+    view.surface[rows, columns][shows] = index
+    view.tone[rows, columns][shows] = crown.tone * part[..., 1][shows]
