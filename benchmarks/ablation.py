@@ -25,7 +25,7 @@ from satmap.data.augmentation import Augmentation
 from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
 from satmap.networks.unet import UNet, build_network
-from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import (
     CosineSchedule,
     Decoder,
@@ -38,7 +38,7 @@ from satmap.recipes.schema import (
 )
 from satmap.runtime.device import pick_device
 from satmap.training.schedule import learning_rate
-from satmap.training.state import WeightAverage
+from satmap.training.state import MovingAverage
 from satmap.training.validation import validate
 
 _CROP, _BATCH = 192, 8
@@ -98,7 +98,7 @@ VARIANTS = {
     "ours, flips the only augmentation": replace(
         _OURS,
         augmentation=Augmentation(
-            shift=0, resize_probability=0, rotation_probability=0, colour_probability=0
+            shift=0, resize_probability=0, rotation_probability=0, colour_jitter_probability=0
         ),
     ),
 }
@@ -140,9 +140,9 @@ def _train(
     device = pick_device()
     torch.manual_seed(seed)
     decoder = variant.decoder
-    network = build_network(encoder, 3, ROAD_PLANES, decoder.widths, decoder.kind)
+    network = build_network(encoder, 3, ROAD_MAPS, decoder.widths, decoder.kind)
     network.to(device).to(memory_format=torch.channels_last).train()
-    average = WeightAverage(network, variant.ema) if variant.ema else None
+    average = MovingAverage(network, variant.ema) if variant.ema else None
     optimizer = torch.optim.Adam(network.parameters())
     losses: list[float] = []
     started = time.process_time()

@@ -8,7 +8,7 @@ Without arguments planes are made: houses, blurred and noisy, and beside them th
 houses, less surely (``tests/made_blocks.py``). With the images of the Mapping Challenge they are
 those of networks: for every seed its recipe, with a ResNet18 from scratch, is trained on each half
 of the images, as ``satmap train`` does it, and predicts the other half, as ``satmap predict
---out-of-fold`` does. WORK keeps networks and planes, those that ``weight_maps.py`` has left there
+--out-of-fold`` does. WORK keeps networks and maps, those that ``weight_maps.py`` has left there
 too; a minute of processor time a network.
 
 The confidence model that rates a quarter of a network's images is fitted to the other three
@@ -32,20 +32,25 @@ import torch
 from numpy.typing import NDArray
 
 from building_runs import half
-from made_blocks import made_blocks, planes_of_labels
+from made_blocks import made_blocks, maps_of_labels
 from satmap.data.layouts.buildings import scan_buildings
 from satmap.data.layouts.mapping_challenge import ANNOTATIONS
 from satmap.evaluation.metrics.coco_ap import score_coco
-from satmap.rasters.map_files import BUILDING_MASKS, open_mask
-from satmap.rasters.probability_maps import Planes
+from satmap.rasters.map_files import BUILDING_FILE_MAPS, open_map_file
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.submissions.coco_json import Detection, write_coco_results
-from satmap.tasks.buildings.confidence import ConfidenceModel, Sample, candidates_of, fit_confidence
+from satmap.tasks.buildings.confidence import (
+    CandidateSample,
+    ConfidenceModel,
+    candidates_of,
+    fit_confidence,
+)
 from satmap.tasks.buildings.confidence import sample as sample_of
 from satmap.tasks.buildings.labels import read_building_labels
 from satmap.tasks.buildings.targets import draw_instances
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons
 from satmap.tasks.buildings.vectorizer.settings import BuildingSettings
-from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize
+from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 from satmap.vectors.buildings import Building
 
 _QUARTERS = 4
@@ -63,13 +68,13 @@ class _Case:
     Attributes:
         truth: the challenge's annotations.
         labels: true buildings, 1..n.
-        planes: what a network saw that did not learn from the image.
+        maps: what a network saw that did not learn from the image.
         settings: of the vectoriser.
     """
 
     truth: str
     labels: Mapping[int, Labels]
-    planes: Mapping[int, Planes]
+    maps: Mapping[int, ProbabilityMaps]
     settings: BuildingSettings
 
 
@@ -104,18 +109,18 @@ def _show(name: str, case: _Case) -> None:
 
 def _made(seed: int) -> _Case:
     """Houses, and planes that show other things, too, less surely."""
-    labels, planes = {}, {}
+    labels, maps = {}, {}
     for chip in range(_MADE):
         rng = np.random.default_rng((seed, chip))
         number, angle = 100 * seed + chip, float(rng.uniform(0, 90))
         labels[chip] = made_blocks(number, _MADE_PX, angle, (10, 32), 0.7).labels
         others = made_blocks(number + 50, _MADE_PX, angle, (10, 40), 1.0).labels
         others[cv2.dilate((labels[chip] > 0).view(np.uint8), np.ones((5, 5))) > 0] = 0
-        shown = planes_of_labels(labels[chip], 1.0, 0.1, number)
-        doubtful = planes_of_labels(others, 2.0, 0.1, number).values * rng.uniform(0.5, 0.9)
+        shown = maps_of_labels(labels[chip], 1.0, 0.1, number)
+        doubtful = maps_of_labels(others, 2.0, 0.1, number).values * rng.uniform(0.5, 0.9)
         values = np.maximum(shown.values, doubtful.astype(np.uint8))
-        planes[chip] = Planes(shown.names, values, shown.metres_per_pixel)
-    return _Case(_annotation(labels), labels, planes, _SETTINGS)
+        maps[chip] = ProbabilityMaps(shown.names, values, shown.metres_per_pixel)
+    return _Case(_annotation(labels), labels, maps, _SETTINGS)
 
 
 def _annotation(labels: Mapping[int, Labels]) -> str:
@@ -140,18 +145,18 @@ def _annotation(labels: Mapping[int, Labels]) -> str:
 def _predicted(images: Path, work: Path, seed: int, fold: int) -> _Case:
     """The half of the images that a network has not seen, and its planes of them."""
     network = half(images, work, seed, fold, weighted=True)
-    labels, planes = {}, {}
+    labels, maps = {}, {}
     for chip in scan_buildings([images]).chips:
-        raster = network.planes / f"{chip.image_id}.tif"
+        raster = network.maps / f"{chip.image_id}.tif"
         if chip.number is not None and raster.exists():
             shape = chip.image.height, chip.image.width
             labels[chip.number] = draw_instances(read_building_labels(chip).outlines, shape)
-            with open_mask(raster, 1, BUILDING_MASKS) as mask:
-                planes[chip.number] = mask.scene.at_once()
+            with open_map_file(raster, 1, BUILDING_FILE_MAPS) as mask:
+                maps[chip.number] = mask.scene.at_once()
     truth = json.loads((images / ANNOTATIONS).read_text())
     truth["images"] = [image for image in truth["images"] if image["id"] in labels]
     truth["annotations"] = [its for its in truth["annotations"] if its["image_id"] in labels]
-    return _Case(json.dumps(truth), labels, planes, network.recipe.buildings.of(None))
+    return _Case(json.dumps(truth), labels, maps, network.recipe.buildings.of(None))
 
 
 _Buildings = dict[int, list[Building]]
@@ -159,24 +164,24 @@ _Buildings = dict[int, list[Building]]
 
 def _found(case: _Case) -> tuple[_Buildings, _Buildings, _Buildings]:
     """By image: the watershed's buildings, the same rated by a model, and the model's choice."""
-    ids = sorted(case.planes)
+    ids = sorted(case.maps)
     quarter = {number: place % _QUARTERS for place, number in enumerate(ids)}
-    samples = {i: sample_of(case.planes[i], case.labels[i], quarter[i], case.settings) for i in ids}
+    samples = {i: sample_of(case.maps[i], case.labels[i], quarter[i], case.settings) for i in ids}
     models = [_fitted([samples[i] for i in ids if quarter[i] != q]) for q in range(_QUARTERS)]
-    plain = {i: vectorize(case.planes[i], case.settings) for i in ids}
+    plain = {i: vectorize_buildings(case.maps[i], case.settings) for i in ids}
     rated, chosen = {}, {}
     for i in ids:
         model = models[quarter[i]]
-        candidates = candidates_of(case.planes[i], case.settings)
+        candidates = candidates_of(case.maps[i], case.settings)
         expected = model.expected_iou(candidates.features[candidates.layer == 0])
         # Both in the order of their first pixels.
         pairs = zip(plain[i], expected.tolist(), strict=True)
         rated[i] = [replace(building, confidence=value) for building, value in pairs]
-        chosen[i] = vectorize(case.planes[i], case.settings, model)
+        chosen[i] = vectorize_buildings(case.maps[i], case.settings, model)
     return plain, rated, chosen
 
 
-def _fitted(samples: list[Sample]) -> ConfidenceModel:
+def _fitted(samples: list[CandidateSample]) -> ConfidenceModel:
     return fit_confidence([its for its in samples if len(its.ious)]).model
 
 

@@ -19,7 +19,7 @@ from satmap.recipes.schema import (
     load_recipe,
 )
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.run_context import Workplace
+from satmap.training.run_context import RunContext
 
 _ENCODER, _WIDTHS = "resnet18", (128, 96, 64, 32)
 _SCHEDULE = CosineSchedule(peak=2e-3, final=2e-5, warmup=0.1)
@@ -79,7 +79,7 @@ def challenge_recipe(seed: int, *, weighted: bool = True) -> Recipe:
     cross_entropy = {"weighted": 1.0} if weighted else {"bce": 1.0}
     losses = BuildingLosses(building=BuildingHeadLoss(dice=0.5, **cross_entropy))
     shipped = load_recipe("mapping-challenge")
-    one_view = shipped.inference.model_copy(update={"views": 1})
+    one_view = shipped.inference.model_copy(update={"tta": 1})
     shipped = shipped.model_copy(update={"inference": one_view})
     return small_recipe(shipped, seed=seed, crop=128, passes=9, folds=(0, 1), losses=losses)
 
@@ -90,8 +90,8 @@ def trained(
     """Train what is not trained yet, of these folds or of all; gives the seconds of processor time
     that it took."""
     started = time.process_time()
-    place = Workplace(weights, torch.device("cpu"))
-    train([directory], recipe, place, TrainingOptions(cache, folds=folds))
+    context = RunContext(weights, torch.device("cpu"))
+    train([directory], recipe, context, TrainingOptions(cache, folds=folds))
     return time.process_time() - started
 
 
@@ -103,25 +103,25 @@ class Half:
         recipe: its recipe.
         weights: its directory.
         out: CSV of the buildings that it found in the half of the images held back.
-        planes: directory of their planes.
+        maps: directory of their planes.
         seconds: processor time of its training, if it was trained just now.
     """
 
     recipe: Recipe
     weights: Path
     out: Path
-    planes: Path
+    maps: Path
     seconds: float
 
 
 def half(images: Path, work: Path, seed: int, fold: int, *, weighted: bool) -> Half:
     """Train on one half of the images and predict the other; done once."""
     name = f"{'weighted' if weighted else 'plain'}{seed}-{fold}"
-    weights, out, planes = work / name, work / f"{name}.csv", work / f"{name}-planes"
+    weights, out, maps = work / name, work / f"{name}.csv", work / f"{name}-planes"
     recipe = challenge_recipe(seed, weighted=weighted)
     seconds = trained(recipe, images, weights, work / "cache", (fold,))
-    predicted(images, out, weights, planes=planes, out_of_fold=True)
-    return Half(recipe, weights, out, planes, seconds)
+    predicted(images, out, weights, maps=maps, out_of_fold=True)
+    return Half(recipe, weights, out, maps, seconds)
 
 
 def predicted(
@@ -129,10 +129,10 @@ def predicted(
     output: Path,
     weights: Path,
     *,
-    planes: Path | None = None,
+    maps: Path | None = None,
     out_of_fold: bool = False,
 ) -> Path:
     """What the networks find, as ``output``; done once."""
     if not output.exists():
-        predict([directory], output, weights, "cpu", planes=planes, out_of_fold=out_of_fold)
+        predict([directory], output, weights, "cpu", maps=maps, out_of_fold=out_of_fold)
     return output

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import watershed
 
-from made_blocks import Blocks, made_blocks, planes_of_labels, share_apart
-from satmap.rasters.probability_maps import BORDER, BUILDING, CONTACT, Planes
+from made_blocks import Blocks, made_blocks, maps_of_labels, share_apart
+from satmap.rasters.probability_maps import BORDER, BUILDING, CONTACT, ProbabilityMaps
 from satmap.tasks.buildings.vectorizer.instances import find_instances
 from satmap.tasks.buildings.vectorizer.settings import BuildingSettings
-from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize
+from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 
 _SIZE, _HOUSES, _ROUNDS = 900, 200, 9
 _BLUR, _NOISE = 1.0, 0.07
@@ -42,11 +42,11 @@ def main() -> None:
     for name, sides in _CHIPS.items():
         labels = made_blocks(3, _SIZE, 17, sides).labels
         labels = np.where(labels > _HOUSES, 0, labels)
-        planes = planes_of_labels(labels, _BLUR, _NOISE)
+        maps = maps_of_labels(labels, _BLUR, _NOISE)
         ours, theirs, instances = _times(
-            partial(vectorize, planes, settings),
-            partial(_peer, planes, settings),
-            partial(find_instances, planes, settings),
+            partial(vectorize_buildings, maps, settings),
+            partial(_peer, maps, settings),
+            partial(find_instances, maps, settings),
         )
         print(f"{name:28s}{ours:8.1f}{theirs:8.1f}{theirs / ours:7.1f}{instances:8.1f}")
 
@@ -71,17 +71,17 @@ def _times(*works: Callable[[], object]) -> list[float]:
 
 def _apart(blocks: list[Blocks], settings: BuildingSettings, blur: float, noise: float) -> float:
     shares = [
-        share_apart(b, find_instances(planes_of_labels(b.labels, blur, noise), settings))
+        share_apart(b, find_instances(maps_of_labels(b.labels, blur, noise), settings))
         for b in blocks
     ]
     return float(np.mean(shares))
 
 
-def _peer(planes: Planes, settings: BuildingSettings) -> list[tuple[shapely.Polygon, float]]:
-    body = planes[BUILDING].astype(np.float32) / 255
+def _peer(maps: ProbabilityMaps, settings: BuildingSettings) -> list[tuple[shapely.Polygon, float]]:
+    body = maps[BUILDING].astype(np.float32) / 255
     strength = body.copy()
     for name in (BORDER, CONTACT):
-        strength *= 1 - planes[name].astype(np.float32) / 255
+        strength *= 1 - maps[name].astype(np.float32) / 255
     seeds, count = ndimage.label(strength > settings.seed)
     sizes = ndimage.sum_labels(np.ones_like(body), seeds, np.arange(count + 1))
     seeds[(sizes < settings.seed_px)[seeds]] = 0

@@ -21,7 +21,7 @@ from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
 from satmap.networks.decoders import DECODERS
 from satmap.networks.unet import UNet, build_network
-from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import CosineSchedule, Losses, Recipe, load_recipe
 from satmap.runtime.device import pick_device
 from satmap.training.schedule import learning_rate
@@ -51,7 +51,7 @@ def main() -> None:
     for seed in options.seeds:
         for kind in options.kinds:
             torch.manual_seed(seed)
-            network = build_network(options.encoder, 3, ROAD_PLANES, decoder_kind=kind)
+            network = build_network(options.encoder, 3, ROAD_MAPS, decoder_kind=kind)
             loss, seconds = _train(network, training, recipe, options.steps, seed)
             scores = validate(network, held_out, recipe, pick_device())
             print(

@@ -22,18 +22,18 @@ import torch
 
 from real_chips import HELD_OUT, link, split
 from satmap.data.cache import CachedChip
-from satmap.data.layouts.spacenet_roads import scan
+from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.evaluation.metrics.apls import apls
-from satmap.prediction.dense import Voter, predict_planes
-from satmap.rasters.probability_maps import ROAD, ROAD_PLANES, Planes
+from satmap.prediction.dense import EnsembleMember, predict_maps
+from satmap.rasters.probability_maps import ROAD, ROAD_MAPS, ProbabilityMaps
 from satmap.recipes.schema import Inference, Recipe, load_recipe
 from satmap.runtime.device import pick_device
-from satmap.submissions.roads_csv import to_rows
+from satmap.submissions.roads_csv import rows_of_graph
 from satmap.tasks.roads.objective import truth_rows
 from satmap.tasks.roads.targets import CLASS_BITS
-from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.run_context import Workplace
+from satmap.training.run_context import RunContext
 from satmap.weights.average import average_weights
 from satmap.weights.members import WeightFile, choose, find_weights, load_ensemble
 
@@ -43,13 +43,13 @@ class Contender:
     """What predicts: networks, views, and what to call it."""
 
     name: str
-    voters: Sequence[Voter]
+    members: Sequence[EnsembleMember]
     inference: Inference
 
     @property
     def passes(self) -> int:
         """Networks times views."""
-        return len(self.voters) * self.inference.views
+        return len(self.members) * self.inference.tta
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def main() -> None:
     device = pick_device(options.device)
     ensemble, student = load_recipe(options.ensemble), load_recipe(options.student)
     _, held_out = split(options.area, options.work, student)
-    chips = scan([options.area]).chips
+    chips = scan_roads([options.area]).chips
     left_out = chips[::HELD_OUT]
     link([chip for chip in chips if chip not in left_out], options.work / "train")
 
@@ -112,33 +112,33 @@ def _contenders(
 ) -> list[Contender]:
     """The ensemble, the student, and what they are compared with; all trained."""
     ensemble, student = (each.model_copy(update={"seed": seed}) for each in (ensemble, student))
-    place = work / f"seed{seed}"
-    teachers = place / "ensemble"
+    directory = work / f"seed{seed}"
+    teachers = directory / "ensemble"
     _train(ensemble, work, teachers, device)
-    _train(student, work, place / "student", device, teachers)
+    _train(student, work, directory / "student", device, teachers)
 
-    def voters(directory: Path, recipe: Recipe) -> list[Voter]:
+    def members(directory: Path, recipe: Recipe) -> list[EnsembleMember]:
         return load_ensemble(choose(find_weights(directory), recipe), device)
 
-    networks = voters(teachers, ensemble)
+    networks = members(teachers, ensemble)
     contenders = [
         Contender("ensemble", networks, ensemble.inference),
-        Contender("student", voters(place / "student", student), student.inference),
+        Contender("student", members(directory / "student", student), student.inference),
         Contender("a network of the ensemble", networks[:1], student.inference),
     ]
     if with_labels:
-        (learner,) = student.members
-        losses = learner.losses.model_copy(update={"distillation": None})
-        alone = learner.model_copy(update={"losses": losses})
+        (train_state,) = student.members
+        losses = train_state.losses.model_copy(update={"distillation": None})
+        alone = train_state.model_copy(update={"losses": losses})
         labels = student.model_copy(update={"members": (alone,)})
-        _train(labels, work, place / "labels", device)
-        trained = voters(place / "labels", labels)
+        _train(labels, work, directory / "labels", device)
+        trained = members(directory / "labels", labels)
         contenders.append(Contender("student without a teacher", trained, student.inference))
     first = ensemble.members[0].name
     checkpoints = [f for f in find_weights(teachers) if f.path.name.startswith(f"{first}.")]
-    different = {file.moment: file for file in checkpoints}
+    different = {file.checkpoint_key: file for file in checkpoints}
     if len(different) > 1:
-        path = place / "soup" / f"{first}.last.safetensors"
+        path = directory / "soup" / f"{first}.last.safetensors"
         average_weights(path, [file.path for file in different.values()])
         soup = load_ensemble([WeightFile(path, find_weights(path.parent)[0].metadata)], device)
         name = f"its {len(different)} checkpoints' mean"
@@ -150,7 +150,7 @@ def _train(
     recipe: Recipe, work: Path, weights: Path, device: torch.device, teacher: Path | None = None
 ) -> None:
     options = TrainingOptions(work / "cache", teacher=teacher)
-    train([work / "train"], recipe, Workplace(weights, device), options)
+    train([work / "train"], recipe, RunContext(weights, device), options)
 
 
 def _score(
@@ -170,13 +170,13 @@ def _score(
         label, truth = (target & CLASS_BITS) > 0, truth_rows(chip)
         for row, contender in enumerate(contenders):
             started = clock()
-            planes = _predict(contender, chip, device)
+            maps = _predict(contender, chip, device)
             seconds[row, column] = clock() - started
-            found = to_rows(vectorize(planes, recipe.roads))
+            found = rows_of_graph(vectorize_roads(maps, recipe.roads))
             score = apls(truth, found, metres_per_pixel=float(np.mean(chip.metres_per_pixel)))
             assert score.time is not None, "both sides state travel times"
             lengths[row, column], times[row, column] = score.length.score, score.time.score
-            road = planes[ROAD] >= 128
+            road = maps[ROAD] >= 128
             overlap[row] += (road & label).sum()
             union[row] += (road | label).sum()
     means = (each.mean(axis=1) for each in (lengths, times))
@@ -184,10 +184,10 @@ def _score(
     return [Score(*map(float, row)) for row in zip(*columns, strict=True)]
 
 
-def _predict(contender: Contender, chip: CachedChip, device: torch.device) -> Planes:
+def _predict(contender: Contender, chip: CachedChip, device: torch.device) -> ProbabilityMaps:
     image, _ = chip.read()
-    values = predict_planes(contender.voters, image, contender.inference, device)
-    return Planes(ROAD_PLANES, values, chip.metres_per_pixel)
+    values = predict_maps(contender.members, image, contender.inference, device)
+    return ProbabilityMaps(ROAD_MAPS, values, chip.metres_per_pixel)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ members:
         validate_every: 2
         sync_batch_norm: true
         schedule: {{kind: cosine, peak: 5.0e-4}}
-inference: {{views: 1}}
+inference: {{tta: 1}}
 """
 
 

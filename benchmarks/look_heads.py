@@ -37,7 +37,7 @@ def main() -> None:
     shipped = load_recipe("sn4-buildings")
     if options.turned:
         augmentation = shipped.augmentation.model_copy(update={"flips": True})
-        inference = shipped.inference.model_copy(update={"views": 4})
+        inference = shipped.inference.model_copy(update={"tta": 4})
         shipped = shipped.model_copy(update={"augmentation": augmentation, "inference": inference})
     print(f"| seed | heads | F1 | {' | '.join(_CATEGORIES)} | precision | recall | CPU s |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
@@ -51,7 +51,7 @@ def main() -> None:
                 test_chips=4,
                 seed=seed,
                 size=384,
-                looks=options.looks,
+                view_angles=options.view_angles,
             )
         for heads in options.heads:
             name = f"{heads}-turned" if options.turned else f"{heads}"

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from satmap.networks.decoders import DECODERS
 from satmap.networks.encoders import ENCODERS, Encoder
 from satmap.networks.unet import UNet, build_network
-from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.rasters.probability_maps import ROAD_MAPS
 
 _RUNS = 3
 
@@ -48,7 +48,7 @@ def main() -> None:
     for encoder in options.encoders:
         for decoder in options.decoders:
             with torch.device("meta"):
-                network = build_network(encoder, 3, ROAD_PLANES, decoder_kind=decoder)
+                network = build_network(encoder, 3, ROAD_MAPS, decoder_kind=decoder)
             macs = count_macs(network, options.size)
             decoding = macs - count_macs(network.encoder, options.size)
             parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -89,7 +89,7 @@ def measure(
     torch.set_num_threads(threads)
     device = torch.device(device_name)
     before = _peak_bytes(device)
-    network = build_network(encoder, 3, ROAD_PLANES, decoder_kind=decoder).eval()
+    network = build_network(encoder, 3, ROAD_MAPS, decoder_kind=decoder).eval()
     network.to(device).to(memory_format=torch.channels_last)
     image = torch.rand(1, 3, size, size, device=device)
     image = image.contiguous(memory_format=torch.channels_last)

@@ -14,7 +14,6 @@ from functools import partial
 import cv2
 import numpy as np
 
-from synthcity.looks import made_looks
 from synthcity.noise import Window
 from synthcity.oblique import Site, photograph, through_air
 from synthcity.paint import Grid, paint
@@ -22,6 +21,7 @@ from synthcity.scene import make_scene
 from synthcity.spectra import draw_sensor
 from synthcity.surface import Land
 from synthcity.town import make_town
+from synthcity.view_angles import write_view_angles
 
 _SIDE_PX, _PIXEL_M = 900, 0.5
 _SIDE_M = _SIDE_PX * _PIXEL_M
@@ -49,7 +49,7 @@ def main() -> None:
 
     tile = site()
     print(f"ground and sun of a tile, s: {_seconds(site):.2f}")
-    for collect in made_looks(3, random):
+    for collect in write_view_angles(3, random):
         air = through_air(sensor, collect, _BANDS, 1.0)
         ours = _seconds(partial(photograph, tile, collect, air, _BANDS, np.random.default_rng(2)))
         print(

@@ -57,9 +57,9 @@ class _Graph:
         return len(self.place) - 1
 
     def copy(self) -> "_Graph":
-        twin = _Graph()
-        twin.place, twin.edges = dict(self.place), list(self.edges)
-        return twin
+        duplicate = _Graph()
+        duplicate.place, duplicate.edges = dict(self.place), list(self.edges)
+        return duplicate
 
     def split(self, index: int, segment: int, fraction: float) -> int:
         u, v, edge = self.edges[index]

@@ -28,18 +28,18 @@ import rasterio
 import torch
 from affine import Affine
 
-from satmap.data.layouts.spacenet_roads import scan
+from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.networks.unet import build_network
-from satmap.prediction.dense import predict_planes
-from satmap.prediction.images import read_picture
+from satmap.prediction.dense import predict_maps
+from satmap.prediction.images import prepare_image
 from satmap.prediction.run import predict
-from satmap.rasters.map_files import read_mask, write_planes
-from satmap.rasters.probability_maps import ROAD_PLANES, Planes
+from satmap.rasters.map_files import read_map_file, write_maps
+from satmap.rasters.probability_maps import ROAD_MAPS, ProbabilityMaps
 from satmap.recipes.schema import Decoder, Inference, Recipe, load_recipe
 from satmap.runtime.device import pick_device
 from satmap.runtime.resources import available_cores
-from satmap.submissions.roads_csv import to_rows, write_roads_csv
-from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
+from satmap.submissions.roads_csv import rows_of_graph, write_roads_csv
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.weights.members import choose, find_weights, load_ensemble
 from satmap.weights.network_files import save_weights
 
@@ -110,7 +110,7 @@ def main() -> None:
 
 def make_recipe(views: int, batch: int) -> Recipe:
     """The demo's recipe with other views, each chip for itself."""
-    inference = Inference.model_validate({"views": views, "batch": batch, "neighbours": False})
+    inference = Inference.model_validate({"tta": views, "batch": batch, "neighbours": False})
     return load_recipe("demo").model_copy(update={"inference": inference})
 
 
@@ -120,7 +120,7 @@ def make_networks(
     """Untrained networks, the same on every machine."""
     for number, encoder in enumerate(encoders):
         torch.manual_seed(number)
-        network = build_network(encoder, 3, ROAD_PLANES, decoder.widths, decoder.kind)
+        network = build_network(encoder, 3, ROAD_MAPS, decoder.widths, decoder.kind)
         with torch.no_grad():
             network.head.weight *= 20
         metadata = {
@@ -156,28 +156,28 @@ def ours(images: Path, weights: Path, output: Path, device: torch.device, worker
 def through_files(place: Path, device: torch.device, recipe: Recipe) -> float:
     """Seconds of the reference's way: a network, a merge, a vectoriser after the other."""
     started = time.perf_counter()
-    chips = scan([place / "images"]).chips
+    chips = scan_roads([place / "images"]).chips
     files = choose(find_weights(place / "weights"), recipe)
     for number, file in enumerate(files):
-        voters = load_ensemble([file], device)
+        members = load_ensemble([file], device)
         for chip in chips:
-            picture = read_picture(chip, voters, recipe)
-            values = predict_planes(voters, picture.pixels, recipe.inference, device)
-            planes = Planes(ROAD_PLANES, values, picture.metres_per_pixel)
+            picture = prepare_image(chip, members, recipe)
+            values = predict_maps(members, picture.pixels, recipe.inference, device)
+            maps = ProbabilityMaps(ROAD_MAPS, values, picture.metres_per_pixel)
             path = place / "single" / str(number) / f"{chip.image_id}.tif"
-            write_planes(path, planes, picture.info.georeference)
+            write_maps(path, maps, picture.info.georeference)
     for chip in chips:
-        total = np.zeros((len(ROAD_PLANES), chip.image.height, chip.image.width), np.float32)
+        total = np.zeros((len(ROAD_MAPS), chip.image.height, chip.image.width), np.float32)
         for number in range(len(files)):
             path = place / "single" / str(number) / f"{chip.image_id}.tif"
-            total += read_mask(path, _METRES)[0].values
+            total += read_map_file(path, _METRES)[0].values
         values = np.rint(total / len(files)).astype(np.uint8)
-        planes = Planes(ROAD_PLANES, values, (_METRES, _METRES))
-        write_planes(place / "merged" / f"{chip.image_id}.tif", planes, chip.image.georeference)
+        maps = ProbabilityMaps(ROAD_MAPS, values, (_METRES, _METRES))
+        write_maps(place / "merged" / f"{chip.image_id}.tif", maps, chip.image.georeference)
     rows = {}
     for chip in chips:
-        planes, _ = read_mask(place / "merged" / f"{chip.image_id}.tif", _METRES)
-        rows[chip.image_id] = to_rows(vectorize(planes, recipe.roads))
+        maps, _ = read_map_file(place / "merged" / f"{chip.image_id}.tif", _METRES)
+        rows[chip.image_id] = rows_of_graph(vectorize_roads(maps, recipe.roads))
     write_roads_csv(place / "plain.csv", rows)
     return time.perf_counter() - started
 

@@ -26,7 +26,7 @@ from satmap.data.cache import StretchSettings, prepare_chip
 from satmap.data.chip import Chip
 from satmap.data.crops import CropDataset
 from satmap.data.imagery import MS_BAND_ORDER
-from satmap.data.layouts.spacenet_roads import scan
+from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.tasks.roads.labels import read_road_labels
 from satmap.tasks.roads.targets import TargetSettings, decode_target, rasterize_roads
 from synthcity import make_city
@@ -48,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         make_city(directory, chips=_CHIPS, test_chips=0, size=_SIZE)
-        chips = scan([directory / "train"]).chips
+        chips = scan_roads([directory / "train"]).chips
         cache = directory / "cache"
 
         peer = _seconds(lambda: prepare_like_the_reference(chips, directory)) / _CHIPS

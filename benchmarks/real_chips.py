@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from satmap.data.cache import CachedChip, prepare
+from satmap.data.cache import CachedChip, prepare_chips
 from satmap.data.chip import Chip
-from satmap.data.layouts.spacenet_roads import scan
+from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.networks.unet import UNet
 from satmap.recipes.schema import Losses, Recipe
 from satmap.runtime.device import autocast
@@ -23,7 +23,9 @@ def split(
     area: Path, work: Path, recipe: Recipe
 ) -> tuple[Sequence[CachedChip], Sequence[CachedChip]]:
     """The chips of an area to learn from and those held out, prepared under ``work``."""
-    chips = prepare(scan([area]).chips, 3, work / "cache", recipe.stretch, recipe.targets).chips
+    chips = prepare_chips(
+        scan_roads([area]).chips, 3, work / "cache", recipe.stretch, recipe.targets
+    ).chips
     held_out = chips[::HELD_OUT]
     return [chip for chip in chips if chip not in held_out], held_out
 
@@ -47,7 +49,7 @@ def learn(
     pixels = network.encoder.normalize(images.to(device))
     with autocast(device):
         logits = network(pixels.contiguous(memory_format=torch.channels_last))
-    loss, _ = road_loss(logits, network.plane_names, targets.to(device), losses)
+    loss, _ = road_loss(logits, network.map_names, targets.to(device), losses)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

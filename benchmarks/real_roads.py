@@ -14,22 +14,22 @@ import numpy as np
 
 from real_chips import HELD_OUT, link
 from satmap.data.cache import prepare_chip
-from satmap.data.layouts.spacenet_roads import scan
+from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.evaluation.metrics.apls import score_roads
-from satmap.prediction.dense import predict_planes
-from satmap.prediction.images import read_picture
-from satmap.rasters.probability_maps import ROAD, ROAD_PLANES, Planes
+from satmap.prediction.dense import predict_maps
+from satmap.prediction.images import prepare_image
+from satmap.rasters.probability_maps import ROAD, ROAD_MAPS, ProbabilityMaps
 from satmap.recipes.schema import load_recipe
 from satmap.report.panels import write_picture
 from satmap.report.road_overlay import side_by_side
 from satmap.report.table import score_table
 from satmap.runtime.device import pick_device
-from satmap.submissions.roads_csv import to_rows, write_roads_csv
+from satmap.submissions.roads_csv import rows_of_graph, write_roads_csv
 from satmap.tasks.roads.objective import truth_rows
 from satmap.tasks.roads.targets import CLASS_BITS
-from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.run_context import Workplace
+from satmap.training.run_context import RunContext
 from satmap.weights.members import choose, find_weights, load_ensemble
 
 
@@ -41,30 +41,30 @@ def main() -> None:
     parser.add_argument("--recipe", default="small-roads")
     options = parser.parse_args()
     recipe = load_recipe(options.recipe)
-    place = Workplace(options.work / "weights", pick_device())
-    chips = scan([options.area]).chips
+    context = RunContext(options.work / "weights", pick_device())
+    chips = scan_roads([options.area]).chips
     held_out = chips[::HELD_OUT]
     split = options.work / "train"
     link([chip for chip in chips if chip not in held_out], split)
 
     started = time.perf_counter()
-    train([split], recipe, place, TrainingOptions(options.work / "cache", from_scratch=True))
+    train([split], recipe, context, TrainingOptions(options.work / "cache", from_scratch=True))
     trained = time.perf_counter()
-    voters = load_ensemble(choose(find_weights(place.weights), recipe), place.device)
+    members = load_ensemble(choose(find_weights(context.weights), recipe), context.device)
     truth, proposal, metres = {}, {}, []
     overlap = union = 0
     for chip in held_out:
-        seen = read_picture(chip, voters, recipe)
-        values = predict_planes(seen.voters, seen.pixels, recipe.inference, place.device)
-        planes = Planes(ROAD_PLANES, values, seen.metres_per_pixel)
+        seen = prepare_image(chip, members, recipe)
+        values = predict_maps(seen.members, seen.pixels, recipe.inference, context.device)
+        maps = ProbabilityMaps(ROAD_MAPS, values, seen.metres_per_pixel)
         cached = prepare_chip(chip, options.work / "cache", recipe.stretch, recipe.targets)
         image, target = cached.read()
-        road, label = planes[ROAD] >= 128, (target & CLASS_BITS) > 0
+        road, label = maps[ROAD] >= 128, (target & CLASS_BITS) > 0
         overlap += int((road & label).sum())
         union += int((road | label).sum())
         truth[chip.image_id] = truth_rows(cached)
-        proposal[chip.image_id] = to_rows(vectorize(planes, recipe.roads))
-        metres.append(np.mean(planes.metres_per_pixel))
+        proposal[chip.image_id] = rows_of_graph(vectorize_roads(maps, recipe.roads))
+        metres.append(np.mean(maps.metres_per_pixel))
         panels = [("predicted", proposal[chip.image_id]), ("truth", truth[chip.image_id])]
         picture = side_by_side(np.ascontiguousarray(image[..., :3]), panels)
         write_picture(options.work / "pictures" / f"{chip.image_id}.png", picture)

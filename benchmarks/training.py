@@ -21,7 +21,7 @@ from torch import Tensor
 
 from networks import count_macs
 from satmap.networks.unet import UNet, build_network
-from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import HeadLoss, Losses, RoadHeadLoss
 from satmap.runtime.device import autocast, pick_device
 from satmap.tasks.roads.losses import road_loss
@@ -51,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     device = pick_device(options.device)
     torch.manual_seed(0)
-    network = build_network(options.encoder, 3, ROAD_PLANES, decoder_kind=options.decoder)
+    network = build_network(options.encoder, 3, ROAD_MAPS, decoder_kind=options.decoder)
     size = options.batch, options.crop, options.crop
     images = torch.randint(0, 256, (size[0], 3, *size[1:]), dtype=torch.uint8, device=device)
     targets = torch.randint(0, 11, size, dtype=torch.uint8, device=device)
@@ -99,7 +99,7 @@ def _step(
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         with autocast(device) if ours else contextlib.nullcontext():
             logits = run(pixels)
-        loss, _ = road_loss(logits, network.plane_names, targets, _LOSSES)
+        loss, _ = road_loss(logits, network.map_names, targets, _LOSSES)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

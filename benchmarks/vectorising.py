@@ -41,11 +41,11 @@ from degraded_masks import METRES_PER_PIXEL, degraded_mask
 from round_trips import RoundTrip, labelled_chips, made_city, vegas_labels
 from satmap.evaluation.metrics.apls import apls
 from satmap.prediction.vectorize import vectorize_directory
-from satmap.rasters.probability_maps import ROAD, Planes
+from satmap.rasters.probability_maps import ROAD, ProbabilityMaps
 from satmap.rasters.scene import Box
-from satmap.submissions.roads_csv import RoadRow, read_roads_csv, to_rows
-from satmap.tasks.roads.tiles import crop
-from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
+from satmap.submissions.roads_csv import RoadRow, read_roads_csv, rows_of_graph
+from satmap.tasks.roads.tiles import crop_graph
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from side_by_side import with_surroundings
 
 _MASKS, _HELD_OUT_MASKS = range(24), range(7000, 7048)
@@ -71,10 +71,10 @@ def main() -> None:
     fixtures = _fixtures(shared / "fixtures/masks") if shared else []
 
     print(f"{'milliseconds a chip':32s}{'satmap':>8s}{'peer':>8s}{'ratio':>7s}")
-    _times("made chips of 12 planes", [trip.planes for trip in city])
+    _times("made chips of 12 planes", [trip.maps for trip in city])
     if fixtures:
-        _times("shared degraded masks", [planes for planes, _ in fixtures])
-    rise = _rise(lambda: vectorize(city[0].planes))
+        _times("shared degraded masks", [maps for maps, _ in fixtures])
+    rise = _rise(lambda: vectorize_roads(city[0].maps))
     print(f"{'memory while vectorising':32s}{rise:6.0f} MB at most\n")
 
     print(f"{'scene, pixels':32s}{'seconds':>8s}{'MB':>7s}{'roads':>8s}")
@@ -102,12 +102,12 @@ def main() -> None:
         _round_trips("labels of Las Vegas", vegas_labels(vegas))
 
 
-def _made(seed: int) -> tuple[Planes, tuple[RoadRow, ...]]:
+def _made(seed: int) -> tuple[ProbabilityMaps, tuple[RoadRow, ...]]:
     made = degraded_mask(seed)
     return _road_only(made.road), made.truth
 
 
-def _fixtures(directory: Path) -> list[tuple[Planes, tuple[RoadRow, ...]]]:
+def _fixtures(directory: Path) -> list[tuple[ProbabilityMaps, tuple[RoadRow, ...]]]:
     truth = read_roads_csv(directory / "truth_noded.csv")
     found = []
     for path in sorted(directory.glob("*.png")):
@@ -117,28 +117,28 @@ def _fixtures(directory: Path) -> list[tuple[Planes, tuple[RoadRow, ...]]]:
     return found
 
 
-def _road_only(mask: NDArray[np.uint8]) -> Planes:
-    return Planes((ROAD,), mask[None], (METRES_PER_PIXEL, METRES_PER_PIXEL))
+def _road_only(mask: NDArray[np.uint8]) -> ProbabilityMaps:
+    return ProbabilityMaps((ROAD,), mask[None], (METRES_PER_PIXEL, METRES_PER_PIXEL))
 
 
-def _times(name: str, chips: list[Planes]) -> None:
-    ours = [_milliseconds(_rows, planes) for _ in range(_ROUNDS) for planes in chips]
-    peers = [_milliseconds(_peer_rows, planes) for planes in chips]
+def _times(name: str, chips: list[ProbabilityMaps]) -> None:
+    ours = [_milliseconds(_rows, maps) for _ in range(_ROUNDS) for maps in chips]
+    peers = [_milliseconds(_peer_rows, maps) for maps in chips]
     one, other = float(np.median(ours)), float(np.median(peers))
     print(f"{name:32s}{one:8.1f}{other:8.0f}{other / one:7.1f}")
 
 
-def _rows(planes: Planes) -> list[RoadRow]:
-    return to_rows(vectorize(planes))
+def _rows(maps: ProbabilityMaps) -> list[RoadRow]:
+    return rows_of_graph(vectorize_roads(maps))
 
 
-def _peer_rows(planes: Planes) -> list[RoadRow]:
-    return peer(planes[ROAD])
+def _peer_rows(maps: ProbabilityMaps) -> list[RoadRow]:
+    return peer(maps[ROAD])
 
 
-def _milliseconds(work: Callable[[Planes], object], planes: Planes) -> float:
+def _milliseconds(work: Callable[[ProbabilityMaps], object], maps: ProbabilityMaps) -> float:
     start = time.perf_counter()
-    work(planes)
+    work(maps)
     return (time.perf_counter() - start) * 1e3
 
 
@@ -150,12 +150,12 @@ def _rise(work: Callable[[], object]) -> float:
     before = highest = _resident()
     done = threading.Event()
 
-    def watch() -> None:
+    def write_logs() -> None:
         nonlocal highest
         while not done.wait(0.0002):
             highest = max(highest, _resident())
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=write_logs)
     watcher.start()
     for _ in range(20):
         work()
@@ -174,11 +174,11 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def _masks(name: str, masks: Iterable[tuple[Planes, tuple[RoadRow, ...]]]) -> None:
+def _masks(name: str, masks: Iterable[tuple[ProbabilityMaps, tuple[RoadRow, ...]]]) -> None:
     scores, peers = [], []
-    for planes, truth in masks:
-        scores.append(apls(truth, to_rows(vectorize(planes))).length.score)
-        peers.append(apls(truth, _peer_rows(planes)).length.score)
+    for maps, truth in masks:
+        scores.append(apls(truth, rows_of_graph(vectorize_roads(maps))).length.score)
+        peers.append(apls(truth, _peer_rows(maps)).length.score)
     _print(name, scores, None, peers)
 
 
@@ -189,7 +189,7 @@ def _round_trips(name: str, trips: Iterable[RoundTrip]) -> None:
         assert score.time is not None
         lengths.append(score.length.score)
         times.append(score.time.score)
-        rows = _peer_rows(trip.planes)
+        rows = _peer_rows(trip.maps)
         peer_score = apls(trip.truth, rows, metres_per_pixel=trip.metres_per_pixel)
         peers.append(peer_score.length.score)
     _print(name, lengths, times, peers)
@@ -250,9 +250,9 @@ def _side_by_side(size: int) -> None:
     for seed in _SIDE_BY_SIDE:
         made = degraded_mask(seed, _CUT_PX)
         chips = {(box.left, box.top): box for box in Box(0, 0, _CUT_PX, _CUT_PX).tiles(size, size)}
-        planes = {place: _road_only(made.road[box.pixels]) for place, box in chips.items()}
-        rows = {place: _rows(planes[place]) for place in chips}
-        looked = {place: _looked_around(place, planes) for place in chips}
+        maps = {place: _road_only(made.road[box.pixels]) for place, box in chips.items()}
+        rows = {place: _rows(maps[place]) for place in chips}
+        looked = {place: _looked_around(place, maps) for place in chips}
         for place, box in chips.items():
             truth = _clipped(made.truth, box)
             alone.append(apls(truth, rows[place]).length.score)
@@ -267,14 +267,12 @@ def _side_by_side(size: int) -> None:
         )
 
 
-def _looked_around(place: Pixel, planes: dict[Pixel, Planes]) -> list[RoadRow]:
+def _looked_around(place: Pixel, maps: dict[Pixel, ProbabilityMaps]) -> list[RoadRow]:
     beside = [
-        (planes[other], other[0] - place[0], other[1] - place[1])
-        for other in planes
-        if other != place
+        (maps[other], other[0] - place[0], other[1] - place[1]) for other in maps if other != place
     ]
-    whole, box = with_surroundings(planes[place], beside)
-    return to_rows(crop(vectorize(whole), box, whole.metres_per_pixel))
+    whole, box = with_surroundings(maps[place], beside)
+    return rows_of_graph(crop_graph(vectorize_roads(whole), box, whole.metres_per_pixel))
 
 
 def _clipped(rows: Iterable[RoadRow], box: Box) -> list[RoadRow]:

@@ -24,10 +24,10 @@ import torch
 from building_runs import Half, half
 from satmap.data.layouts.buildings import scan_buildings
 from satmap.evaluation.metrics.building_f1 import Counts, match_buildings
-from satmap.rasters.map_files import BUILDING_MASKS, open_mask
+from satmap.rasters.map_files import BUILDING_FILE_MAPS, open_map_file
 from satmap.submissions.buildings_csv import BuildingRow
 from satmap.tasks.buildings.labels import read_building_labels
-from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize
+from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 
 _SMALL_PX2, _SPECK_PX2 = 32**2, 16**2
 
@@ -65,11 +65,11 @@ def _score(images: Path, network: Half, threshold: float) -> tuple[float, ...]:
     counts, specks = Counts(), 0
     found, small = [], []
     for chip in scan_buildings([images]).chips:
-        raster = network.planes / f"{chip.image_id}.tif"
+        raster = network.maps / f"{chip.image_id}.tif"
         if not raster.exists():
             continue
-        with open_mask(raster, 1, BUILDING_MASKS) as mask:
-            buildings = vectorize(mask.scene.at_once(), settings)
+        with open_map_file(raster, 1, BUILDING_FILE_MAPS) as mask:
+            buildings = vectorize_buildings(mask.scene.at_once(), settings)
         proposals = [BuildingRow(its.polygon, its.confidence) for its in buildings]
         truth = shapely.get_parts(read_building_labels(chip).outlines)
         matches = match_buildings([BuildingRow(each) for each in truth], proposals)

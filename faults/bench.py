@@ -18,7 +18,7 @@ from faults.material import Material
 from satmap.evaluation.check import check_files
 
 #: Exit statuses that the README names: done, cannot be, wrong arguments, try again.
-DONE, FAILED, WRONG_ARGUMENTS, TRY_AGAIN = 0, 1, 2, 75
+DONE, FAILED, WRONG_ARGUMENTS, RESTART = 0, 1, 2, 75
 
 # What must never be seen, by whichever library.
 _NEVER = re.compile(
@@ -236,7 +236,7 @@ class Bench:
         environment: Mapping[str, str | None] | None = None,
         stdin: IO[bytes] | int = subprocess.DEVNULL,
         program: Sequence[str] = _SATMAP,
-        statuses: Sequence[int] = (DONE, FAILED, WRONG_ARGUMENTS, TRY_AGAIN),
+        statuses: Sequence[int] = (DONE, FAILED, WRONG_ARGUMENTS, RESTART),
     ) -> Ended:
         """Run a command to its end, and look at what every command must keep to.
 
@@ -257,14 +257,14 @@ class Bench:
             running.wait(_ORPHANS_S)
             self.find(f"hung: not done after {self.limit_s:.0f} s")
             return Ended(DONE, "", "", self.limit_s, 0.0)
-        self.look(ended, statuses)
+        self.view_angle(ended, statuses)
         if running.has_orphans():
             running.end_all()
             self.find("left processes behind")
         return ended
 
-    def look(
-        self, ended: Ended, statuses: Sequence[int] = (DONE, FAILED, WRONG_ARGUMENTS, TRY_AGAIN)
+    def view_angle(
+        self, ended: Ended, statuses: Sequence[int] = (DONE, FAILED, WRONG_ARGUMENTS, RESTART)
     ) -> None:
         """Look at what every command must keep to: status, messages, temporary files."""
         self.seconds = max(self.seconds, ended.seconds)

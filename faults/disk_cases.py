@@ -46,7 +46,7 @@ def disk_cases() -> list[Case]:
         ),
         *(_prediction(size) for size in ("size=4k", "size=8k", "size=1g,nr_inodes=2")),
         *(_prediction(size, alone=False) for size in ("size=40k", "size=120k", "size=190k")),
-        *(_planes(size) for size in ("size=4k", "size=200k")),
+        *(_maps(size) for size in ("size=4k", "size=200k")),
         *(_exported(suffix) for suffix in ("geojson", "gpkg", "graphml")),
         Case("disk", "vectorize: no space for the output", _vectorized),
         Case("disk", "score --plot: no space for pictures", _plotted),
@@ -170,23 +170,23 @@ def _goes_on(bench: Bench, ended: Ended, kept: Path, alone: bool = True) -> str:
     return REFUSED
 
 
-def _planes(options: str) -> Case:
+def _maps(options: str) -> Case:
     def play(bench: Bench) -> str:
         bench.copy_test()
         place, kept = bench.directory / "planes", bench.directory / "kept"
-        ended = bench.predict("--planes", place, within=small_disk(options, place, kept))
+        ended = bench.predict("--probabilities", place, within=small_disk(options, place, kept))
         bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.said!r}")
         bench.must_say(ended, "cannot write", str(place))
         _put_back(place, kept)
-        ended = bench.predict("--planes", place)
+        ended = bench.predict("--probabilities", place)
         bench.must(ended.status == DONE, f"does not go on with space: {ended.said!r}")
         bench.must_be_valid()
         names = sorted(path.name for path in place.iterdir())
-        wanted = sorted(path.name for path in bench.material.planes.iterdir())
+        wanted = sorted(path.name for path in bench.material.maps.iterdir())
         bench.must(names == wanted, f"planes {names}")
         return REFUSED
 
-    return Case("disk", f"predict --planes: {options}", play)
+    return Case("disk", f"predict --probabilities: {options}", play)
 
 
 def _exported(suffix: str) -> Case:
@@ -212,7 +212,7 @@ def _vectorized(bench: Bench) -> str:
     kept.mkdir()
     (kept / "filler").write_bytes(bytes(4096))
     ended = bench.run(
-        "vectorize", bench.material.planes, bench.out, "--workers", 0, "--recipe",
+        "vectorize", bench.material.maps, bench.out, "--workers", 0, "--recipe",
         bench.material.alone, within=small_disk("size=4k", bench.out.parent, kept),
     )  # fmt: skip
     bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.said!r}")

@@ -24,7 +24,7 @@ members:
         passes: PASSES
         validate_every: EPOCHS
         schedule: {kind: cosine, peak: 3.0e-3}
-inference: {views: 1, checkpoints: [last], neighbours: NEIGHBOURS}
+inference: {tta: 1, checkpoints: [last], neighbours: NEIGHBOURS}
 roads: {high: 0.25, low: 0.12, component_m: 5}
 """
 
@@ -43,7 +43,7 @@ class Material:
         short: recipe of a training of seconds.
         network: the trained weights.
         predicted_alone, predicted_together: submissions of undisturbed runs.
-        planes: of the second of these, rasters for the vectoriser.
+        maps: of the second of these, rasters for the vectoriser.
         trained: directory of weights that the short recipe's undisturbed training left.
     """
 
@@ -55,7 +55,7 @@ class Material:
     network: Path
     predicted_alone: Path
     predicted_together: Path
-    planes: Path
+    maps: Path
     trained: Path
 
     @property
@@ -100,7 +100,7 @@ def make_material(directory: Path) -> Material:
         network=directory / "weights" / "fold0-resnet18-3band.last.safetensors",
         predicted_alone=directory / "alone.csv",
         predicted_together=directory / "together.csv",
-        planes=directory / "planes",
+        maps=directory / "planes",
         trained=directory / "trained",
     )
     if not material.test.exists():
@@ -117,7 +117,7 @@ def make_material(directory: Path) -> Material:
         left.rename(material.trained)
     for recipe, output, more in (
         (material.alone, material.predicted_alone, ()),
-        (material.together, material.predicted_together, ("--planes", material.planes)),
+        (material.together, material.predicted_together, ("--probabilities", material.maps)),
     ):
         if not output.exists():
             _satmap(

@@ -76,7 +76,7 @@ def _played(prepare: Callable[[Bench], None], *says: str) -> Callable[[Bench], s
 
 
 def _refused(bench: Bench, *says: str) -> str:
-    ended = bench.run("vectorize", bench.material.planes, bench.out, "--recipe", "odd.yaml")
+    ended = bench.run("vectorize", bench.material.maps, bench.out, "--recipe", "odd.yaml")
     bench.must(ended.status in (FAILED, WRONG_ARGUMENTS), f"status {ended.status}, not 1")
     bench.must_say(ended, "odd.yaml", *says)
     bench.must("\x1b" not in ended.said, "an escape sequence reaches the terminal")

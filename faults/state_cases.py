@@ -33,7 +33,7 @@ def state_cases() -> list[Case]:
         Case("states", "training: its weights are gone, its state is there", _weights_gone),
         Case("states", "training: another recipe's state", _other_recipe),
         Case("states", "training: a cache that is a file", _cache_is_file),
-        Case("states", "prediction: planes in the store cut off", _planes_cut),
+        Case("states", "prediction: planes in the store cut off", _maps_cut),
         Case("states", "prediction: another network's journal", _other_network),
         Case("states", "prediction: an image that changed in between", _changed_image),
     ]
@@ -153,7 +153,7 @@ def _journal(name: str, done: Harm) -> Case:
     return Case("states", f"prediction's journal: {name}", play, 200)
 
 
-def _planes_cut(bench: Bench) -> str:
+def _maps_cut(bench: Bench) -> str:
     bench.copy_test()
     store = bench.out.with_name(f".{bench.out.name}.planes")
     _predict_until(bench, bench.material.together, lambda: len([*store.glob("[!.]*.tif")]) >= 2)

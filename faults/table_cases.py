@@ -183,7 +183,7 @@ def _of_masks(name: str, done: Harm) -> Case:
 
 def _masks(bench: Bench) -> Path:
     masks = bench.directory / "masks"
-    shutil.copytree(bench.material.planes, masks)
+    shutil.copytree(bench.material.maps, masks)
     return masks
 
 
@@ -217,12 +217,12 @@ def _vectorized_many(name: str, done: Harm, suffix: str) -> Case:
         masks = _masks(bench)
         for number in range(100, 100 + _COPIES):
             copy = masks / f"AOI_99_Made_chip{number}{suffix}"
-            source = bench.material.planes / "AOI_99_Made_chip13.tif"
+            source = bench.material.maps / "AOI_99_Made_chip13.tif"
             if suffix == ".tif":
                 shutil.copyfile(source, copy)
             else:
-                with rasterio.open(source) as planes:
-                    cv2.imwrite(str(copy), planes.read(11))
+                with rasterio.open(source) as maps:
+                    cv2.imwrite(str(copy), maps.read(11))
             done(copy, bench.random)
         ended = _vectorize(bench, masks)
         bench.must(ended.status == DONE, f"status {ended.status}: {ended.said[-300:]!r}")

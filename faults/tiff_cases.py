@@ -264,7 +264,7 @@ def _unreadable(bench: Bench) -> str:
     return _as_nobody(bench, lambda: bench.must_be_valid(harmed=[_VICTIM_ID]), victim.name)
 
 
-def _as_nobody(bench: Bench, look: Callable[[], None], name: str) -> str:
+def _as_nobody(bench: Bench, view_angle: Callable[[], None], name: str) -> str:
     within: tuple[str, ...] = ()
     if os.geteuid() == 0:
         within = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
@@ -274,7 +274,7 @@ def _as_nobody(bench: Bench, look: Callable[[], None], name: str) -> str:
     ended = bench.predict(within=within)
     bench.must(ended.status == DONE, f"status {ended.status}: {ended.said[-300:]!r}")
     bench.must_say(ended, name)
-    look()
+    view_angle()
     return REPORTED
 
 
@@ -347,7 +347,7 @@ def _long_name(bench: Bench) -> str:
     bench.copy_test()
     name = f"SN5_roads_test_public_AOI_99_{'M' * 209}_PS-MS_chip{_VICTIM}.tif"
     bench.image(_VICTIM).rename(bench.image(_VICTIM).with_name(name))
-    ended = bench.predict("--planes", bench.directory / "planes")
+    ended = bench.predict("--probabilities", bench.directory / "planes")
     bench.must(ended.status == DONE, f"status {ended.status}: {ended.said[-300:]!r}")
     bench.must_be_valid(harmed=[_VICTIM_ID])
     return READ

@@ -20,7 +20,7 @@ import satmap.cli
 import satmap.runtime.device
 from satmap.cli import main
 from satmap.networks.unet import UNet
-from satmap.runtime.termination import LEFT_ALONE
+from satmap.runtime.termination import PEER_FAILED
 from tiny_trainings import add_tiny_encoders
 
 # What is forked from a process that has imported everything starts in no time.
@@ -129,7 +129,7 @@ def kill_one(processes: Sequence[ForkServerProcess], moments: random.Random, out
     if codes[victim] != -signal.SIGKILL:
         assert codes == [0, 0]
         return False
-    assert codes[1 - victim] in (LEFT_ALONE, -signal.SIGTERM)
+    assert codes[1 - victim] in (PEER_FAILED, -signal.SIGTERM)
     assert "satmap:" not in (output / f"rank{1 - victim}.txt").read_text()
     return True
 

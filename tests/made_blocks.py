@@ -14,7 +14,7 @@ import shapely
 from numpy.typing import NDArray
 from shapely.affinity import rotate
 
-from satmap.rasters.probability_maps import BORDER, BUILDING, CONTACT, Planes
+from satmap.rasters.probability_maps import BORDER, BUILDING, CONTACT, ProbabilityMaps
 
 METRES_PER_PIXEL = (0.5, 0.5)
 
@@ -83,9 +83,9 @@ def made_blocks(
     return Blocks(number[labels], tuple(pair for pair in pairs if all(pair)))
 
 
-def planes_of_labels(
+def maps_of_labels(
     labels: Labels, blur: float = 0.0, noise: float = 0.0, seed: int = 0
-) -> Planes:
+) -> ProbabilityMaps:
     """Body, border and contact of houses.
 
     Args:
@@ -104,16 +104,16 @@ def planes_of_labels(
     contact = (labels == 0) & (
         cv2.dilate(other, disc) != np.where(most, values.max() + 1 - most, 0)
     )
-    planes = np.stack([labels > 0, border, contact]).astype(np.float32)
-    for plane in planes:
+    maps = np.stack([labels > 0, border, contact]).astype(np.float32)
+    for probability_map in maps:
         if blur:
-            plane[:] = cv2.GaussianBlur(plane, (0, 0), blur)
+            probability_map[:] = cv2.GaussianBlur(probability_map, (0, 0), blur)
         if noise:
             rough = rng.standard_normal(labels.shape, np.float32)
             smooth = cv2.GaussianBlur(rough, (0, 0), 2.0)
-            plane += smooth * (noise / smooth.std())
-    drawn = np.clip(np.rint(planes * 255), 0, 255).astype(np.uint8)
-    return Planes((BUILDING, BORDER, CONTACT), drawn, METRES_PER_PIXEL)
+            probability_map += smooth * (noise / smooth.std())
+    drawn = np.clip(np.rint(maps * 255), 0, 255).astype(np.uint8)
+    return ProbabilityMaps((BUILDING, BORDER, CONTACT), drawn, METRES_PER_PIXEL)
 
 
 def share_apart(blocks: Blocks, found: Labels) -> float:

@@ -56,11 +56,11 @@ def write_coco(root: Path, buildings: dict[int, Sequence[Sequence[Ring]]], size:
     """Mapping Challenge images and their annotations; images of ids without a picture too."""
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
-    for number, of_image in buildings.items():
+    for number, record in buildings.items():
         name = f"{number:012d}.jpg"
         images.append({"id": number, "file_name": name, "width": size, "height": size})
         picture: NDArray[np.uint8] = np.full((size, size, 3), 60, np.uint8)
-        for rings in of_image:
+        for rings in record:
             segmentation = [[c for xy in ring for c in xy] for ring in rings]
             annotations.append(
                 {

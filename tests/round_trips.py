@@ -9,15 +9,15 @@ from affine import Affine
 from rasterio.crs import CRS
 from shapely import STRtree
 
-from satmap.data.layouts.spacenet_roads import scan
+from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.evaluation.metrics.apls import AplsScore, apls
 from satmap.io.geojson_reader import LON_LAT
-from satmap.rasters.probability_maps import ROAD_PLANES, Planes
-from satmap.submissions.roads_csv import RoadRow, to_rows
+from satmap.rasters.probability_maps import ROAD_MAPS, ProbabilityMaps
+from satmap.submissions.roads_csv import RoadRow, rows_of_graph
 from satmap.tasks.roads.labels import RoadLabel, clip_to_image, read_road_labels
 from satmap.tasks.roads.targets import TargetSettings, decode_target, rasterize_roads
 from satmap.tasks.roads.vectorizer.settings import RoadSettings
-from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.georeference import Georeference, metres_per_degree
 from satmap.vectors.road_graph import line_length_m
 from synthcity.labels import chip_roads
@@ -36,22 +36,22 @@ class RoundTrip:
 
     Attributes:
         name: of the chip.
-        planes: certain and exact, as a perfect network would predict them.
+        maps: certain and exact, as a perfect network would predict them.
         truth: the roads.
     """
 
     name: str
-    planes: Planes
+    maps: ProbabilityMaps
     truth: tuple[RoadRow, ...]
 
     @property
     def metres_per_pixel(self) -> float:
         """The mean of both axes, for the scorer."""
-        return float(np.mean(self.planes.metres_per_pixel))
+        return float(np.mean(self.maps.metres_per_pixel))
 
     def score(self, settings: RoadSettings | None = None) -> AplsScore:
         """APLS of what the vectoriser makes of the planes."""
-        rows = to_rows(vectorize(self.planes, settings))
+        rows = rows_of_graph(vectorize_roads(self.maps, settings))
         return apls(self.truth, rows, metres_per_pixel=self.metres_per_pixel)
 
 
@@ -64,8 +64,8 @@ def of_labels(
     for label in labels:
         length = line_length_m(label.line, scale)
         rows.append(RoadRow(label.line, length, length / label.speed_mps))
-    planes = Planes(ROAD_PLANES, decode_target(target) * np.uint8(255), scale)
-    return RoundTrip(name, planes, tuple(rows))
+    maps = ProbabilityMaps(ROAD_MAPS, decode_target(target) * np.uint8(255), scale)
+    return RoundTrip(name, maps, tuple(rows))
 
 
 def made_city(seed: int, chips: int = 4, size: int = 1300) -> Iterator[RoundTrip]:
@@ -83,7 +83,7 @@ def made_city(seed: int, chips: int = 4, size: int = 1300) -> Iterator[RoundTrip
 
 def labelled_chips(directory: Path) -> Iterator[RoundTrip]:
     """The chips of a directory of images with labels."""
-    for chip in scan([directory]).chips:
+    for chip in scan_roads([directory]).chips:
         image = chip.image
         assert chip.label is not None
         assert image.georeference is not None

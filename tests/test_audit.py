@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from made_buildings import square, write_coco
 from satmap.cli import main
-from satmap.data.audit import audit_images, grouped_sites, near_duplicates, perceptual_hashes
+from satmap.data.audit import audit_images, duplicate_groups, near_duplicates, perceptual_hashes
 from satmap.data.chip import Chip
 from satmap.data.folds import assign_folds
 from satmap.data.imagery import ImageInfo
@@ -197,6 +197,6 @@ def test_looks_at_one_place_join_their_groups(tmp_path: Path) -> None:
     report.write_text(
         json.dumps({"groups": [[str(tmp_path / f"{n}.tif") for n in group] for group in groups]})
     )
-    assert grouped_sites(report, chips) == [["c", "d", "tile"]]
+    assert duplicate_groups(report, chips) == [["c", "d", "tile"]]
     report.write_text(json.dumps({"groups": []}))
-    assert grouped_sites(report, chips) == []
+    assert duplicate_groups(report, chips) == []

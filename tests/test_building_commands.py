@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from forked_ranks import finish, start_ranks
-from made_blocks import made_blocks, planes_of_labels
+from made_blocks import made_blocks, maps_of_labels
 from made_buildings import square, write_coco, write_tile
 from satmap.cli import main
 from satmap.evaluation.verify import compare
@@ -24,7 +24,7 @@ from satmap.provenance.manifest import (
     manifest_path,
     read_manifest,
 )
-from satmap.rasters.probability_maps import BUILDING_PLANES
+from satmap.rasters.probability_maps import BUILDING_MAPS
 from satmap.recipes.schema import parse_recipe
 from satmap.submissions.buildings_csv import read_buildings_csv
 from satmap.tasks.buildings.confidence import CONFIDENCE_FILE
@@ -53,7 +53,7 @@ def undecided_weights(
         "test",
     )
     torch.manual_seed(seed)
-    network = build_network("resnet18", 3, BUILDING_PLANES[:2], (8,) * 4)
+    network = build_network("resnet18", 3, BUILDING_MAPS[:2], (8,) * 4)
     with torch.no_grad():
         network.head.weight *= 50
     metadata = {"recipe": recipe.model_dump_json(), "member": "a", "stage": "1", "epoch": "1"}
@@ -98,11 +98,12 @@ def test_two_processes_train_predict_and_are_verified(
     assert said.count(": verified") == len(list(weights.glob("*.safetensors"))) >= 2
 
     alone, together = tmp_path / "alone", tmp_path / "together"
-    predict([data], alone / "out.csv", weights, CPU, planes=alone / "planes")
+    predict([data], alone / "out.csv", weights, CPU, maps=alone / "planes")
     together.mkdir()
     out = together / "out.csv"
     ranks = start_ranks(
-        ["predict", str(data), str(out), "--planes", str(together / "planes"), *common], tmp_path
+        ["predict", str(data), str(out), "--probabilities", str(together / "planes"), *common],
+        tmp_path,
     )
     assert finish(ranks) == [0, 0], (tmp_path / "rank0.txt").read_text()
     left = {path.relative_to(together) for path in together.rglob("*") if path.is_file()}
@@ -144,7 +145,7 @@ def test_coco_results_are_made_again(tmp_path: Path, capfd: pytest.CaptureFixtur
 def test_a_confidence_model_is_fitted_out_of_fold_and_counts_for_its_networks(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    data, weights, planes = (tmp_path / name for name in ("data", "weights", "planes"))
+    data, weights, maps = (tmp_path / name for name in ("data", "weights", "planes"))
     labels = {}
     for number in range(6):
         blocks = made_blocks(number, 96, 17 * number, (10, 30))
@@ -162,19 +163,19 @@ def test_a_confidence_model_is_fitted_out_of_fold_and_counts_for_its_networks(
         return int(ended.value.code or 0), read.out + read.err
 
     fold = ["predict", str(data), str(out), *flags, "--workers", "0"]
-    fit = ["confidence", str(out), str(planes), "--weights", str(weights)]
+    fit = ["confidence", str(out), str(maps), "--weights", str(weights)]
     assert run(*fold)[0] == 0
     status, said = run(*fit)
     assert status == 1 and "was not predicted out of fold" in said
     plain = out.read_bytes()
-    assert run(*fold, "--out-of-fold", "--planes", str(planes))[0] == 0
+    assert run(*fold, "--out-of-fold", "--probabilities", str(maps))[0] == 0
     # What a network says that has learnt something.
     for number in range(5):
-        path = planes / f"AOI_9_Made_img{number}.tif"
-        drawn = planes_of_labels(labels[number], 1.5, 0.2, number).values[:2]
+        path = maps / f"AOI_9_Made_img{number}.tif"
+        drawn = maps_of_labels(labels[number], 1.5, 0.2, number).values[:2]
         with rasterio.open(path, "r+") as raster:
             raster.write(drawn)
-    (planes / "AOI_9_Made_img4.tif").write_bytes(b"II*\0")
+    (maps / "AOI_9_Made_img4.tif").write_bytes(b"II*\0")
     status, said = run(*fit)
     assert status == 0 and "1 images were left out of the fit" in said
     assert "candidates of 4 images" in said

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from made_blocks import made_blocks, planes_of_labels
+from made_blocks import made_blocks, maps_of_labels
 from satmap.errors import SatmapError
-from satmap.rasters.probability_maps import BUILDING, Planes
+from satmap.rasters.probability_maps import BUILDING, ProbabilityMaps
 from satmap.rasters.scene import Box
 from satmap.tasks.buildings.confidence import (
     CONFIDENCE_FILE,
+    CandidateSample,
     ConfidenceModel,
-    Sample,
     fit_confidence,
     read_confidence,
     sample,
@@ -27,18 +27,18 @@ from satmap.tasks.buildings.vectorizer.candidates import (
     THRESHOLDS,
     find_candidates,
     layer_labels,
-    survivors,
+    non_maximum_suppression,
 )
 from satmap.tasks.buildings.vectorizer.instances import find_instances
 from satmap.tasks.buildings.vectorizer.settings import BuildingSettings
-from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize
+from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 
 CHOSEN = BuildingSettings(least_px=10, seed_px=3)
 
 
-def made(seed: int, size: int = 160) -> tuple[Planes, NDArray[np.int32]]:
+def made(seed: int, size: int = 160) -> tuple[ProbabilityMaps, NDArray[np.int32]]:
     blocks = made_blocks(seed, size, 17 * seed, (10, 30))
-    return planes_of_labels(blocks.labels, 1.5, 0.2, seed), blocks.labels
+    return maps_of_labels(blocks.labels, 1.5, 0.2, seed), blocks.labels
 
 
 def test_features_of_a_building() -> None:
@@ -46,7 +46,7 @@ def test_features_of_a_building() -> None:
     body[10:20, 30:50] = 128
     body[12, 40] = 230
     body[19, 49] = 0
-    instances = find_instances(Planes((BUILDING,), body[None], (1, 1)), CHOSEN)
+    instances = find_instances(ProbabilityMaps((BUILDING,), body[None], (1, 1)), CHOSEN)
     found = find_candidates(body, instances, Box(100, 200, 60, 40), (1000, 500), 10)
     # The watershed's and thresholds .05 to .5; above them is but one pixel.
     assert found.layer.tolist() == [0, *range(10, 0, -1)]
@@ -65,9 +65,9 @@ def test_features_of_a_building() -> None:
 @settings(deadline=None, max_examples=3)
 @given(st.integers(0, 1000))
 def test_overlaps_and_ious_are_those_of_the_masks(seed: int) -> None:
-    planes, truth = made(seed, 70)
-    body = planes[BUILDING]
-    instances = find_instances(planes, CHOSEN)
+    maps, truth = made(seed, 70)
+    body = maps[BUILDING]
+    instances = find_instances(maps, CHOSEN)
     found = find_candidates(body, instances, Box(0, 0, 70, 70), (70, 70), 10, truth=truth)
     labels = [instances, *(layer_labels(body, n + 1) for n in range(len(THRESHOLDS)))]
     masks = np.array(
@@ -96,60 +96,64 @@ def test_survivors_are_greedy(seed: int) -> None:
     for candidate in sorted(range(12), key=lambda n: (-scores[n], n)):
         if not any(frozenset((candidate, other)) in pairs for other in kept):
             kept.append(candidate)
-    assert survivors(scores, rivals).tolist() == sorted(kept)
+    assert non_maximum_suppression(scores, rivals).tolist() == sorted(kept)
 
 
 @pytest.fixture(scope="module")
-def samples() -> list[Sample]:
+def samples() -> list[CandidateSample]:
     return [sample(*made(seed), seed % 2, CHOSEN) for seed in range(4)]
 
 
 @pytest.fixture(scope="module")
-def model(samples: list[Sample]) -> ConfidenceModel:
+def model(samples: list[CandidateSample]) -> ConfidenceModel:
     return fit_confidence(samples).model
 
 
 def test_a_fit_tells_good_candidates_from_bad_and_is_the_same_again(
-    samples: list[Sample], model: ConfidenceModel
+    samples: list[CandidateSample], model: ConfidenceModel
 ) -> None:
     again = fit_confidence(samples)
     assert again.model.text == model.text
     assert again.error < 0.7 * again.spread
-    planes, truth = made(9)
-    unseen = sample(planes, truth, 0, CHOSEN)
+    maps, truth = made(9)
+    unseen = sample(maps, truth, 0, CHOSEN)
     expected = model.expected_iou(unseen.features)
     assert np.corrcoef(expected, unseen.ious)[0, 1] > 0.7
     assert model.expected_iou(np.zeros((0, len(FEATURES)))).shape == (0,)
     with pytest.raises(ValueError, match="two folds"):
         fit_confidence(samples[:1])
     with pytest.raises(ValueError, match="planes"):
-        sample(planes, truth[1:], 0, CHOSEN)
+        sample(maps, truth[1:], 0, CHOSEN)
 
 
 def test_a_model_chooses_among_candidates_whatever_the_windows(model: ConfidenceModel) -> None:
-    planes, _ = made(12)
-    at_once = vectorize(planes, CHOSEN, model)
+    maps, _ = made(12)
+    at_once = vectorize_buildings(maps, CHOSEN, model)
     assert len(at_once) > 20
     assert all(0 <= building.confidence <= 1 for building in at_once)
-    in_windows = vectorize(planes, CHOSEN, model, window=64)
+    in_windows = vectorize_buildings(maps, CHOSEN, model, window=64)
     assert [b.polygon.wkb for b in in_windows] == [b.polygon.wkb for b in at_once]
     assert [b.confidence for b in in_windows] == [b.confidence for b in at_once]
 
 
 def test_what_is_dropped_is_measured_as_it_is_rated(model: ConfidenceModel) -> None:
-    planes, _ = made(12)
-    everything = vectorize(planes, CHOSEN.model_copy(update={"least_iou": 0.0}), model)
-    sure = vectorize(planes, CHOSEN, model)
+    maps, _ = made(12)
+    everything = vectorize_buildings(maps, CHOSEN.model_copy(update={"least_iou": 0.0}), model)
+    sure = vectorize_buildings(maps, CHOSEN, model)
     expected = [b.polygon.wkb for b in everything if b.confidence >= 0.3]
     assert [b.polygon.wkb for b in sure] == expected
     assert 0 < len(sure) < len(everything)
     # Thresholds of one kind of confidence leave the other alone.
     high = {"least_confidence": 100.0}
-    with_model = vectorize(planes, CHOSEN.model_copy(update=high), model)
+    with_model = vectorize_buildings(maps, CHOSEN.model_copy(update=high), model)
     assert [b.polygon.wkb for b in with_model] == expected
-    plain = vectorize(planes, CHOSEN)
-    assert len(vectorize(planes, CHOSEN.model_copy(update={"least_iou": 1.0}))) == len(plain) > 0
-    assert vectorize(planes, CHOSEN.model_copy(update=high)) == []
+    plain = vectorize_buildings(maps, CHOSEN)
+    assert (
+        len(vectorize_buildings(maps, CHOSEN.model_copy(update={"least_iou": 1.0})))
+        == len(plain)
+        > 0
+    )
+    assert vectorize_buildings(maps, CHOSEN.model_copy(update=high)) == []
 
 
 def test_files_come_back_and_others_are_refused(tmp_path: Path, model: ConfidenceModel) -> None:

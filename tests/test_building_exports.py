@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 
-from made_blocks import made_blocks, planes_of_labels
+from made_blocks import made_blocks, maps_of_labels
 from made_buildings import write_coco, write_tile
 from satmap.cli import main
 from satmap.exports import ImageBuildings, export_buildings
 from satmap.io.geojson_reader import LON_LAT, project
-from satmap.rasters.probability_maps import Planes
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.submissions.buildings_csv import read_buildings_csv
 from satmap.vectors.buildings import Building
 from satmap.vectors.georeference import Georeference
@@ -153,22 +153,22 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     return int(ended.value.code or 0), read.out + read.err
 
 
-def write_mask(path: Path, planes: Planes, place: Georeference | None) -> None:
+def write_mask(path: Path, maps: ProbabilityMaps, place: Georeference | None) -> None:
     where = {"crs": place.crs, "transform": place.transform} if place else {}
-    height, width = planes.shape
+    height, width = maps.shape
     path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(
         path, "w", driver="GTiff", width=width, height=height, count=3, dtype="uint8", **where
     ) as raster:
-        raster.write(planes.values)
+        raster.write(maps.values)
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_masks_become_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     masks = tmp_path / "masks"
     for number, place in enumerate((METRES, METRES, None)):
-        planes = planes_of_labels(made_blocks(number, 120, 30, (12, 30)).labels, 1.0)
-        write_mask(masks / f"AOI_9_Made_img{number}.tif", planes, place)
+        maps = maps_of_labels(made_blocks(number, 120, 30, (12, 30)).labels, 1.0)
+        write_mask(masks / f"AOI_9_Made_img{number}.tif", maps, place)
     outputs = {name: tmp_path / f"out{name}" for name in (".csv", ".geojson", ".gpkg")}
     for suffix, output in outputs.items():
         status, said = run(
@@ -199,19 +199,19 @@ def test_predictions_are_exported(tmp_path: Path, capsys: pytest.CaptureFixture[
     for number in range(2):
         write_tile(tmp_path / "data", number, [])
     undecided_weights(tmp_path / "weights")
-    maps = [tmp_path / "b.gpkg", tmp_path / "b.geojson"]
-    flags = [part for path in maps for part in ("--export", path)]
+    decoder = [tmp_path / "b.gpkg", tmp_path / "b.geojson"]
+    flags = [part for path in decoder for part in ("--export", path)]
     common = ("--weights", tmp_path / "weights", "--device", "cpu", "--workers", 0, *flags)
     out = tmp_path / "out.csv"
     status, said = run(capsys, "predict", tmp_path / "data", out, *common)
     assert status == 0 and "lacks" not in said
     # The CSV leaves out what the scorers would drop.
     counts = [len(rows) for rows in read_buildings_csv(out).values()]
-    _, attributes, _ = geopackage(maps[0])
-    assert len(geojson(maps[1])) == len(attributes) >= sum(counts) > 0
+    _, attributes, _ = geopackage(decoder[0])
+    assert len(geojson(decoder[1])) == len(attributes) >= sum(counts) > 0
     # Images without georeference are named, and are not in the maps.
     write_coco(tmp_path / "coco", {3: []})
     status, said = run(capsys, "predict", tmp_path / "coco", tmp_path / "out.json", *common)
     assert status == 0
     assert "b.gpkg lacks 1 images. 3 has no georeference, which GeoJSON and GeoPackage" in said
-    assert geojson(maps[1]) == []
+    assert geojson(decoder[1]) == []

@@ -29,8 +29,8 @@ def found(truth: Sequence[BuildingRow], proposals: Sequence[BuildingRow]) -> lis
 
 
 def counts(truth: Sequence[BuildingRow], proposals: Sequence[BuildingRow]) -> tuple[int, int, int]:
-    of_image = match_buildings(truth, proposals).counts
-    return of_image.tp, of_image.fp, of_image.fn
+    record = match_buildings(truth, proposals).counts
+    return record.tp, record.fp, record.fn
 
 
 # --- worked by hand -------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from satmap.data.cache import StretchSettings, category_of, prepare_chip
 from satmap.data.imagery import MULTISPECTRAL, RGB, RGB_NIR, read_info, read_stretched
 from satmap.data.layouts.buildings import scan_buildings
 from satmap.data.layouts.spacenet_buildings import building_image_ids, parse_building_name
-from satmap.data.view_angles import CATEGORIES, Look, look_of_name, parse_look
+from satmap.data.view_angles import CATEGORIES, ViewAngle, parse_view_angle, view_angle_of_name
 from satmap.errors import SatmapError
 from satmap.tasks.buildings.labels import read_building_labels
 from satmap.tasks.buildings.targets import BuildingTargetSettings
@@ -47,7 +47,7 @@ def test_names(name: str, image_id: str, product: str | None, aoi: str, place: s
     assert (found.image_id, found.product, found.aoi, found.place) == (
         image_id, product, aoi, place,
     )  # fmt: skip
-    assert (found.look is not None) == (aoi == "Atlanta")
+    assert (found.view_angle is not None) == (aoi == "Atlanta")
 
 
 @pytest.mark.parametrize(
@@ -63,23 +63,26 @@ def test_names(name: str, image_id: str, product: str | None, aoi: str, place: s
     ],
 )
 def test_looks_of_names(name: str, angle: int, side: str | None) -> None:
-    assert look_of_name(name) == Look(angle, side)  # type: ignore[arg-type]
+    assert view_angle_of_name(name) == ViewAngle(angle, side)  # type: ignore[arg-type]
 
 
 def test_categories_by_angle_and_side() -> None:
-    assert [Look(a).category(3) for a in (0, 25, 26, 40, 41)] == [
+    assert [ViewAngle(a).category(3) for a in (0, 25, 26, 40, 41)] == [
         "nadir", "nadir", "off-nadir", "off-nadir", "very off-nadir",
     ]  # fmt: skip
-    assert Look(25, "south").category(5) == "nadir south"
-    assert Look(26, "north").category(5) == "off-nadir north"
-    assert Look(41).category(5) == "very off-nadir"
-    assert Look(26).category(5) is None
+    assert ViewAngle(25, "south").category(5) == "nadir south"
+    assert ViewAngle(26, "north").category(5) == "off-nadir north"
+    assert ViewAngle(41).category(5) == "very off-nadir"
+    assert ViewAngle(26).category(5) is None
     assert all(len(names) == heads for heads, names in CATEGORIES.items())
-    assert parse_look(" 32.5south") == Look(32, "south")
-    assert parse_look("7") == Look(7)
-    assert all(parse_look(str(look)) == look for look in (Look(32, "south"), Look(7)))
+    assert parse_view_angle(" 32.5south") == ViewAngle(32, "south")
+    assert parse_view_angle("7") == ViewAngle(7)
+    assert all(
+        parse_view_angle(str(view_angle)) == view_angle
+        for view_angle in (ViewAngle(32, "south"), ViewAngle(7))
+    )
     with pytest.raises(ValueError, match="no look"):
-        parse_look("up")
+        parse_view_angle("up")
 
 
 def look_at(root: Path, collect: str, tile: str, dtype: str = "uint16") -> None:
@@ -100,8 +103,8 @@ def test_one_label_for_many_looks(tmp_path: Path) -> None:
     assert [chip.label for chip in inventory.chips] == [label, label]
     assert {chip.site for chip in inventory.chips} == {"1_2"}
     assert [chip.channels for chip in inventory.chips] == [4, 4]
-    assert not inventory.passed_over
-    assert not inventory.orphans
+    assert not inventory.ignored
+    assert not inventory.labels_without_image
     assert "PS-RGBNIR" in inventory.summary()
 
 
@@ -139,7 +142,7 @@ def test_an_angle_that_nobody_knows_asks_for_nadir(tmp_path: Path) -> None:
     assert category_of(chip, None) is None
     with pytest.raises(SatmapError, match="--nadir degrees off nadir, such as 32south"):
         category_of(chip, 5)
-    (chip,) = scan_buildings([tmp_path], look=parse_look("32")).chips
+    (chip,) = scan_buildings([tmp_path], view_angle=parse_view_angle("32")).chips
     assert category_of(chip, 3) == "off-nadir"
     with pytest.raises(SatmapError, match="--nadir"):
         prepare_chip(chip, tmp_path / "cache", StretchSettings(), BuildingTargetSettings(), heads=5)

@@ -18,14 +18,14 @@ from satmap.data.imagery import RGB, read_info, read_resized
 from satmap.errors import SatmapError
 from satmap.exports import ImageBuildings
 from satmap.networks.unet import UNet, build_network
-from satmap.prediction.dense import Voter, predict_planes
+from satmap.prediction.dense import EnsembleMember, predict_maps
 from satmap.prediction.journal import Journal
 from satmap.prediction.run import predict
-from satmap.rasters.probability_maps import BUILDING_PLANES, resize_planes
+from satmap.rasters.probability_maps import BUILDING_MAPS, resize_maps
 from satmap.recipes.schema import Inference, parse_recipe
 from satmap.submissions.buildings_csv import check_buildings_csv, read_buildings_csv
 from satmap.submissions.coco_json import check_coco_results, read_coco_results
-from satmap.tasks.buildings.maps import BuildingMaps
+from satmap.tasks.buildings.maps import BuildingDecoder
 from satmap.tasks.buildings.targets import draw_instances
 from satmap.tasks.buildings.vectorizer.settings import BuildingSettingsByCategory
 from satmap.vectors.buildings import Building
@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 
 def all_is_building() -> UNet:
     """A network that says the same everywhere: a building, and no border."""
-    network = build_network("resnet18", 3, BUILDING_PLANES[:2], (8,) * 4)
+    network = build_network("resnet18", 3, BUILDING_MAPS[:2], (8,) * 4)
     with torch.no_grad():
         network.head.weight.zero_()
         assert network.head.bias is not None
@@ -84,13 +84,13 @@ def test_coco_results_have_the_ids_of_the_file_and_the_size_of_the_images(tmp_pa
     write_coco(tmp_path / "data", {12: [square(10, 10, 30)], 7: []}, size=100)
     make_weights(tmp_path / "weights", input_px=64)
     out = tmp_path / "out.json"
-    done = predict([tmp_path / "data"], out, tmp_path / "weights", CPU, planes=tmp_path / "planes")
+    done = predict([tmp_path / "data"], out, tmp_path / "weights", CPU, maps=tmp_path / "planes")
     assert done.images == {"7": 1, "12": 1}
     assert check_coco_results(out, {7: (100, 100), 12: (100, 100)}) == []
     found = read_coco_results(out)
     assert list(found) == [7, 12]
-    with rasterio.open(tmp_path / "planes/12.tif") as planes:
-        assert (planes.count, planes.height, planes.width) == (2, 100, 100)
+    with rasterio.open(tmp_path / "planes/12.tif") as maps:
+        assert (maps.count, maps.height, maps.width) == (2, 100, 100)
     # Without annotations, the number in the name; the CSV for those who want it.
     (tmp_path / "data/annotation.json").unlink()
     again = tmp_path / "again.json"
@@ -103,13 +103,13 @@ def test_coco_results_have_the_ids_of_the_file_and_the_size_of_the_images(tmp_pa
 def test_the_journal_gives_buildings_back_to_the_last_bit(tmp_path: Path) -> None:
     yard = shapely.Polygon(square(0.1, 1 / 3, 20)[0], square(5, 5, 6))
     image = ImageBuildings("a", 3, (40, 50), (Building(yard, 0.1 + 0.2),))
-    maps = BuildingMaps(BuildingSettingsByCategory())
-    with Journal(tmp_path / "out.csv", "settings", maps) as journal:
+    decoder = BuildingDecoder(BuildingSettingsByCategory())
+    with Journal(tmp_path / "out.csv", "settings", decoder) as journal:
         journal.add("key", image)
     path = tmp_path / ".out.csv.partial"
     with path.open("a") as file:
         file.write(json.dumps(["other", ["b", None, [1, 1], [["00ff", 1]], None]]) + "\n")
-    with Journal(tmp_path / "out.csv", "settings", maps) as journal:
+    with Journal(tmp_path / "out.csv", "settings", decoder) as journal:
         # What follows a damaged line is done again.
         assert list(journal.finished) == ["key"]
         back = journal.found("key")
@@ -129,12 +129,13 @@ def test_the_geometric_mean_of_views(seed: int, bias: float) -> None:
         network.head.weight.mul_(8)
     image = np.random.default_rng(seed).integers(1, 255, (32, 32, 3)).astype(np.uint8)
     views = [
-        predict_planes([Voter(network)], turned, Inference(views=1), CPU)[0]
-        for turned in (np.rot90(image, turns).copy() for turns in range(4))
+        predict_maps([EnsembleMember(network)], turned, Inference(tta=1), CPU)[0]
+        for turned in (np.rot90(image, phases).copy() for phases in range(4))
     ]
-    single = [np.rot90(view, -turns) / 255 for turns, view in enumerate(views)]
+    single = [np.rot90(view, -phases) / 255 for phases, view in enumerate(views)]
     both = {
-        mean: predict_planes([Voter(network)], image, Inference(views=4, mean=mean), CPU)[0] / 255
+        mean: predict_maps([EnsembleMember(network)], image, Inference(tta=4, mean=mean), CPU)[0]
+        / 255
         for mean in ("arithmetic", "geometric")
     }
     # Each view by itself was rounded to a 255th.
@@ -151,7 +152,7 @@ def test_padding_is_as_the_recipe_says() -> None:
     network.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     image = np.random.default_rng(0).integers(1, 255, (32, 40, 3)).astype(np.uint8)
     for padding in ("reflect", "replicate"):
-        predict_planes([Voter(network)], image, Inference(views=1, padding=padding), CPU)
+        predict_maps([EnsembleMember(network)], image, Inference(tta=1, padding=padding), CPU)
     mirrored, repeated = (x[0] for x in seen)
     top, left = (repeated.shape[1] - 32) // 2, (repeated.shape[2] - 40) // 2
     assert top > 1 and left > 1
@@ -163,15 +164,15 @@ def test_padding_is_as_the_recipe_says() -> None:
     assert not torch.equal(mirrored, repeated)
 
 
-def test_planes_brought_to_another_size_keep_their_places() -> None:
+def test_maps_brought_to_another_size_keep_their_places() -> None:
     values = np.zeros((2, 32, 32), np.uint8)
     values[0, 8:16, 4:12], values[1] = 255, 100
-    large = resize_planes(values, (64, 96))
+    large = resize_maps(values, (64, 96))
     assert large.shape == (2, 64, 96)
     rows, columns = np.nonzero(large[0] > 127)
     assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (16, 32, 12, 36)
     assert (large[1] == 100).all()
-    assert resize_planes(values, (32, 32)) is values
+    assert resize_maps(values, (32, 32)) is values
 
 
 def test_masks_on_disk_to_buildings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,13 +49,13 @@ def test_bodies_are_exact_and_keep_holes() -> None:
 
 
 def test_borders_are_inside_and_part_what_touches() -> None:
-    twins = shapes(shapely.box(10, 10, 20, 20), shapely.box(20, 10, 30, 20))
-    border = bits(rasterize_buildings(twins, (40, 40), SETTINGS), BORDER_BIT)
+    duplicates = shapes(shapely.box(10, 10, 20, 20), shapely.box(20, 10, 30, 20))
+    border = bits(rasterize_buildings(duplicates, (40, 40), SETTINGS), BORDER_BIT)
     # A ring of 36 pixels in each.
     assert border.sum() == 72
     assert border[10:20, 19:21].all()
     wide = BuildingTargetSettings(border_px=3)
-    assert bits(rasterize_buildings(twins, (40, 40), wide), BORDER_BIT).sum() == 2 * (100 - 16)
+    assert bits(rasterize_buildings(duplicates, (40, 40), wide), BORDER_BIT).sum() == 2 * (100 - 16)
     # The image's edge is no border.
     cut = rasterize_buildings(shapes(shapely.box(0, 0, 10, 10)), (40, 40), SETTINGS)
     assert bits(cut, BORDER_BIT).sum() == 10 + 9

@@ -18,7 +18,7 @@ from satmap.cli import main
 from satmap.data.cache import StretchSettings, prepare_chip
 from satmap.data.layouts.buildings import scan_buildings
 from satmap.errors import SatmapError
-from satmap.rasters.probability_maps import BUILDING_PLANES, Planes
+from satmap.rasters.probability_maps import BUILDING_MAPS, ProbabilityMaps
 from satmap.recipes.schema import (
     BuildingHeadLoss,
     BuildingLosses,
@@ -40,7 +40,7 @@ from satmap.tasks.buildings.targets import (
 )
 from satmap.tasks.buildings.vectorizer.settings import BuildingSettingsByCategory
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.run_context import Workplace
+from satmap.training.run_context import RunContext
 from satmap.training.schedule import learning_rate
 from satmap.weights.members import find_weights
 from satmap.weights.network_files import load_weights, save_weights
@@ -64,7 +64,7 @@ members:
          schedule: {kind: plateau, rate: 2.0e-3, patience: 1}}
       - {crop: 64, batch: 2, epochs: 1, schedule: {kind: steps, rates: {0: 1.0e-4}},
          losses: {building: {weighted: 1, dice: 5}, border: {focal: 1}}}
-inference: {views: 1, checkpoints: [last], neighbours: false}
+inference: {tta: 1, checkpoints: [last], neighbours: false}
 """
 
 
@@ -76,7 +76,7 @@ def own(part: torch.Tensor) -> torch.Tensor:
     return part
 
 
-def test_the_loss_of_every_plane_by_hand() -> None:
+def test_the_loss_of_every_map_by_hand() -> None:
     target = torch.zeros(1, 16, 16, 2, dtype=torch.uint8)
     target[0, :8, :, 0] = BODY_BIT
     target[0, 7, :, 0] |= BORDER_BIT
@@ -90,7 +90,7 @@ def test_the_loss_of_every_plane_by_hand() -> None:
         contact=HeadLoss(focal=10),
     )
     logits = torch.zeros(1, 3, 16, 16)
-    loss, parts = building_loss(logits, BUILDING_PLANES, target, losses, own)
+    loss, parts = building_loss(logits, BUILDING_MAPS, target, losses, own)
     # A logit of 0 costs ln 2; the weight of the row of contact is 4, of 15 others 1.
     weighted = math.log(2) * (15 + 4) / 16
     dice = 1 - 2 * 64 / (128 + 128)
@@ -101,7 +101,7 @@ def test_the_loss_of_every_plane_by_hand() -> None:
     # Right everywhere costs nothing; the order of the planes is of no consequence.
     bits = torch.tensor([BODY_BIT, BORDER_BIT, CONTACT_BIT]).view(1, 3, 1, 1)
     right = (((target[..., 0].unsqueeze(1) & bits) > 0).float() - 0.5) * 80
-    assert building_loss(right, BUILDING_PLANES, target, losses, own)[0].item() < 1e-3
+    assert building_loss(right, BUILDING_MAPS, target, losses, own)[0].item() < 1e-3
     turned = building_loss(
         right[:, [2, 0, 1]], ("contact", "building", "border"), target, losses, own
     )
@@ -163,8 +163,8 @@ def test_shipped_recipes() -> None:
     assert oblique.categories == ("nadir", "off-nadir", "very off-nadir")
     assert {member.bands for member in oblique.members} == {4}
     # What leans leans to the sides that the looks have, in training as in prediction.
-    assert (oblique.augmentation.flips, oblique.inference.views) == (False, 1)
-    assert load_recipe("sn2-buildings").planes == BUILDING_PLANES
+    assert (oblique.augmentation.flips, oblique.inference.tta) == (False, 1)
+    assert load_recipe("sn2-buildings").maps == BUILDING_MAPS
 
 
 def test_validation_scores_by_vectoriser_and_metric(tmp_path: Path) -> None:
@@ -184,7 +184,9 @@ def test_validation_scores_by_vectoriser_and_metric(tmp_path: Path) -> None:
             # The small one is missed, and something else is none.
             body[40:, 40:] = 0
             body[:16, 40:56] = 255
-        scores.append(objective.score(Planes(("building",), body[None], (1, 1)), chip, target))
+        scores.append(
+            objective.score(ProbabilityMaps(("building",), body[None], (1, 1)), chip, target)
+        )
     # Found at the file's own size, not at that of the planes.
     assert scores[0].rows[0].polygon.area + scores[0].rows[1].polygon.area == pytest.approx(
         900 + 24 * 24, rel=0.1
@@ -203,39 +205,39 @@ def chips_of(root: Path, count: int) -> None:
 def test_a_training_of_all_stages(tmp_path: Path) -> None:
     chips_of(tmp_path / "data", 6)
     recipe = small()
-    place = Workplace(tmp_path / "weights", CPU)
+    context = RunContext(tmp_path / "weights", CPU)
     options = TrainingOptions(cache=tmp_path / "cache")
-    assert train([tmp_path / "data"], recipe, place, options) == {}
-    files = {file.checkpoint: file for file in find_weights(place.weights)}
+    assert train([tmp_path / "data"], recipe, context, options) == {}
+    files = {file.checkpoint: file for file in find_weights(context.weights)}
     assert {"best_f1", "last"} <= files.keys()
     assert files["last"].recipe == recipe
     network, metadata = load_weights(files["last"].path)
-    assert network.plane_names == ("building", "border")
+    assert network.map_names == ("building", "border")
     assert {"f1", "dice"} <= json.loads(metadata["scores"]).keys()
-    log = (place.weights / "fold0-resnet18-3band.log.csv").read_text().splitlines()
+    log = (context.weights / "fold0-resnet18-3band.log.csv").read_text().splitlines()
     header = log[0].split(",")
     assert header[6:] == ["loss", "building", "border", "f1", "precision", "recall", "dice", "iou"]
     # Two chips an epoch in the first stage, one step; three in the second.
     assert [row.split(",")[0] for row in log[1:]] == ["1", "1", "2"]
     # An untrained network finds nothing, so the rate has fallen by the second validation.
     assert float(log[2].split(",")[2]) <= float(log[1].split(",")[2])
-    assert list((place.weights / "fold0-resnet18-3band.pictures").glob("*.png"))
+    assert list((context.weights / "fold0-resnet18-3band.pictures").glob("*.png"))
     # Two looks at one place are in one fold.
-    assert train([tmp_path / "data"], recipe, replace(place, restart=False), options) == {}
+    assert train([tmp_path / "data"], recipe, replace(context, restart=False), options) == {}
 
 
 def test_missing_labels_and_nothing_to_learn(tmp_path: Path) -> None:
     chips_of(tmp_path / "data", 2)
-    place = Workplace(tmp_path / "weights", CPU)
+    context = RunContext(tmp_path / "weights", CPU)
     options = TrainingOptions(cache=tmp_path / "cache")
     label = next((tmp_path / "data").rglob("*img0.geojson"))
     label.unlink()
     with pytest.raises(SatmapError, match="1 of 2 images have no label"):
-        train([tmp_path / "data"], small(), place, options)
+        train([tmp_path / "data"], small(), context, options)
     for number in (0, 1):
         write_tile(tmp_path / "data", number, [])
     with pytest.raises(SatmapError, match="has a building in its label"):
-        train([tmp_path / "data"], small(), place, options)
+        train([tmp_path / "data"], small(), context, options)
 
 
 def test_heads_by_look_in_training_and_prediction(

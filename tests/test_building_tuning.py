@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from made_blocks import made_blocks, planes_of_labels
+from made_blocks import made_blocks, maps_of_labels
 from satmap.cli import main
 from satmap.evaluation.metrics.building_f1 import Counts, score_buildings
 from satmap.evaluation.metrics.coco_ap import match_image, score_coco
-from satmap.rasters.probability_maps import Planes
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import load_recipe
 from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv, write_buildings_csv
 from satmap.submissions.coco_json import (
@@ -31,10 +31,10 @@ from satmap.submissions.coco_json import (
 )
 from satmap.tasks.buildings import tuning as building_tuning
 from satmap.tasks.buildings.targets import draw_instances
-from satmap.tasks.buildings.vectorize_files import vectorize_buildings
+from satmap.tasks.buildings.vectorize_files import vectorize_building_files
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons
 from satmap.tasks.buildings.vectorizer.settings import BuildingSettings
-from satmap.tuning.chips import MOST, some_of
+from satmap.tuning.chips import MAX_CHIPS, subsample
 from satmap.tuning.measures import PooledF1, PooledPrecision
 
 FEW = {"low": (0.15, 0.3), "least_px": (20, 60, 250), "split": (0.5, 0.8)}
@@ -111,12 +111,12 @@ def test_precision_is_that_of_the_official_program(seed: int) -> None:
 # --- the command ----------------------------------------------------------------------------------
 
 
-def made(seed: int, strength: float = 1.0) -> tuple[Planes, NDArray[np.int32]]:
+def made(seed: int, strength: float = 1.0) -> tuple[ProbabilityMaps, NDArray[np.int32]]:
     """Planes of houses, fainter by ``strength``, with their true labels."""
     labels = made_blocks(seed, SIZE, 17 * seed, (10, 30)).labels
-    planes = planes_of_labels(labels, 1.2, 0.1, seed)
-    faint = np.rint(planes.values * np.array([strength, 1, 1])[:, None, None]).astype(np.uint8)
-    return Planes(planes.names, faint, planes.metres_per_pixel), labels
+    maps = maps_of_labels(labels, 1.2, 0.1, seed)
+    faint = np.rint(maps.values * np.array([strength, 1, 1])[:, None, None]).astype(np.uint8)
+    return ProbabilityMaps(maps.names, faint, maps.metres_per_pixel), labels
 
 
 def write_masks(
@@ -127,26 +127,26 @@ def write_masks(
     masks.mkdir(parents=True)
     for number, name in enumerate(names):
         seed = int(name.removeprefix("made_")) if name.startswith("made_") else number
-        planes, labels = made(seed, strengths[number] if strengths else 1.0)
-        write_mask(masks / f"{name}.tif", planes)
+        maps, labels = made(seed, strengths[number] if strengths else 1.0)
+        write_mask(masks / f"{name}.tif", maps)
         rows[name] = [BuildingRow(polygon) for polygon in exact_polygons(labels)]
     truth = directory / "truth.csv"
     write_buildings_csv(truth, rows)
     return masks, truth
 
 
-def write_mask(path: Path, planes: Planes) -> None:
-    height, width = planes.shape
+def write_mask(path: Path, maps: ProbabilityMaps) -> None:
+    height, width = maps.shape
     with rasterio.open(
         path, "w", driver="GTiff", width=width, height=height, count=3, dtype="uint8"
     ) as raster:
-        raster.write(planes.values)
-        raster.descriptions = planes.names
+        raster.write(maps.values)
+        raster.descriptions = maps.names
 
 
-def write_recipe(path: Path, *, looks: int | None = None, **buildings: float) -> Path:
+def write_recipe(path: Path, *, view_angles: int | None = None, **buildings: float) -> Path:
     recipe = yaml.safe_load(load_recipe("small-buildings").model_dump_json())
-    recipe |= {"buildings": buildings, "looks": looks}
+    recipe |= {"buildings": buildings, "looks": view_angles}
     path.write_text(yaml.safe_dump({key: value for key, value in recipe.items() if value}))
     return path
 
@@ -161,7 +161,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 def f1_of(recipe: Path, masks: Path, truth: Path) -> float:
     """F1 of what `vectorize` makes of masks, as `score` has it."""
     out = masks.with_suffix(".csv")
-    vectorize_buildings(masks, out, load_recipe(str(recipe)).buildings)
+    vectorize_building_files(masks, out, load_recipe(str(recipe)).buildings)
     found = score_buildings(read_buildings_csv(truth), read_buildings_csv(out))
     return float(found.total["f1"] or 0)
 
@@ -211,7 +211,7 @@ def test_real_footprints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         # Four chips to fit to, three that the fit never sees.
         masks = tmp_path / ("fitted" if number % 2 == 0 else "held_out")
         masks.mkdir(exist_ok=True)
-        write_mask(masks / f"{image_id}.tif", planes_of_labels(labels, 1.5, 0.15, number))
+        write_mask(masks / f"{image_id}.tif", maps_of_labels(labels, 1.5, 0.15, number))
     recipe, output = write_recipe(tmp_path / "bad.yaml", least_px=5000), tmp_path / "fitted.yaml"
     status, said = run(
         capsys, "tune", tmp_path / "fitted", truth, output, "--recipe", recipe, "--workers", 0
@@ -230,7 +230,7 @@ def test_each_category_of_looks_has_its_own(
     names += [f"Atlanta_nadir32_catid_103001000392F600_1_{n}" for n in range(4)]
     names += ["Atlanta_nadir53_catid_1030010003CD4300_1_0", "elsewhere"]
     masks, truth = write_masks(tmp_path, names, [1.0] * 4 + [0.26] * 4 + [1.0] * 2)
-    recipe = write_recipe(tmp_path / "bad.yaml", looks=3, certain=0.16, seed=0.16, low=0.15)
+    recipe = write_recipe(tmp_path / "bad.yaml", view_angles=3, certain=0.16, seed=0.16, low=0.15)
     output = tmp_path / "fitted.yaml"
     grids = {"low": (0.15,), "least_px": (20, 100), "certain": (0.16, 0.5), "seed": (0.16, 0.7)}
     building_tuning.GRIDS = grids
@@ -258,8 +258,8 @@ def test_coco_annotations_are_scored_by_average_precision(
     annotations: list[dict[str, object]] = []
     masks.mkdir()
     for number in range(4):
-        planes, labels = made(number)
-        write_mask(masks / f"{number:012d}.tif", planes)
+        maps, labels = made(number)
+        write_mask(masks / f"{number:012d}.tif", maps)
         for polygon in exact_polygons(labels):
             ring = [c for xy in polygon.exterior.coords[:-1] for c in xy]
             annotations.append(
@@ -304,8 +304,8 @@ def test_bad_input_is_told_clearly(tmp_path: Path, capsys: pytest.CaptureFixture
     empty = tmp_path / "empty.csv"
     write_buildings_csv(empty, {f"AOI_9_Made_img{seed}": [] for seed in range(4)})
     assert "no building in any of the 4" in told(masks, empty, out, "--recipe", recipe)
-    of_looks = write_recipe(tmp_path / "looks.yaml", looks=3)
-    said = told(masks, truth, out, "--recipe", of_looks)
+    of_view_angles = write_recipe(tmp_path / "looks.yaml", view_angles=3)
+    said = told(masks, truth, out, "--recipe", of_view_angles)
     assert "AOI_9_Made_img0.tif: its name does not say from where it looks" in said
     assert "Give --nadir degrees off nadir" in said
     # Looks at three places, some of them in each half, say nothing of a fourth.
@@ -317,7 +317,7 @@ def test_bad_input_is_told_clearly(tmp_path: Path, capsys: pytest.CaptureFixture
     few = tmp_path / "few"
     said = told(*write_masks(few, names), out, "--recipe", recipe)
     assert "images of 3 places, too few for a fit. A fit takes 4 places" in said
-    assert "3 places" in told(few / "masks", few / "truth.csv", out, "--recipe", of_looks)
+    assert "3 places" in told(few / "masks", few / "truth.csv", out, "--recipe", of_view_angles)
     annotations = tmp_path / "annotations.json"
     images = [{"id": n, "file_name": f"{n}.jpg", "width": 60, "height": 50} for n in range(4)]
     annotations.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
@@ -335,18 +335,22 @@ class AChip:
 
 @pytest.mark.parametrize("places", [5, 20, 50, 212, 1064])
 def test_many_looks_do_not_displace_places(places: int) -> None:
-    chips = [AChip(f"{place}, {look}", str(place)) for place in range(places) for look in range(9)]
+    chips = [
+        AChip(f"{place}, {view_angle}", str(place))
+        for place in range(places)
+        for view_angle in range(9)
+    ]
     warnings: list[str] = []
-    kept = some_of(chips, warnings)
+    kept = subsample(chips, warnings)
     assert [chip for chip in chips if chip in set(kept)] == kept
     assert len({chip.site for chip in kept}) >= min(places, 24)
-    assert len(kept) <= MOST
+    assert len(kept) <= MAX_CHIPS
     assert bool(warnings) == (len(kept) < len(chips))
 
 
 def test_of_places_with_one_look_a_part_is_taken() -> None:
     chips = [AChip(str(place), str(place)) for place in range(1000)]
-    assert 0.8 * MOST <= len(some_of(chips, [])) <= MOST
+    assert 0.8 * MAX_CHIPS <= len(subsample(chips, [])) <= MAX_CHIPS
 
 
 def test_vectorize_has_the_settings_of_each_category(
@@ -355,7 +359,7 @@ def test_vectorize_has_the_settings_of_each_category(
     nadir = "Atlanta_nadir8_catid_10300100023BC100_1_0"
     far = "Atlanta_nadir53_catid_1030010003CD4300_1_0"
     masks, _ = write_masks(tmp_path, [nadir, far, "elsewhere"])
-    recipe = yaml.safe_load(write_recipe(tmp_path / "looks.yaml", looks=3).read_text())
+    recipe = yaml.safe_load(write_recipe(tmp_path / "looks.yaml", view_angles=3).read_text())
     recipe["buildings"] = {"categories": {"nadir": {"least_px": 1e6}}}
     tuned = tmp_path / "tuned.yaml"
     tuned.write_text(yaml.safe_dump(recipe))

@@ -17,9 +17,9 @@ from scipy import ndimage
 from skimage.morphology import dilation
 from skimage.segmentation import watershed
 
-from made_blocks import made_blocks, planes_of_labels, share_apart
+from made_blocks import made_blocks, maps_of_labels, share_apart
 from satmap.evaluation.metrics.building_f1 import match_buildings
-from satmap.rasters.probability_maps import BORDER, BUILDING, Planes
+from satmap.rasters.probability_maps import BORDER, BUILDING, ProbabilityMaps
 from satmap.rasters.scene import Scene
 from satmap.submissions.buildings_csv import BuildingRow
 from satmap.tasks.buildings.vectorizer.flooding import flood
@@ -28,7 +28,7 @@ from satmap.tasks.buildings.vectorizer.polygons import dilated, exact_polygons, 
 from satmap.tasks.buildings.vectorizer.right_angles import squared_outlines
 from satmap.tasks.buildings.vectorizer.settings import BuildingSettings, BuildingSettingsByCategory
 from satmap.tasks.buildings.vectorizer.tracing import at_least, connected
-from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize
+from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 from satmap.tasks.buildings.vectorizer.windowed import blob_crops
 from vegas_buildings import vegas_truth
 
@@ -40,9 +40,9 @@ EVERYTHING = BuildingSettings(least_px=0, seed_px=0)
 Labels = NDArray[np.int32]
 
 
-def body_planes(body: NDArray[np.uint8], border: NDArray[np.uint8] | None = None) -> Planes:
-    planes = {BUILDING: body} if border is None else {BUILDING: body, BORDER: border}
-    return Planes(tuple(planes), np.stack(list(planes.values())), (0.5, 0.5))
+def body_maps(body: NDArray[np.uint8], border: NDArray[np.uint8] | None = None) -> ProbabilityMaps:
+    maps = {BUILDING: body} if border is None else {BUILDING: body, BORDER: border}
+    return ProbabilityMaps(tuple(maps), np.stack(list(maps.values())), (0.5, 0.5))
 
 
 def noisy_body(seed: int, size: int) -> NDArray[np.uint8]:
@@ -56,25 +56,25 @@ def test_a_building_has_its_outline_and_confidence() -> None:
     body = np.zeros((60, 80), np.uint8)
     body[10:30, 20:50] = 204
     body[15:20, 30:36] = 0
-    (building,) = vectorize(body_planes(body), BuildingSettings(hole_px=5))
+    (building,) = vectorize_buildings(body_maps(body), BuildingSettings(hole_px=5))
     assert building.polygon.equals(shapely.box(20, 10, 50, 30) - shapely.box(30, 15, 36, 20))
     # Mean probability .8, 570 pixels.
     assert building.confidence == pytest.approx(0.8 * np.sqrt(570))
-    assert vectorize(body_planes(np.zeros((5, 7), np.uint8)), BuildingSettings()) == []
+    assert vectorize_buildings(body_maps(np.zeros((5, 7), np.uint8)), BuildingSettings()) == []
     sure = BuildingSettings(hole_px=5, least_confidence=19.2)
-    assert vectorize(body_planes(body), sure) == []
+    assert vectorize_buildings(body_maps(body), sure) == []
 
 
 @pytest.mark.parametrize("right_angles", [False, True])
 def test_windows_change_nothing(right_angles: bool) -> None:
     blocks = made_blocks(1, 220, 17, (12, 40))
-    planes = planes_of_labels(blocks.labels, 1.0, 0.25)
+    maps = maps_of_labels(blocks.labels, 1.0, 0.25)
     chosen = BuildingSettings(least_px=15, seed_px=3, low=0.15, right_angles=right_angles)
-    at_once = vectorize(planes, chosen)
+    at_once = vectorize_buildings(maps, chosen)
     assert len(at_once) > 40
-    scene = Scene.of(planes)
+    scene = Scene.of(maps)
     for window in (32, 128):
-        in_windows = vectorize(scene, chosen, window=window)
+        in_windows = vectorize_buildings(scene, chosen, window=window)
         assert [b.polygon.wkb for b in in_windows] == [b.polygon.wkb for b in at_once]
         assert [b.confidence for b in in_windows] == [b.confidence for b in at_once]
 
@@ -129,9 +129,9 @@ def test_the_forest_is_a_watershed(seed: int) -> None:
         return
     seeds[~split[blobs.labels]] = 0
     seeds = np.unique(seeds, return_inverse=True)[1].reshape(seeds.shape).astype(np.int32)
-    shores = flood(strength, seeds, blobs, split)
+    boundaries = flood(strength, seeds, blobs, split)
     ours = seeds.copy()
-    ours.ravel()[shores.place] = shores.part
+    ours.ravel()[boundaries.place] = boundaries.part
     mask = split[blobs.labels]
     assert ((ours > 0) == mask).all()
     # Slow: with all seeds but one pixel's own, a path of pixels as strong leads to its seed.
@@ -148,7 +148,7 @@ def test_the_forest_is_a_watershed(seed: int) -> None:
 
 def test_numbers_follow_first_pixels_of_many() -> None:
     body = noisy_body(5, 300)
-    found = find_instances(body_planes(body), EVERYTHING)
+    found = find_instances(body_maps(body), EVERYTHING)
     first = np.unique(found, return_index=True)[1][1:]
     assert len(first) > 50
     assert (np.diff(first) > 0).all()
@@ -160,31 +160,31 @@ def test_attached_houses_stay_apart(sides: tuple[int, int], degrees: int) -> Non
     blocks = made_blocks(degrees, 500, degrees, sides)
     chosen = BuildingSettings(least_px=30)
     assert len(blocks.pairs) > 15
-    assert share_apart(blocks, find_instances(planes_of_labels(blocks.labels), chosen)) >= 0.98
+    assert share_apart(blocks, find_instances(maps_of_labels(blocks.labels), chosen)) >= 0.98
     if sides[0] >= 14:
         for noise in (0.0, 0.07):
-            planes = planes_of_labels(blocks.labels, 1.0, noise)
-            assert share_apart(blocks, find_instances(planes, chosen)) >= 0.98
+            maps = maps_of_labels(blocks.labels, 1.0, noise)
+            assert share_apart(blocks, find_instances(maps, chosen)) >= 0.98
 
 
 def test_no_part_is_split_off_that_another_encloses_or_that_is_too_small() -> None:
     body = np.full((80, 80), 255, np.uint8)
     border = np.zeros((80, 80), np.uint8)
     cv2.rectangle(border, (20, 20), (40, 40), 255, 2)
-    assert find_instances(body_planes(body, border), BuildingSettings()).max() == 1
+    assert find_instances(body_maps(body, border), BuildingSettings()).max() == 1
     parted = BuildingSettings(seam=10)
-    assert find_instances(body_planes(body, border), parted).max() == 2
+    assert find_instances(body_maps(body, border), parted).max() == 2
     border[:] = 0
     border[:, 12:14] = 255
-    assert find_instances(body_planes(body, border), BuildingSettings()).max() == 2
+    assert find_instances(body_maps(body, border), BuildingSettings()).max() == 2
     # 80 x 13 pixels are fewer.
-    assert find_instances(body_planes(body, border), BuildingSettings(least_px=1100)).max() == 1
+    assert find_instances(body_maps(body, border), BuildingSettings(least_px=1100)).max() == 1
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10_000))
 def test_outlines_are_those_of_gdal(seed: int) -> None:
-    found = find_instances(body_planes(noisy_body(seed, 40)), EVERYTHING)
+    found = find_instances(body_maps(noisy_body(seed, 40)), EVERYTHING)
     outlines = exact_polygons(found)
     assert shapely.is_valid(outlines).all()
     theirs = rasterio.features.shapes(found, found > 0, connectivity=4)
@@ -197,7 +197,7 @@ def test_outlines_are_those_of_gdal(seed: int) -> None:
 
 
 def test_simple_outlines_of_wild_shapes_keep_area_and_place() -> None:
-    found = find_instances(body_planes(noisy_body(8, 300)), BuildingSettings(least_px=100))
+    found = find_instances(body_maps(noisy_body(8, 300)), BuildingSettings(least_px=100))
     exact = exact_polygons(found)
     simple = simplify_outlines(exact, 1.0)
     assert len(exact) > 20
@@ -246,9 +246,11 @@ def test_right_angles_fit_and_shared_walls_stay_shared() -> None:
 
 
 def test_settings_by_category() -> None:
-    by_look = BuildingSettingsByCategory(low=0.2, categories={"very off-nadir": {"least_px": 250}})
-    assert by_look.of("very off-nadir") == BuildingSettings(low=0.2, least_px=250)
-    assert by_look.of("nadir") == by_look.of(None) == BuildingSettings(low=0.2)
+    by_view_angle = BuildingSettingsByCategory(
+        low=0.2, categories={"very off-nadir": {"least_px": 250}}
+    )
+    assert by_view_angle.of("very off-nadir") == BuildingSettings(low=0.2, least_px=250)
+    assert by_view_angle.of("nadir") == by_view_angle.of(None) == BuildingSettings(low=0.2)
     for wrong in ({"low": 0.9}, {"lowest": 0.1}):
         with pytest.raises(ValueError, match="low"):
             BuildingSettingsByCategory(categories={"nadir": wrong})
@@ -281,7 +283,7 @@ def check_round_trip(chips: Sequence[tuple[list[shapely.Polygon], tuple[int, int
     for truth, shape in chips:
         numbered = [(polygon, number) for number, polygon in enumerate(truth, 1)]
         labels = rasterio.features.rasterize(numbered, out_shape=shape, dtype="int32")
-        found = vectorize(planes_of_labels(labels), EVERYTHING)
+        found = vectorize_buildings(maps_of_labels(labels), EVERYTHING)
         counts = match_buildings(
             [BuildingRow(polygon) for polygon in truth],
             [BuildingRow(building.polygon, building.confidence) for building in found],

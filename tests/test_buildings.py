@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from shapely.affinity import rotate, translate
 
-from satmap.rasters.probability_maps import BORDER, BUILDING, CONTACT, Planes
+from satmap.rasters.probability_maps import BORDER, BUILDING, CONTACT, ProbabilityMaps
 from satmap.tasks.buildings.vectorizer.instances import find_instances
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons, simplify_outlines
 from satmap.tasks.buildings.vectorizer.settings import BuildingSettings
@@ -25,8 +25,8 @@ ALL = BuildingSettings(least_px=0, seed_px=0)
 Mask = NDArray[np.uint8]
 
 
-def planes_of(body: Mask, **others: Mask) -> Planes:
-    return Planes((BUILDING, *others), np.stack([body, *others.values()]), SCALE)
+def maps_of(body: Mask, **others: Mask) -> ProbabilityMaps:
+    return ProbabilityMaps((BUILDING, *others), np.stack([body, *others.values()]), SCALE)
 
 
 def rectangles(*boxes: tuple[int, int, int, int], shape: tuple[int, int] = (100, 120)) -> Mask:
@@ -37,17 +37,17 @@ def rectangles(*boxes: tuple[int, int, int, int], shape: tuple[int, int] = (100,
     return mask
 
 
-def of_labels(labels: NDArray[np.int32]) -> Planes:
+def of_labels(labels: NDArray[np.int32]) -> ProbabilityMaps:
     """Exact body and border planes: border is what has another building or none beside it."""
     values = labels.astype(np.float32)
     square = np.ones((3, 3), np.uint8)
     border = (labels > 0) & (cv2.dilate(values, square) != cv2.erode(values, square))
-    return planes_of((labels > 0) * np.uint8(255), **{BORDER: border * np.uint8(255)})
+    return maps_of((labels > 0) * np.uint8(255), **{BORDER: border * np.uint8(255)})
 
 
 def test_numbers_follow_first_pixels() -> None:
     mask = rectangles((60, 5, 20, 20), (10, 10, 20, 20), (10, 50, 20, 20))
-    labels = find_instances(planes_of(mask), BuildingSettings())
+    labels = find_instances(maps_of(mask), BuildingSettings())
     assert labels.dtype == np.int32
     assert [labels[6, 70], labels[15, 15], labels[60, 15], labels[0, 0]] == [1, 2, 3, 0]
 
@@ -56,30 +56,30 @@ def test_numbers_follow_first_pixels() -> None:
 def test_a_seam_parts_touching_buildings(seam: str) -> None:
     body = rectangles((10, 10, 40, 40), (50, 20, 40, 40))
     line = rectangles((49, 20, 2, 30))
-    labels = find_instances(planes_of(body, **{seam: line}), BuildingSettings())
+    labels = find_instances(maps_of(body, **{seam: line}), BuildingSettings())
     # Every pixel of the body belongs to one of the two.
     assert ((labels > 0) == (body > 0)).all()
     np.testing.assert_allclose(np.bincount(labels.ravel())[1:], [1600, 1600], atol=30)
-    assert len(np.unique(find_instances(planes_of(body), BuildingSettings()))) == 2
+    assert len(np.unique(find_instances(maps_of(body), BuildingSettings()))) == 2
 
 
 def test_a_large_building_with_doubts_in_the_middle_stays_whole() -> None:
     body = rectangles((10, 10, 80, 60))
     # Doubtful: below the seeds' threshold, and not much below the roof.
     body[:, 48:52] = np.minimum(body[:, 48:52], 170)
-    labels = find_instances(planes_of(body), BuildingSettings(seed=0.7, split=0.6))
+    labels = find_instances(maps_of(body), BuildingSettings(seed=0.7, split=0.6))
     assert set(np.unique(labels)) == {0, 1}
-    assert set(np.unique(find_instances(planes_of(body), BuildingSettings(split=0.9)))) == {0, 1, 2}
+    assert set(np.unique(find_instances(maps_of(body), BuildingSettings(split=0.9)))) == {0, 1, 2}
 
 
 def test_small_buildings_and_doubtful_ones_are_dropped_and_small_holes_filled() -> None:
     body = rectangles((5, 5, 9, 9), (30, 5, 20, 20), (70, 5, 20, 20))
     body[70 - 60 : 13, 38:41] = 0
     body[5:25, 70:90] = 100
-    labels = find_instances(planes_of(body), BuildingSettings(least_px=100, certain=0.5))
+    labels = find_instances(maps_of(body), BuildingSettings(least_px=100, certain=0.5))
     assert set(np.unique(labels)) == {0, 1}
     assert (labels[5:25, 30:50] == 1).all()
-    hollow = find_instances(planes_of(body), BuildingSettings(hole_px=5))
+    hollow = find_instances(maps_of(body), BuildingSettings(hole_px=5))
     assert (hollow[10:13, 38:41] == 0).all()
 
 

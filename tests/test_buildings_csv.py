@@ -210,7 +210,7 @@ def test_truth_has_no_confidence_and_says_empty_in_two_ways(tmp_path: Path) -> N
         "d,-1,nothing here,\n"
     )
     rows = read_buildings_csv(path)
-    assert [len(of_image) for of_image in rows.values()] == [1, 0, 0, 0]
+    assert [len(record) for record in rows.values()] == [1, 0, 0, 0]
     assert rows["a"][0].confidence == 1
 
 

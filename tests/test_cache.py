@@ -8,9 +8,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from made_files import write_image, write_labels
-from satmap.data.cache import StretchSettings, prepare, prepare_chip
+from satmap.data.cache import StretchSettings, prepare_chip, prepare_chips
 from satmap.data.chip import Chip
-from satmap.data.layouts.spacenet_roads import scan
+from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.tasks.roads.targets import TargetSettings
 
@@ -22,7 +22,7 @@ LINE = [(5.0, 5.0), (100.0, 80.0)]
 def chip(tmp_path: Path) -> Chip:
     write_image(tmp_path / "data/SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
     write_labels(tmp_path / "data/AOI_7_Moscow_chip1.geojson", [LINE])
-    return scan([tmp_path / "data"]).chips[0]
+    return scan_roads([tmp_path / "data"]).chips[0]
 
 
 def written(directory: Path) -> dict[str, int]:
@@ -91,17 +91,17 @@ def test_a_bad_chip_costs_only_itself(tmp_path: Path) -> None:
     for number in range(12):
         write_image(tmp_path / f"data/SN5_roads_train_AOI_7_Moscow_PS-RGB_chip{number}.tif")
         write_labels(tmp_path / f"data/AOI_7_Moscow_chip{number}.geojson", [LINE])
-    chips = scan([tmp_path / "data"]).chips
+    chips = scan_roads([tmp_path / "data"]).chips
     path = chips[4].image.path
     path.write_bytes(path.read_bytes()[:4000])
-    done = prepare(chips, 3, tmp_path / "cache", STRETCH, TARGETS)
+    done = prepare_chips(chips, 3, tmp_path / "cache", STRETCH, TARGETS)
     assert [c.image_id for c in done.chips] == [c.image_id for c in chips if c is not chips[4]]
     assert "may be truncated" in done.faults["AOI_7_Moscow_chip4"]
     done.require_enough()
     for bad in chips[:3]:
         bad.image.path.write_bytes(b"")
     with pytest.raises(SatmapError, match="4 of 12 chips cannot be used"):
-        prepare(chips, 3, tmp_path / "cache", STRETCH, TARGETS).require_enough()
+        prepare_chips(chips, 3, tmp_path / "cache", STRETCH, TARGETS).require_enough()
 
 
 def test_labels_that_cannot_be_projected(tmp_path: Path, chip: Chip) -> None:
@@ -119,7 +119,7 @@ def test_labels_that_cannot_be_projected(tmp_path: Path, chip: Chip) -> None:
 def test_a_cache_that_cannot_be_written_is_no_fault_of_chips(tmp_path: Path, chip: Chip) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotWriteError):
-        prepare([chip], 3, tmp_path / "file/cache", STRETCH, TARGETS)
+        prepare_chips([chip], 3, tmp_path / "file/cache", STRETCH, TARGETS)
 
 
 @pytest.mark.parametrize("fault", ["no georeference", "elsewhere", "no label", "bands"])
@@ -140,8 +140,8 @@ def test_chips_that_cannot_be_trained_with(tmp_path: Path, chip: Chip, fault: st
         case _:
             channels = 8
             expected = "the networks want 8 bands"
-    (again,) = scan([tmp_path / "data"]).chips
-    done = prepare([again], channels, tmp_path / "cache", STRETCH, TARGETS)
+    (again,) = scan_roads([tmp_path / "data"]).chips
+    done = prepare_chips([again], channels, tmp_path / "cache", STRETCH, TARGETS)
     assert expected in done.faults["AOI_7_Moscow_chip1"]
 
 

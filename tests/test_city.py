@@ -196,13 +196,13 @@ def test_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
     files = sorted(path for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert len(files) == 2 * 3 + 2 + 2
     for path in files:
-        twin = tmp_path / "b" / path.relative_to(tmp_path / "a")
+        duplicate = tmp_path / "b" / path.relative_to(tmp_path / "a")
         other = tmp_path / "c" / path.relative_to(tmp_path / "a")
         if path.suffix == ".tif":
-            assert np.array_equal(pixels(path), pixels(twin))
+            assert np.array_equal(pixels(path), pixels(duplicate))
             assert not np.array_equal(pixels(path), pixels(other))
         else:
-            assert path.read_bytes() == twin.read_bytes()
+            assert path.read_bytes() == duplicate.read_bytes()
     assert (tmp_path / "a" / TRAIN / CSV).read_bytes() != (
         tmp_path / "c" / TRAIN / CSV
     ).read_bytes()

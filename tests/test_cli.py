@@ -109,25 +109,25 @@ def test_the_scripts_end_with_a_status(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_validation_planes_from_training_to_a_fitted_recipe(
+def test_validation_maps_from_training_to_a_fitted_recipe(
     city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(RECIPE)
-    weights, planes, output = tmp_path / "weights", tmp_path / "planes", tmp_path / "out.csv"
+    weights, maps, output = tmp_path / "weights", tmp_path / "planes", tmp_path / "out.csv"
     common = ["--weights", weights, "--device", "cpu"]
     cache = tmp_path / "cache"
     succeeds(capsys, "train", city / "train", "--recipe", recipe, "--cache", cache, *common)
     graph = tmp_path / "roads.graphml"
     printed = succeeds(
         capsys, "predict", city / "train", output, *common,
-        "--out-of-fold", "--planes", planes, "--export", graph, "--export", tmp_path / "r.geojson",
+        "--out-of-fold", "--probabilities", maps, "--export", graph, "--export", tmp_path / "r.geojson",
     )  # fmt: skip
     assert f"{output}: 6 images" in printed
-    assert len(list(planes.iterdir())) == 6
+    assert len(list(maps.iterdir())) == 6
     assert graph.exists()
     again = tmp_path / "again.csv"
-    assert f"{again}: 6 images" in succeeds(capsys, "vectorize", planes, again, "--task", "roads")
+    assert f"{again}: 6 images" in succeeds(capsys, "vectorize", maps, again, "--task", "roads")
     assert read_roads_csv(again).keys() == read_roads_csv(output).keys()
     # Any truth will do, for the networks know nothing yet.
     truth, fitted = tmp_path / "truth.csv", tmp_path / "fitted.yaml"
@@ -135,7 +135,7 @@ def test_validation_planes_from_training_to_a_fitted_recipe(
     rows = [row.replace("chip7", f"chip{n}") for n in range(6) for row in rows if "chip7" in row]
     truth.write_text("\n".join([header, *rows]))
     printed = succeeds(
-        capsys, "tune", planes, truth, fitted, "--recipe", recipe, "--minutes", 0.05, "--workers", 0
+        capsys, "tune", maps, truth, fitted, "--recipe", recipe, "--minutes", 0.05, "--workers", 0
     )
     assert "APLS time of 6 chips" in printed
     succeeds(capsys, "predict", city / "test", output, *common, "--recipe", fitted)
@@ -153,7 +153,7 @@ def test_masks_of_any_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     street_mask(masks / "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip4.png")
     recipe.write_text(
         road_recipe(
-            inference={"views": 1, "default_metres_per_pixel": 0.5},
+            inference={"tta": 1, "default_metres_per_pixel": 0.5},
             roads={"default_speed_mph": 50},
         )
     )
@@ -351,7 +351,7 @@ def test_an_unexpected_fault_has_no_traceback_but_with_debug(
     def broken(*_: object) -> None:
         raise RuntimeError("out of order")
 
-    monkeypatch.setattr("satmap.data.layouts.spacenet_roads.scan", broken)
+    monkeypatch.setattr("satmap.data.layouts.spacenet_roads.scan_roads", broken)
     assert "RuntimeError: out of order" in fails(capsys, "inventory", tmp_path)
     with pytest.raises(RuntimeError):
         main(["inventory", str(tmp_path), "--debug"])

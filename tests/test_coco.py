@@ -66,7 +66,7 @@ def write_truth(path: Path, boxes: Mapping[int, Sequence[Box]], size: int = 20) 
             "bbox": [x, y, w, h],
         }
         for number, (image_id, x, y, w, h) in enumerate(
-            (image_id, *box) for image_id, of_image in boxes.items() for box in of_image
+            (image_id, *box) for image_id, record in boxes.items() for box in record
         )
     ]
     images = [{"id": image_id, "width": size, "height": size} for image_id in boxes]
@@ -79,8 +79,8 @@ def write_boxes(
     path: Path, boxes: Mapping[int, Sequence[tuple[Box, float]]], size: int = 20
 ) -> Path:
     found = {
-        image_id: [whole(drawn(*box, (size, size)), score) for box, score in of_image]
-        for image_id, of_image in boxes.items()
+        image_id: [whole(drawn(*box, (size, size)), score) for box, score in record]
+        for image_id, record in boxes.items()
     }
     write_coco_results(path, found, dict.fromkeys(boxes, (size, size)))
     return path
@@ -239,14 +239,14 @@ def test_written_files_have_no_faults_whatever_the_order(
     assert [f for f in check_coco_results(path, sizes) if "list is empty" not in f.message] == []
     kept = {
         (image_id, detection.mask.tobytes())
-        for image_id, of_image in found.items()
-        for detection in of_image
+        for image_id, record in found.items()
+        for detection in record
         if detection.mask.any()
     }
     read = {
         (image_id, pixels(result.mask).tobytes()): result.score
-        for image_id, of_image in read_coco_results(path).items()
-        for result in of_image
+        for image_id, record in read_coco_results(path).items()
+        for result in record
     }
     assert read.keys() == kept
     for (image_id, mask), score in read.items():
@@ -595,7 +595,7 @@ def test_identity_gives_one_though_the_truth_counts_from_zero(tmp_path: Path) ->
     # The library takes the id 0 of an annotation for "no match".
     boxes: dict[int, list[Box]] = {10: [(0, 0, 4, 4), (5, 5, 9, 3)], 9: [(1, 1, 6, 6)], 8: []}
     truth = write_truth(tmp_path / "truth.json", boxes)
-    found = {image_id: [(box, 0.5) for box in of_image] for image_id, of_image in boxes.items()}
+    found = {image_id: [(box, 0.5) for box in record] for image_id, record in boxes.items()}
     report = score_coco(truth, write_boxes(tmp_path / "results.json", found))
     assert [report.total[key] for key in ("ap50", "ar50", "ap")] == pytest.approx([1, 1, 1])
     assert list(report.images) == ["9", "10"]
@@ -608,7 +608,7 @@ def test_identity_gives_one_though_the_truth_counts_from_zero(tmp_path: Path) ->
 def test_more_masks_than_the_library_measures_at_once(tmp_path: Path) -> None:
     boxes = {i: [(x, y, 3, 4) for x in (0, 5) for y in (0, 5)] for i in range(80)}
     truth = write_truth(tmp_path / "truth.json", boxes)
-    found = {i: [(box, 0.5) for box in of_image] for i, of_image in boxes.items()}
+    found = {i: [(box, 0.5) for box in record] for i, record in boxes.items()}
     report = score_coco(truth, write_boxes(tmp_path / "results.json", found))
     assert report.total["ap"] == pytest.approx(1)
     assert list(report.images)[:11] == [str(i) for i in range(11)]
@@ -732,9 +732,9 @@ def test_figures_equal_the_plain_definition(
     results = {
         image_id: [
             (box, chance.random())
-            for box in {*of_image, *chance.sample(truth[image_id], len(truth[image_id]) // 2)}
+            for box in {*record, *chance.sample(truth[image_id], len(truth[image_id]) // 2)}
         ]
-        for image_id, of_image in found.items()
+        for image_id, record in found.items()
     }
     directory = tmp_path_factory.getbasetemp()
     path = write_boxes(directory / "results.json", results)
@@ -765,8 +765,8 @@ def test_real_truths(tmp_path: Path, part: str) -> None:
     annotations = CHALLENGE / part / "annotation.json"
     truth = read_coco_truth(annotations)
     found = {
-        image_id: [whole(pixels(building.mask), 1 / (i + 2)) for i, building in enumerate(of_image)]
-        for image_id, of_image in truth.buildings.items()
+        image_id: [whole(pixels(building.mask), 1 / (i + 2)) for i, building in enumerate(record)]
+        for image_id, record in truth.buildings.items()
     }
     results = tmp_path / "results.json"
     write_coco_results(results, found, truth.sizes)
@@ -774,7 +774,7 @@ def test_real_truths(tmp_path: Path, part: str) -> None:
     total = score_coco(annotations, results).total
     assert [total[key] for key in ("ap50", "ar50", "ap")] == pytest.approx([1, 1, 1])
     # Every second building: half the recall without a false one, 51 of 101 points.
-    half = {image_id: of_image[::2] for image_id, of_image in found.items()}
+    half = {image_id: record[::2] for image_id, record in found.items()}
     write_coco_results(results, half, truth.sizes)
     recall = sum(map(len, half.values())) / sum(map(len, found.values()))
     total = score_coco(annotations, results).total

@@ -11,7 +11,7 @@ import pytest
 import rasterio
 from numpy.typing import NDArray
 
-from made_blocks import made_blocks, planes_of_labels
+from made_blocks import made_blocks, maps_of_labels
 from made_buildings import write_tile
 from satmap.cli import main
 from satmap.provenance.manifest import manifest_path
@@ -24,7 +24,7 @@ IDS = [f"AOI_9_Made_img{number}" for number in range(4)]
 
 
 @dataclass(frozen=True)
-class Place:
+class Tile:
     """A directory with images, networks, and what they predicted out of fold."""
 
     root: Path
@@ -34,7 +34,7 @@ class Place:
         return self.root / "weights"
 
     @property
-    def planes(self) -> Path:
+    def maps(self) -> Path:
         return self.root / "planes"
 
     @property
@@ -43,19 +43,19 @@ class Place:
 
     def draw(self, image_id: str, body: NDArray[np.uint8]) -> None:
         """Replace the planes of an image."""
-        with rasterio.open(self.planes / f"{image_id}.tif", "r+") as raster:
+        with rasterio.open(self.maps / f"{image_id}.tif", "r+") as raster:
             raster.write(np.stack([body, np.zeros_like(body)]))
 
     def fit(self, submission: Path | None = None) -> None:
         main(
-            ["confidence", str(submission or self.submission), str(self.planes),
+            ["confidence", str(submission or self.submission), str(self.maps),
              "--weights", str(self.weights), "--images", str(self.root / "data")]
         )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def predicted(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    place = Place(tmp_path_factory.mktemp("predicted"))
+def predicted(tmp_path_factory: pytest.TempPathFactory) -> Tile:
+    place = Tile(tmp_path_factory.mktemp("predicted"))
     for number in range(4):
         labels = made_blocks(number, 96, 17 * number, (10, 30)).labels
         rings = [[ring_of(polygon)] for polygon in exact_polygons(labels)]
@@ -64,61 +64,61 @@ def predicted(tmp_path_factory: pytest.TempPathFactory) -> Place:
     with pytest.raises(SystemExit) as ended:
         main(
             ["predict", str(place.root / "data"), str(place.submission), "--out-of-fold",
-             "--weights", str(place.weights), "--planes", str(place.planes), "--device", "cpu",
+             "--weights", str(place.weights), "--probabilities", str(place.maps), "--device", "cpu",
              "--workers", "0"]
         )  # fmt: skip
     assert ended.value.code == 0
     for number, image_id in enumerate(IDS):
         labels = made_blocks(number, 96, 17 * number, (10, 30)).labels
-        place.draw(image_id, planes_of_labels(labels, 1.5, 0.2, number).values[0])
+        place.draw(image_id, maps_of_labels(labels, 1.5, 0.2, number).values[0])
     return place
 
 
 @pytest.fixture
-def place(predicted: Place, tmp_path: Path) -> Place:
+def place(predicted: Tile, tmp_path: Path) -> Tile:
     """Another copy of it for every test."""
     shutil.copytree(predicted.root, tmp_path / "copy")
-    return Place(tmp_path / "copy")
+    return Tile(tmp_path / "copy")
 
 
-def no_manifest(place: Place) -> None:
+def no_manifest(place: Tile) -> None:
     manifest_path(place.submission).unlink()
 
 
-def other_networks(place: Place) -> None:
+def other_networks(place: Tile) -> None:
     undecided_weights(place.weights, seed=2, held_out=json.dumps(IDS))
 
 
-def networks_gone(place: Place) -> None:
+def networks_gone(place: Tile) -> None:
     (place.weights / "a.last.safetensors").unlink()
 
 
-def roads(place: Place) -> None:
+def roads(place: Tile) -> None:
     path = manifest_path(place.submission)
     content = json.loads(path.read_text())
     content["recipe"]["content"] = load_recipe("demo").model_dump(mode="json")
     path.write_text(json.dumps(content))
 
 
-def planes_gone(place: Place) -> None:
-    for path in place.planes.iterdir():
+def maps_gone(place: Tile) -> None:
+    for path in place.maps.iterdir():
         path.unlink()
 
 
-def planes_of_another_size(place: Place) -> None:
-    for path in place.planes.iterdir():
+def maps_of_another_size(place: Tile) -> None:
+    for path in place.maps.iterdir():
         with rasterio.open(
             path, "w", driver="GTiff", width=40, height=50, count=2, dtype="uint8"
         ) as raster:
             raster.write(np.full((2, 50, 40), 200, np.uint8))
 
 
-def nothing_shown(place: Place) -> None:
+def nothing_shown(place: Tile) -> None:
     for image_id in IDS:
         place.draw(image_id, np.zeros((96, 96), np.uint8))
 
 
-def nothing_to_do_with_houses(place: Place) -> None:
+def nothing_to_do_with_houses(place: Tile) -> None:
     # Candidates that are all alike, and houses here or there.
     body = np.zeros((96, 96), np.uint8)
     rows, columns = np.indices(body.shape) % 16
@@ -127,17 +127,17 @@ def nothing_to_do_with_houses(place: Place) -> None:
         place.draw(image_id, body)
 
 
-def no_place_for_it(place: Place) -> None:
+def no_place_for_it(place: Tile) -> None:
     (place.weights / CONFIDENCE_FILE).mkdir()
 
 
-BAD: dict[str, tuple[Callable[[Place], None], str]] = {
+BAD: dict[str, tuple[Callable[[Tile], None], str]] = {
     "no manifest": (no_manifest, "has no manifest"),
     "other networks": (other_networks, "is not the network that made the planes"),
     "networks gone": (networks_gone, "is not there, or is not the network"),
     "roads": (roads, "is of roads; only buildings have this model"),
-    "no planes": (planes_gone, "0 images have labels and planes"),
-    "other sizes": (planes_of_another_size, "is of (50, 40) pixels and its image of (96, 96)"),
+    "no planes": (maps_gone, "0 images have labels and planes"),
+    "other sizes": (maps_of_another_size, "is of (50, 40) pixels and its image of (96, 96)"),
     "nothing shown": (nothing_shown, "nothing to fit to"),
     "no lesson": (nothing_to_do_with_houses, "teach nothing: on images not fitted to"),
     "no place": (no_place_for_it, "is a directory"),
@@ -147,7 +147,7 @@ BAD: dict[str, tuple[Callable[[Place], None], str]] = {
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_what_cannot_be_fitted_to_is_told_clearly(
-    place: Place, capsys: pytest.CaptureFixture[str], name: str
+    place: Tile, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     spoil, message = BAD[name]
     spoil(place)
@@ -159,7 +159,7 @@ def test_what_cannot_be_fitted_to_is_told_clearly(
     assert not (place.weights / CONFIDENCE_FILE).is_file()
 
 
-def test_only_submissions_are_fitted_to(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_submissions_are_fitted_to(place: Tile, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         place.fit()
     assert ended.value.code == 0

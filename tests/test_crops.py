@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from satmap.data.augmentation import Augmentation, Geometry, draw_geometry, recolour
+from satmap.data.augmentation import Augmentation, Geometry, draw_geometry, jitter_colours
 from satmap.data.cache import CachedChip, StretchSettings, prepare_chip
 from satmap.data.crops import CropDataset, read_crop
-from satmap.data.layouts.spacenet_roads import scan
+from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.tasks.roads.targets import TargetSettings
 
 
 @pytest.fixture(scope="module")
 def chips(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[CachedChip]]:
     cache = tmp_path_factory.mktemp("cache")
-    found = scan([city / "train"]).chips
+    found = scan_roads([city / "train"]).chips
     yield [prepare_chip(chip, cache, StretchSettings(), TargetSettings()) for chip in found]
 
 
@@ -30,10 +30,10 @@ def test_a_plain_crop_is_a_window(chips: list[CachedChip]) -> None:
 @pytest.mark.parametrize("turns", range(4))
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_the_eight_symmetries_are_exact(
-    chips: list[CachedChip], turns: int, mirrored: bool
+    chips: list[CachedChip], phases: int, mirrored: bool
 ) -> None:
     image, target = (a[48:112, 48:112] for a in chips[1].read())
-    geometry = Geometry((80.0, 80.0), quarter_turns=turns, mirrored=mirrored)
+    geometry = Geometry((80.0, 80.0), quarter_turns=phases, mirrored=mirrored)
     crop, crop_target = read_crop(chips[1], geometry, 64, 8)
     candidates = [
         (k, m, np.rot90(target[:, ::-1] if m else target, k)) for k in range(4) for m in (0, 1)
@@ -99,7 +99,7 @@ def test_drawn_geometry_keeps_to_its_settings() -> None:
 def test_recolour_changes_colours_and_nothing_else() -> None:
     image = np.random.default_rng(0).integers(0, 255, (8, 32, 32)).astype(np.uint8)
     for seed in range(20):
-        changed = recolour(np.random.default_rng(seed), image)
+        changed = jitter_colours(np.random.default_rng(seed), image)
         assert changed.shape == image.shape
         # Every channel goes through one monotonous table.
         for channel in range(8):

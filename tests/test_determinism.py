@@ -18,14 +18,14 @@ from satmap.evaluation.verify import verify_weights
 from satmap.networks.layers import resize_bilinear, resize_by_products
 from satmap.networks.unet import build_network
 from satmap.provenance.manifest import WeightsManifest, read_manifest
-from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import Losses, load_recipe, parse_recipe
 from satmap.runtime.device import be_deterministic
 from satmap.tasks.roads.losses import road_loss
 from satmap.tasks.roads.targets import JUNCTION_BIT
 from satmap.training import epoch
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.run_context import Circumstances, Workplace
+from satmap.training.run_context import RunContext, RunInfo
 from tiny_trainings import road_member, road_recipe, stage
 
 CPU = torch.device("cpu")
@@ -119,9 +119,9 @@ def test_no_training_step_needs_what_raises_on_a_gpu(encoder: str, decoder: str)
     """The graph is the same on every device."""
     losses = load_recipe("sn5-roads").members[0].losses
     assert isinstance(losses, Losses)
-    network = build_network(encoder, 3, ROAD_PLANES, (16,) * 4, decoder).train()
+    network = build_network(encoder, 3, ROAD_MAPS, (16,) * 4, decoder).train()
     target = torch.full((2, 64, 64), JUNCTION_BIT + 1, dtype=torch.uint8)
-    loss, _ = road_loss(network(torch.rand(2, 3, 64, 64)), ROAD_PLANES, target, losses)
+    loss, _ = road_loss(network(torch.rand(2, 3, 64, 64)), ROAD_MAPS, target, losses)
     found = nodes(loss)
     assert any("Convolution" in name for name in found)
     assert not raising(found)
@@ -136,10 +136,10 @@ def test_without_the_flag_there_is_something_that_raises() -> None:
 def trained(city: Path, directory: Path, workers: int = 0, seed: int = 0) -> dict[str, bytes]:
     """Train, or go on; gives the weights' bytes by name."""
     # Runs are told apart by when they began, to the second, and such a training takes less.
-    known = Circumstances(command=("train", f"number {next(RUNS)}"))
-    place = Workplace(directory, CPU, workers=workers, circumstances=known)
+    known = RunInfo(command=("train", f"number {next(RUNS)}"))
+    context = RunContext(directory, CPU, workers=workers, info=known)
     options = TrainingOptions(cache=city.parent / "determinism-cache")
-    train([city / "train"], parse_recipe(road_recipe(MEMBER, seed=seed), "tiny"), place, options)
+    train([city / "train"], parse_recipe(road_recipe(MEMBER, seed=seed), "tiny"), context, options)
     return {path.name: path.read_bytes() for path in directory.glob("*.safetensors")}
 
 

@@ -8,22 +8,22 @@ import pytest
 import torch
 
 from satmap.data.augmentation import Augmentation, Geometry
-from satmap.data.cache import CachedChip, prepare
+from satmap.data.cache import CachedChip, prepare_chips
 from satmap.data.crops import CropDataset, read_crop, read_soft_crop
-from satmap.data.layouts.spacenet_roads import scan
+from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.data.soft_targets import SoftTarget
 from satmap.errors import SatmapError
 from satmap.networks.unet import build_network
-from satmap.prediction.dense import predict_planes
+from satmap.prediction.dense import predict_maps
 from satmap.provenance.manifest import WeightsManifest, read_manifest
-from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import HeadLoss, Losses, Recipe, RoadHeadLoss, load_recipe, parse_recipe
 from satmap.runtime.ranks import Ranks
 from satmap.tasks.roads.losses import distillation_loss, road_loss
 from satmap.training import teacher as teaching
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.run_context import Workplace
-from satmap.training.teacher import Teacher, find_teacher, teach
+from satmap.training.run_context import RunContext
+from satmap.training.teacher import Teacher, find_teacher, predict_soft_targets
 from satmap.weights.members import choose, find_weights, load_ensemble
 from satmap.weights.network_files import load_weights, save_weights
 from tiny_trainings import road_member, road_recipe, stage
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("tiny_encoders")
 
 
 def student(**changes: object) -> Recipe:
-    inference = {"views": 1, "checkpoints": ["last"]}
+    inference = {"tta": 1, "checkpoints": ["last"]}
     settings = {"name": "student", "inference": inference} | changes
     return parse_recipe(road_recipe(MEMBER, **settings), "student")
 
@@ -56,7 +56,7 @@ def make_teacher(directory: Path) -> Teacher:
     recipe = load_recipe("demo")
     for number, bands in enumerate((3, 8)):
         torch.manual_seed(number)
-        network = build_network("tiny", bands, ROAD_PLANES, (16, 16, 16, 16))
+        network = build_network("tiny", bands, ROAD_MAPS, (16, 16, 16, 16))
         metadata = {
             "recipe": recipe.model_dump_json(), "member": str(number), "stage": "1", "epoch": "1"
         }  # fmt: skip
@@ -71,8 +71,8 @@ def teacher(tiny_encoders: None, tmp_path_factory: pytest.TempPathFactory) -> Te
 
 @pytest.fixture
 def chips(city: Path, tmp_path: Path) -> list[CachedChip]:
-    recipe, found = student(), scan([city / "train"]).chips
-    return list(prepare(found, 8, tmp_path / "cache", recipe.stretch, recipe.targets).chips)
+    recipe, found = student(), scan_roads([city / "train"]).chips
+    return list(prepare_chips(found, 8, tmp_path / "cache", recipe.stretch, recipe.targets).chips)
 
 
 def test_the_loss_by_hand() -> None:
@@ -87,14 +87,14 @@ def test_the_loss_by_hand() -> None:
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_every_head_learns_from_the_teachers_plane_of_its_name() -> None:
+def test_every_head_learns_from_the_teachers_map_of_its_name() -> None:
     torch.manual_seed(0)
     soft = torch.randint(0, 256, (2, 12, 32, 32), dtype=torch.uint8)
     label = torch.randint(0, 11, (2, 1, 32, 32), dtype=torch.uint8)
     target = torch.cat([label, soft], dim=1)
     nothing = Losses(road=RoadHeadLoss(), speed=HeadLoss(), junction=HeadLoss(), distillation=0.5)
     order = torch.randperm(12)
-    names = tuple(ROAD_PLANES[i] for i in order)
+    names = tuple(ROAD_MAPS[i] for i in order)
     agreeing = torch.logit(soft[:, order].float() / 255, 1e-6)
     assert road_loss(agreeing, names, target, nothing)[0].item() == pytest.approx(0, abs=1e-4)
     wrong = agreeing.clone()
@@ -114,30 +114,30 @@ def test_every_head_learns_from_the_teachers_plane_of_its_name() -> None:
 def test_soft_targets_are_what_the_ensemble_says_and_are_made_once(
     chips: list[CachedChip], teacher: Teacher, tmp_path: Path
 ) -> None:
-    place = Workplace(tmp_path / "weights", CPU)
+    context = RunContext(tmp_path / "weights", CPU)
     assert (teacher.passes, teacher.bands) == (2 * 4, 8)
-    taught = teach(chips, teacher, place)
-    voters = load_ensemble(teacher.files, CPU)
+    taught = predict_soft_targets(chips, teacher, context)
+    members = load_ensemble(teacher.files, CPU)
     image, _ = chips[1].read()
-    expected = predict_planes(voters, image, teacher.recipe.inference, CPU)
+    expected = predict_maps(members, image, teacher.recipe.inference, CPU)
     soft = taught[1].soft
     assert soft is not None
     assert np.array_equal(soft.read(), expected)
     assert np.array_equal(soft.read(slice(5, 9), slice(2, 4)), expected[:, 5:9, 2:4])
     before = soft.path.stat().st_mtime_ns
-    assert teach(chips, teacher, place) == taught
+    assert predict_soft_targets(chips, teacher, context) == taught
     assert soft.path.stat().st_mtime_ns == before
     # A damaged or half file is made again.
     soft.path.write_bytes(soft.path.read_bytes()[:100])
     with pytest.raises(SatmapError, match="makes what is missing"):
         soft.read()
-    teach(chips, teacher, place)
+    predict_soft_targets(chips, teacher, context)
     assert np.array_equal(soft.read(), expected)
 
 
 def test_another_teacher_makes_other_files(teacher: Teacher, tmp_path: Path) -> None:
     less = replace(teacher, files=teacher.files[:1])
-    inference = teacher.recipe.inference.model_copy(update={"views": 8})
+    inference = teacher.recipe.inference.model_copy(update={"tta": 8})
     recipe = teacher.recipe.model_copy(update={"inference": inference})
     digests = {each.digest for each in (teacher, less, replace(teacher, recipe=recipe))}
     assert len(digests) == 3
@@ -157,7 +157,7 @@ def test_soft_targets_turn_with_the_crop(chips: list[CachedChip], tmp_path: Path
     assert np.array_equal(read_soft_crop(chip, geometry, 96), expected)
     with pytest.raises(ValueError, match="no soft target"):
         read_soft_crop(chips[0], geometry, 96)
-    colourful = Augmentation(colour_probability=1)
+    colourful = Augmentation(colour_jitter_probability=1)
     with_soft, without = (
         CropDataset([each], 64, 3, 1, colourful, seed=1)[0] for each in (chip, chips[0])
     )
@@ -171,14 +171,14 @@ def test_a_student_trains_on_all_chips_and_predicts_alone(
     city: Path, teacher: Teacher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = student()
-    place = Workplace(tmp_path / "weights", CPU)
+    context = RunContext(tmp_path / "weights", CPU)
     given = teacher.files[0].path.parent
     options = TrainingOptions(tmp_path / "cache", teacher=given)
-    assert train([city / "train"], recipe, place, options) == {}
+    assert train([city / "train"], recipe, context, options) == {}
     printed = capsys.readouterr().out
     assert "teacher: demo, 8 passes a chip (2 networks x 4 views)" in printed
     assert "all-tiny-3band: 6 chips, not validated" in printed
-    (file,) = choose(find_weights(place.weights), recipe)
+    (file,) = choose(find_weights(context.weights), recipe)
     assert file.path.name == "all-tiny-3band.last.safetensors"
     assert file.held_out == frozenset()
     described = read_manifest(file.path)
@@ -190,26 +190,26 @@ def test_a_student_trains_on_all_chips_and_predicts_alone(
     losses = recipe.members[0].losses.model_copy(update={"distillation": None})
     member = recipe.members[0].model_copy(update={"losses": losses})
     labels = recipe.model_copy(update={"members": (member,)})
-    alone = Workplace(tmp_path / "labels", CPU)
+    alone = RunContext(tmp_path / "labels", CPU)
     train([city / "train"], labels, alone, TrainingOptions(tmp_path / "cache"))
-    weights = [load_weights(next(w.weights.glob("*.safetensors")))[0] for w in (place, alone)]
+    weights = [load_weights(next(w.weights.glob("*.safetensors")))[0] for w in (context, alone)]
     assert not torch.equal(weights[0].head.weight, weights[1].head.weight)
     # Another teacher cannot go on where this one stopped.
     other = tmp_path / "other"
     make_teacher(other)
     (other / "1.last.safetensors").unlink()
     with pytest.raises(SatmapError, match=r"another recipe or other chips.*--restart"):
-        train([city / "train"], recipe, place, replace(options, teacher=other))
+        train([city / "train"], recipe, context, replace(options, teacher=other))
 
 
 def test_what_a_student_has_seen_through_its_teacher_counts_as_seen(
     city: Path, teacher: Teacher, tmp_path: Path
 ) -> None:
     recipe = student(members=[{**MEMBER, "fold": 0}])
-    place = Workplace(tmp_path / "weights", CPU)
+    context = RunContext(tmp_path / "weights", CPU)
     options = TrainingOptions(tmp_path / "cache", teacher=teacher.files[0].path.parent)
-    train([city / "train"], recipe, place, options)
-    files = find_weights(place.weights)
+    train([city / "train"], recipe, context, options)
+    files = find_weights(context.weights)
     assert {file.checkpoint for file in files} == {"best_apls", "best_dice", "last"}
     assert {file.held_out for file in files} == {frozenset()}
 
@@ -220,18 +220,18 @@ def test_the_processes_of_a_machine_share_the_teachers_work(
     monkeypatch.setattr(teaching, "local_processes", lambda: 2)
     made = []
     for rank in range(2):
-        place = Workplace(tmp_path / "weights", CPU, ranks=Ranks(local_rank=rank))
-        taught = teach(chips, teacher, place)
+        context = RunContext(tmp_path / "weights", CPU, ranks=Ranks(local_rank=rank))
+        taught = predict_soft_targets(chips, teacher, context)
         made.append([chip.soft.exists(chip.shape[:2]) for chip in taught if chip.soft])
     assert made == [[True, False] * 3, [True] * 6]
 
 
 def test_teachers_that_cannot_teach(teacher: Teacher, tmp_path: Path) -> None:
-    place = Workplace(tmp_path / "weights", CPU)
+    context = RunContext(tmp_path / "weights", CPU)
     given = teacher.files[0].path.parent
 
     def run(recipe: Recipe, directory: Path | None) -> None:
-        train([tmp_path], recipe, place, TrainingOptions(tmp_path / "cache", teacher=directory))
+        train([tmp_path], recipe, context, TrainingOptions(tmp_path / "cache", teacher=directory))
 
     with pytest.raises(SatmapError, match=r"student learns from an ensemble.*--teacher"):
         run(student(), None)
@@ -242,7 +242,7 @@ def test_teachers_that_cannot_teach(teacher: Teacher, tmp_path: Path) -> None:
     with pytest.raises(SatmapError, match="`task` and `stretch` must agree"):
         run(student(stretch={"low": 1}), given)
     # Its own weights are no teacher, beside others they do not disturb.
-    network = build_network("tiny", 3, ROAD_PLANES, (16, 16, 16, 16))
+    network = build_network("tiny", 3, ROAD_MAPS, (16, 16, 16, 16))
     own = tmp_path / "own" / "all-tiny-3band.last.safetensors"
     save_weights(own, network, {"recipe": student().model_dump_json()})
     with pytest.raises(SatmapError, match="those of student alone"):

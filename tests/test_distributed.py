@@ -26,21 +26,21 @@ from torch.utils.data import DataLoader
 import satmap.runtime.device
 from forked_ranks import SERVER, finish, kill_one, limit_batch, start_ranks
 from satmap.cli import main
-from satmap.data.cache import prepare
+from satmap.data.cache import prepare_chips
 from satmap.data.crops import CropDataset
-from satmap.data.layouts.spacenet_roads import scan
+from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import PeerError, SatmapError
 from satmap.networks.unet import UNet, build_network
-from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import Member, Stage, parse_recipe
 from satmap.runtime import launcher
 from satmap.runtime.ranks import Ranks, joined
-from satmap.training.budget import allot, deal_stages, plan_epoch
-from satmap.training.distributed import SyncedBatchNorm, synced_norms, total
-from satmap.training.ensemble import TrainingOptions, _turns, train
-from satmap.training.loading import deal, epoch_order
-from satmap.training.run_context import Workplace
-from satmap.training.state import Progress, WeightAverage
+from satmap.training.budget import allocate_time, assign_stages, plan_epoch
+from satmap.training.distributed import SyncedBatchNorm, sum_over_ranks, synced_norms
+from satmap.training.ensemble import TrainingOptions, _phases, train
+from satmap.training.loading import epoch_order, split_between_ranks
+from satmap.training.run_context import RunContext
+from satmap.training.state import MovingAverage, Progress
 from satmap.weights.average import average_weights
 from satmap.weights.members import find_weights
 from satmap.weights.network_files import load_weights, save_weights
@@ -125,9 +125,9 @@ def test_two_processes_learn_as_one(
     city: Path, tmp_path: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(satmap.runtime.device, "_fast_bfloat16", lambda device: False)
-    place = Workplace(tmp_path / "weights", CPU)
+    context = RunContext(tmp_path / "weights", CPU)
     recipe = parse_recipe(recipe_text(4), "one")
-    train([city / "train"], recipe, place, TrainingOptions(cache=city.parent / "ranks-cache"))
+    train([city / "train"], recipe, context, TrainingOptions(cache=city.parent / "ranks-cache"))
     one, two = losses(tmp_path), losses(unbroken)
     assert one.keys() == two.keys() and len(one) == 2
     for name in one:
@@ -345,7 +345,7 @@ def check_collectives(rank: int, port: int, directory: Path) -> None:
         assert ranks.agree(rank == 1, False) == [True, False]
         assert ranks.on_first(lambda: ranks.rank + 7) == 7
         with pytest.raises(SatmapError if rank == 1 else PeerError):
-            ranks.raise_first(SatmapError("rank 1's") if rank == 1 else None)
+            ranks.raise_on_all(SatmapError("rank 1's") if rank == 1 else None)
         # Unequal shares of one batch, as an epoch's last may be.
         whole = torch.load(directory / "batch.pt", weights_only=True)
         x = (whole[:3] if rank == 0 else whole[3:]).clone().requires_grad_()
@@ -358,7 +358,7 @@ def check_collectives(rank: int, port: int, directory: Path) -> None:
             (y**3).sum().backward()
         assert network[0] is plain
         assert plain.weight.grad is not None
-        gradient = total(plain.weight.grad, ranks)
+        gradient = sum_over_ranks(plain.weight.grad, ranks)
         torch.save((y, x.grad, gradient, network.state_dict()), directory / f"{rank}.pt")
 
 
@@ -398,14 +398,14 @@ def test_joint_statistics_are_those_of_the_joined_batch(tmp_path: Path) -> None:
 def test_every_item_is_one_ranks(length: int, share: int, world: int) -> None:
     order = epoch_order(length, 3)
     assert sorted(order) == list(range(length))
-    dealt = [deal(order, share, rank, world) for rank in range(world)]
+    dealt = [split_between_ranks(order, share, rank, world) for rank in range(world)]
     assert len({len(steps) for steps in dealt}) == 1
     items = [item for steps in dealt for step in steps for item in step]
     assert len(set(items)) == len(items)
     size = min(share, length // world)
     assert len(items) == length // (size * world) * size * world
     # Together they show what one process with the whole batch would, step by step.
-    alone = deal(order, size * world, 0, 1)
+    alone = split_between_ranks(order, size * world, 0, 1)
     for step, whole in enumerate(alone):
         assert [item for steps in dealt for item in steps[step]] == whole
 
@@ -419,8 +419,8 @@ def test_too_little_memory_halves_the_batch_and_keeps_the_step(
     content = yaml.safe_load(recipe_text(2))
     content["members"][0]["stages"][0] |= {"batch": 8, "passes": 8}
     recipe = parse_recipe(yaml.safe_dump(content), "test")
-    place = Workplace(tmp_path / "weights", CPU)
-    train([city / "train"], recipe, place, options)
+    context = RunContext(tmp_path / "weights", CPU)
+    train([city / "train"], recipe, context, options)
     warnings = capsys.readouterr().err.splitlines()
     assert ["out of memory" in line for line in warnings] == [True, True]
     assert "from now on 2 crops at a time instead of 4" in warnings[1]
@@ -430,9 +430,9 @@ def test_too_little_memory_halves_the_batch_and_keeps_the_step(
     assert float(first["crops_per_second"]) * float(first["seconds"]) == pytest.approx(24, rel=1e-3)
     UNet.forward = original  # type: ignore[method-assign]
     limit_batch(0)
-    place = replace(place, restart=True)
+    context = replace(context, restart=True)
     with pytest.raises(SatmapError, match="does not suffice for a single crop"):
-        train([city / "train"], recipe, place, options)
+        train([city / "train"], recipe, context, options)
 
 
 def test_too_little_memory_for_a_step_ends_the_training_before_it(
@@ -441,7 +441,7 @@ def test_too_little_memory_for_a_step_ends_the_training_before_it(
     """Steps may be made in part, so neither the weights nor the state are written after it."""
     recipe = parse_recipe(recipe_text(2), "test")
     options = TrainingOptions(cache=city.parent / "ranks-cache", folds=(0,))
-    whole, place = (Workplace(tmp_path / name / "weights", CPU) for name in ("whole", "short"))
+    whole, context = (RunContext(tmp_path / name / "weights", CPU) for name in ("whole", "short"))
     train([city / "train"], recipe, whole, options)
     steps = 0
     original = torch.optim.Adam.step
@@ -457,8 +457,8 @@ def test_too_little_memory_for_a_step_ends_the_training_before_it(
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.Adam, "step", step)
         with pytest.raises(SatmapError, match="does not suffice for the optimizer"):
-            train([city / "train"], recipe, place, options)
-    train([city / "train"], recipe, place, options)
+            train([city / "train"], recipe, context, options)
+    train([city / "train"], recipe, context, options)
     assert same(tmp_path / "short", tmp_path / "whole")
 
 
@@ -476,7 +476,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
         member["stages"] = [member["stages"][0] | {"passes": 4} | stage]
         recipe = parse_recipe(yaml.safe_dump(content), "test")
         options = TrainingOptions(cache=city.parent / "ranks-cache", folds=(0,))
-        train([city / "train"], recipe, Workplace(tmp_path / name, CPU), options)
+        train([city / "train"], recipe, RunContext(tmp_path / name, CPU), options)
         (log,) = (tmp_path / name).glob("*.log.csv")
         with log.open() as rows:
             found.append([float(row["loss"]) for row in csv.DictReader(rows)])
@@ -484,8 +484,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
 
 
 def test_the_average_is_the_mean_of_the_weights_so_far() -> None:
-    network = build_network("tiny", 3, ROAD_PLANES, (8, 8, 8, 8))
-    average = WeightAverage(network, 0.2)
+    network = build_network("tiny", 3, ROAD_MAPS, (8, 8, 8, 8))
+    average = MovingAverage(network, 0.2)
     expected = network.head.bias.detach().clone()  # type: ignore[union-attr]
     statistics = next(m for m in network.modules() if isinstance(m, nn.BatchNorm2d))
     statistics_name = next(n for n, m in network.named_modules() if m is statistics)
@@ -513,7 +513,7 @@ def test_averages_are_what_is_kept_and_gone_on_with(
 
     recipe = parse_recipe(recipe_text(2, ema_decay=0.5), "test")
     options = TrainingOptions(cache=city.parent / "ranks-cache", folds=(0,))
-    whole = Workplace(tmp_path / "whole" / "weights", CPU)
+    whole = RunContext(tmp_path / "whole" / "weights", CPU)
     train([city / "train"], recipe, whole, options)
     state = torch.load(whole.state_file(recipe.members[0]), weights_only=True)
     kept = weights_of(tmp_path / "whole")["fold0-tiny-8band.last.safetensors"]
@@ -529,19 +529,23 @@ def test_averages_are_what_is_kept_and_gone_on_with(
             raise KeyboardInterrupt
         return epoch.train_epoch(*arguments)
 
-    place = Workplace(tmp_path / "stopped" / "weights", CPU)
+    context = RunContext(tmp_path / "stopped" / "weights", CPU)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train([city / "train"], recipe, place, options)
-    train([city / "train"], recipe, place, options)
+            train([city / "train"], recipe, context, options)
+    train([city / "train"], recipe, context, options)
     assert same(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_areas_have_equal_numbers_of_crops(city: Path, tmp_path: Path) -> None:
     recipe = parse_recipe(recipe_text(2), "test")
-    chips = prepare(
-        scan([city / "train"]).chips, 8, city.parent / "ranks-cache", recipe.stretch, recipe.targets
+    chips = prepare_chips(
+        scan_roads([city / "train"]).chips,
+        8,
+        city.parent / "ranks-cache",
+        recipe.stretch,
+        recipe.targets,
     ).chips
     small, large = "AOI_1_Small", "AOI_2_Large"
     chips = tuple(replace(c, aoi=small if i == 2 else large) for i, c in enumerate(chips))
@@ -571,26 +575,26 @@ def test_stages_that_members_do_not_share_are_dealt_evenly() -> None:
         )
     ]  # fmt: skip
     a, b, c, d, e = members
-    assert deal_stages(members, 1) == [
+    assert assign_stages(members, 1) == [
         ([[a, b, c, d, e]], []),
         ([[b, c]], [e]),
         ([[c]], []),
     ]
-    assert deal_stages(members, 2) == [
+    assert assign_stages(members, 2) == [
         ([[a, c, e], [b, d]], []),
         ([[b], [c]], [e]),
         ([[c], []], []),
     ]
-    assert deal_stages(members, 3)[0] == ([[a, d], [b, e], [c]], [])
+    assert assign_stages(members, 3)[0] == ([[a, d], [b, e], [c]], [])
     # A rank without a member in a turn takes it all the same: the others wait for it.
-    turns = [_turns(members, Ranks(rank, 2)) for rank in range(2)]
-    assert [[turn.shared for turn in its] for its in turns] == [[False, True] * 3] * 2
-    assert [[list(turn.members) for turn in its] for its in turns] == [
+    phases = [_phases(members, Ranks(rank, 2)) for rank in range(2)]
+    assert [[turn.shared for turn in its] for its in phases] == [[False, True] * 3] * 2
+    assert [[list(turn.members) for turn in its] for its in phases] == [
         [[a, c, e], [], [b], [e], [c], []],
         [[b, d], [], [c], [e], [], []],
     ]
     # Each member's time is what it needs, or what the slowest rank leaves it.
-    seconds = allot(members, 2, 55.0, dict.fromkeys((m.name for m in members), 12))
+    seconds = allocate_time(members, 2, 55.0, dict.fromkeys((m.name for m in members), 12))
     assert [seconds[member.name] for member in (a, b, c, d, e)] == [
         pytest.approx(its) for its in ([10], [15, 10], [10, 10, 10], [15], [10, 5])
     ]
@@ -646,14 +650,14 @@ class TestTimeLimit:
     def test_members_and_stages_share_it(self) -> None:
         recipe = parse_recipe(recipe_text(2), "test")
         chips = {member.name: 12 for member in recipe.members}
-        seconds = allot(recipe.members, 1, 100.0, chips)
+        seconds = allocate_time(recipe.members, 1, 100.0, chips)
         # One epoch of one pass, then two of four.
         assert seconds == {
             member.name: [pytest.approx(50 / 9), pytest.approx(400 / 9)]
             for member in recipe.members
         }
         # On two ranks the first stages run side by side, and the shared ones twice as fast.
-        seconds = allot(recipe.members, 2, 90.0, chips)
+        seconds = allocate_time(recipe.members, 2, 90.0, chips)
         assert list(seconds.values()) == [[pytest.approx(10), pytest.approx(40)]] * 2
 
     def test_a_stage_of_few_chips_needs_little(self) -> None:
@@ -662,12 +666,14 @@ class TestTimeLimit:
             # The first stage takes 3 of 12 chips, the second would take more than there are.
             member["stages"][0]["chips"], member["stages"][1]["chips"] = 3, 50
         recipe = parse_recipe(yaml.safe_dump(text), "test")
-        seconds = allot(recipe.members, 1, 99.0, {member.name: 12 for member in recipe.members})
+        seconds = allocate_time(
+            recipe.members, 1, 99.0, {member.name: 12 for member in recipe.members}
+        )
         # A quarter of an epoch of one pass, then two of four.
         assert list(seconds.values()) == [[pytest.approx(1.5), pytest.approx(48)]] * 2
         # Members learn from different numbers of chips, for folds are not of one size.
         counts = dict(zip(seconds, (12, 6), strict=True))
-        seconds = allot(recipe.members, 1, 99.0, counts)
+        seconds = allocate_time(recipe.members, 1, 99.0, counts)
         assert list(seconds.values()) == [
             [pytest.approx(99 * 3 / 150), pytest.approx(99 * 96 / 150)],
             [pytest.approx(99 * 3 / 150), pytest.approx(99 * 48 / 150)],
@@ -678,7 +684,7 @@ class TestTimeLimit:
     ) -> None:
         recipe = parse_recipe(recipe_text(2), "test")
         options = TrainingOptions(city.parent / "ranks-cache", folds=(0,), time_limit=4.0)
-        train([city / "train"], recipe, Workplace(tmp_path / "weights", CPU), options)
+        train([city / "train"], recipe, RunContext(tmp_path / "weights", CPU), options)
         rows = losses(tmp_path)["fold0-tiny-8band.log.csv"]
         assert {row[0] for row in rows} == {"1", "2"}
         assert all(row[7] for row in (rows[0], rows[-1]))
@@ -689,7 +695,7 @@ class TestTimeLimit:
 def test_a_soup_is_the_mean_and_held_out_by_all(
     city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    networks = [build_network("tiny", 3, ROAD_PLANES, (8, 8, 8, 8)) for _ in range(3)]
+    networks = [build_network("tiny", 3, ROAD_MAPS, (8, 8, 8, 8)) for _ in range(3)]
     files = [tmp_path / f"{number}.safetensors" for number in range(3)]
     for number, (file, network) in enumerate(zip(files, networks, strict=True)):
         held_out = json.dumps(["a", "b", "c"][number:])
@@ -705,7 +711,7 @@ def test_a_soup_is_the_mean_and_held_out_by_all(
         torch.testing.assert_close(value.double(), parts.mean(0))
     assert metadata["member"] == "m" and json.loads(metadata["held_out"]) == ["c"]
     assert {"epoch", "scores"}.isdisjoint(metadata)
-    other = build_network("tiny", 3, ROAD_PLANES, (8, 8, 8, 16))
+    other = build_network("tiny", 3, ROAD_MAPS, (8, 8, 8, 16))
     save_weights(files[0], other, {})
     with pytest.raises(SatmapError, match="only networks of one kind"):
         average_weights(output, files)
@@ -718,7 +724,7 @@ def test_a_lost_chip_ends_the_training_with_its_name(city: Path, tmp_path: Path)
 
     recipe = parse_recipe(recipe_text(2), "test")
     cache = tmp_path / "cache"
-    place = Workplace(tmp_path / "weights", CPU, workers=1)
+    context = RunContext(tmp_path / "weights", CPU, workers=1)
     options = TrainingOptions(cache=cache, folds=(0,))
 
     def losing(*arguments):  # type: ignore[no-untyped-def]
@@ -731,10 +737,10 @@ def test_a_lost_chip_ends_the_training_with_its_name(city: Path, tmp_path: Path)
         with pytest.raises(
             SatmapError, match=r"prepared chip .*safetensors cannot be read"
         ) as lost:
-            train([city / "train"], recipe, place, options)
+            train([city / "train"], recipe, context, options)
     assert "Traceback" not in str(lost.value)
     # Started again it makes them anew.
-    train([city / "train"], recipe, place, options)
+    train([city / "train"], recipe, context, options)
 
 
 def test_tensorboard_is_asked_for_before_any_work(

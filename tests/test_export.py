@@ -20,10 +20,10 @@ from satmap.weights.export import LEAST_FREE_SIDE, METADATA_FILE, export_network
 from satmap.weights.network_files import load_weights, save_weights
 
 WIDTHS = (16, 16, 8, 8)
-PLANES = ("road", "junction")
+MAPS = ("road", "junction")
 pytestmark = pytest.mark.usefixtures("tiny_encoders")
 
-METADATA = {"planes": json.dumps(PLANES), "epoch": "3"}
+METADATA = {"planes": json.dumps(MAPS), "epoch": "3"}
 
 # Each decoder once, and what of the networks can trip an exporter: a choice of heads, pooling
 # that rounds up, attention, strides from 4 on.
@@ -36,7 +36,7 @@ NETWORKS = {
 
 def make(encoder: str, kind: str, categories: tuple[str, ...], channels: int = 3) -> UNet:
     torch.manual_seed(0)
-    return build_network(encoder, channels, PLANES, WIDTHS, kind, categories).eval()
+    return build_network(encoder, channels, MAPS, WIDTHS, kind, categories).eval()
 
 
 def picture(*shape: int) -> Tensor:
@@ -49,10 +49,10 @@ def inputs_of(network: UNet, *shape: int) -> tuple[Tensor, ...]:
     return (picture(*shape), *heads)
 
 
-def expected_planes(network: UNet, inputs: tuple[Tensor, ...]) -> NDArray[np.float32]:
+def expected_maps(network: UNet, inputs: tuple[Tensor, ...]) -> NDArray[np.float32]:
     with torch.inference_mode():
-        planes = network(network.encoder.normalize(inputs[0]), *inputs[1:]).sigmoid()
-    found: NDArray[np.float32] = planes.numpy()
+        maps = network(network.encoder.normalize(inputs[0]), *inputs[1:]).sigmoid()
+    found: NDArray[np.float32] = maps.numpy()
     return found
 
 
@@ -61,13 +61,13 @@ def run_onnx(path: Path, inputs: tuple[Tensor, ...]) -> NDArray[np.float32]:
     names = [given.name for given in session.get_inputs()]
     assert names == ["image", "category"][: len(inputs)]
     feed = dict(zip(names, (given.numpy() for given in inputs), strict=True))
-    (planes,) = session.run(["planes"], feed)
-    return np.asarray(planes)
+    (maps,) = session.run(["planes"], feed)
+    return np.asarray(maps)
 
 
 def run_pt2(path: Path, inputs: tuple[Tensor, ...]) -> NDArray[np.float32]:
-    planes: Tensor = torch.export.load(path).module()(*inputs)
-    return planes.detach().numpy()
+    maps: Tensor = torch.export.load(path).module()(*inputs)
+    return maps.detach().numpy()
 
 
 RUNTIMES = {".onnx": run_onnx, ".pt2": run_pt2}
@@ -84,17 +84,17 @@ def test_any_image_size(name: str, suffix: str, tmp_path: Path) -> None:
     for shape in [(1, 3, 96, 160), (2, 3, 65, 47), (3, 3, LEAST_FREE_SIDE, 100)]:
         inputs = inputs_of(network, *shape)
         found = RUNTIMES[suffix](path, inputs)
-        assert found.shape == (shape[0], len(PLANES), *shape[2:])
-        expected = expected_planes(network, inputs)
+        assert found.shape == (shape[0], len(MAPS), *shape[2:])
+        expected = expected_maps(network, inputs)
         np.testing.assert_allclose(found, expected, atol=1e-4)
         assert expected.std() > 1e-3
     if suffix == ".onnx":
         model = onnx.load(path)
         onnx.checker.check_model(model, full_check=True)
-        given, planes = model.graph.input[0], model.graph.output[0]
+        given, maps = model.graph.input[0], model.graph.output[0]
         assert given.type.tensor_type.elem_type == onnx.TensorProto.UINT8
         assert sizes_of(given) == ["batch", 3, "height", "width"]
-        assert sizes_of(planes) == ["batch", 2, "height", "width"]
+        assert sizes_of(maps) == ["batch", 2, "height", "width"]
     path.unlink()
 
 
@@ -109,7 +109,7 @@ def test_one_image_size(size: tuple[int, int], suffix: str, tmp_path: Path) -> N
     path = tmp_path / f"network{suffix}"
     export_network(network, path, METADATA, size)
     inputs = inputs_of(network, 1, 8, *size)
-    expected = expected_planes(network, inputs)
+    expected = expected_maps(network, inputs)
     np.testing.assert_allclose(RUNTIMES[suffix](path, inputs), expected, atol=1e-4)
     with pytest.raises(Exception, match=r"(?i)dimension|size|shape"):
         RUNTIMES[suffix](path, (picture(1, 8, 96, 96),))
@@ -180,7 +180,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     network, metadata = load_weights(weights)
     assert json.loads(extra[METADATA_FILE]) == metadata
     inputs = inputs_of(network, 1, 3, 40, 64)
-    np.testing.assert_allclose(run_pt2(output, inputs), expected_planes(network, inputs), atol=1e-4)
+    np.testing.assert_allclose(run_pt2(output, inputs), expected_maps(network, inputs), atol=1e-4)
     with pytest.raises(SystemExit) as ended:
         main(["export", str(weights), str(tmp_path / "network.txt")])
     assert ended.value.code == 1

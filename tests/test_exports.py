@@ -26,7 +26,7 @@ from satmap.exports import (
     write_roads,
 )
 from satmap.submissions.geojson_maps import read_roads_geojson
-from satmap.submissions.roads_csv import to_rows
+from satmap.submissions.roads_csv import rows_of_graph
 from satmap.vectors.georeference import Georeference
 from satmap.vectors.road_graph import RoadEdge, RoadGraph, highway_of, line_length_m
 from satmap.vectors.speeds import BIN_SPEEDS_MPH, MPS_PER_MPH
@@ -155,7 +155,7 @@ def test_geojson_read_back_scores_as_the_rows_it_was_made_of(tmp_path: Path) -> 
     # The zone's plane is the image's, and roads touch its left and upper edge.
     read, _ = read_roads_geojson(path, path, 0.3)
     assert list(read) == ["a"]
-    rows = to_rows(roads.graph)
+    rows = rows_of_graph(roads.graph)
     for row, back in zip(rows, read["a"], strict=True):
         assert np.abs(row.line - back.line).max() < 0.05
         assert back.travel_time_s == pytest.approx(row.travel_time_s, abs=1e-3)

@@ -19,18 +19,18 @@ from affine import Affine
 from made_files import write_image, write_labels
 from satmap.data.cache import StretchSettings, prepare_chip
 from satmap.data.imagery import RGB, StretchedImage, read_info
-from satmap.data.layouts.spacenet_roads import scan
+from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.score import score_files
-from satmap.io.files import require_writable, sole_writer, write_text
+from satmap.io.files import exclusive_lock, require_writable, write_text
 from satmap.io.geojson_reader import LON_LAT, read_geojson
 from satmap.networks.unet import build_network
-from satmap.prediction.dense import Voter, predict_planes
-from satmap.prediction.images import read_picture
-from satmap.prediction.vectorize import find_masks
-from satmap.rasters.map_files import open_mask, write_planes
-from satmap.rasters.map_store import PlaneStore
-from satmap.rasters.probability_maps import ROAD_PLANES, Planes
+from satmap.prediction.dense import EnsembleMember, predict_maps
+from satmap.prediction.images import prepare_image
+from satmap.prediction.vectorize import find_map_files
+from satmap.rasters.map_files import open_map_file, write_maps
+from satmap.rasters.map_store import MapStore
+from satmap.rasters.probability_maps import ROAD_MAPS, ProbabilityMaps
 from satmap.recipes.schema import Inference, load_recipe
 from satmap.recipes.strict_yaml import read_yaml
 from satmap.runtime.resources import is_memory_short
@@ -98,7 +98,7 @@ def test_a_raster_that_would_read_other_files_is_refused(tmp_path: Path) -> None
         assert known.driver == "VRT"
     with pytest.raises(SatmapError, match="not a readable raster"):
         read_info(path, RGB)
-    with pytest.raises(SatmapError, match="cannot be read"), open_mask(path, 1):
+    with pytest.raises(SatmapError, match="cannot be read"), open_map_file(path, 1):
         pass
     with pytest.raises(SatmapError, match="not a readable raster"), open_building_mask(path):
         pass
@@ -115,7 +115,7 @@ def test_more_pixels_than_can_be_meant(tmp_path: Path) -> None:
             if count == 3:
                 read_info(path, RGB)
             else:
-                with open_mask(path, 1):
+                with open_map_file(path, 1):
                     pass
 
 
@@ -132,9 +132,9 @@ def test_black_images_are_noted_and_need_no_network(tmp_path: Path) -> None:
     name = "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip{}.tif"
     write_image(tmp_path / name.format(1), pixels=black)
     write_image(tmp_path / name.format(2))
-    network = build_network("resnet18", 3, ROAD_PLANES, (16, 16, 16, 16)).eval()
-    voters, recipe = [Voter(network)], load_recipe("demo")
-    pictures = [read_picture(chip, voters, recipe) for chip in scan([tmp_path]).chips]
+    network = build_network("resnet18", 3, ROAD_MAPS, (16, 16, 16, 16)).eval()
+    members, recipe = [EnsembleMember(network)], load_recipe("demo")
+    pictures = [prepare_image(chip, members, recipe) for chip in scan_roads([tmp_path]).chips]
     assert any("no pixel holds data" in note and "chip1" in note for note in pictures[0].notes)
     assert not any("no pixel holds data" in note for note in pictures[1].notes)
     blank, seen = (StretchedImage(picture.info, 2, 98) for picture in pictures)
@@ -143,18 +143,18 @@ def test_black_images_are_noted_and_need_no_network(tmp_path: Path) -> None:
 
     # A window without data is 0, as it would be with the networks; the others are as before.
     half = np.concatenate([np.zeros_like(pictures[1].pixels[:, :]), pictures[1].pixels[:, :]])
-    settings = Inference(views=1, window=96, overlap=0)
-    planes = predict_planes(voters, half, settings, CPU)
-    assert not planes[:, :96].any()
-    assert planes[:, 96:].any()
+    settings = Inference(tta=1, window=96, overlap=0)
+    maps = predict_maps(members, half, settings, CPU)
+    assert not maps[:, :96].any()
+    assert maps[:, 96:].any()
 
     def fail(*_: object) -> None:
         raise AssertionError("the network has seen a window without data")
 
     network.register_forward_pre_hook(fail)
-    assert not predict_planes(voters, np.zeros((200, 96, 3), np.uint8), settings, CPU).any()
+    assert not predict_maps(members, np.zeros((200, 96, 3), np.uint8), settings, CPU).any()
     with pytest.raises(AssertionError):
-        predict_planes(voters, half, settings, CPU)
+        predict_maps(members, half, settings, CPU)
 
 
 def test_roads_cannot_be_learned_from_black(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_roads_cannot_be_learned_from_black(tmp_path: Path) -> None:
     label = tmp_path / "AOI_7_Moscow_chip1.geojson"
     for lines, fails in (([[(5.0, 5.0), (100.0, 80.0)]], True), ([], False)):
         write_labels(label, lines)
-        chip = scan([tmp_path]).chips[0]
+        chip = scan_roads([tmp_path]).chips[0]
         if fails:
             with pytest.raises(SatmapError, match="no pixel holds data, but"):
                 prepare_chip(chip, tmp_path / "cache", StretchSettings(), TargetSettings())
@@ -180,26 +180,26 @@ def test_what_is_no_file_is_reported_in_an_images_place(tmp_path: Path, harm: st
         os.mkfifo(victim)
     else:
         victim.mkdir()
-    found = scan([tmp_path])
+    found = scan_roads([tmp_path])
     assert [chip.image_id for chip in found.chips] == ["AOI_7_Moscow_chip1"]
     assert list(found.long_ids) == ["AOI_7_Moscow_chip1", "AOI_7_Moscow_chip2"]
     assert f"{victim} is a {harm}" in found.faults["AOI_7_Moscow_chip2"]
-    assert find_masks(tmp_path)["AOI_7_Moscow_chip2"] == victim
-    with pytest.raises(SatmapError, match=f"chip2.tif is a {harm}"), open_mask(victim, 1):
+    assert find_map_files(tmp_path)["AOI_7_Moscow_chip2"] == victim
+    with pytest.raises(SatmapError, match=f"chip2.tif is a {harm}"), open_map_file(victim, 1):
         pass
     if harm == "directory":
         # As some programs unpack archives: the file in it is the image.
         image = write_image(victim / victim.name)
-        found = scan([tmp_path])
+        found = scan_roads([tmp_path])
         assert not found.faults
         assert found.chips[1].image.path == image
-        assert find_masks(tmp_path)["AOI_7_Moscow_chip2"] == image
+        assert find_map_files(tmp_path)["AOI_7_Moscow_chip2"] == image
 
 
-def test_stored_planes_that_are_damaged_are_predicted_again(tmp_path: Path) -> None:
-    store = PlaneStore(tmp_path / "out.csv", "fingerprint")
+def test_stored_maps_that_are_damaged_are_predicted_again(tmp_path: Path) -> None:
+    store = MapStore(tmp_path / "out.csv", "fingerprint")
     values = np.random.default_rng(0).integers(0, 255, (2, 600, 700), np.uint8)
-    write_planes(store.path("chip1"), Planes(("road", "junction"), values, (0.3, 0.3)), None)
+    write_maps(store.path("chip1"), ProbabilityMaps(("road", "junction"), values, (0.3, 0.3)), None)
     assert "chip1" in store
     whole = store.path("chip1").read_bytes()
     for content in (whole[:-1000], whole[: len(whole) // 2], b""):
@@ -211,7 +211,7 @@ def test_stored_planes_that_are_damaged_are_predicted_again(tmp_path: Path) -> N
 def test_what_is_no_file_in_the_cache_is_made_anew(tmp_path: Path, harm: str) -> None:
     write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
     write_labels(tmp_path / "AOI_7_Moscow_chip1.geojson", [[(5.0, 5.0), (100.0, 80.0)]])
-    chip, cache = scan([tmp_path]).chips[0], tmp_path / "cache"
+    chip, cache = scan_roads([tmp_path]).chips[0], tmp_path / "cache"
     path = prepare_chip(chip, cache, StretchSettings(), TargetSettings()).path
     whole = path.read_bytes()
     path.unlink()
@@ -380,7 +380,7 @@ def test_one_run_at_a_time_trains_a_member(tmp_path: Path) -> None:
         command = [sys.executable, "-c", code, str(tmp_path / stem)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    with sole_writer(tmp_path / "fold0"):
+    with exclusive_lock(tmp_path / "fold0"):
         assert "another run is training fold0" in other("fold0").stderr
         assert other("fold1").stdout == "alone\n"
     assert other("fold0").stdout == "alone\n"

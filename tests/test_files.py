@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from satmap.errors import CannotWriteError
-from satmap.io.files import atomic_path, is_temporary, remove_left_over, require_writable
+from satmap.io.files import atomic_path, is_temporary, remove_temporary_files, require_writable
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -58,5 +58,5 @@ def test_only_old_temporary_files_are_swept(tmp_path: Path) -> None:
         path.write_text("")
     for path in (old, other):
         os.utime(path, (0, 0))
-    remove_left_over(tmp_path)
+    remove_temporary_files(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [fresh.name, other.name]

@@ -15,41 +15,48 @@ from torch import Tensor, nn
 from made_files import write_image
 from satmap.data.cache import StretchSettings
 from satmap.data.folds import assign_folds
-from satmap.data.layouts.spacenet_roads import road_image_id, scan
+from satmap.data.layouts.spacenet_roads import road_image_id, scan_roads
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.exports import SUFFIXES, ImageRoads
 from satmap.networks.unet import build_network
 from satmap.prediction import share
-from satmap.prediction.dense import VIEWS, Download, Strip, Voter, predict_planes, predict_strips
-from satmap.prediction.images import Picture
+from satmap.prediction.dense import (
+    SYMMETRIES,
+    EnsembleMember,
+    HostCopy,
+    Strip,
+    predict_maps,
+    predict_strips,
+)
+from satmap.prediction.images import PreparedImage
 from satmap.prediction.journal import Journal
 from satmap.prediction.plan import held_out_images
 from satmap.prediction.run import predict
 from satmap.prediction.vectorize import vectorize_directory
 from satmap.prediction.windows import blend, spans
 from satmap.provenance.manifest import SUFFIX
-from satmap.rasters.probability_maps import ROAD, ROAD_PLANES, Planes
+from satmap.rasters.probability_maps import ROAD, ROAD_MAPS, ProbabilityMaps
 from satmap.recipes.schema import Inference, Recipe, Submission, load_recipe
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
 from satmap.tasks.roads import maps as road_maps
-from satmap.tasks.roads.maps import RoadMaps
+from satmap.tasks.roads.maps import RoadDecoder
 from satmap.tasks.roads.vectorizer.settings import RoadSettings
-from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.georeference import Georeference
 from satmap.vectors.road_graph import RoadEdge, RoadGraph
 from satmap.weights.members import choose, find_weights, load_ensemble, recipe_of
 from satmap.weights.network_files import load_weights, save_weights
 from test_roads import draw
 
-ROAD_MAPS = RoadMaps(RoadSettings(), 0.3)
+ROAD_DECODER = RoadDecoder(RoadSettings(), 0.3)
 CPU = torch.device("cpu")
 
 
 def test_the_views_are_the_eight_symmetries_and_undo_themselves() -> None:
     x = torch.arange(2 * 5 * 7).view(2, 5, 7)
-    seen = {tuple(view.apply(x).flatten().tolist()) for view in VIEWS}
-    assert len(VIEWS) == len(seen) == 8
-    for view in VIEWS:
+    seen = {tuple(view.apply(x).flatten().tolist()) for view in SYMMETRIES}
+    assert len(SYMMETRIES) == len(seen) == 8
+    for view in SYMMETRIES:
         assert torch.equal(view.undo(view.apply(x)), x)
 
 
@@ -106,7 +113,7 @@ class BareEncoder:
 class Mean(nn.Module):
     """A network that answers for the whole window at once: windows cannot agree."""
 
-    plane_names = ("road",)
+    map_names = ("road",)
 
     encoder = BareEncoder
 
@@ -118,29 +125,31 @@ def test_windows_have_no_seams_and_no_order() -> None:
     # Brighter and brighter to the right and to the bottom.
     slope = np.add.outer(np.arange(300), np.arange(500)) * (254 / 800) + 1
     image = np.repeat(slope[..., None], 3, axis=2).astype(np.uint8)
-    settings = Inference(views=1, window=128, overlap=32)
-    voters = [Voter(Mean())]  # type: ignore[arg-type]
-    planes = predict_planes(voters, image, settings, CPU)[0].astype(int)
-    steps = [np.abs(np.diff(planes, axis=axis)).max() for axis in (0, 1)]
-    hard = Inference(views=1, window=128, overlap=0)
-    cut = predict_planes(voters, image, hard, CPU)[0].astype(int)
+    settings = Inference(tta=1, window=128, overlap=32)
+    members = [EnsembleMember(Mean())]  # type: ignore[arg-type]
+    maps = predict_maps(members, image, settings, CPU)[0].astype(int)
+    steps = [np.abs(np.diff(maps, axis=axis)).max() for axis in (0, 1)]
+    hard = Inference(tta=1, window=128, overlap=0)
+    cut = predict_maps(members, image, hard, CPU)[0].astype(int)
     # The same windows side by side jump by dozens; blended no pixel stands out.
     assert min(np.abs(np.diff(cut, axis=axis)).max() for axis in (0, 1)) > 20
     assert max(steps) <= 2
     # What comes first does not matter: from the other end the windows come in reverse.
     for axis in (0, 1):
-        turned = predict_planes(voters, np.flip(image, axis).copy(), settings, CPU)[0]
-        assert np.abs(np.flip(turned, axis).astype(int) - planes).max() <= 1
+        turned = predict_maps(members, np.flip(image, axis).copy(), settings, CPU)[0]
+        assert np.abs(np.flip(turned, axis).astype(int) - maps).max() <= 1
 
 
 def test_one_window_is_the_whole() -> None:
     torch.manual_seed(0)
-    network = build_network("resnet18", 3, ROAD_PLANES, (16, 16, 16, 16)).eval()
+    network = build_network("resnet18", 3, ROAD_MAPS, (16, 16, 16, 16)).eval()
     image = np.random.default_rng(0).integers(0, 255, (96, 128, 3)).astype(np.uint8)
-    whole = predict_planes([Voter(network)], image, Inference(views=1), CPU)
-    exact = Inference(views=1, window=128, overlap=16)
-    assert np.array_equal(predict_planes([Voter(network)], image, exact, CPU), whole)
-    strips = list(predict_strips([Voter(network)], image, Inference(window=64, overlap=16), CPU))
+    whole = predict_maps([EnsembleMember(network)], image, Inference(tta=1), CPU)
+    exact = Inference(tta=1, window=128, overlap=16)
+    assert np.array_equal(predict_maps([EnsembleMember(network)], image, exact, CPU), whole)
+    strips = list(
+        predict_strips([EnsembleMember(network)], image, Inference(window=64, overlap=16), CPU)
+    )
     assert [strip.top for strip in strips] == [0, 32]
     assert sum(strip.values.get().shape[1] for strip in strips) == 96
 
@@ -148,7 +157,7 @@ def test_one_window_is_the_whole() -> None:
 class FirstBand(nn.Module):
     """Stands for a network that knows: logit 4 where the first band is bright, else -4."""
 
-    plane_names = ("road",)
+    map_names = ("road",)
 
     encoder = BareEncoder
 
@@ -163,63 +172,63 @@ def test_the_category_picks_the_head() -> None:
     nn.init.constant_(network.head.get_parameter("bias"), 0.0)
     with torch.no_grad():
         network.head.get_parameter("bias")[1] = 30.0
-    settings = Inference(views=8)
+    settings = Inference(tta=8)
     near, far = (
-        predict_planes([Voter(network)], image, settings, CPU, category)
+        predict_maps([EnsembleMember(network)], image, settings, CPU, category)
         for category in ("near", "far")
     )
     assert far.min() == 255
     assert near.max() < 255
     plain = build_network("resnet18", 3, ["building"]).eval()
     assert np.array_equal(
-        predict_planes([Voter(plain)], image, settings, CPU, "far"),
-        predict_planes([Voter(plain)], image, settings, CPU),
+        predict_maps([EnsembleMember(plain)], image, settings, CPU, "far"),
+        predict_maps([EnsembleMember(plain)], image, settings, CPU),
     )
     with pytest.raises(SatmapError, match="heads for near, far"):
-        predict_planes([Voter(network)], image, settings, CPU, "further")
+        predict_maps([EnsembleMember(network)], image, settings, CPU, "further")
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (1, 40), (97, 130), (300, 64)])
-@pytest.mark.parametrize("views", [1, 4, 8])
-def test_planes_lie_where_the_image_does(shape: tuple[int, int], views: int) -> None:
+@pytest.mark.parametrize("tta", [1, 4, 8])
+def test_maps_lie_where_the_image_does(shape: tuple[int, int], tta: int) -> None:
     image = np.random.default_rng(0).integers(1, 255, (*shape, 3)).astype(np.uint8)
     image[0, :3] = 0  # no data
-    settings = Inference(views=views, batch=3, window=96, overlap=16)
-    planes = predict_planes([Voter(FirstBand())], image, settings, CPU)  # type: ignore[arg-type]
-    assert planes.shape == (1, *shape)
+    settings = Inference(tta=tta, batch=3, window=96, overlap=16)
+    maps = predict_maps([EnsembleMember(FirstBand())], image, settings, CPU)  # type: ignore[arg-type]
+    assert maps.shape == (1, *shape)
     bright = round(255 / (1 + np.exp(-4)))
     dark = np.where(image.any(axis=2), 255 - bright, 0)
-    assert np.array_equal(planes[0], np.where(image[..., 0] > 127, bright, dark))
+    assert np.array_equal(maps[0], np.where(image[..., 0] > 127, bright, dark))
 
 
 def test_the_ensemble_is_the_mean_of_its_networks() -> None:
     torch.manual_seed(0)
-    networks = [build_network("resnet18", c, ROAD_PLANES, (16, 16, 16, 16)).eval() for c in (3, 8)]
+    networks = [build_network("resnet18", c, ROAD_MAPS, (16, 16, 16, 16)).eval() for c in (3, 8)]
     image = np.random.default_rng(0).integers(0, 255, (70, 90, 8)).astype(np.uint8)
-    settings = Inference(views=8)
-    alone = [predict_planes([Voter(n)], image, settings, CPU).astype(int) for n in networks]
-    both = predict_planes([Voter(n) for n in networks], image, settings, CPU).astype(int)
+    settings = Inference(tta=8)
+    alone = [predict_maps([EnsembleMember(n)], image, settings, CPU).astype(int) for n in networks]
+    both = predict_maps([EnsembleMember(n) for n in networks], image, settings, CPU).astype(int)
     assert np.abs(both - (alone[0] + alone[1]) / 2).max() <= 1.01
-    uneven = [Voter(networks[0], votes=3), Voter(networks[1])]
-    weighted = predict_planes(uneven, image, settings, CPU).astype(int)
+    uneven = [EnsembleMember(networks[0], votes=3), EnsembleMember(networks[1])]
+    weighted = predict_maps(uneven, image, settings, CPU).astype(int)
     assert np.abs(weighted - (3 * alone[0] + alone[1]) / 4).max() <= 1.01
     assert np.abs(alone[0] - alone[1]).max() > 4
 
 
-def test_a_turned_image_gives_turned_planes() -> None:
+def test_a_turned_image_gives_turned_maps() -> None:
     torch.manual_seed(0)
-    network = build_network("resnet18", 3, ROAD_PLANES, (16, 16, 16, 16)).eval()
+    network = build_network("resnet18", 3, ROAD_MAPS, (16, 16, 16, 16)).eval()
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
-    planes = predict_planes([Voter(network)], image, Inference(views=8), CPU).astype(int)
-    turned = predict_planes([Voter(network)], np.rot90(image).copy(), Inference(views=8), CPU)
-    assert np.abs(np.rot90(planes, axes=(1, 2)) - turned).max() <= 1
+    maps = predict_maps([EnsembleMember(network)], image, Inference(tta=8), CPU).astype(int)
+    turned = predict_maps([EnsembleMember(network)], np.rot90(image).copy(), Inference(tta=8), CPU)
+    assert np.abs(np.rot90(maps, axes=(1, 2)) - turned).max() <= 1
 
 
 def make_weights(
     directory: Path, name: str, recipe: Recipe | None = None, bands: int = 3, **metadata: str
 ) -> Path:
     torch.manual_seed(len(name))
-    network = build_network("resnet18", bands, ROAD_PLANES, (16, 16, 16, 16))
+    network = build_network("resnet18", bands, ROAD_MAPS, (16, 16, 16, 16))
     path = directory / f"{name}.safetensors"
     text = (recipe or load_recipe("demo")).model_dump_json()
     save_weights(path, network, {"recipe": text, "member": name.split(".")[0], **metadata})
@@ -267,21 +276,21 @@ def test_weights_of_another_recipe_are_left_out(tmp_path: Path) -> None:
         find_weights(tmp_path / "absent")
 
 
-def test_planes_are_averaged_by_name(tmp_path: Path) -> None:
+def test_maps_are_averaged_by_name(tmp_path: Path) -> None:
     """Two networks that say the same in different orders say it together."""
     recipe = load_recipe("demo")
     first = make_weights(tmp_path, "a.last", stage="1", epoch="1")
     network, metadata = load_weights(first)
-    network.order_planes(ROAD_PLANES[::-1])
+    network.order_maps(ROAD_MAPS[::-1])
     metadata = {k: v for k, v in metadata.items() if k in ("recipe", "member", "stage")}
     save_weights(tmp_path / "b.last.safetensors", network, {**metadata, "epoch": "2"})
     image = np.random.default_rng(0).integers(1, 255, (32, 32, 3)).astype(np.uint8)
     alone, turned = find_weights(tmp_path)
     for files in ([turned], [alone, turned], [turned, alone]):
-        voters = load_ensemble(choose(files, recipe), CPU)
-        assert {voter.network.plane_names for voter in voters} == {ROAD_PLANES}
-        expected = predict_planes(load_ensemble([alone], CPU), image, Inference(views=1), CPU)
-        found = predict_planes(voters, image, Inference(views=1), CPU)
+        members = load_ensemble(choose(files, recipe), CPU)
+        assert {member.network.map_names for member in members} == {ROAD_MAPS}
+        expected = predict_maps(load_ensemble([alone], CPU), image, Inference(tta=1), CPU)
+        found = predict_maps(members, image, Inference(tta=1), CPU)
         assert np.abs(found.astype(int) - expected).max() <= 1
         assert expected.std() > 0
 
@@ -299,7 +308,7 @@ def test_networks_that_cannot_do_roads_are_refused_before_any_work(tmp_path: Pat
     make_weights(tmp_path, "b.last")
     with pytest.raises(SatmapError, match=r"b\.last\S+ and \S+odd\.last\S+ cannot be averaged"):
         load_ensemble(find_weights(tmp_path), CPU)
-    heads = build_network("resnet18", 3, ROAD_PLANES, (8,) * 4, categories=["nadir", "off"])
+    heads = build_network("resnet18", 3, ROAD_MAPS, (8,) * 4, categories=["nadir", "off"])
     save_weights(odd, heads, {"recipe": text})
     with pytest.raises(SatmapError, match=r"odd\.last\S+ has a head for each of nadir, off, but"):
         predict(*arguments)
@@ -353,13 +362,13 @@ def test_networks_of_eight_bands_sit_out_where_there_are_three(city: Path, tmp_p
 def test_an_unthought_of_fault_costs_one_image(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = vectorize
+    original = vectorize_roads
 
-    def broken(planes: Planes, settings: RoadSettings) -> RoadGraph:
-        monkeypatch.setattr(road_maps, "vectorize", original)
+    def broken(maps: ProbabilityMaps, settings: RoadSettings) -> RoadGraph:
+        monkeypatch.setattr(road_maps, "vectorize_roads", original)
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(road_maps, "vectorize", broken)
+    monkeypatch.setattr(road_maps, "vectorize_roads", broken)
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     output = tmp_path / "out.csv"
     done = predict([city / "test"], output, tmp_path / "weights", CPU, alone(tmp_path))
@@ -429,18 +438,18 @@ def same_roads(a: ImageRoads, b: ImageRoads) -> bool:
 def test_the_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     written = {"a": some_roads("AOI_a", 0.1 + 0.2, 4.5), "b": some_roads("AOI_b")}
-    with Journal(output, "settings", ROAD_MAPS) as journal:
+    with Journal(output, "settings", ROAD_DECODER) as journal:
         for key, roads in written.items():
             journal.add(key, roads)
     with journal.path.open("ab") as file:
         file.write(b'["c", [[[[0, 0')  # cut off by a crash
-    with Journal(output, "settings", ROAD_MAPS) as journal:
+    with Journal(output, "settings", ROAD_DECODER) as journal:
         assert list(journal.finished) == ["a", "b"]
         assert all(same_roads(journal.found(key), roads) for key, roads in written.items())
         journal.add("c", some_roads("AOI_c", 1.0))
-    with Journal(output, "settings", ROAD_MAPS) as journal:
+    with Journal(output, "settings", ROAD_DECODER) as journal:
         assert list(journal.finished) == ["a", "b", "c"]
-    with Journal(output, "other settings", ROAD_MAPS) as journal:
+    with Journal(output, "other settings", ROAD_DECODER) as journal:
         assert not journal.finished
         journal.remove()
     assert not list(tmp_path.iterdir())
@@ -450,20 +459,20 @@ def test_the_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
     "record", ["3", "[]", '[["AOI_a", null, [], [[]]]]', '["AOI_a", 1, [], []]']
 )
 def test_records_of_another_make_are_passed_over(tmp_path: Path, record: str) -> None:
-    with Journal(tmp_path / "out.csv", "settings", ROAD_MAPS) as journal:
+    with Journal(tmp_path / "out.csv", "settings", ROAD_DECODER) as journal:
         pass
     with journal.path.open("a") as file:
         file.write(f'["a", {record}]\n')
-    with Journal(tmp_path / "out.csv", "settings", ROAD_MAPS) as journal:
+    with Journal(tmp_path / "out.csv", "settings", ROAD_DECODER) as journal:
         assert not journal.finished
 
 
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
     with (
-        Journal(tmp_path / "out.csv", "settings", ROAD_MAPS),
+        Journal(tmp_path / "out.csv", "settings", ROAD_DECODER),
         pytest.raises(CannotWriteError, match="is being written by another run"),
     ):
-        Journal(tmp_path / "out.csv", "settings", ROAD_MAPS)
+        Journal(tmp_path / "out.csv", "settings", ROAD_DECODER)
 
 
 @pytest.mark.parametrize(
@@ -485,25 +494,25 @@ def test_a_stopped_prediction_goes_on(
     whole, resumed = tmp_path / "whole.csv", tmp_path / "resumed.csv"
     predict([city / "test"], whole, tmp_path / "weights", CPU)
     predicted: list[Path] = []
-    original = share.look
+    original = share.launch_networks
 
-    def interrupted(picture: Picture, *rest: Any) -> list[Strip]:
+    def interrupted(picture: PreparedImage, *rest: Any) -> list[Strip]:
         if len(predicted) == 1:
             raise fault
         predicted.append(picture.info.path)
         return original(picture, *rest)
 
-    monkeypatch.setattr(share, "look", interrupted)
+    monkeypatch.setattr(share, "launch_networks", interrupted)
     with pytest.raises(raised):
         predict([city / "test"], resumed, tmp_path / "weights", CPU)
     assert not resumed.exists()
     again: list[Path] = []
 
-    def counted(picture: Picture, *rest: Any) -> list[Strip]:
+    def counted(picture: PreparedImage, *rest: Any) -> list[Strip]:
         again.append(picture.info.path)
         return original(picture, *rest)
 
-    monkeypatch.setattr(share, "look", counted)
+    monkeypatch.setattr(share, "launch_networks", counted)
     predict([city / "test"], resumed, tmp_path / "weights", CPU)
     assert again
     assert predicted[0] not in again
@@ -525,12 +534,12 @@ def test_chips_side_by_side_help_each_other(
             transform=Affine(size, 0, 37.6 + 400 * number * size, 0, -size, 55.7),
         )
 
-    def planes_of(picture: Picture, *_: object) -> list[Strip]:
-        values = np.zeros((len(ROAD_PLANES), 300, 400), np.uint8)
-        values[ROAD_PLANES.index(ROAD)] = parts[picture.info.path.stem.split("_")[-1]]
-        return [Strip(0, Download(torch.from_numpy(values)))]
+    def maps_of(picture: PreparedImage, *_: object) -> list[Strip]:
+        values = np.zeros((len(ROAD_MAPS), 300, 400), np.uint8)
+        values[ROAD_MAPS.index(ROAD)] = parts[picture.info.path.stem.split("_")[-1]]
+        return [Strip(0, HostCopy(torch.from_numpy(values)))]
 
-    monkeypatch.setattr(share, "look", planes_of)
+    monkeypatch.setattr(share, "launch_networks", maps_of)
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     output = tmp_path / "out" / "out.csv"
     predict([tmp_path / "test"], output, tmp_path / "weights", CPU)
@@ -542,7 +551,7 @@ def test_chips_side_by_side_help_each_other(
     assert left_over == {"out.csv", "out.csv.manifest.json"}
 
     alone = load_recipe("demo")
-    alone = alone.model_copy(update={"inference": Inference(views=1, neighbours=False)})
+    alone = alone.model_copy(update={"inference": Inference(tta=1, neighbours=False)})
     (tmp_path / "alone.yaml").write_text(alone.model_dump_json())
     predict([tmp_path / "test"], output, tmp_path / "weights", CPU, str(tmp_path / "alone.yaml"))
     assert max(row.line[:, 0].max() for row in read_roads_csv(output)["AOI_7_Moscow_chip0"]) < 400
@@ -554,19 +563,19 @@ def test_chips_side_by_side_help_each_other(
 def alone(directory: Path, **inference: object) -> str:
     """A recipe file for chips that do not look at their neighbours, as masks on disk do not."""
     recipe = load_recipe("demo")
-    settings = recipe.inference.model_copy(update={"views": 1, "neighbours": False} | inference)
+    settings = recipe.inference.model_copy(update={"tta": 1, "neighbours": False} | inference)
     path = directory / "alone.yaml"
     path.write_text(recipe.model_copy(update={"inference": settings}).model_dump_json())
     return str(path)
 
 
-def street_planes(picture: Picture, *_: object) -> list[Strip]:
+def street_maps(picture: PreparedImage, *_: object) -> list[Strip]:
     """Stands for an ensemble that sees a street, and how fast it is, in every image."""
     info = picture.info
     road = draw([(0, 40), (info.width, 40)], shape=(info.height, info.width))
-    values = np.zeros((len(ROAD_PLANES), *road.shape), np.uint8)
-    values[[ROAD_PLANES.index(name) for name in (ROAD, "speed3", "speed4")]] = road
-    return [Strip(0, Download(torch.from_numpy(values)))]
+    values = np.zeros((len(ROAD_MAPS), *road.shape), np.uint8)
+    values[[ROAD_MAPS.index(name) for name in (ROAD, "speed3", "speed4")]] = road
+    return [Strip(0, HostCopy(torch.from_numpy(values)))]
 
 
 UTM: dict[str, Any] = {
@@ -589,28 +598,28 @@ def street_images(directory: Path) -> Path:
 
 
 @pytest.mark.parametrize("prefix", [False, True])
-def test_planes_vectorise_to_the_very_same_bytes(
+def test_maps_vectorise_to_the_very_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: bool
 ) -> None:
-    monkeypatch.setattr(share, "look", street_planes)
-    images, planes = street_images(tmp_path / "images"), tmp_path / "planes"
+    monkeypatch.setattr(share, "launch_networks", street_maps)
+    images, maps = street_images(tmp_path / "images"), tmp_path / "planes"
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     recipe = load_recipe(alone(tmp_path))
     recipe = recipe.model_copy(update={"submission": Submission(keep_prefix=prefix)})
     (tmp_path / "alone.yaml").write_text(recipe.model_dump_json())
     outputs = tmp_path / "out.csv", tmp_path / "again.csv"
     predict([images], outputs[0], tmp_path / "weights", CPU, str(tmp_path / "alone.yaml"),
-            planes=planes)  # fmt: skip
-    done = vectorize_directory(planes, outputs[1])
+            maps=maps)  # fmt: skip
+    done = vectorize_directory(maps, outputs[1])
     assert done.faults == {}
     assert done.roads == 4
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
     stem = f"{'SN5_roads_test_public_' if prefix else ''}AOI_7_Moscow_chip"
-    assert sorted(path.name for path in planes.iterdir()) == [
+    assert sorted(path.name for path in maps.iterdir()) == [
         f"{stem}{number}.tif" for number in (1, 10, 2, 3)
     ]
-    with rasterio.open(planes / f"{stem}3.tif") as source:
-        assert source.descriptions == ROAD_PLANES
+    with rasterio.open(maps / f"{stem}3.tif") as source:
+        assert source.descriptions == ROAD_MAPS
         assert source.dtypes == ("uint8",) * 12
         assert source.compression.name == "deflate"
         assert source.crs == UTM["crs"]
@@ -618,29 +627,29 @@ def test_planes_vectorise_to_the_very_same_bytes(
         assert source.shape == (1300, 700)
 
 
-def test_planes_of_a_real_network_vectorise_to_the_same(city: Path, tmp_path: Path) -> None:
+def test_maps_of_a_real_network_vectorise_to_the_same(city: Path, tmp_path: Path) -> None:
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     outputs = tmp_path / "out.csv", tmp_path / "again.csv"
     predict([city / "test"], outputs[0], tmp_path / "weights", CPU, alone(tmp_path),
-            planes=tmp_path / "planes")  # fmt: skip
+            maps=tmp_path / "planes")  # fmt: skip
     vectorize_directory(tmp_path / "planes", outputs[1], workers=0)
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
-def test_images_at_fault_have_no_planes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(share, "look", street_planes)
-    images, planes = street_images(tmp_path / "images"), tmp_path / "planes"
+def test_images_at_fault_have_no_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(share, "launch_networks", street_maps)
+    images, maps = street_images(tmp_path / "images"), tmp_path / "planes"
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     for _ in range(2):
         done = predict([images], tmp_path / "out.csv", tmp_path / "weights", CPU,
-                       alone(tmp_path), planes=planes)  # fmt: skip
-        assert len(list(planes.iterdir())) == 4 - len(done.faults)
+                       alone(tmp_path), maps=maps)  # fmt: skip
+        assert len(list(maps.iterdir())) == 4 - len(done.faults)
         (images / "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip3.tif").write_bytes(b"nothing")
     assert list(done.faults) == ["AOI_7_Moscow_chip3"]
 
 
 @pytest.mark.parametrize("neighbours", [False, True])
-def test_a_stopped_run_goes_on_with_planes_and_exports(
+def test_a_stopped_run_goes_on_with_maps_and_exports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, neighbours: bool
 ) -> None:
     images = street_images(tmp_path / "images")
@@ -649,19 +658,19 @@ def test_a_stopped_run_goes_on_with_planes_and_exports(
     seen: list[str] = []
     stop_at = 3
 
-    def counted(picture: Picture, *_: object) -> list[Strip]:
+    def counted(picture: PreparedImage, *_: object) -> list[Strip]:
         if len(seen) == stop_at:
             raise KeyboardInterrupt
         seen.append(road_image_id(picture.info.path.stem) or "")
-        return street_planes(picture)
+        return street_maps(picture)
 
-    monkeypatch.setattr(share, "look", counted)
+    monkeypatch.setattr(share, "launch_networks", counted)
 
     def run(name: str) -> dict[str, bytes]:
         place = tmp_path / name
         exports = [place / f"out{suffix}" for suffix in SUFFIXES]
         done = predict([images], place / "out.csv", tmp_path / "weights", CPU, recipe,
-                       planes=place / "planes", exports=exports)  # fmt: skip
+                       maps=place / "planes", exports=exports)  # fmt: skip
         assert done.faults == {}
         assert sum("lacks 1 images. AOI_7_Moscow_chip2 has no" in w for w in done.warnings) == 2
         files = (path for path in sorted(place.glob("**/*.*")) if not path.name.endswith(SUFFIX))
@@ -711,7 +720,7 @@ def test_bad_outputs_are_refused_before_the_work(tmp_path: Path) -> None:
 # --- out of fold ----------------------------------------------------------------------------------
 
 
-def planes_in(directory: Path) -> dict[str, bytes]:
+def maps_in(directory: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted(directory.glob("*.tif")):
         with rasterio.open(path) as source:
@@ -719,13 +728,13 @@ def planes_in(directory: Path) -> dict[str, bytes]:
     return found
 
 
-def predicted_planes(city: Path, place: Path, recipe: str) -> dict[str, bytes]:
-    weights, planes = place / "weights", place / "planes"
-    predict([city / "train"], place / "out.csv", weights, CPU, recipe, planes=planes)
-    return planes_in(planes)
+def predicted_maps(city: Path, place: Path, recipe: str) -> dict[str, bytes]:
+    weights, maps = place / "weights", place / "planes"
+    predict([city / "train"], place / "out.csv", weights, CPU, recipe, maps=maps)
+    return maps_in(maps)
 
 
-def test_out_of_fold_planes_are_those_of_the_networks_that_held_the_image_out(
+def test_out_of_fold_maps_are_those_of_the_networks_that_held_the_image_out(
     city: Path, tmp_path: Path
 ) -> None:
     images = [f"AOI_99_Made_chip{number}" for number in range(6)]
@@ -735,12 +744,12 @@ def test_out_of_fold_planes_are_those_of_the_networks_that_held_the_image_out(
         for place in (tmp_path / name, tmp_path / "both"):
             make_weights(place / "weights", name, stage="1", epoch="1",
                          held_out=json.dumps(held_out))  # fmt: skip
-        each.append(predicted_planes(city, tmp_path / name, recipe))
-    both = predicted_planes(city, tmp_path / "both", recipe)
+        each.append(predicted_maps(city, tmp_path / name, recipe))
+    both = predicted_maps(city, tmp_path / "both", recipe)
     place = tmp_path / "both"
     done = predict([city / "train"], place / "out.csv", place / "weights", CPU, recipe,
-                   planes=place / "honest", out_of_fold=True)  # fmt: skip
-    honest = planes_in(place / "honest")
+                   maps=place / "honest", out_of_fold=True)  # fmt: skip
+    honest = maps_in(place / "honest")
     assert set(both) == set(images)
     assert honest == {
         images[0]: each[0][images[0]],
@@ -768,7 +777,7 @@ def test_folds_of_weights_that_do_not_say_are_dealt_as_in_training(
     city: Path, tmp_path: Path
 ) -> None:
     recipe = load_recipe("demo")
-    chips = scan([city / "train"]).chips
+    chips = scan_roads([city / "train"]).chips
     folds = assign_folds([(chip.image_id, chip.aoi) for chip in chips], recipe.folds, recipe.seed)
     for member in recipe.members:
         make_weights(tmp_path, f"{member.name}.last")
@@ -783,7 +792,7 @@ def test_folds_of_weights_that_do_not_say_are_dealt_as_in_training(
     # One chip is trained on and validated with: nobody has held it out.
     assert held_out_images(files, recipe, chips[:1])[0] == [frozenset(), frozenset()]
     # Unlabelled images are of no fold.
-    assert held_out_images(files, recipe, scan([city / "test"]).chips)[0] == [frozenset()] * 2
+    assert held_out_images(files, recipe, scan_roads([city / "test"]).chips)[0] == [frozenset()] * 2
 
 
 def test_metadata_is_kept(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from made_files import write_image, write_labels
-from satmap.data.layouts.spacenet_roads import label_names, scan
+from satmap.data.layouts.spacenet_roads import road_label_names, scan_roads
 from satmap.errors import SatmapError
 
 
@@ -17,7 +17,7 @@ def test_names_of_spacenet_5(tmp_path: Path) -> None:
     write_image(area / f"PAN/{stem}_PAN_chip23.tif", bands=1)
     slow = write_labels(area / f"geojson_roads/{stem}_geojson_roads_chip23.geojson", [])
     fast = write_labels(area / f"speed/{stem}_geojson_roads_speed_chip23.geojson", [])
-    inventory = scan([tmp_path])
+    inventory = scan_roads([tmp_path])
     ids = [chip.image_id for chip in inventory.chips]
     assert ids == ["AOI_7_Moscow_chip3", "AOI_7_Moscow_chip23"]
     small, both = inventory.chips
@@ -27,7 +27,7 @@ def test_names_of_spacenet_5(tmp_path: Path) -> None:
     assert both.long_id == "SN5_roads_train_AOI_7_Moscow_chip23"
     assert both.image.product == "PS-MS"
     assert both.label == fast != slow
-    assert [path.name for path in inventory.passed_over] == [f"{stem}_PAN_chip23.tif"]
+    assert [path.name for path in inventory.ignored] == [f"{stem}_PAN_chip23.tif"]
     summary = inventory.summary()
     assert "AOI_7_Moscow" in summary
     assert "128x96" in summary
@@ -49,10 +49,10 @@ def test_names_of_spacenet_5(tmp_path: Path) -> None:
 def test_older_names(tmp_path: Path, image: str, label: str) -> None:
     write_image(tmp_path / image)
     path = write_labels(tmp_path / label, [])
-    (chip,) = scan([tmp_path]).chips
+    (chip,) = scan_roads([tmp_path]).chips
     assert chip.image_id == "AOI_2_Vegas_img1"
     assert chip.label == path
-    assert path.name in label_names(chip)
+    assert path.name in road_label_names(chip)
 
 
 def test_names_of_cities_may_hold_underscores(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_names_of_cities_may_hold_underscores(tmp_path: Path) -> None:
     label = write_labels(
         tmp_path / "SN5_roads_train_AOI_9_San_Juan_geojson_roads_speed_chip1.geojson", []
     )
-    (chip,) = scan([tmp_path]).chips
+    (chip,) = scan_roads([tmp_path]).chips
     assert chip.image_id == "AOI_9_San_Juan_chip1"
     assert chip.aoi == "AOI_9_San_Juan"
     assert chip.long_id == "SN5_roads_test_public_AOI_9_San_Juan_chip1"
@@ -76,7 +76,7 @@ def test_orphans_and_images_without_labels_are_listed(tmp_path: Path) -> None:
         write_image(tmp_path / f"SN5_roads_train_AOI_7_Moscow_PS-RGB_chip{number}.tif")
     for number in (2, 3):
         write_labels(tmp_path / f"AOI_7_Moscow_chip{number}.geojson", [])
-    summary = scan([tmp_path]).summary()
+    summary = scan_roads([tmp_path]).summary()
     assert "without label: AOI_7_Moscow_chip1" in summary
     assert "labels without an image: AOI_7_Moscow_chip3.geojson" in summary
 
@@ -84,7 +84,7 @@ def test_orphans_and_images_without_labels_are_listed(tmp_path: Path) -> None:
 def test_a_broken_product_leaves_the_other(tmp_path: Path) -> None:
     write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
     (tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-MS_chip1.tif").write_bytes(b"no image")
-    inventory = scan([tmp_path])
+    inventory = scan_roads([tmp_path])
     assert inventory.chips[0].image.product == "PS-RGB"
     assert not inventory.faults
     assert "PS-MS_chip1.tif" in inventory.warnings[0]
@@ -93,7 +93,7 @@ def test_a_broken_product_leaves_the_other(tmp_path: Path) -> None:
 def test_openstreetmap_extracts_are_no_labels(tmp_path: Path) -> None:
     write_image(tmp_path / "RGB-PanSharpen_AOI_2_Vegas_img1.tif")
     write_labels(tmp_path / "osm/AOI_2_Vegas_img1.geojson", [])
-    assert scan([tmp_path]).chips[0].label is None
+    assert scan_roads([tmp_path]).chips[0].label is None
 
 
 def test_a_missing_label_names_the_image_and_the_names_tried(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_missing_label_names_the_image_and_the_names_tried(tmp_path: Path) -> 
     write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip2.tif")
     write_labels(tmp_path / "AOI_7_Moscow_chip2.geojson", [])
     with pytest.raises(SatmapError) as caught:
-        scan([tmp_path]).require_labels()
+        scan_roads([tmp_path]).require_labels()
     message = str(caught.value)
     assert "1 of 2 images" in message
     assert "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif" in message
@@ -113,25 +113,25 @@ def test_hidden_directories_are_left_alone(tmp_path: Path) -> None:
     name = "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif"
     write_image(tmp_path / name)
     write_image(tmp_path / ".ipynb_checkpoints" / name)
-    assert len(scan([tmp_path]).chips) == 1
+    assert len(scan_roads([tmp_path]).chips) == 1
 
 
 def test_ids_that_cannot_stand_in_a_csv_are_passed_over(tmp_path: Path) -> None:
     write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
     odd = write_image(tmp_path / "SN5_roads_train_AOI_7_A,B_PS-RGB_chip1.tif")
-    assert scan([tmp_path]).passed_over == (odd,)
+    assert scan_roads([tmp_path]).ignored == (odd,)
 
 
 def test_nothing_found(tmp_path: Path) -> None:
     with pytest.raises(SatmapError, match="no SpaceNet road images found"):
-        scan([tmp_path])
+        scan_roads([tmp_path])
     with pytest.raises(SatmapError, match="does not exist"):
-        scan([tmp_path / "absent"])
+        scan_roads([tmp_path / "absent"])
     label = write_labels(tmp_path / "AOI_7_Moscow_chip2.geojson", [])
     with pytest.raises(SatmapError, match="1 label files"):
-        scan([tmp_path])
+        scan_roads([tmp_path])
     with pytest.raises(SatmapError, match="is a file"):
-        scan([label])
+        scan_roads([label])
 
 
 def test_an_image_given_twice(tmp_path: Path) -> None:
@@ -139,16 +139,16 @@ def test_an_image_given_twice(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     shutil.copy(first, tmp_path / "b")
     with pytest.raises(SatmapError, match="two PS-RGB images claim the id AOI_7_Moscow_chip1"):
-        scan([tmp_path])
+        scan_roads([tmp_path])
     # The same directory named twice is one directory.
-    assert len(scan([tmp_path / "a", tmp_path / "a"]).chips) == 1
+    assert len(scan_roads([tmp_path / "a", tmp_path / "a"]).chips) == 1
 
 
 def test_a_broken_image_costs_only_itself(tmp_path: Path) -> None:
     write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
     broken = tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip2.tif"
     broken.write_bytes(b"II*\0 and no more")
-    inventory = scan([tmp_path])
+    inventory = scan_roads([tmp_path])
     assert [chip.image_id for chip in inventory.chips] == ["AOI_7_Moscow_chip1"]
     assert list(inventory.faults) == ["AOI_7_Moscow_chip2"]
     assert "AOI_7_Moscow_chip2" in inventory.long_ids

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from satmap.data.augmentation import Augmentation
-from satmap.data.cache import prepare
+from satmap.data.cache import prepare_chips
 from satmap.data.crops import CropDataset
-from satmap.data.layouts.spacenet_roads import scan
+from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.recipes.schema import parse_recipe
 from satmap.runtime import shared_memory
 from satmap.runtime.workers import start_pool
 from satmap.training import loading
-from satmap.training.loading import batches, within_shared_memory
-from satmap.training.run_context import Workplace
+from satmap.training.loading import batches, fit_shared_memory
+from satmap.training.run_context import RunContext
 from test_training import RECIPE
 from tiny_trainings import road_member, road_recipe
 
@@ -48,11 +48,13 @@ needs_mounts = pytest.mark.skipif(not can_mount(), reason="mounting is not allow
 
 def test_pipes_bring_the_batches_that_shared_memory_brings(city: Path, tmp_path: Path) -> None:
     recipe = TWO_STAGES
-    chips = prepare(scan([city / "train"]).chips, 8, tmp_path, recipe.stretch, recipe.targets).chips
+    chips = prepare_chips(
+        scan_roads([city / "train"]).chips, 8, tmp_path, recipe.stretch, recipe.targets
+    ).chips
     dataset = CropDataset(chips, 64, 8, 2, Augmentation(), seed=5)
     items = [[3, 1], [0, 7, 2], [11]]
     ways = [
-        list(batches(dataset, items, Workplace(tmp_path, CPU, workers=workers, pipes=pipes)))
+        list(batches(dataset, items, RunContext(tmp_path, CPU, workers=workers, pipes=pipes)))
         for workers, pipes in ((0, False), (2, False), (2, True))
     ]
     assert [len(numbers) for _, _, numbers in ways[0]] == [2, 3, 1]
@@ -76,8 +78,8 @@ def test_pipes_are_taken_where_shared_memory_is_too_small(
     pipes: bool,
 ) -> None:
     monkeypatch.setattr(loading, "free_shared_memory", lambda: free)
-    place = Workplace(Path(), CPU, workers=2)
-    assert within_shared_memory(place, TWO_STAGES.members, processes).pipes is pipes
+    context = RunContext(Path(), CPU, workers=2)
+    assert fit_shared_memory(context, TWO_STAGES.members, processes).pipes is pipes
     assert ("--shm-size" in capsys.readouterr().out) is pipes
 
 
@@ -85,8 +87,8 @@ def test_without_workers_nothing_is_shared(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(loading, "free_shared_memory", lambda: 0)
-    place = Workplace(Path(), CPU)
-    assert within_shared_memory(place, TWO_STAGES.members, 1) == place
+    context = RunContext(Path(), CPU)
+    assert fit_shared_memory(context, TWO_STAGES.members, 1) == context
     assert capsys.readouterr().out == ""
 
 
@@ -118,8 +120,8 @@ def test_without_a_place_for_locks_there_are_no_workers() -> None:
         "from satmap.training.run_context import Workplace\n"
         "from satmap.runtime.workers import start_pool\n"
         "from satmap.recipes.schema import load_recipe\n"
-        "place = Workplace(pathlib.Path(), torch.device('cpu'), workers=2)\n"
-        "assert within_shared_memory(place, load_recipe('demo').members, 1).workers == 0\n"
+        "context = Workplace(pathlib.Path(), torch.device('cpu'), workers=2)\n"
+        "assert within_shared_memory(context, load_recipe('demo').members, 1).workers == 0\n"
         "try: start_pool(1)\n"
         "except SatmapError as error: print(error)\n"
     )
@@ -142,12 +144,12 @@ def test_nccl_does_without_shared_memory_where_there_is_little(
 ) -> None:
     monkeypatch.delenv("NCCL_SHM_DISABLE", raising=False)
     monkeypatch.setattr(shared_memory, "free_shared_memory", lambda: 2**30)
-    shared_memory.spare_shared_memory_of_nccl()
+    shared_memory.limit_nccl_shared_memory()
     assert "NCCL_SHM_DISABLE" not in os.environ
     monkeypatch.setattr(shared_memory, "free_shared_memory", lambda: 2**26)
-    shared_memory.spare_shared_memory_of_nccl()
+    shared_memory.limit_nccl_shared_memory()
     assert os.environ.pop("NCCL_SHM_DISABLE") == "1"
     # Whoever has set it knows better.
     monkeypatch.setenv("NCCL_SHM_DISABLE", "0")
-    shared_memory.spare_shared_memory_of_nccl()
+    shared_memory.limit_nccl_shared_memory()
     assert os.environ["NCCL_SHM_DISABLE"] == "0"

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 
-from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import CosineSchedule, HeadLoss, Losses, RoadHeadLoss, StepSchedule
 from satmap.tasks.roads.losses import dice_loss, head_loss, recall_loss, road_loss, split_heads
 from satmap.tasks.roads.targets import CENTRE_BIT, JUNCTION_BIT
@@ -63,16 +63,16 @@ def test_recall_asks_for_the_middles_of_roads_alone() -> None:
     missed = recall_loss(logits, heads["centre"].float())
     assert missed.item() == pytest.approx(0.5)
     assert recall_loss(logits, torch.zeros_like(logits)).item() == 0
-    planes = logits.expand(1, 12, 20, 20)
+    maps = logits.expand(1, 12, 20, 20)
     losses = [
         Losses(road=RoadHeadLoss(dice=1, recall=recall), speed=HeadLoss(), junction=HeadLoss())
         for recall in (None, 0.25)
     ]
-    without, with_recall = (road_loss(planes, ROAD_PLANES, target, each)[0] for each in losses)
+    without, with_recall = (road_loss(maps, ROAD_MAPS, target, each)[0] for each in losses)
     assert with_recall.item() - without.item() == pytest.approx(0.25 * 0.5)
 
 
-def test_road_loss_adds_up_and_reaches_every_plane() -> None:
+def test_road_loss_adds_up_and_reaches_every_map() -> None:
     torch.manual_seed(0)
     logits = torch.randn(2, 12, 32, 32, requires_grad=True)
     target = torch.randint(0, 11, (2, 32, 32), dtype=torch.uint8) | (
@@ -83,14 +83,14 @@ def test_road_loss_adds_up_and_reaches_every_plane() -> None:
         speed=HeadLoss(dice=0.1, focal=2, bce=1),
         junction=HeadLoss(dice=0.1, focal=1),
     )
-    total, parts = road_loss(logits, ROAD_PLANES, target, losses)
+    total, parts = road_loss(logits, ROAD_MAPS, target, losses)
     assert total.item() == pytest.approx(sum(part.item() for part in parts.values()), rel=1e-6)
     total.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert (logits.grad.abs().sum((0, 2, 3)) > 0).all()
     # The order of the planes is the names' affair.
     order = torch.randperm(12)
-    names = tuple(ROAD_PLANES[i] for i in order)
+    names = tuple(ROAD_MAPS[i] for i in order)
     again, _ = road_loss(logits[:, order], names, target, losses)
     assert again.item() == pytest.approx(total.item(), rel=1e-5)
 

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 import satmap
 from satmap.cli import main
-from satmap.data.cache import prepare
-from satmap.data.layouts.spacenet_roads import scan
+from satmap.data.cache import prepare_chips
+from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import SatmapError
 from satmap.evaluation.verify import verify_weights
 from satmap.io.checksums import FileRecord, data_fingerprint, record_file
 from satmap.networks.unet import build_network
 from satmap.provenance.machine import differences, this_hardware, this_software
 from satmap.provenance.manifest import manifest_path
-from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import load_recipe
 from satmap.weights.network_files import save_weights
 
@@ -56,9 +56,9 @@ def test_a_fingerprint_tells_data_sets_apart_and_not_their_order(  # type: ignor
 
 def test_prepared_chips_remember_what_they_were_made_of(city: Path, tmp_path: Path) -> None:
     recipe = load_recipe("demo")
-    chips = scan([city / "train"]).chips
+    chips = scan_roads([city / "train"]).chips
     for _ in ("made", "read"):
-        prepared = prepare(chips, 8, tmp_path, recipe.stretch, recipe.targets).chips
+        prepared = prepare_chips(chips, 8, tmp_path, recipe.stretch, recipe.targets).chips
         assert len(prepared) == 6
         for chip, source in zip(prepared, chips, strict=True):
             paths = {"PS-MS": source.image.path, "label": source.label}
@@ -102,7 +102,7 @@ def averaged(directory: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     sources = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        network = build_network("resnet18", 3, ROAD_PLANES, (16, 16, 16, 16))
+        network = build_network("resnet18", 3, ROAD_MAPS, (16, 16, 16, 16))
         sources.append(directory / "sources" / f"{seed}.safetensors")
         recipe = load_recipe("demo").model_dump_json()
         metadata = {"recipe": recipe, "member": "a", "stage": "1", "epoch": "2"}

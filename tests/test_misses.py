@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls import apls
-from satmap.evaluation.metrics.apls_diagnosis import Diagnosis, Losses, diagnose
+from satmap.evaluation.metrics.apls_diagnosis import Diagnosis, LostRoads, diagnose
 from satmap.evaluation.metrics.figures import Figures
 from satmap.report.misses import buildings_picture, mask_picture, roads_picture, write_misses
 from satmap.report.panels import View
@@ -35,7 +35,7 @@ def diagnosed(truth: Sequence[RoadRow], proposal: Sequence[RoadRow]) -> Diagnosi
     return diagnose(truth, proposal, metres_per_pixel=1)
 
 
-def faultless(losses: Losses) -> bool:
+def faultless(losses: LostRoads) -> bool:
     return not (losses.pieces or len(losses.lost_nodes) or losses.breaks or losses.routes)
 
 
@@ -70,9 +70,9 @@ def test_gap() -> None:
 
 def test_gap_across_a_junction() -> None:
     # 6 m are missing to each side of the junction: neither it nor a sample 2.5 m off is found.
-    arms = [(-50.0, 0.0), (50.0, 0.0), (0.0, 50.0)]
-    star = roads(*[[(0, 0), arm] for arm in arms])
-    burst = roads(*[[(x * 0.12, y * 0.12), (x, y)] for x, y in arms])
+    branches = [(-50.0, 0.0), (50.0, 0.0), (0.0, 50.0)]
+    star = roads(*[[(0, 0), arm] for arm in branches])
+    burst = roads(*[[(x * 0.12, y * 0.12), (x, y)] for x, y in branches])
     missed = diagnosed(star, burst).missed
     assert missed.lost_m == pytest.approx(6, abs=0.02)
     assert missed.lost_nodes.tolist() == [[0, 0]]
@@ -158,11 +158,11 @@ def test_diagnosis_of_empty_maps() -> None:
 
 coordinates = st.integers(0, 5).map(lambda i: 60.0 * i) | st.floats(0, 300)
 lines = st.lists(st.tuples(coordinates, coordinates), min_size=1, max_size=6)
-maps = st.lists(lines, max_size=5).map(lambda drawn: roads(*drawn))
+decoder = st.lists(lines, max_size=5).map(lambda drawn: roads(*drawn))
 
 
 @settings(max_examples=40, deadline=None)
-@given(truth=maps, proposal=maps, seed=st.integers(0, 99))
+@given(truth=decoder, proposal=decoder, seed=st.integers(0, 99))
 def test_diagnosis_of_any_maps(truth: list[RoadRow], proposal: list[RoadRow], seed: int) -> None:
     shuffle = random.Random(seed)
     diagnosis = diagnose(truth, proposal)

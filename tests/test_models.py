@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from satmap.errors import SatmapError
 from satmap.networks.decoders import DECODERS, DecoderBlock, LightBlock, ScseBlock
 from satmap.networks.encoders import ENCODERS, adapt_first_conv, build_encoder
-from satmap.networks.layers import HalvingConv, NormAct, fix_same_padding
+from satmap.networks.layers import NormAct, StridedConv, fix_same_padding
 from satmap.networks.unet import DECODER_STRIDES, DECODER_WIDTHS, UNet, build_network
-from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.weights.network_files import (
     load_pretrained_encoder,
     load_weights,
@@ -78,7 +78,7 @@ def tensor_by_name(name: str, shape: list[int]) -> Tensor:
 @pytest.mark.parametrize(("published", "name"), PUBLISHED)
 def test_network_is_the_published_one(published: str, name: str) -> None:
     shapes = json.loads((REFERENCE / f"{published}.keys.json").read_text())
-    network = build_network(name, 3, ROAD_PLANES).eval()
+    network = build_network(name, 3, ROAD_MAPS).eval()
     ours = {key: reference_to_ours(key, name) for key in shapes}
     assert {ours[key]: tuple(shape) for key, shape in shapes.items()} == {
         key: tuple(value.shape) for key, value in network.state_dict().items()
@@ -115,7 +115,7 @@ def test_reference_names_that_do_not_exist() -> None:
 def test_weights_round_trip(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     categories = ("nadir", "off-nadir", "very-off-nadir") if kind == "scse" else ()
-    network = build_network("resnet18", 8, ROAD_PLANES, (32, 24, 16, 8), kind, categories)
+    network = build_network("resnet18", 8, ROAD_MAPS, (32, 24, 16, 8), kind, categories)
     path = tmp_path / "new" / "fold0.safetensors"
     network.eval().to(memory_format=torch.channels_last)
     save_weights(path, network, {"recipe": "sn5-roads", "epoch": "3"})
@@ -128,9 +128,9 @@ def test_weights_round_trip(kind: str, tmp_path: Path) -> None:
         "in_channels": "8",
         # Files from before there were other kinds say it so.
         "decoder": widths if kind == "plain" else f'{{"kind": "{kind}", "widths": {widths}}}',
-        "planes": json.dumps(ROAD_PLANES),
+        "planes": json.dumps(ROAD_MAPS),
     } | ({"categories": json.dumps(categories)} if categories else {})
-    assert loaded.plane_names == ROAD_PLANES
+    assert loaded.map_names == ROAD_MAPS
     assert (loaded.decoder_kind, loaded.categories) == (kind, categories)
     assert not loaded.training
     x = images(network, 64, 64)
@@ -198,18 +198,18 @@ def test_each_image_gets_the_head_of_its_category() -> None:
 
 
 @pytest.mark.parametrize("categories", [(), ("nadir", "off-nadir")])
-def test_planes_in_another_order(categories: tuple[str, ...]) -> None:
+def test_maps_in_another_order(categories: tuple[str, ...]) -> None:
     torch.manual_seed(0)
     network = build_network("resnet18", 3, ["a", "b", "c"], (8,) * 4, categories=categories).eval()
     x = images(network, 64, 64)
     category = torch.tensor([0, 1]) if categories else None
     with torch.inference_mode():
         before = network(x, category)
-        network.order_planes(["c", "a", "b"])
-        assert network.plane_names == ("c", "a", "b")
+        network.order_maps(["c", "a", "b"])
+        assert network.map_names == ("c", "a", "b")
         assert torch.equal(network(x, category), before[:, [2, 0, 1]])
     with pytest.raises(ValueError, match="this network has c, a, b"):
-        network.order_planes(["a", "b"])
+        network.order_maps(["a", "b"])
 
 
 def test_only_the_heads_of_a_batchs_categories_learn_from_it() -> None:
@@ -305,7 +305,7 @@ def test_tensorflows_padding_of_even_sizes() -> None:
         x = torch.randn(2, 4, 10, 16)
         expected = network(x)
         fix_same_padding(network)
-        assert isinstance(network[0], HalvingConv)
+        assert isinstance(network[0], StridedConv)
         torch.testing.assert_close(network(x), expected)
 
 
@@ -340,9 +340,9 @@ def test_what_cannot_be_built() -> None:
         build_network("resnet18", 0, ["road"])
     with pytest.raises(SatmapError, match="unknown decoder 'heavy'; known are plain, scse, light"):
         build_network("resnet18", 3, ["road"], decoder_kind="heavy")
-    for planes in ([], ["road", "road"]):
+    for maps in ([], ["road", "road"]):
         with pytest.raises(ValueError, match="planes need names"):
-            build_network("resnet18", 3, planes)
+            build_network("resnet18", 3, maps)
 
 
 # Pretrained encoders

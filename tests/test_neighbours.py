@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from satmap.data.neighbours import Footprint, Neighbour, find_neighbours
-from satmap.rasters.probability_maps import ROAD, Planes
+from satmap.rasters.probability_maps import ROAD, ProbabilityMaps
 from satmap.tasks.roads.tiles import find_surroundings
 from satmap.vectors.georeference import Georeference
 from side_by_side import with_surroundings
@@ -70,15 +70,15 @@ def test_what_shows_around_an_image_is_in_its_list(boxes: list[tuple[int, ...]])
         Footprint(Georeference("EPSG:32631", Affine(11, 0, 11 * x, 0, -11, -11 * y), scale), w, h)
         for x, y, w, h in boxes
     ]
-    planes = [
-        Planes((ROAD,), np.full((1, h, w), 10 + number, np.uint8), scale)
+    maps = [
+        ProbabilityMaps((ROAD,), np.full((1, h, w), 10 + number, np.uint8), scale)
         for number, (_, _, w, h) in enumerate(boxes)
     ]
     for index, found in enumerate(find_surroundings(chips)):
         # All are on the grid, so a distance of 999 pixels holds all.
         everybody = find_neighbours(chips, (999, 999))[index]
         seen, expected = (
-            with_surroundings(planes[index], [(planes[n.image], n.column, n.row) for n in its])
+            with_surroundings(maps[index], [(maps[n.image], n.column, n.row) for n in its])
             for its in (found, everybody)
         )
         assert seen[1] == expected[1]

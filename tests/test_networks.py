@@ -27,7 +27,7 @@ from satmap.networks.encoders import (
 from satmap.networks.unet import UNet, build_network
 from satmap.recipes.schema import Decoder
 
-PLANES = ("road", "junction")
+MAPS = ("road", "junction")
 WIDTHS = (32, 32, 16, 16)
 
 
@@ -93,7 +93,7 @@ def remembering(encoder: Encoder) -> Iterator[Remembering]:
 def network(request: pytest.FixtureRequest, remembering: Remembering) -> UNet:
     """The encoder with the decoder of the class that asks."""
     torch.manual_seed(0)
-    return UNet(cast(Encoder, remembering), PLANES, WIDTHS, request.cls.kind)
+    return UNet(cast(Encoder, remembering), MAPS, WIDTHS, request.cls.kind)
 
 
 def images(count: int, *size: int, bands: int = 3) -> Tensor:
@@ -173,12 +173,12 @@ class TestEncoder:
     def test_memory_formats_precisions_and_copies_agree(self, encoder: Encoder) -> None:
         x = images(1, 64, 64)
         encoder.eval()
-        twin = copy.deepcopy(encoder).to("meta")
-        twin.load_state_dict(encoder.state_dict(), assign=True)
+        duplicate = copy.deepcopy(encoder).to("meta")
+        duplicate.load_state_dict(encoder.state_dict(), assign=True)
         with torch.inference_mode():
             expected = encoder(x)
             # A buffer that is not in the state dict would still be on meta.
-            same = twin(x)
+            same = duplicate(x)
             encoder.to(memory_format=torch.channels_last)
             # Untrained layers make rounding errors grow: each stage begins with what is right.
             inputs = [y.contiguous(memory_format=torch.channels_last) for y in (x, *expected[:-1])]
@@ -206,13 +206,13 @@ class EveryNetwork:
         with torch.inference_mode():
             for size in [(64, 64), (96, 160), (65, 47)]:
                 logits = network(images(1, *size))
-                assert logits.shape == (1, len(PLANES), *size)
+                assert logits.shape == (1, len(MAPS), *size)
                 assert logits.isfinite().all()
 
     def test_a_training_step_lowers_the_loss(self, network: UNet, remembering: Remembering) -> None:
         network.train()
         x = images(4, 32, 32)
-        target = (x[:, :1] > 0).float().expand(-1, len(PLANES), -1, -1)
+        target = (x[:, :1] > 0).float().expand(-1, len(MAPS), -1, -1)
 
         def loss() -> Tensor:
             return nn.functional.binary_cross_entropy_with_logits(network(x), target)
@@ -284,12 +284,12 @@ class TestLightDecoder(EveryNetwork):
 @pytest.mark.parametrize("bands", [1, 4, 12])
 def test_any_number_of_bands_goes_in(bands: int) -> None:
     torch.manual_seed(0)
-    network = build_network("resnet18", bands, PLANES, WIDTHS).eval()
+    network = build_network("resnet18", bands, MAPS, WIDTHS).eval()
     pixels = torch.randint(0, 256, (1, bands, 33, 64), dtype=torch.uint8)
     with torch.inference_mode():
         logits = network(network.encoder.normalize(pixels))
         other = network(network.encoder.normalize(pixels.index_fill(1, torch.tensor(bands - 1), 0)))
-    assert logits.shape == (1, len(PLANES), 33, 64)
+    assert logits.shape == (1, len(MAPS), 33, 64)
     # The last band counts as well.
     assert not torch.equal(logits, other)
 

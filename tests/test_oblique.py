@@ -34,7 +34,6 @@ from satmap.vectors.georeference import georeference_of
 from synthcity import BuildingLayout, make_building_city, make_city
 from synthcity.disk import write_jpeg, write_tiff
 from synthcity.footprints import Footprint, coco, hidden
-from synthcity.looks import LOOKS, Look, made_looks
 from synthcity.noise import Window
 from synthcity.oblique import Photograph, Site, photograph
 from synthcity.paint import Grid
@@ -43,7 +42,8 @@ from synthcity.spectra import RGB_BANDS, Material, draw_sensor
 from synthcity.strokes import Fill, scene_of
 from synthcity.surface import Land
 from synthcity.town import Town, make_town
-from synthcity.views import GROUND, Skyline, View, coverage, look, skyline_of
+from synthcity.view_angles import VIEW_ANGLES, ViewAngle, write_view_angles
+from synthcity.views import GROUND, Skyline, View, coverage, skyline_of, view_angle
 
 PIXEL_M = 0.5
 GRID = Grid(PIXEL_M, PIXEL_M)
@@ -56,7 +56,7 @@ SOLUTIONS = "train/AOI_99_Made_Train/summaryData/AOI_99_Made_Train_Building_Solu
 def oblique(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("oblique")
     make_building_city(
-        directory, BuildingLayout.SPACENET4, chips=2, test_chips=1, seed=3, size=SIZE, looks=3
+        directory, BuildingLayout.SPACENET4, chips=2, test_chips=1, seed=3, size=SIZE, view_angles=3
     )
     return directory
 
@@ -88,8 +88,8 @@ def block(x0: float, y0: float, x1: float, y1: float, height: float) -> Solid:
     return flat_block(box(x0, y0, x1, y1), height, COAT, parapet=False)
 
 
-def toward(angle: float, azimuth: float) -> Look:
-    return Look(angle, azimuth, 0.5)
+def toward(angle: float, azimuth: float) -> ViewAngle:
+    return ViewAngle(angle, azimuth, 0.5)
 
 
 def roof_of(view: View, line: Skyline) -> NDArray[np.bool_]:
@@ -104,7 +104,7 @@ def site_of(*solids: Solid, sun: tuple[float, float] = (0.0, -1.0), size: int = 
     return Site.of(scene_of([meadow]), skyline(*solids), Window(0, 0, size, size), GRID, sun, 7)
 
 
-def shoot(site: Site, collect: Look) -> Photograph:
+def shoot(site: Site, collect: ViewAngle) -> Photograph:
     sensor = draw_sensor(np.random.default_rng(0))
     return photograph(site, collect, sensor, tuple(range(8)), np.random.default_rng(1))
 
@@ -128,7 +128,7 @@ def pixels(path: Path) -> NDArray[Any]:
 )
 def test_a_roof_moves_by_height_times_tangent(azimuth: float, columns: int, rows: int) -> None:
     line = skyline(block(40, 40, 55, 60, 20))
-    view = look(line, Window(0, 0, 200, 200), GRID, toward(45, azimuth).shift)
+    view = view_angle(line, Window(0, 0, 200, 200), GRID, toward(45, azimuth).shift)
     expected = np.zeros((200, 200), dtype=bool)
     # 20 m high, seen at 45 degrees, in pixels of half a metre.
     expected[80 + rows : 120 + rows, 80 + columns : 110 + columns] = True
@@ -140,7 +140,7 @@ def test_a_roof_moves_by_height_times_tangent(azimuth: float, columns: int, rows
 @given(angle=st.floats(1, 54), azimuth=st.floats(0, 360), height=st.floats(3, 40))
 def test_any_roof_moves_so(angle: float, azimuth: float, height: float) -> None:
     line = skyline(block(60, 60, 75, 80, height))
-    view = look(line, Window(0, 0, 280, 280), GRID, toward(angle, azimuth).shift)
+    view = view_angle(line, Window(0, 0, 280, 280), GRID, toward(angle, azimuth).shift)
     centre = np.argwhere(roof_of(view, line))[:, ::-1].mean(axis=0) + 0.5
     reach = height * np.tan(np.radians(angle)) / PIXEL_M
     heading = np.radians(azimuth)
@@ -161,7 +161,7 @@ def test_any_roof_moves_so(angle: float, azimuth: float, height: float) -> None:
 )
 def test_the_facade_towards_the_satellite_shows(azimuth: float, sides: set[str]) -> None:
     line = skyline(block(40, 40, 60, 60, 20))
-    view = look(line, Window(0, 0, 200, 200), GRID, toward(40, azimuth).shift)
+    view = view_angle(line, Window(0, 0, 200, 200), GRID, toward(40, azimuth).shift)
     names = {(0, 1): "south", (0, -1): "north", (1, 0): "east", (-1, 0): "west"}
     shown = {
         names[round(float(x)), round(float(y))]
@@ -178,7 +178,7 @@ def test_a_wall_hides_what_lies_behind_it_and_nothing_before_it() -> None:
         block(44, 66, 56, 74, 4),
     )
     line = skyline(tower, behind, before)
-    view = look(line, Window(0, 0, 200, 200), GRID, toward(45, 0).shift)
+    view = view_angle(line, Window(0, 0, 200, 200), GRID, toward(45, 0).shift)
     owner = np.append(line.owner, -1)[view.surface]
     assert set(np.unique(owner)) == {-1, 0, 2}
     # From its foot to its eaves, the facade covers exactly its height.
@@ -201,7 +201,7 @@ def test_views_agree_with_marching_down_the_line_of_sight(
     boxes: list[tuple[int, int, int, int, float]], angle: float, azimuth: float
 ) -> None:
     solids = [block(x, y, x + w, y + h, top) for x, y, w, h, top in boxes]
-    view = look(skyline(*solids), Window(0, 0, 60, 60), GRID, toward(angle, azimuth).shift)
+    view = view_angle(skyline(*solids), Window(0, 0, 60, 60), GRID, toward(angle, azimuth).shift)
     step = 0.05
     x, y = np.meshgrid((np.arange(60) + 0.5) * PIXEL_M, (np.arange(60) + 0.5) * PIXEL_M)
     found = np.zeros((60, 60))
@@ -237,7 +237,7 @@ def test_pitched_roofs_are_closed_and_as_high_as_told(roofed: Any) -> None:
     solid = roofed(body, 4.0, 3.0, COAT)
     assert solid.height == 7
     line = skyline(solid)
-    above = look(line, Window(0, 0, 80, 60), GRID, (0.0, 0.0))
+    above = view_angle(line, Window(0, 0, 80, 60), GRID, (0.0, 0.0))
     assert (above.height > 0).sum() == 40 * 20
     assert above.height.max() == pytest.approx(7, abs=0.2)
     # The ridge runs along the longer side, half way.
@@ -261,9 +261,9 @@ def test_pitched_roofs_are_closed_and_as_high_as_told(roofed: Any) -> None:
 def test_a_courtyard_shows_its_far_wall() -> None:
     ring = box(20, 20, 60, 60).difference(box(30, 30, 50, 50))
     line = skyline(flat_block(ring, 8, COAT, parapet=False))
-    above = look(line, Window(0, 0, 160, 160), GRID, (0.0, 0.0))
+    above = view_angle(line, Window(0, 0, 160, 160), GRID, (0.0, 0.0))
     assert (above.surface == GROUND)[60:100, 60:100].all()
-    view = look(line, Window(0, 0, 160, 160), GRID, toward(45, 0).shift)
+    view = view_angle(line, Window(0, 0, 160, 160), GRID, toward(45, 0).shift)
     # The northern wall of the court stands at row 60 and leans 16 px north, which the court's
     # southern edge, leaning as far, does not hide.
     assert view.height[44:60, 80] == pytest.approx(np.arange(7.75, 0, -0.5))
@@ -298,7 +298,7 @@ def test_oblique_looks_are_coarser_and_hazier() -> None:
               for i in range(6) for j in range(6)]  # fmt: skip
     site = site_of(*solids)
     sharp = []
-    for collect in (made_looks(27, np.random.default_rng(0))[i] for i in (0, 26)):
+    for collect in (write_view_angles(27, np.random.default_rng(0))[i] for i in (0, 26)):
         counts = shoot(site, collect).counts[..., 4].astype(float)
         sharp.append(np.abs(np.diff(counts, axis=1)).max() / counts.mean())
     assert sharp[1] < 0.6 * sharp[0]
@@ -347,15 +347,15 @@ def test_some_buildings_have_courtyards() -> None:
 
 
 def test_the_looks_are_those_of_the_challenge() -> None:
-    collects = made_looks(LOOKS, np.random.default_rng(0))
+    collects = write_view_angles(VIEW_ANGLES, np.random.default_rng(0))
     assert [int(c.angle) for c in collects] == [
         7, 8, 10, 10, 13, 14, 16, 19, 21, 23, 25, 27, 29, 30, 32, 34, 36, 39, 42, 44, 46, 47, 49,
         50, 52, 53, 53,
     ]  # fmt: skip
     south = [c.angle for c in collects if c.azimuth > 90]
     assert south == [7.8, 10.5, 13.9, 16.9, 21.3, 25.4, 29.1, 32.5]
-    assert len({c.name for c in collects}) == LOOKS
-    few = made_looks(3, np.random.default_rng(0))
+    assert len({c.name for c in collects}) == VIEW_ANGLES
+    few = write_view_angles(3, np.random.default_rng(0))
     assert [int(c.angle) for c in few] == [7, 30, 53]
     assert {c.name for c in few} <= {c.name for c in collects}
 
@@ -363,7 +363,7 @@ def test_the_looks_are_those_of_the_challenge() -> None:
 @pytest.mark.parametrize("count", [0, 28])
 def test_looks_that_there_are_not_are_told(tmp_path: Path, count: int) -> None:
     with pytest.raises(SatmapError, match="from 1 to 27"):
-        make_building_city(tmp_path / "city", BuildingLayout.SPACENET4, looks=count)
+        make_building_city(tmp_path / "city", BuildingLayout.SPACENET4, view_angles=count)
     assert not (tmp_path / "city").exists()
 
 
@@ -570,13 +570,13 @@ def test_seeds_reproduce_every_byte(tmp_path: Path) -> None:
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         make_building_city(
             tmp_path / name, BuildingLayout.SPACENET4, chips=1, test_chips=0, seed=seed, size=64,
-            looks=2,
+            view_angles=2,
         )  # fmt: skip
-    one, twin, other = (
+    one, duplicate, other = (
         {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
         for name in "abc"
     )
-    assert one == twin
+    assert one == duplicate
     assert len(one) == 5
     assert not set(one.values()) & set(other.values())
 

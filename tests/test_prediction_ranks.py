@@ -31,18 +31,18 @@ from satmap.prediction import dense as ensemble
 from satmap.prediction import images as pictures
 from satmap.prediction import journal, share
 from satmap.prediction.dense import Strip
-from satmap.prediction.images import Picture
+from satmap.prediction.images import PreparedImage
 from satmap.prediction.journal import Journal
 from satmap.prediction.run import Prediction, predict
 from satmap.provenance.manifest import SUFFIX
-from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import Inference, load_recipe
 from satmap.runtime.workers import BoundedPool, read_ahead
-from satmap.tasks.roads.maps import RoadMaps
+from satmap.tasks.roads.maps import RoadDecoder
 from satmap.tasks.roads.vectorizer.settings import RoadSettings
 from satmap.weights.network_files import save_weights
 
-ROAD_MAPS = RoadMaps(RoadSettings(), 0.3)
+ROAD_DECODER = RoadDecoder(RoadSettings(), 0.3)
 CPU = torch.device("cpu")
 COLUMNS, ROWS, SIZE = 5, 3, 80
 
@@ -69,11 +69,11 @@ class Area:
         damaged = self.images / "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip6.tif"
         damaged.write_bytes(damaged.read_bytes()[:-9000])
         recipe = load_recipe("demo")
-        self.inference = Inference(views=4)
+        self.inference = Inference(tta=4)
         recipe = recipe.model_copy(update={"inference": self.inference})
         Path(self.recipe).write_text(recipe.model_dump_json())
         torch.manual_seed(1)
-        network = build_network("resnet18", 3, ROAD_PLANES, (16, 16, 16, 16))
+        network = build_network("resnet18", 3, ROAD_MAPS, (16, 16, 16, 16))
         with torch.no_grad():
             # Untrained it would be undecided everywhere.
             network.head.weight *= 50
@@ -85,7 +85,7 @@ class Area:
     def predict(self, place: Path, **options: Any) -> Prediction:
         return predict(
             [self.images], place / "out.csv", self.weights, CPU, self.recipe,
-            planes=place / "planes", exports=[place / "out.graphml"], **options,
+            maps=place / "planes", exports=[place / "out.graphml"], **options,
         )  # fmt: skip
 
     def ranks(self, place: Path, output: Path, *options: str) -> list[ForkServerProcess]:
@@ -95,7 +95,7 @@ class Area:
     def command(self, place: Path, *options: str) -> list[str]:
         return [
             "-m", "satmap", "predict", str(self.images), str(place / "out.csv"), "--weights",
-            str(self.weights), "--recipe", self.recipe, "--device", "cpu", "--planes",
+            str(self.weights), "--recipe", self.recipe, "--device", "cpu", "--probabilities",
             str(place / "planes"), "--export", str(place / "out.graphml"), *options,
         ]  # fmt: skip
 
@@ -270,7 +270,7 @@ def test_sigterm_ends_a_run_in_order_and_it_goes_on(
         assert process.is_alive(), told.read_text()
         time.sleep(0.005)
     with pytest.raises(CannotWriteError, match="is being written by another run"):
-        Journal(tmp_path / "out.csv", "settings", ROAD_MAPS)
+        Journal(tmp_path / "out.csv", "settings", ROAD_DECODER)
     process.terminate()
     assert finish([process]) == [143]
     assert (
@@ -286,12 +286,12 @@ def test_every_process_of_a_run_holds_its_lock(
 ) -> None:
     monkeypatch.setattr(journal, "_GRACE_S", 0.0)
     output = tmp_path / "out.csv"
-    with Journal(output, "settings", ROAD_MAPS, 1) as part:
+    with Journal(output, "settings", ROAD_DECODER, 1) as part:
         # Its first process is gone, it is not yet.
         with pytest.raises(CannotWriteError, match="is being written by another run"):
-            Journal(output, "settings", ROAD_MAPS)
+            Journal(output, "settings", ROAD_DECODER)
         assert part.path.exists()
-    Journal(output, "settings", ROAD_MAPS).remove()
+    Journal(output, "settings", ROAD_DECODER).remove()
     assert not list(tmp_path.iterdir())
 
 
@@ -332,24 +332,24 @@ def test_few_images_are_in_memory_however_many_there_are(
     counts = {"read": 0, "looked": 0}
     most = {"pictures": 0, "planes": 0}
     lock = threading.Lock()
-    read, look = pictures.read_picture, share.look
+    read, launch = pictures.prepare_image, share.launch_networks
 
-    def counted_read(*arguments: Any) -> Picture:
+    def counted_read(*arguments: Any) -> PreparedImage:
         with lock:
             counts["read"] += 1
             most["pictures"] = max(most["pictures"], counts["read"] - counts["looked"])
         return read(*arguments)
 
-    def counted_look(*arguments: Any) -> list[Strip]:
+    def counted_launch(*arguments: Any) -> list[Strip]:
         # The reader may be as far ahead as it ever gets.
         time.sleep(0.01)
         with lock:
             counts["looked"] += 1
         most["planes"] = max(most["planes"], len(pool.held))
-        return look(*arguments)
+        return launch(*arguments)
 
     monkeypatch.setattr(share, "read_picture", counted_read)
-    monkeypatch.setattr(share, "look", counted_look)
+    monkeypatch.setattr(share, "launch_networks", counted_launch)
     assert area.predict(tmp_path, workers=2) == area.done
     # The damaged one is read, but never looked at.
     assert counts == {"read": COLUMNS * ROWS + 1, "looked": COLUMNS * ROWS}
@@ -422,7 +422,7 @@ def test_large_scenes_are_predicted_strip_by_strip_to_the_same_bytes(
     area: Area, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = load_recipe(area.recipe)
-    inference = Inference(views=1, window=64, overlap=8)
+    inference = Inference(tta=1, window=64, overlap=8)
     path = tmp_path / "windows.yaml"
     path.write_text(recipe.model_copy(update={"inference": inference}).model_dump_json())
     places = tmp_path / "small", tmp_path / "large"
@@ -437,7 +437,7 @@ def test_large_scenes_are_predicted_strip_by_strip_to_the_same_bytes(
     monkeypatch.setattr(share, "predict_strips", counted)
     for place in places:
         predict([area.images], place / "out.csv", area.weights, CPU, str(path),
-                planes=place / "planes")  # fmt: skip
+                maps=place / "planes")  # fmt: skip
         assert len(strips) == 2 * COLUMNS * ROWS
         strips.clear()
         monkeypatch.setattr(pictures, "LARGEST", 0)

@@ -8,18 +8,18 @@ import torch
 
 from round_trips import vegas_labels
 from satmap.data.cache import CachedChip, StretchSettings, prepare_chip
-from satmap.data.layouts.spacenet_roads import scan
+from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.evaluation.metrics.apls import apls, score_roads
 from satmap.prediction.run import predict
 from satmap.prediction.vectorize import vectorize_directory
-from satmap.rasters.map_files import write_planes
-from satmap.rasters.probability_maps import ROAD_PLANES, Planes
+from satmap.rasters.map_files import write_maps
+from satmap.rasters.probability_maps import ROAD_MAPS, ProbabilityMaps
 from satmap.recipes.schema import parse_recipe
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
 from satmap.tasks.roads.objective import truth_rows
 from satmap.tasks.roads.targets import TargetSettings, decode_target
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.run_context import Workplace
+from satmap.training.run_context import RunContext
 from tiny_trainings import road_member, road_recipe, stage
 
 DATA = Path(__file__).parents[2] / "shared/data"
@@ -32,7 +32,7 @@ RECIPE = road_recipe(road_member(stages=[stage(crop=128)]))
 
 
 def cached(directory: Path, cache: Path) -> list[CachedChip]:
-    chips = scan([directory]).chips
+    chips = scan_roads([directory]).chips
     return [prepare_chip(chip, cache, StretchSettings(), TargetSettings()) for chip in chips]
 
 
@@ -58,12 +58,14 @@ def test_targets_vectorise_back_to_their_labels(
     tmp_path: Path, directory: Path, length: float, time: float
 ) -> None:
     # Through files and with a look at neighbours, as `satmap vectorize` does it.
-    places = {chip.image_id: chip.image.georeference for chip in scan([directory]).chips}
+    places = {chip.image_id: chip.image.georeference for chip in scan_roads([directory]).chips}
     chips = cached(directory, tmp_path)
     for chip in chips:
         _, target = chip.read()
-        planes = Planes(ROAD_PLANES, decode_target(target) * np.uint8(255), chip.metres_per_pixel)
-        write_planes(tmp_path / "planes" / f"{chip.image_id}.tif", planes, places[chip.image_id])
+        maps = ProbabilityMaps(
+            ROAD_MAPS, decode_target(target) * np.uint8(255), chip.metres_per_pixel
+        )
+        write_maps(tmp_path / "planes" / f"{chip.image_id}.tif", maps, places[chip.image_id])
     done = vectorize_directory(tmp_path / "planes", tmp_path / "out.csv")
     assert not done.faults
     proposal = read_roads_csv(tmp_path / "out.csv")
@@ -87,7 +89,7 @@ def test_labels_of_vegas_vectorise_back() -> None:
 
 
 def test_older_property_names_and_rgba(tmp_path: Path) -> None:
-    (chip,) = scan([VEGAS]).chips
+    (chip,) = scan_roads([VEGAS]).chips
     assert (chip.image_id, chip.aoi, chip.image.bands) == ("AOI_2_Vegas_img0", "AOI_2_Vegas", 3)
     (ready,) = cached(VEGAS, tmp_path)
     assert len(ready.labels) == 38
@@ -103,9 +105,9 @@ def test_older_property_names_and_rgba(tmp_path: Path) -> None:
 def test_trains_and_predicts(directory: Path, tmp_path: Path) -> None:
     recipe_file = tmp_path / "real.yaml"
     recipe_file.write_text(RECIPE)
-    place = Workplace(tmp_path / "weights", torch.device("cpu"))
+    context = RunContext(tmp_path / "weights", torch.device("cpu"))
     options = TrainingOptions(cache=tmp_path / "cache")
-    assert not train([directory], parse_recipe(RECIPE, "real"), place, options)
+    assert not train([directory], parse_recipe(RECIPE, "real"), context, options)
     images = directory
     if directory == EPFL:
         # A few of the 80 suffice for the way through.
@@ -115,7 +117,7 @@ def test_trains_and_predicts(directory: Path, tmp_path: Path) -> None:
             for path in EPFL.glob(f"*/*_chip{number}.*"):
                 (images / path.name).symlink_to(path)
     output = tmp_path / "out.csv"
-    done = predict([images], output, place.weights, place.device, str(recipe_file))
+    done = predict([images], output, context.weights, context.device, str(recipe_file))
     assert not done.faults
     assert check_roads_csv(output, list(done.images)) == []
     # Little can be learnt in one epoch; the figures are the note's affair, the way through this.

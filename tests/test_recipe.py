@@ -28,7 +28,7 @@ def test_the_reference_recipe_has_the_reference_constants() -> None:
         ("dpn92", 8),
         ("dpn92", 3),
     ]
-    assert recipe.inference.views == 8
+    assert recipe.inference.tta == 8
     assert recipe.inference.checkpoints == ("best_apls", "best_dice", "last")
     first, second = recipe.members[0].stages
     assert (first.crop, first.batch, first.epochs, first.passes) == (384, 10, 38, 8)
@@ -44,7 +44,7 @@ def test_a_single_network_learns_from_all_chips_and_a_teacher() -> None:
     for name in ("sn5-roads-single", "quick-roads-single"):
         recipe = load_recipe(name)
         (member,) = recipe.members
-        assert (member.fold, recipe.inference.views, recipe.needs_teacher) == (None, 1, True)
+        assert (member.fold, recipe.inference.tta, recipe.needs_teacher) == (None, 1, True)
         assert member.name == f"all-{member.encoder}-3band-light"
         # A weight file holds the recipe as JSON.
         again = Recipe.model_validate_json(recipe.model_dump_json())
@@ -119,9 +119,7 @@ def test_members_that_differ_only_in_the_decoder_have_different_names() -> None:
 
 def test_settings_of_prediction_do_not_touch_training() -> None:
     recipe = load_recipe("demo")
-    views = recipe.model_copy(
-        update={"inference": recipe.inference.model_copy(update={"views": 8})}
-    )
+    views = recipe.model_copy(update={"inference": recipe.inference.model_copy(update={"tta": 8})})
     assert views.training_fingerprint == recipe.training_fingerprint
     seed = parse_recipe(DEMO + "\nseed: 1\n", "x")
     assert seed.training_fingerprint != recipe.training_fingerprint
@@ -132,7 +130,7 @@ def test_settings_of_prediction_do_not_touch_training() -> None:
     [
         ({"colour": 1}, "colour: unknown key"),
         ({"inference": {"view": 8}}, "inference.view: unknown key"),
-        ({"inference": {"views": 6}}, "inference.views"),
+        ({"inference": {"tta": 6}}, "inference.tta"),
         ({"roads": {"no_such": 1}}, "roads.no_such: unknown key"),
         ({"folds": 1}, "folds: .*got 1"),
         ({"folds": None}, "folds"),

@@ -18,16 +18,16 @@ from degraded_masks import METRES_PER_PIXEL, degraded_mask
 from round_trips import made_city
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls import apls
-from satmap.rasters.probability_maps import ROAD, ROAD_PLANES, SPEED_PLANES, Planes
-from satmap.submissions.roads_csv import read_roads_csv, to_rows
+from satmap.rasters.probability_maps import ROAD, ROAD_MAPS, SPEED_MAPS, ProbabilityMaps
+from satmap.submissions.roads_csv import read_roads_csv, rows_of_graph
 from satmap.tasks.roads.vectorizer.clean import prune_spurs
 from satmap.tasks.roads.vectorizer.evidence import Evidence
-from satmap.tasks.roads.vectorizer.lines import cut, simplify
+from satmap.tasks.roads.vectorizer.lines import cut_lines, simplify
 from satmap.tasks.roads.vectorizer.network import Network, follow_chains
 from satmap.tasks.roads.vectorizer.skeleton import road_mask
 from satmap.tasks.roads.vectorizer.speed import prior_speeds
-from satmap.tasks.roads.vectorizer.trace import trace
-from satmap.tasks.roads.vectorizer.vectorize_roads import RoadSettings, vectorize
+from satmap.tasks.roads.vectorizer.trace import trace_skeleton
+from satmap.tasks.roads.vectorizer.vectorize_roads import RoadSettings, vectorize_roads
 from satmap.vectors.road_graph import RoadGraph
 from satmap.vectors.speeds import BIN_SPEEDS_MPH, MPS_PER_MPH
 
@@ -52,7 +52,7 @@ def draw(
 
 
 def graph_of(mask: NDArray[np.uint8], scale: tuple[float, float] = SCALE) -> RoadGraph:
-    return vectorize(Planes((ROAD,), mask[None], scale))
+    return vectorize_roads(ProbabilityMaps((ROAD,), mask[None], scale))
 
 
 def degrees(graph: RoadGraph) -> list[int]:
@@ -65,8 +65,8 @@ def total_m(graph: RoadGraph) -> float:
 
 
 def circle(x: float, y: float, radius: float) -> Points:
-    turns = np.linspace(0, 2 * np.pi, 181)
-    return [(x + radius * math.cos(turn), y + radius * math.sin(turn)) for turn in turns]
+    phases = np.linspace(0, 2 * np.pi, 181)
+    return [(x + radius * math.cos(turn), y + radius * math.sin(turn)) for turn in phases]
 
 
 def check_sound(graph: RoadGraph, shape: tuple[int, int]) -> None:
@@ -141,7 +141,7 @@ def test_trace_keeps_two_ways_between_the_same_nodes() -> None:
     skeleton[4, :3] = skeleton[4, 10:] = True
     skeleton[2, 4:9] = skeleton[6, 4:9] = True
     skeleton[3, [3, 9]] = skeleton[5, [3, 9]] = True
-    network = trace(*np.nonzero(skeleton))
+    network = trace_skeleton(*np.nonzero(skeleton))
     assert sorted(network.degrees.tolist()) == [1, 1, 3, 3]
     assert len(network.lines) == 4
     for (start, end), line in zip(network.ends, network.lines, strict=True):
@@ -191,7 +191,7 @@ def test_centre_line_is_followed_within_two_pixels() -> None:
 def test_pixel_centres_are_at_half() -> None:
     skeleton = np.zeros((5, 8), np.bool_)
     skeleton[2, 1:7] = True
-    (line,) = trace(*np.nonzero(skeleton)).lines
+    (line,) = trace_skeleton(*np.nonzero(skeleton)).lines
     np.testing.assert_array_equal(line[:, 1], 2.5)
     np.testing.assert_array_equal(np.sort(line[:, 0]), np.arange(1.5, 7))
 
@@ -235,7 +235,7 @@ def test_simplify_keeps_loops_and_parallel_roads_apart() -> None:
 
 def test_cut_pieces_add_up() -> None:
     line = np.array([[0.0, 0.0], [10.0, 0.0], [10.0, 10.0]])
-    pieces = cut(line, np.array([4.0, 15.0]))
+    pieces = cut_lines(line, np.array([4.0, 15.0]))
     assert [piece.tolist() for piece in pieces] == [
         [[0, 0], [4, 0]],
         [[4, 0], [10, 0], [10, 5]],
@@ -337,10 +337,10 @@ def test_faint_stretch_of_a_certain_road_is_kept_and_faint_blob_not() -> None:
 # --- speeds ---------------------------------------------------------------------------------------
 
 
-def speed_planes(road: NDArray[np.uint8], **bins: NDArray[np.uint8]) -> Planes:
+def speed_maps(road: NDArray[np.uint8], **bins: NDArray[np.uint8]) -> ProbabilityMaps:
     empty = np.zeros_like(road)
-    values = [road if name == ROAD else bins.get(name, empty) for name in ROAD_PLANES]
-    return Planes(ROAD_PLANES, np.array(values), SCALE)
+    values = [road if name == ROAD else bins.get(name, empty) for name in ROAD_MAPS]
+    return ProbabilityMaps(ROAD_MAPS, np.array(values), SCALE)
 
 
 def test_speed_is_the_expectation_weighted_by_length() -> None:
@@ -348,7 +348,7 @@ def test_speed_is_the_expectation_weighted_by_length() -> None:
     slow, fast = np.zeros_like(road), np.zeros_like(road)
     slow[:, :100] = 255  # A quarter of the way at 20 mph,
     fast[:, 100:] = 255  # the rest at 45 mph.
-    (edge,) = vectorize(speed_planes(road, speed3=slow, speed7=fast)).edges
+    (edge,) = vectorize_roads(speed_maps(road, speed3=slow, speed7=fast)).edges
     assert edge.speed_mps == pytest.approx((20 + 3 * 45) / 4 * MPS_PER_MPH, rel=0.005)
     assert edge.length_m == pytest.approx(120, rel=1e-3)
     assert edge.travel_time_s == pytest.approx(edge.length_m / edge.speed_mps)
@@ -357,17 +357,17 @@ def test_speed_is_the_expectation_weighted_by_length() -> None:
 def test_speed_weighs_bins_by_probability() -> None:
     road = draw([(0, 100), (400, 100)], shape=(200, 400))
     low, high = np.full_like(road, 50), np.full_like(road, 150)
-    (edge,) = vectorize(speed_planes(road, speed1=low, speed9=high)).edges
+    (edge,) = vectorize_roads(speed_maps(road, speed1=low, speed9=high)).edges
     assert edge.speed_mps == pytest.approx((15 * 50 + 65 * 150) / 200 * MPS_PER_MPH)
 
 
 def test_speed_without_evidence_is_the_default_or_that_of_like_roads() -> None:
     road = draw([(0, 60), (400, 60)], [(0, 140), (400, 140)], shape=(200, 400))
-    graph = vectorize(speed_planes(road))
+    graph = vectorize_roads(speed_maps(road))
     assert [edge.speed_mps for edge in graph.edges] == pytest.approx([25 * MPS_PER_MPH] * 2)
     upper = np.zeros_like(road)
     upper[:100] = 255
-    graph = vectorize(speed_planes(road, speed6=upper))
+    graph = vectorize_roads(speed_maps(road, speed6=upper))
     assert [edge.speed_mps for edge in graph.edges] == pytest.approx([35 * MPS_PER_MPH] * 2)
 
 
@@ -396,7 +396,7 @@ def test_unknown_speeds_come_from_like_roads_near_and_far() -> None:
 def test_width_tells_fast_roads_where_no_speed_is_known() -> None:
     road = draw([(0, 60), (400, 60)], shape=(260, 400))
     wide = draw([(0, 180), (400, 180)], shape=(260, 400), width=34)
-    graph = vectorize(Planes((ROAD,), np.maximum(road, wide)[None], SCALE))
+    graph = vectorize_roads(ProbabilityMaps((ROAD,), np.maximum(road, wide)[None], SCALE))
     narrow_mps, wide_mps = (
         edge.speed_mps for edge in sorted(graph.edges, key=lambda edge: edge.line[0, 1])
     )
@@ -412,7 +412,7 @@ def test_thin_evidence_is_mixed_with_the_prior() -> None:
     slow[100:] = 6
     settings = RoadSettings(speed_evidence=12 / 255)
     upper, lower = sorted(
-        vectorize(speed_planes(road, speed9=fast, speed1=slow), settings).edges,
+        vectorize_roads(speed_maps(road, speed9=fast, speed1=slow), settings).edges,
         key=lambda edge: edge.line[0, 1],
     )
     assert upper.speed_mps == pytest.approx(65 * MPS_PER_MPH)
@@ -427,8 +427,8 @@ def test_confidence_is_the_mean_probability() -> None:
 
 def test_every_speed_bin_is_decoded() -> None:
     road = draw([(0, 100), (200, 100)], shape=(200, 200))
-    for name, mph in zip(SPEED_PLANES, BIN_SPEEDS_MPH, strict=True):
-        (edge,) = vectorize(speed_planes(road, **{name: road})).edges
+    for name, mph in zip(SPEED_MAPS, BIN_SPEEDS_MPH, strict=True):
+        (edge,) = vectorize_roads(speed_maps(road, **{name: road})).edges
         assert edge.speed_mps == pytest.approx(mph * MPS_PER_MPH)
 
 
@@ -499,10 +499,10 @@ def test_odd_masks_are_safe_and_repeatable(name: str) -> None:
         assert len(graph.edges) > 300
 
 
-def test_planes_without_road_are_named() -> None:
-    planes = Planes(("junction",), np.zeros((1, 8, 8), np.uint8), SCALE)
+def test_maps_without_road_are_named() -> None:
+    maps = ProbabilityMaps(("junction",), np.zeros((1, 8, 8), np.uint8), SCALE)
     with pytest.raises(SatmapError, match="junction"):
-        vectorize(planes)
+        vectorize_roads(maps)
 
 
 def test_unknown_setting_is_an_error() -> None:
@@ -550,7 +550,9 @@ def test_every_settings_extreme_is_safe() -> None:
         most = next((m.le for m in field.metadata if hasattr(m, "le")), 1.0)
         for value in (least, most):
             settings = RoadSettings.model_validate({name: value, **low})
-            check_sound(vectorize(Planes((ROAD,), mask[None], SCALE), settings), (400, 400))
+            check_sound(
+                vectorize_roads(ProbabilityMaps((ROAD,), mask[None], SCALE), settings), (400, 400)
+            )
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
@@ -583,7 +585,7 @@ def test_apls_on_the_shared_masks() -> None:
         graph = graph_of(mask, (0.31, 0.31))
         check_sound(graph, (mask.shape[0], mask.shape[1]))
         image_id = "AOI_7_Moscow_" + path.stem.rsplit("_", 1)[1]
-        scores.append(apls(truth[image_id], to_rows(graph)).length.score)
+        scores.append(apls(truth[image_id], rows_of_graph(graph)).length.score)
     assert len(scores) == 8
     assert np.mean(scores) > 0.96
     assert min(scores) > 0.88
@@ -595,7 +597,7 @@ def test_apls_on_made_degraded_masks() -> None:
         made = degraded_mask(seed)
         graph = graph_of(made.road, (METRES_PER_PIXEL, METRES_PER_PIXEL))
         check_sound(graph, (made.road.shape[0], made.road.shape[1]))
-        scores.append(apls(made.truth, to_rows(graph)).length.score)
+        scores.append(apls(made.truth, rows_of_graph(graph)).length.score)
     assert np.mean(scores) > 0.92
 
 
@@ -603,8 +605,8 @@ def test_degraded_masks_repeat_by_seed() -> None:
     one, same, other = degraded_mask(5, 400), degraded_mask(5, 400), degraded_mask(7, 400)
     np.testing.assert_array_equal(one.road, same.road)
     assert (one.road != other.road).any()
-    for row, twin in zip(one.truth, same.truth, strict=True):
-        np.testing.assert_array_equal(row.line, twin.line)
+    for row, duplicate in zip(one.truth, same.truth, strict=True):
+        np.testing.assert_array_equal(row.line, duplicate.line)
 
 
 def test_targets_of_made_cities_vectorise_back() -> None:

@@ -9,8 +9,8 @@ import pytest
 import shapely
 from numpy.typing import NDArray
 
-from satmap.rasters.probability_maps import JUNCTION, ROAD, Planes
-from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
+from satmap.rasters.probability_maps import JUNCTION, ROAD, ProbabilityMaps
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.road_graph import RoadGraph
 from test_roads import SCALE, Points, degrees, draw, graph_of, total_m
 
@@ -22,7 +22,7 @@ def with_junctions(road: NDArray[np.uint8], *places: tuple[int, int]) -> RoadGra
     junctions = np.zeros_like(road)
     for place in places:
         cv2.circle(junctions, place, 16, 255, -1)
-    return vectorize(Planes((ROAD, JUNCTION), np.stack([road, junctions]), SCALE))
+    return vectorize_roads(ProbabilityMaps((ROAD, JUNCTION), np.stack([road, junctions]), SCALE))
 
 
 def nearest_node(graph: RoadGraph, x: float, y: float) -> float:
@@ -70,7 +70,7 @@ def test_staggered_side_roads_stay_two_junctions() -> None:
 SIDE: Points = [(320, 200), (320, 420)]
 
 
-def test_overpass_passes_where_the_junction_plane_shows_none() -> None:
+def test_overpass_passes_where_the_junction_map_shows_none() -> None:
     road = draw(HORIZONTAL, [(120, -20), (120, 420)], SIDE)
     passing = with_junctions(road, (320, 200))
     assert degrees(passing) == [1, 1, 1, 1, 1, 3]
@@ -82,12 +82,12 @@ def test_overpass_passes_where_the_junction_plane_shows_none() -> None:
     assert degrees(with_junctions(road, (320, 200), (120, 200))) == [1, 1, 1, 1, 1, 3, 4]
 
 
-def test_junction_plane_that_knows_nothing_is_ignored() -> None:
+def test_junction_map_that_knows_nothing_is_ignored() -> None:
     road = draw(HORIZONTAL, [(120, -20), (120, 420)], SIDE)
     assert degrees(with_junctions(road)) == [1, 1, 1, 1, 1, 3, 4]
 
 
-def test_touching_corners_do_not_meet_where_the_junction_plane_shows_none() -> None:
+def test_touching_corners_do_not_meet_where_the_junction_map_shows_none() -> None:
     corner, other = [(190.0, -20.0), (190.0, 190.0), (-20.0, 190.0)], [(200.0, 420.0)]
     other += [(200.0, 200.0), (420.0, 200.0)]
     road = draw(corner, other, [(320, 200), (320, 420)], width=12)
@@ -152,7 +152,7 @@ def test_corners_are_not_cut(turn: int) -> None:
     assert min(math.dist((200, 200), p) for e in graph.edges for p in e.line.tolist()) <= 3
 
 
-def test_roads_that_merge_slowly_meet_where_the_junction_plane_says() -> None:
+def test_roads_that_merge_slowly_meet_where_the_junction_map_says() -> None:
     # Other junctions make the plane one that knows.
     tees: list[Points] = [[(x, 350), (x, 420)] for x in (50, 450)]
     ramp: Points = [(300, 200), (-20, 200 - 320 * math.tan(math.radians(6)))]

@@ -10,7 +10,7 @@ from scipy.sparse.csgraph import connected_components
 from satmap.tasks.roads.vectorizer.evidence import Evidence, samples
 from satmap.tasks.roads.vectorizer.network import Network, components, follow_chains
 from satmap.tasks.roads.vectorizer.skeleton import thin
-from satmap.tasks.roads.vectorizer.trace import trace
+from satmap.tasks.roads.vectorizer.trace import trace_skeleton
 
 
 def masks() -> dict[str, NDArray[np.uint8]]:
@@ -60,7 +60,7 @@ def test_thinning_across_words_is_as_within() -> None:
 
 def test_trace_covers_the_skeleton() -> None:
     rows, columns = thin(masks()["labyrinth"])
-    network = trace(rows, columns)
+    network = trace_skeleton(rows, columns)
     inner = {tuple(point) for point in network.points.tolist()}
     pixels = {(x + 0.5, y + 0.5) for x, y in zip(columns.tolist(), rows.tolist(), strict=True)}
     # Pixels of a junction become one node at their mean place; all others are points of a line,
@@ -116,10 +116,10 @@ def test_places_and_samples_lie_along_roads() -> None:
 
 
 def test_evidence_of_a_bridge_leaves_out_the_roads_it_joins() -> None:
-    plane = np.zeros((100, 100), np.uint8)
-    plane[:, :30] = plane[:, 70:] = 255
-    plane[50:, 30:70] = 51
-    evidence = Evidence(plane, np.ones(2), 0.3)
+    probability_map = np.zeros((100, 100), np.uint8)
+    probability_map[:, :30] = probability_map[:, 70:] = 255
+    probability_map[50:, 30:70] = 51
+    evidence = Evidence(probability_map, np.ones(2), 0.3)
     starts, stops = np.array([[10.0, 20.0], [10.0, 80.0]]), np.array([[90.0, 20.0], [90.0, 80.0]])
     probability, unproven = evidence.between(starts, stops)
     np.testing.assert_allclose(probability, [0, 0.2])

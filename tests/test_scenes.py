@@ -11,27 +11,27 @@ from numpy.typing import NDArray
 
 from degraded_masks import METRES_PER_PIXEL, degraded_mask
 from satmap.rasters import scene as scenes
-from satmap.rasters.probability_maps import JUNCTION, ROAD, ROAD_PLANES, Planes
-from satmap.rasters.scene import Box, PackedPlane, Scene, strips
+from satmap.rasters.probability_maps import JUNCTION, ROAD, ROAD_MAPS, ProbabilityMaps
+from satmap.rasters.scene import Box, PackedMap, Scene, strips
 from satmap.tasks.roads.vectorizer.centre_lines import centre_lines
 from satmap.tasks.roads.vectorizer.settings import RoadSettings
-from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.road_graph import RoadGraph
 
 Mask = NDArray[np.uint8]
 
 
-def planes_of(mask: Mask) -> Planes:
-    return Planes((ROAD,), mask[None], (METRES_PER_PIXEL, METRES_PER_PIXEL))
+def maps_of(mask: Mask) -> ProbabilityMaps:
+    return ProbabilityMaps((ROAD,), mask[None], (METRES_PER_PIXEL, METRES_PER_PIXEL))
 
 
 def assert_same(one: RoadGraph, other: RoadGraph) -> None:
     np.testing.assert_array_equal(one.nodes, other.nodes)
     assert len(one.edges) == len(other.edges)
-    for edge, twin in zip(one.edges, other.edges, strict=True):
-        np.testing.assert_array_equal(edge.line, twin.line)
-        assert (edge.nodes, edge.length_m) == (twin.nodes, twin.length_m)
-        assert (edge.speed_mps, edge.confidence) == (twin.speed_mps, twin.confidence)
+    for edge, duplicate in zip(one.edges, other.edges, strict=True):
+        np.testing.assert_array_equal(edge.line, duplicate.line)
+        assert (edge.nodes, edge.length_m) == (duplicate.nodes, duplicate.length_m)
+        assert (edge.speed_mps, edge.confidence) == (duplicate.speed_mps, duplicate.confidence)
 
 
 def drawn(lines: Sequence[Sequence[tuple[float, float]]], size: int = 1000) -> Mask:
@@ -93,66 +93,64 @@ MASKS: dict[str, Callable[[], Mask]] = {
 
 @pytest.mark.parametrize("name", MASKS)
 def test_the_graph_does_not_depend_on_the_windows(name: str) -> None:
-    planes = planes_of(MASKS[name]())
-    whole = vectorize(planes)
+    maps = maps_of(MASKS[name]())
+    whole = vectorize_roads(maps)
     assert (len(whole.edges) > 0) == (name != "nothing")
     # The border adds 13 pixels on either side: seams of even windows lie in the middle.
     for window in (613, 520, 290):
-        assert_same(vectorize(planes, window_px=window), whole)
+        assert_same(vectorize_roads(maps, window_px=window), whole)
 
 
 def test_windows_of_pixels_that_are_wider_than_high() -> None:
-    planes = Planes((ROAD,), degraded_mask(1001).road[None], (0.24, 0.3))
-    assert_same(vectorize(planes, window_px=400), vectorize(planes))
+    maps = ProbabilityMaps((ROAD,), degraded_mask(1001).road[None], (0.24, 0.3))
+    assert_same(vectorize_roads(maps, window_px=400), vectorize_roads(maps))
 
 
 def test_centre_lines_have_no_ends_at_seams() -> None:
-    planes = planes_of(drawn([[(0, 350), (999, 420)]]))
-    network = centre_lines(planes, RoadSettings(), 200)
+    maps = maps_of(drawn([[(0, 350), (999, 420)]]))
+    network = centre_lines(maps, RoadSettings(), 200)
     assert len(network.counts) == 1
     assert sorted(network.degrees.tolist()) == [1, 1]
 
 
-def scene_of(planes: Planes, read: list[Box] | None = None) -> Scene:
+def scene_of(maps: ProbabilityMaps, read: list[Box] | None = None) -> Scene:
     def reading(name: str, box: Box) -> Mask:
         if read is not None:
             read.append(box)
-        return planes[name][box.pixels]
+        return maps[name][box.pixels]
 
-    return Scene(planes.names, planes.shape, planes.metres_per_pixel, reading)
+    return Scene(maps.names, maps.shape, maps.metres_per_pixel, reading)
 
 
 @pytest.mark.parametrize("open_bytes", [0, 600_000])
-def test_a_scene_gives_what_its_planes_give(
-    monkeypatch: pytest.MonkeyPatch, open_bytes: int
-) -> None:
+def test_a_scene_gives_what_its_maps_give(monkeypatch: pytest.MonkeyPatch, open_bytes: int) -> None:
     monkeypatch.setattr(scenes, "_OPEN_BYTES", open_bytes)
     road = degraded_mask(1005).road
-    values = np.zeros((len(ROAD_PLANES), *road.shape), np.uint8)
-    values[ROAD_PLANES.index(ROAD)] = road
+    values = np.zeros((len(ROAD_MAPS), *road.shape), np.uint8)
+    values[ROAD_MAPS.index(ROAD)] = road
     values[4], values[7] = road // 2, road[:, ::-1]
-    values[ROAD_PLANES.index(JUNCTION)] = cv2.GaussianBlur(road, (0, 0), 9)
-    planes = Planes(ROAD_PLANES, values, (METRES_PER_PIXEL, METRES_PER_PIXEL))
-    whole = vectorize(planes)
+    values[ROAD_MAPS.index(JUNCTION)] = cv2.GaussianBlur(road, (0, 0), 9)
+    maps = ProbabilityMaps(ROAD_MAPS, values, (METRES_PER_PIXEL, METRES_PER_PIXEL))
+    whole = vectorize_roads(maps)
     assert len({edge.speed_mps for edge in whole.edges}) > 10
-    assert_same(vectorize(scene_of(planes), window_px=500), whole)
+    assert_same(vectorize_roads(scene_of(maps), window_px=500), whole)
 
 
 def test_a_scene_is_read_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenes, "_STRIP", 1024)
     read: list[Box] = []
-    planes = planes_of(degraded_mask(1000, 1600).road)
-    assert_same(vectorize(scene_of(planes, read), window_px=500), vectorize(planes))
+    maps = maps_of(degraded_mask(1000, 1600).road)
+    assert_same(vectorize_roads(scene_of(maps, read), window_px=500), vectorize_roads(maps))
     assert max(box.width for box in read) == 1024
     assert max(box.height for box in read) == 512
     # Once for the network, once for the confidence of its roads.
-    assert len(read) <= 2 * len(strips(planes.shape))
+    assert len(read) <= 2 * len(strips(maps.shape))
 
 
 def test_small_scenes() -> None:
     for size in (1, 7, 700):
-        planes = planes_of(np.full((size, size), 255, np.uint8))
-        assert_same(vectorize(scene_of(planes)), vectorize(planes))
+        maps = maps_of(np.full((size, size), 255, np.uint8))
+        assert_same(vectorize_roads(scene_of(maps)), vectorize_roads(maps))
 
 
 @settings(max_examples=30, deadline=None)
@@ -162,11 +160,11 @@ def test_small_scenes() -> None:
     open_bytes=st.sampled_from([0, 300_000, 1 << 30]),
     seed=st.integers(0, 99),
 )
-def test_a_packed_plane_is_its_plane(height: int, width: int, open_bytes: int, seed: int) -> None:
+def test_a_packed_map_is_its_map(height: int, width: int, open_bytes: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 256, (height, width)).astype(np.uint8)
     values[rng.integers(0, height) :, : rng.integers(1, width + 1)] = 0
-    packed = PackedPlane(height, width, open_bytes)
+    packed = PackedMap(height, width, open_bytes)
     for strip in strips(values.shape):
         packed.fill(strip, values[strip.pixels])
     assert packed.shape == values.shape

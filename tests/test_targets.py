@@ -8,7 +8,7 @@ from affine import Affine
 from made_files import lon_lat, write_image, write_labels
 from satmap.data.imagery import RGB, read_info
 from satmap.errors import SatmapError
-from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.tasks.roads.labels import RoadLabel, clip_to_image, read_road_labels
 from satmap.tasks.roads.targets import (
     CENTRE_BIT,
@@ -73,18 +73,18 @@ def test_roads_that_meet_or_nearly_meet_are_a_junction(gap: float) -> None:
     assert rasterize_roads(side, (100, 100), (0.5, 0.5), SETTINGS)[52, 51] >= JUNCTION_BIT
 
 
-def test_decoded_planes() -> None:
+def test_decoded_maps() -> None:
     target = rasterize_roads(
         [label((0, 20), (100, 20), mph=25), label((0, 70), (100, 70), mph=65)],
         (100, 100),
         (0.5, 0.5),
         SETTINGS,
     )
-    planes = dict(zip(ROAD_PLANES, decode_target(target), strict=True))
-    assert planes["speed4"][20, 50] == 1
-    assert planes["speed9"][70, 50] == 1
-    assert np.array_equal(sum(planes[f"speed{i}"] for i in range(10)), planes["road"])
-    assert not planes["junction"].any()
+    maps = dict(zip(ROAD_MAPS, decode_target(target), strict=True))
+    assert maps["speed4"][20, 50] == 1
+    assert maps["speed9"][70, 50] == 1
+    assert np.array_equal(sum(maps[f"speed{i}"] for i in range(10)), maps["road"])
+    assert not maps["junction"].any()
 
 
 def test_no_labels_and_labels_far_away_are_an_empty_target() -> None:

@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from forked_ranks import finish, start_command
-from satmap.data.cache import prepare
+from satmap.data.cache import prepare_chips
 from satmap.data.folds import assign_folds
-from satmap.data.layouts.spacenet_roads import scan
+from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import SatmapError
 from satmap.networks.unet import UNet, build_network
-from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import Recipe, parse_recipe
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.loop import train_member
-from satmap.training.run_context import Workplace
+from satmap.training.run_context import RunContext
 from satmap.weights.members import find_weights
 from satmap.weights.network_files import load_weights
 from tiny_trainings import road_member, road_recipe, stage
@@ -50,26 +50,26 @@ def small(**changes: object) -> Recipe:
     return parse_recipe(road_recipe(MEMBER | changes), "test")
 
 
-def run(city: Path, directory: Path, recipe: Recipe, restart: bool = False) -> Workplace:
-    place = Workplace(directory / "weights", CPU, restart=restart)
+def run(city: Path, directory: Path, recipe: Recipe, restart: bool = False) -> RunContext:
+    context = RunContext(directory / "weights", CPU, restart=restart)
     options = TrainingOptions(cache=city.parent / "test-cache")
-    assert train([city / "train"], recipe, place, options) == {}
-    return place
+    assert train([city / "train"], recipe, context, options) == {}
+    return context
 
 
 def test_two_stages_leave_weights_and_scores(
     city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = small()
-    place = run(city, tmp_path, recipe)
+    context = run(city, tmp_path, recipe)
     printed = capsys.readouterr().out
     assert "3 chips, validated on 3" in printed
     assert printed.count("apls") >= 3
-    files = {file.checkpoint: file for file in find_weights(place.weights)}
+    files = {file.checkpoint: file for file in find_weights(context.weights)}
     assert set(files) == {"best_apls", "best_dice", "last"}
     assert files["last"].metadata["stage"] == "2"
     # Each says which images it has not seen: those of its fold.
-    chips = [(chip.image_id, chip.aoi) for chip in scan([city / "train"]).chips]
+    chips = [(chip.image_id, chip.aoi) for chip in scan_roads([city / "train"]).chips]
     folds = assign_folds(chips, recipe.folds, recipe.seed)
     own = frozenset(name for name, fold in folds.items() if fold == recipe.members[0].fold)
     assert [file.held_out for file in files.values()] == [own] * 3
@@ -83,8 +83,8 @@ def test_two_stages_leave_weights_and_scores(
     assert files["last"].path.stat().st_mtime_ns == before
 
 
-def weights_of(place: Workplace, checkpoint: str) -> dict[str, torch.Tensor]:
-    (path,) = place.weights.glob(f"*.{checkpoint}.safetensors")
+def weights_of(context: RunContext, checkpoint: str) -> dict[str, torch.Tensor]:
+    (path,) = context.weights.glob(f"*.{checkpoint}.safetensors")
     return load_weights(path)[0].state_dict()
 
 
@@ -113,7 +113,7 @@ def test_a_training_stopped_and_gone_on_ends_with_the_same_weights(
         monkeypatch.setattr(loop, "train_epoch", original)
         resumed = run(city, directory, recipe)
         for checkpoint in ("last", "best_apls", "best_dice"):
-            expected, found = (weights_of(place, checkpoint) for place in (whole, resumed))
+            expected, found = (weights_of(context, checkpoint) for context in (whole, resumed))
             for name, value in expected.items():
                 assert torch.equal(value, found[name]), (checkpoint, name)
 
@@ -155,8 +155,8 @@ def test_worker_processes_go_on_after_a_validation(city: Path, tmp_path: Path) -
 
 
 def test_a_damaged_state_says_so(city: Path, tmp_path: Path) -> None:
-    place = run(city, tmp_path, small())
-    file = place.state_file(small().members[0])
+    context = run(city, tmp_path, small())
+    file = context.state_file(small().members[0])
     whole = torch.load(file, weights_only=True)
     whole["progress"]["stage"] = 1
     for damage in ("network", "progress", "optimizer"):
@@ -183,12 +183,12 @@ def learn(
     network: UNet, recipe: Recipe, city: Path, directory: Path, pretrained: bool
 ) -> list[dict[str, Any]]:
     """Train on all chips, without validation; gives what is known of every epoch."""
-    found = scan([city / "train"]).chips
+    found = scan_roads([city / "train"]).chips
     cache = city.parent / "test-cache"
-    chips = prepare(found, 8, cache, recipe.stretch, recipe.targets).chips
-    place = Workplace(directory, CPU)
+    chips = prepare_chips(found, 8, cache, recipe.stretch, recipe.targets).chips
+    context = RunContext(directory, CPU)
     progress = train_member(
-        network, recipe.members[0], recipe, chips, [], place, pretrained=pretrained
+        network, recipe.members[0], recipe, chips, [], context, pretrained=pretrained
     )
     return progress.history
 
@@ -206,7 +206,7 @@ def test_the_loss_falls_while_a_frozen_encoder_stays(city: Path, tmp_path: Path)
     # A decoder learns nothing from the few features of a tiny one.
     recipe = small(encoder="resnet18", stages=[FROZEN])
     torch.manual_seed(0)
-    network = build_network("resnet18", 8, ROAD_PLANES, (16, 16, 16, 16))
+    network = build_network("resnet18", 8, ROAD_MAPS, (16, 16, 16, 16))
     before = encoder_of(network)
     losses = [record["loss"] for record in learn(network, recipe, city, tmp_path, pretrained=True)]
     assert losses[-1] < 0.8 * losses[0]
@@ -216,7 +216,7 @@ def test_the_loss_falls_while_a_frozen_encoder_stays(city: Path, tmp_path: Path)
 
 
 def test_how_much_is_frozen_and_for_how_long(city: Path, tmp_path: Path) -> None:
-    network = build_network("tiny", 8, ROAD_PLANES, (16, 16, 16, 16))
+    network = build_network("tiny", 8, ROAD_MAPS, (16, 16, 16, 16))
     before = encoder_of(network)
     # Frozen in part, its first stages stay.
     recipe = small(stages=[{**FROZEN, "freeze_encoder_stages": 2}])
@@ -233,8 +233,8 @@ def test_how_much_is_frozen_and_for_how_long(city: Path, tmp_path: Path) -> None
 def test_a_loss_that_is_not_finite_ends_the_training(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = run(city, tmp_path, small())
-    good = weights_of(place, "last")
+    context = run(city, tmp_path, small())
+    good = weights_of(context, "last")
 
     def broken(self: UNet, x: torch.Tensor) -> torch.Tensor:
         return torch.full((len(x), 12, *x.shape[2:]), torch.nan, requires_grad=True)
@@ -242,7 +242,9 @@ def test_a_loss_that_is_not_finite_ends_the_training(
     monkeypatch.setattr(UNet, "forward", broken)
     with pytest.raises(SatmapError, match="loss is nan at epoch 1, step 1, on crops of AOI_99_"):
         run(city, tmp_path, small(), restart=True)
-    assert all(torch.equal(value, good[name]) for name, value in weights_of(place, "last").items())
+    assert all(
+        torch.equal(value, good[name]) for name, value in weights_of(context, "last").items()
+    )
 
 
 @pytest.mark.parametrize(("encoder", "bands"), [("dpn92", 8), ("inception_resnet_v2", 3)])
@@ -259,37 +261,41 @@ def test_the_reference_networks_train_and_predict(
     }  # fmt: skip
     recipe_file.write_text(road_recipe(MEMBER | member))
     recipe = parse_recipe(recipe_file.read_text(), "test")
-    cached = prepare(
-        scan([city / "train"]).chips, bands, tmp_path / "cache", recipe.stretch, recipe.targets
+    cached = prepare_chips(
+        scan_roads([city / "train"]).chips,
+        bands,
+        tmp_path / "cache",
+        recipe.stretch,
+        recipe.targets,
     ).chips
-    network = build_network(encoder, bands, ROAD_PLANES)
-    place = Workplace(tmp_path / "weights", CPU)
-    progress = train_member(network, recipe.members[0], recipe, cached[:2], [], place)
+    network = build_network(encoder, bands, ROAD_MAPS)
+    context = RunContext(tmp_path / "weights", CPU)
+    progress = train_member(network, recipe.members[0], recipe, cached[:2], [], context)
     assert 0 < progress.history[0]["loss"] < 10
     output = tmp_path / "out.csv"
-    done = predict([city / "test"], output, place.weights, CPU, str(recipe_file))
+    done = predict([city / "test"], output, context.weights, CPU, str(recipe_file))
     assert not done.faults
     assert check_roads_csv(output, list(done.images)) == []
 
 
 def test_imagenet_weights_are_asked_for(city: Path, tmp_path: Path) -> None:
-    place = Workplace(tmp_path / "weights", CPU)
+    context = RunContext(tmp_path / "weights", CPU)
     options = TrainingOptions(cache=tmp_path / "cache")
     asking = small(encoder="resnet18", pretrained=True)
     with pytest.raises(SatmapError, match=r"imagenet/resnet18\.safetensors.*--from-scratch"):
-        train([city / "train"], asking, place, options)
+        train([city / "train"], asking, context, options)
     # Asked before any work is done, and again where an earlier training is thrown away.
     assert not list((tmp_path / "cache").glob("*"))
-    place.state_file(asking.members[0]).write_bytes(b"left over")
-    again = Workplace(place.weights, CPU, restart=True)
+    context.state_file(asking.members[0]).write_bytes(b"left over")
+    again = RunContext(context.weights, CPU, restart=True)
     with pytest.raises(SatmapError, match="--from-scratch"):
         train([city / "train"], asking, again, options)
 
 
 def test_unknown_encoders_are_refused_before_any_training(city: Path, tmp_path: Path) -> None:
-    place = Workplace(tmp_path / "weights", CPU)
+    context = RunContext(tmp_path / "weights", CPU)
     with pytest.raises(SatmapError, match=r"unknown encoder 'resnet99'; did you mean resnet"):
-        train([city / "train"], small(encoder="resnet99"), place, TrainingOptions(tmp_path / "c"))
+        train([city / "train"], small(encoder="resnet99"), context, TrainingOptions(tmp_path / "c"))
     assert not list((tmp_path / "c").glob("*"))
 
 
@@ -298,25 +304,25 @@ def test_many_unreadable_images_stop_the_training(city: Path, tmp_path: Path) ->
     shutil.copytree(city / "train", images)
     for path in sorted(images.glob("**/*chip[12].tif")):
         path.write_bytes(b"no image")
-    place = Workplace(tmp_path / "weights", CPU)
+    context = RunContext(tmp_path / "weights", CPU)
     with pytest.raises(SatmapError, match="2 of 6 chips cannot be used"):
-        train([images], small(), place, TrainingOptions(tmp_path / "cache"))
+        train([images], small(), context, TrainingOptions(tmp_path / "cache"))
 
 
 def test_a_restart_leaves_nothing_of_the_earlier_training(city: Path, tmp_path: Path) -> None:
     run(city, tmp_path, small())
-    chips = prepare(
-        scan([city / "train"]).chips, 8, tmp_path / "cache", small().stretch, small().targets
+    chips = prepare_chips(
+        scan_roads([city / "train"]).chips, 8, tmp_path / "cache", small().stretch, small().targets
     ).chips
-    place = Workplace(tmp_path / "weights", CPU, restart=True)
-    network = build_network("tiny", 8, ROAD_PLANES, (16, 16, 16, 16))
+    context = RunContext(tmp_path / "weights", CPU, restart=True)
+    network = build_network("tiny", 8, ROAD_MAPS, (16, 16, 16, 16))
     # Without validation there is no best: the old ones must not be averaged in.
-    train_member(network, small().members[0], small(), chips, [], place)
-    assert [file.checkpoint for file in find_weights(place.weights)] == ["last"]
-    place.weight_file(small().members[0], "last").unlink()
-    place = Workplace(place.weights, CPU)
+    train_member(network, small().members[0], small(), chips, [], context)
+    assert [file.checkpoint for file in find_weights(context.weights)] == ["last"]
+    context.weight_file(small().members[0], "last").unlink()
+    context = RunContext(context.weights, CPU)
     with pytest.raises(SatmapError, match="its weights are gone"):
-        train_member(network, small().members[0], small(), chips, [], place)
+        train_member(network, small().members[0], small(), chips, [], context)
 
 
 def test_without_a_compiler_a_compiled_training_does_not_begin(city: Path, tmp_path: Path) -> None:

@@ -15,16 +15,16 @@ from degraded_masks import METRES_PER_PIXEL, degraded_mask
 from satmap.data.folds import assign_folds
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.metrics.apls import apls
-from satmap.rasters.probability_maps import ROAD, Planes
+from satmap.rasters.probability_maps import ROAD, ProbabilityMaps
 from satmap.recipes.schema import Recipe, load_recipe
-from satmap.submissions.roads_csv import RoadRow, to_rows, write_roads_csv
+from satmap.submissions.roads_csv import RoadRow, rows_of_graph, write_roads_csv
 from satmap.tasks.roads import tuning as road_tuning
 from satmap.tasks.roads.vectorizer.settings import RoadSettings
-from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.tuning import chips as fitting_masks
 from satmap.tuning import tune as tuning
 from satmap.tuning.chips import Tuning
-from satmap.tuning.coordinate_search import Gain, RecordTable, Task, descend
+from satmap.tuning.coordinate_search import Gain, RecordTable, Task, coordinate_descent
 from satmap.tuning.cross_validation import Fit
 from satmap.tuning.measures import MeanOverAreas
 from satmap.tuning.tune import tune_recipe
@@ -83,7 +83,7 @@ def test_the_search_climbs_and_leaves_alone_what_does_not_matter() -> None:
 
     table = table_of(score, ["a"] * 4)
     start = RoadSettings(high=0.9, gap_m=1, spur_m=7)
-    fit = descend(table, start, {**FEW, "gap_m": (1, 18)}, range(4), inf, "test")
+    fit = coordinate_descent(table, start, {**FEW, "gap_m": (1, 18)}, range(4), inf, "test")
     assert fit.complete
     assert fit.settings == RoadSettings(high=0.6, gap_m=18, spur_m=7)
 
@@ -91,7 +91,7 @@ def test_the_search_climbs_and_leaves_alone_what_does_not_matter() -> None:
 def test_chance_moves_nothing() -> None:
     differences = {0: 0.3, 1: -0.2, 2: 0.1, 3: -0.1}
     table = table_of(lambda chip, s: differences[chip] * (s.high == 0.4), ["a"] * 4)
-    fit = descend(table, RoadSettings(high=0.6), FEW, range(4), inf, "test")
+    fit = coordinate_descent(table, RoadSettings(high=0.6), FEW, range(4), inf, "test")
     assert fit.settings == RoadSettings(high=0.6)
 
 
@@ -103,9 +103,12 @@ def test_when_time_is_over_the_best_so_far_counts() -> None:
 
     table = table_of(score, ["a"] * 4)
     start = RoadSettings(high=0.9)
-    fit = descend(table, start, FEW, range(4), time.monotonic() - 1, "test")
+    fit = coordinate_descent(table, start, FEW, range(4), time.monotonic() - 1, "test")
     assert fit == (start, False)
-    assert descend(table, start, FEW, range(4), end, "test") == (RoadSettings(high=0.6), True)
+    assert coordinate_descent(table, start, FEW, range(4), end, "test") == (
+        RoadSettings(high=0.6),
+        True,
+    )
 
 
 # --- the whole ------------------------------------------------------------------------------------
@@ -162,8 +165,8 @@ def mean_apls(seeds: Sequence[int], settings: RoadSettings) -> float:
     scores = []
     for seed in seeds:
         made = degraded_mask(seed, 500)
-        planes = Planes((ROAD,), made.road[None], (METRES_PER_PIXEL, METRES_PER_PIXEL))
-        rows = to_rows(vectorize(planes, settings))
+        maps = ProbabilityMaps((ROAD,), made.road[None], (METRES_PER_PIXEL, METRES_PER_PIXEL))
+        rows = rows_of_graph(vectorize_roads(maps, settings))
         scores.append(apls(made.truth, rows, metres_per_pixel=METRES_PER_PIXEL).length.score)
     return float(np.mean(scores))
 
@@ -284,7 +287,7 @@ def test_masks_and_truth_that_do_not_match_in_part(tmp_path: Path) -> None:
 def test_of_many_chips_a_part_is_taken_from_all_areas(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting_masks, "MOST", 4)
+    monkeypatch.setattr(fitting_masks, "MAX_CHIPS", 4)
     monkeypatch.setattr(road_tuning, "GRIDS", {"high": (0.5,)})
     masks, truth = write_masks(tmp_path / "made", range(1), 200)
     mask, lines = masks / "made0.png", truth.read_text().splitlines()

@@ -22,11 +22,11 @@ from made_files import write_image
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.metrics.apls import apls, score_roads
 from satmap.exports import ImageRoads
-from satmap.rasters import scene as scenes
 from satmap.prediction import vectorize as vectorizing
-from satmap.prediction.vectorize import find_masks, vectorize_directory
-from satmap.rasters.map_files import MaskFile, read_mask
-from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.prediction.vectorize import find_map_files, vectorize_directory
+from satmap.rasters import scene as scenes
+from satmap.rasters.map_files import MapFile, read_map_file
+from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.rasters.scene import Box
 from satmap.submissions.roads_csv import RoadRow, check_roads_csv, read_roads_csv
 from satmap.tasks.roads import tiles as mask_roads
@@ -68,7 +68,7 @@ def vectorized(directory: Path, **options: Any) -> dict[str, list[RoadRow]]:
     assert done.faults == {}
     assert check_roads_csv(output, done.images.keys()) == []
     rows = read_roads_csv(output)
-    assert {image_id: len(of_image) for image_id, of_image in rows.items()} == done.images
+    assert {image_id: len(record) for image_id, record in rows.items()} == done.images
     return rows
 
 
@@ -105,10 +105,10 @@ def test_the_georeference_says_how_large_pixels_are(tmp_path: Path, turned: bool
     assert row.length_m == pytest.approx(200 * (HIGH_M if turned else WIDE_M), rel=5e-3)
 
 
-def test_all_planes_tell_the_speed(tmp_path: Path) -> None:
-    planes = np.zeros((12, 200, 200), np.uint8)
-    planes[ROAD_PLANES.index("road")] = planes[ROAD_PLANES.index("speed8")] = street()
-    write_mask(tmp_path / "masks" / "a.tif", planes)
+def test_all_maps_tell_the_speed(tmp_path: Path) -> None:
+    maps = np.zeros((12, 200, 200), np.uint8)
+    maps[ROAD_MAPS.index("road")] = maps[ROAD_MAPS.index("speed8")] = street()
+    write_mask(tmp_path / "masks" / "a.tif", maps)
     row = only_road(tmp_path / "masks")
     assert row.length_m / row.travel_time_s == pytest.approx(55 * MPS_PER_MPH, rel=1e-3)
 
@@ -118,24 +118,24 @@ def test_floats_are_probabilities(tmp_path: Path, kind: str) -> None:
     values = (np.arange(200 * 200) % 256).astype(kind).reshape(200, 200) / 255
     # Resampling goes a little beyond the ends.
     values[0, :3] = (np.nan, 1.004, -0.004)
-    planes, georeference = read_mask(write_mask(tmp_path / "a.tif", values), 0.3)
+    maps, georeference = read_map_file(write_mask(tmp_path / "a.tif", values), 0.3)
     expected = (np.arange(200 * 200) % 256).reshape(200, 200)
     expected[0, :3] = (0, 255, 0)
-    assert planes.names == ("road",)
-    assert planes.values.dtype == np.uint8
-    assert np.array_equal(planes["road"], expected)
+    assert maps.names == ("road",)
+    assert maps.values.dtype == np.uint8
+    assert np.array_equal(maps["road"], expected)
     assert georeference is not None
-    assert planes.metres_per_pixel == georeference.metres_per_pixel
+    assert maps.metres_per_pixel == georeference.metres_per_pixel
 
 
 @pytest.mark.parametrize(("nodata", "kind"), [(255, "uint8"), (-9999, "float32")])
 def test_pixels_without_data_are_no_road(tmp_path: Path, nodata: int, kind: str) -> None:
     values = np.full((8, 8), nodata, kind)
     values[2:, 2:] = 0.8 if kind == "float32" else 204
-    planes, _ = read_mask(write_mask(tmp_path / "a.tif", values, nodata=nodata), 0.3)
+    maps, _ = read_map_file(write_mask(tmp_path / "a.tif", values, nodata=nodata), 0.3)
     expected = np.zeros((8, 8), np.uint8)
     expected[2:, 2:] = 204
-    assert np.array_equal(planes["road"], expected)
+    assert np.array_equal(maps["road"], expected)
 
 
 def test_smallest_and_emptiest_masks(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_ids_are_those_of_the_images(tmp_path: Path) -> None:
     for name in (*names, "truth.csv", ".hidden.png", "a.png.aux.xml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
-    found = find_masks(tmp_path)
+    found = find_map_files(tmp_path)
     assert found == {image_id: tmp_path / name for name, image_id in names.items()}
     assert list(found) == [
         "AOI_2_Vegas_img0", "AOI_2_Vegas_img1", "AOI_7_Moscow_chip10", "AOI_9_San_Juan_chip3",
@@ -361,13 +361,13 @@ def killer() -> Iterator[None]:
     """Kill the first worker process that appears, as a system out of memory does."""
     over = threading.Event()
 
-    def watch() -> None:
+    def write_logs() -> None:
         while not over.wait(0.01):
             for process in multiprocessing.active_children():
                 process.kill()
                 return
 
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=write_logs)
     thread.start()
     try:
         yield
@@ -586,20 +586,20 @@ def test_large_masks_are_read_in_windows(
         scene = road.astype(np.float32) / 255
     if kind == "planes":
         scene = np.zeros((12, *road.shape), np.uint8)
-        scene[ROAD_PLANES.index("road")] = road
+        scene[ROAD_MAPS.index("road")] = road
         scene[4], scene[6] = road // 2, road[::-1] // 3
     write_chips(tmp_path / "masks", scene, 800, **profile, nodata=0)
     at_once = vectorized(tmp_path / "masks")
-    monkeypatch.setattr(mask_roads, "LARGEST", 0)
+    monkeypatch.setattr(mask_roads, "MAX_VALUES_IN_MEMORY", 0)
     monkeypatch.setattr(scenes, "_STRIP", 512)
     read: list[Box] = []
-    original = MaskFile.read
+    original = MapFile.read
 
-    def counted(mask: MaskFile, name: str, box: Box) -> NDArray[np.uint8]:
+    def counted(mask: MapFile, name: str, box: Box) -> NDArray[np.uint8]:
         read.append(box)
         return original(mask, name, box)
 
-    monkeypatch.setattr(MaskFile, "read", counted)
+    monkeypatch.setattr(MapFile, "read", counted)
     in_windows = vectorized(tmp_path / "masks")
     assert at_once.keys() == in_windows.keys()
     assert all(same_roads(at_once[name], in_windows[name]) for name in at_once)
@@ -607,7 +607,7 @@ def test_large_masks_are_read_in_windows(
 
 
 def test_faults_of_large_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mask_roads, "LARGEST", 0)
+    monkeypatch.setattr(mask_roads, "MAX_VALUES_IN_MEMORY", 0)
     masks = tmp_path / "masks"
     write_mask(masks / "ones.tif", street() // 255)
     for name in ("percent.tif", "infinite.tif", "cut.tif"):

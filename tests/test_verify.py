@@ -19,7 +19,7 @@ from satmap.evaluation.verify import Sources, compare, verify_submission
 from satmap.networks.unet import build_network
 from satmap.prediction.run import predict
 from satmap.provenance.manifest import SubmissionManifest, manifest_path, read_manifest
-from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import Inference, Recipe, load_recipe
 from satmap.submissions.roads_csv import read_roads_csv
 from satmap.weights.network_files import save_weights
@@ -66,12 +66,12 @@ class Made:
 
 
 def recipe() -> Recipe:
-    return load_recipe("demo").model_copy(update={"inference": Inference(views=1)})
+    return load_recipe("demo").model_copy(update={"inference": Inference(tta=1)})
 
 
 def save_network(directory: Path, member: str, checkpoint: str, seed: int, epoch: int = 1) -> Path:
     torch.manual_seed(seed)
-    network = build_network("resnet18", 3, ROAD_PLANES, (16, 16, 16, 16))
+    network = build_network("resnet18", 3, ROAD_MAPS, (16, 16, 16, 16))
     with torch.no_grad():
         # Untrained it would be undecided everywhere.
         network.head.weight *= 50

@@ -36,8 +36,8 @@ from satmap.cli import main
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.networks.encoders import ENCODERS, build_encoder
 from satmap.networks.unet import UNet, build_network
-from satmap.prediction.dense import predict_planes
-from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.prediction.dense import predict_maps
+from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import Inference, load_recipe
 from satmap.runtime.device import autocast
 from satmap.submissions.roads_csv import read_roads_csv
@@ -496,7 +496,7 @@ def test_golden_output_through_the_import(
     assert json.loads(metadata["scores"]) == {"dice_best": 0.75, "apls_best": 0.5}
     assert json.loads(metadata["bands"]) == [5, 3, 2]
     assert json.loads(metadata["stretch"]) == {"low": 2, "high": 98}
-    assert json.loads(metadata["planes"]) == list(ROAD_PLANES)
+    assert json.loads(metadata["planes"]) == list(ROAD_MAPS)
     noise = np.random.Generator(np.random.PCG64(7))
     x = torch.from_numpy(noise.standard_normal((1, 3, 128, 160), dtype=np.float32))
     with np.load(REFERENCE / f"{file.reference}.golden.npz") as golden, torch.inference_mode():
@@ -579,7 +579,7 @@ def test_a_published_network_that_no_shipped_recipe_has_predicts(
     content = load_recipe("sn5-roads").model_dump(mode="json")
     (member,) = [m for m in content["members"] if (m["fold"], m["bands"]) == (0, 3)]
     content |= {"name": "mine", "members": [{**member, "bands": 8}]}
-    content["inference"] |= {"views": 1}
+    content["inference"] |= {"tta": 1}
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(json.dumps(content))
     images, weights = tmp_path / "images", tmp_path / "weights"
@@ -658,7 +658,7 @@ def test_a_published_network_predicts(
     assert recipe_of(files) == load_recipe("sn5-roads")
     # The planes are those of the reference's own input: the same bytes, its normalisation.
     image = np.random.default_rng(0).integers(1, 255, (32, 32, 8)).astype(np.uint8)
-    planes = predict_planes(load_ensemble(files, CPU), image, Inference(views=1), CPU)
+    maps = predict_maps(load_ensemble(files, CPU), image, Inference(tta=1), CPU)
     # An odd margin all round, so that the whole is a multiple of 32.
     margin = np.pad(image, ((16, 16), (16, 16), (0, 0)), mode="reflect")
     x = torch.from_numpy(margin.transpose(2, 0, 1)[None].copy()) / 255
@@ -668,14 +668,14 @@ def test_a_published_network_predicts(
         (x[:, :3] - torch.tensor(rgb_mean).view(shape)) / torch.tensor(rgb_std).view(shape),
         (x - 0.5) / 0.5,
     ]
-    total = torch.zeros(1, len(ROAD_PLANES), 64, 64)
+    total = torch.zeros(1, len(ROAD_MAPS), 64, 64)
     with torch.inference_mode(), autocast(CPU):
         for name, pixels in zip(names, inputs, strict=True):
             imported = read_published(published(name).path)
             assert isinstance(imported, PublishedNetwork)
             total += imported.network(pixels).float().sigmoid()
     expected = (total[0, :, 16:48, 16:48] / 2 * 255).numpy()
-    assert np.abs(planes - expected).max() < 4
+    assert np.abs(maps - expected).max() < 4
     assert expected.std() > 10
 
     images = tmp_path / "images"

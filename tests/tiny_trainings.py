@@ -50,6 +50,6 @@ def road_recipe(*members: dict[str, Any], **changes: object) -> str:
     """The text of a recipe for roads, of two folds and one view."""
     content = {
         "name": "test", "description": "seconds long", "task": "roads", "folds": 2,
-        "members": [*members] or [road_member()], "inference": {"views": 1},
+        "members": [*members] or [road_member()], "inference": {"tta": 1},
     } | changes  # fmt: skip
     return yaml.safe_dump(content)

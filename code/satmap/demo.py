@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from satmap.data.layouts.spacenet_roads import scan
+from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls import score_roads
 from satmap.prediction.run import predict
@@ -14,7 +14,7 @@ from satmap.report.road_overlay import write_overlays
 from satmap.runtime.device import pick_device
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.run_context import Workplace
+from satmap.training.run_context import RunContext
 from synthcity import make_city
 
 _CHIPS, _TEST_CHIPS, _SIZE = 24, 6, 512
@@ -36,17 +36,17 @@ def run_demo(directory: Path) -> str:
     city, weights = directory / "city", directory / "weights"
     output, pictures = directory / "out.csv", directory / "pictures"
     recipe = load_recipe("demo")
-    place = Workplace(weights=weights, device=pick_device())
+    context = RunContext(weights=weights, device=pick_device())
     seconds: dict[str, float] = {}
 
     with _step("making a city", seconds):
         make_city(city, chips=_CHIPS, test_chips=_TEST_CHIPS, size=_SIZE)
     with _step("training two networks", seconds):
-        train([city / "train"], recipe, place, TrainingOptions(cache=directory / "cache"))
+        train([city / "train"], recipe, context, TrainingOptions(cache=directory / "cache"))
     with _step("predicting", seconds):
-        done = predict([city / "test"], output, weights, place.device)
+        done = predict([city / "test"], output, weights, context.device)
     with _step("checking, scoring, drawing", seconds):
-        faults = check_roads_csv(output, scan([city / "test"]).long_ids.keys())
+        faults = check_roads_csv(output, scan_roads([city / "test"]).long_ids.keys())
         if faults or done.faults:
             raise SatmapError(f"the demo's submission has faults: {faults} {done.faults}")
         report = score_roads(read_roads_csv(city / "test_truth.csv"), read_roads_csv(output))

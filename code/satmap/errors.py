@@ -16,5 +16,5 @@ class PeerError(Exception):
     """Another process of the job failed. It has said why, so this one ends without a word."""
 
 
-class TryAgainError(SatmapError):
+class RestartError(SatmapError):
     """Work that failed will succeed when the job is started again, for it has noted how."""

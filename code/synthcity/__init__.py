@@ -5,7 +5,7 @@ exact. From plan to file: ``plan`` and ``streets`` say where the roads run, ``gr
 ``roads`` and ``trees`` what stands where, ``paint`` and ``spectra`` what a sensor sees of it,
 ``survey``, ``labels`` and ``write`` how it lies on disk. Where buildings are the truth, ``estates``
 says what stands where and ``solids`` in which shape, ``views`` and ``oblique`` what a sensor sees
-of it from the ``looks`` of a satellite, ``tiles``, ``footprints`` and ``layouts`` how it lies on
+of it from the ``view_angles`` of a satellite, ``tiles``, ``footprints`` and ``layouts`` how it lies on
 disk.
 """
 

@@ -131,8 +131,8 @@ def _pond(box: Box, plan: Plan, rng: np.random.Generator) -> list[Stroke]:
         + 0.12 * np.sin(3 * angle + rng.uniform(0, 6))
     )
     centre = np.array((box.x0 + 0.36 * box.width, box.y0 + 0.52 * box.height))
-    shore: FloatArray = np.stack([1.35 * radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-    water = Polygon(plan.warp(centre + shore))
+    boundary: FloatArray = np.stack([1.35 * radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    water = Polygon(plan.warp(centre + boundary))
     return [
         Fill(outline(water.buffer(2.0)), Material.SOIL, 0.9),
         Fill(outline(water), Material.WATER),

@@ -12,7 +12,7 @@ from synthcity.footprints import CSV_HEADER, Footprint, tile_footprints
 from synthcity.oblique import Site
 from synthcity.plan import Box
 from synthcity.surface import Land
-from synthcity.tiles import Tile, extent, settled
+from synthcity.tiles import Tile, extent, finished_with
 from synthcity.town import Town, make_town
 
 # Few small tiles could fall between the houses: their city is at least so wide and high, metres,
@@ -69,7 +69,7 @@ def make_half(
     width, height = extent(tiles)
     if green is None:
         town = make_town(Land(max(width, _TOWN_M), max(height, _TOWN_M), None, sun), rng)
-        tiles = settled(tiles, town.solids, (_TOWN_M - width, _TOWN_M - height))
+        tiles = finished_with(tiles, town.solids, (_TOWN_M - width, _TOWN_M - height))
     else:
         town = make_town(Land(width, height, green, sun), rng)
     tree = STRtree([solid.footprint for solid in town.solids])

@@ -11,16 +11,16 @@ from satmap.io.progress import track
 from synthcity.disk import refuse_strangers, write_tiff
 from synthcity.footprints import csv_rows, geojson, hidden
 from synthcity.halves import make_half, noise, write_csv
-from synthcity.looks import LOOKS, Look
 from synthcity.oblique import photograph, through_air
 from synthcity.spectra import RGB_BANDS, draw_sensor
 from synthcity.tiles import Tile, oblique_tiles
+from synthcity.view_angles import VIEW_ANGLES, ViewAngle
 
 # Red, green, blue and near infrared, as SpaceNet 4 orders them.
 _BANDS = (*RGB_BANDS, 6)
 
 # Share of the looks whose swath ends within the city.
-_CUT_LOOKS = 0.25
+_CUT_VIEW_ANGLES = 0.25
 
 
 def write_spacenet4(
@@ -29,7 +29,7 @@ def write_spacenet4(
     test_chips: int,
     seed: int,
     size: int,
-    collects: Sequence[Look],
+    collects: Sequence[ViewAngle],
 ) -> None:
     """Write every tile in every look, with one label and a row of truth a look for each building.
 
@@ -59,7 +59,7 @@ def write_spacenet4(
         require_writable(path)
     rng = np.random.default_rng((seed, 1))
     sensor, sun = draw_sensor(rng), _winter_sun(rng)
-    exposures = rng.uniform(0.85, 1.15, LOOKS)
+    exposures = rng.uniform(0.85, 1.15, VIEW_ANGLES)
     swaths = _swaths(collects, size, rng)
     for order, half in enumerate(("train", "test")):
         if not tiles[half]:
@@ -88,7 +88,7 @@ def write_spacenet4(
             write_csv(test_truth, [row for of in rows.values() for row in of], ",Occluded")
 
 
-def _oblique(root: Path, collect: Look, tile: Tile) -> Path:
+def _oblique(root: Path, collect: ViewAngle, tile: Tile) -> Path:
     kind = "Pan-Sharpen"
     return root / collect.name / kind / f"{kind}_{collect.name}_{tile.name}.tif"
 
@@ -98,7 +98,7 @@ def _oblique_label(root: Path, tile: Tile) -> Path:
     return root / "geojson" / kind / f"{kind}_{tile.name}.geojson"
 
 
-def _summary(root: Path, collect: Look) -> Path:
+def _summary(root: Path, collect: ViewAngle) -> Path:
     return root / "summaryData" / f"{collect.name}_Train.csv"
 
 
@@ -110,12 +110,12 @@ def _winter_sun(rng: np.random.Generator) -> tuple[float, float]:
 
 
 def _swaths(
-    collects: Sequence[Look], size: int, rng: np.random.Generator
+    collects: Sequence[ViewAngle], size: int, rng: np.random.Generator
 ) -> list[NDArray[np.bool_]]:
     """What each look saw of the first tile: some swaths end there, that of one look at least."""
-    cut = rng.random(LOOKS) < _CUT_LOOKS
+    cut = rng.random(VIEW_ANGLES) < _CUT_VIEW_ANGLES
     cut[int(rng.integers(len(collects)))] = True
-    legs = rng.uniform(0.25, 0.7, (LOOKS, 2)) * size
+    legs = rng.uniform(0.25, 0.7, (VIEW_ANGLES, 2)) * size
     x, y = np.arange(size)[None, :] + 0.5, np.arange(size)[:, None] + 0.5
     whole = np.ones((size, size), dtype=bool)
     return [

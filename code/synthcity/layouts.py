@@ -8,7 +8,7 @@ import numpy as np
 from synthcity.layout_coco import write_coco
 from synthcity.layout_spacenet2 import write_spacenet2
 from synthcity.layout_spacenet4 import write_spacenet4
-from synthcity.looks import LOOKS, made_looks
+from synthcity.view_angles import VIEW_ANGLES, write_view_angles
 from synthcity.write import check_arguments
 
 
@@ -36,7 +36,7 @@ def make_building_city(
     test_chips: int | None = None,
     seed: int = 0,
     size: int | None = None,
-    looks: int = LOOKS,
+    view_angles: int = VIEW_ANGLES,
     name: str = "AOI_99_Made",
 ) -> None:
     """Write a made city of buildings: images with exact footprints.
@@ -60,7 +60,7 @@ def make_building_city(
         test_chips: test tiles, also those for validation of COCO; may be 0.
         seed: of everything, at least 0.
         size: side of a tile, pixels, at least 64.
-        looks: how many of SpaceNet 4's looks, 1 to 27.
+        view_angles: how many of SpaceNet 4's looks, 1 to 27.
         name: ``AOI_<number>_<word>``, of SpaceNet 2.
 
     Raises:
@@ -74,7 +74,7 @@ def make_building_city(
     check_arguments(chips, test_chips, seed, size, name)
     match layout:
         case BuildingLayout.SPACENET4:
-            collects = made_looks(looks, np.random.default_rng((seed, 4)))
+            collects = write_view_angles(view_angles, np.random.default_rng((seed, 4)))
             write_spacenet4(directory, chips, test_chips, seed, size, collects)
         case BuildingLayout.SPACENET2:
             write_spacenet2(directory, chips, test_chips, seed, size, name)

@@ -89,10 +89,10 @@ def _cut(streets: list[Street], lines: list[LineString], rng: np.random.Generato
             edge = LineString([nodes.places[a], *piece, nodes.places[b]]).simplify(_SIMPLIFY_M)
             spared = street.thinned and edge.length > 30 and rng.random() < 0.08
             # Two streets that run side by side within the snap are one.
-            twin = len(edge.coords) == 2 and frozenset((a, b)) in straight
+            duplicate = len(edge.coords) == 2 and frozenset((a, b)) in straight
             if len(edge.coords) == 2:
                 straight.add(frozenset((a, b)))
-            if not spared and not twin:
+            if not spared and not duplicate:
                 drafts.append((edge, number, a, b))
     return _finish(drafts, streets, len(nodes.places))
 

@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from synthcity.looks import Look
 from synthcity.noise import Window, grain, swell
 from synthcity.paint import Canvas, Grid, weather_lawns
 from synthcity.plan import FloatArray
@@ -23,7 +22,8 @@ from synthcity.spectra import (
     facet_light,
 )
 from synthcity.strokes import Scene
-from synthcity.views import GROUND, Skyline, View, look
+from synthcity.view_angles import ViewAngle
+from synthcity.views import GROUND, Skyline, View, view_angle
 
 #: Storeys are so high, metres.
 STOREY_M = 3.1
@@ -46,7 +46,7 @@ _LEAF_SHADE = 0.85
 _WALL_SKY = 0.85
 
 # A wall that faces a low sun gets more light than level ground, but never more than this.
-_BRIGHTEST = 1.4
+_MAX_PROBABILITY = 1.4
 
 # The spread of a point by optics and resampling, in native pixels.
 _SPREAD = 0.48
@@ -100,7 +100,7 @@ class Facets:
         return cls(
             np.array([*(f.material for f in faces), *leaves, Material.DRY_GRASS], dtype=np.uint8),
             _with(1.0, more, [f.tone for f in faces]),
-            _with(1.0, more, np.clip(incidence, 0, _BRIGHTEST)),
+            _with(1.0, more, np.clip(incidence, 0, _MAX_PROBABILITY)),
             _with(1.0, more, np.where(wall, _WALL_SKY, 1.0)),
             np.concatenate([skyline.owner, np.full(more, -1, dtype=np.int32)]),
             np.concatenate([wall, np.zeros(more, dtype=bool)]),
@@ -174,7 +174,7 @@ class Site:
         slow = 1 + 0.05 * swell(ground.window, 700, seed + 3)
         slow += 0.03 * swell(ground.window, 90, seed + 4)
         around = window.grown(round(_SUN_MARGIN_M / min(grid.x_m, grid.y_m)))
-        sun = look(skyline, around, grid, shadow_per_m)
+        sun = view_angle(skyline, around, grid, shadow_per_m)
         facets = Facets.of(skyline, shadow_per_m)
         return cls(window, grid, skyline, facets, ground, fine, middle, slow, sun)
 
@@ -194,7 +194,7 @@ class Photograph:
 
 def photograph(
     site: Site,
-    collect: Look,
+    collect: ViewAngle,
     sensor: Sensor,
     bands: tuple[int, ...],
     rng: np.random.Generator,
@@ -210,7 +210,7 @@ def photograph(
         bands: positions among the eight of the material table.
         rng: source of the sensor's noise.
     """
-    view = look(site.skyline, site.ground.window, site.grid, collect.shift)
+    view = view_angle(site.skyline, site.ground.window, site.grid, collect.shift)
     radiance = _radiance(site, view, bands)
     blurred = _sharpened(radiance, collect, site.grid)
     inner = (slice(_MARGIN, -_MARGIN), slice(_MARGIN, -_MARGIN))
@@ -219,7 +219,7 @@ def photograph(
     return Photograph(count(np.ascontiguousarray(blurred[inner]), sensor, rng), roof)
 
 
-def through_air(sensor: Sensor, collect: Look, bands: tuple[int, ...], luck: float) -> Sensor:
+def through_air(sensor: Sensor, collect: ViewAngle, bands: tuple[int, ...], luck: float) -> Sensor:
     """The sensor as it sees through the longer path of an oblique look.
 
     Args:
@@ -317,7 +317,9 @@ def _shade(site: Site, view: View) -> NDArray[np.float32]:
     return np.where(known & (above > bias), strength, np.float32(0))
 
 
-def _sharpened(radiance: NDArray[np.float32], collect: Look, grid: Grid) -> NDArray[np.float32]:
+def _sharpened(
+    radiance: NDArray[np.float32], collect: ViewAngle, grid: Grid
+) -> NDArray[np.float32]:
     """Blur to the look's resolution, then sharpen coarser colours by brightness (Brovey)."""
     spread = _SPREAD * collect.resolution_m
     slant = np.cos(np.radians(collect.angle))

@@ -102,7 +102,7 @@ def extent(tiles: list[Tile]) -> tuple[float, float]:
     return width * grid.x_m, height * grid.y_m
 
 
-def settled(
+def finished_with(
     tiles: list[Tile], solids: Sequence[Solid], room: tuple[float, float], step_m: float = 25.0
 ) -> list[Tile]:
     """Move a block of tiles within its city to where most is built.

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from synthcity.halves import Half, make_half, noise
-from synthcity.looks import Look
 from synthcity.oblique import Photograph, photograph
 from synthcity.plan import Box
 from synthcity.spectra import BANDS, Sensor, draw_sensor
 from synthcity.survey import make_surveys
 from synthcity.tiles import Tile, surveyed_tiles
+from synthcity.view_angles import ViewAngle
 
 _ALL = tuple(range(BANDS))
 
@@ -37,7 +37,7 @@ def verticals(
 ) -> Iterator[tuple[Tile, Photograph]]:
     """Every tile from almost above, all eight bands."""
     rng = noise(seed, order)
-    above = Look(float(rng.uniform(1, 6)), float(rng.uniform(0, 360)), 0.31)
+    above = ViewAngle(float(rng.uniform(1, 6)), float(rng.uniform(0, 360)), 0.31)
     for number, (tile, site) in enumerate(city.sites()):
         shot = photograph(site, above, sensor, _ALL, noise(seed, order, number))
         shot.counts[~tile.valid] = 0

@@ -80,7 +80,7 @@ class View:
     tone: NDArray[np.float32]
 
 
-def look(skyline: Skyline, window: Window, grid: Grid, shift: tuple[float, float]) -> View:
+def view_angle(skyline: Skyline, window: Window, grid: Grid, shift: tuple[float, float]) -> View:
     """The view of a window.
 
     Args:

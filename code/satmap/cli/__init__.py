@@ -11,11 +11,17 @@ from pathlib import Path
 import satmap
 from satmap.cli import data, prediction, results, training, weights
 from satmap.cli.commands import Command, Commands
-from satmap.errors import PeerError, SatmapError, TryAgainError
+from satmap.errors import PeerError, RestartError, SatmapError
 from satmap.io.text import printable
 from satmap.runtime.launched import is_rank
-from satmap.runtime.resources import REMEDY, is_memory_short
-from satmap.runtime.termination import LEFT_ALONE, TRY_AGAIN, Terminated, end, raising_terminated
+from satmap.runtime.resources import MEMORY_REMEDY, is_memory_short
+from satmap.runtime.termination import (
+    PEER_FAILED,
+    RESTART,
+    Terminated,
+    exit_process,
+    raising_terminated,
+)
 
 _PEER_FIRST_S = 1.5
 
@@ -46,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
     command: Command = options.command
     try:
-        _require_place()
+        _require_working_directory()
         with raising_terminated():
             status = command(options)
         # A reader that went away (`satmap score ... | head`) shows only when output is flushed.
@@ -55,13 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.debug:
             _show_traceback()
         print(f"satmap: {printable(error, keep=_LINE_END)}", file=sys.stderr)
-        status = TRY_AGAIN if isinstance(error, TryAgainError) else 1
+        status = RESTART if isinstance(error, RestartError) else 1
     except PeerError:
         if options.debug:
             traceback.print_exc()
         # The launcher ends the rest as soon as one process has: let it be the one that knows why.
         time.sleep(_PEER_FIRST_S)
-        status = LEFT_ALONE
+        status = PEER_FAILED
     except KeyboardInterrupt:
         print("satmap: interrupted", file=sys.stderr)
         status = 130
@@ -76,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if options.debug:
             _show_traceback()
-        print(f"satmap: {_unforeseen(error)}", file=sys.stderr)
+        print(f"satmap: {_unexpected(error)}", file=sys.stderr)
         status = 1
-    end(status)
+    exit_process(status)
 
 
 def _show_traceback() -> None:
@@ -103,10 +109,10 @@ def _open_streams() -> None:
         sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
-def _unforeseen(error: Exception) -> str:
+def _unexpected(error: Exception) -> str:
     said = printable(error, keep=_LINE_END)
     if is_memory_short(error):
-        return f"{REMEDY} ({said})" if said else REMEDY
+        return f"{MEMORY_REMEDY} ({said})" if said else MEMORY_REMEDY
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
         return f"{printable(place)}{error.strerror}. Check the place's space, rights and limits."
@@ -116,7 +122,7 @@ def _unforeseen(error: Exception) -> str:
     )
 
 
-def _require_place() -> None:
+def _require_working_directory() -> None:
     """Fail where the current directory was deleted: libraries then fail, or end the process.
 
     Raises:

@@ -23,9 +23,9 @@ def add_inventory(commands: Commands) -> None:
 def _inventory(options: argparse.Namespace) -> int:
     """List what the directories hold: areas, images, labels, bands, sizes, what is missing."""
     from satmap.data.layouts.buildings import scan_buildings
-    from satmap.data.layouts.spacenet_roads import scan
+    from satmap.data.layouts.spacenet_roads import scan_roads
 
-    look_for = scan if options.task == "roads" else scan_buildings
+    look_for = scan_roads if options.task == "roads" else scan_buildings
     print(look_for(options.directories).summary())
     return 0
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from satmap.runtime.resources import available_cores
 
 if TYPE_CHECKING:
-    from satmap.data.view_angles import Look
+    from satmap.data.view_angles import ViewAngle
 
 
 def add_weights(sub: argparse.ArgumentParser) -> None:
@@ -40,11 +40,11 @@ def add_images(sub: argparse.ArgumentParser, meaning: str) -> None:
     sub.add_argument("--images", type=Path, nargs="+", default=[], metavar="DIR", help=meaning)
 
 
-def add_look(sub: argparse.ArgumentParser) -> None:
+def add_view_angle(sub: argparse.ArgumentParser) -> None:
     """From where images look."""
     sub.add_argument(
         "--nadir",
-        type=look,
+        type=view_angle,
         metavar="LOOK",
         help="from where images look whose names do not say it, for recipes with a head by "
         "look: degrees off nadir, with the side if need be, such as 32 or 32south",
@@ -111,12 +111,12 @@ def positive(text: str) -> int:
     return value
 
 
-def look(text: str) -> "Look":
+def view_angle(text: str) -> "ViewAngle":
     """Argument type: from where an image looks at the ground."""
-    from satmap.data.view_angles import parse_look
+    from satmap.data.view_angles import parse_view_angle
 
     try:
-        return parse_look(text)
+        return parse_view_angle(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

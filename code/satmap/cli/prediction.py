@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from satmap.cli.commands import Commands, report_faults, report_warnings
-from satmap.cli.options import add_images, add_look, add_masks, add_networks, count
+from satmap.cli.options import add_images, add_masks, add_networks, add_view_angle, count
 from satmap.io.text import printable
 from satmap.runtime.launched import is_first_rank, is_rank, local_processes
 from satmap.runtime.resources import available_cores
@@ -20,7 +20,7 @@ def add_predict(commands: Commands) -> None:
     predict.add_argument("--recipe", help="name or file (default: that of the weights)")
     add_networks(predict)
     predict.add_argument(
-        "--planes",
+        "--probabilities",
         type=Path,
         metavar="DIR",
         help="write the averaged planes too, a GeoTIFF an image, for vectorize and tune",
@@ -53,7 +53,7 @@ def add_predict(commands: Commands) -> None:
         help="predict training images, each by the networks that did not train with it",
     )
 
-    add_look(predict)
+    add_view_angle(predict)
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -84,12 +84,12 @@ def _predict(options: argparse.Namespace) -> int:
         options.weights,
         options.device,
         options.recipe,
-        planes=options.planes,
+        maps=options.maps,
         exports=options.export,
         out_of_fold=options.out_of_fold,
         workers=workers,
         command=options.arguments,
-        look=options.nadir,
+        view_angle=options.nadir,
     )
     if not is_first_rank():
         return 0
@@ -109,14 +109,14 @@ def add_vectorize(commands: Commands) -> None:
     vectorize.add_argument(
         "--recipe", help="name or file whose vectoriser's settings count (default: the defaults)"
     )
-    add_look(vectorize)
+    add_view_angle(vectorize)
 
 
 def _vectorize(options: argparse.Namespace) -> int:
     """Turn probability rasters into roads or buildings, whatever network they are from.
 
     A mask is a PNG or GeoTIFF named like its image, with one band, the road, or the twelve planes
-    of `predict --planes`: uint8, 0..255, or float, 0..1. OUT's suffix is the format: .csv (the
+    of `predict --probabilities`: uint8, 0..255, or float, 0..1. OUT's suffix is the format: .csv (the
     challenge's), .geojson, .gpkg or .graphml. A mask that cannot be vectorised is empty in OUT and
     is reported at the end.
 
@@ -126,18 +126,18 @@ def _vectorize(options: argparse.Namespace) -> int:
     """
     from satmap.prediction.vectorize import vectorize_directory
     from satmap.recipes.schema import Inference, load_recipe
-    from satmap.tasks.buildings.vectorize_files import vectorize_buildings
+    from satmap.tasks.buildings.vectorize_files import vectorize_building_files
     from satmap.tasks.roads.vectorizer.vectorize_roads import RoadSettings
 
     recipe = load_recipe(options.recipe) if options.recipe else None
     if options.task == "buildings":
-        found = vectorize_buildings(
+        found = vectorize_building_files(
             options.masks,
             options.output,
             recipe.buildings if recipe else None,
             options.workers,
-            heads=recipe.looks if recipe else None,
-            look=options.nadir,
+            heads=recipe.view_angles if recipe else None,
+            view_angle=options.nadir,
         )
         report_faults(found.faults, "left empty")
         count = sum(found.images.values())

@@ -6,10 +6,10 @@ from pathlib import Path
 from satmap.cli.commands import Commands, report_faults, report_warnings
 from satmap.cli.options import (
     add_images,
-    add_look,
     add_masks,
     add_networks,
     add_recipe,
+    add_view_angle,
     add_weights,
     count,
     duration,
@@ -81,7 +81,7 @@ def add_train(commands: Commands) -> None:
         metavar="DIR",
         help="weights of the ensemble that a recipe such as sn5-roads-single learns from",
     )
-    add_look(train)
+    add_view_angle(train)
     train.add_argument(
         "--audit",
         type=Path,
@@ -131,7 +131,7 @@ def _train(options: argparse.Namespace) -> int:
     from satmap.runtime.device import pick_device
     from satmap.runtime.ranks import joined
     from satmap.training.ensemble import TrainingOptions, train
-    from satmap.training.run_context import Circumstances, Workplace, stop_requests
+    from satmap.training.run_context import RunContext, RunInfo, stop_requests
 
     training = TrainingOptions(
         cache=options.cache or default_cache(),
@@ -140,13 +140,13 @@ def _train(options: argparse.Namespace) -> int:
         folds=tuple(options.fold or ()),
         time_limit=options.time_limit,
         teacher=options.teacher,
-        look=options.nadir,
+        view_angle=options.nadir,
         audit=options.audit,
     )
     device = pick_device(options.device)
     workers = options.workers
     with stop_requests() as stop, joined(device) as ranks:
-        place = Workplace(
+        context = RunContext(
             weights=options.weights,
             device=device,
             workers=_default_workers(local_processes()) if workers is None else workers,
@@ -156,9 +156,9 @@ def _train(options: argparse.Namespace) -> int:
             tensorboard=options.tensorboard,
             ranks=ranks,
             stop=stop,
-            circumstances=Circumstances(command=tuple(options.arguments)),
+            info=RunInfo(command=tuple(options.arguments)),
         )
-        faults = train(options.directories, recipe, place, training)
+        faults = train(options.directories, recipe, context, training)
         first = ranks.first
     if first:
         report_faults(faults, "left out of the training")
@@ -173,7 +173,7 @@ def add_tune(commands: Commands) -> None:
     tune.add_argument("output", type=Path, metavar="OUT.yaml")
     add_masks(tune, "roads", "buildings", default=None)
     add_recipe(tune, "name or file to start from, that of the weights")
-    add_look(tune)
+    add_view_angle(tune)
     tune.add_argument(
         "--minutes", type=minutes, default=5.0, metavar="M", help="at most (default: %(default)g)"
     )
@@ -183,7 +183,7 @@ def _tune(options: argparse.Namespace) -> int:
     """Fit the vectoriser's settings to a network's planes, and write the recipe with them.
 
     MASK_DIR holds planes of images that the network was not trained with (`predict --out-of-fold
-    --planes MASK_DIR`), TRUTH their true roads as CSV, or by a recipe of buildings their true
+    --probabilities MASK_DIR`), TRUTH their true roads as CSV, or by a recipe of buildings their true
     buildings as SpaceNet's CSV or COCO annotations. The fit is judged by two-fold
     cross-validation; if it gains nothing on images that it has not seen, the settings stay as they
     are. Where the recipe has heads for categories of looks, each is fitted by itself. Pass OUT.yaml
@@ -206,7 +206,7 @@ def _tune(options: argparse.Namespace) -> int:
         metres_per_pixel=options.metres_per_pixel or recipe.inference.default_metres_per_pixel,
         minutes=options.minutes,
         workers=options.workers,
-        look=options.nadir,
+        view_angle=options.nadir,
     )
     report_warnings(tuning.warnings)
     report_faults(tuning.faults, "left out of the fit")
@@ -218,7 +218,7 @@ def add_confidence(commands: Commands) -> None:
     """Add ``confidence``."""
     confidence = commands.add("confidence", _confidence)
     confidence.add_argument("submission", type=Path, metavar="OUT.csv")
-    confidence.add_argument("planes", type=Path, metavar="PLANE_DIR")
+    confidence.add_argument("planes", type=Path, metavar="MAP_DIR")
     add_weights(confidence)
     add_images(confidence, "images and labels (default: where the manifest of OUT.csv says)")
 
@@ -226,7 +226,7 @@ def add_confidence(commands: Commands) -> None:
 def _confidence(options: argparse.Namespace) -> int:
     """Fit the model that chooses and rates buildings, to planes that were predicted out of fold.
 
-    OUT.csv and PLANE_DIR are of one run, `predict DIR... OUT.csv --out-of-fold --planes PLANE_DIR`,
+    OUT.csv and PLANE_DIR are of one run, `predict DIR... OUT.csv --out-of-fold --probabilities PLANE_DIR`,
     of training images. The model (LightGBM, as text) comes to lie beside the networks, and
     `predict` uses it from then on; without one buildings are rated by mean probability x square
     root of area.
@@ -234,7 +234,7 @@ def _confidence(options: argparse.Namespace) -> int:
     from satmap.tasks.buildings.confidence_fit import fit_to_prediction
 
     done = fit_to_prediction(
-        options.submission, options.planes, options.weights, options.images, options.arguments
+        options.submission, options.maps, options.weights, options.images, options.arguments
     )
     report_faults(done.faults, "left out of the fit")
     print(f"{done.path}: {done.summary()}")

@@ -39,10 +39,10 @@ def _weights_import(options: argparse.Namespace) -> int:
     """
     from satmap.recipes.schema import load_recipe
     from satmap.weights.importing import import_weights
-    from satmap.weights.manifest_of_made import write_made_manifest
+    from satmap.weights.manifest_of_made import write_derived_manifest
 
     path = import_weights(options.file, options.output, load_recipe(options.recipe))
-    write_made_manifest(path, [options.file], options.arguments)
+    write_derived_manifest(path, [options.file], options.arguments)
     print(path)
     return 0
 
@@ -75,21 +75,21 @@ def _weights_average(options: argparse.Namespace) -> int:
     soup.last.safetensors.
     """
     from satmap.weights.average import average_weights
-    from satmap.weights.manifest_of_made import write_made_manifest
+    from satmap.weights.manifest_of_made import write_derived_manifest
 
     if options.output.suffix != ".safetensors":
         raise SatmapError(f"{options.output}: give a name that ends in .safetensors.")
     average_weights(options.output, options.files)
-    write_made_manifest(options.output, options.files, options.arguments)
+    write_derived_manifest(options.output, options.files, options.arguments)
     print(f"{options.output}: the mean of {len(options.files)} networks")
     return 0
 
 
 def _weights_show(options: argparse.Namespace) -> int:
     """Print what a weight file says of itself, and check it against its checksum."""
-    from satmap.weights.tensor_file import read_metadata, read_tensors, require_file
+    from satmap.weights.tensor_file import read_metadata, read_tensors, require_weight_file
 
-    require_file(options.file, "Give the name of a .safetensors file.")
+    require_weight_file(options.file, "Give the name of a .safetensors file.")
     tensors = read_tensors(options.file)
     for key, value in read_metadata(options.file).items():
         # A whole recipe is in there.
@@ -125,6 +125,6 @@ def _export(options: argparse.Namespace) -> int:
     require_exportable(options.output)
     network, metadata = load_weights(options.network)
     export_network(network, options.output, metadata, options.size and tuple(options.size))
-    planes = ", ".join(network.plane_names)
-    print(f"{options.output}: {network.encoder.in_channels} bands to {planes}")
+    maps = ", ".join(network.map_names)
+    print(f"{options.output}: {network.encoder.in_channels} bands to {maps}")
     return 0

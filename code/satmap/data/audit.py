@@ -173,7 +173,7 @@ def read_groups(path: Path) -> list[list[Path]]:
         ) from error
 
 
-def grouped_sites(path: Path, chips: Sequence[Chip]) -> list[list[str]]:
+def duplicate_groups(path: Path, chips: Sequence[Chip]) -> list[list[str]]:
     """The sites of chips of which near-duplicates say that they must share a fold.
 
     Args:

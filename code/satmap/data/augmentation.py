@@ -20,7 +20,7 @@ class Augmentation(Settings):
     rotation: float = Field(10.0, ge=0, le=180)
     rotation_probability: float = Field(0.2, ge=0, le=1)
     flips: bool = True
-    colour_probability: float = Field(0.5, ge=0, le=1)
+    colour_jitter_probability: float = Field(0.5, ge=0, le=1)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def draw_geometry(
     )
 
 
-def recolour(random: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def jitter_colours(random: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """One of: a shift of each channel, brightness and contrast, gamma. image: (channels, h, w)."""
     levels = np.arange(256.0)
     tables = np.tile(levels, (len(image), 1))

@@ -33,7 +33,7 @@ from satmap.io.files import atomic_path
 from satmap.io.progress import track
 from satmap.runtime.resources import available_cores
 from satmap.settings import Settings
-from satmap.tasks.labelling import TargetsOf, draw_target
+from satmap.tasks.labelling import TargetsOf, encode_label
 from satmap.tasks.roads.labels import RoadLabel
 
 Outline: TypeAlias = shapely.Polygon | shapely.MultiPolygon
@@ -104,10 +104,10 @@ class CachedChip:
         Raises:
             SatmapError: the file is gone or damaged.
         """
-        planes, target = self.read_planes(self.shape[2], rows, columns)
-        return planes.transpose(1, 2, 0), target
+        maps, target = self.read_channels(self.shape[2], rows, columns)
+        return maps.transpose(1, 2, 0), target
 
-    def read_planes(
+    def read_channels(
         self, channels: int, rows: slice, columns: slice
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """The same of the first ``channels`` alone, (channels, h, w); all contiguous.
@@ -192,14 +192,14 @@ def category_of(chip: Chip, heads: int | None) -> str | None:
     """
     if heads is None:
         return None
-    return require_category(chip.image.path.name, chip.look, heads)
+    return require_category(chip.image.path.name, chip.view_angle, heads)
 
 
 def _build(
     chip: Chip, stretch: StretchSettings, targets: TargetsOf, input_px: int | None
 ) -> dict[str, Any]:
     image = read_resized(chip.image, stretch.low, stretch.high, input_px)
-    target, facts = draw_target(chip, image, targets)
+    target, facts = encode_label(chip, image, targets)
     assert chip.label is not None, "draw_target has looked"
     return {
         "image": image,
@@ -284,7 +284,7 @@ class Preparation:
             raise SatmapError(f"{len(self.faults)} of {total} chips cannot be used:\n{first}")
 
 
-def prepare(
+def prepare_chips(
     chips: Sequence[Chip],
     channels: int,
     directory: Path,

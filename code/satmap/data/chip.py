@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from satmap.data.imagery import MULTISPECTRAL, ImageInfo
-from satmap.data.view_angles import Look
+from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 
 
@@ -21,7 +21,7 @@ class Chip:
         label: the file of its labels, its own, that of all looks at the place or that of all
             images; None where there is none.
         place: what all looks at one place have in common; "" where there is but one.
-        look: from where it was taken, where that is known.
+        view_angle: from where it was taken, where that is known.
         number: the id in a file of COCO annotations, which also stands in results.
     """
 
@@ -31,7 +31,7 @@ class Chip:
     images: Mapping[str, ImageInfo]
     label: Path | None
     place: str = ""
-    look: Look | None = None
+    view_angle: ViewAngle | None = None
     number: int | None = None
 
     @property

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from satmap.data.augmentation import Augmentation, Geometry, draw_geometry, recolour
+from satmap.data.augmentation import Augmentation, Geometry, draw_geometry, jitter_colours
 from satmap.data.cache import CachedChip
 
 # Workers are forked, and OpenCV's threads do not survive a fork: a worker that waits for them waits
@@ -74,9 +74,9 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
             return index % len(self.chips)
         turn, area = divmod(index, len(self.areas))
         # Chips of large areas that had no turn in this epoch have theirs in the next.
-        turns = -(-len(self) // len(self.areas))
+        phases = -(-len(self) // len(self.areas))
         numbers = self.areas[area]
-        return numbers[(turn + self.epoch * turns) % len(numbers)]
+        return numbers[(turn + self.epoch * phases) % len(numbers)]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
         random = np.random.default_rng((self.seed, self.epoch, index))
@@ -87,8 +87,8 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
         image, target = read_crop(chip, geometry, self.crop, self.channels)
         if chip.soft is not None:
             target = np.concatenate([target[None], read_soft_crop(chip, geometry, self.crop)])
-        if settings is not None and random.random() < settings.colour_probability:
-            image = recolour(random, image)
+        if settings is not None and random.random() < settings.colour_jitter_probability:
+            image = jitter_colours(random, image)
         return torch.from_numpy(image), torch.from_numpy(target), number
 
 
@@ -103,11 +103,11 @@ def read_crop(
     matrix = geometry.to_chip(crop)
     window = _whole_pixels(matrix, crop, chip.shape)
     if window is not None:
-        return chip.read_planes(channels, *window)
+        return chip.read_channels(channels, *window)
     rows, columns = _window(matrix, crop, chip.shape)
-    image, target = chip.read_planes(channels, rows, columns)
+    image, target = chip.read_channels(channels, rows, columns)
     matrix[:, 2] -= (columns.start, rows.start)
-    return _warp_planes(image, matrix, crop), _warp(target, matrix, crop, cv2.INTER_NEAREST)
+    return _warp_channels(image, matrix, crop), _warp(target, matrix, crop, cv2.INTER_NEAREST)
 
 
 def read_soft_crop(chip: CachedChip, geometry: Geometry, crop: int) -> NDArray[np.uint8]:
@@ -121,7 +121,7 @@ def read_soft_crop(chip: CachedChip, geometry: Geometry, crop: int) -> NDArray[n
     matrix = geometry.to_chip(crop)
     rows, columns = _window(matrix, crop, chip.shape)
     matrix[:, 2] -= (columns.start, rows.start)
-    return _warp_planes(chip.soft.read(rows, columns), matrix, crop)
+    return _warp_channels(chip.soft.read(rows, columns), matrix, crop)
 
 
 def _whole_pixels(
@@ -148,15 +148,15 @@ def _window(matrix: NDArray[np.float64], crop: int, shape: Sequence[int]) -> tup
     return rows, columns
 
 
-def _warp_planes(
-    planes: NDArray[np.uint8], matrix: NDArray[np.float64], crop: int
+def _warp_channels(
+    maps: NDArray[np.uint8], matrix: NDArray[np.float64], crop: int
 ) -> NDArray[np.uint8]:
     """Planes (n, h, w) resampled linearly to (n, crop, crop)."""
-    warped = np.empty((len(planes), crop, crop), np.uint8)
-    window = _scratch("window", (*planes.shape[1:], _AT_ONCE))
+    warped = np.empty((len(maps), crop, crop), np.uint8)
+    window = _scratch("window", (*maps.shape[1:], _AT_ONCE))
     resampled = _scratch("resampled", (crop, crop, _AT_ONCE))
-    for first in range(0, len(planes), _AT_ONCE):
-        part = planes[first : first + _AT_ONCE]
+    for first in range(0, len(maps), _AT_ONCE):
+        part = maps[first : first + _AT_ONCE]
         # OpenCV takes longer for three channels than for four, and rounds two in another way.
         cv2.merge([*part, *[part[-1]] * (_AT_ONCE - len(part))], window)
         _warp(window, matrix, crop, cv2.INTER_LINEAR, resampled)

@@ -15,7 +15,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from satmap.errors import SatmapError
-from satmap.io.gdal import driver_of, require_file, require_possible_size
+from satmap.io.gdal import driver_of, require_possible_size, require_raster_file
 from satmap.vectors.georeference import Georeference, georeference_of
 
 # Images without georeference are reported by satmap itself, with their names, and rasterising in
@@ -69,7 +69,7 @@ def read_info(path: Path, product: str) -> ImageInfo:
     Raises:
         SatmapError: not a readable raster, or its bands or type do not fit the product.
     """
-    require_file(path)
+    require_raster_file(path)
     try:
         with rasterio.open(path, driver=driver_of(path)) as source:
             require_possible_size(source.width, source.height)

@@ -21,10 +21,10 @@ class Inventory:
         chips: sorted by id, in natural order.
         faults: image id to what is wrong, for the images that cannot be read at all.
         warnings: what is wrong with one product of an image whose other product serves.
-        orphans: labels without an image.
+        labels_without_image: labels without an image.
         long_ids: image id to the id with the challenge's prefix, for every image found, readable or
             not.
-        passed_over: rasters whose names are not those of the challenge's images.
+        ignored: rasters whose names are not those of the challenge's images.
         directories: where the search went.
         label_names: of chips without a label, the names that were tried, without directory.
     """
@@ -32,9 +32,9 @@ class Inventory:
     chips: tuple[Chip, ...]
     faults: dict[str, str]
     warnings: tuple[str, ...]
-    orphans: tuple[Path, ...]
+    labels_without_image: tuple[Path, ...]
     long_ids: dict[str, str]
-    passed_over: tuple[Path, ...]
+    ignored: tuple[Path, ...]
     directories: tuple[Path, ...]
     label_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
@@ -81,13 +81,12 @@ class Inventory:
         unlabelled = [chip.image_id for chip in self.unlabelled()]
         if 0 < len(unlabelled) < len(self.chips):
             lines.append(f"without label: {_listing(unlabelled)}")
-        if self.orphans:
-            names = [path.name for path in self.orphans]
+        if self.labels_without_image:
+            names = [path.name for path in self.labels_without_image]
             lines.append(f"labels without an image: {_listing(names)}")
-        if self.passed_over:
+        if self.ignored:
             lines.append(
-                f"passed over: {len(self.passed_over)} other rasters such as "
-                f"{self.passed_over[0].name}"
+                f"passed over: {len(self.ignored)} other rasters such as {self.ignored[0].name}"
             )
         lines += [f"passed over: {warning}" for warning in self.warnings]
         lines += [f"unusable: {fault}" for fault in self.faults.values()]

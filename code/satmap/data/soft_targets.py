@@ -48,14 +48,14 @@ class SoftTarget:
         except (OSError, SafetensorError):
             return False
 
-    def write(self, planes: NDArray[np.uint8]) -> None:
+    def write(self, maps: NDArray[np.uint8]) -> None:
         """Keep the planes, uint8 (planes, height, width), 0..255 for 0..1.
 
         Raises:
             CannotWriteError: the cache cannot be written.
         """
         with atomic_path(self.path) as temporary:
-            temporary.write_bytes(save({_TENSOR: np.ascontiguousarray(planes)}))
+            temporary.write_bytes(save({_TENSOR: np.ascontiguousarray(maps)}))
 
     def read(self, rows: slice = slice(None), columns: slice = slice(None)) -> NDArray[np.uint8]:
         """A window of the planes, uint8 (planes, h, w).

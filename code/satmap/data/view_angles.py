@@ -33,7 +33,7 @@ CATEGORIES: dict[int, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Look:
+class ViewAngle:
     """From where an image was taken.
 
     Attributes:
@@ -57,7 +57,7 @@ class Look:
         return f"{kind} {self.side}" if self.side else None
 
 
-def look_of_name(name: str) -> Look | None:
+def view_angle_of_name(name: str) -> ViewAngle | None:
     """The look that stands in the name of an image, None where none does."""
     match = _NAME.search(name)
     if match is None:
@@ -68,22 +68,22 @@ def look_of_name(name: str) -> Look | None:
     elif angle in _SOUTH | _NORTH:
         south = angle in _SOUTH
     else:
-        return Look(angle)
-    return Look(angle, "south" if south else "north")
+        return ViewAngle(angle)
+    return ViewAngle(angle, "south" if south else "north")
 
 
-def require_category(name: str, look: Look | None, heads: int) -> str:
+def require_category(name: str, view_angle: ViewAngle | None, heads: int) -> str:
     """The category of an image's look, one of ``CATEGORIES[heads]``.
 
     Args:
         name: of the image's file, for the message.
-        look: None where nobody knows.
+        view_angle: None where nobody knows.
         heads: how many categories are told apart.
 
     Raises:
         SatmapError: nobody knows the look, or its side.
     """
-    category = look.category(heads) if look else None
+    category = view_angle.category(heads) if view_angle else None
     if category is None:
         what = "degrees off nadir, such as 32" + ("" if heads == len(CATEGORIES[3]) else "south")
         raise SatmapError(
@@ -94,7 +94,7 @@ def require_category(name: str, look: Look | None, heads: int) -> str:
     return category
 
 
-def parse_look(text: str) -> Look:
+def parse_view_angle(text: str) -> ViewAngle:
     """A look as a user writes it: ``32``, ``32.5south``, ``12 north``.
 
     Raises:
@@ -104,4 +104,4 @@ def parse_look(text: str) -> Look:
     if match is None:
         raise ValueError(f"{text!r} is no look; write degrees off nadir, such as 32 or 32south")
     sides: dict[str | None, Literal["north", "south"]] = {"north": "north", "south": "south"}
-    return Look(int(match[1]), sides.get(match[2].lower() if match[2] else None))
+    return ViewAngle(int(match[1]), sides.get(match[2].lower() if match[2] else None))

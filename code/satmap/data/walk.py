@@ -8,14 +8,14 @@ from satmap.errors import SatmapError
 from satmap.io.text import natural_key
 
 
-def walk(directories: Iterable[Path], misplaced: Container[str] = ()) -> Iterator[Path]:
+def walk(directories: Iterable[Path], also_non_files: Container[str] = ()) -> Iterator[Path]:
     """All files at any depth, in natural order within each directory, each once.
 
     Links are followed; names that start with a dot are left out, and so are pipes and devices.
 
     Args:
         directories: where to begin.
-        misplaced: suffixes in lower case; what has one and is a directory, a pipe or a device is
+        also_non_files: suffixes in lower case; what has one and is a directory, a pipe or a device is
             given, too, for whoever wanted a file there must hear of it.
 
     Raises:
@@ -33,7 +33,7 @@ def walk(directories: Iterable[Path], misplaced: Container[str] = ()) -> Iterato
                 continue
             seen.add(place)
             subdirectories[:] = sorted(s for s in subdirectories if not s.startswith("."))
-            odd = [s for s in subdirectories if Path(s).suffix.lower() in misplaced]
+            odd = [s for s in subdirectories if Path(s).suffix.lower() in also_non_files]
             for name in sorted([*names, *odd], key=natural_key):
                 if not name.startswith("."):
                     path = Path(parent, name)
@@ -41,11 +41,11 @@ def walk(directories: Iterable[Path], misplaced: Container[str] = ()) -> Iterato
                         str(path).encode()
                     except UnicodeEncodeError as error:
                         raise SatmapError(f"{path!r}: rename it; names must be UTF-8.") from error
-                    if path.suffix.lower() not in misplaced and is_no_file(path):
+                    if path.suffix.lower() not in also_non_files and is_not_a_file(path):
                         continue
                     yield path
 
 
-def is_no_file(path: Path) -> bool:
+def is_not_a_file(path: Path) -> bool:
     """Whether a directory, a pipe or a device has the name; not for what is not there at all."""
     return not path.is_file() and path.exists()

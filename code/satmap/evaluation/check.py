@@ -6,7 +6,7 @@ from pathlib import Path
 import rasterio
 
 from satmap.data.layouts.spacenet_buildings import building_image_ids
-from satmap.data.layouts.spacenet_roads import scan
+from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.data.walk import walk
 from satmap.errors import SatmapError
 from satmap.io.gdal import driver_of
@@ -51,7 +51,7 @@ def _check_roads(submission: Path, directories: Sequence[Path]) -> list[Fault]:
     expected: list[Collection[str] | None] = [None]
     if directories:
         # Ids with the challenge's prefix are as good as those without, but not both in one file.
-        ids = scan(directories).long_ids
+        ids = scan_roads(directories).long_ids
         expected = [ids.keys(), ids.values()]
     return min((check_roads_csv(submission, images) for images in expected), key=len)
 

@@ -288,7 +288,7 @@ def _recompute(
         *("--recipe", str(recipe), "--weights", str(ensemble), "--device", device),
         *(part for option in chosen.items() for part in option),
         *(["--out-of-fold"] if manifest.out_of_fold else []),
-        *(["--nadir", manifest.look] if manifest.look else []),
+        *(["--nadir", manifest.view_angle] if manifest.view_angle else []),
     ]  # fmt: skip
     environment = dict(os.environ)
     if device == "cpu" or not torch.cuda.is_available():

@@ -20,7 +20,7 @@ from satmap.io.files import atomic_path
 from satmap.vectors.buildings import (
     ImageBuildings,
     building_attributes,
-    in_lon_lat,
+    buildings_in_lon_lat,
     in_own_system,
 )
 
@@ -58,7 +58,7 @@ def export_buildings(path: Path, images: Callable[[], Iterable[ImageBuildings]])
     systems: set[str] = set()
     for found in images():
         try:
-            in_lon_lat(found)
+            buildings_in_lon_lat(found)
         except SatmapError as error:
             faults[found.image_id] = str(error)
             continue
@@ -77,7 +77,7 @@ def _write_geojson(path: Path, images: Iterable[ImageBuildings]) -> None:
         file.write('{"type":"FeatureCollection","features":[')
         separator = "\n"
         for found in images:
-            polygons = _on_grid(in_lon_lat(found))
+            polygons = _rounded_to_grid(buildings_in_lon_lat(found))
             for polygon, properties in zip(polygons, building_attributes(found), strict=True):
                 feature = {
                     "type": "Feature",
@@ -92,7 +92,7 @@ def _write_geojson(path: Path, images: Iterable[ImageBuildings]) -> None:
         file.write("\n]}\n")
 
 
-def _on_grid(polygons: NDArray[np.object_]) -> list[shapely.Geometry]:
+def _rounded_to_grid(polygons: NDArray[np.object_]) -> list[shapely.Geometry]:
     """Polygons with seven decimals, outer rings anticlockwise as the standard wants them."""
     # Adding zero turns -0.0, which would print its sign, into 0.0.
     rounded = shapely.transform(polygons, lambda xy: np.round(xy, _DECIMALS) + 0.0)
@@ -108,5 +108,5 @@ def _write_geopackage(path: Path, images: Iterable[ImageBuildings], system: str 
     layer = Layer("buildings", "Polygon", _FIELDS, system or _LON_LAT)
     with new_geopackage(path, [layer]) as temporary:
         for found in images:
-            polygons = in_own_system(found) if system else in_lon_lat(found)
+            polygons = in_own_system(found) if system else buildings_in_lon_lat(found)
             append(temporary, layer, polygons.tolist(), building_attributes(found))

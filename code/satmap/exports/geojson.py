@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satmap.io.files import atomic_path
-from satmap.vectors.road_graph import ImageRoads, edge_attributes, in_lon_lat, numbered
+from satmap.vectors.road_graph import ImageRoads, edge_attributes, numbered, roads_in_lon_lat
 
 # A centimetre.
 _DECIMALS = 7
@@ -38,7 +38,7 @@ def write_geojson(path: Path, graphs: Iterable[ImageRoads]) -> None:
 
 def _features(graphs: Iterable[ImageRoads]) -> Iterator[str]:
     for first_node, roads in numbered(graphs):
-        lines = in_lon_lat(roads).lines
+        lines = roads_in_lon_lat(roads).lines
         for edge, line in zip(roads.graph.edges, lines, strict=True):
             feature = {
                 "type": "Feature",

@@ -15,8 +15,8 @@ from satmap.exports.gis_layers import Layer, append, new_geopackage
 from satmap.vectors.road_graph import (
     ImageRoads,
     edge_attributes,
-    in_lon_lat,
     numbered,
+    roads_in_lon_lat,
 )
 
 _ROADS = Layer(
@@ -52,7 +52,7 @@ def write_geopackage(path: Path, graphs: Iterable[ImageRoads]) -> None:
     """
     with new_geopackage(path, (_ROADS, _JUNCTIONS)) as temporary:
         for first_node, roads in numbered(graphs):
-            lon_lat = in_lon_lat(roads)
+            lon_lat = roads_in_lon_lat(roads)
             append(
                 temporary,
                 _ROADS,

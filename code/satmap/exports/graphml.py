@@ -8,7 +8,7 @@ import shapely
 
 from satmap.errors import SatmapError
 from satmap.io.files import atomic_path
-from satmap.vectors.road_graph import ImageRoads, edge_attributes, in_lon_lat, numbered
+from satmap.vectors.road_graph import ImageRoads, edge_attributes, numbered, roads_in_lon_lat
 
 
 def write_graphml(path: Path, graphs: Iterable[ImageRoads]) -> None:
@@ -36,7 +36,7 @@ def write_graphml(path: Path, graphs: Iterable[ImageRoads]) -> None:
 
 def _add(whole: nx.MultiGraph, roads: ImageRoads, first_node: int) -> None:
     try:
-        lon_lat = in_lon_lat(roads).nodes.tolist()
+        lon_lat = roads_in_lon_lat(roads).nodes.tolist()
     except SatmapError:
         lon_lat = None
     for index, (x, y) in enumerate(roads.graph.nodes.tolist()):

@@ -101,7 +101,7 @@ def is_temporary(path: Path) -> bool:
     return path.name.startswith(".")
 
 
-def remove_left_over(directory: Path) -> None:
+def remove_temporary_files(directory: Path) -> None:
     """Delete the temporary files that killed processes left in a directory of satmap's own."""
     for path in directory.glob(".*-????????.*"):
         with contextlib.suppress(OSError):
@@ -109,7 +109,7 @@ def remove_left_over(directory: Path) -> None:
                 path.unlink()
 
 
-def remove_left_over_of(paths: Iterable[Path]) -> None:
+def remove_temporary_files_of(paths: Iterable[Path]) -> None:
     """Delete the temporary files that killed processes left beside some paths.
 
     Nobody else may be writing these paths. The directory may be the user's: only what has the name
@@ -195,7 +195,7 @@ _GRACE_S = 3.0
 
 
 @contextlib.contextmanager
-def sole_writer(stem: Path) -> Iterator[None]:
+def exclusive_lock(stem: Path) -> Iterator[None]:
     """Hold a lock on a member's files, ``STEM.*``, while the block runs.
 
     Two runs that write the same files would leave weights of one and a state of the other. The lock

@@ -20,7 +20,7 @@ def driver_of(path: Path) -> str:
     return _DRIVERS.get(path.suffix.lower(), "GTiff")
 
 
-def require_file(path: Path) -> None:
+def require_raster_file(path: Path) -> None:
     """Fail before GDAL reads a pipe, which may never have a writer, or looks into a directory.
 
     Raises:

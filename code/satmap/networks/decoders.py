@@ -33,7 +33,7 @@ class DecoderBlock(nn.Module):
         Returns:
             (N, out_channels, 2 H, 2 W).
         """
-        x = F.relu(self.up_conv(enlarge(x, skip)), inplace=True)
+        x = F.relu(self.up_conv(upsample(x, skip)), inplace=True)
         if skip is not None:
             x = torch.cat([x, skip], dim=1)
         return F.relu(self.skip_conv(x), inplace=True)
@@ -84,7 +84,7 @@ class LightBlock(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
         """Decode one scale; shapes as in ``DecoderBlock``."""
-        x = enlarge(self.narrow(x), skip)
+        x = upsample(self.narrow(x), skip)
         if skip is not None:
             x = x + self.lateral(skip)
         x = F.relu(self.conv1(F.relu(x, inplace=True)), inplace=True)
@@ -99,7 +99,7 @@ DECODERS: Mapping[str, type[nn.Module]] = {
 }
 
 
-def enlarge(x: Tensor, like: Tensor | None) -> Tensor:
+def upsample(x: Tensor, like: Tensor | None) -> Tensor:
     """Repeat every pixel of (N, C, H, W) twice along both sides.
 
     Args:

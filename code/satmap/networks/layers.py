@@ -51,7 +51,7 @@ def force_padding(model: nn.Module) -> None:
             module.padding = 1
 
 
-class HalvingConv(nn.Conv2d):
+class StridedConv(nn.Conv2d):
     """TensorFlow's convolution of stride 2 for even sizes, which encoders' always are.
 
     TensorFlow pads as much as each size needs, more on the far sides. timm's ``Conv2dSame``
@@ -67,13 +67,13 @@ class HalvingConv(nn.Conv2d):
 
 
 def fix_same_padding(module: nn.Module) -> None:
-    """Replace every ``Conv2dSame`` inside, all of them square and of stride 2, by ``HalvingConv``.
+    """Replace every ``Conv2dSame`` inside, all of them square and of stride 2, by ``StridedConv``.
 
     The parameters are the same objects.
     """
     for name, child in module.named_children():
         if isinstance(child, Conv2dSame):
-            fixed = HalvingConv(
+            fixed = StridedConv(
                 child.in_channels,
                 child.out_channels,
                 cast(tuple[int, int], child.kernel_size),

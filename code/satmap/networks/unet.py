@@ -37,7 +37,7 @@ class UNet(nn.Module):
 
     Attributes:
         encoder: the contracting path.
-        plane_names: one name per output channel.
+        map_names: one name per output channel.
         decoder_kind: key in ``satmap.networks.decoders.DECODERS``.
         decoder_widths: channels at strides 16, 8, 4 and 2. Where the encoder has no feature of
             such a stride (ConvNeXt at 2), the block does without.
@@ -47,17 +47,17 @@ class UNet(nn.Module):
     def __init__(
         self,
         encoder: Encoder,
-        planes: Sequence[str],
+        maps: Sequence[str],
         decoder_widths: Sequence[int] = DECODER_WIDTHS,
         decoder_kind: str = "plain",
         categories: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        if not planes or len(set(planes)) != len(planes):
-            raise ValueError(f"planes need names, all different, not {list(planes)}")
+        if not maps or len(set(maps)) != len(maps):
+            raise ValueError(f"planes need names, all different, not {list(maps)}")
         if len(categories) == 1 or len(set(categories)) != len(categories):
             raise ValueError(f"categories are none or several different, not {list(categories)}")
-        self.plane_names = tuple(planes)
+        self.map_names = tuple(maps)
         self.decoder_kind = decoder_kind
         self.decoder_widths = tuple(decoder_widths)
         self.categories = tuple(categories)
@@ -69,7 +69,7 @@ class UNet(nn.Module):
             blocks.append(DECODERS[decoder_kind](width_in, skips.get(stride, 0), width))
             width_in = width
         self.decoder = nn.ModuleList(blocks)
-        self.head = nn.Conv2d(width_in, len(planes) * max(len(categories), 1), 1)
+        self.head = nn.Conv2d(width_in, len(maps) * max(len(categories), 1), 1)
         for name, parameter in self.decoder.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -121,31 +121,31 @@ class UNet(nn.Module):
             x = block(x, features.pop(stride, None))
         x = self.head(x)
         if category is not None:
-            heads = x.view(-1, len(self.categories), len(self.plane_names), *x.shape[2:])
+            heads = x.view(-1, len(self.categories), len(self.map_names), *x.shape[2:])
             x = heads[torch.arange(heads.shape[0], device=x.device), category]
         # The reference enlarges first. Bilinear weights sum to one, so a 1 x 1 convolution gives
         # the same before; it then enlarges a dozen planes rather than 64, at a quarter the work.
         # Aligned corners are what the published weights were trained with.
         return resize_bilinear(x, (size[0], size[1]))
 
-    def order_planes(self, names: Sequence[str]) -> None:
+    def order_maps(self, names: Sequence[str]) -> None:
         """Change the order of the outputs; each name keeps its plane.
 
         Args:
-            names: those of ``plane_names``.
+            names: those of ``map_names``.
 
         Raises:
             ValueError: other names.
         """
-        if sorted(names) != sorted(self.plane_names):
-            raise ValueError(f"this network has {', '.join(self.plane_names)}, not {list(names)}")
+        if sorted(names) != sorted(self.map_names):
+            raise ValueError(f"this network has {', '.join(self.map_names)}, not {list(names)}")
         count = len(names)
-        order = [self.plane_names.index(name) for name in names]
+        order = [self.map_names.index(name) for name in names]
         channels = [head * count + i for head in range(max(len(self.categories), 1)) for i in order]
         with torch.no_grad():
             for parameter in self.head.parameters():
                 parameter.copy_(parameter[channels])
-        self.plane_names = tuple(names)
+        self.map_names = tuple(names)
 
     def category_indices(self, names: Sequence[str]) -> Tensor | None:
         """What ``forward`` takes as the category of images.
@@ -190,7 +190,7 @@ class UNet(nn.Module):
 def build_network(
     encoder: str,
     in_channels: int,
-    planes: Sequence[str],
+    maps: Sequence[str],
     decoder_widths: Sequence[int] = DECODER_WIDTHS,
     decoder_kind: str = "plain",
     categories: Sequence[str] = (),
@@ -200,7 +200,7 @@ def build_network(
     Args:
         encoder: key in ``satmap.networks.encoders.ENCODERS``.
         in_channels: bands of the input.
-        planes: names of the output planes.
+        maps: names of the output planes.
         decoder_widths: channels of the decoder at strides 16, 8, 4 and 2.
         decoder_kind: key in ``satmap.networks.decoders.DECODERS``.
         categories: names of the heads, if each image chooses one.
@@ -211,7 +211,7 @@ def build_network(
     if decoder_kind not in DECODERS:
         raise SatmapError(f"unknown decoder {decoder_kind!r}; known are {', '.join(DECODERS)}.")
     contracting = build_encoder(encoder, in_channels)
-    return UNet(contracting, planes, decoder_widths, decoder_kind, categories)
+    return UNet(contracting, maps, decoder_widths, decoder_kind, categories)
 
 
 def pad_to_stride(x: Tensor) -> Tensor:

@@ -12,37 +12,42 @@ from satmap.errors import CannotWriteError, SatmapError
 from satmap.io.files import atomic_path
 from satmap.prediction.journal import Journal
 from satmap.prediction.plan import Plan, Work
-from satmap.rasters.map_files import write_planes
-from satmap.rasters.map_store import PlaneStore
-from satmap.rasters.probability_maps import Planes
+from satmap.rasters.map_files import write_maps
+from satmap.rasters.map_store import MapStore
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.runtime.workers import BoundedPool
-from satmap.tasks.maps import Maps
+from satmap.tasks.maps import Decoder
 from satmap.vectors.georeference import Georeference
 
 
-def keep(planes: Planes, georeference: Georeference | None, paths: Sequence[Path]) -> None:
+def store_maps(
+    maps: ProbabilityMaps, georeference: Georeference | None, paths: Sequence[Path]
+) -> None:
     """Write planes to files.
 
     Raises:
         CannotWriteError: the disk is full or a directory not writable.
     """
     for path in paths:
-        write_planes(path, planes, georeference)
+        write_maps(path, maps, georeference)
 
 
-def trace(
-    planes: Planes, georeference: Georeference | None, paths: Sequence[Path], maps: Maps
+def decode_maps(
+    maps: ProbabilityMaps,
+    georeference: Georeference | None,
+    paths: Sequence[Path],
+    decoder: Decoder,
 ) -> Any:
     """Write planes to files, and vectorise them as they are.
 
     Raises:
         CannotWriteError: the disk is full or a directory not writable.
     """
-    keep(planes, georeference, paths)
-    return maps.vectorize(planes)
+    store_maps(maps, georeference, paths)
+    return decoder.vectorize(maps)
 
 
-def copy(stored: Path, paths: Sequence[Path]) -> None:
+def copy_maps(stored: Path, paths: Sequence[Path]) -> None:
     """Copy planes from the store to other files.
 
     Raises:
@@ -53,13 +58,15 @@ def copy(stored: Path, paths: Sequence[Path]) -> None:
             shutil.copyfile(stored, temporary)
 
 
-def trace_stored(stored: Path, neighbours: Sequence[tuple[Path, int, int]], maps: Maps) -> Any:
+def decode_stored(
+    stored: Path, neighbours: Sequence[tuple[Path, int, int]], decoder: Decoder
+) -> Any:
     """Vectorise planes in the store, with what lies around them.
 
     Raises:
         SatmapError: the planes are gone, or damaged.
     """
-    return maps.vectorize_stored(stored, neighbours)
+    return decoder.vectorize_stored(stored, neighbours)
 
 
 @dataclass
@@ -67,7 +74,7 @@ class Outcome:
     """What became of a process's share of the images.
 
     Attributes:
-        faults: by place, why it could not be predicted.
+        faults: by tile, why it could not be predicted.
     """
 
     faults: dict[int, str] = field(default_factory=dict)
@@ -85,7 +92,7 @@ class Outcome:
         self.faults[index] = str(error) if known else f"{type(error).__name__}: {error}"
 
 
-class Tracer:
+class DecodeQueue:
     """The maps of the images of a share, from planes in the store into the journal.
 
     An image waits until no image around it is still to be seen, by any process; of those that
@@ -96,7 +103,7 @@ class Tracer:
         self,
         plan: Plan,
         work: Work,
-        store: PlaneStore,
+        store: MapStore,
         pool: BoundedPool,
         journal: Journal,
         outcome: Outcome,
@@ -116,7 +123,7 @@ class Tracer:
         self._pool = pool
         self._journal = journal
         self._outcome = outcome
-        self._unseen = set(work.to_see)
+        self._unseen = set(work.to_predict)
         # Images with stored planes, and how many around each are still to be seen.
         self._waiting: dict[int, int] = {}
         self._waited_for: dict[int, list[int]] = defaultdict(list)
@@ -125,17 +132,17 @@ class Tracer:
     def stored(self, index: int) -> None:
         """An image of the share has its planes in the store, and is to be vectorised with others'
         around it."""
-        around = {n.image for n in self._plan.places[index].neighbours} & self._unseen - {index}
+        around = {n.image for n in self._plan.tiles[index].neighbours} & self._unseen - {index}
         for other in around:
             self._waited_for[other].append(index)
         self._waiting[index] = len(around)
         self._release(index)
 
-    def stored_alone(self, index: int, path: Path) -> None:
+    def stored_without_neighbours(self, index: int, path: Path) -> None:
         """An image of the share has its planes in a file, and nothing around it counts."""
         self._ready.append((index, path))
 
-    def settled(self, index: int) -> None:
+    def finished_with(self, index: int) -> None:
         """Nobody needs to wait for an image any more: it is in the store, or never will be."""
         self._unseen.discard(index)
         for other in self._waited_for.pop(index, ()):
@@ -146,18 +153,18 @@ class Tracer:
     def _release(self, index: int) -> None:
         if not self._waiting[index]:
             del self._waiting[index]
-            self._ready.append((index, self._store.path(self._plan.places[index].key)))
+            self._ready.append((index, self._store.path(self._plan.tiles[index].key)))
 
-    def trace_ready(self) -> None:
+    def decode_ready(self) -> None:
         """Let workers vectorise what waits for nothing."""
         while self._ready:
             self._trace(*self._ready.popleft())
 
-    def trace_the_rest(self) -> Iterator[int]:
+    def decode_rest(self) -> Iterator[int]:
         """Let workers vectorise everything, now that all processes have seen their share.
 
         Yields:
-            Each place once it is on its way.
+            Each tile once it is on its way.
         """
         self._unseen.clear()
         for index in sorted(self._waiting):
@@ -175,23 +182,23 @@ class Tracer:
         return len(self._waiting) + len(self._ready)
 
     def _trace(self, index: int, path: Path) -> None:
-        place = self._plan.places[index]
-        together = path == self._store.path(place.key)
+        tile = self._plan.tiles[index]
+        together = path == self._store.path(tile.key)
         neighbours = [
-            (self._store.path(self._plan.places[n.image].key), n.column, n.row)
-            for n in place.neighbours
+            (self._store.path(self._plan.tiles[n.image].key), n.column, n.row)
+            for n in tile.neighbours
             if together
         ]
 
         def done(future: Future[Any]) -> None:
-            self.traced(index, place.chip.image.georeference, future)
-            if not place.neighbours or not together:
+            self.decoded(index, tile.chip.image.georeference, future)
+            if not tile.neighbours or not together:
                 path.unlink(missing_ok=True)
 
-        maps = self._plan.maps.for_image(place.chip)
-        self._pool.submit(done, trace_stored, path, neighbours, maps)
+        decoder = self._plan.decoder.for_image(tile.chip)
+        self._pool.submit(done, decode_stored, path, neighbours, decoder)
 
-    def traced(self, index: int, georeference: Georeference | None, future: Future[Any]) -> None:
+    def decoded(self, index: int, georeference: Georeference | None, future: Future[Any]) -> None:
         """Note what was found in an image, or its fault.
 
         Raises:
@@ -201,7 +208,7 @@ class Tracer:
         if error is not None:
             self._outcome.fail(index, error)
             return
-        chip = self._plan.places[index].chip
+        chip = self._plan.tiles[index].chip
         image_id = self._plan.ids[chip.image_id]
-        found = self._plan.maps.of_image(chip, image_id, future.result(), georeference)
-        self._journal.add(self._plan.places[index].key, found)
+        found = self._plan.decoder.record(chip, image_id, future.result(), georeference)
+        self._journal.add(self._plan.tiles[index].key, found)

@@ -18,7 +18,7 @@ from satmap.runtime.device import autocast
 
 
 @dataclass(frozen=True)
-class View:
+class Symmetry:
     """A symmetry of the square: mirrored left to right or not, then turned."""
 
     quarter_turns: int
@@ -36,7 +36,7 @@ class View:
 
 
 #: All eight, the rotations first, so that a prefix of 1 or 4 is a group as well.
-VIEWS = tuple(View(turns, mirrored) for mirrored in (False, True) for turns in range(4))
+SYMMETRIES = tuple(Symmetry(phases, mirrored) for mirrored in (False, True) for phases in range(4))
 
 
 # Networks are blind close to the border: show them a mirrored margin.
@@ -55,7 +55,7 @@ class Pixels(Protocol):
 
 
 @dataclass(frozen=True)
-class Voter:
+class EnsembleMember:
     """A network of an ensemble and its weight in the mean.
 
     Attributes:
@@ -67,7 +67,7 @@ class Voter:
     votes: int = 1
 
 
-class Download:
+class HostCopy:
     """A tensor on its way to the host; on a GPU the next image is launched meanwhile."""
 
     def __init__(self, values: Tensor) -> None:
@@ -100,11 +100,11 @@ class Strip:
     """
 
     top: int
-    values: Download
+    values: HostCopy
 
 
-def predict_planes(
-    voters: Sequence[Voter],
+def predict_maps(
+    members: Sequence[EnsembleMember],
     image: Pixels,
     settings: Inference,
     device: torch.device,
@@ -113,7 +113,7 @@ def predict_planes(
     """Average the probabilities of all networks and views.
 
     Args:
-        voters: networks with the same planes. One of three channels sees the first three of the
+        members: networks with the same planes. One of three channels sees the first three of the
             image.
         image: uint8 (height, width, channels).
         settings: views, batch and windows.
@@ -124,13 +124,13 @@ def predict_planes(
         uint8 (planes, height, width), 0..255 for 0..1; 0 where the image has no data (0 in every
         channel), whatever the networks make of the black.
     """
-    strips = predict_strips(voters, image, settings, device, category)
+    strips = predict_strips(members, image, settings, device, category)
     parts = [strip.values.get() for strip in strips]
     return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
 def predict_strips(
-    voters: Sequence[Voter],
+    members: Sequence[EnsembleMember],
     image: Pixels,
     settings: Inference,
     device: torch.device,
@@ -142,7 +142,7 @@ def predict_strips(
     """
 
     def predict(rows: slice, columns: slice) -> Tensor:
-        return _predict_window(voters, image[rows, columns], settings, device, category)
+        return _predict_window(members, image[rows, columns], settings, device, category)
 
     height, width = image.shape[:2]
     rows, columns = (spans(length, settings.window, settings.overlap) for length in (height, width))
@@ -151,12 +151,12 @@ def predict_strips(
 
 
 def _strip(top: int, values: Tensor) -> Strip:
-    return Strip(top, Download(values))
+    return Strip(top, HostCopy(values))
 
 
 @torch.no_grad()
 def _predict_window(
-    voters: Sequence[Voter],
+    members: Sequence[EnsembleMember],
     image: NDArray[np.uint8],
     settings: Inference,
     device: torch.device,
@@ -166,8 +166,8 @@ def _predict_window(
     0 where there is no data."""
     height, width = image.shape[:2]
     if not image.any():
-        planes = len(voters[0].network.plane_names)
-        return torch.zeros((planes, height, width), dtype=torch.float32, device=device)
+        maps = len(members[0].network.map_names)
+        return torch.zeros((maps, height, width), dtype=torch.float32, device=device)
     top, bottom = _margins(height)
     left, right = _margins(width)
     margins = (top, bottom), (left, right), (0, 0)
@@ -176,13 +176,13 @@ def _predict_window(
     else:
         padded = np.pad(image, margins, mode="reflect")
     pixels = _upload(np.ascontiguousarray(padded.transpose(2, 0, 1)), device)
-    planes = len(voters[0].network.plane_names)
+    maps = len(members[0].network.map_names)
     geometric = settings.mean == "geometric"
-    total = torch.zeros((planes, *pixels.shape[1:]), dtype=torch.float32, device=device)
-    for voter in voters:
-        network = voter.network
+    total = torch.zeros((maps, *pixels.shape[1:]), dtype=torch.float32, device=device)
+    for member in members:
+        network = member.network
         normalized = network.encoder.normalize(pixels[None, : network.encoder.in_channels])
-        for views in _batches(VIEWS[: settings.views], pixels.shape[1:], settings.batch):
+        for views in _batches(SYMMETRIES[: settings.tta], pixels.shape[1:], settings.batch):
             batch = torch.cat([view.apply(normalized) for view in views])
             heads = [network.category_indices([category] * len(batch))] if category else []
             with autocast(device):
@@ -190,13 +190,13 @@ def _predict_window(
             logits = logits.float()
             seen = F.logsigmoid(logits) if geometric else logits.sigmoid()
             for view, output in zip(views, seen, strict=True):
-                total += view.undo(output) * voter.votes
-    votes = sum(voter.votes for voter in voters)
+                total += view.undo(output) * member.votes
+    votes = sum(member.votes for member in members)
     inside = (slice(top, top + height), slice(left, left + width))
     if geometric:
-        mean = (total[:, *inside] / (votes * settings.views)).exp() * 255
+        mean = (total[:, *inside] / (votes * settings.tta)).exp() * 255
     else:
-        mean = total[:, *inside] * (255 / (votes * settings.views))
+        mean = total[:, *inside] * (255 / (votes * settings.tta))
     return mean * pixels[:, *inside].any(dim=0)
 
 
@@ -214,7 +214,7 @@ def _margins(length: int) -> tuple[int, int]:
     return before, padded - length - before
 
 
-def _batches(views: Sequence[View], shape: Sequence[int], size: int) -> list[list[View]]:
+def _batches(views: Sequence[Symmetry], shape: Sequence[int], size: int) -> list[list[Symmetry]]:
     """Views in batches of one shape: a quarter turn swaps the sides of an oblong image."""
     upright = [view for view in views if view.quarter_turns % 2 == 0]
     turned = [view for view in views if view.quarter_turns % 2 == 1]

@@ -21,7 +21,7 @@ Id = TypeVar("Id")
 Row = TypeVar("Row")
 
 
-class LazyRows(Mapping[Id, Sequence[Row]], Generic[Id, Row]):
+class RowsByImage(Mapping[Id, Sequence[Row]], Generic[Id, Row]):
     """Rows by image, read when they are asked for; it remembers how many they are.
 
     Attributes:
@@ -60,7 +60,7 @@ class LazyRows(Mapping[Id, Sequence[Row]], Generic[Id, Row]):
 _GRACE_S = 3.0
 
 
-class Codec(Protocol):
+class RecordCodec(Protocol):
     """How what is found in an image becomes JSON, and again itself, to the last bit."""
 
     def as_json(self, found: Any) -> list[Any]:
@@ -75,12 +75,12 @@ class Codec(Protocol):
         """
 
 
-def place_as_json(place: Georeference | None) -> list[Any] | None:
+def georeference_as_json(place: Georeference | None) -> list[Any] | None:
     """Where an image lies as a list, for codecs."""
     return [place.crs, place.transform[:6], place.metres_per_pixel] if place else None
 
 
-def place_from_json(content: list[Any] | None) -> Georeference | None:
+def georeference_from_json(content: list[Any] | None) -> Georeference | None:
     """Where it lay, to the last bit.
 
     Raises:
@@ -105,7 +105,7 @@ class Journal:
         notes: by key, what the user should know of an image, finished or not.
     """
 
-    def __init__(self, output: Path, fingerprint: str, codec: Codec, part: int = 0) -> None:
+    def __init__(self, output: Path, fingerprint: str, codec: RecordCodec, part: int = 0) -> None:
         """Open the journal of ``output``; ``finished`` then holds what an earlier run did.
 
         Args:
@@ -137,7 +137,7 @@ class Journal:
         if not self._end:
             self._write(self._head)
         try:
-            self.take_in_parts()
+            self.merge_parts()
         except BaseException:
             self._file.close()
             raise
@@ -158,7 +158,7 @@ class Journal:
         line = json.dumps([key, self._codec.as_json(found)]).encode() + b"\n"
         self.finished[key] = self._write(line)
 
-    def note(self, key: str, notes: Sequence[str]) -> None:
+    def add_notes(self, key: str, notes: Sequence[str]) -> None:
         """Keep what the user should know of an image until the output is complete."""
         line = json.dumps([key, {"notes": notes}]).encode() + b"\n"
         self._take(line, self._write(line))
@@ -168,7 +168,7 @@ class Journal:
         self._file.seek(self.finished[key])
         return self._codec.from_json(json.loads(self._file.readline())[1])
 
-    def take_in_parts(self) -> None:
+    def merge_parts(self) -> None:
         """Add what other processes have written into parts, and delete those.
 
         Raises:
@@ -267,7 +267,7 @@ def _locked(path: Path, output: Path) -> IO[bytes]:
             raise
 
 
-def _record(line: bytes, codec: Codec) -> tuple[str, list[str] | None] | None:
+def _record(line: bytes, codec: RecordCodec) -> tuple[str, list[str] | None] | None:
     """The key of the image of a line, and its notes if it holds these and not what was found.
 
     None if it is no whole record.

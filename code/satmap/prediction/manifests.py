@@ -26,7 +26,7 @@ def record_weights(plan: Plan) -> tuple[FileRecord, ...]:
     Raises:
         SatmapError: one cannot be read, or the model was fitted to the planes of other networks.
     """
-    paths = [path for file in plan.files for path in (file.path, *file.twins)]
+    paths = [path for file in plan.files for path in (file.path, *file.duplicates)]
     networks = tuple(in_threads(record_file, paths))
     if plan.confidence is None:
         return networks
@@ -78,14 +78,14 @@ def write_submission_manifest(
     Raises:
         SatmapError: the manifest cannot be written.
     """
-    chips = [place.chip for place in plan.places]
+    chips = [tile.chip for tile in plan.tiles]
     found = zip(chips, in_threads(record_images, chips), strict=True)
     images = {chip.image_id: files for chip, files in found}
     facts = {
         "recipe": record_recipe(plan.recipe, content=True),
         "seeds": {"recipe": plan.recipe.seed},
         "out_of_fold": request.out_of_fold,
-        "look": str(request.look) if request.look else None,
+        "look": str(request.view_angle) if request.view_angle else None,
         "directories": tuple(map(str, request.directories)),
         "weights_directory": str(request.weights),
         "weights": weights,

@@ -5,7 +5,7 @@ from typing import Any
 
 from satmap.errors import SatmapError
 from satmap.exports import SUFFIXES
-from satmap.io.files import remove_left_over_of, require_road_output, require_writable
+from satmap.io.files import remove_temporary_files_of, require_road_output, require_writable
 from satmap.prediction.journal import Journal
 from satmap.prediction.plan import Plan, Request
 from satmap.provenance.manifest import manifest_path
@@ -28,17 +28,17 @@ def require_outputs(request: Request) -> None:
             raise SatmapError(f"{path} cannot be both the submission and an export.")
     for path in (request.output, *request.exports):
         require_road_output(path)
-    if request.planes:
-        require_writable(request.planes / "planes.tif")
+    if request.maps:
+        require_writable(request.maps / "planes.tif")
 
 
-def sweep(plan: Plan, request: Request) -> None:
+def remove_leftovers(plan: Plan, request: Request) -> None:
     """Delete what killed runs left half written where the output goes.
 
     The run's lock must be held: no other is writing these files.
     """
-    rasters = (plan.raster(index, request.planes) for index in range(len(plan.places)))
-    remove_left_over_of(
+    rasters = (plan.raster(index, request.maps) for index in range(len(plan.tiles)))
+    remove_temporary_files_of(
         [
             request.output,
             manifest_path(request.output),
@@ -66,21 +66,21 @@ def write_outputs(
     Raises:
         CannotWriteError: an output cannot be written.
     """
-    if request.planes:
+    if request.maps:
         # What an earlier run knew of images that this one could not predict.
         for image_id in faults:
-            (request.planes / f"{plan.ids[image_id]}.tif").unlink(missing_ok=True)
+            (request.maps / f"{plan.ids[image_id]}.tif").unlink(missing_ok=True)
     keys = {
-        plan.ids[place.chip.image_id]: place.key
-        for place in plan.places
-        if place.key in journal.finished
+        plan.ids[tile.chip.image_id]: tile.key
+        for tile in plan.tiles
+        if tile.key in journal.finished
     }
-    counts = plan.maps.write(request.output, list(plan.ids.values()), keys, journal)
+    counts = plan.decoder.write(request.output, list(plan.ids.values()), keys, journal)
 
     def images() -> Iterator[Any]:
         return (journal.found(key) for key in keys.values())
 
-    lacking = {path: plan.maps.export(path, images) for path in request.exports}
+    lacking = {path: plan.decoder.export(path, images) for path in request.exports}
     return counts, [
         f"{path} lacks {len(faults)} images. {faults[0]}"
         for path, faults in lacking.items()

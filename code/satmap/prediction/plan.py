@@ -11,28 +11,28 @@ from satmap.data.chip import Chip
 from satmap.data.folds import assign_folds
 from satmap.data.inventory import Inventory
 from satmap.data.neighbours import Footprint, Neighbour
-from satmap.data.view_angles import Look
+from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 from satmap.prediction.journal import Journal
 from satmap.provenance.manifest import now
-from satmap.rasters.map_store import PlaneStore
+from satmap.rasters.map_store import MapStore
 from satmap.recipes.schema import Recipe, load_recipe
 from satmap.runtime.ranks import Ranks
 from satmap.tasks.buildings.confidence import CONFIDENCE_FILE, read_confidence
-from satmap.tasks.maps import Maps, maps_of
+from satmap.tasks.maps import Decoder, decoder_of
 from satmap.tasks.roads.tiles import find_surroundings
 from satmap.tasks.scanning import scan_for
 from satmap.weights.members import WeightFile, choose, find_weights, recipe_of
 
 
 @dataclass(frozen=True)
-class Place:
+class Tile:
     """A chip where it lies.
 
     Attributes:
         chip: the chip.
         key: says whose planes or roads something is, and with which neighbours they were made.
-        neighbours: the chips around it, indices into the list of places.
+        neighbours: the chips around it, indices into the list of tiles.
     """
 
     chip: Chip
@@ -45,7 +45,7 @@ class Place:
         return self.chip.image.height, self.chip.image.width
 
 
-def places_of(chips: Sequence[Chip], neighbours: bool) -> list[Place]:
+def find_tiles(chips: Sequence[Chip], neighbours: bool) -> list[Tile]:
     """The chips with those around them.
 
     Args:
@@ -57,7 +57,7 @@ def places_of(chips: Sequence[Chip], neighbours: bool) -> list[Place]:
     around = find_surroundings(footprints) if neighbours else [[] for _ in chips]
     keys = [_key(chip) for chip in chips]
     return [
-        Place(chip, _joined(key, [keys[n.image] for n in its]), tuple(its))
+        Tile(chip, _joined(key, [keys[n.image] for n in its]), tuple(its))
         for chip, key, its in zip(chips, keys, around, strict=True)
     ]
 
@@ -84,13 +84,13 @@ class Request:
         weights: directory of trained weights.
         device: where networks run, by name.
         recipe_name: None for that of the weights.
-        planes: directory for the averaged planes, or None.
+        maps: directory for the averaged planes, or None.
         exports: further files for what is found.
         out_of_fold: whether an image is predicted only by networks whose training held it out.
         workers: processes that vectorise, for each process that predicts.
         command: satmap's arguments, for the manifest; empty if it was called from Python.
         started: when, in UTC.
-        look: of images whose names do not say from where they were taken.
+        view_angle: of images whose names do not say from where they were taken.
     """
 
     directories: tuple[Path, ...]
@@ -98,13 +98,13 @@ class Request:
     weights: Path
     device: str
     recipe_name: str | None = None
-    planes: Path | None = None
+    maps: Path | None = None
     exports: tuple[Path, ...] = ()
     out_of_fold: bool = False
     workers: int = 0
     command: tuple[str, ...] = ()
     started: str = field(default_factory=now)
-    look: Look | None = None
+    view_angle: ViewAngle | None = None
 
 
 @dataclass(frozen=True)
@@ -113,31 +113,31 @@ class Plan:
 
     Attributes:
         recipe: how.
-        maps: what its task makes of planes.
+        decoder: what its task makes of planes.
         files: the networks of the ensemble.
         confidence: the model of these networks that rates buildings, if there is one.
         held_out: for each the images that its training held out; None where that does not count.
         ids: of every image of the output, the id that stands in the file; in its order.
-        places: the images that can be read.
+        tiles: the images that can be read.
         faults: image id to what is wrong, for the others.
         warnings: what the user should know.
         fingerprint: what must be the same for finished images to count.
     """
 
     recipe: Recipe
-    maps: Maps
+    decoder: Decoder
     files: tuple[WeightFile, ...]
     confidence: Path | None
     held_out: tuple[frozenset[str], ...] | None
     ids: dict[str, str]
-    places: tuple[Place, ...]
+    tiles: tuple[Tile, ...]
     faults: dict[str, str]
     warnings: tuple[str, ...]
     fingerprint: str
 
-    def raster(self, index: int, planes: Path | None) -> Path | None:
-        """Where the planes of a place are to be written for the user."""
-        return planes / f"{self.ids[self.places[index].chip.image_id]}.tif" if planes else None
+    def raster(self, index: int, maps: Path | None) -> Path | None:
+        """Where the planes of a tile are to be written for the user."""
+        return maps / f"{self.ids[self.tiles[index].chip.image_id]}.tif" if maps else None
 
 
 def make_plan(request: Request) -> Plan:
@@ -150,12 +150,15 @@ def make_plan(request: Request) -> Plan:
     recipe = load_recipe(request.recipe_name) if request.recipe_name else recipe_of(files)
     files = choose(files, recipe)
     confidence = _confidence_of(recipe, request)
-    maps = maps_of(recipe, confidence)
-    inventory = scan_for(recipe, request.directories, request.look)
-    maps.require_output(request.output, request.exports, inventory.chips)
+    decoder = decoder_of(recipe, confidence)
+    inventory = scan_for(recipe, request.directories, request.view_angle)
+    decoder.require_output(request.output, request.exports, inventory.chips)
     _require_categories(inventory, recipe)
     print(inventory.summary(), flush=True)
-    print(f"ensemble of {len(files)} networks, {recipe.inference.views} views", flush=True)
+    print(
+        f"ensemble of {len(files)} networks, {recipe.inference.tta} test-time augmentations",
+        flush=True,
+    )
     if confidence:
         print(f"buildings chosen and rated by {confidence.name}", flush=True)
     warnings = list(inventory.warnings)
@@ -169,12 +172,12 @@ def make_plan(request: Request) -> Plan:
     ids = {name: inventory.long_ids[name] if prefixed else name for name in image_ids}
     return Plan(
         recipe,
-        maps,
+        decoder,
         tuple(files),
         confidence,
         None if held_out is None else tuple(held_out),
         ids,
-        tuple(_places(inventory, ids, recipe.inference.neighbours and maps.looks_around)),
+        tuple(_tiles(inventory, ids, recipe.inference.neighbours and decoder.uses_neighbours)),
         {name: fault for name, fault in inventory.faults.items() if name in ids},
         tuple(warnings),
         _fingerprint(recipe, files, confidence, request, held_out),
@@ -196,9 +199,9 @@ def _confidence_of(recipe: Recipe, request: Request) -> Path | None:
     return path.resolve()
 
 
-def _places(inventory: Inventory, ids: dict[str, str], neighbours: bool) -> list[Place]:
+def _tiles(inventory: Inventory, ids: dict[str, str], neighbours: bool) -> list[Tile]:
     chips = [chip for chip in inventory.chips if chip.image_id in ids]
-    return places_of(chips, neighbours)
+    return find_tiles(chips, neighbours)
 
 
 def _require_categories(inventory: Inventory, recipe: Recipe) -> None:
@@ -207,10 +210,10 @@ def _require_categories(inventory: Inventory, recipe: Recipe) -> None:
     Raises:
         SatmapError: so it is.
     """
-    heads, chips = recipe.looks, inventory.chips
+    heads, chips = recipe.view_angles, inventory.chips
     if heads is None or not chips:
         return
-    if not any(chip.look is not None and chip.look.category(heads) for chip in chips):
+    if not any(chip.view_angle is not None and chip.view_angle.category(heads) for chip in chips):
         category_of(chips[0], heads)
 
 
@@ -248,56 +251,56 @@ def _fingerprint(
     paths = [file.path for file in files] + ([confidence] if confidence else [])
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     folds = None if held_out is None else [sorted(images) for images in held_out]
-    planes = request.planes and str(request.planes.resolve())
-    look = request.look and [request.look.angle, request.look.side]
-    return json.dumps([recipe.model_dump_json(), stats, planes, folds, look])
+    maps = request.maps and str(request.maps.resolve())
+    view_angle = request.view_angle and [request.view_angle.angle, request.view_angle.side]
+    return json.dumps([recipe.model_dump_json(), stats, maps, folds, view_angle])
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is left to do, as indices into the places.
+    """What is left to do, as indices into the tiles.
 
     Attributes:
-        to_see: images whose planes are to be predicted.
-        to_trace: images whose planes are there and whose roads are not.
+        to_predict: images whose planes are to be predicted.
+        to_decode: images whose planes are there and whose roads are not.
     """
 
-    to_see: tuple[int, ...]
-    to_trace: tuple[int, ...]
+    to_predict: tuple[int, ...]
+    to_decode: tuple[int, ...]
 
     def share(self, ranks: Ranks) -> "Work":
         """A process's part; which images that are depends on nothing but their order."""
         return Work(
-            self.to_see[ranks.rank :: ranks.world], self.to_trace[ranks.rank :: ranks.world]
+            self.to_predict[ranks.rank :: ranks.world], self.to_decode[ranks.rank :: ranks.world]
         )
 
 
-def work_left(plan: Plan, journal: Journal, store: PlaneStore, planes: Path | None) -> Work:
+def work_left(plan: Plan, journal: Journal, store: MapStore, maps: Path | None) -> Work:
     """What an earlier run has left to do.
 
     Args:
         plan: what is to be done in all.
         journal: the images whose roads are there.
         store: the planes that wait for their neighbours.
-        planes: the directory for the averaged planes, or None.
+        maps: the directory for the averaged planes, or None.
     """
-    places = plan.places
+    tiles = plan.tiles
 
     def roads_are_there(index: int) -> bool:
-        return places[index].key in journal.finished
+        return tiles[index].key in journal.finished
 
-    def needs_planes(index: int) -> bool:
-        place, raster = places[index], plan.raster(index, planes)
+    def needs_maps(index: int) -> bool:
+        tile, raster = tiles[index], plan.raster(index, maps)
         if raster is not None and not raster.exists():
             return True
-        if place.key in store:
+        if tile.key in store:
             return False
         # Its own roads may be there, but its neighbours' need its planes.
-        return not all(map(roads_are_there, (index, *(n.image for n in place.neighbours))))
+        return not all(map(roads_are_there, (index, *(n.image for n in tile.neighbours))))
 
-    to_see = [index for index in range(len(places)) if needs_planes(index)]
-    seen = set(range(len(places))).difference(to_see)
-    return Work(tuple(to_see), tuple(i for i in sorted(seen) if not roads_are_there(i)))
+    to_predict = [index for index in range(len(tiles)) if needs_maps(index)]
+    seen = set(range(len(tiles))).difference(to_predict)
+    return Work(tuple(to_predict), tuple(i for i in sorted(seen) if not roads_are_there(i)))
 
 
 def held_out_images(

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from satmap.data.view_angles import Look
+from satmap.data.view_angles import ViewAngle
 from satmap.io.checksums import FileRecord
 from satmap.prediction.decoding import Outcome
-from satmap.prediction.dense import Voter
+from satmap.prediction.dense import EnsembleMember
 from satmap.prediction.journal import Journal
 from satmap.prediction.manifests import record_weights, write_submission_manifest
-from satmap.prediction.outputs import require_outputs, sweep, write_outputs
+from satmap.prediction.outputs import remove_leftovers, require_outputs, write_outputs
 from satmap.prediction.plan import Plan, Request, Work, make_plan, work_left
-from satmap.prediction.share import predict_share
-from satmap.rasters.map_store import PlaneStore
+from satmap.prediction.share import predict_rank_share
+from satmap.rasters.map_store import MapStore
 from satmap.runtime.device import pick_device
 from satmap.runtime.ranks import Ranks, joined
 from satmap.weights.members import load_ensemble
@@ -48,12 +48,12 @@ def predict(
     device: torch.device | str,
     recipe_name: str | None = None,
     *,
-    planes: Path | None = None,
+    maps: Path | None = None,
     exports: Sequence[Path] = (),
     out_of_fold: bool = False,
     workers: int = 0,
     command: Sequence[str] = (),
-    look: Look | None = None,
+    view_angle: ViewAngle | None = None,
 ) -> Prediction:
     """Predict every image of the directories and write the submission with its manifest.
 
@@ -70,7 +70,7 @@ def predict(
         weights: directory of trained weights; all of the recipe's are averaged.
         device: where networks run; as ``satmap.runtime.device.pick_device`` takes it.
         recipe_name: by default that of the weights.
-        planes: directory for the averaged planes, a GeoTIFF an image by the id that stands in the
+        maps: directory for the averaged planes, a GeoTIFF an image by the id that stands in the
             file, as ``satmap.prediction.vectorize.vectorize_directory`` takes them; an image at fault has
             none.
         exports: files for the roads or buildings in the formats of ``satmap.exports``.
@@ -79,7 +79,7 @@ def predict(
         workers: processes that write and vectorise planes, for each that predicts; with any, a
             thread reads ahead. 0 does one thing after the other in this process.
         command: satmap's arguments, for the manifest.
-        look: of images whose names do not say from where they were taken.
+        view_angle: of images whose names do not say from where they were taken.
 
     Returns:
         What was done; under ``torchrun`` the same in every process.
@@ -89,8 +89,8 @@ def predict(
             written, another run that writes it, a process that was killed.
     """
     request = Request(
-        tuple(directories), output, weights, str(device), recipe_name, planes, tuple(exports),
-        out_of_fold, workers, tuple(command), look=look,
+        tuple(directories), output, weights, str(device), recipe_name, maps, tuple(exports),
+        out_of_fold, workers, tuple(command), view_angle=view_angle,
     )  # fmt: skip
     require_outputs(request)
     # Planes and roads travel through files beside the output.
@@ -102,54 +102,54 @@ def _predict(ranks: Ranks, request: Request) -> Prediction:
     """What one of the processes does."""
     device = pick_device(request.device)
     with contextlib.ExitStack() as stack:
-        voters: list[Voter] = []
+        members: list[EnsembleMember] = []
         journal: Journal | None = None
         weights: tuple[FileRecord, ...] = ()
 
         def begin() -> tuple[Plan, Work]:
-            nonlocal voters, journal, weights
+            nonlocal members, journal, weights
             plan = make_plan(request)
             # Now, for a training may replace them while they are at work.
             weights = record_weights(plan)
-            voters = load_ensemble(plan.files, device)
-            _require_channels(plan, voters)
-            journal = stack.enter_context(Journal(request.output, plan.fingerprint, plan.maps))
-            store = PlaneStore(request.output, plan.fingerprint)
-            store.sweep([place.key for place in plan.places])
-            sweep(plan, request)
-            return plan, work_left(plan, journal, store, request.planes)
+            members = load_ensemble(plan.files, device)
+            _require_channels(plan, members)
+            journal = stack.enter_context(Journal(request.output, plan.fingerprint, plan.decoder))
+            store = MapStore(request.output, plan.fingerprint)
+            store.remove_leftovers([tile.key for tile in plan.tiles])
+            remove_leftovers(plan, request)
+            return plan, work_left(plan, journal, store, request.maps)
 
         plan, work = ranks.on_first(begin)
         if journal is None:
-            voters = load_ensemble(plan.files, device)
+            members = load_ensemble(plan.files, device)
             journal = stack.enter_context(
-                Journal(request.output, plan.fingerprint, plan.maps, ranks.rank)
+                Journal(request.output, plan.fingerprint, plan.decoder, ranks.rank)
             )
-        outcome = predict_share(plan, work, request, ranks, voters, device, journal)
+        outcome = predict_rank_share(plan, work, request, ranks, members, device, journal)
         if not ranks.first:
             # The first process takes in what this one has finished.
             journal.close()
         outcomes = ranks.gather(outcome)
 
         def end() -> Prediction:
-            journal.take_in_parts()
+            journal.merge_parts()
             done = _written(plan, request, journal, outcomes)
             write_submission_manifest(plan, request, weights, done.faults, device, ranks.world)
             journal.remove()
-            PlaneStore(request.output, plan.fingerprint).remove()
+            MapStore(request.output, plan.fingerprint).remove()
             return done
 
         return ranks.on_first(end)
 
 
-def _require_channels(plan: Plan, voters: Sequence[Voter]) -> None:
+def _require_channels(plan: Plan, members: Sequence[EnsembleMember]) -> None:
     """Fail if no image has as many bands as some network needs.
 
     Raises:
         SatmapError: so it is.
     """
-    least = min(voter.network.encoder.in_channels for voter in voters)
-    chips = [place.chip for place in plan.places]
+    least = min(member.network.encoder.in_channels for member in members)
+    chips = [tile.chip for tile in plan.tiles]
     if chips and all(chip.channels < least for chip in chips):
         chips[0].require_channels(least)
 
@@ -160,11 +160,11 @@ def _written(
     """Write what all processes have found, in the order of the images."""
     faults = dict(plan.faults)
     warnings = dict.fromkeys(plan.warnings)
-    for index, place in enumerate(plan.places):
+    for index, tile in enumerate(plan.tiles):
         for outcome in outcomes:
             if index in outcome.faults:
-                faults[place.chip.image_id] = outcome.faults[index]
-        warnings |= dict.fromkeys(journal.notes.get(place.key, ()))
+                faults[tile.chip.image_id] = outcome.faults[index]
+        warnings |= dict.fromkeys(journal.notes.get(tile.key, ()))
     images, of_exports = write_outputs(plan, request, journal, list(faults))
     warnings |= dict.fromkeys(of_exports)
-    return Prediction(plan.maps.noun, images, faults, tuple(warnings))
+    return Prediction(plan.decoder.noun, images, faults, tuple(warnings))

@@ -15,15 +15,15 @@ import torch
 
 from satmap.errors import SatmapError
 from satmap.io.progress import track
-from satmap.prediction import decoding as plane_jobs
-from satmap.prediction.decoding import Outcome, Tracer
-from satmap.prediction.dense import Strip, Voter, predict_strips
-from satmap.prediction.images import Picture, read_picture
+from satmap.prediction import decoding as map_jobs
+from satmap.prediction.decoding import DecodeQueue, Outcome
+from satmap.prediction.dense import EnsembleMember, Strip, predict_strips
+from satmap.prediction.images import PreparedImage, prepare_image
 from satmap.prediction.journal import Journal
 from satmap.prediction.plan import Plan, Request, Work
-from satmap.rasters.map_files import writing_planes
-from satmap.rasters.map_store import PlaneStore
-from satmap.rasters.probability_maps import Planes, resize_planes
+from satmap.rasters.map_files import map_writer
+from satmap.rasters.map_store import MapStore
+from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
 from satmap.recipes.schema import Inference
 from satmap.runtime.device import DEVICE_ERRORS
 from satmap.runtime.ranks import Ranks
@@ -36,12 +36,12 @@ READ_AHEAD = 2
 JOBS_A_WORKER = 2
 
 
-def predict_share(
+def predict_rank_share(
     plan: Plan,
     work: Work,
     request: Request,
     ranks: Ranks,
-    voters: Sequence[Voter],
+    members: Sequence[EnsembleMember],
     device: torch.device,
     journal: Journal,
 ) -> Outcome:
@@ -52,7 +52,7 @@ def predict_share(
         work: what is left to do, by all processes.
         request: where to, and with how many workers.
         ranks: which process this is.
-        voters: the networks of the plan's files, on the device.
+        members: the networks of the plan's files, on the device.
         device: where to compute.
         journal: this process's.
 
@@ -60,73 +60,77 @@ def predict_share(
         SatmapError: something cannot be written, or another process has ended.
     """
     outcome = Outcome()
-    store = PlaneStore(request.output, plan.fingerprint)
+    store = MapStore(request.output, plan.fingerprint)
     mine = work.share(ranks)
     with BoundedPool(request.workers, request.workers * JOBS_A_WORKER) as pool:
-        tracer = Tracer(plan, work, store, pool, journal, outcome)
-        for index in mine.to_trace:
-            tracer.stored(index)
-        seer = _Seer(plan, request.planes, voters, device, store, pool, tracer, journal, outcome)
-        pictures = read_ahead(mine.to_see, seer.read, READ_AHEAD if request.workers else 0)
+        queue = DecodeQueue(plan, work, store, pool, journal, outcome)
+        for index in mine.to_decode:
+            queue.stored(index)
+        stage = _NetworkStage(
+            plan, request.maps, members, device, store, pool, queue, journal, outcome
+        )
+        pictures = read_ahead(mine.to_predict, stage.read, READ_AHEAD if request.workers else 0)
         if ranks.first:
             whose = f" (1 of {ranks.world} processes)" if ranks.world > 1 else ""
-            pictures = track(pictures, f"predicting{whose}", len(mine.to_see))
-        seer.see(pictures)
+            pictures = track(pictures, f"predicting{whose}", len(mine.to_predict))
+        stage.see(pictures)
         # What lies beside other processes' images has to wait for those.
         ranks.wait()
-        left = tracer.trace_the_rest()
-        for _ in track(left, "vectorising", tracer.left) if ranks.first else left:
+        left = queue.decode_rest()
+        for _ in track(left, "vectorising", queue.left) if ranks.first else left:
             pass
     return outcome
 
 
-def look(picture: Picture, settings: Inference, device: torch.device) -> list[Strip]:
+def launch_networks(
+    picture: PreparedImage, settings: Inference, device: torch.device
+) -> list[Strip]:
     """Launch the networks on a picture; its planes are there when they are asked for."""
-    return list(predict_strips(picture.voters, picture.pixels, settings, device, picture.category))
+    return list(predict_strips(picture.members, picture.pixels, settings, device, picture.category))
 
 
-class _Seer:
+class _NetworkStage:
     """The planes of the images of a share, from images to files, workers and the tracer."""
 
     def __init__(
         self,
         plan: Plan,
         rasters: Path | None,
-        voters: Sequence[Voter],
+        members: Sequence[EnsembleMember],
         device: torch.device,
-        store: PlaneStore,
+        store: MapStore,
         pool: BoundedPool,
-        tracer: Tracer,
+        queue: DecodeQueue,
         journal: Journal,
         outcome: Outcome,
     ) -> None:
         self._plan = plan
         self._rasters_at = rasters
-        self._voters = voters
+        self._members = members
         self._device = device
         self._store = store
         self._pool = pool
-        self._tracer = tracer
+        self._queue = queue
         self._journal = journal
         self._outcome = outcome
 
-    def read(self, index: int) -> Picture | Exception:
-        """The image of a place, or what is wrong with it; in another thread."""
-        voters, chip = self._voters, self._plan.places[index].chip
+    def read(self, index: int) -> PreparedImage | Exception:
+        """The image of a tile, or what is wrong with it; in another thread."""
+        members, chip = self._members, self._plan.tiles[index].chip
         if self._plan.held_out is not None:
-            pairs = zip(voters, self._plan.held_out, strict=True)
-            voters = [voter for voter, images in pairs if chip.image_id in images]
+            pairs = zip(members, self._plan.held_out, strict=True)
+            members = [member for member, images in pairs if chip.image_id in images]
         try:
-            return read_picture(chip, voters, self._plan.recipe)
+            return prepare_image(chip, members, self._plan.recipe)
         except Exception as error:
             return error
 
-    def see(self, pictures: Iterator[tuple[int, Picture | Exception]]) -> None:
+    def see(self, pictures: Iterator[tuple[int, PreparedImage | Exception]]) -> None:
         """Predict pictures, and vectorise those that have all around them by then."""
-        launched: tuple[int, Picture, list[Strip]] | None = None
+        launched: tuple[int, PreparedImage, list[Strip]] | None = None
         try:
             for index, picture in pictures:
-                self._tracer.trace_ready()
+                self._queue.decode_ready()
                 following = self._launched(index, picture)
                 if launched is not None:
                     self._hand_on(*launched)
@@ -139,12 +143,12 @@ class _Seer:
             if launched is not None:
                 self._hand_on(*launched)
         self._pool.finish()
-        self._tracer.trace_ready()
+        self._queue.decode_ready()
         self._pool.finish()
 
     def _launched(
-        self, index: int, picture: Picture | Exception
-    ) -> tuple[int, Picture, list[Strip]] | None:
+        self, index: int, picture: PreparedImage | Exception
+    ) -> tuple[int, PreparedImage, list[Strip]] | None:
         """Launch the networks; None where that fails, or where the planes are in a file already."""
         try:
             if isinstance(picture, Exception):
@@ -152,22 +156,26 @@ class _Seer:
             if picture.is_large:
                 self._look_at_large(index, picture)
                 return None
-            return index, picture, look(picture, self._plan.recipe.inference, self._device)
+            return (
+                index,
+                picture,
+                launch_networks(picture, self._plan.recipe.inference, self._device),
+            )
         except DEVICE_ERRORS as error:
             raise _device_failed(error) from error
         except Exception as error:
             self._fail(index, error)
             return None
 
-    def _look_at_large(self, index: int, picture: Picture) -> None:
+    def _look_at_large(self, index: int, picture: PreparedImage) -> None:
         """Predict planes that are too large to be held, into a file."""
-        place, georeference = self._plan.places[index], picture.info.georeference
-        together = self._fits(index, picture) or not place.neighbours
-        path = self._store.path(place.key if together else f"{place.key} alone")
+        tile, georeference = self._plan.tiles[index], picture.info.georeference
+        together = self._fits(index, picture) or not tile.neighbours
+        path = self._store.path(tile.key if together else f"{tile.key} alone")
         settings = self._plan.recipe.inference
-        with writing_planes(path, self._plan.recipe.planes, picture.shape, georeference) as write:
+        with map_writer(path, self._plan.recipe.maps, picture.shape, georeference) as write:
             strips = predict_strips(
-                picture.voters, picture.pixels, settings, self._device, picture.category
+                picture.members, picture.pixels, settings, self._device, picture.category
             )
             for strip in strips:
                 write(strip.top, strip.values.get())
@@ -178,14 +186,14 @@ class _Seer:
             if not self._is_sound(index, picture, future):
                 path.unlink(missing_ok=True)
             elif together:
-                self._tracer.stored(index)
+                self._queue.stored(index)
             else:
-                self._tracer.stored_alone(index, path)
-            self._tracer.settled(index)
+                self._queue.stored_without_neighbours(index, path)
+            self._queue.finished_with(index)
 
-        self._pool.submit(copied, plane_jobs.copy, path, self._rasters(index))
+        self._pool.submit(copied, map_jobs.copy_maps, path, self._rasters(index))
 
-    def _hand_on(self, index: int, picture: Picture, strips: Sequence[Strip]) -> None:
+    def _hand_on(self, index: int, picture: PreparedImage, strips: Sequence[Strip]) -> None:
         """Give the planes of a picture to a worker."""
         try:
             parts = [strip.values.get() for strip in strips]
@@ -195,49 +203,49 @@ class _Seer:
             self._fail(index, error)
             return
         values = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
-        values = resize_planes(values, picture.shape)
-        planes = Planes(self._plan.recipe.planes, values, picture.metres_per_pixel)
+        values = resize_maps(values, picture.shape)
+        maps = ProbabilityMaps(self._plan.recipe.maps, values, picture.metres_per_pixel)
         georeference, rasters = picture.info.georeference, self._rasters(index)
 
         def kept(future: Future[None]) -> None:
             if self._is_sound(index, picture, future):
-                self._tracer.stored(index)
-            self._tracer.settled(index)
+                self._queue.stored(index)
+            self._queue.finished_with(index)
 
-        def traced(future: Future[Any]) -> None:
+        def decoded(future: Future[Any]) -> None:
             if self._is_sound(index, picture, future):
-                self._tracer.traced(index, georeference, future)
-            self._tracer.settled(index)
+                self._queue.decoded(index, georeference, future)
+            self._queue.finished_with(index)
 
         # Planes of a stand-in on another grid cannot be laid beside the neighbours'.
         if self._fits(index, picture):
-            paths = [*rasters, self._store.path(self._plan.places[index].key)]
-            self._pool.submit(kept, plane_jobs.keep, planes, georeference, paths)
+            paths = [*rasters, self._store.path(self._plan.tiles[index].key)]
+            self._pool.submit(kept, map_jobs.store_maps, maps, georeference, paths)
         else:
-            maps = self._plan.maps.for_image(self._plan.places[index].chip)
-            self._pool.submit(traced, plane_jobs.trace, planes, georeference, rasters, maps)
+            decoder = self._plan.decoder.for_image(self._plan.tiles[index].chip)
+            self._pool.submit(decoded, map_jobs.decode_maps, maps, georeference, rasters, decoder)
 
-    def _fits(self, index: int, picture: Picture) -> bool:
+    def _fits(self, index: int, picture: PreparedImage) -> bool:
         """Whether there is something around an image, on the grid on which it was seen."""
-        place = self._plan.places[index]
-        return bool(place.neighbours) and picture.shape == place.shape
+        tile = self._plan.tiles[index]
+        return bool(tile.neighbours) and picture.shape == tile.shape
 
     def _rasters(self, index: int) -> list[Path]:
         raster = self._plan.raster(index, self._rasters_at)
         return [raster] if raster else []
 
-    def _is_sound(self, index: int, picture: Picture, future: Future[Any]) -> bool:
+    def _is_sound(self, index: int, picture: PreparedImage, future: Future[Any]) -> bool:
         error = future.exception()
         if error is not None:
             self._outcome.fail(index, error)
             return False
         if picture.notes:
-            self._journal.note(self._plan.places[index].key, picture.notes)
+            self._journal.add_notes(self._plan.tiles[index].key, picture.notes)
         return True
 
     def _fail(self, index: int, error: Exception) -> None:
         self._outcome.fail(index, error)
-        self._tracer.settled(index)
+        self._queue.finished_with(index)
 
 
 def _device_failed(error: Exception) -> SatmapError:

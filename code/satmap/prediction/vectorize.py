@@ -13,19 +13,19 @@ import numpy as np
 
 from satmap.data.layouts.spacenet_roads import road_image_id
 from satmap.data.neighbours import Footprint
-from satmap.data.walk import is_no_file, walk
+from satmap.data.walk import is_not_a_file, walk
 from satmap.errors import SatmapError
 from satmap.exports import GEOGRAPHIC_SUFFIXES, SUFFIXES, ImageRoads, write_roads
 from satmap.io.files import require_road_output
 from satmap.io.progress import track
 from satmap.io.text import natural_key
-from satmap.rasters.map_files import open_mask
+from satmap.rasters.map_files import open_map_file
 from satmap.runtime.workers import start_pool
 from satmap.submissions.csv_table import require_plain_id
-from satmap.submissions.roads_csv import RoadRow, to_rows, write_roads_csv
+from satmap.submissions.roads_csv import RoadRow, rows_of_graph, write_roads_csv
 from satmap.tasks.roads.tiles import find_surroundings, roads_of_mask
 from satmap.tasks.roads.vectorizer.settings import RoadSettings
-from satmap.vectors.road_graph import in_lon_lat
+from satmap.vectors.road_graph import roads_in_lon_lat
 
 _MASK_SUFFIXES = (".png", ".tif", ".tiff")
 _CSV = ".csv"
@@ -89,7 +89,7 @@ def vectorize_directory(
     """Vectorise every probability raster under a directory and write the roads.
 
     A mask is a PNG or GeoTIFF with one band, the probability of road, or with the planes of
-    ``ROAD_PLANES`` in that order: uint8, 0..255 for 0..1, or float, 0..1. NaN and pixels without
+    ``ROAD_MAPS`` in that order: uint8, 0..255 for 0..1, or float, 0..1. NaN and pixels without
     data count as 0. Its image is told by its name as the challenge's images are
     (``SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip0.png`` is AOI_7_Moscow_chip0); another name
     without its suffix is the id.
@@ -126,7 +126,7 @@ def vectorize_directory(
             f"{', '.join((_CSV, *SUFFIXES))}."
         )
     require_road_output(output)
-    paths = find_masks(masks)
+    paths = find_map_files(masks)
     around = _neighbours([*paths.values()]) if neighbours else [()] * len(paths)
     jobs = [
         _Job(image_id, path, settings, metres_per_pixel, suffix in GEOGRAPHIC_SUFFIXES, beside)
@@ -149,7 +149,7 @@ def vectorize_directory(
     with contextlib.closing(graphs()) as results:
         if suffix == _CSV:
             rows: dict[str, list[RoadRow]] = {image_id: [] for image_id in paths}
-            rows.update((roads.image_id, to_rows(roads.graph)) for roads in results)
+            rows.update((roads.image_id, rows_of_graph(roads.graph)) for roads in results)
             write_roads_csv(output, rows)
         else:
             write_roads(output, results)
@@ -162,7 +162,7 @@ def vectorize_directory(
     return Vectorization(images, faults, warnings)
 
 
-def find_masks(
+def find_map_files(
     directory: Path, image_id_of: Callable[[str], str | None] = road_image_id
 ) -> dict[str, Path]:
     """The masks under a directory by the ids of their images, in natural order.
@@ -176,11 +176,11 @@ def find_masks(
     """
     found: dict[str, Path] = {}
     no_files: dict[str, Path] = {}
-    for path in walk([directory], misplaced=_MASK_SUFFIXES):
+    for path in walk([directory], also_non_files=_MASK_SUFFIXES):
         if path.suffix.lower() not in _MASK_SUFFIXES:
             continue
         image_id = image_id_of(path.stem) or path.stem
-        if is_no_file(path):
+        if is_not_a_file(path):
             no_files[image_id] = path
             continue
         if image_id in found:
@@ -213,7 +213,7 @@ def _neighbours(paths: Sequence[Path]) -> list[tuple[tuple[Path, int, int], ...]
 def _footprint(path: Path) -> Footprint:
     try:
         # Pixels without georeference lie nowhere, whatever their size.
-        with open_mask(path, 1) as mask:
+        with open_map_file(path, 1) as mask:
             return Footprint(mask.georeference, mask.width, mask.height)
     except SatmapError:
         return Footprint(None, 0, 0)
@@ -222,12 +222,12 @@ def _footprint(path: Path) -> Footprint:
 def _vectorize_mask(job: _Job) -> ImageRoads | str:
     """The roads of a mask, or what is wrong with it."""
     try:
-        with open_mask(job.path, job.metres_per_pixel) as mask:
+        with open_map_file(job.path, job.metres_per_pixel) as mask:
             graph = roads_of_mask(mask, job.neighbours, job.settings, job.metres_per_pixel)
             roads = ImageRoads(job.image_id, graph, mask.georeference)
         if job.geographic:
             # What cannot be written must not end the run when the others are.
-            in_lon_lat(roads)
+            roads_in_lon_lat(roads)
     except SatmapError as error:
         return str(error)
     # A fault that nobody has thought of still costs only one image.

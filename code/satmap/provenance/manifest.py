@@ -120,7 +120,7 @@ class SubmissionManifest(Manifest):
         recipe: with its content.
         seeds: prediction draws nothing at random; the recipe's seed deals the folds.
         out_of_fold: whether each image was predicted only by networks that had held it out.
-        look: of images whose names do not say from where they were taken, as ``--nadir`` takes it.
+        view_angle: of images whose names do not say from where they were taken, as ``--nadir`` takes it.
         directories: of the images, as they were given.
         weights_directory: as it was given.
         weights: the networks of the ensemble, other files that hold one of these, and of buildings
@@ -135,7 +135,7 @@ class SubmissionManifest(Manifest):
     recipe: RecipeRecord
     seeds: dict[str, int]
     out_of_fold: bool
-    look: str | None = None
+    view_angle: str | None = None
     directories: tuple[str, ...]
     weights_directory: str
     weights: tuple[FileRecord, ...]

@@ -16,16 +16,16 @@ from rasterio.windows import Window
 
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.io.files import atomic_path
-from satmap.io.gdal import driver_of, require_file, require_possible_size
-from satmap.rasters.probability_maps import BUILDING_PLANES, ROAD, ROAD_PLANES, Planes
+from satmap.io.gdal import driver_of, require_possible_size, require_raster_file
+from satmap.rasters.probability_maps import BUILDING_MAPS, ROAD, ROAD_MAPS, ProbabilityMaps
 from satmap.rasters.scene import Box, Scene
 from satmap.vectors.georeference import Georeference, georeference_of
 
 #: What a mask of roads holds by the number of its bands.
-ROAD_MASKS = {1: (ROAD,), len(ROAD_PLANES): ROAD_PLANES}
+ROAD_FILE_MAPS = {1: (ROAD,), len(ROAD_MAPS): ROAD_MAPS}
 
 #: What a mask of buildings does.
-BUILDING_MASKS = {count: BUILDING_PLANES[:count] for count in range(1, len(BUILDING_PLANES) + 1)}
+BUILDING_FILE_MAPS = {count: BUILDING_MAPS[:count] for count in range(1, len(BUILDING_MAPS) + 1)}
 
 _GDAL_OPTIONS = {
     # With its short cut for whole images GDAL reads the first half of a truncated PNG, askew, and
@@ -42,7 +42,7 @@ _WINDOWED = ("GTiff", "COG")
 _TOLERANCE = 0.01
 
 
-class MaskFile:
+class MapFile:
     """An open probability raster.
 
     Attributes:
@@ -60,7 +60,7 @@ class MaskFile:
         kinds: Mapping[int, tuple[str, ...]],
     ) -> None:
         """Use :func:`open_mask`."""
-        self.names = _plane_names(source, kinds)
+        self.names = _map_names(source, kinds)
         self.width: int = source.width
         self.height: int = source.height
         self.georeference: Georeference | None = georeference_of(
@@ -111,9 +111,9 @@ class MaskFile:
 
 
 @contextlib.contextmanager
-def open_mask(
-    path: Path, metres_per_pixel: float, kinds: Mapping[int, tuple[str, ...]] = ROAD_MASKS
-) -> Iterator[MaskFile]:
+def open_map_file(
+    path: Path, metres_per_pixel: float, kinds: Mapping[int, tuple[str, ...]] = ROAD_FILE_MAPS
+) -> Iterator[MapFile]:
     """Open a mask; ``metres_per_pixel`` serves where it does not say how large its pixels are.
 
     Its planes are those that ``kinds`` has for as many bands, in the order in which the bands'
@@ -122,26 +122,28 @@ def open_mask(
     Raises:
         SatmapError: not a readable raster, or none of probabilities.
     """
-    require_file(path)
+    require_raster_file(path)
     with contextlib.ExitStack() as stack:
         with _faults_of(path):
             stack.enter_context(rasterio.Env(**_GDAL_OPTIONS))
             source = stack.enter_context(rasterio.open(path, driver=driver_of(path)))
             require_possible_size(source.width, source.height)
-            mask = MaskFile(path, source, metres_per_pixel, kinds)
+            mask = MapFile(path, source, metres_per_pixel, kinds)
         yield mask
 
 
-def read_mask(path: Path, metres_per_pixel: float) -> tuple[Planes, Georeference | None]:
+def read_map_file(
+    path: Path, metres_per_pixel: float
+) -> tuple[ProbabilityMaps, Georeference | None]:
     """All of a mask, and where it lies; ``metres_per_pixel`` as in :func:`open_mask`.
 
     Raises:
         SatmapError: not a readable raster, or none of probabilities.
     """
-    with open_mask(path, metres_per_pixel) as mask:
-        planes = mask.scene.at_once()
+    with open_map_file(path, metres_per_pixel) as mask:
+        maps = mask.scene.at_once()
         mask.check_scale()
-        return planes, mask.georeference
+        return maps, mask.georeference
 
 
 @contextlib.contextmanager
@@ -157,7 +159,7 @@ def _faults_of(path: Path) -> Iterator[None]:
         raise SatmapError(f"{path}: {error}") from error
 
 
-def _plane_names(
+def _map_names(
     source: rasterio.DatasetReader, kinds: Mapping[int, tuple[str, ...]]
 ) -> tuple[str, ...]:
     if source.colorinterp[0] == ColorInterp.palette:
@@ -216,28 +218,28 @@ _OPTIONS = {
 }
 
 
-def write_planes(path: Path, planes: Planes, georeference: Georeference | None) -> None:
+def write_maps(path: Path, maps: ProbabilityMaps, georeference: Georeference | None) -> None:
     """Write planes as a GeoTIFF, atomically: a uint8 band a plane, described by its name.
 
     Args:
         path: the ``.tif`` file.
-        planes: 0..255 for 0..1.
+        maps: 0..255 for 0..1.
         georeference: where their pixels lie; without one the file has none.
 
     Raises:
         CannotWriteError: the disk is full or the directory not writable.
     """
-    profile = _profile(planes.names, planes.shape, georeference)
+    profile = _profile(maps.names, maps.shape, georeference)
     # Through memory: GDAL does not always tell of a full disk.
     with atomic_path(path) as temporary, MemoryFile() as memory:
         with memory.open(**profile) as target:
-            target.write(planes.values)
-            target.descriptions = planes.names
+            target.write(maps.values)
+            target.descriptions = maps.names
         temporary.write_bytes(memory.getbuffer())
 
 
 @contextlib.contextmanager
-def writing_planes(
+def map_writer(
     path: Path, names: Sequence[str], shape: tuple[int, int], georeference: Georeference | None
 ) -> Iterator[Callable[[int, NDArray[np.uint8]], None]]:
     """The same for planes too large to be held, strip after strip.

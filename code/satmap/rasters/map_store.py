@@ -8,7 +8,7 @@ from satmap.errors import CannotWriteError
 from satmap.rasters.map_files import is_whole
 
 
-class PlaneStore:
+class MapStore:
     """A directory of planes beside the output, a GeoTIFF an image, which all processes share.
 
     Under another fingerprint nothing that an earlier run left is found. Everything in it is
@@ -34,7 +34,7 @@ class PlaneStore:
         """Delete the planes of an image."""
         self.path(key).unlink(missing_ok=True)
 
-    def sweep(self, keys: list[str]) -> None:
+    def remove_leftovers(self, keys: list[str]) -> None:
         """Delete everything but the planes of some images; no other process may be at work.
 
         Raises:

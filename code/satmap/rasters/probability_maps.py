@@ -11,25 +11,25 @@ from satmap.vectors.speeds import SPEED_BINS
 
 ROAD = "road"
 JUNCTION = "junction"
-SPEED_PLANES = tuple(f"speed{index}" for index in range(SPEED_BINS))
+SPEED_MAPS = tuple(f"speed{index}" for index in range(SPEED_BINS))
 
 #: Order of the reference's twelve outputs: ten speed bins, road, junction.
-ROAD_PLANES = (*SPEED_PLANES, ROAD, JUNCTION)
+ROAD_MAPS = (*SPEED_MAPS, ROAD, JUNCTION)
 
 BUILDING = "building"
 BORDER = "border"
 CONTACT = "contact"
 
 #: Body of a building, its inner border, and ground squeezed between two buildings.
-BUILDING_PLANES = (BUILDING, BORDER, CONTACT)
+BUILDING_MAPS = (BUILDING, BORDER, CONTACT)
 
 
 @dataclass(frozen=True)
-class Planes:
+class ProbabilityMaps:
     """Probabilities of one image, one named channel each.
 
     Attributes:
-        names: one name a channel, as in ``ROAD_PLANES``.
+        names: one name a channel, as in ``ROAD_MAPS``.
         values: uint8 (planes, height, width), 0..255 for 0..1.
         metres_per_pixel: size of a pixel along x and along y.
     """
@@ -60,8 +60,8 @@ class Planes:
 
     def __getitem__(self, name: str) -> NDArray[np.uint8]:
         """The plane of that name, (height, width)."""
-        plane: NDArray[np.uint8] = self.values[self.names.index(name)]
-        return plane
+        probability_map: NDArray[np.uint8] = self.values[self.names.index(name)]
+        return probability_map
 
     def __contains__(self, name: object) -> bool:
         return name in self.names
@@ -74,10 +74,10 @@ class Planes:
         return np.stack([self[name].reshape(-1).take(flat) for name in names])
 
 
-def resize_planes(values: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def resize_maps(values: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Planes (planes, h, w) at another height and width, linearly between the pixels' centres."""
     if values.shape[1:] == size:
         return values
     height, width = size
-    resized = [cv2.resize(plane, (width, height)) for plane in values]
+    resized = [cv2.resize(probability_map, (width, height)) for probability_map in values]
     return np.stack(resized).astype(np.uint8)

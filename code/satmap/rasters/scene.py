@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from satmap.rasters.probability_maps import JUNCTION, ROAD, Planes
+from satmap.rasters.probability_maps import JUNCTION, ROAD, ProbabilityMaps
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ _OPEN_BYTES = 256 << 20
 Ints = NDArray[np.int64]
 
 
-class Plane(Protocol):
+class ProbabilityMap(Protocol):
     """One plane: an array (height, width) of 0..255, or what can be asked like one."""
 
     @property
@@ -98,7 +98,7 @@ class Plane(Protocol):
         """Pixels by slices of rows and columns, or by arrays of both."""
 
 
-class PackedPlane:
+class PackedMap:
     """A plane in tiles; what is empty or repeats itself takes little memory."""
 
     def __init__(self, height: int, width: int, open_bytes: int) -> None:
@@ -165,7 +165,7 @@ class Scene:
     """The probability planes of a large image.
 
     Attributes:
-        names: one name a plane, as in ``satmap.rasters.probability_maps.ROAD_PLANES``.
+        names: one name a plane, as in ``satmap.rasters.probability_maps.ROAD_DECODER``.
         shape: height and width, pixels.
         metres_per_pixel: size of a pixel along x and along y.
         read: gives the pixels of a plane within a rectangle of the image, uint8 (height, width),
@@ -180,20 +180,20 @@ class Scene:
     def __contains__(self, name: object) -> bool:
         return name in self.names
 
-    def __getitem__(self, name: str) -> Plane:
+    def __getitem__(self, name: str) -> ProbabilityMap:
         """The road or the junction plane."""
         return self._packed[name]
 
     @cached_property
-    def _packed(self) -> dict[str, PackedPlane]:
+    def _packed(self) -> dict[str, PackedMap]:
         packed = {
-            name: PackedPlane(*self.shape, _OPEN_BYTES)
+            name: PackedMap(*self.shape, _OPEN_BYTES)
             for name in (ROAD, JUNCTION)
             if name in self.names
         }
         for strip in strips(self.shape):
-            for name, plane in packed.items():
-                plane.fill(strip, self.read(name, strip))
+            for name, probability_map in packed.items():
+                probability_map.fill(strip, self.read(name, strip))
         return packed
 
     def at(self, names: Sequence[str], rows: Ints, columns: Ints) -> NDArray[np.uint8]:
@@ -205,30 +205,30 @@ class Scene:
         for number, here in _grouped(flat_rows // _TILE * per_row + flat_columns // _STRIP):
             strip = all_strips[number]
             within = flat_rows[here] - strip.top, flat_columns[here] - strip.left
-            for plane, name in enumerate(names):
-                found[plane, here] = self.read(name, strip)[within]
+            for probability_map, name in enumerate(names):
+                found[probability_map, here] = self.read(name, strip)[within]
         return found.reshape(len(names), *rows.shape)
 
-    def at_once(self) -> Planes:
+    def at_once(self) -> ProbabilityMaps:
         """All planes, read."""
         height, width = self.shape
         whole = Box(0, 0, width, height)
         values = np.stack([self.read(name, whole) for name in self.names])
-        return Planes(self.names, values, self.metres_per_pixel)
+        return ProbabilityMaps(self.names, values, self.metres_per_pixel)
 
     @classmethod
-    def of(cls, planes: Planes) -> "Scene":
+    def of(cls, maps: ProbabilityMaps) -> "Scene":
         """Planes in memory as a scene."""
         return cls(
-            planes.names,
-            planes.shape,
-            planes.metres_per_pixel,
-            lambda name, box: planes[name][box.pixels],
+            maps.names,
+            maps.shape,
+            maps.metres_per_pixel,
+            lambda name, box: maps[name][box.pixels],
         )
 
 
 #: What the vectoriser takes.
-RoadPlanes = Planes | Scene
+MapSource = ProbabilityMaps | Scene
 
 
 def strips(shape: tuple[int, ...]) -> list[Box]:

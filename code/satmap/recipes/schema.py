@@ -31,7 +31,7 @@ from satmap.data.view_angles import CATEGORIES
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
 from satmap.networks.encoder_names import ENCODER_NAMES, unknown_encoder
-from satmap.rasters.probability_maps import BORDER, BUILDING, BUILDING_PLANES, CONTACT, ROAD_PLANES
+from satmap.rasters.probability_maps import BORDER, BUILDING, BUILDING_MAPS, CONTACT, ROAD_MAPS
 from satmap.recipes.strict_yaml import read_yaml
 from satmap.settings import Settings
 from satmap.tasks.buildings.targets import BuildingTargetSettings
@@ -106,10 +106,10 @@ class BuildingLosses(Settings):
         return self
 
     @property
-    def planes(self) -> tuple[str, ...]:
+    def maps(self) -> tuple[str, ...]:
         """Names of the planes that are learnt."""
         heads = {BUILDING: self.building, BORDER: self.border, CONTACT: self.contact}
-        return tuple(name for name in BUILDING_PLANES if heads[name] is not None)
+        return tuple(name for name in BUILDING_MAPS if heads[name] is not None)
 
 
 # Tags are no part of where a fault is: see _place.
@@ -120,7 +120,7 @@ def _whose_losses(value: Any) -> str:
     if isinstance(value, BuildingLosses):
         return _BUILDINGS_TAG
     keys = value.keys() if isinstance(value, dict) else ()
-    return _BUILDINGS_TAG if any(name in keys for name in BUILDING_PLANES) else _ROADS_TAG
+    return _BUILDINGS_TAG if any(name in keys for name in BUILDING_MAPS) else _ROADS_TAG
 
 
 LossesOf = Annotated[
@@ -242,9 +242,9 @@ class Member(Settings):
         return member_name(self.fold, self.encoder, self.bands, self.decoder.kind)
 
     @property
-    def planes(self) -> tuple[str, ...]:
+    def maps(self) -> tuple[str, ...]:
         """Names of the planes that the network gives."""
-        return self.losses.planes if isinstance(self.losses, BuildingLosses) else ROAD_PLANES
+        return self.losses.maps if isinstance(self.losses, BuildingLosses) else ROAD_MAPS
 
     def losses_of(self, stage: int) -> Losses | BuildingLosses:
         """The losses of a stage, by its index."""
@@ -262,7 +262,7 @@ class Member(Settings):
             own = stage.losses
             if own is not None and (
                 type(own) is not type(self.losses)
-                or (isinstance(own, BuildingLosses) and own.planes != self.planes)
+                or (isinstance(own, BuildingLosses) and own.maps != self.maps)
             ):
                 raise ValueError(f"the losses of stage {number} are of other planes")
         return self
@@ -310,7 +310,7 @@ class Inference(Settings):
     ``padding: replicate`` their last pixels are repeated.
     """
 
-    views: Literal[1, 4, 8] = 8
+    tta: Literal[1, 4, 8] = 8
     mean: Literal["arithmetic", "geometric"] = "arithmetic"
     default_metres_per_pixel: PositiveFloat = 0.3
     batch: PositiveInt = 4
@@ -349,7 +349,7 @@ class Recipe(Settings):
     input_px: int | None = Field(
         None, ge=64, description="the longer side of images as the networks see them"
     )
-    looks: Literal[3, 5] | None = Field(
+    view_angles: Literal[3, 5] | None = Field(
         None, description="heads by the look's angle, or by angle and side"
     )
     augmentation: Augmentation = Augmentation()
@@ -364,14 +364,14 @@ class Recipe(Settings):
     submission: Submission = Submission()
 
     @property
-    def planes(self) -> tuple[str, ...]:
+    def maps(self) -> tuple[str, ...]:
         """Names of the planes that its networks give, in the order of its vectoriser."""
-        return self.members[0].planes
+        return self.members[0].maps
 
     @property
     def categories(self) -> tuple[str, ...]:
         """Names of its networks' heads; none where they have but one."""
-        return CATEGORIES[self.looks] if self.looks else ()
+        return CATEGORIES[self.view_angles] if self.view_angles else ()
 
     @property
     def targets_of_task(self) -> TargetsOf:
@@ -390,7 +390,7 @@ class Recipe(Settings):
         if not all(isinstance(member.losses, losses) for member in self.members):
             wanted = "road, speed and junction" if self.task == "roads" else "building"
             raise ValueError(f"the task {self.task} has losses of {wanted}")
-        if any(member.planes != self.planes for member in self.members):
+        if any(member.maps != self.maps for member in self.members):
             raise ValueError("all members must have losses of the same planes")
         return self
 

@@ -78,7 +78,7 @@ def _picture(
     image: NDArray[np.uint8], rows: Sequence[BuildingRow], title: str
 ) -> NDArray[np.uint8]:
     """The buildings over the image, and the image beside it."""
-    view = View.of_image(image.shape)
+    view = View.record(image.shape)
     panel = view.ground(image)
     view.draw_polygons(panel, [row.polygon for row in rows], _FOUND, filling=0.3, thickness=2)
     keys = [Key(f"buildings ({len(rows)})", _FOUND, "area")]

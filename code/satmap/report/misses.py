@@ -11,7 +11,7 @@ import shapely
 from numpy.typing import NDArray
 
 from satmap.evaluation.metrics.apls import METRES_PER_PIXEL
-from satmap.evaluation.metrics.apls_diagnosis import Diagnosis, Losses, Route, diagnose
+from satmap.evaluation.metrics.apls_diagnosis import Diagnosis, LostRoads, Route, diagnose
 from satmap.evaluation.metrics.figures import Figures
 from satmap.io.progress import track
 from satmap.io.text import natural_key
@@ -63,7 +63,7 @@ def write_misses(
     Raises:
         SatmapError: a file cannot be written.
     """
-    scores = {image_id: of_image.get(figure) for image_id, of_image in figures.items()}
+    scores = {image_id: record.get(figure) for image_id, record in figures.items()}
     ranks = [
         (score, natural_key(image_id), image_id)
         for image_id, score in scores.items()
@@ -120,11 +120,11 @@ def roads_picture(
     view = (
         View.around(np.concatenate([np.empty((0, 2)), *lines, *proposal_lines]))
         if image is None
-        else View.of_image(image.shape)
+        else View.record(image.shape)
     )
     ground = view.ground(image)
 
-    def roads(lines: Sequence[NDArray[np.float64]], losses: Losses, colour: Colour) -> Picture:
+    def roads(lines: Sequence[NDArray[np.float64]], losses: LostRoads, colour: Colour) -> Picture:
         panel = ground.copy()
         view.draw_lines(panel, lines, _RIGHT, 2)
         view.draw_lines(panel, losses.pieces, colour, 4)
@@ -209,7 +209,7 @@ def _apls_line(figures: Figures) -> str:
     return ",  ".join(parts)
 
 
-def _share(losses: Losses) -> str:
+def _share(losses: LostRoads) -> str:
     return f"{losses.lost_m:.0f} of {losses.roads_m:.0f} m"
 
 
@@ -258,7 +258,7 @@ def buildings_picture(
     if len(matches) != len(proposal):
         raise ValueError(f"{len(proposal)} proposals but {len(matches)} matches")
     points = shapely.get_coordinates([*truth, *proposal])
-    view = View.around(points) if image is None else View.of_image(image.shape)
+    view = View.around(points) if image is None else View.record(image.shape)
     panel = view.ground(image)
     taken = {match for match in matches if match >= 0}
     missed = [polygon for i, polygon in enumerate(truth) if i not in taken]
@@ -294,7 +294,7 @@ def mask_picture(truth: NDArray[np.bool_], proposal: NDArray[np.bool_], *, title
     """
     if truth.shape != proposal.shape or truth.ndim != 2 or not truth.size:
         raise ValueError(f"masks must have one shape (h, w), got {truth.shape}, {proposal.shape}")
-    view = View.of_image(truth.shape)
+    view = View.record(truth.shape)
     height, width = view.ground().shape[:2]
     panel = np.full((height, width, 3), _DARK, np.float32)
     kinds = (

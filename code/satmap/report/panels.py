@@ -48,7 +48,7 @@ class View:
     height: float
 
     @classmethod
-    def of_image(cls, shape: Sequence[int]) -> "View":
+    def record(cls, shape: Sequence[int]) -> "View":
         """The whole of an image of shape (height, width, ...)."""
         return cls(0, 0, shape[1], shape[0])
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satmap.data.imagery import read_stretched
-from satmap.data.layouts.spacenet_roads import scan
+from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import SatmapError
 from satmap.io.progress import track
 from satmap.report.panels import write_picture
@@ -121,7 +121,7 @@ def write_overlays(
     predicted = read_roads_csv(submission)
     true = read_roads_csv(truth) if truth else {}
     written = []
-    chips = scan(directories).chips
+    chips = scan_roads(directories).chips
     for chip in track(chips, "drawing", len(chips)):
         try:
             image = read_stretched(chip.image, 2, 98, 3)

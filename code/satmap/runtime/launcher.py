@@ -16,8 +16,8 @@ from satmap.errors import SatmapError
 from satmap.runtime.device import visible_gpus
 from satmap.runtime.launched import OURS, is_rank
 from satmap.runtime.resources import available_cores
-from satmap.runtime.shared_memory import spare_shared_memory_of_nccl
-from satmap.runtime.termination import LEFT_ALONE, SIGNALS, STATUSES, TRY_AGAIN, Terminated
+from satmap.runtime.shared_memory import limit_nccl_shared_memory
+from satmap.runtime.termination import PEER_FAILED, RESTART, SIGNALS, STATUSES, Terminated
 
 # What ranks that were asked to end may take for the step at hand and for saving.
 _LAST_STEP_S = 300
@@ -65,11 +65,11 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     # All ranks are on this machine, whatever its name resolves to.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ[OURS] = "1"
-    spare_shared_memory_of_nccl()
+    limit_nccl_shared_memory()
     while True:
         with tempfile.TemporaryDirectory(prefix="satmap-") as logs:
             status = _launch_once(arguments, processes, logs)
-        if status != TRY_AGAIN:
+        if status != RESTART:
             return status
         # What was begun anew is gone on with.
         arguments = [argument for argument in arguments if argument != "--restart"]
@@ -107,13 +107,13 @@ def _status(statuses: dict[int, int]) -> int:
     """The status of a job from those of its ranks.
 
     When one has failed torch ends the others, by SIGTERM and later by SIGKILL, before anybody can
-    look: what a rank says by itself counts more than how it was ended.
+    view_angle: what a rank says by itself counts more than how it was ended.
     """
     said = [status for status in statuses.values() if status > 0]
-    if TRY_AGAIN in said:
-        return TRY_AGAIN
+    if RESTART in said:
+        return RESTART
     for status in said:
-        if status not in (LEFT_ALONE, *STATUSES):
+        if status not in (PEER_FAILED, *STATUSES):
             return status
     for rank, status in statuses.items():
         if status < 0 and -status != signal.SIGTERM:
@@ -125,7 +125,7 @@ def _status(statuses: dict[int, int]) -> int:
     for status in said:
         if status in STATUSES:
             return status
-    if LEFT_ALONE not in said:
+    if PEER_FAILED not in said:
         return 128 + signal.SIGTERM
     raise SatmapError(
         "the processes lost each other without an error of their own. Look at the network between "

@@ -72,7 +72,7 @@ class Ranks:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        with lost_peers():
+        with peer_errors():
             dist.all_gather_object(values, value)
         return values
 
@@ -85,7 +85,7 @@ class Ranks:
         if self.world == 1:
             return list(flags)
         raised = torch.tensor(flags, dtype=torch.uint8)
-        with lost_peers():
+        with peer_errors():
             dist.all_reduce(raised, dist.ReduceOp.MAX)
         return [bool(flag) for flag in raised.tolist()]
 
@@ -98,12 +98,12 @@ class Ranks:
         if self.world == 1:
             return work()
         outcome: list[Value] = [self._done(work, self.first)]
-        with lost_peers():
+        with peer_errors():
             # Not gathered: states are large, and the others' are None.
             dist.broadcast_object_list(outcome)
         return outcome[0]
 
-    def on_each_machine(self, work: Callable[[], Value]) -> Value:
+    def on_first_of_machine(self, work: Callable[[], Value]) -> Value:
         """Let one process of every machine do something and give all there its outcome.
 
         Raises:
@@ -122,10 +122,10 @@ class Ranks:
             outcome = work() if mine else None
         except (Exception, Terminated) as error:
             failure = error
-        self.raise_first(failure)
+        self.raise_on_all(failure)
         return outcome
 
-    def raise_first(self, failure: Exception | Terminated | None) -> None:
+    def raise_on_all(self, failure: Exception | Terminated | None) -> None:
         """Raise the failure of the lowest rank that has one, there; all others raise PeerError."""
         failed = self.gather(failure is not None)
         if any(failed):
@@ -153,7 +153,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         return
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    with lost_peers():
+    with peer_errors():
         # Objects and flags travel through gloo even where gradients go through NCCL.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if device.type == "cuda":
@@ -172,7 +172,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
 
 
 @contextlib.contextmanager
-def lost_peers() -> Iterator[None]:
+def peer_errors() -> Iterator[None]:
     """Turn torch's many errors about a process that is gone into ``PeerError``."""
     try:
         yield

@@ -17,7 +17,7 @@ _ROOMY = 8 << 30
 _WORDS = ("failed to map segment", "annot allocate memory", "bad_alloc", "not enough memory")
 
 #: What the user can do.
-REMEDY = (
+MEMORY_REMEDY = (
     "memory is short. Give more (`ulimit -v`, or `--memory` of a container), let less run beside "
     "it, or use fewer workers; work that goes on where it was stopped has lost nothing."
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 SHARED_MEMORY = Path("/dev/shm")
 
 #: How to have more of it.
-REMEDY = "In a container, pass --ipc=host or --shm-size 4G."
+SHARED_MEMORY_REMEDY = "In a container, pass --ipc=host or --shm-size 4G."
 
 # More than the queues of a worker, or those of a pool, are made of.
 _LOCKS_EACH = 8
@@ -40,7 +40,7 @@ def can_share_locks(workers: int) -> bool:
     return bool(held)
 
 
-def spare_shared_memory_of_nccl() -> None:
+def limit_nccl_shared_memory() -> None:
     """Let NCCL, in processes yet to be started, send through sockets where there is too little.
 
     GPUs that reach each other directly do so in any case. It fails where its buffers do not fit.

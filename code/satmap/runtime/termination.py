@@ -22,10 +22,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STATUSES = tuple(128 + number for number in SIGNALS)
 
 #: The exit status of one process of several that another one has left.
-LEFT_ALONE = 70
+PEER_FAILED = 70
 
 #: The exit status of one of several that wants all to be started again (``EX_TEMPFAIL``).
-TRY_AGAIN = 75
+RESTART = 75
 
 
 class Terminated(BaseException):
@@ -74,7 +74,7 @@ def on_signals(
                 signal.signal(number, handler)
 
 
-def hear_no_more() -> None:
+def ignore_signals() -> None:
     """Ignore signals from now on, for this process is ending: only a second Ctrl-C ends it at once.
 
     A rank has several anyway: from the terminal and from its launcher.
@@ -93,14 +93,14 @@ def raising_terminated() -> Iterator[None]:
     """
 
     def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        hear_no_more()
+        ignore_signals()
         raise Terminated(number)
 
     with on_signals(terminate):
         yield
 
 
-def obey_parent_only(_: int = 0) -> None:
+def ignore_signals_in_worker(_: int = 0) -> None:
     """Let this process be ended by the one that started it alone.
 
     Signals reach whole process groups, but the parent needs its workers to finish what is under
@@ -116,7 +116,7 @@ def _await_parent(parent: int) -> None:
     os._exit(0)
 
 
-def end(status: int) -> NoReturn:
+def exit_process(status: int) -> NoReturn:
     """End this process.
 
     A rank that has failed ends without taking Python down first: torch's threads, which nobody

@@ -17,8 +17,8 @@ from typing import Any, ParamSpec, Protocol, Self, TypeVar
 import cv2
 
 from satmap.errors import SatmapError
-from satmap.runtime.shared_memory import REMEDY, SHARED_MEMORY, can_share_locks
-from satmap.runtime.termination import SIGNALS, obey_parent_only
+from satmap.runtime.shared_memory import SHARED_MEMORY, SHARED_MEMORY_REMEDY, can_share_locks
+from satmap.runtime.termination import SIGNALS, ignore_signals_in_worker
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,7 +34,7 @@ def start_pool(workers: int) -> ProcessPoolExecutor:
     if not can_share_locks(workers):
         raise SatmapError(
             f"worker processes cannot be started: {SHARED_MEMORY} is full or not there. Give "
-            f"`--workers 0`. {REMEDY}"
+            f"`--workers 0`. {SHARED_MEMORY_REMEDY}"
         )
     return ProcessPoolExecutor(workers, _Context(), initializer=_start_worker)
 
@@ -60,7 +60,7 @@ class _Context(SpawnContext):
 def _start_worker() -> None:
     # As many workers as cores: one thread each.
     cv2.setNumThreads(1)
-    obey_parent_only()
+    ignore_signals_in_worker()
     end_with_parent()
 
 
@@ -222,7 +222,7 @@ _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
 
 
-class Run(Protocol):
+class Runner(Protocol):
     """Runs a function on jobs and gives the results in order."""
 
     def __call__(
@@ -232,7 +232,7 @@ class Run(Protocol):
 
 
 @contextlib.contextmanager
-def working(workers: int) -> Generator[Run]:
+def working(workers: int) -> Generator[Runner]:
     """So many processes that jobs run in, or with 0 this one.
 
     Raises:

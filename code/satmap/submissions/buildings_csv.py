@@ -29,7 +29,7 @@ from satmap.errors import SatmapError
 from satmap.io.files import write_text
 from satmap.io.text import natural_key
 from satmap.submissions.csv_table import (
-    Record,
+    CsvRow,
     check_header,
     parse_number,
     read_records,
@@ -153,7 +153,7 @@ def _clean(image_id: str, rows: Sequence[BuildingRow]) -> list[tuple[float, str]
 def _sound_parts(whole: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np.intp]]:
     """Polygons on a grid of 0.01 px, and for each the index in ``whole`` of its origin."""
     parts, owners = shapely.get_parts(whole, return_index=True)
-    rounded = _on_grid(parts)
+    rounded = _rounded_to_grid(parts)
     sound = shapely.is_valid(rounded)
     # The scorers' zero buffer would lose half of what crosses itself; this keeps all of it.
     repaired_parts = shapely.set_precision(
@@ -161,12 +161,12 @@ def _sound_parts(whole: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArr
     )
     pieces, origins = shapely.get_parts(repaired_parts, return_index=True)
     return (
-        np.concatenate((rounded[sound], _on_grid(pieces))),
+        np.concatenate((rounded[sound], _rounded_to_grid(pieces))),
         np.concatenate((owners[sound], owners[~sound][origins])),
     )
 
 
-def _on_grid(polygons: NDArray[np.object_]) -> NDArray[np.object_]:
+def _rounded_to_grid(polygons: NDArray[np.object_]) -> NDArray[np.object_]:
     """Coordinates as they read back from two decimals: the double next to each hundredth."""
     snapped: NDArray[np.object_] = shapely.transform(
         polygons, lambda xy: np.rint(xy * 100) / 100 + 0.0
@@ -212,9 +212,9 @@ def read_buildings_csv(path: Path) -> dict[str, list[BuildingRow]]:
     return rows_by_image
 
 
-def _batches(path: Path) -> Iterator[list[Record]]:
+def _batches(path: Path) -> Iterator[list[CsvRow]]:
     """The file's lines, many at a time."""
-    batch: list[Record] = []
+    batch: list[CsvRow] = []
     letters = 0
     for record in read_records(path, HEADER, (HEADER[0], HEADER[2])):
         batch.append(record)
@@ -226,7 +226,7 @@ def _batches(path: Path) -> Iterator[list[Record]]:
         yield batch
 
 
-def _parse_polygons(records: Sequence[Record]) -> tuple[NDArray[np.object_], dict[int, str]]:
+def _parse_polygons(records: Sequence[CsvRow]) -> tuple[NDArray[np.object_], dict[int, str]]:
     """The polygon of each row, and by index what is wrong with those that are none.
 
     Rows that have none by right, unreadable lines and images without buildings, get an empty one;
@@ -244,7 +244,7 @@ def _parse_polygons(records: Sequence[Record]) -> tuple[NDArray[np.object_], dic
     return shapely.force_2d(polygons), problems
 
 
-def _wkt(record: Record) -> str:
+def _wkt(record: CsvRow) -> str:
     if record.fault or record.cells[1] == _NO_BUILDINGS_ID:
         return _NO_BUILDINGS
     # Of nested collections, which are none of ours, the parser would exhaust the stack.
@@ -374,7 +374,7 @@ def _unlike_drawn(polygons: NDArray[np.object_]) -> dict[int, str]:
     return why
 
 
-def _check_row(record: Record, state: _ImageState, ids: _Ids, problem: str | None) -> Iterator[str]:
+def _check_row(record: CsvRow, state: _ImageState, ids: _Ids, problem: str | None) -> Iterator[str]:
     _, building_id, wkt, confidence = record.cells
     wkt = wkt or ""
     is_empty = _EMPTY.fullmatch(wkt) is not None

@@ -21,7 +21,7 @@ _SHOWN = 60
 
 
 @dataclass(frozen=True)
-class Record:
+class CsvRow:
     """One line of a table; or, where ``fault`` is set, why it cannot be read.
 
     Attributes:
@@ -37,7 +37,7 @@ class Record:
     fatal: bool = False
 
 
-def read_records(path: Path, columns: Sequence[str], required: Sequence[str]) -> Iterator[Record]:
+def read_records(path: Path, columns: Sequence[str], required: Sequence[str]) -> Iterator[CsvRow]:
     """The lines of a table below its header; blank lines and those that start with # are left out.
 
     Args:
@@ -61,7 +61,7 @@ def read_records(path: Path, columns: Sequence[str], required: Sequence[str]) ->
                     missing = [name for name in required if name.lower() not in names]
                     if missing:
                         fault = fault or f"no column {' and '.join(missing)} in the header"
-                        yield Record(number, fault=fault, fatal=True)
+                        yield CsvRow(number, fault=fault, fatal=True)
                         return
                     places = [
                         names.index(name.lower()) if name.lower() in names else None
@@ -76,15 +76,15 @@ def read_records(path: Path, columns: Sequence[str], required: Sequence[str]) ->
                     if len(cells) > width:
                         fault += "; a cell with commas must stand in double quotes"
                 if fault:
-                    yield Record(number, fault=fault)
+                    yield CsvRow(number, fault=fault)
                     continue
                 wanted = tuple(None if place is None else cells[place].strip() for place in places)
-                yield Record(number, wanted)
+                yield CsvRow(number, wanted)
     except OSError as error:
         raise SatmapError(f"cannot read {path}: {error.strerror or error}.") from error
     if places is None:
         missing_all = " and ".join(required)
-        yield Record(1, fault=f"the file is empty: no column {missing_all}", fatal=True)
+        yield CsvRow(1, fault=f"the file is empty: no column {missing_all}", fatal=True)
 
 
 def check_header(path: Path, header: Sequence[str]) -> list[Fault]:

@@ -377,7 +377,7 @@ def _repeated_segments(image_id: str, state: _ImageState) -> Iterator[Fault]:
         )
 
 
-def to_rows(graph: RoadGraph) -> list[RoadRow]:
+def rows_of_graph(graph: RoadGraph) -> list[RoadRow]:
     """One row an edge, in the graph's order."""
     return [
         RoadRow(line=edge.line, length_m=edge.length_m, travel_time_s=edge.travel_time_s)

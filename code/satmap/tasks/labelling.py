@@ -17,7 +17,7 @@ from satmap.tasks.roads.targets import TargetSettings, rasterize_roads
 TargetsOf = TargetSettings | BuildingTargetSettings
 
 
-def draw_target(
+def encode_label(
     chip: Chip, image: NDArray[np.uint8], targets: TargetsOf
 ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """Read the labels of a chip and draw them.

@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from satmap.data.chip import Chip
-from satmap.prediction.journal import Codec, Journal
-from satmap.rasters.probability_maps import Planes
+from satmap.prediction.journal import Journal, RecordCodec
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Recipe
-from satmap.tasks.buildings.maps import BuildingMaps
-from satmap.tasks.roads.maps import RoadMaps
+from satmap.tasks.buildings.maps import BuildingDecoder
+from satmap.tasks.roads.maps import RoadDecoder
 from satmap.vectors.georeference import Georeference
 
 
-class Maps(Codec, Protocol):
+class Decoder(RecordCodec, Protocol):
     """A task as prediction sees it; small enough to be sent to workers with every image."""
 
     @property
@@ -21,17 +21,17 @@ class Maps(Codec, Protocol):
         """What is found, in the plural."""
 
     @property
-    def looks_around(self) -> bool:
+    def uses_neighbours(self) -> bool:
         """Whether what lies around an image helps to find what is in it."""
 
-    def for_image(self, chip: Chip) -> "Maps":
+    def for_image(self, chip: Chip) -> "Decoder":
         """The same with the settings of an image.
 
         Raises:
             SatmapError: they depend on what nobody knows of it.
         """
 
-    def vectorize(self, planes: Planes) -> Any:
+    def vectorize(self, maps: ProbabilityMaps) -> Any:
         """What there is in an image, by its planes."""
 
     def vectorize_stored(self, stored: Path, neighbours: Sequence[tuple[Path, int, int]]) -> Any:
@@ -46,7 +46,7 @@ class Maps(Codec, Protocol):
             SatmapError: the planes are gone, or damaged.
         """
 
-    def of_image(
+    def record(
         self, chip: Chip, image_id: str, found: Any, georeference: Georeference | None
     ) -> Any:
         """What the journal holds of an image.
@@ -98,8 +98,8 @@ class Maps(Codec, Protocol):
         """
 
 
-def maps_of(recipe: Recipe, confidence: Path | None = None) -> Maps:
+def decoder_of(recipe: Recipe, confidence: Path | None = None) -> Decoder:
     """What a recipe's task makes of planes; ``confidence`` is a file of a model of buildings."""
     if recipe.task == "roads":
-        return RoadMaps(recipe.roads, recipe.inference.default_metres_per_pixel)
-    return BuildingMaps(recipe.buildings, recipe.looks, confidence=confidence)
+        return RoadDecoder(recipe.roads, recipe.inference.default_metres_per_pixel)
+    return BuildingDecoder(recipe.buildings, recipe.view_angles, confidence=confidence)

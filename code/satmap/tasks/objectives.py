@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satmap.data.cache import CachedChip
-from satmap.rasters.probability_maps import Planes
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Recipe
 from satmap.tasks.buildings.objective import BuildingObjective
 from satmap.tasks.roads.losses import BatchLoss
@@ -45,11 +45,13 @@ class Objective(Protocol):
     def loss(self) -> BatchLoss:
         """The loss of a batch, and, for display, its ``parts`` (detached)."""
 
-    def score(self, planes: Planes, chip: CachedChip, target: NDArray[np.uint8]) -> ChipScore:
+    def score(
+        self, maps: ProbabilityMaps, chip: CachedChip, target: NDArray[np.uint8]
+    ) -> ChipScore:
         """Vectorise the planes of a chip and score what is found.
 
         Args:
-            planes: a network's, of the size in which it saw the chip.
+            maps: a network's, of the size in which it saw the chip.
             chip: its labels.
             target: uint8, of the planes' size.
         """
@@ -65,4 +67,4 @@ def objective_of(recipe: Recipe) -> Objective:
     """The objective of a recipe's task."""
     if recipe.task == "roads":
         return RoadObjective(recipe.roads)
-    return BuildingObjective(recipe.planes, recipe.buildings)
+    return BuildingObjective(recipe.maps, recipe.buildings)

@@ -74,14 +74,14 @@ def plan_epoch(
     )
 
 
-def allot(
+def allocate_time(
     members: Sequence[Member], world: int, seconds: float, chips: Mapping[str, int]
 ) -> dict[str, list[float]]:
     """Seconds for each stage of each member, in proportion to the pixels that it shows.
 
     Args:
         members: what is trained.
-        world: how many ranks there are, which work on it as ``deal_stages`` says.
+        world: how many ranks there are, which work on it as ``assign_stages`` says.
         seconds: for all of it.
         chips: member's name -> how many it learns from, of which a stage may take fewer.
 
@@ -90,7 +90,7 @@ def allot(
     """
     shares = {member.name: [0.0] * len(member.stages) for member in members}
     total = 0.0
-    for index, (own, shared) in enumerate(deal_stages(members, world)):
+    for index, (own, shared) in enumerate(assign_stages(members, world)):
         work = [sum(_work(member, index, chips) for member in rank) for rank in own]
         longest = max(work)
         total += longest
@@ -107,7 +107,7 @@ def allot(
     }
 
 
-def deal_stages(
+def assign_stages(
     members: Sequence[Member], world: int
 ) -> list[tuple[list[list[Member]], list[Member]]]:
     """Who works on what: one stage of all members that have it, then the next.
@@ -120,13 +120,13 @@ def deal_stages(
         For each stage the members that each rank has for itself, of which no two ranks' numbers
         differ by more than one, and those that all work on together afterwards.
     """
-    turns = []
+    phases = []
     for index in range(max(len(member.stages) for member in members)):
         having = [member for member in members if index < len(member.stages)]
         shared = [member for member in having if member.stages[index].sync_batch_norm]
         own = [member for member in having if not member.stages[index].sync_batch_norm]
-        turns.append(([own[rank::world] for rank in range(world)], shared))
-    return turns
+        phases.append(([own[rank::world] for rank in range(world)], shared))
+    return phases
 
 
 def _work(member: Member, index: int, chips: Mapping[str, int]) -> float:

@@ -29,12 +29,12 @@ from satmap.report.panels import write_picture
 from satmap.tasks.objectives import Objective, objective_of
 from satmap.training.epoch import Job
 from satmap.training.loading import member_seed
-from satmap.training.run_context import Workplace
+from satmap.training.run_context import RunContext
 from satmap.training.state import Progress
 from satmap.weights.network_files import save_weights
 
 
-def require_finite(network: UNet, member: Member, progress: Progress, place: Workplace) -> None:
+def require_finite(network: UNet, member: Member, progress: Progress, context: RunContext) -> None:
     """Fail before weights that are worth nothing replace others.
 
     Raises:
@@ -43,17 +43,17 @@ def require_finite(network: UNet, member: Member, progress: Progress, place: Wor
     if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
         raise SatmapError(
             f"{member.name}: the weights are not finite after epoch {progress.epoch + 1}. The "
-            f"checkpoints so far are intact in {place.weights}; lower the learning rate."
+            f"checkpoints so far are intact in {context.weights}; lower the learning rate."
         )
 
 
-def keep_checkpoints(
+def save_checkpoints(
     network: UNet,
     member: Member,
     recipe: Recipe,
     record: dict[str, float],
     progress: Progress,
-    place: Workplace,
+    context: RunContext,
     held_out: Sequence[str],
 ) -> list[Path]:
     """Write the last weights, and the best where a score is a new best.
@@ -74,9 +74,9 @@ def keep_checkpoints(
         "scores": json.dumps(scores),
         "held_out": json.dumps(held_out),
     }
-    written = [place.weight_file(member, "last")]
+    written = [context.weight_file(member, "last")]
     for score, checkpoint in objective.best.items():
-        file = place.weight_file(member, checkpoint)
+        file = context.weight_file(member, checkpoint)
         if score in record and record[score] > progress.best.get(score, -1.0):
             progress.best[score] = record[score]
             save_weights(file, network, metadata)
@@ -93,16 +93,16 @@ def keep_checkpoints(
 _NAME_DIGITS = 16
 
 
-def note_run(progress: Progress, place: Workplace) -> None:
+def record_run(progress: Progress, context: RunContext) -> None:
     """Add this run to those that had a part in a training, once however often it is asked to."""
-    known = place.circumstances
+    known = context.info
     run = TrainingRun(
         command=known.command,
         directory=str(Path.cwd()),
         started=known.started,
-        processes=place.ranks.world,
+        processes=context.ranks.world,
         software=this_software(),
-        hardware=this_hardware(place.device),
+        hardware=this_hardware(context.device),
         deterministic=torch.are_deterministic_algorithms_enabled(),
         time_limit_s=known.time_limit_s,
         from_stage=progress.stage + 1,
@@ -145,9 +145,9 @@ def write_manifests(
         "stage": int(record["stage"]),
         "epoch": int(record["epoch"]),
         "scores": {name: record[name] for name in objective_of(recipe).scores if name in record},
-        "data": _list_data(job.place.weights, chips),
+        "data": _list_data(job.context.weights, chips),
         "starts_from": [FileRecord.model_validate(file) for file in progress.starts_from],
-        "skipped": dict(job.place.circumstances.skipped),
+        "skipped": dict(job.context.info.skipped),
         "runs": [TrainingRun.model_validate(run) for run in progress.runs],
     }
     for file in files:
@@ -171,7 +171,9 @@ def _list_data(directory: Path, chips: ChipRecords) -> DataRecord:
 _COLUMNS = ("stage", "epoch", "learning_rate", "seconds", "ms_per_step", "crops_per_second")
 
 
-def watch(member: Member, progress: Progress, place: Workplace, objective: Objective) -> None:
+def write_logs(
+    member: Member, progress: Progress, context: RunContext, objective: Objective
+) -> None:
     """Bring the member's log, curves and TensorBoard up to the last epoch.
 
     The files are written whole: an epoch that is done again after a kill has one row all the same.
@@ -179,13 +181,13 @@ def watch(member: Member, progress: Progress, place: Workplace, objective: Objec
     Raises:
         SatmapError: a file cannot be written.
     """
-    stem = place.weights / member.name
+    stem = context.weights / member.name
     figures = ("loss", *objective.parts), objective.scores
     write_text(Path(f"{stem}.log.csv"), _table(progress.history, [*figures[0], *figures[1]]))
     panels = [_curves(progress.history, names) for names in figures]
     write_picture(Path(f"{stem}.curves.png"), draw_curves([panel for panel in panels if panel]))
-    if place.tensorboard is not None:
-        _tell_tensorboard(place.tensorboard / member.name, progress.history)
+    if context.tensorboard is not None:
+        _tell_tensorboard(context.tensorboard / member.name, progress.history)
 
 
 def require_tensorboard() -> None:

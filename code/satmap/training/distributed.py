@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from satmap.errors import SatmapError
 from satmap.networks.unet import UNet
 from satmap.runtime.ranks import Ranks
-from satmap.training.run_context import Workplace
+from satmap.training.run_context import RunContext
 
 
 class Forward:
@@ -26,23 +26,23 @@ class Forward:
         network: the bare network, whose state dict is everybody's.
     """
 
-    def __init__(self, network: UNet, place: Workplace) -> None:
+    def __init__(self, network: UNet, context: RunContext) -> None:
         self.network = network
         self._parallel: DistributedDataParallel | None = None
         module: nn.Module = network
-        if place.ranks.world > 1:
-            on_gpu = place.device.type == "cuda"
+        if context.ranks.world > 1:
+            on_gpu = context.device.type == "cuda"
             with warnings.catch_warnings():
                 # torch renames the argument, and its older versions do not know the new name.
                 warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
                 module = self._parallel = DistributedDataParallel(
                     network,
-                    device_ids=[place.device] if on_gpu else None,
+                    device_ids=[context.device] if on_gpu else None,
                     # Batch-norm statistics are the same everywhere, for they are joint.
                     broadcast_buffers=False,
                     gradient_as_bucket_view=True,
                 )
-        self._call: Any = torch.compile(module) if place.compile else module
+        self._call: Any = torch.compile(module) if context.compile else module
 
     def __call__(self, images: Tensor, category: Tensor | None = None) -> Tensor:
         """Logits (n, planes, h, w) of normalised images (n, channels, h, w), for networks with
@@ -58,7 +58,7 @@ class Forward:
         return contextlib.nullcontext()
 
 
-def total(part: Tensor, ranks: Ranks) -> Tensor:
+def sum_over_ranks(part: Tensor, ranks: Ranks) -> Tensor:
     """The sum over the ranks; gradients flow back through it to every rank's part."""
     if ranks.world == 1:
         return part
@@ -99,11 +99,11 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         over = (0, 2, 3)
         values = x.float()
         own = values.new_tensor([values.numel() / values.shape[1]])
-        sums = total(torch.cat([values.sum(over), own]), self.ranks)
+        sums = sum_over_ranks(torch.cat([values.sum(over), own]), self.ranks)
         count, mean = sums[-1], sums[:-1] / sums[-1]
         centred = values - mean.view(1, -1, 1, 1)
         # In two passes: a mean of squares less a squared mean loses digits.
-        variance = total(centred.square().sum(over), self.ranks) / count
+        variance = sum_over_ranks(centred.square().sum(over), self.ranks) / count
         scaled = centred * torch.rsqrt(variance + self.eps).view(1, -1, 1, 1)
         output = scaled * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
         with torch.no_grad():

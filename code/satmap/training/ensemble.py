@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from satmap.data.audit import grouped_sites
-from satmap.data.cache import CachedChip, Preparation, prepare
+from satmap.data.audit import duplicate_groups
+from satmap.data.cache import CachedChip, Preparation, prepare_chips
 from satmap.data.folds import assign_folds
-from satmap.data.view_angles import Look
+from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 from satmap.io.checksums import record_file
-from satmap.io.files import remove_left_over, require_writable, sole_writer
+from satmap.io.files import exclusive_lock, remove_temporary_files, require_writable
 from satmap.networks.encoders import require_encoder
 from satmap.networks.unet import build_network
 from satmap.recipes.schema import Member, Recipe
@@ -23,12 +23,12 @@ from satmap.runtime.launched import local_processes
 from satmap.runtime.ranks import Ranks
 from satmap.tasks.objectives import objective_of
 from satmap.tasks.scanning import scan_for
-from satmap.training.budget import allot, deal_stages
+from satmap.training.budget import allocate_time, assign_stages
 from satmap.training.distributed import require_compiler
-from satmap.training.loading import member_seed, within_shared_memory
+from satmap.training.loading import fit_shared_memory, member_seed
 from satmap.training.loop import train_member
-from satmap.training.run_context import Workplace
-from satmap.training.teacher import Teacher, find_teacher, teach
+from satmap.training.run_context import RunContext
+from satmap.training.teacher import Teacher, find_teacher, predict_soft_targets
 from satmap.weights.network_files import load_pretrained_encoder
 from satmap.weights.pretrained import find_encoder_file, how_to_get
 
@@ -44,7 +44,7 @@ class TrainingOptions:
         folds: train only the members of these folds; all if empty.
         time_limit: seconds that all of it may take; None for the recipe's own length.
         teacher: directory of the weights to learn from, for recipes that distil an ensemble.
-        look: of images whose names do not say from where they were taken.
+        view_angle: of images whose names do not say from where they were taken.
         audit: report of near-duplicates, which are to share a fold.
     """
 
@@ -54,12 +54,12 @@ class TrainingOptions:
     folds: tuple[int, ...] = ()
     time_limit: float | None = None
     teacher: Path | None = None
-    look: Look | None = None
+    view_angle: ViewAngle | None = None
     audit: Path | None = None
 
 
 def train(
-    directories: Sequence[Path], recipe: Recipe, place: Workplace, options: TrainingOptions
+    directories: Sequence[Path], recipe: Recipe, context: RunContext, options: TrainingOptions
 ) -> dict[str, str]:
     """Train the recipe's members on the chips found in the directories.
 
@@ -75,46 +75,44 @@ def train(
     started = time.monotonic()
     members = [m for m in recipe.members if not options.folds or m.fold in options.folds]
     teacher = _find_teacher(recipe, options)
-    preparation, folds = place.ranks.on_each_machine(
-        lambda: _prepare(directories, recipe, members, teacher, place, options)
+    preparation, folds = context.ranks.on_first_of_machine(
+        lambda: _prepare(directories, recipe, members, teacher, context, options)
     )
-    _require_shared_weights(place)
-    known = replace(
-        place.circumstances, time_limit_s=options.time_limit, skipped=preparation.faults
-    )
-    place = replace(place, circumstances=known)
-    place = within_shared_memory(place, members, local_processes())
+    _require_shared_weights(context)
+    known = replace(context.info, time_limit_s=options.time_limit, skipped=preparation.faults)
+    context = replace(context, info=known)
+    context = fit_shared_memory(context, members, local_processes())
     chips: Sequence[CachedChip] = preparation.chips
     if teacher is not None:
-        place.ranks.say(
+        context.ranks.say(
             f"teacher: {teacher.recipe.name}, {teacher.passes} passes a chip "
-            f"({len(teacher.files)} networks x {teacher.recipe.inference.views} views)"
+            f"({len(teacher.files)} networks x {teacher.recipe.inference.tta} test-time augmentations)"
         )
-        chips = teach(chips, teacher, place)
-    if place.restart:
+        chips = predict_soft_targets(chips, teacher, context)
+    if context.restart:
         # Once, here: members are trained in several turns, and each goes on from the one before.
-        place.ranks.on_first(lambda: _forget(members, place))
-        place = replace(place, restart=False)
+        context.ranks.on_first(lambda: _forget(members, context))
+        context = replace(context, restart=False)
     seconds: dict[str, list[float]] = {}
     if options.time_limit is not None:
         left = options.time_limit - (time.monotonic() - started)
         # Every rank plans with the first one's clock.
-        left = place.ranks.gather(left)[0]
+        left = context.ranks.gather(left)[0]
         counts = {member.name: len(_split(member, chips, folds)[0]) for member in members}
-        seconds = allot(members, place.ranks.world, max(left, 1.0), counts)
-    for turn in _turns(members, place.ranks):
-        team = place if turn.shared else replace(place, ranks=place.ranks.alone())
+        seconds = allocate_time(members, context.ranks.world, max(left, 1.0), counts)
+    for turn in _phases(members, context.ranks):
+        team = context if turn.shared else replace(context, ranks=context.ranks.alone())
         for member in turn.members:
             _train(member, recipe, chips, folds, teacher, team, options, turn.until, seconds)
-        if turn.shared or place.ranks.world == 1:
+        if turn.shared or context.ranks.world == 1:
             continue
         # The next turn begins where the others' states end.
-        place.ranks.wait()
+        context.ranks.wait()
     return preparation.faults
 
 
 @dataclass(frozen=True)
-class Turn:
+class Phase:
     """What a rank does next.
 
     Attributes:
@@ -128,14 +126,14 @@ class Turn:
     shared: bool = False
 
 
-def _turns(members: Sequence[Member], ranks: Ranks) -> list[Turn]:
+def _phases(members: Sequence[Member], ranks: Ranks) -> list[Phase]:
     """The turns of one rank; those of all have equal numbers, and are shared at the same times."""
     if ranks.world == 1:
-        return [Turn(members, max(len(member.stages) for member in members))]
-    turns = []
-    for index, (own, shared) in enumerate(deal_stages(members, ranks.world)):
-        turns += [Turn(own[ranks.rank], index + 1), Turn(shared, index + 1, shared=True)]
-    return turns
+        return [Phase(members, max(len(member.stages) for member in members))]
+    phases = []
+    for index, (own, shared) in enumerate(assign_stages(members, ranks.world)):
+        phases += [Phase(own[ranks.rank], index + 1), Phase(shared, index + 1, shared=True)]
+    return phases
 
 
 def _find_teacher(recipe: Recipe, options: TrainingOptions) -> Teacher | None:
@@ -164,7 +162,7 @@ def _prepare(
     recipe: Recipe,
     members: Sequence[Member],
     teacher: Teacher | None,
-    place: Workplace,
+    context: RunContext,
     options: TrainingOptions,
 ) -> tuple[Preparation, dict[str, int]]:
     """Look at all that could stop the training before it begins, and fill the cache.
@@ -172,31 +170,31 @@ def _prepare(
     Returns:
         The usable chips with the faults of all others; image id -> fold.
     """
-    require_writable(place.weights / "weights.safetensors")
+    require_writable(context.weights / "weights.safetensors")
     require_writable(options.cache / "chip.safetensors")
     if not members:
         raise SatmapError(f"recipe {recipe.name} has no member of fold {list(options.folds)}.")
     for member in members:
         require_encoder(member.encoder)
-        _encoder_file(member, place, options)
-    if place.compile:
-        require_compiler(place.device)
-    remove_left_over(place.weights)
-    remove_left_over(options.cache)
-    inventory = scan_for(recipe, directories, options.look)
-    groups = grouped_sites(options.audit, inventory.chips) if options.audit else []
-    place.ranks.say(inventory.summary())
+        _encoder_file(member, context, options)
+    if context.compile:
+        require_compiler(context.device)
+    remove_temporary_files(context.weights)
+    remove_temporary_files(options.cache)
+    inventory = scan_for(recipe, directories, options.view_angle)
+    groups = duplicate_groups(options.audit, inventory.chips) if options.audit else []
+    context.ranks.say(inventory.summary())
     labelled = [chip for chip in inventory.chips if chip.label is not None]
     if not options.skip_unlabelled or not labelled:
         inventory.require_labels()
-    prepared = prepare(
+    prepared = prepare_chips(
         labelled,
         max([member.bands for member in members] + ([teacher.bands] if teacher else [])),
         options.cache,
         recipe.stretch,
         recipe.targets_of_task,
         input_px=recipe.input_px,
-        heads=recipe.looks,
+        heads=recipe.view_angles,
     )
     preparation = Preparation(prepared.chips, inventory.faults | prepared.faults)
     preparation.require_enough()
@@ -208,12 +206,12 @@ def _prepare(
             f"nothing to learn. Check that these are {labelled_with} labels."
         )
     if repaired := sum(chip.repaired for chip in chips):
-        place.ranks.say(f"{repaired} invalid polygons of the labels were repaired")
+        context.ranks.say(f"{repaired} invalid polygons of the labels were repaired")
     # Looks at one place show the same: it is in one fold or in another.
     sites = {chip.site: chip.aoi for chip in chips}
     folds = assign_folds(sites.items(), recipe.folds, recipe.seed, groups)
     if options.audit:
-        place.ranks.say(
+        context.ranks.say(
             f"{len(groups)} groups of near-duplicates, {sum(map(len, groups))} chips or places, "
             "share a fold each"
         )
@@ -226,7 +224,7 @@ def _train(
     chips: Sequence[CachedChip],
     folds: Mapping[str, int],
     teacher: Teacher | None,
-    place: Workplace,
+    context: RunContext,
     options: TrainingOptions,
     until: int,
     seconds: Mapping[str, Sequence[float]],
@@ -234,34 +232,36 @@ def _train(
     """Train a member up to a stage."""
     others, held_out = _split(member, chips, folds)
     if others is held_out:
-        place.ranks.say(f"{member.name}: too few chips for folds; validation sees training chips")
+        context.ranks.say(f"{member.name}: too few chips for folds; validation sees training chips")
     validated = f"validated on {len(held_out)}" if held_out else "not validated"
-    place.ranks.say(f"{member.name}: {len(others)} chips, {validated}")
+    context.ranks.say(f"{member.name}: {len(others)} chips, {validated}")
     # One seed a member, whatever was trained before it.
     torch.manual_seed(member_seed(recipe, member, 0))
     network = build_network(
         member.encoder,
         member.bands,
-        recipe.planes,
+        recipe.maps,
         member.decoder.widths,
         member.decoder.kind,
         recipe.categories,
     )
-    file = _encoder_file(member, place, options)
+    file = _encoder_file(member, context, options)
     if file is not None:
         load_pretrained_encoder(network, file)
     sources = [file] if file else []
     if teacher is not None:
         sources += [each.path for each in teacher.files]
     with contextlib.ExitStack() as stack:
-        place.ranks.on_first(lambda: stack.enter_context(sole_writer(place.weights / member.name)))
+        context.ranks.on_first(
+            lambda: stack.enter_context(exclusive_lock(context.weights / member.name))
+        )
         train_member(
             network,
             member,
             recipe,
             others,
             held_out,
-            place,
+            context,
             pretrained=file is not None,
             until=min(until, len(member.stages)),
             seconds=seconds.get(member.name),
@@ -279,39 +279,39 @@ def _split(
     return others or held_out, held_out
 
 
-def _require_shared_weights(place: Workplace) -> None:
+def _require_shared_weights(context: RunContext) -> None:
     """Members change hands between ranks by their states: all must see one directory.
 
     Raises:
         SatmapError: a machine has a directory of its own.
     """
-    token = place.weights / f".ranks-{uuid.uuid4().hex[:8]}.token"
-    token = place.ranks.gather(token)[0]
-    place.ranks.on_first(token.touch)
+    token = context.weights / f".ranks-{uuid.uuid4().hex[:8]}.token"
+    token = context.ranks.gather(token)[0]
+    context.ranks.on_first(token.touch)
     missing = not token.exists()
-    place.ranks.wait()
-    place.ranks.on_first(lambda: token.unlink(missing_ok=True))
+    context.ranks.wait()
+    context.ranks.on_first(lambda: token.unlink(missing_ok=True))
     cause = SatmapError(
-        f"process {place.ranks.rank} does not see what process 0 writes to {place.weights}. "
+        f"process {context.ranks.rank} does not see what process 0 writes to {context.weights}. "
         "Give a --weights directory that all machines share."
     )
-    place.ranks.raise_first(cause if missing else None)
+    context.ranks.raise_on_all(cause if missing else None)
 
 
-def _forget(members: Sequence[Member], place: Workplace) -> None:
+def _forget(members: Sequence[Member], context: RunContext) -> None:
     for member in members:
-        with sole_writer(place.weights / member.name):
-            place.state_file(member).unlink(missing_ok=True)
+        with exclusive_lock(context.weights / member.name):
+            context.state_file(member).unlink(missing_ok=True)
 
 
-def _encoder_file(member: Member, place: Workplace, options: TrainingOptions) -> Path | None:
+def _encoder_file(member: Member, context: RunContext, options: TrainingOptions) -> Path | None:
     """Where the member's ImageNet weights lie, checked before any work is done."""
     if options.from_scratch or not member.pretrained:
         return None
-    file = find_encoder_file(place.weights, member.encoder)
+    file = find_encoder_file(context.weights, member.encoder)
     if file.exists():
         return file
-    if place.state_file(member).exists() and not place.restart:
+    if context.state_file(member).exists() and not context.restart:
         # The state holds the whole network; if it does not fit, train_member says so.
         return None
     raise SatmapError(

@@ -12,18 +12,18 @@ from tqdm import tqdm
 
 from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
-from satmap.errors import SatmapError, TryAgainError
+from satmap.errors import RestartError, SatmapError
 from satmap.recipes.schema import Member, Recipe
 from satmap.runtime.device import autocast
 from satmap.runtime.launched import is_ours
-from satmap.runtime.ranks import Ranks, lost_peers
+from satmap.runtime.ranks import Ranks, peer_errors
 from satmap.tasks.objectives import objective_of
 from satmap.training.budget import EpochPlan
-from satmap.training.distributed import Forward, total
-from satmap.training.loading import Batch, batches, chunks, deal, epoch_order
-from satmap.training.run_context import Workplace
+from satmap.training.distributed import Forward, sum_over_ranks
+from satmap.training.loading import Batch, batches, chunks, epoch_order, split_between_ranks
+from satmap.training.run_context import RunContext
 from satmap.training.schedule import learning_rate
-from satmap.training.state import Learner, Progress, remember_split
+from satmap.training.state import Progress, TrainState, save_split
 
 # How a job goes on that must be started again, by whether satmap itself has started it.
 _HOW_ON = {
@@ -42,7 +42,7 @@ class Job:
         recipe: the recipe that it is of.
         training: chips to learn from.
         validation: chips to score.
-        place: device, directories, ranks.
+        context: device, directories, ranks.
         fingerprint: what a state must agree on to be gone on with.
     """
 
@@ -50,7 +50,7 @@ class Job:
     recipe: Recipe
     training: Sequence[CachedChip]
     validation: Sequence[CachedChip]
-    place: Workplace
+    context: RunContext
     fingerprint: str
 
 
@@ -60,10 +60,10 @@ def step_items(dataset: CropDataset, job: Job, progress: Progress) -> list[list[
     Raises:
         SatmapError: there are more ranks than crops.
     """
-    stage, ranks = job.member.stages[progress.stage], job.place.ranks
+    stage, ranks = job.member.stages[progress.stage], job.context.ranks
     order = epoch_order(len(dataset), dataset.seed + progress.epoch)
     share = stage.batch * (stage.accumulation or 1)
-    steps = deal(order, share, ranks.rank, ranks.world)
+    steps = split_between_ranks(order, share, ranks.rank, ranks.world)
     if not steps:
         raise SatmapError(
             f"{job.member.name}: {len(order)} crops an epoch are too few for {ranks.world} "
@@ -73,7 +73,7 @@ def step_items(dataset: CropDataset, job: Job, progress: Progress) -> list[list[
 
 
 def train_epoch(
-    learner: Learner,
+    train_state: TrainState,
     forward: Forward,
     dataset: CropDataset,
     plan: EpochPlan,
@@ -84,7 +84,7 @@ def train_epoch(
     """Do what is left of an epoch.
 
     Args:
-        learner: changed in place.
+        train_state: changed in context.
         forward: the call of its network.
         dataset: crops of the stage.
         plan: how long the epoch is.
@@ -100,12 +100,12 @@ def train_epoch(
         Terminated: the process was asked to end.
         TryAgainError: memory ran out where ranks cannot go on without each other.
     """
-    ranks, device = job.place.ranks, job.place.device
+    ranks, device = job.context.ranks, job.context.device
     stage = job.member.stages[progress.stage]
     dataset.set_epoch(progress.epoch)
     items = step_items(dataset, job, progress)
     whole, items = len(items), items[: max(plan.steps, progress.step)]
-    learner.network.train()
+    train_state.network.train()
     objective = objective_of(job.recipe)
     names = ("loss", *objective.parts)
     sums = torch.zeros(len(names), device=device)
@@ -126,7 +126,7 @@ def train_epoch(
 
     def steps_left() -> None:
         first = progress.step
-        crops = _crops(dataset, items[first:], stage.batch, progress, job.place)
+        crops = _crops(dataset, items[first:], stage.batch, progress, job.context)
         bar = tqdm(
             range(first, len(items)),
             desc=f"{job.member.name} epoch {progress.epoch + 1}",
@@ -136,20 +136,20 @@ def train_epoch(
             disable=None if ranks.job_rank == 0 else True,
         )
         for step in bar:
-            for group in learner.optimizer.param_groups:
+            for group in train_state.optimizer.param_groups:
                 group["lr"] = rate(step)
             numbers, losses = _gradients(
-                learner, forward, crops, len(items[step]), dataset, job, progress
+                train_state, forward, crops, len(items[step]), dataset, job, progress
             )
             norm = losses[0]
             if job.recipe.optimizer.clip_norm:
                 norm = torch.nn.utils.clip_grad_norm_(
-                    learner.network.parameters(), job.recipe.optimizer.clip_norm
+                    train_state.network.parameters(), job.recipe.optimizer.clip_norm
                 )
             # A step by gradients that are none would spoil the weights and the state.
             finite = bool(torch.isfinite(losses[0]) & torch.isfinite(norm))
-            due = clock.since_save() > 60 * job.place.save_minutes and step + 1 < len(items)
-            failed, stop, due = ranks.agree(not finite, job.place.stop.made, due)
+            due = clock.since_save() > 60 * job.context.save_minutes and step + 1 < len(items)
+            failed, stop, due = ranks.agree(not finite, job.context.stop.made, due)
             if failed:
                 chips = dict.fromkeys(dataset.chips[number].image_id for number in numbers)
                 what, value = (
@@ -158,11 +158,11 @@ def train_epoch(
                 cause = SatmapError(
                     f"{job.member.name}: the {what} is {value.item()} at epoch "
                     f"{progress.epoch + 1}, step {step + 1}, on crops of {', '.join(chips)}. The "
-                    f"checkpoints so far are intact in {job.place.weights}; lower the learning "
+                    f"checkpoints so far are intact in {job.context.weights}; lower the learning "
                     "rate or look at these chips."
                 )
-                ranks.raise_first(None if finite else cause)
-            _step(learner, job)
+                ranks.raise_on_all(None if finite else cause)
+            _step(train_state, job)
             sums.add_(losses)
             progress.step = step + 1
             if not bar.disable:
@@ -177,7 +177,7 @@ def train_epoch(
                 _note(progress, sums, clock, ranks)
                 save()
             if stop:
-                raise job.place.stop.ended(
+                raise job.context.stop.ended(
                     f"{job.member.name}: stopped after step {step + 1} of epoch "
                     f"{progress.epoch + 1}; the same command goes on from there"
                     if ranks.first
@@ -189,7 +189,7 @@ def train_epoch(
             _split(job, stage.batch, progress)
     _note(progress, sums, clock, ranks)
     seconds = max(progress.seconds, 1e-9)
-    means = (total(sums, ranks) / ranks.world / len(items)).tolist()
+    means = (sum_over_ranks(sums, ranks) / ranks.world / len(items)).tolist()
     return {
         "stage": float(progress.stage + 1),
         "epoch": float(progress.epoch + 1),
@@ -202,7 +202,7 @@ def train_epoch(
 
 
 def _gradients(
-    learner: Learner,
+    train_state: TrainState,
     forward: Forward,
     crops: Iterable[Batch],
     share: int,
@@ -215,26 +215,26 @@ def _gradients(
     Returns:
         Index of each crop's chip; the loss and its parts, mean over the crops.
     """
-    network, device = learner.network, job.place.device
+    network, device = train_state.network, job.context.device
     objective = objective_of(job.recipe)
-    learner.optimizer.zero_grad(set_to_none=True)
+    train_state.optimizer.zero_grad(set_to_none=True)
     shown: list[int] = []
     losses = torch.zeros(1 + len(objective.parts), device=device)
     for images, targets, numbers in crops:
         shown += numbers.tolist()
         images = images.to(device, non_blocking=True)
         targets = targets.to(device, non_blocking=True)
-        looks = [dataset.chips[number].category or "" for number in numbers.tolist()]
+        view_angles = [dataset.chips[number].category or "" for number in numbers.tolist()]
         pixels = network.encoder.normalize(images).contiguous(memory_format=torch.channels_last)
         with forward.gradients_stay(len(shown) < share):
             with autocast(device):
-                logits = forward(pixels, network.category_indices(looks))
+                logits = forward(pixels, network.category_indices(view_angles))
             loss, parts = objective.loss(
                 logits,
-                network.plane_names,
+                network.map_names,
                 targets,
                 job.member.losses_of(progress.stage),
-                partial(total, ranks=job.place.ranks),
+                partial(sum_over_ranks, ranks=job.context.ranks),
             )
             weight = len(numbers) / share
             (loss * weight).backward()  # type: ignore[no-untyped-call]
@@ -244,21 +244,21 @@ def _gradients(
     return shown, losses
 
 
-def _step(learner: Learner, job: Job) -> None:
+def _step(train_state: TrainState, job: Job) -> None:
     """Change the weights.
 
     Raises:
         SatmapError: the memory does not suffice for it.
     """
     try:
-        learner.optimizer.step()
-        if learner.average:
-            learner.average.update(learner.network)
+        train_state.optimizer.step()
+        if train_state.average:
+            train_state.average.update(train_state.network)
     except torch.OutOfMemoryError as error:
         # A step that is made in part cannot be made again. Nor would smaller parts of the batch
         # help: what they take is free by now.
         raise SatmapError(
-            f"{job.member.name}: the memory of {job.place.device} does not suffice for the "
+            f"{job.member.name}: the memory of {job.context.device} does not suffice for the "
             "optimizer. Free what else is on it and start the same command again, which goes on "
             "from the last state, or use a smaller encoder."
         ) from error
@@ -269,16 +269,16 @@ def _crops(
     items: list[list[int]],
     batch: int,
     progress: Progress,
-    place: Workplace,
+    context: RunContext,
 ) -> Iterator[Batch]:
     """The crops of the steps, in batches that fit into memory."""
     size = -(-batch // progress.split)
-    return batches(dataset, [part for step in items for part in chunks(step, size)], place)
+    return batches(dataset, [part for step in items for part in chunks(step, size)], context)
 
 
 def _fits_in_memory(work: Callable[[], None]) -> bool:
     try:
-        with lost_peers():
+        with peer_errors():
             work()
     except torch.OutOfMemoryError:
         # What the failed step held is free once its frames are gone, with the exception.
@@ -290,21 +290,21 @@ def _split(job: Job, batch: int, progress: Progress) -> None:
     """Compute batches in twice as many parts from now on."""
     if progress.split >= batch:
         raise SatmapError(
-            f"{job.member.name}: the memory of {job.place.device} does not suffice for a single "
+            f"{job.member.name}: the memory of {job.context.device} does not suffice for a single "
             "crop. Lower `crop` in the recipe, or use a smaller encoder."
         )
     progress.split *= 2
     size = -(-batch // progress.split)
     warning = (
-        f"{job.member.name}: out of memory on {job.place.device}; from now on {size} crops at a "
+        f"{job.member.name}: out of memory on {job.context.device}; from now on {size} crops at a "
         f"time instead of {-(-batch // (progress.split // 2))}, as many as before a step"
     )
-    if job.place.ranks.world > 1:
+    if job.context.ranks.world > 1:
         # The others wait for a part of the batch that will not come.
-        remember_split(job.place.state_file(job.member), progress.split)
-        raise TryAgainError(f"{warning}. {_HOW_ON[is_ours()]}")
+        save_split(job.context.state_file(job.member), progress.split)
+        raise RestartError(f"{warning}. {_HOW_ON[is_ours()]}")
     print(f"satmap: {warning}", file=sys.stderr, flush=True)
-    if job.place.device.type == "cuda":
+    if job.context.device.type == "cuda":
         torch.cuda.empty_cache()
 
 

@@ -18,11 +18,16 @@ from torch.utils.data import DataLoader
 
 from satmap.data.crops import CropDataset
 from satmap.errors import SatmapError
-from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import Losses, Member, Recipe
-from satmap.runtime.shared_memory import REMEDY, SHARED_MEMORY, can_share_locks, free_shared_memory
-from satmap.runtime.termination import obey_parent_only
-from satmap.training.run_context import Workplace
+from satmap.runtime.shared_memory import (
+    SHARED_MEMORY,
+    SHARED_MEMORY_REMEDY,
+    can_share_locks,
+    free_shared_memory,
+)
+from satmap.runtime.termination import ignore_signals_in_worker
+from satmap.training.run_context import RunContext
 
 
 def member_seed(recipe: Recipe, member: Member, stage: int) -> int:
@@ -38,7 +43,7 @@ def epoch_order(length: int, seed: int) -> list[int]:
     return torch.randperm(length, generator=generator).tolist()
 
 
-def deal(order: list[int], share: int, rank: int, world: int) -> list[list[int]]:
+def split_between_ranks(order: list[int], share: int, rank: int, world: int) -> list[list[int]]:
     """A rank's items of every step; each item is one rank's, all ranks have as many steps.
 
     Args:
@@ -70,69 +75,71 @@ _AHEAD = 2
 _IN_USE = 2
 
 
-def batches(dataset: CropDataset, items: Sequence[list[int]], place: Workplace) -> Iterator[Batch]:
+def batches(
+    dataset: CropDataset, items: Sequence[list[int]], context: RunContext
+) -> Iterator[Batch]:
     """Batches of a dataset's items, in order.
 
     Args:
         dataset: the crops.
         items: those of every batch.
-        place: with how many workers, and the way they hand batches over.
+        context: with how many workers, and the way they hand batches over.
     """
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=items,
-        num_workers=place.workers,
-        pin_memory=place.device.type == "cuda",
+        num_workers=context.workers,
+        pin_memory=context.device.type == "cuda",
         # One of its own: the draws of the default one belong to the network.
         generator=torch.Generator(),
-        worker_init_fn=obey_parent_only,
-        collate_fn=_stack if place.pipes else None,
+        worker_init_fn=ignore_signals_in_worker,
+        collate_fn=_stack if context.pipes else None,
     )
-    return _told_plainly(_tensors(loader) if place.pipes else loader)
+    return _with_clear_errors(_tensors(loader) if context.pipes else loader)
 
 
-def within_shared_memory(place: Workplace, members: Sequence[Member], processes: int) -> Workplace:
+def fit_shared_memory(context: RunContext, members: Sequence[Member], processes: int) -> RunContext:
     """The place with workers that do with the shared memory there is; a change is said once.
 
     Args:
-        place: as the user wants it.
+        context: as the user wants it.
         members: what is trained.
         processes: that train on this machine.
     """
-    if not place.workers:
-        return place
-    if not can_share_locks(place.workers):
-        place.ranks.say(
-            f"{SHARED_MEMORY} is full or not there: no workers cut crops, which is slower. {REMEDY}"
+    if not context.workers:
+        return context
+    if not can_share_locks(context.workers):
+        context.ranks.say(
+            f"{SHARED_MEMORY} is full or not there: no workers cut crops, which is slower. {SHARED_MEMORY_REMEDY}"
         )
-        return replace(place, workers=0)
-    free, needed = free_shared_memory(), processes * _bytes_in_flight(members, place.workers)
+        return replace(context, workers=0)
+    free, needed = free_shared_memory(), processes * _bytes_in_flight(members, context.workers)
     if free < needed:
-        place.ranks.say(
+        context.ranks.say(
             f"{SHARED_MEMORY} has {free // 2**20} MB free and the workers would need "
-            f"{-(-needed // 2**20)} MB: crops go through pipes, which is slower. {REMEDY}"
+            f"{-(-needed // 2**20)} MB: crops go through pipes, which is slower. {SHARED_MEMORY_REMEDY}"
         )
-        return replace(place, pipes=True)
-    return place
+        return replace(context, pipes=True)
+    return context
 
 
 def _bytes_in_flight(members: Sequence[Member], workers: int) -> int:
     """The shared memory that one process's batches take at most, over the stages of all members."""
     return max(
-        (workers * _AHEAD + _IN_USE) * stage.batch * _planes(member) * stage.crop**2
+        (workers * _AHEAD + _IN_USE) * stage.batch * _maps(member) * stage.crop**2
         for member in members
         for stage in member.stages
     )
 
 
-def _planes(member: Member) -> int:
+def _maps(member: Member) -> int:
     """Bytes a pixel of a crop: the image's bands, a target and what a teacher says."""
     # As satmap.tasks.roads.targets and satmap.tasks.buildings.targets pack them.
     target = 1 if isinstance(member.losses, Losses) else 2
-    return member.bands + target + (len(ROAD_PLANES) if member.needs_teacher else 0)
+    return member.bands + target + (len(ROAD_MAPS) if member.needs_teacher else 0)
 
 
-def _told_plainly(batches: Iterable[Batch]) -> Iterator[Batch]:
+def _with_clear_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches; what goes wrong in a loader's process comes without that one's traceback."""
     try:
         yield from batches
@@ -144,7 +151,7 @@ def _told_plainly(batches: Iterable[Batch]) -> Iterator[Batch]:
             raise
         raise SatmapError(
             f"a process that cuts crops was killed. Most often {SHARED_MEMORY} is too small: "
-            f"{REMEDY} Fewer --workers help too. The same command goes on from the last epoch."
+            f"{SHARED_MEMORY_REMEDY} Fewer --workers help too. The same command goes on from the last epoch."
         ) from error
 
 

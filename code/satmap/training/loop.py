@@ -19,20 +19,20 @@ from satmap.recipes.schema import Member, Recipe, Stage
 from satmap.tasks.objectives import objective_of
 from satmap.training.budget import EpochPlan, plan_epoch
 from satmap.training.checkpoints import (
-    keep_checkpoints,
-    note_run,
+    record_run,
     require_finite,
-    watch,
+    save_checkpoints,
+    write_logs,
     write_manifests,
 )
 from satmap.training.distributed import Forward, synced_norms
 from satmap.training.epoch import Job, step_items, train_epoch
 from satmap.training.loading import member_seed
-from satmap.training.run_context import Workplace
+from satmap.training.run_context import RunContext
 from satmap.training.state import (
-    Learner,
+    MovingAverage,
     Progress,
-    WeightAverage,
+    TrainState,
     load_state,
     random_state,
     restore,
@@ -47,7 +47,7 @@ def train_member(
     recipe: Recipe,
     training: Sequence[CachedChip],
     validation: Sequence[CachedChip],
-    place: Workplace,
+    context: RunContext,
     *,
     pretrained: bool = False,
     until: int | None = None,
@@ -56,17 +56,17 @@ def train_member(
 ) -> Progress:
     """Train one network through its stages, going on from where an earlier call stopped.
 
-    After every validation the last weights, and the best if they are, go to ``place.weights``;
-    after every epoch, and within long ones, the whole training state does. All of ``place.ranks``
+    After every validation the last weights, and the best if they are, go to ``context.weights``;
+    after every epoch, and within long ones, the whole training state does. All of ``context.ranks``
     call this together.
 
     Args:
-        network: initialised; changed in place.
+        network: initialised; changed in context.
         member: what to train.
         recipe: the recipe that ``member`` is of.
         training: chips to learn from, at least one.
         validation: chips to score; without any there are no best checkpoints, only the last.
-        place: device and directories.
+        context: device and directories.
         pretrained: the encoder has ImageNet weights. Only such a one is ever frozen.
         until: the stage before which to stop; None to train all.
         seconds: what each stage may take; None for no limit.
@@ -77,33 +77,33 @@ def train_member(
         Terminated: the process was asked to end; the work is saved.
     """
     until = len(member.stages) if until is None else until
-    ranks = place.ranks
+    ranks = context.ranks
     fingerprint = _fingerprint(recipe, member, training, validation)
-    job = Job(member, recipe, training, validation, place, fingerprint)
-    state_file = place.state_file(member)
+    job = Job(member, recipe, training, validation, context, fingerprint)
+    state_file = context.state_file(member)
     if len(set(ranks.gather(hashlib.sha256(fingerprint.encode()).hexdigest()))) > 1:
-        ranks.raise_first(
+        ranks.raise_on_all(
             SatmapError(
                 f"{member.name}: the machines have found different chips. Give all of them the "
                 "same images and labels; what a machine cannot read is left out there alone."
             )
         )
-    state = ranks.on_first(lambda: None if place.restart else load_state(state_file, fingerprint))
+    state = ranks.on_first(lambda: None if context.restart else load_state(state_file, fingerprint))
     files = [record.model_dump() for record in starts_from]
     progress = Progress(pretrained=pretrained, starts_from=files)
     if state:
         progress = Progress(**state["progress"])
     if progress.stage >= until:
-        ranks.on_first(lambda: _require_weights(member, place))
+        ranks.on_first(lambda: _require_weights(member, context))
         if until == len(member.stages):
             ranks.say(f"{member.name}: already trained")
         return progress
-    network.to(place.device).to(memory_format=torch.channels_last)
+    network.to(context.device).to(memory_format=torch.channels_last)
     decay = recipe.optimizer.ema_decay
-    average = WeightAverage(network, decay) if decay else None
-    learner = Learner(network, _make_optimizer(network, recipe), average)
+    average = MovingAverage(network, decay) if decay else None
+    train_state = TrainState(network, _make_optimizer(network, recipe), average)
     if state:
-        progress = restore(state, learner, place.device, ranks.rank)
+        progress = restore(state, train_state, context.device, ranks.rank)
         within = f"step {progress.step} of epoch {progress.epoch + 1}"
         ranks.say(
             f"{member.name}: going on after "
@@ -116,27 +116,29 @@ def train_member(
                 "parts until the stage ends"
             )
     progress.world = _same_world(progress, bool(state), job)
-    note_run(progress, place)
+    record_run(progress, context)
     if ranks.world > 1 and not state:
         # What a rank notes in the state when it runs out of memory needs a state to be noted in.
-        _save(learner, job, progress)
+        _save(train_state, job, progress)
     while progress.stage < until:
         limit = seconds[progress.stage] if seconds else None
-        progress = _train_stage(learner, job, progress, limit)
+        progress = _train_stage(train_state, job, progress, limit)
     return progress
 
 
-def _require_weights(member: Member, place: Workplace) -> None:
-    if not place.weight_file(member, "last").exists():
+def _require_weights(member: Member, context: RunContext) -> None:
+    if not context.weight_file(member, "last").exists():
         raise SatmapError(
-            f"{member.name} is trained according to {place.state_file(member)}, but its weights "
+            f"{member.name} is trained according to {context.state_file(member)}, but its weights "
             "are gone. Put them back, or pass --restart to train anew."
         )
 
 
-def _train_stage(learner: Learner, job: Job, progress: Progress, seconds: float | None) -> Progress:
+def _train_stage(
+    train_state: TrainState, job: Job, progress: Progress, seconds: float | None
+) -> Progress:
     """What is left of a stage; gives the beginning of the next."""
-    place, member = job.place, job.member
+    context, member = job.context, job.member
     index = progress.stage
     stage = member.stages[index]
     dataset = CropDataset(
@@ -149,21 +151,21 @@ def _train_stage(learner: Learner, job: Job, progress: Progress, seconds: float 
         seed=member_seed(job.recipe, member, index),
         equal_areas=job.recipe.sampling == "equal_areas",
     )
-    with ExitStack() as stack, place.stop.deferred():
-        stack.enter_context(synced_norms(learner.network, place.ranks, place.device))
+    with ExitStack() as stack, context.stop.deferred():
+        stack.enter_context(synced_norms(train_state.network, context.ranks, context.device))
         forward, was_frozen = None, False
         while progress.stage == index:
             frozen = progress.pretrained and progress.schedule < stage.freeze_encoder_epochs
             if forward is None or frozen != was_frozen:
-                learner.network.freeze_encoder(frozen, stage.freeze_encoder_stages)
-                forward, was_frozen = Forward(learner.network, place), frozen
+                train_state.network.freeze_encoder(frozen, stage.freeze_encoder_stages)
+                forward, was_frozen = Forward(train_state.network, context), frozen
             steps = len(step_items(dataset, job, progress))
             # The ranks' clocks differ a little, and their plans must not.
-            plan = place.ranks.on_first(partial(plan_epoch, stage, steps, progress, seconds))
-            save = partial(_save, learner, job, progress)
-            record = train_epoch(learner, forward, dataset, plan, job, progress, save)
+            plan = context.ranks.on_first(partial(plan_epoch, stage, steps, progress, seconds))
+            save = partial(_save, train_state, job, progress)
+            record = train_epoch(train_state, forward, dataset, plan, job, progress, save)
             trained = time.perf_counter()
-            progress = _finish_epoch(learner, job, progress, plan, record)
+            progress = _finish_epoch(train_state, job, progress, plan, record)
             if progress.stage == index:
                 # What saving and watching took; validation is counted already.
                 between = time.perf_counter() - trained
@@ -186,26 +188,26 @@ def _chips_of(stage: Stage, job: Job) -> Sequence[CachedChip]:
 
 
 def _finish_epoch(
-    learner: Learner, job: Job, progress: Progress, plan: EpochPlan, record: dict[str, float]
+    train_state: TrainState, job: Job, progress: Progress, plan: EpochPlan, record: dict[str, float]
 ) -> Progress:
     """Validate if it is time, keep the weights and the state; gives where the next epoch begins."""
-    place, stage = job.place, job.member.stages[progress.stage]
+    context, stage = job.context, job.member.stages[progress.stage]
     progress.step_seconds = progress.seconds / progress.step
     if plan.validate:
         # All ranks have the same weights, so this ends all of them or none.
-        require_finite(learner.result, job.member, progress, place)
+        require_finite(train_state.result, job.member, progress, context)
         # A validation may take long, and what is before it must not be lost.
-        _save(learner, job, progress)
+        _save(train_state, job, progress)
         started = time.perf_counter()
         if job.validation:
             record |= validate(
-                learner.result,
+                train_state.result,
                 job.validation,
                 job.recipe,
-                place.device,
-                place.ranks,
-                place.stop,
-                pictures=place.weights / f"{job.member.name}.pictures",
+                context.device,
+                context.ranks,
+                context.stop,
+                pictures=context.weights / f"{job.member.name}.pictures",
             )
         learned = {chip.image_id for chip in job.training}
         # What a teacher was trained with, its student has seen through its eyes.
@@ -214,13 +216,13 @@ def _finish_epoch(
         held_out = [chip.image_id for chip in unseen if chip.image_id not in learned]
 
         def keep() -> dict[str, float]:
-            files = keep_checkpoints(
-                learner.result, job.member, job.recipe, record, progress, place, held_out
+            files = save_checkpoints(
+                train_state.result, job.member, job.recipe, record, progress, context, held_out
             )
             write_manifests(files, job, record, progress)
             return progress.best
 
-        progress.best = place.ranks.on_first(keep)
+        progress.best = context.ranks.on_first(keep)
         progress.validation_seconds = time.perf_counter() - started
         progress.stage_seconds += progress.validation_seconds
         progress.validated_at = progress.stage_seconds + progress.seconds
@@ -229,20 +231,22 @@ def _finish_epoch(
     progress.stage_seconds += progress.seconds
     progress.step, progress.seconds, progress.sums = 0, 0.0, []
     objective = objective_of(job.recipe)
-    place.ranks.say(_line(job.member, stage, progress, record, objective.scores))
+    context.ranks.say(_line(job.member, stage, progress, record, objective.scores))
     if progress.schedule >= stage.epochs:
         progress = progress.next_stage()
         # The next stage starts with an optimizer that has seen nothing.
-        learner.optimizer = _make_optimizer(learner.network, job.recipe)
-    place.ranks.on_first(lambda: watch(job.member, progress, place, objective))
-    _save(learner, job, progress)
+        train_state.optimizer = _make_optimizer(train_state.network, job.recipe)
+    context.ranks.on_first(lambda: write_logs(job.member, progress, context, objective))
+    _save(train_state, job, progress)
     return progress
 
 
-def _save(learner: Learner, job: Job, progress: Progress) -> None:
-    random = job.place.ranks.gather(random_state(job.place.device))
-    file = job.place.state_file(job.member)
-    job.place.ranks.on_first(lambda: save_state(file, job.fingerprint, learner, progress, random))
+def _save(train_state: TrainState, job: Job, progress: Progress) -> None:
+    random = job.context.ranks.gather(random_state(job.context.device))
+    file = job.context.state_file(job.member)
+    job.context.ranks.on_first(
+        lambda: save_state(file, job.fingerprint, train_state, progress, random)
+    )
 
 
 def _same_world(progress: Progress, resumed: bool, job: Job) -> int:
@@ -251,7 +255,7 @@ def _same_world(progress: Progress, resumed: bool, job: Job) -> int:
     Raises:
         SatmapError: another number of ranks was within an epoch.
     """
-    world = job.place.ranks.world
+    world = job.context.ranks.world
     if resumed and world != progress.world:
         stage = job.member.stages[progress.stage]
         if progress.step:
@@ -261,7 +265,7 @@ def _same_world(progress: Progress, resumed: bool, job: Job) -> int:
                 "their number may change."
             )
         if stage.sync_batch_norm and progress.epoch:
-            job.place.ranks.say(
+            job.context.ranks.say(
                 f"{job.member.name}: going on with {world} processes instead of {progress.world}; "
                 f"a step now has {world * stage.batch} crops, not {progress.world * stage.batch}"
             )

@@ -12,7 +12,7 @@ import torch
 from satmap.provenance.manifest import now
 from satmap.recipes.schema import Member
 from satmap.runtime.ranks import Ranks
-from satmap.runtime.termination import Terminated, hear_no_more, on_signals
+from satmap.runtime.termination import Terminated, ignore_signals, on_signals
 
 
 class StopRequest:
@@ -47,7 +47,7 @@ class StopRequest:
             raise self.ended()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        hear_no_more()
+        ignore_signals()
         self._number = number
         if not self._deferred:
             raise self.ended()
@@ -62,7 +62,7 @@ def stop_requests() -> Iterator[StopRequest]:
 
 
 @dataclass(frozen=True)
-class Circumstances:
+class RunInfo:
     """What the manifests of weights tell of a training and nothing else needs to know.
 
     Attributes:
@@ -79,7 +79,7 @@ class Circumstances:
 
 
 @dataclass(frozen=True)
-class Workplace:
+class RunContext:
     """Where a training runs and what it may use.
 
     Attributes:
@@ -93,7 +93,7 @@ class Workplace:
         tensorboard: directory of TensorBoard's event files; None for none.
         ranks: the processes that share the work at hand.
         stop: whether the process was asked to end.
-        circumstances: what manifests tell of the training.
+        info: what manifests tell of the training.
     """
 
     weights: Path
@@ -106,7 +106,7 @@ class Workplace:
     tensorboard: Path | None = None
     ranks: Ranks = field(default_factory=Ranks)
     stop: StopRequest = field(default_factory=StopRequest)
-    circumstances: Circumstances = field(default_factory=Circumstances)
+    info: RunInfo = field(default_factory=RunInfo)
 
     def weight_file(self, member: Member, checkpoint: str) -> Path:
         """The file of a checkpoint, ``fold0-dpn92-3band.best_apls.safetensors``."""

@@ -18,7 +18,7 @@ from satmap.io.files import atomic_path, refuse_pipe
 from satmap.networks.unet import UNet
 
 
-class WeightAverage:
+class MovingAverage:
     """The exponential moving average of a network over the steps of a training.
 
     Batch-norm statistics are averaged like weights; counters are copied. The first steps weigh
@@ -111,7 +111,7 @@ class Progress:
 
 
 @dataclass
-class Learner:
+class TrainState:
     """What a training changes.
 
     Attributes:
@@ -122,7 +122,7 @@ class Learner:
 
     network: UNet
     optimizer: Optimizer
-    average: WeightAverage | None = None
+    average: MovingAverage | None = None
 
     @property
     def result(self) -> UNet:
@@ -141,7 +141,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 def save_state(
     path: Path,
     fingerprint: str,
-    learner: Learner,
+    train_state: TrainState,
     progress: Progress,
     random: list[dict[str, Tensor]],
 ) -> None:
@@ -150,16 +150,16 @@ def save_state(
     Args:
         path: the file.
         fingerprint: what must be the same for it to be gone on with.
-        learner: the network and what belongs to it.
+        train_state: the network and what belongs to it.
         progress: where it stands.
         random: ``random_state`` of every rank.
     """
-    average = learner.average
+    average = train_state.average
     state = {
         "version": _VERSION,
         "fingerprint": fingerprint,
-        "network": learner.network.state_dict(),
-        "optimizer": learner.optimizer.state_dict(),
+        "network": train_state.network.state_dict(),
+        "optimizer": train_state.optimizer.state_dict(),
         "average": average and {"network": average.network.state_dict(), "steps": average.steps},
         "progress": vars(progress),
         "random": random,
@@ -213,7 +213,7 @@ def load_state(path: Path, fingerprint: str) -> dict[str, Any] | None:
     return state
 
 
-def remember_split(path: Path, split: int) -> None:
+def save_split(path: Path, split: int) -> None:
     """Note in a state on disk, if there is one, that batches must be split so often."""
     if path.exists():
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -221,14 +221,16 @@ def remember_split(path: Path, split: int) -> None:
         write_state(path, state)
 
 
-def restore(state: dict[str, Any], learner: Learner, device: torch.device, rank: int) -> Progress:
+def restore(
+    state: dict[str, Any], train_state: TrainState, device: torch.device, rank: int
+) -> Progress:
     """Put a loaded state back into place.
 
     Raises:
         SatmapError: it lacks something.
     """
     try:
-        return _restore(state, learner, device, rank)
+        return _restore(state, train_state, device, rank)
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise SatmapError(
             f"the training state is damaged ({str(error).splitlines()[0]}). "
@@ -236,12 +238,14 @@ def restore(state: dict[str, Any], learner: Learner, device: torch.device, rank:
         ) from error
 
 
-def _restore(state: dict[str, Any], learner: Learner, device: torch.device, rank: int) -> Progress:
-    learner.network.load_state_dict(state["network"])
-    learner.optimizer.load_state_dict(state["optimizer"])
-    if learner.average:
-        learner.average.network.load_state_dict(state["average"]["network"])
-        learner.average.steps = state["average"]["steps"]
+def _restore(
+    state: dict[str, Any], train_state: TrainState, device: torch.device, rank: int
+) -> Progress:
+    train_state.network.load_state_dict(state["network"])
+    train_state.optimizer.load_state_dict(state["optimizer"])
+    if train_state.average:
+        train_state.average.network.load_state_dict(state["average"]["network"])
+        train_state.average.steps = state["average"]["steps"]
     # With more ranks than before the new ones repeat the draws of the old: there are hardly any,
     # for crops have seeds of their own.
     random = state["random"][rank % len(state["random"])]

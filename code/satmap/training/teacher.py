@@ -17,12 +17,12 @@ from satmap.data.cache import CachedChip
 from satmap.data.soft_targets import SoftTarget
 from satmap.errors import SatmapError
 from satmap.io.progress import track
-from satmap.prediction.dense import predict_planes
-from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.prediction.dense import predict_maps
+from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import Recipe
 from satmap.runtime.launched import local_processes
 from satmap.runtime.termination import Terminated
-from satmap.training.run_context import Workplace
+from satmap.training.run_context import RunContext
 from satmap.weights.members import WeightFile, choose, find_weights, load_ensemble
 from satmap.weights.tensor_file import CHECKSUM, read_metadata
 
@@ -50,13 +50,13 @@ class Teacher:
     @property
     def passes(self) -> int:
         """Networks times views: how often an image is looked at."""
-        return len(self.files) * self.recipe.inference.views
+        return len(self.files) * self.recipe.inference.tta
 
     @property
     def digest(self) -> str:
         """Hexadecimal digits that change with the networks' weights and how they predict."""
         inference = self.recipe.inference
-        how = (inference.views, inference.window, inference.overlap)
+        how = (inference.tta, inference.window, inference.overlap)
         networks = sorted((_checksum(file), file.votes) for file in self.files)
         return hashlib.sha256(f"{_FORMAT} {how} {networks}".encode()).hexdigest()
 
@@ -88,7 +88,9 @@ def find_teacher(directory: Path, student: Recipe) -> Teacher:
     return Teacher(tuple(choose(files, recipe)), recipe)
 
 
-def teach(chips: Sequence[CachedChip], teacher: Teacher, place: Workplace) -> list[CachedChip]:
+def predict_soft_targets(
+    chips: Sequence[CachedChip], teacher: Teacher, context: RunContext
+) -> list[CachedChip]:
     """The chips with their soft targets, made where they are not in the cache yet.
 
     The ranks of a machine, all of which call this, share the work.
@@ -101,26 +103,26 @@ def teach(chips: Sequence[CachedChip], teacher: Teacher, place: Workplace) -> li
     taught = [replace(chip, soft=SoftTarget.of(chip.path, digest)) for chip in chips]
     failure: Exception | Terminated | None = None
     try:
-        _make(taught[place.ranks.local_rank :: local_processes()], teacher, place)
+        _make(taught[context.ranks.local_rank :: local_processes()], teacher, context)
     except (Exception, Terminated) as error:
         failure = error
     # Nobody begins before all are made, and all end where one fails.
-    place.ranks.raise_first(failure)
+    context.ranks.raise_on_all(failure)
     return taught
 
 
-def _make(chips: Sequence[CachedChip], teacher: Teacher, place: Workplace) -> None:
+def _make(chips: Sequence[CachedChip], teacher: Teacher, context: RunContext) -> None:
     missing = [
         (chip, chip.soft) for chip in chips if chip.soft and not chip.soft.exists(chip.shape[:2])
     ]
     if not missing:
         return
-    voters = load_ensemble(teacher.files, place.device)
-    for voter in voters:
-        voter.network.order_planes(ROAD_PLANES)
+    members = load_ensemble(teacher.files, context.device)
+    for member in members:
+        member.network.order_maps(ROAD_MAPS)
     for chip, soft in track(missing, "teaching", len(missing)):
         image, _ = chip.read()
-        soft.write(predict_planes(voters, image, teacher.recipe.inference, place.device))
+        soft.write(predict_maps(members, image, teacher.recipe.inference, context.device))
 
 
 def _checksum(file: WeightFile) -> str:

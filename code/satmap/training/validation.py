@@ -8,8 +8,8 @@ import torch
 
 from satmap.data.cache import CachedChip
 from satmap.networks.unet import UNet
-from satmap.prediction.dense import Voter, predict_planes
-from satmap.rasters.probability_maps import Planes
+from satmap.prediction.dense import EnsembleMember, predict_maps
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Recipe
 from satmap.report.panels import write_picture
 from satmap.runtime.ranks import Ranks
@@ -70,10 +70,12 @@ def validate(
 def _score(
     network: UNet, chip: CachedChip, recipe: Recipe, objective: Objective, device: torch.device
 ) -> Any:
-    settings = recipe.inference.model_copy(update={"views": 1})
+    settings = recipe.inference.model_copy(update={"tta": 1})
     image, target = chip.read()
-    values = predict_planes([Voter(network)], image, settings, device, chip.category)
-    return objective.score(Planes(network.plane_names, values, chip.metres_per_pixel), chip, target)
+    values = predict_maps([EnsembleMember(network)], image, settings, device, chip.category)
+    return objective.score(
+        ProbabilityMaps(network.map_names, values, chip.metres_per_pixel), chip, target
+    )
 
 
 def _draw(

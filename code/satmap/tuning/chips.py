@@ -8,12 +8,12 @@ from typing import Any, Protocol, TypeVar
 
 from satmap.data.folds import assign_folds
 from satmap.errors import SatmapError
-from satmap.runtime.workers import Run
+from satmap.runtime.workers import Runner
 from satmap.settings import Settings
-from satmap.tuning.cross_validation import FEWEST, Fit
+from satmap.tuning.cross_validation import MIN_CHIPS, Fit
 
 #: More chips say little more and take their time.
-MOST = 96
+MAX_CHIPS = 96
 
 # Fewer places tell a gain from chance badly.
 _PLACES = 24
@@ -45,7 +45,7 @@ class Tuning:
         return "\n".join(lines)
 
 
-class Chip(Protocol):
+class TuningChip(Protocol):
     """A mask with its truth, as a worker is given it."""
 
     @property
@@ -61,10 +61,10 @@ class Chip(Protocol):
         """Its area of interest; "" for images whose names tell none."""
 
 
-_Chip = TypeVar("_Chip", bound=Chip)
+_Chip = TypeVar("_Chip", bound=TuningChip)
 
 
-def in_common(
+def common_images(
     masks: Path, truth: Path, paths: Collection[str], known: Collection[str]
 ) -> tuple[list[str], list[str]]:
     """The ids of the masks that the truth knows, in the masks' order, and what to say of others.
@@ -92,25 +92,25 @@ def in_common(
     return common, warnings
 
 
-def some_of(chips: Sequence[_Chip], warnings: list[str]) -> list[_Chip]:
-    """About ``MOST`` chips at most, of all areas; warns of the rest.
+def subsample(chips: Sequence[_Chip], warnings: list[str]) -> list[_Chip]:
+    """About ``MAX_CHIPS`` chips at most, of all areas; warns of the rest.
 
     Many looks at few places say less than few looks at many: of the places stay ``_PLACES`` or
     more, and then looks are left out instead.
     """
-    if len(chips) <= MOST:
+    if len(chips) <= MAX_CHIPS:
         return [*chips]
     places = len({chip.site for chip in chips})
-    of = ceil(len(chips) / MOST)
+    of = ceil(len(chips) / MAX_CHIPS)
     if places < len(chips):
         of = min(of, max(places // _PLACES, 1))
-    parts = _dealt(chips, of, seed=1)
-    looks: dict[str, list[_Chip]] = {}
+    parts = _assigned(chips, of, seed=1)
+    view_angles: dict[str, list[_Chip]] = {}
     for chip, part in zip(chips, parts, strict=True):
         if part == 0:
-            looks.setdefault(chip.site, []).append(chip)
-    most = max(MOST // len(looks), 1)
-    kept = {chip.image_id for its in looks.values() for chip in _spread(its, most)}
+            view_angles.setdefault(chip.site, []).append(chip)
+    most = max(MAX_CHIPS // len(view_angles), 1)
+    kept = {chip.image_id for its in view_angles.values() for chip in _spread(its, most)}
     warnings.append(f"of {len(chips)} images {len(kept)}, spread over all areas, are fitted to")
     return [chip for chip in chips if chip.image_id in kept]
 
@@ -121,37 +121,37 @@ def _spread(chips: Sequence[_Chip], most: int) -> list[_Chip]:
     return [chips[int(number * step)] for number in range(min(len(chips), most))]
 
 
-def halves_of(chips: Sequence[_Chip]) -> tuple[list[int], list[int]]:
+def split_in_halves(chips: Sequence[_Chip]) -> tuple[list[int], list[int]]:
     """Numbers of the chips of two halves of every area, all looks at a place in one."""
-    parts = _dealt(chips, 2, seed=0)
+    parts = _assigned(chips, 2, seed=0)
     first, second = ([n for n, part in enumerate(parts) if part == half] for half in (0, 1))
     return first, second
 
 
-def readable(
-    chips: Sequence[_Chip], run: Run, brightest: Callable[[_Chip], int | str]
+def readable_chips(
+    chips: Sequence[_Chip], run: Runner, max_probability: Callable[[_Chip], int | str]
 ) -> tuple[list[_Chip], dict[str, str]]:
     """The chips whose masks can be read, and what is wrong with the others.
 
     Args:
         chips: all.
         run: where to read them.
-        brightest: gives the highest probability of a mask, 0..255, or what is wrong with it.
+        max_probability: gives the highest probability of a mask, 0..255, or what is wrong with it.
 
     Raises:
         SatmapError: too few are left, or there is nothing to fit to in all of them.
     """
     good, faults, most = [], {}, 0
-    for chip, result in zip(chips, run(brightest, chips), strict=True):
+    for chip, result in zip(chips, run(max_probability, chips), strict=True):
         if isinstance(result, str):
             faults[chip.image_id] = result
         else:
             good.append(chip)
             most = max(most, result)
-    if len(good) < FEWEST:
+    if len(good) < MIN_CHIPS:
         wrong = [f" ({len(faults)} more cannot be read: {fault})" for fault in faults.values()]
         raise SatmapError(
-            f"{len(good)} masks with truth{''.join(wrong[:1])}, but a fit takes {FEWEST} or "
+            f"{len(good)} masks with truth{''.join(wrong[:1])}, but a fit takes {MIN_CHIPS} or "
             "more: it is judged on chips that it has not seen."
         )
     if not most:
@@ -162,6 +162,6 @@ def readable(
     return good, faults
 
 
-def _dealt(chips: Sequence[_Chip], folds: int, seed: int) -> list[int]:
+def _assigned(chips: Sequence[_Chip], folds: int, seed: int) -> list[int]:
     parts = assign_folds({chip.site: chip.area for chip in chips}.items(), folds, seed)
     return [parts[chip.site] for chip in chips]

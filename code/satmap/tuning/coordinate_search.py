@@ -100,7 +100,7 @@ class RecordTable(Generic[SettingsT, Record]):
         return [self._records[chip, settings] for chip in chips]
 
 
-class Descent(NamedTuple, Generic[SettingsT]):
+class SearchResult(NamedTuple, Generic[SettingsT]):
     """Where a descent ended.
 
     Attributes:
@@ -112,14 +112,14 @@ class Descent(NamedTuple, Generic[SettingsT]):
     complete: bool
 
 
-def descend(
+def coordinate_descent(
     table: RecordTable[SettingsT, Record],
     start: SettingsT,
     grids: Grids,
     chips: Sequence[int],
     deadline: float,
     label: str,
-) -> Descent[SettingsT]:
+) -> SearchResult[SettingsT]:
     """Fit settings to chips.
 
     A first sweep tries every value of every setting beside the others' start, and so measures how
@@ -151,14 +151,14 @@ def descend(
         for name in names:
             moved = _best_move(table, current, name, grids[name], chips, deadline)
             if moved is None:
-                return Descent(current, complete=False)
+                return SearchResult(current, complete=False)
             if moved[1].counts:
                 current = moved[0]
         if current == before:
             break
         # What did not matter before may do so now.
         names = order
-    return Descent(current, complete)
+    return SearchResult(current, complete)
 
 
 def _best_move(

@@ -11,11 +11,11 @@ from satmap.tuning.coordinate_search import (
     Record,
     RecordTable,
     SettingsT,
-    descend,
+    coordinate_descent,
 )
 
 #: Two halves of two: with fewer there is no telling a gain from chance.
-FEWEST = 4
+MIN_CHIPS = 4
 
 # Shares of the time by the end of the fits to either half and to all. The last finds most of its
 # records worked out by the others.
@@ -86,7 +86,7 @@ def cross_validated(
     Args:
         table: where records come from.
         start: where to begin.
-        grids: as ``descend`` takes them.
+        grids: as ``coordinate_descent`` takes them.
         halves: chips, two or more each.
         seconds: time for the search; when it is over the best so far is the result.
         of_what: names the chips in the progress display.
@@ -95,7 +95,9 @@ def cross_validated(
     everyone = sorted((*halves[0], *halves[1]))
     table.fill([start], everyone)
     fits = [
-        descend(table, start, grids, own, began + seconds * share, f"fitting to {of_what}{label}")
+        coordinate_descent(
+            table, start, grids, own, began + seconds * share, f"fitting to {of_what}{label}"
+        )
         for (own, label), share in zip(
             ((halves[0], "half 1"), (halves[1], "half 2"), (everyone, "all")), _SHARES, strict=True
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from satmap.data.view_angles import Look
+from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 from satmap.io.files import require_writable, write_text
 from satmap.recipes.schema import Recipe
@@ -33,7 +33,7 @@ def tune_recipe(
     metres_per_pixel: float = 0.3,
     minutes: float = 5.0,
     workers: int = 0,
-    look: Look | None = None,
+    view_angle: ViewAngle | None = None,
 ) -> Tuning:
     """Fit the settings of a recipe's vectoriser and write the recipe with them.
 
@@ -51,7 +51,7 @@ def tune_recipe(
         metres_per_pixel: size of pixels where a mask has no georeference, of roads.
         minutes: time for the search; when it is over the best so far is the result.
         workers: processes that vectorise; 0 does it in this one.
-        look: of images whose names do not say from where they were taken.
+        view_angle: of images whose names do not say from where they were taken.
 
     Raises:
         SatmapError: no masks, no truth for them, fewer than four chips, nothing in masks or truth,
@@ -66,9 +66,11 @@ def tune_recipe(
     deadline = time.monotonic() + 60 * minutes
     with working(workers) as run:
         if recipe.task == "roads":
-            tuning = road_tuning.tune(masks, truth, recipe.roads, metres_per_pixel, deadline, run)
+            tuning = road_tuning.tune_roads(
+                masks, truth, recipe.roads, metres_per_pixel, deadline, run
+            )
         else:
-            tuning = building_tuning.tune(masks, truth, recipe, look, deadline, run)
+            tuning = building_tuning.tune_buildings(masks, truth, recipe, view_angle, deadline, run)
     write_text(output, tuned_text(recipe, tuning, masks, truth))
     return tuning
 

@@ -46,7 +46,7 @@ class ImageBuildings:
     georeference: Georeference | None = None
 
 
-def in_lon_lat(found: ImageBuildings) -> Polygons:
+def buildings_in_lon_lat(found: ImageBuildings) -> Polygons:
     """The footprints in degrees of longitude and latitude on WGS 84, holes kept.
 
     Raises:

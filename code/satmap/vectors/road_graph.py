@@ -90,7 +90,7 @@ class LonLat:
     lines: list[NDArray[np.float64]]
 
 
-def in_lon_lat(roads: ImageRoads) -> LonLat:
+def roads_in_lon_lat(roads: ImageRoads) -> LonLat:
     """The graph in longitude and latitude.
 
     Raises:

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 import satmap
 from satmap.errors import CannotWriteError, SatmapError
-from satmap.io.files import remove_left_over, require_writable
+from satmap.io.files import remove_temporary_files, require_writable
 from satmap.io.text import printable
 from satmap.networks.encoders import pretrained_config, require_encoder
 from satmap.weights.pretrained import (
@@ -166,7 +166,7 @@ def _remove_left_over(directory: Path) -> None:
         with contextlib.suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
-    remove_left_over(directory)
+    remove_temporary_files(directory)
 
 
 def _download(source: Source, file: IO[bytes]) -> str:

@@ -21,7 +21,7 @@ from satmap.weights.pretrained import CONTENT_KEY
 from satmap.weights.tensor_file import read_metadata
 
 
-def write_made_manifest(path: Path, sources: Sequence[Path], command: Sequence[str]) -> None:
+def write_derived_manifest(path: Path, sources: Sequence[Path], command: Sequence[str]) -> None:
     """Write the manifest of a network that was imported or averaged.
 
     An encoder's ImageNet weights get none: they are no result of satmap's, and name their source.

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from satmap.errors import SatmapError
 from satmap.io.files import is_temporary
 from satmap.io.text import printable
-from satmap.prediction.dense import Voter
+from satmap.prediction.dense import EnsembleMember
 from satmap.recipes.schema import Checkpoint, Recipe
 from satmap.weights.network_files import (
     CHECKPOINT_KEY,
@@ -32,13 +32,13 @@ class WeightFile:
         path: the file, named ``member.checkpoint.safetensors``, an imported one as it may be.
         metadata: what ``save_weights`` wrote: ``recipe``, ``member``, ``stage``, ``epoch``, ...
         votes: for how many files of the ensemble it stands.
-        twins: the others of these, which hold the same network.
+        duplicates: the others of these, which hold the same network.
     """
 
     path: Path
     metadata: dict[str, str]
     votes: int = 1
-    twins: tuple[Path, ...] = ()
+    duplicates: tuple[Path, ...] = ()
 
     @property
     def checkpoint(self) -> str:
@@ -93,7 +93,7 @@ class WeightFile:
         return frozenset(names)
 
     @property
-    def moment(self) -> tuple[str, ...]:
+    def checkpoint_key(self) -> tuple[str, ...]:
         """Member, stage and epoch: two files of one moment hold the same network."""
         return tuple(self.metadata.get(key, self.path.name) for key in ("member", "stage", "epoch"))
 
@@ -142,11 +142,11 @@ def choose(files: Sequence[WeightFile], recipe: Recipe) -> list[WeightFile]:
     for file in files:
         fits = file.recipe.training_fingerprint == recipe.training_fingerprint
         if fits and file.checkpoint in recipe.inference.checkpoints:
-            known = chosen.get(file.moment)
+            known = chosen.get(file.checkpoint_key)
             if known:
-                twins = (*known.twins, file.path)
-                file = replace(known, votes=known.votes + 1, twins=twins)
-            chosen[file.moment] = file
+                duplicates = (*known.duplicates, file.path)
+                file = replace(known, votes=known.votes + 1, duplicates=duplicates)
+            chosen[file.checkpoint_key] = file
     if not chosen:
         found = ", ".join(f"{file.path.name} ({file.recipe.name})" for file in files)
         wanted = " or ".join(recipe.inference.checkpoints)
@@ -155,13 +155,13 @@ def choose(files: Sequence[WeightFile], recipe: Recipe) -> list[WeightFile]:
             f"{wanted}; there are {found}. Pass the recipe that they were trained with, or none."
         )
     for file in chosen.values():
-        _require_planes(file, recipe)
+        _require_maps(file, recipe)
     return list(chosen.values())
 
 
-def _require_planes(file: WeightFile, recipe: Recipe) -> None:
+def _require_maps(file: WeightFile, recipe: Recipe) -> None:
     """Fail before any work if a network cannot do the recipe's task."""
-    wanted = recipe.planes
+    wanted = recipe.maps
     network = file.network
     if network.categories and not recipe.categories:
         raise SatmapError(
@@ -173,14 +173,14 @@ def _require_planes(file: WeightFile, recipe: Recipe) -> None:
             f"{file.path} has heads for {_list(network.categories) or 'no categories'}, but the "
             f"recipe {recipe.name} for {_list(recipe.categories)}. Move it elsewhere."
         )
-    if set(network.planes) != set(wanted):
+    if set(network.maps) != set(wanted):
         raise SatmapError(
-            f"{file.path} gives the planes {_list(network.planes)}, but {recipe.task} are made of "
+            f"{file.path} gives the planes {_list(network.maps)}, but {recipe.task} are made of "
             f"{_list(wanted)}. Move it elsewhere."
         )
 
 
-def load_ensemble(files: Sequence[WeightFile], device: torch.device) -> list[Voter]:
+def load_ensemble(files: Sequence[WeightFile], device: torch.device) -> list[EnsembleMember]:
     """The networks on the device, in evaluation mode, their planes in one order.
 
     The order is that of the task of the first file's recipe, where it has these planes, and else
@@ -190,30 +190,27 @@ def load_ensemble(files: Sequence[WeightFile], device: torch.device) -> list[Vot
         SatmapError: a file cannot be loaded, or the networks have different planes or categories.
     """
     first = files[0]
-    task = first.recipe.planes
-    planes = task if set(task) == set(first.network.planes) else first.network.planes
-    voters = []
+    task = first.recipe.maps
+    maps = task if set(task) == set(first.network.maps) else first.network.maps
+    members = []
     for file in files:
         network, _ = load_weights(file.path)
-        if (
-            set(network.plane_names) != set(planes)
-            or network.categories != first.network.categories
-        ):
+        if set(network.map_names) != set(maps) or network.categories != first.network.categories:
             raise SatmapError(
                 f"{first.path} and {file.path} cannot be averaged: the first gives "
-                f"{_outputs(first.network.planes, first.network.categories)}, the second "
-                f"{_outputs(network.plane_names, network.categories)}. Move one elsewhere."
+                f"{_outputs(first.network.maps, first.network.categories)}, the second "
+                f"{_outputs(network.map_names, network.categories)}. Move one elsewhere."
             )
-        network.order_planes(planes)
+        network.order_maps(maps)
         network.to(device).to(memory_format=torch.channels_last)
-        voters.append(Voter(network, file.votes))
-    return voters
+        members.append(EnsembleMember(network, file.votes))
+    return members
 
 
 def _list(names: Sequence[str]) -> str:
     return printable(", ".join(names), 300)
 
 
-def _outputs(planes: Sequence[str], categories: Sequence[str]) -> str:
+def _outputs(maps: Sequence[str], categories: Sequence[str]) -> str:
     heads = f" for each of {_list(categories)}" if categories else ""
-    return f"{_list(planes)}{heads}"
+    return f"{_list(maps)}{heads}"

@@ -25,7 +25,7 @@ from satmap.weights.tensor_file import (
     mismatch,
     read_metadata,
     read_tensors,
-    require_file,
+    require_weight_file,
     require_weights,
     write_tensors,
 )
@@ -59,7 +59,7 @@ class NetworkDescription:
         in_channels: bands of the input.
         decoder_kind: key in ``satmap.networks.decoders.DECODERS``.
         decoder_widths: channels at strides 16, 8, 4 and 2.
-        planes: names of the outputs.
+        maps: names of the outputs.
         categories: names of the heads; empty for a network with one.
     """
 
@@ -67,7 +67,7 @@ class NetworkDescription:
     in_channels: int
     decoder_kind: str
     decoder_widths: tuple[int, ...]
-    planes: tuple[str, ...]
+    maps: tuple[str, ...]
     categories: tuple[str, ...]
 
 
@@ -93,7 +93,7 @@ def save_weights(path: Path, network: UNet, metadata: Mapping[str, str]) -> None
         "in_channels": str(network.encoder.in_channels),
         # Widths alone are a plain decoder, as in the files from before there were others.
         "decoder": json.dumps(decoder if decoder["kind"] != "plain" else decoder["widths"]),
-        "planes": json.dumps(network.plane_names),
+        "planes": json.dumps(network.map_names),
         "normalization": json.dumps({"mean": network.encoder.mean, "std": network.encoder.std}),
     }
     if network.categories:
@@ -120,7 +120,7 @@ def load_weights(path: Path) -> tuple[UNet, dict[str, str]]:
         network = build_network(
             told.architecture,
             told.in_channels,
-            told.planes,
+            told.maps,
             told.decoder_widths,
             told.decoder_kind,
             told.categories,
@@ -130,7 +130,7 @@ def load_weights(path: Path) -> tuple[UNet, dict[str, str]]:
     if fault:
         raise SatmapError(
             f"{path} is not the {told.architecture} network of {told.in_channels} channels and "
-            f"{len(told.planes)} planes that it claims to be: {fault}. Copy or train it again."
+            f"{len(told.maps)} planes that it claims to be: {fault}. Copy or train it again."
         )
     require_weights(path, tensors)
     network.to_empty(device="cpu")
@@ -150,7 +150,7 @@ def read_weights_metadata(path: Path) -> dict[str, str]:
     Raises:
         SatmapError: there is no such file, or it is not a whole weight file of satmap's.
     """
-    require_file(path, "Train one, or give the folder that holds the trained weights.")
+    require_weight_file(path, "Train one, or give the folder that holds the trained weights.")
     metadata = read_metadata(path)
     if metadata.get(CONTENT_KEY) == "encoder":
         raise SatmapError(
@@ -181,7 +181,7 @@ def load_pretrained_encoder(network: UNet, path: Path) -> None:
     """
     encoder = network.encoder
     remedy = how_to_get(encoder.name)
-    require_file(path, f"It should hold ImageNet weights of {encoder.name}. {remedy}")
+    require_weight_file(path, f"It should hold ImageNet weights of {encoder.name}. {remedy}")
     found = (
         read_tensors(path, remedy)
         if path.suffix == ".safetensors"
@@ -239,13 +239,13 @@ def describe_network(path: Path, metadata: Mapping[str, str]) -> NetworkDescript
             f"{path} is for the decoder {kind!r:.60}, which this version of satmap does not have; "
             f"it has {', '.join(DECODERS)}."
         )
-    planes = _parse_names(path, "planes", metadata["planes"])
-    if not planes:
+    maps = _parse_names(path, "planes", metadata["planes"])
+    if not maps:
         raise SatmapError(f"{path} has broken metadata: planes must be a list of different names.")
     categories = _parse_names(path, CATEGORIES_KEY, metadata.get(CATEGORIES_KEY, "[]"))
     if len(categories) == 1:
         raise SatmapError(f"{path} has broken metadata: one category is none.")
-    return NetworkDescription(architecture, in_channels, kind, tuple(widths), planes, categories)
+    return NetworkDescription(architecture, in_channels, kind, tuple(widths), maps, categories)
 
 
 def _parse_json(path: Path, key: str, text: str) -> Any:

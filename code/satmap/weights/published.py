@@ -20,7 +20,7 @@ from satmap.errors import SatmapError
 from satmap.io.text import printable
 from satmap.networks.encoders import ENCODERS, child_name
 from satmap.networks.unet import DECODER_WIDTHS, UNet, build_network
-from satmap.rasters.probability_maps import ROAD_PLANES
+from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.weights.pickles import read_pickle, require_state_dict
 from satmap.weights.pretrained import PretrainedEncoder, recognise_encoder
 from satmap.weights.tensor_file import (
@@ -28,7 +28,7 @@ from satmap.weights.tensor_file import (
     mismatch,
     read_metadata,
     read_tensors,
-    require_file,
+    require_weight_file,
     require_weights,
     starts_like_safetensors,
 )
@@ -139,7 +139,7 @@ def read_published(path: Path) -> PublishedNetwork | PretrainedEncoder:
         SatmapError: there is no such file, it cannot be read safely, is neither, is satmap's own,
             or its tensors are no network's (``require_weights``).
     """
-    require_file(path, "Give the name of a published weight file.")
+    require_weight_file(path, "Give the name of a published weight file.")
     if starts_like_safetensors(path):
         metadata = read_metadata(path)
         if "architecture" in metadata and CHECKSUM in metadata:
@@ -204,7 +204,7 @@ def _reference_network(path: Path, tensors: Mapping[str, Tensor]) -> UNet:
     faults: list[tuple[int, str]] = []
     for encoder, bands in REFERENCE_NORMALIZATION:
         with torch.device("meta"):
-            network = build_network(encoder, bands, ROAD_PLANES)
+            network = build_network(encoder, bands, ROAD_MAPS)
         expected = {
             ours_to_reference(name, encoder): value for name, value in network.state_dict().items()
         }

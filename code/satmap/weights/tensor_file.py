@@ -80,7 +80,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _read_metadata(path: Path, remedy: str) -> dict[str, str]:
-    require_file(path, "Expected is a .safetensors file.")
+    require_weight_file(path, "Expected is a .safetensors file.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = dict(sorted((file.metadata() or {}).items()))
@@ -114,7 +114,7 @@ def read_tensors(path: Path, remedy: str = _AGAIN) -> dict[str, Tensor]:
     return tensors
 
 
-def require_file(path: Path, remedy: str) -> None:
+def require_weight_file(path: Path, remedy: str) -> None:
     """Fail with ``remedy`` unless the file is a regular one that can be opened.
 
     Raises:

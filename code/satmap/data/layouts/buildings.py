@@ -16,26 +16,26 @@ from satmap.data.layouts.spacenet_buildings import (
     is_building_image,
     scan_spacenet_buildings,
 )
-from satmap.data.view_angles import Look
+from satmap.data.view_angles import ViewAngle
 from satmap.data.walk import walk
 from satmap.errors import SatmapError
 
 
 def scan_buildings(
-    directories: Sequence[Path], channels: int = 1, look: Look | None = None
+    directories: Sequence[Path], channels: int = 1, view_angle: ViewAngle | None = None
 ) -> Inventory:
     """Find the chips of SpaceNet 1, 2, 4 or the Mapping Challenge under the directories.
 
     Args:
         directories: searched to any depth.
         channels: what the networks need at most.
-        look: of images whose names say none.
+        view_angle: of images whose names say none.
 
     Raises:
         SatmapError: a directory does not exist, there are images of none of these challenges or of
             two kinds, or two files claim to be one image.
     """
-    files = [*walk(directories, misplaced=(*IMAGE_SUFFIXES, *PICTURE_SUFFIXES))]
+    files = [*walk(directories, also_non_files=(*IMAGE_SUFFIXES, *PICTURE_SUFFIXES))]
     spacenet = next(filter(is_building_image, files), None)
     coco = next(filter(is_mapping_challenge, files), None)
     if spacenet and coco:
@@ -45,7 +45,7 @@ def scan_buildings(
     if coco:
         return scan_mapping_challenge(directories, files)
     if spacenet:
-        return scan_spacenet_buildings(directories, files, channels, look)
+        return scan_spacenet_buildings(directories, files, channels, view_angle)
     raise SatmapError(
         f"no images of a building challenge under {', '.join(map(str, directories))}. Expected "
         f"names such as {EXPECTED_NAMES}, or images/000000000012.jpg beside {ANNOTATIONS}."

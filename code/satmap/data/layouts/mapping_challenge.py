@@ -108,7 +108,7 @@ def _read(path: Path, size: int, changed_ns: int) -> CocoAnnotations:
         if image_id in names:
             raise SatmapError(f"{path}: images[{number}] repeats the id {image_id}.")
         names[image_id] = name
-    of_image: dict[int, list[int]] = defaultdict(list)
+    record: dict[int, list[int]] = defaultdict(list)
     kept: list[_Building] = []
     for number, building in enumerate(annotations):
         if not isinstance(building, _Building):
@@ -128,7 +128,7 @@ def _read(path: Path, size: int, changed_ns: int) -> CocoAnnotations:
         if building.fault:
             raise SatmapError(f"{path}: annotations[{number}] {building.fault}.")
         if building.rings:
-            of_image[building.image_id].append(len(kept))
+            record[building.image_id].append(len(kept))
             kept.append(building)
     rings = [ring for building in kept for ring in building.rings]
     return CocoAnnotations(
@@ -137,7 +137,7 @@ def _read(path: Path, size: int, changed_ns: int) -> CocoAnnotations:
         np.concatenate(rings) if rings else np.empty((0, 2), np.float32),
         np.cumsum([len(ring) for ring in rings], dtype=np.int64),
         np.cumsum([len(building.rings) for building in kept], dtype=np.int64),
-        dict(of_image),
+        dict(record),
     )
 
 
@@ -233,9 +233,9 @@ def scan_mapping_challenge(directories: Sequence[Path], files: Sequence[Path]) -
         chips=tuple(chips[number] for number in sorted(chips)),
         faults=faults,
         warnings=(),
-        orphans=(),
+        labels_without_image=(),
         long_ids={str(number): str(number) for number in numbers},
-        passed_over=tuple(unnamed),
+        ignored=tuple(unnamed),
         directories=tuple(directories),
         label_names={
             chip.image_id: [f"{ANNOTATIONS} with {chip.image.path.name} in its images"]

@@ -13,8 +13,8 @@ from pathlib import Path
 from satmap.data.chip import Chip
 from satmap.data.imagery import MULTISPECTRAL, RGB, RGB_NIR, ImageInfo, read_infos
 from satmap.data.inventory import Inventory
-from satmap.data.view_angles import Look, look_of_name
-from satmap.data.walk import is_no_file, walk
+from satmap.data.view_angles import ViewAngle, view_angle_of_name
+from satmap.data.walk import is_not_a_file, walk
 from satmap.errors import SatmapError
 from satmap.io.text import natural_key
 
@@ -72,14 +72,14 @@ class BuildingImageName:
         product: one of ``satmap.data.imagery``; None for one that satmap does not read.
         aoi: its area.
         place: what all looks at one place have in common, the tile's corner; "" for one look.
-        look: from where it was taken, where the name says it.
+        view_angle: from where it was taken, where the name says it.
     """
 
     image_id: str
     product: str | None
     aoi: str
     place: str
-    look: Look | None
+    view_angle: ViewAngle | None
 
 
 def parse_building_name(name: str) -> BuildingImageName | None:
@@ -94,7 +94,7 @@ def parse_building_name(name: str) -> BuildingImageName | None:
                 _PRODUCTS.get(match["product"].upper()),
                 parts.get("aoi") or image_id.rpartition("_")[0],
                 parts.get("tile") or "",
-                look_of_name(image_id),
+                view_angle_of_name(image_id),
             )
     return None
 
@@ -113,7 +113,7 @@ def building_image_ids(directories: Sequence[Path]) -> set[str]:
     Raises:
         SatmapError: there is none.
     """
-    found = walk(directories, misplaced=IMAGE_SUFFIXES)
+    found = walk(directories, also_non_files=IMAGE_SUFFIXES)
     rasters = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
     ids = {image_id for path in rasters if (image_id := building_image_id(path.stem))}
     if not ids:
@@ -153,7 +153,7 @@ def scan_spacenet_buildings(
     directories: Sequence[Path],
     files: Sequence[Path],
     channels: int = 1,
-    look: Look | None = None,
+    view_angle: ViewAngle | None = None,
 ) -> Inventory:
     """Find the chips among the files and read the headers of their images.
 
@@ -164,7 +164,7 @@ def scan_spacenet_buildings(
         directories: where the search went.
         files: all that is there, directories and pipes in images' places, too.
         channels: what the networks need at most.
-        look: of images whose names say none.
+        view_angle: of images whose names say none.
 
     Raises:
         SatmapError: no image was found, or two files claim to be the same image.
@@ -172,14 +172,14 @@ def scan_spacenet_buildings(
     images: dict[str, dict[str, Path]] = defaultdict(dict)
     names: dict[str, BuildingImageName] = {}
     labels: dict[str, Path] = {}
-    passed_over: list[Path] = []
+    ignored: list[Path] = []
     no_files: dict[tuple[str, str], Path] = {}
     for path in files:
         if path.suffix.lower() in IMAGE_SUFFIXES:
             name = parse_building_name(path.stem)
             if name is None:
-                passed_over.append(path)
-            elif name.product is not None and is_no_file(path):
+                ignored.append(path)
+            elif name.product is not None and is_not_a_file(path):
                 no_files[name.image_id, name.product] = path
                 names.setdefault(name.image_id, name)
             elif name.product is not None:
@@ -199,7 +199,7 @@ def scan_spacenet_buildings(
         places = ", ".join(map(str, directories)) or "no directory"
         raise SatmapError(
             f"no SpaceNet building images found under {places} ({len(labels)} label files and "
-            f"{len(passed_over)} other rasters). Expected names such as {EXPECTED_NAMES}."
+            f"{len(ignored)} other rasters). Expected names such as {EXPECTED_NAMES}."
         )
     chips, faults, warnings = [], {}, []
     ids = sorted(images, key=natural_key)
@@ -218,7 +218,7 @@ def scan_spacenet_buildings(
                 _of_one_size(infos, channels),
                 label,
                 place=name.place,
-                look=name.look or look,
+                view_angle=name.view_angle or view_angle,
             )
         )
         warnings += wrong
@@ -227,15 +227,17 @@ def scan_spacenet_buildings(
         chips=tuple(chips),
         faults=faults,
         warnings=tuple(warnings),
-        orphans=tuple(path for key, path in labels.items() if key not in used),
+        labels_without_image=tuple(path for key, path in labels.items() if key not in used),
         long_ids={image_id: image_id for image_id in ids},
-        passed_over=tuple(passed_over),
+        ignored=tuple(ignored),
         directories=tuple(directories),
-        label_names={chip.image_id: label_names(chip) for chip in chips if chip.label is None},
+        label_names={
+            chip.image_id: building_label_names(chip) for chip in chips if chip.label is None
+        },
     )
 
 
-def label_names(chip: Chip) -> list[str]:
+def building_label_names(chip: Chip) -> list[str]:
     """The label file names, without directory, that would be accepted for a chip."""
     if chip.place:
         return [

@@ -12,7 +12,7 @@ from pathlib import Path
 from satmap.data.chip import Chip
 from satmap.data.imagery import MULTISPECTRAL, RGB, read_infos
 from satmap.data.inventory import Inventory
-from satmap.data.walk import is_no_file, walk
+from satmap.data.walk import is_not_a_file, walk
 from satmap.errors import SatmapError
 from satmap.io.text import natural_key
 
@@ -45,7 +45,7 @@ _FOREIGN_LABELS = {"osm", "osmtiles"}
 _SUFFIXES = (".tif", ".tiff")
 
 
-def scan(directories: Sequence[Path]) -> Inventory:
+def scan_roads(directories: Sequence[Path]) -> Inventory:
     """Find the chips under the directories and read the headers of their images.
 
     Raises:
@@ -55,19 +55,19 @@ def scan(directories: Sequence[Path]) -> Inventory:
     images: dict[str, dict[str, Path]] = defaultdict(dict)
     names: dict[str, tuple[str, str]] = {}
     labels: dict[str, tuple[int, Path]] = {}
-    passed_over = []
+    ignored = []
     no_files: dict[tuple[str, str], Path] = {}
     label_count = 0
-    for path in walk(directories, misplaced=_SUFFIXES):
+    for path in walk(directories, also_non_files=_SUFFIXES):
         if path.suffix.lower() in _SUFFIXES:
             match = _match(path.stem)
             if match is None:
-                passed_over.append(path)
+                ignored.append(path)
                 continue
             product = _PRODUCTS[match["product"].upper()]
             image_id = f"{match['aoi']}_{match['tail']}"
             names[image_id] = (match["prefix"] + image_id, match["aoi"])
-            if is_no_file(path):
+            if is_not_a_file(path):
                 no_files[image_id, product] = path
                 continue
             if product in images[image_id]:
@@ -90,7 +90,7 @@ def scan(directories: Sequence[Path]) -> Inventory:
     for (image_id, product), path in no_files.items():
         images[image_id].setdefault(product, path)
     if not images:
-        raise SatmapError(_nothing_found(directories, label_count, passed_over))
+        raise SatmapError(_nothing_found(directories, label_count, ignored))
     chips, faults, warnings = [], {}, []
     for image_id in sorted(images, key=natural_key):
         infos, wrong = read_infos(images[image_id])
@@ -106,11 +106,13 @@ def scan(directories: Sequence[Path]) -> Inventory:
         chips=tuple(chips),
         faults=faults,
         warnings=tuple(warnings),
-        orphans=tuple(path for image_id, (_, path) in labels.items() if image_id not in images),
+        labels_without_image=tuple(
+            path for image_id, (_, path) in labels.items() if image_id not in images
+        ),
         long_ids=long_ids,
-        passed_over=tuple(passed_over),
+        ignored=tuple(ignored),
         directories=tuple(directories),
-        label_names={chip.image_id: label_names(chip) for chip in chips if chip.label is None},
+        label_names={chip.image_id: road_label_names(chip) for chip in chips if chip.label is None},
     )
 
 
@@ -124,7 +126,7 @@ def _match(name: str) -> re.Match[str] | None:
     return next((match for known in _IMAGE_NAMES if (match := known.fullmatch(name))), None)
 
 
-def label_names(chip: Chip) -> list[str]:
+def road_label_names(chip: Chip) -> list[str]:
     """The label file names, without directory, that would be accepted for a chip."""
     tail = chip.image_id.removeprefix(f"{chip.aoi}_")
     prefix = chip.long_id.removesuffix(chip.image_id)

@@ -29,7 +29,7 @@ Ints = NDArray[np.int64]
 
 #: A way is broken if its length in the other map differs by more than this share of its own plus
 #: the 8 m that snapping both ends can do.
-TOLERANCE = 0.2
+WAY_TOLERANCE = 0.2
 
 _SPACING_M = 5.0
 
@@ -44,7 +44,7 @@ _CELLS = 4_000_000
 
 
 @dataclass(frozen=True)
-class Break:
+class BrokenRoad:
     """Two places next to each other in one map, both found in the other, without the way between.
 
     They are samples 5 m apart or junctions; or up to 50 m apart, if nothing between is found.
@@ -78,7 +78,7 @@ class Route:
 
 
 @dataclass(frozen=True, eq=False)
-class Losses:
+class LostRoads:
     """What the routes of one map lose in the other.
 
     Attributes:
@@ -96,7 +96,7 @@ class Losses:
     pieces: tuple[Floats, ...] = ()
     nodes: int = 0
     lost_nodes: Floats = field(default_factory=lambda: np.empty((0, 2)))
-    breaks: tuple[Break, ...] = ()
+    breaks: tuple[BrokenRoad, ...] = ()
     routes: tuple[Route, ...] = ()
 
 
@@ -109,8 +109,8 @@ class Diagnosis:
         false: what the proposal's routes lose in the truth: false roads, false joins.
     """
 
-    missed: Losses
-    false: Losses
+    missed: LostRoads
+    false: LostRoads
 
 
 def diagnose(
@@ -137,15 +137,15 @@ def diagnose(
     )
 
 
-def _losses(a: AplsGraph | None, b: AplsGraph | None, scale: float, routes: int) -> Losses:
+def _losses(a: AplsGraph | None, b: AplsGraph | None, scale: float, routes: int) -> LostRoads:
     """What the routes of ``a`` lose in ``b``; ``scale`` in metres a pixel."""
     if a is None:
-        return Losses()
+        return LostRoads()
     snap_px = SNAP_M / scale
     roads = [_stretch(a, edge, 0, total) for edge, total in enumerate(a.totals[:, LENGTH])]
     roads_m = float(a.totals[:, LENGTH].sum()) * scale
     if b is None:
-        return Losses(roads_m, roads_m, tuple(roads), len(a.node_xy), a.node_xy)
+        return LostRoads(roads_m, roads_m, tuple(roads), len(a.node_xy), a.node_xy)
     near = [
         shapely.linestrings(_stretch(b, e, 0, way)) for e, way in enumerate(b.totals[:, LENGTH])
     ]
@@ -156,7 +156,7 @@ def _losses(a: AplsGraph | None, b: AplsGraph | None, scale: float, routes: int)
         lost = shapely.difference(roads_of_a, shapely.buffer(around, snap_px))
     pieces = shapely.get_parts(shapely.line_merge(lost))
     controls = b.locate(a.node_xy, snap_px)
-    return Losses(
+    return LostRoads(
         roads_m,
         float(shapely.length(pieces).sum()) * scale,
         tuple(shapely.get_coordinates(piece) for piece in pieces),
@@ -168,14 +168,14 @@ def _losses(a: AplsGraph | None, b: AplsGraph | None, scale: float, routes: int)
 
 
 def _tolerance(way_px: Floats, scale: float) -> Floats:
-    tolerance: Floats = TOLERANCE * way_px + 2 * SNAP_M / scale
+    tolerance: Floats = WAY_TOLERANCE * way_px + 2 * SNAP_M / scale
     return tolerance
 
 
 # --- breaks ---------------------------------------------------------------------------------------
 
 
-def _breaks(a: AplsGraph, b: AplsGraph, scale: float) -> tuple[Break, ...]:
+def _breaks(a: AplsGraph, b: AplsGraph, scale: float) -> tuple[BrokenRoad, ...]:
     """Places found in ``b``, next to each other in ``a``, without the way between them."""
     samples, sample_xy = sample_roads(a, _SPACING_M / scale)
     web = _Web(a, samples)
@@ -202,7 +202,7 @@ def _breaks(a: AplsGraph, b: AplsGraph, scale: float) -> tuple[Break, ...]:
         if not (apart < _ONE_BREAK_M).any():
             kept.append(k)
     return tuple(
-        Break((float(middle[k, 0]), float(middle[k, 1])), float(way[k]), float(other[k]))
+        BrokenRoad((float(middle[k, 0]), float(middle[k, 1])), float(way[k]), float(other[k]))
         for k in kept
     )
 

@@ -115,7 +115,7 @@ class AplsGraph:
         edge, offset = self._project(xy, snap_px)
         distance, node = KDTree(self.node_xy).query(xy)
         alias = np.flatnonzero(distance < SAME_PLACE_PX)
-        node = self._share_places(node[alias])
+        node = self._merge_positions(node[alias])
         edge[alias] = self.nodes.edge[node]
         offset[alias] = self.nodes.offset[node]
         return Positions(edge, offset)
@@ -150,7 +150,7 @@ class AplsGraph:
         offset[point] = way
         return edge, offset
 
-    def _share_places(self, node: Ints) -> Ints:
+    def _merge_positions(self, node: Ints) -> Ints:
         """Spread controls over nodes that lie at one place.
 
         Where roads cross without a junction, midpoints of both can fall on the same pixel. Any of

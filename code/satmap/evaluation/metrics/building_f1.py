@@ -31,7 +31,7 @@ _ROUNDING = 1e-9
 _PAIRS = 1 << 16
 
 # The angle from which a look of SpaceNet 4 was taken, in the image's id.
-_LOOK = re.compile(r"nadir(\d+)", re.IGNORECASE)
+_VIEW_ANGLE = re.compile(r"nadir(\d+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,8 +158,8 @@ def group_of(image_id: str) -> str:
     The AOI is the first three ``_``-separated parts of the id, of which the last part is never
     one: SpaceNet 1's ``013022223130_Public_img1`` belongs to ``013022223130_Public``.
     """
-    if look := _LOOK.search(image_id):
-        angle = int(look[1])
+    if view_angle := _VIEW_ANGLE.search(image_id):
+        angle = int(view_angle[1])
         return "nadir" if angle <= 25 else "off-nadir" if angle <= 40 else "very off-nadir"
     return "_".join(image_id.split("_")[:-1][:3]) or "all"
 

@@ -100,9 +100,9 @@ def score_coco(truth: Path, results: Path) -> Report:
         SatmapError: a file cannot be read or scored, or masks have another size than their image.
     """
     true, found = read_coco_truth(truth), read_coco_results(results)
-    for image_id, of_image in found.items():
-        width, height = true.sizes.get(image_id, of_image[0].mask.size[::-1])
-        for result in of_image:
+    for image_id, record in found.items():
+        width, height = true.sizes.get(image_id, record[0].mask.size[::-1])
+        for result in record:
             if result.mask.size != (height, width):
                 raise SatmapError(
                     f"{results}: a mask of image {image_id} has height x width "
@@ -143,13 +143,13 @@ def _evaluate(
     """The library's matching of all images, by default at all IoUs from .50 to .95."""
     buildings = [
         {**_annotation(image_id, building.mask), "iscrowd": int(building.crowd)}
-        for image_id, of_image in truth.buildings.items()
-        for building in of_image
+        for image_id, record in truth.buildings.items()
+        for building in record
     ]
     detections = [
         {**_annotation(image_id, result.mask), "score": result.score}
-        for image_id, of_image in results.items()
-        for result in of_image
+        for image_id, record in results.items()
+        for result in record
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(_coco(ids, buildings), _coco(ids, detections), "segm")

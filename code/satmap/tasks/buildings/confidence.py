@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
 from satmap.io.files import write_text
-from satmap.rasters.probability_maps import BUILDING, Planes
+from satmap.rasters.probability_maps import BUILDING, ProbabilityMaps
 from satmap.rasters.scene import Box
 from satmap.tasks.buildings.vectorizer.candidates import FEATURES, Candidates, find_candidates
 from satmap.tasks.buildings.vectorizer.instances import find_instances
@@ -42,7 +42,7 @@ _PARAMETERS = {
 
 
 @dataclass(frozen=True)
-class Sample:
+class CandidateSample:
     """The candidates of one image of a validation fold.
 
     Attributes:
@@ -57,7 +57,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Fit:
+class ConfidenceFitResult:
     """A model and what it is worth.
 
     Attributes:
@@ -105,38 +105,38 @@ class ConfidenceModel:
 
 
 def sample(
-    planes: Planes, truth: NDArray[np.int32], fold: int, settings: BuildingSettings
-) -> Sample:
+    maps: ProbabilityMaps, truth: NDArray[np.int32], fold: int, settings: BuildingSettings
+) -> CandidateSample:
     """The candidates of an image, to learn from.
 
     Args:
-        planes: predicted only by networks that were not trained with the image.
+        maps: predicted only by networks that were not trained with the image.
         truth: int32 (height, width), 0 outside, true buildings 1..n.
         fold: that the image belongs to.
         settings: as buildings will be found.
     """
-    if truth.shape != planes.shape:
-        raise ValueError(f"truth of {truth.shape} for planes of {planes.shape}")
-    found = candidates_of(planes, settings, truth)
-    return Sample(fold, found.features, found.ious)
+    if truth.shape != maps.shape:
+        raise ValueError(f"truth of {truth.shape} for planes of {maps.shape}")
+    found = candidates_of(maps, settings, truth)
+    return CandidateSample(fold, found.features, found.ious)
 
 
 def candidates_of(
-    planes: Planes, settings: BuildingSettings, truth: NDArray[np.int32] | None = None
+    maps: ProbabilityMaps, settings: BuildingSettings, truth: NDArray[np.int32] | None = None
 ) -> Candidates:
     """The candidates of planes in memory."""
-    height, width = planes.shape
+    height, width = maps.shape
     return find_candidates(
-        planes[BUILDING],
-        find_instances(planes, settings),
+        maps[BUILDING],
+        find_instances(maps, settings),
         Box(0, 0, width, height),
-        planes.shape,
+        maps.shape,
         settings.least_px,
         truth=truth,
     )
 
 
-def fit_confidence(samples: Sequence[Sample]) -> Fit:
+def fit_confidence(samples: Sequence[CandidateSample]) -> ConfidenceFitResult:
     """Fit a model to the candidates of validation folds; the same samples give the same model.
 
     Args:
@@ -174,7 +174,7 @@ def fit_confidence(samples: Sequence[Sample]) -> Fit:
     final = lightgbm.train(_PARAMETERS, data(np.ones(len(fold), np.bool_)), num_boost_round=best)
     model = ConfidenceModel(final.model_to_string())
     error = float(np.sqrt(errors[best - 1] / len(ious)))
-    return Fit(model, best, error, float(np.sqrt(spread / len(ious))))
+    return ConfidenceFitResult(model, best, error, float(np.sqrt(spread / len(ious))))
 
 
 #: Its name in a directory of weights.

@@ -1,6 +1,6 @@
 """Fitting the second-level model of buildings to planes that networks predicted out of fold.
 
-``satmap predict --out-of-fold --planes`` predicts training images by networks that have not seen
+``satmap predict --out-of-fold --maps`` predicts training images by networks that have not seen
 them, and its manifest says so: that is what the model may learn from. It comes to lie beside the
 networks, and counts for them alone.
 """
@@ -15,7 +15,7 @@ import yaml
 from satmap.data.cache import category_of
 from satmap.data.chip import Chip
 from satmap.data.folds import assign_folds
-from satmap.data.view_angles import parse_look
+from satmap.data.view_angles import parse_view_angle
 from satmap.errors import SatmapError
 from satmap.io.checksums import FileRecord, in_threads, record_file
 from satmap.io.files import require_writable
@@ -29,12 +29,12 @@ from satmap.provenance.manifest import (
     run_here,
     write_manifest,
 )
-from satmap.rasters.map_files import BUILDING_MASKS, open_mask
+from satmap.rasters.map_files import BUILDING_FILE_MAPS, open_map_file
 from satmap.recipes.schema import Recipe, parse_recipe
 from satmap.tasks.buildings.confidence import (
     CONFIDENCE_FILE,
-    Fit,
-    Sample,
+    CandidateSample,
+    ConfidenceFitResult,
     fit_confidence,
     sample,
     write_confidence,
@@ -61,7 +61,7 @@ class ConfidenceFit:
     """
 
     path: Path
-    fit: Fit
+    fit: ConfidenceFitResult
     images: int
     candidates: int
     faults: Mapping[str, str]
@@ -77,7 +77,7 @@ class ConfidenceFit:
 
 def fit_to_prediction(
     submission: Path,
-    planes: Path,
+    maps: Path,
     weights: Path,
     directories: Sequence[Path] = (),
     command: Sequence[str] = (),
@@ -86,7 +86,7 @@ def fit_to_prediction(
 
     Args:
         submission: what ``satmap predict --out-of-fold`` wrote; its manifest is read.
-        planes: the directory of planes of the same run.
+        maps: the directory of planes of the same run.
         weights: the directory of its networks; the model goes there.
         directories: of the images and labels; by default where the manifest says.
         command: satmap's arguments, for the model's manifest.
@@ -103,21 +103,21 @@ def fit_to_prediction(
     recipe = parse_recipe(yaml.safe_dump(manifest.recipe.content), "of the manifest")
     if recipe.task != "buildings":
         raise SatmapError(f"{submission} is of {recipe.task}; only buildings have this model.")
-    look = parse_look(manifest.look) if manifest.look else None
+    view_angle = parse_view_angle(manifest.view_angle) if manifest.view_angle else None
     began_in = Path(manifest.run.directory)
     places = directories or [began_in / directory for directory in manifest.directories]
-    inventory = scan_for(recipe, places, look)
+    inventory = scan_for(recipe, places, view_angle)
     chips = [chip for chip in inventory.chips if chip.image_id in manifest.images]
     parts = assign_folds({c.site: c.aoi for c in chips}.items(), _PARTS, recipe.seed)
-    samples: dict[str, Sample] = {}
+    samples: dict[str, CandidateSample] = {}
     faults: dict[str, str] = {}
     for chip in track(chips, "measuring candidates", len(chips)):
         name = chip.long_id if recipe.submission.keep_prefix else chip.image_id
         try:
-            samples[chip.image_id] = _sample(chip, planes / f"{name}.tif", parts[chip.site], recipe)
+            samples[chip.image_id] = _sample(chip, maps / f"{name}.tif", parts[chip.site], recipe)
         except SatmapError as error:
             faults[chip.image_id] = str(error)
-    fit = _fit(samples, faults, planes)
+    fit = _fit(samples, faults, maps)
     if fit.error >= fit.spread:
         raise SatmapError(
             f"the candidates of {len(samples)} images teach nothing: on images not fitted to, the "
@@ -140,7 +140,7 @@ def _out_of_fold(submission: Path) -> SubmissionManifest:
         raise SatmapError(
             f"{submission} was not predicted out of fold: its networks may have seen the images, "
             "and their planes would teach that every candidate is good. Run `satmap predict "
-            "--out-of-fold --planes DIR` with the training images."
+            "--out-of-fold --probabilities DIR` with the training images."
         )
     return manifest
 
@@ -157,7 +157,7 @@ def _networks(manifest: SubmissionManifest, weights: Path) -> tuple[FileRecord, 
     return manifest.weights
 
 
-def _sample(chip: Chip, raster: Path, part: int, recipe: Recipe) -> Sample:
+def _sample(chip: Chip, raster: Path, part: int, recipe: Recipe) -> CandidateSample:
     """The candidates of an image beside its true buildings.
 
     Raises:
@@ -165,24 +165,26 @@ def _sample(chip: Chip, raster: Path, part: int, recipe: Recipe) -> Sample:
     """
     labels = read_building_labels(chip)
     # Nobody asks for the size of pixels here.
-    with open_mask(raster, 1, BUILDING_MASKS) as mask:
+    with open_map_file(raster, 1, BUILDING_FILE_MAPS) as mask:
         found = mask.scene.at_once()
     shape = chip.image.height, chip.image.width
     if found.shape != shape:
         raise SatmapError(f"{raster} is of {found.shape} pixels and its image of {shape}.")
     truth = draw_instances(labels.outlines, shape)
-    category = category_of(chip, recipe.looks)
+    category = category_of(chip, recipe.view_angles)
     return sample(found, truth, part, recipe.buildings.of(category))
 
 
-def _fit(samples: Mapping[str, Sample], faults: Mapping[str, str], planes: Path) -> Fit:
+def _fit(
+    samples: Mapping[str, CandidateSample], faults: Mapping[str, str], maps: Path
+) -> ConfidenceFitResult:
     try:
         return fit_confidence([its for its in samples.values() if len(its.ious)])
     except ValueError as error:
         reason = next((f" The first fault: {fault}" for fault in faults.values()), "")
         raise SatmapError(
             f"nothing to fit to: {error}; {len(samples)} images have labels and planes in "
-            f"{planes}.{reason}"
+            f"{maps}.{reason}"
         ) from error
 
 
@@ -191,7 +193,7 @@ def _write_manifest(
     manifest: SubmissionManifest,
     networks: Sequence[FileRecord],
     chips: Sequence[Chip],
-    fit: Fit,
+    fit: ConfidenceFitResult,
     faults: Mapping[str, str],
     command: Sequence[str],
 ) -> None:

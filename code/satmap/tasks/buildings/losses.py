@@ -15,7 +15,7 @@ _WEIGHTS = torch.from_numpy(weight_table())
 
 def building_loss(
     logits: Tensor,
-    plane_names: tuple[str, ...],
+    map_names: tuple[str, ...],
     target: Tensor,
     losses: BuildingLosses,
     total: Total,
@@ -24,7 +24,7 @@ def building_loss(
 
     Args:
         logits: float (n, planes, h, w).
-        plane_names: names of the planes, which must hold all of ``losses.planes``.
+        map_names: names of the planes, which must hold all of ``losses.maps``.
         target: uint8 (n, h, w, 2) as in ``satmap.tasks.buildings.targets``.
         losses: weights by plane.
         total: adds up over the ranks that share the batch.
@@ -37,10 +37,10 @@ def building_loss(
         BUILDING: losses.building, BORDER: losses.border, CONTACT: losses.contact
     }  # fmt: skip
     parts = {}
-    for name in losses.planes:
+    for name in losses.maps:
         head = heads[name]
         assert head is not None
-        picked = logits[:, plane_names.index(name)].float().unsqueeze(1)
+        picked = logits[:, map_names.index(name)].float().unsqueeze(1)
         truth = ((target[..., 0] & _BITS[name]) > 0).float().unsqueeze(1)
         part = head_loss(picked, truth, head, total)
         if isinstance(head, BuildingHeadLoss) and head.weighted:

@@ -13,14 +13,19 @@ from satmap.data.cache import category_of
 from satmap.data.chip import Chip
 from satmap.errors import SatmapError
 from satmap.exports import BUILDING_SUFFIXES, ImageBuildings, export_buildings
-from satmap.prediction.journal import Journal, LazyRows, place_as_json, place_from_json
-from satmap.rasters.map_files import BUILDING_MASKS, open_mask
-from satmap.rasters.probability_maps import Planes
+from satmap.prediction.journal import (
+    Journal,
+    RowsByImage,
+    georeference_as_json,
+    georeference_from_json,
+)
+from satmap.rasters.map_files import BUILDING_FILE_MAPS, open_map_file
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.submissions.buildings_csv import BuildingRow, write_buildings_csv
 from satmap.submissions.coco_json import Detection, write_coco_results
 from satmap.tasks.buildings.confidence import ConfidenceModel, read_confidence
 from satmap.tasks.buildings.vectorizer.settings import BuildingSettingsByCategory
-from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize
+from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 from satmap.vectors.buildings import Building
 from satmap.vectors.georeference import Georeference
 
@@ -29,8 +34,8 @@ COCO_SUFFIX = ".json"
 
 
 @dataclass(frozen=True)
-class BuildingMaps:
-    """See :class:`satmap.tasks.maps.Maps`.
+class BuildingDecoder:
+    """See :class:`satmap.tasks.maps.Decoder`.
 
     Attributes:
         settings: of the vectoriser, for all categories of looks.
@@ -45,28 +50,28 @@ class BuildingMaps:
     category: str | None = None
     confidence: Path | None = None
     noun: ClassVar[str] = "buildings"
-    looks_around: ClassVar[bool] = False
+    uses_neighbours: ClassVar[bool] = False
 
-    def for_image(self, chip: Chip) -> "BuildingMaps":
+    def for_image(self, chip: Chip) -> "BuildingDecoder":
         """With the settings of the category of its look."""
         return replace(self, category=category_of(chip, self.heads))
 
-    def vectorize(self, planes: Planes) -> list[Building]:
+    def vectorize(self, maps: ProbabilityMaps) -> list[Building]:
         """The buildings of an image."""
-        return vectorize(planes, self.settings.of(self.category), self._model())
+        return vectorize_buildings(maps, self.settings.of(self.category), self._model())
 
     def vectorize_stored(
         self, stored: Path, neighbours: Sequence[tuple[Path, int, int]]
     ) -> list[Building]:
         """The same from a file; what lies around the image says nothing of its buildings."""
         # Nobody asks for the size of pixels here.
-        with open_mask(stored, 1, BUILDING_MASKS) as mask:
-            return vectorize(mask.scene, self.settings.of(self.category), self._model())
+        with open_map_file(stored, 1, BUILDING_FILE_MAPS) as mask:
+            return vectorize_buildings(mask.scene, self.settings.of(self.category), self._model())
 
     def _model(self) -> ConfidenceModel | None:
         return _read_once(self.confidence) if self.confidence else None
 
-    def of_image(
+    def record(
         self, chip: Chip, image_id: str, found: list[Building], georeference: Georeference | None
     ) -> ImageBuildings:
         """The buildings with the image that they are of."""
@@ -109,7 +114,7 @@ class BuildingMaps:
             found.number,
             found.size,
             [[building.polygon.wkb_hex, building.confidence] for building in found.buildings],
-            place_as_json(found.georeference),
+            georeference_as_json(found.georeference),
         ]
 
     def from_json(self, content: list[Any]) -> ImageBuildings:
@@ -125,7 +130,7 @@ class BuildingMaps:
             number,
             (height, width),
             tuple(Building(shapely.from_wkb(text), float(sure)) for text, sure in buildings),
-            place_from_json(place),
+            georeference_from_json(place),
         )
 
 
@@ -157,7 +162,7 @@ def write_buildings(
     """
     if output.suffix.lower() == COCO_SUFFIX:
         return _write_coco(output, ids, keys, read)
-    rows = LazyRows(ids, keys, lambda key: _rows(read(key)))
+    rows = RowsByImage(ids, keys, lambda key: _rows(read(key)))
     write_buildings_csv(output, rows)
     return rows.counts
 
@@ -181,7 +186,7 @@ def _write_coco(
         ids_of[found.number] = image_id
         sizes[found.number] = width, height
     numbers = {number: keys[image_id] for number, image_id in ids_of.items()}
-    masks = LazyRows(list(numbers), numbers, lambda key: _detections(read(key)))
+    masks = RowsByImage(list(numbers), numbers, lambda key: _detections(read(key)))
     write_coco_results(output, masks, sizes)
     counts = dict.fromkeys(ids, 0)
     counts.update((ids_of[number], count) for number, count in masks.counts.items())

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from satmap.data.cache import CachedChip
 from satmap.evaluation.metrics.building_f1 import Counts, group_of, match_buildings
 from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
-from satmap.rasters.probability_maps import BUILDING, Planes, resize_planes
+from satmap.rasters.probability_maps import BUILDING, ProbabilityMaps, resize_maps
 from satmap.report.misses import buildings_picture
 from satmap.submissions.buildings_csv import BuildingRow
 from satmap.tasks.buildings.losses import building_loss
 from satmap.tasks.buildings.targets import BODY_BIT
 from satmap.tasks.buildings.vectorizer.settings import BuildingSettingsByCategory
-from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize
+from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 from satmap.tasks.roads.losses import BatchLoss
 
 
@@ -62,12 +62,14 @@ class BuildingObjective:
         """The weighted sum over the planes."""
         return building_loss
 
-    def score(self, planes: Planes, chip: CachedChip, target: NDArray[np.uint8]) -> BuildingScore:
+    def score(
+        self, maps: ProbabilityMaps, chip: CachedChip, target: NDArray[np.uint8]
+    ) -> BuildingScore:
         """The buildings found, matched with the true ones, and the overlap of the masks."""
-        body, truth = planes[BUILDING] >= 128, (target[..., 0] & BODY_BIT) > 0
-        values = resize_planes(planes.values, chip.size)
-        whole = Planes(planes.names, values, chip.metres_per_pixel)
-        found = vectorize(whole, self.settings.of(chip.category))
+        body, truth = maps[BUILDING] >= 128, (target[..., 0] & BODY_BIT) > 0
+        values = resize_maps(maps.values, chip.size)
+        whole = ProbabilityMaps(maps.names, values, chip.metres_per_pixel)
+        found = vectorize_buildings(whole, self.settings.of(chip.category))
         rows = [BuildingRow(building.polygon, building.confidence) for building in found]
         return BuildingScore(
             match_buildings(true_buildings(chip), rows).counts,

@@ -12,24 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from satmap.data.layouts.spacenet_buildings import building_image_id, parse_building_name
-from satmap.data.view_angles import CATEGORIES, Look, require_category
+from satmap.data.view_angles import CATEGORIES, ViewAngle, require_category
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.building_f1 import Counts, group_of, match_buildings
 from satmap.evaluation.metrics.coco_ap import ImageMatches, match_image
-from satmap.prediction.vectorize import find_masks
-from satmap.rasters.map_files import BUILDING_MASKS, open_mask
-from satmap.rasters.probability_maps import BUILDING, Planes
+from satmap.prediction.vectorize import find_map_files
+from satmap.rasters.map_files import BUILDING_FILE_MAPS, open_map_file
+from satmap.rasters.probability_maps import BUILDING, ProbabilityMaps
 from satmap.recipes.schema import Recipe
-from satmap.runtime.workers import Run
+from satmap.runtime.workers import Runner
 from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
 from satmap.submissions.coco_json import CocoBuilding, read_coco_truth, results_of
 from satmap.submissions.formats import Format, detect
 from satmap.tasks.buildings.maps import detections
 from satmap.tasks.buildings.vectorizer.settings import BuildingSettings, BuildingSettingsByCategory
-from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize
-from satmap.tuning.chips import Tuning, halves_of, in_common, readable, some_of
+from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
+from satmap.tuning.chips import Tuning, common_images, readable_chips, split_in_halves, subsample
 from satmap.tuning.coordinate_search import Grids, RecordTable, Task
-from satmap.tuning.cross_validation import FEWEST, Fit, cross_validated
+from satmap.tuning.cross_validation import MIN_CHIPS, Fit, cross_validated
 from satmap.tuning.measures import PooledF1, PooledPrecision
 
 #: What is fitted, most important first, and the values that it may take.
@@ -80,8 +80,13 @@ class _Chip:
         return group_of(self.image_id)
 
 
-def tune(
-    masks: Path, truth: Path, recipe: Recipe, look: Look | None, deadline: float, run: Run
+def tune_buildings(
+    masks: Path,
+    truth: Path,
+    recipe: Recipe,
+    view_angle: ViewAngle | None,
+    deadline: float,
+    run: Runner,
 ) -> Tuning:
     """Fit settings to masks; see :func:`satmap.tuning.tune.tune_recipe`.
 
@@ -89,20 +94,20 @@ def tune(
         masks: rasters.
         truth: SpaceNet's CSV, or COCO annotations.
         recipe: where to begin.
-        look: of masks whose names do not say from where their images look.
+        view_angle: of masks whose names do not say from where their images look.
         deadline: when the search ends, as by ``time.monotonic``.
         run: where to vectorise.
     """
-    chips, warnings, unknown = _find_chips(masks, truth, recipe.looks, look)
+    chips, warnings, unknown = _find_chips(masks, truth, recipe.view_angles, view_angle)
     if unknown and not chips:
         raise SatmapError(next(iter(unknown.values())))
-    categories = CATEGORIES[recipe.looks] if recipe.looks else (None,)
+    categories = CATEGORIES[recipe.view_angles] if recipe.view_angles else (None,)
     chips = [
         chip
         for category in categories
-        for chip in some_of([its for its in chips if its.category == category], warnings)
+        for chip in subsample([its for its in chips if its.category == category], warnings)
     ]
-    chips, faults = readable(chips, run, _brightest)
+    chips, faults = readable_chips(chips, run, _max_probability)
     if not any(chip.truth for chip in chips):
         raise SatmapError(
             f"the truth has no building in any of the {len(chips)} masks' images, so there is "
@@ -114,7 +119,7 @@ def tune(
     groups = {name: [chip for chip in chips if chip.category == name] for name in categories}
     fitted: dict[str, BuildingSettings] = {}
     for number, (category, members) in enumerate(groups.items()):
-        if (places := len({chip.site for chip in members})) < FEWEST:
+        if (places := len({chip.site for chip in members})) < MIN_CHIPS:
             if members:
                 prefix = f"{category}: " if category else ""
                 warnings.append(f"{prefix}images of {places} places, too few for a fit")
@@ -127,7 +132,7 @@ def tune(
             fitted[category or ""] = fit.settings
     if not fits:
         raise SatmapError(
-            f"{'; '.join(warnings)}. A fit takes {FEWEST} places or more: it is judged on places "
+            f"{'; '.join(warnings)}. A fit takes {MIN_CHIPS} places or more: it is judged on places "
             "that it has not seen."
         )
     score = "AP at IoU .5" if by_precision else "F1 at IoU .5"
@@ -135,10 +140,10 @@ def tune(
 
 
 def _find_chips(
-    masks: Path, truth: Path, heads: int | None, look: Look | None
+    masks: Path, truth: Path, heads: int | None, view_angle: ViewAngle | None
 ) -> tuple[list[_Chip], list[str], dict[str, str]]:
     """The masks that the truth knows; what to say of others; and those without a category."""
-    paths = find_masks(masks, building_image_id)
+    paths = find_map_files(masks, building_image_id)
     sizes: Mapping[int, tuple[int, int]] = {}
     rows: dict[str, Sequence[Any]]
     match kind := detect(truth):
@@ -154,14 +159,14 @@ def _find_chips(
                 f"{truth} is {kind}, but buildings are fitted to SpaceNet's CSV or to COCO "
                 "annotations."
             )
-    common, warnings = in_common(masks, truth, paths, rows)
+    common, warnings = common_images(masks, truth, paths, rows)
     chips, unknown = [], {}
     for name in common:
-        its_look = look
+        its_view_angle = view_angle
         if parsed := parse_building_name(f"Pan-Sharpen_{name}"):
-            its_look = parsed.look or look
+            its_view_angle = parsed.view_angle or view_angle
         try:
-            category = require_category(paths[name].name, its_look, heads) if heads else None
+            category = require_category(paths[name].name, its_view_angle, heads) if heads else None
         except SatmapError as error:
             unknown[name] = str(error)
             continue
@@ -188,7 +193,7 @@ def _fit(
     start: BuildingSettings,
     by_precision: bool,
     seconds: float,
-    run: Run,
+    run: Runner,
     category: str | None,
 ) -> Fit[BuildingSettings]:
     """Fit settings to chips of one category."""
@@ -202,7 +207,7 @@ def _fit(
     )
     table: RecordTable[BuildingSettings, Any] = RecordTable(measure, work)
     label = f"{category}, " if category else ""
-    return cross_validated(table, start, GRIDS, halves_of(chips), seconds, label)
+    return cross_validated(table, start, GRIDS, split_in_halves(chips), seconds, label)
 
 
 def _settings(
@@ -221,44 +226,44 @@ def _settings(
     return common.model_copy(update={"categories": categories})
 
 
-def _brightest(chip: _Chip) -> int | str:
+def _max_probability(chip: _Chip) -> int | str:
     """The highest probability of a building in a mask, 0..255, or what is wrong with it."""
     try:
-        planes = _read(chip.path)
+        maps = _read(chip.path)
     except SatmapError as error:
         return str(error)
-    if chip.size is not None and planes.shape != chip.size[::-1]:
-        height, width = planes.shape
+    if chip.size is not None and maps.shape != chip.size[::-1]:
+        height, width = maps.shape
         return (
             f"{chip.path}: {width} x {height} pixels, but the image has "
             f"{chip.size[0]} x {chip.size[1]} in the annotations."
         )
-    return int(planes[BUILDING].max())
+    return int(maps[BUILDING].max())
 
 
-def _read(path: Path) -> Planes:
+def _read(path: Path) -> ProbabilityMaps:
     # Nobody asks for the size of pixels here.
-    with open_mask(path, 1, BUILDING_MASKS) as mask:
-        planes = mask.scene.at_once()
+    with open_map_file(path, 1, BUILDING_FILE_MAPS) as mask:
+        maps = mask.scene.at_once()
         mask.check_scale()
-        return planes
+        return maps
 
 
 def _records(job: tuple[_Chip, tuple[BuildingSettings, ...]]) -> list[_Record]:
     """What is found of a chip's buildings under each of the settings."""
     chip, tried = job
-    planes = _read(chip.path)
-    return [_record(chip, planes, settings) for settings in tried]
+    maps = _read(chip.path)
+    return [_record(chip, maps, settings) for settings in tried]
 
 
-def _record(chip: _Chip, planes: Planes, settings: BuildingSettings) -> _Record:
+def _record(chip: _Chip, maps: ProbabilityMaps, settings: BuildingSettings) -> _Record:
     try:
-        found = vectorize(planes, settings)
+        found = vectorize_buildings(maps, settings)
     # Settings that break on a chip are no good there, which is no reason to end the fit.
     except Exception:
         found = []
     if chip.size is not None:
-        results = results_of(detections(found, planes.shape), chip.size)
+        results = results_of(detections(found, maps.shape), chip.size)
         return match_image([its for its in chip.truth if isinstance(its, CocoBuilding)], results)
     rows = [BuildingRow(building.polygon, building.confidence) for building in found]
     return match_buildings([its for its in chip.truth if isinstance(its, BuildingRow)], rows).counts

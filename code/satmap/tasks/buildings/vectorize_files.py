@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from satmap.data.layouts.spacenet_buildings import building_image_id
-from satmap.data.view_angles import Look, look_of_name, require_category
+from satmap.data.view_angles import ViewAngle, require_category, view_angle_of_name
 from satmap.errors import SatmapError
 from satmap.exports import BUILDING_SUFFIXES, ImageBuildings, export_buildings
 from satmap.io.files import require_road_output
 from satmap.io.progress import track
-from satmap.prediction.vectorize import find_masks
-from satmap.rasters.map_files import BUILDING_MASKS, open_mask
+from satmap.prediction.vectorize import find_map_files
+from satmap.rasters.map_files import BUILDING_FILE_MAPS, open_map_file
 from satmap.runtime.workers import BoundedPool
 from satmap.tasks.buildings.maps import COCO_SUFFIX, write_buildings
 from satmap.tasks.buildings.vectorizer.settings import BuildingSettings, BuildingSettingsByCategory
-from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize
-from satmap.vectors.buildings import in_lon_lat
+from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
+from satmap.vectors.buildings import buildings_in_lon_lat
 
 _SUFFIXES = (".csv", COCO_SUFFIX, *BUILDING_SUFFIXES)
 
@@ -38,18 +38,18 @@ class BuildingVectorization:
     faults: dict[str, str]
 
 
-def vectorize_buildings(
+def vectorize_building_files(
     masks: Path,
     output: Path,
     settings: BuildingSettingsByCategory | None = None,
     workers: int = 0,
     *,
     heads: int | None = None,
-    look: Look | None = None,
+    view_angle: ViewAngle | None = None,
 ) -> BuildingVectorization:
     """Vectorise every probability raster under a directory and write the buildings.
 
-    A mask is a PNG or GeoTIFF with the planes of ``BUILDING_PLANES``, or the first of them: uint8,
+    A mask is a PNG or GeoTIFF with the planes of ``BUILDING_MAPS``, or the first of them: uint8,
     0..255 for 0..1, or float, 0..1. Its image is told by its name as SpaceNet's building images
     are; another name without its suffix is the id. A mask that cannot be vectorised is reported and
     is empty in the file.
@@ -61,7 +61,7 @@ def vectorize_buildings(
         settings: of the vectoriser; its defaults if None.
         workers: processes that vectorise; 0 does it in this one.
         heads: how many categories of looks the settings tell apart; None for none.
-        look: of masks whose names do not say from where their images look.
+        view_angle: of masks whose names do not say from where their images look.
 
     Raises:
         SatmapError: no masks, two for one image, an unknown suffix, a worker that was killed; COCO
@@ -75,7 +75,7 @@ def vectorize_buildings(
             f"{', '.join(_SUFFIXES)}."
         )
     require_road_output(output)
-    paths = find_masks(masks, building_image_id)
+    paths = find_map_files(masks, building_image_id)
     for name in paths:
         if suffix == COCO_SUFFIX and not name.isdecimal():
             raise SatmapError(
@@ -88,7 +88,7 @@ def vectorize_buildings(
     faults: dict[str, str] = {}
     for name, path in paths.items():
         try:
-            its = look_of_name(name) or look
+            its = view_angle_of_name(name) or view_angle
             of_mask[name] = settings.of(require_category(path.name, its, heads) if heads else None)
         except SatmapError as error:
             faults[name] = str(error)
@@ -120,13 +120,13 @@ def _vectorize(
     image_id: str, path: Path, settings: BuildingSettings, geographic: bool
 ) -> ImageBuildings:
     # Pixels without georeference lie nowhere, whatever their size.
-    with open_mask(path, 1, BUILDING_MASKS) as mask:
-        buildings = tuple(vectorize(mask.scene, settings))
+    with open_map_file(path, 1, BUILDING_FILE_MAPS) as mask:
+        buildings = tuple(vectorize_buildings(mask.scene, settings))
         mask.check_scale()
         number = int(image_id) if image_id.isdecimal() else None
         size = mask.height, mask.width
         found = ImageBuildings(image_id, number, size, buildings, mask.georeference)
     if geographic:
         # What cannot be written must not end the run when the others are.
-        in_lon_lat(found)
+        buildings_in_lon_lat(found)
     return found

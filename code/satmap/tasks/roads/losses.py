@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from satmap.rasters.probability_maps import JUNCTION, ROAD, ROAD_PLANES, SPEED_PLANES
+from satmap.rasters.probability_maps import JUNCTION, ROAD, ROAD_MAPS, SPEED_MAPS
 from satmap.recipes.schema import HeadLoss, Losses
 from satmap.tasks.roads.targets import CENTRE_BIT, CLASS_BITS, JUNCTION_BIT
 from satmap.vectors.speeds import SPEED_BINS
@@ -27,7 +27,7 @@ class BatchLoss(Protocol):
     def __call__(
         self,
         logits: Tensor,
-        plane_names: tuple[str, ...],
+        map_names: tuple[str, ...],
         target: Tensor,
         losses: Any,
         total: Total,
@@ -36,7 +36,7 @@ class BatchLoss(Protocol):
 
         Args:
             logits: float (n, planes, h, w).
-            plane_names: names of the planes.
+            map_names: names of the planes.
             target: uint8, as the chips' cache holds them.
             losses: weights.
             total: adds up over the ranks that share the batch.
@@ -70,7 +70,7 @@ def split_heads(target: Tensor) -> dict[str, Tensor]:
 
 def road_loss(
     logits: Tensor,
-    plane_names: tuple[str, ...],
+    map_names: tuple[str, ...],
     target: Tensor,
     losses: Losses,
     total: Total = _own,
@@ -79,9 +79,9 @@ def road_loss(
 
     Args:
         logits: float (n, planes, h, w).
-        plane_names: names of the planes, which must hold all of ``ROAD_PLANES``.
+        map_names: names of the planes, which must hold all of ``ROAD_MAPS``.
         target: uint8 (n, h, w), packed; or (n, 1 + 12, h, w) with a teacher's probabilities of
-            ``ROAD_PLANES`` after it, 0..255 for 0..1.
+            ``ROAD_MAPS`` after it, 0..255 for 0..1.
         losses: weights by head.
         total: adds up over the ranks that share the batch.
 
@@ -91,17 +91,17 @@ def road_loss(
     """
     packed, soft = (target[:, 0], target[:, 1:]) if target.ndim == 4 else (target, None)
     targets = split_heads(packed)
-    channels = {"road": (ROAD,), "speed": SPEED_PLANES, "junction": (JUNCTION,)}
+    channels = {"road": (ROAD,), "speed": SPEED_MAPS, "junction": (JUNCTION,)}
     weights = {"road": losses.road, "speed": losses.speed, "junction": losses.junction}
     parts = {}
     for head, names in channels.items():
-        picked = logits[:, [plane_names.index(name) for name in names]].float()
+        picked = logits[:, [map_names.index(name) for name in names]].float()
         parts[head] = head_loss(picked, targets[head].float(), weights[head], total)
         if losses.distillation and soft is not None:
-            taught = soft[:, [ROAD_PLANES.index(name) for name in names]].float() / 255
+            taught = soft[:, [ROAD_MAPS.index(name) for name in names]].float() / 255
             parts[head] = parts[head] + losses.distillation * distillation_loss(picked, taught)
     if losses.road.recall:
-        road = logits[:, [plane_names.index(ROAD)]].float()
+        road = logits[:, [map_names.index(ROAD)]].float()
         missed = recall_loss(road, targets["centre"].float(), total)
         parts["road"] = parts["road"] + losses.road.recall * missed
     loss = torch.stack(list(parts.values())).sum()

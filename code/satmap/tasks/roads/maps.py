@@ -10,20 +10,25 @@ import numpy as np
 from satmap.data.chip import Chip
 from satmap.errors import SatmapError
 from satmap.exports import GEOGRAPHIC_SUFFIXES, ImageRoads, write_roads
-from satmap.prediction.journal import Journal, LazyRows, place_as_json, place_from_json
-from satmap.rasters.map_files import open_mask
-from satmap.rasters.probability_maps import Planes
-from satmap.submissions.roads_csv import to_rows, write_roads_csv
+from satmap.prediction.journal import (
+    Journal,
+    RowsByImage,
+    georeference_as_json,
+    georeference_from_json,
+)
+from satmap.rasters.map_files import open_map_file
+from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.submissions.roads_csv import rows_of_graph, write_roads_csv
 from satmap.tasks.roads.tiles import roads_of_mask
 from satmap.tasks.roads.vectorizer.settings import RoadSettings
-from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.georeference import Georeference
-from satmap.vectors.road_graph import RoadEdge, RoadGraph, in_lon_lat
+from satmap.vectors.road_graph import RoadEdge, RoadGraph, roads_in_lon_lat
 
 
 @dataclass(frozen=True)
-class RoadMaps:
-    """See :class:`satmap.tasks.maps.Maps`.
+class RoadDecoder:
+    """See :class:`satmap.tasks.maps.Decoder`.
 
     Attributes:
         settings: of the vectoriser.
@@ -33,25 +38,25 @@ class RoadMaps:
     settings: RoadSettings
     metres_per_pixel: float
     noun: ClassVar[str] = "roads"
-    looks_around: ClassVar[bool] = True
+    uses_neighbours: ClassVar[bool] = True
 
-    def for_image(self, chip: Chip) -> "RoadMaps":
+    def for_image(self, chip: Chip) -> "RoadDecoder":
         """All images have the same settings."""
         return self
 
-    def vectorize(self, planes: Planes) -> RoadGraph:
+    def vectorize(self, maps: ProbabilityMaps) -> RoadGraph:
         """The roads of an image by itself."""
-        return vectorize(planes, self.settings)
+        return vectorize_roads(maps, self.settings)
 
     def vectorize_stored(
         self, stored: Path, neighbours: Sequence[tuple[Path, int, int]]
     ) -> RoadGraph:
         """The roads of an image that go on in those around it."""
         there = [around for around in neighbours if around[0].exists()]
-        with open_mask(stored, self.metres_per_pixel) as mask:
+        with open_map_file(stored, self.metres_per_pixel) as mask:
             return roads_of_mask(mask, there, self.settings, self.metres_per_pixel)
 
-    def of_image(
+    def record(
         self, chip: Chip, image_id: str, found: RoadGraph, georeference: Georeference | None
     ) -> ImageRoads:
         """The roads with the image that they are of."""
@@ -64,7 +69,7 @@ class RoadMaps:
         self, output: Path, ids: Sequence[str], keys: Mapping[str, str], journal: Journal
     ) -> dict[str, int]:
         """Write the roads CSV."""
-        rows = LazyRows(ids, keys, lambda key: to_rows(journal.found(key).graph))
+        rows = RowsByImage(ids, keys, lambda key: rows_of_graph(journal.found(key).graph))
         write_roads_csv(output, rows)
         return rows.counts
 
@@ -78,7 +83,7 @@ class RoadMaps:
         def placed() -> Iterator[ImageRoads]:
             for roads in images():
                 try:
-                    in_lon_lat(roads)
+                    roads_in_lon_lat(roads)
                 except SatmapError as error:
                     faults.append(str(error))
                     continue
@@ -91,7 +96,7 @@ class RoadMaps:
         """The roads as lists and numbers."""
         return [
             found.image_id,
-            place_as_json(found.georeference),
+            georeference_as_json(found.georeference),
             found.graph.nodes.tolist(),
             [
                 [edge.nodes, edge.line.tolist(), edge.length_m, edge.speed_mps, edge.confidence]
@@ -113,4 +118,4 @@ class RoadMaps:
                 for (start, end), line, length_m, speed_mps, confidence in edges
             ),
         )
-        return ImageRoads(image_id, graph, place_from_json(place))
+        return ImageRoads(image_id, graph, georeference_from_json(place))

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from satmap.data.cache import CachedChip
 from satmap.evaluation.metrics.apls import apls
 from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
-from satmap.rasters.probability_maps import ROAD, Planes
+from satmap.rasters.probability_maps import ROAD, ProbabilityMaps
 from satmap.report.road_overlay import side_by_side
-from satmap.submissions.roads_csv import RoadRow, to_rows
+from satmap.submissions.roads_csv import RoadRow, rows_of_graph
 from satmap.tasks.roads.losses import BatchLoss, road_loss
 from satmap.tasks.roads.targets import CLASS_BITS
 from satmap.tasks.roads.vectorizer.settings import RoadSettings
-from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.road_graph import line_length_m
 
 
@@ -61,13 +61,15 @@ class RoadObjective:
         """The weighted sum over road, speed and junction."""
         return road_loss
 
-    def score(self, planes: Planes, chip: CachedChip, target: NDArray[np.uint8]) -> RoadScore:
+    def score(
+        self, maps: ProbabilityMaps, chip: CachedChip, target: NDArray[np.uint8]
+    ) -> RoadScore:
         """APLS of the roads found, and the overlap of the masks."""
-        rows = to_rows(vectorize(planes, self.settings))
+        rows = rows_of_graph(vectorize_roads(maps, self.settings))
         metres = float(np.mean(chip.metres_per_pixel))
         score = apls(truth_rows(chip), rows, metres_per_pixel=metres)
         assert score.time is not None, "both sides state travel times"
-        road, truth = planes[ROAD] >= 128, (target & CLASS_BITS) > 0
+        road, truth = maps[ROAD] >= 128, (target & CLASS_BITS) > 0
         return RoadScore(
             score.length.score,
             score.time.score,

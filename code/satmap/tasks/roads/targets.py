@@ -15,7 +15,7 @@ import shapely
 from numpy.typing import NDArray
 from pydantic import PositiveFloat
 
-from satmap.rasters.probability_maps import JUNCTION, ROAD, ROAD_PLANES
+from satmap.rasters.probability_maps import JUNCTION, ROAD, ROAD_MAPS
 from satmap.settings import Settings
 from satmap.tasks.roads.labels import RoadLabel
 from satmap.vectors.speeds import SPEED_BINS, speed_bin
@@ -84,13 +84,13 @@ def rasterize_roads(
 
 
 def decode_target(target: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The twelve planes of a target in the order of ``ROAD_PLANES``, uint8 0/1 (12, h, w)."""
+    """The twelve planes of a target in the order of ``ROAD_MAPS``, uint8 0/1 (12, h, w)."""
     classes = target & CLASS_BITS
-    planes = np.empty((len(ROAD_PLANES), *target.shape), np.uint8)
-    planes[:SPEED_BINS] = classes == np.arange(1, SPEED_BINS + 1, dtype=np.uint8)[:, None, None]
-    planes[ROAD_PLANES.index(ROAD)] = classes > 0
-    planes[ROAD_PLANES.index(JUNCTION)] = target >= JUNCTION_BIT
-    return planes
+    maps = np.empty((len(ROAD_MAPS), *target.shape), np.uint8)
+    maps[:SPEED_BINS] = classes == np.arange(1, SPEED_BINS + 1, dtype=np.uint8)[:, None, None]
+    maps[ROAD_MAPS.index(ROAD)] = classes > 0
+    maps[ROAD_MAPS.index(JUNCTION)] = target >= JUNCTION_BIT
+    return maps
 
 
 def _draw_junctions(

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from satmap.data.neighbours import Footprint, Neighbour, find_neighbours
 from satmap.errors import SatmapError
-from satmap.rasters.map_files import MaskFile, open_mask
+from satmap.rasters.map_files import MapFile, open_map_file
 from satmap.rasters.scene import Box, Scene
 from satmap.tasks.roads.vectorizer.settings import RoadSettings
-from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.road_graph import RoadEdge, RoadGraph, line_length_m
 
 #: How far beyond an image its roads are looked at: twice the reach of a bridge.
@@ -118,7 +118,7 @@ def looked_at(own: Box, neighbours: Sequence[Box], margin: tuple[int, int]) -> B
     return Box(-left, -top, left + own.width + right, top + own.height + bottom)
 
 
-def crop(graph: RoadGraph, box: Box, metres_per_pixel: tuple[float, float]) -> RoadGraph:
+def crop_graph(graph: RoadGraph, box: Box, metres_per_pixel: tuple[float, float]) -> RoadGraph:
     """The roads within a rectangle, cut at its edges, in pixels of the rectangle.
 
     Coordinates are on the grid of 0.1 pixel, as the vectoriser's are. Roads keep their speed and
@@ -200,14 +200,14 @@ def _box(neighbour: Neighbour, footprints: Sequence[Footprint]) -> Box:
 
 
 #: Rasters of more values than this, all bands together, are held in windows and not at once.
-LARGEST = 128_000_000
+MAX_VALUES_IN_MEMORY = 128_000_000
 
 # Neighbours are tried in parts of this width and height.
 _PROBE_PX = 512
 
 
 def roads_of_mask(
-    mask: MaskFile,
+    mask: MapFile,
     neighbours: Sequence[tuple[Path, int, int]],
     settings: RoadSettings | None,
     metres_per_pixel: float,
@@ -227,15 +227,17 @@ def roads_of_mask(
     with contextlib.ExitStack() as stack:
         around = _surroundings(mask, neighbours, metres_per_pixel, stack)
         scene, box = surrounded(mask.scene, around)
-        in_windows = mask.has_windows and len(mask.names) * mask.width * mask.height > LARGEST
-        graph = vectorize(scene if in_windows else scene.at_once(), settings)
+        in_windows = (
+            mask.has_windows and len(mask.names) * mask.width * mask.height > MAX_VALUES_IN_MEMORY
+        )
+        graph = vectorize_roads(scene if in_windows else scene.at_once(), settings)
     mask.check_scale()
     alone = scene.shape == mask.scene.shape
-    return graph if alone else crop(graph, box, scene.metres_per_pixel)
+    return graph if alone else crop_graph(graph, box, scene.metres_per_pixel)
 
 
 def _surroundings(
-    mask: MaskFile,
+    mask: MapFile,
     neighbours: Sequence[tuple[Path, int, int]],
     metres_per_pixel: float,
     stack: contextlib.ExitStack,
@@ -247,7 +249,7 @@ def _surroundings(
     found = []
     for path, column, row in neighbours:
         try:
-            other = stack.enter_context(open_mask(path, metres_per_pixel))
+            other = stack.enter_context(open_map_file(path, metres_per_pixel))
             box = Box(column, row, other.width, other.height)
             shared = seen.overlap(box)
             if other.names != mask.names or shared is None or shared == own.overlap(box):

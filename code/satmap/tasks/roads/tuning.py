@@ -10,14 +10,14 @@ import numpy as np
 
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls import aoi_of, apls
-from satmap.prediction.vectorize import find_masks
-from satmap.rasters.map_files import read_mask
+from satmap.prediction.vectorize import find_map_files
+from satmap.rasters.map_files import read_map_file
 from satmap.rasters.probability_maps import ROAD
-from satmap.runtime.workers import Run
-from satmap.submissions.roads_csv import RoadRow, read_roads_csv, to_rows
+from satmap.runtime.workers import Runner
+from satmap.submissions.roads_csv import RoadRow, read_roads_csv, rows_of_graph
 from satmap.tasks.roads.vectorizer.settings import RoadSettings
-from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize
-from satmap.tuning.chips import Tuning, halves_of, in_common, readable, some_of
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
+from satmap.tuning.chips import Tuning, common_images, readable_chips, split_in_halves, subsample
 from satmap.tuning.coordinate_search import Grids, RecordTable, Task
 from satmap.tuning.cross_validation import cross_validated
 from satmap.tuning.measures import MeanOverAreas
@@ -66,13 +66,13 @@ class _Chip:
         return "" if area == self.image_id else area
 
 
-def tune(
+def tune_roads(
     masks: Path,
     truth: Path,
     start: RoadSettings,
     metres_per_pixel: float,
     deadline: float,
-    run: Run,
+    run: Runner,
 ) -> Tuning:
     """Fit settings to masks; see :func:`satmap.tuning.tune.tune_recipe`.
 
@@ -84,14 +84,14 @@ def tune(
         deadline: when the search ends, as by ``time.monotonic``.
         run: where to vectorise.
     """
-    paths = find_masks(masks)
+    paths = find_map_files(masks)
     rows = read_roads_csv(truth)
-    common, warnings = in_common(masks, truth, paths, rows)
-    chips = some_of(
+    common, warnings = common_images(masks, truth, paths, rows)
+    chips = subsample(
         [_Chip(name, paths[name], tuple(rows[name]), metres_per_pixel) for name in common],
         warnings,
     )
-    chips, faults = readable(chips, run, _brightest)
+    chips, faults = readable_chips(chips, run, _max_probability)
     if not any(chip.truth for chip in chips):
         raise SatmapError(
             f"the truth has no road in any of the {len(chips)} masks' images, so there is nothing "
@@ -104,29 +104,29 @@ def tune(
 
     table = RecordTable(MeanOverAreas([aoi_of(chip.image_id) for chip in chips]), work)
     left = deadline - time.monotonic()
-    fit = cross_validated(table, start, GRIDS, halves_of(chips), left)
+    fit = cross_validated(table, start, GRIDS, split_in_halves(chips), left)
     score = f"APLS {'time' if timed else 'length'}"
     return Tuning(fit.settings, score, {"": fit}, faults, tuple(warnings))
 
 
-def _brightest(chip: _Chip) -> int | str:
+def _max_probability(chip: _Chip) -> int | str:
     """The highest road probability of a mask, 0..255, or what is wrong with it."""
     try:
-        planes, _ = read_mask(chip.path, chip.metres_per_pixel)
+        maps, _ = read_map_file(chip.path, chip.metres_per_pixel)
     except SatmapError as error:
         return str(error)
-    return int(planes[ROAD].max())
+    return int(maps[ROAD].max())
 
 
 def _scores(job: tuple[_Chip, tuple[RoadSettings, ...], bool]) -> list[float]:
     """APLS of a chip under each of the settings."""
     chip, tried, timed = job
-    planes, _ = read_mask(chip.path, chip.metres_per_pixel)
-    metres = float(np.mean(planes.metres_per_pixel))
+    maps, _ = read_map_file(chip.path, chip.metres_per_pixel)
+    metres = float(np.mean(maps.metres_per_pixel))
     scores = []
     for settings in tried:
         try:
-            rows = to_rows(vectorize(planes, settings))
+            rows = rows_of_graph(vectorize_roads(maps, settings))
             score = apls(chip.truth, rows, metres_per_pixel=metres)
         # Settings that break on a chip are no good there, which is no reason to end the fit.
         except Exception:

@@ -120,7 +120,7 @@ def layer_labels(body: NDArray[np.uint8], number: int) -> Labels:
     return connected(at_least(body, THRESHOLDS[number - 1])).labels
 
 
-def survivors(scores: Floats, rivals: Ints) -> Ints:
+def non_maximum_suppression(scores: Floats, rivals: Ints) -> Ints:
     """Those that no better rival suppresses, ascending (greedy non-maximum suppression).
 
     Args:

@@ -24,7 +24,7 @@ _GIVEN_ONCE = np.array([False, True, False, True])
 
 
 @dataclass(frozen=True)
-class Shores:
+class Boundaries:
     """What the water reached, and where parts meet.
 
     Attributes:
@@ -44,7 +44,7 @@ class Shores:
 
 def flood(
     strength: NDArray[np.uint8], seeds: Labels, blobs: Parts, split: NDArray[np.bool_]
-) -> Shores:
+) -> Boundaries:
     """Give every pixel of some blobs to a seed, the strongest pixels first.
 
     Args:
@@ -95,7 +95,7 @@ def flood(
     met, number = np.unique(pair, return_inverse=True)
     length = np.bincount(number, minlength=len(met))
     mean = np.bincount(number, between, minlength=len(met)) / np.maximum(length, 1)
-    return Shores(
+    return Boundaries(
         place, of_node[:count], np.stack(np.divmod(met, last + 1)), length.astype(np.int64), mean
     )
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from satmap.rasters.probability_maps import BORDER, BUILDING, CONTACT, Planes
-from satmap.tasks.buildings.vectorizer.flooding import Shores, flood
+from satmap.rasters.probability_maps import BORDER, BUILDING, CONTACT, ProbabilityMaps
+from satmap.tasks.buildings.vectorizer.flooding import Boundaries, flood
 from satmap.tasks.buildings.vectorizer.settings import BuildingSettings
 from satmap.tasks.buildings.vectorizer.tracing import (
     Labels,
@@ -33,23 +33,23 @@ _RIM = 4
 _PARENT = 3
 
 
-def find_instances(planes: Planes, settings: BuildingSettings) -> Labels:
+def find_instances(maps: ProbabilityMaps, settings: BuildingSettings) -> Labels:
     """Number every building's pixels.
 
     Args:
-        planes: at least ``building``; with ``border`` and ``contact`` touching ones come apart.
+        maps: at least ``building``; with ``border`` and ``contact`` touching ones come apart.
         settings: thresholds.
 
     Returns:
         int32 (height, width), 0 outside, 1..n in the order of the buildings' first pixels, row by
         row; each building is 4-connected.
     """
-    return in_blobs(planes, settings, connected(at_least(planes[BUILDING], settings.low)))
+    return blob_bits(maps, settings, connected(at_least(maps[BUILDING], settings.low)))
 
 
-def in_blobs(planes: Planes, settings: BuildingSettings, blobs: Parts) -> Labels:
+def blob_bits(maps: ProbabilityMaps, settings: BuildingSettings, blobs: Parts) -> Labels:
     """As :func:`find_instances`, where the blobs of the body are known; each stands for itself."""
-    body, strength = planes[BUILDING], _strength(planes)
+    body, strength = maps[BUILDING], _strength(maps)
     seeds = connected(at_least(strength, settings.seed))
     kept_seed = seeds.areas >= settings.seed_px
     kept_seed[0] = False
@@ -72,12 +72,12 @@ def in_blobs(planes: Planes, settings: BuildingSettings, blobs: Parts) -> Labels
     return _numbered(found, kept & (sizes >= settings.least_px))
 
 
-def _strength(planes: Planes) -> Bytes:
+def _strength(maps: ProbabilityMaps) -> Bytes:
     """Body x (1 - border) x (1 - contact), 0..255."""
-    strength = planes[BUILDING]
+    strength = maps[BUILDING]
     for name in (BORDER, CONTACT):
-        if name in planes:
-            strength = np.asarray(cv2.multiply(strength, 255 - planes[name], scale=1 / 255))
+        if name in maps:
+            strength = np.asarray(cv2.multiply(strength, 255 - maps[name], scale=1 / 255))
     return strength.astype(np.uint8, copy=False)
 
 
@@ -110,25 +110,25 @@ def _split(
         settings: when a split is plausible.
     """
     markers = number.take(seeds.labels)
-    shores = flood(strength, markers, blobs, split)
+    boundaries = flood(strength, markers, blobs, split)
     place = np.flatnonzero(markers > 0)
     part = markers.ravel()[place]
     parts = int(number.max())
     areas = np.bincount(part, minlength=parts + 1)
     sums = np.bincount(part, strength.ravel()[place], minlength=parts + 1)
     inside = sums.astype(np.float64) / np.maximum(areas, 1)
-    areas += np.bincount(shores.part, minlength=parts + 1)
+    areas += np.bincount(boundaries.part, minlength=parts + 1)
     # A part counts on from the blobs.
-    target = _joined(shores, areas, inside, settings) + np.int32(blobs.count - 1)
+    target = _joined(boundaries, areas, inside, settings) + np.int32(blobs.count - 1)
     label = np.where(split, np.int32(0), np.arange(blobs.count, dtype=np.int32))
     found = label.take(blobs.labels)
     found.ravel()[place] = target[part]
-    found.ravel()[shores.place] = target[shores.part]
+    found.ravel()[boundaries.place] = target[boundaries.part]
     return found, np.concatenate([kept & ~split, np.ones(parts, np.bool_)])
 
 
 def _joined(
-    shores: Shores,
+    boundaries: Boundaries,
     areas: NDArray[np.int64],
     inside: NDArray[np.float64],
     settings: BuildingSettings,
@@ -136,22 +136,22 @@ def _joined(
     """What every part belongs to, (parts + 1,), once implausible splits are undone.
 
     Args:
-        shores: where parts meet.
+        boundaries: where parts meet.
         areas: (parts + 1,), pixels.
         inside: (parts + 1,), mean strength of the seeds.
         settings: when a split is plausible.
     """
-    one, other = shores.pairs
+    one, other = boundaries.pairs
     darkest = np.minimum(inside[one], inside[other])
-    weak = shores.strength >= settings.split * darkest
+    weak = boundaries.strength >= settings.split * darkest
     # What is too small for a building, or enclosed, belongs to that with which it shares most.
     smaller = np.where(areas[one] <= areas[other], one, other)
     longest = np.zeros(len(areas), np.int64)
-    np.maximum.at(longest, one, shores.length)
-    np.maximum.at(longest, other, shores.length)
-    enclosed = shores.length > settings.seam * np.sqrt(areas[smaller])
+    np.maximum.at(longest, one, boundaries.length)
+    np.maximum.at(longest, other, boundaries.length)
+    enclosed = boundaries.length > settings.seam * np.sqrt(areas[smaller])
     small = areas[smaller] < settings.least_px
-    weak |= (enclosed | small) & (shores.length == longest[smaller])
+    weak |= (enclosed | small) & (boundaries.length == longest[smaller])
     graph = sparse.coo_array(
         (np.ones(int(weak.sum())), (one[weak], other[weak])), shape=2 * (len(areas),)
     )

@@ -94,8 +94,8 @@ def _squared(exact: Polygons, tolerance: float, frame: Floats) -> Polygons:
     edge = (corners[:, None, :] == np.reshape(frame, (2, 2))).reshape(-1, 4)
     length[(edge[ends[0]] & edge[ends[1]]).any(axis=1)] = 0
     # Directions that differ by a right angle are one; long walls tell it best.
-    turns = np.exp(4j * np.arctan2(along[:, 1], along[:, 0]))
-    angle = float(np.angle((turns * length**2).sum())) / 4
+    phases = np.exp(4j * np.arctan2(along[:, 1], along[:, 0]))
+    angle = float(np.angle((phases * length**2).sum())) / 4
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     seen, walls = corners @ turn, np.abs(along @ turn)
     steepest = np.tan(np.radians(_OBLIQUE))

@@ -58,9 +58,9 @@ def label_areas(labels: Labels, count: int) -> NDArray[np.int64]:
     return np.bincount(labels[labels > 0], minlength=count)
 
 
-def at_least(plane: NDArray[np.uint8], probability: float) -> Mask:
+def at_least(probability_map: NDArray[np.uint8], probability: float) -> Mask:
     """Where a plane of 0..255 for 0..1 reaches a probability."""
-    return plane >= np.uint8(np.ceil(probability * 255))
+    return probability_map >= np.uint8(np.ceil(probability * 255))
 
 
 Ints = NDArray[np.int64]

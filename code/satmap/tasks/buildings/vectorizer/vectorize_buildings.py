@@ -11,16 +11,16 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from satmap.rasters.probability_maps import BUILDING, Planes
+from satmap.rasters.probability_maps import BUILDING, ProbabilityMaps
 from satmap.rasters.scene import Box, Scene
 from satmap.tasks.buildings.confidence import ConfidenceModel
 from satmap.tasks.buildings.vectorizer.candidates import (
     THRESHOLDS,
     find_candidates,
     layer_labels,
-    survivors,
+    non_maximum_suppression,
 )
-from satmap.tasks.buildings.vectorizer.instances import find_instances, in_blobs
+from satmap.tasks.buildings.vectorizer.instances import blob_bits, find_instances
 from satmap.tasks.buildings.vectorizer.polygons import (
     Polygons,
     dilated,
@@ -36,14 +36,14 @@ from satmap.vectors.buildings import Building
 Floats = NDArray[np.float64]
 
 #: What the vectoriser takes.
-BuildingPlanes = Planes | Scene
+MapSource = ProbabilityMaps | Scene
 
 # Windows of scenes, pixels a side: a few hundred megabytes at work.
 _WINDOW_PX = 2048
 
 
-def vectorize(
-    planes: BuildingPlanes,
+def vectorize_buildings(
+    maps: MapSource,
     settings: BuildingSettings,
     model: ConfidenceModel | None = None,
     *,
@@ -52,7 +52,7 @@ def vectorize(
     """Find the buildings of an image.
 
     Args:
-        planes: at least ``building``; with ``border`` and ``contact`` touching ones come apart.
+        maps: at least ``building``; with ``border`` and ``contact`` touching ones come apart.
         settings: thresholds.
         model: what candidates are chosen and rated by; without, the watershed's buildings are
             taken, rated by mean probability x square root of the area.
@@ -62,10 +62,10 @@ def vectorize(
     Returns:
         In the order of the buildings' first pixels, row by row.
     """
-    if isinstance(planes, Planes):
-        scene, default = Scene.of(planes), LARGEST_PX
+    if isinstance(maps, ProbabilityMaps):
+        scene, default = Scene.of(maps), LARGEST_PX
     else:
-        scene, default = planes, _WINDOW_PX
+        scene, default = maps, _WINDOW_PX
 
     # All that happens at higher thresholds happens within.
     low = min(settings.low, THRESHOLDS[0]) if model else settings.low
@@ -77,7 +77,7 @@ def vectorize(
     found: list[tuple[tuple[float, float, float], Building]] = []
     for crop in blob_crops(body, scene.shape, window or default):
         values = np.stack([scene.read(name, crop.box) for name in scene.names])
-        cropped = Planes(scene.names, values, scene.metres_per_pixel)
+        cropped = ProbabilityMaps(scene.names, values, scene.metres_per_pixel)
         find = _by_watershed if model is None else partial(_by_model, model, scene.shape)
         for exact, confidences in find(cropped, crop, settings):
             sure = confidences >= least
@@ -90,25 +90,25 @@ def vectorize(
 _Found = Iterator[tuple[Polygons, Floats]]
 
 
-def _by_watershed(planes: Planes, crop: Crop, settings: BuildingSettings) -> _Found:
-    labels = in_blobs(planes, settings, crop.blobs)
+def _by_watershed(maps: ProbabilityMaps, crop: Crop, settings: BuildingSettings) -> _Found:
+    labels = blob_bits(maps, settings, crop.blobs)
     _drop_others(labels, crop)
-    yield exact_polygons(labels), _confidences(planes[BUILDING], labels)
+    yield exact_polygons(labels), _confidences(maps[BUILDING], labels)
 
 
 def _by_model(
     model: ConfidenceModel,
     shape: tuple[int, int],
-    planes: Planes,
+    maps: ProbabilityMaps,
     crop: Crop,
     settings: BuildingSettings,
 ) -> _Found:
-    instances = find_instances(planes, settings)
+    instances = find_instances(maps, settings)
     _drop_others(instances, crop)
-    mine, body = crop.mine[crop.blobs.labels], planes[BUILDING]
+    mine, body = crop.mine[crop.blobs.labels], maps[BUILDING]
     found = find_candidates(body, instances, crop.box, shape, settings.least_px, mine)
     expected = model.expected_iou(found.features)
-    best = survivors(expected, found.rivals)
+    best = non_maximum_suppression(expected, found.rivals)
     for layer in np.unique(found.layer[best]).tolist():
         labels = instances if layer == 0 else layer_labels(body, layer)
         chosen = best[found.layer[best] == layer]

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from satmap.tasks.roads.vectorizer.junctions import cross, road_arms
+from satmap.tasks.roads.vectorizer.junctions import cross, road_branches
 from satmap.tasks.roads.vectorizer.network import Line, Network
 
 # So far inside the image's edge the skeleton of a road that leaves it is bent, metres.
@@ -20,7 +20,7 @@ def on_border(nodes: Line, size: Line) -> NDArray[np.bool_]:
     return border
 
 
-def crop(network: Network, margin: Line, limit: Line, scale: Line) -> Network:
+def crop_network(network: Network, margin: Line, limit: Line, scale: Line) -> Network:
     """A network in pixels of the padded plane, cropped to the image, in metres.
 
     Far beyond the image's edge a road that leaves aslant runs at right angles to the edge, through
@@ -74,11 +74,11 @@ def part_at_border(network: Network, width: float, size: Line) -> Network:
     """
     network = _cut_where_touching(network, width, size)
     degrees = network.degrees
-    arms = road_arms(network, width)
+    branches = road_branches(network, width)
     near = np.minimum(network.nodes, size - network.nodes).min(axis=1) < _STUB * width
     nodes, ends, lines = [*network.nodes], network.ends.copy(), network.lines
-    by_node = np.argsort(arms.nodes, kind="stable")
-    first = np.searchsorted(arms.nodes[by_node], np.arange(len(network.nodes) + 1))
+    by_node = np.argsort(branches.nodes, kind="stable")
+    first = np.searchsorted(branches.nodes[by_node], np.arange(len(network.nodes) + 1))
     gone = np.zeros(len(lines), np.bool_)
     moved = np.zeros(len(lines), np.bool_)
     leaf = on_border(network.nodes, size) & (degrees == 1)
@@ -91,7 +91,7 @@ def part_at_border(network: Network, width: float, size: Line) -> Network:
         distances = np.concatenate([nodes[joint], size - nodes[joint]])
         edge = int(distances.argmin())
         axis, limit = edge % 2, 0.0 if edge < 2 else float(size[edge % 2])
-        tips = _apart_at(arms.places[pair], arms.directions[pair], axis, limit)
+        tips = _apart_at(branches.places[pair], branches.directions[pair], axis, limit)
         if tips is None:
             continue
         gone[halves[stub[halves >> 1]] >> 1] = True

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satmap.rasters.probability_maps import ROAD
-from satmap.rasters.scene import Box, Plane, RoadPlanes
-from satmap.tasks.roads.vectorizer.border import crop
+from satmap.rasters.scene import Box, MapSource, ProbabilityMap
+from satmap.tasks.roads.vectorizer.border import crop_network
 from satmap.tasks.roads.vectorizer.lines import smooth_lines
 from satmap.tasks.roads.vectorizer.network import Ints, Network
 from satmap.tasks.roads.vectorizer.seams import in_order, pieces_within, stitched
 from satmap.tasks.roads.vectorizer.settings import RoadSettings
 from satmap.tasks.roads.vectorizer.skeleton import road_mask, smooth, thin_counting
-from satmap.tasks.roads.vectorizer.trace import trace
+from satmap.tasks.roads.vectorizer.trace import trace_skeleton
 
 #: Width and height of a window, without its margin.
 WINDOW_PX = 4096
@@ -38,31 +38,31 @@ _LONGEST = 16
 _TRACED_PX = 16
 
 
-def centre_lines(planes: RoadPlanes, settings: RoadSettings, window_px: int = WINDOW_PX) -> Network:
+def centre_lines(maps: MapSource, settings: RoadSettings, window_px: int = WINDOW_PX) -> Network:
     """The road plane's centre lines as they come from the skeleton, in metres.
 
     Args:
-        planes: with the road plane.
+        maps: with the road plane.
         settings: thresholds.
         window_px: largest width and height of a window.
     """
-    scale = np.asarray(planes.metres_per_pixel, np.float64)
+    scale = np.asarray(maps.metres_per_pixel, np.float64)
     margin = np.ceil(settings.border_m / scale).astype(int)
     x, y = margin.tolist()
-    height, width = planes.shape
-    padded = _Padded(planes[ROAD], Box(x, y, width, height), scale, settings)
+    height, width = maps.shape
+    padded = _Padded(maps[ROAD], Box(x, y, width, height), scale, settings)
     whole = padded.extent
     windows = whole.tiles(_even(whole.width, window_px), _even(whole.height, window_px))
     if len(windows) == 1:
-        network = trace(*padded.skeleton(whole))
+        network = trace_skeleton(*padded.skeleton(whole))
     else:
         network = stitched(
-            [pieces_within(trace(*padded.skeleton(window)), window) for window in windows]
+            [pieces_within(trace_skeleton(*padded.skeleton(window)), window) for window in windows]
         )
     network = in_order(network)
     network = smooth_lines(network, max(1, round(_STAIRS_M / float(scale.mean()))))
     limit = np.array([width, height], np.float64)
-    return crop(network, margin.astype(np.float64), limit, scale)
+    return crop_network(network, margin.astype(np.float64), limit, scale)
 
 
 def _even(size: int, most: int) -> int:
@@ -81,7 +81,7 @@ class _Padded:
         settings: thresholds.
     """
 
-    road: Plane
+    road: ProbabilityMap
     image: Box
     scale: NDArray[np.float64]
     settings: RoadSettings

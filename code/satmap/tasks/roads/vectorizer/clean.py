@@ -92,7 +92,7 @@ def drop_components(network: Network, below: float, size: Line, evidence: Eviden
     return network.keep(~small[of_road]).dissolve() if small.any() else network
 
 
-def drop_uncertain(network: Network, least: float, evidence: Evidence) -> Network:
+def drop_unlikely(network: Network, least: float, evidence: Evidence) -> Network:
     """Drop connected parts whose probability is nowhere at least ``least``: the hysteresis."""
     if not len(network.counts):
         return network

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from satmap.rasters.scene import Plane
+from satmap.rasters.scene import ProbabilityMap
 from satmap.tasks.roads.vectorizer.network import Ints, Line, Network
 
 # Between samples along a road, metres.
@@ -27,21 +27,21 @@ class Evidence:
     """A plane's probabilities at places in metres.
 
     Attributes:
-        plane: (height, width), 0..255.
+        probability_map: (height, width), 0..255.
         scale: metres a pixel along x and y, (2,).
         low: probability that is road already, 0..1.
     """
 
-    plane: Plane
+    probability_map: ProbabilityMap
     scale: Line
     low: float
 
     def at(self, places: Line) -> NDArray[np.float64]:
         """Probability, 0..1, of places (..., 2); outside of the image that of its edge."""
-        height, width = self.plane.shape
+        height, width = self.probability_map.shape
         pixels = (places / self.scale).astype(np.intp)
         rows, columns = pixels[..., 1].clip(0, height - 1), pixels[..., 0].clip(0, width - 1)
-        values: NDArray[np.float64] = self.plane[rows, columns] / 255
+        values: NDArray[np.float64] = self.probability_map[rows, columns] / 255
         return values
 
     def between(self, starts: Line, stops: Line) -> tuple[NDArray[np.float64], ...]:
@@ -92,7 +92,7 @@ class Evidence:
         return shown
 
 
-def informed(junctions: Evidence, network: Network, merge: float) -> bool:
+def has_signal(junctions: Evidence, network: Network, merge: float) -> bool:
     """Whether a junction plane knows most of the places that it has to know.
 
     Where four roads meet, or three and three with less than ``merge`` metres between them, roads

@@ -18,7 +18,7 @@ from satmap.tasks.roads.vectorizer.bridges import (
     gap_bridges,
     tee_bridges,
 )
-from satmap.tasks.roads.vectorizer.lines import cut
+from satmap.tasks.roads.vectorizer.lines import cut_lines
 from satmap.tasks.roads.vectorizer.network import Line, Network
 
 
@@ -146,7 +146,7 @@ def _build(network: Network, links: list[_Link], hits: list[tuple[int, int, floa
                 chain.append(len(nodes))
                 nodes.append([0.0, 0.0])
             links.append(_Link(source, chain[-1]))
-        pieces = cut(line, np.array(cuts))
+        pieces = cut_lines(line, np.array(cuts))
         chain.append(end)
         for index, piece in enumerate(pieces[:-1]):
             nodes[chain[index + 1]] = piece[-1].tolist()

@@ -18,7 +18,7 @@ from satmap.tasks.roads.vectorizer.evidence import Evidence
 from satmap.tasks.roads.vectorizer.network import Ints, Line, Network, components
 
 # Road beyond the first road's width that gives an arm's direction, metres.
-LOOK = 8.0
+BRANCH_REACH = 8.0
 # Samples of it.
 _SAMPLES = 4
 # Roads cross, or pass each other, only if they are this straight, degrees.
@@ -26,7 +26,7 @@ _STRAIGHT = 20.0
 
 
 @dataclass(frozen=True)
-class Arms:
+class Branches:
     """Road ends, by half-edge: 2e is the start of road e, 2e + 1 its end.
 
     Attributes:
@@ -42,28 +42,28 @@ class Arms:
     reach: NDArray[np.float64]
 
 
-def road_arms(network: Network, width: float) -> Arms:
+def road_branches(network: Network, width: float) -> Branches:
     """All road ends of a network, metres; roads are ``width`` wide."""
     half = np.arange(2 * len(network.counts))
     road, backwards = half >> 1, half % 2 == 1
     length = network.lengths[road]
     near = np.minimum(width, 0.4 * length)
-    far = np.minimum(width + LOOK, np.maximum(0.6 * length, length - width))
+    far = np.minimum(width + BRANCH_REACH, np.maximum(0.6 * length, length - width))
     way = near + np.linspace(0, 1, _SAMPLES)[:, None] * (far - near)
     at = np.where(backwards, length - way, way)
     places = network.places(np.tile(road, _SAMPLES), at.ravel()).reshape(_SAMPLES, -1, 2)
     step = places[_SAMPLES // 2 :].mean(axis=0) - places[: _SAMPLES // 2].mean(axis=0)
     step /= np.maximum(np.hypot(step[:, 0], step[:, 1]), 1e-9)[:, None]
-    return Arms(network.ends.reshape(-1), places.mean(axis=0), step, far - near)
+    return Branches(network.ends.reshape(-1), places.mean(axis=0), step, far - near)
 
 
-def straight_on(arms: Arms, one: Ints, other: Ints) -> NDArray[np.bool_]:
+def straight_on(branches: Branches, one: Ints, other: Ints) -> NDArray[np.bool_]:
     """Whether pairs of arms are one straight road, (k,)."""
-    chord = arms.places[other] - arms.places[one]
+    chord = branches.places[other] - branches.places[one]
     chord /= np.maximum(np.hypot(chord[:, 0], chord[:, 1]), 1e-9)[:, None]
     least = np.cos(np.radians(_STRAIGHT))
-    leaves: NDArray[np.bool_] = (-arms.directions[one] * chord).sum(axis=1) >= least
-    arrives: NDArray[np.bool_] = (arms.directions[other] * chord).sum(axis=1) >= least
+    leaves: NDArray[np.bool_] = (-branches.directions[one] * chord).sum(axis=1) >= least
+    arrives: NDArray[np.bool_] = (branches.directions[other] * chord).sum(axis=1) >= least
     straight: NDArray[np.bool_] = np.logical_and(leaves, arrives)
     return straight
 
@@ -97,15 +97,15 @@ def resolve_junctions(
     junction = network.degrees >= 3
     if not junction.any():
         return network
-    arms = road_arms(network, width)
+    branches = road_branches(network, width)
     linked = junction[network.ends].all(axis=1) & (network.ends[:, 0] != network.ends[:, 1])
     link = linked & (network.lengths < merge)
-    link |= _crossings(network, arms, linked & ~link, width)
+    link |= _crossings(network, branches, linked & ~link, width)
     group = components(len(network.nodes), network.ends[link])
-    outer = junction[arms.nodes] & ~np.repeat(link, 2)
-    old, new = _centres(network, group, link, arms, outer, width)
+    outer = junction[branches.nodes] & ~np.repeat(link, 2)
+    old, new = _centres(network, group, link, branches, outer, width)
     places = np.where(junction[:, None], new[group], network.nodes)
-    cut = _cut_lengths(network, arms, outer, new[group[arms.nodes]], width)
+    cut = _cut_lengths(network, branches, outer, new[group[branches.nodes]], width)
     passing = np.zeros(len(old), np.bool_)
     if junctions is not None:
         passing = ~junctions.shows_junction(new)
@@ -115,12 +115,12 @@ def resolve_junctions(
         places,
         link,
         cut,
-        _passes(group, arms, outer, link, network.lengths, passing, width),
+        _passes(group, branches, outer, link, network.lengths, passing, width),
     )
 
 
 def _crossings(
-    network: Network, arms: Arms, candidates: NDArray[np.bool_], width: float
+    network: Network, branches: Branches, candidates: NDArray[np.bool_], width: float
 ) -> NDArray[np.bool_]:
     """Which roads are but the blur of two roads that cross, (m,).
 
@@ -134,23 +134,23 @@ def _crossings(
     if not len(roads):
         return found
     # The two other arms at either end of each candidate.
-    order = np.argsort(arms.nodes, kind="stable")
-    first = np.searchsorted(arms.nodes[order], ends[roads])
+    order = np.argsort(branches.nodes, kind="stable")
+    first = np.searchsorted(branches.nodes[order], ends[roads])
     three = order[first[..., None] + np.arange(3)]
     own = three >> 1 == roads[:, None, None]
     # Not a road that runs beside another one between the same two nodes.
     single = (own.sum(axis=2) == 1).all(axis=1)
     other = np.take_along_axis(three, np.argsort(own, axis=2, kind="stable"), axis=2)[..., :2]
-    found[roads[single]] = _crosses(network, arms, roads[single], other[single], width)
+    found[roads[single]] = _crosses(network, branches, roads[single], other[single], width)
     return found
 
 
 def _crosses(
-    network: Network, arms: Arms, roads: Ints, other: Ints, width: float
+    network: Network, branches: Branches, roads: Ints, other: Ints, width: float
 ) -> NDArray[np.bool_]:
     """Whether the arms ``other``, (k, end, 2), of candidates cross, (k,)."""
     axis = network.nodes[network.ends[roads, 1]] - network.nodes[network.ends[roads, 0]]
-    directions = arms.directions[other]
+    directions = branches.directions[other]
     side = cross(axis[:, None, None], directions) > 0
     # Left and right arm at either end; arms on one side of the axis do not cross.
     order = np.argsort(side, axis=2)
@@ -158,8 +158,8 @@ def _crosses(
     good = (~sorted_sides[:, :, 0] & sorted_sides[:, :, 1]).all(axis=1)
     other = np.take_along_axis(other, order, axis=2)
     for one, across in ((other[:, 0, 0], other[:, 1, 1]), (other[:, 0, 1], other[:, 1, 0])):
-        good = good & straight_on(arms, one, across)
-    directions = arms.directions[other]
+        good = good & straight_on(branches, one, across)
+    directions = branches.directions[other]
     # Half the acute angle between the arms, the wider of both ends.
     cosine = (directions[:, :, 0] * directions[:, :, 1]).sum(axis=2).max(axis=1)
     longest = 1.5 * _overlap(cosine, width) + width
@@ -171,7 +171,7 @@ def _centres(
     network: Network,
     group: Ints,
     link: NDArray[np.bool_],
-    arms: Arms,
+    branches: Branches,
     outer: NDArray[np.bool_],
     width: float,
 ) -> tuple[Line, Line]:
@@ -183,10 +183,10 @@ def _centres(
         axis=1,
     )
     half = np.flatnonzero(outer)
-    of = group[arms.nodes[half]]
-    ux, uy = arms.directions[half].T
-    px, py = (arms.places[half] - old[of]).T
-    weight = np.clip(arms.reach[half] / LOOK, 0.05, 1)
+    of = group[branches.nodes[half]]
+    ux, uy = branches.directions[half].T
+    px, py = (branches.places[half] - old[of]).T
+    weight = np.clip(branches.reach[half] / BRANCH_REACH, 0.05, 1)
     # Sums of projections across each arm: the normal equations of the nearest place.
     across = uy * px - ux * py
     terms = uy * uy, -ux * uy, ux * ux, uy * across, -ux * across
@@ -201,11 +201,11 @@ def _centres(
 
 
 def _cut_lengths(
-    network: Network, arms: Arms, outer: NDArray[np.bool_], centre: Line, width: float
+    network: Network, branches: Branches, outer: NDArray[np.bool_], centre: Line, width: float
 ) -> NDArray[np.float64]:
     """How much of each arm makes way for a straight line to its junction, (m, 2)."""
-    start = network.nodes[arms.nodes]
-    forward = ((centre - start) * arms.directions).sum(axis=1)
+    start = network.nodes[branches.nodes]
+    forward = ((centre - start) * branches.directions).sum(axis=1)
     length = np.repeat(network.lengths, 2)
     cut = np.minimum(np.maximum(width, forward + width / 2), 0.45 * length)
     return np.where(outer, cut, 0.0).reshape(-1, 2)
@@ -213,7 +213,7 @@ def _cut_lengths(
 
 def _passes(
     group: Ints,
-    arms: Arms,
+    branches: Branches,
     outer: NDArray[np.bool_],
     link: NDArray[np.bool_],
     lengths: NDArray[np.float64],
@@ -226,7 +226,7 @@ def _passes(
     links them by more than the blur of a crossing.
     """
     pairs: list[tuple[int, int]] = []
-    of = group[arms.nodes]
+    of = group[branches.nodes]
     linked = np.bincount(of[::2][link], lengths[link], minlength=len(passing))
     for number in np.flatnonzero(passing & (np.bincount(of[outer], minlength=len(passing)) == 4)):
         a, *others = np.flatnonzero(outer & (of == number)).tolist()
@@ -234,12 +234,12 @@ def _passes(
         for b in others:
             c, d = (arm for arm in others if arm != b)
             one, other = np.array([a, c]), np.array([b, d])
-            straight = bool(straight_on(arms, one, other).all())
-            cosine = np.abs((arms.directions[a] * arms.directions[c]).sum())
+            straight = bool(straight_on(branches, one, other).all())
+            cosine = np.abs((branches.directions[a] * branches.directions[c]).sum())
             if straight and linked[number] <= float(_overlap(cosine, width)) + _TOUCH:
                 pairs += [(a, b), (c, d)]
                 break
-            if arms.nodes[a] == arms.nodes[b] != arms.nodes[c] == arms.nodes[d]:
+            if branches.nodes[a] == branches.nodes[b] != branches.nodes[c] == branches.nodes[d]:
                 touching = [(a, b), (c, d)]
         else:
             if linked[number] > _TOUCH:

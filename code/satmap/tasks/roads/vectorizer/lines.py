@@ -96,14 +96,14 @@ def sharpen_bends(network: Network, width: float) -> Network:
     after = (gap[:, 0] * ahead[:, 1] - gap[:, 1] * ahead[:, 0]) / safe
     corner = points[first] + before[:, None] * ahead
     off = corner - points[first] - gap / 2
-    cut = (before > 0) & (after > 0) & (np.hypot(off[:, 0], off[:, 1]) < width)
-    cut &= before * lengths[first - 1] < width
-    cut &= after * lengths[last] < width
-    if not cut.any():
+    cut_lines = (before > 0) & (after > 0) & (np.hypot(off[:, 0], off[:, 1]) < width)
+    cut_lines &= before * lengths[first - 1] < width
+    cut_lines &= after * lengths[last] < width
+    if not cut_lines.any():
         return network
-    first, last = first[cut], last[cut]
+    first, last = first[cut_lines], last[cut_lines]
     moved = points.copy()
-    moved[first] = corner[cut]
+    moved[first] = corner[cut_lines]
     marks = np.zeros(len(points) + 1, np.int64)
     marks[first + 1] += 1
     marks[last + 1] -= 1
@@ -112,7 +112,7 @@ def sharpen_bends(network: Network, width: float) -> Network:
     return Network(network.nodes, network.ends, moved[keep], counts)
 
 
-def cut(line: Line, distances: NDArray[np.float64]) -> list[Line]:
+def cut_lines(line: Line, distances: NDArray[np.float64]) -> list[Line]:
     """A line in pieces, cut at ascending distances from its start, each inside the line."""
     steps = np.diff(line, axis=0)
     along = np.concatenate([[0.0], np.cumsum(np.hypot(steps[:, 0], steps[:, 1]))])

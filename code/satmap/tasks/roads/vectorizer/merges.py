@@ -10,8 +10,8 @@ import numpy as np
 import shapely
 
 from satmap.tasks.roads.vectorizer.evidence import JUNCTION_SHOWN, Evidence
-from satmap.tasks.roads.vectorizer.junctions import Arms, road_arms, straight_on
-from satmap.tasks.roads.vectorizer.lines import cut
+from satmap.tasks.roads.vectorizer.junctions import Branches, road_branches, straight_on
+from satmap.tasks.roads.vectorizer.lines import cut_lines
 from satmap.tasks.roads.vectorizer.network import Ints, Line, Network
 from satmap.tasks.roads.vectorizer.speed import widths_at
 
@@ -23,7 +23,7 @@ _REACH, _STEP = 120.0, 1.0
 _WIDE = 1.15
 
 
-def delay_merges(
+def move_merge_points(
     network: Network, width: float, road: Evidence, junctions: Evidence | None
 ) -> Network:
     """Move junctions of two nearly parallel roads along their stem to where the planes show them.
@@ -40,12 +40,12 @@ def delay_merges(
     hidden = three[~junctions.shows_junction(network.nodes[three])]
     if not len(hidden):
         return network
-    arms = road_arms(network, 2 * width)
-    order = np.argsort(arms.nodes, kind="stable")
-    first = np.searchsorted(arms.nodes[order], hidden)
+    branches = road_branches(network, 2 * width)
+    order = np.argsort(branches.nodes, kind="stable")
+    first = np.searchsorted(branches.nodes[order], hidden)
     merges = []
     for node, halves in zip(hidden.tolist(), order[first[:, None] + np.arange(3)], strict=True):
-        stem = _stem(arms, halves)
+        stem = _stem(branches, halves)
         if stem is None or len({half >> 1 for half in halves.tolist()}) < 3:
             continue
         way = _way_to_junction(network, stem, width, road, junctions)
@@ -54,13 +54,13 @@ def delay_merges(
     return _moved(network, merges, width) if merges else network
 
 
-def _stem(arms: Arms, halves: Ints) -> int | None:
+def _stem(branches: Branches, halves: Ints) -> int | None:
     """Which of three arms the two others, close to each other, both go on in; None if none."""
     least = np.cos(np.radians(_ACUTE))
     for place in range(3):
         others = np.delete(halves, place)
-        acute = arms.directions[others[0]] @ arms.directions[others[1]] >= least
-        if acute and straight_on(arms, np.repeat(halves[place], 2), others).all():
+        acute = branches.directions[others[0]] @ branches.directions[others[1]] >= least
+        if acute and straight_on(branches, np.repeat(halves[place], 2), others).all():
             return int(halves[place])
     return None
 
@@ -101,13 +101,13 @@ def _moved(
         line = _from_node(lines, stem)
         if way > shapely.LineString(line).length - width:
             continue
-        _, shortened = cut(line, np.array([way]))
+        _, shortened = cut_lines(line, np.array([way]))
         nodes[node] = shortened[0]
         _set(lines, stem, shortened)
         for half in others:
             arm = _from_node(lines, half)
             length = shapely.LineString(arm).length
-            _, rest = cut(arm, np.array([min(2 * width, 0.45 * length)]))
+            _, rest = cut_lines(arm, np.array([min(2 * width, 0.45 * length)]))
             _set(lines, half, np.concatenate([nodes[[node]], rest]))
     return Network.of_lines(nodes, network.ends, lines)
 

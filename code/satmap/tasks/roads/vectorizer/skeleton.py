@@ -104,15 +104,17 @@ def _two_and_four(a: Words, b: Words, c: Words, d: Words) -> tuple[Words, Words]
 Mask = NDArray[np.uint8]
 
 
-def smooth(plane: NDArray[np.uint8], sigma_px: tuple[float, float]) -> NDArray[np.uint8]:
+def smooth(probability_map: NDArray[np.uint8], sigma_px: tuple[float, float]) -> NDArray[np.uint8]:
     """A plane blurred by a Gaussian of the given standard deviations along x and y, pixels."""
     if min(sigma_px) <= 0:
-        return plane
+        return probability_map
     sigma_x, sigma_y = sigma_px
     # Two standard deviations to either side: a twentieth of the weight lies beyond.
     size = tuple(2 * int(np.ceil(2 * sigma)) + 1 for sigma in sigma_px)
     return np.asarray(
-        cv2.GaussianBlur(plane, size, sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REPLICATE),
+        cv2.GaussianBlur(
+            probability_map, size, sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REPLICATE
+        ),
         np.uint8,
     )
 
@@ -128,7 +130,7 @@ def road_mask(
     """The road's pixels: two thresholds, small objects dropped, small holes filled.
 
     The rest of the hysteresis, that road must be certain somewhere, is left to the network, which
-    knows what hangs together (``satmap.tasks.roads.vectorizer.clean.drop_uncertain``).
+    knows what hangs together (``satmap.tasks.roads.vectorizer.clean.drop_unlikely``).
 
     Args:
         road: (height, width), 0..255 for probabilities 0..1, smoothed already.

@@ -8,8 +8,8 @@ straight, and a road without evidence got the lowest bin.
 import numpy as np
 from numpy.typing import NDArray
 
-from satmap.rasters.probability_maps import ROAD, SPEED_PLANES
-from satmap.rasters.scene import RoadPlanes
+from satmap.rasters.probability_maps import ROAD, SPEED_MAPS
+from satmap.rasters.scene import MapSource
 from satmap.tasks.roads.vectorizer.evidence import Evidence, samples
 from satmap.tasks.roads.vectorizer.network import Ints, Line, Network
 from satmap.vectors.speeds import BIN_SPEEDS_MPH, MPS_PER_MPH
@@ -84,13 +84,13 @@ _SLOWEST_MPH, _FASTEST_MPH = 10.0, 65.0
 
 
 def road_speeds(
-    network: Network, planes: RoadPlanes, evidence: float, default_mps: float
+    network: Network, maps: MapSource, evidence: float, default_mps: float
 ) -> tuple[Floats, Floats]:
     """Speed and confidence of every road.
 
     Args:
         network: the roads, metres.
-        planes: the planes, with or without speeds.
+        maps: the planes, with or without speeds.
         evidence: sum over the bins of the mean probability along a road, 0..1, from which the
             planes are believed. Below it they count by their share of it, and a prior by the
             road's neighbours and width for the rest (:func:`prior_speeds`).
@@ -105,18 +105,18 @@ def road_speeds(
     skip = np.where(network.degrees[network.ends] > 1, _SKIP, 0.0)
     owner, places = samples(network, np.arange(count), _STEP, skip)
     number = np.bincount(owner, minlength=count)
-    height, width = planes.shape
-    scale = np.asarray(planes.metres_per_pixel)
+    height, width = maps.shape
+    scale = np.asarray(maps.metres_per_pixel)
     offsets = np.array([(0, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)]) * (_ASIDE / scale)
     pixels = places / scale + offsets[:, None]
     rows = pixels[..., 1].astype(np.int64).clip(0, height - 1)
     columns = pixels[..., 0].astype(np.int64).clip(0, width - 1)
-    timed = all(name in planes for name in SPEED_PLANES)
-    values = planes.at((ROAD, *SPEED_PLANES) if timed else (ROAD,), rows, columns)
+    timed = all(name in maps for name in SPEED_MAPS)
+    values = maps.at((ROAD, *SPEED_MAPS) if timed else (ROAD,), rows, columns)
     confidence, *means = (
-        np.bincount(owner, of_plane.sum(axis=0, dtype=np.int64), minlength=count)
+        np.bincount(owner, of_map.sum(axis=0, dtype=np.int64), minlength=count)
         / (number * len(offsets) * 255)
-        for of_plane in values
+        for of_map in values
     )
     bins = np.stack(means, axis=1) if timed else np.zeros((count, len(BIN_SPEEDS_MPH)))
     total = bins.sum(axis=1)
@@ -124,7 +124,7 @@ def road_speeds(
     expected = bins @ np.array(BIN_SPEEDS_MPH) / np.where(total > 0, total, 1) * MPS_PER_MPH
     if (trust == 1).all():
         return expected, confidence
-    widths = road_widths(network, Evidence(planes[ROAD], scale, 0.0))
+    widths = road_widths(network, Evidence(maps[ROAD], scale, 0.0))
     known = np.where(trust == 1, expected, np.nan)
     prior = prior_speeds(known, widths, network, default_mps)
     return trust * expected + (1 - trust) * prior, confidence

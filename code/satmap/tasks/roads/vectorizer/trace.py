@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from satmap.tasks.roads.vectorizer.network import Ints, Line, Network, components, follow_chains
 
 
-def trace(rows: Ints, columns: Ints) -> Network:
+def trace_skeleton(rows: Ints, columns: Ints) -> Network:
     """Network of a skeleton, in pixels.
 
     Pixel (row, column) has its centre at x = column + 0.5, y = row + 0.5, as in label vectors that

@@ -1,7 +1,7 @@
 """From probability planes to a road graph, in one process and without files.
 
 ``centre_lines`` (centre_lines.py): the skeleton, traced; large images go window by window.
-``clean``, in metres: prune and drop (clean.py), join ends (join.py), put junctions in their place
+``clean_network``, in metres: prune and drop (clean.py), join ends (join.py), put junctions in their place
 (junctions.py), simplify (lines.py). ``road_graph``: back to pixels, speeds (speed.py).
 """
 
@@ -10,28 +10,28 @@ import numpy as np
 
 from satmap.errors import SatmapError
 from satmap.rasters.probability_maps import JUNCTION, ROAD
-from satmap.rasters.scene import Plane, RoadPlanes, strips
+from satmap.rasters.scene import MapSource, ProbabilityMap, strips
 from satmap.tasks.roads.vectorizer.border import part_at_border
 from satmap.tasks.roads.vectorizer.bridges import JoinRules
 from satmap.tasks.roads.vectorizer.centre_lines import WINDOW_PX, centre_lines
 from satmap.tasks.roads.vectorizer.clean import (
     drop_components,
     drop_short_loops,
-    drop_uncertain,
+    drop_unlikely,
     prune_spurs,
 )
-from satmap.tasks.roads.vectorizer.evidence import Evidence, informed
+from satmap.tasks.roads.vectorizer.evidence import Evidence, has_signal
 from satmap.tasks.roads.vectorizer.join import extend_to_border, join_ends
 from satmap.tasks.roads.vectorizer.junctions import resolve_junctions
 from satmap.tasks.roads.vectorizer.lines import sharpen_bends, simplify
-from satmap.tasks.roads.vectorizer.merges import delay_merges
+from satmap.tasks.roads.vectorizer.merges import move_merge_points
 from satmap.tasks.roads.vectorizer.network import Line, Network
 from satmap.tasks.roads.vectorizer.settings import RoadSettings
 from satmap.tasks.roads.vectorizer.speed import road_speeds
 from satmap.vectors.road_graph import RoadEdge, RoadGraph
 from satmap.vectors.speeds import MPS_PER_MPH
 
-__all__ = ["RoadSettings", "centre_lines", "clean", "road_graph", "vectorize"]
+__all__ = ["RoadSettings", "centre_lines", "clean_network", "road_graph", "vectorize_roads"]
 
 # Before gaps are closed only this part of a spur is pruned: a short one may be what a gap left of a
 # road.
@@ -44,13 +44,13 @@ _STAIR_PX = 1.5
 _WIDTHS_M = (2.0, 8.0)
 
 
-def vectorize(
-    planes: RoadPlanes, settings: RoadSettings | None = None, *, window_px: int = WINDOW_PX
+def vectorize_roads(
+    maps: MapSource, settings: RoadSettings | None = None, *, window_px: int = WINDOW_PX
 ) -> RoadGraph:
     """Road graph of one image, or of a scene too large to be held in memory.
 
     Args:
-        planes: at least the ``road`` plane; with all speed planes roads get their speeds, else the
+        maps: at least the ``road`` plane; with all speed planes roads get their speeds, else the
             default; with a ``junction`` plane that knows the image's T-junctions, roads that cross
             where it shows none pass each other.
         settings: thresholds; the defaults if None.
@@ -64,38 +64,38 @@ def vectorize(
         SatmapError: the planes have no ``road``.
     """
     settings = settings or RoadSettings()
-    if ROAD not in planes:
+    if ROAD not in maps:
         raise SatmapError(
-            f"the planes {', '.join(planes.names)} have no '{ROAD}'; the road vectoriser needs it."
+            f"the planes {', '.join(maps.names)} have no '{ROAD}'; the road vectoriser needs it."
         )
-    network = clean(centre_lines(planes, settings, window_px), planes, settings)
-    return road_graph(network, planes, settings)
+    network = clean_network(centre_lines(maps, settings, window_px), maps, settings)
+    return road_graph(network, maps, settings)
 
 
-def clean(network: Network, planes: RoadPlanes, settings: RoadSettings) -> Network:
+def clean_network(network: Network, maps: MapSource, settings: RoadSettings) -> Network:
     """The centre lines pruned, joined and simplified, in metres.
 
     Args:
         network: centre lines of the planes, metres.
-        planes: what the centre lines are judged by.
+        maps: what the centre lines are judged by.
         settings: thresholds.
     """
-    scale = np.asarray(planes.metres_per_pixel, np.float64)
-    road = planes[ROAD]
-    size = np.array([planes.shape[1], planes.shape[0]], np.float64) * scale
+    scale = np.asarray(maps.metres_per_pixel, np.float64)
+    road = maps[ROAD]
+    size = np.array([maps.shape[1], maps.shape[0]], np.float64) * scale
     evidence = Evidence(road, scale, settings.low)
-    junctions = Evidence(planes[JUNCTION], scale, settings.low) if JUNCTION in planes else None
+    junctions = Evidence(maps[JUNCTION], scale, settings.low) if JUNCTION in maps else None
     # A third of the tolerance now, the rest at the end: few points make every step from here on
     # cheap.
     tolerance = max(settings.simplify_m, _STAIR_PX * float(scale.mean()))
     network = simplify(network, tolerance / 3)
-    network = drop_uncertain(network, settings.high, evidence)
+    network = drop_unlikely(network, settings.high, evidence)
     network = drop_short_loops(network, np.pi * settings.merge_m)
     width = _width(network, road, float(scale.prod()))
     network = part_at_border(network, width, size)
     spur, doubtful = settings.spur_m, settings.spur_m * _DOUBTFUL_SPUR
     network = prune_spurs(network, (spur * _SPROUT, doubtful * _SPROUT), width / 2, size, evidence)
-    if junctions is not None and not informed(junctions, network, settings.merge_m):
+    if junctions is not None and not has_signal(junctions, network, settings.merge_m):
         junctions = None
     rules = JoinRules(
         gap=settings.gap_m,
@@ -116,14 +116,14 @@ def clean(network: Network, planes: RoadPlanes, settings: RoadSettings) -> Netwo
             break
         network = joined
     network = resolve_junctions(network, width, settings.merge_m, junctions)
-    network = delay_merges(network, width, evidence, junctions)
+    network = move_merge_points(network, width, evidence, junctions)
     network = drop_short_loops(network, np.pi * settings.merge_m)
     network = prune_spurs(network, (spur, doubtful), width / 2, size, evidence)
     network = drop_components(network, settings.component_m, size, evidence)
     return sharpen_bends(simplify(network, tolerance * 2 / 3), width)
 
 
-def _width(network: Network, road: Plane, pixel_m2: float) -> float:
+def _width(network: Network, road: ProbabilityMap, pixel_m2: float) -> float:
     """Typical width of the image's roads, metres: their area by their length."""
     certain = sum(
         cv2.countNonZero(cv2.threshold(road[part.pixels], 127, 255, cv2.THRESH_BINARY)[1])
@@ -134,16 +134,16 @@ def _width(network: Network, road: Plane, pixel_m2: float) -> float:
     return min(max(area / max(float(network.lengths.sum()), 1.0), low), high)
 
 
-def road_graph(network: Network, planes: RoadPlanes, settings: RoadSettings) -> RoadGraph:
+def road_graph(network: Network, maps: MapSource, settings: RoadSettings) -> RoadGraph:
     """A cleaned network, in metres, as a graph in pixels with speeds.
 
     Args:
         network: the network.
-        planes: planes that speeds and confidence are read from.
+        maps: planes that speeds and confidence are read from.
         settings: what to do without evidence.
     """
-    scale = np.asarray(planes.metres_per_pixel, np.float64)
-    height, width = planes.shape
+    scale = np.asarray(maps.metres_per_pixel, np.float64)
+    height, width = maps.shape
     limit = np.array([width, height], np.float64)
 
     # One grid of 0.1 pixel for nodes and lines: the scorer's own, on which equal ends must meet.
@@ -165,7 +165,7 @@ def road_graph(network: Network, planes: RoadPlanes, settings: RoadSettings) -> 
     network = network.keep(counts >= np.where(loops, 4, 2)).compact()
     on_ground = Network(network.nodes * scale, network.ends, network.points * scale, network.counts)
     speeds, confidence = road_speeds(
-        on_ground, planes, settings.speed_evidence, settings.default_speed_mph * MPS_PER_MPH
+        on_ground, maps, settings.speed_evidence, settings.default_speed_mph * MPS_PER_MPH
     )
     edges = tuple(
         RoadEdge((start, end), line, length, speed, sure)

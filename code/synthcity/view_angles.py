@@ -27,11 +27,11 @@ _COLLECTS = (
 _REAL_IDS = {10.5: "1030010003993E00"}
 
 #: How many looks there are.
-LOOKS = len(_COLLECTS)
+VIEW_ANGLES = len(_COLLECTS)
 
 
 @dataclass(frozen=True)
-class Look:
+class ViewAngle:
     """One collect.
 
     Attributes:
@@ -59,17 +59,17 @@ class Look:
         return float(slope * np.sin(heading)), float(-slope * np.cos(heading))
 
 
-def made_looks(count: int, rng: np.random.Generator) -> tuple[Look, ...]:
+def write_view_angles(count: int, rng: np.random.Generator) -> tuple[ViewAngle, ...]:
     """``count`` of the 27 looks, the least and the most oblique first of all, by angle.
 
     Raises:
         SatmapError: there are not so many, or it is none.
     """
-    if not 1 <= count <= LOOKS:
-        raise SatmapError(f"cannot make {count} looks; give a number from 1 to {LOOKS}.")
-    serials = rng.choice(0xFFFFF, LOOKS, replace=False)
-    chosen = np.unique(np.rint(np.linspace(0, LOOKS - 1, count)).astype(int))
+    if not 1 <= count <= VIEW_ANGLES:
+        raise SatmapError(f"cannot make {count} looks; give a number from 1 to {VIEW_ANGLES}.")
+    serials = rng.choice(0xFFFFF, VIEW_ANGLES, replace=False)
+    chosen = np.unique(np.rint(np.linspace(0, VIEW_ANGLES - 1, count)).astype(int))
     return tuple(
-        Look(*_COLLECTS[i], _REAL_IDS.get(_COLLECTS[i][0], f"103001009{serials[i]:05X}00"))
+        ViewAngle(*_COLLECTS[i], _REAL_IDS.get(_COLLECTS[i][0], f"103001009{serials[i]:05X}00"))
         for i in chosen
     )
