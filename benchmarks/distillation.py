@@ -19,17 +19,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from satmap.prediction.dense import EnsembleMember, predict_maps
+from satmap.tasks.roads.objective import truth_rows
 
 from real_chips import HELD_OUT, link, split
 from satmap.data.cache import CachedChip
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.evaluation.metrics.apls import apls
-from satmap.prediction.dense import EnsembleMember, predict_maps
-from satmap.rasters.probability_maps import ROAD, ROAD_MAPS, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Inference, Recipe, load_recipe
 from satmap.runtime.device import pick_device
 from satmap.submissions.roads_csv import rows_of_graph
-from satmap.tasks.roads.objective import truth_rows
+from satmap.tasks.roads.settings import ROAD, ROAD_MAPS
 from satmap.tasks.roads.targets import CLASS_BITS
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.training.ensemble import TrainingOptions, train

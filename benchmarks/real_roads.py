@@ -11,21 +11,22 @@ import time
 from pathlib import Path
 
 import numpy as np
+from satmap.prediction.dense import predict_maps
+from satmap.tasks.roads.objective import truth_rows
 
 from real_chips import HELD_OUT, link
 from satmap.data.cache import prepare_chip
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.evaluation.metrics.apls import score_roads
-from satmap.prediction.dense import predict_maps
 from satmap.prediction.images import prepare_image
-from satmap.rasters.probability_maps import ROAD, ROAD_MAPS, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import load_recipe
 from satmap.report.panels import write_picture
 from satmap.report.road_overlay import side_by_side
 from satmap.report.table import score_table
 from satmap.runtime.device import pick_device
 from satmap.submissions.roads_csv import rows_of_graph, write_roads_csv
-from satmap.tasks.roads.objective import truth_rows
+from satmap.tasks.roads.settings import ROAD, ROAD_MAPS
 from satmap.tasks.roads.targets import CLASS_BITS
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.training.ensemble import TrainingOptions, train

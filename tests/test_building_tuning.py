@@ -15,6 +15,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from satmap.tasks.buildings.vectorize_files import vectorize_building_files
 
 from made_blocks import made_blocks, maps_of_labels
 from satmap.cli import main
@@ -30,10 +31,9 @@ from satmap.submissions.coco_json import (
     write_coco_results,
 )
 from satmap.tasks.buildings import tuning as building_tuning
+from satmap.tasks.buildings.settings import BuildingSettings
 from satmap.tasks.buildings.targets import draw_instances
-from satmap.tasks.buildings.vectorize_files import vectorize_building_files
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons
-from satmap.tasks.buildings.vectorizer.settings import BuildingSettings
 from satmap.tuning.chips import MAX_CHIPS, subsample
 from satmap.tuning.measures import PooledF1, PooledPrecision
 

@@ -6,20 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from satmap.prediction.dense import predict_maps
 
-from satmap.data.augmentation import Augmentation, Geometry
+from satmap.data.augmentation import Geometry
 from satmap.data.cache import CachedChip, prepare_chips
 from satmap.data.crops import CropDataset, read_crop, read_soft_crop
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.data.soft_targets import SoftTarget
 from satmap.errors import SatmapError
 from satmap.networks.unet import build_network
-from satmap.prediction.dense import predict_maps
 from satmap.provenance.manifest import WeightsManifest, read_manifest
-from satmap.rasters.probability_maps import ROAD_MAPS
-from satmap.recipes.schema import HeadLoss, Losses, Recipe, RoadHeadLoss, load_recipe, parse_recipe
+from satmap.recipes.schema import Augmentation, Recipe, load_recipe, parse_recipe
+from satmap.recipes.task_settings import HeadLoss
 from satmap.runtime.ranks import Ranks
 from satmap.tasks.roads.losses import distillation_loss, road_loss
+from satmap.tasks.roads.settings import ROAD_MAPS, RoadHeadLoss
+from satmap.tasks.roads.settings import RoadLosses as Losses
 from satmap.training import teacher as teaching
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.run_context import RunContext

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from satmap.data.augmentation import Augmentation
 from satmap.data.cache import prepare_chips
 from satmap.data.crops import CropDataset
 from satmap.data.layouts.spacenet_roads import scan_roads
-from satmap.recipes.schema import parse_recipe
+from satmap.recipes.schema import Augmentation, parse_recipe
 from satmap.runtime import shared_memory
 from satmap.runtime.workers import start_pool
 from satmap.training import loading

@@ -20,8 +20,8 @@ from satmap.io.checksums import FileRecord, data_fingerprint, record_file
 from satmap.networks.unet import build_network
 from satmap.provenance.machine import differences, this_hardware, this_software
 from satmap.provenance.manifest import manifest_path
-from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import load_recipe
+from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.weights.network_files import save_weights
 
 ROOT = Path(__file__).parents[1]

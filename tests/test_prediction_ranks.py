@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 import torch
 from affine import Affine
+from satmap.prediction.dense import Strip
+from satmap.tasks.roads.maps import RoadDecoder
 
 from forked_ranks import finish, kill_one, start_command, start_ranks
 from made_files import write_image
@@ -30,16 +32,13 @@ from satmap.networks.unet import build_network
 from satmap.prediction import dense as ensemble
 from satmap.prediction import images as pictures
 from satmap.prediction import journal, share
-from satmap.prediction.dense import Strip
 from satmap.prediction.images import PreparedImage
 from satmap.prediction.journal import Journal
 from satmap.prediction.run import Prediction, predict
 from satmap.provenance.manifest import SUFFIX
-from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import Inference, load_recipe
 from satmap.runtime.workers import BoundedPool, read_ahead
-from satmap.tasks.roads.maps import RoadDecoder
-from satmap.tasks.roads.vectorizer.settings import RoadSettings
+from satmap.tasks.roads.settings import ROAD_MAPS, RoadSettings
 from satmap.weights.network_files import save_weights
 
 ROAD_DECODER = RoadDecoder(RoadSettings(), 0.3)

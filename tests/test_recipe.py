@@ -8,7 +8,8 @@ import yaml
 from satmap.errors import SatmapError
 from satmap.networks.encoder_names import ENCODER_NAMES
 from satmap.networks.encoders import ENCODERS
-from satmap.recipes.schema import Decoder, Losses, Recipe, load_recipe, parse_recipe, recipe_names
+from satmap.recipes.schema import Decoder, Recipe, load_recipe, parse_recipe, recipe_names
+from satmap.tasks.roads.settings import RoadLosses as Losses
 
 DEMO = (Path(__file__).parents[1] / "code/satmap/recipes/demo.yaml").read_text()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from satmap.training.loop import train_member
 
 from forked_ranks import finish, start_command
 from satmap.data.cache import prepare_chips
@@ -17,10 +18,9 @@ from satmap.data.folds import assign_folds
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import SatmapError
 from satmap.networks.unet import UNet, build_network
-from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import Recipe, parse_recipe
+from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.loop import train_member
 from satmap.training.run_context import RunContext
 from satmap.weights.members import find_weights
 from satmap.weights.network_files import load_weights

@@ -15,19 +15,19 @@ from degraded_masks import METRES_PER_PIXEL, degraded_mask
 from satmap.data.folds import assign_folds
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.metrics.apls import apls
-from satmap.rasters.probability_maps import ROAD, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Recipe, load_recipe
 from satmap.submissions.roads_csv import RoadRow, rows_of_graph, write_roads_csv
 from satmap.tasks.roads import tuning as road_tuning
-from satmap.tasks.roads.vectorizer.settings import RoadSettings
+from satmap.tasks.roads.settings import ROAD, RoadSettings
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
+from satmap.tasks.tune import tune_recipe
 from satmap.tuning import chips as fitting_masks
 from satmap.tuning import tune as tuning
 from satmap.tuning.chips import Tuning
 from satmap.tuning.coordinate_search import Gain, RecordTable, Task, coordinate_descent
 from satmap.tuning.cross_validation import Fit
 from satmap.tuning.measures import MeanOverAreas
-from satmap.tuning.tune import tune_recipe
 
 SPEED_MPS = 10.0
 FEW = {"high": (0.4, 0.6, 0.9), "gap_m": (0.0, 18.0), "spur_m": (5.0, 40.0)}

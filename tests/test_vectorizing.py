@@ -26,11 +26,10 @@ from satmap.prediction import vectorize as vectorizing
 from satmap.prediction.vectorize import find_map_files, vectorize_directory
 from satmap.rasters import scene as scenes
 from satmap.rasters.map_files import MapFile, read_map_file
-from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.rasters.scene import Box
 from satmap.submissions.roads_csv import RoadRow, check_roads_csv, read_roads_csv
 from satmap.tasks.roads import tiles as mask_roads
-from satmap.tasks.roads.vectorizer.vectorize_roads import RoadSettings
+from satmap.tasks.roads.settings import ROAD_MAPS, RoadSettings
 from satmap.vectors.speeds import MPS_PER_MPH
 
 SHARED_MASKS = Path(__file__).parents[2] / "shared" / "fixtures" / "masks"

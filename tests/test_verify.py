@@ -19,9 +19,9 @@ from satmap.evaluation.verify import Sources, compare, verify_submission
 from satmap.networks.unet import build_network
 from satmap.prediction.run import predict
 from satmap.provenance.manifest import SubmissionManifest, manifest_path, read_manifest
-from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import Inference, Recipe, load_recipe
 from satmap.submissions.roads_csv import read_roads_csv
+from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.weights.network_files import save_weights
 
 CPU = torch.device("cpu")

@@ -29,6 +29,7 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import load, load_file, save, save_file
+from satmap.prediction.dense import predict_maps
 from torch import Tensor, nn
 
 from made_files import write_image
@@ -36,11 +37,10 @@ from satmap.cli import main
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.networks.encoders import ENCODERS, build_encoder
 from satmap.networks.unet import UNet, build_network
-from satmap.prediction.dense import predict_maps
-from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import Inference, load_recipe
 from satmap.runtime.device import autocast
 from satmap.submissions.roads_csv import read_roads_csv
+from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.weights import fetch
 from satmap.weights.fetch import Fetched, fetch_encoder
 from satmap.weights.importing import import_weights

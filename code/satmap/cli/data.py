@@ -6,6 +6,7 @@ from pathlib import Path
 
 from satmap.cli.commands import Commands, report_faults
 from satmap.errors import SatmapError
+from satmap.recipes.registry import task_names
 
 
 def add_inventory(commands: Commands) -> None:
@@ -14,7 +15,7 @@ def add_inventory(commands: Commands) -> None:
     inventory.add_argument("directories", type=Path, nargs="+", metavar="DIR")
     inventory.add_argument(
         "--task",
-        choices=["roads", "buildings"],
+        choices=task_names(),
         default="roads",
         help="what they are for (default: roads)",
     )
@@ -22,11 +23,10 @@ def add_inventory(commands: Commands) -> None:
 
 def _inventory(options: argparse.Namespace) -> int:
     """List what the directories hold: areas, images, labels, bands, sizes, what is missing."""
-    from satmap.data.layouts.buildings import scan_buildings
-    from satmap.data.layouts.spacenet_roads import scan_roads
+    from satmap.recipes.registry import find_task
 
-    look_for = scan_roads if options.task == "roads" else scan_buildings
-    print(look_for(options.directories).summary())
+    settings = find_task(options.task).settings_type()(name=options.task)
+    print(settings.find_images(options.directories).summary())
     return 0
 
 

@@ -28,16 +28,16 @@ def record_weights(plan: Plan) -> tuple[FileRecord, ...]:
     """
     paths = [path for file in plan.files for path in (file.path, *file.duplicates)]
     networks = tuple(in_threads(record_file, paths))
-    if plan.confidence is None:
+    if plan.rating_model is None:
         return networks
-    fitted = read_manifest(plan.confidence)
+    fitted = read_manifest(plan.rating_model)
     taught_by = fitted.starts_from if isinstance(fitted, WeightsManifest) else ()
     if {record.sha256 for record in taught_by} != {record.sha256 for record in networks}:
         raise SatmapError(
-            f"{plan.confidence} was fitted to the planes of other networks than these "
+            f"{plan.rating_model} was fitted to the planes of other networks than these "
             f"{len(networks)}. Fit it anew (`satmap confidence`), or move it elsewhere."
         )
-    own = (plan.confidence, manifest_path(plan.confidence))
+    own = (plan.rating_model, manifest_path(plan.rating_model))
     return networks + tuple(in_threads(record_file, own))
 
 

@@ -9,10 +9,14 @@ import cv2
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
 
+from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls import METRES_PER_PIXEL
 from satmap.evaluation.metrics.apls_diagnosis import Diagnosis, LostRoads, Route, diagnose
+from satmap.evaluation.metrics.building_f1 import match_buildings
 from satmap.evaluation.metrics.figures import Figures
+from satmap.evaluation.score import BuildingSides, CocoSides, MaskSides, RoadSides, Scoring
 from satmap.io.progress import track
 from satmap.io.text import natural_key
 from satmap.report.panels import (
@@ -26,6 +30,8 @@ from satmap.report.panels import (
     compose,
     write_picture,
 )
+from satmap.submissions.buildings_csv import BuildingRow
+from satmap.submissions.mask_rasters import read_mask
 from satmap.submissions.roads_csv import RoadRow
 
 # File systems take 255 bytes, and temporary names beside are longer.
@@ -76,6 +82,62 @@ def write_misses(
         write_picture(path, draw(image_id))
         written.append(path)
     return written
+
+
+def draw_image(scoring: Scoring, image_id: str) -> Picture:
+    """Draw what was missed and what is false in an image, uint8 (h, w, 3).
+
+    Raises:
+        SatmapError: there are no pictures of this kind of result.
+    """
+    figures = scoring.report.images[image_id]
+    title = f"{image_id}: {scoring.rank_by} {figures[scoring.rank_by]:.3f}"
+    match scoring.sides:
+        case RoadSides(truth, proposal, metres_per_pixel):
+            return roads_picture(
+                truth[image_id],
+                proposal[image_id],
+                title=image_id,
+                figures=figures,
+                metres_per_pixel=metres_per_pixel,
+            )
+        case BuildingSides(truth, proposal):
+            return _draw_buildings(truth[image_id], proposal[image_id], title)
+        case CocoSides() as sides:
+            return _draw_coco(sides, int(image_id), title)
+        case MaskSides(truth, proposal):
+            return mask_picture(
+                read_mask(truth[image_id]), read_mask(proposal[image_id]), title=title
+            )
+    raise SatmapError("there are no pictures of this kind of result; leave --plot out.")
+
+
+def _draw_buildings(
+    truth: Sequence[BuildingRow], proposal: Sequence[BuildingRow], title: str
+) -> Picture:
+    matches = match_buildings(truth, proposal)
+    # Buildings that are too small to count are neither missed nor false.
+    true = [row for row, counts in zip(truth, matches.counted_truth, strict=True) if counts]
+    proposed = [row for row, counts in zip(proposal, matches.counted, strict=True) if counts]
+    return buildings_picture(
+        [row.polygon for row in true],
+        [row.polygon for row in proposed],
+        match_buildings(true, proposed).taken.tolist(),
+        title=title,
+    )
+
+
+def _draw_coco(sides: CocoSides, image: int, title: str) -> Picture:
+    width, height = sides.truth.sizes[image]
+    drawn = []
+    for entries in (sides.truth.buildings.get(image, ()), sides.proposal.get(image, ())):
+        masks = [entry.mask.for_library() for entry in entries]
+        merged = np.zeros((height, width), np.bool_)
+        if masks:
+            union = coco_mask.merge(masks)  # type: ignore[arg-type]
+            merged = coco_mask.decode(union).astype(np.bool_)
+        drawn.append(merged)
+    return mask_picture(*drawn, title=title)
 
 
 def _file_name(image_id: str) -> str:
