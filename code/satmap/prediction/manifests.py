@@ -85,7 +85,7 @@ def write_submission_manifest(
         "recipe": record_recipe(plan.recipe, content=True),
         "seeds": {"recipe": plan.recipe.seed},
         "out_of_fold": request.out_of_fold,
-        "look": str(request.view_angle) if request.view_angle else None,
+        "view_angle": str(request.view_angle) if request.view_angle else None,
         "directories": tuple(map(str, request.directories)),
         "weights_directory": str(request.weights),
         "weights": weights,
