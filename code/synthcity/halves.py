@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from shapely import STRtree
 
-from satmap.io.files import write_text
+from synthcity.files import write_text
 from synthcity.footprints import CSV_HEADER, Footprint, tile_footprints
 from synthcity.oblique import Site
 from synthcity.plan import Box

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from satmap.io.files import require_writable, write_text
-from synthcity.disk import refuse_strangers, write_jpeg
+from synthcity.files import refuse_other_city, require_writable, write_jpeg, write_text
 from synthcity.footprints import Footprint, coco
 from synthcity.spectra import RGB_BANDS
 from synthcity.tiles import Tile
@@ -28,7 +27,7 @@ def write_coco(directory: Path, chips: int, test_chips: int, seed: int, size: in
         size: side of an image, pixels.
 
     Raises:
-        SatmapError: the directory cannot be written to or holds another city.
+        CityError: the directory cannot be written to or holds another city.
     """
     (train, green), (rest, rest_green) = surveyed(chips, 2 * test_chips, size, seed)
     # Tiles for validation and for the test lie in one city, beside each other.
@@ -40,7 +39,7 @@ def write_coco(directory: Path, chips: int, test_chips: int, seed: int, size: in
          rest[test_chips:]),
     ]  # fmt: skip
     for _, root, annotations, tiles in splits:
-        refuse_strangers(root, {_picture(root, tile) for tile in tiles})
+        refuse_other_city(root, {_picture(root, tile) for tile in tiles})
         if tiles:
             require_writable(annotations)
     shots: dict[str, NDArray[np.uint16]] = {}

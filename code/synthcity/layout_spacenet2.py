@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from satmap.io.files import require_writable, write_text
-from synthcity.disk import refuse_strangers, write_tiff
+from synthcity.files import refuse_other_city, require_writable, write_text, write_tiff
 from synthcity.footprints import csv_rows, geojson
 from synthcity.halves import write_csv
 from synthcity.spectra import RGB_BANDS
@@ -27,7 +26,7 @@ def write_spacenet2(
         name: the AOI.
 
     Raises:
-        SatmapError: the directory cannot be written to or holds another city.
+        CityError: the directory cannot be written to or holds another city.
     """
     halves = surveyed(chips, test_chips, size, seed)
     train, test = directory / "train" / f"{name}_Train", directory / "test" / f"{name}_Test_public"
@@ -38,7 +37,7 @@ def write_spacenet2(
     for (tiles, _), root, truth in zip(halves, (train, test), truths, strict=True):
         ours = {_vertical(root, kind, name, tile) for kind in ("MUL", "RGB") for tile in tiles}
         ours |= {_vertical_label(root, name, tile) for tile in tiles}
-        refuse_strangers(root, ours)
+        refuse_other_city(root, ours)
         if tiles:
             require_writable(truth)
     for order, ((tiles, green), root, truth) in enumerate(

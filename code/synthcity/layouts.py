@@ -64,7 +64,7 @@ def make_building_city(
         name: ``AOI_<number>_<word>``, of SpaceNet 2.
 
     Raises:
-        SatmapError: an argument is out of range, the directory cannot be written to or it holds
+        CityError: an argument is out of range, the directory cannot be written to or it holds
             images of another made city.
     """
     chips, test_chips, size = (

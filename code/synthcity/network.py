@@ -9,9 +9,25 @@ from itertools import pairwise
 import numpy as np
 from shapely import LineString, Point, STRtree, get_coordinates
 
-from satmap.vectors.speeds import class_speed_mph
 from synthcity.plan import Plan
 from synthcity.streets import GROUND, SUNK, Street, district_streets, main_streets
+
+#: Metres a second in a mile an hour.
+MPS_PER_MPH = 0.44704
+
+# SpaceNet 5's rule. Class -> mph with at most two lanes, with three or more.
+_SPEEDS_MPH = {
+    "motorway": (55.0, 65.0),
+    "motorway_link": (55.0, 65.0),
+    "primary": (45.0, 55.0),
+    "secondary": (35.0, 45.0),
+    "tertiary": (30.0, 35.0),
+    "residential": (25.0, 30.0),
+    "unclassified": (20.0, 20.0),
+    "service": (20.0, 20.0),
+    "track": (20.0, 20.0),
+}
+_UNPAVED_FACTOR = 0.75
 
 # Streets that end or cross this near to each other meet in one node, metres.
 _SNAP_M = 1.5
@@ -41,7 +57,9 @@ class Edge:
     @property
     def speed_mph(self) -> float:
         """Speed by class, lanes and surface, miles an hour."""
-        return class_speed_mph(self.street.highway, self.street.lanes, self.street.paved)
+        slow, fast = _SPEEDS_MPH[self.street.highway]
+        speed = fast if self.street.lanes >= 3 else slow
+        return speed * (1.0 if self.street.paved else _UNPAVED_FACTOR)
 
 
 def make_edges(plan: Plan, rng: np.random.Generator) -> list[Edge]:

@@ -1,5 +1,6 @@
 """Where the chips of a made city lie: the pixel grid, the georeference and the chips' windows."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,6 @@ from numpy.typing import NDArray
 from rasterio import Affine
 from shapely import Polygon, box
 
-from satmap.vectors.georeference import metres_per_degree
 from synthcity.noise import Window
 from synthcity.paint import Grid
 from synthcity.plan import MAX_WARP_M, Box
@@ -137,6 +137,17 @@ def make_surveys(
         test_chips, chips, size, _columns(test_chips), train.east + 0.011, bool(rng.random() < 0.5)
     )
     return train, test
+
+
+def metres_per_degree(latitude: float) -> tuple[float, float]:
+    """Metres in a degree of longitude and of latitude on the WGS 84 ellipsoid."""
+    semi_major, eccentricity2 = 6378137.0, 6.69437999014e-3
+    sine = math.sin(math.radians(latitude))
+    curvature = 1 - eccentricity2 * sine * sine
+    normal = semi_major / math.sqrt(curvature)
+    meridian = semi_major * (1 - eccentricity2) / curvature**1.5
+    radian = math.pi / 180
+    return normal * math.cos(math.radians(latitude)) * radian, meridian * radian
 
 
 def _columns(chips: int) -> int:

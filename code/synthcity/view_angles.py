@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from satmap.errors import SatmapError
+from synthcity.files import CityError
 
 # Off-nadir angle and target azimuth (degrees), resolution of the panchromatic band (metres). The
 # list has 31.0, 37.0 and 54.0 degrees where names say 30, 36 and 53: it was rounded up there.
@@ -63,10 +63,10 @@ def write_view_angles(count: int, rng: np.random.Generator) -> tuple[ViewAngle, 
     """``count`` of the 27 looks, the least and the most oblique first of all, by angle.
 
     Raises:
-        SatmapError: there are not so many, or it is none.
+        CityError: there are not so many, or it is none.
     """
     if not 1 <= count <= VIEW_ANGLES:
-        raise SatmapError(f"cannot make {count} looks; give a number from 1 to {VIEW_ANGLES}.")
+        raise CityError(f"cannot make {count} looks; give a number from 1 to {VIEW_ANGLES}.")
     serials = rng.choice(0xFFFFF, VIEW_ANGLES, replace=False)
     chosen = np.unique(np.rint(np.linspace(0, VIEW_ANGLES - 1, count)).astype(int))
     return tuple(
