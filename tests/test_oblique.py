@@ -31,6 +31,7 @@ from satmap.submissions.buildings_csv import (
 )
 from satmap.vectors.georeference import georeference_of
 from synthcity import BuildingLayout, CityError, make_building_city, make_city
+from synthcity.city import Land, Town, make_town
 from synthcity.files import write_jpeg, write_tiff
 from synthcity.footprints import Footprint, coco, hidden
 from synthcity.noise import Window
@@ -39,10 +40,17 @@ from synthcity.paint import Grid
 from synthcity.solids import Coat, Solid, flat_block, gabled_block, hipped_block
 from synthcity.spectra import RGB_BANDS, Material, draw_sensor
 from synthcity.strokes import Fill, scene_of
-from synthcity.surface import Land
-from synthcity.town import Town, make_town
-from synthcity.view_angles import VIEW_ANGLES, ViewAngle, write_view_angles
-from synthcity.views import GROUND, Skyline, View, coverage, skyline_of, view_angle
+from synthcity.views import (
+    GROUND,
+    VIEW_ANGLES,
+    Skyline,
+    View,
+    ViewAngle,
+    coverage,
+    skyline_of,
+    view_angle,
+    write_view_angles,
+)
 
 PIXEL_M = 0.5
 GRID = Grid(PIXEL_M, PIXEL_M)

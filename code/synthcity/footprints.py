@@ -13,7 +13,7 @@ from shapely import Polygon, STRtree
 
 from synthcity.plan import FloatArray
 from synthcity.solids import Solid
-from synthcity.tiles import Tile
+from synthcity.survey import Tile
 
 CSV_HEADER = "ImageId,BuildingId,PolygonWKT_Pix,PolygonWKT_Geo"
 

@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from synthcity.city import make_half, noise, write_csv
 from synthcity.files import refuse_other_city, require_writable, write_text, write_tiff
 from synthcity.footprints import csv_rows, geojson, hidden
-from synthcity.halves import make_half, noise, write_csv
 from synthcity.oblique import photograph, through_air
 from synthcity.spectra import RGB_BANDS, draw_sensor
-from synthcity.tiles import Tile, oblique_tiles
-from synthcity.view_angles import VIEW_ANGLES, ViewAngle
+from synthcity.survey import Tile, oblique_tiles
+from synthcity.views import VIEW_ANGLES, ViewAngle
 
 # Red, green, blue and near infrared, as SpaceNet 4 orders them.
 _BANDS = (*RGB_BANDS, 6)

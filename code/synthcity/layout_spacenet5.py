@@ -1,4 +1,4 @@
-"""Writing a made city to disk in the layout of SpaceNet 5."""
+"""SpaceNet 5's layout: 8-band and RGB images, road labels with speeds, the truth as CSV."""
 
 import re
 from dataclasses import dataclass
@@ -9,12 +9,11 @@ import rasterio
 from numpy.typing import NDArray
 from shapely import STRtree
 
+from synthcity.city import City, Land, make_scene
 from synthcity.files import CityError, refuse_other_city, require_writable, write_text, write_tiff
 from synthcity.labels import CSV_HEADER, ChipRoad, chip_roads, csv_rows, geojson
 from synthcity.paint import paint
-from synthcity.scene import City, make_scene
 from synthcity.spectra import MAX_COUNT, RGB_BANDS, Sensor, draw_sensor
-from synthcity.surface import Land
 from synthcity.survey import Survey, make_surveys
 
 _SMALLEST = 64
