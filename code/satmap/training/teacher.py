@@ -29,6 +29,11 @@ from satmap.weights.tensor_file import CHECKSUM, read_metadata
 # Raise when the same teacher's planes change.
 _FORMAT = "1"
 
+# Inference settings that do not change probability maps. All others are part of the digest, so that
+# a new setting makes soft targets stale until somebody decides otherwise. The checkpoints choose
+# the files, which are part of it.
+_SETTINGS_WITHOUT_EFFECT = {"batch", "checkpoints", "default_metres_per_pixel", "neighbours"}
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -55,10 +60,9 @@ class Teacher:
     @property
     def digest(self) -> str:
         """Hexadecimal digits that change with the networks' weights and how they predict."""
-        inference = self.recipe.inference
-        how = (inference.tta, inference.window, inference.overlap)
+        settings = self.recipe.inference.model_dump_json(exclude=_SETTINGS_WITHOUT_EFFECT)
         networks = sorted((_checksum(file), file.votes) for file in self.files)
-        return hashlib.sha256(f"{_FORMAT} {how} {networks}".encode()).hexdigest()
+        return hashlib.sha256(f"{_FORMAT} {settings} {networks}".encode()).hexdigest()
 
 
 def find_teacher(directory: Path, student: Recipe) -> Teacher:
