@@ -63,7 +63,15 @@ class RoadDecoder:
         return ImageRoads(image_id, found, georeference)
 
     def require_output(self, output: Path, exports: Sequence[Path], chips: Sequence[Chip]) -> None:
-        """Roads can be written in all formats."""
+        """Refuse COCO results, which only buildings have.
+
+        Raises:
+            SatmapError: the output is named so.
+        """
+        if output.suffix.lower() == ".json":
+            raise SatmapError(
+                f"{output}: the submission of roads is a CSV file. Give a name that ends in .csv."
+            )
 
     def write(
         self, output: Path, ids: Sequence[str], keys: Mapping[str, str], journal: Journal
