@@ -175,7 +175,7 @@ def translate(directory: Path, arguments: list[str]) -> Path:
     parser.add_argument("files", nargs=2)
     given = parser.parse_args(arguments)
     low, high, bottom, top = given.scale
-    source, target = directory / given.files[0], directory / given.files[1]
+    source, target = directory / str(given.files[0]), directory / str(given.files[1])
     with rasterio.open(source) as image:
         ratio = (top - bottom) / (high - low)
         bands = "".join(
