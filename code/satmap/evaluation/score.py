@@ -12,13 +12,13 @@ from pycocotools import mask as coco_mask
 
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls import METRES_PER_PIXEL, aoi_of, score_roads
-from satmap.evaluation.metrics.building_f1 import match_buildings, score_buildings
+from satmap.evaluation.metrics.building_f1 import score_buildings
 from satmap.evaluation.metrics.coco_ap import score_coco
 from satmap.evaluation.metrics.figures import Figures, Report
 from satmap.evaluation.metrics.jaccard import score_masks
 from satmap.evaluation.metrics.topo import TopoScore, topo
 from satmap.io.geojson_reader import read_geojson
-from satmap.report.misses import buildings_picture, mask_picture, roads_picture
+from satmap.report.misses import mask_picture, roads_picture, scored_buildings_picture
 from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
 from satmap.submissions.coco_json import read_coco_results, read_coco_truth
 from satmap.submissions.formats import Format, detect
@@ -176,15 +176,8 @@ def _buildings(
     report = score_buildings(truth, proposal)
 
     def draw(image_id: str) -> Picture:
-        matches = match_buildings(truth[image_id], proposal[image_id])
-        # What is too small to count is neither missed nor false.
-        true = [row for row, c in zip(truth[image_id], matches.counted_truth, strict=True) if c]
-        proposed = [row for row, c in zip(proposal[image_id], matches.counted, strict=True) if c]
-        return buildings_picture(
-            [row.polygon for row in true],
-            [row.polygon for row in proposed],
-            match_buildings(true, proposed).taken.tolist(),
-            title=_title(report, image_id, "f1"),
+        return scored_buildings_picture(
+            truth[image_id], proposal[image_id], title=_title(report, image_id, "f1")
         )
 
     return Scoring(report, "f1", draw)

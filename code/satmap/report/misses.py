@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from satmap.evaluation.metrics.apls import METRES_PER_PIXEL
 from satmap.evaluation.metrics.apls_diagnosis import Diagnosis, LostRoads, Route, diagnose
+from satmap.evaluation.metrics.building_f1 import match_buildings
 from satmap.evaluation.metrics.figures import Figures
 from satmap.io.progress import track
 from satmap.io.text import natural_key
@@ -26,6 +27,7 @@ from satmap.report.panels import (
     compose,
     write_picture,
 )
+from satmap.submissions.buildings_csv import BuildingRow
 from satmap.submissions.roads_csv import RoadRow
 
 # File systems take 255 bytes, and temporary names beside are longer.
@@ -37,6 +39,10 @@ _FALSE: Colour = (250, 135, 0)
 _DETOUR: Colour = (40, 90, 215)
 _FAINT: Colour = (140, 140, 140)
 _DARK: Colour = (35, 35, 35)
+
+# Buildings found, missed, false and as proposed: on white, and brighter on an image.
+_ON_WHITE = (_RIGHT, _MISSED, _FALSE, _DETOUR)
+_ON_IMAGE: tuple[Colour, ...] = ((70, 205, 105), (245, 45, 60), (255, 150, 20), (70, 180, 255))
 
 
 def write_misses(
@@ -122,7 +128,7 @@ def roads_picture(
         if image is None
         else View.record(image.shape)
     )
-    ground = view.ground(image)
+    ground = view.ground(image, pale=True)
 
     def roads(lines: Sequence[NDArray[np.float64]], losses: LostRoads, colour: Colour) -> Picture:
         panel = ground.copy()
@@ -235,6 +241,38 @@ def _extent(view: View, metres_per_pixel: float) -> str:
 # --- buildings ------------------------------------------------------------------------------------
 
 
+def scored_buildings_picture(
+    truth: Sequence[BuildingRow],
+    proposal: Sequence[BuildingRow],
+    *,
+    title: str,
+    image: Picture | None = None,
+) -> Picture:
+    """Draw the buildings of one image that the score counts.
+
+    Polygons that are too small to be scored are left out, so that the legend's counts are the
+    score's true positives, false positives and false negatives.
+
+    Args:
+        truth: the true buildings, in pixels of the image.
+        proposal: the predicted ones.
+        title: as of :func:`buildings_picture`.
+        image: likewise.
+
+    Returns:
+        uint8 (h, w, 3).
+    """
+    matches = match_buildings(truth, proposal)
+    # Indices among the buildings that count.
+    index = np.cumsum(matches.counted_truth) - 1
+    taken = [index[match] if match >= 0 else -1 for match in matches.taken[matches.counted]]
+    shown, drawn = (
+        [row.polygon for row, counts in zip(rows, counted, strict=True) if counts]
+        for rows, counted in ((truth, matches.counted_truth), (proposal, matches.counted))
+    )
+    return buildings_picture(shown, drawn, taken, title=title, image=image)
+
+
 def buildings_picture(
     truth: Sequence[shapely.Geometry],
     proposal: Sequence[shapely.Geometry],
@@ -250,7 +288,8 @@ def buildings_picture(
         proposal: the same.
         matches: for each proposal the index of the truth polygon that it took, or -1.
         title: what stands above, such as the image's id and score.
-        image: uint8 (h, w, 3), drawn pale below; as in :func:`roads_picture`.
+        image: uint8 (h, w, 3), red, green, blue, drawn below. Without one the ground is white and
+            the view as large as the buildings.
 
     Returns:
         uint8 (h, w, 3).
@@ -265,15 +304,17 @@ def buildings_picture(
     found = [truth[i] for i in sorted(taken)]
     right = [polygon for polygon, match in zip(proposal, matches, strict=True) if match >= 0]
     false = [polygon for polygon, match in zip(proposal, matches, strict=True) if match < 0]
-    view.draw_polygons(panel, found, _RIGHT, filling=0.35)
-    view.draw_polygons(panel, missed, _MISSED, filling=0.5)
-    view.draw_polygons(panel, false, _FALSE, filling=0.4, thickness=2)
-    view.draw_polygons(panel, right, _DETOUR)
+    on_image = image is not None
+    green, red, orange, blue = _ON_IMAGE if on_image else _ON_WHITE
+    view.draw_polygons(panel, found, green, filling=0.35)
+    view.draw_polygons(panel, missed, red, filling=0.5, casing=on_image)
+    view.draw_polygons(panel, false, orange, filling=0.4, thickness=2, casing=on_image)
+    view.draw_polygons(panel, right, blue, casing=on_image)
     keys = [
-        Key(f"found ({len(found)})", _RIGHT, "area"),
-        Key("as proposed", _DETOUR),
-        Key(f"missed ({len(missed)})", _MISSED, "area"),
-        Key(f"false ({len(false)})", _FALSE, "area"),
+        Key(f"found ({len(found)})", green, "area"),
+        Key("as proposed", blue),
+        Key(f"missed ({len(missed)})", red, "area"),
+        Key(f"false ({len(false)})", orange, "area"),
     ]
     return compose([title], [Panel(panel, "buildings", keys)])
 

@@ -13,7 +13,7 @@ from satmap.data.cache import CachedChip
 from satmap.evaluation.metrics.building_f1 import Counts, group_of, match_buildings
 from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
 from satmap.rasters.probability_maps import BUILDING, ProbabilityMaps, resize_maps
-from satmap.report.misses import buildings_picture
+from satmap.report.misses import scored_buildings_picture
 from satmap.submissions.buildings_csv import BuildingRow
 from satmap.tasks.buildings.losses import building_loss
 from satmap.tasks.buildings.targets import BODY_BIT
@@ -99,12 +99,9 @@ class BuildingObjective:
         """What was found, missed and false, over the image."""
         image, _ = chip.read()
         height, width = chip.size
-        true = true_buildings(chip)
-        matches = match_buildings(true, score.rows)
-        return buildings_picture(
-            [row.polygon for row in true],
-            [row.polygon for row in score.rows],
-            matches.taken.tolist(),
+        return scored_buildings_picture(
+            true_buildings(chip),
+            score.rows,
             title=f"{score.caption}: {chip.image_id}",
             image=np.asarray(cv2.resize(image[..., :3], (width, height)), np.uint8),
         )
