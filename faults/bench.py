@@ -257,13 +257,13 @@ class Bench:
             running.wait(_ORPHANS_S)
             self.find(f"hung: not done after {self.limit_s:.0f} s")
             return Ended(DONE, "", "", self.limit_s, 0.0)
-        self.view_angle(ended, statuses)
+        self.inspect(ended, statuses)
         if running.has_orphans():
             running.end_all()
             self.find("left processes behind")
         return ended
 
-    def view_angle(
+    def inspect(
         self, ended: Ended, statuses: Sequence[int] = (DONE, FAILED, WRONG_ARGUMENTS, RESTART)
     ) -> None:
         """Look at what every command must keep to: status, messages, temporary files."""

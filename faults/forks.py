@@ -9,6 +9,11 @@ from pathlib import Path
 
 def load_libraries() -> None:
     """Import what the commands import, without any thread started."""
+    import satmap.evaluation.score
+    import satmap.prediction.run
+    import satmap.prediction.vectorize
+    import satmap.report.misses
+    import satmap.training.ensemble  # noqa: F401
 
 
 def fork(

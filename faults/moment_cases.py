@@ -161,7 +161,7 @@ def _worker_killed(bench: Bench) -> str:
         running.end_all()
         bench.find("hung")
         return "hung"
-    bench.view_angle(ended)
+    bench.inspect(ended)
     bench.must(ended.status == FAILED, f"status {ended.status}, not 1")
     bench.must_say(ended, "worker")
     _same_after_all(bench)
@@ -177,7 +177,7 @@ def _ended(bench: Bench, number: signal.Signals) -> str:
         bench.find(f"not ended 30 s after {number.name}")
         return "hung"
     # By the signal itself where it comes before satmap does.
-    bench.view_angle(ended, (DONE, 128 + number, -number))
+    bench.inspect(ended, (DONE, 128 + number, -number))
     _same_after_all(bench)
     return f"status {ended.status}, goes on"
 
@@ -192,7 +192,7 @@ def _stopped(bench: Bench) -> str:
         running.end_all()
         bench.find("hung")
         return "hung"
-    bench.view_angle(ended, (DONE,))
+    bench.inspect(ended, (DONE,))
     bench.must_be_valid()
     return "valid"
 
@@ -209,7 +209,7 @@ def _train_terminated(bench: Bench) -> str:
         running.end_all()
         bench.find("not ended 60 s after SIGTERM")
         return "hung"
-    bench.view_angle(ended, (DONE, 128 + signal.SIGTERM))
+    bench.inspect(ended, (DONE, 128 + signal.SIGTERM))
     ended = bench.run(*_training(bench))
     bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
     same_network(bench)
@@ -246,7 +246,7 @@ def _both(bench: Bench, first: Running, second: Running) -> list[int]:
             running.end_all()
             bench.find("hung")
             continue
-        bench.view_angle(ended)
+        bench.inspect(ended)
         statuses.append(ended.status)
         if ended.status == FAILED:
             bench.must_say(ended, "another run")
@@ -321,7 +321,7 @@ def _jumps(bench: Bench, running: Running) -> None:
         new.write_text(f"{bench.random.randrange(-20 * 365, 20 * 365):+d}d\n")
         new.replace(bench.directory / "clock")
         if (ended := running.wait(0.2)) is not None:
-            bench.view_angle(ended)
+            bench.inspect(ended)
             bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
             return
     running.end_all()

@@ -264,7 +264,7 @@ def _unreadable(bench: Bench) -> str:
     return _as_nobody(bench, lambda: bench.must_be_valid(harmed=[_VICTIM_ID]), victim.name)
 
 
-def _as_nobody(bench: Bench, view_angle: Callable[[], None], name: str) -> str:
+def _as_nobody(bench: Bench, check: Callable[[], None], name: str) -> str:
     within: tuple[str, ...] = ()
     if os.geteuid() == 0:
         within = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
@@ -274,7 +274,7 @@ def _as_nobody(bench: Bench, view_angle: Callable[[], None], name: str) -> str:
     ended = bench.predict(within=within)
     bench.must(ended.status == DONE, f"status {ended.status}: {ended.said[-300:]!r}")
     bench.must_say(ended, name)
-    view_angle()
+    check()
     return REPORTED
 
 

@@ -1,6 +1,9 @@
 """Pictures of predicted buildings."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,9 +13,16 @@ from numpy.typing import NDArray
 
 from made_buildings import square, write_coco, write_tile
 from satmap.errors import SatmapError
+from satmap.evaluation.metrics.building_f1 import Counts
+from satmap.evaluation.metrics.jaccard import Overlap
+from satmap.evaluation.score import score_files
+from satmap.report import misses
 from satmap.report.building_overlay import write_building_overlays
+from satmap.report.panels import Panel, Picture, compose
 from satmap.submissions.buildings_csv import BuildingRow, write_buildings_csv
 from satmap.submissions.coco_json import Detection, write_coco_results
+from satmap.tasks.buildings.objective import BuildingObjective, BuildingScore
+from satmap.tasks.buildings.vectorizer.settings import BuildingSettingsByCategory
 
 NAME = "AOI_9_Made_img1"
 
@@ -52,6 +62,59 @@ def test_buildings_are_drawn_where_they_are(tmp_path: Path) -> None:
         tmp_path / "both.csv", [tmp_path / "data"], tmp_path / "true", tmp_path / "truth.csv"
     )
     assert true[0].stat().st_size > 0
+
+
+def test_the_legend_counts_what_the_scorer_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[str] = []
+
+    def composed(caption: Sequence[str], panels: Sequence[Panel]) -> Picture:
+        texts.extend(key.text for panel in panels for key in panel.keys)
+        return compose(caption, panels)
+
+    monkeypatch.setattr(misses, "compose", composed)
+    write_tile(tmp_path / "data", 1, [])
+    house, other, wrong = box(5, 5, 20), box(60, 60, 12), box(5, 60, 15)
+    # 19.4 square pixels, a match that does not count, and 9.
+    shed, speck = box(40, 5, 4.4), box(70, 20, 3)
+    truth = [BuildingRow(polygon) for polygon in (house, shed, other)]
+    proposal = [BuildingRow(polygon, 0.5) for polygon in (speck, shed, wrong, house)]
+    files = tmp_path / "truth.csv", tmp_path / "proposal.csv"
+    for path, rows in zip(files, (truth, proposal), strict=True):
+        write_buildings_csv(path, {NAME: rows})
+    scoring = score_files(*files)
+    figures = scoring.report.images[NAME]
+    assert [figures[name] for name in ("tp", "fp", "fn")] == [1, 1, 1]
+    expected = ["found (1)", "as proposed", "missed (1)", "false (1)"]
+    write_building_overlays(files[1], [tmp_path / "data"], tmp_path / "pictures", files[0])
+    assert texts == expected
+    texts.clear()
+    scoring.draw(NAME)
+    assert texts == expected
+    # And the pictures of a training.
+    texts.clear()
+    objective = BuildingObjective(("building",), BuildingSettingsByCategory())
+    outlines = [row.polygon for row in truth]
+    image = np.zeros((96, 96, 3), np.uint8), None
+    chip: Any = SimpleNamespace(image_id=NAME, size=(96, 96), outlines=outlines, read=lambda: image)
+    objective.picture(chip, BuildingScore(Counts(1, 1, 1), Overlap(0, 0, 0), proposal))
+    assert texts == expected
+
+
+def box(x: float, y: float, size: float) -> shapely.Polygon:
+    return shapely.box(x, y, x + size, y + size)
+
+
+def test_the_image_keeps_its_contrast(tmp_path: Path) -> None:
+    write_tile(tmp_path / "data", 1, [square(10, 10, 20)])
+    write_buildings_csv(tmp_path / "out.csv", {NAME: []})
+    (path,) = write_building_overlays(tmp_path / "out.csv", [tmp_path / "data"], tmp_path / "p")
+    picture = cv2.imread(str(path))
+    assert picture is not None
+    # Bright buildings on a ground that is dark, and not paled.
+    panel = picture[100:-100, 100:700]
+    assert np.median(panel) < 60 and panel.max() > 200
 
 
 def test_coco_masks_are_drawn(tmp_path: Path) -> None:

@@ -137,12 +137,41 @@ def test_soft_targets_are_what_the_ensemble_says_and_are_made_once(
     assert np.array_equal(soft.read(), expected)
 
 
+def with_inference(teacher: Teacher, **settings: object) -> Teacher:
+    inference = teacher.recipe.inference.model_copy(update=settings)
+    recipe = teacher.recipe.model_copy(update={"inference": inference})
+    return replace(teacher, recipe=recipe)
+
+
+def test_settings_of_inference_that_change_maps_make_other_soft_targets(
+    chips: list[CachedChip], teacher: Teacher, tmp_path: Path
+) -> None:
+    context = RunContext(tmp_path / "weights", CPU)
+    for settings in ({"mean": "geometric"}, {"padding": "replicate"}):
+        other = with_inference(teacher, **settings)
+        before, after = (
+            predict_soft_targets(chips[:1], each, context)[0].soft for each in (teacher, other)
+        )
+        assert before is not None and after is not None
+        assert before.path != after.path
+        assert not np.array_equal(before.read(), after.read())
+
+
 def test_another_teacher_makes_other_files(teacher: Teacher, tmp_path: Path) -> None:
     less = replace(teacher, files=teacher.files[:1])
-    inference = teacher.recipe.inference.model_copy(update={"tta": 8})
-    recipe = teacher.recipe.model_copy(update={"inference": inference})
-    digests = {each.digest for each in (teacher, less, replace(teacher, recipe=recipe))}
-    assert len(digests) == 3
+    assert less.digest != teacher.digest
+    changes: dict[str, object] = {
+        "tta": 8, "mean": "geometric", "window": 64, "overlap": 16, "padding": "replicate",
+        "batch": 1, "checkpoints": ("last",), "default_metres_per_pixel": 0.5, "neighbours": False,
+    }  # fmt: skip
+    # A new setting must be added here.
+    assert changes.keys() == type(teacher.recipe.inference).model_fields.keys()
+    changed = {
+        name
+        for name, value in changes.items()
+        if with_inference(teacher, **{name: value}).digest != teacher.digest
+    }
+    assert changed == {"tta", "mean", "window", "overlap", "padding"}
     # The names of the files do not matter, and neither does where they lie.
     assert make_teacher(tmp_path).digest == teacher.digest
 

@@ -191,6 +191,33 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "cannot write" in capsys.readouterr().err
 
 
+def test_a_folder_is_refused_with_the_names_of_its_weight_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+
+    def refusal() -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(["export", str(folder), str(tmp_path / "network.pt2")])
+        assert ended.value.code == 1
+        return capsys.readouterr().err
+
+    assert f"{folder} is a folder without weight files (*.safetensors)" in refusal()
+    for name in ("fold1.last", "fold0.best", ".fold0-abcd1234"):
+        (folder / f"{name}.safetensors").touch()
+    (folder / "fold0.log.csv").touch()
+    message = refusal()
+    assert f"{folder} is a folder" in message
+    assert (
+        "Give one of the weight files in it: fold0.best.safetensors, fold1.last.safetensors."
+        in (message)
+    )
+    for number in range(30):
+        (folder / f"g{number}.safetensors").touch()
+    assert "g24.safetensors and 12 others." in refusal()
+
+
 def test_categories_that_do_not_exist_are_refused_before_an_export() -> None:
     network = make("tiny", "plain", ("a", "b", "c"))
     x = torch.zeros(2, 3, 32, 32)

@@ -1,8 +1,12 @@
+import argparse
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
+import rasterio.shutil
 from affine import Affine
 
 from made_files import lon_lat, write_image
@@ -137,10 +141,59 @@ def test_wrong_band_count(tmp_path: Path, bands: int, product: str) -> None:
         read_info(path, product)
 
 
-def test_wrong_type(tmp_path: Path) -> None:
-    path = write_image(tmp_path / "a.tif", dtype="float32")
-    with pytest.raises(SatmapError, match="float32, but satmap reads uint8 and uint16"):
+@pytest.mark.parametrize("largest", [1, 2000])
+def test_floats_can_be_read_once_they_are_scaled_as_the_message_says(
+    tmp_path: Path, largest: int
+) -> None:
+    values = np.random.default_rng(0).uniform(0.01, 1, (3, 96, 128)) * largest
+    values[:, :10] = -9999
+    values[:, :, :10] = np.nan
+    path = write_image(tmp_path / "a.tif", pixels=values.astype(np.float32), nodata=-9999)
+    with pytest.raises(SatmapError, match="float32, but satmap reads uint8 and uint16") as refused:
         read_info(path, RGB)
+    assert "1 if values are between 0 and 1" in str(refused.value)
+    command = re.search("`gdal_translate (.*)`", str(refused.value).replace("MAX", str(largest)))
+    assert command is not None
+    scaled = translate(tmp_path, command[1].split())
+    info = read_info(scaled, RGB)
+    assert info.dtype == "uint16"
+    image = read_stretched(info, 0, 100)
+    assert not image[:10].any() and not image[:, :10].any()
+    valid = image[10:, 10:].transpose(2, 0, 1).astype(float)
+    # Values keep their order and their spread: the stretch to 8 bits is that of the floats.
+    for band, wanted in zip(valid, values[:, 10:, 10:], strict=True):
+        stretched = (wanted - wanted.min()) / np.ptp(wanted) * 255
+        assert np.abs(band - stretched.clip(1)).max() <= 1
+
+
+def translate(directory: Path, arguments: list[str]) -> Path:
+    """Do what ``gdal_translate`` does with these arguments, which not every machine has."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-ot")
+    parser.add_argument("-scale", nargs=4, type=float)
+    parser.add_argument("-a_nodata")
+    parser.add_argument("files", nargs=2)
+    given = parser.parse_args(arguments)
+    low, high, bottom, top = given.scale
+    source, target = directory / str(given.files[0]), directory / str(given.files[1])
+    with rasterio.open(source) as image:
+        ratio = (top - bottom) / (high - low)
+        bands = "".join(
+            f"""<VRTRasterBand dataType="{given.ot}" band="{band}">
+                  <NoDataValue>{given.a_nodata}</NoDataValue>
+                  <ComplexSource>
+                    <SourceFilename>{source}</SourceFilename>
+                    <SourceBand>{band}</SourceBand>
+                    <ScaleOffset>{bottom - low * ratio}</ScaleOffset>
+                    <ScaleRatio>{ratio}</ScaleRatio>
+                  </ComplexSource>
+                </VRTRasterBand>"""
+            for band in image.indexes
+        )
+        size = f'rasterXSize="{image.width}" rasterYSize="{image.height}"'
+    (directory / "scaled.vrt").write_text(f"<VRTDataset {size}>{bands}</VRTDataset>")
+    rasterio.shutil.copy(directory / "scaled.vrt", target, driver="GTiff")
+    return target
 
 
 def test_truncated_and_foreign_files(tmp_path: Path) -> None:

@@ -119,10 +119,11 @@ def _export(options: argparse.Namespace) -> int:
     width), and gives the probabilities of the planes, float32 (batch, planes, height, width).
     Their names and the recipe are in the file's metadata.
     """
-    from satmap.weights.export import export_network, require_exportable
+    from satmap.weights.export import export_network, require_exportable, require_single_file
     from satmap.weights.network_files import load_weights
 
     require_exportable(options.output)
+    require_single_file(options.network)
     network, metadata = load_weights(options.network)
     export_network(network, options.output, metadata, options.size and tuple(options.size))
     maps = ", ".join(network.map_names)

@@ -35,6 +35,7 @@ MS_BAND_ORDER = (5, 3, 2, 1, 4, 6, 7, 8)
 _ORDERS = {MULTISPECTRAL: MS_BAND_ORDER, RGB_NIR: (1, 2, 3, 4), RGB: (1, 2, 3)}
 
 _DTYPES = ("uint8", "uint16")
+_UINT16_MAX = 65535
 
 # Rows that are read at a time to look through a large image.
 _STRIP_ROWS = 512
@@ -91,8 +92,11 @@ def read_info(path: Path, product: str) -> ImageInfo:
         )
     if dtype not in _DTYPES:
         raise SatmapError(
-            f"{path}: pixels of type {dtype}, but satmap reads {' and '.join(_DTYPES)}. "
-            f"Convert it, for example with `rio convert --dtype uint16 {path.name} OUT.tif`."
+            f"{path}: pixels of type {dtype}, but satmap reads {' and '.join(_DTYPES)}. Scale "
+            f"the values to 0..{_UINT16_MAX} as you convert them, for example with "
+            f"`gdal_translate -ot UInt16 -scale 0 MAX 0 {_UINT16_MAX} -a_nodata 0 {path.name} "
+            "OUT.tif`. MAX is the largest value: 1 if values are between 0 and 1. Without a scale "
+            "such values would become 0 and 1."
         )
     return ImageInfo(path, product, width, height, bands, dtype, georeference)
 

@@ -12,9 +12,8 @@ from satmap.data.chip import Chip
 from satmap.data.imagery import read_stretched
 from satmap.data.layouts.building_challenges import find_building_images
 from satmap.errors import SatmapError
-from satmap.evaluation.metrics.building_f1 import match_buildings
 from satmap.io.progress import track
-from satmap.report.misses import buildings_picture
+from satmap.report.misses import scored_buildings_picture
 from satmap.report.panels import Key, Panel, View, compose, write_picture
 from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
 from satmap.submissions.coco_json import read_coco_results, read_coco_truth
@@ -35,7 +34,8 @@ def write_building_overlays(
         submission: SpaceNet's CSV or COCO results.
         directories: where the images lie.
         pictures: directory for the PNG files, one an image, named like the image.
-        truth: CSV or COCO annotations; what is found, missed and false is then told apart.
+        truth: CSV or COCO annotations; what is found, missed and false is then told apart, and
+            polygons too small for the building score are left out.
 
     Returns:
         The files written. Images that cannot be read are passed over.
@@ -63,10 +63,7 @@ def write_building_overlays(
         if true is None:
             write_picture(path, _picture(image, found, title))
         else:
-            expected = _of(chip, true)
-            taken = match_buildings(expected, found).taken.tolist()
-            shown, drawn = ([row.polygon for row in rows] for rows in (expected, found))
-            picture = buildings_picture(shown, drawn, taken, title=title, image=image)
+            picture = scored_buildings_picture(_of(chip, true), found, title=title, image=image)
             write_picture(path, picture)
         written.append(path)
     if not written:
@@ -78,9 +75,11 @@ def _picture(
     image: NDArray[np.uint8], rows: Sequence[BuildingRow], title: str
 ) -> NDArray[np.uint8]:
     """The buildings over the image, and the image beside it."""
-    view = View.record(image.shape)
+    view = View.of_image(image.shape)
     panel = view.ground(image)
-    view.draw_polygons(panel, [row.polygon for row in rows], _FOUND, filling=0.3, thickness=2)
+    view.draw_polygons(
+        panel, [row.polygon for row in rows], _FOUND, filling=0.2, thickness=2, casing=True
+    )
     keys = [Key(f"buildings ({len(rows)})", _FOUND, "area")]
     return compose(
         [title], [Panel(panel, "buildings", keys), Panel(view.ground(image), "image", [])]

@@ -44,6 +44,10 @@ _DETOUR: Colour = (40, 90, 215)
 _FAINT: Colour = (140, 140, 140)
 _DARK: Colour = (35, 35, 35)
 
+# Buildings found, missed, false and as proposed: on white, and brighter on an image.
+_ON_WHITE = (_RIGHT, _MISSED, _FALSE, _DETOUR)
+_ON_IMAGE: tuple[Colour, ...] = ((70, 205, 105), (245, 45, 60), (255, 150, 20), (70, 180, 255))
+
 
 def write_misses(
     directory: Path,
@@ -102,7 +106,7 @@ def draw_image(scoring: Scoring, image_id: str) -> Picture:
                 metres_per_pixel=metres_per_pixel,
             )
         case BuildingSides(truth, proposal):
-            return _draw_buildings(truth[image_id], proposal[image_id], title)
+            return scored_buildings_picture(truth[image_id], proposal[image_id], title=title)
         case CocoSides() as sides:
             return _draw_coco(sides, int(image_id), title)
         case MaskSides(truth, proposal):
@@ -110,21 +114,6 @@ def draw_image(scoring: Scoring, image_id: str) -> Picture:
                 read_mask(truth[image_id]), read_mask(proposal[image_id]), title=title
             )
     raise SatmapError("there are no pictures of this kind of result; leave --plot out.")
-
-
-def _draw_buildings(
-    truth: Sequence[BuildingRow], proposal: Sequence[BuildingRow], title: str
-) -> Picture:
-    matches = match_buildings(truth, proposal)
-    # Buildings that are too small to count are neither missed nor false.
-    true = [row for row, counts in zip(truth, matches.counted_truth, strict=True) if counts]
-    proposed = [row for row, counts in zip(proposal, matches.counted, strict=True) if counts]
-    return buildings_picture(
-        [row.polygon for row in true],
-        [row.polygon for row in proposed],
-        match_buildings(true, proposed).taken.tolist(),
-        title=title,
-    )
 
 
 def _draw_coco(sides: CocoSides, image: int, title: str) -> Picture:
@@ -182,9 +171,9 @@ def roads_picture(
     view = (
         View.around(np.concatenate([np.empty((0, 2)), *lines, *proposal_lines]))
         if image is None
-        else View.record(image.shape)
+        else View.of_image(image.shape)
     )
-    ground = view.ground(image)
+    ground = view.ground(image, pale=True)
 
     def roads(lines: Sequence[NDArray[np.float64]], losses: LostRoads, colour: Colour) -> Picture:
         panel = ground.copy()
@@ -297,6 +286,38 @@ def _extent(view: View, metres_per_pixel: float) -> str:
 # --- buildings ------------------------------------------------------------------------------------
 
 
+def scored_buildings_picture(
+    truth: Sequence[BuildingRow],
+    proposal: Sequence[BuildingRow],
+    *,
+    title: str,
+    image: Picture | None = None,
+) -> Picture:
+    """Draw the buildings of one image that the score counts.
+
+    Polygons that are too small to be scored are left out, so that the legend's counts are the
+    score's true positives, false positives and false negatives.
+
+    Args:
+        truth: the true buildings, in pixels of the image.
+        proposal: the predicted ones.
+        title: as of :func:`buildings_picture`.
+        image: likewise.
+
+    Returns:
+        uint8 (h, w, 3).
+    """
+    matches = match_buildings(truth, proposal)
+    # Indices among the buildings that count.
+    index = np.cumsum(matches.counted_truth) - 1
+    taken = [index[match] if match >= 0 else -1 for match in matches.taken[matches.counted]]
+    shown, drawn = (
+        [row.polygon for row, counts in zip(rows, counted, strict=True) if counts]
+        for rows, counted in ((truth, matches.counted_truth), (proposal, matches.counted))
+    )
+    return buildings_picture(shown, drawn, taken, title=title, image=image)
+
+
 def buildings_picture(
     truth: Sequence[shapely.Geometry],
     proposal: Sequence[shapely.Geometry],
@@ -312,7 +333,8 @@ def buildings_picture(
         proposal: the same.
         matches: for each proposal the index of the truth polygon that it took, or -1.
         title: what stands above, such as the image's id and score.
-        image: uint8 (h, w, 3), drawn pale below; as in :func:`roads_picture`.
+        image: uint8 (h, w, 3), red, green, blue, drawn below. Without one the ground is white and
+            the view as large as the buildings.
 
     Returns:
         uint8 (h, w, 3).
@@ -320,22 +342,24 @@ def buildings_picture(
     if len(matches) != len(proposal):
         raise ValueError(f"{len(proposal)} proposals but {len(matches)} matches")
     points = shapely.get_coordinates([*truth, *proposal])
-    view = View.around(points) if image is None else View.record(image.shape)
+    view = View.around(points) if image is None else View.of_image(image.shape)
     panel = view.ground(image)
     taken = {match for match in matches if match >= 0}
     missed = [polygon for i, polygon in enumerate(truth) if i not in taken]
     found = [truth[i] for i in sorted(taken)]
     right = [polygon for polygon, match in zip(proposal, matches, strict=True) if match >= 0]
     false = [polygon for polygon, match in zip(proposal, matches, strict=True) if match < 0]
-    view.draw_polygons(panel, found, _RIGHT, filling=0.35)
-    view.draw_polygons(panel, missed, _MISSED, filling=0.5)
-    view.draw_polygons(panel, false, _FALSE, filling=0.4, thickness=2)
-    view.draw_polygons(panel, right, _DETOUR)
+    on_image = image is not None
+    green, red, orange, blue = _ON_IMAGE if on_image else _ON_WHITE
+    view.draw_polygons(panel, found, green, filling=0.35)
+    view.draw_polygons(panel, missed, red, filling=0.5, casing=on_image)
+    view.draw_polygons(panel, false, orange, filling=0.4, thickness=2, casing=on_image)
+    view.draw_polygons(panel, right, blue, casing=on_image)
     keys = [
-        Key(f"found ({len(found)})", _RIGHT, "area"),
-        Key("as proposed", _DETOUR),
-        Key(f"missed ({len(missed)})", _MISSED, "area"),
-        Key(f"false ({len(false)})", _FALSE, "area"),
+        Key(f"found ({len(found)})", green, "area"),
+        Key("as proposed", blue),
+        Key(f"missed ({len(missed)})", red, "area"),
+        Key(f"false ({len(false)})", orange, "area"),
     ]
     return compose([title], [Panel(panel, "buildings", keys)])
 
@@ -356,7 +380,7 @@ def mask_picture(truth: NDArray[np.bool_], proposal: NDArray[np.bool_], *, title
     """
     if truth.shape != proposal.shape or truth.ndim != 2 or not truth.size:
         raise ValueError(f"masks must have one shape (h, w), got {truth.shape}, {proposal.shape}")
-    view = View.record(truth.shape)
+    view = View.of_image(truth.shape)
     height, width = view.ground().shape[:2]
     panel = np.full((height, width, 3), _DARK, np.float32)
     kinds = (

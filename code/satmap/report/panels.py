@@ -21,6 +21,9 @@ Floats = NDArray[np.float64]
 INK: Colour = (40, 40, 40)
 WHITE: Colour = (255, 255, 255)
 
+#: Border of lines that are drawn over an image.
+CASING: Colour = (25, 25, 25)
+
 #: The longer side of a panel, in pixels of the picture.
 PANEL_PX = 700
 
@@ -48,7 +51,7 @@ class View:
     height: float
 
     @classmethod
-    def record(cls, shape: Sequence[int]) -> "View":
+    def of_image(cls, shape: Sequence[int]) -> "View":
         """The whole of an image of shape (height, width, ...)."""
         return cls(0, 0, shape[1], shape[0])
 
@@ -73,14 +76,16 @@ class View:
         """Pixels of the picture in a pixel of the image."""
         return PANEL_PX / max(self.width, self.height)
 
-    def ground(self, image: Picture | None = None) -> Picture:
-        """An empty panel: white, or over a pale copy of the image, uint8 (h, w, 3)."""
+    def ground(self, image: Picture | None = None, *, pale: bool = False) -> Picture:
+        """An empty panel: white, or the image, on request pale, uint8 (h, w, 3)."""
         width, height = (max(1, round(side * self.scale)) for side in (self.width, self.height))
         if image is None:
             return np.full((height, width, 3), 255, np.uint8)
         shrink = cv2.INTER_AREA if self.scale < 1 else cv2.INTER_NEAREST
         small = cv2.resize(image, (width, height), interpolation=shrink)
-        return np.ascontiguousarray((small * 0.45 + 255 * 0.55).astype(np.uint8))
+        if pale:
+            small = small * 0.45 + 255 * 0.55
+        return np.ascontiguousarray(small, np.uint8)
 
     def draw_lines(
         self, panel: Picture, lines: Iterable[Floats], colour: Colour, thickness: int = 2
@@ -131,8 +136,12 @@ class View:
         *,
         filling: float = 0.0,
         thickness: int = 1,
+        casing: bool = False,
     ) -> None:
-        """Draw outlines of polygons with holes, and fill them with a share of the colour."""
+        """Draw outlines of polygons with holes, and fill them with a share of the colour.
+
+        A casing, a thin dark border, makes outlines stand out from an image.
+        """
         parts = shapely.get_parts(list(polygons)).tolist()
         rings = [
             [self._grid(shapely.get_coordinates(ring)) for ring in shapely.get_rings(part)]
@@ -144,6 +153,8 @@ class View:
             for of_polygon in rings:
                 cv2.fillPoly(filled, of_polygon, colour, cv2.LINE_AA, _SHIFT)
             cv2.addWeighted(filled, filling, panel, 1 - filling, 0, panel)
+        for of_polygon in rings if casing else ():
+            cv2.polylines(panel, of_polygon, True, CASING, thickness + 2, cv2.LINE_AA, _SHIFT)
         for of_polygon in rings:
             cv2.polylines(panel, of_polygon, True, colour, thickness, cv2.LINE_AA, _SHIFT)
 

@@ -11,11 +11,12 @@ from satmap.data.imagery import read_stretched
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import SatmapError
 from satmap.io.progress import track
-from satmap.report.panels import write_picture
+from satmap.report.panels import CASING, WHITE, write_picture
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv
 from satmap.vectors.speeds import MPS_PER_MPH
 
 _SLOWEST_MPH, _FASTEST_MPH = 10.0, 65.0
+_FIRST_COLOUR, _LAST_COLOUR = 25, 235
 _CAPTION_HEIGHT = 34
 _GAP = 8
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -28,6 +29,8 @@ def draw_roads(
 ) -> NDArray[np.uint8]:
     """Draw roads over an image, slow ones blue, fast ones red, with dots where edges end.
 
+    The image keeps its contrast; a thin dark casing makes lines and dots stand out from it.
+
     Args:
         image: uint8 (h, w, 3), red, green, blue.
         rows: roads in pixels of the image.
@@ -36,18 +39,17 @@ def draw_roads(
     Returns:
         uint8 (h, w, 3).
     """
-    # A darker, paler ground lets the lines stand out.
-    grey = image.mean(axis=2, keepdims=True)
-    canvas = np.ascontiguousarray((image * 0.55 + grey * 0.25).astype(np.uint8))
-    for row in rows:
-        points = np.rint((row.line - 0.5) * 2**_SHIFT).astype(np.int32)
+    canvas = np.array(image, np.uint8, order="C")
+    lines = [np.rint((row.line - 0.5) * 2**_SHIFT).astype(np.int32) for row in rows]
+    # All casings first, or that of one road would cut through another one.
+    cv2.polylines(canvas, lines, False, CASING, thickness + 2, cv2.LINE_AA, _SHIFT)
+    for row, line in zip(rows, lines, strict=True):
         colour = speed_colour(row.length_m / row.travel_time_s if row.travel_time_s else np.nan)
-        cv2.polylines(canvas, [points], False, colour, thickness, cv2.LINE_AA, _SHIFT)
-    for row in rows:
-        for x, y in (row.line[0], row.line[-1]):
-            centre = (round((x - 0.5) * 2**_SHIFT), round((y - 0.5) * 2**_SHIFT))
-            radius = (thickness + 1) << _SHIFT
-            cv2.circle(canvas, centre, radius, (255, 255, 255), -1, cv2.LINE_AA, _SHIFT)
+        cv2.polylines(canvas, [line], False, colour, thickness, cv2.LINE_AA, _SHIFT)
+    ends = {tuple(end) for line in lines for end in (line[0].tolist(), line[-1].tolist())}
+    for colour, radius in ((CASING, thickness + 1), (WHITE, thickness)):
+        for end in ends:
+            cv2.circle(canvas, end, radius << _SHIFT, colour, -1, cv2.LINE_AA, _SHIFT)
     return canvas
 
 
@@ -59,7 +61,8 @@ def speed_colour(speed_mps: float) -> tuple[int, int, int]:
     if not np.isfinite(speed_mps):
         return 255, 255, 255
     share = (speed_mps / MPS_PER_MPH - _SLOWEST_MPH) / (_FASTEST_MPH - _SLOWEST_MPH)
-    index = np.uint8(round(255 * min(max(share, 0.0), 1.0)))
+    # The ends of the colour map are too dark to be seen on an image.
+    index = np.uint8(round(_FIRST_COLOUR + (_LAST_COLOUR - _FIRST_COLOUR) * np.clip(share, 0, 1)))
     blue, green, red = cv2.applyColorMap(np.array([[index]]), cv2.COLORMAP_TURBO)[0, 0].tolist()
     return red, green, blue
 

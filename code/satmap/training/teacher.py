@@ -31,6 +31,11 @@ from satmap.weights.tensor_file import CHECKSUM, read_metadata
 # Raise when the same teacher's planes change.
 _FORMAT = "2"
 
+# Inference settings that do not change probability maps. All others are part of the digest, so that
+# a new setting makes soft targets stale until somebody decides otherwise. The checkpoints choose
+# the files, which are part of it.
+_SETTINGS_WITHOUT_EFFECT = {"batch", "checkpoints"}
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -65,7 +70,7 @@ class Teacher:
     def digest(self) -> str:
         """Hexadecimal digits that change with the networks' weights and how they predict."""
         inference = self.recipe.inference
-        settings = inference.model_dump_json(exclude={"batch", "checkpoints"})
+        settings = inference.model_dump_json(exclude=_SETTINGS_WITHOUT_EFFECT)
         networks = sorted((_checksum(file), file.votes) for file in self.files)
         described = [_FORMAT, settings, self.map_names, networks]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()

@@ -23,7 +23,7 @@ from satmap.exports import BUILDING_SUFFIXES, ImageBuildings, export_buildings
 from satmap.rasters.map_files import open_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
 from satmap.recipes.schema import Recipe
-from satmap.report.misses import buildings_picture
+from satmap.report.misses import scored_buildings_picture
 from satmap.submissions.buildings_csv import BuildingRow, write_buildings_csv
 from satmap.submissions.coco_json import Detection, detections_of, write_coco_results
 from satmap.submissions.rows import RowsByImage
@@ -200,12 +200,9 @@ class BuildingTask(DenseTask):
         """Draw found, missed and false buildings over the image."""
         image, _ = chip.read()
         height, width = chip.size
-        true = true_buildings(chip)
-        matches = match_buildings(true, score.rows)
-        return buildings_picture(
-            [row.polygon for row in true],
-            [row.polygon for row in score.rows],
-            matches.taken.tolist(),
+        return scored_buildings_picture(
+            true_buildings(chip),
+            score.rows,
             title=f"{score.caption}: {chip.image_id}",
             image=np.asarray(cv2.resize(image[..., :3], (width, height)), np.uint8),
         )

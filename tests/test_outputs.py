@@ -1,0 +1,42 @@
+"""Names of the files that a prediction ends in."""
+
+from pathlib import Path
+
+import pytest
+
+from satmap.errors import SatmapError
+from satmap.prediction.outputs import require_outputs
+from satmap.prediction.plan import Request
+from satmap.prediction.run import predict
+from satmap.tasks.roads.maps import RoadDecoder
+from satmap.tasks.roads.vectorizer.settings import RoadSettings
+
+
+def request(output: Path) -> Request:
+    return Request((output.parent,), output, output.parent / "weights", "cpu")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["out.gpkg", "out.geojson", "out.GraphML", "out.TIF", "out.zip", "out.html", "out.shp",
+     "out.csv.gz", "a.b.parquet"],
+)  # fmt: skip
+def test_names_of_other_formats_are_refused_before_the_work(tmp_path: Path, name: str) -> None:
+    # Neither images nor weights are there: nothing has been looked for yet.
+    with pytest.raises(SatmapError, match=r"the submission is a CSV file.* --export"):
+        predict([tmp_path], tmp_path / name, tmp_path / "weights", "cpu")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name", ["out.csv", "OUT.CSV", "out.json", "out", "out.txt", "run.2", ".hidden"]
+)
+def test_other_names_are_allowed(tmp_path: Path, name: str) -> None:
+    require_outputs(request(tmp_path / name))
+
+
+def test_roads_are_no_coco_results(tmp_path: Path) -> None:
+    decoder = RoadDecoder(RoadSettings(), 0.3)
+    decoder.require_output(tmp_path / "out.csv", [], [])
+    with pytest.raises(SatmapError, match=r"roads is a CSV file\. Give a name that ends in \.csv"):
+        decoder.require_output(tmp_path / "out.json", [], [])
