@@ -156,7 +156,7 @@ def _predicted(images: Path, work: Path, seed: int, fold: int) -> _Case:
     truth = json.loads((images / ANNOTATIONS).read_text())
     truth["images"] = [image for image in truth["images"] if image["id"] in labels]
     truth["annotations"] = [its for its in truth["annotations"] if its["image_id"] in labels]
-    return _Case(json.dumps(truth), labels, maps, network.recipe.buildings.of(None))
+    return _Case(json.dumps(truth), labels, maps, network.recipe.task.vectorizer.of(None))
 
 
 _Buildings = dict[int, list[Building]]

@@ -25,7 +25,7 @@ def split(
 ) -> tuple[Sequence[CachedChip], Sequence[CachedChip]]:
     """The chips of an area to learn from and those held out, prepared under ``work``."""
     chips = prepare_chips(
-        scan_roads([area]).chips, 3, work / "cache", recipe.stretch, recipe.targets
+        scan_roads([area]).chips, 3, work / "cache", recipe.stretch, recipe.task.targets
     ).chips
     held_out = chips[::HELD_OUT]
     return [chip for chip in chips if chip not in held_out], held_out

@@ -60,7 +60,7 @@ def main() -> None:
 def _score(images: Path, network: Half, threshold: float) -> tuple[float, ...]:
     """Recall of small buildings and of others, precision, F1, and the share of specks in what is
     false, over the images that the network predicted."""
-    settings = network.recipe.buildings.of(None).model_copy(
+    settings = network.recipe.task.vectorizer.of(None).model_copy(
         update={"seed": threshold, "low": threshold, "certain": threshold}
     )
     counts, specks = Counts(), 0

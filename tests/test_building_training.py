@@ -11,7 +11,6 @@ import pytest
 import shapely
 import torch
 import yaml
-from satmap.tasks.buildings.objective import BuildingObjective
 
 from made_buildings import square, write_buildings, write_coco, write_tile
 from made_files import write_image
@@ -38,6 +37,7 @@ from satmap.tasks.buildings.settings import (
     BuildingTargetSettings,
 )
 from satmap.tasks.buildings.targets import BODY_BIT, BORDER_BIT, CONTACT_BIT, encode_weights
+from satmap.tasks.buildings.task import BuildingTask as BuildingObjective
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.run_context import RunContext
 from satmap.training.schedule import learning_rate

@@ -545,7 +545,7 @@ def test_areas_have_equal_numbers_of_crops(city: Path, tmp_path: Path) -> None:
         8,
         city.parent / "ranks-cache",
         recipe.stretch,
-        recipe.targets,
+        recipe.task.targets,
     ).chips
     small, large = "AOI_1_Small", "AOI_2_Large"
     chips = tuple(replace(c, aoi=small if i == 2 else large) for i, c in enumerate(chips))

@@ -15,7 +15,6 @@ import pytest
 import rasterio
 import torch
 from affine import Affine
-from satmap.prediction.dense import EnsembleMember, predict_maps
 
 from made_files import write_image, write_labels
 from satmap.data.cache import prepare_chip
@@ -25,10 +24,10 @@ from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.score import score_files
 from satmap.io.files import exclusive_lock, require_writable, write_text
 from satmap.io.geojson_reader import LON_LAT, read_geojson
+from satmap.networks.ensemble import EnsembleMember, predict_maps
 from satmap.networks.unet import build_network
 from satmap.prediction.images import prepare_image
-from satmap.prediction.vectorize import find_map_files
-from satmap.rasters.map_files import open_map_file, write_maps
+from satmap.rasters.map_files import find_map_files, open_map_file, write_maps
 from satmap.rasters.map_store import MapStore
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Inference, StretchSettings, load_recipe

@@ -48,7 +48,7 @@ needs_mounts = pytest.mark.skipif(not can_mount(), reason="mounting is not allow
 def test_pipes_bring_the_batches_that_shared_memory_brings(city: Path, tmp_path: Path) -> None:
     recipe = TWO_STAGES
     chips = prepare_chips(
-        scan_roads([city / "train"]).chips, 8, tmp_path, recipe.stretch, recipe.targets
+        scan_roads([city / "train"]).chips, 8, tmp_path, recipe.stretch, recipe.task.targets
     ).chips
     dataset = CropDataset(chips, 64, 8, 2, Augmentation(), seed=5)
     items = [[3, 1], [0, 7, 2], [11]]

@@ -6,7 +6,8 @@ import torchvision
 
 from satmap.recipes.schema import CosineSchedule, StepSchedule
 from satmap.recipes.task_settings import HeadLoss
-from satmap.tasks.roads.losses import dice_loss, head_loss, recall_loss, road_loss, split_heads
+from satmap.tasks.dense_losses import dice_loss, head_loss, recall_loss
+from satmap.tasks.roads.losses import road_loss, split_heads
 from satmap.tasks.roads.settings import ROAD_MAPS, RoadHeadLoss
 from satmap.tasks.roads.settings import RoadLosses as Losses
 from satmap.tasks.roads.targets import CENTRE_BIT, JUNCTION_BIT

@@ -58,7 +58,7 @@ def test_prepared_chips_remember_what_they_were_made_of(city: Path, tmp_path: Pa
     recipe = load_recipe("demo")
     chips = scan_roads([city / "train"]).chips
     for _ in ("made", "read"):
-        prepared = prepare_chips(chips, 8, tmp_path, recipe.stretch, recipe.targets).chips
+        prepared = prepare_chips(chips, 8, tmp_path, recipe.stretch, recipe.task.targets).chips
         assert len(prepared) == 6
         for chip, source in zip(prepared, chips, strict=True):
             paths = {"PS-MS": source.image.path, "label": source.label}

@@ -21,24 +21,24 @@ import numpy as np
 import pytest
 import torch
 from affine import Affine
-from satmap.prediction.dense import Strip
-from satmap.tasks.roads.maps import RoadDecoder
 
 from forked_ranks import finish, kill_one, start_command, start_ranks
 from made_files import write_image
 from satmap.data.imagery import MULTISPECTRAL, RGB, StretchedImage, read_info, read_stretched
 from satmap.errors import CannotWriteError
+from satmap.networks.ensemble import Strip
 from satmap.networks.unet import build_network
 from satmap.prediction import dense as ensemble
 from satmap.prediction import images as pictures
 from satmap.prediction import journal, share
-from satmap.prediction.images import PreparedImage
 from satmap.prediction.journal import Journal
 from satmap.prediction.run import Prediction, predict
 from satmap.provenance.manifest import SUFFIX
 from satmap.recipes.schema import Inference, load_recipe
 from satmap.runtime.workers import BoundedPool, read_ahead
+from satmap.tasks.base import PreparedImage
 from satmap.tasks.roads.settings import ROAD_MAPS, RoadSettings
+from satmap.tasks.roads.task import RoadTask as RoadDecoder
 from satmap.weights.network_files import save_weights
 
 ROAD_DECODER = RoadDecoder(RoadSettings(), 0.3)

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from satmap.tasks.roads.objective import truth_rows
 
 from round_trips import vegas_labels
 from satmap.data.cache import CachedChip, prepare_chip
@@ -19,6 +18,7 @@ from satmap.recipes.schema import StretchSettings, parse_recipe
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
 from satmap.tasks.roads.settings import ROAD_MAPS, TargetSettings
 from satmap.tasks.roads.targets import decode_target
+from satmap.tasks.roads.task import truth_rows
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.run_context import RunContext
 from tiny_trainings import road_member, road_recipe, stage

@@ -185,7 +185,7 @@ def learn(
     """Train on all chips, without validation; gives what is known of every epoch."""
     found = scan_roads([city / "train"]).chips
     cache = city.parent / "test-cache"
-    chips = prepare_chips(found, 8, cache, recipe.stretch, recipe.targets).chips
+    chips = prepare_chips(found, 8, cache, recipe.stretch, recipe.task.targets).chips
     context = RunContext(directory, CPU)
     progress = train_member(
         network, recipe.members[0], recipe, chips, [], context, pretrained=pretrained
@@ -266,7 +266,7 @@ def test_the_reference_networks_train_and_predict(
         bands,
         tmp_path / "cache",
         recipe.stretch,
-        recipe.targets,
+        recipe.task.targets,
     ).chips
     network = build_network(encoder, bands, ROAD_MAPS)
     context = RunContext(tmp_path / "weights", CPU)
@@ -312,7 +312,11 @@ def test_many_unreadable_images_stop_the_training(city: Path, tmp_path: Path) ->
 def test_a_restart_leaves_nothing_of_the_earlier_training(city: Path, tmp_path: Path) -> None:
     run(city, tmp_path, small())
     chips = prepare_chips(
-        scan_roads([city / "train"]).chips, 8, tmp_path / "cache", small().stretch, small().targets
+        scan_roads([city / "train"]).chips,
+        8,
+        tmp_path / "cache",
+        small().stretch,
+        small().task.targets,
     ).chips
     context = RunContext(tmp_path / "weights", CPU, restart=True)
     network = build_network("tiny", 8, ROAD_MAPS, (16, 16, 16, 16))

@@ -183,9 +183,9 @@ def add_tune(commands: Commands) -> None:
 def _tune(options: argparse.Namespace) -> int:
     """Fit the vectoriser's settings to a network's planes, and write the recipe with them.
 
-    MAPS holds probability maps of images that the network was not trained with (`predict --out-of-fold
-    --probabilities MAPS`), TRUTH their true roads as CSV, or by a recipe of buildings their
-    true buildings as SpaceNet's CSV or COCO annotations. The fit is judged by two-fold
+    MAPS holds probability maps of images that the network was not trained with (`predict
+    --out-of-fold --probabilities MAPS`), TRUTH their true roads as CSV, or by a recipe of buildings
+    their true buildings as SpaceNet's CSV or COCO annotations. The fit is judged by two-fold
     cross-validation; if it gains nothing on images that it has not seen, the settings stay as they
     are. Where the recipe has heads by view angle, each is fitted by itself. Pass OUT.yaml
     to `predict --recipe`.

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from satmap.errors import SatmapError
+from satmap.exports import SUFFIXES
 from satmap.io.files import remove_temporary_files_of, require_map_output, require_writable
 from satmap.prediction.journal import Journal
 from satmap.prediction.plan import Plan, Request

@@ -436,3 +436,12 @@ def default_task(name: str, **settings: Any) -> Task:
     )
     task: Task = entry.task_type()(recipe)
     return task
+
+
+def load_ensemble(files: Sequence[WeightFile], device: torch.device) -> list[EnsembleMember]:
+    """Load the networks of an ensemble, whose task is that of the first file's recipe.
+
+    Raises:
+        SatmapError: a file cannot be loaded, or the networks do not fit together.
+    """
+    return task_of(files[0].recipe).load_ensemble(files, device)

@@ -109,7 +109,7 @@ def _train_step(step: Step, epoch: Epoch, forward: Forward) -> None:
 
 
 def _finish_epoch(epoch: Epoch, record: dict[str, float]) -> Progress:
-    """Validate if it is time, write weights, logs and state; returns the start of the next epoch."""
+    """Validate if it is time and write weights, logs and state; returns the next epoch's start."""
     job, state, progress = epoch.job, epoch.state, epoch.progress
     context, stage = job.context, job.member.stages[progress.stage]
     progress.step_seconds = progress.seconds / progress.step

@@ -136,8 +136,8 @@ def tune_buildings(
             fitted[category or ""] = fit.settings
     if not fits:
         raise SatmapError(
-            f"{'; '.join(warnings)}. A fit takes {MIN_CHIPS} places or more: it is judged on places "
-            "that it has not seen."
+            f"{'; '.join(warnings)}. A fit takes {MIN_CHIPS} places or more: it is judged on "
+            "places that it has not seen."
         )
     score = "AP at IoU .5" if by_precision else "F1 at IoU .5"
     return Tuning(_settings(common, fitted), score, fits, faults | unknown, tuple(warnings))

@@ -228,7 +228,11 @@ class RoadTask(DenseTask):
         return ImageRoads(image_id, graph, georeference_from_json(georeference))
 
     def check_outputs(self, output: Path, exports: Sequence[Path], chips: Sequence[Chip]) -> None:
-        """Refuse exports in unknown formats."""
+        """Refuse unknown formats, and COCO results, which only buildings have."""
+        if output.suffix.lower() == ".json":
+            raise SatmapError(
+                f"{output}: the submission of roads is a CSV file. Give a name that ends in .csv."
+            )
         for path in exports:
             if path.suffix.lower() not in SUFFIXES:
                 raise SatmapError(
