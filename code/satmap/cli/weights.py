@@ -87,7 +87,8 @@ def _weights_average(options: argparse.Namespace) -> int:
 
 def _weights_show(options: argparse.Namespace) -> int:
     """Print what a weight file says of itself, and check it against its checksum."""
-    from satmap.weights.tensor_file import read_metadata, read_tensors, require_weight_file
+    from satmap.weights.header import read_metadata, require_weight_file
+    from satmap.weights.tensor_file import read_tensors
 
     require_weight_file(options.file, "Give the name of a .safetensors file.")
     tensors = read_tensors(options.file)

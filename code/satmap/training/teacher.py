@@ -23,8 +23,8 @@ from satmap.recipes.schema import Recipe
 from satmap.runtime.launched import local_processes
 from satmap.runtime.termination import Terminated
 from satmap.training.run_context import RunContext
+from satmap.weights.header import CHECKSUM, read_metadata
 from satmap.weights.members import WeightFile, choose, find_weights, load_ensemble
-from satmap.weights.tensor_file import CHECKSUM, read_metadata
 
 # Raise when the same teacher's planes change.
 _FORMAT = "1"

@@ -15,13 +15,13 @@ from satmap.io.files import is_temporary
 from satmap.io.text import printable
 from satmap.prediction.dense import EnsembleMember
 from satmap.recipes.schema import Checkpoint, Recipe
-from satmap.weights.network_files import (
+from satmap.weights.header import (
     CHECKPOINT_KEY,
-    NetworkDescription,
-    describe_network,
-    load_weights,
+    NetworkHeader,
+    parse_header,
     read_weights_metadata,
 )
+from satmap.weights.network_files import load_weights
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class WeightFile:
         return named if named in get_args(Checkpoint) else self.metadata.get(CHECKPOINT_KEY, named)
 
     @cached_property
-    def network(self) -> NetworkDescription:
+    def network(self) -> NetworkHeader:
         """What the file says of its network.
 
         Raises:
             SatmapError: it is broken, or for another version of satmap.
         """
-        return describe_network(self.path, self.metadata)
+        return parse_header(self.path, self.metadata)
 
     @cached_property
     def recipe(self) -> Recipe:
