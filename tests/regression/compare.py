@@ -201,7 +201,7 @@ STEPS = (
     Step(
         "predict roads",
         f"predict inputs/roads/test predicted-roads.csv --weights weights-roads {PREDICT}"
-        " --planes probabilities-roads --export predicted-roads.geojson"
+        " --probabilities probabilities-roads --export predicted-roads.geojson"
         " --export predicted-roads.gpkg --export predicted-roads.graphml",
         (
             "text predicted-roads.csv",
@@ -222,7 +222,7 @@ STEPS = (
     Step(
         "predict buildings",
         f"predict inputs/buildings/test predicted-buildings.csv --weights weights-buildings"
-        f" {PREDICT} --planes probabilities-buildings --export predicted-buildings.geojson"
+        f" {PREDICT} --probabilities probabilities-buildings --export predicted-buildings.geojson"
         " --export predicted-buildings.gpkg",
         (
             "text predicted-buildings.csv",
@@ -235,7 +235,7 @@ STEPS = (
     Step(
         "predict buildings out of fold",
         "predict inputs/buildings/train held-out-buildings.csv --weights weights-buildings"
-        f" {PREDICT} --out-of-fold --planes probabilities-held-out",
+        f" {PREDICT} --out-of-fold --probabilities probabilities-held-out",
         ("text held-out-buildings.csv", "rasters probabilities-held-out"),
         "train buildings",
     ),
@@ -255,7 +255,7 @@ STEPS = (
     Step(
         "predict coco",
         f"predict inputs/coco/test_images predicted.json --weights weights-coco {PREDICT}"
-        " --planes probabilities-coco",
+        " --probabilities probabilities-coco",
         ("text predicted.json", "rasters probabilities-coco"),
         "train coco",
     ),
