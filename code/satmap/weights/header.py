@@ -179,7 +179,7 @@ def read_weights_metadata(path: Path) -> dict[str, str]:
     Raises:
         SatmapError: there is no such file, or it is not a whole weight file of satmap's.
     """
-    require_weight_file(path, "Train one, or give the folder that holds the trained weights.")
+    require_weight_file(path, "Train one, or give another file.")
     metadata = read_metadata(path)
     if metadata.get(CONTENT_KEY) == "encoder":
         raise SatmapError(
