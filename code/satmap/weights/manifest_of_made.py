@@ -15,9 +15,8 @@ from satmap.provenance.manifest import (
     run_here,
     write_manifest,
 )
-from satmap.weights.header import read_metadata, read_weights_metadata
+from satmap.weights.header import CONTENT_KEY, read_metadata, read_weights_metadata
 from satmap.weights.members import WeightFile
-from satmap.weights.pretrained import CONTENT_KEY
 
 
 def write_derived_manifest(path: Path, sources: Sequence[Path], command: Sequence[str]) -> None:

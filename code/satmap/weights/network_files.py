@@ -48,8 +48,8 @@ def save_weights(path: Path, network: UNet, metadata: Mapping[str, str]) -> None
     header = NetworkHeader.model_construct(
         architecture=encoder.name,
         in_channels=encoder.in_channels,
-        decoder=Decoder.model_construct(
-            kind=network.decoder_kind, widths=tuple(network.decoder_widths)
+        decoder=Decoder.model_validate(
+            {"kind": network.decoder_kind, "widths": tuple(network.decoder_widths)}
         ),
         maps=tuple(network.map_names),
         categories=tuple(network.categories),
