@@ -414,7 +414,7 @@ def _sizes(path: Path, images: Mapping[int, dict[str, Any]]) -> dict[int, tuple[
 def _draw(rings: Sequence[Ring], width: int, height: int) -> CocoMask:
     """The union of polygons as the evaluation draws it."""
     polygons = [ring.ravel().tolist() for ring in rings]
-    drawn = coco_mask.frPyObjects(polygons, height, width)  # type: ignore[arg-type]
+    drawn = coco_mask.frPyObjects(polygons, height, width)
     counts = coco_mask.merge(drawn)["counts"]
     return CocoMask((height, width), counts.encode() if isinstance(counts, str) else counts)
 
