@@ -201,14 +201,15 @@ def test_coco_ids_are_those_of_the_file(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"images": [{"id": "a", "file_name": "1.jpg"}]}, r"images\[0\] needs an integer as id"),
+        ({"images": [{"id": 1, "file_name": 1}]}, r"images\[0\] needs a file_name"),
         ({"images": 3}, "not COCO annotations"),
         ({"annotations": [{"image_id": 1, "category_id": 100, "segmentation": [[1, 2, 3, 4]]}]},
-         r"annotations\[0\] has a polygon"),
+         r"annotations\[0\] must have a segmentation of polygons"),
         ({"annotations": [{"image_id": 4, "category_id": 100, "segmentation": [[1] * 6]}]},
          "image 4, which is not listed"),
         ({"annotations": [{"image_id": 1, "category_id": 3, "segmentation": [[1] * 6]}]},
          "category_id 3"),
-        ({"annotations": [{"id": 1}]}, "needs an image_id"),
+        ({"annotations": [{"id": 1}]}, r"annotations\[0\] is of the image null"),
     ],
 )  # fmt: skip
 def test_annotations_at_fault_are_named(
