@@ -396,6 +396,9 @@ class Task(ABC):
     def count(self, record: Any) -> int:
         """Number of objects in a record."""
 
+    #: Suffixes that ``write`` knows.
+    submission_suffixes: ClassVar[tuple[str, ...]] = (".csv",)
+
     #: Suffixes that ``export`` knows.
     export_suffixes: ClassVar[tuple[str, ...]] = ()
 

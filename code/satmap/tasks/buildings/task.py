@@ -114,6 +114,7 @@ class BuildingTask(DenseTask):
     label_noun: ClassVar[str] = "building"
     scores: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "dice", "iou")
     file_maps: ClassVar[Mapping[int, tuple[str, ...]]] = BUILDING_FILE_MAPS
+    submission_suffixes: ClassVar[tuple[str, ...]] = (".csv", COCO_SUFFIX)
     export_suffixes: ClassVar[tuple[str, ...]] = BUILDING_SUFFIXES
 
     def __init__(self, recipe: Recipe[BuildingTaskSettings, BuildingLosses]) -> None:
