@@ -27,7 +27,7 @@ from made_files import write_image
 from made_tasks import road_task
 from satmap.data.imagery import MULTISPECTRAL, RGB, StretchedImage, read_info, read_stretched
 from satmap.errors import CannotWriteError
-from satmap.networks.ensemble import Strip
+from satmap.networks.ensemble import Strip, predict_strips
 from satmap.networks.unet import build_network
 from satmap.prediction import images as pictures
 from satmap.prediction import journal, share
@@ -426,7 +426,7 @@ def test_large_scenes_are_predicted_strip_by_strip_to_the_same_bytes(
     path.write_text(recipe.model_copy(update={"inference": inference}).model_dump_json())
     places = tmp_path / "small", tmp_path / "large"
     strips = []
-    original = dense.predict_strips
+    original = predict_strips
 
     def counted(*arguments: Any) -> Iterator[Strip]:
         for strip in original(*arguments):

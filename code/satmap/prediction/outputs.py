@@ -10,6 +10,7 @@ from satmap.io.files import remove_temporary_files_of, require_map_output, requi
 from satmap.prediction.journal import Journal
 from satmap.prediction.plan import Plan, Request
 from satmap.provenance.manifest import manifest_path
+from satmap.recipes.registry import BUILT_IN, installed_tasks
 
 # Suffixes of formats that no submission has: of GIS and graphs, images, archives, documents, arrays
 # and weights.
@@ -30,7 +31,13 @@ def require_outputs(request: Request) -> None:
         SatmapError: a format that is unknown or not a submission's, or two outputs in one file.
         CannotWriteError: a place that cannot be written to, or a file that holds something else.
     """
+    suffixes = _export_suffixes()
     for path in request.exports:
+        if path.suffix.lower() not in suffixes:
+            raise SatmapError(
+                f"{path}: the suffix names the format, and '{path.suffix}' is none of "
+                f"{', '.join(suffixes)}."
+            )
         if path.resolve() == request.output.resolve():
             raise SatmapError(f"{path} cannot be both the submission and an export.")
     for path in (request.output, *request.exports):
@@ -38,6 +45,13 @@ def require_outputs(request: Request) -> None:
     _require_submission_suffix(request.output)
     if request.maps:
         require_writable(request.maps / "planes.tif")
+
+
+def _export_suffixes() -> tuple[str, ...]:
+    """The suffixes of all tasks' exports: which task it is, the weights say later."""
+    entries = (*BUILT_IN, *installed_tasks().values())
+    suffixes = (suffix for entry in entries for suffix in entry.task_type().export_suffixes)
+    return tuple(dict.fromkeys(suffixes))
 
 
 def _require_submission_suffix(output: Path) -> None:
