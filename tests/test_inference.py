@@ -299,7 +299,7 @@ def test_networks_that_cannot_do_roads_are_refused_before_any_work(tmp_path: Pat
     arguments = ([tmp_path / "images"], tmp_path / "out.csv", tmp_path, CPU)
     few = build_network("resnet18", 3, ["road", "junction"], (8,) * 4)
     save_weights(odd, few, {"recipe": text})
-    with pytest.raises(SatmapError, match=r"gives the planes road, junction, but roads are made"):
+    with pytest.raises(SatmapError, match=r"predicts the probability maps road, junction, but roads need"):
         predict(*arguments)
     # Other tasks may average them, but not with what says something else.
     make_weights(tmp_path, "b.last")
@@ -388,7 +388,7 @@ def test_one_bad_image_costs_only_itself(tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     done = predict([images], output, tmp_path / "weights", CPU)
     assert sorted(done.faults) == [f"AOI_7_Moscow_chip{n}" for n in (2, 3, 4)]
-    assert any("0.3 m a pixel" in warning for warning in done.warnings)
+    assert any("0.3 m per pixel" in warning for warning in done.warnings)
     written = read_roads_csv(output)
     assert list(written) == [f"AOI_7_Moscow_chip{n}" for n in (1, 2, 3, 4, 5, 6, 10)]
     for number in (2, 3, 4, 10):

@@ -18,11 +18,13 @@ from satmap.tasks.base import task_of
 from satmap.training import loading
 from satmap.training.loading import batches, fit_shared_memory
 from satmap.training.run_context import RunContext
-from test_training import RECIPE
-from tiny_trainings import road_member, road_recipe
+from tiny_trainings import road_member, road_recipe, stage
 
 CPU = torch.device("cpu")
-TWO_STAGES = parse_recipe(RECIPE, "test")
+STAGES = [stage(epochs=2, passes=2), stage(crop=96, batch=2)]
+TWO_STAGES = parse_recipe(
+    road_recipe(road_member(encoder="resnet18", bands=8, stages=STAGES)), "test"
+)
 
 # Two workers with two batches each and two in use, four crops of 64 x 64 with 8 bands and a target;
 # the second stage has two of 96 x 96.
