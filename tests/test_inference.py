@@ -299,7 +299,7 @@ def test_networks_that_cannot_do_roads_are_refused_before_any_work(tmp_path: Pat
     arguments = ([tmp_path / "images"], tmp_path / "out.csv", tmp_path, CPU)
     few = build_network("resnet18", 3, ["road", "junction"], (8,) * 4)
     save_weights(odd, few, {"recipe": text})
-    with pytest.raises(SatmapError, match=r"predicts the probability maps road, junction, but roads need"):
+    with pytest.raises(SatmapError, match=r"maps road, junction, but roads need speed0"):
         predict(*arguments)
     # Other tasks may average them, but not with what says something else.
     make_weights(tmp_path, "b.last")
