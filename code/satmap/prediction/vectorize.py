@@ -71,7 +71,7 @@ def vectorize_directory(
     """
     if workers < 0:
         raise ValueError(f"workers {workers}")
-    suffixes = (".csv", ".json", *task.export_suffixes)
+    suffixes = (*task.submission_suffixes, *task.export_suffixes)
     if output.suffix.lower() not in suffixes:
         raise SatmapError(
             f"{output}: the suffix names the format, and '{output.suffix}' is none of "
@@ -114,6 +114,8 @@ def vectorize_directory(
         else:
             counts = task.write(output, list(paths), keys, journal.found)
         journal.remove()
+    # Workers finish in any order.
+    faults = {name: faults[name] for name in paths if name in faults}
     return Vectorization(counts, faults, _warnings(task, chips, faults))
 
 

@@ -420,8 +420,14 @@ class Task(ABC):
     def count(self, record: Any) -> int:
         """Number of objects in a record."""
 
-    #: Suffixes that ``export`` knows.
-    export_suffixes: ClassVar[tuple[str, ...]] = ()
+    #: Suffixes that ``write`` knows.
+    submission_suffixes: ClassVar[tuple[str, ...]] = (".csv",)
+
+    @property
+    def export_suffixes(self) -> tuple[str, ...]:
+        """Suffixes that ``export`` knows."""
+        suffixes: tuple[str, ...] = self.recipe.task.export_suffixes
+        return suffixes
 
     # Tuning
 

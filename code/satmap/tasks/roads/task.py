@@ -17,7 +17,7 @@ from satmap.data.neighbours import Footprint, Neighbour
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls import apls
 from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
-from satmap.exports import SUFFIXES, ImageRoads, export_roads
+from satmap.exports import ImageRoads, export_roads
 from satmap.rasters.map_files import open_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Recipe
@@ -105,7 +105,6 @@ class RoadTask(DenseTask):
     label_noun: ClassVar[str] = "road"
     scores: ClassVar[tuple[str, ...]] = ("apls", "apls_time", "dice", "iou")
     file_maps: ClassVar[Mapping[int, tuple[str, ...]]] = ROAD_FILE_MAPS
-    export_suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
 
     def __init__(self, recipe: Recipe[RoadTaskSettings, RoadLosses]) -> None:
         """Make the task of a recipe."""
