@@ -129,9 +129,9 @@ def _contenders(
         Contender("a network of the ensemble", networks[:1], student.inference),
     ]
     if with_labels:
-        (train_state,) = student.members
-        losses = train_state.losses.model_copy(update={"distillation": None})
-        alone = train_state.model_copy(update={"losses": losses})
+        (member,) = student.members
+        losses = member.losses.model_copy(update={"distillation": None})
+        alone = member.model_copy(update={"losses": losses})
         labels = student.model_copy(update={"members": (alone,)})
         _train(labels, work, directory / "labels", device)
         trained = members(directory / "labels", labels)

@@ -21,9 +21,8 @@ from satmap.report.building_overlay import write_building_overlays
 from satmap.report.panels import Panel, Picture, compose
 from satmap.submissions.buildings_csv import BuildingRow, write_buildings_csv
 from satmap.submissions.coco_json import Detection, write_coco_results
-from satmap.tasks.buildings.settings import BuildingSettingsByCategory
+from satmap.tasks.base import default_task
 from satmap.tasks.buildings.task import BuildingScore
-from satmap.tasks.buildings.task import BuildingTask as BuildingObjective
 
 NAME = "AOI_9_Made_img1"
 
@@ -91,15 +90,14 @@ def test_the_legend_counts_what_the_scorer_counts(
     write_building_overlays(files[1], [tmp_path / "data"], tmp_path / "pictures", files[0])
     assert texts == expected
     texts.clear()
-    scoring.draw(NAME)
+    misses.draw_image(scoring, NAME)
     assert texts == expected
     # And the pictures of a training.
     texts.clear()
-    objective = BuildingObjective(("building",), BuildingSettingsByCategory())
-    outlines = [row.polygon for row in truth]
+    outlines = np.array([row.polygon for row in truth], np.object_)
     image = np.zeros((96, 96, 3), np.uint8), None
-    chip: Any = SimpleNamespace(image_id=NAME, size=(96, 96), outlines=outlines, read=lambda: image)
-    objective.picture(chip, BuildingScore(Counts(1, 1, 1), Overlap(0, 0, 0), proposal))
+    chip: Any = SimpleNamespace(image_id=NAME, size=(96, 96), payload=outlines, read=lambda: image)
+    default_task("buildings").draw(chip, BuildingScore(Counts(1, 1, 1), Overlap(0, 0, 0), proposal))
     assert texts == expected
 
 
