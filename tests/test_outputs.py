@@ -6,7 +6,7 @@ import pytest
 
 from made_tasks import road_task
 from satmap.errors import SatmapError
-from satmap.prediction.outputs import require_outputs
+from satmap.submissions.outputs import require_outputs
 from satmap.prediction.plan import Request
 from satmap.prediction.run import predict
 
