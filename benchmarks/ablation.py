@@ -27,7 +27,7 @@ from satmap.networks.unet import build_network
 from satmap.recipes.schema import (
     Augmentation,
     CosineSchedule,
-    Decoder,
+    DecoderSettings,
     Schedule,
     StepSchedule,
     load_recipe,
@@ -56,7 +56,7 @@ class Variant:
 
     schedule: Schedule = StepSchedule(rates=_REFERENCE_RATES)  # noqa: RUF009 (frozen)
     epochs: int = _REFERENCE_EPOCHS
-    decoder: Decoder = Decoder()  # noqa: RUF009 (frozen)
+    decoder: DecoderSettings = DecoderSettings()  # noqa: RUF009 (frozen)
     recall: float | None = None
     ema: float | None = None
     augmentation: Augmentation = Augmentation()  # noqa: RUF009 (frozen)
@@ -76,7 +76,7 @@ class Variant:
 
 
 _REFERENCE = Variant()
-_LIGHT = Decoder(kind="light")
+_LIGHT = DecoderSettings(kind="light")
 _OURS = Variant(CosineSchedule(peak=2e-3, final=2e-5, warmup=0.05), 1, _LIGHT, 0.5, 0.98)
 
 
@@ -94,7 +94,7 @@ VARIANTS = {
     ),
     "ours without recall loss": replace(_OURS, recall=None),
     "ours without EMA": replace(_OURS, ema=None),
-    "ours, the plain decoder": replace(_OURS, decoder=Decoder()),
+    "ours, the plain decoder": replace(_OURS, decoder=DecoderSettings()),
     "quick-roads": _shipped("quick-roads"),
     "ours, flips the only augmentation": replace(
         _OURS,

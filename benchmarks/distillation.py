@@ -34,8 +34,8 @@ from satmap.tasks.roads.settings import ROAD, ROAD_MAPS
 from satmap.tasks.roads.targets import CLASS_BITS
 from satmap.tasks.roads.task import truth_rows
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
-from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.run_context import RunContext
+from satmap.training.train_ensemble import TrainingOptions, train
 from satmap.weights.average import average_weights
 from satmap.weights.members import WeightFile, choose, find_weights
 

@@ -35,7 +35,7 @@ from satmap.prediction.images import prepare_image
 from satmap.prediction.run import predict
 from satmap.rasters.map_files import read_map_file, write_maps
 from satmap.rasters.probability_maps import ProbabilityMaps
-from satmap.recipes.schema import Decoder, Inference, Recipe, load_recipe
+from satmap.recipes.schema import DecoderSettings, Inference, Recipe, load_recipe
 from satmap.runtime.device import pick_device
 from satmap.runtime.resources import available_cores
 from satmap.submissions.roads_csv import rows_of_graph, write_roads_csv
@@ -48,7 +48,7 @@ from satmap.weights.network_files import save_weights
 # The full ensemble: the recipe's four networks, three checkpoints each.
 _FULL = ("inception_resnet_v2", "inception_resnet_v2", "dpn92", "dpn92") * 3
 
-_NARROW = Decoder(widths=(16, 16, 16, 16))
+_NARROW = DecoderSettings(widths=(16, 16, 16, 16))
 
 _METRES = 0.3
 
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--memory", type=int, nargs="+", metavar="CHIPS", help="peaks only")
     options = parser.parse_args()
     encoders = _FULL if options.full else ("resnet18",) * options.networks
-    decoder = Decoder() if options.full else _NARROW
+    decoder = DecoderSettings() if options.full else _NARROW
     if options.single:
         (member,) = load_recipe("sn5-roads-single").members
         encoders, decoder = (member.encoder,), member.decoder
@@ -119,7 +119,7 @@ def make_recipe(views: int, batch: int) -> Recipe:
 
 
 def make_networks(
-    directory: Path, encoders: tuple[str, ...], recipe: Recipe, decoder: Decoder
+    directory: Path, encoders: tuple[str, ...], recipe: Recipe, decoder: DecoderSettings
 ) -> None:
     """Untrained networks, the same on every machine."""
     for number, encoder in enumerate(encoders):

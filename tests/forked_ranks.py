@@ -26,7 +26,7 @@ from tiny_trainings import add_tiny_encoders
 # What is forked from a process that has imported everything starts in no time.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["satmap.cli", "satmap.training.ensemble", "satmap.prediction.run", "pytest"]
+    ["satmap.cli", "satmap.training.train_ensemble", "satmap.prediction.run", "pytest"]
 )
 
 # Longer than it takes a process to notice that another one is gone, and to end by itself.

@@ -150,7 +150,10 @@ def test_the_example_maps_an_image(weights: Path, image: Path, tmp_path: Path) -
     ("statement", "heavy", "seconds"),
     [
         ("import satmap", ["pydantic", "numpy", "torch", "cv2", "rasterio"], 0.1),
-        ("from satmap.recipes import load_recipe; load_recipe('sn5-roads')", ["torch", "cv2", "rasterio"], 0.3),
+        (
+            "from satmap.recipes import load_recipe; load_recipe('sn5-roads')",
+            ["torch", "cv2", "rasterio"], 0.3,
+        ),
     ],
 )  # fmt: skip
 def test_imports_are_light(statement: str, heavy: list[str], seconds: float) -> None:

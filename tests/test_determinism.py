@@ -25,8 +25,8 @@ from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.tasks.roads.settings import RoadLosses as Losses
 from satmap.tasks.roads.targets import JUNCTION_BIT
 from satmap.training import train as training
-from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.run_context import RunContext, RunInfo
+from satmap.training.train_ensemble import TrainingOptions, train
 from tiny_trainings import road_member, road_recipe, stage
 
 CPU = torch.device("cpu")

@@ -26,9 +26,9 @@ from satmap.tasks.roads.losses import road_loss
 from satmap.tasks.roads.settings import ROAD_MAPS, RoadHeadLoss
 from satmap.tasks.roads.settings import RoadLosses as Losses
 from satmap.training import teacher as teaching
-from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.run_context import RunContext
 from satmap.training.teacher import Teacher, find_teacher, predict_soft_targets
+from satmap.training.train_ensemble import TrainingOptions, train
 from satmap.weights.members import choose, find_weights
 from satmap.weights.network_files import load_weights, save_weights
 from tiny_trainings import road_member, road_recipe, stage

@@ -38,10 +38,10 @@ from satmap.tasks.base import task_of
 from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.training.budget import allocate_time, assign_stages, plan_epoch
 from satmap.training.distributed import SyncedBatchNorm, sum_over_ranks, synced_norms
-from satmap.training.ensemble import TrainingOptions, _phases, train
 from satmap.training.loading import epoch_order, split_between_ranks
 from satmap.training.run_context import RunContext
 from satmap.training.state import MovingAverage, Progress
+from satmap.training.train_ensemble import TrainingOptions, _phases, train
 from satmap.weights.average import average_weights
 from satmap.weights.members import find_weights
 from satmap.weights.network_files import load_weights, save_weights

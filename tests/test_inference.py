@@ -17,7 +17,7 @@ from made_tasks import road_task
 from satmap.data.folds import assign_folds
 from satmap.data.layouts.spacenet_roads import road_image_id, scan_roads
 from satmap.errors import CannotWriteError, SatmapError
-from satmap.exports import SUFFIXES, ImageRoads
+from satmap.exports import ROAD_SUFFIXES, ImageRoads
 from satmap.networks.ensemble import (
     SYMMETRIES,
     EnsembleMember,
@@ -675,7 +675,7 @@ def test_a_stopped_run_goes_on_with_maps_and_exports(
 
     def run(name: str) -> dict[str, bytes]:
         place = tmp_path / name
-        exports = [place / f"out{suffix}" for suffix in SUFFIXES]
+        exports = [place / f"out{suffix}" for suffix in ROAD_SUFFIXES]
         done = predict([images], place / "out.csv", tmp_path / "weights", CPU, recipe,
                        maps=place / "planes", exports=exports)  # fmt: skip
         assert done.faults == {}
@@ -693,7 +693,7 @@ def test_a_stopped_run_goes_on_with_maps_and_exports(
     # The last one, and that whose planes were gone.
     assert sorted(seen) == sorted({"AOI_7_Moscow_chip1", "AOI_7_Moscow_chip10"})
     assert len(before) == 3
-    assert len(resumed) == 4 + 1 + len(SUFFIXES)
+    assert len(resumed) == 4 + 1 + len(ROAD_SUFFIXES)
     assert resumed == run("whole")
     # Every image is in the graph, those with a place are in the map.
     graph = nx.read_graphml(

@@ -6,13 +6,8 @@ import pytest
 
 from made_tasks import road_task
 from satmap.errors import SatmapError
-from satmap.submissions.outputs import require_outputs
-from satmap.prediction.plan import Request
 from satmap.prediction.run import predict
-
-
-def request(output: Path) -> Request:
-    return Request((output.parent,), output, output.parent / "weights", "cpu")
+from satmap.submissions.outputs import require_outputs
 
 
 @pytest.mark.parametrize(
@@ -31,7 +26,7 @@ def test_names_of_other_formats_are_refused_before_the_work(tmp_path: Path, name
     "name", ["out.csv", "OUT.CSV", "out.json", "out", "out.txt", "run.2", ".hidden"]
 )
 def test_other_names_are_allowed(tmp_path: Path, name: str) -> None:
-    require_outputs(request(tmp_path / name))
+    require_outputs(tmp_path / name)
 
 
 def test_roads_are_no_coco_results(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
 from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.tasks.roads.targets import decode_target
 from satmap.tasks.roads.task import truth_rows
-from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.run_context import RunContext
+from satmap.training.train_ensemble import TrainingOptions, train
 from tiny_trainings import road_member, road_recipe, stage
 
 DATA = Path(__file__).parents[2] / "shared/data"

@@ -9,7 +9,7 @@ from satmap.errors import SatmapError
 from satmap.networks.encoder_names import ENCODER_NAMES
 from satmap.networks.encoders import ENCODERS
 from satmap.recipes.schema import (
-    Decoder,
+    DecoderSettings,
     load_recipe,
     parse_recipe,
     recipe_from_json,
@@ -77,7 +77,7 @@ def test_decoders_are_widths_or_a_kind_with_widths() -> None:
     # What weight files of the first version hold.
     assert '"decoder":[128,96,64,32]' in recipe.model_dump_json()
     light = parse_recipe(DEMO.replace(old, "decoder: {kind: light}"), "x")
-    assert light.members[0].decoder == Decoder(kind="light", widths=(256, 256, 128, 64))
+    assert light.members[0].decoder == DecoderSettings(kind="light", widths=(256, 256, 128, 64))
     assert light.training_fingerprint != recipe.training_fingerprint
     again = recipe_from_json(light.model_dump_json())
     assert again.training_fingerprint == light.training_fingerprint

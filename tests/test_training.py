@@ -20,10 +20,10 @@ from satmap.networks.unet import UNet, build_network
 from satmap.recipes.schema import Recipe, parse_recipe
 from satmap.tasks.base import task_of
 from satmap.tasks.roads.settings import ROAD_MAPS
-from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.job import Job
 from satmap.training.run_context import RunContext
 from satmap.training.train import train_member
+from satmap.training.train_ensemble import TrainingOptions, train
 from satmap.weights.members import find_weights
 from satmap.weights.network_files import load_weights
 from tiny_trainings import road_member, road_recipe, stage

@@ -25,7 +25,7 @@ from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.tasks.tune import tune_recipe, tuned_text
 from satmap.tuning import chips as fitting_masks
 from satmap.tuning.chips import Tuning
-from satmap.tuning.coordinate_search import Gain, RecordTable, Task, coordinate_descent
+from satmap.tuning.coordinate_search import Gain, RecordTable, Trial, coordinate_descent
 from satmap.tuning.cross_validation import Fit
 from satmap.tuning.measures import MeanOverAreas
 
@@ -39,9 +39,9 @@ Scorer = Callable[[int, RoadSettings], float]
 
 
 def table_of(
-    score: Scorer, areas: Sequence[str], log: list[Task[RoadSettings]] | None = None
+    score: Scorer, areas: Sequence[str], log: list[Trial[RoadSettings]] | None = None
 ) -> RecordTable[RoadSettings, float]:
-    def run(tasks: Sequence[Task[RoadSettings]]) -> Generator[Sequence[float]]:
+    def run(tasks: Sequence[Trial[RoadSettings]]) -> Generator[Sequence[float]]:
         for chip, settings in tasks:
             if log is not None:
                 log.append((chip, settings))
@@ -66,7 +66,7 @@ def test_means_are_over_areas() -> None:
 
 
 def test_scores_are_worked_out_once() -> None:
-    log: list[Task[RoadSettings]] = []
+    log: list[Trial[RoadSettings]] = []
     table = table_of(lambda chip, settings: settings.high, ["a"] * 3, log)
     one, other = RoadSettings(high=0.5), RoadSettings(high=0.7)
     assert table.fill([one], [0, 1])

@@ -9,7 +9,7 @@ from satmap.data.layouts.mapping_challenge import ANNOTATIONS, PICTURE_SUFFIXES
 from satmap.data.layouts.spacenet_buildings import building_image_ids
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import SatmapError
-from satmap.evaluation.formats import find_format
+from satmap.evaluation.result_format import find_format
 from satmap.io.gdal import driver_of
 from satmap.io.walk import walk
 from satmap.submissions.buildings_csv import check_buildings_csv

@@ -13,7 +13,7 @@ from torch import Tensor
 from satmap.data.cache import CachedChip, EncodedLabel
 from satmap.data.chip import Chip
 from satmap.data.layouts.spacenet_roads import road_image_id
-from satmap.data.neighbours import Footprint, Neighbour
+from satmap.data.neighbours import ImageFootprint, Neighbour
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls import apls
 from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
@@ -184,7 +184,7 @@ class RoadTask(DenseTask):
         settings = self.recipe.task
         return RoadDecoder(settings.vectorizer, settings.default_metres_per_pixel)
 
-    def find_neighbours(self, footprints: Sequence[Footprint]) -> list[list[Neighbour]]:
+    def find_neighbours(self, footprints: Sequence[ImageFootprint]) -> list[list[Neighbour]]:
         """The images that touch an image: roads continue in them."""
         if not self.recipe.task.neighbours:
             return super().find_neighbours(footprints)
