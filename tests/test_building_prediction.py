@@ -205,7 +205,7 @@ def test_masks_on_disk_to_buildings(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "broken.png: cannot be read" in said.err
     assert "3 images, 3 buildings" in said.out
     assert run(str(tmp_path / "out.json")) == 1
-    assert "images have numbers" in capsys.readouterr().err
+    assert "COCO results need images with numbers as names" in capsys.readouterr().err
     assert run(str(tmp_path / "out.graphml")) == 1
     assert "none of .csv, .json" in capsys.readouterr().err
     for path in masks.iterdir():

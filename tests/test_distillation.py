@@ -220,7 +220,7 @@ def test_a_student_trains_on_all_chips_and_predicts_alone(
     options = TrainingOptions(tmp_path / "cache", teacher=given)
     assert train([city / "train"], recipe, context, options) == {}
     printed = capsys.readouterr().out
-    assert "teacher: demo, 8 passes a chip (2 networks x 4 views)" in printed
+    assert "teacher: demo, 8 passes a chip (2 networks x 4 test-time augmentations)" in printed
     assert "all-tiny-3band: 6 chips, not validated" in printed
     (file,) = choose(find_weights(context.weights), recipe)
     assert file.path.name == "all-tiny-3band.last.safetensors"
@@ -234,6 +234,7 @@ def test_a_student_trains_on_all_chips_and_predicts_alone(
     losses = recipe.members[0].losses.model_copy(update={"distillation": None})
     member = recipe.members[0].model_copy(update={"losses": losses})
     labels = recipe.model_copy(update={"members": (member,)})
+    assert labels.training_fingerprint != recipe.training_fingerprint
     alone = RunContext(tmp_path / "labels", CPU)
     train([city / "train"], labels, alone, TrainingOptions(tmp_path / "cache"))
     weights = [load_weights(next(w.weights.glob("*.safetensors")))[0] for w in (context, alone)]

@@ -8,7 +8,7 @@ satmap ships lie in ``recipes/``; a path to a file of one's own works in their p
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import cache, cached_property
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Self, cast
@@ -323,7 +323,7 @@ class Recipe(Settings, Generic[TaskT, LossesT]):
         """Whether a member learns from a trained ensemble."""
         return any(member.needs_teacher for member in self.members)
 
-    @cached_property
+    @property
     def training_fingerprint(self) -> str:
         """Hash of all settings that a training depends on; prediction's may change freely."""
         content = self.model_dump(
