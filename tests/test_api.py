@@ -9,6 +9,7 @@ import networkx
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 
 import satmap
 from satmap.errors import SatmapError
@@ -40,7 +41,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "my town 2023.tif"
-    transform = rasterio.transform.from_origin(500_000, 4_000_000, 0.5, 0.5)
+    transform = Affine(0.5, 0, 500_000, 0, -0.5, 4_000_000)
     profile = {"driver": "GTiff", "width": 96, "height": 64, "count": 3, "dtype": "uint8"}
     values = np.random.default_rng(0).integers(1, 255, (3, 64, 96), np.uint8)
     with rasterio.open(path, "w", crs="EPSG:32631", transform=transform, **profile) as target:
@@ -91,7 +92,7 @@ def test_roads_become_a_networkx_graph_and_a_table() -> None:
 
 def test_tables_lie_where_the_image_does(tmp_path: Path) -> None:
     path = tmp_path / "cross.tif"
-    transform = rasterio.transform.from_origin(500_000, 4_000_000, 0.5, 0.5)
+    transform = Affine(0.5, 0, 500_000, 0, -0.5, 4_000_000)
     profile = {"driver": "GTiff", "width": 200, "height": 200, "count": 1, "dtype": "uint8"}
     with rasterio.open(path, "w", crs="EPSG:32631", transform=transform, **profile) as target:
         target.write(cross(), 1)

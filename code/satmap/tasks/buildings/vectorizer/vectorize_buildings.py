@@ -23,7 +23,6 @@ from satmap.tasks.buildings.vectorizer.candidates import (
 )
 from satmap.tasks.buildings.vectorizer.instances import blob_bits, find_instances
 from satmap.tasks.buildings.vectorizer.polygons import (
-    Polygons,
     dilated,
     exact_polygons,
     simplify_outlines,
@@ -31,7 +30,7 @@ from satmap.tasks.buildings.vectorizer.polygons import (
 from satmap.tasks.buildings.vectorizer.right_angles import squared_outlines
 from satmap.tasks.buildings.vectorizer.tracing import Labels, at_least
 from satmap.tasks.buildings.vectorizer.windowed import LARGEST_PX, Crop, blob_crops
-from satmap.vectors.buildings import Building
+from satmap.vectors.buildings import Building, Polygons
 
 Floats = NDArray[np.float64]
 
