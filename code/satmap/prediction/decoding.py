@@ -1,72 +1,19 @@
-"""What is done with the planes of an image, in a worker process: nothing here loads a network."""
+"""Decoding of stored probability maps, each image as soon as its neighbours are predicted."""
 
-import shutil
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from satmap.errors import CannotWriteError, SatmapError
-from satmap.io.files import atomic_path
 from satmap.prediction.journal import Journal
 from satmap.prediction.plan import Plan, Work
-from satmap.rasters.map_files import write_maps
+from satmap.prediction.worker_jobs import decode_file
 from satmap.rasters.map_store import MapStore
-from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.runtime.workers import BoundedPool
-from satmap.tasks.dense import MapDecoder
 from satmap.vectors.georeference import Georeference
-
-
-def store_maps(
-    maps: ProbabilityMaps, georeference: Georeference | None, paths: Sequence[Path]
-) -> None:
-    """Write planes to files.
-
-    Raises:
-        CannotWriteError: the disk is full or a directory not writable.
-    """
-    for path in paths:
-        write_maps(path, maps, georeference)
-
-
-def decode_maps(
-    maps: ProbabilityMaps,
-    georeference: Georeference | None,
-    paths: Sequence[Path],
-    decoder: MapDecoder,
-) -> Any:
-    """Write probability maps to files, and decode them as they are.
-
-    Raises:
-        CannotWriteError: the disk is full or a directory not writable.
-    """
-    store_maps(maps, georeference, paths)
-    return decoder.decode(maps)
-
-
-def copy_maps(stored: Path, paths: Sequence[Path]) -> None:
-    """Copy planes from the store to other files.
-
-    Raises:
-        CannotWriteError: the disk is full or a directory not writable.
-    """
-    for path in paths:
-        with atomic_path(path) as temporary:
-            shutil.copyfile(stored, temporary)
-
-
-def decode_stored(
-    stored: Path, neighbours: Sequence[tuple[Path, int, int]], decoder: MapDecoder
-) -> Any:
-    """Decode probability maps in the store, together with those around them.
-
-    Raises:
-        SatmapError: the maps are gone, or damaged.
-    """
-    return decoder.decode_file(stored, neighbours)
 
 
 @dataclass
@@ -196,7 +143,7 @@ class DecodeQueue:
                 path.unlink(missing_ok=True)
 
         decoder = self._plan.decoder(tile)
-        self._pool.submit(done, decode_stored, path, neighbours, decoder)
+        self._pool.submit(done, decode_file, decoder, path, neighbours)
 
     def decoded(self, index: int, georeference: Georeference | None, future: Future[Any]) -> None:
         """Note what was found in an image, or its fault.

@@ -15,10 +15,11 @@ import torch
 from satmap.errors import SatmapError
 from satmap.io.progress import track
 from satmap.networks.ensemble import EnsembleMember
-from satmap.prediction.decoding import DecodeQueue, Outcome, copy_maps, decode_maps, store_maps
+from satmap.prediction.decoding import DecodeQueue, Outcome
 from satmap.prediction.images import prepare_image
 from satmap.prediction.journal import Journal
 from satmap.prediction.plan import Plan, Request, Work
+from satmap.prediction.worker_jobs import copy_maps, decode_maps, store_maps
 from satmap.rasters.map_files import map_writer
 from satmap.rasters.map_store import MapStore
 from satmap.runtime.device import DEVICE_ERRORS

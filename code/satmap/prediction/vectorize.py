@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,10 @@ from satmap.errors import SatmapError
 from satmap.io.files import require_map_output
 from satmap.io.progress import track
 from satmap.prediction.journal import Journal
+from satmap.prediction.worker_jobs import decode_file
 from satmap.rasters.map_files import find_map_files, open_map_file
 from satmap.runtime.workers import BoundedPool
-from satmap.tasks.dense import DenseTask, MapDecoder
+from satmap.tasks.dense import DenseTask
 
 # Rasters in work or waiting, for each worker.
 _AHEAD = 2
@@ -105,7 +106,7 @@ def vectorize_directory(
             except SatmapError as error:
                 faults[name] = str(error)
                 continue
-            pool.submit(done, _decode, decoder, chip.image.path, neighbours[name])
+            pool.submit(done, decode_file, decoder, chip.image.path, neighbours[name], True)
         pool.finish()
         keys = {name: name for name in paths if name in journal.finished}
         if exported:
@@ -155,10 +156,6 @@ def _find_neighbours(
         name: [(images[other.image].path, other.column, other.row) for other in beside]
         for name, beside in zip(chips, task.find_neighbours(footprints), strict=True)
     }
-
-
-def _decode(decoder: MapDecoder, path: Path, neighbours: Sequence[tuple[Path, int, int]]) -> Any:
-    return decoder.decode_file(path, neighbours, check_scale=True)
 
 
 def _export(

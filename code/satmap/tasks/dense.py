@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,34 +27,9 @@ from satmap.networks.unet import UNet, build_network
 from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
 from satmap.recipes.schema import Member
 from satmap.tasks.base import Batch, PreparedImage, Task
+from satmap.tasks.decoders import MapDecoder
 from satmap.weights.members import WeightFile
 from satmap.weights.network_files import load_pretrained_encoder, load_weights, save_weights
-
-
-class MapDecoder(Protocol):
-    """Turns probability maps into vectors. It is sent to worker processes with every image."""
-
-    def decode(self, prediction: ProbabilityMaps) -> Any:
-        """The result of an image by itself."""
-
-    def decode_file(
-        self,
-        path: Path,
-        neighbours: Sequence[tuple[Path, int, int]] = (),
-        *,
-        check_scale: bool = False,
-    ) -> Any:
-        """The result of an image from a raster of its probability maps.
-
-        Args:
-            path: the raster.
-            neighbours: the rasters around it and the column and row, in this image's pixels, of
-                each one's first pixel. Files that do not exist are left out.
-            check_scale: refuse a raster whose numbers are 0 and 1 instead of 0..255.
-
-        Raises:
-            SatmapError: the raster is missing or damaged, or does not hold probabilities.
-        """
 
 
 @dataclass(frozen=True)

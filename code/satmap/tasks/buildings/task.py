@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +19,6 @@ from satmap.errors import SatmapError
 from satmap.evaluation.metrics.building_f1 import Counts, group_of, match_buildings
 from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
 from satmap.exports import ImageBuildings, export_buildings
-from satmap.rasters.map_files import open_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
 from satmap.recipes.schema import Recipe
 from satmap.report.misses import scored_buildings_picture
@@ -28,14 +26,14 @@ from satmap.submissions.buildings_csv import BuildingRow, write_buildings_csv
 from satmap.submissions.coco_json import Detection, detections_of, write_coco_results
 from satmap.submissions.rows import RowsByImage
 from satmap.tasks.base import Batch, Total
-from satmap.tasks.buildings.confidence import CONFIDENCE_FILE, ConfidenceModel, read_confidence
+from satmap.tasks.buildings.confidence import CONFIDENCE_FILE, read_confidence
+from satmap.tasks.buildings.decoder import BuildingDecoder
 from satmap.tasks.buildings.labels import encode_buildings
 from satmap.tasks.buildings.losses import building_loss
 from satmap.tasks.buildings.settings import (
     BUILDING,
     BUILDING_FILE_MAPS,
     BuildingLosses,
-    BuildingSettings,
     BuildingTaskSettings,
 )
 from satmap.tasks.buildings.targets import BODY_BIT
@@ -68,42 +66,6 @@ class BuildingScore:
     def caption(self) -> str:
         """The score in words."""
         return f"{self.counts.tp} found, {self.counts.fn} missed, {self.counts.fp} false"
-
-
-@dataclass(frozen=True)
-class BuildingDecoder:
-    """Turns the probability maps of an image into footprints.
-
-    Attributes:
-        settings: of the vectoriser, for the category of the image.
-        rating_model: file of the model that chooses and rates candidates; None to rate buildings by
-            mean probability x square root of the area.
-    """
-
-    settings: BuildingSettings
-    rating_model: Path | None = None
-
-    def decode(self, prediction: ProbabilityMaps) -> list[Building]:
-        """The buildings of an image."""
-        return vectorize_buildings(prediction, self.settings, self._model())
-
-    def decode_file(
-        self,
-        path: Path,
-        neighbours: Sequence[tuple[Path, int, int]] = (),
-        *,
-        check_scale: bool = False,
-    ) -> list[Building]:
-        """The buildings of a raster; the rasters around it make no difference."""
-        # The vectoriser counts in pixels: their size in metres does not matter.
-        with open_map_file(path, 1, BUILDING_FILE_MAPS) as file:
-            found = vectorize_buildings(file.scene, self.settings, self._model())
-            if check_scale:
-                file.check_scale()
-        return found
-
-    def _model(self) -> ConfidenceModel | None:
-        return _read_once(self.rating_model) if self.rating_model else None
 
 
 class BuildingTask(DenseTask):
@@ -286,12 +248,6 @@ class BuildingTask(DenseTask):
     def tune(self, request: TuningRequest) -> Tuning:
         """Fit the vectoriser's settings by F1 or average precision."""
         return tune_buildings(request, self.recipe)
-
-
-@lru_cache(maxsize=1)
-def _read_once(path: Path) -> ConfidenceModel:
-    """A model takes longer to read than an image to vectorise; each worker reads it once."""
-    return read_confidence(path)
 
 
 def _rows(found: ImageBuildings) -> list[BuildingRow]:

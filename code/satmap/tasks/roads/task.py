@@ -18,7 +18,6 @@ from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls import apls
 from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
 from satmap.exports import ImageRoads, export_roads
-from satmap.rasters.map_files import open_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Recipe
 from satmap.report.road_overlay import side_by_side
@@ -26,17 +25,17 @@ from satmap.submissions.roads_csv import RoadRow, rows_of_graph, write_roads_csv
 from satmap.submissions.rows import RowsByImage
 from satmap.tasks.base import Batch, Total
 from satmap.tasks.dense import DenseTask
+from satmap.tasks.roads.decoder import RoadDecoder
 from satmap.tasks.roads.labels import encode_roads
 from satmap.tasks.roads.losses import road_loss
 from satmap.tasks.roads.settings import (
     ROAD,
     ROAD_FILE_MAPS,
     RoadLosses,
-    RoadSettings,
     RoadTaskSettings,
 )
 from satmap.tasks.roads.targets import CLASS_BITS, RoadLabel
-from satmap.tasks.roads.tiles import find_surroundings, roads_of_file
+from satmap.tasks.roads.tiles import find_surroundings
 from satmap.tasks.roads.tuning import tune_roads
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.tuning.chips import Tuning, TuningRequest
@@ -63,38 +62,6 @@ class RoadScore:
     def caption(self) -> str:
         """The score in words."""
         return f"APLS {self.apls:.3f}"
-
-
-@dataclass(frozen=True)
-class RoadDecoder:
-    """Turns the probability maps of an image into its road graph.
-
-    Attributes:
-        settings: of the vectoriser.
-        metres_per_pixel: pixel size of rasters without georeference.
-    """
-
-    settings: RoadSettings
-    metres_per_pixel: float
-
-    def decode(self, prediction: ProbabilityMaps) -> RoadGraph:
-        """The roads of an image by itself."""
-        return vectorize_roads(prediction, self.settings)
-
-    def decode_file(
-        self,
-        path: Path,
-        neighbours: Sequence[tuple[Path, int, int]] = (),
-        *,
-        check_scale: bool = False,
-    ) -> RoadGraph:
-        """The roads of a raster, joined to the roads of the rasters around it."""
-        beside = [neighbour for neighbour in neighbours if neighbour[0].exists()]
-        with open_map_file(path, self.metres_per_pixel, ROAD_FILE_MAPS) as file:
-            graph = roads_of_file(file, beside, self.settings, self.metres_per_pixel)
-            if check_scale:
-                file.check_scale()
-        return graph
 
 
 class RoadTask(DenseTask):

@@ -15,11 +15,11 @@ from satmap.tasks.roads.vectorizer.network import Ints, Line, Network
 from satmap.vectors.speeds import BIN_SPEEDS_MPH, MPS_PER_MPH
 
 # Sides are looked at so far, in such steps, metres.
-_WIDEST, _STEP = 12.0, 0.5
+_WIDEST, _WIDTH_STEP = 12.0, 0.5
 # A pixel is road from this probability on.
 _ROAD = 0.5
 # Between measurements along a road, and what is left out at a junction, metres.
-_SPACING, _SKIP = 8.0, 8.0
+_SPACING, _WIDTH_SKIP = 8.0, 8.0
 
 
 def widths_at(road: Evidence, places: Line, directions: Line) -> NDArray[np.float64]:
@@ -35,19 +35,19 @@ def widths_at(road: Evidence, places: Line, directions: Line) -> NDArray[np.floa
         no road.
     """
     normals = np.stack([-directions[:, 1], directions[:, 0]], axis=1)
-    offsets = np.arange(_STEP / 2, _WIDEST, _STEP)
+    offsets = np.arange(_WIDTH_STEP / 2, _WIDEST, _WIDTH_STEP)
     width = np.zeros(len(places))
     for side in (-1, 1):
         across = side * offsets[:, None, None] * normals
         inside = np.logical_and.accumulate(road.at(places + across) >= _ROAD, axis=0)
-        width += _STEP * inside.sum(axis=0)
+        width += _WIDTH_STEP * inside.sum(axis=0)
     return width
 
 
 def road_widths(network: Network, road: Evidence) -> NDArray[np.float64]:
     """Mean width of each road away from its ends, metres, (m,)."""
     count = len(network.counts)
-    owner, places = samples(network, np.arange(count), _SPACING, _SKIP)
+    owner, places = samples(network, np.arange(count), _SPACING, _WIDTH_SKIP)
     return np.bincount(
         owner, widths_at(road, places, _directions(network, owner, places)), minlength=count
     ) / np.bincount(owner, minlength=count)

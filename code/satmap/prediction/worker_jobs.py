@@ -1,0 +1,67 @@
+"""What worker processes do with the probability maps of an image.
+
+Nothing here imports torch: it takes each worker seconds and hundreds of megabytes.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from satmap.io.files import atomic_path
+from satmap.rasters.map_files import write_maps
+from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.tasks.decoders import MapDecoder
+from satmap.vectors.georeference import Georeference
+
+
+def store_maps(
+    maps: ProbabilityMaps, georeference: Georeference | None, paths: Sequence[Path]
+) -> None:
+    """Write probability maps to files.
+
+    Raises:
+        CannotWriteError: the disk is full or a directory not writable.
+    """
+    for path in paths:
+        write_maps(path, maps, georeference)
+
+
+def decode_maps(
+    maps: ProbabilityMaps,
+    georeference: Georeference | None,
+    paths: Sequence[Path],
+    decoder: MapDecoder,
+) -> Any:
+    """Write probability maps to files, and decode them as they are.
+
+    Raises:
+        CannotWriteError: the disk is full or a directory not writable.
+    """
+    store_maps(maps, georeference, paths)
+    return decoder.decode(maps)
+
+
+def copy_maps(stored: Path, paths: Sequence[Path]) -> None:
+    """Copy probability maps from the store to other files.
+
+    Raises:
+        CannotWriteError: the disk is full or a directory not writable.
+    """
+    for path in paths:
+        with atomic_path(path) as temporary:
+            shutil.copyfile(stored, temporary)
+
+
+def decode_file(
+    decoder: MapDecoder,
+    path: Path,
+    neighbours: Sequence[tuple[Path, int, int]],
+    check_scale: bool = False,
+) -> Any:
+    """Decode a raster of probability maps, together with those around it.
+
+    Raises:
+        SatmapError: the maps are gone, or damaged.
+    """
+    return decoder.decode_file(path, neighbours, check_scale=check_scale)

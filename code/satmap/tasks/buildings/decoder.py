@@ -1,0 +1,55 @@
+"""Turns the probability maps of an image into footprints. Nothing here imports torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from satmap.rasters.map_files import open_map_file
+from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.tasks.buildings.confidence import ConfidenceModel, read_confidence
+from satmap.tasks.buildings.settings import BUILDING_FILE_MAPS, BuildingSettings
+from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
+from satmap.vectors.buildings import Building
+
+
+@dataclass(frozen=True)
+class BuildingDecoder:
+    """Turns the probability maps of an image into footprints.
+
+    Attributes:
+        settings: of the vectoriser, for the category of the image.
+        rating_model: file of the model that chooses and rates candidates; None to rate buildings by
+            mean probability x square root of the area.
+    """
+
+    settings: BuildingSettings
+    rating_model: Path | None = None
+
+    def decode(self, prediction: ProbabilityMaps) -> list[Building]:
+        """The buildings of an image."""
+        return vectorize_buildings(prediction, self.settings, self._model())
+
+    def decode_file(
+        self,
+        path: Path,
+        neighbours: Sequence[tuple[Path, int, int]] = (),
+        *,
+        check_scale: bool = False,
+    ) -> list[Building]:
+        """The buildings of a raster; the rasters around it make no difference."""
+        # The vectoriser counts in pixels: their size in metres does not matter.
+        with open_map_file(path, 1, BUILDING_FILE_MAPS) as file:
+            found = vectorize_buildings(file.scene, self.settings, self._model())
+            if check_scale:
+                file.check_scale()
+        return found
+
+    def _model(self) -> ConfidenceModel | None:
+        return _read_once(self.rating_model) if self.rating_model else None
+
+
+@lru_cache(maxsize=1)
+def _read_once(path: Path) -> ConfidenceModel:
+    """A model takes longer to read than an image to vectorise; each worker reads it once."""
+    return read_confidence(path)
