@@ -288,7 +288,7 @@ def test_a_city_on_a_full_disk_leaves_no_broken_image(tmp_path: Path) -> None:
         "'--test-chips', '0', '--size', '128'])"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "city")]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert ended.returncode == 1
     assert ended.stderr.startswith("satmap: cannot write ")
     assert not [*tmp_path.rglob("*.tif")]
@@ -312,6 +312,7 @@ def test_too_little_memory_is_told_as_such() -> None:
             capture_output=True,
             text=True,
             check=False,
+            timeout=300,
         )
         assert ended.returncode == 1
         assert ended.stderr.startswith("satmap: memory is short. Give more (`ulimit -v`")
@@ -330,6 +331,7 @@ def test_a_full_standard_output_is_no_fault_of_satmaps(tmp_path: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
             check=False,
+            timeout=300,
         )
     assert ended.returncode == 1
     assert ended.stderr.startswith("satmap: No space left on device")
@@ -340,7 +342,8 @@ def test_closed_streams_cost_nothing(tmp_path: Path, closed: str) -> None:
     city = tmp_path / "city"
     options = ("--chips", "1", "--test-chips", "0", "--size", "64")
     command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "satmap"]
-    assert subprocess.run([*command, "make-city", city, *options], check=False).returncode == 0
+    ended = subprocess.run([*command, "make-city", city, *options], check=False, timeout=300)
+    assert ended.returncode == 0
     assert [*city.rglob("*.tif")]
 
 
@@ -353,6 +356,7 @@ def test_a_current_directory_that_was_deleted(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
     assert ended.returncode == 1
     assert ended.stderr.startswith("satmap: the current directory cannot be used (No such file")
@@ -378,7 +382,7 @@ def test_one_run_at_a_time_trains_a_member(tmp_path: Path) -> None:
 
     def other(stem: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", code, str(tmp_path / stem)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
     with exclusive_lock(tmp_path / "fold0"):
         assert "another run is training fold0" in other("fold0").stderr
