@@ -21,22 +21,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
 from real_chips import learn, split
-from satmap.data.augmentation import Augmentation
 from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
 from satmap.networks.unet import UNet, build_network
-from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import (
+    Augmentation,
     CosineSchedule,
     Decoder,
-    HeadLoss,
-    Losses,
-    RoadHeadLoss,
     Schedule,
     StepSchedule,
     load_recipe,
 )
+from satmap.recipes.task_settings import HeadLoss
 from satmap.runtime.device import pick_device
+from satmap.tasks.roads.settings import ROAD_MAPS, RoadHeadLoss
+from satmap.tasks.roads.settings import RoadLosses as Losses
 from satmap.training.schedule import learning_rate
 from satmap.training.state import MovingAverage
 from satmap.training.validation import validate

@@ -33,10 +33,10 @@ from numpy.typing import NDArray
 
 from building_runs import half
 from made_blocks import made_blocks, maps_of_labels
-from satmap.data.layouts.buildings import scan_buildings
+from satmap.data.layouts.building_challenges import find_building_images
 from satmap.data.layouts.mapping_challenge import ANNOTATIONS
 from satmap.evaluation.metrics.coco_ap import score_coco
-from satmap.rasters.map_files import BUILDING_FILE_MAPS, open_map_file
+from satmap.rasters.map_files import open_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.submissions.coco_json import Detection, write_coco_results
 from satmap.tasks.buildings.confidence import (
@@ -47,9 +47,9 @@ from satmap.tasks.buildings.confidence import (
 )
 from satmap.tasks.buildings.confidence import sample as sample_of
 from satmap.tasks.buildings.labels import read_building_labels
+from satmap.tasks.buildings.settings import BUILDING_FILE_MAPS, BuildingSettings
 from satmap.tasks.buildings.targets import draw_instances
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons
-from satmap.tasks.buildings.vectorizer.settings import BuildingSettings
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 from satmap.vectors.buildings import Building
 
@@ -146,7 +146,7 @@ def _predicted(images: Path, work: Path, seed: int, fold: int) -> _Case:
     """The half of the images that a network has not seen, and its planes of them."""
     network = half(images, work, seed, fold, weighted=True)
     labels, maps = {}, {}
-    for chip in scan_buildings([images]).chips:
+    for chip in find_building_images([images]).chips:
         raster = network.maps / f"{chip.image_id}.tif"
         if chip.number is not None and raster.exists():
             shape = chip.image.height, chip.image.width
@@ -156,7 +156,7 @@ def _predicted(images: Path, work: Path, seed: int, fold: int) -> _Case:
     truth = json.loads((images / ANNOTATIONS).read_text())
     truth["images"] = [image for image in truth["images"] if image["id"] in labels]
     truth["annotations"] = [its for its in truth["annotations"] if its["image_id"] in labels]
-    return _Case(json.dumps(truth), labels, maps, network.recipe.buildings.of(None))
+    return _Case(json.dumps(truth), labels, maps, network.recipe.task.vectorizer.of(None))
 
 
 _Buildings = dict[int, list[Building]]

@@ -8,16 +8,8 @@ from pathlib import Path
 import torch
 
 from satmap.prediction.run import predict
-from satmap.recipes.schema import (
-    BuildingHeadLoss,
-    BuildingLosses,
-    CosineSchedule,
-    Decoder,
-    Member,
-    Recipe,
-    Stage,
-    load_recipe,
-)
+from satmap.recipes.schema import CosineSchedule, Decoder, Member, Recipe, Stage, load_recipe
+from satmap.tasks.buildings.settings import BuildingHeadLoss, BuildingLosses
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.run_context import RunContext
 

@@ -21,9 +21,10 @@ from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
 from satmap.networks.decoders import DECODERS
 from satmap.networks.unet import UNet, build_network
-from satmap.rasters.probability_maps import ROAD_MAPS
-from satmap.recipes.schema import CosineSchedule, Losses, Recipe, load_recipe
+from satmap.recipes.schema import CosineSchedule, Recipe, load_recipe
 from satmap.runtime.device import pick_device
+from satmap.tasks.roads.settings import ROAD_MAPS
+from satmap.tasks.roads.settings import RoadLosses as Losses
 from satmap.training.schedule import learning_rate
 from satmap.training.validation import validate
 

@@ -24,18 +24,20 @@ from real_chips import HELD_OUT, link, split
 from satmap.data.cache import CachedChip
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.evaluation.metrics.apls import apls
-from satmap.prediction.dense import EnsembleMember, predict_maps
-from satmap.rasters.probability_maps import ROAD, ROAD_MAPS, ProbabilityMaps
+from satmap.networks.ensemble import EnsembleMember, predict_maps
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Inference, Recipe, load_recipe
 from satmap.runtime.device import pick_device
 from satmap.submissions.roads_csv import rows_of_graph
-from satmap.tasks.roads.objective import truth_rows
+from satmap.tasks.base import load_ensemble
+from satmap.tasks.roads.settings import ROAD, ROAD_MAPS
 from satmap.tasks.roads.targets import CLASS_BITS
+from satmap.tasks.roads.task import truth_rows
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.run_context import RunContext
 from satmap.weights.average import average_weights
-from satmap.weights.members import WeightFile, choose, find_weights, load_ensemble
+from satmap.weights.members import WeightFile, choose, find_weights
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def _score(
             started = clock()
             maps = _predict(contender, chip, device)
             seconds[row, column] = clock() - started
-            found = rows_of_graph(vectorize_roads(maps, recipe.roads))
+            found = rows_of_graph(vectorize_roads(maps, recipe.task.vectorizer))
             score = apls(truth, found, metres_per_pixel=float(np.mean(chip.metres_per_pixel)))
             assert score.time is not None, "both sides state travel times"
             lengths[row, column], times[row, column] = score.length.score, score.time.score

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from satmap.networks.decoders import DECODERS
 from satmap.networks.encoders import ENCODERS, Encoder
 from satmap.networks.unet import UNet, build_network
-from satmap.rasters.probability_maps import ROAD_MAPS
+from satmap.tasks.roads.settings import ROAD_MAPS
 
 _RUNS = 3
 

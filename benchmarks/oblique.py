@@ -14,14 +14,12 @@ from functools import partial
 import cv2
 import numpy as np
 
+from synthcity.city import Land, make_scene, make_town
 from synthcity.noise import Window
 from synthcity.oblique import Site, photograph, through_air
 from synthcity.paint import Grid, paint
-from synthcity.scene import make_scene
 from synthcity.spectra import draw_sensor
-from synthcity.surface import Land
-from synthcity.town import make_town
-from synthcity.view_angles import write_view_angles
+from synthcity.views import write_view_angles
 
 _SIDE_PX, _PIXEL_M = 900, 0.5
 _SIDE_M = _SIDE_PX * _PIXEL_M

@@ -29,18 +29,20 @@ import torch
 from affine import Affine
 
 from satmap.data.layouts.spacenet_roads import scan_roads
+from satmap.networks.ensemble import predict_maps
 from satmap.networks.unet import build_network
-from satmap.prediction.dense import predict_maps
 from satmap.prediction.images import prepare_image
 from satmap.prediction.run import predict
 from satmap.rasters.map_files import read_map_file, write_maps
-from satmap.rasters.probability_maps import ROAD_MAPS, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Decoder, Inference, Recipe, load_recipe
 from satmap.runtime.device import pick_device
 from satmap.runtime.resources import available_cores
 from satmap.submissions.roads_csv import rows_of_graph, write_roads_csv
+from satmap.tasks.base import load_ensemble
+from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
-from satmap.weights.members import choose, find_weights, load_ensemble
+from satmap.weights.members import choose, find_weights
 from satmap.weights.network_files import save_weights
 
 # The full ensemble: the recipe's four networks, three checkpoints each.
@@ -177,7 +179,7 @@ def through_files(place: Path, device: torch.device, recipe: Recipe) -> float:
     rows = {}
     for chip in chips:
         maps, _ = read_map_file(place / "merged" / f"{chip.image_id}.tif", _METRES)
-        rows[chip.image_id] = rows_of_graph(vectorize_roads(maps, recipe.roads))
+        rows[chip.image_id] = rows_of_graph(vectorize_roads(maps, recipe.task.vectorizer))
     write_roads_csv(place / "plain.csv", rows)
     return time.perf_counter() - started
 

@@ -21,14 +21,15 @@ import rasterio
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from satmap.data.augmentation import Augmentation
-from satmap.data.cache import StretchSettings, prepare_chip
+from satmap.data.cache import prepare_chip
 from satmap.data.chip import Chip
 from satmap.data.crops import CropDataset
 from satmap.data.imagery import MS_BAND_ORDER
 from satmap.data.layouts.spacenet_roads import scan_roads
+from satmap.recipes.schema import Augmentation, StretchSettings
 from satmap.tasks.roads.labels import read_road_labels
-from satmap.tasks.roads.targets import TargetSettings, decode_target, rasterize_roads
+from satmap.tasks.roads.settings import TargetSettings
+from satmap.tasks.roads.targets import decode_target, rasterize_roads
 from synthcity import make_city
 
 _CHIPS = 3

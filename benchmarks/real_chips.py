@@ -11,9 +11,10 @@ from satmap.data.cache import CachedChip, prepare_chips
 from satmap.data.chip import Chip
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.networks.unet import UNet
-from satmap.recipes.schema import Losses, Recipe
+from satmap.recipes.schema import Recipe
 from satmap.runtime.device import autocast
 from satmap.tasks.roads.losses import road_loss
+from satmap.tasks.roads.settings import RoadLosses as Losses
 
 #: One chip of so many is held out.
 HELD_OUT = 5
@@ -24,7 +25,7 @@ def split(
 ) -> tuple[Sequence[CachedChip], Sequence[CachedChip]]:
     """The chips of an area to learn from and those held out, prepared under ``work``."""
     chips = prepare_chips(
-        scan_roads([area]).chips, 3, work / "cache", recipe.stretch, recipe.targets
+        scan_roads([area]).chips, 3, work / "cache", recipe.stretch, recipe.task.targets
     ).chips
     held_out = chips[::HELD_OUT]
     return [chip for chip in chips if chip not in held_out], held_out

@@ -16,21 +16,23 @@ from real_chips import HELD_OUT, link
 from satmap.data.cache import prepare_chip
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.evaluation.metrics.apls import score_roads
-from satmap.prediction.dense import predict_maps
+from satmap.networks.ensemble import predict_maps
 from satmap.prediction.images import prepare_image
-from satmap.rasters.probability_maps import ROAD, ROAD_MAPS, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import load_recipe
 from satmap.report.panels import write_picture
 from satmap.report.road_overlay import side_by_side
 from satmap.report.table import score_table
 from satmap.runtime.device import pick_device
 from satmap.submissions.roads_csv import rows_of_graph, write_roads_csv
-from satmap.tasks.roads.objective import truth_rows
+from satmap.tasks.base import load_ensemble
+from satmap.tasks.roads.settings import ROAD, ROAD_MAPS
 from satmap.tasks.roads.targets import CLASS_BITS
+from satmap.tasks.roads.task import truth_rows
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.run_context import RunContext
-from satmap.weights.members import choose, find_weights, load_ensemble
+from satmap.weights.members import choose, find_weights
 
 
 def main() -> None:
@@ -57,13 +59,13 @@ def main() -> None:
         seen = prepare_image(chip, members, recipe)
         values = predict_maps(seen.members, seen.pixels, recipe.inference, context.device)
         maps = ProbabilityMaps(ROAD_MAPS, values, seen.metres_per_pixel)
-        cached = prepare_chip(chip, options.work / "cache", recipe.stretch, recipe.targets)
+        cached = prepare_chip(chip, options.work / "cache", recipe.stretch, recipe.task.targets)
         image, target = cached.read()
         road, label = maps[ROAD] >= 128, (target & CLASS_BITS) > 0
         overlap += int((road & label).sum())
         union += int((road | label).sum())
         truth[chip.image_id] = truth_rows(cached)
-        proposal[chip.image_id] = rows_of_graph(vectorize_roads(maps, recipe.roads))
+        proposal[chip.image_id] = rows_of_graph(vectorize_roads(maps, recipe.task.vectorizer))
         metres.append(np.mean(maps.metres_per_pixel))
         panels = [("predicted", proposal[chip.image_id]), ("truth", truth[chip.image_id])]
         picture = side_by_side(np.ascontiguousarray(image[..., :3]), panels)

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from networks import count_macs
 from satmap.networks.unet import UNet, build_network
-from satmap.rasters.probability_maps import ROAD_MAPS
-from satmap.recipes.schema import HeadLoss, Losses, RoadHeadLoss
+from satmap.recipes.task_settings import HeadLoss
 from satmap.runtime.device import autocast, pick_device
 from satmap.tasks.roads.losses import road_loss
+from satmap.tasks.roads.settings import ROAD_MAPS, RoadHeadLoss
+from satmap.tasks.roads.settings import RoadLosses as Losses
 
 _LOSSES = Losses(
     road=RoadHeadLoss(dice=0.5, focal=2, bce=0.1),

@@ -41,9 +41,10 @@ from degraded_masks import METRES_PER_PIXEL, degraded_mask
 from round_trips import RoundTrip, labelled_chips, made_city, vegas_labels
 from satmap.evaluation.metrics.apls import apls
 from satmap.prediction.vectorize import vectorize_directory
-from satmap.rasters.probability_maps import ROAD, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv, rows_of_graph
+from satmap.tasks.roads.settings import ROAD
 from satmap.tasks.roads.tiles import crop_graph
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from side_by_side import with_surroundings

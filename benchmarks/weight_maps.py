@@ -22,11 +22,12 @@ import shapely
 import torch
 
 from building_runs import Half, half
-from satmap.data.layouts.buildings import scan_buildings
+from satmap.data.layouts.building_challenges import find_building_images
 from satmap.evaluation.metrics.building_f1 import Counts, match_buildings
-from satmap.rasters.map_files import BUILDING_FILE_MAPS, open_map_file
+from satmap.rasters.map_files import open_map_file
 from satmap.submissions.buildings_csv import BuildingRow
 from satmap.tasks.buildings.labels import read_building_labels
+from satmap.tasks.buildings.settings import BUILDING_FILE_MAPS
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 
 _SMALL_PX2, _SPECK_PX2 = 32**2, 16**2
@@ -59,12 +60,12 @@ def main() -> None:
 def _score(images: Path, network: Half, threshold: float) -> tuple[float, ...]:
     """Recall of small buildings and of others, precision, F1, and the share of specks in what is
     false, over the images that the network predicted."""
-    settings = network.recipe.buildings.of(None).model_copy(
+    settings = network.recipe.task.vectorizer.of(None).model_copy(
         update={"seed": threshold, "low": threshold, "certain": threshold}
     )
     counts, specks = Counts(), 0
     found, small = [], []
-    for chip in scan_buildings([images]).chips:
+    for chip in find_building_images([images]).chips:
         raster = network.maps / f"{chip.image_id}.tif"
         if not raster.exists():
             continue

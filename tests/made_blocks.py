@@ -14,7 +14,8 @@ import shapely
 from numpy.typing import NDArray
 from shapely.affinity import rotate
 
-from satmap.rasters.probability_maps import BORDER, BUILDING, CONTACT, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.tasks.buildings.settings import BORDER, BUILDING, CONTACT
 
 METRES_PER_PIXEL = (0.5, 0.5)
 

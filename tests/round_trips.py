@@ -12,11 +12,11 @@ from shapely import STRtree
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.evaluation.metrics.apls import AplsScore, apls
 from satmap.io.geojson_reader import LON_LAT
-from satmap.rasters.probability_maps import ROAD_MAPS, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.submissions.roads_csv import RoadRow, rows_of_graph
-from satmap.tasks.roads.labels import RoadLabel, clip_to_image, read_road_labels
-from satmap.tasks.roads.targets import TargetSettings, decode_target, rasterize_roads
-from satmap.tasks.roads.vectorizer.settings import RoadSettings
+from satmap.tasks.roads.labels import clip_to_image, read_road_labels
+from satmap.tasks.roads.settings import ROAD_MAPS, RoadSettings, TargetSettings
+from satmap.tasks.roads.targets import RoadLabel, decode_target, rasterize_roads
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.georeference import Georeference, metres_per_degree
 from satmap.vectors.road_graph import line_length_m

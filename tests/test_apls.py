@@ -334,11 +334,11 @@ def test_official_scores_of_made_cities() -> None:
 # A coarse grid makes junctions, repeated segments and rings likely; the fractions near-misses.
 coordinates = st.integers(0, 5).map(lambda i: 60.0 * i) | st.floats(0, 300)
 lines = st.lists(st.tuples(coordinates, coordinates), min_size=1, max_size=6)
-decoder = st.lists(lines, max_size=6).map(lambda drawn: roads(*drawn))
+road_maps = st.lists(lines, max_size=6).map(lambda drawn: roads(*drawn))
 
 
 @settings(max_examples=60, deadline=None)
-@given(truth=decoder, proposal=decoder, seed=st.integers(0, 99))
+@given(truth=road_maps, proposal=road_maps, seed=st.integers(0, 99))
 def test_order_and_direction_of_rows_change_nothing(
     truth: list[RoadRow], proposal: list[RoadRow], seed: int
 ) -> None:
@@ -355,7 +355,7 @@ def test_order_and_direction_of_rows_change_nothing(
 
 
 @settings(max_examples=60, deadline=None)
-@given(truth=decoder, proposal=decoder)
+@given(truth=road_maps, proposal=road_maps)
 def test_scores_are_shares_and_time_follows_length(
     truth: list[RoadRow], proposal: list[RoadRow]
 ) -> None:
@@ -369,13 +369,13 @@ def test_scores_are_shares_and_time_follows_length(
 
 
 @settings(max_examples=60, deadline=None)
-@given(truth=decoder)
+@given(truth=road_maps)
 def test_a_map_equals_itself(truth: list[RoadRow]) -> None:
     assert apls(truth, truth).length.score == 1
 
 
 @settings(max_examples=30, deadline=None)
-@given(truth=decoder, seed=st.integers(0, 99))
+@given(truth=road_maps, seed=st.integers(0, 99))
 def test_distances_equal_those_of_a_graph_with_the_nodes_inserted(
     truth: list[RoadRow], seed: int
 ) -> None:

@@ -24,10 +24,10 @@ from satmap.provenance.manifest import (
     manifest_path,
     read_manifest,
 )
-from satmap.rasters.probability_maps import BUILDING_MAPS
 from satmap.recipes.schema import parse_recipe
 from satmap.submissions.buildings_csv import read_buildings_csv
 from satmap.tasks.buildings.confidence import CONFIDENCE_FILE
+from satmap.tasks.buildings.settings import BUILDING_MAPS
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons
 from satmap.weights.network_files import save_weights
 from test_building_training import RECIPE

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from made_blocks import made_blocks, maps_of_labels
 from satmap.errors import SatmapError
-from satmap.rasters.probability_maps import BUILDING, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box
 from satmap.tasks.buildings.confidence import (
     CONFIDENCE_FILE,
@@ -21,6 +21,7 @@ from satmap.tasks.buildings.confidence import (
     sample,
     write_confidence,
 )
+from satmap.tasks.buildings.settings import BUILDING, BuildingSettings
 from satmap.tasks.buildings.vectorizer.candidates import (
     FEATURES,
     SAME_IOU,
@@ -30,7 +31,6 @@ from satmap.tasks.buildings.vectorizer.candidates import (
     non_maximum_suppression,
 )
 from satmap.tasks.buildings.vectorizer.instances import find_instances
-from satmap.tasks.buildings.vectorizer.settings import BuildingSettings
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 
 CHOSEN = BuildingSettings(least_px=10, seed_px=3)

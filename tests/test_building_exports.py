@@ -199,16 +199,16 @@ def test_predictions_are_exported(tmp_path: Path, capsys: pytest.CaptureFixture[
     for number in range(2):
         write_tile(tmp_path / "data", number, [])
     undecided_weights(tmp_path / "weights")
-    decoder = [tmp_path / "b.gpkg", tmp_path / "b.geojson"]
-    flags = [part for path in decoder for part in ("--export", path)]
+    layers = [tmp_path / "b.gpkg", tmp_path / "b.geojson"]
+    flags = [part for path in layers for part in ("--export", path)]
     common = ("--weights", tmp_path / "weights", "--device", "cpu", "--workers", 0, *flags)
     out = tmp_path / "out.csv"
     status, said = run(capsys, "predict", tmp_path / "data", out, *common)
     assert status == 0 and "lacks" not in said
     # The CSV leaves out what the scorers would drop.
     counts = [len(rows) for rows in read_buildings_csv(out).values()]
-    _, attributes, _ = geopackage(decoder[0])
-    assert len(geojson(decoder[1])) == len(attributes) >= sum(counts) > 0
+    _, attributes, _ = geopackage(layers[0])
+    assert len(geojson(layers[1])) == len(attributes) >= sum(counts) > 0
     # Images without georeference are named, and are not in the maps.
     write_coco(tmp_path / "coco", {3: []})
     status, said = run(capsys, "predict", tmp_path / "coco", tmp_path / "out.json", *common)

@@ -11,14 +11,15 @@ import shapely
 from made_buildings import square, write_buildings, write_coco, write_tile
 from made_files import write_image
 from satmap.cli import main
-from satmap.data.cache import StretchSettings, category_of, prepare_chip
+from satmap.data.cache import category_of, prepare_chip
 from satmap.data.imagery import MULTISPECTRAL, RGB, RGB_NIR, read_info, read_stretched
-from satmap.data.layouts.buildings import scan_buildings
+from satmap.data.layouts.building_challenges import find_building_images
 from satmap.data.layouts.spacenet_buildings import building_image_ids, parse_building_name
 from satmap.data.view_angles import CATEGORIES, ViewAngle, parse_view_angle, view_angle_of_name
 from satmap.errors import SatmapError
+from satmap.recipes.schema import StretchSettings
 from satmap.tasks.buildings.labels import read_building_labels
-from satmap.tasks.buildings.targets import BuildingTargetSettings
+from satmap.tasks.buildings.settings import BuildingTargetSettings
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 shared = pytest.mark.skipif(not DATA.exists(), reason="the shared data are not here")
@@ -99,7 +100,7 @@ def test_one_label_for_many_looks(tmp_path: Path) -> None:
     label = write_buildings(
         tmp_path / "geojson/spacenet-buildings/spacenet-buildings_1_2.geojson", [square(8, 8, 20)]
     )
-    inventory = scan_buildings([tmp_path], 4)
+    inventory = find_building_images([tmp_path], 4)
     assert [chip.label for chip in inventory.chips] == [label, label]
     assert {chip.site for chip in inventory.chips} == {"1_2"}
     assert [chip.channels for chip in inventory.chips] == [4, 4]
@@ -112,7 +113,7 @@ def test_a_missing_label_names_the_image_and_what_was_tried(tmp_path: Path) -> N
     write_tile(tmp_path, 1, [square(10, 10, 30)])
     next(tmp_path.rglob("*.geojson")).unlink()
     with pytest.raises(SatmapError) as caught:
-        scan_buildings([tmp_path]).require_labels()
+        find_building_images([tmp_path]).require_labels()
     text = str(caught.value)
     assert "RGB-PanSharpen_AOI_9_Made_img1.tif" in text
     assert "buildings_AOI_9_Made_img1.geojson" in text
@@ -124,7 +125,7 @@ def test_products_in_other_pixels_give_way(tmp_path: Path) -> None:
     write_image(tmp_path / "3band/3band_AOI_1_RIO_img1.tif", size=(80, 90))
     write_image(tmp_path / "8band/8band_AOI_1_RIO_img1.tif", bands=8, size=(20, 22), dtype="uint16")
     for channels, shape in ((3, (80, 90)), (8, (20, 22))):
-        (chip,) = scan_buildings([tmp_path], channels).chips
+        (chip,) = find_building_images([tmp_path], channels).chips
         assert [(i.height, i.width) for i in chip.images.values()] == [shape]
 
 
@@ -138,11 +139,11 @@ def test_infrared_is_no_alpha(tmp_path: Path) -> None:
 
 def test_an_angle_that_nobody_knows_asks_for_nadir(tmp_path: Path) -> None:
     write_tile(tmp_path, 1, [square(10, 10, 30)])
-    (chip,) = scan_buildings([tmp_path]).chips
+    (chip,) = find_building_images([tmp_path]).chips
     assert category_of(chip, None) is None
     with pytest.raises(SatmapError, match="--nadir degrees off nadir, such as 32south"):
         category_of(chip, 5)
-    (chip,) = scan_buildings([tmp_path], view_angle=parse_view_angle("32")).chips
+    (chip,) = find_building_images([tmp_path], view_angle=parse_view_angle("32")).chips
     assert category_of(chip, 3) == "off-nadir"
     with pytest.raises(SatmapError, match="--nadir"):
         prepare_chip(chip, tmp_path / "cache", StretchSettings(), BuildingTargetSettings(), heads=5)
@@ -155,7 +156,7 @@ def test_invalid_polygons_are_mended_and_counted(tmp_path: Path) -> None:
         [(60.0, 20.0), (80.0, 20.0), (80.0, 40.0), (60.0, 40.0)],
     ]
     write_tile(tmp_path, 1, [bow, touched, square(90, 60, 30)])
-    (chip,) = scan_buildings([tmp_path]).chips
+    (chip,) = find_building_images([tmp_path]).chips
     labels = read_building_labels(chip)
     assert labels.repaired == 1
     # Both loops of the bow, a square less its hole, and what of the last is on the image.
@@ -167,9 +168,9 @@ def test_invalid_polygons_are_mended_and_counted(tmp_path: Path) -> None:
 def test_labels_of_another_place_are_a_fault(tmp_path: Path) -> None:
     write_tile(tmp_path, 1, [square(5000, 5000, 30)])
     with pytest.raises(SatmapError, match="none of its 1 buildings lies on"):
-        read_building_labels(scan_buildings([tmp_path]).chips[0])
+        read_building_labels(find_building_images([tmp_path]).chips[0])
     write_tile(tmp_path, 1, [])
-    assert not len(read_building_labels(scan_buildings([tmp_path]).chips[0]).outlines)
+    assert not len(read_building_labels(find_building_images([tmp_path]).chips[0]).outlines)
 
 
 def test_coco_ids_are_those_of_the_file(tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_coco_ids_are_those_of_the_file(tmp_path: Path) -> None:
          "segmentation": {"counts": [0, 5], "size": [96, 96]}},
     ]  # fmt: skip
     path.write_text(json.dumps(content))
-    inventory = scan_buildings([tmp_path])
+    inventory = find_building_images([tmp_path])
     assert [chip.image_id for chip in inventory.chips] == ["12", "99"]
     assert list(inventory.faults) == ["5"]
     assert "gone.jpg" in inventory.faults["5"]
@@ -216,20 +217,20 @@ def test_annotations_at_fault_are_named(
     path = write_coco(tmp_path, {1: []})
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(SatmapError, match=message):
-        scan_buildings([tmp_path])
+        find_building_images([tmp_path])
 
 
 def test_two_challenges_or_two_images_of_one_id(tmp_path: Path) -> None:
     write_coco(tmp_path / "train", {1: []})
     write_coco(tmp_path / "val", {1: []})
     with pytest.raises(SatmapError, match="two images have the id 1"):
-        scan_buildings([tmp_path])
+        find_building_images([tmp_path])
     write_tile(tmp_path / "sn2", 1, [])
     with pytest.raises(SatmapError, match="images of two challenges"):
-        scan_buildings([tmp_path / "train", tmp_path / "sn2"])
+        find_building_images([tmp_path / "train", tmp_path / "sn2"])
     (tmp_path / "none").mkdir()
     with pytest.raises(SatmapError, match="no images of a building challenge"):
-        scan_buildings([tmp_path / "none"])
+        find_building_images([tmp_path / "none"])
 
 
 @shared
@@ -242,7 +243,7 @@ def test_two_challenges_or_two_images_of_one_id(tmp_path: Path) -> None:
     ],
 )
 def test_real_labels(directory: str, channels: int, chips: int, buildings: int) -> None:
-    inventory = scan_buildings([DATA / directory], channels)
+    inventory = find_building_images([DATA / directory], channels)
     labels = [read_building_labels(chip) for chip in inventory.chips if chip.label]
     assert (len(labels), sum(len(each.outlines) for each in labels)) == (chips, buildings)
 
@@ -270,7 +271,7 @@ def test_what_is_no_file_is_reported_in_an_images_place(tmp_path: Path, harm: st
             os.mkfifo(victim)
         else:
             victim.mkdir()
-        found = scan_buildings([root])
+        found = find_building_images([root])
         assert len(found.chips) == 1 and list(found.faults) == [image_id]
         assert f"{victim} is a {harm}" in found.faults[image_id]
         # It has its empty row, which a check expects.
@@ -281,6 +282,6 @@ def test_what_is_no_file_is_reported_in_an_images_place(tmp_path: Path, harm: st
             # As some programs unpack archives: the file in it is the image.
             image = victim / victim.name
             image.write_bytes(content)
-            found = scan_buildings([root])
+            found = find_building_images([root])
             assert not found.faults
             assert found.chips[1].image.path == image and found.chips[1].label is not None

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import shapely
 from numpy.typing import NDArray
+from satmap.tasks.buildings.vectorizer.settings import BuildingSettingsByCategory
 
 from made_buildings import square, write_coco, write_tile
 from satmap.errors import SatmapError
@@ -21,8 +22,8 @@ from satmap.report.building_overlay import write_building_overlays
 from satmap.report.panels import Panel, Picture, compose
 from satmap.submissions.buildings_csv import BuildingRow, write_buildings_csv
 from satmap.submissions.coco_json import Detection, write_coco_results
-from satmap.tasks.buildings.objective import BuildingObjective, BuildingScore
-from satmap.tasks.buildings.vectorizer.settings import BuildingSettingsByCategory
+from satmap.tasks.buildings.task import BuildingScore
+from satmap.tasks.buildings.task import BuildingTask as BuildingObjective
 
 NAME = "AOI_9_Made_img1"
 

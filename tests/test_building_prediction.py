@@ -17,17 +17,17 @@ from satmap.cli import main
 from satmap.data.imagery import RGB, read_info, read_resized
 from satmap.errors import SatmapError
 from satmap.exports import ImageBuildings
+from satmap.networks.ensemble import EnsembleMember, predict_maps
 from satmap.networks.unet import UNet, build_network
-from satmap.prediction.dense import EnsembleMember, predict_maps
 from satmap.prediction.journal import Journal
 from satmap.prediction.run import predict
-from satmap.rasters.probability_maps import BUILDING_MAPS, resize_maps
+from satmap.rasters.probability_maps import resize_maps
 from satmap.recipes.schema import Inference, parse_recipe
 from satmap.submissions.buildings_csv import check_buildings_csv, read_buildings_csv
 from satmap.submissions.coco_json import check_coco_results, read_coco_results
-from satmap.tasks.buildings.maps import BuildingDecoder
+from satmap.tasks.buildings.settings import BUILDING_MAPS, BuildingSettingsByCategory
 from satmap.tasks.buildings.targets import draw_instances
-from satmap.tasks.buildings.vectorizer.settings import BuildingSettingsByCategory
+from satmap.tasks.buildings.task import BuildingTask as BuildingDecoder
 from satmap.vectors.buildings import Building
 from satmap.weights.network_files import save_weights
 from test_building_training import RECIPE

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from made_buildings import square, write_coco, write_tile
-from satmap.data.cache import StretchSettings, prepare_chip
-from satmap.data.layouts.buildings import scan_buildings
+from satmap.data.cache import prepare_chip
+from satmap.data.layouts.building_challenges import find_building_images
+from satmap.recipes.schema import StretchSettings
+from satmap.tasks.buildings.settings import BuildingTargetSettings
 from satmap.tasks.buildings.targets import (
     BODY_BIT,
     BORDER_BIT,
     CONTACT_BIT,
-    BuildingTargetSettings,
     draw_instances,
     encode_weights,
     pixel_weights,
@@ -147,7 +148,7 @@ def test_weights_survive_their_byte() -> None:
 
 def test_prepared_chips(tmp_path: Path) -> None:
     write_tile(tmp_path / "sn2", 1, [square(10, 10, 30), square(45, 10, 30)])
-    (chip,) = scan_buildings([tmp_path / "sn2"]).chips
+    (chip,) = find_building_images([tmp_path / "sn2"]).chips
     cached = prepare_chip(chip, tmp_path / "cache", StretchSettings(), SETTINGS)
     image, target = cached.read(slice(0, 20), slice(40, 96))
     assert (image.shape, target.shape) == ((20, 56, 3), (20, 56, 2))
@@ -156,7 +157,7 @@ def test_prepared_chips(tmp_path: Path) -> None:
     assert cached.metres_per_pixel == pytest.approx((0.24, 0.3), abs=0.01)
     # Ground that nobody has seen is no building.
     write_coco(tmp_path / "coco", {3: [square(24, 24, 48)]})
-    (chip,) = scan_buildings([tmp_path / "coco"]).chips
+    (chip,) = find_building_images([tmp_path / "coco"]).chips
     half = prepare_chip(chip, tmp_path / "cache", StretchSettings(), SETTINGS, input_px=64)
     assert (half.shape, half.size) == ((64, 64, 3), (96, 96))
     image, target = half.read()

@@ -15,30 +15,29 @@ import yaml
 from made_buildings import square, write_buildings, write_coco, write_tile
 from made_files import write_image
 from satmap.cli import main
-from satmap.data.cache import StretchSettings, prepare_chip
-from satmap.data.layouts.buildings import scan_buildings
+from satmap.data.cache import prepare_chip
+from satmap.data.layouts.building_challenges import find_building_images
 from satmap.errors import SatmapError
-from satmap.rasters.probability_maps import BUILDING_MAPS, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import (
-    BuildingHeadLoss,
-    BuildingLosses,
-    HeadLoss,
     PlateauSchedule,
     Recipe,
+    StretchSettings,
     load_recipe,
     parse_recipe,
 )
+from satmap.recipes.task_settings import HeadLoss
 from satmap.submissions.buildings_csv import read_buildings_csv
 from satmap.tasks.buildings.losses import building_loss
-from satmap.tasks.buildings.objective import BuildingObjective
-from satmap.tasks.buildings.targets import (
-    BODY_BIT,
-    BORDER_BIT,
-    CONTACT_BIT,
+from satmap.tasks.buildings.settings import (
+    BUILDING_MAPS,
+    BuildingHeadLoss,
+    BuildingLosses,
+    BuildingSettingsByCategory,
     BuildingTargetSettings,
-    encode_weights,
 )
-from satmap.tasks.buildings.vectorizer.settings import BuildingSettingsByCategory
+from satmap.tasks.buildings.targets import BODY_BIT, BORDER_BIT, CONTACT_BIT, encode_weights
+from satmap.tasks.buildings.task import BuildingTask as BuildingObjective
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.run_context import RunContext
 from satmap.training.schedule import learning_rate
@@ -174,7 +173,7 @@ def test_validation_scores_by_vectoriser_and_metric(tmp_path: Path) -> None:
         prepare_chip(
             chip, tmp_path / "cache", StretchSettings(), BuildingTargetSettings(), input_px=64
         )
-        for chip in scan_buildings([tmp_path]).chips
+        for chip in find_building_images([tmp_path]).chips
     ]
     scores = []
     for chip in chips:

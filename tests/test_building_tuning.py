@@ -15,6 +15,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from satmap.tasks.buildings.vectorize_files import vectorize_building_files
 
 from made_blocks import made_blocks, maps_of_labels
 from satmap.cli import main
@@ -30,10 +31,9 @@ from satmap.submissions.coco_json import (
     write_coco_results,
 )
 from satmap.tasks.buildings import tuning as building_tuning
+from satmap.tasks.buildings.settings import BuildingSettings
 from satmap.tasks.buildings.targets import draw_instances
-from satmap.tasks.buildings.vectorize_files import vectorize_building_files
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons
-from satmap.tasks.buildings.vectorizer.settings import BuildingSettings
 from satmap.tuning.chips import MAX_CHIPS, subsample
 from satmap.tuning.measures import PooledF1, PooledPrecision
 
@@ -161,7 +161,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 def f1_of(recipe: Path, masks: Path, truth: Path) -> float:
     """F1 of what `vectorize` makes of masks, as `score` has it."""
     out = masks.with_suffix(".csv")
-    vectorize_building_files(masks, out, load_recipe(str(recipe)).buildings)
+    vectorize_building_files(masks, out, load_recipe(str(recipe)).task.vectorizer)
     found = score_buildings(read_buildings_csv(truth), read_buildings_csv(out))
     return float(found.total["f1"] or 0)
 
@@ -181,7 +181,7 @@ def test_a_bad_threshold_is_repaired(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert status == 0
     assert "F1 at IoU .5 of 5 chips" in said and "1 images were left out of the fit" in said
     before, fitted = load_recipe(str(recipe)), load_recipe(str(output))
-    assert fitted.buildings.least_px < 250
+    assert fitted.task.vectorizer.least_px < 250
     # The same but for what was fitted, so it fits the weights of the old one.
     assert fitted.training_fingerprint == before.training_fingerprint
     assert fitted.model_copy(update={"buildings": before.buildings}) == before
@@ -240,7 +240,10 @@ def test_each_category_of_looks_has_its_own(
     assert "very off-nadir: images of 1 places, too few for a fit" in said
     assert "elsewhere: elsewhere.tif: its name does not say from where it looks" in said
     assert said.count("on chips not fitted to") == 2
-    fitted, before = load_recipe(str(output)).buildings, load_recipe(str(recipe)).buildings
+    fitted, before = (
+        load_recipe(str(output)).task.vectorizer,
+        load_recipe(str(recipe)).task.vectorizer,
+    )
     assert fitted.categories.keys() <= {"nadir", "off-nadir"}
     assert fitted.of("nadir").seed == 0.7
     assert fitted.of("off-nadir").seed == 0.16
@@ -274,7 +277,7 @@ def test_coco_annotations_are_scored_by_average_precision(
     flags = ("--recipe", recipe, "--workers", 0, "--minutes", 60)
     status, said = run(capsys, "tune", masks, truth, output, "--task", "buildings", *flags)
     assert status == 0 and "AP at IoU .5 of 4 chips" in said
-    assert load_recipe(str(output)).buildings.least_px < 250
+    assert load_recipe(str(output)).task.vectorizer.least_px < 250
     # What the fit says is what `vectorize` and `score` give.
     results = tmp_path / "results.json"
     vectorize_ = ("vectorize", masks, results, "--task", "buildings", "--workers", 0)

@@ -19,14 +19,19 @@ from skimage.segmentation import watershed
 
 from made_blocks import made_blocks, maps_of_labels, share_apart
 from satmap.evaluation.metrics.building_f1 import match_buildings
-from satmap.rasters.probability_maps import BORDER, BUILDING, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Scene
 from satmap.submissions.buildings_csv import BuildingRow
+from satmap.tasks.buildings.settings import (
+    BORDER,
+    BUILDING,
+    BuildingSettings,
+    BuildingSettingsByCategory,
+)
 from satmap.tasks.buildings.vectorizer.flooding import flood
 from satmap.tasks.buildings.vectorizer.instances import find_instances
 from satmap.tasks.buildings.vectorizer.polygons import dilated, exact_polygons, simplify_outlines
 from satmap.tasks.buildings.vectorizer.right_angles import squared_outlines
-from satmap.tasks.buildings.vectorizer.settings import BuildingSettings, BuildingSettingsByCategory
 from satmap.tasks.buildings.vectorizer.tracing import at_least, connected
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 from satmap.tasks.buildings.vectorizer.windowed import blob_crops

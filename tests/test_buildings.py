@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from shapely.affinity import rotate, translate
 
-from satmap.rasters.probability_maps import BORDER, BUILDING, CONTACT, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.tasks.buildings.settings import BORDER, BUILDING, CONTACT, BuildingSettings
 from satmap.tasks.buildings.vectorizer.instances import find_instances
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons, simplify_outlines
-from satmap.tasks.buildings.vectorizer.settings import BuildingSettings
 from vegas_buildings import vegas_truth
 
 VEGAS = Path(__file__).parents[2] / "shared/data/buildings_sn2/AOI_2_Vegas_Train"

@@ -8,11 +8,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from made_files import write_image, write_labels
-from satmap.data.cache import StretchSettings, prepare_chip, prepare_chips
+from satmap.data.cache import prepare_chip, prepare_chips
 from satmap.data.chip import Chip
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import CannotWriteError, SatmapError
-from satmap.tasks.roads.targets import TargetSettings
+from satmap.recipes.schema import StretchSettings
+from satmap.tasks.roads.settings import TargetSettings
 
 STRETCH, TARGETS = StretchSettings(), TargetSettings()
 LINE = [(5.0, 5.0), (100.0, 80.0)]

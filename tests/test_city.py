@@ -1,7 +1,10 @@
 """The made city: layout, pictures and truth, and that the three agree."""
 
+import ast
 import csv
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -14,9 +17,9 @@ import rasterio
 from numpy.typing import NDArray
 from shapely import LineString, from_wkt
 
-from satmap.errors import SatmapError
+import synthcity
 from satmap.vectors.speeds import MPS_PER_MPH, class_speed_mph
-from synthcity import make_city
+from synthcity import CityError, make_city
 from synthcity.noise import Window
 from synthcity.paint import Grid, paint
 from synthcity.spectra import Material, draw_sensor
@@ -383,18 +386,44 @@ def test_one_chip_without_tests_is_enough(tmp_path: Path) -> None:
     ],
 )
 def test_bad_arguments_are_told(tmp_path: Path, arguments: dict[str, Any], says: str) -> None:
-    with pytest.raises(SatmapError, match=says):
+    with pytest.raises(CityError, match=says):
         make_city(tmp_path / "city", **arguments)
     assert not (tmp_path / "city").exists()
 
 
 def test_chips_of_another_city_are_not_mixed_in(tmp_path: Path) -> None:
     make_city(tmp_path, chips=2, test_chips=1, size=64)
-    with pytest.raises(SatmapError, match="another city"):
+    with pytest.raises(CityError, match="another city"):
         make_city(tmp_path, chips=1, test_chips=1, size=64)
 
 
 def test_a_directory_that_is_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "city").write_text("no directory")
-    with pytest.raises(SatmapError, match="cannot write"):
+    with pytest.raises(CityError, match="cannot write"):
         make_city(tmp_path / "city", chips=1, test_chips=0, size=64)
+
+
+def test_no_file_of_synthcity_imports_satmap() -> None:
+    package = Path(synthcity.__file__).parent
+    files = sorted(package.rglob("*.py"))
+    assert files
+    for path in files:
+        modules: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                modules.add(node.module or "")
+        assert not [name for name in modules if name.partition(".")[0] == "satmap"], path.name
+
+
+def test_synthcity_works_without_satmap(tmp_path: Path) -> None:
+    """An entry of None in sys.modules makes every import of that name fail."""
+    code = (
+        "import sys; sys.modules['satmap'] = None\n"
+        "from pathlib import Path\n"
+        "from synthcity import make_city\n"
+        "make_city(Path(sys.argv[1]), chips=1, test_chips=0, size=64)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert len([*tmp_path.rglob("*.tif")]) == 2

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from satmap.rasters.probability_maps import ROAD, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box
+from satmap.tasks.roads.settings import ROAD
 from satmap.tasks.roads.tiles import crop_graph, margin_px
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.road_graph import RoadEdge, RoadGraph

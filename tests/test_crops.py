@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from satmap.data.augmentation import Augmentation, Geometry, draw_geometry, jitter_colours
-from satmap.data.cache import CachedChip, StretchSettings, prepare_chip
+from satmap.data.augmentation import Geometry, draw_geometry, jitter_colours
+from satmap.data.cache import CachedChip, prepare_chip
 from satmap.data.crops import CropDataset, read_crop
 from satmap.data.layouts.spacenet_roads import scan_roads
-from satmap.tasks.roads.targets import TargetSettings
+from satmap.recipes.schema import Augmentation, StretchSettings
+from satmap.tasks.roads.settings import TargetSettings
 
 
 @pytest.fixture(scope="module")

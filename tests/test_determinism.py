@@ -18,10 +18,11 @@ from satmap.evaluation.verify import verify_weights
 from satmap.networks.layers import resize_bilinear, resize_by_products
 from satmap.networks.unet import build_network
 from satmap.provenance.manifest import WeightsManifest, read_manifest
-from satmap.rasters.probability_maps import ROAD_MAPS
-from satmap.recipes.schema import Losses, load_recipe, parse_recipe
+from satmap.recipes.schema import load_recipe, parse_recipe
 from satmap.runtime.device import be_deterministic
 from satmap.tasks.roads.losses import road_loss
+from satmap.tasks.roads.settings import ROAD_MAPS
+from satmap.tasks.roads.settings import RoadLosses as Losses
 from satmap.tasks.roads.targets import JUNCTION_BIT
 from satmap.training import epoch
 from satmap.training.ensemble import TrainingOptions, train

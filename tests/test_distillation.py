@@ -7,24 +7,28 @@ import numpy as np
 import pytest
 import torch
 
-from satmap.data.augmentation import Augmentation, Geometry
+from satmap.data.augmentation import Geometry
 from satmap.data.cache import CachedChip, prepare_chips
 from satmap.data.crops import CropDataset, read_crop, read_soft_crop
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.data.soft_targets import SoftTarget
 from satmap.errors import SatmapError
+from satmap.networks.ensemble import predict_maps
 from satmap.networks.unet import build_network
-from satmap.prediction.dense import predict_maps
 from satmap.provenance.manifest import WeightsManifest, read_manifest
-from satmap.rasters.probability_maps import ROAD_MAPS
-from satmap.recipes.schema import HeadLoss, Losses, Recipe, RoadHeadLoss, load_recipe, parse_recipe
+from satmap.recipes.schema import Augmentation, Recipe, load_recipe, parse_recipe
+from satmap.recipes.task_settings import HeadLoss
 from satmap.runtime.ranks import Ranks
-from satmap.tasks.roads.losses import distillation_loss, road_loss
+from satmap.tasks.base import load_ensemble
+from satmap.tasks.dense_losses import distillation_loss
+from satmap.tasks.roads.losses import road_loss
+from satmap.tasks.roads.settings import ROAD_MAPS, RoadHeadLoss
+from satmap.tasks.roads.settings import RoadLosses as Losses
 from satmap.training import teacher as teaching
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.run_context import RunContext
 from satmap.training.teacher import Teacher, find_teacher, predict_soft_targets
-from satmap.weights.members import choose, find_weights, load_ensemble
+from satmap.weights.members import choose, find_weights
 from satmap.weights.network_files import load_weights, save_weights
 from tiny_trainings import road_member, road_recipe, stage
 
@@ -72,7 +76,9 @@ def teacher(tiny_encoders: None, tmp_path_factory: pytest.TempPathFactory) -> Te
 @pytest.fixture
 def chips(city: Path, tmp_path: Path) -> list[CachedChip]:
     recipe, found = student(), scan_roads([city / "train"]).chips
-    return list(prepare_chips(found, 8, tmp_path / "cache", recipe.stretch, recipe.targets).chips)
+    return list(
+        prepare_chips(found, 8, tmp_path / "cache", recipe.stretch, recipe.task.targets).chips
+    )
 
 
 def test_the_loss_by_hand() -> None:

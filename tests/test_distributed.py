@@ -41,10 +41,10 @@ from satmap.data.crops import CropDataset
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import PeerError, SatmapError
 from satmap.networks.unet import UNet, build_network
-from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import Member, Stage, parse_recipe
 from satmap.runtime import launcher
 from satmap.runtime.ranks import Ranks, joined
+from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.training.budget import allocate_time, assign_stages, plan_epoch
 from satmap.training.distributed import SyncedBatchNorm, sum_over_ranks, synced_norms
 from satmap.training.ensemble import TrainingOptions, _phases, train
@@ -559,7 +559,7 @@ def test_areas_have_equal_numbers_of_crops(city: Path, tmp_path: Path) -> None:
         8,
         city.parent / "ranks-cache",
         recipe.stretch,
-        recipe.targets,
+        recipe.task.targets,
     ).chips
     small, large = "AOI_1_Small", "AOI_2_Large"
     chips = tuple(replace(c, aoi=small if i == 2 else large) for i, c in enumerate(chips))

@@ -17,26 +17,25 @@ import torch
 from affine import Affine
 
 from made_files import write_image, write_labels
-from satmap.data.cache import StretchSettings, prepare_chip
+from satmap.data.cache import prepare_chip
 from satmap.data.imagery import RGB, StretchedImage, read_info
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.score import score_files
 from satmap.io.files import exclusive_lock, require_writable, write_text
 from satmap.io.geojson_reader import LON_LAT, read_geojson
+from satmap.networks.ensemble import EnsembleMember, predict_maps
 from satmap.networks.unet import build_network
-from satmap.prediction.dense import EnsembleMember, predict_maps
 from satmap.prediction.images import prepare_image
-from satmap.prediction.vectorize import find_map_files
-from satmap.rasters.map_files import open_map_file, write_maps
+from satmap.rasters.map_files import find_map_files, open_map_file, write_maps
 from satmap.rasters.map_store import MapStore
-from satmap.rasters.probability_maps import ROAD_MAPS, ProbabilityMaps
-from satmap.recipes.schema import Inference, load_recipe
+from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.recipes.schema import Inference, StretchSettings, load_recipe
 from satmap.recipes.strict_yaml import read_yaml
 from satmap.runtime.resources import is_memory_short
 from satmap.runtime.workers import start_pool
 from satmap.submissions.mask_rasters import open_mask as open_building_mask
-from satmap.tasks.roads.targets import TargetSettings
+from satmap.tasks.roads.settings import ROAD_MAPS, TargetSettings
 from satmap.training.state import load_state
 
 CPU = torch.device("cpu")

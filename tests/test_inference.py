@@ -13,14 +13,11 @@ from affine import Affine
 from torch import Tensor, nn
 
 from made_files import write_image
-from satmap.data.cache import StretchSettings
 from satmap.data.folds import assign_folds
 from satmap.data.layouts.spacenet_roads import road_image_id, scan_roads
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.exports import SUFFIXES, ImageRoads
-from satmap.networks.unet import build_network
-from satmap.prediction import share
-from satmap.prediction.dense import (
+from satmap.networks.ensemble import (
     SYMMETRIES,
     EnsembleMember,
     HostCopy,
@@ -28,23 +25,25 @@ from satmap.prediction.dense import (
     predict_maps,
     predict_strips,
 )
-from satmap.prediction.images import PreparedImage
+from satmap.networks.unet import build_network
+from satmap.prediction import share
 from satmap.prediction.journal import Journal
 from satmap.prediction.plan import held_out_images
 from satmap.prediction.run import predict
 from satmap.prediction.vectorize import vectorize_directory
-from satmap.prediction.windows import blend, spans
 from satmap.provenance.manifest import SUFFIX
-from satmap.rasters.probability_maps import ROAD, ROAD_MAPS, ProbabilityMaps
-from satmap.recipes.schema import Inference, Recipe, Submission, load_recipe
+from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.rasters.windows import blend, spans
+from satmap.recipes.schema import Inference, Recipe, StretchSettings, Submission, load_recipe
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
+from satmap.tasks.base import PreparedImage, load_ensemble
 from satmap.tasks.roads import maps as road_maps
-from satmap.tasks.roads.maps import RoadDecoder
-from satmap.tasks.roads.vectorizer.settings import RoadSettings
+from satmap.tasks.roads.settings import ROAD, ROAD_MAPS, RoadSettings
+from satmap.tasks.roads.task import RoadTask as RoadDecoder
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.georeference import Georeference
 from satmap.vectors.road_graph import RoadEdge, RoadGraph
-from satmap.weights.members import choose, find_weights, load_ensemble, recipe_of
+from satmap.weights.members import choose, find_weights, recipe_of
 from satmap.weights.network_files import load_weights, save_weights
 from test_roads import draw
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from satmap.data.augmentation import Augmentation
 from satmap.data.cache import prepare_chips
 from satmap.data.crops import CropDataset
 from satmap.data.layouts.spacenet_roads import scan_roads
-from satmap.recipes.schema import parse_recipe
+from satmap.recipes.schema import Augmentation, parse_recipe
 from satmap.runtime import shared_memory
 from satmap.runtime.workers import start_pool
 from satmap.training import loading
@@ -51,7 +50,7 @@ needs_mounts = pytest.mark.skipif(not can_mount(), reason="mounting is not allow
 def test_pipes_bring_the_batches_that_shared_memory_brings(city: Path, tmp_path: Path) -> None:
     recipe = TWO_STAGES
     chips = prepare_chips(
-        scan_roads([city / "train"]).chips, 8, tmp_path, recipe.stretch, recipe.targets
+        scan_roads([city / "train"]).chips, 8, tmp_path, recipe.stretch, recipe.task.targets
     ).chips
     dataset = CropDataset(chips, 64, 8, 2, Augmentation(), seed=5)
     items = [[3, 1], [0, 7, 2], [11]]

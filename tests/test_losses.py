@@ -4,9 +4,12 @@ import pytest
 import torch
 import torchvision
 
-from satmap.rasters.probability_maps import ROAD_MAPS
-from satmap.recipes.schema import CosineSchedule, HeadLoss, Losses, RoadHeadLoss, StepSchedule
-from satmap.tasks.roads.losses import dice_loss, head_loss, recall_loss, road_loss, split_heads
+from satmap.recipes.schema import CosineSchedule, StepSchedule
+from satmap.recipes.task_settings import HeadLoss
+from satmap.tasks.dense_losses import dice_loss, head_loss, recall_loss
+from satmap.tasks.roads.losses import road_loss, split_heads
+from satmap.tasks.roads.settings import ROAD_MAPS, RoadHeadLoss
+from satmap.tasks.roads.settings import RoadLosses as Losses
 from satmap.tasks.roads.targets import CENTRE_BIT, JUNCTION_BIT
 from satmap.training.schedule import learning_rate
 

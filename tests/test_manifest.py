@@ -20,8 +20,8 @@ from satmap.io.checksums import FileRecord, data_fingerprint, record_file
 from satmap.networks.unet import build_network
 from satmap.provenance.machine import differences, this_hardware, this_software
 from satmap.provenance.manifest import manifest_path
-from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import load_recipe
+from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.weights.network_files import save_weights
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ def test_prepared_chips_remember_what_they_were_made_of(city: Path, tmp_path: Pa
     recipe = load_recipe("demo")
     chips = scan_roads([city / "train"]).chips
     for _ in ("made", "read"):
-        prepared = prepare_chips(chips, 8, tmp_path, recipe.stretch, recipe.targets).chips
+        prepared = prepare_chips(chips, 8, tmp_path, recipe.stretch, recipe.task.targets).chips
         assert len(prepared) == 6
         for chip, source in zip(prepared, chips, strict=True):
             paths = {"PS-MS": source.image.path, "label": source.label}

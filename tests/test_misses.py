@@ -158,11 +158,11 @@ def test_diagnosis_of_empty_maps() -> None:
 
 coordinates = st.integers(0, 5).map(lambda i: 60.0 * i) | st.floats(0, 300)
 lines = st.lists(st.tuples(coordinates, coordinates), min_size=1, max_size=6)
-decoder = st.lists(lines, max_size=5).map(lambda drawn: roads(*drawn))
+road_maps = st.lists(lines, max_size=5).map(lambda drawn: roads(*drawn))
 
 
 @settings(max_examples=40, deadline=None)
-@given(truth=decoder, proposal=decoder, seed=st.integers(0, 99))
+@given(truth=road_maps, proposal=road_maps, seed=st.integers(0, 99))
 def test_diagnosis_of_any_maps(truth: list[RoadRow], proposal: list[RoadRow], seed: int) -> None:
     shuffle = random.Random(seed)
     diagnosis = diagnose(truth, proposal)

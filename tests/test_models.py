@@ -21,7 +21,7 @@ from satmap.networks.decoders import DECODERS, DecoderBlock, LightBlock, ScseBlo
 from satmap.networks.encoders import ENCODERS, adapt_first_conv, build_encoder
 from satmap.networks.layers import NormAct, StridedConv, fix_same_padding
 from satmap.networks.unet import DECODER_STRIDES, DECODER_WIDTHS, UNet, build_network
-from satmap.rasters.probability_maps import ROAD_MAPS
+from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.weights.network_files import (
     load_pretrained_encoder,
     load_weights,

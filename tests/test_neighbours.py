@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from satmap.data.neighbours import Footprint, Neighbour, find_neighbours
-from satmap.rasters.probability_maps import ROAD, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.tasks.roads.settings import ROAD
 from satmap.tasks.roads.tiles import find_surroundings
 from satmap.vectors.georeference import Georeference
 from side_by_side import with_surroundings

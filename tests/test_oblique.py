@@ -22,7 +22,6 @@ from shapely import Polygon, STRtree, box
 from full_disks import full_disk
 from satmap.cli import main
 from satmap.data.layouts.spacenet_buildings import building_image_id, building_image_ids
-from satmap.errors import SatmapError
 from satmap.evaluation.score import score_files
 from satmap.io.geojson_reader import read_geojson
 from satmap.submissions.buildings_csv import (
@@ -31,8 +30,9 @@ from satmap.submissions.buildings_csv import (
     write_buildings_csv,
 )
 from satmap.vectors.georeference import georeference_of
-from synthcity import BuildingLayout, make_building_city, make_city
-from synthcity.disk import write_jpeg, write_tiff
+from synthcity import BuildingLayout, CityError, make_building_city, make_city
+from synthcity.city import Land, Town, make_town
+from synthcity.files import write_jpeg, write_tiff
 from synthcity.footprints import Footprint, coco, hidden
 from synthcity.noise import Window
 from synthcity.oblique import Photograph, Site, photograph
@@ -40,10 +40,17 @@ from synthcity.paint import Grid
 from synthcity.solids import Coat, Solid, flat_block, gabled_block, hipped_block
 from synthcity.spectra import RGB_BANDS, Material, draw_sensor
 from synthcity.strokes import Fill, scene_of
-from synthcity.surface import Land
-from synthcity.town import Town, make_town
-from synthcity.view_angles import VIEW_ANGLES, ViewAngle, write_view_angles
-from synthcity.views import GROUND, Skyline, View, coverage, skyline_of, view_angle
+from synthcity.views import (
+    GROUND,
+    VIEW_ANGLES,
+    Skyline,
+    View,
+    ViewAngle,
+    coverage,
+    skyline_of,
+    view_angle,
+    write_view_angles,
+)
 
 PIXEL_M = 0.5
 GRID = Grid(PIXEL_M, PIXEL_M)
@@ -362,7 +369,7 @@ def test_the_looks_are_those_of_the_challenge() -> None:
 
 @pytest.mark.parametrize("count", [0, 28])
 def test_looks_that_there_are_not_are_told(tmp_path: Path, count: int) -> None:
-    with pytest.raises(SatmapError, match="from 1 to 27"):
+    with pytest.raises(CityError, match="from 1 to 27"):
         make_building_city(tmp_path / "city", BuildingLayout.SPACENET4, view_angles=count)
     assert not (tmp_path / "city").exists()
 
@@ -601,7 +608,7 @@ def test_the_city_of_roads_is_what_it_was(tmp_path: Path) -> None:
 
 
 def test_images_of_another_city_are_not_mixed_in(vertical: Path) -> None:
-    with pytest.raises(SatmapError, match="another city"):
+    with pytest.raises(CityError, match="another city"):
         make_building_city(vertical, BuildingLayout.SPACENET2, chips=1, test_chips=0, size=64)
 
 
@@ -609,9 +616,9 @@ def test_a_full_disk_leaves_no_part_of_an_image(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(1, 255, (128, 128, 3), dtype=np.uint8)
     place = rasterio.Affine(0.5, 0, 732701, 0, -0.5, 3730539)
     with full_disk(4000):
-        with pytest.raises(SatmapError, match="cannot write"):
+        with pytest.raises(CityError, match="cannot write"):
             write_tiff(tmp_path / "new" / "image.tif", noise, place, "EPSG:32616")
-        with pytest.raises(SatmapError, match="cannot write"):
+        with pytest.raises(CityError, match="cannot write"):
             write_jpeg(tmp_path / "image.jpg", noise)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

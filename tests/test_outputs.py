@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
+from satmap.tasks.roads.vectorizer.settings import RoadSettings
 
 from satmap.errors import SatmapError
 from satmap.prediction.outputs import require_outputs
 from satmap.prediction.plan import Request
 from satmap.prediction.run import predict
-from satmap.tasks.roads.maps import RoadDecoder
-from satmap.tasks.roads.vectorizer.settings import RoadSettings
+from satmap.tasks.roads.task import RoadTask as RoadDecoder
 
 
 def request(output: Path) -> Request:

@@ -35,20 +35,19 @@ from forked_ranks import (
 from made_files import write_image
 from satmap.data.imagery import MULTISPECTRAL, RGB, StretchedImage, read_info, read_stretched
 from satmap.errors import CannotWriteError
+from satmap.networks.ensemble import Strip
 from satmap.networks.unet import build_network
 from satmap.prediction import dense as ensemble
 from satmap.prediction import images as pictures
 from satmap.prediction import journal, share
-from satmap.prediction.dense import Strip
-from satmap.prediction.images import PreparedImage
 from satmap.prediction.journal import Journal
 from satmap.prediction.run import Prediction, predict
 from satmap.provenance.manifest import SUFFIX
-from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import Inference, load_recipe
 from satmap.runtime.workers import BoundedPool, read_ahead
-from satmap.tasks.roads.maps import RoadDecoder
-from satmap.tasks.roads.vectorizer.settings import RoadSettings
+from satmap.tasks.base import PreparedImage
+from satmap.tasks.roads.settings import ROAD_MAPS, RoadSettings
+from satmap.tasks.roads.task import RoadTask as RoadDecoder
 from satmap.weights.network_files import save_weights
 
 ROAD_DECODER = RoadDecoder(RoadSettings(), 0.3)

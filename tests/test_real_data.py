@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from round_trips import vegas_labels
-from satmap.data.cache import CachedChip, StretchSettings, prepare_chip
+from satmap.data.cache import CachedChip, prepare_chip
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.evaluation.metrics.apls import apls, score_roads
 from satmap.prediction.run import predict
 from satmap.prediction.vectorize import vectorize_directory
 from satmap.rasters.map_files import write_maps
-from satmap.rasters.probability_maps import ROAD_MAPS, ProbabilityMaps
-from satmap.recipes.schema import parse_recipe
+from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.recipes.schema import StretchSettings, parse_recipe
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
-from satmap.tasks.roads.objective import truth_rows
-from satmap.tasks.roads.targets import TargetSettings, decode_target
+from satmap.tasks.roads.settings import ROAD_MAPS, TargetSettings
+from satmap.tasks.roads.targets import decode_target
+from satmap.tasks.roads.task import truth_rows
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.run_context import RunContext
 from tiny_trainings import road_member, road_recipe, stage

@@ -18,8 +18,9 @@ from degraded_masks import METRES_PER_PIXEL, degraded_mask
 from round_trips import made_city
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls import apls
-from satmap.rasters.probability_maps import ROAD, ROAD_MAPS, SPEED_MAPS, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.submissions.roads_csv import read_roads_csv, rows_of_graph
+from satmap.tasks.roads.settings import ROAD, ROAD_MAPS, SPEED_MAPS, RoadSettings
 from satmap.tasks.roads.vectorizer.clean import prune_spurs
 from satmap.tasks.roads.vectorizer.evidence import Evidence
 from satmap.tasks.roads.vectorizer.lines import cut_lines, simplify
@@ -27,7 +28,7 @@ from satmap.tasks.roads.vectorizer.network import Network, follow_chains
 from satmap.tasks.roads.vectorizer.skeleton import road_mask
 from satmap.tasks.roads.vectorizer.speed import prior_speeds
 from satmap.tasks.roads.vectorizer.trace import trace_skeleton
-from satmap.tasks.roads.vectorizer.vectorize_roads import RoadSettings, vectorize_roads
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.road_graph import RoadGraph
 from satmap.vectors.speeds import BIN_SPEEDS_MPH, MPS_PER_MPH
 

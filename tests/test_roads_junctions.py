@@ -9,7 +9,8 @@ import pytest
 import shapely
 from numpy.typing import NDArray
 
-from satmap.rasters.probability_maps import JUNCTION, ROAD, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.tasks.roads.settings import JUNCTION, ROAD
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.road_graph import RoadGraph
 from test_roads import SCALE, Points, degrees, draw, graph_of, total_m

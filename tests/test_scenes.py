@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from degraded_masks import METRES_PER_PIXEL, degraded_mask
 from satmap.rasters import scene as scenes
-from satmap.rasters.probability_maps import JUNCTION, ROAD, ROAD_MAPS, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box, PackedMap, Scene, strips
+from satmap.tasks.roads.settings import JUNCTION, ROAD, ROAD_MAPS, RoadSettings
 from satmap.tasks.roads.vectorizer.centre_lines import centre_lines
-from satmap.tasks.roads.vectorizer.settings import RoadSettings
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.road_graph import RoadGraph
 

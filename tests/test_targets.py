@@ -8,13 +8,13 @@ from affine import Affine
 from made_files import lon_lat, write_image, write_labels
 from satmap.data.imagery import RGB, read_info
 from satmap.errors import SatmapError
-from satmap.rasters.probability_maps import ROAD_MAPS
-from satmap.tasks.roads.labels import RoadLabel, clip_to_image, read_road_labels
+from satmap.tasks.roads.labels import clip_to_image, read_road_labels
+from satmap.tasks.roads.settings import ROAD_MAPS, TargetSettings
 from satmap.tasks.roads.targets import (
     CENTRE_BIT,
     CLASS_BITS,
     JUNCTION_BIT,
-    TargetSettings,
+    RoadLabel,
     decode_target,
     rasterize_roads,
 )

@@ -182,17 +182,17 @@ def test_samples_of_a_ring_start_at_its_leftmost_place() -> None:
 
 coordinates = st.integers(0, 5).map(lambda i: 60.0 * i) | st.floats(0, 300)
 lines = st.lists(st.tuples(coordinates, coordinates), min_size=1, max_size=6)
-decoder = st.lists(lines, max_size=6).map(lambda drawn: roads(*drawn))
+road_maps = st.lists(lines, max_size=6).map(lambda drawn: roads(*drawn))
 
 
 @settings(max_examples=60, deadline=None)
-@given(truth=decoder)
+@given(truth=road_maps)
 def test_a_map_equals_itself(truth: list[RoadRow]) -> None:
     assert topo(truth, truth).f1 == 1
 
 
 @settings(max_examples=60, deadline=None)
-@given(truth=decoder, proposal=decoder, seed=st.integers(0, 99))
+@given(truth=road_maps, proposal=road_maps, seed=st.integers(0, 99))
 def test_order_and_direction_of_rows_change_nothing(
     truth: list[RoadRow], proposal: list[RoadRow], seed: int
 ) -> None:

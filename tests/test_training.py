@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from satmap.training.loop import train_member
 
 from forked_ranks import finish, start_command
 from satmap.data.cache import prepare_chips
@@ -17,10 +18,9 @@ from satmap.data.folds import assign_folds
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import SatmapError
 from satmap.networks.unet import UNet, build_network
-from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import Recipe, parse_recipe
+from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.training.ensemble import TrainingOptions, train
-from satmap.training.loop import train_member
 from satmap.training.run_context import RunContext
 from satmap.weights.members import find_weights
 from satmap.weights.network_files import load_weights
@@ -185,7 +185,7 @@ def learn(
     """Train on all chips, without validation; gives what is known of every epoch."""
     found = scan_roads([city / "train"]).chips
     cache = city.parent / "test-cache"
-    chips = prepare_chips(found, 8, cache, recipe.stretch, recipe.targets).chips
+    chips = prepare_chips(found, 8, cache, recipe.stretch, recipe.task.targets).chips
     context = RunContext(directory, CPU)
     progress = train_member(
         network, recipe.members[0], recipe, chips, [], context, pretrained=pretrained
@@ -266,7 +266,7 @@ def test_the_reference_networks_train_and_predict(
         bands,
         tmp_path / "cache",
         recipe.stretch,
-        recipe.targets,
+        recipe.task.targets,
     ).chips
     network = build_network(encoder, bands, ROAD_MAPS)
     context = RunContext(tmp_path / "weights", CPU)
@@ -312,7 +312,11 @@ def test_many_unreadable_images_stop_the_training(city: Path, tmp_path: Path) ->
 def test_a_restart_leaves_nothing_of_the_earlier_training(city: Path, tmp_path: Path) -> None:
     run(city, tmp_path, small())
     chips = prepare_chips(
-        scan_roads([city / "train"]).chips, 8, tmp_path / "cache", small().stretch, small().targets
+        scan_roads([city / "train"]).chips,
+        8,
+        tmp_path / "cache",
+        small().stretch,
+        small().task.targets,
     ).chips
     context = RunContext(tmp_path / "weights", CPU, restart=True)
     network = build_network("tiny", 8, ROAD_MAPS, (16, 16, 16, 16))

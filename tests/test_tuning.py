@@ -15,19 +15,19 @@ from degraded_masks import METRES_PER_PIXEL, degraded_mask
 from satmap.data.folds import assign_folds
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.metrics.apls import apls
-from satmap.rasters.probability_maps import ROAD, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Recipe, load_recipe
 from satmap.submissions.roads_csv import RoadRow, rows_of_graph, write_roads_csv
 from satmap.tasks.roads import tuning as road_tuning
-from satmap.tasks.roads.vectorizer.settings import RoadSettings
+from satmap.tasks.roads.settings import ROAD, RoadSettings
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
+from satmap.tasks.tune import tune_recipe
 from satmap.tuning import chips as fitting_masks
 from satmap.tuning import tune as tuning
 from satmap.tuning.chips import Tuning
 from satmap.tuning.coordinate_search import Gain, RecordTable, Task, coordinate_descent
 from satmap.tuning.cross_validation import Fit
 from satmap.tuning.measures import MeanOverAreas
-from satmap.tuning.tune import tune_recipe
 
 SPEED_MPS = 10.0
 FEW = {"high": (0.4, 0.6, 0.9), "gap_m": (0.0, 18.0), "spur_m": (5.0, 40.0)}
@@ -183,12 +183,15 @@ def test_a_bad_setting_is_repaired(made: tuple[Path, Path], tmp_path: Path) -> N
     assert done.complete
     assert done.chips == 8
     assert done.changes["spur_m"] == (40.0, 5.0)
-    assert done.before == pytest.approx(mean_apls(range(8), recipe.roads), abs=1e-3)
+    assert done.before == pytest.approx(mean_apls(range(8), recipe.task.vectorizer), abs=1e-3)
     assert done.after == pytest.approx(mean_apls(range(8), done.settings), abs=1e-3)
     assert done.after > done.before + 0.03
     assert done.unseen.mean > 0.03
     # And so it is on masks that had no part in it at all.
-    assert mean_apls(range(30, 34), done.settings) > mean_apls(range(30, 34), recipe.roads) + 0.03
+    assert (
+        mean_apls(range(30, 34), done.settings)
+        > mean_apls(range(30, 34), recipe.task.vectorizer) + 0.03
+    )
 
     # The file is a recipe, the same but for its roads, and fits the weights of the old one.
     written = load_recipe(str(output))
@@ -372,7 +375,7 @@ def test_outputs_that_cannot_be_are_refused_before_the_work(tmp_path: Path) -> N
 
 def test_comments_stay_comments(made: tuple[Path, Path]) -> None:
     recipe = recipe_with()
-    none = Fit(recipe.roads, {}, 4, 0.1, 0.1, Gain(0, 0), True)
-    result = Tuning(recipe.roads, "APLS time", {"": none}, {}, ())
+    none = Fit(recipe.task.vectorizer, {}, 4, 0.1, 0.1, Gain(0, 0), True)
+    result = Tuning(recipe.task.vectorizer, "APLS time", {"": none}, {}, ())
     text = tuning.tuned_text(recipe, result, Path("a\nname: other"), Path("b: #\r\n- x"))
     assert yaml.safe_load(text)["name"] == "small-roads"

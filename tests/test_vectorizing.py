@@ -23,14 +23,13 @@ from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.metrics.apls import apls, score_roads
 from satmap.exports import ImageRoads
 from satmap.prediction import vectorize as vectorizing
-from satmap.prediction.vectorize import find_map_files, vectorize_directory
+from satmap.prediction.vectorize import vectorize_directory
 from satmap.rasters import scene as scenes
-from satmap.rasters.map_files import MapFile, read_map_file
-from satmap.rasters.probability_maps import ROAD_MAPS
+from satmap.rasters.map_files import MapFile, find_map_files, read_map_file
 from satmap.rasters.scene import Box
 from satmap.submissions.roads_csv import RoadRow, check_roads_csv, read_roads_csv
 from satmap.tasks.roads import tiles as mask_roads
-from satmap.tasks.roads.vectorizer.vectorize_roads import RoadSettings
+from satmap.tasks.roads.settings import ROAD_MAPS, RoadSettings
 from satmap.vectors.speeds import MPS_PER_MPH
 
 SHARED_MASKS = Path(__file__).parents[2] / "shared" / "fixtures" / "masks"

@@ -19,9 +19,9 @@ from satmap.evaluation.verify import Sources, compare, verify_submission
 from satmap.networks.unet import build_network
 from satmap.prediction.run import predict
 from satmap.provenance.manifest import SubmissionManifest, manifest_path, read_manifest
-from satmap.rasters.probability_maps import ROAD_MAPS
-from satmap.recipes.schema import Inference, Recipe, load_recipe
+from satmap.recipes.schema import Inference, Recipe, build_recipe, load_recipe
 from satmap.submissions.roads_csv import read_roads_csv
+from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.weights.network_files import save_weights
 
 CPU = torch.device("cpu")
@@ -120,7 +120,7 @@ def test_the_manifest_states_what_the_submission_was_made_of(made: Made) -> None
         f"AOI_7_Moscow_chip{n}": sha256(made.images / f"{PREFIX}chip{n}.tif") for n in range(3)
     }
     assert list(manifest.skipped) == ["AOI_7_Moscow_chip1"]
-    assert Recipe.model_validate(manifest.recipe.content) == recipe()
+    assert build_recipe(manifest.recipe.content) == recipe()
     assert manifest.run.command == ("predict", "images", "out.csv")
     assert manifest.run.software.packages["torch"] == torch.__version__
     assert manifest.run.hardware.threads == torch.get_num_threads()

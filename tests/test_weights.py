@@ -35,16 +35,17 @@ from made_files import write_image
 from satmap.cli import main
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.networks.encoders import ENCODERS, build_encoder
+from satmap.networks.ensemble import predict_maps
 from satmap.networks.unet import UNet, build_network
-from satmap.prediction.dense import predict_maps
-from satmap.rasters.probability_maps import ROAD_MAPS
 from satmap.recipes.schema import Inference, load_recipe
 from satmap.runtime.device import autocast
 from satmap.submissions.roads_csv import read_roads_csv
+from satmap.tasks.base import load_ensemble
+from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.weights import fetch
 from satmap.weights.fetch import Fetched, fetch_encoder
 from satmap.weights.importing import import_weights
-from satmap.weights.members import choose, find_weights, load_ensemble, recipe_of
+from satmap.weights.members import choose, find_weights, recipe_of
 from satmap.weights.network_files import (
     load_pretrained_encoder,
     load_weights,

@@ -15,7 +15,7 @@ from satmap.runtime.device import pick_device
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
 from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.run_context import RunContext
-from synthcity import make_city
+from synthcity import CityError, make_city
 
 _CHIPS, _TEST_CHIPS, _SIZE = 24, 6, 512
 
@@ -40,7 +40,10 @@ def run_demo(directory: Path) -> str:
     seconds: dict[str, float] = {}
 
     with _step("making a city", seconds):
-        make_city(city, chips=_CHIPS, test_chips=_TEST_CHIPS, size=_SIZE)
+        try:
+            make_city(city, chips=_CHIPS, test_chips=_TEST_CHIPS, size=_SIZE)
+        except CityError as error:
+            raise SatmapError(str(error)) from error
     with _step("training two networks", seconds):
         train([city / "train"], recipe, context, TrainingOptions(cache=directory / "cache"))
     with _step("predicting", seconds):

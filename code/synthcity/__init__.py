@@ -1,15 +1,20 @@
-"""A made city: satellite images of streets and houses that never were, in the challenges' layouts.
+"""Synthetic city: satellite images with exact road and building labels, generated from a seed.
 
-The whole pipeline can be taught, run and scored on it without any download, and its truth is
-exact. From plan to file: ``plan`` and ``streets`` say where the roads run, ``ground``, ``blocks``,
-``roads`` and ``trees`` what stands where, ``paint`` and ``spectra`` what a sensor sees of it,
-``survey``, ``labels`` and ``write`` how it lies on disk. Where buildings are the truth, ``estates``
-says what stands where and ``solids`` in which shape, ``views`` and ``oblique`` what a sensor sees
-of it from the ``view_angles`` of a satellite, ``tiles``, ``footprints`` and ``layouts`` how it lies on
-disk.
+The package writes data sets in the layouts of SpaceNet 5 (roads), SpaceNet 4, SpaceNet 2 and the
+Mapping Challenge (buildings). A pipeline can be trained, run and scored on them without any
+download. It is independent of ``satmap``::
+
+    from pathlib import Path
+    from synthcity import BuildingLayout, make_building_city, make_city
+
+    make_city(Path("city"), chips=24, test_chips=6, seed=1)
+    make_building_city(Path("oblique"), BuildingLayout.SPACENET4, view_angles=3)
+
+Every function raises ``CityError`` for invalid arguments and for output that cannot be written.
 """
 
+from synthcity.files import CityError
+from synthcity.layout_spacenet5 import make_city
 from synthcity.layouts import BuildingLayout, make_building_city
-from synthcity.write import make_city
 
-__all__ = ["BuildingLayout", "make_building_city", "make_city"]
+__all__ = ["BuildingLayout", "CityError", "make_building_city", "make_city"]

@@ -6,7 +6,7 @@ import numpy as np
 from shapely import LineString, Polygon, intersection, points, polygonize, unary_union
 
 from synthcity.blocks import Built
-from synthcity.lots import WALLS, Lot, block_coat, frame
+from synthcity.housing import WALLS, Lot, block_coat, frame
 from synthcity.solids import Coat, Solid, flat_block, merged
 from synthcity.spectra import Material
 from synthcity.strokes import CROWN_VARIANTS, Building, Crown, Fill, at, outline, rectangle

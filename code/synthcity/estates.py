@@ -12,8 +12,7 @@ from shapely import Polygon, STRtree, area, intersection, points, polygonize, un
 
 from synthcity.blocks import KERB_M, Built, shops
 from synthcity.centre import block_lots, halls
-from synthcity.housing import house, row
-from synthcity.lots import PITCHED, PITCHED_SHARES, Lot
+from synthcity.housing import PITCHED, PITCHED_SHARES, Lot, house, row
 from synthcity.network import Edge
 from synthcity.plan import Cell, District, FloatArray, Plan
 from synthcity.solids import Solid

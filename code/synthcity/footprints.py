@@ -6,16 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import rasterio.warp
 import shapely
 from numpy.typing import NDArray
 from shapely import Polygon, STRtree
 
-from satmap.io.geojson_reader import LON_LAT, project
 from synthcity.plan import FloatArray
 from synthcity.solids import Solid
-from synthcity.tiles import Tile
+from synthcity.survey import Tile
 
 CSV_HEADER = "ImageId,BuildingId,PolygonWKT_Pix,PolygonWKT_Geo"
+
+# Longitude and latitude on WGS 84, in that order.
+_LON_LAT = "OGC:CRS84"
 
 # What a border leaves of a building is worth a label from this area on, square pixels: the scorers
 # drop what is smaller.
@@ -68,7 +71,8 @@ def _geographic(pixels: Polygon, tile: Tile) -> Polygon:
     def place(xy: FloatArray) -> FloatArray:
         x = tile.transform.c + tile.transform.a * xy[:, 0]
         y = tile.transform.f + tile.transform.e * xy[:, 1]
-        return np.round(project(np.column_stack([x, y]), tile.crs, LON_LAT), 10)
+        longitude, latitude = rasterio.warp.transform(tile.crs, _LON_LAT, x, y)[:2]
+        return np.round(np.column_stack([longitude, latitude]), 10)
 
     return shapely.transform(pixels, place)
 

@@ -9,8 +9,7 @@ import numpy as np
 from rasterio import Affine
 from shapely import LineString, STRtree
 
-from satmap.vectors.speeds import MPS_PER_MPH
-from synthcity.network import Edge
+from synthcity.network import MPS_PER_MPH, Edge
 from synthcity.plan import FloatArray
 from synthcity.survey import Survey
 

@@ -5,16 +5,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from satmap.io.files import require_writable, write_text
-from satmap.io.progress import track
-from synthcity.disk import refuse_strangers, write_tiff
+from synthcity.city import make_half, noise, write_csv
+from synthcity.files import refuse_other_city, require_writable, write_text, write_tiff
 from synthcity.footprints import csv_rows, geojson, hidden
-from synthcity.halves import make_half, noise, write_csv
 from synthcity.oblique import photograph, through_air
 from synthcity.spectra import RGB_BANDS, draw_sensor
-from synthcity.tiles import Tile, oblique_tiles
-from synthcity.view_angles import VIEW_ANGLES, ViewAngle
+from synthcity.survey import Tile, oblique_tiles
+from synthcity.views import VIEW_ANGLES, ViewAngle
 
 # Red, green, blue and near infrared, as SpaceNet 4 orders them.
 _BANDS = (*RGB_BANDS, 6)
@@ -42,7 +41,7 @@ def write_spacenet4(
         collects: the looks.
 
     Raises:
-        SatmapError: the directory cannot be written to or holds another city.
+        CityError: the directory cannot be written to or holds another city.
     """
     roots = {"train": directory / "train", "test": directory / "test"}
     tiles = {
@@ -54,7 +53,7 @@ def write_spacenet4(
     for half, root in roots.items():
         ours = {_oblique(root, c, tile) for c in collects for tile in tiles[half]}
         ours |= {_oblique_label(root, tile) for tile in tiles[half]}
-        refuse_strangers(root, ours)
+        refuse_other_city(root, ours)
     for path in (*truths, *([test_truth] if test_chips else [])):
         require_writable(path)
     rng = np.random.default_rng((seed, 1))
@@ -66,7 +65,7 @@ def write_spacenet4(
             continue
         city = make_half(tiles[half], None, sun, (seed, 2, order))
         rows: dict[str, list[str]] = {collect.name: [] for collect in collects}
-        shown = track(city.sites(), f"{half} tiles", len(city.tiles))
+        shown = tqdm(city.sites(), f"{half} tiles", len(city.tiles), disable=None)
         for number, (tile, site) in enumerate(shown):
             footprints = city.truth[tile.name]
             for i, collect in enumerate(collects):

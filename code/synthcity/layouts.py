@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from synthcity.layout_coco import write_coco
-from synthcity.layout_spacenet2 import write_spacenet2
+from synthcity.layout_nadir import write_coco, write_spacenet2
 from synthcity.layout_spacenet4 import write_spacenet4
-from synthcity.view_angles import VIEW_ANGLES, write_view_angles
-from synthcity.write import check_arguments
+from synthcity.layout_spacenet5 import check_arguments
+from synthcity.views import VIEW_ANGLES, write_view_angles
 
 
 class BuildingLayout(StrEnum):
@@ -64,7 +63,7 @@ def make_building_city(
         name: ``AOI_<number>_<word>``, of SpaceNet 2.
 
     Raises:
-        SatmapError: an argument is out of range, the directory cannot be written to or it holds
+        CityError: an argument is out of range, the directory cannot be written to or it holds
             images of another made city.
     """
     chips, test_chips, size = (

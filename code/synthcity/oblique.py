@@ -22,8 +22,7 @@ from synthcity.spectra import (
     facet_light,
 )
 from synthcity.strokes import Scene
-from synthcity.view_angles import ViewAngle
-from synthcity.views import GROUND, Skyline, View, view_angle
+from synthcity.views import GROUND, Skyline, View, ViewAngle, view_angle
 
 #: Storeys are so high, metres.
 STOREY_M = 3.1

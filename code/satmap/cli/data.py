@@ -6,6 +6,7 @@ from pathlib import Path
 
 from satmap.cli.commands import Commands, report_faults
 from satmap.errors import SatmapError
+from satmap.recipes.registry import task_names
 
 
 def add_inventory(commands: Commands) -> None:
@@ -14,7 +15,7 @@ def add_inventory(commands: Commands) -> None:
     inventory.add_argument("directories", type=Path, nargs="+", metavar="DIR")
     inventory.add_argument(
         "--task",
-        choices=["roads", "buildings"],
+        choices=task_names(),
         default="roads",
         help="what they are for (default: roads)",
     )
@@ -22,11 +23,10 @@ def add_inventory(commands: Commands) -> None:
 
 def _inventory(options: argparse.Namespace) -> int:
     """List what the directories hold: areas, images, labels, bands, sizes, what is missing."""
-    from satmap.data.layouts.buildings import scan_buildings
-    from satmap.data.layouts.spacenet_roads import scan_roads
+    from satmap.recipes.registry import find_task
 
-    look_for = scan_roads if options.task == "roads" else scan_buildings
-    print(look_for(options.directories).summary())
+    settings = find_task(options.task).settings_type()(name=options.task)
+    print(settings.find_images(options.directories).summary())
     return 0
 
 
@@ -81,41 +81,49 @@ def add_make_city(commands: Commands) -> None:
         "--layout",
         choices=("spacenet5", "spacenet4", "spacenet2", "coco"),
         default="spacenet5",
-        help="roads, oblique looks at buildings, buildings from above (default: %(default)s)",
+        help="roads, oblique or near-nadir images of buildings (default: %(default)s)",
     )
     city.add_argument(
         "--chips", type=int, help="for training (default: by layout 24, 4, 24 and 48)"
     )
     city.add_argument("--test-chips", type=int, help="default: by layout 6, 1, 6 and 12")
     city.add_argument("--size", type=int, help="pixels a side (default: 512, 900, 650 and 300)")
-    city.add_argument("--looks", type=int, help="how many of SpaceNet 4's looks (default: all 27)")
+    city.add_argument(
+        "--looks",
+        dest="view_angles",
+        type=int,
+        help="how many of SpaceNet 4's view angles (default: all 27)",
+    )
     city.add_argument("--seed", type=int, default=0, help="another seed, another city")
 
 
 def _make_city(options: argparse.Namespace) -> int:
-    """Make a city: images, labels and truth in the layout of a challenge.
+    """Write a synthetic city: images, labels and truth in the layout of a challenge.
 
-    Roads as SpaceNet 5 has them; buildings as SpaceNet 4 has them, each tile from up to 27 angles,
-    as SpaceNet 2 or as the Mapping Challenge. Writes DIR/train and DIR/test, with the held-out
-    truth in DIR/test_truth.csv.
+    Roads as in SpaceNet 5; buildings as in SpaceNet 4 (each tile from up to 27 view angles),
+    SpaceNet 2 or the Mapping Challenge. Writes DIR/train and DIR/test, with the held-out truth in
+    DIR/test_truth.csv.
     """
-    from synthcity import BuildingLayout, make_building_city, make_city
+    from synthcity import BuildingLayout, CityError, make_building_city, make_city
 
     given = {
         key: value
-        for key in ("chips", "test_chips", "size", "looks")
+        for key in ("chips", "test_chips", "size", "view_angles")
         if (value := getattr(options, key)) is not None
     }
-    if "looks" in given and options.layout != BuildingLayout.SPACENET4:
+    if "view_angles" in given and options.layout != BuildingLayout.SPACENET4:
         raise SatmapError(
-            f"--looks is for --layout spacenet4; {options.layout} has one look at each place."
+            f"--looks is for --layout spacenet4; {options.layout} has one view angle."
         )
-    if options.layout == "spacenet5":
-        make_city(options.directory, seed=options.seed, **given)
-    else:
-        layout = BuildingLayout(options.layout)
-        make_building_city(options.directory, layout, seed=options.seed, **given)
-    print(f"{options.directory}: a made city in the layout of {options.layout}")
+    try:
+        if options.layout == "spacenet5":
+            make_city(options.directory, seed=options.seed, **given)
+        else:
+            layout = BuildingLayout(options.layout)
+            make_building_city(options.directory, layout, seed=options.seed, **given)
+    except CityError as error:
+        raise SatmapError(str(error)) from error
+    print(f"{options.directory}: a synthetic city in the layout of {options.layout}")
     return 0
 
 

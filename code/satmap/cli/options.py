@@ -7,10 +7,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from satmap.errors import SatmapError
+from satmap.recipes.registry import task_names
 from satmap.runtime.resources import available_cores
 
 if TYPE_CHECKING:
     from satmap.data.view_angles import ViewAngle
+    from satmap.recipes.schema import Recipe
 
 
 def add_weights(sub: argparse.ArgumentParser) -> None:
@@ -51,25 +54,21 @@ def add_view_angle(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def add_masks(sub: argparse.ArgumentParser, *tasks: str, default: str | None = "roads") -> None:
-    """What masks show, how large their pixels are, and how many processes vectorise.
+def add_maps(sub: argparse.ArgumentParser, default: str) -> None:
+    """Add options for probability rasters: task, pixel size, worker processes.
 
     Args:
         sub: the command.
-        tasks: that it knows.
-        default: its task if the user names none; None for the recipe's.
+        default: what the help says of the default task.
     """
     sub.add_argument(
-        "--task",
-        choices=tasks,
-        default=default,
-        help=f"what masks show (default: {default or 'what the recipe is for'})",
+        "--task", choices=task_names(), help=f"what the rasters show (default: {default})"
     )
     sub.add_argument(
         "--metres-per-pixel",
         type=pixel_size,
         metavar="M",
-        help="pixel size of masks without georeference (default: the recipe's, 0.3)",
+        help="pixel size of rasters without georeference (default: the recipe's, 0.3)",
     )
     sub.add_argument(
         "--workers",
@@ -142,3 +141,25 @@ def minutes(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is no number of minutes")
     return value
+
+
+def require_task(recipe: "Recipe", task: str | None) -> "Recipe":
+    """The recipe, if it is for the task that the user named.
+
+    Raises:
+        SatmapError: it is for another task.
+    """
+    if task not in (None, recipe.task.name):
+        raise SatmapError(
+            f"recipe {recipe.name} is for {recipe.task.name}, not for {task}. Give that of the "
+            "weights with --recipe."
+        )
+    return recipe
+
+
+def with_pixel_size(recipe: "Recipe", metres: float | None) -> "Recipe":
+    """The recipe with the pixel size that the user gave for rasters without georeference."""
+    if metres is None or not hasattr(recipe.task, "default_metres_per_pixel"):
+        return recipe
+    settings = recipe.task.model_copy(update={"default_metres_per_pixel": metres})
+    return recipe.model_copy(update={"task": settings})

@@ -5,7 +5,16 @@ import json
 from pathlib import Path
 
 from satmap.cli.commands import Commands, report_faults, report_warnings
-from satmap.cli.options import add_images, add_masks, add_networks, add_view_angle, count
+from satmap.cli.options import (
+    add_images,
+    add_maps,
+    add_networks,
+    add_view_angle,
+    count,
+    require_task,
+    with_pixel_size,
+)
+from satmap.errors import SatmapError
 from satmap.io.text import printable
 from satmap.runtime.launched import is_first_rank, is_rank, local_processes
 from satmap.runtime.resources import available_cores
@@ -84,7 +93,7 @@ def _predict(options: argparse.Namespace) -> int:
         options.weights,
         options.device,
         options.recipe,
-        maps=options.maps,
+        maps=options.probabilities,
         exports=options.export,
         out_of_fold=options.out_of_fold,
         workers=workers,
@@ -103,9 +112,9 @@ def _predict(options: argparse.Namespace) -> int:
 def add_vectorize(commands: Commands) -> None:
     """Add ``vectorize``."""
     vectorize = commands.add("vectorize", _vectorize)
-    vectorize.add_argument("masks", type=Path, metavar="MASK_DIR")
+    vectorize.add_argument("maps", type=Path, metavar="MAPS")
     vectorize.add_argument("output", type=Path, metavar="OUT")
-    add_masks(vectorize, "roads", "buildings")
+    add_maps(vectorize, "that of the recipe, else roads")
     vectorize.add_argument(
         "--recipe", help="name or file whose vectoriser's settings count (default: the defaults)"
     )
@@ -116,46 +125,33 @@ def _vectorize(options: argparse.Namespace) -> int:
     """Turn probability rasters into roads or buildings, whatever network they are from.
 
     A mask is a PNG or GeoTIFF named like its image, with one band, the road, or the twelve planes
-    of `predict --probabilities`: uint8, 0..255, or float, 0..1. OUT's suffix is the format: .csv (the
-    challenge's), .geojson, .gpkg or .graphml. A mask that cannot be vectorised is empty in OUT and
-    is reported at the end.
+    of `predict --probabilities`: uint8, 0..255, or float, 0..1. OUT's suffix is the format: .csv
+    (the challenge's), .geojson, .gpkg or .graphml. A mask that cannot be vectorised is empty in OUT
+    and is reported at the end.
 
     With --task buildings a mask has one to three bands: the body, the border, the ground between
     two; OUT is SpaceNet's CSV, .geojson or .gpkg, or COCO results where it ends in .json and masks
     have numbers as names.
     """
     from satmap.prediction.vectorize import vectorize_directory
-    from satmap.recipes.schema import Inference, load_recipe
-    from satmap.tasks.buildings.vectorize_files import vectorize_building_files
-    from satmap.tasks.roads.vectorizer.vectorize_roads import RoadSettings
+    from satmap.recipes.schema import load_recipe
+    from satmap.tasks.base import default_task, task_of
+    from satmap.tasks.dense import DenseTask
 
-    recipe = load_recipe(options.recipe) if options.recipe else None
-    if options.task == "buildings":
-        found = vectorize_building_files(
-            options.masks,
-            options.output,
-            recipe.buildings if recipe else None,
-            options.workers,
-            heads=recipe.view_angles if recipe else None,
-            view_angle=options.nadir,
-        )
-        report_faults(found.faults, "left empty")
-        count = sum(found.images.values())
-        print(f"{options.output}: {len(found.images)} images, {count} buildings")
-        return 0 if len(found.faults) < len(found.images) else 1
-    roads = recipe.roads if recipe else RoadSettings()
-    inference = recipe.inference if recipe else Inference()
+    if options.recipe:
+        recipe = require_task(load_recipe(options.recipe), options.task)
+        task = task_of(with_pixel_size(recipe, options.metres_per_pixel))
+    else:
+        task = default_task(options.task or "roads")
+        task = task_of(with_pixel_size(task.recipe, options.metres_per_pixel))
+    if not isinstance(task, DenseTask):
+        raise SatmapError(f"{task.noun} are not made of probability maps.")
     done = vectorize_directory(
-        options.masks,
-        options.output,
-        roads,
-        metres_per_pixel=options.metres_per_pixel or inference.default_metres_per_pixel,
-        workers=options.workers,
-        neighbours=inference.neighbours,
+        options.maps, options.output, task, workers=options.workers, view_angle=options.nadir
     )
     report_warnings(done.warnings)
     report_faults(done.faults, "left empty")
-    print(f"{options.output}: {len(done.images)} images, {done.roads} roads")
+    print(f"{options.output}: {len(done.images)} images, {sum(done.images.values())} {task.noun}")
     return 0 if len(done.faults) < len(done.images) else 1
 
 

@@ -43,8 +43,10 @@ def _score(options: argparse.Namespace) -> int:
     F1. COCO results against COCO annotations: average precision. Two directories of mask rasters:
     Jaccard index. The files say which; GeoJSON may be a directory with one file an image.
     """
+    from functools import partial
+
     from satmap.evaluation.score import score_files
-    from satmap.report.misses import write_misses
+    from satmap.report.misses import draw_image, write_misses
     from satmap.report.table import score_table
 
     if options.plot:
@@ -63,7 +65,11 @@ def _score(options: argparse.Namespace) -> int:
     )
     if options.plot:
         written = write_misses(
-            options.plot, scoring.report.images, scoring.rank_by, scoring.draw, options.plots
+            options.plot,
+            scoring.report.images,
+            scoring.rank_by,
+            partial(draw_image, scoring),
+            options.plots,
         )
         print(f"{len(written)} pictures in {options.plot}", file=sys.stderr)
     return 0
@@ -108,10 +114,17 @@ def _overlay(options: argparse.Namespace) -> int:
 
     Of buildings (CSV, COCO results) a truth tells apart what is found, missed and false.
     """
+    from satmap.evaluation.formats import find_format
     from satmap.report.building_overlay import write_building_overlays
     from satmap.report.road_overlay import write_overlays
     from satmap.submissions.formats import Format, detect
 
+    if added := find_format(options.submission):
+        pictures = added.draw(
+            options.submission, options.directories, options.pictures, options.truth
+        )
+        print(f"{len(pictures)} pictures in {options.pictures}")
+        return 0
     buildings = detect(options.submission) in (Format.BUILDINGS_CSV, Format.COCO_RESULTS)
     write = write_building_overlays if buildings else write_overlays
     pictures = write(options.submission, options.directories, options.pictures, options.truth)

@@ -6,7 +6,7 @@ from pathlib import Path
 from satmap.cli.commands import Commands, report_faults, report_warnings
 from satmap.cli.options import (
     add_images,
-    add_masks,
+    add_maps,
     add_networks,
     add_recipe,
     add_view_angle,
@@ -15,6 +15,7 @@ from satmap.cli.options import (
     duration,
     minutes,
     positive,
+    require_task,
 )
 from satmap.errors import SatmapError
 from satmap.runtime.launched import is_started_again, local_processes
@@ -168,10 +169,10 @@ def _train(options: argparse.Namespace) -> int:
 def add_tune(commands: Commands) -> None:
     """Add ``tune``."""
     tune = commands.add("tune", _tune)
-    tune.add_argument("masks", type=Path, metavar="MASK_DIR")
+    tune.add_argument("maps", type=Path, metavar="MAPS")
     tune.add_argument("truth", type=Path, metavar="TRUTH")
     tune.add_argument("output", type=Path, metavar="OUT.yaml")
-    add_masks(tune, "roads", "buildings", default=None)
+    add_maps(tune, "that of the recipe")
     add_recipe(tune, "name or file to start from, that of the weights")
     add_view_angle(tune)
     tune.add_argument(
@@ -182,28 +183,23 @@ def add_tune(commands: Commands) -> None:
 def _tune(options: argparse.Namespace) -> int:
     """Fit the vectoriser's settings to a network's planes, and write the recipe with them.
 
-    MASK_DIR holds planes of images that the network was not trained with (`predict --out-of-fold
-    --probabilities MASK_DIR`), TRUTH their true roads as CSV, or by a recipe of buildings their true
-    buildings as SpaceNet's CSV or COCO annotations. The fit is judged by two-fold
+    MAPS holds probability maps of images that the network was not trained with (`predict
+    --out-of-fold --probabilities MAPS`), TRUTH their true roads as CSV, or by a recipe of buildings
+    their true buildings as SpaceNet's CSV or COCO annotations. The fit is judged by two-fold
     cross-validation; if it gains nothing on images that it has not seen, the settings stay as they
-    are. Where the recipe has heads for categories of looks, each is fitted by itself. Pass OUT.yaml
+    are. Where the recipe has heads by view angle, each is fitted by itself. Pass OUT.yaml
     to `predict --recipe`.
     """
     from satmap.recipes.schema import load_recipe
-    from satmap.tuning.tune import tune_recipe
+    from satmap.tasks.tune import tune_recipe
 
-    recipe = load_recipe(options.recipe)
-    if options.task not in (None, recipe.task):
-        raise SatmapError(
-            f"recipe {recipe.name} is for {recipe.task}, not for {options.task}. Give that of the "
-            "weights with --recipe."
-        )
+    recipe = require_task(load_recipe(options.recipe), options.task)
     tuning = tune_recipe(
-        options.masks,
+        options.maps,
         options.truth,
         options.output,
         recipe,
-        metres_per_pixel=options.metres_per_pixel or recipe.inference.default_metres_per_pixel,
+        metres_per_pixel=options.metres_per_pixel,
         minutes=options.minutes,
         workers=options.workers,
         view_angle=options.nadir,
@@ -218,17 +214,17 @@ def add_confidence(commands: Commands) -> None:
     """Add ``confidence``."""
     confidence = commands.add("confidence", _confidence)
     confidence.add_argument("submission", type=Path, metavar="OUT.csv")
-    confidence.add_argument("planes", type=Path, metavar="MAP_DIR")
+    confidence.add_argument("maps", type=Path, metavar="MAPS")
     add_weights(confidence)
     add_images(confidence, "images and labels (default: where the manifest of OUT.csv says)")
 
 
 def _confidence(options: argparse.Namespace) -> int:
-    """Fit the model that chooses and rates buildings, to planes that were predicted out of fold.
+    """Fit the model that chooses and rates buildings, to probability maps predicted out of fold.
 
-    OUT.csv and PLANE_DIR are of one run, `predict DIR... OUT.csv --out-of-fold --probabilities PLANE_DIR`,
-    of training images. The model (LightGBM, as text) comes to lie beside the networks, and
-    `predict` uses it from then on; without one buildings are rated by mean probability x square
+    OUT.csv and MAPS are of one run, `predict DIR... OUT.csv --out-of-fold --probabilities
+    MAPS`, of training images. The model (LightGBM, as text) comes to lie beside the networks,
+    and `predict` uses it from then on; without one buildings are rated by mean probability x square
     root of area.
     """
     from satmap.tasks.buildings.confidence_fit import fit_to_prediction

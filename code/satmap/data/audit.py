@@ -26,10 +26,10 @@ from scipy.fft import dctn
 from scipy.sparse.csgraph import connected_components
 
 from satmap.data.chip import Chip
-from satmap.data.walk import walk
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
 from satmap.io.progress import track
+from satmap.io.walk import walk
 from satmap.runtime.resources import available_cores
 
 #: Bits in which near-duplicates differ at most.

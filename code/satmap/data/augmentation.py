@@ -6,21 +6,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from satmap.settings import Settings
-
-
-class Augmentation(Settings):
-    """How crops are varied. Shifts are shares of the crop, angles are degrees."""
-
-    shift: float = Field(0.2, ge=0, lt=1)
-    resize: float = Field(0.2, ge=0, lt=1)
-    resize_probability: float = Field(0.9, ge=0, le=1)
-    rotation: float = Field(10.0, ge=0, le=180)
-    rotation_probability: float = Field(0.2, ge=0, le=1)
-    flips: bool = True
-    colour_jitter_probability: float = Field(0.5, ge=0, le=1)
+from satmap.recipes.schema import Augmentation
 
 
 @dataclass(frozen=True)

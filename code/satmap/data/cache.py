@@ -14,47 +14,66 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from satmap.data.chip import Chip
 from satmap.data.imagery import read_resized
 from satmap.data.soft_targets import SoftTarget
-from satmap.data.view_angles import require_category
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.io.checksums import FileRecord, record_file
 from satmap.io.files import atomic_path
 from satmap.io.progress import track
+from satmap.recipes.schema import StretchSettings
 from satmap.runtime.resources import available_cores
-from satmap.settings import Settings
-from satmap.tasks.labelling import TargetsOf, encode_label
-from satmap.tasks.roads.labels import RoadLabel
 
-Outline: TypeAlias = shapely.Polygon | shapely.MultiPolygon
-
-_HEADER_KEYS = {"shape", "metres_per_pixel", "sources"}
+_HEADER_KEYS = {"shape", "metres_per_pixel", "payload", "count", "repaired", "sources"}
 
 # Raise when the content of a cached file changes for the same inputs and settings.
-_FORMAT = "6"
+_FORMAT = "7"
 
 
-class StretchSettings(Settings):
-    """Percentiles, over the pixels above zero of each band, that become 0 and 255."""
+@dataclass(frozen=True)
+class EncodedLabel:
+    """What the label of a chip becomes for training.
 
-    low: float = Field(2.0, ge=0, le=100)
-    high: float = Field(98.0, ge=0, le=100)
+    Attributes:
+        arrays: stored beside the image, by name. Tasks with probability maps have ``target``, uint8
+            (h, w) or (h, w, bytes), of the image's size.
+        payload: JSON values that scoring needs, such as the lines of roads.
+        count: number of labelled objects.
+        metres_per_pixel: along x and y; 1 where it is not known and not needed.
+        repaired: number of invalid objects that were repaired.
+    """
 
-    @model_validator(mode="after")
-    def _low_is_below_high(self) -> "StretchSettings":
-        if self.low >= self.high:
-            raise ValueError("low must be below high")
-        return self
+    arrays: Mapping[str, NDArray[Any]]
+    payload: Any
+    count: int
+    metres_per_pixel: tuple[float, float]
+    repaired: int = 0
+
+
+class LabelEncoder(Protocol):
+    """What the cache needs to know of a task; see :class:`satmap.tasks.base.Task`."""
+
+    input_px: int | None
+
+    @property
+    def label_fingerprint(self) -> str:
+        """Changes with every setting that ``encode`` depends on."""
+
+    def category(self, chip: Chip) -> str | None:
+        """The network head that is responsible for an image."""
+
+    def encode(self, chip: Chip, image: NDArray[np.uint8]) -> EncodedLabel:
+        """Turn the label of a chip into what training needs."""
+
+    def load_payload(self, payload: Any) -> Any:
+        """Turn a payload back into labels."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +86,10 @@ class CachedChip:
         path: the file.
         shape: height, width and channels.
         metres_per_pixel: pixel size along x and y; 1 where only pixels count and nobody knows it.
-        labels: the labelled roads, cut to the image.
         sources: the files that it was made of: the product of the image, ``label``.
-        outlines: the labelled buildings, cut to the image, in pixels of the file as it was given.
-        repaired: how many of these were invalid.
+        payload: the labels, in the task's own form.
+        count: number of labelled objects.
+        repaired: number of labelled objects that were invalid.
         size: height and width of the file as it was given.
         site: what must not be in two folds.
         category: of the look, for networks with a head for each; None without.
@@ -83,8 +102,8 @@ class CachedChip:
     shape: tuple[int, int, int]
     metres_per_pixel: tuple[float, float]
     sources: Mapping[str, FileRecord]
-    labels: tuple[RoadLabel, ...] = ()
-    outlines: tuple[Outline, ...] = ()
+    payload: Any = None
+    count: int = 0
     repaired: int = 0
     size: tuple[int, int] = (0, 0)
     site: str = ""
@@ -94,47 +113,64 @@ class CachedChip:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is labelled."""
-        return not self.labels and not self.outlines
+        return not self.count
 
     def read(
         self, rows: slice = slice(None), columns: slice = slice(None)
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """A window of image (h, w, channels) and target (h, w) or (h, w, bytes), both uint8.
+        """A window of the image (h, w, channels) and of the target (h, w) or (h, w, bytes).
 
         Raises:
             SatmapError: the file is gone or damaged.
         """
-        maps, target = self.read_channels(self.shape[2], rows, columns)
-        return maps.transpose(1, 2, 0), target
+        image, target = self.read_channels(self.shape[2], rows, columns)
+        return image.transpose(1, 2, 0), target
 
     def read_channels(
         self, channels: int, rows: slice, columns: slice
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The same of the first ``channels`` alone, (channels, h, w); all contiguous.
+        """The same with the first ``channels`` of the image, (channels, h, w), all contiguous.
 
         Raises:
             SatmapError: the file is gone or damaged.
         """
+        image, target = self._read(image=(slice(channels), rows, columns), target=(rows, columns))
+        return image, target
+
+    def read_image(self, channels: int, rows: slice, columns: slice) -> NDArray[np.uint8]:
+        """A window of the first ``channels`` of the image, uint8 (channels, h, w).
+
+        Raises:
+            SatmapError: the file is gone or damaged.
+        """
+        (image,) = self._read(image=(slice(channels), rows, columns))
+        return image
+
+    def read_array(self, name: str) -> NDArray[Any]:
+        """A whole array of the encoded label.
+
+        Raises:
+            SatmapError: the file is gone or damaged.
+        """
+        (array,) = self._read(**{name: (slice(None),)})
+        return array
+
+    def _read(self, **windows: tuple[slice, ...]) -> list[NDArray[Any]]:
         try:
             with safe_open(self.path, framework="numpy") as tensors:
-                image = tensors.get_slice("image")[:channels, rows, columns]
-                target = tensors.get_slice("target")[rows, columns]
+                return [tensors.get_slice(name)[window] for name, window in windows.items()]
         except (OSError, SafetensorError) as error:
             raise SatmapError(
                 f"the prepared chip {self.path} cannot be read ({error}). Start the same command "
                 "again: it prepares what is missing and goes on."
             ) from error
-        return image, target
 
 
 def prepare_chip(
     chip: Chip,
     directory: Path,
     stretch: StretchSettings,
-    targets: TargetsOf,
-    *,
-    input_px: int | None = None,
-    heads: int | None = None,
+    encoder: LabelEncoder,
 ) -> CachedChip:
     """The cached form of a chip; made, or made anew, only if its inputs or settings changed.
 
@@ -142,27 +178,23 @@ def prepare_chip(
         chip: with a label.
         directory: the cache.
         stretch: how the image becomes 8 bits.
-        targets: how labels become pixels; their type says which labels these are.
-        input_px: length of the longer side as networks see it; None for the image's own.
-        heads: into how many categories looks fall; None for no categories.
+        encoder: the task, which encodes the label.
 
     Raises:
         SatmapError: the image or label is unusable, the look is not known and needs to be, or the
             cache cannot be written.
     """
-    category = category_of(chip, heads)
+    category = encoder.category(chip)
     # The fingerprint is part of the name: another training's settings make another file, and
     # never change one that is in use.
-    fingerprint = _fingerprint(chip, stretch, targets, input_px)
+    fingerprint = _fingerprint(chip, stretch, encoder)
     path = directory / f"{chip.image_id}.{fingerprint[:16]}.safetensors"
     header = _read_header(path)
     if header is None:
         _remove_misplaced(path)
-        header = _build(chip, stretch, targets, input_px)
-        image, target = header.pop("image").transpose(2, 0, 1), header.pop("target")
+        header, tensors = _build(chip, stretch, encoder)
         with atomic_path(path) as temporary:
             # The safetensors header holds strings only.
-            tensors = {"image": np.ascontiguousarray(image), "target": target}
             content = save(tensors, {"chip": json.dumps(header)})
             temporary.write_bytes(content)
     width_m, height_m = header["metres_per_pixel"]
@@ -175,43 +207,49 @@ def prepare_chip(
         sources={
             kind: FileRecord.model_validate(record) for kind, record in header["sources"].items()
         },
-        labels=tuple(RoadLabel(np.array(line), speed) for line, speed in header.get("labels", ())),
-        outlines=tuple(shapely.from_wkb(header.get("outlines", ()))),
-        repaired=header.get("repaired", 0),
+        payload=encoder.load_payload(header["payload"]),
+        count=header["count"],
+        repaired=header["repaired"],
         size=(chip.image.height, chip.image.width),
         site=chip.site,
         category=category,
     )
 
 
-def category_of(chip: Chip, heads: int | None) -> str | None:
-    """The category of a chip's look among so many; None for no categories.
+def require_image_data(chip: Chip, image: NDArray[np.uint8], labelled: int, noun: str) -> None:
+    """Fail if a label has objects and its image has no data.
 
     Raises:
-        SatmapError: the look is not known.
+        SatmapError: there is nothing to see of what is labelled.
     """
-    if heads is None:
-        return None
-    return require_category(chip.image.path.name, chip.view_angle, heads)
+    if labelled and not image.any():
+        assert chip.label is not None, "the label was read"
+        raise SatmapError(
+            f"{chip.image.path}: no pixel holds data, but {chip.label.name} has {labelled} {noun}, "
+            "which cannot be learned from it. Check the image."
+        )
 
 
 def _build(
-    chip: Chip, stretch: StretchSettings, targets: TargetsOf, input_px: int | None
-) -> dict[str, Any]:
-    image = read_resized(chip.image, stretch.low, stretch.high, input_px)
-    target, facts = encode_label(chip, image, targets)
-    assert chip.label is not None, "draw_target has looked"
-    return {
-        "image": image,
-        "target": target,
+    chip: Chip, stretch: StretchSettings, encoder: LabelEncoder
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The header and the arrays of a chip."""
+    image = read_resized(chip.image, stretch.low, stretch.high, encoder.input_px)
+    encoded = encoder.encode(chip, image)
+    assert chip.label is not None, "the label was read"
+    header = {
         "shape": image.shape,
-        # Here, where the files have just been read: hashing them costs hardly more.
+        "metres_per_pixel": encoded.metres_per_pixel,
+        "payload": encoded.payload,
+        "count": encoded.count,
+        "repaired": encoded.repaired,
+        # Here, where the files have just been read: hashing them costs little more.
         "sources": {
             chip.image.product: record_file(chip.image.path).model_dump(),
             "label": _record_label(chip.label, chip.label.stat().st_mtime_ns).model_dump(),
         },
-        **facts,
     }
+    return header, {"image": np.ascontiguousarray(image.transpose(2, 0, 1)), **encoded.arrays}
 
 
 @lru_cache(maxsize=2)
@@ -220,13 +258,9 @@ def _record_label(path: Path, changed_ns: int) -> FileRecord:
     return record_file(path)
 
 
-def _fingerprint(
-    chip: Chip, stretch: StretchSettings, targets: TargetsOf, input_px: int | None
-) -> str:
+def _fingerprint(chip: Chip, stretch: StretchSettings, encoder: LabelEncoder) -> str:
     """Hash of all that the cached file depends on; files count by path, size and time."""
-    parts = [_FORMAT, stretch.model_dump_json(), targets.model_dump_json()]
-    if input_px is not None:
-        parts.append(str(input_px))
+    parts = [_FORMAT, stretch.model_dump_json(), encoder.label_fingerprint, str(encoder.input_px)]
     for path in (chip.image.path, chip.label):
         if path is not None:
             try:
@@ -255,7 +289,7 @@ def _read_header(path: Path) -> dict[str, Any] | None:
     try:
         with safe_open(path, framework="numpy") as tensors:
             header: dict[str, Any] = json.loads(tensors.metadata()["chip"])
-            whole = {"image", "target"} <= set(tensors.keys()) and header.keys() >= _HEADER_KEYS
+            whole = "image" in set(tensors.keys()) and header.keys() >= _HEADER_KEYS
             return header if whole else None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
@@ -289,10 +323,7 @@ def prepare_chips(
     channels: int,
     directory: Path,
     stretch: StretchSettings,
-    targets: TargetsOf,
-    *,
-    input_px: int | None = None,
-    heads: int | None = None,
+    encoder: LabelEncoder,
 ) -> Preparation:
     """Bring the chips into the cache; one that cannot be read costs only itself.
 
@@ -301,9 +332,7 @@ def prepare_chips(
         channels: what the recipe's networks need at most.
         directory: the cache.
         stretch: how images become 8 bits.
-        targets: how labels become pixels.
-        input_px: length of the longer side as networks see it; None for the image's own.
-        heads: into how many categories looks fall; None for no categories.
+        encoder: the task, which encodes the labels.
 
     Raises:
         CannotWriteError: the cache's directory cannot be written, or its disk is full.
@@ -312,7 +341,7 @@ def prepare_chips(
     def attempt(chip: Chip) -> CachedChip | str:
         try:
             chip.require_channels(channels)
-            return prepare_chip(chip, directory, stretch, targets, input_px=input_px, heads=heads)
+            return prepare_chip(chip, directory, stretch, encoder)
         except CannotWriteError:
             raise
         except SatmapError as error:

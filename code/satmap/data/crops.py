@@ -4,16 +4,16 @@ import math
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from satmap.data.augmentation import Augmentation, Geometry, draw_geometry, jitter_colours
+from satmap.data.augmentation import Geometry, draw_geometry, jitter_colours
 from satmap.data.cache import CachedChip
+from satmap.recipes.schema import Augmentation
 
 # Workers are forked, and OpenCV's threads do not survive a fork: a worker that waits for them waits
 # for ever. One thread a process is as fast here, for there are as many workers as cores.
@@ -25,13 +25,20 @@ _AT_ONCE = 4
 _OWN = threading.local()
 
 
-class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
-    """Random crops of chips, reproducible whatever the number of workers.
+class CropCutter(Protocol):
+    """What the dataset needs to know of a task; see :class:`satmap.tasks.base.Task`."""
 
-    Item ``i`` of an epoch depends on seed, epoch and ``i`` alone. Items are
-    (image uint8 (channels, crop, crop), target uint8 as of ``CachedChip.read``, index of the chip).
-    Where chips have soft targets, targets are (1 + planes, crop, crop), the label's first, then a
-    teacher's.
+    def crop(
+        self, chip: CachedChip, geometry: Geometry, size: int, channels: int
+    ) -> dict[str, NDArray[Any]]:
+        """Cut a training sample from a cached chip."""
+
+
+class CropDataset(Dataset[tuple[dict[str, NDArray[Any]], int]]):
+    """Random crops of chips, reproducible for any number of workers.
+
+    Item ``i`` of an epoch depends on seed, epoch and ``i`` alone. It is the task's sample, arrays
+    by name with ``image`` uint8 (channels, crop, crop), and the index of its chip.
     """
 
     def __init__(
@@ -42,12 +49,21 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
         passes: int,
         augmentation: Augmentation | None,
         seed: int,
+        cutter: CropCutter,
         equal_areas: bool = False,
     ) -> None:
-        """Crops of ``chips``; without ``augmentation`` they are only placed at random.
+        """Make the dataset.
 
-        With ``equal_areas`` every area of interest has as many items, one more or less, and its
-        chips take turns; without, every chip has as many.
+        Args:
+            chips: what crops are cut from.
+            crop: height and width of a crop, pixels.
+            channels: number of image channels.
+            passes: crops of a chip in an epoch.
+            augmentation: None to place crops at random and leave them as they are.
+            seed: another seed gives other crops.
+            cutter: the task, which cuts samples.
+            equal_areas: give every area of interest the same number of crops, one more or less;
+                its chips take turns. Without, every chip has the same number.
         """
         self.chips = list(chips)
         areas: dict[str, list[int]] = defaultdict(list)
@@ -59,6 +75,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
         self.passes = passes
         self.augmentation = augmentation
         self.seed = seed
+        self.cutter = cutter
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -74,28 +91,26 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, int]]):
             return index % len(self.chips)
         turn, area = divmod(index, len(self.areas))
         # Chips of large areas that had no turn in this epoch have theirs in the next.
-        phases = -(-len(self) // len(self.areas))
+        turns = -(-len(self) // len(self.areas))
         numbers = self.areas[area]
-        return numbers[(turn + self.epoch * phases) % len(numbers)]
+        return numbers[(turn + self.epoch * turns) % len(numbers)]
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[dict[str, NDArray[Any]], int]:
         random = np.random.default_rng((self.seed, self.epoch, index))
         number = self.chip_of(index)
         chip = self.chips[number]
         settings = self.augmentation
         geometry = draw_geometry(random, chip.shape[:2], self.crop, settings)
-        image, target = read_crop(chip, geometry, self.crop, self.channels)
-        if chip.soft is not None:
-            target = np.concatenate([target[None], read_soft_crop(chip, geometry, self.crop)])
+        sample = self.cutter.crop(chip, geometry, self.crop, self.channels)
         if settings is not None and random.random() < settings.colour_jitter_probability:
-            image = jitter_colours(random, image)
-        return torch.from_numpy(image), torch.from_numpy(target), number
+            sample["image"] = jitter_colours(random, sample["image"])
+        return sample, number
 
 
 def read_crop(
     chip: CachedChip, geometry: Geometry, crop: int, channels: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read the crop from the cache: image (channels, crop, crop) and target, uint8.
+    """Read a crop of the image (channels, crop, crop) and of the target, uint8.
 
     Only the window that the crop covers is read. The image is resampled linearly, the target takes
     the nearest pixel; both are reflected at the chip's border.
@@ -110,8 +125,19 @@ def read_crop(
     return _warp_channels(image, matrix, crop), _warp(target, matrix, crop, cv2.INTER_NEAREST)
 
 
+def read_image_crop(
+    chip: CachedChip, geometry: Geometry, crop: int, channels: int
+) -> NDArray[np.uint8]:
+    """The same of the image alone, for tasks whose labels are not pixels."""
+    matrix = geometry.to_chip(crop)
+    rows, columns = _window(matrix, crop, chip.shape)
+    image = chip.read_image(channels, rows, columns)
+    matrix[:, 2] -= (columns.start, rows.start)
+    return _warp_channels(image, matrix, crop)
+
+
 def read_soft_crop(chip: CachedChip, geometry: Geometry, crop: int) -> NDArray[np.uint8]:
-    """The same crop of the teacher's probabilities, resampled linearly: uint8 (planes, crop, crop).
+    """Read a crop of a teacher's probability maps, resampled linearly: uint8 (maps, crop, crop).
 
     Raises:
         ValueError: the chip has no soft target.

@@ -7,9 +7,10 @@ import rasterio
 
 from satmap.data.layouts.spacenet_buildings import building_image_ids
 from satmap.data.layouts.spacenet_roads import scan_roads
-from satmap.data.walk import walk
 from satmap.errors import SatmapError
+from satmap.evaluation.formats import find_format
 from satmap.io.gdal import driver_of
+from satmap.io.walk import walk
 from satmap.submissions.buildings_csv import check_buildings_csv
 from satmap.submissions.coco_json import check_coco_results, read_coco_truth
 from satmap.submissions.fault import Fault
@@ -29,6 +30,8 @@ def check_files(submission: Path, directories: Sequence[Path] = ()) -> list[Faul
         SatmapError: it cannot be read, no organiser takes its format, or the directories hold no
             images of its challenge.
     """
+    if added := find_format(submission):
+        return added.check(submission, directories)
     match kind := detect(submission):
         case Format.ROADS_CSV:
             return _check_roads(submission, directories)

@@ -1,16 +1,15 @@
 """Scoring of anybody's files: what they hold says which metric it is."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from satmap.errors import SatmapError
+from satmap.evaluation.formats import find_format
 from satmap.evaluation.metrics.apls import METRES_PER_PIXEL, aoi_of, score_roads
 from satmap.evaluation.metrics.building_f1 import score_buildings
 from satmap.evaluation.metrics.coco_ap import score_coco
@@ -18,20 +17,55 @@ from satmap.evaluation.metrics.figures import Figures, Report
 from satmap.evaluation.metrics.jaccard import score_masks
 from satmap.evaluation.metrics.topo import TopoScore, topo
 from satmap.io.geojson_reader import read_geojson
-from satmap.report.misses import mask_picture, roads_picture, scored_buildings_picture
 from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
-from satmap.submissions.coco_json import read_coco_results, read_coco_truth
+from satmap.submissions.coco_json import CocoResult, CocoTruth, read_coco_results, read_coco_truth
 from satmap.submissions.formats import Format, detect
 from satmap.submissions.geojson_maps import (
     find_geojson,
     read_buildings_geojson,
     read_roads_geojson,
 )
-from satmap.submissions.mask_rasters import find_masks, read_mask
+from satmap.submissions.mask_rasters import find_masks
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv
 
-Picture = NDArray[np.uint8]
 _Row = TypeVar("_Row", RoadRow, BuildingRow)
+
+
+@dataclass(frozen=True)
+class RoadSides:
+    """The roads of truth and proposal by image.
+
+    Attributes:
+        metres_per_pixel: scale of their pixels.
+    """
+
+    truth: Mapping[str, Sequence[RoadRow]]
+    proposal: Mapping[str, Sequence[RoadRow]]
+    metres_per_pixel: float
+
+
+@dataclass(frozen=True)
+class BuildingSides:
+    """The buildings of truth and proposal by image."""
+
+    truth: Mapping[str, Sequence[BuildingRow]]
+    proposal: Mapping[str, Sequence[BuildingRow]]
+
+
+@dataclass(frozen=True)
+class CocoSides:
+    """COCO annotations, and the results by image number."""
+
+    truth: CocoTruth
+    proposal: Mapping[int, Sequence[CocoResult]]
+
+
+@dataclass(frozen=True)
+class MaskSides:
+    """The mask rasters of truth and proposal by image."""
+
+    truth: Mapping[str, Path]
+    proposal: Mapping[str, Path]
 
 
 @dataclass(frozen=True)
@@ -41,14 +75,13 @@ class Scoring:
     Attributes:
         report: the figures.
         rank_by: the figure that says which images are worst.
-        draw: picture of what was missed in an image of ``report.images``, by its id, uint8
-            (h, w, 3).
+        sides: what was compared, for pictures of it (:mod:`satmap.report.misses`).
         warnings: what the figures do not show.
     """
 
     report: Report
     rank_by: str
-    draw: Callable[[str], Picture]
+    sides: Any = None
     warnings: tuple[str, ...] = ()
 
 
@@ -74,6 +107,9 @@ def score_files(
     Raises:
         SatmapError: the files cannot be read, are of different kinds or have no image in common.
     """
+    if added := find_format(truth):
+        found: Scoring = added.score(truth, proposal)
+        return found
     match kinds := (detect(truth), detect(proposal)):
         case Format.ROADS_CSV, Format.ROADS_CSV:
             roads = read_roads_csv(truth), read_roads_csv(proposal)
@@ -143,17 +179,9 @@ def _roads(
     if with_topo:
         report = _with_topo(report, truth, proposal, metres_per_pixel)
 
-    def draw(image_id: str) -> Picture:
-        return roads_picture(
-            truth[image_id],
-            proposal[image_id],
-            title=image_id,
-            figures=report.images[image_id],
-            metres_per_pixel=metres_per_pixel,
-        )
-
     warnings = [_untimed(side, rows) for side, rows in (("truth", truth), ("proposal", proposal))]
-    return Scoring(report, "apls_length", draw, tuple(filter(None, warnings)))
+    sides = RoadSides(truth, proposal, metres_per_pixel)
+    return Scoring(report, "apls_length", sides, tuple(filter(None, warnings)))
 
 
 def _untimed(side: str, roads: Mapping[str, Sequence[RoadRow]]) -> str:
@@ -173,14 +201,7 @@ def _untimed(side: str, roads: Mapping[str, Sequence[RoadRow]]) -> str:
 def _buildings(
     truth: Mapping[str, Sequence[BuildingRow]], proposal: Mapping[str, Sequence[BuildingRow]]
 ) -> Scoring:
-    report = score_buildings(truth, proposal)
-
-    def draw(image_id: str) -> Picture:
-        return scored_buildings_picture(
-            truth[image_id], proposal[image_id], title=_title(report, image_id, "f1")
-        )
-
-    return Scoring(report, "f1", draw)
+    return Scoring(score_buildings(truth, proposal), "f1", BuildingSides(truth, proposal))
 
 
 def _coco(truth: Path, results: Path) -> Scoring:
@@ -193,34 +214,12 @@ def _coco(truth: Path, results: Path) -> Scoring:
             "id in the annotations or the number in the file's name."
         )
 
-    def draw(image_id: str) -> Picture:
-        width, height = annotations.sizes[int(image_id)]
-        sides = []
-        for entries in (annotations.buildings, found):
-            masks = [entry.mask.for_library() for entry in entries.get(int(image_id), ())]
-            merged = np.zeros((height, width), np.bool_)
-            if masks:
-                union = coco_mask.merge(masks)  # type: ignore[arg-type]
-                merged = coco_mask.decode(union).astype(np.bool_)
-            sides.append(merged)
-        return mask_picture(*sides, title=_title(report, image_id, "ap50"))
-
-    return Scoring(report, "ap50", draw)
+    return Scoring(report, "ap50", CocoSides(annotations, found))
 
 
 def _masks(truth: Path, proposal: Path) -> Scoring:
-    report = score_masks(truth, proposal)
-    sides = find_masks(truth), find_masks(proposal)
-
-    def draw(image_id: str) -> Picture:
-        true, proposed = (read_mask(side[image_id]) for side in sides)
-        return mask_picture(true, proposed, title=_title(report, image_id, "jaccard"))
-
-    return Scoring(report, "jaccard", draw)
-
-
-def _title(report: Report, image_id: str, figure: str) -> str:
-    return f"{image_id}: {figure} {report.images[image_id][figure]:.3f}"
+    sides = MaskSides(find_masks(truth), find_masks(proposal))
+    return Scoring(score_masks(truth, proposal), "jaccard", sides)
 
 
 def _with_topo(

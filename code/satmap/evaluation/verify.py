@@ -30,7 +30,6 @@ from satmap.provenance.machine import differences
 from satmap.provenance.manifest import SUFFIX, SubmissionManifest, WeightsManifest, read_manifest
 from satmap.recipes.schema import Recipe, parse_recipe
 from satmap.submissions.formats import Format, detect
-from satmap.tasks.scanning import scan_for
 from satmap.weights.members import WeightFile
 from satmap.weights.network_files import read_weights_metadata
 from satmap.weights.tensor_file import read_tensors
@@ -218,7 +217,9 @@ def _weights_faults(manifest: SubmissionManifest, directory: Path) -> list[str]:
 
 
 def _image_faults(manifest: SubmissionManifest, directories: Sequence[Path]) -> list[str]:
-    inventory = scan_for(_recipe(manifest), directories)
+    recipe = _recipe(manifest)
+    bands = max(member.bands for member in recipe.members)
+    inventory = recipe.task.find_images(directories, bands)
     chips = list(inventory.chips)
     if manifest.out_of_fold:
         # The others were left out on purpose.

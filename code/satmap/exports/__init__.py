@@ -1,6 +1,6 @@
 """Roads and buildings in the formats that maps, GIS, routers and graph libraries read."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from satmap.errors import SatmapError
@@ -9,7 +9,7 @@ from satmap.exports.geojson import write_geojson
 from satmap.exports.geopackage import write_geopackage
 from satmap.exports.graphml import write_graphml
 from satmap.vectors.buildings import ImageBuildings
-from satmap.vectors.road_graph import ImageRoads
+from satmap.vectors.road_graph import ImageRoads, roads_in_lon_lat
 
 __all__ = [
     "BUILDING_SUFFIXES",
@@ -18,6 +18,7 @@ __all__ = [
     "ImageBuildings",
     "ImageRoads",
     "export_buildings",
+    "export_roads",
     "write_geojson",
     "write_geopackage",
     "write_graphml",
@@ -52,3 +53,29 @@ def write_roads(path: Path, graphs: Iterable[ImageRoads]) -> None:
             f"{', '.join(SUFFIXES)}."
         )
     writer(path, graphs)
+
+
+def export_roads(path: Path, graphs: Iterable[ImageRoads]) -> dict[str, str]:
+    """Write the roads of the images that the format of ``path`` can hold.
+
+    Returns:
+        Image id to problem, for images that are left out: GeoJSON and GeoPackage need a
+        georeference.
+
+    Raises:
+        CannotWriteError: the file cannot be written.
+    """
+    problems: dict[str, str] = {}
+
+    def usable() -> Iterator[ImageRoads]:
+        for roads in graphs:
+            try:
+                roads_in_lon_lat(roads)
+            except SatmapError as error:
+                problems[roads.image_id] = str(error)
+                continue
+            yield roads
+
+    geographic = path.suffix.lower() in GEOGRAPHIC_SUFFIXES
+    write_roads(path, usable() if geographic else graphs)
+    return problems

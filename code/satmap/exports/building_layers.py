@@ -34,7 +34,7 @@ _FIELDS = {"image_id": object, "confidence": np.float64, "area_m2": np.float64}
 _DECIMALS = 7
 
 
-def export_buildings(path: Path, images: Callable[[], Iterable[ImageBuildings]]) -> list[str]:
+def export_buildings(path: Path, images: Callable[[], Iterable[ImageBuildings]]) -> dict[str, str]:
     """Write the buildings of images in the format that the suffix of ``path`` names, atomically.
 
     A feature a building, in the order of the images and their buildings, with the properties of
@@ -69,7 +69,7 @@ def export_buildings(path: Path, images: Callable[[], Iterable[ImageBuildings]])
         _write_geojson(path, placed)
     else:
         _write_geopackage(path, placed, systems.pop() if len(systems) == 1 else None)
-    return [*faults.values()]
+    return faults
 
 
 def _write_geojson(path: Path, images: Iterable[ImageBuildings]) -> None:

@@ -166,7 +166,7 @@ _MARKS = {
 _START = 512
 
 
-def require_road_output(path: Path) -> None:
+def require_map_output(path: Path) -> None:
     """Make sure, before the work, that a map can be written and nothing else is lost by it.
 
     A forgotten last argument must not cost an image or anybody's notes.

@@ -3,6 +3,8 @@
 import re
 import unicodedata
 
+_NOT_PLAIN = re.compile(r'^#|[,"\r\n\0]')
+
 
 def printable(text: object, longest: int | None = None, keep: str = "") -> str:
     """``text`` without anything that could move a cursor, colour a line or begin a new one.
@@ -33,3 +35,14 @@ def natural_key(text: str) -> tuple[list[str], str]:
     return [
         f"{len(digits[i]):09d}{digits[i]}" if i % 2 else parts[i] for i in range(len(parts))
     ], text
+
+
+def require_plain_id(image_id: str) -> None:
+    """Make sure that an id can be written as it is and read back the same.
+
+    Raises:
+        ValueError: it is empty, begins like a comment, would need quoting, or cannot be printed.
+    """
+    plain = image_id and image_id == image_id.strip() and image_id.isprintable()
+    if not plain or _NOT_PLAIN.search(image_id):
+        raise ValueError(f"image id {image_id!r} cannot stand in a CSV")

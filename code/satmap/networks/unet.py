@@ -79,6 +79,11 @@ class UNet(nn.Module):
         # everywhere (https://arxiv.org/abs/1708.02002, section 4.1).
         nn.init.constant_(cast(Tensor, self.head.bias), PRIOR_LOGIT)
 
+    @property
+    def in_channels(self) -> int:
+        """Number of image channels that the network needs."""
+        return self.encoder.in_channels
+
     def forward(self, x: Tensor, category: Tensor | None = None) -> Tensor:
         """Compute the logits.
 

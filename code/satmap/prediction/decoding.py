@@ -16,7 +16,7 @@ from satmap.rasters.map_files import write_maps
 from satmap.rasters.map_store import MapStore
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.runtime.workers import BoundedPool
-from satmap.tasks.maps import Decoder
+from satmap.tasks.dense import MapDecoder
 from satmap.vectors.georeference import Georeference
 
 
@@ -36,15 +36,15 @@ def decode_maps(
     maps: ProbabilityMaps,
     georeference: Georeference | None,
     paths: Sequence[Path],
-    decoder: Decoder,
+    decoder: MapDecoder,
 ) -> Any:
-    """Write planes to files, and vectorise them as they are.
+    """Write probability maps to files, and decode them as they are.
 
     Raises:
         CannotWriteError: the disk is full or a directory not writable.
     """
     store_maps(maps, georeference, paths)
-    return decoder.vectorize(maps)
+    return decoder.decode(maps)
 
 
 def copy_maps(stored: Path, paths: Sequence[Path]) -> None:
@@ -59,14 +59,14 @@ def copy_maps(stored: Path, paths: Sequence[Path]) -> None:
 
 
 def decode_stored(
-    stored: Path, neighbours: Sequence[tuple[Path, int, int]], decoder: Decoder
+    stored: Path, neighbours: Sequence[tuple[Path, int, int]], decoder: MapDecoder
 ) -> Any:
-    """Vectorise planes in the store, with what lies around them.
+    """Decode probability maps in the store, together with those around them.
 
     Raises:
-        SatmapError: the planes are gone, or damaged.
+        SatmapError: the maps are gone, or damaged.
     """
-    return decoder.vectorize_stored(stored, neighbours)
+    return decoder.decode_file(stored, neighbours)
 
 
 @dataclass
@@ -195,7 +195,7 @@ class DecodeQueue:
             if not tile.neighbours or not together:
                 path.unlink(missing_ok=True)
 
-        decoder = self._plan.decoder.for_image(tile.chip)
+        decoder = self._plan.decoder(tile)
         self._pool.submit(done, decode_stored, path, neighbours, decoder)
 
     def decoded(self, index: int, georeference: Georeference | None, future: Future[Any]) -> None:
@@ -210,5 +210,5 @@ class DecodeQueue:
             return
         chip = self._plan.tiles[index].chip
         image_id = self._plan.ids[chip.image_id]
-        found = self._plan.decoder.record(chip, image_id, future.result(), georeference)
+        found = self._plan.task.record(chip, image_id, future.result(), georeference)
         self._journal.add(self._plan.tiles[index].key, found)

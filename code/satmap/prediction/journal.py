@@ -6,55 +6,14 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Generic, Protocol, Self, TypeVar
+from typing import IO, Any, Protocol, Self
 
-from affine import Affine
 from shapely.errors import ShapelyError
 
 from satmap.errors import CannotWriteError
-from satmap.vectors.georeference import Georeference
-
-Id = TypeVar("Id")
-Row = TypeVar("Row")
-
-
-class RowsByImage(Mapping[Id, Sequence[Row]], Generic[Id, Row]):
-    """Rows by image, read when they are asked for; it remembers how many they are.
-
-    Attributes:
-        counts: by image, 0 of those that were not read.
-    """
-
-    def __init__(
-        self, ids: Sequence[Id], keys: Mapping[Id, str], read: Callable[[str], Sequence[Row]]
-    ) -> None:
-        """Begin with nothing read.
-
-        Args:
-            ids: of all images, in order.
-            keys: what ``read`` takes for an image; one without has no rows.
-            read: gives the rows.
-        """
-        self.counts = dict.fromkeys(ids, 0)
-        self._keys = keys
-        self._read = read
-
-    def __getitem__(self, image_id: Id) -> Sequence[Row]:
-        if image_id not in self._keys:
-            return []
-        rows = self._read(self._keys[image_id])
-        self.counts[image_id] = len(rows)
-        return rows
-
-    def __iter__(self) -> Iterator[Id]:
-        return iter(self.counts)
-
-    def __len__(self) -> int:
-        return len(self.counts)
-
 
 # The processes of a run that was killed end within moments; after that long it is another run.
 _GRACE_S = 3.0
@@ -73,23 +32,6 @@ class RecordCodec(Protocol):
             ValueError, TypeError: it is no such list.
             shapely.errors.ShapelyError: likewise.
         """
-
-
-def georeference_as_json(place: Georeference | None) -> list[Any] | None:
-    """Where an image lies as a list, for codecs."""
-    return [place.crs, place.transform[:6], place.metres_per_pixel] if place else None
-
-
-def georeference_from_json(content: list[Any] | None) -> Georeference | None:
-    """Where it lay, to the last bit.
-
-    Raises:
-        ValueError, TypeError: it is no such list.
-    """
-    if content is None:
-        return None
-    crs, transform, (x, y) = content
-    return Georeference(crs, Affine(*transform), (x, y))
 
 
 class Journal:

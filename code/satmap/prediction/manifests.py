@@ -28,16 +28,16 @@ def record_weights(plan: Plan) -> tuple[FileRecord, ...]:
     """
     paths = [path for file in plan.files for path in (file.path, *file.duplicates)]
     networks = tuple(in_threads(record_file, paths))
-    if plan.confidence is None:
+    if plan.rating_model is None:
         return networks
-    fitted = read_manifest(plan.confidence)
+    fitted = read_manifest(plan.rating_model)
     taught_by = fitted.starts_from if isinstance(fitted, WeightsManifest) else ()
     if {record.sha256 for record in taught_by} != {record.sha256 for record in networks}:
         raise SatmapError(
-            f"{plan.confidence} was fitted to the planes of other networks than these "
+            f"{plan.rating_model} was fitted to the planes of other networks than these "
             f"{len(networks)}. Fit it anew (`satmap confidence`), or move it elsewhere."
         )
-    own = (plan.confidence, manifest_path(plan.confidence))
+    own = (plan.rating_model, manifest_path(plan.rating_model))
     return networks + tuple(in_threads(record_file, own))
 
 
@@ -85,7 +85,7 @@ def write_submission_manifest(
         "recipe": record_recipe(plan.recipe, content=True),
         "seeds": {"recipe": plan.recipe.seed},
         "out_of_fold": request.out_of_fold,
-        "look": str(request.view_angle) if request.view_angle else None,
+        "view_angle": str(request.view_angle) if request.view_angle else None,
         "directories": tuple(map(str, request.directories)),
         "weights_directory": str(request.weights),
         "weights": weights,

@@ -6,11 +6,10 @@ from typing import Any
 
 from satmap.errors import SatmapError
 from satmap.exports import SUFFIXES
-from satmap.io.files import remove_temporary_files_of, require_road_output, require_writable
+from satmap.io.files import remove_temporary_files_of, require_map_output, require_writable
 from satmap.prediction.journal import Journal
 from satmap.prediction.plan import Plan, Request
 from satmap.provenance.manifest import manifest_path
-
 
 # Suffixes of formats that no submission has: of GIS and graphs, images, archives, documents, arrays
 # and weights.
@@ -32,15 +31,10 @@ def require_outputs(request: Request) -> None:
         CannotWriteError: a place that cannot be written to, or a file that holds something else.
     """
     for path in request.exports:
-        if path.suffix.lower() not in SUFFIXES:
-            raise SatmapError(
-                f"{path}: the suffix names the format, and '{path.suffix}' is none of "
-                f"{', '.join(SUFFIXES)}."
-            )
         if path.resolve() == request.output.resolve():
             raise SatmapError(f"{path} cannot be both the submission and an export.")
     for path in (request.output, *request.exports):
-        require_road_output(path)
+        require_map_output(path)
     _require_submission_suffix(request.output)
     if request.maps:
         require_writable(request.maps / "planes.tif")
@@ -105,14 +99,14 @@ def write_outputs(
         for tile in plan.tiles
         if tile.key in journal.finished
     }
-    counts = plan.decoder.write(request.output, list(plan.ids.values()), keys, journal)
+    counts = plan.task.write(request.output, list(plan.ids.values()), keys, journal.found)
 
     def images() -> Iterator[Any]:
         return (journal.found(key) for key in keys.values())
 
-    lacking = {path: plan.decoder.export(path, images) for path in request.exports}
+    problems = {path: plan.task.export(path, images) for path in request.exports}
     return counts, [
-        f"{path} lacks {len(faults)} images. {faults[0]}"
-        for path, faults in lacking.items()
-        if faults
+        f"{path} lacks {len(lacking)} images. {next(iter(lacking.values()))}"
+        for path, lacking in problems.items()
+        if lacking
     ]

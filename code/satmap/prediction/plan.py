@@ -5,8 +5,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from satmap.data.cache import category_of
 from satmap.data.chip import Chip
 from satmap.data.folds import assign_folds
 from satmap.data.inventory import Inventory
@@ -18,10 +18,8 @@ from satmap.provenance.manifest import now
 from satmap.rasters.map_store import MapStore
 from satmap.recipes.schema import Recipe, load_recipe
 from satmap.runtime.ranks import Ranks
-from satmap.tasks.buildings.confidence import CONFIDENCE_FILE, read_confidence
-from satmap.tasks.maps import Decoder, decoder_of
-from satmap.tasks.roads.tiles import find_surroundings
-from satmap.tasks.scanning import scan_for
+from satmap.tasks.base import Task, task_of
+from satmap.tasks.dense import DenseTask
 from satmap.weights.members import WeightFile, choose, find_weights, recipe_of
 
 
@@ -45,16 +43,16 @@ class Tile:
         return self.chip.image.height, self.chip.image.width
 
 
-def find_tiles(chips: Sequence[Chip], neighbours: bool) -> list[Tile]:
-    """The chips with those around them.
+def find_tiles(chips: Sequence[Chip], task: Task) -> list[Tile]:
+    """The chips with the chips that they are decoded with.
 
     Args:
         chips: in the order of the output.
-        neighbours: whether images that lie side by side help each other.
+        task: says which images are decoded together.
     """
     images = [chip.image for chip in chips]
     footprints = [Footprint(image.georeference, image.width, image.height) for image in images]
-    around = find_surroundings(footprints) if neighbours else [[] for _ in chips]
+    around = task.find_neighbours(footprints)
     keys = [_key(chip) for chip in chips]
     return [
         Tile(chip, _joined(key, [keys[n.image] for n in its]), tuple(its))
@@ -113,9 +111,9 @@ class Plan:
 
     Attributes:
         recipe: how.
-        decoder: what its task makes of planes.
+        task: of the recipe.
         files: the networks of the ensemble.
-        confidence: the model of these networks that rates buildings, if there is one.
+        rating_model: the second-level model of these networks, if there is one.
         held_out: for each the images that its training held out; None where that does not count.
         ids: of every image of the output, the id that stands in the file; in its order.
         tiles: the images that can be read.
@@ -125,15 +123,19 @@ class Plan:
     """
 
     recipe: Recipe
-    decoder: Decoder
+    task: Task
     files: tuple[WeightFile, ...]
-    confidence: Path | None
+    rating_model: Path | None
     held_out: tuple[frozenset[str], ...] | None
     ids: dict[str, str]
     tiles: tuple[Tile, ...]
     faults: dict[str, str]
     warnings: tuple[str, ...]
     fingerprint: str
+
+    def decoder(self, tile: Tile) -> Any:
+        """What turns the prediction of an image into its result."""
+        return self.task.decoder(tile.chip, self.rating_model)
 
     def raster(self, index: int, maps: Path | None) -> Path | None:
         """Where the planes of a tile are to be written for the user."""
@@ -149,18 +151,25 @@ def make_plan(request: Request) -> Plan:
     files = find_weights(request.weights)
     recipe = load_recipe(request.recipe_name) if request.recipe_name else recipe_of(files)
     files = choose(files, recipe)
-    confidence = _confidence_of(recipe, request)
-    decoder = decoder_of(recipe, confidence)
-    inventory = scan_for(recipe, request.directories, request.view_angle)
-    decoder.require_output(request.output, request.exports, inventory.chips)
-    _require_categories(inventory, recipe)
+    task = task_of(recipe)
+    for file in files:
+        task.check_weights(file)
+    if request.maps and not isinstance(task, DenseTask):
+        raise SatmapError(
+            f"--probabilities: networks for {task.noun} have no probability maps. Leave it out."
+        )
+    # Out of fold the model does not count: it has seen the truth of these images.
+    rating_model = None if request.out_of_fold else task.find_rating_model(request.weights)
+    inventory = task.find_images(request.directories, request.view_angle)
+    task.check_outputs(request.output, request.exports, inventory.chips)
+    _require_categories(inventory, task)
     print(inventory.summary(), flush=True)
     print(
         f"ensemble of {len(files)} networks, {recipe.inference.tta} test-time augmentations",
         flush=True,
     )
-    if confidence:
-        print(f"buildings chosen and rated by {confidence.name}", flush=True)
+    if rating_model:
+        print(f"{task.noun} chosen and rated by {rating_model.name}", flush=True)
     warnings = list(inventory.warnings)
     held_out = None
     image_ids = list(inventory.long_ids)
@@ -172,49 +181,33 @@ def make_plan(request: Request) -> Plan:
     ids = {name: inventory.long_ids[name] if prefixed else name for name in image_ids}
     return Plan(
         recipe,
-        decoder,
+        task,
         tuple(files),
-        confidence,
+        rating_model,
         None if held_out is None else tuple(held_out),
         ids,
-        tuple(_tiles(inventory, ids, recipe.inference.neighbours and decoder.uses_neighbours)),
+        tuple(find_tiles([chip for chip in inventory.chips if chip.image_id in ids], task)),
         {name: fault for name, fault in inventory.faults.items() if name in ids},
         tuple(warnings),
-        _fingerprint(recipe, files, confidence, request, held_out),
+        _fingerprint(recipe, files, rating_model, request, held_out),
     )
 
 
-def _confidence_of(recipe: Recipe, request: Request) -> Path | None:
-    """The confidence model beside the networks.
-
-    Out of fold it is left out: it has seen the truth of these images.
+def _require_categories(inventory: Inventory, task: Task) -> None:
+    """Fail if the category of no image is known; if only some are unknown, those are left out.
 
     Raises:
-        SatmapError: it cannot be read.
+        SatmapError: all categories are unknown.
     """
-    path = request.weights / CONFIDENCE_FILE
-    if recipe.task != "buildings" or request.out_of_fold or not path.exists():
-        return None
-    read_confidence(path)
-    return path.resolve()
-
-
-def _tiles(inventory: Inventory, ids: dict[str, str], neighbours: bool) -> list[Tile]:
-    chips = [chip for chip in inventory.chips if chip.image_id in ids]
-    return find_tiles(chips, neighbours)
-
-
-def _require_categories(inventory: Inventory, recipe: Recipe) -> None:
-    """Fail if of no image anybody knows from where it looks; of some, they alone are at fault.
-
-    Raises:
-        SatmapError: so it is.
-    """
-    heads, chips = recipe.view_angles, inventory.chips
-    if heads is None or not chips:
-        return
-    if not any(chip.view_angle is not None and chip.view_angle.category(heads) for chip in chips):
-        category_of(chips[0], heads)
+    fault: SatmapError | None = None
+    for chip in inventory.chips:
+        try:
+            task.category(chip)
+            return
+        except SatmapError as error:
+            fault = fault or error
+    if fault is not None:
+        raise fault
 
 
 def _held_out_ids(
@@ -243,12 +236,12 @@ def _held_out_ids(
 def _fingerprint(
     recipe: Recipe,
     files: Sequence[WeightFile],
-    confidence: Path | None,
+    rating_model: Path | None,
     request: Request,
     held_out: Sequence[frozenset[str]] | None,
 ) -> str:
     """What must be the same for the images of a stopped run to count as finished."""
-    paths = [file.path for file in files] + ([confidence] if confidence else [])
+    paths = [file.path for file in files] + ([rating_model] if rating_model else [])
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     folds = None if held_out is None else [sorted(images) for images in held_out]
     maps = request.maps and str(request.maps.resolve())

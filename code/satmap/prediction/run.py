@@ -9,8 +9,8 @@ import torch
 
 from satmap.data.view_angles import ViewAngle
 from satmap.io.checksums import FileRecord
+from satmap.networks.ensemble import EnsembleMember
 from satmap.prediction.decoding import Outcome
-from satmap.prediction.dense import EnsembleMember
 from satmap.prediction.journal import Journal
 from satmap.prediction.manifests import record_weights, write_submission_manifest
 from satmap.prediction.outputs import remove_leftovers, require_outputs, write_outputs
@@ -19,7 +19,6 @@ from satmap.prediction.share import predict_rank_share
 from satmap.rasters.map_store import MapStore
 from satmap.runtime.device import pick_device
 from satmap.runtime.ranks import Ranks, joined
-from satmap.weights.members import load_ensemble
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,8 @@ def predict(
         device: where networks run; as ``satmap.runtime.device.pick_device`` takes it.
         recipe_name: by default that of the weights.
         maps: directory for the averaged planes, a GeoTIFF an image by the id that stands in the
-            file, as ``satmap.prediction.vectorize.vectorize_directory`` takes them; an image at fault has
-            none.
+            file, as ``satmap.prediction.vectorize.vectorize_directory`` takes them; an image at
+            fault has none.
         exports: files for the roads or buildings in the formats of ``satmap.exports``.
         out_of_fold: predict each image only by the networks whose training held it out, and leave
             out images that none did.
@@ -109,11 +108,11 @@ def _predict(ranks: Ranks, request: Request) -> Prediction:
         def begin() -> tuple[Plan, Work]:
             nonlocal members, journal, weights
             plan = make_plan(request)
+            _require_channels(plan)
             # Now, for a training may replace them while they are at work.
             weights = record_weights(plan)
-            members = load_ensemble(plan.files, device)
-            _require_channels(plan, members)
-            journal = stack.enter_context(Journal(request.output, plan.fingerprint, plan.decoder))
+            members = plan.task.load_ensemble(plan.files, device)
+            journal = stack.enter_context(Journal(request.output, plan.fingerprint, plan.task))
             store = MapStore(request.output, plan.fingerprint)
             store.remove_leftovers([tile.key for tile in plan.tiles])
             remove_leftovers(plan, request)
@@ -121,9 +120,9 @@ def _predict(ranks: Ranks, request: Request) -> Prediction:
 
         plan, work = ranks.on_first(begin)
         if journal is None:
-            members = load_ensemble(plan.files, device)
+            members = plan.task.load_ensemble(plan.files, device)
             journal = stack.enter_context(
-                Journal(request.output, plan.fingerprint, plan.decoder, ranks.rank)
+                Journal(request.output, plan.fingerprint, plan.task, ranks.rank)
             )
         outcome = predict_rank_share(plan, work, request, ranks, members, device, journal)
         if not ranks.first:
@@ -142,13 +141,13 @@ def _predict(ranks: Ranks, request: Request) -> Prediction:
         return ranks.on_first(end)
 
 
-def _require_channels(plan: Plan, members: Sequence[EnsembleMember]) -> None:
+def _require_channels(plan: Plan) -> None:
     """Fail if no image has as many bands as some network needs.
 
     Raises:
         SatmapError: so it is.
     """
-    least = min(member.network.encoder.in_channels for member in members)
+    least = min(file.in_channels for file in plan.files)
     chips = [tile.chip for tile in plan.tiles]
     if chips and all(chip.channels < least for chip in chips):
         chips[0].require_channels(least)
@@ -167,4 +166,4 @@ def _written(
         warnings |= dict.fromkeys(journal.notes.get(tile.key, ()))
     images, of_exports = write_outputs(plan, request, journal, list(faults))
     warnings |= dict.fromkeys(of_exports)
-    return Prediction(plan.decoder.noun, images, faults, tuple(warnings))
+    return Prediction(plan.task.noun, images, faults, tuple(warnings))

@@ -10,24 +10,22 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from satmap.errors import SatmapError
 from satmap.io.progress import track
-from satmap.prediction import decoding as map_jobs
-from satmap.prediction.decoding import DecodeQueue, Outcome
-from satmap.prediction.dense import EnsembleMember, Strip, predict_strips
-from satmap.prediction.images import PreparedImage, prepare_image
+from satmap.networks.ensemble import EnsembleMember
+from satmap.prediction.decoding import DecodeQueue, Outcome, copy_maps, decode_maps, store_maps
+from satmap.prediction.images import prepare_image
 from satmap.prediction.journal import Journal
 from satmap.prediction.plan import Plan, Request, Work
 from satmap.rasters.map_files import map_writer
 from satmap.rasters.map_store import MapStore
-from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
-from satmap.recipes.schema import Inference
 from satmap.runtime.device import DEVICE_ERRORS
 from satmap.runtime.ranks import Ranks
 from satmap.runtime.workers import BoundedPool, read_ahead
+from satmap.tasks.base import PendingResult, PreparedImage, Task
+from satmap.tasks.dense import DenseTask
 
 #: Images that are read before the networks have time for them.
 READ_AHEAD = 2
@@ -82,15 +80,13 @@ def predict_rank_share(
     return outcome
 
 
-def launch_networks(
-    picture: PreparedImage, settings: Inference, device: torch.device
-) -> list[Strip]:
-    """Launch the networks on a picture; its planes are there when they are asked for."""
-    return list(predict_strips(picture.members, picture.pixels, settings, device, picture.category))
+def launch_networks(image: PreparedImage, task: Task, device: torch.device) -> PendingResult:
+    """Start the networks on an image; the device may still be working when this returns."""
+    return task.predict(image, device)
 
 
 class _NetworkStage:
-    """The planes of the images of a share, from images to files, workers and the tracer."""
+    """Runs the networks on the images of a share and hands the predictions on to workers."""
 
     def __init__(
         self,
@@ -121,17 +117,17 @@ class _NetworkStage:
             pairs = zip(members, self._plan.held_out, strict=True)
             members = [member for member, images in pairs if chip.image_id in images]
         try:
-            return prepare_image(chip, members, self._plan.recipe)
+            return prepare_image(chip, members, self._plan.task)
         except Exception as error:
             return error
 
-    def see(self, pictures: Iterator[tuple[int, PreparedImage | Exception]]) -> None:
-        """Predict pictures, and vectorise those that have all around them by then."""
-        launched: tuple[int, PreparedImage, list[Strip]] | None = None
+    def see(self, images: Iterator[tuple[int, PreparedImage | Exception]]) -> None:
+        """Predict images, and decode those whose neighbours are predicted by then."""
+        launched: tuple[int, PreparedImage, PendingResult] | None = None
         try:
-            for index, picture in pictures:
+            for index, image in images:
                 self._queue.decode_ready()
-                following = self._launched(index, picture)
+                following = self._launched(index, image)
                 if launched is not None:
                     self._hand_on(*launched)
                 launched = following
@@ -147,43 +143,37 @@ class _NetworkStage:
         self._pool.finish()
 
     def _launched(
-        self, index: int, picture: PreparedImage | Exception
-    ) -> tuple[int, PreparedImage, list[Strip]] | None:
-        """Launch the networks; None where that fails, or where the planes are in a file already."""
+        self, index: int, image: PreparedImage | Exception
+    ) -> tuple[int, PreparedImage, PendingResult] | None:
+        """Launch the networks; None if that fails, or if the prediction is in a file already."""
+        task = self._plan.task
         try:
-            if isinstance(picture, Exception):
-                raise picture
-            if picture.is_large:
-                self._look_at_large(index, picture)
+            if isinstance(image, Exception):
+                raise image
+            if image.is_large and isinstance(task, DenseTask):
+                self._predict_into_file(index, image, task)
                 return None
-            return (
-                index,
-                picture,
-                launch_networks(picture, self._plan.recipe.inference, self._device),
-            )
+            return index, image, launch_networks(image, task, self._device)
         except DEVICE_ERRORS as error:
             raise _device_failed(error) from error
         except Exception as error:
             self._fail(index, error)
             return None
 
-    def _look_at_large(self, index: int, picture: PreparedImage) -> None:
-        """Predict planes that are too large to be held, into a file."""
-        tile, georeference = self._plan.tiles[index], picture.info.georeference
-        together = self._fits(index, picture) or not tile.neighbours
+    def _predict_into_file(self, index: int, image: PreparedImage, task: DenseTask) -> None:
+        """Predict probability maps that are too large for the memory into a file."""
+        tile, georeference = self._plan.tiles[index], image.info.georeference
+        together = self._fits(index, image) or not tile.neighbours
         path = self._store.path(tile.key if together else f"{tile.key} alone")
-        settings = self._plan.recipe.inference
-        with map_writer(path, self._plan.recipe.maps, picture.shape, georeference) as write:
-            strips = predict_strips(
-                picture.members, picture.pixels, settings, self._device, picture.category
-            )
-            for strip in strips:
+        names = self._plan.recipe.map_names
+        with map_writer(path, names, image.shape, georeference) as write:
+            for strip in task.predict_strips(image, self._device):
                 write(strip.top, strip.values.get())
                 # Else it is held while the next one is predicted: hundreds of megabytes.
                 del strip
 
         def copied(future: Future[None]) -> None:
-            if not self._is_sound(index, picture, future):
+            if not self._is_sound(index, image, future):
                 path.unlink(missing_ok=True)
             elif together:
                 self._queue.stored(index)
@@ -191,56 +181,56 @@ class _NetworkStage:
                 self._queue.stored_without_neighbours(index, path)
             self._queue.finished_with(index)
 
-        self._pool.submit(copied, map_jobs.copy_maps, path, self._rasters(index))
+        self._pool.submit(copied, copy_maps, path, self._rasters(index))
 
-    def _hand_on(self, index: int, picture: PreparedImage, strips: Sequence[Strip]) -> None:
-        """Give the planes of a picture to a worker."""
+    def _hand_on(self, index: int, image: PreparedImage, pending: PendingResult) -> None:
+        """Give the prediction of an image to a worker."""
         try:
-            parts = [strip.values.get() for strip in strips]
+            prediction = pending.get()
         except DEVICE_ERRORS as error:
             raise _device_failed(error) from error
         except Exception as error:
             self._fail(index, error)
             return
-        values = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
-        values = resize_maps(values, picture.shape)
-        maps = ProbabilityMaps(self._plan.recipe.maps, values, picture.metres_per_pixel)
-        georeference, rasters = picture.info.georeference, self._rasters(index)
+        georeference, rasters = image.info.georeference, self._rasters(index)
+        tile = self._plan.tiles[index]
 
         def kept(future: Future[None]) -> None:
-            if self._is_sound(index, picture, future):
+            if self._is_sound(index, image, future):
                 self._queue.stored(index)
             self._queue.finished_with(index)
 
         def decoded(future: Future[Any]) -> None:
-            if self._is_sound(index, picture, future):
+            if self._is_sound(index, image, future):
                 self._queue.decoded(index, georeference, future)
             self._queue.finished_with(index)
 
-        # Planes of a stand-in on another grid cannot be laid beside the neighbours'.
-        if self._fits(index, picture):
-            paths = [*rasters, self._store.path(self._plan.tiles[index].key)]
-            self._pool.submit(kept, map_jobs.store_maps, maps, georeference, paths)
+        if not isinstance(self._plan.task, DenseTask):
+            self._pool.submit(decoded, self._plan.decoder(tile).decode, prediction)
+        # The maps of a stand-in on another grid cannot be laid beside the neighbours'.
+        elif self._fits(index, image):
+            paths = [*rasters, self._store.path(tile.key)]
+            self._pool.submit(kept, store_maps, prediction, georeference, paths)
         else:
-            decoder = self._plan.decoder.for_image(self._plan.tiles[index].chip)
-            self._pool.submit(decoded, map_jobs.decode_maps, maps, georeference, rasters, decoder)
+            decoder = self._plan.decoder(tile)
+            self._pool.submit(decoded, decode_maps, prediction, georeference, rasters, decoder)
 
-    def _fits(self, index: int, picture: PreparedImage) -> bool:
+    def _fits(self, index: int, image: PreparedImage) -> bool:
         """Whether there is something around an image, on the grid on which it was seen."""
         tile = self._plan.tiles[index]
-        return bool(tile.neighbours) and picture.shape == tile.shape
+        return bool(tile.neighbours) and image.shape == tile.shape
 
     def _rasters(self, index: int) -> list[Path]:
         raster = self._plan.raster(index, self._rasters_at)
         return [raster] if raster else []
 
-    def _is_sound(self, index: int, picture: PreparedImage, future: Future[Any]) -> bool:
+    def _is_sound(self, index: int, image: PreparedImage, future: Future[Any]) -> bool:
         error = future.exception()
         if error is not None:
             self._outcome.fail(index, error)
             return False
-        if picture.notes:
-            self._journal.add_notes(self._plan.tiles[index].key, picture.notes)
+        if image.notes:
+            self._journal.add_notes(self._plan.tiles[index].key, image.notes)
         return True
 
     def _fail(self, index: int, error: Exception) -> None:

@@ -120,7 +120,8 @@ class SubmissionManifest(Manifest):
         recipe: with its content.
         seeds: prediction draws nothing at random; the recipe's seed deals the folds.
         out_of_fold: whether each image was predicted only by networks that had held it out.
-        view_angle: of images whose names do not say from where they were taken, as ``--nadir`` takes it.
+        view_angle: of images whose names do not say from where they were taken, as ``--nadir``
+            takes it.
         directories: of the images, as they were given.
         weights_directory: as it was given.
         weights: the networks of the ensemble, other files that hold one of these, and of buildings

@@ -17,15 +17,11 @@ from rasterio.windows import Window
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.io.files import atomic_path
 from satmap.io.gdal import driver_of, require_possible_size, require_raster_file
-from satmap.rasters.probability_maps import BUILDING_MAPS, ROAD, ROAD_MAPS, ProbabilityMaps
+from satmap.io.text import natural_key, require_plain_id
+from satmap.io.walk import is_not_a_file, walk
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box, Scene
 from satmap.vectors.georeference import Georeference, georeference_of
-
-#: What a mask of roads holds by the number of its bands.
-ROAD_FILE_MAPS = {1: (ROAD,), len(ROAD_MAPS): ROAD_MAPS}
-
-#: What a mask of buildings does.
-BUILDING_FILE_MAPS = {count: BUILDING_MAPS[:count] for count in range(1, len(BUILDING_MAPS) + 1)}
 
 _GDAL_OPTIONS = {
     # With its short cut for whole images GDAL reads the first half of a truncated PNG, askew, and
@@ -35,8 +31,14 @@ _GDAL_OPTIONS = {
     "GDAL_CACHEMAX": 256_000_000,
 }
 
+# Suffixes of probability rasters.
+_SUFFIXES = (".png", ".tif", ".tiff")
+
 # Of these formats parts can be read without all that comes before them.
 _WINDOWED = ("GTiff", "COG")
+
+#: Maps with more values than this, all together, are processed in windows and not held at once.
+MAX_VALUES_IN_MEMORY = 128_000_000
 
 # How far beyond 0 and 1 resampling may take a probability.
 _TOLERANCE = 0.01
@@ -112,7 +114,7 @@ class MapFile:
 
 @contextlib.contextmanager
 def open_map_file(
-    path: Path, metres_per_pixel: float, kinds: Mapping[int, tuple[str, ...]] = ROAD_FILE_MAPS
+    path: Path, metres_per_pixel: float, kinds: Mapping[int, tuple[str, ...]]
 ) -> Iterator[MapFile]:
     """Open a mask; ``metres_per_pixel`` serves where it does not say how large its pixels are.
 
@@ -133,14 +135,14 @@ def open_map_file(
 
 
 def read_map_file(
-    path: Path, metres_per_pixel: float
+    path: Path, metres_per_pixel: float, kinds: Mapping[int, tuple[str, ...]]
 ) -> tuple[ProbabilityMaps, Georeference | None]:
     """All of a mask, and where it lies; ``metres_per_pixel`` as in :func:`open_mask`.
 
     Raises:
         SatmapError: not a readable raster, or none of probabilities.
     """
-    with open_map_file(path, metres_per_pixel) as mask:
+    with open_map_file(path, metres_per_pixel, kinds) as mask:
         maps = mask.scene.at_once()
         mask.check_scale()
         return maps, mask.georeference
@@ -293,3 +295,41 @@ def _profile(
     return {
         "count": len(names), "height": shape[0], "width": shape[1], **(place or {}), **_OPTIONS
     }  # fmt: skip
+
+
+def find_map_files(directory: Path, image_id_of: Callable[[str], str | None]) -> dict[str, Path]:
+    """The masks under a directory by the ids of their images, in natural order.
+
+    Args:
+        directory: searched to any depth.
+        image_id_of: the id that follows from a name without suffix; None if none does.
+
+    Raises:
+        SatmapError: there is no mask, two are of one image, or a name cannot stand in a CSV.
+    """
+    found: dict[str, Path] = {}
+    no_files: dict[str, Path] = {}
+    for path in walk([directory], also_non_files=_SUFFIXES):
+        if path.suffix.lower() not in _SUFFIXES:
+            continue
+        image_id = image_id_of(path.stem) or path.stem
+        if is_not_a_file(path):
+            no_files[image_id] = path
+            continue
+        if image_id in found:
+            raise SatmapError(
+                f"two masks are of the image {image_id}:\n  {found[image_id]}\n  {path}\n"
+                "Give a directory that holds one of them."
+            )
+        try:
+            require_plain_id(image_id)
+        except ValueError as error:
+            raise SatmapError(f"{path}: rename it; {error}.") from error
+        found[image_id] = path
+    found = no_files | found
+    if not found:
+        raise SatmapError(
+            f"no masks under {directory}. Expected {', '.join(_SUFFIXES)} files named like "
+            "the images, such as AOI_7_Moscow_chip23.tif."
+        )
+    return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))

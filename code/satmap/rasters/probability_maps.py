@@ -7,29 +7,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from satmap.vectors.speeds import SPEED_BINS
-
-ROAD = "road"
-JUNCTION = "junction"
-SPEED_MAPS = tuple(f"speed{index}" for index in range(SPEED_BINS))
-
-#: Order of the reference's twelve outputs: ten speed bins, road, junction.
-ROAD_MAPS = (*SPEED_MAPS, ROAD, JUNCTION)
-
-BUILDING = "building"
-BORDER = "border"
-CONTACT = "contact"
-
-#: Body of a building, its inner border, and ground squeezed between two buildings.
-BUILDING_MAPS = (BUILDING, BORDER, CONTACT)
-
 
 @dataclass(frozen=True)
 class ProbabilityMaps:
     """Probabilities of one image, one named channel each.
 
     Attributes:
-        names: one name a channel, as in ``ROAD_MAPS``.
+        names: one name a channel, such as ``road``.
         values: uint8 (planes, height, width), 0..255 for 0..1.
         metres_per_pixel: size of a pixel along x and along y.
     """

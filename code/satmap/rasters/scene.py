@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from satmap.rasters.probability_maps import JUNCTION, ROAD, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Scene:
     """The probability planes of a large image.
 
     Attributes:
-        names: one name a plane, as in ``satmap.rasters.probability_maps.ROAD_DECODER``.
+        names: one name a plane, such as ``road``.
         shape: height and width, pixels.
         metres_per_pixel: size of a pixel along x and along y.
         read: gives the pixels of a plane within a rectangle of the image, uint8 (height, width),
@@ -181,20 +181,16 @@ class Scene:
         return name in self.names
 
     def __getitem__(self, name: str) -> ProbabilityMap:
-        """The road or the junction plane."""
+        """A whole map, read once and kept in compressed tiles."""
+        if name not in self._packed:
+            packed = self._packed[name] = PackedMap(*self.shape, _OPEN_BYTES)
+            for strip in strips(self.shape):
+                packed.fill(strip, self.read(name, strip))
         return self._packed[name]
 
     @cached_property
     def _packed(self) -> dict[str, PackedMap]:
-        packed = {
-            name: PackedMap(*self.shape, _OPEN_BYTES)
-            for name in (ROAD, JUNCTION)
-            if name in self.names
-        }
-        for strip in strips(self.shape):
-            for name, probability_map in packed.items():
-                probability_map.fill(strip, self.read(name, strip))
-        return packed
+        return {}
 
     def at(self, names: Sequence[str], rows: Ints, columns: Ints) -> NDArray[np.uint8]:
         """Values of some planes at pixels: rows and columns (...) -> (names, ...)."""
@@ -205,8 +201,8 @@ class Scene:
         for number, here in _grouped(flat_rows // _TILE * per_row + flat_columns // _STRIP):
             strip = all_strips[number]
             within = flat_rows[here] - strip.top, flat_columns[here] - strip.left
-            for probability_map, name in enumerate(names):
-                found[probability_map, here] = self.read(name, strip)[within]
+            for index, name in enumerate(names):
+                found[index, here] = self.read(name, strip)[within]
         return found.reshape(len(names), *rows.shape)
 
     def at_once(self) -> ProbabilityMaps:

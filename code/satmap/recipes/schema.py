@@ -6,127 +6,66 @@ satmap ships lie in ``recipes/``; a path to a file of one's own works in their p
 """
 
 import hashlib
-from functools import cached_property
+import json
+from collections.abc import Mapping
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, Self, cast
 
 from pydantic import (
-    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
-    Tag,
     ValidationError,
     model_serializer,
     model_validator,
 )
+from typing_extensions import TypeVar
 
-from satmap.data.augmentation import Augmentation
-from satmap.data.cache import StretchSettings
-from satmap.data.view_angles import CATEGORIES
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
 from satmap.networks.encoder_names import ENCODER_NAMES, unknown_encoder
-from satmap.rasters.probability_maps import BORDER, BUILDING, BUILDING_MAPS, CONTACT, ROAD_MAPS
+from satmap.recipes.registry import BUILT_IN, find_task
 from satmap.recipes.strict_yaml import read_yaml
+from satmap.recipes.task_settings import TaskLosses, TaskSettings
 from satmap.settings import Settings
-from satmap.tasks.buildings.targets import BuildingTargetSettings
-from satmap.tasks.buildings.vectorizer.settings import BuildingSettingsByCategory
-from satmap.tasks.labelling import TargetsOf
-from satmap.tasks.roads.targets import TargetSettings
-from satmap.tasks.roads.vectorizer.vectorize_roads import RoadSettings
+
+TaskT = TypeVar("TaskT", bound=TaskSettings, default=Any)
+LossesT = TypeVar("LossesT", bound=TaskLosses, default=Any)
+
+#: The checkpoint of a training's last weights.
+LAST = "last"
 
 _SUFFIX = ".yaml"
 
 
-class HeadLoss(Settings):
-    """Weights of the losses of one head; 0 leaves a loss out."""
+class StretchSettings(Settings):
+    """Percentiles, over the pixels above zero of each band, that become 0 and 255."""
 
-    dice: NonNegativeFloat = 0.0
-    focal: NonNegativeFloat = 0.0
-    bce: NonNegativeFloat = 0.0
-
-
-class RoadHeadLoss(HeadLoss):
-    """Weights of the losses of the road head.
-
-    ``recall`` asks for the middles of roads alone: a road that breaks costs as much as its length,
-    however few pixels are missing (skeleton recall, arXiv 2404.03010).
-    """
-
-    recall: PositiveFloat | None = None
-
-
-class Losses(Settings):
-    """The loss of each head.
-
-    ``distillation`` weighs, on every head, how far the network is from its teacher, an ensemble
-    that is trained already (knowledge distillation, arXiv 1503.02531).
-    """
-
-    road: RoadHeadLoss
-    speed: HeadLoss
-    junction: HeadLoss
-    distillation: PositiveFloat | None = None
+    low: float = Field(2.0, ge=0, le=100)
+    high: float = Field(98.0, ge=0, le=100)
 
     @model_validator(mode="after")
-    def _something_to_learn(self) -> "Losses":
-        heads = (self.road, self.speed, self.junction)
-        if not self.distillation and not any(any(head.model_dump().values()) for head in heads):
-            raise ValueError("all weights are 0, so there is nothing to learn")
+    def _low_is_below_high(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError("low must be below high")
         return self
 
 
-class BuildingHeadLoss(HeadLoss):
-    """Weights of the losses of the body of buildings.
+class Augmentation(Settings):
+    """How training crops are varied. Shifts are shares of the crop, angles are degrees."""
 
-    ``weighted`` is a cross entropy that counts most between buildings and on small ones, by the
-    weights of the targets.
-    """
-
-    weighted: NonNegativeFloat = 0.0
-
-
-class BuildingLosses(Settings):
-    """The loss of each plane of buildings; a plane without is not predicted."""
-
-    building: BuildingHeadLoss
-    border: HeadLoss | None = None
-    contact: HeadLoss | None = None
-
-    @model_validator(mode="after")
-    def _something_to_learn(self) -> "BuildingLosses":
-        for head in (self.building, self.border, self.contact):
-            if head is not None and not any(head.model_dump().values()):
-                raise ValueError("all weights of a plane are 0, so there is nothing to learn")
-        return self
-
-    @property
-    def maps(self) -> tuple[str, ...]:
-        """Names of the planes that are learnt."""
-        heads = {BUILDING: self.building, BORDER: self.border, CONTACT: self.contact}
-        return tuple(name for name in BUILDING_MAPS if heads[name] is not None)
-
-
-# Tags are no part of where a fault is: see _place.
-_ROADS_TAG, _BUILDINGS_TAG = "<roads>", "<buildings>"
-
-
-def _whose_losses(value: Any) -> str:
-    if isinstance(value, BuildingLosses):
-        return _BUILDINGS_TAG
-    keys = value.keys() if isinstance(value, dict) else ()
-    return _BUILDINGS_TAG if any(name in keys for name in BUILDING_MAPS) else _ROADS_TAG
-
-
-LossesOf = Annotated[
-    Annotated[Losses, Tag(_ROADS_TAG)] | Annotated[BuildingLosses, Tag(_BUILDINGS_TAG)],
-    Discriminator(_whose_losses),
-]
+    shift: float = Field(0.2, ge=0, lt=1)
+    resize: float = Field(0.2, ge=0, lt=1)
+    resize_probability: float = Field(0.9, ge=0, le=1)
+    rotation: float = Field(10.0, ge=0, le=180)
+    rotation_probability: float = Field(0.2, ge=0, le=1)
+    flips: bool = True
+    colour_jitter_probability: float = Field(0.5, ge=0, le=1)
 
 
 class StepSchedule(Settings):
@@ -136,7 +75,7 @@ class StepSchedule(Settings):
     rates: dict[NonNegativeInt, PositiveFloat]
 
     @model_validator(mode="after")
-    def _starts_at_zero(self) -> "StepSchedule":
+    def _starts_at_zero(self) -> Self:
         if 0 not in self.rates:
             raise ValueError("rates need a value for epoch 0")
         return self
@@ -168,7 +107,7 @@ class PlateauSchedule(Settings):
 Schedule = Annotated[StepSchedule | CosineSchedule | PlateauSchedule, Field(discriminator="kind")]
 
 
-class Stage(Settings):
+class Stage(Settings, Generic[LossesT]):
     """One pass of training: crops of one size under one schedule.
 
     An epoch is ``passes`` crops of every chip. ``batch`` is a GPU's share, and
@@ -189,10 +128,10 @@ class Stage(Settings):
     sync_batch_norm: bool = False
     accumulation: PositiveInt | None = None
     chips: PositiveInt | None = None
-    losses: LossesOf | None = None
+    losses: LossesT | None = None
 
     @model_validator(mode="after")
-    def _frozen_for_a_time(self) -> "Stage":
+    def _frozen_for_a_time(self) -> Self:
         if self.freeze_encoder_stages and not self.freeze_encoder_epochs:
             raise ValueError("freeze_encoder_stages needs freeze_encoder_epochs, 1 or more")
         return self
@@ -220,7 +159,7 @@ class Decoder(Settings):
         return self.widths if self.kind == "plain" else handler(self)
 
 
-class Member(Settings):
+class Member(Settings, Generic[LossesT]):
     """One network of the ensemble, trained on all folds but its own.
 
     With ``fold: null`` it is trained on all chips: nothing is left to validate it with, and the
@@ -233,8 +172,8 @@ class Member(Settings):
     #: The first so many of an image's: red, green, blue, then the other five.
     bands: int = Field(3, ge=1, le=1024, strict=True)
     decoder: Decoder = Decoder()
-    losses: LossesOf
-    stages: tuple[Stage, ...] = Field(min_length=1)
+    losses: LossesT
+    stages: tuple[Stage[LossesT], ...] = Field(min_length=1)
 
     @property
     def name(self) -> str:
@@ -242,33 +181,28 @@ class Member(Settings):
         return member_name(self.fold, self.encoder, self.bands, self.decoder.kind)
 
     @property
-    def maps(self) -> tuple[str, ...]:
-        """Names of the planes that the network gives."""
-        return self.losses.maps if isinstance(self.losses, BuildingLosses) else ROAD_MAPS
+    def map_names(self) -> tuple[str, ...]:
+        """Names of the network's probability maps."""
+        return self.losses.map_names
 
-    def losses_of(self, stage: int) -> Losses | BuildingLosses:
+    def losses_of(self, stage: int) -> LossesT:
         """The losses of a stage, by its index."""
         return self.stages[stage].losses or self.losses
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether it learns from an ensemble that is trained already."""
-        losses = (self.losses_of(stage) for stage in range(len(self.stages)))
-        return any(isinstance(each, Losses) and bool(each.distillation) for each in losses)
+        """Whether it learns from a trained ensemble."""
+        return any(self.losses_of(stage).needs_teacher for stage in range(len(self.stages)))
 
     @model_validator(mode="after")
-    def _stages_learn_the_same(self) -> "Member":
+    def _stages_learn_the_same(self) -> Self:
         for number, stage in enumerate(self.stages, 1):
-            own = stage.losses
-            if own is not None and (
-                type(own) is not type(self.losses)
-                or (isinstance(own, BuildingLosses) and own.maps != self.maps)
-            ):
-                raise ValueError(f"the losses of stage {number} are of other planes")
+            if stage.losses is not None and stage.losses.map_names != self.map_names:
+                raise ValueError(f"the losses of stage {number} are of other probability maps")
         return self
 
     @model_validator(mode="after")
-    def _encoder_exists(self) -> "Member":
+    def _encoder_exists(self) -> Self:
         if self.encoder not in ENCODER_NAMES:
             raise ValueError(unknown_encoder(self.encoder))
         return self
@@ -293,35 +227,32 @@ class Optimizer(Settings):
     ema_decay: float | None = Field(None, gt=0, lt=1)
 
 
-#: Which weights of a training are kept: those of the best score, and the last.
-Checkpoint = Literal["best_apls", "best_f1", "best_dice", "last"]
-
-
 class Inference(Settings):
     """How images are predicted.
 
-    ``views`` counts the square's symmetries that are averaged: 8 all, 4 rotations, 1 the image as
-    it is. Their mean, and that of the networks, may be ``geometric``: who says no counts for more
-    then. Images larger than ``window`` pixels are predicted in windows that are blended into one
-    another over twice ``overlap`` pixels. Images without georeference are taken to have
-    ``default_metres_per_pixel``, which counts for roads; buildings are measured in pixels. With
-    ``neighbours`` the roads of images that lie side by side are vectorised with a look beyond the
-    border. Beyond their edges, where networks look a little further, images are mirrored, or with
-    ``padding: replicate`` their last pixels are repeated.
+    Attributes:
+        tta: test-time augmentation: how many symmetries of the square are averaged. 8 is all of
+            them, 4 the rotations, 1 the image as it is.
+        mean: how symmetries and ensemble members are averaged. With ``geometric`` a low
+            probability counts for more.
+        batch: how many of an image's symmetries a network computes at once.
+        window: larger images are predicted in windows of this many pixels a side.
+        overlap: windows are blended over twice as many pixels.
+        padding: what networks see beyond the edge of an image: the mirrored image, or its last
+            pixels repeated.
+        checkpoints: which checkpoints are averaged; None for all that the task keeps.
     """
 
     tta: Literal[1, 4, 8] = 8
     mean: Literal["arithmetic", "geometric"] = "arithmetic"
-    default_metres_per_pixel: PositiveFloat = 0.3
     batch: PositiveInt = 4
     window: int = Field(1344, ge=64, multiple_of=32)
     overlap: int = Field(128, ge=0)
     padding: Literal["reflect", "replicate"] = "reflect"
-    neighbours: bool = True
-    checkpoints: tuple[Checkpoint, ...] = Field(("best_apls", "best_dice", "last"), min_length=1)
+    checkpoints: tuple[str, ...] | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
-    def _window_exceeds_overlap(self) -> "Inference":
+    def _window_exceeds_overlap(self) -> Self:
         if self.window <= 2 * self.overlap:
             raise ValueError("window must be more than twice the overlap")
         return self
@@ -335,88 +266,111 @@ class Submission(Settings):
     )
 
 
-class Recipe(Settings):
-    """Everything that makes a solution."""
+class Recipe(Settings, Generic[TaskT, LossesT]):
+    """Everything that makes a solution.
+
+    Make one with :func:`load_recipe` or :func:`build_recipe`, which know the types of its task.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     description: str
-    task: Literal["roads", "buildings"]
+    task: TaskT
     seed: NonNegativeInt = 0
     folds: int = Field(ge=2)
     stretch: StretchSettings = StretchSettings()
-    targets: TargetSettings = TargetSettings()
-    building_targets: BuildingTargetSettings | None = None
-    input_px: int | None = Field(
-        None, ge=64, description="the longer side of images as the networks see them"
-    )
-    view_angles: Literal[3, 5] | None = Field(
-        None, description="heads by the look's angle, or by angle and side"
-    )
     augmentation: Augmentation = Augmentation()
     optimizer: Optimizer = Optimizer()
     sampling: Literal["equal_areas"] | None = Field(
         None, description="as many crops of every area of interest, not of every chip"
     )
-    members: tuple[Member, ...] = Field(min_length=1)
+    members: tuple[Member[LossesT], ...] = Field(min_length=1)
     inference: Inference = Inference()
-    roads: RoadSettings = RoadSettings()
-    buildings: BuildingSettingsByCategory = BuildingSettingsByCategory()
     submission: Submission = Submission()
 
     @property
-    def maps(self) -> tuple[str, ...]:
-        """Names of the planes that its networks give, in the order of its vectoriser."""
-        return self.members[0].maps
+    def map_names(self) -> tuple[str, ...]:
+        """Names of its networks' probability maps, in the order of its vectoriser."""
+        return self.members[0].map_names
 
     @property
-    def categories(self) -> tuple[str, ...]:
-        """Names of its networks' heads; none where they have but one."""
-        return CATEGORIES[self.view_angles] if self.view_angles else ()
-
-    @property
-    def targets_of_task(self) -> TargetsOf:
-        """How the labels of its task become pixels."""
-        if self.task == "roads":
-            return self.targets
-        return self.building_targets or BuildingTargetSettings()
+    def checkpoints(self) -> tuple[str, ...]:
+        """The checkpoints that prediction averages."""
+        return self.inference.checkpoints or (*self.task.best_checkpoints.values(), LAST)
 
     @model_validator(mode="after")
-    def _suits_its_task(self) -> "Recipe":
-        if self.task == "roads":
-            for key in ("building_targets", "input_px", "looks"):
-                if getattr(self, key) is not None:
-                    raise ValueError(f"{key} is for the task buildings")
-        losses = Losses if self.task == "roads" else BuildingLosses
-        if not all(isinstance(member.losses, losses) for member in self.members):
-            wanted = "road, speed and junction" if self.task == "roads" else "building"
-            raise ValueError(f"the task {self.task} has losses of {wanted}")
-        if any(member.maps != self.maps for member in self.members):
-            raise ValueError("all members must have losses of the same planes")
-        return self
-
-    @model_validator(mode="after")
-    def _members_fit(self) -> "Recipe":
+    def _members_fit(self) -> Self:
         names = [member.name for member in self.members]
         if len(set(names)) < len(names):
             raise ValueError("two members have the same fold, encoder, bands and kind of decoder")
         if any(member.fold is not None and member.fold >= self.folds for member in self.members):
             raise ValueError(f"a member's fold must be below folds = {self.folds}")
+        if any(member.map_names != self.map_names for member in self.members):
+            raise ValueError("all members must have losses of the same probability maps")
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoints_exist(self) -> Self:
+        kept = (*self.task.best_checkpoints.values(), LAST)
+        if unknown := [name for name in self.checkpoints if name not in kept]:
+            raise ValueError(
+                f"inference.checkpoints: {unknown[0]} is none of {', '.join(kept)}, which "
+                f"trainings of {self.task.name} keep"
+            )
         return self
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a member learns from an ensemble that is trained already."""
+        """Whether a member learns from a trained ensemble."""
         return any(member.needs_teacher for member in self.members)
 
     @cached_property
     def training_fingerprint(self) -> str:
         """Hash of all settings that a training depends on; prediction's may change freely."""
-        # Keys that are not set leave no trace, so that a new one does not make old states useless.
-        content = self.model_dump_json(
-            exclude={"description", "inference", "roads", "buildings", "submission"},
-            exclude_none=True,
+        content = self.model_dump(
+            mode="json", exclude={"description", "inference", "submission"}, exclude_none=True
         )
-        return hashlib.sha256(content.encode()).hexdigest()
+        for key in self.task.prediction_keys:
+            content["task"].pop(key, None)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The type depends on the task, and no module holds it under a name.
+        return recipe_from_json, (self.model_dump_json(exclude_unset=True),)
+
+
+@cache
+def _recipe_type(task: str) -> type[Recipe]:
+    entry = find_task(task)
+    recipe: Any = Recipe[entry.settings_type(), entry.losses_type()]  # type: ignore[misc]
+    return cast(type[Recipe], recipe)
+
+
+def build_recipe(content: Mapping[str, Any]) -> Recipe:
+    """Check the content of a recipe.
+
+    Raises:
+        ValidationError: it lacks something, or holds an unknown key or a bad value.
+        SatmapError: there is no such task.
+    """
+    task = content.get("task")
+    name = task.get("name") if isinstance(task, Mapping) else getattr(task, "name", task)
+    if not isinstance(name, str):
+        # Any task will do: the type of recipes says what is wrong.
+        name = BUILT_IN[0].name
+    return _recipe_type(name).model_validate(content)
+
+
+def recipe_from_json(text: str) -> Recipe:
+    """Read a recipe that ``model_dump_json`` wrote, as it stands in weight files.
+
+    Raises:
+        ValueError: the text is not JSON, or not a recipe.
+        SatmapError: there is no such task.
+    """
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("a recipe must be an object")
+    return build_recipe(content)
 
 
 def recipe_names() -> list[str]:
@@ -466,7 +420,9 @@ def parse_recipe(text: str, source: str) -> Recipe:
         raise SatmapError(f"recipe {source} must be a mapping of keys to values.")
     content = {key: value for key, value in content.items() if not str(key).startswith("x-")}
     try:
-        return Recipe.model_validate(content)
+        return build_recipe(content)
+    except SatmapError as error:
+        raise SatmapError(f"recipe {source}:\n  task: {error}") from error
     except ValidationError as error:
         faults = {f"  {_place(e['loc'])}: {_message(e)}": None for e in _causes(error)}
         raise SatmapError(f"recipe {source}:\n" + "\n".join(faults)) from error
@@ -480,8 +436,7 @@ def _causes(error: ValidationError) -> list[Any]:
 
 
 def _place(location: tuple[int | str, ...]) -> str:
-    named = [part for part in map(str, location) if part not in (_ROADS_TAG, _BUILDINGS_TAG)]
-    return ".".join(named) or "recipe"
+    return ".".join(map(str, location)) or "recipe"
 
 
 def _message(error: Any) -> str:

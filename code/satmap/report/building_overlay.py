@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from satmap.data.chip import Chip
 from satmap.data.imagery import read_stretched
-from satmap.data.layouts.buildings import scan_buildings
+from satmap.data.layouts.building_challenges import find_building_images
 from satmap.errors import SatmapError
 from satmap.io.progress import track
 from satmap.report.misses import scored_buildings_picture
@@ -47,7 +47,7 @@ def write_building_overlays(
     """
     predicted = _read(submission)
     true = _read(truth) if truth else None
-    chips = scan_buildings(directories).chips
+    chips = find_building_images(directories).chips
     where = ", ".join(map(str, directories))
     if not any(name in predicted for chip in chips for name in _names(chip)):
         raise SatmapError(f"{submission} has none of the images in {where}.")
@@ -75,7 +75,7 @@ def _picture(
     image: NDArray[np.uint8], rows: Sequence[BuildingRow], title: str
 ) -> NDArray[np.uint8]:
     """The buildings over the image, and the image beside it."""
-    view = View.record(image.shape)
+    view = View.of_image(image.shape)
     panel = view.ground(image)
     view.draw_polygons(
         panel, [row.polygon for row in rows], _FOUND, filling=0.2, thickness=2, casing=True

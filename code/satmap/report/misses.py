@@ -9,11 +9,14 @@ import cv2
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
 
+from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls import METRES_PER_PIXEL
 from satmap.evaluation.metrics.apls_diagnosis import Diagnosis, LostRoads, Route, diagnose
 from satmap.evaluation.metrics.building_f1 import match_buildings
 from satmap.evaluation.metrics.figures import Figures
+from satmap.evaluation.score import BuildingSides, CocoSides, MaskSides, RoadSides, Scoring
 from satmap.io.progress import track
 from satmap.io.text import natural_key
 from satmap.report.panels import (
@@ -28,6 +31,7 @@ from satmap.report.panels import (
     write_picture,
 )
 from satmap.submissions.buildings_csv import BuildingRow
+from satmap.submissions.mask_rasters import read_mask
 from satmap.submissions.roads_csv import RoadRow
 
 # File systems take 255 bytes, and temporary names beside are longer.
@@ -84,6 +88,47 @@ def write_misses(
     return written
 
 
+def draw_image(scoring: Scoring, image_id: str) -> Picture:
+    """Draw what was missed and what is false in an image, uint8 (h, w, 3).
+
+    Raises:
+        SatmapError: there are no pictures of this kind of result.
+    """
+    figures = scoring.report.images[image_id]
+    title = f"{image_id}: {scoring.rank_by} {figures[scoring.rank_by]:.3f}"
+    match scoring.sides:
+        case RoadSides(truth, proposal, metres_per_pixel):
+            return roads_picture(
+                truth[image_id],
+                proposal[image_id],
+                title=image_id,
+                figures=figures,
+                metres_per_pixel=metres_per_pixel,
+            )
+        case BuildingSides(truth, proposal):
+            return scored_buildings_picture(truth[image_id], proposal[image_id], title=title)
+        case CocoSides() as sides:
+            return _draw_coco(sides, int(image_id), title)
+        case MaskSides(truth, proposal):
+            return mask_picture(
+                read_mask(truth[image_id]), read_mask(proposal[image_id]), title=title
+            )
+    raise SatmapError("there are no pictures of this kind of result; leave --plot out.")
+
+
+def _draw_coco(sides: CocoSides, image: int, title: str) -> Picture:
+    width, height = sides.truth.sizes[image]
+    drawn = []
+    for entries in (sides.truth.buildings.get(image, ()), sides.proposal.get(image, ())):
+        masks = [entry.mask.for_library() for entry in entries]
+        merged = np.zeros((height, width), np.bool_)
+        if masks:
+            union = coco_mask.merge(masks)  # type: ignore[arg-type]
+            merged = coco_mask.decode(union).astype(np.bool_)
+        drawn.append(merged)
+    return mask_picture(*drawn, title=title)
+
+
 def _file_name(image_id: str) -> str:
     """An id, which may hold a slash and be of any length."""
     name = quote(image_id, safe=" ")
@@ -126,7 +171,7 @@ def roads_picture(
     view = (
         View.around(np.concatenate([np.empty((0, 2)), *lines, *proposal_lines]))
         if image is None
-        else View.record(image.shape)
+        else View.of_image(image.shape)
     )
     ground = view.ground(image, pale=True)
 
@@ -297,7 +342,7 @@ def buildings_picture(
     if len(matches) != len(proposal):
         raise ValueError(f"{len(proposal)} proposals but {len(matches)} matches")
     points = shapely.get_coordinates([*truth, *proposal])
-    view = View.around(points) if image is None else View.record(image.shape)
+    view = View.around(points) if image is None else View.of_image(image.shape)
     panel = view.ground(image)
     taken = {match for match in matches if match >= 0}
     missed = [polygon for i, polygon in enumerate(truth) if i not in taken]
@@ -335,7 +380,7 @@ def mask_picture(truth: NDArray[np.bool_], proposal: NDArray[np.bool_], *, title
     """
     if truth.shape != proposal.shape or truth.ndim != 2 or not truth.size:
         raise ValueError(f"masks must have one shape (h, w), got {truth.shape}, {proposal.shape}")
-    view = View.record(truth.shape)
+    view = View.of_image(truth.shape)
     height, width = view.ground().shape[:2]
     panel = np.full((height, width, 3), _DARK, np.float32)
     kinds = (

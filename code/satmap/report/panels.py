@@ -51,7 +51,7 @@ class View:
     height: float
 
     @classmethod
-    def record(cls, shape: Sequence[int]) -> "View":
+    def of_image(cls, shape: Sequence[int]) -> "View":
         """The whole of an image of shape (height, width, ...)."""
         return cls(0, 0, shape[1], shape[0])
 

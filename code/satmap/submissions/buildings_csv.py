@@ -27,15 +27,8 @@ from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
 from satmap.io.files import write_text
-from satmap.io.text import natural_key
-from satmap.submissions.csv_table import (
-    CsvRow,
-    check_header,
-    parse_number,
-    read_records,
-    require_plain_id,
-    shown,
-)
+from satmap.io.text import natural_key, require_plain_id
+from satmap.submissions.csv_table import CsvRow, check_header, parse_number, read_records, shown
 from satmap.submissions.fault import Fault, in_file_order
 
 HEADER = ("ImageId", "BuildingId", "PolygonWKT_Pix", "Confidence")

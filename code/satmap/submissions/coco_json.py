@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
+import rasterio.features
+import shapely
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
@@ -32,6 +34,7 @@ from satmap.submissions.coco_masks import PIXEL_LIMIT, CocoMask, measure_runs
 from satmap.submissions.csv_table import shown
 from satmap.submissions.fault import Fault, in_file_order
 from satmap.submissions.json_list import BrokenFileError, JsonList
+from satmap.vectors.buildings import Building
 
 #: The only category of the challenge: building.
 CATEGORY = 100
@@ -579,3 +582,26 @@ def _surplus_detections(seen: _Seen) -> Iterator[Fault]:
             f"detections, of which the evaluation takes the {MAX_DETECTIONS} with the highest "
             "scores; this is the first it drops",
         )
+
+
+def detections_of(buildings: Sequence[Building], size: tuple[int, int]) -> list[Detection]:
+    """Buildings as masks: a pixel is a building's whose centre is inside.
+
+    Args:
+        buildings: of an image.
+        size: its height and width.
+    """
+    drawn = []
+    height, width = size
+    for building in buildings:
+        polygon = building.polygon
+        left, top, right, bottom = (round(bound) for bound in polygon.bounds)
+        # Outlines may have been moved a little beyond the image.
+        left, right = max(left - 1, 0), min(right + 1, width)
+        top, bottom = max(top - 1, 0), min(bottom + 1, height)
+        if left >= right or top >= bottom:
+            continue
+        inside = shapely.transform(polygon, lambda xy, corner=(left, top): xy - corner)
+        mask = rasterio.features.rasterize([(inside, 1)], (bottom - top, right - left))
+        drawn.append(Detection(mask.astype("uint8"), (left, top), building.confidence))
+    return drawn

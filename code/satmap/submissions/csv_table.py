@@ -6,15 +6,12 @@ never closed spoils its own line instead of swallowing the rest of the file.
 
 import csv
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from satmap.errors import SatmapError
 from satmap.submissions.fault import Fault
-
-_NOT_PLAIN = re.compile(r'^#|[,"\r\n\0]')
 
 # How much of a faulty cell a message shows.
 _SHOWN = 60
@@ -122,17 +119,6 @@ def parse_number(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"not a finite number: {shown(text)}")
     return number
-
-
-def require_plain_id(image_id: str) -> None:
-    """Make sure that an id can be written as it is and read back the same.
-
-    Raises:
-        ValueError: it is empty, begins like a comment, would need quoting, or cannot be printed.
-    """
-    plain = image_id and image_id == image_id.strip() and image_id.isprintable()
-    if not plain or _NOT_PLAIN.search(image_id):
-        raise ValueError(f"image id {image_id!r} cannot stand in a CSV")
 
 
 def shown(text: str) -> str:

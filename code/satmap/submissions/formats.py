@@ -66,10 +66,10 @@ def detect(path: Path) -> Format:
 def _detect_directory(path: Path) -> Format:
     suffixes = {file.suffix.lower() for file in path.rglob("*") if not file.name.startswith(".")}
     rasters = suffixes & set(RASTER_SUFFIXES)
-    decoder = suffixes & set(geojson_maps.SUFFIXES)
-    if rasters and not decoder:
+    vectors = suffixes & set(geojson_maps.SUFFIXES)
+    if rasters and not vectors:
         return Format.MASKS
-    if decoder and not rasters:
+    if vectors and not rasters:
         return Format.GEOJSON
     if rasters:
         raise SatmapError(f"{path} holds both GeoJSON and rasters; give the directory of one kind.")

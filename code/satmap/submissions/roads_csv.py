@@ -24,14 +24,8 @@ from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
 from satmap.io.files import write_text
-from satmap.io.text import natural_key
-from satmap.submissions.csv_table import (
-    check_header,
-    parse_number,
-    read_records,
-    require_plain_id,
-    shown,
-)
+from satmap.io.text import natural_key, require_plain_id
+from satmap.submissions.csv_table import check_header, parse_number, read_records, shown
 from satmap.submissions.fault import Fault, in_file_order
 from satmap.vectors.road_graph import RoadGraph
 

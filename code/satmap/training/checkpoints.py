@@ -1,4 +1,4 @@
-"""Which weights of a training are kept."""
+"""What a training writes after an epoch: weights, manifests, a log and curves."""
 
 import csv
 import importlib.util
@@ -7,13 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from satmap.errors import SatmapError
 from satmap.io.checksums import ChipRecords, FileRecord
 from satmap.io.files import write_text
-from satmap.networks.unet import UNet
-from satmap.provenance.machine import this_hardware, this_software
 from satmap.provenance.manifest import (
     DataRecord,
     TrainingRun,
@@ -23,99 +19,67 @@ from satmap.provenance.manifest import (
     record_recipe,
     write_manifest,
 )
-from satmap.recipes.schema import Member, Recipe
+from satmap.recipes.schema import LAST
 from satmap.report.curves import Curve, draw_curves
 from satmap.report.panels import write_picture
-from satmap.tasks.objectives import Objective, objective_of
-from satmap.training.epoch import Job
+from satmap.training.job import Job
 from satmap.training.loading import member_seed
-from satmap.training.run_context import RunContext
-from satmap.training.state import Progress
-from satmap.weights.network_files import save_weights
+from satmap.training.state import Progress, TrainState
 
-
-def require_finite(network: UNet, member: Member, progress: Progress, context: RunContext) -> None:
-    """Fail before weights that are worth nothing replace others.
-
-    Raises:
-        SatmapError: a weight is infinite or not a number.
-    """
-    if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
-        raise SatmapError(
-            f"{member.name}: the weights are not finite after epoch {progress.epoch + 1}. The "
-            f"checkpoints so far are intact in {context.weights}; lower the learning rate."
-        )
+# Digits of the data fingerprint in the name of the file that lists the data.
+_NAME_DIGITS = 16
 
 
 def save_checkpoints(
-    network: UNet,
-    member: Member,
-    recipe: Recipe,
-    record: dict[str, float],
-    progress: Progress,
-    context: RunContext,
-    held_out: Sequence[str],
-) -> list[Path]:
-    """Write the last weights, and the best where a score is a new best.
+    job: Job, state: TrainState, progress: Progress, record: Mapping[str, float]
+) -> dict[str, float]:
+    """Write the last weights, the best where a score is a new best, and their manifests.
+
+    Args:
+        job: what is trained.
+        state: its result is written.
+        progress: where the training stands.
+        record: the epoch's losses and scores.
 
     Returns:
-        The files written.
+        The best value of every score so far.
 
     Raises:
         SatmapError: a file cannot be written.
     """
-    objective = objective_of(recipe)
-    scores = {name: round(record[name], 5) for name in objective.scores if name in record}
+    task, member, context = job.task, job.member, job.context
+    learned = {chip.image_id for chip in job.training}
+    # A student has seen through its teacher's eyes what the teacher was trained with.
+    taught = any(chip.soft for chip in job.training)
+    unseen = [] if taught else job.validation
+    held_out = [chip.image_id for chip in unseen if chip.image_id not in learned]
+    scores = {name: round(record[name], 5) for name in task.scores if name in record}
     metadata = {
-        "recipe": recipe.model_dump_json(),
+        "recipe": job.recipe.model_dump_json(),
         "member": member.name,
         "stage": f"{record['stage']:.0f}",
         "epoch": f"{record['epoch']:.0f}",
         "scores": json.dumps(scores),
         "held_out": json.dumps(held_out),
     }
-    written = [context.weight_file(member, "last")]
-    for score, checkpoint in objective.best.items():
+    best = dict(progress.best)
+    written = [context.weight_file(member, LAST)]
+    for score, checkpoint in job.recipe.task.best_checkpoints.items():
         file = context.weight_file(member, checkpoint)
-        if score in record and record[score] > progress.best.get(score, -1.0):
-            progress.best[score] = record[score]
-            save_weights(file, network, metadata)
+        if score in record and record[score] > best.get(score, -1.0):
+            best[score] = record[score]
+            task.save_network(file, state.result, metadata)
             written.append(file)
-        elif score not in progress.best:
+        elif score not in best:
             # Left by an earlier training that this one replaces.
             file.unlink(missing_ok=True)
             manifest_path(file).unlink(missing_ok=True)
-    save_weights(written[0], network, metadata)
-    return written
+    task.save_network(written[0], state.result, metadata)
+    _write_manifests(written, job, record, progress)
+    return best
 
 
-# Digits of the data's fingerprint in the name of the file that lists them.
-_NAME_DIGITS = 16
-
-
-def record_run(progress: Progress, context: RunContext) -> None:
-    """Add this run to those that had a part in a training, once however often it is asked to."""
-    known = context.info
-    run = TrainingRun(
-        command=known.command,
-        directory=str(Path.cwd()),
-        started=known.started,
-        processes=context.ranks.world,
-        software=this_software(),
-        hardware=this_hardware(context.device),
-        deterministic=torch.are_deterministic_algorithms_enabled(),
-        time_limit_s=known.time_limit_s,
-        from_stage=progress.stage + 1,
-        from_epoch=progress.epoch,
-        from_step=progress.step,
-    ).model_dump(mode="json")
-    # With several processes a member is trained stage by stage, and is gone on with in between.
-    mine = ("command", "started", "processes")
-    if not progress.runs or any(progress.runs[-1][key] != run[key] for key in mine):
-        progress.runs = [*progress.runs, run]
-
-
-def write_manifests(
+def _write_manifests(
     files: Sequence[Path], job: Job, record: Mapping[str, float], progress: Progress
 ) -> None:
     """Write the manifests of weights that were just kept.
@@ -144,7 +108,7 @@ def write_manifests(
         },
         "stage": int(record["stage"]),
         "epoch": int(record["epoch"]),
-        "scores": {name: record[name] for name in objective_of(recipe).scores if name in record},
+        "scores": {name: record[name] for name in job.task.scores if name in record},
         "data": _list_data(job.context.weights, chips),
         "starts_from": [FileRecord.model_validate(file) for file in progress.starts_from],
         "skipped": dict(job.context.info.skipped),
@@ -171,23 +135,22 @@ def _list_data(directory: Path, chips: ChipRecords) -> DataRecord:
 _COLUMNS = ("stage", "epoch", "learning_rate", "seconds", "ms_per_step", "crops_per_second")
 
 
-def write_logs(
-    member: Member, progress: Progress, context: RunContext, objective: Objective
-) -> None:
+def write_logs(job: Job, progress: Progress) -> None:
     """Bring the member's log, curves and TensorBoard up to the last epoch.
 
-    The files are written whole: an epoch that is done again after a kill has one row all the same.
+    The files are written whole: an epoch that is repeated after a kill has one row all the same.
 
     Raises:
         SatmapError: a file cannot be written.
     """
+    context, member = job.context, job.member
     stem = context.weights / member.name
-    figures = ("loss", *objective.parts), objective.scores
+    figures = ("loss", *job.task.loss_parts), job.task.scores
     write_text(Path(f"{stem}.log.csv"), _table(progress.history, [*figures[0], *figures[1]]))
     panels = [_curves(progress.history, names) for names in figures]
     write_picture(Path(f"{stem}.curves.png"), draw_curves([panel for panel in panels if panel]))
     if context.tensorboard is not None:
-        _tell_tensorboard(context.tensorboard / member.name, progress.history)
+        _write_tensorboard(context.tensorboard / member.name, progress.history)
 
 
 def require_tensorboard() -> None:
@@ -222,7 +185,7 @@ def _curves(history: Sequence[dict[str, float]], names: Sequence[str]) -> list[C
     return [Curve(name, found) for name, found in points.items() if found]
 
 
-def _tell_tensorboard(directory: Path, history: Sequence[dict[str, float]]) -> None:
+def _write_tensorboard(directory: Path, history: Sequence[dict[str, float]]) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     epoch = len(history)

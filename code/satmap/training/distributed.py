@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from satmap.errors import SatmapError
-from satmap.networks.unet import UNet
 from satmap.runtime.ranks import Ranks
 from satmap.training.run_context import RunContext
 
@@ -26,7 +25,7 @@ class Forward:
         network: the bare network, whose state dict is everybody's.
     """
 
-    def __init__(self, network: UNet, context: RunContext) -> None:
+    def __init__(self, network: nn.Module, context: RunContext) -> None:
         self.network = network
         self._parallel: DistributedDataParallel | None = None
         module: nn.Module = network
@@ -44,11 +43,9 @@ class Forward:
                 )
         self._call: Any = torch.compile(module) if context.compile else module
 
-    def __call__(self, images: Tensor, category: Tensor | None = None) -> Tensor:
-        """Logits (n, planes, h, w) of normalised images (n, channels, h, w), for networks with
-        categories by the index of each image's."""
-        logits: Tensor = self._call(images, *([] if category is None else [category]))
-        return logits
+    def __call__(self, *inputs: Tensor) -> Any:
+        """What the network returns for the task's inputs."""
+        return self._call(*inputs)
 
     def gradients_stay(self, stay: bool) -> contextlib.AbstractContextManager[None]:
         """Whether the gradients of what runs inside wait for a later part of the batch."""

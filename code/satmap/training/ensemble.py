@@ -17,19 +17,17 @@ from satmap.errors import SatmapError
 from satmap.io.checksums import record_file
 from satmap.io.files import exclusive_lock, remove_temporary_files, require_writable
 from satmap.networks.encoders import require_encoder
-from satmap.networks.unet import build_network
 from satmap.recipes.schema import Member, Recipe
 from satmap.runtime.launched import local_processes
 from satmap.runtime.ranks import Ranks
-from satmap.tasks.objectives import objective_of
-from satmap.tasks.scanning import scan_for
+from satmap.tasks.base import Task, task_of
 from satmap.training.budget import allocate_time, assign_stages
 from satmap.training.distributed import require_compiler
+from satmap.training.job import Job
 from satmap.training.loading import fit_shared_memory, member_seed
-from satmap.training.loop import train_member
 from satmap.training.run_context import RunContext
 from satmap.training.teacher import Teacher, find_teacher, predict_soft_targets
-from satmap.weights.network_files import load_pretrained_encoder
+from satmap.training.train import train_member
 from satmap.weights.pretrained import find_encoder_file, how_to_get
 
 
@@ -73,24 +71,26 @@ def train(
         SatmapError: no usable chips, labels missing, or somewhere that cannot be written.
     """
     started = time.monotonic()
+    task = task_of(recipe)
     members = [m for m in recipe.members if not options.folds or m.fold in options.folds]
     teacher = _find_teacher(recipe, options)
     preparation, folds = context.ranks.on_first_of_machine(
-        lambda: _prepare(directories, recipe, members, teacher, context, options)
+        lambda: _prepare(directories, task, members, teacher, context, options)
     )
     _require_shared_weights(context)
     known = replace(context.info, time_limit_s=options.time_limit, skipped=preparation.faults)
     context = replace(context, info=known)
-    context = fit_shared_memory(context, members, local_processes())
     chips: Sequence[CachedChip] = preparation.chips
     if teacher is not None:
         context.ranks.say(
             f"teacher: {teacher.recipe.name}, {teacher.passes} passes a chip "
-            f"({len(teacher.files)} networks x {teacher.recipe.inference.tta} test-time augmentations)"
+            f"({len(teacher.files)} networks x {teacher.recipe.inference.tta} test-time "
+            "augmentations)"
         )
         chips = predict_soft_targets(chips, teacher, context)
+    context = fit_shared_memory(context, task, chips[0], members, local_processes())
     if context.restart:
-        # Once, here: members are trained in several turns, and each goes on from the one before.
+        # Once, here: members are trained in several phases, and each resumes the one before.
         context.ranks.on_first(lambda: _forget(members, context))
         context = replace(context, restart=False)
     seconds: dict[str, list[float]] = {}
@@ -100,13 +100,15 @@ def train(
         left = context.ranks.gather(left)[0]
         counts = {member.name: len(_split(member, chips, folds)[0]) for member in members}
         seconds = allocate_time(members, context.ranks.world, max(left, 1.0), counts)
-    for turn in _phases(members, context.ranks):
-        team = context if turn.shared else replace(context, ranks=context.ranks.alone())
-        for member in turn.members:
-            _train(member, recipe, chips, folds, teacher, team, options, turn.until, seconds)
-        if turn.shared or context.ranks.world == 1:
+    for phase in _phases(members, context.ranks):
+        team = context if phase.shared else replace(context, ranks=context.ranks.alone())
+        for member in phase.members:
+            training, validation = _split(member, chips, folds)
+            job = Job(task, member, training, validation, team)
+            _train(job, teacher, options, phase.until, seconds)
+        if phase.shared or context.ranks.world == 1:
             continue
-        # The next turn begins where the others' states end.
+        # The next phase begins where the others' states end.
         context.ranks.wait()
     return preparation.faults
 
@@ -127,7 +129,7 @@ class Phase:
 
 
 def _phases(members: Sequence[Member], ranks: Ranks) -> list[Phase]:
-    """The turns of one rank; those of all have equal numbers, and are shared at the same times."""
+    """The phases of one process. All have the same number of phases, shared at the same times."""
     if ranks.world == 1:
         return [Phase(members, max(len(member.stages) for member in members))]
     phases = []
@@ -159,7 +161,7 @@ def _find_teacher(recipe: Recipe, options: TrainingOptions) -> Teacher | None:
 
 def _prepare(
     directories: Sequence[Path],
-    recipe: Recipe,
+    task: Task,
     members: Sequence[Member],
     teacher: Teacher | None,
     context: RunContext,
@@ -170,6 +172,7 @@ def _prepare(
     Returns:
         The usable chips with the faults of all others; image id -> fold.
     """
+    recipe = task.recipe
     require_writable(context.weights / "weights.safetensors")
     require_writable(options.cache / "chip.safetensors")
     if not members:
@@ -181,29 +184,21 @@ def _prepare(
         require_compiler(context.device)
     remove_temporary_files(context.weights)
     remove_temporary_files(options.cache)
-    inventory = scan_for(recipe, directories, options.view_angle)
+    inventory = task.find_images(directories, options.view_angle)
     groups = duplicate_groups(options.audit, inventory.chips) if options.audit else []
     context.ranks.say(inventory.summary())
     labelled = [chip for chip in inventory.chips if chip.label is not None]
     if not options.skip_unlabelled or not labelled:
         inventory.require_labels()
-    prepared = prepare_chips(
-        labelled,
-        max([member.bands for member in members] + ([teacher.bands] if teacher else [])),
-        options.cache,
-        recipe.stretch,
-        recipe.targets_of_task,
-        input_px=recipe.input_px,
-        heads=recipe.view_angles,
-    )
+    bands = max([member.bands for member in members] + ([teacher.bands] if teacher else []))
+    prepared = prepare_chips(labelled, bands, options.cache, recipe.stretch, task)
     preparation = Preparation(prepared.chips, inventory.faults | prepared.faults)
     preparation.require_enough()
     chips = preparation.chips
     if all(chip.is_empty for chip in chips):
-        labelled_with = objective_of(recipe).labelled
         raise SatmapError(
-            f"none of the {len(chips)} chips has a {labelled_with} in its label, so there is "
-            f"nothing to learn. Check that these are {labelled_with} labels."
+            f"none of the {len(chips)} chips has a {task.label_noun} in its label, so there is "
+            f"nothing to learn. Check that these are {task.label_noun} labels."
         )
     if repaired := sum(chip.repaired for chip in chips):
         context.ranks.say(f"{repaired} invalid polygons of the labels were repaired")
@@ -219,35 +214,24 @@ def _prepare(
 
 
 def _train(
-    member: Member,
-    recipe: Recipe,
-    chips: Sequence[CachedChip],
-    folds: Mapping[str, int],
+    job: Job,
     teacher: Teacher | None,
-    context: RunContext,
     options: TrainingOptions,
     until: int,
     seconds: Mapping[str, Sequence[float]],
 ) -> None:
     """Train a member up to a stage."""
-    others, held_out = _split(member, chips, folds)
-    if others is held_out:
+    member, context = job.member, job.context
+    if job.training is job.validation:
         context.ranks.say(f"{member.name}: too few chips for folds; validation sees training chips")
-    validated = f"validated on {len(held_out)}" if held_out else "not validated"
-    context.ranks.say(f"{member.name}: {len(others)} chips, {validated}")
-    # One seed a member, whatever was trained before it.
-    torch.manual_seed(member_seed(recipe, member, 0))
-    network = build_network(
-        member.encoder,
-        member.bands,
-        recipe.maps,
-        member.decoder.widths,
-        member.decoder.kind,
-        recipe.categories,
-    )
+    validated = f"validated on {len(job.validation)}" if job.validation else "not validated"
+    context.ranks.say(f"{member.name}: {len(job.training)} chips, {validated}")
+    # One seed for each member, whatever was trained before it.
+    torch.manual_seed(member_seed(job.recipe, member, 0))
+    network = job.task.build_network(member)
     file = _encoder_file(member, context, options)
     if file is not None:
-        load_pretrained_encoder(network, file)
+        job.task.load_encoder(network, file)
     sources = [file] if file else []
     if teacher is not None:
         sources += [each.path for each in teacher.files]
@@ -257,11 +241,7 @@ def _train(
         )
         train_member(
             network,
-            member,
-            recipe,
-            others,
-            held_out,
-            context,
+            job,
             pretrained=file is not None,
             until=min(until, len(member.stages)),
             seconds=seconds.get(member.name),

@@ -1,64 +1,342 @@
-"""One epoch of a training: its steps, and what may happen in them."""
+"""One epoch of a training: its plan, its steps, and what may happen in them."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
 from satmap.errors import RestartError, SatmapError
-from satmap.recipes.schema import Member, Recipe
-from satmap.runtime.device import autocast
 from satmap.runtime.launched import is_ours
-from satmap.runtime.ranks import Ranks, peer_errors
-from satmap.tasks.objectives import objective_of
-from satmap.training.budget import EpochPlan
-from satmap.training.distributed import Forward, sum_over_ranks
-from satmap.training.loading import Batch, batches, chunks, epoch_order, split_between_ranks
-from satmap.training.run_context import RunContext
+from satmap.runtime.ranks import peer_errors
+from satmap.tasks.base import Batch
+from satmap.training.budget import plan_epoch
+from satmap.training.distributed import sum_over_ranks
+from satmap.training.job import Job, save_train_state
+from satmap.training.loading import batches, chunks, epoch_order, split_between_ranks
 from satmap.training.schedule import learning_rate
 from satmap.training.state import Progress, TrainState, save_split
 
-# How a job goes on that must be started again, by whether satmap itself has started it.
-_HOW_ON = {
-    True: "Going on from the last state.",
-    False: "Start the same command again, without --restart, to go on from the last state "
-    "(torchrun does so itself with --max-restarts).",
+# How a job resumes that must be started again, by whether satmap started it.
+_HOW_TO_RESUME = {
+    True: "Resuming from the last state.",
+    False: "Start the same command again, without --restart, to resume from the last state "
+    "(torchrun does this itself with --max-restarts).",
 }
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a member's training works with and never changes.
+class Epoch:
+    """An epoch under way.
 
     Attributes:
-        member: what is trained.
-        recipe: the recipe that it is of.
-        training: chips to learn from.
-        validation: chips to score.
-        context: device, directories, ranks.
-        fingerprint: what a state must agree on to be gone on with.
+        job: what is trained.
+        state: network and optimizer, changed by the steps.
+        progress: where the training stands; moves on with the steps.
+        plan: how long the epoch is.
+        items: this process's items of every step.
     """
 
-    member: Member
-    recipe: Recipe
-    training: Sequence[CachedChip]
-    validation: Sequence[CachedChip]
-    context: RunContext
-    fingerprint: str
+    def __init__(
+        self,
+        job: Job,
+        state: TrainState,
+        progress: Progress,
+        dataset: CropDataset,
+        limit: float | None,
+    ) -> None:
+        """Plan the epoch.
+
+        Args:
+            job: what is trained.
+            state: network and optimizer.
+            progress: where the training stands.
+            dataset: crops of the stage.
+            limit: seconds that the whole stage may take; None for no limit.
+
+        Raises:
+            SatmapError: there are more processes than crops.
+        """
+        self.job, self.state, self.progress = job, state, progress
+        self.stage = job.member.stages[progress.stage]
+        self.dataset = dataset
+        dataset.set_epoch(progress.epoch)
+        items = _step_items(dataset, job, progress)
+        # The clocks of the processes differ a little, and their plans must not.
+        plan = partial(plan_epoch, self.stage, len(items), progress, limit)
+        self.plan = job.context.ranks.on_first(plan)
+        self._whole = len(items)
+        self.items = items[: max(self.plan.steps, progress.step)]
+        names = ("loss", *job.task.loss_parts)
+        self.sums = torch.zeros(len(names), device=job.context.device)
+        if progress.sums:
+            self.sums += torch.tensor(
+                progress.sums[job.context.ranks.rank], device=job.context.device
+            )
+        self.clock = _Clock(progress.seconds)
+        scored = job.task.scores[0]
+        self._scores = [
+            record[scored]
+            for record in progress.history
+            if record["stage"] == progress.stage + 1 and scored in record
+        ]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.progress.step >= len(self.items)
+
+    @property
+    def validate(self) -> bool:
+        """Whether a validation follows."""
+        return self.plan.validate
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step.
+
+        An epoch cut short covers as much of the schedule as the plan says.
+        """
+        plan, whole = self.plan, self._whole
+        done = plan.start * whole + (plan.end - plan.start) * whole * step / len(self.items)
+        return learning_rate(self.stage.schedule, done, whole, self.stage.epochs, self._scores)
+
+    def steps_left(self) -> Iterator["Step"]:
+        """The steps that are still to do, with a progress bar."""
+        first, progress = self.progress.step, self.progress
+        size = -(-self.stage.batch // progress.split)
+        parts = [part for step in self.items[first:] for part in chunks(step, size)]
+        crops = batches(self.dataset, parts, self.job.task, self.job.context)
+        bar = tqdm(
+            range(first, len(self.items)),
+            desc=f"{self.job.member.name} epoch {progress.epoch + 1}",
+            initial=first,
+            total=len(self.items),
+            leave=False,
+            disable=None if self.job.context.ranks.job_rank == 0 else True,
+        )
+        for number in bar:
+            yield Step(self, number, crops, bar)
+
+    @contextlib.contextmanager
+    def splitting_batches(self) -> Iterator[None]:
+        """Compute batches in more parts if the memory does not suffice for the block.
+
+        Raises:
+            SatmapError: the memory does not suffice for a single crop.
+            RestartError: other processes wait for a part of the batch that will not come.
+        """
+        try:
+            with peer_errors():
+                yield
+            return
+        except torch.OutOfMemoryError as error:
+            # The memory of the failed step is free once its frames are gone.
+            error.__traceback__ = None
+        self._split()
+
+    def note_progress(self) -> None:
+        """Bring the progress up to the last step, before it is saved."""
+        self.progress.sums = self.job.context.ranks.gather(self.sums.tolist())
+        self.progress.seconds = self.clock.seconds()
+        self.clock.saved()
+
+    def record(self) -> dict[str, float]:
+        """Mean losses, learning rate and speed of the finished epoch."""
+        self.note_progress()
+        ranks, steps = self.job.context.ranks, len(self.items)
+        seconds = max(self.progress.seconds, 1e-9)
+        means = (sum_over_ranks(self.sums, ranks) / ranks.world / steps).tolist()
+        return {
+            "stage": float(self.progress.stage + 1),
+            "epoch": float(self.progress.epoch + 1),
+            "learning_rate": self.learning_rate(steps - 1),
+            "seconds": seconds,
+            "ms_per_step": 1000 * seconds / steps,
+            "crops_per_second": steps * len(self.items[0]) * ranks.world / seconds,
+            **dict(zip(("loss", *self.job.task.loss_parts), means, strict=True)),
+        }
+
+    def require_finite_weights(self) -> None:
+        """Fail before useless weights replace others.
+
+        All processes have the same weights, so this ends all of them or none.
+
+        Raises:
+            SatmapError: a weight is infinite or not a number.
+        """
+        weights = self.state.result.state_dict().values()
+        if not all(bool(value.isfinite().all()) for value in weights):
+            raise SatmapError(
+                f"{self.job.member.name}: the weights are not finite after epoch "
+                f"{self.progress.epoch + 1}. The checkpoints so far are intact in "
+                f"{self.job.context.weights}; lower the learning rate."
+            )
+
+    def summary(self, record: dict[str, float]) -> str:
+        """A line about the finished epoch."""
+        progress, stage, member = self.progress, self.stage, self.job.member
+        names = self.job.task.scores
+        scores = "  ".join(f"{name} {record[name]:.3f}" for name in names if name in record)
+        epochs = f"{progress.epoch}/{stage.epochs}"
+        if progress.schedule != progress.epoch:
+            # Under a time limit an epoch is as long as the time makes it.
+            epochs = f"{progress.epoch} ({progress.schedule / stage.epochs:.0%} of the stage)"
+        speed = f"{record['ms_per_step']:.0f} ms/step  {record['crops_per_second']:.1f} crops/s"
+        return (
+            f"{member.name}  stage {progress.stage + 1}/{len(member.stages)}  "
+            f"epoch {epochs}  loss {record['loss']:.3f}  {speed}  {scores}"
+        ).rstrip()
+
+    def _split(self) -> None:
+        """Compute batches in twice as many parts from now on."""
+        name, context, progress = self.job.member.name, self.job.context, self.progress
+        batch = self.stage.batch
+        if progress.split >= batch:
+            raise SatmapError(
+                f"{name}: the memory of {context.device} does not suffice for a single crop. Lower "
+                "`crop` in the recipe, or use a smaller encoder."
+            )
+        progress.split *= 2
+        warning = (
+            f"{name}: out of memory on {context.device}; from now on "
+            f"{-(-batch // progress.split)} crops at a time instead of "
+            f"{-(-batch // (progress.split // 2))}, with as many per step as before"
+        )
+        if context.ranks.world > 1:
+            save_split(context.state_file(self.job.member), progress.split)
+            raise RestartError(f"{warning}. {_HOW_TO_RESUME[is_ours()]}")
+        print(f"satmap: {warning}", file=sys.stderr, flush=True)
+        if context.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
-def step_items(dataset: CropDataset, job: Job, progress: Progress) -> list[list[int]]:
-    """This rank's items of every step of the epoch.
+class Step:
+    """One optimizer step of an epoch.
+
+    Attributes:
+        losses: the loss and its parts, averaged over this process's crops.
+    """
+
+    def __init__(
+        self,
+        epoch: Epoch,
+        number: int,
+        crops: Iterator[Batch],
+        bar: "tqdm[int]",
+    ) -> None:
+        """Begin a step; ``crops`` yields its parts first."""
+        self._epoch, self._number, self._crops, self._bar = epoch, number, crops, bar
+        self._share = len(epoch.items[number])
+        self._shown: list[str] = []
+        self.losses = torch.zeros_like(epoch.sums)
+
+    @property
+    def loss(self) -> Tensor:
+        """The loss of the step so far, a scalar."""
+        return self.losses[0]
+
+    def set_learning_rate(self) -> None:
+        """Give the optimizer the learning rate of this step."""
+        for group in self._epoch.state.optimizer.param_groups:
+            group["lr"] = self._epoch.learning_rate(self._number)
+
+    def parts(self) -> Iterator[tuple[Batch, float, bool]]:
+        """The batches of the step, small enough for the memory.
+
+        Yields:
+            A batch on the device, its share of the step's crops, and whether it is the last.
+        """
+        seen = 0
+        while seen < self._share:
+            batch = next(self._crops)
+            seen += len(batch)
+            self._shown += [chip.image_id for chip in batch.chips]
+            yield batch, len(batch) / self._share, seen == self._share
+
+    def add(self, loss: Tensor, parts: dict[str, Tensor], weight: float) -> None:
+        """Add the loss of a part of the step, and its detached parts."""
+        names = self._epoch.job.task.loss_parts
+        self.losses += weight * torch.stack([loss.detach(), *(parts[name] for name in names)])
+
+    def clip_gradients(self) -> Tensor:
+        """Clip the gradients' global norm if the recipe wants it; returns the norm before."""
+        clip_norm = self._epoch.job.recipe.optimizer.clip_norm
+        if not clip_norm:
+            return self.loss
+        parameters = self._epoch.state.network.parameters()
+        return torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+
+    def check(self, norm: Tensor) -> bool:
+        """Fail if loss or gradients are not finite; returns whether to stop after this step.
+
+        Args:
+            norm: norm of the gradients.
+
+        Raises:
+            SatmapError: a step by such gradients would spoil the weights and the state.
+        """
+        epoch = self._epoch
+        job, clock = epoch.job, epoch.clock
+        finite = bool(torch.isfinite(self.loss) & torch.isfinite(norm))
+        more = self._number + 1 < len(epoch.items)
+        due = clock.since_save() > 60 * job.context.save_minutes and more
+        failed, stop, due = job.context.ranks.agree(not finite, job.context.stop.made, due)
+        if failed:
+            what, value = ("loss", self.loss) if not self.loss.isfinite() else ("gradient", norm)
+            cause = SatmapError(
+                f"{job.member.name}: the {what} is {value.item()} at epoch "
+                f"{epoch.progress.epoch + 1}, step {self._number + 1}, on crops of "
+                f"{', '.join(dict.fromkeys(self._shown))}. The checkpoints so far are intact in "
+                f"{job.context.weights}; lower the learning rate or look at these chips."
+            )
+            job.context.ranks.raise_on_all(None if finite else cause)
+        self._due = due
+        return stop
+
+    def log(self) -> None:
+        """Count the step and bring the progress bar up to date."""
+        epoch = self._epoch
+        epoch.sums.add_(self.losses)
+        epoch.progress.step = self._number + 1
+        if not self._bar.disable:
+            seconds = epoch.clock.step_seconds(epoch.progress)
+            crops_per_second = self._share * epoch.job.context.ranks.world / seconds
+            self._bar.set_postfix(
+                loss=f"{self.loss.item():.3f}",
+                lr=f"{epoch.learning_rate(self._number):.1e}",
+                ms=f"{1000 * seconds:.0f}",
+                crops_per_s=f"{crops_per_second:.1f}",
+            )
+
+    def save(self, stop: bool) -> None:
+        """Save the train state if it is time, or if the training is to stop.
+
+        Raises:
+            Terminated: it is to stop; the work is saved.
+        """
+        epoch = self._epoch
+        job = epoch.job
+        if stop or self._due:
+            epoch.note_progress()
+            save_train_state(job, epoch.state, epoch.progress)
+        if stop:
+            raise job.context.stop.ended(
+                f"{job.member.name}: stopped after step {self._number + 1} of epoch "
+                f"{epoch.progress.epoch + 1}; the same command resumes from there"
+                if job.context.ranks.first
+                else ""
+            )
+
+
+def _step_items(dataset: CropDataset, job: Job, progress: Progress) -> list[list[int]]:
+    """This process's items of every step of the epoch.
 
     Raises:
-        SatmapError: there are more ranks than crops.
+        SatmapError: there are more processes than crops.
     """
     stage, ranks = job.member.stages[progress.stage], job.context.ranks
     order = epoch_order(len(dataset), dataset.seed + progress.epoch)
@@ -72,250 +350,8 @@ def step_items(dataset: CropDataset, job: Job, progress: Progress) -> list[list[
     return steps
 
 
-def train_epoch(
-    train_state: TrainState,
-    forward: Forward,
-    dataset: CropDataset,
-    plan: EpochPlan,
-    job: Job,
-    progress: Progress,
-    save: Callable[[], None],
-) -> dict[str, float]:
-    """Do what is left of an epoch.
-
-    Args:
-        train_state: changed in context.
-        forward: the call of its network.
-        dataset: crops of the stage.
-        plan: how long the epoch is.
-        job: what is trained and where.
-        progress: where it stands; its step and all that counts steps move on.
-        save: writes the state; called now and then, and before the process is ended.
-
-    Returns:
-        The epoch's record: mean losses, learning rate and speed.
-
-    Raises:
-        SatmapError: a loss is not finite, or the memory does not suffice for a single crop.
-        Terminated: the process was asked to end.
-        TryAgainError: memory ran out where ranks cannot go on without each other.
-    """
-    ranks, device = job.context.ranks, job.context.device
-    stage = job.member.stages[progress.stage]
-    dataset.set_epoch(progress.epoch)
-    items = step_items(dataset, job, progress)
-    whole, items = len(items), items[: max(plan.steps, progress.step)]
-    train_state.network.train()
-    objective = objective_of(job.recipe)
-    names = ("loss", *objective.parts)
-    sums = torch.zeros(len(names), device=device)
-    if progress.sums:
-        sums += torch.tensor(progress.sums[ranks.rank], device=device)
-    clock = _Clock(progress.seconds)
-    scored = objective.scores[0]
-    scores = [
-        record[scored]
-        for record in progress.history
-        if record["stage"] == progress.stage + 1 and scored in record
-    ]
-
-    def rate(step: int) -> float:
-        # As if the whole recipe ran: an epoch cut short covers as much of the schedule.
-        done = plan.start * whole + (plan.end - plan.start) * whole * step / len(items)
-        return learning_rate(stage.schedule, done, whole, stage.epochs, scores)
-
-    def steps_left() -> None:
-        first = progress.step
-        crops = _crops(dataset, items[first:], stage.batch, progress, job.context)
-        bar = tqdm(
-            range(first, len(items)),
-            desc=f"{job.member.name} epoch {progress.epoch + 1}",
-            initial=first,
-            total=len(items),
-            leave=False,
-            disable=None if ranks.job_rank == 0 else True,
-        )
-        for step in bar:
-            for group in train_state.optimizer.param_groups:
-                group["lr"] = rate(step)
-            numbers, losses = _gradients(
-                train_state, forward, crops, len(items[step]), dataset, job, progress
-            )
-            norm = losses[0]
-            if job.recipe.optimizer.clip_norm:
-                norm = torch.nn.utils.clip_grad_norm_(
-                    train_state.network.parameters(), job.recipe.optimizer.clip_norm
-                )
-            # A step by gradients that are none would spoil the weights and the state.
-            finite = bool(torch.isfinite(losses[0]) & torch.isfinite(norm))
-            due = clock.since_save() > 60 * job.context.save_minutes and step + 1 < len(items)
-            failed, stop, due = ranks.agree(not finite, job.context.stop.made, due)
-            if failed:
-                chips = dict.fromkeys(dataset.chips[number].image_id for number in numbers)
-                what, value = (
-                    ("loss", losses[0]) if not losses[0].isfinite() else ("gradient", norm)
-                )
-                cause = SatmapError(
-                    f"{job.member.name}: the {what} is {value.item()} at epoch "
-                    f"{progress.epoch + 1}, step {step + 1}, on crops of {', '.join(chips)}. The "
-                    f"checkpoints so far are intact in {job.context.weights}; lower the learning "
-                    "rate or look at these chips."
-                )
-                ranks.raise_on_all(None if finite else cause)
-            _step(train_state, job)
-            sums.add_(losses)
-            progress.step = step + 1
-            if not bar.disable:
-                crops_per_second = len(items[step]) * ranks.world / clock.step_seconds(progress)
-                bar.set_postfix(
-                    loss=f"{losses[0].item():.3f}",
-                    lr=f"{rate(step):.1e}",
-                    ms=f"{1000 * clock.step_seconds(progress):.0f}",
-                    crops_per_s=f"{crops_per_second:.1f}",
-                )
-            if stop or due:
-                _note(progress, sums, clock, ranks)
-                save()
-            if stop:
-                raise job.context.stop.ended(
-                    f"{job.member.name}: stopped after step {step + 1} of epoch "
-                    f"{progress.epoch + 1}; the same command goes on from there"
-                    if ranks.first
-                    else ""
-                )
-
-    while progress.step < len(items):
-        if not _fits_in_memory(steps_left):
-            _split(job, stage.batch, progress)
-    _note(progress, sums, clock, ranks)
-    seconds = max(progress.seconds, 1e-9)
-    means = (sum_over_ranks(sums, ranks) / ranks.world / len(items)).tolist()
-    return {
-        "stage": float(progress.stage + 1),
-        "epoch": float(progress.epoch + 1),
-        "learning_rate": rate(len(items) - 1),
-        "seconds": seconds,
-        "ms_per_step": 1000 * seconds / len(items),
-        "crops_per_second": len(items) * len(items[0]) * ranks.world / seconds,
-        **dict(zip(names, means, strict=True)),
-    }
-
-
-def _gradients(
-    train_state: TrainState,
-    forward: Forward,
-    crops: Iterable[Batch],
-    share: int,
-    dataset: CropDataset,
-    job: Job,
-    progress: Progress,
-) -> tuple[list[int], Tensor]:
-    """Leave the mean gradient of a step's crops in the parameters.
-
-    Returns:
-        Index of each crop's chip; the loss and its parts, mean over the crops.
-    """
-    network, device = train_state.network, job.context.device
-    objective = objective_of(job.recipe)
-    train_state.optimizer.zero_grad(set_to_none=True)
-    shown: list[int] = []
-    losses = torch.zeros(1 + len(objective.parts), device=device)
-    for images, targets, numbers in crops:
-        shown += numbers.tolist()
-        images = images.to(device, non_blocking=True)
-        targets = targets.to(device, non_blocking=True)
-        view_angles = [dataset.chips[number].category or "" for number in numbers.tolist()]
-        pixels = network.encoder.normalize(images).contiguous(memory_format=torch.channels_last)
-        with forward.gradients_stay(len(shown) < share):
-            with autocast(device):
-                logits = forward(pixels, network.category_indices(view_angles))
-            loss, parts = objective.loss(
-                logits,
-                network.map_names,
-                targets,
-                job.member.losses_of(progress.stage),
-                partial(sum_over_ranks, ranks=job.context.ranks),
-            )
-            weight = len(numbers) / share
-            (loss * weight).backward()  # type: ignore[no-untyped-call]
-        losses += weight * torch.stack([loss.detach(), *(parts[name] for name in objective.parts)])
-        if len(shown) == share:
-            break
-    return shown, losses
-
-
-def _step(train_state: TrainState, job: Job) -> None:
-    """Change the weights.
-
-    Raises:
-        SatmapError: the memory does not suffice for it.
-    """
-    try:
-        train_state.optimizer.step()
-        if train_state.average:
-            train_state.average.update(train_state.network)
-    except torch.OutOfMemoryError as error:
-        # A step that is made in part cannot be made again. Nor would smaller parts of the batch
-        # help: what they take is free by now.
-        raise SatmapError(
-            f"{job.member.name}: the memory of {job.context.device} does not suffice for the "
-            "optimizer. Free what else is on it and start the same command again, which goes on "
-            "from the last state, or use a smaller encoder."
-        ) from error
-
-
-def _crops(
-    dataset: CropDataset,
-    items: list[list[int]],
-    batch: int,
-    progress: Progress,
-    context: RunContext,
-) -> Iterator[Batch]:
-    """The crops of the steps, in batches that fit into memory."""
-    size = -(-batch // progress.split)
-    return batches(dataset, [part for step in items for part in chunks(step, size)], context)
-
-
-def _fits_in_memory(work: Callable[[], None]) -> bool:
-    try:
-        with peer_errors():
-            work()
-    except torch.OutOfMemoryError:
-        # What the failed step held is free once its frames are gone, with the exception.
-        return False
-    return True
-
-
-def _split(job: Job, batch: int, progress: Progress) -> None:
-    """Compute batches in twice as many parts from now on."""
-    if progress.split >= batch:
-        raise SatmapError(
-            f"{job.member.name}: the memory of {job.context.device} does not suffice for a single "
-            "crop. Lower `crop` in the recipe, or use a smaller encoder."
-        )
-    progress.split *= 2
-    size = -(-batch // progress.split)
-    warning = (
-        f"{job.member.name}: out of memory on {job.context.device}; from now on {size} crops at a "
-        f"time instead of {-(-batch // (progress.split // 2))}, as many as before a step"
-    )
-    if job.context.ranks.world > 1:
-        # The others wait for a part of the batch that will not come.
-        save_split(job.context.state_file(job.member), progress.split)
-        raise RestartError(f"{warning}. {_HOW_ON[is_ours()]}")
-    print(f"satmap: {warning}", file=sys.stderr, flush=True)
-    if job.context.device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def _note(progress: Progress, sums: Tensor, clock: "_Clock", ranks: Ranks) -> None:
-    progress.sums = ranks.gather(sums.tolist())
-    progress.seconds = clock.seconds()
-    clock.saved()
-
-
 class _Clock:
-    """Time in an epoch, over all the runs that had a part in it."""
+    """Time in an epoch, over all runs that had a part in it."""
 
     def __init__(self, before: float) -> None:
         self._before = before

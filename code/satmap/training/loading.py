@@ -8,6 +8,7 @@ copied twice.
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from satmap.data.augmentation import Geometry
+from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
 from satmap.errors import SatmapError
-from satmap.rasters.probability_maps import ROAD_MAPS
-from satmap.recipes.schema import Losses, Member, Recipe
+from satmap.recipes.schema import Member, Recipe
 from satmap.runtime.shared_memory import (
     SHARED_MEMORY,
     SHARED_MEMORY_REMEDY,
@@ -27,7 +29,11 @@ from satmap.runtime.shared_memory import (
     free_shared_memory,
 )
 from satmap.runtime.termination import ignore_signals_in_worker
+from satmap.tasks.base import Batch, Task
 from satmap.training.run_context import RunContext
+
+# Arrays or tensors of a batch by name, and the indices of its chips.
+_Loaded = tuple[dict[str, Any], list[int]]
 
 
 def member_seed(recipe: Recipe, member: Member, stage: int) -> int:
@@ -67,23 +73,21 @@ def chunks(items: list[int], size: int) -> list[list[int]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-# As the data loader collates the items: images, targets, indices of chips.
-Batch = tuple[Tensor, Tensor, Tensor]
-
 # Batches that each worker makes ahead, torch's default; two more are with the one that trains.
 _AHEAD = 2
 _IN_USE = 2
 
 
 def batches(
-    dataset: CropDataset, items: Sequence[list[int]], context: RunContext
+    dataset: CropDataset, items: Sequence[list[int]], task: Task, context: RunContext
 ) -> Iterator[Batch]:
-    """Batches of a dataset's items, in order.
+    """Batches of a dataset's items, in order, on the device.
 
     Args:
         dataset: the crops.
         items: those of every batch.
-        context: with how many workers, and the way they hand batches over.
+        task: joins samples into batches.
+        context: device, number of workers, and the way they hand batches over.
     """
     loader: DataLoader[Any] = DataLoader(
         dataset,
@@ -93,74 +97,101 @@ def batches(
         # One of its own: the draws of the default one belong to the network.
         generator=torch.Generator(),
         worker_init_fn=ignore_signals_in_worker,
-        collate_fn=_stack if context.pipes else None,
+        # torch puts tensors into shared memory, but not arrays.
+        collate_fn=partial(_collate, task, as_arrays=context.pipes),
     )
-    return _with_clear_errors(_tensors(loader) if context.pipes else loader)
+    for arrays, numbers in _with_clear_errors(loader):
+        tensors = {
+            name: _on_device(_as_tensor(value), context.device) for name, value in arrays.items()
+        }
+        yield Batch(tensors, [dataset.chips[number] for number in numbers])
 
 
-def fit_shared_memory(context: RunContext, members: Sequence[Member], processes: int) -> RunContext:
-    """The place with workers that do with the shared memory there is; a change is said once.
+def fit_shared_memory(
+    context: RunContext, task: Task, chip: CachedChip, members: Sequence[Member], processes: int
+) -> RunContext:
+    """Choose how workers hand over crops, by the shared memory there is.
 
     Args:
         context: as the user wants it.
+        task: cuts crops.
+        chip: any chip; all have crops of the same size.
         members: what is trained.
         processes: that train on this machine.
+
+    Returns:
+        The context, with pipes or without workers if the shared memory does not suffice. A change
+        is reported.
     """
     if not context.workers:
         return context
     if not can_share_locks(context.workers):
         context.ranks.say(
-            f"{SHARED_MEMORY} is full or not there: no workers cut crops, which is slower. {SHARED_MEMORY_REMEDY}"
+            f"{SHARED_MEMORY} is full or not there: no workers cut crops, which is slower. "
+            f"{SHARED_MEMORY_REMEDY}"
         )
         return replace(context, workers=0)
-    free, needed = free_shared_memory(), processes * _bytes_in_flight(members, context.workers)
+    needed = processes * _bytes_in_flight(task, chip, members, context.workers)
+    free = free_shared_memory()
     if free < needed:
         context.ranks.say(
             f"{SHARED_MEMORY} has {free // 2**20} MB free and the workers would need "
-            f"{-(-needed // 2**20)} MB: crops go through pipes, which is slower. {SHARED_MEMORY_REMEDY}"
+            f"{-(-needed // 2**20)} MB: crops go through pipes, which is slower. "
+            f"{SHARED_MEMORY_REMEDY}"
         )
         return replace(context, pipes=True)
     return context
 
 
-def _bytes_in_flight(members: Sequence[Member], workers: int) -> int:
-    """The shared memory that one process's batches take at most, over the stages of all members."""
+def _bytes_in_flight(task: Task, chip: CachedChip, members: Sequence[Member], workers: int) -> int:
+    """The most shared memory that the batches of one process take, over all stages."""
     return max(
-        (workers * _AHEAD + _IN_USE) * stage.batch * _maps(member) * stage.crop**2
+        (workers * _AHEAD + _IN_USE) * stage.batch * _sample_bytes(task, chip, member, stage.crop)
         for member in members
         for stage in member.stages
     )
 
 
-def _maps(member: Member) -> int:
-    """Bytes a pixel of a crop: the image's bands, a target and what a teacher says."""
-    # As satmap.tasks.roads.targets and satmap.tasks.buildings.targets pack them.
-    target = 1 if isinstance(member.losses, Losses) else 2
-    return member.bands + target + (len(ROAD_MAPS) if member.needs_teacher else 0)
+def _sample_bytes(task: Task, chip: CachedChip, member: Member, crop: int) -> int:
+    height, width = chip.shape[:2]
+    sample = task.crop(chip, Geometry((width / 2, height / 2)), crop, member.bands)
+    return sum(array.nbytes for array in sample.values())
 
 
-def _with_clear_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches; what goes wrong in a loader's process comes without that one's traceback."""
+def _with_clear_errors(batches: Iterable[_Loaded]) -> Iterator[_Loaded]:
+    """The batches. Errors of a worker process come without its traceback."""
     try:
         yield from batches
     except SatmapError as error:
         raise SatmapError(str(error).rpartition(f"{SatmapError.__name__}: ")[2]) from error
     except RuntimeError as error:
-        # torch's own words, of a process that is gone.
+        # torch's own words about a process that is gone.
         if not str(error).startswith("DataLoader worker"):
             raise
         raise SatmapError(
             f"a process that cuts crops was killed. Most often {SHARED_MEMORY} is too small: "
-            f"{SHARED_MEMORY_REMEDY} Fewer --workers help too. The same command goes on from the last epoch."
+            f"{SHARED_MEMORY_REMEDY} Fewer --workers help too. The same command resumes from the "
+            "last epoch."
         ) from error
 
 
-def _stack(items: Sequence[tuple[Tensor, Tensor, int]]) -> tuple[NDArray[Any], ...]:
-    """A batch of arrays: torch would put tensors into shared memory."""
-    images, targets, numbers = zip(*items, strict=True)
-    return np.stack(images), np.stack(targets), np.array(numbers)
+def _collate(
+    task: Task, samples: Sequence[tuple[dict[str, NDArray[Any]], int]], as_arrays: bool
+) -> _Loaded:
+    arrays = task.collate([sample for sample, _ in samples])
+    if not as_arrays:
+        arrays = {name: _as_tensor(value) for name, value in arrays.items()}
+    return arrays, [number for _, number in samples]
 
 
-def _tensors(batches: Iterable[tuple[NDArray[Any], ...]]) -> Iterator[Batch]:
-    for images, targets, numbers in batches:
-        yield torch.from_numpy(images), torch.from_numpy(targets), torch.from_numpy(numbers)
+def _as_tensor(value: Any) -> Any:
+    """Arrays as tensors, also within lists."""
+    if isinstance(value, list):
+        return [_as_tensor(item) for item in value]
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def _on_device(value: Any, device: torch.device) -> Any:
+    if isinstance(value, list):
+        return [_on_device(item, device) for item in value]
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value

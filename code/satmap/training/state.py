@@ -1,7 +1,4 @@
-"""A running mean of a network's weights, which scores better than the weights themselves.
-
-Source: the exponential moving average of https://arxiv.org/abs/1905.11946 and many before it.
-"""
+"""The train state: everything that a stopped training needs to resume as if it had not stopped."""
 
 import copy
 import io
@@ -10,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from satmap.errors import SatmapError
 from satmap.io.files import atomic_path, refuse_pipe
-from satmap.networks.unet import UNet
 
 
 class MovingAverage:
     """The exponential moving average of a network over the steps of a training.
 
+    The mean usually scores better than the weights themselves (for example arXiv 1905.11946).
     Batch-norm statistics are averaged like weights; counters are copied. The first steps weigh
     more, for they are far from where the training ends: the decay is at most (1 + n) / (10 + n)
     after n steps.
@@ -30,13 +27,13 @@ class MovingAverage:
         steps: how many steps are in it.
     """
 
-    def __init__(self, network: UNet, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float) -> None:
         self.network = copy.deepcopy(network).requires_grad_(False)
         self.decay = decay
         self.steps = 0
 
     @torch.no_grad()
-    def update(self, network: UNet) -> None:
+    def update(self, network: nn.Module) -> None:
         """Take the network's present state into the mean."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
@@ -49,7 +46,7 @@ class MovingAverage:
 
 
 # Raise when the content of a state changes.
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass
@@ -120,14 +117,36 @@ class TrainState:
         average: the mean of its weights, where the recipe wants one.
     """
 
-    network: UNet
+    network: nn.Module
     optimizer: Optimizer
     average: MovingAverage | None = None
 
     @property
-    def result(self) -> UNet:
+    def result(self) -> nn.Module:
         """The network that is validated and kept."""
         return self.average.network if self.average else self.network
+
+    def step(self, name: str, device: torch.device) -> None:
+        """Change the weights by the gradients.
+
+        Args:
+            name: of the member, for the error.
+            device: likewise.
+
+        Raises:
+            SatmapError: the memory does not suffice. A step that was half made cannot be repeated,
+                and smaller batches would not help: their memory is free by now.
+        """
+        try:
+            self.optimizer.step()
+            if self.average:
+                self.average.update(self.network)
+        except torch.OutOfMemoryError as error:
+            raise SatmapError(
+                f"{name}: the memory of {device} does not suffice for the optimizer. Free what "
+                "else is on it and start the same command again, which resumes from the last "
+                "state, or use a smaller encoder."
+            ) from error
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ unseen by the student: see ``satmap.training.loop``.
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,22 +18,23 @@ from satmap.data.cache import CachedChip
 from satmap.data.soft_targets import SoftTarget
 from satmap.errors import SatmapError
 from satmap.io.progress import track
-from satmap.prediction.dense import predict_maps
-from satmap.rasters.probability_maps import ROAD_MAPS
+from satmap.networks.ensemble import predict_maps
 from satmap.recipes.schema import Recipe
 from satmap.runtime.launched import local_processes
 from satmap.runtime.termination import Terminated
+from satmap.tasks.base import task_of
+from satmap.tasks.dense import DenseTask
 from satmap.training.run_context import RunContext
-from satmap.weights.members import WeightFile, choose, find_weights, load_ensemble
+from satmap.weights.members import WeightFile, choose, find_weights
 from satmap.weights.tensor_file import CHECKSUM, read_metadata
 
 # Raise when the same teacher's planes change.
-_FORMAT = "1"
+_FORMAT = "2"
 
 # Inference settings that do not change probability maps. All others are part of the digest, so that
 # a new setting makes soft targets stale until somebody decides otherwise. The checkpoints choose
 # the files, which are part of it.
-_SETTINGS_WITHOUT_EFFECT = {"batch", "checkpoints", "default_metres_per_pixel", "neighbours"}
+_SETTINGS_WITHOUT_EFFECT = {"batch", "checkpoints"}
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,18 @@ class Teacher:
 
     Attributes:
         files: its networks.
-        recipe: the one that they were trained with; how they predict.
+        task: of the recipe that they were trained with.
+        map_names: the student's probability maps, in its order.
     """
 
     files: tuple[WeightFile, ...]
-    recipe: Recipe
+    task: DenseTask
+    map_names: tuple[str, ...]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that the networks were trained with."""
+        return self.task.recipe
 
     @property
     def bands(self) -> int:
@@ -60,9 +69,11 @@ class Teacher:
     @property
     def digest(self) -> str:
         """Hexadecimal digits that change with the networks' weights and how they predict."""
-        settings = self.recipe.inference.model_dump_json(exclude=_SETTINGS_WITHOUT_EFFECT)
+        inference = self.recipe.inference
+        settings = inference.model_dump_json(exclude=_SETTINGS_WITHOUT_EFFECT)
         networks = sorted((_checksum(file), file.votes) for file in self.files)
-        return hashlib.sha256(f"{_FORMAT} {settings} {networks}".encode()).hexdigest()
+        described = [_FORMAT, settings, self.map_names, networks]
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
 def find_teacher(directory: Path, student: Recipe) -> Teacher:
@@ -84,12 +95,17 @@ def find_teacher(directory: Path, student: Recipe) -> Teacher:
             f"{f'those of {names}' if names else f'those of {student.name} alone'}."
         )
     (recipe,) = recipes.values()
-    if (recipe.task, recipe.stretch) != (student.task, student.stretch):
+    task = task_of(recipe)
+    same = (recipe.task, recipe.stretch) == (student.task, student.stretch)
+    if not same or not isinstance(task, DenseTask):
         raise SatmapError(
             f"the teacher in {directory}, recipe {recipe.name}, has another task or stretches "
             f"images in another way than {student.name}: `task` and `stretch` must agree."
         )
-    return Teacher(tuple(choose(files, recipe)), recipe)
+    chosen = choose(files, recipe)
+    for file in chosen:
+        task.check_weights(file)
+    return Teacher(tuple(chosen), task, student.map_names)
 
 
 def predict_soft_targets(
@@ -121,12 +137,13 @@ def _make(chips: Sequence[CachedChip], teacher: Teacher, context: RunContext) ->
     ]
     if not missing:
         return
-    members = load_ensemble(teacher.files, context.device)
+    members = teacher.task.load_ensemble(teacher.files, context.device)
     for member in members:
-        member.network.order_maps(ROAD_MAPS)
-    for chip, soft in track(missing, "teaching", len(missing)):
+        member.network.order_maps(teacher.map_names)
+    for chip, soft in track(missing, "predicting soft targets", len(missing)):
         image, _ = chip.read()
-        soft.write(predict_maps(members, image, teacher.recipe.inference, context.device))
+        settings = teacher.recipe.inference
+        soft.write(predict_maps(members, image, settings, context.device, chip.category))
 
 
 def _checksum(file: WeightFile) -> str:

@@ -4,83 +4,58 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
 from satmap.data.cache import CachedChip
-from satmap.networks.unet import UNet
-from satmap.prediction.dense import EnsembleMember, predict_maps
-from satmap.rasters.probability_maps import ProbabilityMaps
-from satmap.recipes.schema import Recipe
 from satmap.report.panels import write_picture
-from satmap.runtime.ranks import Ranks
-from satmap.tasks.objectives import Objective, objective_of
-from satmap.training.run_context import StopRequest
+from satmap.tasks.base import Task
+from satmap.training.run_context import RunContext
 
-# So many chips are drawn, spread over the list.
+# This many chips are drawn, spread over the list.
 _PICTURES = 4
 
 
 def validate(
-    network: UNet,
+    network: nn.Module,
+    task: Task,
     chips: Sequence[CachedChip],
-    recipe: Recipe,
-    device: torch.device,
-    ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
-    stop: StopRequest | None = None,
+    context: RunContext,
     pictures: Path | None = None,
 ) -> dict[str, float]:
     """Score a network on chips that it was not trained with.
 
-    One view and one network: what is compared is checkpoints, not ensembles.
-
     Args:
-        network: the same on all ranks, which share the chips.
+        network: the same on all processes, which share the chips.
+        task: predicts and scores a chip.
         chips: at least one.
-        recipe: how to predict and to vectorise.
-        device: where to compute.
-        ranks: who shares the work.
-        stop: looked at between two chips.
-        pictures: where rank 0 draws a few of the chips, what the network found beside the truth;
-            None for no pictures.
+        context: device, processes, and whether the user asked to stop.
+        pictures: directory where process 0 draws a few of the chips; None for no pictures.
 
     Returns:
-        The scores of the recipe's objective, all 0..1.
+        The task's scores, all 0..1.
 
     Raises:
         Terminated: the process was asked to end.
     """
     network.eval()
-    objective = objective_of(recipe)
+    ranks, stop = context.ranks, context.stop
     own: list[Any] = []
     for chip in chips[ranks.rank :: ranks.world]:
-        if stop is not None and stop.made:
+        if stop.made:
             break
-        own.append(_score(network, chip, recipe, objective, device))
-    if stop is not None and any(ranks.agree(stop.made)):
+        own.append(task.score_chip(network, chip, context.device))
+    if any(ranks.agree(stop.made)):
         raise stop.ended(
-            "stopped in a validation; the same command begins it anew" if ranks.first else ""
+            "stopped in a validation; the same command starts it again" if ranks.first else ""
         )
     shares = ranks.gather(own)
     scores = [shares[i % ranks.world][i // ranks.world] for i in range(len(chips))]
     if pictures is not None:
-        ranks.on_first(lambda: _draw(chips, scores, objective, pictures))
-    return objective.summary(chips, scores)
+        ranks.on_first(lambda: _draw(chips, scores, task, pictures))
+    return task.summarize(chips, scores)
 
 
-def _score(
-    network: UNet, chip: CachedChip, recipe: Recipe, objective: Objective, device: torch.device
-) -> Any:
-    settings = recipe.inference.model_copy(update={"tta": 1})
-    image, target = chip.read()
-    values = predict_maps([EnsembleMember(network)], image, settings, device, chip.category)
-    return objective.score(
-        ProbabilityMaps(network.map_names, values, chip.metres_per_pixel), chip, target
-    )
-
-
-def _draw(
-    chips: Sequence[CachedChip], scores: Sequence[Any], objective: Objective, directory: Path
-) -> None:
+def _draw(chips: Sequence[CachedChip], scores: Sequence[Any], task: Task, directory: Path) -> None:
     for index in range(0, len(chips), -(-len(chips) // _PICTURES)):
-        picture = objective.picture(chips[index], scores[index])
+        picture = task.draw(chips[index], scores[index])
         write_picture(directory / f"{chips[index].image_id}.png", picture)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from satmap.data.folds import assign_folds
+from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 from satmap.runtime.workers import Runner
 from satmap.settings import Settings
@@ -43,6 +44,27 @@ class Tuning:
         for category, fit in self.fits.items():
             lines += fit.summary(f"{category}: {self.score}" if category else self.score)
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class TuningRequest:
+    """What a fit works with.
+
+    Attributes:
+        maps: directory of probability rasters.
+        truth: the truth of the same images.
+        metres_per_pixel: pixel size of rasters without georeference.
+        deadline: when the search ends, on the clock of ``time.monotonic``.
+        run: runs jobs in worker processes.
+        view_angle: of images whose names do not tell it.
+    """
+
+    maps: Path
+    truth: Path
+    metres_per_pixel: float
+    deadline: float
+    run: Runner
+    view_angle: ViewAngle | None = None
 
 
 class TuningChip(Protocol):

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import rasterio.crs
@@ -163,3 +164,24 @@ def georeference_or_fault(
             "--transform ... IMAGE`."
         )
     return georeference
+
+
+def georeference_as_json(georeference: Georeference | None) -> list[Any] | None:
+    """A georeference as JSON values."""
+    return (
+        [georeference.crs, georeference.transform[:6], georeference.metres_per_pixel]
+        if georeference
+        else None
+    )
+
+
+def georeference_from_json(content: list[Any] | None) -> Georeference | None:
+    """Read a georeference back, exactly.
+
+    Raises:
+        ValueError, TypeError: the content is not a georeference.
+    """
+    if content is None:
+        return None
+    crs, transform, (x, y) = content
+    return Georeference(crs, Affine(*transform), (x, y))

@@ -145,8 +145,8 @@ def edge_attributes(image_id: str, edge: RoadEdge, first_node: int) -> dict[str,
 def highway_of(mph: float) -> str:
     """OpenStreetMap's class of a road by its speed, miles an hour.
 
-    The challenge's rule for roads of at most two lanes (:mod:`satmap.vectors.speeds`) turned round: the
-    class whose speed is nearest, of two equally near the faster. 20 is ``unclassified``, 25
+    The challenge's rule for roads of at most two lanes (:mod:`satmap.vectors.speeds`) turned round:
+    the class whose speed is nearest, of two equally near the faster. 20 is ``unclassified``, 25
     ``residential``, 30 ``tertiary``, 35 ``secondary``, 45 ``primary``, 55 and more ``trunk``.
     """
     return _CLASSES[bisect_right(_CLASS_LIMITS_MPH, mph)]

@@ -5,21 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
 
-import torch
 from pydantic import ValidationError
 
 from satmap.errors import SatmapError
 from satmap.io.files import is_temporary
 from satmap.io.text import printable
-from satmap.prediction.dense import EnsembleMember
-from satmap.recipes.schema import Checkpoint, Recipe
+from satmap.recipes.schema import LAST, Recipe, recipe_from_json
 from satmap.weights.network_files import (
     CHECKPOINT_KEY,
     NetworkDescription,
     describe_network,
-    load_weights,
     read_weights_metadata,
 )
 
@@ -44,7 +40,14 @@ class WeightFile:
     def checkpoint(self) -> str:
         """``best_apls``, ``best_dice`` or ``last``: what the name says, else the file."""
         named = self.path.name.removesuffix(".safetensors").rpartition(".")[2]
-        return named if named in get_args(Checkpoint) else self.metadata.get(CHECKPOINT_KEY, named)
+        known = named == LAST or named.startswith("best_")
+        return named if known else self.metadata.get(CHECKPOINT_KEY, named)
+
+    @property
+    def in_channels(self) -> int:
+        """Number of image channels that the network needs."""
+        text = self.metadata.get("in_channels", "")
+        return int(text) if text.isdecimal() and text.isascii() else self.network.in_channels
 
     @cached_property
     def network(self) -> NetworkDescription:
@@ -63,11 +66,12 @@ class WeightFile:
             SatmapError: the file does not say, or this version of satmap cannot read it.
         """
         try:
-            return Recipe.model_validate_json(self.metadata.get("recipe", ""))
-        except ValidationError as error:
+            return recipe_from_json(self.metadata.get("recipe", ""))
+        except (ValueError, RecursionError, SatmapError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             raise SatmapError(
                 f"{self.path}: the recipe inside cannot be read by this version of satmap "
-                f"({error.errors()[0]['msg']}). Train again, or use the version that trained it."
+                f"({reason}). Train again, or use the version that trained it."
             ) from error
 
     @cached_property
@@ -136,12 +140,12 @@ def choose(files: Sequence[WeightFile], recipe: Recipe) -> list[WeightFile]:
     their votes. Weights of other recipes, or of another state of this one, are left out.
 
     Raises:
-        SatmapError: nothing is left, or a network does not have the planes that the task needs.
+        SatmapError: nothing is left.
     """
     chosen: dict[tuple[str, ...], WeightFile] = {}
     for file in files:
         fits = file.recipe.training_fingerprint == recipe.training_fingerprint
-        if fits and file.checkpoint in recipe.inference.checkpoints:
+        if fits and file.checkpoint in recipe.checkpoints:
             known = chosen.get(file.checkpoint_key)
             if known:
                 duplicates = (*known.duplicates, file.path)
@@ -149,68 +153,9 @@ def choose(files: Sequence[WeightFile], recipe: Recipe) -> list[WeightFile]:
             chosen[file.checkpoint_key] = file
     if not chosen:
         found = ", ".join(f"{file.path.name} ({file.recipe.name})" for file in files)
-        wanted = " or ".join(recipe.inference.checkpoints)
+        wanted = " or ".join(recipe.checkpoints)
         raise SatmapError(
             f"no weights that recipe {recipe.name}, as it is now, was trained to, of checkpoint "
             f"{wanted}; there are {found}. Pass the recipe that they were trained with, or none."
         )
-    for file in chosen.values():
-        _require_maps(file, recipe)
     return list(chosen.values())
-
-
-def _require_maps(file: WeightFile, recipe: Recipe) -> None:
-    """Fail before any work if a network cannot do the recipe's task."""
-    wanted = recipe.maps
-    network = file.network
-    if network.categories and not recipe.categories:
-        raise SatmapError(
-            f"{file.path} has a head for each of {_list(network.categories)}, but images of "
-            f"{recipe.task} have no category to choose one by. Move it elsewhere."
-        )
-    if network.categories != recipe.categories:
-        raise SatmapError(
-            f"{file.path} has heads for {_list(network.categories) or 'no categories'}, but the "
-            f"recipe {recipe.name} for {_list(recipe.categories)}. Move it elsewhere."
-        )
-    if set(network.maps) != set(wanted):
-        raise SatmapError(
-            f"{file.path} gives the planes {_list(network.maps)}, but {recipe.task} are made of "
-            f"{_list(wanted)}. Move it elsewhere."
-        )
-
-
-def load_ensemble(files: Sequence[WeightFile], device: torch.device) -> list[EnsembleMember]:
-    """The networks on the device, in evaluation mode, their planes in one order.
-
-    The order is that of the task of the first file's recipe, where it has these planes, and else
-    that of the first network.
-
-    Raises:
-        SatmapError: a file cannot be loaded, or the networks have different planes or categories.
-    """
-    first = files[0]
-    task = first.recipe.maps
-    maps = task if set(task) == set(first.network.maps) else first.network.maps
-    members = []
-    for file in files:
-        network, _ = load_weights(file.path)
-        if set(network.map_names) != set(maps) or network.categories != first.network.categories:
-            raise SatmapError(
-                f"{first.path} and {file.path} cannot be averaged: the first gives "
-                f"{_outputs(first.network.maps, first.network.categories)}, the second "
-                f"{_outputs(network.map_names, network.categories)}. Move one elsewhere."
-            )
-        network.order_maps(maps)
-        network.to(device).to(memory_format=torch.channels_last)
-        members.append(EnsembleMember(network, file.votes))
-    return members
-
-
-def _list(names: Sequence[str]) -> str:
-    return printable(", ".join(names), 300)
-
-
-def _outputs(maps: Sequence[str], categories: Sequence[str]) -> str:
-    heads = f" for each of {_list(categories)}" if categories else ""
-    return f"{_list(maps)}{heads}"

@@ -20,7 +20,7 @@ from satmap.errors import SatmapError
 from satmap.io.text import printable
 from satmap.networks.encoders import ENCODERS, child_name
 from satmap.networks.unet import DECODER_WIDTHS, UNet, build_network
-from satmap.rasters.probability_maps import ROAD_MAPS
+from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.weights.pickles import read_pickle, require_state_dict
 from satmap.weights.pretrained import PretrainedEncoder, recognise_encoder
 from satmap.weights.tensor_file import (

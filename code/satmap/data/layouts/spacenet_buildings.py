@@ -14,9 +14,9 @@ from satmap.data.chip import Chip
 from satmap.data.imagery import MULTISPECTRAL, RGB, RGB_NIR, ImageInfo, read_infos
 from satmap.data.inventory import Inventory
 from satmap.data.view_angles import ViewAngle, view_angle_of_name
-from satmap.data.walk import is_not_a_file, walk
 from satmap.errors import SatmapError
 from satmap.io.text import natural_key
+from satmap.io.walk import is_not_a_file, walk
 
 #: What a message says of them.
 EXPECTED_NAMES = (

@@ -12,9 +12,9 @@ from pathlib import Path
 from satmap.data.chip import Chip
 from satmap.data.imagery import MULTISPECTRAL, RGB, read_infos
 from satmap.data.inventory import Inventory
-from satmap.data.walk import is_not_a_file, walk
 from satmap.errors import SatmapError
 from satmap.io.text import natural_key
+from satmap.io.walk import is_not_a_file, walk
 
 _PRODUCTS = {
     "PS-MS": MULTISPECTRAL,

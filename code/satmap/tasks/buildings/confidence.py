@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
 from satmap.io.files import write_text
-from satmap.rasters.probability_maps import BUILDING, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box
+from satmap.tasks.buildings.settings import BUILDING, BuildingSettings
 from satmap.tasks.buildings.vectorizer.candidates import FEATURES, Candidates, find_candidates
 from satmap.tasks.buildings.vectorizer.instances import find_instances
-from satmap.tasks.buildings.vectorizer.settings import BuildingSettings
 
 Floats = NDArray[np.float64]
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 import yaml
 
-from satmap.data.cache import category_of
 from satmap.data.chip import Chip
 from satmap.data.folds import assign_folds
 from satmap.data.view_angles import parse_view_angle
@@ -29,8 +28,9 @@ from satmap.provenance.manifest import (
     run_here,
     write_manifest,
 )
-from satmap.rasters.map_files import BUILDING_FILE_MAPS, open_map_file
-from satmap.recipes.schema import Recipe, parse_recipe
+from satmap.rasters.map_files import open_map_file
+from satmap.recipes.schema import parse_recipe
+from satmap.tasks.base import task_of
 from satmap.tasks.buildings.confidence import (
     CONFIDENCE_FILE,
     CandidateSample,
@@ -40,8 +40,9 @@ from satmap.tasks.buildings.confidence import (
     write_confidence,
 )
 from satmap.tasks.buildings.labels import read_building_labels
+from satmap.tasks.buildings.settings import BUILDING_FILE_MAPS
 from satmap.tasks.buildings.targets import draw_instances
-from satmap.tasks.scanning import scan_for
+from satmap.tasks.buildings.task import BuildingTask
 
 # Parts that images are dealt into, all looks at a place in one: how many trees there are to be is
 # found on a part that the others' trees have not seen.
@@ -101,12 +102,13 @@ def fit_to_prediction(
     require_writable(path)
     networks = _networks(manifest, weights)
     recipe = parse_recipe(yaml.safe_dump(manifest.recipe.content), "of the manifest")
-    if recipe.task != "buildings":
-        raise SatmapError(f"{submission} is of {recipe.task}; only buildings have this model.")
+    task = task_of(recipe)
+    if not isinstance(task, BuildingTask):
+        raise SatmapError(f"{submission} is of {task.noun}; only buildings have this model.")
     view_angle = parse_view_angle(manifest.view_angle) if manifest.view_angle else None
     began_in = Path(manifest.run.directory)
     places = directories or [began_in / directory for directory in manifest.directories]
-    inventory = scan_for(recipe, places, view_angle)
+    inventory = task.find_images(places, view_angle)
     chips = [chip for chip in inventory.chips if chip.image_id in manifest.images]
     parts = assign_folds({c.site: c.aoi for c in chips}.items(), _PARTS, recipe.seed)
     samples: dict[str, CandidateSample] = {}
@@ -114,7 +116,7 @@ def fit_to_prediction(
     for chip in track(chips, "measuring candidates", len(chips)):
         name = chip.long_id if recipe.submission.keep_prefix else chip.image_id
         try:
-            samples[chip.image_id] = _sample(chip, maps / f"{name}.tif", parts[chip.site], recipe)
+            samples[chip.image_id] = _sample(chip, maps / f"{name}.tif", parts[chip.site], task)
         except SatmapError as error:
             faults[chip.image_id] = str(error)
     fit = _fit(samples, faults, maps)
@@ -157,7 +159,7 @@ def _networks(manifest: SubmissionManifest, weights: Path) -> tuple[FileRecord, 
     return manifest.weights
 
 
-def _sample(chip: Chip, raster: Path, part: int, recipe: Recipe) -> CandidateSample:
+def _sample(chip: Chip, raster: Path, part: int, task: BuildingTask) -> CandidateSample:
     """The candidates of an image beside its true buildings.
 
     Raises:
@@ -171,8 +173,7 @@ def _sample(chip: Chip, raster: Path, part: int, recipe: Recipe) -> CandidateSam
     if found.shape != shape:
         raise SatmapError(f"{raster} is of {found.shape} pixels and its image of {shape}.")
     truth = draw_instances(labels.outlines, shape)
-    category = category_of(chip, recipe.view_angles)
-    return sample(found, truth, part, recipe.buildings.of(category))
+    return sample(found, truth, part, task.decoder(chip).settings)
 
 
 def _fit(

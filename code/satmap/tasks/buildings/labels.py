@@ -6,10 +6,13 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from satmap.data.cache import EncodedLabel, require_image_data
 from satmap.data.chip import Chip
 from satmap.data.layouts.mapping_challenge import outline, read_coco_annotations
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import read_geojson
+from satmap.tasks.buildings.settings import BuildingTargetSettings
+from satmap.tasks.buildings.targets import rasterize_buildings
 
 Outlines = NDArray[np.object_]
 
@@ -101,3 +104,39 @@ def _read_geojson(chip: Chip) -> list[shapely.Polygon]:
     except ValueError as error:
         raise SatmapError(f"{label}: {error}.") from error
     return list(shapely.set_coordinates(np.array(polygons, np.object_), placed))
+
+
+def encode_buildings(
+    chip: Chip, image: NDArray[np.uint8], settings: BuildingTargetSettings
+) -> EncodedLabel:
+    """Read the buildings of a chip and draw its target.
+
+    Args:
+        chip: a chip with a label.
+        image: uint8 (h, w, channels) as networks see it, which may be smaller or larger than the
+            file; 0 in all channels where there is no data.
+        settings: widths and weights.
+
+    Returns:
+        ``target`` uint8 (h, w, 2) as :func:`satmap.tasks.buildings.targets.rasterize_buildings`
+        draws it. The payload is a list of hexadecimal WKB in pixels of the file.
+
+    Raises:
+        SatmapError: the label is missing, unreadable or of another place, or the image has no data.
+    """
+    labels = read_building_labels(chip)
+    require_image_data(chip, image, len(labels.outlines), "buildings")
+    height, width = image.shape[:2]
+    scale = np.array([width / chip.image.width, height / chip.image.height])
+    seen = shapely.transform(labels.outlines, lambda xy: xy * scale)
+    target = rasterize_buildings(seen, (height, width), settings)
+    # There is nothing to learn where the image has no data.
+    target[~image.any(axis=2), 0] = 0
+    georeference = chip.image.georeference
+    return EncodedLabel(
+        arrays={"target": target},
+        payload=shapely.to_wkb(labels.outlines, hex=True).tolist(),
+        count=len(labels.outlines),
+        metres_per_pixel=georeference.metres_per_pixel if georeference else (1.0, 1.0),
+        repaired=labels.repaired,
+    )

@@ -4,10 +4,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from satmap.rasters.probability_maps import BORDER, BUILDING, CONTACT
-from satmap.recipes.schema import BuildingHeadLoss, BuildingLosses, HeadLoss
+from satmap.recipes.task_settings import HeadLoss
+from satmap.tasks.base import Total
+from satmap.tasks.buildings.settings import (
+    BORDER,
+    BUILDING,
+    CONTACT,
+    BuildingHeadLoss,
+    BuildingLosses,
+)
 from satmap.tasks.buildings.targets import BODY_BIT, BORDER_BIT, CONTACT_BIT, weight_table
-from satmap.tasks.roads.losses import Total, head_loss
+from satmap.tasks.dense_losses import head_loss
 
 _BITS = {BUILDING: BODY_BIT, BORDER: BORDER_BIT, CONTACT: CONTACT_BIT}
 _WEIGHTS = torch.from_numpy(weight_table())
@@ -24,7 +31,7 @@ def building_loss(
 
     Args:
         logits: float (n, planes, h, w).
-        map_names: names of the planes, which must hold all of ``losses.maps``.
+        map_names: names of the planes, which must hold all of ``losses.map_names``.
         target: uint8 (n, h, w, 2) as in ``satmap.tasks.buildings.targets``.
         losses: weights by plane.
         total: adds up over the ranks that share the batch.
@@ -37,7 +44,7 @@ def building_loss(
         BUILDING: losses.building, BORDER: losses.border, CONTACT: losses.contact
     }  # fmt: skip
     parts = {}
-    for name in losses.maps:
+    for name in losses.map_names:
         head = heads[name]
         assert head is not None
         picked = logits[:, map_names.index(name)].float().unsqueeze(1)

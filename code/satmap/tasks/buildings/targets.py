@@ -12,10 +12,9 @@ import numpy as np
 import rasterio.features
 import shapely
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from scipy import ndimage
 
-from satmap.settings import Settings
+from satmap.tasks.buildings.settings import BuildingTargetSettings
 
 BODY_BIT = 0x01
 BORDER_BIT = 0x02
@@ -27,26 +26,6 @@ _ONE = 64
 
 # Beyond so many times its width a Gaussian is nothing beside the one that it is added to.
 _REACH = 6.0
-
-
-class BuildingTargetSettings(Settings):
-    """How buildings become pixels and weights; lengths in pixels.
-
-    Attributes:
-        border_px: width of the border, inside a building.
-        contact_px: ground no farther than this from two buildings is contact.
-        edge_px: buildings that lie wholly so close to the image's edge are left out.
-        near_weight: what ground between buildings that touch weighs beside all else.
-        near_px: the sum of distances to the two nearest buildings over which that falls.
-        size_px: side of a square building that weighs as much as the ground.
-    """
-
-    border_px: int = Field(1, ge=1, le=16)
-    contact_px: PositiveFloat = 3.0
-    edge_px: NonNegativeInt = 2
-    near_weight: NonNegativeFloat = 50.0
-    near_px: PositiveFloat = 10.0
-    size_px: PositiveFloat = 128.0
 
 
 def rasterize_buildings(

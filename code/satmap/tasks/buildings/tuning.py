@@ -12,22 +12,34 @@ from pathlib import Path
 from typing import Any
 
 from satmap.data.layouts.spacenet_buildings import building_image_id, parse_building_name
-from satmap.data.view_angles import CATEGORIES, ViewAngle, require_category
+from satmap.data.view_angles import ViewAngle, require_category
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.building_f1 import Counts, group_of, match_buildings
 from satmap.evaluation.metrics.coco_ap import ImageMatches, match_image
-from satmap.prediction.vectorize import find_map_files
-from satmap.rasters.map_files import BUILDING_FILE_MAPS, open_map_file
-from satmap.rasters.probability_maps import BUILDING, ProbabilityMaps
+from satmap.rasters.map_files import find_map_files, open_map_file
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Recipe
 from satmap.runtime.workers import Runner
 from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
-from satmap.submissions.coco_json import CocoBuilding, read_coco_truth, results_of
+from satmap.submissions.coco_json import CocoBuilding, detections_of, read_coco_truth, results_of
 from satmap.submissions.formats import Format, detect
-from satmap.tasks.buildings.maps import detections
-from satmap.tasks.buildings.vectorizer.settings import BuildingSettings, BuildingSettingsByCategory
+from satmap.tasks.buildings.settings import (
+    BUILDING,
+    BUILDING_FILE_MAPS,
+    BuildingLosses,
+    BuildingSettings,
+    BuildingSettingsByCategory,
+    BuildingTaskSettings,
+)
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
-from satmap.tuning.chips import Tuning, common_images, readable_chips, split_in_halves, subsample
+from satmap.tuning.chips import (
+    Tuning,
+    TuningRequest,
+    common_images,
+    readable_chips,
+    split_in_halves,
+    subsample,
+)
 from satmap.tuning.coordinate_search import Grids, RecordTable, Task
 from satmap.tuning.cross_validation import MIN_CHIPS, Fit, cross_validated
 from satmap.tuning.measures import PooledF1, PooledPrecision
@@ -81,27 +93,19 @@ class _Chip:
 
 
 def tune_buildings(
-    masks: Path,
-    truth: Path,
-    recipe: Recipe,
-    view_angle: ViewAngle | None,
-    deadline: float,
-    run: Runner,
+    request: TuningRequest, recipe: Recipe[BuildingTaskSettings, BuildingLosses]
 ) -> Tuning:
-    """Fit settings to masks; see :func:`satmap.tuning.tune.tune_recipe`.
+    """Fit the settings of the building vectoriser, by F1 or average precision.
 
     Args:
-        masks: rasters.
-        truth: SpaceNet's CSV, or COCO annotations.
-        recipe: where to begin.
-        view_angle: of masks whose names do not say from where their images look.
-        deadline: when the search ends, as by ``time.monotonic``.
-        run: where to vectorise.
+        request: probability rasters; the truth is SpaceNet's CSV or COCO annotations.
+        recipe: where the search begins.
     """
-    chips, warnings, unknown = _find_chips(masks, truth, recipe.view_angles, view_angle)
+    run, deadline, heads = request.run, request.deadline, recipe.task.view_angle_heads
+    chips, warnings, unknown = _find_chips(request.maps, request.truth, heads, request.view_angle)
     if unknown and not chips:
         raise SatmapError(next(iter(unknown.values())))
-    categories = CATEGORIES[recipe.view_angles] if recipe.view_angles else (None,)
+    categories: tuple[str | None, ...] = recipe.task.categories or (None,)
     chips = [
         chip
         for category in categories
@@ -114,7 +118,7 @@ def tune_buildings(
             "nothing to fit to."
         )
     by_precision = any(chip.size for chip in chips)
-    common = recipe.buildings
+    common = recipe.task.vectorizer
     fits: dict[str, Fit[Any]] = {}
     groups = {name: [chip for chip in chips if chip.category == name] for name in categories}
     fitted: dict[str, BuildingSettings] = {}
@@ -132,8 +136,8 @@ def tune_buildings(
             fitted[category or ""] = fit.settings
     if not fits:
         raise SatmapError(
-            f"{'; '.join(warnings)}. A fit takes {MIN_CHIPS} places or more: it is judged on places "
-            "that it has not seen."
+            f"{'; '.join(warnings)}. A fit takes {MIN_CHIPS} places or more: it is judged on "
+            "places that it has not seen."
         )
     score = "AP at IoU .5" if by_precision else "F1 at IoU .5"
     return Tuning(_settings(common, fitted), score, fits, faults | unknown, tuple(warnings))
@@ -263,7 +267,7 @@ def _record(chip: _Chip, maps: ProbabilityMaps, settings: BuildingSettings) -> _
     except Exception:
         found = []
     if chip.size is not None:
-        results = results_of(detections(found, maps.shape), chip.size)
+        results = results_of(detections_of(found, maps.shape), chip.size)
         return match_image([its for its in chip.truth if isinstance(its, CocoBuilding)], results)
     rows = [BuildingRow(building.polygon, building.confidence) for building in found]
     return match_buildings([its for its in chip.truth if isinstance(its, BuildingRow)], rows).counts

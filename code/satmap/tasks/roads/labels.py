@@ -1,34 +1,19 @@
 """Road labels: GeoJSON of SpaceNet 3 and 5 as lines in pixels with speeds."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from satmap.data.cache import EncodedLabel, require_image_data
+from satmap.data.chip import Chip
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import read_geojson
+from satmap.tasks.roads.settings import TargetSettings
+from satmap.tasks.roads.targets import RoadLabel, rasterize_roads
 from satmap.vectors.georeference import Georeference
-from satmap.vectors.speeds import MPS_PER_MPH, label_speed_mph
-
-
-@dataclass(frozen=True)
-class RoadLabel:
-    """One labelled road.
-
-    Attributes:
-        line: float64 (n >= 2, 2), x = column and y = row in pixels; may leave the image.
-        speed_mph: > 0.
-    """
-
-    line: NDArray[np.float64]
-    speed_mph: float
-
-    @property
-    def speed_mps(self) -> float:
-        """Speed, metres a second."""
-        return self.speed_mph * MPS_PER_MPH
+from satmap.vectors.speeds import label_speed_mph
 
 
 def read_road_labels(path: Path, georeference: Georeference) -> list[RoadLabel]:
@@ -66,3 +51,45 @@ def clip_to_image(label: RoadLabel, width: int, height: int) -> list[RoadLabel]:
         )))
         if part.length > 0
     ]  # fmt: skip
+
+
+def encode_roads(chip: Chip, image: NDArray[np.uint8], settings: TargetSettings) -> EncodedLabel:
+    """Read the roads of a chip and draw its target.
+
+    Args:
+        chip: a chip with a label.
+        image: uint8 (h, w, channels) of the file's size.
+        settings: widths in metres.
+
+    Returns:
+        ``target`` uint8 (h, w) as :func:`satmap.tasks.roads.targets.rasterize_roads` draws it. The
+        payload is a list of (points, speed in mph), cut to the image.
+
+    Raises:
+        SatmapError: the label is missing, unreadable or of another place, or the image has no
+            georeference or no data.
+    """
+    info = chip.image
+    if chip.label is None:
+        raise SatmapError(f"{info.path}: no label, so it cannot be trained with.")
+    if info.georeference is None:
+        raise SatmapError(
+            f"{info.path}: no georeference, so its labels cannot be placed. "
+            "Assign one, for example with `rio edit-info --crs EPSG:4326 --transform ...`."
+        )
+    labels = read_road_labels(chip.label, info.georeference)
+    size = (info.height, info.width)
+    inside = [part for label in labels for part in clip_to_image(label, info.width, info.height)]
+    if labels and not inside:
+        raise SatmapError(
+            f"{chip.label}: none of its {len(labels)} roads lies on {info.path.name}. "
+            "Check that label and image belong together and the label's coordinate system."
+        )
+    require_image_data(chip, image, len(inside), "roads")
+    metres = info.georeference.metres_per_pixel
+    return EncodedLabel(
+        arrays={"target": rasterize_roads(labels, size, metres, settings)},
+        payload=[(label.line.tolist(), label.speed_mph) for label in inside],
+        count=len(inside),
+        metres_per_pixel=metres,
+    )

@@ -7,18 +7,16 @@ that ask whether roads are connected rather than how wide they are.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import rasterio.features
 import shapely
 from numpy.typing import NDArray
-from pydantic import PositiveFloat
 
-from satmap.rasters.probability_maps import JUNCTION, ROAD, ROAD_MAPS
-from satmap.settings import Settings
-from satmap.tasks.roads.labels import RoadLabel
-from satmap.vectors.speeds import SPEED_BINS, speed_bin
+from satmap.tasks.roads.settings import JUNCTION, ROAD, ROAD_MAPS, TargetSettings
+from satmap.vectors.speeds import MPS_PER_MPH, SPEED_BINS, speed_bin
 
 CLASS_BITS = 0x0F
 JUNCTION_BIT = 0x80
@@ -35,13 +33,22 @@ _JUNCTION_ENDS = 3
 _SAME_PLACE_M = 0.1
 
 
-class TargetSettings(Settings):
-    """How roads become pixels. The defaults are the reference's at its 0.3 m a pixel."""
+@dataclass(frozen=True)
+class RoadLabel:
+    """One labelled road.
 
-    road_buffer_m: PositiveFloat = 2.0
-    junction_grid_m: PositiveFloat = 1.5
-    junction_stub_m: PositiveFloat = 9.6
-    junction_width_m: PositiveFloat = 4.8
+    Attributes:
+        line: float64 (n >= 2, 2), x = column and y = row in pixels; may leave the image.
+        speed_mph: > 0.
+    """
+
+    line: NDArray[np.float64]
+    speed_mph: float
+
+    @property
+    def speed_mps(self) -> float:
+        """Speed, metres a second."""
+        return self.speed_mph * MPS_PER_MPH
 
 
 def rasterize_roads(

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from satmap.data.neighbours import Footprint, Neighbour, find_neighbours
 from satmap.errors import SatmapError
-from satmap.rasters.map_files import MapFile, open_map_file
+from satmap.rasters.map_files import MAX_VALUES_IN_MEMORY, MapFile, open_map_file
 from satmap.rasters.scene import Box, Scene
-from satmap.tasks.roads.vectorizer.settings import RoadSettings
+from satmap.tasks.roads.settings import ROAD_FILE_MAPS, RoadSettings
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.road_graph import RoadEdge, RoadGraph, line_length_m
 
@@ -167,8 +167,8 @@ def _rebuilt(
 def find_surroundings(footprints: Sequence[Footprint]) -> list[list[Neighbour]]:
     """For each image those that its roads are traced with, or that are traced with it.
 
-    Those show in its margin (:func:`satmap.tasks.roads.tiles.surrounded`), which it has only on sides
-    where another image touches it.
+    Those show in its margin (:func:`satmap.tasks.roads.tiles.surrounded`), which it has only on
+    sides where another image touches it.
 
     Args:
         footprints: of all images.
@@ -199,14 +199,11 @@ def _box(neighbour: Neighbour, footprints: Sequence[Footprint]) -> Box:
     return Box(neighbour.column, neighbour.row, width, height)
 
 
-#: Rasters of more values than this, all bands together, are held in windows and not at once.
-MAX_VALUES_IN_MEMORY = 128_000_000
-
 # Neighbours are tried in parts of this width and height.
 _PROBE_PX = 512
 
 
-def roads_of_mask(
+def roads_of_file(
     mask: MapFile,
     neighbours: Sequence[tuple[Path, int, int]],
     settings: RoadSettings | None,
@@ -231,7 +228,6 @@ def roads_of_mask(
             mask.has_windows and len(mask.names) * mask.width * mask.height > MAX_VALUES_IN_MEMORY
         )
         graph = vectorize_roads(scene if in_windows else scene.at_once(), settings)
-    mask.check_scale()
     alone = scene.shape == mask.scene.shape
     return graph if alone else crop_graph(graph, box, scene.metres_per_pixel)
 
@@ -249,7 +245,7 @@ def _surroundings(
     found = []
     for path, column, row in neighbours:
         try:
-            other = stack.enter_context(open_map_file(path, metres_per_pixel))
+            other = stack.enter_context(open_map_file(path, metres_per_pixel, ROAD_FILE_MAPS))
             box = Box(column, row, other.width, other.height)
             shared = seen.overlap(box)
             if other.names != mask.names or shared is None or shared == own.overlap(box):

@@ -8,16 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
+from satmap.data.layouts.spacenet_roads import road_image_id
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls import aoi_of, apls
-from satmap.prediction.vectorize import find_map_files
-from satmap.rasters.map_files import read_map_file
-from satmap.rasters.probability_maps import ROAD
-from satmap.runtime.workers import Runner
+from satmap.rasters.map_files import find_map_files, read_map_file
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv, rows_of_graph
-from satmap.tasks.roads.vectorizer.settings import RoadSettings
+from satmap.tasks.roads.settings import ROAD, ROAD_FILE_MAPS, RoadSettings
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
-from satmap.tuning.chips import Tuning, common_images, readable_chips, split_in_halves, subsample
+from satmap.tuning.chips import (
+    Tuning,
+    TuningRequest,
+    common_images,
+    readable_chips,
+    split_in_halves,
+    subsample,
+)
 from satmap.tuning.coordinate_search import Grids, RecordTable, Task
 from satmap.tuning.cross_validation import cross_validated
 from satmap.tuning.measures import MeanOverAreas
@@ -66,29 +71,19 @@ class _Chip:
         return "" if area == self.image_id else area
 
 
-def tune_roads(
-    masks: Path,
-    truth: Path,
-    start: RoadSettings,
-    metres_per_pixel: float,
-    deadline: float,
-    run: Runner,
-) -> Tuning:
-    """Fit settings to masks; see :func:`satmap.tuning.tune.tune_recipe`.
+def tune_roads(request: TuningRequest, start: RoadSettings) -> Tuning:
+    """Fit the settings of the road vectoriser by APLS; the truth is a roads CSV.
 
     Args:
-        masks: rasters.
-        truth: roads CSV.
-        start: where to begin.
-        metres_per_pixel: of masks without georeference.
-        deadline: when the search ends, as by ``time.monotonic``.
-        run: where to vectorise.
+        request: probability rasters and truth.
+        start: where the search begins.
     """
-    paths = find_map_files(masks)
+    maps, truth, run = request.maps, request.truth, request.run
+    paths = find_map_files(maps, road_image_id)
     rows = read_roads_csv(truth)
-    common, warnings = common_images(masks, truth, paths, rows)
+    common, warnings = common_images(maps, truth, paths, rows)
     chips = subsample(
-        [_Chip(name, paths[name], tuple(rows[name]), metres_per_pixel) for name in common],
+        [_Chip(name, paths[name], tuple(rows[name]), request.metres_per_pixel) for name in common],
         warnings,
     )
     chips, faults = readable_chips(chips, run, _max_probability)
@@ -103,7 +98,7 @@ def tune_roads(
         return run(_scores, [(chips[chip], settings, timed) for chip, settings in tasks])
 
     table = RecordTable(MeanOverAreas([aoi_of(chip.image_id) for chip in chips]), work)
-    left = deadline - time.monotonic()
+    left = request.deadline - time.monotonic()
     fit = cross_validated(table, start, GRIDS, split_in_halves(chips), left)
     score = f"APLS {'time' if timed else 'length'}"
     return Tuning(fit.settings, score, {"": fit}, faults, tuple(warnings))
@@ -112,7 +107,7 @@ def tune_roads(
 def _max_probability(chip: _Chip) -> int | str:
     """The highest road probability of a mask, 0..255, or what is wrong with it."""
     try:
-        maps, _ = read_map_file(chip.path, chip.metres_per_pixel)
+        maps, _ = read_map_file(chip.path, chip.metres_per_pixel, ROAD_FILE_MAPS)
     except SatmapError as error:
         return str(error)
     return int(maps[ROAD].max())
@@ -121,7 +116,7 @@ def _max_probability(chip: _Chip) -> int | str:
 def _scores(job: tuple[_Chip, tuple[RoadSettings, ...], bool]) -> list[float]:
     """APLS of a chip under each of the settings."""
     chip, tried, timed = job
-    maps, _ = read_map_file(chip.path, chip.metres_per_pixel)
+    maps, _ = read_map_file(chip.path, chip.metres_per_pixel, ROAD_FILE_MAPS)
     metres = float(np.mean(maps.metres_per_pixel))
     scores = []
     for settings in tried:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from satmap.rasters.probability_maps import BORDER, BUILDING, CONTACT, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.tasks.buildings.settings import BORDER, BUILDING, CONTACT, BuildingSettings
 from satmap.tasks.buildings.vectorizer.flooding import Boundaries, flood
-from satmap.tasks.buildings.vectorizer.settings import BuildingSettings
 from satmap.tasks.buildings.vectorizer.tracing import (
     Labels,
     Mask,

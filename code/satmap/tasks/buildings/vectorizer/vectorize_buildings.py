@@ -11,9 +11,10 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from satmap.rasters.probability_maps import BUILDING, ProbabilityMaps
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box, Scene
 from satmap.tasks.buildings.confidence import ConfidenceModel
+from satmap.tasks.buildings.settings import BUILDING, BuildingSettings
 from satmap.tasks.buildings.vectorizer.candidates import (
     THRESHOLDS,
     find_candidates,
@@ -28,7 +29,6 @@ from satmap.tasks.buildings.vectorizer.polygons import (
     simplify_outlines,
 )
 from satmap.tasks.buildings.vectorizer.right_angles import squared_outlines
-from satmap.tasks.buildings.vectorizer.settings import BuildingSettings
 from satmap.tasks.buildings.vectorizer.tracing import Labels, at_least
 from satmap.tasks.buildings.vectorizer.windowed import LARGEST_PX, Crop, blob_crops
 from satmap.vectors.buildings import Building

@@ -14,13 +14,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from satmap.rasters.probability_maps import ROAD
 from satmap.rasters.scene import Box, MapSource, ProbabilityMap
+from satmap.tasks.roads.settings import ROAD, RoadSettings
 from satmap.tasks.roads.vectorizer.border import crop_network
 from satmap.tasks.roads.vectorizer.lines import smooth_lines
 from satmap.tasks.roads.vectorizer.network import Ints, Network
 from satmap.tasks.roads.vectorizer.seams import in_order, pieces_within, stitched
-from satmap.tasks.roads.vectorizer.settings import RoadSettings
 from satmap.tasks.roads.vectorizer.skeleton import road_mask, smooth, thin_counting
 from satmap.tasks.roads.vectorizer.trace import trace_skeleton
 

@@ -8,8 +8,8 @@ straight, and a road without evidence got the lowest bin.
 import numpy as np
 from numpy.typing import NDArray
 
-from satmap.rasters.probability_maps import ROAD, SPEED_MAPS
 from satmap.rasters.scene import MapSource
+from satmap.tasks.roads.settings import ROAD, SPEED_MAPS
 from satmap.tasks.roads.vectorizer.evidence import Evidence, samples
 from satmap.tasks.roads.vectorizer.network import Ints, Line, Network
 from satmap.vectors.speeds import BIN_SPEEDS_MPH, MPS_PER_MPH

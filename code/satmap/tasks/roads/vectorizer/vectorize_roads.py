@@ -1,16 +1,16 @@
 """From probability planes to a road graph, in one process and without files.
 
 ``centre_lines`` (centre_lines.py): the skeleton, traced; large images go window by window.
-``clean_network``, in metres: prune and drop (clean.py), join ends (join.py), put junctions in their place
-(junctions.py), simplify (lines.py). ``road_graph``: back to pixels, speeds (speed.py).
+``clean_network``, in metres: prune and drop (clean.py), join ends (join.py), put junctions in their
+place (junctions.py), simplify (lines.py). ``road_graph``: back to pixels, speeds (speed.py).
 """
 
 import cv2
 import numpy as np
 
 from satmap.errors import SatmapError
-from satmap.rasters.probability_maps import JUNCTION, ROAD
 from satmap.rasters.scene import MapSource, ProbabilityMap, strips
+from satmap.tasks.roads.settings import JUNCTION, ROAD, RoadSettings
 from satmap.tasks.roads.vectorizer.border import part_at_border
 from satmap.tasks.roads.vectorizer.bridges import JoinRules
 from satmap.tasks.roads.vectorizer.centre_lines import WINDOW_PX, centre_lines
@@ -26,7 +26,6 @@ from satmap.tasks.roads.vectorizer.junctions import resolve_junctions
 from satmap.tasks.roads.vectorizer.lines import sharpen_bends, simplify
 from satmap.tasks.roads.vectorizer.merges import move_merge_points
 from satmap.tasks.roads.vectorizer.network import Line, Network
-from satmap.tasks.roads.vectorizer.settings import RoadSettings
 from satmap.tasks.roads.vectorizer.speed import road_speeds
 from satmap.vectors.road_graph import RoadEdge, RoadGraph
 from satmap.vectors.speeds import MPS_PER_MPH

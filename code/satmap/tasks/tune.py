@@ -17,20 +17,19 @@ from satmap.errors import SatmapError
 from satmap.io.files import require_writable, write_text
 from satmap.recipes.schema import Recipe
 from satmap.runtime.workers import working
-from satmap.tasks.buildings import tuning as building_tuning
-from satmap.tasks.roads import tuning as road_tuning
-from satmap.tuning.chips import Tuning
+from satmap.tasks.base import task_of
+from satmap.tuning.chips import Tuning, TuningRequest
 
 _SUFFIXES = (".yaml", ".yml")
 
 
 def tune_recipe(
-    masks: Path,
+    maps: Path,
     truth: Path,
     output: Path,
     recipe: Recipe,
     *,
-    metres_per_pixel: float = 0.3,
+    metres_per_pixel: float | None = None,
     minutes: float = 5.0,
     workers: int = 0,
     view_angle: ViewAngle | None = None,
@@ -43,12 +42,11 @@ def tune_recipe(
     of looks. The same input gives the same settings unless time runs out.
 
     Args:
-        masks: rasters as ``satmap.prediction.vectorize.vectorize_directory`` takes them, of buildings as
-            ``satmap.tasks.buildings.vectorize_files`` does.
+        maps: rasters as :func:`satmap.prediction.vectorize.vectorize_directory` takes them.
         truth: roads CSV of the same images; buildings CSV or COCO annotations.
         output: the ``.yaml`` file to write.
         recipe: where to start.
-        metres_per_pixel: size of pixels where a mask has no georeference, of roads.
+        metres_per_pixel: pixel size of rasters without georeference; None for the recipe's.
         minutes: time for the search; when it is over the best so far is the result.
         workers: processes that vectorise; 0 does it in this one.
         view_angle: of images whose names do not say from where they were taken.
@@ -58,20 +56,17 @@ def tune_recipe(
             a worker that was killed.
         CannotWriteError: ``output`` cannot be written.
     """
-    if workers < 0 or not metres_per_pixel > 0 or not minutes > 0:
-        raise ValueError(f"workers {workers}, size {metres_per_pixel}, minutes {minutes}")
+    if workers < 0 or not minutes > 0:
+        raise ValueError(f"workers {workers}, minutes {minutes}")
     if output.suffix.lower() not in _SUFFIXES:
         raise SatmapError(f"{output}: a recipe's name ends in {' or '.join(_SUFFIXES)}.")
     require_writable(output)
     deadline = time.monotonic() + 60 * minutes
     with working(workers) as run:
-        if recipe.task == "roads":
-            tuning = road_tuning.tune_roads(
-                masks, truth, recipe.roads, metres_per_pixel, deadline, run
-            )
-        else:
-            tuning = building_tuning.tune_buildings(masks, truth, recipe, view_angle, deadline, run)
-    write_text(output, tuned_text(recipe, tuning, masks, truth))
+        task = task_of(recipe)
+        metres = metres_per_pixel or task.default_metres_per_pixel or 1.0
+        tuning = task.tune(TuningRequest(maps, truth, metres, deadline, run, view_angle))
+    write_text(output, tuned_text(recipe, tuning, maps, truth))
     return tuning
 
 
@@ -79,10 +74,12 @@ def tuned_text(recipe: Recipe, tuning: Tuning, masks: Path, truth: Path) -> str:
     """YAML of the recipe with the settings of a fit, and where they are from as a comment."""
     # A path may hold anything, line ends too.
     source = f"Fitted by `satmap tune` on {json.dumps(str(masks))} by {json.dumps(str(truth))}."
-    task = recipe.task.removesuffix("s")
-    comment = [f"Recipe {recipe.name} with the {task} vectoriser's settings fitted.", source]
+    comment = [
+        f"Recipe {recipe.name} with the settings of the {recipe.task.name} vectoriser fitted.",
+        source,
+    ]
     comment += tuning.summary().splitlines()
     content: dict[str, Any] = recipe.model_dump(exclude_unset=True)
-    content |= {recipe.task: tuning.settings.model_dump()}
+    content["task"] = {**content["task"], "vectorizer": tuning.settings.model_dump()}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
     return "".join(f"# {line}\n" for line in comment) + text

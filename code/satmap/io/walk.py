@@ -15,8 +15,8 @@ def walk(directories: Iterable[Path], also_non_files: Container[str] = ()) -> It
 
     Args:
         directories: where to begin.
-        also_non_files: suffixes in lower case; what has one and is a directory, a pipe or a device is
-            given, too, for whoever wanted a file there must hear of it.
+        also_non_files: suffixes in lower case; what has one and is a directory, a pipe or a device
+            is given, too, for whoever wanted a file there must hear of it.
 
     Raises:
         SatmapError: one of ``directories`` is not a directory, or a name is not UTF-8.

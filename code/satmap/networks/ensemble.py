@@ -1,9 +1,14 @@
-"""The views of test-time augmentation: the eight symmetries of the square."""
+"""Average the probability maps of an ensemble: test-time augmentation, members and windows.
+
+Every network sees an image in several symmetries of the square (test-time augmentation). Their
+probability maps are turned back and averaged, then those of all ensemble members. Overlapping
+windows of a large image are blended (:mod:`satmap.rasters.windows`).
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import starmap
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,40 +16,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from satmap.networks.unet import STRIDE, UNet
-from satmap.prediction.windows import blend, spans
+from satmap.networks.unet import STRIDE
+from satmap.rasters.windows import blend, spans
 from satmap.recipes.schema import Inference
 from satmap.runtime.device import autocast
 
-
-@dataclass(frozen=True)
-class Symmetry:
-    """A symmetry of the square: mirrored left to right or not, then turned."""
-
-    quarter_turns: int
-    mirrored: bool
-
-    def apply(self, x: Tensor) -> Tensor:
-        """The view of ``x`` (..., h, w)."""
-        x = x.flip(-1) if self.mirrored else x
-        return torch.rot90(x, self.quarter_turns, (-2, -1))
-
-    def undo(self, x: Tensor) -> Tensor:
-        """Turn a view (..., h, w) back."""
-        x = torch.rot90(x, -self.quarter_turns, (-2, -1))
-        return x.flip(-1) if self.mirrored else x
-
-
-#: All eight, the rotations first, so that a prefix of 1 or 4 is a group as well.
-SYMMETRIES = tuple(Symmetry(phases, mirrored) for mirrored in (False, True) for phases in range(4))
-
-
-# Networks are blind close to the border: show them a mirrored margin.
+# Networks see little close to the border of their input: give them a margin.
 _LEAST_MARGIN = 16
 
 
 class Pixels(Protocol):
-    """An image: an array, or what can be asked like one and reads what it is asked for."""
+    """An image: an array, or an object that reads the requested pixels from a file."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,11 +42,33 @@ class EnsembleMember:
 
     Attributes:
         network: on the device, in evaluation mode.
-        votes: for how many checkpoints it stands; the best and the last may be one network.
+        votes: number of checkpoints that it stands for; the best and the last may be one network.
     """
 
-    network: UNet
+    network: Any
     votes: int = 1
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """A symmetry of the square: mirrored left to right or not, then turned."""
+
+    quarter_turns: int
+    mirrored: bool
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Transform ``x`` (..., h, w)."""
+        x = x.flip(-1) if self.mirrored else x
+        return torch.rot90(x, self.quarter_turns, (-2, -1))
+
+    def undo(self, x: Tensor) -> Tensor:
+        """Transform ``x`` (..., h, w) back."""
+        x = torch.rot90(x, -self.quarter_turns, (-2, -1))
+        return x.flip(-1) if self.mirrored else x
+
+
+#: All eight. The rotations come first, so that the first one or four are a group as well.
+SYMMETRIES = tuple(Symmetry(turns, mirrored) for mirrored in (False, True) for turns in range(4))
 
 
 class HostCopy:
@@ -182,15 +186,15 @@ def _predict_window(
     for member in members:
         network = member.network
         normalized = network.encoder.normalize(pixels[None, : network.encoder.in_channels])
-        for views in _batches(SYMMETRIES[: settings.tta], pixels.shape[1:], settings.batch):
-            batch = torch.cat([view.apply(normalized) for view in views])
+        for symmetries in _batches(SYMMETRIES[: settings.tta], pixels.shape[1:], settings.batch):
+            batch = torch.cat([symmetry.apply(normalized) for symmetry in symmetries])
             heads = [network.category_indices([category] * len(batch))] if category else []
             with autocast(device):
                 logits = network(batch.contiguous(memory_format=torch.channels_last), *heads)
             logits = logits.float()
             seen = F.logsigmoid(logits) if geometric else logits.sigmoid()
-            for view, output in zip(views, seen, strict=True):
-                total += view.undo(output) * member.votes
+            for symmetry, output in zip(symmetries, seen, strict=True):
+                total += symmetry.undo(output) * member.votes
     votes = sum(member.votes for member in members)
     inside = (slice(top, top + height), slice(left, left + width))
     if geometric:
@@ -214,9 +218,11 @@ def _margins(length: int) -> tuple[int, int]:
     return before, padded - length - before
 
 
-def _batches(views: Sequence[Symmetry], shape: Sequence[int], size: int) -> list[list[Symmetry]]:
+def _batches(
+    symmetries: Sequence[Symmetry], shape: Sequence[int], size: int
+) -> list[list[Symmetry]]:
     """Views in batches of one shape: a quarter turn swaps the sides of an oblong image."""
-    upright = [view for view in views if view.quarter_turns % 2 == 0]
-    turned = [view for view in views if view.quarter_turns % 2 == 1]
-    groups = [list(views)] if shape[0] == shape[1] else [upright, turned]
+    upright = [symmetry for symmetry in symmetries if symmetry.quarter_turns % 2 == 0]
+    turned = [symmetry for symmetry in symmetries if symmetry.quarter_turns % 2 == 1]
+    groups = [list(symmetries)] if shape[0] == shape[1] else [upright, turned]
     return [group[i : i + size] for group in groups for i in range(0, len(group), size)]

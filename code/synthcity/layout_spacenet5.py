@@ -1,4 +1,4 @@
-"""Writing a made city to disk in the layout of SpaceNet 5."""
+"""SpaceNet 5's layout: 8-band and RGB images, road labels with speeds, the truth as CSV."""
 
 import re
 from dataclasses import dataclass
@@ -9,14 +9,11 @@ import rasterio
 from numpy.typing import NDArray
 from shapely import STRtree
 
-from satmap.errors import SatmapError
-from satmap.io.files import require_writable, write_text
-from synthcity.disk import refuse_strangers, write_tiff
+from synthcity.city import City, Land, make_scene
+from synthcity.files import CityError, refuse_other_city, require_writable, write_text, write_tiff
 from synthcity.labels import CSV_HEADER, ChipRoad, chip_roads, csv_rows, geojson
 from synthcity.paint import paint
-from synthcity.scene import City, make_scene
 from synthcity.spectra import MAX_COUNT, RGB_BANDS, Sensor, draw_sensor
-from synthcity.surface import Land
 from synthcity.survey import Survey, make_surveys
 
 _SMALLEST = 64
@@ -85,7 +82,7 @@ def make_city(
         name: ``AOI_<number>_<word>``.
 
     Raises:
-        SatmapError: an argument is out of range, the directory cannot be written to or it holds
+        CityError: an argument is out of range, the directory cannot be written to or it holds
             chips of another made city.
     """
     check_arguments(chips, test_chips, seed, size, name)
@@ -107,7 +104,7 @@ def make_city(
         test.root: directory / "test_truth.csv",
     }
     for split in splits:
-        refuse_strangers(split.root, split.files())
+        refuse_other_city(split.root, split.files())
         require_writable(truths[split.root])
     sensor = draw_sensor(np.random.default_rng((seed, 1)))
     brightness = np.zeros((len(RGB_BANDS), MAX_COUNT + 1), dtype=np.int64)
@@ -133,7 +130,7 @@ def check_arguments(chips: int, test_chips: int, seed: int, size: int, name: str
     """Refuse what no city can be made of.
 
     Raises:
-        SatmapError: an argument is out of range.
+        CityError: an argument is out of range.
     """
     for what, value, least in (
         ("chips", chips, 1),
@@ -142,11 +139,11 @@ def check_arguments(chips: int, test_chips: int, seed: int, size: int, name: str
         ("size", size, _SMALLEST),
     ):
         if value < least:
-            raise SatmapError(
+            raise CityError(
                 f"cannot make a city with {what} = {value}; give a number of at least {least}."
             )
     if not re.fullmatch(r"AOI_\d+_[A-Za-z0-9]+", name):
-        raise SatmapError(
+        raise CityError(
             f"{name!r} is no name for a made city; give one of three parts like AOI_99_Made."
         )
 

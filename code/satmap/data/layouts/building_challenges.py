@@ -17,11 +17,11 @@ from satmap.data.layouts.spacenet_buildings import (
     scan_spacenet_buildings,
 )
 from satmap.data.view_angles import ViewAngle
-from satmap.data.walk import walk
 from satmap.errors import SatmapError
+from satmap.io.walk import walk
 
 
-def scan_buildings(
+def find_building_images(
     directories: Sequence[Path], channels: int = 1, view_angle: ViewAngle | None = None
 ) -> Inventory:
     """Find the chips of SpaceNet 1, 2, 4 or the Mapping Challenge under the directories.

@@ -1,0 +1,447 @@
+"""The interface between the engine and a family of maps.
+
+The engine trains, predicts, resumes and distributes work. It owns memory and time, windows, order,
+progress and provenance, and knows no task by name. A :class:`Task` knows everything else: how its
+images and labels are found, what a label becomes for training, its network and loss, how
+predictions are merged and decoded into vectors, how results are written, scored, drawn and tuned.
+
+Most tasks predict probability maps: see :class:`satmap.tasks.dense.DenseTask`. Tasks whose networks
+find objects directly start from :class:`satmap.tasks.instances.InstanceTask`. Tasks are registered
+in :mod:`satmap.recipes.registry`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from satmap.data.augmentation import Geometry
+from satmap.data.cache import CachedChip, EncodedLabel
+from satmap.data.chip import Chip
+from satmap.data.imagery import ImageInfo
+from satmap.data.inventory import Inventory
+from satmap.data.neighbours import Footprint, Neighbour
+from satmap.data.view_angles import ViewAngle
+from satmap.errors import SatmapError
+from satmap.networks.ensemble import EnsembleMember, Pixels
+from satmap.recipes.registry import find_task
+from satmap.recipes.schema import Member, Recipe
+from satmap.tuning.chips import Tuning, TuningRequest
+from satmap.vectors.georeference import Georeference
+from satmap.weights.members import WeightFile
+
+#: Adds up a tensor over all processes that share a batch.
+Total = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image that is ready for the networks.
+
+    Attributes:
+        info: the file that was read. It is the RGB image where the multispectral one is broken.
+        pixels: uint8 (height, width, channels) in the size that the networks see. A large image is
+            read window by window.
+        members: the networks that the image has enough channels for.
+        metres_per_pixel: along x and y.
+        notes: warnings for the user.
+        category: the network head for this image, for networks with several; None without.
+        is_large: whether the image's result is too large to be held in memory.
+    """
+
+    info: ImageInfo
+    pixels: Pixels
+    members: Sequence[EnsembleMember]
+    metres_per_pixel: tuple[float, float]
+    notes: tuple[str, ...]
+    category: str | None = None
+    is_large: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the file."""
+        return self.info.height, self.info.width
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training samples on the device.
+
+    Attributes:
+        tensors: what the task's ``collate`` returned, by name; ``image`` is uint8 (n, channels, h,
+            w).
+        chips: the chip that each sample was cut from.
+    """
+
+    tensors: Mapping[str, Any]
+    chips: Sequence[CachedChip]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.tensors[name]
+
+    def __len__(self) -> int:
+        return len(self.chips)
+
+
+class ChipScore(Protocol):
+    """The score of one validation chip, small enough to be sent to another process."""
+
+    @property
+    def caption(self) -> str:
+        """The score in words, for pictures."""
+
+
+class PendingResult(Protocol):
+    """The prediction of an image, which the device may still be working on."""
+
+    def get(self) -> Any:
+        """Wait for the prediction and return it, in the form that the task's decoder takes."""
+
+
+class Decoder(Protocol):
+    """Turns the prediction of one image into its result. It is sent to worker processes."""
+
+    def decode(self, prediction: Any) -> Any:
+        """The result of an image, such as a road graph."""
+
+
+class Task(ABC):
+    """A family of maps, for one recipe.
+
+    Attributes:
+        noun: what is found, in the plural: ``roads``.
+        label_noun: what a label holds, in the singular: ``road``.
+        scores: names of the validation scores, in the order in which they are shown. The first
+            decides about learning rates.
+        default_metres_per_pixel: the pixel size of images without georeference; None if the task
+            does not need the pixel size.
+        input_px: the longer side of images as networks see them; None for the file's own size.
+    """
+
+    noun: ClassVar[str]
+    label_noun: ClassVar[str]
+    scores: ClassVar[tuple[str, ...]]
+    default_metres_per_pixel: float | None = None
+    input_px: int | None = None
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Make the task of a recipe."""
+        self.recipe = recipe
+
+    # Images and labels
+
+    def find_images(
+        self, directories: Sequence[Path], view_angle: ViewAngle | None = None
+    ) -> Inventory:
+        """Find the images and their labels.
+
+        Args:
+            directories: searched to any depth.
+            view_angle: of images whose names do not tell it.
+
+        Raises:
+            SatmapError: no image was found, or two files claim to be the same image.
+        """
+        bands = max((member.bands for member in self.recipe.members), default=1)
+        found: Inventory = self.recipe.task.find_images(directories, bands, view_angle)
+        return found
+
+    def category(self, chip: Chip) -> str | None:
+        """The network head that is responsible for an image; None for networks with one head.
+
+        Raises:
+            SatmapError: the category of the image is not known.
+        """
+        return None
+
+    @property
+    @abstractmethod
+    def label_fingerprint(self) -> str:
+        """Changes with every setting that ``encode`` depends on."""
+
+    @abstractmethod
+    def encode(self, chip: Chip, image: NDArray[np.uint8]) -> EncodedLabel:
+        """Turn the label of a chip into what training needs.
+
+        Args:
+            chip: a chip with a label.
+            image: uint8 (h, w, channels), as the networks see it; 0 in all channels where there is
+                no data.
+
+        Raises:
+            SatmapError: the label is missing or unusable.
+        """
+
+    @abstractmethod
+    def load_payload(self, payload: Any) -> Any:
+        """Turn the JSON payload of an :class:`EncodedLabel` into the labels that scoring needs."""
+
+    # Training
+
+    @abstractmethod
+    def crop(
+        self, chip: CachedChip, geometry: Geometry, size: int, channels: int
+    ) -> dict[str, NDArray[Any]]:
+        """Cut a training sample from a cached chip.
+
+        Args:
+            chip: the chip.
+            geometry: where the crop lies in the chip.
+            size: height and width of the crop, pixels.
+            channels: number of image channels.
+
+        Returns:
+            Arrays by name; ``image`` is uint8 (channels, size, size).
+        """
+
+    def collate(self, samples: Sequence[dict[str, NDArray[Any]]]) -> dict[str, Any]:
+        """Join samples into a batch of arrays, or lists of arrays, by name."""
+        return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+    @abstractmethod
+    def build_network(self, member: Member) -> nn.Module:
+        """Make the untrained network of an ensemble member."""
+
+    def load_encoder(self, network: nn.Module, file: Path) -> None:
+        """Give the network's encoder the ImageNet weights of a file."""
+        raise SatmapError(f"networks for {self.noun} cannot start from {file}.")
+
+    def freeze_encoder(self, network: nn.Module, frozen: bool, stages: int | None) -> None:
+        """Freeze or unfreeze the first ``stages`` of the encoder, or all of it.
+
+        Only networks that started from ImageNet weights are ever frozen.
+        """
+        return
+
+    @property
+    @abstractmethod
+    def loss_parts(self) -> tuple[str, ...]:
+        """Names of the parts of the loss, in the order in which they are shown."""
+
+    @abstractmethod
+    def inputs(self, network: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+        """The arguments of the network's forward pass for a batch."""
+
+    @abstractmethod
+    def loss(
+        self, outputs: Any, batch: Batch, losses: Any, total: Total
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch.
+
+        Args:
+            outputs: what the network returned.
+            batch: the samples.
+            losses: the weights of the stage, from the recipe.
+            total: adds up over the processes that share the batch.
+
+        Returns:
+            The loss, whose mean over the processes is that of the whole batch, and its detached
+            parts by name.
+        """
+
+    @abstractmethod
+    def score_chip(self, network: nn.Module, chip: CachedChip, device: torch.device) -> ChipScore:
+        """Predict a chip with one network and compare the result with the label."""
+
+    @abstractmethod
+    def summarize(self, chips: Sequence[CachedChip], scores: Sequence[Any]) -> dict[str, float]:
+        """The validation scores, each 0..1, from the scores of all chips."""
+
+    @abstractmethod
+    def draw(self, chip: CachedChip, score: Any) -> NDArray[np.uint8]:
+        """Draw what was found beside the truth, uint8 (h, w, 3)."""
+
+    # Weights
+
+    @abstractmethod
+    def save_network(self, path: Path, network: nn.Module, metadata: Mapping[str, str]) -> None:
+        """Write a weight file, atomically.
+
+        Raises:
+            SatmapError: the file cannot be written.
+        """
+
+    @abstractmethod
+    def check_weights(self, file: WeightFile) -> None:
+        """Fail before any work if a weight file does not belong to this task.
+
+        Raises:
+            SatmapError: the network cannot be used for the recipe.
+        """
+
+    @abstractmethod
+    def load_ensemble(
+        self, files: Sequence[WeightFile], device: torch.device
+    ) -> list[EnsembleMember]:
+        """Load the networks of an ensemble onto the device, in evaluation mode.
+
+        Raises:
+            SatmapError: a file cannot be loaded, or the networks do not fit together.
+        """
+
+    def find_rating_model(self, weights: Path) -> Path | None:
+        """A second-level model beside the networks that rates what they find; None without.
+
+        Raises:
+            SatmapError: the model cannot be read.
+        """
+        return None
+
+    # Prediction
+
+    #: How many values the prediction of a pixel has; decides which images are large.
+    values_per_pixel: int = 1
+
+    @abstractmethod
+    def predict(self, image: PreparedImage, device: torch.device) -> PendingResult:
+        """Run all networks on an image and merge what they predict.
+
+        The prediction of test-time augmentations, ensemble members and overlapping windows becomes
+        one prediction.
+        """
+
+    @abstractmethod
+    def decoder(self, chip: Chip, rating_model: Path | None = None) -> Decoder:
+        """What turns the prediction of an image into its result.
+
+        Raises:
+            SatmapError: its settings depend on the category of the image, which is not known.
+        """
+
+    def find_neighbours(self, footprints: Sequence[Footprint]) -> list[list[Neighbour]]:
+        """For each image those that it must be decoded with; by default each is decoded alone."""
+        return [[] for _ in footprints]
+
+    # Results
+
+    @abstractmethod
+    def record(
+        self, chip: Chip, image_id: str, found: Any, georeference: Georeference | None
+    ) -> Any:
+        """Join the result of an image with its id and position.
+
+        Args:
+            chip: the image.
+            image_id: the id as it stands in the output.
+            found: what the decoder returned.
+            georeference: position of the pixels; None if it is not known.
+        """
+
+    @abstractmethod
+    def as_json(self, record: Any) -> list[Any]:
+        """Write a record as JSON values, for the journal of finished images."""
+
+    @abstractmethod
+    def from_json(self, content: list[Any]) -> Any:
+        """Read a record back, exactly.
+
+        Raises:
+            ValueError, TypeError: the content is not a record.
+            shapely.errors.ShapelyError: the content holds a damaged geometry.
+        """
+
+    @abstractmethod
+    def check_outputs(self, output: Path, exports: Sequence[Path], chips: Sequence[Chip]) -> None:
+        """Fail before the work if the images cannot be written in these formats.
+
+        Raises:
+            SatmapError: the task has no such format, or it cannot hold these images.
+        """
+
+    @abstractmethod
+    def write(
+        self,
+        output: Path,
+        ids: Sequence[str],
+        keys: Mapping[str, str],
+        read: Callable[[str], Any],
+    ) -> dict[str, int]:
+        """Write the submission, with one image in memory at a time.
+
+        Args:
+            output: the file.
+            ids: of all images, in the order of the file.
+            keys: id to key, of the images that have a record.
+            read: returns the record of a key.
+
+        Returns:
+            Number of objects by id.
+
+        Raises:
+            CannotWriteError: the file cannot be written.
+        """
+
+    @abstractmethod
+    def export(self, path: Path, records: Callable[[], Iterator[Any]]) -> dict[str, str]:
+        """Write another file, in the format that its suffix names.
+
+        Args:
+            path: the file.
+            records: iterates over the records of all images, from the first.
+
+        Returns:
+            Image id to problem, for images that the format cannot hold and that are left out.
+
+        Raises:
+            CannotWriteError: the file cannot be written.
+        """
+
+    @abstractmethod
+    def count(self, record: Any) -> int:
+        """Number of objects in a record."""
+
+    #: Suffixes that ``export`` knows.
+    export_suffixes: ClassVar[tuple[str, ...]] = ()
+
+    # Tuning
+
+    def tune(self, request: TuningRequest) -> Tuning:
+        """Fit the settings of the decoder to stored predictions with known truth.
+
+        Raises:
+            SatmapError: the task has no settings to fit, or the data do not suffice.
+        """
+        raise SatmapError(f"the task {self.recipe.task.name} has no settings to tune.")
+
+
+def task_of(recipe: Recipe) -> Task:
+    """The task of a recipe."""
+    task: Task = find_task(recipe.task.name).task_type()(recipe)
+    return task
+
+
+def default_task(name: str, **settings: Any) -> Task:
+    """A task with default settings, for work that needs no network.
+
+    Args:
+        name: of the task.
+        settings: what differs from the defaults, as in the recipe's ``task``.
+
+    Raises:
+        SatmapError: there is no such task.
+    """
+    entry = find_task(name)
+    recipe: Recipe = Recipe.model_construct(
+        name=name,
+        description="default settings",
+        task=entry.settings_type()(name=name, **settings),
+        folds=2,
+        members=(),
+    )
+    task: Task = entry.task_type()(recipe)
+    return task
+
+
+def load_ensemble(files: Sequence[WeightFile], device: torch.device) -> list[EnsembleMember]:
+    """Load the networks of an ensemble, whose task is that of the first file's recipe.
+
+    Raises:
+        SatmapError: a file cannot be loaded, or the networks do not fit together.
+    """
+    return task_of(files[0].recipe).load_ensemble(files, device)

@@ -1,0 +1,253 @@
+"""Tasks whose networks predict probability maps.
+
+The engine averages the maps of symmetries, ensemble members and windows
+(:mod:`satmap.networks.ensemble`). A task adds how its labels are drawn, its losses, and how
+probability maps become vectors.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from satmap.data.augmentation import Geometry
+from satmap.data.cache import CachedChip
+from satmap.data.chip import Chip
+from satmap.data.crops import read_crop, read_soft_crop
+from satmap.errors import SatmapError
+from satmap.io.text import printable
+from satmap.networks.ensemble import EnsembleMember, Strip, predict_maps, predict_strips
+from satmap.networks.unet import UNet, build_network
+from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
+from satmap.recipes.schema import Member
+from satmap.tasks.base import Batch, ChipScore, PreparedImage, Task
+from satmap.weights.members import WeightFile
+from satmap.weights.network_files import load_pretrained_encoder, load_weights, save_weights
+
+
+class MapDecoder(Protocol):
+    """Turns probability maps into vectors. It is sent to worker processes with every image."""
+
+    def decode(self, prediction: ProbabilityMaps) -> Any:
+        """The result of an image by itself."""
+
+    def decode_file(
+        self,
+        path: Path,
+        neighbours: Sequence[tuple[Path, int, int]] = (),
+        *,
+        check_scale: bool = False,
+    ) -> Any:
+        """The result of an image from a raster of its probability maps.
+
+        Args:
+            path: the raster.
+            neighbours: the rasters around it and the column and row, in this image's pixels, of
+                each one's first pixel. Files that do not exist are left out.
+            check_scale: refuse a raster whose numbers are 0 and 1 instead of 0..255.
+
+        Raises:
+            SatmapError: the raster is missing or damaged, or does not hold probabilities.
+        """
+
+
+@dataclass(frozen=True)
+class PendingMaps:
+    """The probability maps of an image that fits into memory.
+
+    Attributes:
+        names: of the maps.
+        strips: on their way from the device.
+        image: what was predicted.
+    """
+
+    names: tuple[str, ...]
+    strips: Sequence[Strip]
+    image: PreparedImage
+
+    def get(self) -> ProbabilityMaps:
+        """Wait for the maps; they have the size of the image's file."""
+        parts = [strip.values.get() for strip in self.strips]
+        values = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+        values = resize_maps(values, self.image.shape)
+        return ProbabilityMaps(self.names, values, self.image.metres_per_pixel)
+
+
+class DenseTask(Task):
+    """A task whose networks predict probability maps.
+
+    Attributes:
+        file_maps: number of bands of a raster -> the names of its probability maps, for rasters of
+            other programs.
+    """
+
+    file_maps: ClassVar[Mapping[int, tuple[str, ...]]]
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Names of the networks' heads; none for networks with one head."""
+        return ()
+
+    # Training
+
+    def crop(
+        self, chip: CachedChip, geometry: Geometry, size: int, channels: int
+    ) -> dict[str, NDArray[Any]]:
+        """Cut image, target and, where a teacher has predicted the chip, its soft target.
+
+        Returns:
+            ``image`` uint8 (channels, size, size), ``target`` uint8 (size, size) or (size, size,
+            bytes), ``soft`` uint8 (maps, size, size).
+        """
+        image, target = read_crop(chip, geometry, size, channels)
+        sample = {"image": image, "target": target}
+        if chip.soft is not None:
+            sample["soft"] = read_soft_crop(chip, geometry, size)
+        return sample
+
+    def build_network(self, member: Member) -> UNet:
+        """Make the UNet of a member."""
+        return build_network(
+            member.encoder,
+            member.bands,
+            self.recipe.map_names,
+            member.decoder.widths,
+            member.decoder.kind,
+            self.categories,
+        )
+
+    def load_encoder(self, network: nn.Module, file: Path) -> None:
+        """Give the UNet's encoder the ImageNet weights of a file."""
+        assert isinstance(network, UNet)
+        load_pretrained_encoder(network, file)
+
+    def freeze_encoder(self, network: nn.Module, frozen: bool, stages: int | None) -> None:
+        """Freeze or unfreeze the first stages of the UNet's encoder, or all of it."""
+        assert isinstance(network, UNet)
+        network.freeze_encoder(frozen, stages)
+
+    def inputs(self, network: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+        """The normalised image and, for networks with several heads, the index of each head."""
+        assert isinstance(network, UNet)
+        image = network.encoder.normalize(batch["image"])
+        image = image.contiguous(memory_format=torch.channels_last)
+        heads = network.category_indices([chip.category or "" for chip in batch.chips])
+        return (image,) if heads is None else (image, heads)
+
+    def score_chip(self, network: nn.Module, chip: CachedChip, device: torch.device) -> ChipScore:
+        """Predict a whole chip with one network, decode it and compare it with the label.
+
+        There is no test-time augmentation: validation compares checkpoints, not ensembles.
+        """
+        assert isinstance(network, UNet)
+        settings = self.recipe.inference.model_copy(update={"tta": 1})
+        image, target = chip.read()
+        members = [EnsembleMember(network)]
+        values = predict_maps(members, image, settings, device, chip.category)
+        maps = ProbabilityMaps(network.map_names, values, chip.metres_per_pixel)
+        return self.score_maps(maps, chip, target)
+
+    @abstractmethod
+    def score_maps(
+        self, maps: ProbabilityMaps, chip: CachedChip, target: NDArray[np.uint8]
+    ) -> ChipScore:
+        """Vectorise the probability maps of a chip and score the result.
+
+        Args:
+            maps: of one network, in the size in which it saw the chip.
+            chip: the chip with its labels.
+            target: what ``encode`` drew, in the size of the maps.
+        """
+
+    # Weights
+
+    def save_network(self, path: Path, network: nn.Module, metadata: Mapping[str, str]) -> None:
+        """Write a UNet's weights, atomically."""
+        assert isinstance(network, UNet)
+        save_weights(path, network, metadata)
+
+    def check_weights(self, file: WeightFile) -> None:
+        """Fail if a network has other probability maps or heads than the recipe."""
+        network, name = file.network, self.recipe.name
+        if network.categories and not self.categories:
+            raise SatmapError(
+                f"{file.path} has a head for each of {_list(network.categories)}, but images of "
+                f"{self.noun} have no category to choose one by. Move it elsewhere."
+            )
+        if network.categories != self.categories:
+            raise SatmapError(
+                f"{file.path} has heads for {_list(network.categories) or 'no categories'}, but "
+                f"the recipe {name} for {_list(self.categories)}. Move it elsewhere."
+            )
+        if set(network.maps) != set(self.recipe.map_names):
+            raise SatmapError(
+                f"{file.path} predicts the probability maps {_list(network.maps)}, but "
+                f"{self.noun} need {_list(self.recipe.map_names)}. Move it elsewhere."
+            )
+
+    def load_ensemble(
+        self, files: Sequence[WeightFile], device: torch.device
+    ) -> list[EnsembleMember]:
+        """Load the networks of an ensemble, with their probability maps in one order.
+
+        The order is that of the recipe, or that of the first network if it has other maps.
+        """
+        first = files[0]
+        names = self.recipe.map_names
+        if set(names) != set(first.network.maps):
+            names = first.network.maps
+        members = []
+        for file in files:
+            network, _ = load_weights(file.path)
+            if (
+                set(network.map_names) != set(names)
+                or network.categories != first.network.categories
+            ):
+                raise SatmapError(
+                    f"{first.path} and {file.path} cannot be averaged: the first gives "
+                    f"{_outputs(first.network.maps, first.network.categories)}, the second "
+                    f"{_outputs(network.map_names, network.categories)}. Move one elsewhere."
+                )
+            network.order_maps(names)
+            network.to(device).to(memory_format=torch.channels_last)
+            members.append(EnsembleMember(network, file.votes))
+        return members
+
+    # Prediction
+
+    @property
+    def values_per_pixel(self) -> int:  # type: ignore[override]
+        """Number of probability maps."""
+        return len(self.recipe.map_names)
+
+    def predict(self, image: PreparedImage, device: torch.device) -> PendingMaps:
+        """Average the probability maps of all networks and symmetries."""
+        return PendingMaps(self.recipe.map_names, list(self.predict_strips(image, device)), image)
+
+    def predict_strips(self, image: PreparedImage, device: torch.device) -> Iterator[Strip]:
+        """The same for large images, one strip after the other from the top."""
+        settings = self.recipe.inference
+        return predict_strips(image.members, image.pixels, settings, device, image.category)
+
+    @abstractmethod
+    def decoder(self, chip: Chip, rating_model: Path | None = None) -> MapDecoder:
+        """What turns the probability maps of an image into its result."""
+
+    def image_id_of(self, stem: str) -> str | None:
+        """The image id in the name of a raster without suffix; None if it follows no convention."""
+        return None
+
+
+def _list(names: Sequence[str]) -> str:
+    return printable(", ".join(names), 300)
+
+
+def _outputs(maps: Sequence[str], categories: Sequence[str]) -> str:
+    heads = f" for each of {_list(categories)}" if categories else ""
+    return f"{_list(maps)}{heads}"

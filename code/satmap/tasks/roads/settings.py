@@ -1,0 +1,160 @@
+"""What a recipe for roads can hold. This module loads without torch."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from satmap.recipes.task_settings import HeadLoss, TaskLosses, TaskSettings
+from satmap.settings import Settings
+from satmap.vectors.speeds import SPEED_BINS
+
+if TYPE_CHECKING:
+    from satmap.data.inventory import Inventory
+    from satmap.data.view_angles import ViewAngle
+
+ROAD = "road"
+JUNCTION = "junction"
+SPEED_MAPS = tuple(f"speed{index}" for index in range(SPEED_BINS))
+
+#: The probability maps of roads in the reference's order: ten speed bins, road, junction.
+ROAD_MAPS = (*SPEED_MAPS, ROAD, JUNCTION)
+
+#: Which probability maps a raster of roads holds, by its number of bands.
+ROAD_FILE_MAPS = {1: (ROAD,), len(ROAD_MAPS): ROAD_MAPS}
+
+
+class RoadHeadLoss(HeadLoss):
+    """Weights of the losses of the road map.
+
+    ``recall`` is the share of the roads' centre pixels that the network must find. It makes a
+    broken road cost as much as its length, however few pixels are missing (skeleton recall loss,
+    arXiv 2404.03010).
+    """
+
+    recall: PositiveFloat | None = None
+
+
+class RoadLosses(TaskLosses):
+    """The weights of the losses of roads.
+
+    ``distillation`` is the weight of the difference to the teacher, a trained ensemble, on every
+    probability map (knowledge distillation, arXiv 1503.02531).
+    """
+
+    road: RoadHeadLoss
+    speed: HeadLoss
+    junction: HeadLoss
+    distillation: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Self:
+        heads = (self.road, self.speed, self.junction)
+        if not self.distillation and not any(any(head.model_dump().values()) for head in heads):
+            raise ValueError("all weights are 0, so there is nothing to learn")
+        return self
+
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """Names of the probability maps that the network learns."""
+        return ROAD_MAPS
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the network learns from a trained ensemble."""
+        return bool(self.distillation)
+
+
+class TargetSettings(Settings):
+    """How roads are drawn for training. The defaults are the reference's at 0.3 m per pixel."""
+
+    road_buffer_m: PositiveFloat = 2.0
+    junction_grid_m: PositiveFloat = 1.5
+    junction_stub_m: PositiveFloat = 9.6
+    junction_width_m: PositiveFloat = 4.8
+
+
+class RoadSettings(Settings):
+    """What the road vectoriser can be told; lengths in metres, areas in square metres.
+
+    Attributes:
+        smooth_m: standard deviation of the Gaussian blur of the road plane.
+        high: probability of certain road, 0..1.
+        low: probability from which a pixel is road where no certain road is near, 0..1.
+        apart_m: how near that is.
+        object_m2: smaller objects are dropped.
+        hole_m2: smaller holes are filled.
+        border_m: the plane goes on so far beyond the image's edge while thinning.
+        spur_m: shorter dead ends are pruned; doubtful ones, whose probability is low beside the
+            image's other roads, up to four times as long.
+        merge_m: junctions linked by less road become one.
+        component_m: connected parts of less road are dropped if doubtful; certain ones need a
+            quarter, and all need less where they leave the image.
+        simplify_m: tolerance of Douglas-Peucker.
+        gap_m: aligned free ends with no more open ground between them are joined without evidence.
+        tee_m: a free end with no more open ground before a road ahead is led to it without
+            evidence.
+        edge_m: a free end so near to the image's edge ahead is led to it without evidence.
+        bridge_m: reach of all three with evidence.
+        bridge_degrees: greatest angle between a road and a bridge.
+        bridge_probability: mean road probability along a bridge that counts as evidence, 0..1.
+        speed_evidence: least sum over the speed bins of the mean probability along a road, 0..1.
+        default_speed_mph: speed where the planes know none, miles an hour.
+    """
+
+    smooth_m: float = Field(0.4, ge=0, le=10)
+    high: float = Field(0.6, gt=0, le=1)
+    low: float = Field(0.25, gt=0, le=1)
+    apart_m: float = Field(2.0, ge=0, le=20)
+    object_m2: float = Field(4.0, ge=0, le=10000)
+    hole_m2: float = Field(9.0, ge=0, le=10000)
+    border_m: float = Field(4.0, ge=0, le=100)
+    spur_m: float = Field(5.0, ge=0, le=1000)
+    merge_m: float = Field(4.0, ge=0, le=100)
+    component_m: float = Field(36.0, ge=0, le=10000)
+    simplify_m: float = Field(0.6, ge=0, le=100)
+    gap_m: float = Field(16.0, ge=0, le=200)
+    tee_m: float = Field(10.0, ge=0, le=200)
+    edge_m: float = Field(3.0, ge=0, le=200)
+    bridge_m: float = Field(33.0, ge=0, le=200)
+    bridge_degrees: float = Field(30.0, ge=0, le=90)
+    bridge_probability: float = Field(0.2, ge=0, le=1)
+    speed_evidence: float = Field(0.05, gt=0, le=1)
+    default_speed_mph: float = Field(25.0, ge=1, le=200)
+
+    @model_validator(mode="after")
+    def _low_is_not_high(self) -> "RoadSettings":
+        if self.low > self.high:
+            raise ValueError(f"low is {self.low:g}, above high, which is {self.high:g}")
+        return self
+
+
+class RoadTaskSettings(TaskSettings):
+    """The part of a recipe that is about roads.
+
+    Attributes:
+        targets: how labels are drawn for training.
+        vectorizer: settings of the vectoriser.
+        neighbours: vectorise an image together with the images that touch it.
+        default_metres_per_pixel: pixel size of images without georeference.
+    """
+
+    prediction_keys: ClassVar[frozenset[str]] = frozenset(
+        {"vectorizer", "neighbours", "default_metres_per_pixel"}
+    )
+    best_checkpoints: ClassVar[Mapping[str, str]] = {"apls": "best_apls", "dice": "best_dice"}
+
+    name: Literal["roads"] = "roads"
+    targets: TargetSettings = TargetSettings()
+    vectorizer: RoadSettings = RoadSettings()
+    neighbours: bool = True
+    default_metres_per_pixel: PositiveFloat = 0.3
+
+    def find_images(
+        self, directories: Sequence[Path], bands: int = 1, view_angle: "ViewAngle | None" = None
+    ) -> "Inventory":
+        """Find the images and labels of SpaceNet 3 and 5."""
+        from satmap.data.layouts.spacenet_roads import scan_roads
+
+        return scan_roads(directories)

@@ -1,0 +1,270 @@
+"""Roads: from images and labels to road graphs with travel times."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from satmap.data.cache import CachedChip, EncodedLabel
+from satmap.data.chip import Chip
+from satmap.data.layouts.spacenet_roads import road_image_id
+from satmap.data.neighbours import Footprint, Neighbour
+from satmap.errors import SatmapError
+from satmap.evaluation.metrics.apls import apls
+from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
+from satmap.exports import SUFFIXES, ImageRoads, export_roads
+from satmap.rasters.map_files import open_map_file
+from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.recipes.schema import Recipe
+from satmap.report.road_overlay import side_by_side
+from satmap.submissions.roads_csv import RoadRow, rows_of_graph, write_roads_csv
+from satmap.submissions.rows import RowsByImage
+from satmap.tasks.base import Batch, Total
+from satmap.tasks.dense import DenseTask
+from satmap.tasks.roads.labels import encode_roads
+from satmap.tasks.roads.losses import road_loss
+from satmap.tasks.roads.settings import (
+    ROAD,
+    ROAD_FILE_MAPS,
+    RoadLosses,
+    RoadSettings,
+    RoadTaskSettings,
+)
+from satmap.tasks.roads.targets import CLASS_BITS, RoadLabel
+from satmap.tasks.roads.tiles import find_surroundings, roads_of_file
+from satmap.tasks.roads.tuning import tune_roads
+from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
+from satmap.tuning.chips import Tuning, TuningRequest
+from satmap.vectors.georeference import Georeference, georeference_as_json, georeference_from_json
+from satmap.vectors.road_graph import RoadEdge, RoadGraph, line_length_m
+
+
+@dataclass(frozen=True)
+class RoadScore:
+    """What a network made of one chip.
+
+    Attributes:
+        apls, apls_time: 0..1.
+        overlap: of the road masks.
+        rows: the roads that the network found.
+    """
+
+    apls: float
+    apls_time: float
+    overlap: Overlap
+    rows: list[RoadRow]
+
+    @property
+    def caption(self) -> str:
+        """The score in words."""
+        return f"APLS {self.apls:.3f}"
+
+
+@dataclass(frozen=True)
+class RoadDecoder:
+    """Turns the probability maps of an image into its road graph.
+
+    Attributes:
+        settings: of the vectoriser.
+        metres_per_pixel: pixel size of rasters without georeference.
+    """
+
+    settings: RoadSettings
+    metres_per_pixel: float
+
+    def decode(self, prediction: ProbabilityMaps) -> RoadGraph:
+        """The roads of an image by itself."""
+        return vectorize_roads(prediction, self.settings)
+
+    def decode_file(
+        self,
+        path: Path,
+        neighbours: Sequence[tuple[Path, int, int]] = (),
+        *,
+        check_scale: bool = False,
+    ) -> RoadGraph:
+        """The roads of a raster, joined to the roads of the rasters around it."""
+        beside = [neighbour for neighbour in neighbours if neighbour[0].exists()]
+        with open_map_file(path, self.metres_per_pixel, ROAD_FILE_MAPS) as file:
+            graph = roads_of_file(file, beside, self.settings, self.metres_per_pixel)
+            if check_scale:
+                file.check_scale()
+        return graph
+
+
+class RoadTask(DenseTask):
+    """Roads with speeds: maps of road, junction and ten speed bins become a road graph."""
+
+    recipe: Recipe[RoadTaskSettings, RoadLosses]
+    noun: ClassVar[str] = "roads"
+    label_noun: ClassVar[str] = "road"
+    scores: ClassVar[tuple[str, ...]] = ("apls", "apls_time", "dice", "iou")
+    file_maps: ClassVar[Mapping[int, tuple[str, ...]]] = ROAD_FILE_MAPS
+    export_suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
+
+    def __init__(self, recipe: Recipe[RoadTaskSettings, RoadLosses]) -> None:
+        """Make the task of a recipe."""
+        super().__init__(recipe)
+        self.default_metres_per_pixel = recipe.task.default_metres_per_pixel
+
+    # Images and labels
+
+    def image_id_of(self, stem: str) -> str | None:
+        """The image id in the name of a raster."""
+        return road_image_id(stem)
+
+    @property
+    def label_fingerprint(self) -> str:
+        """The settings of the targets."""
+        return f"roads {self.recipe.task.targets.model_dump_json()}"
+
+    def encode(self, chip: Chip, image: NDArray[np.uint8]) -> EncodedLabel:
+        """Read the roads of a chip and draw its target, uint8 (h, w)."""
+        return encode_roads(chip, image, self.recipe.task.targets)
+
+    def load_payload(self, payload: Any) -> tuple[RoadLabel, ...]:
+        """The labelled roads, cut to the image."""
+        return tuple(RoadLabel(np.array(line), speed) for line, speed in payload)
+
+    # Training
+
+    @property
+    def loss_parts(self) -> tuple[str, ...]:
+        """One part for each head."""
+        return "road", "speed", "junction"
+
+    def loss(
+        self, outputs: Tensor, batch: Batch, losses: RoadLosses, total: Total
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum over road, speed and junction."""
+        soft = batch.tensors.get("soft")
+        return road_loss(outputs, self.recipe.map_names, batch["target"], losses, total, soft)
+
+    def score_maps(
+        self, maps: ProbabilityMaps, chip: CachedChip, target: NDArray[np.uint8]
+    ) -> RoadScore:
+        """APLS of the roads found, and the overlap of the road masks."""
+        rows = rows_of_graph(vectorize_roads(maps, self.recipe.task.vectorizer))
+        metres = float(np.mean(chip.metres_per_pixel))
+        score = apls(truth_rows(chip), rows, metres_per_pixel=metres)
+        assert score.time is not None, "both sides state travel times"
+        road, truth = maps[ROAD] >= 128, (target & CLASS_BITS) > 0
+        return RoadScore(score.length.score, score.time.score, Overlap.of(road, truth), rows)
+
+    def summarize(
+        self, chips: Sequence[CachedChip], scores: Sequence[RoadScore]
+    ) -> dict[str, float]:
+        """APLS, averaged over the chips of an area and then over areas; dice and IoU of the road
+        mask, pooled over all pixels."""
+        by_aoi: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for chip, score in zip(chips, scores, strict=True):
+            by_aoi[chip.aoi].append((score.apls, score.apls_time))
+        areas = np.array([np.mean(values, axis=0) for values in by_aoi.values()])
+        length, time = areas.mean(axis=0)
+        return {
+            "apls": float(length),
+            "apls_time": float(time),
+            **dice_and_iou([score.overlap for score in scores]),
+        }
+
+    def draw(self, chip: CachedChip, score: RoadScore) -> NDArray[np.uint8]:
+        """Draw the roads found beside the true ones."""
+        image, _ = chip.read()
+        found = (f"{score.caption}: {chip.image_id}", score.rows)
+        return side_by_side(image[..., :3], [found, ("truth", truth_rows(chip))])
+
+    # Prediction
+
+    def decoder(self, chip: Chip, rating_model: Path | None = None) -> RoadDecoder:
+        """All images have the same settings."""
+        settings = self.recipe.task
+        return RoadDecoder(settings.vectorizer, settings.default_metres_per_pixel)
+
+    def find_neighbours(self, footprints: Sequence[Footprint]) -> list[list[Neighbour]]:
+        """The images that touch an image: roads continue in them."""
+        if not self.recipe.task.neighbours:
+            return super().find_neighbours(footprints)
+        return find_surroundings(footprints)
+
+    # Results
+
+    def record(
+        self, chip: Chip, image_id: str, found: RoadGraph, georeference: Georeference | None
+    ) -> ImageRoads:
+        """The roads with their image."""
+        return ImageRoads(image_id, found, georeference)
+
+    def count(self, record: ImageRoads) -> int:
+        """Number of roads."""
+        return len(record.graph.edges)
+
+    def as_json(self, record: ImageRoads) -> list[Any]:
+        """The road graph as lists and numbers."""
+        return [
+            record.image_id,
+            georeference_as_json(record.georeference),
+            record.graph.nodes.tolist(),
+            [
+                [edge.nodes, edge.line.tolist(), edge.length_m, edge.speed_mps, edge.confidence]
+                for edge in record.graph.edges
+            ],
+        ]
+
+    def from_json(self, content: list[Any]) -> ImageRoads:
+        """Read the road graph back, exactly."""
+        image_id, georeference, nodes, edges = content
+        graph = RoadGraph(
+            np.array(nodes, np.float64).reshape(-1, 2),
+            tuple(
+                RoadEdge((start, end), np.array(line), length_m, speed_mps, confidence)
+                for (start, end), line, length_m, speed_mps, confidence in edges
+            ),
+        )
+        return ImageRoads(image_id, graph, georeference_from_json(georeference))
+
+    def check_outputs(self, output: Path, exports: Sequence[Path], chips: Sequence[Chip]) -> None:
+        """Refuse unknown formats, and COCO results, which only buildings have."""
+        if output.suffix.lower() == ".json":
+            raise SatmapError(
+                f"{output}: the submission of roads is a CSV file. Give a name that ends in .csv."
+            )
+        for path in exports:
+            if path.suffix.lower() not in SUFFIXES:
+                raise SatmapError(
+                    f"{path}: the suffix names the format, and '{path.suffix}' is none of "
+                    f"{', '.join(SUFFIXES)}."
+                )
+
+    def write(
+        self,
+        output: Path,
+        ids: Sequence[str],
+        keys: Mapping[str, str],
+        read: Callable[[str], ImageRoads],
+    ) -> dict[str, int]:
+        """Write SpaceNet's roads CSV."""
+        rows = RowsByImage(ids, keys, lambda key: rows_of_graph(read(key).graph))
+        write_roads_csv(output, rows)
+        return rows.counts
+
+    def export(self, path: Path, records: Callable[[], Iterator[ImageRoads]]) -> dict[str, str]:
+        """Write GeoJSON, GeoPackage or GraphML."""
+        return export_roads(path, records())
+
+    def tune(self, request: TuningRequest) -> Tuning:
+        """Fit the vectoriser's settings by APLS."""
+        return tune_roads(request, self.recipe.task.vectorizer)
+
+
+def truth_rows(chip: CachedChip) -> list[RoadRow]:
+    """The labelled roads of a chip as submission rows."""
+    rows = []
+    for label in chip.payload:
+        length = line_length_m(label.line, chip.metres_per_pixel)
+        rows.append(RoadRow(label.line, length, length / label.speed_mps))
+    return rows

@@ -1,0 +1,223 @@
+"""The training of one member as a job: its inputs, its train state, and how it resumes."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim import Adam, AdamW, Optimizer
+
+from satmap.data.cache import CachedChip
+from satmap.data.crops import CropDataset
+from satmap.errors import SatmapError
+from satmap.io.checksums import FileRecord
+from satmap.provenance.machine import this_hardware, this_software
+from satmap.provenance.manifest import TrainingRun
+from satmap.recipes.schema import LAST, Member, Recipe, Stage
+from satmap.tasks.base import Task
+from satmap.training.loading import member_seed
+from satmap.training.run_context import RunContext
+from satmap.training.state import (
+    MovingAverage,
+    Progress,
+    TrainState,
+    load_state,
+    random_state,
+    restore,
+    save_state,
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the training of a member works with and never changes.
+
+    Attributes:
+        task: the task of the recipe.
+        member: what is trained, a member of the task's recipe.
+        training: chips to learn from, at least one.
+        validation: chips to score; without any there are no best checkpoints, only the last.
+        context: device, directories, processes.
+    """
+
+    task: Task
+    member: Member
+    training: Sequence[CachedChip]
+    validation: Sequence[CachedChip]
+    context: RunContext
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the member."""
+        return self.task.recipe
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A saved train state must match this to be resumed."""
+        chips = [[chip.image_id for chip in part] for part in (self.training, self.validation)]
+        teachers = sorted({chip.soft.teacher for chip in self.training if chip.soft})
+        return json.dumps([self.recipe.training_fingerprint, self.member.name, *chips, *teachers])
+
+    def stage_dataset(self, index: int) -> CropDataset:
+        """The crops of a stage."""
+        stage = self.member.stages[index]
+        return CropDataset(
+            self._stage_chips(stage),
+            stage.crop,
+            self.member.bands,
+            stage.passes,
+            self.recipe.augmentation,
+            # Members and stages draw different crops.
+            member_seed(self.recipe, self.member, index),
+            self.task,
+            equal_areas=self.recipe.sampling == "equal_areas",
+        )
+
+    def _stage_chips(self, stage: Stage) -> Sequence[CachedChip]:
+        """The chips of a stage in their order: all, or those that a hash of their ids selects."""
+        if stage.chips is None or stage.chips >= len(self.training):
+            return self.training
+
+        def rank(number: int) -> bytes:
+            image_id = self.training[number].image_id
+            return hashlib.sha256(f"{self.recipe.seed}:{image_id}".encode()).digest()
+
+        chosen = sorted(sorted(range(len(self.training)), key=rank)[: stage.chips])
+        return [self.training[number] for number in chosen]
+
+
+def begin_or_resume(
+    network: nn.Module,
+    job: Job,
+    until: int,
+    pretrained: bool,
+    starts_from: Sequence[FileRecord],
+) -> tuple[TrainState, Progress]:
+    """Start a training, or resume it from the saved train state.
+
+    Args:
+        network: initialised; gets the saved weights.
+        job: what to train.
+        until: the stage before which the training will stop.
+        pretrained: whether the encoder has ImageNet weights.
+        starts_from: the files that ``network`` was initialised from.
+
+    Raises:
+        SatmapError: the saved state does not fit, or the machines found different chips.
+    """
+    ranks, context = job.context.ranks, job.context
+    if len(set(ranks.gather(hashlib.sha256(job.fingerprint.encode()).hexdigest()))) > 1:
+        ranks.raise_on_all(
+            SatmapError(
+                f"{job.member.name}: the machines have found different chips. Give all of them the "
+                "same images and labels; what a machine cannot read is left out there alone."
+            )
+        )
+    file = context.state_file(job.member)
+    saved = ranks.on_first(lambda: None if context.restart else load_state(file, job.fingerprint))
+    files = [record.model_dump() for record in starts_from]
+    progress = Progress(pretrained=pretrained, starts_from=files)
+    if saved:
+        progress = Progress(**saved["progress"])
+    average_decay = job.recipe.optimizer.ema_decay
+    if progress.stage >= until:
+        ranks.on_first(lambda: _require_weights(job))
+        if until == len(job.member.stages):
+            ranks.say(f"{job.member.name}: already trained")
+        return TrainState(network, make_optimizer(network, job.recipe)), progress
+    network.to(context.device).to(memory_format=torch.channels_last)
+    average = MovingAverage(network, average_decay) if average_decay else None
+    state = TrainState(network, make_optimizer(network, job.recipe), average)
+    if saved:
+        progress = restore(saved, state, context.device, ranks.rank)
+        _report_resumption(job, progress)
+    progress.world = _same_world(progress, bool(saved), job)
+    _record_run(progress, context)
+    if ranks.world > 1 and not saved:
+        # A process that runs out of memory notes this in the saved state, so there must be one.
+        save_train_state(job, state, progress)
+    return state, progress
+
+
+def save_train_state(job: Job, state: TrainState, progress: Progress) -> None:
+    """Save everything that the training needs to resume."""
+    random = job.context.ranks.gather(random_state(job.context.device))
+    file = job.context.state_file(job.member)
+    job.context.ranks.on_first(lambda: save_state(file, job.fingerprint, state, progress, random))
+
+
+def make_optimizer(network: nn.Module, recipe: Recipe) -> Optimizer:
+    """The recipe's optimizer, fresh."""
+    settings = recipe.optimizer
+    kind = Adam if settings.name == "adam" else AdamW
+    return kind(network.parameters(), lr=0.0, weight_decay=settings.weight_decay)
+
+
+def _record_run(progress: Progress, context: RunContext) -> None:
+    """Add this run to those that had a part in a training, once however often it is asked to."""
+    known = context.info
+    run = TrainingRun(
+        command=known.command,
+        directory=str(Path.cwd()),
+        started=known.started,
+        processes=context.ranks.world,
+        software=this_software(),
+        hardware=this_hardware(context.device),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+        time_limit_s=known.time_limit_s,
+        from_stage=progress.stage + 1,
+        from_epoch=progress.epoch,
+        from_step=progress.step,
+    ).model_dump(mode="json")
+    # With several processes a member is trained stage by stage, and is gone on with in between.
+    mine = ("command", "started", "processes")
+    if not progress.runs or any(progress.runs[-1][key] != run[key] for key in mine):
+        progress.runs = [*progress.runs, run]
+
+
+def _report_resumption(job: Job, progress: Progress) -> None:
+    within = f"step {progress.step} of epoch {progress.epoch + 1}"
+    job.context.ranks.say(
+        f"{job.member.name}: resuming after "
+        f"{within if progress.step else f'epoch {progress.epoch}'} of stage {progress.stage + 1}"
+    )
+    if progress.split > 1:
+        job.context.ranks.say(
+            f"{job.member.name}: memory was short, so batches are computed in {progress.split} "
+            "parts until the stage ends"
+        )
+
+
+def _require_weights(job: Job) -> None:
+    if not job.context.weight_file(job.member, LAST).exists():
+        raise SatmapError(
+            f"{job.member.name} is trained according to {job.context.state_file(job.member)}, but "
+            "its weights are gone. Put them back, or pass --restart to train anew."
+        )
+
+
+def _same_world(progress: Progress, resumed: bool, job: Job) -> int:
+    """The number of processes, if they can resume the saved state.
+
+    Raises:
+        SatmapError: another number of processes stopped within an epoch.
+    """
+    world = job.context.ranks.world
+    if resumed and world != progress.world:
+        stage = job.member.stages[progress.stage]
+        if progress.step:
+            raise SatmapError(
+                f"{job.member.name} was stopped within an epoch of {progress.world} processes, "
+                f"and here are {world}. Resume with --processes {progress.world}; after an epoch "
+                "their number may change."
+            )
+        if stage.sync_batch_norm and progress.epoch:
+            job.context.ranks.say(
+                f"{job.member.name}: resuming with {world} processes instead of {progress.world}; "
+                f"a step now has {world * stage.batch} crops, not {progress.world * stage.batch}"
+            )
+    return world

@@ -1,0 +1,140 @@
+"""The training of one ensemble member, from its first step to its last checkpoint.
+
+This file reads top to bottom. What the steps need is beside it: ``epoch.py`` plans an epoch,
+watches losses and decides when to save, ``distributed.py`` runs the network on several processes,
+``checkpoints.py`` writes weights, logs and manifests, ``state.py`` makes a training resumable.
+"""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from torch import nn
+
+from satmap.io.checksums import FileRecord
+from satmap.runtime.device import autocast
+from satmap.training.checkpoints import save_checkpoints, write_logs
+from satmap.training.distributed import Forward, sum_over_ranks, synced_norms
+from satmap.training.epoch import Epoch, Step
+from satmap.training.job import Job, begin_or_resume, make_optimizer, save_train_state
+from satmap.training.state import Progress, TrainState
+from satmap.training.validation import validate
+
+
+def train_member(
+    network: nn.Module,
+    job: Job,
+    *,
+    pretrained: bool = False,
+    until: int | None = None,
+    seconds: Sequence[float] | None = None,
+    starts_from: Sequence[FileRecord] = (),
+) -> Progress:
+    """Train one network through its stages, or resume where an earlier call stopped.
+
+    All processes of ``job.context.ranks`` call this together.
+
+    Args:
+        network: initialised; changed in place.
+        job: what to train, on which chips, and where.
+        pretrained: the encoder has ImageNet weights. Only such an encoder is ever frozen.
+        until: the stage before which to stop; None to train all stages.
+        seconds: time limit of each stage; None for no limit.
+        starts_from: the files that ``network`` was initialised from.
+
+    Raises:
+        SatmapError: the loss is not finite, or a saved train state does not fit.
+        Terminated: the process was asked to end; the work is saved.
+    """
+    until = len(job.member.stages) if until is None else until
+    state, progress = begin_or_resume(network, job, until, pretrained, starts_from)
+    while progress.stage < until:
+        limit = seconds[progress.stage] if seconds else None
+        progress = _train_stage(job, state, progress, limit)
+    return progress
+
+
+def _train_stage(job: Job, state: TrainState, progress: Progress, limit: float | None) -> Progress:
+    """Train the rest of a stage; returns the start of the next one."""
+    index, context = progress.stage, job.context
+    stage, dataset = job.member.stages[index], job.stage_dataset(index)
+    with context.stop.deferred(), synced_norms(state.network, context.ranks, context.device):
+        forward, was_frozen = None, False
+        while progress.stage == index:
+            frozen = progress.pretrained and progress.schedule < stage.freeze_encoder_epochs
+            if forward is None or frozen != was_frozen:
+                job.task.freeze_encoder(state.network, frozen, stage.freeze_encoder_stages)
+                forward, was_frozen = Forward(state.network, context), frozen
+            epoch = Epoch(job, state, progress, dataset, limit)
+            record = _train_epoch(epoch, forward)
+            trained = time.perf_counter()
+            progress = _finish_epoch(epoch, record)
+            if progress.stage == index:
+                # Saving and logging took this long; validation is counted already.
+                between = time.perf_counter() - trained
+                progress.saving_seconds = between - progress.validation_seconds * epoch.validate
+                progress.stage_seconds += progress.saving_seconds
+    return progress
+
+
+def _train_epoch(epoch: Epoch, forward: Forward) -> dict[str, float]:
+    """Do the rest of an epoch's steps; returns its mean losses and its speed."""
+    epoch.state.network.train()
+    while not epoch.finished:
+        # Without enough memory the block ends early, and batches are computed in smaller parts.
+        with epoch.splitting_batches():
+            for step in epoch.steps_left():
+                _train_step(step, epoch, forward)
+    return epoch.record()
+
+
+def _train_step(step: Step, epoch: Epoch, forward: Forward) -> None:
+    job, state = epoch.job, epoch.state
+    losses = job.member.losses_of(epoch.progress.stage)
+    total = partial(sum_over_ranks, ranks=job.context.ranks)
+    step.set_learning_rate()
+    state.optimizer.zero_grad(set_to_none=True)
+    for batch, weight, is_last in step.parts():
+        inputs = job.task.inputs(state.network, batch)
+        with forward.gradients_stay(not is_last):
+            with autocast(job.context.device):
+                outputs = forward(*inputs)
+            loss, parts = job.task.loss(outputs, batch, losses, total)
+            (loss * weight).backward()  # type: ignore[no-untyped-call]
+        step.add(loss, parts, weight)
+    stop = step.check(step.clip_gradients())
+    state.step(job.member.name, job.context.device)
+    step.log()
+    step.save(stop)
+
+
+def _finish_epoch(epoch: Epoch, record: dict[str, float]) -> Progress:
+    """Validate if it is time and write weights, logs and state; returns the next epoch's start."""
+    job, state, progress = epoch.job, epoch.state, epoch.progress
+    context, stage = job.context, job.member.stages[progress.stage]
+    progress.step_seconds = progress.seconds / progress.step
+    if epoch.validate:
+        epoch.require_finite_weights()
+        # A validation may take long, and the steps before it must not be lost.
+        save_train_state(job, state, progress)
+        started = time.perf_counter()
+        if job.validation:
+            pictures = context.weights / f"{job.member.name}.pictures"
+            record |= validate(state.result, job.task, job.validation, context, pictures)
+        best = context.ranks.on_first(lambda: save_checkpoints(job, state, progress, record))
+        progress.best = best
+        progress.validation_seconds = time.perf_counter() - started
+        progress.stage_seconds += progress.validation_seconds
+        progress.validated_at = progress.stage_seconds + progress.seconds
+    progress.history.append(record)
+    progress.epoch, progress.schedule = progress.epoch + 1, epoch.plan.end
+    progress.stage_seconds += progress.seconds
+    progress.step, progress.seconds, progress.sums = 0, 0.0, []
+    context.ranks.say(epoch.summary(record))
+    if progress.schedule >= stage.epochs:
+        progress = progress.next_stage()
+        # The next stage starts with a fresh optimizer.
+        state.optimizer = make_optimizer(state.network, job.recipe)
+    context.ranks.on_first(lambda: write_logs(job, progress))
+    save_train_state(job, state, progress)
+    return progress
