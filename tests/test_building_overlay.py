@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import shapely
 from numpy.typing import NDArray
-from satmap.tasks.buildings.vectorizer.settings import BuildingSettingsByCategory
 
 from made_buildings import square, write_coco, write_tile
 from satmap.errors import SatmapError
@@ -22,8 +21,8 @@ from satmap.report.building_overlay import write_building_overlays
 from satmap.report.panels import Panel, Picture, compose
 from satmap.submissions.buildings_csv import BuildingRow, write_buildings_csv
 from satmap.submissions.coco_json import Detection, write_coco_results
+from satmap.tasks.base import default_task
 from satmap.tasks.buildings.task import BuildingScore
-from satmap.tasks.buildings.task import BuildingTask as BuildingObjective
 
 NAME = "AOI_9_Made_img1"
 
@@ -91,15 +90,15 @@ def test_the_legend_counts_what_the_scorer_counts(
     write_building_overlays(files[1], [tmp_path / "data"], tmp_path / "pictures", files[0])
     assert texts == expected
     texts.clear()
-    scoring.draw(NAME)
+    misses.draw_image(scoring, NAME)
     assert texts == expected
     # And the pictures of a training.
     texts.clear()
-    objective = BuildingObjective(("building",), BuildingSettingsByCategory())
+    task = default_task("buildings")
     outlines = [row.polygon for row in truth]
     image = np.zeros((96, 96, 3), np.uint8), None
     chip: Any = SimpleNamespace(image_id=NAME, size=(96, 96), outlines=outlines, read=lambda: image)
-    objective.picture(chip, BuildingScore(Counts(1, 1, 1), Overlap(0, 0, 0), proposal))
+    task.draw(chip, BuildingScore(Counts(1, 1, 1), Overlap(0, 0, 0), proposal))
     assert texts == expected
 
 

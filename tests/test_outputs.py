@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import pytest
-from satmap.tasks.roads.vectorizer.settings import RoadSettings
 
 from satmap.errors import SatmapError
 from satmap.prediction.outputs import require_outputs
 from satmap.prediction.plan import Request
 from satmap.prediction.run import predict
-from satmap.tasks.roads.task import RoadTask as RoadDecoder
+from satmap.tasks.base import default_task
 
 
 def request(output: Path) -> Request:
@@ -36,7 +35,7 @@ def test_other_names_are_allowed(tmp_path: Path, name: str) -> None:
 
 
 def test_roads_are_no_coco_results(tmp_path: Path) -> None:
-    decoder = RoadDecoder(RoadSettings(), 0.3)
-    decoder.require_output(tmp_path / "out.csv", [], [])
+    task = default_task("roads")
+    task.check_outputs(tmp_path / "out.csv", [], [])
     with pytest.raises(SatmapError, match=r"roads is a CSV file\. Give a name that ends in \.csv"):
-        decoder.require_output(tmp_path / "out.json", [], [])
+        task.check_outputs(tmp_path / "out.json", [], [])
