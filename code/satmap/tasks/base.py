@@ -35,6 +35,7 @@ from satmap.recipes.schema import Member, Recipe
 from satmap.tuning.chips import Tuning, TuningRequest
 from satmap.vectors.georeference import Georeference
 from satmap.weights.members import WeightFile
+from satmap.weights.tensor_file import mismatch, read_tensors, write_tensors
 
 #: Adds up a tensor over all processes that share a batch.
 Total = Callable[[Tensor], Tensor]
@@ -87,14 +88,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.chips)
-
-
-class ChipScore(Protocol):
-    """The score of one validation chip, small enough to be sent to another process."""
-
-    @property
-    def caption(self) -> str:
-        """The score in words, for pictures."""
 
 
 class PendingResult(Protocol):
@@ -178,9 +171,9 @@ class Task(ABC):
             SatmapError: the label is missing or unusable.
         """
 
-    @abstractmethod
     def load_payload(self, payload: Any) -> Any:
         """Turn the JSON payload of an :class:`EncodedLabel` into the labels that scoring needs."""
+        return payload
 
     # Training
 
@@ -246,36 +239,43 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def score_chip(self, network: nn.Module, chip: CachedChip, device: torch.device) -> ChipScore:
-        """Predict a chip with one network and compare the result with the label."""
+    def score_chip(self, network: nn.Module, chip: CachedChip, device: torch.device) -> Any:
+        """Predict a chip with one network and compare the result with the label.
+
+        Returns:
+            A score that is small enough to be sent to another process.
+        """
 
     @abstractmethod
     def summarize(self, chips: Sequence[CachedChip], scores: Sequence[Any]) -> dict[str, float]:
         """The validation scores, each 0..1, from the scores of all chips."""
 
-    @abstractmethod
     def draw(self, chip: CachedChip, score: Any) -> NDArray[np.uint8]:
-        """Draw what was found beside the truth, uint8 (h, w, 3)."""
+        """Draw what was found beside the truth, uint8 (h, w, 3); by default the image alone."""
+        image = chip.read_image(3, slice(None), slice(None)).transpose(1, 2, 0)
+        return np.ascontiguousarray(image)
 
     # Weights
 
-    @abstractmethod
     def save_network(self, path: Path, network: nn.Module, metadata: Mapping[str, str]) -> None:
         """Write a weight file, atomically.
 
         Raises:
             SatmapError: the file cannot be written.
         """
+        channels = str(network.in_channels)
+        described = {**metadata, "architecture": self.recipe.task.name, "in_channels": channels}
+        write_tensors(path, network.state_dict(), described)
 
-    @abstractmethod
     def check_weights(self, file: WeightFile) -> None:
         """Fail before any work if a weight file does not belong to this task.
 
         Raises:
             SatmapError: the network cannot be used for the recipe.
         """
+        if file.metadata.get("architecture") != self.recipe.task.name:
+            raise SatmapError(f"{file.path} does not find {self.noun}. Move it elsewhere.")
 
-    @abstractmethod
     def load_ensemble(
         self, files: Sequence[WeightFile], device: torch.device
     ) -> list[EnsembleMember]:
@@ -284,6 +284,18 @@ class Task(ABC):
         Raises:
             SatmapError: a file cannot be loaded, or the networks do not fit together.
         """
+        members = []
+        for file in files:
+            named = {member.name: member for member in file.recipe.members}
+            member = named.get(file.metadata.get("member", ""))
+            if member is None:
+                raise SatmapError(f"{file.path} does not say which member of its recipe it is.")
+            network, tensors = self.build_network(member), read_tensors(file.path)
+            if fault := mismatch(network.state_dict(), tensors):
+                raise SatmapError(f"{file.path} is not the network that it claims to be: {fault}.")
+            network.load_state_dict(tensors)
+            members.append(EnsembleMember(network.to(device).eval(), file.votes))
+        return members
 
     def find_rating_model(self, weights: Path) -> Path | None:
         """A second-level model beside the networks that rates what they find; None without.
@@ -346,13 +358,19 @@ class Task(ABC):
             shapely.errors.ShapelyError: the content holds a damaged geometry.
         """
 
-    @abstractmethod
     def check_outputs(self, output: Path, exports: Sequence[Path], chips: Sequence[Chip]) -> None:
         """Fail before the work if the images cannot be written in these formats.
 
         Raises:
             SatmapError: the task has no such format, or it cannot hold these images.
         """
+        for path in exports:
+            if path.suffix.lower() not in self.export_suffixes:
+                known = ", ".join(self.export_suffixes) or "no suffix"
+                raise SatmapError(
+                    f"{path}: the suffix names the format. {self.noun.capitalize()} are exported "
+                    f"as {known}, not as '{path.suffix}'."
+                )
 
     @abstractmethod
     def write(
@@ -377,7 +395,6 @@ class Task(ABC):
             CannotWriteError: the file cannot be written.
         """
 
-    @abstractmethod
     def export(self, path: Path, records: Callable[[], Iterator[Any]]) -> dict[str, str]:
         """Write another file, in the format that its suffix names.
 
@@ -391,6 +408,7 @@ class Task(ABC):
         Raises:
             CannotWriteError: the file cannot be written.
         """
+        raise SatmapError(f"{path}: {self.noun} have no such format.")
 
     @abstractmethod
     def count(self, record: Any) -> int:

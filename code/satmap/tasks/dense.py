@@ -26,7 +26,7 @@ from satmap.networks.ensemble import EnsembleMember, Strip, predict_maps, predic
 from satmap.networks.unet import UNet, build_network
 from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
 from satmap.recipes.schema import Member
-from satmap.tasks.base import Batch, ChipScore, PreparedImage, Task
+from satmap.tasks.base import Batch, PreparedImage, Task
 from satmap.weights.members import WeightFile
 from satmap.weights.network_files import load_pretrained_encoder, load_weights, save_weights
 
@@ -140,7 +140,7 @@ class DenseTask(Task):
         heads = network.category_indices([chip.category or "" for chip in batch.chips])
         return (image,) if heads is None else (image, heads)
 
-    def score_chip(self, network: nn.Module, chip: CachedChip, device: torch.device) -> ChipScore:
+    def score_chip(self, network: nn.Module, chip: CachedChip, device: torch.device) -> Any:
         """Predict a whole chip with one network, decode it and compare it with the label.
 
         There is no test-time augmentation: validation compares checkpoints, not ensembles.
@@ -156,7 +156,7 @@ class DenseTask(Task):
     @abstractmethod
     def score_maps(
         self, maps: ProbabilityMaps, chip: CachedChip, target: NDArray[np.uint8]
-    ) -> ChipScore:
+    ) -> Any:
         """Vectorise the probability maps of a chip and score the result.
 
         Args:

@@ -256,13 +256,8 @@ class BuildingTask(DenseTask):
         )
 
     def check_outputs(self, output: Path, exports: Sequence[Path], chips: Sequence[Chip]) -> None:
-        """Refuse formats that only roads have, and COCO results of images without numbers."""
-        for path in exports:
-            if path.suffix.lower() not in BUILDING_SUFFIXES:
-                raise SatmapError(
-                    f"{path}: buildings can be exported as {' or '.join(BUILDING_SUFFIXES)}; "
-                    "the other formats are for roads."
-                )
+        """Refuse unknown formats, and COCO results of images without numbers."""
+        super().check_outputs(output, exports, chips)
         unnumbered = [chip.image_id for chip in chips if chip.number is None]
         if output.suffix.lower() == COCO_SUFFIX and unnumbered:
             raise SatmapError(

@@ -233,12 +233,7 @@ class RoadTask(DenseTask):
             raise SatmapError(
                 f"{output}: the submission of roads is a CSV file. Give a name that ends in .csv."
             )
-        for path in exports:
-            if path.suffix.lower() not in SUFFIXES:
-                raise SatmapError(
-                    f"{path}: the suffix names the format, and '{path.suffix}' is none of "
-                    f"{', '.join(SUFFIXES)}."
-                )
+        super().check_outputs(output, exports, chips)
 
     def write(
         self,
