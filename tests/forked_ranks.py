@@ -23,8 +23,8 @@ import satmap.runtime.device
 from satmap.cli import main
 from satmap.networks.unet import UNet
 from satmap.runtime.termination import PEER_FAILED
-from satmap.training import loop
-from satmap.training.epoch import Job
+from satmap.training import epoch
+from satmap.training.job import Job
 from satmap.training.state import Progress, TrainState
 from tiny_trainings import add_tiny_encoders
 
@@ -103,10 +103,10 @@ def no_hangup(rank: int) -> None:
 
 def hold_training(place: Path, rank: int) -> None:
     """Hold a training of all ranks together after a saved step, until the test releases it."""
-    original = loop._save
+    original = epoch.save_train_state
 
-    def save(train_state: TrainState, job: Job, progress: Progress) -> None:
-        original(train_state, job, progress)
+    def save(job: Job, state: TrainState, progress: Progress) -> None:
+        original(job, state, progress)
         # Alone on its rank a member has no others; after an epoch there is no step.
         if job.context.ranks.world == 1 or not progress.step:
             return
@@ -117,7 +117,7 @@ def hold_training(place: Path, rank: int) -> None:
                 raise RuntimeError("held, and not released")
             time.sleep(0.002)
 
-    loop._save = save
+    epoch.save_train_state = save
 
 
 def wait_for_held(place: Path, processes: Sequence[ForkServerProcess]) -> None:

@@ -700,14 +700,18 @@ class TestTimeLimit:
         self, city: Path, tmp_path: Path
     ) -> None:
         recipe = parse_recipe(recipe_text(2), "test")
-        options = TrainingOptions(city.parent / "ranks-cache", folds=(0,), time_limit=4.0)
-        train([city / "train"], recipe, RunContext(tmp_path / "weights", CPU), options)
-        rows = losses(tmp_path)["fold0-tiny-8band.log.csv"]
-        assert {row[0] for row in rows} == {"1", "2"}
-        assert all(row[7] for row in (rows[0], rows[-1]))
-        rates = [float(row[2]) for row in rows if row[0] == "2"]
-        # On a busy machine the last epoch is a single step of half the schedule.
-        assert len(rates) >= 2 and rates[-1] <= 0.5 * max(rates)
+        # On a busy machine few steps fit into a short limit, and a rate is that of a step's begin.
+        for limit in (4.0, 16.0, 64.0):
+            options = TrainingOptions(city.parent / "ranks-cache", folds=(0,), time_limit=limit)
+            place = tmp_path / f"{limit}"
+            train([city / "train"], recipe, RunContext(place / "weights", CPU), options)
+            rows = losses(place)["fold0-tiny-8band.log.csv"]
+            assert {row[0] for row in rows} == {"1", "2"}
+            assert all(row[7] for row in (rows[0], rows[-1]))
+            rates = [float(row[2]) for row in rows if row[0] == "2"]
+            if len(rates) > 2 and rates[-1] < 0.2 * max(rates):
+                return
+        pytest.fail(f"the training does not end with a low rate: {rates}")
 
 
 def test_a_soup_is_the_mean_and_held_out_by_all(

@@ -449,7 +449,7 @@ def test_large_scenes_are_predicted_strip_by_strip_to_the_same_bytes(
                 maps=place / "planes")  # fmt: skip
         assert len(strips) == 2 * COLUMNS * ROWS
         strips.clear()
-        monkeypatch.setattr(pictures, "LARGEST", 0)
+        monkeypatch.setattr(pictures, "MAX_VALUES_IN_MEMORY", 0)
     small, large = map(files_in, places)
     assert small["out.csv"] == large["out.csv"]
     assert small.keys() == large.keys()
