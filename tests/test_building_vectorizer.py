@@ -1,6 +1,7 @@
 """Buildings from planes by one call: windows, splits, right angles, round trips of real labels."""
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.morphology import dilation
-from skimage.segmentation import watershed
 
 from made_blocks import made_blocks, maps_of_labels, share_apart
 from satmap.evaluation.metrics.building_f1 import match_buildings
@@ -28,7 +28,7 @@ from satmap.tasks.buildings.settings import (
     BuildingSettings,
     BuildingSettingsByCategory,
 )
-from satmap.tasks.buildings.vectorizer.flooding import flood
+from satmap.tasks.buildings.vectorizer.basins import find_basins, find_boundaries
 from satmap.tasks.buildings.vectorizer.instances import find_instances
 from satmap.tasks.buildings.vectorizer.polygons import dilated, exact_polygons, simplify_outlines
 from satmap.tasks.buildings.vectorizer.right_angles import squared_outlines
@@ -122,33 +122,38 @@ def test_what_is_larger_than_any_building_is_cut_at_the_same_lines() -> None:
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 1000))
-def test_the_forest_is_a_watershed(seed: int) -> None:
+def test_basins_follow_strength(seed: int) -> None:
     strength = noisy_body(seed, 40)
     blobs = connected(at_least(strength, 0.35))
-    seeds = connected(at_least(strength, 0.7)).labels
-    per_blob = np.zeros(blobs.count, np.int64)
-    np.add.at(per_blob, blobs.labels[seeds > 0], 1)
-    lone = np.unique(np.stack([blobs.labels[seeds > 0], seeds[seeds > 0]]), axis=1)[0]
-    split = np.bincount(lone, minlength=blobs.count) > 1
+    markers = connected(at_least(strength, 0.7)).labels
+    pairs = np.unique(np.stack([blobs.labels[markers > 0], markers[markers > 0]]), axis=1)
+    split = np.bincount(pairs[0], minlength=blobs.count) > 1
     if not split.any():
         return
-    seeds[~split[blobs.labels]] = 0
-    seeds = np.unique(seeds, return_inverse=True)[1].reshape(seeds.shape).astype(np.int32)
-    boundaries = flood(strength, seeds, blobs, split)
-    ours = seeds.copy()
-    ours.ravel()[boundaries.place] = boundaries.part
+    markers[~split[blobs.labels]] = 0
+    markers = np.unique(markers, return_inverse=True)[1].reshape(markers.shape).astype(np.int32)
+    basins = find_basins(strength, markers, blobs, split)
     mask = split[blobs.labels]
-    assert ((ours > 0) == mask).all()
-    # Slow: with all seeds but one pixel's own, a path of pixels as strong leads to its seed.
+    assert ((basins > 0) == mask).all()
+    assert (basins[markers > 0] == markers[markers > 0]).all()
+    # Where a region of strong pixels holds one marker, all of it leads there.
     for level in range(0, 256, 16):
         regions = connected(mask & (strength >= level)).labels
-        holding = [set(np.unique(seeds[regions == r])) - {0} for r in range(int(regions.max()) + 1)]
-        for region, inside in enumerate(holding):
-            if region and len(inside) == 1:
-                assert set(np.unique(ours[regions == region])) == inside
-    theirs = watershed(255 - strength.astype(np.int32), seeds, mask=mask)  # type: ignore[no-untyped-call]
-    # They differ only on ties.
-    assert (ours != theirs).sum() <= 0.1 * mask.sum()
+        for region in range(1, int(regions.max()) + 1):
+            inside = set(np.unique(markers[regions == region])) - {0}
+            if len(inside) == 1:
+                assert set(np.unique(basins[regions == region])) == inside
+    seams = defaultdict(list)
+    for row, column in np.ndindex(*basins.shape):
+        for other in ((row + 1, column), (row, column + 1)):
+            if max(other) < len(basins) and blobs.labels[row, column] == blobs.labels[other]:
+                pair = tuple(sorted((int(basins[row, column]), int(basins[other]))))
+                if pair[0] and pair[0] != pair[1]:
+                    seams[pair].append((float(strength[row, column]) + strength[other]) / 2)
+    found = find_boundaries(strength, basins, blobs)
+    assert list(zip(*found.pairs.tolist(), strict=True)) == sorted(seams)
+    assert found.length.tolist() == [len(seams[pair]) for pair in sorted(seams)]
+    assert found.strength == pytest.approx([np.mean(seams[pair]) for pair in sorted(seams)])
 
 
 def test_numbers_follow_first_pixels_of_many() -> None:

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ from satmap.data.imagery import RGB, StretchedImage, read_info
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.score import score_files
+from satmap.io import files
 from satmap.io.files import exclusive_lock, require_writable, write_text
 from satmap.io.geojson_reader import LON_LAT, read_geojson
 from satmap.networks.ensemble import EnsembleMember, predict_maps
@@ -372,22 +375,76 @@ def test_processes_that_cannot_be_started_are_told(monkeypatch: pytest.MonkeyPat
         start_pool(2)
 
 
-def test_one_run_at_a_time_trains_a_member(tmp_path: Path) -> None:
+def test_one_process_at_a_time_holds_a_lock(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from satmap.training import sole_writer as lock;"
-        "lock._GRACE_S = 0.2\n"
-        "with lock.sole_writer(Path(sys.argv[1])): print('alone')"
+        "import sys; from pathlib import Path; from satmap.errors import SatmapError;"
+        "from satmap.io import files; files._GRACE_S = 0.2\n"
+        "with files.exclusive_lock(Path(sys.argv[1]), SatmapError('taken')):\n"
+        "    print('alone', flush=True)\n"
+        "    sys.stdin.read()"
     )
 
-    def other(stem: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", code, str(tmp_path / stem)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    def start(name: str) -> "subprocess.Popen[str]":
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-c", code, str(tmp_path / name)]
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
-    with exclusive_lock(tmp_path / "fold0"):
-        assert "another run is training fold0" in other("fold0").stderr
-        assert other("fold1").stdout == "alone\n"
-    assert other("fold0").stdout == "alone\n"
-    # What a killed run has left is no lock.
-    (tmp_path / ".fold0.lock").touch()
-    assert other("fold0").stdout == "alone\n"
+    def other(name: str) -> tuple[str, str]:
+        return start(name).communicate("", timeout=300)
+
+    with exclusive_lock(tmp_path / "fold0", SatmapError("taken")):
+        assert "SatmapError: taken" in other("fold0")[1]
+        assert other("fold1")[0] == "alone\n"
+    assert other("fold0")[0] == "alone\n"
+    # A lock ends with its process; the file that a killed one leaves is none.
+    with start("fold0") as killed:
+        assert killed.stdout is not None
+        assert killed.stdout.readline() == "alone\n"
+        assert "taken" in other("fold0")[1]
+        killed.kill()
+    assert (tmp_path / ".fold0.lock").exists()
+    assert other("fold0")[0] == "alone\n"
     assert not [*tmp_path.iterdir()]
+
+
+def test_the_next_owner_of_a_lock_makes_a_new_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited for the file that the first owner has removed."""
+    monkeypatch.setattr(files, "_GRACE_S", 1.0)
+    path, order = tmp_path / "fold0", list[str]()
+
+    def wait() -> None:
+        with exclusive_lock(path, SatmapError("taken")):
+            order.append("second")
+            with pytest.raises(SatmapError), exclusive_lock(path, SatmapError("taken")):
+                order.append("third")
+
+    with exclusive_lock(path, SatmapError("taken")):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        time.sleep(0.2)
+        order.append("first")
+    waiting.join(60)
+    assert order == ["first", "second"]
+    assert not [*tmp_path.iterdir()]
+
+
+def test_file_systems_without_locks_go_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO]
+
+    def flock(*_: object) -> None:
+        raise OSError(answers[0], os.strerror(answers[0]))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    while answers[0] != errno.EIO:
+        with exclusive_lock(tmp_path / "fold0", SatmapError("taken")):
+            assert not [*tmp_path.iterdir()]
+        del answers[0]
+    with (
+        pytest.raises(OSError, match=os.strerror(errno.EIO)),
+        exclusive_lock(tmp_path / "fold0", SatmapError("taken")),
+    ):
+        pass

@@ -4,8 +4,11 @@ import hashlib
 import json
 import math
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -22,10 +25,10 @@ from satmap.networks.encoders import ENCODERS, adapt_first_conv, build_encoder
 from satmap.networks.layers import NormAct, StridedConv, fix_same_padding
 from satmap.networks.unet import DECODER_STRIDES, DECODER_WIDTHS, UNet, build_network
 from satmap.tasks.roads.settings import ROAD_MAPS
+from satmap.weights.header import DecoderKind, read_weights_metadata
 from satmap.weights.network_files import (
     load_pretrained_encoder,
     load_weights,
-    read_weights_metadata,
     save_weights,
 )
 from satmap.weights.published import ours_to_reference, reference_to_ours
@@ -120,16 +123,14 @@ def test_weights_round_trip(kind: str, tmp_path: Path) -> None:
     network.eval().to(memory_format=torch.channels_last)
     save_weights(path, network, {"recipe": "sn5-roads", "epoch": "3"})
     loaded, metadata = load_weights(path)
-    widths = "[32, 24, 16, 8]"
     assert metadata == {
         "recipe": "sn5-roads",
         "epoch": "3",
         "architecture": "resnet18",
         "in_channels": "8",
-        # Files from before there were other kinds say it so.
-        "decoder": widths if kind == "plain" else f'{{"kind": "{kind}", "widths": {widths}}}',
-        "planes": json.dumps(ROAD_MAPS),
-    } | ({"categories": json.dumps(categories)} if categories else {})
+        "decoder": f'{{"kind":"{kind}","widths":[32,24,16,8]}}',
+        "maps": json.dumps(ROAD_MAPS, separators=(",", ":")),
+    } | ({"categories": '["nadir","off-nadir","very-off-nadir"]'} if categories else {})
     assert loaded.map_names == ROAD_MAPS
     assert (loaded.decoder_kind, loaded.categories) == (kind, categories)
     assert not loaded.training
@@ -472,37 +473,57 @@ def test_missing_files(tmp_path: Path) -> None:
             read(tmp_path)
 
 
+def test_headers_know_every_decoder() -> None:
+    assert get_args(DecoderKind) == tuple(DECODERS)
+
+
+def test_headers_need_no_torch() -> None:
+    code = "import sys, satmap.weights.header; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def decoder(widths: str) -> str:
+    return f'{{"kind": "plain", "widths": {widths}}}'
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"architecture": None}, r"without satmap's metadata \(architecture\)"),
-        ({"architecture": None, "in_channels": None, "planes": None, "epoch": None}, "without"),
+        ({"architecture": None, "in_channels": None, "maps": None, "epoch": None}, "without"),
         ({"architecture": "vgg"}, "architecture 'vgg'.*it has .*dpn92"),
         ({"architecture": "resnet34"}, "not the resnet34 network .*it lacks encoder.*more tensors"),
         ({"in_channels": "8"}, r"stages.0.conv1.weight has the shape .64, 3.* instead of .64, 8"),
         ({"in_channels": "three"}, "broken metadata.*three"),
-        ({"in_channels": "0"}, "broken metadata: 0 input channels"),
+        ({"in_channels": "0"}, "in_channels must be a number from 1 to 1024, not 0"),
         ({"in_channels": "9" * 40}, "broken metadata"),
-        ({"planes": '["road"]'}, r"head.weight has the shape .2, 64, 1, 1. instead of .1, 64"),
-        ({"planes": "road"}, "broken metadata"),
-        ({"planes": "[1, 2]"}, "list of different names"),
-        ({"planes": '["road", "road"]'}, "list of different names"),
-        ({"planes": "[]"}, "list of different names"),
-        ({"planes": '["road", ""]'}, "list of different names"),
-        ({"planes": "[" * 100_000}, "broken metadata: planes"),
+        ({"in_channels": "3.0"}, "broken metadata"),
+        ({"in_channels": "true"}, "broken metadata"),
+        ({"in_channels": '"3"'}, "broken metadata"),
+        ({"maps": '["road"]'}, r"head.weight has the shape .2, 64, 1, 1. instead of .1, 64"),
+        ({"maps": "road"}, "broken metadata"),
+        ({"maps": "[1, 2]"}, "list of different names"),
+        ({"maps": '["road", "road"]'}, "list of different names"),
+        ({"maps": "[]"}, "list of different names"),
+        ({"maps": '["road", ""]'}, "list of different names"),
+        ({"maps": "[" * 100_000}, "broken metadata: maps"),
         ({"decoder": "[" * 100_000}, "broken metadata: decoder"),
         ({"categories": "[" * 100_000}, "broken metadata: categories"),
-        ({"decoder": "[256, 256, 128]"}, "decoder must be four widths"),
-        ({"decoder": "[256, 256, 128, 0]"}, "decoder must be four widths"),
+        ({"decoder": "[256, 256, 128, 64]"}, "decoder must be a kind and four widths"),
+        ({"decoder": decoder("[256, 256, 128]")}, "decoder must be a kind and four widths"),
+        ({"decoder": decoder("[256, 256, 128, 0]")}, "decoder must be a kind and four widths"),
+        ({"decoder": decoder("[256, 256, 128, true]")}, "decoder must be a kind and four widths"),
+        ({"decoder": decoder("[256, 256, 128, 64.0]")}, "decoder must be a kind and four widths"),
+        ({"decoder": decoder('[256, 256, 128, "64"]')}, "decoder must be a kind and four widths"),
         ({"decoder": "wide"}, "broken metadata"),
         ({"decoder": '{"kind": "wide", "widths": [1, 1, 1, 1]}'}, "the decoder 'wide'.*has plain"),
         ({"decoder": '{"kind": [], "widths": [1, 1, 1, 1]}'}, r"the decoder \[\]"),
-        ({"decoder": '{"kind": "light"}'}, "decoder must be four widths"),
+        ({"decoder": '{"kind": "light"}'}, "decoder must be a kind and four widths"),
         ({"decoder": '{"kind": "light", "widths": [256, 256, 128, 64]}'}, "it lacks decoder.0"),
-        ({"categories": '["a"]'}, "broken metadata: one category"),
-        ({"categories": '["a", "a"]'}, "categories must be a list of different names"),
+        ({"categories": '["a"]'}, "categories must be a list of two or more"),
+        ({"categories": '["a", "a"]'}, "categories must be a list of two or more different names"),
         ({"categories": '["a", "b"]'}, "head.* has the shape"),
-        ({"decoder": "[256, 256, 128, 32]"}, "has the shape"),
+        ({"decoder": decoder("[256, 256, 128, 32]")}, "has the shape"),
     ],
 )
 def test_wrong_metadata(
@@ -546,7 +567,7 @@ def test_unknown_tensors_are_refused(saved: Path, tmp_path: Path) -> None:
 def test_metadata_of_the_network_is_not_the_callers(saved: Path) -> None:
     network, _ = load_weights(saved)
     before = saved.read_bytes()
-    for key in ("planes", "categories"):
+    for key in ("maps", "categories", "normalization"):
         with pytest.raises(ValueError, match=key):
             save_weights(saved, network, {key: "[]"})
     assert saved.read_bytes() == before

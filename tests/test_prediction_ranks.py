@@ -35,11 +35,12 @@ from forked_ranks import (
 from made_files import write_image
 from satmap.data.imagery import MULTISPECTRAL, RGB, StretchedImage, read_info, read_stretched
 from satmap.errors import CannotWriteError
+from satmap.io import files
 from satmap.networks.ensemble import Strip
 from satmap.networks.unet import build_network
 from satmap.prediction import dense as ensemble
 from satmap.prediction import images as pictures
-from satmap.prediction import journal, share
+from satmap.prediction import share
 from satmap.prediction.journal import Journal
 from satmap.prediction.run import Prediction, predict
 from satmap.provenance.manifest import SUFFIX
@@ -264,7 +265,7 @@ def test_sigterm_ends_a_run_in_order_and_it_goes_on(
     area: Area, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The run is over sooner than a second one gives up waiting for it.
-    monkeypatch.setattr(journal, "_GRACE_S", 0.0)
+    monkeypatch.setattr(files, "_GRACE_S", 0.0)
     # What runs that were killed at the worst moments have left.
     (tmp_path / "planes").mkdir()
     (tmp_path / ".out.csv.planes").mkdir()
@@ -293,7 +294,7 @@ def test_sigterm_ends_a_run_in_order_and_it_goes_on(
 def test_every_process_of_a_run_holds_its_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "_GRACE_S", 0.0)
+    monkeypatch.setattr(files, "_GRACE_S", 0.0)
     output = tmp_path / "out.csv"
     with Journal(output, "settings", ROAD_DECODER, 1) as part:
         # Its first process is gone, it is not yet.

@@ -44,12 +44,12 @@ from satmap.tasks.base import load_ensemble
 from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.weights import fetch
 from satmap.weights.fetch import Fetched, fetch_encoder
+from satmap.weights.header import read_metadata, read_weights_metadata
 from satmap.weights.importing import import_weights
 from satmap.weights.members import choose, find_weights, recipe_of
 from satmap.weights.network_files import (
     load_pretrained_encoder,
     load_weights,
-    read_weights_metadata,
     save_weights,
 )
 from satmap.weights.pickles import read_pickle
@@ -61,7 +61,7 @@ from satmap.weights.pretrained import (
     verify_encoder_file,
 )
 from satmap.weights.published import PublishedNetwork, read_published
-from satmap.weights.tensor_file import read_metadata, read_tensors, write_tensors
+from satmap.weights.tensor_file import read_tensors, write_tensors
 from test_models import tensor_by_name
 
 REFERENCE = Path(__file__).parents[2] / "shared/fixtures/network"
@@ -497,7 +497,7 @@ def test_golden_output_through_the_import(
     assert json.loads(metadata["scores"]) == {"dice_best": 0.75, "apls_best": 0.5}
     assert json.loads(metadata["bands"]) == [5, 3, 2]
     assert json.loads(metadata["stretch"]) == {"low": 2, "high": 98}
-    assert json.loads(metadata["planes"]) == list(ROAD_MAPS)
+    assert json.loads(metadata["maps"]) == list(ROAD_MAPS)
     noise = np.random.Generator(np.random.PCG64(7))
     x = torch.from_numpy(noise.standard_normal((1, 3, 128, 160), dtype=np.float32))
     with np.load(REFERENCE / f"{file.reference}.golden.npz") as golden, torch.inference_mode():

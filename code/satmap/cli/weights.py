@@ -38,8 +38,8 @@ def _weights_import(options: argparse.Namespace) -> int:
     OUT: the directory of weights, or the .safetensors file to write.
     """
     from satmap.recipes.schema import load_recipe
+    from satmap.weights.derived_manifest import write_derived_manifest
     from satmap.weights.importing import import_weights
-    from satmap.weights.manifest_of_made import write_derived_manifest
 
     path = import_weights(options.file, options.output, load_recipe(options.recipe))
     write_derived_manifest(path, [options.file], options.arguments)
@@ -75,7 +75,7 @@ def _weights_average(options: argparse.Namespace) -> int:
     soup.last.safetensors.
     """
     from satmap.weights.average import average_weights
-    from satmap.weights.manifest_of_made import write_derived_manifest
+    from satmap.weights.derived_manifest import write_derived_manifest
 
     if options.output.suffix != ".safetensors":
         raise SatmapError(f"{options.output}: give a name that ends in .safetensors.")
@@ -87,7 +87,8 @@ def _weights_average(options: argparse.Namespace) -> int:
 
 def _weights_show(options: argparse.Namespace) -> int:
     """Print what a weight file says of itself, and check it against its checksum."""
-    from satmap.weights.tensor_file import read_metadata, read_tensors, require_weight_file
+    from satmap.weights.header import read_metadata, require_weight_file
+    from satmap.weights.tensor_file import read_tensors
 
     require_weight_file(options.file, "Give the name of a .safetensors file.")
     tensors = read_tensors(options.file)

@@ -30,8 +30,8 @@ from satmap.provenance.machine import differences
 from satmap.provenance.manifest import SUFFIX, SubmissionManifest, WeightsManifest, read_manifest
 from satmap.recipes.schema import Recipe, parse_recipe
 from satmap.submissions.formats import Format, detect
+from satmap.weights.header import read_weights_metadata
 from satmap.weights.members import WeightFile
-from satmap.weights.network_files import read_weights_metadata
 from satmap.weights.tensor_file import read_tensors
 
 #: How far apart scores may lie where bytes cannot agree.

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import stat
@@ -10,7 +9,8 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from satmap.errors import CannotWriteError, SatmapError
 
@@ -190,52 +190,47 @@ def require_map_output(path: Path) -> None:
         )
 
 
-# The processes of a run that was killed end within moments; after that long it is another run.
+# The processes of a killed run end within moments. A lock held for longer belongs to another run.
 _GRACE_S = 3.0
+
+# What a file system without locks answers.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
-def exclusive_lock(stem: Path) -> Iterator[None]:
-    """Hold a lock on a member's files, ``STEM.*``, while the block runs.
+def exclusive_lock(path: Path, refusal: SatmapError) -> Iterator[None]:
+    """Let one process at a time work on a file, or on the files that share its stem.
 
-    Two runs that write the same files would leave weights of one and a state of the other. The lock
-    is a record lock (``lockf``): it ends with the process, however that ends, is not inherited
-    by data loaders' processes, and reaches across machines. File systems that have no locks go
-    without.
+    The lock is on a file of its own, ``.NAME.lock`` beside ``path``, which is removed at the end.
+    The operating system releases the lock when the process ends, however it ends: the file that a
+    killed process leaves is no lock. Forked processes do not inherit it. File systems without locks
+    go without.
+
+    Args:
+        path: what the lock is for; it need not exist.
+        refusal: raised if another process holds the lock and keeps it.
 
     Raises:
-        SatmapError: another run holds it, and keeps it.
+        SatmapError: ``refusal``.
+        OSError: the lock file cannot be made.
     """
-    path = stem.with_name(f".{stem.name}.lock")
-    file = _locked(path, stem)
+    file = path.with_name(f".{path.name.removeprefix('.')}.lock")
+    # A soft lock, the existence of a file, would outlive a killed process.
+    lock = FileLock(file, timeout=_GRACE_S, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise refusal from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        file.unlink(missing_ok=True)
     try:
         yield
     finally:
-        if file is not None:
-            path.unlink(missing_ok=True)
-            file.close()
-
-
-def _locked(path: Path, stem: Path) -> IO[bytes] | None:
-    deadline = time.monotonic() + _GRACE_S
-    while True:
-        file = path.open("ab")
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            file.close()
-            if time.monotonic() > deadline:
-                raise SatmapError(
-                    f"another run is training {stem.name} in {stem.parent}. Wait for it, or give "
-                    "another --weights directory."
-                ) from error
-            time.sleep(0.05)
-            continue
-        except OSError:
-            file.close()
-            return None
-        # Its last owner may have deleted it since.
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                return file
-        file.close()
+        if lock.is_locked:
+            # Removed before the release: who waits for this file sees that it is gone and makes a
+            # new one. Windows keeps open files.
+            with contextlib.suppress(OSError):
+                file.unlink()
+            lock.release()

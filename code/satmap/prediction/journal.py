@@ -1,22 +1,18 @@
 """What a prediction has finished so far, so that a stopped run goes on where it was."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
 from shapely.errors import ShapelyError
 
 from satmap.errors import CannotWriteError
-
-# The processes of a run that was killed end within moments; after that long it is another run.
-_GRACE_S = 3.0
+from satmap.io.files import exclusive_lock
 
 
 class RecordCodec(Protocol):
@@ -38,8 +34,8 @@ class Journal:
     """An append-only file of finished images beside the output.
 
     Its first line is a fingerprint of weights and settings: another one starts it anew. A line cut
-    off by a crash is passed over. Each process of a run holds a lock on a file of its own: the
-    first on the journal, the others on parts of it, which the first takes in.
+    off by a crash is passed over. Each process of a run writes and locks a file of its own: the
+    first the journal, the others parts of it, which the first takes in.
 
     Attributes:
         path: the file.
@@ -67,22 +63,21 @@ class Journal:
         self.notes: dict[str, list[str]] = {}
         key = hashlib.sha256(fingerprint.encode()).hexdigest()
         self._head = json.dumps(key).encode() + b"\n"
-        with self._writing():
-            self._file = _locked(self.path, output)
-        if part:
-            self._file.truncate(0)
-            self._write(self._head)
-            return
-        self._end = self._read()
-        # Cut off what a crash left unfinished, so that new lines start on a line of their own.
-        self._file.truncate(self._end)
-        if not self._end:
-            self._write(self._head)
-        try:
-            self.merge_parts()
-        except BaseException:
-            self._file.close()
-            raise
+        with self._writing(), contextlib.ExitStack() as stack:
+            stack.enter_context(self._locked(self.path))
+            self._file = stack.enter_context(self.path.open("a+b"))
+            if part:
+                self._file.truncate(0)
+                self._write(self._head)
+            else:
+                end = self._read()
+                # Cut off what a crash left unfinished, so that new lines start on their own line.
+                self._file.truncate(end)
+                if not end:
+                    self._write(self._head)
+                self.merge_parts()
+            # Until `close`.
+            self._open = stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -116,27 +111,41 @@ class Journal:
         Raises:
             CannotWriteError: a process is still writing one.
         """
-        for path in sorted(self.path.parent.glob(f"{self.path.name}-*")):
+        # A killed process may have left its lock file alone; taking the lock removes it.
+        found = self.path.parent.glob(f"{self.path.name}-*")
+        for path in sorted({path.with_name(path.name.removesuffix(".lock")) for path in found}):
             if not path.name.removeprefix(f"{self.path.name}-").isdecimal():
                 continue
-            with self._writing(), _locked(path, self._output) as part:
-                part.seek(0)
-                if part.readline() == self._head:
-                    for line in part:
-                        if _record(line, self._codec):
-                            self._take(line, self._write(line))
-                path.unlink()
+            with self._writing(), self._locked(path):
+                if path.exists():
+                    self._merge_part(path)
+                    path.unlink()
+
+    def _merge_part(self, path: Path) -> None:
+        with path.open("rb") as part:
+            if part.readline() != self._head:
+                return
+            for line in part:
+                if _record(line, self._codec):
+                    self._take(line, self._write(line))
 
     def close(self) -> None:
         """Give the file free for other processes."""
         # What a full disk did not take is tried once more, and has been told.
         with contextlib.suppress(OSError):
-            self._file.close()
+            self._open.close()
 
     def remove(self) -> None:
         """Delete the file: the output is complete."""
-        self.path.unlink(missing_ok=True)
         self._file.close()
+        self.path.unlink(missing_ok=True)
+        self._open.close()
+
+    def _locked(self, path: Path) -> contextlib.AbstractContextManager[None]:
+        refusal = (
+            f"{self._output} is being written by another run; wait for it or give another name."
+        )
+        return exclusive_lock(path, CannotWriteError(refusal))
 
     def _write(self, line: bytes) -> int:
         """Add a line; gives its place in the file."""
@@ -179,34 +188,6 @@ class Journal:
         else:
             self.notes[key] = notes
         return True
-
-
-def _locked(path: Path, output: Path) -> IO[bytes]:
-    """Open a file to read and append, which no other process has open like this.
-
-    Raises:
-        CannotWriteError: another process has, and keeps it.
-        OSError: it cannot be opened.
-    """
-    deadline = time.monotonic() + _GRACE_S
-    while True:
-        file = path.open("a+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its last owner may have deleted it since.
-            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                return file
-            file.close()
-        except BlockingIOError as error:
-            file.close()
-            if time.monotonic() > deadline:
-                raise CannotWriteError(
-                    f"{output} is being written by another run; wait for it or give another name."
-                ) from error
-            time.sleep(0.05)
-        except OSError:
-            file.close()
-            raise
 
 
 def _record(line: bytes, codec: RecordCodec) -> tuple[str, list[str] | None] | None:

@@ -34,6 +34,7 @@ from satmap.recipes.registry import find_task
 from satmap.recipes.schema import Member, Recipe
 from satmap.tuning.chips import Tuning, TuningRequest
 from satmap.vectors.georeference import Georeference
+from satmap.weights.header import CONTENT_KEY, TASK_CONTENT
 from satmap.weights.members import WeightFile
 from satmap.weights.tensor_file import mismatch, read_tensors, write_tensors
 
@@ -264,7 +265,12 @@ class Task(ABC):
             SatmapError: the file cannot be written.
         """
         channels = str(network.in_channels)
-        described = {**metadata, "architecture": self.recipe.task.name, "in_channels": channels}
+        described = {
+            **metadata,
+            CONTENT_KEY: TASK_CONTENT,
+            "architecture": self.recipe.task.name,
+            "in_channels": channels,
+        }
         write_tensors(path, network.state_dict(), described)
 
     def check_weights(self, file: WeightFile) -> None:

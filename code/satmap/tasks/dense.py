@@ -154,9 +154,7 @@ class DenseTask(Task):
         return self.score_maps(maps, chip, target)
 
     @abstractmethod
-    def score_maps(
-        self, maps: ProbabilityMaps, chip: CachedChip, target: NDArray[np.uint8]
-    ) -> Any:
+    def score_maps(self, maps: ProbabilityMaps, chip: CachedChip, target: NDArray[np.uint8]) -> Any:
         """Vectorise the probability maps of a chip and score the result.
 
         Args:

@@ -236,9 +236,7 @@ def _train(
     if teacher is not None:
         sources += [each.path for each in teacher.files]
     with contextlib.ExitStack() as stack:
-        context.ranks.on_first(
-            lambda: stack.enter_context(exclusive_lock(context.weights / member.name))
-        )
+        context.ranks.on_first(lambda: stack.enter_context(_exclusive_lock(context, member)))
         train_member(
             network,
             job,
@@ -280,8 +278,17 @@ def _require_shared_weights(context: RunContext) -> None:
 
 def _forget(members: Sequence[Member], context: RunContext) -> None:
     for member in members:
-        with exclusive_lock(context.weights / member.name):
+        with _exclusive_lock(context, member):
             context.state_file(member).unlink(missing_ok=True)
+
+
+def _exclusive_lock(context: RunContext, member: Member) -> contextlib.AbstractContextManager[None]:
+    """Keep other runs off a member's files: the weights would be of one, the state of another."""
+    refusal = (
+        f"another run is training {member.name} in {context.weights}. Wait for it, or give "
+        "another --weights directory."
+    )
+    return exclusive_lock(context.weights / member.name, SatmapError(refusal))
 
 
 def _encoder_file(member: Member, context: RunContext, options: TrainingOptions) -> Path | None:

@@ -25,8 +25,8 @@ from satmap.runtime.termination import Terminated
 from satmap.tasks.base import task_of
 from satmap.tasks.dense import DenseTask
 from satmap.training.run_context import RunContext
+from satmap.weights.header import CHECKSUM, read_metadata
 from satmap.weights.members import WeightFile, choose, find_weights
-from satmap.weights.tensor_file import CHECKSUM, read_metadata
 
 # Raise when the same teacher's planes change.
 _FORMAT = "2"

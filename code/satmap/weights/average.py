@@ -13,7 +13,8 @@ import torch
 
 from satmap.errors import SatmapError
 from satmap.networks.unet import UNet
-from satmap.weights.network_files import CATEGORIES_KEY, NETWORK_KEYS, load_weights, save_weights
+from satmap.weights.header import HEADER_KEYS
+from satmap.weights.network_files import load_weights, save_weights
 
 # Known of each file alone.
 _DROPPED = ("scores",)
@@ -59,7 +60,7 @@ def _require_same_kind(
     file: Path,
     other: tuple[UNet, Mapping[str, str]],
 ) -> None:
-    for key in (*NETWORK_KEYS, CATEGORIES_KEY):
+    for key in HEADER_KEYS:
         expected, found = first[1].get(key), other[1].get(key)
         if expected != found:
             raise SatmapError(
@@ -79,7 +80,7 @@ def _merge(metadata: Sequence[Mapping[str, str]], files: Sequence[Path]) -> dict
     merged = {
         key: value
         for key, value in first.items()
-        if key not in (*NETWORK_KEYS, CATEGORIES_KEY, *_DROPPED)
+        if key not in (*HEADER_KEYS, *_DROPPED)
         and all(other.get(key) == value for other in metadata)
     }
     if "recipe" in first:

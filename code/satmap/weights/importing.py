@@ -6,7 +6,8 @@ from satmap.errors import SatmapError
 from satmap.io.files import require_writable
 from satmap.networks.encoders import ENCODERS
 from satmap.recipes.schema import Recipe, member_name
-from satmap.weights.network_files import CHECKPOINT_KEY, save_weights
+from satmap.weights.header import CHECKPOINT_KEY
+from satmap.weights.network_files import save_weights
 from satmap.weights.pretrained import PretrainedEncoder, encoder_file, save_encoder
 from satmap.weights.published import (
     REFERENCE_STRETCH,

@@ -12,10 +12,10 @@ from satmap.errors import SatmapError
 from satmap.io.files import is_temporary
 from satmap.io.text import printable
 from satmap.recipes.schema import LAST, Recipe, recipe_from_json
-from satmap.weights.network_files import (
+from satmap.weights.header import (
     CHECKPOINT_KEY,
-    NetworkDescription,
-    describe_network,
+    NetworkHeader,
+    parse_header,
     read_weights_metadata,
 )
 
@@ -50,13 +50,13 @@ class WeightFile:
         return int(text) if text.isdecimal() and text.isascii() else self.network.in_channels
 
     @cached_property
-    def network(self) -> NetworkDescription:
+    def network(self) -> NetworkHeader:
         """What the file says of its network.
 
         Raises:
             SatmapError: it is broken, or for another version of satmap.
         """
-        return describe_network(self.path, self.metadata)
+        return parse_header(self.path, self.metadata)
 
     @cached_property
     def recipe(self) -> Recipe:

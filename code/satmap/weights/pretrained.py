@@ -19,14 +19,8 @@ from torch import Tensor
 from satmap.errors import SatmapError
 from satmap.io.text import printable
 from satmap.networks.encoders import ENCODERS, Encoder, build_encoder, pretrained_config
-from satmap.weights.tensor_file import (
-    CHECKSUM,
-    mismatch,
-    read_metadata,
-    read_tensors,
-    require_weights,
-    write_tensors,
-)
+from satmap.weights.header import CHECKSUM, CONTENT_KEY, read_metadata
+from satmap.weights.tensor_file import mismatch, read_tensors, require_weights, write_tensors
 
 # pretrainedmodels calls every network's classifier so.
 _CLASSIFIER = "last_linear."
@@ -35,9 +29,6 @@ _CLASSIFIER = "last_linear."
 _DENSE_LAYER = re.compile(
     r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))"
 )
-
-#: Metadata that tells an encoder's file from a whole network's.
-CONTENT_KEY = "content"
 
 #: A second directory where encoders' weights are looked for, such as one inside of an image.
 ENCODERS_VARIABLE = "SATMAP_ENCODERS"

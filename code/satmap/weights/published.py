@@ -21,17 +21,15 @@ from satmap.io.text import printable
 from satmap.networks.encoders import ENCODERS, child_name
 from satmap.networks.unet import DECODER_WIDTHS, UNet, build_network
 from satmap.tasks.roads.settings import ROAD_MAPS
-from satmap.weights.pickles import read_pickle, require_state_dict
-from satmap.weights.pretrained import PretrainedEncoder, recognise_encoder
-from satmap.weights.tensor_file import (
+from satmap.weights.header import (
     CHECKSUM,
-    mismatch,
     read_metadata,
-    read_tensors,
     require_weight_file,
-    require_weights,
     starts_like_safetensors,
 )
+from satmap.weights.pickles import read_pickle, require_state_dict
+from satmap.weights.pretrained import PretrainedEncoder, recognise_encoder
+from satmap.weights.tensor_file import mismatch, read_tensors, require_weights
 
 #: Encoder and number of bands of the published networks -> mean and standard deviation of every
 #: channel. Not those of the encoders' ImageNet weights: DPN92 was trained with others.

@@ -9,32 +9,30 @@ Format: https://github.com/huggingface/safetensors#format
 
 import hashlib
 import json
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from satmap.errors import SatmapError
 from satmap.io.files import atomic_path
 from satmap.io.text import printable
-
-#: Metadata key of the checksum.
-CHECKSUM = "sha256"
+from satmap.weights.header import (
+    CHECKSUM,
+    COPY_AGAIN,
+    LENGTH_BYTES,
+    read_metadata,
+    unreadable,
+)
 
 _METADATA = "__metadata__"
 
-_AGAIN = "Copy it again, or make it again."
-
 # Characters of a tensor's name that messages show.
 _LONGEST_NAME = 120
-
-# The file begins with the header's length, a little-endian integer of so many bytes.
-_LENGTH_BYTES = 8
 
 _CHUNK_BYTES = 1 << 20
 
@@ -54,8 +52,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """
     # safetensors refuses other strides, such as those of channels-last networks.
     plain = memoryview(save({name: value.cpu().contiguous() for name, value in tensors.items()}))
-    data_start = _LENGTH_BYTES + int.from_bytes(plain[:_LENGTH_BYTES], "little")
-    header = json.loads(bytes(plain[_LENGTH_BYTES:data_start]))
+    data_start = LENGTH_BYTES + int.from_bytes(plain[:LENGTH_BYTES], "little")
+    header = json.loads(bytes(plain[LENGTH_BYTES:data_start]))
     data = plain[data_start:]
     header[_METADATA] = dict(metadata)
     digest = hashlib.sha256(_canonical(header))
@@ -63,33 +61,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     header[_METADATA][CHECKSUM] = digest.hexdigest()
     text = _canonical(header)
     # Readers that map the file want the tensors aligned.
-    text += b" " * (-len(text) % _LENGTH_BYTES)
+    text += b" " * (-len(text) % LENGTH_BYTES)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(len(text).to_bytes(_LENGTH_BYTES, "little"))
+        file.write(len(text).to_bytes(LENGTH_BYTES, "little"))
         file.write(text)
         file.write(data)
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a file, without reading its tensors or checking its checksum.
-
-    Raises:
-        SatmapError: there is no such file, or it is not a whole safetensors file.
-    """
-    return _read_metadata(path, _AGAIN)
-
-
-def _read_metadata(path: Path, remedy: str) -> dict[str, str]:
-    require_weight_file(path, "Expected is a .safetensors file.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = dict(sorted((file.metadata() or {}).items()))
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error, remedy) from error
-    return metadata
-
-
-def read_tensors(path: Path, remedy: str = _AGAIN) -> dict[str, Tensor]:
+def read_tensors(path: Path, remedy: str = COPY_AGAIN) -> dict[str, Tensor]:
     """The tensors of a file, on the CPU; where it records a checksum, only if that is right.
 
     Args:
@@ -100,38 +79,18 @@ def read_tensors(path: Path, remedy: str = _AGAIN) -> dict[str, Tensor]:
         SatmapError: there is no such file, it is not a whole safetensors file, or was changed
             after it was written.
     """
-    recorded = _read_metadata(path, remedy).get(CHECKSUM)
+    recorded = read_metadata(path, remedy).get(CHECKSUM)
     try:
         tensors: dict[str, Tensor] = load_file(path)
         found = _checksum(path) if recorded is not None else None
     except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error, remedy) from error
+        raise unreadable(path, error, remedy) from error
     if found != recorded:
         raise SatmapError(
             f"{path} is damaged: its content has the SHA-256 {found}, but "
             f"{printable(recorded, 64)} was recorded when it was written. {remedy}"
         )
     return tensors
-
-
-def require_weight_file(path: Path, remedy: str) -> None:
-    """Fail with ``remedy`` unless the file is a regular one that can be opened.
-
-    Raises:
-        SatmapError: it cannot.
-    """
-    try:
-        mode = path.stat().st_mode
-        # Opening a pipe waits for a writer, and a device may never end.
-        if not stat.S_ISREG(mode):
-            what = "Is a directory" if stat.S_ISDIR(mode) else "a pipe or a device, not a file"
-            raise SatmapError(f"cannot read {path}: {what}. {remedy}")
-        with path.open("rb"):
-            pass
-    except FileNotFoundError as error:
-        raise SatmapError(f"no weight file {path}. {remedy}") from error
-    except OSError as error:
-        raise SatmapError(f"cannot read {path}: {error.strerror}. {remedy}") from error
 
 
 def require_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -167,15 +126,6 @@ def _weight_fault(name: str, value: Tensor) -> str:
     return ""
 
 
-def starts_like_safetensors(path: Path) -> bool:
-    """Whether a header in JSON follows the first eight bytes; no pickle or archive has one there.
-
-    The header's length itself may begin with any byte, a pickle's first among them.
-    """
-    with path.open("rb") as file:
-        return file.read(_LENGTH_BYTES + 1)[_LENGTH_BYTES:] == b"{"
-
-
 def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """How the names and shapes of ``found`` differ from ``expected``; empty where they agree."""
     faults = []
@@ -201,25 +151,10 @@ def _canonical(header: Mapping[str, Any]) -> bytes:
 def _checksum(path: Path) -> str:
     """SHA-256 of the header without the checksum, in its canonical form, and of the data."""
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
         header = json.loads(file.read(length))
         del header[_METADATA][CHECKSUM]
         digest = hashlib.sha256(_canonical(header))
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _unreadable(path: Path, error: Exception, remedy: str) -> SatmapError:
-    """What to say of a file that safetensors could not open."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    # A zip archive is torch's format since 1.6, a bare pickle the one before.
-    if start.startswith((b"PK\x03\x04", b"\x80")) and not starts_like_safetensors(path):
-        return SatmapError(
-            f"{path} is a PyTorch pickle, not a safetensors file, whatever its name; satmap does "
-            "not unpickle weights of networks. `satmap weights import` reads published ones."
-        )
-    return SatmapError(
-        f"{path} is not a whole safetensors file ({printable(error, 200)}). {remedy}"
-    )

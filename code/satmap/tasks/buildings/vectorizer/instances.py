@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.tasks.buildings.settings import BORDER, BUILDING, CONTACT, BuildingSettings
-from satmap.tasks.buildings.vectorizer.flooding import Boundaries, flood
+from satmap.tasks.buildings.vectorizer.basins import Boundaries, find_basins, find_boundaries
 from satmap.tasks.buildings.vectorizer.tracing import (
     Labels,
     Mask,
@@ -110,20 +110,18 @@ def _split(
         settings: when a split is plausible.
     """
     markers = number.take(seeds.labels)
-    boundaries = flood(strength, markers, blobs, split)
+    basins = find_basins(strength, markers, blobs, split)
+    boundaries = find_boundaries(strength, basins, blobs)
     place = np.flatnonzero(markers > 0)
     part = markers.ravel()[place]
     parts = int(number.max())
-    areas = np.bincount(part, minlength=parts + 1)
     sums = np.bincount(part, strength.ravel()[place], minlength=parts + 1)
-    inside = sums.astype(np.float64) / np.maximum(areas, 1)
-    areas += np.bincount(boundaries.part, minlength=parts + 1)
+    inside = sums / np.maximum(np.bincount(part, minlength=parts + 1), 1)
+    target = _joined(boundaries, label_areas(basins, parts + 1), inside, settings)
     # A part counts on from the blobs.
-    target = _joined(boundaries, areas, inside, settings) + np.int32(blobs.count - 1)
+    target += np.int32(blobs.count - 1)
     label = np.where(split, np.int32(0), np.arange(blobs.count, dtype=np.int32))
-    found = label.take(blobs.labels)
-    found.ravel()[place] = target[part]
-    found.ravel()[boundaries.place] = target[boundaries.part]
+    found = np.where(basins > 0, target.take(basins), label.take(blobs.labels))
     return found, np.concatenate([kept & ~split, np.ones(parts, np.bool_)])
 
 
@@ -136,9 +134,9 @@ def _joined(
     """What every part belongs to, (parts + 1,), once implausible splits are undone.
 
     Args:
-        boundaries: where parts meet.
+        boundaries: where basins meet.
         areas: (parts + 1,), pixels.
-        inside: (parts + 1,), mean strength of the seeds.
+        inside: (parts + 1,), mean strength of the markers.
         settings: when a split is plausible.
     """
     one, other = boundaries.pairs

@@ -15,10 +15,8 @@ from satmap.provenance.manifest import (
     run_here,
     write_manifest,
 )
+from satmap.weights.header import CONTENT_KEY, read_metadata, read_weights_metadata
 from satmap.weights.members import WeightFile
-from satmap.weights.network_files import read_weights_metadata
-from satmap.weights.pretrained import CONTENT_KEY
-from satmap.weights.tensor_file import read_metadata
 
 
 def write_derived_manifest(path: Path, sources: Sequence[Path], command: Sequence[str]) -> None:

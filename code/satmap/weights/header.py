@@ -1,0 +1,259 @@
+"""The header of a weight file: what network it holds.
+
+Nothing here needs torch, so that commands can refuse a file before they import it.
+"""
+
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    Json,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from safetensors import SafetensorError, safe_open
+
+from satmap.errors import SatmapError
+from satmap.io.text import printable
+from satmap.networks.encoder_names import ENCODER_NAMES
+from satmap.settings import Settings
+
+#: Metadata key of the checksum.
+CHECKSUM = "sha256"
+
+#: Metadata that tells an encoder's file from a whole network's.
+CONTENT_KEY = "content"
+
+#: Its value in files whose network only their task can build.
+TASK_CONTENT = "task"
+
+#: Metadata of imported files: the checkpoint that they count as where their names do not say it.
+CHECKPOINT_KEY = "checkpoint"
+
+#: What to do with a broken file.
+COPY_AGAIN = "Copy it again, or make it again."
+
+#: A file begins with the header's length, a little-endian integer of so many bytes.
+LENGTH_BYTES = 8
+
+#: Kinds of decoders, the keys of ``satmap.networks.decoders.DECODERS``.
+DecoderKind = Literal["plain", "scse", "light"]
+
+
+def _known(architecture: str) -> str:
+    if architecture not in ENCODER_NAMES:
+        raise ValueError("no such encoder")
+    return architecture
+
+
+def _different(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
+        raise ValueError("a name repeats")
+    return names
+
+
+# More bands than any sensor has, and wider than any network; what exceeds it is a broken file.
+_Channels = Annotated[int, Field(ge=1, le=1024)]
+_Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], AfterValidator(_different)]
+
+# What is subtracted from values in 0..1, or divided by, is never so large.
+_MOST_SHIFT = 1e6
+
+
+class Decoder(Settings):
+    """The decoder: its kind and its channels at strides 16, 8, 4 and 2."""
+
+    model_config = ConfigDict(strict=True)
+
+    kind: DecoderKind
+    widths: tuple[_Channels, _Channels, _Channels, _Channels]
+
+
+class Normalization(Settings):
+    """The mean and the standard deviation of each channel, for values in 0..1."""
+
+    model_config = ConfigDict(strict=True)
+
+    mean: tuple[Annotated[float, Field(gt=-_MOST_SHIFT, lt=_MOST_SHIFT)], ...]
+    std: tuple[Annotated[float, Field(gt=0, lt=_MOST_SHIFT)], ...]
+
+
+class NetworkHeader(Settings):
+    """What a weight file says of its network, checked but not yet compared with its tensors.
+
+    The file's metadata are texts, most of them JSON. Other metadata are ignored.
+
+    Attributes:
+        architecture: key in ``satmap.networks.encoders.ENCODERS``.
+        in_channels: bands of the input.
+        decoder: kind and widths.
+        maps: names of the outputs.
+        categories: names of the heads; empty for a network with one.
+        normalization: of the input; None for what the encoder's own weights want.
+    """
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    architecture: Annotated[str, AfterValidator(_known)]
+    in_channels: Json[_Channels]
+    decoder: Json[Decoder]
+    maps: Json[Annotated[_Names, Field(min_length=1)]]
+    categories: Json[Annotated[_Names, Field(min_length=2)]] = ()
+    normalization: Json[Normalization] | None = None
+
+    @field_validator("normalization")
+    @classmethod
+    def _of_every_channel(
+        cls, value: Normalization | None, info: ValidationInfo
+    ) -> Normalization | None:
+        channels = info.data.get("in_channels")
+        if value and not len(value.mean) == len(value.std) == channels:
+            raise ValueError("not of every channel")
+        return value
+
+    def as_metadata(self) -> dict[str, str]:
+        """The metadata that say the same."""
+        metadata: dict[str, str] = self.model_dump(round_trip=True, exclude_defaults=True)
+        return metadata
+
+
+#: Metadata that describe the network.
+HEADER_KEYS = tuple(NetworkHeader.model_fields)
+
+_REQUIRED = [name for name, field in NetworkHeader.model_fields.items() if field.is_required()]
+
+# Metadata that are in force once a file is loaded.
+_APPLIED = ("normalization", CHECKSUM)
+
+_EXPECTED = {
+    "in_channels": "a number from 1 to 1024",
+    "decoder": "a kind and four widths from 1 to 1024",
+    "maps": "a list of different names",
+    "categories": "a list of two or more different names",
+    "normalization": "a mean and a std above 0 for each channel",
+}
+
+
+def parse_header(path: Path, metadata: Mapping[str, str]) -> NetworkHeader:
+    """What the metadata of ``path`` say of its network.
+
+    Raises:
+        SatmapError: they are broken, or name what this version of satmap does not have.
+    """
+    try:
+        return NetworkHeader.model_validate(dict(metadata))
+    except ValidationError as error:
+        raise _refusal(path, metadata, error) from error
+
+
+def _refusal(path: Path, metadata: Mapping[str, str], error: ValidationError) -> SatmapError:
+    first = error.errors(include_url=False)[0]
+    key, value = str(first["loc"][0]), first["input"]
+    if key == "architecture":
+        return SatmapError(
+            f"{path} is for the architecture {value!r:.60}, which this version of satmap does not "
+            f"have; it has {', '.join(sorted(ENCODER_NAMES))}."
+        )
+    if first["loc"] == ("decoder", "kind") and first["type"] == "literal_error":
+        return SatmapError(
+            f"{path} is for the decoder {value!r:.60}, which this version of satmap does not have; "
+            f"it has {', '.join(get_args(DecoderKind))}."
+        )
+    return SatmapError(
+        f"{path} has broken metadata: {key} must be {_EXPECTED[key]}, not "
+        f"{printable(metadata[key], 80)}. Copy or train it again."
+    )
+
+
+def read_weights_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a weight file, without reading its tensors.
+
+    Left out is what ``load_weights`` applies by itself: the input's normalisation, the checksum.
+
+    Raises:
+        SatmapError: there is no such file, or it is not a whole weight file of satmap's.
+    """
+    require_weight_file(path, "Train one, or give the folder that holds the trained weights.")
+    metadata = read_metadata(path)
+    if metadata.get(CONTENT_KEY) == "encoder":
+        raise SatmapError(
+            f"{path} holds an encoder's ImageNet weights and no network. Move it to imagenet/ in "
+            "the directory of weights, where trainings look for it."
+        )
+    required = ["recipe"] if metadata.get(CONTENT_KEY) == TASK_CONTENT else _REQUIRED
+    missing = [key for key in required if key not in metadata]
+    if missing:
+        raise SatmapError(
+            f"{path} is a safetensors file without satmap's metadata ({', '.join(missing)}); "
+            "only files that satmap wrote say what network they belong to. Move it elsewhere."
+        )
+    return {key: value for key, value in metadata.items() if key not in _APPLIED}
+
+
+def read_metadata(path: Path, remedy: str = COPY_AGAIN) -> dict[str, str]:
+    """The metadata of a file, without reading its tensors or checking its checksum.
+
+    Args:
+        path: the file.
+        remedy: what the user should do if it is broken.
+
+    Raises:
+        SatmapError: there is no such file, or it is not a whole safetensors file.
+    """
+    require_weight_file(path, "Expected is a .safetensors file.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata: dict[str, str] = dict(sorted((file.metadata() or {}).items()))
+    except (SafetensorError, OSError) as error:
+        raise unreadable(path, error, remedy) from error
+    return metadata
+
+
+def require_weight_file(path: Path, remedy: str) -> None:
+    """Fail with ``remedy`` unless the file is a regular one that can be opened.
+
+    Raises:
+        SatmapError: it cannot.
+    """
+    try:
+        mode = path.stat().st_mode
+        # Opening a pipe waits for a writer, and a device may never end.
+        if not stat.S_ISREG(mode):
+            what = "Is a directory" if stat.S_ISDIR(mode) else "a pipe or a device, not a file"
+            raise SatmapError(f"cannot read {path}: {what}. {remedy}")
+        with path.open("rb"):
+            pass
+    except FileNotFoundError as error:
+        raise SatmapError(f"no weight file {path}. {remedy}") from error
+    except OSError as error:
+        raise SatmapError(f"cannot read {path}: {error.strerror}. {remedy}") from error
+
+
+def starts_like_safetensors(path: Path) -> bool:
+    """Whether a header in JSON follows the first eight bytes; no pickle or archive has one there.
+
+    The header's length itself may begin with any byte, a pickle's first among them.
+    """
+    with path.open("rb") as file:
+        return file.read(LENGTH_BYTES + 1)[LENGTH_BYTES:] == b"{"
+
+
+def unreadable(path: Path, error: Exception, remedy: str) -> SatmapError:
+    """What to say of a file that safetensors could not open."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    # A zip archive is torch's format since 1.6, a bare pickle the one before.
+    if start.startswith((b"PK\x03\x04", b"\x80")) and not starts_like_safetensors(path):
+        return SatmapError(
+            f"{path} is a PyTorch pickle, not a safetensors file, whatever its name; satmap does "
+            "not unpickle weights of networks. `satmap weights import` reads published ones."
+        )
+    return SatmapError(
+        f"{path} is not a whole safetensors file ({printable(error, 200)}). {remedy}"
+    )
