@@ -282,7 +282,7 @@ def test_the_command_says_who_was_killed_ends_in_order_and_goes_on(
     environment = os.environ | {
         "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, places)),
     }  # fmt: skip
-    for how, begun in (("kill", "stage 1/2"), ("group", "going on")):
+    for how, begun in (("kill", "stage 1/2"), ("group", "resuming after")):
         output = tmp_path / f"{how}.txt"
         with output.open("w") as stdout:
             process = subprocess.Popen(
