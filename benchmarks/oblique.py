@@ -16,10 +16,10 @@ import numpy as np
 
 from synthcity.city import Land, make_scene, make_town
 from synthcity.noise import Window
-from synthcity.oblique import Site, photograph, through_air
+from synthcity.oblique import Site, render_image, through_atmosphere
 from synthcity.paint import Grid, paint
 from synthcity.spectra import draw_sensor
-from synthcity.views import write_view_angles
+from synthcity.views import make_view_angles
 
 _SIDE_PX, _PIXEL_M = 900, 0.5
 _SIDE_M = _SIDE_PX * _PIXEL_M
@@ -47,9 +47,9 @@ def main() -> None:
 
     tile = site()
     print(f"ground and sun of a tile, s: {_seconds(site):.2f}")
-    for collect in write_view_angles(3, random):
-        air = through_air(sensor, collect, _BANDS, 1.0)
-        ours = _seconds(partial(photograph, tile, collect, air, _BANDS, np.random.default_rng(2)))
+    for collect in make_view_angles(3, random):
+        air = through_atmosphere(sensor, collect, _BANDS, 1.0)
+        ours = _seconds(partial(render_image, tile, collect, air, _BANDS, np.random.default_rng(2)))
         print(
             f"{collect.angle:.0f} degrees, s: satmap {ours:.2f}, peer {peer:.2f}, "
             f"ratio {ours / peer:.1f}"

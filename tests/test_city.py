@@ -1,4 +1,4 @@
-"""The made city: layout, pictures and truth, and that the three agree."""
+"""The synthetic city: layout, images and labels, and that the three agree."""
 
 import ast
 import csv

@@ -1,4 +1,4 @@
-"""The made city of buildings: geometry of oblique looks, layouts, and truth that fits them."""
+"""The synthetic city of buildings: geometry of oblique views, layouts, and labels that fit."""
 
 import csv
 import hashlib
@@ -35,26 +35,26 @@ from synthcity.city import Land, Town, make_town
 from synthcity.files import write_jpeg, write_tiff
 from synthcity.footprints import Footprint, coco, hidden
 from synthcity.noise import Window
-from synthcity.oblique import Photograph, Site, photograph
+from synthcity.oblique import RenderedImage, Site, render_image
 from synthcity.paint import Grid
-from synthcity.solids import Coat, Solid, flat_block, gabled_block, hipped_block
+from synthcity.solids import Cladding, Solid, flat_block, gabled_block, hipped_block
 from synthcity.spectra import RGB_BANDS, Material, draw_sensor
 from synthcity.strokes import Fill, scene_of
 from synthcity.views import (
     GROUND,
-    VIEW_ANGLES,
+    VIEW_ANGLE_COUNT,
     Skyline,
     View,
     ViewAngle,
     coverage,
+    make_view_angles,
+    render_view,
     skyline_of,
-    view_angle,
-    write_view_angles,
 )
 
 PIXEL_M = 0.5
 GRID = Grid(PIXEL_M, PIXEL_M)
-COAT = Coat(Material.STUCCO, 1.0, Material.ROOF_GREY, 1.0)
+CLADDING = Cladding(Material.STUCCO, 1.0, Material.ROOF_GREY, 1.0)
 SIZE = 192
 SOLUTIONS = "train/AOI_99_Made_Train/summaryData/AOI_99_Made_Train_Building_Solutions.csv"
 
@@ -92,7 +92,7 @@ def skyline(*solids: Solid) -> Skyline:
 
 
 def block(x0: float, y0: float, x1: float, y1: float, height: float) -> Solid:
-    return flat_block(box(x0, y0, x1, y1), height, COAT, parapet=False)
+    return flat_block(box(x0, y0, x1, y1), height, CLADDING, parapet=False)
 
 
 def toward(angle: float, azimuth: float) -> ViewAngle:
@@ -111,9 +111,9 @@ def site_of(*solids: Solid, sun: tuple[float, float] = (0.0, -1.0), size: int = 
     return Site.of(scene_of([meadow]), skyline(*solids), Window(0, 0, size, size), GRID, sun, 7)
 
 
-def shoot(site: Site, collect: ViewAngle) -> Photograph:
+def shoot(site: Site, collect: ViewAngle) -> RenderedImage:
     sensor = draw_sensor(np.random.default_rng(0))
-    return photograph(site, collect, sensor, tuple(range(8)), np.random.default_rng(1))
+    return render_image(site, collect, sensor, tuple(range(8)), np.random.default_rng(1))
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -135,7 +135,7 @@ def pixels(path: Path) -> NDArray[Any]:
 )
 def test_a_roof_moves_by_height_times_tangent(azimuth: float, columns: int, rows: int) -> None:
     line = skyline(block(40, 40, 55, 60, 20))
-    view = view_angle(line, Window(0, 0, 200, 200), GRID, toward(45, azimuth).shift)
+    view = render_view(line, Window(0, 0, 200, 200), GRID, toward(45, azimuth).shift)
     expected = np.zeros((200, 200), dtype=bool)
     # 20 m high, seen at 45 degrees, in pixels of half a metre.
     expected[80 + rows : 120 + rows, 80 + columns : 110 + columns] = True
@@ -147,7 +147,7 @@ def test_a_roof_moves_by_height_times_tangent(azimuth: float, columns: int, rows
 @given(angle=st.floats(1, 54), azimuth=st.floats(0, 360), height=st.floats(3, 40))
 def test_any_roof_moves_so(angle: float, azimuth: float, height: float) -> None:
     line = skyline(block(60, 60, 75, 80, height))
-    view = view_angle(line, Window(0, 0, 280, 280), GRID, toward(angle, azimuth).shift)
+    view = render_view(line, Window(0, 0, 280, 280), GRID, toward(angle, azimuth).shift)
     centre = np.argwhere(roof_of(view, line))[:, ::-1].mean(axis=0) + 0.5
     reach = height * np.tan(np.radians(angle)) / PIXEL_M
     heading = np.radians(azimuth)
@@ -168,7 +168,7 @@ def test_any_roof_moves_so(angle: float, azimuth: float, height: float) -> None:
 )
 def test_the_facade_towards_the_satellite_shows(azimuth: float, sides: set[str]) -> None:
     line = skyline(block(40, 40, 60, 60, 20))
-    view = view_angle(line, Window(0, 0, 200, 200), GRID, toward(40, azimuth).shift)
+    view = render_view(line, Window(0, 0, 200, 200), GRID, toward(40, azimuth).shift)
     names = {(0, 1): "south", (0, -1): "north", (1, 0): "east", (-1, 0): "west"}
     shown = {
         names[round(float(x)), round(float(y))]
@@ -185,7 +185,7 @@ def test_a_wall_hides_what_lies_behind_it_and_nothing_before_it() -> None:
         block(44, 66, 56, 74, 4),
     )
     line = skyline(tower, behind, before)
-    view = view_angle(line, Window(0, 0, 200, 200), GRID, toward(45, 0).shift)
+    view = render_view(line, Window(0, 0, 200, 200), GRID, toward(45, 0).shift)
     owner = np.append(line.owner, -1)[view.surface]
     assert set(np.unique(owner)) == {-1, 0, 2}
     # From its foot to its eaves, the facade covers exactly its height.
@@ -208,7 +208,7 @@ def test_views_agree_with_marching_down_the_line_of_sight(
     boxes: list[tuple[int, int, int, int, float]], angle: float, azimuth: float
 ) -> None:
     solids = [block(x, y, x + w, y + h, top) for x, y, w, h, top in boxes]
-    view = view_angle(skyline(*solids), Window(0, 0, 60, 60), GRID, toward(angle, azimuth).shift)
+    view = render_view(skyline(*solids), Window(0, 0, 60, 60), GRID, toward(angle, azimuth).shift)
     step = 0.05
     x, y = np.meshgrid((np.arange(60) + 0.5) * PIXEL_M, (np.arange(60) + 0.5) * PIXEL_M)
     found = np.zeros((60, 60))
@@ -241,10 +241,10 @@ def test_coverage_is_that_of_the_polygon(corners: list[tuple[float, float]]) -> 
 @pytest.mark.parametrize("roofed", [gabled_block, hipped_block])
 def test_pitched_roofs_are_closed_and_as_high_as_told(roofed: Any) -> None:
     body = np.array(((10.0, 10), (30, 10), (30, 20), (10, 20)))
-    solid = roofed(body, 4.0, 3.0, COAT)
+    solid = roofed(body, 4.0, 3.0, CLADDING)
     assert solid.height == 7
     line = skyline(solid)
-    above = view_angle(line, Window(0, 0, 80, 60), GRID, (0.0, 0.0))
+    above = render_view(line, Window(0, 0, 80, 60), GRID, (0.0, 0.0))
     assert (above.height > 0).sum() == 40 * 20
     assert above.height.max() == pytest.approx(7, abs=0.2)
     # The ridge runs along the longer side, half way.
@@ -267,10 +267,10 @@ def test_pitched_roofs_are_closed_and_as_high_as_told(roofed: Any) -> None:
 
 def test_a_courtyard_shows_its_far_wall() -> None:
     ring = box(20, 20, 60, 60).difference(box(30, 30, 50, 50))
-    line = skyline(flat_block(ring, 8, COAT, parapet=False))
-    above = view_angle(line, Window(0, 0, 160, 160), GRID, (0.0, 0.0))
+    line = skyline(flat_block(ring, 8, CLADDING, parapet=False))
+    above = render_view(line, Window(0, 0, 160, 160), GRID, (0.0, 0.0))
     assert (above.surface == GROUND)[60:100, 60:100].all()
-    view = view_angle(line, Window(0, 0, 160, 160), GRID, toward(45, 0).shift)
+    view = render_view(line, Window(0, 0, 160, 160), GRID, toward(45, 0).shift)
     # The northern wall of the court stands at row 60 and leans 16 px north, which the court's
     # southern edge, leaning as far, does not hide.
     assert view.height[44:60, 80] == pytest.approx(np.arange(7.75, 0, -0.5))
@@ -291,7 +291,7 @@ def test_shadows_fall_away_from_the_sun_as_far_as_things_are_high() -> None:
 
 
 def test_the_sunny_facade_is_brighter_than_the_shaded_one() -> None:
-    blank = Coat(Material.STUCCO, 1.0, Material.ROOF_GREY, 1.0, bay_m=0)
+    blank = Cladding(Material.STUCCO, 1.0, Material.ROOF_GREY, 1.0, bay_m=0)
     solid = flat_block(box(30, 30, 50, 50), 16, blank, parapet=False)
     site = site_of(solid, sun=(0.0, -1.4))
     # The sun stands in the south: who looks northward sees the lit side.
@@ -305,7 +305,7 @@ def test_oblique_looks_are_coarser_and_hazier() -> None:
               for i in range(6) for j in range(6)]  # fmt: skip
     site = site_of(*solids)
     sharp = []
-    for collect in (write_view_angles(27, np.random.default_rng(0))[i] for i in (0, 26)):
+    for collect in (make_view_angles(27, np.random.default_rng(0))[i] for i in (0, 26)):
         counts = shoot(site, collect).counts[..., 4].astype(float)
         sharp.append(np.abs(np.diff(counts, axis=1)).max() / counts.mean())
     assert sharp[1] < 0.6 * sharp[0]
@@ -354,15 +354,15 @@ def test_some_buildings_have_courtyards() -> None:
 
 
 def test_the_looks_are_those_of_the_challenge() -> None:
-    collects = write_view_angles(VIEW_ANGLES, np.random.default_rng(0))
+    collects = make_view_angles(VIEW_ANGLE_COUNT, np.random.default_rng(0))
     assert [int(c.angle) for c in collects] == [
         7, 8, 10, 10, 13, 14, 16, 19, 21, 23, 25, 27, 29, 30, 32, 34, 36, 39, 42, 44, 46, 47, 49,
         50, 52, 53, 53,
     ]  # fmt: skip
     south = [c.angle for c in collects if c.azimuth > 90]
     assert south == [7.8, 10.5, 13.9, 16.9, 21.3, 25.4, 29.1, 32.5]
-    assert len({c.name for c in collects}) == VIEW_ANGLES
-    few = write_view_angles(3, np.random.default_rng(0))
+    assert len({c.name for c in collects}) == VIEW_ANGLE_COUNT
+    few = make_view_angles(3, np.random.default_rng(0))
     assert [int(c.angle) for c in few] == [7, 30, 53]
     assert {c.name for c in few} <= {c.name for c in collects}
 

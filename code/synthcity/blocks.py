@@ -1,4 +1,4 @@
-"""Buildings of a made city: houses with their parcels, shops with their car parks."""
+"""Buildings beside roads: houses with their parcels, shops with their car parks."""
 
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -9,7 +9,7 @@ from shapely import Polygon, STRtree, points, polygons
 from synthcity.network import Edge
 from synthcity.plan import Box, District, FloatArray, Plan
 from synthcity.spectra import Material
-from synthcity.strokes import Building, Fill, Shadow, Stripe, at, cast, rectangle
+from synthcity.strokes import Building, Fill, Shadow, Stripe, cast_shadow, point_at, rectangle
 
 #: Sidewalk and verge beside the carriageway, metres.
 KERB_M = 3.2
@@ -26,7 +26,7 @@ _HOUSED = {"residential", "tertiary", "secondary", "primary"}
 
 @dataclass
 class Built:
-    """What is built: ground covers, buildings, the paint of car parks, and places of parked cars.
+    """Buildings, and the ground covers, paint and parked cars around them.
 
     Attributes:
         ground: parcels, drives, car parks, pools, in painting order.
@@ -41,7 +41,7 @@ class Built:
     cars: list[tuple[FloatArray, FloatArray]] = field(default_factory=list)
 
     def add(self, other: "Built") -> None:
-        """Take over everything of another."""
+        """Append the content of another."""
         self.ground += other.ground
         self.buildings += other.buildings
         self.stripes += other.stripes
@@ -50,7 +50,7 @@ class Built:
 
 @dataclass(frozen=True)
 class _House:
-    """A candidate: its building parts and what comes along if it is kept."""
+    """House candidate: its footprint, and all that is added if it is kept."""
 
     footprint: FloatArray
     built: Built
@@ -59,7 +59,7 @@ class _House:
 def build(
     plan: Plan, edges: list[Edge], sun: tuple[float, float], rng: np.random.Generator
 ) -> Built:
-    """All buildings and what belongs to them.
+    """Make all buildings and their surroundings.
 
     Args:
         plan: the city's plan.
@@ -82,20 +82,20 @@ def build(
 def _houses(
     plan: Plan, edges: list[Edge], sun: tuple[float, float], rng: np.random.Generator
 ) -> list[_House]:
-    """House candidates along the streets of residential districts."""
+    """Make house candidates along the streets of residential districts."""
     around = plan.bounds
     houses: list[_House] = []
     for edge in edges:
         alley = edge.street.highway == "service"
         if edge.bridge or not (alley or edge.street.highway in _HOUSED):
             continue
-        liked = rng.choice(len(_ROOFS), p=_HOUSE_SHARES)
+        street_roof = rng.choice(len(_ROOFS), p=_HOUSE_SHARES)
         lawn = rng.random()
         for side in (-1, 1):
             distance = rng.uniform(4, 12)
             while distance < edge.line.length - 3:
                 frontage = rng.uniform(9, 16) if alley else rng.uniform(14, 21)
-                here, along = at(edge.line, distance + frontage / 2)
+                here, along = point_at(edge.line, distance + frontage / 2)
                 distance += frontage
                 inside = around.x0 < here[0] < around.x1 and around.y0 < here[1] < around.y1
                 if not inside or rng.random() < (0.5 if alley else 0.06):
@@ -106,7 +106,7 @@ def _houses(
                     houses.append(_garage(kerb, along, out, sun, rng))
                     continue
                 roof = _ROOFS[int(rng.choice(len(_ROOFS), p=_HOUSE_SHARES))]
-                roof = _ROOFS[int(liked)] if rng.random() < 0.4 else roof
+                roof = _ROOFS[int(street_roof)] if rng.random() < 0.4 else roof
                 houses.append(_house(kerb, along, out, frontage, roof, lawn, sun, rng))
     return _in_districts(houses, plan)
 
@@ -151,7 +151,7 @@ def _house(
     sun: tuple[float, float],
     rng: np.random.Generator,
 ) -> _House:
-    """A house behind its front yard, with a wing, a drive and sometimes a pool or a shed."""
+    """Make a house with a front yard, a drive and sometimes a wing, a pool or a shed."""
     width, depth = min(frontage - 3, rng.uniform(9, 15)), rng.uniform(8, 12)
     setback = KERB_M + rng.uniform(3, 7)
     tone = rng.uniform(0.72, 1.25)
@@ -170,12 +170,12 @@ def _house(
     built.ground.append(Fill(parcel, ground, rng.uniform(0.82, 1.15)))
     drive(built, kerb, along, out, width, setback, shift, rng)
     yard = kerb + out * (end + rng.uniform(7, 9))
-    luck = rng.random()
-    if luck < 0.07:
+    choice = rng.random()
+    if choice < 0.07:
         pool = rectangle(yard, along, rng.uniform(5, 8), rng.uniform(3, 4.5))
         deck = rectangle(yard, along, 10, 6.5)
         built.ground += [Fill(deck, Material.CONCRETE, 1.1), Fill(pool, Material.POOL)]
-    elif luck < 0.35:
+    elif choice < 0.35:
         shed = rectangle(yard - shift * width / 3, along, rng.uniform(2.5, 4), 3)
         built.buildings.append(flat(shed, Material.ROOF_METAL, rng.uniform(0.6, 1.0), 2.4))
     footprint = rectangle(kerb + out * (setback + depth / 2 + 1), along, width + 2, depth + 3)
@@ -183,7 +183,7 @@ def _house(
 
 
 def bare_ground(rng: np.random.Generator) -> Material:
-    """What a garden without a lawn is covered with."""
+    """Draw the ground cover of a garden without a lawn."""
     grounds = (Material.DRY_GRASS, Material.SOIL, Material.GRAVEL)
     return grounds[int(rng.choice(3, p=(0.6, 0.3, 0.1)))]
 
@@ -198,7 +198,7 @@ def drive(
     shift: FloatArray,
     rng: np.random.Generator,
 ) -> None:
-    """A drive from the street to the house: concrete, or asphalt like the street itself."""
+    """Add a drive from the street to the house, of concrete or asphalt."""
     place = shift * (width / 2 - 2.2)
     surface = Material.CONCRETE if rng.random() < 0.6 else Material.ASPHALT
     strip = rectangle(kerb + out * (setback / 2) + place, out, setback + 1, rng.uniform(2.8, 5))
@@ -214,7 +214,7 @@ def _garage(
     sun: tuple[float, float],
     rng: np.random.Generator,
 ) -> _House:
-    """A garage at an alley, with its apron."""
+    """Make a garage at an alley, with its apron."""
     depth = rng.uniform(5.5, 7)
     centre = kerb + out * (KERB_M + depth / 2 + 0.6)
     body = rectangle(centre, along, rng.uniform(5.5, 7), depth)
@@ -230,7 +230,7 @@ def _garage(
 def gabled(
     body: FloatArray, roof: Material, tone: float, height: float, sun: tuple[float, float]
 ) -> Building:
-    """A pitched roof over a rectangle (4, 2): two slopes, the one away from the sun darker."""
+    """Make a building with a pitched roof over a rectangle (4, 2), darker away from the sun."""
     if np.hypot(*(body[1] - body[0])) > np.hypot(*(body[2] - body[1])):
         body = np.roll(body, -1, axis=0)
     # The short sides are now 0-1 and 2-3: the ridge joins their middles.
@@ -245,7 +245,7 @@ def gabled(
 
 
 def flat(body: FloatArray, roof: Material, tone: float, height: float) -> Building:
-    """A flat roof over a rectangle (4, 2), with a lighter rim if it is large."""
+    """Make a building with a flat roof over a rectangle (4, 2); large roofs get a lighter rim."""
     centre = body.mean(axis=0)
     faces = [Fill(body, roof, tone, lit=True)]
     if np.ptp(body, axis=0).max() > 12:
@@ -255,7 +255,7 @@ def flat(body: FloatArray, roof: Material, tone: float, height: float) -> Buildi
 
 
 def shops(box: Box, plan: Plan, sun: tuple[float, float], rng: np.random.Generator) -> Built:
-    """Fill the quarters between a district's service lanes with large buildings and car parks."""
+    """Fill a shopping district with large buildings and car parks between its service lanes."""
     built = Built()
     ys = (box.y0, box.y0 + 0.52 * box.height, box.y1)
     xs = (box.x0, box.x0 + 0.46 * box.width, box.x1) if box.width > 170 else (box.x0, box.x1)
@@ -302,12 +302,12 @@ def _large_buildings(
             unit = rectangle(place, np.array((1.0, 0.0)), *rng.uniform(1.5, 4.0, 2))
             tone = rng.uniform(0.7, 1.3)
             unit = plan.warp(unit)
-            above += [cast(unit, 1.5, sun), Fill(unit, Material.ROOF_METAL, tone, lit=True)]
+            above += [cast_shadow(unit, 1.5, sun), Fill(unit, Material.ROOF_METAL, tone, lit=True)]
         built.buildings.append(Building(block.outline, height, (*block.roof, *above)))
 
 
 def _storage_rows(built: Built, box: Box, plan: Plan, rng: np.random.Generator) -> None:
-    """Long grey roofs with asphalt between: from above, very nearly streets."""
+    """Add rows of storage units: long grey roofs that look much like streets from above."""
     tone = rng.uniform(0.8, 1.15)
     for y in np.arange(box.y0 + 4, box.y1 - 3, 15.0):
         centre = np.array(((box.x0 + box.x1) / 2, y))
@@ -316,7 +316,7 @@ def _storage_rows(built: Built, box: Box, plan: Plan, rng: np.random.Generator) 
 
 
 def _car_park(box: Box, plan: Plan, rng: np.random.Generator) -> Built:
-    """Rows of bays on both sides of aisles, partly taken."""
+    """Make a car park: rows of bays on both sides of aisles, partly occupied."""
     built = Built()
     busy = rng.uniform(0.2, 0.75)
     for y in np.arange(box.y0 + 4, box.y1 - 4, 16.5):

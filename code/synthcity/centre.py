@@ -1,4 +1,4 @@
-"""Large buildings: towers, slabs, blocks round courtyards, halls of shops and works."""
+"""Large buildings: towers, slabs, perimeter blocks with courtyards, shopping halls."""
 
 from collections.abc import Sequence
 
@@ -6,16 +6,16 @@ import numpy as np
 from shapely import LineString, Polygon, intersection, points, polygonize, unary_union
 
 from synthcity.blocks import Built
-from synthcity.housing import WALLS, Lot, block_coat, frame
-from synthcity.solids import Coat, Solid, flat_block, merged
+from synthcity.housing import WALLS, Lot, block_cladding, frame
+from synthcity.solids import Cladding, Solid, flat_block, merged
 from synthcity.spectra import Material
-from synthcity.strokes import CROWN_VARIANTS, Building, Crown, Fill, at, outline, rectangle
+from synthcity.strokes import CROWN_VARIANTS, Building, Crown, Fill, outline, point_at, rectangle
 
 
 def block_lots(
     block: Polygon, central: bool, ground: list[Fill], rng: np.random.Generator
 ) -> list[Lot]:
-    """Fill a block: round a courtyard, with slabs, or with towers.
+    """Fill a block with towers, slabs or a perimeter building round a courtyard.
 
     Args:
         block: the land between streets, without their sidewalks.
@@ -28,16 +28,16 @@ def block_lots(
         return []
     paving = Material.CONCRETE if rng.random() < 0.5 else Material.ASPHALT
     ground.append(Fill(outline(block), paving, rng.uniform(0.8, 1.1)))
-    luck = rng.random()
-    if central and luck < 0.3:
+    choice = rng.random()
+    if central and choice < 0.3:
         return _towers(lot, rng)
-    if luck < 0.8:
+    if choice < 0.8:
         return _perimeter(lot, central, rng)
     return _slabs(lot, central, rng)
 
 
 def _perimeter(lot: Polygon, central: bool, rng: np.random.Generator) -> list[Lot]:
-    """A block built up along its rim: one building round a courtyard, or units that touch."""
+    """Build along the rim of a block: one building round a courtyard, or adjoining units."""
     depth = rng.uniform(10, 14)
     court = lot.buffer(-depth, join_style="mitre")
     if not isinstance(court, Polygon) or court.area < 120 or lot.interiors:
@@ -48,22 +48,22 @@ def _perimeter(lot: Polygon, central: bool, rng: np.random.Generator) -> list[Lo
     ground = Built(ground=[Fill(outline(court), yard, rng.uniform(0.85, 1.1))])
     crowns = _court_trees(court, rng) if yard is Material.LAWN else ()
     if rng.random() < 0.45 and lot.area < 9000:
-        return [Lot((_block_solid(shape, height, block_coat(rng), rng),), ground, crowns)]
+        return [Lot((_block_solid(shape, height, block_cladding(rng), rng),), ground, crowns)]
     units = _cut(shape, lot, depth, rng)
     solids = []
     for unit in units:
         if rng.random() < 0.07:
             continue
         level = max(7.0, height + rng.normal(0, 2.5))
-        solids.append(_block_solid(unit, level, block_coat(rng), rng))
+        solids.append(_block_solid(unit, level, block_cladding(rng), rng))
     return [Lot(tuple(solids), ground, crowns)] if solids else []
 
 
 def _cut(shape: Polygon, lot: Polygon, depth: float, rng: np.random.Generator) -> list[Polygon]:
-    """Cut a rim of buildings across into units with common walls."""
+    """Cut a perimeter building into units with shared walls."""
     ring, cuts, distance = LineString(lot.exterior.coords), [], rng.uniform(0, 10)
     while distance < ring.length - 8:
-        here, along = at(ring, distance)
+        here, along = point_at(ring, distance)
         # Far enough to come out at the other side, even where the rim bends.
         reach = np.array((-along[1], along[0])) * 1.6 * depth
         cuts.append(LineString([here - reach, here + reach]))
@@ -93,11 +93,11 @@ def _court_trees(court: Polygon, rng: np.random.Generator) -> tuple[Crown, ...]:
 
 
 def _slabs(lot: Polygon, central: bool, rng: np.random.Generator) -> list[Lot]:
-    """Long blocks of flats across a lot, some with a wing."""
+    """Place parallel slab blocks on a lot, some with a wing."""
     centre, along, length, width = frame(lot)
     depth, pitch = rng.uniform(11, 15), rng.uniform(27, 36)
     normal = np.array((-along[1], along[0]))
-    coat = block_coat(rng)
+    cladding = block_cladding(rng)
     lots = []
     for offset in np.arange(-width / 2 + depth / 2 + 1, width / 2 - depth / 2, pitch):
         start = -length / 2 + rng.uniform(0, 6)
@@ -113,12 +113,12 @@ def _slabs(lot: Polygon, central: bool, rng: np.random.Generator) -> list[Lot]:
             shape = intersection(shape, lot.buffer(0.01))
             if isinstance(shape, Polygon) and shape.area > 150:
                 height = rng.uniform(9, 18) + 8 * central
-                lots.append(Lot((_block_solid(shape, height, coat, rng),)))
+                lots.append(Lot((_block_solid(shape, height, cladding, rng),)))
     return lots
 
 
 def _towers(lot: Polygon, rng: np.random.Generator) -> list[Lot]:
-    """One to three towers on a square."""
+    """Place one to three towers on a lot."""
     centre, along, length, _ = frame(lot)
     count = int(rng.integers(1, 4)) if length > 70 else 1
     lots = []
@@ -129,14 +129,18 @@ def _towers(lot: Polygon, rng: np.random.Generator) -> list[Lot]:
             shape = intersection(shape, lot)
         if isinstance(shape, Polygon) and shape.area > 200:
             glass = rng.random() < 0.4
-            coat = block_coat(rng, bay_m=rng.uniform(1.8, 3.4), glazing=0.85 if glass else 0.5)
-            lots.append(Lot((_block_solid(shape, rng.uniform(32, 78), coat, rng),)))
+            cladding = block_cladding(
+                rng, bay_m=rng.uniform(1.8, 3.4), glazing=0.85 if glass else 0.5
+            )
+            lots.append(Lot((_block_solid(shape, rng.uniform(32, 78), cladding, rng),)))
     return lots
 
 
-def _block_solid(shape: Polygon, height: float, coat: Coat, rng: np.random.Generator) -> Solid:
-    """A flat-roofed building with lift houses and cooling units on its roof."""
-    body = flat_block(shape, height, coat)
+def _block_solid(
+    shape: Polygon, height: float, cladding: Cladding, rng: np.random.Generator
+) -> Solid:
+    """Make a flat-roofed building with lift houses and cooling units on its roof."""
+    body = flat_block(shape, height, cladding)
     room = shape.buffer(-2.5)
     parts = [body]
     if not room.is_empty and shape.area > 180:
@@ -145,15 +149,16 @@ def _block_solid(shape: Polygon, height: float, coat: Coat, rng: np.random.Gener
         for place in rng.uniform((x0, y0), (x1, y1), (int(min(14, 2 + shape.area / 150)), 2)):
             unit = Polygon(rectangle(place, along, *rng.uniform(1.5, 4.5, 2)))
             if room.contains(unit):
-                metal = Coat(Material.ROOF_METAL, 0.7, Material.ROOF_METAL, rng.uniform(0.7, 1.2),
-                             bay_m=0)  # fmt: skip
+                metal = Cladding(
+                    Material.ROOF_METAL, 0.7, Material.ROOF_METAL, rng.uniform(0.7, 1.2), bay_m=0
+                )
                 top = height + rng.uniform(1.2, 3.0)
                 parts.append(flat_block(unit, top, metal, base=height, parapet=False))
     return merged(shape, parts)
 
 
 def halls(buildings: Sequence[Building], rng: np.random.Generator) -> list[Lot]:
-    """The large halls of a district of shops, some of them with a corner or a yard cut out.
+    """Make the halls of a shopping district, some with a corner or a courtyard cut out.
 
     Args:
         buildings: as the city of roads has them.
@@ -163,17 +168,17 @@ def halls(buildings: Sequence[Building], rng: np.random.Generator) -> list[Lot]:
     for hall in buildings:
         shape = Polygon(hall.outline)
         centre, along, length, width = frame(shape)
-        luck = rng.random()
-        if width > 26 and luck < 0.2:
+        choice = rng.random()
+        if width > 26 and choice < 0.2:
             yard = rectangle(centre, along, length * rng.uniform(0.25, 0.5), width * 0.35)
             shape = shape.difference(Polygon(yard))
-        elif width > 26 and luck < 0.6:
+        elif width > 26 and choice < 0.6:
             corner = centre + along * length / 2 * rng.choice((-1, 0, 1))
             corner = corner + np.array((-along[1], along[0])) * width / 2
             cut = rectangle(corner, along, length * rng.uniform(0.4, 0.9), width * 0.9)
             rest = shape.difference(Polygon(cut))
             shape = rest if isinstance(rest, Polygon) and rest.area > 200 else shape
-        blank = Coat(WALLS[int(rng.integers(1, 3))], rng.uniform(0.8, 1.15),
+        blank = Cladding(WALLS[int(rng.integers(1, 3))], rng.uniform(0.8, 1.15),
                      hall.roof[0].material if isinstance(hall.roof[0], Fill) else Material.GRAVEL,
                      rng.uniform(0.8, 1.2), bay_m=0)  # fmt: skip
         height = float(min(hall.height, 16.0))

@@ -1,4 +1,4 @@
-"""Complete cities: land, roads and buildings put together into scenes that can be painted."""
+"""Complete synthetic cities: scenes for painting together with their true roads and buildings."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from synthcity.oblique import Site
 from synthcity.plan import Box, Plan, make_plan
 from synthcity.roads import car, near_city, road_strokes
 from synthcity.solids import Solid
-from synthcity.strokes import Building, Fill, Scene, Stroke, cast, scene_of
-from synthcity.survey import Tile, extent, finished_with
+from synthcity.strokes import Building, Fill, Scene, Stroke, cast_shadow, scene_of
+from synthcity.survey import Tile, extent, move_to_buildings
 from synthcity.views import Skyline, skyline_of
 
 # Few small tiles could fall between the houses: their city is at least so wide and high, metres,
@@ -28,7 +28,7 @@ _TOWN_M = 360.0
 
 @dataclass(frozen=True)
 class Land:
-    """Where a city is to stand, in metres.
+    """Site of a city, in metres.
 
     Attributes:
         width, height: extent of its chips or tiles in x and y.
@@ -41,13 +41,13 @@ class Land:
     green: Box | None
     sun: tuple[float, float]
 
-    def settle(self, rng: np.random.Generator) -> tuple[Plan, list[Edge]]:
-        """The plan of a city, and its roads as far as they can be seen from it."""
+    def plan_roads(self, rng: np.random.Generator) -> tuple[Plan, list[Edge]]:
+        """Make the plan and the roads that are visible from the chips."""
         plan = make_plan(self.width, self.height, self.green, rng)
         edges = make_edges(plan, rng)
         return plan, [edge for edge in edges if near_city(edge, self.width, self.height)]
 
-    def surface(
+    def surface_strokes(
         self,
         plan: Plan,
         edges: list[Edge],
@@ -55,7 +55,7 @@ class Land:
         obstacles: Built,
         rng: np.random.Generator,
     ) -> tuple[list[Stroke], Trees]:
-        """The strokes of all that is flat, in painting order, and the trees around it.
+        """Make the strokes of everything flat, in painting order, and the trees.
 
         Args:
             plan: the city's plan.
@@ -75,11 +75,11 @@ class Land:
 
 @dataclass(frozen=True)
 class City:
-    """A made city in metres, x eastward and y southward from its north-west chip's corner.
+    """Synthetic city of roads: metres, x eastward and y southward from the north-west corner.
 
     Attributes:
         edges: the true roads.
-        scene: what an aeroplane would see, in painting order.
+        scene: everything visible from above, in painting order.
     """
 
     edges: tuple[Edge, ...]
@@ -87,35 +87,35 @@ class City:
 
 
 def make_scene(land: Land, rng: np.random.Generator) -> City:
-    """Make a city.
+    """Make a city of roads.
 
     Args:
-        land: where.
+        land: its site.
         rng: source of all choices.
     """
-    plan, edges = land.settle(rng)
+    plan, edges = land.plan_roads(rng)
     built = build(plan, edges, land.sun, rng)
-    strokes, trees = land.surface(plan, edges, built, built, rng)
+    strokes, trees = land.surface_strokes(plan, edges, built, built, rng)
     strokes += trees.shadows
     # From low to high: a tower throws its shadow over the house beside it, not the reverse.
     for building in sorted(built.buildings, key=lambda building: building.height):
-        strokes += _raise(building, land.sun)
+        strokes += _building_strokes(building, land.sun)
     strokes += trees.crowns
     return City(tuple(edges), scene_of(strokes))
 
 
-def _raise(building: Building, sun: tuple[float, float]) -> list[Stroke]:
-    return [cast(building.outline, building.height, sun), *building.roof]
+def _building_strokes(building: Building, sun: tuple[float, float]) -> list[Stroke]:
+    return [cast_shadow(building.outline, building.height, sun), *building.roof]
 
 
 @dataclass(frozen=True)
 class Town:
-    """A made city of buildings in metres, x eastward and y southward from its north-west corner.
+    """Synthetic city of buildings: metres, x eastward and y southward from the north-west corner.
 
     Attributes:
         solids: the true buildings.
-        ground: all that is flat, in painting order.
-        skyline: all that is not.
+        ground: everything flat, in painting order.
+        skyline: everything above the ground.
     """
 
     solids: tuple[Solid, ...]
@@ -127,26 +127,26 @@ def make_town(land: Land, rng: np.random.Generator) -> Town:
     """Make a city of buildings.
 
     Args:
-        land: where.
+        land: its site.
         rng: source of all choices.
     """
-    plan, edges = land.settle(rng)
+    plan, edges = land.plan_roads(rng)
     estates = build_estates(plan, edges, land.sun, rng)
     solids = Built(buildings=estates.outlines())
-    strokes, trees = land.surface(plan, edges, estates.built, solids, rng)
+    strokes, trees = land.surface_strokes(plan, edges, estates.built, solids, rng)
     skyline = skyline_of(estates.solids, [*trees.crowns, *estates.crowns])
     return Town(tuple(estates.solids), scene_of(strokes), skyline)
 
 
 @dataclass(frozen=True)
-class Half:
-    """One half.
+class Split:
+    """Training or test split of a city of buildings.
 
     Attributes:
-        tiles: its images' places.
-        town: what stands there.
+        tiles: the places of its images.
+        town: its city.
         texture: seed of textures that belong to the place.
-        truth: by the name of a tile, its footprints.
+        truth: tile name -> footprints.
         sun: (x, y), metres of shadow for a metre of height.
     """
 
@@ -157,7 +157,7 @@ class Half:
     sun: tuple[float, float]
 
     def sites(self) -> Iterator[tuple[Tile, Site]]:
-        """Every tile with its ground and light, one at a time."""
+        """Yield every tile with its painted ground and lighting."""
         for tile in self.tiles:
             yield (
                 tile,
@@ -172,10 +172,10 @@ class Half:
             )
 
 
-def make_half(
+def make_split(
     tiles: list[Tile], green: Box | None, sun: tuple[float, float], seed: tuple[int, ...]
-) -> Half:
-    """Make one half of a city.
+) -> Split:
+    """Make the training or the test split of a city.
 
     Args:
         tiles: its images' places, at least one.
@@ -187,19 +187,19 @@ def make_half(
     width, height = extent(tiles)
     if green is None:
         town = make_town(Land(max(width, _TOWN_M), max(height, _TOWN_M), None, sun), rng)
-        tiles = finished_with(tiles, town.solids, (_TOWN_M - width, _TOWN_M - height))
+        tiles = move_to_buildings(tiles, town.solids, (_TOWN_M - width, _TOWN_M - height))
     else:
         town = make_town(Land(width, height, green, sun), rng)
     tree = STRtree([solid.footprint for solid in town.solids])
     truth = {tile.name: tile_footprints(town.solids, tree, tile) for tile in tiles}
-    return Half(tiles, town, int(rng.integers(2**31)), truth, sun)
+    return Split(tiles, town, int(rng.integers(2**31)), truth, sun)
 
 
-def noise(seed: int, *key: int) -> np.random.Generator:
-    """Source of one image's noise."""
+def image_rng(seed: int, *key: int) -> np.random.Generator:
+    """Return the random generator of one image's noise."""
     return np.random.default_rng((seed, 3, *key))
 
 
 def write_csv(path: Path, rows: Sequence[str], more: str = "") -> None:
-    """Write a truth CSV; ``more`` is what its header has besides."""
+    """Write a truth CSV; ``more`` extends the header."""
     write_text(path, "\n".join([CSV_HEADER + more, *rows]) + "\n")

@@ -1,4 +1,4 @@
-"""What stands in a city of buildings: towers and courtyards, rows, houses, sheds.
+"""All buildings of a city of buildings: towers, perimeter blocks, rows, houses, sheds.
 
 Where the city of roads needs roofs only as clutter beside its streets, here they are the truth:
 whole footprints with heights, which touch only where walls are shared.
@@ -16,7 +16,7 @@ from synthcity.housing import PITCHED, PITCHED_SHARES, Lot, house, row
 from synthcity.network import Edge
 from synthcity.plan import Cell, District, FloatArray, Plan
 from synthcity.solids import Solid
-from synthcity.strokes import Building, Crown, at, outline
+from synthcity.strokes import Building, Crown, outline, point_at
 
 _HOUSED = {"residential", "tertiary", "secondary"}
 
@@ -25,7 +25,7 @@ _TOUCH_M2 = 0.05
 
 
 class _Quarter(StrEnum):
-    """How the blocks of a cell are built up."""
+    """Kind of building development of a cell."""
 
     CENTRE = "centre"
     INNER = "inner"
@@ -36,11 +36,11 @@ class _Quarter(StrEnum):
 
 @dataclass
 class Estates:
-    """Everything that is built.
+    """All buildings of a city, with their surroundings.
 
     Attributes:
         solids: the buildings; none overlaps another.
-        built: what lies on the ground around them, as in the city of roads, without buildings.
+        built: ground covers, paint and cars around them; its list of buildings is empty.
         crowns: trees in courtyards.
     """
 
@@ -49,14 +49,14 @@ class Estates:
     crowns: list[Crown] = field(default_factory=list)
 
     def outlines(self) -> list[Building]:
-        """The buildings as obstacles, courtyards filled in."""
+        """Return the buildings as obstacles, courtyards filled."""
         return [Building(outline(solid.footprint), solid.height, ()) for solid in self.solids]
 
 
 def build_estates(
     plan: Plan, edges: list[Edge], sun: tuple[float, float], rng: np.random.Generator
 ) -> Estates:
-    """All buildings of a city.
+    """Make all buildings of a city.
 
     Args:
         plan: the city's plan.
@@ -90,7 +90,7 @@ def build_estates(
 
 
 def _quarters(plan: Plan, rng: np.random.Generator) -> list[_Quarter]:
-    """The densest quarter in the middle of the city, others by their streets."""
+    """Choose the kind of development of each cell; the densest is near the middle of the city."""
     middle = np.array((plan.width, plan.height)) / 2
     quarters = []
     for cell in plan.cells:
@@ -115,7 +115,7 @@ def _middle(cell: Cell) -> FloatArray:
 
 
 def _blocks(edges: list[Edge]) -> list[Polygon]:
-    """The land between streets, without their sidewalks."""
+    """Return the land between streets, without sidewalks."""
     lines = [edge.line for edge in edges]
     if not lines:
         return []
@@ -134,18 +134,18 @@ def _street_lots(
     quarters: list[_Quarter],
     rng: np.random.Generator,
 ) -> list[Lot]:
-    """Houses and rows of houses on both sides of the streets where people live."""
+    """Make houses and rows of houses on both sides of residential streets."""
     around = plan.bounds
     lots: list[Lot] = []
     for edge in edges:
         if edge.bridge or edge.street.highway not in _HOUSED:
             continue
-        liked = int(rng.choice(len(PITCHED), p=PITCHED_SHARES))
+        street_roof = int(rng.choice(len(PITCHED), p=PITCHED_SHARES))
         lawn = rng.random()
         for side in (-1, 1):
             distance = rng.uniform(5, 14)
             while distance < edge.line.length - 12:
-                here, along = at(edge.line, distance + 8)
+                here, along = point_at(edge.line, distance + 8)
                 out = np.array((-along[1], along[0])) * side
                 beside = points(here + out * (edge.street.width_m / 2 + 14))
                 inside = around.x0 < here[0] < around.x1 and around.y0 < here[1] < around.y1
@@ -156,10 +156,12 @@ def _street_lots(
                     lots += lot
                 elif quarter in {_Quarter.INNER, _Quarter.HOUSES}:
                     used = rng.uniform(13.5, 20)
-                    kerb = at(edge.line, distance + used / 2)[0] + out * edge.street.width_m / 2
+                    kerb = (
+                        point_at(edge.line, distance + used / 2)[0] + out * edge.street.width_m / 2
+                    )
                     if rng.random() > 0.06:
-                        luck = liked if rng.random() < 0.4 else None
-                        lots.append(house(kerb, along, out, used, luck, lawn, rng))
+                        choice = street_roof if rng.random() < 0.4 else None
+                        lots.append(house(kerb, along, out, used, choice, lawn, rng))
                 else:
                     used = 20.0
                 distance += used
@@ -167,7 +169,7 @@ def _street_lots(
 
 
 def _without_collisions(lots: list[Lot], roads: list[Polygon]) -> list[Lot]:
-    """Drop what stands on a road or on something earlier; walls may touch within a lot."""
+    """Drop lots that overlap a road or an earlier lot; walls may touch within a lot."""
     if not lots:
         return []
     shapes = np.array([lot.ground for lot in lots])

@@ -1,4 +1,4 @@
-"""The truth of a tile of buildings: footprints on the ground, as GeoJSON, CSV and COCO."""
+"""Building labels of a tile: ground footprints as GeoJSON, CSV and COCO."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -20,8 +20,7 @@ CSV_HEADER = "ImageId,BuildingId,PolygonWKT_Pix,PolygonWKT_Geo"
 # Longitude and latitude on WGS 84, in that order.
 _LON_LAT = "OGC:CRS84"
 
-# What a border leaves of a building is worth a label from this area on, square pixels: the scorers
-# drop what is smaller.
+# Smaller pieces at the border of a tile get no label, square pixels: the scorers drop them, too.
 _SMALLEST_PX2 = 20.0
 
 # The Mapping Challenge's only category.
@@ -30,13 +29,13 @@ _CATEGORY = 100
 
 @dataclass(frozen=True)
 class Footprint:
-    """What of a building lies in a tile.
+    """Part of a building within a tile.
 
     Attributes:
         polygon: x = column and y = row in the tile's pixels, whole hundredths, holes kept.
         geographic: the same in longitude and latitude.
         building: index of the building.
-        share: of the building's ground that lies in the tile, 0..1.
+        share: share of the building's ground area within the tile, 0..1.
         height_m: of the building.
     """
 
@@ -48,7 +47,7 @@ class Footprint:
 
 
 def tile_footprints(solids: Sequence[Solid], tree: STRtree, tile: Tile) -> list[Footprint]:
-    """The footprints of a tile, clipped to what the sensor saw of it, by number of the building."""
+    """Clip the footprints to the part of a tile that has data, ordered by building."""
     scale = np.array((tile.grid.x_m, tile.grid.y_m))
     corner = (tile.window.column, tile.window.row)
     found = []
@@ -78,7 +77,7 @@ def _geographic(pixels: Polygon, tile: Tile) -> Polygon:
 
 
 def geojson(footprints: Sequence[Footprint]) -> str:
-    """SpaceNet's label file, longitude before latitude."""
+    """Return SpaceNet's label file, longitude before latitude."""
     return json.dumps(
         {
             "type": "FeatureCollection",
@@ -103,12 +102,12 @@ def geojson(footprints: Sequence[Footprint]) -> str:
 def csv_rows(
     image_id: str, footprints: Sequence[Footprint], occluded: Collection[int] | None = None
 ) -> list[str]:
-    """The image's rows of the truth CSV, one a footprint; one row says that there is none.
+    """Return an image's rows of the truth CSV: one per footprint, or one that says there is none.
 
     Args:
         image_id: the image.
         footprints: those of its tile.
-        occluded: buildings that are hidden; None leaves SpaceNet 4's column out.
+        occluded: buildings that are hidden; None omits SpaceNet 4's column.
     """
     if not footprints:
         ending = "" if occluded is None else ",0"
@@ -129,10 +128,10 @@ def _wkt(polygon: Polygon, places: int) -> str:
 def hidden(
     footprints: Sequence[Footprint], roof: NDArray[np.int32], valid: NDArray[np.bool_]
 ) -> set[int]:
-    """Buildings of which a look shows less than half of the roof: occluded, outside or unseen.
+    """Return the buildings with less than half of their roof visible in an image.
 
     Args:
-        footprints: of the look's tile.
+        footprints: those of the image's tile.
         roof: int32 (h, w), the building whose roof shows at a pixel, -1 elsewhere.
         valid: bool (h, w), false where there is no data.
     """
@@ -148,9 +147,9 @@ def hidden(
 
 
 def coco(images: Sequence[tuple[int, str, int, Sequence[Footprint]]]) -> str:
-    """The Mapping Challenge's annotations.
+    """Return the Mapping Challenge's annotations.
 
-    COCO's polygons know no holes: a building round a courtyard is cut into pieces that have none.
+    COCO polygons have no holes: a building round a courtyard is cut into pieces without holes.
 
     Args:
         images: id, file name, side in pixels and footprints of each.
@@ -187,7 +186,7 @@ def coco(images: Sequence[tuple[int, str, int, Sequence[Footprint]]]) -> str:
 
 
 def _without_holes(polygon: Polygon) -> list[Polygon]:
-    """The polygon in pieces, cut upright through the middle of each hole."""
+    """Cut a polygon vertically through the middle of each hole."""
     if not polygon.interiors:
         return [polygon]
     x0, y0, x1, y1 = polygon.bounds

@@ -8,9 +8,9 @@ from shapely import Polygon, get_coordinates, is_valid, union_all
 from synthcity.blocks import KERB_M, Built, bare_ground, drive
 from synthcity.network import Edge
 from synthcity.plan import FloatArray
-from synthcity.solids import Coat, Solid, flat_block, gabled_block, hipped_block, merged
+from synthcity.solids import Cladding, Solid, flat_block, gabled_block, hipped_block, merged
 from synthcity.spectra import Material
-from synthcity.strokes import Crown, Fill, at, rectangle
+from synthcity.strokes import Crown, Fill, point_at, rectangle
 
 #: Materials of pitched roofs, and how frequent they are.
 PITCHED = (Material.ROOF_GREY, Material.ROOF_BROWN, Material.ROOF_TILE)
@@ -28,11 +28,11 @@ WALLS = (Material.BRICK, Material.STUCCO, Material.CONCRETE)
 
 @dataclass(frozen=True)
 class Lot:
-    """A candidate.
+    """Buildings that are kept or dropped together.
 
     Attributes:
         solids: buildings, which may touch.
-        built: what lies on the ground around them.
+        built: ground covers around them.
         crowns: trees in courtyards.
     """
 
@@ -42,13 +42,15 @@ class Lot:
 
     @property
     def ground(self) -> Polygon:
-        """What it covers."""
+        """Ground area that it covers."""
         return union_all([solid.footprint for solid in self.solids])
 
 
-def block_coat(rng: np.random.Generator, *, bay_m: float = 3.2, glazing: float = 0.45) -> Coat:
-    """The materials of a block of flats or of offices, by chance."""
-    return Coat(
+def block_cladding(
+    rng: np.random.Generator, *, bay_m: float = 3.2, glazing: float = 0.45
+) -> Cladding:
+    """Draw the materials of a block of flats or offices."""
+    return Cladding(
         wall=WALLS[int(rng.integers(len(WALLS)))],
         wall_tone=rng.uniform(0.75, 1.2),
         roof=_FLAT[int(rng.choice(len(_FLAT), p=_FLAT_SHARES))],
@@ -58,10 +60,10 @@ def block_coat(rng: np.random.Generator, *, bay_m: float = 3.2, glazing: float =
     )
 
 
-def house_coat(liked: int | None, rng: np.random.Generator) -> Coat:
-    """The materials of a house; ``liked`` is the roof of its street, None for any."""
-    kind = int(rng.choice(len(PITCHED), p=PITCHED_SHARES)) if liked is None else liked
-    return Coat(
+def house_cladding(street_roof: int | None, rng: np.random.Generator) -> Cladding:
+    """Draw the materials of a house; ``street_roof`` is an index into ``PITCHED``, None for any."""
+    kind = int(rng.choice(len(PITCHED), p=PITCHED_SHARES)) if street_roof is None else street_roof
+    return Cladding(
         wall=WALLS[int(rng.integers(2))],
         wall_tone=rng.uniform(0.85, 1.3),
         roof=PITCHED[kind],
@@ -72,7 +74,7 @@ def house_coat(liked: int | None, rng: np.random.Generator) -> Coat:
 
 
 def frame(lot: Polygon) -> tuple[FloatArray, FloatArray, float, float]:
-    """Centre, direction of the longer side, length and width of a lot's least rectangle."""
+    """Return centre, direction, length and width of a lot's minimum rotated rectangle."""
     corners = get_coordinates(lot.minimum_rotated_rectangle)[:4]
     sides = np.diff(corners[:3], axis=0)
     lengths = np.hypot(sides[:, 0], sides[:, 1])
@@ -88,7 +90,7 @@ def frame(lot: Polygon) -> tuple[FloatArray, FloatArray, float, float]:
 def row(
     edge: Edge, side: int, distance: float, rng: np.random.Generator
 ) -> tuple[float, list[Lot]]:
-    """Terraced houses that share their walls.
+    """Make a row of terraced houses with shared walls.
 
     Args:
         edge: their street.
@@ -107,23 +109,23 @@ def row(
         return max(room, 6.0), []
     near, far = [], []
     for i in range(count + 1):
-        here, along = at(edge.line, distance + i * frontage)
+        here, along = point_at(edge.line, distance + i * frontage)
         out = np.array((-along[1], along[0])) * side
         near.append(here + out * setback)
         far.append(here + out * (setback + depth))
     flat = rng.random() < 0.35
     eaves = rng.uniform(5.5, 8.5)
-    coat = house_coat(None, rng)
+    cladding = house_cladding(None, rng)
     solids = []
     for i in range(count):
         body = np.array((near[i], near[i + 1], far[i + 1], far[i]))
         if not is_valid(Polygon(body)) or Polygon(body).area < 0.5 * frontage * depth:
             # On the inner side of a sharp bend there is no room behind the street.
             return frontage, []
-        paint = house_coat(None, rng) if rng.random() < 0.5 else coat
+        paint = house_cladding(None, rng) if rng.random() < 0.5 else cladding
         height = eaves + rng.choice((0.0, 0.0, 0.6, -0.6))
         if flat:
-            top = Coat(paint.wall, paint.wall_tone, Material.GRAVEL, rng.uniform(0.7, 1.2), 2.8)
+            top = Cladding(paint.wall, paint.wall_tone, Material.GRAVEL, rng.uniform(0.7, 1.2), 2.8)
             solids.append(flat_block(Polygon(body), height, top))
         else:
             # The ridge runs along the row, whichever side of a house is longer.
@@ -139,37 +141,37 @@ def house(
     along: FloatArray,
     out: FloatArray,
     frontage: float,
-    liked: int | None,
+    street_roof: int | None,
     lawn: float,
     rng: np.random.Generator,
 ) -> Lot:
-    """A house in its garden: a rectangle, an L or a T, with a drive and sometimes a shed.
+    """Make a house in its garden: a rectangle, an L or a T, with a drive and sometimes a shed.
 
     Args:
         kerb: the middle of its piece of the street's kerb, metres.
         along: the street's direction, unit vector.
         out: the direction from the street to the house, unit vector.
         frontage: length of its piece of the street, metres.
-        liked: its roof among ``PITCHED``; None for any.
-        lawn: how much lawns are liked in its street, 0..1.
+        street_roof: its roof among ``PITCHED``; None for any.
+        lawn: how common lawns are in its street, 0..1.
         rng: source of all choices.
     """
     width, depth = min(frontage - 3, rng.uniform(10, 16)), rng.uniform(8, 11.5)
     setback = KERB_M + rng.uniform(4, 9)
-    coat = house_coat(liked, rng)
+    cladding = house_cladding(street_roof, rng)
     eaves, rise = rng.choice((3.0, 3.3, 5.6, 6.0)), rng.uniform(1.4, 2.8)
     roofed = hipped_block if rng.random() < 0.45 else gabled_block
     middle = kerb + out * (setback + depth / 2)
-    parts = [roofed(rectangle(middle, along, width, depth), eaves, rise, coat)]
+    parts = [roofed(rectangle(middle, along, width, depth), eaves, rise, cladding)]
     shift = along * rng.choice((-1, 1))
-    luck = rng.random()
-    if luck < 0.6:
+    choice = rng.random()
+    if choice < 0.6:
         # At a corner the wing makes an L, in the middle a T; to the street or to the garden.
-        place = shift * (width * 0.27) if luck < 0.4 else along * 0.0
+        place = shift * (width * 0.27) if choice < 0.4 else along * 0.0
         reach, way = rng.uniform(3, 6), rng.choice((-1, 1, 1))
         wing = middle + place + out * way * (depth / 2 + reach / 2 - 1)
         body = rectangle(wing, out, reach + 2, width * rng.uniform(0.38, 0.46))
-        parts.append(gabled_block(body, eaves - 0.1, rise * 0.75, coat))
+        parts.append(gabled_block(body, eaves - 0.1, rise * 0.75, cladding))
     footprint = union_all([part.footprint for part in parts])
     solids = [merged(footprint, parts)]
     built = Built()
@@ -180,7 +182,7 @@ def house(
     if rng.random() < 0.3:
         place = kerb + out * (setback + depth + rng.uniform(8, 10)) - shift * width / 3
         shed = Polygon(rectangle(place, along, rng.uniform(3, 6), rng.uniform(3, 5)))
-        metal = Coat(Material.STUCCO, 0.9, Material.ROOF_METAL, rng.uniform(0.6, 1.0), bay_m=0)
+        metal = Cladding(Material.STUCCO, 0.9, Material.ROOF_METAL, rng.uniform(0.6, 1.0), bay_m=0)
         if shed.distance(footprint) > 1:
             solids.append(flat_block(shed, 2.6, metal))
     return Lot(tuple(solids), built)

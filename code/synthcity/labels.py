@@ -1,4 +1,4 @@
-"""The truth of a chip: its roads in pixels and metres, as GeoJSON and as rows of the CSV."""
+"""Road labels of a chip, as GeoJSON and as rows of the truth CSV."""
 
 import json
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from synthcity.survey import Survey
 
 CSV_HEADER = "ImageId,WKT_Pix,length_m,travel_time_s"
 
-# What a chip's border leaves of a road is worth a label from this length on, metres.
+# Shorter pieces at the border of a chip get no label, metres.
 _SHORTEST_M = 1.0
 
 # Vertices nearer to the one before are left out: the official validator rejects twins.
@@ -24,7 +24,7 @@ _NEAREST_PX = 0.5
 
 @dataclass(frozen=True)
 class ChipRoad:
-    """A piece of a road within a chip.
+    """Part of a road within a chip.
 
     Attributes:
         line: float64 (n, 2), x = column and y = row in the chip's pixels, whole hundredths.
@@ -38,16 +38,16 @@ class ChipRoad:
 
     @property
     def travel_time_s(self) -> float:
-        """Seconds from end to end."""
+        """Travel time from end to end, seconds."""
         return self.length_m / (self.edge.speed_mph * MPS_PER_MPH)
 
 
 def chip_roads(
     edges: tuple[Edge, ...], tree: STRtree, survey: Survey, number: int
 ) -> list[ChipRoad]:
-    """The roads of a chip, clipped to what the sensor saw of it.
+    """Clip the roads to the part of a chip that has data.
 
-    Where the swath ends the image shows nothing, so the truth asks for nothing.
+    Beyond the edge of the swath the image is empty, so there are no labels.
     """
     seen = survey.seen(number)
     roads: list[ChipRoad] = []
@@ -76,7 +76,7 @@ def _road(part: LineString, edge: Edge, survey: Survey, number: int) -> ChipRoad
 
 
 def geojson(roads: Iterable[ChipRoad], transform: Affine) -> str:
-    """SpaceNet 5's label file, longitude before latitude."""
+    """Return SpaceNet 5's label file, longitude before latitude."""
     return json.dumps(
         {
             "type": "FeatureCollection",
@@ -108,7 +108,7 @@ def _feature(road: ChipRoad, transform: Affine) -> dict[str, Any]:
 
 
 def csv_rows(image_id: str, roads: list[ChipRoad]) -> list[str]:
-    """The chip's rows of the truth CSV, one a road; one row says that there is none."""
+    """Return a chip's rows of the truth CSV: one per road, or one that says there is none."""
     if not roads:
         return [f"{image_id},LINESTRING EMPTY,0,0"]
     return [

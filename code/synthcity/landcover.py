@@ -16,8 +16,8 @@ from synthcity.strokes import (
     Fill,
     Stripe,
     Stroke,
-    at,
     outline,
+    point_at,
     rectangle,
     ribbon,
 )
@@ -38,7 +38,7 @@ _DENSITY = {District.GRID: 42, District.LOOPS: 62, District.SHOPS: 14, District.
 
 
 def ground_strokes(plan: Plan, rng: np.random.Generator) -> list[Stroke]:
-    """Everything that lies under roads and buildings."""
+    """Make the land cover under roads and buildings."""
     around = plan.bounds
     strokes: list[Stroke] = [Fill(around.shrunk(-200, -200).ring(), Material.DRY_GRASS)]
     for cell in plan.cells:
@@ -72,7 +72,7 @@ def _motorway_strip(plan: Plan) -> list[Stroke]:
 
 
 def _fields(cell: Cell, plan: Plan, rng: np.random.Generator) -> list[Stroke]:
-    """Split the land into fields, each with a crop and a direction of ploughing."""
+    """Split a cell into fields, each with a crop and a direction of ploughing."""
     crops = (Material.CROP, Material.STUBBLE, Material.SOIL, Material.DRY_GRASS, Material.CROP)
     strokes: list[Stroke] = []
     columns = max(1, round(cell.box.width / rng.uniform(90, 150)))
@@ -95,7 +95,7 @@ def _fields(cell: Cell, plan: Plan, rng: np.random.Generator) -> list[Stroke]:
 def _furrows(
     field: Box, plan: Plan, crop: Material, tone: float, rng: np.random.Generator
 ) -> list[Stroke]:
-    """Lighter and darker strips along one side of a field."""
+    """Make lighter and darker strips along one side of a field."""
     pitch = rng.uniform(3.0, 5.0)
     depth = rng.uniform(0.06, 0.16)
     level = bool(rng.random() < 0.5)
@@ -112,7 +112,7 @@ def _furrows(
 
 
 def _park(cell: Cell, plan: Plan, rng: np.random.Generator) -> list[Stroke]:
-    """A pond, gravel paths (which are no roads) and a playing field."""
+    """Make a park: a pond, gravel paths (which are no roads) and a playing field."""
     box = cell.box
     strokes: list[Stroke] = []
     for start, end in (
@@ -161,7 +161,7 @@ def _pond(box: Box, plan: Plan, rng: np.random.Generator) -> list[Stroke]:
 
 @dataclass(frozen=True)
 class Trees:
-    """Crowns and, in the same order, their shadows."""
+    """Tree crowns and, in the same order, their shadows."""
 
     crowns: tuple[Crown, ...]
     shadows: tuple[Crown, ...]
@@ -175,7 +175,7 @@ def plant(
     sun: tuple[float, float],
     rng: np.random.Generator,
 ) -> Trees:
-    """Plant trees wherever no trunk would stand on a road or in a house.
+    """Plant trees whose trunks stand neither on a road nor in a house.
 
     Crowns may overhang both: that is what makes a road in the real world hard to follow.
     """
@@ -214,7 +214,7 @@ def _shadow(crown: Crown, sun: tuple[float, float]) -> Crown:
 def _free(
     candidates: FloatArray, edges: list[Edge], built: Built, ground: list[Fill]
 ) -> NDArray[np.intp]:
-    """Which candidates (n, 3) stand on neither road, roof, car park nor water: indices."""
+    """Return indices of candidates (n, 3) that avoid roads, roofs, car parks and water."""
     trunks = points(candidates[:, :2])
     hard = [edge.line.buffer(edge.street.width_m / 2 + 0.7, quad_segs=2) for edge in edges]
     hard += [Polygon(building.outline) for building in built.buildings]
@@ -226,7 +226,7 @@ def _free(
 
 
 def _street_trees(edges: list[Edge], rng: np.random.Generator) -> FloatArray:
-    """Rows along streets, some leafy and some bare: float64 (n, 3), x, y, radius."""
+    """Place rows along streets, some dense and some sparse: float64 (n, 3), x, y, radius."""
     trees = []
     for edge in edges:
         if edge.street.highway not in _STREETS or edge.bridge:
@@ -237,7 +237,7 @@ def _street_trees(edges: list[Edge], rng: np.random.Generator) -> FloatArray:
             for distance in np.arange(rng.uniform(2, 8), edge.line.length - 2, rng.uniform(8, 13)):
                 if rng.random() > leafy:
                     continue
-                here, along = at(edge.line, distance + rng.uniform(-1.5, 1.5))
+                here, along = point_at(edge.line, distance + rng.uniform(-1.5, 1.5))
                 aside = side * (edge.street.width_m / 2 + rng.uniform(0.6, 2.0))
                 x, y = here + np.array((-along[1], along[0])) * aside
                 trees.append((x, y, grown * rng.uniform(0.7, 1.25)))
@@ -245,14 +245,14 @@ def _street_trees(edges: list[Edge], rng: np.random.Generator) -> FloatArray:
 
 
 def _motorway_trees(edges: list[Edge], rng: np.random.Generator) -> FloatArray:
-    """Loose screens of trees on the slopes of the motorway."""
+    """Place loose rows of trees beside the motorway."""
     trees = []
     for edge in edges:
         if edge.street.highway != "motorway":
             continue
         for distance in np.arange(5, edge.line.length, 9.0):
             if rng.random() < 0.3:
-                here, along = at(edge.line, distance)
+                here, along = point_at(edge.line, distance)
                 aside = rng.choice((-1, 1)) * (edge.street.width_m / 2 + rng.uniform(12, 24))
                 x, y = here + np.array((-along[1], along[0])) * aside
                 trees.append((x, y, rng.uniform(1.8, 4.0)))
@@ -260,7 +260,7 @@ def _motorway_trees(edges: list[Edge], rng: np.random.Generator) -> FloatArray:
 
 
 def _district_trees(cell: Cell, plan: Plan, rng: np.random.Generator) -> FloatArray:
-    """Trees all over a cell, in the park in clumps."""
+    """Place trees all over a cell, in parks in clumps."""
     land = cell.box
     near = box(*_corners(cell)).intersection(box(*_around(plan)))
     count = int(rng.poisson(_DENSITY[cell.district] * near.area / 1e4))
@@ -286,7 +286,7 @@ def _around(plan: Plan) -> tuple[float, float, float, float]:
 
 
 def _hedge(cell: Cell, plan: Plan, rng: np.random.Generator) -> FloatArray:
-    """A hedgerow across the fields."""
+    """Place a hedgerow across the fields."""
     x = cell.box.x0 + cell.box.width * rng.uniform(0.3, 0.7)
     places = dense((x, cell.box.y0 + 8), (x, cell.box.y1 - 8), 4.0)
     places = plan.warp(places + rng.normal(0, 0.8, places.shape))

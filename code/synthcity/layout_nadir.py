@@ -10,54 +10,54 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from synthcity.city import Half, make_half, noise, write_csv
+from synthcity.city import Split, image_rng, make_split, write_csv
 from synthcity.files import refuse_other_city, require_writable, write_jpeg, write_text, write_tiff
 from synthcity.footprints import Footprint, coco, csv_rows, geojson
-from synthcity.oblique import Photograph, photograph
+from synthcity.oblique import RenderedImage, render_image
 from synthcity.plan import Box
 from synthcity.spectra import BANDS, RGB_BANDS, Sensor, draw_sensor
-from synthcity.survey import Tile, make_surveys, surveyed_tiles
+from synthcity.survey import Tile, make_surveys, survey_tiles
 from synthcity.views import ViewAngle
 
 _ALL = tuple(range(BANDS))
 
-# Share of the pixels, per cent, that a picture may clip at either end.
+# Percentage of the pixels that an 8-bit image clips at either end.
 _CLIPPED_PERCENT = (1.0, 1.5)
 
 
-def surveyed(
+def survey_splits(
     chips: int, test_chips: int, size: int, seed: int
 ) -> list[tuple[list[Tile], Box | None]]:
-    """Tiles of the training and of the test city, and the land of each to keep free."""
+    """Return the tiles of training and test city, each with the land to keep free of roads."""
     surveys = make_surveys(chips, test_chips, size, np.random.default_rng((seed, 0)))
-    return [(surveyed_tiles(survey), survey.green() if survey.chips else None)
+    return [(survey_tiles(survey), survey.green() if survey.chips else None)
             for survey in surveys]  # fmt: skip
 
 
-def vertical_city(
+def make_nadir_split(
     tiles: list[Tile], green: Box | None, seed: int, order: int
-) -> tuple[Sensor, Half]:
-    """The sensor of all tiles, and one half of the city under its sun."""
+) -> tuple[Sensor, Split]:
+    """Make the sensor and the training (order 0) or test (order 1) split."""
     sensor = draw_sensor(np.random.default_rng((seed, 1)))
-    return sensor, make_half(tiles, green, sensor.shadow_per_m, (seed, 2, order))
+    return sensor, make_split(tiles, green, sensor.shadow_per_m, (seed, 2, order))
 
 
-def verticals(
-    city: Half, sensor: Sensor, seed: int, order: int
-) -> Iterator[tuple[Tile, Photograph]]:
-    """Every tile from almost above, all eight bands."""
-    rng = noise(seed, order)
+def render_tiles(
+    city: Split, sensor: Sensor, seed: int, order: int
+) -> Iterator[tuple[Tile, RenderedImage]]:
+    """Render every tile from almost above, in all eight bands."""
+    rng = image_rng(seed, order)
     above = ViewAngle(float(rng.uniform(1, 6)), float(rng.uniform(0, 360)), 0.31)
     for number, (tile, site) in enumerate(city.sites()):
-        shot = photograph(site, above, sensor, _ALL, noise(seed, order, number))
-        shot.counts[~tile.valid] = 0
-        yield tile, shot
+        rendered = render_image(site, above, sensor, _ALL, image_rng(seed, order, number))
+        rendered.counts[~tile.valid] = 0
+        yield tile, rendered
 
 
 def write_spacenet2(
     directory: Path, chips: int, test_chips: int, seed: int, size: int, name: str
 ) -> None:
-    """Write training images with labels and truth, test images, and their truth beside them.
+    """Write SpaceNet 2's layout: training images with labels, test images and their truth.
 
     Args:
         directory: gets ``train``, ``test`` and ``test_truth.csv``.
@@ -70,48 +70,50 @@ def write_spacenet2(
     Raises:
         CityError: the directory cannot be written to or holds another city.
     """
-    halves = surveyed(chips, test_chips, size, seed)
+    splits = survey_splits(chips, test_chips, size, seed)
     train, test = directory / "train" / f"{name}_Train", directory / "test" / f"{name}_Test_public"
     truths = [
         train / "summaryData" / f"{name}_Train_Building_Solutions.csv",
         directory / "test_truth.csv",
     ]
-    for (tiles, _), root, truth in zip(halves, (train, test), truths, strict=True):
-        ours = {_vertical(root, kind, name, tile) for kind in ("MUL", "RGB") for tile in tiles}
-        ours |= {_vertical_label(root, name, tile) for tile in tiles}
-        refuse_other_city(root, ours)
+    for (tiles, _), root, truth in zip(splits, (train, test), truths, strict=True):
+        expected = {
+            _image_path(root, kind, name, tile) for kind in ("MUL", "RGB") for tile in tiles
+        }
+        expected |= {_label_path(root, name, tile) for tile in tiles}
+        refuse_other_city(root, expected)
         if tiles:
             require_writable(truth)
     for order, ((tiles, green), root, truth) in enumerate(
-        zip(halves, (train, test), truths, strict=True)
+        zip(splits, (train, test), truths, strict=True)
     ):
         if not tiles:
             continue
         rows = []
-        sensor, city = vertical_city(tiles, green, seed, order)
-        for tile, shot in verticals(city, sensor, seed, order):
-            counts = shot.counts
-            write_tiff(_vertical(root, "MUL", name, tile), counts, tile.transform, tile.crs)
+        sensor, city = make_nadir_split(tiles, green, seed, order)
+        for tile, rendered in render_tiles(city, sensor, seed, order):
+            counts = rendered.counts
+            write_tiff(_image_path(root, "MUL", name, tile), counts, tile.transform, tile.crs)
             rgb = np.ascontiguousarray(counts[..., list(RGB_BANDS)])
-            write_tiff(_vertical(root, "RGB", name, tile), rgb, tile.transform, tile.crs)
+            write_tiff(_image_path(root, "RGB", name, tile), rgb, tile.transform, tile.crs)
             footprints = city.truth[tile.name]
             if root == train:
-                write_text(_vertical_label(root, name, tile), geojson(footprints))
+                write_text(_label_path(root, name, tile), geojson(footprints))
             rows += csv_rows(f"{name}_{tile.name}", footprints)
         write_csv(truth, rows)
 
 
-def _vertical(root: Path, kind: str, name: str, tile: Tile) -> Path:
+def _image_path(root: Path, kind: str, name: str, tile: Tile) -> Path:
     product = f"{kind}-PanSharpen"
     return root / product / f"{product}_{name}_{tile.name}.tif"
 
 
-def _vertical_label(root: Path, name: str, tile: Tile) -> Path:
+def _label_path(root: Path, name: str, tile: Tile) -> Path:
     return root / "geojson" / "buildings" / f"buildings_{name}_{tile.name}.geojson"
 
 
 def write_coco(directory: Path, chips: int, test_chips: int, seed: int, size: int) -> None:
-    """Write training, validation and test images with their annotations.
+    """Write the Mapping Challenge's layout: images with COCO annotations.
 
     Args:
         directory: gets ``train``, ``val``, ``test_images`` and ``test_annotation.json``.
@@ -123,7 +125,7 @@ def write_coco(directory: Path, chips: int, test_chips: int, seed: int, size: in
     Raises:
         CityError: the directory cannot be written to or holds another city.
     """
-    (train, green), (rest, rest_green) = surveyed(chips, 2 * test_chips, size, seed)
+    (train, green), (rest, rest_green) = survey_splits(chips, 2 * test_chips, size, seed)
     # Tiles for validation and for the test lie in one city, beside each other.
     splits = [
         ("train", directory / "train" / "images", directory / "train" / "annotation.json", train),
@@ -133,38 +135,38 @@ def write_coco(directory: Path, chips: int, test_chips: int, seed: int, size: in
          rest[test_chips:]),
     ]  # fmt: skip
     for _, root, annotations, tiles in splits:
-        refuse_other_city(root, {_picture(root, tile) for tile in tiles})
+        refuse_other_city(root, {_picture_path(root, tile) for tile in tiles})
         if tiles:
             require_writable(annotations)
     shots: dict[str, NDArray[np.uint16]] = {}
     truth: dict[str, list[Footprint]] = {}
     for order, (tiles, land) in enumerate(((train, green), (rest, rest_green))):
         if tiles:
-            sensor, city = vertical_city(tiles, land, seed, order)
+            sensor, city = make_nadir_split(tiles, land, seed, order)
             truth |= city.truth
-            for tile, shot in verticals(city, sensor, seed, order):
-                shots[tile.name] = np.ascontiguousarray(shot.counts[..., list(RGB_BANDS)])
+            for tile, rendered in render_tiles(city, sensor, seed, order):
+                shots[tile.name] = np.ascontiguousarray(rendered.counts[..., list(RGB_BANDS)])
     stretch = _stretch(shots[tile.name] for tile in train)
     for _, root, annotations, tiles in splits:
         images = []
         for tile in tiles:
-            write_jpeg(_picture(root, tile), _eight_bits(shots[tile.name], stretch))
-            number = _number(tile)
-            images.append((number, _picture(root, tile).name, size, truth[tile.name]))
+            write_jpeg(_picture_path(root, tile), _eight_bits(shots[tile.name], stretch))
+            number = _image_number(tile)
+            images.append((number, _picture_path(root, tile).name, size, truth[tile.name]))
         if images:
             write_text(annotations, coco(images))
 
 
-def _number(tile: Tile) -> int:
+def _image_number(tile: Tile) -> int:
     return int(tile.name.removeprefix("img"))
 
 
-def _picture(root: Path, tile: Tile) -> Path:
-    return root / f"{_number(tile):012d}.jpg"
+def _picture_path(root: Path, tile: Tile) -> Path:
+    return root / f"{_image_number(tile):012d}.jpg"
 
 
 def _stretch(pictures: Iterable[NDArray[np.uint16]]) -> NDArray[np.float64]:
-    """Counts that become black and white in red, green and blue, float64 (2, 3)."""
+    """Return the counts shown as black and as white in red, green and blue, float64 (2, 3)."""
     colours = np.concatenate([p.reshape(-1, len(RGB_BANDS)) for p in pictures])
     seen = colours[(colours > 0).all(axis=1)]
     low, high = _CLIPPED_PERCENT

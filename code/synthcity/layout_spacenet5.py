@@ -18,13 +18,13 @@ from synthcity.survey import Survey, make_surveys
 
 _SMALLEST = 64
 
-# Share of the pixels, per cent, that the eight-bit picture may clip at either end.
+# Percentage of the pixels that the 8-bit image clips at either end.
 _CLIPPED_PERCENT = (1.0, 1.5)
 
 
 @dataclass(frozen=True)
-class _Split:
-    """Where one split's files go.
+class _SplitPaths:
+    """File paths of one split.
 
     Attributes:
         root: the area directory, e.g. ``train/AOI_99_Made_Train``.
@@ -39,16 +39,16 @@ class _Split:
     survey: Survey
 
     def image(self, kind: str, number: int) -> Path:
-        """Path of a chip's ``PS-MS`` or ``PS-RGB`` image."""
+        """Return the path of a chip's ``PS-MS`` or ``PS-RGB`` image."""
         return self.root / kind / f"{self.prefix}_{kind}_chip{number}.tif"
 
     def label(self, number: int) -> Path:
-        """Path of a chip's labels."""
+        """Return the path of a chip's labels."""
         kind = "geojson_roads_speed"
         return self.root / kind / f"{self.prefix}_{kind}_chip{number}.geojson"
 
     def files(self) -> set[Path]:
-        """Paths of all images and labels."""
+        """Return the paths of all images and labels."""
         numbers = self.survey.numbers()
         images = {self.image(kind, n) for kind in ("PS-MS", "PS-RGB") for n in numbers}
         return images | {self.label(n) for n in numbers}
@@ -63,7 +63,7 @@ def make_city(
     size: int = 512,
     name: str = "AOI_99_Made",
 ) -> None:
-    """Write a made city: images of streets that never were, with exact truth.
+    """Write a synthetic city of roads: images with exact labels.
 
     ``directory`` gets ``train/{name}_Train`` (PS-MS, PS-RGB, labels, truth CSV),
     ``test/{name}_Test_Public`` (PS-MS, PS-RGB) and ``test_truth.csv``, all as SpaceNet 5 names
@@ -74,25 +74,25 @@ def make_city(
     same pixels and labels.
 
     Args:
-        directory: made if it does not exist.
+        directory: created if it does not exist.
         chips: training chips, at least 1.
         test_chips: test chips; with 0 there is no test directory and no test truth.
-        seed: of everything, at least 0.
+        seed: seed of all random choices, at least 0.
         size: side of a chip, pixels, at least 64.
         name: ``AOI_<number>_<word>``.
 
     Raises:
         CityError: an argument is out of range, the directory cannot be written to or it holds
-            chips of another made city.
+            chips of another synthetic city.
     """
     check_arguments(chips, test_chips, seed, size, name)
     train_survey, test_survey = make_surveys(
         chips, test_chips, size, np.random.default_rng((seed, 0))
     )
-    train = _Split(
+    train = _SplitPaths(
         directory / "train" / f"{name}_Train", f"SN5_roads_train_{name}", name, train_survey
     )
-    test = _Split(
+    test = _SplitPaths(
         directory / "test" / f"{name}_Test_Public",
         f"SN5_roads_test_public_{name}",
         name,
@@ -117,7 +117,7 @@ def make_city(
         _write_truth(split, roads, truths[split.root], labelled=split is train)
         texture = int(layout.integers(2**31))
         for number in survey.numbers():
-            counts = _photograph(city, split, number, sensor, texture, (seed, 3, number))
+            counts = _write_multispectral(city, split, number, sensor, texture, (seed, 3, number))
             if split is train:
                 brightness += _histograms(counts)
     stretch = _stretch(brightness)
@@ -127,7 +127,7 @@ def make_city(
 
 
 def check_arguments(chips: int, test_chips: int, seed: int, size: int, name: str) -> None:
-    """Refuse what no city can be made of.
+    """Check the arguments of a city.
 
     Raises:
         CityError: an argument is out of range.
@@ -144,7 +144,7 @@ def check_arguments(chips: int, test_chips: int, seed: int, size: int, name: str
             )
     if not re.fullmatch(r"AOI_\d+_[A-Za-z0-9]+", name):
         raise CityError(
-            f"{name!r} is no name for a made city; give one of three parts like AOI_99_Made."
+            f"{name!r} is no name for a synthetic city; give one of three parts like AOI_99_Made."
         )
 
 
@@ -154,9 +154,9 @@ def _truth(city: City, survey: Survey) -> dict[int, list[ChipRoad]]:
 
 
 def _write_truth(
-    split: _Split, roads: dict[int, list[ChipRoad]], csv: Path, *, labelled: bool
+    split: _SplitPaths, roads: dict[int, list[ChipRoad]], csv: Path, *, labelled: bool
 ) -> None:
-    """The truth CSV and, beside the images of training data only, the label files."""
+    """Write the truth CSV and, for training data, the label files."""
     rows = [CSV_HEADER]
     for number, found in roads.items():
         rows += csv_rows(f"{split.name}_chip{number}", found)
@@ -165,15 +165,15 @@ def _write_truth(
     write_text(csv, "\n".join(rows) + "\n")
 
 
-def _photograph(
+def _write_multispectral(
     city: City,
-    split: _Split,
+    split: _SplitPaths,
     number: int,
     sensor: Sensor,
     texture: int,
     noise_seed: tuple[int, int, int],
 ) -> NDArray[np.uint16]:
-    """Paint and write a chip's PS-MS image; its counts, uint16 (size, size, 8)."""
+    """Paint and write a chip's PS-MS image; return its counts, uint16 (size, size, 8)."""
     survey = split.survey
     counts = paint(
         city.scene,
@@ -189,14 +189,14 @@ def _photograph(
 
 
 def _histograms(counts: NDArray[np.uint16]) -> NDArray[np.int64]:
-    """Frequency of every count in red, green and blue, int64 (3, 2048)."""
+    """Return the histograms of red, green and blue, int64 (3, 2048)."""
     return np.stack(
         [np.bincount(counts[..., band].ravel(), minlength=MAX_COUNT + 1) for band in RGB_BANDS]
     )
 
 
 def _stretch(brightness: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Counts that become black and white in red, green and blue: float64 (3, 2).
+    """Return the counts shown as black and as white in red, green and blue, float64 (3, 2).
 
     One stretch for the whole AOI, so that neighbouring chips match.
     """
@@ -208,8 +208,8 @@ def _stretch(brightness: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.array(limits, dtype=np.float64)
 
 
-def _write_rgb(split: _Split, number: int, stretch: NDArray[np.float64]) -> None:
-    """Write PS-RGB from the written PS-MS: the stretch is known only after all chips."""
+def _write_rgb(split: _SplitPaths, number: int, stretch: NDArray[np.float64]) -> None:
+    """Write PS-RGB from PS-MS, once the stretch of all chips is known."""
     with rasterio.open(split.image("PS-MS", number)) as source:
         counts = np.stack([source.read(band + 1) for band in RGB_BANDS], axis=2)
     low, high = stretch[:, 0], stretch[:, 1]

@@ -1,4 +1,4 @@
-"""Made cities of buildings on disk, in the layouts of three challenges."""
+"""Synthetic cities of buildings in the layouts of three challenges."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -8,11 +8,11 @@ import numpy as np
 from synthcity.layout_nadir import write_coco, write_spacenet2
 from synthcity.layout_spacenet4 import write_spacenet4
 from synthcity.layout_spacenet5 import check_arguments
-from synthcity.views import VIEW_ANGLES, write_view_angles
+from synthcity.views import VIEW_ANGLE_COUNT, make_view_angles
 
 
 class BuildingLayout(StrEnum):
-    """Challenges in whose layout a city of buildings can be written."""
+    """Layout of a city of buildings."""
 
     SPACENET4 = "spacenet4"
     SPACENET2 = "spacenet2"
@@ -35,17 +35,17 @@ def make_building_city(
     test_chips: int | None = None,
     seed: int = 0,
     size: int | None = None,
-    view_angles: int = VIEW_ANGLES,
+    view_angles: int = VIEW_ANGLE_COUNT,
     name: str = "AOI_99_Made",
 ) -> None:
-    """Write a made city of buildings: images with exact footprints.
+    """Write a synthetic city of buildings: images with exact footprints.
 
     Training and test tiles are windows of two cities under one sun. The same arguments give the
     same pixels and labels. What ``directory`` gets:
 
     - SpaceNet 4: ``train/{collect}/Pan-Sharpen/``, ``train/geojson/spacenet-buildings/`` and
       ``train/summaryData/{collect}_Train.csv``, ``test/{collect}/Pan-Sharpen/``,
-      ``test_truth.csv``: every tile in every look, red, green, blue and near infrared, 0.5 m.
+      ``test_truth.csv``: every tile from every view angle in four bands, 0.5 m.
     - SpaceNet 2: ``train/{name}_Train`` with ``MUL-PanSharpen``, ``RGB-PanSharpen``,
       ``geojson/buildings`` and ``summaryData``, ``test/{name}_Test_public`` with images only,
       ``test_truth.csv``: about 0.3 m, seen almost from above.
@@ -53,18 +53,18 @@ def make_building_city(
       ``test_annotation.json``.
 
     Args:
-        directory: made if it does not exist.
+        directory: created if it does not exist.
         layout: how to write it.
         chips: training tiles, at least 1; None for the layout's own number.
         test_chips: test tiles, also those for validation of COCO; may be 0.
-        seed: of everything, at least 0.
+        seed: seed of all random choices, at least 0.
         size: side of a tile, pixels, at least 64.
-        view_angles: how many of SpaceNet 4's looks, 1 to 27.
+        view_angles: number of SpaceNet 4's view angles, 1 to 27.
         name: ``AOI_<number>_<word>``, of SpaceNet 2.
 
     Raises:
         CityError: an argument is out of range, the directory cannot be written to or it holds
-            images of another made city.
+            images of another synthetic city.
     """
     chips, test_chips, size = (
         usual if given is None else given
@@ -73,7 +73,7 @@ def make_building_city(
     check_arguments(chips, test_chips, seed, size, name)
     match layout:
         case BuildingLayout.SPACENET4:
-            collects = write_view_angles(view_angles, np.random.default_rng((seed, 4)))
+            collects = make_view_angles(view_angles, np.random.default_rng((seed, 4)))
             write_spacenet4(directory, chips, test_chips, seed, size, collects)
         case BuildingLayout.SPACENET2:
             write_spacenet2(directory, chips, test_chips, seed, size, name)

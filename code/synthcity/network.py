@@ -63,7 +63,7 @@ _SIMPLIFY_M = 0.08
 
 @dataclass(frozen=True)
 class Street:
-    """A street before it is cut at its crossings.
+    """Street before it is cut at its crossings.
 
     Attributes:
         line: float64 (n, 2), metres in the plan.
@@ -85,7 +85,7 @@ class Street:
 
 
 def main_streets(plan: Plan) -> list[Street]:
-    """The main lines, the motorway in two carriageways, and its ramps, in the plan."""
+    """Make the main roads, the motorway's two carriageways and its ramps, in plan coordinates."""
     around = plan.bounds
     streets = [
         _street(dense((column.place, around.y0), (column.place, around.y1)), column)
@@ -114,13 +114,13 @@ def _street(
 
 
 def _plain(line: FloatArray, highway: str, *, paved: bool = True, thinned: bool = False) -> Street:
-    """A minor street: two lanes if residential, one otherwise."""
+    """Make a minor street: two lanes if residential, one otherwise."""
     lanes = 2 if highway in {"residential", "unclassified"} else 1
     return Street(line, highway, lanes, _PLAIN_WIDTH_M[highway], paved, thinned=thinned)
 
 
 def _ramps(x: float, y: float) -> list[Street]:
-    """A diamond interchange: four ramps between a motorway and the road above it."""
+    """Make a diamond interchange: four ramps between a motorway and the road above it."""
     ramps = []
     for east in (-1, 1):
         for south in (-1, 1):
@@ -147,7 +147,7 @@ def _ramps(x: float, y: float) -> list[Street]:
 
 
 def district_streets(cell: Cell, rng: np.random.Generator) -> list[Street]:
-    """The streets within a cell, in the plan; frontage streets on the sides of a motorway."""
+    """Make the streets of a cell in plan coordinates; sides on a motorway get frontage streets."""
     box = cell.box
     streets = []
     if box.height > 20:
@@ -176,7 +176,7 @@ def _swap(line: FloatArray, flip: bool) -> FloatArray:
 
 
 def _grid(box: Box, rng: np.random.Generator) -> list[Street]:
-    """Parallel streets with cross streets, and alleys behind the houses of some grids."""
+    """Make a grid of streets, sometimes with alleys behind the houses."""
     flip = bool(rng.random() < 0.5)
     if flip:
         box = Box(box.y0, box.x0, box.y1, box.x1)
@@ -201,7 +201,7 @@ def _grid(box: Box, rng: np.random.Generator) -> list[Street]:
 
 
 def _loops(box: Box, rng: np.random.Generator) -> list[Street]:
-    """A winding collector with cul-de-sacs on both sides."""
+    """Make a winding collector road with cul-de-sacs on both sides."""
     y = box.y0 + box.height * rng.uniform(0.42, 0.58)
     line = _wavy((box.x0, y), (box.x1, y), 0.1 * min(box.height, 160), rng)
     collector = LineString(line)
@@ -221,7 +221,7 @@ def _loops(box: Box, rng: np.random.Generator) -> list[Street]:
 
 
 def shop_lanes(box: Box) -> list[FloatArray]:
-    """Service lanes that quarter a block of shops, in the plan, float64 (n, 2), metres."""
+    """Return the service lanes of a shopping district in the plan, float64 (n, 2), metres."""
     y = box.y0 + 0.52 * box.height
     lanes = [dense((box.x0, y), (box.x1, y))]
     if box.width > 170:
@@ -231,7 +231,7 @@ def shop_lanes(box: Box) -> list[FloatArray]:
 
 
 def _tracks(box: Box, rng: np.random.Generator) -> list[Street]:
-    """Unpaved roads through the fields: a lane right across and a cart track to a dead end."""
+    """Make unpaved roads: a lane across the fields and a track to a dead end."""
     y = box.y0 + box.height * rng.uniform(0.35, 0.65)
     line = _wavy((box.x0, y), (box.x1, y), 0.06 * min(box.height, 250), rng)
     start = line[int(len(line) * rng.uniform(0.35, 0.65))]
@@ -250,7 +250,7 @@ def _wavy(
     amplitude: float,
     rng: np.random.Generator,
 ) -> FloatArray:
-    """A line between two points that swings sideways by up to ``amplitude`` metres."""
+    """Return a line between two points that swings sideways by up to ``amplitude`` metres."""
     line = dense(start, end)
     along = np.array(end) - np.array(start)
     normal = np.array((-along[1], along[0])) / np.hypot(along[0], along[1])
@@ -260,7 +260,7 @@ def _wavy(
 
 
 def corridor(plan: Plan) -> FloatArray | None:
-    """The strip that the motorway clears, as a bent outline float64 (n, 2), or None."""
+    """Return the outline of the motorway's corridor, float64 (n, 2), or None without a motorway."""
     for row in plan.rows:
         if row.highway == "motorway":
             around = plan.bounds
@@ -271,12 +271,12 @@ def corridor(plan: Plan) -> FloatArray | None:
 
 @dataclass(frozen=True)
 class Edge:
-    """A street between two nodes, and the truth of it.
+    """Part of a street between two nodes: the true road.
 
     Attributes:
         line: the centre line that is painted and labelled, metres.
         street: the street it is cut from, with that one's line still in the plan.
-        number: index of the street, the same for all its edges.
+        number: index of the street.
         bridge: it crosses above a motorway.
         loose: whether its start and its end are dead ends.
     """
@@ -289,14 +289,14 @@ class Edge:
 
     @property
     def speed_mph(self) -> float:
-        """Speed by class, lanes and surface, miles an hour."""
+        """Speed by class, lanes and surface, mph."""
         slow, fast = _SPEEDS_MPH[self.street.highway]
         speed = fast if self.street.lanes >= 3 else slow
         return speed * (1.0 if self.street.paved else _UNPAVED_FACTOR)
 
 
 def make_edges(plan: Plan, rng: np.random.Generator) -> list[Edge]:
-    """All roads of the city, cut at their crossings, in city metres."""
+    """Make all roads of the city, cut at their crossings, in city metres."""
     streets = main_streets(plan)
     for cell in plan.cells:
         streets += district_streets(cell, rng)
@@ -304,13 +304,13 @@ def make_edges(plan: Plan, rng: np.random.Generator) -> list[Edge]:
 
 
 class _Nodes:
-    """Places where streets meet; near ones are the same."""
+    """Places where streets meet; near ones are merged."""
 
     def __init__(self) -> None:
         self.places: list[tuple[float, float]] = []
 
     def at(self, x: float, y: float) -> int:
-        """Index of the node at a place, a new one if none is near."""
+        """Return the index of the node at a place; add one if none is near."""
         if self.places:
             gap = np.hypot(*(np.array(self.places) - (x, y)).T)
             nearest = int(np.argmin(gap))
@@ -321,7 +321,7 @@ class _Nodes:
 
 
 def _cut(streets: list[Street], lines: list[LineString], rng: np.random.Generator) -> list[Edge]:
-    """Cut every street, whose bent line is at the same place of ``lines``, at its nodes."""
+    """Cut every street at its nodes; ``lines`` holds the warped lines in the same order."""
     nodes = _Nodes()
     on_street = [[nodes.at(*line.coords[0]), nodes.at(*line.coords[-1])] for line in lines]
     pairs = STRtree(lines).query(lines, predicate="dwithin", distance=_SNAP_M)
@@ -349,7 +349,7 @@ def _cut(streets: list[Street], lines: list[LineString], rng: np.random.Generato
 
 
 def _meetings(a: LineString, b: LineString) -> list[tuple[float, float]]:
-    """Where two lines cross or one ends on the other."""
+    """Return the points where two lines cross or one ends on the other."""
     places = [(float(x), float(y)) for x, y in get_coordinates(a.intersection(b))]
     for one, other in ((a, b), (b, a)):
         for end in (one.coords[0], one.coords[-1]):
@@ -361,7 +361,7 @@ def _meetings(a: LineString, b: LineString) -> list[tuple[float, float]]:
 def _finish(
     drafts: list[tuple[LineString, int, int, int]], streets: list[Street], nodes: int
 ) -> list[Edge]:
-    """Edges with their bridges and dead ends told."""
+    """Make edges and mark bridges and dead ends."""
     degree = np.bincount([n for draft in drafts for n in draft[2:]], minlength=nodes)
     sunk = [draft[0] for draft in drafts if streets[draft[1]].levels == {SUNK}]
     tree = STRtree(sunk)

@@ -1,4 +1,4 @@
-"""Noise that is a function of the place, so that neighbouring chips continue into each other."""
+"""Noise that depends on position only, so that neighbouring chips match at their borders."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ _TAIL = 4
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of the city's pixel grid: first column and row, width and height, pixels."""
+    """Rectangle of the city's pixel grid: first column and row, width and height, pixels."""
 
     column: int
     row: int
@@ -20,7 +20,7 @@ class Window:
     height: int
 
     def grown(self, margin: int) -> "Window":
-        """The window with ``margin`` more pixels on every side."""
+        """Return the window enlarged by ``margin`` pixels on every side."""
         return Window(
             self.column - margin,
             self.row - margin,
@@ -29,7 +29,7 @@ class Window:
         )
 
     def metres(self, x_m: float, y_m: float) -> tuple[float, float, float, float]:
-        """The rectangle x0, y0, x1, y1 in city metres, of pixels ``x_m`` by ``y_m``."""
+        """Return x0, y0, x1, y1 in city metres, for pixels of ``x_m`` by ``y_m`` metres."""
         return (
             self.column * x_m,
             self.row * y_m,
@@ -38,8 +38,8 @@ class Window:
         )
 
 
-def grain(window: Window, sigma: float, seed: int) -> NDArray[np.float32]:
-    """Unit-variance noise with features of about ``sigma`` pixels: float32 (h, w)."""
+def gaussian_noise(window: Window, sigma: float, seed: int) -> NDArray[np.float32]:
+    """Return unit-variance noise blurred by a Gaussian of ``sigma`` pixels, float32 (h, w)."""
     margin = int(np.ceil(_TAIL * sigma))
     wide = window.grown(margin)
     white = _white(
@@ -53,8 +53,8 @@ def grain(window: Window, sigma: float, seed: int) -> NDArray[np.float32]:
     return np.asarray(inner * np.float32(np.sqrt(3 * 4 * np.pi) * sigma), dtype=np.float32)
 
 
-def swell(window: Window, spacing: float, seed: int) -> NDArray[np.float32]:
-    """Slow noise, about -1..1, features of ``spacing`` (16 or more) pixels: float32 (h, w)."""
+def smooth_noise(window: Window, spacing: float, seed: int) -> NDArray[np.float32]:
+    """Return smooth noise, about -1..1, with features of ``spacing`` (>= 16) pixels: (h, w)."""
     across, columns = _spline(np.arange(window.column, window.column + window.width), spacing)
     down, rows = _spline(np.arange(window.row, window.row + window.height), spacing)
     knots = _white(columns, rows, seed)
@@ -62,7 +62,7 @@ def swell(window: Window, spacing: float, seed: int) -> NDArray[np.float32]:
 
 
 def _white(columns: NDArray[np.int64], rows: NDArray[np.int64], seed: int) -> NDArray[np.float32]:
-    """Independent uniform values on -1..1, one a lattice point: float32 (rows, columns)."""
+    """Return independent uniform values on -1..1 by hashing, float32 (rows, columns)."""
     x = columns.astype(np.uint32)[None, :]
     y = rows.astype(np.uint32)[:, None]
     # The finaliser of MurmurHash3, over a mix of the two coordinates and the seed.
@@ -78,7 +78,7 @@ def _white(columns: NDArray[np.int64], rows: NDArray[np.int64], seed: int) -> ND
 def _spline(
     pixels: NDArray[np.int64], spacing: float
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Cubic B-spline weights (n, knots) of ``pixels`` and the knots they fall on."""
+    """Return cubic B-spline weights (n, knots) of ``pixels``, and the knots."""
     place = pixels / spacing
     first = np.floor(place).astype(np.int64) - 1
     t = place - np.floor(place)

@@ -1,4 +1,4 @@
-"""Painting a tile from the side: what shows, how the sun lights it, what the sensor makes of it."""
+"""Render a tile from a view angle: visibility, sunlight and shadow, sensor."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from synthcity.noise import Window, grain, swell
+from synthcity.noise import Window, gaussian_noise, smooth_noise
 from synthcity.paint import Canvas, Grid, weather_lawns
 from synthcity.plan import FloatArray
 from synthcity.solids import Face
@@ -18,13 +18,13 @@ from synthcity.spectra import (
     YELLOW_PAINT,
     Material,
     Sensor,
-    count,
     facet_light,
+    to_counts,
 )
 from synthcity.strokes import Scene
-from synthcity.views import GROUND, Skyline, View, ViewAngle, view_angle
+from synthcity.views import GROUND, Skyline, View, ViewAngle, render_view
 
-#: Storeys are so high, metres.
+#: Height of a storey, metres.
 STOREY_M = 3.1
 
 # Painting starts this far outside the tile, pixels: no blur reaches further.
@@ -45,7 +45,7 @@ _LEAF_SHADE = 0.85
 _WALL_SKY = 0.85
 
 # A wall that faces a low sun gets more light than level ground, but never more than this.
-_MAX_PROBABILITY = 1.4
+_MAX_INCIDENCE = 1.4
 
 # The spread of a point by optics and resampling, in native pixels.
 _SPREAD = 0.48
@@ -59,8 +59,10 @@ _SILL, _LINTEL = 0.30, 0.78
 
 @dataclass(frozen=True)
 class Facets:
-    """What the painter knows of every face; all arrays have an entry a face, one a crown, and last
-    one for the ground, so that ``views.GROUND`` is an index too.
+    """Properties of all surfaces.
+
+    All arrays have one entry per face, one per crown and a last one for the ground, so that
+    ``views.GROUND`` is a valid index.
 
     Attributes:
         material: uint8.
@@ -88,7 +90,7 @@ class Facets:
 
     @classmethod
     def of(cls, skyline: Skyline, shadow_per_m: tuple[float, float]) -> Self:
-        """Light every face by a sun."""
+        """Compute the properties of all faces under a sun."""
         faces, more = skyline.faces, len(skyline.crowns) + 1
         normals = np.array([f.normal for f in faces], dtype=np.float64).reshape(-1, 3)
         # The direction to the sun, scaled so that level ground gets one.
@@ -99,7 +101,7 @@ class Facets:
         return cls(
             np.array([*(f.material for f in faces), *leaves, Material.DRY_GRASS], dtype=np.uint8),
             _with(1.0, more, [f.tone for f in faces]),
-            _with(1.0, more, np.clip(incidence, 0, _MAX_PROBABILITY)),
+            _with(1.0, more, np.clip(incidence, 0, _MAX_INCIDENCE)),
             _with(1.0, more, np.where(wall, _WALL_SKY, 1.0)),
             np.concatenate([skyline.owner, np.full(more, -1, dtype=np.int32)]),
             np.concatenate([wall, np.zeros(more, dtype=bool)]),
@@ -111,7 +113,7 @@ class Facets:
 
 
 def _side(surface: Face) -> FloatArray:
-    """A corner and the direction of a face's first side."""
+    """Return a corner and the direction of a face's first side."""
     start, end = surface.rings[0][0, :2], surface.rings[0][1, :2]
     return np.array((start, (end - start) / max(1e-9, float(np.hypot(*(end - start))))))
 
@@ -122,7 +124,7 @@ def _with(value: float, count: int, first: FloatArray | list[float]) -> NDArray[
 
 @dataclass(frozen=True)
 class Site:
-    """A tile before anybody looks at it: what all looks share.
+    """Data of a tile that is the same for all view angles.
 
     Attributes:
         window: the tile's pixels.
@@ -156,7 +158,7 @@ class Site:
         shadow_per_m: tuple[float, float],
         seed: int,
     ) -> Self:
-        """Paint the ground of a tile and find out where the sun reaches.
+        """Paint the ground of a tile and compute its shadows.
 
         Args:
             scene: the ground of the city.
@@ -168,19 +170,21 @@ class Site:
         """
         ground = Canvas(window.grown(_MARGIN), grid)
         ground.draw(scene)
-        fine, middle = (grain(ground.window, sigma, seed + i) for i, sigma in ((1, 0.9), (2, 3.5)))
+        fine, middle = (
+            gaussian_noise(ground.window, sigma, seed + i) for i, sigma in ((1, 0.9), (2, 3.5))
+        )
         weather_lawns(ground, middle, seed)
-        slow = 1 + 0.05 * swell(ground.window, 700, seed + 3)
-        slow += 0.03 * swell(ground.window, 90, seed + 4)
+        slow = 1 + 0.05 * smooth_noise(ground.window, 700, seed + 3)
+        slow += 0.03 * smooth_noise(ground.window, 90, seed + 4)
         around = window.grown(round(_SUN_MARGIN_M / min(grid.x_m, grid.y_m)))
-        sun = view_angle(skyline, around, grid, shadow_per_m)
+        sun = render_view(skyline, around, grid, shadow_per_m)
         facets = Facets.of(skyline, shadow_per_m)
         return cls(window, grid, skyline, facets, ground, fine, middle, slow, sun)
 
 
 @dataclass(frozen=True)
-class Photograph:
-    """A look at a tile.
+class RenderedImage:
+    """Image of a tile.
 
     Attributes:
         counts: uint16 (h, w, bands), at least 1.
@@ -191,60 +195,62 @@ class Photograph:
     roof: NDArray[np.int32]
 
 
-def photograph(
+def render_image(
     site: Site,
     collect: ViewAngle,
     sensor: Sensor,
     bands: tuple[int, ...],
     rng: np.random.Generator,
-) -> Photograph:
-    """Look at a tile.
+) -> RenderedImage:
+    """Render the image of a tile from a view angle.
 
-    Heights lean by the tangent of the off-nadir angle, as on flat ground without a round Earth.
+    Heights lean by the tangent of the off-nadir angle, as on a flat Earth.
 
     Args:
         site: the tile.
-        collect: from where.
-        sensor: how this collect counts light in its bands.
+        collect: the view angle.
+        sensor: gain and haze of this collect in its bands.
         bands: positions among the eight of the material table.
         rng: source of the sensor's noise.
     """
-    view = view_angle(site.skyline, site.ground.window, site.grid, collect.shift)
+    view = render_view(site.skyline, site.ground.window, site.grid, collect.shift)
     radiance = _radiance(site, view, bands)
     blurred = _sharpened(radiance, collect, site.grid)
     inner = (slice(_MARGIN, -_MARGIN), slice(_MARGIN, -_MARGIN))
     surface = view.surface[inner]
     roof = np.where(site.facets.wall[surface], np.int32(-1), site.facets.building[surface])
-    return Photograph(count(np.ascontiguousarray(blurred[inner]), sensor, rng), roof)
+    return RenderedImage(to_counts(np.ascontiguousarray(blurred[inner]), sensor, rng), roof)
 
 
-def through_air(sensor: Sensor, collect: ViewAngle, bands: tuple[int, ...], luck: float) -> Sensor:
-    """The sensor as it sees through the longer path of an oblique look.
+def through_atmosphere(
+    sensor: Sensor, collect: ViewAngle, bands: tuple[int, ...], exposure: float
+) -> Sensor:
+    """Return the sensor with the gain and haze of an oblique view's longer path.
 
     Args:
         sensor: the eight bands seen from above.
-        collect: the look.
+        collect: the view angle.
         bands: which of them.
-        luck: of this collect's exposure, about one.
+        exposure: factor of this collect, about 1.
     """
     path = 1 / np.cos(np.radians(collect.angle)) - 1
     chosen = list(bands)
     return replace(
         sensor,
-        gain=(sensor.gain[chosen] * (luck * np.exp(-0.12 * path))).astype(np.float32),
-        haze=(sensor.haze[chosen] * (luck * (1 + 1.3 * path))).astype(np.float32),
+        gain=(sensor.gain[chosen] * (exposure * np.exp(-0.12 * path))).astype(np.float32),
+        haze=(sensor.haze[chosen] * (exposure * (1 + 1.3 * path))).astype(np.float32),
     )
 
 
 def _radiance(site: Site, view: View, bands: tuple[int, ...]) -> NDArray[np.float32]:
-    """What leaves every visible place, float32 (h, w, b), relative to full light on white."""
+    """Return the radiance of every pixel, float32 (h, w, b), relative to full light on white."""
     facets, ground = site.facets, site.ground
     standing = view.surface != GROUND
     material = np.where(standing, facets.material[view.surface], ground.material)
     tone = np.where(standing, facets.tone[view.surface] * view.tone, ground.tone)
-    _glaze(site, view, material, tone)
+    _draw_windows(site, view, material, tone)
     strength = GRAIN[material]
-    fine, middle = (_carried(texture, site, view) for texture in (site.fine, site.middle))
+    fine, middle = (_displaced_texture(texture, site, view) for texture in (site.fine, site.middle))
     tone = tone * (1 + strength[..., 0] * fine + strength[..., 1] * middle) * site.slow
     radiance = REFLECTANCE[:, bands][material] * np.clip(tone, 0.15, 2.5)[..., None]
     for layer, pigment in ((ground.white, WHITE_PAINT), (ground.yellow, YELLOW_PAINT)):
@@ -258,8 +264,8 @@ def _radiance(site: Site, view: View, bands: tuple[int, ...]) -> NDArray[np.floa
     return np.asarray(radiance, dtype=np.float32)
 
 
-def _places(site: Site, view: View) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """City metres x and y of the points that show, float32 (h, w) each."""
+def _visible_points(site: Site, view: View) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return city x and y of the visible points, metres, float32 (h, w) each."""
     window, grid = view.window, site.grid
     x = (np.arange(window.width, dtype=np.float32) + np.float32(0.5 + window.column)) * grid.x_m
     y = (np.arange(window.height, dtype=np.float32) + np.float32(0.5 + window.row)) * grid.y_m
@@ -269,8 +275,8 @@ def _places(site: Site, view: View) -> tuple[NDArray[np.float32], NDArray[np.flo
     )
 
 
-def _carried(texture: NDArray[np.float32], site: Site, view: View) -> NDArray[np.float32]:
-    """A texture of the ground as it lies on what has moved; it repeats beyond its borders."""
+def _displaced_texture(texture: NDArray[np.float32], site: Site, view: View) -> NDArray[np.float32]:
+    """Move a ground texture along with displaced surfaces; it repeats beyond its borders."""
     moved = np.flatnonzero(view.height)
     rows, columns = np.unravel_index(moved, view.height.shape)
     height = view.height.ravel()[moved]
@@ -281,12 +287,14 @@ def _carried(texture: NDArray[np.float32], site: Site, view: View) -> NDArray[np
     return carried
 
 
-def _glaze(site: Site, view: View, material: NDArray[np.uint8], tone: NDArray[np.float32]) -> None:
-    """Put windows into the walls that show, storey by storey and bay by bay."""
+def _draw_windows(
+    site: Site, view: View, material: NDArray[np.uint8], tone: NDArray[np.float32]
+) -> None:
+    """Draw windows on the visible walls, storey by storey and bay by bay."""
     facets = site.facets
     glazed = facets.bay_m[view.surface] > 0
     index = view.surface[glazed]
-    x, y = (place[glazed] for place in _places(site, view))
+    x, y = (place[glazed] for place in _visible_points(site, view))
     start, along = facets.start[index], facets.along[index]
     reach = (x - start[:, 0]) * along[:, 0] + (y - start[:, 1]) * along[:, 1]
     bay = reach / facets.bay_m[index] % 1
@@ -298,9 +306,9 @@ def _glaze(site: Site, view: View, material: NDArray[np.uint8], tone: NDArray[np
 
 
 def _shade(site: Site, view: View) -> NDArray[np.float32]:
-    """Share of the sunlight that does not reach what shows, float32 (h, w)."""
+    """Return the share of sunlight that does not reach the visible points, float32 (h, w)."""
     sun, grid = site.sun, site.grid
-    x, y = _places(site, view)
+    x, y = _visible_points(site, view)
     columns = np.floor((x + view.height * sun.shift[0]) / grid.x_m).astype(np.intp)
     rows = np.floor((y + view.height * sun.shift[1]) / grid.y_m).astype(np.intp)
     columns, rows = columns - sun.window.column, rows - sun.window.row
@@ -319,13 +327,13 @@ def _shade(site: Site, view: View) -> NDArray[np.float32]:
 def _sharpened(
     radiance: NDArray[np.float32], collect: ViewAngle, grid: Grid
 ) -> NDArray[np.float32]:
-    """Blur to the look's resolution, then sharpen coarser colours by brightness (Brovey)."""
+    """Blur to the view's resolution, then pan-sharpen the coarser colours (Brovey)."""
     spread = _SPREAD * collect.resolution_m
     slant = np.cos(np.radians(collect.angle))
     heading = np.radians(collect.azimuth)
     along = np.array((np.sin(heading), -np.cos(heading)))
     across = np.array((-along[1], along[0]))
-    # A tilted look stretches its pixels along its direction.
+    # An oblique view stretches its pixels along its direction.
     covariance = spread**2 * (np.outer(along, along) / slant + np.outer(across, across) * slant)
     scale = np.array((grid.x_m, grid.y_m))
     kernel = _gaussian(covariance / np.outer(scale, scale))
@@ -335,12 +343,12 @@ def _sharpened(
     colours = cv2.GaussianBlur(sharp, (0, 0), sigmas[0], sigmaY=sigmas[1])
     brightness, mean = sharp.mean(axis=2), colours.mean(axis=2)
     ratio = brightness / np.maximum(mean, 1e-4)
-    # Half of the detail stays in its own band, as better methods keep it.
+    # Split of the detail stays in its own band, as better methods keep it.
     return np.asarray(0.5 * (sharp + colours * ratio[..., None]), dtype=np.float32)
 
 
 def _gaussian(covariance: FloatArray) -> NDArray[np.float32]:
-    """A normalised kernel of odd size, float32."""
+    """Return a normalised Gaussian kernel of odd size, float32."""
     reach = int(np.ceil(3 * np.sqrt(covariance.diagonal().max())))
     span = np.arange(-reach, reach + 1)
     x, y = np.meshgrid(span, span)

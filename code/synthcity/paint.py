@@ -1,4 +1,4 @@
-"""Painting a window of a scene: strokes to materials, materials to light, light to counts."""
+"""Paint a window of a scene: strokes to materials, to radiance, to sensor counts."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely import Polygon, clip_by_rect
 
-from synthcity.noise import Window, grain, swell
+from synthcity.noise import Window, gaussian_noise, smooth_noise
 from synthcity.plan import FloatArray
 from synthcity.spectra import (
     GRAIN,
@@ -17,8 +17,8 @@ from synthcity.spectra import (
     YELLOW_PAINT,
     Material,
     Sensor,
-    count,
     light,
+    to_counts,
 )
 from synthcity.strokes import (
     CROWN_VARIANTS,
@@ -45,14 +45,14 @@ _STAMP = 48
 
 @dataclass(frozen=True)
 class Grid:
-    """The city's pixels: metres a pixel in x and in y."""
+    """Pixel size of the city, metres in x and in y."""
 
     x_m: float
     y_m: float
 
 
 class Canvas:
-    """The layers of a window while it is painted.
+    """Layers of a window during painting.
 
     Attributes:
         window: the pixels.
@@ -75,12 +75,12 @@ class Canvas:
         self.yellow: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
 
     def pixels(self, points: FloatArray) -> FloatArray:
-        """City metres to the window's pixels, x = column and y = row, edges at whole numbers."""
+        """Convert city metres to pixels, x = column and y = row, edges at whole numbers."""
         corner = (self.window.column, self.window.row)
         return points / (self.grid.x_m, self.grid.y_m) - corner
 
     def polygon(self, points: FloatArray) -> NDArray[np.int32] | None:
-        """Corners as OpenCV wants them, or None if nothing of the polygon is near."""
+        """Convert a polygon to OpenCV's corners; None if it is far from the window."""
         xy = self.pixels(points)
         if np.abs(xy).max() > _FAR_PX + max(self.window.width, self.window.height):
             edge = 16.0
@@ -94,7 +94,7 @@ class Canvas:
         return _fixed(xy)
 
     def draw(self, scene: Scene) -> None:
-        """Draw what touches the window, in the scene's order."""
+        """Draw all strokes that touch the window, in the scene's order."""
         x0, y0, x1, y1 = self.window.metres(self.grid.x_m, self.grid.y_m)
         for stroke in scene.within(x0, y0, x1, y1):
             match stroke:
@@ -108,7 +108,7 @@ class Canvas:
                     self.crown(stroke)
 
     def fill(self, stroke: Fill) -> None:
-        """Cover with a surface."""
+        """Draw a surface."""
         polygon = self.polygon(stroke.points)
         if polygon is None:
             return
@@ -120,7 +120,7 @@ class Canvas:
             cv2.fillPoly(self.shade, [polygon], 0.0, shift=_PLACES)
 
     def shadow(self, stroke: Shadow) -> None:
-        """Darken."""
+        """Draw a cast shadow."""
         polygon = self.polygon(stroke.points)
         if polygon is not None:
             cv2.fillPoly(self.shade, [polygon], 1.0, shift=_PLACES)
@@ -132,7 +132,7 @@ class Canvas:
         cv2.polylines(layer, [line], False, float(stroke.strength), shift=_PLACES)
 
     def crown(self, stroke: Crown) -> None:
-        """Stamp a tree or its shadow; whole pixels of the city's grid, so that chips agree."""
+        """Draw a tree or its shadow, in whole pixels of the city's grid so that chips agree."""
         across = max(3, round(2.6 * stroke.radius / self.grid.x_m))
         down = max(3, round(2.6 * stroke.radius / self.grid.y_m))
         stamp = cv2.resize(
@@ -160,7 +160,7 @@ class Canvas:
 def paint(
     scene: Scene, window: Window, grid: Grid, sensor: Sensor, seed: int, rng: np.random.Generator
 ) -> NDArray[np.uint16]:
-    """Counts of a window of the city, uint16 (h, w, 8), 1..2047.
+    """Paint a window of the city: counts, uint16 (h, w, 8), 1..2047.
 
     Args:
         scene: the city.
@@ -174,18 +174,20 @@ def paint(
     canvas.draw(scene)
     radiance = cv2.GaussianBlur(_radiance(canvas, seed), (0, 0), _BLUR_SIGMA)
     inner = radiance[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
-    return count(np.asarray(inner, dtype=np.float32), sensor, rng)
+    return to_counts(np.asarray(inner, dtype=np.float32), sensor, rng)
 
 
 def _radiance(canvas: Canvas, seed: int) -> NDArray[np.float32]:
-    """What leaves the ground, float32 (h, w, 8), relative to full light on white."""
+    """Return the radiance of the ground, float32 (h, w, 8), relative to full light on white."""
     window = canvas.window
-    fine, middle = grain(window, 0.9, seed + 1), grain(window, 3.5, seed + 2)
+    fine, middle = gaussian_noise(window, 0.9, seed + 1), gaussian_noise(window, 3.5, seed + 2)
     weather_lawns(canvas, middle, seed)
     strength = GRAIN[canvas.material]
     tone = canvas.tone * (1 + strength[..., 0] * fine + strength[..., 1] * middle)
     # Slow changes of the light and of the air.
-    tone *= 1 + 0.05 * swell(window, 700, seed + 3) + 0.03 * swell(window, 90, seed + 4)
+    tone *= (
+        1 + 0.05 * smooth_noise(window, 700, seed + 3) + 0.03 * smooth_noise(window, 90, seed + 4)
+    )
     radiance = REFLECTANCE[canvas.material] * np.clip(tone, 0.15, 2.5)[..., None]
     for layer, pigment in ((canvas.white, WHITE_PAINT), (canvas.yellow, YELLOW_PAINT)):
         painted = layer > 0
@@ -196,8 +198,8 @@ def _radiance(canvas: Canvas, seed: int) -> NDArray[np.float32]:
 
 
 def weather_lawns(canvas: Canvas, middle: NDArray[np.float32], seed: int) -> None:
-    """Let lawns dry out and dry grass wear through to the soil, in patches."""
-    dryness = swell(canvas.window, 60, seed + 5) + 0.16 * middle
+    """Turn patches of lawn into dry grass, and of dry grass into soil."""
+    dryness = smooth_noise(canvas.window, 60, seed + 5) + 0.16 * middle
     lawn, dry = canvas.material == Material.LAWN, canvas.material == Material.DRY_GRASS
     canvas.material[lawn & (dryness > 0.55)] = Material.DRY_GRASS
     canvas.material[dry & (dryness > 0.6)] = Material.SOIL
@@ -205,19 +207,19 @@ def weather_lawns(canvas: Canvas, middle: NDArray[np.float32], seed: int) -> Non
 
 
 def _fixed(xy: FloatArray) -> NDArray[np.int32]:
-    """To OpenCV's fixed point; its whole numbers are middles of pixels, ours are edges."""
+    """Convert to OpenCV's fixed point, whose whole numbers are pixel centres; ours are edges."""
     return np.rint((xy - 0.5) * (1 << _PLACES)).astype(np.int32)
 
 
 @cache
 def crown_stamps() -> tuple[NDArray[np.float32], ...]:
-    """Crowns seen from above, each float32 (48, 48, 2): cover and tone."""
+    """Return the tree crowns from above, each float32 (48, 48, 2): cover and tone."""
     rng = np.random.default_rng(20190905)
     return tuple(_draw_crown(rng) for _ in range(CROWN_VARIANTS))
 
 
 def _draw_crown(rng: np.random.Generator) -> NDArray[np.float32]:
-    """A lumpy dome, brighter on the side of the sun (south-east, where all cities have it)."""
+    """Draw a lumpy dome, brighter to the south-east, where the sun is."""
     span = np.linspace(-1.3, 1.3, _STAMP)
     x, y = np.meshgrid(span, span)
     angle, distance = np.arctan2(y, x), np.hypot(x, y)

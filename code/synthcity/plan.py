@@ -1,4 +1,4 @@
-"""The plan of a made city: its main lines, its districts and the bend that makes them natural.
+"""The plan of a city: main roads, districts, and the warp that bends them.
 
 The plan is drawn on a square grid of main lines, in metres, x eastward and y southward from the
 north-west corner of the first chip. A smooth warp then bends everything, so that no street is
@@ -17,7 +17,7 @@ FloatArray = NDArray[np.float64]
 #: The city goes on this far beyond its chips, so that no chip sees its edge.
 MARGIN_M = 120.0
 
-#: Half the width of the strip that a motorway clears; frontage streets run along its sides.
+#: Split the width of the strip that a motorway clears; frontage streets run along its sides.
 CORRIDOR_M = 52.0
 
 #: The warp never moves a point further than this.
@@ -27,7 +27,7 @@ _WAVES = 5
 
 
 class District(StrEnum):
-    """What a cell between main lines is built with."""
+    """Land use of a cell between main roads."""
 
     GRID = "grid"
     LOOPS = "loops"
@@ -45,7 +45,7 @@ _DECK = (
 
 @dataclass(frozen=True)
 class Box:
-    """An upright rectangle in the plan, metres."""
+    """Axis-aligned rectangle in the plan, metres."""
 
     x0: float
     y0: float
@@ -63,11 +63,11 @@ class Box:
         return self.y1 - self.y0
 
     def shrunk(self, x: float, y: float) -> "Box":
-        """The box with ``x`` and ``y`` metres less on either side."""
+        """Return the box reduced by ``x`` and ``y`` metres on either side."""
         return Box(self.x0 + x, self.y0 + y, self.x1 - x, self.y1 - y)
 
     def ring(self, step: float = 10.0) -> FloatArray:
-        """The outline as points about ``step`` metres apart, float64 (n, 2), not closed."""
+        """Return the outline as points about ``step`` metres apart, float64 (n, 2), not closed."""
         corners = ((self.x0, self.y0), (self.x1, self.y0), (self.x1, self.y1), (self.x0, self.y1))
         sides = [dense(corners[i], corners[(i + 1) % 4], step)[:-1] for i in range(len(corners))]
         return np.concatenate(sides)
@@ -75,7 +75,7 @@ class Box:
 
 @dataclass(frozen=True)
 class MainLine:
-    """A road right across the city along x or y: where it lies and what it is."""
+    """Main road across the whole city along x or y."""
 
     place: float
     highway: str
@@ -84,7 +84,7 @@ class MainLine:
 
 @dataclass(frozen=True)
 class Cell:
-    """A district's rectangle between main lines.
+    """Rectangle between main roads, with its land use.
 
     Attributes:
         box: the land, without a motorway's strip.
@@ -99,7 +99,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Warp:
-    """A smooth displacement: a sum of plane waves.
+    """Smooth displacement: a sum of plane waves.
 
     Attributes:
         waves: float64 (n, 5), the rows are kx, ky (radians a metre), phase, and the amplitudes in
@@ -109,14 +109,14 @@ class Warp:
     waves: FloatArray
 
     def __call__(self, points: FloatArray) -> FloatArray:
-        """Bent places of plan points, float64 (n, 2) -> (n, 2), metres."""
+        """Map plan to city coordinates, float64 (n, 2), metres."""
         phase = points @ self.waves[:, :2].T + self.waves[:, 2]
         return np.asarray(points + np.sin(phase) @ self.waves[:, 3:], dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The main lines and districts of a city ``width`` by ``height`` metres.
+    """Main roads and districts of a city.
 
     Attributes:
         width: extent of the chips in x, metres.
@@ -138,19 +138,19 @@ class Plan:
 
     @property
     def bounds(self) -> Box:
-        """Everything that is built, chips and margin."""
+        """Extent of chips and margin."""
         return Box(-MARGIN_M, -MARGIN_M, self.width + MARGIN_M, self.height + MARGIN_M)
 
 
 def dense(start: tuple[float, float], end: tuple[float, float], step: float = 6.0) -> FloatArray:
-    """Points from ``start`` to ``end``, both included, at most ``step`` metres apart."""
+    """Return points from ``start`` to ``end`` inclusive, at most ``step`` metres apart."""
     count = max(1, int(np.ceil(np.hypot(end[0] - start[0], end[1] - start[1]) / step)))
     t = np.linspace(0.0, 1.0, count + 1)[:, None]
     return np.asarray(np.array(start) * (1 - t) + np.array(end) * t, dtype=np.float64)
 
 
 def make_plan(width: float, height: float, green: Box | None, rng: np.random.Generator) -> Plan:
-    """Lay out a city.
+    """Make the plan of a city.
 
     Args:
         width: extent of the chips in x, metres.
@@ -177,7 +177,7 @@ def make_plan(width: float, height: float, green: Box | None, rng: np.random.Gen
 def _main_place(
     length: float, taken: tuple[float, float] | None, rng: np.random.Generator
 ) -> float:
-    """Where the main road of one direction lies: near the middle, clear of the green."""
+    """Choose the position of a main road: near the middle, clear of the green."""
     if taken is None:
         return float(length * rng.uniform(0.42, 0.58))
     clear = CORRIDOR_M + 45.0
@@ -189,7 +189,7 @@ def _main_place(
 def _spread(
     fixed: list[float], length: float, green: bool, rng: np.random.Generator
 ) -> list[float]:
-    """Main lines at the fixed places, none further apart than some 400 m, out to the margin.
+    """Choose the positions of all main roads, at most about 400 m apart.
 
     With ``green``, the second and third of the fixed places bound land that stays whole.
     """
@@ -221,7 +221,7 @@ def _cells(
     green: Box | None,
     rng: np.random.Generator,
 ) -> tuple[Cell, ...]:
-    """Give each rectangle between main lines a district; the green one is the park."""
+    """Assign a land use to each rectangle between main roads; the green one is the park."""
     drafts: list[tuple[Box, tuple[bool, bool]]] = []
     for top, bottom in pairwise(rows):
         frontage = (top.highway == "motorway", bottom.highway == "motorway")
@@ -244,7 +244,7 @@ def _cells(
 
 
 def _overlap(a: Box, b: Box) -> float:
-    """Common area, square metres."""
+    """Return the area of the intersection, square metres."""
     width = min(a.x1, b.x1) - max(a.x0, b.x0)
     height = min(a.y1, b.y1) - max(a.y0, b.y0)
     return max(0.0, width) * max(0.0, height)

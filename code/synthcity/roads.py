@@ -1,4 +1,4 @@
-"""Roads as surfaces: sidewalks, asphalt with its repairs, markings, and the cars on them."""
+"""Road surfaces: sidewalks, asphalt with repairs, markings and cars."""
 
 from itertools import pairwise
 
@@ -14,9 +14,9 @@ from synthcity.strokes import (
     Shadow,
     Stripe,
     Stroke,
-    at,
-    cast,
+    cast_shadow,
     outline,
+    point_at,
     rectangle,
     ribbon,
 )
@@ -46,7 +46,7 @@ _CLEAR_M = 9.0
 def road_strokes(
     edges: list[Edge], sun: tuple[float, float], rng: np.random.Generator
 ) -> list[Stroke]:
-    """All roads on the ground first, then the bridges above them with their shadows."""
+    """Make the strokes of all roads on the ground, then of the bridges with their shadows."""
     tones = rng.uniform(0.72, 1.3, 1 + max((edge.number for edge in edges), default=0))
     concrete = rng.random(len(tones)) < 0.3
     ranked = sorted(edges, key=lambda edge: _RANK.index(edge.street.highway))
@@ -69,21 +69,21 @@ def road_strokes(
 def car(
     place: FloatArray, along: FloatArray, sun: tuple[float, float], rng: np.random.Generator
 ) -> list[Stroke]:
-    """A parked or moving car, sometimes a van, with its windscreen and shadow."""
+    """Make a car or van with its windscreen and shadow."""
     large = rng.random() < 0.12
     length, width, height = (6.5, 2.2, 2.4) if large else (rng.uniform(4, 4.9), 1.85, 1.4)
     body = rectangle(place, along, length, width)
     paint = _CARS[int(rng.choice(len(_CARS), p=_CAR_SHARES))]
     screen = rectangle(place + along * 0.18 * length, along, 0.8, 0.85 * width)
     return [
-        cast(body, height, sun),
+        cast_shadow(body, height, sun),
         Fill(body, paint, rng.uniform(0.8, 1.2), lit=True),
         Fill(screen, Material.GLASS, lit=True),
     ]
 
 
 def _sidewalks(edges: list[Edge], rng: np.random.Generator) -> list[Stroke]:
-    """Sidewalk, verge and kerb, each layer for all streets before the next."""
+    """Make sidewalks, verges and kerbs, one layer of all streets after the other."""
     sides = [edge for edge in edges if edge.street.highway in _WITH_SIDEWALK]
     verge = {edge.number: rng.random() < 0.6 for edge in sides}
     grass = {edge.number: rng.random() < 0.6 for edge in sides}
@@ -103,7 +103,7 @@ def _sidewalks(edges: list[Edge], rng: np.random.Generator) -> list[Stroke]:
 
 
 def _surface(edge: Edge, tone: float, pale: bool, rng: np.random.Generator) -> list[Stroke]:
-    """The carriageway of one edge, with the bulb of a cul-de-sac."""
+    """Make the carriageway of an edge, with the bulb of a cul-de-sac."""
     street = edge.street
     if not street.paved:
         strip = ribbon(edge.line, street.width_m)
@@ -128,7 +128,7 @@ def _surface(edge: Edge, tone: float, pale: bool, rng: np.random.Generator) -> l
 
 
 def _lanes(edge: Edge, shift: float, count: int | None = None) -> list[LineString]:
-    """Lines along the lanes: shift 0.5 their middles, 1.0 the boundaries between them."""
+    """Return lines along the lanes: their middles for shift 0.5, their boundaries for 1.0."""
     lanes = edge.street.lanes
     pitch = (edge.street.width_m - 1.0) / lanes
     inner = lanes if shift < 1 else lanes - 1
@@ -142,12 +142,12 @@ def _lanes(edge: Edge, shift: float, count: int | None = None) -> list[LineStrin
 
 
 def _repairs(edge: Edge, tone: float, rng: np.random.Generator) -> list[Stroke]:
-    """Rectangles of newer or older asphalt within the carriageway."""
+    """Make rectangles of newer or older asphalt within the carriageway."""
     if not edge.street.paved:
         return []
     strokes: list[Stroke] = []
     for _ in range(int(rng.poisson(edge.line.length / 40))):
-        here, along = at(edge.line, rng.uniform(0, edge.line.length))
+        here, along = point_at(edge.line, rng.uniform(0, edge.line.length))
         width = rng.uniform(0.8, 0.45 * edge.street.width_m)
         aside = rng.uniform(-0.5, 0.5) * (edge.street.width_m - width)
         centre = here + np.array((-along[1], along[0])) * aside
@@ -158,7 +158,7 @@ def _repairs(edge: Edge, tone: float, rng: np.random.Generator) -> list[Stroke]:
 
 
 def _markings(edge: Edge, rng: np.random.Generator) -> list[Stroke]:
-    """Lane lines, edge lines, stop bars and zebras, as the class has them."""
+    """Make the lane lines, edge lines, stop bars and zebra crossings of a road class."""
     street = edge.street
     if street.highway not in _MARKED or edge.line.length < 2 * _CLEAR_M + 6:
         return []
@@ -184,12 +184,12 @@ def _markings(edge: Edge, rng: np.random.Generator) -> list[Stroke]:
 
 
 def _dashes(line: LineString) -> list[LineString]:
-    """Three metres of paint, nine of none."""
+    """Cut a line into dashes of 3 m with gaps of 9 m."""
     return [substring(line, start, start + 3.0) for start in np.arange(0, line.length - 3, 12.0)]
 
 
 def _zebra(edge: Edge, distance: float, worn: float) -> list[Stroke]:
-    here, along = at(edge.line, distance)
+    here, along = point_at(edge.line, distance)
     across = np.array((-along[1], along[0]))
     half = edge.street.width_m / 2 - 0.6
     return [
@@ -199,20 +199,20 @@ def _zebra(edge: Edge, distance: float, worn: float) -> list[Stroke]:
 
 
 def _traffic(edge: Edge, sun: tuple[float, float], rng: np.random.Generator) -> list[Stroke]:
-    """Cars in the lanes of one edge, and at the kerbs of residential streets."""
+    """Make cars in the lanes of an edge, and at the kerbs of residential streets."""
     street = edge.street
     strokes: list[Stroke] = []
     rate = _TRAFFIC.get(street.highway, 0.0) * street.lanes * edge.line.length / 100
     pitch = (street.width_m - 1.0) / street.lanes
     for _ in range(int(rng.poisson(rate))):
-        here, along = at(edge.line, rng.uniform(0, edge.line.length))
+        here, along = point_at(edge.line, rng.uniform(0, edge.line.length))
         lane = (int(rng.integers(street.lanes)) + 0.5 - street.lanes / 2) * pitch
         place = here + np.array((-along[1], along[0])) * lane
         strokes += car(place, along if lane >= 0 else -along, sun, rng)
     if street.highway == "residential" and edge.line.length > 25:
         for distance in np.arange(10, edge.line.length - 10, 6.5):
             if rng.random() < 0.16:
-                here, along = at(edge.line, distance)
+                here, along = point_at(edge.line, distance)
                 side = float(rng.choice((-1, 1))) * (street.width_m / 2 - 1.1)
                 strokes += car(here + np.array((-along[1], along[0])) * side, along, sun, rng)
     return strokes
@@ -221,7 +221,7 @@ def _traffic(edge: Edge, sun: tuple[float, float], rng: np.random.Generator) -> 
 def _bridge(
     edge: Edge, tone: float, sun: tuple[float, float], rng: np.random.Generator
 ) -> list[Stroke]:
-    """A deck with parapets above the motorway, its shadow, its paint and its cars."""
+    """Make a bridge over the motorway: deck, parapets, shadow, markings and cars."""
     deck = edge.street.width_m + 3.0
     shift = np.array(sun) * _DECK_M
     strokes: list[Stroke] = [
@@ -245,7 +245,7 @@ def _xy(line: LineString) -> FloatArray:
 
 
 def near_city(edge: Edge, width: float, height: float) -> bool:
-    """Whether an edge comes within the margin of the chips at all."""
+    """Return whether an edge comes within the margin of the chips."""
     x0, y0, x1, y1 = edge.line.bounds
     return bool(
         x1 > -MARGIN_M and x0 < width + MARGIN_M and y1 > -MARGIN_M and y0 < height + MARGIN_M

@@ -1,4 +1,4 @@
-"""Buildings as bodies: the footprint that is the truth of them, and the faces that a sensor sees.
+"""Buildings in three dimensions: true footprints, and the faces that a sensor sees.
 
 x runs eastward, y southward, heights upward. Seen from outside, the corners of a face go round like
 those of a polygon of positive area, so that its normal points outward.
@@ -23,7 +23,7 @@ _PARAPET_M = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """A flat surface of a building.
+    """Flat face of a building.
 
     Attributes:
         rings: outer ring and holes, each float64 (n, 3), x, y and height in metres, not closed.
@@ -43,13 +43,13 @@ class Face:
 
     @property
     def is_wall(self) -> bool:
-        """Whether it stands upright."""
+        """Whether the face is vertical."""
         return abs(float(self.normal[2])) < 1e-6
 
 
 @dataclass(frozen=True)
 class Solid:
-    """A building.
+    """Building with its faces.
 
     Attributes:
         footprint: its outline on the ground, courtyards as holes, city metres.
@@ -63,8 +63,8 @@ class Solid:
 
 
 @dataclass(frozen=True)
-class Coat:
-    """What a building is clad with.
+class Cladding:
+    """Materials of a building.
 
     Attributes:
         wall: material of the walls.
@@ -91,7 +91,7 @@ def face(
     bay_m: float = 0.0,
     glazing: float = 0.0,
 ) -> Face:
-    """A face with its normal by Newell's method.
+    """Make a face; its normal is computed by Newell's method.
 
     Raises:
         ValueError: its corners lie on one line.
@@ -113,51 +113,56 @@ def face(
 
 
 def flat_block(
-    footprint: Polygon, height: float, coat: Coat, *, base: float = 0.0, parapet: bool = True
+    footprint: Polygon,
+    height: float,
+    cladding: Cladding,
+    *,
+    base: float = 0.0,
+    parapet: bool = True,
 ) -> Solid:
-    """A body with a level roof over any footprint; large ones have a lighter parapet.
+    """Make a flat-roofed body over any footprint; large ones get a lighter parapet.
 
     Args:
         footprint: outline, courtyards as holes.
         height: of the roof above ground, metres.
-        coat: its materials.
+        cladding: its materials.
         base: where its walls begin, metres above ground.
         parapet: whether the roof's rim may show.
     """
     footprint = orient(footprint)
-    faces = _walls(footprint, base, height, coat)
+    faces = _walls(footprint, base, height, cladding)
     inner = footprint.buffer(-_PARAPET_M, join_style="mitre")
     rim = parapet and isinstance(inner, Polygon) and not inner.is_empty and footprint.area > 100
-    tone = coat.roof_tone * (1.25 if rim else 1.0)
-    faces.append(face(_lift(footprint, height), coat.roof, tone))
+    tone = cladding.roof_tone * (1.25 if rim else 1.0)
+    faces.append(face(_lift(footprint, height), cladding.roof, tone))
     if rim:
         cover = _lift(orient(inner.simplify(0.05)), height + _LAYER_M)
-        faces.append(face(cover, coat.roof, coat.roof_tone))
+        faces.append(face(cover, cladding.roof, cladding.roof_tone))
     return Solid(footprint, height, tuple(faces))
 
 
 def gabled_block(
-    body: FloatArray, eaves: float, rise: float, coat: Coat, *, across: bool = False
+    body: FloatArray, eaves: float, rise: float, cladding: Cladding, *, across: bool = False
 ) -> Solid:
-    """A house with a pitched roof over a quadrangle, its ridge along the longer sides.
+    """Make a house with a gabled roof over a quadrangle, the ridge along the longer sides.
 
     Args:
         body: float64 (4, 2), convex, metres.
         eaves: height of the walls, metres.
         rise: of the ridge above the eaves, metres; the gables are upright.
-        coat: its materials.
+        cladding: its materials.
         across: the ridge runs along the shorter sides instead.
     """
-    return _pitched(body, eaves, rise, coat, hip=0.0, across=across)
+    return _pitched(body, eaves, rise, cladding, hip=0.0, across=across)
 
 
-def hipped_block(body: FloatArray, eaves: float, rise: float, coat: Coat) -> Solid:
-    """A house whose roof slopes on all four sides; otherwise as :func:`gabled_block`."""
-    return _pitched(body, eaves, rise, coat, hip=1.0, across=False)
+def hipped_block(body: FloatArray, eaves: float, rise: float, cladding: Cladding) -> Solid:
+    """Make a house whose roof slopes on all four sides; otherwise like :func:`gabled_block`."""
+    return _pitched(body, eaves, rise, cladding, hip=1.0, across=False)
 
 
 def _pitched(
-    body: FloatArray, eaves: float, rise: float, coat: Coat, *, hip: float, across: bool
+    body: FloatArray, eaves: float, rise: float, cladding: Cladding, *, hip: float, across: bool
 ) -> Solid:
     footprint = orient(Polygon(body))
     corners = get_coordinates(footprint.exterior)[:4]
@@ -172,25 +177,25 @@ def _pitched(
     a, b, c, d = (np.append(corner, eaves) for corner in corners)
     near = np.append(start + along * inset, eaves + rise)
     far = np.append(end - along * inset, eaves + rise)
-    faces = _walls(footprint, 0.0, eaves, coat)
+    faces = _walls(footprint, 0.0, eaves, cladding)
     slopes = [(b, c, far, near), (d, a, near, far)]
     for slope in slopes:
-        faces.append(face([np.array(slope)], coat.roof, coat.roof_tone))
+        faces.append(face([np.array(slope)], cladding.roof, cladding.roof_tone))
     for triangle in ((a, b, near), (c, d, far)):
         if hip:
-            faces.append(face([np.array(triangle)], coat.roof, coat.roof_tone))
+            faces.append(face([np.array(triangle)], cladding.roof, cladding.roof_tone))
         else:
-            faces.append(face([np.array(triangle)], coat.wall, coat.wall_tone))
+            faces.append(face([np.array(triangle)], cladding.wall, cladding.wall_tone))
     return Solid(footprint, eaves + rise, tuple(faces))
 
 
 def merged(footprint: Polygon, parts: Sequence[Solid]) -> Solid:
-    """One building of several bodies, which may penetrate each other."""
+    """Merge several bodies, which may intersect, into one building."""
     faces = tuple(surface for part in parts for surface in part.faces)
     return Solid(orient(footprint), max(part.height for part in parts), faces)
 
 
-def _walls(footprint: Polygon, base: float, top: float, coat: Coat) -> list[Face]:
+def _walls(footprint: Polygon, base: float, top: float, cladding: Cladding) -> list[Face]:
     walls = []
     for ring in (footprint.exterior, *footprint.interiors):
         for start, end in pairwise(get_coordinates(ring)):
@@ -200,13 +205,19 @@ def _walls(footprint: Polygon, base: float, top: float, coat: Coat) -> list[Face
                 ((*start, base), (*end, base), (*end, top), (*start, top)), dtype=np.float64
             )
             walls.append(
-                face([corners], coat.wall, coat.wall_tone, bay_m=coat.bay_m, glazing=coat.glazing)
+                face(
+                    [corners],
+                    cladding.wall,
+                    cladding.wall_tone,
+                    bay_m=cladding.bay_m,
+                    glazing=cladding.glazing,
+                )
             )
     return walls
 
 
 def _lift(footprint: Polygon, height: float) -> list[FloatArray]:
-    """The rings of a polygon at a height, float64 (n, 3) each."""
+    """Return the rings of a polygon at a height, float64 (n, 3) each."""
     rings = (footprint.exterior, *footprint.interiors)
     flat = [get_coordinates(ring)[:-1] for ring in rings]
     return [np.column_stack([ring, np.full(len(ring), height)]) for ring in flat]

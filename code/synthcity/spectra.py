@@ -1,4 +1,4 @@
-"""What things are made of, and how a WorldView-like sensor counts them.
+"""Materials with their reflectances, and a WorldView-like sensor.
 
 A material is a reflectance in each of the eight WorldView-2 bands. Grey roofs have nearly the
 spectrum of asphalt, on purpose: in real cities colour alone does not tell a road.
@@ -21,7 +21,7 @@ MAX_COUNT = 2047
 
 
 class Material(IntEnum):
-    """Rows of the material tables."""
+    """Surface materials: row numbers of ``REFLECTANCE`` and ``GRAIN``."""
 
     ASPHALT = 0
     CONCRETE = 1
@@ -96,7 +96,7 @@ YELLOW_PAINT = np.array([0.10, 0.14, 0.31, 0.42, 0.45, 0.46, 0.46, 0.46], dtype=
 # The sky lights a shadow, and the sky is blue: share of the light that a full shadow keeps.
 _SKYLIGHT = np.array([0.46, 0.40, 0.31, 0.26, 0.23, 0.19, 0.15, 0.12], dtype=np.float32)
 
-# Counts for a reflectance of one, and the path radiance that haze adds, before the city's own luck.
+# Counts for a reflectance of one, and the path radiance of haze, before the factors of a collect.
 _GAIN = np.array([2500, 2500, 2450, 2400, 2350, 2250, 2100, 1900], dtype=np.float32)
 _HAZE = np.array([170, 120, 75, 55, 40, 28, 18, 12], dtype=np.float32)
 
@@ -107,7 +107,7 @@ _PHOTON_NOISE = 0.03
 
 @dataclass(frozen=True)
 class Sensor:
-    """How one collect of a city turns light into counts.
+    """Radiometry of one collect.
 
     Attributes:
         gain: float32 (b,), counts for a reflectance of one in each of its bands.
@@ -121,7 +121,7 @@ class Sensor:
 
 
 def draw_sensor(rng: np.random.Generator) -> Sensor:
-    """A collect on a clear morning: its own gain, haze and sun."""
+    """Draw gain, haze and sun of a collect on a clear morning."""
     exposure = rng.uniform(0.85, 1.15)
     gain = _GAIN * exposure * rng.uniform(0.95, 1.05, BANDS)
     haze = _HAZE * rng.uniform(0.7, 1.3)
@@ -135,14 +135,14 @@ def draw_sensor(rng: np.random.Generator) -> Sensor:
 
 
 def light(shade: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Share of the open sky's light under ``shade`` (h, w), 0 open .. 1 full: float32 (h, w, 8)."""
+    """Return the share of full light under ``shade`` (h, w), 0..1: float32 (h, w, 8)."""
     return np.asarray(1.0 - shade[..., None] * (1.0 - _SKYLIGHT), dtype=np.float32)
 
 
 def facet_light(
     shade: NDArray[np.float32], incidence: NDArray[np.float32], sky: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Light on tilted surfaces, as a share of that on open level ground: float32 (h, w, 8).
+    """Return the light on tilted surfaces, relative to level ground: float32 (h, w, 8).
 
     Args:
         shade: (h, w), share of the sunlight that is taken away.
@@ -153,10 +153,10 @@ def facet_light(
     return np.asarray(sky[..., None] * _SKYLIGHT + sun * (1.0 - _SKYLIGHT), dtype=np.float32)
 
 
-def count(
+def to_counts(
     radiance: NDArray[np.float32], sensor: Sensor, rng: np.random.Generator
 ) -> NDArray[np.uint16]:
-    """Noisy 11-bit counts of relative radiance in the sensor's bands, uint16 (h, w, b), 1..2047."""
+    """Convert relative radiance to noisy 11-bit counts, uint16 (h, w, b), 1..2047."""
     counts = radiance * sensor.gain + sensor.haze
     spread = np.sqrt(_READ_NOISE + _PHOTON_NOISE * counts)
     counts += spread * rng.standard_normal(counts.shape, dtype=np.float32)

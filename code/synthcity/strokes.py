@@ -1,4 +1,4 @@
-"""The strokes that a made city is painted with, and small geometry to make them.
+"""Strokes that a city is painted with, and geometry helpers to make them.
 
 A scene is a list of strokes in painting order, in city metres. Painting a chip means running
 those that touch it; nothing else needs to know what a house or a tree is.
@@ -19,7 +19,7 @@ CROWN_VARIANTS = 12
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """A surface: polygon float64 (n, 2), metres; ``lit`` ones rise out of shadows drawn before."""
+    """Surface: polygon float64 (n, 2), metres; ``lit`` ones cover earlier shadows."""
 
     points: FloatArray
     material: Material
@@ -29,14 +29,14 @@ class Fill:
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """A cast shadow: polygon float64 (n, 2), metres."""
+    """Cast shadow: polygon float64 (n, 2), metres."""
 
     points: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
 class Stripe:
-    """A line of road paint: float64 (n, 2), metres; ``strength`` 0..1 is its cover of a pixel."""
+    """Line of road paint: float64 (n, 2), metres; ``strength`` 0..1 is its cover of a pixel."""
 
     points: FloatArray
     strength: float
@@ -45,7 +45,7 @@ class Stripe:
 
 @dataclass(frozen=True, slots=True)
 class Crown:
-    """A tree from above, or (``material`` None) the shadow of one; metres."""
+    """Tree crown, or its shadow if ``material`` is None; metres."""
 
     x: float
     y: float
@@ -60,7 +60,7 @@ Stroke = Fill | Shadow | Stripe | Crown
 
 @dataclass(frozen=True)
 class Building:
-    """A box with a roof.
+    """Box with a roof, seen from above.
 
     Attributes:
         outline: float64 (n, 2), convex, metres.
@@ -75,20 +75,20 @@ class Building:
 
 @dataclass(frozen=True)
 class Scene:
-    """All strokes of a city in order, with their bounds float64 (n, 4): x0, y0, x1, y1, metres."""
+    """Strokes of a city in painting order, with bounds float64 (n, 4): x0, y0, x1, y1, metres."""
 
     strokes: tuple[Stroke, ...]
     bounds: FloatArray
 
     def within(self, x0: float, y0: float, x1: float, y1: float) -> list[Stroke]:
-        """The strokes that may touch a rectangle, in order."""
+        """Return the strokes that may touch a rectangle, in order."""
         b = self.bounds
         hits = (b[:, 0] <= x1) & (b[:, 2] >= x0) & (b[:, 1] <= y1) & (b[:, 3] >= y0)
         return [self.strokes[i] for i in np.flatnonzero(hits)]
 
 
 def scene_of(strokes: Sequence[Stroke]) -> Scene:
-    """Index strokes by place."""
+    """Make a scene of strokes in painting order."""
     bounds = np.array([_bounds(stroke) for stroke in strokes], dtype=np.float64)
     return Scene(tuple(strokes), bounds.reshape(-1, 4))
 
@@ -104,34 +104,34 @@ def _bounds(stroke: Stroke) -> tuple[float, float, float, float]:
 
 
 def rectangle(centre: FloatArray, along: FloatArray, length: float, width: float) -> FloatArray:
-    """A turned rectangle, float64 (4, 2); ``along`` is the unit vector of its length."""
+    """Return a rotated rectangle, float64 (4, 2); ``along`` is the unit vector of its length."""
     u = along * (length / 2)
     v = np.array((-along[1], along[0])) * (width / 2)
     return np.array((centre + u + v, centre + u - v, centre - u - v, centre - u + v))
 
 
 def ribbon(line: LineString, width: float, *, flat: bool = False) -> FloatArray:
-    """The outline of a line drawn ``width`` metres wide, with round or flat ends."""
+    """Return the outline of a line ``width`` metres wide, with round or flat ends."""
     shape = line.buffer(width / 2, quad_segs=4, cap_style="flat" if flat else "round")
     return outline(shape)
 
 
 def outline(shape: Polygon) -> FloatArray:
-    """The outer ring of a polygon, float64 (n, 2); of the largest part if there are several."""
+    """Return the outer ring of a polygon or of its largest part, float64 (n, 2)."""
     if shape.geom_type != "Polygon":
         shape = max(shape.geoms, key=lambda part: part.area)
     return np.asarray(get_coordinates(shape.exterior), dtype=np.float64)
 
 
-def cast(points: FloatArray, height: float, shadow_per_m: tuple[float, float]) -> Shadow:
-    """The shadow on the ground of a convex prism."""
+def cast_shadow(points: FloatArray, height: float, shadow_per_m: tuple[float, float]) -> Shadow:
+    """Return the ground shadow of a convex prism."""
     shift = np.array(shadow_per_m) * height
     hull = MultiPoint(np.concatenate([points, points + shift])).convex_hull
     return Shadow(outline(hull))
 
 
-def at(line: LineString, distance: float) -> tuple[FloatArray, FloatArray]:
-    """The point of a line at a distance, kept within it, and the unit vector of its direction."""
+def point_at(line: LineString, distance: float) -> tuple[FloatArray, FloatArray]:
+    """Return the point at a distance along a line (clamped) and the unit direction there."""
     span = min(1.0, line.length / 4)
     distance = min(max(distance, 0.0), line.length)
     here = np.array(line.interpolate(distance).coords[0])

@@ -39,7 +39,7 @@ _TEST_OFFSET_M = 90_000
 
 @dataclass(frozen=True)
 class Survey:
-    """The chips of one split: a block of windows of one city, row by row.
+    """Chips of one split: a block of windows of one city, row by row.
 
     Attributes:
         chips: number of chips; the last row of the block may be incomplete.
@@ -60,12 +60,12 @@ class Survey:
 
     @property
     def rows(self) -> int:
-        """Rows of chips, the last one perhaps incomplete."""
+        """Number of rows; the last one may be incomplete."""
         return -(-self.chips // self.columns)
 
     @property
     def grid(self) -> Grid:
-        """Size of a pixel; one value for the whole city, right within 0.02 % over 2 km."""
+        """Pixel size, one value for the whole city; exact within 0.02 % over 2 km."""
         across, down = metres_per_degree(_LATITUDE)
         return Grid(_PIXEL_DEG * across, _PIXEL_DEG * down)
 
@@ -90,19 +90,19 @@ class Survey:
         return range(self.first, self.first + self.chips)
 
     def window(self, number: int) -> Window:
-        """The pixels of a chip in the city's grid."""
+        """Return the pixels of a chip in the city's grid."""
         row, column = divmod(number - self.first, self.columns)
         return Window(column * self.size, row * self.size, self.size, self.size)
 
     def transform(self, number: int) -> Affine:
-        """Pixel (column, row) of a chip to longitude and latitude."""
+        """Return the transform from pixels of a chip to longitude and latitude."""
         window = self.window(number)
         west = self.west + window.column * _PIXEL_DEG
         north = self.north - window.row * _PIXEL_DEG
         return Affine(_PIXEL_DEG, 0.0, west, 0.0, -_PIXEL_DEG, north)
 
     def green(self) -> Box | None:
-        """A corner chip with a rim, metres, that is to stay free of roads; None in small cities."""
+        """Return a corner chip with a margin, to keep free of roads; None in small cities."""
         if self.chips < _GREEN_FROM_CHIPS:
             return None
         rim = _GREEN_MARGIN_M
@@ -111,7 +111,7 @@ class Survey:
         return Box(west - rim, -rim, west + width + rim, height + rim)
 
     def valid(self, number: int) -> NDArray[np.bool_]:
-        """Which pixels of a chip the sensor saw, bool (size, size)."""
+        """Return the pixels of a chip within the swath, bool (size, size)."""
         window = self.window(number)
         x = window.column + np.arange(window.width)[None, :] + 0.5
         y = window.row + np.arange(window.height)[:, None] + 0.5
@@ -121,7 +121,7 @@ class Survey:
         return np.asarray(inward / self._swath[0] + y / self._swath[1] >= 1)
 
     def seen(self, number: int) -> Polygon:
-        """The same as a polygon in city metres: where labels may lie."""
+        """Return the part of a chip within the swath as a polygon, city metres."""
         window = self.window(number)
         x, y = self.grid.x_m, self.grid.y_m
         chip = box(
@@ -138,14 +138,14 @@ class Survey:
 
     @property
     def _swath(self) -> tuple[float, float]:
-        """Legs of the triangle that the swath's edge cuts off the block's corner, pixels."""
+        """Legs of the triangle that the swath's edge cuts off the block, pixels."""
         return 0.45 * self.size, 0.8 * self.size
 
 
 def make_surveys(
     chips: int, test_chips: int, size: int, rng: np.random.Generator
 ) -> tuple[Survey, Survey]:
-    """Training and test survey; the test city lies a kilometre to the east."""
+    """Make the training and the test survey; the test city lies a kilometre to the east."""
     train = Survey(chips, 0, size, _columns(chips), _LONGITUDE, bool(rng.random() < 0.5))
     test = Survey(
         test_chips, chips, size, _columns(test_chips), train.east + 0.011, bool(rng.random() < 0.5)
@@ -154,7 +154,7 @@ def make_surveys(
 
 
 def metres_per_degree(latitude: float) -> tuple[float, float]:
-    """Metres in a degree of longitude and of latitude on the WGS 84 ellipsoid."""
+    """Return the metres in a degree of longitude and of latitude on the WGS 84 ellipsoid."""
     semi_major, eccentricity2 = 6378137.0, 6.69437999014e-3
     sine = math.sin(math.radians(latitude))
     curvature = 1 - eccentricity2 * sine * sine
@@ -165,22 +165,22 @@ def metres_per_degree(latitude: float) -> tuple[float, float]:
 
 
 def _columns(chips: int) -> int:
-    """Chips in a row, such that the block is about square in metres."""
+    """Choose the number of columns so that the block is about square."""
     across, down = metres_per_degree(_LATITUDE)
     return max(1, int(np.ceil(np.sqrt(chips * down / across))))
 
 
 @dataclass(frozen=True)
 class Tile:
-    """An image's place.
+    """Place of an image.
 
     Attributes:
-        name: what tells it from others of its city, ``732701_3730539`` or ``img12``.
+        name: unique in its city, ``732701_3730539`` or ``img12``.
         window: its pixels in the city's grid.
         grid: their size.
         transform: pixel (column, row) to coordinates of ``crs``.
         crs: reference system as rasterio takes it.
-        valid: bool (h, w), what the sensor saw in every look.
+        valid: bool (h, w), pixels within the swath of every view angle.
         seen: the same as a polygon in city metres: where labels may lie.
     """
 
@@ -193,8 +193,8 @@ class Tile:
     seen: Polygon
 
 
-def surveyed_tiles(survey: Survey) -> list[Tile]:
-    """The chips of a survey in degrees, named by their numbers."""
+def survey_tiles(survey: Survey) -> list[Tile]:
+    """Return the chips of a survey as tiles, named by their numbers."""
     return [
         Tile(
             f"img{number}",
@@ -210,7 +210,7 @@ def surveyed_tiles(survey: Survey) -> list[Tile]:
 
 
 def oblique_tiles(count: int, size: int, *, test: bool) -> list[Tile]:
-    """A block of tiles in UTM, row by row, named by their south-west corners.
+    """Return a block of tiles in UTM, row by row, named by their south-west corners.
 
     Args:
         count: tiles; the last row of the block may be incomplete.
@@ -241,17 +241,17 @@ def oblique_tiles(count: int, size: int, *, test: bool) -> list[Tile]:
 
 
 def extent(tiles: list[Tile]) -> tuple[float, float]:
-    """Width and height of the block of tiles, metres."""
+    """Return width and height of a block of tiles, metres."""
     grid = tiles[0].grid
     width = max(tile.window.column + tile.window.width for tile in tiles)
     height = max(tile.window.row + tile.window.height for tile in tiles)
     return width * grid.x_m, height * grid.y_m
 
 
-def finished_with(
+def move_to_buildings(
     tiles: list[Tile], solids: Sequence[Solid], room: tuple[float, float], step_m: float = 25.0
 ) -> list[Tile]:
-    """Move a block of tiles within its city to where most is built.
+    """Move a block of tiles within its city to where most buildings are.
 
     Args:
         tiles: the block, which starts in the city's north-west corner.

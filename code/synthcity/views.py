@@ -37,25 +37,25 @@ _COLLECTS = (
     (52.2, 17.7, 1.48), (53.4, 17.4, 1.63), (53.97, 17.4, 1.67),
 )  # fmt: skip
 
-# Two looks have the name's 10 degrees: what tells which of them faces south is this id alone.
+# Two view angles share the name "nadir10": only this id tells which of them faces south.
 _REAL_IDS = {10.5: "1030010003993E00"}
 
-#: How many looks there are.
-VIEW_ANGLES = len(_COLLECTS)
+#: Number of view angles.
+VIEW_ANGLE_COUNT = len(_COLLECTS)
 
 #: A view's ``surface`` where nothing stands on the ground.
 GROUND = -1
 
-#: The middle of a crown is so many of its radii above the ground.
+#: Height of a crown's centre above the ground, in radii.
 CROWN_LIFT = 1.5
 
-# A crown is about so flat.
+# Vertical radius of a crown, in horizontal radii.
 _CROWN_HEIGHT = 0.8
 
 
 @dataclass(frozen=True)
 class ViewAngle:
-    """One collect.
+    """View angle of one collect.
 
     Attributes:
         angle: off-nadir angle, degrees.
@@ -72,26 +72,28 @@ class ViewAngle:
 
     @property
     def name(self) -> str:
-        """As SpaceNet 4 names its directories; the angle loses its fraction."""
+        """Name of SpaceNet 4's directory; the angle is truncated."""
         return f"Atlanta_nadir{int(self.angle)}_catid_{self.catalogue}"
 
     @property
     def shift(self) -> tuple[float, float]:
-        """Eastward and southward metres that the image of a metre of height is moved."""
+        """Displacement per metre of height, eastward and southward, metres."""
         slope, heading = np.tan(np.radians(self.angle)), np.radians(self.azimuth)
         return float(slope * np.sin(heading)), float(-slope * np.cos(heading))
 
 
-def write_view_angles(count: int, rng: np.random.Generator) -> tuple[ViewAngle, ...]:
-    """``count`` of the 27 looks, the least and the most oblique first of all, by angle.
+def make_view_angles(count: int, rng: np.random.Generator) -> tuple[ViewAngle, ...]:
+    """Choose ``count`` of the 27 view angles, evenly spaced by rank.
 
     Raises:
-        CityError: there are not so many, or it is none.
+        CityError: ``count`` is not within 1..27.
     """
-    if not 1 <= count <= VIEW_ANGLES:
-        raise CityError(f"cannot make {count} looks; give a number from 1 to {VIEW_ANGLES}.")
-    serials = rng.choice(0xFFFFF, VIEW_ANGLES, replace=False)
-    chosen = np.unique(np.rint(np.linspace(0, VIEW_ANGLES - 1, count)).astype(int))
+    if not 1 <= count <= VIEW_ANGLE_COUNT:
+        raise CityError(
+            f"cannot make {count} view angles; give a number from 1 to {VIEW_ANGLE_COUNT}."
+        )
+    serials = rng.choice(0xFFFFF, VIEW_ANGLE_COUNT, replace=False)
+    chosen = np.unique(np.rint(np.linspace(0, VIEW_ANGLE_COUNT - 1, count)).astype(int))
     return tuple(
         ViewAngle(*_COLLECTS[i], _REAL_IDS.get(_COLLECTS[i][0], f"103001009{serials[i]:05X}00"))
         for i in chosen
@@ -100,7 +102,7 @@ def write_view_angles(count: int, rng: np.random.Generator) -> tuple[ViewAngle, 
 
 @dataclass(frozen=True)
 class Skyline:
-    """All that rises above the ground of a city.
+    """Everything that rises above the ground of a city.
 
     Attributes:
         faces: of all buildings.
@@ -118,7 +120,7 @@ class Skyline:
 
 
 def skyline_of(solids: Sequence[Solid], crowns: Sequence[Crown]) -> Skyline:
-    """Put all faces into one list."""
+    """Collect the faces of all buildings and the crowns."""
     faces = [surface for solid in solids for surface in solid.faces]
     owner = np.repeat(np.arange(len(solids)), [len(solid.faces) for solid in solids])
     boxes = np.array(
@@ -130,7 +132,7 @@ def skyline_of(solids: Sequence[Solid], crowns: Sequence[Crown]) -> Skyline:
 
 @dataclass(frozen=True)
 class View:
-    """What shows in a window; all arrays are (h, w).
+    """Visible surfaces of a window; all arrays are (h, w).
 
     Attributes:
         window: the pixels.
@@ -148,8 +150,8 @@ class View:
     tone: NDArray[np.float32]
 
 
-def view_angle(skyline: Skyline, window: Window, grid: Grid, shift: tuple[float, float]) -> View:
-    """The view of a window.
+def render_view(skyline: Skyline, window: Window, grid: Grid, shift: tuple[float, float]) -> View:
+    """Render the visible surfaces of a window.
 
     Args:
         skyline: what stands on the ground.
@@ -176,7 +178,7 @@ def view_angle(skyline: Skyline, window: Window, grid: Grid, shift: tuple[float,
 def _faces_in(
     skyline: Skyline, window: Window, grid: Grid, shift: tuple[float, float]
 ) -> NDArray[np.intp]:
-    """Faces that turn towards the viewer and may fall into the window, roofs before walls."""
+    """Return the faces that face the viewer and may touch the window, roofs before walls."""
     if not skyline.faces:
         return np.empty(0, dtype=np.intp)
     low, high = skyline.boxes[:, :3], skyline.boxes[:, 3:]
@@ -234,7 +236,7 @@ def _draw_face(view: View, surface: Face, index: int, grid: Grid) -> None:
 
 
 def coverage(rings: Sequence[FloatArray], x: FloatArray, y: FloatArray) -> NDArray[np.bool_]:
-    """Which points of a lattice lie in a polygon, by the even-odd rule: bool (len(y), len(x)).
+    """Rasterize a polygon on a lattice by the even-odd rule, bool (len(y), len(x)).
 
     Args:
         rings: the outer ring and holes, float64 (n, 2) each, not closed, of any direction.
@@ -253,7 +255,7 @@ def coverage(rings: Sequence[FloatArray], x: FloatArray, y: FloatArray) -> NDArr
 
 
 def _draw_crown(view: View, crown: Crown, index: int, grid: Grid) -> None:
-    """Stamp a crown, drawn out along the line of sight as a ball is."""
+    """Draw a crown, elongated along the line of sight like a ball."""
     stamp = crown_stamps()[crown.variant]
     window, shift = view.window, view.shift
     slant = float(np.hypot(*shift))

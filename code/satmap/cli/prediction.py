@@ -74,6 +74,11 @@ def _predict(options: argparse.Namespace) -> int:
     with the next image. All visible GPUs are used, one process each; on several machines start it
     with torchrun. The file is the same however many processes and workers there are.
     """
+    from satmap.cli.checks import check_prediction
+
+    check_prediction(
+        options.directories, options.output, options.weights, options.recipe, options.export
+    )
     from satmap.runtime.device import visible_gpus
 
     processes = 1 if is_rank() else options.processes or visible_gpus(options.device) or 1
@@ -133,8 +138,15 @@ def _vectorize(options: argparse.Namespace) -> int:
     two; OUT is SpaceNet's CSV, .geojson or .gpkg, or COCO results where it ends in .json and masks
     have numbers as names.
     """
-    from satmap.prediction.vectorize import vectorize_directory
+    from satmap.cli.checks import check_maps
+    from satmap.io.files import require_map_output
     from satmap.recipes.schema import load_recipe
+
+    check_maps(options.maps)
+    require_map_output(options.output)
+    if options.recipe:
+        require_task(load_recipe(options.recipe), options.task)
+    from satmap.prediction.vectorize import vectorize_directory
     from satmap.tasks.base import default_task, task_of
     from satmap.tasks.dense import DenseTask
 
@@ -185,6 +197,9 @@ def _verify(options: argparse.Namespace) -> int:
     within 0.001. WEIGHTS: a weight file or a directory of them, by checksum and manifest. Status 1
     if not.
     """
+    for path in (options.file, options.weights, options.truth, *options.images):
+        if path is not None and not path.exists():
+            raise SatmapError(f"{path} does not exist.")
     if options.file.is_dir() or options.file.suffix == ".safetensors":
         from satmap.evaluation.verify import verify_weights
 

@@ -89,6 +89,9 @@ def _check(options: argparse.Namespace) -> int:
     mask rasters. With directories, every image in them must appear and no other. Status 1 if there
     is a fault.
     """
+    from satmap.cli.checks import check_results
+
+    check_results(options.submission)
     from satmap.evaluation.check import check_files
 
     faults = check_files(options.submission, options.directories)

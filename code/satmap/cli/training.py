@@ -108,17 +108,20 @@ def _train(options: argparse.Namespace) -> int:
     several GPUs it starts itself on each; under torchrun, on one or many machines, it is one of
     the processes.
     """
+    from satmap.cli.checks import check_training
     from satmap.recipes.schema import load_recipe
+
+    recipe = load_recipe(options.recipe)
+    if options.deterministic and options.time_limit is not None:
+        raise SatmapError(
+            "with --time-limit a training is as long as the clock makes it, so it cannot be "
+            "--deterministic; leave one of them out."
+        )
+    check_training(options.directories, recipe, options.weights)
     from satmap.runtime.device import be_deterministic
     from satmap.runtime.launcher import launch, processes_for
 
-    recipe = load_recipe(options.recipe)
     if options.deterministic:
-        if options.time_limit is not None:
-            raise SatmapError(
-                "with --time-limit a training is as long as the clock makes it, so it cannot be "
-                "--deterministic; leave one of them out."
-            )
         be_deterministic()
     if options.tensorboard:
         from satmap.training.checkpoints import require_tensorboard
@@ -190,10 +193,13 @@ def _tune(options: argparse.Namespace) -> int:
     are. Where the recipe has heads by view angle, each is fitted by itself. Pass OUT.yaml
     to `predict --recipe`.
     """
+    from satmap.cli.checks import check_maps
     from satmap.recipes.schema import load_recipe
-    from satmap.tasks.tune import tune_recipe
 
     recipe = require_task(load_recipe(options.recipe), options.task)
+    check_maps(options.maps, options.truth)
+    from satmap.tasks.tune import tune_recipe
+
     tuning = tune_recipe(
         options.maps,
         options.truth,
@@ -227,6 +233,9 @@ def _confidence(options: argparse.Namespace) -> int:
     and `predict` uses it from then on; without one buildings are rated by mean probability x square
     root of area.
     """
+    from satmap.cli.checks import check_maps
+
+    check_maps(options.maps, options.submission)
     from satmap.tasks.buildings.confidence_fit import fit_to_prediction
 
     done = fit_to_prediction(

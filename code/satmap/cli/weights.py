@@ -38,10 +38,14 @@ def _weights_import(options: argparse.Namespace) -> int:
     OUT: the directory of weights, or the .safetensors file to write.
     """
     from satmap.recipes.schema import load_recipe
+    from satmap.weights.header import require_weight_file
+
+    recipe = load_recipe(options.recipe)
+    require_weight_file(options.file, "Give a published weight file.")
     from satmap.weights.derived_manifest import write_derived_manifest
     from satmap.weights.importing import import_weights
 
-    path = import_weights(options.file, options.output, load_recipe(options.recipe))
+    path = import_weights(options.file, options.output, recipe)
     write_derived_manifest(path, [options.file], options.arguments)
     print(path)
     return 0
@@ -74,11 +78,15 @@ def _weights_average(options: argparse.Namespace) -> int:
     `satmap predict` takes OUT from a directory of its own if it is named like a checkpoint,
     soup.last.safetensors.
     """
-    from satmap.weights.average import average_weights
-    from satmap.weights.derived_manifest import write_derived_manifest
+    from satmap.cli.checks import check_weight_file
 
     if options.output.suffix != ".safetensors":
         raise SatmapError(f"{options.output}: give a name that ends in .safetensors.")
+    for file in options.files:
+        check_weight_file(file)
+    from satmap.weights.average import average_weights
+    from satmap.weights.derived_manifest import write_derived_manifest
+
     average_weights(options.output, options.files)
     write_derived_manifest(options.output, options.files, options.arguments)
     print(f"{options.output}: the mean of {len(options.files)} networks")
@@ -88,11 +96,13 @@ def _weights_average(options: argparse.Namespace) -> int:
 def _weights_show(options: argparse.Namespace) -> int:
     """Print what a weight file says of itself, and check it against its checksum."""
     from satmap.weights.header import read_metadata, require_weight_file
-    from satmap.weights.tensor_file import read_tensors
 
     require_weight_file(options.file, "Give the name of a .safetensors file.")
+    metadata = read_metadata(options.file)
+    from satmap.weights.tensor_file import read_tensors
+
     tensors = read_tensors(options.file)
-    for key, value in read_metadata(options.file).items():
+    for key, value in metadata.items():
         # A whole recipe is in there.
         print(f"{printable(key, _SHOWN)}: {printable(value, _SHOWN)}")
     print(f"{len(tensors)} tensors of {sum(value.numel() for value in tensors.values())} numbers")
@@ -120,11 +130,14 @@ def _export(options: argparse.Namespace) -> int:
     width), and gives the probabilities of the planes, float32 (batch, planes, height, width).
     Their names and the recipe are in the file's metadata.
     """
-    from satmap.weights.export import export_network, require_exportable, require_single_file
+    from satmap.cli.checks import check_weight_file, require_single_file
+
+    require_single_file(options.network)
+    check_weight_file(options.network)
+    from satmap.weights.export import export_network, require_exportable
     from satmap.weights.network_files import load_weights
 
     require_exportable(options.output)
-    require_single_file(options.network)
     network, metadata = load_weights(options.network)
     export_network(network, options.output, metadata, options.size and tuple(options.size))
     maps = ", ".join(network.map_names)

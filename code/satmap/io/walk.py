@@ -23,9 +23,7 @@ def walk(directories: Iterable[Path], also_non_files: Container[str] = ()) -> It
     """
     seen = set()
     for directory in directories:
-        if not directory.is_dir():
-            what = "is a file" if directory.exists() else "does not exist"
-            raise SatmapError(f"{directory} {what}; give a directory that holds images.")
+        require_directories([directory])
         for parent, subdirectories, names in os.walk(directory, followlinks=True):
             place = os.path.realpath(parent)
             if place in seen:
@@ -44,6 +42,18 @@ def walk(directories: Iterable[Path], also_non_files: Container[str] = ()) -> It
                     if path.suffix.lower() not in also_non_files and is_not_a_file(path):
                         continue
                     yield path
+
+
+def require_directories(directories: Iterable[Path]) -> None:
+    """Fail unless all of these are directories.
+
+    Raises:
+        SatmapError: one is a file, or does not exist.
+    """
+    for directory in directories:
+        if not directory.is_dir():
+            what = "is a file" if directory.exists() else "does not exist"
+            raise SatmapError(f"{directory} {what}; give a directory that holds images.")
 
 
 def is_not_a_file(path: Path) -> bool:

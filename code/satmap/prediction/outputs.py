@@ -1,26 +1,14 @@
 """The files that a prediction ends in, from its journal: one image in memory at a time."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from satmap.errors import SatmapError
-from satmap.exports import SUFFIXES
 from satmap.io.files import remove_temporary_files_of, require_map_output, require_writable
 from satmap.prediction.journal import Journal
 from satmap.prediction.plan import Plan, Request
 from satmap.provenance.manifest import manifest_path
-
-# Suffixes of formats that no submission has: of GIS and graphs, images, archives, documents, arrays
-# and weights.
-_FOREIGN_SUFFIXES = {
-    *SUFFIXES,
-    *(".dxf", ".fgb", ".gdb", ".geoparquet", ".gml", ".kml", ".kmz", ".parquet", ".shp", ".sqlite"),
-    *(".gif", ".jp2", ".jpeg", ".jpg", ".pdf", ".png", ".svg", ".tif", ".tiff", ".vrt"),
-    *(".7z", ".bz2", ".gz", ".tar", ".tgz", ".xz", ".zip"),
-    *(".doc", ".docx", ".htm", ".html", ".md", ".ods", ".xls", ".xlsx", ".xml", ".yaml", ".yml"),
-    *(".npy", ".npz", ".onnx", ".pkl", ".pt", ".pt2", ".pth", ".safetensors"),
-}
+from satmap.submissions.suffixes import require_submission_suffix
 
 
 def require_outputs(request: Request) -> None:
@@ -35,25 +23,9 @@ def require_outputs(request: Request) -> None:
             raise SatmapError(f"{path} cannot be both the submission and an export.")
     for path in (request.output, *request.exports):
         require_map_output(path)
-    _require_submission_suffix(request.output)
+    require_submission_suffix(request.output)
     if request.maps:
         require_writable(request.maps / "planes.tif")
-
-
-def _require_submission_suffix(output: Path) -> None:
-    """Refuse a submission whose name promises another format.
-
-    Other names, with an unknown suffix or without one, are those of a CSV.
-
-    Raises:
-        SatmapError: the suffix is another format's.
-    """
-    if output.suffix.lower() in _FOREIGN_SUFFIXES:
-        raise SatmapError(
-            f"{output}: the submission is a CSV file, or for buildings a .json file with COCO "
-            "results. Give a name that ends in .csv. For GIS formats add --export with a name that "
-            f"ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}."
-        )
 
 
 def remove_leftovers(plan: Plan, request: Request) -> None:

@@ -1,12 +1,25 @@
 """What the building vectoriser finds."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 
-from satmap.tasks.buildings.vectorizer.polygons import Polygons
-from satmap.vectors.georeference import Georeference, georeference_or_fault, lon_lat_of
+from satmap.vectors.georeference import (
+    Georeference,
+    geodataframe,
+    georeference_or_fault,
+    lon_lat_of,
+)
+
+if TYPE_CHECKING:
+    import geopandas
+
+#: Polygons, (n,).
+Polygons: TypeAlias = NDArray[np.object_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +38,40 @@ class Building:
 
 
 _OTHERWISE = "Write a CSV or COCO results, which take pixels"
+
+
+class Buildings(list[Building]):
+    """The buildings of one image.
+
+    Attributes:
+        georeference: position of the pixels; None if it is not known.
+    """
+
+    def __init__(
+        self, buildings: Iterable[Building], georeference: Georeference | None = None
+    ) -> None:
+        super().__init__(buildings)
+        self.georeference = georeference
+
+    def to_geodataframe(self) -> "geopandas.GeoDataFrame":
+        """The footprints as a table with geometries; needs the extra ``satmap[gis]``.
+
+        Columns: ``confidence`` and ``geometry``, in the image's reference system or in pixels.
+
+        Raises:
+            SatmapError: geopandas is not installed.
+        """
+        place = self.georeference
+        rows = [
+            {
+                "geometry": shapely.transform(building.polygon, place.to_map)
+                if place
+                else building.polygon,
+                "confidence": building.confidence,
+            }
+            for building in self
+        ]
+        return geodataframe(rows, ["geometry", "confidence"], place.crs if place else None)
 
 
 @dataclass(frozen=True)

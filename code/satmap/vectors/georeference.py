@@ -1,8 +1,9 @@
 """Where an image lies: its reference system and the true size of its pixels."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio.crs
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import LON_LAT, project
+
+if TYPE_CHECKING:
+    import geopandas
 
 # Distance over which the pixel size is measured: long enough to be exact in float64.
 _PROBE_PIXELS = 100.0
@@ -185,3 +189,25 @@ def georeference_from_json(content: list[Any] | None) -> Georeference | None:
         return None
     crs, transform, (x, y) = content
     return Georeference(crs, Affine(*transform), (x, y))
+
+
+def geodataframe(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], crs: str | None
+) -> "geopandas.GeoDataFrame":
+    """A table with geometries.
+
+    Args:
+        rows: by column; the geometries are under ``geometry``.
+        columns: the order of the columns.
+        crs: reference system; None for pixels.
+
+    Raises:
+        SatmapError: geopandas is not installed.
+    """
+    try:
+        import geopandas
+    except ImportError as error:
+        raise SatmapError(
+            "to_geodataframe needs geopandas, which is not installed: pip install 'satmap[gis]'."
+        ) from error
+    return geopandas.GeoDataFrame(list(rows), columns=list(columns), geometry="geometry", crs=crs)

@@ -4,12 +4,22 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
-from satmap.vectors.georeference import Georeference, lon_lat_of
+from satmap.vectors.georeference import Georeference, geodataframe, lon_lat_of
 from satmap.vectors.speeds import MPS_PER_MPH, class_speed_mph
+
+if TYPE_CHECKING:
+    import geopandas
+    import networkx
+
+
+# What tables and graphs say of an edge.
+_EDGE_FIGURES = ("length_m", "speed_mps", "travel_time_s", "confidence")
 
 
 @dataclass(frozen=True)
@@ -43,10 +53,55 @@ class RoadGraph:
     Attributes:
         nodes: float64 (n, 2), x = column and y = row in pixels.
         edges: the roads, each between two of ``nodes``.
+        georeference: position of the pixels; None if it is not known.
     """
 
     nodes: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 2)))
     edges: tuple[RoadEdge, ...] = ()
+    georeference: Georeference | None = None
+
+    def to_networkx(self) -> "networkx.MultiGraph[int]":
+        """The graph for networkx.
+
+        Nodes have ``x`` and ``y``. Edges have ``geometry`` (a shapely LineString), ``length_m``,
+        ``speed_mps``, ``travel_time_s`` and ``confidence``. Coordinates are those of the image's
+        reference system, named in ``graph["crs"]``; pixels if the image has no georeference.
+        """
+        import networkx
+
+        graph: networkx.MultiGraph[int] = networkx.MultiGraph(crs=self._crs)
+        for number, (x, y) in enumerate(self._placed(self.nodes).tolist()):
+            graph.add_node(number, x=x, y=y)
+        for edge in self.edges:
+            graph.add_edge(*edge.nodes, **self._attributes(edge))
+        return graph
+
+    def to_geodataframe(self) -> "geopandas.GeoDataFrame":
+        """The edges as a table with geometries; needs the extra ``satmap[gis]``.
+
+        Columns: ``u`` and ``v`` (nodes), ``length_m``, ``speed_mps``, ``travel_time_s``,
+        ``confidence`` and ``geometry``, in the image's reference system or in pixels.
+
+        Raises:
+            SatmapError: geopandas is not installed.
+        """
+        rows = [
+            {"u": edge.nodes[0], "v": edge.nodes[1], **self._attributes(edge)}
+            for edge in self.edges
+        ]
+        columns = ["u", "v", "geometry", *_EDGE_FIGURES]
+        return geodataframe(rows, columns, self._crs)
+
+    @property
+    def _crs(self) -> str | None:
+        return self.georeference.crs if self.georeference else None
+
+    def _placed(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self.georeference.to_map(xy) if self.georeference and len(xy) else xy
+
+    def _attributes(self, edge: RoadEdge) -> dict[str, Any]:
+        line = shapely.LineString(self._placed(edge.line))
+        return {"geometry": line, **{name: getattr(edge, name) for name in _EDGE_FIGURES}}
 
 
 def line_length_m(line: NDArray[np.float64], metres_per_pixel: tuple[float, float]) -> float:

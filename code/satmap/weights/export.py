@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from satmap.errors import CannotWriteError, SatmapError
-from satmap.io.files import atomic_path, is_temporary, require_writable
+from satmap.io.files import atomic_path, require_writable
 from satmap.networks.unet import STRIDE, UNet, pad_to_stride
 
 #: Endings of the files that can be written.
@@ -32,8 +32,6 @@ INPUT, CATEGORY, OUTPUT = "image", "category", "planes"
 #: The file inside a ``.pt2`` that holds the metadata, one JSON object of strings.
 METADATA_FILE = "satmap.json"
 
-# How many weight files of a folder a message names.
-_NAMED_FILES = 20
 
 # What ONNX files call their maker.
 _PRODUCER = "satmap"
@@ -126,28 +124,6 @@ def require_exportable(path: Path) -> None:
             f"{path} exists and is nothing that satmap exported, so it is left alone. The last "
             "argument is the file to write: give another name."
         )
-
-
-def require_single_file(weights: Path) -> None:
-    """Fail if the weights to export are a folder, and name the weight files in it.
-
-    Raises:
-        SatmapError: it is a folder.
-    """
-    if not weights.is_dir():
-        return
-    files = sorted(path.name for path in weights.glob("*.safetensors") if not is_temporary(path))
-    if not files:
-        raise SatmapError(
-            f"{weights} is a folder without weight files (*.safetensors). Give the file of one "
-            "network."
-        )
-    others = len(files) - _NAMED_FILES
-    names = ", ".join(files[:_NAMED_FILES]) + (f" and {others} others" if others > 0 else "")
-    raise SatmapError(
-        f"{weights} is a folder, but a single network is exported. Give one of the weight files "
-        f"in it: {names}."
-    )
 
 
 def _is_export(path: Path) -> bool:

@@ -1,0 +1,230 @@
+"""The Python library: load networks, map images, vectorise probability maps, score results.
+
+>>> import satmap
+>>> predictor = satmap.load("weights")
+>>> roads = predictor("town.tif")
+>>> graph = roads.to_networkx()
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from satmap.data.chip import Chip
+from satmap.data.imagery import RGB, ImageInfo, read_info
+from satmap.errors import SatmapError
+from satmap.evaluation.metrics.figures import Report
+from satmap.evaluation.score import score_files
+from satmap.networks.ensemble import EnsembleMember
+from satmap.prediction.images import prepare_image
+from satmap.rasters.map_files import open_map_file
+from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.recipes.schema import load_recipe
+from satmap.runtime.device import pick_device
+from satmap.tasks.base import PreparedImage, Task, default_task, task_of
+from satmap.tasks.dense import DenseTask
+from satmap.vectors.buildings import Building, Buildings
+from satmap.vectors.georeference import Georeference
+from satmap.vectors.road_graph import RoadGraph
+from satmap.weights.header import read_weights_metadata
+from satmap.weights.members import WeightFile, choose, find_weights, recipe_of
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """An ensemble of networks that maps images.
+
+    Attributes:
+        task: what the networks find.
+        members: the networks, on the device.
+        device: where they run.
+        rating_model: the second-level model beside the networks, if there is one.
+    """
+
+    task: Task
+    members: Sequence[EnsembleMember]
+    device: torch.device
+    rating_model: Path | None = None
+
+    def __call__(
+        self, image: str | Path | NDArray[np.uint8], *, metres_per_pixel: float | None = None
+    ) -> Any:
+        """Map an image.
+
+        Args:
+            image: a raster file, or an array (h, w, channels), uint8, stretched as the networks
+                expect it (``recipe.stretch``), channels in the order red, green, blue, ...
+            metres_per_pixel: pixel size of an array, or of a file without georeference; None for
+                the recipe's default.
+
+        Returns:
+            For roads a :class:`~satmap.vectors.road_graph.RoadGraph`, for buildings a list of
+            :class:`~satmap.vectors.buildings.Building`, in pixels of the image. Both have
+            ``to_geodataframe()``, road graphs also ``to_networkx()``.
+
+        Raises:
+            SatmapError: the image cannot be read, or has too few channels.
+        """
+        chip, prepared = self._prepare(image, metres_per_pixel)
+        prediction = self.task.predict(prepared, self.device).get()
+        found = self.task.decoder(chip, self.rating_model).decode(prediction)
+        return _with_georeference(found, prepared.info.georeference)
+
+    def probabilities(
+        self, image: str | Path | NDArray[np.uint8], *, metres_per_pixel: float | None = None
+    ) -> ProbabilityMaps:
+        """The averaged probability maps of an image, uint8, 0..255 for 0..1.
+
+        Args:
+            image: as for calling the predictor.
+            metres_per_pixel: likewise.
+
+        Raises:
+            SatmapError: the image cannot be read, or the networks have no probability maps.
+        """
+        if not isinstance(self.task, DenseTask):
+            raise SatmapError(f"networks for {self.task.noun} have no probability maps.")
+        _, prepared = self._prepare(image, metres_per_pixel)
+        return self.task.predict(prepared, self.device).get()
+
+    def _prepare(
+        self, image: str | Path | NDArray[np.uint8], metres: float | None
+    ) -> tuple[Chip, PreparedImage]:
+        if isinstance(image, np.ndarray):
+            return self._prepare_array(image, metres)
+        info = read_info(Path(image), RGB)
+        chip = _chip(info)
+        prepared = replace(prepare_image(chip, self.members, self.task), is_large=False)
+        if metres is not None and info.georeference is None:
+            prepared = replace(prepared, metres_per_pixel=(metres, metres))
+        return chip, prepared
+
+    def _prepare_array(
+        self, image: NDArray[np.uint8], metres: float | None
+    ) -> tuple[Chip, PreparedImage]:
+        if image.ndim != 3 or image.dtype != np.uint8:
+            raise SatmapError(
+                f"an image is an array (h, w, channels) of uint8, not {image.shape} of "
+                f"{image.dtype}."
+            )
+        height, width, channels = image.shape
+        info = ImageInfo(Path("array"), RGB, width, height, channels, "uint8", None)
+        chip = _chip(info)
+        chip.require_channels(max(member.network.in_channels for member in self.members))
+        size = metres or self.task.default_metres_per_pixel or 1.0
+        category = self.task.category(chip)
+        return chip, PreparedImage(info, image, self.members, (size, size), (), category)
+
+
+def load(weights: str | Path, *, device: str = "auto", recipe: str | None = None) -> Predictor:
+    """Load the networks of a directory, or one weight file.
+
+    Args:
+        weights: a directory of weights, whose recipe's checkpoints are averaged, or a file.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
+        recipe: name or path of the recipe to predict with; None for that of the weights.
+
+    Raises:
+        SatmapError: there are no weights, they cannot be loaded, or the device does not exist.
+    """
+    path = Path(weights)
+    if path.is_dir():
+        files = find_weights(path)
+        chosen = load_recipe(recipe) if recipe else recipe_of(files)
+        files = choose(files, chosen)
+    else:
+        files = [WeightFile(path, read_weights_metadata(path))]
+        chosen = load_recipe(recipe) if recipe else files[0].recipe
+    task = task_of(chosen)
+    for file in files:
+        task.check_weights(file)
+    target = pick_device(device)
+    rating_model = task.find_rating_model(path) if path.is_dir() else None
+    return Predictor(task, task.load_ensemble(files, target), target, rating_model)
+
+
+def vectorize(
+    maps: str | Path | ProbabilityMaps | NDArray[np.uint8],
+    task: str = "roads",
+    *,
+    metres_per_pixel: float = 0.3,
+    recipe: str | None = None,
+) -> Any:
+    """Turn probability maps into vectors.
+
+    Args:
+        maps: a raster file, or an array (maps, h, w) or (h, w), uint8, 0..255 for 0..1, with the
+            task's maps in their order.
+        task: ``roads`` or ``buildings``.
+        metres_per_pixel: pixel size of an array, or of a file without georeference.
+        recipe: name or path of the recipe whose vectoriser settings count; None for the defaults.
+
+    Returns:
+        As for :class:`Predictor`.
+
+    Raises:
+        SatmapError: the maps cannot be read, or are not those of the task.
+    """
+    chosen = task_of(load_recipe(recipe)) if recipe else default_task(task)
+    if not isinstance(chosen, DenseTask):
+        raise SatmapError(f"{chosen.noun} are not made of probability maps.")
+    georeference = None
+    if isinstance(maps, (str, Path)):
+        with open_map_file(Path(maps), metres_per_pixel, chosen.file_maps) as file:
+            values, georeference = file.scene.at_once(), file.georeference
+            file.check_scale()
+    elif isinstance(maps, ProbabilityMaps):
+        values = maps
+    else:
+        stacked = maps[None] if maps.ndim == 2 else maps
+        names = chosen.file_maps.get(len(stacked))
+        if names is None:
+            raise SatmapError(
+                f"{len(stacked)} probability maps, but {chosen.noun} have "
+                f"{' or '.join(map(str, chosen.file_maps))}."
+            )
+        values = ProbabilityMaps(names, stacked, (metres_per_pixel, metres_per_pixel))
+    height, width = values.shape
+    info = ImageInfo(Path("maps"), "maps", width, height, len(values.names), "uint8", georeference)
+    found = chosen.decoder(_chip(info)).decode(values)
+    return _with_georeference(found, georeference)
+
+
+def score(
+    truth: str | Path, result: str | Path, *, metres_per_pixel: float | None = None
+) -> Report:
+    """Score a result by the metric of its challenge.
+
+    Args:
+        truth: file or directory.
+        result: likewise, of the same kind.
+        metres_per_pixel: scale of pixels; None for the official road scorer's.
+
+    Returns:
+        The figures in total, by area of interest and by image; ``to_json()`` gives what
+        ``satmap score --json`` prints.
+
+    Raises:
+        SatmapError: the files cannot be read, are of different kinds or have no image in common.
+    """
+    if metres_per_pixel is None:
+        return score_files(Path(truth), Path(result)).report
+    return score_files(Path(truth), Path(result), metres_per_pixel=metres_per_pixel).report
+
+
+def _chip(info: ImageInfo) -> Chip:
+    name = info.path.stem
+    return Chip(name, name, "", {info.product: info}, None)
+
+
+def _with_georeference(found: Any, georeference: Georeference | None) -> Any:
+    if isinstance(found, RoadGraph):
+        return replace(found, georeference=georeference)
+    if isinstance(found, list) and all(isinstance(each, Building) for each in found):
+        return Buildings(found, georeference)
+    return found
