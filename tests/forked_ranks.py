@@ -23,8 +23,7 @@ import satmap.runtime.device
 from satmap.cli import main
 from satmap.networks.unet import UNet
 from satmap.runtime.termination import PEER_FAILED
-from satmap.training import epoch
-from satmap.training.job import Job
+from satmap.training.job import Job, save_train_state
 from satmap.training.state import Progress, TrainState
 from tiny_trainings import add_tiny_encoders
 
@@ -103,10 +102,9 @@ def no_hangup(rank: int) -> None:
 
 def hold_training(place: Path, rank: int) -> None:
     """Hold a training of all ranks together after a saved step, until the test releases it."""
-    original = epoch.save_train_state
 
     def save(job: Job, state: TrainState, progress: Progress) -> None:
-        original(job, state, progress)
+        save_train_state(job, state, progress)
         # Alone on its rank a member has no others; after an epoch there is no step.
         if job.context.ranks.world == 1 or not progress.step:
             return
@@ -117,7 +115,7 @@ def hold_training(place: Path, rank: int) -> None:
                 raise RuntimeError("held, and not released")
             time.sleep(0.002)
 
-    epoch.save_train_state = save
+    pytest.MonkeyPatch().setattr("satmap.training.epoch.save_train_state", save)
 
 
 def wait_for_held(place: Path, processes: Sequence[ForkServerProcess]) -> None:
