@@ -57,7 +57,7 @@ RUN if [ "${LOCK}" != requirements.lock ]; then mv "${LOCK}" requirements.lock; 
     && python -m compileall -q code
 
 # Is the environment whole? As the user of a container would find it.
-RUN ["container/entrypoint.sh", "sh", "-euc", "pip check && satmap --version && python -c 'import cv2, rasterio, timm, torch, torchvision; import satmap.training.ensemble' && test \"$(id -u)\" != 0"]
+RUN ["container/entrypoint.sh", "sh", "-euc", "pip check && satmap --version && python -c 'import cv2, rasterio, timm, torch, torchvision; import satmap.training.train_ensemble' && test \"$(id -u)\" != 0"]
 
 # `--build-arg FETCH_WEIGHTS="sn5-roads"` puts the ImageNet weights of these recipes into the image;
 # trainings look here for what weights/imagenet does not have.

@@ -17,25 +17,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from real_chips import learn, split
 from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
-from satmap.networks.unet import UNet, build_network
+from satmap.networks.unet import build_network
 from satmap.recipes.schema import (
     Augmentation,
     CosineSchedule,
-    Decoder,
+    DecoderSettings,
     Schedule,
     StepSchedule,
     load_recipe,
 )
 from satmap.recipes.task_settings import HeadLoss
 from satmap.runtime.device import pick_device
+from satmap.tasks.base import Task, task_of
 from satmap.tasks.roads.settings import ROAD_MAPS, RoadHeadLoss
 from satmap.tasks.roads.settings import RoadLosses as Losses
+from satmap.training.run_context import RunContext
 from satmap.training.schedule import learning_rate
 from satmap.training.state import MovingAverage
 from satmap.training.validation import validate
@@ -54,7 +56,7 @@ class Variant:
 
     schedule: Schedule = StepSchedule(rates=_REFERENCE_RATES)  # noqa: RUF009 (frozen)
     epochs: int = _REFERENCE_EPOCHS
-    decoder: Decoder = Decoder()  # noqa: RUF009 (frozen)
+    decoder: DecoderSettings = DecoderSettings()  # noqa: RUF009 (frozen)
     recall: float | None = None
     ema: float | None = None
     augmentation: Augmentation = Augmentation()  # noqa: RUF009 (frozen)
@@ -74,7 +76,7 @@ class Variant:
 
 
 _REFERENCE = Variant()
-_LIGHT = Decoder(kind="light")
+_LIGHT = DecoderSettings(kind="light")
 _OURS = Variant(CosineSchedule(peak=2e-3, final=2e-5, warmup=0.05), 1, _LIGHT, 0.5, 0.98)
 
 
@@ -92,7 +94,7 @@ VARIANTS = {
     ),
     "ours without recall loss": replace(_OURS, recall=None),
     "ours without EMA": replace(_OURS, ema=None),
-    "ours, the plain decoder": replace(_OURS, decoder=Decoder()),
+    "ours, the plain decoder": replace(_OURS, decoder=DecoderSettings()),
     "quick-roads": _shipped("quick-roads"),
     "ours, flips the only augmentation": replace(
         _OURS,
@@ -115,6 +117,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     recipe = load_recipe("small-roads")
+    task, context = task_of(recipe), RunContext(options.work / "weights", pick_device())
     training, held_out = split(options.area, options.work, recipe)
 
     print("| variant | seed | steps | last loss | IoU | dice | APLS length | APLS time |")
@@ -122,9 +125,9 @@ def main() -> None:
     for seed in options.seeds:
         for name in options.variants:
             network, steps, loss = _train(
-                VARIANTS[name], options.encoder, training, options.seconds, seed
+                VARIANTS[name], options.encoder, training, task, options.seconds, seed
             )
-            scores = validate(network, held_out, recipe, pick_device())
+            scores = validate(network, task, held_out, context)
             print(
                 f"| {name} | {seed} | {steps} | {loss:.3f} | {scores['iou']:.3f} "
                 f"| {scores['dice']:.3f} | {scores['apls']:.3f} | {scores['apls_time']:.3f} |",
@@ -133,8 +136,13 @@ def main() -> None:
 
 
 def _train(
-    variant: Variant, encoder: str, chips: Sequence[CachedChip], seconds: float, seed: int
-) -> tuple[UNet, int, float]:
+    variant: Variant,
+    encoder: str,
+    chips: Sequence[CachedChip],
+    task: Task,
+    seconds: float,
+    seed: int,
+) -> tuple[nn.Module, int, float]:
     """A network that has learnt for so many seconds, its steps, and the mean loss of the last."""
     device = pick_device()
     torch.manual_seed(seed)
@@ -145,7 +153,7 @@ def _train(
     optimizer = torch.optim.Adam(network.parameters())
     losses: list[float] = []
     started = time.process_time()
-    for images, targets in _batches(chips, variant.augmentation, seed):
+    for images, targets in _batches(chips, task, variant.augmentation, seed):
         used = (time.process_time() - started) / seconds
         if used >= 1:
             break
@@ -159,17 +167,17 @@ def _train(
 
 
 def _batches(
-    chips: Sequence[CachedChip], augmentation: Augmentation, seed: int
+    chips: Sequence[CachedChip], task: Task, augmentation: Augmentation, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of crops without end."""
-    dataset = CropDataset(chips, _CROP, 3, 8, augmentation, seed)
+    dataset = CropDataset(chips, _CROP, 3, 8, augmentation, seed, task)
     generator = torch.Generator().manual_seed(seed)
     epoch = 0
     while True:
         dataset.set_epoch(epoch)
         order = RandomSampler(dataset, generator=generator)
-        for images, targets, _ in DataLoader(dataset, _BATCH, sampler=order, drop_last=True):
-            yield images, targets
+        for crops, _ in DataLoader(dataset, _BATCH, sampler=order, drop_last=True):
+            yield crops["image"], crops["target"]
         epoch += 1
 
 

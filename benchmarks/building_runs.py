@@ -8,10 +8,17 @@ from pathlib import Path
 import torch
 
 from satmap.prediction.run import predict
-from satmap.recipes.schema import CosineSchedule, Decoder, Member, Recipe, Stage, load_recipe
+from satmap.recipes.schema import (
+    CosineSchedule,
+    DecoderSettings,
+    Member,
+    Recipe,
+    Stage,
+    load_recipe,
+)
 from satmap.tasks.buildings.settings import BuildingHeadLoss, BuildingLosses
-from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.run_context import RunContext
+from satmap.training.train_ensemble import TrainingOptions, train
 
 _ENCODER, _WIDTHS = "resnet18", (128, 96, 64, 32)
 _SCHEDULE = CosineSchedule(peak=2e-3, final=2e-5, warmup=0.1)
@@ -48,7 +55,7 @@ def small_recipe(
             encoder=_ENCODER,
             pretrained=False,
             bands=first.bands,
-            decoder=Decoder(widths=_WIDTHS),
+            decoder=DecoderSettings(widths=_WIDTHS),
             losses=losses or first.losses,
             stages=(stage,),
         )

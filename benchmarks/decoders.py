@@ -21,10 +21,12 @@ from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
 from satmap.networks.decoders import DECODERS
 from satmap.networks.unet import UNet, build_network
-from satmap.recipes.schema import CosineSchedule, Recipe, load_recipe
+from satmap.recipes.schema import CosineSchedule, load_recipe
 from satmap.runtime.device import pick_device
+from satmap.tasks.base import Task, task_of
 from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.tasks.roads.settings import RoadLosses as Losses
+from satmap.training.run_context import RunContext
 from satmap.training.schedule import learning_rate
 from satmap.training.validation import validate
 
@@ -45,6 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     recipe = load_recipe("small-roads")
+    task, context = task_of(recipe), RunContext(options.work / "weights", pick_device())
     training, held_out = split(options.area, options.work, recipe)
 
     print("| decoder | seed | GMACs at 512 | s a step | last loss | dice | IoU | APLS length |")
@@ -53,8 +56,8 @@ def main() -> None:
         for kind in options.kinds:
             torch.manual_seed(seed)
             network = build_network(options.encoder, 3, ROAD_MAPS, decoder_kind=kind)
-            loss, seconds = _train(network, training, recipe, options.steps, seed)
-            scores = validate(network, held_out, recipe, pick_device())
+            loss, seconds = _train(network, training, task, options.steps, seed)
+            scores = validate(network, task, held_out, context)
             print(
                 f"| {kind} | {seed} | {count_macs(network, 512) / 1e9:.1f} | {seconds:.2f} "
                 f"| {loss:.3f} | {scores['dice']:.3f} | {scores['iou']:.3f} "
@@ -64,24 +67,24 @@ def main() -> None:
 
 
 def _train(
-    network: UNet, chips: Sequence[CachedChip], recipe: Recipe, steps: int, seed: int
+    network: UNet, chips: Sequence[CachedChip], task: Task, steps: int, seed: int
 ) -> tuple[float, float]:
     """Train in place; gives the mean loss of the last tenth and the seconds a step."""
     device = pick_device()
     network.to(device).to(memory_format=torch.channels_last).train()
     passes = -(-steps * _BATCH // len(chips))
-    dataset = CropDataset(chips, _CROP, 3, passes, recipe.augmentation, seed)
+    dataset = CropDataset(chips, _CROP, 3, passes, task.recipe.augmentation, seed, task)
     order = RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))
     loader = DataLoader(dataset, _BATCH, sampler=order, drop_last=True)
     optimizer = torch.optim.Adam(network.parameters())
-    weights = recipe.members[0].losses
+    weights = task.recipe.members[0].losses
     assert isinstance(weights, Losses)
     losses = []
     started = time.perf_counter()
-    for step, (images, targets, _) in zip(range(steps), loader, strict=False):
+    for step, (crops, _) in zip(range(steps), loader, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(_SCHEDULE, step, steps, 1)
-        losses.append(learn(network, optimizer, images, targets, weights))
+        losses.append(learn(network, optimizer, crops["image"], crops["target"], weights))
     seconds = time.perf_counter() - started
     last = losses[-max(steps // 10, 1) :]
     return sum(last) / len(last), seconds / steps

@@ -34,8 +34,8 @@ from satmap.tasks.roads.settings import ROAD, ROAD_MAPS
 from satmap.tasks.roads.targets import CLASS_BITS
 from satmap.tasks.roads.task import truth_rows
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
-from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.run_context import RunContext
+from satmap.training.train_ensemble import TrainingOptions, train
 from satmap.weights.average import average_weights
 from satmap.weights.members import WeightFile, choose, find_weights
 
@@ -129,9 +129,9 @@ def _contenders(
         Contender("a network of the ensemble", networks[:1], student.inference),
     ]
     if with_labels:
-        (train_state,) = student.members
-        losses = train_state.losses.model_copy(update={"distillation": None})
-        alone = train_state.model_copy(update={"losses": losses})
+        (member,) = student.members
+        losses = member.losses.model_copy(update={"distillation": None})
+        alone = member.model_copy(update={"losses": losses})
         labels = student.model_copy(update={"members": (alone,)})
         _train(labels, work, directory / "labels", device)
         trained = members(directory / "labels", labels)

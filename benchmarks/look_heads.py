@@ -51,13 +51,14 @@ def main() -> None:
                 test_chips=4,
                 seed=seed,
                 size=384,
-                view_angles=options.view_angles,
+                view_angles=options.looks,
             )
         for heads in options.heads:
             name = f"{heads}-turned" if options.turned else f"{heads}"
             recipe = small_recipe(shipped, seed=seed, crop=192, passes=options.passes)
             if heads == 1:
-                recipe = recipe.model_copy(update={"looks": None})
+                one = recipe.task.model_copy(update={"view_angle_heads": None})
+                recipe = recipe.model_copy(update={"task": one})
             weights = place / f"weights{name}"
             seconds = trained(recipe, place / "city/train", weights, options.work / "cache")
             out = predicted(place / "city/test", place / f"out{name}.csv", weights)

@@ -11,7 +11,7 @@ all, averages and writes again; then one chip after the other is read and vector
 ``satmap predict`` (``predict`` in Python) with reading, networks and vectorising overlapped. Both
 compute in the same precision on the same device; networks are untrained, with outputs spread so
 that there are roads. Every chip is vectorised alone, as the reference does; a look at its
-neighbours (``inference: {neighbours: true}``, the default) costs more and is no speed of ours.
+neighbours (``task: {neighbours: true}``, the default) costs more and is no speed of ours.
 """
 
 import argparse
@@ -35,12 +35,12 @@ from satmap.prediction.images import prepare_image
 from satmap.prediction.run import predict
 from satmap.rasters.map_files import read_map_file, write_maps
 from satmap.rasters.probability_maps import ProbabilityMaps
-from satmap.recipes.schema import Decoder, Inference, Recipe, load_recipe
+from satmap.recipes.schema import DecoderSettings, Inference, Recipe, load_recipe
 from satmap.runtime.device import pick_device
 from satmap.runtime.resources import available_cores
 from satmap.submissions.roads_csv import rows_of_graph, write_roads_csv
-from satmap.tasks.base import load_ensemble
-from satmap.tasks.roads.settings import ROAD_MAPS
+from satmap.tasks.base import load_ensemble, task_of
+from satmap.tasks.roads.settings import ROAD_FILE_MAPS, ROAD_MAPS
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.weights.members import choose, find_weights
 from satmap.weights.network_files import save_weights
@@ -48,7 +48,7 @@ from satmap.weights.network_files import save_weights
 # The full ensemble: the recipe's four networks, three checkpoints each.
 _FULL = ("inception_resnet_v2", "inception_resnet_v2", "dpn92", "dpn92") * 3
 
-_NARROW = Decoder(widths=(16, 16, 16, 16))
+_NARROW = DecoderSettings(widths=(16, 16, 16, 16))
 
 _METRES = 0.3
 
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--memory", type=int, nargs="+", metavar="CHIPS", help="peaks only")
     options = parser.parse_args()
     encoders = _FULL if options.full else ("resnet18",) * options.networks
-    decoder = Decoder() if options.full else _NARROW
+    decoder = DecoderSettings() if options.full else _NARROW
     if options.single:
         (member,) = load_recipe("sn5-roads-single").members
         encoders, decoder = (member.encoder,), member.decoder
@@ -112,12 +112,14 @@ def main() -> None:
 
 def make_recipe(views: int, batch: int) -> Recipe:
     """The demo's recipe with other views, each chip for itself."""
-    inference = Inference.model_validate({"tta": views, "batch": batch, "neighbours": False})
-    return load_recipe("demo").model_copy(update={"inference": inference})
+    demo = load_recipe("demo")
+    task = demo.task.model_copy(update={"neighbours": False})
+    inference = Inference(tta=views, batch=batch)
+    return demo.model_copy(update={"task": task, "inference": inference})
 
 
 def make_networks(
-    directory: Path, encoders: tuple[str, ...], recipe: Recipe, decoder: Decoder
+    directory: Path, encoders: tuple[str, ...], recipe: Recipe, decoder: DecoderSettings
 ) -> None:
     """Untrained networks, the same on every machine."""
     for number, encoder in enumerate(encoders):
@@ -159,11 +161,11 @@ def through_files(place: Path, device: torch.device, recipe: Recipe) -> float:
     """Seconds of the reference's way: a network, a merge, a vectoriser after the other."""
     started = time.perf_counter()
     chips = scan_roads([place / "images"]).chips
-    files = choose(find_weights(place / "weights"), recipe)
+    files, task = choose(find_weights(place / "weights"), recipe), task_of(recipe)
     for number, file in enumerate(files):
         members = load_ensemble([file], device)
         for chip in chips:
-            picture = prepare_image(chip, members, recipe)
+            picture = prepare_image(chip, members, task)
             values = predict_maps(members, picture.pixels, recipe.inference, device)
             maps = ProbabilityMaps(ROAD_MAPS, values, picture.metres_per_pixel)
             path = place / "single" / str(number) / f"{chip.image_id}.tif"
@@ -172,13 +174,14 @@ def through_files(place: Path, device: torch.device, recipe: Recipe) -> float:
         total = np.zeros((len(ROAD_MAPS), chip.image.height, chip.image.width), np.float32)
         for number in range(len(files)):
             path = place / "single" / str(number) / f"{chip.image_id}.tif"
-            total += read_map_file(path, _METRES)[0].values
+            total += read_map_file(path, _METRES, ROAD_FILE_MAPS)[0].values
         values = np.rint(total / len(files)).astype(np.uint8)
         maps = ProbabilityMaps(ROAD_MAPS, values, (_METRES, _METRES))
         write_maps(place / "merged" / f"{chip.image_id}.tif", maps, chip.image.georeference)
     rows = {}
     for chip in chips:
-        maps, _ = read_map_file(place / "merged" / f"{chip.image_id}.tif", _METRES)
+        merged = place / "merged" / f"{chip.image_id}.tif"
+        maps, _ = read_map_file(merged, _METRES, ROAD_FILE_MAPS)
         rows[chip.image_id] = rows_of_graph(vectorize_roads(maps, recipe.task.vectorizer))
     write_roads_csv(place / "plain.csv", rows)
     return time.perf_counter() - started

@@ -21,12 +21,13 @@ import rasterio
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from satmap.data.cache import prepare_chip
+from satmap.data.cache import CachedChip, prepare_chip
 from satmap.data.chip import Chip
 from satmap.data.crops import CropDataset
 from satmap.data.imagery import MS_BAND_ORDER
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.recipes.schema import Augmentation, StretchSettings
+from satmap.tasks.base import default_task
 from satmap.tasks.roads.labels import read_road_labels
 from satmap.tasks.roads.settings import TargetSettings
 from satmap.tasks.roads.targets import decode_target, rasterize_roads
@@ -41,6 +42,7 @@ _TURN_S = 1.5
 _PREFETCH = 2
 _BATCH = 8
 _WORKERS = 2
+_STRETCH, _TASK = StretchSettings(), default_task("roads")
 
 
 def main() -> None:
@@ -53,14 +55,13 @@ def main() -> None:
         cache = directory / "cache"
 
         peer = _seconds(lambda: prepare_like_the_reference(chips, directory)) / _CHIPS
-        ready = [prepare_chip(c, directory / "warm", *_SETTINGS) for c in chips[:1]]
-        ours = _seconds(lambda: ready.extend(prepare_chip(c, cache, *_SETTINGS) for c in chips))
-        ours /= _CHIPS
+        _prepared(chips[:1], directory / "warm")
+        ours = _seconds(lambda: _prepared(chips, cache)) / _CHIPS
         print(f"preparing, s a chip: peer {peer:.2f}, satmap {ours:.2f}, ratio {peer / ours:.1f}")
 
-        ready = [prepare_chip(c, cache, *_SETTINGS) for c in chips]
-        plain = CropDataset(ready, _CROP, 3, _PASSES, None, seed=0)
-        varied = CropDataset(ready, _CROP, 3, _PASSES, Augmentation(), seed=0)
+        ready = _prepared(chips, cache)
+        plain = CropDataset(ready, _CROP, 3, _PASSES, None, 0, _TASK)
+        varied = CropDataset(ready, _CROP, 3, _PASSES, Augmentation(), 0, _TASK)
         kinds = {"peer": PeerDataset(directory, chips), "plain": plain, "augmented": varied}
         for workers in (0, _WORKERS):
             rates = _crops_a_second(kinds, workers)
@@ -71,7 +72,8 @@ def main() -> None:
                 )
 
 
-_SETTINGS = (StretchSettings(), TargetSettings())
+def _prepared(chips: Sequence[Chip], cache: Path) -> list[CachedChip]:
+    return [prepare_chip(chip, cache, _STRETCH, _TASK) for chip in chips]
 
 
 class PeerDataset(Dataset[NDArray[np.uint8]]):

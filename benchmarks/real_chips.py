@@ -13,6 +13,7 @@ from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.networks.unet import UNet
 from satmap.recipes.schema import Recipe
 from satmap.runtime.device import autocast
+from satmap.tasks.base import task_of
 from satmap.tasks.roads.losses import road_loss
 from satmap.tasks.roads.settings import RoadLosses as Losses
 
@@ -24,9 +25,8 @@ def split(
     area: Path, work: Path, recipe: Recipe
 ) -> tuple[Sequence[CachedChip], Sequence[CachedChip]]:
     """The chips of an area to learn from and those held out, prepared under ``work``."""
-    chips = prepare_chips(
-        scan_roads([area]).chips, 3, work / "cache", recipe.stretch, recipe.task.targets
-    ).chips
+    found, task = scan_roads([area]).chips, task_of(recipe)
+    chips = prepare_chips(found, 3, work / "cache", recipe.stretch, task).chips
     held_out = chips[::HELD_OUT]
     return [chip for chip in chips if chip not in held_out], held_out
 

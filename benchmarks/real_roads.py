@@ -25,13 +25,13 @@ from satmap.report.road_overlay import side_by_side
 from satmap.report.table import score_table
 from satmap.runtime.device import pick_device
 from satmap.submissions.roads_csv import rows_of_graph, write_roads_csv
-from satmap.tasks.base import load_ensemble
+from satmap.tasks.base import load_ensemble, task_of
 from satmap.tasks.roads.settings import ROAD, ROAD_MAPS
 from satmap.tasks.roads.targets import CLASS_BITS
 from satmap.tasks.roads.task import truth_rows
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
-from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.run_context import RunContext
+from satmap.training.train_ensemble import TrainingOptions, train
 from satmap.weights.members import choose, find_weights
 
 
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="small-roads")
     options = parser.parse_args()
     recipe = load_recipe(options.recipe)
+    task = task_of(recipe)
     context = RunContext(options.work / "weights", pick_device())
     chips = scan_roads([options.area]).chips
     held_out = chips[::HELD_OUT]
@@ -56,10 +57,10 @@ def main() -> None:
     truth, proposal, metres = {}, {}, []
     overlap = union = 0
     for chip in held_out:
-        seen = prepare_image(chip, members, recipe)
+        seen = prepare_image(chip, members, task)
         values = predict_maps(seen.members, seen.pixels, recipe.inference, context.device)
         maps = ProbabilityMaps(ROAD_MAPS, values, seen.metres_per_pixel)
-        cached = prepare_chip(chip, options.work / "cache", recipe.stretch, recipe.task.targets)
+        cached = prepare_chip(chip, options.work / "cache", recipe.stretch, task)
         image, target = cached.read()
         road, label = maps[ROAD] >= 128, (target & CLASS_BITS) > 0
         overlap += int((road & label).sum())

@@ -43,8 +43,10 @@ from satmap.evaluation.metrics.apls import apls
 from satmap.prediction.vectorize import vectorize_directory
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box
+from satmap.recipes.schema import load_recipe
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv, rows_of_graph
 from satmap.tasks.roads.settings import ROAD
+from satmap.tasks.roads.task import RoadTask
 from satmap.tasks.roads.tiles import crop_graph
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from side_by_side import with_surroundings
@@ -151,12 +153,12 @@ def _rise(work: Callable[[], object]) -> float:
     before = highest = _resident()
     done = threading.Event()
 
-    def write_logs() -> None:
+    def watch() -> None:
         nonlocal highest
         while not done.wait(0.0002):
             highest = max(highest, _resident())
 
-    watcher = threading.Thread(target=write_logs)
+    watcher = threading.Thread(target=watch)
     watcher.start()
     for _ in range(20):
         work()
@@ -234,12 +236,13 @@ def _write_scene(path: Path, size: int) -> None:
 def _vectorize_scene(masks: Path) -> tuple[float, float, int]:
     """Seconds, megabytes above what the process held before, and roads."""
     cv2.setNumThreads(1)
+    task = RoadTask(load_recipe("demo"))
     before = _resident()
     start = time.perf_counter()
-    done = vectorize_directory(masks, masks.with_suffix(".csv"))
+    done = vectorize_directory(masks, masks.with_suffix(".csv"), task)
     seconds = time.perf_counter() - start
     assert not done.faults
-    return seconds, (_highest() - before) / 1e6, done.roads
+    return seconds, (_highest() - before) / 1e6, sum(done.images.values())
 
 
 # --- chips side by side ---------------------------------------------------------------------------

@@ -13,7 +13,7 @@ def load_libraries() -> None:
     import satmap.prediction.run
     import satmap.prediction.vectorize
     import satmap.report.misses
-    import satmap.training.ensemble  # noqa: F401
+    import satmap.training.train_ensemble  # noqa: F401
 
 
 def fork(

@@ -9,7 +9,7 @@ from pathlib import Path
 _RECIPE = """
 name: faults
 description: a small network of few epochs, unsure of everything, so thresholds are low
-task: roads
+task: {name: roads, neighbours: NEIGHBOURS, vectorizer: {high: 0.25, low: 0.12, component_m: 5}}
 folds: 2
 members:
   - fold: 0
@@ -24,8 +24,7 @@ members:
         passes: PASSES
         validate_every: EPOCHS
         schedule: {kind: cosine, peak: 3.0e-3}
-inference: {tta: 1, checkpoints: [last], neighbours: NEIGHBOURS}
-roads: {high: 0.25, low: 0.12, component_m: 5}
+inference: {tta: 1, checkpoints: [last]}
 """
 
 # What each command that makes the material may take.

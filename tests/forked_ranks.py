@@ -30,7 +30,7 @@ from tiny_trainings import add_tiny_encoders
 # What is forked from a process that has imported everything starts in no time.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["satmap.cli", "satmap.training.ensemble", "satmap.prediction.run", "pytest"]
+    ["satmap.cli", "satmap.training.train_ensemble", "satmap.prediction.run", "pytest"]
 )
 
 #: What a test waits for, processes to end or to get somewhere, takes no longer than this.
@@ -61,7 +61,6 @@ def be_rank(
     os.environ["TORCHELASTIC_RUN_ID"] = "test"
     # Nobody ends the others here as soon as one has ended.
     satmap.cli._PEER_FIRST_S = 0.0
-    torch.set_num_threads(1)
     if arguments[0] == "train":
         # Processors with bfloat16 round each share of a batch to three digits.
         satmap.runtime.device._fast_bfloat16 = lambda device: False
@@ -77,6 +76,9 @@ def be_command(arguments: Sequence[str], output: Path) -> None:
     """Run a command whose words, on either stream, go to a file."""
     # As in a terminal, wherever the tests run.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # And as there its workers are forks, not of the kind that this process is.
+    multiprocessing.set_start_method("fork", force=True)
+    torch.set_num_threads(1)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -19,7 +19,7 @@ from satmap.data.chip import Chip
 from satmap.data.folds import assign_folds
 from satmap.data.imagery import ImageInfo
 from satmap.errors import SatmapError
-from satmap.weights.tensor_file import read_metadata
+from satmap.weights.header import read_metadata
 from test_building_training import RECIPE
 
 

@@ -30,7 +30,7 @@ from satmap.tasks.buildings.confidence import CONFIDENCE_FILE
 from satmap.tasks.buildings.settings import BUILDING_MAPS
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons
 from satmap.weights.network_files import save_weights
-from test_building_training import RECIPE
+from test_building_training import with_task
 
 CPU = torch.device("cpu")
 
@@ -41,17 +41,12 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def undecided_weights(
-    directory: Path, seed: int = 1, held_out: str | None = None, **changes: object
+    directory: Path, seed: int = 1, held_out: str | None = None, **settings: object
 ) -> None:
     """A network that was not trained, and is sure here and there all the same."""
-    recipe = parse_recipe(
-        yaml.safe_dump(
-            yaml.safe_load(RECIPE)
-            | {"buildings": {"seed": 0.55, "low": 0.5, "certain": 0.5, "least_px": 10}}
-            | changes
-        ),
-        "test",
-    )
+    vectorizer = {"seed": 0.55, "low": 0.5, "certain": 0.5, "least_px": 10}
+    content = with_task(vectorizer=vectorizer, **settings)
+    recipe = parse_recipe(yaml.safe_dump(content), "test")
     torch.manual_seed(seed)
     network = build_network("resnet18", 3, BUILDING_MAPS[:2], (8,) * 4)
     with torch.no_grad():
@@ -74,11 +69,11 @@ def test_two_processes_train_predict_and_are_verified(
     data, weights = tmp_path / "data", tmp_path / "weights"
     for number in range(6):
         write_tile(data, number, [square(10 + 5 * number, 12, 28), square(56, 55, 24)])
-    content = yaml.safe_load(RECIPE)
+    vectorizer = {"seed": 0.02, "low": 0.01, "certain": 0.02, "least_px": 4}
+    content = with_task(vectorizer=vectorizer)
     member = content["members"][0]
     # Both processes train the one network together, and share its validation.
     member["stages"] = [{**member["stages"][1], "sync_batch_norm": True}]
-    content["buildings"] = {"seed": 0.02, "low": 0.01, "certain": 0.02, "least_px": 4}
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(content))
     common = ["--weights", str(weights), "--device", "cpu", "--workers", "0"]

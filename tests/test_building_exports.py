@@ -75,7 +75,7 @@ def geopackage(path: Path) -> tuple[int, list[tuple[Any, ...]], list[shapely.Pol
 
 def test_geojson_to_the_letter(tmp_path: Path) -> None:
     path = tmp_path / "new" / "b.geojson"
-    assert export_buildings(path, lambda: [image(DEGREES)]) == []
+    assert export_buildings(path, lambda: [image(DEGREES)]) == {}
     # 1100 px of 0.717 x 1.112 m; the outer ring runs anticlockwise on the map, the hole clockwise.
     assert path.read_text() == (
         '{"type":"FeatureCollection","features":[\n'
@@ -96,7 +96,7 @@ def test_geojson_to_the_letter(tmp_path: Path) -> None:
 def test_a_geopackage_keeps_the_system_of_the_images(tmp_path: Path) -> None:
     path = tmp_path / "b.gpkg"
     nothing = ImageBuildings("none", None, (9, 9), (), DEGREES)
-    assert export_buildings(path, lambda: [image(METRES), nothing, image(METRES, "b")]) == []
+    assert export_buildings(path, lambda: [image(METRES), nothing, image(METRES, "b")]) == {}
     srs, rows, polygons = geopackage(path)
     assert srs == 32631
     assert rows == [("a", 0.988, 275.0), ("a", 12.5, 10.0), ("b", 0.988, 275.0), ("b", 12.5, 10.0)]
@@ -112,7 +112,8 @@ def test_a_geopackage_keeps_the_system_of_the_images(tmp_path: Path) -> None:
 def test_images_of_two_systems_come_in_longitude_and_latitude(tmp_path: Path) -> None:
     path, nowhere = tmp_path / "b.gpkg", image(None, "nowhere")
     faults = export_buildings(path, lambda: [image(METRES), nowhere, image(DEGREES, "b")])
-    assert len(faults) == 1 and faults[0].startswith("nowhere has no georeference, which GeoJSON")
+    assert list(faults) == ["nowhere"]
+    assert faults["nowhere"].startswith("nowhere has no georeference, which GeoJSON")
     srs, rows, polygons = geopackage(path)
     assert (srs, [row[0] for row in rows]) == (4326, ["a", "a", "b", "b"])
     back = project(shapely.get_coordinates(polygons[0]), LON_LAT, METRES.crs)
@@ -214,4 +215,4 @@ def test_predictions_are_exported(tmp_path: Path, capsys: pytest.CaptureFixture[
     status, said = run(capsys, "predict", tmp_path / "coco", tmp_path / "out.json", *common)
     assert status == 0
     assert "b.gpkg lacks 1 images. 3 has no georeference, which GeoJSON and GeoPackage" in said
-    assert geojson(decoder[1]) == []
+    assert geojson(layers[1]) == []

@@ -11,15 +11,15 @@ import shapely
 from made_buildings import square, write_buildings, write_coco, write_tile
 from made_files import write_image
 from satmap.cli import main
-from satmap.data.cache import category_of, prepare_chip
+from satmap.data.cache import prepare_chip
 from satmap.data.imagery import MULTISPECTRAL, RGB, RGB_NIR, read_info, read_stretched
 from satmap.data.layouts.building_challenges import find_building_images
 from satmap.data.layouts.spacenet_buildings import building_image_ids, parse_building_name
 from satmap.data.view_angles import CATEGORIES, ViewAngle, parse_view_angle, view_angle_of_name
 from satmap.errors import SatmapError
 from satmap.recipes.schema import StretchSettings
+from satmap.tasks.base import Task, default_task
 from satmap.tasks.buildings.labels import read_building_labels
-from satmap.tasks.buildings.settings import BuildingTargetSettings
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 shared = pytest.mark.skipif(not DATA.exists(), reason="the shared data are not here")
@@ -137,16 +137,20 @@ def test_infrared_is_no_alpha(tmp_path: Path) -> None:
     assert read_stretched(info, 2, 98).shape == (96, 128, 4)
 
 
+def by_view_angle(heads: int | None) -> Task:
+    return default_task("buildings", view_angle_heads=heads)
+
+
 def test_an_angle_that_nobody_knows_asks_for_nadir(tmp_path: Path) -> None:
     write_tile(tmp_path, 1, [square(10, 10, 30)])
     (chip,) = find_building_images([tmp_path]).chips
-    assert category_of(chip, None) is None
+    assert by_view_angle(None).category(chip) is None
     with pytest.raises(SatmapError, match="--nadir degrees off nadir, such as 32south"):
-        category_of(chip, 5)
+        by_view_angle(5).category(chip)
     (chip,) = find_building_images([tmp_path], view_angle=parse_view_angle("32")).chips
-    assert category_of(chip, 3) == "off-nadir"
+    assert by_view_angle(3).category(chip) == "off-nadir"
     with pytest.raises(SatmapError, match="--nadir"):
-        prepare_chip(chip, tmp_path / "cache", StretchSettings(), BuildingTargetSettings(), heads=5)
+        prepare_chip(chip, tmp_path / "cache", StretchSettings(), by_view_angle(5))
 
 
 def test_invalid_polygons_are_mended_and_counted(tmp_path: Path) -> None:
@@ -201,14 +205,15 @@ def test_coco_ids_are_those_of_the_file(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"images": [{"id": "a", "file_name": "1.jpg"}]}, r"images\[0\] needs an integer as id"),
+        ({"images": [{"id": 1, "file_name": 1}]}, r"images\[0\] needs a file_name"),
         ({"images": 3}, "not COCO annotations"),
         ({"annotations": [{"image_id": 1, "category_id": 100, "segmentation": [[1, 2, 3, 4]]}]},
-         r"annotations\[0\] has a polygon"),
+         r"annotations\[0\] must have a segmentation of polygons"),
         ({"annotations": [{"image_id": 4, "category_id": 100, "segmentation": [[1] * 6]}]},
          "image 4, which is not listed"),
         ({"annotations": [{"image_id": 1, "category_id": 3, "segmentation": [[1] * 6]}]},
          "category_id 3"),
-        ({"annotations": [{"id": 1}]}, "needs an image_id"),
+        ({"annotations": [{"id": 1}]}, r"annotations\[0\] is of the image null"),
     ],
 )  # fmt: skip
 def test_annotations_at_fault_are_named(

@@ -94,11 +94,10 @@ def test_the_legend_counts_what_the_scorer_counts(
     assert texts == expected
     # And the pictures of a training.
     texts.clear()
-    task = default_task("buildings")
-    outlines = [row.polygon for row in truth]
+    outlines = np.array([row.polygon for row in truth], np.object_)
     image = np.zeros((96, 96, 3), np.uint8), None
     chip: Any = SimpleNamespace(image_id=NAME, size=(96, 96), payload=outlines, read=lambda: image)
-    task.draw(chip, BuildingScore(Counts(1, 1, 1), Overlap(0, 0, 0), proposal))
+    default_task("buildings").draw(chip, BuildingScore(Counts(1, 1, 1), Overlap(0, 0, 0), proposal))
     assert texts == expected
 
 

@@ -25,12 +25,12 @@ from satmap.rasters.probability_maps import resize_maps
 from satmap.recipes.schema import Inference, parse_recipe
 from satmap.submissions.buildings_csv import check_buildings_csv, read_buildings_csv
 from satmap.submissions.coco_json import check_coco_results, read_coco_results
-from satmap.tasks.buildings.settings import BUILDING_MAPS, BuildingSettingsByCategory
+from satmap.tasks.base import default_task
+from satmap.tasks.buildings.settings import BUILDING_MAPS
 from satmap.tasks.buildings.targets import draw_instances
-from satmap.tasks.buildings.task import BuildingTask as BuildingDecoder
 from satmap.vectors.buildings import Building
 from satmap.weights.network_files import save_weights
-from test_building_training import RECIPE
+from test_building_training import with_task
 
 CPU = torch.device("cpu")
 
@@ -46,8 +46,8 @@ def all_is_building() -> UNet:
     return network
 
 
-def make_weights(directory: Path, **changes: object) -> None:
-    recipe = parse_recipe(yaml.safe_dump(yaml.safe_load(RECIPE) | changes), "test")
+def make_weights(directory: Path, **settings: object) -> None:
+    recipe = parse_recipe(yaml.safe_dump(with_task(**settings)), "test")
     metadata = {"recipe": recipe.model_dump_json(), "member": "a", "stage": "1", "epoch": "1"}
     save_weights(directory / "a.last.safetensors", all_is_building(), metadata)
 
@@ -57,7 +57,7 @@ def test_every_image_is_in_the_csv(tmp_path: Path) -> None:
         write_tile(tmp_path / "data", number, [square(10, 10, 20)])
     damaged = next((tmp_path / "data").rglob("*img10.tif"))
     damaged.write_bytes(b"II*\0" + bytes(40))
-    make_weights(tmp_path / "weights", buildings={"simplify_px": 0})
+    make_weights(tmp_path / "weights", vectorizer={"simplify_px": 0})
     out = tmp_path / "out.csv"
     done = predict([tmp_path / "data"], out, tmp_path / "weights", CPU)
     assert done.images == {"AOI_9_Made_img1": 1, "AOI_9_Made_img2": 1, "AOI_9_Made_img10": 0}
@@ -103,13 +103,13 @@ def test_coco_results_have_the_ids_of_the_file_and_the_size_of_the_images(tmp_pa
 def test_the_journal_gives_buildings_back_to_the_last_bit(tmp_path: Path) -> None:
     yard = shapely.Polygon(square(0.1, 1 / 3, 20)[0], square(5, 5, 6))
     image = ImageBuildings("a", 3, (40, 50), (Building(yard, 0.1 + 0.2),))
-    decoder = BuildingDecoder(BuildingSettingsByCategory())
-    with Journal(tmp_path / "out.csv", "settings", decoder) as journal:
+    task = default_task("buildings")
+    with Journal(tmp_path / "out.csv", "settings", task) as journal:
         journal.add("key", image)
     path = tmp_path / ".out.csv.partial"
     with path.open("a") as file:
         file.write(json.dumps(["other", ["b", None, [1, 1], [["00ff", 1]], None]]) + "\n")
-    with Journal(tmp_path / "out.csv", "settings", decoder) as journal:
+    with Journal(tmp_path / "out.csv", "settings", task) as journal:
         # What follows a damaged line is done again.
         assert list(journal.finished) == ["key"]
         back = journal.found("key")
@@ -205,7 +205,7 @@ def test_masks_on_disk_to_buildings(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "broken.png: cannot be read" in said.err
     assert "3 images, 3 buildings" in said.out
     assert run(str(tmp_path / "out.json")) == 1
-    assert "images have numbers" in capsys.readouterr().err
+    assert "COCO results need images with numbers as names" in capsys.readouterr().err
     assert run(str(tmp_path / "out.graphml")) == 1
     assert "none of .csv, .json" in capsys.readouterr().err
     for path in masks.iterdir():

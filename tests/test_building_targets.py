@@ -14,6 +14,7 @@ from made_buildings import square, write_coco, write_tile
 from satmap.data.cache import prepare_chip
 from satmap.data.layouts.building_challenges import find_building_images
 from satmap.recipes.schema import StretchSettings
+from satmap.tasks.base import default_task
 from satmap.tasks.buildings.settings import BuildingTargetSettings
 from satmap.tasks.buildings.targets import (
     BODY_BIT,
@@ -149,19 +150,20 @@ def test_weights_survive_their_byte() -> None:
 def test_prepared_chips(tmp_path: Path) -> None:
     write_tile(tmp_path / "sn2", 1, [square(10, 10, 30), square(45, 10, 30)])
     (chip,) = find_building_images([tmp_path / "sn2"]).chips
-    cached = prepare_chip(chip, tmp_path / "cache", StretchSettings(), SETTINGS)
+    cached = prepare_chip(chip, tmp_path / "cache", StretchSettings(), default_task("buildings"))
     image, target = cached.read(slice(0, 20), slice(40, 96))
     assert (image.shape, target.shape) == ((20, 56, 3), (20, 56, 2))
     assert bits(target, BODY_BIT).sum() == 10 * 30
-    assert shapely.area(np.array(cached.outlines, np.object_)) == pytest.approx([900, 900])
+    assert shapely.area(cached.payload) == pytest.approx([900, 900])
     assert cached.metres_per_pixel == pytest.approx((0.24, 0.3), abs=0.01)
     # Ground that nobody has seen is no building.
     write_coco(tmp_path / "coco", {3: [square(24, 24, 48)]})
     (chip,) = find_building_images([tmp_path / "coco"]).chips
-    half = prepare_chip(chip, tmp_path / "cache", StretchSettings(), SETTINGS, input_px=64)
+    task = default_task("buildings", input_px=64)
+    half = prepare_chip(chip, tmp_path / "cache", StretchSettings(), task)
     assert (half.shape, half.size) == ((64, 64, 3), (96, 96))
     image, target = half.read()
     assert bits(target, BODY_BIT).sum() == 32 * 32
     # The picture was brought to the same size.
     assert image[20:44, 20:44].mean() > image[:12].mean() + 100
-    assert shapely.bounds(half.outlines[0]).tolist() == [24, 24, 72, 72]
+    assert shapely.bounds(half.payload[0]).tolist() == [24, 24, 72, 72]

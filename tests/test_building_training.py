@@ -5,6 +5,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from made_files import write_image
 from satmap.cli import main
 from satmap.data.cache import prepare_chip
 from satmap.data.layouts.building_challenges import find_building_images
+from satmap.data.view_angles import CATEGORIES
 from satmap.errors import SatmapError
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import (
@@ -34,13 +36,12 @@ from satmap.tasks.buildings.settings import (
     BuildingHeadLoss,
     BuildingLosses,
     BuildingSettingsByCategory,
-    BuildingTargetSettings,
 )
 from satmap.tasks.buildings.targets import BODY_BIT, BORDER_BIT, CONTACT_BIT, encode_weights
-from satmap.tasks.buildings.task import BuildingTask as BuildingObjective
-from satmap.training.ensemble import TrainingOptions, train
+from satmap.tasks.buildings.task import BuildingTask
 from satmap.training.run_context import RunContext
 from satmap.training.schedule import learning_rate
+from satmap.training.train_ensemble import TrainingOptions, train
 from satmap.weights.members import find_weights
 from satmap.weights.network_files import load_weights, save_weights
 
@@ -49,7 +50,7 @@ CPU = torch.device("cpu")
 RECIPE = """
 name: test
 description: crops of 64 pixels
-task: buildings
+task: {name: buildings}
 folds: 2
 members:
   - fold: 0
@@ -63,12 +64,18 @@ members:
          schedule: {kind: plateau, rate: 2.0e-3, patience: 1}}
       - {crop: 64, batch: 2, epochs: 1, schedule: {kind: steps, rates: {0: 1.0e-4}},
          losses: {building: {weighted: 1, dice: 5}, border: {focal: 1}}}
-inference: {tta: 1, checkpoints: [last], neighbours: false}
+inference: {tta: 1, checkpoints: [last]}
 """
 
 
-def small(**changes: object) -> Recipe:
-    return parse_recipe(yaml.safe_dump(yaml.safe_load(RECIPE) | changes), "test")
+def with_task(**settings: object) -> dict[str, Any]:
+    """The recipe with other settings of its task."""
+    content: dict[str, Any] = yaml.safe_load(RECIPE)
+    return content | {"task": content["task"] | settings}
+
+
+def small(**settings: object) -> Recipe:
+    return parse_recipe(yaml.safe_dump(with_task(**settings)), "test")
 
 
 def own(part: torch.Tensor) -> torch.Tensor:
@@ -122,11 +129,11 @@ def test_the_rate_falls_on_a_plateau() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"task": "roads"}, "the task roads has losses of road, speed and junction"),
-        ({"looks": 4}, "looks"),
-        ({"buildings": {"seeds": 1}}, "buildings.seeds: unknown key"),
-        ({"building_targets": {"border_px": 0}}, "building_targets.border_px"),
-        ({"input_px": 8}, "input_px"),
+        ({"name": "roads"}, "members.0.losses.road: this key is missing"),
+        ({"view_angle_heads": 4}, "task.view_angle_heads: Input should be 3 or 5"),
+        ({"vectorizer": {"seeds": 1}}, "task.vectorizer.seeds: unknown key"),
+        ({"targets": {"border_px": 0}}, "task.targets.border_px"),
+        ({"input_px": 8}, "task.input_px"),
     ],
 )
 def test_faults_of_recipes_are_named(change: dict[str, object], message: str) -> None:
@@ -138,41 +145,41 @@ def test_faults_of_losses_are_named() -> None:
     content = yaml.safe_load(RECIPE)
     member = content["members"][0]
     for losses, message in (
-        ({"building": {"dice": 0}}, "members.0.losses: all weights of a plane are 0"),
+        ({"building": {"dice": 0}}, "members.0.losses: all weights of a probability map are 0"),
         ({"building": {"dise": 1}}, "members.0.losses.building.dise: unknown key"),
         ({"border": {"dice": 1}}, "members.0.losses.building: this key is missing"),
-        ({"building": {"dice": 1}}, "the losses of stage 2 are of other planes"),
+        ({"building": {"dice": 1}}, "the losses of stage 2 are of other probability maps"),
     ):
         content["members"] = [member | {"losses": losses}]
         with pytest.raises(SatmapError, match=message):
             parse_recipe(yaml.safe_dump(content), "x")
     roads = yaml.safe_load(load_recipe("demo").model_dump_json())
-    with pytest.raises(SatmapError, match="looks is for the task buildings"):
-        parse_recipe(yaml.safe_dump(roads | {"looks": 3}), "x")
+    roads["task"]["view_angle_heads"] = 3
+    with pytest.raises(SatmapError, match=r"task\.view_angle_heads: unknown key"):
+        parse_recipe(yaml.safe_dump(roads), "x")
 
 
 def test_shipped_recipes() -> None:
     mapping = load_recipe("mapping-challenge")
     stages = mapping.members[0].stages
-    assert [mapping.members[0].losses_of(i).building.dice for i in range(4)] == [0.5, 0.5, 0.5, 5]  # type: ignore[union-attr]
+    assert [mapping.members[0].losses_of(i).building.dice for i in range(4)] == [0.5, 0.5, 0.5, 5]
     assert [stage.chips for stage in stages] == [50_000, None, None, None]
-    assert (mapping.input_px, mapping.inference.mean) == (256, "geometric")
-    assert (mapping.buildings.dilate_px, mapping.inference.padding) == (2, "replicate")
+    assert (mapping.task.input_px, mapping.inference.mean) == (256, "geometric")
+    assert (mapping.task.vectorizer.dilate_px, mapping.inference.padding) == (2, "replicate")
     oblique = load_recipe("sn4-buildings")
-    assert oblique.categories == ("nadir", "off-nadir", "very off-nadir")
+    assert oblique.task.categories == ("nadir", "off-nadir", "very off-nadir")
     assert {member.bands for member in oblique.members} == {4}
     # What leans leans to the sides that the looks have, in training as in prediction.
     assert (oblique.augmentation.flips, oblique.inference.tta) == (False, 1)
-    assert load_recipe("sn2-buildings").maps == BUILDING_MAPS
+    assert load_recipe("sn2-buildings").map_names == BUILDING_MAPS
 
 
 def test_validation_scores_by_vectoriser_and_metric(tmp_path: Path) -> None:
     write_coco(tmp_path, {1: [square(10, 10, 30), square(60, 60, 20)], 2: []})
-    objective = BuildingObjective(("building",), BuildingSettingsByCategory(least_px=0, seed_px=0))
+    vectorizer = BuildingSettingsByCategory(least_px=0, seed_px=0)
+    task = BuildingTask(small(input_px=64, vectorizer=vectorizer.model_dump()))
     chips = [
-        prepare_chip(
-            chip, tmp_path / "cache", StretchSettings(), BuildingTargetSettings(), input_px=64
-        )
+        prepare_chip(chip, tmp_path / "cache", StretchSettings(), task)
         for chip in find_building_images([tmp_path]).chips
     ]
     scores = []
@@ -184,16 +191,16 @@ def test_validation_scores_by_vectoriser_and_metric(tmp_path: Path) -> None:
             body[40:, 40:] = 0
             body[:16, 40:56] = 255
         scores.append(
-            objective.score(ProbabilityMaps(("building",), body[None], (1, 1)), chip, target)
+            task.score_maps(ProbabilityMaps(("building",), body[None], (1, 1)), chip, target)
         )
     # Found at the file's own size, not at that of the planes.
     assert scores[0].rows[0].polygon.area + scores[0].rows[1].polygon.area == pytest.approx(
         900 + 24 * 24, rel=0.1
     )
-    summary = objective.summary(chips, scores)
+    summary = task.summarize(chips, scores)
     assert (summary["precision"], summary["recall"], summary["f1"]) == (0.5, 0.5, 0.5)
     assert summary["dice"] == pytest.approx(2 * 400 / (400 + 256 + 400 + 169), abs=0.02)
-    assert objective.picture(chips[0], scores[0]).shape[2] == 3
+    assert task.draw(chips[0], scores[0]).shape[2] == 3
 
 
 def chips_of(root: Path, count: int) -> None:
@@ -254,7 +261,8 @@ def test_heads_by_look_in_training_and_prediction(
     content = yaml.safe_load(RECIPE)
     content["members"][0] |= {"bands": 4, "stages": content["members"][0]["stages"][1:]}
     recipe = tmp_path / "heads.yaml"
-    recipe.write_text(yaml.safe_dump(content | {"looks": 5}))
+    content["task"]["view_angle_heads"] = 5
+    recipe.write_text(yaml.safe_dump(content))
     weights = tmp_path / "weights"
     flags = ["--weights", str(weights), "--device", "cpu", "--workers", "0"]
 
@@ -266,10 +274,7 @@ def test_heads_by_look_in_training_and_prediction(
     train_it = ["train", str(root), "--recipe", str(recipe), "--cache", str(tmp_path / "cache")]
     assert run(*train_it) == 0
     network, metadata = load_weights(weights / "fold0-resnet18-4band.last.safetensors")
-    assert (
-        network.categories
-        == load_recipe("sn4-buildings").model_copy(update={"looks": 5}).categories
-    )
+    assert network.categories == CATEGORIES[5]
     held_out = json.loads(metadata["held_out"])
     tiles = {image_id[-3:] for image_id in held_out}
     assert len(held_out) == 2 * len(tiles)
@@ -295,7 +300,7 @@ def test_heads_by_look_in_training_and_prediction(
 def test_an_unknown_look_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chips_of(tmp_path / "data", 2)
     recipe = tmp_path / "heads.yaml"
-    recipe.write_text(yaml.safe_dump(yaml.safe_load(RECIPE) | {"looks": 3}))
+    recipe.write_text(yaml.safe_dump(with_task(view_angle_heads=3)))
     arguments = [
         "train", str(tmp_path / "data"), "--recipe", str(recipe), "--device", "cpu",
         "--weights", str(tmp_path / "weights"), "--cache", str(tmp_path / "cache"),

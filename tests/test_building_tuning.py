@@ -15,12 +15,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from satmap.tasks.buildings.vectorize_files import vectorize_building_files
 
 from made_blocks import made_blocks, maps_of_labels
 from satmap.cli import main
 from satmap.evaluation.metrics.building_f1 import Counts, score_buildings
 from satmap.evaluation.metrics.coco_ap import match_image, score_coco
+from satmap.prediction.vectorize import vectorize_directory
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import load_recipe
 from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv, write_buildings_csv
@@ -30,10 +30,12 @@ from satmap.submissions.coco_json import (
     results_of,
     write_coco_results,
 )
+from satmap.tasks.base import task_of
 from satmap.tasks.buildings import tuning as building_tuning
 from satmap.tasks.buildings.settings import BuildingSettings
 from satmap.tasks.buildings.targets import draw_instances
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons
+from satmap.tasks.dense import DenseTask
 from satmap.tuning.chips import MAX_CHIPS, subsample
 from satmap.tuning.measures import PooledF1, PooledPrecision
 
@@ -146,8 +148,8 @@ def write_mask(path: Path, maps: ProbabilityMaps) -> None:
 
 def write_recipe(path: Path, *, view_angles: int | None = None, **buildings: float) -> Path:
     recipe = yaml.safe_load(load_recipe("small-buildings").model_dump_json())
-    recipe |= {"buildings": buildings, "looks": view_angles}
-    path.write_text(yaml.safe_dump({key: value for key, value in recipe.items() if value}))
+    recipe["task"] |= {"vectorizer": buildings, "view_angle_heads": view_angles}
+    path.write_text(yaml.safe_dump(recipe))
     return path
 
 
@@ -161,7 +163,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 def f1_of(recipe: Path, masks: Path, truth: Path) -> float:
     """F1 of what `vectorize` makes of masks, as `score` has it."""
     out = masks.with_suffix(".csv")
-    vectorize_building_files(masks, out, load_recipe(str(recipe)).task.vectorizer)
+    task = task_of(load_recipe(str(recipe)))
+    assert isinstance(task, DenseTask)
+    vectorize_directory(masks, out, task)
     found = score_buildings(read_buildings_csv(truth), read_buildings_csv(out))
     return float(found.total["f1"] or 0)
 
@@ -184,7 +188,9 @@ def test_a_bad_threshold_is_repaired(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert fitted.task.vectorizer.least_px < 250
     # The same but for what was fitted, so it fits the weights of the old one.
     assert fitted.training_fingerprint == before.training_fingerprint
-    assert fitted.model_copy(update={"buildings": before.buildings}) == before
+    assert fitted.model_copy(update={"task": before.task}) == before
+    settings = {"vectorizer": before.task.vectorizer}
+    assert fitted.task.model_copy(update=settings) == before.task
     # On masks that had no part in it, too.
     unseen = write_masks(tmp_path / "unseen", [f"made_{seed}" for seed in range(20, 23)])
     assert f1_of(output, *unseen) > f1_of(recipe, *unseen) + 0.2
@@ -363,7 +369,7 @@ def test_vectorize_has_the_settings_of_each_category(
     far = "Atlanta_nadir53_catid_1030010003CD4300_1_0"
     masks, _ = write_masks(tmp_path, [nadir, far, "elsewhere"])
     recipe = yaml.safe_load(write_recipe(tmp_path / "looks.yaml", view_angles=3).read_text())
-    recipe["buildings"] = {"categories": {"nadir": {"least_px": 1e6}}}
+    recipe["task"]["vectorizer"] = {"categories": {"nadir": {"least_px": 1e6}}}
     tuned = tmp_path / "tuned.yaml"
     tuned.write_text(yaml.safe_dump(recipe))
     out = tmp_path / "out.csv"

@@ -8,14 +8,16 @@ import pytest
 from safetensors.numpy import save_file
 
 from made_files import write_image, write_labels
+from made_tasks import road_task
 from satmap.data.cache import prepare_chip, prepare_chips
 from satmap.data.chip import Chip
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.recipes.schema import StretchSettings
 from satmap.tasks.roads.settings import TargetSettings
+from satmap.tasks.roads.task import RoadTask
 
-STRETCH, TARGETS = StretchSettings(), TargetSettings()
+STRETCH, TASK = StretchSettings(), road_task()
 LINE = [(5.0, 5.0), (100.0, 80.0)]
 
 
@@ -31,7 +33,7 @@ def written(directory: Path) -> dict[str, int]:
 
 
 def test_windows_equal_the_whole(tmp_path: Path, chip: Chip) -> None:
-    cached = prepare_chip(chip, tmp_path / "cache", STRETCH, TARGETS)
+    cached = prepare_chip(chip, tmp_path / "cache", STRETCH, TASK)
     image, target = cached.read()
     assert image.shape == cached.shape == (96, 128, 3)
     assert target.shape == (96, 128)
@@ -39,16 +41,16 @@ def test_windows_equal_the_whole(tmp_path: Path, chip: Chip) -> None:
     part, part_target = cached.read(slice(10, 40), slice(20, 90))
     assert np.array_equal(part, image[10:40, 20:90])
     assert np.array_equal(part_target, target[10:40, 20:90])
-    assert cached.labels[0].line == pytest.approx(np.array(LINE), abs=1e-4)
-    assert cached.labels[0].speed_mph == 25
+    assert cached.payload[0].line == pytest.approx(np.array(LINE), abs=1e-4)
+    assert cached.payload[0].speed_mph == 25
 
 
 def test_rebuilt_only_when_inputs_or_settings_change(tmp_path: Path, chip: Chip) -> None:
     cache = tmp_path / "cache"
 
-    def changed(stretch: StretchSettings = STRETCH, targets: TargetSettings = TARGETS) -> bool:
+    def changed(stretch: StretchSettings = STRETCH, task: RoadTask = TASK) -> bool:
         before = written(cache) if cache.exists() else {}
-        prepare_chip(chip, cache, stretch, targets)
+        prepare_chip(chip, cache, stretch, task)
         after = written(cache)
         assert all(before[name] == after[name] for name in before), "a file in use was changed"
         return before != after
@@ -56,7 +58,7 @@ def test_rebuilt_only_when_inputs_or_settings_change(tmp_path: Path, chip: Chip)
     assert changed()
     assert not changed()
     assert changed(stretch=StretchSettings(low=1))
-    assert changed(targets=TargetSettings(road_buffer_m=3))
+    assert changed(task=road_task(targets=TargetSettings(road_buffer_m=3)))
     # The first settings again: their file is still there.
     assert not changed()
     os.utime(chip.image.path, (1, 1))
@@ -67,18 +69,18 @@ def test_rebuilt_only_when_inputs_or_settings_change(tmp_path: Path, chip: Chip)
 
 
 def test_a_damaged_file_is_made_anew(tmp_path: Path, chip: Chip) -> None:
-    cached = prepare_chip(chip, tmp_path / "cache", STRETCH, TARGETS)
+    cached = prepare_chip(chip, tmp_path / "cache", STRETCH, TASK)
     image, _ = cached.read()
     cached.path.write_bytes(cached.path.read_bytes()[:5000])
-    assert np.array_equal(prepare_chip(chip, tmp_path / "cache", STRETCH, TARGETS).read()[0], image)
+    assert np.array_equal(prepare_chip(chip, tmp_path / "cache", STRETCH, TASK).read()[0], image)
     save_file({"image": image}, cached.path, {"chip": "{}"})
-    assert np.array_equal(prepare_chip(chip, tmp_path / "cache", STRETCH, TARGETS).read()[0], image)
+    assert np.array_equal(prepare_chip(chip, tmp_path / "cache", STRETCH, TASK).read()[0], image)
 
 
 def test_many_at_once_write_one_whole_file(tmp_path: Path, chip: Chip) -> None:
     threads = [
         threading.Thread(
-            target=prepare_chip, args=(chip, tmp_path / "cache", STRETCH, TARGETS), daemon=True
+            target=prepare_chip, args=(chip, tmp_path / "cache", STRETCH, TASK), daemon=True
         )
         for _ in range(8)
     ]
@@ -98,14 +100,14 @@ def test_a_bad_chip_costs_only_itself(tmp_path: Path) -> None:
     chips = scan_roads([tmp_path / "data"]).chips
     path = chips[4].image.path
     path.write_bytes(path.read_bytes()[:4000])
-    done = prepare_chips(chips, 3, tmp_path / "cache", STRETCH, TARGETS)
+    done = prepare_chips(chips, 3, tmp_path / "cache", STRETCH, TASK)
     assert [c.image_id for c in done.chips] == [c.image_id for c in chips if c is not chips[4]]
     assert "may be truncated" in done.faults["AOI_7_Moscow_chip4"]
     done.require_enough()
     for bad in chips[:3]:
         bad.image.path.write_bytes(b"")
     with pytest.raises(SatmapError, match="4 of 12 chips cannot be used"):
-        prepare_chips(chips, 3, tmp_path / "cache", STRETCH, TARGETS).require_enough()
+        prepare_chips(chips, 3, tmp_path / "cache", STRETCH, TASK).require_enough()
 
 
 def test_labels_that_cannot_be_projected(tmp_path: Path, chip: Chip) -> None:
@@ -117,13 +119,13 @@ def test_labels_that_cannot_be_projected(tmp_path: Path, chip: Chip) -> None:
     }
     chip.label.write_text(json.dumps(document))
     with pytest.raises(SatmapError, match="cannot be projected"):
-        prepare_chip(chip, tmp_path / "cache", STRETCH, TARGETS)
+        prepare_chip(chip, tmp_path / "cache", STRETCH, TASK)
 
 
 def test_a_cache_that_cannot_be_written_is_no_fault_of_chips(tmp_path: Path, chip: Chip) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotWriteError):
-        prepare_chips([chip], 3, tmp_path / "file/cache", STRETCH, TARGETS)
+        prepare_chips([chip], 3, tmp_path / "file/cache", STRETCH, TASK)
 
 
 @pytest.mark.parametrize("fault", ["no georeference", "elsewhere", "no label", "bands"])
@@ -145,20 +147,20 @@ def test_chips_that_cannot_be_trained_with(tmp_path: Path, chip: Chip, fault: st
             channels = 8
             expected = "the networks want 8 bands"
     (again,) = scan_roads([tmp_path / "data"]).chips
-    done = prepare_chips([again], channels, tmp_path / "cache", STRETCH, TARGETS)
+    done = prepare_chips([again], channels, tmp_path / "cache", STRETCH, TASK)
     assert expected in done.faults["AOI_7_Moscow_chip1"]
 
 
 def test_an_unwritable_cache_is_named(tmp_path: Path, chip: Chip) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SatmapError, match="cannot write"):
-        prepare_chip(chip, tmp_path / "file/cache", STRETCH, TARGETS)
+        prepare_chip(chip, tmp_path / "file/cache", STRETCH, TASK)
 
 
 def test_the_header_is_plain_json(tmp_path: Path, chip: Chip) -> None:
     from safetensors import safe_open
 
-    cached = prepare_chip(chip, tmp_path / "cache", STRETCH, TARGETS)
+    cached = prepare_chip(chip, tmp_path / "cache", STRETCH, TASK)
     with safe_open(cached.path, framework="numpy") as tensors:
         header = json.loads(tensors.metadata()["chip"])
     assert header["shape"] == [96, 128, 3]

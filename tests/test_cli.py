@@ -122,7 +122,8 @@ def test_validation_maps_from_training_to_a_fitted_recipe(
     graph = tmp_path / "roads.graphml"
     printed = succeeds(
         capsys, "predict", city / "train", output, *common,
-        "--out-of-fold", "--probabilities", maps, "--export", graph, "--export", tmp_path / "r.geojson",
+        "--out-of-fold", "--probabilities", maps,
+        "--export", graph, "--export", tmp_path / "r.geojson",
     )  # fmt: skip
     assert f"{output}: 6 images" in printed
     assert len(list(maps.iterdir())) == 6
@@ -154,8 +155,11 @@ def test_masks_of_any_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     street_mask(masks / "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip4.png")
     recipe.write_text(
         road_recipe(
-            inference={"tta": 1, "default_metres_per_pixel": 0.5},
-            roads={"default_speed_mph": 50},
+            task={
+                "name": "roads",
+                "vectorizer": {"default_speed_mph": 50},
+                "default_metres_per_pixel": 0.5,
+            }
         )
     )
     lengths = []

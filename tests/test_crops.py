@@ -10,15 +10,17 @@ from satmap.data.augmentation import Geometry, draw_geometry, jitter_colours
 from satmap.data.cache import CachedChip, prepare_chip
 from satmap.data.crops import CropDataset, read_crop
 from satmap.data.layouts.spacenet_roads import scan_roads
-from satmap.recipes.schema import Augmentation, StretchSettings
-from satmap.tasks.roads.settings import TargetSettings
+from satmap.recipes.schema import Augmentation, StretchSettings, load_recipe
+from satmap.tasks.base import task_of
+
+TASK = task_of(load_recipe("demo"))
 
 
 @pytest.fixture(scope="module")
 def chips(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[CachedChip]]:
     cache = tmp_path_factory.mktemp("cache")
     found = scan_roads([city / "train"]).chips
-    yield [prepare_chip(chip, cache, StretchSettings(), TargetSettings()) for chip in found]
+    yield [prepare_chip(chip, cache, StretchSettings(), TASK) for chip in found]
 
 
 def test_a_plain_crop_is_a_window(chips: list[CachedChip]) -> None:
@@ -31,10 +33,10 @@ def test_a_plain_crop_is_a_window(chips: list[CachedChip]) -> None:
 @pytest.mark.parametrize("turns", range(4))
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_the_eight_symmetries_are_exact(
-    chips: list[CachedChip], phases: int, mirrored: bool
+    chips: list[CachedChip], turns: int, mirrored: bool
 ) -> None:
     image, target = (a[48:112, 48:112] for a in chips[1].read())
-    geometry = Geometry((80.0, 80.0), quarter_turns=phases, mirrored=mirrored)
+    geometry = Geometry((80.0, 80.0), quarter_turns=turns, mirrored=mirrored)
     crop, crop_target = read_crop(chips[1], geometry, 64, 8)
     candidates = [
         (k, m, np.rot90(target[:, ::-1] if m else target, k)) for k in range(4) for m in (0, 1)
@@ -110,12 +112,12 @@ def test_recolour_changes_colours_and_nothing_else() -> None:
 
 def test_the_same_crops_whatever_the_workers(chips: list[CachedChip]) -> None:
     def epoch(workers: int, number: int) -> torch.Tensor:
-        dataset = CropDataset(chips, 64, 8, 2, Augmentation(), seed=5)
+        dataset = CropDataset(chips, 64, 8, 2, Augmentation(), seed=5, cutter=TASK)
         dataset.set_epoch(number)
         loader = DataLoader(
             dataset, 4, num_workers=workers, multiprocessing_context="spawn" if workers else None
         )
-        return torch.cat([image for image, *_ in loader])
+        return torch.cat([sample["image"] for sample, _ in loader])
 
     alone = epoch(0, 1)
     assert alone.shape == (12, 8, 64, 64)

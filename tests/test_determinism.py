@@ -24,9 +24,9 @@ from satmap.tasks.roads.losses import road_loss
 from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.tasks.roads.settings import RoadLosses as Losses
 from satmap.tasks.roads.targets import JUNCTION_BIT
-from satmap.training import epoch
-from satmap.training.ensemble import TrainingOptions, train
+from satmap.training import train as training
 from satmap.training.run_context import RunContext, RunInfo
+from satmap.training.train_ensemble import TrainingOptions, train
 from tiny_trainings import road_member, road_recipe, stage
 
 CPU = torch.device("cpu")
@@ -151,15 +151,15 @@ def test_two_trainings_give_the_same_bytes(
     first = trained(city, tmp_path / "first")
     assert len(first) == 3
     assert trained(city, tmp_path / "workers", workers=2) == first
-    original = epoch.train_epoch
+    original = training._train_epoch
 
     def stopped(*arguments):  # type: ignore[no-untyped-def]
-        if arguments[5].epoch == 1:
+        if arguments[0].progress.epoch == 1:
             raise KeyboardInterrupt
         return original(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("satmap.training.loop.train_epoch", stopped)
+        patch.setattr(training, "_train_epoch", stopped)
         trained(city, tmp_path / "resumed")
     assert trained(city, tmp_path / "resumed") == first
     manifest = read_manifest(tmp_path / "resumed" / "fold0-tiny-8band.last.safetensors")

@@ -19,15 +19,16 @@ from satmap.provenance.manifest import WeightsManifest, read_manifest
 from satmap.recipes.schema import Augmentation, Recipe, load_recipe, parse_recipe
 from satmap.recipes.task_settings import HeadLoss
 from satmap.runtime.ranks import Ranks
-from satmap.tasks.base import load_ensemble
+from satmap.tasks.base import load_ensemble, task_of
+from satmap.tasks.dense import DenseTask
 from satmap.tasks.dense_losses import distillation_loss
 from satmap.tasks.roads.losses import road_loss
 from satmap.tasks.roads.settings import ROAD_MAPS, RoadHeadLoss
 from satmap.tasks.roads.settings import RoadLosses as Losses
 from satmap.training import teacher as teaching
-from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.run_context import RunContext
 from satmap.training.teacher import Teacher, find_teacher, predict_soft_targets
+from satmap.training.train_ensemble import TrainingOptions, train
 from satmap.weights.members import choose, find_weights
 from satmap.weights.network_files import load_weights, save_weights
 from tiny_trainings import road_member, road_recipe, stage
@@ -76,9 +77,8 @@ def teacher(tiny_encoders: None, tmp_path_factory: pytest.TempPathFactory) -> Te
 @pytest.fixture
 def chips(city: Path, tmp_path: Path) -> list[CachedChip]:
     recipe, found = student(), scan_roads([city / "train"]).chips
-    return list(
-        prepare_chips(found, 8, tmp_path / "cache", recipe.stretch, recipe.task.targets).chips
-    )
+    task = task_of(recipe)
+    return list(prepare_chips(found, 8, tmp_path / "cache", recipe.stretch, task).chips)
 
 
 def test_the_loss_by_hand() -> None:
@@ -97,23 +97,28 @@ def test_every_head_learns_from_the_teachers_map_of_its_name() -> None:
     torch.manual_seed(0)
     soft = torch.randint(0, 256, (2, 12, 32, 32), dtype=torch.uint8)
     label = torch.randint(0, 11, (2, 1, 32, 32), dtype=torch.uint8)
-    target = torch.cat([label, soft], dim=1)
+    target = label[:, 0]
     nothing = Losses(road=RoadHeadLoss(), speed=HeadLoss(), junction=HeadLoss(), distillation=0.5)
     order = torch.randperm(12)
     names = tuple(ROAD_MAPS[i] for i in order)
     agreeing = torch.logit(soft[:, order].float() / 255, 1e-6)
-    assert road_loss(agreeing, names, target, nothing)[0].item() == pytest.approx(0, abs=1e-4)
+    assert road_loss(agreeing, names, target, nothing, soft=soft)[0].item() == pytest.approx(
+        0, abs=1e-4
+    )
     wrong = agreeing.clone()
     wrong[:, names.index("junction")] *= -1
-    _, parts = road_loss(wrong, names, target, nothing)
+    _, parts = road_loss(wrong, names, target, nothing, soft=soft)
     assert parts["junction"].item() > 0.1
     assert parts["road"].item() + parts["speed"].item() == pytest.approx(0, abs=1e-4)
     # Beside the label's losses it is one term more.
     hard = Losses(road=RoadHeadLoss(dice=1, focal=1), speed=HeadLoss(bce=1), junction=HeadLoss())
     both = hard.model_copy(update={"distillation": 0.5})
     logits = torch.randn(2, 12, 32, 32)
-    sums = [road_loss(logits, names, target, each)[0].item() for each in (hard, nothing, both)]
-    assert sums[0] == road_loss(logits, names, label[:, 0], hard)[0].item()
+    sums = [
+        road_loss(logits, names, target, each, soft=soft)[0].item()
+        for each in (hard, nothing, both)
+    ]
+    assert sums[0] == road_loss(logits, names, target, hard)[0].item()
     assert sums[2] == pytest.approx(sums[0] + sums[1], rel=1e-5)
 
 
@@ -144,7 +149,9 @@ def test_soft_targets_are_what_the_ensemble_says_and_are_made_once(
 def with_inference(teacher: Teacher, **settings: object) -> Teacher:
     inference = teacher.recipe.inference.model_copy(update=settings)
     recipe = teacher.recipe.model_copy(update={"inference": inference})
-    return replace(teacher, recipe=recipe)
+    task = task_of(recipe)
+    assert isinstance(task, DenseTask)
+    return replace(teacher, task=task)
 
 
 def test_settings_of_inference_that_change_maps_make_other_soft_targets(
@@ -166,7 +173,7 @@ def test_another_teacher_makes_other_files(teacher: Teacher, tmp_path: Path) -> 
     assert less.digest != teacher.digest
     changes: dict[str, object] = {
         "tta": 8, "mean": "geometric", "window": 64, "overlap": 16, "padding": "replicate",
-        "batch": 1, "checkpoints": ("last",), "default_metres_per_pixel": 0.5, "neighbours": False,
+        "batch": 1, "checkpoints": ("last",),
     }  # fmt: skip
     # A new setting must be added here.
     assert changes.keys() == type(teacher.recipe.inference).model_fields.keys()
@@ -194,12 +201,14 @@ def test_soft_targets_turn_with_the_crop(chips: list[CachedChip], tmp_path: Path
         read_soft_crop(chips[0], geometry, 96)
     colourful = Augmentation(colour_jitter_probability=1)
     with_soft, without = (
-        CropDataset([each], 64, 3, 1, colourful, seed=1)[0] for each in (chip, chips[0])
+        CropDataset([each], 64, 3, 1, colourful, 1, task_of(student()))[0][0]
+        for each in (chip, chips[0])
     )
-    assert with_soft[1].shape == (13, 64, 64)
+    assert with_soft["soft"].shape == (12, 64, 64)
     # The teacher changes nothing of what there was before.
-    assert torch.equal(with_soft[0], without[0])
-    assert torch.equal(with_soft[1][0], without[1])
+    assert with_soft.keys() - without.keys() == {"soft"}
+    for name in ("image", "target"):
+        assert np.array_equal(with_soft[name], without[name])
 
 
 def test_a_student_trains_on_all_chips_and_predicts_alone(
@@ -211,7 +220,7 @@ def test_a_student_trains_on_all_chips_and_predicts_alone(
     options = TrainingOptions(tmp_path / "cache", teacher=given)
     assert train([city / "train"], recipe, context, options) == {}
     printed = capsys.readouterr().out
-    assert "teacher: demo, 8 passes a chip (2 networks x 4 views)" in printed
+    assert "teacher: demo, 8 passes a chip (2 networks x 4 test-time augmentations)" in printed
     assert "all-tiny-3band: 6 chips, not validated" in printed
     (file,) = choose(find_weights(context.weights), recipe)
     assert file.path.name == "all-tiny-3band.last.safetensors"
@@ -225,6 +234,7 @@ def test_a_student_trains_on_all_chips_and_predicts_alone(
     losses = recipe.members[0].losses.model_copy(update={"distillation": None})
     member = recipe.members[0].model_copy(update={"losses": losses})
     labels = recipe.model_copy(update={"members": (member,)})
+    assert labels.training_fingerprint != recipe.training_fingerprint
     alone = RunContext(tmp_path / "labels", CPU)
     train([city / "train"], labels, alone, TrainingOptions(tmp_path / "cache"))
     weights = [load_weights(next(w.weights.glob("*.safetensors")))[0] for w in (context, alone)]

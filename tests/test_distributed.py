@@ -44,13 +44,14 @@ from satmap.networks.unet import UNet, build_network
 from satmap.recipes.schema import Member, Stage, parse_recipe
 from satmap.runtime import launcher
 from satmap.runtime.ranks import Ranks, joined
+from satmap.tasks.base import task_of
 from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.training.budget import allocate_time, assign_stages, plan_epoch
 from satmap.training.distributed import SyncedBatchNorm, sum_over_ranks, synced_norms
-from satmap.training.ensemble import TrainingOptions, _phases, train
 from satmap.training.loading import epoch_order, split_between_ranks
 from satmap.training.run_context import RunContext
 from satmap.training.state import MovingAverage, Progress
+from satmap.training.train_ensemble import TrainingOptions, _phases, train
 from satmap.weights.average import average_weights
 from satmap.weights.members import find_weights
 from satmap.weights.network_files import load_weights, save_weights
@@ -523,7 +524,7 @@ def test_the_average_is_the_mean_of_the_weights_so_far() -> None:
 def test_averages_are_what_is_kept_and_gone_on_with(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from satmap.training import epoch, loop
+    from satmap.training import train as training
 
     recipe = parse_recipe(recipe_text(2, ema_decay=0.5), "test")
     options = TrainingOptions(cache=city.parent / "ranks-cache", folds=(0,))
@@ -534,18 +535,18 @@ def test_averages_are_what_is_kept_and_gone_on_with(
     for name, value in state["average"]["network"].items():
         assert torch.equal(value, kept[name])
     assert not all(torch.equal(value, kept[name]) for name, value in state["network"].items())
-    calls = 0
+    original, calls = training._train_epoch, 0
 
     def interrupted(*arguments):  # type: ignore[no-untyped-def]
         nonlocal calls
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
-        return epoch.train_epoch(*arguments)
+        return original(*arguments)
 
     context = RunContext(tmp_path / "stopped" / "weights", CPU)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_epoch", interrupted)
+        patch.setattr(training, "_train_epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train([city / "train"], recipe, context, options)
     train([city / "train"], recipe, context, options)
@@ -554,16 +555,12 @@ def test_averages_are_what_is_kept_and_gone_on_with(
 
 def test_areas_have_equal_numbers_of_crops(city: Path, tmp_path: Path) -> None:
     recipe = parse_recipe(recipe_text(2), "test")
-    chips = prepare_chips(
-        scan_roads([city / "train"]).chips,
-        8,
-        city.parent / "ranks-cache",
-        recipe.stretch,
-        recipe.task.targets,
-    ).chips
+    found, task = scan_roads([city / "train"]).chips, task_of(recipe)
+    cache = city.parent / "ranks-cache"
+    chips = prepare_chips(found, 8, cache, recipe.stretch, task).chips
     small, large = "AOI_1_Small", "AOI_2_Large"
     chips = tuple(replace(c, aoi=small if i == 2 else large) for i, c in enumerate(chips))
-    crops = CropDataset(chips, 64, 8, 2, None, 0, equal_areas=True)
+    crops = CropDataset(chips, 64, 8, 2, None, 0, task, equal_areas=True)
     seen: Counter[int] = Counter()
     for epoch in range(5):
         crops.set_epoch(epoch)
@@ -573,7 +570,7 @@ def test_areas_have_equal_numbers_of_crops(city: Path, tmp_path: Path) -> None:
     # The large area's chips take turns over the epochs: 30 turns for 5 chips.
     assert seen == {0: 6, 1: 6, 2: 30, 3: 6, 4: 6, 5: 6}
     items = next(iter(DataLoader(crops, len(crops))))
-    assert Counter(items[2].tolist())[2] == 6
+    assert Counter(items[1].tolist())[2] == 6
 
 
 def test_stages_that_members_do_not_share_are_dealt_evenly() -> None:
@@ -742,20 +739,22 @@ def test_a_soup_is_the_mean_and_held_out_by_all(
 
 
 def test_a_lost_chip_ends_the_training_with_its_name(city: Path, tmp_path: Path) -> None:
-    from satmap.training import epoch, loop
+    from satmap.training import train as training
 
     recipe = parse_recipe(recipe_text(2), "test")
     cache = tmp_path / "cache"
     context = RunContext(tmp_path / "weights", CPU, workers=1)
     options = TrainingOptions(cache=cache, folds=(0,))
 
+    original = training._train_epoch
+
     def losing(*arguments):  # type: ignore[no-untyped-def]
         for file in cache.glob("*.safetensors"):
             file.unlink(missing_ok=True)
-        return epoch.train_epoch(*arguments)
+        return original(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train_epoch", losing)
+        patch.setattr(training, "_train_epoch", losing)
         with pytest.raises(
             SatmapError, match=r"prepared chip .*safetensors cannot be read"
         ) as lost:
@@ -779,9 +778,11 @@ def test_tensorboard_is_asked_for_before_any_work(
     assert not (tmp_path / "weights").exists()
 
 
-def test_new_settings_leave_the_fingerprints_of_old_recipes() -> None:
-    old = "aa3d3fba12a604bc6eec12b95a8e0ba8f6d9bf700341fed6d052bd1d874ca204"
-    assert parse_recipe(RECIPE, "test").training_fingerprint == old
+def test_what_changes_a_training_changes_the_fingerprint_of_its_recipe() -> None:
+    plain = parse_recipe(RECIPE, "test").training_fingerprint
+    # A setting that is left at nothing counts for nothing, as if there were none of its name.
+    nothing = yaml.safe_load(RECIPE) | {"sampling": None, "optimizer": {"ema_decay": None}}
+    assert parse_recipe(yaml.safe_dump(nothing), "test").training_fingerprint == plain
     for change in ({"sampling": "equal_areas"}, {"optimizer": {"ema_decay": 0.99}}):
         content = yaml.safe_load(RECIPE) | change
-        assert parse_recipe(yaml.safe_dump(content), "test").training_fingerprint != old
+        assert parse_recipe(yaml.safe_dump(content), "test").training_fingerprint != plain

@@ -19,9 +19,10 @@ import torch
 from affine import Affine
 
 from made_files import write_image, write_labels
+from made_tasks import road_task
 from satmap.data.cache import prepare_chip
 from satmap.data.imagery import RGB, StretchedImage, read_info
-from satmap.data.layouts.spacenet_roads import scan_roads
+from satmap.data.layouts.spacenet_roads import road_image_id, scan_roads
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.score import score_files
 from satmap.io import files
@@ -38,7 +39,8 @@ from satmap.recipes.strict_yaml import read_yaml
 from satmap.runtime.resources import is_memory_short
 from satmap.runtime.workers import start_pool
 from satmap.submissions.mask_rasters import open_mask as open_building_mask
-from satmap.tasks.roads.settings import ROAD_MAPS, TargetSettings
+from satmap.tasks.base import task_of
+from satmap.tasks.roads.settings import ROAD_FILE_MAPS, ROAD_MAPS
 from satmap.training.state import load_state
 
 CPU = torch.device("cpu")
@@ -100,7 +102,7 @@ def test_a_raster_that_would_read_other_files_is_refused(tmp_path: Path) -> None
         assert known.driver == "VRT"
     with pytest.raises(SatmapError, match="not a readable raster"):
         read_info(path, RGB)
-    with pytest.raises(SatmapError, match="cannot be read"), open_map_file(path, 1):
+    with pytest.raises(SatmapError, match="cannot be read"), open_map_file(path, 1, ROAD_FILE_MAPS):
         pass
     with pytest.raises(SatmapError, match="not a readable raster"), open_building_mask(path):
         pass
@@ -117,7 +119,7 @@ def test_more_pixels_than_can_be_meant(tmp_path: Path) -> None:
             if count == 3:
                 read_info(path, RGB)
             else:
-                with open_map_file(path, 1):
+                with open_map_file(path, 1, ROAD_FILE_MAPS):
                     pass
 
 
@@ -135,8 +137,8 @@ def test_black_images_are_noted_and_need_no_network(tmp_path: Path) -> None:
     write_image(tmp_path / name.format(1), pixels=black)
     write_image(tmp_path / name.format(2))
     network = build_network("resnet18", 3, ROAD_MAPS, (16, 16, 16, 16)).eval()
-    members, recipe = [EnsembleMember(network)], load_recipe("demo")
-    pictures = [prepare_image(chip, members, recipe) for chip in scan_roads([tmp_path]).chips]
+    members, task = [EnsembleMember(network)], task_of(load_recipe("demo"))
+    pictures = [prepare_image(chip, members, task) for chip in scan_roads([tmp_path]).chips]
     assert any("no pixel holds data" in note and "chip1" in note for note in pictures[0].notes)
     assert not any("no pixel holds data" in note for note in pictures[1].notes)
     blank, seen = (StretchedImage(picture.info, 2, 98) for picture in pictures)
@@ -168,9 +170,9 @@ def test_roads_cannot_be_learned_from_black(tmp_path: Path) -> None:
         chip = scan_roads([tmp_path]).chips[0]
         if fails:
             with pytest.raises(SatmapError, match="no pixel holds data, but"):
-                prepare_chip(chip, tmp_path / "cache", StretchSettings(), TargetSettings())
+                prepare_chip(chip, tmp_path / "cache", StretchSettings(), road_task())
         else:
-            prepare_chip(chip, tmp_path / "cache", StretchSettings(), TargetSettings())
+            prepare_chip(chip, tmp_path / "cache", StretchSettings(), road_task())
 
 
 @pytest.mark.parametrize("harm", ["directory", "pipe"])
@@ -186,8 +188,11 @@ def test_what_is_no_file_is_reported_in_an_images_place(tmp_path: Path, harm: st
     assert [chip.image_id for chip in found.chips] == ["AOI_7_Moscow_chip1"]
     assert list(found.long_ids) == ["AOI_7_Moscow_chip1", "AOI_7_Moscow_chip2"]
     assert f"{victim} is a {harm}" in found.faults["AOI_7_Moscow_chip2"]
-    assert find_map_files(tmp_path)["AOI_7_Moscow_chip2"] == victim
-    with pytest.raises(SatmapError, match=f"chip2.tif is a {harm}"), open_map_file(victim, 1):
+    assert find_map_files(tmp_path, road_image_id)["AOI_7_Moscow_chip2"] == victim
+    with (
+        pytest.raises(SatmapError, match=f"chip2.tif is a {harm}"),
+        open_map_file(victim, 1, ROAD_FILE_MAPS),
+    ):
         pass
     if harm == "directory":
         # As some programs unpack archives: the file in it is the image.
@@ -195,7 +200,7 @@ def test_what_is_no_file_is_reported_in_an_images_place(tmp_path: Path, harm: st
         found = scan_roads([tmp_path])
         assert not found.faults
         assert found.chips[1].image.path == image
-        assert find_map_files(tmp_path)["AOI_7_Moscow_chip2"] == image
+        assert find_map_files(tmp_path, road_image_id)["AOI_7_Moscow_chip2"] == image
 
 
 def test_stored_maps_that_are_damaged_are_predicted_again(tmp_path: Path) -> None:
@@ -214,14 +219,14 @@ def test_what_is_no_file_in_the_cache_is_made_anew(tmp_path: Path, harm: str) ->
     write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
     write_labels(tmp_path / "AOI_7_Moscow_chip1.geojson", [[(5.0, 5.0), (100.0, 80.0)]])
     chip, cache = scan_roads([tmp_path]).chips[0], tmp_path / "cache"
-    path = prepare_chip(chip, cache, StretchSettings(), TargetSettings()).path
+    path = prepare_chip(chip, cache, StretchSettings(), road_task()).path
     whole = path.read_bytes()
     path.unlink()
     if harm == "pipe":
         os.mkfifo(path)
     else:
         path.symlink_to(path.with_name("nothing") if harm == "link to nothing" else path.name)
-    assert prepare_chip(chip, cache, StretchSettings(), TargetSettings()).path == path
+    assert prepare_chip(chip, cache, StretchSettings(), road_task()).path == path
     assert path.is_file()
     assert not path.is_symlink()
     assert path.read_bytes() == whole

@@ -1,6 +1,6 @@
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,14 @@ from affine import Affine
 from torch import Tensor, nn
 
 from made_files import write_image
+from made_tasks import road_task
 from satmap.data.folds import assign_folds
 from satmap.data.layouts.spacenet_roads import road_image_id, scan_roads
 from satmap.errors import CannotWriteError, SatmapError
-from satmap.exports import SUFFIXES, ImageRoads
+from satmap.exports import ROAD_SUFFIXES, ImageRoads
 from satmap.networks.ensemble import (
     SYMMETRIES,
     EnsembleMember,
-    HostCopy,
-    Strip,
     predict_maps,
     predict_strips,
 )
@@ -36,10 +35,9 @@ from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.windows import blend, spans
 from satmap.recipes.schema import Inference, Recipe, StretchSettings, Submission, load_recipe
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
-from satmap.tasks.base import PreparedImage, load_ensemble
-from satmap.tasks.roads import maps as road_maps
+from satmap.tasks.base import PendingResult, PreparedImage, load_ensemble
+from satmap.tasks.roads import task as road_tasks
 from satmap.tasks.roads.settings import ROAD, ROAD_MAPS, RoadSettings
-from satmap.tasks.roads.task import RoadTask as RoadDecoder
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.georeference import Georeference
 from satmap.vectors.road_graph import RoadEdge, RoadGraph
@@ -47,7 +45,7 @@ from satmap.weights.members import choose, find_weights, recipe_of
 from satmap.weights.network_files import load_weights, save_weights
 from test_roads import draw
 
-ROAD_DECODER = RoadDecoder(RoadSettings(), 0.3)
+ROADS = road_task()
 CPU = torch.device("cpu")
 
 
@@ -125,7 +123,7 @@ def test_windows_have_no_seams_and_no_order() -> None:
     slope = np.add.outer(np.arange(300), np.arange(500)) * (254 / 800) + 1
     image = np.repeat(slope[..., None], 3, axis=2).astype(np.uint8)
     settings = Inference(tta=1, window=128, overlap=32)
-    members = [EnsembleMember(Mean())]  # type: ignore[arg-type]
+    members = [EnsembleMember(Mean())]
     maps = predict_maps(members, image, settings, CPU)[0].astype(int)
     steps = [np.abs(np.diff(maps, axis=axis)).max() for axis in (0, 1)]
     hard = Inference(tta=1, window=128, overlap=0)
@@ -193,7 +191,7 @@ def test_maps_lie_where_the_image_does(shape: tuple[int, int], tta: int) -> None
     image = np.random.default_rng(0).integers(1, 255, (*shape, 3)).astype(np.uint8)
     image[0, :3] = 0  # no data
     settings = Inference(tta=tta, batch=3, window=96, overlap=16)
-    maps = predict_maps([EnsembleMember(FirstBand())], image, settings, CPU)  # type: ignore[arg-type]
+    maps = predict_maps([EnsembleMember(FirstBand())], image, settings, CPU)
     assert maps.shape == (1, *shape)
     bright = round(255 / (1 + np.exp(-4)))
     dark = np.where(image.any(axis=2), 255 - bright, 0)
@@ -301,7 +299,7 @@ def test_networks_that_cannot_do_roads_are_refused_before_any_work(tmp_path: Pat
     arguments = ([tmp_path / "images"], tmp_path / "out.csv", tmp_path, CPU)
     few = build_network("resnet18", 3, ["road", "junction"], (8,) * 4)
     save_weights(odd, few, {"recipe": text})
-    with pytest.raises(SatmapError, match=r"gives the planes road, junction, but roads are made"):
+    with pytest.raises(SatmapError, match=r"maps road, junction, but roads need speed0"):
         predict(*arguments)
     # Other tasks may average them, but not with what says something else.
     make_weights(tmp_path, "b.last")
@@ -364,10 +362,10 @@ def test_an_unthought_of_fault_costs_one_image(
     original = vectorize_roads
 
     def broken(maps: ProbabilityMaps, settings: RoadSettings) -> RoadGraph:
-        monkeypatch.setattr(road_maps, "vectorize_roads", original)
+        monkeypatch.setattr(road_tasks, "vectorize_roads", original)
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(road_maps, "vectorize_roads", broken)
+    monkeypatch.setattr(road_tasks, "vectorize_roads", broken)
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     output = tmp_path / "out.csv"
     done = predict([city / "test"], output, tmp_path / "weights", CPU, alone(tmp_path))
@@ -390,7 +388,7 @@ def test_one_bad_image_costs_only_itself(tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     done = predict([images], output, tmp_path / "weights", CPU)
     assert sorted(done.faults) == [f"AOI_7_Moscow_chip{n}" for n in (2, 3, 4)]
-    assert any("0.3 m a pixel" in warning for warning in done.warnings)
+    assert any("0.3 m per pixel" in warning for warning in done.warnings)
     written = read_roads_csv(output)
     assert list(written) == [f"AOI_7_Moscow_chip{n}" for n in (1, 2, 3, 4, 5, 6, 10)]
     for number in (2, 3, 4, 10):
@@ -437,18 +435,18 @@ def same_roads(a: ImageRoads, b: ImageRoads) -> bool:
 def test_the_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     written = {"a": some_roads("AOI_a", 0.1 + 0.2, 4.5), "b": some_roads("AOI_b")}
-    with Journal(output, "settings", ROAD_DECODER) as journal:
+    with Journal(output, "settings", ROADS) as journal:
         for key, roads in written.items():
             journal.add(key, roads)
     with journal.path.open("ab") as file:
         file.write(b'["c", [[[[0, 0')  # cut off by a crash
-    with Journal(output, "settings", ROAD_DECODER) as journal:
+    with Journal(output, "settings", ROADS) as journal:
         assert list(journal.finished) == ["a", "b"]
         assert all(same_roads(journal.found(key), roads) for key, roads in written.items())
         journal.add("c", some_roads("AOI_c", 1.0))
-    with Journal(output, "settings", ROAD_DECODER) as journal:
+    with Journal(output, "settings", ROADS) as journal:
         assert list(journal.finished) == ["a", "b", "c"]
-    with Journal(output, "other settings", ROAD_DECODER) as journal:
+    with Journal(output, "other settings", ROADS) as journal:
         assert not journal.finished
         journal.remove()
     assert not list(tmp_path.iterdir())
@@ -458,20 +456,20 @@ def test_the_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
     "record", ["3", "[]", '[["AOI_a", null, [], [[]]]]', '["AOI_a", 1, [], []]']
 )
 def test_records_of_another_make_are_passed_over(tmp_path: Path, record: str) -> None:
-    with Journal(tmp_path / "out.csv", "settings", ROAD_DECODER) as journal:
+    with Journal(tmp_path / "out.csv", "settings", ROADS) as journal:
         pass
     with journal.path.open("a") as file:
         file.write(f'["a", {record}]\n')
-    with Journal(tmp_path / "out.csv", "settings", ROAD_DECODER) as journal:
+    with Journal(tmp_path / "out.csv", "settings", ROADS) as journal:
         assert not journal.finished
 
 
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
     with (
-        Journal(tmp_path / "out.csv", "settings", ROAD_DECODER),
+        Journal(tmp_path / "out.csv", "settings", ROADS),
         pytest.raises(CannotWriteError, match="is being written by another run"),
     ):
-        Journal(tmp_path / "out.csv", "settings", ROAD_DECODER)
+        Journal(tmp_path / "out.csv", "settings", ROADS)
 
 
 @pytest.mark.parametrize(
@@ -495,7 +493,7 @@ def test_a_stopped_prediction_goes_on(
     predicted: list[Path] = []
     original = share.launch_networks
 
-    def interrupted(picture: PreparedImage, *rest: Any) -> list[Strip]:
+    def interrupted(picture: PreparedImage, *rest: Any) -> PendingResult:
         if len(predicted) == 1:
             raise fault
         predicted.append(picture.info.path)
@@ -507,7 +505,7 @@ def test_a_stopped_prediction_goes_on(
     assert not resumed.exists()
     again: list[Path] = []
 
-    def counted(picture: PreparedImage, *rest: Any) -> list[Strip]:
+    def counted(picture: PreparedImage, *rest: Any) -> PendingResult:
         again.append(picture.info.path)
         return original(picture, *rest)
 
@@ -516,6 +514,16 @@ def test_a_stopped_prediction_goes_on(
     assert again
     assert predicted[0] not in again
     assert resumed.read_bytes() == whole.read_bytes()
+
+
+@dataclass(frozen=True)
+class Known:
+    """A prediction that is there already."""
+
+    maps: ProbabilityMaps
+
+    def get(self) -> ProbabilityMaps:
+        return self.maps
 
 
 def test_chips_side_by_side_help_each_other(
@@ -533,10 +541,10 @@ def test_chips_side_by_side_help_each_other(
             transform=Affine(size, 0, 37.6 + 400 * number * size, 0, -size, 55.7),
         )
 
-    def maps_of(picture: PreparedImage, *_: object) -> list[Strip]:
+    def maps_of(picture: PreparedImage, *_: object) -> Known:
         values = np.zeros((len(ROAD_MAPS), 300, 400), np.uint8)
         values[ROAD_MAPS.index(ROAD)] = parts[picture.info.path.stem.split("_")[-1]]
-        return [Strip(0, HostCopy(torch.from_numpy(values)))]
+        return Known(ProbabilityMaps(ROAD_MAPS, values, picture.metres_per_pixel))
 
     monkeypatch.setattr(share, "launch_networks", maps_of)
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
@@ -549,32 +557,32 @@ def test_chips_side_by_side_help_each_other(
     left_over = {path.name for path in output.parent.iterdir()}
     assert left_over == {"out.csv", "out.csv.manifest.json"}
 
-    alone = load_recipe("demo")
-    alone = alone.model_copy(update={"inference": Inference(tta=1, neighbours=False)})
-    (tmp_path / "alone.yaml").write_text(alone.model_dump_json())
-    predict([tmp_path / "test"], output, tmp_path / "weights", CPU, str(tmp_path / "alone.yaml"))
+    predict([tmp_path / "test"], output, tmp_path / "weights", CPU, alone(tmp_path))
     assert max(row.line[:, 0].max() for row in read_roads_csv(output)["AOI_7_Moscow_chip0"]) < 400
 
 
 # --- planes and exports ---------------------------------------------------------------------------
 
 
-def alone(directory: Path, **inference: object) -> str:
+def alone(directory: Path, *, neighbours: bool = False) -> str:
     """A recipe file for chips that do not look at their neighbours, as masks on disk do not."""
     recipe = load_recipe("demo")
-    settings = recipe.inference.model_copy(update={"tta": 1, "neighbours": False} | inference)
+    settings = {
+        "inference": recipe.inference.model_copy(update={"tta": 1}),
+        "task": recipe.task.model_copy(update={"neighbours": neighbours}),
+    }
     path = directory / "alone.yaml"
-    path.write_text(recipe.model_copy(update={"inference": settings}).model_dump_json())
+    path.write_text(recipe.model_copy(update=settings).model_dump_json())
     return str(path)
 
 
-def street_maps(picture: PreparedImage, *_: object) -> list[Strip]:
+def street_maps(picture: PreparedImage, *_: object) -> Known:
     """Stands for an ensemble that sees a street, and how fast it is, in every image."""
     info = picture.info
     road = draw([(0, 40), (info.width, 40)], shape=(info.height, info.width))
     values = np.zeros((len(ROAD_MAPS), *road.shape), np.uint8)
     values[[ROAD_MAPS.index(name) for name in (ROAD, "speed3", "speed4")]] = road
-    return [Strip(0, HostCopy(torch.from_numpy(values)))]
+    return Known(ProbabilityMaps(ROAD_MAPS, values, picture.metres_per_pixel))
 
 
 UTM: dict[str, Any] = {
@@ -609,9 +617,9 @@ def test_maps_vectorise_to_the_very_same_bytes(
     outputs = tmp_path / "out.csv", tmp_path / "again.csv"
     predict([images], outputs[0], tmp_path / "weights", CPU, str(tmp_path / "alone.yaml"),
             maps=maps)  # fmt: skip
-    done = vectorize_directory(maps, outputs[1])
+    done = vectorize_directory(maps, outputs[1], ROADS)
     assert done.faults == {}
-    assert done.roads == 4
+    assert sum(done.images.values()) == 4
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
     stem = f"{'SN5_roads_test_public_' if prefix else ''}AOI_7_Moscow_chip"
     assert sorted(path.name for path in maps.iterdir()) == [
@@ -631,7 +639,7 @@ def test_maps_of_a_real_network_vectorise_to_the_same(city: Path, tmp_path: Path
     outputs = tmp_path / "out.csv", tmp_path / "again.csv"
     predict([city / "test"], outputs[0], tmp_path / "weights", CPU, alone(tmp_path),
             maps=tmp_path / "planes")  # fmt: skip
-    vectorize_directory(tmp_path / "planes", outputs[1], workers=0)
+    vectorize_directory(tmp_path / "planes", outputs[1], ROADS, workers=0)
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
@@ -657,7 +665,7 @@ def test_a_stopped_run_goes_on_with_maps_and_exports(
     seen: list[str] = []
     stop_at = 3
 
-    def counted(picture: PreparedImage, *_: object) -> list[Strip]:
+    def counted(picture: PreparedImage, *_: object) -> Known:
         if len(seen) == stop_at:
             raise KeyboardInterrupt
         seen.append(road_image_id(picture.info.path.stem) or "")
@@ -667,7 +675,7 @@ def test_a_stopped_run_goes_on_with_maps_and_exports(
 
     def run(name: str) -> dict[str, bytes]:
         place = tmp_path / name
-        exports = [place / f"out{suffix}" for suffix in SUFFIXES]
+        exports = [place / f"out{suffix}" for suffix in ROAD_SUFFIXES]
         done = predict([images], place / "out.csv", tmp_path / "weights", CPU, recipe,
                        maps=place / "planes", exports=exports)  # fmt: skip
         assert done.faults == {}
@@ -685,7 +693,7 @@ def test_a_stopped_run_goes_on_with_maps_and_exports(
     # The last one, and that whose planes were gone.
     assert sorted(seen) == sorted({"AOI_7_Moscow_chip1", "AOI_7_Moscow_chip10"})
     assert len(before) == 3
-    assert len(resumed) == 4 + 1 + len(SUFFIXES)
+    assert len(resumed) == 4 + 1 + len(ROAD_SUFFIXES)
     assert resumed == run("whole")
     # Every image is in the graph, those with a place are in the map.
     graph = nx.read_graphml(
@@ -706,7 +714,7 @@ def test_bad_outputs_are_refused_before_the_work(tmp_path: Path) -> None:
     refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"exports": [tmp_path / "a.shp"]}, "'.shp' is none of"),
         ({"exports": [tmp_path / "file" / "a.gpkg"]}, "cannot write"),
-        ({"planes": tmp_path / "file"}, "cannot write"),
+        ({"maps": tmp_path / "file"}, "cannot write"),
     )
     for options, message in refused:
         with pytest.raises(SatmapError, match=message):

@@ -8,20 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from satmap.data.cache import prepare_chips
+from satmap.data.cache import CachedChip, prepare_chip, prepare_chips
 from satmap.data.crops import CropDataset
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.recipes.schema import Augmentation, parse_recipe
 from satmap.runtime import shared_memory
 from satmap.runtime.workers import start_pool
+from satmap.tasks.base import task_of
 from satmap.training import loading
 from satmap.training.loading import batches, fit_shared_memory
 from satmap.training.run_context import RunContext
-from test_training import RECIPE
-from tiny_trainings import road_member, road_recipe
+from tiny_trainings import road_member, road_recipe, stage
 
 CPU = torch.device("cpu")
-TWO_STAGES = parse_recipe(RECIPE, "test")
+STAGES = [stage(epochs=2, passes=2), stage(crop=96, batch=2)]
+TWO_STAGES = parse_recipe(
+    road_recipe(road_member(encoder="resnet18", bands=8, stages=STAGES)), "test"
+)
 
 # Two workers with two batches each and two in use, four crops of 64 x 64 with 8 bands and a target;
 # the second stage has two of 96 x 96.
@@ -48,23 +51,38 @@ needs_mounts = pytest.mark.skipif(not can_mount(), reason="mounting is not allow
 
 
 def test_pipes_bring_the_batches_that_shared_memory_brings(city: Path, tmp_path: Path) -> None:
-    recipe = TWO_STAGES
+    recipe, task = TWO_STAGES, task_of(TWO_STAGES)
     chips = prepare_chips(
-        scan_roads([city / "train"]).chips, 8, tmp_path, recipe.stretch, recipe.task.targets
+        scan_roads([city / "train"]).chips, 8, tmp_path, recipe.stretch, task
     ).chips
-    dataset = CropDataset(chips, 64, 8, 2, Augmentation(), seed=5)
+    dataset = CropDataset(chips, 64, 8, 2, Augmentation(), seed=5, cutter=task)
     items = [[3, 1], [0, 7, 2], [11]]
     ways = [
-        list(batches(dataset, items, RunContext(tmp_path, CPU, workers=workers, pipes=pipes)))
+        list(batches(dataset, items, task, RunContext(tmp_path, CPU, workers=workers, pipes=pipes)))
         for workers, pipes in ((0, False), (2, False), (2, True))
     ]
-    assert [len(numbers) for _, _, numbers in ways[0]] == [2, 3, 1]
+    assert [len(batch) for batch in ways[0]] == [2, 3, 1]
+    assert [batch.chips for batch in ways[0]] == [
+        [chips[number % len(chips)] for number in numbers] for numbers in items
+    ]
     for other in ways[1:]:
         assert len(other) == len(ways[0])
         for ours, theirs in zip(ways[0], other, strict=True):
-            for one, two in zip(ours, theirs, strict=True):
-                assert one.dtype == two.dtype
-                assert torch.equal(one, two)
+            assert ours.chips == theirs.chips
+            assert ours.tensors.keys() == theirs.tensors.keys() == {"image", "target"}
+            for name in ours.tensors:
+                assert ours[name].dtype == theirs[name].dtype
+                assert torch.equal(ours[name], theirs[name])
+
+
+@pytest.fixture(scope="module")
+def chip(city: Path, tmp_path_factory: pytest.TempPathFactory) -> CachedChip:
+    chips, cache = scan_roads([city / "train"]).chips, tmp_path_factory.mktemp("cache")
+    return prepare_chip(chips[0], cache, TWO_STAGES.stretch, task_of(TWO_STAGES))
+
+
+def fit(context: RunContext, chip: CachedChip, processes: int) -> RunContext:
+    return fit_shared_memory(context, task_of(TWO_STAGES), chip, TWO_STAGES.members, processes)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +90,7 @@ def test_pipes_bring_the_batches_that_shared_memory_brings(city: Path, tmp_path:
     [(NEEDED, 1, False), (NEEDED - 1, 1, True), (3 * NEEDED, 4, True), (4 * NEEDED, 4, False)],
 )
 def test_pipes_are_taken_where_shared_memory_is_too_small(
+    chip: CachedChip,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     free: int,
@@ -80,16 +99,16 @@ def test_pipes_are_taken_where_shared_memory_is_too_small(
 ) -> None:
     monkeypatch.setattr(loading, "free_shared_memory", lambda: free)
     context = RunContext(Path(), CPU, workers=2)
-    assert fit_shared_memory(context, TWO_STAGES.members, processes).pipes is pipes
+    assert fit(context, chip, processes).pipes is pipes
     assert ("--shm-size" in capsys.readouterr().out) is pipes
 
 
 def test_without_workers_nothing_is_shared(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    chip: CachedChip, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(loading, "free_shared_memory", lambda: 0)
     context = RunContext(Path(), CPU)
-    assert fit_shared_memory(context, TWO_STAGES.members, 1) == context
+    assert fit(context, chip, 1) == context
     assert capsys.readouterr().out == ""
 
 
@@ -117,12 +136,11 @@ def test_without_a_place_for_locks_there_are_no_workers() -> None:
     script = (
         "import pathlib, torch\n"
         "from satmap.errors import SatmapError\n"
-        "from satmap.training.loading import within_shared_memory\n"
-        "from satmap.training.run_context import Workplace\n"
+        "from satmap.training.loading import fit_shared_memory\n"
+        "from satmap.training.run_context import RunContext\n"
         "from satmap.runtime.workers import start_pool\n"
-        "from satmap.recipes.schema import load_recipe\n"
-        "context = Workplace(pathlib.Path(), torch.device('cpu'), workers=2)\n"
-        "assert within_shared_memory(context, load_recipe('demo').members, 1).workers == 0\n"
+        "context = RunContext(pathlib.Path(), torch.device('cpu'), workers=2)\n"
+        "assert fit_shared_memory(context, None, None, [], 1).workers == 0\n"
         "try: start_pool(1)\n"
         "except SatmapError as error: print(error)\n"
     )

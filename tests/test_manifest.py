@@ -21,6 +21,7 @@ from satmap.networks.unet import build_network
 from satmap.provenance.machine import differences, this_hardware, this_software
 from satmap.provenance.manifest import manifest_path
 from satmap.recipes.schema import load_recipe
+from satmap.tasks.base import task_of
 from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.weights.network_files import save_weights
 
@@ -56,9 +57,10 @@ def test_a_fingerprint_tells_data_sets_apart_and_not_their_order(  # type: ignor
 
 def test_prepared_chips_remember_what_they_were_made_of(city: Path, tmp_path: Path) -> None:
     recipe = load_recipe("demo")
+    task = task_of(recipe)
     chips = scan_roads([city / "train"]).chips
     for _ in ("made", "read"):
-        prepared = prepare_chips(chips, 8, tmp_path, recipe.stretch, recipe.task.targets).chips
+        prepared = prepare_chips(chips, 8, tmp_path, recipe.stretch, task).chips
         assert len(prepared) == 6
         for chip, source in zip(prepared, chips, strict=True):
             paths = {"PS-MS": source.image.path, "label": source.label}

@@ -3,7 +3,7 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satmap.data.neighbours import Footprint, Neighbour, find_neighbours
+from satmap.data.neighbours import ImageFootprint, Neighbour, find_neighbours
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.tasks.roads.settings import ROAD
 from satmap.tasks.roads.tiles import find_surroundings
@@ -13,10 +13,10 @@ from side_by_side import with_surroundings
 SIZE = 3e-6
 
 
-def chip(column: float, row: float, crs: str = "EPSG:4326", size: float = SIZE) -> Footprint:
+def chip(column: float, row: float, crs: str = "EPSG:4326", size: float = SIZE) -> ImageFootprint:
     """A chip of 100 x 80 pixels whose first pixel lies there on a common grid."""
     transform = Affine(size, 0, 10 + column * SIZE, 0, -size, 50 - row * SIZE)
-    return Footprint(Georeference(crs, transform, (0.3, 0.3)), 100, 80)
+    return ImageFootprint(Georeference(crs, transform, (0.3, 0.3)), 100, 80)
 
 
 def test_offsets_of_those_within_the_margin() -> None:
@@ -30,11 +30,11 @@ def test_offsets_of_those_within_the_margin() -> None:
 
 
 def test_unlike_grids_are_no_neighbours() -> None:
-    turned = Footprint(
+    turned = ImageFootprint(
         Georeference("EPSG:4326", Affine.rotation(3) @ Affine.scale(SIZE), (0.3, 0.3)), 100, 80
     )
     others = [chip(100, 0, crs="EPSG:32631"), chip(100, 0, size=2 * SIZE), turned]
-    assert find_neighbours([chip(0, 0), *others, Footprint(None, 9, 9)], (20, 20)) == [[]] * 5
+    assert find_neighbours([chip(0, 0), *others, ImageFootprint(None, 9, 9)], (20, 20)) == [[]] * 5
 
 
 def test_many_chips() -> None:
@@ -46,9 +46,9 @@ def test_many_chips() -> None:
 
 def test_only_those_that_show_in_a_margin_are_kept_for_each_other() -> None:
     # The margin is 220 pixels. The second touches the first; the third is 15 pixels below.
-    chips = [chip(0, 0), chip(100, 0), chip(0, 95), Footprint(None, 9, 9)]
+    chips = [chip(0, 0), chip(100, 0), chip(0, 95), ImageFootprint(None, 9, 9)]
     assert find_surroundings(chips) == [[Neighbour(1, 100, 0)], [Neighbour(0, -100, 0)], [], []]
-    assert find_surroundings([Footprint(None, 9, 9)]) == [[]]
+    assert find_surroundings([ImageFootprint(None, 9, 9)]) == [[]]
     # A small one opens the first one's margin to the right, where another shows that touches none.
     small = chip(100, 0)._replace(width=10, height=20)
     assert find_surroundings([chip(0, 0), small, chip(115, 60)]) == [
@@ -68,7 +68,9 @@ def test_what_shows_around_an_image_is_in_its_list(boxes: list[tuple[int, ...]])
     # So large pixels make the margin 6 of them.
     scale = (11.0, 11.0)
     chips = [
-        Footprint(Georeference("EPSG:32631", Affine(11, 0, 11 * x, 0, -11, -11 * y), scale), w, h)
+        ImageFootprint(
+            Georeference("EPSG:32631", Affine(11, 0, 11 * x, 0, -11, -11 * y), scale), w, h
+        )
         for x, y, w, h in boxes
     ]
     maps = [

@@ -25,7 +25,7 @@ from satmap.networks.encoders import (
     unused_modules,
 )
 from satmap.networks.unet import UNet, build_network
-from satmap.recipes.schema import Decoder
+from satmap.recipes.schema import DecoderSettings
 
 MAPS = ("road", "junction")
 WIDTHS = (32, 32, 16, 16)
@@ -296,4 +296,4 @@ def test_any_number_of_bands_goes_in(bands: int) -> None:
 
 def test_every_decoder_is_tested_and_can_be_asked_for() -> None:
     kinds = {subclass.kind for subclass in EveryNetwork.__subclasses__()}
-    assert kinds == set(DECODERS) == set(get_args(Decoder.model_fields["kind"].annotation))
+    assert kinds == set(DECODERS) == set(get_args(DecoderSettings.model_fields["kind"].annotation))

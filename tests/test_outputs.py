@@ -4,15 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from made_tasks import road_task
 from satmap.errors import SatmapError
-from satmap.prediction.outputs import require_outputs
-from satmap.prediction.plan import Request
 from satmap.prediction.run import predict
-from satmap.tasks.base import default_task
-
-
-def request(output: Path) -> Request:
-    return Request((output.parent,), output, output.parent / "weights", "cpu")
+from satmap.submissions.outputs import require_outputs
 
 
 @pytest.mark.parametrize(
@@ -31,11 +26,11 @@ def test_names_of_other_formats_are_refused_before_the_work(tmp_path: Path, name
     "name", ["out.csv", "OUT.CSV", "out.json", "out", "out.txt", "run.2", ".hidden"]
 )
 def test_other_names_are_allowed(tmp_path: Path, name: str) -> None:
-    require_outputs(request(tmp_path / name))
+    require_outputs(tmp_path / name)
 
 
 def test_roads_are_no_coco_results(tmp_path: Path) -> None:
-    task = default_task("roads")
+    task = road_task()
     task.check_outputs(tmp_path / "out.csv", [], [])
     with pytest.raises(SatmapError, match=r"roads is a CSV file\. Give a name that ends in \.csv"):
         task.check_outputs(tmp_path / "out.json", [], [])

@@ -33,12 +33,12 @@ from forked_ranks import (
     wait_until,
 )
 from made_files import write_image
+from made_tasks import road_task
 from satmap.data.imagery import MULTISPECTRAL, RGB, StretchedImage, read_info, read_stretched
 from satmap.errors import CannotWriteError
 from satmap.io import files
-from satmap.networks.ensemble import Strip
+from satmap.networks.ensemble import Strip, predict_strips
 from satmap.networks.unet import build_network
-from satmap.prediction import dense as ensemble
 from satmap.prediction import images as pictures
 from satmap.prediction import share
 from satmap.prediction.journal import Journal
@@ -46,12 +46,12 @@ from satmap.prediction.run import Prediction, predict
 from satmap.provenance.manifest import SUFFIX
 from satmap.recipes.schema import Inference, load_recipe
 from satmap.runtime.workers import BoundedPool, read_ahead
-from satmap.tasks.base import PreparedImage
-from satmap.tasks.roads.settings import ROAD_MAPS, RoadSettings
-from satmap.tasks.roads.task import RoadTask as RoadDecoder
+from satmap.tasks import dense
+from satmap.tasks.base import PendingResult, PreparedImage
+from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.weights.network_files import save_weights
 
-ROAD_DECODER = RoadDecoder(RoadSettings(), 0.3)
+ROADS = road_task()
 CPU = torch.device("cpu")
 COLUMNS, ROWS, SIZE = 5, 3, 80
 
@@ -280,7 +280,7 @@ def test_sigterm_ends_a_run_in_order_and_it_goes_on(
     process = start_command(area.command(tmp_path, "--workers", "1")[2:], told)
     assert wait_until(partial(stored_at_least, tmp_path, 2), process.is_alive), told.read_text()
     with pytest.raises(CannotWriteError, match="is being written by another run"):
-        Journal(tmp_path / "out.csv", "settings", ROAD_DECODER)
+        Journal(tmp_path / "out.csv", "settings", ROADS)
     process.terminate()
     assert finish([process]) == [143]
     assert (
@@ -296,12 +296,12 @@ def test_every_process_of_a_run_holds_its_lock(
 ) -> None:
     monkeypatch.setattr(files, "_GRACE_S", 0.0)
     output = tmp_path / "out.csv"
-    with Journal(output, "settings", ROAD_DECODER, 1) as part:
+    with Journal(output, "settings", ROADS, 1) as part:
         # Its first process is gone, it is not yet.
         with pytest.raises(CannotWriteError, match="is being written by another run"):
-            Journal(output, "settings", ROAD_DECODER)
+            Journal(output, "settings", ROADS)
         assert part.path.exists()
-    Journal(output, "settings", ROAD_DECODER).remove()
+    Journal(output, "settings", ROADS).remove()
     assert not list(tmp_path.iterdir())
 
 
@@ -350,7 +350,7 @@ def test_few_images_are_in_memory_however_many_there_are(
             most["pictures"] = max(most["pictures"], counts["read"] - counts["looked"])
         return read(*arguments)
 
-    def counted_launch(*arguments: Any) -> list[Strip]:
+    def counted_launch(*arguments: Any) -> PendingResult:
         # The reader may be as far ahead as it ever gets.
         time.sleep(0.01)
         with lock:
@@ -437,14 +437,14 @@ def test_large_scenes_are_predicted_strip_by_strip_to_the_same_bytes(
     path.write_text(recipe.model_copy(update={"inference": inference}).model_dump_json())
     places = tmp_path / "small", tmp_path / "large"
     strips = []
-    original = ensemble.predict_strips
+    original = predict_strips
 
     def counted(*arguments: Any) -> Iterator[Strip]:
         for strip in original(*arguments):
             strips.append(strip.values.get().shape[1])
             yield strip
 
-    monkeypatch.setattr(share, "predict_strips", counted)
+    monkeypatch.setattr(dense, "predict_strips", counted)
     for place in places:
         predict([area.images], place / "out.csv", area.weights, CPU, str(path),
                 maps=place / "planes")  # fmt: skip

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from made_tasks import road_task
 from round_trips import vegas_labels
 from satmap.data.cache import CachedChip, prepare_chip
 from satmap.data.layouts.spacenet_roads import scan_roads
@@ -16,11 +17,11 @@ from satmap.rasters.map_files import write_maps
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import StretchSettings, parse_recipe
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
-from satmap.tasks.roads.settings import ROAD_MAPS, TargetSettings
+from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.tasks.roads.targets import decode_target
 from satmap.tasks.roads.task import truth_rows
-from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.run_context import RunContext
+from satmap.training.train_ensemble import TrainingOptions, train
 from tiny_trainings import road_member, road_recipe, stage
 
 DATA = Path(__file__).parents[2] / "shared/data"
@@ -34,7 +35,7 @@ RECIPE = road_recipe(road_member(stages=[stage(crop=128)]))
 
 def cached(directory: Path, cache: Path) -> list[CachedChip]:
     chips = scan_roads([directory]).chips
-    return [prepare_chip(chip, cache, StretchSettings(), TargetSettings()) for chip in chips]
+    return [prepare_chip(chip, cache, StretchSettings(), road_task()) for chip in chips]
 
 
 def test_labels_agree_with_the_truth_file(tmp_path: Path) -> None:
@@ -67,7 +68,7 @@ def test_targets_vectorise_back_to_their_labels(
             ROAD_MAPS, decode_target(target) * np.uint8(255), chip.metres_per_pixel
         )
         write_maps(tmp_path / "planes" / f"{chip.image_id}.tif", maps, places[chip.image_id])
-    done = vectorize_directory(tmp_path / "planes", tmp_path / "out.csv")
+    done = vectorize_directory(tmp_path / "planes", tmp_path / "out.csv", road_task())
     assert not done.faults
     proposal = read_roads_csv(tmp_path / "out.csv")
     scores = []
@@ -93,8 +94,8 @@ def test_older_property_names_and_rgba(tmp_path: Path) -> None:
     (chip,) = scan_roads([VEGAS]).chips
     assert (chip.image_id, chip.aoi, chip.image.bands) == ("AOI_2_Vegas_img0", "AOI_2_Vegas", 3)
     (ready,) = cached(VEGAS, tmp_path)
-    assert len(ready.labels) == 38
-    assert {label.speed_mph for label in ready.labels} <= {20.0, 25.0, 35.0, 45.0, 55.0, 65.0}
+    assert len(ready.payload) == 38
+    assert {label.speed_mph for label in ready.payload} <= {20.0, 25.0, 35.0, 45.0, 55.0, 65.0}
     # The official truth of the same chip, in pixels, as the scorer's fixture has it.
     truth = read_roads_csv(DATA.parent / "fixtures/apls/vegas_img0_truth.csv")
     score = apls(truth["AOI_2_Vegas_img0"], truth_rows(ready))

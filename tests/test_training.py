@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from satmap.training.loop import train_member
 
 from forked_ranks import finish, start_command
 from satmap.data.cache import prepare_chips
@@ -19,9 +18,12 @@ from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import SatmapError
 from satmap.networks.unet import UNet, build_network
 from satmap.recipes.schema import Recipe, parse_recipe
+from satmap.tasks.base import task_of
 from satmap.tasks.roads.settings import ROAD_MAPS
-from satmap.training.ensemble import TrainingOptions, train
+from satmap.training.job import Job
 from satmap.training.run_context import RunContext
+from satmap.training.train import train_member
+from satmap.training.train_ensemble import TrainingOptions, train
 from satmap.weights.members import find_weights
 from satmap.weights.network_files import load_weights
 from tiny_trainings import road_member, road_recipe, stage
@@ -91,11 +93,11 @@ def weights_of(context: RunContext, checkpoint: str) -> dict[str, torch.Tensor]:
 def test_a_training_stopped_and_gone_on_ends_with_the_same_weights(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from satmap.training import epoch, loop
+    from satmap.training import train as training
 
     recipe = small()
     whole = run(city, tmp_path / "whole", recipe)
-    original = epoch.train_epoch
+    original = training._train_epoch
     for stop_before in (1, 2):
         calls = 0
 
@@ -107,10 +109,10 @@ def test_a_training_stopped_and_gone_on_ends_with_the_same_weights(
             return original(*arguments)
 
         directory = tmp_path / f"stopped{stop_before}"
-        monkeypatch.setattr(loop, "train_epoch", interrupted)
+        monkeypatch.setattr(training, "_train_epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(city, directory, recipe)
-        monkeypatch.setattr(loop, "train_epoch", original)
+        monkeypatch.setattr(training, "_train_epoch", original)
         resumed = run(city, directory, recipe)
         for checkpoint in ("last", "best_apls", "best_dice"):
             expected, found = (weights_of(context, checkpoint) for context in (whole, resumed))
@@ -135,7 +137,7 @@ def test_killed_for_real_and_started_again(city: Path, tmp_path: Path) -> None:
     assert finish([process]) == [-signal.SIGKILL]
     assert find_weights(weights)
     assert finish([start_command(command, said)]) == [0]
-    assert "going on after" in said.read_text()
+    assert "resuming after" in said.read_text()
     assert "stage 2/2  epoch 1/1" in said.read_text()
     assert {file.metadata["stage"] for file in find_weights(weights)} >= {"2"}
 
@@ -185,12 +187,10 @@ def learn(
     """Train on all chips, without validation; gives what is known of every epoch."""
     found = scan_roads([city / "train"]).chips
     cache = city.parent / "test-cache"
-    chips = prepare_chips(found, 8, cache, recipe.stretch, recipe.task.targets).chips
-    context = RunContext(directory, CPU)
-    progress = train_member(
-        network, recipe.members[0], recipe, chips, [], context, pretrained=pretrained
-    )
-    return progress.history
+    task = task_of(recipe)
+    chips = prepare_chips(found, 8, cache, recipe.stretch, task).chips
+    job = Job(task, recipe.members[0], chips, [], RunContext(directory, CPU))
+    return train_member(network, job, pretrained=pretrained).history
 
 
 def encoder_of(network: UNet) -> dict[str, torch.Tensor]:
@@ -261,16 +261,11 @@ def test_the_reference_networks_train_and_predict(
     }  # fmt: skip
     recipe_file.write_text(road_recipe(MEMBER | member))
     recipe = parse_recipe(recipe_file.read_text(), "test")
-    cached = prepare_chips(
-        scan_roads([city / "train"]).chips,
-        bands,
-        tmp_path / "cache",
-        recipe.stretch,
-        recipe.task.targets,
-    ).chips
+    found, task = scan_roads([city / "train"]).chips, task_of(recipe)
+    cached = prepare_chips(found, bands, tmp_path / "cache", recipe.stretch, task).chips
     network = build_network(encoder, bands, ROAD_MAPS)
     context = RunContext(tmp_path / "weights", CPU)
-    progress = train_member(network, recipe.members[0], recipe, cached[:2], [], context)
+    progress = train_member(network, Job(task, recipe.members[0], cached[:2], [], context))
     assert 0 < progress.history[0]["loss"] < 10
     output = tmp_path / "out.csv"
     done = predict([city / "test"], output, context.weights, CPU, str(recipe_file))
@@ -311,22 +306,18 @@ def test_many_unreadable_images_stop_the_training(city: Path, tmp_path: Path) ->
 
 def test_a_restart_leaves_nothing_of_the_earlier_training(city: Path, tmp_path: Path) -> None:
     run(city, tmp_path, small())
-    chips = prepare_chips(
-        scan_roads([city / "train"]).chips,
-        8,
-        tmp_path / "cache",
-        small().stretch,
-        small().task.targets,
-    ).chips
+    found, recipe = scan_roads([city / "train"]).chips, small()
+    task = task_of(recipe)
+    chips = prepare_chips(found, 8, tmp_path / "cache", recipe.stretch, task).chips
     context = RunContext(tmp_path / "weights", CPU, restart=True)
     network = build_network("tiny", 8, ROAD_MAPS, (16, 16, 16, 16))
     # Without validation there is no best: the old ones must not be averaged in.
-    train_member(network, small().members[0], small(), chips, [], context)
+    train_member(network, Job(task, recipe.members[0], chips, [], context))
     assert [file.checkpoint for file in find_weights(context.weights)] == ["last"]
-    context.weight_file(small().members[0], "last").unlink()
+    context.weight_file(recipe.members[0], "last").unlink()
     context = RunContext(context.weights, CPU)
     with pytest.raises(SatmapError, match="its weights are gone"):
-        train_member(network, small().members[0], small(), chips, [], context)
+        train_member(network, Job(task, recipe.members[0], chips, [], context))
 
 
 def test_without_a_compiler_a_compiled_training_does_not_begin(city: Path, tmp_path: Path) -> None:

@@ -17,15 +17,15 @@ from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.metrics.apls import apls
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Recipe, load_recipe
+from satmap.settings import Settings
 from satmap.submissions.roads_csv import RoadRow, rows_of_graph, write_roads_csv
 from satmap.tasks.roads import tuning as road_tuning
 from satmap.tasks.roads.settings import ROAD, RoadSettings
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
-from satmap.tasks.tune import tune_recipe
+from satmap.tasks.tune import tune_recipe, tuned_text
 from satmap.tuning import chips as fitting_masks
-from satmap.tuning import tune as tuning
 from satmap.tuning.chips import Tuning
-from satmap.tuning.coordinate_search import Gain, RecordTable, Task, coordinate_descent
+from satmap.tuning.coordinate_search import Gain, RecordTable, Trial, coordinate_descent
 from satmap.tuning.cross_validation import Fit
 from satmap.tuning.measures import MeanOverAreas
 
@@ -39,9 +39,9 @@ Scorer = Callable[[int, RoadSettings], float]
 
 
 def table_of(
-    score: Scorer, areas: Sequence[str], log: list[Task[RoadSettings]] | None = None
+    score: Scorer, areas: Sequence[str], log: list[Trial[RoadSettings]] | None = None
 ) -> RecordTable[RoadSettings, float]:
-    def run(tasks: Sequence[Task[RoadSettings]]) -> Generator[Sequence[float]]:
+    def run(tasks: Sequence[Trial[RoadSettings]]) -> Generator[Sequence[float]]:
         for chip, settings in tasks:
             if log is not None:
                 log.append((chip, settings))
@@ -66,7 +66,7 @@ def test_means_are_over_areas() -> None:
 
 
 def test_scores_are_worked_out_once() -> None:
-    log: list[Task[RoadSettings]] = []
+    log: list[Trial[RoadSettings]] = []
     table = table_of(lambda chip, settings: settings.high, ["a"] * 3, log)
     one, other = RoadSettings(high=0.5), RoadSettings(high=0.7)
     assert table.fill([one], [0, 1])
@@ -135,7 +135,12 @@ def write_masks(
 
 
 def recipe_with(**roads: float) -> Recipe:
-    return load_recipe("small-roads").model_copy(update={"roads": RoadSettings(**roads)})
+    return with_settings(load_recipe("small-roads"), RoadSettings(**roads))
+
+
+def with_settings(recipe: Recipe, settings: Settings) -> Recipe:
+    task = recipe.task.model_copy(update={"vectorizer": settings})
+    return recipe.model_copy(update={"task": task})
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +200,7 @@ def test_a_bad_setting_is_repaired(made: tuple[Path, Path], tmp_path: Path) -> N
 
     # The file is a recipe, the same but for its roads, and fits the weights of the old one.
     written = load_recipe(str(output))
-    assert written == recipe.model_copy(update={"roads": done.settings})
+    assert written == with_settings(recipe, done.settings)
     assert written.training_fingerprint == recipe.training_fingerprint
     comment = [line for line in output.read_text().splitlines() if line.startswith("#")]
     assert f"APLS length of 8 chips: {done.before:.4f} before" in "\n".join(comment)
@@ -377,5 +382,5 @@ def test_comments_stay_comments(made: tuple[Path, Path]) -> None:
     recipe = recipe_with()
     none = Fit(recipe.task.vectorizer, {}, 4, 0.1, 0.1, Gain(0, 0), True)
     result = Tuning(recipe.task.vectorizer, "APLS time", {"": none}, {}, ())
-    text = tuning.tuned_text(recipe, result, Path("a\nname: other"), Path("b: #\r\n- x"))
+    text = tuned_text(recipe, result, Path("a\nname: other"), Path("b: #\r\n- x"))
     assert yaml.safe_load(text)["name"] == "small-roads"

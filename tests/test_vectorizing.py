@@ -19,17 +19,18 @@ from numpy.typing import NDArray
 
 from degraded_masks import degraded_mask
 from made_files import write_image
+from made_tasks import road_task
+from satmap.data.layouts.spacenet_roads import road_image_id
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.metrics.apls import apls, score_roads
 from satmap.exports import ImageRoads
-from satmap.prediction import vectorize as vectorizing
-from satmap.prediction.vectorize import vectorize_directory
+from satmap.prediction.vectorize import Vectorization, vectorize_directory
 from satmap.rasters import scene as scenes
 from satmap.rasters.map_files import MapFile, find_map_files, read_map_file
 from satmap.rasters.scene import Box
 from satmap.submissions.roads_csv import RoadRow, check_roads_csv, read_roads_csv
 from satmap.tasks.roads import tiles as mask_roads
-from satmap.tasks.roads.settings import ROAD_MAPS, RoadSettings
+from satmap.tasks.roads.settings import ROAD_FILE_MAPS, ROAD_MAPS, RoadSettings
 from satmap.vectors.speeds import MPS_PER_MPH
 
 SHARED_MASKS = Path(__file__).parents[2] / "shared" / "fixtures" / "masks"
@@ -60,10 +61,15 @@ def write_mask(path: Path, pixels: NDArray[Any], **profile: Any) -> Path:
     return write_image(path, pixels=pixels.reshape(-1, *pixels.shape[-2:]), **profile)
 
 
-def vectorized(directory: Path, **options: Any) -> dict[str, list[RoadRow]]:
+def vectorize(masks: Path, output: Path, *, workers: int = 0, **settings: Any) -> Vectorization:
+    """Vectorise a directory by the defaults of roads but for ``settings``."""
+    return vectorize_directory(masks, output, road_task(**settings), workers=workers)
+
+
+def vectorized(directory: Path, **settings: Any) -> dict[str, list[RoadRow]]:
     """The roads that a CSV of the directory's masks holds, none of which may be at fault."""
     output = directory.parent / f"{directory.name}.csv"
-    done = vectorize_directory(directory, output, **options)
+    done = vectorize(directory, output, **settings)
     assert done.faults == {}
     assert check_roads_csv(output, done.images.keys()) == []
     rows = read_roads_csv(output)
@@ -71,8 +77,8 @@ def vectorized(directory: Path, **options: Any) -> dict[str, list[RoadRow]]:
     return rows
 
 
-def only_road(directory: Path, **options: Any) -> RoadRow:
-    ((row,),) = vectorized(directory, **options).values()
+def only_road(directory: Path, **settings: Any) -> RoadRow:
+    ((row,),) = vectorized(directory, **settings).values()
     return row
 
 
@@ -82,7 +88,7 @@ def only_road(directory: Path, **options: Any) -> RoadRow:
 @pytest.mark.parametrize("metres", [0.3, 0.5])
 def test_a_street_in_a_png(tmp_path: Path, metres: float) -> None:
     write_mask(tmp_path / "masks" / "a.png", street())
-    row = only_road(tmp_path / "masks", metres_per_pixel=metres)
+    row = only_road(tmp_path / "masks", default_metres_per_pixel=metres)
     assert sorted(row.line[[0, -1], 0]) == [0, 200]
     assert np.abs(row.line[:, 1] - 100).max() <= 0.5
     assert row.length_m == pytest.approx(200 * metres, rel=1e-3)
@@ -92,7 +98,7 @@ def test_a_street_in_a_png(tmp_path: Path, metres: float) -> None:
 
 def test_the_settings_count(tmp_path: Path) -> None:
     write_mask(tmp_path / "masks" / "a.png", street())
-    row = only_road(tmp_path / "masks", settings=RoadSettings(default_speed_mph=50))
+    row = only_road(tmp_path / "masks", vectorizer=RoadSettings(default_speed_mph=50))
     assert row.travel_time_s == pytest.approx(row.length_m / (50 * MPS_PER_MPH), rel=1e-3)
 
 
@@ -100,7 +106,7 @@ def test_the_settings_count(tmp_path: Path) -> None:
 def test_the_georeference_says_how_large_pixels_are(tmp_path: Path, turned: bool) -> None:
     mask = street().T if turned else street()
     write_mask(tmp_path / "masks" / "a.tif", mask)
-    row = only_road(tmp_path / "masks", metres_per_pixel=7)
+    row = only_road(tmp_path / "masks", default_metres_per_pixel=7)
     assert row.length_m == pytest.approx(200 * (HIGH_M if turned else WIDE_M), rel=5e-3)
 
 
@@ -117,7 +123,7 @@ def test_floats_are_probabilities(tmp_path: Path, kind: str) -> None:
     values = (np.arange(200 * 200) % 256).astype(kind).reshape(200, 200) / 255
     # Resampling goes a little beyond the ends.
     values[0, :3] = (np.nan, 1.004, -0.004)
-    maps, georeference = read_map_file(write_mask(tmp_path / "a.tif", values), 0.3)
+    maps, georeference = read_map_file(write_mask(tmp_path / "a.tif", values), 0.3, ROAD_FILE_MAPS)
     expected = (np.arange(200 * 200) % 256).reshape(200, 200)
     expected[0, :3] = (0, 255, 0)
     assert maps.names == ("road",)
@@ -131,7 +137,9 @@ def test_floats_are_probabilities(tmp_path: Path, kind: str) -> None:
 def test_pixels_without_data_are_no_road(tmp_path: Path, nodata: int, kind: str) -> None:
     values = np.full((8, 8), nodata, kind)
     values[2:, 2:] = 0.8 if kind == "float32" else 204
-    maps, _ = read_map_file(write_mask(tmp_path / "a.tif", values, nodata=nodata), 0.3)
+    maps, _ = read_map_file(
+        write_mask(tmp_path / "a.tif", values, nodata=nodata), 0.3, ROAD_FILE_MAPS
+    )
     expected = np.zeros((8, 8), np.uint8)
     expected[2:, 2:] = 204
     assert np.array_equal(maps["road"], expected)
@@ -197,9 +205,9 @@ def test_a_mask_that_is_none_costs_one_image(tmp_path: Path, name: str) -> None:
     write_mask(masks / "good.png", street())
     make(masks / name)
     stem = Path(name).stem
-    done = vectorize_directory(masks, output)
+    done = vectorize(masks, output)
     assert done.images == {"good": 1, stem: 0}
-    assert done.roads == 1
+    assert sum(done.images.values()) == 1
     assert list(done.faults) == [stem]
     assert str(masks / name) in done.faults[stem]
     assert message in done.faults[stem]
@@ -211,7 +219,7 @@ def test_a_batch_of_nothing_but_faults_is_written_too(tmp_path: Path) -> None:
     masks.mkdir()
     (masks / "a.png").write_text("no mask")
     for suffix in SUFFIXES:
-        done = vectorize_directory(masks, tmp_path / f"out{suffix}")
+        done = vectorize(masks, tmp_path / f"out{suffix}")
         assert done.faults.keys() == done.images.keys() == {"a"}
         assert (tmp_path / f"out{suffix}").exists()
     assert (tmp_path / "out.csv").read_text().splitlines()[1:] == ["a,LINESTRING EMPTY,0,0"]
@@ -222,13 +230,15 @@ def test_masks_without_georeference_are_reported(tmp_path: Path) -> None:
     write_mask(masks / "a2.png", street())
     write_mask(masks / "a10.png", street())
     write_mask(masks / "a3.tif", street())
-    (warning,) = vectorize_directory(masks, tmp_path / "out.csv", metres_per_pixel=0.5).warnings
-    assert warning == ("2 masks without georeference, such as a2, are taken to have 0.5 m a pixel")
-    done = vectorize_directory(masks, tmp_path / "out.graphml")
+    (warning,) = vectorize(masks, tmp_path / "out.csv", default_metres_per_pixel=0.5).warnings
+    assert warning == (
+        "2 rasters without georeference, such as a2, are taken to have 0.5 m per pixel"
+    )
+    done = vectorize(masks, tmp_path / "out.graphml")
     assert done.images == {"a2": 1, "a3": 1, "a10": 1}
     # A map in degrees has no place for them.
     for suffix in (".geojson", ".gpkg"):
-        done = vectorize_directory(masks, tmp_path / f"out{suffix}")
+        done = vectorize(masks, tmp_path / f"out{suffix}")
         assert done.images == {"a2": 0, "a3": 1, "a10": 0}
         assert list(done.faults) == ["a2", "a10"]
         assert "a2 has no georeference" in done.faults["a2"]
@@ -248,7 +258,7 @@ def test_ids_are_those_of_the_images(tmp_path: Path) -> None:
     for name in (*names, "truth.csv", ".hidden.png", "a.png.aux.xml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
-    found = find_map_files(tmp_path)
+    found = find_map_files(tmp_path, road_image_id)
     assert found == {image_id: tmp_path / name for name, image_id in names.items()}
     assert list(found) == [
         "AOI_2_Vegas_img0", "AOI_2_Vegas_img1", "AOI_7_Moscow_chip10", "AOI_9_San_Juan_chip3",
@@ -264,14 +274,14 @@ def test_two_masks_of_one_image(tmp_path: Path, names: tuple[str, str] | None) -
     ):
         write_mask(tmp_path / name, street())
     with pytest.raises(SatmapError, match="two masks are of the image"):
-        vectorize_directory(tmp_path, tmp_path / "out.csv")
+        vectorize(tmp_path, tmp_path / "out.csv")
 
 
 @pytest.mark.parametrize("name", ["a,b.png", 'a".png', " a.png", "a\nb.png", "#a.png"])
 def test_names_that_would_break_the_table(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("")
     with pytest.raises(SatmapError, match="rename it"):
-        vectorize_directory(tmp_path, tmp_path / "out.csv")
+        vectorize(tmp_path, tmp_path / "out.csv")
 
 
 # --- the whole ------------------------------------------------------------------------------------
@@ -292,25 +302,25 @@ def test_bytes_do_not_depend_on_the_workers(many: Path, tmp_path: Path, suffix: 
     outputs, results = [], []
     for workers in (0, 2):
         outputs.append(tmp_path / f"{workers}{suffix}")
-        results.append(vectorize_directory(many, outputs[-1], workers=workers))
+        results.append(vectorize(many, outputs[-1], workers=workers))
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
     assert results[0] == results[1]
     assert list(results[0].images) == [f"chip{number}" for number in range(12)]
     assert list(results[0].faults) == ["chip3"]
-    assert results[0].roads == 11
+    assert sum(results[0].images.values()) == 11
 
 
 @pytest.mark.parametrize("name", ["out.tif", "out", "out.json", "sub/out.CSVX"])
 def test_unknown_formats_are_refused_before_the_work(tmp_path: Path, name: str) -> None:
     with pytest.raises(SatmapError, match=r"suffix.*\.csv, \.geojson, \.gpkg, \.graphml"):
-        vectorize_directory(tmp_path / "nowhere", tmp_path / name)
+        vectorize(tmp_path / "nowhere", tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "out.csv").mkdir()
     with pytest.raises(CannotWriteError):
-        vectorize_directory(tmp_path / "nowhere", tmp_path / "out.csv")
+        vectorize(tmp_path / "nowhere", tmp_path / "out.csv")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -319,11 +329,11 @@ def test_only_roads_are_replaced(tmp_path: Path, suffix: str) -> None:
     write_mask(masks / "chip0.tif", street())
     output.write_text("my notes")
     with pytest.raises(CannotWriteError, match="holds no map"):
-        vectorize_directory(masks, output)
+        vectorize(masks, output)
     assert output.read_text() == "my notes"
     output.write_text("")
     for _ in range(2):
-        assert vectorize_directory(masks, output).roads == 1
+        assert vectorize(masks, output).images == {"chip0": 1}
 
 
 def test_pipes_and_pixels_too_small_cost_one_mask(tmp_path: Path) -> None:
@@ -332,7 +342,7 @@ def test_pipes_and_pixels_too_small_cost_one_mask(tmp_path: Path) -> None:
     transform = Affine(1e-4, 0, 5e5, 0, -1e-4, 5e6)
     write_mask(masks / "tiny.tif", street(), crs="EPSG:32637", transform=transform)
     os.mkfifo(masks / "pipe.tif")
-    done = vectorize_directory(masks, tmp_path / "out.csv")
+    done = vectorize(masks, tmp_path / "out.csv")
     assert done.images == {"good": 1, "pipe": 0, "tiny": 0}
     assert "pipe.tif" in done.faults["pipe"]
     assert "its pixels would be 0.0001 x 0.0001 m" in done.faults["tiny"]
@@ -341,18 +351,18 @@ def test_pipes_and_pixels_too_small_cost_one_mask(tmp_path: Path) -> None:
 def test_directories_without_masks(tmp_path: Path) -> None:
     write_mask(tmp_path / "a.jpg.png", street())
     with pytest.raises(SatmapError, match="does not exist"):
-        vectorize_directory(tmp_path / "nowhere", tmp_path / "out.csv")
+        vectorize(tmp_path / "nowhere", tmp_path / "out.csv")
     with pytest.raises(SatmapError, match="is a file"):
-        vectorize_directory(tmp_path / "a.jpg.png", tmp_path / "out.csv")
+        vectorize(tmp_path / "a.jpg.png", tmp_path / "out.csv")
     (tmp_path / "a.jpg.png").unlink()
     with pytest.raises(SatmapError, match="no masks under"):
-        vectorize_directory(tmp_path, tmp_path / "out.csv")
+        vectorize(tmp_path, tmp_path / "out.csv")
 
 
-@pytest.mark.parametrize("options", [{"workers": -1}, {"metres_per_pixel": 0.0}])
+@pytest.mark.parametrize("options", [{"workers": -1}, {"default_metres_per_pixel": 0.0}])
 def test_nonsense_is_a_programming_error(tmp_path: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="workers"):
-        vectorize_directory(tmp_path, tmp_path / "out.csv", **options)
+    with pytest.raises(ValueError, match=next(iter(options))):
+        vectorize(tmp_path, tmp_path / "out.csv", **options)
 
 
 @contextlib.contextmanager
@@ -380,39 +390,45 @@ def test_a_killed_worker_ends_the_run(many: Path, tmp_path: Path, suffix: str) -
     output = tmp_path / f"out{suffix}"
     output.write_text(OLD)
     with pytest.raises(SatmapError, match=r"worker process was killed.*use fewer"), killer():
-        vectorize_directory(many, output, workers=1)
-    assert [path.name for path in tmp_path.iterdir()] == [output.name]
+        vectorize(many, output, workers=1)
+    # What was finished waits for the same command.
+    journal = f".{output.name}.partial"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [journal, output.name]
     assert output.read_text() == OLD
     assert multiprocessing.active_children() == []
+    assert sum(vectorize(many, output).images.values()) == 11
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
 
 
 def test_a_failed_write_ends_the_workers(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(path: Path, graphs: Iterator[ImageRoads]) -> None:
+    def fail(path: Path, graphs: Iterator[ImageRoads]) -> dict[str, str]:
         next(graphs)
         assert len(multiprocessing.active_children()) == 1
         raise CannotWriteError("the disk is full")
 
-    monkeypatch.setattr(vectorizing, "write_roads", fail)
+    monkeypatch.setattr("satmap.tasks.roads.task.export_roads", fail)
     with pytest.raises(CannotWriteError, match="the disk is full"):
-        vectorize_directory(many, tmp_path / "out.geojson", workers=1)
+        vectorize(many, tmp_path / "out.geojson", workers=1)
     assert multiprocessing.active_children() == []
 
 
 _STUCK = """
 import multiprocessing, sys, time
 from pathlib import Path
-from satmap.prediction import vectorize as vectorizing
+from satmap.prediction.vectorize import vectorize_directory
+from satmap.tasks.base import default_task
+from satmap.tasks.roads import task
 
 def stuck(path, graphs):
     next(graphs)
-    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+    print("pids", *(process.pid for process in multiprocessing.active_children()), flush=True)
     time.sleep(1000)
 
 if __name__ == "__main__":
-    vectorizing.write_roads = stuck
-    vectorizing.vectorize_directory(Path(sys.argv[1]), Path(sys.argv[2]), workers=2)
+    task.export_roads = stuck
+    vectorize_directory(Path(sys.argv[1]), Path(sys.argv[2]), default_task("roads"), workers=2)
 """
 
 
@@ -427,7 +443,9 @@ def test_workers_end_with_a_killed_run(many: Path, tmp_path: Path) -> None:
         limit = threading.Timer(120, run.kill)
         limit.start()
         try:
-            workers = [int(pid) for pid in run.stdout.readline().split()]
+            # Progress comes first.
+            line = next((line for line in run.stdout if line.startswith("pids")), "")
+            workers = [int(pid) for pid in line.split()[1:]]
             assert len(workers) == 2, "the run has not started its workers in time"
             assert all(map(_runs, workers))
         finally:
@@ -524,7 +542,7 @@ def test_chips_are_looked_at_with_their_neighbours_or_without(
     for neighbours in (True, False):
         for workers in (0, 2):
             output = tmp_path / f"{neighbours}{workers}.csv"
-            vectorize_directory(masks, output, workers=workers, neighbours=neighbours)
+            vectorize(masks, output, workers=workers, neighbours=neighbours)
             outputs[neighbours, workers] = output.read_bytes()
     assert outputs[True, 0] == outputs[True, 2]
     assert outputs[False, 0] == outputs[False, 2]
@@ -534,7 +552,7 @@ def test_chips_are_looked_at_with_their_neighbours_or_without(
     for path in sorted(masks.iterdir()):
         (tmp_path / path.stem).mkdir()
         (tmp_path / path.stem / path.name).write_bytes(path.read_bytes())
-        vectorize_directory(tmp_path / path.stem, tmp_path / "one.csv")
+        vectorize(tmp_path / path.stem, tmp_path / "one.csv")
         (alone,) = read_roads_csv(tmp_path / "one.csv").values()
         assert same_roads(alone, rows[path.stem])
 
@@ -567,7 +585,7 @@ def test_masks_that_are_no_neighbours_change_nothing(tmp_path: Path, fault: str)
     path = write_mask(masks / "other.tif", **other)
     if fault == "broken":
         path.write_bytes(path.read_bytes()[:-150_000])
-    vectorize_directory(masks, tmp_path / "out.csv")
+    vectorize(masks, tmp_path / "out.csv")
     assert same_roads(read_roads_csv(tmp_path / "out.csv")["chip00"], alone)
     assert not same_roads(vectorized_beside(masks, road), alone)
 
@@ -619,7 +637,7 @@ def test_faults_of_large_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         make, _ = UNUSABLE[name]
         make(masks / name)
     write_mask(masks / "good.tif", street())
-    done = vectorize_directory(masks, tmp_path / "out.csv")
+    done = vectorize(masks, tmp_path / "out.csv")
     assert done.images == {"cut": 0, "good": 1, "infinite": 0, "ones": 0, "percent": 0}
     assert "multiply them by 255" in done.faults["ones"]
     assert "but float" in done.faults["percent"]
@@ -630,7 +648,7 @@ def test_faults_of_large_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @needs_shared
 def test_the_shared_masks(tmp_path: Path) -> None:
     truth = read_roads_csv(SHARED_MASKS / "truth_noded.csv")
-    done = vectorize_directory(SHARED_MASKS, tmp_path / "out.csv")
+    done = vectorize(SHARED_MASKS, tmp_path / "out.csv")
     assert done.faults == {}
     assert done.images.keys() == truth.keys()
     assert truth.keys() == read_roads_csv(SHARED_MASKS / "truth.csv").keys()

@@ -120,6 +120,7 @@ def test_the_manifest_states_what_the_submission_was_made_of(made: Made) -> None
         f"AOI_7_Moscow_chip{n}": sha256(made.images / f"{PREFIX}chip{n}.tif") for n in range(3)
     }
     assert list(manifest.skipped) == ["AOI_7_Moscow_chip1"]
+    assert manifest.recipe.content is not None
     assert build_recipe(manifest.recipe.content) == recipe()
     assert manifest.run.command == ("predict", "images", "out.csv")
     assert manifest.run.software.packages["torch"] == torch.__version__

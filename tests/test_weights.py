@@ -1,7 +1,6 @@
 """Weight files: our own, other people's, downloaded ones, and those that nobody should load."""
 
 import contextlib
-import fcntl
 import hashlib
 import importlib
 import json
@@ -14,6 +13,7 @@ import socket
 import subprocess
 import tarfile
 import threading
+import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +28,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from huggingface_hub import constants, file_download
 from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 
@@ -964,7 +965,8 @@ class Answer:
     body: bytes = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
-    missing: int = 0  # bytes that are promised and never come
+    missing: int = 0  # bytes that are promised and do not come
+    failures: float = math.inf  # how often they do not
     silence: float = 0  # seconds before the body
 
 
@@ -983,20 +985,50 @@ class Server(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
+    @property
+    def store(self) -> str:
+        """On another host than the hub, so that it is not asked for checksums."""
+        return f"http://localhost:{self.server_port}{STORE}"
+
+    def publish(self, content: bytes) -> None:
+        """Have a file of ResNet18; readers are sent on to a store, as by the real hub."""
+        self.answers[RESOLVE] = self.redirect(self.store, content)
+        self.answers[STORE] = Answer(content)
+
+    def redirect(self, location: str, content: bytes) -> Answer:
+        """What the hub says of a large file."""
+        etag = f'"{hashlib.sha256(content).hexdigest()}"'
+        return Answer(status=302, headers={"Location": location, "X-Linked-Etag": etag})
+
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
 
+    def do_HEAD(self) -> None:
+        self.answer()
+
     def do_GET(self) -> None:
+        answer, body = self.answer()
+        self.server.stop.wait(answer.silence)
+        answer.failures -= 1
+        self.wfile.write(body[: len(body) - (answer.missing if answer.failures >= 0 else 0)])
+
+    def answer(self) -> tuple[Answer, bytes]:
+        """Send status and headers; what is left is the body."""
         self.server.asked.append(self.path)
         answer = self.server.answers.get(self.path, Answer(status=404))
-        self.send_response(answer.status)
+        wanted = self.headers.get("Range", "") if answer.status == 200 else ""
+        start = int(wanted.removeprefix("bytes=").removesuffix("-") or 0)
+        body = answer.body[start:]
+        self.send_response(206 if start else answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(answer.body)))
+        if start:
+            size = len(answer.body)
+            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.server.stop.wait(answer.silence)
-        self.wfile.write(answer.body[: len(answer.body) - answer.missing])
+        return answer, body
 
     def handle(self) -> None:
         # Readers that have seen enough go away.
@@ -1007,15 +1039,8 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-POINTER = "/timm/resnet18.a1_in1k/raw/main/model.safetensors"
 RESOLVE = "/timm/resnet18.a1_in1k/resolve/main/model.safetensors"
 STORE = "/store/abc?signature=1"
-
-
-def pointer(content: bytes) -> bytes:
-    oid = hashlib.sha256(content).hexdigest()
-    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n"
-    return text.encode()
 
 
 @pytest.fixture(scope="module")
@@ -1028,14 +1053,12 @@ def resnet18() -> bytes:
 
 @pytest.fixture
 def server(resnet18: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A hub that has ResNet18 and sends readers on to its store, as the real one does."""
+    """A hub that has ResNet18."""
     server = Server()
-    server.answers = {
-        POINTER: Answer(pointer(resnet18)),
-        RESOLVE: Answer(status=302, headers={"Location": STORE}),
-        STORE: Answer(resnet18),
-    }
+    server.publish(resnet18)
     monkeypatch.setenv("HF_ENDPOINT", f"{server.url}/")
+    # Between attempts.
+    monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda _: None))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
@@ -1047,11 +1070,6 @@ def server(resnet18: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]
 
 
 def test_fetching(server: Server, resnet18: bytes, tmp_path: Path) -> None:
-    with contextlib.ExitStack() as stack:
-        _fetching(server, resnet18, tmp_path, stack)
-
-
-def _fetching(server: Server, resnet18: bytes, tmp_path: Path, stack: contextlib.ExitStack) -> None:
     path = tmp_path / "imagenet" / "resnet18.safetensors"
     remedies = r"weights fetch`.*resnet18.a1_in1k and `satmap weights import` it.*--from-scratch"
     with pytest.raises(SatmapError, match=remedies):
@@ -1059,14 +1077,15 @@ def _fetching(server: Server, resnet18: bytes, tmp_path: Path, stack: contextlib
     # What a killed process left is cleared away, what one that still runs writes is not.
     path.parent.mkdir()
     old, new = (path.parent / f".resnet18-{name}.part" for name in ("abcdefgh", "ijklmnop"))
-    old.write_bytes(b"half")
-    alive = stack.enter_context(new.open("wb"))
-    fcntl.flock(alive, fcntl.LOCK_EX)
+    for file in (old, new):
+        file.write_bytes(b"half")
+    hours_ago = time.time() - 7200
+    os.utime(old, (hours_ago, hours_ago))
     assert fetch_encoder(tmp_path, "resnet18") is Fetched.NOW
     assert not old.exists()
     assert new.exists()
-    alive.close()
     # Also where there is nothing to download.
+    os.utime(new, (hours_ago, hours_ago))
     assert fetch_encoder(tmp_path, "resnet18") is Fetched.INTACT
     assert list(path.parent.iterdir()) == [path]
     metadata = read_metadata(path)
@@ -1099,18 +1118,40 @@ def _fetching(server: Server, resnet18: bytes, tmp_path: Path, stack: contextlib
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize("location", ["file:///etc/passwd", "http://[::bad/x"])
+def test_redirects_to_nowhere(
+    location: str, server: Server, resnet18: bytes, tmp_path: Path
+) -> None:
+    server.answers[RESOLVE] = server.redirect(location, resnet18)
+    with pytest.raises(SatmapError, match=r"cannot download http.*another machine"):
+        fetch_encoder(tmp_path, "resnet18")
+    assert list(tmp_path.glob("**/*.*")) == []
+
+
+def test_a_checksum_that_is_another_files(server: Server, tmp_path: Path) -> None:
+    server.answers[RESOLVE] = server.redirect(server.store, b"other")
+    with pytest.raises(SatmapError, match=r"has the SHA-256 \w{64}, but its publisher says"):
+        fetch_encoder(tmp_path, "resnet18")
+    assert list(tmp_path.glob("**/*.*")) == []
+
+
+def test_a_download_that_breaks_off_is_resumed(
+    server: Server, resnet18: bytes, tmp_path: Path
+) -> None:
+    server.answers[STORE] = Answer(resnet18, missing=len(resnet18) // 2, failures=2)
+    assert fetch_encoder(tmp_path, "resnet18") is Fetched.NOW
+    assert server.asked == [RESOLVE, *3 * [RESOLVE, STORE]]
+
+
 @pytest.mark.parametrize(
     ("address", "answer", "message"),
     [
-        (POINTER, Answer(status=404), r"raw/main/\S+ answers 404"),
-        (POINTER, Answer(b"<html>hello</html>"), "does not say the weights' SHA-256"),
-        (POINTER, Answer(pointer(b"other")), r"has the SHA-256 \w{64}, but its publisher says"),
+        (RESOLVE, Answer(status=404), r"resolve/main/\S+ answers 404"),
+        (RESOLVE, Answer(b"<html>hello</html>"), "does not say the weights' SHA-256"),
         (RESOLVE, Answer(status=503), r"resolve/main/\S+ answers 503"),
-        (RESOLVE, Answer(status=302, headers={"Location": "file:///etc/passwd"}), "answers 302"),
-        (RESOLVE, Answer(status=302, headers={"Location": "http://[::bad/x"}), "cannot download"),
         (STORE, Answer(status=403), "answers 403"),
         (STORE, Answer(), r"has the SHA-256 e3b0c44298\w+, but"),
-        (STORE, Answer(bytes(3000), missing=1000), "only 2000 of 3000 bytes came"),
+        (STORE, Answer(bytes(3000), missing=1000), r"cannot download http.*closed"),
     ],
 )  # fmt: skip
 def test_failed_downloads_leave_nothing(
@@ -1129,18 +1170,18 @@ def test_failed_downloads_leave_nothing(
 
 def test_a_download_of_something_else(server: Server, tmp_path: Path) -> None:
     other = save({"conv1.weight": torch.zeros(1)}, {})
-    server.answers[POINTER], server.answers[STORE] = Answer(pointer(other)), Answer(other)
+    server.publish(other)
     with pytest.raises(SatmapError, match=r"is of no use: .*it lacks"):
         fetch_encoder(tmp_path, "resnet18")
     with torch.device("meta"):
         names = timm.create_model("resnet34", pretrained=False).state_dict()
     other = save({k: torch.zeros(v.shape, dtype=v.dtype) for k, v in names.items()}, {})
-    server.answers[POINTER], server.answers[STORE] = Answer(pointer(other)), Answer(other)
+    server.publish(other)
     with pytest.raises(SatmapError, match="does not hold ImageNet weights of resnet18"):
         fetch_encoder(tmp_path, "resnet18")
     marker = tmp_path / "marker"
     hostile = pickle.dumps(Command(marker), protocol=2)
-    server.answers[POINTER], server.answers[STORE] = Answer(pointer(hostile)), Answer(hostile)
+    server.publish(hostile)
     with pytest.raises(SatmapError, match="nothing of it was run"):
         fetch_encoder(tmp_path, "resnet18")
     assert list(tmp_path.glob("**/*.*")) == []
@@ -1172,7 +1213,7 @@ def test_addresses_that_hold_the_checksum(
 def test_every_encoder_has_a_source_with_a_checksum(name: str, server: Server) -> None:
     class Every(dict[str, Answer]):
         def get(self, path: str, *_: object) -> Answer:
-            return Answer(pointer(path.encode()))
+            return server.redirect(server.store, path.encode())
 
     server.answers = Every()
     source = fetch.find_source(name)
@@ -1189,7 +1230,7 @@ def test_nothing_from_a_file_or_a_server_reaches_the_terminal_raw(
     shown = run(capsys, "weights", "show", path)
     assert len(shown.splitlines()) == 2
     said = refused(capsys, "weights", "import", path.rename(tmp_path / f"file{evil}"), tmp_path)
-    server.answers[RESOLVE] = Answer(status=302, headers={"Location": "http://[::\x1b[31m/x"})
+    server.answers[RESOLVE] = server.redirect("http://[::\x1b[31m/x", b"")
     with pytest.raises(SatmapError) as caught:
         fetch_encoder(tmp_path, "resnet18")
     for text in (shown, said, str(caught.value)):
@@ -1253,6 +1294,10 @@ def test_nobody_to_download_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list(tmp_path.glob("**/*.*")) == []
 
 
+def test_huggingface_hub_sends_no_telemetry() -> None:
+    assert constants.HF_HUB_DISABLE_TELEMETRY
+
+
 def test_a_server_that_falls_silent(
     server: Server, resnet18: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1293,7 +1338,7 @@ def test_fetching_what_a_recipe_needs(
     path = encoder_file(tmp_path / "w", "resnet18")
     fetched = f"downloading {server.url}{RESOLVE}\n{path}: fetched\n"
     assert run(capsys, *command) == fetched
-    assert server.asked == [POINTER, RESOLVE, STORE]
+    assert server.asked == [RESOLVE, RESOLVE, STORE]
     assert run(capsys, *command) == f"{path}: there already, intact\n"
     shown = run(capsys, "weights", "show", path)
     assert "architecture: resnet18\n" in shown

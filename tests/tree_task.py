@@ -23,9 +23,9 @@ from satmap.data.crops import read_image_crop
 from satmap.data.imagery import RGB, read_infos
 from satmap.data.inventory import Inventory
 from satmap.errors import SatmapError
-from satmap.evaluation.formats import ResultFormat
 from satmap.evaluation.metrics.building_f1 import Counts
 from satmap.evaluation.metrics.figures import Report
+from satmap.evaluation.result_format import ResultFormat
 from satmap.evaluation.score import Scoring
 from satmap.io.files import write_text
 from satmap.networks.ensemble import Symmetry
@@ -34,7 +34,7 @@ from satmap.recipes.schema import Member
 from satmap.recipes.task_settings import TaskLosses, TaskSettings
 from satmap.submissions.fault import Fault
 from satmap.tasks.base import Batch, Total
-from satmap.tasks.instances import Candidates, InstanceTask
+from satmap.tasks.instances import InstanceTask, WindowCandidates
 from satmap.vectors.georeference import Georeference
 
 Points = NDArray[np.float64]
@@ -166,7 +166,7 @@ class TreeTask(InstanceTask):
     def shift(self, found: Points, left: int, top: int) -> Points:
         return np.asarray(found + np.array([left, top, 0]))
 
-    def merge(self, candidates: Sequence[Candidates]) -> Points:
+    def merge(self, candidates: Sequence[WindowCandidates]) -> Points:
         found = suppress(np.concatenate([each.found for each in candidates]))
         return np.asarray(found[found[:, 2] >= self.recipe.task.least_score])
 

@@ -13,8 +13,8 @@ from satmap.recipes.schema import load_recipe
 from satmap.report.road_overlay import write_overlays
 from satmap.runtime.device import pick_device
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
-from satmap.training.ensemble import TrainingOptions, train
 from satmap.training.run_context import RunContext
+from satmap.training.train_ensemble import TrainingOptions, train
 from synthcity import CityError, make_city
 
 _CHIPS, _TEST_CHIPS, _SIZE = 24, 6, 512

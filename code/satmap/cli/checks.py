@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from satmap.errors import SatmapError
-from satmap.io.files import is_temporary, refuse_pipe, require_map_output, require_writable
+from satmap.io.files import is_temporary, refuse_pipe, require_writable
 from satmap.io.walk import require_directories
 from satmap.recipes.schema import Recipe, load_recipe
-from satmap.submissions.suffixes import require_submission_suffix
+from satmap.submissions.outputs import require_outputs
 from satmap.weights.header import read_weights_metadata
 from satmap.weights.members import choose, find_weights, recipe_of
 
@@ -34,25 +34,10 @@ def check_prediction(
         CannotWriteError: an output cannot be written, or holds something else.
     """
     require_directories(directories)
-    check_outputs(output, exports)
+    require_outputs(output, exports)
     files = find_weights(weights)
     recipe = load_recipe(recipe_name) if recipe_name else recipe_of(files)
     choose(files, recipe)
-
-
-def check_outputs(output: Path, exports: Sequence[Path] = ()) -> None:
-    """Fail if a submission and its exports cannot be written to these files.
-
-    Raises:
-        SatmapError: the submission's suffix is another format's, or two outputs are one file.
-        CannotWriteError: an output cannot be written, or holds something else.
-    """
-    for path in exports:
-        if path.resolve() == output.resolve():
-            raise SatmapError(f"{path} cannot be both the submission and an export.")
-    for path in (output, *exports):
-        require_map_output(path)
-    require_submission_suffix(output)
 
 
 def check_training(directories: Sequence[Path], recipe: Recipe, weights: Path) -> None:

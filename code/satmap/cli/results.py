@@ -117,7 +117,7 @@ def _overlay(options: argparse.Namespace) -> int:
 
     Of buildings (CSV, COCO results) a truth tells apart what is found, missed and false.
     """
-    from satmap.evaluation.formats import find_format
+    from satmap.evaluation.result_format import find_format
     from satmap.report.building_overlay import write_building_overlays
     from satmap.report.road_overlay import write_overlays
     from satmap.submissions.formats import Format, detect

@@ -134,8 +134,8 @@ def _train(options: argparse.Namespace) -> int:
     from satmap.data.cache import default_cache
     from satmap.runtime.device import pick_device
     from satmap.runtime.ranks import joined
-    from satmap.training.ensemble import TrainingOptions, train
     from satmap.training.run_context import RunContext, RunInfo, stop_requests
+    from satmap.training.train_ensemble import TrainingOptions, train
 
     training = TrainingOptions(
         cache=options.cache or default_cache(),

@@ -13,7 +13,7 @@ from satmap.vectors.georeference import Georeference
 _SAME_SIZE = 1e-3
 
 
-class Footprint(NamedTuple):
+class ImageFootprint(NamedTuple):
     """Where an image lies.
 
     Attributes:
@@ -40,7 +40,7 @@ class Neighbour(NamedTuple):
 
 
 def find_neighbours(
-    footprints: Sequence[Footprint], margin_px: tuple[int, int]
+    footprints: Sequence[ImageFootprint], margin_px: tuple[int, int]
 ) -> list[list[Neighbour]]:
     """For each image those that lie on it or within a margin of it.
 

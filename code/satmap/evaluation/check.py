@@ -5,14 +5,15 @@ from pathlib import Path
 
 import rasterio
 
+from satmap.data.layouts.mapping_challenge import ANNOTATIONS, PICTURE_SUFFIXES
 from satmap.data.layouts.spacenet_buildings import building_image_ids
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import SatmapError
-from satmap.evaluation.formats import find_format
+from satmap.evaluation.result_format import find_format
 from satmap.io.gdal import driver_of
 from satmap.io.walk import walk
 from satmap.submissions.buildings_csv import check_buildings_csv
-from satmap.submissions.coco_json import check_coco_results, read_coco_truth
+from satmap.submissions.coco_json import check_coco_results, read_coco_sizes
 from satmap.submissions.fault import Fault
 from satmap.submissions.formats import Format, detect
 from satmap.submissions.mask_rasters import check_masks
@@ -63,14 +64,14 @@ def _coco_images(directories: Sequence[Path]) -> dict[int, tuple[int, int]]:
     """Width and height of the Mapping Challenge's images by id: annotated, or by file names."""
     sizes: dict[int, tuple[int, int]] = {}
     for path in walk(directories):
-        if path.name == "annotation.json":
-            sizes.update(read_coco_truth(path).sizes)
-        elif path.suffix.lower() in (".jpg", ".jpeg", ".png") and path.stem.isdecimal():
+        if path.name == ANNOTATIONS:
+            sizes.update(read_coco_sizes(path))
+        elif path.suffix.lower() in PICTURE_SUFFIXES and path.stem.isdecimal():
             sizes.setdefault(int(path.stem), _size(path))
     if not sizes:
         raise SatmapError(
             f"no images of the Mapping Challenge under {', '.join(map(str, directories))}. "
-            "Expected an annotation.json, or images with numbers as names (000000000012.jpg)."
+            f"Expected an {ANNOTATIONS}, or images with numbers as names (000000000012.jpg)."
         )
     return sizes
 

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from satmap.errors import SatmapError
-from satmap.evaluation.formats import find_format
 from satmap.evaluation.metrics.apls import METRES_PER_PIXEL, aoi_of, score_roads
 from satmap.evaluation.metrics.building_f1 import score_buildings
 from satmap.evaluation.metrics.coco_ap import score_coco
 from satmap.evaluation.metrics.figures import Figures, Report
 from satmap.evaluation.metrics.jaccard import score_masks
 from satmap.evaluation.metrics.topo import TopoScore, topo
+from satmap.evaluation.result_format import find_format
 from satmap.io.geojson_reader import read_geojson
 from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
 from satmap.submissions.coco_json import CocoResult, CocoTruth, read_coco_results, read_coco_truth

@@ -14,7 +14,7 @@ from satmap.vectors.road_graph import ImageRoads, roads_in_lon_lat
 __all__ = [
     "BUILDING_SUFFIXES",
     "GEOGRAPHIC_SUFFIXES",
-    "SUFFIXES",
+    "ROAD_SUFFIXES",
     "ImageBuildings",
     "ImageRoads",
     "export_buildings",
@@ -32,7 +32,7 @@ _WRITERS: dict[str, Callable[[Path, Iterable[ImageRoads]], None]] = {
 }
 
 #: Suffixes of the formats of roads, as :func:`write_roads` takes them.
-SUFFIXES = tuple(_WRITERS)
+ROAD_SUFFIXES = tuple(_WRITERS)
 
 #: Those that hold longitude and latitude, and so no image without a georeference.
 GEOGRAPHIC_SUFFIXES = (".geojson", ".gpkg")
@@ -42,15 +42,15 @@ def write_roads(path: Path, graphs: Iterable[ImageRoads]) -> None:
     """Write the roads of one or many images in the format that the suffix of ``path`` names.
 
     Raises:
-        SatmapError: another suffix than ``SUFFIXES``, in any case; an image without a georeference
-            where the format needs one.
+        SatmapError: another suffix than ``ROAD_SUFFIXES``, in any case; an image without a
+            georeference where the format needs one.
         CannotWriteError: ``path`` cannot be written.
     """
     writer = _WRITERS.get(path.suffix.lower())
     if writer is None:
         raise SatmapError(
             f"{path}: the suffix names the format of road graphs, and '{path.suffix}' is none of "
-            f"{', '.join(SUFFIXES)}."
+            f"{', '.join(ROAD_SUFFIXES)}."
         )
     writer(path, graphs)
 

@@ -35,7 +35,7 @@ _CRS_NAME = re.compile(
 
 
 @dataclass(frozen=True)
-class Line:
+class GeoLine:
     """A line of a feature.
 
     Attributes:
@@ -72,7 +72,7 @@ class FeatureCollection:
     """
 
     crs: str
-    lines: tuple[Line, ...]
+    lines: tuple[GeoLine, ...]
     surfaces: tuple[Surface, ...]
     geometries: int
 
@@ -109,7 +109,7 @@ def read_geojson(path: Path) -> FeatureCollection:
                 if kind == "LineString":
                     xy = _clean(coordinates, crs)
                     if len(xy) >= 2:
-                        lines.append(Line(xy, properties))
+                        lines.append(GeoLine(xy, properties))
                 else:
                     rings = [_clean(ring, crs) for ring in coordinates]
                     if rings and len(rings[0]) >= 3:

@@ -3,29 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from satmap.errors import SatmapError
-from satmap.io.files import remove_temporary_files_of, require_map_output, require_writable
+from satmap.io.files import remove_temporary_files_of
 from satmap.prediction.journal import Journal
 from satmap.prediction.plan import Plan, Request
 from satmap.provenance.manifest import manifest_path
-from satmap.submissions.suffixes import require_submission_suffix
-
-
-def require_outputs(request: Request) -> None:
-    """Fail before the work rather than after it if something cannot be written.
-
-    Raises:
-        SatmapError: a format that is unknown or not a submission's, or two outputs in one file.
-        CannotWriteError: a place that cannot be written to, or a file that holds something else.
-    """
-    for path in request.exports:
-        if path.resolve() == request.output.resolve():
-            raise SatmapError(f"{path} cannot be both the submission and an export.")
-    for path in (request.output, *request.exports):
-        require_map_output(path)
-    require_submission_suffix(request.output)
-    if request.maps:
-        require_writable(request.maps / "planes.tif")
 
 
 def remove_leftovers(plan: Plan, request: Request) -> None:

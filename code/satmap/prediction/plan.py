@@ -10,7 +10,7 @@ from typing import Any
 from satmap.data.chip import Chip
 from satmap.data.folds import assign_folds
 from satmap.data.inventory import Inventory
-from satmap.data.neighbours import Footprint, Neighbour
+from satmap.data.neighbours import ImageFootprint, Neighbour
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 from satmap.prediction.journal import Journal
@@ -51,7 +51,7 @@ def find_tiles(chips: Sequence[Chip], task: Task) -> list[Tile]:
         task: says which images are decoded together.
     """
     images = [chip.image for chip in chips]
-    footprints = [Footprint(image.georeference, image.width, image.height) for image in images]
+    footprints = [ImageFootprint(image.georeference, image.width, image.height) for image in images]
     around = task.find_neighbours(footprints)
     keys = [_key(chip) for chip in chips]
     return [

@@ -9,16 +9,18 @@ import torch
 
 from satmap.data.view_angles import ViewAngle
 from satmap.io.checksums import FileRecord
+from satmap.io.files import require_writable
 from satmap.networks.ensemble import EnsembleMember
 from satmap.prediction.decoding import Outcome
 from satmap.prediction.journal import Journal
 from satmap.prediction.manifests import record_weights, write_submission_manifest
-from satmap.prediction.outputs import remove_leftovers, require_outputs, write_outputs
+from satmap.prediction.outputs import remove_leftovers, write_outputs
 from satmap.prediction.plan import Plan, Request, Work, make_plan, work_left
 from satmap.prediction.share import predict_rank_share
 from satmap.rasters.map_store import MapStore
 from satmap.runtime.device import pick_device
 from satmap.runtime.ranks import Ranks, joined
+from satmap.submissions.outputs import require_outputs
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ def predict(
         tuple(directories), output, weights, str(device), recipe_name, maps, tuple(exports),
         out_of_fold, workers, tuple(command), view_angle=view_angle,
     )  # fmt: skip
-    require_outputs(request)
+    require_outputs(output, exports)
+    if maps:
+        require_writable(maps / "maps.tif")
     # Planes and roads travel through files beside the output.
     with joined(torch.device("cpu")) as ranks:
         return _predict(ranks, request)

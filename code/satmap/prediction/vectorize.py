@@ -10,7 +10,7 @@ from typing import Any
 
 from satmap.data.chip import Chip
 from satmap.data.imagery import ImageInfo
-from satmap.data.neighbours import Footprint
+from satmap.data.neighbours import ImageFootprint
 from satmap.data.view_angles import ViewAngle, view_angle_of_name
 from satmap.errors import SatmapError
 from satmap.io.files import require_map_output
@@ -71,7 +71,7 @@ def vectorize_directory(
     """
     if workers < 0:
         raise ValueError(f"workers {workers}")
-    suffixes = (".csv", ".json", *task.export_suffixes)
+    suffixes = (*task.submission_suffixes, *task.export_suffixes)
     if output.suffix.lower() not in suffixes:
         raise SatmapError(
             f"{output}: the suffix names the format, and '{output.suffix}' is none of "
@@ -114,6 +114,8 @@ def vectorize_directory(
         else:
             counts = task.write(output, list(paths), keys, journal.found)
         journal.remove()
+    # Workers finish in any order.
+    faults = {name: faults[name] for name in paths if name in faults}
     return Vectorization(counts, faults, _warnings(task, chips, faults))
 
 
@@ -148,7 +150,7 @@ def _find_neighbours(
 ) -> dict[str, list[tuple[Path, int, int]]]:
     """For each raster those that it is decoded with, and their first column and row in it."""
     images = [chip.image for chip in chips.values()]
-    footprints = [Footprint(image.georeference, image.width, image.height) for image in images]
+    footprints = [ImageFootprint(image.georeference, image.width, image.height) for image in images]
     return {
         name: [(images[other.image].path, other.column, other.row) for other in beside]
         for name, beside in zip(chips, task.find_neighbours(footprints), strict=True)

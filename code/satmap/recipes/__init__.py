@@ -1,1 +1,5 @@
 """Recipes: a solution as data."""
+
+from satmap.recipes.schema import Recipe, load_recipe, recipe_names
+
+__all__ = ["Recipe", "load_recipe", "recipe_names"]

@@ -30,8 +30,8 @@ class TaskEntry:
         settings: the :class:`TaskSettings` of its recipes.
         losses: the :class:`TaskLosses` of their members.
         task: the :class:`satmap.tasks.base.Task`.
-        formats: a list of :class:`satmap.evaluation.formats.ResultFormat`, for results in a format
-            that none of the challenges has; None for none.
+        formats: a list of :class:`satmap.evaluation.result_format.ResultFormat`, for results in a
+            format that none of the challenges has; None for none.
     """
 
     name: str

@@ -8,7 +8,7 @@ satmap ships lie in ``recipes/``; a path to a file of one's own works in their p
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import cache, cached_property
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Self, cast
@@ -137,7 +137,7 @@ class Stage(Settings, Generic[LossesT]):
         return self
 
 
-class Decoder(Settings):
+class DecoderSettings(Settings):
     """Kind and widths of a network's decoder, at strides 16, 8, 4 and 2.
 
     ``plain`` is the reference's, ``scse`` adds attention. ``light`` saves 29 to 37 % of the plain
@@ -171,7 +171,7 @@ class Member(Settings, Generic[LossesT]):
     pretrained: bool = Field(True, description="start from ImageNet weights")
     #: The first so many of an image's: red, green, blue, then the other five.
     bands: int = Field(3, ge=1, le=1024, strict=True)
-    decoder: Decoder = Decoder()
+    decoder: DecoderSettings = DecoderSettings()
     losses: LossesT
     stages: tuple[Stage[LossesT], ...] = Field(min_length=1)
 
@@ -323,7 +323,7 @@ class Recipe(Settings, Generic[TaskT, LossesT]):
         """Whether a member learns from a trained ensemble."""
         return any(member.needs_teacher for member in self.members)
 
-    @cached_property
+    @property
     def training_fingerprint(self) -> str:
         """Hash of all settings that a training depends on; prediction's may change freely."""
         content = self.model_dump(

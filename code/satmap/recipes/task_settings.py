@@ -24,10 +24,12 @@ class TaskSettings(Settings):
             and prediction.
         best_checkpoints: score to the checkpoint that keeps the network with its best value. The
             first score is the one that counts.
+        export_suffixes: suffixes of the formats that results can be exported to.
     """
 
     prediction_keys: ClassVar[frozenset[str]] = frozenset()
     best_checkpoints: ClassVar[Mapping[str, str]] = {}
+    export_suffixes: ClassVar[tuple[str, ...]] = ()
 
     name: str
 

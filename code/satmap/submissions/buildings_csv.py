@@ -31,7 +31,7 @@ from satmap.io.text import natural_key, require_plain_id
 from satmap.submissions.csv_table import CsvRow, check_header, parse_number, read_records, shown
 from satmap.submissions.fault import Fault, in_file_order
 
-HEADER = ("ImageId", "BuildingId", "PolygonWKT_Pix", "Confidence")
+BUILDINGS_HEADER = ("ImageId", "BuildingId", "PolygonWKT_Pix", "Confidence")
 
 #: The scorers drop smaller polygons on both sides, square pixels.
 SMALLEST_PX2 = 20.0
@@ -98,7 +98,7 @@ def format_buildings(rows_by_image: Mapping[str, Sequence[BuildingRow]]) -> str:
         ValueError: a confidence or coordinate is not finite, a coordinate is absurdly large, a
             shape is no polygon, or an image id is empty or would break the table.
     """
-    parts = [",".join(HEADER)]
+    parts = [",".join(BUILDINGS_HEADER)]
     for image_id in sorted(rows_by_image, key=natural_key):
         require_plain_id(image_id)
         buildings = _clean(image_id, rows_by_image[image_id])
@@ -188,7 +188,11 @@ def read_buildings_csv(path: Path) -> dict[str, list[BuildingRow]]:
         for i, record in enumerate(batch):
             where = f"{path}, line {record.line}"
             if record.fault:
-                remedy = f" The first line should be {','.join(HEADER)}." if record.fatal else ""
+                remedy = (
+                    f" The first line should be {','.join(BUILDINGS_HEADER)}."
+                    if record.fatal
+                    else ""
+                )
                 raise SatmapError(f"{where}: {record.fault}.{remedy}")
             image_id, building_id, _, confidence = record.cells
             if not image_id:
@@ -209,7 +213,7 @@ def _batches(path: Path) -> Iterator[list[CsvRow]]:
     """The file's lines, many at a time."""
     batch: list[CsvRow] = []
     letters = 0
-    for record in read_records(path, HEADER, (HEADER[0], HEADER[2])):
+    for record in read_records(path, BUILDINGS_HEADER, (BUILDINGS_HEADER[0], BUILDINGS_HEADER[2])):
         batch.append(record)
         letters += sum(len(cell or "") for cell in record.cells)
         if len(batch) == _BATCH_ROWS or letters > _BATCH_LETTERS:
@@ -310,7 +314,7 @@ def check_buildings_csv(path: Path, expected_images: Collection[str] | None = No
     Raises:
         SatmapError: the file cannot be read.
     """
-    faults = check_header(path, HEADER)
+    faults = check_header(path, BUILDINGS_HEADER)
     expected = None if expected_images is None else set(map(canonical_id, expected_images))
     images: dict[str, _ImageState] = {}
     ids = _Ids()

@@ -16,7 +16,7 @@ import json
 import math
 import sys
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -28,16 +28,13 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from satmap.errors import SatmapError
+from satmap.io.coco_annotations import CATEGORY, Ring, read_coco_file
 from satmap.io.files import atomic_path
-from satmap.io.json_files import read_json
 from satmap.submissions.coco_masks import PIXEL_LIMIT, CocoMask, measure_runs
 from satmap.submissions.csv_table import shown
 from satmap.submissions.fault import Fault, in_file_order
 from satmap.submissions.json_list import BrokenFileError, JsonList
 from satmap.vectors.buildings import Building
-
-#: The only category of the challenge: building.
-CATEGORY = 100
 
 #: So many detections of an image the evaluation looks at, those with the highest scores.
 MAX_DETECTIONS = 100
@@ -45,9 +42,6 @@ MAX_DETECTIONS = 100
 # By how much a box may differ from the mask's: by a pixel it does where programs disagree whether
 # the last pixel belongs to it.
 _BOX_TOLERANCE_PX = 1.0
-
-# The library rasterises an edge of a polygon point by point, also outside the image.
-_LARGEST_PIXEL = 1e5
 
 # Decoded and checked at a time.
 _BATCH_CHARACTERS = 1 << 19
@@ -381,6 +375,15 @@ def read_coco_results(path: Path) -> dict[int, list[CocoResult]]:
     return results
 
 
+def read_coco_sizes(path: Path) -> dict[int, tuple[int, int]]:
+    """Width and height of the images of a file of annotations, by id.
+
+    Raises:
+        SatmapError: as by :func:`read_coco_truth`.
+    """
+    return _sizes(path, read_coco_file(path).images)
+
+
 def read_coco_truth(path: Path) -> CocoTruth:
     """Read COCO annotations with polygons, images and buildings in the file's order.
 
@@ -388,62 +391,34 @@ def read_coco_truth(path: Path) -> CocoTruth:
         SatmapError: the file cannot be read, is not JSON, or an image or annotation in it is not as
             it should be; the message names the file and the place.
     """
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise SatmapError(f"{path}: not COCO annotations; expected an object with images.")
-    sizes: dict[int, tuple[int, int]] = {}
-    for i, image in _objects(path, content, "images"):
-        image_id, width, height = (image.get(key) for key in ("id", "width", "height"))
-        if not (_is_id(image_id) and _is_id(width) and _is_id(height)):
-            raise SatmapError(f"{path}: images[{i}] needs id, width and height as integers.")
-        if width < 1 or height < 1 or width * height >= PIXEL_LIMIT:
-            raise SatmapError(f"{path}: images[{i}] has the size {width} x {height}.")
-        if image_id in sizes:
-            raise SatmapError(f"{path}: images[{i}] repeats the id {image_id}.")
-        sizes[image_id] = width, height
+    images, annotations = read_coco_file(path)
+    sizes = _sizes(path, images)
     buildings: dict[int, list[CocoBuilding]] = {}
-    for i, annotation in _objects(path, content, "annotations"):
-        image_id = annotation.get("image_id")
-        if not _is_id(image_id) or image_id not in sizes:
-            raise SatmapError(
-                f"{path}: annotations[{i}] is of the image {_brief(image_id)}, which is not listed."
-            )
-        category = annotation.get("category_id")
-        if category != CATEGORY:
-            raise SatmapError(
-                f"{path}: annotations[{i}] has category_id {_brief(category)}; "
-                f"the Mapping Challenge knows only {CATEGORY}, building."
-            )
-        mask = _draw(annotation.get("segmentation"), *sizes[image_id])
-        if mask is None:
-            raise SatmapError(
-                f"{path}: annotations[{i}] must have a segmentation of polygons [x, y, x, y, ...] "
-                "with three points or more."
-            )
-        crowd = annotation.get("iscrowd") in (1, True)
+    for number, (image_id, _, crowd, rings) in enumerate(annotations):
+        if not rings:
+            raise SatmapError(f"{path}: annotations[{number}] is a crowd without polygons.")
+        mask = _draw(rings, *sizes[image_id])
         buildings.setdefault(image_id, []).append(CocoBuilding(mask, crowd))
     return CocoTruth(sizes, buildings)
 
 
-def _objects(path: Path, content: dict[str, Any], key: str) -> Iterable[tuple[int, dict[str, Any]]]:
-    found = content.get(key)
-    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-        raise SatmapError(f"{path}: not COCO annotations: {key} must be a list of objects.")
-    return enumerate(found)
+def _sizes(path: Path, images: Mapping[int, dict[str, Any]]) -> dict[int, tuple[int, int]]:
+    sizes: dict[int, tuple[int, int]] = {}
+    for number, (image_id, image) in enumerate(images.items()):
+        width, height = image.get("width"), image.get("height")
+        if not (_is_id(width) and _is_id(height)):
+            raise SatmapError(f"{path}: images[{number}] needs width and height as integers.")
+        if width < 1 or height < 1 or width * height >= PIXEL_LIMIT:
+            raise SatmapError(f"{path}: images[{number}] has the size {width} x {height}.")
+        sizes[image_id] = width, height
+    return sizes
 
 
-def _draw(polygons: object, width: int, height: int) -> CocoMask | None:
-    """The union of polygons as the evaluation draws it; None if they are none."""
-    if not isinstance(polygons, list) or not polygons:
-        return None
-    for ring in polygons:
-        # Four numbers would be taken for a box.
-        if not isinstance(ring, list) or len(ring) < 6 or len(ring) % 2:
-            return None
-        if not all(_is_finite(number) and abs(number) <= _LARGEST_PIXEL for number in ring):
-            return None
-    merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    counts = merged["counts"]
+def _draw(rings: Sequence[Ring], width: int, height: int) -> CocoMask:
+    """The union of polygons as the evaluation draws it."""
+    polygons = [ring.ravel().tolist() for ring in rings]
+    drawn = coco_mask.frPyObjects(polygons, height, width)
+    counts = coco_mask.merge(drawn)["counts"]
     return CocoMask((height, width), counts.encode() if isinstance(counts, str) else counts)
 
 

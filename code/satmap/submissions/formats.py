@@ -6,7 +6,7 @@ from pathlib import Path
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
 from satmap.submissions import geojson_maps
-from satmap.submissions.mask_rasters import SUFFIXES as RASTER_SUFFIXES
+from satmap.submissions.mask_rasters import MASK_SUFFIXES as RASTER_SUFFIXES
 
 # So much of a file tells what it is.
 _HEAD_BYTES = 1 << 16
@@ -66,7 +66,7 @@ def detect(path: Path) -> Format:
 def _detect_directory(path: Path) -> Format:
     suffixes = {file.suffix.lower() for file in path.rglob("*") if not file.name.startswith(".")}
     rasters = suffixes & set(RASTER_SUFFIXES)
-    vectors = suffixes & set(geojson_maps.SUFFIXES)
+    vectors = suffixes & set(geojson_maps.GEOJSON_SUFFIXES)
     if rasters and not vectors:
         return Format.MASKS
     if vectors and not rasters:

@@ -22,7 +22,7 @@ from satmap.submissions.buildings_csv import BuildingRow
 from satmap.submissions.roads_csv import RoadRow
 from satmap.vectors.speeds import MPS_PER_MPH, label_speed_mph
 
-SUFFIXES = (".geojson", ".json")
+GEOJSON_SUFFIXES = (".geojson", ".json")
 
 # What file names say beside the image: SN5_roads_train_AOI_7_Moscow_geojson_roads_speed_chip23,
 # SN3_roads_train_AOI_2_Vegas_geojson_roads_img272_speed, buildings_AOI_2_Vegas_img1, Geo_AOI_1_...,
@@ -54,7 +54,7 @@ def find_geojson(path: Path) -> dict[str, Path]:
     paths = [path] if path.is_file() else sorted(path.rglob("*"))
     found: dict[str, Path] = {}
     for file in paths:
-        hidden = file.name.startswith(".") or file.suffix.lower() not in SUFFIXES
+        hidden = file.name.startswith(".") or file.suffix.lower() not in GEOJSON_SUFFIXES
         if file != path and (hidden or not file.is_file()):
             continue
         image_id = _WORDS.sub("", file.stem)

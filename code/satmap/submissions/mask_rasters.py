@@ -29,7 +29,7 @@ from satmap.submissions.fault import Fault
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 #: Endings of the files that are masks, in lower case.
-SUFFIXES = (".tif", ".tiff")
+MASK_SUFFIXES = (".tif", ".tiff")
 
 # Pixels in memory at a time.
 _PIECE_PIXELS = 1 << 22
@@ -114,7 +114,7 @@ def _masks(directory: Path) -> list[Path]:
 
 
 def _is_mask(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    return path.suffix.lower() in MASK_SUFFIXES and path.is_file()
 
 
 def _listed(directory: Path) -> list[Path]:

@@ -29,7 +29,7 @@ from satmap.submissions.csv_table import check_header, parse_number, read_record
 from satmap.submissions.fault import Fault, in_file_order
 from satmap.vectors.road_graph import RoadGraph
 
-HEADER = ("ImageId", "WKT_Pix", "length_m", "travel_time_s")
+ROADS_HEADER = ("ImageId", "WKT_Pix", "length_m", "travel_time_s")
 
 #: A line on a grid of 0.01 px, as integers: exact to compare, to sort and to print.
 GridLine = tuple[tuple[int, int], ...]
@@ -84,7 +84,7 @@ def format_roads(rows_by_image: Mapping[str, Sequence[RoadRow]]) -> str:
         ValueError: a coordinate, length or time is not finite, is negative (length, time) or
             absurdly large (coordinate), or an image id is empty or would need quoting.
     """
-    parts = [",".join(HEADER)]
+    parts = [",".join(ROADS_HEADER)]
     for image_id in sorted(rows_by_image, key=natural_key):
         require_plain_id(image_id)
         pieces = _clean(image_id, rows_by_image[image_id])
@@ -190,10 +190,10 @@ def read_roads_csv(path: Path) -> dict[str, list[RoadRow]]:
             the message names the file, the line and the fault.
     """
     rows_by_image: dict[str, list[RoadRow]] = {}
-    for record in read_records(path, HEADER, HEADER[:2]):
+    for record in read_records(path, ROADS_HEADER, ROADS_HEADER[:2]):
         where = f"{path}, line {record.line}"
         if record.fault:
-            remedy = f" The first line should be {','.join(HEADER)}." if record.fatal else ""
+            remedy = f" The first line should be {','.join(ROADS_HEADER)}." if record.fatal else ""
             raise SatmapError(f"{where}: {record.fault}.{remedy}")
         image_id, wkt, length_m, travel_time_s = record.cells
         try:
@@ -284,11 +284,11 @@ def check_roads_csv(path: Path, expected_images: Collection[str] | None = None) 
     Raises:
         SatmapError: the file cannot be read.
     """
-    faults = check_header(path, HEADER)
+    faults = check_header(path, ROADS_HEADER)
     expected = None if expected_images is None else frozenset(expected_images)
     images: dict[str, _ImageState] = {}
     empty = True
-    for record in read_records(path, HEADER, HEADER[:2]):
+    for record in read_records(path, ROADS_HEADER, ROADS_HEADER[:2]):
         empty = False
         if record.fault:
             faults.append(Fault(record.line, record.fault))
@@ -320,7 +320,7 @@ def _check_row(
     line: int, wkt: str, amounts: Sequence[str | None], state: _ImageState
 ) -> Iterator[str]:
     state.rows += 1
-    for name, text in zip(HEADER[2:], amounts, strict=True):
+    for name, text in zip(ROADS_HEADER[2:], amounts, strict=True):
         try:
             # The header's fault already tells of a missing column.
             if text is not None and math.isnan(_parse_amount(name, text)):

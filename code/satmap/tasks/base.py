@@ -26,7 +26,7 @@ from satmap.data.cache import CachedChip, EncodedLabel
 from satmap.data.chip import Chip
 from satmap.data.imagery import ImageInfo
 from satmap.data.inventory import Inventory
-from satmap.data.neighbours import Footprint, Neighbour
+from satmap.data.neighbours import ImageFootprint, Neighbour
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 from satmap.networks.ensemble import EnsembleMember, Pixels
@@ -332,7 +332,7 @@ class Task(ABC):
             SatmapError: its settings depend on the category of the image, which is not known.
         """
 
-    def find_neighbours(self, footprints: Sequence[Footprint]) -> list[list[Neighbour]]:
+    def find_neighbours(self, footprints: Sequence[ImageFootprint]) -> list[list[Neighbour]]:
         """For each image those that it must be decoded with; by default each is decoded alone."""
         return [[] for _ in footprints]
 
@@ -420,8 +420,14 @@ class Task(ABC):
     def count(self, record: Any) -> int:
         """Number of objects in a record."""
 
-    #: Suffixes that ``export`` knows.
-    export_suffixes: ClassVar[tuple[str, ...]] = ()
+    #: Suffixes that ``write`` knows.
+    submission_suffixes: ClassVar[tuple[str, ...]] = (".csv",)
+
+    @property
+    def export_suffixes(self) -> tuple[str, ...]:
+        """Suffixes that ``export`` knows."""
+        suffixes: tuple[str, ...] = self.recipe.task.export_suffixes
+        return suffixes
 
     # Tuning
 

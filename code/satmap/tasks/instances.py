@@ -20,7 +20,7 @@ from satmap.tasks.base import PreparedImage, Task
 
 
 @dataclass(frozen=True)
-class Candidates:
+class WindowCandidates:
     """What one network found in one window, in one symmetry.
 
     Attributes:
@@ -78,7 +78,7 @@ class InstanceTask(Task):
         """Move objects from the pixels of a window to those of the image."""
 
     @abstractmethod
-    def merge(self, candidates: Sequence[Candidates]) -> Any:
+    def merge(self, candidates: Sequence[WindowCandidates]) -> Any:
         """Merge the candidates of all windows, networks and symmetries into objects."""
 
     @torch.no_grad()
@@ -99,7 +99,7 @@ class InstanceTask(Task):
                         )
                         found = self.restore(found, symmetry, window.shape[:2])
                         found = self.shift(found, columns.read.start, rows.read.start)
-                        candidates.append(Candidates(found, member.votes, rows, columns))
+                        candidates.append(WindowCandidates(found, member.votes, rows, columns))
         return FoundInstances(self.merge(candidates))
 
     def decoder(self, chip: Any, rating_model: Any = None) -> "AsFound":

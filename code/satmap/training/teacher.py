@@ -5,7 +5,7 @@ ensemble look at every training chip once; their mean is a soft target beside th
 of the ensemble has been trained with most of these chips, so its planes there are somewhat too
 sure. That does no harm here: where the teacher only repeats the label it says nothing new, and what
 it adds, the doubts of all the others, is worth having. What it does forbid is to call any chip
-unseen by the student: see ``satmap.training.loop``.
+unseen by the student: see ``satmap.training.checkpoints``.
 """
 
 import hashlib

@@ -27,7 +27,7 @@ _Record = TypeVar("_Record", contravariant=True)
 Grids = Mapping[str, Sequence[float]]
 
 #: A chip and the settings that it is to be judged under.
-Task = tuple[int, tuple[SettingsT, ...]]
+Trial = tuple[int, tuple[SettingsT, ...]]
 
 # Further rounds change next to nothing.
 _MOST_ROUNDS = 3
@@ -63,7 +63,7 @@ class RecordTable(Generic[SettingsT, Record]):
     def __init__(
         self,
         measure: Measure[Record],
-        work: Callable[[Sequence[Task[SettingsT]]], Generator[Sequence[Record]]],
+        work: Callable[[Sequence[Trial[SettingsT]]], Generator[Sequence[Record]]],
     ) -> None:
         """An empty table.
 

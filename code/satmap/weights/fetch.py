@@ -1,35 +1,36 @@
 """Downloading encoders' ImageNet weights, once, on a machine that has a network.
 
 Nothing else in satmap touches the network. A download is checked against the SHA-256 that its
-publisher gives: Hugging Face in the pointer that stands for a large file in git, others by the
-first digits in the file's name. What is kept is satmap's own file, which records that checksum, the
-address, and a checksum of itself that every later load verifies.
+publisher gives: Hugging Face in the answer's headers, others by the first digits in the file's
+name. What is kept is satmap's own file, which records that checksum, the address, and a checksum
+of itself that every later load verifies.
 
 No revision is pinned: timm names repositories without one, and the digits in its older addresses
 are of other files (``.pth``) than those on Hugging Face. Whoever can change such a repository can
 change what a first fetch gets; it is still never run, only read as tensors.
 
-Sources: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md; for names with digits,
+The client is huggingface_hub's: it resumes downloads that break off and knows mirrors, proxies and
+the offline mode. Its telemetry is off, as are tokens and its second protocol, Xet.
+
+Source, for names with digits:
 https://docs.pytorch.org/docs/stable/hub.html#torch.hub.load_state_dict_from_url.
 """
 
-import contextlib
-import fcntl
 import hashlib
-import http.client
+import logging
 import os
 import re
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from tqdm import tqdm
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.file_download import http_get
 
 import satmap
 from satmap.errors import CannotWriteError, SatmapError
@@ -46,7 +47,7 @@ from satmap.weights.published import read_published
 
 _HUB = "https://huggingface.co"
 
-# A mirror of the hub; its own client reads the same variable.
+# A mirror of the hub; huggingface_hub reads the same variable, but only once.
 _HUB_VARIABLE = "HF_ENDPOINT"
 
 _FILE = "model.safetensors"
@@ -54,12 +55,13 @@ _FILE = "model.safetensors"
 # A server that is silent for so long has gone away.
 _TIMEOUT_S = 60.0
 
-_CHUNK_BYTES = 1 << 20
-
-_POINTER = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\noid sha256:([0-9a-f]{64})\n")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # As in resnet18-f37072fd.pth: at least eight digits of the file's SHA-256.
 _DIGITS = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
+
+# timm imports huggingface_hub first, so that environment variables would come too late.
+constants.HF_HUB_DISABLE_TELEMETRY = True
 
 
 @dataclass(frozen=True)
@@ -100,14 +102,16 @@ def fetch_encoder(weights: Path, name: str) -> Fetched:
     """
     require_encoder(name)
     path = encoder_file(weights, name)
-    _remove_left_over(path.parent)
+    remove_temporary_files(path.parent)
     if path.exists():
         checksum = verify_encoder_file(path, name, "Remove it and fetch again.")
         return Fetched.UNVERIFIED if checksum is None else Fetched.INTACT
     require_writable(path)
     source = find_source(name)
     print(f"downloading {source.url}", flush=True)
-    with _temporary(path) as file:
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.stem}-", suffix=".part"
+    ) as file:
         digest = _download(source, file)
         try:
             imported = read_published(Path(file.name))
@@ -135,116 +139,76 @@ def find_source(name: str) -> Source:
             raise ValueError(f"timm knows no checksum of the weights of {name}")
         return Source(digits.string, digits[1])
     hub = os.environ.get(_HUB_VARIABLE, _HUB).rstrip("/")
-    url = f"{hub}/{config.hf_hub_id}/resolve/main/{_FILE}"
-    pointer_url = f"{hub}/{config.hf_hub_id}/raw/main/{_FILE}"
-    with _open(pointer_url, url) as answer:
-        pointer = _POINTER.match(answer.read(1024))
-    if not pointer:
-        raise SatmapError(
-            f"{pointer_url} does not say the weights' SHA-256 as git-lfs does, so a download could "
-            f"not be checked. {_by_hand(url)}"
+    if not re.match(r"https?://", hub):
+        raise SatmapError(f"{printable(hub)} is no address of the web. Check ${_HUB_VARIABLE}.")
+    url = hf_hub_url(config.hf_hub_id, _FILE, endpoint=hub)
+    with _explained(url):
+        found = get_hf_file_metadata(
+            url,
+            token=False,
+            timeout=_TIMEOUT_S,
+            library_name="satmap",
+            library_version=satmap.__version__,
         )
-    return Source(url, pointer[1].decode())
-
-
-@contextmanager
-def _temporary(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside ``path`` that is removed at the end, or by ``_remove_left_over`` if killed."""
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.stem}-", suffix=".part"
-    ) as file:
-        # The lock goes with the process: who can have it may remove the file.
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield file
-
-
-def _remove_left_over(directory: Path) -> None:
-    """Delete what killed processes left; what one that still runs writes stays."""
-    for path in directory.glob(".*-????????.part"):
-        # Where there are no locks, age has to tell.
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-    remove_temporary_files(directory)
+    # Of large files the hub's ETag is the checksum.
+    if not found.etag or not _SHA256.fullmatch(found.etag):
+        raise SatmapError(
+            f"{url} does not say the weights' SHA-256, so a download could not be checked. "
+            f"{_by_hand(url)}"
+        )
+    return Source(url, found.etag)
 
 
 def _download(source: Source, file: IO[bytes]) -> str:
     """Write what is at the address; gives its SHA-256, which is the one expected."""
-    digest = hashlib.sha256()
-    with _open(source.url, source.url) as answer:
-        length = answer.length
-        received = 0
-        with tqdm(total=length, desc="download", unit="B", unit_scale=True, disable=None) as bar:
-            while chunk := answer.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                received += len(chunk)
-                bar.update(len(chunk))
-                try:
-                    file.write(chunk)
-                    file.flush()
-                except OSError as error:
-                    raise CannotWriteError(
-                        f"cannot write {file.name}: {error.strerror}. Check that there is space."
-                    ) from error
-    if length is not None and received < length:
+    constants.HF_HUB_DOWNLOAD_TIMEOUT = _TIMEOUT_S  # type: ignore[assignment]
+    # It warns of every attempt, in words of the server's.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    headers = {"User-Agent": f"satmap/{satmap.__version__}", "Accept-Encoding": "identity"}
+    with _explained(source.url):
+        try:
+            http_get(source.url, file, headers=headers, displayed_filename="download")  # type: ignore[arg-type]
+            file.flush()
+        except OSError as error:
+            # The client's errors have no number, or are none of the system's.
+            if error.errno is None:
+                raise
+            raise CannotWriteError(
+                f"cannot write {file.name}: {error.strerror}. Check that there is space."
+            ) from error
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    if not digest.startswith(source.sha256):
         raise SatmapError(
-            f"only {received} of {length} bytes came from {source.url}. {_by_hand(source.url)}"
-        )
-    if not digest.hexdigest().startswith(source.sha256):
-        raise SatmapError(
-            f"{source.url} has the SHA-256 {digest.hexdigest()}, but its publisher says "
+            f"{source.url} has the SHA-256 {digest}, but its publisher says "
             f"{source.sha256}. {_by_hand(source.url)}"
         )
-    return digest.hexdigest()
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Lets go of an answer that sends readers on to what is no address."""
-
-    def http_error_302(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-    ) -> Any:
-        try:
-            return super().http_error_302(req, fp, code, msg, headers)
-        except ValueError:
-            fp.close()
-            raise
-
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+    return digest
 
 
 @contextmanager
-def _open(url: str, wanted: str) -> Iterator[http.client.HTTPResponse]:
-    """Open an address; ``wanted`` is the file that a person would download instead."""
-    if not re.match(r"https?://", url):
-        raise SatmapError(f"{printable(url)} is no address of the web. Check ${_HUB_VARIABLE}.")
-    headers = {"User-Agent": f"satmap/{satmap.__version__}", "Accept-Encoding": "identity"}
+def _explained(url: str) -> Iterator[None]:
+    """Errors of huggingface_hub and of the client behind it, in words for users."""
     try:
-        request = urllib.request.Request(url, headers=headers)
-        opener = urllib.request.build_opener(_Redirects)
-        with opener.open(request, timeout=_TIMEOUT_S) as answer:
-            yield answer
-    except urllib.error.HTTPError as error:
-        error.close()
+        yield
+    except SatmapError:
+        raise
+    except HfHubHTTPError as error:
+        answer = error.response
         raise SatmapError(
-            f"{url} answers {error.code} {printable(error.reason, 200)}. {_by_hand(wanted)}"
+            f"{url} answers {answer.status_code} {printable(answer.reason_phrase, 200)}. "
+            f"{_by_hand(url)}"
         ) from error
-    # ValueError: an address that is none, which a server may send readers on to as well.
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = printable(getattr(error, "reason", None) or error, 200)
+    # The client changes with huggingface_hub's versions, and its errors with it.
+    except Exception as error:
         raise SatmapError(
-            f"cannot download {printable(url)} ({reason}). {_by_hand(wanted)}"
+            f"cannot download {url} ({printable(error, 200) or type(error).__name__}). "
+            f"{_by_hand(url)}"
         ) from error
 
 
 def _by_hand(url: str) -> str:
     return (
-        f"Try again later, or download {printable(url)} on another machine and "
+        f"Try again later, or download {url} on another machine and "
         "`satmap weights import` it. To train without ImageNet weights, use --from-scratch."
     )

@@ -66,7 +66,7 @@ _Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], AfterValidat
 _MOST_SHIFT = 1e6
 
 
-class Decoder(Settings):
+class DecoderHeader(Settings):
     """The decoder: its kind and its channels at strides 16, 8, 4 and 2."""
 
     model_config = ConfigDict(strict=True)
@@ -102,7 +102,7 @@ class NetworkHeader(Settings):
 
     architecture: Annotated[str, AfterValidator(_known)]
     in_channels: Json[_Channels]
-    decoder: Json[Decoder]
+    decoder: Json[DecoderHeader]
     maps: Json[Annotated[_Names, Field(min_length=1)]]
     categories: Json[Annotated[_Names, Field(min_length=2)]] = ()
     normalization: Json[Normalization] | None = None
@@ -179,7 +179,7 @@ def read_weights_metadata(path: Path) -> dict[str, str]:
     Raises:
         SatmapError: there is no such file, or it is not a whole weight file of satmap's.
     """
-    require_weight_file(path, "Train one, or give the folder that holds the trained weights.")
+    require_weight_file(path, "Train one, or give another file.")
     metadata = read_metadata(path)
     if metadata.get(CONTENT_KEY) == "encoder":
         raise SatmapError(

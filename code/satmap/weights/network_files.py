@@ -16,7 +16,7 @@ from satmap.networks.unet import UNet, build_network
 from satmap.weights.header import (
     CHECKSUM,
     HEADER_KEYS,
-    Decoder,
+    DecoderHeader,
     NetworkHeader,
     Normalization,
     parse_header,
@@ -48,7 +48,7 @@ def save_weights(path: Path, network: UNet, metadata: Mapping[str, str]) -> None
     header = NetworkHeader.model_construct(
         architecture=encoder.name,
         in_channels=encoder.in_channels,
-        decoder=Decoder.model_validate(
+        decoder=DecoderHeader.model_validate(
             {"kind": network.decoder_kind, "widths": tuple(network.decoder_widths)}
         ),
         maps=tuple(network.map_names),

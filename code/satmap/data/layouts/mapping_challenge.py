@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import shapely
@@ -19,22 +18,7 @@ from satmap.data.chip import Chip
 from satmap.data.imagery import RGB, read_infos
 from satmap.data.inventory import Inventory
 from satmap.errors import SatmapError
-from satmap.io.json_files import read_json
-
-#: The challenge's only category.
-BUILDING_CATEGORY = 100
-
-# Beyond any image; floats of 32 bits hold hundredths of a pixel below it.
-_LARGEST_PIXEL = 1e5
-
-
-class _Building(NamedTuple):
-    """An annotation, packed: a crowd has no rings, nor has what is no list of polygons."""
-
-    image_id: object
-    category: object
-    rings: tuple[NDArray[np.float32], ...]
-    fault: str
+from satmap.io.coco_annotations import read_coco_file
 
 
 @dataclass(frozen=True)
@@ -88,80 +72,27 @@ def read_coco_annotations(path: Path) -> CocoAnnotations:
 
 @lru_cache(maxsize=2)
 def _read(path: Path, size: int, changed_ns: int) -> CocoAnnotations:
-    content = read_json(path, _packed)
-    images = content.get("images") if isinstance(content, dict) else None
-    annotations = content.get("annotations", []) if isinstance(content, dict) else None
-    if not isinstance(images, list) or not isinstance(annotations, list):
-        raise SatmapError(
-            f"{path}: not COCO annotations; expected an object with the lists images and "
-            "annotations."
-        )
+    images, annotations = read_coco_file(path, np.float32, annotated=False)
     names: dict[int, str] = {}
-    for number, image in enumerate(images):
-        image_id = image.get("id") if isinstance(image, dict) else None
-        name = image.get("file_name") if isinstance(image, dict) else None
-        if type(image_id) is not int or not isinstance(name, str):
-            raise SatmapError(
-                f"{path}: images[{number}] needs an integer as id and a file_name, not "
-                f"{image_id!r:.40} and {name!r:.80}."
-            )
-        if image_id in names:
-            raise SatmapError(f"{path}: images[{number}] repeats the id {image_id}.")
+    for number, (image_id, image) in enumerate(images.items()):
+        name = image.get("file_name")
+        if not isinstance(name, str):
+            raise SatmapError(f"{path}: images[{number}] needs a file_name, not {name!r:.80}.")
         names[image_id] = name
-    record: dict[int, list[int]] = defaultdict(list)
-    kept: list[_Building] = []
-    for number, building in enumerate(annotations):
-        if not isinstance(building, _Building):
-            raise SatmapError(
-                f"{path}: annotations[{number}] needs an image_id and a segmentation."
-            )
-        if type(building.image_id) is not int or building.image_id not in names:
-            raise SatmapError(
-                f"{path}: annotations[{number}] is of the image {building.image_id!r:.40}, which "
-                "is not listed."
-            )
-        if building.category != BUILDING_CATEGORY:
-            raise SatmapError(
-                f"{path}: annotations[{number}] has category_id {building.category!r:.40}; the "
-                f"Mapping Challenge knows only {BUILDING_CATEGORY}, building."
-            )
-        if building.fault:
-            raise SatmapError(f"{path}: annotations[{number}] {building.fault}.")
-        if building.rings:
-            record[building.image_id].append(len(kept))
-            kept.append(building)
-    rings = [ring for building in kept for ring in building.rings]
+    of_image: dict[int, list[int]] = defaultdict(list)
+    # A crowd is nothing to learn one building from.
+    buildings = [annotation for annotation in annotations if not annotation.crowd]
+    for number, building in enumerate(buildings):
+        of_image[building.image_id].append(number)
+    rings = [ring for building in buildings for ring in building.rings]
     return CocoAnnotations(
         path,
         names,
         np.concatenate(rings) if rings else np.empty((0, 2), np.float32),
         np.cumsum([len(ring) for ring in rings], dtype=np.int64),
-        np.cumsum([len(building.rings) for building in kept], dtype=np.int64),
-        dict(record),
+        np.cumsum([len(building.rings) for building in buildings], dtype=np.int64),
+        dict(of_image),
     )
-
-
-def _packed(value: dict[str, Any]) -> Any:
-    """An annotation packed, any other object as it is."""
-    if "image_id" not in value or "segmentation" not in value:
-        return value
-    polygons, rings, fault = value["segmentation"], [], ""
-    if value.get("iscrowd") in (1, True):
-        # A region of many buildings, which is nothing to learn one from.
-        polygons = []
-    elif not isinstance(polygons, list) or not polygons:
-        fault = "must have a segmentation of polygons [x, y, x, y, ...]"
-        polygons = []
-    for numbers in polygons:
-        try:
-            ring = np.array(numbers, np.float64).reshape(-1, 2)
-        except (TypeError, ValueError):
-            ring = np.empty((0, 2))
-        if len(ring) < 3 or not (np.abs(ring) <= _LARGEST_PIXEL).all():
-            fault = "has a polygon that is no list of x and y of three points or more"
-            continue
-        rings.append(ring.astype(np.float32))
-    return _Building(value["image_id"], value.get("category_id"), tuple(rings), fault)
 
 
 def outline(rings: list[NDArray[np.float64]]) -> shapely.Polygon | shapely.MultiPolygon:

@@ -21,8 +21,8 @@ from pycocotools.cocoeval import COCOeval
 
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.figures import Figures, Report
+from satmap.io.coco_annotations import CATEGORY
 from satmap.submissions.coco_json import (
-    CATEGORY,
     MAX_DETECTIONS,
     CocoBuilding,
     CocoResult,

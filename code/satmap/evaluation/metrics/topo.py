@@ -45,7 +45,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 SPACING_M = 5.0
-SNAP_M = 4.0
+TOPO_SNAP_M = 4.0
 RIDE_M = 150.0
 
 # Rides at a time: their number times that of the roads; bounds the memory on maps of whole cities.
@@ -108,7 +108,7 @@ def topo(
     if not metres_per_pixel > 0:
         raise ValueError(f"metres_per_pixel must be positive, got {metres_per_pixel}")
     a, b = (_map(road_rows(roads), metres_per_pixel) for roads in (truth, proposal))
-    snap_px = SNAP_M / metres_per_pixel
+    snap_px = TOPO_SNAP_M / metres_per_pixel
     if a is None or b is None:
         return TopoScore(0, a.met_from_all() if a else 0, b.met_from_all() if b else 0)
     seed, places = nearest_places(b.graph, a.xy, snap_px)

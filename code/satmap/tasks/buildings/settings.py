@@ -166,6 +166,7 @@ class BuildingTaskSettings(TaskSettings):
 
     prediction_keys: ClassVar[frozenset[str]] = frozenset({"vectorizer"})
     best_checkpoints: ClassVar[Mapping[str, str]] = {"f1": "best_f1", "dice": "best_dice"}
+    export_suffixes: ClassVar[tuple[str, ...]] = (".geojson", ".gpkg")
 
     name: Literal["buildings"] = "buildings"
     targets: BuildingTargetSettings = BuildingTargetSettings()

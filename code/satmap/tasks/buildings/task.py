@@ -19,7 +19,7 @@ from satmap.data.view_angles import require_category
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.building_f1 import Counts, group_of, match_buildings
 from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
-from satmap.exports import BUILDING_SUFFIXES, ImageBuildings, export_buildings
+from satmap.exports import ImageBuildings, export_buildings
 from satmap.rasters.map_files import open_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
 from satmap.recipes.schema import Recipe
@@ -114,7 +114,7 @@ class BuildingTask(DenseTask):
     label_noun: ClassVar[str] = "building"
     scores: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "dice", "iou")
     file_maps: ClassVar[Mapping[int, tuple[str, ...]]] = BUILDING_FILE_MAPS
-    export_suffixes: ClassVar[tuple[str, ...]] = BUILDING_SUFFIXES
+    submission_suffixes: ClassVar[tuple[str, ...]] = (".csv", COCO_SUFFIX)
 
     def __init__(self, recipe: Recipe[BuildingTaskSettings, BuildingLosses]) -> None:
         """Make the task of a recipe."""

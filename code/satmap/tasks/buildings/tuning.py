@@ -40,7 +40,7 @@ from satmap.tuning.chips import (
     split_in_halves,
     subsample,
 )
-from satmap.tuning.coordinate_search import Grids, RecordTable, Task
+from satmap.tuning.coordinate_search import Grids, RecordTable, Trial
 from satmap.tuning.cross_validation import MIN_CHIPS, Fit, cross_validated
 from satmap.tuning.measures import PooledF1, PooledPrecision
 
@@ -202,7 +202,7 @@ def _fit(
 ) -> Fit[BuildingSettings]:
     """Fit settings to chips of one category."""
 
-    def work(tasks: Sequence[Task[BuildingSettings]]) -> Generator[Sequence[Any]]:
+    def work(tasks: Sequence[Trial[BuildingSettings]]) -> Generator[Sequence[Any]]:
         return run(_records, [(chips[chip], settings) for chip, settings in tasks])
 
     sites = [chip.site for chip in chips]

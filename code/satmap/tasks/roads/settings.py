@@ -144,6 +144,7 @@ class RoadTaskSettings(TaskSettings):
         {"vectorizer", "neighbours", "default_metres_per_pixel"}
     )
     best_checkpoints: ClassVar[Mapping[str, str]] = {"apls": "best_apls", "dice": "best_dice"}
+    export_suffixes: ClassVar[tuple[str, ...]] = (".geojson", ".gpkg", ".graphml")
 
     name: Literal["roads"] = "roads"
     targets: TargetSettings = TargetSettings()

@@ -13,11 +13,11 @@ from torch import Tensor
 from satmap.data.cache import CachedChip, EncodedLabel
 from satmap.data.chip import Chip
 from satmap.data.layouts.spacenet_roads import road_image_id
-from satmap.data.neighbours import Footprint, Neighbour
+from satmap.data.neighbours import ImageFootprint, Neighbour
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls import apls
 from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
-from satmap.exports import SUFFIXES, ImageRoads, export_roads
+from satmap.exports import ImageRoads, export_roads
 from satmap.rasters.map_files import open_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Recipe
@@ -105,7 +105,6 @@ class RoadTask(DenseTask):
     label_noun: ClassVar[str] = "road"
     scores: ClassVar[tuple[str, ...]] = ("apls", "apls_time", "dice", "iou")
     file_maps: ClassVar[Mapping[int, tuple[str, ...]]] = ROAD_FILE_MAPS
-    export_suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
 
     def __init__(self, recipe: Recipe[RoadTaskSettings, RoadLosses]) -> None:
         """Make the task of a recipe."""
@@ -185,7 +184,7 @@ class RoadTask(DenseTask):
         settings = self.recipe.task
         return RoadDecoder(settings.vectorizer, settings.default_metres_per_pixel)
 
-    def find_neighbours(self, footprints: Sequence[Footprint]) -> list[list[Neighbour]]:
+    def find_neighbours(self, footprints: Sequence[ImageFootprint]) -> list[list[Neighbour]]:
         """The images that touch an image: roads continue in them."""
         if not self.recipe.task.neighbours:
             return super().find_neighbours(footprints)

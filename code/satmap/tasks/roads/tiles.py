@@ -18,7 +18,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from satmap.data.neighbours import Footprint, Neighbour, find_neighbours
+from satmap.data.neighbours import ImageFootprint, Neighbour, find_neighbours
 from satmap.errors import SatmapError
 from satmap.rasters.map_files import MAX_VALUES_IN_MEMORY, MapFile, open_map_file
 from satmap.rasters.scene import Box, Scene
@@ -164,7 +164,7 @@ def _rebuilt(
     return RoadGraph(nodes, tuple(edges))
 
 
-def find_surroundings(footprints: Sequence[Footprint]) -> list[list[Neighbour]]:
+def find_surroundings(footprints: Sequence[ImageFootprint]) -> list[list[Neighbour]]:
     """For each image those that its roads are traced with, or that are traced with it.
 
     Those show in its margin (:func:`satmap.tasks.roads.tiles.surrounded`), which it has only on
@@ -194,7 +194,7 @@ def find_surroundings(footprints: Sequence[Footprint]) -> list[list[Neighbour]]:
     return [[n for n in others if (index, n.image) in pairs] for index, others in enumerate(near)]
 
 
-def _box(neighbour: Neighbour, footprints: Sequence[Footprint]) -> Box:
+def _box(neighbour: Neighbour, footprints: Sequence[ImageFootprint]) -> Box:
     _, width, height = footprints[neighbour.image]
     return Box(neighbour.column, neighbour.row, width, height)
 

@@ -23,7 +23,7 @@ from satmap.tuning.chips import (
     split_in_halves,
     subsample,
 )
-from satmap.tuning.coordinate_search import Grids, RecordTable, Task
+from satmap.tuning.coordinate_search import Grids, RecordTable, Trial
 from satmap.tuning.cross_validation import cross_validated
 from satmap.tuning.measures import MeanOverAreas
 
@@ -94,7 +94,7 @@ def tune_roads(request: TuningRequest, start: RoadSettings) -> Tuning:
         )
     timed = all(isfinite(row.travel_time_s) for chip in chips for row in chip.truth)
 
-    def work(tasks: Sequence[Task[RoadSettings]]) -> Generator[Sequence[float]]:
+    def work(tasks: Sequence[Trial[RoadSettings]]) -> Generator[Sequence[float]]:
         return run(_scores, [(chips[chip], settings, timed) for chip, settings in tasks])
 
     table = RecordTable(MeanOverAreas([aoi_of(chip.image_id) for chip in chips]), work)

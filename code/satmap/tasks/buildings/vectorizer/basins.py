@@ -48,8 +48,8 @@ def find_basins(
     for blob in np.flatnonzero(split).tolist():
         box = blobs.boxes[blob]
         inside = blobs.labels[box] == blob
-        seeds = np.where(inside, markers[box], 0)
-        found = watershed(255 - strength[box], seeds, mask=inside)  # type: ignore[no-untyped-call]
+        within = np.where(inside, markers[box], 0)
+        found = watershed(255 - strength[box], within, mask=inside)  # type: ignore[no-untyped-call]
         np.copyto(basins[box], found, where=inside)
     return basins
 

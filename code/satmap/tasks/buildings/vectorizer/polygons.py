@@ -12,8 +12,8 @@ import shapely
 from numpy.typing import NDArray
 
 from satmap.tasks.buildings.vectorizer.tracing import trace_rings
+from satmap.vectors.buildings import Polygons
 
-Polygons = NDArray[np.object_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 

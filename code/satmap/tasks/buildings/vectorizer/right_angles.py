@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-Polygons = NDArray[np.object_]
+from satmap.vectors.buildings import Polygons
+
 Floats = NDArray[np.float64]
 
 # What a building keeps of its mask: intersection over union at least, area within a share.

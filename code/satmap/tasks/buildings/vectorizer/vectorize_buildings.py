@@ -12,7 +12,7 @@ import shapely
 from numpy.typing import NDArray
 
 from satmap.rasters.probability_maps import ProbabilityMaps
-from satmap.rasters.scene import Box, Scene
+from satmap.rasters.scene import Box, MapSource, Scene
 from satmap.tasks.buildings.confidence import ConfidenceModel
 from satmap.tasks.buildings.settings import BUILDING, BuildingSettings
 from satmap.tasks.buildings.vectorizer.candidates import (
@@ -36,7 +36,6 @@ from satmap.vectors.buildings import Building
 Floats = NDArray[np.float64]
 
 #: What the vectoriser takes.
-MapSource = ProbabilityMaps | Scene
 
 # Windows of scenes, pixels a side: a few hundred megabytes at work.
 _WINDOW_PX = 2048

@@ -1,0 +1,153 @@
+"""Files of COCO annotations of buildings, as the Mapping Challenge has them."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satmap.errors import SatmapError
+from satmap.io.json_files import read_json
+from satmap.io.text import printable
+
+#: The challenge's only category: building.
+CATEGORY = 100
+
+# Floats of 32 or 64 bits.
+Ring = NDArray[Any]
+
+# Beyond any image. The evaluation's library rasterises edges point by point, also outside of it;
+# floats of 32 bits hold hundredths of a pixel below it.
+_LARGEST_PIXEL = 1e5
+
+_NUMBERS = {int, float}
+
+
+class CocoAnnotation(NamedTuple):
+    """A building, or a region of many.
+
+    Attributes:
+        image_id: a listed one.
+        category: 100.
+        crowd: whether it is a region of many buildings.
+        rings: float (n >= 3, 2) in pixels, its polygons; none of a crowd that is no polygons.
+    """
+
+    image_id: Any
+    category: Any = None
+    crowd: bool = False
+    rings: tuple[Ring, ...] = ()
+
+
+class CocoFile(NamedTuple):
+    """What a file says.
+
+    Attributes:
+        images: by id, in the file's order: what is said of each.
+        annotations: in the file's order.
+    """
+
+    images: dict[int, dict[str, Any]]
+    annotations: list[CocoAnnotation]
+
+
+def read_coco_file(
+    path: Path, kind: type[np.float32] | type[np.float64] = np.float64, annotated: bool = True
+) -> CocoFile:
+    """Read a file of annotations; polygons are packed while it is read, which bounds the memory.
+
+    Args:
+        path: the file.
+        kind: of the rings' numbers.
+        annotated: whether there must be annotations.
+
+    Raises:
+        SatmapError: the file cannot be read, is not JSON, or an image or annotation in it is not as
+            it should be; the message names the file and the place.
+    """
+    content = read_json(path, partial(_pack, kind=kind))
+    if not isinstance(content, dict):
+        raise SatmapError(f"{path}: not COCO annotations; expected an object with images.")
+    if not annotated:
+        content.setdefault("annotations", [])
+    for key in ("images", "annotations"):
+        found = content.get(key)
+        if not isinstance(found, list) or not all(
+            isinstance(item, dict | CocoAnnotation) for item in found
+        ):
+            raise SatmapError(f"{path}: not COCO annotations: {key} must be a list of objects.")
+    images: dict[int, dict[str, Any]] = {}
+    for number, image in enumerate(content["images"]):
+        image_id = image.get("id") if isinstance(image, dict) else None
+        # Evaluations keep ids in 64 bits.
+        if type(image_id) is not int or not -(2**63) <= image_id < 2**63:
+            raise SatmapError(
+                f"{path}: images[{number}] needs an integer as id, not {_shown(image_id)}."
+            )
+        if image_id in images:
+            raise SatmapError(f"{path}: images[{number}] repeats the id {image_id}.")
+        images[image_id] = image
+    annotations = [
+        CocoAnnotation(found.get("image_id"), found.get("category_id"))
+        if isinstance(found, dict)
+        else found
+        for found in content["annotations"]
+    ]
+    for number, annotation in enumerate(annotations):
+        fault = _fault(annotation, images)
+        if fault:
+            raise SatmapError(f"{path}: annotations[{number}] {fault}.")
+    return CocoFile(images, annotations)
+
+
+def _pack(value: dict[str, Any], kind: type[np.float32] | type[np.float64]) -> Any:
+    """An annotation packed, any other object as it is."""
+    if "image_id" not in value or "segmentation" not in value:
+        return value
+    return CocoAnnotation(
+        value["image_id"],
+        value.get("category_id"),
+        value.get("iscrowd") in (1, True),
+        _rings(value["segmentation"], kind),
+    )
+
+
+def _rings(polygons: object, kind: type[np.float32] | type[np.float64]) -> tuple[Ring, ...]:
+    """The polygons packed; none if one of them is no list of x and y of three points or more."""
+    if not isinstance(polygons, list):
+        return ()
+    rings: list[Ring] = []
+    for numbers in polygons:
+        if not isinstance(numbers, list) or len(numbers) < 6 or len(numbers) % 2:
+            return ()
+        # Neither texts nor truth values. NaN is in no range, nor are integers too large for floats.
+        if not set(map(type, numbers)) <= _NUMBERS or not all(
+            -_LARGEST_PIXEL <= number <= _LARGEST_PIXEL for number in numbers
+        ):
+            return ()
+        rings.append(np.array(numbers, kind).reshape(-1, 2))
+    return tuple(rings)
+
+
+def _fault(annotation: CocoAnnotation, images: dict[int, dict[str, Any]]) -> str:
+    if type(annotation.image_id) is not int or annotation.image_id not in images:
+        return f"is of the image {_shown(annotation.image_id)}, which is not listed"
+    if annotation.category != CATEGORY:
+        return (
+            f"has category_id {_shown(annotation.category)}; the Mapping Challenge knows only "
+            f"{CATEGORY}, building"
+        )
+    if not annotation.rings and not annotation.crowd:
+        return "must have a segmentation of polygons [x, y, x, y, ...] with three points or more"
+    return ""
+
+
+def _shown(value: object) -> str:
+    try:
+        return printable(json.dumps(value), 40)
+    # An annotation that stands in another's place, or nested too deep; Python prints no integer of
+    # thousands of digits.
+    except (TypeError, ValueError, RecursionError):
+        return "something that cannot be shown"

@@ -1,0 +1,197 @@
+"""The Python library and its example script."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import networkx
+import numpy as np
+import pytest
+import rasterio
+
+import satmap
+from satmap.errors import SatmapError
+from satmap.evaluation.metrics.apls import score_roads
+from satmap.networks.unet import build_network
+from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.recipes.schema import load_recipe
+from satmap.submissions.roads_csv import rows_of_graph
+from satmap.tasks.buildings.settings import BUILDING_MAPS
+from satmap.tasks.roads.settings import ROAD_MAPS
+from satmap.vectors.buildings import Buildings
+from satmap.vectors.road_graph import RoadGraph
+from satmap.weights.network_files import save_weights
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "map_image.py"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with an untrained road network."""
+    directory = tmp_path_factory.mktemp("weights")
+    network = build_network("resnet18", 3, ROAD_MAPS, (16, 16, 16, 16))
+    recipe = load_recipe("demo")
+    metadata = {"recipe": recipe.model_dump_json(), "member": "fold0", "stage": "1", "epoch": "1"}
+    save_weights(directory / "fold0.last.safetensors", network, metadata)
+    return directory
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "my town 2023.tif"
+    transform = rasterio.transform.from_origin(500_000, 4_000_000, 0.5, 0.5)
+    profile = {"driver": "GTiff", "width": 96, "height": 64, "count": 3, "dtype": "uint8"}
+    values = np.random.default_rng(0).integers(1, 255, (3, 64, 96), np.uint8)
+    with rasterio.open(path, "w", crs="EPSG:32631", transform=transform, **profile) as target:
+        target.write(values)
+    return path
+
+
+def cross() -> np.ndarray:
+    """Road probabilities of a crossing, 0.5 m per pixel."""
+    values = np.zeros((200, 200), np.uint8)
+    values[96:104] = values[:, 96:104] = 255
+    return values
+
+
+def test_a_predictor_maps_files_and_arrays(weights: Path, image: Path) -> None:
+    predictor = satmap.load(weights, device="cpu")
+    found = predictor(image)
+    assert isinstance(found, RoadGraph)
+    assert found.georeference is not None
+    maps = predictor.probabilities(image)
+    assert maps.names == ROAD_MAPS
+    assert maps.shape == (64, 96)
+    assert maps.metres_per_pixel == pytest.approx((0.5, 0.5), rel=1e-3)
+    with rasterio.open(image) as source:
+        array = source.read().transpose(1, 2, 0)
+    from_array = predictor.probabilities(array, metres_per_pixel=0.5)
+    assert from_array.shape == (64, 96)
+    one = satmap.load(weights / "fold0.last.safetensors", device="cpu")
+    assert np.array_equal(one.probabilities(image).values, maps.values)
+
+
+def test_roads_become_a_networkx_graph_and_a_table() -> None:
+    graph = satmap.vectorize(cross(), metres_per_pixel=0.5)
+    roads = graph.to_networkx()
+    assert isinstance(roads, networkx.MultiGraph)
+    assert roads.number_of_edges() == 4
+    assert sorted(dict(roads.degree()).values()) == [1, 1, 1, 1, 4]
+    lengths = [length for *_, length in roads.edges(data="length_m")]
+    assert sum(lengths) == pytest.approx(200, abs=6)
+    table = graph.to_geodataframe()
+    assert len(table) == 4
+    assert table.crs is None
+    assert table.geometry.length.sum() * 0.5 == pytest.approx(sum(lengths), rel=1e-6)
+    # The same as the command's vectoriser gives.
+    rows = rows_of_graph(graph)
+    assert score_roads({"a": rows}, {"a": rows}).total.fair.length.score == 1
+
+
+def test_tables_lie_where_the_image_does(tmp_path: Path) -> None:
+    path = tmp_path / "cross.tif"
+    transform = rasterio.transform.from_origin(500_000, 4_000_000, 0.5, 0.5)
+    profile = {"driver": "GTiff", "width": 200, "height": 200, "count": 1, "dtype": "uint8"}
+    with rasterio.open(path, "w", crs="EPSG:32631", transform=transform, **profile) as target:
+        target.write(cross(), 1)
+    table = satmap.vectorize(path).to_geodataframe()
+    assert table.crs.to_epsg() == 32631
+    assert table.total_bounds == pytest.approx([500_000, 3_999_900, 500_100, 4_000_000], abs=2)
+
+
+def test_buildings_become_a_table() -> None:
+    values = np.zeros((1, 60, 60), np.uint8)
+    values[0, 10:30, 10:40] = 255
+    found = satmap.vectorize(values, task="buildings")
+    assert isinstance(found, Buildings)
+    table = found.to_geodataframe()
+    assert len(table) == 1
+    assert table.geometry.area.iloc[0] == pytest.approx(600, rel=0.05)
+    named = ProbabilityMaps(BUILDING_MAPS[:1], values, (1.0, 1.0))
+    assert len(satmap.vectorize(named, task="buildings")) == 1
+
+
+def test_scores_are_those_of_the_command(tmp_path: Path) -> None:
+    truth = tmp_path / "truth.csv"
+    header = "ImageId,WKT_Pix,length_m,travel_time_s\n"
+    truth.write_text(f'{header}a,"LINESTRING (0 0, 100 0)",30,3\n')
+    report = satmap.score(truth, truth)
+    assert report.to_json()["metric"] == "apls"
+    assert report.total["apls_length"] == 1
+
+
+def test_bad_input_is_refused(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(SatmapError, match="no weights"):
+        satmap.load(tmp_path)
+    predictor = satmap.load(weights, device="cpu")
+    with pytest.raises(SatmapError, match="uint8"):
+        predictor(np.zeros((8, 8, 3), np.float32))
+    with pytest.raises(SatmapError, match="3 bands"):
+        predictor(np.zeros((64, 64, 1), np.uint8))
+    with pytest.raises(SatmapError, match="5 probability maps"):
+        satmap.vectorize(np.zeros((5, 8, 8), np.uint8))
+    with pytest.raises(SatmapError, match="no task is called 'rivers'"):
+        satmap.vectorize(np.zeros((8, 8), np.uint8), task="rivers")
+
+
+def test_the_example_maps_an_image(weights: Path, image: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.gpkg"
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE), str(weights), str(image), str(output)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "road: mean probability" in done.stdout
+    assert output.exists()
+
+
+@pytest.mark.parametrize(
+    ("statement", "heavy", "seconds"),
+    [
+        ("import satmap", ["pydantic", "numpy", "torch", "cv2", "rasterio"], 0.1),
+        (
+            "from satmap.recipes import load_recipe; load_recipe('sn5-roads')",
+            ["torch", "cv2", "rasterio"], 0.3,
+        ),
+    ],
+)  # fmt: skip
+def test_imports_are_light(statement: str, heavy: list[str], seconds: float) -> None:
+    check = (
+        f"import sys, time; start = time.process_time(); {statement}; "
+        f"print(time.process_time() - start, [name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=True
+    )
+    taken, _, loaded = done.stdout.partition(" ")
+    assert loaded.strip() == "[]"
+    # Processor time; a busy machine takes longer by the clock. The limit leaves room for slow ones.
+    assert float(taken) < 3 * seconds
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", "nowhere", "out.csv"],
+        ["train", "nowhere"],
+        ["train", ".", "--recipe", "no-such-recipe"],
+        ["vectorize", "nowhere", "out.csv"],
+        ["score", "nowhere.csv", "nowhere.csv"],
+        ["export", "nowhere.safetensors", "out.onnx"],
+        ["tune", "nowhere", "truth.csv", "out.yaml"],
+    ],
+)
+def test_wrong_calls_fail_before_torch_is_imported(arguments: list[str], tmp_path: Path) -> None:
+    script = (
+        "import sys, atexit; from satmap.cli import main; import satmap.cli as cli; "
+        "cli.exit_process = lambda status: sys.exit(f'{status} ' + str('torch' in sys.modules)); "
+        f"main({arguments!r})"
+    )
+    started = time.process_time()
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.stderr.strip().endswith("1 False"), done.stderr
+    assert time.process_time() - started < 1.5
