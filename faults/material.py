@@ -27,6 +27,9 @@ members:
 inference: {tta: 1, checkpoints: [last]}
 """
 
+# What each command that makes the material may take.
+_LIMIT_S = 1800
+
 #: Numbers of the made test chips.
 TEST_CHIPS = (12, 13, 14, 15)
 
@@ -132,4 +135,6 @@ def _satmap(*arguments: object) -> None:
     command = [sys.executable, "-m", "satmap", *map(str, arguments)]
     # As many threads as the cases' commands have, or sums are rounded otherwise.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    subprocess.run(
+        command, check=True, stdout=subprocess.DEVNULL, env=environment, timeout=_LIMIT_S
+    )

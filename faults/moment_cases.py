@@ -135,11 +135,12 @@ def _begun(bench: Bench, *options: object) -> Running:
     journal = bench.out.with_name(f".{bench.out.name}.partial")
     running = bench.start(*_prediction(bench, *options))
     deadline = time.monotonic() + bench.limit_s
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and running.wait(0) is None:
         if journal.exists() and journal.read_bytes().count(b"\n") > 2:
             return running
         time.sleep(0.005)
-    raise RuntimeError("the prediction has not begun")
+    running.end_all()
+    raise RuntimeError("the prediction could not be caught in the middle")
 
 
 def _same_after_all(bench: Bench) -> None:
@@ -201,7 +202,10 @@ def _train_terminated(bench: Bench) -> str:
     bench.copy_train()
     running = bench.start(*_training(bench))
     deadline = time.monotonic() + bench.limit_s
-    while time.monotonic() < deadline and not any(bench.weights.glob("*.state.pt")):
+    while not any(bench.weights.glob("*.state.pt")):
+        if time.monotonic() > deadline or running.wait(0) is not None:
+            running.end_all()
+            raise RuntimeError("the training has written no state")
         time.sleep(0.01)
     running.kill(signal.SIGTERM)
     ended = running.wait(60)
@@ -285,7 +289,12 @@ def _predict_while_training(bench: Bench) -> str:
     bench.copy_test()
     training = bench.start(*_training(bench))
     outcomes = []
+    deadline = time.monotonic() + bench.limit_s
     while training.wait(0) is None:
+        if time.monotonic() > deadline:
+            training.end_all()
+            bench.find(f"hung: not trained after {bench.limit_s:.0f} s")
+            break
         ended = bench.run("predict", bench.test, bench.out, "--weights", bench.weights)
         outcomes.append(ended.status)
         bench.out.unlink(missing_ok=True)

@@ -122,7 +122,9 @@ def _predict_until(bench: Bench, recipe: Path, reached: Callable[[], bool]) -> N
             running.kill(signal.SIGKILL)
             break
         time.sleep(0.002)
-    running.wait(bench.limit_s)
+    if running.wait(bench.limit_s) is None:
+        running.end_all()
+        raise RuntimeError(f"the prediction has not ended within {bench.limit_s:.0f} s")
 
 
 def many_images(bench: Bench) -> None:

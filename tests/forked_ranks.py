@@ -1,14 +1,16 @@
 """Commands, and ranks as torch's launcher starts them, forked from a process that has imported
-everything."""
+everything. Every wait has a deadline, after which the test fails."""
 
+import contextlib
 import multiprocessing
 import os
 import random
 import resource
 import signal
 import socket
+import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -21,6 +23,8 @@ import satmap.runtime.device
 from satmap.cli import main
 from satmap.networks.unet import UNet
 from satmap.runtime.termination import PEER_FAILED
+from satmap.training.job import Job, save_train_state
+from satmap.training.state import Progress, TrainState
 from tiny_trainings import add_tiny_encoders
 
 # What is forked from a process that has imported everything starts in no time.
@@ -29,8 +33,17 @@ SERVER.set_forkserver_preload(
     ["satmap.cli", "satmap.training.train_ensemble", "satmap.prediction.run", "pytest"]
 )
 
+#: What a test waits for, processes to end or to get somewhere, takes no longer than this.
+LIMIT_S = 240.0
+
 # Longer than it takes a process to notice that another one is gone, and to end by itself.
-_ALONE_S = 5
+_ALONE_S = 5.0
+
+# Longer than it takes a process to end once it is terminated.
+_TERMINATION_S = 60.0
+
+# How long a held training waits for the test.
+_HELD_S = 120.0
 
 
 # The processes that tests start import this module, and no fixture runs in them.
@@ -51,8 +64,11 @@ def be_rank(
     if arguments[0] == "train":
         # Processors with bfloat16 round each share of a batch to three digits.
         satmap.runtime.device._fast_bfloat16 = lambda device: False
-    if twist:
-        {"memory": little_memory, "disk": full_disk, "nohup": no_hangup}[twist](rank)
+    for name in twist.split():
+        if name == "hold":
+            hold_training(output, rank)
+        else:
+            {"memory": little_memory, "disk": full_disk, "nohup": no_hangup}[name](rank)
     be_command(arguments, output / f"rank{rank}.txt")
 
 
@@ -86,6 +102,31 @@ def no_hangup(rank: int) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
+def hold_training(place: Path, rank: int) -> None:
+    """Hold a training of all ranks together after a saved step, until the test releases it."""
+
+    def save(job: Job, state: TrainState, progress: Progress) -> None:
+        save_train_state(job, state, progress)
+        # Alone on its rank a member has no others; after an epoch there is no step.
+        if job.context.ranks.world == 1 or not progress.step:
+            return
+        (place / f"held{rank}").touch()
+        deadline = time.monotonic() + _HELD_S
+        while not (place / "released").exists():
+            if time.monotonic() > deadline:
+                raise RuntimeError("held, and not released")
+            time.sleep(0.002)
+
+    pytest.MonkeyPatch().setattr("satmap.training.epoch.save_train_state", save)
+
+
+def wait_for_held(place: Path, processes: Sequence[ForkServerProcess]) -> None:
+    """Wait until both ranks of a training are held; see :func:`hold_training`."""
+    files = [place / f"held{rank}" for rank in range(len(processes))]
+    held = wait_until(lambda: all(file.exists() for file in files), lambda: all_alive(processes))
+    assert held, "the training ended before it was held"
+
+
 def limit_batch(most: int) -> Callable[..., torch.Tensor]:
     """Let networks run out of memory in training; gives their own ``forward``."""
     original = UNet.forward
@@ -111,8 +152,10 @@ def start_ranks(arguments: Sequence[str], output: Path, twist: str = "") -> list
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = []
+    (output / "released").unlink(missing_ok=True)
     for rank in range(2):
-        (output / f"rank{rank}.txt").unlink(missing_ok=True)
+        for name in (f"rank{rank}.txt", f"held{rank}"):
+            (output / name).unlink(missing_ok=True)
         process = SERVER.Process(target=be_rank, args=(rank, 2, port, arguments, output, twist))
         process.start()
         processes.append(process)
@@ -137,18 +180,66 @@ def kill_one(processes: Sequence[ForkServerProcess], moments: random.Random, out
 
 
 def finish(processes: Sequence[ForkServerProcess]) -> list[int | None]:
-    """Their exit codes; as torch's launcher does, those that others leave alone are ended.
+    """Wait for processes to end, and give their exit codes.
 
-    One that waits for the others to join cannot know that they will not come.
+    As torch's launcher does, those that are still there after another one has failed are ended. One
+    that waits for the others to join cannot know that they will not come.
     """
-    deadline = time.monotonic() + 120
-    while any(process.is_alive() for process in processes):
-        sentinels = [process.sentinel for process in processes if process.is_alive()]
-        wait(sentinels, max(deadline - time.monotonic(), 0))
-        if any(process.exitcode for process in processes):
+    deadline = time.monotonic() + LIMIT_S
+    is_ending = False
+    # Looked at once a round: what ends between two looks leaves nothing to wait for.
+    while alive := [process for process in processes if process.is_alive()]:
+        if not is_ending and any(process.exitcode for process in processes):
+            is_ending = True
             deadline = min(deadline, time.monotonic() + _ALONE_S)
-        if time.monotonic() >= deadline:
-            for process in processes:
-                process.terminate()
-            deadline += 120
+        wait([process.sentinel for process in alive], max(deadline - time.monotonic(), 0))
+        if time.monotonic() < deadline:
+            continue
+        if is_ending and _end(alive):
+            continue
+        for process in alive:
+            process.kill()
+        pytest.fail(f"{len(alive)} of {len(processes)} processes have not ended in time")
     return [process.exitcode for process in processes]
+
+
+def _end(processes: Sequence[ForkServerProcess]) -> bool:
+    """Terminate processes; whether that ended them within a while."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + _TERMINATION_S
+    for process in processes:
+        process.join(max(deadline - time.monotonic(), 0))
+    return not any(process.is_alive() for process in processes)
+
+
+def wait_until(reached: Callable[[], bool], is_running: Callable[[], bool]) -> bool:
+    """Poll until something is reached; False if what should reach it ends before.
+
+    Fails the test after a while.
+    """
+    deadline = time.monotonic() + LIMIT_S
+    while not reached():
+        if not is_running():
+            # It may have been reached at the very end.
+            return reached()
+        if time.monotonic() > deadline:
+            pytest.fail(f"not reached within {LIMIT_S:.0f} s")
+        time.sleep(0.002)
+    return True
+
+
+def all_alive(processes: Sequence[ForkServerProcess]) -> bool:
+    """Whether none of the processes has ended."""
+    return all(process.is_alive() for process in processes)
+
+
+@contextlib.contextmanager
+def killed_at_last(process: "subprocess.Popen[str]") -> Iterator[None]:
+    """Kill a process that leads a session, with all that it started, once the block ends."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=LIMIT_S)

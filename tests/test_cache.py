@@ -79,13 +79,16 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path, chip: Chip) -> None:
 
 def test_many_at_once_write_one_whole_file(tmp_path: Path, chip: Chip) -> None:
     threads = [
-        threading.Thread(target=prepare_chip, args=(chip, tmp_path / "cache", STRETCH, TASK))
+        threading.Thread(
+            target=prepare_chip, args=(chip, tmp_path / "cache", STRETCH, TASK), daemon=True
+        )
         for _ in range(8)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
+        assert not thread.is_alive(), "preparing a chip does not end"
     (name,) = written(tmp_path / "cache")
     assert name.startswith("AOI_7_Moscow_chip1.")
 

@@ -32,6 +32,7 @@ def run(command: list[str], cwd: Path, **environment: str) -> subprocess.Complet
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
     )
 
 

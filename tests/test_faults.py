@@ -295,7 +295,7 @@ def test_a_city_on_a_full_disk_leaves_no_broken_image(tmp_path: Path) -> None:
         "'--test-chips', '0', '--size', '128'])"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "city")]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert ended.returncode == 1
     assert ended.stderr.startswith("satmap: cannot write ")
     assert not [*tmp_path.rglob("*.tif")]
@@ -319,6 +319,7 @@ def test_too_little_memory_is_told_as_such() -> None:
             capture_output=True,
             text=True,
             check=False,
+            timeout=300,
         )
         assert ended.returncode == 1
         assert ended.stderr.startswith("satmap: memory is short. Give more (`ulimit -v`")
@@ -337,6 +338,7 @@ def test_a_full_standard_output_is_no_fault_of_satmaps(tmp_path: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
             check=False,
+            timeout=300,
         )
     assert ended.returncode == 1
     assert ended.stderr.startswith("satmap: No space left on device")
@@ -347,7 +349,8 @@ def test_closed_streams_cost_nothing(tmp_path: Path, closed: str) -> None:
     city = tmp_path / "city"
     options = ("--chips", "1", "--test-chips", "0", "--size", "64")
     command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "satmap"]
-    assert subprocess.run([*command, "make-city", city, *options], check=False).returncode == 0
+    ended = subprocess.run([*command, "make-city", city, *options], check=False, timeout=300)
+    assert ended.returncode == 0
     assert [*city.rglob("*.tif")]
 
 
@@ -360,6 +363,7 @@ def test_a_current_directory_that_was_deleted(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
     assert ended.returncode == 1
     assert ended.stderr.startswith("satmap: the current directory cannot be used (No such file")
@@ -391,7 +395,7 @@ def test_one_process_at_a_time_holds_a_lock(tmp_path: Path) -> None:
         return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
     def other(name: str) -> tuple[str, str]:
-        return start(name).communicate("")
+        return start(name).communicate("", timeout=300)
 
     with exclusive_lock(tmp_path / "fold0", SatmapError("taken")):
         assert "SatmapError: taken" in other("fold0")[1]
@@ -426,7 +430,7 @@ def test_the_next_owner_of_a_lock_makes_a_new_file(
         waiting.start()
         time.sleep(0.2)
         order.append("first")
-    waiting.join()
+    waiting.join(60)
     assert order == ["first", "second"]
     assert not [*tmp_path.iterdir()]
 

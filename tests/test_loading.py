@@ -39,7 +39,9 @@ def private_mount(size: str, target: Path, *command: str) -> list[str]:
 
 def can_mount() -> bool:
     try:
-        done = subprocess.run(private_mount("1m", Path("/dev/shm"), "true"), capture_output=True)
+        done = subprocess.run(
+            private_mount("1m", Path("/dev/shm"), "true"), capture_output=True, timeout=60
+        )
     except FileNotFoundError:
         return False
     return done.returncode == 0
@@ -121,7 +123,7 @@ def test_a_training_with_workers_in_next_to_no_shared_memory(city: Path, tmp_pat
             "--recipe", str(recipe), "--fold", "0", "--workers", "2",
             "--weights", str(tmp_path / "w"), "--cache", str(tmp_path / "c"), "--device", "cpu",
         ),
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("crops go through pipes") == 1
@@ -144,7 +146,7 @@ def test_without_a_place_for_locks_there_are_no_workers() -> None:
     )
     done = subprocess.run(
         private_mount("1m,ro", Path("/dev/shm"), sys.executable, "-c", script),
-        capture_output=True, text=True,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "no workers" in done.stdout

@@ -80,7 +80,12 @@ def test_the_software_is_what_is_installed() -> None:
     assert "pytest" not in software.packages
     if (ROOT / ".git").exists():
         asked = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+            ["git", "rev-parse", "HEAD"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
         )
         assert software.commit == asked.stdout.strip()
 

@@ -102,7 +102,7 @@ def test_any_number_of_bands(bands: int) -> None:
 def test_encoders_are_known_without_torch() -> None:
     assert tuple(ENCODERS) == ENCODER_NAMES
     code = "import satmap.recipes.schema, sys; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_members_that_differ_only_in_the_decoder_have_different_names() -> None:

@@ -439,12 +439,18 @@ def test_workers_end_with_a_killed_run(many: Path, tmp_path: Path) -> None:
         [sys.executable, script, many, tmp_path / "out.geojson"], stdout=subprocess.PIPE, text=True
     ) as run:
         assert run.stdout is not None
-        # Progress comes first.
-        line = next(line for line in run.stdout if line.startswith("pids"))
-        workers = [int(pid) for pid in line.split()[1:]]
-        assert len(workers) == 2
-        assert all(map(_runs, workers))
-        run.kill()
+        # Reading a line has no deadline; killed, the run ends its output.
+        limit = threading.Timer(120, run.kill)
+        limit.start()
+        try:
+            # Progress comes first.
+            line = next((line for line in run.stdout if line.startswith("pids")), "")
+            workers = [int(pid) for pid in line.split()[1:]]
+            assert len(workers) == 2, "the run has not started its workers in time"
+            assert all(map(_runs, workers))
+        finally:
+            limit.cancel()
+            run.kill()
     deadline = time.monotonic() + 60
     while any(map(_runs, workers)):
         assert time.monotonic() < deadline, "workers wait for ever"

@@ -1064,7 +1064,8 @@ def server(resnet18: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]
     yield server
     server.stop.set()
     server.shutdown()
-    thread.join()
+    thread.join(60)
+    assert not thread.is_alive(), "a request does not end"
     server.server_close()
 
 
@@ -1264,6 +1265,7 @@ def test_encoders_inside_of_an_image(
             },
             capture_output=True,
             text=True,
+            timeout=60,
         )
         assert (done.stdout, done.returncode) == (expected, status), done.stderr
 

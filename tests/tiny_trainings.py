@@ -27,7 +27,8 @@ def add_tiny_encoders(patch: pytest.MonkeyPatch) -> None:
     }
     for name, spec in specs.items():
         patch.setitem(cast(dict[str, EncoderSpec], ENCODERS), name, spec)
-    patch.setattr("satmap.recipes.schema.ENCODER_NAMES", (*ENCODER_NAMES, *specs))
+    for module in ("satmap.recipes.schema", "satmap.weights.header"):
+        patch.setattr(f"{module}.ENCODER_NAMES", (*ENCODER_NAMES, *specs))
 
 
 def stage(**changes: object) -> dict[str, Any]:

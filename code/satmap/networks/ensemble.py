@@ -1,8 +1,8 @@
 """Average the probability maps of an ensemble: test-time augmentation, members and windows.
 
-Every network sees an image in several symmetries of the square (test-time augmentation). Their
-probability maps are turned back and averaged, then those of all ensemble members. Overlapping
-windows of a large image are blended (:mod:`satmap.rasters.windows`).
+Every network sees an image in several symmetries of the square (test-time augmentation). The
+probability maps are turned back, and one weighted mean is taken over all pairs of network and
+symmetry. Overlapping windows of a large image are blended (:mod:`satmap.rasters.windows`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -146,7 +146,7 @@ def predict_strips(
     """
 
     def predict(rows: slice, columns: slice) -> Tensor:
-        return _predict_window(members, image[rows, columns], settings, device, category)
+        return _average_window(members, image[rows, columns], settings, device, category)
 
     height, width = image.shape[:2]
     rows, columns = (spans(length, settings.window, settings.overlap) for length in (height, width))
@@ -159,7 +159,7 @@ def _strip(top: int, values: Tensor) -> Strip:
 
 
 @torch.no_grad()
-def _predict_window(
+def _average_window(
     members: Sequence[EnsembleMember],
     image: NDArray[np.uint8],
     settings: Inference,

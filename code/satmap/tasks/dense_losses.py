@@ -21,7 +21,17 @@ def one_process(part: Tensor) -> Tensor:
 def head_loss(
     logits: Tensor, target: Tensor, weights: HeadLoss, total: Total = one_process
 ) -> Tensor:
-    """Dice, focal loss and cross entropy of one head, weighted; scalars of float32."""
+    """Dice, focal loss and cross entropy of one head, weighted, for roads and buildings.
+
+    Args:
+        logits: float (n, maps, h, w).
+        target: float (n, maps, h, w), 0 and 1.
+        weights: of the losses.
+        total: adds up over the processes that share the batch.
+
+    Returns:
+        A scalar of float32.
+    """
     loss = logits.new_zeros(())
     if weights.dice:
         loss = loss + weights.dice * dice_loss(logits, target, total)

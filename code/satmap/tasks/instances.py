@@ -2,7 +2,8 @@
 
 Every network looks at every window of an image in several symmetries of the square (test-time
 augmentation). All candidates are brought into the pixels of the image, and the task merges them,
-for example by suppression and voting. Large images are read window by window.
+for example by suppression and voting. Large images are read window by window. The tasks that satmap
+ships predict probability maps and do not use this module.
 """
 
 from abc import abstractmethod

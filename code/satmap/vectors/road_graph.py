@@ -176,12 +176,27 @@ def numbered(graphs: Iterable[ImageRoads]) -> Iterator[tuple[int, ImageRoads]]:
 
 
 def edge_attributes(image_id: str, edge: RoadEdge, first_node: int) -> dict[str, str | int | float]:
-    """What every format says of an edge, in the order in which it says it.
+    """The columns that every export has for an edge.
 
-    ``u`` and ``v`` are the nodes at the start and end of the line, numbered over the whole file
-    (``first_node`` is the number of the image's first). ``highway`` and ``maxspeed`` are
-    OpenStreetMap's tags, the first guessed by :func:`highway_of`. Metres, seconds and the
-    confidence, 0..1, have three decimals.
+    A new column also goes into the field list of :mod:`satmap.exports.geopackage`.
+
+    ============== ===============================================================================
+    ``image_id``   the image
+    ``u``, ``v``   nodes at the start and end of the line, numbered over the whole file
+    ``length_m``   length along the line, metres
+    ``travel_time_s``  seconds from end to end: length / speed
+    ``speed_mps``  speed, metres per second (``tasks/roads/vectorizer/speed.py``)
+    ``confidence`` mean road probability along the line, 0..1 (:class:`RoadEdge`)
+    ``highway``    OpenStreetMap's class, guessed from the speed by :func:`highway_of`
+    ``maxspeed``   OpenStreetMap's speed tag
+    ============== ===============================================================================
+
+    Metres, seconds and the confidence have three decimals.
+
+    Args:
+        image_id: the image.
+        edge: a road.
+        first_node: number of the image's first node in the file.
     """
     mph = edge.speed_mps / MPS_PER_MPH
     return {

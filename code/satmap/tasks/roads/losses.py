@@ -41,6 +41,9 @@ def road_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum over all heads.
 
+    The ten speed bins are one head with one weight: dice is taken per bin, focal loss and cross
+    entropy over all bins together (:func:`satmap.tasks.dense_losses.head_loss`).
+
     Args:
         logits: float (n, planes, h, w).
         map_names: names of the planes, which must hold all of ``ROAD_MAPS``.
