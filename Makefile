@@ -1,12 +1,12 @@
-# The two commands are `make demo` and `make test`; both work on a fresh machine
-# that has Python 3.11, make and a package index. `make help` lists the rest.
+# The two main commands are `make demo` and `make test`. They need Python 3.11, make and a package
+# index. `make help` lists the others.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# Editable install and locked packages are up to date when this file is newest.
+# The environment is up to date when this file is newer than the lock.
 READY := $(VENV)/.ready
 
-.PHONY: help env demo test faults check check-container lock clean
+.PHONY: help env demo test docs faults check check-container lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -19,13 +19,16 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: $(READY) ## the whole way on a made city, with score and pictures, in minutes
+demo: $(READY) ## the main job on a synthetic city, in minutes
 	$(BIN)/satmap demo demo
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-faults: $(READY) ## bad files, disks and moments, an hour; ONLY=tiff,disk SEED=1 for some
+docs: $(READY) ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+faults: $(READY) ## run the commands on bad files and disks, an hour; ONLY=tiff,disk SEED=1 for some
 	$(BIN)/python -m faults --jobs 2 --table build/faults.md --only "$(ONLY)" $(if $(SEED),--seed $(SEED))
 
 check: $(READY) ## linters and types
@@ -35,10 +38,10 @@ check: $(READY) ## linters and types
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/shellcheck --external-sources *.sh .ci/run container/*.sh
 
-check-container: ## build the image and use it as the organisers do; needs docker, half an hour
+check-container: ## build the image and use it as organisers do; needs docker, half an hour
 	container/check.sh
 
-# The second lock is the first but for torch and what it brings along.
+# The second lock differs from the first only in torch and its dependencies.
 lock: LOCK_BY = uv pip compile pyproject.toml --extra dev --generate-hashes --python-version 3.11 \
 	  --no-emit-index-url --no-emit-find-links --no-header
 lock: ## resolve both locks anew (needs uv)
@@ -46,4 +49,4 @@ lock: ## resolve both locks anew (needs uv)
 	$(LOCK_BY) --upgrade --override container/cuda12.txt --output-file requirements-cuda12.lock
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) demo build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) demo build site .mypy_cache .ruff_cache .pytest_cache .hypothesis
