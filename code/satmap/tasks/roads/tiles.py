@@ -1,11 +1,11 @@
 """Vectorise an image with its surroundings: neighbouring chips, or the rest of a large scene.
 
-Much of the evidence about a road that the image's edge cuts lies beyond that edge: whether its gap
-closes, how fast it is, and whether its end is a dead end. So an image is vectorised together with a
-margin of its surroundings, and the result is cropped. (XD_XD also cleaned SpaceNet 5's chips across
-their borders, but only after vectorising each chip alone.) Sides without a touching neighbour get
-no margin. Unknown parts of a margin have no roads: a border repeated that far would turn a road
-along it into a square.
+The evidence for a road that crosses the image's edge lies partly beyond that edge. Only there may
+it show whether a gap closes, how fast the road is, and whether its end is a dead end. So an image
+is vectorised together with a margin of its surroundings, and the result is cropped. (XD_XD also
+cleaned SpaceNet 5's chips across their borders, but only after vectorising each chip alone.) Sides
+without a touching neighbour get no margin. Unknown parts of a margin have no roads: a border
+repeated that far would turn a road along it into a square.
 """
 
 import contextlib
