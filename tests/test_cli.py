@@ -195,8 +195,8 @@ def test_messages_of_bad_masks(
     street_mask(masks / "AOI_99_Made_chip6.png")
     assert "none of .csv" in fails(capsys, "vectorize", masks, tmp_path / "out.shp")
     truth = city / "test_truth.csv"
-    assert "1 masks with truth" in fails(capsys, "tune", masks, truth, output)
-    assert "ends in .yaml" in fails(capsys, "tune", masks, truth, tmp_path / "out.csv")
+    assert "1 probability rasters with truth" in fails(capsys, "tune", masks, truth, output)
+    assert "must end in .yaml" in fails(capsys, "tune", masks, truth, tmp_path / "out.csv")
     assert "no recipe is called" in fails(capsys, "tune", masks, truth, output, "--recipe", "x")
     assert "is none of .geojson" in fails(
         capsys, "predict", city / "test", tmp_path / "out.csv", "--export", tmp_path / "out.shp"

@@ -288,7 +288,7 @@ def test_masks_and_truth_that_do_not_match_in_part(tmp_path: Path) -> None:
     assert str(masks / "made10.png") in done.faults["made10"]
     assert done.warnings == (
         "1 images without a truth are left out",
-        "2 images without a mask are left out",
+        "2 images without a probability raster are left out",
     )
 
 
@@ -322,7 +322,7 @@ def test_of_many_chips_a_part_is_taken_from_all_areas(
     done = tune((masks, truth), tmp_path / "out.yaml", recipe_with())
     assert done.fits[""].chips == len(set(seen)) == 4
     assert sorted(name[:7] for name in set(seen)) == ["AOI_1_A"] * 2 + ["AOI_2_B"] * 2
-    assert "of 10 images 4, spread over all areas" in done.warnings[0]
+    assert "the fit uses 4 of 10 images, spread over all areas" in done.warnings[0]
 
 
 def _no_common_ids(masks: Path, truth: Path) -> None:
@@ -350,10 +350,13 @@ def _unreadable(masks: Path, truth: Path) -> None:
 
 BAD: Mapping[str, tuple[Callable[[Path, Path], None], str]] = {
     "ids": (_no_common_ids, r"no image in common, for example made0 and SN5_made0"),
-    "one": (_one_chip, r"1 masks with truth, but a fit takes 4 or more"),
-    "masks": (_empty_masks, r"all 4 masks are empty"),
+    "one": (_one_chip, r"1 probability rasters with truth, but a fit needs 4 or more"),
+    "masks": (_empty_masks, r"all 4 probability rasters are empty"),
     "truth": (_empty_truth, r"the truth has no road in any of the 4"),
-    "unreadable": (_unreadable, r"0 masks with truth \(4 more cannot be read: .*made0\.png"),
+    "unreadable": (
+        _unreadable,
+        r"0 probability rasters with truth \(4 more cannot be read: .*made0\.png",
+    ),
 }
 
 
@@ -369,7 +372,9 @@ def test_bad_input_is_told_clearly(tmp_path: Path, name: str) -> None:
 
 def test_outputs_that_cannot_be_are_refused_before_the_work(tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere", tmp_path / "nowhere.csv"
-    with pytest.raises(SatmapError, match=r"out\.csv: a recipe's name ends in \.yaml or \.yml"):
+    with pytest.raises(
+        SatmapError, match=r"out\.csv: the name of a recipe must end in \.yaml or \.yml"
+    ):
         fit(nowhere, tmp_path / "out.csv", recipe_with())
     (tmp_path / "out.yaml").mkdir()
     with pytest.raises(CannotWriteError):

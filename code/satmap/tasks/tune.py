@@ -1,8 +1,8 @@
-"""Fitting a vectoriser's settings to a network's planes by the challenge's own score.
+"""Fit a vectoriser's settings to a network's probability maps, by the challenge's own score.
 
-The best settings depend on the network: how wide and how sure its roads are and how often they
-break, how its buildings run into one another. They are fitted on planes of images that the network
-has not seen, and judged by two-fold cross-validation on chips that the fit has not seen.
+The best settings depend on the network: how wide, certain and broken its roads are, or how its
+buildings merge. They are fitted to probability maps of images that the network was not trained on.
+Two-fold cross-validation judges the fit on chips that it was not fitted to.
 """
 
 import json
@@ -34,32 +34,32 @@ def tune_recipe(
     workers: int = 0,
     view_angle: ViewAngle | None = None,
 ) -> Tuning:
-    """Fit the settings of a recipe's vectoriser and write the recipe with them.
+    """Fit the settings of a recipe's vectoriser, and write the recipe with them.
 
-    Of roads the score is APLS by travel time, by length where the truth has no times: the mean over
-    areas of the means over chips. Of buildings it is SpaceNet's F1, or by COCO annotations the
-    average precision at an IoU of .5; a recipe with heads by look gets settings for each category
-    of looks. The same input gives the same settings unless time runs out.
+    The score of roads is APLS by travel time, or by length if the truth has no times: the mean over
+    areas of the mean over chips. The score of buildings is SpaceNet's F1, or average precision at
+    an IoU of 0.5 for COCO annotations. A recipe whose network has a head per view-angle category
+    gets settings per category. The same input gives the same settings unless time runs out.
 
     Args:
-        maps: rasters as :func:`satmap.prediction.vectorize.vectorize_directory` takes them.
-        truth: roads CSV of the same images; buildings CSV or COCO annotations.
+        maps: probability rasters, as in :func:`satmap.prediction.vectorize.vectorize_directory`.
+        truth: roads CSV, buildings CSV or COCO annotations of the same images.
         output: the ``.yaml`` file to write.
-        recipe: where to start.
+        recipe: recipe to start from.
         metres_per_pixel: pixel size of rasters without georeference; None for the recipe's.
-        minutes: time for the search; when it is over the best so far is the result.
-        workers: processes that vectorise; 0 does it in this one.
-        view_angle: of images whose names do not say from where they were taken.
+        minutes: time limit of the search; it then returns the best settings so far.
+        workers: number of worker processes; 0 runs everything in this process.
+        view_angle: off-nadir angle of images whose names lack it.
 
     Raises:
-        SatmapError: no masks, no truth for them, fewer than four chips, nothing in masks or truth,
-            a worker that was killed.
+        SatmapError: there are no rasters, no truth for them or fewer than four chips, rasters or
+            truth are empty, or a worker was killed.
         CannotWriteError: ``output`` cannot be written.
     """
     if workers < 0 or not minutes > 0:
         raise ValueError(f"workers {workers}, minutes {minutes}")
     if output.suffix.lower() not in _SUFFIXES:
-        raise SatmapError(f"{output}: a recipe's name ends in {' or '.join(_SUFFIXES)}.")
+        raise SatmapError(f"{output}: the name of a recipe must end in {' or '.join(_SUFFIXES)}.")
     require_writable(output)
     deadline = time.monotonic() + 60 * minutes
     with working(workers) as run:
@@ -70,10 +70,10 @@ def tune_recipe(
     return tuning
 
 
-def tuned_text(recipe: Recipe, tuning: Tuning, masks: Path, truth: Path) -> str:
-    """YAML of the recipe with the settings of a fit, and where they are from as a comment."""
-    # A path may hold anything, line ends too.
-    source = f"Fitted by `satmap tune` on {json.dumps(str(masks))} by {json.dumps(str(truth))}."
+def tuned_text(recipe: Recipe, tuning: Tuning, maps: Path, truth: Path) -> str:
+    """Return the recipe with fitted settings as YAML, with their origin in a comment."""
+    # Paths are quoted because they can contain any character, including line ends.
+    source = f"Fitted by `satmap tune` on {json.dumps(str(maps))} by {json.dumps(str(truth))}."
     comment = [
         f"Recipe {recipe.name} with the settings of the {recipe.task.name} vectoriser fitted.",
         source,

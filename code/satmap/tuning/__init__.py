@@ -1,1 +1,1 @@
-"""Fitting of vectoriser settings."""
+"""Fit vectoriser settings."""

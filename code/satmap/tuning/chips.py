@@ -1,4 +1,4 @@
-"""What the fits of roads and of buildings have in common: masks with a truth, and the outcome."""
+"""Common parts of road and building fits: chips with a truth, and the result of a fit."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,23 +13,23 @@ from satmap.runtime.workers import Runner
 from satmap.settings import Settings
 from satmap.tuning.cross_validation import MIN_CHIPS, Fit
 
-#: More chips say little more and take their time.
+#: More chips take longer and add little.
 MAX_CHIPS = 96
 
-# Fewer places tell a gain from chance badly.
-_PLACES = 24
+# With fewer places, a gain is hard to tell from chance.
+_MIN_SITES = 24
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a fit of a vectoriser found.
+    """Result of fitting a vectoriser.
 
     Attributes:
-        settings: of the recipe's vectoriser, fitted where that gains something.
-        score: what was measured, as messages call it.
-        fits: for each category of looks that was fitted by itself; of all chips under "".
-        faults: image id to what is wrong, for masks that were left out.
-        warnings: what the user should know.
+        settings: the vectoriser's settings, fitted where the fit gains something.
+        score: name of the score in messages.
+        fits: one fit per view-angle category; a fit to all chips has the key "".
+        faults: image id to problem, for rasters that were left out.
+        warnings: messages for the user.
     """
 
     settings: Settings
@@ -39,7 +39,7 @@ class Tuning:
     warnings: tuple[str, ...]
 
     def summary(self) -> str:
-        """A few lines for people."""
+        """Return a summary of a few lines."""
         lines = []
         for category, fit in self.fits.items():
             lines += fit.summary(f"{category}: {self.score}" if category else self.score)
@@ -48,15 +48,15 @@ class Tuning:
 
 @dataclass(frozen=True)
 class TuningRequest:
-    """What a fit works with.
+    """Input of a fit.
 
     Attributes:
         maps: directory of probability rasters.
-        truth: the truth of the same images.
+        truth: file with the truth of the same images.
         metres_per_pixel: pixel size of rasters without georeference.
-        deadline: when the search ends, on the clock of ``time.monotonic``.
+        deadline: time limit of the search on the clock of ``time.monotonic``.
         run: runs jobs in worker processes.
-        view_angle: of images whose names do not tell it.
+        view_angle: off-nadir angle of images whose names lack it.
     """
 
     maps: Path
@@ -68,83 +68,88 @@ class TuningRequest:
 
 
 class TuningChip(Protocol):
-    """A mask with its truth, as a worker is given it."""
+    """A probability raster with its truth, as sent to a worker process."""
 
     @property
     def image_id(self) -> str:
-        """The image."""
+        """Image id."""
 
     @property
     def site(self) -> str:
-        """What must not be in both halves: all looks at one place."""
+        """Place of the image; all views of a place must be in the same half."""
 
     @property
     def area(self) -> str:
-        """Its area of interest; "" for images whose names tell none."""
+        """Area of interest, "" if the image's name does not tell."""
 
 
 _Chip = TypeVar("_Chip", bound=TuningChip)
 
 
 def common_images(
-    masks: Path, truth: Path, paths: Collection[str], known: Collection[str]
+    maps: Path, truth: Path, map_ids: Collection[str], truth_ids: Collection[str]
 ) -> tuple[list[str], list[str]]:
-    """The ids of the masks that the truth knows, in the masks' order, and what to say of others.
+    """Return the image ids that rasters and truth share, and warnings about the others.
+
+    The ids keep the order of the rasters.
 
     Args:
-        masks: their directory.
-        truth: the file.
-        paths: ids of the masks.
-        known: ids of the truth.
+        maps: directory of the rasters.
+        truth: path of the truth.
+        map_ids: image ids of the rasters.
+        truth_ids: image ids of the truth.
 
     Raises:
-        SatmapError: there is none.
+        SatmapError: there is no common image.
     """
-    common = [image_id for image_id in paths if image_id in known]
+    common = [image_id for image_id in map_ids if image_id in truth_ids]
     if not common:
         raise SatmapError(
-            f"{masks} and {truth} have no image in common, for example {next(iter(paths))} and "
-            f"{next(iter(known), 'none')}. Check that they belong together and whether one keeps "
-            "the challenge's prefix."
+            f"{maps} and {truth} have no image in common, for example {next(iter(map_ids))} and "
+            f"{next(iter(truth_ids), 'none')}. Check that they belong together and that both or "
+            "neither of them use the challenge's prefix in image ids."
         )
     warnings = []
-    for what, number in (("truth", len(paths)), ("mask", len(known))):
+    for what, number in (("truth", len(map_ids)), ("probability raster", len(truth_ids))):
         if number > len(common):
             warnings.append(f"{number - len(common)} images without a {what} are left out")
     return common, warnings
 
 
 def subsample(chips: Sequence[_Chip], warnings: list[str]) -> list[_Chip]:
-    """About ``MAX_CHIPS`` chips at most, of all areas; warns of the rest.
+    """Pick about ``MAX_CHIPS`` chips at most from all areas, and warn if some are left out.
 
-    Many looks at few places say less than few looks at many: of the places stay ``_PLACES`` or
-    more, and then looks are left out instead.
+    Few views of many places tell more than many views of few places. So at least ``_MIN_SITES``
+    places are kept if there are as many, and views are left out instead.
     """
     if len(chips) <= MAX_CHIPS:
         return [*chips]
-    places = len({chip.site for chip in chips})
-    of = ceil(len(chips) / MAX_CHIPS)
-    if places < len(chips):
-        of = min(of, max(places // _PLACES, 1))
-    parts = _assigned(chips, of, seed=1)
-    view_angles: dict[str, list[_Chip]] = {}
+    sites = len({chip.site for chip in chips})
+    folds = ceil(len(chips) / MAX_CHIPS)
+    if sites < len(chips):
+        folds = min(folds, max(sites // _MIN_SITES, 1))
+    parts = _assigned(chips, folds, seed=1)
+    by_site: dict[str, list[_Chip]] = {}
     for chip, part in zip(chips, parts, strict=True):
         if part == 0:
-            view_angles.setdefault(chip.site, []).append(chip)
-    most = max(MAX_CHIPS // len(view_angles), 1)
-    kept = {chip.image_id for its in view_angles.values() for chip in _spread(its, most)}
-    warnings.append(f"of {len(chips)} images {len(kept)}, spread over all areas, are fitted to")
+            by_site.setdefault(chip.site, []).append(chip)
+    per_site = max(MAX_CHIPS // len(by_site), 1)
+    kept = {chip.image_id for at_site in by_site.values() for chip in _spread(at_site, per_site)}
+    warnings.append(f"the fit uses {len(kept)} of {len(chips)} images, spread over all areas")
     return [chip for chip in chips if chip.image_id in kept]
 
 
 def _spread(chips: Sequence[_Chip], most: int) -> list[_Chip]:
-    """At most so many, from the first to the last."""
+    """Pick at most ``most`` chips, evenly spaced from first to last."""
     step = max(len(chips) / most, 1)
     return [chips[int(number * step)] for number in range(min(len(chips), most))]
 
 
 def split_in_halves(chips: Sequence[_Chip]) -> tuple[list[int], list[int]]:
-    """Numbers of the chips of two halves of every area, all looks at a place in one."""
+    """Split the chips of every area into two halves, and return the chips' numbers.
+
+    All views of a place are in the same half.
+    """
     parts = _assigned(chips, 2, seed=0)
     first, second = ([n for n, part in enumerate(parts) if part == half] for half in (0, 1))
     return first, second
@@ -153,33 +158,34 @@ def split_in_halves(chips: Sequence[_Chip]) -> tuple[list[int], list[int]]:
 def readable_chips(
     chips: Sequence[_Chip], run: Runner, max_probability: Callable[[_Chip], int | str]
 ) -> tuple[list[_Chip], dict[str, str]]:
-    """The chips whose masks can be read, and what is wrong with the others.
+    """Return the chips whose rasters can be read, and the problems of the others.
 
     Args:
-        chips: all.
-        run: where to read them.
-        max_probability: gives the highest probability of a mask, 0..255, or what is wrong with it.
+        chips: all chips.
+        run: runs the jobs.
+        max_probability: returns the highest probability of a raster, 0..255, or why it cannot be
+            read.
 
     Raises:
-        SatmapError: too few are left, or there is nothing to fit to in all of them.
+        SatmapError: fewer than ``MIN_CHIPS`` rasters can be read, or all of them are empty.
     """
-    good, faults, most = [], {}, 0
+    good, faults, highest = [], {}, 0
     for chip, result in zip(chips, run(max_probability, chips), strict=True):
         if isinstance(result, str):
             faults[chip.image_id] = result
         else:
             good.append(chip)
-            most = max(most, result)
+            highest = max(highest, result)
     if len(good) < MIN_CHIPS:
         wrong = [f" ({len(faults)} more cannot be read: {fault})" for fault in faults.values()]
         raise SatmapError(
-            f"{len(good)} masks with truth{''.join(wrong[:1])}, but a fit takes {MIN_CHIPS} or "
-            "more: it is judged on chips that it has not seen."
+            f"{len(good)} probability rasters with truth{''.join(wrong[:1])}, but a fit needs "
+            f"{MIN_CHIPS} or more, because half of them are held out to judge it."
         )
-    if not most:
+    if not highest:
         raise SatmapError(
-            f"all {len(good)} masks are empty, so there is nothing to fit to. Check that they are "
-            "the network's planes."
+            f"all {len(good)} probability rasters are empty, so there is nothing to fit to. Check "
+            "that they are the network's predictions."
         )
     return good, faults
 

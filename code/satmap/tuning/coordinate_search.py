@@ -1,8 +1,8 @@
-"""Coordinate descent over small grids, on what chips say of settings.
+"""Coordinate descent over small grids of settings.
 
-A step is taken only if it gains more than the standard error of the gain over the chips, as in the
-one-standard-error rule (Breiman, Friedman, Olshen and Stone 1984): of many settings that are
-equally good the best always looks better than it is.
+A step is taken only if its gain exceeds the standard error of the gain over the chips, as in the
+one-standard-error rule (Breiman, Friedman, Olshen and Stone 1984). Without that rule, the best of
+many equally good settings would always look better than it is.
 """
 
 import time
@@ -16,20 +16,20 @@ from pydantic import ValidationError
 from satmap.io.progress import track
 from satmap.settings import Settings
 
-#: Settings of a vectoriser, which can be told apart by their hashes.
+#: Settings of a vectoriser; they must be hashable.
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
-#: What is known of a chip under some settings: a score, counts, matches.
+#: Result of one chip under some settings: a score, counts or matches.
 Record = TypeVar("Record")
 _Record = TypeVar("_Record", contravariant=True)
 
 #: Values that each setting may take.
 Grids = Mapping[str, Sequence[float]]
 
-#: A chip and the settings that it is to be judged under.
+#: Number of a chip, and the settings to evaluate on it.
 Trial = tuple[int, tuple[SettingsT, ...]]
 
-# Further rounds change next to nothing.
+# Further rounds change almost nothing.
 _MOST_ROUNDS = 3
 
 
@@ -41,36 +41,36 @@ class Gain(NamedTuple):
 
     @property
     def counts(self) -> bool:
-        """Whether it is more than its standard error."""
+        """Whether the gain exceeds its standard error."""
         return self.mean > self.error
 
 
 class Measure(Protocol[_Record]):
-    """Makes one score of the records of many chips."""
+    """Combines the records of many chips into one score."""
 
     def score(self, records: Sequence[_Record], chips: Sequence[int]) -> float:
-        """The score of chips, by a record of each; the higher the better."""
+        """Return the score of chips, given one record per chip; higher is better."""
 
     def gain(
         self, before: Sequence[_Record], after: Sequence[_Record], chips: Sequence[int]
     ) -> Gain:
-        """By how much the second records of the same chips, two or more, are better."""
+        """Return the gain from the first to the second records of the same chips, at least two."""
 
 
 class RecordTable(Generic[SettingsT, Record]):
-    """Records of chips under settings, each worked out once."""
+    """Records of chips under settings, each computed once."""
 
     def __init__(
         self,
         measure: Measure[Record],
         work: Callable[[Sequence[Trial[SettingsT]]], Generator[Sequence[Record]]],
     ) -> None:
-        """An empty table.
+        """Initialize an empty table.
 
         Args:
-            measure: what is made of the records.
-            work: gives for every task, in order, a record for each of its settings; may be closed
-                before the end.
+            measure: turns records into scores.
+            work: yields for every trial, in order, a record for each of its settings. The generator
+                may be closed early.
         """
         self.measure = measure
         self._work = work
@@ -79,7 +79,16 @@ class RecordTable(Generic[SettingsT, Record]):
     def fill(
         self, settings: Sequence[SettingsT], chips: Sequence[int], deadline: float = inf
     ) -> bool:
-        """Work out what is missing; False if the time, as by ``time.monotonic``, ran out."""
+        """Compute the missing records.
+
+        Args:
+            settings: settings to evaluate.
+            chips: numbers of the chips to evaluate them on.
+            deadline: time limit on the clock of ``time.monotonic``.
+
+        Returns:
+            False if the time ran out.
+        """
         tasks = []
         for chip in chips:
             missing = tuple(s for s in settings if (chip, s) not in self._records)
@@ -89,23 +98,23 @@ class RecordTable(Generic[SettingsT, Record]):
             return False
         with closing(self._work(tasks)) as results:
             for done, (chip, missing) in enumerate(tasks, start=1):
-                for its, record in zip(missing, next(results), strict=True):
-                    self._records[chip, its] = record
+                for tried, record in zip(missing, next(results), strict=True):
+                    self._records[chip, tried] = record
                 if done < len(tasks) and time.monotonic() >= deadline:
                     return False
         return True
 
     def records(self, settings: SettingsT, chips: Sequence[int]) -> list[Record]:
-        """What ``fill`` has worked out, one a chip."""
+        """Return the records computed by ``fill``, one per chip."""
         return [self._records[chip, settings] for chip in chips]
 
 
 class SearchResult(NamedTuple, Generic[SettingsT]):
-    """Where a descent ended.
+    """Result of a descent.
 
     Attributes:
-        settings: the best.
-        complete: whether there was time for everything.
+        settings: the best settings.
+        complete: whether there was time for the whole search.
     """
 
     settings: SettingsT
@@ -122,17 +131,18 @@ def coordinate_descent(
 ) -> SearchResult[SettingsT]:
     """Fit settings to chips.
 
-    A first sweep tries every value of every setting beside the others' start, and so measures how
-    much the score depends on each. Then the settings are moved one after another, those that
-    promise most first, until a round moves none.
+    A first sweep tries every value of each setting while the others keep their initial values. This
+    measures how much the score depends on each setting. Then the settings are changed one after
+    another, most promising first, until a round changes none.
 
     Args:
-        table: where records come from.
-        start: where to begin.
-        grids: the settings to fit and their values, most important first, should time run out.
-        chips: what to fit to, at least two.
-        deadline: time, as by ``time.monotonic``, at which the best so far is the result.
-        label: names the descent in the progress display.
+        table: computes and stores the records.
+        start: settings at which the search begins.
+        grids: settings to fit and their values, most important first in case time runs out.
+        chips: numbers of the chips to fit to, at least two.
+        deadline: time limit on the clock of ``time.monotonic``; the search then returns the best
+            settings so far.
+        label: name of the descent in the progress display.
     """
     table.fill([start], chips)
     promise: dict[str, float] = {}
@@ -142,7 +152,7 @@ def coordinate_descent(
             break
         promise[name] = moved[1].mean if moved[1].counts else 0.0
     complete = len(promise) == len(grids)
-    # Stable: of equal ones the more important stays first.
+    # The sort is stable: among equal settings the more important one stays first.
     order = sorted(promise, key=lambda name: -promise[name])
     names = [name for name in order if promise[name] > 0]
     current = start
@@ -156,7 +166,7 @@ def coordinate_descent(
                 current = moved[0]
         if current == before:
             break
-        # What did not matter before may do so now.
+        # Settings that did not matter before may matter now.
         names = order
     return SearchResult(current, complete)
 
@@ -169,7 +179,7 @@ def _best_move(
     chips: Sequence[int],
     deadline: float,
 ) -> tuple[SettingsT, Gain] | None:
-    """The best other value of one setting and what it gains; None if time runs out."""
+    """Return the best other value of one setting and its gain; None if time runs out."""
     others = [settings for settings in _changed(current, name, values) if settings != current]
     if not others:
         return current, Gain(0.0, 0.0)
@@ -182,10 +192,10 @@ def _best_move(
 
 
 def _changed(current: SettingsT, name: str, values: Sequence[float]) -> Generator[SettingsT]:
-    """The settings with each of the values, where they are possible together."""
+    """Yield the settings with each value, except where that makes them invalid."""
     for value in values:
         try:
             yield type(current).model_validate(current.model_dump() | {name: value})
         except ValidationError:
-            # Such as a lower threshold above the upper one.
+            # For example a low threshold above the high one.
             continue

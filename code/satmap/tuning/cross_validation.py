@@ -1,4 +1,4 @@
-"""A fit of settings to all chips, judged by fits to either half on the other one."""
+"""Fit settings to all chips, and judge the fit by two-fold cross-validation."""
 
 import time
 from collections.abc import Sequence
@@ -14,26 +14,26 @@ from satmap.tuning.coordinate_search import (
     coordinate_descent,
 )
 
-#: Two halves of two: with fewer there is no telling a gain from chance.
+#: Two chips per half: with fewer, a gain cannot be told from chance.
 MIN_CHIPS = 4
 
-# Shares of the time by the end of the fits to either half and to all. The last finds most of its
-# records worked out by the others.
+# Share of the time that has passed at the end of the fits to half 1, to half 2 and to all chips.
+# The last fit finds most of its records already computed.
 _SHARES = (0.42, 0.84, 1.0)
 
 
 @dataclass(frozen=True)
 class Fit(Generic[SettingsT]):
-    """What a fit found.
+    """Result of a fit.
 
     Attributes:
-        settings: the fitted settings, or those at the start where the fit gains nothing.
-        changes: name of a setting that the fit moves to its value before and after, whether or not
-            it is kept.
-        chips: how many were fitted to.
-        before: score of the settings at the start, all chips.
-        after: score of the fitted settings on the chips that they were fitted to.
-        unseen: what fits gain on chips that they were not fitted to, by cross-validation.
+        settings: the fitted settings, or the initial ones if the fit gains nothing.
+        changes: name of each changed setting to its initial and its fitted value, even if the fit
+            is rejected.
+        chips: number of chips.
+        before: score of the initial settings on all chips.
+        after: score of the fitted settings on the same chips.
+        unseen: gain on chips that were not fitted to, by cross-validation.
         complete: whether there was time for the whole search.
     """
 
@@ -47,11 +47,11 @@ class Fit(Generic[SettingsT]):
 
     @property
     def kept(self) -> bool:
-        """Whether the fit took the place of the settings at the start."""
+        """Whether the fit was accepted."""
         return bool(self.changes) and self.unseen.counts
 
     def summary(self, score: str) -> list[str]:
-        """A few lines for people; ``score`` names what was measured."""
+        """Return a summary of a few lines; ``score`` is the name of the score."""
         lines = [
             f"{score} of {self.chips} chips: {self.before:.4f} before, "
             f"{self.after:.4f} after on the chips fitted to",
@@ -61,11 +61,9 @@ class Fit(Generic[SettingsT]):
         ]
         lines += [f"  {name}: {old:g} -> {new:g}" for name, (old, new) in self.changes.items()]
         if not self.complete:
-            lines.append("time ran out before the search was complete; --minutes gives more")
+            lines.append("time ran out before the search was complete; raise --minutes")
         if not self.changes:
-            lines.append(
-                "no other values are better by more than chance: the settings stay as they were"
-            )
+            lines.append("no other values gain more than chance: the settings stay as they were")
         elif not self.kept:
             lines.append(
                 "no gain beyond chance on chips not fitted to: the settings stay as they were"
@@ -84,12 +82,12 @@ def cross_validated(
     """Fit settings to the chips of both halves, and judge the fit.
 
     Args:
-        table: where records come from.
-        start: where to begin.
-        grids: as ``coordinate_descent`` takes them.
-        halves: chips, two or more each.
-        seconds: time for the search; when it is over the best so far is the result.
-        of_what: names the chips in the progress display.
+        table: computes and stores the records.
+        start: settings at which the search begins.
+        grids: settings to fit and their values, as in ``coordinate_descent``.
+        halves: numbers of the chips of each half, at least two each.
+        seconds: time limit; the search then returns the best settings so far.
+        of_what: name of the chips in the progress display.
     """
     began = time.monotonic()
     everyone = sorted((*halves[0], *halves[1]))

@@ -1,8 +1,9 @@
-"""Scores of many chips and the standard errors of what they gain, for fits.
+"""Scores over many chips, and standard errors of their gains, for fits.
 
-A mean of chips' scores has its standard error by the textbook. F1 and average precision are no
-means of chips' scores: their errors are the jackknife's, which looks at how the gain changes as one
-place after another is left out (Efron and Stein 1981); of a mean it gives the same.
+The standard error of a mean of chip scores follows from the spread of the scores. F1 and average
+precision are not means of chip scores. Their errors come from the jackknife, which measures how the
+gain changes when one place after another is left out (Efron and Stein 1981). For a mean, both
+methods agree.
 """
 
 from abc import ABC, abstractmethod
@@ -22,10 +23,10 @@ Ints = NDArray[np.int64]
 
 
 class MeanOverAreas:
-    """The mean over areas of the means over their chips; a record is a chip's score."""
+    """Mean over areas of the mean over their chips; a record is the score of a chip."""
 
     def __init__(self, areas: Sequence[Hashable]) -> None:
-        """The area of every chip; areas count alike, whatever their size."""
+        """Initialize with the area of every chip; all areas count the same, whatever their size."""
         self._areas = _numbered(areas)
 
     def score(self, records: Sequence[float], chips: Sequence[int]) -> float:
@@ -49,10 +50,10 @@ class MeanOverAreas:
 
 
 class Jackknifed(ABC, Generic[Record]):
-    """A score of all records together, with the jackknife's error of a gain."""
+    """Score over all records together, with the jackknife's error of a gain."""
 
     def __init__(self, sites: Sequence[Hashable]) -> None:
-        """What lies in one place, such as all looks at a tile, is left out together."""
+        """Initialize with the place of every chip; chips of one place are left out together."""
         self._sites = _numbered(sites)
 
     @abstractmethod
@@ -65,23 +66,23 @@ class Jackknifed(ABC, Generic[Record]):
         site = self._sites[list(chips)]
         sites = np.unique(site)
         if len(sites) < 2:
-            # Of one place nobody can say what chance does.
+            # A single place says nothing about the error.
             return Gain(mean, float("inf"))
         without = []
-        for its in sites.tolist():
-            kept = np.flatnonzero(site != its).tolist()
+        for left_out in sites.tolist():
+            kept = np.flatnonzero(site != left_out).tolist()
             left = [chips[index] for index in kept]
-            there = self.score([after[index] for index in kept], left)
-            without.append(there - self.score([before[index] for index in kept], left))
+            score_after = self.score([after[index] for index in kept], left)
+            without.append(score_after - self.score([before[index] for index in kept], left))
         spread = float(((np.array(without) - np.mean(without)) ** 2).sum())
         return Gain(mean, sqrt(spread * (len(sites) - 1) / len(sites)))
 
 
 class PooledF1(Jackknifed[Counts]):
-    """SpaceNet's F1: the mean over areas of the F1 of their chips' summed counts."""
+    """SpaceNet's F1: the mean over areas of the F1 of the summed counts of their chips."""
 
     def __init__(self, areas: Sequence[Hashable], sites: Sequence[Hashable]) -> None:
-        """The area of every chip, and its place."""
+        """Initialize with the area and the place of every chip."""
         super().__init__(sites)
         self._areas = _numbered(areas)
 
@@ -94,7 +95,7 @@ class PooledF1(Jackknifed[Counts]):
 
 
 class PooledPrecision(Jackknifed[ImageMatches]):
-    """COCO's average precision at an IoU of .5 over the detections of all chips."""
+    """COCO's average precision at an IoU of 0.5 over the detections of all chips."""
 
     def score(self, records: Sequence[ImageMatches], chips: Sequence[int]) -> float:
         """See :class:`satmap.tuning.coordinate_search.Measure`."""
@@ -102,6 +103,6 @@ class PooledPrecision(Jackknifed[ImageMatches]):
 
 
 def _numbered(names: Sequence[Hashable]) -> Ints:
-    """A number for each, equal ones for equal names."""
+    """Map names to numbers; equal names get equal numbers."""
     known: dict[Hashable, int] = {}
     return np.array([known.setdefault(name, len(known)) for name in names], np.int64)

@@ -1,1 +1,1 @@
-"""Roads: road graphs with travel times."""
+"""Road extraction: road graphs with travel times."""

@@ -1,4 +1,4 @@
-"""Turns the probability maps of an image into a road graph. Nothing here imports torch."""
+"""Decoder: from the probability maps of an image to its road graph. It works without torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from satmap.vectors.road_graph import RoadGraph
 
 @dataclass(frozen=True)
 class RoadDecoder:
-    """Turns the probability maps of an image into its road graph.
+    """Convert the probability maps of an image into its road graph.
 
     Attributes:
-        settings: of the vectoriser.
+        settings: settings of the vectoriser.
         metres_per_pixel: pixel size of rasters without georeference.
     """
 
@@ -25,7 +25,7 @@ class RoadDecoder:
     metres_per_pixel: float
 
     def decode(self, prediction: ProbabilityMaps) -> RoadGraph:
-        """The roads of an image by itself."""
+        """Return the road graph of an image, ignoring its neighbours."""
         return vectorize_roads(prediction, self.settings)
 
     def decode_file(
@@ -35,7 +35,14 @@ class RoadDecoder:
         *,
         check_scale: bool = False,
     ) -> RoadGraph:
-        """The roads of a raster, joined to the roads of the rasters around it."""
+        """Return the road graph of a raster, vectorised together with its neighbours.
+
+        Args:
+            path: raster of probability maps.
+            neighbours: path of each neighbouring raster, and the column and row of its first pixel
+                in the pixels of ``path``. Files that do not exist are skipped.
+            check_scale: reject a raster with values 0 and 1 instead of 0..255.
+        """
         beside = [neighbour for neighbour in neighbours if neighbour[0].exists()]
         with open_map_file(path, self.metres_per_pixel, ROAD_FILE_MAPS) as file:
             graph = roads_of_file(file, beside, self.settings, self.metres_per_pixel)

@@ -17,17 +17,17 @@ from satmap.vectors.speeds import label_speed_mph
 
 
 def read_road_labels(path: Path, georeference: Georeference) -> list[RoadLabel]:
-    """Read the roads of one image; points and polygons are passed over.
+    """Read the roads of one image; points and polygons are ignored.
 
     Raises:
-        SatmapError: not GeoJSON, none of its features is a line, or coordinates that cannot be
-            brought to the image.
+        SatmapError: the file is not GeoJSON, none of its features is a line, or its coordinates
+            cannot be transformed to the image.
     """
     collection = read_geojson(path)
     if collection.geometries and not collection.lines:
         raise SatmapError(
             f"{path}: none of its {collection.geometries} features is a line. "
-            "Check that these are roads."
+            "Check that the file holds roads."
         )
     try:
         return [
@@ -41,7 +41,7 @@ def read_road_labels(path: Path, georeference: Georeference) -> list[RoadLabel]:
 
 
 def clip_to_image(label: RoadLabel, width: int, height: int) -> list[RoadLabel]:
-    """The parts of a road that lie on the image."""
+    """Return the parts of a road that lie inside the image."""
     inside = shapely.intersection(shapely.LineString(label.line), shapely.box(0, 0, width, height))
     parts = shapely.get_parts(inside)
     return [
@@ -54,20 +54,20 @@ def clip_to_image(label: RoadLabel, width: int, height: int) -> list[RoadLabel]:
 
 
 def encode_roads(chip: Chip, image: NDArray[np.uint8], settings: TargetSettings) -> EncodedLabel:
-    """Read the roads of a chip and draw its target.
+    """Read the roads of a chip and rasterize its target.
 
     Args:
         chip: a chip with a label.
-        image: uint8 (h, w, channels) of the file's size.
+        image: uint8 (h, w, channels), as large as the image file.
         settings: widths in metres.
 
     Returns:
-        ``target`` uint8 (h, w) as :func:`satmap.tasks.roads.targets.rasterize_roads` draws it. The
-        payload is a list of (points, speed in mph), cut to the image.
+        ``target`` uint8 (h, w) from :func:`satmap.tasks.roads.targets.rasterize_roads`. The payload
+        is a list of (points, speed in mph), clipped to the image.
 
     Raises:
-        SatmapError: the label is missing, unreadable or of another place, or the image has no
-            georeference or no data.
+        SatmapError: the label is missing, unreadable or belongs to another place, or the image has
+            no georeference or no data.
     """
     info = chip.image
     if chip.label is None:

@@ -1,4 +1,4 @@
-"""The losses of roads: one for each head, summed with the weights of the recipe."""
+"""Losses of the road task: one per head, summed with the weights of the recipe."""
 
 import torch
 from torch import Tensor
@@ -11,13 +11,13 @@ from satmap.vectors.speeds import SPEED_BINS
 
 
 def split_heads(target: Tensor) -> dict[str, Tensor]:
-    """Targets of the heads from packed bytes.
+    """Unpack target bytes into the targets of the heads.
 
     Args:
         target: uint8 (n, h, w) as in ``satmap.tasks.roads.targets``.
 
     Returns:
-        ``road``, ``centre`` (the middles of roads) and ``junction`` bool (n, 1, h, w), ``speed``
+        ``road``, ``centre`` (the roads' centre lines) and ``junction`` bool (n, 1, h, w), ``speed``
         bool (n, 10, h, w).
     """
     packed = target.unsqueeze(1)
@@ -39,22 +39,22 @@ def road_loss(
     total: Total = one_process,
     soft: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum over all heads.
+    """Return the weighted sum of the losses of all heads.
 
-    The ten speed bins are one head with one weight: dice is taken per bin, focal loss and cross
+    The ten speed bins form one head with one weight. Dice is computed per bin, focal loss and cross
     entropy over all bins together (:func:`satmap.tasks.dense_losses.head_loss`).
 
     Args:
-        logits: float (n, planes, h, w).
-        map_names: names of the planes, which must hold all of ``ROAD_MAPS``.
-        target: uint8 (n, h, w), as :mod:`satmap.tasks.roads.targets` packs it.
+        logits: float (n, maps, h, w).
+        map_names: names of the maps in ``logits``; they must include all of ``ROAD_MAPS``.
+        target: uint8 (n, h, w), packed as in :mod:`satmap.tasks.roads.targets`.
         losses: weights by head.
-        total: adds up over the ranks that share the batch.
+        total: sums a tensor over the processes that share the batch.
         soft: a teacher's probabilities of ``ROAD_MAPS``, uint8 (n, 12, h, w), 0..255 for 0..1.
 
     Returns:
-        The loss, whose mean over the ranks is that of the whole batch, and, for display, each
-        head's part of it (detached).
+        The loss, and the detached share of each head for display. The mean of the loss over the
+        processes is the loss of the whole batch.
     """
     targets = split_heads(target)
     channels = {"road": (ROAD,), "speed": SPEED_MAPS, "junction": (JUNCTION,)}

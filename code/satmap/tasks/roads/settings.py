@@ -1,4 +1,4 @@
-"""What a recipe for roads can hold. This module loads without torch."""
+"""Recipe settings of the road task. This module does not import torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,29 +18,29 @@ ROAD = "road"
 JUNCTION = "junction"
 SPEED_MAPS = tuple(f"speed{index}" for index in range(SPEED_BINS))
 
-#: The probability maps of roads in the reference's order: ten speed bins, road, junction.
+#: Names of the probability maps in the reference's order: ten speed bins, road, junction.
 ROAD_MAPS = (*SPEED_MAPS, ROAD, JUNCTION)
 
-#: Which probability maps a raster of roads holds, by its number of bands.
+#: Names of the probability maps in a raster, by its number of bands.
 ROAD_FILE_MAPS = {1: (ROAD,), len(ROAD_MAPS): ROAD_MAPS}
 
 
 class RoadHeadLoss(HeadLoss):
-    """Weights of the losses of the road map.
+    """Loss weights of the road map.
 
-    ``recall`` is the share of the roads' centre pixels that the network must find. It makes a
-    broken road cost as much as its length, however few pixels are missing (skeleton recall loss,
-    arXiv 2404.03010).
+    ``recall`` weights the skeleton recall loss (arXiv 2404.03010): the share of the roads' centre
+    pixels that the network misses. A broken road then costs as much as its length, however few
+    pixels are missing.
     """
 
     recall: PositiveFloat | None = None
 
 
 class RoadLosses(TaskLosses):
-    """The weights of the losses of roads.
+    """Loss weights of the road task.
 
-    ``distillation`` is the weight of the difference to the teacher, a trained ensemble, on every
-    probability map (knowledge distillation, arXiv 1503.02531).
+    ``distillation`` weights the difference to a teacher, a trained ensemble, on every probability
+    map (knowledge distillation, arXiv 1503.02531).
     """
 
     road: RoadHeadLoss
@@ -57,17 +57,17 @@ class RoadLosses(TaskLosses):
 
     @property
     def map_names(self) -> tuple[str, ...]:
-        """Names of the probability maps that the network learns."""
+        """Names of the probability maps that the network predicts."""
         return ROAD_MAPS
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the network learns from a trained ensemble."""
+        """Whether training needs the predictions of a trained ensemble."""
         return bool(self.distillation)
 
 
 class TargetSettings(Settings):
-    """How roads are drawn for training. The defaults are the reference's at 0.3 m per pixel."""
+    """Widths of rasterized labels. The defaults match the reference at 0.3 m per pixel."""
 
     road_buffer_m: PositiveFloat = 2.0
     junction_grid_m: PositiveFloat = 1.5
@@ -76,31 +76,33 @@ class TargetSettings(Settings):
 
 
 class RoadSettings(Settings):
-    """What the road vectoriser can be told; lengths in metres, areas in square metres.
+    """Settings of the road vectoriser; lengths in metres, areas in square metres.
 
     Attributes:
-        smooth_m: standard deviation of the Gaussian blur of the road plane.
-        high: probability of certain road, 0..1.
-        low: probability from which a pixel is road where no certain road is near, 0..1.
-        apart_m: how near that is.
-        object_m2: smaller objects are dropped.
+        smooth_m: standard deviation of the Gaussian blur of the road map.
+        high: smallest probability of certain road, 0..1.
+        low: smallest probability of road where no certain road is near, 0..1.
+        apart_m: distance within which a certain road counts as near.
+        object_m2: smaller objects are removed.
         hole_m2: smaller holes are filled.
-        border_m: the plane goes on so far beyond the image's edge while thinning.
-        spur_m: shorter dead ends are pruned; doubtful ones, whose probability is low beside the
-            image's other roads, up to four times as long.
-        merge_m: junctions linked by less road become one.
-        component_m: connected parts of less road are dropped if doubtful; certain ones need a
-            quarter, and all need less where they leave the image.
-        simplify_m: tolerance of Douglas-Peucker.
-        gap_m: aligned free ends with no more open ground between them are joined without evidence.
-        tee_m: a free end with no more open ground before a road ahead is led to it without
+        border_m: width of the padding around the image while thinning.
+        spur_m: shorter spurs are pruned. The limit rises to four times this length for spurs whose
+            probability is low compared to the image's other roads.
+        merge_m: junctions linked by less road are merged.
+        component_m: connected components with less road are dropped if doubtful. Certain components
+            need a quarter of this length. The limits are lower for components that leave the image.
+        simplify_m: tolerance of the Douglas-Peucker simplification.
+        gap_m: longest stretch of open ground between aligned free ends that are joined without
             evidence.
-        edge_m: a free end so near to the image's edge ahead is led to it without evidence.
-        bridge_m: reach of all three with evidence.
-        bridge_degrees: greatest angle between a road and a bridge.
+        tee_m: longest stretch of open ground between a free end and a road ahead that are joined
+            without evidence.
+        edge_m: free ends this close to the image's edge ahead are extended to it without evidence.
+        bridge_m: longest bridge of all three kinds with evidence.
+        bridge_degrees: largest angle between a road and a bridge.
         bridge_probability: mean road probability along a bridge that counts as evidence, 0..1.
-        speed_evidence: least sum over the speed bins of the mean probability along a road, 0..1.
-        default_speed_mph: speed where the planes know none, miles an hour.
+        speed_evidence: smallest sum over the speed bins of the mean probability along a road at
+            which the speed maps are fully trusted, 0..1.
+        default_speed_mph: speed in miles per hour where the speed maps give no evidence.
     """
 
     smooth_m: float = Field(0.4, ge=0, le=10)
@@ -126,15 +128,15 @@ class RoadSettings(Settings):
     @model_validator(mode="after")
     def _low_is_not_high(self) -> "RoadSettings":
         if self.low > self.high:
-            raise ValueError(f"low is {self.low:g}, above high, which is {self.high:g}")
+            raise ValueError(f"low is {self.low:g}, which is above high, {self.high:g}")
         return self
 
 
 class RoadTaskSettings(TaskSettings):
-    """The part of a recipe that is about roads.
+    """Task section of a recipe for roads.
 
     Attributes:
-        targets: how labels are drawn for training.
+        targets: how labels are rasterized for training.
         vectorizer: settings of the vectoriser.
         neighbours: vectorise an image together with the images that touch it.
         default_metres_per_pixel: pixel size of images without georeference.

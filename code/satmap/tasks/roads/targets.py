@@ -1,9 +1,9 @@
-"""Training targets: road labels drawn into one byte a pixel.
+"""Training targets: road labels rasterized into one byte per pixel.
 
-The low four bits hold the road class, 0 for no road and 1..10 for the speed bins; where roads
-overlap the faster one is on top, as in selim_sef's solution. The highest bit marks junctions.
-That is the whole of the reference's twelve planes. The bit below marks roads' middles, for losses
-that ask whether roads are connected rather than how wide they are.
+The low four bits hold the road class: 0 for no road, 1..10 for the speed bins. Where roads overlap,
+the faster one is on top, as in selim_sef's solution. The highest bit marks junctions. Class and
+junction bits together encode the reference's twelve target maps. Bit 6 marks the centre lines of
+roads, for losses that measure whether roads are connected rather than how wide they are.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,14 +22,14 @@ CLASS_BITS = 0x0F
 JUNCTION_BIT = 0x80
 CENTRE_BIT = 0x40
 
-# The middle of a road reaches so far to either side of its centre line: a skeleton dilated by two
-# pixels, as skeleton recall (arXiv 2404.03010) takes it, at 0.3 m a pixel.
+# Half width of a centre line: a skeleton dilated by two pixels at 0.3 m per pixel, as in skeleton
+# recall (arXiv 2404.03010).
 _CENTRE_M = 0.75
 
-# Where at least so many segment ends meet there is a junction.
+# Number of segment ends that make a junction.
 _JUNCTION_ENDS = 3
 
-# Vertices of labels closer than this are one.
+# Label vertices closer than this are the same place.
 _SAME_PLACE_M = 0.1
 
 
@@ -47,7 +47,7 @@ class RoadLabel:
 
     @property
     def speed_mps(self) -> float:
-        """Speed, metres a second."""
+        """Speed in metres per second."""
         return self.speed_mph * MPS_PER_MPH
 
 
@@ -57,17 +57,17 @@ def rasterize_roads(
     metres_per_pixel: tuple[float, float],
     settings: TargetSettings,
 ) -> NDArray[np.uint8]:
-    """Draw the target of a chip.
+    """Rasterize the target of a chip.
 
     Args:
-        labels: roads in pixels; parts outside the image are cut off.
+        labels: roads in pixels; parts outside the image are clipped.
         shape: height and width of the image.
         metres_per_pixel: pixel size along x and y; buffers are round on the ground, not in pixels.
         settings: widths in metres.
 
     Returns:
-        uint8 (height, width): class in ``CLASS_BITS``, junctions in ``JUNCTION_BIT``, middles of
-        roads in ``CENTRE_BIT``.
+        uint8 (height, width): road class in ``CLASS_BITS``, junctions in ``JUNCTION_BIT``, centre
+        lines in ``CENTRE_BIT``.
     """
     if not labels:
         return np.zeros(shape, np.uint8)
@@ -75,23 +75,23 @@ def rasterize_roads(
     slow_to_fast = sorted(labels, key=lambda label: speed_bin(label.speed_mph))
     lines = [shapely.LineString(label.line * scale) for label in slow_to_fast]
 
-    def drawn(metres: float, values: Iterable[int]) -> NDArray[np.uint8]:
-        bodies = shapely.transform(shapely.buffer(lines, metres), lambda xy: xy / scale)
+    def rasterize(buffer_m: float, values: Iterable[int]) -> NDArray[np.uint8]:
+        bodies = shapely.transform(shapely.buffer(lines, buffer_m), lambda xy: xy / scale)
         pixels: NDArray[np.uint8] = rasterio.features.rasterize(
             zip(bodies, values, strict=True), out_shape=shape, fill=0, dtype="uint8"
         )
         return pixels
 
     classes = [speed_bin(label.speed_mph) + 1 for label in slow_to_fast]
-    target = drawn(settings.road_buffer_m, classes)
-    centres = drawn(min(_CENTRE_M, settings.road_buffer_m), [CENTRE_BIT] * len(lines))
+    target = rasterize(settings.road_buffer_m, classes)
+    centres = rasterize(min(_CENTRE_M, settings.road_buffer_m), [CENTRE_BIT] * len(lines))
     target |= np.where(target, centres, 0)
     target |= _draw_junctions([label.line for label in labels], shape, scale, settings)
     return target
 
 
 def decode_target(target: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The twelve planes of a target in the order of ``ROAD_MAPS``, uint8 0/1 (12, h, w)."""
+    """Unpack a target into twelve maps in the order of ``ROAD_MAPS``, uint8 0/1 (12, h, w)."""
     classes = target & CLASS_BITS
     maps = np.empty((len(ROAD_MAPS), *target.shape), np.uint8)
     maps[:SPEED_BINS] = classes == np.arange(1, SPEED_BINS + 1, dtype=np.uint8)[:, None, None]
@@ -106,8 +106,8 @@ def _draw_junctions(
     scale: NDArray[np.float64],
     settings: TargetSettings,
 ) -> NDArray[np.uint8]:
-    """Stubs along the segments that meet at junctions, ``JUNCTION_BIT`` where drawn."""
-    # A segment is seen from both its ends: (from x, from y, to x, to y) in metres.
+    """Draw stubs along the segments that meet at junctions, with the value ``JUNCTION_BIT``."""
+    # Each segment appears once per end: (from x, from y, to x, to y) in metres.
     segments = np.concatenate([np.hstack([line[:-1], line[1:]]) for line in lines])
     ends = np.concatenate([segments, segments[:, [2, 3, 0, 1]]]) * np.tile(scale, 2)
     counts = np.array([len(line) - 1 for line in lines])
@@ -125,12 +125,12 @@ def _draw_junctions(
     length = np.hypot(along[:, 0], along[:, 1])[:, None]
     reach = np.minimum(1, settings.junction_stub_m / np.maximum(length, 1e-9))
     stubs[:, 2:] = stubs[:, :2] + along * reach
-    # OpenCV draws in pixels of one size; thickness follows the mean of the two.
+    # OpenCV assumes square pixels, so the thickness follows the mean pixel size.
     thickness = max(1, round(settings.junction_width_m / float(scale.mean())))
     height, width = shape
     stubs /= np.tile(scale, 2)
     for x0, y0, x1, y1 in stubs:
-        # Far-away ends would overflow OpenCV's fixed-point coordinates.
+        # Coordinates far outside the image would overflow OpenCV's fixed-point format.
         if max(x0, x1) > -thickness and min(x0, x1) < width + thickness and (
             max(y0, y1) > -thickness and min(y0, y1) < height + thickness
         ):  # fmt: skip
@@ -145,17 +145,18 @@ def _meet(
     terminal: NDArray[np.bool_],
     grid_m: float,
 ) -> NDArray[np.bool_]:
-    """Which ends of segments meet in a junction.
+    """Return which segment ends meet in a junction.
 
-    Three or more at one place do. On the grid, where the reference looks, they need two lines of
-    which one ends there: else two roads that pass over each other would meet wherever their
-    vertices fall into one cell, and a bend drawn with many vertices would meet itself.
+    Three or more ends at the same place make a junction. Ends that only share a cell of the grid,
+    which the reference uses, also need to belong to at least two lines, one of which ends in the
+    cell. Otherwise two roads that pass over each other would meet wherever their vertices fall into
+    one cell, and a bend drawn with many vertices would meet itself.
 
     Args:
         places: float64 (n, 2), metres.
-        line: int64 (n,), the line of each.
-        terminal: bool (n,), whether its line ends there.
-        grid_m: size of a cell.
+        line: int64 (n,), number of the line that each segment end belongs to.
+        terminal: bool (n,), whether the line ends there.
+        grid_m: cell size in metres.
     """
     at_place, _ = _group(places, _SAME_PLACE_M)
     in_cell, cell = _group(places, grid_m)
@@ -165,12 +166,12 @@ def _meet(
     highest = np.full(cells, -1)
     np.minimum.at(lowest, cell, line)
     np.maximum.at(highest, cell, line)
-    sloppy: NDArray[np.bool_] = (in_cell >= _JUNCTION_ENDS) & (ended & (lowest < highest))[cell]
-    return sloppy | (at_place >= _JUNCTION_ENDS)
+    by_cell: NDArray[np.bool_] = (in_cell >= _JUNCTION_ENDS) & (ended & (lowest < highest))[cell]
+    return by_cell | (at_place >= _JUNCTION_ENDS)
 
 
 def _group(places: NDArray[np.float64], size: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many places share the cell of each, and the number of that cell."""
+    """Count how many places share the grid cell of each place, and number the cells."""
     cells = np.rint(places / size).astype(np.int64)
     _, cell, counts = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
     cell = cell.ravel()

@@ -1,4 +1,4 @@
-"""Roads: from images and labels to road graphs with travel times."""
+"""The road task: from images and labels to road graphs with travel times."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,12 +45,12 @@ from satmap.vectors.road_graph import RoadEdge, RoadGraph, line_length_m
 
 @dataclass(frozen=True)
 class RoadScore:
-    """What a network made of one chip.
+    """Scores of the roads that a network found in one chip.
 
     Attributes:
-        apls, apls_time: 0..1.
-        overlap: of the road masks.
-        rows: the roads that the network found.
+        apls, apls_time: APLS by length and by travel time, 0..1.
+        overlap: overlap of the predicted and the true road mask.
+        rows: the roads found.
     """
 
     apls: float
@@ -60,12 +60,16 @@ class RoadScore:
 
     @property
     def caption(self) -> str:
-        """The score in words."""
+        """Caption of the drawing, for example "APLS 0.712"."""
         return f"APLS {self.apls:.3f}"
 
 
 class RoadTask(DenseTask):
-    """Roads with speeds: maps of road, junction and ten speed bins become a road graph."""
+    """Extract roads with speeds.
+
+    The network predicts maps of road, junction and ten speed bins. The vectoriser turns them into a
+    road graph.
+    """
 
     recipe: Recipe[RoadTaskSettings, RoadLosses]
     noun: ClassVar[str] = "roads"
@@ -74,47 +78,47 @@ class RoadTask(DenseTask):
     file_maps: ClassVar[Mapping[int, tuple[str, ...]]] = ROAD_FILE_MAPS
 
     def __init__(self, recipe: Recipe[RoadTaskSettings, RoadLosses]) -> None:
-        """Make the task of a recipe."""
+        """Initialize the task of a recipe."""
         super().__init__(recipe)
         self.default_metres_per_pixel = recipe.task.default_metres_per_pixel
 
     # Images and labels
 
     def image_id_of(self, stem: str) -> str | None:
-        """The image id in the name of a raster."""
+        """Return the image id in the name of a raster."""
         return road_image_id(stem)
 
     @property
     def label_fingerprint(self) -> str:
-        """The settings of the targets."""
+        """Settings that the cached targets depend on."""
         return f"roads {self.recipe.task.targets.model_dump_json()}"
 
     def encode(self, chip: Chip, image: NDArray[np.uint8]) -> EncodedLabel:
-        """Read the roads of a chip and draw its target, uint8 (h, w)."""
+        """Read the roads of a chip and rasterize its target, uint8 (h, w)."""
         return encode_roads(chip, image, self.recipe.task.targets)
 
     def load_payload(self, payload: Any) -> tuple[RoadLabel, ...]:
-        """The labelled roads, cut to the image."""
+        """Return the labelled roads, clipped to the image."""
         return tuple(RoadLabel(np.array(line), speed) for line, speed in payload)
 
     # Training
 
     @property
     def loss_parts(self) -> tuple[str, ...]:
-        """One part for each head."""
+        """Names of the loss terms, one per head."""
         return "road", "speed", "junction"
 
     def loss(
         self, outputs: Tensor, batch: Batch, losses: RoadLosses, total: Total
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum over road, speed and junction."""
+        """Return the weighted sum of the road, speed and junction losses, and its terms."""
         soft = batch.tensors.get("soft")
         return road_loss(outputs, self.recipe.map_names, batch["target"], losses, total, soft)
 
     def score_maps(
         self, maps: ProbabilityMaps, chip: CachedChip, target: NDArray[np.uint8]
     ) -> RoadScore:
-        """APLS of the roads found, and the overlap of the road masks."""
+        """Vectorise the maps of a chip, and compute APLS and the overlap of the road masks."""
         rows = rows_of_graph(vectorize_roads(maps, self.recipe.task.vectorizer))
         metres = float(np.mean(chip.metres_per_pixel))
         score = apls(truth_rows(chip), rows, metres_per_pixel=metres)
@@ -125,8 +129,11 @@ class RoadTask(DenseTask):
     def summarize(
         self, chips: Sequence[CachedChip], scores: Sequence[RoadScore]
     ) -> dict[str, float]:
-        """APLS, averaged over the chips of an area and then over areas; dice and IoU of the road
-        mask, pooled over all pixels."""
+        """Average the scores of many chips.
+
+        APLS is averaged over the chips of each area, then over the areas. Dice and IoU of the road
+        mask are pooled over all pixels.
+        """
         by_aoi: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for chip, score in zip(chips, scores, strict=True):
             by_aoi[chip.aoi].append((score.apls, score.apls_time))
@@ -139,7 +146,7 @@ class RoadTask(DenseTask):
         }
 
     def draw(self, chip: CachedChip, score: RoadScore) -> NDArray[np.uint8]:
-        """Draw the roads found beside the true ones."""
+        """Draw the roads found next to the true roads."""
         image, _ = chip.read()
         found = (f"{score.caption}: {chip.image_id}", score.rows)
         return side_by_side(image[..., :3], [found, ("truth", truth_rows(chip))])
@@ -147,12 +154,12 @@ class RoadTask(DenseTask):
     # Prediction
 
     def decoder(self, chip: Chip, rating_model: Path | None = None) -> RoadDecoder:
-        """All images have the same settings."""
+        """Return the decoder of an image; all images share its settings."""
         settings = self.recipe.task
         return RoadDecoder(settings.vectorizer, settings.default_metres_per_pixel)
 
     def find_neighbours(self, footprints: Sequence[ImageFootprint]) -> list[list[Neighbour]]:
-        """The images that touch an image: roads continue in them."""
+        """Return the touching images of each image, because roads continue in them."""
         if not self.recipe.task.neighbours:
             return super().find_neighbours(footprints)
         return find_surroundings(footprints)
@@ -162,15 +169,15 @@ class RoadTask(DenseTask):
     def record(
         self, chip: Chip, image_id: str, found: RoadGraph, georeference: Georeference | None
     ) -> ImageRoads:
-        """The roads with their image."""
+        """Bundle the roads of an image with its id and georeference."""
         return ImageRoads(image_id, found, georeference)
 
     def count(self, record: ImageRoads) -> int:
-        """Number of roads."""
+        """Return the number of roads."""
         return len(record.graph.edges)
 
     def as_json(self, record: ImageRoads) -> list[Any]:
-        """The road graph as lists and numbers."""
+        """Return the road graph as nested lists for JSON."""
         return [
             record.image_id,
             georeference_as_json(record.georeference),
@@ -182,7 +189,7 @@ class RoadTask(DenseTask):
         ]
 
     def from_json(self, content: list[Any]) -> ImageRoads:
-        """Read the road graph back, exactly."""
+        """Restore a road graph exactly from the output of :meth:`as_json`."""
         image_id, georeference, nodes, edges = content
         graph = RoadGraph(
             np.array(nodes, np.float64).reshape(-1, 2),
@@ -194,10 +201,10 @@ class RoadTask(DenseTask):
         return ImageRoads(image_id, graph, georeference_from_json(georeference))
 
     def check_outputs(self, output: Path, exports: Sequence[Path], chips: Sequence[Chip]) -> None:
-        """Refuse unknown formats, and COCO results, which only buildings have."""
+        """Reject unknown formats, and COCO results, which exist for buildings only."""
         if output.suffix.lower() == ".json":
             raise SatmapError(
-                f"{output}: the submission of roads is a CSV file. Give a name that ends in .csv."
+                f"{output}: a submission of roads is a CSV file. Give a name that ends in .csv."
             )
         super().check_outputs(output, exports, chips)
 
@@ -208,13 +215,13 @@ class RoadTask(DenseTask):
         keys: Mapping[str, str],
         read: Callable[[str], ImageRoads],
     ) -> dict[str, int]:
-        """Write SpaceNet's roads CSV."""
+        """Write SpaceNet's roads CSV, and return the number of rows per image."""
         rows = RowsByImage(ids, keys, lambda key: rows_of_graph(read(key).graph))
         write_roads_csv(output, rows)
         return rows.counts
 
     def export(self, path: Path, records: Callable[[], Iterator[ImageRoads]]) -> dict[str, str]:
-        """Write GeoJSON, GeoPackage or GraphML."""
+        """Write GeoJSON, GeoPackage or GraphML, depending on the suffix."""
         return export_roads(path, records())
 
     def tune(self, request: TuningRequest) -> Tuning:
@@ -223,7 +230,7 @@ class RoadTask(DenseTask):
 
 
 def truth_rows(chip: CachedChip) -> list[RoadRow]:
-    """The labelled roads of a chip as submission rows."""
+    """Return the labelled roads of a chip as submission rows."""
     rows = []
     for label in chip.payload:
         length = line_length_m(label.line, chip.metres_per_pixel)

@@ -1,11 +1,11 @@
-"""Vectorising with what lies around: neighbouring chips, or the rest of a large scene.
+"""Vectorise an image with its surroundings: neighbouring chips, or the rest of a large scene.
 
-A road that is cut by an image's edge is judged by half of what is there: its gap may close, its
-speed be read and its end be told from a dead end only beyond the edge. So an image is vectorised
-together with a margin of its surroundings and cropped afterwards (XD_XD cleaned SpaceNet 5's chips
-across their borders too, but after vectorising them alone). A side that no neighbour touches gets
-no margin, and where a margin is unknown it has no roads: a border repeated so far would make a
-square of a road that runs along it.
+The evidence for a road that crosses the image's edge lies partly beyond that edge. Only there may
+it show whether a gap closes, how fast the road is, and whether its end is a dead end. So an image
+is vectorised together with a margin of its surroundings, and the result is cropped. (XD_XD also
+cleaned SpaceNet 5's chips across their borders, but only after vectorising each chip alone.) Sides
+without a touching neighbour get no margin. Unknown parts of a margin have no roads: a border
+repeated that far would turn a road along it into a square.
 """
 
 import contextlib
@@ -26,22 +26,22 @@ from satmap.tasks.roads.settings import ROAD_FILE_MAPS, RoadSettings
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.road_graph import RoadEdge, RoadGraph, line_length_m
 
-#: How far beyond an image its roads are looked at: twice the reach of a bridge.
+#: Width of the margin in metres: twice the reach of a bridge.
 MARGIN_M = 66.0
-# Neighbours touch for all their georeferences' rounding; so wide a seam repeats the border.
+# Gap between neighbours, caused by rounded georeferences, that is filled by repeating the border.
 _SEAM_PX = 2
 
 Line = NDArray[np.float64]
 
 
 def margin_px(metres_per_pixel: tuple[float, float]) -> tuple[int, int]:
-    """``MARGIN_M`` in whole pixels along x and y."""
+    """Return ``MARGIN_M`` in whole pixels along x and y."""
     x, y = (ceil(MARGIN_M / size) for size in metres_per_pixel)
     return x, y
 
 
 def widest_margin_px(sizes: Sequence[tuple[float, float]]) -> tuple[int, int]:
-    """``MARGIN_M`` in whole pixels of the smallest of several sizes along x and y."""
+    """Return ``MARGIN_M`` in whole pixels along x and y, for the smallest of the pixel sizes."""
     return margin_px((min(x for x, _ in sizes), min(y for _, y in sizes)))
 
 
@@ -49,8 +49,8 @@ class Surrounding(NamedTuple):
     """A neighbour of a scene.
 
     Attributes:
-        box: where it lies in the scene's pixels.
-        read: as the scene's, in its own pixels.
+        box: its rectangle in the scene's pixels.
+        read: reads a rectangle of one of its maps, in its own pixels.
     """
 
     box: Box
@@ -58,31 +58,31 @@ class Surrounding(NamedTuple):
 
 
 def surrounded(scene: Scene, neighbours: Sequence[Surrounding]) -> tuple[Scene, Box]:
-    """A scene with a margin (:func:`margin_px`) filled from its neighbours.
+    """Extend a scene by a margin (:func:`margin_px`) filled from its neighbours.
 
-    Sides that no neighbour touches get no margin: the vectoriser knows what to do at an image's
-    edge.
+    Sides without a touching neighbour get no margin, because the vectoriser handles image edges
+    itself.
 
     Args:
         scene: the scene.
-        neighbours: with planes of the same names. Of overlapping ones the first counts, the scene
-            itself always; where a side's margin has none it is 0.
+        neighbours: scenes with maps of the same names. Where they overlap, the first one counts,
+            but never over the scene itself. The margin is 0 where no neighbour covers it.
 
     Returns:
-        The larger scene, and where in it the scene lies.
+        The larger scene, and the rectangle of the original scene in it.
     """
     height, width = scene.shape
     own = Box(0, 0, width, height)
-    whole = looked_at(own, [box for box, _ in neighbours], margin_px(scene.metres_per_pixel))
+    whole = with_margin(own, [box for box, _ in neighbours], margin_px(scene.metres_per_pixel))
 
     def read(name: str, part: Box) -> NDArray[np.uint8]:
         box = part.seen_from(own.seen_from(whole))
         rows, columns = np.arange(box.top, box.bottom), np.arange(box.left, box.right)
         own_rows, own_columns = rows.clip(0, height - 1), columns.clip(0, width - 1)
         left, top = int(own_columns[0]), int(own_rows[0])
-        seen = Box(left, top, int(own_columns[-1]) - left + 1, int(own_rows[-1]) - top + 1)
-        values = scene.read(name, seen)
-        if seen == box:
+        inside = Box(left, top, int(own_columns[-1]) - left + 1, int(own_rows[-1]) - top + 1)
+        values = scene.read(name, inside)
+        if inside == box:
             return values
         found: NDArray[np.uint8] = values[own_rows[:, None] - top, own_columns - left]
         found[abs(rows - own_rows) > _SEAM_PX] = 0
@@ -90,20 +90,26 @@ def surrounded(scene: Scene, neighbours: Sequence[Surrounding]) -> tuple[Scene, 
         for neighbour in reversed(neighbours):
             shared = box.overlap(neighbour.box)
             if shared and own.overlap(shared) != shared:
-                theirs = shared.seen_from(neighbour.box)
-                found[shared.within(box)] = neighbour.read(name, theirs)
+                part_of_neighbour = shared.seen_from(neighbour.box)
+                found[shared.within(box)] = neighbour.read(name, part_of_neighbour)
         if shared := box.overlap(own):
-            found[shared.within(box)] = values[shared.within(seen)]
+            found[shared.within(box)] = values[shared.within(inside)]
         return found
 
     larger = Scene(scene.names, (whole.height, whole.width), scene.metres_per_pixel, read)
     return larger, own.seen_from(whole)
 
 
-def looked_at(own: Box, neighbours: Sequence[Box], margin: tuple[int, int]) -> Box:
-    """An image with a margin, along x and y, on those sides where a neighbour touches it.
+def with_margin(own: Box, neighbours: Sequence[Box], margin: tuple[int, int]) -> Box:
+    """Return an image's rectangle, grown by a margin on the sides that a neighbour touches.
 
-    Nothing looks farther than it is wide: tiny images would be all margin.
+    The margin is never larger than the image itself; otherwise tiny images would be almost all
+    margin.
+
+    Args:
+        own: rectangle of the image.
+        neighbours: rectangles of its neighbours in the same pixels.
+        margin: pixels along x and y.
     """
     x, y = min(margin[0], own.width), min(margin[1], own.height)
     left, top, right, bottom = (
@@ -119,16 +125,16 @@ def looked_at(own: Box, neighbours: Sequence[Box], margin: tuple[int, int]) -> B
 
 
 def crop_graph(graph: RoadGraph, box: Box, metres_per_pixel: tuple[float, float]) -> RoadGraph:
-    """The roads within a rectangle, cut at its edges, in pixels of the rectangle.
+    """Crop a road graph to a rectangle and move it to the rectangle's pixels.
 
-    Coordinates are on the grid of 0.1 pixel, as the vectoriser's are. Roads keep their speed and
-    confidence; lengths are those of the pieces.
+    Coordinates stay on the vectoriser's grid of 0.1 pixel. Roads keep their speed and confidence;
+    lengths are those of the pieces.
     """
     corner = np.array((box.left, box.top), np.float64)
     edges_of = np.repeat(np.arange(len(graph.edges)), [len(edge.line) for edge in graph.edges])
     points = [edge.line for edge in graph.edges] or [np.empty((0, 2))]
     lines = shapely.linestrings(np.concatenate(points), indices=edges_of)
-    # Unlike an intersection this leaves a line whole where it crosses itself.
+    # Unlike an intersection, this keeps a line whole where it crosses itself.
     clipped = shapely.clip_by_rect(lines, box.left, box.top, box.right, box.bottom)
     parts, of_edge = shapely.get_parts(clipped, return_index=True)
     inside = shapely.covered_by(lines, shapely.box(box.left, box.top, box.right, box.bottom))
@@ -150,7 +156,7 @@ def crop_graph(graph: RoadGraph, box: Box, metres_per_pixel: tuple[float, float]
 def _rebuilt(
     pieces: Sequence[tuple[Line, RoadEdge]], metres_per_pixel: tuple[float, float]
 ) -> RoadGraph:
-    """A graph of pieces of roads; ends at one place are one node."""
+    """Build a graph from pieces of roads; ends at the same place become one node."""
     if not pieces:
         return RoadGraph()
     ends = np.concatenate([line[[0, -1]] for line, _ in pieces])
@@ -165,17 +171,18 @@ def _rebuilt(
 
 
 def find_surroundings(footprints: Sequence[ImageFootprint]) -> list[list[Neighbour]]:
-    """For each image those that its roads are traced with, or that are traced with it.
+    """Return for each image the images that it must be kept together with.
 
-    Those show in its margin (:func:`satmap.tasks.roads.tiles.surrounded`), which it has only on
-    sides where another image touches it.
+    Two images belong together if one of them appears in the margin of the other
+    (:func:`satmap.tasks.roads.tiles.surrounded`). Only sides that another image touches have a
+    margin.
 
     Args:
-        footprints: of all images.
+        footprints: footprints of all images.
 
     Returns:
-        A list an image, nearest corner first. If one image is in the list of another, the other is
-        in its list, too: each must be kept for the other.
+        A list per image, nearest corner first. The relation is symmetric: if an image lists another
+        one, the other one lists it too.
     """
     sizes = [f.georeference.metres_per_pixel for f in footprints if f.georeference is not None]
     if not sizes:
@@ -186,7 +193,7 @@ def find_surroundings(footprints: Sequence[ImageFootprint]) -> list[list[Neighbo
     for index, (footprint, others) in enumerate(zip(footprints, near, strict=True)):
         own = Box(0, 0, footprint.width, footprint.height)
         boxes = [_box(other, footprints) for other in others]
-        whole = looked_at(own, boxes, margin)
+        whole = with_margin(own, boxes, margin)
         for other, box in zip(others, boxes, strict=True):
             shown = whole.overlap(box)
             if shown and own.overlap(shown) != shown:
@@ -199,58 +206,59 @@ def _box(neighbour: Neighbour, footprints: Sequence[ImageFootprint]) -> Box:
     return Box(neighbour.column, neighbour.row, width, height)
 
 
-# Neighbours are tried in parts of this width and height.
+# Width and height of the parts in which neighbours are checked for damage.
 _PROBE_PX = 512
 
 
 def roads_of_file(
-    mask: MapFile,
+    file: MapFile,
     neighbours: Sequence[tuple[Path, int, int]],
     settings: RoadSettings | None,
     metres_per_pixel: float,
 ) -> RoadGraph:
-    """The roads of an open raster, in its pixels.
+    """Vectorise an open raster of probability maps, in its pixels.
 
     Args:
-        mask: of planes.
-        neighbours: the rasters around it, and at which of its columns and rows each one's first
-            pixel lies. What cannot be read counts as absent.
-        settings: of the vectoriser; None for its defaults.
-        metres_per_pixel: of neighbours that do not say how large their pixels are.
+        file: the raster.
+        neighbours: path of each neighbouring raster, and the column and row of its first pixel in
+            the pixels of ``file``. Unreadable neighbours are ignored.
+        settings: settings of the vectoriser; None for the defaults.
+        metres_per_pixel: pixel size of neighbours without georeference.
 
     Raises:
-        SatmapError: the raster is damaged, or its numbers are no probabilities.
+        SatmapError: the raster is damaged, or its values are not probabilities.
     """
     with contextlib.ExitStack() as stack:
-        around = _surroundings(mask, neighbours, metres_per_pixel, stack)
-        scene, box = surrounded(mask.scene, around)
+        around = _surroundings(file, neighbours, metres_per_pixel, stack)
+        scene, box = surrounded(file.scene, around)
         in_windows = (
-            mask.has_windows and len(mask.names) * mask.width * mask.height > MAX_VALUES_IN_MEMORY
+            file.has_windows and len(file.names) * file.width * file.height > MAX_VALUES_IN_MEMORY
         )
         graph = vectorize_roads(scene if in_windows else scene.at_once(), settings)
-    alone = scene.shape == mask.scene.shape
+    alone = scene.shape == file.scene.shape
     return graph if alone else crop_graph(graph, box, scene.metres_per_pixel)
 
 
 def _surroundings(
-    mask: MapFile,
+    file: MapFile,
     neighbours: Sequence[tuple[Path, int, int]],
     metres_per_pixel: float,
     stack: contextlib.ExitStack,
 ) -> list[Surrounding]:
-    """The neighbours that are sound and of the same kind, opened on the stack."""
-    own = Box(0, 0, mask.width, mask.height)
-    x, y = margin_px(mask.scene.metres_per_pixel)
-    seen = own.grown(min(x, mask.width), min(y, mask.height))
+    """Open the usable neighbours with the same maps; ``stack`` closes them."""
+    own = Box(0, 0, file.width, file.height)
+    x, y = margin_px(file.scene.metres_per_pixel)
+    reach = own.grown(min(x, file.width), min(y, file.height))
     found = []
     for path, column, row in neighbours:
         try:
             other = stack.enter_context(open_map_file(path, metres_per_pixel, ROAD_FILE_MAPS))
             box = Box(column, row, other.width, other.height)
-            shared = seen.overlap(box)
-            if other.names != mask.names or shared is None or shared == own.overlap(box):
+            shared = reach.overlap(box)
+            if other.names != file.names or shared is None or shared == own.overlap(box):
                 continue
-            # What is damaged must not cost this mask too.
+            # A damaged neighbour must not make this image fail, so read all that is needed of it
+            # now.
             for part in shared.seen_from(box).tiles(_PROBE_PX, _PROBE_PX):
                 for name in other.names:
                     other.read(name, part)

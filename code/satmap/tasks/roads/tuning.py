@@ -1,4 +1,4 @@
-"""Fitting the road vectoriser's settings to masks of roads, by APLS."""
+"""Fit the road vectoriser's settings to probability rasters, by APLS."""
 
 import time
 from collections.abc import Generator, Sequence
@@ -27,8 +27,8 @@ from satmap.tuning.coordinate_search import Grids, RecordTable, Trial
 from satmap.tuning.cross_validation import cross_validated
 from satmap.tuning.measures import MeanOverAreas
 
-#: What is fitted, most important first as measured on made masks (tests/degraded_masks.py), and
-#: the values that it may take.
+#: Settings to fit and their candidate values. The most important settings come first, as measured
+#: on synthetic masks (tests/degraded_masks.py).
 GRIDS: Grids = {
     "high": (0.4, 0.5, 0.6, 0.7, 0.8),
     "low": (0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
@@ -52,7 +52,7 @@ GRIDS: Grids = {
 
 @dataclass(frozen=True)
 class _Chip:
-    """A mask with its truth, as a worker is given it."""
+    """A probability raster with its truth, as sent to a worker process."""
 
     image_id: str
     path: Path
@@ -61,12 +61,12 @@ class _Chip:
 
     @property
     def site(self) -> str:
-        """Each image is of a place of its own."""
+        """Place of the image; every image has its own."""
         return self.image_id
 
     @property
     def area(self) -> str:
-        """The area of the image; images whose names tell none are of one."""
+        """Area of interest of the image, "" if its name does not tell."""
         area = aoi_of(self.image_id)
         return "" if area == self.image_id else area
 
@@ -76,7 +76,11 @@ def tune_roads(request: TuningRequest, start: RoadSettings) -> Tuning:
 
     Args:
         request: probability rasters and truth.
-        start: where the search begins.
+        start: settings at which the search begins.
+
+    Raises:
+        SatmapError: rasters and truth have no image in common, too few rasters can be read, or
+            there is nothing to fit to.
     """
     maps, truth, run = request.maps, request.truth, request.run
     paths = find_map_files(maps, road_image_id)
@@ -89,8 +93,8 @@ def tune_roads(request: TuningRequest, start: RoadSettings) -> Tuning:
     chips, faults = readable_chips(chips, run, _max_probability)
     if not any(chip.truth for chip in chips):
         raise SatmapError(
-            f"the truth has no road in any of the {len(chips)} masks' images, so there is nothing "
-            "to fit to."
+            f"the truth has no road in any of the {len(chips)} images, so there is nothing to fit "
+            "to."
         )
     timed = all(isfinite(row.travel_time_s) for chip in chips for row in chip.truth)
 
@@ -105,7 +109,7 @@ def tune_roads(request: TuningRequest, start: RoadSettings) -> Tuning:
 
 
 def _max_probability(chip: _Chip) -> int | str:
-    """The highest road probability of a mask, 0..255, or what is wrong with it."""
+    """Return the highest road probability of a raster, 0..255, or why it cannot be read."""
     try:
         maps, _ = read_map_file(chip.path, chip.metres_per_pixel, ROAD_FILE_MAPS)
     except SatmapError as error:
@@ -114,7 +118,7 @@ def _max_probability(chip: _Chip) -> int | str:
 
 
 def _scores(job: tuple[_Chip, tuple[RoadSettings, ...], bool]) -> list[float]:
-    """APLS of a chip under each of the settings."""
+    """Return the APLS of a chip under each of the settings."""
     chip, tried, timed = job
     maps, _ = read_map_file(chip.path, chip.metres_per_pixel, ROAD_FILE_MAPS)
     metres = float(np.mean(maps.metres_per_pixel))
@@ -123,7 +127,7 @@ def _scores(job: tuple[_Chip, tuple[RoadSettings, ...], bool]) -> list[float]:
         try:
             rows = rows_of_graph(vectorize_roads(maps, settings))
             score = apls(chip.truth, rows, metres_per_pixel=metres)
-        # Settings that break on a chip are no good there, which is no reason to end the fit.
+        # Settings that fail on a chip score 0 there, but the fit continues.
         except Exception:
             scores.append(0.0)
             continue

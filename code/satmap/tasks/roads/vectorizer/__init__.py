@@ -1,1 +1,1 @@
-"""From probability maps to a road graph."""
+"""Road vectoriser: from probability maps to a road graph."""

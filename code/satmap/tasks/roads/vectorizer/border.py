@@ -1,4 +1,4 @@
-"""The image's border: roads cropped to it, and roads that only seem to meet at it."""
+"""The image's border: crop roads to it, and separate roads that only seem to meet at it."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,32 +6,34 @@ from numpy.typing import NDArray
 from satmap.tasks.roads.vectorizer.junctions import cross, road_branches
 from satmap.tasks.roads.vectorizer.network import Line, Network
 
-# So far inside the image's edge the skeleton of a road that leaves it is bent, metres.
+# Distance from the image's edge within which the skeleton of a leaving road is bent, metres.
 _BEND = 1.0
-# At the border so many road widths of a stub are no road but two that leave the image together,
+# A stub at the border shorter than this many road widths is two roads that leave the image
+# together,
 _STUB = 2.0
-# if both of them make at least this sine of an angle with it.
+# if the sine of the angle between each of them and the border is at least this.
 _SLANT = 0.1
 
 
 def on_border(nodes: Line, size: Line) -> NDArray[np.bool_]:
-    """Which of (n, 2) places lie on the image's border."""
+    """Return which of (n, 2) places lie on the image's border."""
     border: NDArray[np.bool_] = np.any((nodes <= 1e-6) | (nodes >= size - 1e-6), axis=1)
     return border
 
 
 def crop_network(network: Network, margin: Line, limit: Line, scale: Line) -> Network:
-    """A network in pixels of the padded plane, cropped to the image, in metres.
+    """Crop a network in pixels of the padded map to the image, and convert it to metres.
 
-    Far beyond the image's edge a road that leaves aslant runs at right angles to the edge, through
-    the middle of its last row; on the way there the skeleton is bent. So the road goes straight
-    from where it is whole to that middle. Whatever else was traced beyond the edge falls onto it.
+    In the padding, a road that leaves the image at a slant continues at right angles to the edge,
+    from the middle of its last row of pixels. The skeleton bends on the way there. So each such
+    road is led straight from its last undistorted point to that middle. Everything else that was
+    traced beyond the edge is moved onto the edge.
 
     Args:
-        network: the network, pixels of the padded plane.
-        margin: pixels that the plane was padded by, along x and y, (2,).
+        network: the network, pixels of the padded map.
+        margin: width of the padding in pixels, along x and y, (2,).
         limit: width and height of the image, pixels, (2,).
-        scale: metres a pixel along x and y, (2,).
+        scale: metres per pixel along x and y, (2,).
     """
     if not len(network.counts):
         return network
@@ -60,16 +62,16 @@ def crop_network(network: Network, margin: Line, limit: Line, scale: Line) -> Ne
 
 
 def part_at_border(network: Network, width: float, size: Line) -> Network:
-    """Let roads leave the image side by side that the skeleton joins just before its border.
+    """Separate roads that leave the image side by side but that the skeleton joins at its border.
 
-    Where two roads come together at the border the skeleton shows one that touches it and turns
-    back, or a short stub that leaves the image. If their straight continuations meet inside the
-    image, that is a bend or a junction near its border; if they meet outside, each road leaves the
-    image for itself.
+    Where two roads come together at the border, the skeleton shows one road that touches the border
+    and turns back, or a short stub that leaves the image. If the straight continuations of both
+    roads meet inside the image, there is a bend or a junction near the border. If they meet
+    outside, each road gets its own exit.
 
     Args:
         network: the network, metres.
-        width: of a road, metres.
+        width: width of a road, metres.
         size: width and height of the image, (2,).
     """
     network = _cut_where_touching(network, width, size)
@@ -99,7 +101,7 @@ def part_at_border(network: Network, width: float, size: Line) -> Network:
         for half, tip in zip(pair.tolist(), tips.clip(0, size), strict=True):
             road, end = half >> 1, half % 2
             line = lines[road][::-1] if end else lines[road]
-            # As far as the skeleton is bent the straight continuation takes its place.
+            # The straight continuation replaces the bent part of the skeleton.
             straight = np.flatnonzero(np.abs(line[:, axis] - limit) > _STUB * width / 2)
             rest = line[straight[0] :] if len(straight) else line[-1:]
             line = np.concatenate([tip[None], rest])
@@ -113,7 +115,7 @@ def part_at_border(network: Network, width: float, size: Line) -> Network:
 
 
 def _cut_where_touching(network: Network, width: float, size: Line) -> Network:
-    """A node where a road comes nearest to the border, if it comes near in its midst."""
+    """Insert a node where a road touches the border away from its ends."""
     points = network.points
     distance = np.minimum(points, size - points).min(axis=1) if len(points) else np.empty(0)
     road = np.repeat(np.arange(len(network.counts)), network.counts)
@@ -137,13 +139,13 @@ def _cut_where_touching(network: Network, width: float, size: Line) -> Network:
 
 
 def _apart_at(places: Line, directions: Line, axis: int, limit: float) -> Line | None:
-    """Where two arms reach the border, (2, 2), if they meet only beyond it.
+    """Return where two arms reach the border, (2, 2), or None unless they meet beyond it.
 
     Args:
         places: a place on each arm, (2, 2).
-        directions: of the arms, inwards, (2, 2).
-        axis: the border is a line of constant x (0) or y (1),
-        limit: at this coordinate.
+        directions: directions of the arms, inwards, (2, 2).
+        axis: the border is a line of constant x (0) or y (1).
+        limit: the constant coordinate of the border.
     """
     inward = 1.0 if limit == 0 else -1.0
     turn = float(cross(directions[0], directions[1]))

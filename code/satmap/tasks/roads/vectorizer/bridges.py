@@ -1,9 +1,9 @@
-"""Bridges that could join free ends: end to end, round a hidden corner, end to road.
+"""Find bridges that could join free ends: end to end, around a hidden corner, end to road.
 
-A short gap between aligned ends needs no evidence (selim_sef), islands of road in it not counted; a
-longer one only counts where the mean probability along the bridge speaks for it (cannab;
-SAM-Road++), and a free end may be led to a near road ahead of it (ikibardin). All lengths and
-places are metres.
+A short gap between aligned ends needs no evidence (selim_sef); stretches of road inside it do not
+count towards its length. A longer gap is only bridged if the mean probability along the bridge
+supports it (cannab; SAM-Road++). A free end may be extended to a near road ahead of it (ikibardin).
+All lengths and places are in metres.
 """
 
 from collections.abc import Iterator
@@ -18,46 +18,47 @@ from satmap.tasks.roads.vectorizer.evidence import Evidence
 from satmap.tasks.roads.vectorizer.junctions import cross
 from satmap.tasks.roads.vectorizer.network import Ints, Line, Network, components
 
-# Road that gives a free end's direction, and its tip, which does not: what hides the road frays it.
-# The longer look is the truer one, unless the road has just turned a corner.
+# Length of road that determines the direction of a free end, and of the tip that is ignored because
+# occlusion frays it. The long look-back is more accurate, unless the road has just turned a corner.
 _LOOK_BACK = 10.0
-_SHORT_LOOK = 4.0
+_SHORT_LOOK_BACK = 4.0
 _TIP = 2.0
-# Between the places along roads to which a free end may be led.
+# Spacing of the places along roads that a free end may be extended to.
 _SPACING = 1.0
-# A bridge must save a way round of at least this many times its own length.
+# A bridge must replace an existing way at least this many times its own length.
 _DETOUR = 3.0
-# Free ends whose surroundings are looked at together: what lies within reach of each can be
-# hundreds of places where planes are noise, and must not all be held at once.
+# Number of free ends that are processed together. On noisy maps each has hundreds of places within
+# reach, which must not all be in memory at once.
 _BLOCK = 1024
-# Places on one road that are nearer than this are one junction.
+# Places on one road closer than this become one junction.
 SAME_PLACE = 3.0
-# A junction plane shows the beginning of a hidden arm so far from the middle of the road it meets.
+# The junction map shows the start of a hidden arm this far from the centre line of the road it
+# meets.
 _HIDDEN_ARM = 4.0
-# So far beside its direction an end may be joined whatever the angle, if forwards at all: over a
+# An end may be joined at any forward angle if the target is at most this far to its side: over a
 # few metres angles mean little.
 _SIDEWAYS = 2.0
 
 
-# Roads, distances along them and places, one each.
+# Road numbers, distances along the roads, and places, one each.
 _Spots = tuple[Ints, NDArray[np.float64], Line]
 
 
 @dataclass(frozen=True)
 class JoinRules:
-    """How far and how freely ends are joined; lengths in metres.
+    """Limits for joining ends; lengths in metres.
 
     Attributes:
-        gap: open ground from end to end that needs no evidence.
-        tee: open ground from an end to a road that needs no evidence.
-        edge: reach from an end to the image's edge without evidence.
-        bridge: reach of all three with evidence.
-        degrees: greatest angle between a road's direction and the bridge.
+        gap: longest open ground between two ends that needs no evidence.
+        tee: longest open ground between an end and a road that needs no evidence.
+        edge: longest distance from an end to the image's edge that needs no evidence.
+        bridge: longest bridge of all three kinds with evidence.
+        degrees: largest angle between a road's direction and the bridge.
         probability: mean probability along a bridge that counts as evidence, 0..1.
-        least: road that a connected part must have to be led round a corner or to another road;
-            the axis of a mere blob points anywhere.
-        road: evidence of the road plane.
-        junctions: evidence of the junction plane, if it tells anything: a free end is no T-junction
+        least: length of road that a connected component needs for bridges around a corner, to a
+            road or to the border; the direction of a mere blob is arbitrary.
+        road: evidence of the road map.
+        junctions: evidence of the junction map if it is informative. A free end makes no T-junction
             where it shows none.
     """
 
@@ -77,12 +78,12 @@ class Ends:
     """Free ends.
 
     Attributes:
-        nodes: node of each, (n,).
-        roads: the road that ends there, (n,).
-        places: where, (n, 2).
+        nodes: node of each end, (n,).
+        roads: road that ends there, (n,).
+        places: coordinates, (n, 2).
         directions: unit vectors outwards, (n, 2).
-        turned: the same of the last few metres alone, (n, 2).
-        parts: length of road in the connected part, (n,).
+        turned: unit vectors outwards, measured over the last few metres only, (n, 2).
+        parts: length of road in the connected component, (n,).
     """
 
     nodes: Ints
@@ -95,10 +96,10 @@ class Ends:
 
 @dataclass(frozen=True)
 class Bridges:
-    """Bridges from ``end`` to ``other``, both numbers of free ends, or to a place on a road.
+    """Bridges from free end ``end`` to free end ``other``, or to a place on a road.
 
-    ``other`` is -1 for a bridge to a road, ``road`` is -1 for a bridge to an end. A bridge bends at
-    ``via``, (n, 2), NaN for a straight one.
+    ``other`` is -1 for a bridge to a road, ``road`` is -1 for a bridge to an end. ``along`` is the
+    distance along ``road``. A bridge bends at ``via``, (n, 2), NaN for a straight one.
     """
 
     end: Ints
@@ -109,12 +110,12 @@ class Bridges:
     cost: NDArray[np.float64]
 
     def chosen(self, rows: NDArray[np.intp]) -> "Bridges":
-        """Some of the bridges, by number."""
+        """Select bridges by number."""
         return Bridges(*(getattr(self, part.name)[rows] for part in fields(self)))
 
     @classmethod
     def together(cls, parts: list["Bridges"]) -> "Bridges":
-        """All bridges of several lots."""
+        """Concatenate several sets of bridges."""
         return cls(
             *(
                 np.concatenate([getattr(part, field.name) for part in parts])
@@ -124,7 +125,7 @@ class Bridges:
 
 
 def free_ends(network: Network, size: Line) -> Ends:
-    """The network's dead ends, but for those where a road leaves the image.
+    """Return the network's dead ends, except where a road leaves the image.
 
     Args:
         network: the network.
@@ -138,8 +139,8 @@ def free_ends(network: Network, size: Line) -> Ends:
     last = np.minimum(_TIP, lengths / 4)
     tips = network.places(roads, np.where(from_start, last, lengths - last))
 
-    def seen_from(look: float) -> Line:
-        back = np.minimum(_TIP + look, lengths)
+    def direction(look_back: float) -> Line:
+        back = np.minimum(_TIP + look_back, lengths)
         steps = tips - network.places(roads, np.where(from_start, back, lengths - back))
         unit: Line = steps / np.maximum(np.hypot(steps[:, 0], steps[:, 1]), 1e-9)[:, None]
         return unit
@@ -150,14 +151,14 @@ def free_ends(network: Network, size: Line) -> Ends:
         nodes,
         roads,
         network.nodes[nodes],
-        seen_from(_LOOK_BACK),
-        seen_from(_SHORT_LOOK),
+        direction(_LOOK_BACK),
+        direction(_SHORT_LOOK_BACK),
         totals[part[nodes]],
     )
 
 
 def gap_bridges(network: Network, ends: Ends, rules: JoinRules) -> Bridges:
-    """Straight bridges between ends that point at each other."""
+    """Return straight bridges between ends that point at each other."""
     return Bridges.together(
         [
             _gap_bridges(network, ends, pairs, rules)
@@ -184,7 +185,7 @@ def _gap_bridges(network: Network, ends: Ends, pairs: Ints, rules: JoinRules) ->
 
 
 def corner_bridges(network: Network, ends: Ends, rules: JoinRules) -> Bridges:
-    """Bridges round hidden corners: the directions of two ends meet at a near place ahead."""
+    """Return bridges around hidden corners, where the directions of two ends intersect ahead."""
     return Bridges.together(
         [
             _corner_bridges(network, ends, pairs, rules)
@@ -208,15 +209,17 @@ def _corner_bridges(network: Network, ends: Ends, pairs: Ints, rules: JoinRules)
     allowed &= (ends.roads[first] != ends.roads[second]) | (lengths[:, 0] > _DETOUR * way)
     via = ends.places[first] + legs[:, :1] * one
     none = np.full(len(pairs), -1, np.int64)
-    # Twice its length: a straight bridge or a T-junction as near is more likely.
+    # Twice its length, because a straight bridge or a T-junction at the same distance is more
+    # likely.
     corners = Bridges(first, second, none, np.zeros(len(pairs)), via, 2 * way)
     return corners.chosen(np.flatnonzero(allowed))
 
 
 def tee_bridges(network: Network, ends: Ends, rules: JoinRules) -> Bridges:
-    """The cheapest bridge from each end to a road ahead of it.
+    """Return the cheapest bridge from each end to a road ahead of it.
 
-    A road can be met any number of times, so no end ever takes its second.
+    One bridge per end is enough: a road can be met any number of times, so the cheapest bridge is
+    never taken by another end.
     """
     spots = _places_to_meet(network)
     tree = cKDTree(spots[2])
@@ -242,7 +245,7 @@ def _tee_bridges(
     lengths = network.lengths
     own = ends.roads[end]
     root = network.ends[own].sum(axis=1) - ends.nodes[end]
-    # The way from the end to the place that exists already, where it is one road or two.
+    # Length of the existing way from the end to the place, over one road or two.
     way = np.full(len(end), np.inf)
     from_start = network.ends[own, 0] == ends.nodes[end]
     way = np.where(roads == own, np.where(from_start, along, lengths[own] - along), way)
@@ -253,10 +256,12 @@ def _tee_bridges(
     kept = np.flatnonzero(allowed)
     none = np.full(len(kept), -1, np.int64)
     bridges = Bridges(end[kept], none, roads[kept], along[kept], _straight(len(kept)), ahead[kept])
-    # An end that runs straight on into a road is likelier hidden than one that would have to turn.
+    # An end that points straight at a road is more likely to meet it than one that would have to
+    # turn.
     free = _aligned(distance, ahead, rules.degrees / 2)[kept]
     if rules.junctions is not None:
-        # Beyond the road that is met, whose own junctions cover its width, towards the end.
+        # Look on the end's side of the road that is met, beyond the junctions within that road's
+        # width.
         back = np.minimum(_HIDDEN_ARM / np.maximum(distance[kept], 1e-9), 1)[:, None]
         free &= rules.junctions.shows_junction(places[kept] - back * step[kept])
     reach = np.where(free, rules.tee, -1.0)
@@ -267,13 +272,13 @@ def _tee_bridges(
 
 
 def _places_to_meet(network: Network) -> _Spots:
-    """Places along all roads to which an end may be led."""
+    """Return places along all roads that an end may be extended to."""
     lengths = network.lengths
     counts = np.ceil(lengths / _SPACING).astype(np.int64) + 1
     roads = np.repeat(np.arange(len(counts)), counts)
     number = np.arange(len(roads)) - np.repeat(np.cumsum(counts) - counts, counts)
     along = number / np.maximum(counts[roads] - 1, 1) * lengths[roads]
-    # A place close to a junction is the junction; one close to a dead end is no road to meet.
+    # Places close to a junction snap to it. Places close to a dead end cannot be met.
     to_end = lengths[roads] - along
     dead = network.degrees[network.ends[roads]] == 1
     usable = ~((along < _LOOK_BACK) & dead[:, 0] | (to_end < _LOOK_BACK) & dead[:, 1])
@@ -284,7 +289,7 @@ def _places_to_meet(network: Network) -> _Spots:
 
 
 def _near_pairs(places: Line, reach: float) -> Iterator[Ints]:
-    """Pairs of places within reach, (k, 2), the lower number first, in blocks."""
+    """Yield pairs of places within reach, (k, 2), lower number first, in blocks."""
     tree = cKDTree(places)
     if len(places) <= _BLOCK:
         yield tree.query_pairs(reach, output_type="ndarray").astype(np.int64)
@@ -302,7 +307,7 @@ def _straight(count: int) -> Line:
 
 
 def _ahead(steps: Line, ends: Ends, number: Ints) -> NDArray[np.float64]:
-    """Cosine between steps, (n, 2), and the better of the directions of the ends they leave."""
+    """Return the cosine between steps, (n, 2), and the better direction of the ends they leave."""
     length = np.maximum(np.hypot(steps[:, 0], steps[:, 1]), 1e-9)
     far, near = (
         (steps * directions[number]).sum(axis=1) for directions in (ends.directions, ends.turned)
@@ -324,15 +329,15 @@ def _aligned(
 def _proven(
     bridges: Bridges, starts: Line, stops: Line, reach: NDArray[np.float64], rules: JoinRules
 ) -> Bridges:
-    """The bridges that have evidence, or no more open ground than ``reach``.
+    """Keep the bridges that have evidence, or at most ``reach`` of open ground.
 
-    ``cost`` comes in as the cosine.
+    On input, ``cost`` holds the cosine between bridge and road; on output, the cost.
     """
     step = stops - starts
     distance = np.hypot(step[:, 0], step[:, 1])
     proof, unproven = rules.road.between(starts, stops)
     kept = np.flatnonzero((unproven <= reach) | (proof >= rules.probability))
-    # A bridge that bends costs up to five times its length, one without evidence three times one
-    # that is road all along.
+    # A bridge that bends costs up to five times its length. A bridge without evidence costs three
+    # times as much as one that is road all along.
     cost = (distance * (5 - 4 * bridges.cost) * (1.5 - proof))[kept]
     return replace(bridges.chosen(kept), cost=cost)

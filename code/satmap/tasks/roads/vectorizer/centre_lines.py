@@ -1,10 +1,11 @@
-"""Centre lines of a road plane: the steps on pixels, for large images window by window.
+"""Centre lines of a road map: the steps on pixels, window by window for large images.
 
-Smooth and threshold (skeleton.py), thin (thinning.py), trace (trace.py), crop (border.py). Every
-step on pixels looks only so far: blur and dilation by their kernels, small objects and holes by
-their own size, thinning by twice its iterations. With a margin of that much a window's skeleton is
-the image's, pixel for pixel, and the networks of all windows fit together (seams.py). The margin
-is at most half a window: of squares wider than that, which no road is, the skeleton may differ.
+The steps are smoothing and thresholding, thinning (skeleton.py), tracing (trace.py) and cropping
+(border.py). Every step on pixels has a limited reach: blur and dilation that of their kernels,
+small objects and holes their own size, thinning twice the number of its iterations. With a margin
+of that size, the skeleton of a window equals that of the image pixel by pixel, and the networks of
+all windows fit together (seams.py). The margin is at most half a window, so the skeleton may differ
+in squares wider than that, but no road is that wide.
 """
 
 from dataclasses import dataclass
@@ -26,22 +27,22 @@ from satmap.tasks.roads.vectorizer.trace import trace_skeleton
 #: Width and height of a window, without its margin.
 WINDOW_PX = 4096
 
-# Staircases of pixels are evened out over so much road to either side.
+# Length of road on either side over which pixel staircases are smoothed.
 _STAIRS_M = 0.4
-# Margin for thinning; where roads or squares are so wide that it takes more, a window is done again
-# with more, at most half the window.
+# Margin for thinning. Windows with wider roads or squares are repeated with a larger margin, at
+# most half the window.
 _THINNING_PX = 64
-# A small object or hole is at most so many times as long as a square of its area.
+# Longest small object or hole, in side lengths of a square of the same area.
 _LONGEST = 16
-# Skeleton around a window that is traced with it: junctions across the seam, whole.
+# Skeleton around a window that is traced with it, so that junctions across the seam are complete.
 _TRACED_PX = 16
 
 
 def centre_lines(maps: MapSource, settings: RoadSettings, window_px: int = WINDOW_PX) -> Network:
-    """The road plane's centre lines as they come from the skeleton, in metres.
+    """Return the road map's centre lines from its skeleton, in metres.
 
     Args:
-        maps: with the road plane.
+        maps: maps that include the road map.
         settings: thresholds.
         window_px: largest width and height of a window.
     """
@@ -65,18 +66,18 @@ def centre_lines(maps: MapSource, settings: RoadSettings, window_px: int = WINDO
 
 
 def _even(size: int, most: int) -> int:
-    """Size of equal windows, none of them a sliver."""
+    """Return the size of equal windows of at most ``most`` pixels that cover ``size`` pixels."""
     return ceil(size / ceil(size / most))
 
 
 @dataclass(frozen=True)
 class _Padded:
-    """A road plane that goes on beyond the image's edges as it ends there.
+    """A road map padded by repeating its border.
 
     Attributes:
-        road: the plane.
-        image: where the image lies in it.
-        scale: metres a pixel along x and y, (2,).
+        road: the road map.
+        image: rectangle of the image in the padded map.
+        scale: metres per pixel along x and y, (2,).
         settings: thresholds.
     """
 
@@ -87,22 +88,22 @@ class _Padded:
 
     @property
     def extent(self) -> Box:
-        """All of it."""
+        """Rectangle of the padded map."""
         image = self.image
         return Box(0, 0, image.width + 2 * image.left, image.height + 2 * image.top)
 
     def skeleton(self, window: Box) -> tuple[Ints, Ints]:
-        """Rows and columns of the skeleton's pixels in a window and a little around it."""
-        slack, most = _THINNING_PX, max(window.width, window.height) // 2
+        """Return rows and columns of the skeleton's pixels in a window and slightly around it."""
+        slack, limit = _THINNING_PX, max(window.width, window.height) // 2
         wanted = window.grown(_TRACED_PX, _TRACED_PX)
         while True:
             margin = self._reach + slack
             around = self.extent.overlap(wanted.grown(margin, margin))
             assert around is not None
             rows, columns, iterations = thin_counting(self._mask(around))
-            if around == self.extent or 2 * iterations <= slack or slack >= most:
+            if around == self.extent or 2 * iterations <= slack or slack >= limit:
                 break
-            slack = min(2 * iterations, most)
+            slack = min(2 * iterations, limit)
         rows, columns = rows + around.top, columns + around.left
         kept = (rows >= wanted.top) & (rows < wanted.bottom)
         kept &= (columns >= wanted.left) & (columns < wanted.right)
@@ -110,26 +111,27 @@ class _Padded:
 
     @property
     def _reach(self) -> int:
-        """How far off a pixel of the plane can change one of the mask."""
+        """Largest distance in pixels at which a value of the map can affect the mask."""
         pixel, settings = float(self.scale.min()), self.settings
         blur, growth = ceil(2 * settings.smooth_m / pixel), 2 * round(settings.apart_m / pixel) + 1
-        trifle = max(settings.object_m2, settings.hole_m2) / float(self.scale.prod())
-        return blur + growth + ceil(min(trifle, _LONGEST * sqrt(trifle))) + 2
+        area = max(settings.object_m2, settings.hole_m2) / float(self.scale.prod())
+        return blur + growth + ceil(min(area, _LONGEST * sqrt(area))) + 2
 
     def _mask(self, box: Box) -> NDArray[np.uint8]:
-        """The road's pixels in a rectangle."""
+        """Return the road mask in a rectangle of the padded map."""
         settings = self.settings
         x_m, y_m = self.scale.tolist()
         pixel_m2 = x_m * y_m
-        seen = box.overlap(self.image)
-        assert seen is not None
-        above, left = seen.top - box.top, seen.left - box.left
-        below, right = box.bottom - seen.bottom, box.right - seen.right
-        part = self.road[seen.within(self.image)]
+        inside = box.overlap(self.image)
+        assert inside is not None
+        above, left = inside.top - box.top, inside.left - box.left
+        below, right = box.bottom - inside.bottom, box.right - inside.right
+        part = self.road[inside.within(self.image)]
         padded = np.asarray(
             cv2.copyMakeBorder(part, above, below, left, right, cv2.BORDER_REPLICATE), np.uint8
         )
-        # A road across a corner of the image goes on beyond both its edges, but not round it.
+        # A road across a corner of the image continues beyond both edges, but not around the
+        # corner.
         for rows in (slice(0, above), slice(box.height - below, None)):
             for columns in (slice(0, left), slice(box.width - right, None)):
                 padded[rows, columns] = 0

@@ -1,9 +1,9 @@
-"""Cleaning a road network; all lengths here are metres, and so are the network's coordinates.
+"""Clean a road network; all lengths and coordinates are in metres.
 
-Working in metres rather than pixels makes every rule hold for images of any resolution, also where
-pixels are wider than high. Pruning repeats until nothing changes (CRESI), and takes the shortest
-spur of each junction first, so that the fork at a road's end loses one prong and not both. What is
-doubtful beside the image's other roads must be longer to stay.
+In metres, every rule holds for images of any resolution, even if pixels are not square. Pruning
+repeats until nothing changes (CRESI). It removes the shortest spur of each junction first, so that
+the fork at a road's end loses one prong and not both. Roads that are doubtful compared to the
+image's other roads must be longer to be kept.
 """
 
 import numpy as np
@@ -12,14 +12,21 @@ from satmap.tasks.roads.vectorizer.border import on_border
 from satmap.tasks.roads.vectorizer.evidence import Evidence
 from satmap.tasks.roads.vectorizer.network import Line, Network, components
 
-# A certain component must have only this share of the length that a doubtful one must have,
+# Length that a certain component needs, as a share of what a doubtful one needs.
 _CERTAIN_PART = 0.25
-# and if it leaves the image, where it goes on, the one this share and the other that.
+# The same shares for certain and doubtful components that leave the image, because they continue
+# outside.
 _CERTAIN_LEAVING, _DOUBTFUL_LEAVING = 0.04, 0.5
 
 
 def drop_short_loops(network: Network, below: float) -> Network:
-    """Drop loops, and all but one of parallel roads, that enclose less than a road's width."""
+    """Drop loops and duplicate parallel roads that enclose less than a road's width.
+
+    Args:
+        network: the network.
+        below: loops shorter than this are dropped. So are all but the shortest of parallel roads,
+            if they are shorter than half of this.
+    """
     ends, lengths = network.ends, network.lengths
     low, high = ends.min(axis=1), ends.max(axis=1)
     order = np.lexsort((lengths, high, low))
@@ -42,11 +49,12 @@ def prune_spurs(
 
     Args:
         network: the network.
-        below: shorter ones are dropped, if certain and if doubtful; those on the image's border,
-            which are no ends but leave the image, only below half of it.
-        skip: so much of a spur lies in the road it leaves and says nothing about it.
+        below: length limits of certain and of doubtful spurs; shorter spurs are dropped. The limits
+            are halved for spurs that end on the image's border, because they continue outside.
+        skip: length at the start of a spur that lies inside the other road and says nothing about
+            the spur.
         size: width and height of the image, (2,).
-        evidence: the road plane.
+        evidence: evidence of the road map.
     """
     certain, doubtful = below
     while True:
@@ -69,14 +77,14 @@ def prune_spurs(
 
 
 def drop_components(network: Network, below: float, size: Line, evidence: Evidence) -> Network:
-    """Drop connected parts of too little road.
+    """Drop connected components with too little road.
 
     Args:
         network: the network.
-        below: metres of road that a doubtful part must have; a certain one needs a quarter, and
-            where a part leaves the image it needs less, for it goes on there.
+        below: length of road that a doubtful component needs, metres. A certain one needs a
+            quarter. Components that leave the image need less, because they continue outside.
         size: width and height of the image, (2,).
-        evidence: the road plane.
+        evidence: evidence of the road map.
     """
     if not len(network.counts):
         return network
@@ -93,7 +101,7 @@ def drop_components(network: Network, below: float, size: Line, evidence: Eviden
 
 
 def drop_unlikely(network: Network, least: float, evidence: Evidence) -> Network:
-    """Drop connected parts whose probability is nowhere at least ``least``: the hysteresis."""
+    """Drop connected components whose probability stays below ``least`` everywhere (hysteresis)."""
     if not len(network.counts):
         return network
     of_road = components(len(network.nodes), network.ends)[network.ends[:, 0]]

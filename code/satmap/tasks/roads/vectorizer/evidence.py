@@ -1,4 +1,4 @@
-"""What the probability planes say about places, roads and bridges."""
+"""Evidence of the probability maps for places, roads and bridges."""
 
 from dataclasses import dataclass
 
@@ -8,28 +8,29 @@ from numpy.typing import NDArray
 from satmap.rasters.scene import ProbabilityMap
 from satmap.tasks.roads.vectorizer.network import Ints, Line, Network
 
-# Between samples along a road, metres.
+# Spacing of samples along a road, metres.
 _SPACING = 2.0
-# Samples along a bridge.
+# Number of samples along a bridge.
 _BRIDGE_SAMPLES = 24
-# A road whose probability is this share of the image's typical road is beyond doubt, and one so
-# far below it is as doubtful as a road can be.
+# A road's doubt falls from 1 to 0 between the ratios _DOUBTFUL and _CERTAIN of its probability to
+# that of the image's typical road.
 _CERTAIN, _DOUBTFUL = 0.95, 0.7
-# A junction plane that knows so few of the places where three roads meet tells nothing.
+# A junction map is informative if it shows at least this share of the places where three roads
+# meet.
 _INFORMED = 0.5
 JUNCTION_SHOWN = 0.3
-# Around a junction its plane is sampled so far off, metres: our place may be off as well.
+# The junction map is also sampled this far around a place, in metres, because the place may be off.
 _AROUND = 1.0
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """A plane's probabilities at places in metres.
+    """Probabilities of a map at places in metres.
 
     Attributes:
         probability_map: (height, width), 0..255.
-        scale: metres a pixel along x and y, (2,).
-        low: probability that is road already, 0..1.
+        scale: metres per pixel along x and y, (2,).
+        low: smallest probability that counts as road, 0..1.
     """
 
     probability_map: ProbabilityMap
@@ -37,7 +38,7 @@ class Evidence:
     low: float
 
     def at(self, places: Line) -> NDArray[np.float64]:
-        """Probability, 0..1, of places (..., 2); outside of the image that of its edge."""
+        """Return the probability, 0..1, at places (..., 2); outside the image, that of its edge."""
         height, width = self.probability_map.shape
         pixels = (places / self.scale).astype(np.intp)
         rows, columns = pixels[..., 1].clip(0, height - 1), pixels[..., 0].clip(0, width - 1)
@@ -45,14 +46,14 @@ class Evidence:
         return values
 
     def between(self, starts: Line, stops: Line) -> tuple[NDArray[np.float64], ...]:
-        """Evidence for bridges, (n, 2) to (n, 2).
+        """Return the evidence for straight bridges between places, (n, 2) each.
 
-        Roads that a bridge leaves, meets or crosses say nothing for it, so a bridge that runs along
-        the flank of another road has no more evidence than one over open ground.
+        Only open ground counts. Roads that a bridge leaves, meets or crosses do not support it, so
+        a bridge along the side of another road has no more evidence than one over open ground.
 
         Returns:
-            Mean probability of what is not road yet, (n,), and how much of the bridge that is,
-            metres, (n,).
+            Mean probability of the open ground, (n,), 1 if there is none, and its length in metres,
+            (n,).
         """
         share = np.linspace(0, 1, _BRIDGE_SAMPLES)[:, None]
         steps = stops - starts
@@ -64,11 +65,15 @@ class Evidence:
         return mean, np.hypot(steps[:, 0], steps[:, 1]) * count / _BRIDGE_SAMPLES
 
     def doubt(self, network: Network, skip: float) -> NDArray[np.float64]:
-        """How doubtful each road is beside the image's typical road, 0 certain .. 1, (m,).
+        """Return how doubtful each road is compared to the image's typical road, (m,).
 
         Args:
             network: the network.
-            skip: metres left out at both ends, if a road is long enough: there lie other roads.
+            skip: metres to leave out at both ends of long enough roads, because other roads lie
+                there.
+
+        Returns:
+            0 for certain, 1 for doubtful.
         """
         roads = np.arange(len(network.counts))
         owner, places = samples(network, roads, _SPACING, skip)
@@ -79,24 +84,24 @@ class Evidence:
         return doubt.clip(0, 1)
 
     def highest(self, network: Network) -> NDArray[np.float64]:
-        """Highest probability along each road, (m,)."""
+        """Return the highest probability along each road, (m,)."""
         owner, places = samples(network, np.arange(len(network.counts)), _SPACING, 0)
         highest = np.zeros(len(network.counts))
         np.maximum.at(highest, owner, self.at(places))
         return highest
 
     def shows_junction(self, places: Line) -> NDArray[np.bool_]:
-        """Whether this, the junction plane, knows a junction at each of the places, (n,)."""
+        """Return whether the map, a junction map, shows a junction at each place, (n,)."""
         offsets = np.array([(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)]) * _AROUND
         shown: NDArray[np.bool_] = self.at(places[:, None] + offsets).max(axis=1) >= JUNCTION_SHOWN
         return shown
 
 
 def has_signal(junctions: Evidence, network: Network, merge: float) -> bool:
-    """Whether a junction plane knows most of the places that it has to know.
+    """Return whether a junction map shows most of the junctions that it should show.
 
-    Where four roads meet, or three and three with less than ``merge`` metres between them, roads
-    may pass or touch: if the plane shows nothing there, that speaks neither for it nor against it.
+    Places where four roads meet, or three and three with less than ``merge`` metres between them,
+    do not count as misses, because the roads may pass or touch there.
     """
     degrees = network.degrees
     linked = (degrees >= 3)[network.ends].all(axis=1) & (network.lengths < merge)
@@ -111,17 +116,17 @@ def has_signal(junctions: Evidence, network: Network, merge: float) -> bool:
 def samples(
     network: Network, roads: Ints, spacing: float, skip: float | NDArray[np.float64]
 ) -> tuple[Ints, Line]:
-    """Places at equal steps along roads, each the middle of an equal part of its road.
+    """Sample places along roads at equal steps, each in the middle of an equal part of its road.
 
     Args:
         network: the network.
-        roads: which roads, (k,).
+        roads: numbers of the roads, (k,).
         spacing: largest step.
-        skip: left out at the start and the end of each, (k, 2) or one for all; a third of the road
-            at most.
+        skip: length to leave out at the start and the end of each road, (k, 2), or one value for
+            all; at most a third of the road each.
 
     Returns:
-        Position in ``roads`` of each sample's road, (s,), and the places, (s, 2).
+        For each sample, the position of its road in ``roads``, (s,), and its place, (s, 2).
     """
     lengths = network.lengths[roads]
     skipped = np.minimum(np.broadcast_to(skip, (len(roads), 2)), lengths[:, None] / 3)

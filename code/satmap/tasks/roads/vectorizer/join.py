@@ -1,7 +1,7 @@
-"""Joining free ends by the cheapest bridges, and leading them to the image's border.
+"""Join free ends by the cheapest bridges, and extend them to the image's border.
 
-Occluded roads (trees, shadows, bridges) leave gaps, and a route that breaks costs far more APLS
-than one missing piece. All lengths and places are metres.
+Occlusions (trees, shadows, bridges) leave gaps in roads, and an interrupted route costs far more
+APLS than one missing piece. All lengths and places are in metres.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from satmap.tasks.roads.vectorizer.network import Line, Network
 
 @dataclass(frozen=True)
 class _Link:
-    """A bridge to build between two nodes, through places on its way."""
+    """A bridge to build between two nodes, through the places ``via``."""
 
     start: int
     end: int
@@ -32,12 +32,12 @@ class _Link:
 
 
 def join_ends(network: Network, size: Line, rules: JoinRules) -> Network:
-    """Close gaps and T-junctions, the cheapest first, each free end once.
+    """Close gaps and T-junctions, cheapest first; each free end is used once.
 
     Args:
         network: the network.
         size: width and height of the image, (2,).
-        rules: reach, angle and evidence.
+        rules: limits of reach, angle and evidence.
     """
     ends = free_ends(network, size)
     if not len(ends.nodes):
@@ -70,12 +70,12 @@ def join_ends(network: Network, size: Line, rules: JoinRules) -> Network:
 
 
 def extend_to_border(network: Network, size: Line, rules: JoinRules) -> Network:
-    """Lead free ends onto a border that they point at.
+    """Extend free ends to the border that they point at.
 
     Args:
         network: the network.
         size: width and height of the image, (2,).
-        rules: reach and evidence.
+        rules: limits of reach and evidence.
     """
     ends = free_ends(network, size)
     direction = ends.directions
@@ -92,7 +92,7 @@ def extend_to_border(network: Network, size: Line, rules: JoinRules) -> Network:
         return network
     nodes, points, counts = network.nodes.copy(), network.lines, network.counts.copy()
     for end, place in zip(reached[shown].tolist(), stops[shown].clip(0, size), strict=True):
-        # Sums round; on the border means exactly on it.
+        # Sums are rounded, but the place must be exactly on the border.
         place[axis[end]] = limit[end, axis[end]]
         node, road = ends.nodes[end], ends.roads[end]
         nodes[node] = place
@@ -104,9 +104,9 @@ def extend_to_border(network: Network, size: Line, rules: JoinRules) -> Network:
 
 
 def _crossed(links: list[_Link], nodes: list[list[float]]) -> list[_Link]:
-    """The links, those that cross each other led through a node there, which joins ``nodes``.
+    """Lead links that cross each other through a common node, which is appended to ``nodes``.
 
-    What hides a crossing leaves four ends. Each link crosses one other at most.
+    A hidden crossing leaves four free ends. Each link crosses at most one other.
     """
     straight = [number for number, link in enumerate(links) if not link.via]
     ends = np.array([(links[number].start, links[number].end) for number in straight])
@@ -127,7 +127,13 @@ def _crossed(links: list[_Link], nodes: list[list[float]]) -> list[_Link]:
 
 
 def _build(network: Network, links: list[_Link], hits: list[tuple[int, int, float]]) -> Network:
-    """The network with ends linked to ends, and ends led to places on roads."""
+    """Add links between ends, and lead ends to places on roads.
+
+    Args:
+        network: the network.
+        links: bridges between nodes.
+        hits: bridges to roads: node of the end, road, and distance along the road.
+    """
     nodes, ends, lines = network.nodes.tolist(), network.ends.tolist(), network.lines
     by_road: dict[int, list[tuple[float, int]]] = {}
     for node, road, along in hits:

@@ -1,12 +1,12 @@
-"""Junctions put where their roads meet.
+"""Move junctions to where their roads meet.
 
-A skeleton shows a crossing as two T-junctions with a piece of road between them, the longer the
-more acute the crossing is; it dents the through road of a T-junction; and it lets two roads that
-meet at an acute angle meet too early. All of that lies within about a road's width of the
-skeleton's junctions. So roads are taken from there outwards only, where the skeleton is true, and
-the junction is the place nearest to all their straight continuations.
+A skeleton shows a crossing as two T-junctions with a piece of road between them, which is longer
+the more acute the crossing is. It dents the through road of a T-junction, and it lets two roads at
+an acute angle meet too early. All of these errors lie within about one road width of the skeleton's
+junctions. So road directions are measured outside that distance, and the junction is placed at the
+point nearest to the straight continuations of all its roads.
 
-Whether two roads meet at all where they cross the road plane cannot say; the junction plane can.
+The road map cannot tell whether two roads meet where they cross. The junction map can.
 """
 
 from dataclasses import dataclass
@@ -17,23 +17,23 @@ from numpy.typing import NDArray
 from satmap.tasks.roads.vectorizer.evidence import Evidence
 from satmap.tasks.roads.vectorizer.network import Ints, Line, Network, components
 
-# Road beyond the first road's width that gives an arm's direction, metres.
+# Length of road, beyond the first road width, that determines an arm's direction, metres.
 BRANCH_REACH = 8.0
-# Samples of it.
+# Number of samples along that length.
 _SAMPLES = 4
-# Roads cross, or pass each other, only if they are this straight, degrees.
+# Largest deviation from a straight line of roads that cross or pass each other, degrees.
 _STRAIGHT = 20.0
 
 
 @dataclass(frozen=True)
 class Branches:
-    """Road ends, by half-edge: 2e is the start of road e, 2e + 1 its end.
+    """Road ends, indexed by half-edge: 2e is the start of road e, 2e + 1 its end.
 
     Attributes:
-        nodes: the node of each, (h,).
-        places: a place on the arm beyond the junction's blur, (h, 2).
+        nodes: node of each road end, (h,).
+        places: a place on the arm outside the distorted part of the skeleton, (h, 2).
         directions: unit vectors outwards, (h, 2).
-        reach: metres of road that the direction was taken from, (h,).
+        reach: length of road that the direction was measured on, metres, (h,).
     """
 
     nodes: Ints
@@ -43,7 +43,7 @@ class Branches:
 
 
 def road_branches(network: Network, width: float) -> Branches:
-    """All road ends of a network, metres; roads are ``width`` wide."""
+    """Return all road ends of a network in metres; ``width`` is the width of a road."""
     half = np.arange(2 * len(network.counts))
     road, backwards = half >> 1, half % 2 == 1
     length = network.lengths[road]
@@ -58,7 +58,7 @@ def road_branches(network: Network, width: float) -> Branches:
 
 
 def straight_on(branches: Branches, one: Ints, other: Ints) -> NDArray[np.bool_]:
-    """Whether pairs of arms are one straight road, (k,)."""
+    """Return whether pairs of arms form one straight road, (k,)."""
     chord = branches.places[other] - branches.places[one]
     chord /= np.maximum(np.hypot(chord[:, 0], chord[:, 1]), 1e-9)[:, None]
     least = np.cos(np.radians(_STRAIGHT))
@@ -69,30 +69,29 @@ def straight_on(branches: Branches, one: Ints, other: Ints) -> NDArray[np.bool_]
 
 
 def cross(first: Line, second: Line) -> NDArray[np.float64]:
-    """Cross products of vectors, (..., 2) -> (...)."""
+    """Return the cross products of vectors, (..., 2) -> (...)."""
     product: NDArray[np.float64] = first[..., 0] * second[..., 1] - first[..., 1] * second[..., 0]
     return product
 
 
-# How much of its weight a junction's arms leave to the place that the skeleton gives: holds a
-# junction of nearly parallel roads.
+# Weight of the skeleton's junction relative to an arm. It holds junctions of nearly parallel roads.
 _PRIOR = 0.03
-# A link longer than a crossing's blur by this is no crossing, metres.
+# A link that exceeds the blur of a crossing by more than this is not a crossing, metres.
 _TOUCH = 1.2
-# A junction never moves farther than this many road widths beyond its skeleton's nodes.
+# Largest distance that a junction may move, in road widths beyond the length of its links.
 _FARTHEST = 2.5
 
 
 def resolve_junctions(
     network: Network, width: float, merge: float, junctions: Evidence | None
 ) -> Network:
-    """Merge the nodes of one junction, put junctions in their place, let overpasses pass.
+    """Merge the nodes of one junction, move junctions to their place, and separate overpasses.
 
     Args:
         network: the network, metres.
-        width: of a road, metres.
-        merge: junctions linked by less road are one whatever the roads do, metres.
-        junctions: the junction plane, if there is one that knows its junctions.
+        width: width of a road, metres.
+        merge: junctions linked by less road are always merged, metres.
+        junctions: evidence of the junction map, None if there is no informative one.
     """
     junction = network.degrees >= 3
     if not junction.any():
@@ -122,10 +121,10 @@ def resolve_junctions(
 def _crossings(
     network: Network, branches: Branches, candidates: NDArray[np.bool_], width: float
 ) -> NDArray[np.bool_]:
-    """Which roads are but the blur of two roads that cross, (m,).
+    """Return which roads are only the blur of two crossing roads, (m,).
 
-    Both their ends are T-junctions, each arm goes on straight in one of the other end's that lies
-    on the other side, and they are no longer than two roads of that width and angle overlap.
+    Both ends of such a road are T-junctions. Each arm continues straight in the opposite arm of the
+    other end, and the road is no longer than the overlap of two roads of that width and angle.
     """
     found = np.zeros(len(candidates), np.bool_)
     ends = network.ends
@@ -133,12 +132,12 @@ def _crossings(
     roads = np.flatnonzero(candidates)
     if not len(roads):
         return found
-    # The two other arms at either end of each candidate.
+    # The other two arms at either end of each candidate.
     order = np.argsort(branches.nodes, kind="stable")
     first = np.searchsorted(branches.nodes[order], ends[roads])
     three = order[first[..., None] + np.arange(3)]
     own = three >> 1 == roads[:, None, None]
-    # Not a road that runs beside another one between the same two nodes.
+    # Exclude roads that run beside another one between the same two nodes.
     single = (own.sum(axis=2) == 1).all(axis=1)
     other = np.take_along_axis(three, np.argsort(own, axis=2, kind="stable"), axis=2)[..., :2]
     found[roads[single]] = _crosses(network, branches, roads[single], other[single], width)
@@ -148,11 +147,12 @@ def _crossings(
 def _crosses(
     network: Network, branches: Branches, roads: Ints, other: Ints, width: float
 ) -> NDArray[np.bool_]:
-    """Whether the arms ``other``, (k, end, 2), of candidates cross, (k,)."""
+    """Return whether the arms ``other``, (k, end, 2), of candidates cross, (k,)."""
     axis = network.nodes[network.ends[roads, 1]] - network.nodes[network.ends[roads, 0]]
     directions = branches.directions[other]
     side = cross(axis[:, None, None], directions) > 0
-    # Left and right arm at either end; arms on one side of the axis do not cross.
+    # Sort the arms at either end into left and right; arms on the same side of the axis do not
+    # cross.
     order = np.argsort(side, axis=2)
     sorted_sides = np.take_along_axis(side, order, axis=2)
     good = (~sorted_sides[:, :, 0] & sorted_sides[:, :, 1]).all(axis=1)
@@ -160,7 +160,7 @@ def _crosses(
     for one, across in ((other[:, 0, 0], other[:, 1, 1]), (other[:, 0, 1], other[:, 1, 0])):
         good = good & straight_on(branches, one, across)
     directions = branches.directions[other]
-    # Half the acute angle between the arms, the wider of both ends.
+    # Cosine of the angle between the arms of an end, for the end with the smaller angle.
     cosine = (directions[:, :, 0] * directions[:, :, 1]).sum(axis=2).max(axis=1)
     longest = 1.5 * _overlap(cosine, width) + width
     crosses: NDArray[np.bool_] = good & (network.lengths[roads] < longest)
@@ -175,7 +175,7 @@ def _centres(
     outer: NDArray[np.bool_],
     width: float,
 ) -> tuple[Line, Line]:
-    """Mean place of each group of nodes, and the place nearest to all its arms' lines, (g, 2)."""
+    """Return each group's mean place, and the place nearest to all its arms' lines, (g, 2) each."""
     count = int(group.max()) + 1
     sizes = np.bincount(group, minlength=count)
     old = np.stack(
@@ -203,7 +203,7 @@ def _centres(
 def _cut_lengths(
     network: Network, branches: Branches, outer: NDArray[np.bool_], centre: Line, width: float
 ) -> NDArray[np.float64]:
-    """How much of each arm makes way for a straight line to its junction, (m, 2)."""
+    """Return the length of each arm that is replaced by a straight line to its junction, (m, 2)."""
     start = network.nodes[branches.nodes]
     forward = ((centre - start) * branches.directions).sum(axis=1)
     length = np.repeat(network.lengths, 2)
@@ -220,10 +220,10 @@ def _passes(
     passing: NDArray[np.bool_],
     width: float,
 ) -> list[tuple[int, int]]:
-    """Pairs of arms that go on in each other without meeting another pair.
+    """Return pairs of arms that continue in each other without meeting the other pair.
 
-    One road passes over the other, or two roads that turn side by side touch: then the skeleton
-    links them by more than the blur of a crossing.
+    Either one road passes over the other, or two roads that turn side by side touch. In the second
+    case the skeleton links them by more than the blur of a crossing.
     """
     pairs: list[tuple[int, int]] = []
     of = group[branches.nodes]
@@ -248,10 +248,11 @@ def _passes(
 
 
 def _overlap(cosine: NDArray[np.float64], width: float) -> NDArray[np.float64]:
-    """Length of the road that a skeleton shows where two roads cross at an acute angle.
+    """Return the length of road that a skeleton shows where two roads cross at an acute angle.
 
-    Along the line that halves the angle, from where a circle that touches both roads' outer sides
-    also touches the corner between them to the same place on the other side.
+    It is measured along the bisector of the angle. It starts where a circle that touches the outer
+    sides of both roads also touches the corner between them, and ends at the same place on the
+    other side.
     """
     sine = np.sqrt(np.clip((1 - cosine) / 2, 1e-4, 1))
     overlap: NDArray[np.float64] = width * (1 - sine) / (sine * (1 + sine))
@@ -266,7 +267,7 @@ def _rebuilt(
     cut: NDArray[np.float64],
     passes: list[tuple[int, int]],
 ) -> Network:
-    """The network with its arms cut and led to their junctions' new places."""
+    """Cut the arms of junctions, and lead them to the junctions' new places."""
     kept = np.flatnonzero(~link)
     length = network.lengths
     road = np.repeat(np.arange(len(length)), network.counts)
@@ -281,7 +282,7 @@ def _rebuilt(
     ends = first_of[ends]
     tips = places[network.ends]
     for number, (one, other) in enumerate(passes):
-        # The node of two arms that pass lies on the one's cut, off the place where roads cross.
+        # The node of two passing arms lies where the first one is cut, away from the crossing.
         side = cut[one >> 1, one % 2]
         at = length[one >> 1] - side if one % 2 else side
         place = network.places(np.array([one >> 1]), np.array([at]))[0]

@@ -1,4 +1,4 @@
-"""The shape of a network's lines: few points, no staircases, whole corners; metres throughout."""
+"""The shape of a network's lines: few points, no staircases, sharp corners. Units are metres."""
 
 from itertools import pairwise
 
@@ -10,11 +10,11 @@ from satmap.tasks.roads.vectorizer.network import Line, Network
 
 
 def smooth_lines(network: Network, reach: int) -> Network:
-    """Lines of pixels with their staircases evened out by a running mean; ends stay.
+    """Smooth staircases of pixels with a running mean; ends stay in place.
 
     Args:
         network: the network.
-        reach: neighbours on either side that are averaged; fewer near the ends.
+        reach: number of points averaged on either side; fewer near the ends.
     """
     if reach < 1 or not len(network.points):
         return network
@@ -24,13 +24,16 @@ def smooth_lines(network: Network, reach: int) -> Network:
     half = np.minimum(np.minimum(index - first, last - index), reach)
     sums = np.concatenate([np.zeros((1, 2)), np.cumsum(network.points, axis=0)])
     points = (sums[index + half + 1] - sums[index - half]) / (2 * half + 1)[:, None]
-    # Differences of long sums round; ends must stay where the nodes are.
+    # Differences of long sums are rounded, but ends must stay exactly at their nodes.
     points[half == 0] = network.points[half == 0]
     return Network(network.nodes, network.ends, points, network.counts)
 
 
 def simplify(network: Network, tolerance: float) -> Network:
-    """Douglas-Peucker; a loop keeps at least three distinct points, parallel roads stay apart."""
+    """Simplify lines with Douglas-Peucker.
+
+    A loop keeps at least three distinct points, and parallel roads stay distinct.
+    """
     if not len(network.counts):
         return network
     # A loop is simplified in three pieces.
@@ -44,7 +47,7 @@ def simplify(network: Network, tolerance: float) -> Network:
     points = np.repeat(network.points, repeats, axis=0)
     opens = np.zeros(len(network.points), np.int64)
     opens[network.starts] = 1
-    # Of a point that stands twice the second opens a piece.
+    # Of each repeated point, the second one starts a piece.
     opened = np.repeat(opens, repeats)
     seconds = np.flatnonzero(np.repeat(cuts, repeats))[1::2]
     opened[seconds] = 1
@@ -56,7 +59,7 @@ def simplify(network: Network, tolerance: float) -> Network:
     road = np.repeat(np.arange(len(network.counts)), network.counts)
     road_of_piece = np.repeat(road, repeats)[np.flatnonzero(opened)]
     owner_road = road_of_piece[owner]
-    # The first point of a further piece is the last of the one before.
+    # The first point of every further piece repeats the last point of the previous one.
     twice = np.zeros(len(kept), np.bool_)
     twice[1:] = (owner[1:] != owner[:-1]) & (owner_road[1:] == owner_road[:-1])
     simple = Network(network.nodes, network.ends, kept[~twice], np.bincount(owner_road[~twice]))
@@ -64,14 +67,15 @@ def simplify(network: Network, tolerance: float) -> Network:
 
 
 def sharpen_bends(network: Network, width: float) -> Network:
-    """Give corners back what a skeleton cuts off them.
+    """Restore corners that the skeleton cuts off.
 
-    One or a few short pieces between two longer ones that go on to meet each other nearby are no
-    road but the cut: the corner takes their place.
+    A run of short pieces between two longer ones whose continuations intersect nearby is a cut-off
+    corner. The intersection replaces it.
 
     Args:
         network: the network, simplified.
-        width: of a road; what lies between, and every piece of it, is about that short.
+        width: width of a road; limits the length of each short piece and the distance to the
+            corner.
     """
     points = network.points
     if len(points) < 4:
@@ -91,19 +95,19 @@ def sharpen_bends(network: Network, width: float) -> Network:
     ahead, gap, back = steps[first - 1], points[last] - points[first], -steps[last]
     turn = ahead[:, 0] * back[:, 1] - ahead[:, 1] * back[:, 0]
     safe = np.where(np.abs(turn) > 1e-9, turn, np.inf)
-    # How far the corner lies beyond either end of the run.
+    # Distance of the corner beyond either end of the run, in multiples of the longer pieces.
     before = (gap[:, 0] * back[:, 1] - gap[:, 1] * back[:, 0]) / safe
     after = (gap[:, 0] * ahead[:, 1] - gap[:, 1] * ahead[:, 0]) / safe
     corner = points[first] + before[:, None] * ahead
     off = corner - points[first] - gap / 2
-    cut_lines = (before > 0) & (after > 0) & (np.hypot(off[:, 0], off[:, 1]) < width)
-    cut_lines &= before * lengths[first - 1] < width
-    cut_lines &= after * lengths[last] < width
-    if not cut_lines.any():
+    cut_off = (before > 0) & (after > 0) & (np.hypot(off[:, 0], off[:, 1]) < width)
+    cut_off &= before * lengths[first - 1] < width
+    cut_off &= after * lengths[last] < width
+    if not cut_off.any():
         return network
-    first, last = first[cut_lines], last[cut_lines]
+    first, last = first[cut_off], last[cut_off]
     moved = points.copy()
-    moved[first] = corner[cut_lines]
+    moved[first] = corner[cut_off]
     marks = np.zeros(len(points) + 1, np.int64)
     marks[first + 1] += 1
     marks[last + 1] -= 1
@@ -113,7 +117,7 @@ def sharpen_bends(network: Network, width: float) -> Network:
 
 
 def cut_lines(line: Line, distances: NDArray[np.float64]) -> list[Line]:
-    """A line in pieces, cut at ascending distances from its start, each inside the line."""
+    """Cut a line into pieces at ascending distances from its start, all inside the line."""
     steps = np.diff(line, axis=0)
     along = np.concatenate([[0.0], np.cumsum(np.hypot(steps[:, 0], steps[:, 1]))])
     places = np.stack([np.interp(distances, along, line[:, axis]) for axis in (0, 1)], axis=1)
@@ -124,25 +128,25 @@ def cut_lines(line: Line, distances: NDArray[np.float64]) -> list[Line]:
 
 
 def _apart(simple: Network, full: Network) -> Network:
-    """Give back one point to straight roads that share both ends with another straight road."""
+    """Add a middle point to a straight road if another straight road has the same two ends."""
     straight = np.flatnonzero((simple.counts == 2) & (full.counts > 2))
     ends = np.sort(simple.ends, axis=1)
     pairs = ends[simple.counts == 2]
     if not len(straight) or len(np.unique(pairs, axis=0)) == len(pairs):
         return simple
     lines = simple.lines
-    seen = {tuple(pair) for pair in ends[(simple.counts == 2) & (full.counts == 2)].tolist()}
+    taken = {tuple(pair) for pair in ends[(simple.counts == 2) & (full.counts == 2)].tolist()}
     for road in straight.tolist():
         pair = tuple(ends[road].tolist())
-        if pair in seen:
+        if pair in taken:
             whole = full.points[full.starts[road] : full.starts[road] + full.counts[road]]
             lines[road] = np.stack([whole[0], whole[_farthest(whole)], whole[-1]])
-        seen.add(pair)
+        taken.add(pair)
     return Network.of_lines(simple.nodes, simple.ends, lines)
 
 
 def _farthest(line: Line) -> int:
-    """Index of the inner point that lies farthest from the chord."""
+    """Return the index of the inner point farthest from the chord."""
     chord = line[-1] - line[0]
     offset = line[1:-1] - line[0]
     return 1 + int(np.argmax(np.abs(chord[0] * offset[:, 1] - chord[1] * offset[:, 0])))

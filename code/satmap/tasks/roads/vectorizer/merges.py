@@ -1,9 +1,9 @@
-"""Roads that merge at an acute angle, and only far behind the place where their masks do.
+"""Move the merge points of roads that meet at an acute angle.
 
-A ramp that leaves a motorway at three degrees overlaps it for eighty metres. The skeleton lets both
-meet at the start of that, and a way that has to go on to the merge and back is eighty metres too
-short. The junction plane shows the true place, and the road plane that the stem up to there is
-wider than one road.
+A ramp that leaves a motorway at three degrees overlaps it for eighty metres. The skeleton joins
+both roads where the overlap starts, so a route via the true merge point gets eighty metres too
+short. The junction map shows the true place. The road map confirms it if the stem up to that place
+is wider than one road.
 """
 
 import numpy as np
@@ -15,24 +15,24 @@ from satmap.tasks.roads.vectorizer.lines import cut_lines
 from satmap.tasks.roads.vectorizer.network import Ints, Line, Network
 from satmap.tasks.roads.vectorizer.speed import widths_at
 
-# Roads that merge enclose at most this angle, degrees.
+# Largest angle between two merging roads, degrees.
 _ACUTE = 30.0
-# The merge is looked for so far along the stem, in such steps, metres.
+# Length and step of the search for the merge point along the stem, metres.
 _REACH, _STEP = 120.0, 1.0
-# The first half of the way to the merge is at least so many roads wide.
+# Smallest mean width of the first half of the way to the merge point, in road widths.
 _WIDE = 1.15
 
 
 def move_merge_points(
     network: Network, width: float, road: Evidence, junctions: Evidence | None
 ) -> Network:
-    """Move junctions of two nearly parallel roads along their stem to where the planes show them.
+    """Move junctions of two nearly parallel roads along their stem to where the maps show them.
 
     Args:
         network: the network, metres.
-        width: of a road, metres.
-        road: the road plane.
-        junctions: the junction plane, if there is one that knows its junctions.
+        width: width of a road, metres.
+        road: evidence of the road map.
+        junctions: evidence of the junction map, None if there is no informative one.
     """
     three = np.flatnonzero(network.degrees == 3)
     if junctions is None or not len(three):
@@ -55,7 +55,7 @@ def move_merge_points(
 
 
 def _stem(branches: Branches, halves: Ints) -> int | None:
-    """Which of three arms the two others, close to each other, both go on in; None if none."""
+    """Return which of three arms continues both others, which are close together, or None."""
     least = np.cos(np.radians(_ACUTE))
     for place in range(3):
         others = np.delete(halves, place)
@@ -68,7 +68,7 @@ def _stem(branches: Branches, halves: Ints) -> int | None:
 def _way_to_junction(
     network: Network, stem: int, width: float, road: Evidence, junctions: Evidence
 ) -> float | None:
-    """Metres along the stem to the middle of the junction that its plane shows first."""
+    """Return the distance along the stem to the middle of the first junction shown, metres."""
     edge, backwards = stem >> 1, stem % 2 == 1
     length = float(network.lengths[edge])
     way = np.arange(_STEP, min(length, _REACH), _STEP)
@@ -82,7 +82,7 @@ def _way_to_junction(
     start = int(np.argmax(shown))
     stop = start + int(np.argmin(np.append(shown[start:], False)))
     if stop == len(way) and network.degrees[network.ends[edge, 1 - stem % 2]] > 1:
-        # It is the junction at the stem's other end.
+        # This is the junction at the stem's other end.
         return None
     middle = (start + stop) // 2
     steps = np.gradient(places[: middle + 2], axis=0)
@@ -95,7 +95,7 @@ def _way_to_junction(
 def _moved(
     network: Network, merges: list[tuple[int, int, list[int], float]], width: float
 ) -> Network:
-    """The network with junctions moved along their stems, their arms led to the new place."""
+    """Move junctions along their stems, and lead their arms to the new places."""
     lines, nodes = network.lines, network.nodes.copy()
     for node, stem, others, way in merges:
         line = _from_node(lines, stem)

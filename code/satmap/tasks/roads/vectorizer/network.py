@@ -1,8 +1,8 @@
-"""A road network under construction, and the walks that hold it together.
+"""A road network under construction, and the graph algorithms that operate on it.
 
-All lines lie in one array, one after the other, so that every step on them is a handful of array
-operations however many roads there are. Chains of edges are followed by pointer doubling (Wyllie's
-list ranking, 1979) on half-edges: unlike a search from junction to junction over a plain graph it
+All lines are stored one after the other in one array, so every step is a few array operations,
+however many roads there are. Chains of edges are followed by pointer doubling (Wyllie's list
+ranking, 1979) on half-edges. Unlike a search from junction to junction in a simple graph, this
 keeps parallel roads, loops, and rings without a junction.
 """
 
@@ -24,9 +24,9 @@ class Network:
     Attributes:
         nodes: float64 (n, 2), x and y.
         ends: int64 (m, 2), start and end node of each road; equal for a loop.
-        points: float64 (p, 2), the lines of all roads, each from its start node's place to its
-            end node's.
-        counts: int64 (m,), how many points each road has, at least 2.
+        points: float64 (p, 2), the lines of all roads, each from the place of its start node to
+            that of its end node.
+        counts: int64 (m,), number of points of each road, at least 2.
     """
 
     nodes: Line = field(default_factory=lambda: np.empty((0, 2)))
@@ -36,7 +36,7 @@ class Network:
 
     @classmethod
     def of_lines(cls, nodes: Line, ends: Ints, lines: Sequence[Line]) -> "Network":
-        """A network of lines given one by one, float64 (k >= 2, 2) each."""
+        """Build a network from separate lines, float64 (k >= 2, 2) each."""
         points = np.concatenate(lines) if len(lines) else np.empty((0, 2))
         counts = np.array([len(line) for line in lines], np.int64)
         return cls(nodes, np.asarray(ends, np.int64).reshape(-1, 2), points, counts)
@@ -58,7 +58,7 @@ class Network:
 
     @cached_property
     def along(self) -> NDArray[np.float64]:
-        """Way to each point from the first point of all, (p,); from road to road it is none."""
+        """Cumulative length at each point over all roads, (p,); steps between roads count 0."""
         if not len(self.points):
             return np.empty(0)
         steps = np.diff(self.points, axis=0)
@@ -69,7 +69,7 @@ class Network:
 
     @cached_property
     def lengths(self) -> NDArray[np.float64]:
-        """Length of each road, (m,), in the nodes' units."""
+        """Length of each road in the nodes' units, (m,)."""
         if not len(self.counts):
             return np.empty(0)
         lengths: NDArray[np.float64] = (
@@ -78,7 +78,7 @@ class Network:
         return lengths
 
     def places(self, roads: Ints, distances: NDArray[np.float64]) -> Line:
-        """Places on roads at distances from their starts, (k,) and (k,) -> (k, 2)."""
+        """Return places on roads at distances from their starts, (k,) and (k,) -> (k, 2)."""
         first = self.starts[roads]
         way = self.along[first] + distances
         before = np.searchsorted(self.along, way, side="right") - 1
@@ -90,12 +90,12 @@ class Network:
         return places
 
     def keep(self, roads: NDArray[np.bool_]) -> "Network":
-        """The same nodes with the chosen roads, (m,)."""
+        """Return a network of the same nodes and the selected roads, (m,)."""
         points = self.points[np.repeat(roads, self.counts)]
         return Network(self.nodes, self.ends[roads], points, self.counts[roads])
 
     def compact(self) -> "Network":
-        """The network without the nodes that no road uses; order is kept."""
+        """Return the network without unused nodes, in the same order."""
         used = self.degrees > 0
         if used.all():
             return self
@@ -103,7 +103,7 @@ class Network:
         return Network(self.nodes[used], number[self.ends], self.points, self.counts)
 
     def dissolve(self) -> "Network":
-        """The same roads without nodes of degree two, and without unused nodes."""
+        """Return the network without nodes of degree two and without unused nodes."""
         if not (self.degrees == 2).any():
             return self.compact()
         halves, counts = follow_chains(len(self.nodes), self.ends)
@@ -116,7 +116,7 @@ class Network:
             axis=1,
         )
         points, lengths = gather(self, halves >> 1, halves % 2 == 1, np.repeat(first, counts))
-        # Each part starts where the one before it ended.
+        # Each part starts where the previous one ended.
         totals = np.add.reduceat(lengths, first) if len(first) else np.empty(0, np.int64)
         return Network(self.nodes, ends, points, totals).compact()
 
@@ -124,13 +124,19 @@ class Network:
 def gather(
     network: Network, roads: Ints, backwards: NDArray[np.bool_], chain: Ints
 ) -> tuple[Line, Ints]:
-    """Points of roads one after the other; of those that go on a chain without the first point.
+    """Collect the points of roads one after the other.
+
+    Roads that continue a chain lose their first point, which repeats the last one of the previous
+    road.
 
     Args:
         network: the network.
-        roads: (k,).
-        backwards: whether each is run from its end, (k,).
-        chain: position in ``roads`` of the first of each one's chain, (k,).
+        roads: numbers of the roads, (k,).
+        backwards: whether each road is reversed, (k,).
+        chain: position in ``roads`` of the first road of each road's chain, (k,).
+
+    Returns:
+        Points (p, 2), and the number of points of each road, (k,).
     """
     skip = (chain != np.arange(len(roads))).astype(np.int64)
     counts = network.counts[roads] - skip
@@ -143,10 +149,11 @@ def gather(
 
 
 def components(count: int, pairs: Ints) -> Ints:
-    """Label of the connected component of each of ``count`` nodes, (count,), from 0 up.
+    """Label the connected components of ``count`` nodes, (count,), from 0 up.
 
-    Hooking to lower neighbours and pointer jumping (Shiloach and Vishkin 1982): a dozen array
-    operations for the small graphs that scipy's general routine takes longer to check than to do.
+    Uses hooking to lower neighbours and pointer jumping (Shiloach and Vishkin 1982). On small
+    graphs this takes a dozen array operations, less time than the input checks of scipy's general
+    routine.
 
     Args:
         count: number of nodes.
@@ -170,20 +177,20 @@ def components(count: int, pairs: Ints) -> Ints:
 
 
 def follow_chains(count: int, ends: Ints) -> tuple[Ints, Ints]:
-    """Chains of edges that meet in nodes of degree two, each once.
+    """Find the chains of edges that meet in nodes of degree two, each once.
 
-    Half-edge 2e leaves the start of edge e, 2e + 1 its end; ``h ^ 1`` is the other half. Each
-    half-edge points at the next of its chain; doubling those pointers gives every half-edge its
-    chain's last and the number of steps to it, hence its place in the chain. A ring of nothing but
-    degree two is cut at its lowest node.
+    Half-edge 2e leaves the start of edge e, 2e + 1 its end; ``h ^ 1`` is the opposite half-edge.
+    Each half-edge points at the next one of its chain. Doubling those pointers gives every
+    half-edge the last one of its chain and the number of steps to it, and so its place in the
+    chain. A ring of nodes of degree two only is cut at its lowest node.
 
     Args:
         count: number of nodes.
         ends: int64 (m, 2), nodes of each edge.
 
     Returns:
-        The half-edges of all chains, chain after chain in the order they are run, int64 (m,); and
-        the number of half-edges of each chain.
+        The half-edges of all chains, chain by chain and in order, int64 (m,), and the number of
+        half-edges of each chain.
     """
     if not len(ends):
         return np.empty(0, np.int64), np.empty(0, np.int64)
@@ -191,7 +198,7 @@ def follow_chains(count: int, ends: Ints) -> tuple[Ints, Ints]:
     stop = np.bincount(origin, minlength=count) != 2
     half = np.arange(len(origin))
     while True:
-        # The two half-edges that leave each node in the midst of a chain.
+        # The two half-edges that leave each inner node of a chain.
         leaving = np.argsort(origin, kind="stable")
         leaving = leaving[~stop[origin[leaving]]].reshape(-1, 2)
         last = half.copy()
@@ -213,7 +220,7 @@ def follow_chains(count: int, ends: Ints) -> tuple[Ints, Ints]:
         label = components(len(nodes), number[ends[ring[::2]]])
         stop[nodes[np.unique(label, return_index=True)[1]]] = True
 
-    # A chain is found from both its ends; the direction with the lower last half-edge is kept.
+    # Each chain is found from both of its ends; keep the direction with the lower last half-edge.
     starts = np.flatnonzero(stop[origin])
     starts = starts[last[starts] < (starts ^ 1)]
     starts = starts[np.argsort(last[starts])]

@@ -1,8 +1,8 @@
-"""Networks cut along the seams of windows, and put together again.
+"""Split networks along window seams, and stitch them together again.
 
-The skeleton is the same whichever window it comes from, so a piece of line between two successive
-points belongs to exactly one window, that in which its middle lies, and where it was cut off its
-neighbour the very same place is an end of both. Nothing has to be matched with a tolerance.
+The skeleton is the same whichever window it comes from. So each line piece between two successive
+points belongs to exactly one window, the one that contains its middle. Where a line is cut, both
+neighbouring windows have an end at exactly the same place, and no matching tolerance is needed.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from satmap.tasks.roads.vectorizer.network import Line, Network, gather
 
 
 def pieces_within(network: Network, box: Box) -> Network:
-    """The parts of lines whose middles lie in a rectangle.
+    """Return the parts of lines whose middles lie in a rectangle.
 
     Args:
-        network: a traced network, pixels, as the window and some pixels around it show it.
-        box: the rectangle; what lies on its right or bottom edge is outside.
+        network: traced network in pixels, covering the window and some pixels around it.
+        box: the rectangle; its right and bottom edges are outside.
     """
     points = network.points
     if not len(points):
@@ -27,7 +27,7 @@ def pieces_within(network: Network, box: Box) -> Network:
     twice = points[:-1] + points[1:]
     corner = 2 * np.array([(box.left, box.top), (box.right, box.bottom)])
     mine = ((twice >= corner[0]) & (twice < corner[1])).all(axis=1)
-    # Between two roads there is no line.
+    # The step from the end of one road to the start of the next is no line.
     mine[network.starts[1:] - 1] = False
     edges = np.diff(np.concatenate([[0], mine.astype(np.int8), [0]]))
     first, last = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
@@ -39,7 +39,7 @@ def pieces_within(network: Network, box: Box) -> Network:
 
 
 def stitched(pieces: Sequence[Network]) -> Network:
-    """One network of the pieces of all windows; ends at the same place meet."""
+    """Stitch the pieces of all windows into one network; ends at the same place meet."""
     places = np.concatenate([piece.nodes for piece in pieces])
     nodes, number = np.unique(_by_rows(places), return_inverse=True)
     network = Network(
@@ -52,7 +52,10 @@ def stitched(pieces: Sequence[Network]) -> Network:
 
 
 def _rings_turned(network: Network) -> Network:
-    """Rings without a junction start at their first point by rows, as when traced at once."""
+    """Rotate rings without a junction so that they start at their first point by rows.
+
+    This is where they start if the image is traced as a whole.
+    """
     points = network.points.copy()
     rings = (network.ends[:, 0] == network.ends[:, 1]) & (network.degrees[network.ends[:, 0]] == 2)
     nodes = network.nodes.copy()
@@ -65,10 +68,10 @@ def _rings_turned(network: Network) -> Network:
 
 
 def in_order(network: Network) -> Network:
-    """The same with nodes, roads and the directions of lines in the order of their places.
+    """Sort nodes, roads and line directions by place.
 
-    What depends on order, such as which of two points equally far from a chord stays, is then the
-    same however the network came about.
+    Results that depend on order, such as which of two points equally far from a chord is kept, are
+    then the same however the network was built.
     """
     if not len(network.counts):
         return network
@@ -90,6 +93,6 @@ def in_order(network: Network) -> Network:
 
 
 def _by_rows(places: Line) -> NDArray[np.complex128]:
-    """Places (n, 2) as numbers that are sorted by y, then by x."""
+    """Convert places (n, 2) to complex numbers, which sort by y, then by x."""
     numbers: NDArray[np.complex128] = places[:, 1] + 1j * places[:, 0]
     return numbers

@@ -1,10 +1,9 @@
-"""From a road probability plane to its pixels of road.
+"""Road mask and skeleton of a road probability map.
 
-Hysteresis instead of one threshold: a road may fade as long as it is certain somewhere, which keeps
-faint stretches without letting in faint blobs. But beside certain roads only certainty counts: a
-low threshold there would melt roads a few metres apart into one. Objects and holes are told by
-their contours (Suzuki and Abe 1985, as OpenCV has it), which takes a tenth of the time of labelling
-every pixel.
+Hysteresis thresholding lets a road fade as long as it is certain somewhere, which keeps faint
+stretches without faint blobs. Near certain roads, however, only certain pixels count, because a low
+threshold would merge roads a few metres apart. Objects and holes are measured by their contours
+(Suzuki and Abe 1985, as in OpenCV), which takes a tenth of the time of labelling every pixel.
 """
 
 import cv2
@@ -17,13 +16,13 @@ _ONE, _LAST = np.uint64(1), np.uint64(63)
 
 
 def thin(mask: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Skeleton of a mask: lines one pixel wide, 8-connected, with the topology of the mask.
+    """Return the skeleton of a mask: 8-connected lines one pixel wide, with the mask's topology.
 
     Args:
-        mask: (height, width), road where not 0; beyond its edge there is no road.
+        mask: (height, width), road where not 0; there is no road beyond the edge.
 
     Returns:
-        Rows and columns of the skeleton's pixels, (n,) each, row after row from left to right.
+        Rows and columns of the skeleton's pixels, (n,) each, row by row from left to right.
     """
     rows, columns, _ = thin_counting(mask)
     return rows, columns
@@ -32,14 +31,13 @@ def thin(mask: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]
 def thin_counting(
     mask: NDArray[np.uint8],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """The same, and the number of iterations it took.
+    """Thin a mask as :func:`thin` does, and also return the number of iterations.
 
-    In an iteration, which is two subiterations, what a pixel becomes depends on pixels two off at
-    most.
+    In an iteration of two subiterations, a pixel depends only on pixels at most two pixels away.
     """
     height, width = mask.shape
-    # At least one spare bit at the end of a row, and one spare row above and below with a spare
-    # word beyond: no neighbour is ever outside the array, and rows do not run into each other.
+    # Pad the rows by at least one bit, and the array by rows and words on all sides. Then no
+    # neighbour is outside the array, and rows do not run into each other.
     per_row = width // 64 + 1
     packed = np.zeros((height + 4, per_row * 8), np.uint8)
     packed[2 : height + 2, : (width + 7) // 8] = np.packbits(mask, axis=1, bitorder="little")
@@ -57,7 +55,7 @@ def thin_counting(
             gone = here & removable
             words[active] = here ^ gone
             changed |= gone != 0
-        # While most of them change, looking for the others takes longer than looking at them.
+        # While most words change, finding the unchanged ones takes longer than processing them.
         if 2 * np.count_nonzero(changed) < len(active):
             near[:] = False
             near[around[:, changed].ravel()] = True
@@ -71,24 +69,18 @@ def thin_counting(
 
 
 def _removable(block: Words, odd: bool) -> tuple[Words, Words]:
-    """Words, and which of their pixels a subiteration may take away if they are road.
-
-    Args:
-        block: the words, those to the east and those to the west of them; each in the row above,
-            in their own and in the row below; (3, 3, words).
-        odd: which of the two subiterations.
-    """
+    """Return the middle words, and which of their pixels a subiteration may remove."""
     middle, eastern, western = block
-    # p2..p9 in the paper, clockwise from north.
+    # These are p2..p9 in the paper, clockwise from north.
     n, here, s = middle
     ne, e, se = middle >> _ONE | eastern << _LAST
     nw, w, sw = middle << _ONE | western >> _LAST
     nw_n, ne_e, se_s, sw_w = nw | n, ne | e, se | s, sw | w
     n_ne, e_se, s_sw, w_nw = n | ne, e | se, s | sw, w | nw
-    # Exactly one run of road around the pixel.
+    # The pixel has exactly one run of road around it.
     a, b, c, d = ne_e & ~n, se_s & ~e, sw_w & ~s, nw_n & ~w
     single = (a ^ b ^ c ^ d) & ~(a & b | c & d)
-    # Two or three neighbours, counted in pairs, by the pairing that gives fewer.
+    # It has two or three neighbours, counted in pairs, using the pairing that gives fewer.
     first, second = _two_and_four(nw_n, ne_e, se_s, sw_w), _two_and_four(n_ne, e_se, s_sw, w_nw)
     single &= first[0] & second[0] & ~(first[1] & second[1])
     spared = (s_sw | ~nw) & w if odd else (n_ne | ~se) & e
@@ -96,7 +88,7 @@ def _removable(block: Words, odd: bool) -> tuple[Words, Words]:
 
 
 def _two_and_four(a: Words, b: Words, c: Words, d: Words) -> tuple[Words, Words]:
-    """Where at least two of four are set, and where all are."""
+    """Return where at least two of four bits are set, and where all are."""
     ab, cd = a & b, c & d
     return np.asarray(ab | cd | (a | b) & (c | d), np.uint64), ab & cd
 
@@ -105,11 +97,12 @@ Mask = NDArray[np.uint8]
 
 
 def smooth(probability_map: NDArray[np.uint8], sigma_px: tuple[float, float]) -> NDArray[np.uint8]:
-    """A plane blurred by a Gaussian of the given standard deviations along x and y, pixels."""
+    """Blur a probability map by a Gaussian with standard deviations along x and y in pixels."""
     if min(sigma_px) <= 0:
         return probability_map
     sigma_x, sigma_y = sigma_px
-    # Two standard deviations to either side: a twentieth of the weight lies beyond.
+    # The kernel reaches two standard deviations to either side; a twentieth of the weight lies
+    # beyond.
     size = tuple(2 * int(np.ceil(2 * sigma)) + 1 for sigma in sigma_px)
     return np.asarray(
         cv2.GaussianBlur(
@@ -127,29 +120,29 @@ def road_mask(
     object_px: float,
     hole_px: float,
 ) -> Mask:
-    """The road's pixels: two thresholds, small objects dropped, small holes filled.
+    """Return the road mask: apply two thresholds, drop small objects and fill small holes.
 
-    The rest of the hysteresis, that road must be certain somewhere, is left to the network, which
-    knows what hangs together (``satmap.tasks.roads.vectorizer.clean.drop_unlikely``).
+    The other part of the hysteresis, that a road must be certain somewhere, is applied to the
+    network, where connectivity is known (``satmap.tasks.roads.vectorizer.clean.drop_unlikely``).
 
     Args:
-        road: (height, width), 0..255 for probabilities 0..1, smoothed already.
-        low: probability from which a pixel is road where no certain road is near.
-        high: probability of certain road.
-        apart_px: how near certain road must be, along x and y, for only it to count, pixels.
+        road: (height, width), smoothed, 0..255 for probabilities 0..1.
+        low: smallest probability of road where no certain road is near.
+        high: smallest probability of certain road.
+        apart_px: distance along x and y, in pixels, within which certain road counts as near.
         object_px: objects of a smaller area are dropped, pixels.
-        hole_px: holes of a smaller area are filled, pixels; ground that reaches the edge of the
-            array is no hole, for it goes on there: the wedge between two roads that leave the image
-            side by side.
+        hole_px: holes of a smaller area are filled, pixels. Ground that reaches the edge of the
+            array is not a hole, because it continues outside, for example between two roads that
+            leave the image side by side.
 
     Returns:
-        (height, width), 0 or 1.
+        uint8 (height, width), 0 or 1.
     """
     mask = _at_least(road, high)
     if low < high:
-        # Flanks of certain roads, and the valley between two of them, stay out; what is left is
-        # faint road, which grows back to touch the certain one. Results go where their sources
-        # were: new arrays of this size cost more time than all that is done with them.
+        # Exclude the sides of certain roads and the valley between two of them. The rest is faint
+        # road, which grows back until it touches the certain road. Results overwrite their sources,
+        # because allocating arrays of this size costs more time than all the operations.
         candidate = _at_least(road, low)
         near = cv2.dilate(mask, _square(apart_px, 0))
         faint = cv2.subtract(candidate, near, dst=near)
@@ -157,7 +150,7 @@ def road_mask(
             cv2.dilate(faint, _square(apart_px, 1), dst=faint)
             cv2.bitwise_and(candidate, faint, dst=faint)
             cv2.bitwise_or(mask, faint, dst=mask)
-    return _without_trifles(mask, object_px, hole_px)
+    return _without_small_parts(mask, object_px, hole_px)
 
 
 def _at_least(road: NDArray[np.uint8], probability: float) -> Mask:
@@ -167,20 +160,20 @@ def _at_least(road: NDArray[np.uint8], probability: float) -> Mask:
 
 
 def _square(reach_px: tuple[float, float], more: int) -> Mask:
-    """What grows a mask by whole pixels along x and y."""
+    """Return the kernel that dilates a mask by whole pixels along x and y."""
     width, height = (2 * (round(reach) + more) + 1 for reach in reach_px)
     return np.ones((height, width), np.uint8)
 
 
-def _without_trifles(mask: Mask, object_px: float, hole_px: float) -> Mask:
-    """The mask without small objects and small holes; changed in place."""
+def _without_small_parts(mask: Mask, object_px: float, hole_px: float) -> Mask:
+    """Remove small objects and small holes from a mask in place."""
     contours, tree = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     if not contours:
         return mask
     holes, objects = [], []
     for contour, (_, _, _, parent) in zip(contours, tree[0].tolist(), strict=True):
-        # A contour runs through the middle of its pixels: half of each lies outside of what it
-        # encloses. One round a hole runs through the road beside it.
+        # A contour runs through the centres of its pixels, so half of each pixel lies outside the
+        # polygon. The contour of a hole runs through the surrounding road.
         half = len(contour) / 2
         if parent >= 0:
             if cv2.contourArea(contour) - half + 1 < hole_px:

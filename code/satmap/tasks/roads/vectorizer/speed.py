@@ -1,8 +1,8 @@
-"""Speed and confidence of roads from the planes along their centre lines.
+"""Speed and confidence of roads, from the probability maps along their centre lines.
 
 The speed is the expectation over the ten bins, weighted by length (cannab). The reference took the
-largest bin of a sum over segments, not weighted by length, so one short bend could outvote a long
-straight, and a road without evidence got the lowest bin.
+largest bin of a sum over segments without weighting by length. There, one short bend could outvote
+a long straight, and a road without evidence got the lowest bin.
 """
 
 import numpy as np
@@ -14,25 +14,25 @@ from satmap.tasks.roads.vectorizer.evidence import Evidence, samples
 from satmap.tasks.roads.vectorizer.network import Ints, Line, Network
 from satmap.vectors.speeds import BIN_SPEEDS_MPH, MPS_PER_MPH
 
-# Sides are looked at so far, in such steps, metres.
+# Largest distance from the centre line when measuring widths, and step, metres.
 _WIDEST, _WIDTH_STEP = 12.0, 0.5
-# A pixel is road from this probability on.
+# Smallest probability of a road pixel.
 _ROAD = 0.5
-# Between measurements along a road, and what is left out at a junction, metres.
+# Spacing of width measurements along a road, and length left out at both ends, metres.
 _SPACING, _WIDTH_SKIP = 8.0, 8.0
 
 
 def widths_at(road: Evidence, places: Line, directions: Line) -> NDArray[np.float64]:
-    """Width of the road at places on centre lines, metres.
+    """Measure the width of the road at places on centre lines, metres.
 
     Args:
-        road: the road plane.
+        road: evidence of the road map.
         places: (n, 2), metres.
         directions: unit vectors along the centre lines, (n, 2).
 
     Returns:
-        From the last road pixel on one side to the last on the other, (n,); 0 where the place is
-        no road.
+        Distance from the last road pixel on one side to the last on the other, (n,); 0 where the
+        place is not road.
     """
     normals = np.stack([-directions[:, 1], directions[:, 0]], axis=1)
     offsets = np.arange(_WIDTH_STEP / 2, _WIDEST, _WIDTH_STEP)
@@ -45,7 +45,7 @@ def widths_at(road: Evidence, places: Line, directions: Line) -> NDArray[np.floa
 
 
 def road_widths(network: Network, road: Evidence) -> NDArray[np.float64]:
-    """Mean width of each road away from its ends, metres, (m,)."""
+    """Return the mean width of each road away from its ends, metres, (m,)."""
     count = len(network.counts)
     owner, places = samples(network, np.arange(count), _SPACING, _WIDTH_SKIP)
     return np.bincount(
@@ -54,12 +54,12 @@ def road_widths(network: Network, road: Evidence) -> NDArray[np.float64]:
 
 
 def _directions(network: Network, owner: Ints, places: Line) -> Line:
-    """Directions of roads at samples: from the sample before to the one behind."""
+    """Return the road's direction at each sample, from the previous sample to the next one."""
     first = np.append(True, owner[1:] != owner[:-1])
     last = np.append(first[1:], True)
     index = np.arange(len(owner))
     step = places[np.where(last, index, index + 1)] - places[np.where(first, index, index - 1)]
-    # A road with a single sample has only its ends.
+    # For a road with a single sample, use its ends.
     alone = first & last
     line_ends = network.nodes[network.ends[owner[alone]]]
     step[alone] = line_ends[:, 1] - line_ends[:, 0]
@@ -70,15 +70,16 @@ Floats = NDArray[np.float64]
 
 # Distance between samples along a line, metres.
 _STEP = 1.0
-# At a junction the faster of the roads that meet lies on top and says nothing of the others.
+# Length left out at junctions, metres: there the fastest road lies on top and hides the others.
 _SKIP = 3.0
-# Each sample is the mean of its pixel and of four so far off in the pixel's corners, metres.
+# Each sample is the mean of its place and of four places this far off diagonally, metres.
 _ASIDE = 0.6
-# Roads of one kind: their widths lie within this ratio, about the image's typical one and so many
-# steps to either side.
+# Roads are grouped by width into kinds. Widths of one kind lie within the ratio _ALIKE. There are
+# _KINDS kinds to either side of the image's typical width.
 _ALIKE, _KINDS = 1.6, 2
-# Without any speed: a road so many times as wide as most, or so much narrower, is faster or slower
-# by this power of it. Two lanes that become four go from 25 to 40 miles an hour, six to 55.
+# If no speed is known, a road whose width differs from the typical one by more than the factor
+# _DIFFERENT gets the default speed times this power of the width ratio: twice the width raises 25
+# miles per hour to 40, three times to 55.
 _DIFFERENT, _BY_WIDTH = 1.5, 0.7
 _SLOWEST_MPH, _FASTEST_MPH = 10.0, 65.0
 
@@ -86,18 +87,18 @@ _SLOWEST_MPH, _FASTEST_MPH = 10.0, 65.0
 def road_speeds(
     network: Network, maps: MapSource, evidence: float, default_mps: float
 ) -> tuple[Floats, Floats]:
-    """Speed and confidence of every road.
+    """Estimate the speed and confidence of every road.
 
     Args:
         network: the roads, metres.
-        maps: the planes, with or without speeds.
-        evidence: sum over the bins of the mean probability along a road, 0..1, from which the
-            planes are believed. Below it they count by their share of it, and a prior by the
-            road's neighbours and width for the rest (:func:`prior_speeds`).
-        default_mps: speed of a road of the image's typical width where the planes know no road's.
+        maps: the probability maps, with or without speeds.
+        evidence: sum over the bins of the mean probability along a road, 0..1, from which the speed
+            maps are fully trusted. Below it, their weight is the share of it that they reach, and a
+            prior from the road's neighbours and width (:func:`prior_speeds`) gets the rest.
+        default_mps: speed of a road of typical width if the maps give no speed for any road.
 
     Returns:
-        Speeds, metres a second, and mean road probability, 0..1, (m,) each.
+        Speeds in metres per second, and mean road probabilities, 0..1, (m,) each.
     """
     count = len(network.counts)
     if not count:
@@ -131,21 +132,21 @@ def road_speeds(
 
 
 def prior_speeds(speeds: Floats, widths: Floats, network: Network, default_mps: float) -> Floats:
-    """What a road's speed is likely to be, from other roads and its width.
+    """Estimate speeds from other roads and from road widths.
 
-    The mean, weighted by length, of the known roads that meet it and are about as wide; where
-    there is none, of those of the image that are about as wide; then of those that meet it; then of
-    all. Where no road of the image is known, the default, more for a road wider than most and less
-    for a narrower one.
+    The prior is the mean speed, weighted by length, of the first of these groups that has a known
+    road: adjacent roads of similar width; the image's roads of similar width; adjacent roads; all
+    roads. If no road has a known speed, the prior is the default, raised for wide and lowered for
+    narrow roads.
 
     Args:
-        speeds: metres a second, NaN where unknown, (m,).
+        speeds: metres per second, NaN where unknown, (m,).
         widths: metres, (m,).
         network: the roads.
         default_mps: speed of a road of typical width.
 
     Returns:
-        Metres a second, (m,).
+        Metres per second, (m,).
     """
     known = ~np.isnan(speeds)
     lengths, nodes = network.lengths, len(network.nodes)
@@ -163,14 +164,14 @@ def prior_speeds(speeds: Floats, widths: Floats, network: Network, default_mps: 
     values = weights * np.where(known, speeds, 0.0)
 
     def means(groups: Ints, count: int, of_road: Ints) -> Floats:
-        """Mean speed of the groups that each road looks at, (m,), NaN where none is known."""
+        """Return the mean speed over each road's groups, (m,), NaN where none is known."""
         per_road = groups.reshape(len(speeds), -1)
         each = per_road.shape[1]
         weight = np.bincount(per_road.ravel(), np.repeat(weights, each), minlength=count)
         value = np.bincount(per_road.ravel(), np.repeat(values, each), minlength=count)
-        seen = weight[of_road].reshape(len(speeds), -1).sum(axis=1)
+        length = weight[of_road].reshape(len(speeds), -1).sum(axis=1)
         total = value[of_road].reshape(len(speeds), -1).sum(axis=1)
-        mean: Floats = np.divide(total, seen, out=np.full(len(speeds), np.nan), where=seen > 0)
+        mean: Floats = np.divide(total, length, out=np.full(len(speeds), np.nan), where=length > 0)
         return mean
 
     at_node = network.ends * kinds + kind[:, None]

@@ -1,8 +1,8 @@
-"""From a skeleton's pixels to a network: nodes, and between them roads with their path of pixels.
+"""From skeleton pixels to a network of nodes, and roads with their pixel paths between them.
 
-Every step is a handful of array operations, without a loop over pixels: pixels are joined to their
-neighbours, touching junction pixels become one node, and all chains through nodes of degree two are
-followed at once (network.py).
+Every step is a few array operations without a loop over pixels: neighbouring pixels are linked,
+touching junction pixels become one node, and all chains through nodes of degree two are followed at
+once (network.py).
 """
 
 import numpy as np
@@ -12,14 +12,14 @@ from satmap.tasks.roads.vectorizer.network import Ints, Line, Network, component
 
 
 def trace_skeleton(rows: Ints, columns: Ints) -> Network:
-    """Network of a skeleton, in pixels.
+    """Trace a skeleton into a network, in pixels.
 
-    Pixel (row, column) has its centre at x = column + 0.5, y = row + 0.5, as in label vectors that
-    went through the inverse of the image's affine transform.
+    The centre of pixel (row, column) is at x = column + 0.5, y = row + 0.5, as in label vectors
+    transformed by the inverse of the image's affine transform.
 
     Args:
-        rows: row of each of the skeleton's pixels, (n,), ascending.
-        columns: column of each, (n,), ascending within a row.
+        rows: row of each skeleton pixel, (n,), ascending.
+        columns: column of each skeleton pixel, (n,), ascending within a row.
     """
     if not len(rows):
         return Network()
@@ -33,18 +33,18 @@ def trace_skeleton(rows: Ints, columns: Ints) -> Network:
 
 
 def _links(rows: Ints, columns: Ints) -> Ints:
-    """Pairs of neighbouring pixels, (m, 2).
+    """Return pairs of neighbouring pixels, (m, 2).
 
-    A diagonal neighbour counts only where no pixel links the two by its sides; otherwise each
-    corner of a staircase would be a triangle and its pixels junctions.
+    Diagonal neighbours are linked only if no common side neighbour links them. Otherwise each
+    corner of a staircase would be a triangle of junctions.
     """
-    # A spare column at either end of a row keeps neighbours from wrapping round.
+    # A spare column at either end of each row prevents neighbours from wrapping around.
     stride = int(columns.max()) + 3
     flat = rows * stride + columns
     here = np.arange(len(flat))
     ahead = np.append(flat, [-1] * 3)
     east = ahead[1:-2] == flat + 1
-    # The three neighbours of the next row are among the three pixels from the first of them on.
+    # The three neighbours in the next row are among the three pixels from ``below`` on.
     below = np.searchsorted(flat, flat + stride - 1)
     found = {}
     for shift in (-1, 0, 1):
@@ -67,7 +67,11 @@ def _links(rows: Ints, columns: Ints) -> Ints:
 
 
 def _merged(places: Line, links: Ints, inside: NDArray[np.bool_]) -> tuple[Line, Ints]:
-    """Places and links with both ends of the links ``inside`` one, at the mean of their places."""
+    """Merge both ends of each link that is ``inside`` at the mean of their places.
+
+    Returns:
+        Places (n, 2), and the other links, (k, 2).
+    """
     joined, inner = np.unique(links[inside], return_inverse=True)
     label = components(len(joined), inner.reshape(-1, 2))
     first = np.unique(label, return_index=True)[1]
@@ -82,11 +86,11 @@ def _merged(places: Line, links: Ints, inside: NDArray[np.bool_]) -> tuple[Line,
 
 
 def _lines(nodes: Line, links: Ints, halves: Ints, counts: Ints) -> Network:
-    """The network whose roads run along chains of links."""
+    """Build the network whose roads follow chains of links."""
     origin = links.reshape(-1)
     last = np.cumsum(counts) - 1
     first = last - counts + 1
-    # A chain of k links has k + 1 points: where each half-edge starts, and where the last ends.
+    # A chain of k links has k + 1 points: the start of each half-edge, and the end of the last one.
     order = np.insert(origin[halves], last + 1, origin[halves[last] ^ 1])
     ends = np.stack([origin[halves[first]], origin[halves[last] ^ 1]], axis=1)
     return Network(nodes, ends, nodes[order], counts + 1)

@@ -1,8 +1,9 @@
-"""From probability planes to a road graph, in one process and without files.
+"""From probability maps to a road graph, in one process and without files.
 
-``centre_lines`` (centre_lines.py): the skeleton, traced; large images go window by window.
-``clean_network``, in metres: prune and drop (clean.py), join ends (join.py), put junctions in their
-place (junctions.py), simplify (lines.py). ``road_graph``: back to pixels, speeds (speed.py).
+``centre_lines`` (centre_lines.py) computes and traces the skeleton, window by window in large
+images. ``clean_network`` works in metres: it prunes and drops (clean.py), joins ends (join.py),
+places junctions (junctions.py) and simplifies lines (lines.py). ``road_graph`` converts back to
+pixels and adds speeds (speed.py).
 """
 
 import cv2
@@ -32,51 +33,52 @@ from satmap.vectors.speeds import MPS_PER_MPH
 
 __all__ = ["RoadSettings", "centre_lines", "clean_network", "road_graph", "vectorize_roads"]
 
-# Before gaps are closed only this part of a spur is pruned: a short one may be what a gap left of a
-# road.
+# Before gaps are closed, spurs are pruned at this share of the limit only: a short one may be the
+# remainder of a road with gaps.
 _SPROUT = 0.5
-# A doubtful spur must be so many times as long as a certain one.
+# A doubtful spur must be this many times as long as a certain one.
 _DOUBTFUL_SPUR = 4.0
-# Where pixels are large, so many of them are the tolerance: a slanting line is stairs.
+# Smallest simplification tolerance in pixels: slanting lines of large pixels are staircases.
 _STAIR_PX = 1.5
-# What a road's width is taken for at least and at most.
+# Limits of the estimated road width.
 _WIDTHS_M = (2.0, 8.0)
 
 
 def vectorize_roads(
     maps: MapSource, settings: RoadSettings | None = None, *, window_px: int = WINDOW_PX
 ) -> RoadGraph:
-    """Road graph of one image, or of a scene too large to be held in memory.
+    """Return the road graph of one image, or of a scene too large for memory.
 
     Args:
-        maps: at least the ``road`` plane; with all speed planes roads get their speeds, else the
-            default; with a ``junction`` plane that knows the image's T-junctions, roads that cross
-            where it shows none pass each other.
+        maps: at least the ``road`` map. With all speed maps, roads get their speeds, otherwise the
+            default speed. If the ``junction`` map recognises the image's T-junctions, roads that
+            cross where it shows no junction pass each other.
         settings: thresholds; the defaults if None.
-        window_px: larger images go through the steps on pixels in windows of at most this size.
+        window_px: larger images are processed on the pixel level in windows of at most this size.
 
     Returns:
-        The graph, in pixels of the planes; a pixel's centre is at (column + 0.5, row + 0.5) and no
-        line leaves [0, width] x [0, height].
+        The graph in pixels of the maps. The centre of a pixel is at (column + 0.5, row + 0.5), and
+        no line leaves [0, width] x [0, height].
 
     Raises:
-        SatmapError: the planes have no ``road``.
+        SatmapError: there is no ``road`` map.
     """
     settings = settings or RoadSettings()
     if ROAD not in maps:
         raise SatmapError(
-            f"the planes {', '.join(maps.names)} have no '{ROAD}'; the road vectoriser needs it."
+            f"the probability maps {', '.join(maps.names)} have no '{ROAD}'; the road vectoriser "
+            "needs it."
         )
     network = clean_network(centre_lines(maps, settings, window_px), maps, settings)
     return road_graph(network, maps, settings)
 
 
 def clean_network(network: Network, maps: MapSource, settings: RoadSettings) -> Network:
-    """The centre lines pruned, joined and simplified, in metres.
+    """Prune, join and simplify centre lines, in metres.
 
     Args:
-        network: centre lines of the planes, metres.
-        maps: what the centre lines are judged by.
+        network: centre lines of the maps, metres.
+        maps: evidence for the centre lines.
         settings: thresholds.
     """
     scale = np.asarray(maps.metres_per_pixel, np.float64)
@@ -84,8 +86,8 @@ def clean_network(network: Network, maps: MapSource, settings: RoadSettings) -> 
     size = np.array([maps.shape[1], maps.shape[0]], np.float64) * scale
     evidence = Evidence(road, scale, settings.low)
     junctions = Evidence(maps[JUNCTION], scale, settings.low) if JUNCTION in maps else None
-    # A third of the tolerance now, the rest at the end: few points make every step from here on
-    # cheap.
+    # Use a third of the tolerance now and the rest at the end: fewer points make all steps in
+    # between cheaper.
     tolerance = max(settings.simplify_m, _STAIR_PX * float(scale.mean()))
     network = simplify(network, tolerance / 3)
     network = drop_unlikely(network, settings.high, evidence)
@@ -108,7 +110,7 @@ def clean_network(network: Network, maps: MapSource, settings: RoadSettings) -> 
         junctions=junctions,
     )
     network = extend_to_border(network, size, rules)
-    # Twice: an end may be led to a road that the first round has closed.
+    # Twice, because an end may be extended to a road that the first round has closed.
     for _ in range(2):
         joined = join_ends(network, size, rules)
         if joined is network:
@@ -123,7 +125,7 @@ def clean_network(network: Network, maps: MapSource, settings: RoadSettings) -> 
 
 
 def _width(network: Network, road: ProbabilityMap, pixel_m2: float) -> float:
-    """Typical width of the image's roads, metres: their area by their length."""
+    """Estimate the typical road width of the image in metres: road area divided by road length."""
     certain = sum(
         cv2.countNonZero(cv2.threshold(road[part.pixels], 127, 255, cv2.THRESH_BINARY)[1])
         for part in strips(road.shape)
@@ -134,18 +136,19 @@ def _width(network: Network, road: ProbabilityMap, pixel_m2: float) -> float:
 
 
 def road_graph(network: Network, maps: MapSource, settings: RoadSettings) -> RoadGraph:
-    """A cleaned network, in metres, as a graph in pixels with speeds.
+    """Convert a cleaned network in metres to a graph in pixels with speeds.
 
     Args:
         network: the network.
-        maps: planes that speeds and confidence are read from.
-        settings: what to do without evidence.
+        maps: maps that speeds and confidence are read from.
+        settings: evidence threshold and default of the speeds.
     """
     scale = np.asarray(maps.metres_per_pixel, np.float64)
     height, width = maps.shape
     limit = np.array([width, height], np.float64)
 
-    # One grid of 0.1 pixel for nodes and lines: the scorer's own, on which equal ends must meet.
+    # Snap nodes and lines to a grid of 0.1 pixel. The scorer uses the same grid, and equal ends
+    # must meet on it.
     def snapped(places: Line) -> Line:
         return np.round(places / scale, 1).clip(0, limit)
 
@@ -159,7 +162,7 @@ def road_graph(network: Network, maps: MapSource, settings: RoadSettings) -> Roa
         else network.counts
     )
     network = Network(snapped(network.nodes), network.ends, points[distinct], counts)
-    # A loop of fewer than three different points encloses nothing.
+    # A loop of fewer than three distinct points has no area.
     loops = network.ends[:, 0] == network.ends[:, 1]
     network = network.keep(counts >= np.where(loops, 4, 2)).compact()
     on_ground = Network(network.nodes * scale, network.ends, network.points * scale, network.counts)
