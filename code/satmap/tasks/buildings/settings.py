@@ -87,7 +87,7 @@ class BuildingSettings(Settings):
     The defaults worked well in SpaceNet 4 solutions.
 
     Attributes:
-        seed: strength above which a pixel seeds a building, 0..1; strength is body probability x
+        seed: strength from which a pixel seeds a building, 0..1; strength is body probability x
             (1 - contact) x (1 - border).
         seed_px: smaller seeds are dropped.
         low: body probability from which a pixel can belong to a building, 0..1.
