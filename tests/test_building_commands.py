@@ -173,7 +173,7 @@ def test_a_confidence_model_is_fitted_out_of_fold_and_counts_for_its_networks(
     (maps / "AOI_9_Made_img4.tif").write_bytes(b"II*\0")
     status, said = run(*fit)
     assert status == 0 and "1 images were left out of the fit" in said
-    assert "candidates of 4 images" in said
+    assert "candidates from 4 images" in said
     model = weights / CONFIDENCE_FILE
     manifest = read_manifest(model)
     assert isinstance(manifest, WeightsManifest)

@@ -243,7 +243,7 @@ def test_each_category_of_looks_has_its_own(
     tune = ("tune", masks, truth, output, "--recipe", recipe, "--workers", 0, "--minutes", 60)
     status, said = run(capsys, *tune)
     assert status == 0
-    assert "very off-nadir: images of 1 places, too few for a fit" in said
+    assert "very off-nadir: too few places for a fit (1)" in said
     assert "elsewhere: elsewhere.tif: its name does not say from where it looks" in said
     assert said.count("on chips not fitted to") == 2
     fitted, before = (
@@ -307,7 +307,7 @@ def test_bad_input_is_told_clearly(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "recipe sn5-roads is for roads, not for buildings" in said
     lines = tmp_path / "roads.csv"
     lines.write_text("ImageId,WKT_Pix,length_m,travel_time_s\na,LINESTRING EMPTY,0,0\n")
-    assert "is a roads CSV, but buildings are fitted to" in told(
+    assert "is a roads CSV, but tuning of buildings needs" in told(
         masks, lines, out, "--recipe", recipe
     )
     empty = tmp_path / "empty.csv"
@@ -325,14 +325,16 @@ def test_bad_input_is_told_clearly(tmp_path: Path, capsys: pytest.CaptureFixture
     ]
     few = tmp_path / "few"
     said = told(*write_masks(few, names), out, "--recipe", recipe)
-    assert "images of 3 places, too few for a fit. A fit takes 4 places" in said
-    assert "3 places" in told(few / "masks", few / "truth.csv", out, "--recipe", of_view_angles)
+    assert "too few places for a fit (3). A fit needs at least 4 places" in said
+    said = told(few / "masks", few / "truth.csv", out, "--recipe", of_view_angles)
+    assert "too few places for a fit (3)" in said
     annotations = tmp_path / "annotations.json"
     images = [{"id": n, "file_name": f"{n}.jpg", "width": 60, "height": 50} for n in range(4)]
     annotations.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
     twice = tmp_path / "twice"
     write_masks(twice, ["3", "003"])
-    assert "are masks of one image" in told(twice / "masks", annotations, out, "--recipe", recipe)
+    said = told(twice / "masks", annotations, out, "--recipe", recipe)
+    assert "are probability maps of the same image" in said
 
 
 @dataclass(frozen=True)

@@ -91,9 +91,9 @@ def test_every_blob_is_answered_for_once(seed: int, window: int) -> None:
     whole = connected(mask)
     seen = np.zeros(mask.shape, np.int64)
     for crop in blob_crops(lambda box: mask[box.pixels].copy(), mask.shape, window, 48):
-        mine = crop.mine[crop.blobs.labels]
-        seen[crop.box.pixels] += mine
-        for blob in np.flatnonzero(crop.mine).tolist():
+        owned = crop.owned[crop.blobs.labels]
+        seen[crop.box.pixels] += owned
+        for blob in np.flatnonzero(crop.owned).tolist():
             # The same pixels as at once, not a part of them.
             (number,) = np.unique(whole.labels[crop.box.pixels][crop.blobs.labels == blob])
             assert (crop.blobs.labels == blob).sum() == whole.areas[number]
@@ -111,7 +111,7 @@ def test_what_is_larger_than_any_building_is_cut_at_the_same_lines() -> None:
                 c.blobs.areas[blob],
             )
             for c in crops
-            for blob in np.flatnonzero(c.mine).tolist()
+            for blob in np.flatnonzero(c.owned).tolist()
         }
 
     assert pieces(8) == pieces(16) == pieces(32)

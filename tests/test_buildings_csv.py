@@ -147,7 +147,7 @@ def test_third_coordinates_are_dropped() -> None:
         (box(0, 0, 1e8, 1), "beyond"),
         (box(0, 0, 9, 9, confidence=math.nan), "confidence"),
         (box(0, 0, 9, 9, confidence=math.inf), "confidence"),
-        (BuildingRow(shapely.LineString([(0, 0), (9, 9)])), "no Polygon"),
+        (BuildingRow(shapely.LineString([(0, 0), (9, 9)])), "not a Polygon"),
     ],
 )
 def test_writer_refuses_what_is_no_building(row: BuildingRow, message: str) -> None:

@@ -390,7 +390,7 @@ FAULTY = [
     (changed(bbox=[2.5, 0, 1, 2]), r"bbox must be [1, 0, 1, 2]"),
     (runs("<").replace("[1, 0, 1, 2]", "[0, 0, 0, 0]"), "mask is empty"),
     (changed(image_id=9), "unknown image 9"),
-    (changed(image_id=8), "size must be [5, 4], that of the image"),
+    (changed(image_id=8), "size must be [5, 4], as of the image"),
 ]
 
 
@@ -424,7 +424,7 @@ def test_a_mask_twice_in_an_image(tmp_path: Path) -> None:
         tmp_path, LINE, changed(image_id=1), changed(score=0.25), runs("<").replace("<", "336"),
         images=[1, 7],
     )  # fmt: skip
-    assert faults == [Fault(4, "entry 2: image 7 has this mask already, in entry 0")]
+    assert faults == [Fault(4, "entry 2: image 7 already has this mask in entry 0")]
 
 
 def test_the_evaluation_takes_a_hundred_detections_of_an_image(tmp_path: Path) -> None:

@@ -133,13 +133,13 @@ def no_place_for_it(place: Tile) -> None:
 
 BAD: dict[str, tuple[Callable[[Tile], None], str]] = {
     "no manifest": (no_manifest, "has no manifest"),
-    "other networks": (other_networks, "is not the network that made the planes"),
-    "networks gone": (networks_gone, "is not there, or is not the network"),
-    "roads": (roads, "is of roads; only buildings have this model"),
-    "no planes": (maps_gone, "0 images have labels and planes"),
-    "other sizes": (maps_of_another_size, "is of (50, 40) pixels and its image of (96, 96)"),
-    "nothing shown": (nothing_shown, "nothing to fit to"),
-    "no lesson": (nothing_to_do_with_houses, "teach nothing: on images not fitted to"),
+    "other networks": (other_networks, "is not the network that made the probability maps"),
+    "networks gone": (networks_gone, "is missing, or is not the network"),
+    "roads": (roads, "of roads; only buildings have a confidence model"),
+    "no planes": (maps_gone, "0 images have labels and probability maps"),
+    "other sizes": (maps_of_another_size, "has (50, 40) pixels, but its image has (96, 96)"),
+    "nothing shown": (nothing_shown, "not enough data to fit"),
+    "no lesson": (nothing_to_do_with_houses, "is no better than the mean"),
     "no place": (no_place_for_it, "is a directory"),
 }
 
@@ -169,5 +169,5 @@ def test_only_submissions_are_fitted_to(place: Tile, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as ended:
         place.fit(model)
     assert ended.value.code == 1
-    assert "is no submission by its manifest" in capsys.readouterr().err
+    assert "is not a submission: its manifest is of kind" in capsys.readouterr().err
     assert model.read_bytes() == before

@@ -80,7 +80,7 @@ def test_a_mask_without_place(tmp_path: Path) -> None:
     ("mask", "message"),
     [
         (MASK[None], "shape"),
-        (MASK[:0], "a pixel"),
+        (MASK[:0], "at least one pixel"),
         (MASK.astype(np.uint8) * 255, "0 and 1"),
         (MASK.astype(np.float32), "0 and 1"),
     ],
@@ -171,7 +171,7 @@ def test_masks_are_found_flat_and_in_folders_of_their_name(tmp_path: Path) -> No
 def test_two_masks_of_a_chip(tmp_path: Path, one: str, two: str) -> None:
     for name in (one, two):
         write_raster(tmp_path / name, MASK.astype(np.uint8))
-    with pytest.raises(SatmapError, match="both of the chip c; remove one") as error:
+    with pytest.raises(SatmapError, match="both masks of the chip c; remove one") as error:
         find_masks(tmp_path)
     assert str(tmp_path / one) in str(error.value)
     assert str(tmp_path / two) in str(error.value)
@@ -234,7 +234,7 @@ def test_each_fault_is_found(
 def test_missing_and_doubled_chips_and_no_masks(tmp_path: Path) -> None:
     sizes = dict.fromkeys(["c10", "c9", "c1"], (3, 2))
     assert [fault.message for fault in check_masks(tmp_path, sizes)] == [
-        "missing chip c1", "missing chip c9", "missing chip c10", "there is not a single mask",
+        "missing chip c1", "missing chip c9", "missing chip c10", "the directory has no masks",
     ]  # fmt: skip
     write_masks(tmp_path, {"c1": MASK, "c9": MASK})
     write_raster(tmp_path / "c1.tif", MASK.astype(np.uint8))

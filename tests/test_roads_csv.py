@@ -183,7 +183,7 @@ def test_two_columns_leave_length_and_time_open(tmp_path: Path) -> None:
         ('c,"LINESTRING (0 0, 1 nan)",1,1', "not a finite number"),
         ('c,"LINESTRING (0 0, 1_0 1)",1,1', "not a finite number"),
         ('c,"LINESTRING (0 0, ١ 1)",1,1', "not a finite number"),
-        ('c,"LINESTRING (0 0, 1 1),1,1', "opened and not closed"),
+        ('c,"LINESTRING (0 0, 1 1),1,1', "opened but not closed"),
         ('c\0,"LINESTRING (0 0, 1 1)",1,1', "NUL"),
         ('c,"LINESTRING (0 0)",1,1', "one point"),
         ('c,"LINESTRING (0 0, 1 1)",x,1', "length_m is not a number"),

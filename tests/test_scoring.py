@@ -265,7 +265,7 @@ SQUARE = [[(10.0, 50.0), (10.001, 50.0), (10.001, 50.001), (10.0, 50.0)]]
         ([feature("LineString", [(10, 50), (10**400, 50)])], "malformed"),
         (
             [feature("Polygon", SQUARE, {"Confidence": "high"})],
-            "image a, polygon 0: the confidence is no number",
+            "image a, polygon 0: the confidence is not a finite number",
         ),
     ],
 )

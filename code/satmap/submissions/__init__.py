@@ -1,1 +1,1 @@
-"""Submission formats: one file each, with its writer, reader and validator together."""
+"""Submission formats: one module each, with its writer, reader and validator."""

@@ -1,18 +1,19 @@
-"""The SpaceNet buildings CSV: one row per building, in pixels of the image, with a confidence.
+"""SpaceNet buildings CSV: one row per building, in pixels of the image, with a confidence.
 
     ImageId,BuildingId,PolygonWKT_Pix,Confidence
     AOI_2_Vegas_img2,1,"POLYGON ((10.00 20.00,30.00 45.00,30.00 20.00,10.00 20.00))",0.93
     AOI_2_Vegas_img10,-1,POLYGON EMPTY,1
 
-Truth files have ``PolygonWKT_Geo`` in place of the confidence, SpaceNet 4's ``Occluded`` too. Two
-programs of the organisers score such files. The challenges' own, in Java, cuts the text at set
-marks: only ``),(`` parts two rings, only one blank parts x and y, and anything else spoils the
-polygon or the whole file. The later one, in Python, reads any WKT but only closed rings. Both drop
-polygons under 20 square pixels, and neither does justice to one that crosses itself: the former
-subtracts loops that run the other way from its area, the latter's buffer of zero width loses them.
-The writer therefore cleans what it is given and cannot write such a row; the reader accepts the
-variants that circulate; the validator names every row that either program would refuse, drop or
-misread.
+Truth files have ``PolygonWKT_Geo`` in place of the confidence; SpaceNet 4's also have ``Occluded``.
+The organisers have two scorers. The one of the challenges, in Java, splits the text at fixed marks:
+only ``),(`` separates two rings and only a single blank separates x and y. Anything else spoils the
+polygon or the whole file. The later one, in Python, reads any WKT but requires closed rings. Both
+drop polygons under 20 square pixels, and both mishandle self-crossing polygons: the Java scorer
+subtracts loops of opposite orientation from the area, and the zero-width buffer of the Python
+scorer loses them.
+
+The writer therefore cleans its input and never writes such a row. The reader accepts the variants
+in circulation. The validator reports every row that either scorer would reject, drop or misread.
 """
 
 import re
@@ -33,27 +34,27 @@ from satmap.submissions.fault import Fault, in_file_order
 
 BUILDINGS_HEADER = ("ImageId", "BuildingId", "PolygonWKT_Pix", "Confidence")
 
-#: The scorers drop smaller polygons on both sides, square pixels.
+#: The scorers drop smaller polygons from the truth and the submission, square pixels.
 SMALLEST_PX2 = 20.0
 
 _NO_BUILDINGS = "POLYGON EMPTY"
 _NO_BUILDINGS_ID = "-1"
 
-# SpaceNet 4's truth keeps the product in its ids, submissions do without.
+# Ids in SpaceNet 4's truth start with the product name; ids in submissions do not.
 _PRODUCT_PREFIX = "Pan-Sharpen_"
 
 _POLYGONAL = re.compile(r"\s*(?:MULTI)?POLYGON", re.IGNORECASE)
 
-# Far beyond any image, far below where a double loses hundredths.
+# Far larger than any image, and small enough that doubles keep hundredths.
 _LARGEST_PIXEL = 1e7
 
-# How much is parsed at a time: many rows to be fast, few letters to stay small.
+# Limits of a batch: many rows for speed, few characters to bound memory.
 _BATCH_ROWS = 10_000
-_BATCH_LETTERS = 1 << 22
+_BATCH_CHARACTERS = 1 << 22
 
 _EMPTY = re.compile(r"POLYGON\s+EMPTY", re.IGNORECASE)
 
-# What the Java scorer understands. It ignores what follows the second number of a vertex.
+# WKT that the Java scorer understands. It ignores everything after the second number of a vertex.
 _VERTEX = r" *[-+.\dE]+ [-+.\dE]+(?: [^,()]*)?"
 _RING = rf"\({_VERTEX}(?:,{_VERTEX})*\)"
 _PLAIN_POLYGON = re.compile(
@@ -66,10 +67,10 @@ class BuildingRow:
     """One building of one image.
 
     Attributes:
-        polygon: x = column and y = row in pixels; a multi-part one counts as one building. May be
-            invalid, as files hold it.
-        confidence: the higher the surer; 1 where the file does not say.
-        building_id: what the file calls it; the writer numbers anew.
+        polygon: x = column and y = row in pixels; a multi-polygon is one building. It may be
+            invalid if it was read from a file.
+        confidence: higher is more certain; 1 if the file does not give it.
+        building_id: id in the file; the writer assigns new ids.
     """
 
     polygon: shapely.Polygon | shapely.MultiPolygon
@@ -78,7 +79,7 @@ class BuildingRow:
 
 
 def canonical_id(image_id: str) -> str:
-    """The id without the product that SpaceNet 4's truth puts before it."""
+    """Remove the product name that SpaceNet 4's truth puts before the image id."""
     return image_id.removeprefix(_PRODUCT_PREFIX)
 
 
@@ -86,17 +87,20 @@ def canonical_id(image_id: str) -> str:
 
 
 def format_buildings(rows_by_image: Mapping[str, Sequence[BuildingRow]]) -> str:
-    """Text of the CSV; the same buildings give the same text whatever their order.
+    """Format buildings as CSV text, independent of the order of the buildings.
 
-    Coordinates have two decimals. What is invalid, or becomes so by rounding, is repaired; parts
-    become rows of their own with the building's confidence; those under 20 square pixels, which
-    the scorers drop, are left out. The surest come first, equally sure ones in the order of their
-    text, numbered from 1. Confidences are written so that they read back exactly. Images without a
-    building get a ``POLYGON EMPTY`` row.
+    Coordinates have two decimals. Polygons that are invalid, or become so by rounding, are
+    repaired. The parts of a multi-polygon become separate rows with the building's confidence.
+    Polygons under 20 square pixels, which the scorers drop, are left out. Rows are sorted by
+    descending confidence, then by text, and numbered from 1. Confidences are written with full
+    precision. Images without a building get a ``POLYGON EMPTY`` row.
+
+    Args:
+        rows_by_image: buildings by image id.
 
     Raises:
         ValueError: a confidence or coordinate is not finite, a coordinate is absurdly large, a
-            shape is no polygon, or an image id is empty or would break the table.
+            shape is not a polygon, or an image id is empty or would break the table.
     """
     parts = [",".join(BUILDINGS_HEADER)]
     for image_id in sorted(rows_by_image, key=natural_key):
@@ -110,7 +114,7 @@ def format_buildings(rows_by_image: Mapping[str, Sequence[BuildingRow]]) -> str:
 
 
 def write_buildings_csv(path: Path, rows_by_image: Mapping[str, Sequence[BuildingRow]]) -> None:
-    """Write :func:`format_buildings` atomically.
+    """Write the text of :func:`format_buildings` to a file, atomically.
 
     Raises:
         SatmapError: ``path`` cannot be written.
@@ -120,19 +124,19 @@ def write_buildings_csv(path: Path, rows_by_image: Mapping[str, Sequence[Buildin
 
 
 def _clean(image_id: str, rows: Sequence[BuildingRow]) -> list[tuple[float, str]]:
-    """Confidence and WKT of what the scorers keep, in the order of the file."""
-    # Adding zero turns -0.0, which would print its sign, into 0.0.
+    """Return confidence and WKT of the polygons that the scorers keep, in the file's order."""
+    # Adding zero turns -0.0 into 0.0, which prints without a sign.
     confidences = [float(row.confidence) + 0.0 for row in rows]
     if not np.isfinite(confidences).all():
         raise ValueError(f"{image_id}: a confidence is not finite")
     whole = np.array([row.polygon for row in rows], np.object_)
     polygonal = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
     if not np.isin(shapely.get_type_id(whole), polygonal).all():
-        raise ValueError(f"{image_id}: a building is no Polygon or MultiPolygon")
+        raise ValueError(f"{image_id}: a building is not a Polygon or MultiPolygon")
     if not (np.abs(shapely.get_coordinates(whole)) <= _LARGEST_PIXEL).all():
         raise ValueError(f"{image_id}: a coordinate is not finite or beyond {_LARGEST_PIXEL:g} px")
-    polygons, owners = _sound_parts(shapely.force_2d(whole))
-    # In one form per shape, so that copies are equal and the order of the text is that of shapes.
+    polygons, owners = _valid_parts(shapely.force_2d(whole))
+    # Normalize, so that equal shapes have equal text and the sort is deterministic.
     polygons = shapely.normalize(shapely.remove_repeated_points(polygons))
     kept = shapely.is_valid(polygons) & (shapely.area(polygons) >= SMALLEST_PX2)
     texts = shapely.to_wkt(polygons[kept], rounding_precision=2, trim=False).tolist()
@@ -143,24 +147,24 @@ def _clean(image_id: str, rows: Sequence[BuildingRow]) -> list[tuple[float, str]
     return sorted(buildings, key=lambda building: (-building[0], building[1]))
 
 
-def _sound_parts(whole: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np.intp]]:
-    """Polygons on a grid of 0.01 px, and for each the index in ``whole`` of its origin."""
+def _valid_parts(whole: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np.intp]]:
+    """Return valid polygons on a grid of 0.01 px, and the index in ``whole`` of each."""
     parts, owners = shapely.get_parts(whole, return_index=True)
     rounded = _rounded_to_grid(parts)
-    sound = shapely.is_valid(rounded)
-    # The scorers' zero buffer would lose half of what crosses itself; this keeps all of it.
+    valid = shapely.is_valid(rounded)
+    # A zero-width buffer would lose half of a self-crossing polygon; this keeps all of it.
     repaired_parts = shapely.set_precision(
-        shapely.make_valid(rounded[~sound], method="structure", keep_collapsed=False), 0.01
+        shapely.make_valid(rounded[~valid], method="structure", keep_collapsed=False), 0.01
     )
     pieces, origins = shapely.get_parts(repaired_parts, return_index=True)
     return (
-        np.concatenate((rounded[sound], _rounded_to_grid(pieces))),
-        np.concatenate((owners[sound], owners[~sound][origins])),
+        np.concatenate((rounded[valid], _rounded_to_grid(pieces))),
+        np.concatenate((owners[valid], owners[~valid][origins])),
     )
 
 
 def _rounded_to_grid(polygons: NDArray[np.object_]) -> NDArray[np.object_]:
-    """Coordinates as they read back from two decimals: the double next to each hundredth."""
+    """Round coordinates to the doubles that two decimals read back as."""
     snapped: NDArray[np.object_] = shapely.transform(
         polygons, lambda xy: np.rint(xy * 100) / 100 + 0.0
     )
@@ -171,16 +175,19 @@ def _rounded_to_grid(polygons: NDArray[np.object_]) -> NDArray[np.object_]:
 
 
 def read_buildings_csv(path: Path) -> dict[str, list[BuildingRow]]:
-    """Read buildings from a submission or a truth file, images in the file's order.
+    """Read buildings from a submission or a truth file.
 
-    Columns go by their names, in any case and order; others (``PolygonWKT_Geo``, ``Occluded``) are
-    ignored. Where the file gives no confidence it is 1. ``POLYGON EMPTY`` and the BuildingId -1
-    give an image without buildings. Third and fourth coordinates are dropped; ids lose SpaceNet
-    4's ``Pan-Sharpen_``. Invalid polygons are left as they are.
+    Columns are found by name, in any case and order; others (``PolygonWKT_Geo``, ``Occluded``) are
+    ignored. A missing confidence is 1. ``POLYGON EMPTY`` and the BuildingId -1 mean an image
+    without buildings. Third and fourth coordinates are dropped, and the ``Pan-Sharpen_`` of
+    SpaceNet 4's ids is removed. Invalid polygons are kept as they are.
+
+    Returns:
+        Buildings by image id, images in the file's order.
 
     Raises:
-        SatmapError: the file cannot be read, has no usable header, or has a row that is no
-            building; the message names the file, the line and the fault.
+        SatmapError: the file cannot be read, has no usable header, or has an invalid row; the
+            message names the file, the line and the problem.
     """
     rows_by_image: dict[str, list[BuildingRow]] = {}
     for batch in _batches(path):
@@ -210,24 +217,25 @@ def read_buildings_csv(path: Path) -> dict[str, list[BuildingRow]]:
 
 
 def _batches(path: Path) -> Iterator[list[CsvRow]]:
-    """The file's lines, many at a time."""
+    """Read the lines of a file in batches."""
     batch: list[CsvRow] = []
-    letters = 0
+    characters = 0
     for record in read_records(path, BUILDINGS_HEADER, (BUILDINGS_HEADER[0], BUILDINGS_HEADER[2])):
         batch.append(record)
-        letters += sum(len(cell or "") for cell in record.cells)
-        if len(batch) == _BATCH_ROWS or letters > _BATCH_LETTERS:
+        characters += sum(len(cell or "") for cell in record.cells)
+        if len(batch) == _BATCH_ROWS or characters > _BATCH_CHARACTERS:
             yield batch
-            batch, letters = [], 0
+            batch, characters = [], 0
     if batch:
         yield batch
 
 
 def _parse_polygons(records: Sequence[CsvRow]) -> tuple[NDArray[np.object_], dict[int, str]]:
-    """The polygon of each row, and by index what is wrong with those that are none.
+    """Parse the polygon of each row.
 
-    Rows that have none by right, unreadable lines and images without buildings, get an empty one;
-    those with a fault None.
+    Returns:
+        Polygons (n,), empty for unreadable lines and images without buildings, None for invalid
+        WKT; the problems with the latter by index.
     """
     texts = np.array([_wkt(record) for record in records], np.object_)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -244,13 +252,13 @@ def _parse_polygons(records: Sequence[CsvRow]) -> tuple[NDArray[np.object_], dic
 def _wkt(record: CsvRow) -> str:
     if record.fault or record.cells[1] == _NO_BUILDINGS_ID:
         return _NO_BUILDINGS
-    # Of nested collections, which are none of ours, the parser would exhaust the stack.
+    # Only polygons go to the parser: nested collections could exhaust its stack.
     wkt = record.cells[2] or ""
     return wkt if _POLYGONAL.match(wkt) else ""
 
 
 def _explain(wkt: str) -> str:
-    """Why a text is no polygon."""
+    """Explain why a text is not a polygon."""
     if not wkt:
         return f"the polygon is empty; an image without buildings has {_NO_BUILDINGS}"
     match = re.fullmatch(r"POLYGON\s*(?:Z|M|ZM)?\s*\(\s*\((.*)\)\s*\)", wkt, re.IGNORECASE)
@@ -281,11 +289,11 @@ def _explain(wkt: str) -> str:
 
 @dataclass(slots=True)
 class _ImageState:
-    """What the check has seen of one image so far.
+    """State of the check for one image.
 
     Attributes:
-        number: of the image, in the order of the file.
-        rows: how many.
+        number: number of the image, in the order of the file.
+        rows: number of rows so far.
         empty_line: line of the first ``POLYGON EMPTY``.
     """
 
@@ -296,7 +304,7 @@ class _ImageState:
 
 @dataclass
 class _Ids:
-    """BuildingIds of the whole file: the number of the image, the id and its line, one a row."""
+    """BuildingIds of the whole file: image number, id and line of each row."""
 
     images: "array[int]" = field(default_factory=lambda: array("q"))
     ids: "array[int]" = field(default_factory=lambda: array("q"))
@@ -304,12 +312,18 @@ class _Ids:
 
 
 def check_buildings_csv(path: Path, expected_images: Collection[str] | None = None) -> list[Fault]:
-    """Every fault the organisers would reject the file, or drop a row, for; [] if there is none.
+    """Find problems that would get a buildings CSV rejected or a row dropped.
 
-    Invalid polygons are faults, because what a scorer makes of them is not what was drawn (see the
-    module). ``expected_images`` adds missing and unknown images; a ``Pan-Sharpen_`` before an id
-    makes no difference. Faults come in the file's order, those of the file as a whole last. One
-    pass; memory grows by about 100 bytes a row.
+    Invalid polygons are faults, because the scorers misread them (see the module). The file is read
+    in one pass; memory grows by about 100 bytes per row.
+
+    Args:
+        path: the file.
+        expected_images: ids of all images; if given, missing and unknown images are reported too. A
+            ``Pan-Sharpen_`` before an id is ignored.
+
+    Returns:
+        Faults in the file's order; those of the file as a whole come last.
 
     Raises:
         SatmapError: the file cannot be read.
@@ -322,7 +336,7 @@ def check_buildings_csv(path: Path, expected_images: Collection[str] | None = No
     for batch in _batches(path):
         empty = False
         polygons, problems = _parse_polygons(batch)
-        problems = {**_unlike_drawn(polygons), **problems}
+        problems = {**_misread_polygons(polygons), **problems}
         for i, record in enumerate(batch):
             if record.fault:
                 faults.append(Fault(record.line, record.fault))
@@ -350,8 +364,8 @@ def check_buildings_csv(path: Path, expected_images: Collection[str] | None = No
     return faults
 
 
-def _unlike_drawn(polygons: NDArray[np.object_]) -> dict[int, str]:
-    """By index, polygons that the scorers drop or see otherwise than they are drawn, and why."""
+def _misread_polygons(polygons: NDArray[np.object_]) -> dict[int, str]:
+    """Find polygons that the scorers drop or misread; returns the reasons by index."""
     drawn = np.flatnonzero(~(shapely.is_missing(polygons) | shapely.is_empty(polygons)))
     invalid = drawn[~shapely.is_valid(polygons[drawn])]
     areas = shapely.area(polygons[drawn])
@@ -364,7 +378,7 @@ def _unlike_drawn(polygons: NDArray[np.object_]) -> dict[int, str]:
     small = areas < SMALLEST_PX2
     for i, area in zip(drawn[small].tolist(), areas[small].tolist(), strict=True):
         text = (
-            f"the polygon has {area:.2f} square pixels; the scorer drops those "
+            f"the polygon has {area:.2f} square pixels; the scorer drops polygons "
             f"under {SMALLEST_PX2:g}"
         )
         why[i] = f"{why[i]}; {text}" if i in why else text
@@ -378,7 +392,7 @@ def _check_row(record: CsvRow, state: _ImageState, ids: _Ids, problem: str | Non
     state.rows += 1
     if is_empty and state.empty_line is None:
         state.empty_line = record.line
-    # The header's fault already tells of a missing column.
+    # A missing column is already reported with the header.
     if building_id is not None:
         yield from _check_id(building_id, is_empty)
         if re.fullmatch(r"[0-9]{1,18}", building_id):
@@ -388,7 +402,7 @@ def _check_row(record: CsvRow, state: _ImageState, ids: _Ids, problem: str | Non
     if problem:
         yield problem
     elif wkt[:5].lower() == "multi":
-        yield "a MULTIPOLYGON; give its parts rows of their own"
+        yield "a MULTIPOLYGON is not allowed; give its parts rows of their own"
     elif not is_empty and building_id != _NO_BUILDINGS_ID and not _PLAIN_POLYGON.fullmatch(wkt):
         yield (
             "the WKT must be POLYGON ((x y,x y,...),(x y,...)): one blank between x and y, none "
@@ -412,16 +426,16 @@ def _check_id(building_id: str, is_empty: bool) -> Iterator[str]:
 
 
 def _repeated_ids(ids: _Ids, image_ids: Sequence[str]) -> Iterator[Fault]:
-    """A fault for every further time that an image has a BuildingId."""
+    """Yield a fault for every repetition of a BuildingId within an image."""
     pairs = np.stack((np.frombuffer(ids.ids, np.int64), np.frombuffer(ids.images, np.int64)))
     if not pairs.size:
         return
-    # Stable: equal pairs stay in the file's order, and the first of them opens their run.
+    # The sort is stable, so each run of equal pairs starts with the first in the file.
     order = np.lexsort(pairs)
-    fresh = np.ones(len(order), np.bool_)
-    fresh[1:] = (pairs[:, order[1:]] != pairs[:, order[:-1]]).any(axis=0)
-    first = order[np.maximum.accumulate(np.where(fresh, np.arange(len(order)), 0))]
-    for place in np.flatnonzero(~fresh).tolist():
+    is_first = np.ones(len(order), np.bool_)
+    is_first[1:] = (pairs[:, order[1:]] != pairs[:, order[:-1]]).any(axis=0)
+    first = order[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))]
+    for place in np.flatnonzero(~is_first).tolist():
         row = order[place]
         yield Fault(
             ids.lines[row],

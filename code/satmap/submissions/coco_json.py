@@ -1,4 +1,4 @@
-"""Mapping Challenge: buildings as a JSON list of COCO results, and the truth as COCO annotations.
+"""Mapping Challenge: submissions as a JSON list of COCO results, truth as COCO annotations.
 
     [
     {"image_id": 12, "category_id": 100, "score": 0.93,
@@ -6,9 +6,8 @@
     ...
     ]
 
-Masks are COCO's compressed run lengths (``coco_masks``).
-
-An image without buildings has no entry, so no image can be missing from a file.
+Masks are COCO's compressed run lengths (``coco_masks``). Images without buildings have no entry, so
+missing images cannot be detected.
 """
 
 import heapq
@@ -36,24 +35,24 @@ from satmap.submissions.fault import Fault, in_file_order
 from satmap.submissions.json_list import BrokenFileError, JsonList
 from satmap.vectors.buildings import Building
 
-#: So many detections of an image the evaluation looks at, those with the highest scores.
+#: The evaluation considers only this many detections per image, those with the highest scores.
 MAX_DETECTIONS = 100
 
-# By how much a box may differ from the mask's: by a pixel it does where programs disagree whether
-# the last pixel belongs to it.
+# Largest difference of a box to that of the mask. Programs disagree whether the last pixel belongs
+# to a box.
 _BOX_TOLERANCE_PX = 1.0
 
-# Decoded and checked at a time.
+# Size of the batches that are decoded and checked.
 _BATCH_CHARACTERS = 1 << 19
 
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """A building found in an image.
+    """Building found in an image.
 
     Attributes:
-        mask: bool or uint8 (h, w), not 0 on the building; any box cut out of the image.
-        offset: column and row of the image where the box begins.
+        mask: bool or uint8 (h, w), nonzero on the building; any rectangle of the image.
+        offset: column and row of the rectangle's top left corner in the image.
         score: confidence, finite.
     """
 
@@ -64,7 +63,7 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class CocoResult:
-    """A detection as a file of results has it."""
+    """Detection as stored in a results file."""
 
     mask: CocoMask
     score: float
@@ -72,11 +71,12 @@ class CocoResult:
 
 @dataclass(frozen=True, slots=True)
 class CocoBuilding:
-    """A building of the truth.
+    """Building of the truth.
 
     Attributes:
-        mask: its polygons drawn as the evaluation draws them.
-        crowd: a region rather than a building; detections in it are neither right nor false.
+        mask: its polygons, rasterized as in the official evaluation.
+        crowd: True for a region rather than a building; detections in it are neither true nor
+            false positives.
     """
 
     mask: CocoMask
@@ -85,11 +85,11 @@ class CocoBuilding:
 
 @dataclass(frozen=True)
 class CocoTruth:
-    """What an ``annotation.json`` says.
+    """Content of an ``annotation.json``.
 
     Attributes:
         sizes: width and height by image id.
-        buildings: by image id; images without buildings have none here.
+        buildings: buildings by image id; images without buildings are left out.
     """
 
     sizes: Mapping[int, tuple[int, int]]
@@ -104,22 +104,23 @@ def write_coco_results(
     detections: Mapping[int, Sequence[Detection]],
     sizes: Mapping[int, tuple[int, int]],
 ) -> None:
-    """Write results atomically, one entry a line; the same detections give the same file.
+    """Write results atomically, one entry per line, independent of the order of the input.
 
-    Images go by id and their detections by score, equal ones by their masks. Masks without a pixel
-    are left out; of equal masks of an image the one with the highest score stays, and of more than
-    100 the best 100, as no other can win anything. Without a single detection the file is an empty
-    list, which the official evaluation cannot read: there is nothing else to write.
+    Entries are sorted by image id, then by descending score, then by mask. Empty masks are left
+    out. Of equal masks in an image, the one with the highest score is kept. Only the best 100
+    detections of an image are written, because the evaluation ignores the others. Without any
+    detection the file is an empty list, which the official evaluation cannot read; there is no
+    alternative.
 
     Args:
         path: the file.
-        detections: by image id; images without any may be left out.
-        sizes: width and height of the images.
+        detections: detections by image id; images without any may be left out.
+        sizes: width and height by image id.
 
     Raises:
         SatmapError: ``path`` cannot be written.
-        ValueError: a score is not finite, a mask has not two dimensions or reaches beyond its
-            image, or the size of an image is not given.
+        ValueError: a score is not finite, a mask is not two-dimensional or extends beyond its
+            image, or the size of an image is missing.
     """
     with atomic_path(path) as temporary, temporary.open("w", encoding="ascii", newline="") as file:
         separator = "[\n"
@@ -133,14 +134,15 @@ def write_coco_results(
 
 
 def results_of(detections: Sequence[Detection], size: tuple[int, int]) -> list[CocoResult]:
-    """What a file of results would hold of an image; see :func:`write_coco_results`.
+    """Return the results that :func:`write_coco_results` would write for an image.
 
     Args:
-        detections: of the image.
-        size: its width and height.
+        detections: detections of the image.
+        size: width and height of the image.
 
     Raises:
-        ValueError: a score or a mask cannot be.
+        ValueError: a score is not finite, or a mask is not two-dimensional or extends beyond the
+            image.
     """
     width, height = size
     return [
@@ -166,7 +168,7 @@ def _entries_of_image(
 def _best_of_image(
     image_id: int, detections: Sequence[Detection], size: tuple[int, int]
 ) -> Iterator[tuple[str, float, tuple[int, ...]]]:
-    """Run lengths, score and box of what is written of an image, best first."""
+    """Yield run lengths, score and box of the detections to be written, best first."""
     best: dict[str, tuple[float, tuple[int, ...]]] = {}
     for detection in detections:
         score = float(detection.score)
@@ -183,14 +185,14 @@ def _best_of_image(
 def _encode(
     image_id: int, detection: Detection, size: tuple[int, int]
 ) -> tuple[str, tuple[int, ...]]:
-    """Run lengths in the whole image, and x, y, width, height of what is drawn."""
+    """Encode a mask as run lengths in the whole image and its box x, y, width, height."""
     mask = np.asarray(detection.mask)
     if mask.ndim != 2:
         raise ValueError(f"image {image_id}: a mask must have shape (h, w), got {mask.shape}")
     (x, y), (width, height) = detection.offset, size
     if x < 0 or y < 0 or x + mask.shape[1] > width or y + mask.shape[0] > height:
         raise ValueError(
-            f"image {image_id}: a mask of {mask.shape[1]} x {mask.shape[0]} px at {x}, {y} reaches "
+            f"image {image_id}: a mask of {mask.shape[1]} x {mask.shape[0]} px at {x}, {y} extends "
             f"beyond the image of {width} x {height}"
         )
     whole = np.zeros((height, width), np.uint8, order="F")
@@ -205,14 +207,14 @@ def _encode(
 
 
 class _Entry(NamedTuple):
-    """An entry of the list.
+    """Entry of the list of results.
 
     Attributes:
-        place: in the list, from 0.
-        line: on which it begins.
-        value: as the file has it; {} if it is no object.
-        faults: what keeps it from being scored.
-        mask: run lengths that cover ``size``; None if there are none.
+        place: index in the list, from 0.
+        line: line on which the entry begins.
+        value: the JSON object; {} if the entry is not an object.
+        faults: problems that prevent scoring.
+        mask: the mask; None if it is missing or invalid.
         box: x, y, width, height of the mask; zeros if it is empty.
     """
 
@@ -225,11 +227,11 @@ class _Entry(NamedTuple):
 
 
 def _read_entries(path: Path) -> Iterator[_Entry]:
-    """All entries of a file, decoded batch by batch.
+    """Read the entries of a file, decoding them in batches.
 
     Raises:
         SatmapError: the file cannot be read.
-        BrokenFileError: it is not a JSON list; raised after the entries before that place.
+        BrokenFileError: the file is not a JSON list; raised after all earlier entries.
     """
     batch: list[tuple[int, int, Any]] = []
     place = characters = 0
@@ -259,7 +261,7 @@ def _read_entries(path: Path) -> Iterator[_Entry]:
 
 
 def _counts_of(value: object) -> str:
-    """The run lengths of an entry, "" if it has none."""
+    """Return the run lengths of an entry, "" if it has none."""
     segmentation = value.get("segmentation") if isinstance(value, dict) else None
     counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
     return counts if isinstance(counts, str) else ""
@@ -267,13 +269,13 @@ def _counts_of(value: object) -> str:
 
 def _decode(batch: Sequence[tuple[int, int, Any]]) -> Iterator[_Entry]:
     texts = [_counts_of(value) for _, _, value in batch]
-    # No character outside ASCII is a number, and neither is NUL.
+    # Text that is not ASCII becomes NUL, which is rejected as invalid run lengths.
     counts = [text.encode() if text.isascii() else b"\0" for text in texts]
-    sound, totals = measure_runs(counts)
+    valid, totals = measure_runs(counts)
     entries = [
-        _Entry(place, line, *_examine(value, run_lengths, bool(is_sound), int(total)), (0, 0, 0, 0))
-        for (place, line, value), run_lengths, is_sound, total in zip(
-            batch, counts, sound, totals, strict=True
+        _Entry(place, line, *_examine(value, run_lengths, bool(is_valid), int(total)), (0, 0, 0, 0))
+        for (place, line, value), run_lengths, is_valid, total in zip(
+            batch, counts, valid, totals, strict=True
         )
     ]
     masks = [entry.mask.for_library() for entry in entries if entry.mask is not None]
@@ -283,9 +285,9 @@ def _decode(batch: Sequence[tuple[int, int, Any]]) -> Iterator[_Entry]:
 
 
 def _examine(
-    value: object, counts: bytes, sound: bool, total: int
+    value: object, counts: bytes, valid: bool, total: int
 ) -> tuple[dict[str, Any], list[str], CocoMask | None]:
-    """The entry itself, why it cannot be scored, and its mask."""
+    """Return the entry as an object, the problems that prevent scoring, and its mask."""
     if not isinstance(value, dict):
         return {}, ["not an object"], None
     faults = [
@@ -302,7 +304,7 @@ def _examine(
         faults.append(f"score must be a finite number, got {_brief(value['score'])}")
     mask = None
     if "segmentation" in value:
-        fault = _segmentation_fault(value["segmentation"], sound, total)
+        fault = _segmentation_fault(value["segmentation"], valid, total)
         if fault:
             faults.append(fault)
         else:
@@ -311,7 +313,7 @@ def _examine(
     return value, faults, mask
 
 
-def _segmentation_fault(segmentation: object, sound: bool, total: int) -> str:
+def _segmentation_fault(segmentation: object, valid: bool, total: int) -> str:
     if not isinstance(segmentation, dict) or not segmentation.keys() >= {"size", "counts"}:
         return "segmentation must be an object with size and counts"
     size = segmentation["size"]
@@ -324,7 +326,7 @@ def _segmentation_fault(segmentation: object, sound: bool, total: int) -> str:
         return f"size must be [height, width] in pixels, got {_brief(size)}"
     if not isinstance(segmentation["counts"], str):
         return f"counts must be text, got {_brief(segmentation['counts'])}"
-    if not sound:
+    if not valid:
         return f"counts are not compressed run lengths: {shown(segmentation['counts'])}"
     if total != size[0] * size[1]:
         return f"the run lengths sum to {total}, not to {size[0]} x {size[1]} = {size[0] * size[1]}"
@@ -332,12 +334,12 @@ def _segmentation_fault(segmentation: object, sound: bool, total: int) -> str:
 
 
 def _is_id(value: object) -> TypeGuard[int]:
-    """Whether it is an integer of 64 bits."""
+    """Whether the value is a 64-bit integer."""
     return type(value) is int and -(2**63) <= value < 2**63
 
 
 def _is_finite(value: object) -> TypeGuard[float]:
-    # NaN is not less than anything, and integers may be too large for a float.
+    # The comparison is False for NaN; integers may be too large for a float.
     return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
 
 
@@ -345,7 +347,7 @@ def _brief(value: object) -> str:
     try:
         return shown(value) if isinstance(value, str) else shown(json.dumps(value))[1:-1]
     except (ValueError, RecursionError):
-        # Python prints no integer of thousands of digits.
+        # Python refuses to print integers with thousands of digits.
         return "something too large to show"
 
 
@@ -353,13 +355,13 @@ def _brief(value: object) -> str:
 
 
 def read_coco_results(path: Path) -> dict[int, list[CocoResult]]:
-    """Read results by image, images and results in the file's order.
+    """Read results by image id, in the file's order.
 
-    What has no influence on the score, ``bbox`` and further keys, is not looked at.
+    Keys without influence on the score, such as ``bbox``, are not checked.
 
     Raises:
         SatmapError: the file cannot be read, is not a JSON list or has an entry that cannot be
-            scored; the message names the file, the line and the fault.
+            scored; the message names the file, the line and the problem.
     """
     results: dict[int, list[CocoResult]] = {}
     try:
@@ -376,7 +378,7 @@ def read_coco_results(path: Path) -> dict[int, list[CocoResult]]:
 
 
 def read_coco_sizes(path: Path) -> dict[int, tuple[int, int]]:
-    """Width and height of the images of a file of annotations, by id.
+    """Read the width and height of the images in an annotations file, by image id.
 
     Raises:
         SatmapError: as by :func:`read_coco_truth`.
@@ -385,18 +387,20 @@ def read_coco_sizes(path: Path) -> dict[int, tuple[int, int]]:
 
 
 def read_coco_truth(path: Path) -> CocoTruth:
-    """Read COCO annotations with polygons, images and buildings in the file's order.
+    """Read COCO annotations with polygons, in the file's order.
 
     Raises:
-        SatmapError: the file cannot be read, is not JSON, or an image or annotation in it is not as
-            it should be; the message names the file and the place.
+        SatmapError: the file cannot be read, is not JSON, or has an invalid image or annotation;
+            the message names the file and the entry.
     """
     images, annotations = read_coco_file(path)
     sizes = _sizes(path, images)
     buildings: dict[int, list[CocoBuilding]] = {}
     for number, (image_id, _, crowd, rings) in enumerate(annotations):
         if not rings:
-            raise SatmapError(f"{path}: annotations[{number}] is a crowd without polygons.")
+            raise SatmapError(
+                f"{path}: annotations[{number}] is a crowd without polygons; not supported."
+            )
         mask = _draw(rings, *sizes[image_id])
         buildings.setdefault(image_id, []).append(CocoBuilding(mask, crowd))
     return CocoTruth(sizes, buildings)
@@ -409,13 +413,15 @@ def _sizes(path: Path, images: Mapping[int, dict[str, Any]]) -> dict[int, tuple[
         if not (_is_id(width) and _is_id(height)):
             raise SatmapError(f"{path}: images[{number}] needs width and height as integers.")
         if width < 1 or height < 1 or width * height >= PIXEL_LIMIT:
-            raise SatmapError(f"{path}: images[{number}] has the size {width} x {height}.")
+            raise SatmapError(
+                f"{path}: images[{number}] has the size {width} x {height}, which is invalid."
+            )
         sizes[image_id] = width, height
     return sizes
 
 
 def _draw(rings: Sequence[Ring], width: int, height: int) -> CocoMask:
-    """The union of polygons as the evaluation draws it."""
+    """Rasterize the union of polygons as the official evaluation does."""
     polygons = [ring.ravel().tolist() for ring in rings]
     drawn = coco_mask.frPyObjects(polygons, height, width)
     counts = coco_mask.merge(drawn)["counts"]
@@ -427,7 +433,7 @@ def _draw(rings: Sequence[Ring], width: int, height: int) -> CocoMask:
 
 @dataclass
 class _Seen:
-    """What the check has seen so far of entries that could be scored, 40 bytes an entry."""
+    """Columns of the scorable entries seen so far, 40 bytes per entry."""
 
     images: "array[int]" = field(default_factory=lambda: array("q"))
     masks: "array[int]" = field(default_factory=lambda: array("q"))
@@ -437,7 +443,7 @@ class _Seen:
 
     def add(self, entry: _Entry, mask: CocoMask) -> None:
         self.images.append(entry.value["image_id"])
-        # 64 bits: that two of a million masks share them by chance is one in tens of millions.
+        # With 64 bits, a collision among a million masks has a chance of one in tens of millions.
         self.masks.append(hash(mask.counts))
         self.scores.append(entry.value["score"])
         self.places.append(entry.place)
@@ -448,16 +454,20 @@ def check_coco_results(
     path: Path,
     truth_images: Mapping[int, tuple[int, int]] | Collection[int] | None = None,
 ) -> list[Fault]:
-    """Every fault for which the official evaluation fails, hangs or drops an entry; [] if none.
+    """Find problems for which the official evaluation fails, hangs or drops an entry.
 
-    Beside these, what is never meant and can only cost points: boxes that are not the mask's, empty
-    masks, one mask twice in an image. Entries are counted from 0. Faults come in the file's order
-    with the line on which the entry begins. Images without an entry are no fault. One pass; memory
-    grows by 40 bytes an entry.
+    Also reported are probable mistakes that can only lower the score: boxes that do not match their
+    mask, empty masks, and equal masks in an image. Images without an entry are not a fault. The
+    file is read in one pass; memory grows by 40 bytes per entry.
 
     Args:
         path: the file.
-        truth_images: ids of the images, or their width and height by id.
+        truth_images: ids of the images, or their width and height by id; if given, unknown images
+            and wrong sizes are reported too.
+
+    Returns:
+        Faults in the file's order, with the line on which the entry begins. Messages count entries
+        from 0.
 
     Raises:
         SatmapError: the file cannot be read.
@@ -480,7 +490,7 @@ def check_coco_results(
             if not entry.faults and entry.mask is not None:
                 seen.add(entry, entry.mask)
         if empty:
-            faults.append(Fault(None, "the list is empty, for which the official evaluation fails"))
+            faults.append(Fault(None, "the list is empty; the official evaluation fails on it"))
     except BrokenFileError as error:
         faults.append(Fault(error.line, str(error)))
     faults += _repeated_masks(seen)
@@ -491,7 +501,7 @@ def check_coco_results(
 def _further_faults(
     entry: _Entry, truth_images: Mapping[int, tuple[int, int]] | Collection[int] | None
 ) -> Iterator[str]:
-    """What keeps no entry from being scored by itself."""
+    """Yield the problems of an entry that do not prevent reading it."""
     value, mask = entry.value, entry.mask
     image_id = value.get("image_id")
     if truth_images is not None and _is_id(image_id):
@@ -500,7 +510,7 @@ def _further_faults(
         elif mask is not None and isinstance(truth_images, Mapping):
             width, height = truth_images[image_id]
             if mask.size != (height, width):
-                yield f"size must be [{height}, {width}], that of the image, got {list(mask.size)}"
+                yield f"size must be [{height}, {width}], as of the image, got {list(mask.size)}"
     if mask is not None and not entry.box[2]:
         yield "the mask is empty"
     if not value:
@@ -520,27 +530,27 @@ def _same_box(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def _repeated_masks(seen: _Seen) -> Iterator[Fault]:
-    """A fault for every further time that an image has a mask."""
+    """Yield a fault for every repetition of a mask within an image."""
     images = np.frombuffer(seen.images, np.int64)
     if not len(images):
         return
     masks = np.frombuffer(seen.masks, np.int64)
-    # Stable: equal masks stay in the file's order, and the first of them opens their run.
+    # The sort is stable, so each run of equal masks starts with the first in the file.
     order = np.lexsort((masks, images))
-    fresh = np.ones(len(order), np.bool_)
-    fresh[1:] = np.diff(images[order]).astype(np.bool_) | np.diff(masks[order]).astype(np.bool_)
-    first = order[np.maximum.accumulate(np.where(fresh, np.arange(len(order)), 0))]
-    for place in np.flatnonzero(~fresh).tolist():
+    is_first = np.ones(len(order), np.bool_)
+    is_first[1:] = np.diff(images[order]).astype(np.bool_) | np.diff(masks[order]).astype(np.bool_)
+    first = order[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))]
+    for place in np.flatnonzero(~is_first).tolist():
         i = order[place]
         yield Fault(
             seen.lines[i],
-            f"entry {seen.places[i]}: image {seen.images[i]} has this mask already, in entry "
+            f"entry {seen.places[i]}: image {seen.images[i]} already has this mask in entry "
             f"{seen.places[first[place]]}",
         )
 
 
 def _surplus_detections(seen: _Seen) -> Iterator[Fault]:
-    """A fault for every image of which the evaluation drops detections, at the first dropped."""
+    """Yield a fault for every image with too many detections, at the first one dropped."""
     images, scores = np.frombuffer(seen.images, np.int64), np.frombuffer(seen.scores, np.float64)
     if not len(images):
         return
@@ -554,24 +564,24 @@ def _surplus_detections(seen: _Seen) -> Iterator[Fault]:
         yield Fault(
             seen.lines[i],
             f"entry {seen.places[i]}: image {seen.images[i]} has {count_of[seen.images[i]]} "
-            f"detections, of which the evaluation takes the {MAX_DETECTIONS} with the highest "
-            "scores; this is the first it drops",
+            f"detections, but the evaluation uses only the {MAX_DETECTIONS} with the highest "
+            "scores; this is the first one that it drops",
         )
 
 
 def detections_of(buildings: Sequence[Building], size: tuple[int, int]) -> list[Detection]:
-    """Buildings as masks: a pixel is a building's whose centre is inside.
+    """Rasterize buildings as masks; a pixel belongs to a building if its centre is inside.
 
     Args:
-        buildings: of an image.
-        size: its height and width.
+        buildings: buildings of an image.
+        size: height and width of the image.
     """
     drawn = []
     height, width = size
     for building in buildings:
         polygon = building.polygon
         left, top, right, bottom = (round(bound) for bound in polygon.bounds)
-        # Outlines may have been moved a little beyond the image.
+        # Outlines may extend slightly beyond the image.
         left, right = max(left - 1, 0), min(right + 1, width)
         top, bottom = max(top - 1, 0), min(bottom + 1, height)
         if left >= right or top >= bottom:

@@ -1,7 +1,7 @@
-"""CSV tables of the challenges, read line by line so that every fault has its line.
+"""CSV tables of the challenges, read line by line so that every problem has a line number.
 
-No cell of these formats holds a line break. So each line is split on its own, and a quote that is
-never closed spoils its own line instead of swallowing the rest of the file.
+Cells of these formats contain no line breaks, so each line is parsed on its own. An unclosed quote
+then spoils only its own line, not the rest of the file.
 """
 
 import csv
@@ -13,19 +13,19 @@ from pathlib import Path
 from satmap.errors import SatmapError
 from satmap.submissions.fault import Fault
 
-# How much of a faulty cell a message shows.
+# Characters of a faulty cell shown in a message.
 _SHOWN = 60
 
 
 @dataclass(frozen=True)
 class CsvRow:
-    """One line of a table; or, where ``fault`` is set, why it cannot be read.
+    """One line of a table, or the reason why it cannot be read.
 
     Attributes:
         line: line of the file, from 1.
-        cells: text of each column asked for, without blanks around it; None: no such column.
-        fault: what is wrong with the line; empty if nothing is.
-        fatal: nothing after this line can be understood.
+        cells: stripped text of each requested column; None if the file lacks the column.
+        fault: why the line cannot be read; empty if it can.
+        fatal: True if the rest of the file cannot be read either.
     """
 
     line: int
@@ -35,17 +35,17 @@ class CsvRow:
 
 
 def read_records(path: Path, columns: Sequence[str], required: Sequence[str]) -> Iterator[CsvRow]:
-    """The lines of a table below its header; blank lines and those that start with # are left out.
+    """Read the lines of a table below its header, without blank lines and lines that start with #.
 
     Args:
         path: the file.
-        columns: names of the wanted columns; the file may have them in any order and case.
-        required: those without which the table makes no sense.
+        columns: names of the requested columns, which may be in any order and case in the file.
+        required: names of the columns that the file must have.
 
     Raises:
         SatmapError: the file cannot be read.
     """
-    # The default of 128 KiB would refuse a road with ten thousand vertices.
+    # The default limit of 128 KiB would reject a road with ten thousand vertices.
     csv.field_size_limit(2**31 - 1)
     places: list[int | None] | None = None
     width = 0
@@ -85,7 +85,7 @@ def read_records(path: Path, columns: Sequence[str], required: Sequence[str]) ->
 
 
 def check_header(path: Path, header: Sequence[str]) -> list[Fault]:
-    """Faults of the first line: a byte order mark, or another text than ``header``.
+    """Check that the first line is exactly ``header``, without a byte order mark.
 
     Raises:
         SatmapError: the file cannot be read.
@@ -106,11 +106,11 @@ def check_header(path: Path, header: Sequence[str]) -> list[Fault]:
 
 
 def parse_number(text: str) -> float:
-    """A finite number in plain decimal notation.
+    """Parse a finite number in plain decimal notation.
 
     Raises:
-        ValueError: it is anything else, such as ``nan``, ``1_000`` or digits that are not ASCII,
-            which Python would take and the organisers' programs would not.
+        ValueError: the text is anything else, such as ``nan``, ``1_000`` or non-ASCII digits, which
+            Python accepts and the organisers' programs do not.
     """
     try:
         number = float(text) if text.isascii() and "_" not in text else math.nan
@@ -122,18 +122,18 @@ def parse_number(text: str) -> float:
 
 
 def shown(text: str) -> str:
-    """Text of a file for a message: quoted, and not too long."""
+    """Quote text from a file for a message, shortened if it is long."""
     return repr(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}...")
 
 
 def _cells(line: str) -> tuple[list[str], str]:
-    """The cells of a line, and what is wrong with it."""
+    """Split a line into cells; the second value is the problem, if there is one."""
     if "\0" in line:
         return [], "the line holds a NUL byte; the file is damaged or not text"
-    # Bytes that are not UTF-8 were read as lone surrogates.
-    if not line.isascii() and any("\udc80" <= letter <= "\udcff" for letter in line):
+    # surrogateescape turns bytes that are not UTF-8 into lone surrogates.
+    if not line.isascii() and any("\udc80" <= char <= "\udcff" for char in line):
         return [], "the line is not UTF-8 text"
-    # Quotes within quoted cells are doubled, so a sound line has an even number.
+    # Quotes within quoted cells are doubled, so a valid line has an even number of them.
     if line.count('"') % 2:
-        return [], "a double quote is opened and not closed"
+        return [], "a double quote is opened but not closed"
     return next(csv.reader((line,)), []), ""

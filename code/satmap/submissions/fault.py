@@ -1,15 +1,15 @@
-"""What the validators of all formats report."""
+"""Problem report shared by the validators of all formats."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something the organisers would reject the file, or drop a row, for.
+    """Problem that would get a submission rejected or a row dropped.
 
     Attributes:
-        line: line of the file, from 1; None when the fault has no line (a missing image).
-        message: what is wrong.
+        line: line of the file, from 1; None if the problem has no line (a missing image).
+        message: description of the problem.
     """
 
     line: int | None
@@ -17,5 +17,5 @@ class Fault:
 
 
 def in_file_order(faults: list[Fault]) -> list[Fault]:
-    """Faults by line, those of the file as a whole last, otherwise in the order they were found."""
+    """Sort faults by line, stably; those without a line come last."""
     return sorted(faults, key=lambda fault: (fault.line is None, fault.line or 0))

@@ -1,4 +1,4 @@
-"""Which of the challenges' formats a file or directory is in."""
+"""Detection of the format of a truth or submission."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -8,12 +8,12 @@ from satmap.io.files import refuse_pipe
 from satmap.submissions import geojson_maps
 from satmap.submissions.mask_rasters import MASK_SUFFIXES as RASTER_SUFFIXES
 
-# So much of a file tells what it is.
+# Number of bytes at the start of a file that are inspected.
 _HEAD_BYTES = 1 << 16
 
 
 class Format(StrEnum):
-    """Forms of truths and submissions; the value is how messages call it."""
+    """Formats of truths and submissions; the value is the name in messages."""
 
     ROADS_CSV = "a roads CSV"
     BUILDINGS_CSV = "a buildings CSV"
@@ -24,10 +24,13 @@ class Format(StrEnum):
 
 
 def detect(path: Path) -> Format:
-    """The format, by the columns of a table and the first bytes of everything else.
+    """Detect the format from the columns of a table or the first bytes of another file.
+
+    Args:
+        path: file or directory.
 
     Raises:
-        SatmapError: it cannot be read, or is none of them.
+        SatmapError: the path cannot be read or has no known format.
     """
     if path.is_dir():
         return _detect_directory(path)
@@ -59,7 +62,7 @@ def detect(path: Path) -> Format:
         return Format.BUILDINGS_CSV
     raise SatmapError(
         f"{path} is in no known format: a roads CSV has a column WKT_Pix in its first line, a "
-        "buildings CSV PolygonWKT_Pix, GeoJSON and COCO files start with a bracket."
+        "buildings CSV has PolygonWKT_Pix, and GeoJSON and COCO files start with a bracket."
     )
 
 

@@ -1,7 +1,8 @@
-"""Maps as GeoJSON, one file an image: roads as lines, buildings as polygons.
+"""Maps as GeoJSON, one file per image: roads as lines, buildings as polygons.
 
-GeoJSON knows no pixels, which the scores are measured in. So both sides of an image are brought to
-one plane: that of its UTM zone, with pixels of a given size, rows running south.
+Scores are measured in pixels, which GeoJSON does not have. Truth and proposal of an image are
+therefore projected to a common pixel grid: that of its UTM zone, with pixels of a given size and
+rows from north to south.
 """
 
 import math
@@ -24,7 +25,7 @@ from satmap.vectors.speeds import MPS_PER_MPH, label_speed_mph
 
 GEOJSON_SUFFIXES = (".geojson", ".json")
 
-# What file names say beside the image: SN5_roads_train_AOI_7_Moscow_geojson_roads_speed_chip23,
+# Parts of file names around the image id: SN5_roads_train_AOI_7_Moscow_geojson_roads_speed_chip23,
 # SN3_roads_train_AOI_2_Vegas_geojson_roads_img272_speed, buildings_AOI_2_Vegas_img1, Geo_AOI_1_...,
 # 013022223130_Public_img1_Geo.
 _WORDS = re.compile(
@@ -33,10 +34,10 @@ _WORDS = re.compile(
     re.IGNORECASE,
 )
 
-# No image of a challenge is larger.
+# Width and height that no image of a challenge exceeds.
 _LARGEST_KM = 200.0
 
-# A feature without any of these says nothing about the time it takes.
+# Properties that give a speed; without any of them, the travel time is unknown.
 _SPEED_PROPERTIES = frozenset(
     {
         "inferred_speed_mph", "inferred_speed_mps", "speed_mph", "speed_m/s", "highway",
@@ -46,10 +47,10 @@ _SPEED_PROPERTIES = frozenset(
 
 
 def find_geojson(path: Path) -> dict[str, Path]:
-    """GeoJSON files by image id: a single file, or all that lie under a directory.
+    """Find GeoJSON files by image id: a single file, or all files under a directory.
 
     Raises:
-        SatmapError: two files belong to one image.
+        SatmapError: two files belong to the same image, or a name is not UTF-8.
     """
     paths = [path] if path.is_file() else sorted(path.rglob("*"))
     found: dict[str, Path] = {}
@@ -61,7 +62,7 @@ def find_geojson(path: Path) -> dict[str, Path]:
         try:
             image_id.encode()
         except UnicodeEncodeError as error:
-            raise SatmapError(f"{file!r}: rename it; names must be UTF-8.") from error
+            raise SatmapError(f"{file!r}: rename it; file names must be UTF-8.") from error
         if image_id in found:
             raise SatmapError(
                 f"{found[image_id]} and {file} are both of the image {image_id}; "
@@ -74,19 +75,28 @@ def find_geojson(path: Path) -> dict[str, Path]:
 def read_roads_geojson(
     truth: Path, proposal: Path, metres_per_pixel: float
 ) -> tuple[dict[str, list[RoadRow]], dict[str, list[RoadRow]]]:
-    """Roads of a truth and a proposal, file or directory each, in common pixels.
+    """Read the roads of a truth and a proposal in common pixels.
 
-    The travel time is that of the property ``travel_time_s``, else what the feature's speed or
-    class says of its length (:func:`satmap.vectors.speeds.label_speed_mph`), else NaN.
+    The travel time is the property ``travel_time_s`` if present. Otherwise it follows from the
+    length and the feature's speed or road class (:func:`satmap.vectors.speeds.label_speed_mph`);
+    without these it is NaN.
+
+    Args:
+        truth: file or directory.
+        proposal: file or directory.
+        metres_per_pixel: size of the common pixels.
+
+    Returns:
+        Roads by image id, of the truth and of the proposal.
 
     Raises:
-        SatmapError: a file that cannot be read, or two for one image.
+        SatmapError: a file cannot be read, or two files belong to the same image.
     """
     sides: tuple[dict[str, list[RoadRow]], dict[str, list[RoadRow]]] = ({}, {})
-    for side, image_id, collection, plane in _images(truth, proposal, metres_per_pixel):
+    for side, image_id, collection, grid in _images(truth, proposal, metres_per_pixel):
         rows = sides[side][image_id] = []
         for line in collection.lines:
-            pixels = plane.pixels(line.xy, collection.crs)
+            pixels = grid.pixels(line.xy, collection.crs)
             length_m = float(np.hypot(*np.diff(pixels, axis=0).T).sum()) * metres_per_pixel
             rows.append(RoadRow(pixels, length_m, _travel_time_s(line.properties, length_m)))
     return sides
@@ -95,19 +105,28 @@ def read_roads_geojson(
 def read_buildings_geojson(
     truth: Path, proposal: Path, metres_per_pixel: float
 ) -> tuple[dict[str, list[BuildingRow]], dict[str, list[BuildingRow]]]:
-    """Buildings of a truth and a proposal, file or directory each, in common pixels.
+    """Read the buildings of a truth and a proposal in common pixels.
 
-    A building's confidence is its property ``confidence``, in any case; 1 where it has none.
+    The confidence of a building is its property ``confidence``, in upper or lower case; 1 if it is
+    missing.
+
+    Args:
+        truth: file or directory.
+        proposal: file or directory.
+        metres_per_pixel: size of the common pixels.
+
+    Returns:
+        Buildings by image id, of the truth and of the proposal.
 
     Raises:
-        SatmapError: a file that cannot be read, or two for one image.
+        SatmapError: a file cannot be read, or two files belong to the same image.
     """
     sides: tuple[dict[str, list[BuildingRow]], dict[str, list[BuildingRow]]] = ({}, {})
-    for side, image_id, collection, plane in _images(truth, proposal, metres_per_pixel):
+    for side, image_id, collection, grid in _images(truth, proposal, metres_per_pixel):
         rows = sides[side][image_id] = []
         for number, surface in enumerate(collection.surfaces):
             polygon = shapely.transform(
-                surface.polygon, lambda xy, c=collection, p=plane: p.pixels(xy, c.crs)
+                surface.polygon, lambda xy, c=collection, p=grid: p.pixels(xy, c.crs)
             )
             confidence = _confidence(surface.properties, f"image {image_id}, polygon {number}")
             rows.append(BuildingRow(polygon, confidence, str(number)))
@@ -115,11 +134,11 @@ def read_buildings_geojson(
 
 
 @dataclass(frozen=True)
-class _Plane:
-    """Pixels of an image whose file knows none.
+class _PixelGrid:
+    """Pixel grid in a UTM zone, for maps without an image.
 
     Attributes:
-        crs: the UTM zone.
+        crs: the UTM zone, as an EPSG code.
         origin: easting and northing of the corner (0, 0), metres.
         metres_per_pixel: size of a pixel.
     """
@@ -129,7 +148,7 @@ class _Plane:
     metres_per_pixel: float
 
     def pixels(self, xy: NDArray[np.float64], crs: str) -> NDArray[np.float64]:
-        """Coordinates (n, 2) of ``crs`` in pixels, float64 (n, 2)."""
+        """Transform coordinates (n, 2) in ``crs`` to pixels, float64 (n, 2)."""
         metres = project(xy, crs, self.crs) - self.origin
         pixels: NDArray[np.float64] = metres * (1, -1) / self.metres_per_pixel
         return pixels
@@ -137,24 +156,24 @@ class _Plane:
 
 def _images(
     truth: Path, proposal: Path, metres_per_pixel: float
-) -> Iterator[tuple[int, str, FeatureCollection, _Plane]]:
-    """Side (0 truth, 1 proposal), image, content and plane of every file of both sides."""
+) -> Iterator[tuple[int, str, FeatureCollection, _PixelGrid]]:
+    """Yield side (0 truth, 1 proposal), image id, content and pixel grid of every file."""
     sides = [find_geojson(truth), find_geojson(proposal)]
     if truth.is_file() and proposal.is_file():
-        # One file a side is one image, whatever the files are called.
+        # Two single files are one image, whatever their names.
         sides[1] = dict(zip(sides[0], sides[1].values(), strict=False))
     for image_id in sorted({*sides[0], *sides[1]}, key=natural_key):
         files = [(side, paths[image_id]) for side, paths in enumerate(sides) if image_id in paths]
         collections = [read_geojson(path) for _, path in files]
         try:
-            plane = _plane(collections, metres_per_pixel)
+            grid = _pixel_grid(collections, metres_per_pixel)
             for (side, _), collection in zip(files, collections, strict=True):
-                yield side, image_id, collection, plane
+                yield side, image_id, collection, grid
         except ValueError as error:
             raise SatmapError(f"{' or '.join(str(path) for _, path in files)}: {error}.") from error
 
 
-def _plane(collections: list[FeatureCollection], metres_per_pixel: float) -> _Plane:
+def _pixel_grid(collections: list[FeatureCollection], metres_per_pixel: float) -> _PixelGrid:
     places = [
         (xy, collection.crs)
         for collection in collections
@@ -164,7 +183,7 @@ def _plane(collections: list[FeatureCollection], metres_per_pixel: float) -> _Pl
         )
     ]
     if not places:
-        return _Plane("EPSG:32631", np.zeros(2), metres_per_pixel)
+        return _PixelGrid("EPSG:32631", np.zeros(2), metres_per_pixel)
     longitude, latitude = project(places[0][0][:1], places[0][1], LON_LAT)[0].tolist()
     zone = min(int((longitude + 180) // 6) + 1, 60)
     crs = f"EPSG:{(32600 if latitude >= 0 else 32700) + zone}"
@@ -178,10 +197,10 @@ def _plane(collections: list[FeatureCollection], metres_per_pixel: float) -> _Pl
     span_km = float(np.abs(np.concatenate(far) - origin).max()) / 1000
     if span_km > _LARGEST_KM:
         raise ValueError(
-            f"the image would be {span_km:.0f} km wide or high; look for coordinates in pixels, a "
+            f"the image would be {span_km:.0f} km wide or high; check for coordinates in pixels, a "
             "stray vertex or a wrong 'crs'"
         )
-    return _Plane(crs, origin, metres_per_pixel)
+    return _PixelGrid(crs, origin, metres_per_pixel)
 
 
 def _travel_time_s(properties: Mapping[str, Any], length_m: float) -> float:
@@ -197,12 +216,12 @@ def _confidence(properties: Mapping[str, Any], where: str) -> float:
     names = {str(name).lower(): value for name, value in properties.items()}
     value = names.get("confidence", 1.0)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise SatmapError(f"{where}: the confidence is no number but {value!r:.60}.")
+        raise SatmapError(f"{where}: the confidence is not a finite number: {value!r:.60}.")
     return float(value)
 
 
 def _number(value: Any) -> float | None:
-    """A number >= 0, or None where the property holds none."""
+    """Convert a property to a number >= 0; None if it is not one."""
     try:
         number = float(value)
     except (TypeError, ValueError):

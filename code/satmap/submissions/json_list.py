@@ -1,4 +1,4 @@
-"""JSON lists of any length, value by value, each with the line on which it begins."""
+"""Incremental reader of JSON lists of any length, with the line on which each value begins."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ _PIECE_CHARACTERS = 1 << 20
 
 
 class BrokenFileError(Exception):
-    """Nothing after this place of the file can be understood."""
+    """The file is not valid JSON from this line on."""
 
     def __init__(self, line: int, message: str) -> None:
         super().__init__(message)
@@ -17,7 +17,7 @@ class BrokenFileError(Exception):
 
 
 class JsonList:
-    """Values of a JSON list one by one with their lines, while the file is read piece by piece."""
+    """Reads the values of a JSON list one by one, with bounded memory."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -28,7 +28,7 @@ class JsonList:
         self._decoder = json.JSONDecoder()
 
     def values(self) -> Iterator[tuple[int, Any]]:
-        """Line on which a value begins, and the value.
+        """Yield the values of the list, each after the line on which it begins.
 
         Raises:
             BrokenFileError: the file is not a JSON list.
@@ -56,7 +56,7 @@ class JsonList:
             raise BrokenFileError(self._line, "not JSON: something follows the end of the list")
 
     def _next(self) -> str:
-        """Go to the next character that is not white space; "" at the end of the file."""
+        """Skip white space and return the next character; "" at the end of the file."""
         while True:
             rest = self._text[self._place : self._place + 64]
             blanks = len(rest) - len(rest.lstrip(" \t\r\n"))
@@ -71,15 +71,15 @@ class JsonList:
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._place)
-                # What the piece cuts off may belong to a number.
+                # A number at the end of the text may go on in the next piece.
                 if end < len(self._text) or not self._more(wanted):
                     self._move(end)
                     return value
             except (ValueError, RecursionError) as error:
-                # Twice as much every time, or a fault far from the end would cost its square.
+                # Doubling keeps the time linear if an error lies far from the end.
                 wanted *= 2
                 if not self._more(wanted):
-                    message, place = "lists within lists too deep", self._place
+                    message, place = "the nesting is too deep", self._place
                     if isinstance(error, json.JSONDecodeError):
                         message, place = error.msg, error.pos
                     elif isinstance(error, ValueError):
@@ -95,13 +95,13 @@ class JsonList:
         self._place = place
 
     def _more(self, characters: int) -> bool:
-        """Read on, forget what is done; False at the end of the file."""
+        """Read more text and drop what was processed; False at the end of the file."""
         piece = "" if self._ended else self._file.read(characters)
         self._ended = not piece
         if not piece.isascii():
-            # Bytes that are not UTF-8 were read as lone surrogates.
-            for place, letter in enumerate(piece):
-                if "\udc80" <= letter <= "\udcff":
+            # surrogateescape turns bytes that are not UTF-8 into lone surrogates.
+            for place, char in enumerate(piece):
+                if "\udc80" <= char <= "\udcff":
                     before = self._text.count("\n", self._place) + piece.count("\n", 0, place)
                     raise BrokenFileError(self._line + before, "the line is not UTF-8 text")
         if piece:

@@ -1,8 +1,9 @@
-"""Open Cities: buildings as masks, a raster ``{chip}.TIF`` for every chip, in one directory.
+"""Open Cities submissions: a directory with a building mask ``{chip}.TIF`` for every chip.
 
-One band of uint8, 1 on buildings and 0 elsewhere, of the chip's size, deflated; what is uploaded is
-an archive of the directory. Readers accept what circulates: any case of ``.tif`` and ``.tiff``,
-folders ``{chip}/{chip}.tif`` as the challenge's images come in, 255 for buildings.
+A mask has the chip's size and one uint8 band with 1 on buildings and 0 elsewhere, compressed with
+deflate. The upload is an archive of the directory. Readers accept the variants in circulation:
+``.tif`` and ``.tiff`` in any case, folders ``{chip}/{chip}.tif`` as for the challenge's images, and
+255 for buildings.
 """
 
 import warnings
@@ -25,13 +26,13 @@ from satmap.io.gdal import driver_of
 from satmap.io.text import natural_key
 from satmap.submissions.fault import Fault
 
-# Masks are scored pixel by pixel and need no place on the Earth.
+# Masks are scored pixel by pixel and need no georeference.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
-#: Endings of the files that are masks, in lower case.
+#: Suffixes of mask files, in lower case.
 MASK_SUFFIXES = (".tif", ".tiff")
 
-# Pixels in memory at a time.
+# Number of pixels read at a time.
 _PIECE_PIXELS = 1 << 22
 
 _TILE_PX = 256
@@ -47,24 +48,24 @@ def write_mask(
     crs: str | None = None,
     transform: Affine | None = None,
 ) -> None:
-    """Write a mask atomically as the organisers want it.
+    """Write a mask in the organisers' format, atomically.
 
     Args:
         path: the file, ``{chip}.TIF``.
-        mask: bool, or uint8 of 0 and 1, (h, w).
-        crs: reference system as WKT or authority code, if the chip has one.
-        transform: pixel (column, row) to coordinates of ``crs``.
+        mask: (h, w), bool, or uint8 with values 0 and 1.
+        crs: coordinate reference system as WKT or authority code, if the chip has one.
+        transform: transform from pixel (column, row) to coordinates of ``crs``.
 
     Raises:
         SatmapError: ``path`` cannot be written.
         ValueError: the mask has another shape, type or value.
     """
     if mask.ndim != 2 or not mask.size:
-        raise ValueError(f"a mask must have shape (h, w) and a pixel, got {mask.shape}")
+        raise ValueError(f"a mask must have shape (h, w) and at least one pixel, got {mask.shape}")
     if mask.dtype != np.bool_ and (mask.dtype != np.uint8 or mask.max() > 1):
-        raise ValueError("a mask must be bool, or uint8 of 0 and 1")
+        raise ValueError("a mask must be bool, or uint8 with values 0 and 1")
     height, width = mask.shape
-    # Through memory: GDAL does not always tell of a full disk.
+    # Write to memory first, because GDAL does not always report a full disk.
     with atomic_path(path) as temporary, MemoryFile() as memory:
         with memory.open(
             driver="GTiff",
@@ -87,23 +88,25 @@ def write_mask(
 
 
 def find_masks(directory: Path) -> dict[str, Path]:
-    """Masks by chip id, in natural order: ``{chip}.tif`` and ``{chip}/{chip}.tif``, in any case.
+    """Find the masks of a directory by chip id, in natural order.
+
+    Masks are ``{chip}.tif`` or ``{chip}/{chip}.tif``; the suffix may be in any case.
 
     Raises:
-        SatmapError: the directory cannot be read, or two files belong to one chip.
+        SatmapError: the directory cannot be read, or two files belong to the same chip.
     """
     found: dict[str, Path] = {}
     for path in _masks(directory):
         if path.stem in found:
             raise SatmapError(
-                f"{found[path.stem]} and {path} are both of the chip {path.stem}; remove one."
+                f"{found[path.stem]} and {path} are both masks of the chip {path.stem}; remove one."
             )
         found[path.stem] = path
     return found
 
 
 def _masks(directory: Path) -> list[Path]:
-    """Every file that is a chip's mask by its name and place, in natural order of the chips."""
+    """List the files that are masks by name and location, in natural order of the chips."""
     paths = []
     for path in _listed(directory):
         if path.is_dir():
@@ -118,7 +121,7 @@ def _is_mask(path: Path) -> bool:
 
 
 def _listed(directory: Path) -> list[Path]:
-    """What a directory holds; names that begin with a dot are the system's business."""
+    """List a directory without hidden files."""
     try:
         return sorted(path for path in directory.iterdir() if not path.name.startswith("."))
     except OSError as error:
@@ -127,7 +130,7 @@ def _listed(directory: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class MaskRaster:
-    """An open mask, of which pieces can be read.
+    """Open mask raster, which can be read in pieces.
 
     Attributes:
         path: the file.
@@ -141,10 +144,10 @@ class MaskRaster:
     _source: rasterio.DatasetReader
 
     def read(self, rows: slice) -> NDArray[np.bool_]:
-        """Some rows of the mask, bool (rows, width): whether there is a building.
+        """Read some rows of the mask, bool (rows, width), True on buildings.
 
         Raises:
-            SatmapError: the pixels cannot be read, or one is neither 0 nor 1 nor 255.
+            SatmapError: the pixels cannot be read, or one is not 0, 1 or 255.
         """
         pixels = _read_rows(self.path, self._source, rows)
         odd = _other_values(pixels, (0, 1, 255))
@@ -156,28 +159,29 @@ class MaskRaster:
         return np.asarray(pixels != 0, np.bool_)
 
     def pieces(self) -> Iterator[slice]:
-        """Rows to read one after the other, so that memory stays bounded for any size."""
+        """Yield row ranges that cover the mask, each small enough for bounded memory."""
         yield from _pieces(self.width, self.height)
 
 
 @contextmanager
 def open_mask(path: Path) -> Iterator[MaskRaster]:
-    """Open a mask to read pieces of it.
+    """Open a mask to read it in pieces.
 
     Raises:
-        SatmapError: it is not a readable raster of one band.
+        SatmapError: the file is not a readable raster with one band.
     """
     with _opened(path) as source:
         if source.count != 1:
-            raise SatmapError(f"{path}: {source.count} bands; a mask has one.")
+            raise SatmapError(f"{path}: {source.count} bands; a mask must have one.")
         yield MaskRaster(path, source.width, source.height, source)
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
-    """A whole mask, bool (h, w).
+    """Read a whole mask, bool (h, w).
 
     Raises:
-        SatmapError: it is not a readable raster of one band with values 0 and 1, or 0 and 255.
+        SatmapError: the file is not a readable raster with one band, or has other values than 0, 1
+            and 255.
     """
     with open_mask(path) as mask:
         return mask.read(slice(0, mask.height))
@@ -200,7 +204,8 @@ def _read_rows(path: Path, source: rasterio.DatasetReader, rows: slice) -> NDArr
         )
     except (RasterioError, OSError) as error:
         raise SatmapError(
-            f"{path}: its pixels cannot be read ({error}). The file may be truncated: make it anew."
+            f"{path}: its pixels cannot be read ({error}). The file may be truncated; write it "
+            "again."
         ) from error
     return pixels
 
@@ -212,7 +217,7 @@ def _pieces(width: int, height: int) -> Iterator[slice]:
 
 
 def _other_values(pixels: NDArray[np.generic], allowed: tuple[int, ...]) -> object:
-    """A pixel's value that is not among the allowed ones; None if there is none."""
+    """Return a pixel value that is not allowed, or None if there is none."""
     odd = np.ones(pixels.shape, np.bool_)
     for value in allowed:
         odd &= pixels != value
@@ -225,14 +230,18 @@ def _other_values(pixels: NDArray[np.generic], allowed: tuple[int, ...]) -> obje
 def check_masks(
     directory: Path, expected: Mapping[str, tuple[int, int]] | None = None
 ) -> list[Fault]:
-    """Every fault the organisers would reject a directory of masks for; [] if there is none.
+    """Find problems that would get a directory of masks rejected.
 
-    Rasters have no lines, so every message names its file. Files come in natural order of the
-    chips, then stray files, then missing chips. Compression is no fault.
+    Any compression is accepted.
 
     Args:
-        directory: where the masks lie.
-        expected: width and height of every chip that must be there, and no other.
+        directory: directory of the masks.
+        expected: width and height of every chip; if given, missing and unknown chips are reported
+            too.
+
+    Returns:
+        Faults without lines, whose messages name the file: masks in natural order of the chips,
+        then stray files, then missing chips.
 
     Raises:
         SatmapError: the directory cannot be read.
@@ -256,12 +265,12 @@ def check_masks(
     missing = sorted((expected or {}).keys() - seen.keys(), key=natural_key)
     messages += [f"missing chip {chip}" for chip in missing]
     if not seen:
-        messages.append("there is not a single mask")
+        messages.append("the directory has no masks")
     return [Fault(None, message) for message in messages]
 
 
 def _strays(directory: Path) -> Iterator[Path]:
-    """Files that are nobody's mask, folders by themselves only if they hold nothing else."""
+    """Yield files that are not masks, and empty folders."""
     masks = set(_masks(directory))
     for path in _listed(directory):
         if path.is_dir():

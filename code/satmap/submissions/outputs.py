@@ -1,4 +1,4 @@
-"""Whether outputs can be written, found out before the work."""
+"""Checks that outputs can be written, made before the work starts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +7,8 @@ from satmap.errors import SatmapError
 from satmap.io.files import require_map_output
 from satmap.recipes.registry import BUILT_IN, installed_tasks
 
-# Suffixes of formats that no submission has: of GIS and graphs, images, archives, documents, arrays
-# and weights.
+# Suffixes of formats that are never submissions: GIS and graphs, images, archives, documents,
+# arrays and weights.
 _FOREIGN_SUFFIXES = {
     *(".dxf", ".fgb", ".gdb", ".geoparquet", ".gml", ".kml", ".kmz", ".parquet", ".shp", ".sqlite"),
     *(".gif", ".jp2", ".jpeg", ".jpg", ".pdf", ".png", ".svg", ".tif", ".tiff", ".vrt"),
@@ -19,21 +19,25 @@ _FOREIGN_SUFFIXES = {
 
 
 def require_outputs(output: Path, exports: Sequence[Path] = ()) -> None:
-    """Fail before the work if a submission and its exports cannot be written to these files.
+    """Check that a submission and its exports can be written to these files.
 
-    Submissions with an unknown suffix, or without one, are CSV files.
+    A submission with an unknown suffix, or without one, is a CSV file.
+
+    Args:
+        output: file of the submission.
+        exports: files of the exports.
 
     Raises:
-        SatmapError: an export's format is unknown, the submission's suffix promises another format,
-            or two outputs are one file.
+        SatmapError: an export has an unknown format, the submission has the suffix of another
+            format, or an export is the same file as the submission.
         CannotWriteError: an output cannot be written, or holds something else.
     """
     known = _export_suffixes()
     for path in exports:
         if path.suffix.lower() not in known:
             raise SatmapError(
-                f"{path}: the suffix names the format, and '{path.suffix}' is none of "
-                f"{', '.join(known)}."
+                f"{path}: the suffix of an export selects its format, and '{path.suffix}' is not "
+                f"one of {', '.join(known)}."
             )
         if path.resolve() == output.resolve():
             raise SatmapError(f"{path} cannot be both the submission and an export.")
@@ -48,7 +52,7 @@ def require_outputs(output: Path, exports: Sequence[Path] = ()) -> None:
 
 
 def _export_suffixes() -> tuple[str, ...]:
-    """The suffixes of all tasks' exports; the weights tell later which task it is."""
+    """Return the export suffixes of all tasks; the task is known only once weights are loaded."""
     entries = (*BUILT_IN, *installed_tasks().values())
     suffixes = (suffix for entry in entries for suffix in entry.settings_type().export_suffixes)
     return tuple(dict.fromkeys(suffixes))

@@ -1,14 +1,13 @@
-"""The SpaceNet roads CSV: one row per road, in pixels of the image, with length and travel time.
+"""SpaceNet roads CSV: one row per road, in pixels of the image, with length and travel time.
 
     ImageId,WKT_Pix,length_m,travel_time_s
     AOI_7_Moscow_chip2,"LINESTRING (10.00 20.00, 55.50 80.25)",23.400,1.745
     AOI_7_Moscow_chip10,LINESTRING EMPTY,0,0
 
-The organisers' scorer reads the lines as a set of segments between vertices rounded to 0.1 px and
-rejects the whole file when one of them appears twice or when two successive vertices of a line lie
-closer than 0.01 px. The writer therefore cleans what it is given and cannot write such a file; the
-reader accepts the variants that circulate; the validator applies the organisers' rules to the
-letter.
+The organisers' scorer reads the lines as a set of segments between vertices rounded to 0.1 px. It
+rejects the whole file if a segment appears twice or if two successive vertices of a line are closer
+than 0.01 px. The writer therefore cleans its input and never writes such a file. The reader accepts
+the variants in circulation. The validator applies the organisers' rules to the letter.
 """
 
 import itertools
@@ -31,13 +30,13 @@ from satmap.vectors.road_graph import RoadGraph
 
 ROADS_HEADER = ("ImageId", "WKT_Pix", "length_m", "travel_time_s")
 
-#: A line on a grid of 0.01 px, as integers: exact to compare, to sort and to print.
+#: Line on a grid of 0.01 px, as integers, which compare, sort and print exactly.
 GridLine = tuple[tuple[int, int], ...]
 
-# Far beyond any image, far below where a double or an int64 loses hundredths.
+# Far larger than any image, and small enough that doubles and int64 keep hundredths.
 _LARGEST_PIXEL = 1e6
 
-# Far beyond any road, in metres and seconds, far below where sums of squares overflow.
+# Far larger than any road, in metres and seconds, and small enough that sums of squares are finite.
 _LARGEST_AMOUNT = 1e9
 
 # The organisers' limit on the distance between two successive vertices.
@@ -47,8 +46,8 @@ _LINESTRING = re.compile(
     r"\s*LINESTRING\s*(?:Z|M|ZM)?\s*(?:(EMPTY)|\(([^()]*)\))\s*", re.IGNORECASE
 )
 
-# What the official parser understands: it splits at every comma, then at every single blank, and
-# ignores what follows the second number.
+# WKT that the official parser understands: it splits at every comma, then at every single blank,
+# and ignores everything after the second number.
 _PLAIN_LINESTRING = re.compile(
     r"LINESTRING *\( *\S+ [^\s,]+(?: [^,]*)?(?:,\s*[^\s,]+ [^\s,]+(?: [^,]*)?)*\)", re.IGNORECASE
 )
@@ -60,8 +59,8 @@ class RoadRow:
 
     Attributes:
         line: float64 (n >= 2, 2), x = column and y = row in pixels.
-        length_m: metres; NaN when the file does not say.
-        travel_time_s: seconds; NaN when the file does not say.
+        length_m: metres; NaN if the file does not give it.
+        travel_time_s: seconds; NaN if the file does not give it.
     """
 
     line: NDArray[np.float64]
@@ -73,16 +72,19 @@ class RoadRow:
 
 
 def format_roads(rows_by_image: Mapping[str, Sequence[RoadRow]]) -> str:
-    """Text of the CSV; the same roads give the same text whatever their order and direction.
+    """Format roads as CSV text, independent of the order and direction of the roads.
 
-    Coordinates have two decimals, of which the last is never 5; successive vertices in one 0.1 px
-    cell become one; of a segment that appears twice in an image the second is cut out of its line,
-    and the pieces share the line's length and time by their lengths in pixels. Images without a
-    drawable road get a ``LINESTRING EMPTY`` row.
+    Coordinates have two decimals, the second of which is never 5. Successive vertices in the same
+    0.1 px cell are merged. If a segment appears twice in an image, the second one is cut out of its
+    line, and the pieces share the line's length and time in proportion to their lengths in pixels.
+    Images without a drawable road get a ``LINESTRING EMPTY`` row.
+
+    Args:
+        rows_by_image: roads by image id.
 
     Raises:
-        ValueError: a coordinate, length or time is not finite, is negative (length, time) or
-            absurdly large (coordinate), or an image id is empty or would need quoting.
+        ValueError: a coordinate, length or time is not finite, a length or time is negative, a
+            coordinate is absurdly large, or an image id is empty or would need quoting.
     """
     parts = [",".join(ROADS_HEADER)]
     for image_id in sorted(rows_by_image, key=natural_key):
@@ -97,7 +99,7 @@ def format_roads(rows_by_image: Mapping[str, Sequence[RoadRow]]) -> str:
 
 
 def write_roads_csv(path: Path, rows_by_image: Mapping[str, Sequence[RoadRow]]) -> None:
-    """Write :func:`format_roads` atomically.
+    """Write the text of :func:`format_roads` to a file, atomically.
 
     Raises:
         SatmapError: ``path`` cannot be written.
@@ -107,20 +109,20 @@ def write_roads_csv(path: Path, rows_by_image: Mapping[str, Sequence[RoadRow]]) 
 
 
 def _clean(image_id: str, rows: Sequence[RoadRow]) -> list[tuple[GridLine, float, float]]:
-    """Lines that the organisers accept, in canonical order, with length and time."""
+    """Convert roads to lines that the organisers accept, in canonical order."""
     lines = []
     for row in rows:
         numbers = (row.length_m, row.travel_time_s)
         if not all(math.isfinite(number) and number >= 0 for number in numbers):
             raise ValueError(f"{image_id}: length and time must be finite and >= 0, got {numbers}")
         lines.append((_grid_line(image_id, row.line), *numbers))
-    # Order decides which of two equal segments stays, so it must not depend on the caller's.
+    # The first of two equal segments stays, so sort to be independent of the caller's order.
     lines.sort()
     seen: set[tuple[tuple[int, int], tuple[int, int]]] = set()
     pieces = []
     for line, length_m, travel_time_s in lines:
         steps = [math.dist(a, b) for a, b in itertools.pairwise(line)]
-        runs: list[list[int]] = []  # of indices of segments that stay, without a gap
+        runs: list[list[int]] = []  # runs of successive indices of kept segments
         for i in range(len(steps)):
             a, b = _cell(line[i]), _cell(line[i + 1])
             segment = (a, b) if a < b else (b, a)
@@ -135,22 +137,26 @@ def _clean(image_id: str, rows: Sequence[RoadRow]) -> list[tuple[GridLine, float
             whole = len(run) == len(steps)
             share = 1.0 if whole else sum(steps[i] for i in run) / sum(steps)
             piece = line[run[0] : run[-1] + 2]
-            # Adding zero turns -0.0, which would print its sign, into 0.0.
+            # Adding zero turns -0.0 into 0.0, which prints without a sign.
             pieces.append((_oriented(piece), length_m * share + 0.0, travel_time_s * share + 0.0))
     pieces.sort()
     return pieces
 
 
 def _grid_line(image_id: str, line: NDArray[np.float64]) -> GridLine:
-    """Round to 0.01 px and leave one vertex of each run in one 0.1 px cell; () if none is left."""
+    """Round to 0.01 px and merge successive vertices in the same 0.1 px cell.
+
+    Returns:
+        The line, or () if fewer than two vertices are left.
+    """
     line = np.asarray(line, dtype=np.float64)
     if line.ndim != 2 or line.shape[1] != 2:
         raise ValueError(f"{image_id}: a line must have shape (n, 2), got {line.shape}")
     if not np.all(np.abs(line) <= _LARGEST_PIXEL):
         raise ValueError(f"{image_id}: a coordinate is not finite or beyond {_LARGEST_PIXEL:g} px")
     hundredths = np.rint(line * 100).astype(np.int64)
-    # Halves round up in Java, to even in numpy and either way in decimal text. Without a last
-    # digit 5 every validator sees the same cell, and vertices in two cells are >= 0.02 px apart.
+    # Java rounds halves up, numpy to even, and decimal text either way. Without a last digit 5,
+    # every validator sees the same cell, and vertices in different cells are >= 0.02 px apart.
     hundredths += hundredths % 10 == 5
     points = _oriented(tuple(map(tuple, hundredths.tolist())))
     kept: list[tuple[int, int]] = []
@@ -159,18 +165,18 @@ def _grid_line(image_id: str, line: NDArray[np.float64]) -> GridLine:
             kept.append(point)
     if len(kept) < 2:
         return ()
-    # A run keeps its first vertex, but the last run ends the line and the end must not move.
+    # Merged vertices keep the first, except at the end of the line, which must not move.
     kept[-1] = points[-1]
     return tuple(kept)
 
 
 def _oriented(line: GridLine) -> GridLine:
-    """The smaller of a line and its reverse."""
+    """Return the smaller of a line and its reverse."""
     return min(line, line[::-1])
 
 
 def _cell(point: tuple[int, int]) -> tuple[int, int]:
-    """The 0.1 px cell of a vertex in hundredths."""
+    """Return the 0.1 px cell of a vertex given in hundredths of a pixel."""
     return (point[0] + 5) // 10, (point[1] + 5) // 10
 
 
@@ -178,16 +184,18 @@ def _cell(point: tuple[int, int]) -> tuple[int, int]:
 
 
 def read_roads_csv(path: Path) -> dict[str, list[RoadRow]]:
-    """Read roads from a submission or a truth file, images in the file's order.
+    """Read roads from a submission or a truth file.
 
-    Columns go by their names, in any case and order; others (``flag``) are ignored. Without a
-    length or time column, or where its cell is empty, the value is NaN: the scale of the image is
-    not in the file. ``LINESTRING EMPTY`` gives an image without rows. Third and fourth coordinates
-    are dropped.
+    Columns are found by name, in any case and order; others (``flag``) are ignored. Missing lengths
+    and times are NaN, because the file does not give the scale of the image. ``LINESTRING EMPTY``
+    means an image without roads. Third and fourth coordinates are dropped.
+
+    Returns:
+        Roads by image id, images in the file's order.
 
     Raises:
-        SatmapError: the file cannot be read, has no usable header, or has a row that is no road;
-            the message names the file, the line and the fault.
+        SatmapError: the file cannot be read, has no usable header, or has an invalid row; the
+            message names the file, the line and the problem.
     """
     rows_by_image: dict[str, list[RoadRow]] = {}
     for record in read_records(path, ROADS_HEADER, ROADS_HEADER[:2]):
@@ -216,10 +224,11 @@ def read_roads_csv(path: Path) -> dict[str, list[RoadRow]]:
 
 
 def parse_linestring(wkt: str) -> list[tuple[float, float]]:
-    """Vertices of a WKT LineString in x, y; [] for ``LINESTRING EMPTY``.
+    """Parse a WKT LineString to vertices (x, y); [] for ``LINESTRING EMPTY``.
 
     Raises:
-        ValueError: it is not a LineString, or a coordinate is not a finite number.
+        ValueError: the text is not a LineString, or a coordinate is not a finite number or absurdly
+            large.
     """
     match = _LINESTRING.fullmatch(wkt)
     if match is None:
@@ -242,7 +251,7 @@ def parse_linestring(wkt: str) -> list[tuple[float, float]]:
 
 
 def _parse_amount(name: str, text: str | None) -> float:
-    """A length or time; NaN if the file does not say."""
+    """Parse a length or time; NaN if it is missing."""
     if not text:
         return math.nan
     try:
@@ -259,13 +268,13 @@ def _parse_amount(name: str, text: str | None) -> float:
 
 @dataclass
 class _ImageState:
-    """What the check has seen of one image so far.
+    """State of the check for one image.
 
     Attributes:
-        rows: how many.
+        rows: number of rows so far.
         empty_line: line of the first ``LINESTRING EMPTY``.
-        segments: x, y, x, y of the cells at both ends, the lesser first, four numbers a segment.
-        lines: the line of the file that each stands on.
+        segments: four numbers per segment: x, y, x, y of the cells at its ends, the lesser first.
+        lines: line of the file of each segment.
     """
 
     rows: int = 0
@@ -275,11 +284,17 @@ class _ImageState:
 
 
 def check_roads_csv(path: Path, expected_images: Collection[str] | None = None) -> list[Fault]:
-    """Every fault the organisers would reject the file, or drop a row, for; [] if there is none.
+    """Find problems that would get a roads CSV rejected or a row dropped.
 
-    The rules are those of the official validator; ``expected_images`` adds missing and unknown
-    images. Faults come in the file's order, those of the file as a whole last. One pass; memory
-    grows by 40 bytes a segment.
+    The rules are those of the official validator. The file is read in one pass; memory grows by 40
+    bytes per segment.
+
+    Args:
+        path: the file.
+        expected_images: ids of all images; if given, missing and unknown images are reported too.
+
+    Returns:
+        Faults in the file's order; those of the file as a whole come last.
 
     Raises:
         SatmapError: the file cannot be read.
@@ -322,7 +337,7 @@ def _check_row(
     state.rows += 1
     for name, text in zip(ROADS_HEADER[2:], amounts, strict=True):
         try:
-            # The header's fault already tells of a missing column.
+            # A missing column is already reported with the header.
             if text is not None and math.isnan(_parse_amount(name, text)):
                 yield f"{name} is empty"
         except ValueError as error:
@@ -340,10 +355,10 @@ def _check_row(
         yield "the WKT must be LINESTRING (x y, x y, ...) without Z or M, one blank within a vertex"
     if len(points) == 1:
         yield "the line has one point"
-    # Java's Math.round: halves go up.
+    # Round halves up, as Java's Math.round does.
     cells = [(math.floor(10 * x + 0.5), math.floor(10 * y + 0.5)) for x, y in points]
     for i in range(1, len(points)):
-        # hypot of the differences, the official expression, to agree on the last bit.
+        # The official expression, so that results agree to the last bit.
         (x0, y0), (x1, y1) = points[i - 1], points[i]
         if math.hypot(x1 - x0, y1 - y0) < _SHORTEST_STEP_PX:
             yield f"two successive points are closer than 0.01 px at {x1:g} {y1:g}"
@@ -353,16 +368,16 @@ def _check_row(
 
 
 def _repeated_segments(image_id: str, state: _ImageState) -> Iterator[Fault]:
-    """A fault for every further time that a segment appears."""
+    """Yield a fault for every repetition of a segment."""
     segments = np.frombuffer(state.segments, np.int64).reshape(-1, 4)
     if not len(segments):
         return
-    # Stable: equal segments stay in the file's order, and the first of them opens their run.
+    # The sort is stable, so each run of equal segments starts with the first in the file.
     order = np.lexsort(segments.T)
-    fresh = np.ones(len(order), np.bool_)
-    fresh[1:] = (segments[order[1:]] != segments[order[:-1]]).any(axis=1)
-    first = order[np.maximum.accumulate(np.where(fresh, np.arange(len(order)), 0))]
-    for place in np.flatnonzero(~fresh).tolist():
+    is_first = np.ones(len(order), np.bool_)
+    is_first[1:] = (segments[order[1:]] != segments[order[:-1]]).any(axis=1)
+    first = order[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))]
+    for place in np.flatnonzero(~is_first).tolist():
         x0, y0, x1, y1 = (segments[order[place]] / 10).tolist()
         yield Fault(
             state.lines[order[place]],
@@ -372,7 +387,7 @@ def _repeated_segments(image_id: str, state: _ImageState) -> Iterator[Fault]:
 
 
 def rows_of_graph(graph: RoadGraph) -> list[RoadRow]:
-    """One row an edge, in the graph's order."""
+    """Convert a road graph to rows, one per edge in the graph's order."""
     return [
         RoadRow(line=edge.line, length_m=edge.length_m, travel_time_s=edge.travel_time_s)
         for edge in graph.edges

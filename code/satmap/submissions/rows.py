@@ -1,4 +1,4 @@
-"""Rows of a submission by image, read only when they are written."""
+"""Rows of a submission by image, loaded on demand."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
@@ -8,21 +8,21 @@ Row = TypeVar("Row")
 
 
 class RowsByImage(Mapping[Id, Sequence[Row]], Generic[Id, Row]):
-    """Rows by image, read when they are asked for; it remembers how many they are.
+    """Mapping from images to rows, which are loaded on access and counted.
 
     Attributes:
-        counts: by image, 0 of those that were not read.
+        counts: number of rows by image; 0 for images not accessed yet.
     """
 
     def __init__(
         self, ids: Sequence[Id], keys: Mapping[Id, str], read: Callable[[str], Sequence[Row]]
     ) -> None:
-        """Begin with nothing read.
+        """Create the mapping without loading any rows.
 
         Args:
-            ids: of all images, in order.
-            keys: what ``read`` takes for an image; one without has no rows.
-            read: gives the rows.
+            ids: ids of all images, in order.
+            keys: argument of ``read`` by image; an image without a key has no rows.
+            read: returns the rows for a key.
         """
         self.counts = dict.fromkeys(ids, 0)
         self._keys = keys

@@ -1,1 +1,1 @@
-"""Buildings: footprints."""
+"""Building footprints."""

@@ -1,9 +1,8 @@
-"""How good a candidate for a building is: what intersection over union it may expect.
+"""Confidence model: predicts the IoU of a building candidate with the true building.
 
-Gradient boosted trees (LightGBM) learn it from candidates on planes that networks have predicted of
-images they were not trained with, beside the true buildings: planes of training images are surer
-than those of new ones will be, and would teach that every candidate is good. How many trees there
-are is found by cross-validation over the same folds.
+The model is gradient boosted trees (LightGBM), trained on candidates from out-of-fold probability
+maps and the true buildings. Probability maps of training images are overconfident and would teach
+that every candidate is good. The number of trees comes from cross-validation over the same folds.
 """
 
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from satmap.tasks.buildings.vectorizer.instances import find_instances
 
 Floats = NDArray[np.float64]
 
-# So many trees at most; numbers of them that are tried.
+# Largest number of trees, and the step between the numbers tried.
 _MOST_TREES, _STEP = 400, 20
 _PARAMETERS = {
     "objective": "regression",
@@ -43,12 +42,12 @@ _PARAMETERS = {
 
 @dataclass(frozen=True)
 class CandidateSample:
-    """The candidates of one image of a validation fold.
+    """Building candidates of one image, with their IoU.
 
     Attributes:
-        fold: the fold that the image belongs to.
+        fold: validation fold of the image.
         features: float64 (n, 10), see ``FEATURES``.
-        ious: float64 (n,), the best with a true building.
+        ious: float64 (n,), highest IoU with a true building.
     """
 
     fold: int
@@ -58,13 +57,13 @@ class CandidateSample:
 
 @dataclass(frozen=True)
 class ConfidenceFitResult:
-    """A model and what it is worth.
+    """A fitted model and its cross-validated error.
 
     Attributes:
         model: fitted to all samples.
-        trees: how many it has.
-        error: root mean square error on folds that were held out, by as many trees.
-        spread: the same if the mean of the other folds were expected everywhere.
+        trees: number of trees.
+        error: root mean square error on held-out folds with this number of trees.
+        spread: the same error when the mean IoU of the other folds is predicted everywhere.
     """
 
     model: "ConfidenceModel"
@@ -74,30 +73,39 @@ class ConfidenceFitResult:
 
 
 class ConfidenceModel:
-    """Expects an intersection over union of a candidate."""
+    """Predicts the IoU of candidates with their true building."""
 
     def __init__(self, text: str) -> None:
-        """Read a model.
+        """Load a model.
 
         Args:
-            text: LightGBM's own text format, as :attr:`text` gives it.
+            text: the model in LightGBM's text format, also kept in :attr:`text`.
 
         Raises:
-            ValueError: it is none, or one for other features.
+            ValueError: the text is not a model, or the model has other features.
         """
         import lightgbm
 
         try:
             self._trees = lightgbm.Booster(model_str=text)
         except (lightgbm.basic.LightGBMError, ValueError) as error:
-            raise ValueError(f"no model of LightGBM: {error}") from error
+            raise ValueError(f"not a LightGBM model: {error}") from error
         names = tuple(self._trees.feature_name())
         if names != FEATURES:
-            raise ValueError(f"a model for {', '.join(names)}, not for {', '.join(FEATURES)}")
+            raise ValueError(
+                f"the model's features are {', '.join(names)}, expected {', '.join(FEATURES)}"
+            )
         self.text = text
 
     def expected_iou(self, features: Floats) -> Floats:
-        """For candidates (n, 10) what to expect, (n,), 0..1."""
+        """Predict the IoU of candidates.
+
+        Args:
+            features: float64 (n, 10), see ``FEATURES``.
+
+        Returns:
+            float64 (n,), 0..1.
+        """
         if not len(features):
             return np.zeros(0)
         expected = np.asarray(self._trees.predict(features, num_threads=1), np.float64)
@@ -107,16 +115,21 @@ class ConfidenceModel:
 def sample(
     maps: ProbabilityMaps, truth: NDArray[np.int32], fold: int, settings: BuildingSettings
 ) -> CandidateSample:
-    """The candidates of an image, to learn from.
+    """Return the candidates of an image as training data for the model.
 
     Args:
-        maps: predicted only by networks that were not trained with the image.
+        maps: probability maps from networks that were not trained on the image.
         truth: int32 (height, width), 0 outside, true buildings 1..n.
-        fold: that the image belongs to.
-        settings: as buildings will be found.
+        fold: validation fold of the image.
+        settings: vectoriser settings, the same as for prediction.
+
+    Raises:
+        ValueError: truth and maps differ in shape.
     """
     if truth.shape != maps.shape:
-        raise ValueError(f"truth of {truth.shape} for planes of {maps.shape}")
+        raise ValueError(
+            f"the truth has shape {truth.shape}, but the probability maps have {maps.shape}"
+        )
     found = candidates_of(maps, settings, truth)
     return CandidateSample(fold, found.features, found.ious)
 
@@ -124,7 +137,7 @@ def sample(
 def candidates_of(
     maps: ProbabilityMaps, settings: BuildingSettings, truth: NDArray[np.int32] | None = None
 ) -> Candidates:
-    """The candidates of planes in memory."""
+    """Return the candidates of probability maps in memory, with their IoU if truth is given."""
     height, width = maps.shape
     return find_candidates(
         maps[BUILDING],
@@ -137,13 +150,13 @@ def candidates_of(
 
 
 def fit_confidence(samples: Sequence[CandidateSample]) -> ConfidenceFitResult:
-    """Fit a model to the candidates of validation folds; the same samples give the same model.
+    """Fit a model to the candidates of validation folds; deterministic.
 
     Args:
-        samples: of at least two folds, else nothing says how many trees are too many.
+        samples: from at least two folds, so that the number of trees can be cross-validated.
 
     Raises:
-        ValueError: fewer folds, or no candidates in one.
+        ValueError: the candidates come from fewer than two folds.
     """
     import lightgbm
 
@@ -152,14 +165,16 @@ def fit_confidence(samples: Sequence[CandidateSample]) -> ConfidenceFitResult:
     fold = np.repeat([s.fold for s in samples], [len(s.ious) for s in samples])
     folds = np.unique(fold)
     if len(folds) < 2:
-        raise ValueError(f"a confidence model takes candidates of two folds, not of {len(folds)}")
+        raise ValueError(
+            f"a confidence model needs candidates from at least two folds, got {len(folds)}"
+        )
 
     def data(rows: NDArray[np.bool_]) -> lightgbm.Dataset:
         return lightgbm.Dataset(
             features[rows], ious[rows], feature_name=list(FEATURES), params=dict(_PARAMETERS)
         )
 
-    # Squared errors by number of trees, of each image by the model of the other folds.
+    # Sum of squared errors by number of trees; each image is predicted by the other folds' model.
     errors = np.zeros(_MOST_TREES)
     spread = 0.0
     for held_out in folds:
@@ -177,12 +192,12 @@ def fit_confidence(samples: Sequence[CandidateSample]) -> ConfidenceFitResult:
     return ConfidenceFitResult(model, best, error, float(np.sqrt(spread / len(ious))))
 
 
-#: Its name in a directory of weights.
+#: File name of the model in a weights directory.
 CONFIDENCE_FILE = "building-confidence.txt"
 
 
 def write_confidence(path: Path, model: ConfidenceModel) -> None:
-    """Write a model atomically; the same model gives the same bytes.
+    """Write a model atomically; the bytes depend only on the model.
 
     Raises:
         CannotWriteError: ``path`` cannot be written.
@@ -191,14 +206,14 @@ def write_confidence(path: Path, model: ConfidenceModel) -> None:
 
 
 def read_confidence(path: Path) -> ConfidenceModel:
-    """Read what :func:`write_confidence` wrote.
+    """Read a model that :func:`write_confidence` wrote.
 
     Raises:
-        SatmapError: it cannot be read, is no model, or one for other features.
+        SatmapError: the file cannot be read, is not a model, or has other features.
     """
     try:
         return ConfidenceModel(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SatmapError(f"{path} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:
-        raise SatmapError(f"{path}: {error}. Fit the confidence model anew.") from error
+        raise SatmapError(f"{path}: {error}. Fit the confidence model again.") from error

@@ -1,8 +1,8 @@
-"""Fitting the second-level model of buildings to planes that networks predicted out of fold.
+"""Fitting the confidence model of buildings to out-of-fold probability maps.
 
-``satmap predict --out-of-fold --maps`` predicts training images by networks that have not seen
-them, and its manifest says so: that is what the model may learn from. It comes to lie beside the
-networks, and counts for them alone.
+``satmap predict --out-of-fold --probabilities DIR`` predicts training images with networks that
+were not trained on them, and records this in the manifest. The model learns only from such
+predictions. It is written to the weights directory of these networks and is valid only for them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,21 +44,20 @@ from satmap.tasks.buildings.settings import BUILDING_FILE_MAPS
 from satmap.tasks.buildings.targets import draw_instances
 from satmap.tasks.buildings.task import BuildingTask
 
-# Parts that images are dealt into, all looks at a place in one: how many trees there are to be is
-# found on a part that the others' trees have not seen.
+# Number of cross-validation parts for the number of trees. All images of a site share one part.
 _PARTS = 4
 
 
 @dataclass(frozen=True)
 class ConfidenceFit:
-    """What a fit found.
+    """Result of fitting a confidence model to a prediction.
 
     Attributes:
-        path: the model.
-        fit: what it is worth.
-        images: how many it was fitted to.
-        candidates: in all of them.
-        faults: image id to the reason, for images that were left out.
+        path: file of the model.
+        fit: the model and its cross-validated error.
+        images: number of images used.
+        candidates: number of candidates in these images.
+        faults: image id -> reason, for images that were left out.
     """
 
     path: Path
@@ -68,11 +67,11 @@ class ConfidenceFit:
     faults: Mapping[str, str]
 
     def summary(self) -> str:
-        """A line for people."""
+        """One-line summary of the fit."""
         return (
-            f"{self.candidates} candidates of {self.images} images; their IoU is expected with an "
-            f"error of {self.fit.error:.3f} on images not fitted to, {self.fit.spread:.3f} by the "
-            f"mean alone; {self.fit.trees} trees"
+            f"{self.candidates} candidates from {self.images} images, {self.fit.trees} trees; "
+            f"IoU error on held-out images {self.fit.error:.3f} (predicting the mean: "
+            f"{self.fit.spread:.3f})"
         )
 
 
@@ -86,15 +85,16 @@ def fit_to_prediction(
     """Fit a confidence model to an out-of-fold prediction and write it beside the networks.
 
     Args:
-        submission: what ``satmap predict --out-of-fold`` wrote; its manifest is read.
-        maps: the directory of planes of the same run.
-        weights: the directory of its networks; the model goes there.
-        directories: of the images and labels; by default where the manifest says.
+        submission: submission written by ``satmap predict --out-of-fold``; its manifest is read.
+        maps: directory of probability maps from the same run.
+        weights: directory of the networks that made the prediction; the model is written there.
+        directories: directories of images and labels; by default those in the manifest.
         command: satmap's arguments, for the model's manifest.
 
     Raises:
-        SatmapError: the prediction is none of buildings out of fold, or by other networks; too few
-            images have labels and planes; there is nothing to learn from, or it does not help.
+        SatmapError: the prediction is not an out-of-fold prediction of buildings, or comes from
+            other networks; too few images have labels and probability maps; or the model predicts
+            held-out images no better than the mean.
         CannotWriteError: the model cannot be written.
     """
     manifest = _out_of_fold(submission)
@@ -104,7 +104,9 @@ def fit_to_prediction(
     recipe = parse_recipe(yaml.safe_dump(manifest.recipe.content), "of the manifest")
     task = task_of(recipe)
     if not isinstance(task, BuildingTask):
-        raise SatmapError(f"{submission} is of {task.noun}; only buildings have this model.")
+        raise SatmapError(
+            f"{submission} is a submission of {task.noun}; only buildings have a confidence model."
+        )
     view_angle = parse_view_angle(manifest.view_angle) if manifest.view_angle else None
     began_in = Path(manifest.run.directory)
     places = directories or [began_in / directory for directory in manifest.directories]
@@ -122,56 +124,57 @@ def fit_to_prediction(
     fit = _fit(samples, faults, maps)
     if fit.error >= fit.spread:
         raise SatmapError(
-            f"the candidates of {len(samples)} images teach nothing: on images not fitted to, the "
-            f"model's error is {fit.error:.3f}, and {fit.spread:.3f} by the mean alone. Train the "
+            f"the model fitted to {len(samples)} images is no better than the mean: its error on "
+            f"held-out images is {fit.error:.3f}, that of the mean {fit.spread:.3f}. Train the "
             "networks longer, or predict more images out of fold."
         )
     write_confidence(path, fit.model)
     used = [chip for chip in chips if chip.image_id in samples]
     _write_manifest(path, manifest, networks, used, fit, faults, command)
-    return ConfidenceFit(
-        path, fit, len(samples), sum(len(its.ious) for its in samples.values()), faults
-    )
+    candidates = sum(len(entry.ious) for entry in samples.values())
+    return ConfidenceFit(path, fit, len(samples), candidates, faults)
 
 
 def _out_of_fold(submission: Path) -> SubmissionManifest:
     manifest = read_manifest(submission)
     if not isinstance(manifest, SubmissionManifest):
-        raise SatmapError(f"{submission} is no submission by its manifest, but {manifest.kind}.")
+        raise SatmapError(
+            f"{submission} is not a submission: its manifest is of kind {manifest.kind}."
+        )
     if not manifest.out_of_fold:
         raise SatmapError(
-            f"{submission} was not predicted out of fold: its networks may have seen the images, "
-            "and their planes would teach that every candidate is good. Run `satmap predict "
-            "--out-of-fold --probabilities DIR` with the training images."
+            f"{submission} was not predicted out of fold: the networks may have been trained on "
+            "the images, and overconfident maps would teach that every candidate is good. Run "
+            "`satmap predict --out-of-fold --probabilities DIR` on the training images."
         )
     return manifest
 
 
 def _networks(manifest: SubmissionManifest, weights: Path) -> tuple[FileRecord, ...]:
-    """The networks of a prediction, which must be those of the directory."""
+    """Return the networks of a prediction, after checking that the directory holds them."""
     for record in manifest.weights:
         path = weights / record.name
         if not path.is_file() or record_file(path).sha256 != record.sha256:
             raise SatmapError(
-                f"{path} is not there, or is not the network that made the planes. Give the "
-                "directory with --weights, or predict out of fold anew."
+                f"{path} is missing, or is not the network that made the probability maps. Give "
+                "the right directory with --weights, or predict out of fold again."
             )
     return manifest.weights
 
 
 def _sample(chip: Chip, raster: Path, part: int, task: BuildingTask) -> CandidateSample:
-    """The candidates of an image beside its true buildings.
+    """Measure the candidates of an image against its true buildings.
 
     Raises:
-        SatmapError: label or planes cannot be read or do not fit together.
+        SatmapError: the label or the raster cannot be read, or their sizes differ.
     """
     labels = read_building_labels(chip)
-    # Nobody asks for the size of pixels here.
+    # The pixel size is not used here; any value will do.
     with open_map_file(raster, 1, BUILDING_FILE_MAPS) as mask:
         found = mask.scene.at_once()
     shape = chip.image.height, chip.image.width
     if found.shape != shape:
-        raise SatmapError(f"{raster} is of {found.shape} pixels and its image of {shape}.")
+        raise SatmapError(f"{raster} has {found.shape} pixels, but its image has {shape}.")
     truth = draw_instances(labels.outlines, shape)
     return sample(found, truth, part, task.decoder(chip).settings)
 
@@ -180,12 +183,12 @@ def _fit(
     samples: Mapping[str, CandidateSample], faults: Mapping[str, str], maps: Path
 ) -> ConfidenceFitResult:
     try:
-        return fit_confidence([its for its in samples.values() if len(its.ious)])
+        return fit_confidence([entry for entry in samples.values() if len(entry.ious)])
     except ValueError as error:
-        reason = next((f" The first fault: {fault}" for fault in faults.values()), "")
+        reason = next((f" The first problem: {fault}" for fault in faults.values()), "")
         raise SatmapError(
-            f"nothing to fit to: {error}; {len(samples)} images have labels and planes in "
-            f"{maps}.{reason}"
+            f"not enough data to fit: {error}; {len(samples)} images have labels and probability "
+            f"maps in {maps}.{reason}"
         ) from error
 
 

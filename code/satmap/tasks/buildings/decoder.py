@@ -1,4 +1,4 @@
-"""Turns the probability maps of an image into footprints. Nothing here imports torch."""
+"""Decoder of building probability maps, importable without torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ class BuildingDecoder:
     """Turns the probability maps of an image into footprints.
 
     Attributes:
-        settings: of the vectoriser, for the category of the image.
-        rating_model: file of the model that chooses and rates candidates; None to rate buildings by
-            mean probability x square root of the area.
+        settings: vectoriser settings for the view-angle category of the image.
+        rating_model: file of the confidence model that selects and rates candidates; None to rate
+            buildings by mean probability x square root of the area.
     """
 
     settings: BuildingSettings
     rating_model: Path | None = None
 
     def decode(self, prediction: ProbabilityMaps) -> list[Building]:
-        """The buildings of an image."""
+        """Return the buildings of an image."""
         return vectorize_buildings(prediction, self.settings, self._model())
 
     def decode_file(
@@ -37,8 +37,14 @@ class BuildingDecoder:
         *,
         check_scale: bool = False,
     ) -> list[Building]:
-        """The buildings of a raster; the rasters around it make no difference."""
-        # The vectoriser counts in pixels: their size in metres does not matter.
+        """Return the buildings of a raster.
+
+        Args:
+            path: the probability raster.
+            neighbours: ignored; buildings are decoded per raster.
+            check_scale: also check the range of the raster's values.
+        """
+        # The vectoriser works in pixels, so any pixel size will do.
         with open_map_file(path, 1, BUILDING_FILE_MAPS) as file:
             found = vectorize_buildings(file.scene, self.settings, self._model())
             if check_scale:
@@ -51,5 +57,5 @@ class BuildingDecoder:
 
 @lru_cache(maxsize=1)
 def _read_once(path: Path) -> ConfidenceModel:
-    """A model takes longer to read than an image to vectorise; each worker reads it once."""
+    """Read the model once per worker: reading takes longer than vectorising an image."""
     return read_confidence(path)

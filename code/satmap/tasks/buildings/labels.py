@@ -1,4 +1,4 @@
-"""Building labels: footprints in pixels, from GeoJSON or COCO annotations, mended if invalid."""
+"""Building labels: footprints in pixels from GeoJSON or COCO annotations, repaired if invalid."""
 
 from dataclasses import dataclass
 
@@ -22,8 +22,8 @@ class BuildingLabels:
     """The labelled buildings of one image.
 
     Attributes:
-        outlines: polygons and multi-polygons (n,), valid, in pixels, cut to the image.
-        repaired: how many were invalid.
+        outlines: valid polygons and multi-polygons (n,), in pixels, clipped to the image.
+        repaired: number of polygons that were invalid.
     """
 
     outlines: Outlines
@@ -34,8 +34,9 @@ def read_building_labels(chip: Chip) -> BuildingLabels:
     """Read the footprints of a chip.
 
     Raises:
-        SatmapError: no label, no GeoJSON or COCO annotations, none of the features is a polygon or
-            none lies on the image, coordinates that cannot be brought to it.
+        SatmapError: the chip has no label or no georeference; the label is not GeoJSON or COCO
+            annotations, has features but no polygon, lies outside the image, or has coordinates
+            that cannot be transformed.
     """
     if chip.label is None:
         raise SatmapError(f"{chip.image.path}: no label, so it cannot be trained with.")
@@ -56,25 +57,25 @@ def read_building_labels(chip: Chip) -> BuildingLabels:
 
 
 def repair(shapes: Outlines) -> tuple[Outlines, int]:
-    """The shapes as valid polygons and multi-polygons; what has no area is left out.
+    """Repair shapes to valid polygons and multi-polygons, dropping those without area.
 
     Args:
-        shapes: of any kind, (n,).
+        shapes: geometries of any kind, (n,).
 
     Returns:
-        The shapes, and how many polygons were invalid.
+        The repaired shapes, and the number of invalid ones.
     """
-    sound = shapely.is_valid(shapes)
-    mended = shapes.copy()
-    # Loops that run the other way stay: a building that crosses itself is one all the same.
-    mended[~sound] = shapely.make_valid(shapes[~sound], method="structure", keep_collapsed=False)
-    kept = [_polygonal(shape) for shape in mended]
+    valid = shapely.is_valid(shapes)
+    fixed = shapes.copy()
+    # "structure" keeps loops of opposite orientation: a self-crossing building stays whole.
+    fixed[~valid] = shapely.make_valid(shapes[~valid], method="structure", keep_collapsed=False)
+    kept = [_polygonal(shape) for shape in fixed]
     areas = [shape for shape in kept if not shape.is_empty]
-    return np.array(areas, np.object_), int((~sound).sum())
+    return np.array(areas, np.object_), int((~valid).sum())
 
 
 def _polygonal(shape: shapely.Geometry) -> shapely.Geometry:
-    """What of a shape has an area."""
+    """Return only the polygons of a shape."""
     if shape.geom_type in ("Polygon", "MultiPolygon"):
         return shape
     parts = [part for part in shapely.get_parts(shape) if part.geom_type == "Polygon"]
@@ -113,13 +114,14 @@ def encode_buildings(
 
     Args:
         chip: a chip with a label.
-        image: uint8 (h, w, channels) as networks see it, which may be smaller or larger than the
-            file; 0 in all channels where there is no data.
+        image: uint8 (h, w, channels), the network input, which may differ in size from the file; 0
+            in all channels where there is no data.
         settings: widths and weights.
 
     Returns:
-        ``target`` uint8 (h, w, 2) as :func:`satmap.tasks.buildings.targets.rasterize_buildings`
-        draws it. The payload is a list of hexadecimal WKB in pixels of the file.
+        The array ``target``, uint8 (h, w, 2), from
+        :func:`satmap.tasks.buildings.targets.rasterize_buildings`. The payload is a list of
+        hexadecimal WKB in pixels of the file.
 
     Raises:
         SatmapError: the label is missing, unreadable or of another place, or the image has no data.
@@ -128,9 +130,9 @@ def encode_buildings(
     require_image_data(chip, image, len(labels.outlines), "buildings")
     height, width = image.shape[:2]
     scale = np.array([width / chip.image.width, height / chip.image.height])
-    seen = shapely.transform(labels.outlines, lambda xy: xy * scale)
-    target = rasterize_buildings(seen, (height, width), settings)
-    # There is nothing to learn where the image has no data.
+    scaled = shapely.transform(labels.outlines, lambda xy: xy * scale)
+    target = rasterize_buildings(scaled, (height, width), settings)
+    # Pixels without image data count as background.
     target[~image.any(axis=2), 0] = 0
     georeference = chip.image.georeference
     return EncodedLabel(

@@ -1,4 +1,4 @@
-"""Losses of the planes of buildings, with weights by place and size of the buildings."""
+"""Losses of the building maps, with pixel weights by location and size of the buildings."""
 
 import torch
 import torch.nn.functional as F
@@ -27,18 +27,18 @@ def building_loss(
     losses: BuildingLosses,
     total: Total,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum over all planes.
+    """Compute the weighted sum of the losses of all maps.
 
     Args:
-        logits: float (n, planes, h, w).
-        map_names: names of the planes, which must hold all of ``losses.map_names``.
+        logits: float (n, maps, h, w).
+        map_names: names of the channels of ``logits``; must include all of ``losses.map_names``.
         target: uint8 (n, h, w, 2) as in ``satmap.tasks.buildings.targets``.
-        losses: weights by plane.
-        total: adds up over the ranks that share the batch.
+        losses: loss weights per map.
+        total: sums a value over the ranks that share the batch.
 
     Returns:
-        The loss, whose mean over the ranks is that of the whole batch, and, for display, each
-        plane's part of it (detached).
+        The loss, whose mean over the ranks is the loss of the whole batch, and the part of each map
+        for display (detached).
     """
     heads: dict[str, HeadLoss | None] = {
         BUILDING: losses.building, BORDER: losses.border, CONTACT: losses.contact
@@ -59,10 +59,9 @@ def building_loss(
 
 
 def weighted_cross_entropy(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Mean over all pixels of weight x cross entropy.
+    """Compute the mean over all pixels of weight x binary cross entropy.
 
-    One logit a pixel: the difference of the two that the original has, whose softmax over two
-    classes is the same.
+    The original has two logits per pixel and a softmax. One logit, their difference, is equivalent.
 
     Args:
         logits: float (n, 1, h, w).

@@ -1,4 +1,4 @@
-"""What a recipe for buildings can hold. This module loads without torch."""
+"""Recipe settings of the building task, importable without torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,22 +22,23 @@ CONTACT = "contact"
 #: between two buildings.
 BUILDING_MAPS = (BUILDING, BORDER, CONTACT)
 
-#: Which probability maps a raster of buildings holds, by its number of bands.
+#: Probability maps in a raster of buildings, by its number of bands.
 BUILDING_FILE_MAPS = {count: BUILDING_MAPS[:count] for count in range(1, len(BUILDING_MAPS) + 1)}
 
 
 class BuildingHeadLoss(HeadLoss):
-    """Weights of the losses of the footprint map.
+    """Loss weights of the footprint map.
 
-    ``weighted`` is a cross entropy that counts most between buildings and on small ones, by the
-    pixel weights of the targets.
+    Attributes:
+        weighted: weight of a cross entropy with the pixel weights of the targets, which are
+            highest between buildings and on small ones.
     """
 
     weighted: NonNegativeFloat = 0.0
 
 
 class BuildingLosses(TaskLosses):
-    """The weights of the losses of buildings; a map without losses is not predicted."""
+    """Loss weights of the building maps; a map without losses is not predicted."""
 
     building: BuildingHeadLoss
     border: HeadLoss | None = None
@@ -60,16 +61,16 @@ class BuildingLosses(TaskLosses):
 
 
 class BuildingTargetSettings(Settings):
-    """How buildings are drawn and weighted for training; lengths in pixels.
+    """Settings of the training targets; lengths in pixels.
 
     Attributes:
-        border_px: width of the border, inside a building.
-        contact_px: ground no farther than this from two buildings is contact.
-        edge_px: buildings that lie wholly within this distance of the image's edge are left out.
-        near_weight: extra weight of the ground between two buildings that touch.
-        near_px: the sum of distances to the two nearest buildings over which the extra weight
-            falls.
-        size_px: side of a square building that weighs as much as the ground.
+        border_px: width of the border, inside the building.
+        contact_px: ground within this distance of two buildings is contact.
+        edge_px: buildings that lie wholly within this distance of the image edge are left out.
+        near_weight: extra weight of the ground between two touching buildings.
+        near_px: decay length of the extra weight, over the summed distances to the two nearest
+            buildings.
+        size_px: side of a square building whose pixels weigh as much as the ground.
     """
 
     border_px: int = Field(1, ge=1, le=16)
@@ -81,33 +82,35 @@ class BuildingTargetSettings(Settings):
 
 
 class BuildingSettings(Settings):
-    """What the building vectoriser can be told; areas in pixels, as the challenges count them.
+    """Settings of the building vectoriser; areas in pixels, as in the challenges.
 
-    The defaults are those that SpaceNet 4's solutions found to work.
+    The defaults worked well in SpaceNet 4 solutions.
 
     Attributes:
-        seed: strength from which a pixel is surely inside one building, 0..1; strength is body
-            probability x (1 - contact) x (1 - border).
+        seed: strength from which a pixel seeds a building, 0..1; strength is body probability x
+            (1 - contact) x (1 - border).
         seed_px: smaller seeds are dropped.
-        low: body probability from which a pixel belongs to a building that has a seed, 0..1.
-        certain: body probability that a building without a seed reaches somewhere, 0..1.
+        low: body probability from which a pixel can belong to a building, 0..1.
+        certain: a blob without a seed is a building if its body probability reaches this value
+            somewhere, 0..1.
         split: two seeds are two buildings if the strength between them is below this share of the
-            weaker one's, 0..1.
-        seam: they are one building if the seam between them is longer than so many times the root
-            of the smaller one's area: what another encloses is a part of it. A wall of attached
-            houses takes 1 to 2, a square within a roof 4.
-        least_px: smaller buildings are dropped, and no smaller part is split off.
+            weaker seed's, 0..1.
+        seam: two parts are one building if the seam between them is longer than this multiple of
+            the square root of the smaller part's area, which means that one encloses the other.
+            The wall between attached houses has 1 to 2, a square inside a roof 4.
+        least_px: smaller buildings are dropped, and smaller parts are not split off.
         hole_px: smaller holes are filled.
-        dilate_px: every building grows by a square of so many pixels a side, up and to the left as
-            an even one has no middle; 0 and 1 leave it. Two may then share pixels.
-        simplify_px: tolerance of the outlines, where area and overlap with the mask stay.
-        right_angles: walls that nearly run along their building's main directions do so exactly,
-            where area and overlap stay; walls that buildings share stay shared.
-        least_confidence: buildings with a lower mean probability x square root of the area are
-            dropped, where no confidence model rates them.
-        least_iou: where one does, those are dropped that may expect a lower intersection over union
-            with the truth, 0..1. To F1 a false building costs as much as a missed one; average
-            precision takes the surest first, loses by no building, and wants 0.
+        dilate_px: buildings are dilated by a square with this side; an even square extends one
+            pixel further up and to the left. 0 and 1 change nothing. Dilated buildings may overlap.
+        simplify_px: tolerance of the outline simplification, applied where area and overlap with
+            the mask are kept.
+        right_angles: align walls with the building's main directions if they nearly follow them,
+            where area and overlap are kept; shared walls stay shared.
+        least_confidence: without a confidence model, buildings with a lower mean probability x
+            square root of the area are dropped.
+        least_iou: with a confidence model, buildings with a lower expected IoU are dropped, 0..1.
+            F1 penalises a false building as much as a missed one. Average precision ranks by
+            confidence and loses nothing by extra buildings, so 0 is best for it.
     """
 
     seed: float = Field(0.7, gt=0, lt=1)
@@ -132,17 +135,17 @@ class BuildingSettings(Settings):
 
 
 class BuildingSettingsByCategory(BuildingSettings):
-    """Settings of which some differ between categories of looks.
+    """Vectoriser settings with overrides by view-angle category.
 
     Attributes:
-        categories: category -> the settings that differ there, such as
+        categories: category -> overridden settings, such as
             ``{"very off-nadir": {"least_px": 250}}``.
     """
 
     categories: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def of(self, category: str | None) -> BuildingSettings:
-        """The settings of a category; those of all for None and for one that is not listed."""
+        """Return the settings of a category; the common ones if it is None or not listed."""
         common = self.model_dump(exclude={"categories"})
         return BuildingSettings(**{**common, **self.categories.get(category or "", {})})
 
@@ -154,13 +157,13 @@ class BuildingSettingsByCategory(BuildingSettings):
 
 
 class BuildingTaskSettings(TaskSettings):
-    """The part of a recipe that is about buildings.
+    """Task section of a recipe for buildings.
 
     Attributes:
-        targets: how labels are drawn and weighted for training.
-        input_px: the longer side of images as the networks see them; None for the file's own size.
-        view_angle_heads: number of the network's heads by view angle: 3 by the off-nadir angle, 5
-            by the angle and the side; None for one head.
+        targets: settings of the training targets.
+        input_px: longer side of the network's input images; None for the size of the file.
+        view_angle_heads: number of network heads by view angle: 3 by off-nadir angle, 5 by
+            off-nadir angle and side; None for a single head.
         vectorizer: settings of the vectoriser.
     """
 
@@ -184,5 +187,5 @@ class BuildingTaskSettings(TaskSettings):
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """Names of the network's heads; none where it has but one."""
+        """Names of the network's heads; empty for a single head."""
         return CATEGORIES[self.view_angle_heads] if self.view_angle_heads else ()

@@ -1,10 +1,10 @@
-"""Training targets of buildings: two bytes a pixel.
+"""Training targets of buildings: two bytes per pixel.
 
-The first byte has bits for the body of a building, for its border and for the ground squeezed
-between two buildings (SpaceNet 4's solutions). The second holds what a pixel weighs in a weighted
-cross entropy, as neptune's open solution of the Mapping Challenge has it: much between buildings
-that are close to each other, and more on small buildings than on large ones. Weights reach from a
-third to thousands, so the byte counts them in steps of 5 %.
+The first byte has bits for the body of a building, its border and the ground squeezed between two
+buildings (SpaceNet 4 solutions). The second byte encodes the pixel weight of a weighted cross
+entropy, as in neptune's open solution of the Mapping Challenge. Weights are high between buildings
+that are close to each other, and higher on small buildings than on large ones. They range from a
+third to thousands, so the byte stores their logarithm in steps of 5 %.
 """
 
 import cv2
@@ -24,7 +24,7 @@ CONTACT_BIT = 0x04
 _STEPS = 14
 _ONE = 64
 
-# Beyond so many times its width a Gaussian is nothing beside the one that it is added to.
+# Distance, in units of near_px, beyond which the Gaussian is negligible beside the 1 it adds to.
 _REACH = 6.0
 
 
@@ -36,20 +36,20 @@ def rasterize_buildings(
     """Draw the target of a chip.
 
     Args:
-        outlines: polygons and multi-polygons in pixels, each a building.
+        outlines: polygons and multi-polygons in pixels, one per building.
         shape: height and width of the image.
         settings: widths and weights.
 
     Returns:
-        uint8 (height, width, 2): ``BODY_BIT``, ``BORDER_BIT`` and ``CONTACT_BIT``; the weight, for
-        :func:`decode_weights`.
+        uint8 (height, width, 2). Channel 0 combines ``BODY_BIT``, ``BORDER_BIT`` and
+        ``CONTACT_BIT``; channel 1 is the weight, an index into :func:`weight_table`.
     """
     labels = draw_instances(outlines, shape, settings.edge_px)
     reach = max(_REACH * settings.near_px, settings.contact_px)
     near, far = two_nearest(labels, reach)
     body = labels > 0
     kernel = np.ones((2 * settings.border_px + 1,) * 2, np.uint8)
-    # Exact in float32 up to 16 million buildings; OpenCV knows no morphology of int32.
+    # OpenCV has no int32 morphology; float32 is exact up to 16 million buildings.
     numbers = labels.astype(np.float32)
     beside = [
         change(numbers, kernel, borderType=cv2.BORDER_REPLICATE) != numbers
@@ -69,17 +69,21 @@ def pixel_weights(
     far: NDArray[np.float32],
     settings: BuildingTargetSettings,
 ) -> NDArray[np.float32]:
-    """What each pixel weighs, by its place between buildings and by the size of its own.
+    """Compute the loss weight of each pixel from the nearest buildings and the building's size.
 
-    With d the sum of the distances to the two nearest buildings, of a single one doubled, and
-    without any 0, it is 1 + near_weight exp(-d^2 / near_px^2), and 1 where d is 0; times
-    size_px / sqrt(area) on a building. The original's d was held in a byte and began anew at 256.
+    Let d be the sum of the distances to the two nearest buildings. With a single building in the
+    image, d is twice its distance; with none, d is 0. The weight is
+    1 + near_weight exp(-d^2 / near_px^2), or 1 where d is 0. On a building it is multiplied by
+    size_px / sqrt(area). The original solution stored d in a byte, which wrapped around at 256.
 
     Args:
         labels: int32 (height, width), 0 outside.
-        near: float32 (height, width), from :func:`two_nearest`.
-        far: likewise.
+        near: float32 (height, width), distance to the nearest building (:func:`two_nearest`).
+        far: float32 (height, width), distance to the second nearest building.
         settings: widths and weights.
+
+    Returns:
+        float32 (height, width).
     """
     sizes = np.bincount(labels.ravel())
     count = np.count_nonzero(sizes[1:])
@@ -93,14 +97,14 @@ def pixel_weights(
 
 
 def encode_weights(weights: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Weights as bytes, equal steps of their logarithm; 0.05 to 12,000 to within 2.5 %."""
+    """Encode weights as bytes on a logarithmic scale: 0.05 to 12,000 within 2.5 %."""
     codes = np.rint(np.log2(weights) * _STEPS) + _ONE
     encoded: NDArray[np.uint8] = np.clip(codes, 0, 255).astype(np.uint8)
     return encoded
 
 
 def weight_table() -> NDArray[np.float32]:
-    """The weight of every byte, float32 (256,)."""
+    """Return the weight that each byte encodes, float32 (256,)."""
     table: NDArray[np.float32] = np.exp2((np.arange(256, dtype=np.float32) - _ONE) / _STEPS)
     return table
 
@@ -108,22 +112,22 @@ def weight_table() -> NDArray[np.float32]:
 def draw_instances(
     outlines: NDArray[np.object_], shape: tuple[int, int], edge_px: int = 0
 ) -> NDArray[np.int32]:
-    """Number the pixels of every building; a pixel is a building's whose centre is inside.
+    """Rasterize buildings as a label image.
 
-    Where two overlap, the smaller one is on top.
+    A pixel belongs to a building if its centre is inside. Where two overlap, the smaller one wins.
 
     Args:
         outlines: polygons and multi-polygons in pixels, holes included.
         shape: height and width.
-        edge_px: those that lie wholly within so many pixels of the edge are left out.
+        edge_px: buildings that lie wholly within this distance of the image edge are left out.
 
     Returns:
-        int32 (height, width), 0 outside, 1 + its index for each building; numbers without a pixel
-        do not occur.
+        int32 (height, width), 0 outside, 1 + index of the building inside; the labels of buildings
+        without a pixel do not occur.
     """
     labels = np.zeros(shape, np.int32)
     large_to_small = np.argsort(-shapely.area(outlines), kind="stable").tolist()
-    # A shape without a pixel's centre is passed over without a word.
+    # rasterize silently skips shapes that contain no pixel centre.
     shapes = [(outlines[i], i + 1) for i in large_to_small]
     if shapes:
         rasterio.features.rasterize(shapes, out=labels)
@@ -136,13 +140,13 @@ def draw_instances(
 def two_nearest(
     labels: NDArray[np.int32], reach: float = np.inf
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """How far it is from every pixel to the nearest building and to the second nearest.
+    """Compute the distance from every pixel to the nearest and the second nearest building.
 
-    Distances are Euclidean, between centres of pixels; a pixel of a building is at 0 from it.
+    Distances are Euclidean, between pixel centres, and 0 inside a building.
 
     Args:
-        labels: int32 (height, width), buildings 1.. in any numbers.
-        reach: distances beyond it are of no interest, which saves much time.
+        labels: int32 (height, width), 0 outside, positive labels with or without gaps.
+        reach: largest distance of interest, in pixels; a small value saves much time.
 
     Returns:
         Two float32 (height, width); infinite beyond ``reach`` and where there is no such building.

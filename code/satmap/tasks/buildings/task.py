@@ -1,4 +1,4 @@
-"""Buildings: from images and labels to footprints."""
+"""Building task: from images and labels to footprints."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,18 +44,18 @@ from satmap.tuning.chips import Tuning, TuningRequest
 from satmap.vectors.buildings import Building
 from satmap.vectors.georeference import Georeference, georeference_as_json, georeference_from_json
 
-#: A submission whose name ends in this is a list of COCO results.
+#: Suffix of submissions that are lists of COCO results.
 COCO_SUFFIX = ".json"
 
 
 @dataclass(frozen=True)
 class BuildingScore:
-    """What a network made of one chip.
+    """Score of one chip.
 
     Attributes:
-        counts: buildings that were found, false and missed.
-        overlap: of the bodies.
-        rows: the buildings that the network found.
+        counts: numbers of buildings found, false and missed.
+        overlap: pixel overlap of the predicted and the true footprints.
+        rows: the predicted buildings.
     """
 
     counts: Counts
@@ -64,12 +64,12 @@ class BuildingScore:
 
     @property
     def caption(self) -> str:
-        """The score in words."""
+        """The counts as text."""
         return f"{self.counts.tp} found, {self.counts.fn} missed, {self.counts.fp} false"
 
 
 class BuildingTask(DenseTask):
-    """Buildings: maps of footprints, borders and contacts become polygons."""
+    """Building footprints: turns maps of footprints, borders and contacts into polygons."""
 
     recipe: Recipe[BuildingTaskSettings, BuildingLosses]
     noun: ClassVar[str] = "buildings"
@@ -79,23 +79,23 @@ class BuildingTask(DenseTask):
     submission_suffixes: ClassVar[tuple[str, ...]] = (".csv", COCO_SUFFIX)
 
     def __init__(self, recipe: Recipe[BuildingTaskSettings, BuildingLosses]) -> None:
-        """Make the task of a recipe."""
+        """Create the task for a recipe."""
         super().__init__(recipe)
         self.input_px = recipe.task.input_px
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """Names of the networks' heads by view angle."""
+        """Names of the network's heads by view angle."""
         return self.recipe.task.categories
 
     # Images and labels
 
     def image_id_of(self, stem: str) -> str | None:
-        """The image id in the name of a raster."""
+        """Return the image id in the name of a raster."""
         return building_image_id(stem)
 
     def category(self, chip: Chip) -> str | None:
-        """The category of the image's view angle, for recipes with heads by view angle."""
+        """Return the view-angle category of an image; None for recipes with a single head."""
         heads = self.recipe.task.view_angle_heads
         if heads is None:
             return None
@@ -103,7 +103,7 @@ class BuildingTask(DenseTask):
 
     @property
     def label_fingerprint(self) -> str:
-        """The settings of the targets."""
+        """Target settings as text; a change invalidates cached labels."""
         return f"buildings {self.recipe.task.targets.model_dump_json()}"
 
     def encode(self, chip: Chip, image: NDArray[np.uint8]) -> EncodedLabel:
@@ -111,7 +111,7 @@ class BuildingTask(DenseTask):
         return encode_buildings(chip, image, self.recipe.task.targets)
 
     def load_payload(self, payload: Any) -> NDArray[np.object_]:
-        """The labelled buildings, cut to the image, in pixels of the file."""
+        """Return the labelled buildings, clipped to the image, in pixels of the file."""
         outlines: NDArray[np.object_] = shapely.from_wkb(np.array(payload, np.object_))
         return outlines
 
@@ -119,19 +119,19 @@ class BuildingTask(DenseTask):
 
     @property
     def loss_parts(self) -> tuple[str, ...]:
-        """One part for each probability map."""
+        """Names of the loss parts: one per probability map."""
         return self.recipe.map_names
 
     def loss(
         self, outputs: Tensor, batch: Batch, losses: BuildingLosses, total: Total
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum over the probability maps."""
+        """Return the weighted sum of the losses over the probability maps."""
         return building_loss(outputs, self.recipe.map_names, batch["target"], losses, total)
 
     def score_maps(
         self, maps: ProbabilityMaps, chip: CachedChip, target: NDArray[np.uint8]
     ) -> BuildingScore:
-        """Match the buildings found with the true ones; the overlap of the masks."""
+        """Match predicted buildings with true ones and measure the overlap of the masks."""
         body, truth = maps[BUILDING] >= 128, (target[..., 0] & BODY_BIT) > 0
         values = resize_maps(maps.values, chip.size)
         whole = ProbabilityMaps(maps.names, values, chip.metres_per_pixel)
@@ -143,14 +143,16 @@ class BuildingTask(DenseTask):
     def summarize(
         self, chips: Sequence[CachedChip], scores: Sequence[BuildingScore]
     ) -> dict[str, float]:
-        """F1, precision and recall at an IoU of .5, from the counts of an area, or a category of
-        view angles, then the mean over these; dice and IoU of the footprints, pooled over all
-        pixels."""
+        """Return F1, precision and recall at an IoU of 0.5, and Dice and IoU of the footprints.
+
+        The first three are computed per area, or per category of view angles, and averaged. Dice
+        and IoU are pooled over all pixels.
+        """
         groups: dict[str, Counts] = {}
         for chip, score in zip(chips, scores, strict=True):
             group = group_of(chip.image_id)
             groups[group] = groups.get(group, Counts()) + score.counts
-        precision, recall, f1 = np.mean([_shares(counts) for counts in groups.values()], axis=0)
+        precision, recall, f1 = np.mean([_rates(counts) for counts in groups.values()], axis=0)
         return {
             "f1": float(f1),
             "precision": float(precision),
@@ -172,7 +174,7 @@ class BuildingTask(DenseTask):
     # Prediction
 
     def find_rating_model(self, weights: Path) -> Path | None:
-        """The confidence model beside the networks."""
+        """Return the path of the confidence model beside the networks, if there is a valid one."""
         path = weights / CONFIDENCE_FILE
         if not path.exists():
             return None
@@ -180,7 +182,7 @@ class BuildingTask(DenseTask):
         return path.resolve()
 
     def decoder(self, chip: Chip, rating_model: Path | None = None) -> BuildingDecoder:
-        """The settings depend on the category of the image's view angle."""
+        """Return a decoder with the vectoriser settings for the image's view-angle category."""
         return BuildingDecoder(self.recipe.task.vectorizer.of(self.category(chip)), rating_model)
 
     # Results
@@ -188,16 +190,16 @@ class BuildingTask(DenseTask):
     def record(
         self, chip: Chip, image_id: str, found: list[Building], georeference: Georeference | None
     ) -> ImageBuildings:
-        """The buildings with their image."""
+        """Bundle the buildings of an image with its id, size and georeference."""
         size = chip.image.height, chip.image.width
         return ImageBuildings(image_id, chip.number, size, tuple(found), georeference)
 
     def count(self, record: ImageBuildings) -> int:
-        """Number of buildings."""
+        """Return the number of buildings."""
         return len(record.buildings)
 
     def as_json(self, record: ImageBuildings) -> list[Any]:
-        """The buildings as lists, numbers and texts, polygons as hexadecimal WKB."""
+        """Convert a record to JSON values; polygons become hexadecimal WKB."""
         return [
             record.image_id,
             record.number,
@@ -207,7 +209,7 @@ class BuildingTask(DenseTask):
         ]
 
     def from_json(self, content: list[Any]) -> ImageBuildings:
-        """Read the buildings back, exactly."""
+        """Restore a record from :meth:`as_json` without loss."""
         image_id, number, (height, width), buildings, georeference = content
         return ImageBuildings(
             image_id,
@@ -218,13 +220,14 @@ class BuildingTask(DenseTask):
         )
 
     def check_outputs(self, output: Path, exports: Sequence[Path], chips: Sequence[Chip]) -> None:
-        """Refuse unknown formats, and COCO results of images without numbers."""
+        """Reject unknown formats, and COCO results for images without a number."""
         super().check_outputs(output, exports, chips)
         unnumbered = [chip.image_id for chip in chips if chip.number is None]
         if output.suffix.lower() == COCO_SUFFIX and unnumbered:
             raise SatmapError(
-                f"{output}: COCO results need images with numbers as names, as the Mapping "
-                f"Challenge has them, and {unnumbered[0]} has none. Give a name that ends in .csv."
+                f"{output}: COCO results need images with numbers as names, as in the Mapping "
+                f"Challenge, but {unnumbered[0]} is not a number. Use an output name ending in "
+                ".csv."
             )
 
     def write(
@@ -234,7 +237,7 @@ class BuildingTask(DenseTask):
         keys: Mapping[str, str],
         read: Callable[[str], ImageBuildings],
     ) -> dict[str, int]:
-        """Write SpaceNet's buildings CSV, or COCO results if the name ends in .json."""
+        """Write a SpaceNet buildings CSV, or COCO results if the name ends in .json."""
         if output.suffix.lower() == COCO_SUFFIX:
             return _write_coco(output, ids, keys, read)
         rows = RowsByImage(ids, keys, lambda key: _rows(read(key)))
@@ -242,11 +245,11 @@ class BuildingTask(DenseTask):
         return rows.counts
 
     def export(self, path: Path, records: Callable[[], Iterator[ImageBuildings]]) -> dict[str, str]:
-        """Write GeoJSON or GeoPackage."""
+        """Write the buildings as GeoJSON or GeoPackage."""
         return export_buildings(path, records)
 
     def tune(self, request: TuningRequest) -> Tuning:
-        """Fit the vectoriser's settings by F1 or average precision."""
+        """Fit the vectoriser settings, by F1 or average precision."""
         return tune_buildings(request, self.recipe)
 
 
@@ -264,7 +267,7 @@ def _write_coco(
     sizes: dict[int, tuple[int, int]] = {}
     for image_id, key in keys.items():
         found = read(key)
-        assert found.number is not None, "who asks for COCO results has looked"
+        assert found.number is not None, "check_outputs rejects images without a number"
         height, width = found.size
         ids_of[found.number] = image_id
         sizes[found.number] = width, height
@@ -281,12 +284,12 @@ def _detections(found: ImageBuildings) -> list[Detection]:
 
 
 def true_buildings(chip: CachedChip) -> list[BuildingRow]:
-    """The labelled buildings of a chip as rows, each part of one by itself, as files have them."""
+    """Return the labelled buildings of a chip as rows, one per polygon of a multi-polygon."""
     return [BuildingRow(polygon) for polygon in shapely.get_parts(chip.payload).tolist()]
 
 
-def _shares(counts: Counts) -> tuple[float, float, float]:
-    """Precision, recall and F1; 0 for 0/0, as the challenge has it."""
+def _rates(counts: Counts) -> tuple[float, float, float]:
+    """Precision, recall and F1; 0/0 counts as 0, as in the challenge."""
     precision = counts.tp / max(counts.tp + counts.fp, 1)
     recall = counts.tp / max(counts.tp + counts.fn, 1)
     return precision, recall, 2 * precision * recall / max(precision + recall, 1e-9)

@@ -1,8 +1,8 @@
-"""Fitting the building vectoriser's settings to masks of buildings, by F1 or average precision.
+"""Fitting the building vectoriser's settings to probability rasters, by F1 or average precision.
 
-Where a recipe has heads for categories of looks, each category has settings of its own: what leans
-over is fainter, and hides more, the further from nadir it is seen (solutions of SpaceNet 4 dropped
-buildings below other sizes in each).
+If the recipe has heads by view angle, each view-angle category gets its own settings. Leaning
+buildings are fainter, and hide more, at larger off-nadir angles; SpaceNet 4 solutions used a
+different minimum size per category.
 """
 
 import time
@@ -44,7 +44,7 @@ from satmap.tuning.coordinate_search import Grids, RecordTable, Trial
 from satmap.tuning.cross_validation import MIN_CHIPS, Fit, cross_validated
 from satmap.tuning.measures import PooledF1, PooledPrecision
 
-#: What is fitted, most important first, and the values that it may take.
+#: The fitted settings, most important first, and the values tried for each.
 GRIDS: Grids = {
     "low": (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6),
     "seed": (0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
@@ -58,20 +58,20 @@ GRIDS: Grids = {
     "hole_px": (0, 16, 64, 256),
 }
 
-# What a worker makes of a mask under settings: counts for F1, or matches for average precision.
+# A worker's result for one chip and settings: counts for F1, or matches for average precision.
 _Record = Counts | ImageMatches
 
 
 @dataclass(frozen=True)
 class _Chip:
-    """A mask with its truth, as a worker is given it.
+    """A probability raster with its truth, as sent to a worker.
 
     Attributes:
-        image_id: the image.
-        path: the mask.
+        image_id: id of the image.
+        path: the probability raster.
         truth: its buildings, as rows of a CSV or as masks of COCO annotations.
-        size: width and height of the image where the annotations say them.
-        category: of its look; None where looks do not count.
+        size: width and height of the image from COCO annotations; None for a CSV.
+        category: view-angle category; None if the recipe has a single head.
     """
 
     image_id: str
@@ -82,13 +82,13 @@ class _Chip:
 
     @property
     def site(self) -> str:
-        """What all looks at one place have in common."""
+        """Key of the place, shared by all images of it."""
         name = parse_building_name(f"Pan-Sharpen_{self.image_id}")
         return (name.place if name else "") or self.image_id
 
     @property
     def area(self) -> str:
-        """What the image is scored with."""
+        """Group of images that the image is scored with."""
         return group_of(self.image_id)
 
 
@@ -98,8 +98,11 @@ def tune_buildings(
     """Fit the settings of the building vectoriser, by F1 or average precision.
 
     Args:
-        request: probability rasters; the truth is SpaceNet's CSV or COCO annotations.
-        recipe: where the search begins.
+        request: the probability rasters; the truth is a SpaceNet CSV or COCO annotations.
+        recipe: its settings are the starting point of the search.
+
+    Raises:
+        SatmapError: the truth has no buildings, is in another format, or covers too few places.
     """
     run, deadline, heads = request.run, request.deadline, recipe.task.view_angle_heads
     chips, warnings, unknown = _find_chips(request.maps, request.truth, heads, request.view_angle)
@@ -109,13 +112,13 @@ def tune_buildings(
     chips = [
         chip
         for category in categories
-        for chip in subsample([its for its in chips if its.category == category], warnings)
+        for chip in subsample([chip for chip in chips if chip.category == category], warnings)
     ]
     chips, faults = readable_chips(chips, run, _max_probability)
     if not any(chip.truth for chip in chips):
         raise SatmapError(
-            f"the truth has no building in any of the {len(chips)} masks' images, so there is "
-            "nothing to fit to."
+            f"the truth has no building in any of the {len(chips)} images with probability maps, "
+            "so there is nothing to fit to."
         )
     by_precision = any(chip.size for chip in chips)
     common = recipe.task.vectorizer
@@ -126,7 +129,7 @@ def tune_buildings(
         if (places := len({chip.site for chip in members})) < MIN_CHIPS:
             if members:
                 prefix = f"{category}: " if category else ""
-                warnings.append(f"{prefix}images of {places} places, too few for a fit")
+                warnings.append(f"{prefix}too few places for a fit ({places})")
             continue
         left = (deadline - time.monotonic()) / (len(groups) - number)
         fits[category or ""] = fit = _fit(
@@ -136,8 +139,8 @@ def tune_buildings(
             fitted[category or ""] = fit.settings
     if not fits:
         raise SatmapError(
-            f"{'; '.join(warnings)}. A fit takes {MIN_CHIPS} places or more: it is judged on "
-            "places that it has not seen."
+            f"{'; '.join(warnings)}. A fit needs at least {MIN_CHIPS} places, because it is "
+            "validated on held-out places."
         )
     score = "AP at IoU .5" if by_precision else "F1 at IoU .5"
     return Tuning(_settings(common, fitted), score, fits, faults | unknown, tuple(warnings))
@@ -146,7 +149,12 @@ def tune_buildings(
 def _find_chips(
     masks: Path, truth: Path, heads: int | None, view_angle: ViewAngle | None
 ) -> tuple[list[_Chip], list[str], dict[str, str]]:
-    """The masks that the truth knows; what to say of others; and those without a category."""
+    """Match probability rasters with the truth.
+
+    Returns:
+        The chips in both; warnings about the others; errors by image id for images whose view-angle
+        category is unknown.
+    """
     paths = find_map_files(masks, building_image_id)
     sizes: Mapping[int, tuple[int, int]] = {}
     rows: dict[str, Sequence[Any]]
@@ -160,17 +168,17 @@ def _find_chips(
             paths = _by_number(paths)
         case _:
             raise SatmapError(
-                f"{truth} is {kind}, but buildings are fitted to SpaceNet's CSV or to COCO "
-                "annotations."
+                f"{truth} is {kind}, but tuning of buildings needs a SpaceNet buildings CSV or "
+                "COCO annotations."
             )
     common, warnings = common_images(masks, truth, paths, rows)
     chips, unknown = [], {}
     for name in common:
-        its_view_angle = view_angle
+        angle = view_angle
         if parsed := parse_building_name(f"Pan-Sharpen_{name}"):
-            its_view_angle = parsed.view_angle or view_angle
+            angle = parsed.view_angle or view_angle
         try:
-            category = require_category(paths[name].name, its_view_angle, heads) if heads else None
+            category = require_category(paths[name].name, angle, heads) if heads else None
         except SatmapError as error:
             unknown[name] = str(error)
             continue
@@ -180,13 +188,13 @@ def _find_chips(
 
 
 def _by_number(paths: Mapping[str, Path]) -> dict[str, Path]:
-    """Masks by their image's number; anybody's network may call them 000000000012."""
+    """Normalize numeric image ids: 000000000012 becomes 12."""
     found: dict[str, Path] = {}
     for name, path in paths.items():
         key = str(int(name)) if name.isdecimal() else name
         if key in found:
             raise SatmapError(
-                f"{found[key]} and {path} are masks of one image. Move one elsewhere."
+                f"{found[key]} and {path} are probability maps of the same image. Remove one."
             )
         found[key] = path
     return found
@@ -200,7 +208,7 @@ def _fit(
     run: Runner,
     category: str | None,
 ) -> Fit[BuildingSettings]:
-    """Fit settings to chips of one category."""
+    """Fit the settings to the chips of one category."""
 
     def work(tasks: Sequence[Trial[BuildingSettings]]) -> Generator[Sequence[Any]]:
         return run(_records, [(chips[chip], settings) for chip, settings in tasks])
@@ -217,21 +225,21 @@ def _fit(
 def _settings(
     common: BuildingSettingsByCategory, fitted: Mapping[str, BuildingSettings]
 ) -> BuildingSettingsByCategory:
-    """The recipe's settings with those that were fitted, each category's where it differs."""
+    """Merge fitted settings into the recipe's; a category keeps only what differs."""
     if "" in fitted:
         return BuildingSettingsByCategory(
             **fitted[""].model_dump(), categories=dict(common.categories)
         )
-    plain = common.of(None).model_dump()
+    base = common.of(None).model_dump()
     categories = dict(common.categories)
     for category, settings in fitted.items():
-        its = settings.model_dump()
-        categories[category] = {name: its[name] for name in its if its[name] != plain[name]}
+        values = settings.model_dump()
+        categories[category] = {name: values[name] for name in values if values[name] != base[name]}
     return common.model_copy(update={"categories": categories})
 
 
 def _max_probability(chip: _Chip) -> int | str:
-    """The highest probability of a building in a mask, 0..255, or what is wrong with it."""
+    """Return the highest body probability of a raster, 0..255, or an error message."""
     try:
         maps = _read(chip.path)
     except SatmapError as error:
@@ -239,14 +247,14 @@ def _max_probability(chip: _Chip) -> int | str:
     if chip.size is not None and maps.shape != chip.size[::-1]:
         height, width = maps.shape
         return (
-            f"{chip.path}: {width} x {height} pixels, but the image has "
-            f"{chip.size[0]} x {chip.size[1]} in the annotations."
+            f"{chip.path}: {width} x {height} pixels, but the annotations say "
+            f"{chip.size[0]} x {chip.size[1]} for the image."
         )
     return int(maps[BUILDING].max())
 
 
 def _read(path: Path) -> ProbabilityMaps:
-    # Nobody asks for the size of pixels here.
+    # The pixel size is not used here; any value will do.
     with open_map_file(path, 1, BUILDING_FILE_MAPS) as mask:
         maps = mask.scene.at_once()
         mask.check_scale()
@@ -254,7 +262,7 @@ def _read(path: Path) -> ProbabilityMaps:
 
 
 def _records(job: tuple[_Chip, tuple[BuildingSettings, ...]]) -> list[_Record]:
-    """What is found of a chip's buildings under each of the settings."""
+    """Evaluate a chip with each of the settings."""
     chip, tried = job
     maps = _read(chip.path)
     return [_record(chip, maps, settings) for settings in tried]
@@ -263,11 +271,12 @@ def _records(job: tuple[_Chip, tuple[BuildingSettings, ...]]) -> list[_Record]:
 def _record(chip: _Chip, maps: ProbabilityMaps, settings: BuildingSettings) -> _Record:
     try:
         found = vectorize_buildings(maps, settings)
-    # Settings that break on a chip are no good there, which is no reason to end the fit.
+    # Settings that fail on a chip find nothing there; the fit goes on.
     except Exception:
         found = []
     if chip.size is not None:
         results = results_of(detections_of(found, maps.shape), chip.size)
-        return match_image([its for its in chip.truth if isinstance(its, CocoBuilding)], results)
+        return match_image([true for true in chip.truth if isinstance(true, CocoBuilding)], results)
     rows = [BuildingRow(building.polygon, building.confidence) for building in found]
-    return match_buildings([its for its in chip.truth if isinstance(its, BuildingRow)], rows).counts
+    truth = [true for true in chip.truth if isinstance(true, BuildingRow)]
+    return match_buildings(truth, rows).counts

@@ -1,1 +1,1 @@
-"""From probability maps to building footprints."""
+"""Building vectoriser: from probability maps to footprints."""

@@ -1,4 +1,4 @@
-"""Seeded watershed of blobs, and the boundaries between its basins."""
+"""Seeded watershed inside blobs, and the boundaries between its basins."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ Longs = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Boundaries:
-    """Where basins meet.
+    """Boundaries between adjacent basins.
 
     Attributes:
-        pairs: int64 (2, boundaries), two markers whose basins meet, each pair once, ascending.
-        length: int64 (boundaries,), pixels' sides along which they meet.
-        strength: float64 (boundaries,), mean along the boundary, 0..255.
+        pairs: int64 (2, boundaries), markers of two adjacent basins, each pair once, ascending.
+        length: int64 (boundaries,), length of the boundary in pixel sides.
+        strength: float64 (boundaries,), mean strength along the boundary, 0..255.
     """
 
     pairs: Longs
@@ -29,22 +29,22 @@ class Boundaries:
 def find_basins(
     strength: NDArray[np.uint8], markers: Labels, blobs: Parts, split: NDArray[np.bool_]
 ) -> Labels:
-    """Give every pixel of some blobs to a marker, the strongest pixels first.
+    """Assign the pixels of some blobs to markers by watershed, the strongest pixels first.
 
-    Of pixels of one strength those that are fewer steps from a marker come first, so that
-    boundaries run in the middle of plateaus.
+    Among pixels of equal strength, those fewer steps from a marker come first, so boundaries run
+    through the middle of plateaus.
 
     Args:
         strength: uint8 (height, width).
         markers: int32 (height, width), 0 outside, 1..n, each within one blob.
-        blobs: what pixels are connected in.
-        split: bool (blobs,), the blobs with markers.
+        blobs: connected parts that the basins fill.
+        split: bool (blobs,), the blobs with markers, which are processed.
 
     Returns:
-        int32 (height, width), the marker of each pixel; 0 outside of the blobs.
+        int32 (height, width), the marker of each pixel; 0 outside the processed blobs.
     """
     basins = np.zeros_like(markers)
-    # Blob by blob: they may lie side by side.
+    # One blob at a time, because their bounding boxes may overlap.
     for blob in np.flatnonzero(split).tolist():
         box = blobs.boxes[blob]
         inside = blobs.labels[box] == blob
@@ -55,7 +55,13 @@ def find_basins(
 
 
 def find_boundaries(strength: NDArray[np.uint8], basins: Labels, blobs: Parts) -> Boundaries:
-    """Where basins of one blob meet."""
+    """Find the boundaries between basins of the same blob.
+
+    Args:
+        strength: uint8 (height, width).
+        basins: int32 (height, width), from :func:`find_basins`.
+        blobs: the blobs that contain the basins.
+    """
     pairs, between = [], []
     count = int(basins.max(initial=0)) + 1
     for turn in (lambda image: image, np.transpose):

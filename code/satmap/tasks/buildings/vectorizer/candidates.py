@@ -1,12 +1,12 @@
-"""Candidates for buildings: the watershed's, and what the body gives at nineteen thresholds.
+"""Building candidates: watershed instances, and regions of the body map at nineteen thresholds.
 
-No threshold suits all buildings: a second-level model looks at each candidate and says how well it
-would match a true building, and of those that are the same building the best stays (neptune's open
-solution of the Mapping Challenge). What the watershed has split competes with the whole this way,
-as in SpaceNet 4's winning solution.
+No single threshold suits all buildings. A confidence model predicts the IoU of each candidate with
+its true building, and the best of several candidates for the same building is kept (neptune's open
+solution of the Mapping Challenge). Watershed parts compete with the whole blob in the same way, as
+in the winning solution of SpaceNet 4.
 
-Regions of a higher threshold lie within those of lower ones. So their overlaps follow from areas
-and from one pixel of each, and no more than one labelled image is held at a time.
+Regions of a higher threshold lie inside those of lower ones. Their overlaps therefore follow from
+the areas and one pixel of each region, and only one labelled image is in memory at a time.
 """
 
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ from satmap.tasks.buildings.vectorizer.tracing import Labels, Mask, at_least, co
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-#: Layer 0 is the watershed's; the others are the body from these probabilities.
+#: Layer 0 holds the watershed instances; layer k the body map from ``THRESHOLDS[k - 1]``.
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
-#: What the model is told of a candidate, in this order. Distances are to the image's border.
+#: Features of a candidate, in the model's order. Distances are to the image border.
 FEATURES = (
     "threshold",
     "area",
@@ -38,7 +38,7 @@ FEATURES = (
     "contour",
 )
 
-#: Two candidates that share as much of their union are the same building.
+#: Two candidates with at least this IoU are the same building.
 SAME_IOU = 0.5
 
 
@@ -47,11 +47,11 @@ class Candidates:
     """Candidates of an image or a part of it.
 
     Attributes:
-        layer: int64 (n,), 0 for the watershed's, else 1 + index of the threshold.
-        label: int64 (n,), number in the layer's labels.
-        features: float64 (n, 10), see ``FEATURES``; pixels, probabilities 0..1.
-        rivals: int64 (2, pairs), two candidates that are the same building.
-        ious: float64 (n,), the best with a building of the truth; 0 where no truth was given.
+        layer: int64 (n,), 0 for watershed instances, else 1 + index of the threshold.
+        label: int64 (n,), label of the candidate in its layer.
+        features: float64 (n, 10), see ``FEATURES``; lengths in pixels, probabilities 0..1.
+        rivals: int64 (2, pairs), pairs of candidates for the same building.
+        ious: float64 (n,), highest IoU with a true building; 0 if no truth was given.
     """
 
     layer: Ints
@@ -67,28 +67,28 @@ def find_candidates(
     box: Box,
     shape: tuple[int, int],
     least_px: float,
-    mine: Mask | None = None,
+    owned: Mask | None = None,
     truth: Labels | None = None,
 ) -> Candidates:
-    """The candidates of a part of an image.
+    """Find the candidates in a crop of an image.
 
     Args:
-        body: uint8 (height, width), 0..255 for 0..1.
-        instances: the watershed's, int32 (height, width), 0 outside.
-        box: where in the image it is.
-        shape: height and width of the image.
+        body: uint8 (height, width), body probability, 0..255 for 0..1.
+        instances: int32 (height, width), instances from the watershed, 0 outside.
+        box: position of the crop in the image.
+        shape: height and width of the whole image.
         least_px: smaller candidates are left out.
-        mine: bool (height, width), the pixels that thresholds are applied to; by default all.
-        truth: true buildings, int32 (height, width), 0 outside.
+        owned: bool (height, width), the pixels that thresholds are applied to; by default all.
+        truth: int32 (height, width), true buildings, 0 outside.
     """
     sizes = np.bincount(truth.ravel()) if truth is not None else np.zeros(1, np.int64)
     layers: list[_Layer] = []
     rivals = [np.empty((2, 0), np.int64)]
-    # From the highest threshold down: the places of those within a region are then known.
+    # From the highest threshold down, so that the regions inside a region are known already.
     for number in (0, *range(len(THRESHOLDS), 0, -1)):
         labels = instances if number == 0 else layer_labels(body, number)
-        if number and mine is not None:
-            labels = np.where(mine, labels, 0)
+        if number and owned is not None:
+            labels = np.where(owned, labels, 0)
         layer = _measure(number, labels, body, box, shape, least_px)
         if truth is not None:
             layer.ious[:] = _best_ious(labels, truth, sizes, layer)
@@ -116,16 +116,19 @@ def find_candidates(
 
 
 def layer_labels(body: NDArray[np.uint8], number: int) -> Labels:
-    """The regions of the body at a threshold; ``number`` from 1, as ``Candidates.layer`` has it."""
+    """Label the regions of the body map in threshold layer ``number`` (from 1)."""
     return connected(at_least(body, THRESHOLDS[number - 1])).labels
 
 
 def non_maximum_suppression(scores: Floats, rivals: Ints) -> Ints:
-    """Those that no better rival suppresses, ascending (greedy non-maximum suppression).
+    """Greedy non-maximum suppression: drop candidates with a better rival that is kept.
 
     Args:
-        scores: float64 (n,); of equal ones the first is the better.
-        rivals: int64 (2, pairs).
+        scores: float64 (n,); of equal scores, the first is better.
+        rivals: int64 (2, pairs), candidates of which only one may stay.
+
+    Returns:
+        int64, indices of the kept candidates, ascending.
     """
     order = np.argsort(-scores, kind="stable")
     rank = np.empty(len(order), np.int64)
@@ -147,7 +150,7 @@ _AREA = FEATURES.index("area")
 
 @dataclass(frozen=True)
 class _Layer:
-    """The candidates of one layer; as in :class:`Candidates`, and a pixel of each."""
+    """Candidates of one layer, as in :class:`Candidates`, with a pixel index of each."""
 
     number: int
     label: Ints
@@ -166,7 +169,7 @@ def _measure(
 ) -> _Layer:
     inside = np.flatnonzero(labels > 0)
     values = body.ravel()[inside]
-    # Of assignments to one place the last one stays: the surest pixel's.
+    # The last assignment to an index wins: that of the pixel with the highest probability.
     order = np.argsort(values, kind="stable")
     inside, values = inside[order], values[order]
     label = labels.ravel()[inside]
@@ -203,7 +206,7 @@ def _measure(
 
 
 def _contours(labels: Labels, count: int) -> Ints:
-    """Sides of pixels around every region."""
+    """Count the pixel sides around every region."""
     sides = np.zeros(count, np.int64)
     for turned in (labels, labels.T):
         one, other = turned[:-1], turned[1:]
@@ -214,7 +217,7 @@ def _contours(labels: Labels, count: int) -> Ints:
 
 
 def _shared(one: Labels, other: Labels) -> tuple[Ints, Ints, Ints]:
-    """Numbers of regions that share pixels, and how many."""
+    """Find pairs of labels that share pixels: the labels of both, and the number of pixels."""
     both = np.flatnonzero((one > 0) & (other > 0))
     width = int(other.max(initial=0)) + 1
     pairs = one.ravel()[both].astype(np.int64) * width + other.ravel()[both]
@@ -223,12 +226,12 @@ def _shared(one: Labels, other: Labels) -> tuple[Ints, Ints, Ints]:
 
 
 def _best_ious(labels: Labels, truth: Labels, sizes: Ints, layer: _Layer) -> Floats:
-    """The best IoU of a layer's candidates with a true building."""
+    """Compute the highest IoU of each candidate of a layer with a true building."""
     area = np.zeros(int(labels.max(initial=0)) + 1)
     area[layer.label] = layer.features[:, _AREA]
-    mine, true, shared = _shared(labels, truth)
+    label, true, shared = _shared(labels, truth)
     best = np.zeros(len(area))
-    np.maximum.at(best, mine, shared / (area[mine] + sizes[true] - shared))
+    np.maximum.at(best, label, shared / (area[label] + sizes[true] - shared))
     found: Floats = best[layer.label]
     return found
 
@@ -236,7 +239,7 @@ def _best_ious(labels: Labels, truth: Labels, sizes: Ints, layer: _Layer) -> Flo
 def _sharing(
     instances: Labels, labels: Labels, of_instances: _Layer, layer: _Layer, first: int
 ) -> Ints:
-    """Rivals between the watershed's candidates, numbered from 0, and a layer's, from ``first``."""
+    """Find rivals of watershed candidates, numbered from 0, in a layer numbered from ``first``."""
     sides = []
     for found, source, start in ((of_instances, instances, 0), (layer, labels, first)):
         index = np.full(int(source.max(initial=0)) + 1, -1)

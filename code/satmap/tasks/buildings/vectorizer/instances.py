@@ -1,9 +1,9 @@
-"""Which pixels are one building: a seeded watershed on body, border and contact.
+"""Instance segmentation of buildings: a seeded watershed on body, border and contact maps.
 
-Touching buildings are one blob of body; border and contact planes show the seam between them
-(SpaceNet 4's solutions). Seeds are the sure insides, the watershed gives each pixel of the blob to
-one of them, and two parts are joined again where no seam is to be seen between them, or none that
-two buildings could have: a large roof with a doubtful spot in the middle is one building.
+Touching buildings form one blob of the body map; the border and contact maps show the seam between
+them (SpaceNet 4 solutions). Seeds are the confident interiors, and the watershed assigns each pixel
+of the blob to a seed. Two parts are merged again if there is no clear seam between them, or if the
+seam is implausible for two buildings: a large roof with an uncertain spot stays one building.
 """
 
 import cv2
@@ -27,33 +27,47 @@ from satmap.tasks.buildings.vectorizer.tracing import (
 Bytes = NDArray[np.uint8]
 
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
-# A hole of n pixels has at most so many times n around it, where it is a single one.
+# The contour around a single hole of n pixels has at most this multiple of n points.
 _RIM = 4
-# Of what OpenCV says of a contour: the contour that it is a hole of, or -1.
+# Index in OpenCV's contour hierarchy: the contour that this one is a hole of, or -1.
 _PARENT = 3
 
 
 def find_instances(maps: ProbabilityMaps, settings: BuildingSettings) -> Labels:
-    """Number every building's pixels.
+    """Segment building instances.
 
     Args:
-        maps: at least ``building``; with ``border`` and ``contact`` touching ones come apart.
+        maps: probability maps, at least ``building``; ``border`` and ``contact`` help to separate
+            touching buildings.
         settings: thresholds.
 
     Returns:
-        int32 (height, width), 0 outside, 1..n in the order of the buildings' first pixels, row by
-        row; each building is 4-connected.
+        int32 (height, width), 0 outside, instances 1..n in row-major order of their first pixels;
+        each is 4-connected.
     """
-    return blob_bits(maps, settings, connected(at_least(maps[BUILDING], settings.low)))
+    return find_instances_in_blobs(
+        maps, settings, connected(at_least(maps[BUILDING], settings.low))
+    )
 
 
-def blob_bits(maps: ProbabilityMaps, settings: BuildingSettings, blobs: Parts) -> Labels:
-    """As :func:`find_instances`, where the blobs of the body are known; each stands for itself."""
+def find_instances_in_blobs(
+    maps: ProbabilityMaps, settings: BuildingSettings, blobs: Parts
+) -> Labels:
+    """Segment building instances within given blobs of the body map, each independently.
+
+    Args:
+        maps: as in :func:`find_instances`.
+        settings: thresholds.
+        blobs: connected parts of the body map at or above ``settings.low``.
+
+    Returns:
+        As :func:`find_instances`.
+    """
     body, strength = maps[BUILDING], _strength(maps)
     seeds = connected(at_least(strength, settings.seed))
     kept_seed = seeds.areas >= settings.seed_px
     kept_seed[0] = False
-    # Strength is no more than body, so every seed lies within one blob.
+    # Strength never exceeds the body probability, so every seed lies within one blob.
     blob_of_seed = _blob_of(seeds, blobs)
     count = np.bincount(blob_of_seed[kept_seed], minlength=blobs.count)
     sure = np.zeros(blobs.count, np.bool_)
@@ -73,7 +87,7 @@ def blob_bits(maps: ProbabilityMaps, settings: BuildingSettings, blobs: Parts) -
 
 
 def _strength(maps: ProbabilityMaps) -> Bytes:
-    """Body x (1 - border) x (1 - contact), 0..255."""
+    """Compute body x (1 - border) x (1 - contact), uint8, 0..255."""
     strength = maps[BUILDING]
     for name in (BORDER, CONTACT):
         if name in maps:
@@ -82,7 +96,7 @@ def _strength(maps: ProbabilityMaps) -> Bytes:
 
 
 def _blob_of(seeds: Parts, blobs: Parts) -> NDArray[np.int32]:
-    """The blob that each seed lies in, (seeds,)."""
+    """Return the blob that contains each seed, int32 (seeds,)."""
     places = np.flatnonzero(seeds.labels > 0)
     blob = np.zeros(seeds.count, np.int32)
     blob[seeds.labels.ravel()[places]] = blobs.labels.ravel()[places]
@@ -98,16 +112,19 @@ def _split(
     kept: Mask,
     settings: BuildingSettings,
 ) -> tuple[Labels, Mask]:
-    """Blobs of several seeds in parts: new labels, and which of them are kept.
+    """Split blobs with several seeds into parts.
 
     Args:
         strength: (height, width).
-        seeds: of all blobs.
-        number: (seeds,), 1.. for those of blobs to be split, 0 for others.
-        blobs: of the body.
-        split: (blobs,), which have several seeds.
-        kept: (blobs,), which are buildings.
-        settings: when a split is plausible.
+        seeds: the seeds of all blobs.
+        number: (seeds,), 1.. for seeds of blobs to be split, 0 for others.
+        blobs: blobs of the body map.
+        split: (blobs,), True for blobs with several seeds.
+        kept: (blobs,), True for blobs that are buildings.
+        settings: thresholds for plausible splits.
+
+    Returns:
+        New labels, and which of them are kept.
     """
     markers = number.take(seeds.labels)
     basins = find_basins(strength, markers, blobs, split)
@@ -118,7 +135,7 @@ def _split(
     sums = np.bincount(part, strength.ravel()[place], minlength=parts + 1)
     inside = sums / np.maximum(np.bincount(part, minlength=parts + 1), 1)
     target = _joined(boundaries, label_areas(basins, parts + 1), inside, settings)
-    # A part counts on from the blobs.
+    # Labels of parts follow those of the blobs.
     target += np.int32(blobs.count - 1)
     label = np.where(split, np.int32(0), np.arange(blobs.count, dtype=np.int32))
     found = np.where(basins > 0, target.take(basins), label.take(blobs.labels))
@@ -131,27 +148,30 @@ def _joined(
     inside: NDArray[np.float64],
     settings: BuildingSettings,
 ) -> NDArray[np.int32]:
-    """What every part belongs to, (parts + 1,), once implausible splits are undone.
+    """Merge parts whose split is implausible.
 
     Args:
-        boundaries: where basins meet.
+        boundaries: boundaries between basins.
         areas: (parts + 1,), pixels.
         inside: (parts + 1,), mean strength of the markers.
-        settings: when a split is plausible.
+        settings: thresholds for plausible splits.
+
+    Returns:
+        int32 (parts + 1,), the first part of the group that each part is merged into.
     """
     one, other = boundaries.pairs
-    darkest = np.minimum(inside[one], inside[other])
-    weak = boundaries.strength >= settings.split * darkest
-    # What is too small for a building, or enclosed, belongs to that with which it shares most.
+    weaker = np.minimum(inside[one], inside[other])
+    merged = boundaries.strength >= settings.split * weaker
+    # A part that is too small or enclosed joins the neighbour with the longest common boundary.
     smaller = np.where(areas[one] <= areas[other], one, other)
     longest = np.zeros(len(areas), np.int64)
     np.maximum.at(longest, one, boundaries.length)
     np.maximum.at(longest, other, boundaries.length)
     enclosed = boundaries.length > settings.seam * np.sqrt(areas[smaller])
     small = areas[smaller] < settings.least_px
-    weak |= (enclosed | small) & (boundaries.length == longest[smaller])
+    merged |= (enclosed | small) & (boundaries.length == longest[smaller])
     graph = sparse.coo_array(
-        (np.ones(int(weak.sum())), (one[weak], other[weak])), shape=2 * (len(areas),)
+        (np.ones(int(merged.sum())), (one[merged], other[merged])), shape=2 * (len(areas),)
     )
     _, group = connected_components(graph, directed=False)
     first = np.full(len(areas), len(areas), np.int32)
@@ -161,11 +181,11 @@ def _joined(
 
 
 def _fill_holes(found: Labels, blobs: Parts, settings: BuildingSettings) -> Labels:
-    """Small holes given to the building around them."""
+    """Assign small holes to the building around them."""
     body = (blobs.labels > 0).view(np.uint8)
     contours, levels = cv2.findContours(body, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     for contour, level in zip(contours, levels[0] if contours else (), strict=True):
-        # The rim of a hole, not of a blob, and not of one that is larger by far.
+        # Skip outer contours, and holes that are far too large.
         if level[_PARENT] < 0 or len(contour) > _RIM * settings.hole_px:
             continue
         left, top, width, height = cv2.boundingRect(contour)
@@ -176,18 +196,18 @@ def _fill_holes(found: Labels, blobs: Parts, settings: BuildingSettings) -> Labe
             rim = cv2.dilate(spot, _CROSS, borderValue=0) > spot
             inner = not (spot[[0, -1]].any() or spot[:, [0, -1]].any())
             around = found[box][rim]
-            # A gap between several buildings is none of any one's holes.
+            # A gap between several buildings is not a hole.
             if inner and spot.sum() < settings.hole_px and (around == around[0]).all():
                 found[box][spot.view(np.bool_)] = around[0]
     return found
 
 
 def _numbered(found: Labels, kept: Mask) -> Labels:
-    """Labels that are kept, numbered in the order of their first pixels."""
+    """Renumber the kept labels in row-major order of their first pixels; others become 0."""
     flat = found.ravel()
     places = np.flatnonzero(flat > 0)
     first = np.full(len(kept), flat.size)
-    # Of assignments to one place the last one stays: the first pixel's.
+    # The last assignment to an index wins, so go backwards to keep the first pixel.
     first[flat[places[::-1]]] = places[::-1]
     present = np.flatnonzero(kept & (first < flat.size))
     rank = np.zeros(len(kept), np.int32)

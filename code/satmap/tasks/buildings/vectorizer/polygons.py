@@ -1,8 +1,9 @@
-"""Outlines of buildings: exact along the pixels' edges, then simpler where nothing is lost by it.
+"""Building outlines: exact along pixel edges, then simplified with the area preserved.
 
-Contours through pixel centres lose a tenth of a small building's area and pixel-edge polygons none;
-Douglas-Peucker takes off corners and staircases unevenly. So the simplified outline is moved until
-its area is the mask's, and taken only if it still covers the mask.
+Contours through pixel centres lose a tenth of a small building's area; polygons along pixel edges
+lose none. Douglas-Peucker simplification removes corners and staircases unevenly. The sides of the
+simplified outline are therefore offset until its area equals that of the mask, and the result is
+accepted only if it still matches the mask.
 """
 
 from typing import NamedTuple
@@ -17,31 +18,31 @@ from satmap.vectors.buildings import Polygons
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# Shares of the tolerance that are tried, one after the other.
+# Fractions of the tolerance, tried in this order.
 _TOLERANCES = (1.0, 0.75, 0.5)
-# What a simplified outline must keep: area within a share, intersection over union.
+# Limits for a simplified outline: largest relative change of the area, smallest IoU.
 AREA, IOU = 0.01, 0.95
-# The estimate of the intersection over union is off by less.
+# Bound on the error of the estimated IoU.
 _MARGIN = 0.005
-# A corner moves at most so many times as far as its sides: mitres of at most twice the distance.
+# Limits mitres: a corner moves at most twice as far as its sides.
 _SHARPEST = 0.5
 _POLYGON = 3
 
 
 def exact_polygons(labels: NDArray[np.int32]) -> Polygons:
-    """The outline of every instance along its pixels' edges, with holes.
+    """Trace the outline of every instance along pixel edges, with holes.
 
     Args:
         labels: int32 (height, width), 0 outside, instances 1..n, each 4-connected.
 
     Returns:
-        Polygons (n,), x = column and y = row, pixel (0, 0) from (0, 0) to (1, 1); None for numbers
+        Polygons (n,), x = column and y = row, pixel (0, 0) from (0, 0) to (1, 1); None for labels
         that do not occur.
     """
     outlines: Polygons = np.full(int(labels.max(initial=0)), None)
     corners, ring, label = trace_rings(labels)
     if len(label):
-        # Of each instance the outer ring is found first: its first pixel lies on it.
+        # The first ring of an instance is the outer one: the first pixel lies on it.
         order = np.argsort(label, kind="stable")
         rings = shapely.linearrings(corners, indices=ring)
         present, number = np.unique(label[order], return_inverse=True)
@@ -50,13 +51,12 @@ def exact_polygons(labels: NDArray[np.int32]) -> Polygons:
 
 
 def dilated(exact: Polygons, side: int, shape: tuple[int, int]) -> Polygons:
-    """Outlines along pixel edges that have grown by a square, and are cut to the image.
-
-    Each for itself, so that it is of no consequence what lies around it.
+    """Dilate outlines by a square and clip them to the image, each independently of the others.
 
     Args:
         exact: outlines along pixel edges, (n,).
-        side: of the square, pixels; its middle, if even the pixel after it, is where it is put.
+        side: side of the square, pixels; an even square extends one pixel further up and to the
+            left.
         shape: height and width of the image.
     """
     if side <= 1 or not len(exact):
@@ -69,11 +69,12 @@ def dilated(exact: Polygons, side: int, shape: tuple[int, int]) -> Polygons:
 
 
 def simplify_outlines(exact: Polygons, tolerance: float) -> Polygons:
-    """Polygons of fewer vertices with the same area, within 1 %, and place (IoU at least .95).
+    """Simplify polygons, keeping the area within 1 % and an IoU of at least 0.95.
 
     Args:
         exact: outlines along pixel edges, (n,).
-        tolerance: of Douglas-Peucker, pixels; tried down to its half, then the outline stays.
+        tolerance: Douglas-Peucker tolerance, pixels. If it does not fit, smaller ones are tried
+            down to half of it; then the outline stays exact.
     """
     simple = exact.copy()
     if tolerance <= 0:
@@ -94,15 +95,15 @@ def simplify_outlines(exact: Polygons, tolerance: float) -> Polygons:
 
 
 class _Rings(NamedTuple):
-    """Rings of polygons, without their repeated last vertices.
+    """Rings of polygons, without the repeated last vertex.
 
     Attributes:
         points: float64 (vertices, 2).
-        ring: int64 (vertices,), ascending.
-        polygon: int64 (rings,), ascending.
-        first: int64 (rings,), the first vertex of each.
-        following: int64 (vertices,), the vertex behind each.
-        before: int64 (vertices,), the vertex before each.
+        ring: int64 (vertices,), ring of each vertex, ascending.
+        polygon: int64 (rings,), polygon of each ring, ascending.
+        first: int64 (rings,), first vertex of each ring.
+        following: int64 (vertices,), next vertex of each vertex in its ring.
+        before: int64 (vertices,), previous vertex of each vertex in its ring.
     """
 
     points: Floats
@@ -125,13 +126,13 @@ def _rings_of(rings: Polygons, polygon: Ints) -> _Rings:
 
 
 def _draft(exact: Polygons, tolerance: float) -> tuple[Polygons, Floats]:
-    """Simplified polygons of the same area, and about how much they and the exact ones share.
+    """Simplify polygons to the same area and estimate their IoU with the exact ones.
 
     Returns:
-        Polygons (n,), which may be invalid; intersection over union (n,), 0 where nothing is left.
+        Polygons (n,), which may be invalid; estimated IoU (n,), 0 where a ring vanished.
     """
     rings, polygon = shapely.get_rings(exact, return_index=True)
-    # Holes that vanish and rings that cross themselves show in area and validity.
+    # Vanished holes and self-crossing rings show up later in area and validity.
     lines = shapely.simplify(rings, tolerance, preserve_topology=False)
     whole = shapely.get_num_coordinates(lines) > 3
     lost = np.bincount(polygon[~whole], minlength=len(exact)) > 0
@@ -144,21 +145,21 @@ def _draft(exact: Polygons, tolerance: float) -> tuple[Polygons, Floats]:
         shapely.linearrings(moved[closed], indices=simple.ring[closed]), indices=polygon
     )
     differing = _between(true, simple, step)
-    sum_ = shapely.area(exact) + shapely.area(outlines)
-    share = (sum_ - differing) / (sum_ + differing)
+    total = shapely.area(exact) + shapely.area(outlines)
+    share = (total - differing) / (total + differing)
     share[lost] = 0
     for unsure in np.flatnonzero((share >= IOU) & (share < IOU + _MARGIN)).tolist():
         if shapely.is_valid(outlines[unsure]):
             common = shapely.area(shapely.intersection(outlines[unsure], exact[unsure]))
-            share[unsure] = common / (sum_[unsure] - common)
+            share[unsure] = common / (total[unsure] - common)
     return outlines, share
 
 
 def _grown(rings: _Rings, area: Floats) -> tuple[Floats, Floats]:
-    """All sides moved outwards, or inwards, until polygons have an area.
+    """Offset all sides of each polygon outwards or inwards until it has the given area.
 
     Returns:
-        The vertices, and how far the sides of each polygon went, pixels.
+        The vertices, and the offset of each polygon's sides in pixels, positive outwards.
     """
     points = rings.points
     of_point = rings.polygon[rings.ring]
@@ -172,7 +173,7 @@ def _grown(rings: _Rings, area: Floats) -> tuple[Floats, Floats]:
         drawn = np.bincount(of_point, turned, minlength=len(area)) / 2
         around = np.bincount(of_point, length, minlength=len(area))
         step = (area - drawn) / np.maximum(around, 1e-9)
-        # Rings have their building to the right where y points down.
+        # With y pointing down, the building is to the right of its rings.
         normal = np.stack([along[:, 1], -along[:, 0]], axis=1) / np.maximum(length, 1e-9)[:, None]
         both = normal + normal[rings.before]
         sharp = np.maximum(1 + (normal * normal[rings.before]).sum(axis=1), _SHARPEST)
@@ -182,12 +183,12 @@ def _grown(rings: _Rings, area: Floats) -> tuple[Floats, Floats]:
 
 
 def _between(true: _Rings, simple: _Rings, step: Floats) -> Floats:
-    """About the area between exact outlines and simplified ones whose sides have been moved.
+    """Estimate the area between exact outlines and simplified ones with offset sides.
 
-    Between two vertices that stay, it is the integral of the exact outline's distance to the moved
-    side. What sides gain or lose where they meet is left out, some hundredths of a pixel a corner.
+    Between two kept vertices, it is the integral of the exact outline's distance to the offset
+    side. Gains and losses where sides meet are ignored: a few hundredths of a pixel per corner.
     """
-    # Exact vertices have whole coordinates and occur once a ring.
+    # Exact vertices have integer coordinates and occur once per ring.
     span = int(true.points.max(initial=0)) + 2
 
     def keys(rings: _Rings) -> Ints:
@@ -198,7 +199,7 @@ def _between(true: _Rings, simple: _Rings, step: Floats) -> Floats:
     all_keys = keys(true)
     order = np.argsort(all_keys)
     place = order[np.searchsorted(all_keys[order], keys(simple))]
-    # The kept vertex at or before each, in its ring's circle.
+    # The last kept vertex at or before each vertex, cyclically within its ring.
     begins = np.zeros(len(true.ring), np.int64)
     kept = np.sort(place)
     vertex_at = np.zeros(len(true.ring), np.int64)

@@ -1,10 +1,10 @@
-"""Walls that run along a building's main directions, together with the walls of its neighbours.
+"""Right angles: align walls with a building's main directions, jointly with its neighbours.
 
-Buildings that touch are simplified as one coverage, so that a shared wall stays one line. Seen
-along the directions in which most of the walls' length runs, the ends of a wall that is nearly
-level get one height, and those of one that is nearly upright get one place: whatever shares a
-corner moves with it. Where the buildings no longer cover their masks the attempt is undone for all
-that touch.
+Touching buildings are simplified as one coverage, so a shared wall stays one line. Coordinates are
+rotated to the directions in which most of the wall length runs. There, the ends of a nearly
+horizontal wall get the same y and the ends of a nearly vertical wall the same x; all walls at a
+corner move with it. If a building no longer matches its mask, the change is undone for the whole
+group of touching buildings.
 """
 
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ from satmap.vectors.buildings import Polygons
 
 Floats = NDArray[np.float64]
 
-# What a building keeps of its mask: intersection over union at least, area within a share.
+# Limits for the result against the mask: smallest IoU, largest relative change of the area.
 _IOU, _AREA = 0.9, 0.03
-# Tolerances that are tried, as multiples of that of outlines; walls of masks are wavy.
+# Tolerances tried, as multiples of the outline tolerance; walls of masks are wavy.
 _TOLERANCES = (3.0, 2.0, 1.0)
-# Walls that run so much off the main directions stay oblique, degrees.
+# Walls that deviate more from the main directions stay oblique, degrees.
 _OBLIQUE = 20.0
-# Vertices that are off a straight wall by less lie on it.
+# Vertices closer than this to a straight wall are removed.
 _STRAIGHT_PX = 0.01
 _POLYGON = 3
 
@@ -33,22 +33,22 @@ _POLYGON = 3
 def squared_outlines(
     exact: Polygons, outlines: Polygons, tolerance: float, frame: tuple[int, int, int, int]
 ) -> Polygons:
-    """Outlines with right angles where they fit.
+    """Make outlines rectangular where right angles fit the mask.
 
     Args:
         exact: outlines along pixel edges, (n,), that do not overlap.
-        outlines: what buildings without neighbours keep where right angles do not fit, (n,).
-        tolerance: of outlines, pixels.
-        frame: left, top, right and bottom of the image, at which buildings are cut off.
+        outlines: simplified outlines (n,), the fallback for buildings without neighbours.
+        tolerance: tolerance of the outlines, pixels.
+        frame: left, top, right and bottom of the image, where buildings are cut off.
 
     Returns:
-        Valid polygons (n,), each with an intersection over union of .9 or more with its exact
-        outline and an area within 3 % of its; of buildings that touch, all have their walls moved,
-        or all have their exact outlines.
+        Valid polygons (n,). Those with moved walls have an IoU of at least 0.9 with the exact
+        outline and an area within 3 % of it. In a group of touching buildings, either all walls are
+        moved or all outlines are exact.
     """
     squared = outlines.copy()
     for group in _touching(exact):
-        # Near 0, numbers are rounded as finely wherever in an image a building lies.
+        # Shift to the origin, so that rounding does not depend on the position in the image.
         corner = shapely.bounds(exact[group])[:, :2].min(axis=0)
         own = shapely.transform(exact[group], lambda xy, corner=corner: xy - corner)
         own_frame = np.array(frame) - np.tile(corner, 2)
@@ -65,7 +65,7 @@ def squared_outlines(
 
 
 def _touching(exact: Polygons) -> Iterator[NDArray[np.int64]]:
-    """Groups of buildings of which each shares a wall with another."""
+    """Yield groups of buildings connected by shared walls; others form groups of one."""
     if not len(exact):
         return
     one, other = shapely.STRtree(exact).query(exact, predicate="intersects")
@@ -79,7 +79,7 @@ def _touching(exact: Polygons) -> Iterator[NDArray[np.int64]]:
 
 
 def _squared(exact: Polygons, tolerance: float, frame: Floats) -> Polygons:
-    # A coverage has a vertex wherever any of its members has one.
+    # Neighbours in a coverage must have the same vertices along shared walls.
     coverage = shapely.segmentize(exact, 1.0)
     simple = shapely.coverage_simplify(coverage, tolerance, simplify_boundary=True)
     places = shapely.get_coordinates(simple)
@@ -91,35 +91,35 @@ def _squared(exact: Polygons, tolerance: float, frame: Floats) -> Polygons:
     ends = np.stack([corner[wall], corner[wall + 1]])
     along = corners[ends[1]] - corners[ends[0]]
     length = np.hypot(along[:, 0], along[:, 1])
-    # Where the image ends is no wall.
+    # The edge of the image is not a wall.
     edge = (corners[:, None, :] == np.reshape(frame, (2, 2))).reshape(-1, 4)
     length[(edge[ends[0]] & edge[ends[1]]).any(axis=1)] = 0
-    # Directions that differ by a right angle are one; long walls tell it best.
+    # Directions modulo 90 degrees, weighted by the squared length of the walls.
     phases = np.exp(4j * np.arctan2(along[:, 1], along[:, 0]))
     angle = float(np.angle((phases * length**2).sum())) / 4
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    seen, walls = corners @ turn, np.abs(along @ turn)
+    rotated, walls = corners @ turn, np.abs(along @ turn)
     steepest = np.tan(np.radians(_OBLIQUE))
     for axis in (0, 1):
-        # Upright walls, then level ones.
+        # Vertical walls, then horizontal ones.
         level = (walls[:, axis] <= walls[:, 1 - axis] * steepest) & (length > 0)
-        seen[:, axis] = _levelled(seen[:, axis], ends[:, level], length[level])
-    moved = seen @ turn.T
+        rotated[:, axis] = _levelled(rotated[:, axis], ends[:, level], length[level])
+    moved = rotated @ turn.T
     squared = shapely.set_coordinates(simple.copy(), moved[corner])
-    # As large as before, all together, which turns no wall and parts none.
+    # Scale the whole group to its former area, which keeps angles and shared walls.
     drawn, area = float(shapely.area(squared).sum()), float(shapely.area(exact).sum())
     if drawn > 0:
         middle = moved.mean(axis=0)
         moved = middle + (moved - middle) * np.sqrt(area / drawn)
         moved = np.where(edge[:, :2] | edge[:, 2:], corners, moved)
         squared = shapely.set_coordinates(squared, moved[corner])
-    # Vertices within straight walls go.
+    # Remove vertices within straight walls.
     straight: Polygons = shapely.simplify(squared, _STRAIGHT_PX, preserve_topology=False)
     return straight
 
 
 def _levelled(values: Floats, ends: NDArray[np.int64], length: Floats) -> Floats:
-    """One coordinate of corners, the same for all that a chain of walls connects."""
+    """Average one coordinate over all corners connected by a chain of walls."""
     graph = sparse.coo_array((np.ones(len(length)), tuple(ends)), shape=2 * (len(values),))
     count, group = connected_components(graph, directed=False)
     weight = np.bincount(ends.ravel(), np.tile(length, 2), minlength=len(values)) + 1e-9

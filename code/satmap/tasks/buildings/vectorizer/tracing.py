@@ -1,10 +1,10 @@
-"""Walking around labelled pixels along their edges.
+"""Connected parts of masks, and tracing of labelled pixels along their edges.
 
-Every side of a pixel behind which lies something else is an edge with the pixel on its right. An
-edge goes on around the pixel diagonally ahead if that belongs to the same instance, else straight
-on, else around its own pixel. Each ring so has one 4-connected part of the surroundings beside it
-and passes no vertex twice: outlines of 4-connected instances are valid polygons, whose holes may
-touch the outside in a point.
+Every pixel side with another label beyond it is a directed edge, with the pixel on its right. At
+its end, the ring turns left if the pixel diagonally ahead has the same label, goes straight on if
+the pixel ahead has it, and turns right otherwise. Each ring then borders one 4-connected part of
+the surroundings and passes no vertex twice. Outlines of 4-connected instances are therefore valid
+polygons, whose holes may touch the outer ring in a point.
 """
 
 from dataclasses import dataclass
@@ -25,62 +25,64 @@ class Parts:
 
     Attributes:
         labels: int32 (height, width), 0 outside, 1..n in the order of the parts' first pixels.
-        count: how many there are, the outside included.
+        count: number of labels, including 0 for the outside.
     """
 
     labels: Labels
     count: int
 
-    # OpenCV gives areas and boxes, too, in four times the time of labels.
+    # OpenCV can return areas and boxes too, but takes four times as long as for labels alone.
     @cached_property
     def areas(self) -> NDArray[np.int64]:
-        """Pixels of each, int64 (count,), the outside's first."""
+        """Number of pixels per label, int64 (count,), the outside first."""
         areas = label_areas(self.labels, self.count)
         areas[0] = self.labels.size - areas[1:].sum()
         return areas
 
     @cached_property
     def boxes(self) -> list[tuple[slice, slice]]:
-        """Rows and columns of each; the first is the image's."""
+        """Row and column slices of each label's bounding box; the first is the whole image."""
         whole = tuple(slice(0, side) for side in self.labels.shape)
         return [whole, *ndimage.find_objects(self.labels)]
 
 
 def connected(mask: Mask) -> Parts:
-    """The 4-connected parts of a mask."""
+    """Label the 4-connected parts of a mask."""
     count, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=4, ltype=cv2.CV_32S)
     return Parts(np.asarray(labels, np.int32), count)
 
 
 def label_areas(labels: Labels, count: int) -> NDArray[np.int64]:
-    """Pixels of labels 1..count - 1, int64 (count,); 0 for the outside, which is most of an image
-    and would take most of the time."""
+    """Count the pixels of labels 1..count - 1, int64 (count,).
+
+    The outside counts as 0: it is most of an image and would take most of the time.
+    """
     return np.bincount(labels[labels > 0], minlength=count)
 
 
 def at_least(probability_map: NDArray[np.uint8], probability: float) -> Mask:
-    """Where a plane of 0..255 for 0..1 reaches a probability."""
+    """Threshold a probability map, uint8 with 0..255 for 0..1, at a probability of 0..1."""
     return probability_map >= np.uint8(np.ceil(probability * 255))
 
 
 Ints = NDArray[np.int64]
 
-# Sides above, to the right, below and to the left, walked to the right, down, to the left and up:
-# rows and columns to what lies ahead, to what lies beyond, and to where an edge starts.
+# For the top, right, bottom and left side of a pixel, walked right, down, left and up: row and
+# column steps to the pixel ahead, to the pixel beyond the side, and to the start of the edge.
 _AHEAD = ((0, 1), (1, 0), (0, -1), (-1, 0))
 _BEYOND = ((-1, 0), (0, 1), (1, 0), (0, -1))
 _START = ((0, 0), (0, 1), (1, 1), (1, 0))
 
 
 def trace_rings(labels: NDArray[np.int32]) -> tuple[NDArray[np.float64], Ints, Ints]:
-    """The rings around all instances, outer ones before holes.
+    """Trace the rings around all instances, outer rings before holes.
 
     Args:
         labels: int32 (height, width), 0 outside.
 
     Returns:
-        Corners (n, 2) as x and y of pixels' edges, without the repeated last one, those of a ring
-        after one another; the ring of each, (n,); the label of each ring, (rings,).
+        Corners (n, 2), x and y on pixel edges, ring after ring, without the repeated last corner;
+        the ring of each corner, (n,); the label of each ring, (rings,).
     """
     height, width = labels.shape
     padded = np.zeros((height + 2, width + 2), np.int32)
@@ -112,15 +114,15 @@ def trace_rings(labels: NDArray[np.int32]) -> tuple[NDArray[np.float64], Ints, I
     order = np.argsort(key)
     key, place, side = key[order], place[order], side[order]
     to = np.searchsorted(key, np.concatenate(following)[order])
-    # Edges that start at a corner: the one before turned.
+    # An edge starts at a corner if the edge before it turned.
     corner = np.zeros(len(key), np.bool_)
     corner[to] = np.concatenate(turned)[order]
-    # From corner to corner, by steps that double.
+    # Jump from corner to corner by pointer doubling.
     while not (there := corner[to]).all():
         to = np.where(there, to, to[to])
     at_corner = np.flatnonzero(corner)
     rank = np.cumsum(corner) - 1
-    walk, starts = _circles(rank[to[at_corner]])
+    walk, starts = _cycles(rank[to[at_corner]])
     edges = at_corner[walk]
     ring = np.repeat(np.arange(len(starts)), np.diff([*starts.tolist(), len(walk)]))
     rows, columns = np.divmod(place[edges], stride)
@@ -130,16 +132,16 @@ def trace_rings(labels: NDArray[np.int32]) -> tuple[NDArray[np.float64], Ints, I
     return corners.astype(np.float64), ring, of_ring.astype(np.int64)
 
 
-def _circles(following: Ints) -> tuple[Ints, Ints]:
-    """The circles of a permutation, each from its first element on, by steps that double.
+def _cycles(following: Ints) -> tuple[Ints, Ints]:
+    """Find the cycles of a permutation by pointer doubling, each from its lowest element on.
 
     Returns:
-        All elements in the order in which they are walked; where in it circles start, ascending.
+        All elements, cycle by cycle in order; the indices where cycles start, ascending.
     """
     first, to = np.arange(len(following)), following
     while (first[to] != first).any():
         first, to = np.minimum(first, first[to]), to[to]
-    # Steps to the last of a circle, from which no step is taken.
+    # Number of steps to the last element of the cycle, which steps to itself.
     last = following == first
     left = np.where(last, 0, 1)
     to = np.where(last, np.arange(len(following)), following)

@@ -1,7 +1,7 @@
-"""From probability planes to buildings: footprints with a confidence.
+"""Building vectoriser: from probability maps to footprints with a confidence.
 
-Chips and scenes go the same way: a scene that is read in windows gives what it would give at once
-(:mod:`satmap.tasks.buildings.vectorizer.windowed`), so that memory depends on the windows alone.
+Scenes are read in windows, so memory depends only on the window size. The result is the same as for
+the whole scene at once (:mod:`satmap.tasks.buildings.vectorizer.windowed`).
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from satmap.tasks.buildings.vectorizer.candidates import (
     layer_labels,
     non_maximum_suppression,
 )
-from satmap.tasks.buildings.vectorizer.instances import blob_bits, find_instances
+from satmap.tasks.buildings.vectorizer.instances import find_instances, find_instances_in_blobs
 from satmap.tasks.buildings.vectorizer.polygons import (
     dilated,
     exact_polygons,
@@ -34,9 +34,7 @@ from satmap.vectors.buildings import Building, Polygons
 
 Floats = NDArray[np.float64]
 
-#: What the vectoriser takes.
-
-# Windows of scenes, pixels a side: a few hundred megabytes at work.
+# Side of the windows of a scene, pixels; takes a few hundred megabytes of memory.
 _WINDOW_PX = 2048
 
 
@@ -50,22 +48,23 @@ def vectorize_buildings(
     """Find the buildings of an image.
 
     Args:
-        maps: at least ``building``; with ``border`` and ``contact`` touching ones come apart.
-        settings: thresholds.
-        model: what candidates are chosen and rated by; without, the watershed's buildings are
-            taken, rated by mean probability x square root of the area.
-        window: pixels a side of what is worked on at once, a divisor of ``LARGEST_PX``; the result
-            is the same for all. By default planes in memory go at once, a scene in windows.
+        maps: probability maps, at least ``building``; ``border`` and ``contact`` help to separate
+            touching buildings.
+        settings: settings of the vectoriser.
+        model: model that selects and rates candidates; without one, the watershed instances are
+            taken and rated by mean probability x square root of the area.
+        window: side of the windows in pixels, a divisor of ``LARGEST_PX``; does not affect the
+            result. By default, 4096 for maps in memory and 2048 for scenes.
 
     Returns:
-        In the order of the buildings' first pixels, row by row.
+        Buildings in row-major order of their first pixels.
     """
     if isinstance(maps, ProbabilityMaps):
         scene, default = Scene.of(maps), LARGEST_PX
     else:
         scene, default = maps, _WINDOW_PX
 
-    # All that happens at higher thresholds happens within.
+    # Regions at higher thresholds lie within those at the lowest.
     low = min(settings.low, THRESHOLDS[0]) if model else settings.low
 
     def body(box: Box) -> NDArray[np.bool_]:
@@ -84,12 +83,12 @@ def vectorize_buildings(
     return [building for _, building in found]
 
 
-# Exact outlines in pixels of the crop, and a confidence for each.
+# Exact outlines in pixels of the crop, with a confidence each.
 _Found = Iterator[tuple[Polygons, Floats]]
 
 
 def _by_watershed(maps: ProbabilityMaps, crop: Crop, settings: BuildingSettings) -> _Found:
-    labels = blob_bits(maps, settings, crop.blobs)
+    labels = find_instances_in_blobs(maps, settings, crop.blobs)
     _drop_others(labels, crop)
     yield exact_polygons(labels), _confidences(maps[BUILDING], labels)
 
@@ -103,8 +102,8 @@ def _by_model(
 ) -> _Found:
     instances = find_instances(maps, settings)
     _drop_others(instances, crop)
-    mine, body = crop.mine[crop.blobs.labels], maps[BUILDING]
-    found = find_candidates(body, instances, crop.box, shape, settings.least_px, mine)
+    owned, body = crop.owned[crop.blobs.labels], maps[BUILDING]
+    found = find_candidates(body, instances, crop.box, shape, settings.least_px, owned)
     expected = model.expected_iou(found.features)
     best = non_maximum_suppression(expected, found.rivals)
     for layer in np.unique(found.layer[best]).tolist():
@@ -116,12 +115,12 @@ def _by_model(
 
 
 def _drop_others(labels: Labels, crop: Crop) -> None:
-    """Leave only the instances of a crop's own blobs."""
-    if crop.mine[1:].all():
+    """Set instances of blobs that the crop does not own to 0, in place."""
+    if crop.owned[1:].all():
         return
-    # By number, for filled holes lie in no blob.
+    # By label, because filled holes lie in no blob.
     kept = np.zeros(int(labels.max()) + 1, np.bool_)
-    kept[labels[crop.mine[crop.blobs.labels]]] = True
+    kept[labels[crop.owned[crop.blobs.labels]]] = True
     labels[~kept[labels]] = 0
 
 
@@ -132,14 +131,17 @@ def _drawn(
     shape: tuple[int, int],
     settings: BuildingSettings,
 ) -> list[tuple[tuple[float, float, float], Building]]:
-    """Buildings in pixels of the scene, each with what orders them: the row and column of the first
-    pixel, and of two that start there the larger first."""
+    """Draw outlines in pixels of the scene, with sort keys.
+
+    The key is the row and column of the first pixel; of two buildings that start there, the larger
+    comes first.
+    """
     present = exact != np.array(None)
     exact, confidences = exact[present], confidences[present]
     offset = np.array([box.left, box.top])
     exact = shapely.transform(exact, lambda xy: xy + offset)
     exact = dilated(exact, settings.dilate_px, shape)
-    # Near 0, numbers are rounded as finely wherever in an image a building lies.
+    # Shift to the origin, so that rounding does not depend on the position in the image.
     corners = shapely.bounds(exact)[:, :2]
     outlines = _moved(simplify_outlines(_moved(exact, -corners), settings.simplify_px), corners)
     if settings.right_angles:
@@ -153,7 +155,7 @@ def _drawn(
 
 
 def _confidences(body: NDArray[np.uint8], labels: Labels) -> Floats:
-    """Mean probability x square root of the area, of every label from 1."""
+    """Compute mean probability x square root of the area for every label from 1."""
     inside = labels > 0
     label = labels[inside]
     areas = np.bincount(label)

@@ -1,10 +1,10 @@
-"""Blobs of a scene that is read window by window, as if it had been read at once.
+"""Blobs of a scene that is read in windows, with the same result as reading it at once.
 
-What becomes of a blob depends on its own pixels. A blob that ends within a window is answered for
-by that window; those that reach a seam are put together first, by the labels on both sides of all
-seams, and then read once more, each as a whole. Only what no building could be is cut: blobs larger
-than :data:`LARGEST_PX`, along lines of the image that are the same whatever the windows, so that
-memory stays bounded.
+The processing of a blob depends only on its own pixels. A blob that ends within a window is
+processed there. Blobs that reach a seam between windows are connected by the labels on both sides
+of the seams, and each is then read again as a whole. To bound memory, blobs larger than
+:data:`LARGEST_PX`, which no building is, are cut along lines of the image that do not depend on
+the window size.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,38 +20,41 @@ from satmap.tasks.buildings.vectorizer.tracing import Labels, Mask, Parts, conne
 
 Ints = NDArray[np.int64]
 
-#: Width and height up to which a blob is never cut; windows divide it.
+#: Width and height up to which a blob is never cut; a multiple of the window size.
 LARGEST_PX = 4096
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of a scene.
+    """Crop of a scene with its blobs.
 
     Attributes:
-        box: where.
-        blobs: in it.
-        mine: bool (blobs,), those that this crop and no other answers for; they lie whole in it.
+        box: position of the crop in the scene.
+        blobs: blobs of the crop.
+        owned: bool (blobs,), blobs to be processed in this crop only; they lie entirely in it.
     """
 
     box: Box
     blobs: Parts
-    mine: Mask
+    owned: Mask
 
 
 def blob_crops(
     mask: Callable[[Box], Mask], shape: tuple[int, int], window: int, largest: int = LARGEST_PX
 ) -> Iterator[Crop]:
-    """Every blob of a scene, once.
+    """Yield crops that together own every blob of a scene exactly once.
 
     Args:
-        mask: gives the pixels of a rectangle that belong to blobs, bool (height, width).
+        mask: returns the blob pixels of a rectangle, bool (height, width).
         shape: height and width of the scene.
-        window: pixels a side of what is read at once; divides ``largest``.
+        window: side of the windows in pixels; divides ``largest``.
         largest: blobs that are wider or higher are cut.
 
     Yields:
-        The windows with what ends in them, then a crop for each blob that reaches a seam.
+        The windows, with the blobs that end in them, then a crop for each blob that reaches a seam.
+
+    Raises:
+        ValueError: ``window`` does not divide ``largest``.
     """
     if window < 1 or largest % window:
         raise ValueError(f"windows of {window} pixels do not divide {largest}")
@@ -59,33 +62,33 @@ def blob_crops(
     seams = _Seams(whole)
     for box in whole.tiles(window, window):
         blobs = connected(mask(box))
-        mine = ~seams.add(box, blobs)
-        mine[0] = False
-        if mine.any():
-            yield Crop(box, blobs, mine)
+        owned = ~seams.add(box, blobs)
+        owned[0] = False
+        if owned.any():
+            yield Crop(box, blobs, owned)
     for bounds, limits, (column, row) in seams.joined(largest):
-        # A pixel more, for a look at what is beside.
+        # One extra pixel on each side, for its surroundings.
         box = bounds.grown(1, 1).overlap(limits) or bounds
         blobs = connected(mask(box))
-        mine = np.zeros(blobs.count, np.bool_)
-        mine[blobs.labels[row - box.top, column - box.left]] = True
-        yield Crop(box, blobs, mine)
+        owned = np.zeros(blobs.count, np.bool_)
+        owned[blobs.labels[row - box.top, column - box.left]] = True
+        yield Crop(box, blobs, owned)
 
 
 class _Seams:
-    """The blobs of windows that reach the windows' seams."""
+    """Collects the blobs that reach the seams between windows."""
 
     def __init__(self, whole: Box) -> None:
         self._whole = whole
         self._count = 0
-        # Left, top, right and bottom of every blob in the scene, and column and row of one pixel.
+        # Left, top, right and bottom of every blob in the scene; column and row of one pixel.
         self._bounds: list[Ints] = []
         self._pixels: list[Ints] = []
-        # By where a seam lies and which side of it: the blobs along it, -1 for none.
+        # By axis, position, start and side of a seam: the blob at each pixel, -1 for none.
         self._lines: dict[tuple[str, int, int, int], Ints] = {}
 
     def add(self, box: Box, blobs: Parts) -> Mask:
-        """Note what reaches the seams of a window; bool (blobs,)."""
+        """Record the blobs of a window that reach its seams, and return which do, bool (blobs,)."""
         whole, labels = self._whole, blobs.labels
         at_seam = np.zeros(blobs.count, np.bool_)
         lines: dict[tuple[str, int, int, int], tuple[int | slice, int | slice]] = {}
@@ -119,7 +122,7 @@ class _Seams:
         return at_seam
 
     def joined(self, largest: int) -> Iterator[tuple[Box, Box, tuple[int, int]]]:
-        """Blobs put together: their box, how far a look around may go, and one of their pixels."""
+        """Yield the joined blobs: bounding box, limits of their crop, and one of their pixels."""
         if not self._count:
             return
         bounds, pixels = np.concatenate(self._bounds), np.concatenate(self._pixels)
@@ -129,7 +132,7 @@ class _Seams:
         parts, wholes = _extent(bounds, part_of), _extent(bounds, whole_of)
         sides = wholes[:, 2:] - wholes[:, :2]
         is_cut: Mask = sides.max(axis=1) > largest
-        # One blob stands for each group: its first.
+        # The first blob represents its group.
         _, first_of_part = np.unique(part_of, return_index=True)
         _, first_of_whole = np.unique(whole_of, return_index=True)
         chosen = [(int(n), wholes[whole_of[n]], self._whole) for n in first_of_whole]
@@ -144,7 +147,7 @@ class _Seams:
             yield Box(left, top, right - left, bottom - top), limits, (column, row)
 
     def _pairs(self, largest: int) -> tuple[Ints, Mask]:
-        """Blobs that lie at one another across seams, (2, n), and whether the seam is a cut."""
+        """Pairs of blobs that touch across a seam, (2, n), and whether the seam is a cut line."""
         pairs, cuts = [np.empty((2, 0), np.int64)], [np.empty(0, np.bool_)]
         for (axis, place, along, side), line in self._lines.items():
             if side:
@@ -164,7 +167,7 @@ def _groups(pairs: Ints, count: int) -> NDArray[np.int32]:
 
 
 def _extent(bounds: Ints, group: NDArray[np.int32]) -> Ints:
-    """Bounds of groups."""
+    """Compute the bounds of each group."""
     extent = np.empty((int(group.max()) + 1, 4), np.int64)
     extent[:, :2], extent[:, 2:] = np.iinfo(np.int64).max, np.iinfo(np.int64).min
     np.minimum.at(extent[:, :2], group, bounds[:, :2])
