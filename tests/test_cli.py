@@ -229,7 +229,7 @@ def test_score_says_when_the_two_countings_differ(
     )
     assert score_roads(read_roads_csv(truth), read_roads_csv(partial)).truth_only == (images[1],)
     table = succeeds(capsys, "score", truth, partial)
-    assert "1 image stands in the truth only" in table
+    assert "1 image is only in the truth" in table
 
 
 def test_check_takes_ids_with_the_prefix(

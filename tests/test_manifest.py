@@ -139,8 +139,8 @@ def test_weights_are_verified_by_manifest_and_header(
     manifest_path(path).write_text(json.dumps(facts | {"epoch": 3, "member": "b"}))
     status, printed = verify(path, capsys)
     assert status == 1
-    assert "its epoch is 2 by itself and 3 by its manifest" in printed
-    assert "its member is a by itself and b by its manifest" in printed
+    assert "its epoch is 2 in the file but 3 in the manifest" in printed
+    assert "its member is a in the file but b in the manifest" in printed
     manifest_path(path).write_text(json.dumps(facts))
     lost = path.with_name("lost.safetensors")
     manifest_path(lost).write_text(json.dumps(facts))
@@ -155,6 +155,6 @@ def test_weights_are_verified_by_manifest_and_header(
     manifest_path(path).unlink()
     status, printed = verify(path, capsys)
     assert status == 1 and "has no manifest" in printed
-    for place, message in ((tmp_path, "no weights"), (tmp_path / "none", "no file")):
+    for place, message in ((tmp_path, "no weights"), (tmp_path / "none", "does not exist")):
         with pytest.raises(SatmapError, match=message):
             verify_weights(place)

@@ -274,7 +274,7 @@ def test_mask_picture() -> None:
     truth[::2] = True
     drawn = panel(mask_picture(truth, np.zeros_like(truth), title="chip"))
     assert drawn[350, 350].tolist() == pytest.approx([125, 30, 37.5], abs=1)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="same shape"):
         mask_picture(truth, proposal, title="chip")
 
 

@@ -203,7 +203,7 @@ def test_a_road_without_a_time_is_named(tmp_path: Path) -> None:
     assert scoring.report.total["apls_time"] is None
     (warning,) = scoring.warnings
     assert "1 images of the proposal" in warning
-    assert " b for one" in warning
+    assert "for example b" in warning
     assert score_files(truth, truth).warnings == ()
 
 

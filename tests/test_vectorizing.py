@@ -273,7 +273,7 @@ def test_two_masks_of_one_image(tmp_path: Path, names: tuple[str, str] | None) -
         "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip0.tif",
     ):
         write_mask(tmp_path / name, street())
-    with pytest.raises(SatmapError, match="two masks are of the image"):
+    with pytest.raises(SatmapError, match="two masks belong to the image"):
         vectorize(tmp_path, tmp_path / "out.csv")
 
 

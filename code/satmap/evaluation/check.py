@@ -1,4 +1,4 @@
-"""Would the organisers accept a file? For the submissions of every challenge."""
+"""Check the submissions of every challenge for problems that would get them rejected."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -21,15 +21,16 @@ from satmap.submissions.roads_csv import check_roads_csv
 
 
 def check_files(submission: Path, directories: Sequence[Path] = ()) -> list[Fault]:
-    """Every fault that the organisers would reject a submission, or drop a part of it, for.
+    """Return the problems that would get a submission rejected, in whole or in part.
 
     Args:
         submission: file or directory in the format of any challenge.
-        directories: where the test images lie; with them all must appear and no others.
+        directories: directories of the test images. If given, the submission must cover exactly
+            these images.
 
     Raises:
-        SatmapError: it cannot be read, no organiser takes its format, or the directories hold no
-            images of its challenge.
+        SatmapError: the submission cannot be read, no challenge takes its format, or the
+            directories hold no images of its challenge.
     """
     if added := find_format(submission):
         return added.check(submission, directories)
@@ -54,14 +55,17 @@ def check_files(submission: Path, directories: Sequence[Path] = ()) -> list[Faul
 def _check_roads(submission: Path, directories: Sequence[Path]) -> list[Fault]:
     expected: list[Collection[str] | None] = [None]
     if directories:
-        # Ids with the challenge's prefix are as good as those without, but not both in one file.
+        # A file may use ids with or without the challenge's prefix, but not both.
         ids = scan_roads(directories).long_ids
         expected = [ids.keys(), ids.values()]
     return min((check_roads_csv(submission, images) for images in expected), key=len)
 
 
 def _coco_images(directories: Sequence[Path]) -> dict[int, tuple[int, int]]:
-    """Width and height of the Mapping Challenge's images by id: annotated, or by file names."""
+    """Return width and height of the Mapping Challenge's images by id.
+
+    Annotation files provide them; images without annotations are opened.
+    """
     sizes: dict[int, tuple[int, int]] = {}
     for path in walk(directories):
         if path.name == ANNOTATIONS:
@@ -71,13 +75,13 @@ def _coco_images(directories: Sequence[Path]) -> dict[int, tuple[int, int]]:
     if not sizes:
         raise SatmapError(
             f"no images of the Mapping Challenge under {', '.join(map(str, directories))}. "
-            f"Expected an {ANNOTATIONS}, or images with numbers as names (000000000012.jpg)."
+            f"Expected an {ANNOTATIONS}, or images named by number (000000000012.jpg)."
         )
     return sizes
 
 
 def _raster_sizes(directories: Sequence[Path]) -> Mapping[str, tuple[int, int]]:
-    """Width and height of GeoTIFF images by their names."""
+    """Return width and height of GeoTIFF images by file name without suffix."""
     paths = [path for path in walk(directories) if path.suffix.lower() in (".tif", ".tiff")]
     if not paths:
         raise SatmapError(f"no GeoTIFF images under {', '.join(map(str, directories))}.")

@@ -1,4 +1,4 @@
-"""Formats of results beside those of the challenges, added by tasks of other packages."""
+"""Additional result formats, provided by tasks of other packages."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,21 +10,21 @@ from satmap.submissions.fault import Fault
 
 
 class ResultFormat(ABC):
-    """A format that ``satmap score``, ``check`` and ``overlay`` then know.
+    """A result format that ``satmap score``, ``check`` and ``overlay`` support.
 
     Attributes:
-        name: what messages call it: ``a trees CSV``.
+        name: name of the format in messages, such as ``a trees CSV``.
     """
 
     name: str
 
     @abstractmethod
     def matches(self, path: Path) -> bool:
-        """Whether a file or directory is in this format, by its name and first bytes."""
+        """Return whether a file or directory is in this format, by its name and first bytes."""
 
     @abstractmethod
     def score(self, truth: Path, proposal: Path) -> Any:
-        """A :class:`satmap.evaluation.score.Scoring` of a result by the truth.
+        """Score a result against the truth; returns a :class:`satmap.evaluation.score.Scoring`.
 
         Raises:
             SatmapError: the files cannot be read, or have no image in common.
@@ -32,11 +32,11 @@ class ResultFormat(ABC):
 
     @abstractmethod
     def check(self, submission: Path, directories: Sequence[Path]) -> list[Fault]:
-        """Problems that would get a submission rejected.
+        """Return the problems that would get a submission rejected.
 
         Args:
             submission: the file.
-            directories: of the test images; none to check the file alone.
+            directories: directories of the test images; empty to check the file alone.
         """
 
     def draw(
@@ -46,12 +46,12 @@ class ResultFormat(ABC):
         pictures: Path,
         truth: Path | None = None,
     ) -> list[Path]:
-        """Draw a submission over its images; returns the pictures written."""
+        """Draw a submission over its images and return the pictures written."""
         raise NotImplementedError
 
 
 def find_format(path: Path) -> ResultFormat | None:
-    """The added format that a file is in; None for those of the challenges."""
+    """Return the additional format that a file is in; None if there is no such format."""
     for entry in installed_tasks().values():
         for result_format in entry.result_formats():
             if isinstance(result_format, ResultFormat) and result_format.matches(path):

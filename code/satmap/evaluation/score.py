@@ -1,4 +1,4 @@
-"""Scoring of anybody's files: what they hold says which metric it is."""
+"""Score result files; their content selects the metric."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ _Row = TypeVar("_Row", RoadRow, BuildingRow)
 
 @dataclass(frozen=True)
 class RoadSides:
-    """The roads of truth and proposal by image.
+    """Roads of truth and proposal by image id.
 
     Attributes:
         metres_per_pixel: scale of their pixels.
@@ -46,7 +46,7 @@ class RoadSides:
 
 @dataclass(frozen=True)
 class BuildingSides:
-    """The buildings of truth and proposal by image."""
+    """Buildings of truth and proposal by image id."""
 
     truth: Mapping[str, Sequence[BuildingRow]]
     proposal: Mapping[str, Sequence[BuildingRow]]
@@ -54,7 +54,7 @@ class BuildingSides:
 
 @dataclass(frozen=True)
 class CocoSides:
-    """COCO annotations, and the results by image number."""
+    """COCO annotations, and results by image number."""
 
     truth: CocoTruth
     proposal: Mapping[int, Sequence[CocoResult]]
@@ -62,7 +62,7 @@ class CocoSides:
 
 @dataclass(frozen=True)
 class MaskSides:
-    """The mask rasters of truth and proposal by image."""
+    """Mask rasters of truth and proposal by chip name."""
 
     truth: Mapping[str, Path]
     proposal: Mapping[str, Path]
@@ -70,13 +70,13 @@ class MaskSides:
 
 @dataclass(frozen=True)
 class Scoring:
-    """A score and what is needed to look into it.
+    """A score, and the data needed to draw its errors.
 
     Attributes:
         report: the figures.
-        rank_by: the figure that says which images are worst.
-        sides: what was compared, for pictures of it (:mod:`satmap.report.misses`).
-        warnings: what the figures do not show.
+        rank_by: name of the figure that ranks the images.
+        sides: the data compared, for drawing (:mod:`satmap.report.misses`).
+        warnings: problems that the figures do not show.
     """
 
     report: Report
@@ -92,24 +92,24 @@ def score_files(
     metres_per_pixel: float = METRES_PER_PIXEL,
     with_topo: bool = False,
 ) -> Scoring:
-    """Score a proposal by the metric of its challenge.
+    """Score a proposal with the metric of its challenge.
 
-    Roads (CSV, GeoJSON) by APLS, buildings (CSV, GeoJSON) by SpaceNet's F1, COCO results by average
-    precision, mask rasters by the Jaccard index.
+    Roads (CSV, GeoJSON) are scored by APLS, buildings (CSV, GeoJSON) by SpaceNet's F1, COCO results
+    by average precision, and mask rasters by the Jaccard index.
 
     Args:
         truth: file or directory.
         proposal: the same kind.
-        metres_per_pixel: scale of pixels, for the distances of APLS and TOPO; GeoJSON is brought to
+        metres_per_pixel: pixel size, for the distances of APLS and TOPO. GeoJSON is converted to
             pixels of this size.
-        with_topo: score roads by TOPO too.
+        with_topo: also score roads by TOPO.
 
     Raises:
         SatmapError: the files cannot be read, are of different kinds or have no image in common.
     """
     if added := find_format(truth):
-        found: Scoring = added.score(truth, proposal)
-        return found
+        scoring: Scoring = added.score(truth, proposal)
+        return scoring
     match kinds := (detect(truth), detect(proposal)):
         case Format.ROADS_CSV, Format.ROADS_CSV:
             roads = read_roads_csv(truth), read_roads_csv(proposal)
@@ -128,7 +128,7 @@ def score_files(
         case _:
             raise SatmapError(
                 f"{truth} is {kinds[0]} and {proposal} {kinds[1]}; they cannot be compared. "
-                "Both must be of one kind; COCO results need COCO annotations as truth."
+                "Both must be of the same kind; COCO results need COCO annotations as truth."
             )
     return _roads(*_with_common_images(truth, proposal, *roads), metres_per_pixel, with_topo)
 
@@ -136,22 +136,23 @@ def score_files(
 def _with_common_images(
     truth: Path, proposal: Path, true: dict[str, list[_Row]], proposed: dict[str, list[_Row]]
 ) -> tuple[dict[str, list[_Row]], dict[str, list[_Row]]]:
-    """Both sides as they are.
+    """Return both sides unchanged if they have an image in common.
 
     Raises:
-        SatmapError: they have no image in common.
+        SatmapError: they have none.
     """
     if not true.keys() & proposed.keys():
         raise SatmapError(
             f"{truth} and {proposal} have no image in common, for example "
             f"{next(iter(true), 'none')} and {next(iter(proposed), 'none')}. "
-            "Check that they belong together and whether one keeps the challenge's prefix."
+            "Check that they belong together. If the ids of only one file have the challenge's "
+            "prefix, remove it."
         )
     return true, proposed
 
 
 def _are_roads(truth: Path, proposal: Path) -> bool:
-    """Whether GeoJSON files hold roads rather than buildings."""
+    """Return whether GeoJSON files hold roads rather than buildings."""
     kinds = []
     for side in (truth, proposal):
         for path in find_geojson(side).values():
@@ -160,7 +161,7 @@ def _are_roads(truth: Path, proposal: Path) -> bool:
                 kinds.append(bool(collection.lines))
                 break
     if not kinds:
-        raise SatmapError(f"neither {truth} nor {proposal} holds a single line or polygon.")
+        raise SatmapError(f"neither {truth} nor {proposal} contains a line or polygon.")
     if len(set(kinds)) > 1:
         what = ("lines", "polygons") if kinds[0] else ("polygons", "lines")
         raise SatmapError(
@@ -185,7 +186,7 @@ def _roads(
 
 
 def _untimed(side: str, roads: Mapping[str, Sequence[RoadRow]]) -> str:
-    """Says which roads keep a file from being scored by time, where others have one."""
+    """Return a warning if only some roads of a file have a travel time, else an empty string."""
     timed = {
         image_id: [isfinite(row.travel_time_s) for row in rows] for image_id, rows in roads.items()
     }
@@ -193,8 +194,8 @@ def _untimed(side: str, roads: Mapping[str, Sequence[RoadRow]]) -> str:
     if not without or not any(any(rows) for rows in timed.values()):
         return ""
     return (
-        f"{len(without)} images of the {side} have roads without a travel time, {without[0]} for "
-        "one, so nothing is scored by time"
+        f"{len(without)} images of the {side} have roads without a travel time, for example "
+        f"{without[0]}; the score by time is left out"
     )
 
 
@@ -228,7 +229,7 @@ def _with_topo(
     proposal: Mapping[str, Sequence[RoadRow]],
     metres_per_pixel: float,
 ) -> Report:
-    """The report with TOPO beside APLS: counts summed over an AOI, the total its AOIs' mean."""
+    """Add TOPO to an APLS report: AOIs sum the counts, the total is the mean of the AOIs."""
     scores = {
         image_id: topo(truth[image_id], proposal[image_id], metres_per_pixel=metres_per_pixel)
         for image_id in report.images

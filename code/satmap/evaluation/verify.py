@@ -1,8 +1,8 @@
-"""Does a submission come from the weights and images that its manifest names?
+"""Verify that a submission comes from the weights and images that its manifest names.
 
-Checksums first; then the submission is made again, by ``satmap predict`` in a process of its own
-and a place of its own, and compared: byte by byte on the same kind of machine, by score on another,
-where sums come out differently in their last bits.
+The checksums are compared first. Then ``satmap predict`` recomputes the submission in a separate
+process and a temporary directory. On the same kind of machine the result must be identical byte for
+byte. On another kind of machine sums differ in their last bits, so the scores are compared.
 """
 
 import json
@@ -34,27 +34,27 @@ from satmap.weights.header import read_weights_metadata
 from satmap.weights.members import WeightFile
 from satmap.weights.tensor_file import read_tensors
 
-#: How far apart scores may lie where bytes cannot agree.
+#: Largest accepted difference between scores if the bytes differ.
 TOLERANCE = 1e-3
 
-# The scores that count, of whatever metric the submission has.
+# The scores to compare, whichever metric the submission has.
 _FIGURES = ("apls_length", "apls_time", "f1", "ap50", "jaccard")
 
-# Of many files that differ in one way so many are named.
+# Maximum number of files named in a message.
 _NAMED = 5
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the weights and images of a submission are to be found.
+    """Where to find the weights and images of a submission, and how to recompute it.
 
     Attributes:
-        directories: of the images; none for those that the manifest names.
+        directories: directories of the images; empty for those that the manifest names.
         weights: directory of the weights; None for the one that the manifest names.
-        truth: the true map, for scores by them; None without.
-        device: where to compute; ``auto`` is what the submission was made on, if there is one.
-        processes: that predict; None for one a GPU.
-        workers: processes that vectorise; None for as many as cores allow.
+        truth: true map to score against; None to score the recomputation against the submission.
+        device: compute device; ``auto`` is the kind the submission was made on, if available.
+        processes: number of prediction processes; None for one per GPU.
+        workers: number of vectorising processes; None for as many as the cores allow.
     """
 
     directories: tuple[Path, ...] = ()
@@ -67,14 +67,14 @@ class Sources:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A submission and its recomputation.
+    """Comparison of a submission with its recomputation.
 
     Attributes:
-        identical: whether they are the same bytes.
-        differences: of the two machines and their software: name to how it is there and here.
-        scores: figure to what the submission and the recomputation have; none if they are
-            identical.
-        gap: the largest difference of scores that counts.
+        identical: whether they are identical byte for byte.
+        differences: differing properties of the machines and their software: name to (value in the
+            manifest, value here).
+        scores: figure to (submission, recomputation); empty if they are identical.
+        gap: largest difference between the scores; infinite if they cannot be compared.
     """
 
     identical: bool
@@ -84,18 +84,18 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Whether the submission is what its manifest says, as far as the machine can tell."""
+        """Whether the submission matches its manifest, as far as this machine can tell."""
         return self.identical or (bool(self.differences) and self.gap <= TOLERANCE)
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What became of a verification.
+    """Result of a verification.
 
     Attributes:
         subject: the submission.
-        faults: what differs from the manifest already; nothing is recomputed then.
-        comparison: with the recomputation, if it came so far.
+        faults: deviations from the manifest; if there are any, nothing is recomputed.
+        comparison: comparison with the recomputation; None if there are faults.
     """
 
     subject: Path
@@ -104,58 +104,59 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether all is well."""
+        """Whether the submission is verified."""
         return self.comparison is not None and self.comparison.passed
 
     def report(self) -> str:
-        """Lines for people."""
+        """Return the result as text for people."""
         lines = [f"{self.subject}: {printable(fault)}" for fault in self.faults]
-        found = self.comparison
-        if found is None:
+        result = self.comparison
+        if result is None:
             return "\n".join([*lines, f"{self.subject}: NOT verified"])
-        if found.identical:
+        if result.identical:
             lines.append("recomputed: identical, byte for byte")
         else:
-            kind = "another kind of machine" if found.differences else "the same kind of machine"
-            lines.append(f"recomputed: other bytes, on {kind}")
+            kind = "another kind of machine" if result.differences else "the same kind of machine"
+            lines.append(f"recomputed: different bytes, on {kind}")
         lines += [
-            f"  {name}: {printable(there)} there, {printable(here)} here"
-            for name, (there, here) in found.differences.items()
+            f"  {name}: {printable(recorded)} in the manifest, {printable(current)} here"
+            for name, (recorded, current) in result.differences.items()
         ]
         lines += [
-            f"  {name}: {there:.5f} submitted, {here:.5f} recomputed"
-            for name, (there, here) in found.scores.items()
+            f"  {name}: {submitted:.5f} submitted, {recomputed:.5f} recomputed"
+            for name, (submitted, recomputed) in result.scores.items()
         ]
-        if not found.identical and not found.scores:
-            lines.append("  no scores: give --truth, the annotations that COCO results are of")
-        elif not found.identical:
-            what = "within" if found.gap <= TOLERANCE else "more than"
-            lines.append(f"  scores differ by {found.gap:.5f}, {what} {TOLERANCE}")
-        lines.append(f"{self.subject}: {'verified' if found.passed else 'NOT verified'}")
+        if not result.identical and not result.scores:
+            lines.append("  no scores: give the COCO annotations with --truth")
+        elif not result.identical:
+            what = "within" if result.gap <= TOLERANCE else "more than"
+            lines.append(f"  scores differ by {result.gap:.5f}, {what} {TOLERANCE}")
+        lines.append(f"{self.subject}: {'verified' if result.passed else 'NOT verified'}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """The same for programs."""
-        found = self.comparison
+        """Return the result as a JSON object."""
+        result = self.comparison
         return {
             "subject": str(self.subject),
             "verified": self.passed,
             "faults": list(self.faults),
-            "identical": found and found.identical,
-            "differences": found and {name: list(pair) for name, pair in found.differences.items()},
-            "scores": found and {name: list(pair) for name, pair in found.scores.items()},
-            "gap": found and (found.gap if math.isfinite(found.gap) else None),
+            "identical": result and result.identical,
+            "differences": result
+            and {name: list(pair) for name, pair in result.differences.items()},
+            "scores": result and {name: list(pair) for name, pair in result.scores.items()},
+            "gap": result and (result.gap if math.isfinite(result.gap) else None),
         }
 
 
 def verify_submission(output: Path, sources: Sources) -> Verification:
-    """Check a submission against its manifest, and make it again.
+    """Check a submission against its manifest, and recompute it.
 
-    Nothing is overwritten: what is made goes to a temporary directory (``$TMPDIR``).
+    Nothing is overwritten: the recomputation goes to a temporary directory (``$TMPDIR``).
 
     Raises:
         SatmapError: there is no manifest, weights or images cannot be found, or the submission
-            cannot be made again.
+            cannot be recomputed.
     """
     manifest = _submission_manifest(output)
     began_in = Path(manifest.run.directory)
@@ -180,12 +181,14 @@ def verify_submission(output: Path, sources: Sources) -> Verification:
 def _submission_manifest(output: Path) -> SubmissionManifest:
     manifest = read_manifest(output)
     if not isinstance(manifest, SubmissionManifest):
-        raise SatmapError(f"{output} is no submission by its manifest, but {manifest.kind}.")
+        raise SatmapError(
+            f"{output} is not a submission: its manifest is that of a {manifest.kind} file."
+        )
     return manifest
 
 
 def compare_file(found: FileRecord, recorded: FileRecord) -> list[str]:
-    """What is wrong with a file, in a line; none if it is as it was."""
+    """Return one line if a file differs from its record, nothing if it is unchanged."""
     if found.sha256 == recorded.sha256:
         return []
     return [
@@ -198,16 +201,18 @@ def _require_there(directories: Sequence[Path], option: str) -> None:
     for directory in directories:
         if not directory.is_dir():
             raise SatmapError(
-                f"{directory}, where the manifest says that they were, is no directory here. Say "
-                f"with {option} where they are."
+                f"{directory} is not a directory on this machine. Give the right one with "
+                f"{option}; the default is the directory named in the manifest."
             )
 
 
 def _weights_faults(manifest: SubmissionManifest, directory: Path) -> list[str]:
     there = [record for record in manifest.weights if (directory / record.name).is_file()]
-    found = in_threads(record_file, [directory / record.name for record in there])
+    current = in_threads(record_file, [directory / record.name for record in there])
     altered = [
-        record.name for record, now in zip(there, found, strict=True) if now.sha256 != record.sha256
+        record.name
+        for record, now in zip(there, current, strict=True)
+        if now.sha256 != record.sha256
     ]
     missing = [record.name for record in manifest.weights if record not in there]
     return [
@@ -222,7 +227,7 @@ def _image_faults(manifest: SubmissionManifest, directories: Sequence[Path]) -> 
     inventory = recipe.task.find_images(directories, bands)
     chips = list(inventory.chips)
     if manifest.out_of_fold:
-        # The others were left out on purpose.
+        # An out-of-fold submission leaves the other chips out on purpose.
         chips = [chip for chip in chips if chip.image_id in manifest.images]
     records = in_threads(record_images, chips)
     found = {chip.image_id: files for chip, files in zip(chips, records, strict=True)}
@@ -264,23 +269,23 @@ def _recompute(
     scratch: Path,
     sources: Sources,
 ) -> Path:
-    """Make the submission again under ``scratch``; gives the file, which has a manifest too.
+    """Recompute the submission under ``scratch``; return its file, which also has a manifest.
 
     Raises:
-        SatmapError: it cannot be made.
+        SatmapError: it cannot be recomputed.
     """
-    # The suffix is the format.
+    # The suffix selects the format.
     output, recipe = scratch / f"out{Path(manifest.file.name).suffix}", scratch / "recipe.yaml"
     _recipe(manifest)
     write_text(recipe, yaml.safe_dump(manifest.recipe.content, sort_keys=False))
-    # The ensemble's files alone: what else is in the directory now must not have a vote.
+    # Link only the ensemble's files: other weights in the directory must not take part.
     ensemble = scratch / "weights"
     ensemble.mkdir()
     for record in manifest.weights:
         (ensemble / record.name).symlink_to((weights / record.name).resolve())
-    there = manifest.run.hardware
+    hardware = manifest.run.hardware
     device = sources.device
-    if device == "auto" and there.device == "cpu":
+    if device == "auto" and hardware.device == "cpu":
         device = "cpu"
     counts = {"--processes": sources.processes, "--workers": sources.workers}
     chosen = {name: str(count) for name, count in counts.items() if count is not None}
@@ -293,16 +298,16 @@ def _recompute(
     ]  # fmt: skip
     environment = dict(os.environ)
     if device == "cpu" or not torch.cuda.is_available():
-        # Sums depend on how many threads share them, not on how many cores these have.
-        environment["OMP_NUM_THREADS"] = str(there.threads)
-    # Its own output is for people; what is asked of this process alone is stdout's.
+        # Sums depend on the number of threads, not on the number of cores.
+        environment["OMP_NUM_THREADS"] = str(hardware.threads)
+    # Send its output to stderr: stdout is for the result of this process.
     done = subprocess.run(
         [sys.executable, "-m", "satmap", *command], stdout=sys.stderr, env=environment, check=False
     )
     if not output.exists():
         raise SatmapError(
-            f"the submission could not be made again: satmap predict ended with status "
-            f"{done.returncode}, and said why above."
+            f"the submission could not be recomputed: satmap predict ended with status "
+            f"{done.returncode}; its messages above say why."
         )
     return output
 
@@ -314,9 +319,9 @@ def compare(
 
     Args:
         output: the submission.
-        manifest: that of ``output``.
-        again: the recomputation, with a manifest of its own.
-        truth: the true map, for scores by them; None for the submission's own.
+        manifest: manifest of ``output``.
+        again: the recomputation, which has its own manifest.
+        truth: true map to score both against; None to score ``again`` against ``output``.
 
     Raises:
         SatmapError: a file cannot be read or scored.
@@ -329,16 +334,16 @@ def compare(
     if remade.file.sha256 == manifest.file.sha256:
         return Comparison(True, found, {}, 0.0)
     if truth is None and detect(output) is Format.COCO_RESULTS:
-        # Average precision knows boxes and masks of annotations only.
+        # Average precision needs annotations as truth; results cannot take their place.
         return Comparison(False, found, {}, math.inf)
     if truth is None:
         mutual = _figures(output, again)
         scores = {f"{name} by the submission": (1.0, value) for name, value in mutual.items()}
     else:
-        # With a truth at hand its scores decide: maps may differ where neither is right.
+        # With a truth its scores decide: the maps may differ where both are wrong.
         submitted, recomputed = _figures(truth, output), _figures(truth, again)
         scores = {name: (submitted[name], recomputed.get(name, 0.0)) for name in submitted}
-    gap = max((abs(there - here) for there, here in scores.values()), default=math.inf)
+    gap = max((abs(first - second) for first, second in scores.values()), default=math.inf)
     return Comparison(False, found, scores, gap if math.isfinite(gap) else math.inf)
 
 
@@ -355,20 +360,22 @@ _LISTS: TypeAdapter[dict[str, dict[str, FileRecord]]] = TypeAdapter(
 
 
 def verify_weights(path: Path) -> dict[Path, list[str]]:
-    """Check a weight file, or all that lie directly in a directory, against their manifests.
+    """Check a weight file, or all weight files directly in a directory, against their manifests.
 
-    Each has the bytes that its manifest names and the checksum that it carries itself; recipe,
-    member, stage and epoch stand alike in both; the list of the data has the fingerprint noted.
+    The file must match the checksum in its manifest and the one in its own header. Recipe, member,
+    stage and epoch must agree in both. The data list must have the recorded fingerprint.
 
     Returns:
-        File to what is wrong with it, nothing where all is well.
+        File to its problems; empty lists for files without problems.
 
     Raises:
         SatmapError: there is no such file, or no weights in the directory.
     """
     if not path.is_dir():
         if not path.exists():
-            raise SatmapError(f"no file {path}. Give a submission, a weight file or a directory.")
+            raise SatmapError(
+                f"{path} does not exist. Give a submission, a weight file or a directory."
+            )
         return {path: _faults(path)}
     files = [file for file in sorted(path.glob(f"*{_WEIGHTS}")) if not is_temporary(file)]
     if not files:
@@ -394,7 +401,7 @@ def _faults(path: Path) -> list[str]:
 
 
 def _disagreements(path: Path, manifest: WeightsManifest) -> list[str]:
-    """What the manifest says otherwise than the file's own header."""
+    """List the values that differ between the manifest and the file's own header."""
     file = WeightFile(path, read_weights_metadata(path))
     pairs = {
         "member": (manifest.member, file.metadata.get("member")),
@@ -405,9 +412,9 @@ def _disagreements(path: Path, manifest: WeightsManifest) -> list[str]:
         inside = file.recipe.training_fingerprint
         pairs["recipe"] = manifest.recipe.training_fingerprint, inside
     return [
-        f"its {what} is {inside} by itself and {said} by its manifest"
-        for what, (said, inside) in pairs.items()
-        if said != inside
+        f"its {what} is {inside} in the file but {recorded} in the manifest"
+        for what, (recorded, inside) in pairs.items()
+        if recorded != inside
     ]
 
 
@@ -419,11 +426,11 @@ def _data_faults(path: Path, manifest: WeightsManifest) -> list[str]:
     try:
         chips = _LISTS.validate_python(json.loads(listed.read_bytes()))
     except OSError as error:
-        return [f"the list of its data, {data.list}, cannot be read ({error.strerror})"]
+        return [f"its data list {data.list} cannot be read ({error.strerror})"]
     except (ValidationError, ValueError):
-        return [f"the list of its data, {data.list}, is damaged"]
+        return [f"its data list {data.list} is damaged"]
     if data_fingerprint(chips) != data.fingerprint:
-        return [f"the list of its data, {data.list}, was altered"]
+        return [f"its data list {data.list} was altered"]
     return []
 
 

@@ -1,4 +1,4 @@
-"""Roads and buildings in the formats that maps, GIS, routers and graph libraries read."""
+"""Export roads and buildings for maps, GIS, routers and graph libraries."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -31,32 +31,32 @@ _WRITERS: dict[str, Callable[[Path, Iterable[ImageRoads]], None]] = {
     ".graphml": write_graphml,
 }
 
-#: Suffixes of the formats of roads, as :func:`write_roads` takes them.
+#: Suffixes that :func:`write_roads` accepts.
 ROAD_SUFFIXES = tuple(_WRITERS)
 
-#: Those that hold longitude and latitude, and so no image without a georeference.
+#: Formats in longitude and latitude, which need georeferenced images.
 GEOGRAPHIC_SUFFIXES = (".geojson", ".gpkg")
 
 
 def write_roads(path: Path, graphs: Iterable[ImageRoads]) -> None:
-    """Write the roads of one or many images in the format that the suffix of ``path`` names.
+    """Write the roads of one or many images; the suffix of ``path`` selects the format.
 
     Raises:
-        SatmapError: another suffix than ``ROAD_SUFFIXES``, in any case; an image without a
-            georeference where the format needs one.
+        SatmapError: the suffix (in upper or lower case) is not in ``ROAD_SUFFIXES``, or an image
+            lacks a georeference that the format needs.
         CannotWriteError: ``path`` cannot be written.
     """
     writer = _WRITERS.get(path.suffix.lower())
     if writer is None:
         raise SatmapError(
-            f"{path}: the suffix names the format of road graphs, and '{path.suffix}' is none of "
+            f"{path}: the suffix selects the format of road graphs, and '{path.suffix}' is none of "
             f"{', '.join(ROAD_SUFFIXES)}."
         )
     writer(path, graphs)
 
 
 def export_roads(path: Path, graphs: Iterable[ImageRoads]) -> dict[str, str]:
-    """Write the roads of the images that the format of ``path`` can hold.
+    """Write the roads of all images that the format of ``path`` supports.
 
     Returns:
         Image id to problem, for images that are left out: GeoJSON and GeoPackage need a

@@ -1,8 +1,8 @@
-"""Buildings in the formats that maps and GIS read: GeoJSON and GeoPackage.
+"""Export buildings as GeoJSON or GeoPackage.
 
-GeoJSON (RFC 7946) knows only longitude and latitude. A GeoPackage keeps the reference system of the
-images where all with buildings share one, so that what was drawn along pixels stays exact and areas
-can be measured in it; images of several systems, such as two UTM zones, come in longitude and
+GeoJSON (RFC 7946) allows only longitude and latitude. A GeoPackage keeps the images' reference
+system if all images with buildings share one, so that outlines along pixels stay exact and areas
+can be measured. Images in several systems, such as two UTM zones, are converted to longitude and
 latitude.
 """
 
@@ -24,47 +24,49 @@ from satmap.vectors.buildings import (
     in_own_system,
 )
 
-#: Suffixes of the formats, as :func:`export_buildings` takes them.
+#: Suffixes that :func:`export_buildings` accepts.
 BUILDING_SUFFIXES = (".geojson", ".gpkg")
 
 _LON_LAT = "EPSG:4326"
 _FIELDS = {"image_id": object, "confidence": np.float64, "area_m2": np.float64}
 
-# A centimetre.
+# Decimals of a degree; the last one is about a centimetre.
 _DECIMALS = 7
 
 
 def export_buildings(path: Path, images: Callable[[], Iterable[ImageBuildings]]) -> dict[str, str]:
-    """Write the buildings of images in the format that the suffix of ``path`` names, atomically.
+    """Write the buildings of images atomically; the suffix of ``path`` selects the format.
 
-    A feature a building, in the order of the images and their buildings, with the properties of
-    :func:`satmap.vectors.buildings.building_attributes`. The same buildings give the same
-    bytes. An image without buildings leaves no trace.
+    Each building becomes a feature with the properties of
+    :func:`satmap.vectors.buildings.building_attributes`. Features follow the order of the images
+    and their buildings, and the same buildings give the same bytes. Images without buildings add
+    nothing.
 
     Args:
-        path: ends in one of ``BUILDING_SUFFIXES``, in any case.
-        images: gives them all from the first, one after another; called twice, none is kept.
+        path: ends in one of ``BUILDING_SUFFIXES``, in upper or lower case.
+        images: returns an iterator over all images. It is called twice, so that the images need
+            not be kept in memory.
 
     Returns:
-        What is wrong with images that could not be placed, and are left out.
+        Image id to problem, for images that are left out because they cannot be placed.
 
     Raises:
         CannotWriteError: ``path`` cannot be written.
     """
     suffix = path.suffix.lower()
     if suffix not in BUILDING_SUFFIXES:
-        raise ValueError(f"{path} is none of {', '.join(BUILDING_SUFFIXES)}")
+        raise ValueError(f"{path} must end in one of {', '.join(BUILDING_SUFFIXES)}")
     faults: dict[str, str] = {}
     systems: set[str] = set()
-    for found in images():
+    for image in images():
         try:
-            buildings_in_lon_lat(found)
+            buildings_in_lon_lat(image)
         except SatmapError as error:
-            faults[found.image_id] = str(error)
+            faults[image.image_id] = str(error)
             continue
-        if found.georeference is not None and found.buildings:
-            systems.add(found.georeference.crs)
-    placed = (found for found in images() if found.image_id not in faults and found.buildings)
+        if image.georeference is not None and image.buildings:
+            systems.add(image.georeference.crs)
+    placed = (image for image in images() if image.image_id not in faults and image.buildings)
     if suffix == ".geojson":
         _write_geojson(path, placed)
     else:
@@ -76,9 +78,9 @@ def _write_geojson(path: Path, images: Iterable[ImageBuildings]) -> None:
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         file.write('{"type":"FeatureCollection","features":[')
         separator = "\n"
-        for found in images:
-            polygons = _rounded_to_grid(buildings_in_lon_lat(found))
-            for polygon, properties in zip(polygons, building_attributes(found), strict=True):
+        for image in images:
+            polygons = _rounded_to_grid(buildings_in_lon_lat(image))
+            for polygon, properties in zip(polygons, building_attributes(image), strict=True):
                 feature = {
                     "type": "Feature",
                     "properties": properties,
@@ -93,10 +95,10 @@ def _write_geojson(path: Path, images: Iterable[ImageBuildings]) -> None:
 
 
 def _rounded_to_grid(polygons: NDArray[np.object_]) -> list[shapely.Geometry]:
-    """Polygons with seven decimals, outer rings anticlockwise as the standard wants them."""
-    # Adding zero turns -0.0, which would print its sign, into 0.0.
+    """Round polygons to seven decimals; outer rings anticlockwise, as the standard requires."""
+    # Adding zero turns -0.0 into 0.0, which prints without a sign.
     rounded = shapely.transform(polygons, lambda xy: np.round(xy, _DECIMALS) + 0.0)
-    # What is thinner than the grid may touch itself on it.
+    # Polygons thinner than the grid may touch themselves after rounding.
     bad = ~shapely.is_valid(rounded)
     mended = shapely.set_precision(polygons[bad], 10.0**-_DECIMALS)
     rounded[bad] = shapely.transform(mended, lambda xy: np.round(xy, _DECIMALS) + 0.0)
@@ -104,9 +106,9 @@ def _rounded_to_grid(polygons: NDArray[np.object_]) -> list[shapely.Geometry]:
 
 
 def _write_geopackage(path: Path, images: Iterable[ImageBuildings], system: str | None) -> None:
-    """Layer ``buildings``: a Polygon a building, in a reference system or, with None, WGS 84."""
+    """Write layer ``buildings``, one Polygon per building; ``system`` None means WGS 84."""
     layer = Layer("buildings", "Polygon", _FIELDS, system or _LON_LAT)
     with new_geopackage(path, [layer]) as temporary:
-        for found in images:
-            polygons = in_own_system(found) if system else buildings_in_lon_lat(found)
-            append(temporary, layer, polygons.tolist(), building_attributes(found))
+        for image in images:
+            polygons = in_own_system(image) if system else buildings_in_lon_lat(image)
+            append(temporary, layer, polygons.tolist(), building_attributes(image))

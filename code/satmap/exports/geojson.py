@@ -1,4 +1,4 @@
-"""Road graphs as GeoJSON (RFC 7946): a LineString a road, in longitude and latitude."""
+"""Export road graphs as GeoJSON (RFC 7946): a LineString per road, in longitude and latitude."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 from satmap.io.files import atomic_path
 from satmap.vectors.road_graph import ImageRoads, edge_attributes, numbered, roads_in_lon_lat
 
-# A centimetre.
+# Decimals of a degree; the last one is about a centimetre.
 _DECIMALS = 7
 
 
 def write_geojson(path: Path, graphs: Iterable[ImageRoads]) -> None:
-    """Write the roads of one or many images, one feature a line of the file, atomically.
+    """Write the roads of one or many images atomically, one feature per line of the file.
 
-    Features come in the order of the images and of the graphs' edges, coordinates with seven
-    decimals; the same roads give the same bytes. The properties are those of
-    :func:`satmap.vectors.road_graph.edge_attributes`. An image without roads leaves no trace. The
-    images are asked for one after another and none is kept.
+    Features follow the order of the images and of the graphs' edges. Coordinates have seven
+    decimals, and the same roads give the same bytes. The properties are those of
+    :func:`satmap.vectors.road_graph.edge_attributes`. Images without roads add nothing. Images are
+    processed one at a time and not kept in memory.
 
     Raises:
         SatmapError: an image has no usable georeference.
@@ -49,9 +49,9 @@ def _features(graphs: Iterable[ImageRoads]) -> Iterator[str]:
 
 
 def _rounded(line: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Vertices on the format's grid; of successive ones that fall together, one stays."""
-    # Adding zero turns -0.0, which would print its sign, into 0.0.
+    """Round vertices to seven decimals; consecutive equal vertices are merged."""
+    # Adding zero turns -0.0 into 0.0, which prints without a sign.
     places = np.round(line, _DECIMALS) + 0.0
     fresh = np.append(True, (np.diff(places, axis=0) != 0).any(axis=1))
-    # A LineString needs two positions, even of a road that is shorter than a centimetre.
+    # A LineString needs two positions, even if the road is shorter than a centimetre.
     return places[fresh] if fresh.sum() >= 2 else places[[0, -1]]

@@ -1,7 +1,7 @@
-"""Road graphs as GeoPackage, the file that QGIS and other GIS open: layers of roads and junctions.
+"""Export road graphs as GeoPackage, for QGIS and other GIS: layers of roads and junctions.
 
-Coordinates are longitude and latitude on WGS 84 (EPSG:4326) even where all images share another
-system: what a file holds then never depends on which images happened to be in it.
+Coordinates are longitude and latitude on WGS 84 (EPSG:4326), even if all images share another
+system. The coordinates of an image then never depend on the other images in the file.
 """
 
 from collections.abc import Iterable
@@ -38,13 +38,13 @@ _JUNCTIONS = Layer("junctions", "Point", {"image_id": object, "node": np.int64, 
 
 
 def write_geopackage(path: Path, graphs: Iterable[ImageRoads]) -> None:
-    """Write the roads of one or many images, atomically; the same roads give the same bytes.
+    """Write the roads of one or many images atomically; the same roads give the same bytes.
 
-    Layer ``roads``: a LineString an edge, with the attributes of
-    :func:`satmap.vectors.road_graph.edge_attributes`. Layer ``junctions``: a Point a node, dead
-    ends included, with its ``image_id``, its number ``node``, which ``u`` and ``v`` of the roads
-    refer to, and its ``degree``, the number of road ends there. The images are asked for one after
-    another and none is kept.
+    Layer ``roads`` has one LineString per edge, with the attributes of
+    :func:`satmap.vectors.road_graph.edge_attributes`. Layer ``junctions`` has one Point per node,
+    including dead ends, with ``image_id``, the number ``node`` that ``u`` and ``v`` of the roads
+    refer to, and ``degree``, the number of road ends there. Images are processed one at a time and
+    not kept in memory.
 
     Raises:
         SatmapError: an image has no usable georeference.

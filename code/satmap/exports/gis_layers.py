@@ -1,4 +1,4 @@
-"""Layers of a GeoPackage, written one image after another; the same content, the same bytes."""
+"""Write GeoPackage layers image by image; the same content gives the same bytes."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +17,12 @@ from satmap.io.files import atomic_path
 
 @dataclass(frozen=True)
 class Layer:
-    """A table of the file.
+    """A layer of a GeoPackage.
 
     Attributes:
-        name: of the table.
-        geometry_type: as OGR calls it.
-        fields: its columns with their types.
+        name: name of the layer.
+        geometry_type: OGR's name of the geometry type.
+        fields: columns and their types.
         crs: reference system of the coordinates, x or longitude first.
     """
 
@@ -32,8 +32,8 @@ class Layer:
     crs: str = "EPSG:4326"
 
 
-# GDAL writes the time of day into every table; the same roads are to give the same bytes. What is
-# written is a temporary file, which needs no second one to recover from.
+# A fixed date instead of GDAL's current time, so that the same roads give the same bytes. The file
+# is temporary while it is written, so it needs no journal on disk.
 _GDAL_OPTIONS = {
     "OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z",
     "OGR_SQLITE_JOURNAL": "MEMORY",
@@ -43,7 +43,10 @@ _GDAL_OPTIONS = {
 
 @contextlib.contextmanager
 def new_geopackage(path: Path, layers: Sequence[Layer]) -> Iterator[Path]:
-    """A GeoPackage with empty layers, under a name of its own until all is written.
+    """Create a GeoPackage with empty layers; it is renamed to ``path`` when the block succeeds.
+
+    Yields:
+        The temporary path, for :func:`append`.
 
     Raises:
         CannotWriteError: ``path`` cannot be written.
@@ -91,7 +94,7 @@ def _write(
 
 @contextlib.contextmanager
 def _gdal_options(options: dict[str, str]) -> Iterator[None]:
-    """Options of pyogrio's GDAL, put back in the end."""
+    """Set options of pyogrio's GDAL and restore them at the end."""
     before = {name: pyogrio.get_gdal_config_option(name) for name in options}
     pyogrio.set_gdal_config_options(options)
     try:

@@ -1,4 +1,4 @@
-"""Road graphs as GraphML, for networkx, igraph, Gephi and whatever speaks OSMnx's attributes."""
+"""Export road graphs as GraphML, for networkx, igraph, Gephi and tools that use OSMnx's names."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,11 +15,12 @@ def write_graphml(path: Path, graphs: Iterable[ImageRoads]) -> None:
     """Write the roads of one or many images as one undirected multigraph, atomically.
 
     Nodes have ``image_id``, ``x`` = column and ``y`` = row in pixels of their image, and ``lon``
-    and ``lat`` in degrees where the image's georeference gives them. Edges have the attributes of
-    :func:`satmap.vectors.road_graph.edge_attributes`, ``length`` in metres (under OSMnx's name
-    once more) and ``geometry``, a WKT LineString in pixels from node ``u`` to node ``v``: an
-    undirected graph forgets which end came first. Parallel edges and loops are kept; read the file
-    with ``networkx.read_graphml(path, node_type=int, force_multigraph=True)``.
+    and ``lat`` in degrees if the image has a usable georeference. Edges have the attributes of
+    :func:`satmap.vectors.road_graph.edge_attributes`, ``length`` in metres (a copy of ``length_m``
+    under OSMnx's name) and ``geometry``, a WKT LineString in pixels. The line runs from node ``u``
+    to node ``v``, because an undirected graph does not store which end comes first. Parallel edges
+    and loops are kept; read the file with
+    ``networkx.read_graphml(path, node_type=int, force_multigraph=True)``.
 
     The same roads give the same bytes. networkx needs the whole graph in memory.
 
@@ -30,7 +31,7 @@ def write_graphml(path: Path, graphs: Iterable[ImageRoads]) -> None:
     for first_node, roads in numbered(graphs):
         _add(whole, roads, first_node)
     with atomic_path(path) as temporary:
-        # Not write_graphml, whose bytes depend on whether lxml is installed.
+        # The output of nx.write_graphml depends on whether lxml is installed.
         nx.write_graphml_xml(whole, temporary)
 
 

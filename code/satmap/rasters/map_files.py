@@ -1,4 +1,4 @@
-"""Probability rasters on disk: PNG or GeoTIFF, whole or window by window."""
+"""Read and write probability maps on disk: PNG or GeoTIFF, whole or window by window."""
 
 import contextlib
 import warnings
@@ -24,20 +24,20 @@ from satmap.rasters.scene import Box, Scene
 from satmap.vectors.georeference import Georeference, georeference_of
 
 _GDAL_OPTIONS = {
-    # With its short cut for whole images GDAL reads the first half of a truncated PNG, askew, and
-    # takes the rest for black, without a word.
+    # With its optimisation for whole images, GDAL silently returns the first half of a truncated
+    # PNG, skewed, and black for the rest.
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": False,
-    # Bytes of decoded blocks that GDAL keeps; by default a twentieth of the machine's memory.
+    # Bytes of decoded blocks that GDAL caches; the default is 5 % of the machine's memory.
     "GDAL_CACHEMAX": 256_000_000,
 }
 
-# Suffixes of probability rasters.
+# Suffixes of probability maps.
 _SUFFIXES = (".png", ".tif", ".tiff")
 
-# Of these formats parts can be read without all that comes before them.
+# Drivers that can read a part of a raster without everything before it.
 _WINDOWED = ("GTiff", "COG")
 
-#: Maps with more values than this, all together, are processed in windows and not held at once.
+#: Maps with more values than this in total are processed in windows, not held in memory.
 MAX_VALUES_IN_MEMORY = 128_000_000
 
 # How far beyond 0 and 1 resampling may take a probability.
@@ -45,13 +45,13 @@ _TOLERANCE = 0.01
 
 
 class MapFile:
-    """An open probability raster.
+    """An open raster of probability maps.
 
     Attributes:
-        names: of its planes.
-        width, height: its size, pixels.
-        georeference: where it lies; None if it does not say.
-        has_windows: whether reading a part of it takes less time than reading all.
+        names: names of the maps.
+        width, height: size in pixels.
+        georeference: position of the pixels; None if the file has none.
+        has_windows: whether reading a part of the file is faster than reading all of it.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class MapFile:
         metres_per_pixel: float,
         kinds: Mapping[int, tuple[str, ...]],
     ) -> None:
-        """Use :func:`open_mask`."""
+        """Use :func:`open_map_file` instead."""
         self.names = _map_names(source, kinds)
         self.width: int = source.width
         self.height: int = source.height
@@ -78,14 +78,14 @@ class MapFile:
 
     @property
     def scene(self) -> Scene:
-        """Its planes, not read yet; only while it is open."""
+        """Maps of the file, read on demand; usable only while the file is open."""
         return Scene(self.names, (self.height, self.width), self._metres_per_pixel, self.read)
 
     def read(self, name: str, box: Box) -> NDArray[np.uint8]:
-        """Pixels of a plane, uint8 (height, width), 0..255; no data and NaN are 0.
+        """Read pixels of a map, uint8 (height, width), 0..255; no data and NaN become 0.
 
         Raises:
-            SatmapError: the file is damaged, or its numbers are no probabilities.
+            SatmapError: the file is damaged, or its values are not probabilities.
         """
         band = self.names.index(name) + 1
         window = Window(box.left, box.top, box.width, box.height)
@@ -99,16 +99,16 @@ class MapFile:
             return _as_bytes(values)
 
     def check_scale(self) -> None:
-        """Refuse a mask of 0 and 1, as far as it has been read.
+        """Reject a mask of 0 and 1, judged by the pixels read so far.
 
         Raises:
-            SatmapError: what is certain is 1, which is next to nothing of 255.
+            SatmapError: the largest uint8 value is 1 instead of 255.
         """
-        # Of twelve planes none needs to hold anything likely.
+        # Files of several maps are not checked: all of their probabilities may be low.
         if self._highest == 1 and len(self.names) == 1:
             raise SatmapError(
-                f"{self._path}: its numbers are 0 and 1, but a certain {self.names[0]} is 255; "
-                "multiply them by 255."
+                f"{self._path}: its values are 0 and 1, but a certain {self.names[0]} has the "
+                "value 255; multiply them by 255."
             )
 
 
@@ -116,13 +116,16 @@ class MapFile:
 def open_map_file(
     path: Path, metres_per_pixel: float, kinds: Mapping[int, tuple[str, ...]]
 ) -> Iterator[MapFile]:
-    """Open a mask; ``metres_per_pixel`` serves where it does not say how large its pixels are.
+    """Open a raster of probability maps.
 
-    Its planes are those that ``kinds`` has for as many bands, in the order in which the bands'
-    descriptions name them, if they do.
+    Args:
+        path: raster file.
+        metres_per_pixel: pixel size to assume if the file has no georeference.
+        kinds: number of bands -> names of the maps. Band descriptions with these names override
+            the order.
 
     Raises:
-        SatmapError: not a readable raster, or none of probabilities.
+        SatmapError: the file is not a readable raster, or its values are not probabilities.
     """
     require_raster_file(path)
     with contextlib.ExitStack() as stack:
@@ -130,31 +133,31 @@ def open_map_file(
             stack.enter_context(rasterio.Env(**_GDAL_OPTIONS))
             source = stack.enter_context(rasterio.open(path, driver=driver_of(path)))
             require_possible_size(source.width, source.height)
-            mask = MapFile(path, source, metres_per_pixel, kinds)
-        yield mask
+            map_file = MapFile(path, source, metres_per_pixel, kinds)
+        yield map_file
 
 
 def read_map_file(
     path: Path, metres_per_pixel: float, kinds: Mapping[int, tuple[str, ...]]
 ) -> tuple[ProbabilityMaps, Georeference | None]:
-    """All of a mask, and where it lies; ``metres_per_pixel`` as in :func:`open_mask`.
+    """Read all maps of a file, and its georeference; arguments as in :func:`open_map_file`.
 
     Raises:
-        SatmapError: not a readable raster, or none of probabilities.
+        SatmapError: the file is not a readable raster, or its values are not probabilities.
     """
-    with open_map_file(path, metres_per_pixel, kinds) as mask:
-        maps = mask.scene.at_once()
-        mask.check_scale()
-        return maps, mask.georeference
+    with open_map_file(path, metres_per_pixel, kinds) as map_file:
+        maps = map_file.scene.at_once()
+        map_file.check_scale()
+        return maps, map_file.georeference
 
 
 @contextlib.contextmanager
 def _faults_of(path: Path) -> Iterator[None]:
-    """Say which file an error is about."""
+    """Add the path of the file to errors."""
     try:
         yield
     except (RasterioError, OSError) as error:
-        # Rasterio puts GDAL's own words in the cause.
+        # Rasterio puts GDAL's own message in the cause.
         reason = str(error.__cause__ or error).strip().rstrip(".")
         raise SatmapError(f"{path}: cannot be read ({reason}). Write it again.") from error
     except SatmapError as error:
@@ -166,7 +169,7 @@ def _map_names(
 ) -> tuple[str, ...]:
     if source.colorinterp[0] == ColorInterp.palette:
         raise SatmapError(
-            "an image with a palette, whose numbers are no probabilities; convert it to grey."
+            "an image with a palette, whose values are not probabilities; convert it to greyscale."
         )
     if source.count not in kinds:
         counts = " or ".join(map(str, kinds)).replace("1", "one", 1)
@@ -182,7 +185,7 @@ def _map_names(
 
 
 def _as_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Probabilities as 0..255."""
+    """Convert probabilities to uint8, 0..255."""
     if values.dtype == np.uint8:
         return values
     if values.dtype.kind != "f":
@@ -194,18 +197,18 @@ def _as_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
     low, high = values.min(), values.max()
     if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
         raise SatmapError(
-            f"numbers from {low:g} to {high:g}, but float probabilities are 0..1; divide them, or "
+            f"values from {low:g} to {high:g}, but float probabilities are 0..1; divide them, or "
             "write uint8, 0..255."
         )
     scaled: NDArray[np.uint8] = np.rint(values.clip(0, 1) * 255).astype(np.uint8)
     return scaled
 
 
-# As in `satmap.data.imagery`, which workers do not load.
+# As in `satmap.data.imagery`, which worker processes do not import.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
-# Tiles, for readers of windows; the fastest level of deflate after differences of neighbouring
-# pixels is the smallest file for the time.
+# Tiled, for reading windows. Deflate at its fastest level, on differences of neighbouring pixels
+# (predictor 2), is the best trade-off between file size and time.
 _OPTIONS = {
     "driver": "GTiff",
     "dtype": "uint8",
@@ -221,18 +224,18 @@ _OPTIONS = {
 
 
 def write_maps(path: Path, maps: ProbabilityMaps, georeference: Georeference | None) -> None:
-    """Write planes as a GeoTIFF, atomically: a uint8 band a plane, described by its name.
+    """Write maps as a GeoTIFF, atomically: one uint8 band per map, described by its name.
 
     Args:
         path: the ``.tif`` file.
-        maps: 0..255 for 0..1.
-        georeference: where their pixels lie; without one the file has none.
+        maps: values 0..255 for 0..1.
+        georeference: position of the pixels; None writes a file without georeference.
 
     Raises:
         CannotWriteError: the disk is full or the directory not writable.
     """
     profile = _profile(maps.names, maps.shape, georeference)
-    # Through memory: GDAL does not always tell of a full disk.
+    # Through memory: GDAL does not always report a full disk.
     with atomic_path(path) as temporary, MemoryFile() as memory:
         with memory.open(**profile) as target:
             target.write(maps.values)
@@ -244,16 +247,16 @@ def write_maps(path: Path, maps: ProbabilityMaps, georeference: Georeference | N
 def map_writer(
     path: Path, names: Sequence[str], shape: tuple[int, int], georeference: Georeference | None
 ) -> Iterator[Callable[[int, NDArray[np.uint8]], None]]:
-    """The same for planes too large to be held, strip after strip.
+    """Write maps too large for memory as a GeoTIFF, atomically, strip by strip.
 
     Args:
-        path: the ``.tif`` file, which is there when the block has succeeded.
-        names: of the planes.
+        path: the ``.tif`` file, created when the block succeeds.
+        names: names of the maps.
         shape: height and width.
-        georeference: as of :func:`write_planes`.
+        georeference: as in :func:`write_maps`.
 
     Yields:
-        A function of a strip's first row and its planes, uint8 (planes, rows, width).
+        Function that writes a strip, given its first row and values, uint8 (maps, rows, width).
 
     Raises:
         CannotWriteError: the disk is full or the directory not writable.
@@ -268,7 +271,7 @@ def map_writer(
                     target.write(values, window=Window(0, top, width, values.shape[1]))
 
                 yield write
-            # GDAL does not always tell of a full disk; what it lost is at the end of the file.
+            # GDAL does not always report a full disk; the missing part is at the end of the file.
             with rasterio.open(temporary) as written:
                 written.read(window=Window(width - 1, height - 1, 1, 1))
         except RasterioError as error:
@@ -278,7 +281,7 @@ def map_writer(
 
 
 def is_whole(path: Path) -> bool:
-    """Whether all pixels of a raster can be read: a disk that was full or failed leaves others."""
+    """Return whether all pixels of a raster can be read, as not after a full or failed disk."""
     try:
         with rasterio.open(path, driver="GTiff") as source:
             for _, window in source.block_windows():
@@ -298,35 +301,37 @@ def _profile(
 
 
 def find_map_files(directory: Path, image_id_of: Callable[[str], str | None]) -> dict[str, Path]:
-    """The masks under a directory by the ids of their images, in natural order.
+    """Find the masks under a directory; return image id to file, in natural order.
 
     Args:
-        directory: searched to any depth.
-        image_id_of: the id that follows from a name without suffix; None if none does.
+        directory: directory to search to any depth.
+        image_id_of: returns the image id in a file name without suffix, or None if it has none;
+            the whole name is then the id.
 
     Raises:
-        SatmapError: there is no mask, two are of one image, or a name cannot stand in a CSV.
+        SatmapError: there is no mask, two masks belong to one image, or a name cannot be written
+            to a CSV.
     """
     found: dict[str, Path] = {}
-    no_files: dict[str, Path] = {}
+    non_files: dict[str, Path] = {}
     for path in walk([directory], also_non_files=_SUFFIXES):
         if path.suffix.lower() not in _SUFFIXES:
             continue
         image_id = image_id_of(path.stem) or path.stem
         if is_not_a_file(path):
-            no_files[image_id] = path
+            non_files[image_id] = path
             continue
         if image_id in found:
             raise SatmapError(
-                f"two masks are of the image {image_id}:\n  {found[image_id]}\n  {path}\n"
-                "Give a directory that holds one of them."
+                f"two masks belong to the image {image_id}:\n  {found[image_id]}\n  {path}\n"
+                "Give a directory that contains only one of them."
             )
         try:
             require_plain_id(image_id)
         except ValueError as error:
             raise SatmapError(f"{path}: rename it; {error}.") from error
         found[image_id] = path
-    found = no_files | found
+    found = non_files | found
     if not found:
         raise SatmapError(
             f"no masks under {directory}. Expected {', '.join(_SUFFIXES)} files named like "

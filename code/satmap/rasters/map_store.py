@@ -1,4 +1,4 @@
-"""Planes that wait on disk: for those of their neighbours, or because they are large."""
+"""Temporary store of probability maps on disk, for large maps and maps that await neighbours."""
 
 import hashlib
 import shutil
@@ -9,33 +9,33 @@ from satmap.rasters.map_files import is_whole
 
 
 class MapStore:
-    """A directory of planes beside the output, a GeoTIFF an image, which all processes share.
+    """Directory of probability maps beside the output, one GeoTIFF per image, for all processes.
 
-    Under another fingerprint nothing that an earlier run left is found. Everything in it is
-    satmap's, what a killed process left half written too.
+    Maps that an earlier run stored under another fingerprint are not found. Everything in the
+    directory belongs to satmap, including incomplete files of killed processes.
     """
 
     def __init__(self, output: Path, fingerprint: str) -> None:
-        """The store of ``output``; made when the first planes come."""
+        """Set up the store of ``output``; writing the first maps creates the directory."""
         self.directory = output.with_name(f".{output.name}.planes")
         self._fingerprint = fingerprint
 
     def __contains__(self, key: str) -> bool:
-        """Whether an image's planes are there, every block of them."""
+        """Return whether the maps of an image exist and are complete."""
         path = self.path(key)
         return path.is_file() and is_whole(path)
 
     def path(self, key: str) -> Path:
-        """The file of an image's planes, there or not."""
+        """Return the path of an image's maps, which need not exist."""
         name = hashlib.sha256(f"{self._fingerprint}\n{key}".encode()).hexdigest()
         return self.directory / f"{name[:32]}.tif"
 
     def discard(self, key: str) -> None:
-        """Delete the planes of an image."""
+        """Delete the maps of an image."""
         self.path(key).unlink(missing_ok=True)
 
     def remove_leftovers(self, keys: list[str]) -> None:
-        """Delete everything but the planes of some images; no other process may be at work.
+        """Delete everything but the maps of ``keys``; no other process may use the store.
 
         Raises:
             CannotWriteError: the directory cannot be changed.
@@ -52,5 +52,5 @@ class MapStore:
             ) from error
 
     def remove(self) -> None:
-        """Delete everything: the output is complete."""
+        """Delete the store, when the output is complete."""
         shutil.rmtree(self.directory, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The named probability planes that travel from networks to vectorisers."""
+"""Named probability maps: output of the networks, input of the vectorisers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class ProbabilityMaps:
-    """Probabilities of one image, one named channel each.
+    """Named probability maps of one image.
 
     Attributes:
-        names: one name a channel, such as ``road``.
-        values: uint8 (planes, height, width), 0..255 for 0..1.
+        names: one name per map, such as ``road``.
+        values: uint8 (maps, height, width), 0..255 for 0..1.
         metres_per_pixel: size of a pixel along x and along y.
     """
 
@@ -25,16 +25,18 @@ class ProbabilityMaps:
     def __post_init__(self) -> None:
         if self.values.ndim != 3 or len(self.values) != len(self.names):
             raise ValueError(
-                f"{len(self.names)} plane names need an array of {len(self.names)} planes, "
-                f"not one of shape {self.values.shape}"
+                f"{len(self.names)} map names need an array of shape ({len(self.names)}, h, w), "
+                f"got {self.values.shape}"
             )
         if self.values.dtype != np.uint8 or not self.values.size:
             raise ValueError(
-                "planes are uint8, 0..255 for 0..1, of at least one pixel, not "
+                "probability maps must be uint8, 0..255 for 0..1, with at least one pixel, got "
                 f"{self.values.dtype} of shape {self.values.shape}"
             )
         if not all(0 < size < np.inf for size in self.metres_per_pixel):
-            raise ValueError(f"pixels of {self.metres_per_pixel} metres")
+            raise ValueError(
+                f"metres_per_pixel must be positive and finite, got {self.metres_per_pixel}"
+            )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -43,7 +45,7 @@ class ProbabilityMaps:
         return height, width
 
     def __getitem__(self, name: str) -> NDArray[np.uint8]:
-        """The plane of that name, (height, width)."""
+        """Return the map of that name, (height, width)."""
         probability_map: NDArray[np.uint8] = self.values[self.names.index(name)]
         return probability_map
 
@@ -53,13 +55,13 @@ class ProbabilityMaps:
     def at(
         self, names: Sequence[str], rows: NDArray[np.int64], columns: NDArray[np.int64]
     ) -> NDArray[np.uint8]:
-        """Values of some planes at pixels: rows and columns (...) -> (names, ...)."""
+        """Return values of some maps at pixels: rows and columns (...) -> (names, ...)."""
         flat = rows * self.shape[1] + columns
         return np.stack([self[name].reshape(-1).take(flat) for name in names])
 
 
 def resize_maps(values: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Planes (planes, h, w) at another height and width, linearly between the pixels' centres."""
+    """Resize maps (maps, h, w) to another height and width, bilinearly between pixel centres."""
     if values.shape[1:] == size:
         return values
     height, width = size

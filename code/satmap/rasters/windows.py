@@ -1,4 +1,4 @@
-"""Images of any size in windows of bounded size, whose results are blended into one another."""
+"""Process images of any size in windows of bounded size, and blend the results."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -11,13 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Span:
-    """The rows, or the columns, of a window: what it reads and how much of that counts.
+    """Rows or columns of a window: the range that it reads and the part of it that is used.
 
     Attributes:
-        read: what is computed, counted in the image.
-        kept: what has a weight above 0, counted in the image.
-        fade_in: the first so many of ``kept`` are blended with the window before.
-        fade_out: the last so many of ``kept`` are blended with the window behind.
+        read: range that is computed, in image coordinates.
+        kept: range with a weight above 0, in image coordinates.
+        fade_in: length at the start of ``kept`` that is blended with the previous window.
+        fade_out: length at the end of ``kept`` that is blended with the next window.
     """
 
     read: slice
@@ -27,27 +27,27 @@ class Span:
 
     @property
     def kept_in_read(self) -> slice:
-        """The same as ``kept``, counted from the start of ``read``."""
+        """``kept``, relative to the start of ``read``."""
         return slice(self.kept.start - self.read.start, self.kept.stop - self.read.start)
 
     @property
     def finished(self) -> slice:
-        """What no later window adds to, counted in the image."""
+        """Range that no later window changes, in image coordinates."""
         return slice(self.kept.start, self.kept.stop - self.fade_out)
 
 
 def spans(length: int, size: int, overlap: int) -> list[Span]:
-    """Spans of at most ``size`` pixels that overlap by at least ``2 * overlap``.
+    """Divide a length into spans of at most ``size`` that overlap by at least ``2 * overlap``.
 
-    Two windows are blended over ``2 * overlap`` pixels in the middle of what they share, less
-    where windows are so close that a third would join in; everywhere else one window counts alone.
-    A length of no more than ``size`` is one span.
+    Two windows are blended over ``2 * overlap`` pixels in the middle of their overlap, or over
+    fewer where a third window would otherwise join in. Everywhere else a single window is used. A
+    length of at most ``size`` is one span.
     """
     if length <= size:
         return [Span(slice(0, length), slice(0, length), 0, 0)]
     step = size - 2 * overlap
     count = -(-(length - 2 * overlap) // step)
-    # Spread evenly, so that the last window is not a sliver that repeats most of the one before.
+    # Spread evenly, so that the last window does not mostly repeat the one before.
     starts = [round(index * (length - size) / (count - 1)) for index in range(count)]
     cuts = [0, *((a + size + b) // 2 for a, b in pairwise(starts)), length]
     fade = min(overlap, min(b - a for a, b in pairwise(cuts)) // 2)
@@ -65,17 +65,17 @@ def spans(length: int, size: int, overlap: int) -> list[Span]:
 def blend(
     rows: Sequence[Span], columns: Sequence[Span], predict: Callable[[slice, slice], Tensor]
 ) -> Iterator[tuple[int, Tensor]]:
-    """Predict window after window and blend them, strip after strip.
+    """Predict window by window and blend the results, strip by strip.
 
     Args:
-        rows: of the windows, from the top.
-        columns: of the windows, from the left.
-        predict: gives the planes of a window by the rows and columns that it reads, float32
-            (planes, height, width) in 0..255; it may be changed afterwards.
+        rows: row spans of the windows, from the top.
+        columns: column spans of the windows, from the left.
+        predict: returns the maps of a window, given the rows and columns that it reads: float32
+            (maps, height, width) in 0..255. The tensor may be modified in place.
 
     Yields:
-        The first row of a strip as wide as the image, and its planes, uint8 (planes, height,
-        width), on the device of the windows.
+        First row of a strip as wide as the image, and its maps, uint8 (maps, height, width), on
+        the device of the windows.
     """
     above: Tensor | None = None
     for row in rows:
@@ -95,7 +95,7 @@ def blend(
 
 
 def _filled(whole: Tensor | None, part: Tensor, column: Span, columns: Sequence[Span]) -> Tensor:
-    """Put what is finished of a window where it belongs in rows of the scene's width."""
+    """Copy the finished part of a window into a strip of the scene's width."""
     if len(columns) == 1:
         return part
     if whole is None:
@@ -107,7 +107,7 @@ def _filled(whole: Tensor | None, part: Tensor, column: Span, columns: Sequence[
 def _join(
     window: Tensor, before: Tensor | None, span: Span, axis: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Add what the windows before left; give what is finished and what waits for the next."""
+    """Add the remainder of the previous window; return the finished part and the new remainder."""
     if before is not None:
         shared = window.narrow(axis, 0, span.fade_in)
         shared.mul_(_rising(span.fade_in, axis, window.device)).add_(before)
@@ -119,10 +119,10 @@ def _join(
 
 
 def _rising(length: int, axis: int, device: torch.device) -> Tensor:
-    """Half a raised cosine from 0 to 1, float32, along one of three axes; length is even."""
+    """Return half a raised cosine from 0 to 1, float32, along one of three axes; even length."""
     places = (torch.arange(length // 2, dtype=torch.float32, device=device) + 0.5) / length
     lower = torch.sin(places * (math.pi / 2)) ** 2
     shape = [1, 1, 1]
     shape[axis] = length
-    # The upper half from the lower one: a weight and its counterpart then sum to one exactly.
+    # The upper half mirrors the lower, so that a weight and its counterpart sum to exactly one.
     return torch.cat([lower, 1 - lower.flip(0)]).view(shape)

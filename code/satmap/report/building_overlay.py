@@ -1,4 +1,4 @@
-"""Pictures of predicted buildings: over their image, and with a truth what is found and missed."""
+"""Draw predicted buildings over their image; with a truth, show what is found and missed."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,21 +28,21 @@ _Rows = Mapping[str, Sequence[BuildingRow]]
 def write_building_overlays(
     submission: Path, directories: Sequence[Path], pictures: Path, truth: Path | None = None
 ) -> list[Path]:
-    """Draw every image of the directories with its buildings in a submission.
+    """Draw a submission's buildings over every image of the directories.
 
     Args:
         submission: SpaceNet's CSV or COCO results.
-        directories: where the images lie.
-        pictures: directory for the PNG files, one an image, named like the image.
-        truth: CSV or COCO annotations; what is found, missed and false is then told apart, and
-            polygons too small for the building score are left out.
+        directories: directories of the images.
+        pictures: directory for the PNG files, one per image, named like the image.
+        truth: CSV or COCO annotations. If given, the picture distinguishes found, missed and false
+            buildings, and leaves out polygons too small for the building score.
 
     Returns:
-        The files written. Images that cannot be read are passed over.
+        The files written. Images that cannot be read are skipped.
 
     Raises:
-        SatmapError: no image can be read, the submission has none of them, or a file is not of
-            buildings.
+        SatmapError: no image can be read, the submission has none of the images, or a file does
+            not hold buildings.
         CannotWriteError: a picture cannot be written.
     """
     predicted = _read(submission)
@@ -74,7 +74,7 @@ def write_building_overlays(
 def _picture(
     image: NDArray[np.uint8], rows: Sequence[BuildingRow], title: str
 ) -> NDArray[np.uint8]:
-    """The buildings over the image, and the image beside it."""
+    """Draw the buildings over the image, beside the plain image."""
     view = View.of_image(image.shape)
     panel = view.ground(image)
     view.draw_polygons(
@@ -96,10 +96,10 @@ def _of(chip: Chip, rows: _Rows) -> list[BuildingRow]:
 
 
 def _read(path: Path) -> _Rows:
-    """The buildings of a file by image.
+    """Read the buildings of a file, by image id or number.
 
     Raises:
-        SatmapError: it is not of buildings.
+        SatmapError: the file does not hold buildings.
     """
     match kind := detect(path):
         case Format.BUILDINGS_CSV:
@@ -118,7 +118,7 @@ def _read(path: Path) -> _Rows:
 
 
 def _polygon(mask: CocoMask) -> shapely.Geometry:
-    """A mask along the edges of its pixels."""
+    """Return the outline of a mask along its pixel edges."""
     drawn = mask.pixels()
     shapes = rasterio.features.shapes(drawn, mask=drawn > 0)
     return shapely.union_all([shapely.geometry.shape(shape) for shape, _ in shapes])

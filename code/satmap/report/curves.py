@@ -1,4 +1,4 @@
-"""Learning curves as a picture."""
+"""Draw learning curves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 130, 16, 30
 _GRID: Colour = (225, 225, 225)
 _LINES = 4
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-# Told apart by those who do not see red and green as two (Okabe and Ito's).
+# Safe for red-green colour blindness (Okabe and Ito's palette).
 _COLOURS: tuple[Colour, ...] = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167))
 
 
@@ -22,8 +22,8 @@ class Curve:
     """A figure over the epochs.
 
     Attributes:
-        name: for the legend.
-        points: (epoch, value), in the order of the epochs; at least one.
+        name: name in the legend.
+        points: (epoch, value), in order of the epochs; at least one.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Curve:
 
 
 def draw_curves(panels: Sequence[Sequence[Curve]]) -> Picture:
-    """Draw panels below each other, each with its curves, their scale from 0 to the largest value.
+    """Draw panels of curves below each other, each scaled from 0 to its largest value.
 
     Returns:
         uint8 (h, w, 3), red, green, blue.

@@ -1,4 +1,4 @@
-"""Pictures of what a score punishes: what is missed, what is false, and where routes break."""
+"""Draw the errors behind a score: what is missed, what is false, and where routes break."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ from satmap.submissions.buildings_csv import BuildingRow
 from satmap.submissions.mask_rasters import read_mask
 from satmap.submissions.roads_csv import RoadRow
 
-# File systems take 255 bytes, and temporary names beside are longer.
+# File systems allow 255 bytes; the names of temporary files are longer than the final ones.
 _LONGEST_NAME = 200
 
 _RIGHT: Colour = (50, 150, 80)
@@ -44,7 +44,7 @@ _DETOUR: Colour = (40, 90, 215)
 _FAINT: Colour = (140, 140, 140)
 _DARK: Colour = (35, 35, 35)
 
-# Buildings found, missed, false and as proposed: on white, and brighter on an image.
+# Buildings that are found, missed, false and as proposed: on white, and brighter on an image.
 _ON_WHITE = (_RIGHT, _MISSED, _FALSE, _DETOUR)
 _ON_IMAGE: tuple[Colour, ...] = ((70, 205, 105), (245, 45, 60), (255, 150, 20), (70, 180, 255))
 
@@ -59,16 +59,17 @@ def write_misses(
     """Write a PNG of each of the images with the lowest scores.
 
     Args:
-        directory: where to; the files are named like the images. Names that are too long for a file
+        directory: directory for the files, which are named like the images. Names that are too long
             are cut off and end in a checksum.
-        figures: of every image, as in :class:`satmap.evaluation.metrics.figures.Report`.
-        figure: the name of the one that ranks them, such as ``apls_length``. Images without it are
-            left out.
-        draw: makes the picture of an image, uint8 (h, w, 3), from its id.
-        worst: how many.
+        figures: figures of every image, as in
+            :class:`satmap.evaluation.metrics.figures.Report`.
+        figure: name of the figure that ranks the images, such as ``apls_length``. Images without it
+            are left out.
+        draw: draws the picture of an image, uint8 (h, w, 3), given its id.
+        worst: number of images.
 
     Returns:
-        The files, the worst image first.
+        The files written, worst image first.
 
     Raises:
         SatmapError: a file cannot be written.
@@ -89,10 +90,10 @@ def write_misses(
 
 
 def draw_image(scoring: Scoring, image_id: str) -> Picture:
-    """Draw what was missed and what is false in an image, uint8 (h, w, 3).
+    """Draw what is missed and what is false in an image, uint8 (h, w, 3).
 
     Raises:
-        SatmapError: there are no pictures of this kind of result.
+        SatmapError: results of this kind cannot be drawn.
     """
     figures = scoring.report.images[image_id]
     title = f"{image_id}: {scoring.rank_by} {figures[scoring.rank_by]:.3f}"
@@ -113,7 +114,7 @@ def draw_image(scoring: Scoring, image_id: str) -> Picture:
             return mask_picture(
                 read_mask(truth[image_id]), read_mask(proposal[image_id]), title=title
             )
-    raise SatmapError("there are no pictures of this kind of result; leave --plot out.")
+    raise SatmapError("results of this kind cannot be drawn; leave --plot out.")
 
 
 def _draw_coco(sides: CocoSides, image: int, title: str) -> Picture:
@@ -130,7 +131,7 @@ def _draw_coco(sides: CocoSides, image: int, title: str) -> Picture:
 
 
 def _file_name(image_id: str) -> str:
-    """An id, which may hold a slash and be of any length."""
+    """Return a valid file name for an id, which may contain slashes and have any length."""
     name = quote(image_id, safe=" ")
     if len(name) <= _LONGEST_NAME:
         return name
@@ -150,16 +151,16 @@ def roads_picture(
     metres_per_pixel: float = METRES_PER_PIXEL,
     image: Picture | None = None,
 ) -> Picture:
-    """The truth with what is missed, the proposal with what is false, and the broken routes.
+    """Draw the truth with missed roads, the proposal with false roads, and the broken routes.
 
     Args:
         truth: roads in pixels of the image.
         proposal: the same.
-        title: what stands above, such as the image's id.
+        title: title of the picture, such as the image's id.
         figures: the image's APLS, for the caption.
         metres_per_pixel: scale.
-        image: uint8 (h, w, 3), red, green, blue, drawn pale below the roads. Without one the
-            ground is white and the view as large as the roads.
+        image: uint8 (h, w, 3), red, green, blue, drawn pale below the roads. Without an image the
+            background is white and the view covers the roads.
 
     Returns:
         uint8 (h, w, 3), three panels of 700 px.
@@ -238,7 +239,7 @@ def _draw_routes(panel: Picture, view: View, diagnosis: Diagnosis) -> None:
 
 
 def _free_place(path: NDArray[np.float64], rings: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of five places along a path the one farthest from all rings, for its number."""
+    """Choose, of five places along a path, the one farthest from all rings, for its label."""
     line = shapely.linestrings(path)
     shares = np.array([0.5, 0.25, 0.75, 0, 1])
     places = shapely.line_interpolate_point(line, shares, normalized=True)
@@ -248,7 +249,7 @@ def _free_place(path: NDArray[np.float64], rings: NDArray[np.float64]) -> NDArra
 
 
 def _apls_line(figures: Figures) -> str:
-    """APLS by length and time with both directions, as far as they are there."""
+    """Format APLS by length and time with both directions, as far as available."""
     parts = []
     for weight in ("length", "time"):
         names = ("apls", "truth_to_proposal", "proposal_to_truth")
@@ -295,14 +296,14 @@ def scored_buildings_picture(
 ) -> Picture:
     """Draw the buildings of one image that the score counts.
 
-    Polygons that are too small to be scored are left out, so that the legend's counts are the
+    Polygons that are too small to be scored are left out, so that the counts in the legend are the
     score's true positives, false positives and false negatives.
 
     Args:
-        truth: the true buildings, in pixels of the image.
-        proposal: the predicted ones.
-        title: as of :func:`buildings_picture`.
-        image: likewise.
+        truth: true buildings in pixels of the image.
+        proposal: predicted buildings in pixels of the image.
+        title: as in :func:`buildings_picture`.
+        image: as in :func:`buildings_picture`.
 
     Returns:
         uint8 (h, w, 3).
@@ -326,15 +327,15 @@ def buildings_picture(
     title: str,
     image: Picture | None = None,
 ) -> Picture:
-    """Buildings that are found, missed and false, in one panel.
+    """Draw buildings that are found, missed and false, in one panel.
 
     Args:
         truth: polygons in pixels of the image.
         proposal: the same.
-        matches: for each proposal the index of the truth polygon that it took, or -1.
-        title: what stands above, such as the image's id and score.
-        image: uint8 (h, w, 3), red, green, blue, drawn below. Without one the ground is white and
-            the view as large as the buildings.
+        matches: for each proposal, the index of the matching truth polygon, or -1.
+        title: title of the picture, such as the image's id and score.
+        image: uint8 (h, w, 3), red, green, blue, drawn below the buildings. Without an image the
+            background is white and the view covers the buildings.
 
     Returns:
         uint8 (h, w, 3).
@@ -368,18 +369,20 @@ def buildings_picture(
 
 
 def mask_picture(truth: NDArray[np.bool_], proposal: NDArray[np.bool_], *, title: str) -> Picture:
-    """Pixels of two masks that are hit, missed and false, on black.
+    """Draw the pixels of two masks that are hit, missed and false, on a dark background.
 
     Args:
         truth: bool (h, w).
         proposal: the same.
-        title: what stands above, such as the image's id and score.
+        title: title of the picture, such as the image's id and score.
 
     Returns:
         uint8 (h, w, 3). Larger masks are shrunk to 700 px, their colours mixed by area.
     """
     if truth.shape != proposal.shape or truth.ndim != 2 or not truth.size:
-        raise ValueError(f"masks must have one shape (h, w), got {truth.shape}, {proposal.shape}")
+        raise ValueError(
+            f"masks must have the same shape (h, w), got {truth.shape} and {proposal.shape}"
+        )
     view = View.of_image(truth.shape)
     height, width = view.ground().shape[:2]
     panel = np.full((height, width, 3), _DARK, np.float32)

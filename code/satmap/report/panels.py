@@ -1,4 +1,4 @@
-"""What pictures of scores are put together from: views onto an image, captions, legends."""
+"""Building blocks of score pictures: views of an image, panels, captions and legends."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ Floats = NDArray[np.float64]
 INK: Colour = (40, 40, 40)
 WHITE: Colour = (255, 255, 255)
 
-#: Border of lines that are drawn over an image.
+#: Colour of the border of lines that are drawn over an image.
 CASING: Colour = (25, 25, 25)
 
-#: The longer side of a panel, in pixels of the picture.
+#: Longer side of a panel, in pixels of the picture.
 PANEL_PX = 700
 
 _GAP_PX = 10
@@ -32,7 +32,7 @@ _LINE_PX = 24
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 # Lines are drawn on a grid of 1/16 pixel.
 _SHIFT = 4
-# What lies farther off is out of sight, and could overflow.
+# Coordinates are clipped to this distance, which is out of sight, to avoid overflow.
 _FAR = 2.0**24
 
 
@@ -41,8 +41,8 @@ class View:
     """The part of an image that a panel shows.
 
     Attributes:
-        left, top: its corner, in pixels of the image.
-        width, height: its size, in pixels of the image.
+        left, top: upper left corner, in pixels of the image.
+        width, height: size, in pixels of the image.
     """
 
     left: float
@@ -52,32 +52,32 @@ class View:
 
     @classmethod
     def of_image(cls, shape: Sequence[int]) -> "View":
-        """The whole of an image of shape (height, width, ...)."""
+        """Return a view of a whole image of shape (height, width, ...)."""
         return cls(0, 0, shape[1], shape[0])
 
     @classmethod
     def around(cls, points: Floats) -> "View":
-        """All of some points, float64 (n, 2), out to round numbers; 100 x 100 px around none."""
+        """Return a view with round limits around points, float64 (n, 2); 100 x 100 px without."""
         if not len(points):
             return cls(0, 0, 100, 100)
         low, high = points.min(axis=0), points.max(axis=0)
         longest = max(float((high - low).max()), 1.0)
         step = 10.0 ** floor(log10(longest))
         step = step / 10 if longest < 5 * step else step / 2
-        # A view of a single straight road is no thinner than a third of its length.
+        # Keep the view of a single straight road at least a third as wide as the road is long.
         spare = np.maximum(longest / 3 - (high - low), 0) / 2
-        # What stands out by a little, such as 1300.1, does not earn another step.
+        # A small excess, such as 1300.1, does not add another step.
         left, top = (floor(v / step + 0.02) * step for v in low - spare)
         right, bottom = (ceil(v / step - 0.02) * step for v in high + spare)
         return cls(left, top, max(right - left, step), max(bottom - top, step))
 
     @property
     def scale(self) -> float:
-        """Pixels of the picture in a pixel of the image."""
+        """Pixels of the picture per pixel of the image."""
         return PANEL_PX / max(self.width, self.height)
 
     def ground(self, image: Picture | None = None, *, pale: bool = False) -> Picture:
-        """An empty panel: white, or the image, on request pale, uint8 (h, w, 3)."""
+        """Return an empty panel, white or the image, optionally pale; uint8 (h, w, 3)."""
         width, height = (max(1, round(side * self.scale)) for side in (self.width, self.height))
         if image is None:
             return np.full((height, width, 3), 255, np.uint8)
@@ -90,7 +90,7 @@ class View:
     def draw_lines(
         self, panel: Picture, lines: Iterable[Floats], colour: Colour, thickness: int = 2
     ) -> None:
-        """Draw lines, float64 (n, 2) each, x, y in pixels of the image, on a white border."""
+        """Draw lines with a white border; float64 (n, 2) each, x, y in pixels of the image."""
         grid = [self._grid(line) for line in lines]
         cv2.polylines(panel, grid, False, WHITE, thickness + 2, cv2.LINE_AA, _SHIFT)
         cv2.polylines(panel, grid, False, colour, thickness, cv2.LINE_AA, _SHIFT)
@@ -118,7 +118,7 @@ class View:
             self.draw_lines(panel, [np.array(stroke) for stroke in strokes], colour, 2)
 
     def draw_label(self, panel: Picture, point: Floats, text: str, colour: Colour) -> None:
-        """Write a word beside a point, float64 (2,), within the panel."""
+        """Write a short text beside a point, float64 (2,), within the panel."""
         x, y = (self._grid(point[None]).reshape(2) / 2**_SHIFT).astype(int).tolist()
         (width, height), _ = cv2.getTextSize(text, _FONT, 0.6, 2)
         place = (
@@ -138,9 +138,15 @@ class View:
         thickness: int = 1,
         casing: bool = False,
     ) -> None:
-        """Draw outlines of polygons with holes, and fill them with a share of the colour.
+        """Draw outlines of polygons with holes, and fill them.
 
-        A casing, a thin dark border, makes outlines stand out from an image.
+        Args:
+            panel: panel to draw on.
+            polygons: polygons in pixels of the image.
+            colour: colour of outlines and fill.
+            filling: opacity of the fill, 0..1.
+            thickness: width of the outlines in pixels.
+            casing: whether to add a thin dark border, which sets outlines off from an image.
         """
         parts = shapely.get_parts(list(polygons)).tolist()
         rings = [
@@ -159,7 +165,7 @@ class View:
             cv2.polylines(panel, of_polygon, True, colour, thickness, cv2.LINE_AA, _SHIFT)
 
     def _grid(self, points: Floats) -> NDArray[np.int32]:
-        """Points on the panel's fine grid; pixel centres of the image lie at halves."""
+        """Convert points to the panel's fine grid; pixel centres of the image are at halves."""
         place = (points - (self.left, self.top)) * self.scale - 0.5
         grid: NDArray[np.int32] = np.rint(np.clip(place * 2**_SHIFT, -_FAR, _FAR)).astype(np.int32)
         return grid
@@ -170,9 +176,9 @@ class Key:
     """An entry of a legend.
 
     Attributes:
-        text: what it means.
-        colour: of the sign.
-        sign: what is drawn before the text.
+        text: label.
+        colour: colour of the sign.
+        sign: symbol drawn before the text.
     """
 
     text: str
@@ -182,7 +188,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Panel:
-    """A drawn panel with what is written above and below it."""
+    """A drawn panel with its heading above, and its legend and notes below."""
 
     drawing: Picture
     heading: str
@@ -191,7 +197,7 @@ class Panel:
 
 
 def write_picture(path: Path, picture: Picture) -> None:
-    """Write a picture (h, w, 3), red, green, blue; the suffix says the format.
+    """Write a picture (h, w, 3), red, green, blue; the suffix selects the format.
 
     Raises:
         SatmapError: the file cannot be written.
@@ -204,7 +210,7 @@ def write_picture(path: Path, picture: Picture) -> None:
 
 
 def compose(caption: Sequence[str], panels: Sequence[Panel]) -> Picture:
-    """Panels of one size side by side, captions above, headings, legends and notes with each."""
+    """Combine panels of the same size side by side, with captions above and their own texts."""
     height, width = panels[0].drawing.shape[:2]
     columns_width = max(width, 340)
     columns: list[Picture] = []
@@ -225,7 +231,7 @@ def compose(caption: Sequence[str], panels: Sequence[Panel]) -> Picture:
 
 
 def _text(text: str, width: int, size: float) -> Picture:
-    """A line of text, made smaller or cut where it is too long."""
+    """Draw a line of text, reduced in size or cut off if it is too long."""
     line = np.full((_LINE_PX, width, 3), 255, np.uint8)
     while size > 0.4 and cv2.getTextSize(text, _FONT, size, 1)[0][0] > width - 4:
         size -= 0.05
@@ -236,7 +242,7 @@ def _text(text: str, width: int, size: float) -> Picture:
 
 
 def _legend(keys: Sequence[Key], notes: Sequence[str], width: int) -> Picture:
-    """Signs with their meaning, as many in a line as fit, then notes, a line each."""
+    """Draw the keys, as many per line as fit, then the notes, one per line."""
     lines = [np.full((_LINE_PX, width, 3), 255, np.uint8)] if keys else []
     x = 4
     for key in keys:

@@ -1,4 +1,4 @@
-"""Pictures of a prediction: the image with its roads coloured by speed, the truth beside it."""
+"""Draw predicted roads over their image, coloured by speed, beside the truth."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,21 +27,21 @@ _SHIFT = 4
 def draw_roads(
     image: NDArray[np.uint8], rows: Sequence[RoadRow], thickness: int = 2
 ) -> NDArray[np.uint8]:
-    """Draw roads over an image, slow ones blue, fast ones red, with dots where edges end.
+    """Draw roads over an image, slow ones blue, fast ones red, with dots at the ends of edges.
 
-    The image keeps its contrast; a thin dark casing makes lines and dots stand out from it.
+    A thin dark casing sets lines and dots off from the image, which keeps its contrast.
 
     Args:
         image: uint8 (h, w, 3), red, green, blue.
         rows: roads in pixels of the image.
-        thickness: of the lines, pixels.
+        thickness: line width in pixels.
 
     Returns:
         uint8 (h, w, 3).
     """
     canvas = np.array(image, np.uint8, order="C")
     lines = [np.rint((row.line - 0.5) * 2**_SHIFT).astype(np.int32) for row in rows]
-    # All casings first, or that of one road would cut through another one.
+    # Draw all casings first, so that no casing covers another road.
     cv2.polylines(canvas, lines, False, CASING, thickness + 2, cv2.LINE_AA, _SHIFT)
     for row, line in zip(rows, lines, strict=True):
         colour = speed_colour(row.length_m / row.travel_time_s if row.travel_time_s else np.nan)
@@ -54,14 +54,14 @@ def draw_roads(
 
 
 def speed_colour(speed_mps: float) -> tuple[int, int, int]:
-    """Red, green, blue of a speed: from blue at 10 mph over green and yellow to red at 65.
+    """Return red, green, blue of a speed: blue at 10 mph over green and yellow to red at 65 mph.
 
-    White where the speed is not known.
+    Unknown speeds (NaN) are white.
     """
     if not np.isfinite(speed_mps):
         return 255, 255, 255
     share = (speed_mps / MPS_PER_MPH - _SLOWEST_MPH) / (_FASTEST_MPH - _SLOWEST_MPH)
-    # The ends of the colour map are too dark to be seen on an image.
+    # The ends of the colour map are too dark to be visible on an image.
     index = np.uint8(round(_FIRST_COLOUR + (_LAST_COLOUR - _FIRST_COLOUR) * np.clip(share, 0, 1)))
     blue, green, red = cv2.applyColorMap(np.array([[index]]), cv2.COLORMAP_TURBO)[0, 0].tolist()
     return red, green, blue
@@ -71,11 +71,11 @@ def side_by_side(
     image: NDArray[np.uint8],
     panels: Sequence[tuple[str, Sequence[RoadRow]]],
 ) -> NDArray[np.uint8]:
-    """The same image once with each panel's roads, captions above and a scale of speeds below.
+    """Draw the image once per panel with its roads, captions above and a speed scale below.
 
     Args:
         image: uint8 (h, w, 3), red, green, blue.
-        panels: captions and roads, from left to right.
+        panels: caption and roads of each panel, from left to right.
     """
     height = image.shape[0]
     thickness = max(2, height // 250)
@@ -90,7 +90,7 @@ def side_by_side(
 
 
 def _legend(width: int) -> NDArray[np.uint8]:
-    """A bar of colours with speeds in miles an hour."""
+    """Draw a colour scale with speeds in miles per hour."""
     legend = np.full((_CAPTION_HEIGHT, width, 3), 255, np.uint8)
     cv2.putText(legend, "mph", (6, 22), _FONT, 0.5, (30, 30, 30), 1, cv2.LINE_AA)
     speeds = np.arange(_SLOWEST_MPH, _FASTEST_MPH + 1, 5)
@@ -107,19 +107,19 @@ def _legend(width: int) -> NDArray[np.uint8]:
 def write_overlays(
     submission: Path, directories: Sequence[Path], pictures: Path, truth: Path | None = None
 ) -> list[Path]:
-    """Draw every image of the directories with its roads in a submission.
+    """Draw a submission's roads over every image of the directories.
 
     Args:
         submission: roads CSV.
-        directories: where the images lie.
-        pictures: directory for the PNG files, one an image, named like the image.
-        truth: roads CSV drawn beside it; without one the image alone is.
+        directories: directories of the images.
+        pictures: directory for the PNG files, one per image, named like the image.
+        truth: roads CSV to draw beside the prediction; None draws the plain image there.
 
     Returns:
-        The files written. Images that cannot be read are passed over.
+        The files written. Images that cannot be read are skipped.
 
     Raises:
-        SatmapError: no image can be read, or the submission has none of them.
+        SatmapError: no image can be read, or the submission has none of the images.
     """
     predicted = read_roads_csv(submission)
     true = read_roads_csv(truth) if truth else {}

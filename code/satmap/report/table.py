@@ -1,8 +1,8 @@
-"""Scores as a table for people."""
+"""Format scores as a text table."""
 
 from satmap.evaluation.metrics.figures import Figures, Report
 
-# Heading of each figure that has a column.
+# Figures with a column, and their headings.
 _HEADINGS = {
     "images": "images",
     "apls_length": "APLS length",
@@ -24,10 +24,10 @@ _HEADINGS = {
 
 
 def score_table(report: Report, images: bool = False) -> str:
-    """One line an area and a last one for all; with ``images`` one an image before them.
+    """Return a table with one line per area and a total; ``images`` adds one line per image.
 
-    Where images stand in one file only, the last lines say so and, if the metric leaves them out,
-    give the total that counts them.
+    If some images are in only one file, the last lines say so. If the metric leaves them out, they
+    also give the total that counts them.
     """
     keys = [key for key in _HEADINGS if key in report.total]
     rows = [("", *(_HEADINGS[key] for key in keys))]
@@ -43,16 +43,16 @@ def score_table(report: Report, images: bool = False) -> str:
     ]
     for names, file in ((report.truth_only, "truth"), (report.proposal_only, "proposal")):
         if names:
-            subject = "1 image stands" if len(names) == 1 else f"{len(names)} images stand"
-            lines.append(f"{subject} in the {file} only, {names[0]} for one")
+            subject = "1 image is" if len(names) == 1 else f"{len(names)} images are"
+            lines.append(f"{subject} only in the {file}, for example {names[0]}")
     fair = [key for key in keys if f"fair_{key}" in report.total]
     if any(report.total[key] != report.total[f"fair_{key}"] for key in fair):
         figures = ", ".join(
             f"{_HEADINGS[key]} {_cell(report.total[f'fair_{key}'])}" for key in fair
         )
         lines.append(
-            "the total above leaves them out, as the official scorer does; counted as missed or "
-            f"false: {figures}"
+            "The total above leaves them out, as the official scorer does. Counted as missed or "
+            f"false, they give: {figures}"
         )
     return "\n".join(lines)
 

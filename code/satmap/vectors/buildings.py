@@ -1,4 +1,4 @@
-"""What the building vectoriser finds."""
+"""Building footprints: data types, coordinates and export attributes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from satmap.vectors.georeference import (
 if TYPE_CHECKING:
     import geopandas
 
-#: Polygons, (n,).
+#: Array of shapely polygons, (n,).
 Polygons: TypeAlias = NDArray[np.object_]
 
 
@@ -27,24 +27,26 @@ class Building:
     """A building of an image.
 
     Attributes:
-        polygon: its footprint, valid; x = column and y = row in pixels, pixel (0, 0) from (0, 0)
-            to (1, 1); may have holes.
-        confidence: the higher the surer: mean probability x square root of the area in pixels, or
-            the intersection over union with the truth, 0..1, that a confidence model expects.
+        polygon: valid footprint, may have holes; x = column and y = row in pixels, where pixel
+            (0, 0) extends from (0, 0) to (1, 1).
+        confidence: higher is more certain. Either mean probability x square root of the area in
+            pixels, or the intersection over union with the truth that a confidence model predicts,
+            0..1.
     """
 
     polygon: shapely.Polygon
     confidence: float
 
 
-_OTHERWISE = "Write a CSV or COCO results, which take pixels"
+# Advice in error messages.
+_OTHERWISE = "Write a CSV or COCO results, which use pixels"
 
 
 class Buildings(list[Building]):
     """The buildings of one image.
 
     Attributes:
-        georeference: position of the pixels; None if it is not known.
+        georeference: position of the pixels; None if unknown.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class Buildings(list[Building]):
         self.georeference = georeference
 
     def to_geodataframe(self) -> "geopandas.GeoDataFrame":
-        """The footprints as a table with geometries; needs the extra ``satmap[gis]``.
+        """Return the footprints as a GeoDataFrame; needs the extra ``satmap[gis]``.
 
         Columns: ``confidence`` and ``geometry``, in the image's reference system or in pixels.
 
@@ -76,14 +78,14 @@ class Buildings(list[Building]):
 
 @dataclass(frozen=True)
 class ImageBuildings:
-    """The buildings of one image.
+    """The buildings of one image, with what exports need to know of the image.
 
     Attributes:
-        image_id: the image.
-        number: its id in COCO results; None where it has none.
-        size: its height and width.
-        buildings: in its pixels.
-        georeference: where its pixels lie; None if nobody knows.
+        image_id: id of the image.
+        number: id of the image in COCO results; None if it has none.
+        size: height and width of the image.
+        buildings: buildings in pixels of the image.
+        georeference: position of the pixels; None if unknown.
     """
 
     image_id: str
@@ -93,17 +95,17 @@ class ImageBuildings:
     georeference: Georeference | None = None
 
 
-def buildings_in_lon_lat(found: ImageBuildings) -> Polygons:
-    """The footprints in degrees of longitude and latitude on WGS 84, holes kept.
+def buildings_in_lon_lat(image: ImageBuildings) -> Polygons:
+    """Return the footprints in degrees of longitude and latitude on WGS 84, holes kept.
 
     Raises:
-        SatmapError: the image has no georeference, or one that does not lead to longitudes and
-            latitudes on one side of the 180th meridian.
+        SatmapError: the image has no usable georeference, or lies across the 180th meridian or
+            beyond a pole.
     """
-    polygons = _polygons(found)
+    polygons = _polygons(image)
     lon_lat = lon_lat_of(
-        found.image_id,
-        found.georeference,
+        image.image_id,
+        image.georeference,
         shapely.get_coordinates(polygons),
         things="buildings",
         otherwise=_OTHERWISE,
@@ -112,35 +114,35 @@ def buildings_in_lon_lat(found: ImageBuildings) -> Polygons:
     return placed
 
 
-def in_own_system(found: ImageBuildings) -> Polygons:
-    """The footprints in the reference system of the image, holes kept.
+def in_own_system(image: ImageBuildings) -> Polygons:
+    """Return the footprints in the reference system of the image, holes kept.
 
     Raises:
         SatmapError: the image has no georeference.
     """
-    georeference = georeference_or_fault(found.image_id, found.georeference, _OTHERWISE)
-    polygons = _polygons(found)
+    georeference = georeference_or_fault(image.image_id, image.georeference, _OTHERWISE)
+    polygons = _polygons(image)
     places = georeference.to_map(shapely.get_coordinates(polygons))
     placed: Polygons = shapely.set_coordinates(polygons, places)
     return placed
 
 
-def building_attributes(found: ImageBuildings) -> list[dict[str, str | float]]:
-    """What both formats say of each building: image, confidence, and square metres on the ground.
+def building_attributes(image: ImageBuildings) -> list[dict[str, str | float]]:
+    """Return the attributes of each building: image, confidence, and area in square metres.
 
-    The confidence is what the CSV has (:class:`satmap.vectors.buildings.Building`); both numbers
-    have three decimals.
+    The confidence is the same as in the CSV (:class:`satmap.vectors.buildings.Building`). Both
+    numbers have three decimals. The area is NaN without a georeference.
     """
-    x_m, y_m = found.georeference.metres_per_pixel if found.georeference else (np.nan, np.nan)
+    x_m, y_m = image.georeference.metres_per_pixel if image.georeference else (np.nan, np.nan)
     return [
         {
-            "image_id": found.image_id,
+            "image_id": image.image_id,
             "confidence": round(building.confidence, 3),
             "area_m2": round(building.polygon.area * x_m * y_m, 3),
         }
-        for building in found.buildings
+        for building in image.buildings
     ]
 
 
-def _polygons(found: ImageBuildings) -> Polygons:
-    return np.array([building.polygon for building in found.buildings], np.object_)
+def _polygons(image: ImageBuildings) -> Polygons:
+    return np.array([building.polygon for building in image.buildings], np.object_)

@@ -1,4 +1,4 @@
-"""Where an image lies: its reference system and the true size of its pixels."""
+"""Georeferences: the reference system of an image and the true size of its pixels."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Distance over which the pixel size is measured: long enough to be exact in float64.
 _PROBE_PIXELS = 100.0
 
-# No road can be seen in larger pixels, and no sensor sees smaller ones.
+# Roads are not visible in larger pixels, and no sensor has smaller ones.
 _SMALLEST_PIXEL_M, _LARGEST_PIXEL_M = 1e-3, 100.0
 
 
@@ -40,25 +40,26 @@ class Georeference:
     metres_per_pixel: tuple[float, float]
 
     def to_pixels(self, xy: NDArray[np.float64], crs: str = LON_LAT) -> NDArray[np.float64]:
-        """Coordinates (n, 2) of ``crs`` as pixel x and y, float64 (n, 2).
+        """Convert coordinates (n, 2) of ``crs`` to pixel x and y, float64 (n, 2).
 
         Raises:
-            ValueError: the coordinates cannot be brought into the image's system.
+            ValueError: the coordinates cannot be converted to the image's system.
         """
         return _apply(~self.transform, project(xy, crs, self.crs)) if len(xy) else xy
 
     def to_map(self, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Pixel x and y (n, 2) as coordinates of the image's own system, float64 (n, 2)."""
+        """Convert pixel x and y (n, 2) to coordinates of the image's system, float64 (n, 2)."""
         return _apply(self.transform, pixels)
 
 
 def georeference_of(
     crs: rasterio.crs.CRS | None, transform: Affine, width: int, height: int
 ) -> Georeference | None:
-    """The georeference of an open raster, or None if it has none.
+    """Return the georeference of an open raster, or None if it has none.
 
     Raises:
-        SatmapError: the reference system cannot be turned into longitude and latitude.
+        SatmapError: the reference system cannot be converted to longitude and latitude, or the
+            pixel size is implausible.
     """
     if crs is None or transform.is_identity:
         return None
@@ -85,7 +86,7 @@ def _metres_per_pixel(
     if not (np.isfinite(longitude).all() and (np.abs(latitude) < 90).all()):
         raise ValueError("the image lies outside the area where it is defined")
     per_longitude, per_latitude = metres_per_degree(float(latitude[0]))
-    # A broken header can hold any number; what is infinite is refused below.
+    # A broken header can hold any number; infinite sizes are rejected below.
     with np.errstate(over="ignore", invalid="ignore"):
         distance = np.hypot(
             (longitude[1:] - longitude[0]) * per_longitude,
@@ -99,14 +100,14 @@ def _metres_per_pixel(
 
 
 def _apply(transform: Affine, xy: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Map points (n, 2) at once."""
+    """Apply a transform to points (n, 2)."""
     matrix = np.array(transform[:6]).reshape(2, 3)
     mapped: NDArray[np.float64] = xy @ matrix[:, :2].T + matrix[:, 2]
     return mapped
 
 
 def metres_per_degree(latitude: float) -> tuple[float, float]:
-    """Metres in a degree of longitude and of latitude on the WGS 84 ellipsoid."""
+    """Return the metres per degree of longitude and of latitude on the WGS 84 ellipsoid."""
     semi_major, eccentricity2 = 6378137.0, 6.69437999014e-3
     sine = math.sin(math.radians(latitude))
     curvature = 1 - eccentricity2 * sine * sine
@@ -127,18 +128,18 @@ def lon_lat_of(
     things: str,
     otherwise: str,
 ) -> Floats:
-    """Pixels of an image in degrees of longitude and latitude on WGS 84.
+    """Convert pixels of an image to degrees of longitude and latitude on WGS 84.
 
     Args:
-        image_id: the image.
-        georeference: where it lies.
+        image_id: id of the image, for messages.
+        georeference: georeference of the image.
         pixels: float64 (n, 2), x and y.
-        things: what they are of, for messages.
-        otherwise: what to write instead, without a full stop.
+        things: what the pixels belong to, for messages: ``roads``.
+        otherwise: advice for messages on which format to write instead, without a full stop.
 
     Raises:
-        SatmapError: the image has no georeference, or one that does not lead to longitudes and
-            latitudes on one side of the 180th meridian.
+        SatmapError: the image has no usable georeference, or lies across the 180th meridian or
+            beyond a pole.
     """
     placed = georeference_or_fault(image_id, georeference, otherwise)
     try:
@@ -156,7 +157,7 @@ def lon_lat_of(
 def georeference_or_fault(
     image_id: str, georeference: Georeference | None, otherwise: str
 ) -> Georeference:
-    """The georeference, if there is one.
+    """Return the georeference, or raise an error if there is none.
 
     Raises:
         SatmapError: there is none.
@@ -171,7 +172,7 @@ def georeference_or_fault(
 
 
 def georeference_as_json(georeference: Georeference | None) -> list[Any] | None:
-    """A georeference as JSON values."""
+    """Return a georeference as JSON values."""
     return (
         [georeference.crs, georeference.transform[:6], georeference.metres_per_pixel]
         if georeference
@@ -194,11 +195,11 @@ def georeference_from_json(content: list[Any] | None) -> Georeference | None:
 def geodataframe(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[str], crs: str | None
 ) -> "geopandas.GeoDataFrame":
-    """A table with geometries.
+    """Return a GeoDataFrame.
 
     Args:
-        rows: by column; the geometries are under ``geometry``.
-        columns: the order of the columns.
+        rows: values by column name; geometries are in column ``geometry``.
+        columns: order of the columns.
         crs: reference system; None for pixels.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The road graph: nodes in pixels, edges with their geometry, length and speed."""
+"""Road graph: nodes in pixels, edges with geometry, length and speed."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import networkx
 
 
-# What tables and graphs say of an edge.
+# Attributes of an edge in tables and graphs.
 _EDGE_FIGURES = ("length_m", "speed_mps", "travel_time_s", "confidence")
 
 
@@ -30,7 +30,7 @@ class RoadEdge:
         nodes: indices of the start and end node; equal for a loop.
         line: float64 (n >= 2, 2), x = column and y = row in pixels, from the start node to the end.
         length_m: length along ``line``, metres.
-        speed_mps: speed, metres a second, > 0.
+        speed_mps: speed, metres per second, > 0.
         confidence: mean road probability along the line, 0..1.
     """
 
@@ -53,7 +53,7 @@ class RoadGraph:
     Attributes:
         nodes: float64 (n, 2), x = column and y = row in pixels.
         edges: the roads, each between two of ``nodes``.
-        georeference: position of the pixels; None if it is not known.
+        georeference: position of the pixels; None if unknown.
     """
 
     nodes: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 2)))
@@ -61,11 +61,11 @@ class RoadGraph:
     georeference: Georeference | None = None
 
     def to_networkx(self) -> "networkx.MultiGraph[int]":
-        """The graph for networkx.
+        """Return the graph as a networkx multigraph.
 
         Nodes have ``x`` and ``y``. Edges have ``geometry`` (a shapely LineString), ``length_m``,
-        ``speed_mps``, ``travel_time_s`` and ``confidence``. Coordinates are those of the image's
-        reference system, named in ``graph["crs"]``; pixels if the image has no georeference.
+        ``speed_mps``, ``travel_time_s`` and ``confidence``. Coordinates are in the image's
+        reference system, named in ``graph["crs"]``, or in pixels without a georeference.
         """
         import networkx
 
@@ -77,7 +77,7 @@ class RoadGraph:
         return graph
 
     def to_geodataframe(self) -> "geopandas.GeoDataFrame":
-        """The edges as a table with geometries; needs the extra ``satmap[gis]``.
+        """Return the edges as a GeoDataFrame; needs the extra ``satmap[gis]``.
 
         Columns: ``u`` and ``v`` (nodes), ``length_m``, ``speed_mps``, ``travel_time_s``,
         ``confidence`` and ``geometry``, in the image's reference system or in pixels.
@@ -105,13 +105,13 @@ class RoadGraph:
 
 
 def line_length_m(line: NDArray[np.float64], metres_per_pixel: tuple[float, float]) -> float:
-    """Length of a line in pixels, in metres; pixels may be wider than high."""
+    """Return the length in metres of a line given in pixels; pixels need not be square."""
     steps = np.diff(line, axis=0) * np.asarray(metres_per_pixel)
     return float(np.hypot(steps[:, 0], steps[:, 1]).sum())
 
 
-# OpenStreetMap's classes that routers let cars use, slowest first. No motorway: routers take one
-# for a one-way road, and nothing here knows directions. No track: most routers avoid it.
+# OpenStreetMap's classes that routers allow cars to use, slowest first. Without motorway: routers
+# treat it as one-way, but directions are unknown here. Without track: most routers avoid it.
 _CLASSES = ("unclassified", "residential", "tertiary", "secondary", "primary", "trunk")
 _CLASS_SPEEDS_MPH = [class_speed_mph(name, lanes=1) for name in _CLASSES]
 _CLASS_LIMITS_MPH = [(slow + fast) / 2 for slow, fast in pairwise(_CLASS_SPEEDS_MPH)]
@@ -122,9 +122,9 @@ class ImageRoads:
     """The roads of one image.
 
     Attributes:
-        image_id: the image.
-        graph: its roads, in pixels.
-        georeference: where its pixels lie; None if nobody knows.
+        image_id: id of the image.
+        graph: roads in pixels of the image.
+        georeference: position of the pixels; None if unknown.
     """
 
     image_id: str
@@ -146,21 +146,21 @@ class LonLat:
 
 
 def roads_in_lon_lat(roads: ImageRoads) -> LonLat:
-    """The graph in longitude and latitude.
+    """Convert a graph to longitude and latitude.
 
     Raises:
-        SatmapError: the image has no georeference, or one that does not lead to longitudes and
-            latitudes on one side of the 180th meridian.
+        SatmapError: the image has no usable georeference, or lies across the 180th meridian or
+            beyond a pole.
     """
     graph = roads.graph
-    # All at once: every call has to set up the projection anew.
+    # One call for all: each call sets up the projection again.
     parts = [graph.nodes, *(edge.line for edge in graph.edges)]
     lon_lat = lon_lat_of(
         roads.image_id,
         roads.georeference,
         np.concatenate(parts),
         things="roads",
-        otherwise="Write GraphML, which takes pixels, or a CSV",
+        otherwise="Write GraphML, which uses pixels, or a CSV",
     )
     ends = np.cumsum([len(part) for part in parts])
     nodes, *lines = np.split(lon_lat, ends[:-1])
@@ -168,7 +168,7 @@ def roads_in_lon_lat(roads: ImageRoads) -> LonLat:
 
 
 def numbered(graphs: Iterable[ImageRoads]) -> Iterator[tuple[int, ImageRoads]]:
-    """The images, each with the number that its first node has among the nodes of all."""
+    """Yield each image with the number of its first node, counted over the nodes of all images."""
     first_node = 0
     for roads in graphs:
         yield first_node, roads
@@ -176,9 +176,9 @@ def numbered(graphs: Iterable[ImageRoads]) -> Iterator[tuple[int, ImageRoads]]:
 
 
 def edge_attributes(image_id: str, edge: RoadEdge, first_node: int) -> dict[str, str | int | float]:
-    """The columns that every export has for an edge.
+    """Return the attributes of an edge in every export.
 
-    A new column also goes into the field list of :mod:`satmap.exports.geopackage`.
+    A new attribute must also be added to the field list of :mod:`satmap.exports.geopackage`.
 
     ============== ===============================================================================
     ``image_id``   the image
@@ -187,15 +187,15 @@ def edge_attributes(image_id: str, edge: RoadEdge, first_node: int) -> dict[str,
     ``travel_time_s``  seconds from end to end: length / speed
     ``speed_mps``  speed, metres per second (``tasks/roads/vectorizer/speed.py``)
     ``confidence`` mean road probability along the line, 0..1 (:class:`RoadEdge`)
-    ``highway``    OpenStreetMap's class, guessed from the speed by :func:`highway_of`
+    ``highway``    OpenStreetMap's class, inferred from the speed by :func:`highway_of`
     ``maxspeed``   OpenStreetMap's speed tag
     ============== ===============================================================================
 
     Metres, seconds and the confidence have three decimals.
 
     Args:
-        image_id: the image.
-        edge: a road.
+        image_id: id of the image.
+        edge: the edge.
         first_node: number of the image's first node in the file.
     """
     mph = edge.speed_mps / MPS_PER_MPH
@@ -213,10 +213,10 @@ def edge_attributes(image_id: str, edge: RoadEdge, first_node: int) -> dict[str,
 
 
 def highway_of(mph: float) -> str:
-    """OpenStreetMap's class of a road by its speed, miles an hour.
+    """Return OpenStreetMap's road class for a speed in miles per hour.
 
-    The challenge's rule for roads of at most two lanes (:mod:`satmap.vectors.speeds`) turned round:
-    the class whose speed is nearest, of two equally near the faster. 20 is ``unclassified``, 25
-    ``residential``, 30 ``tertiary``, 35 ``secondary``, 45 ``primary``, 55 and more ``trunk``.
+    Inverts the challenge's rule for roads of at most two lanes (:mod:`satmap.vectors.speeds`): the
+    class with the nearest speed, or the faster of two equally near classes. 20 is ``unclassified``,
+    25 ``residential``, 30 ``tertiary``, 35 ``secondary``, 45 ``primary``, 55 and more ``trunk``.
     """
     return _CLASSES[bisect_right(_CLASS_LIMITS_MPH, mph)]

@@ -10,15 +10,15 @@ from typing import Any
 
 MPS_PER_MPH = 0.44704
 
-#: Upper edges of the speed bins, mph; a speed on an edge belongs to the bin it closes.
+#: Upper edges of the speed bins, mph; a bin includes its upper edge.
 BIN_EDGES_MPH = (10.0, 15.0, 18.75, 20.0, 25.0, 30.0, 35.0, 45.0, 55.0, 65.0)
 
-#: The speed that each bin stands for, mph.
+#: Representative speed of each bin, mph.
 BIN_SPEEDS_MPH = (7.5, 15.0, 18.75, 20.0, 25.0, 30.0, 35.0, 45.0, 55.0, 65.0)
 
 SPEED_BINS = len(BIN_EDGES_MPH)
 
-# Class -> mph with at most two lanes, with three or more.
+# Road class -> mph with at most two lanes, mph with three or more.
 _CLASS_SPEEDS_MPH = {
     "motorway": (55.0, 65.0),
     "trunk": (55.0, 65.0),
@@ -33,7 +33,7 @@ _CLASS_SPEEDS_MPH = {
     "track": (20.0, 20.0),
 }
 
-#: SpaceNet 3's ``road_type`` codes in SpaceNet 5's words.
+#: SpaceNet 3's ``road_type`` codes -> SpaceNet 5's class names.
 SN3_ROAD_TYPES = {
     1: "motorway",
     2: "primary",
@@ -48,17 +48,17 @@ _UNPAVED_FACTOR = 0.75
 
 
 def class_speed_mph(highway: str, lanes: int, paved: bool = True) -> float:
-    """Speed of a road by its class, mph; unknown classes count as ``unclassified``."""
+    """Return the speed of a road class, mph; unknown classes count as ``unclassified``."""
     base = highway.removesuffix("_link")
     slow, fast = _CLASS_SPEEDS_MPH.get(base, _CLASS_SPEEDS_MPH["unclassified"])
     return (fast if lanes >= 3 else slow) * (1.0 if paved else _UNPAVED_FACTOR)
 
 
 def label_speed_mph(properties: Mapping[str, Any]) -> float:
-    """Speed of one labelled road, mph, from SpaceNet 5 or SpaceNet 3 properties.
+    """Return the speed of one labelled road, mph, from SpaceNet 5 or SpaceNet 3 properties.
 
-    A stated speed (``inferred_speed_mph``, ``speed_mph`` or their metric twins) wins; otherwise the
-    class, lanes and surface give it.
+    A stated speed (``inferred_speed_mph``, ``speed_mph`` or their metric counterparts) takes
+    precedence. Without one, class, lanes and surface determine the speed.
     """
     for key, factor in (
         ("inferred_speed_mph", 1.0),
@@ -67,7 +67,7 @@ def label_speed_mph(properties: Mapping[str, Any]) -> float:
         ("speed_m/s", 1 / MPS_PER_MPH),
     ):
         stated = _number(properties.get(key))
-        # Nonsense counts as not stated.
+        # Implausible values count as not stated.
         if stated is not None and 1 <= stated * factor <= 200:
             return stated * factor
     highway = properties.get("highway")
@@ -85,7 +85,7 @@ def label_speed_mph(properties: Mapping[str, Any]) -> float:
 
 
 def speed_bin(mph: float) -> int:
-    """Index of the bin, 0..9; speeds above the last edge fall in the last bin."""
+    """Return the index of the bin, 0..9; speeds above the last edge fall into the last bin."""
     return min(bisect_left(BIN_EDGES_MPH, mph), SPEED_BINS - 1)
 
 

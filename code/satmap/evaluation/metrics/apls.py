@@ -1,9 +1,10 @@
-"""APLS, the score of the SpaceNet road challenges: do routes on two road maps have equal length?
+"""APLS, the score of the SpaceNet road challenges: compares route lengths on two road maps.
 
 Average path length similarity (Van Etten, Lindenbaum, Bacastow 2018, "SpaceNet: A Remote Sensing
-Dataset and Challenge Series"), as the challenge's own scorer computes it: in pixels, for every pair
-of nodes that one map connects. ``length`` is measured on the lines in pixels, whatever the files'
-``length_m`` says; ``time`` is each row's ``travel_time_s`` spread evenly along its line.
+Dataset and Challenge Series") is computed like in the challenge's own scorer: in pixels, over all
+pairs of nodes that are connected in one map. ``length`` is measured on the lines in pixels and
+ignores the files' ``length_m``. ``time`` is each row's ``travel_time_s``, spread evenly along its
+line.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -22,24 +23,24 @@ from satmap.submissions.roads_csv import RoadRow
 MIDPOINT_M = 50.0
 SNAP_M = 4.0
 
-#: The scale that the official scorer takes for granted.
+#: The scale that the official scorer assumes.
 METRES_PER_PIXEL = 0.31
 
-# Rows and columns of the distance matrix in work at once: a few tiles fit into a core's cache.
+# Rows and columns of the distance matrix processed at a time: a few tiles fit into a core's cache.
 _TILE = 256
 
-# Shorter than any way of which a share can be told, longer than 0.
-_NO_WAY = 1e-200
+# Shortest path length to divide by; avoids division by zero.
+_MIN_PATH = 1e-200
 
 
 @dataclass(frozen=True)
 class RouteScore:
-    """Similarity of routes under one weight, each 0..1.
+    """Similarity of routes under one weight; all values 0..1.
 
     Attributes:
-        truth_to_proposal: routes of the truth, found again in the proposal.
-        proposal_to_truth: routes of the proposal, found again in the truth.
-        score: of one image their harmonic mean; of many the mean of the images' scores.
+        truth_to_proposal: similarity of the truth's routes to their counterparts in the proposal.
+        proposal_to_truth: similarity of the proposal's routes to their counterparts in the truth.
+        score: harmonic mean of both for one image; mean of the images' scores for many.
     """
 
     truth_to_proposal: float
@@ -52,8 +53,8 @@ class AplsScore:
     """APLS of one image, or a mean over many.
 
     Attributes:
-        length: weight length.
-        time: weight travel time; None if a row of either side has no travel time.
+        length: routes compared by length.
+        time: routes compared by travel time; None if a row of either side has no travel time.
     """
 
     length: RouteScore
@@ -62,12 +63,12 @@ class AplsScore:
 
 @dataclass(frozen=True)
 class AplsTotal:
-    """A mean over images, or over AOIs, by both countings.
+    """Mean over images, or over AOIs, counted in two ways.
 
     Attributes:
-        official: images in only one of the files are left out, as the official scorer does.
-        fair: those images count as 0.
-        images: how many images are in both files, and so scored.
+        official: leaves out images that are in only one of the files, like the official scorer.
+        fair: counts those images as 0.
+        images: number of images in both files; only these are scored.
     """
 
     official: AplsScore
@@ -82,7 +83,7 @@ class RoadsReport:
     Attributes:
         total: mean of the AOIs' means.
         aois: per area of interest.
-        images: per image that both files have.
+        images: per image that is in both files.
         truth_only: images that the proposal lacks.
         proposal_only: images that the truth lacks.
     """
@@ -94,12 +95,12 @@ class RoadsReport:
     proposal_only: tuple[str, ...]
 
     def report(self) -> Report:
-        """The same as named figures.
+        """Return the scores as named figures.
 
-        They stand under ``apls_length``, ``truth_to_proposal_length``,
-        ``proposal_to_truth_length`` and the same with ``_time``; those are None when a file lacks
-        travel times. ``total`` and ``aois`` hold the official counting, beside it
-        ``fair_apls_length``, ``fair_apls_time`` and the number of images scored.
+        The names are ``apls_length``, ``truth_to_proposal_length``, ``proposal_to_truth_length``
+        and the same with ``_time``, which are None when a file lacks travel times. ``total`` and
+        ``aois`` hold the official counting under these names, and also ``fair_apls_length``,
+        ``fair_apls_time`` and ``images``, the number of images scored.
         """
         return Report(
             "apls",
@@ -112,18 +113,18 @@ class RoadsReport:
 
 
 def apls(truth: Roads, proposal: Roads, *, metres_per_pixel: float = METRES_PER_PIXEL) -> AplsScore:
-    """APLS of one image.
+    """Compute the APLS of one image.
 
-    Lines of fewer than two points are no roads. Two empty maps are equal (1); an empty and a drawn
-    one have nothing in common (0).
+    Lines of fewer than two points are ignored. Two empty maps score 1; an empty and a non-empty
+    map score 0.
 
     Args:
         truth: roads in pixels of the image: rows, arrays (n, 2), or a road graph.
         proposal: the same.
-        metres_per_pixel: scale, for the 50 m between midpoints and the 4 m of snapping.
+        metres_per_pixel: scale, for the 50 m between midpoints and the snapping distance of 4 m.
 
     Raises:
-        ValueError: a line or a travel time makes no sense, or ``metres_per_pixel`` is not positive.
+        ValueError: a line or a travel time is invalid, or ``metres_per_pixel`` is not positive.
     """
     rows = road_rows(truth), road_rows(proposal)
     return _apls(*rows, metres_per_pixel, _have_times([*rows[0], *rows[1]]))
@@ -138,8 +139,8 @@ def score_roads(
     """Score a whole file: per image, per AOI (mean of its images), total (mean of the AOIs).
 
     The AOI of an image is the first three ``_``-separated parts of its id. As in the official
-    scorer an AOI without a single scored image counts as 0 in the total. Time is scored only if
-    every row of both files has a travel time.
+    scorer, an AOI without any scored image counts as 0 in the total. Time is scored only if every
+    row of both files has a travel time.
     """
     ids = sorted(truth.keys() | proposal.keys(), key=natural_key)
     timed = all(_have_times(rows) for file in (truth, proposal) for rows in file.values())
@@ -174,7 +175,7 @@ def score_roads(
 
 
 def aoi_of(image_id: str) -> str:
-    """Area of interest of an image: the first three parts of its id, as in the official scorer."""
+    """Return an image's area of interest: the first three parts of its id (official rule)."""
     return "_".join(image_id.split("_")[:3])
 
 
@@ -190,18 +191,18 @@ def _apls(
         same = float(a is None and b is None)
         scores = [RouteScore(same, same, same) for _ in weights]
     else:
-        there = _one_way(a, b, SNAP_M / metres_per_pixel, weights)
-        back = _one_way(b, a, SNAP_M / metres_per_pixel, weights)
+        forward = _one_way(a, b, SNAP_M / metres_per_pixel, weights)
+        backward = _one_way(b, a, SNAP_M / metres_per_pixel, weights)
         scores = [
             RouteScore(s, t, 2 * s * t / (s + t) if s + t > 0 else 0.0)
-            for s, t in zip(there, back, strict=True)
+            for s, t in zip(forward, backward, strict=True)
         ]
     return AplsScore(scores[0], scores[1] if timed else None)
 
 
 def _one_way(a: AplsGraph, b: AplsGraph, snap_px: float, weights: Sequence[int]) -> list[float]:
-    """Under each weight, 1 minus the mean difference of the routes of ``a`` in ``b``."""
-    # With the nodes of a connected part in a row, all pairs within it have a route in ``a``.
+    """Return, per weight, 1 minus the mean difference between routes of ``a`` and ``b``."""
+    # Sort nodes by connected component: all pairs within a component have a route in ``a``.
     order = np.argsort(a.component, kind="stable")
     nodes = a.nodes.take(order)
     controls = b.locate(a.node_xy, snap_px).take(order)
@@ -210,30 +211,30 @@ def _one_way(a: AplsGraph, b: AplsGraph, snap_px: float, weights: Sequence[int])
     if not routes:
         return [1.0] * len(weights)
     parts = list(pairwise([0, *np.cumsum(sizes).tolist()]))
-    # A node without a control differs by 1 from itself too, which is no route.
+    # A node without a control point adds 1 on the diagonal, which is not a route.
     no_routes = int((controls.edge < 0).sum())
     scores = []
     for weight in weights:
-        there, back = a.ways(nodes, weight), b.ways(controls, weight)
-        difference = sum(_differences(there, back, *part) for part in parts) - no_routes
+        ways_a, ways_b = a.ways(nodes, weight), b.ways(controls, weight)
+        difference = sum(_differences(ways_a, ways_b, *part) for part in parts) - no_routes
         scores.append(1 - difference / routes)
     return scores
 
 
-def _differences(there: Ways, back: Ways, begin: int, end: int) -> float:
-    """Sum of the differences of all routes within a connected part, nodes ``begin`` to ``end``."""
+def _differences(ways_a: Ways, ways_b: Ways, begin: int, end: int) -> float:
+    """Sum the route differences within one connected component, nodes ``begin`` to ``end``."""
     total = 0.0
     for top in range(begin, end, _TILE):
         rows = slice(top, min(top + _TILE, end))
         for left in range(top, end, _TILE):
             columns = slice(left, min(left + _TILE, end))
-            way, error = there[rows, columns], back[rows, columns]
+            way, error = ways_a[rows, columns], ways_b[rows, columns]
             error -= way
             np.abs(error, out=error)
-            # Where the way is zero so must be the other; where that is infinite this gives 1.
-            error /= np.maximum(way, _NO_WAY, out=way)
+            # Length zero only matches length zero; a missing (infinite) path gives 1.
+            error /= np.maximum(way, _MIN_PATH, out=way)
             np.minimum(error, 1, out=error)
-            # Ways are equally long in both directions: what lies beside the diagonal counts twice.
+            # The matrix is symmetric: off-diagonal tiles count twice.
             total += float(error.sum()) * (1 if left == top else 2)
     return total
 

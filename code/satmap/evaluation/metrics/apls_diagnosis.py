@@ -1,8 +1,8 @@
-"""Why an image's APLS is what it is: where the routes of one map break in the other.
+"""Diagnose the APLS of an image: find where the routes of one map break in the other.
 
-APLS says how far route lengths differ, not where. A diagnosis finds the roads that have no
-counterpart, the places where the way goes on in one map and not in the other, and a handful of
-the routes that suffer most. Weight length throughout.
+APLS says how far route lengths differ, but not where. The diagnosis finds roads without a
+counterpart, places where a road continues in one map but not in the other, and a few of the
+worst-affected routes. It considers length only, not travel time.
 """
 
 from dataclasses import dataclass, field
@@ -27,8 +27,8 @@ from satmap.evaluation.metrics.road_samples import (
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-#: A way is broken if its length in the other map differs by more than this share of its own plus
-#: the 8 m that snapping both ends can do.
+#: A path is broken if its length in the other map differs by more than this share of its length
+#: plus 8 m, the most that snapping both ends can add.
 WAY_TOLERANCE = 0.2
 
 _SPACING_M = 5.0
@@ -36,23 +36,24 @@ _SPACING_M = 5.0
 # Longer stretches without a counterpart are missing roads, not breaks in a road.
 _LONGEST_BREAK_M = 50.0
 
-# Breaks closer together are one to the eye: three arms of a junction break three ways.
+# Keep only one of several breaks closer than this: a junction of three arms breaks three times.
 _ONE_BREAK_M = 10.0
 
-# Cells of a table of ways at a time: bounds the memory on maps of whole cities.
+# Path lengths computed at a time; bounds memory on maps of whole cities.
 _CELLS = 4_000_000
 
 
 @dataclass(frozen=True)
 class BrokenRoad:
-    """Two places next to each other in one map, both found in the other, without the way between.
+    """Two neighbouring places of one map that the other map has, but without the path between.
 
-    They are samples 5 m apart or junctions; or up to 50 m apart, if nothing between is found.
+    The places are samples 5 m apart or junctions. They are up to 50 m apart if the other map has
+    nothing in between.
 
     Attributes:
-        xy: halfway between the places, pixels.
-        way_m: the way between them.
-        other_m: the same in the other map; infinite if there is none.
+        xy: midpoint between the places, pixels.
+        way_m: length of the path between them.
+        other_m: length of the path in the other map; infinite if there is none.
     """
 
     xy: tuple[float, float]
@@ -62,13 +63,13 @@ class BrokenRoad:
 
 @dataclass(frozen=True, eq=False)
 class Route:
-    """A route between two nodes that APLS compares.
+    """A route between two of the nodes that APLS compares.
 
     Attributes:
         path: float64 (n, 2), x, y in pixels.
-        way_m: its length.
-        other: float64 (m, 2), the shortest route in the other map; None if there is none.
-        other_m: its length; infinite if there is none.
+        way_m: length of ``path``.
+        other: float64 (m, 2), shortest route in the other map; None if there is none.
+        other_m: length of ``other``; infinite if there is none.
     """
 
     path: Floats
@@ -79,16 +80,16 @@ class Route:
 
 @dataclass(frozen=True, eq=False)
 class LostRoads:
-    """What the routes of one map lose in the other.
+    """Roads, nodes and routes of one map that are missing or broken in the other.
 
     Attributes:
         roads_m: length of all roads of the map.
-        lost_m: length of those without a road of the other within 4 m.
-        pieces: the latter, float64 (n, 2) each, x, y in pixels.
-        nodes: how many nodes APLS compares.
-        lost_nodes: float64 (k, 2), x, y of those that it does not find in the other map.
-        breaks: places where the way goes on in this map and not in the other.
-        routes: those that suffer most, the worst first, none with a stretch of another.
+        lost_m: length of the roads farther than 4 m from every road of the other map.
+        pieces: these roads, float64 (n, 2) each, x, y in pixels.
+        nodes: number of nodes that APLS compares.
+        lost_nodes: float64 (k, 2), x, y of the nodes that are not found in the other map.
+        breaks: places where a road continues in this map but not in the other.
+        routes: the worst-affected routes, worst first; no two share a stretch.
     """
 
     roads_m: float = 0.0
@@ -102,11 +103,11 @@ class LostRoads:
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """Both directions of APLS.
+    """Losses in both directions of APLS.
 
     Attributes:
-        missed: what the truth's routes lose in the proposal: missed roads, gaps.
-        false: what the proposal's routes lose in the truth: false roads, false joins.
+        missed: losses of the truth in the proposal: missed roads and gaps.
+        false: losses of the proposal in the truth: false roads and false joins.
     """
 
     missed: LostRoads
@@ -120,13 +121,13 @@ def diagnose(
     metres_per_pixel: float = METRES_PER_PIXEL,
     routes: int = 5,
 ) -> Diagnosis:
-    """Find what costs an image its APLS.
+    """Find what lowers the APLS of an image.
 
     Args:
         truth: roads in pixels of the image: rows, arrays (n, 2), or a road graph.
         proposal: the same.
         metres_per_pixel: scale.
-        routes: at most so many broken routes in each direction.
+        routes: maximum number of broken routes to return per direction.
     """
     if not metres_per_pixel > 0:
         raise ValueError(f"metres_per_pixel must be positive, got {metres_per_pixel}")
@@ -138,7 +139,7 @@ def diagnose(
 
 
 def _losses(a: AplsGraph | None, b: AplsGraph | None, scale: float, routes: int) -> LostRoads:
-    """What the routes of ``a`` lose in ``b``; ``scale`` in metres a pixel."""
+    """Find the losses of ``a`` in ``b``; ``scale`` is in metres per pixel."""
     if a is None:
         return LostRoads()
     snap_px = SNAP_M / scale
@@ -150,7 +151,7 @@ def _losses(a: AplsGraph | None, b: AplsGraph | None, scale: float, routes: int)
         shapely.linestrings(_stretch(b, e, 0, way)) for e, way in enumerate(b.totals[:, LENGTH])
     ]
     roads_of_a = shapely.multilinestrings([shapely.linestrings(road) for road in roads])
-    # Vertices nearer to each other than rounding make GEOS divide by zero and go on.
+    # Vertices closer than the rounding error make GEOS divide by zero, without harm.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         around = shapely.simplify(shapely.multilinestrings(near), snap_px / 20)
         lost = shapely.difference(roads_of_a, shapely.buffer(around, snap_px))
@@ -176,11 +177,12 @@ def _tolerance(way_px: Floats, scale: float) -> Floats:
 
 
 def _breaks(a: AplsGraph, b: AplsGraph, scale: float) -> tuple[BrokenRoad, ...]:
-    """Places found in ``b``, next to each other in ``a``, without the way between them."""
+    """Find neighbouring places of ``a`` that ``b`` has, but without the path between them."""
     samples, sample_xy = sample_roads(a, _SPACING_M / scale)
-    web = _Web(a, samples)
+    split = _SplitGraph(a, samples)
     xy = np.concatenate([a.node_xy[: a.junctions], sample_xy])
-    # On an overpass the nearest road may be the one that crosses. Junctions have no direction.
+    # On an overpass the nearest road may be the crossing one, so headings decide first. Junctions
+    # have no heading.
     _, ahead = places_at(a, samples.edge, samples.offset[:, LENGTH] + 1)
     _, behind = places_at(a, samples.edge, samples.offset[:, LENGTH] - 1)
     headings = np.concatenate([np.zeros((a.junctions, 2)), ahead - behind])
@@ -190,13 +192,13 @@ def _breaks(a: AplsGraph, b: AplsGraph, scale: float) -> tuple[BrokenRoad, ...]:
     controls.edge[point] = places.edge[first]
     controls.offset[point] = places.offset[first]
 
-    i, j, way = web.neighbours(controls.edge >= 0, _LONGEST_BREAK_M / scale)
+    i, j, way = split.neighbours(controls.edge >= 0, _LONGEST_BREAK_M / scale)
     other = _ways(b, controls.take(i), controls.take(j))
     broken = other - way > _tolerance(way, scale)
     i, j, way, other = i[broken], j[broken], way[broken] * scale, other[broken] * scale
     middle = (xy[i] + xy[j]) / 2
     kept: list[int] = []
-    # The shortest say most exactly where.
+    # The shortest ones locate a break most precisely.
     for k in np.lexsort((*middle.T, way)).tolist():
         apart = np.linalg.norm(middle[kept] - middle[k], axis=1) * scale
         if not (apart < _ONE_BREAK_M).any():
@@ -208,7 +210,7 @@ def _breaks(a: AplsGraph, b: AplsGraph, scale: float) -> tuple[BrokenRoad, ...]:
 
 
 def _ways(graph: AplsGraph, start: Positions, stop: Positions) -> Floats:
-    """Length of the shortest way from each of ``start`` to its fellow in ``stop``, pixels."""
+    """Return the shortest path length from each of ``start`` to its partner in ``stop``, pixels."""
     between = graph.between[LENGTH]
     along = np.abs(start.offset[:, LENGTH] - stop.offset[:, LENGTH])
     ways: Floats = np.where(start.edge == stop.edge, along, inf)
@@ -231,7 +233,7 @@ def _to_end(graph: AplsGraph, places: Positions, end: int) -> Floats:
 def _routes(
     a: AplsGraph, b: AplsGraph, controls: Positions, scale: float, count: int
 ) -> tuple[Route, ...]:
-    """The routes between nodes of ``a`` that differ most in ``b``; of equals the shortest."""
+    """Return the routes between nodes of ``a`` that differ most in ``b``; ties: shortest first."""
     found = np.flatnonzero(controls.edge >= 0)
     if not len(found):
         return ()
@@ -243,29 +245,33 @@ def _routes(
         for begin in range(0, len(found), rows)
     ]
     difference, way, i, j = np.concatenate(candidates, axis=1)
-    web_a = _Web(a, a.nodes.take(np.arange(a.junctions, len(a.node_xy))))
-    web_b = _Web(b, controls)
+    split_a = _SplitGraph(a, a.nodes.take(np.arange(a.junctions, len(a.node_xy))))
+    split_b = _SplitGraph(b, controls)
     used: set[tuple[int, int]] = set()
     routes: list[Route] = []
-    # Rounded, for what is equal but for the last bits.
+    # Rounded, so that values that differ only in their last bits compare as equal.
     for k in np.lexsort((j, i, np.round(way, 6), -np.round(difference, 9))).tolist():
         if len(routes) == count:
             break
         here, there = int(i[k]), int(j[k])
-        path, links = web_a.path(int(found[here]), int(found[there]))
+        path, links = split_a.path(int(found[here]), int(found[there]))
         if path is None or used & links:
             continue
         used |= links
-        other, _ = web_b.path(b.junctions + here, b.junctions + there)
+        other, _ = split_b.path(b.junctions + here, b.junctions + there)
         other_m = inf if other is None else _length(other) * scale
         routes.append(Route(path, float(way[k]) * scale, other, other_m))
     return tuple(routes)
 
 
-def _worst_of_each(there: Ways, back: Ways, rows: slice, nodes: int, scale: float) -> Floats:
-    """For some nodes the route that suffers most: difference, length, both nodes; (4, nodes)."""
+def _worst_of_each(ways_a: Ways, ways_b: Ways, rows: slice, nodes: int, scale: float) -> Floats:
+    """Return the worst-affected route from each node of ``rows`` that has one.
+
+    Returns:
+        float64 (4, n): relative difference, length in pixels, start node, end node.
+    """
     everywhere = slice(0, nodes)
-    way, other = there[rows, everywhere], back[rows, everywhere]
+    way, other = ways_a[rows, everywhere], ways_b[rows, everywhere]
     connected = np.isfinite(way) & (way > 0)
     other[~connected], way[~connected] = 1, 1
     difference = np.minimum(np.abs(way - other) / way, 1)
@@ -283,11 +289,11 @@ def _length(path: Floats) -> float:
     return float(np.linalg.norm(np.diff(path, axis=0), axis=1).sum())
 
 
-# --- ways with their geometry ---------------------------------------------------------------------
+# --- paths with their geometry --------------------------------------------------------------------
 
 
-class _Web:
-    """A road graph cut at given positions: its nodes are the junctions, then the positions."""
+class _SplitGraph:
+    """A road graph split at given positions: its nodes are the junctions, then the positions."""
 
     def __init__(self, graph: AplsGraph, positions: Positions) -> None:
         edges = np.arange(len(graph.ends))
@@ -297,12 +303,12 @@ class _Web:
         totals = graph.totals[:, LENGTH]
         offset = np.concatenate([np.zeros(len(edges)), positions.offset[:, LENGTH], totals])
         node = np.concatenate([graph.ends[:, 0], inner, graph.ends[:, 1]])
-        # Stable: at one place the first end comes first and the last end last.
+        # Stable sort: at the same offset, an edge's first end comes first and its last end last.
         order = np.lexsort((offset, edge))
         edge, offset, node = edge[order], offset[order], node[order]
         link = np.flatnonzero(edge[1:] == edge[:-1])
         u, v, way = node[link], node[link + 1], offset[link + 1] - offset[link]
-        # csr_array would add up links between the same two nodes: keep the shortest.
+        # csr_array would add up parallel links: keep only the shortest.
         shortest = np.lexsort((way, np.maximum(u, v), np.minimum(u, v)))
         link, u, v, way = link[shortest], u[shortest], v[shortest], way[shortest]
         low, high = np.minimum(u, v), np.maximum(u, v)
@@ -315,21 +321,21 @@ class _Web:
         self._edge, self._from, self._to = edge[link], offset[link], offset[link + 1]
 
     def neighbours(self, chosen: NDArray[np.bool_], limit: float) -> tuple[Ints, Ints, Floats]:
-        """Pairs of chosen nodes with no chosen node on the way between them, and that way.
+        """Return pairs of chosen nodes without a chosen node between them, and path lengths.
 
-        Nodes that are not chosen are passed over as long as the way is shorter than ``limit``.
+        Paths may pass other nodes up to a length of ``limit``.
         """
         both = chosen[self._u] & chosen[self._v]
         i, j, way = [self._u[both]], [self._v[both]], [self._way[both]]
-        # Chosen nodes are doubled: ways lead out of the second, and end in the first.
+        # Chosen nodes are doubled: paths start at the copy and end at the original.
         u, v = np.concatenate([self._u, self._v]), np.concatenate([self._v, self._u])
         links = (np.tile(self._way, 2), (np.where(chosen[u], u + self._size, u), v))
-        web = csr_array(links, shape=(2 * self._size, 2 * self._size))
+        doubled = csr_array(links, shape=(2 * self._size, 2 * self._size))
         outset = np.unique(u[chosen[u] & ~chosen[v]])
         rows = max(1, _CELLS // (2 * self._size))
         for begin in range(0, len(outset), rows):
             here = outset[begin : begin + rows]
-            ways = dijkstra(web, indices=here + self._size, limit=limit)[:, : self._size]
+            ways = dijkstra(doubled, indices=here + self._size, limit=limit)[:, : self._size]
             row, column = np.nonzero(
                 np.isfinite(ways) & chosen & (here[:, None] < np.arange(self._size))
             )
@@ -339,20 +345,20 @@ class _Web:
         return np.concatenate(i), np.concatenate(j), np.concatenate(way)
 
     def path(self, start: int, stop: int) -> tuple[Floats | None, set[tuple[int, int]]]:
-        """The shortest way as float64 (n, 2), None if there is none; and the links it takes."""
-        web = csr_array((self._way, (self._u, self._v)), shape=(self._size, self._size))
-        # Zeros stay stored, and csgraph takes them for links of no length.
-        _, before = dijkstra(web, directed=False, indices=start, return_predecessors=True)
+        """Return the shortest path, float64 (n, 2) or None, and the links it takes."""
+        links_by_node = csr_array((self._way, (self._u, self._v)), shape=(self._size, self._size))
+        # Zeros stay stored; csgraph takes them for links of length zero.
+        _, before = dijkstra(links_by_node, directed=False, indices=start, return_predecessors=True)
         if start != stop and before[stop] < 0:
             return None, set()
         parts, links = [], set()
         pairs = zip(self._u.tolist(), self._v.tolist(), strict=True)
-        place = {pair: k for k, pair in enumerate(pairs)}
+        index_of = {pair: k for k, pair in enumerate(pairs)}
         node = stop
         while node != start:
             previous = int(before[node])
-            forwards = (previous, node) in place
-            k = place[(previous, node) if forwards else (node, previous)]
+            forwards = (previous, node) in index_of
+            k = index_of[(previous, node) if forwards else (node, previous)]
             ends = (self._from[k], self._to[k]) if forwards else (self._to[k], self._from[k])
             parts.append(_stretch(self._graph, int(self._edge[k]), *ends))
             links.add((min(previous, node), max(previous, node)))
@@ -361,7 +367,7 @@ class _Web:
 
 
 def _stretch(graph: AplsGraph, edge: int, start: float, stop: float) -> Floats:
-    """Vertices of an edge from one place to another, float64 (n >= 2, 2)."""
+    """Return the vertices of an edge between two offsets, float64 (n >= 2, 2)."""
     low, high = min(start, stop), max(start, stop)
     begin, end = np.searchsorted(graph.segment_edge, [edge, edge + 1])
     offset = graph.segment_offset[begin:end, LENGTH]

@@ -1,11 +1,11 @@
-"""The road graph that APLS scores: chains merged, nodes as positions on edges.
+"""Road graph that APLS scores: merged chains, with nodes as positions on edges.
 
 Follows the scorer of the SpaceNet road challenges (Van Etten, Lindenbaum, Bacastow 2018; the
-challenge's own Java code): vertices in one 0.1 px cell are one node, nodes with two edges vanish,
-long edges get midpoints. Unlike that scorer, nothing is ever inserted into a graph. A node, a
-midpoint or a control is a *position*: an edge and the way travelled along it. Distances between
-positions follow from the distances between junctions, so two controls at one place, a loop or
-parallel edges need no care.
+challenge's own Java code): vertices in one 0.1 px cell form one node, nodes with exactly two edges
+are removed, and long edges get midpoints. Unlike that scorer, this code never inserts anything
+into a graph. A node, a midpoint or a control point is a *position*: an edge and the distance along
+it. Distances between positions follow from the distances between junctions, so coincident control
+points, loops and parallel edges need no special handling.
 """
 
 from collections.abc import Sequence
@@ -25,16 +25,16 @@ from satmap.submissions.roads_csv import RoadRow
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-#: Nodes and projections closer than this are one, pixels (the official scorer's ``P2.equals``).
+#: Nodes and projections closer than this coincide, pixels (the official scorer's ``P2.equals``).
 SAME_PLACE_PX = 0.1
 
 #: Shortest segment the organisers accept, pixels.
 _SHORTEST_SEGMENT_PX = 0.01
 
-# Junctions whose ways onward are computed at a time: they fit into a processor's cache.
+# Junctions processed at a time; their path lengths fit into a processor's cache.
 _ROWS = 16
 
-#: Columns of every array of weights.
+#: Columns of the weight arrays.
 LENGTH, TIME = 0, 1
 
 
@@ -43,7 +43,7 @@ class Positions:
     """Places on the edges of a graph.
 
     Attributes:
-        edge: int64 (n,), the edge of each; -1 for a place that is not on the graph.
+        edge: int64 (n,), edge index; -1 for a place that is not on the graph.
         offset: float64 (n, 2), length in pixels and time in seconds from the edge's first end.
     """
 
@@ -51,16 +51,16 @@ class Positions:
     offset: Floats
 
     def take(self, indices: Ints) -> "Positions":
-        """Some of them, in the order of ``indices``."""
+        """Return the positions at ``indices``, in that order."""
         return Positions(self.edge[indices], self.offset[indices])
 
 
 @dataclass(frozen=True, eq=False)
 class AplsGraph:
-    """Roads of one image, simplified, with the nodes that APLS compares.
+    """Simplified roads of one image, with the nodes that APLS compares.
 
-    Everything is in a canonical order that depends on the roads alone, not on their order or
-    direction, so equal roads give equal bits.
+    Everything is in a canonical order that does not depend on the order or direction of the roads
+    in the file, so equal roads give bit-identical results.
 
     Attributes:
         ends: int64 (e, 2), junctions at the ends of each edge; equal for a loop.
@@ -71,7 +71,7 @@ class AplsGraph:
         segment_offset: float64 (s, 2), length and time from the edge's first end to ``starts``.
         segment_weight: float64 (s, 2), length and time of each segment.
         node_xy: float64 (n, 2), x, y of the nodes: junctions, then midpoints.
-        nodes: where the nodes lie on the edges.
+        nodes: positions of the nodes on the edges.
     """
 
     ends: Ints
@@ -91,31 +91,31 @@ class AplsGraph:
 
     @cached_property
     def between(self) -> Floats:
-        """Shortest ways between all junctions under each weight, (2, junctions, junctions)."""
+        """Shortest path lengths between all junctions per weight, (2, junctions, junctions)."""
         return all_pairs(self.ends, self.totals, self.junctions)
 
     @cached_property
     def component(self) -> Ints:
-        """int64 (n,): the connected part of the roads that each node lies on."""
+        """int64 (n,), connected component of each node."""
         links = coo_array((np.ones(len(self.ends)), self.ends.T), (self.junctions, self.junctions))
         _, labels = connected_components(links, directed=False)
         parts: Ints = labels[self.ends[self.nodes.edge, 0]].astype(np.int64)
         return parts
 
     def ways(self, positions: Positions, weight: int) -> "Ways":
-        """Shortest ways between ``positions`` under one weight."""
+        """Return the shortest path lengths between ``positions`` under one weight."""
         return Ways(self.ends, self.totals[:, weight], self.between[weight], positions, weight)
 
     def locate(self, xy: Floats, snap_px: float) -> Positions:
-        """Places on this graph that stand for points of another: the controls of APLS.
+        """Locate points of another graph on this one: the control points of APLS.
 
-        A point within 0.1 px of a node is that node; any other goes to the nearest place on an
-        edge, or nowhere (edge -1) if that is farther than ``snap_px``.
+        A point within 0.1 px of a node becomes that node. Any other point snaps to the nearest
+        place on an edge, or to nothing (edge -1) if that is farther than ``snap_px``.
         """
         edge, offset = self._project(xy, snap_px)
         distance, node = KDTree(self.node_xy).query(xy)
         alias = np.flatnonzero(distance < SAME_PLACE_PX)
-        node = self._merge_positions(node[alias])
+        node = self._spread_over_nodes(node[alias])
         edge[alias] = self.nodes.edge[node]
         offset[alias] = self.nodes.offset[node]
         return Positions(edge, offset)
@@ -123,11 +123,11 @@ class AplsGraph:
     def _project(self, xy: Floats, snap_px: float) -> tuple[Ints, Floats]:
         edge = np.full(len(xy), -1, dtype=np.int64)
         offset = np.zeros((len(xy), 2))
-        # A little farther than the limit: the decision below is ours, not the tree's rounding.
+        # Query slightly beyond the limit: the exact check below decides, not the tree's rounding.
         point, segment = self._segment_tree.query_nearest(
             shapely.points(xy), max_distance=snap_px * (1 + 1e-9), all_matches=True
         )
-        # Of equally near segments the first: one answer whatever the tree's order.
+        # Of equally near segments take the first, independent of the tree's order.
         order = np.lexsort((segment, point))
         point, segment = point[order], segment[order]
         point, first = np.unique(point, return_index=True)
@@ -150,40 +150,48 @@ class AplsGraph:
         offset[point] = way
         return edge, offset
 
-    def _merge_positions(self, node: Ints) -> Ints:
-        """Spread controls over nodes that lie at one place.
+    def _spread_over_nodes(self, node: Ints) -> Ints:
+        """Distribute control points over coincident nodes.
 
-        Where roads cross without a junction, midpoints of both can fall on the same pixel. Any of
-        them is equally near; taking them in turn lets a copy of a graph match itself.
+        Where roads cross without a junction, midpoints of both can fall on the same pixel. All of
+        them are equally near; assigning them in turn lets a copy of a graph match itself.
         """
-        # A millionth of a pixel is no distance: what is closer may be a rounding error.
+        # Differences below a millionth of a pixel may be rounding errors.
         _, place = np.unique(np.round(self.node_xy, 6), axis=0, return_inverse=True)
         if place.max() + 1 == len(self.node_xy):
             return node
         node = node.copy()
         here = place[node]
         for shared in np.flatnonzero(np.bincount(place) > 1):
-            tenants = np.flatnonzero(here == shared)
+            controls = np.flatnonzero(here == shared)
             choices = np.flatnonzero(place == shared)
-            node[tenants] = choices[np.minimum(np.arange(len(tenants)), len(choices) - 1)]
+            node[controls] = choices[np.minimum(np.arange(len(controls)), len(choices) - 1)]
         return node
 
 
 class Ways:
-    """Shortest ways between positions of a graph, computed tile by tile.
+    """Shortest path lengths between positions of a graph, computed tile by tile.
 
-    The whole matrix of a city would not fit into memory, nor its rows into a processor's cache.
+    The full matrix of a city would not fit into memory, nor its rows into a processor's cache.
     """
 
     def __init__(
         self, ends: Ints, totals: Floats, between: Floats, positions: Positions, weight: int
     ) -> None:
-        """Args as in :class:`AplsGraph`; ``between`` float64 (junctions, junctions)."""
+        """Compute the path lengths from all junctions to all positions.
+
+        Args:
+            ends: as in :class:`AplsGraph`.
+            totals: float64 (e,), length or time of each edge.
+            between: float64 (junctions, junctions), shortest path lengths between junctions.
+            positions: the positions.
+            weight: the column of ``positions.offset`` to use.
+        """
         self._edge = positions.edge
         self._u, self._v = ends[positions.edge].T
         self._head = positions.offset[:, weight].copy()
         self._tail = totals[positions.edge] - self._head
-        # What is not on the graph has no way to anywhere.
+        # Positions off the graph are not connected to anything.
         self._head[positions.edge < 0] = self._tail[positions.edge < 0] = np.inf
         self._from_junctions = np.empty((len(between), len(positions.edge)))
         for begin in range(0, len(between), _ROWS):
@@ -195,7 +203,7 @@ class Ways:
             np.minimum(by_start, by_end, out=self._from_junctions[begin : begin + _ROWS])
 
     def __getitem__(self, tile: tuple[slice, slice]) -> Floats:
-        """Ways from some positions to some, float64; infinite where there is none."""
+        """Return path lengths for a tile of positions, float64; infinite where unconnected."""
         rows, columns = tile
         onward = self._from_junctions[:, columns]
         ways: Floats = onward[self._u[rows]]
@@ -203,7 +211,7 @@ class Ways:
         other = onward[self._v[rows]]
         other += self._tail[rows, None]
         np.minimum(ways, other, out=ways)
-        # Along a shared edge the way need not pass either end.
+        # The path along a shared edge need not pass either end.
         here = self._edge[rows, None]
         i, j = np.nonzero((here == self._edge[columns]) & (here >= 0))
         along = np.abs(self._head[rows][i] - self._head[columns][j])
@@ -212,11 +220,11 @@ class Ways:
 
 
 def build_graph(roads: Sequence[RoadRow], midpoint_px: float) -> AplsGraph | None:
-    """Graph of one image's roads; None if they have no segment.
+    """Build the graph of one image's roads; None if they have no segment.
 
     Args:
-        roads: lines in pixels; a line's time is spread evenly along it. NaN times give NaN
-            weights, which say nothing and harm nothing until they are asked for.
+        roads: lines in pixels; a row's time is spread evenly along its line. NaN times give NaN
+            time weights, which matter only if time is scored.
         midpoint_px: spacing of the midpoints (50 m), pixels.
     """
     segments = _segments(roads)
@@ -243,7 +251,7 @@ def build_graph(roads: Sequence[RoadRow], midpoint_px: float) -> AplsGraph | Non
     ends = np.stack([chain_nodes[first, 0], chain_nodes[last, 1]], axis=1)
     junction_ids, ends_flat = np.unique(ends, return_inverse=True)
     ends = ends_flat.reshape(ends.shape)
-    # A junction lies on many edges; any of them will do to say where.
+    # A junction lies on several edges; any of them can define its position.
     _, touch = np.unique(ends.T, return_index=True)
     edge = touch % len(ends)
     offset = np.where((touch >= len(ends))[:, None], totals[edge], 0)
@@ -271,7 +279,7 @@ def build_graph(roads: Sequence[RoadRow], midpoint_px: float) -> AplsGraph | Non
 
 
 def _segments(roads: Sequence[RoadRow]) -> tuple[Ints, Floats, Floats, Floats] | None:
-    """Segments of all roads in canonical order, or None.
+    """Return the segments of all roads in canonical order, or None if there are none.
 
     Returns:
         int64 (s, 2) nodes at the ends, the smaller first; float64 (nodes, 2) x, y of the nodes;
@@ -289,8 +297,8 @@ def _segments(roads: Sequence[RoadRow]) -> tuple[Ints, Floats, Floats, Floats] |
     pace = time / np.where(road_length > 0, road_length, 1)
     weight = np.stack([length, length * pace[road[inner]]], axis=1)
 
-    # Java's Math.round: halves go up. A node stands where its smallest vertex stands (the official
-    # scorer takes the first in the file), so that the order of the rows changes nothing.
+    # Rounds halves up, like Java's Math.round. A node takes the place of its smallest vertex (the
+    # official scorer: of the first in the file), so that the order of the rows does not matter.
     order = np.lexsort((points[:, 1], points[:, 0]))
     cells = np.floor(10 * points[order] + 0.5).astype(np.int64)
     _, smallest, inverse = np.unique(cells, axis=0, return_index=True, return_inverse=True)
@@ -316,8 +324,8 @@ def _segments(roads: Sequence[RoadRow]) -> tuple[Ints, Floats, Floats, Floats] |
 def _chains(segment_nodes: Ints) -> list[list[tuple[int, bool]]]:
     """Merge the segments at nodes that have exactly two.
 
-    Rings without a junction stay as they are, one chain a segment. A segment within one cell (a
-    loop) keeps its node from vanishing, as a third edge would.
+    Rings without a junction are not merged: each segment is a chain. A segment within one cell (a
+    loop) preserves its node, as a third edge would.
 
     Returns:
         Chains of (segment, whether it runs backwards), from end to end.
@@ -360,7 +368,10 @@ def _chains(segment_nodes: Ints) -> list[list[tuple[int, bool]]]:
 
 
 def _midpoints(lengths: Floats, spacing: float) -> tuple[Ints, Floats]:
-    """Edge and distance along it of every midpoint, edges shorter than 0.75 ``spacing`` without."""
+    """Return edge and distance along it of every midpoint.
+
+    Edges shorter than 0.75 ``spacing`` have no midpoint.
+    """
     counts = np.floor(lengths / spacing).astype(np.int64)
     counts[(lengths >= 0.75 * spacing) & (lengths < spacing)] = 1
     edge = np.repeat(np.arange(len(lengths)), counts)

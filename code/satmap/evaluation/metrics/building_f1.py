@@ -1,12 +1,12 @@
 """F1 of building footprints, the score of SpaceNet 1, 2 and 4.
 
 The challenges' rule (Van Etten, Lindenbaum, Bacastow 2018, "SpaceNet: A Remote Sensing Dataset and
-Challenge Series"): proposals in descending confidence each take the building of the truth that
-they overlap best and that no earlier one has taken, if they share more than half of their union.
-Their two scorers, one in Java and one in Python, differ at the margins. Where they do, this one
-drops no polygon of exactly 20 square pixels, as the Java one, and repairs invalid polygons by a
-buffer of zero width, as the Python one does with proposals; it does so with the truth too, which
-the Python one leaves to be missed.
+Challenge Series"): proposals choose in descending order of confidence. Each takes the free building
+that it overlaps best, if their intersection over union is more than 0.5. The official Java and
+Python scorers differ in details. Where they do, this scorer keeps polygons of exactly 20 square
+pixels, like the Java scorer, and repairs invalid proposals with a zero-width buffer, like the
+Python scorer. It also repairs invalid buildings of the truth, which the Python scorer counts as
+missed.
 """
 
 import re
@@ -21,27 +21,27 @@ from satmap.evaluation.metrics.figures import Figures, Report
 from satmap.io.text import natural_key
 from satmap.submissions.buildings_csv import SMALLEST_PX2, BuildingRow
 
-#: Intersection over union; a match needs more.
+#: The intersection over union of a match must be larger than this.
 LEAST_IOU = 0.5
 
-# Margin for the rounding of bounds that spare an exact intersection.
+# Margin for rounding errors when bounds rule out a pair without an exact intersection.
 _ROUNDING = 1e-9
 
-# Pairs intersected at once: bounds the memory on images of whole cities.
+# Pairs intersected at a time; bounds memory on images of whole cities.
 _PAIRS = 1 << 16
 
-# The angle from which a look of SpaceNet 4 was taken, in the image's id.
+# Off-nadir angle in the id of a SpaceNet 4 image.
 _VIEW_ANGLE = re.compile(r"nadir(\d+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """Which proposals of an image found which buildings.
+    """Matches between the proposals and the buildings of one image.
 
     Attributes:
-        taken: int64 (proposals,), index of the building each proposal found; -1: none.
-        counted_truth: bool (buildings,), whether each is large enough to count.
-        counted: bool (proposals,), the same for proposals.
+        taken: int64 (proposals,), index of the building that each proposal matched; -1 for none.
+        counted_truth: bool (buildings,), whether each building is large enough to count.
+        counted: bool (proposals,), whether each proposal is large enough to count.
     """
 
     taken: NDArray[np.int64]
@@ -50,7 +50,7 @@ class Matches:
 
     @property
     def counts(self) -> "Counts":
-        """How many were found, false and missed."""
+        """Numbers of buildings found, false and missed."""
         found = int((self.taken >= 0).sum())
         return Counts(found, int(self.counted.sum()) - found, int(self.counted_truth.sum()) - found)
 
@@ -68,36 +68,37 @@ class Counts:
 
 
 def match_buildings(truth: Sequence[BuildingRow], proposals: Sequence[BuildingRow]) -> Matches:
-    """Match the buildings of one image.
+    """Match the proposals of one image with its buildings.
 
-    Of equally sure proposals the first chooses first; of equally good buildings the first is
-    taken. Polygons under 20 square pixels, measured before a repair as the scorers do, count on
-    neither side.
+    Of equally confident proposals the first chooses first; of equally good buildings the first is
+    taken. Polygons under 20 square pixels do not count on either side. Their area is measured
+    before a repair, as in the official scorers.
     """
     buildings, building_areas, counted_truth = _measure(truth)
     polygons, areas, counted = _measure(proposals)
-    near, at = np.empty((2, 0), np.intp)
+    # Candidate pairs of proposal i and building j.
+    i, j = np.empty((2, 0), np.intp)
     if counted.any() and counted_truth.any():
-        near, at = shapely.STRtree(buildings).query(polygons)
-        sizeable = counted[near] & counted_truth[at]
-        near, at = near[sizeable], at[sizeable]
-        # No more can be shared than the smaller of the two, and than their boxes have in common.
-        most = np.minimum(areas[near], building_areas[at])
-        most = np.minimum(most, _common_box(polygons, buildings, near, at))
-        likely = most > (LEAST_IOU - _ROUNDING) * (areas[near] + building_areas[at] - most)
-        near, at = near[likely], at[likely]
-    shared = _shared_areas(polygons, buildings, near, at)
-    union = areas[near] + building_areas[at] - shared
+        i, j = shapely.STRtree(buildings).query(polygons)
+        sizeable = counted[i] & counted_truth[j]
+        i, j = i[sizeable], j[sizeable]
+        # An intersection is at most the smaller polygon and at most the overlap of the boxes.
+        most = np.minimum(areas[i], building_areas[j])
+        most = np.minimum(most, _common_box(polygons, buildings, i, j))
+        likely = most > (LEAST_IOU - _ROUNDING) * (areas[i] + building_areas[j] - most)
+        i, j = i[likely], j[likely]
+    shared = _shared_areas(polygons, buildings, i, j)
+    union = areas[i] + building_areas[j] - shared
     good = shared > LEAST_IOU * union
-    near, at, iou = near[good], at[good], shared[good] / union[good]
+    i, j, iou = i[good], j[good], shared[good] / union[good]
 
     confidences = np.array([row.confidence for row in proposals])
     rank = np.empty(len(proposals), np.intp)
     rank[np.argsort(-confidences, kind="stable")] = np.arange(len(proposals))
     taken = [-1] * len(proposals)
     free = [True] * len(truth)
-    order = np.lexsort((at, -iou, rank[near]))
-    for proposal, building in zip(near[order].tolist(), at[order].tolist(), strict=True):
+    order = np.lexsort((j, -iou, rank[i]))
+    for proposal, building in zip(i[order].tolist(), j[order].tolist(), strict=True):
         if taken[proposal] < 0 and free[building]:
             taken[proposal] = building
             free[building] = False
@@ -107,17 +108,18 @@ def match_buildings(truth: Sequence[BuildingRow], proposals: Sequence[BuildingRo
 def score_buildings(
     truth: Mapping[str, Sequence[BuildingRow]], proposal: Mapping[str, Sequence[BuildingRow]]
 ) -> Report:
-    """Score a whole file: per image, per group of images, in total.
+    """Score a whole file: per image, per group of images, and in total.
 
-    Groups are AOIs (see :func:`group_of`); for SpaceNet 4, whose ids name the look's angle, the
-    categories ``nadir`` (up to 25 degrees), ``off-nadir`` (up to 40) and ``very off-nadir``. All
-    have ``tp, fp, fn, precision, recall, f1``; groups and total also ``images``, how many were
-    scored, and the fair counting: images that only one file has are missed or false as a whole.
+    Groups are AOIs (see :func:`group_of`). For SpaceNet 4, whose ids contain the off-nadir angle,
+    they are the categories ``nadir`` (up to 25 degrees), ``off-nadir`` (up to 40) and
+    ``very off-nadir``. All have ``tp, fp, fn, precision, recall, f1``. Groups and total also have
+    ``images``, the number of images scored, and ``fair_`` figures, which count images that are in
+    only one file as entirely missed or false.
 
-    A group's F1 follows from its summed counts. The total sums the counts, but its precision,
-    recall and F1 are the means over the groups that occur. As in the official scorers 0/0 is 0, so
-    a group where there is nothing to find, or no image to score, has an F1 of 0. Only a single
-    image that is empty on both sides has 1: there is nothing wrong with it, and no official score.
+    A group's F1 follows from its summed counts. The total sums the counts, but averages precision,
+    recall and F1 over the groups that occur. As in the official scorers 0/0 is 0, so a group with
+    nothing to find or no image to score has an F1 of 0. The official scorers have no score of
+    single images; here an image that is empty on both sides scores 1.
     """
     ids = sorted(truth.keys() | proposal.keys(), key=natural_key)
     counts = {
@@ -153,10 +155,10 @@ def score_buildings(
 
 
 def group_of(image_id: str) -> str:
-    """What an image is scored with: its AOI, or the nadir category of a SpaceNet 4 look.
+    """Return the group of an image: its AOI, or the nadir category of a SpaceNet 4 image.
 
-    The AOI is the first three ``_``-separated parts of the id, of which the last part is never
-    one: SpaceNet 1's ``013022223130_Public_img1`` belongs to ``013022223130_Public``.
+    The AOI is the first three ``_``-separated parts of the id, but never includes the last part:
+    SpaceNet 1's ``013022223130_Public_img1`` belongs to ``013022223130_Public``.
     """
     if view_angle := _VIEW_ANGLE.search(image_id):
         angle = int(view_angle[1])
@@ -167,7 +169,7 @@ def group_of(image_id: str) -> str:
 def _measure(
     rows: Sequence[BuildingRow],
 ) -> tuple[NDArray[np.object_], NDArray[np.float64], NDArray[np.bool_]]:
-    """Valid polygons, their areas, and which are large enough to count."""
+    """Return repaired polygons, their areas, and whether each is large enough to count."""
     polygons = np.array([row.polygon for row in rows], np.object_)
     areas = shapely.area(polygons)
     counted = areas >= SMALLEST_PX2
@@ -180,11 +182,11 @@ def _measure(
 def _common_box(
     polygons: NDArray[np.object_],
     buildings: NDArray[np.object_],
-    near: NDArray[np.intp],
-    at: NDArray[np.intp],
+    i: NDArray[np.intp],
+    j: NDArray[np.intp],
 ) -> NDArray[np.float64]:
-    """Area that the bounding boxes of each pair have in common."""
-    a, b = shapely.bounds(polygons)[near], shapely.bounds(buildings)[at]
+    """Return the overlap area of the bounding boxes of each pair (i, j)."""
+    a, b = shapely.bounds(polygons)[i], shapely.bounds(buildings)[j]
     sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
     common: NDArray[np.float64] = np.maximum(sides, 0).prod(axis=1)
     return common
@@ -193,22 +195,21 @@ def _common_box(
 def _shared_areas(
     polygons: NDArray[np.object_],
     buildings: NDArray[np.object_],
-    near: NDArray[np.intp],
-    at: NDArray[np.intp],
+    i: NDArray[np.intp],
+    j: NDArray[np.intp],
 ) -> NDArray[np.float64]:
-    shared = np.empty(len(near))
-    for begin in range(0, len(near), _PAIRS):
+    """Return the intersection area of each pair (i, j)."""
+    shared = np.empty(len(i))
+    for begin in range(0, len(i), _PAIRS):
         pairs = slice(begin, begin + _PAIRS)
-        shared[pairs] = shapely.area(
-            shapely.intersection(polygons[near[pairs]], buildings[at[pairs]])
-        )
+        shared[pairs] = shapely.area(shapely.intersection(polygons[i[pairs]], buildings[j[pairs]]))
     return shared
 
 
 def _figures(counts: Counts) -> dict[str, float | int]:
     precision = _share(counts.tp, counts.tp + counts.fp)
     recall = _share(counts.tp, counts.tp + counts.fn)
-    # From the two rather than from the counts: rounds as the official scorers do.
+    # Computed from precision and recall, not from the counts, to round like the official scorers.
     f1 = _share(2 * precision * recall, precision + recall)
     return {
         "tp": counts.tp,
@@ -225,7 +226,7 @@ def _share(part: float, whole: float) -> float:
 
 
 def _total(groups: Sequence[Figures]) -> Figures:
-    """Counts added up, shares as means over the groups."""
+    """Sum the counts and average precision, recall and F1 over the groups."""
     shares = ("precision", "recall", "f1")
     empty = _figures(Counts())
     total: dict[str, float | int] = {}

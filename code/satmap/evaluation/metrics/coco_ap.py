@@ -1,8 +1,8 @@
-"""Average precision and recall of the Mapping Challenge, as COCO's own program computes them.
+"""Average precision and recall of the Mapping Challenge, computed by COCO's own pycocotools.
 
-``ap50`` and ``ar50`` are precision and recall at an IoU of .5, ``ap`` is precision averaged over
-IoU .50 to .95, the COCO average (Lin et al. 2014, "Microsoft COCO: Common Objects in Context");
-all over masks, of buildings of any size, at most 100 detections an image.
+``ap50`` and ``ar50`` are precision and recall at an IoU of 0.5. ``ap`` is precision averaged over
+IoU 0.50 to 0.95, the COCO average (Lin et al. 2014, "Microsoft COCO: Common Objects in Context").
+All are computed on masks, over buildings of any size, with at most 100 detections per image.
 """
 
 import contextlib
@@ -34,18 +34,18 @@ from satmap.submissions.coco_masks import CocoMask
 
 _IOU_50 = 0
 
-# Recalls at which precision is read off, .00 to 1.00.
+# Recalls at which precision is sampled, 0.00 to 1.00.
 _RECALLS = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True, eq=False)
 class ImageMatches:
-    """What COCO's program makes of an image's detections at an IoU of .5.
+    """Matches of an image's detections at an IoU of 0.5, as found by pycocotools.
 
     Attributes:
-        scores: float64 (n,), of the detections, best first; those in crowds are left out.
-        right: bool (n,), whether each found a building.
-        buildings: how many there are to be found.
+        scores: float64 (n,), scores of the detections, best first; those in crowds are left out.
+        right: bool (n,), whether each detection matches a building.
+        buildings: number of buildings to find.
     """
 
     scores: NDArray[np.float64]
@@ -54,7 +54,7 @@ class ImageMatches:
 
 
 def match_image(truth: Sequence[CocoBuilding], found: Sequence[CocoResult]) -> ImageMatches:
-    """Match the detections of one image with its buildings, at an IoU of .5."""
+    """Match the detections of one image with its buildings, at an IoU of 0.5."""
     evaluation = _evaluate(CocoTruth({}, {0: truth}), {0: found}, [0], thresholds=[0.5])
     image: Any = evaluation.evalImgs[0]
     if image is None:
@@ -68,10 +68,10 @@ def match_image(truth: Sequence[CocoBuilding], found: Sequence[CocoResult]) -> I
 
 
 def average_precision(images: Sequence[ImageMatches]) -> float:
-    """``ap50`` of images together: of detections by score the mean of precision over recalls.
+    """Compute the ``ap50`` of several images together: mean precision over all recalls.
 
-    As the official program does it, precision at a recall is the best at that recall or beyond, and
-    of equal scores the earlier image's come first. 0 where there is no building.
+    As in the official program, precision at a recall is the best at that recall or beyond, and of
+    equal scores the earlier image's comes first. The result is 0 if there is no building.
     """
     buildings = sum(image.buildings for image in images)
     if not buildings:
@@ -89,15 +89,15 @@ def average_precision(images: Sequence[ImageMatches]) -> float:
 def score_coco(truth: Path, results: Path) -> Report:
     """Score a list of results against annotations.
 
-    ``total`` has ``ap50``, ``ar50`` and ``ap``, and ``images`` the same for each image by itself;
-    without a building in the truth they are undefined, None in ``total``, and the image has no
-    entry. An image without detections counts as missed by the official rule already; those with
-    buildings are ``truth_only``. Of results for images that the truth does not list the official
-    program refuses the whole file; here ``total`` leaves them out, and its figures with ``fair_``
-    count them as false.
+    ``total`` and every entry of ``images`` have ``ap50``, ``ar50`` and ``ap``. Without a building
+    in the truth these are undefined: ``total`` then holds None, and an image has no entry. Images
+    with buildings but without detections are listed in ``truth_only``; the official rule already
+    counts them as missed. The official program rejects a file with results for images that the
+    truth does not list. Here ``total`` leaves these results out, and its ``fair_`` figures count
+    them as false.
 
     Raises:
-        SatmapError: a file cannot be read or scored, or masks have another size than their image.
+        SatmapError: a file cannot be read or scored, or a mask differs in size from its image.
     """
     true, found = read_coco_truth(truth), read_coco_results(results)
     for image_id, record in found.items():
@@ -112,7 +112,7 @@ def score_coco(truth: Path, results: Path) -> Report:
     known = sorted(true.sizes)
     unknown = sorted(found.keys() - true.sizes.keys())
     evaluation = _evaluate(true, found, [*known, *unknown])
-    # One list entry an image, in the order of the ids, None where neither side has anything.
+    # One list entry per image, in the order of the ids; None where neither side has anything.
     by_image = dict(zip(evaluation.params.imgIds, evaluation.evalImgs, strict=True))
     official = _figures(evaluation, [by_image[image_id] for image_id in known])
     fair = _figures(evaluation, evaluation.evalImgs)
@@ -140,7 +140,7 @@ def _evaluate(
     ids: Sequence[int],
     thresholds: Sequence[float] | None = None,
 ) -> COCOeval:
-    """The library's matching of all images, by default at all IoUs from .50 to .95."""
+    """Match all images with pycocotools, by default at all IoUs from 0.50 to 0.95."""
     buildings = [
         {**_annotation(image_id, building.mask), "iscrowd": int(building.crowd)}
         for image_id, record in truth.buildings.items()
@@ -153,7 +153,7 @@ def _evaluate(
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(_coco(ids, buildings), _coco(ids, detections), "segm")
-        # What the challenge does not ask for takes three quarters of the time.
+        # Skipping what the challenge does not use saves three quarters of the time.
         evaluation.params.areaRng = evaluation.params.areaRng[:1]
         evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
         evaluation.params.maxDets = [MAX_DETECTIONS]
@@ -168,14 +168,14 @@ def _annotation(image_id: int, mask: CocoMask) -> dict[str, Any]:
 
 
 def _coco(ids: Iterable[int], annotations: Sequence[dict[str, Any]]) -> COCO:
-    # From 1, whatever the file says: the library takes the id 0 for "without match".
+    # Number from 1, whatever the file says: pycocotools takes the id 0 for "no match".
     for number, annotation in enumerate(annotations, 1):
-        # One by one: given a list, the library fails for more than 255.
+        # One by one: given a list, pycocotools fails for more than 255.
         area = float(coco_mask.area(annotation["segmentation"]))
         annotation.update(id=number, area=area)
     coco = COCO()
     coco.dataset = {
-        # Masks have their own size; that of the image is for polygons.
+        # Masks carry their own size; the image size is used for polygons only.
         "images": [{"id": i, "width": 0, "height": 0, "file_name": ""} for i in ids],
         "annotations": annotations,  # type: ignore[typeddict-item]
         "categories": [{"id": CATEGORY, "name": "building", "supercategory": "building"}],
@@ -185,10 +185,10 @@ def _coco(ids: Iterable[int], annotations: Sequence[dict[str, Any]]) -> COCO:
 
 
 def _figures(evaluation: COCOeval, of_images: Sequence[Any]) -> Figures:
-    """Precision and recall over some of the images that were matched."""
+    """Return precision and recall over some of the matched images."""
     part = copy.copy(evaluation)
     part.params = part._paramsEval = copy.copy(evaluation.params)  # type: ignore[attr-defined]
-    # Only their number matters to the library from here on.
+    # From here on pycocotools uses only the number of images.
     part.params.imgIds = list(range(len(of_images)))
     part.evalImgs = list(of_images)
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,9 +1,9 @@
-"""What every score ends in: figures per image, per area and in total."""
+"""Score report of every metric: figures per image, per area and in total."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-#: Figures by name; None where the files do not give one (no travel times).
+#: Figures by name; None where the files do not provide one (no travel times).
 Figures = Mapping[str, float | int | None]
 
 
@@ -11,16 +11,15 @@ Figures = Mapping[str, float | int | None]
 class Report:
     """Scores of a proposal against a truth, ids in natural order.
 
-    Where images stand in one file only, the official scorers leave them out of the totals, which
-    a submission can exploit. ``total`` and ``aois`` therefore hold the official figures and, under
-    the same name with ``fair_`` before it, what comes out when those images count as missed or
-    false.
+    The official scorers leave images that are in only one file out of the totals, which a
+    submission can exploit. ``total`` and ``aois`` therefore hold the official figures and, with the
+    prefix ``fair_``, figures that count those images as missed or false.
 
     Attributes:
         metric: name of the score: ``apls``, ``building_f1``, ``coco_ap``, ``jaccard``.
-        total: of everything.
-        aois: per area of interest, or whatever groups images in the challenge.
-        images: per image that both sides have.
+        total: over all images.
+        aois: per area of interest, or per other group of images in the challenge.
+        images: per image that is in both files.
         truth_only: images that the proposal lacks.
         proposal_only: images that the truth lacks.
     """
@@ -33,7 +32,7 @@ class Report:
     proposal_only: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
-        """The object that ``satmap score --json`` prints: the attributes under their names."""
+        """Return the object that ``satmap score --json`` prints: the attributes by name."""
         return {
             "metric": self.metric,
             "total": dict(self.total),

@@ -1,4 +1,4 @@
-"""The Jaccard index of Open Cities: intersection over union of all pixels of all chips together."""
+"""Jaccard index of Open Cities: intersection over union, pooled over the pixels of all chips."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -16,7 +16,7 @@ from satmap.submissions.mask_rasters import find_masks, open_mask
 
 
 class _Pixels(NamedTuple):
-    """Pixels that both sides call building, only the proposal, only the truth."""
+    """Numbers of building pixels: in both masks, only in the proposal, only in the truth."""
 
     tp: int = 0
     fp: int = 0
@@ -29,12 +29,12 @@ class _Pixels(NamedTuple):
 
 
 def score_masks(truth: Path, proposal: Path) -> Report:
-    """Score a directory of masks, chip by chip, with a piece of one chip in memory at a time.
+    """Score a directory of masks chip by chip, with only a part of one chip in memory.
 
-    ``total`` and every image have ``jaccard`` and the numbers of pixels ``tp``, ``fp`` and ``fn``.
-    The total pools the pixels, so large chips and those with many buildings weigh more. Where
-    nothing is drawn on either side the index is 1. ``fair_jaccard`` counts what is drawn in chips
-    of the truth alone as missed, in those of the proposal alone as false.
+    ``total`` and every image have ``jaccard`` and the pixel counts ``tp``, ``fp`` and ``fn``. The
+    total pools the pixels, so large chips and those with many buildings weigh more. If both masks
+    are empty, the index is 1. ``fair_jaccard`` counts buildings in chips that only the truth has as
+    missed, and buildings in chips that only the proposal has as false.
 
     Raises:
         SatmapError: a directory or raster cannot be read, masks of a chip differ in size, or the
@@ -48,7 +48,7 @@ def score_masks(truth: Path, proposal: Path) -> Report:
     if not scored:
         raise SatmapError(
             f"{truth} and {proposal} have no chip in common, of {len(true)} and {len(found)}. "
-            "Masks go by their names: chip.TIF, or chip/chip.tif."
+            "Masks are matched by name: chip.TIF, or chip/chip.tif."
         )
     truth_only = tuple(chip for chip in chips if chip not in found)
     proposal_only = tuple(chip for chip in chips if chip not in true)
@@ -72,7 +72,7 @@ def _count(truth: Path, proposal: Path) -> _Pixels:
         if (true.width, true.height) != (found.width, found.height):
             raise SatmapError(
                 f"{truth} has {true.width} x {true.height} px and {proposal} {found.width} x "
-                f"{found.height}; masks of a chip must have its size."
+                f"{found.height}; both masks of a chip must have the same size."
             )
         tp = fp = fn = 0
         for rows in true.pieces():
@@ -99,10 +99,10 @@ def _figures(pixels: _Pixels) -> Figures:
 
 @dataclass(frozen=True)
 class Overlap:
-    """The sizes of a network's mask and of the true one.
+    """Pixel counts of a predicted mask and its label.
 
     Attributes:
-        both, predicted, labelled: pixels in both masks, in the network's, in the truth.
+        both, predicted, labelled: pixels in both masks, in the predicted mask, in the label.
     """
 
     both: int
@@ -111,12 +111,12 @@ class Overlap:
 
     @classmethod
     def of(cls, predicted: NDArray[np.bool_], labelled: NDArray[np.bool_]) -> Self:
-        """That of two masks, bool (h, w)."""
+        """Count the pixels of two masks, bool (h, w)."""
         return cls(int((predicted & labelled).sum()), int(predicted.sum()), int(labelled.sum()))
 
 
 def dice_and_iou(overlaps: Sequence[Overlap]) -> dict[str, float]:
-    """``dice`` and ``iou``, 0..1, pooled over all pixels; 0 where nothing is in any mask."""
+    """Return ``dice`` and ``iou``, 0..1, pooled over all pixels; 0 if all masks are empty."""
     both = sum(overlap.both for overlap in overlaps)
     sizes = sum(overlap.predicted + overlap.labelled for overlap in overlaps)
     return {"dice": 2 * both / max(sizes, 1), "iou": both / max(sizes - both, 1)}

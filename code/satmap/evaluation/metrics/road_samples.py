@@ -1,4 +1,4 @@
-"""Places along the roads of a graph: at equal steps, at given lengths, and nearest to points."""
+"""Find places on the roads of a graph: at equal steps, at given lengths, nearest to points."""
 
 from collections.abc import Sequence
 from math import inf
@@ -15,7 +15,7 @@ from satmap.submissions.roads_csv import RoadRow
 
 
 class RoadLine(Protocol):
-    """A road with its line: a row of a submission, an edge of a graph."""
+    """A road with its line: a row of a submission or an edge of a graph."""
 
     @property
     def line(self) -> NDArray[np.float64]:
@@ -23,11 +23,11 @@ class RoadLine(Protocol):
 
     @property
     def length_m(self) -> float:
-        """Metres."""
+        """Length in metres."""
 
     @property
     def travel_time_s(self) -> float:
-        """Seconds; NaN where it is not known."""
+        """Travel time in seconds; NaN if unknown."""
 
 
 class RoadMap(Protocol):
@@ -35,7 +35,7 @@ class RoadMap(Protocol):
 
     @property
     def edges(self) -> Sequence[RoadLine]:
-        """Its roads."""
+        """Roads of the graph."""
 
 
 #: Roads of one image: rows, arrays (n, 2) of x and y in pixels, or a graph.
@@ -43,7 +43,7 @@ Roads = Sequence[RoadRow] | Sequence[NDArray[np.float64]] | RoadMap
 
 
 def road_rows(roads: Roads) -> list[RoadRow]:
-    """Roads in any form as rows; bare lines have no length and no time.
+    """Convert roads in any form to rows; bare lines have no length and no time.
 
     Raises:
         ValueError: a line is not of shape (n, 2), a coordinate not finite, a time negative.
@@ -67,25 +67,25 @@ def road_rows(roads: Roads) -> list[RoadRow]:
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-#: A millionth of a pixel is no distance: what is closer may be a rounding error.
+#: Distances below a millionth of a pixel may be rounding errors and count as zero.
 EXACT_PX = 1e-6
 
 
 def nearest_places(
     graph: AplsGraph, xy: Floats, limit_px: float, headings: Floats | None = None
 ) -> tuple[Ints, Positions]:
-    """The places of a graph nearest to each point, none where they are farther than the limit.
+    """Find the places of a graph that are nearest to each point, up to a maximum distance.
 
     Args:
-        graph: where to look.
+        graph: graph to search.
         xy: float64 (n, 2), the points.
-        limit_px: how far, pixels.
-        headings: float64 (n, 2), for each point a vector along its road. Roads within 45 degrees of
-            it then come before nearer ones that cross; a heading of zero has no say.
+        limit_px: maximum distance, pixels.
+        headings: float64 (n, 2), a vector along the road of each point. Roads within 45 degrees of
+            it take precedence over nearer roads that cross. A zero vector has no effect.
 
     Returns:
-        int64 (m,), ascending: the point of each place; and the places. A point has several where
-        they are equally near.
+        int64 (m,), ascending, the index of the point that each place belongs to; and the m places.
+        A point has several places if they are equally near.
     """
     tree = shapely.STRtree(shapely.linestrings(np.stack([graph.starts, graph.stops], axis=1)))
     reach = limit_px + EXACT_PX
@@ -99,7 +99,7 @@ def nearest_places(
     if headings is not None:
         ahead = np.abs(np.sum(along * headings[point], axis=1))
         across = ahead < np.sqrt(squared * np.sum(headings[point] ** 2, axis=1) / 2)
-        # Behind every road that runs along, yet still in the order of their distances.
+        # Ranks crossing roads behind all parallel ones, but still by distance among themselves.
         distance = distance + np.where(across, 2 * reach, 0)
     least = np.full(len(xy), inf)
     np.minimum.at(least, point, distance)
@@ -111,11 +111,11 @@ def nearest_places(
 
 
 def sample_roads(graph: AplsGraph, spacing_px: float) -> tuple[Positions, Floats]:
-    """Places every ``spacing_px`` along the roads, edge after edge in the order of travel.
+    """Sample places every ``spacing_px`` along the roads, edge by edge in the order of travel.
 
-    Each stands in the middle of its share of the edge, so both directions give the same places. A
-    ring without junction is sampled as a whole, from its leftmost place on: where its vertices are
-    changes nothing.
+    Each sample lies in the middle of its share of the edge, so both directions give the same
+    places. A ring without a junction is sampled as a whole from its leftmost point on, so its
+    division into edges does not matter.
 
     Returns:
         The n places, and their x, y: float64 (n, 2).
@@ -129,7 +129,7 @@ def sample_roads(graph: AplsGraph, spacing_px: float) -> tuple[Positions, Floats
     before = np.cumsum(lengths) - lengths
     strand_before = before[np.searchsorted(strand_of, np.arange(len(strands)))]
 
-    # Without the little more, a vertex on a line of 12.5 m could turn two samples into three.
+    # Without the tolerance, a vertex on a line of 12.5 m could turn two samples into three.
     counts = np.floor(strand_lengths / spacing_px + 0.5 + EXACT_PX).astype(np.int64)
     strand, rank = expand(counts)
     way = (rank + 0.5) * strand_lengths[strand] / counts[strand]
@@ -141,7 +141,7 @@ def sample_roads(graph: AplsGraph, spacing_px: float) -> tuple[Positions, Floats
 
 
 def places_at(graph: AplsGraph, edge: Ints, length_px: Floats) -> tuple[Positions, Floats]:
-    """Places at given lengths from the first ends of edges, and their x, y."""
+    """Return the places at given lengths from the first ends of edges, and their x, y."""
     last = np.searchsorted(graph.segment_edge, edge, side="right") - 1
     edge_before = np.cumsum(graph.totals[:, LENGTH]) - graph.totals[:, LENGTH]
     before = edge_before[graph.segment_edge] + graph.segment_offset[:, LENGTH]
@@ -156,13 +156,13 @@ def places_at(graph: AplsGraph, edge: Ints, length_px: Floats) -> tuple[Position
 
 
 def expand(counts: Ints) -> tuple[Ints, Ints]:
-    """Index i ``counts[i]`` times, and beside it 0, 1, ... up to ``counts[i]`` - 1."""
+    """Return each index i ``counts[i]`` times, paired with 0, 1, ..., ``counts[i]`` - 1."""
     index = np.repeat(np.arange(len(counts)), counts)
     return index, np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _strands(graph: AplsGraph) -> list[list[tuple[int, bool]]]:
-    """Edges as they are, but those of a ring without junction in one strand from end to end.
+    """Return each edge as a strand; the edges of a ring without a junction form one strand.
 
     Returns:
         Strands of (edge, whether it runs backwards).
@@ -180,7 +180,7 @@ def _strands(graph: AplsGraph) -> list[list[tuple[int, bool]]]:
     for edge in np.flatnonzero(in_ring).tolist():
         for junction in graph.ends[edge].tolist():
             touching.setdefault(junction, []).append(edge)
-    # The leftmost vertex, of several the uppermost, is one however the ring is cut.
+    # The leftmost vertex (uppermost among equals) is the same however the ring is cut.
     x, y = np.round(graph.node_xy[: graph.junctions], 6).T
     done = set()
     for junction in np.lexsort((y, x)).tolist():

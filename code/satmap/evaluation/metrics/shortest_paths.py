@@ -1,12 +1,12 @@
 """Shortest paths between all nodes of a road network, under several weights at once.
 
-Road networks fall apart when few nodes are taken out (their treewidth is small), which Dijkstra's
-algorithm makes no use of. Planken, de Weerdt and van der Krogt (2012, "Computing all-pairs shortest
-paths by leveraging low treewidth") do: nodes are eliminated one by one, those with the fewest
-neighbours first, and the neighbours of each are linked by what the way through it costs. Then, in
-the opposite order, a node's shortest ways to all nodes behind it are the best of its few links and
-those neighbours' ways. Each step is a handful of array operations; the order of elimination serves
-every weight.
+Road networks have a small treewidth: removing a few nodes splits them. Dijkstra's algorithm does
+not exploit this; that of Planken, de Weerdt and van der Krogt (2012, "Computing all-pairs shortest
+paths by leveraging low treewidth") does. Nodes are eliminated one by one, those with the fewest
+neighbours first. Each elimination links the node's neighbours at the cost of the path through it.
+Afterwards, in reverse order, a node's shortest paths to all nodes eliminated after it are the best
+combinations of its few links with those neighbours' paths. Each step is a handful of array
+operations, and one order of elimination serves every weight.
 """
 
 import heapq
@@ -19,17 +19,17 @@ from scipy.sparse.csgraph import dijkstra
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# Up to so many nodes Dijkstra's algorithm, compiled, beats the arrays' overhead.
+# Up to this many nodes, the compiled Dijkstra's algorithm is faster than array operations.
 _FEW_NODES = 200
 
 
 def all_pairs(ends: Ints, weights: Floats, nodes: int) -> Floats:
-    """Length of the shortest path between all pairs of nodes, infinite where there is none.
+    """Return the shortest path length between all pairs of nodes, infinite if unconnected.
 
     Args:
-        ends: int64 (e, 2), nodes of each edge; parallel edges and loops are welcome.
+        ends: int64 (e, 2), nodes of each edge; parallel edges and loops are allowed.
         weights: float64 (e, k), cost of each edge under each weight, >= 0.
-        nodes: their number.
+        nodes: number of nodes.
 
     Returns:
         float64 (k, nodes, nodes), symmetric.
@@ -45,7 +45,7 @@ def _dijkstra(ends: Ints, weight: Floats, nodes: int) -> Floats:
     u, v = np.concatenate([ends, ends[:, ::-1]]).T
     weight = np.concatenate([weight, weight])
     # scipy adds up parallel edges: keep the shortest of each pair of ends. Zeros stay stored in the
-    # matrix, where csgraph takes them for edges of no length.
+    # matrix; csgraph takes them for edges of length zero.
     order = np.lexsort((weight, v, u))
     u, v, weight = u[order], v[order], weight[order]
     keep = np.ones(len(u), dtype=bool)
@@ -82,12 +82,12 @@ def _by_elimination(ends: Ints, weights: Floats, nodes: int) -> Floats:
 
 
 def _eliminate(ends: Ints, nodes: int) -> tuple[list[int], list[Ints]]:
-    """Nodes in the order of elimination, and the neighbours each had when its turn came."""
+    """Return the nodes in order of elimination, and the neighbours each had at that time."""
     neighbours: list[set[int]] = [set() for _ in range(nodes)]
     for u, v in ends.tolist():
         neighbours[u].add(v)
         neighbours[v].add(u)
-    # Entries go stale when a node's neighbours change; fresh ones are pushed beside them.
+    # When a node's neighbours change, a fresh entry is pushed; the stale one is skipped later.
     waiting = [(len(others), node) for node, others in enumerate(neighbours)]
     heapq.heapify(waiting)
     done = [False] * nodes

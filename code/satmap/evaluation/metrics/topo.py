@@ -1,22 +1,23 @@
-"""TOPO, a second opinion beside APLS: does a ride from any place meet the same roads on both maps?
+"""TOPO, a complement to APLS: compares the roads reachable from the same place on two maps.
 
-Holes and marbles (Biagioni and Eriksson 2012, "Inferring road maps from global positioning system
-traces: survey and comparative evaluation"), at the scale used for aerial images (He et al. 2020,
-Sat2Graph). Both maps are sampled every 5 m. From a seed, a sample of the truth, one rides up to
-150 m along every road and leaves a hole at each sample; from the place of the proposal nearest to
-the seed, within 4 m, a marble at each. A marble falls into one hole within 4 m. Recall is the share
-of holes filled, precision that of marbles fallen, over all seeds.
+This is the holes-and-marbles metric (Biagioni and Eriksson 2012, "Inferring road maps from global
+positioning system traces: survey and comparative evaluation"), at the scale used for aerial images
+(He et al. 2020, Sat2Graph). Both maps are sampled every 5 m. Each sample of the truth is a seed. A
+ride from the seed follows every road of the truth for up to 150 m and leaves a hole at each sample.
+A ride from the nearest place of the proposal, within 4 m, leaves a marble at each sample of the
+proposal. A marble falls into one hole within 4 m. Recall is the share of holes filled and precision
+the share of marbles in a hole, over all seeds.
 
-Where the literature is of several minds:
+The literature differs in details. Here:
 
-- A seed without such a place counts: its holes stay empty. (Some leave these seeds out of the
-  average and report their share apart.)
-- So does a sample of the proposal without a road of the truth within 4 m: the marbles of its ride
-  are all lost. With seeds on the truth alone, false roads that no ride reaches would cost nothing.
-- Of places equally near, on an overpass or a road drawn twice, the seed takes the one whose ride
-  agrees best, so that a map always equals itself.
-- Holes and marbles are matched one to one, as many as can be, whatever their roads' direction.
-- Sums go over seeds, so long ways in dense networks weigh more than lonely roads.
+- A seed without a place on the proposal counts: its holes stay empty. (Others leave these seeds
+  out of the average and report their share separately.)
+- A sample of the proposal without a road of the truth within 4 m counts too: all marbles of its
+  ride miss. With seeds on the truth alone, false roads that no ride reaches would cost nothing.
+- Of equally near places, on an overpass or a road drawn twice, the seed takes the one whose ride
+  agrees best, so that a map always matches itself.
+- Holes and marbles are matched one to one, as many as possible, whatever their roads' direction.
+- Sums go over seeds, so long roads in dense networks weigh more than isolated roads.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,18 +49,18 @@ SPACING_M = 5.0
 TOPO_SNAP_M = 4.0
 RIDE_M = 150.0
 
-# Rides at a time: their number times that of the roads; bounds the memory on maps of whole cities.
+# Rides processed at a time, times the number of roads; bounds memory on maps of whole cities.
 _RIDES_BY_ROADS = 500_000
 
 
 @dataclass(frozen=True)
 class TopoScore:
-    """Holes and marbles of one image; add scores up for many: ``sum(scores, TopoScore())``.
+    """Holes and marbles of one image; for many, use ``sum(scores, TopoScore())``.
 
     Attributes:
         matched: marbles that fell into a hole, over all seeds.
-        holes: samples of the truth met by the rides on it.
-        marbles: samples of the proposal met by the rides on it.
+        holes: samples of the truth reached by its rides.
+        marbles: samples of the proposal reached by its rides.
     """
 
     matched: int = 0
@@ -73,19 +74,19 @@ class TopoScore:
 
     @property
     def precision(self) -> float:
-        """Share of marbles that fell into a hole; without marbles 1 if there is no hole, else 0."""
+        """Share of marbles in a hole; without marbles 1 if there are no holes, else 0."""
         return self.matched / self.marbles if self.marbles else float(not self.holes)
 
     @property
     def recall(self) -> float:
-        """Share of holes with a marble; without holes 1 if there is no marble, else 0."""
+        """Share of holes with a marble; without holes 1 if there are no marbles, else 0."""
         return self.matched / self.holes if self.holes else float(not self.marbles)
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of precision and recall: 1 for two empty maps, 0 if one alone is empty."""
-        met = self.holes + self.marbles
-        return 2 * self.matched / met if met else 1.0
+        """Harmonic mean of precision and recall; 1 for two empty maps, 0 if only one is empty."""
+        total = self.holes + self.marbles
+        return 2 * self.matched / total if total else 1.0
 
 
 def topo(
@@ -94,27 +95,28 @@ def topo(
     *,
     metres_per_pixel: float = METRES_PER_PIXEL,
 ) -> TopoScore:
-    """TOPO of one image.
+    """Compute the TOPO score of one image.
 
-    The order and direction of the rows and the vertices that cut a road in two change nothing.
-    Lines of fewer than two points are no roads, and edges shorter than 2.5 m have no sample.
+    The order and direction of the rows do not matter, nor do vertices that split a road. Lines of
+    fewer than two points are ignored, and edges shorter than 2.5 m have no sample.
 
     Args:
         truth: roads in pixels of the image: rows, arrays (n, 2), or a road graph.
         proposal: the same.
-        metres_per_pixel: scale, for the 5 m between samples, the 4 m of matching and the 150 m of
-            a ride.
+        metres_per_pixel: scale, for the 5 m between samples, the matching distance of 4 m and the
+            150 m of a ride.
     """
     if not metres_per_pixel > 0:
         raise ValueError(f"metres_per_pixel must be positive, got {metres_per_pixel}")
-    a, b = (_map(road_rows(roads), metres_per_pixel) for roads in (truth, proposal))
+    a, b = (_ride_map(road_rows(roads), metres_per_pixel) for roads in (truth, proposal))
     snap_px = TOPO_SNAP_M / metres_per_pixel
     if a is None or b is None:
-        return TopoScore(0, a.met_from_all() if a else 0, b.met_from_all() if b else 0)
+        return TopoScore(0, a.reached_from_all() if a else 0, b.reached_from_all() if b else 0)
     seed, places = nearest_places(b.graph, a.xy, snap_px)
     lonely_seeds = np.setdiff1d(np.arange(len(a.xy)), seed)
     lonely = np.setdiff1d(np.arange(len(b.xy)), nearest_places(a.graph, b.xy, snap_px)[0])
-    score = TopoScore(0, a.met(a.samples.take(lonely_seeds)), b.met(b.samples.take(lonely)))
+    unmatched_holes = a.reached(a.samples.take(lonely_seeds))
+    score = TopoScore(0, unmatched_holes, b.reached(b.samples.take(lonely)))
     close = a.tree.query_ball_tree(b.tree, snap_px + EXACT_PX)
     counts = np.array([len(partners) for partners in close], np.int64)
     partners = np.array([p for partners in close for p in partners], np.int64)
@@ -125,7 +127,7 @@ def topo(
     if not trials:
         return score
     matched, holes, marbles = np.concatenate(trials, axis=1)
-    # Of the places equally near to a seed the one with the best ride.
+    # Of several equally near places, each seed takes the one with the best ride.
     agreement = 2 * matched / np.maximum(holes + marbles, 1)
     order = np.lexsort((-matched, -agreement, seed))
     best = order[np.unique(seed[order], return_index=True)[1]]
@@ -134,14 +136,14 @@ def topo(
     )
 
 
-class _Map:
-    """A road map to ride on: its graph, its samples, and the ways between its junctions.
+class _RideMap:
+    """A road map for rides: graph, samples, and shortest path lengths between junctions.
 
     Attributes:
         graph: junctions and edges, without midpoints.
-        samples: sorted by edge.
+        samples: positions of the samples, sorted by edge.
         xy: float64 (n, 2), x, y of the samples.
-        tree: of the samples.
+        tree: spatial index of the samples.
     """
 
     def __init__(self, graph: AplsGraph, metres_per_pixel: float) -> None:
@@ -155,7 +157,7 @@ class _Map:
         self._count = np.searchsorted(self.samples.edge, edges, side="right") - self._first
 
     def ride(self, seeds: Positions) -> tuple[Ints, Ints]:
-        """The samples met on rides from each of ``seeds``: seed and sample, int64 (k,) each."""
+        """Return the samples reached from each of ``seeds``: seed and sample, int64 (k,) each."""
         ends, totals = self.graph.ends, self.graph.totals[:, LENGTH]
         u, v = ends[seeds.edge].T
         head = seeds.offset[:, LENGTH]
@@ -170,48 +172,57 @@ class _Map:
         here = self.samples.offset[sample, LENGTH]
         on = self.samples.edge[sample]
         way = np.minimum(to_ends[seed, on, 0] + here, to_ends[seed, on, 1] + totals[on] - here)
-        # Along the seed's own edge the way need not pass either end.
+        # The path along the seed's own edge need not pass either end.
         along = np.where(seeds.edge[seed] == on, np.abs(head[seed] - here), inf)
-        met = np.minimum(way, along) <= self._ride_px
-        return seed[met], sample[met]
+        within = np.minimum(way, along) <= self._ride_px
+        return seed[within], sample[within]
 
-    def met(self, seeds: Positions) -> int:
-        """How many samples the rides from all of ``seeds`` meet."""
+    def reached(self, seeds: Positions) -> int:
+        """Count the samples that the rides from ``seeds`` reach, summed over seeds."""
         parts = _parts(len(seeds.edge), len(self.graph.ends))
         return sum(len(self.ride(seeds.take(part))[0]) for part in parts)
 
-    def met_from_all(self) -> int:
-        """How many samples the rides from all samples meet."""
-        return self.met(self.samples)
+    def reached_from_all(self) -> int:
+        """Count the samples that the rides from all samples reach, summed over seeds."""
+        return self.reached(self.samples)
 
 
-def _map(roads: Sequence[RoadRow], metres_per_pixel: float) -> _Map | None:
-    """A map to ride on; None if it has no sample."""
+def _ride_map(roads: Sequence[RoadRow], metres_per_pixel: float) -> _RideMap | None:
+    """Build a map for rides; None if it has no sample."""
     graph = build_graph(roads, inf)
     if graph is None:
         return None
-    ready = _Map(graph, metres_per_pixel)
+    ready = _RideMap(graph, metres_per_pixel)
     return ready if len(ready.xy) else None
 
 
 def _parts(rides: int, roads: int) -> Iterator[Ints]:
-    """Indices of rides, as many at a time as fit into memory."""
+    """Yield the indices of rides in parts that fit into memory."""
     size = max(1, _RIDES_BY_ROADS // max(roads, 1000))
     for begin in range(0, rides, size):
         yield np.arange(begin, min(begin + size, rides))
 
 
 def _ride_both(
-    a: _Map, b: _Map, seeds: Positions, places: Positions, counts: Ints, partners: Ints
+    a: _RideMap, b: _RideMap, seeds: Positions, places: Positions, counts: Ints, partners: Ints
 ) -> Ints:
-    """Matched, holes and marbles, int64 (3, n), of rides from seeds in ``a`` and places in ``b``.
+    """Ride from seeds in ``a`` and from their places in ``b``.
 
-    ``partners`` lists the samples of ``b`` close to each of ``a``, ``counts`` of them for each.
+    Args:
+        a: map of the truth.
+        b: map of the proposal.
+        seeds: n positions in ``a``.
+        places: n positions in ``b``.
+        counts: int64 (samples of ``a``,), number of samples of ``b`` close to each of them.
+        partners: these samples of ``b``, concatenated.
+
+    Returns:
+        int64 (3, n): matched marbles, holes and marbles of each ride.
     """
     rides = len(seeds.edge)
     hole_ride, hole = a.ride(seeds)
     marble_ride, marble = b.ride(places)
-    # All rides in one matching: holes and marbles of different rides have no link.
+    # One matching serves all rides: holes and marbles of different rides have no link.
     row, rank = expand(counts[hole])
     partner = partners[(np.cumsum(counts) - counts)[hole[row]] + rank]
     keys = marble_ride * len(b.xy) + marble
