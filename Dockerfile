@@ -1,15 +1,14 @@
-# The organisers build this without arguments; BASE_IMAGE is for mirrors and machines without one.
+# The organisers build this without arguments. BASE_IMAGE selects another registry or a local image.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
-# The project's files, readable by any user whatever the checkout's modes are. What is moved and
-# changed here costs the image nothing.
+# The project's files, made readable for all users. Changes in this stage do not enlarge the image.
 FROM ${BASE_IMAGE} AS files
 COPY . /satmap
 RUN chmod -R a+rX /satmap \
     && mkdir -p /satmap/weights /encoders/imagenet \
-    # Without --rm, and with any --user, trainings may leave their weights in the container.
+    # Trainings by any user may write weights into the container, which is useful without --rm.
     && chmod 0777 /satmap/weights \
-    # Encoders' weights lie outside of /satmap/weights, where a volume would hide them.
+    # Move encoder weights out of /satmap/weights, where a volume would hide them.
     && find /satmap/weights -path '*/imagenet/*' -exec mv -t /encoders/imagenet {} + \
     && rm -rf /satmap/weights/imagenet
 
@@ -21,7 +20,7 @@ LABEL org.opencontainers.image.title="satmap" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="MIT"
 
-# Whoever the container runs as has a home to write to and a name, which torch's caches ask for.
+# Any user of the container has a writable home and a name, which torch's caches need.
 ENV PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -29,8 +28,8 @@ ENV PYTHONUNBUFFERED=1 \
     HOME=/home/satmap \
     LOGNAME=satmap
 
-# The libraries that rasterio's and lightgbm's wheels want from the system and slim images lack; any
-# version will do, and bases differ in theirs.
+# Libraries that the wheels of rasterio and lightgbm need and slim images lack. Any version works,
+# and versions differ between base images, so none is pinned.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libexpat1 libgomp1 \
@@ -40,9 +39,9 @@ RUN apt-get update \
 
 WORKDIR /satmap
 
-# Dependencies first: this layer is made again only when the lock changes. All but one, of Python
-# alone, are wheels, so no compiler is needed. requirements-cuda12.lock is for GPUs older than Turing
-# and drivers older than CUDA 13.
+# Dependencies first, so that this layer is rebuilt only when the lock changes. All are wheels,
+# except one pure Python package, so no compiler is needed. requirements-cuda12.lock is for GPUs
+# older than Turing and drivers older than CUDA 13.
 ARG LOCK=requirements.lock
 COPY ${LOCK} ./
 RUN python3 -m venv /opt/venv \
@@ -51,16 +50,16 @@ RUN python3 -m venv /opt/venv \
 
 COPY --from=files /satmap /satmap
 COPY --from=files /encoders /opt/satmap-encoders
-# Manifests name the lock by what requirements.lock holds.
+# Manifests record the checksum of requirements.lock, so the installed lock gets this name.
 RUN if [ "${LOCK}" != requirements.lock ]; then mv "${LOCK}" requirements.lock; fi \
     && pip install --no-deps --no-build-isolation --editable . \
     && python -m compileall -q code
 
-# Is the environment whole? As the user of a container would find it.
+# Check the environment, as the user of a container.
 RUN ["container/entrypoint.sh", "sh", "-euc", "pip check && satmap --version && python -c 'import cv2, rasterio, timm, torch, torchvision; import satmap.training.train_ensemble' && test \"$(id -u)\" != 0"]
 
-# `--build-arg FETCH_WEIGHTS="sn5-roads"` puts the ImageNet weights of these recipes into the image;
-# trainings look here for what weights/imagenet does not have.
+# `--build-arg FETCH_WEIGHTS="sn5-roads"` downloads the ImageNet weights of these recipes into the
+# image. Trainings use them if weights/imagenet does not have them.
 ARG FETCH_WEIGHTS=""
 ENV SATMAP_ENCODERS=/opt/satmap-encoders \
     SATMAP_SCRATCH=/wdata
@@ -68,7 +67,7 @@ RUN for recipe in ${FETCH_WEIGHTS}; do \
         satmap weights fetch --recipe "$recipe" --weights "$SATMAP_ENCODERS" || exit 1; \
     done
 
-# Not USER: volumes have owners of all kinds, and only root can take up the right one's identity.
-# The entry point does, before anything else runs.
+# There is no USER, because only root can change to the owner of a volume. The entry point does this
+# before anything else runs.
 ENTRYPOINT ["/satmap/container/entrypoint.sh"]
 CMD ["satmap", "--help"]

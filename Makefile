@@ -1,9 +1,9 @@
-# The two main commands are `make demo` and `make test`. They need Python 3.11, make and a package
-# index. `make help` lists the others.
+# The main targets are `make demo` and `make test`. Both work on a fresh machine with Python 3.11,
+# make and access to a package index. `make help` lists the other targets.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# The environment is up to date when this file is newer than the lock.
+# Marks the virtual environment as up to date with requirements.lock and pyproject.toml.
 READY := $(VENV)/.ready
 
 .PHONY: help env demo test docs faults check check-container lock clean
@@ -19,7 +19,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: $(READY) ## the main job on a synthetic city, in minutes
+demo: $(READY) ## train, predict and score on a synthetic city, in minutes
 	$(BIN)/satmap demo demo
 
 test: $(READY) ## run the tests
@@ -28,25 +28,25 @@ test: $(READY) ## run the tests
 docs: $(READY) ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
-faults: $(READY) ## run the commands on bad files and disks, an hour; ONLY=tiff,disk SEED=1 for some
+faults: $(READY) ## fault tests (files, disks, signals), an hour; ONLY=tiff,disk SEED=1 for some
 	$(BIN)/python -m faults --jobs 2 --table build/faults.md --only "$(ONLY)" $(if $(SEED),--seed $(SEED))
 
-check: $(READY) ## linters and types
+check: $(READY) ## run linters and type checks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/shellcheck --external-sources *.sh .ci/run container/*.sh
 
-check-container: ## build the image and use it as organisers do; needs docker, half an hour
+check-container: ## build the image and use it like the organisers; needs docker, half an hour
 	container/check.sh
 
 # The second lock differs from the first only in torch and its dependencies.
 lock: LOCK_BY = uv pip compile pyproject.toml --extra dev --generate-hashes --python-version 3.11 \
 	  --no-emit-index-url --no-emit-find-links --no-header
-lock: ## resolve both locks anew (needs uv)
+lock: ## resolve both locks again (needs uv)
 	$(LOCK_BY) --upgrade --output-file requirements.lock
 	$(LOCK_BY) --upgrade --override container/cuda12.txt --output-file requirements-cuda12.lock
 
-clean: ## remove everything that the other targets made
+clean: ## remove all files that the other targets made
 	rm -rf $(VENV) demo build site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Predicts all images: ./test.sh DIR... OUT.csv [satmap predict's options]
-# Uses the weights under weights/ or $WEIGHTS_DIR; OUT.csv is the submission.
+# Predict all images: ./test.sh DIR... OUT.csv [options of `satmap predict`]
+# Uses the weights in weights/ or $WEIGHTS_DIR. OUT.csv is the submission.
 set -euo pipefail
 home=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 # shellcheck source=container/weights_dir.sh

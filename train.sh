@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains the ensemble: ./train.sh DIR... [satmap train's options]
-# DIR is an area's directory or a root of many. Ends with weights under weights/ or $WEIGHTS_DIR.
+# Train the ensemble: ./train.sh DIR... [options of `satmap train`]
+# DIR holds images and labels, at any depth. The weights are written to weights/ or $WEIGHTS_DIR.
 set -euo pipefail
 home=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 # shellcheck source=container/weights_dir.sh

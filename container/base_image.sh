@@ -1,15 +1,15 @@
 # shellcheck shell=bash
-# An image to build on, for container/check.sh, which sources this: the Dockerfile's own where a
-# registry can be reached, else one made from this machine's Debian mirror.
+# Base image for container/check.sh, which sources this file: the base image of the Dockerfile if a
+# registry can be reached, else an image made from this machine's Debian mirror.
 
-# How long to wait for a registry. Where there is none, most say so at once.
+# Time limit for pulling from a registry.
 readonly PULL_SECONDS=300
 
-# As the Dockerfile's image.
+# Debian release of the Dockerfile's base image.
 readonly DEBIAN=bookworm
 
-# Make an image TAG that the Dockerfile can build on, in a directory for files on the way, and put
-# into $base_origin what it was made from.
+# Make an image TAG that the Dockerfile can build on. DIRECTORY is for temporary files. Sets
+# $base_origin to the source of the image.
 make_base_image() { # TAG DIRECTORY
     local tag=$1 directory=$2 image
     image=$(sed -n 's/^ARG BASE_IMAGE=//p' Dockerfile)
@@ -19,13 +19,13 @@ make_base_image() { # TAG DIRECTORY
     if attempt timeout "$PULL_SECONDS" docker pull --quiet "$image"; then
         echo "the base image is $image"
     else
-        echo "no registry has $image for us, so we make a base image"
+        echo "$image cannot be pulled, so a base image is made with debootstrap"
         image=$tag-bare
         import_debian "$image" "$directory/root"
         # shellcheck disable=SC2034
         base_origin="debootstrap of $DEBIAN"
     fi
-    # What makes this machine reach its package index: not the project's, so not in its Dockerfile.
+    # Settings for this machine's package index, which do not belong into the project's Dockerfile.
     {
         echo "FROM $image"
         copy_certificates "$directory/top"
@@ -49,7 +49,7 @@ import_debian() { # IMAGE DIRECTORY
     rm -rf "$directory" "$directory.log"
 }
 
-# The mirror that this machine's apt uses: the first whose name or path is Debian's own.
+# Print the mirror that this machine's apt uses: the first source whose path ends in /debian.
 debian_mirror() {
     local mirror
     mirror=$(
@@ -62,7 +62,7 @@ debian_mirror() {
     echo "$mirror"
 }
 
-# The Dockerfile's line for this machine's certificates, which may have one of its network's.
+# Print the Dockerfile line that copies this machine's certificates, which may include a proxy's.
 copy_certificates() { # DIRECTORY
     local bundle=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}
     if [ -f "$bundle" ]; then
@@ -71,7 +71,7 @@ copy_certificates() { # DIRECTORY
     fi
 }
 
-# The Dockerfile's line for what pip is told here of indexes; paths of this machine are left out.
+# Print the Dockerfile line that copies pip's index settings, without paths of this machine.
 copy_pip_configuration() { # DIRECTORY
     {
         echo "[global]"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The organisers' check: builds the image and runs train.sh and test.sh in it as they do, on a made
-# city and, where they are there, on real chips. `make check-container` calls this.
+# Checks the image like the organisers: builds it and runs train.sh and test.sh in it, on a
+# synthetic city and, if available, on real chips. `make check-container` calls this.
 #
-# It needs docker (and, on a machine without an engine or a registry, root and debootstrap), 25 GB
-# under $TMPDIR, and a network for the build alone. It leaves nothing behind, however it ends.
+# It needs docker (without an engine or a registry also root and debootstrap), 25 GB under $TMPDIR,
+# and network access for the build only. It removes everything it made, even if it fails.
 #
-# Trainings are as short as can be: container/check.yaml says how. On a machine that does much else
-# set OMP_NUM_THREADS=1: threads that wait for each other there cost more than they bring.
+# Trainings are as short as possible, see container/check.yaml. On a busy machine set
+# OMP_NUM_THREADS=1, because threads that wait for each other are slower there than one thread.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 # shellcheck source=container/engine.sh
@@ -17,11 +17,11 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 readonly REAL=../shared/data/roads_epfl/AOI_90_Suburb_Train
 readonly LABEL=satmap-check=$$
 readonly IMAGE=satmap-check:$$
-# Owners that no machine knows.
+# User ids that do not exist in the image or on the machine.
 readonly SCRATCH_OWNER=4242 WEIGHTS_OWNER=4343
 readonly NEEDED_GB=25
 readonly RECIPE=/satmap/container/check.yaml
-# A map without roads scores 0. Networks of so short a training are far from good, and differ a
+# A submission without roads scores 0. After such a short training scores are low and differ a
 # little between machines.
 readonly CITY_LEAST_APLS=0.1 REAL_LEAST_APLS=0.02
 
@@ -31,22 +31,22 @@ passed=no
 exec 3>&1
 
 clean_up() {
-    # Signals may come where output goes to a file.
+    # A signal may arrive while output is redirected to a file.
     exec >&3
     trap - EXIT
     trap '' INT TERM
     [ -z "${job:-}" ] || kill "$job" 2>/dev/null || true
     if [ -n "${engine_ready:-}" ]; then
         docker ps --all --quiet --filter "label=$LABEL" | xargs --no-run-if-empty docker rm --force
-        # An engine of our own goes with its images.
+        # The images of an engine that this script started are deleted with it.
         [ -n "${engine:-}" ] || docker rmi --force "$IMAGE" "$IMAGE-base" "$IMAGE-base-bare" || true
     fi >/dev/null 2>&1
-    # debootstrap unmounts what it has mounted, which is as much as it heeds signals.
+    # On a signal debootstrap unmounts its file systems, but does not end at once.
     [ -z "${job:-}" ] || wait "$job" || true
     stop_engine "$work/engine"
     rm -rf --one-file-system "$work"
     if [ ${#table[@]} -gt 0 ]; then
-        printf '\n%-58s %s\n' "what" "figure"
+        printf '\n%-58s %s\n' "step" "result"
         printf '%s\n' "${table[@]}"
     fi
     echo "check-container: $passed" | sed 's/: yes$/: passed/; s/: no$/: FAILED/'
@@ -64,7 +64,7 @@ note() { # WHAT FIGURE
     table+=("$(printf '%-58s %s' "$1" "$2")")
 }
 
-# Run a command; signals are heeded at once, not when it is done.
+# Run a command in the background, so that the traps handle signals at once.
 attempt() { # COMMAND...
     local status=0
     "$@" &
@@ -74,7 +74,7 @@ attempt() { # COMMAND...
     return "$status"
 }
 
-# Run a command that must end with a status, and note the time it took.
+# Run a command, require its exit status, and note the time.
 step() { # WHAT STATUS COMMAND...
     local what=$1 expected=$2 status=0 started=$SECONDS
     shift 2
@@ -84,7 +84,7 @@ step() { # WHAT STATUS COMMAND...
     [ "$status" = "$expected" ] || give_up "$what: status $status instead of $expected"
 }
 
-# A command in a container, as the organisers call it.
+# Run a command in a container, like the organisers.
 contain() { # DOCKER_OPTION... -- COMMAND...
     local options=()
     while [ "$1" != -- ]; do
@@ -95,8 +95,8 @@ contain() { # DOCKER_OPTION... -- COMMAND...
     docker run --rm --label "$LABEL" --network none --env OMP_NUM_THREADS "${options[@]}" "$IMAGE" "$@"
 }
 
-# Fail unless a submission is one that the organisers accept, is the same a second time, does what
-# its manifest says, and scores no less than it must.
+# Require that a submission is valid, that a second prediction has the same bytes, that it can be
+# reproduced from its manifest, and that its score is at least LEAST_APLS.
 judge() { # NAME DATA SCRATCH TRUTH LEAST_APLS
     local name=$1 data=$2 scratch=$3 truth=$4 least=$5 scores length
     local mounts=(-v "$data:/data:ro" -v "$scratch:/wdata" -v "$(dirname "$truth"):/truth:ro")
@@ -115,13 +115,13 @@ judge() { # NAME DATA SCRATCH TRUTH LEAST_APLS
     note "$name: rows of out.csv" "$(($(wc -l <"$scratch/out.csv") - 1))"
 }
 
-# A figure of all images in what `satmap score --json` prints, to three digits.
+# Print a total from the output of `satmap score --json`, to three digits.
 total() { # NAME
     tr --delete '\n' | sed -E "s/.*\"total\": *\{[^}]*\"$1\": *([0-9.]+).*/\1/" |
         awk '{ printf "%.3f\n", $1 }'
 }
 
-# Split an area of training images in two: one image of ten, without its label, to predict.
+# Split an area: every tenth image goes to TEST, without its label, and the others to TRAIN.
 hold_out() { # AREA TRAIN TEST
     local image chip number=0
     mkdir -p "$2" "$3"
@@ -141,7 +141,7 @@ require_owner() { # FILE USER
 
 free_gb=$(df --output=avail --block-size=1G "$work" | tail -n 1)
 [ "$free_gb" -ge "$NEEDED_GB" ] ||
-    give_up "$work has $((free_gb)) GB free, and $NEEDED_GB are needed. Name another TMPDIR."
+    give_up "$work has $((free_gb)) GB free, and $NEEDED_GB GB are needed. Set another TMPDIR."
 mkdir "$work/engine"
 started=$SECONDS
 start_engine "$work/engine"
@@ -157,10 +157,10 @@ step "docker build" 0 docker build --quiet --network host --build-arg "BASE_IMAG
     "${proxies[@]}" --tag "$IMAGE" .
 note "image" "$(docker image inspect --format '{{.Size}}' "$IMAGE" | awk '{printf "%.1f GB", $1 / 1e9}')"
 
-# 1. A made city, by the organisers' own lines. Docker makes the scratch directory, which so is
-# root's, and no volume is there for the weights.
+# 1. A synthetic city, with the organisers' commands. Docker makes the scratch directory, so root
+# owns it, and there is no volume for the weights.
 city=$work/city
-step "making a city" 0 contain -v "$city:/wdata" -- satmap make-city /wdata/data \
+step "making a synthetic city" 0 contain -v "$city:/wdata" -- satmap make-city /wdata/data \
     --chips 24 --test-chips 3 --size 400
 as_organisers=(--ipc=host --shm-size 4G -v "$city/data:/data:ro" -v "$city/scratch:/wdata")
 step "city: test.sh before train.sh" 1 contain "${as_organisers[@]}" -- \
@@ -172,8 +172,8 @@ step "city: test.sh again" 0 contain "${as_organisers[@]}" -- ./test.sh /data/te
 judge city "$city/data" "$city/scratch" "$city/data/test_truth.csv" "$CITY_LEAST_APLS"
 require_owner "$city/scratch/out.csv" 1000
 
-# 2. Hard conditions: another user's volumes, closed to everybody else; names with spaces; 1 MB of
-# shared memory and workers all the same; from another directory.
+# 2. Difficult conditions: volumes that only another user can access, names with spaces, 1 MB of
+# shared memory with workers, another working directory.
 hard=("--shm-size" 1m -w / -v "$city/data:/data/a city:ro" -v "$work/scratch:/wdata"
     -v "$work/weights:/satmap/weights")
 mkdir -m 700 "$work/scratch" "$work/weights"
@@ -188,14 +188,14 @@ step "no shared memory: test.sh" 0 contain --ipc none -v "$city/data:/data:ro" \
     -v "$work/weights:/satmap/weights" -v "$work/scratch:/wdata" -- \
     ./test.sh /data/test /wdata/third.csv
 cmp "$work/scratch/my roads.csv" "$work/scratch/third.csv" || give_up "two predictions differ"
-# Like the organisers' user without the image's entry point.
+# A user without privileges, for whom the entry point changes nothing.
 step "docker run --user, read-only container: test.sh" 0 contain \
     --user "$SCRATCH_OWNER:$SCRATCH_OWNER" --read-only --tmpfs /tmp -v "$city/data:/data:ro" \
     -v "$city/scratch/satmap-weights:/satmap/weights:ro" -v "$work/scratch:/wdata" -- \
     ./test.sh /data/test /wdata/fourth.csv
 cmp "$city/scratch/out.csv" "$work/scratch/fourth.csv" || give_up "two predictions differ"
 
-# 3. Calls that must fail, each with its status.
+# 3. Calls that must fail, with their exit statuses.
 step "no arguments: train.sh" 2 contain -- ./train.sh
 step "no such directory: train.sh" 1 contain -- ./train.sh /data/nowhere --recipe demo
 step "a recipe that needs ImageNet weights: train.sh" 1 contain "${as_organisers[@]}" -- \
@@ -203,7 +203,7 @@ step "a recipe that needs ImageNet weights: train.sh" 1 contain "${as_organisers
 step "output where nothing can be written: test.sh" 1 contain "${as_organisers[@]}" -- \
     ./test.sh /data/test /data/out.csv
 
-# 4. Real chips, one in ten held out; one network of the recipe.
+# 4. Real chips, every tenth held out, with one network of the recipe.
 if [ -d "$REAL" ]; then
     real=$work/real
     mkdir -p "$real/truth"

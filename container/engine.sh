@@ -1,23 +1,23 @@
 # shellcheck shell=bash
-# A Docker engine for container/check.sh, which sources this: the machine's, or one of our own that
-# leaves nothing behind.
+# Docker engine for container/check.sh, which sources this file: the running engine, or a temporary
+# one.
 
-# Use the engine that runs, else start one under DIRECTORY; sets and exports DOCKER_HOST then.
+# Use the running engine, else start one under DIRECTORY and export DOCKER_HOST.
 start_engine() { # DIRECTORY
     local directory=$1 driver
     command -v docker >/dev/null || give_up "docker is missing. On Debian: apt-get install docker.io"
     if docker info >/dev/null 2>&1; then
-        echo "using the engine that runs here"
+        echo "using the running Docker engine"
         return
     fi
-    command -v dockerd >/dev/null || give_up "no engine runs and dockerd is missing. On Debian:" \
-        "apt-get install docker.io"
-    [ "$(id -u)" = 0 ] || give_up "no engine runs here, and only root can start one"
+    command -v dockerd >/dev/null || give_up "no Docker engine is running and dockerd is missing." \
+        "On Debian: apt-get install docker.io"
+    [ "$(id -u)" = 0 ] || give_up "no Docker engine is running, and only root can start one"
     export DOCKER_HOST=unix://$directory/docker.sock
-    # Not all file systems carry overlays. vfs works anywhere, but copies whole layers.
+    # overlay2 does not work on all file systems. vfs does, but copies whole layers.
     for driver in overlay2 vfs; do
-        echo "starting an engine of our own, with $driver"
-        # No bridge and no rules: the machine's network is left alone.
+        echo "starting a temporary Docker engine, with $driver"
+        # No bridge and no firewall rules: do not change the machine's network.
         dockerd --host "$DOCKER_HOST" --data-root "$directory/data" --exec-root "$directory/exec" \
             --pidfile "$directory/pid" --storage-driver "$driver" --bridge=none --iptables=false \
             --ip6tables=false --ip-forward=false --ip-masq=false >"$directory/dockerd.log" 2>&1 &
@@ -30,10 +30,10 @@ start_engine() { # DIRECTORY
         stop_engine "$directory"
     done
     tail -n 20 "$directory/dockerd.log" >&2
-    give_up "no engine can be started here"
+    give_up "a Docker engine cannot be started here"
 }
 
-# End the engine that start_engine has started, if it has, and what it leaves mounted.
+# Stop the engine if start_engine started one, and unmount its file systems.
 stop_engine() { # DIRECTORY
     local directory=$1 mounted
     [ -n "${engine:-}" ] || return 0

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Where a container begins: COMMAND [ARGUMENT...] runs as a user who is not root and can use the
+# Entry point of the container: runs COMMAND [ARGUMENT...] as a user who is not root and can use the
 # volumes.
 #
-# Volumes belong to anybody, most often to root, for Docker makes missing directories so. Started as
-# root, this script becomes the owner of the volume that is written to (/wdata, else weights/), or
-# `satmap` where that is root itself. Of root's powers it keeps one, to open files whatever their
-# modes are (CAP_DAC_OVERRIDE). Started by anybody else (`docker run --user`, rootless engines) it
-# changes nothing.
+# A volume can belong to any user. Most often it belongs to root, because Docker creates missing
+# directories as root. If this script runs as root, it changes to the owner of the volume for output
+# (/wdata, else weights/), or to the user `satmap` if root is the owner. It keeps one capability of
+# root, to open files regardless of their modes (CAP_DAC_OVERRIDE). If it runs as another user
+# (`docker run --user`) or in a rootless engine, it changes nothing.
 set -euo pipefail
 
 # A container may be read-only (`docker run --read-only --tmpfs /tmp`).
@@ -14,7 +14,7 @@ set -euo pipefail
 export HOME
 
 [ "$(id -u)" = 0 ] || exec "$@"
-# Under an engine without root this root is, outside, the user who started it; so be the files'.
+# In a rootless engine root is the user who started the engine, who should also own the files.
 read -r _ outside _ </proc/self/uid_map
 [ "$outside" = 0 ] || exec "$@"
 
@@ -29,11 +29,11 @@ for volume in /wdata /satmap/weights; do
         break
     fi
 done
-powers=-all,+dac_override
+capabilities=-all,+dac_override
 as_owner=(setpriv "--reuid=$uid" "--regid=$gid" --clear-groups
-    "--inh-caps=$powers" "--ambient-caps=$powers" "--bounding-set=$powers" --)
+    "--inh-caps=$capabilities" "--ambient-caps=$capabilities" "--bounding-set=$capabilities" --)
 if "${as_owner[@]}" true 2>/dev/null; then
     exec "${as_owner[@]}" "$@"
 fi
-# Without even the power to become somebody else (`--cap-drop ALL`) root is nobody special.
+# With `--cap-drop ALL` root cannot change to another user and has no other privileges either.
 exec "$@"

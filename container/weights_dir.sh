@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# For train.sh and test.sh, which source this: sets WEIGHTS_DIR, unless the caller has.
+# Sets WEIGHTS_DIR for train.sh and test.sh, which source this file, unless the caller has set it.
 #
-# It is weights/. But what is written into a container is gone with it (`docker run --rm`): where
-# weights/ is no volume and the scratch volume ($SATMAP_SCRATCH, which the image sets) is one,
-# trainings write there, and predictions take what a training left there.
+# The default is weights/. Files in a container are lost with it (`docker run --rm`). So if weights/
+# is not a volume, but the scratch directory ($SATMAP_SCRATCH, set in the image) is one, trainings
+# write their weights there, and predictions use the weights there.
 
 choose_weights_dir() { # HOME train|predict
     local own=$1/weights scratch=${SATMAP_SCRATCH:-} kept

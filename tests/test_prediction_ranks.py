@@ -364,7 +364,7 @@ def test_few_images_are_in_memory_however_many_there_are(
     # The damaged one is read, but never looked at.
     assert counts == {"read": COLUMNS * ROWS + 1, "looked": COLUMNS * ROWS}
     assert 1 < most["pictures"] <= share.READ_AHEAD + 2
-    assert 1 < most["planes"] <= 2 * share.JOBS_A_WORKER
+    assert 1 < most["planes"] <= 2 * share.JOBS_PER_WORKER
     assert files_in(tmp_path) == area.files
 
 

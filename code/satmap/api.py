@@ -40,9 +40,9 @@ class Predictor:
     """An ensemble of networks that maps images.
 
     Attributes:
-        task: what the networks find.
+        task: the task of the networks.
         members: the networks, on the device.
-        device: where they run.
+        device: device of the networks.
         rating_model: the second-level model beside the networks, if there is one.
     """
 
@@ -78,11 +78,11 @@ class Predictor:
     def probabilities(
         self, image: str | Path | NDArray[np.uint8], *, metres_per_pixel: float | None = None
     ) -> ProbabilityMaps:
-        """The averaged probability maps of an image, uint8, 0..255 for 0..1.
+        """Predict the averaged probability maps of an image, uint8, 0..255 for 0..1.
 
         Args:
             image: as for calling the predictor.
-            metres_per_pixel: likewise.
+            metres_per_pixel: as for calling the predictor.
 
         Raises:
             SatmapError: the image cannot be read, or the networks have no probability maps.
@@ -109,7 +109,7 @@ class Predictor:
     ) -> tuple[Chip, PreparedImage]:
         if image.ndim != 3 or image.dtype != np.uint8:
             raise SatmapError(
-                f"an image is an array (h, w, channels) of uint8, not {image.shape} of "
+                f"an image must be an array (h, w, channels) of uint8, not {image.shape} of "
                 f"{image.dtype}."
             )
         height, width, channels = image.shape
@@ -125,7 +125,8 @@ def load(weights: str | Path, *, device: str = "auto", recipe: str | None = None
     """Load the networks of a directory, or one weight file.
 
     Args:
-        weights: a directory of weights, whose recipe's checkpoints are averaged, or a file.
+        weights: a weight file, or a directory of weights, in which all checkpoints of the recipe
+            are averaged.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
         recipe: name or path of the recipe to predict with; None for that of the weights.
 
@@ -162,10 +163,10 @@ def vectorize(
             task's maps in their order.
         task: ``roads`` or ``buildings``.
         metres_per_pixel: pixel size of an array, or of a file without georeference.
-        recipe: name or path of the recipe whose vectoriser settings count; None for the defaults.
+        recipe: name or path of the recipe with the vectoriser's settings; None for the defaults.
 
     Returns:
-        As for :class:`Predictor`.
+        As for calling a :class:`Predictor`.
 
     Raises:
         SatmapError: the maps cannot be read, or are not those of the task.
@@ -202,8 +203,8 @@ def score(
 
     Args:
         truth: file or directory.
-        result: likewise, of the same kind.
-        metres_per_pixel: scale of pixels; None for the official road scorer's.
+        result: file or directory of the same kind.
+        metres_per_pixel: pixel size; None for that of the official road scorer.
 
     Returns:
         The figures in total, by area of interest and by image; ``to_json()`` gives what

@@ -1,4 +1,4 @@
-"""The demo: everything satmap does, on a made city, with a score and pictures at the end."""
+"""The demo: train, predict, check, score and draw on a synthetic city."""
 
 import time
 from collections.abc import Iterator
@@ -21,14 +21,14 @@ _CHIPS, _TEST_CHIPS, _SIZE = 24, 6, 512
 
 
 def run_demo(directory: Path) -> str:
-    """Make a city, train two networks, predict, check, score and draw.
+    """Make a synthetic city, train two networks, predict, check, score and draw.
 
     Args:
-        directory: where everything goes; what an earlier demo left there is used again, so a
-            second run trains nothing and ends in seconds.
+        directory: receives all files. Files of an earlier demo are used again, so a second run
+            trains nothing and ends in seconds.
 
     Returns:
-        A table of minutes, scores and paths.
+        A table of times, scores and paths.
 
     Raises:
         SatmapError: a step failed.
@@ -39,7 +39,7 @@ def run_demo(directory: Path) -> str:
     context = RunContext(weights=weights, device=pick_device())
     seconds: dict[str, float] = {}
 
-    with _step("making a city", seconds):
+    with _step("making a synthetic city", seconds):
         try:
             make_city(city, chips=_CHIPS, test_chips=_TEST_CHIPS, size=_SIZE)
         except CityError as error:

@@ -1,4 +1,4 @@
-"""The command line. Everything else is importable and never reads ``sys.argv``."""
+"""The command line. No other package reads ``sys.argv``."""
 
 import argparse
 import os
@@ -25,27 +25,27 @@ from satmap.runtime.termination import (
 
 _PEER_FIRST_S = 1.5
 
-# Standard input, output and error are the files numbered up to this one.
+# File descriptor of standard error, the highest of the three standard streams.
 _STDERR = 2
 
-# What messages of our own may hold: several lines.
+# satmap's own messages may have several lines.
 _LINE_END = "\n"
 
-# The commands import what they need themselves: torch alone takes seconds, and `satmap check`
-# needs none of it.
+# Commands import heavy modules only when they run: torch alone takes seconds, and `satmap check`
+# does not need it.
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and end the process with its status.
+    """Run a command and end the process with its exit status.
 
-    0: the work was done. 1: it could not be, the message on stderr says why. 2: wrong arguments.
-    130, 129, 143: asked to end by Ctrl-C, SIGHUP, SIGTERM, the work is saved. 70 and 75 are for
-    one of several processes, see ``satmap.runtime.termination``.
+    0: success. 1: failure; the message on stderr gives the reason. 2: wrong arguments. 130, 129,
+    143: stopped by Ctrl-C, SIGHUP or SIGTERM; the work is saved. 70 and 75 are for one of several
+    processes, see ``satmap.runtime.termination``.
     """
-    # torch's threads wait for each other by spinning; where anything else runs on the machine, a
-    # step then takes several times as long. Read when torch is first imported, so set here.
+    # By default torch's threads spin while they wait for each other. If other programs run on the
+    # machine, a step then takes several times as long. torch reads this when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Megabytes of decoded blocks that GDAL keeps; by default a twentieth of the machine's memory.
+    # GDAL's block cache, megabytes. The default is 5 % of the machine's memory.
     os.environ.setdefault("GDAL_CACHEMAX", "512")
     _open_streams()
     options = _parser().parse_args(arguments)
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _require_working_directory()
         with raising_terminated():
             status = command(options)
-        # A reader that went away (`satmap score ... | head`) shows only when output is flushed.
+        # Writing to a closed pipe (`satmap score ... | head`) fails only when output is flushed.
         sys.stdout.flush()
     except SatmapError as error:
         if options.debug:
@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except PeerError:
         if options.debug:
             traceback.print_exc()
-        # The launcher ends the rest as soon as one process has: let it be the one that knows why.
+        # The launcher stops all processes after the first has ended. Wait, so that the process with
+        # the cause ends first.
         time.sleep(_PEER_FIRST_S)
         status = PEER_FAILED
     except KeyboardInterrupt:
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"satmap: {error}", file=sys.stderr)
         status = error.status
     except BrokenPipeError:
-        print("satmap: stopped, for nobody reads the output any more", file=sys.stderr)
+        print("satmap: stopped, because the reader of the output has ended", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except Exception as error:
@@ -88,9 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _show_traceback() -> None:
-    """Raise the exception at hand to the interpreter, which shows it and is open to debuggers.
+    """Raise the current exception again, so that Python shows it and debuggers can catch it.
 
-    A rank cannot end in that way (``satmap.runtime.termination``): it prints where it comes from.
+    One of several processes must not end like that (see ``satmap.runtime.termination``); it prints
+    the traceback.
     """
     if not is_rank():
         raise
@@ -98,8 +100,11 @@ def _show_traceback() -> None:
 
 
 def _open_streams() -> None:
-    """Let closed standard streams lead nowhere: else the first files that are opened take their
-    numbers, and libraries' messages go into those."""
+    """Open closed standard streams as ``/dev/null``.
+
+    Otherwise the first opened files would get their descriptors, and messages of libraries would be
+    written into these files.
+    """
     while (number := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
         os.set_inheritable(number, True)
     os.close(number)
@@ -110,40 +115,43 @@ def _open_streams() -> None:
 
 
 def _unexpected(error: Exception) -> str:
-    said = printable(error, keep=_LINE_END)
+    text = printable(error, keep=_LINE_END)
     if is_memory_short(error):
-        return f"{MEMORY_REMEDY} ({said})" if said else MEMORY_REMEDY
+        return f"{MEMORY_REMEDY} ({text})" if text else MEMORY_REMEDY
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
-        return f"{printable(place)}{error.strerror}. Check the place's space, rights and limits."
+        return (
+            f"{printable(place)}{error.strerror}. Check free space, permissions and limits there."
+        )
     return (
-        f"{type(error).__name__}: {said}. This is a fault of satmap's or of the machine; --debug "
+        f"{type(error).__name__}: {text}. This is an error in satmap or of the machine; --debug "
         "shows where."
     )
 
 
 def _require_working_directory() -> None:
-    """Fail where the current directory was deleted: libraries then fail, or end the process.
+    """Check that the current directory exists; without it libraries fail or end the process.
 
     Raises:
-        SatmapError: it was.
+        SatmapError: it cannot be used.
     """
     try:
         Path.cwd()
     except OSError as error:
         raise SatmapError(
             f"the current directory cannot be used ({error.strerror}). It may have been deleted: "
-            "`cd` to one that is there."
+            "`cd` to one that exists."
         ) from error
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="satmap", description="Satellite and aerial images into maps: roads with travel times."
+        prog="satmap",
+        description="Turn satellite and aerial images into road graphs and building footprints.",
     )
     parser.add_argument("--version", action="version", version=f"satmap {satmap.__version__}")
     commands = Commands(parser)
-    # As the help lists them.
+    # In the order of the help.
     for add in (
         training.add_train,
         prediction.add_predict,

@@ -1,9 +1,10 @@
-"""Checks of arguments that take no torch: a wrong call fails within a second.
+"""Checks of arguments without torch, so that a wrong call fails within a second.
 
 Importing torch and torchvision takes many seconds. Commands call these functions first. The work
-itself checks again what matters to it: files may change, and Python callers come another way.
+itself checks again, because files may change and Python callers do not use the command line.
 """
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from satmap.submissions.outputs import require_outputs
 from satmap.weights.header import read_weights_metadata
 from satmap.weights.members import choose, find_weights, recipe_of
 
-# How many weight files of a folder a message names.
+# Largest number of weight files that a message names.
 _NAMED_FILES = 20
 
 
@@ -26,11 +27,11 @@ def check_prediction(
     recipe_name: str | None,
     exports: Sequence[Path] = (),
 ) -> None:
-    """Fail if directories, outputs, weights or recipe of a prediction cannot be right.
+    """Check directories, outputs, weights and recipe of a prediction.
 
     Raises:
-        SatmapError: a directory does not exist, a file name stands for another format, there are no
-            weights, their headers are broken, or they are of another recipe.
+        SatmapError: a directory does not exist, a file name has the suffix of another format, there
+            are no weights, their headers are broken, or they belong to another recipe.
         CannotWriteError: an output cannot be written, or holds something else.
     """
     require_directories(directories)
@@ -41,7 +42,7 @@ def check_prediction(
 
 
 def check_training(directories: Sequence[Path], recipe: Recipe, weights: Path) -> None:
-    """Fail if a training cannot begin.
+    """Check the image directories and the directory of weights of a training.
 
     Raises:
         SatmapError: a directory does not exist.
@@ -52,10 +53,10 @@ def check_training(directories: Sequence[Path], recipe: Recipe, weights: Path) -
 
 
 def check_maps(maps: Path, *files: Path) -> None:
-    """Fail if a directory of probability rasters, or a further input, does not exist.
+    """Check that a directory of probability rasters and further input files exist.
 
     Raises:
-        SatmapError: so it is.
+        SatmapError: one of them does not exist.
     """
     require_directories([maps])
     for path in files:
@@ -65,42 +66,56 @@ def check_maps(maps: Path, *files: Path) -> None:
 
 
 def check_weight_file(path: Path) -> None:
-    """Fail if a weight file does not exist, or its header is broken.
+    """Check that a weight file exists and has a valid header.
 
     Raises:
-        SatmapError: so it is.
+        SatmapError: the file does not exist, or its header is broken.
     """
     read_weights_metadata(path)
 
 
 def require_single_file(weights: Path) -> None:
-    """Fail if the weights to export are a folder, and name the weight files in it.
+    """Check that the weights to export are not a folder.
 
     Raises:
-        SatmapError: it is a folder.
+        SatmapError: they are; the message names the weight files in the folder.
     """
     if not weights.is_dir():
         return
     files = sorted(path.name for path in weights.glob("*.safetensors") if not is_temporary(path))
     if not files:
         raise SatmapError(
-            f"{weights} is a folder without weight files (*.safetensors). Give the file of one "
-            "network."
+            f"{weights} is a folder without weight files (*.safetensors). Give the weight file of "
+            "one network."
         )
     others = len(files) - _NAMED_FILES
     names = ", ".join(files[:_NAMED_FILES]) + (f" and {others} others" if others > 0 else "")
     raise SatmapError(
-        f"{weights} is a folder, but a single network is exported. Give one of the weight files "
-        f"in it: {names}."
+        f"{weights} is a folder, but only a single network can be exported. Give one of the weight "
+        f"files in it: {names}."
     )
 
 
 def check_results(*paths: Path) -> None:
-    """Fail if a result or truth does not exist.
+    """Check that results or truth files exist.
 
     Raises:
-        SatmapError: so it is.
+        SatmapError: one of them does not exist.
     """
     for path in paths:
         if not path.exists():
             raise SatmapError(f"cannot read {path}: No such file or directory.")
+
+
+def require_tensorboard() -> None:
+    """Check that TensorBoard is installed.
+
+    Raises:
+        SatmapError: it is not.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise SatmapError(
+            "--tensorboard needs the package `tensorboard`, which is not installed: "
+            "run `pip install tensorboard`, or leave the option out. The log beside the weights "
+            "has the same values."
+        )

@@ -1,4 +1,4 @@
-"""Commands of the command line, and commands of commands."""
+"""Registration of commands and of groups of commands."""
 
 import argparse
 import inspect
@@ -7,26 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 
 from satmap.io.text import printable
 
-#: Does the work and gives the process's status; its docstring is the command's help.
+#: Runs a command and returns the exit status. Its docstring is the command's help text.
 Command = Callable[[argparse.Namespace], int]
 
 
 class Commands:
-    """Where commands are added."""
+    """The commands of a parser."""
 
     def __init__(self, parser: argparse.ArgumentParser, metavar: str = "COMMAND") -> None:
-        """None yet.
+        """Start without commands.
 
         Args:
-            parser: that they are commands of.
-            metavar: what the help calls them.
+            parser: the parser that gets the commands.
+            metavar: placeholder for a command in the help.
         """
         self._parsers = parser.add_subparsers(required=True, metavar=metavar)
         self._shared = argparse.ArgumentParser(add_help=False)
         self._shared.add_argument("--debug", action="store_true", help="show tracebacks")
 
     def add(self, name: str, command: Command) -> argparse.ArgumentParser:
-        """Add a command; its arguments are for the caller to add."""
+        """Add a command and return its parser, to which the caller adds arguments."""
         text = inspect.cleandoc(command.__doc__ or "")
         parser = self._parsers.add_parser(
             name,
@@ -39,18 +39,18 @@ class Commands:
         return parser
 
     def group(self, name: str, text: str) -> "Commands":
-        """Add a command that has actions."""
+        """Add a command with subcommands."""
         return Commands(self._parsers.add_parser(name, help=text, description=text), "ACTION")
 
 
 def report_warnings(warnings: Sequence[str]) -> None:
-    """Say what the user should know."""
+    """Print warnings on stderr."""
     for warning in warnings:
         print(f"satmap: {printable(warning)}", file=sys.stderr)
 
 
 def report_faults(faults: Mapping[str, str], outcome: str) -> None:
-    """Name the images that could not be worked on, what was wrong, and what became of them."""
+    """Print the faulty images on stderr, with the fault of each and the outcome for all."""
     if faults:
         print(f"satmap: {len(faults)} images were {outcome}:", file=sys.stderr)
     for image_id, fault in faults.items():

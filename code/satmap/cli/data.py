@@ -1,4 +1,4 @@
-"""Commands that look into images, or make some."""
+"""Commands that inspect images or make synthetic ones."""
 
 import argparse
 import json
@@ -12,17 +12,23 @@ from satmap.recipes.registry import task_names
 def add_inventory(commands: Commands) -> None:
     """Add ``inventory``."""
     inventory = commands.add("inventory", _inventory)
-    inventory.add_argument("directories", type=Path, nargs="+", metavar="DIR")
+    inventory.add_argument(
+        "directories",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="directory of images and labels, searched to any depth",
+    )
     inventory.add_argument(
         "--task",
         choices=task_names(),
         default="roads",
-        help="what they are for (default: roads)",
+        help="task that the images are for (default: roads)",
     )
 
 
 def _inventory(options: argparse.Namespace) -> int:
-    """List what the directories hold: areas, images, labels, bands, sizes, what is missing."""
+    """List areas, images, labels, bands and sizes in directories, and what is missing."""
     from satmap.recipes.registry import find_task
 
     settings = find_task(options.task).settings_type()(name=options.task)
@@ -33,7 +39,13 @@ def _inventory(options: argparse.Namespace) -> int:
 def add_audit(commands: Commands) -> None:
     """Add ``audit``."""
     audit = commands.add("audit", _audit)
-    audit.add_argument("directories", type=Path, nargs="+", metavar="DIR")
+    audit.add_argument(
+        "directories",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="directory of images, searched to any depth",
+    )
     audit.add_argument(
         "--validation",
         type=Path,
@@ -47,10 +59,10 @@ def add_audit(commands: Commands) -> None:
         type=int,
         choices=range(4),
         default=3,
-        help="in which hashes of near-duplicates differ at most (default: %(default)s)",
+        help="most bits in which the hashes of near-duplicates differ (default: %(default)s)",
     )
     audit.add_argument(
-        "--turned", action="store_true", help="turned and mirrored images are duplicates, too"
+        "--turned", action="store_true", help="also find rotated and mirrored duplicates"
     )
     audit.add_argument("--json", action="store_true", help="print one JSON object with all paths")
 
@@ -59,8 +71,8 @@ def _audit(options: argparse.Namespace) -> int:
     """Find near-duplicate images within training and between training and validation.
 
     Images under DIR are for training unless they lie under a directory of --validation. They are
-    compared by perceptual hashes, so that compression, scaling and brightness make no difference.
-    What --json prints `train --audit` takes, which then keeps near-duplicates in one fold.
+    compared by perceptual hashes, so compression, scaling and brightness make no difference.
+    `train --audit` reads the output of --json and keeps near-duplicates in one fold.
     """
     from satmap.data.audit import audit_images
 
@@ -76,33 +88,44 @@ def _audit(options: argparse.Namespace) -> int:
 def add_make_city(commands: Commands) -> None:
     """Add ``make-city``."""
     city = commands.add("make-city", _make_city)
-    city.add_argument("directory", type=Path, metavar="DIR")
+    city.add_argument("directory", type=Path, metavar="DIR", help="directory to write the city to")
     city.add_argument(
         "--layout",
         choices=("spacenet5", "spacenet4", "spacenet2", "coco"),
         default="spacenet5",
-        help="roads, oblique or near-nadir images of buildings (default: %(default)s)",
+        help="spacenet5: roads; spacenet4: buildings from oblique view angles; spacenet2 and coco: "
+        "buildings from above (default: %(default)s)",
     )
     city.add_argument(
-        "--chips", type=int, help="for training (default: by layout 24, 4, 24 and 48)"
+        "--chips",
+        type=int,
+        help="number of training chips (default: 24, 4, 24 and 48, in the order of the layouts)",
     )
-    city.add_argument("--test-chips", type=int, help="default: by layout 6, 1, 6 and 12")
-    city.add_argument("--size", type=int, help="pixels a side (default: 512, 900, 650 and 300)")
+    city.add_argument(
+        "--test-chips", type=int, help="number of test chips (default: 6, 1, 6 and 12)"
+    )
+    city.add_argument(
+        "--size",
+        type=int,
+        help="height and width of a chip in pixels (default: 512, 900, 650 and 300)",
+    )
     city.add_argument(
         "--looks",
         dest="view_angles",
         type=int,
-        help="how many of SpaceNet 4's view angles (default: all 27)",
+        help="number of view angles per tile, for spacenet4 (default: all 27)",
     )
-    city.add_argument("--seed", type=int, default=0, help="another seed, another city")
+    city.add_argument(
+        "--seed", type=int, default=0, help="seed of the random city (default: %(default)s)"
+    )
 
 
 def _make_city(options: argparse.Namespace) -> int:
-    """Write a synthetic city: images, labels and truth in the layout of a challenge.
+    """Make a synthetic city: images, labels and truth in the layout of a challenge.
 
-    Roads as in SpaceNet 5; buildings as in SpaceNet 4 (each tile from up to 27 view angles),
-    SpaceNet 2 or the Mapping Challenge. Writes DIR/train and DIR/test, with the held-out truth in
-    DIR/test_truth.csv.
+    Layouts: roads of SpaceNet 5; buildings of SpaceNet 4 (each tile from up to 27 view angles),
+    SpaceNet 2 or the Mapping Challenge. Writes DIR/train, DIR/test and the truth of the test
+    images, DIR/test_truth.csv.
     """
     from synthcity import BuildingLayout, CityError, make_building_city, make_city
 
@@ -130,11 +153,16 @@ def _make_city(options: argparse.Namespace) -> int:
 def add_demo(commands: Commands) -> None:
     """Add ``demo``."""
     demo = commands.add("demo", _demo)
-    demo.add_argument("directory", type=Path, metavar="DIR")
+    demo.add_argument(
+        "directory",
+        type=Path,
+        metavar="DIR",
+        help="directory for city, weights, submission and pictures",
+    )
 
 
 def _demo(options: argparse.Namespace) -> int:
-    """The whole way on a made city, with score and pictures, in minutes on two CPU cores."""
+    """Train, predict and score on a synthetic city, in minutes on two CPU cores."""
     from satmap.demo import run_demo
 
     print(run_demo(options.directory))

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what their values are."""
+"""Options that several commands share, and argument types."""
 
 import argparse
 import math
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def add_weights(sub: argparse.ArgumentParser) -> None:
-    """Where weights are."""
+    """Add the option for the directory of weights."""
     sub.add_argument(
         "--weights",
         type=Path,
@@ -28,29 +28,35 @@ def add_weights(sub: argparse.ArgumentParser) -> None:
 
 
 def add_networks(sub: argparse.ArgumentParser) -> None:
-    """Where weights are, and what runs networks."""
+    """Add the options for the directory of weights and the device."""
     add_weights(sub)
-    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    sub.add_argument(
+        "--device",
+        default="auto",
+        help="device of the networks: auto, cpu, cuda, cuda:1, ... (default: %(default)s)",
+    )
 
 
-def add_recipe(sub: argparse.ArgumentParser, meaning: str = "name or .yaml file") -> None:
-    """Which recipe; the meaning is what the help says of it."""
+def add_recipe(
+    sub: argparse.ArgumentParser, meaning: str = "name of a recipe or .yaml file"
+) -> None:
+    """Add the option for a recipe, with ``meaning`` as help text."""
     sub.add_argument("--recipe", default="sn5-roads", help=f"{meaning} (default: %(default)s)")
 
 
 def add_images(sub: argparse.ArgumentParser, meaning: str) -> None:
-    """Directories of images; the meaning is what the help says of them."""
+    """Add the option for directories of images, with ``meaning`` as help text."""
     sub.add_argument("--images", type=Path, nargs="+", default=[], metavar="DIR", help=meaning)
 
 
 def add_view_angle(sub: argparse.ArgumentParser) -> None:
-    """From where images look."""
+    """Add the option for the off-nadir angle."""
     sub.add_argument(
         "--nadir",
         type=view_angle,
-        metavar="LOOK",
-        help="from where images look whose names do not say it, for recipes with a head by "
-        "look: degrees off nadir, with the side if need be, such as 32 or 32south",
+        metavar="ANGLE",
+        help="off-nadir angle, for images whose names lack it, for recipes with a head per view "
+        "angle: degrees, with the side if needed, such as 32 or 32south",
     )
 
 
@@ -58,8 +64,8 @@ def add_maps(sub: argparse.ArgumentParser, default: str) -> None:
     """Add options for probability rasters: task, pixel size, worker processes.
 
     Args:
-        sub: the command.
-        default: what the help says of the default task.
+        sub: parser of the command.
+        default: description of the default task, for the help text.
     """
     sub.add_argument(
         "--task", choices=task_names(), help=f"what the rasters show (default: {default})"
@@ -75,43 +81,43 @@ def add_maps(sub: argparse.ArgumentParser, default: str) -> None:
         type=count,
         default=available_cores() if available_cores() > 1 else 0,
         metavar="N",
-        help="processes that vectorise; 0 works in the main one (default: %(default)s)",
+        help="processes that vectorise; 0 uses the main process (default: %(default)s)",
     )
 
 
 def default_weights() -> Path:
-    """``$WEIGHTS_DIR``, else ``weights``."""
+    """Return ``$WEIGHTS_DIR``, else ``weights``."""
     return Path(os.environ.get("WEIGHTS_DIR", "weights"))
 
 
 def pixel_size(text: str) -> float:
-    """Argument type: metres, between a millimetre and a hundred metres."""
+    """Argument type: a pixel size in metres, 0.001..100."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 1e-3 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text} is no size of a pixel in metres")
+        raise argparse.ArgumentTypeError(f"{text} is not a pixel size in metres")
     return value
 
 
 def count(text: str) -> int:
-    """Argument type: a whole number from 0."""
+    """Argument type: a whole number, 0 or more."""
     if not text.isdecimal() or not text.isascii():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
     return int(text)
 
 
 def positive(text: str) -> int:
-    """Argument type: a whole number from 1."""
+    """Argument type: a whole number, 1 or more."""
     value = count(text)
     if value == 0:
-        raise argparse.ArgumentTypeError("0 is too few")
+        raise argparse.ArgumentTypeError("0 is too few; give 1 or more")
     return value
 
 
 def view_angle(text: str) -> "ViewAngle":
-    """Argument type: from where an image looks at the ground."""
+    """Argument type: an off-nadir angle, with an optional side."""
     from satmap.data.view_angles import parse_view_angle
 
     try:
@@ -121,7 +127,7 @@ def view_angle(text: str) -> "ViewAngle":
 
 
 def duration(text: str) -> float:
-    """Argument type: a time in seconds, written in hours, minutes and seconds: 1h30m."""
+    """Argument type: a duration in hours, minutes and seconds (1h30m), returned in seconds."""
     found = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text)
     try:
         hours, minutes, seconds = (
@@ -131,34 +137,36 @@ def duration(text: str) -> float:
         hours = minutes = seconds = 0
     value = 3600 * hours + 60 * minutes + seconds
     if not value:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 40h, 90m, 30s or 1h30m")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a duration; write 40h, 90m, 30s or 1h30m"
+        )
     return value
 
 
 def minutes(text: str) -> float:
-    """Argument type: a time above 0."""
+    """Argument type: a number of minutes above 0."""
     value = float(text)
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no number of minutes")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of minutes above 0")
     return value
 
 
 def require_task(recipe: "Recipe", task: str | None) -> "Recipe":
-    """The recipe, if it is for the task that the user named.
+    """Return the recipe, after checking that it is for the task that the user named.
 
     Raises:
         SatmapError: it is for another task.
     """
     if task not in (None, recipe.task.name):
         raise SatmapError(
-            f"recipe {recipe.name} is for {recipe.task.name}, not for {task}. Give that of the "
-            "weights with --recipe."
+            f"recipe {recipe.name} is for {recipe.task.name}, not for {task}. Give the recipe of "
+            "the weights with --recipe."
         )
     return recipe
 
 
 def with_pixel_size(recipe: "Recipe", metres: float | None) -> "Recipe":
-    """The recipe with the pixel size that the user gave for rasters without georeference."""
+    """Return a copy of the recipe with the user's pixel size for rasters without georeference."""
     if metres is None or not hasattr(recipe.task, "default_metres_per_pixel"):
         return recipe
     settings = recipe.task.model_copy(update={"default_metres_per_pixel": metres})

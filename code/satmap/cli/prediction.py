@@ -1,4 +1,4 @@
-"""Commands that make maps of images, and make them again."""
+"""Commands that predict, vectorise probability maps and verify submissions."""
 
 import argparse
 import json
@@ -24,15 +24,29 @@ from satmap.runtime.shared_memory import can_share_locks
 def add_predict(commands: Commands) -> None:
     """Add ``predict``."""
     predict = commands.add("predict", _predict)
-    predict.add_argument("directories", type=Path, nargs="+", metavar="DIR")
-    predict.add_argument("output", type=Path, metavar="OUT")
-    predict.add_argument("--recipe", help="name or file (default: that of the weights)")
+    predict.add_argument(
+        "directories",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="directory of images, searched to any depth",
+    )
+    predict.add_argument(
+        "output",
+        type=Path,
+        metavar="OUT",
+        help="submission to write: .csv, or for buildings also .json (COCO results)",
+    )
+    predict.add_argument(
+        "--recipe", help="name of a recipe or .yaml file (default: that of the weights)"
+    )
     add_networks(predict)
     predict.add_argument(
         "--probabilities",
         type=Path,
         metavar="DIR",
-        help="write the averaged planes too, a GeoTIFF an image, for vectorize and tune",
+        help="also write the averaged probability maps, one GeoTIFF per image, for vectorize and "
+        "tune",
     )
     predict.add_argument(
         "--export",
@@ -40,26 +54,26 @@ def add_predict(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help="write the roads as .geojson, .gpkg or .graphml too, buildings as .geojson or .gpkg; "
+        help="also write roads as .geojson, .gpkg or .graphml, buildings as .geojson or .gpkg; "
         "repeatable",
     )
     predict.add_argument(
         "--workers",
         type=count,
         metavar="N",
-        help="processes that vectorise, for each that predicts; 0 works in the main one "
-        "(default: by the cores)",
+        help="processes that vectorise, per process that predicts; 0 uses the predicting process "
+        "(default: by the number of cores)",
     )
     predict.add_argument(
         "--processes",
         type=count,
         metavar="N",
-        help="that predict (default: one a visible GPU; without, one)",
+        help="processes that predict (default: one per visible GPU, without GPUs one)",
     )
     predict.add_argument(
         "--out-of-fold",
         action="store_true",
-        help="predict training images, each by the networks that did not train with it",
+        help="predict training images, each by the networks whose training held it out",
     )
 
     add_view_angle(predict)
@@ -68,11 +82,11 @@ def add_predict(commands: Commands) -> None:
 def _predict(options: argparse.Namespace) -> int:
     """Predict the roads or buildings of every image and write the submission.
 
-    Buildings go into SpaceNet's CSV, and into a list of COCO results where OUT ends in .json. All
-    checkpoints of the recipe in the weights directory are averaged. An image that cannot be read
-    has an empty row and is reported at the end. Started again after an interruption the run goes on
-    with the next image. All visible GPUs are used, one process each; on several machines start it
-    with torchrun. The file is the same however many processes and workers there are.
+    Buildings are written as SpaceNet's CSV, or as COCO results if OUT ends in .json. All
+    checkpoints of the recipe in the directory of weights are averaged. An image that cannot be read
+    gets an empty row and is reported at the end. After an interruption the same command resumes
+    with the next image. All visible GPUs are used, with one process per GPU; on several machines
+    use torchrun. The file does not depend on the number of processes and workers.
     """
     from satmap.cli.checks import check_prediction
 
@@ -86,7 +100,7 @@ def _predict(options: argparse.Namespace) -> int:
         from satmap.runtime.launcher import launch
 
         return launch(options.arguments, processes)
-    # Seconds of imports, which are the ranks' to do and not their launcher's.
+    # These imports take seconds; a launching process does not need them.
     from satmap.prediction.run import predict
 
     workers = options.workers
@@ -117,26 +131,35 @@ def _predict(options: argparse.Namespace) -> int:
 def add_vectorize(commands: Commands) -> None:
     """Add ``vectorize``."""
     vectorize = commands.add("vectorize", _vectorize)
-    vectorize.add_argument("maps", type=Path, metavar="MAPS")
-    vectorize.add_argument("output", type=Path, metavar="OUT")
+    vectorize.add_argument(
+        "maps",
+        type=Path,
+        metavar="MAPS",
+        help="directory of probability rasters, searched to any depth",
+    )
+    vectorize.add_argument(
+        "output", type=Path, metavar="OUT", help="file to write; its suffix is the format"
+    )
     add_maps(vectorize, "that of the recipe, else roads")
     vectorize.add_argument(
-        "--recipe", help="name or file whose vectoriser's settings count (default: the defaults)"
+        "--recipe",
+        help="name of a recipe or .yaml file with the vectoriser's settings (default: the default "
+        "settings)",
     )
     add_view_angle(vectorize)
 
 
 def _vectorize(options: argparse.Namespace) -> int:
-    """Turn probability rasters into roads or buildings, whatever network they are from.
+    """Turn probability rasters of any network into roads or buildings.
 
-    A mask is a PNG or GeoTIFF named like its image, with one band, the road, or the twelve planes
-    of `predict --probabilities`: uint8, 0..255, or float, 0..1. OUT's suffix is the format: .csv
-    (the challenge's), .geojson, .gpkg or .graphml. A mask that cannot be vectorised is empty in OUT
-    and is reported at the end.
+    A raster is a PNG or GeoTIFF named like its image, uint8 (0..255) or float (0..1), with one band
+    (road) or the twelve bands of `predict --probabilities`. The suffix of OUT is the format: .csv
+    (the challenge's), .geojson, .gpkg or .graphml. A raster that cannot be vectorised is empty in
+    OUT and is reported at the end.
 
-    With --task buildings a mask has one to three bands: the body, the border, the ground between
-    two; OUT is SpaceNet's CSV, .geojson or .gpkg, or COCO results where it ends in .json and masks
-    have numbers as names.
+    With --task buildings a raster has one to three bands: building body, border, and contact (the
+    ground between two buildings). OUT is SpaceNet's CSV, .geojson or .gpkg, or COCO results if it
+    ends in .json and the rasters have numbers as names.
     """
     from satmap.cli.checks import check_maps
     from satmap.io.files import require_map_output
@@ -170,32 +193,42 @@ def _vectorize(options: argparse.Namespace) -> int:
 def add_verify(commands: Commands) -> None:
     """Add ``verify``."""
     verify = commands.add("verify", _verify)
-    verify.add_argument("file", type=Path, metavar="OUT.csv|WEIGHTS")
-    add_images(verify, "the submission's images (default: where its manifest says)")
     verify.add_argument(
-        "--weights", type=Path, metavar="DIR", help="its weights (default: likewise)"
+        "file",
+        type=Path,
+        metavar="OUT.csv|WEIGHTS",
+        help="submission, weight file or directory of weights",
+    )
+    add_images(verify, "directories of the images (default: those in the manifest)")
+    verify.add_argument(
+        "--weights",
+        type=Path,
+        metavar="DIR",
+        help="directory of weights (default: that in the manifest)",
     )
     verify.add_argument(
         "--truth",
         type=Path,
         metavar="TRUTH",
-        help="compare scores by it, where bytes cannot be the same",
+        help="truth to compare scores with, if the bytes cannot be the same",
     )
     verify.add_argument(
-        "--device", default="auto", help="auto (what it was made on), cpu, cuda, cuda:1, ..."
+        "--device",
+        default="auto",
+        help="auto (the kind in the manifest), cpu, cuda, cuda:1, ... (default: %(default)s)",
     )
     for option in ("--processes", "--workers"):
-        verify.add_argument(option, type=count, metavar="N", help="as predict takes them")
+        verify.add_argument(option, type=count, metavar="N", help="as for predict")
     verify.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _verify(options: argparse.Namespace) -> int:
-    """Does a file come from what its manifest names? Makes a submission again to find out.
+    """Verify that a file comes from the inputs in its manifest.
 
-    OUT.csv: the checksums of submission, weights and images, then the prediction once more, into a
-    temporary directory. On the same kind of machine it must give the same bytes, on another scores
-    within 0.001. WEIGHTS: a weight file or a directory of them, by checksum and manifest. Status 1
-    if not.
+    OUT.csv: checks the checksums of submission, weights and images, and repeats the prediction in a
+    temporary directory. On the same kind of machine the bytes must be the same, on another kind the
+    scores must agree within 0.001. WEIGHTS: checks a weight file, or a directory of them, against
+    checksums and manifests. The exit status is 1 if a check fails.
     """
     for path in (options.file, options.weights, options.truth, *options.images):
         if path is not None and not path.exists():
@@ -227,6 +260,6 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _default_vectorizers(processes: int) -> int:
-    """Processes that vectorise for each of several that predict, which have a core themselves."""
+    """Return the number of vectorising workers per predicting process, which needs a core too."""
     workers = min(8, max(available_cores() // processes - 1, 0))
     return workers if can_share_locks(workers) else 0

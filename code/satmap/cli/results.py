@@ -1,4 +1,4 @@
-"""Commands that look into submissions."""
+"""Commands that score, check and draw submissions."""
 
 import argparse
 import json
@@ -14,25 +14,34 @@ from satmap.io.text import printable
 def add_score(commands: Commands) -> None:
     """Add ``score``."""
     score = commands.add("score", _score)
-    score.add_argument("truth", type=Path, metavar="TRUTH")
-    score.add_argument("proposal", type=Path, metavar="PROPOSAL")
+    score.add_argument("truth", type=Path, metavar="TRUTH", help="truth file or directory")
+    score.add_argument(
+        "proposal",
+        type=Path,
+        metavar="PROPOSAL",
+        help="submission to score, a file or directory of the same kind as TRUTH",
+    )
     score.add_argument("--json", action="store_true", help="print one JSON object")
     score.add_argument("--images", action="store_true", help="list every image in the table")
     score.add_argument(
-        "--topo", action="store_true", help="score roads by TOPO too, a second opinion"
+        "--topo", action="store_true", help="also score roads by a second metric, TOPO"
     )
     score.add_argument(
-        "--plot", type=Path, metavar="DIR", help="write pictures of what the worst images miss"
+        "--plot", type=Path, metavar="DIR", help="draw the errors of the images with worst scores"
     )
     score.add_argument(
-        "--plots", type=count, default=10, metavar="N", help="how many (default: %(default)s)"
+        "--plots",
+        type=count,
+        default=10,
+        metavar="N",
+        help="number of pictures (default: %(default)s)",
     )
     score.add_argument(
         "--metres-per-pixel",
         type=pixel_size,
         default=0.31,
         metavar="M",
-        help="pixel size (default: %(default)s, the official road scorer's)",
+        help="pixel size in metres (default: %(default)s, as in the official road scorer)",
     )
 
 
@@ -41,7 +50,8 @@ def _score(options: argparse.Namespace) -> int:
 
     Roads (CSV, GeoJSON): APLS by length and by travel time. Buildings (CSV, GeoJSON): SpaceNet's
     F1. COCO results against COCO annotations: average precision. Two directories of mask rasters:
-    Jaccard index. The files say which; GeoJSON may be a directory with one file an image.
+    Jaccard index. The format is detected from the files. GeoJSON may be a directory with one file
+    per image.
     """
     from functools import partial
 
@@ -78,16 +88,22 @@ def _score(options: argparse.Namespace) -> int:
 def add_check(commands: Commands) -> None:
     """Add ``check``."""
     check = commands.add("check", _check)
-    check.add_argument("submission", type=Path, metavar="OUT")
-    check.add_argument("directories", type=Path, nargs="*", metavar="DIR")
+    check.add_argument("submission", type=Path, metavar="OUT", help="submission to check")
+    check.add_argument(
+        "directories",
+        type=Path,
+        nargs="*",
+        metavar="DIR",
+        help="directory of the images that the submission must contain",
+    )
 
 
 def _check(options: argparse.Namespace) -> int:
-    """Would the organisers accept the file? Names every fault with its line.
+    """Find problems that would get a submission rejected, with their line numbers.
 
-    Takes the submissions of all challenges: roads CSV, buildings CSV, COCO results, a directory of
-    mask rasters. With directories, every image in them must appear and no other. Status 1 if there
-    is a fault.
+    Reads the submissions of all challenges: roads CSV, buildings CSV, COCO results, and directories
+    of mask rasters. With image directories, exactly their images must be in the submission. The
+    exit status is 1 if there is a problem.
     """
     from satmap.cli.checks import check_results
 
@@ -106,16 +122,30 @@ def _check(options: argparse.Namespace) -> int:
 def add_overlay(commands: Commands) -> None:
     """Add ``overlay``."""
     overlay = commands.add("overlay", _overlay)
-    overlay.add_argument("submission", type=Path, metavar="OUT.csv")
-    overlay.add_argument("pictures", type=Path, metavar="PICTURE_DIR")
-    overlay.add_argument("directories", type=Path, nargs="+", metavar="DIR")
-    overlay.add_argument("--truth", type=Path, metavar="TRUTH.csv", help="drawn beside")
+    overlay.add_argument("submission", type=Path, metavar="OUT.csv", help="submission to draw")
+    overlay.add_argument(
+        "pictures", type=Path, metavar="PICTURE_DIR", help="directory to write the pictures to"
+    )
+    overlay.add_argument(
+        "directories",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="directory of images, searched to any depth",
+    )
+    overlay.add_argument(
+        "--truth",
+        type=Path,
+        metavar="TRUTH.csv",
+        help="truth to draw beside roads, or to compare buildings with",
+    )
 
 
 def _overlay(options: argparse.Namespace) -> int:
-    """Draw a submission over its images: roads by speed, the truth beside them, or buildings.
+    """Draw the roads or buildings of a submission over its images.
 
-    Of buildings (CSV, COCO results) a truth tells apart what is found, missed and false.
+    Roads are coloured by speed, with the truth beside them. Buildings (CSV, COCO results) are
+    coloured as found, missed or false if a truth is given.
     """
     from satmap.evaluation.result_format import find_format
     from satmap.report.building_overlay import write_building_overlays

@@ -1,4 +1,4 @@
-"""Commands that learn from labels: networks, the vectoriser's settings, the confidence."""
+"""Commands that learn from labels: train, tune and confidence."""
 
 import argparse
 from pathlib import Path
@@ -25,14 +25,21 @@ from satmap.runtime.resources import available_cores
 def add_train(commands: Commands) -> None:
     """Add ``train``."""
     train = commands.add("train", _train)
-    train.add_argument("directories", type=Path, nargs="+", metavar="DIR")
+    train.add_argument(
+        "directories",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="directory of images and labels, searched to any depth",
+    )
     add_recipe(train)
     add_networks(train)
     train.add_argument(
         "--cache",
         type=Path,
         metavar="DIR",
-        help="prepared chips (default: $SATMAP_CACHE, /wdata/satmap-cache or ~/.cache/satmap)",
+        help="directory of prepared chips (default: $SATMAP_CACHE, /wdata/satmap-cache or "
+        "~/.cache/satmap)",
     )
     train.add_argument(
         "--fold", type=int, action="append", help="train only this fold's members; repeatable"
@@ -41,10 +48,12 @@ def add_train(commands: Commands) -> None:
         "--workers",
         type=count,
         metavar="N",
-        help="processes that cut crops for a network (default: by the machine's cores)",
+        help="processes that cut crops, per process that trains (default: by the number of cores)",
     )
     train.add_argument(
-        "--from-scratch", action="store_true", help="do not start from ImageNet weights"
+        "--from-scratch",
+        action="store_true",
+        help="start from random weights instead of ImageNet weights",
     )
     train.add_argument(
         "--skip-unlabelled",
@@ -54,68 +63,70 @@ def add_train(commands: Commands) -> None:
     train.add_argument(
         "--restart",
         action="store_true",
-        help="forget what an earlier training left in the weights directory",
+        help="train again from the beginning instead of resuming",
     )
 
     train.add_argument(
         "--processes",
         type=positive,
         metavar="N",
-        help="processes that share the work, a GPU each (default: one for every GPU)",
+        help="processes that train, one GPU each (default: one per visible GPU, without GPUs one)",
     )
     train.add_argument(
         "--time-limit",
         type=duration,
         metavar="TIME",
-        help="fit the recipe's length to a time, such as 40h, 90m or 1h30m",
+        help="shorten or extend the training to this time, such as 40h, 90m or 1h30m",
     )
     train.add_argument(
         "--save-minutes",
         type=minutes,
         default=10.0,
         metavar="M",
-        help="within long epochs save so often (default: %(default)g)",
+        help="minutes between two saved states within a long epoch (default: %(default)g)",
     )
     train.add_argument(
         "--teacher",
         type=Path,
         metavar="DIR",
-        help="weights of the ensemble that a recipe such as sn5-roads-single learns from",
+        help="directory of the ensemble's weights that a recipe such as sn5-roads-single learns "
+        "from",
     )
     add_view_angle(train)
     train.add_argument(
         "--audit",
         type=Path,
         metavar="AUDIT.json",
-        help="report of `audit --json`: near-duplicates share a fold",
+        help="output of `audit --json`; keeps near-duplicates in one fold",
     )
-    train.add_argument("--compile", action="store_true", help="run networks by torch.compile")
+    train.add_argument("--compile", action="store_true", help="compile networks by torch.compile")
     train.add_argument(
         "--deterministic",
         action="store_true",
-        help="end with the same weights every time on the same machine; slower on a GPU",
+        help="make the weights reproducible on the same machine; slower on a GPU",
     )
     train.add_argument(
-        "--tensorboard", type=Path, metavar="DIR", help="write TensorBoard's event files"
+        "--tensorboard", type=Path, metavar="DIR", help="write TensorBoard's event files to DIR"
     )
 
 
 def _train(options: argparse.Namespace) -> int:
     """Train a recipe's networks on the chips of one or more directories.
 
-    Finds images and labels, makes folds and targets, runs the stages and keeps the best
-    checkpoints. Started again after an interruption it goes on from where it was. On a machine with
-    several GPUs it starts itself on each; under torchrun, on one or many machines, it is one of
-    the processes.
+    Finds images and labels, assigns folds, prepares targets, runs the stages and keeps the best
+    checkpoints. After an interruption the same command resumes. With several GPUs it starts one
+    process per GPU; on several machines use torchrun.
     """
-    from satmap.cli.checks import check_training
+    from satmap.cli.checks import check_training, require_tensorboard
     from satmap.recipes.schema import load_recipe
 
+    if options.tensorboard:
+        require_tensorboard()
     recipe = load_recipe(options.recipe)
     if options.deterministic and options.time_limit is not None:
         raise SatmapError(
-            "with --time-limit a training is as long as the clock makes it, so it cannot be "
-            "--deterministic; leave one of them out."
+            "--time-limit and --deterministic exclude each other: with a time limit the number of "
+            "steps depends on the clock. Leave one of them out."
         )
     check_training(options.directories, recipe, options.weights)
     from satmap.runtime.device import be_deterministic
@@ -123,14 +134,10 @@ def _train(options: argparse.Namespace) -> int:
 
     if options.deterministic:
         be_deterministic()
-    if options.tensorboard:
-        from satmap.training.checkpoints import require_tensorboard
-
-        require_tensorboard()
     processes = processes_for(options.device, options.processes)
     if processes > 1:
         return launch(options.arguments, processes)
-    # Seconds of imports, which are the ranks' to do and not their launcher's.
+    # These imports take seconds; a launching process does not need them.
     from satmap.data.cache import default_cache
     from satmap.runtime.device import pick_device
     from satmap.runtime.ranks import joined
@@ -172,26 +179,40 @@ def _train(options: argparse.Namespace) -> int:
 def add_tune(commands: Commands) -> None:
     """Add ``tune``."""
     tune = commands.add("tune", _tune)
-    tune.add_argument("maps", type=Path, metavar="MAPS")
-    tune.add_argument("truth", type=Path, metavar="TRUTH")
-    tune.add_argument("output", type=Path, metavar="OUT.yaml")
+    tune.add_argument(
+        "maps",
+        type=Path,
+        metavar="MAPS",
+        help="directory of probability rasters, from `predict --out-of-fold --probabilities`",
+    )
+    tune.add_argument(
+        "truth",
+        type=Path,
+        metavar="TRUTH",
+        help="truth of the images: CSV, for buildings also COCO annotations",
+    )
+    tune.add_argument("output", type=Path, metavar="OUT.yaml", help="recipe file to write")
     add_maps(tune, "that of the recipe")
-    add_recipe(tune, "name or file to start from, that of the weights")
+    add_recipe(tune, "recipe of the weights, a name or .yaml file")
     add_view_angle(tune)
     tune.add_argument(
-        "--minutes", type=minutes, default=5.0, metavar="M", help="at most (default: %(default)g)"
+        "--minutes",
+        type=minutes,
+        default=5.0,
+        metavar="M",
+        help="time limit in minutes (default: %(default)g)",
     )
 
 
 def _tune(options: argparse.Namespace) -> int:
-    """Fit the vectoriser's settings to a network's planes, and write the recipe with them.
+    """Fit the vectoriser's settings to probability maps and write a recipe with them.
 
-    MAPS holds probability maps of images that the network was not trained with (`predict
-    --out-of-fold --probabilities MAPS`), TRUTH their true roads as CSV, or by a recipe of buildings
-    their true buildings as SpaceNet's CSV or COCO annotations. The fit is judged by two-fold
-    cross-validation; if it gains nothing on images that it has not seen, the settings stay as they
-    are. Where the recipe has heads by view angle, each is fitted by itself. Pass OUT.yaml
-    to `predict --recipe`.
+    MAPS holds probability maps of images that the networks were not trained with (`predict
+    --out-of-fold --probabilities MAPS`). TRUTH holds their true roads as CSV, or their true
+    buildings as SpaceNet's CSV or COCO annotations. The fit is judged by two-fold cross-validation.
+    If it does not improve the score of unseen images, the settings stay as they are. If the recipe
+    has a head per view angle category, each category is fitted separately. Use the result with
+    `predict --recipe OUT.yaml`.
     """
     from satmap.cli.checks import check_maps
     from satmap.recipes.schema import load_recipe
@@ -219,19 +240,25 @@ def _tune(options: argparse.Namespace) -> int:
 def add_confidence(commands: Commands) -> None:
     """Add ``confidence``."""
     confidence = commands.add("confidence", _confidence)
-    confidence.add_argument("submission", type=Path, metavar="OUT.csv")
-    confidence.add_argument("maps", type=Path, metavar="MAPS")
+    confidence.add_argument(
+        "submission", type=Path, metavar="OUT.csv", help="submission of `predict --out-of-fold`"
+    )
+    confidence.add_argument(
+        "maps", type=Path, metavar="MAPS", help="directory of the probability maps of that run"
+    )
     add_weights(confidence)
-    add_images(confidence, "images and labels (default: where the manifest of OUT.csv says)")
+    add_images(
+        confidence, "directories of images and labels (default: those in the manifest of OUT.csv)"
+    )
 
 
 def _confidence(options: argparse.Namespace) -> int:
-    """Fit the model that chooses and rates buildings, to probability maps predicted out of fold.
+    """Fit the model that selects and rates buildings, to out-of-fold probability maps.
 
-    OUT.csv and MAPS are of one run, `predict DIR... OUT.csv --out-of-fold --probabilities
-    MAPS`, of training images. The model (LightGBM, as text) comes to lie beside the networks,
-    and `predict` uses it from then on; without one buildings are rated by mean probability x square
-    root of area.
+    OUT.csv and MAPS come from one run on training images: `predict DIR... OUT.csv --out-of-fold
+    --probabilities MAPS`. The model (LightGBM, as text) is written beside the networks, and
+    `predict` uses it from then on. Without it, the confidence of a building is its mean probability
+    times the square root of its area.
     """
     from satmap.cli.checks import check_maps
 
@@ -247,7 +274,7 @@ def _confidence(options: argparse.Namespace) -> int:
 
 
 def _default_workers(processes: int) -> int:
-    """Processes that cut crops for each of several that train."""
-    # With two cores a second process takes from the network what it gives in crops.
+    """Return the number of crop workers per training process."""
+    # With two cores a worker would take more time from the network than it saves.
     cores = available_cores() // processes
     return min(8, cores - 1) if cores > 2 else 0

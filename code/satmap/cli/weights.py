@@ -1,4 +1,4 @@
-"""Commands around weight files."""
+"""Commands for weight files."""
 
 import argparse
 from pathlib import Path
@@ -8,33 +8,39 @@ from satmap.cli.options import add_recipe, add_weights, count
 from satmap.errors import SatmapError
 from satmap.io.text import printable
 
-# Characters of a long value that are printed.
+# Number of characters of a long value to print.
 _SHOWN = 100
 
 
 def add_weights_actions(commands: Commands) -> None:
-    """Add ``weights`` and what it can do."""
-    text = "Import, average or show weight files, fetch the encoders' ImageNet weights."
+    """Add ``weights`` and its actions."""
+    text = "Import, average or show weight files, or download ImageNet weights of encoders."
     actions = commands.group("weights", text)
     import_ = actions.add("import", _weights_import)
-    import_.add_argument("file", type=Path, metavar="FILE")
-    import_.add_argument("output", type=Path, metavar="OUT")
-    add_recipe(import_, "what a network is to predict with")
+    import_.add_argument("file", type=Path, metavar="FILE", help="published weight file")
+    import_.add_argument(
+        "output", type=Path, metavar="OUT", help="directory of weights or .safetensors file"
+    )
+    add_recipe(import_, "recipe that the network will predict with")
     fetch = actions.add("fetch", _weights_fetch)
     add_recipe(fetch)
     add_weights(fetch)
     average = actions.add("average", _weights_average)
-    average.add_argument("output", type=Path, metavar="OUT.safetensors")
-    average.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    average.add_argument(
+        "output", type=Path, metavar="OUT.safetensors", help="weight file to write"
+    )
+    average.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="weight file to average"
+    )
     show = actions.add("show", _weights_show)
-    show.add_argument("file", type=Path, metavar="FILE")
+    show.add_argument("file", type=Path, metavar="FILE", help="weight file of satmap")
 
 
 def _weights_import(options: argparse.Namespace) -> int:
-    """Read a published weight file and write satmap's own, without running what is in it.
+    """Convert a published weight file to satmap's format, without running code in it.
 
-    FILE: a network of SpaceNet 5's third place, or an encoder's ImageNet weights as
-    pretrainedmodels, torchvision (ResNets, DenseNets) or timm publish them.
+    FILE: a network of SpaceNet 5's third place, or an encoder's ImageNet weights as published by
+    pretrainedmodels, torchvision (ResNets, DenseNets) or timm.
     OUT: the directory of weights, or the .safetensors file to write.
     """
     from satmap.recipes.schema import load_recipe
@@ -52,10 +58,10 @@ def _weights_import(options: argparse.Namespace) -> int:
 
 
 def _weights_fetch(options: argparse.Namespace) -> int:
-    """Download the ImageNet weights that a recipe's trainings start from.
+    """Download the ImageNet weights that a recipe starts from.
 
-    They go to imagenet/ in the directory of weights, each checked against its publisher's SHA-256.
-    What is there already is verified and left. Nothing else in satmap touches the network.
+    They are written to imagenet/ in the directory of weights and checked against the publisher's
+    SHA-256. Existing files are verified and kept. No other command uses the network.
     """
     from satmap.recipes.schema import load_recipe
     from satmap.weights.fetch import fetch_encoder
@@ -72,11 +78,10 @@ def _weights_fetch(options: argparse.Namespace) -> int:
 
 
 def _weights_average(options: argparse.Namespace) -> int:
-    """Average the weights of networks of one kind into one network.
+    """Average the weights of several networks of the same kind, such as checkpoints.
 
-    Checkpoints of one training are such networks. Images count as held out where all held them out.
-    `satmap predict` takes OUT from a directory of its own if it is named like a checkpoint,
-    soup.last.safetensors.
+    Images count as held out if all networks held them out. To predict with the result, put it into
+    its own directory, under the name of a checkpoint such as soup.last.safetensors.
     """
     from satmap.cli.checks import check_weight_file
 
@@ -94,7 +99,7 @@ def _weights_average(options: argparse.Namespace) -> int:
 
 
 def _weights_show(options: argparse.Namespace) -> int:
-    """Print what a weight file says of itself, and check it against its checksum."""
+    """Print the metadata of a weight file and verify its checksum."""
     from satmap.weights.header import read_metadata, require_weight_file
 
     require_weight_file(options.file, "Give the name of a .safetensors file.")
@@ -103,7 +108,7 @@ def _weights_show(options: argparse.Namespace) -> int:
 
     tensors = read_tensors(options.file)
     for key, value in metadata.items():
-        # A whole recipe is in there.
+        # One of the values is a whole recipe.
         print(f"{printable(key, _SHOWN)}: {printable(value, _SHOWN)}")
     print(f"{len(tensors)} tensors of {sum(value.numel() for value in tensors.values())} numbers")
     return 0
@@ -112,23 +117,25 @@ def _weights_show(options: argparse.Namespace) -> int:
 def add_export(commands: Commands) -> None:
     """Add ``export``."""
     export = commands.add("export", _export)
-    export.add_argument("network", type=Path, metavar="WEIGHTS.safetensors")
-    export.add_argument("output", type=Path, metavar="OUT.onnx|OUT.pt2")
+    export.add_argument(
+        "network", type=Path, metavar="WEIGHTS.safetensors", help="weight file of one network"
+    )
+    export.add_argument("output", type=Path, metavar="OUT.onnx|OUT.pt2", help="file to write")
     export.add_argument(
         "--size",
         type=count,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="for single images of this size in pixels (default: batches of any size)",
+        help="fix the input to single images of this size in pixels (default: batches of any size)",
     )
 
 
 def _export(options: argparse.Namespace) -> int:
-    """Write a trained network for other programs, as ONNX or as torch.export's .pt2.
+    """Export a trained network for other programs, as ONNX or as torch.export's .pt2.
 
-    The graph takes the image's bytes as satmap stretches them, uint8 (batch, bands, height,
-    width), and gives the probabilities of the planes, float32 (batch, planes, height, width).
-    Their names and the recipe are in the file's metadata.
+    The input is the stretched image, uint8 (batch, bands, height, width). The output is the
+    probability maps, float32 (batch, maps, height, width). The metadata of the file holds the names
+    of the maps and the recipe.
     """
     from satmap.cli.checks import check_weight_file, require_single_file
 

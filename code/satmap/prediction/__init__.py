@@ -1,1 +1,1 @@
-"""Prediction: from images to a submission."""
+"""Prediction of a submission from images."""

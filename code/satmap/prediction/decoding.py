@@ -1,4 +1,4 @@
-"""Decoding of stored probability maps, each image as soon as its neighbours are predicted."""
+"""Decode stored probability maps, each image as soon as its neighbours are predicted."""
 
 from collections import defaultdict, deque
 from collections.abc import Iterator
@@ -18,32 +18,32 @@ from satmap.vectors.georeference import Georeference
 
 @dataclass
 class Outcome:
-    """What became of a process's share of the images.
+    """Images of a process's share that could not be predicted.
 
     Attributes:
-        faults: by tile, why it could not be predicted.
+        faults: tile index to the reason.
     """
 
     faults: dict[int, str] = field(default_factory=dict)
 
     def fail(self, index: int, error: BaseException) -> None:
-        """Note what is wrong with an image, unless it is a fault of the whole run.
+        """Record the error of an image.
 
         Raises:
-            CannotWriteError: it is the error.
+            CannotWriteError: ``error`` is one; it concerns the whole run.
         """
         if isinstance(error, CannotWriteError):
             raise error
-        # A fault that nobody has thought of still costs only one image.
+        # An unexpected error, too, costs only one image.
         known = isinstance(error, SatmapError)
         self.faults[index] = str(error) if known else f"{type(error).__name__}: {error}"
 
 
 class DecodeQueue:
-    """The maps of the images of a share, from planes in the store into the journal.
+    """Decodes the stored probability maps of a process's share and writes results to the journal.
 
-    An image waits until no image around it is still to be seen, by any process; of those that
-    other processes see, this one learns at the end.
+    An image waits until all its neighbours are predicted. A process learns only at the end of its
+    share which images the other processes have predicted.
     """
 
     def __init__(
@@ -55,43 +55,42 @@ class DecodeQueue:
         journal: Journal,
         outcome: Outcome,
     ) -> None:
-        """Begin with nothing seen.
+        """Start with no image predicted.
 
         Args:
             plan: what is to be predicted.
-            work: what is left to do, by all processes.
-            store: where planes are.
-            pool: workers.
-            journal: where maps go.
-            outcome: where faults go.
+            work: what all processes still have to do.
+            store: stored probability maps.
+            pool: workers that decode.
+            journal: receives the results.
+            outcome: receives the errors.
         """
         self._plan = plan
         self._store = store
         self._pool = pool
         self._journal = journal
         self._outcome = outcome
-        self._unseen = set(work.to_predict)
-        # Images with stored planes, and how many around each are still to be seen.
+        self._unpredicted = set(work.to_predict)
+        # Images with stored maps, and how many neighbours of each are not predicted yet.
         self._waiting: dict[int, int] = {}
         self._waited_for: dict[int, list[int]] = defaultdict(list)
         self._ready: deque[tuple[int, Path]] = deque()
 
     def stored(self, index: int) -> None:
-        """An image of the share has its planes in the store, and is to be vectorised with others'
-        around it."""
-        around = {n.image for n in self._plan.tiles[index].neighbours} & self._unseen - {index}
+        """Queue an image whose maps are in the store, to be decoded with its neighbours."""
+        around = {n.image for n in self._plan.tiles[index].neighbours} & self._unpredicted - {index}
         for other in around:
             self._waited_for[other].append(index)
         self._waiting[index] = len(around)
         self._release(index)
 
     def stored_without_neighbours(self, index: int, path: Path) -> None:
-        """An image of the share has its planes in a file, and nothing around it counts."""
+        """Queue an image whose maps are in the file ``path``, to be decoded without neighbours."""
         self._ready.append((index, path))
 
     def finished_with(self, index: int) -> None:
-        """Nobody needs to wait for an image any more: it is in the store, or never will be."""
-        self._unseen.discard(index)
+        """Release the images that wait for this one: its maps are stored, or it has failed."""
+        self._unpredicted.discard(index)
         for other in self._waited_for.pop(index, ()):
             if other in self._waiting:
                 self._waiting[other] -= 1
@@ -103,53 +102,53 @@ class DecodeQueue:
             self._ready.append((index, self._store.path(self._plan.tiles[index].key)))
 
     def decode_ready(self) -> None:
-        """Let workers vectorise what waits for nothing."""
+        """Submit all images that need not wait to the workers."""
         while self._ready:
-            self._trace(*self._ready.popleft())
+            self._submit(*self._ready.popleft())
 
     def decode_rest(self) -> Iterator[int]:
-        """Let workers vectorise everything, now that all processes have seen their share.
+        """Submit all remaining images, after all processes have predicted their share.
 
         Yields:
-            Each tile once it is on its way.
+            The index of each tile after it was submitted.
         """
-        self._unseen.clear()
+        self._unpredicted.clear()
         for index in sorted(self._waiting):
             self._waiting[index] = 0
             self._release(index)
         while self._ready:
             index, path = self._ready.popleft()
-            self._trace(index, path)
+            self._submit(index, path)
             yield index
         self._pool.finish()
 
     @property
     def left(self) -> int:
-        """How many wait."""
+        """Number of images that are not submitted yet."""
         return len(self._waiting) + len(self._ready)
 
-    def _trace(self, index: int, path: Path) -> None:
+    def _submit(self, index: int, path: Path) -> None:
         tile = self._plan.tiles[index]
-        together = path == self._store.path(tile.key)
+        with_neighbours = path == self._store.path(tile.key)
         neighbours = [
             (self._store.path(self._plan.tiles[n.image].key), n.column, n.row)
             for n in tile.neighbours
-            if together
+            if with_neighbours
         ]
 
         def done(future: Future[Any]) -> None:
             self.decoded(index, tile.chip.image.georeference, future)
-            if not tile.neighbours or not together:
+            if not tile.neighbours or not with_neighbours:
                 path.unlink(missing_ok=True)
 
         decoder = self._plan.decoder(tile)
         self._pool.submit(done, decode_file, decoder, path, neighbours)
 
     def decoded(self, index: int, georeference: Georeference | None, future: Future[Any]) -> None:
-        """Note what was found in an image, or its fault.
+        """Write the result of an image to the journal, or record its error.
 
         Raises:
-            CannotWriteError: something cannot be written.
+            CannotWriteError: the journal or the maps cannot be written.
         """
         error = future.exception()
         if error is not None:

@@ -1,4 +1,4 @@
-"""Images as the networks are to see them."""
+"""Preparation of images for the networks."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from satmap.tasks.base import PreparedImage, Task
 
 
 def prepare_image(chip: Chip, members: Sequence[EnsembleMember], task: Task) -> PreparedImage:
-    """Read an image and stretch it to 8 bits; the RGB image where the multispectral fails.
+    """Read an image and stretch it to 8 bits. If the multispectral image fails, read the RGB image.
 
     Raises:
-        SatmapError: no product of the image can be read, or nobody knows the category of its look.
+        SatmapError: no product of the image can be read, or its view angle category is unknown.
     """
     notes: list[str] = []
     category = task.category(chip)
@@ -26,7 +26,7 @@ def prepare_image(chip: Chip, members: Sequence[EnsembleMember], task: Task) -> 
             chip.require_channels(min(member.network.in_channels for member in members))
             continue
         channels = max(member.network.in_channels for member in fitting)
-        # What is seen in a size of its own is small enough.
+        # Images that are resized to the networks' input size are small enough.
         values = task.values_per_pixel * info.height * info.width
         large = input_px is None and values > MAX_VALUES_IN_MEMORY
         try:
@@ -40,19 +40,18 @@ def prepare_image(chip: Chip, members: Sequence[EnsembleMember], task: Task) -> 
             continue
         if pixels.is_blank if isinstance(pixels, StretchedImage) else not pixels[:, :].any():
             notes.append(
-                f"{info.path}: no pixel holds data, so nothing can be found; check the image if "
-                "it should show something"
+                f"{info.path}: no pixel holds data, so nothing can be found; check the image"
             )
         if len(fitting) < len(members):
             notes.append(
                 f"{len(members) - len(fitting)} of {len(members)} networks need {MULTISPECTRAL} "
-                f"images and were left out where there is only {RGB}"
+                f"images and were left out for images with only {RGB}"
             )
         default = task.default_metres_per_pixel
         size = default or 1.0, default or 1.0
         if info.georeference is not None:
             size = info.georeference.metres_per_pixel
         elif default is not None:
-            notes.append(f"images without georeference are taken to have {default:g} m per pixel")
+            notes.append(f"images without georeference are assumed to have {default:g} m per pixel")
         return PreparedImage(info, pixels, fitting, size, tuple(notes), category, large)
     raise SatmapError(" ".join(notes))

@@ -1,4 +1,4 @@
-"""What a prediction has finished so far, so that a stopped run goes on where it was."""
+"""Journal of the finished images of a prediction, from which a stopped run resumes."""
 
 import contextlib
 import hashlib
@@ -16,44 +16,44 @@ from satmap.io.files import exclusive_lock
 
 
 class RecordCodec(Protocol):
-    """How what is found in an image becomes JSON, and again itself, to the last bit."""
+    """Converts the result of an image to JSON values and back, exactly."""
 
     def as_json(self, found: Any) -> list[Any]:
-        """A list of what JSON knows."""
+        """Return the result as a list of JSON values."""
 
     def from_json(self, content: list[Any]) -> Any:
-        """What it was.
+        """Return the result that ``as_json`` converted.
 
         Raises:
-            ValueError, TypeError: it is no such list.
-            shapely.errors.ShapelyError: likewise.
+            ValueError, TypeError: the content is not a result.
+            shapely.errors.ShapelyError: the content holds a damaged geometry.
         """
 
 
 class Journal:
-    """An append-only file of finished images beside the output.
+    """Append-only file of finished images beside the output.
 
-    Its first line is a fingerprint of weights and settings: another one starts it anew. A line cut
-    off by a crash is passed over. Each process of a run writes and locks a file of its own: the
-    first the journal, the others parts of it, which the first takes in.
+    The first line is a fingerprint of weights and settings. A journal with another fingerprint is
+    started again from empty. A line cut off by a crash is ignored. Each process of a run writes and
+    locks its own file: the first process the journal, the others parts, which the first merges.
 
     Attributes:
         path: the file.
-        finished: keys of the finished images, and where in the file they stand.
-        notes: by key, what the user should know of an image, finished or not.
+        finished: key of each finished image to the position of its line in the file, in bytes.
+        notes: key of an image, finished or not, to its warnings for the user.
     """
 
     def __init__(self, output: Path, fingerprint: str, codec: RecordCodec, part: int = 0) -> None:
-        """Open the journal of ``output``; ``finished`` then holds what an earlier run did.
+        """Open the journal of ``output``; ``finished`` then holds the images of an earlier run.
 
         Args:
             output: the file that is being predicted.
             fingerprint: of weights and settings.
-            codec: of what is found in an image.
-            part: 0 for the journal, which takes in all parts; else a part, begun anew.
+            codec: converts the results of images.
+            part: 0 for the journal, which merges all parts; else the number of an empty part.
 
         Raises:
-            CannotWriteError: another run is at work, or the file cannot be written.
+            CannotWriteError: another run is writing the output, or the file cannot be written.
         """
         self._output = output
         self._codec = codec
@@ -71,12 +71,12 @@ class Journal:
                 self._write(self._head)
             else:
                 end = self._read()
-                # Cut off what a crash left unfinished, so that new lines start on their own line.
+                # Remove an unfinished line that a crash left, before new lines are appended.
                 self._file.truncate(end)
                 if not end:
                     self._write(self._head)
                 self.merge_parts()
-            # Until `close`.
+            # Keep the file open and locked until `close`.
             self._open = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -91,27 +91,27 @@ class Journal:
         self.close()
 
     def add(self, key: str, found: Any) -> None:
-        """Note what was found in an image, under a key of its id and file, as finished."""
+        """Write the result of a finished image, under a key of its id and file."""
         line = json.dumps([key, self._codec.as_json(found)]).encode() + b"\n"
         self.finished[key] = self._write(line)
 
     def add_notes(self, key: str, notes: Sequence[str]) -> None:
-        """Keep what the user should know of an image until the output is complete."""
+        """Write warnings about an image, which are kept until the output is complete."""
         line = json.dumps([key, {"notes": notes}]).encode() + b"\n"
         self._take(line, self._write(line))
 
     def found(self, key: str) -> Any:
-        """What was found in an image, read from the file: it takes no memory meanwhile."""
+        """Read the result of an image from the file."""
         self._file.seek(self.finished[key])
         return self._codec.from_json(json.loads(self._file.readline())[1])
 
     def merge_parts(self) -> None:
-        """Add what other processes have written into parts, and delete those.
+        """Append the parts of other processes to the journal and delete them.
 
         Raises:
-            CannotWriteError: a process is still writing one.
+            CannotWriteError: a process is still writing its part.
         """
-        # A killed process may have left its lock file alone; taking the lock removes it.
+        # A killed process may have left only its lock file, which is removed with the lock.
         found = self.path.parent.glob(f"{self.path.name}-*")
         for path in sorted({path.with_name(path.name.removesuffix(".lock")) for path in found}):
             if not path.name.removeprefix(f"{self.path.name}-").isdecimal():
@@ -130,25 +130,26 @@ class Journal:
                     self._take(line, self._write(line))
 
     def close(self) -> None:
-        """Give the file free for other processes."""
-        # What a full disk did not take is tried once more, and has been told.
+        """Close the file and unlock it for other processes."""
+        # Closing retries a write that failed on a full disk. That error was reported already.
         with contextlib.suppress(OSError):
             self._open.close()
 
     def remove(self) -> None:
-        """Delete the file: the output is complete."""
+        """Delete the file, after the output is complete."""
         self._file.close()
         self.path.unlink(missing_ok=True)
         self._open.close()
 
     def _locked(self, path: Path) -> contextlib.AbstractContextManager[None]:
         refusal = (
-            f"{self._output} is being written by another run; wait for it or give another name."
+            f"{self._output} is being written by another run; wait for that run or give another "
+            "output name."
         )
         return exclusive_lock(path, CannotWriteError(refusal))
 
     def _write(self, line: bytes) -> int:
-        """Add a line; gives its place in the file."""
+        """Append a line; returns its position in the file."""
         with self._writing():
             place = self._file.seek(0, os.SEEK_END)
             self._file.write(line)
@@ -165,7 +166,7 @@ class Journal:
             ) from error
 
     def _read(self) -> int:
-        """Read what fits; gives the length in bytes of the part that is whole."""
+        """Read all complete lines; returns their length in bytes, 0 for another fingerprint."""
         self._file.seek(0)
         place = 0
         for number, line in enumerate(self._file):
@@ -178,7 +179,7 @@ class Journal:
         return place
 
     def _take(self, line: bytes, place: int) -> bool:
-        """Know what a line of the file says; False if it is no whole record."""
+        """Register the record of a line at ``place``; returns False for an incomplete record."""
         record = _record(line, self._codec)
         if record is None:
             return False
@@ -191,9 +192,9 @@ class Journal:
 
 
 def _record(line: bytes, codec: RecordCodec) -> tuple[str, list[str] | None] | None:
-    """The key of the image of a line, and its notes if it holds these and not what was found.
+    """Return the image key of a line and, if the line holds notes and not a result, the notes.
 
-    None if it is no whole record.
+    Returns None for an incomplete record.
     """
     notes = None
     try:

@@ -21,34 +21,34 @@ from satmap.provenance.manifest import (
 
 
 def record_weights(plan: Plan) -> tuple[FileRecord, ...]:
-    """The files of the ensemble, as they are now, and the confidence model with its manifest.
+    """Record the weight files of the ensemble, and the confidence model with its manifest.
 
     Raises:
-        SatmapError: one cannot be read, or the model was fitted to the planes of other networks.
+        SatmapError: a file cannot be read, or the confidence model was fitted to other networks.
     """
     paths = [path for file in plan.files for path in (file.path, *file.duplicates)]
     networks = tuple(in_threads(record_file, paths))
     if plan.rating_model is None:
         return networks
     fitted = read_manifest(plan.rating_model)
-    taught_by = fitted.starts_from if isinstance(fitted, WeightsManifest) else ()
-    if {record.sha256 for record in taught_by} != {record.sha256 for record in networks}:
+    fitted_to = fitted.starts_from if isinstance(fitted, WeightsManifest) else ()
+    if {record.sha256 for record in fitted_to} != {record.sha256 for record in networks}:
         raise SatmapError(
-            f"{plan.rating_model} was fitted to the planes of other networks than these "
-            f"{len(networks)}. Fit it anew (`satmap confidence`), or move it elsewhere."
+            f"{plan.rating_model} was fitted to the probability maps of other networks than these "
+            f"{len(networks)}. Fit it again (`satmap confidence`), or move it elsewhere."
         )
     own = (plan.rating_model, manifest_path(plan.rating_model))
     return networks + tuple(in_threads(record_file, own))
 
 
 def record_images(chip: Chip) -> dict[str, FileRecord]:
-    """The files of an image: product to file, without those that cannot be read."""
+    """Record the files of an image, by product, except those that cannot be read."""
     records = {}
     for product, info in sorted(chip.images.items()):
         try:
             records[product] = record_file(info.path)
         except SatmapError:
-            # An image that went away while it was predicted is reported as such.
+            # An image that was deleted meanwhile is already among the reported faults.
             continue
     return records
 
@@ -61,19 +61,18 @@ def write_submission_manifest(
     device: torch.device,
     processes: int,
 ) -> None:
-    """Write the manifest of a submission that is complete.
+    """Write the manifest of a complete submission.
 
-    Images are read once more for their checksums, all at the end: however often the run was
-    stopped, and with however many processes it was made, the manifest is the same but for its
-    ``run``.
+    The checksums of all images are computed at the end. So, except for its ``run``, the manifest
+    does not depend on interruptions and on the number of processes.
 
     Args:
         plan: what was predicted.
-        request: where to.
+        request: the output and the options.
         weights: the files of the ensemble.
         skipped: id to the reason, for images that could not be predicted.
-        device: where this process's networks ran.
-        processes: how many shared the work.
+        device: device of this process's networks.
+        processes: number of processes that shared the work.
 
     Raises:
         SatmapError: the manifest cannot be written.

@@ -1,4 +1,4 @@
-"""The files that a prediction ends in, from its journal: one image in memory at a time."""
+"""Write the output files of a prediction from its journal, with one image in memory at a time."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,9 +10,9 @@ from satmap.provenance.manifest import manifest_path
 
 
 def remove_leftovers(plan: Plan, request: Request) -> None:
-    """Delete what killed runs left half written where the output goes.
+    """Delete partly written files that killed runs left beside the outputs.
 
-    The run's lock must be held: no other is writing these files.
+    The caller must hold the lock of the journal, so that no other run is writing these files.
     """
     rasters = (plan.raster(index, request.maps) for index in range(len(plan.tiles)))
     remove_temporary_files_of(
@@ -31,20 +31,19 @@ def write_outputs(
     """Write the submission and the exports.
 
     Args:
-        plan: what was to be predicted.
-        request: where to.
-        journal: with what was found in all images but those at fault.
+        plan: what was predicted.
+        request: the outputs.
+        journal: holds the results of all images except those in ``faults``.
         faults: ids of the images that could not be predicted.
 
     Returns:
-        How much was found by the id that stands in the file, every image; and what to know of the
-        exports.
+        Number of objects of every image, by its id in the file; and warnings about the exports.
 
     Raises:
         CannotWriteError: an output cannot be written.
     """
     if request.maps:
-        # What an earlier run knew of images that this one could not predict.
+        # Delete maps that an earlier run wrote for images that this run could not predict.
         for image_id in faults:
             (request.maps / f"{plan.ids[image_id]}.tif").unlink(missing_ok=True)
     keys = {

@@ -1,4 +1,4 @@
-"""What a prediction is to do: which images by which networks, and what is done already."""
+"""Plan of a prediction: which images, by which networks, and what is already done."""
 
 import hashlib
 import json
@@ -25,12 +25,12 @@ from satmap.weights.members import WeightFile, choose, find_weights, recipe_of
 
 @dataclass(frozen=True)
 class Tile:
-    """A chip where it lies.
+    """A chip and the chips around it.
 
     Attributes:
         chip: the chip.
-        key: says whose planes or roads something is, and with which neighbours they were made.
-        neighbours: the chips around it, indices into the list of tiles.
+        key: identifies the stored maps and the result of this chip with these neighbours.
+        neighbours: the chips around it, as indices into the list of tiles.
     """
 
     chip: Chip
@@ -44,24 +44,24 @@ class Tile:
 
 
 def find_tiles(chips: Sequence[Chip], task: Task) -> list[Tile]:
-    """The chips with the chips that they are decoded with.
+    """Find for each chip the chips that it is decoded with.
 
     Args:
         chips: in the order of the output.
-        task: says which images are decoded together.
+        task: decides which images are decoded together.
     """
     images = [chip.image for chip in chips]
     footprints = [ImageFootprint(image.georeference, image.width, image.height) for image in images]
     around = task.find_neighbours(footprints)
     keys = [_key(chip) for chip in chips]
     return [
-        Tile(chip, _joined(key, [keys[n.image] for n in its]), tuple(its))
-        for chip, key, its in zip(chips, keys, around, strict=True)
+        Tile(chip, _joined(key, [keys[n.image] for n in neighbours]), tuple(neighbours))
+        for chip, key, neighbours in zip(chips, keys, around, strict=True)
     ]
 
 
 def _joined(key: str, around: Sequence[str]) -> str:
-    """A key that is another one when something around is: of the many, a digest."""
+    """Return the key of a chip, extended by a digest of its neighbours' keys."""
     if not around:
         return key
     return f"{key} {hashlib.sha256(chr(10).join(sorted(around)).encode()).hexdigest()}"
@@ -74,21 +74,21 @@ def _key(chip: Chip) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for.
+    """The user's request for a prediction.
 
     Attributes:
-        directories: areas, or roots of many.
+        directories: image directories, searched to any depth.
         output: the submission.
         weights: directory of trained weights.
-        device: where networks run, by name.
-        recipe_name: None for that of the weights.
-        maps: directory for the averaged planes, or None.
-        exports: further files for what is found.
+        device: name of the device for the networks.
+        recipe_name: name or path of the recipe; None for that of the weights.
+        maps: directory for the averaged probability maps, or None.
+        exports: further files for the results.
         out_of_fold: whether an image is predicted only by networks whose training held it out.
-        workers: processes that vectorise, for each process that predicts.
-        command: satmap's arguments, for the manifest; empty if it was called from Python.
-        started: when, in UTC.
-        view_angle: of images whose names do not say from where they were taken.
+        workers: processes that vectorise, per process that predicts.
+        command: satmap's arguments, for the manifest; empty if called from Python.
+        started: start time, UTC.
+        view_angle: off-nadir angle, for images whose names lack it.
     """
 
     directories: tuple[Path, ...]
@@ -107,19 +107,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be predicted, the same in all processes.
+    """Plan of a prediction, the same in all processes.
 
     Attributes:
-        recipe: how.
-        task: of the recipe.
-        files: the networks of the ensemble.
-        rating_model: the second-level model of these networks, if there is one.
-        held_out: for each the images that its training held out; None where that does not count.
-        ids: of every image of the output, the id that stands in the file; in its order.
+        recipe: the recipe to predict with.
+        task: the task of the recipe.
+        files: weight files of the ensemble.
+        rating_model: second-level model of these networks, if there is one.
+        held_out: for each file the images that its training held out; None if not out of fold.
+        ids: image id to the id in the output file, for every image, in the order of the file.
         tiles: the images that can be read.
-        faults: image id to what is wrong, for the others.
-        warnings: what the user should know.
-        fingerprint: what must be the same for finished images to count.
+        faults: image id to the reason, for images that cannot be read.
+        warnings: messages for the user.
+        fingerprint: must match for the finished images of an earlier run to count.
     """
 
     recipe: Recipe
@@ -134,19 +134,19 @@ class Plan:
     fingerprint: str
 
     def decoder(self, tile: Tile) -> Any:
-        """What turns the prediction of an image into its result."""
+        """Return the decoder that turns the prediction of an image into its result."""
         return self.task.decoder(tile.chip, self.rating_model)
 
     def raster(self, index: int, maps: Path | None) -> Path | None:
-        """Where the planes of a tile are to be written for the user."""
+        """Return the file for a tile's probability maps in ``maps``; None without a directory."""
         return maps / f"{self.ids[self.tiles[index].chip.image_id]}.tif" if maps else None
 
 
 def make_plan(request: Request) -> Plan:
-    """Look for networks and images, and say on stdout what there is.
+    """Find networks and images, and print a summary on stdout.
 
     Raises:
-        SatmapError: no images, no weights, no image that was held out.
+        SatmapError: there are no images, no weights, or no image that was held out.
     """
     files = find_weights(request.weights)
     recipe = load_recipe(request.recipe_name) if request.recipe_name else recipe_of(files)
@@ -158,7 +158,7 @@ def make_plan(request: Request) -> Plan:
         raise SatmapError(
             f"--probabilities: networks for {task.noun} have no probability maps. Leave it out."
         )
-    # Out of fold the model does not count: it has seen the truth of these images.
+    # The rating model has seen the truth of training images, so out of fold it is not used.
     rating_model = None if request.out_of_fold else task.find_rating_model(request.weights)
     inventory = task.find_images(request.directories, request.view_angle)
     task.check_outputs(request.output, request.exports, inventory.chips)
@@ -213,23 +213,23 @@ def _require_categories(inventory: Inventory, task: Task) -> None:
 def _held_out_ids(
     image_ids: Sequence[str], held_out: Sequence[frozenset[str]]
 ) -> tuple[list[str], list[str]]:
-    """The images that a network held out, and what to say of the others.
+    """Return the images that a network held out, and a warning about the others.
 
     Raises:
-        SatmapError: there is none.
+        SatmapError: no image was held out.
     """
-    everything = frozenset().union(*held_out)
-    known = [image_id for image_id in image_ids if image_id in everything]
+    any_held_out = frozenset().union(*held_out)
+    known = [image_id for image_id in image_ids if image_id in any_held_out]
     if not known:
         raise SatmapError(
             f"none of the {len(image_ids)} images, such as {image_ids[0]}, was held out by one of "
-            "the networks. Give the directories that they were trained with, or leave "
-            "--out-of-fold away: networks have seen no test image."
+            "the networks. Give the directories that they were trained with. For test images, "
+            "which no network has seen, leave --out-of-fold out."
         )
-    others = [image_id for image_id in image_ids if image_id not in everything]
+    others = [image_id for image_id in image_ids if image_id not in any_held_out]
     if not others:
         return known, []
-    note = f"held out by no network and left out: {len(others)} images such as {others[0]}"
+    note = f"{len(others)} images, such as {others[0]}, were held out by no network and left out"
     return known, [note]
 
 
@@ -240,7 +240,7 @@ def _fingerprint(
     request: Request,
     held_out: Sequence[frozenset[str]] | None,
 ) -> str:
-    """What must be the same for the images of a stopped run to count as finished."""
+    """Return a text that must match for the finished images of a stopped run to count."""
     paths = [file.path for file in files] + ([rating_model] if rating_model else [])
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     folds = None if held_out is None else [sorted(images) for images in held_out]
@@ -251,35 +251,35 @@ def _fingerprint(
 
 @dataclass(frozen=True)
 class Work:
-    """What is left to do, as indices into the tiles.
+    """Remaining work, as indices into the tiles.
 
     Attributes:
-        to_predict: images whose planes are to be predicted.
-        to_decode: images whose planes are there and whose roads are not.
+        to_predict: images without probability maps.
+        to_decode: images with stored probability maps but without a result.
     """
 
     to_predict: tuple[int, ...]
     to_decode: tuple[int, ...]
 
     def share(self, ranks: Ranks) -> "Work":
-        """A process's part; which images that are depends on nothing but their order."""
+        """Return every n-th image, the share of this process."""
         return Work(
             self.to_predict[ranks.rank :: ranks.world], self.to_decode[ranks.rank :: ranks.world]
         )
 
 
 def work_left(plan: Plan, journal: Journal, store: MapStore, maps: Path | None) -> Work:
-    """What an earlier run has left to do.
+    """Return what an earlier run has left to do.
 
     Args:
-        plan: what is to be done in all.
-        journal: the images whose roads are there.
-        store: the planes that wait for their neighbours.
-        maps: the directory for the averaged planes, or None.
+        plan: the whole prediction.
+        journal: holds the results of finished images.
+        store: probability maps that are kept for the images around them.
+        maps: directory for the averaged probability maps, or None.
     """
     tiles = plan.tiles
 
-    def roads_are_there(index: int) -> bool:
+    def is_decoded(index: int) -> bool:
         return tiles[index].key in journal.finished
 
     def needs_maps(index: int) -> bool:
@@ -288,50 +288,51 @@ def work_left(plan: Plan, journal: Journal, store: MapStore, maps: Path | None) 
             return True
         if tile.key in store:
             return False
-        # Its own roads may be there, but its neighbours' need its planes.
-        return not all(map(roads_are_there, (index, *(n.image for n in tile.neighbours))))
+        # Even if this image is decoded, its neighbours may need its maps.
+        return not all(map(is_decoded, (index, *(n.image for n in tile.neighbours))))
 
     to_predict = [index for index in range(len(tiles)) if needs_maps(index)]
-    seen = set(range(len(tiles))).difference(to_predict)
-    return Work(tuple(to_predict), tuple(i for i in sorted(seen) if not roads_are_there(i)))
+    predicted = set(range(len(tiles))).difference(to_predict)
+    return Work(tuple(to_predict), tuple(i for i in sorted(predicted) if not is_decoded(i)))
 
 
 def held_out_images(
     files: Sequence[WeightFile], recipe: Recipe, chips: Sequence[Chip]
 ) -> tuple[list[frozenset[str]], list[str]]:
-    """For each file the ids of the images that its training held out.
+    """Return for each weight file the ids of the images that its training held out.
 
-    The files say it. For those of earlier versions, which do not, the folds are dealt anew over the
-    labelled chips: the same as in training only if these are the chips of the training.
+    Weight files hold these ids, except those of earlier versions. For them the folds are assigned
+    again over the labelled chips, which is right only if these are the chips of the training.
 
     Args:
-        files: an ensemble of the recipe's.
-        recipe: the recipe that they were trained with.
-        chips: what the given directories hold.
+        files: the ensemble.
+        recipe: the recipe that the files were trained with.
+        chips: the chips in the given directories.
 
     Returns:
-        A set a file, and what the user should know of them.
+        A set of image ids per file, and warnings for the user.
     """
     labelled = [chip for chip in chips if chip.label is not None]
     sites = assign_folds({c.site: c.aoi for c in labelled}.items(), recipe.folds, recipe.seed)
     folds = {chip.image_id: sites[chip.site] for chip in labelled}
     fold_of = {member.name: member.fold for member in recipe.members}
-    held_out, silent = [], []
+    held_out, without_ids = [], []
     for file in files:
         images = file.held_out
         if images is None:
-            silent.append(file.path.name)
+            without_ids.append(file.path.name)
             fold = fold_of.get(file.metadata.get("member", ""))
-            images = frozenset(image_id for image_id, its in folds.items() if its == fold)
-            # Where all chips are of one fold, training has to take them too.
+            images = frozenset(image_id for image_id, held_in in folds.items() if held_in == fold)
+            # If all chips are in one fold, the training had to use them.
             if len(images) == len(folds):
                 images = frozenset()
         held_out.append(images)
-    if not silent:
+    if not without_ids:
         return held_out, []
     note = (
-        f"{len(silent)} of {len(files)} weight files, such as {silent[0]}, do not say which images "
-        f"they held out; taken for those of their fold among the {len(labelled)} labelled images "
-        "here, which is right only if these are the images of the training"
+        f"{len(without_ids)} of {len(files)} weight files, such as {without_ids[0]}, do not say "
+        f"which images they held out. satmap uses the images of their fold among the "
+        f"{len(labelled)} labelled images here, which is right only if these are the images of "
+        "the training."
     )
     return held_out, [note]

@@ -1,4 +1,4 @@
-"""Prediction: from directories of images to the submission file."""
+"""Predict a submission file from directories of images."""
 
 import contextlib
 from collections.abc import Sequence
@@ -25,15 +25,15 @@ from satmap.submissions.outputs import require_outputs
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a prediction did.
+    """Result of a prediction.
 
     Attributes:
-        noun: what was looked for, in the plural.
-        images: how much was found by the id that stands in the file, every image found (out of
-            fold: held out).
-        faults: image id to what was wrong, for the images that could not be predicted and are
-            empty in the file.
-        warnings: what the user should know of the others.
+        noun: what was predicted, in the plural: ``roads``.
+        images: id in the file to the number of objects, for every image (out of fold: every image
+            that was held out).
+        faults: image id to the reason, for images that could not be predicted and are empty in the
+            file.
+        warnings: messages about the other images.
     """
 
     noun: str
@@ -58,36 +58,37 @@ def predict(
 ) -> Prediction:
     """Predict every image of the directories and write the submission with its manifest.
 
-    An image that cannot be read or predicted is reported and has an empty row. A run that was
-    stopped goes on with the images that it had not finished, also with other numbers of workers
-    and processes: an image's roads depend on it and on those around it alone.
+    An image that cannot be read or predicted is reported and gets an empty row. A stopped run
+    resumes with its unfinished images, also with another number of workers or processes, because
+    the result of an image depends only on the image and its neighbours.
 
-    Started by ``torchrun``, every process calls this and predicts its share; they all need the
-    directory of the output.
+    Under ``torchrun`` every process calls this and predicts its share. All processes need access to
+    the directory of the output.
 
     Args:
-        directories: areas, or roots of many.
-        output: the submission: a CSV file, of buildings also .json for COCO results.
-        weights: directory of trained weights; all of the recipe's are averaged.
-        device: where networks run; as ``satmap.runtime.device.pick_device`` takes it.
-        recipe_name: by default that of the weights.
-        maps: directory for the averaged planes, a GeoTIFF an image by the id that stands in the
-            file, as ``satmap.prediction.vectorize.vectorize_directory`` takes them; an image at
-            fault has none.
+        directories: image directories, searched to any depth.
+        output: the submission: a CSV file, or for buildings also .json for COCO results.
+        weights: directory of trained weights; all checkpoints of the recipe are averaged.
+        device: device for the networks, as for ``satmap.runtime.device.pick_device``.
+        recipe_name: name or path of the recipe; None for that of the weights.
+        maps: directory for the averaged probability maps, one GeoTIFF per image, named by the id in
+            the file, as ``satmap.prediction.vectorize.vectorize_directory`` reads them. Images that
+            could not be predicted have none.
         exports: files for the roads or buildings in the formats of ``satmap.exports``.
         out_of_fold: predict each image only by the networks whose training held it out, and leave
-            out images that none did.
-        workers: processes that write and vectorise planes, for each that predicts; with any, a
-            thread reads ahead. 0 does one thing after the other in this process.
+            out images that no training held out.
+        workers: processes that write and vectorise probability maps, per process that predicts.
+            With at least one, a thread also reads images ahead. 0 does everything in turn in this
+            process.
         command: satmap's arguments, for the manifest.
-        view_angle: of images whose names do not say from where they were taken.
+        view_angle: off-nadir angle, for images whose names lack it.
 
     Returns:
-        What was done; under ``torchrun`` the same in every process.
+        The result, under ``torchrun`` the same in every process.
 
     Raises:
-        SatmapError: no images, no weights, no image that was held out, an output that cannot be
-            written, another run that writes it, a process that was killed.
+        SatmapError: there are no images, no weights or no image that was held out, an output cannot
+            be written, another run is writing it, or a process was killed.
     """
     request = Request(
         tuple(directories), output, weights, str(device), recipe_name, maps, tuple(exports),
@@ -96,13 +97,13 @@ def predict(
     require_outputs(output, exports)
     if maps:
         require_writable(maps / "maps.tif")
-    # Planes and roads travel through files beside the output.
+    # Processes exchange maps and results through files, so the group needs no GPU.
     with joined(torch.device("cpu")) as ranks:
         return _predict(ranks, request)
 
 
 def _predict(ranks: Ranks, request: Request) -> Prediction:
-    """What one of the processes does."""
+    """Predict the share of this process; the first process also plans and writes the outputs."""
     device = pick_device(request.device)
     with contextlib.ExitStack() as stack:
         members: list[EnsembleMember] = []
@@ -113,7 +114,7 @@ def _predict(ranks: Ranks, request: Request) -> Prediction:
             nonlocal members, journal, weights
             plan = make_plan(request)
             _require_channels(plan)
-            # Now, for a training may replace them while they are at work.
+            # Before loading, because a training may replace the files during the prediction.
             weights = record_weights(plan)
             members = plan.task.load_ensemble(plan.files, device)
             journal = stack.enter_context(Journal(request.output, plan.fingerprint, plan.task))
@@ -130,7 +131,7 @@ def _predict(ranks: Ranks, request: Request) -> Prediction:
             )
         outcome = predict_rank_share(plan, work, request, ranks, members, device, journal)
         if not ranks.first:
-            # The first process takes in what this one has finished.
+            # The first process merges this journal.
             journal.close()
         outcomes = ranks.gather(outcome)
 
@@ -146,10 +147,10 @@ def _predict(ranks: Ranks, request: Request) -> Prediction:
 
 
 def _require_channels(plan: Plan) -> None:
-    """Fail if no image has as many bands as some network needs.
+    """Require that at least one image has enough bands for at least one network.
 
     Raises:
-        SatmapError: so it is.
+        SatmapError: all images have too few bands for all networks.
     """
     least = min(file.in_channels for file in plan.files)
     chips = [tile.chip for tile in plan.tiles]
@@ -160,7 +161,7 @@ def _require_channels(plan: Plan) -> None:
 def _written(
     plan: Plan, request: Request, journal: Journal, outcomes: Sequence[Outcome]
 ) -> Prediction:
-    """Write what all processes have found, in the order of the images."""
+    """Write the results of all processes, in the order of the images."""
     faults = dict(plan.faults)
     warnings = dict.fromkeys(plan.warnings)
     for index, tile in enumerate(plan.tiles):
@@ -168,6 +169,6 @@ def _written(
             if index in outcome.faults:
                 faults[tile.chip.image_id] = outcome.faults[index]
         warnings |= dict.fromkeys(journal.notes.get(tile.key, ()))
-    images, of_exports = write_outputs(plan, request, journal, list(faults))
-    warnings |= dict.fromkeys(of_exports)
+    images, export_warnings = write_outputs(plan, request, journal, list(faults))
+    warnings |= dict.fromkeys(export_warnings)
     return Prediction(plan.task.noun, images, faults, tuple(warnings))

@@ -1,8 +1,8 @@
-"""A process's share of a prediction: reading, networks and vectorising, all at the same time.
+"""Predict one process's share of the images: read, run networks and vectorise concurrently.
 
-A thread reads the next images while the networks are at work; worker processes write and vectorise
-planes meanwhile. Every queue between them is short, so memory does not grow with the number of
-images: of what is finished nothing stays but what the journal holds, on disk.
+A thread reads the next images while the networks run, and worker processes write and vectorise
+probability maps. All queues are short, and results are kept in the journal on disk, so memory does
+not grow with the number of images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,11 +28,11 @@ from satmap.runtime.workers import BoundedPool, read_ahead
 from satmap.tasks.base import PendingResult, PreparedImage, Task
 from satmap.tasks.dense import DenseTask
 
-#: Images that are read before the networks have time for them.
+#: Number of images that are read before the networks need them.
 READ_AHEAD = 2
 
-#: Images whose planes are in work, a worker: one that it works on and one that waits.
-JOBS_A_WORKER = 2
+#: Images per worker whose maps are in memory: one that the worker handles and one that waits.
+JOBS_PER_WORKER = 2
 
 
 def predict_rank_share(
@@ -44,36 +44,37 @@ def predict_rank_share(
     device: torch.device,
     journal: Journal,
 ) -> Outcome:
-    """Predict a process's share of the images into its journal.
+    """Predict this process's share of the images and write the results to its journal.
 
     Args:
-        plan: what is to be predicted.
-        work: what is left to do, by all processes.
-        request: where to, and with how many workers.
-        ranks: which process this is.
+        plan: the whole prediction.
+        work: what all processes still have to do.
+        request: the outputs and the number of workers.
+        ranks: the processes of the prediction.
         members: the networks of the plan's files, on the device.
-        device: where to compute.
-        journal: this process's.
+        device: device of the networks.
+        journal: the journal of this process.
 
     Raises:
-        SatmapError: something cannot be written, or another process has ended.
+        SatmapError: a file cannot be written, or the device fails.
+        PeerError: another process has ended.
     """
     outcome = Outcome()
     store = MapStore(request.output, plan.fingerprint)
     mine = work.share(ranks)
-    with BoundedPool(request.workers, request.workers * JOBS_A_WORKER) as pool:
+    with BoundedPool(request.workers, request.workers * JOBS_PER_WORKER) as pool:
         queue = DecodeQueue(plan, work, store, pool, journal, outcome)
         for index in mine.to_decode:
             queue.stored(index)
         stage = _NetworkStage(
             plan, request.maps, members, device, store, pool, queue, journal, outcome
         )
-        pictures = read_ahead(mine.to_predict, stage.read, READ_AHEAD if request.workers else 0)
+        images = read_ahead(mine.to_predict, stage.read, READ_AHEAD if request.workers else 0)
         if ranks.first:
-            whose = f" (1 of {ranks.world} processes)" if ranks.world > 1 else ""
-            pictures = track(pictures, f"predicting{whose}", len(mine.to_predict))
-        stage.see(pictures)
-        # What lies beside other processes' images has to wait for those.
+            share = f" (1 of {ranks.world} processes)" if ranks.world > 1 else ""
+            images = track(images, f"predicting{share}", len(mine.to_predict))
+        stage.predict(images)
+        # Images with neighbours in other processes' shares need the maps of those.
         ranks.wait()
         left = queue.decode_rest()
         for _ in track(left, "vectorising", queue.left) if ranks.first else left:
@@ -82,12 +83,12 @@ def predict_rank_share(
 
 
 def launch_networks(image: PreparedImage, task: Task, device: torch.device) -> PendingResult:
-    """Start the networks on an image; the device may still be working when this returns."""
+    """Start the networks on an image. The device may still be computing when this returns."""
     return task.predict(image, device)
 
 
 class _NetworkStage:
-    """Runs the networks on the images of a share and hands the predictions on to workers."""
+    """Runs the networks on the images of a share and passes the predictions to the workers."""
 
     def __init__(
         self,
@@ -112,7 +113,7 @@ class _NetworkStage:
         self._outcome = outcome
 
     def read(self, index: int) -> PreparedImage | Exception:
-        """The image of a tile, or what is wrong with it; in another thread."""
+        """Return the prepared image of a tile, or the error. Called in the reader thread."""
         members, chip = self._members, self._plan.tiles[index].chip
         if self._plan.held_out is not None:
             pairs = zip(members, self._plan.held_out, strict=True)
@@ -122,8 +123,8 @@ class _NetworkStage:
         except Exception as error:
             return error
 
-    def see(self, images: Iterator[tuple[int, PreparedImage | Exception]]) -> None:
-        """Predict images, and decode those whose neighbours are predicted by then."""
+    def predict(self, images: Iterator[tuple[int, PreparedImage | Exception]]) -> None:
+        """Predict images, and meanwhile decode those whose neighbours are already predicted."""
         launched: tuple[int, PreparedImage, PendingResult] | None = None
         try:
             for index, image in images:
@@ -132,7 +133,8 @@ class _NetworkStage:
                 if launched is not None:
                     self._hand_on(*launched)
                 launched = following
-                # A GPU has the next image before the host waits for this one; a CPU is done.
+                # A GPU gets the next image before the host waits for this one. On a CPU the
+                # prediction is finished already.
                 if launched is not None and self._device.type != "cuda":
                     self._hand_on(*launched)
                     launched = None
@@ -146,7 +148,7 @@ class _NetworkStage:
     def _launched(
         self, index: int, image: PreparedImage | Exception
     ) -> tuple[int, PreparedImage, PendingResult] | None:
-        """Launch the networks; None if that fails, or if the prediction is in a file already."""
+        """Launch the networks. None if they fail, or if the prediction was written to a file."""
         task = self._plan.task
         try:
             if isinstance(image, Exception):
@@ -162,21 +164,21 @@ class _NetworkStage:
             return None
 
     def _predict_into_file(self, index: int, image: PreparedImage, task: DenseTask) -> None:
-        """Predict probability maps that are too large for the memory into a file."""
+        """Predict probability maps that do not fit into memory, strip by strip into a file."""
         tile, georeference = self._plan.tiles[index], image.info.georeference
-        together = self._fits(index, image) or not tile.neighbours
-        path = self._store.path(tile.key if together else f"{tile.key} alone")
+        with_neighbours = self._fits(index, image) or not tile.neighbours
+        path = self._store.path(tile.key if with_neighbours else f"{tile.key} alone")
         names = self._plan.recipe.map_names
         with map_writer(path, names, image.shape, georeference) as write:
             for strip in task.predict_strips(image, self._device):
                 write(strip.top, strip.values.get())
-                # Else it is held while the next one is predicted: hundreds of megabytes.
+                # Free hundreds of megabytes before the next strip is predicted.
                 del strip
 
         def copied(future: Future[None]) -> None:
             if not self._is_sound(index, image, future):
                 path.unlink(missing_ok=True)
-            elif together:
+            elif with_neighbours:
                 self._queue.stored(index)
             else:
                 self._queue.stored_without_neighbours(index, path)
@@ -185,7 +187,7 @@ class _NetworkStage:
         self._pool.submit(copied, copy_maps, path, self._rasters(index))
 
     def _hand_on(self, index: int, image: PreparedImage, pending: PendingResult) -> None:
-        """Give the prediction of an image to a worker."""
+        """Wait for the prediction of an image and pass it to a worker."""
         try:
             prediction = pending.get()
         except DEVICE_ERRORS as error:
@@ -196,7 +198,7 @@ class _NetworkStage:
         georeference, rasters = image.info.georeference, self._rasters(index)
         tile = self._plan.tiles[index]
 
-        def kept(future: Future[None]) -> None:
+        def stored(future: Future[None]) -> None:
             if self._is_sound(index, image, future):
                 self._queue.stored(index)
             self._queue.finished_with(index)
@@ -208,16 +210,17 @@ class _NetworkStage:
 
         if not isinstance(self._plan.task, DenseTask):
             self._pool.submit(decoded, self._plan.decoder(tile).decode, prediction)
-        # The maps of a stand-in on another grid cannot be laid beside the neighbours'.
+        # An RGB image that replaces a broken multispectral one may have another pixel grid. Its
+        # maps do not fit to those of the neighbours.
         elif self._fits(index, image):
             paths = [*rasters, self._store.path(tile.key)]
-            self._pool.submit(kept, store_maps, prediction, georeference, paths)
+            self._pool.submit(stored, store_maps, prediction, georeference, paths)
         else:
             decoder = self._plan.decoder(tile)
             self._pool.submit(decoded, decode_maps, prediction, georeference, rasters, decoder)
 
     def _fits(self, index: int, image: PreparedImage) -> bool:
-        """Whether there is something around an image, on the grid on which it was seen."""
+        """Return whether an image has neighbours and was predicted on its tile's pixel grid."""
         tile = self._plan.tiles[index]
         return bool(tile.neighbours) and image.shape == tile.shape
 
@@ -240,9 +243,9 @@ class _NetworkStage:
 
 
 def _device_failed(error: Exception) -> SatmapError:
-    """A fault of the run and not of an image: the next one would fare no better."""
+    """Return the error that ends the run: after a device failure the next image would fail too."""
     return SatmapError(
-        f"the networks' device fails ({str(error).splitlines()[0]}). What is finished is kept: "
-        "look at the device, or make `inference: {batch, window}` of the recipe smaller if memory "
-        "is short, and start the same command again."
+        f"the networks' device fails ({str(error).splitlines()[0]}). Finished work is kept. "
+        "Check the device, or if memory is short lower `inference: {batch, window}` in the "
+        "recipe, and run the same command again to resume."
     )

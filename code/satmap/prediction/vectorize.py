@@ -1,4 +1,4 @@
-"""Vectors from probability rasters on disk, whatever network they are from."""
+"""Vectorise probability rasters on disk, from any network."""
 
 import hashlib
 import json
@@ -21,19 +21,19 @@ from satmap.rasters.map_files import find_map_files, open_map_file
 from satmap.runtime.workers import BoundedPool
 from satmap.tasks.dense import DenseTask
 
-# Rasters in work or waiting, for each worker.
+# Rasters per worker that are being decoded or waiting.
 _AHEAD = 2
 
 
 @dataclass(frozen=True)
 class Vectorization:
-    """What vectorising a directory did.
+    """Result of vectorising a directory.
 
     Attributes:
-        images: number of objects by image id, of every raster found, in natural order.
-        faults: image id to problem, for rasters that could not be vectorised and are empty in the
-            file.
-        warnings: what the user should know of the others.
+        images: image id to the number of objects, for every raster found, in natural order.
+        faults: image id to the problem, for rasters that could not be vectorised and are empty in
+            the file.
+        warnings: messages about the other rasters.
     """
 
     images: dict[str, int]
@@ -52,19 +52,19 @@ def vectorize_directory(
     """Vectorise every probability raster under a directory and write one file.
 
     A raster is a PNG or GeoTIFF with the task's probability maps as bands: uint8, 0..255 for 0..1,
-    or float, 0..1. NaN and pixels without data count as 0. Its name tells the image as the
-    challenge's images do; another name without its suffix is the id.
+    or float, 0..1. NaN and pixels without data count as 0. The image id is read from a file name
+    in the challenge's format; otherwise it is the name without its suffix.
 
-    A raster that cannot be vectorised is reported and is empty in the file. Images come in natural
-    order, and the bytes do not depend on ``workers``. Finished images wait in a journal on disk:
-    memory does not grow with their number, and a run that was stopped resumes.
+    A raster that cannot be vectorised is reported and is empty in the file. Images are in natural
+    order, and the bytes do not depend on ``workers``. Results are kept in a journal on disk, so
+    memory does not grow with their number, and a stopped run resumes.
 
     Args:
-        maps: searched to any depth.
+        maps: directory, searched to any depth.
         output: the suffix is the format: the task's submission or one of its exports.
         task: decodes the maps and writes the file.
-        workers: processes that vectorise; 0 works in this one.
-        view_angle: of images whose names do not tell it.
+        workers: processes that vectorise; 0 uses this process.
+        view_angle: off-nadir angle, for images whose names lack it.
 
     Raises:
         SatmapError: no rasters, two for one image, an unknown suffix, a worker that was killed.
@@ -75,7 +75,7 @@ def vectorize_directory(
     suffixes = (*task.submission_suffixes, *task.export_suffixes)
     if output.suffix.lower() not in suffixes:
         raise SatmapError(
-            f"{output}: the suffix names the format, and '{output.suffix}' is none of "
+            f"{output}: the suffix names the format, and '{output.suffix}' is not one of "
             f"{', '.join(suffixes)}."
         )
     require_map_output(output)
@@ -89,7 +89,7 @@ def vectorize_directory(
         Journal(output, _fingerprint(task, paths, view_angle), task) as journal,
         BoundedPool(workers, workers * _AHEAD) as pool,
     ):
-        for name, chip in track(chips.items(), "vectorizing", len(chips)):
+        for name, chip in track(chips.items(), "vectorising", len(chips)):
             if name in faults or name in journal.finished:
                 continue
 
@@ -123,7 +123,7 @@ def vectorize_directory(
 def _describe(
     paths: Mapping[str, Path], task: DenseTask, metres: float, view_angle: ViewAngle | None
 ) -> tuple[dict[str, Chip], dict[str, str]]:
-    """Every raster as an image, and the problems of those that cannot be opened."""
+    """Describe every raster as a chip, and collect the problems of those that cannot be opened."""
     chips, faults = {}, {}
     for name, path in paths.items():
         width = height = 0
@@ -149,7 +149,7 @@ def _describe(
 def _find_neighbours(
     chips: Mapping[str, Chip], task: DenseTask
 ) -> dict[str, list[tuple[Path, int, int]]]:
-    """For each raster those that it is decoded with, and their first column and row in it."""
+    """Find for each raster its neighbours, with their first column and row in its pixels."""
     images = [chip.image for chip in chips.values()]
     footprints = [ImageFootprint(image.georeference, image.width, image.height) for image in images]
     return {
@@ -173,7 +173,7 @@ def _export(
 
 
 def _problem(path: Path, error: BaseException) -> str:
-    # An unexpected error still costs only one image.
+    # An unexpected error, too, costs only one image.
     return (
         str(error) if isinstance(error, SatmapError) else f"{path}: {type(error).__name__}: {error}"
     )
@@ -192,13 +192,13 @@ def _warnings(
     if not unscaled:
         return ()
     return (
-        f"{len(unscaled)} rasters without georeference, such as {unscaled[0]}, are taken to have "
+        f"{len(unscaled)} rasters without georeference, such as {unscaled[0]}, are assumed to have "
         f"{task.default_metres_per_pixel:g} m per pixel",
     )
 
 
 def _fingerprint(task: DenseTask, paths: Mapping[str, Path], view_angle: ViewAngle | None) -> str:
-    """Must match for the images of a stopped run to count as finished."""
+    """Return a digest that must match for the finished images of a stopped run to count."""
     files = [
         [name, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
         for name, path in paths.items()

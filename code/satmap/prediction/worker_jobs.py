@@ -1,6 +1,6 @@
-"""What worker processes do with the probability maps of an image.
+"""Jobs of worker processes on the probability maps of an image.
 
-Nothing here imports torch: it takes each worker seconds and hundreds of megabytes.
+This module does not import torch, which would cost each worker seconds and hundreds of megabytes.
 """
 
 import shutil
@@ -33,7 +33,7 @@ def decode_maps(
     paths: Sequence[Path],
     decoder: MapDecoder,
 ) -> Any:
-    """Write probability maps to files, and decode them as they are.
+    """Write probability maps to files, and decode them without neighbours.
 
     Raises:
         CannotWriteError: the disk is full or a directory not writable.
@@ -59,9 +59,9 @@ def decode_file(
     neighbours: Sequence[tuple[Path, int, int]],
     check_scale: bool = False,
 ) -> Any:
-    """Decode a raster of probability maps, together with those around it.
+    """Decode a raster of probability maps, together with the rasters around it.
 
     Raises:
-        SatmapError: the maps are gone, or damaged.
+        SatmapError: the raster is missing or damaged.
     """
     return decoder.decode_file(path, neighbours, check_scale=check_scale)

@@ -1,4 +1,4 @@
-"""Recipes: a solution as data."""
+"""Recipes: complete solutions as YAML files."""
 
 from satmap.recipes.schema import Recipe, load_recipe, recipe_names
 

@@ -1,8 +1,8 @@
-"""The task families that recipes can name: each in one line, loaded when it is needed.
+"""Registry of the tasks that recipes can name; a task is imported only when it is used.
 
-A task has two halves. Its settings say what a recipe may hold and load in milliseconds; its
-:class:`satmap.tasks.base.Task` does the work and loads torch. Both are named here by their
-addresses, so that nothing is imported for a task that is not used.
+A task has two parts. Its settings define the content of recipes and load in milliseconds. Its
+:class:`satmap.tasks.base.Task` does the work and imports torch. The registry holds the import
+addresses of both.
 
 Another package adds a task with an entry point of the group ``satmap.tasks`` that names a
 :class:`TaskEntry`.
@@ -30,8 +30,8 @@ class TaskEntry:
         settings: the :class:`TaskSettings` of its recipes.
         losses: the :class:`TaskLosses` of their members.
         task: the :class:`satmap.tasks.base.Task`.
-        formats: a list of :class:`satmap.evaluation.result_format.ResultFormat`, for results in a
-            format that none of the challenges has; None for none.
+        formats: a list of :class:`satmap.evaluation.result_format.ResultFormat`, for results in
+            formats besides those of the challenges; None for none.
     """
 
     name: str
@@ -41,21 +41,21 @@ class TaskEntry:
     formats: str | None = None
 
     def settings_type(self) -> type[TaskSettings]:
-        """The type of the task's part of a recipe."""
+        """Return the type of the task's settings in a recipe."""
         found: type[TaskSettings] = _load(self.settings)
         return found
 
     def losses_type(self) -> type[TaskLosses]:
-        """The type of the losses of a recipe's members."""
+        """Return the type of the losses of a recipe's members."""
         found: type[TaskLosses] = _load(self.losses)
         return found
 
     def task_type(self) -> Any:
-        """The task itself; this imports torch."""
+        """Return the type of the task; this imports torch."""
         return _load(self.task)
 
     def result_formats(self) -> list[Any]:
-        """Formats of results beside those of the challenges."""
+        """Return the result formats besides those of the challenges."""
         return list(_load(self.formats)) if self.formats else []
 
 
@@ -77,12 +77,12 @@ BUILT_IN = (
 
 
 def task_names() -> tuple[str, ...]:
-    """The names of the tasks that satmap ships."""
+    """Return the names of the tasks that satmap ships."""
     return tuple(entry.name for entry in BUILT_IN)
 
 
 def find_task(name: str) -> TaskEntry:
-    """The entry of a task.
+    """Return the entry of a task.
 
     Raises:
         SatmapError: no task has this name.
@@ -98,7 +98,7 @@ def find_task(name: str) -> TaskEntry:
 
 @cache
 def installed_tasks() -> Mapping[str, TaskEntry]:
-    """The tasks of other installed packages, by name."""
+    """Return the tasks of other installed packages, by name."""
     entries: list[TaskEntry] = [point.load() for point in entry_points(group=_GROUP)]
     return {entry.name: entry for entry in entries}
 

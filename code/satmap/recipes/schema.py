@@ -1,8 +1,8 @@
-"""Recipes: a challenge's whole solution as data.
+"""Schema of recipes, which hold the whole solution of a challenge as data.
 
-A recipe names targets, networks, stages, losses, views and the vectoriser. It is YAML, read into
-frozen models; an unknown key or a value out of range is an error that says where. The recipes that
-satmap ships lie in ``recipes/``; a path to a file of one's own works in their place.
+A recipe defines targets, networks, stages, losses, test-time augmentation and the vectoriser. It is
+a YAML file, read into frozen models. An unknown key or a value out of range is an error that names
+the place. satmap's recipes are in ``recipes/``; users can give a path to their own file instead.
 """
 
 import hashlib
@@ -37,14 +37,14 @@ from satmap.settings import Settings
 TaskT = TypeVar("TaskT", bound=TaskSettings, default=Any)
 LossesT = TypeVar("LossesT", bound=TaskLosses, default=Any)
 
-#: The checkpoint of a training's last weights.
+#: Name of the checkpoint with the last weights of a training.
 LAST = "last"
 
 _SUFFIX = ".yaml"
 
 
 class StretchSettings(Settings):
-    """Percentiles, over the pixels above zero of each band, that become 0 and 255."""
+    """Percentiles of each band's pixels above zero that are mapped to 0 and 255."""
 
     low: float = Field(2.0, ge=0, le=100)
     high: float = Field(98.0, ge=0, le=100)
@@ -57,7 +57,7 @@ class StretchSettings(Settings):
 
 
 class Augmentation(Settings):
-    """How training crops are varied. Shifts are shares of the crop, angles are degrees."""
+    """Augmentation of training crops. Shifts are shares of the crop, rotations are degrees."""
 
     shift: float = Field(0.2, ge=0, lt=1)
     resize: float = Field(0.2, ge=0, lt=1)
@@ -69,7 +69,7 @@ class Augmentation(Settings):
 
 
 class StepSchedule(Settings):
-    """Learning rates that hold from an epoch on: ``{0: 5e-4, 1: 1e-4}``."""
+    """Learning rates by the epoch from which they apply: ``{0: 5e-4, 1: 1e-4}``."""
 
     kind: Literal["steps"] = "steps"
     rates: dict[NonNegativeInt, PositiveFloat]
@@ -91,10 +91,11 @@ class CosineSchedule(Settings):
 
 
 class PlateauSchedule(Settings):
-    """A rate that falls by ``factor`` whenever so many validations have brought no better score.
+    """Learning rate that is multiplied by ``factor`` when scores stop improving.
 
-    Scores are the stage's own, and a fall starts the count anew, as torch's
-    ``ReduceLROnPlateau`` does. It never falls below ``least``.
+    This happens after ``patience`` validations without a better score.
+    Only scores of the same stage count. A reduction restarts the count, as in torch's
+    ``ReduceLROnPlateau``. The rate never falls below ``least``.
     """
 
     kind: Literal["plateau"] = "plateau"
@@ -108,13 +109,21 @@ Schedule = Annotated[StepSchedule | CosineSchedule | PlateauSchedule, Field(disc
 
 
 class Stage(Settings, Generic[LossesT]):
-    """One pass of training: crops of one size under one schedule.
+    """Training stage with crops of one size and one schedule.
 
-    An epoch is ``passes`` crops of every chip. ``batch`` is a GPU's share, and
-    ``sync_batch_norm`` joins the statistics, where a stage runs on several. A pretrained encoder
-    is frozen for ``freeze_encoder_epochs``: its first ``freeze_encoder_stages``, or all of it.
-    With ``accumulation`` an optimizer step takes the gradients of so many batches. ``chips`` takes
-    only so many of the chips, the same in every epoch, and ``losses`` stand in for the member's.
+    Attributes:
+        crop: height and width of crops, pixels.
+        batch: crops per GPU and batch.
+        epochs: number of epochs.
+        passes: crops per chip and epoch.
+        schedule: learning rates.
+        freeze_encoder_epochs: number of first epochs with a frozen encoder, if it is pretrained.
+        freeze_encoder_stages: number of first encoder stages to freeze; None for all.
+        validate_every: epochs between validations.
+        sync_batch_norm: whether all GPUs train the same member with joint batch-norm statistics.
+        accumulation: batches per optimizer step; None for 1.
+        chips: number of chips to use, the same in every epoch; None for all.
+        losses: weights of the losses; None for those of the member.
     """
 
     crop: int = Field(ge=64, multiple_of=32)
@@ -140,9 +149,10 @@ class Stage(Settings, Generic[LossesT]):
 class DecoderSettings(Settings):
     """Kind and widths of a network's decoder, at strides 16, 8, 4 and 2.
 
-    ``plain`` is the reference's, ``scse`` adds attention. ``light`` saves 29 to 37 % of the plain
-    one's arithmetic with ResNet18 and 34, ConvNeXt and the EfficientNets, whose features are
-    narrow, 43 % with DPN68b and 50 to 62 % with all others. Four widths alone are a plain one.
+    ``plain`` is the decoder of the reference; ``scse`` adds attention. ``light`` saves arithmetic
+    compared with ``plain``: 29 to 37 % with ResNet18 and 34, ConvNeXt and the EfficientNets, whose
+    features are narrow, 43 % with DPN68b and 50 to 62 % with all others. A list of four widths
+    means a plain decoder.
     """
 
     kind: Literal["plain", "scse", "light"] = "plain"
@@ -155,21 +165,21 @@ class DecoderSettings(Settings):
 
     @model_serializer(mode="wrap")
     def _to_widths(self, handler: SerializerFunctionWrapHandler) -> Any:
-        # As it was written before there were kinds: recipes keep their fingerprints.
+        # The format from before there were kinds, so that fingerprints of recipes do not change.
         return self.widths if self.kind == "plain" else handler(self)
 
 
 class Member(Settings, Generic[LossesT]):
-    """One network of the ensemble, trained on all folds but its own.
+    """Ensemble member: one network, trained on all folds except its own.
 
-    With ``fold: null`` it is trained on all chips: nothing is left to validate it with, and the
-    last weights are all there is.
+    With ``fold: null`` it is trained on all chips. Then there is no validation, and only the last
+    weights are kept.
     """
 
     fold: NonNegativeInt | None
     encoder: str
     pretrained: bool = Field(True, description="start from ImageNet weights")
-    #: The first so many of an image's: red, green, blue, then the other five.
+    #: Number of image bands to use, in the order red, green, blue, then the other five.
     bands: int = Field(3, ge=1, le=1024, strict=True)
     decoder: DecoderSettings = DecoderSettings()
     losses: LossesT
@@ -186,19 +196,21 @@ class Member(Settings, Generic[LossesT]):
         return self.losses.map_names
 
     def losses_of(self, stage: int) -> LossesT:
-        """The losses of a stage, by its index."""
+        """Return the losses of a stage, by its index."""
         return self.stages[stage].losses or self.losses
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether it learns from a trained ensemble."""
+        """Whether the member learns from a trained ensemble."""
         return any(self.losses_of(stage).needs_teacher for stage in range(len(self.stages)))
 
     @model_validator(mode="after")
     def _stages_learn_the_same(self) -> Self:
         for number, stage in enumerate(self.stages, 1):
             if stage.losses is not None and stage.losses.map_names != self.map_names:
-                raise ValueError(f"the losses of stage {number} are of other probability maps")
+                raise ValueError(
+                    f"the losses of stage {number} have other probability maps than the member's"
+                )
         return self
 
     @model_validator(mode="after")
@@ -209,7 +221,7 @@ class Member(Settings, Generic[LossesT]):
 
 
 def member_name(fold: int | None, encoder: str, bands: int, decoder: str = "plain") -> str:
-    """What a network is called that was trained on all folds but one, or on all."""
+    """Return the name of a member: its fold (None for all chips), encoder, bands and decoder."""
     name = f"{'all' if fold is None else f'fold{fold}'}-{encoder}-{bands}band"
     return name if decoder == "plain" else f"{name}-{decoder}"
 
@@ -217,8 +229,8 @@ def member_name(fold: int | None, encoder: str, bands: int, decoder: str = "plai
 class Optimizer(Settings):
     """Adam or AdamW, with gradients clipped to a global norm.
 
-    With ``ema_decay`` the networks that are scored and kept are exponential moving averages of the
-    weights over the steps.
+    With ``ema_decay`` the exponential moving average of the weights is scored and saved instead of
+    the weights.
     """
 
     name: Literal["adam", "adamw"] = "adam"
@@ -228,19 +240,19 @@ class Optimizer(Settings):
 
 
 class Inference(Settings):
-    """How images are predicted.
+    """Settings of prediction.
 
     Attributes:
-        tta: test-time augmentation: how many symmetries of the square are averaged. 8 is all of
-            them, 4 the rotations, 1 the image as it is.
-        mean: how symmetries and ensemble members are averaged. With ``geometric`` a low
-            probability counts for more.
-        batch: how many of an image's symmetries a network computes at once.
-        window: larger images are predicted in windows of this many pixels a side.
-        overlap: windows are blended over twice as many pixels.
-        padding: what networks see beyond the edge of an image: the mirrored image, or its last
-            pixels repeated.
-        checkpoints: which checkpoints are averaged; None for all that the task keeps.
+        tta: test-time augmentation: number of symmetries of the square that are averaged. 8 is all
+            of them, 4 the rotations, 1 the unchanged image.
+        mean: how symmetries and ensemble members are averaged. The geometric mean gives low
+            probabilities more weight.
+        batch: number of symmetries of an image that a network computes at once.
+        window: height and width of the windows in which larger images are predicted, pixels.
+        overlap: half the width over which neighbouring windows are blended, pixels.
+        padding: content beyond the edge of an image: the mirrored image, or its last pixels
+            repeated.
+        checkpoints: names of the checkpoints to average; None for all that the task keeps.
     """
 
     tta: Literal[1, 4, 8] = 8
@@ -259,7 +271,7 @@ class Inference(Settings):
 
 
 class Submission(Settings):
-    """How the output is written."""
+    """Settings of the submission file."""
 
     keep_prefix: bool = Field(
         False, description="write SN5_roads_test_public_AOI_7_... instead of AOI_7_..."
@@ -267,9 +279,9 @@ class Submission(Settings):
 
 
 class Recipe(Settings, Generic[TaskT, LossesT]):
-    """Everything that makes a solution.
+    """All settings of a solution.
 
-    Make one with :func:`load_recipe` or :func:`build_recipe`, which know the types of its task.
+    Make one with :func:`load_recipe` or :func:`build_recipe`, which choose the types of its task.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -281,7 +293,7 @@ class Recipe(Settings, Generic[TaskT, LossesT]):
     augmentation: Augmentation = Augmentation()
     optimizer: Optimizer = Optimizer()
     sampling: Literal["equal_areas"] | None = Field(
-        None, description="as many crops of every area of interest, not of every chip"
+        None, description="the same number of crops per area of interest instead of per chip"
     )
     members: tuple[Member[LossesT], ...] = Field(min_length=1)
     inference: Inference = Inference()
@@ -289,7 +301,7 @@ class Recipe(Settings, Generic[TaskT, LossesT]):
 
     @property
     def map_names(self) -> tuple[str, ...]:
-        """Names of its networks' probability maps, in the order of its vectoriser."""
+        """Names of the networks' probability maps, in the order that the vectoriser expects."""
         return self.members[0].map_names
 
     @property
@@ -305,7 +317,7 @@ class Recipe(Settings, Generic[TaskT, LossesT]):
         if any(member.fold is not None and member.fold >= self.folds for member in self.members):
             raise ValueError(f"a member's fold must be below folds = {self.folds}")
         if any(member.map_names != self.map_names for member in self.members):
-            raise ValueError("all members must have losses of the same probability maps")
+            raise ValueError("all members must have losses for the same probability maps")
         return self
 
     @model_validator(mode="after")
@@ -313,8 +325,8 @@ class Recipe(Settings, Generic[TaskT, LossesT]):
         kept = (*self.task.best_checkpoints.values(), LAST)
         if unknown := [name for name in self.checkpoints if name not in kept]:
             raise ValueError(
-                f"inference.checkpoints: {unknown[0]} is none of {', '.join(kept)}, which "
-                f"trainings of {self.task.name} keep"
+                f"inference.checkpoints: {unknown[0]} is not one of the checkpoints that a "
+                f"training of {self.task.name} keeps: {', '.join(kept)}"
             )
         return self
 
@@ -325,7 +337,7 @@ class Recipe(Settings, Generic[TaskT, LossesT]):
 
     @property
     def training_fingerprint(self) -> str:
-        """Hash of all settings that a training depends on; prediction's may change freely."""
+        """Hash of all settings that a training depends on, without those of prediction."""
         content = self.model_dump(
             mode="json", exclude={"description", "inference", "submission"}, exclude_none=True
         )
@@ -334,7 +346,7 @@ class Recipe(Settings, Generic[TaskT, LossesT]):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The type depends on the task, and no module holds it under a name.
+        # The type depends on the task and is not an attribute of a module, which pickle needs.
         return recipe_from_json, (self.model_dump_json(exclude_unset=True),)
 
 
@@ -346,7 +358,7 @@ def _recipe_type(task: str) -> type[Recipe]:
 
 
 def build_recipe(content: Mapping[str, Any]) -> Recipe:
-    """Check the content of a recipe.
+    """Validate the content of a recipe.
 
     Raises:
         ValidationError: it lacks something, or holds an unknown key or a bad value.
@@ -355,13 +367,13 @@ def build_recipe(content: Mapping[str, Any]) -> Recipe:
     task = content.get("task")
     name = task.get("name") if isinstance(task, Mapping) else getattr(task, "name", task)
     if not isinstance(name, str):
-        # Any task will do: the type of recipes says what is wrong.
+        # Validate with any task, which reports what is wrong.
         name = BUILT_IN[0].name
     return _recipe_type(name).model_validate(content)
 
 
 def recipe_from_json(text: str) -> Recipe:
-    """Read a recipe that ``model_dump_json`` wrote, as it stands in weight files.
+    """Read a recipe that ``model_dump_json`` wrote, for example from a weight file.
 
     Raises:
         ValueError: the text is not JSON, or not a recipe.
@@ -374,7 +386,7 @@ def recipe_from_json(text: str) -> Recipe:
 
 
 def recipe_names() -> list[str]:
-    """The names of the recipes that satmap ships."""
+    """Return the names of the recipes that satmap ships."""
     files = resources.files("satmap") / "recipes"
     return sorted(f.name.removesuffix(_SUFFIX) for f in files.iterdir() if f.name.endswith(_SUFFIX))
 
@@ -383,7 +395,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     """Read a shipped recipe by name or any recipe by path.
 
     Raises:
-        SatmapError: no such recipe, not YAML, an unknown key or a bad value.
+        SatmapError: the recipe does not exist, is not YAML, or has an unknown key or a bad value.
     """
     path = Path(name_or_path)
     if path.suffix in {_SUFFIX, ".yml"}:
@@ -393,7 +405,7 @@ def load_recipe(name_or_path: str) -> Recipe:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise SatmapError(
-                f"recipe {path} cannot be read ({reason}). satmap's own recipes are called "
+                f"recipe {path} cannot be read ({reason}). satmap's own recipes are "
                 f"{', '.join(recipe_names())}."
             ) from error
     elif name_or_path in recipe_names():
@@ -408,9 +420,9 @@ def load_recipe(name_or_path: str) -> Recipe:
 
 
 def parse_recipe(text: str, source: str) -> Recipe:
-    """Turn YAML text into a recipe; ``source`` names it in errors.
+    """Parse a recipe from YAML text. Error messages name it by ``source``.
 
-    Keys at the top that start with ``x-`` hold YAML anchors for reuse and are left out.
+    Top-level keys that start with ``x-`` hold YAML anchors for reuse and are ignored.
     """
     try:
         content = read_yaml(text)
@@ -429,7 +441,7 @@ def parse_recipe(text: str, source: str) -> Recipe:
 
 
 def _causes(error: ValidationError) -> list[Any]:
-    """The errors without those that only follow from them: a tuple lacks the item with a fault."""
+    """Return the errors without secondary ones: a tuple counts as too short if an item is wrong."""
     errors = error.errors()
     inner = {e["loc"][:depth] for e in errors for depth in range(len(e["loc"]))}
     return [e for e in errors if e["type"] != "too_short" or e["loc"] not in inner]

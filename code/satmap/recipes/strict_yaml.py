@@ -1,22 +1,22 @@
-"""YAML as recipes are written: no key twice, and no anchors that multiply beyond measure."""
+"""Read YAML strictly: no duplicate keys, and no anchors that expand to huge documents."""
 
 from typing import Any
 
 import yaml
 
-# All shipped recipes together have a tenth of that, with every anchor written out.
+# All shipped recipes together, with expanded anchors, have a tenth of this.
 _MOST_NODES = 100_000
 
 
 def read_yaml(text: str) -> Any:
-    """The content of a document, of plain types only.
+    """Read the content of a document, as plain Python types.
 
-    PyYAML takes the last of two equal keys without a word, and a few lines of anchors that refer to
-    each other ("billion laughs") for a tree that no memory holds. Both are errors here.
+    PyYAML silently takes the last of duplicate keys. It also expands a few lines of nested anchors
+    ("billion laughs") to a document that does not fit into memory. Both are errors here.
 
     Raises:
-        ValueError: not YAML, a key that stands twice in one mapping, or a tree that is too large
-            or holds itself; says on which line.
+        ValueError: the text is not YAML, has a duplicate key, or expands to a document that is too
+            large or contains itself. The message names the line.
     """
     try:
         loader = yaml.SafeLoader(text)
@@ -28,19 +28,19 @@ def read_yaml(text: str) -> Any:
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML: {error}") from error
     except RecursionError as error:
-        raise ValueError("not YAML that anybody needs: lists within lists too deep") from error
+        raise ValueError("the YAML is nested too deeply") from error
 
 
 def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """Count the nodes of a tree with its anchors written out.
+    """Check a tree and return its number of nodes with expanded anchors.
 
     Args:
-        node: its root.
-        sizes: of the trees that were counted, by the identities of their roots; 0 while at work.
+        node: root of the tree.
+        sizes: id of a root to the size of its tree; 0 while the tree is being counted.
     """
     known = sizes.get(id(node))
     if known == 0:
-        raise ValueError(f"{_line(node)}: the anchor holds itself")
+        raise ValueError(f"{_line(node)}: the anchor contains itself")
     if known is not None:
         return known
     sizes[id(node)] = 0
@@ -50,9 +50,7 @@ def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in keys:
-                    raise ValueError(
-                        f"{_line(key)}: the key {key.value!r:.80} stands here twice; keep one"
-                    )
+                    raise ValueError(f"{_line(key)}: duplicate key {key.value!r:.80}; keep one")
                 keys.add((key.tag, key.value))
             parts += [key, value]
     elif isinstance(node, yaml.SequenceNode):
@@ -60,7 +58,7 @@ def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
     size = 1 + sum(_check(part, sizes) for part in parts)
     if size > _MOST_NODES:
         raise ValueError(
-            f"{_line(node)}: with its anchors written out it is far too large; write less"
+            f"{_line(node)}: with expanded anchors the document is too large; use fewer anchors"
         )
     sizes[id(node)] = size
     return size

@@ -1,4 +1,4 @@
-"""What the parts of a recipe that belong to its task have in common."""
+"""Base classes of the parts of a recipe that belong to its task."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,16 +14,15 @@ if TYPE_CHECKING:
 
 
 class TaskSettings(Settings):
-    """The part of a recipe that only its task reads: ``task: {name: roads, ...}``.
+    """Settings of a recipe's task: ``task: {name: roads, ...}``.
 
-    The name alone (``task: roads``) leaves everything else at its defaults.
+    The name alone (``task: roads``) means default settings.
 
     Attributes:
-        name: the name of the task.
-        prediction_keys: keys that training does not depend on: they may change between training
-            and prediction.
-        best_checkpoints: score to the checkpoint that keeps the network with its best value. The
-            first score is the one that counts.
+        name: name of the task.
+        prediction_keys: keys that may change between training and prediction.
+        best_checkpoints: score to the checkpoint with its best value. The first score is the main
+            one.
         export_suffixes: suffixes of the formats that results can be exported to.
     """
 
@@ -40,8 +39,8 @@ class TaskSettings(Settings):
 
         Args:
             directories: searched to any depth.
-            bands: what the networks need at most.
-            view_angle: of images whose names do not tell it.
+            bands: largest number of bands that a network needs.
+            view_angle: off-nadir angle, for images whose names lack it.
 
         Raises:
             SatmapError: no image was found, or two files claim to be the same image.
@@ -55,7 +54,7 @@ class TaskSettings(Settings):
 
 
 class TaskLosses(Settings):
-    """The weights of a member's losses; each task has its own."""
+    """Weights of a member's losses; each task has its own subclass."""
 
     @property
     def map_names(self) -> tuple[str, ...]:
@@ -69,7 +68,7 @@ class TaskLosses(Settings):
 
 
 class HeadLoss(Settings):
-    """Weights of the losses of one probability map, or several; 0 leaves a loss out."""
+    """Weights of the losses of one or more probability maps; 0 leaves a loss out."""
 
     dice: NonNegativeFloat = 0.0
     focal: NonNegativeFloat = 0.0

@@ -1,1 +1,1 @@
-"""Where and how the program runs: cores, device, memory, processes and signals."""
+"""Processor cores, GPUs, memory, processes and signals."""

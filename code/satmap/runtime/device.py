@@ -1,4 +1,4 @@
-"""Where networks run and in which precision."""
+"""Choice of the device and of the numerical precision that networks run in."""
 
 import os
 import re
@@ -11,14 +11,14 @@ import torch
 from satmap.errors import SatmapError
 from satmap.runtime.launched import local_processes
 
-# Two workspaces of fixed sizes; read by cuBLAS when it starts.
+# cuBLAS is deterministic only with workspaces of fixed sizes. It reads this when it starts.
 _CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def be_deterministic() -> None:
-    """Let this process compute the same every time; call it before anything runs on a GPU.
+    """Make torch use deterministic algorithms only. Call this before anything runs on a GPU.
 
-    From then on torch raises RuntimeError where it cannot.
+    Afterwards torch raises RuntimeError for operations without a deterministic implementation.
     """
     os.environ.setdefault(*_CUBLAS)
     torch.use_deterministic_algorithms(True)
@@ -26,29 +26,29 @@ def be_deterministic() -> None:
     torch.backends.cudnn.deterministic = True
 
 
-#: What says that a device fails, and not a single image: torch before 2.8 has no name for it.
+#: Errors of the device itself, not of a single image. torch before 2.8 has no AcceleratorError.
 DEVICE_ERRORS: tuple[type[Exception], ...] = (
     getattr(torch, "AcceleratorError", RuntimeError),
     torch.OutOfMemoryError,
 )
 
-# Linux shows it in containers too, whether they were given GPUs or not.
+# Containers see this file too, even without access to a GPU.
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 _REMEDIES = (
-    "Use an image that was built with `--build-arg LOCK=requirements-cuda12.lock` (it serves older "
-    "GPUs and drivers), or give `--device cpu`, which takes many times as long."
+    "Use an image that was built with `--build-arg LOCK=requirements-cuda12.lock` (it supports "
+    "older GPUs and drivers), or give `--device cpu`, which takes many times as long."
 )
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of that name; ``auto`` is the first GPU, else the CPU.
+    """Return the device of a name. ``auto`` is the first GPU if there is one, else the CPU.
 
-    Of several processes that torch's launcher has started here each has a GPU of its own, unless
-    the name has a number.
+    If torch's launcher started several processes on this machine, ``cuda`` is a different GPU in
+    each of them. A name with a number (``cuda:1``) is always that GPU.
 
     Raises:
-        SatmapError: there is no such device, or it does not run this torch.
+        SatmapError: the device does not exist, or this build of torch cannot use it.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -56,7 +56,7 @@ def pick_device(name: str = "auto") -> torch.device:
         name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
-        # A real kernel: a GPU too old for this torch is listed all the same.
+        # Run a kernel: torch also lists GPUs that are too old for it.
         (torch.ones(8, device=device) * 2).sum().item()
     except (RuntimeError, AssertionError) as error:
         raise SatmapError(
@@ -68,14 +68,14 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def visible_gpus(name: str) -> int:
-    """How many GPUs a device of that name leaves open: all for ``auto`` and ``cuda``, else 0.
+    """Return how many GPUs a device name allows: all for ``auto`` and ``cuda``, else 0.
 
-    Where there is a driver but no GPU to be seen, as in a container without ``--gpus all``, stderr
-    says so.
+    Prints a warning on stderr if there is a driver but no visible GPU, as in a container without
+    ``--gpus all``.
 
     Raises:
-        SatmapError: there are GPUs, but this torch has no kernels for one of them or needs a newer
-            driver.
+        SatmapError: there are GPUs, but this build of torch has no kernels for one of them or needs
+            a newer driver.
     """
     if name not in ("auto", "cuda"):
         return 0
@@ -84,16 +84,16 @@ def visible_gpus(name: str) -> int:
         _require_usable(gpus)
     elif name == "auto" and _DRIVER.exists() and "CUDA_VISIBLE_DEVICES" not in os.environ:
         print(
-            "satmap: this machine has a driver for NVIDIA GPUs, but none can be seen here, so the "
-            "CPU does the work. In a container pass `--gpus all`.",
+            "satmap: this machine has a driver for NVIDIA GPUs, but none can be seen here, so "
+            "satmap runs on the CPU. In a container pass `--gpus all`.",
             file=sys.stderr,
         )
     return gpus
 
 
 def _require_usable(gpus: int) -> None:
-    """Fail before hours on a CPU that nobody wanted."""
-    # The driver has counted them; whether torch can talk to it shows only now.
+    """Raise SatmapError if torch cannot use all GPUs, instead of falling back to the CPU."""
+    # Counting GPUs needs only the driver. This call also initialises CUDA.
     if not torch.cuda.is_available():
         raise SatmapError(
             f"there are {gpus} GPUs, but torch {torch.__version__} cannot use them. Most likely "
@@ -106,20 +106,20 @@ def _require_usable(gpus: int) -> None:
             raise SatmapError(
                 f"GPU {index} ({torch.cuda.get_device_name(index)}) has compute capability "
                 f"{capability[0]}.{capability[1]}, and torch {torch.__version__} is compiled for "
-                f"{' '.join(compiled)} only. {_REMEDIES} Or leave that GPU out by "
+                f"{' '.join(compiled)} only. {_REMEDIES} Or hide that GPU with "
                 "CUDA_VISIBLE_DEVICES."
             )
 
 
 def has_kernels(capability: tuple[int, int], compiled: Sequence[str]) -> bool:
-    """Whether something in a build of torch runs on a GPU, by NVIDIA's rules of compatibility.
+    """Return whether a build of torch has kernels for a GPU, by NVIDIA's compatibility rules.
 
     Args:
         capability: major and minor compute capability.
-        compiled: as ``torch.cuda.get_arch_list`` gives it: machine code (``sm_75``) runs on GPUs
-            of the same major and the same or a higher minor capability, PTX (``compute_90``) on all
-            higher ones; with a letter behind (``sm_90a``) each runs on its own alone (``a``), or
-            within its major (``f``).
+        compiled: targets, as ``torch.cuda.get_arch_list`` returns them. Machine code (``sm_75``)
+            runs on GPUs of the same major and the same or a higher minor capability. PTX
+            (``compute_90``) runs on the same and all higher capabilities. Targets with the suffix
+            ``a`` (``sm_90a``) run on exactly their own capability, with ``f`` on the same major.
     """
     for target in compiled:
         match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", target)
@@ -139,19 +139,20 @@ def has_kernels(capability: tuple[int, int], compiled: Sequence[str]) -> bool:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """Mixed precision in bfloat16 where the device is fast at it, else none."""
+    """Return a context for mixed precision: bfloat16 if the device is fast at it, else disabled."""
     return torch.autocast(device.type, torch.bfloat16, enabled=_fast_bfloat16(device))
 
 
 def precision(device: torch.device) -> str:
-    """What networks compute in on the device: ``bfloat16``, mixed with float32, or ``float32``."""
+    """Return the precision on a device: ``bfloat16`` (mixed with float32) or ``float32``."""
     return "bfloat16" if _fast_bfloat16(device) else "float32"
 
 
 def _fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    # CPUs without the instructions emulate it, slower than float32. torch 2.7 does not tell.
+    # CPUs without these instructions emulate bfloat16, slower than float32. torch 2.7 cannot say
+    # which instructions a CPU has.
     if not hasattr(torch.cpu, "get_capabilities"):
         return False
     capabilities = torch.cpu.get_capabilities()

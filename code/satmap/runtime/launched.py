@@ -1,34 +1,34 @@
-"""What torch's launcher has told this process of the job that it is one of.
+"""Environment variables of torch's launcher: whether and how it started this process.
 
-Apart from :mod:`satmap.runtime.ranks`, because torch takes seconds to load.
+This module does not import torch, which takes seconds. :mod:`satmap.runtime.ranks` does.
 """
 
 import os
 
-#: Set in the environment of what :mod:`satmap.runtime.launcher` starts.
+#: Environment variable of processes that :mod:`satmap.runtime.launcher` started.
 OURS = "SATMAP_LAUNCHER"
 
 
 def is_rank() -> bool:
-    """Whether torch's launcher started this process."""
+    """Return whether torch's launcher started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def is_first_rank() -> bool:
-    """Whether this process is the one of its job that tells the user what was done."""
+    """Return whether this process is the one of its job that reports to the user."""
     return not is_rank() or os.environ["RANK"] == "0"
 
 
 def local_processes() -> int:
-    """How many processes of the job share this machine."""
+    """Return how many processes of the job run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_rank() else 1
 
 
 def is_started_again() -> bool:
-    """Whether the launcher has started the job before; ``torchrun --max-restarts`` does."""
+    """Return whether the launcher restarted the job, as ``torchrun --max-restarts`` does."""
     return is_rank() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def is_ours() -> bool:
-    """Whether it was satmap's own command that used the launcher to start this process."""
+    """Return whether satmap's own command started this process, not the user's ``torchrun``."""
     return is_rank() and OURS in os.environ

@@ -1,4 +1,4 @@
-"""Starting a command once for every GPU, by torch's own launcher."""
+"""Start a command as several processes, one per GPU, with torch's launcher."""
 
 import logging
 import os
@@ -19,50 +19,50 @@ from satmap.runtime.resources import available_cores
 from satmap.runtime.shared_memory import limit_nccl_shared_memory
 from satmap.runtime.termination import PEER_FAILED, RESTART, SIGNALS, STATUSES, Terminated
 
-# What ranks that were asked to end may take for the step at hand and for saving.
+# Seconds that processes get to finish their step and save after a request to stop.
 _LAST_STEP_S = 300
 
 
 def processes_for(device: str, processes: int | None) -> int:
-    """How many processes to start; 1 means that this one does the work.
+    """Return how many processes to start. 1 means that this process does the work itself.
 
     Args:
-        device: what the user chose; a GPU with a number is one GPU.
-        processes: how many the user wants; None for as many as there are GPUs.
+        device: the user's choice. A GPU with a number is a single GPU.
+        processes: how many the user wants; None for one per GPU.
 
     Raises:
-        SatmapError: more processes than GPUs, or GPUs that this torch cannot use.
+        SatmapError: more processes than GPUs, or GPUs that this build of torch cannot use.
     """
     if is_rank():
         return 1
     if processes and processes > 1 and ":" in device:
         raise SatmapError(
             f"--device {device} is one GPU, which {processes} processes cannot share. Give "
-            "--device cuda, or no --processes."
+            "--device cuda, or leave --processes out."
         )
     gpus = visible_gpus(device)
     if processes and gpus and processes > gpus:
         raise SatmapError(
-            f"{processes} processes, but there are {gpus} GPUs here. Give fewer --processes, or "
+            f"{processes} processes, but there are {gpus} GPUs here. Lower --processes, or give "
             "--device cpu."
         )
     return processes or max(gpus, 1)
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
-    """Run ``satmap ARGUMENTS`` in so many processes of this machine.
+    """Run ``satmap ARGUMENTS`` in several processes on this machine.
 
     Returns:
-        The exit status: 0, or that of the rank that failed.
+        The exit status: 0, or that of the process that failed.
 
     Raises:
-        SatmapError: a rank was killed, or they lost each other.
-        Terminated: this process was asked to end; the ranks have ended before.
+        SatmapError: a process was killed, or the processes lost their connections.
+        Terminated: this process was asked to end. The started processes have ended already.
     """
-    # The ranks say themselves what went wrong.
+    # The processes report their errors themselves.
     logging.disable(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
-    # All ranks are on this machine, whatever its name resolves to.
+    # All processes are on this machine, even if its host name resolves to another address.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ[OURS] = "1"
     limit_nccl_shared_memory()
@@ -71,7 +71,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             status = _launch_once(arguments, processes, logs)
         if status != RESTART:
             return status
-        # What was begun anew is gone on with.
+        # The next attempt resumes; it must not start from the beginning again.
         arguments = [argument for argument in arguments if argument != "--restart"]
 
 
@@ -87,12 +87,12 @@ def _launch_once(arguments: Sequence[str], processes: int, logs: str) -> int:
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=logs),
     )
-    # Newer torch can be told how long to wait before it kills ranks that save a last step.
+    # Newer versions of torch have a time limit before they kill processes that still save.
     if hasattr(config, "shutdown_timeout"):
         config.shutdown_timeout = _LAST_STEP_S
     if hasattr(config, "signals_to_handle"):
-        heard = (number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN)
-        config.signals_to_handle = ",".join(signal.Signals(number).name for number in heard)
+        handled = (number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN)
+        config.signals_to_handle = ",".join(signal.Signals(number).name for number in handled)
     try:
         launch_agent(config, sys.executable, ["-m", "satmap", *arguments])
     except SignalException as error:
@@ -104,30 +104,31 @@ def _launch_once(arguments: Sequence[str], processes: int, logs: str) -> int:
 
 
 def _status(statuses: dict[int, int]) -> int:
-    """The status of a job from those of its ranks.
+    """Return the exit status of a job from those of its processes (negative: killed by a signal).
 
-    When one has failed torch ends the others, by SIGTERM and later by SIGKILL, before anybody can
-    view_angle: what a rank says by itself counts more than how it was ended.
+    When one process fails, torch ends the others by SIGTERM and later by SIGKILL. Therefore a
+    status that a process returned itself takes precedence over the signals that ended others.
     """
-    said = [status for status in statuses.values() if status > 0]
-    if RESTART in said:
+    returned = [status for status in statuses.values() if status > 0]
+    if RESTART in returned:
         return RESTART
-    for status in said:
+    for status in returned:
         if status not in (PEER_FAILED, *STATUSES):
             return status
     for rank, status in statuses.items():
         if status < 0 and -status != signal.SIGTERM:
             raise SatmapError(
                 f"process {rank} was killed by {signal.Signals(-status).name}, so the others were "
-                "ended. If the system did it, memory may have run out: give fewer --workers. "
-                "Start the same command again to go on."
+                "stopped. If the system killed it, memory may have run out: lower --workers. "
+                "Run the same command again to resume."
             )
-    for status in said:
+    for status in returned:
         if status in STATUSES:
             return status
-    if PEER_FAILED not in said:
+    if PEER_FAILED not in returned:
         return 128 + signal.SIGTERM
     raise SatmapError(
-        "the processes lost each other without an error of their own. Look at the network between "
-        "them, or at what --debug shows, and start the same command again to go on."
+        "the processes lost their connections to each other, and none reported an error. Check "
+        "the network between them and the output with --debug, and run the same command again to "
+        "resume."
     )

@@ -1,7 +1,7 @@
-"""The processes of a training or a prediction, as torch's launcher numbers them.
+"""Communication between the processes of a training or a prediction.
 
-A ``Ranks`` is all that the rest of the work knows of them: one process alone is one of them too,
-and every question to it has its answer without a process group.
+torch's launcher numbers the processes; their numbers are called ranks. The rest of the program uses
+only :class:`Ranks`, which also works for a single process without a process group.
 """
 
 import contextlib
@@ -23,28 +23,28 @@ from satmap.runtime.termination import Terminated, on_signals
 
 Value = TypeVar("Value")
 
-# Ranks wait for each other as long as another one's fold takes. One that dies is noticed at once
-# all the same, for the system closes its connections. A machine that falls silent (no power, no
-# network) closes none: the others wait for it until somebody ends them.
-_PATIENCE = datetime.timedelta(days=30)
+# A process may have to wait until another one has trained a whole fold. If a process dies, the
+# system closes its connections, and the others notice at once. A machine that loses power or its
+# network closes no connection; the others then wait until somebody stops them.
+_TIMEOUT = datetime.timedelta(days=30)
 
-# What torch says, through various types, when another process is gone.
-_LOST = ("gloo", "nccl", "connection", "process group", "socket", "tcpstore")
+# Words in torch's error messages, of various types, when another process is gone.
+_LOST_PEER_WORDS = ("gloo", "nccl", "connection", "process group", "socket", "tcpstore")
 
-_LOOK_FOR_PARENT_S = 0.5
+_PARENT_POLL_S = 0.5
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that work on one thing, and which of them this one is.
+    """The group of processes that work together, and the number of this process in it.
 
-    Every method but ``alone`` and ``say`` must be called by all of them, in the same order.
+    All processes must call every method except ``alone`` and ``say``, in the same order.
 
     Attributes:
-        rank: this process, 0..world-1; 0 writes files.
-        world: how many there are.
-        local_rank: this process among those of its machine, the index of its GPU.
-        job_rank: this process among all of the job, of which ``alone`` makes no secret.
+        rank: number of this process, 0..world-1. Process 0 writes the files.
+        world: number of processes.
+        local_rank: number of this process on its machine, which is the index of its GPU.
+        job_rank: number of this process in the whole job. ``alone`` keeps it.
     """
 
     rank: int = 0
@@ -54,21 +54,21 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes what all of them made."""
+        """Whether this process writes the common results."""
         return self.rank == 0
 
     def alone(self) -> "Ranks":
-        """This process by itself."""
+        """Return a group of this process only."""
         return Ranks(local_rank=self.local_rank, job_rank=self.job_rank)
 
     def say(self, text: str) -> None:
-        """Print a line, once for all."""
+        """Print a line in the first process only."""
         if self.first:
-            # In one piece: other ranks may print too.
+            # One write, so that output of other processes cannot split the line.
             print(f"{text}\n", end="", flush=True)
 
     def gather(self, value: Value) -> list[Value]:
-        """Every rank's value, in their order; any object that can be pickled."""
+        """Return the values of all processes, in their order. Values must be picklable."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -77,11 +77,11 @@ class Ranks:
         return values
 
     def wait(self) -> None:
-        """Wait until all have come so far."""
+        """Wait until all processes have called this."""
         self.gather(None)
 
     def agree(self, *flags: bool) -> list[bool]:
-        """For each flag whether any rank has raised it."""
+        """Return for each flag whether any process has set it."""
         if self.world == 1:
             return list(flags)
         raised = torch.tensor(flags, dtype=torch.uint8)
@@ -90,24 +90,24 @@ class Ranks:
         return [bool(flag) for flag in raised.tolist()]
 
     def on_first(self, work: Callable[[], Value]) -> Value:
-        """Let rank 0 do something and give everybody its outcome.
+        """Call a function in process 0 and return its result in all processes.
 
         Raises:
-            PeerError: it failed; rank 0 itself raises the cause.
+            PeerError: the function failed. Process 0 itself raises the cause.
         """
         if self.world == 1:
             return work()
         outcome: list[Value] = [self._done(work, self.first)]
         with peer_errors():
-            # Not gathered: states are large, and the others' are None.
+            # A broadcast, because results such as train states are large.
             dist.broadcast_object_list(outcome)
         return outcome[0]
 
     def on_first_of_machine(self, work: Callable[[], Value]) -> Value:
-        """Let one process of every machine do something and give all there its outcome.
+        """Call a function in one process per machine and return its result on that machine.
 
         Raises:
-            PeerError: it failed on some machine; there the cause is raised.
+            PeerError: the function failed on another machine, where the cause is raised.
         """
         return self._share(work, self.local_rank == 0)[self.rank - self.local_rank]
 
@@ -115,7 +115,7 @@ class Ranks:
         return [work()] if self.world == 1 else self.gather(self._done(work, mine))
 
     def _done(self, work: Callable[[], Value], mine: bool) -> Any:
-        """What the work gives where it is to be done, else None; a failure is everybody's."""
+        """Call a function if ``mine``, else return None. A failure is raised in all processes."""
         outcome: Any = None
         failure: Exception | Terminated | None = None
         try:
@@ -126,7 +126,10 @@ class Ranks:
         return outcome
 
     def raise_on_all(self, failure: Exception | Terminated | None) -> None:
-        """Raise the failure of the lowest rank that has one, there; all others raise PeerError."""
+        """Raise an error in all processes if any process passes one.
+
+        The first process with a failure raises it; all others raise PeerError.
+        """
         failed = self.gather(failure is not None)
         if any(failed):
             if failure is not None and failed.index(True) == self.rank:
@@ -136,16 +139,16 @@ class Ranks:
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """The ranks of this job while the block runs: those of torchrun, or this process alone.
+    """Join the processes that torchrun started, or return a group of one, while the block runs.
 
-    A block that fails leaves torch's process group behind, whose threads may be in the middle of
-    what the others have no part in any more. End the process by ``termination.end`` then.
+    If the block fails, torch's process group stays open, and its threads may still communicate. End
+    the process by ``satmap.runtime.termination.exit_process`` then.
 
     Args:
-        device: of the tensors that travel; flags and objects travel on any.
+        device: device of the tensors that are exchanged. Flags and objects can always be exchanged.
 
     Raises:
-        PeerError: another rank is gone, whatever way torch found to say so.
+        PeerError: another process is gone.
     """
     world = int(os.environ.get("WORLD_SIZE", "1")) if is_rank() else 1
     if world == 1:
@@ -154,39 +157,39 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     with peer_errors():
-        # Objects and flags travel through gloo even where gradients go through NCCL.
+        # Objects and flags are exchanged through gloo, gradients on GPUs through NCCL.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        # Torch waits for the others without hearing what Python would do at a signal; there is
-        # nothing to lose yet.
+        # Python's signal handlers do not run while torch waits for the other processes. Signals
+        # may end the process here, because no work has been done yet.
         with on_signals(signal.SIG_DFL):
-            dist.init_process_group(backend, timeout=_PATIENCE)
+            dist.init_process_group(backend, timeout=_TIMEOUT)
         ranks = Ranks(rank, world, local_rank, rank)
         yield ranks
-        # Nobody leaves while others still talk.
+        # No process may leave while others still communicate.
         ranks.wait()
-        # Ends torch's threads: one that still holds a tensor of the last exchange wants the
-        # interpreter's lock to give it back, and aborts the process if Python is already ending.
+        # This ends torch's threads. A thread that frees a tensor while Python shuts down aborts the
+        # process.
         dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def peer_errors() -> Iterator[None]:
-    """Turn torch's many errors about a process that is gone into ``PeerError``."""
+    """Turn torch's various errors about a lost process into ``PeerError``."""
     try:
         yield
     except (SatmapError, PeerError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, OSError) as error:
         text = str(error).lower()
-        if is_rank() and any(word in text for word in _LOST):
+        if is_rank() and any(word in text for word in _LOST_PEER_WORDS):
             raise PeerError from error
         raise
 
 
 def _end_with_parent(parent: int) -> None:
-    """A rank whose launcher was killed would go on beside the next one that is started."""
+    """Exit when the launcher is gone; otherwise this process would run beside the next job's."""
     while os.getppid() == parent:
-        time.sleep(_LOOK_FOR_PARENT_S)
+        time.sleep(_PARENT_POLL_S)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""How many cores there are to work with."""
+"""Number of usable cores, and detection of memory shortage."""
 
 import errno
 import os
@@ -6,32 +6,34 @@ import resource
 
 
 def available_cores() -> int:
-    """The cores that this process may use: a container or `taskset` may leave it but a few."""
+    """Return the number of cores that this process may use, which `taskset` may have reduced."""
     return len(os.sched_getaffinity(0))
 
 
-# Libraries and their threads need so much address space, of which most is never memory.
-_ROOMY = 8 << 30
+# Address space in bytes that the libraries and their threads need; little of it is used memory.
+_NEEDED_ADDRESS_SPACE = 8 << 30
 
-# How the loader of libraries, C++ and torch put it.
-_WORDS = ("failed to map segment", "annot allocate memory", "bad_alloc", "not enough memory")
+# Messages of the dynamic loader, C++ and torch about too little memory.
+_SHORTAGE_WORDS = (
+    "failed to map segment", "annot allocate memory", "bad_alloc", "not enough memory",
+)  # fmt: skip
 
-#: What the user can do.
+#: Advice to the user when memory is short.
 MEMORY_REMEDY = (
-    "memory is short. Give more (`ulimit -v`, or `--memory` of a container), let less run beside "
-    "it, or use fewer workers; work that goes on where it was stopped has lost nothing."
+    "memory is short. Raise the limit (`ulimit -v`, or `--memory` of a container), stop other "
+    "programs, or use fewer workers. Run the same command again to resume."
 )
 
 
 def is_memory_short(error: BaseException) -> bool:
-    """Whether an error that nobody has thought of comes from too little memory.
+    """Return whether an unexpected error comes from too little memory.
 
-    Under a tight limit of address space (``ulimit -v``) libraries are loaded by halves, and what
-    fails then may be anything, so there every such error is taken for it.
+    Under a tight limit of the address space (``ulimit -v``) libraries may be loaded only in part
+    and can then fail with any error. Under such a limit every error counts.
     """
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
-    if any(word in str(error) for word in _WORDS):
+    if any(word in str(error) for word in _SHORTAGE_WORDS):
         return True
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return limit != resource.RLIM_INFINITY and limit < _ROOMY
+    return limit != resource.RLIM_INFINITY and limit < _NEEDED_ADDRESS_SPACE

@@ -1,6 +1,7 @@
-"""``/dev/shm``, of which containers have 64 MB unless told otherwise (``docker run --shm-size``).
+"""Shared memory, ``/dev/shm``. Containers have 64 MB by default (``docker run --shm-size``).
 
-torch's loaders hand batches over in it, NCCL gradients, and locks between processes lie there.
+torch's data loaders pass batches through it, NCCL passes gradients, and multiprocessing keeps its
+locks in it.
 """
 
 import multiprocessing
@@ -10,18 +11,18 @@ from pathlib import Path
 #: Where Linux keeps shared memory.
 SHARED_MEMORY = Path("/dev/shm")
 
-#: How to have more of it.
+#: Advice to the user when there is too little shared memory.
 SHARED_MEMORY_REMEDY = "In a container, pass --ipc=host or --shm-size 4G."
 
-# More than the queues of a worker, or those of a pool, are made of.
+# An upper bound of the locks in the queues of one worker or one pool.
 _LOCKS_EACH = 8
 
-# What NVIDIA's containers ask for.
+# The size that NVIDIA recommends for its containers, in bytes.
 _ENOUGH_FOR_NCCL = 2**30
 
 
 def free_shared_memory() -> int:
-    """Bytes that are free; 0 where there is no shared memory."""
+    """Return the free shared memory in bytes; 0 if there is none."""
     try:
         state = os.statvfs(SHARED_MEMORY)
     except OSError:
@@ -30,10 +31,13 @@ def free_shared_memory() -> int:
 
 
 def can_share_locks(workers: int) -> bool:
-    """Whether so many processes can share locks with this one: not under ``--ipc none``."""
+    """Return whether ``workers`` processes can share locks with this one.
+
+    They cannot in a container with ``--ipc none``.
+    """
     context = multiprocessing.get_context("spawn")
     try:
-        # All at once, for each is given back as soon as nobody holds it.
+        # Keep all of them at once: a lock without references is freed.
         held = [context.Lock() for _ in range((1 + workers) * _LOCKS_EACH)]
     except OSError:
         return False
@@ -41,9 +45,10 @@ def can_share_locks(workers: int) -> bool:
 
 
 def limit_nccl_shared_memory() -> None:
-    """Let NCCL, in processes yet to be started, send through sockets where there is too little.
+    """Make NCCL use sockets instead of shared memory if there is less than 1 GiB of it.
 
-    GPUs that reach each other directly do so in any case. It fails where its buffers do not fit.
+    NCCL fails if its buffers do not fit. The setting is for processes that are started afterwards.
+    GPUs with a direct connection use that in any case.
     """
     if free_shared_memory() < _ENOUGH_FOR_NCCL:
         os.environ.setdefault("NCCL_SHM_DISABLE", "1")

@@ -1,6 +1,6 @@
-"""How processes end: their exit statuses, and the signals that ask them to, as an exception.
+"""Exit statuses, and signals that become an exception so that processes end in good order.
 
-What is open is closed and what is done is kept.
+Open files are closed and finished work is kept.
 """
 
 import contextlib
@@ -15,36 +15,37 @@ from typing import NoReturn
 
 from satmap.runtime.launched import is_first_rank, is_ours, is_rank
 
-#: What asks a process to end: a system that stops, Ctrl-C, a terminal that is gone.
+#: Signals that ask a process to end: system shutdown, Ctrl-C, closed terminal.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-#: The exit statuses of processes that such a signal ended, as shells count.
+#: Exit statuses of processes that such a signal ended, by the convention of shells.
 STATUSES = tuple(128 + number for number in SIGNALS)
 
-#: The exit status of one process of several that another one has left.
+#: Exit status of a process that stopped because another process of its job failed.
 PEER_FAILED = 70
 
-#: The exit status of one of several that wants all to be started again (``EX_TEMPFAIL``).
+#: Exit status of a process that asks for a restart of the whole job (``EX_TEMPFAIL``).
 RESTART = 75
 
 
 class Terminated(BaseException):
-    """The process was asked to end. Like KeyboardInterrupt it is no fault that costs one image.
+    """The process was asked to end.
 
-    The message says what is kept; it is empty where another process says the same: the first one of
-    a job, or the launcher.
+    Like KeyboardInterrupt it is not an ``Exception``, so handlers for faulty images do not catch
+    it. The message says what is kept. It is empty if another process prints the same message: the
+    first process of the job, or the launcher.
 
     Attributes:
-        status: the exit status that tells the signal.
+        status: exit status for the signal, 128 + its number.
     """
 
     def __init__(self, number: int = signal.SIGTERM, message: str | None = None) -> None:
-        """With the signal and what the user should know."""
+        """Take the signal and the message for the user; None for a general message."""
         if message is None and (is_ours() or not is_first_rank()):
             message = ""
         elif message is None:
             what = "interrupted" if number == signal.SIGINT else "terminated"
-            message = f"{what}; what is finished is kept, the same command goes on"
+            message = f"{what}; finished work is kept, run the same command again to resume"
         super().__init__(message)
         self.status = 128 + number
 
@@ -53,10 +54,12 @@ class Terminated(BaseException):
 def on_signals(
     handle: Callable[[int, FrameType | None], None] | signal.Handlers,
 ) -> Iterator[None]:
-    """Call a handler in the block at any of ``SIGNALS``; not in threads, where none ever arrives.
+    """Call a handler on any of ``SIGNALS`` while the block runs.
 
-    Signals that this process was started to ignore (``nohup``) stay ignored. So do those that the
-    handler has given away: who is about to end must not be ended before the last word.
+    Does nothing outside the main thread, where signals never arrive. Signals that this process
+    ignores from the start (``nohup``) stay ignored. Signals for which the handler itself installed
+    another handler keep that one afterwards, so that a second signal cannot interrupt the end of
+    the process.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -75,9 +78,10 @@ def on_signals(
 
 
 def ignore_signals() -> None:
-    """Ignore signals from now on, for this process is ending: only a second Ctrl-C ends it at once.
+    """Ignore signals from now on, because this process is ending. Another Ctrl-C ends it at once.
 
-    A rank has several anyway: from the terminal and from its launcher.
+    Processes of a launcher ignore that too, because they get a signal from the terminal and one
+    from the launcher.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -87,9 +91,9 @@ def ignore_signals() -> None:
 
 @contextlib.contextmanager
 def raising_terminated() -> Iterator[None]:
-    """Within the block the first signal raises :class:`Terminated`, later ones do nothing.
+    """Raise :class:`Terminated` on the first signal in the block and ignore later ones.
 
-    Only in the main thread; elsewhere signals are left as they are.
+    Does nothing outside the main thread.
     """
 
     def terminate(number: int, frame: FrameType | None) -> NoReturn:
@@ -101,10 +105,10 @@ def raising_terminated() -> Iterator[None]:
 
 
 def ignore_signals_in_worker(_: int = 0) -> None:
-    """Let this process be ended by the one that started it alone.
+    """Ignore signals in a worker process, except a SIGTERM from its parent.
 
-    Signals reach whole process groups, but the parent needs its workers to finish what is under
-    way. Call it before the process starts threads, or with the signals blocked.
+    Signals reach whole process groups, but the parent needs its workers to finish their jobs. Call
+    this before the process starts threads, or with the signals blocked.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     threading.Thread(target=_await_parent, args=(os.getppid(),), daemon=True).start()
@@ -119,8 +123,8 @@ def _await_parent(parent: int) -> None:
 def exit_process(status: int) -> NoReturn:
     """End this process.
 
-    A rank that has failed ends without taking Python down first: torch's threads, which nobody
-    could end, may want its lock meanwhile, and then abort the process instead.
+    If torch's process group is still open, the process ends without shutting Python down:
+    torch's threads may need the interpreter during shutdown and would abort the process.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_initialized():

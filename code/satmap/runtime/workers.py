@@ -1,4 +1,4 @@
-"""Pools of processes for work that is one image a job, and a thread that reads ahead of it."""
+"""Pools of worker processes for jobs of one image each, and a thread that reads images ahead."""
 
 import contextlib
 import multiprocessing
@@ -26,24 +26,24 @@ Arguments = ParamSpec("Arguments")
 
 
 def start_pool(workers: int) -> ProcessPoolExecutor:
-    """So many processes of one thread each, which end with this one, however it ends.
+    """Start a pool of single-threaded worker processes that end with this process.
 
     Raises:
-        SatmapError: this machine, or its container, does not let so many processes share locks.
+        SatmapError: this many processes cannot share locks on this machine or in this container.
     """
     if not can_share_locks(workers):
         raise SatmapError(
-            f"worker processes cannot be started: {SHARED_MEMORY} is full or not there. Give "
+            f"worker processes cannot be started: {SHARED_MEMORY} is full or missing. Give "
             f"`--workers 0`. {SHARED_MEMORY_REMEDY}"
         )
     return ProcessPoolExecutor(workers, _Context(), initializer=_start_worker)
 
 
 class _Worker(SpawnProcess):
-    """Deaf to signals from its first moment on, when it has no handlers yet but threads already."""
+    """A process that starts with signals blocked, until it has installed its handlers."""
 
     def start(self) -> None:
-        """Start it; it inherits what this thread does not hear."""
+        """Start the process. It inherits the blocked signals of this thread."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             super().start()
@@ -52,22 +52,22 @@ class _Worker(SpawnProcess):
 
 
 class _Context(SpawnContext):
-    """Not forked: OpenCV's and GDAL's threads and locks do not survive that."""
+    """Spawned, not forked: threads and locks of OpenCV and GDAL do not survive a fork."""
 
     Process = _Worker
 
 
 def _start_worker() -> None:
-    # As many workers as cores: one thread each.
+    # There are as many workers as cores, so each uses one thread.
     cv2.setNumThreads(1)
     ignore_signals_in_worker()
     end_with_parent()
 
 
 def end_with_parent() -> None:
-    """End this process at once when the one that started it is gone, however that ended.
+    """End this process as soon as its parent process is gone, even if the parent was killed.
 
-    A worker would wait for its next job for ever.
+    Otherwise a worker would wait forever for its next job.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -80,18 +80,18 @@ def _end_with_parent() -> None:
 
 
 class BoundedPool:
-    """Jobs in worker processes, of which only so many are in work at a time.
+    """Pool of worker processes with a limited number of unfinished jobs.
 
-    What is done with a result happens in the thread that submits, in no particular order. Without
-    workers a job is done when it is submitted.
+    Results are handled in the thread that submits jobs, in no particular order. Without workers
+    ``submit`` runs the job itself.
     """
 
     def __init__(self, workers: int, limit: int) -> None:
         """Start processes.
 
         Args:
-            workers: how many; 0 for none.
-            limit: jobs in work or done and not handled yet, at most.
+            workers: number of processes; 0 runs jobs in this process.
+            limit: maximum number of jobs that are running, waiting or not handled yet.
         """
         self._pool = start_pool(workers) if workers else None
         self._limit = limit
@@ -99,7 +99,7 @@ class BoundedPool:
 
     @property
     def in_flight(self) -> int:
-        """Jobs in work, or done and not handled yet."""
+        """Number of jobs that are running, waiting or not handled yet."""
         return len(self._pending)
 
     def submit(
@@ -109,13 +109,13 @@ class BoundedPool:
         *arguments: Arguments.args,
         **named: Arguments.kwargs,
     ) -> None:
-        """Work on a job, as soon as there are fewer than the limit.
+        """Submit a job, after waiting until there are fewer jobs than the limit.
 
         Args:
-            handle: called with the job's outcome once it is done, now or by a later call.
-            job: a function that a process can be sent.
-            arguments: of the job.
-            named: of the job.
+            handle: called with the finished future, in this call or a later one.
+            job: a picklable function.
+            arguments: positional arguments of the job.
+            named: keyword arguments of the job.
 
         Raises:
             SatmapError: a worker was killed or cannot be started.
@@ -133,12 +133,12 @@ class BoundedPool:
         self._pending[future] = handle
 
     def collect(self) -> None:
-        """Handle what is done, without waiting."""
+        """Handle all finished jobs, without waiting."""
         for future in [future for future in self._pending if future.done()]:
             self._handle(future)
 
     def finish(self) -> None:
-        """Wait for all jobs and handle them; those that handling submits too."""
+        """Wait for all jobs and handle them, including jobs that handlers submit meanwhile."""
         while self._pending:
             self._handle_next()
 
@@ -153,7 +153,7 @@ class BoundedPool:
     ) -> None:
         if self._pool is None:
             return
-        # Work that was paid for is kept also when the run is stopped.
+        # Keep the results of running jobs even if the run was stopped.
         while self._pending:
             with contextlib.suppress(Exception):
                 self._handle_next()
@@ -166,7 +166,7 @@ class BoundedPool:
 
     def _handle(self, future: Future[Any]) -> None:
         handle = self._pending.pop(future, None)
-        # Handling another one may have come to this one already.
+        # The handler of another job may have handled this one already.
         if handle is None:
             return
         if isinstance(error := future.exception(), BrokenProcessPool):
@@ -186,19 +186,19 @@ def _done(job: Callable[..., Result], *arguments: Any, **named: Any) -> Future[R
 def _broken(error: BaseException) -> SatmapError:
     return SatmapError(
         f"a worker process was killed or could not start ({error}). Most often memory is short: "
-        "use fewer workers. The same command goes on from here."
+        "use fewer workers. Run the same command again to resume."
     )
 
 
 def read_ahead(
     items: Iterable[Item], read: Callable[[Item], Result], ahead: int
 ) -> Iterator[tuple[Item, Result]]:
-    """Each item with what ``read`` makes of it, in order, in a thread that is ahead.
+    """Yield each item with the result of ``read``, in order; a thread reads ahead.
 
     Args:
         items: what to read.
-        read: called once an item.
-        ahead: items that may be read before they are asked for; 0 reads in this thread.
+        read: called once per item.
+        ahead: number of items to read before they are requested; 0 reads in this thread.
     """
     if not ahead:
         yield from ((item, read(item)) for item in items)
@@ -223,17 +223,17 @@ _Result = TypeVar("_Result")
 
 
 class Runner(Protocol):
-    """Runs a function on jobs and gives the results in order."""
+    """Runs a function on a sequence of jobs and yields the results in order."""
 
     def __call__(
         self, function: Callable[[_Job], _Result], jobs: Sequence[_Job]
     ) -> Generator[_Result]:
-        """Each job has its result; closed before the end it leaves the rest."""
+        """Yield the result of each job. Closing the generator early cancels the remaining jobs."""
 
 
 @contextlib.contextmanager
 def working(workers: int) -> Generator[Runner]:
-    """So many processes that jobs run in, or with 0 this one.
+    """Provide a runner with ``workers`` processes; with 0 jobs run in this process.
 
     Raises:
         SatmapError: a process cannot be started, or was killed.
@@ -252,13 +252,14 @@ def working(workers: int) -> Generator[Runner]:
             futures = [pool.submit(function, job) for job in jobs]
         except OSError as error:
             raise SatmapError(
-                f"worker processes cannot be started ({error.strerror or error}); use fewer."
+                f"worker processes cannot be started ({error.strerror or error}); use fewer "
+                "workers."
             ) from error
         try:
             for future in futures:
                 yield future.result()
         finally:
-            # Left off in the middle when time is up.
+            # The caller may stop early, for example at a time limit.
             for future in futures:
                 future.cancel()
 

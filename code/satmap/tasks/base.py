@@ -1,9 +1,10 @@
-"""The interface between the engine and a family of maps.
+"""The interface between the engine and a task.
 
-The engine trains, predicts, resumes and distributes work. It owns memory and time, windows, order,
-progress and provenance, and knows no task by name. A :class:`Task` knows everything else: how its
-images and labels are found, what a label becomes for training, its network and loss, how
-predictions are merged and decoded into vectors, how results are written, scored, drawn and tuned.
+The engine trains, predicts, resumes and distributes work. It manages memory, time, windows, order,
+progress and provenance, and does not depend on any task. A :class:`Task` defines everything else:
+how images and labels are found, how labels are encoded for training, the network and its loss, how
+predictions are merged and decoded into vectors, and how results are written, scored, drawn and
+tuned.
 
 Most tasks predict probability maps: see :class:`satmap.tasks.dense.DenseTask`. Tasks whose networks
 find objects directly start from :class:`satmap.tasks.instances.InstanceTask`. Tasks are registered
@@ -48,8 +49,8 @@ class PreparedImage:
 
     Attributes:
         info: the file that was read. It is the RGB image where the multispectral one is broken.
-        pixels: uint8 (height, width, channels) in the size that the networks see. A large image is
-            read window by window.
+        pixels: uint8 (height, width, channels) in the networks' input size. A large image is read
+            window by window.
         members: the networks that the image has enough channels for.
         metres_per_pixel: along x and y.
         notes: warnings for the user.
@@ -95,27 +96,27 @@ class PendingResult(Protocol):
     """The prediction of an image, which the device may still be working on."""
 
     def get(self) -> Any:
-        """Wait for the prediction and return it, in the form that the task's decoder takes."""
+        """Wait for the prediction and return it as the task's decoder expects it."""
 
 
 class Decoder(Protocol):
     """Turns the prediction of one image into its result. It is sent to worker processes."""
 
     def decode(self, prediction: Any) -> Any:
-        """The result of an image, such as a road graph."""
+        """Return the result of an image, such as a road graph."""
 
 
 class Task(ABC):
-    """A family of maps, for one recipe.
+    """A kind of objects to map, with the settings of one recipe.
 
     Attributes:
-        noun: what is found, in the plural: ``roads``.
-        label_noun: what a label holds, in the singular: ``road``.
-        scores: names of the validation scores, in the order in which they are shown. The first
-            decides about learning rates.
-        default_metres_per_pixel: the pixel size of images without georeference; None if the task
-            does not need the pixel size.
-        input_px: the longer side of images as networks see them; None for the file's own size.
+        noun: the objects, in the plural: ``roads``.
+        label_noun: one object of a label, in the singular: ``road``.
+        scores: names of the validation scores, in the order in which they are shown. Plateau
+            schedules use the first.
+        default_metres_per_pixel: pixel size of images without georeference; None if the task does
+            not need the pixel size.
+        input_px: longer side of the networks' input; None for the size of the file.
     """
 
     noun: ClassVar[str]
@@ -137,7 +138,7 @@ class Task(ABC):
 
         Args:
             directories: searched to any depth.
-            view_angle: of images whose names do not tell it.
+            view_angle: off-nadir angle, for images whose names lack it.
 
         Raises:
             SatmapError: no image was found, or two files claim to be the same image.
@@ -147,7 +148,7 @@ class Task(ABC):
         return found
 
     def category(self, chip: Chip) -> str | None:
-        """The network head that is responsible for an image; None for networks with one head.
+        """Return the network head for an image; None for networks with one head.
 
         Raises:
             SatmapError: the category of the image is not known.
@@ -157,23 +158,23 @@ class Task(ABC):
     @property
     @abstractmethod
     def label_fingerprint(self) -> str:
-        """Changes with every setting that ``encode`` depends on."""
+        """Text that changes with every setting that ``encode`` depends on."""
 
     @abstractmethod
     def encode(self, chip: Chip, image: NDArray[np.uint8]) -> EncodedLabel:
-        """Turn the label of a chip into what training needs.
+        """Encode the label of a chip for training.
 
         Args:
             chip: a chip with a label.
-            image: uint8 (h, w, channels), as the networks see it; 0 in all channels where there is
-                no data.
+            image: uint8 (h, w, channels) in the networks' input size; 0 in all channels where there
+                is no data.
 
         Raises:
             SatmapError: the label is missing or unusable.
         """
 
     def load_payload(self, payload: Any) -> Any:
-        """Turn the JSON payload of an :class:`EncodedLabel` into the labels that scoring needs."""
+        """Convert the JSON payload of an :class:`EncodedLabel` to the labels that scoring needs."""
         return payload
 
     # Training
@@ -186,7 +187,7 @@ class Task(ABC):
 
         Args:
             chip: the chip.
-            geometry: where the crop lies in the chip.
+            geometry: position of the crop in the chip, and its augmentation.
             size: height and width of the crop, pixels.
             channels: number of image channels.
 
@@ -203,7 +204,7 @@ class Task(ABC):
         """Make the untrained network of an ensemble member."""
 
     def load_encoder(self, network: nn.Module, file: Path) -> None:
-        """Give the network's encoder the ImageNet weights of a file."""
+        """Load the ImageNet weights of a file into the network's encoder."""
         raise SatmapError(f"networks for {self.noun} cannot start from {file}.")
 
     def freeze_encoder(self, network: nn.Module, frozen: bool, stages: int | None) -> None:
@@ -220,22 +221,22 @@ class Task(ABC):
 
     @abstractmethod
     def inputs(self, network: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
-        """The arguments of the network's forward pass for a batch."""
+        """Return the arguments of the network's forward pass for a batch."""
 
     @abstractmethod
     def loss(
         self, outputs: Any, batch: Batch, losses: Any, total: Total
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
-            outputs: what the network returned.
+            outputs: output of the network.
             batch: the samples.
-            losses: the weights of the stage, from the recipe.
-            total: adds up over the processes that share the batch.
+            losses: weights of the losses, from the recipe's stage.
+            total: sums a tensor over the processes that share the batch.
 
         Returns:
-            The loss, whose mean over the processes is that of the whole batch, and its detached
+            The loss, whose mean over the processes is the loss of the whole batch, and its detached
             parts by name.
         """
 
@@ -244,15 +245,15 @@ class Task(ABC):
         """Predict a chip with one network and compare the result with the label.
 
         Returns:
-            A score that is small enough to be sent to another process.
+            A score, small enough to be sent to another process.
         """
 
     @abstractmethod
     def summarize(self, chips: Sequence[CachedChip], scores: Sequence[Any]) -> dict[str, float]:
-        """The validation scores, each 0..1, from the scores of all chips."""
+        """Compute the validation scores, each 0..1, from the scores of all chips."""
 
     def draw(self, chip: CachedChip, score: Any) -> NDArray[np.uint8]:
-        """Draw what was found beside the truth, uint8 (h, w, 3); by default the image alone."""
+        """Draw prediction and truth side by side, uint8 (h, w, 3); by default only the image."""
         image = chip.read_image(3, slice(None), slice(None)).transpose(1, 2, 0)
         return np.ascontiguousarray(image)
 
@@ -274,7 +275,7 @@ class Task(ABC):
         write_tensors(path, network.state_dict(), described)
 
     def check_weights(self, file: WeightFile) -> None:
-        """Fail before any work if a weight file does not belong to this task.
+        """Check that a weight file belongs to this task.
 
         Raises:
             SatmapError: the network cannot be used for the recipe.
@@ -298,13 +299,15 @@ class Task(ABC):
                 raise SatmapError(f"{file.path} does not say which member of its recipe it is.")
             network, tensors = self.build_network(member), read_tensors(file.path)
             if fault := mismatch(network.state_dict(), tensors):
-                raise SatmapError(f"{file.path} is not the network that it claims to be: {fault}.")
+                raise SatmapError(
+                    f"{file.path} does not hold the network that its metadata name: {fault}."
+                )
             network.load_state_dict(tensors)
             members.append(EnsembleMember(network.to(device).eval(), file.votes))
         return members
 
     def find_rating_model(self, weights: Path) -> Path | None:
-        """A second-level model beside the networks that rates what they find; None without.
+        """Find a second-level model beside the networks, which rates objects; None without.
 
         Raises:
             SatmapError: the model cannot be read.
@@ -313,27 +316,27 @@ class Task(ABC):
 
     # Prediction
 
-    #: How many values the prediction of a pixel has; decides which images are large.
+    #: Number of predicted values per pixel; decides which images are large.
     values_per_pixel: int = 1
 
     @abstractmethod
     def predict(self, image: PreparedImage, device: torch.device) -> PendingResult:
-        """Run all networks on an image and merge what they predict.
+        """Run all networks on an image and merge their predictions.
 
-        The prediction of test-time augmentations, ensemble members and overlapping windows becomes
+        The predictions of test-time augmentations, ensemble members and overlapping windows become
         one prediction.
         """
 
     @abstractmethod
     def decoder(self, chip: Chip, rating_model: Path | None = None) -> Decoder:
-        """What turns the prediction of an image into its result.
+        """Return the decoder that turns the prediction of an image into its result.
 
         Raises:
-            SatmapError: its settings depend on the category of the image, which is not known.
+            SatmapError: the settings depend on the category of the image, which is not known.
         """
 
     def find_neighbours(self, footprints: Sequence[ImageFootprint]) -> list[list[Neighbour]]:
-        """For each image those that it must be decoded with; by default each is decoded alone."""
+        """Find the neighbours that each image is decoded with; by default there are none."""
         return [[] for _ in footprints]
 
     # Results
@@ -346,18 +349,18 @@ class Task(ABC):
 
         Args:
             chip: the image.
-            image_id: the id as it stands in the output.
-            found: what the decoder returned.
-            georeference: position of the pixels; None if it is not known.
+            image_id: the id in the output.
+            found: result of the decoder.
+            georeference: position of the pixels; None if not known.
         """
 
     @abstractmethod
     def as_json(self, record: Any) -> list[Any]:
-        """Write a record as JSON values, for the journal of finished images."""
+        """Convert a record to JSON values, for the journal of finished images."""
 
     @abstractmethod
     def from_json(self, content: list[Any]) -> Any:
-        """Read a record back, exactly.
+        """Convert JSON values back to the same record, exactly.
 
         Raises:
             ValueError, TypeError: the content is not a record.
@@ -365,10 +368,10 @@ class Task(ABC):
         """
 
     def check_outputs(self, output: Path, exports: Sequence[Path], chips: Sequence[Chip]) -> None:
-        """Fail before the work if the images cannot be written in these formats.
+        """Check that these images can be written in the formats of the outputs.
 
         Raises:
-            SatmapError: the task has no such format, or it cannot hold these images.
+            SatmapError: the task does not have the format, or the format cannot hold these images.
         """
         for path in exports:
             if path.suffix.lower() not in self.export_suffixes:
@@ -390,8 +393,8 @@ class Task(ABC):
 
         Args:
             output: the file.
-            ids: of all images, in the order of the file.
-            keys: id to key, of the images that have a record.
+            ids: ids of all images, in the order of the file.
+            keys: id to key, for images that have a record.
             read: returns the record of a key.
 
         Returns:
@@ -402,11 +405,11 @@ class Task(ABC):
         """
 
     def export(self, path: Path, records: Callable[[], Iterator[Any]]) -> dict[str, str]:
-        """Write another file, in the format that its suffix names.
+        """Write a further file, in the format of its suffix.
 
         Args:
             path: the file.
-            records: iterates over the records of all images, from the first.
+            records: returns a new iterator over the records of all images.
 
         Returns:
             Image id to problem, for images that the format cannot hold and that are left out.
@@ -414,18 +417,18 @@ class Task(ABC):
         Raises:
             CannotWriteError: the file cannot be written.
         """
-        raise SatmapError(f"{path}: {self.noun} have no such format.")
+        raise SatmapError(f"{path}: {self.noun} cannot be exported to this format.")
 
     @abstractmethod
     def count(self, record: Any) -> int:
-        """Number of objects in a record."""
+        """Return the number of objects in a record."""
 
-    #: Suffixes that ``write`` knows.
+    #: Suffixes that ``write`` supports.
     submission_suffixes: ClassVar[tuple[str, ...]] = (".csv",)
 
     @property
     def export_suffixes(self) -> tuple[str, ...]:
-        """Suffixes that ``export`` knows."""
+        """Suffixes that ``export`` supports."""
         suffixes: tuple[str, ...] = self.recipe.task.export_suffixes
         return suffixes
 
@@ -441,17 +444,17 @@ class Task(ABC):
 
 
 def task_of(recipe: Recipe) -> Task:
-    """The task of a recipe."""
+    """Make the task of a recipe."""
     task: Task = find_task(recipe.task.name).task_type()(recipe)
     return task
 
 
 def default_task(name: str, **settings: Any) -> Task:
-    """A task with default settings, for work that needs no network.
+    """Make a task with default settings, for work without networks.
 
     Args:
-        name: of the task.
-        settings: what differs from the defaults, as in the recipe's ``task``.
+        name: name of the task.
+        settings: settings that differ from the defaults, as in the recipe's ``task``.
 
     Raises:
         SatmapError: there is no such task.
@@ -469,7 +472,7 @@ def default_task(name: str, **settings: Any) -> Task:
 
 
 def load_ensemble(files: Sequence[WeightFile], device: torch.device) -> list[EnsembleMember]:
-    """Load the networks of an ensemble, whose task is that of the first file's recipe.
+    """Load the networks of an ensemble, with the task of the first file's recipe.
 
     Raises:
         SatmapError: a file cannot be loaded, or the networks do not fit together.

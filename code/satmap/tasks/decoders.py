@@ -1,4 +1,4 @@
-"""What turns probability maps into vectors, as worker processes see it. Nothing imports torch."""
+"""Interface of decoders, for worker processes. This module does not import torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +8,10 @@ from satmap.rasters.probability_maps import ProbabilityMaps
 
 
 class MapDecoder(Protocol):
-    """Turns probability maps into vectors. It is sent to worker processes with every image."""
+    """Turns probability maps into vectors. It is pickled for worker processes with every image."""
 
     def decode(self, prediction: ProbabilityMaps) -> Any:
-        """The result of an image by itself."""
+        """Decode the maps of an image without neighbours."""
 
     def decode_file(
         self,
@@ -20,13 +20,13 @@ class MapDecoder(Protocol):
         *,
         check_scale: bool = False,
     ) -> Any:
-        """The result of an image from a raster of its probability maps.
+        """Decode a raster of an image's probability maps.
 
         Args:
             path: the raster.
-            neighbours: the rasters around it and the column and row, in this image's pixels, of
-                each one's first pixel. Files that do not exist are left out.
-            check_scale: refuse a raster whose numbers are 0 and 1 instead of 0..255.
+            neighbours: the rasters around it, each with the column and row of its first pixel, in
+                pixels of this image. Files that do not exist are ignored.
+            check_scale: whether to refuse a raster with values 0 and 1 instead of 0..255.
 
         Raises:
             SatmapError: the raster is missing or damaged, or does not hold probabilities.

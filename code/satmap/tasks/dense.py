@@ -1,8 +1,8 @@
 """Tasks whose networks predict probability maps.
 
 The engine averages the maps of symmetries, ensemble members and windows
-(:mod:`satmap.networks.ensemble`). A task adds how its labels are drawn, its losses, and how
-probability maps become vectors.
+(:mod:`satmap.networks.ensemble`). A task defines how its labels are drawn, its losses, and how
+probability maps are vectorised.
 """
 
 from abc import abstractmethod
@@ -34,12 +34,12 @@ from satmap.weights.network_files import load_pretrained_encoder, load_weights, 
 
 @dataclass(frozen=True)
 class PendingMaps:
-    """The probability maps of an image that fits into memory.
+    """Pending probability maps of an image that fits into memory.
 
     Attributes:
-        names: of the maps.
-        strips: on their way from the device.
-        image: what was predicted.
+        names: names of the maps.
+        strips: parts of the maps, which the device may still be computing.
+        image: the image.
     """
 
     names: tuple[str, ...]
@@ -47,7 +47,7 @@ class PendingMaps:
     image: PreparedImage
 
     def get(self) -> ProbabilityMaps:
-        """Wait for the maps; they have the size of the image's file."""
+        """Wait for the maps and resize them to the size of the image's file."""
         parts = [strip.values.get() for strip in self.strips]
         values = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
         values = resize_maps(values, self.image.shape)
@@ -58,7 +58,7 @@ class DenseTask(Task):
     """A task whose networks predict probability maps.
 
     Attributes:
-        file_maps: number of bands of a raster -> the names of its probability maps, for rasters of
+        file_maps: number of bands of a raster to the names of its probability maps, for rasters of
             other programs.
     """
 
@@ -74,7 +74,7 @@ class DenseTask(Task):
     def crop(
         self, chip: CachedChip, geometry: Geometry, size: int, channels: int
     ) -> dict[str, NDArray[Any]]:
-        """Cut image, target and, where a teacher has predicted the chip, its soft target.
+        """Cut the image, the target and, if a teacher has predicted the chip, the soft target.
 
         Returns:
             ``image`` uint8 (channels, size, size), ``target`` uint8 (size, size) or (size, size,
@@ -98,7 +98,7 @@ class DenseTask(Task):
         )
 
     def load_encoder(self, network: nn.Module, file: Path) -> None:
-        """Give the UNet's encoder the ImageNet weights of a file."""
+        """Load the ImageNet weights of a file into the UNet's encoder."""
         assert isinstance(network, UNet)
         load_pretrained_encoder(network, file)
 
@@ -108,7 +108,7 @@ class DenseTask(Task):
         network.freeze_encoder(frozen, stages)
 
     def inputs(self, network: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
-        """The normalised image and, for networks with several heads, the index of each head."""
+        """Return the normalised images and, for networks with several heads, the head indices."""
         assert isinstance(network, UNet)
         image = network.encoder.normalize(batch["image"])
         image = image.contiguous(memory_format=torch.channels_last)
@@ -133,9 +133,9 @@ class DenseTask(Task):
         """Vectorise the probability maps of a chip and score the result.
 
         Args:
-            maps: of one network, in the size in which it saw the chip.
+            maps: probability maps of one network, in its input size.
             chip: the chip with its labels.
-            target: what ``encode`` drew, in the size of the maps.
+            target: the target that ``encode`` drew, in the size of the maps.
         """
 
     # Weights
@@ -146,7 +146,7 @@ class DenseTask(Task):
         save_weights(path, network, metadata)
 
     def check_weights(self, file: WeightFile) -> None:
-        """Fail if a network has other probability maps or heads than the recipe."""
+        """Check that a network has the probability maps and heads of the recipe."""
         network, name = file.network, self.recipe.name
         if network.categories and not self.categories:
             raise SatmapError(
@@ -204,16 +204,16 @@ class DenseTask(Task):
         return PendingMaps(self.recipe.map_names, list(self.predict_strips(image, device)), image)
 
     def predict_strips(self, image: PreparedImage, device: torch.device) -> Iterator[Strip]:
-        """The same for large images, one strip after the other from the top."""
+        """Predict like ``predict``, but yield the maps in strips from the top, for large images."""
         settings = self.recipe.inference
         return predict_strips(image.members, image.pixels, settings, device, image.category)
 
     @abstractmethod
     def decoder(self, chip: Chip, rating_model: Path | None = None) -> MapDecoder:
-        """What turns the probability maps of an image into its result."""
+        """Return the decoder that turns the probability maps of an image into its result."""
 
     def image_id_of(self, stem: str) -> str | None:
-        """The image id in the name of a raster without suffix; None if it follows no convention."""
+        """Return the image id in a raster's name without suffix; None if it has another format."""
         return None
 
 

@@ -9,25 +9,25 @@ from satmap.tasks.base import Total
 
 _FOCAL_GAMMA = 2.0
 
-# A channel with fewer target pixels in the batch says nothing about overlap.
+# A channel counts for dice only with at least this many target pixels in the batch.
 _LEAST_DICE_PIXELS = 100
 
 
 def one_process(part: Tensor) -> Tensor:
-    """The sum over the processes where there is only one."""
+    """Return a tensor unchanged: its sum over one process."""
     return part
 
 
 def head_loss(
     logits: Tensor, target: Tensor, weights: HeadLoss, total: Total = one_process
 ) -> Tensor:
-    """Dice, focal loss and cross entropy of one head, weighted, for roads and buildings.
+    """Compute the weighted sum of dice, focal loss and cross entropy of one head.
 
     Args:
         logits: float (n, maps, h, w).
         target: float (n, maps, h, w), 0 and 1.
-        weights: of the losses.
-        total: adds up over the processes that share the batch.
+        weights: weights of the losses.
+        total: sums a tensor over the processes that share the batch.
 
     Returns:
         A scalar of float32.
@@ -46,13 +46,13 @@ def head_loss(
 
 
 def dice_loss(logits: Tensor, target: Tensor, total: Total = one_process) -> Tensor:
-    """One minus the soft dice, per channel over the batch, mean over channels with a target.
+    """Return one minus the soft dice of each channel over the batch, averaged over channels.
 
-    0 where no channel has at least 100 target pixels.
+    Channels with fewer than 100 target pixels do not count; the loss is 0 if none counts.
     """
     probabilities = logits.sigmoid()
     over = (0, 2, 3)
-    # The dice of shares of a batch do not add up, the sums in them do.
+    # Sum over the whole batch first: the dice of a batch is not the mean dice of its parts.
     size, overlap, predicted = total(
         torch.stack([target.sum(over), (probabilities * target).sum(over), probabilities.sum(over)])
     )
@@ -64,26 +64,25 @@ def dice_loss(logits: Tensor, target: Tensor, total: Total = one_process) -> Ten
 
 
 def distillation_loss(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of the network's probabilities from a teacher's, mean; 0 where
-    they agree.
+    """Return the mean Kullback-Leibler divergence of the network's probabilities from a teacher's.
 
-    Every plane is a question of yes or no. There is no temperature: a teacher of several networks
-    and views is no surer than it should be.
+    Each map is a binary classification. There is no temperature, because the mean over several
+    networks and test-time augmentations is not overconfident.
 
     Args:
-        logits: float (n, planes, h, w).
-        teacher: probabilities, float (n, planes, h, w).
+        logits: float (n, maps, h, w).
+        teacher: probabilities, float (n, maps, h, w).
     """
-    disbelief = 1 - teacher
-    # What the teacher leaves open cannot be learnt: only what is above its own entropy counts.
-    entropy = -(torch.xlogy(teacher, teacher) + torch.xlogy(disbelief, disbelief)).mean()
+    complement = 1 - teacher
+    # Subtract the teacher's entropy, so that the loss is 0 if both agree.
+    entropy = -(torch.xlogy(teacher, teacher) + torch.xlogy(complement, complement)).mean()
     return F.binary_cross_entropy_with_logits(logits, teacher) - entropy
 
 
 def recall_loss(logits: Tensor, target: Tensor, total: Total = one_process) -> Tensor:
-    """One minus the soft recall, over the batch; 0 where there is no target.
+    """Return one minus the soft recall over the batch; 0 without target pixels.
 
-    Nothing is said of what is predicted elsewhere: only beside a loss that does.
+    It does not penalise false positives, so use it only together with a loss that does.
     """
     size, found = total(torch.stack([target.sum(), (logits.sigmoid() * target).sum()]))
     missed: Tensor = (size - found) / size.clamp(min=1)

@@ -1,9 +1,9 @@
 """Tasks whose networks find objects directly, without probability maps.
 
-Every network looks at every window of an image in several symmetries of the square (test-time
-augmentation). All candidates are brought into the pixels of the image, and the task merges them,
-for example by suppression and voting. Large images are read window by window. The tasks that satmap
-ships predict probability maps and do not use this module.
+Every network finds objects in every window of an image, in several symmetries of the square
+(test-time augmentation). All candidates are transformed to pixels of the image, and the task merges
+them, for example by suppression and voting. Large images are read window by window. The tasks that
+satmap ships predict probability maps and do not use this module.
 """
 
 from abc import abstractmethod
@@ -22,13 +22,13 @@ from satmap.tasks.base import PreparedImage, Task
 
 @dataclass(frozen=True)
 class WindowCandidates:
-    """What one network found in one window, in one symmetry.
+    """Objects that one network found in one window, in one symmetry.
 
     Attributes:
-        found: the task's own form of objects, in pixels of the image.
+        found: objects in the task's own type, in pixels of the image.
         votes: weight of the network in the ensemble.
-        rows, columns: the window. Neighbouring windows overlap; ``kept`` is the part of the window
-            that no other window is responsible for alone.
+        rows, columns: the window. Neighbouring windows overlap; ``kept`` leaves out the part where
+            only a neighbouring window counts.
     """
 
     found: Any
@@ -44,7 +44,7 @@ class FoundInstances:
     found: Any
 
     def get(self) -> Any:
-        """The objects; there is nothing to wait for."""
+        """Return the objects, without waiting."""
         return self.found
 
 
@@ -58,7 +58,7 @@ class InstanceTask(Task):
         Args:
             network: in evaluation mode.
             pixels: uint8 (channels, h, w), on the device of the network.
-            category: the head of the network for this image; None for networks with one head.
+            category: head of the network for this image; None for networks with one head.
 
         Returns:
             Objects in pixels of the window.
@@ -66,17 +66,17 @@ class InstanceTask(Task):
 
     @abstractmethod
     def restore(self, found: Any, symmetry: Symmetry, shape: tuple[int, int]) -> Any:
-        """Bring objects of a transformed window back.
+        """Transform objects of a transformed window back to the original window.
 
         Args:
-            found: what ``predict_window`` found in the transformed window.
-            symmetry: how the window was transformed.
-            shape: height and width of the window before.
+            found: objects that ``predict_window`` found in the transformed window.
+            symmetry: the transformation of the window.
+            shape: height and width of the original window.
         """
 
     @abstractmethod
     def shift(self, found: Any, left: int, top: int) -> Any:
-        """Move objects from the pixels of a window to those of the image."""
+        """Shift objects from pixels of a window to pixels of the image."""
 
     @abstractmethod
     def merge(self, candidates: Sequence[WindowCandidates]) -> Any:
@@ -104,7 +104,7 @@ class InstanceTask(Task):
         return FoundInstances(self.merge(candidates))
 
     def decoder(self, chip: Any, rating_model: Any = None) -> "AsFound":
-        """The objects are the result already."""
+        """Return a decoder that changes nothing: the merged objects are the result."""
         return AsFound()
 
 
@@ -113,5 +113,5 @@ class AsFound:
     """A decoder that changes nothing."""
 
     def decode(self, prediction: Any) -> Any:
-        """The prediction itself."""
+        """Return the prediction unchanged."""
         return prediction

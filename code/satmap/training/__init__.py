@@ -1,1 +1,1 @@
-"""From chips to weights: losses, schedules, the loop, checkpoints, validation."""
+"""Training: schedules, the training loop, checkpoints and validation."""

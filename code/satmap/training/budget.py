@@ -1,4 +1,4 @@
-"""Fitting a training to a time: how long each stage and each epoch may be."""
+"""Fit a training to a time limit: the length of each stage and each epoch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,25 +6,24 @@ from dataclasses import dataclass
 from satmap.recipes.schema import Member, Stage
 from satmap.training.state import Progress
 
-# A validation comes no later than this share of a member's time after the one before, and no
-# epoch is longer.
+# Longest epoch, and longest time between two validations, as a share of the stage's time.
 _SHARE = 0.1
 
-# The first epoch of a stage measures the speed: this share of a whole one, but at most so many
-# steps, for nobody knows yet how long they take.
+# The first epoch of a stage measures the speed. It is this share of a whole epoch, but at most this
+# many steps, because their duration is not known yet.
 _PROBE, _PROBE_STEPS = 0.05, 50
 
-# What is left for saving and for the last validation being slower than the others.
+# Share of the time that is reserved for saving and for a slow last validation.
 _RESERVE = 0.03
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """The next epoch.
+    """Plan of the next epoch.
 
     Attributes:
-        steps: optimizer steps.
-        start, end: the part of the stage's schedule that it covers, in epochs of the recipe.
+        steps: number of optimizer steps.
+        start, end: the part of the stage's schedule that the epoch covers, in epochs of the recipe.
         validate: whether a validation follows.
     """
 
@@ -37,13 +36,13 @@ class EpochPlan:
 def plan_epoch(
     stage: Stage, steps: int, progress: Progress, seconds: float | None = None
 ) -> EpochPlan:
-    """The next epoch of a stage, as long as the recipe says or as the time allows.
+    """Plan the next epoch of a stage, with the length of the recipe or as the time allows.
 
     Args:
-        stage: of the recipe.
+        stage: the stage.
         steps: optimizer steps of a whole epoch.
-        progress: where the training stands.
-        seconds: what the whole stage may take; None for no limit.
+        progress: progress of the training.
+        seconds: time limit of the whole stage; None for no limit.
     """
     start, whole = progress.schedule, float(stage.epochs)
     if seconds is None:
@@ -57,7 +56,7 @@ def plan_epoch(
     left -= progress.saving_seconds
     longest = max(1, min(steps, int(_SHARE * seconds / progress.step_seconds)))
     epoch_seconds = longest * progress.step_seconds
-    # Validations take their time too, where there is one after every so many epochs.
+    # Number of epochs between two validations; their time is counted below.
     between = max(1, min(stage.validate_every, int(_SHARE * seconds / epoch_seconds)))
     epochs = int(
         left / (epoch_seconds + progress.saving_seconds + progress.validation_seconds / between)
@@ -77,16 +76,16 @@ def plan_epoch(
 def allocate_time(
     members: Sequence[Member], world: int, seconds: float, chips: Mapping[str, int]
 ) -> dict[str, list[float]]:
-    """Seconds for each stage of each member, in proportion to the pixels that it shows.
+    """Divide a time limit between all stages of all members, in proportion to their pixels.
 
     Args:
-        members: what is trained.
-        world: how many ranks there are, which work on it as ``assign_stages`` says.
-        seconds: for all of it.
-        chips: member's name -> how many it learns from, of which a stage may take fewer.
+        members: the members to train.
+        world: number of processes, which share the work as in ``assign_stages``.
+        seconds: time limit of the whole training.
+        chips: member name to its number of training chips. A stage may use fewer.
 
     Returns:
-        Member's name -> seconds for each of its stages.
+        Member name to the seconds of each of its stages.
     """
     shares = {member.name: [0.0] * len(member.stages) for member in members}
     total = 0.0
@@ -96,7 +95,7 @@ def allocate_time(
         total += longest
         for rank, sum_of_rank in zip(own, work, strict=True):
             for member in rank:
-                # A rank with less to do takes the time that the others need anyway.
+                # A process with less work gets the same time as the others: it would wait anyway.
                 share = _work(member, index, chips) / sum_of_rank
                 shares[member.name][index] = longest * share
         for member in shared:
@@ -110,15 +109,15 @@ def allocate_time(
 def assign_stages(
     members: Sequence[Member], world: int
 ) -> list[tuple[list[list[Member]], list[Member]]]:
-    """Who works on what: one stage of all members that have it, then the next.
+    """Assign members to processes, stage by stage.
 
     Args:
-        members: what is trained.
-        world: how many ranks there are.
+        members: the members to train.
+        world: number of processes.
 
     Returns:
-        For each stage the members that each rank has for itself, of which no two ranks' numbers
-        differ by more than one, and those that all work on together afterwards.
+        For each stage two lists: the members that each process trains alone, evenly distributed,
+        and the members that all processes train together afterwards.
     """
     phases = []
     for index in range(max(len(member.stages) for member in members)):
@@ -130,7 +129,7 @@ def assign_stages(
 
 
 def _work(member: Member, index: int, chips: Mapping[str, int]) -> float:
-    """Pixels that a stage shows."""
+    """Return the number of pixels that a stage trains on."""
     stage, count = member.stages[index], chips[member.name]
     shown = count if stage.chips is None else min(stage.chips, count)
     return float(stage.epochs * stage.passes * stage.crop**2 * shown)

@@ -1,13 +1,11 @@
-"""What a training writes after an epoch: weights, manifests, a log and curves."""
+"""Files that a training writes after an epoch: weights, manifests, a log and curves."""
 
 import csv
-import importlib.util
 import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from satmap.errors import SatmapError
 from satmap.io.checksums import ChipRecords, FileRecord
 from satmap.io.files import write_text
 from satmap.provenance.manifest import (
@@ -26,20 +24,20 @@ from satmap.training.job import Job
 from satmap.training.loading import member_seed
 from satmap.training.state import Progress, TrainState
 
-# Digits of the data fingerprint in the name of the file that lists the data.
+# Number of digits of the data fingerprint in the name of the file that lists the data.
 _NAME_DIGITS = 16
 
 
 def save_checkpoints(
     job: Job, state: TrainState, progress: Progress, record: Mapping[str, float]
 ) -> dict[str, float]:
-    """Write the last weights, the best where a score is a new best, and their manifests.
+    """Write the last weights, the best weights of each improved score, and their manifests.
 
     Args:
-        job: what is trained.
-        state: its result is written.
-        progress: where the training stands.
-        record: the epoch's losses and scores.
+        job: the training.
+        state: the train state, whose ``result`` is written.
+        progress: progress of the training.
+        record: losses and scores of the epoch.
 
     Returns:
         The best value of every score so far.
@@ -49,7 +47,7 @@ def save_checkpoints(
     """
     task, member, context = job.task, job.member, job.context
     learned = {chip.image_id for chip in job.training}
-    # A student has seen through its teacher's eyes what the teacher was trained with.
+    # The teacher has seen the validation chips, so they do not count as held out for its student.
     taught = any(chip.soft for chip in job.training)
     unseen = [] if taught else job.validation
     held_out = [chip.image_id for chip in unseen if chip.image_id not in learned]
@@ -71,7 +69,7 @@ def save_checkpoints(
             task.save_network(file, state.result, metadata)
             written.append(file)
         elif score not in best:
-            # Left by an earlier training that this one replaces.
+            # Delete the file of an earlier training that this one replaces.
             file.unlink(missing_ok=True)
             manifest_path(file).unlink(missing_ok=True)
     task.save_network(written[0], state.result, metadata)
@@ -82,18 +80,18 @@ def save_checkpoints(
 def _write_manifests(
     files: Sequence[Path], job: Job, record: Mapping[str, float], progress: Progress
 ) -> None:
-    """Write the manifests of weights that were just kept.
+    """Write the manifests of weight files.
 
-    The chips, of which there may be thousands, are listed once for all, in ``data-*.json``.
+    The list of chips may be long. It is written once per data set, into ``data-*.json``.
 
     Args:
-        files: the weights.
-        job: what is trained.
-        record: of the epoch.
-        progress: with the runs so far.
+        files: the weight files.
+        job: the training.
+        record: losses and scores of the epoch.
+        progress: holds the runs so far.
 
     Raises:
-        SatmapError: something cannot be written.
+        SatmapError: a file cannot be written.
     """
     member, recipe = job.member, job.recipe
     chips = {chip.image_id: chip.sources for chip in (*job.training, *job.validation)}
@@ -119,7 +117,7 @@ def _write_manifests(
 
 
 def _list_data(directory: Path, chips: ChipRecords) -> DataRecord:
-    """The data set, its files listed in a file of the directory, named by what they are."""
+    """Record the data set, and list its files in ``data-<fingerprint>.json`` if not done yet."""
     data = record_data(chips, None)
     name = f"data-{data.fingerprint[:_NAME_DIGITS]}.json"
     file = directory / name
@@ -136,9 +134,9 @@ _COLUMNS = ("stage", "epoch", "learning_rate", "seconds", "ms_per_step", "crops_
 
 
 def write_logs(job: Job, progress: Progress) -> None:
-    """Bring the member's log, curves and TensorBoard up to the last epoch.
+    """Update the member's log, curves and TensorBoard events to the last epoch.
 
-    The files are written whole: an epoch that is repeated after a kill has one row all the same.
+    Log and curves are rewritten, so an epoch that is repeated after a kill has only one row.
 
     Raises:
         SatmapError: a file cannot be written.
@@ -153,20 +151,6 @@ def write_logs(job: Job, progress: Progress) -> None:
         _write_tensorboard(context.tensorboard / member.name, progress.history)
 
 
-def require_tensorboard() -> None:
-    """Fail before any work is done if TensorBoard is asked for and not there.
-
-    Raises:
-        SatmapError: it is not installed.
-    """
-    if importlib.util.find_spec("tensorboard") is None:
-        raise SatmapError(
-            "--tensorboard needs the package `tensorboard`, which is not installed: "
-            "`pip install tensorboard`, or leave the option out; the log beside the weights has "
-            "the same figures."
-        )
-
-
 def _table(history: Sequence[dict[str, float]], figures: Sequence[str]) -> str:
     text = io.StringIO()
     table = csv.DictWriter(text, (*_COLUMNS, *figures), lineterminator="\n")
@@ -177,7 +161,7 @@ def _table(history: Sequence[dict[str, float]], figures: Sequence[str]) -> str:
 
 
 def _curves(history: Sequence[dict[str, float]], names: Sequence[str]) -> list[Curve]:
-    """The named figures over the epochs of all stages, as far as there are any."""
+    """Return the curves of named values over the epochs of all stages, without empty ones."""
     points = {
         name: [(epoch, record[name]) for epoch, record in enumerate(history, 1) if name in record]
         for name in names
@@ -189,7 +173,7 @@ def _write_tensorboard(directory: Path, history: Sequence[dict[str, float]]) -> 
     from torch.utils.tensorboard import SummaryWriter
 
     epoch = len(history)
-    # Events of this epoch that an earlier, killed run has left are hidden.
+    # Hide the events of this epoch that an earlier, killed run may have left.
     with SummaryWriter(str(directory), purge_step=epoch) as writer:
         for name, value in history[-1].items():
             writer.add_scalar(name, value, epoch)

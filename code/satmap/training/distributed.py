@@ -1,4 +1,4 @@
-"""A network as training calls it: compiled, and copied to every rank that shares the work."""
+"""Data-parallel training: compiled networks, averaged gradients and joint batch norms."""
 
 import contextlib
 import warnings
@@ -17,12 +17,13 @@ from satmap.training.run_context import RunContext
 
 
 class Forward:
-    """The call of a network in training; its gradients are the mean over the ranks.
+    """Forward pass of a network in training, with gradients averaged over the processes.
 
-    Make it anew when other parameters learn: ``DistributedDataParallel`` looks only once.
+    Make a new one after freezing or unfreezing parameters, because ``DistributedDataParallel``
+    registers the trainable parameters only once.
 
     Attributes:
-        network: the bare network, whose state dict is everybody's.
+        network: the unwrapped network.
     """
 
     def __init__(self, network: nn.Module, context: RunContext) -> None:
@@ -37,18 +38,21 @@ class Forward:
                 module = self._parallel = DistributedDataParallel(
                     network,
                     device_ids=[context.device] if on_gpu else None,
-                    # Batch-norm statistics are the same everywhere, for they are joint.
+                    # Batch-norm statistics are joint, so they are the same in all processes.
                     broadcast_buffers=False,
                     gradient_as_bucket_view=True,
                 )
         self._call: Any = torch.compile(module) if context.compile else module
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """What the network returns for the task's inputs."""
+        """Return the network's output for the task's inputs."""
         return self._call(*inputs)
 
     def gradients_stay(self, stay: bool) -> contextlib.AbstractContextManager[None]:
-        """Whether the gradients of what runs inside wait for a later part of the batch."""
+        """Return a context in which, if ``stay``, gradients are accumulated but not averaged yet.
+
+        Use it for all parts of a batch except the last.
+        """
         if stay and self._parallel is not None:
             waiting: contextlib.AbstractContextManager[None] = self._parallel.no_sync()
             return waiting
@@ -56,7 +60,7 @@ class Forward:
 
 
 def sum_over_ranks(part: Tensor, ranks: Ranks) -> Tensor:
-    """The sum over the ranks; gradients flow back through it to every rank's part."""
+    """Sum a tensor over all processes. Gradients flow back to the part of every process."""
     if ranks.world == 1:
         return part
     summed: Tensor = _Total.apply(part)
@@ -64,7 +68,7 @@ def sum_over_ranks(part: Tensor, ranks: Ranks) -> Tensor:
 
 
 class _Total(torch.autograd.Function):
-    """The sum over all ranks, forwards and backwards."""
+    """Sum over all processes, in the forward and in the backward pass."""
 
     @staticmethod
     def forward(context: Any, part: Tensor) -> Tensor:
@@ -80,26 +84,26 @@ class _Total(torch.autograd.Function):
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):
-    """``torch.nn.SyncBatchNorm`` for CPUs, which torch's own refuses.
+    """Synchronised batch norm for CPUs; ``torch.nn.SyncBatchNorm`` supports only GPUs.
 
     Attributes:
-        ranks: whose batches are normalised as one.
+        ranks: the processes whose batches are normalised jointly.
     """
 
     ranks: Ranks
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x``, float (N, C, H, W); in training by the statistics of all ranks."""
+        """Normalise ``x``, float (n, c, h, w); in training by the statistics of all processes."""
         if not self.training:
             return super().forward(x)
-        assert self.momentum is not None, "no network here averages all batches alike"
+        assert self.momentum is not None, "networks without momentum are not supported"
         over = (0, 2, 3)
         values = x.float()
         own = values.new_tensor([values.numel() / values.shape[1]])
         sums = sum_over_ranks(torch.cat([values.sum(over), own]), self.ranks)
         count, mean = sums[-1], sums[:-1] / sums[-1]
         centred = values - mean.view(1, -1, 1, 1)
-        # In two passes: a mean of squares less a squared mean loses digits.
+        # Two passes: the mean of squares minus the squared mean would lose precision.
         variance = sum_over_ranks(centred.square().sum(over), self.ranks) / count
         scaled = centred * torch.rsqrt(variance + self.eps).view(1, -1, 1, 1)
         output = scaled * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
@@ -114,9 +118,10 @@ class SyncedBatchNorm(nn.BatchNorm2d):
 
 @contextmanager
 def synced_norms(network: nn.Module, ranks: Ranks, device: torch.device) -> Iterator[None]:
-    """Let the network's batch norms work over all ranks while the block runs.
+    """Synchronise the network's batch norms over all processes while the block runs.
 
-    Parameters and buffers stay the same tensors, and state dicts have the same names.
+    The layers are replaced, but their parameters and buffers stay the same tensors, and the names
+    in the state dict do not change.
     """
     if ranks.world == 1:
         yield
@@ -148,7 +153,7 @@ def _like(norm: nn.BatchNorm2d, kind: type[Norm]) -> Norm:
 
 
 def _adopt(norm: Norm, other: Norm) -> None:
-    """Give a layer the tensors and the mode of another."""
+    """Give a layer the tensors and the mode of another layer."""
     norm.weight, norm.bias = other.weight, other.bias
     norm.running_mean, norm.running_var = other.running_mean, other.running_var
     norm.num_batches_tracked = other.num_batches_tracked
@@ -162,30 +167,30 @@ def _swap(network: nn.Module, layers: dict[str, nn.BatchNorm2d] | dict[str, Norm
 
 
 def require_compiler(device: torch.device) -> None:
-    """Compile something small, forwards and backwards, on the device.
+    """Check that torch can compile for the device, with a small forward and backward pass.
 
     Raises:
-        SatmapError: torch cannot; says why and what it needs.
+        SatmapError: torch cannot compile; the message names the reason and what is needed.
     """
     values = torch.ones(64, device=device, requires_grad=True)
     try:
-        compiled = torch.compile(_something)
+        compiled = torch.compile(_small_function)
         compiled(values).backward()  # type: ignore[no-untyped-call]
-    # What compilers, linkers and torch's own layers raise has no common type.
+    # Errors of compilers, linkers and torch have no common type.
     except Exception as error:
         needed = "triton and a C compiler" if device.type == "cuda" else "a C++ compiler (g++)"
         raise SatmapError(
             f"--compile: torch cannot compile for {device} here ({_reason(error)}). It needs "
-            f"{needed} and Python's headers; $CXX names another compiler. Leave --compile out to "
-            "train without."
+            f"{needed} and Python's headers; $CXX selects another compiler. Leave --compile out "
+            "to train without it."
         ) from error
 
 
-def _something(values: torch.Tensor) -> torch.Tensor:
+def _small_function(values: torch.Tensor) -> torch.Tensor:
     return (values * 2).sigmoid().sum()
 
 
 def _reason(error: Exception) -> str:
-    """The first line that says more than that something went wrong."""
+    """Return the first line of an error's message, else the name of its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:200] if lines else type(error).__name__

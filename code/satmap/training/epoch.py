@@ -1,4 +1,4 @@
-"""One epoch of a training: its plan, its steps, and what may happen in them."""
+"""One epoch of a training: plan, steps, checks, splitting of batches, and saving."""
 
 import contextlib
 import sys
@@ -22,7 +22,7 @@ from satmap.training.loading import batches, chunks, epoch_order, split_between_
 from satmap.training.schedule import learning_rate
 from satmap.training.state import Progress, TrainState, save_split
 
-# How a job resumes that must be started again, by whether satmap started it.
+# How a job that must be restarted resumes, by whether satmap's own launcher started it.
 _HOW_TO_RESUME = {
     True: "Resuming from the last state.",
     False: "Start the same command again, without --restart, to resume from the last state "
@@ -31,14 +31,14 @@ _HOW_TO_RESUME = {
 
 
 class Epoch:
-    """An epoch under way.
+    """The current epoch of a training.
 
     Attributes:
-        job: what is trained.
-        state: network and optimizer, changed by the steps.
-        progress: where the training stands; moves on with the steps.
-        plan: how long the epoch is.
-        items: this process's items of every step.
+        job: the training.
+        state: network and optimizer; the steps change them.
+        progress: progress of the training; the steps update it.
+        plan: length of the epoch.
+        items: this process's crops of every step, as dataset indices.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Epoch:
         """Plan the epoch.
 
         Args:
-            job: what is trained.
+            job: the training.
             state: network and optimizer.
-            progress: where the training stands.
+            progress: progress of the training.
             dataset: crops of the stage.
-            limit: seconds that the whole stage may take; None for no limit.
+            limit: time limit of the whole stage, seconds; None for no limit.
 
         Raises:
             SatmapError: there are more processes than crops.
@@ -66,7 +66,7 @@ class Epoch:
         self.dataset = dataset
         dataset.set_epoch(progress.epoch)
         items = _step_items(dataset, job, progress)
-        # The clocks of the processes differ a little, and their plans must not.
+        # The plan depends on the clock, but must be the same in all processes.
         plan = partial(plan_epoch, self.stage, len(items), progress, limit)
         self.plan = job.context.ranks.on_first(plan)
         self._whole = len(items)
@@ -92,20 +92,21 @@ class Epoch:
 
     @property
     def validate(self) -> bool:
-        """Whether a validation follows."""
+        """Whether a validation follows the epoch."""
         return self.plan.validate
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of a step.
+        """Return the learning rate of a step of this epoch.
 
-        An epoch cut short covers as much of the schedule as the plan says.
+        Under a time limit the epoch may be shorter or longer than the part of the schedule that it
+        covers.
         """
         plan, whole = self.plan, self._whole
         done = plan.start * whole + (plan.end - plan.start) * whole * step / len(self.items)
         return learning_rate(self.stage.schedule, done, whole, self.stage.epochs, self._scores)
 
     def steps_left(self) -> Iterator["Step"]:
-        """The steps that are still to do, with a progress bar."""
+        """Yield the remaining steps, with a progress bar."""
         first, progress = self.progress.step, self.progress
         size = -(-self.stage.batch // progress.split)
         parts = [part for step in self.items[first:] for part in chunks(step, size)]
@@ -123,29 +124,29 @@ class Epoch:
 
     @contextlib.contextmanager
     def splitting_batches(self) -> Iterator[None]:
-        """Compute batches in more parts if the memory does not suffice for the block.
+        """Split batches into more parts if the block runs out of memory.
 
         Raises:
             SatmapError: the memory does not suffice for a single crop.
-            RestartError: other processes wait for a part of the batch that will not come.
+            RestartError: with several processes the job must be restarted to use smaller parts.
         """
         try:
             with peer_errors():
                 yield
             return
         except torch.OutOfMemoryError as error:
-            # The memory of the failed step is free once its frames are gone.
+            # The stack frames hold the memory of the failed step.
             error.__traceback__ = None
         self._split()
 
     def note_progress(self) -> None:
-        """Bring the progress up to the last step, before it is saved."""
+        """Update the progress to the last step, before it is saved."""
         self.progress.sums = self.job.context.ranks.gather(self.sums.tolist())
         self.progress.seconds = self.clock.seconds()
         self.clock.saved()
 
     def record(self) -> dict[str, float]:
-        """Mean losses, learning rate and speed of the finished epoch."""
+        """Return mean losses, learning rate and speed of the finished epoch."""
         self.note_progress()
         ranks, steps = self.job.context.ranks, len(self.items)
         seconds = max(self.progress.seconds, 1e-9)
@@ -161,9 +162,9 @@ class Epoch:
         }
 
     def require_finite_weights(self) -> None:
-        """Fail before useless weights replace others.
+        """Check the weights before they replace saved ones.
 
-        All processes have the same weights, so this ends all of them or none.
+        All processes have the same weights, so all of them fail or none.
 
         Raises:
             SatmapError: a weight is infinite or not a number.
@@ -177,13 +178,13 @@ class Epoch:
             )
 
     def summary(self, record: dict[str, float]) -> str:
-        """A line about the finished epoch."""
+        """Return one line about the finished epoch."""
         progress, stage, member = self.progress, self.stage, self.job.member
         names = self.job.task.scores
         scores = "  ".join(f"{name} {record[name]:.3f}" for name in names if name in record)
         epochs = f"{progress.epoch}/{stage.epochs}"
         if progress.schedule != progress.epoch:
-            # Under a time limit an epoch is as long as the time makes it.
+            # Under a time limit the length of epochs varies, so show the share of the stage.
             epochs = f"{progress.epoch} ({progress.schedule / stage.epochs:.0%} of the stage)"
         speed = f"{record['ms_per_step']:.0f} ms/step  {record['crops_per_second']:.1f} crops/s"
         return (
@@ -192,7 +193,7 @@ class Epoch:
         ).rstrip()
 
     def _split(self) -> None:
-        """Compute batches in twice as many parts from now on."""
+        """Split batches into twice as many parts from now on."""
         name, context, progress = self.job.member.name, self.job.context, self.progress
         batch = self.stage.batch
         if progress.split >= batch:
@@ -204,7 +205,7 @@ class Epoch:
         warning = (
             f"{name}: out of memory on {context.device}; from now on "
             f"{-(-batch // progress.split)} crops at a time instead of "
-            f"{-(-batch // (progress.split // 2))}, with as many per step as before"
+            f"{-(-batch // (progress.split // 2))}, with as many crops per step as before"
         )
         if context.ranks.world > 1:
             save_split(context.state_file(self.job.member), progress.split)
@@ -228,10 +229,10 @@ class Step:
         crops: Iterator[Batch],
         bar: "tqdm[int]",
     ) -> None:
-        """Begin a step; ``crops`` yields its parts first."""
+        """Begin a step. The next batches of ``crops`` are the parts of this step."""
         self._epoch, self._number, self._crops, self._bar = epoch, number, crops, bar
         self._share = len(epoch.items[number])
-        self._shown: list[str] = []
+        self._image_ids: list[str] = []
         self.losses = torch.zeros_like(epoch.sums)
 
     @property
@@ -240,30 +241,34 @@ class Step:
         return self.losses[0]
 
     def set_learning_rate(self) -> None:
-        """Give the optimizer the learning rate of this step."""
+        """Set the optimizer's learning rate for this step."""
         for group in self._epoch.state.optimizer.param_groups:
             group["lr"] = self._epoch.learning_rate(self._number)
 
     def parts(self) -> Iterator[tuple[Batch, float, bool]]:
-        """The batches of the step, small enough for the memory.
+        """Yield the parts of the step's batch, which fit into memory.
 
         Yields:
             A batch on the device, its share of the step's crops, and whether it is the last.
         """
-        seen = 0
-        while seen < self._share:
+        done = 0
+        while done < self._share:
             batch = next(self._crops)
-            seen += len(batch)
-            self._shown += [chip.image_id for chip in batch.chips]
-            yield batch, len(batch) / self._share, seen == self._share
+            done += len(batch)
+            self._image_ids += [chip.image_id for chip in batch.chips]
+            yield batch, len(batch) / self._share, done == self._share
 
     def add(self, loss: Tensor, parts: dict[str, Tensor], weight: float) -> None:
-        """Add the loss of a part of the step, and its detached parts."""
+        """Add the loss of a part of the batch and its detached components to the step's losses."""
         names = self._epoch.job.task.loss_parts
         self.losses += weight * torch.stack([loss.detach(), *(parts[name] for name in names)])
 
     def clip_gradients(self) -> Tensor:
-        """Clip the gradients' global norm if the recipe wants it; returns the norm before."""
+        """Clip the global norm of the gradients if the recipe says so.
+
+        Returns:
+            The norm before clipping; the loss if the recipe does not clip.
+        """
         clip_norm = self._epoch.job.recipe.optimizer.clip_norm
         if not clip_norm:
             return self.loss
@@ -271,13 +276,16 @@ class Step:
         return torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
 
     def check(self, norm: Tensor) -> bool:
-        """Fail if loss or gradients are not finite; returns whether to stop after this step.
+        """Check loss and gradients before they change the weights.
 
         Args:
             norm: norm of the gradients.
 
+        Returns:
+            Whether to stop after this step.
+
         Raises:
-            SatmapError: a step by such gradients would spoil the weights and the state.
+            SatmapError: the loss or a gradient is not finite.
         """
         epoch = self._epoch
         job, clock = epoch.job, epoch.clock
@@ -290,15 +298,15 @@ class Step:
             cause = SatmapError(
                 f"{job.member.name}: the {what} is {value.item()} at epoch "
                 f"{epoch.progress.epoch + 1}, step {self._number + 1}, on crops of "
-                f"{', '.join(dict.fromkeys(self._shown))}. The checkpoints so far are intact in "
-                f"{job.context.weights}; lower the learning rate or look at these chips."
+                f"{', '.join(dict.fromkeys(self._image_ids))}. The checkpoints so far are intact "
+                f"in {job.context.weights}; lower the learning rate or check these chips."
             )
             job.context.ranks.raise_on_all(None if finite else cause)
         self._due = due
         return stop
 
     def log(self) -> None:
-        """Count the step and bring the progress bar up to date."""
+        """Count the step and update the progress bar."""
         epoch = self._epoch
         epoch.sums.add_(self.losses)
         epoch.progress.step = self._number + 1
@@ -313,10 +321,10 @@ class Step:
             )
 
     def save(self, stop: bool) -> None:
-        """Save the train state if it is time, or if the training is to stop.
+        """Save the train state if it is due, or if the training must stop.
 
         Raises:
-            Terminated: it is to stop; the work is saved.
+            Terminated: the training must stop; the state is saved.
         """
         epoch = self._epoch
         job = epoch.job
@@ -333,7 +341,7 @@ class Step:
 
 
 def _step_items(dataset: CropDataset, job: Job, progress: Progress) -> list[list[int]]:
-    """This process's items of every step of the epoch.
+    """Return this process's crops of every step of the epoch, as dataset indices.
 
     Raises:
         SatmapError: there are more processes than crops.
@@ -344,14 +352,14 @@ def _step_items(dataset: CropDataset, job: Job, progress: Progress) -> list[list
     steps = split_between_ranks(order, share, ranks.rank, ranks.world)
     if not steps:
         raise SatmapError(
-            f"{job.member.name}: {len(order)} crops an epoch are too few for {ranks.world} "
-            "processes. Give fewer --processes, or more `passes` in the recipe."
+            f"{job.member.name}: {len(order)} crops per epoch are too few for {ranks.world} "
+            "processes. Lower --processes, or raise `passes` in the recipe."
         )
     return steps
 
 
 class _Clock:
-    """Time in an epoch, over all runs that had a part in it."""
+    """Time spent in an epoch, including earlier runs that were stopped within it."""
 
     def __init__(self, before: float) -> None:
         self._before = before

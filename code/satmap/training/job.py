@@ -1,4 +1,4 @@
-"""The training of one member as a job: its inputs, its train state, and how it resumes."""
+"""The training of one ensemble member as a job: inputs, train state and resumption."""
 
 import hashlib
 import json
@@ -34,13 +34,13 @@ from satmap.training.state import (
 
 @dataclass(frozen=True)
 class Job:
-    """What the training of a member works with and never changes.
+    """The fixed inputs of a member's training.
 
     Attributes:
         task: the task of the recipe.
-        member: what is trained, a member of the task's recipe.
+        member: the member of the recipe to train.
         training: chips to learn from, at least one.
-        validation: chips to score; without any there are no best checkpoints, only the last.
+        validation: chips to score. Without any, only the last checkpoint is written.
         context: device, directories, processes.
     """
 
@@ -57,13 +57,13 @@ class Job:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A saved train state must match this to be resumed."""
+        """Text that a saved train state must match to be resumed."""
         chips = [[chip.image_id for chip in part] for part in (self.training, self.validation)]
         teachers = sorted({chip.soft.teacher for chip in self.training if chip.soft})
         return json.dumps([self.recipe.training_fingerprint, self.member.name, *chips, *teachers])
 
     def stage_dataset(self, index: int) -> CropDataset:
-        """The crops of a stage."""
+        """Return the crops of a stage."""
         stage = self.member.stages[index]
         return CropDataset(
             self._stage_chips(stage),
@@ -78,7 +78,7 @@ class Job:
         )
 
     def _stage_chips(self, stage: Stage) -> Sequence[CachedChip]:
-        """The chips of a stage in their order: all, or those that a hash of their ids selects."""
+        """Return the chips of a stage: all, or a subset that a hash of their ids selects."""
         if stage.chips is None or stage.chips >= len(self.training):
             return self.training
 
@@ -100,21 +100,21 @@ def begin_or_resume(
     """Start a training, or resume it from the saved train state.
 
     Args:
-        network: initialised; gets the saved weights.
-        job: what to train.
-        until: the stage before which the training will stop.
+        network: initialised; receives the saved weights.
+        job: the training.
+        until: index of the stage before which the training will stop.
         pretrained: whether the encoder has ImageNet weights.
         starts_from: the files that ``network`` was initialised from.
 
     Raises:
-        SatmapError: the saved state does not fit, or the machines found different chips.
+        SatmapError: the saved state does not match, or the machines found different chips.
     """
     ranks, context = job.context.ranks, job.context
     if len(set(ranks.gather(hashlib.sha256(job.fingerprint.encode()).hexdigest()))) > 1:
         ranks.raise_on_all(
             SatmapError(
-                f"{job.member.name}: the machines have found different chips. Give all of them the "
-                "same images and labels; what a machine cannot read is left out there alone."
+                f"{job.member.name}: the machines found different chips. Give all machines the "
+                "same images and labels, and check that each can read them."
             )
         )
     file = context.state_file(job.member)
@@ -138,27 +138,27 @@ def begin_or_resume(
     progress.world = _same_world(progress, bool(saved), job)
     _record_run(progress, context)
     if ranks.world > 1 and not saved:
-        # A process that runs out of memory notes this in the saved state, so there must be one.
+        # A process that runs out of memory records this in the saved state, so there must be one.
         save_train_state(job, state, progress)
     return state, progress
 
 
 def save_train_state(job: Job, state: TrainState, progress: Progress) -> None:
-    """Save everything that the training needs to resume."""
+    """Save everything that the training needs to resume, in process 0."""
     random = job.context.ranks.gather(random_state(job.context.device))
     file = job.context.state_file(job.member)
     job.context.ranks.on_first(lambda: save_state(file, job.fingerprint, state, progress, random))
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> Optimizer:
-    """The recipe's optimizer, fresh."""
+    """Make the recipe's optimizer, without state."""
     settings = recipe.optimizer
     kind = Adam if settings.name == "adam" else AdamW
     return kind(network.parameters(), lr=0.0, weight_decay=settings.weight_decay)
 
 
 def _record_run(progress: Progress, context: RunContext) -> None:
-    """Add this run to those that had a part in a training, once however often it is asked to."""
+    """Add this run to the runs of a training, unless it is the last one already."""
     known = context.info
     run = TrainingRun(
         command=known.command,
@@ -173,9 +173,9 @@ def _record_run(progress: Progress, context: RunContext) -> None:
         from_epoch=progress.epoch,
         from_step=progress.step,
     ).model_dump(mode="json")
-    # With several processes a member is trained stage by stage, and is gone on with in between.
-    mine = ("command", "started", "processes")
-    if not progress.runs or any(progress.runs[-1][key] != run[key] for key in mine):
+    # With several processes a run resumes the same member for every stage.
+    identity = ("command", "started", "processes")
+    if not progress.runs or any(progress.runs[-1][key] != run[key] for key in identity):
         progress.runs = [*progress.runs, run]
 
 
@@ -196,15 +196,15 @@ def _require_weights(job: Job) -> None:
     if not job.context.weight_file(job.member, LAST).exists():
         raise SatmapError(
             f"{job.member.name} is trained according to {job.context.state_file(job.member)}, but "
-            "its weights are gone. Put them back, or pass --restart to train anew."
+            "its weights are gone. Put them back, or pass --restart to train again."
         )
 
 
 def _same_world(progress: Progress, resumed: bool, job: Job) -> int:
-    """The number of processes, if they can resume the saved state.
+    """Return the number of processes, if they can resume the saved state.
 
     Raises:
-        SatmapError: another number of processes stopped within an epoch.
+        SatmapError: the training was stopped within an epoch of another number of processes.
     """
     world = job.context.ranks.world
     if resumed and world != progress.world:
@@ -212,8 +212,8 @@ def _same_world(progress: Progress, resumed: bool, job: Job) -> int:
         if progress.step:
             raise SatmapError(
                 f"{job.member.name} was stopped within an epoch of {progress.world} processes, "
-                f"and here are {world}. Resume with --processes {progress.world}; after an epoch "
-                "their number may change."
+                f"and this run has {world}. Resume with --processes {progress.world}; the number "
+                "may only change between epochs."
             )
         if stage.sync_batch_norm and progress.epoch:
             job.context.ranks.say(

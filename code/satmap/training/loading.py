@@ -1,8 +1,8 @@
-"""Batches of crops from worker processes, by way of shared memory where there is enough of it.
+"""Load batches of crops with worker processes.
 
-torch's workers hand batches over in ``/dev/shm`` and are killed where that is full. Containers have
-64 MB of it unless told otherwise (``docker run --shm-size``); there the batches go through pipes,
-copied twice.
+torch's workers pass batches through shared memory, ``/dev/shm``, and are killed when it is full.
+Containers have 64 MB of it by default (``docker run --shm-size``). If it does not suffice, batches
+go through pipes, which copies them twice.
 """
 
 import zlib
@@ -32,35 +32,36 @@ from satmap.runtime.termination import ignore_signals_in_worker
 from satmap.tasks.base import Batch, Task
 from satmap.training.run_context import RunContext
 
-# Arrays or tensors of a batch by name, and the indices of its chips.
+# Arrays or tensors of a batch by name, and the chip index of each crop.
 _Loaded = tuple[dict[str, Any], list[int]]
 
 
 def member_seed(recipe: Recipe, member: Member, stage: int) -> int:
-    """A seed of its own for every member and stage, whatever else the recipe trains."""
+    """Return the seed of a member's stage, independent of the recipe's other members."""
     return zlib.crc32(f"{recipe.seed} {member.name} {stage}".encode())
 
 
 def epoch_order(length: int, seed: int) -> list[int]:
-    """A random order of 0..length-1 that depends on the seed alone."""
+    """Return a random order of 0..length-1 that depends only on the seed."""
     generator = torch.Generator().manual_seed(seed)
-    # A DataLoader with this generator would have drawn its workers' seed first, and once did.
+    # Skip one draw: earlier versions drew the workers' seed first, and orders must not change.
     torch.empty((), dtype=torch.int64).random_(generator=generator)
     return torch.randperm(length, generator=generator).tolist()
 
 
 def split_between_ranks(order: list[int], share: int, rank: int, world: int) -> list[list[int]]:
-    """A rank's items of every step; each item is one rank's, all ranks have as many steps.
+    """Return one process's items of every step. All processes have the same number of steps.
 
     Args:
-        order: the epoch's items.
-        share: items a step on each rank.
-        rank: whose items.
-        world: how many ranks.
+        order: the items of the epoch.
+        share: items per step and process.
+        rank: number of the process.
+        world: number of processes.
 
     Returns:
-        One list a step. What does not fill a last step is left out: short batches have noisy
-        statistics. Only an epoch shorter than one step is one short step, with equal shares.
+        One list per step. Items that do not fill the last step are left out, because short batches
+        have noisy statistics. An epoch shorter than one step becomes one short step with equal
+        shares.
     """
     share = min(share, len(order) // world)
     whole = share * world
@@ -69,11 +70,11 @@ def split_between_ranks(order: list[int], share: int, rank: int, world: int) -> 
 
 
 def chunks(items: list[int], size: int) -> list[list[int]]:
-    """The items in lists of at most ``size``."""
+    """Split a list into lists of at most ``size`` items."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-# Batches that each worker makes ahead, torch's default; two more are with the one that trains.
+# Batches that each worker prepares ahead (torch's default), and batches that the training holds.
 _AHEAD = 2
 _IN_USE = 2
 
@@ -81,23 +82,23 @@ _IN_USE = 2
 def batches(
     dataset: CropDataset, items: Sequence[list[int]], task: Task, context: RunContext
 ) -> Iterator[Batch]:
-    """Batches of a dataset's items, in order, on the device.
+    """Yield batches of a dataset, in order, on the device.
 
     Args:
         dataset: the crops.
-        items: those of every batch.
+        items: dataset indices of every batch.
         task: joins samples into batches.
-        context: device, number of workers, and the way they hand batches over.
+        context: device, number of workers, and whether they use pipes.
     """
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=items,
         num_workers=context.workers,
         pin_memory=context.device.type == "cuda",
-        # One of its own: the draws of the default one belong to the network.
+        # A separate generator, so that loading does not change the random numbers of the network.
         generator=torch.Generator(),
         worker_init_fn=ignore_signals_in_worker,
-        # torch puts tensors into shared memory, but not arrays.
+        # Workers pass tensors through shared memory, arrays through pipes.
         collate_fn=partial(_collate, task, as_arrays=context.pipes),
     )
     for arrays, numbers in _with_clear_errors(loader):
@@ -110,25 +111,25 @@ def batches(
 def fit_shared_memory(
     context: RunContext, task: Task, chip: CachedChip, members: Sequence[Member], processes: int
 ) -> RunContext:
-    """Choose how workers hand over crops, by the shared memory there is.
+    """Choose how workers pass crops on, by the amount of free shared memory.
 
     Args:
-        context: as the user wants it.
+        context: the user's choice.
         task: cuts crops.
-        chip: any chip; all have crops of the same size.
-        members: what is trained.
-        processes: that train on this machine.
+        chip: any chip; crops of all chips have the same size.
+        members: the members to train.
+        processes: number of training processes on this machine.
 
     Returns:
-        The context, with pipes or without workers if the shared memory does not suffice. A change
-        is reported.
+        The context, changed to pipes or to no workers if the shared memory does not suffice. A
+        change is printed.
     """
     if not context.workers:
         return context
     if not can_share_locks(context.workers):
         context.ranks.say(
-            f"{SHARED_MEMORY} is full or not there: no workers cut crops, which is slower. "
-            f"{SHARED_MEMORY_REMEDY}"
+            f"{SHARED_MEMORY} is full or missing: crops are cut without workers, which is "
+            f"slower. {SHARED_MEMORY_REMEDY}"
         )
         return replace(context, workers=0)
     needed = processes * _bytes_in_flight(task, chip, members, context.workers)
@@ -144,7 +145,7 @@ def fit_shared_memory(
 
 
 def _bytes_in_flight(task: Task, chip: CachedChip, members: Sequence[Member], workers: int) -> int:
-    """The most shared memory that the batches of one process take, over all stages."""
+    """Return the most shared memory that the batches of one process need in any stage, bytes."""
     return max(
         (workers * _AHEAD + _IN_USE) * stage.batch * _sample_bytes(task, chip, member, stage.crop)
         for member in members
@@ -159,19 +160,19 @@ def _sample_bytes(task: Task, chip: CachedChip, member: Member, crop: int) -> in
 
 
 def _with_clear_errors(batches: Iterable[_Loaded]) -> Iterator[_Loaded]:
-    """The batches. Errors of a worker process come without its traceback."""
+    """Yield the batches. Errors of worker processes are raised without the worker's traceback."""
     try:
         yield from batches
     except SatmapError as error:
         raise SatmapError(str(error).rpartition(f"{SatmapError.__name__}: ")[2]) from error
     except RuntimeError as error:
-        # torch's own words about a process that is gone.
+        # torch's message about a worker that was killed.
         if not str(error).startswith("DataLoader worker"):
             raise
         raise SatmapError(
-            f"a process that cuts crops was killed. Most often {SHARED_MEMORY} is too small: "
-            f"{SHARED_MEMORY_REMEDY} Fewer --workers help too. The same command resumes from the "
-            "last epoch."
+            f"a worker process that cuts crops was killed. Most often {SHARED_MEMORY} is too "
+            f"small: {SHARED_MEMORY_REMEDY} Fewer --workers help too. Run the same command again "
+            "to resume from the last saved state."
         ) from error
 
 
@@ -185,7 +186,7 @@ def _collate(
 
 
 def _as_tensor(value: Any) -> Any:
-    """Arrays as tensors, also within lists."""
+    """Turn arrays into tensors, also within lists."""
     if isinstance(value, list):
         return [_as_tensor(item) for item in value]
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value

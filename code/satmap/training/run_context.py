@@ -1,4 +1,4 @@
-"""Asked to end, a training ends at the next moment that costs nothing."""
+"""Where and with what a training runs, and how it reacts to requests to stop."""
 
 import contextlib
 import signal
@@ -16,10 +16,10 @@ from satmap.runtime.termination import Terminated, ignore_signals, on_signals
 
 
 class StopRequest:
-    """Whether SIGTERM, Ctrl-C or SIGHUP has come.
+    """Request to stop by SIGTERM, Ctrl-C or SIGHUP.
 
-    Outside of ``deferred`` it ends what is running by ``Terminated``; inside, whoever works
-    looks at ``made`` from time to time, keeps the work and raises ``ended`` by himself.
+    Outside of ``deferred`` a signal raises ``Terminated`` at once. Inside, the running code checks
+    ``made`` from time to time, saves its work and raises ``ended()``.
     """
 
     def __init__(self) -> None:
@@ -28,16 +28,16 @@ class StopRequest:
 
     @property
     def made(self) -> bool:
-        """Whether it has come."""
+        """Whether a signal has arrived."""
         return bool(self._number)
 
     def ended(self, message: str | None = None) -> Terminated:
-        """What to raise; also where the request was made to another process of the job."""
+        """Return the exception to raise, also if another process of the job got the signal."""
         return Terminated(self._number or signal.SIGTERM, message)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let the block finish what it must not leave half done."""
+        """Do not interrupt the block; raise after it if a signal arrived meanwhile."""
         before, self._deferred = self._deferred, True
         try:
             yield
@@ -55,7 +55,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Listen to signals while the block runs; not in threads, where they never arrive."""
+    """Handle signals while the block runs; does nothing outside the main thread."""
     request = StopRequest()
     with on_signals(request._handle):
         yield request
@@ -63,13 +63,13 @@ def stop_requests() -> Iterator[StopRequest]:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What the manifests of weights tell of a training and nothing else needs to know.
+    """Facts about a training that are only for the manifests of its weights.
 
     Attributes:
-        command: satmap's arguments; empty if it was called from Python.
-        started: when this process began, in UTC.
-        time_limit_s: seconds that the training may take; None for no limit.
-        skipped: id to the reason, for chips that cannot be used.
+        command: satmap's arguments; empty if called from Python.
+        started: start time of this process, UTC.
+        time_limit_s: time limit of the training, seconds; None for no limit.
+        skipped: image id to the reason, for chips that cannot be used.
     """
 
     command: tuple[str, ...] = ()
@@ -84,16 +84,16 @@ class RunContext:
 
     Attributes:
         weights: directory of the weight files.
-        device: where networks run.
+        device: device of the networks.
         workers: processes that cut crops; 0 cuts them in the main process.
-        pipes: workers hand crops over through pipes, not in shared memory.
-        restart: forget the state of an earlier training.
-        compile: run the networks through ``torch.compile``.
-        save_minutes: how much work a kill may cost where an epoch is longer than that.
+        pipes: whether workers pass crops through pipes instead of shared memory.
+        restart: whether to discard the state of an earlier training.
+        compile: whether to run the networks through ``torch.compile``.
+        save_minutes: time between two saved states within a long epoch, minutes.
         tensorboard: directory of TensorBoard's event files; None for none.
-        ranks: the processes that share the work at hand.
-        stop: whether the process was asked to end.
-        info: what manifests tell of the training.
+        ranks: the processes that share the work.
+        stop: the request to stop.
+        info: facts for the manifests.
     """
 
     weights: Path
@@ -109,9 +109,9 @@ class RunContext:
     info: RunInfo = field(default_factory=RunInfo)
 
     def weight_file(self, member: Member, checkpoint: str) -> Path:
-        """The file of a checkpoint, ``fold0-dpn92-3band.best_apls.safetensors``."""
+        """Return the file of a checkpoint, such as ``fold0-dpn92-3band.best_apls.safetensors``."""
         return self.weights / f"{member.name}.{checkpoint}.safetensors"
 
     def state_file(self, member: Member) -> Path:
-        """The file of the member's training state."""
+        """Return the file of the member's train state."""
         return self.weights / f"{member.name}.state.pt"

@@ -1,4 +1,4 @@
-"""Learning rates over a stage."""
+"""Learning rate schedules."""
 
 import math
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ def learning_rate(
     epochs: int,
     scores: Sequence[float] = (),
 ) -> float:
-    """The learning rate of a step.
+    """Return the learning rate of a step.
 
     Args:
-        schedule: the stage's.
-        step: optimizer steps taken in the stage so far; under a time limit, those that a run of
-            the whole recipe would have taken at this point of the schedule.
+        schedule: schedule of the stage.
+        step: optimizer steps taken in the stage so far. Under a time limit, the steps that the
+            whole recipe would have taken at this point of the schedule.
         steps_per_epoch: > 0.
         epochs: length of the stage.
-        scores: of the stage's validations so far, for rates that follow them.
+        scores: scores of the stage's validations so far, for plateau schedules.
     """
     if isinstance(schedule, PlateauSchedule):
         return _after_plateaus(schedule, scores)
@@ -38,7 +38,7 @@ def learning_rate(
 
 
 def _after_plateaus(schedule: PlateauSchedule, scores: Sequence[float]) -> float:
-    """The rate follows from the scores alone, so that a stopped training goes on at the same."""
+    """Compute the rate from all scores so far, so that a resumed training has the same rate."""
     rate, best, waited = schedule.rate, -math.inf, 0
     for score in scores:
         waited = 0 if score > best else waited + 1

@@ -1,4 +1,4 @@
-"""The train state: everything that a stopped training needs to resume as if it had not stopped."""
+"""The train state: everything that a stopped training needs to resume exactly."""
 
 import copy
 import io
@@ -15,16 +15,15 @@ from satmap.io.files import atomic_path, refuse_pipe
 
 
 class MovingAverage:
-    """The exponential moving average of a network over the steps of a training.
+    """Exponential moving average of a network's weights over the training steps.
 
-    The mean usually scores better than the weights themselves (for example arXiv 1905.11946).
-    Batch-norm statistics are averaged like weights; counters are copied. The first steps weigh
-    more, for they are far from where the training ends: the decay is at most (1 + n) / (10 + n)
-    after n steps.
+    The average usually scores better than the weights themselves (for example arXiv 1905.11946).
+    Batch-norm statistics are averaged like weights; counters are copied. After n steps the decay is
+    at most (1 + n) / (10 + n), so that the average forgets the first weights quickly.
 
     Attributes:
-        network: the mean, a network of its own.
-        steps: how many steps are in it.
+        network: a network with the averaged weights.
+        steps: number of averaged steps.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -34,7 +33,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Take the network's present state into the mean."""
+        """Add the network's current state to the average."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         present = network.state_dict()
@@ -45,34 +44,34 @@ class MovingAverage:
                 mean.copy_(present[name])
 
 
-# Raise when the content of a state changes.
+# Increase this when the content of a state changes.
 _VERSION = 3
 
 
 @dataclass
 class Progress:
-    """Where a member's training stands.
+    """Progress of a member's training.
 
     Attributes:
-        stage: index of the current stage; equals the number of stages when all is done.
-        epoch: epochs finished in the current stage.
-        schedule: how far the stage's schedule is, in epochs of the recipe. Under a time limit an
-            epoch may be more or less than one of these; the stage ends at the recipe's number.
-        step: optimizer steps done in the epoch under way.
-        sums: of each loss over these steps, for every rank.
-        seconds: time spent in the epoch under way.
-        stage_seconds: time spent in the current stage before it, validations included.
-        step_seconds: duration of a step in the epoch before; 0 while not known.
-        validation_seconds: duration of the last validation; 0 while not known.
-        saving_seconds: how long the last epoch's weights, state and log took to write.
+        stage: index of the current stage; the number of stages when the training is complete.
+        epoch: finished epochs of the current stage.
+        schedule: position in the stage's schedule, in epochs of the recipe. Under a time limit an
+            epoch may cover more or less than one of these. The stage ends at the recipe's number.
+        step: finished optimizer steps of the current epoch.
+        sums: sums of each loss over these steps, for every process.
+        seconds: time spent in the current epoch.
+        stage_seconds: time spent in the current stage before this epoch, with validations.
+        step_seconds: duration of a step in the previous epoch; 0 if not known yet.
+        validation_seconds: duration of the last validation; 0 if not known yet.
+        saving_seconds: time to write weights, state and log after the last epoch.
         validated_at: ``stage_seconds`` after the last validation.
-        split: in how many parts a batch is computed, for lack of memory.
-        world: ranks that shared the work.
+        split: number of parts in which a batch is computed to save memory.
+        world: number of processes that shared the work.
         best: score name (``apls``, ``dice``) to the best value so far, over all stages.
-        pretrained: whether the encoder began with ImageNet weights.
-        history: one record an epoch, for logs and plots.
-        starts_from: the files that the network began with, as ``FileRecord`` writes them.
-        runs: the runs that had a part in it, as ``TrainingRun`` writes them.
+        pretrained: whether the encoder started from ImageNet weights.
+        history: one record per epoch, for logs and plots.
+        starts_from: the files that the network was initialised from, as ``FileRecord`` dumps.
+        runs: the runs of this training, as ``TrainingRun`` dumps.
     """
 
     stage: int = 0
@@ -95,7 +94,7 @@ class Progress:
     runs: list[dict[str, Any]] = field(default_factory=list)
 
     def next_stage(self) -> "Progress":
-        """The beginning of the stage after this one."""
+        """Return the progress at the start of the next stage."""
         return Progress(
             stage=self.stage + 1,
             world=self.world,
@@ -109,12 +108,12 @@ class Progress:
 
 @dataclass
 class TrainState:
-    """What a training changes.
+    """The network and the objects that change with it during training.
 
     Attributes:
-        network: bare, not wrapped.
-        optimizer: of the network's parameters.
-        average: the mean of its weights, where the recipe wants one.
+        network: the unwrapped network.
+        optimizer: optimizer of the network's parameters.
+        average: moving average of the weights, if the recipe has one.
     """
 
     network: nn.Module
@@ -123,19 +122,19 @@ class TrainState:
 
     @property
     def result(self) -> nn.Module:
-        """The network that is validated and kept."""
+        """The network that is validated and saved: the average if there is one."""
         return self.average.network if self.average else self.network
 
     def step(self, name: str, device: torch.device) -> None:
-        """Change the weights by the gradients.
+        """Make an optimizer step.
 
         Args:
-            name: of the member, for the error.
-            device: likewise.
+            name: name of the member, for the error message.
+            device: device of the network, for the error message.
 
         Raises:
-            SatmapError: the memory does not suffice. A step that was half made cannot be repeated,
-                and smaller batches would not help: their memory is free by now.
+            SatmapError: the memory does not suffice. Smaller batches would not help, because the
+                memory of the batch is free at this point, and a partial step cannot be repeated.
         """
         try:
             self.optimizer.step()
@@ -143,14 +142,14 @@ class TrainState:
                 self.average.update(self.network)
         except torch.OutOfMemoryError as error:
             raise SatmapError(
-                f"{name}: the memory of {device} does not suffice for the optimizer. Free what "
-                "else is on it and start the same command again, which resumes from the last "
+                f"{name}: the memory of {device} does not suffice for the optimizer. Stop other "
+                "programs that use it and run the same command again to resume from the last "
                 "state, or use a smaller encoder."
             ) from error
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of torch's generators that this process draws from."""
+    """Return the states of torch's random number generators in this process."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -164,14 +163,14 @@ def save_state(
     progress: Progress,
     random: list[dict[str, Tensor]],
 ) -> None:
-    """Write the state, atomically.
+    """Write the train state, atomically.
 
     Args:
         path: the file.
-        fingerprint: what must be the same for it to be gone on with.
-        train_state: the network and what belongs to it.
-        progress: where it stands.
-        random: ``random_state`` of every rank.
+        fingerprint: must match to resume.
+        train_state: network, optimizer and average.
+        progress: progress of the training.
+        random: ``random_state`` of every process.
     """
     average = train_state.average
     state = {
@@ -187,8 +186,8 @@ def save_state(
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a whole state, atomically."""
-    # Through memory: torch's own writer reports a full disk in no way that can be told apart.
+    """Write the content of a state file, atomically."""
+    # Through memory, because torch's writer reports a full disk like any other error.
     content = io.BytesIO()
     torch.save(state, content)
     with atomic_path(path) as temporary:
@@ -196,7 +195,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path, fingerprint: str) -> dict[str, Any] | None:
-    """Read a state, None where there is none.
+    """Read a train state; None if there is no file.
 
     Raises:
         SatmapError: the file cannot be read, or belongs to another recipe or other data.
@@ -206,14 +205,14 @@ def load_state(path: Path, fingerprint: str) -> dict[str, Any] | None:
     try:
         refuse_pipe(path)
     except SatmapError as error:
-        raise SatmapError(f"{error} Or pass --restart to train anew.") from error
+        raise SatmapError(f"{error} Or pass --restart to train again.") from error
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = state["fingerprint"]
         if state.get("version") != _VERSION:
             raise SatmapError(
-                f"{path} was left by another version of satmap. Go on with that one, or pass "
-                "--restart to train anew."
+                f"{path} was left by another version of satmap. Resume with that version, or "
+                "pass --restart to train again."
             )
         Progress(**state["progress"])
     except SatmapError:
@@ -221,19 +220,19 @@ def load_state(path: Path, fingerprint: str) -> dict[str, Any] | None:
     # A damaged file can raise nearly anything from inside the unpickler.
     except Exception as error:
         raise SatmapError(
-            f"{path}: the training state cannot be read, for it is damaged or something else. "
-            "Put back a copy of it, or pass --restart to train anew."
+            f"{path}: the training state cannot be read; it is damaged or another kind of file. "
+            "Put back a copy of it, or pass --restart to train again."
         ) from error
     if found != fingerprint:
         raise SatmapError(
             f"{path} was left by a training with another recipe or other chips. "
-            "Give another --weights directory, or pass --restart to train anew."
+            "Give another --weights directory, or pass --restart to train again."
         )
     return state
 
 
 def save_split(path: Path, split: int) -> None:
-    """Note in a state on disk, if there is one, that batches must be split so often."""
+    """Write the number of parts of a batch into an existing state file."""
     if path.exists():
         state = torch.load(path, map_location="cpu", weights_only=True)
         state["progress"]["split"] = split
@@ -243,17 +242,17 @@ def save_split(path: Path, split: int) -> None:
 def restore(
     state: dict[str, Any], train_state: TrainState, device: torch.device, rank: int
 ) -> Progress:
-    """Put a loaded state back into place.
+    """Restore a loaded state into the network, optimizer, average and random generators.
 
     Raises:
-        SatmapError: it lacks something.
+        SatmapError: the state is damaged.
     """
     try:
         return _restore(state, train_state, device, rank)
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise SatmapError(
             f"the training state is damaged ({str(error).splitlines()[0]}). "
-            "Pass --restart to train anew."
+            "Pass --restart to train again."
         ) from error
 
 
@@ -265,8 +264,8 @@ def _restore(
     if train_state.average:
         train_state.average.network.load_state_dict(state["average"]["network"])
         train_state.average.steps = state["average"]["steps"]
-    # With more ranks than before the new ones repeat the draws of the old: there are hardly any,
-    # for crops have seeds of their own.
+    # With more processes than before, the new ones reuse the generator states of the others. That
+    # matters little, because crops have their own seeds.
     random = state["random"][rank % len(state["random"])]
     torch.set_rng_state(random["cpu"])
     if device.type == "cuda" and "cuda" in random:

@@ -1,11 +1,12 @@
-"""Distillation: the ensemble that a single network learns from, and what it makes of the chips.
+"""Distillation: find the teacher ensemble and predict its soft targets for the training chips.
 
-Source: knowledge distillation, https://arxiv.org/abs/1503.02531. All networks and views of the
-ensemble look at every training chip once; their mean is a soft target beside the label. A network
-of the ensemble has been trained with most of these chips, so its planes there are somewhat too
-sure. That does no harm here: where the teacher only repeats the label it says nothing new, and what
-it adds, the doubts of all the others, is worth having. What it does forbid is to call any chip
-unseen by the student: see ``satmap.training.checkpoints``.
+Source: knowledge distillation, https://arxiv.org/abs/1503.02531. The ensemble predicts every
+training chip once, with test-time augmentation; the mean is a soft target beside the label.
+
+Each network of the ensemble was trained with most of these chips, so its probabilities there are
+too confident. This does no harm: a teacher that repeats the label adds nothing, and the
+uncertainty of the other networks is useful. But no chip counts as held out for the student, see
+``satmap.training.checkpoints``.
 """
 
 import hashlib
@@ -28,12 +29,12 @@ from satmap.training.run_context import RunContext
 from satmap.weights.header import CHECKSUM, read_metadata
 from satmap.weights.members import WeightFile, choose, find_weights
 
-# Raise when the same teacher's planes change.
+# Increase this when the soft targets of the same teacher change.
 _FORMAT = "2"
 
-# Inference settings that do not change probability maps. All others are part of the digest, so that
-# a new setting makes soft targets stale until somebody decides otherwise. The checkpoints choose
-# the files, which are part of it.
+# Inference settings that do not change probability maps. All others are part of the digest, so a
+# new setting invalidates soft targets by default. ``checkpoints`` selects the weight files; the
+# digest contains their checksums instead.
 _SETTINGS_WITHOUT_EFFECT = {"batch", "checkpoints"}
 
 
@@ -42,9 +43,9 @@ class Teacher:
     """An ensemble to learn from.
 
     Attributes:
-        files: its networks.
-        task: of the recipe that they were trained with.
-        map_names: the student's probability maps, in its order.
+        files: weight files of the networks.
+        task: task of the recipe that the networks were trained with.
+        map_names: names of the student's probability maps, in its order.
     """
 
     files: tuple[WeightFile, ...]
@@ -58,17 +59,17 @@ class Teacher:
 
     @property
     def bands(self) -> int:
-        """How many bands of an image its networks need at most."""
+        """Largest number of image bands that a network needs."""
         return max(file.network.in_channels for file in self.files)
 
     @property
     def passes(self) -> int:
-        """Networks times views: how often an image is looked at."""
+        """Forward passes per image: networks times test-time augmentations."""
         return len(self.files) * self.recipe.inference.tta
 
     @property
     def digest(self) -> str:
-        """Hexadecimal digits that change with the networks' weights and how they predict."""
+        """Hexadecimal digest of the networks' weights and of how they predict."""
         inference = self.recipe.inference
         settings = inference.model_dump_json(exclude=_SETTINGS_WITHOUT_EFFECT)
         networks = sorted((_checksum(file), file.votes) for file in self.files)
@@ -77,10 +78,10 @@ class Teacher:
 
 
 def find_teacher(directory: Path, student: Recipe) -> Teacher:
-    """The ensemble in a directory of weights; the student's own, if they lie there, left out.
+    """Find the ensemble in a directory of weights, without the student's own weights.
 
     Raises:
-        SatmapError: there is no ensemble, there are several, or it sees images in another way.
+        SatmapError: there is no ensemble or more than one, or it has another task or stretch.
     """
     files = [
         file
@@ -92,7 +93,7 @@ def find_teacher(directory: Path, student: Recipe) -> Teacher:
         names = ", ".join(sorted(recipe.name for recipe in recipes.values()))
         raise SatmapError(
             f"--teacher {directory} should hold the weights of one recipe to learn from; it holds "
-            f"{f'those of {names}' if names else f'those of {student.name} alone'}."
+            f"{f'those of {names}' if names else f'only those of {student.name}'}."
         )
     (recipe,) = recipes.values()
     task = task_of(recipe)
@@ -100,7 +101,7 @@ def find_teacher(directory: Path, student: Recipe) -> Teacher:
     if not same or not isinstance(task, DenseTask):
         raise SatmapError(
             f"the teacher in {directory}, recipe {recipe.name}, has another task or stretches "
-            f"images in another way than {student.name}: `task` and `stretch` must agree."
+            f"images differently from {student.name}: `task` and `stretch` must agree."
         )
     chosen = choose(files, recipe)
     for file in chosen:
@@ -111,13 +112,13 @@ def find_teacher(directory: Path, student: Recipe) -> Teacher:
 def predict_soft_targets(
     chips: Sequence[CachedChip], teacher: Teacher, context: RunContext
 ) -> list[CachedChip]:
-    """The chips with their soft targets, made where they are not in the cache yet.
+    """Return the chips with their soft targets, which are predicted if not in the cache yet.
 
-    The ranks of a machine, all of which call this, share the work.
+    All processes call this; the processes of each machine share the work.
 
     Raises:
         SatmapError: a network or a chip cannot be read, or the cache cannot be written.
-        Terminated: the process was asked to end; what is made is kept.
+        Terminated: the process was asked to end; finished soft targets are kept.
     """
     digest = teacher.digest
     taught = [replace(chip, soft=SoftTarget.of(chip.path, digest)) for chip in chips]
@@ -126,7 +127,7 @@ def predict_soft_targets(
         _make(taught[context.ranks.local_rank :: local_processes()], teacher, context)
     except (Exception, Terminated) as error:
         failure = error
-    # Nobody begins before all are made, and all end where one fails.
+    # Training starts after all soft targets are predicted; if a process fails, all end.
     context.ranks.raise_on_all(failure)
     return taught
 

@@ -1,8 +1,8 @@
-"""The training of one ensemble member, from its first step to its last checkpoint.
+"""The training loop of one ensemble member, from the first step to the last checkpoint.
 
-This file reads top to bottom. What the steps need is beside it: ``epoch.py`` plans an epoch,
-watches losses and decides when to save, ``distributed.py`` runs the network on several processes,
-``checkpoints.py`` writes weights, logs and manifests, ``state.py`` makes a training resumable.
+Other modules do the details: ``epoch.py`` plans an epoch, checks losses and decides when to save;
+``distributed.py`` runs the network on several processes; ``checkpoints.py`` writes weights, logs
+and manifests; ``state.py`` saves and restores the train state.
 """
 
 import time
@@ -36,14 +36,14 @@ def train_member(
 
     Args:
         network: initialised; changed in place.
-        job: what to train, on which chips, and where.
-        pretrained: the encoder has ImageNet weights. Only such an encoder is ever frozen.
-        until: the stage before which to stop; None to train all stages.
+        job: member, chips and context of the training.
+        pretrained: whether the encoder has ImageNet weights. Only such an encoder can be frozen.
+        until: index of the stage before which to stop; None to train all stages.
         seconds: time limit of each stage; None for no limit.
         starts_from: the files that ``network`` was initialised from.
 
     Raises:
-        SatmapError: the loss is not finite, or a saved train state does not fit.
+        SatmapError: the loss is not finite, or a saved train state does not match.
         Terminated: the process was asked to end; the work is saved.
     """
     until = len(job.member.stages) if until is None else until
@@ -70,7 +70,7 @@ def _train_stage(job: Job, state: TrainState, progress: Progress, limit: float |
             trained = time.perf_counter()
             progress = _finish_epoch(epoch, record)
             if progress.stage == index:
-                # Saving and logging took this long; validation is counted already.
+                # Time for saving and logging, without the validation, which is counted already.
                 between = time.perf_counter() - trained
                 progress.saving_seconds = between - progress.validation_seconds * epoch.validate
                 progress.stage_seconds += progress.saving_seconds
@@ -78,10 +78,10 @@ def _train_stage(job: Job, state: TrainState, progress: Progress, limit: float |
 
 
 def _train_epoch(epoch: Epoch, forward: Forward) -> dict[str, float]:
-    """Do the rest of an epoch's steps; returns its mean losses and its speed."""
+    """Do the remaining steps of an epoch; returns its mean losses and its speed."""
     epoch.state.network.train()
     while not epoch.finished:
-        # Without enough memory the block ends early, and batches are computed in smaller parts.
+        # When memory runs out, the block ends early, and the steps continue with smaller parts.
         with epoch.splitting_batches():
             for step in epoch.steps_left():
                 _train_step(step, epoch, forward)
@@ -109,13 +109,13 @@ def _train_step(step: Step, epoch: Epoch, forward: Forward) -> None:
 
 
 def _finish_epoch(epoch: Epoch, record: dict[str, float]) -> Progress:
-    """Validate if it is time and write weights, logs and state; returns the next epoch's start."""
+    """Validate if due, and write weights, logs and state; returns the start of the next epoch."""
     job, state, progress = epoch.job, epoch.state, epoch.progress
     context, stage = job.context, job.member.stages[progress.stage]
     progress.step_seconds = progress.seconds / progress.step
     if epoch.validate:
         epoch.require_finite_weights()
-        # A validation may take long, and the steps before it must not be lost.
+        # A validation may take long; a kill meanwhile must not lose the steps before it.
         save_train_state(job, state, progress)
         started = time.perf_counter()
         if job.validation:

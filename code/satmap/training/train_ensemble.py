@@ -1,4 +1,4 @@
-"""Training a recipe: from directories to the weights of every member."""
+"""Train all members of a recipe on the chips of directories."""
 
 import contextlib
 import time
@@ -33,17 +33,17 @@ from satmap.weights.pretrained import find_encoder_file, how_to_get
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What the user may choose beside the recipe.
+    """The user's options of a training, besides the recipe.
 
     Attributes:
         cache: directory of prepared chips.
-        from_scratch: start from random encoders instead of ImageNet's.
-        skip_unlabelled: leave images without labels out instead of stopping.
+        from_scratch: whether to start from random encoder weights instead of ImageNet weights.
+        skip_unlabelled: whether to leave out images without labels instead of stopping.
         folds: train only the members of these folds; all if empty.
-        time_limit: seconds that all of it may take; None for the recipe's own length.
-        teacher: directory of the weights to learn from, for recipes that distil an ensemble.
-        view_angle: of images whose names do not say from where they were taken.
-        audit: report of near-duplicates, which are to share a fold.
+        time_limit: time limit of the whole training, seconds; None for the recipe's length.
+        teacher: directory of the teacher's weights, for recipes with distillation.
+        view_angle: off-nadir angle, for images whose names lack it.
+        audit: report of near-duplicates, which must share a fold.
     """
 
     cache: Path
@@ -61,14 +61,15 @@ def train(
 ) -> dict[str, str]:
     """Train the recipe's members on the chips found in the directories.
 
-    Of several ranks, each trains members of its own as long as a stage normalises each batch by
-    itself; in stages with ``sync_batch_norm`` all of them work on one member after the other.
+    With several processes, each process trains different members. In stages with
+    ``sync_batch_norm`` all processes train one member after the other together.
 
     Returns:
-        Image id to fault, for the chips that were left out.
+        Image id to the reason, for the chips that were left out.
 
     Raises:
-        SatmapError: no usable chips, labels missing, or somewhere that cannot be written.
+        SatmapError: there are no usable chips, labels are missing, or a directory cannot be
+            written.
     """
     started = time.monotonic()
     task = task_of(recipe)
@@ -83,20 +84,20 @@ def train(
     chips: Sequence[CachedChip] = preparation.chips
     if teacher is not None:
         context.ranks.say(
-            f"teacher: {teacher.recipe.name}, {teacher.passes} passes a chip "
+            f"teacher: {teacher.recipe.name}, {teacher.passes} passes per chip "
             f"({len(teacher.files)} networks x {teacher.recipe.inference.tta} test-time "
             "augmentations)"
         )
         chips = predict_soft_targets(chips, teacher, context)
     context = fit_shared_memory(context, task, chips[0], members, local_processes())
     if context.restart:
-        # Once, here: members are trained in several phases, and each resumes the one before.
+        # Delete the states only once: each later phase must resume the phase before it.
         context.ranks.on_first(lambda: _forget(members, context))
         context = replace(context, restart=False)
     seconds: dict[str, list[float]] = {}
     if options.time_limit is not None:
         left = options.time_limit - (time.monotonic() - started)
-        # Every rank plans with the first one's clock.
+        # All processes plan with the clock of the first.
         left = context.ranks.gather(left)[0]
         counts = {member.name: len(_split(member, chips, folds)[0]) for member in members}
         seconds = allocate_time(members, context.ranks.world, max(left, 1.0), counts)
@@ -108,19 +109,19 @@ def train(
             _train(job, teacher, options, phase.until, seconds)
         if phase.shared or context.ranks.world == 1:
             continue
-        # The next phase begins where the others' states end.
+        # The next phase resumes the states that all processes have saved.
         context.ranks.wait()
     return preparation.faults
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What a rank does next.
+    """One phase of a process's work.
 
     Attributes:
-        members: one after the other.
-        until: the stage of each before which it stops.
-        shared: whether all ranks do this together.
+        members: members to train, one after the other.
+        until: index of the stage before which each member stops.
+        shared: whether all processes train these members together.
     """
 
     members: Sequence[Member]
@@ -129,7 +130,7 @@ class Phase:
 
 
 def _phases(members: Sequence[Member], ranks: Ranks) -> list[Phase]:
-    """The phases of one process. All have the same number of phases, shared at the same times."""
+    """Return the phases of one process. Shared phases have the same positions in all processes."""
     if ranks.world == 1:
         return [Phase(members, max(len(member.stages) for member in members))]
     phases = []
@@ -139,22 +140,22 @@ def _phases(members: Sequence[Member], ranks: Ranks) -> list[Phase]:
 
 
 def _find_teacher(recipe: Recipe, options: TrainingOptions) -> Teacher | None:
-    """The ensemble to learn from, where the recipe wants one.
+    """Find the ensemble to learn from, if the recipe needs one.
 
     Raises:
-        SatmapError: it is wanted and not given, or the other way round, or cannot teach.
+        SatmapError: the teacher is missing, not needed, or does not match the recipe.
     """
     if options.teacher is None:
         if recipe.needs_teacher:
             raise SatmapError(
-                f"recipe {recipe.name} learns from an ensemble that is trained already: give the "
-                "directory of its weights with --teacher."
+                f"recipe {recipe.name} learns from a trained ensemble: give the directory of its "
+                "weights with --teacher."
             )
         return None
     if not recipe.needs_teacher:
         raise SatmapError(
-            f"recipe {recipe.name} has no `distillation` among its losses, so it has no use for "
-            "--teacher."
+            f"recipe {recipe.name} has no `distillation` loss, so it does not use --teacher. "
+            "Leave it out."
         )
     return find_teacher(options.teacher, recipe)
 
@@ -167,10 +168,10 @@ def _prepare(
     context: RunContext,
     options: TrainingOptions,
 ) -> tuple[Preparation, dict[str, int]]:
-    """Look at all that could stop the training before it begins, and fill the cache.
+    """Check everything that could stop the training later, and fill the cache.
 
     Returns:
-        The usable chips with the faults of all others; image id -> fold.
+        The usable chips with the faults of the others; image id to fold.
     """
     recipe = task.recipe
     require_writable(context.weights / "weights.safetensors")
@@ -202,13 +203,13 @@ def _prepare(
         )
     if repaired := sum(chip.repaired for chip in chips):
         context.ranks.say(f"{repaired} invalid polygons of the labels were repaired")
-    # Looks at one place show the same: it is in one fold or in another.
+    # All images of one place are in the same fold, because they show the same ground.
     sites = {chip.site: chip.aoi for chip in chips}
     folds = assign_folds(sites.items(), recipe.folds, recipe.seed, groups)
     if options.audit:
         context.ranks.say(
-            f"{len(groups)} groups of near-duplicates, {sum(map(len, groups))} chips or places, "
-            "share a fold each"
+            f"{len(groups)} groups of near-duplicates with {sum(map(len, groups))} chips or "
+            "places: each group is kept in one fold"
         )
     return preparation, {chip.image_id: folds[chip.site] for chip in chips}
 
@@ -220,13 +221,13 @@ def _train(
     until: int,
     seconds: Mapping[str, Sequence[float]],
 ) -> None:
-    """Train a member up to a stage."""
+    """Train a member up to stage ``until``."""
     member, context = job.member, job.context
     if job.training is job.validation:
         context.ranks.say(f"{member.name}: too few chips for folds; validation sees training chips")
     validated = f"validated on {len(job.validation)}" if job.validation else "not validated"
     context.ranks.say(f"{member.name}: {len(job.training)} chips, {validated}")
-    # One seed for each member, whatever was trained before it.
+    # Each member has its own seed, so the result does not depend on what was trained before.
     torch.manual_seed(member_seed(job.recipe, member, 0))
     network = job.task.build_network(member)
     file = _encoder_file(member, context, options)
@@ -250,18 +251,20 @@ def _train(
 def _split(
     member: Member, chips: Sequence[CachedChip], folds: Mapping[str, int]
 ) -> tuple[Sequence[CachedChip], Sequence[CachedChip]]:
-    """The chips that a member learns from and those that it is validated on."""
+    """Return the chips that a member learns from, and those that it is validated on."""
     held_out = [chip for chip in chips if folds[chip.image_id] == member.fold]
     others = [chip for chip in chips if folds[chip.image_id] != member.fold]
-    # One chip alone: train and validate on it rather than not at all.
+    # If all chips are in the member's fold, train and validate on the same chips.
     return others or held_out, held_out
 
 
 def _require_shared_weights(context: RunContext) -> None:
-    """Members change hands between ranks by their states: all must see one directory.
+    """Check that all processes share the directory of weights.
+
+    They resume members that other processes have trained, so all must see the saved states.
 
     Raises:
-        SatmapError: a machine has a directory of its own.
+        SatmapError: a process does not see a file that process 0 wrote.
     """
     token = context.weights / f".ranks-{uuid.uuid4().hex[:8]}.token"
     token = context.ranks.gather(token)[0]
@@ -283,7 +286,7 @@ def _forget(members: Sequence[Member], context: RunContext) -> None:
 
 
 def _exclusive_lock(context: RunContext, member: Member) -> contextlib.AbstractContextManager[None]:
-    """Keep other runs off a member's files: the weights would be of one, the state of another."""
+    """Lock a member's files, so that weights and state cannot come from different runs."""
     refusal = (
         f"another run is training {member.name} in {context.weights}. Wait for it, or give "
         "another --weights directory."
@@ -292,14 +295,18 @@ def _exclusive_lock(context: RunContext, member: Member) -> contextlib.AbstractC
 
 
 def _encoder_file(member: Member, context: RunContext, options: TrainingOptions) -> Path | None:
-    """Where the member's ImageNet weights lie, checked before any work is done."""
+    """Return the file with the member's ImageNet weights; None if it does not need them.
+
+    Raises:
+        SatmapError: the file does not exist.
+    """
     if options.from_scratch or not member.pretrained:
         return None
     file = find_encoder_file(context.weights, member.encoder)
     if file.exists():
         return file
     if context.state_file(member).exists() and not context.restart:
-        # The state holds the whole network; if it does not fit, train_member says so.
+        # The saved state holds the whole network. train_member checks that it matches.
         return None
     raise SatmapError(
         f"recipe member {member.name} starts from ImageNet weights, but {file} does not exist. "

@@ -1,4 +1,4 @@
-"""Validation as the challenge scores: whole chips, the real vectoriser, the real metric."""
+"""Validation as in the challenge: whole chips, vectorised and scored by the official metric."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from satmap.report.panels import write_picture
 from satmap.tasks.base import Task
 from satmap.training.run_context import RunContext
 
-# This many chips are drawn, spread over the list.
+# Number of chips to draw, spread over the list.
 _PICTURES = 4
 
 
@@ -46,7 +46,9 @@ def validate(
         own.append(task.score_chip(network, chip, context.device))
     if any(ranks.agree(stop.made)):
         raise stop.ended(
-            "stopped in a validation; the same command starts it again" if ranks.first else ""
+            "stopped during a validation; run the same command again to resume with it"
+            if ranks.first
+            else ""
         )
     shares = ranks.gather(own)
     scores = [shares[i % ranks.world][i // ranks.world] for i in range(len(chips))]
