@@ -50,7 +50,7 @@ def main() -> None:
     task, context = task_of(recipe), RunContext(options.work / "weights", pick_device())
     training, held_out = split(options.area, options.work, recipe)
 
-    print("| decoder | seed | GMACs at 512 | s a step | last loss | dice | IoU | APLS length |")
+    print("| decoder | seed | GMACs at 512 | s per step | last loss | dice | IoU | APLS length |")
     print("|---|---|---|---|---|---|---|---|")
     for seed in options.seeds:
         for kind in options.kinds:

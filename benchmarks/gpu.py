@@ -131,9 +131,9 @@ def _figures(work: Path, device: str, *, tiny: bool) -> list[Figure]:
         # Needs no GPU, but idle cores, which a GPU machine has.
         figures.append(
             Figure(
-                "crops a second from the cache, against the reference's way of reading",
+                "crops per second from the cache, against the reference's way of reading",
                 "20 times",
-                _benchmark(["preparing.py"], r"crops a second, (.*)"),
+                _benchmark(["preparing.py"], r"crops per second, (.*)"),
             )
         )
     return figures

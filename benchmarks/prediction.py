@@ -98,12 +98,12 @@ def main() -> None:
         print(
             f"{len(encoders)} networks x {views} views on {device}, {chips} chips of "
             f"{size} px, {options.workers} workers\n"
-            f"ours: {seconds / chips:.3f} s a chip, {area / seconds * 60:.1f} km2 a minute"
+            f"ours: {seconds / chips:.3f} s per chip, {area / seconds * 60:.1f} km2 per minute"
         )
         if not options.ours_only:
             plain = through_files(place, device, recipe)
             print(
-                f"through files: {plain / chips:.3f} s a chip, {area / plain * 60:.1f} km2 a "
+                f"through files: {plain / chips:.3f} s per chip, {area / plain * 60:.1f} km2 per "
                 f"minute\nratio {plain / seconds:.2f}"
             )
         if device.type == "cuda":

@@ -68,8 +68,9 @@ def main() -> None:
             rates = _crops_a_second(kinds, workers)
             for kind in ("plain", "augmented"):
                 print(
-                    f"crops a second, {kind}, {workers} workers: peer (plain) {rates['peer']:.0f}, "
-                    f"satmap {rates[kind]:.0f}, ratio {rates[kind] / rates['peer']:.1f}"
+                    f"crops per second, {kind}, {workers} workers: "
+                    f"peer (plain) {rates['peer']:.0f}, satmap {rates[kind]:.0f}, "
+                    f"ratio {rates[kind] / rates['peer']:.1f}"
                 )
 
 

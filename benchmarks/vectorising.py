@@ -147,9 +147,9 @@ def _milliseconds(work: Callable[[ProbabilityMaps], object], maps: ProbabilityMa
 
 
 def _rise(work: Callable[[], object]) -> float:
-    """Megabytes by which the process's memory rises above what it holds when work begins."""
+    """Return the rise of the process's memory while ``work`` runs, megabytes."""
     work()
-    # What earlier work has left to the allocator would hide the rise.
+    # Memory that the allocator kept from earlier work would hide the rise.
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = highest = _resident()
     done = threading.Event()
@@ -257,7 +257,7 @@ def _side_by_side(size: int) -> None:
         chips = {(box.left, box.top): box for box in Box(0, 0, _CUT_PX, _CUT_PX).tiles(size, size)}
         maps = {place: _road_only(made.road[box.pixels]) for place, box in chips.items()}
         rows = {place: _rows(maps[place]) for place in chips}
-        looked = {place: _looked_around(place, maps) for place in chips}
+        looked = {place: _vectorised_with_neighbours(place, maps) for place in chips}
         for place, box in chips.items():
             truth = _clipped(made.truth, box)
             alone.append(apls(truth, rows[place]).length.score)
@@ -272,7 +272,7 @@ def _side_by_side(size: int) -> None:
         )
 
 
-def _looked_around(place: Pixel, maps: dict[Pixel, ProbabilityMaps]) -> list[RoadRow]:
+def _vectorised_with_neighbours(place: Pixel, maps: dict[Pixel, ProbabilityMaps]) -> list[RoadRow]:
     beside = [
         (maps[other], other[0] - place[0], other[1] - place[1]) for other in maps if other != place
     ]
