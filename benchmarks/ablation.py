@@ -1,12 +1,12 @@
-"""The reference's way to train and ours for equal processor time, and what makes the difference.
+"""Compare the reference's training with ours at equal CPU time, and ablate the differences.
 
     .venv/bin/python benchmarks/ablation.py ../shared/data/roads_epfl/AOI_90_Suburb_Train WORK
     .venv/bin/python benchmarks/ablation.py ... WORK --variants reference quick-roads
 
-Every variant trains the same encoder from scratch on the same chips, takes as many steps as it can
-in the same seconds of processor time, and is scored on every fifth chip, which it has not seen, by
-one view of the network and the same vectoriser. Learning rates follow the share of the time that is
-used. WORK keeps the prepared chips. One thread: run several with other ``--seeds`` side by side.
+Every variant trains the same encoder from scratch on the same chips for the same CPU time. It is
+scored on the held-out chips (every fifth) with one view and the same vectoriser. Learning rates
+follow the fraction of the time used. WORK keeps the prepared chips. The script uses one thread, so
+several runs with different ``--seeds`` can run side by side.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from satmap.training.state import MovingAverage
 from satmap.training.validation import validate
 
 _CROP, _BATCH = 192, 8
-# The share of the time that is used, as a step of the schedules.
+# Schedule steps per epoch; the fraction of the time budget is converted to such steps.
 _TICKS = 1000
 
 _REFERENCE_EPOCHS = 38
@@ -52,7 +52,7 @@ _REFERENCE_RATES = {0: 5e-4, 1: 1e-4, 20: 5e-5, 30: 3e-5, 35: 1e-5}
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train; the defaults are the reference's first stage."""
+    """Training settings; the defaults are the reference's first stage."""
 
     schedule: Schedule = StepSchedule(rates=_REFERENCE_RATES)  # noqa: RUF009 (frozen)
     epochs: int = _REFERENCE_EPOCHS
@@ -63,7 +63,7 @@ class Variant:
 
     @property
     def losses(self) -> Losses:
-        """The reference's weights, with the variant's recall."""
+        """Return the reference's loss weights with the variant's recall loss."""
         return Losses(
             road=RoadHeadLoss(dice=0.5, focal=2, bce=0.1, recall=self.recall),
             speed=HeadLoss(dice=0.1, focal=2, bce=1),
@@ -71,7 +71,7 @@ class Variant:
         )
 
     def rate(self, used: float) -> float:
-        """The learning rate when that share of the time is used, 0..1."""
+        """Return the learning rate at a fraction of the time budget, 0..1."""
         return learning_rate(self.schedule, int(used * _TICKS * self.epochs), _TICKS, self.epochs)
 
 
@@ -81,7 +81,7 @@ _OURS = Variant(CosineSchedule(peak=2e-3, final=2e-5, warmup=0.05), 1, _LIGHT, 0
 
 
 def _shipped(name: str) -> Variant:
-    """The first member's first stage of a recipe."""
+    """Return the settings of the first stage of a recipe's first member."""
     member = load_recipe(name).members[0]
     return Variant(member.stages[0].schedule, 1, member.decoder)
 
@@ -96,7 +96,7 @@ VARIANTS = {
     "ours without EMA": replace(_OURS, ema=None),
     "ours, the plain decoder": replace(_OURS, decoder=DecoderSettings()),
     "quick-roads": _shipped("quick-roads"),
-    "ours, flips the only augmentation": replace(
+    "ours, flips only": replace(
         _OURS,
         augmentation=Augmentation(
             shift=0, resize_probability=0, rotation_probability=0, colour_jitter_probability=0
@@ -143,7 +143,7 @@ def _train(
     seconds: float,
     seed: int,
 ) -> tuple[nn.Module, int, float]:
-    """A network that has learnt for so many seconds, its steps, and the mean loss of the last."""
+    """Train for a number of seconds; return the network, its steps and its final mean loss."""
     device = pick_device()
     torch.manual_seed(seed)
     decoder = variant.decoder
@@ -169,7 +169,7 @@ def _train(
 def _batches(
     chips: Sequence[CachedChip], task: Task, augmentation: Augmentation, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of crops without end."""
+    """Yield batches of crops endlessly."""
     dataset = CropDataset(chips, _CROP, 3, 8, augmentation, seed, task)
     generator = torch.Generator().manual_seed(seed)
     epoch = 0

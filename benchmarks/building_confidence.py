@@ -1,21 +1,21 @@
-"""Average precision of buildings by two kinds of confidence.
+"""Compare the average precision of buildings for two kinds of confidence.
 
     PYTHONPATH=code:tests .venv/bin/python benchmarks/building_confidence.py
     PYTHONPATH=code:tests .venv/bin/python benchmarks/building_confidence.py \\
         ../shared/data/buildings_mapping_challenge/train WORK
 
-Without arguments planes are made: houses, blurred and noisy, and beside them things that look like
-houses, less surely (``tests/made_blocks.py``). With the images of the Mapping Challenge they are
-those of networks: for every seed its recipe, with a ResNet18 from scratch, is trained on each half
-of the images, as ``satmap train`` does it, and predicts the other half, as ``satmap predict
---out-of-fold`` does. WORK keeps networks and maps, those that ``weight_maps.py`` has left there
-too; a minute of processor time a network.
+Without arguments, the probability maps are synthetic: blurred and noisy houses, and weaker
+distractors that look like houses (``tests/made_blocks.py``). With the images of the Mapping
+Challenge, the maps come from networks. For every seed, the recipe with a ResNet18 from scratch is
+trained on each half of the images as by ``satmap train``, and predicts the other half as by
+``satmap predict --out-of-fold``. This takes a minute of CPU time per network. WORK keeps networks
+and maps and reuses those of ``weight_maps.py``.
 
 The confidence model that rates a quarter of a network's images is fitted to the other three
-quarters of the same network's: neither a network nor a model has seen what is scored, and no
-network that made planes for the model. Compared are the watershed's buildings by mean probability x
-square root of the area, the same buildings by the model, and candidates of all thresholds chosen
-and rated by the model. The score is the challenge's own.
+quarters, so neither the network nor the model has seen the scored images. Three variants are
+compared: the watershed's buildings rated by mean probability x square root of the area, the same
+buildings rated by the model, and candidates of all thresholds selected and rated by the model. The
+score is the challenge's own.
 """
 
 import argparse
@@ -68,8 +68,8 @@ class _Case:
     Attributes:
         truth: the challenge's annotations.
         labels: true buildings, 1..n.
-        maps: what a network saw that did not learn from the image.
-        settings: of the vectoriser.
+        maps: out-of-fold probability maps.
+        settings: settings of the vectoriser.
     """
 
     truth: str
@@ -79,7 +79,7 @@ class _Case:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", nargs="?", type=Path)
     parser.add_argument("work", nargs="?", type=Path)
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--halves", type=int, nargs="+", choices=(0, 1), default=[0, 1])
     options = parser.parse_args()
     if options.images and not options.work:
-        parser.error("images need WORK beside them")
+        parser.error("give WORK, a working directory, after the directory of images")
     torch.set_num_threads(1)
     print(
         f"{'AP at .5, AP, AR at .5':28s}{'watershed':>20s}{'rated by model':>20s}"
@@ -108,7 +108,7 @@ def _show(name: str, case: _Case) -> None:
 
 
 def _made(seed: int) -> _Case:
-    """Houses, and planes that show other things, too, less surely."""
+    """Make synthetic houses and their probability maps, with weaker distractors."""
     labels, maps = {}, {}
     for chip in range(_MADE):
         rng = np.random.default_rng((seed, chip))
@@ -124,7 +124,7 @@ def _made(seed: int) -> _Case:
 
 
 def _annotation(labels: Mapping[int, Labels]) -> str:
-    """The annotations of made houses."""
+    """Return COCO annotations of synthetic houses."""
     buildings: list[dict[str, object]] = []
     for image_id, its in labels.items():
         for polygon in exact_polygons(its):
@@ -143,7 +143,7 @@ def _annotation(labels: Mapping[int, Labels]) -> str:
 
 
 def _predicted(images: Path, work: Path, seed: int, fold: int) -> _Case:
-    """The half of the images that a network has not seen, and its planes of them."""
+    """Return the half of the images that a network has not seen, with its probability maps."""
     network = half(images, work, seed, fold, weighted=True)
     labels, maps = {}, {}
     for chip in find_building_images([images]).chips:
@@ -163,7 +163,7 @@ _Buildings = dict[int, list[Building]]
 
 
 def _found(case: _Case) -> tuple[_Buildings, _Buildings, _Buildings]:
-    """By image: the watershed's buildings, the same rated by a model, and the model's choice."""
+    """Return per image: watershed buildings, the same rated by a model, the model's selection."""
     ids = sorted(case.maps)
     quarter = {number: place % _QUARTERS for place, number in enumerate(ids)}
     samples = {i: sample_of(case.maps[i], case.labels[i], quarter[i], case.settings) for i in ids}
@@ -174,7 +174,7 @@ def _found(case: _Case) -> tuple[_Buildings, _Buildings, _Buildings]:
         model = models[quarter[i]]
         candidates = candidates_of(case.maps[i], case.settings)
         expected = model.expected_iou(candidates.features[candidates.layer == 0])
-        # Both in the order of their first pixels.
+        # Both lists are in the order of the buildings' first pixels.
         pairs = zip(plain[i], expected.tolist(), strict=True)
         rated[i] = [replace(building, confidence=value) for building, value in pairs]
         chosen[i] = vectorize_buildings(case.maps[i], case.settings, model)

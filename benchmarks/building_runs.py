@@ -1,4 +1,4 @@
-"""Small networks of buildings, trained and applied as the commands do it, for the benchmarks."""
+"""Small building networks for the benchmarks, trained and applied as by the commands."""
 
 import time
 from collections.abc import Sequence
@@ -34,16 +34,16 @@ def small_recipe(
     folds: Sequence[int | None] = (None,),
     losses: BuildingLosses | None = None,
 ) -> Recipe:
-    """A shipped recipe with a ResNet18 from scratch and one short stage, to be trained on a CPU.
+    """Shrink a shipped recipe to a ResNet18 from scratch and one short stage, for a CPU.
 
     Args:
-        shipped: what gives all else: task, looks, losses, vectoriser.
-        seed: of networks, crops and folds.
-        crop: pixels a side, four a step.
-        passes: crops of every chip in each of the ``epochs``.
-        epochs: with one validation at the end, if anything is held out.
-        folds: of the members; None learns from all chips.
-        losses: instead of the shipped ones.
+        shipped: the recipe that provides everything else: task, view angles, losses, vectoriser.
+        seed: seed of networks, crops and folds.
+        crop: side of a crop, pixels; a step uses four crops.
+        passes: crops per chip and epoch.
+        epochs: number of epochs, with one validation at the end if chips are held out.
+        folds: folds of the members; a member with fold None learns from all chips.
+        losses: losses that replace the shipped ones.
     """
     first = shipped.members[0]
     stage = Stage(
@@ -69,11 +69,11 @@ def small_recipe(
 
 
 def challenge_recipe(seed: int, *, weighted: bool = True) -> Recipe:
-    """The Mapping Challenge's recipe, small: two networks, each of which holds one half back.
+    """Return a small Mapping Challenge recipe: two networks, each with one half held out.
 
     Args:
-        seed: of networks, crops and halves.
-        weighted: whether the cross entropy goes by the weight maps.
+        seed: seed of networks, crops and halves.
+        weighted: whether the cross entropy uses the weight maps.
     """
     cross_entropy = {"weighted": 1.0} if weighted else {"bce": 1.0}
     losses = BuildingLosses(building=BuildingHeadLoss(dice=0.5, **cross_entropy))
@@ -86,8 +86,7 @@ def challenge_recipe(seed: int, *, weighted: bool = True) -> Recipe:
 def trained(
     recipe: Recipe, directory: Path, weights: Path, cache: Path, folds: tuple[int, ...] = ()
 ) -> float:
-    """Train what is not trained yet, of these folds or of all; gives the seconds of processor time
-    that it took."""
+    """Train the untrained networks of the given folds or of all; return the CPU seconds."""
     started = time.process_time()
     context = RunContext(weights, torch.device("cpu"))
     train([directory], recipe, context, TrainingOptions(cache, folds=folds))
@@ -96,14 +95,14 @@ def trained(
 
 @dataclass(frozen=True)
 class Half:
-    """A network of the Mapping Challenge's small recipe, and what it makes of what it has not seen.
+    """Network of the small Mapping Challenge recipe, with its out-of-fold predictions.
 
     Attributes:
         recipe: its recipe.
-        weights: its directory.
-        out: CSV of the buildings that it found in the half of the images held back.
-        maps: directory of their planes.
-        seconds: processor time of its training, if it was trained just now.
+        weights: directory of its weights.
+        out: CSV of the buildings found in the held-out half of the images.
+        maps: directory of the probability maps of that half.
+        seconds: CPU time of its training in this run, 0 if it was trained before.
     """
 
     recipe: Recipe
@@ -114,7 +113,7 @@ class Half:
 
 
 def half(images: Path, work: Path, seed: int, fold: int, *, weighted: bool) -> Half:
-    """Train on one half of the images and predict the other; done once."""
+    """Train on one half of the images and predict the other, unless already done."""
     name = f"{'weighted' if weighted else 'plain'}{seed}-{fold}"
     weights, out, maps = work / name, work / f"{name}.csv", work / f"{name}-planes"
     recipe = challenge_recipe(seed, weighted=weighted)
@@ -131,7 +130,7 @@ def predicted(
     maps: Path | None = None,
     out_of_fold: bool = False,
 ) -> Path:
-    """What the networks find, as ``output``; done once."""
+    """Predict with the networks and write ``output``, unless already done."""
     if not output.exists():
         predict([directory], output, weights, "cpu", maps=maps, out_of_fold=out_of_fold)
     return output

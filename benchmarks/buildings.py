@@ -1,12 +1,13 @@
-"""Milliseconds and quality of the building vectoriser.
+"""Measure time and quality of the building vectoriser.
 
     PYTHONPATH=code:tests .venv/bin/python benchmarks/buildings.py
 
-One process, one thread. Chips of 900 x 900 with 200 made houses, rows and single ones, blurred and
-with smooth noise, body, border and contact. Times are medians of processor time, taken in turn of
-satmap, polygons with a confidence, and of a plain peer with the same libraries: seeds, the
-watershed of scikit-image on the whole chip, outlines of rasterio one by one, Douglas-Peucker, mean
-probability. Attached houses count as apart if different buildings cover most of each.
+The script runs in one process on one thread. Chips are 900 x 900 pixels with 200 synthetic houses,
+in rows and detached. Their body, border and contact maps are blurred and have smooth noise. Times
+are medians of CPU time. satmap (polygons with a confidence) and a plain peer with the same
+libraries take turns. The peer uses seeds, scikit-image's watershed on the whole chip, rasterio's
+outlines one by one, Douglas-Peucker and the mean probability. Attached houses count as separated
+if different buildings cover most of each.
 """
 
 import time
@@ -35,10 +36,10 @@ _DEGREES = (0, 17, 45, 80)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print both tables."""
     cv2.setNumThreads(1)
     settings = BuildingSettings()
-    print(f"{'milliseconds a chip':28s}{'satmap':>8s}{'peer':>8s}{'ratio':>7s}  of them instances")
+    print(f"{'ms per chip':28s}{'satmap':>8s}{'peer':>8s}{'ratio':>7s}  instances alone")
     for name, sides in _CHIPS.items():
         labels = made_blocks(3, _SIZE, 17, sides).labels
         labels = np.where(labels > _HOUSES, 0, labels)
@@ -50,7 +51,7 @@ def main() -> None:
         )
         print(f"{name:28s}{ours:8.1f}{theirs:8.1f}{theirs / ours:7.1f}{instances:8.1f}")
 
-    print(f"\n{'attached houses apart, %':28s}{'exact':>10s}{'blurred':>10s}{'and noisy':>10s}")
+    print(f"\n{'attached houses separated, %':28s}{'exact':>10s}{'blurred':>10s}{'+ noise':>10s}")
     small = BuildingSettings(least_px=30)
     for sides in _SIDES:
         blocks = [made_blocks(seed, 600, degrees, sides) for seed, degrees in enumerate(_DEGREES)]
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def _times(*works: Callable[[], object]) -> list[float]:
-    """Medians of milliseconds of processor time, the works in turn."""
+    """Return the median CPU milliseconds of each function; the functions take turns."""
     taken = np.empty((_ROUNDS, len(works)))
     for row in taken:
         for column, work in enumerate(works):

@@ -1,10 +1,10 @@
-"""The kinds of decoder beside each other: GMACs, seconds a step, and accuracy after equal steps.
+"""Compare the kinds of decoder: GMACs, seconds per step, and accuracy after equal steps.
 
     .venv/bin/python benchmarks/decoders.py ../shared/data/roads_epfl/AOI_90_Suburb_Train WORK
 
 Every kind trains the same encoder from scratch with the reference's widths, on the same crops in
-the same order, and is scored on every fifth chip, which it has not seen. WORK keeps the prepared
-chips. One thread, about 5 minutes a kind and seed.
+the same order. It is scored on the held-out chips (every fifth). WORK keeps the prepared chips.
+The script uses one thread and takes about 5 minutes per kind and seed.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main() -> None:
     task, context = task_of(recipe), RunContext(options.work / "weights", pick_device())
     training, held_out = split(options.area, options.work, recipe)
 
-    print("| decoder | seed | GMACs at 512 | s a step | last loss | dice | IoU | APLS length |")
+    print("| decoder | seed | GMACs at 512 | s per step | last loss | dice | IoU | APLS length |")
     print("|---|---|---|---|---|---|---|---|")
     for seed in options.seeds:
         for kind in options.kinds:
@@ -69,7 +69,7 @@ def main() -> None:
 def _train(
     network: UNet, chips: Sequence[CachedChip], task: Task, steps: int, seed: int
 ) -> tuple[float, float]:
-    """Train in place; gives the mean loss of the last tenth and the seconds a step."""
+    """Train in place; return the mean loss of the last tenth of the steps and the step time, s."""
     device = pick_device()
     network.to(device).to(memory_format=torch.channels_last).train()
     passes = -(-steps * _BATCH // len(chips))

@@ -1,14 +1,14 @@
-"""An ensemble of twelve passes, and the one network that learns from it and predicts in one.
+"""Compare an ensemble of twelve passes with one distilled network of a single pass.
 
     .venv/bin/python benchmarks/distillation.py ../shared/data/roads_epfl/AOI_90_Suburb_Train WORK
 
-Every fifth chip of the area is held out of all trainings, the ensemble's too. Per seed are trained,
-as ``satmap train`` does it, the ensemble (``quick-roads``) and the student (``quick-roads-
-single``); with ``--labels`` also the student's network without a teacher, as long, which tells what
-the teacher is good for. Beside them are scored one network of the ensemble with one view, and the
-mean of its checkpoints' weights where these differ. Times are those of the networks on every held-
-out chip, the ensemble's and the student's in turn. WORK keeps it all; run again it trains no more.
-One thread, about 15 minutes of processor time a seed, with ``--labels`` 20.
+Every fifth chip of the area is held out of all trainings. For each seed, the ensemble
+(``quick-roads``) and the student (``quick-roads-single``) are trained as by ``satmap train``. With
+``--labels``, the student's network is also trained without a teacher for as many steps, to measure
+the teacher's contribution. Also scored are one network of the ensemble with one view, and the mean
+of its checkpoints' weights where they differ. Times are those of the networks on all held-out
+chips; the contenders take turns. WORK keeps all results, and a second run does not train again. The
+script uses one thread and about 15 minutes of CPU time per seed, 20 with ``--labels``.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from satmap.weights.members import WeightFile, choose, find_weights
 
 @dataclass(frozen=True)
 class Contender:
-    """What predicts: networks, views, and what to call it."""
+    """Predictor to compare: its name, networks and views."""
 
     name: str
     members: Sequence[EnsembleMember]
@@ -50,13 +50,13 @@ class Contender:
 
     @property
     def passes(self) -> int:
-        """Networks times views."""
+        """Number of forward passes: networks times views."""
         return len(self.members) * self.inference.tta
 
 
 @dataclass(frozen=True)
 class Score:
-    """Means over the held-out chips; seconds are the networks', for one chip."""
+    """Mean scores over the held-out chips, and seconds of the networks per chip."""
 
     apls: float
     apls_time: float
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--ensemble", default="quick-roads")
     parser.add_argument("--student", default="quick-roads-single")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--labels", action="store_true", help="the student without a teacher too")
+    parser.add_argument("--labels", action="store_true", help="also train without a teacher")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -83,7 +83,7 @@ def main() -> None:
     left_out = chips[::HELD_OUT]
     link([chip for chip in chips if chip not in left_out], options.work / "train")
 
-    print("| seed | what | passes | APLS length | APLS time | IoU | s a chip |")
+    print("| seed | what | passes | APLS length | APLS time | IoU | s per chip |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for seed in options.seeds:
         contenders = _contenders(
@@ -112,7 +112,7 @@ def _contenders(
     *,
     with_labels: bool,
 ) -> list[Contender]:
-    """The ensemble, the student, and what they are compared with; all trained."""
+    """Return the ensemble, the student and the baselines, after training them."""
     ensemble, student = (each.model_copy(update={"seed": seed}) for each in (ensemble, student))
     directory = work / f"seed{seed}"
     teachers = directory / "ensemble"
@@ -126,7 +126,7 @@ def _contenders(
     contenders = [
         Contender("ensemble", networks, ensemble.inference),
         Contender("student", members(directory / "student", student), student.inference),
-        Contender("a network of the ensemble", networks[:1], student.inference),
+        Contender("one network of the ensemble", networks[:1], student.inference),
     ]
     if with_labels:
         (member,) = student.members
@@ -161,11 +161,11 @@ def _score(
     recipe: Recipe,
     device: torch.device,
 ) -> list[Score]:
-    """All contenders on one chip after the other, by the vectoriser of one recipe."""
+    """Score all contenders chip by chip with the vectoriser of one recipe."""
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     lengths, times, seconds = (np.zeros((len(contenders), len(chips))) for _ in range(3))
     overlap, union = np.zeros(len(contenders)), np.zeros(len(contenders))
-    # What the libraries set up once is no chip's cost.
+    # A warm-up pass, so that one-time setup does not count.
     _predict(contenders[0], chips[0], device)
     for column, chip in enumerate(chips):
         _, target = chip.read()

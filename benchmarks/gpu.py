@@ -1,12 +1,11 @@
-"""Every figure that needs a GPU, in one command, as a Markdown table.
+"""Measure every figure that needs a GPU and write a Markdown table.
 
     .venv/bin/python benchmarks/gpu.py WORK                        # about 20 minutes on one H100
-    .venv/bin/python benchmarks/gpu.py WORK --device cpu --tiny    # does it all work? minutes
+    .venv/bin/python benchmarks/gpu.py WORK --device cpu --tiny    # smoke test, minutes
 
-Each row is one run of another benchmark, or of ``satmap train`` on as many GPUs as there are
-against one (NCCL; two processes and gloo on a CPU). WORK keeps what they print and ``gpu.md``, the
-table, which is written anew after each. A run that fails costs its own row; the exit status is then
-1.
+Each row is one run of another benchmark, or of ``satmap train`` on all GPUs against one (NCCL; two
+processes and gloo on a CPU). WORK keeps the output of the runs and the table ``gpu.md``, which is
+rewritten after each run. A run that fails loses only its own row, and the exit status is then 1.
 """
 
 import argparse
@@ -25,7 +24,7 @@ from satmap.io.files import write_text
 
 _HERE = Path(__file__).parent
 
-# One network on all GPUs together: crops as the reference's first stage, a batch a GPU.
+# One network on all GPUs: crops as in the reference's first stage, one batch per GPU.
 _RECIPE = """
 name: gpus
 description: one network on all GPUs
@@ -53,12 +52,12 @@ inference: {{tta: 1}}
 
 @dataclass(frozen=True)
 class Figure:
-    """A row of the table.
+    """Row of the table.
 
     Attributes:
-        name: what is measured.
-        wanted: what is asked of it.
-        measure: gives the result as text; what it prints is kept in the file it is given.
+        name: the measured quantity.
+        wanted: the target.
+        measure: function that writes a log to the given file and returns the result as text.
     """
 
     name: str
@@ -67,7 +66,7 @@ class Figure:
 
 
 class BenchmarkError(Exception):
-    """A run that failed, in a few words."""
+    """Failed run, with a short reason."""
 
 
 def main() -> None:
@@ -75,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="sizes that say nothing of speed")
+    parser.add_argument("--tiny", action="store_true", help="sizes for a smoke test, not for speed")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     rows: list[str] = []
@@ -96,7 +95,7 @@ def _figures(work: Path, device: str, *, tiny: bool) -> list[Figure]:
     steps = [("dpn92", 384, 10), ("inception_resnet_v2", 384, 10), ("dpn92", 512, 4)]
     for encoder, crop, batch in [("resnet18", 64, 2)] if tiny else steps:
         size = ["--encoder", encoder, "--crop", str(crop), "--batch", str(batch)]
-        # On a CPU compilers take minutes.
+        # Compilation takes minutes on a CPU.
         for flags in [[]] if tiny else [[], ["--compile"]]:
             command = ["training.py", "--device", device, *size, "--steps", "2" if tiny else "30"]
             figures.append(
@@ -129,33 +128,33 @@ def _figures(work: Path, device: str, *, tiny: bool) -> list[Figure]:
         ),
     ]
     if not tiny:
-        # Needs no GPU, but cores that are idle, which such a machine has.
+        # Needs no GPU, but idle cores, which a GPU machine has.
         figures.append(
             Figure(
-                "crops a second from the cache, against the reference's way of reading",
+                "crops per second from the cache, against the reference's way of reading",
                 "20 times",
-                _benchmark(["preparing.py"], r"crops a second, (.*)"),
+                _benchmark(["preparing.py"], r"crops per second, (.*)"),
             )
         )
     return figures
 
 
 def _benchmark(command: Sequence[str], wanted: str) -> Callable[[Path], str]:
-    """Run a script of this folder; the result is what its lines have of a pattern."""
+    """Return a function that runs a script of this folder and finds ``wanted`` in its output."""
 
     def measure(log: Path) -> str:
         text = _run([str(_HERE / command[0]), *command[1:]], log)
         matches = [re.fullmatch(wanted, line) for line in text.splitlines()]
         found = [match for match in matches if match]
         if not found:
-            raise BenchmarkError(f"nothing was measured, see {log.name}")
+            raise BenchmarkError(f"no result in the output, see {log.name}")
         return "; ".join(match[match.lastindex or 0].strip() for match in found)
 
     return measure
 
 
 def _all_gpus(work: Path, device: str, log: Path, *, tiny: bool) -> str:
-    """Crops a second and last loss of a training on all GPUs and on one."""
+    """Measure crops per second and the last loss of a training on all GPUs and on one."""
     processes = torch.cuda.device_count() if device.startswith("cuda") else 2
     if processes < 2:
         return "one GPU: nothing to compare"
@@ -181,7 +180,7 @@ def _all_gpus(work: Path, device: str, log: Path, *, tiny: bool) -> str:
         _run(command, log)
         (path,) = weights.glob("*.log.csv")
         with path.open() as file:
-            # The first epoch has warmed up what there is to warm up.
+            # The first epoch is the warm-up.
             results[count] = list(csv.DictReader(file))[-1]
     speeds = {count: float(row["crops_per_second"]) for count, row in results.items()}
     losses = ", ".join(f"{float(row['loss']):.3f}" for row in results.values())
@@ -192,10 +191,10 @@ def _all_gpus(work: Path, device: str, log: Path, *, tiny: bool) -> str:
 
 
 def _run(arguments: Sequence[str], log: Path) -> str:
-    """What a Python process prints; added to the log.
+    """Run Python, append its output to the log and return it.
 
     Raises:
-        BenchmarkError: it fails; with its last line.
+        BenchmarkError: the process fails; the message has its last line of output.
     """
     done = subprocess.run(
         [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -203,13 +202,13 @@ def _run(arguments: Sequence[str], log: Path) -> str:
     with log.open("a") as file:
         file.write(f"$ {' '.join(arguments)}\n{done.stdout}\n")
     if done.returncode:
-        lines = done.stdout.strip().splitlines() or ["it printed nothing"]
+        lines = done.stdout.strip().splitlines() or ["no output"]
         raise BenchmarkError(f"{lines[-1][:120]} (status {done.returncode}, see {log.name})")
     return done.stdout
 
 
 def _table(rows: Sequence[str], device: str) -> str:
-    """The rows under a head that says which machine it was."""
+    """Return the table with a heading that names the machine."""
     machine = platform.processor() or platform.machine()
     if device.startswith("cuda"):
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

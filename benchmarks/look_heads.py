@@ -1,12 +1,13 @@
-"""A head for each category of looks against one head for all, on made oblique cities.
+"""Compare one head per view-angle category with a single head, on synthetic oblique cities.
 
     .venv/bin/python benchmarks/look_heads.py WORK
 
-For every seed a city is made whose tiles are seen from nine angles, and two networks learn from it
-as ``satmap train`` does it, by ``sn4-buildings`` with a ResNet18 from scratch: one has the recipe's
-three heads, the other a single one. Both take the same steps, on the same crops. Scored are the
-tiles of another city under the same sun, by the challenge's F1. One thread, about four minutes of
-processor time a network. WORK keeps it all; run again it trains no more.
+Every seed makes a city whose tiles are seen from nine view angles. Two networks learn from it as by
+``satmap train``, with the recipe ``sn4-buildings`` and a ResNet18 from scratch: one with the
+recipe's three heads, the other with a single head. Both take the same steps on the same crops. They
+are scored by the challenge's F1 on tiles of another city under the same sun. The script uses one
+thread and about four minutes of CPU time per network. WORK keeps all results, and a second run does
+not train again.
 """
 
 import argparse
@@ -23,15 +24,15 @@ _CATEGORIES = ("nadir", "off-nadir", "very off-nadir")
 
 
 def main() -> None:
-    """Train what is not trained yet, score it and print a table."""
+    """Train the missing networks, score them and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--looks", type=int, default=9, help="of every tile")
-    parser.add_argument("--chips", type=int, default=6, help="tiles to learn from")
-    parser.add_argument("--passes", type=int, default=4, help="crops of every look in an epoch")
+    parser.add_argument("--looks", type=int, default=9, help="view angles of every tile")
+    parser.add_argument("--chips", type=int, default=6, help="number of training tiles")
+    parser.add_argument("--passes", type=int, default=4, help="crops per image and epoch")
     parser.add_argument("--heads", type=int, nargs="+", choices=(1, 3), default=[1, 3])
-    parser.add_argument("--turned", action="store_true", help="crops flipped and turned, 4 views")
+    parser.add_argument("--turned", action="store_true", help="flip and rotate crops; 4 test views")
     options = parser.parse_args()
     torch.set_num_threads(1)
     shipped = load_recipe("sn4-buildings")

@@ -1,13 +1,13 @@
-"""Every encoder with every decoder: parameters, arithmetic, milliseconds and memory.
+"""Measure every encoder with every decoder: parameters, MACs, milliseconds and memory.
 
     .venv/bin/python benchmarks/networks.py
     .venv/bin/python benchmarks/networks.py --encoders dpn92 resnet34 --decoders plain light
 
-One image of 512 x 512 forward, in float32 and in bfloat16 as ``satmap predict`` runs it: the median
-of three after one to warm up, each network and precision in a process of its own. Memory is the
-most that the process held beyond what it held before the network was built: weights, activations
-and the libraries' workspace. On a GPU (``--device cuda``) it is what torch had allocated. About
-20 minutes on one core.
+The time is the median of three forward passes of one 512 x 512 image after a warm-up, in float32
+and in bfloat16 as in ``satmap predict``. Each network and precision runs in its own process. Memory
+is the peak of the process minus its memory before the network was built: weights, activations and
+the libraries' workspace. On a GPU (``--device cuda``) it is the memory allocated by torch. The
+script takes about 20 minutes on one core.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    # Forked from a process that has the imports done and nothing else.
+    # Workers fork from a process that has only done the imports.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["networks"])
     print(
@@ -60,7 +60,7 @@ def main() -> None:
                 arguments = (
                     encoder, decoder, options.size, bfloat16, options.threads, options.device,
                 )  # fmt: skip
-                # A pool of one that serves once: an exception in it comes back here.
+                # A single-use pool of one process, which passes exceptions on.
                 with context.Pool(1) as pool:
                     milliseconds, megabytes = pool.apply(measure, arguments)
                 cells += [f"{milliseconds:.0f}", f"{megabytes:.0f}"]
@@ -68,11 +68,11 @@ def main() -> None:
 
 
 def count_macs(network: UNet | Encoder, size: int) -> int:
-    """Multiply-accumulates of one image of ``size`` x ``size`` px, in convolutions and products.
+    """Count multiply-accumulates of convolutions and matrix products for one square image.
 
     Args:
-        network: left as it is.
-        size: a multiple of 32.
+        network: the network; it is not modified.
+        size: side of the image, pixels, a multiple of 32.
     """
     shadow = copy.deepcopy(network).to("meta").eval()
     encoder = shadow.encoder if isinstance(shadow, UNet) else shadow
@@ -85,7 +85,7 @@ def count_macs(network: UNet | Encoder, size: int) -> int:
 def measure(
     encoder: str, decoder: str, size: int, bfloat16: bool, threads: int, device_name: str
 ) -> tuple[float, float]:
-    """Milliseconds and megabytes of one image forward; run it in a fresh process."""
+    """Return milliseconds and megabytes of one forward pass; run it in a fresh process."""
     torch.set_num_threads(threads)
     device = torch.device(device_name)
     before = _peak_bytes(device)

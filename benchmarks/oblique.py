@@ -1,10 +1,10 @@
-"""Seconds to paint a tile of 900 x 900 pixels of a made city, from above and from the side.
+"""Measure seconds to paint a 900 x 900 tile of a synthetic city, at nadir and obliquely.
 
     .venv/bin/python benchmarks/oblique.py
 
-The peer is the city of roads' own painter, which knows neither heights nor facades, on as many
-pixels of as many bands. Both run in one process, one after the other, on one thread; seconds are
-those of the processor.
+The peer is the flat painter of the city of roads, which draws neither heights nor facades, on the
+same number of pixels and bands. Both run in one process, one after the other, on one thread. Times
+are CPU seconds.
 """
 
 import time
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """The least of some runs."""
+    """Return the minimum CPU time of several runs, seconds."""
     times = []
     for _ in range(_RUNS):
         started = time.process_time()

@@ -1,8 +1,7 @@
-"""APLS the plain way: every step of the definition as it stands, in plain Python.
+"""Plain APLS: each step of the definition in plain Python, slow and easy to follow.
 
-Slow and easy to follow. It shares no code with ``satmap.metrics``, so that the tests can hold the
-fast one against it and the benchmark has a peer that does the same work. Shortest paths are
-scipy's.
+It shares no code with ``satmap.metrics``. Tests compare the fast implementation with it, and the
+benchmark uses it as a peer that does the same work. Shortest paths are scipy's.
 """
 
 from collections.abc import Sequence
@@ -16,14 +15,14 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
 Point = tuple[float, float]
-#: A road: its vertices in pixels and its travel time.
+#: Road: its vertices in pixels and its travel time.
 Road = tuple[Sequence[Point], float]
 
 _SAME_PLACE_PX = 0.1
 
 
 class _Edge:
-    """A polyline between two nodes, with length and time from its start to every vertex."""
+    """Polyline between two nodes, with length and time from its start to every vertex."""
 
     def __init__(self, points: list[Point], times: list[float]) -> None:
         self.points = points
@@ -35,7 +34,7 @@ class _Edge:
         return self.at[weight][-1]
 
     def cut(self, segment: int, fraction: float) -> tuple["_Edge", "_Edge"]:
-        """Both parts of the edge, cut on the way from one vertex to the next."""
+        """Cut the edge at a fraction of one of its segments; return both parts."""
         (x0, y0), (x1, y1) = self.points[segment : segment + 2]
         place = (x0 + fraction * (x1 - x0), y0 + fraction * (y1 - y0))
         times = self.at["time"]
@@ -46,7 +45,7 @@ class _Edge:
 
 
 class _Graph:
-    """Nodes with places, and edges between them."""
+    """Nodes with coordinates, and edges between them."""
 
     def __init__(self) -> None:
         self.place: dict[int, Point] = {}
@@ -70,7 +69,7 @@ class _Graph:
         return node
 
     def ways(self, weight: str) -> NDArray[np.float64]:
-        """Shortest paths between all nodes, infinite where there is none."""
+        """Return shortest path lengths between all nodes, infinite without a path."""
         least: dict[tuple[int, int], float] = {}
         for u, v, edge in self.edges:
             for pair in ((u, v), (v, u)):
@@ -85,7 +84,10 @@ class _Graph:
 def plain_apls(
     truth: Sequence[Road], proposal: Sequence[Road], metres_per_pixel: float, weight: str
 ) -> tuple[float, float, float]:
-    """Truth to proposal, proposal to truth and APLS of one image; weight ``length`` or ``time``."""
+    """Return APLS of one image: truth to proposal, proposal to truth, and their harmonic mean.
+
+    ``weight`` is ``length`` or ``time``.
+    """
     a, b = (_graph(roads, 50 / metres_per_pixel) for roads in (truth, proposal))
     if not a.edges or not b.edges:
         same = float(not a.edges and not b.edges)
@@ -118,7 +120,7 @@ def _graph(roads: Sequence[Road], spacing: float) -> _Graph:
 
 
 def _merge(graph: _Graph) -> None:
-    """Let nodes of two edges vanish, but for rings of nothing else."""
+    """Remove nodes of degree two by joining their edges, except in rings of only such nodes."""
     ring = {
         node
         for part in nx.connected_components(nx.Graph([edge[:2] for edge in graph.edges]))
@@ -138,7 +140,7 @@ def _merge(graph: _Graph) -> None:
         (start, first), (stop, second) = parts
         second = _reversed(second)
         after = [first.total("time") + time for time in second.at["time"][1:]]
-        # The vertices at the node may differ by less than a cell; the way counts both segments.
+        # The vertices at the node may differ by less than a cell. The joined path counts both.
         whole = _Edge(first.points + second.points[1:], first.at["time"] + after)
         whole.at["length"] = first.at["length"] + [
             first.total("length") + way for way in second.at["length"][1:]
@@ -153,7 +155,7 @@ def _merge(graph: _Graph) -> None:
 
 
 def _touching(graph: _Graph, node: int) -> list[int]:
-    """Indices of the edges at a node; a loop stands twice."""
+    """Return the indices of the edges at a node; a loop occurs twice."""
     return [i for i, (u, v, _) in enumerate(graph.edges) for end in (u, v) if end == node]
 
 
@@ -167,7 +169,7 @@ def _add_midpoints(graph: _Graph, index: int, spacing: float) -> None:
     if length < 0.75 * spacing:
         return
     count = 1 if length < spacing else floor(length / spacing)
-    # From the far end, so that the edge under this index stays the one to cut.
+    # Start at the far end, so that ``index`` remains the edge to cut.
     for rank in range(count, 0, -1):
         edge = graph.edges[index][2]
         way, ways = rank * length / (count + 1), edge.at["length"]
@@ -195,7 +197,7 @@ def _one_way(a: _Graph, b: _Graph, snap: float, weight: str) -> float:
 
 
 def _insert(graph: _Graph, point: Point, snap: float) -> int | None:
-    """The node for a control: one that is there, or a new one on the nearest edge."""
+    """Return the node for a control point: an existing one, or a new one on the nearest edge."""
     best, where = snap, None
     for index, (_, _, edge) in enumerate(graph.edges):
         for segment, ((x0, y0), (x1, y1)) in enumerate(pairwise(edge.points)):

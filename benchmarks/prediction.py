@@ -1,17 +1,17 @@
-"""Prediction of an ensemble over eight views: through files, the reference's way, against satmap's.
+"""Compare ensemble prediction with eight views: through files (the reference) and in satmap.
 
     .venv/bin/python benchmarks/prediction.py                      # a small case for two cores
     .venv/bin/python benchmarks/prediction.py --memory 10 1000     # peak memory by number of chips
     .venv/bin/python benchmarks/prediction.py --full               # twelve networks, 1300 px, a GPU
     .venv/bin/python benchmarks/prediction.py --single             # the one of sn5-roads-single
 
-The reference's way, with the same networks, vectoriser and libraries: each network alone goes over
-all chips and writes the mean of its views as a GeoTIFF of twelve planes; a merging step reads them
-all, averages and writes again; then one chip after the other is read and vectorised. Ours is
-``satmap predict`` (``predict`` in Python) with reading, networks and vectorising overlapped. Both
-compute in the same precision on the same device; networks are untrained, with outputs spread so
-that there are roads. Every chip is vectorised alone, as the reference does; a look at its
-neighbours (``task: {neighbours: true}``, the default) costs more and is no speed of ours.
+The reference's way uses the same networks, vectoriser and libraries. Each network predicts all
+chips and writes the mean of its views as a twelve-band GeoTIFF. A merging step reads, averages and
+writes them again. Then the chips are read and vectorised one by one. Our way is ``satmap predict``
+(``predict`` in Python), which overlaps reading, networks and vectorising. Both use the same
+precision and device. The networks are untrained, with outputs scaled so that there are roads. Each
+chip is vectorised alone, as in the reference. The default ``task: {neighbours: true}``, which also
+uses the neighbouring chips, takes more time and is not measured here.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.weights.members import choose, find_weights
 from satmap.weights.network_files import save_weights
 
-# The full ensemble: the recipe's four networks, three checkpoints each.
+# The full ensemble: the recipe's four networks with three checkpoints each.
 _FULL = ("inception_resnet_v2", "inception_resnet_v2", "dpn92", "dpn92") * 3
 
 _NARROW = DecoderSettings(widths=(16, 16, 16, 16))
@@ -63,9 +63,9 @@ def main() -> None:
     parser.add_argument("--chips", type=int)
     parser.add_argument("--size", type=int, help="pixels a side")
     parser.add_argument("--views", type=int, choices=(1, 4, 8), help="8, with --single 1")
-    parser.add_argument("--batch", type=int, help="views at once")
+    parser.add_argument("--batch", type=int, help="views per forward pass")
     parser.add_argument("--workers", type=int, default=max(min(8, available_cores() - 1), 0))
-    parser.add_argument("--ours-only", action="store_true", help="leave the reference's way out")
+    parser.add_argument("--ours-only", action="store_true", help="skip the reference's way")
     parser.add_argument("--memory", type=int, nargs="+", metavar="CHIPS", help="peaks only")
     options = parser.parse_args()
     encoders = _FULL if options.full else ("resnet18",) * options.networks
@@ -88,7 +88,7 @@ def main() -> None:
         make_networks(place / "weights", encoders, recipe, decoder)
         make_chips(place / "images", chips, size)
         device = pick_device(options.device)
-        # What the libraries set up once is no chip's cost.
+        # A warm-up run, so that one-time setup does not count.
         make_chips(place / "warm", 2, size)
         ours(place / "warm", place / "weights", place / "warm.csv", device, options.workers)
         seconds = ours(
@@ -98,12 +98,12 @@ def main() -> None:
         print(
             f"{len(encoders)} networks x {views} views on {device}, {chips} chips of "
             f"{size} px, {options.workers} workers\n"
-            f"ours: {seconds / chips:.3f} s a chip, {area / seconds * 60:.1f} km2 a minute"
+            f"ours: {seconds / chips:.3f} s per chip, {area / seconds * 60:.1f} km2 per minute"
         )
         if not options.ours_only:
             plain = through_files(place, device, recipe)
             print(
-                f"through files: {plain / chips:.3f} s a chip, {area / plain * 60:.1f} km2 a "
+                f"through files: {plain / chips:.3f} s per chip, {area / plain * 60:.1f} km2 per "
                 f"minute\nratio {plain / seconds:.2f}"
             )
         if device.type == "cuda":
@@ -111,7 +111,7 @@ def main() -> None:
 
 
 def make_recipe(views: int, batch: int) -> Recipe:
-    """The demo's recipe with other views, each chip for itself."""
+    """Return the demo's recipe with the given views and without neighbouring chips."""
     demo = load_recipe("demo")
     task = demo.task.model_copy(update={"neighbours": False})
     inference = Inference(tta=views, batch=batch)
@@ -121,7 +121,7 @@ def make_recipe(views: int, batch: int) -> Recipe:
 def make_networks(
     directory: Path, encoders: tuple[str, ...], recipe: Recipe, decoder: DecoderSettings
 ) -> None:
-    """Untrained networks, the same on every machine."""
+    """Make untrained networks, identical on every machine."""
     for number, encoder in enumerate(encoders):
         torch.manual_seed(number)
         network = build_network(encoder, 3, ROAD_MAPS, decoder.widths, decoder.kind)
@@ -134,7 +134,7 @@ def make_networks(
 
 
 def make_chips(directory: Path, count: int, size: int) -> None:
-    """Chips of smooth noise, side by side in rows of ten."""
+    """Write chips of smooth noise, side by side in rows of ten."""
     directory.mkdir(parents=True)
     generator = np.random.default_rng(0)
     for number in range(count):
@@ -151,14 +151,14 @@ def make_chips(directory: Path, count: int, size: int) -> None:
 
 
 def ours(images: Path, weights: Path, output: Path, device: torch.device, workers: int) -> float:
-    """Seconds of ``satmap predict``, loading of networks included."""
+    """Return the seconds of ``satmap predict``, including the loading of networks."""
     started = time.perf_counter()
     predict([images], output, weights, device, workers=workers)
     return time.perf_counter() - started
 
 
 def through_files(place: Path, device: torch.device, recipe: Recipe) -> float:
-    """Seconds of the reference's way: a network, a merge, a vectoriser after the other."""
+    """Return the seconds of the reference's way: networks, merge and vectoriser in sequence."""
     started = time.perf_counter()
     chips = scan_roads([place / "images"]).chips
     files, task = choose(find_weights(place / "weights"), recipe), task_of(recipe)
@@ -188,7 +188,7 @@ def through_files(place: Path, device: torch.device, recipe: Recipe) -> float:
 
 
 def measure_memory(place: Path, weights: Path, chips: int, size: int, workers: int) -> None:
-    """Print the peak of a prediction in a process of its own."""
+    """Print the peak memory of a prediction in its own process."""
     make_chips(place, chips, size)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         peak = pool.apply(_peak, (place, weights, workers))
@@ -197,8 +197,8 @@ def measure_memory(place: Path, weights: Path, chips: int, size: int, workers: i
 
 
 def _peak(images: Path, weights: Path, workers: int) -> int:
-    """Kilobytes that this process held at most."""
-    # Pools within a pool: the outer one's process is there for this alone.
+    """Run a prediction and return the peak memory of this process, kilobytes."""
+    # Daemonic processes may not start pools, so this pool process pretends not to be one.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     torch.set_num_threads(1)
     predict([images], images.with_suffix(".csv"), weights, "cpu", workers=workers)

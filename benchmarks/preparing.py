@@ -1,12 +1,13 @@
-"""Seconds to prepare a 1300 x 1300 chip of eight bands for training, and crops a second from it.
+"""Measure preparation of 1300 x 1300 eight-band chips for training, and crops per second from them.
 
     .venv/bin/python benchmarks/preparing.py
 
 The peer does what the reference solution does, with the same libraries: percentiles by sorting,
-8-bit GeoTIFFs of RGB and of eight bands, a mask of twelve bands as GeoTIFF; and reads a whole chip
-for every crop. Both run in one process on the same made chips, one after the other; then crops in
-batches through a data loader with two processes of its own, as trainings on several cores do it.
-All kinds take turns; without other processes processor time counts, which nobody else disturbs.
+8-bit GeoTIFFs of RGB and of eight bands, and a twelve-band mask as GeoTIFF. It reads a whole chip
+for every crop. Both run in one process on the same synthetic chips, one after the other. Crops are
+then also read in batches through a data loader with two worker processes, as in training on several
+cores. All variants take turns. Without workers, CPU time is measured, which other processes do not
+disturb.
 """
 
 import tempfile
@@ -46,7 +47,7 @@ _STRETCH, _TASK = StretchSettings(), default_task("roads")
 
 
 def main() -> None:
-    """Measure and print the table's rows."""
+    """Measure and print the rows of the table."""
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -57,7 +58,7 @@ def main() -> None:
         peer = _seconds(lambda: prepare_like_the_reference(chips, directory)) / _CHIPS
         _prepared(chips[:1], directory / "warm")
         ours = _seconds(lambda: _prepared(chips, cache)) / _CHIPS
-        print(f"preparing, s a chip: peer {peer:.2f}, satmap {ours:.2f}, ratio {peer / ours:.1f}")
+        print(f"preparing, s per chip: peer {peer:.2f}, satmap {ours:.2f}, ratio {peer / ours:.1f}")
 
         ready = _prepared(chips, cache)
         plain = CropDataset(ready, _CROP, 3, _PASSES, None, 0, _TASK)
@@ -67,8 +68,9 @@ def main() -> None:
             rates = _crops_a_second(kinds, workers)
             for kind in ("plain", "augmented"):
                 print(
-                    f"crops a second, {kind}, {workers} workers: peer (plain) {rates['peer']:.0f}, "
-                    f"satmap {rates[kind]:.0f}, ratio {rates[kind] / rates['peer']:.1f}"
+                    f"crops per second, {kind}, {workers} workers: "
+                    f"peer (plain) {rates['peer']:.0f}, satmap {rates[kind]:.0f}, "
+                    f"ratio {rates[kind] / rates['peer']:.1f}"
                 )
 
 
@@ -77,7 +79,7 @@ def _prepared(chips: Sequence[Chip], cache: Path) -> list[CachedChip]:
 
 
 class PeerDataset(Dataset[NDArray[np.uint8]]):
-    """Plain crops in the reference's way."""
+    """Dataset of plain crops, read in the reference's way."""
 
     def __init__(self, directory: Path, chips: Sequence[Chip]) -> None:
         self.directory = directory
@@ -92,13 +94,17 @@ class PeerDataset(Dataset[NDArray[np.uint8]]):
 
 
 def _crops_a_second(kinds: Mapping[str, Dataset[Any]], workers: int) -> dict[str, float]:
-    """Without ``workers`` the items alone, by processor time; with some a data loader's batches."""
+    """Return crops per second of each dataset.
+
+    Without ``workers``, items are read directly and CPU time is measured; otherwise a data loader
+    reads batches.
+    """
     clock = time.perf_counter if workers else time.process_time
     streams = {kind: _stream(dataset, workers) for kind, dataset in kinds.items()}
     crops, seconds = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0.0)
     for _ in range(_TURNS):
         for kind, stream in streams.items():
-            # What lies ready since the turn before, and what is set up once.
+            # Skip crops that are already buffered, and one-time setup.
             for _ in range(2 * _PREFETCH * workers or 1):
                 next(stream)
             started, ends = clock(), time.perf_counter() + _TURN_S
@@ -109,7 +115,7 @@ def _crops_a_second(kinds: Mapping[str, Dataset[Any]], workers: int) -> dict[str
 
 
 def _stream(dataset: Dataset[Any], workers: int) -> Iterator[int]:
-    """Crops without end; gives how many there are each time."""
+    """Read crops endlessly; yield the number of crops of each read."""
     count = len(dataset)  # type: ignore[arg-type]
     loader: DataLoader[Any] | None = None
     if workers:
@@ -131,7 +137,7 @@ def _stream(dataset: Dataset[Any], workers: int) -> Iterator[int]:
 
 
 def prepare_like_the_reference(chips: Sequence[Chip], directory: Path) -> None:
-    """8-bit RGB, 8-bit eight bands and the mask of every chip, each to a GeoTIFF."""
+    """Write 8-bit RGB, 8-bit eight bands and the mask of every chip, each as a GeoTIFF."""
     for chip in chips:
         _prepare_like_the_reference(chip, directory)
 
@@ -157,7 +163,7 @@ def _prepare_like_the_reference(chip: Chip, directory: Path) -> None:
 def crop_like_the_reference(
     directory: Path, chip: Chip, random: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """One plain crop, cut from image and mask after reading both."""
+    """Return one plain crop, cut from image and mask after reading both."""
     parts = []
     row, column = random.integers(0, _SIZE - _CROP, 2)
     for kind in ("rgb", "mask"):

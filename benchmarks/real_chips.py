@@ -1,4 +1,4 @@
-"""Real chips to learn from and to be scored on, and a step of learning, for the benchmarks."""
+"""Training and held-out chips of real data, and a training step, for the benchmarks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +17,14 @@ from satmap.tasks.base import task_of
 from satmap.tasks.roads.losses import road_loss
 from satmap.tasks.roads.settings import RoadLosses as Losses
 
-#: One chip of so many is held out.
+#: One chip out of this many is held out.
 HELD_OUT = 5
 
 
 def split(
     area: Path, work: Path, recipe: Recipe
 ) -> tuple[Sequence[CachedChip], Sequence[CachedChip]]:
-    """The chips of an area to learn from and those held out, prepared under ``work``."""
+    """Return an area's training chips and held-out chips, prepared under ``work``."""
     found, task = scan_roads([area]).chips, task_of(recipe)
     chips = prepare_chips(found, 3, work / "cache", recipe.stretch, task).chips
     held_out = chips[::HELD_OUT]
@@ -32,7 +32,7 @@ def split(
 
 
 def link(chips: Sequence[Chip], directory: Path) -> None:
-    """Make a directory of images and labels for ``satmap train``, of links to them."""
+    """Make a directory for ``satmap train`` with links to the chips' images and labels."""
     directory.mkdir(parents=True, exist_ok=True)
     for chip in chips:
         paths = [info.path for info in chip.images.values()]
@@ -45,7 +45,7 @@ def link(chips: Sequence[Chip], directory: Path) -> None:
 def learn(
     network: UNet, optimizer: Optimizer, images: Tensor, targets: Tensor, losses: Losses
 ) -> float:
-    """One step as trainings take it; gives its loss."""
+    """Take one training step and return its loss."""
     device = next(network.parameters()).device
     pixels = network.encoder.normalize(images.to(device))
     with autocast(device):

@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/real_roads.py ../shared/data/roads_epfl/AOI_90_Suburb_Train WORK
 
-Every fifth chip of the area is held out. WORK keeps the split, weights and pictures; run again it
-trains no more. About 25 minutes on two idle cores with the recipe ``small-roads``.
+Every fifth chip of the area is held out. WORK keeps the split, weights and pictures, and a second
+run does not train again. The script takes about 25 minutes on two idle cores with the recipe
+``small-roads``.
 """
 
 import argparse
@@ -77,7 +78,7 @@ def main() -> None:
     print(score_table(report.report()))
     print(f"IoU of the road mask {overlap / union:.3f}")
     print(f"training {(trained - started) / 60:.1f} min on {len(chips) - len(held_out)} chips")
-    print(f"prediction {(predicted - trained) / len(held_out):.1f} s a chip")
+    print(f"prediction {(predicted - trained) / len(held_out):.1f} s per chip")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Milliseconds to score: a chip, a city, a thousand buildings, a file of a million rows.
+"""Measure scoring times: a chip, a city, a thousand buildings, a file of a million rows.
 
     .venv/bin/python benchmarks/scoring.py
 
-The peer for roads is ``plain_apls``, which takes every step of the definition in plain Python; for
-buildings the way of the challenge's own Python code, one comparison after the other. Both run on
-the same maps in the same process, one after the other.
+The peer for roads is ``plain_apls``, which follows the definition in plain Python. The peer for
+buildings follows the challenge's own Python code, one comparison after the other. Both run on the
+same data in the same process, one after the other.
 """
 
 import os
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-# Read when numpy is first imported: figures are those of one thread.
+# Set before numpy is imported, which reads it: all figures are for one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -35,7 +35,7 @@ _ROWS = 1_000_000
 
 
 def main() -> None:
-    """Measure and print the table's rows."""
+    """Measure and print the rows of the table."""
     print("| what | size | plain, ms | satmap, ms | ratio |")
     print("|---|---|---|---|---|")
     score_chips()
@@ -45,10 +45,10 @@ def main() -> None:
 
 
 def score_chips() -> None:
-    """Chips of about 40 edges, both weights."""
+    """Measure APLS of chips with about 40 edges, both weights."""
     city = _streets(2 * _CHIP_M)
     chips = [_clip(city, x, y) for x in (0, _CHIP_M) for y in (0, _CHIP_M)]
-    # Of a made city's chip the 40 longest streets, as many as a real one has.
+    # The 40 longest streets of a synthetic city's chip, as many as a real chip has.
     chips = [sorted(chip, key=lambda row: -row.length_m)[:40] for chip in chips]
     pairs = [(chip, _redrawn(chip, seed)) for seed, chip in enumerate(chips)]
     ours = _best_ms(lambda: [apls(*pair) for pair in pairs]) / len(pairs)
@@ -57,7 +57,7 @@ def score_chips() -> None:
 
 
 def score_cities() -> None:
-    """Whole cities: by the nodes that APLS compares, and by the junctions alone."""
+    """Measure APLS of whole cities; print their compared nodes and their junctions."""
     for metres in (1350.0, 2600.0):
         truth = _streets(metres)
         proposal = _redrawn(truth, 1)
@@ -69,7 +69,7 @@ def score_cities() -> None:
 
 
 def match_blocks() -> None:
-    """A thousand buildings against a thousand."""
+    """Measure building F1 of a thousand buildings against a thousand."""
     truth, proposal = _blocks(1000)
     rows = [BuildingRow(polygon, 1 / (i + 1), str(i)) for i, polygon in enumerate(proposal)]
     true = [BuildingRow(polygon, 1.0, str(i)) for i, polygon in enumerate(truth)]
@@ -79,7 +79,7 @@ def match_blocks() -> None:
 
 
 def check_file() -> None:
-    """The validator on a file of a million rows."""
+    """Measure the validator on a file of a million rows."""
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "million.csv")
@@ -93,7 +93,7 @@ def check_file() -> None:
 
 
 def _streets(metres: float) -> list[RoadRow]:
-    """Streets of a made city of so many metres a side, in pixels."""
+    """Return the streets of a synthetic city with the given side in metres, in pixels."""
     random = np.random.default_rng(0)
     rows = []
     for edge in make_edges(make_plan(metres, metres, None, random), random):
@@ -117,7 +117,7 @@ def _clip(rows: Sequence[RoadRow], x_m: float, y_m: float) -> list[RoadRow]:
 
 
 def _redrawn(rows: Sequence[RoadRow], seed: int) -> list[RoadRow]:
-    """The streets as a network might draw them: moved, some missing, with other speeds."""
+    """Return the streets as a network might draw them: moved, some missing, other speeds."""
     random = np.random.default_rng(seed)
     return [
         RoadRow(
@@ -141,7 +141,7 @@ def _plain(truth: Sequence[RoadRow], proposal: Sequence[RoadRow]) -> list[float]
 
 
 def _blocks(count: int) -> tuple[list[shapely.Polygon], list[shapely.Polygon]]:
-    """Buildings of L shape on a grid, turned a little, and what a network might make of them."""
+    """Return L-shaped buildings on a grid, slightly rotated, and a plausible prediction of them."""
     random = np.random.default_rng(0)
     truth, proposal = [], []
     for i in range(count):
@@ -170,7 +170,7 @@ def _plain_matches(truth: Sequence[shapely.Polygon], proposal: Sequence[shapely.
 
 
 def _best_ms(work: Callable[[], object], times: int = 5) -> float:
-    """Milliseconds of the best of several runs."""
+    """Return the milliseconds of the fastest of several runs."""
     best = float("inf")
     for _ in range(times):
         begin = time.perf_counter()

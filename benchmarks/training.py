@@ -1,12 +1,12 @@
-"""A training step in the reference's way against ours, on the same network and batch.
+"""Compare a training step of the reference with ours, on the same network and batch.
 
     .venv/bin/python benchmarks/training.py
     .venv/bin/python benchmarks/training.py --device cuda --encoder dpn92 --crop 384 --batch 10
 
-The reference's way: float32, channels first, eager. Ours: bfloat16 where the device is fast at it,
-channels last; with ``--compile`` through ``torch.compile``. Steps of both take turns in one
-process; medians. On a GPU whose peak is known the share of it is printed: three times the forward
-pass's arithmetic a step, two operations a multiply-add.
+The reference's step is float32, channels first and eager. Ours is bfloat16 where the device is fast
+at it, channels last, and compiled by ``torch.compile`` with ``--compile``. Both take turns in one
+process; the medians are printed. On a GPU with a known peak, the fraction of the peak is printed
+too: a step counts three times the operations of the forward pass, and a multiply-add two.
 """
 
 import argparse
@@ -33,14 +33,14 @@ _LOSSES = Losses(
     junction=HeadLoss(dice=0.1, focal=1),
 )
 
-# Dense bfloat16 operations a second by what a GPU's name holds, from its maker's data sheets.
+# Dense bfloat16 operations per second by a part of the GPU's name, from the maker's data sheets.
 _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12}
 
 _WARM_UP = 2
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure both steps and print their times."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoder", default="resnet34")
     parser.add_argument("--decoder", default="plain")
@@ -68,7 +68,7 @@ def main() -> None:
                 times[name].append(seconds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, seconds in medians.items():
-        print(f"{name:10s}{1000 * seconds:9.1f} ms a step {options.batch / seconds:8.1f} crops/s")
+        print(f"{name:10s}{1000 * seconds:9.1f} ms per step {options.batch / seconds:8.1f} crops/s")
     print(f"ratio {medians['reference'] / medians['satmap']:.2f}")
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -87,7 +87,7 @@ def _step(
     ours: bool,
     compiled: bool = False,
 ) -> Callable[[], None]:
-    """One step, ready to be repeated."""
+    """Return a function that runs one training step."""
     network.to(device).train()
     if ours:
         network.to(memory_format=torch.channels_last)

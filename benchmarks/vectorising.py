@@ -1,20 +1,21 @@
-"""Milliseconds, memory and quality of the road vectoriser.
+"""Measure time, memory and quality of the road vectoriser.
 
     PYTHONPATH=code:tests .venv/bin/python benchmarks/vectorising.py [SHARED]
 
 SHARED is the directory with the degraded masks, the real street layouts and the labels of Las
-Vegas; without it only made data are used. One process, one thread. Times are medians, of the
-vectoriser and of a plain peer side by side: the reference's recipe with the same libraries
-(threshold, small objects and holes dropped, ``skeletonize`` at full resolution, a walk from
-junction to junction, short spurs and components dropped, Douglas-Peucker), without its gap closing,
-its speeds and its files. Degraded masks are made by ``tests/degraded_masks.py``: the settings were
-tuned on seeds 0..23. The seeds called held out, of masks and of cities, nobody has looked at; the
-shared masks were looked at, but nothing was fitted to them.
+Vegas; without it only synthetic data are used. The script runs in one process on one thread. Times
+are medians of the vectoriser and of a plain peer, which take turns. The peer is the reference's
+recipe with the same libraries: threshold, removal of small objects and holes, ``skeletonize`` at
+full resolution, a walk from junction to junction, removal of short spurs and components,
+Douglas-Peucker. It has no gap closing, no speeds and no files. Degraded masks are made by
+``tests/degraded_masks.py``, and the settings were tuned on its seeds 0..23. Nobody has inspected
+the held-out seeds of masks and cities. The shared masks were inspected, but nothing was fitted to
+them.
 
-Scenes are one large degraded mask, mirrored without end, and written as GeoTIFF; each is vectorised
-in a process of its own, whose memory counts from what its imports take. Chips side by side are
-pieces of degraded masks, each vectorised alone and with a look at its neighbours; their ends are
-compared at the borders between them.
+Scenes are one large degraded mask, repeated by mirroring and written as GeoTIFF. Each is vectorised
+in its own process, and its memory excludes that of the imports. Chips side by side are pieces of
+degraded masks, each vectorised alone and together with its neighbours; road ends are compared at
+the borders between chips.
 """
 
 import argparse
@@ -58,14 +59,14 @@ _SCENES_PX = (1300, 5000, 10_000, 20_000)
 _SCENE_SEED, _MIRRORED_PX = 1001, 4000
 _STRIP_PX = 512
 _SIDE_BY_SIDE, _CUT_PX, _PIECES_PX = range(1000, 1008), 2600, (650, 1300)
-# Ends of two chips that are farther apart on their border are not of one road, pixels.
+# Road ends of two chips that are farther apart on their border belong to different roads, pixels.
 _MEET_PX = 3.0
 
 Pixel = tuple[int, int]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print all tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shared", nargs="?", type=Path)
     shared = parser.parse_args().shared
@@ -73,8 +74,8 @@ def main() -> None:
     city = list(made_city(_CITIES[0])) + list(made_city(_CITIES[1]))
     fixtures = _fixtures(shared / "fixtures/masks") if shared else []
 
-    print(f"{'milliseconds a chip':32s}{'satmap':>8s}{'peer':>8s}{'ratio':>7s}")
-    _times("made chips of 12 planes", [trip.maps for trip in city])
+    print(f"{'milliseconds per chip':32s}{'satmap':>8s}{'peer':>8s}{'ratio':>7s}")
+    _times("synthetic chips, 12 bands", [trip.maps for trip in city])
     if fixtures:
         _times("shared degraded masks", [maps for maps, _ in fixtures])
     rise = _rise(lambda: vectorize_roads(city[0].maps))
@@ -146,9 +147,9 @@ def _milliseconds(work: Callable[[ProbabilityMaps], object], maps: ProbabilityMa
 
 
 def _rise(work: Callable[[], object]) -> float:
-    """Megabytes by which the process's memory rises above what it holds when work begins."""
+    """Return the rise of the process's memory while ``work`` runs, megabytes."""
     work()
-    # What earlier work has left to the allocator would hide the rise.
+    # Memory that the allocator kept from earlier work would hide the rise.
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = highest = _resident()
     done = threading.Event()
@@ -168,7 +169,7 @@ def _rise(work: Callable[[], object]) -> float:
 
 
 def _highest() -> int:
-    """Most bytes that the process ever held; getrusage would count its parent's too."""
+    """Return the peak memory of the process, bytes; getrusage would include the parent's."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
@@ -234,7 +235,7 @@ def _write_scene(path: Path, size: int) -> None:
 
 
 def _vectorize_scene(masks: Path) -> tuple[float, float, int]:
-    """Seconds, megabytes above what the process held before, and roads."""
+    """Vectorise a scene; return seconds, megabytes above the initial memory, number of roads."""
     cv2.setNumThreads(1)
     task = RoadTask(load_recipe("demo"))
     before = _resident()
@@ -256,7 +257,7 @@ def _side_by_side(size: int) -> None:
         chips = {(box.left, box.top): box for box in Box(0, 0, _CUT_PX, _CUT_PX).tiles(size, size)}
         maps = {place: _road_only(made.road[box.pixels]) for place, box in chips.items()}
         rows = {place: _rows(maps[place]) for place in chips}
-        looked = {place: _looked_around(place, maps) for place in chips}
+        looked = {place: _vectorised_with_neighbours(place, maps) for place in chips}
         for place, box in chips.items():
             truth = _clipped(made.truth, box)
             alone.append(apls(truth, rows[place]).length.score)
@@ -271,7 +272,7 @@ def _side_by_side(size: int) -> None:
         )
 
 
-def _looked_around(place: Pixel, maps: dict[Pixel, ProbabilityMaps]) -> list[RoadRow]:
+def _vectorised_with_neighbours(place: Pixel, maps: dict[Pixel, ProbabilityMaps]) -> list[RoadRow]:
     beside = [
         (maps[other], other[0] - place[0], other[1] - place[1]) for other in maps if other != place
     ]
@@ -280,7 +281,7 @@ def _looked_around(place: Pixel, maps: dict[Pixel, ProbabilityMaps]) -> list[Roa
 
 
 def _clipped(rows: Iterable[RoadRow], box: Box) -> list[RoadRow]:
-    """The roads within a rectangle, in its pixels."""
+    """Return the roads within a rectangle, in its pixels."""
     corner = np.array((box.left, box.top))
     lines = [
         shapely.clip_by_rect(shapely.LineString(row.line), box.left, box.top, box.right, box.bottom)
@@ -296,7 +297,7 @@ def _clipped(rows: Iterable[RoadRow], box: Box) -> list[RoadRow]:
 
 
 def _distances_at_borders(rows: dict[Pixel, list[RoadRow]], size: int) -> list[float]:
-    """From each end of a road on a border between two chips to the nearest of the other chip."""
+    """Return the distance from each road end on a border to the nearest end of the other chip."""
     found = []
     for (left, top), own in rows.items():
         for axis, other in ((0, (left + size, top)), (1, (left, top + size))):
@@ -313,7 +314,7 @@ def _distances_at_borders(rows: dict[Pixel, list[RoadRow]], size: int) -> list[f
 
 
 def _ends_at(rows: list[RoadRow], axis: int, limit: float) -> NDArray[np.float64]:
-    """Where roads end on a border of constant x (axis 0) or y, along it, (n, 1)."""
+    """Return positions of road ends along a border of constant x (axis 0) or y (axis 1), (n, 1)."""
     ends = np.concatenate([np.empty((0, 2)), *(row.line[[0, -1]] for row in rows)])
     return np.unique(ends[np.abs(ends[:, axis] - limit) < 0.05, 1 - axis])[:, None]
 
@@ -322,7 +323,7 @@ def _ends_at(rows: list[RoadRow], axis: int, limit: float) -> NDArray[np.float64
 
 
 def peer(road: NDArray[np.uint8]) -> list[RoadRow]:
-    """Roads of a plane by the reference's recipe, in pixels, without times."""
+    """Return the roads of a mask by the reference's recipe, in pixels, without times."""
     mask = remove_small_objects(road >= 0.3 * 255, max_size=299)
     mask = np.pad(remove_small_holes(mask, max_size=299), 6, mode="edge")
     skeleton = skeletonize(mask)[6:-6, 6:-6]  # type: ignore[no-untyped-call]
@@ -344,7 +345,7 @@ def peer(road: NDArray[np.uint8]) -> list[RoadRow]:
 
 
 def _walk(skeleton: NDArray[np.bool_]) -> list[list[Pixel]]:
-    """Paths of pixels from node to node; nodes have one neighbour or more than two."""
+    """Return pixel paths between nodes; a node has one neighbour or more than two."""
     pixels = set(zip(*(axis.tolist() for axis in np.nonzero(skeleton)), strict=True))
     around = [(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1) if a or b]
 

@@ -1,17 +1,17 @@
-"""Recall of small buildings with and without the Mapping Challenge's weight maps.
+"""Measure the recall of small buildings with and without the Mapping Challenge's weight maps.
 
     .venv/bin/python benchmarks/weight_maps.py ../shared/data/buildings_mapping_challenge/train WORK
     .venv/bin/satmap make-city WORK/city --layout coco && \\
         .venv/bin/python benchmarks/weight_maps.py WORK/city/train WORK/made
 
-For every seed the recipe ``mapping-challenge``, with a ResNet18 from scratch, is trained twice on
-each half of the images, as ``satmap train`` does it: with its cross entropy, which counts most
-between buildings and on small ones, and with the same that counts all pixels alike. The dice beside
-it, steps and crops are the same. Scored is the other half, which a network has not seen: buildings
-found at an IoU above .5, those under 32 x 32 pixels, COCO's small ones, by themselves; and the
-share under 16 x 16 pixels in what is false. The recipe's threshold is .5, and
-``--thresholds`` tries others. One thread, about a minute of processor time a network. WORK keeps it
-all; run again it trains no more.
+For every seed, the recipe ``mapping-challenge`` with a ResNet18 from scratch is trained twice on
+each half of the images, as by ``satmap train``: with its weighted cross entropy, which counts most
+between buildings and on small ones, and with an unweighted one. The dice loss, steps and crops are
+the same. The other half is scored: buildings found at an IoU above .5, separately for those under
+32 x 32 pixels (small in COCO's terms) and the others, and the fraction of false buildings under
+16 x 16 pixels. The recipe's threshold is .5; ``--thresholds`` tries others. The script uses one
+thread and about a minute of CPU time per network. WORK keeps all results, and a second run does not
+train again.
 """
 
 import argparse
@@ -34,7 +34,7 @@ _SMALL_PX2, _SPECK_PX2 = 32**2, 16**2
 
 
 def main() -> None:
-    """Train what is not trained yet, score it and print a table."""
+    """Train the missing networks, score them and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path)
     parser.add_argument("work", type=Path)
@@ -58,8 +58,11 @@ def main() -> None:
 
 
 def _score(images: Path, network: Half, threshold: float) -> tuple[float, ...]:
-    """Recall of small buildings and of others, precision, F1, and the share of specks in what is
-    false, over the images that the network predicted."""
+    """Return scores over the images that the network predicted.
+
+    They are the recall of small buildings and of others, precision, F1, and the fraction of specks
+    among false buildings.
+    """
     settings = network.recipe.task.vectorizer.of(None).model_copy(
         update={"seed": threshold, "low": threshold, "certain": threshold}
     )

@@ -1,1 +1,1 @@
-"""The fault campaign: the real commands on bad files, bad disks and bad moments."""
+"""Fault campaign: runs the real commands on damaged files, failing disks and at bad moments."""

@@ -1,9 +1,9 @@
 """Run the campaign: ``python -m faults [--only TEXT] [--seed N] [--work DIR] [--table FILE]``.
 
-Every case harms something, runs real commands in processes of their own and looks at how they end:
-within their time, with a status that is documented, without a traceback or a library's noise, with
-a valid result or a message that says what to do, and with nothing lost that was done before. The
-table of outcomes goes to stdout, and whole to ``--table``. Exit status 0 if nothing was found.
+Every case damages something, runs real commands in their own processes and checks how they end:
+within their time limit, with a documented status, without a traceback or noise of a library, with a
+valid result or a message that says what to do, and without losing earlier work. A short table of
+outcomes goes to stdout, the full table to ``--table``. The exit status is 0 without findings.
 """
 
 import argparse
@@ -25,31 +25,31 @@ from faults.table import Result, full_table, short_table
 
 
 def main() -> None:
-    """Read the arguments and do it."""
+    """Run the campaign from the command line."""
     parser = argparse.ArgumentParser(prog="faults", description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--only", default="", help="cases whose group, or part of whose name, this is; comma, list"
+        "--only", default="", help="groups or parts of case names to run, separated by commas"
     )
-    parser.add_argument("--seed", type=int, default=None, help="default: drawn, and printed")
+    parser.add_argument("--seed", type=int, default=None, help="default: random, and printed")
     parser.add_argument("--work", type=Path, help="directory; default: a temporary one")
-    parser.add_argument("--table", type=Path, help="write the whole table, Markdown, here")
-    parser.add_argument("--jobs", type=int, default=1, help="cases at a time")
+    parser.add_argument("--table", type=Path, help="Markdown file for the full table")
+    parser.add_argument("--jobs", type=int, default=1, help="number of parallel cases")
     parser.add_argument(
-        "--forked", action="store_true", help="start commands as forks: fast, a little less real"
+        "--forked", action="store_true", help="fork commands: faster but slightly less realistic"
     )
     parser.add_argument("--keep", action="store_true", help="keep the directories of all cases")
-    parser.add_argument("--list", action="store_true", help="print the cases and do nothing")
+    parser.add_argument("--list", action="store_true", help="print the cases and exit")
     options = parser.parse_args()
     cases = _chosen(all_cases(), options.only)
     if not cases:
-        sys.exit(f"no case is called {options.only!r}; --list shows all")
+        sys.exit(f"no case matches {options.only!r}; --list shows all cases")
     if options.list:
         print("\n".join(f"{case.group}: {case.name}" for case in cases))
         return
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     print(f"{len(cases)} cases, seed {seed}", flush=True)
     work: Path = options.work or Path(tempfile.mkdtemp(prefix="satmap-faults-"))
-    # A user without rights must get at what is good, to be refused what is not.
+    # Cases that run as an unprivileged user must be able to read the good material.
     work.mkdir(parents=True, exist_ok=True)
     work.chmod(0o755)
     material = make_material(work.resolve() / "good")
@@ -65,7 +65,7 @@ def main() -> None:
 
     if options.forked:
         load_libraries()
-        # Only a process of one thread may be forked.
+        # Only a single-threaded process may fork safely.
         results = [play(numbered) for numbered in enumerate(cases)]
     else:
         with ThreadPoolExecutor(options.jobs) as pool:
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def _chosen(cases: Sequence[Case], only: str) -> list[Case]:
-    """The cases of the groups that are named; of what names no group, those with it in the name."""
+    """Return the cases whose group is listed in ``only`` or whose name contains a listed text."""
     groups = {case.group for case in cases}
     wanted = [text.strip() for text in only.split(",") if text.strip()]
     return [
@@ -107,7 +107,7 @@ def _play(
     bench = Bench(directory, material, draw, case.limit_s, forked)
     try:
         outcome = case.play(bench)
-    # One case that the campaign itself cannot play must not end the others.
+    # An error of the campaign itself in one case must not stop the others.
     except Exception as error:
         outcome = "not played"
         bench.find(f"the campaign failed: {type(error).__name__}: {error}")

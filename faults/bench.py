@@ -1,4 +1,4 @@
-"""A case's own place on disk, and the commands that are run there and looked at."""
+"""Working directory of a case, and the commands that run and are checked there."""
 
 import os
 import random
@@ -17,10 +17,10 @@ from faults.forks import fork
 from faults.material import Material
 from satmap.evaluation.check import check_files
 
-#: Exit statuses that the README names: done, cannot be, wrong arguments, try again.
+#: Exit statuses documented in the README: done, failed, wrong arguments, restart.
 DONE, FAILED, WRONG_ARGUMENTS, RESTART = 0, 1, 2, 75
 
-# What must never be seen, by whichever library.
+# Output that must never appear, from any library.
 _NEVER = re.compile(
     r"Traceback \(most|Segmentation fault|Aborted|core dumped|terminate called|Exception ignored|"
     r"torch\.distributed\.elastic|resource_tracker|CPLE_|^ERROR \d+:|^Warning \d+:|"
@@ -28,7 +28,7 @@ _NEVER = re.compile(
     r"This is a fault of satmap's|^free\(\)|^malloc",
     re.MULTILINE,
 )
-# The names of Python's exceptions are no words for users.
+# Names of Python exceptions, which mean nothing to users.
 _FOREIGN = re.compile(r"\b(?!Satmap)[A-Z]\w*(?:Error|Exception)\b[:(]")
 
 # Temporary files of `satmap.io.files`.
@@ -36,49 +36,49 @@ _TEMPORARY = re.compile(r"\..*-[a-z0-9_]{8}(?:\.[^.]*)?(?:-journal|-wal|-shm)?")
 
 _SATMAP = (sys.executable, "-m", "satmap")
 
-# Processes that a killed one leaves end by themselves, soon.
+# Time within which the children of a killed process must end, seconds.
 _ORPHANS_S = 15.0
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended.
+    """Result of a command.
 
     Attributes:
-        status: its exit status; minus the signal that killed it.
-        printed: stdout.
-        said: stderr.
-        seconds: it took.
-        peak_mb: greatest memory of it, or of one of the processes that it waited for.
+        status: exit status, or minus the number of the signal that killed it.
+        stdout: standard output.
+        stderr: standard error.
+        seconds: run time.
+        peak_mb: peak memory of the command or of one of its children that it waited for.
     """
 
     status: int
-    printed: str
-    said: str
+    stdout: str
+    stderr: str
     seconds: float
     peak_mb: float
 
 
 class Running:
-    """A command at work."""
+    """Running command."""
 
     def __init__(self, pid: int, logs: tuple[Path, Path]) -> None:
-        """Of a process that leads a session of its own, and where it writes."""
+        """Wrap a session leader and the log files of its stdout and stderr."""
         self.pid = pid
         self._logs = logs
         self._started = time.monotonic()
         self._ended: Ended | None = None
 
     def wait(self, limit_s: float) -> Ended | None:
-        """How it ended; None if it is still at work after so many seconds."""
+        """Return the result, or None if the command still runs after ``limit_s`` seconds."""
         deadline = time.monotonic() + limit_s
         while self._ended is None:
             pid, code, usage = os.wait4(self.pid, os.WNOHANG)
             if pid:
-                printed, said = (log.read_text(errors="replace") for log in self._logs)
+                stdout, stderr = (log.read_text(errors="replace") for log in self._logs)
                 seconds = time.monotonic() - self._started
                 status = os.waitstatus_to_exitcode(code)
-                self._ended = Ended(status, printed, said, seconds, usage.ru_maxrss / 1024)
+                self._ended = Ended(status, stdout, stderr, seconds, usage.ru_maxrss / 1024)
                 break
             if time.monotonic() > deadline:
                 return None
@@ -86,12 +86,12 @@ class Running:
         return self._ended
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal to the first process alone."""
+        """Send a signal to the first process only."""
         if self.wait(0) is None:
             os.kill(self.pid, number)
 
     def has_orphans(self) -> bool:
-        """Whether processes that it started are still there after a while."""
+        """Return whether processes that it started are still alive after 15 seconds."""
         deadline = time.monotonic() + _ORPHANS_S
         while time.monotonic() < deadline:
             try:
@@ -102,7 +102,7 @@ class Running:
         return True
 
     def end_all(self) -> None:
-        """Kill it with all that it started."""
+        """Kill the command and all processes that it started."""
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -111,18 +111,18 @@ class Running:
 
 @dataclass
 class Bench:
-    """Where a case works.
+    """Working directory and helpers of a case.
 
     Attributes:
-        directory: its own.
-        material: what is good, not to be changed.
-        random: draws what is harmed, by the campaign's seed and the case's name.
-        limit_s: what a command may take.
-        forked: start plain commands as forks of this process, which has loaded the libraries, and
-            not as programs: several times as fast.
-        findings: what was not as it must be.
-        seconds: of the slowest command.
-        last_said: stderr of the last command.
+        directory: the case's own directory.
+        material: undamaged data, which must not be changed.
+        random: random generator for the damage, seeded by campaign and case name.
+        limit_s: time limit of a command, seconds.
+        forked: start plain commands as forks of this process, which has loaded the libraries,
+            instead of as programs. This is several times as fast.
+        findings: violated expectations.
+        seconds: run time of the slowest command.
+        last_stderr: stderr of the last command.
     """
 
     directory: Path
@@ -132,54 +132,54 @@ class Bench:
     forked: bool = False
     findings: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    last_said: str = ""
+    last_stderr: str = ""
     _runs: int = 0
 
     @property
     def test(self) -> Path:
-        """Images to predict, once :meth:`copy_test` has put them there."""
+        """Directory of the images to predict, filled by :meth:`copy_test`."""
         return self.directory / "data" / "test"
 
     @property
     def train(self) -> Path:
-        """Chips to train with, once :meth:`copy_train` has put them there."""
+        """Directory of the training chips, filled by :meth:`copy_train`."""
         return self.directory / "data" / "train"
 
     @property
     def out(self) -> Path:
-        """The submission."""
+        """Path of the submission."""
         return self.directory / "output" / "out.csv"
 
     @property
     def weights(self) -> Path:
-        """Weights of the case's own."""
+        """Directory of the case's own weights."""
         return self.directory / "weights"
 
     @property
     def cache(self) -> Path:
-        """The case's own cache of prepared chips."""
+        """Directory of the case's own cache of prepared chips."""
         return self.directory / "cache"
 
     def image(self, number: int, kind: str = "PS-MS") -> Path:
-        """Path of a test image."""
+        """Return the path of a test image."""
         return self.test / kind / f"SN5_roads_test_public_AOI_99_Made_{kind}_chip{number}.tif"
 
     def label(self, number: int) -> Path:
-        """Path of a training label."""
+        """Return the path of a training label."""
         name = f"SN5_roads_train_AOI_99_Made_geojson_roads_speed_chip{number}.geojson"
         return self.train / "geojson_roads_speed" / name
 
     def copy_test(self, kind: str = "PS-MS") -> None:
-        """Put the test images of one product in place."""
+        """Copy the test images of one product into the case."""
         source = next(self.material.test.iterdir()) / kind
         shutil.copytree(source, self.test / kind)
 
     def copy_train(self) -> None:
-        """Put the training chips in place."""
+        """Copy the training chips into the case."""
         shutil.copytree(next(self.material.train.iterdir()), self.train)
 
     def copy_weights(self) -> Path:
-        """Put the weights of the trained network in place; gives the file."""
+        """Copy the weights of the trained network into the case and return the file."""
         self.weights.mkdir(exist_ok=True)
         return Path(shutil.copy2(self.material.network, self.weights))
 
@@ -194,11 +194,11 @@ class Bench:
         """Start a command.
 
         Args:
-            arguments: of satmap.
-            within: a command that is to run it, such as ``unshare -Urm``.
-            environment: variables that are different; None for one that is not there.
-            stdin: where it reads.
-            program: what to start instead of satmap.
+            arguments: arguments of satmap.
+            within: command prefix that runs it, such as ``unshare -Urm``.
+            environment: changed environment variables; None removes a variable.
+            stdin: standard input.
+            program: program to start instead of satmap.
         """
         self._runs += 1
         home, temporary = self.directory / "home", self.directory / "tmp"
@@ -225,7 +225,7 @@ class Bench:
                 stderr=stderr,
                 start_new_session=True,
             )
-        # Waited for by `Running`, by its number.
+        # `Running` waits for the process by its id.
         process.returncode = 0
         return Running(process.pid, logs)
 
@@ -238,15 +238,15 @@ class Bench:
         program: Sequence[str] = _SATMAP,
         statuses: Sequence[int] = (DONE, FAILED, WRONG_ARGUMENTS, RESTART),
     ) -> Ended:
-        """Run a command to its end, and look at what every command must keep to.
+        """Run a command to its end and check the rules for all commands.
 
         Args:
-            arguments: of satmap.
-            within: as of :meth:`start`.
-            environment: as of :meth:`start`.
-            stdin: as of :meth:`start`.
-            program: as of :meth:`start`.
-            statuses: with which it may end.
+            arguments: arguments of satmap.
+            within: see :meth:`start`.
+            environment: see :meth:`start`.
+            stdin: see :meth:`start`.
+            program: see :meth:`start`.
+            statuses: allowed exit statuses.
         """
         running = self.start(
             *arguments, within=within, environment=environment, stdin=stdin, program=program
@@ -255,7 +255,7 @@ class Bench:
         if ended is None:
             running.end_all()
             running.wait(_ORPHANS_S)
-            self.find(f"hung: not done after {self.limit_s:.0f} s")
+            self.find(f"hung: still running after {self.limit_s:.0f} s")
             return Ended(DONE, "", "", self.limit_s, 0.0)
         self.inspect(ended, statuses)
         if running.has_orphans():
@@ -266,60 +266,65 @@ class Bench:
     def inspect(
         self, ended: Ended, statuses: Sequence[int] = (DONE, FAILED, WRONG_ARGUMENTS, RESTART)
     ) -> None:
-        """Look at what every command must keep to: status, messages, temporary files."""
+        """Check the rules for all commands: status, messages, temporary files."""
         self.seconds = max(self.seconds, ended.seconds)
-        self.last_said = ended.said
+        self.last_stderr = ended.stderr
         if ended.status not in statuses:
-            self.find(f"ended with status {ended.status}: {ended.said.strip()[-200:]}")
-        for text in (ended.printed, ended.said):
+            self.find(f"ended with status {ended.status}: {ended.stderr.strip()[-200:]}")
+        for text in (ended.stdout, ended.stderr):
             if match := _NEVER.search(text) or _FOREIGN.search(text):
                 line = text[text.rfind("\n", 0, match.start()) + 1 :].split("\n")[0]
                 self.find(f"printed {line[:300]!r}")
         if (
             ended.status == FAILED
-            and "satmap: " not in ended.said
-            and "faults" not in ended.printed
+            and "satmap: " not in ended.stderr
+            and "faults" not in ended.stdout
         ):
-            self.find(f"no message: {ended.said.strip()[-200:]!r}")
+            self.find(f"no message: {ended.stderr.strip()[-200:]!r}")
         for place in (self.out.parent, self.weights, self.cache, self.directory / "tmp"):
             for path in place.glob(".*") if place.is_dir() else ():
                 if _TEMPORARY.fullmatch(path.name):
                     self.find(f"left {path.relative_to(self.directory)}")
 
     def find(self, what: str) -> None:
-        """Note that something is not as it must be."""
+        """Record a finding."""
         self.findings.append(what)
 
     def must(self, holds: bool, what: str) -> None:
-        """Note it if a condition does not hold."""
+        """Record a finding unless a condition holds."""
         if not holds:
             self.find(what)
 
     def must_say(self, ended: Ended, *texts: str) -> None:
-        """The command's messages must hold all of the texts."""
+        """Require that the command's messages contain all texts."""
         for text in texts:
-            self.must(text in ended.said, f"does not say {text!r}: {ended.said.strip()[-300:]!r}")
+            self.must(
+                text in ended.stderr, f"does not say {text!r}: {ended.stderr.strip()[-300:]!r}"
+            )
 
     def must_refuse(self, ended: Ended, *texts: str) -> None:
-        """The command must have ended with a message that holds the texts, and no output."""
+        """Require that the command failed without output, with a message containing all texts."""
         self.must(ended.status in (FAILED, WRONG_ARGUMENTS), f"status {ended.status}, not 1")
-        self.must(not self.out.exists(), f"wrote {self.out.name} all the same")
+        self.must(not self.out.exists(), f"wrote {self.out.name} nevertheless")
         self.must_say(ended, *texts)
 
     def predict(self, *options: object, alone: bool = True, **how: object) -> Ended:
-        """Predict the test images; each for itself, so that bad ones cannot change good ones."""
+        """Predict the test images.
+
+        With ``alone``, each image is vectorised alone, so that bad images cannot change good ones.
+        """
         recipe = self.material.alone if alone else self.material.together
         weights = self.weights if self.weights.exists() else self.material.weights
         arguments = ("--weights", weights, "--recipe", recipe, "--workers", 0, *options)
         return self.run("predict", self.test, self.out, *arguments, **how)  # type: ignore[arg-type]
 
     def left_over(self) -> list[str]:
-        """What lies beside the submission and its manifest."""
+        """Return the names of files beside the submission and its manifest."""
         wanted = {self.out.name, f"{self.out.name}.manifest.json"}
         return sorted(p.name for p in self.out.parent.iterdir() if p.name not in wanted)
 
     def must_be_valid(self, *, harmed: Sequence[str] = (), alone: bool = True) -> None:
-        """The submission must be one that organisers take, and unharmed images as undisturbed."""
+        """Require a valid submission in which undamaged images are as in an undisturbed run."""
         if not self.out.exists():
             self.find("no submission")
             return
@@ -329,11 +334,11 @@ class Bench:
         found = rows_of(self.out)
         for image_id, lines in good.items():
             if image_id not in harmed and found.get(image_id) != lines:
-                self.find(f"{image_id} is not as in an undisturbed run")
+                self.find(f"{image_id} differs from an undisturbed run")
 
 
 def rows_of(path: Path) -> dict[str, list[str]]:
-    """The lines of a submission by image."""
+    """Return the lines of a submission by image."""
     rows: dict[str, list[str]] = {}
     for line in path.read_text(encoding="utf-8").splitlines()[1:]:
         rows.setdefault(line.split(",", 1)[0], []).append(line)

@@ -1,4 +1,4 @@
-"""A case of the campaign as data."""
+"""Data class for a case of the campaign."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from faults.bench import Bench
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that is wrong, and how satmap must take it.
+    """One fault, and how satmap must handle it.
 
     Attributes:
-        group: such as ``tiff``; what is chosen by, and a row of the short table.
-        name: what is done.
-        play: does it, runs the commands and notes what is not as it must be; gives the outcome in
-            a word or two.
-        limit_s: what each command may take.
-        long: left out unless it is asked for by its group or with ``--all``.
+        group: group for ``--only`` and the short table, such as ``tiff``.
+        name: description of the fault.
+        play: causes the fault, runs the commands, records findings and returns the outcome in a
+            few words.
+        limit_s: time limit of each command, seconds.
+        long: whether the case is skipped unless its group or ``--all`` is given.
     """
 
     group: str

@@ -1,4 +1,4 @@
-"""All cases of the campaign, the quick ones first."""
+"""All cases of the campaign, quick ones first."""
 
 from faults.case import Case
 from faults.disk_cases import disk_cases
@@ -14,7 +14,7 @@ from faults.weight_cases import weight_cases
 
 
 def all_cases() -> list[Case]:
-    """In the order in which they are played."""
+    """Return all cases in playing order."""
     return [
         *table_cases(), *recipe_cases(), *label_cases(), *tiff_cases(), *weight_cases(),
         *state_cases(), *disk_cases(), *machine_cases(), *moment_cases(), *scale_cases(),

@@ -1,7 +1,7 @@
 """Disks that are full, read-only or out of inodes.
 
-A small tmpfs in a mount namespace of the command's own is the disk; what it holds in the end is
-copied back, so that the same command can go on with space.
+The disk is a small tmpfs in the command's own mount namespace. Its final content is copied back, so
+that the same command can resume with enough space.
 """
 
 import shutil
@@ -32,11 +32,11 @@ shift
 exec "$@"
 """
 
-REFUSED = "refused, goes on with space"
+REFUSED = "refused, resumes with space"
 
 
 def disk_cases() -> list[Case]:
-    """All of them."""
+    """Return all cases of disks."""
     return [
         *(_city(size) for size in ("size=200k", "size=700k", "size=1m", "size=1g,nr_inodes=12")),
         *(_training("cache", size) for size in ("size=4k", "size=400k", "size=1g,nr_inodes=6")),
@@ -65,25 +65,25 @@ def disk_cases() -> list[Case]:
         Case("disk", "train: the cache is read-only", _cache_read_only),
         Case("disk", "predict: OUT.csv is /dev/full", _dev_full),
         Case("disk", "predict: OUT.csv is a directory", _out_directory),
-        Case("disk", "predict: OUT.csv lies below a file", _out_below_file),
+        Case("disk", "predict: the parent of OUT.csv is a file", _out_below_file),
         Case("disk", "predict: an older OUT.csv, no space for a new one", _older),
     ]
 
 
 def small_disk(options: str, place: Path, kept: Path) -> tuple[str, ...]:
-    """What runs a command with a small disk at a place, filled from and copied back to ``kept``."""
+    """Return a command prefix with a small disk at ``place``, filled from and saved to ``kept``."""
     place.mkdir(parents=True, exist_ok=True)
     kept.mkdir(parents=True, exist_ok=True)
     return ("unshare", "-Urm", "sh", "-c", _SMALL_DISK, "sh", options, str(place), str(kept))
 
 
 def read_only(place: Path) -> tuple[str, ...]:
-    """What runs a command for which a directory is read-only."""
+    """Return a command prefix that makes a directory read-only."""
     return ("unshare", "-Urm", "sh", "-c", _READ_ONLY, "sh", str(place))
 
 
 def _put_back(place: Path, kept: Path) -> None:
-    """Give the place, on a disk with space, what the small disk held."""
+    """Restore the content of the small disk to ``place`` on the normal disk."""
     shutil.rmtree(place)
     kept.rename(place)
 
@@ -93,7 +93,7 @@ def _city(options: str) -> Case:
         place, kept = bench.directory / "city", bench.directory / "kept"
         arguments = ("make-city", place, "--chips", 6, "--test-chips", 2, "--size", 128)
         ended = bench.run(*arguments, within=small_disk(options, place, kept))
-        bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.said!r}")
+        bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.stderr!r}")
         bench.must_say(ended, "cannot write")
         for path in kept.rglob("*.tif"):
             try:
@@ -104,7 +104,7 @@ def _city(options: str) -> Case:
         hidden = [path.name for path in kept.rglob(".*")]
         bench.must(not hidden, f"left {hidden}")
         _put_back(place, kept)
-        bench.must(bench.run(*arguments).status == DONE, "does not go on with space")
+        bench.must(bench.run(*arguments).status == DONE, "does not resume with space")
         bench.run("make-city", bench.directory / "whole", *arguments[2:])
         _same_tree(bench, place, bench.directory / "whole")
         return REFUSED
@@ -134,12 +134,12 @@ def _training(what: str, options: str) -> Case:
         place = bench.cache if what == "cache" else bench.weights
         kept = bench.directory / "kept"
         ended = _train_on(bench, small_disk(options, place, kept))
-        bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.said!r}")
+        bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.stderr!r}")
         bench.must_say(ended, "cannot write", str(place))
         hidden = [path.name for path in kept.rglob(".*")]
         bench.must(not hidden, f"left {hidden}")
         _put_back(place, kept)
-        bench.must(train(bench) == DONE, f"does not go on with space: {bench.last_said!r}")
+        bench.must(train(bench) == DONE, f"does not resume with space: {bench.last_stderr!r}")
         same_network(bench)
         return REFUSED
 
@@ -158,12 +158,12 @@ def _prediction(options: str, alone: bool = True) -> Case:
 
 
 def _goes_on(bench: Bench, ended: Ended, kept: Path, alone: bool = True) -> str:
-    bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.said!r}")
+    bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.stderr!r}")
     bench.must_say(ended, "cannot write")
     bench.must(not (kept / bench.out.name).exists(), "left a part of the submission")
     _put_back(bench.out.parent, kept)
     ended = bench.predict(alone=alone)
-    bench.must(ended.status == DONE, f"does not go on with space: {ended.said!r}")
+    bench.must(ended.status == DONE, f"does not resume with space: {ended.stderr!r}")
     bench.must_be_valid(alone=alone)
     left = bench.left_over()
     bench.must(not left, f"left {left}")
@@ -175,11 +175,11 @@ def _maps(options: str) -> Case:
         bench.copy_test()
         place, kept = bench.directory / "planes", bench.directory / "kept"
         ended = bench.predict("--probabilities", place, within=small_disk(options, place, kept))
-        bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.said!r}")
+        bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.stderr!r}")
         bench.must_say(ended, "cannot write", str(place))
         _put_back(place, kept)
         ended = bench.predict("--probabilities", place)
-        bench.must(ended.status == DONE, f"does not go on with space: {ended.said!r}")
+        bench.must(ended.status == DONE, f"does not resume with space: {ended.stderr!r}")
         bench.must_be_valid()
         names = sorted(path.name for path in place.iterdir())
         wanted = sorted(path.name for path in bench.material.maps.iterdir())
@@ -195,12 +195,12 @@ def _exported(suffix: str) -> Case:
         place, kept = bench.directory / "exports", bench.directory / "kept"
         within = small_disk("size=4k", place, kept)
         ended = bench.predict("--export", place / f"roads.{suffix}", within=within)
-        bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.said!r}")
+        bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.stderr!r}")
         bench.must_say(ended, "cannot write", f"roads.{suffix}")
         left = [path.name for path in kept.iterdir()]
         bench.must(not left, f"left {left}")
         ended = bench.predict("--export", place / f"roads.{suffix}")
-        bench.must(ended.status == DONE, f"does not go on with space: {ended.said!r}")
+        bench.must(ended.status == DONE, f"does not resume with space: {ended.stderr!r}")
         bench.must_be_valid()
         return REFUSED
 
@@ -215,7 +215,7 @@ def _vectorized(bench: Bench) -> str:
         "vectorize", bench.material.maps, bench.out, "--workers", 0, "--recipe",
         bench.material.alone, within=small_disk("size=4k", bench.out.parent, kept),
     )  # fmt: skip
-    bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.said!r}")
+    bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.stderr!r}")
     bench.must_say(ended, "cannot write", bench.out.name)
     bench.must([path.name for path in kept.iterdir()] == ["filler"], "left something")
     return "refused"
@@ -224,7 +224,7 @@ def _vectorized(bench: Bench) -> str:
 def _pictures(bench: Bench, *arguments: object) -> str:
     place, kept = bench.directory / "pictures", bench.directory / "kept"
     ended = bench.run(*arguments, within=small_disk("size=20k", place, kept))
-    bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.said!r}")
+    bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.stderr!r}")
     bench.must_say(ended, "cannot write", "pictures")
     hidden = [path.name for path in kept.rglob(".*")]
     bench.must(not hidden, f"left {hidden}")
@@ -249,7 +249,7 @@ def _averaged(bench: Bench) -> str:
     ended = bench.run(
         "weights", "average", out, file, file, within=small_disk("size=9m", place, kept)
     )
-    bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.said!r}")
+    bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.stderr!r}")
     bench.must(not [*kept.iterdir()], f"left {[*kept.iterdir()]}")
     return "refused"
 
@@ -264,7 +264,7 @@ def _no_temporary(bench: Bench) -> str:
 
 
 def _valid(bench: Bench, ended: Ended) -> str:
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr!r}")
     bench.must_be_valid()
     return "valid"
 
@@ -282,10 +282,10 @@ def _train_shared(size: str) -> Callable[[Bench], str]:
         bench.copy_train()
         within = small_disk(f"size={size}", Path("/dev/shm"), bench.directory / "kept")
         ended = _train_on(bench, within, "--workers", 2)
-        # Slower, through pipes or without workers, and said so.
-        bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+        # It runs more slowly, through pipes or without workers, and says so.
+        bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr!r}")
         for text in ("/dev/shm", "--shm-size"):
-            bench.must(text in ended.printed, f"does not say {text}: {ended.printed[:300]!r}")
+            bench.must(text in ended.stdout, f"does not print {text}: {ended.stdout[:300]!r}")
         same_network(bench)
         return "valid"
 
@@ -309,7 +309,7 @@ def _inputs_read_only(bench: Bench) -> str:
 def _train_read_only(bench: Bench) -> str:
     bench.copy_train()
     ended = _train_on(bench, read_only(bench.train))
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr!r}")
     same_network(bench)
     return "valid"
 
@@ -327,7 +327,7 @@ def _cache_read_only(bench: Bench) -> str:
 
 
 def _refused(bench: Bench, ended: Ended, *texts: Any) -> str:
-    bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.said!r}")
+    bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.stderr!r}")
     bench.must_say(ended, *texts)
     return "refused"
 
@@ -358,6 +358,6 @@ def _older(bench: Bench) -> str:
     old = bench.material.predicted_together.read_bytes()
     (kept / bench.out.name).write_bytes(old)
     ended = bench.predict(within=small_disk("size=12k", bench.out.parent, kept))
-    bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.said!r}")
+    bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.stderr!r}")
     bench.must((kept / bench.out.name).read_bytes() == old, "the older file is damaged")
     return "refused, the older file unchanged"

@@ -1,4 +1,4 @@
-"""Commands as forks of a process that has loaded the libraries."""
+"""Commands as forks of this process, which has loaded the libraries."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def load_libraries() -> None:
-    """Import what the commands import, without any thread started."""
+    """Import the libraries of the commands without starting a thread."""
     import satmap.evaluation.score
     import satmap.prediction.run
     import satmap.prediction.vectorize
@@ -22,16 +22,16 @@ def fork(
     environment: Mapping[str, str],
     logs: tuple[Path, Path],
 ) -> int:
-    """Run ``satmap ARGUMENTS`` in a process of its own.
+    """Run ``satmap ARGUMENTS`` in its own process, which leads a session.
 
     Args:
-        arguments: of satmap.
-        directory: where it works.
-        environment: its variables.
-        logs: where stdout and stderr go.
+        arguments: arguments of satmap.
+        directory: working directory.
+        environment: environment variables.
+        logs: files for stdout and stderr.
 
     Returns:
-        Its number; it leads a session.
+        The process id.
     """
     pid = os.fork()
     if pid:

@@ -1,4 +1,4 @@
-"""Labels that are no labels, or odd ones."""
+"""Cases of damaged and odd labels."""
 
 import json
 import random
@@ -10,21 +10,21 @@ from faults.bench import DONE, FAILED, Bench
 from faults.case import Case
 from faults.harm import Harm
 
-# The chip whose label is harmed: one with roads.
+# Chip with roads whose label is damaged.
 _VICTIM = 5
 
-REFUSED, READ, LEFT_OUT = "refused", "read", "reported, the others trained with"
+REFUSED, READ, LEFT_OUT = "refused", "read", "reported, trained on the others"
 
 
 def label_cases() -> list[Case]:
-    """All of them."""
+    """Return all cases of labels."""
     road = [[-115.0, 36.0], [-115.0001, 36.0001], [-114.9999, 36.0002]]
     line = {"type": "LineString", "coordinates": road}
-    cases = [_scored(name, done, REFUSED) for name, done in harm.ANY_FILE]
+    cases = [_scored(name, damage, REFUSED) for name, damage in harm.ANY_FILE]
     cases += [
-        _scored("cut off anywhere", harm.truncated, REFUSED),
-        _scored("8 bits turned anywhere", harm.flipped(8), ""),
-        _scored("200 bits turned anywhere", harm.flipped(200), REFUSED),
+        _scored("truncated at random", harm.truncated, REFUSED),
+        _scored("8 random bits flipped", harm.flipped(8), ""),
+        _scored("200 random bits flipped", harm.flipped(200), REFUSED),
         _content("no feature at all", [], READ),
         _content("a feature without geometry", [None, line], READ),
         _content("an empty line", [{"type": "LineString", "coordinates": []}, line], READ),
@@ -59,7 +59,7 @@ def label_cases() -> list[Case]:
         _content("a property of a million characters", json.dumps(
             _collection([line], {"name": "x" * 1_000_000})), READ),
         _trained("empty", harm.empty),
-        _trained("cut off", harm.truncated),
+        _trained("truncated", harm.truncated),
         _trained("a pipe", harm.pipe, REFUSED),
         _trained("a link to nothing", harm.dangling),
         _trained("NaN", _written(_line_text(float("nan")))),
@@ -67,37 +67,37 @@ def label_cases() -> list[Case]:
                  _written(json.dumps(_collection([line])))),
         _trained("speeds that are words, nothing and infinity", _speeds, READ),
         Case("labels", "training: missing", _missing),
-        Case("labels", "training: all cut off", _all_cut),
-        Case("labels", "training: an image cut off", _image_cut),
+        Case("labels", "training: all labels truncated", _all_cut),
+        Case("labels", "training: a truncated image", _image_cut),
         Case("labels", "training: an image all black", _image_black),
         Case("labels", "training: one chip alone", _one_chip),
     ]  # fmt: skip
     return cases
 
 
-def _scored(name: str, done: Harm, outcome: str) -> Case:
-    """A GeoJSON of roads, harmed, as the proposal of a score."""
+def _scored(name: str, damage: Harm, outcome: str) -> Case:
+    """Score a damaged GeoJSON of roads as the proposal."""
 
     def play(bench: Bench) -> str:
         bench.copy_train()
         truth = bench.label(_VICTIM)
         proposal = bench.directory / "proposal.geojson"
         proposal.write_bytes(truth.read_bytes())
-        done(proposal, bench.random)
+        damage(proposal, bench.random)
         ended = bench.run("score", truth, proposal, "--json")
         if outcome == REFUSED:
             bench.must(ended.status == FAILED, f"status {ended.status}, not 1")
         if ended.status == FAILED:
             bench.must_say(ended, proposal.name)
             return REFUSED
-        bench.must("apls_length" in ended.printed, "no score")
+        bench.must("apls_length" in ended.stdout, "no score")
         return READ
 
     return Case("labels", f"score: {name}", play)
 
 
 def _content(name: str, content: Any, outcome: str) -> Case:
-    """A GeoJSON of roads with some features, or a text, as truth and proposal of a score."""
+    """Score a GeoJSON with the given features or text as both truth and proposal."""
 
     def play(bench: Bench) -> str:
         path = bench.directory / "roads.geojson"
@@ -109,43 +109,45 @@ def _content(name: str, content: Any, outcome: str) -> Case:
         bench.copy_train()
         ended = bench.run("score", path, path, "--json")
         if outcome == REFUSED:
-            bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.printed!r}")
+            bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.stdout!r}")
             bench.must_say(ended, path.name)
         elif ended.status == FAILED:
-            # Nothing to score is a clear answer too, as long as it is no other.
+            # Refusing a file without any road is also a clear answer.
             bench.must_say(ended, path.name)
-            bench.must(name == "no feature at all" or name == "UTF-16", f"refused: {ended.said!r}")
+            bench.must(
+                name == "no feature at all" or name == "UTF-16", f"refused: {ended.stderr!r}"
+            )
             return REFUSED
         return outcome
 
     return Case("labels", f"score: {name}", play)
 
 
-def _trained(name: str, done: Harm, outcome: str = LEFT_OUT) -> Case:
-    """A label among twelve, harmed: left out and reported, the training goes on."""
+def _trained(name: str, damage: Harm, outcome: str = LEFT_OUT) -> Case:
+    """Damage one of twelve labels: the training leaves it out, reports it and continues."""
 
     def play(bench: Bench) -> str:
         bench.copy_train()
         label = bench.label(_VICTIM)
-        done(label, bench.random)
+        damage(label, bench.random)
         ended = train(bench)
         if outcome == REFUSED:
             bench.must(ended == FAILED, f"status {ended}, not 1")
             return REFUSED
         bench.must(ended == DONE, f"status {ended}, not 0")
         bench.must(any(bench.weights.glob("*.last.safetensors")), "no weights")
-        said = bench.last_said
+        message = bench.last_stderr
         if outcome == LEFT_OUT:
-            bench.must(label.name in said, f"says nothing of {label.name}: {said!r}")
+            bench.must(label.name in message, f"does not name {label.name}: {message!r}")
         else:
-            bench.must(label.name not in said, f"left out: {said!r}")
+            bench.must(label.name not in message, f"left out: {message!r}")
         return outcome
 
     return Case("labels", f"training: {name}", play, 200)
 
 
 def train(bench: Bench, *options: object) -> int:
-    """Train by the short recipe; gives the status."""
+    """Train with the short recipe and return the exit status."""
     return bench.run(
         "train", bench.train, "--recipe", bench.material.short, "--weights", bench.weights,
         "--cache", bench.cache, "--device", "cpu", "--workers", 0, *options,
@@ -167,7 +169,7 @@ def _nested(geometry: Any, depth: int) -> Any:
 
 
 def _deep_text(depth: int) -> str:
-    # json.dumps itself cannot nest so deep.
+    # json.dumps cannot nest this deep.
     head = '{"type": "GeometryCollection", "geometries": [' * depth
     inner = '{"type": "LineString", "coordinates": [[-115, 36], [-115.001, 36.001]]}'
     geometry = f"{head}{inner}{']}' * depth}"
@@ -182,7 +184,7 @@ def _polygon(ring: list[list[float]]) -> dict[str, Any]:
 
 
 def _line_text(value: Any) -> str:
-    # As JSON cannot hold them: NaN and Infinity, as Python and JavaScript programs write them.
+    # NaN and Infinity are not valid JSON, but Python and JavaScript programs write them.
     line = {"type": "LineString", "coordinates": [[-115.0, 36.0], [value, 36.0]]}
     return json.dumps(_collection([line])).replace('"VALUE"', str(value))
 
@@ -196,10 +198,10 @@ def _file_crs() -> Any:
 
 
 def _written(text: str) -> Harm:
-    def done(path: Path, draw: random.Random) -> None:
+    def damage(path: Path, draw: random.Random) -> None:
         path.write_text(text)
 
-    return done
+    return damage
 
 
 def _speeds(path: Path, draw: Any) -> None:
@@ -217,7 +219,9 @@ def _refused_training(bench: Bench, *texts: str) -> str:
     status = train(bench)
     bench.must(status == FAILED, f"status {status}, not 1")
     for text in texts:
-        bench.must(text in bench.last_said, f"does not say {text!r}: {bench.last_said[-300:]!r}")
+        bench.must(
+            text in bench.last_stderr, f"does not say {text!r}: {bench.last_stderr[-300:]!r}"
+        )
     return REFUSED
 
 
@@ -245,8 +249,8 @@ def _without_rgb(bench: Bench) -> None:
 
 def _trained_without_it(bench: Bench) -> str:
     status = train(bench)
-    bench.must(status == DONE, f"status {status}: {bench.last_said[-300:]!r}")
-    bench.must(_image(bench).name in bench.last_said, f"does not name it: {bench.last_said!r}")
+    bench.must(status == DONE, f"status {status}: {bench.last_stderr[-300:]!r}")
+    bench.must(_image(bench).name in bench.last_stderr, f"does not name it: {bench.last_stderr!r}")
     return LEFT_OUT
 
 
@@ -274,5 +278,5 @@ def _one_chip(bench: Bench) -> str:
         if f"chip{_VICTIM}." not in path.name:
             path.unlink()
     status = train(bench)
-    bench.must(status == DONE, f"status {status}: {bench.last_said[-300:]!r}")
+    bench.must(status == DONE, f"status {status}: {bench.last_stderr[-300:]!r}")
     return READ

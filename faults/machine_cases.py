@@ -1,4 +1,4 @@
-"""Machines and shells that are odd: limits, locales, closed streams, variables that lack."""
+"""Cases of odd machines and shells: limits, locales, closed streams, missing variables."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ _ROOT = Path(__file__).parents[1]
 
 
 def machine_cases() -> list[Case]:
-    """All of them."""
+    """Return all cases of machines."""
     nowhere = "/nowhere/at/all"
     return [
         _predicted("HOME unset", environment={"HOME": None}),
@@ -25,7 +25,7 @@ def machine_cases() -> list[Case]:
                    f"PYTHONPATH={os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS=1")),
         _predicted("locale C", environment={"LC_ALL": "C", "PYTHONUTF8": "0",
                                             "PYTHONCOERCECLOCALE": "0"}),
-        _predicted("a locale that is not there", environment={"LC_ALL": "xx_XX.koi8"}),
+        _predicted("a missing locale", environment={"LC_ALL": "xx_XX.koi8"}),
         _predicted("PYTHONHASHSEED=1", environment={"PYTHONHASHSEED": "1"}),
         _predicted("PYTHONHASHSEED=77", environment={"PYTHONHASHSEED": "77"}),
         _predicted("python -O", environment={"PYTHONOPTIMIZE": "1"}),
@@ -59,11 +59,11 @@ def machine_cases() -> list[Case]:
         _refused("--workers -1", "--workers", "-1"),
         _refused("--workers of Arabic digits", "--workers", "٣"),
         _refused("an unknown option", "--speed", "high"),
-        _refused("a recipe that nobody has", "--recipe", "sn9"),
+        _refused("an unknown recipe", "--recipe", "sn9"),
         _refused("--export of an unknown format", "--export", "roads.shp"),
         Case("machine", "score | head -1", _head),
-        Case("machine", "score --json to a reader that is gone", _gone_reader),
-        Case("machine", "check of a million rows to a reader that is gone", _gone_reader_of_many),
+        Case("machine", "score --json to a closed pipe", _gone_reader),
+        Case("machine", "check of a million rows to a closed pipe", _gone_reader_of_many),
         Case("machine", "run from a directory that was deleted", _deleted_directory),
         Case("machine", "test.sh from elsewhere, with spaces", _script),
         Case("machine", "test.sh without arguments", _script_alone),
@@ -83,7 +83,7 @@ def _predicted(
     options: tuple[object, ...] = (),
     outcome: str = VALID,
 ) -> Case:
-    """Predict on an odd machine: the bytes of an undisturbed run, or a clear refusal."""
+    """Predict on an odd machine and expect the bytes of an undisturbed run or a clear refusal."""
 
     def play(bench: Bench) -> str:
         bench.copy_test()
@@ -95,11 +95,11 @@ def _predicted(
 
 def _took(bench: Bench, ended: Ended, outcome: str) -> str:
     if outcome == VALID or ended.status == DONE:
-        bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+        bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr!r}")
         bench.must_be_valid()
         return VALID
-    bench.must(ended.status == FAILED, f"status {ended.status}: {ended.said!r}")
-    bench.must(bench.predict().status == DONE, "does not go on on a sound machine")
+    bench.must(ended.status == FAILED, f"status {ended.status}: {ended.stderr!r}")
+    bench.must(bench.predict().status == DONE, "does not resume on a sound machine")
     bench.must_be_valid()
     return REFUSED
 
@@ -111,8 +111,8 @@ def _refused(name: str, *options: str) -> Case:
             "predict", bench.test, bench.out, "--weights", bench.material.weights, *options
         )
         bench.must(ended.status in (FAILED, WRONG_ARGUMENTS), f"status {ended.status}")
-        bench.must(not bench.out.exists(), "wrote a submission all the same")
-        bench.must(options[-1] in ended.said or options[0] in ended.said, f"{ended.said!r}")
+        bench.must(not bench.out.exists(), "wrote a submission nevertheless")
+        bench.must(options[-1] in ended.stderr or options[0] in ended.stderr, f"{ended.stderr!r}")
         return REFUSED
 
     return Case("machine", f"predict: {name}", play)
@@ -130,7 +130,7 @@ def _piped(bench: Bench, command: tuple[str, ...], reader: str) -> Ended:
 
 def _head(bench: Bench) -> str:
     ended = _piped(bench, _score(bench, "--images"), "head -1")
-    bench.must(bool(ended.printed.strip()), "printed nothing")
+    bench.must(bool(ended.stdout.strip()), "printed nothing")
     return "a line"
 
 
@@ -163,7 +163,7 @@ def _script(bench: Bench) -> str:
         program=(str(_ROOT / "test.sh"),),
         environment={"WEIGHTS_DIR": str(bench.material.weights)},
     )  # fmt: skip
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr!r}")
     bench.must_be_valid()
     return VALID
 

@@ -1,4 +1,4 @@
-"""What is good: a made city, recipes, a trained network and what it predicts undisturbed."""
+"""Undamaged material: a synthetic city, recipes, a trained network and its predictions."""
 
 import os
 import subprocess
@@ -27,26 +27,26 @@ members:
 inference: {tta: 1, checkpoints: [last]}
 """
 
-# What each command that makes the material may take.
+# Time limit of each command that makes the material, seconds.
 _LIMIT_S = 1800
 
-#: Numbers of the made test chips.
+#: Numbers of the synthetic test chips.
 TEST_CHIPS = (12, 13, 14, 15)
 
 
 @dataclass(frozen=True)
 class Material:
-    """Paths of good things, which no case may change.
+    """Paths of undamaged files, which no case may change.
 
     Attributes:
         train, test: directories of chips.
-        alone, together: recipes of the network; images vectorised each for itself, and with their
+        alone, together: recipes of the network that vectorise images alone, and with their
             neighbours.
-        short: recipe of a training of seconds.
+        short: recipe of a training that takes seconds.
         network: the trained weights.
         predicted_alone, predicted_together: submissions of undisturbed runs.
-        maps: of the second of these, rasters for the vectoriser.
-        trained: directory of weights that the short recipe's undisturbed training left.
+        maps: probability maps of ``predicted_together``, rasters for the vectoriser.
+        trained: directory of weights of an undisturbed training with the short recipe.
     """
 
     train: Path
@@ -62,16 +62,16 @@ class Material:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Of the test chips."""
+        """Numbers of the test chips."""
         return TEST_CHIPS
 
     @property
     def weights(self) -> Path:
-        """The directory of the trained weights."""
+        """Directory of the trained weights."""
         return self.network.parent
 
     def rows(self, alone: bool) -> dict[str, list[str]]:
-        """The lines of an undisturbed submission by image."""
+        """Return the lines of an undisturbed submission by image."""
         rows: dict[str, list[str]] = {}
         path = self.predicted_alone if alone else self.predicted_together
         for line in path.read_text(encoding="utf-8").splitlines()[1:]:
@@ -80,7 +80,7 @@ class Material:
 
 
 def make_material(directory: Path) -> Material:
-    """Make all of it by the real commands, or find it as an earlier campaign has left it."""
+    """Make the material by the real commands, or reuse that of an earlier campaign."""
     directory.mkdir(parents=True, exist_ok=True)
     city, cache = directory / "city", directory / "cache"
     recipes = {
@@ -127,13 +127,13 @@ def make_material(directory: Path) -> Material:
                 "--device", "cpu", "--workers", 0, *more,
             )  # fmt: skip
     if sum("EMPTY" in line for line in material.predicted_alone.read_text().splitlines()) > 2:
-        raise RuntimeError("the network of the campaign finds next to no roads; give another seed")
+        raise RuntimeError("the campaign's network finds almost no roads; give another seed")
     return material
 
 
 def _satmap(*arguments: object) -> None:
     command = [sys.executable, "-m", "satmap", *map(str, arguments)]
-    # As many threads as the cases' commands have, or sums are rounded otherwise.
+    # The same number of threads as in the cases, because it affects the rounding of sums.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(
         command, check=True, stdout=subprocess.DEVNULL, env=environment, timeout=_LIMIT_S

@@ -1,4 +1,4 @@
-"""Bad moments: killed anywhere, clocks that jump, two runs at once."""
+"""Cases of bad moments: kills, jumping clocks, two runs at once."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from faults.bench import DONE, FAILED, Bench, Running
 from faults.case import Case
 from faults.state_cases import many_images, same_network
 
-# Kills of one training and one prediction, each followed by the same command.
+# Number of kills of a training and of a prediction, each followed by the same command.
 _KILLS = 20
 
 _FAKETIME = (
@@ -21,7 +21,7 @@ _FAKETIME = (
 
 
 def moment_cases() -> list[Case]:
-    """All of them."""
+    """Return all cases of moments, pairs and clocks."""
     return [
         Case("moments", f"train: kill -9 at {_KILLS} random moments", _train_killed, 200),
         Case("moments", f"predict: kill -9 at {_KILLS} random moments", _predict_killed),
@@ -36,11 +36,11 @@ def moment_cases() -> list[Case]:
         Case("pairs", "train and train, another recipe", _two_recipes, 300),
         Case("pairs", "predict and predict", lambda bench: _two_predictions(bench, 1.0)),
         Case("pairs", "predict and predict, at once", lambda bench: _two_predictions(bench, 0.0)),
-        Case("pairs", "predict while train is at work", _predict_while_training, 300),
+        Case("pairs", "predict while train runs", _predict_while_training, 300),
         Case("clock", "mtimes of data and cache in 2200 and 1970", _odd_times, 200),
         Case("clock", "predict: the clock jumps by years, back and forth", _jumping_prediction),
         Case("clock", "train: the clock jumps by years, back and forth", _jumping_training, 300),
-        Case("clock", "predict: goes on after a start of the machine", _other_monotonic),
+        Case("clock", "predict: resumes after a reboot", _other_monotonic),
         Case("clock", "predict: the year 2040", lambda bench: _dated(bench, "@2040-02-29 12:00:0")),
         Case("clock", "predict: the year 1970", lambda bench: _dated(bench, "@1970-01-02 12:00:0")),
     ]  # fmt: skip
@@ -65,7 +65,7 @@ def _prediction(bench: Bench, *options: object) -> tuple[object, ...]:
 
 
 def _killed_again_and_again(bench: Bench, arguments: Sequence[object], seconds: float) -> int:
-    """Start a command and kill it, so often; gives how often it was at work still."""
+    """Start a command and kill it repeatedly; return how many kills found it running."""
     killed = 0
     for _ in range(_KILLS):
         running = bench.start(*arguments)
@@ -87,13 +87,13 @@ def _train_killed(bench: Bench) -> str:
     killed = _killed_again_and_again(bench, _training(bench), whole)
     _sweep_allowed(bench)
     ended = bench.run(*_training(bench))
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr!r}")
     same_network(bench)
-    return f"{killed} kills at work, the same weights"
+    return f"{killed} kills while running, the same weights"
 
 
 def _sweep_allowed(bench: Bench) -> None:
-    """What kills left half written is swept away after an hour: make it so old."""
+    """Age half-written files by an hour, after which satmap removes them."""
     old = time.time() - 7200
     for place in (bench.weights, bench.cache):
         for path in place.glob(".*"):
@@ -112,11 +112,11 @@ def _predict_killed(bench: Bench) -> str:
             bench.must(bench.out.read_bytes() == wanted, "other bytes")
             bench.out.unlink()
     ended = bench.run(*_prediction(bench))
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr!r}")
     bench.must(bench.out.read_bytes() == wanted, "other bytes")
     left = bench.left_over()
     bench.must(not left, f"left {left}")
-    return f"{killed} kills at work, the same bytes"
+    return f"{killed} kills while running, the same bytes"
 
 
 def _killed_once(bench: Bench, seconds: float) -> int:
@@ -130,7 +130,7 @@ def _killed_once(bench: Bench, seconds: float) -> int:
 
 
 def _begun(bench: Bench, *options: object) -> Running:
-    """A prediction that has some images in its journal."""
+    """Start a prediction and return it once some images are in its journal."""
     many_images(bench)
     journal = bench.out.with_name(f".{bench.out.name}.partial")
     running = bench.start(*_prediction(bench, *options))
@@ -140,12 +140,12 @@ def _begun(bench: Bench, *options: object) -> Running:
             return running
         time.sleep(0.005)
     running.end_all()
-    raise RuntimeError("the prediction could not be caught in the middle")
+    raise RuntimeError("the prediction ended before it could be killed")
 
 
 def _same_after_all(bench: Bench) -> None:
     ended = bench.run(*_prediction(bench))
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr!r}")
     bench.must_be_valid()
 
 
@@ -166,7 +166,7 @@ def _worker_killed(bench: Bench) -> str:
     bench.must(ended.status == FAILED, f"status {ended.status}, not 1")
     bench.must_say(ended, "worker")
     _same_after_all(bench)
-    return "refused, goes on"
+    return "refused, resumes"
 
 
 def _ended(bench: Bench, number: signal.Signals) -> str:
@@ -180,7 +180,7 @@ def _ended(bench: Bench, number: signal.Signals) -> str:
     # By the signal itself where it comes before satmap does.
     bench.inspect(ended, (DONE, 128 + number, -number))
     _same_after_all(bench)
-    return f"status {ended.status}, goes on"
+    return f"status {ended.status}, resumes"
 
 
 def _stopped(bench: Bench) -> str:
@@ -215,9 +215,9 @@ def _train_terminated(bench: Bench) -> str:
         return "hung"
     bench.inspect(ended, (DONE, 128 + signal.SIGTERM))
     ended = bench.run(*_training(bench))
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr!r}")
     same_network(bench)
-    return "goes on to the same weights"
+    return "resumes to the same weights"
 
 
 def _city_killed(bench: Bench) -> str:
@@ -229,13 +229,13 @@ def _city_killed(bench: Bench) -> str:
         running.end_all()
         running.wait(bench.limit_s)
     ended = bench.run(*arguments)
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr!r}")
     for path in (bench.material.test.parent).rglob("*.*"):
         same = path.is_dir() or (
             (city / path.relative_to(bench.material.test.parent)).read_bytes() == path.read_bytes()
         )
         bench.must(same, f"{path.name} differs")
-    return "made anew, the same bytes"
+    return "rebuilt, the same bytes"
 
 
 # --- two at once ----------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def _city_killed(bench: Bench) -> str:
 
 def _both(bench: Bench, first: Running, second: Running) -> list[int]:
     statuses = []
-    # What one at work has under a temporary name the other has not left behind.
+    # A temporary file of a running process is not left over from the other one.
     both = [(running, running.wait(bench.limit_s)) for running in (first, second)]
     for running, ended in both:
         if ended is None:
@@ -293,7 +293,7 @@ def _predict_while_training(bench: Bench) -> str:
     while training.wait(0) is None:
         if time.monotonic() > deadline:
             training.end_all()
-            bench.find(f"hung: not trained after {bench.limit_s:.0f} s")
+            bench.find(f"hung: still training after {bench.limit_s:.0f} s")
             break
         ended = bench.run("predict", bench.test, bench.out, "--weights", bench.weights)
         outcomes.append(ended.status)
@@ -308,7 +308,7 @@ def _predict_while_training(bench: Bench) -> str:
 
 
 def _faketime(directory: Path) -> dict[str, str | None]:
-    """Variables under which a process believes the time in ``directory/clock``, at once."""
+    """Return variables that make a process follow the time in ``directory/clock`` at once."""
     named = os.environ.get("FAKETIME_LIB")
     found = [named] if named else [
         str(path) for pattern in _FAKETIME for path in Path("/").glob(pattern.removeprefix("/"))
@@ -322,16 +322,16 @@ def _faketime(directory: Path) -> dict[str, str | None]:
 
 
 def _jumps(bench: Bench, running: Running) -> None:
-    """Let the clock jump until the command has ended, and look at how."""
+    """Let the clock jump until the command ends, and check its result."""
     deadline = time.monotonic() + bench.limit_s
     while time.monotonic() < deadline:
-        # Written whole: half an offset would be another one.
+        # Replace the file atomically, because a partial offset would be a different one.
         new = bench.directory / "new-clock"
         new.write_text(f"{bench.random.randrange(-20 * 365, 20 * 365):+d}d\n")
         new.replace(bench.directory / "clock")
         if (ended := running.wait(0.2)) is not None:
             bench.inspect(ended)
-            bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+            bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr!r}")
             return
     running.end_all()
     bench.find("hung")
@@ -359,7 +359,7 @@ def _dated(bench: Bench, date: str) -> str:
     bench.copy_test()
     (bench.directory / "clock").write_text(f"{date}\n")
     ended = bench.predict(environment=_faketime(bench.directory))
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr!r}")
     bench.must_be_valid()
     return "valid"
 
@@ -370,7 +370,7 @@ def _other_monotonic(bench: Bench) -> str:
     running.wait(bench.limit_s)
     within = ("unshare", "-UrT", "--monotonic", "100000000", "--boottime", "100000000")
     ended = bench.run(*_prediction(bench), within=within)
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr!r}")
     bench.must_be_valid()
     return "valid"
 
@@ -378,13 +378,13 @@ def _other_monotonic(bench: Bench) -> str:
 def _odd_times(bench: Bench) -> str:
     bench.copy_train()
     ended = bench.run(*_training(bench))
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr!r}")
     for index, path in enumerate([*bench.train.rglob("*.*"), *bench.cache.iterdir()]):
         when = (7.2e9, 0.0)[index % 2]
         os.utime(path, (when, when))
     for path in (*bench.weights.glob("*.safetensors"), *bench.weights.glob("*.state.pt")):
         path.unlink()
     ended = bench.run(*_training(bench))
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr!r}")
     same_network(bench)
     return "the same weights"

@@ -1,4 +1,4 @@
-"""Recipes that are not what they seem."""
+"""Cases of broken and malicious recipes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,36 +15,36 @@ _LAUGHS = "\n".join(
 
 
 def recipe_cases() -> list[Case]:
-    """All of them."""
+    """Return all cases of recipes."""
     cases = [
-        Case("recipe", name, _played(partial(_harmed, done=done)))
-        for name, done in (*harm.ANY_FILE, ("cut off", harm.truncated))
+        Case("recipe", name, _played(partial(_harmed, damage=damage)))
+        for name, damage in (*harm.ANY_FILE, ("truncated", harm.truncated))
     ]
     changes: tuple[tuple[str, tuple[str, str], str], ...] = (
-        ("a key twice", ("folds: 2", "folds: 3\nfolds: 2"), "stands here twice"),
-        ("a key twice, deep inside", ("batch: 4", "batch: 4\n        batch: 8"),
+        ("a duplicate key", ("folds: 2", "folds: 3\nfolds: 2"), "stands here twice"),
+        ("a nested duplicate key", ("batch: 4", "batch: 4\n        batch: 8"),
          "stands here twice"),
         ("an unknown key", ("folds: 2", "folds: 2\nflods: 3"), "flods: unknown key"),
         ("tabs", ("\n  - fold: 0", "\n\t- fold: 0"), "not YAML"),
         ("anchors that multiply by nines", ("name: faults", f"{_LAUGHS}\nname: *a11"),
          "far too large"),
-        ("anchors that multiply under keys that are left out",
+        ("anchors that multiply under ignored keys",
          ("name: faults", f"{_LAUGHS}\nname: faults"), "far too large"),
-        ("an anchor that holds itself", ("name: faults", "x-a: &a [*a]\nname: faults"),
+        ("an anchor that contains itself", ("name: faults", "x-a: &a [*a]\nname: faults"),
          "holds itself"),
         ("brackets 20,000 deep", ("name: faults", f"name: {'[' * 20_000}"), "too deep"),
         ("an object of Python's", ("name: faults", "name: !!python/object/apply:os.getpid []"),
          "not YAML"),
         ("two documents", ("folds: 2", "folds: 2\n---\nfolds: 2"), "not YAML"),
-        ("a name of a path", ("name: faults", "name: ../../etc/passwd"), "name:"),
-        ("a number beyond all", ("peak: 3.0e-3", "peak: 1.0e+999"), "peak"),
+        ("a path as the name", ("name: faults", "name: ../../etc/passwd"), "name:"),
+        ("a number beyond float64", ("peak: 3.0e-3", "peak: 1.0e+999"), "peak"),
         ("NaN", ("peak: 3.0e-3", "peak: .nan"), "peak"),
-        ("a fold that is not there", ("fold: 0", "fold: 5"), "must be below folds"),
-        ("crops of no size", ("crop: 64", "crop: 0"), "crop"),
-        ("an encoder that nobody has", ("resnet18", "resnet19"), "resnet19"),
+        ("a missing fold", ("fold: 0", "fold: 5"), "must be below folds"),
+        ("crops of size 0", ("crop: 64", "crop: 0"), "crop"),
+        ("an unknown encoder", ("resnet18", "resnet19"), "resnet19"),
         ("a number of 5,000 digits", ("epochs: 2", f"epochs: {'9' * 5000}"), ""),
         ("a key that is a list", ("folds: 2", "folds: 2\n? [a, b]\n: 3"), ""),
-        ("a key of a terminal's commands", ("folds: 2", 'folds: 2\n"\\x1b[2J": 3'), ""),
+        ("a key with terminal escapes", ("folds: 2", 'folds: 2\n"\\x1b[2J": 3'), ""),
     )  # fmt: skip
     cases += [
         Case("recipe", name, _played(partial(_changed, old=old, new=new), says))
@@ -54,10 +54,10 @@ def recipe_cases() -> list[Case]:
     return cases
 
 
-def _harmed(bench: Bench, done: Harm) -> None:
+def _harmed(bench: Bench, damage: Harm) -> None:
     path = bench.directory / "odd.yaml"
     path.write_bytes(bench.material.short.read_bytes())
-    done(path, bench.random)
+    damage(path, bench.random)
 
 
 def _changed(bench: Bench, old: str, new: str) -> None:
@@ -79,9 +79,9 @@ def _refused(bench: Bench, *says: str) -> str:
     ended = bench.run("vectorize", bench.material.maps, bench.out, "--recipe", "odd.yaml")
     bench.must(ended.status in (FAILED, WRONG_ARGUMENTS), f"status {ended.status}, not 1")
     bench.must_say(ended, "odd.yaml", *says)
-    bench.must("\x1b" not in ended.said, "an escape sequence reaches the terminal")
-    bench.must(len(ended.said) < 5000, f"prints {len(ended.said)} characters")
-    bench.must(not bench.out.exists(), "wrote an output all the same")
+    bench.must("\x1b" not in ended.stderr, "an escape sequence reaches the terminal")
+    bench.must(len(ended.stderr) < 5000, f"prints {len(ended.stderr)} characters")
+    bench.must(not bench.out.exists(), "wrote an output nevertheless")
     return "refused"
 
 

@@ -1,4 +1,4 @@
-"""Very many images, and a very large one."""
+"""Cases of very many images, and of a very large one."""
 
 from pathlib import Path
 
@@ -17,17 +17,17 @@ _SIDE = 30_000
 
 
 def scale_cases() -> list[Case]:
-    """All of them."""
+    """Return all cases of scale."""
     return [
         Case("scale", "predict: 10,000 chips of 32 x 32, apart", lambda b: _many(b, 20), 1500),
         Case("scale", "predict: 10,000 chips of 32 x 32 side by side", lambda b: _many(b, 1), 1500),
-        Case("scale", "predict: 40 images of one and the same place", _one_place, 600),
+        Case("scale", "predict: 40 images of the same place", _one_place, 600),
         Case("scale", f"predict: one chip of {_SIDE} x {_SIDE}", _large, 1500),
     ]
 
 
 def _many(bench: Bench, step: int) -> str:
-    """A square of chips, each so many of its own sides from the next."""
+    """Predict a square of chips that are ``step`` chip sides apart."""
     rows, columns, side = 100, 100, 32
     noise = np.random.default_rng(bench.random.getrandbits(32))
     for number in range(rows * columns):
@@ -42,7 +42,7 @@ def _many(bench: Bench, step: int) -> str:
 
 
 def _valid(bench: Bench, ended: Ended, images: int) -> str:
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said[-300:]!r}")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr[-300:]!r}")
     if bench.out.exists():
         faults = check_files(bench.out, [bench.test])
         bench.must(not faults, f"satmap check: {faults[:1]}")
@@ -63,7 +63,7 @@ def _one_place(bench: Bench) -> str:
 
 
 def _large(bench: Bench) -> str:
-    """A made city's pictures in a few places of a scene that is black elsewhere."""
+    """Predict a black scene with images of a synthetic city in a few places."""
     path = bench.image(0, "PS-RGB")
     path.parent.mkdir(parents=True, exist_ok=True)
     sources = sorted((next(bench.material.train.iterdir()) / "PS-RGB").iterdir())
@@ -83,7 +83,7 @@ def _large(bench: Bench) -> str:
         "--recipe", bench.material.alone, "--workers", 0,
     )  # fmt: skip
     outcome = _valid(bench, ended, 1)
-    bench.must(len(bench.out.read_text().splitlines()) > 10, "next to no roads")
+    bench.must(len(bench.out.read_text().splitlines()) > 10, "almost no roads")
     return outcome
 
 

@@ -1,4 +1,4 @@
-"""What satmap itself leaves behind to go on from, damaged: states, caches, journals, planes."""
+"""Cases of satmap's own damaged files: train states, caches, journals, probability maps."""
 
 import os
 import shutil
@@ -13,35 +13,37 @@ from faults.case import Case
 from faults.harm import Harm
 from faults.label_cases import train
 
-REFUSED, ANEW = "refused, --restart trains anew", "made anew, the same bytes"
+REFUSED, ANEW = "refused, --restart trains again", "rebuilt, the same bytes"
 
 _DAMAGE: tuple[tuple[str, Harm], ...] = (
     *harm.ANY_FILE,
-    ("cut off anywhere", harm.truncated),
-    ("64 bits turned anywhere", harm.flipped(64)),
+    ("truncated at random", harm.truncated),
+    ("64 random bits flipped", harm.flipped(64)),
 )
 
 
 def state_cases() -> list[Case]:
-    """All of them."""
+    """Return all cases of states."""
     cases = [
-        _state(name, done) for name, done in _DAMAGE if done not in (harm.dangling, harm.looped)
+        _state(name, damage)
+        for name, damage in _DAMAGE
+        if damage not in (harm.dangling, harm.looped)
     ]
-    cases += [_cache(name, done) for name, done in _DAMAGE]
-    cases += [_journal(name, done) for name, done in _DAMAGE if done is not harm.looped]
+    cases += [_cache(name, damage) for name, damage in _DAMAGE]
+    cases += [_journal(name, damage) for name, damage in _DAMAGE if damage is not harm.looped]
     cases += [
-        Case("states", "training: its weights are gone, its state is there", _weights_gone),
+        Case("states", "training: missing weights with a train state", _weights_gone),
         Case("states", "training: another recipe's state", _other_recipe),
         Case("states", "training: a cache that is a file", _cache_is_file),
-        Case("states", "prediction: planes in the store cut off", _maps_cut),
+        Case("states", "prediction: truncated probability maps in the store", _maps_cut),
         Case("states", "prediction: another network's journal", _other_network),
-        Case("states", "prediction: an image that changed in between", _changed_image),
+        Case("states", "prediction: an image changed before the resume", _changed_image),
     ]
     return cases
 
 
 def _finished(bench: Bench) -> Path:
-    """Data, cache and weights as an undisturbed training leaves them; gives its state."""
+    """Copy data, cache and weights of an undisturbed training; return its train state."""
     bench.copy_train()
     shutil.copytree(bench.material.trained, bench.weights)
     (state,) = bench.weights.glob("*.state.pt")
@@ -49,58 +51,60 @@ def _finished(bench: Bench) -> Path:
 
 
 def same_network(bench: Bench) -> None:
-    """The last weights must be those of the undisturbed training, to the last bit."""
+    """Require that the last weights equal those of the undisturbed training to the last bit."""
     name = bench.material.network.name
     ours, theirs = bench.weights / name, bench.material.trained / name
     bench.must(
         ours.exists() and ours.read_bytes() == theirs.read_bytes(),
-        "the weights are not those of an undisturbed training",
+        "the weights differ from an undisturbed training",
     )
 
 
-def _state(name: str, done: Harm) -> Case:
+def _state(name: str, damage: Harm) -> Case:
     def play(bench: Bench) -> str:
         state = _finished(bench)
-        done(state, bench.random)
+        damage(state, bench.random)
         status = train(bench)
-        said = bench.last_said
-        if status == DONE and "turned" in name:
-            # The damage may lie in the network, which is not needed any more.
+        message = bench.last_stderr
+        if status == DONE and "flipped" in name:
+            # The damage may be in the network, which is no longer needed.
             return "read"
         bench.must(status == FAILED, f"status {status}, not 1")
-        bench.must(state.name in said and "--restart" in said, f"does not help: {said!r}")
+        bench.must(state.name in message and "--restart" in message, f"does not help: {message!r}")
         if state.is_dir():
             state.rmdir()
-        bench.must(train(bench, "--restart") == DONE, f"--restart: {bench.last_said!r}")
+        bench.must(train(bench, "--restart") == DONE, f"--restart: {bench.last_stderr!r}")
         same_network(bench)
         return REFUSED
 
     return Case("states", f"training's state: {name}", play, 200)
 
 
-def _cache(name: str, done: Harm) -> Case:
+def _cache(name: str, damage: Harm) -> Case:
     def play(bench: Bench) -> str:
         bench.copy_train()
-        bench.must(train(bench) == DONE, f"undisturbed: {bench.last_said!r}")
+        bench.must(train(bench) == DONE, f"undisturbed: {bench.last_stderr!r}")
         shutil.rmtree(bench.weights)
         chips = sorted(bench.cache.iterdir())
         for path in chips[:4]:
-            done(path, bench.random)
+            damage(path, bench.random)
         status = train(bench)
         if status != DONE and chips[0].is_dir():
             bench.must(status == FAILED, f"status {status}")
-            bench.must(str(bench.cache) in bench.last_said, f"names no file: {bench.last_said!r}")
+            bench.must(
+                str(bench.cache) in bench.last_stderr, f"names no file: {bench.last_stderr!r}"
+            )
             return "refused"
-        bench.must(status == DONE, f"status {status}: {bench.last_said!r}")
-        if status == DONE and "turned" not in name:
+        bench.must(status == DONE, f"status {status}: {bench.last_stderr!r}")
+        if status == DONE and "flipped" not in name:
             same_network(bench)
-        return ANEW if "turned" not in name else "read or made anew"
+        return ANEW if "flipped" not in name else "read or rebuilt"
 
     return Case("states", f"cache: {name}", play, 200)
 
 
 def killed_prediction(bench: Bench, after_images: int = 2) -> Path:
-    """Predict, and kill it once some images are in the journal; gives the journal."""
+    """Predict, kill it once some images are in the journal, and return the journal."""
     journal = bench.out.with_name(f".{bench.out.name}.partial")
 
     def written() -> int:
@@ -111,7 +115,7 @@ def killed_prediction(bench: Bench, after_images: int = 2) -> Path:
 
 
 def _predict_until(bench: Bench, recipe: Path, reached: Callable[[], bool]) -> None:
-    """Predict, and kill it as soon as that is reached; it may be over before."""
+    """Predict and kill it as soon as ``reached`` is true, unless it ends before."""
     running = bench.start(
         "predict", bench.test, bench.out, "--weights", bench.material.weights,
         "--recipe", recipe, "--workers", 0,
@@ -128,26 +132,26 @@ def _predict_until(bench: Bench, recipe: Path, reached: Callable[[], bool]) -> N
 
 
 def many_images(bench: Bench) -> None:
-    """Enough images that a prediction can be caught in the middle."""
+    """Copy enough images that a prediction can be killed midway."""
     bench.copy_test()
     for number in range(100, 130):
         os.link(bench.image(12), bench.image(number))
 
 
-def _journal(name: str, done: Harm) -> Case:
+def _journal(name: str, damage: Harm) -> Case:
     def play(bench: Bench) -> str:
         many_images(bench)
         journal = killed_prediction(bench)
         if not journal.exists():
-            bench.find("the prediction could not be caught in the middle")
+            bench.find("the prediction ended before it could be killed")
             return "not played"
-        done(journal, bench.random)
+        damage(journal, bench.random)
         ended = bench.predict()
-        if done in (harm.directory, harm.pipe):
+        if damage in (harm.directory, harm.pipe):
             bench.must(ended.status == FAILED, f"status {ended.status}, not 1")
             bench.must_say(ended, journal.name)
             return "refused"
-        bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+        bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr!r}")
         bench.must_be_valid()
         bench.must(not journal.exists(), "the journal is still there")
         return ANEW
@@ -162,7 +166,7 @@ def _maps_cut(bench: Bench) -> str:
     damaged = sorted(store.glob("[!.]*.tif"))[0]
     harm.truncated(damaged, bench.random)
     ended = bench.predict(alone=False)
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr!r}")
     bench.must_be_valid(alone=False)
     return ANEW
 
@@ -170,7 +174,7 @@ def _maps_cut(bench: Bench) -> str:
 def _other_network(bench: Bench) -> str:
     many_images(bench)
     journal = killed_prediction(bench)
-    bench.must(journal.exists(), "the prediction could not be caught in the middle")
+    bench.must(journal.exists(), "the prediction ended before it could be killed")
     file = bench.copy_weights()
     other = bench.material.trained / file.name
     shutil.copy2(other, file)
@@ -186,11 +190,11 @@ def _other_network(bench: Bench) -> str:
 def _changed_image(bench: Bench) -> str:
     many_images(bench)
     journal = killed_prediction(bench)
-    bench.must(journal.exists(), "the prediction could not be caught in the middle")
+    bench.must(journal.exists(), "the prediction ended before it could be killed")
     shutil.copyfile(bench.image(14), bench.directory / "other")
     (bench.directory / "other").replace(bench.image(12))
     ended = bench.predict()
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said!r}")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr!r}")
     bench.must_be_valid(harmed=["AOI_99_Made_chip12"])
     rows = [line for line in bench.out.read_text().splitlines() if "chip12," in line]
     wanted = [
@@ -206,7 +210,7 @@ def _weights_gone(bench: Bench) -> str:
     _finished(bench)
     (bench.weights / bench.material.network.name).unlink()
     bench.must(train(bench) == FAILED, "the loss goes unnoticed")
-    bench.must("--restart" in bench.last_said, f"does not help: {bench.last_said!r}")
+    bench.must("--restart" in bench.last_stderr, f"does not help: {bench.last_stderr!r}")
     return "refused"
 
 
@@ -232,5 +236,5 @@ def _cache_is_file(bench: Bench) -> str:
     bench.copy_train()
     bench.cache.write_text("")
     bench.must(train(bench) == FAILED, "not refused")
-    bench.must(str(bench.cache) in bench.last_said, f"names no place: {bench.last_said!r}")
+    bench.must(str(bench.cache) in bench.last_stderr, f"names no place: {bench.last_stderr!r}")
     return "refused"

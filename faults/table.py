@@ -1,4 +1,4 @@
-"""The outcomes as Markdown."""
+"""Outcomes of the campaign as Markdown tables."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from faults.case import Case
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a case.
+    """Result of a case.
 
     Attributes:
         case: the case.
-        outcome: in a word or two.
-        seconds: of its slowest command.
-        findings: what was not as it must be; empty if nothing was.
+        outcome: outcome in a few words.
+        seconds: run time of its slowest command.
+        findings: violated expectations.
     """
 
     case: Case
@@ -24,7 +24,7 @@ class Result:
     findings: tuple[str, ...]
 
     def line(self) -> str:
-        """For the log."""
+        """Return the line for the log."""
         verdict = "; ".join(self.findings) if self.findings else "ok"
         return (
             f"{self.case.group}: {self.case.name}: {self.outcome}, {self.seconds:.0f} s: {verdict}"
@@ -32,8 +32,8 @@ class Result:
 
 
 def full_table(results: Sequence[Result]) -> str:
-    """A row a case."""
-    rows = ["| group | what was done | outcome | seconds | findings |", "|---|---|---|---|---|"]
+    """Return a table with one row per case."""
+    rows = ["| group | fault | outcome | seconds | findings |", "|---|---|---|---|---|"]
     rows += [
         f"| {r.case.group} | {r.case.name} | {r.outcome} | {r.seconds:.0f} | "
         f"{'; '.join(r.findings).replace('|', ' ') or 'none'} |"
@@ -43,7 +43,7 @@ def full_table(results: Sequence[Result]) -> str:
 
 
 def short_table(results: Sequence[Result]) -> str:
-    """A row a group: how many cases, how they came out, the slowest command."""
+    """Return a table with one row per group: cases, outcomes, slowest command, findings."""
     rows = ["| group | cases | outcomes | slowest | findings |", "|---|---|---|---|---|"]
     for group in dict.fromkeys(r.case.group for r in results):
         of_group = [r for r in results if r.case.group == group]

@@ -1,5 +1,4 @@
-"""Tables, lists and masks of submissions and truths, and probability masks, that are odd or no such
-thing."""
+"""Cases of damaged and odd submissions, truths, mask rasters and probability maps."""
 
 import json
 import shutil
@@ -26,12 +25,12 @@ _RESULT = {
 
 REFUSED, FOUND_FAULTS, READ = "refused", "faults with their lines", "read"
 
-# Damaged masks in one run.
+# Number of damaged masks in one run.
 _COPIES = 32
 
 
 def table_cases() -> list[Case]:
-    """All of them."""
+    """Return all cases of tables and masks."""
     good = (_HEADER + _ROW).encode()
     many = ", ".join(f"{i} {i % 7}" for i in range(10_000))
     cases = []
@@ -39,7 +38,9 @@ def table_cases() -> list[Case]:
         ("roads CSV", _HEADER, _ROW),
         ("buildings CSV", _BUILDING_HEADER, _BUILDING_ROW),
     ):
-        cases += [_harmed(kind, name, done, (head + 40 * row).encode()) for name, done in _DAMAGE]
+        cases += [
+            _harmed(kind, name, damage, (head + 40 * row).encode()) for name, damage in _DAMAGE
+        ]
         cases += [
             _text(kind, "a wrong header", f"a,b,c\n{row}"),
             _text(kind, "no header", row),
@@ -52,11 +53,11 @@ def table_cases() -> list[Case]:
             _text(kind, "a cell of a million characters", head + row.replace("30", "3" * 10**6)),
             _text(kind, "a line of 10,000 vertices",
                   head + row.replace("0.00 1.00", many).replace("((0 0", f"(({many}, 0 0"), ""),
-            _text(kind, "an id of a terminal's commands", head + row.replace("AOI", "\x1b[2J"), ""),
-            _text(kind, "numbers that are none", head + row.replace("30", "nan")),
+            _text(kind, "an id with terminal escapes", head + row.replace("AOI", "\x1b[2J"), ""),
+            _text(kind, "NaN instead of numbers", head + row.replace("30", "nan")),
         ]  # fmt: skip
     results = json.dumps([_RESULT] * 40).encode()
-    cases += [_harmed("COCO results", name, done, results) for name, done in _DAMAGE]
+    cases += [_harmed("COCO results", name, damage, results) for name, damage in _DAMAGE]
     cases += [
         _text("COCO results", name, json.dumps([{**_RESULT, **change}]))
         for name, change in (
@@ -70,11 +71,13 @@ def table_cases() -> list[Case]:
             ("an id that is true", {"image_id": True}),
         )
     ]
-    cases += [_scored("roads CSV", name, done, good) for name, done in _DAMAGE]
-    cases += [_of_masks(name, done) for name, done in (*harm.ANY_FILE, ("cut off", harm.truncated))]
+    cases += [_scored("roads CSV", name, damage, good) for name, damage in _DAMAGE]
     cases += [
-        _vectorized(name, done)
-        for name, done in (
+        _of_masks(name, damage) for name, damage in (*harm.ANY_FILE, ("truncated", harm.truncated))
+    ]
+    cases += [
+        _vectorized(name, damage)
+        for name, damage in (
             *harm.ANY_FILE,
             ("a PNG under a TIFF's name", _as_png),
             ("NaN and infinity", _odd_floats),
@@ -84,10 +87,10 @@ def table_cases() -> list[Case]:
         )
     ]
     cases += [
-        _vectorized_many("PNG cut off anywhere", harm.truncated, ".png"),
-        _vectorized_many("PNG, 8 bits turned anywhere", harm.flipped(8), ".png"),
-        _vectorized_many("GeoTIFF cut off anywhere", harm.truncated, ".tif"),
-        _vectorized_many("GeoTIFF, 8 bits turned anywhere", harm.flipped(8), ".tif"),
+        _vectorized_many("PNG truncated at random", harm.truncated, ".png"),
+        _vectorized_many("PNG, 8 random bits flipped", harm.flipped(8), ".png"),
+        _vectorized_many("GeoTIFF truncated at random", harm.truncated, ".tif"),
+        _vectorized_many("GeoTIFF, 8 random bits flipped", harm.flipped(8), ".tif"),
         Case("tables", "check: a directory's images missing in the file", _missing_images),
     ]
     return cases
@@ -95,26 +98,26 @@ def table_cases() -> list[Case]:
 
 _DAMAGE: tuple[tuple[str, Harm], ...] = (
     *harm.ANY_FILE,
-    ("cut off anywhere", harm.truncated),
-    ("8 bits turned anywhere", harm.flipped(8)),
+    ("truncated at random", harm.truncated),
+    ("8 random bits flipped", harm.flipped(8)),
 )
 
 
-def _harmed(kind: str, name: str, done: Harm, content: bytes) -> Case:
-    """A submission, harmed and checked."""
+def _harmed(kind: str, name: str, damage: Harm, content: bytes) -> Case:
+    """Check a damaged submission."""
     suffix = ".json" if kind.startswith("COCO") else ".csv"
 
     def play(bench: Bench) -> str:
         path = bench.directory / f"submission{suffix}"
         path.write_bytes(content)
-        done(path, bench.random)
-        return _check(bench, path, "" if "anywhere" in name else REFUSED)
+        damage(path, bench.random)
+        return _check(bench, path, "" if "random" in name else REFUSED)
 
     return Case("tables", f"{kind}, check: {name}", play)
 
 
 def _text(kind: str, name: str, text: str | bytes, outcome: str = REFUSED) -> Case:
-    """A submission of some content, checked."""
+    """Check a submission with the given content."""
     suffix = ".json" if kind.startswith("COCO") else ".csv"
 
     def play(bench: Bench) -> str:
@@ -127,29 +130,29 @@ def _text(kind: str, name: str, text: str | bytes, outcome: str = REFUSED) -> Ca
 
 def _check(bench: Bench, path: Path, outcome: str) -> str:
     ended = bench.run("check", path)
-    bench.must("\x1b" not in ended.printed + ended.said, "an escape sequence reaches the terminal")
-    bench.must(len(ended.printed) + len(ended.said) < 20_000, "prints far too much")
+    bench.must("\x1b" not in ended.stdout + ended.stderr, "an escape sequence reaches the terminal")
+    bench.must(len(ended.stdout) + len(ended.stderr) < 20_000, "prints far too much")
     if outcome == REFUSED:
-        bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.printed!r}")
+        bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.stdout!r}")
     if outcome == READ:
-        bench.must(ended.status == DONE, f"status {ended.status}: {ended.printed!r}")
+        bench.must(ended.status == DONE, f"status {ended.status}: {ended.stdout!r}")
     if ended.status == FAILED:
-        where = ended.printed + ended.said
+        where = ended.stdout + ended.stderr
         bench.must(path.name in where, f"does not name {path.name}: {where!r}")
-        return FOUND_FAULTS if "fault" in ended.printed else REFUSED
+        return FOUND_FAULTS if "fault" in ended.stdout else REFUSED
     return READ
 
 
-def _scored(kind: str, name: str, done: Harm, content: bytes) -> Case:
-    """A truth of roads, harmed."""
+def _scored(kind: str, name: str, damage: Harm, content: bytes) -> Case:
+    """Score against a damaged truth of roads."""
 
     def play(bench: Bench) -> str:
         truth, proposal = bench.directory / "truth.csv", bench.directory / "proposal.csv"
         truth.write_bytes(content)
         proposal.write_bytes(content)
-        done(truth, bench.random)
+        damage(truth, bench.random)
         ended = bench.run("score", truth, proposal, "--json")
-        if "anywhere" not in name:
+        if "random" not in name:
             bench.must(ended.status == FAILED, f"status {ended.status}, not 1")
         if ended.status == FAILED:
             bench.must_say(ended, truth.name)
@@ -159,8 +162,8 @@ def _scored(kind: str, name: str, done: Harm, content: bytes) -> Case:
     return Case("tables", f"{kind}, score: {name}", play)
 
 
-def _of_masks(name: str, done: Harm) -> Case:
-    """Masks of buildings, one harmed."""
+def _of_masks(name: str, damage: Harm) -> Case:
+    """Check building masks, one of them damaged."""
 
     def play(bench: Bench) -> str:
         masks = bench.directory / "masks"
@@ -172,11 +175,11 @@ def _of_masks(name: str, done: Harm) -> Case:
             ) as target:  # fmt: skip
                 noise = np.random.default_rng(0).integers(0, 2, (1, 64, 64), np.uint8)
                 target.write(noise)
-        done(masks / "b.TIF", bench.random)
+        damage(masks / "b.TIF", bench.random)
         ended = bench.run("check", masks)
-        bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.printed!r}")
-        bench.must("b.TIF" in ended.printed + ended.said, f"does not name b.TIF: {ended.printed!r}")
-        return FOUND_FAULTS if "fault" in ended.printed else REFUSED
+        bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.stdout!r}")
+        bench.must("b.TIF" in ended.stdout + ended.stderr, f"does not name b.TIF: {ended.stdout!r}")
+        return FOUND_FAULTS if "fault" in ended.stdout else REFUSED
 
     return Case("tables", f"mask rasters, check: {name}", play)
 
@@ -193,15 +196,15 @@ def _vectorize(bench: Bench, masks: Path) -> Any:
     )
 
 
-def _vectorized(name: str, done: Harm) -> Case:
-    """Masks to vectorise, one harmed."""
+def _vectorized(name: str, damage: Harm) -> Case:
+    """Vectorise masks, one of them damaged."""
 
     def play(bench: Bench) -> str:
         masks = _masks(bench)
         victim = masks / "AOI_99_Made_chip13.tif"
-        done(victim, bench.random)
+        damage(victim, bench.random)
         ended = _vectorize(bench, masks)
-        bench.must(ended.status == DONE, f"status {ended.status}: {ended.said[-300:]!r}")
+        bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr[-300:]!r}")
         bench.must_say(ended, victim.name)
         shutil.copytree(bench.material.test / "AOI_99_Made_Test_Public" / "PS-MS", bench.test)
         bench.must_be_valid(harmed=["AOI_99_Made_chip13"])
@@ -210,8 +213,8 @@ def _vectorized(name: str, done: Harm) -> Case:
     return Case("masks", name, play)
 
 
-def _vectorized_many(name: str, done: Harm, suffix: str) -> Case:
-    """Copies of a mask, each harmed by lot."""
+def _vectorized_many(name: str, damage: Harm, suffix: str) -> Case:
+    """Vectorise copies of a mask, each with random damage."""
 
     def play(bench: Bench) -> str:
         masks = _masks(bench)
@@ -223,10 +226,12 @@ def _vectorized_many(name: str, done: Harm, suffix: str) -> Case:
             else:
                 with rasterio.open(source) as maps:
                     cv2.imwrite(str(copy), maps.read(11))
-            done(copy, bench.random)
+            damage(copy, bench.random)
         ended = _vectorize(bench, masks)
-        bench.must(ended.status == DONE, f"status {ended.status}: {ended.said[-300:]!r}")
-        found = sum(f"_chip{number}{suffix}" in ended.said for number in range(100, 100 + _COPIES))
+        bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr[-300:]!r}")
+        found = sum(
+            f"_chip{number}{suffix}" in ended.stderr for number in range(100, 100 + _COPIES)
+        )
         return f"{found} reported, {_COPIES - found} read"
 
     return Case("masks", f"{name}, {_COPIES} files", play)
@@ -276,5 +281,5 @@ def _missing_images(bench: Bench) -> str:
     path.write_text("\n".join(bench.material.predicted_alone.read_text().splitlines()[:2]) + "\n")
     ended = bench.run("check", path, bench.test)
     bench.must(ended.status == FAILED, f"status {ended.status}, not 1")
-    bench.must("AOI_99_Made_chip15" in ended.printed, f"names no image: {ended.printed!r}")
+    bench.must("AOI_99_Made_chip15" in ended.stdout, f"names no image: {ended.stdout!r}")
     return FOUND_FAULTS

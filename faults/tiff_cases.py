@@ -1,4 +1,4 @@
-"""Images that are not what their names say."""
+"""Cases of damaged and odd images."""
 
 import os
 import random
@@ -19,11 +19,11 @@ from faults.bench import DONE, Bench, rows_of
 from faults.case import Case
 from faults.harm import Harm
 
-# The image that is harmed.
+# The image that is damaged.
 _VICTIM = 13
 _VICTIM_ID = f"AOI_99_Made_chip{_VICTIM}"
 
-# Damaged copies of it in one run of the cases that draw lots, and their first number.
+# Number of damaged copies in one run of the random cases, and their first number.
 _COPIES, _FIRST_COPY = 32, 100
 
 _DEGREES = 2.7e-6
@@ -31,21 +31,23 @@ _PLACE = Affine(_DEGREES, 0, -115.0, 0, -_DEGREES, 36.0)
 
 
 def tiff_cases() -> list[Case]:
-    """All of them."""
-    cases = [_one(name, done, REPORTED) for name, done in harm.ANY_FILE]
-    cases += [_one(f"PS-RGB: {name}", done, REPORTED, "PS-RGB") for name, done in harm.ANY_FILE[:4]]
+    """Return all cases of images."""
+    cases = [_one(name, damage, REPORTED) for name, damage in harm.ANY_FILE]
     cases += [
-        _many("cut off anywhere", harm.truncated),
-        _many("PS-RGB: cut off anywhere", harm.truncated, "PS-RGB"),
-        _many("8 bits turned anywhere", harm.flipped(8)),
-        _many("PS-RGB: 8 bits turned anywhere", harm.flipped(8), "PS-RGB"),
-        _many("2 bits turned in the header", harm.flipped(2, within=400)),
-        _many("PS-RGB: 2 bits turned in the header", harm.flipped(2, within=400), "PS-RGB"),
-        _one("a PNG under the name", _png, REPORTED),
+        _one(f"PS-RGB: {name}", damage, REPORTED, "PS-RGB") for name, damage in harm.ANY_FILE[:4]
+    ]
+    cases += [
+        _many("truncated at random", harm.truncated),
+        _many("PS-RGB: truncated at random", harm.truncated, "PS-RGB"),
+        _many("8 random bits flipped", harm.flipped(8)),
+        _many("PS-RGB: 8 random bits flipped", harm.flipped(8), "PS-RGB"),
+        _many("2 bits flipped in the header", harm.flipped(2, within=400)),
+        _many("PS-RGB: 2 bits flipped in the header", harm.flipped(2, within=400), "PS-RGB"),
+        _one("a PNG named as a TIFF", _png, REPORTED),
         _one("a VRT that points to another file", _vrt, REPORTED),
         _one("a VRT that points to a server", _vrt_of_server, REPORTED),
         _one("no bands, by the header", _tag(277, 0), REPORTED),
-        _one("4 thousand million columns, by the header", _tag(256, 4_000_000_000), REPORTED),
+        _one("4,000,000,000 columns, by the header", _tag(256, 4_000_000_000), REPORTED),
         _one("a million rows and columns in a few kilobytes", _bomb, REPORTED),
         _one("a strip of 1 x 2,000,000 pixels", _made((8, 1, 2_000_000), sparse=True), READ),
         _one("one band instead of eight", _made((1, 128, 128)), REPORTED),
@@ -62,25 +64,25 @@ def tiff_cases() -> list[Case]:
         _one("3 x 700 pixels", _made((8, 3, 700)), READ),
         _one("alpha that hides everything", _hidden, WARNED, "PS-RGB"),
         _one("no reference system", _made((8, 128, 128), crs=None, transform=None), READ),
-        _one("degrees called metres", _made((8, 128, 128), crs="EPSG:32611"), REPORTED),
+        _one("degrees declared as metres", _made((8, 128, 128), crs="EPSG:32611"), REPORTED),
         _one("a local reference system", _local, REPORTED),
         _one("a rotated grid", _made((8, 96, 96), transform=_PLACE @ Affine.rotation(30)), READ),
         _one("pixels twice as high as wide", _made((8, 96, 96), transform=_stretched(2)), READ),
         _one("a grid upside down", _made((8, 96, 96), transform=_stretched(-1)), READ),
-        _one("pixels of no width", _made((8, 96, 96), transform=_PLACE @ Affine.scale(0, 1)),
+        _one("pixels of width 0", _made((8, 96, 96), transform=_PLACE @ Affine.scale(0, 1)),
              EITHER),
-        _one("pixels of a kilometre", _made((8, 96, 96), transform=_PLACE @ Affine.scale(4e4)),
+        _one("huge pixels", _made((8, 96, 96), transform=_PLACE @ Affine.scale(4e4)),
              REPORTED),
         _one("a georeference of NaN", _made((8, 96, 96), transform=_PLACE @ Affine.scale(np.nan)),
              EITHER),
         _one("beyond the pole", _made((8, 96, 96), transform=Affine.translation(0, 95) @ _PLACE),
              REPORTED),
-        Case("tiff", "readable by nobody, run by a user without rights", _unreadable),
-        Case("tiff", "PS-MS broken where PS-RGB is sound", _other_product),
+        Case("tiff", "an unreadable image, unprivileged user", _unreadable),
+        Case("tiff", "PS-MS broken, PS-RGB sound", _other_product),
         Case("tiff", "all images broken", _all_broken),
         Case("tiff", "two directories with the same images", _twice),
         Case("tiff", "spaces, umlauts, a comma and a leading dash in directories' names", _names),
-        Case("tiff", "a line end in a directory's name", _line_end),
+        Case("tiff", "a newline in a directory's name", _line_end),
         Case("tiff", "a name that is not UTF-8", _not_utf8),
         Case("tiff", "an image's name of 255 characters", _long_name),
         Case("tiff", "a directory that links to itself", _circle),
@@ -89,37 +91,37 @@ def tiff_cases() -> list[Case]:
     return cases
 
 
-#: What must become of the harmed image: an empty row and a report; a row and a warning; a row;
-#: a row, or a report.
+#: Expected outcomes for the damaged image: an empty row and a report; a row and a warning; a row; a
+#: row or a report.
 REPORTED, WARNED, READ, EITHER = "reported", "read with a warning", "read", "read or reported"
 
 
-def _one(name: str, done: Harm, outcome: str, kind: str = "PS-MS") -> Case:
-    """One image harmed: the others must be as undisturbed."""
+def _one(name: str, damage: Harm, outcome: str, kind: str = "PS-MS") -> Case:
+    """Damage one image; the others must be as undisturbed."""
 
     def play(bench: Bench) -> str:
         bench.copy_test(kind)
         victim = bench.image(_VICTIM, kind)
-        done(victim, bench.random)
+        damage(victim, bench.random)
         ended = bench.predict()
-        bench.must(ended.status == DONE, f"status {ended.status}: {ended.said[-300:]!r}")
-        # Of the other product the colours, and so the roads, differ.
+        bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr[-300:]!r}")
+        # The other product has other colours and therefore other roads.
         harmed = [_VICTIM_ID] if kind == "PS-MS" else list(bench.material.rows(True))
         bench.must_be_valid(harmed=harmed)
-        reported = victim.name in ended.said or _VICTIM_ID in ended.said
+        reported = victim.name in ended.stderr or _VICTIM_ID in ended.stderr
         if outcome in (REPORTED, WARNED):
-            bench.must(reported, f"said nothing of {victim.name}: {ended.said!r}")
+            bench.must(reported, f"does not name {victim.name}: {ended.stderr!r}")
         if outcome == REPORTED:
-            bench.must("written as empty" in ended.said, f"no report: {ended.said!r}")
+            bench.must("written as empty" in ended.stderr, f"no report: {ended.stderr!r}")
         if outcome in (READ, WARNED):
-            bench.must("written as empty" not in ended.said, f"refused: {ended.said!r}")
+            bench.must("written as empty" not in ended.stderr, f"refused: {ended.stderr!r}")
         return f"{outcome if outcome != EITHER else 'reported' if reported else 'read'}"
 
     return Case("tiff", name, play)
 
 
-def _many(name: str, done: Harm, kind: str = "PS-MS") -> Case:
-    """Copies of one image, each harmed by lot."""
+def _many(name: str, damage: Harm, kind: str = "PS-MS") -> Case:
+    """Predict copies of one image, each with random damage."""
 
     def play(bench: Bench) -> str:
         bench.copy_test(kind)
@@ -127,13 +129,13 @@ def _many(name: str, done: Harm, kind: str = "PS-MS") -> Case:
         for number in range(_FIRST_COPY, _FIRST_COPY + _COPIES):
             copy = bench.image(number, kind)
             shutil.copyfile(victim, copy)
-            done(copy, bench.random)
+            damage(copy, bench.random)
         ended = bench.predict()
-        bench.must(ended.status == DONE, f"status {ended.status}: {ended.said[-300:]!r}")
+        bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr[-300:]!r}")
         harmed = () if kind == "PS-MS" else list(bench.material.rows(True))
         bench.must_be_valid(harmed=harmed)
         reported = sum(
-            f"_chip{number}.tif" in ended.said
+            f"_chip{number}.tif" in ended.stderr
             for number in range(_FIRST_COPY, _FIRST_COPY + _COPIES)
         )
         return f"{reported} reported, {_COPIES - reported} read"
@@ -141,7 +143,7 @@ def _many(name: str, done: Harm, kind: str = "PS-MS") -> Case:
     return Case("tiff", f"{name}, {_COPIES} files", play, 300)
 
 
-# --- what is done ---------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------
 
 
 def _made(
@@ -217,7 +219,7 @@ def _vrt(path: Path, draw: random.Random) -> None:
 
 
 def _vrt_of_server(path: Path, draw: random.Random) -> None:
-    # A port of this machine where nobody listens: who tries it says so.
+    # A local port without a listener: a connection attempt shows in the messages.
     path.write_text(_vrt_text("/vsicurl/http://127.0.0.1:9/image.tif"))
 
 
@@ -232,7 +234,7 @@ def _vrt_text(source: str) -> str:
 
 
 def _tag(number: int, value: int) -> Harm:
-    """Give a tag of the first directory of a little-endian TIFF another value."""
+    """Return a function that changes a tag of the first directory of a little-endian TIFF."""
 
     def write(path: Path, draw: random.Random) -> None:
         content = bytearray(path.read_bytes())
@@ -240,7 +242,7 @@ def _tag(number: int, value: int) -> Harm:
         (entries,) = struct.unpack_from("<H", content, start)
         for entry in range(start + 2, start + 2 + 12 * entries, 12):
             if struct.unpack_from("<H", content, entry)[0] == number:
-                # One 32-bit number.
+                # The tag becomes a single 32-bit number.
                 struct.pack_into("<HII", content, entry + 2, 4, 1, value)
         path.write_bytes(content)
 
@@ -254,7 +256,7 @@ def _bomb(path: Path, draw: random.Random) -> None:
     )(path, draw)  # fmt: skip
 
 
-# --- cases of their own ---------------------------------------------------------------------------
+# --- single cases ---------------------------------------------------------------------------------
 
 
 def _unreadable(bench: Bench) -> str:
@@ -272,7 +274,7 @@ def _as_nobody(bench: Bench, check: Callable[[], None], name: str) -> str:
             path.mkdir(exist_ok=True)
             path.chmod(0o777)
     ended = bench.predict(within=within)
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said[-300:]!r}")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr[-300:]!r}")
     bench.must_say(ended, name)
     check()
     return REPORTED
@@ -285,7 +287,7 @@ def _other_product(bench: Bench) -> str:
     content = victim.read_bytes()
     victim.write_bytes(content[: len(content) // 2])
     ended = bench.predict()
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said[-300:]!r}")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr[-300:]!r}")
     bench.must_say(ended, victim.name)
     bench.must_be_valid(harmed=[_VICTIM_ID])
     return WARNED
@@ -316,7 +318,7 @@ def _names(bench: Bench) -> str:
     odd = bench.test / "-rf a, b; Zürich 東京 'x' $(id)"
     (bench.test / "PS-MS").rename(odd)
     ended = bench.predict()
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said[-300:]!r}")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr[-300:]!r}")
     bench.must_be_valid()
     bench.must(len(rows_of(bench.out)) == len(bench.material.numbers), "images are missing")
     return READ
@@ -328,8 +330,8 @@ def _line_end(bench: Bench) -> str:
     odd = bench.test / "a\nb\x1b[31m"
     harm.empty(odd / bench.image(_VICTIM).name, bench.random)
     ended = bench.predict()
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said[-300:]!r}")
-    bench.must("\x1b" not in ended.said + ended.printed, "an escape sequence reaches the terminal")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr[-300:]!r}")
+    bench.must("\x1b" not in ended.stderr + ended.stdout, "an escape sequence reaches the terminal")
     bench.must_be_valid(harmed=[_VICTIM_ID])
     return REPORTED
 
@@ -348,7 +350,7 @@ def _long_name(bench: Bench) -> str:
     name = f"SN5_roads_test_public_AOI_99_{'M' * 209}_PS-MS_chip{_VICTIM}.tif"
     bench.image(_VICTIM).rename(bench.image(_VICTIM).with_name(name))
     ended = bench.predict("--probabilities", bench.directory / "planes")
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said[-300:]!r}")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr[-300:]!r}")
     bench.must_be_valid(harmed=[_VICTIM_ID])
     return READ
 
@@ -357,7 +359,7 @@ def _circle(bench: Bench) -> str:
     bench.copy_test()
     (bench.test / "PS-MS" / "again").symlink_to(bench.test)
     ended = bench.predict()
-    bench.must(ended.status == DONE, f"status {ended.status}: {ended.said[-300:]!r}")
+    bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr[-300:]!r}")
     bench.must_be_valid()
     return READ
 

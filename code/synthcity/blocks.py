@@ -30,8 +30,8 @@ class Built:
 
     Attributes:
         ground: parcels, drives, car parks, pools, in painting order.
-        buildings: in no order.
-        stripes: bays of car parks.
+        buildings: houses and shops, in no particular order.
+        stripes: lines of parking bays.
         cars: (place, direction) of parked cars.
     """
 
@@ -41,7 +41,7 @@ class Built:
     cars: list[tuple[FloatArray, FloatArray]] = field(default_factory=list)
 
     def add(self, other: "Built") -> None:
-        """Append the content of another."""
+        """Append the contents of ``other``."""
         self.ground += other.ground
         self.buildings += other.buildings
         self.stripes += other.stripes
@@ -50,7 +50,7 @@ class Built:
 
 @dataclass(frozen=True)
 class _House:
-    """House candidate: its footprint, and all that is added if it is kept."""
+    """House candidate: its footprint, and everything to add to the city if it is kept."""
 
     footprint: FloatArray
     built: Built
@@ -64,8 +64,8 @@ def build(
     Args:
         plan: the city's plan.
         edges: its roads.
-        sun: (x, y), metres of shadow for a metre of height.
-        rng: source of all choices.
+        sun: (x, y), metres of shadow per metre of height.
+        rng: random generator for all choices.
     """
     built = Built()
     for cell in plan.cells:
@@ -230,7 +230,7 @@ def _garage(
 def gabled(
     body: FloatArray, roof: Material, tone: float, height: float, sun: tuple[float, float]
 ) -> Building:
-    """Make a building with a pitched roof over a rectangle (4, 2), darker away from the sun."""
+    """Make a building with a gabled roof over a rectangle (4, 2), darker away from the sun."""
     if np.hypot(*(body[1] - body[0])) > np.hypot(*(body[2] - body[1])):
         body = np.roll(body, -1, axis=0)
     # The short sides are now 0-1 and 2-3: the ridge joins their middles.

@@ -20,8 +20,8 @@ def block_lots(
     Args:
         block: the land between streets, without their sidewalks.
         central: whether it lies in the densest quarter.
-        ground: gets the block's paving.
-        rng: source of all choices.
+        ground: list to which the block's paving is appended.
+        rng: random generator for all choices.
     """
     lot = block.buffer(-rng.uniform(0.5, 3.0), join_style="mitre").simplify(0.8)
     if not isinstance(lot, Polygon) or lot.area < 300:
@@ -64,7 +64,7 @@ def _cut(shape: Polygon, lot: Polygon, depth: float, rng: np.random.Generator) -
     ring, cuts, distance = LineString(lot.exterior.coords), [], rng.uniform(0, 10)
     while distance < ring.length - 8:
         here, along = point_at(ring, distance)
-        # Far enough to come out at the other side, even where the rim bends.
+        # Long enough to cross the whole rim, even at a bend.
         reach = np.array((-along[1], along[0])) * 1.6 * depth
         cuts.append(LineString([here - reach, here + reach]))
         distance += rng.uniform(11, 26)
@@ -161,8 +161,8 @@ def halls(buildings: Sequence[Building], rng: np.random.Generator) -> list[Lot]:
     """Make the halls of a shopping district, some with a corner or a courtyard cut out.
 
     Args:
-        buildings: as the city of roads has them.
-        rng: source of all choices.
+        buildings: large buildings made by ``blocks.shops``.
+        rng: random generator for all choices.
     """
     lots = []
     for hall in buildings:

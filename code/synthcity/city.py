@@ -1,4 +1,4 @@
-"""Complete synthetic cities: scenes for painting together with their true roads and buildings."""
+"""Complete synthetic cities: scenes to paint, with their true roads and buildings."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from synthcity.strokes import Building, Fill, Scene, Stroke, cast_shadow, scene_
 from synthcity.survey import Tile, extent, move_to_buildings
 from synthcity.views import Skyline, skyline_of
 
-# Few small tiles could fall between the houses: their city is at least so wide and high, metres,
-# and they lie where most is built.
+# Minimum width and height of a city of buildings, metres. A few small tiles could otherwise fall
+# between the houses. The tiles are moved to the most densely built part of the city.
 _TOWN_M = 360.0
 
 
@@ -33,7 +33,7 @@ class Land:
     Attributes:
         width, height: extent of its chips or tiles in x and y.
         green: a rectangle in a corner to keep free of roads, or None.
-        sun: (x, y), metres of shadow for a metre of height.
+        sun: (x, y), metres of shadow per metre of height.
     """
 
     width: float
@@ -60,9 +60,9 @@ class Land:
         Args:
             plan: the city's plan.
             edges: its roads.
-            built: what belongs to buildings and lies on the ground.
-            obstacles: the buildings, in which no tree can stand.
-            rng: source of all choices.
+            built: ground covers, paint and cars around the buildings.
+            obstacles: the buildings; no tree is planted inside them.
+            rng: random generator for all choices.
         """
         land = ground_strokes(plan, rng)
         strokes: list[Stroke] = [*land, *built.ground, *built.stripes]
@@ -91,13 +91,13 @@ def make_scene(land: Land, rng: np.random.Generator) -> City:
 
     Args:
         land: its site.
-        rng: source of all choices.
+        rng: random generator for all choices.
     """
     plan, edges = land.plan_roads(rng)
     built = build(plan, edges, land.sun, rng)
     strokes, trees = land.surface_strokes(plan, edges, built, built, rng)
     strokes += trees.shadows
-    # From low to high: a tower throws its shadow over the house beside it, not the reverse.
+    # Paint from low to high, so that a tower's shadow falls on the house beside it.
     for building in sorted(built.buildings, key=lambda building: building.height):
         strokes += _building_strokes(building, land.sun)
     strokes += trees.crowns
@@ -128,7 +128,7 @@ def make_town(land: Land, rng: np.random.Generator) -> Town:
 
     Args:
         land: its site.
-        rng: source of all choices.
+        rng: random generator for all choices.
     """
     plan, edges = land.plan_roads(rng)
     estates = build_estates(plan, edges, land.sun, rng)
@@ -143,11 +143,11 @@ class Split:
     """Training or test split of a city of buildings.
 
     Attributes:
-        tiles: the places of its images.
+        tiles: locations of its images.
         town: its city.
-        texture: seed of textures that belong to the place.
+        texture: seed of the ground textures, the same for all images.
         truth: tile name -> footprints.
-        sun: (x, y), metres of shadow for a metre of height.
+        sun: (x, y), metres of shadow per metre of height.
     """
 
     tiles: list[Tile]
@@ -178,10 +178,10 @@ def make_split(
     """Make the training or the test split of a city.
 
     Args:
-        tiles: its images' places, at least one.
+        tiles: locations of its images, at least one.
         green: a rectangle in a corner to keep free of streets, or None.
-        sun: (x, y), metres of shadow for a metre of height.
-        seed: of everything.
+        sun: (x, y), metres of shadow per metre of height.
+        seed: seed of all random choices.
     """
     rng = np.random.default_rng(seed)
     width, height = extent(tiles)
@@ -196,10 +196,10 @@ def make_split(
 
 
 def image_rng(seed: int, *key: int) -> np.random.Generator:
-    """Return the random generator of one image's noise."""
+    """Return the random generator for the noise of one image."""
     return np.random.default_rng((seed, 3, *key))
 
 
 def write_csv(path: Path, rows: Sequence[str], more: str = "") -> None:
-    """Write a truth CSV; ``more`` extends the header."""
+    """Write a truth CSV; ``more`` is appended to the header."""
     write_text(path, "\n".join([CSV_HEADER + more, *rows]) + "\n")

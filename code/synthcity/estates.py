@@ -1,7 +1,7 @@
 """All buildings of a city of buildings: towers, perimeter blocks, rows, houses, sheds.
 
-Where the city of roads needs roofs only as clutter beside its streets, here they are the truth:
-whole footprints with heights, which touch only where walls are shared.
+Buildings are the truth here, so they have whole footprints and heights, and touch only at shared
+walls. In the city of roads, buildings are only clutter beside the streets.
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from synthcity.strokes import Building, Crown, outline, point_at
 
 _HOUSED = {"residential", "tertiary", "secondary"}
 
-# Overlaps up to this area are rounding, square metres.
+# Overlaps up to this area are rounding errors, square metres.
 _TOUCH_M2 = 0.05
 
 
@@ -39,8 +39,8 @@ class Estates:
     """All buildings of a city, with their surroundings.
 
     Attributes:
-        solids: the buildings; none overlaps another.
-        built: ground covers, paint and cars around them; its list of buildings is empty.
+        solids: the buildings, without overlaps.
+        built: ground covers, paint and cars around them; ``built.buildings`` is empty.
         crowns: trees in courtyards.
     """
 
@@ -49,7 +49,7 @@ class Estates:
     crowns: list[Crown] = field(default_factory=list)
 
     def outlines(self) -> list[Building]:
-        """Return the buildings as obstacles, courtyards filled."""
+        """Return the buildings as obstacles, with filled courtyards."""
         return [Building(outline(solid.footprint), solid.height, ()) for solid in self.solids]
 
 
@@ -61,8 +61,8 @@ def build_estates(
     Args:
         plan: the city's plan.
         edges: its roads.
-        sun: (x, y), metres of shadow for a metre of height.
-        rng: source of all choices.
+        sun: (x, y), metres of shadow per metre of height.
+        rng: random generator for all choices.
     """
     quarters = _quarters(plan, rng)
     land = [Polygon(plan.warp(cell.box.ring())) for cell in plan.cells]
@@ -90,7 +90,7 @@ def build_estates(
 
 
 def _quarters(plan: Plan, rng: np.random.Generator) -> list[_Quarter]:
-    """Choose the kind of development of each cell; the densest is near the middle of the city."""
+    """Choose the development of each cell; the densest is near the middle of the city."""
     middle = np.array((plan.width, plan.height)) / 2
     quarters = []
     for cell in plan.cells:

@@ -22,14 +22,14 @@ class CityError(Exception):
 
 
 def refuse_other_city(root: Path, expected: Collection[Path]) -> None:
-    """Fail if a directory holds images or labels of another city, which would spoil every score.
+    """Fail if a directory holds images or labels of another city, which would distort all scores.
 
     Args:
         root: output directory.
-        expected: the images and labels that this city will have there.
+        expected: paths of all images and labels of this city.
 
     Raises:
-        CityError: there are other images or labels.
+        CityError: the directory holds other images or labels.
     """
     found = sorted(
         path
@@ -75,7 +75,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
-            # The content must be on the disk before the name points to it.
+            # The content must be on disk before the file gets its final name.
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
@@ -89,7 +89,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def _resolved(path: Path) -> Path:
-    """Follow symbolic links, so that a link is kept and its target replaced."""
+    """Follow symbolic links, so that the link stays and its target is replaced."""
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise CityError(f"{path} is a directory; give the name of a file to write.")
@@ -119,7 +119,7 @@ def write_tiff(
         CityError: the disk is full or the directory not writable.
     """
     height, width, bands = pixels.shape
-    # Through memory: GDAL does not always report a full disk.
+    # GDAL writes to memory first, because it does not always report a full disk.
     with MemoryFile() as memory:
         with memory.open(
             driver="GTiff",

@@ -20,7 +20,7 @@ CSV_HEADER = "ImageId,BuildingId,PolygonWKT_Pix,PolygonWKT_Geo"
 # Longitude and latitude on WGS 84, in that order.
 _LON_LAT = "OGC:CRS84"
 
-# Smaller pieces at the border of a tile get no label, square pixels: the scorers drop them, too.
+# Minimum area of a label, square pixels. The scorers also drop smaller pieces at tile borders.
 _SMALLEST_PX2 = 20.0
 
 # The Mapping Challenge's only category.
@@ -32,11 +32,12 @@ class Footprint:
     """Part of a building within a tile.
 
     Attributes:
-        polygon: x = column and y = row in the tile's pixels, whole hundredths, holes kept.
-        geographic: the same in longitude and latitude.
+        polygon: pixel coordinates in the tile, x = column and y = row, rounded to hundredths, with
+            holes.
+        geographic: the same polygon in longitude and latitude.
         building: index of the building.
-        share: share of the building's ground area within the tile, 0..1.
-        height_m: of the building.
+        share: fraction of the building's ground area within the tile, 0..1.
+        height_m: height of the building, metres.
     """
 
     polygon: Polygon
@@ -47,7 +48,7 @@ class Footprint:
 
 
 def tile_footprints(solids: Sequence[Solid], tree: STRtree, tile: Tile) -> list[Footprint]:
-    """Clip the footprints to the part of a tile that has data, ordered by building."""
+    """Clip the footprints to the valid part of a tile, ordered by building."""
     scale = np.array((tile.grid.x_m, tile.grid.y_m))
     corner = (tile.window.column, tile.window.row)
     found = []
@@ -77,7 +78,7 @@ def _geographic(pixels: Polygon, tile: Tile) -> Polygon:
 
 
 def geojson(footprints: Sequence[Footprint]) -> str:
-    """Return SpaceNet's label file, longitude before latitude."""
+    """Return the content of SpaceNet's label file, with longitude before latitude."""
     return json.dumps(
         {
             "type": "FeatureCollection",
@@ -102,12 +103,12 @@ def geojson(footprints: Sequence[Footprint]) -> str:
 def csv_rows(
     image_id: str, footprints: Sequence[Footprint], occluded: Collection[int] | None = None
 ) -> list[str]:
-    """Return an image's rows of the truth CSV: one per footprint, or one that says there is none.
+    """Return an image's rows of the truth CSV: one per footprint, or one empty row without any.
 
     Args:
-        image_id: the image.
-        footprints: those of its tile.
-        occluded: buildings that are hidden; None omits SpaceNet 4's column.
+        image_id: id of the image.
+        footprints: footprints of its tile.
+        occluded: indices of hidden buildings; None omits SpaceNet 4's column.
     """
     if not footprints:
         ending = "" if occluded is None else ",0"
@@ -131,8 +132,8 @@ def hidden(
     """Return the buildings with less than half of their roof visible in an image.
 
     Args:
-        footprints: those of the image's tile.
-        roof: int32 (h, w), the building whose roof shows at a pixel, -1 elsewhere.
+        footprints: footprints of the image's tile.
+        roof: int32 (h, w), index of the building whose roof is visible, -1 elsewhere.
         valid: bool (h, w), false where there is no data.
     """
     seen = np.bincount(roof[valid & (roof >= 0)])
@@ -147,12 +148,12 @@ def hidden(
 
 
 def coco(images: Sequence[tuple[int, str, int, Sequence[Footprint]]]) -> str:
-    """Return the Mapping Challenge's annotations.
+    """Return the content of the Mapping Challenge's annotation file.
 
-    COCO polygons have no holes: a building round a courtyard is cut into pieces without holes.
+    COCO polygons have no holes, so a building with a courtyard is cut into pieces without holes.
 
     Args:
-        images: id, file name, side in pixels and footprints of each.
+        images: id, file name, side in pixels and footprints of each image.
     """
     annotations: list[dict[str, Any]] = []
     for image_id, _, _, footprints in images:
@@ -174,7 +175,7 @@ def coco(images: Sequence[tuple[int, str, int, Sequence[Footprint]]]) -> str:
             )
     return json.dumps(
         {
-            "info": {"description": "made city"},
+            "info": {"description": "synthetic city"},
             "categories": [{"id": _CATEGORY, "name": "building", "supercategory": "building"}],
             "images": [
                 {"id": image_id, "file_name": name, "width": side, "height": side}

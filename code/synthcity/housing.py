@@ -12,7 +12,7 @@ from synthcity.solids import Cladding, Solid, flat_block, gabled_block, hipped_b
 from synthcity.spectra import Material
 from synthcity.strokes import Crown, Fill, point_at, rectangle
 
-#: Materials of pitched roofs, and how frequent they are.
+#: Materials of pitched roofs, and their frequencies.
 PITCHED = (Material.ROOF_GREY, Material.ROOF_BROWN, Material.ROOF_TILE)
 
 PITCHED_SHARES = (0.46, 0.30, 0.24)
@@ -42,7 +42,7 @@ class Lot:
 
     @property
     def ground(self) -> Polygon:
-        """Ground area that it covers."""
+        """Union of the footprints."""
         return union_all([solid.footprint for solid in self.solids])
 
 
@@ -61,7 +61,7 @@ def block_cladding(
 
 
 def house_cladding(street_roof: int | None, rng: np.random.Generator) -> Cladding:
-    """Draw the materials of a house; ``street_roof`` is an index into ``PITCHED``, None for any."""
+    """Draw the materials of a house; ``street_roof`` indexes ``PITCHED``, None draws a roof."""
     kind = int(rng.choice(len(PITCHED), p=PITCHED_SHARES)) if street_roof is None else street_roof
     return Cladding(
         wall=WALLS[int(rng.integers(2))],
@@ -94,12 +94,12 @@ def row(
 
     Args:
         edge: their street.
-        side: 1 to the right of its direction, -1 to the left.
-        distance: where along the street they begin, metres.
-        rng: source of all choices.
+        side: 1 for the right of its direction, -1 for the left.
+        distance: start of the row along the street, metres.
+        rng: random generator for all choices.
 
     Returns:
-        The length of the street that they take, metres, and the row, if there is room for one.
+        The length of street that the row takes, metres, and the row, or no lot without room for it.
     """
     frontage, depth = rng.uniform(6.0, 9.5), rng.uniform(9, 12)
     setback = edge.street.width_m / 2 + KERB_M + rng.uniform(0.5, 4)
@@ -120,7 +120,7 @@ def row(
     for i in range(count):
         body = np.array((near[i], near[i + 1], far[i + 1], far[i]))
         if not is_valid(Polygon(body)) or Polygon(body).area < 0.5 * frontage * depth:
-            # On the inner side of a sharp bend there is no room behind the street.
+            # A sharp bend leaves no room on its inner side.
             return frontage, []
         paint = house_cladding(None, rng) if rng.random() < 0.5 else cladding
         height = eaves + rng.choice((0.0, 0.0, 0.6, -0.6))
@@ -128,7 +128,7 @@ def row(
             top = Cladding(paint.wall, paint.wall_tone, Material.GRAVEL, rng.uniform(0.7, 1.2), 2.8)
             solids.append(flat_block(Polygon(body), height, top))
         else:
-            # The ridge runs along the row, whichever side of a house is longer.
+            # The ridge runs along the row even if a house is deeper than wide.
             deep = np.hypot(*(body[3] - body[0])) > np.hypot(*(body[1] - body[0]))
             rise = rng.uniform(1.6, 2.6)
             solids.append(gabled_block(body, height, rise, paint, across=bool(deep)))
@@ -148,13 +148,13 @@ def house(
     """Make a house in its garden: a rectangle, an L or a T, with a drive and sometimes a shed.
 
     Args:
-        kerb: the middle of its piece of the street's kerb, metres.
-        along: the street's direction, unit vector.
-        out: the direction from the street to the house, unit vector.
-        frontage: length of its piece of the street, metres.
-        street_roof: its roof among ``PITCHED``; None for any.
+        kerb: point on the kerb in front of the house, metres.
+        along: direction of the street, unit vector.
+        out: direction from the street to the house, unit vector.
+        frontage: width of the parcel along the street, metres.
+        street_roof: index of its roof in ``PITCHED``; None draws one.
         lawn: how common lawns are in its street, 0..1.
-        rng: source of all choices.
+        rng: random generator for all choices.
     """
     width, depth = min(frontage - 3, rng.uniform(10, 16)), rng.uniform(8, 11.5)
     setback = KERB_M + rng.uniform(4, 9)
@@ -166,7 +166,7 @@ def house(
     shift = along * rng.choice((-1, 1))
     choice = rng.random()
     if choice < 0.6:
-        # At a corner the wing makes an L, in the middle a T; to the street or to the garden.
+        # A wing at a corner makes an L, one in the middle a T. It points to the street or garden.
         place = shift * (width * 0.27) if choice < 0.4 else along * 0.0
         reach, way = rng.uniform(3, 6), rng.choice((-1, 1, 1))
         wing = middle + place + out * way * (depth / 2 + reach / 2 - 1)

@@ -15,10 +15,10 @@ from synthcity.survey import Survey
 
 CSV_HEADER = "ImageId,WKT_Pix,length_m,travel_time_s"
 
-# Shorter pieces at the border of a chip get no label, metres.
+# Minimum length of a labelled piece at the border of a chip, metres.
 _SHORTEST_M = 1.0
 
-# Vertices nearer to the one before are left out: the official validator rejects twins.
+# Minimum distance between consecutive vertices, pixels. The official validator rejects duplicates.
 _NEAREST_PX = 0.5
 
 
@@ -27,9 +27,10 @@ class ChipRoad:
     """Part of a road within a chip.
 
     Attributes:
-        line: float64 (n, 2), x = column and y = row in the chip's pixels, whole hundredths.
+        line: float64 (n, 2), pixel coordinates in the chip, x = column and y = row, rounded to
+            hundredths.
         length_m: true length, metres.
-        edge: the road it is a piece of.
+        edge: the road that it belongs to.
     """
 
     line: FloatArray
@@ -45,9 +46,9 @@ class ChipRoad:
 def chip_roads(
     edges: tuple[Edge, ...], tree: STRtree, survey: Survey, number: int
 ) -> list[ChipRoad]:
-    """Clip the roads to the part of a chip that has data.
+    """Clip the roads to the valid part of a chip.
 
-    Beyond the edge of the swath the image is empty, so there are no labels.
+    The image is empty beyond the edge of the swath, so there are no labels either.
     """
     seen = survey.seen(number)
     roads: list[ChipRoad] = []
@@ -64,7 +65,7 @@ def chip_roads(
 def _road(part: LineString, edge: Edge, survey: Survey, number: int) -> ChipRoad:
     window, grid = survey.window(number), survey.grid
     scale = np.array((grid.x_m, grid.y_m))
-    # Adding zero turns -0.0, which would be written with its sign, into 0.0.
+    # Adding zero turns -0.0 into 0.0, which is written without a sign.
     line = np.round(np.asarray(part.coords) / scale - (window.column, window.row), 2) + 0.0
     kept = [line[0]]
     for point in line[1:-1]:
@@ -76,7 +77,7 @@ def _road(part: LineString, edge: Edge, survey: Survey, number: int) -> ChipRoad
 
 
 def geojson(roads: Iterable[ChipRoad], transform: Affine) -> str:
-    """Return SpaceNet 5's label file, longitude before latitude."""
+    """Return the content of SpaceNet 5's label file, with longitude before latitude."""
     return json.dumps(
         {
             "type": "FeatureCollection",
@@ -108,7 +109,7 @@ def _feature(road: ChipRoad, transform: Affine) -> dict[str, Any]:
 
 
 def csv_rows(image_id: str, roads: list[ChipRoad]) -> list[str]:
-    """Return a chip's rows of the truth CSV: one per road, or one that says there is none."""
+    """Return a chip's rows of the truth CSV: one per road, or one empty row without any."""
     if not roads:
         return [f"{image_id},LINESTRING EMPTY,0,0"]
     return [

@@ -32,7 +32,7 @@ _BASE = {
 
 _STREETS = {"residential", "tertiary", "secondary", "primary"}
 
-# Trees on a hectare of ground that is free for them.
+# Trees per hectare of free ground.
 _DENSITY = {District.GRID: 42, District.LOOPS: 62, District.SHOPS: 14, District.FIELDS: 2,
             District.PARK: 75}  # fmt: skip
 
@@ -43,7 +43,7 @@ def ground_strokes(plan: Plan, rng: np.random.Generator) -> list[Stroke]:
     strokes: list[Stroke] = [Fill(around.shrunk(-200, -200).ring(), Material.DRY_GRASS)]
     for cell in plan.cells:
         tone = rng.uniform(0.9, 1.1)
-        # The land of neighbours overlaps a little: no seams under the streets between them.
+        # Neighbouring cells overlap a little, so that no seam shows under the street between them.
         land = cell.box.shrunk(-8, -8).ring()
         strokes.append(Fill(plan.warp(land), _BASE[cell.district], tone))
     for cell in plan.cells:
@@ -112,7 +112,7 @@ def _furrows(
 
 
 def _park(cell: Cell, plan: Plan, rng: np.random.Generator) -> list[Stroke]:
-    """Make a park: a pond, gravel paths (which are no roads) and a playing field."""
+    """Make a park: a pond, a playing field, and gravel paths, which do not count as roads."""
     box = cell.box
     strokes: list[Stroke] = []
     for start, end in (
@@ -161,7 +161,7 @@ def _pond(box: Box, plan: Plan, rng: np.random.Generator) -> list[Stroke]:
 
 @dataclass(frozen=True)
 class Trees:
-    """Tree crowns and, in the same order, their shadows."""
+    """Tree crowns and their shadows, in the same order."""
 
     crowns: tuple[Crown, ...]
     shadows: tuple[Crown, ...]
@@ -177,7 +177,7 @@ def plant(
 ) -> Trees:
     """Plant trees whose trunks stand neither on a road nor in a house.
 
-    Crowns may overhang both: that is what makes a road in the real world hard to follow.
+    Crowns may overhang both, because overhanging trees also hide real roads.
     """
     places = [_street_trees(edges, rng), _motorway_trees(edges, rng)]
     for cell in plan.cells:
@@ -226,7 +226,7 @@ def _free(
 
 
 def _street_trees(edges: list[Edge], rng: np.random.Generator) -> FloatArray:
-    """Place rows along streets, some dense and some sparse: float64 (n, 3), x, y, radius."""
+    """Place rows of trees along streets, dense or sparse: float64 (n, 3), x, y, radius."""
     trees = []
     for edge in edges:
         if edge.street.highway not in _STREETS or edge.bridge:
@@ -260,7 +260,7 @@ def _motorway_trees(edges: list[Edge], rng: np.random.Generator) -> FloatArray:
 
 
 def _district_trees(cell: Cell, plan: Plan, rng: np.random.Generator) -> FloatArray:
-    """Place trees all over a cell, in parks in clumps."""
+    """Place trees all over a cell; in parks they stand in clumps."""
     land = cell.box
     near = box(*_corners(cell)).intersection(box(*_around(plan)))
     count = int(rng.poisson(_DENSITY[cell.district] * near.area / 1e4))

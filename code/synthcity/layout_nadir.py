@@ -21,14 +21,14 @@ from synthcity.views import ViewAngle
 
 _ALL = tuple(range(BANDS))
 
-# Percentage of the pixels that an 8-bit image clips at either end.
+# Percentages of pixels clipped to black and to white in an 8-bit image.
 _CLIPPED_PERCENT = (1.0, 1.5)
 
 
 def survey_splits(
     chips: int, test_chips: int, size: int, seed: int
 ) -> list[tuple[list[Tile], Box | None]]:
-    """Return the tiles of training and test city, each with the land to keep free of roads."""
+    """Return the tiles of the training and the test city, each with the land to keep road-free."""
     surveys = make_surveys(chips, test_chips, size, np.random.default_rng((seed, 0)))
     return [(survey_tiles(survey), survey.green() if survey.chips else None)
             for survey in surveys]  # fmt: skip
@@ -45,7 +45,7 @@ def make_nadir_split(
 def render_tiles(
     city: Split, sensor: Sensor, seed: int, order: int
 ) -> Iterator[tuple[Tile, RenderedImage]]:
-    """Render every tile from almost above, in all eight bands."""
+    """Render every tile almost at nadir, in all eight bands."""
     rng = image_rng(seed, order)
     above = ViewAngle(float(rng.uniform(1, 6)), float(rng.uniform(0, 360)), 0.31)
     for number, (tile, site) in enumerate(city.sites()):
@@ -60,10 +60,10 @@ def write_spacenet2(
     """Write SpaceNet 2's layout: training images with labels, test images and their truth.
 
     Args:
-        directory: gets ``train``, ``test`` and ``test_truth.csv``.
-        chips: training images.
-        test_chips: test images.
-        seed: of everything.
+        directory: output directory of ``train``, ``test`` and ``test_truth.csv``.
+        chips: number of training images.
+        test_chips: number of test images.
+        seed: seed of all random choices.
         size: side of an image, pixels.
         name: the AOI.
 
@@ -116,17 +116,18 @@ def write_coco(directory: Path, chips: int, test_chips: int, seed: int, size: in
     """Write the Mapping Challenge's layout: images with COCO annotations.
 
     Args:
-        directory: gets ``train``, ``val``, ``test_images`` and ``test_annotation.json``.
-        chips: training images.
-        test_chips: images for validation, and as many for the test.
-        seed: of everything.
+        directory: output directory of ``train``, ``val``, ``test_images`` and
+            ``test_annotation.json``.
+        chips: number of training images.
+        test_chips: number of validation images; there are as many test images.
+        seed: seed of all random choices.
         size: side of an image, pixels.
 
     Raises:
         CityError: the directory cannot be written to or holds another city.
     """
     (train, green), (rest, rest_green) = survey_splits(chips, 2 * test_chips, size, seed)
-    # Tiles for validation and for the test lie in one city, beside each other.
+    # Validation and test tiles lie side by side in one city.
     splits = [
         ("train", directory / "train" / "images", directory / "train" / "annotation.json", train),
         ("val", directory / "val" / "images", directory / "val" / "annotation.json",
@@ -166,7 +167,7 @@ def _picture_path(root: Path, tile: Tile) -> Path:
 
 
 def _stretch(pictures: Iterable[NDArray[np.uint16]]) -> NDArray[np.float64]:
-    """Return the counts shown as black and as white in red, green and blue, float64 (2, 3)."""
+    """Return the counts that map to black and to white in red, green and blue, float64 (2, 3)."""
     colours = np.concatenate([p.reshape(-1, len(RGB_BANDS)) for p in pictures])
     seen = colours[(colours > 0).all(axis=1)]
     low, high = _CLIPPED_PERCENT

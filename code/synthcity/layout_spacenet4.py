@@ -15,7 +15,7 @@ from synthcity.spectra import RGB_BANDS, draw_sensor
 from synthcity.survey import Tile, oblique_tiles
 from synthcity.views import VIEW_ANGLE_COUNT, ViewAngle
 
-# Red, green, blue and near infrared, as SpaceNet 4 orders them.
+# Red, green, blue and near infrared, in SpaceNet 4's order.
 _BANDS = (*RGB_BANDS, 6)
 
 # Share of the view angles whose swath ends within the city.
@@ -33,10 +33,10 @@ def write_spacenet4(
     """Write every tile from every view angle, with labels and truth.
 
     Args:
-        directory: gets ``train``, ``test`` and ``test_truth.csv``.
-        chips: training tiles.
-        test_chips: test tiles.
-        seed: of everything.
+        directory: output directory of ``train``, ``test`` and ``test_truth.csv``.
+        chips: number of training tiles.
+        test_chips: number of test tiles.
+        seed: seed of all random choices.
         size: side of a tile, pixels.
         collects: the view angles.
 
@@ -104,7 +104,7 @@ def _summary_path(root: Path, collect: ViewAngle) -> Path:
 
 
 def _winter_sun(rng: np.random.Generator) -> tuple[float, float]:
-    """Draw the metres of shadow per metre of height on a late December morning in Atlanta."""
+    """Draw the shadow vector, metres per metre of height, of a December morning in Atlanta."""
     azimuth, elevation = np.radians(rng.uniform(158, 172)), np.radians(rng.uniform(30, 35))
     reach = 1.0 / np.tan(elevation)
     return float(-np.sin(azimuth) * reach), float(np.cos(azimuth) * reach)
@@ -113,7 +113,7 @@ def _winter_sun(rng: np.random.Generator) -> tuple[float, float]:
 def _swaths(
     collects: Sequence[ViewAngle], size: int, rng: np.random.Generator
 ) -> list[NDArray[np.bool_]]:
-    """Draw the valid pixels of the first tile by view angle; at least one swath ends there."""
+    """Draw the valid pixels of the first tile per view angle; at least one swath ends in it."""
     cut = rng.random(VIEW_ANGLE_COUNT) < _CUT_SHARE
     cut[int(rng.integers(len(collects)))] = True
     legs = rng.uniform(0.25, 0.7, (VIEW_ANGLE_COUNT, 2)) * size

@@ -18,7 +18,7 @@ from synthcity.survey import Survey, make_surveys
 
 _SMALLEST = 64
 
-# Percentage of the pixels that the 8-bit image clips at either end.
+# Percentages of pixels clipped to black and to white in the 8-bit image.
 _CLIPPED_PERCENT = (1.0, 1.5)
 
 
@@ -28,9 +28,9 @@ class _SplitPaths:
 
     Attributes:
         root: the area directory, e.g. ``train/AOI_99_Made_Train``.
-        prefix: what its files' names start with, e.g. ``SN5_roads_train_AOI_99_Made``.
-        name: the AOI.
-        survey: its chips.
+        prefix: prefix of its file names, e.g. ``SN5_roads_train_AOI_99_Made``.
+        name: name of the AOI.
+        survey: layout of its chips.
     """
 
     root: Path
@@ -65,18 +65,18 @@ def make_city(
 ) -> None:
     """Write a synthetic city of roads: images with exact labels.
 
-    ``directory`` gets ``train/{name}_Train`` (PS-MS, PS-RGB, labels, truth CSV),
-    ``test/{name}_Test_Public`` (PS-MS, PS-RGB) and ``test_truth.csv``, all as SpaceNet 5 names
-    them. Training chips are numbered from 0 and are windows of one continuous city; the test chips,
-    numbered on from ``chips``, are windows of another seen by the same sensor. With 12 chips or
-    more, at least one has no road; with 4 or more, a corner chip is cut by the edge of the
-    satellite's swath: there counts are 0 and roads have no labels. The same arguments give the
-    same pixels and labels.
+    The output is ``train/{name}_Train`` (PS-MS, PS-RGB, labels, truth CSV),
+    ``test/{name}_Test_Public`` (PS-MS, PS-RGB) and ``test_truth.csv``, named as in SpaceNet 5.
+
+    Training chips are windows of one continuous city, numbered from 0. Test chips are windows of
+    another city seen by the same sensor, numbered from ``chips``. With 12 chips or more, at least
+    one has no road. With 4 or more, the edge of the satellite's swath cuts a corner chip: counts
+    beyond it are 0 and roads have no labels. The same arguments give the same pixels and labels.
 
     Args:
         directory: created if it does not exist.
-        chips: training chips, at least 1.
-        test_chips: test chips; with 0 there is no test directory and no test truth.
+        chips: number of training chips, at least 1.
+        test_chips: number of test chips; 0 writes no test directory and no test truth.
         seed: seed of all random choices, at least 0.
         size: side of a chip, pixels, at least 64.
         name: ``AOI_<number>_<word>``.
@@ -196,9 +196,9 @@ def _histograms(counts: NDArray[np.uint16]) -> NDArray[np.int64]:
 
 
 def _stretch(brightness: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the counts shown as black and as white in red, green and blue, float64 (3, 2).
+    """Return the counts that map to black and to white in red, green and blue, float64 (3, 2).
 
-    One stretch for the whole AOI, so that neighbouring chips match.
+    All chips of the AOI share one stretch, so that neighbours match.
     """
     limits = []
     for frequency in brightness:
@@ -209,11 +209,11 @@ def _stretch(brightness: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _write_rgb(split: _SplitPaths, number: int, stretch: NDArray[np.float64]) -> None:
-    """Write PS-RGB from PS-MS, once the stretch of all chips is known."""
+    """Write a chip's PS-RGB image, computed from its PS-MS image."""
     with rasterio.open(split.image("PS-MS", number)) as source:
         counts = np.stack([source.read(band + 1) for band in RGB_BANDS], axis=2)
     low, high = stretch[:, 0], stretch[:, 1]
-    # Black is 1: 0 is kept for "no data", as in the counts.
+    # Black is 1, because 0 means "no data", as in the counts.
     grey = 1 + 254 * np.clip((counts - low) / np.maximum(1.0, high - low), 0, 1)
     grey[(counts == 0).all(axis=2)] = 0
     picture = np.rint(grey).astype(np.uint8)

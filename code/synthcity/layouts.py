@@ -19,7 +19,7 @@ class BuildingLayout(StrEnum):
     COCO = "coco"
 
 
-#: Training tiles, test tiles and side in pixels that each layout has by default.
+#: Default numbers of training and test tiles and default side in pixels of each layout.
 DEFAULTS = {
     BuildingLayout.SPACENET4: (4, 1, 900),
     BuildingLayout.SPACENET2: (24, 6, 650),
@@ -41,26 +41,26 @@ def make_building_city(
     """Write a synthetic city of buildings: images with exact footprints.
 
     Training and test tiles are windows of two cities under one sun. The same arguments give the
-    same pixels and labels. What ``directory`` gets:
+    same pixels and labels. Output by layout:
 
     - SpaceNet 4: ``train/{collect}/Pan-Sharpen/``, ``train/geojson/spacenet-buildings/`` and
       ``train/summaryData/{collect}_Train.csv``, ``test/{collect}/Pan-Sharpen/``,
-      ``test_truth.csv``: every tile from every view angle in four bands, 0.5 m.
+      ``test_truth.csv``: every tile from every view angle in four bands, 0.5 m per pixel.
     - SpaceNet 2: ``train/{name}_Train`` with ``MUL-PanSharpen``, ``RGB-PanSharpen``,
       ``geojson/buildings`` and ``summaryData``, ``test/{name}_Test_public`` with images only,
-      ``test_truth.csv``: about 0.3 m, seen almost from above.
+      ``test_truth.csv``: about 0.3 m per pixel, almost at nadir.
     - COCO: ``train`` and ``val`` with ``images`` and ``annotation.json``, ``test_images`` and
       ``test_annotation.json``.
 
     Args:
         directory: created if it does not exist.
-        layout: how to write it.
-        chips: training tiles, at least 1; None for the layout's own number.
-        test_chips: test tiles, also those for validation of COCO; may be 0.
+        layout: directory layout and file formats.
+        chips: number of training tiles, at least 1; None for the layout's default.
+        test_chips: number of test tiles, may be 0; COCO gets as many for validation.
         seed: seed of all random choices, at least 0.
-        size: side of a tile, pixels, at least 64.
-        view_angles: number of SpaceNet 4's view angles, 1 to 27.
-        name: ``AOI_<number>_<word>``, of SpaceNet 2.
+        size: side of a tile, pixels, at least 64; None for the layout's default.
+        view_angles: number of view angles for SpaceNet 4, 1 to 27.
+        name: AOI name for SpaceNet 2, ``AOI_<number>_<word>``.
 
     Raises:
         CityError: an argument is out of range, the directory cannot be written to or it holds

@@ -1,6 +1,6 @@
-"""The road network: streets drawn in the plan, bent by the warp and cut where they meet.
+"""Road network: streets drawn in the plan, bent by the warp and cut where they meet.
 
-Roads on different levels (a motorway under the streets that bridge it) cross without meeting.
+Roads on different levels, such as a motorway and the bridges over it, cross without meeting.
 """
 
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from synthcity.plan import (
     dense,
 )
 
-#: From the middle of a motorway to the middle of one carriageway, metres.
+#: Distance from the middle of a motorway to the middle of one carriageway, metres.
 CARRIAGEWAY_M = 9.2
 
-#: Levels: streets, and the motorway under them.
+#: Levels of the streets and of the motorway under them.
 GROUND, SUNK = 0, 1
 
-# Where ramps leave the motorway and where they reach the road above, metres from the crossing.
+# Distances from the crossing at which ramps leave the motorway and reach the road above, metres.
 _RAMP_START_M, _RAMP_END_M = 150.0, 33.0
 
 _LANE_M = {"motorway": 3.7, "primary": 3.4, "secondary": 3.3, "tertiary": 3.2}
@@ -36,10 +36,10 @@ _SHOULDER_M = {"motorway": 4.6, "primary": 1.8, "secondary": 2.0, "tertiary": 2.
 _PLAIN_WIDTH_M = {"motorway_link": 6.0, "residential": 8.4, "unclassified": 6.2,
                   "service": 4.6, "track": 3.2}  # fmt: skip
 
-#: Metres a second in a mile an hour.
+#: Metres per second in one mile per hour.
 MPS_PER_MPH = 0.44704
 
-# SpaceNet 5's rule. Class -> mph with at most two lanes, with three or more.
+# SpaceNet 5's rule: class -> mph with at most two lanes, mph with three or more.
 _SPEEDS_MPH = {
     "motorway": (55.0, 65.0),
     "motorway_link": (55.0, 65.0),
@@ -54,10 +54,10 @@ _SPEEDS_MPH = {
 
 _UNPAVED_FACTOR = 0.75
 
-# Streets that end or cross this near to each other meet in one node, metres.
+# Ends and crossings closer than this share one node, metres.
 _SNAP_M = 1.5
 
-# Edges are simplified by this before anybody sees them: drawing and labels share the result.
+# Tolerance for simplifying edges, metres. Images and labels use the simplified edges.
 _SIMPLIFY_M = 0.08
 
 
@@ -67,12 +67,12 @@ class Street:
 
     Attributes:
         line: float64 (n, 2), metres in the plan.
-        highway: OpenStreetMap's word for the class.
-        lanes: lanes in all.
-        width_m: width of the carriageway.
-        paved: asphalt, or earth and gravel.
-        levels: streets meet only where they share a level.
-        thinned: pieces of it may be left out, for dead ends and irregular blocks.
+        highway: OpenStreetMap's class.
+        lanes: total number of lanes.
+        width_m: width of the carriageway, metres.
+        paved: true for asphalt, false for earth and gravel.
+        levels: its levels; streets meet only if they share one.
+        thinned: whether pieces may be left out to make dead ends and irregular blocks.
     """
 
     line: FloatArray
@@ -125,7 +125,8 @@ def _ramps(x: float, y: float) -> list[Street]:
     for east in (-1, 1):
         for south in (-1, 1):
             t = np.linspace(0, 1, 26)[:, None]
-            # A Bezier curve that leaves along the carriageway and arrives almost at right angles.
+            # A Bezier curve, parallel to the carriageway at its start and nearly perpendicular to
+            # the road above at its end.
             control = np.array(
                 [
                     (_RAMP_START_M, CARRIAGEWAY_M),
@@ -147,7 +148,7 @@ def _ramps(x: float, y: float) -> list[Street]:
 
 
 def district_streets(cell: Cell, rng: np.random.Generator) -> list[Street]:
-    """Make the streets of a cell in plan coordinates; sides on a motorway get frontage streets."""
+    """Make the streets of a cell in plan coordinates, with frontage streets along a motorway."""
     box = cell.box
     streets = []
     if box.height > 20:
@@ -274,10 +275,10 @@ class Edge:
     """Part of a street between two nodes: the true road.
 
     Attributes:
-        line: the centre line that is painted and labelled, metres.
-        street: the street it is cut from, with that one's line still in the plan.
+        line: the centre line that is painted and labelled, city metres.
+        street: the street that it is cut from, whose line is in plan coordinates.
         number: index of the street.
-        bridge: it crosses above a motorway.
+        bridge: whether it crosses above a motorway.
         loose: whether its start and its end are dead ends.
     """
 
@@ -304,13 +305,13 @@ def make_edges(plan: Plan, rng: np.random.Generator) -> list[Edge]:
 
 
 class _Nodes:
-    """Places where streets meet; near ones are merged."""
+    """Nodes where streets meet; nearby ones are merged."""
 
     def __init__(self) -> None:
         self.places: list[tuple[float, float]] = []
 
     def at(self, x: float, y: float) -> int:
-        """Return the index of the node at a place; add one if none is near."""
+        """Return the index of the node near (x, y), after adding one if there is none."""
         if self.places:
             gap = np.hypot(*(np.array(self.places) - (x, y)).T)
             nearest = int(np.argmin(gap))
@@ -339,7 +340,7 @@ def _cut(streets: list[Street], lines: list[LineString], rng: np.random.Generato
             piece = [p for p in line.coords if low + 1 < line.project(Point(p)) < high - 1]
             edge = LineString([nodes.places[a], *piece, nodes.places[b]]).simplify(_SIMPLIFY_M)
             spared = street.thinned and edge.length > 30 and rng.random() < 0.08
-            # Two streets that run side by side within the snap are one.
+            # Two straight edges between the same nodes are one street.
             duplicate = len(edge.coords) == 2 and frozenset((a, b)) in straight
             if len(edge.coords) == 2:
                 straight.add(frozenset((a, b)))

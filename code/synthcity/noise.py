@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-# Gaussian tails beyond this many sigmas do not matter.
+# The Gaussian kernel is cut off at this many sigmas.
 _TAIL = 4
 
 
@@ -49,7 +49,7 @@ def gaussian_noise(window: Window, sigma: float, seed: int) -> NDArray[np.float3
     )
     blurred = cv2.GaussianBlur(white, (2 * margin + 1, 2 * margin + 1), sigma)
     inner = blurred[margin : margin + window.height, margin : margin + window.width]
-    # A uniform variable on -1..1 has variance 1/3; the blur divides it by about 4 pi sigma^2.
+    # A uniform variable on -1..1 has variance 1/3. The blur divides it by about 4 pi sigma^2.
     return np.asarray(inner * np.float32(np.sqrt(3 * 4 * np.pi) * sigma), dtype=np.float32)
 
 
@@ -65,7 +65,7 @@ def _white(columns: NDArray[np.int64], rows: NDArray[np.int64], seed: int) -> ND
     """Return independent uniform values on -1..1 by hashing, float32 (rows, columns)."""
     x = columns.astype(np.uint32)[None, :]
     y = rows.astype(np.uint32)[:, None]
-    # The finaliser of MurmurHash3, over a mix of the two coordinates and the seed.
+    # MurmurHash3's finaliser, applied to a mix of both coordinates and the seed.
     value = (x * np.uint32(0x9E3779B1)) ^ (y * np.uint32(0x85EBCA77))
     value ^= np.uint32((seed * 0x27D4EB2F) & 0xFFFFFFFF)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
@@ -78,7 +78,7 @@ def _white(columns: NDArray[np.int64], rows: NDArray[np.int64], seed: int) -> ND
 def _spline(
     pixels: NDArray[np.int64], spacing: float
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return cubic B-spline weights (n, knots) of ``pixels``, and the knots."""
+    """Return cubic B-spline weights (n, knots) at ``pixels``, and the knots."""
     place = pixels / spacing
     first = np.floor(place).astype(np.int64) - 1
     t = place - np.floor(place)

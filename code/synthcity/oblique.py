@@ -1,4 +1,4 @@
-"""Render a tile from a view angle: visibility, sunlight and shadow, sensor."""
+"""Render a tile from a view angle: visibility, sunlight, shadows and sensor."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -27,33 +27,33 @@ from synthcity.views import GROUND, Skyline, View, ViewAngle, render_view
 #: Height of a storey, metres.
 STOREY_M = 3.1
 
-# Painting starts this far outside the tile, pixels: no blur reaches further.
+# Painted margin around the tile, pixels. No blur reaches further.
 _MARGIN = 16
 
-# What stands this far outside may still throw its shadow into the tile, or be what leans into it
-# and must know its shade, metres.
+# Margin of the sun's view around the tile, metres. Objects in the margin may throw shadows into the
+# tile, or lean into the tile and need their own shading.
 _SUN_MARGIN_M = 130.0
 
-# A point must lie so far below what the sun sees to be in its shade, metres: about two pixels of
-# the steepest surface that is lit.
+# A point is in shadow if it lies at least this far below the surface that the sun sees, metres:
+# about two pixels of the steepest lit surface.
 _SHADE_BIAS_M = 0.8
 
-# Light comes through leaves.
+# Strength of a crown's shadow; some light passes through leaves.
 _LEAF_SHADE = 0.85
 
-# Walls see half of the sky, and something of the bright ground.
+# Ambient light on walls: half of the sky and some light from the bright ground.
 _WALL_SKY = 0.85
 
-# A wall that faces a low sun gets more light than level ground, but never more than this.
+# Upper limit of the sunlight on a wall relative to level ground.
 _MAX_INCIDENCE = 1.4
 
-# The spread of a point by optics and resampling, in native pixels.
+# Sigma of the blur by optics and resampling, in native pixels.
 _SPREAD = 0.48
 
-# Colours are recorded four times as coarsely as brightness.
+# Pixel size of the colour bands relative to the panchromatic band.
 _COLOUR_PIXELS = 4.0
 
-# Where windows begin and end in a storey.
+# Lower and upper edge of windows as fractions of a storey.
 _SILL, _LINTEL = 0.30, 0.78
 
 
@@ -68,13 +68,13 @@ class Facets:
         material: uint8.
         tone: float32.
         incidence: float32, sunlight relative to that on level ground.
-        sky: float32, share of the sky that is seen.
-        building: int32, the building that it belongs to, -1 for crowns.
+        sky: float32, visible fraction of the sky.
+        building: int32, index of the building, -1 for crowns and the ground.
         wall: bool.
         start: float32 (n, 2), a corner of a wall, metres.
         along: float32 (n, 2), a wall's direction, unit vector.
         bay_m: float32, width of a window bay, 0 for none.
-        glazing: float32, share of a bay that is window.
+        glazing: float32, fraction of a bay's width covered by its window.
     """
 
     material: NDArray[np.uint8]
@@ -93,7 +93,7 @@ class Facets:
         """Compute the properties of all faces under a sun."""
         faces, more = skyline.faces, len(skyline.crowns) + 1
         normals = np.array([f.normal for f in faces], dtype=np.float64).reshape(-1, 3)
-        # The direction to the sun, scaled so that level ground gets one.
+        # The direction to the sun, scaled so that level ground has an incidence of 1.
         incidence = normals @ np.array((-shadow_per_m[0], -shadow_per_m[1], 1.0))
         wall = np.array([f.is_wall for f in faces], dtype=bool)
         sides = np.array([_side(f) for f in faces], dtype=np.float32).reshape(-1, 2, 2)
@@ -128,14 +128,14 @@ class Site:
 
     Attributes:
         window: the tile's pixels.
-        grid: their size.
-        skyline: what stands on the ground.
-        facets: how that is lit.
-        ground: the layers of the ground, grown by a margin.
-        fine: float32, the finer grain of all materials, as the ground.
-        middle: float32, the coarser grain.
-        slow: float32, slow changes of light and air.
-        sun: the sun's view, of a wider window.
+        grid: pixel size.
+        skyline: buildings and trees.
+        facets: material and lighting of each surface of ``skyline``.
+        ground: painted layers of the ground, with a margin.
+        fine: float32, fine grain of all materials, with the same margin.
+        middle: float32, coarser grain.
+        slow: float32, slow variation of light and haze.
+        sun: the sun's view of a wider window.
     """
 
     window: Window
@@ -162,11 +162,11 @@ class Site:
 
         Args:
             scene: the ground of the city.
-            skyline: what stands on it.
+            skyline: buildings and trees.
             window: the tile's pixels on the ground.
-            grid: their size.
-            shadow_per_m: (x, y), metres of shadow for a metre of height.
-            seed: of textures that belong to the place.
+            grid: pixel size.
+            shadow_per_m: (x, y), metres of shadow per metre of height.
+            seed: seed of the ground textures, the same for all tiles of a city.
         """
         ground = Canvas(window.grown(_MARGIN), grid)
         ground.draw(scene)
@@ -188,7 +188,7 @@ class RenderedImage:
 
     Attributes:
         counts: uint16 (h, w, bands), at least 1.
-        roof: int32 (h, w), the building whose roof shows, -1 elsewhere.
+        roof: int32 (h, w), index of the building whose roof is visible, -1 elsewhere.
     """
 
     counts: NDArray[np.uint16]
@@ -204,14 +204,14 @@ def render_image(
 ) -> RenderedImage:
     """Render the image of a tile from a view angle.
 
-    Heights lean by the tangent of the off-nadir angle, as on a flat Earth.
+    A point is displaced by its height times the tangent of the off-nadir angle, as on a flat Earth.
 
     Args:
         site: the tile.
         collect: the view angle.
         sensor: gain and haze of this collect in its bands.
-        bands: positions among the eight of the material table.
-        rng: source of the sensor's noise.
+        bands: indices of its bands among the eight of the material table.
+        rng: random generator for the sensor's noise.
     """
     view = render_view(site.skyline, site.ground.window, site.grid, collect.shift)
     radiance = _radiance(site, view, bands)
@@ -228,10 +228,10 @@ def through_atmosphere(
     """Return the sensor with the gain and haze of an oblique view's longer path.
 
     Args:
-        sensor: the eight bands seen from above.
+        sensor: radiometry of all eight bands at nadir.
         collect: the view angle.
-        bands: which of them.
-        exposure: factor of this collect, about 1.
+        bands: indices of the bands to return.
+        exposure: brightness factor of this collect, about 1.
     """
     path = 1 / np.cos(np.radians(collect.angle)) - 1
     chosen = list(bands)
@@ -276,7 +276,7 @@ def _visible_points(site: Site, view: View) -> tuple[NDArray[np.float32], NDArra
 
 
 def _displaced_texture(texture: NDArray[np.float32], site: Site, view: View) -> NDArray[np.float32]:
-    """Move a ground texture along with displaced surfaces; it repeats beyond its borders."""
+    """Move a ground texture with the displaced surfaces; it repeats beyond its borders."""
     moved = np.flatnonzero(view.height)
     rows, columns = np.unravel_index(moved, view.height.shape)
     height = view.height.ravel()[moved]
@@ -306,19 +306,19 @@ def _draw_windows(
 
 
 def _shade(site: Site, view: View) -> NDArray[np.float32]:
-    """Return the share of sunlight that does not reach the visible points, float32 (h, w)."""
+    """Return the fraction of sunlight blocked at each visible point, float32 (h, w)."""
     sun, grid = site.sun, site.grid
     x, y = _visible_points(site, view)
     columns = np.floor((x + view.height * sun.shift[0]) / grid.x_m).astype(np.intp)
     rows = np.floor((y + view.height * sun.shift[1]) / grid.y_m).astype(np.intp)
     columns, rows = columns - sun.window.column, rows - sun.window.row
-    # What leans in from beyond the sun's view is in its light.
+    # Points outside the sun's view count as lit.
     known = (rows >= 0) & (rows < sun.window.height) & (columns >= 0) & (columns < sun.window.width)
     place = (np.where(known, rows, 0), np.where(known, columns, 0))
     above = sun.height[place] - view.height
     faces = len(site.skyline.faces)
     leaves = sun.surface[place] >= faces
-    # A crown is only roughly a ball: let it not shade itself.
+    # A crown is only roughly a ball, so it must not shade itself.
     bias = np.where(view.surface >= faces, np.float32(3), np.float32(_SHADE_BIAS_M))
     strength = np.where(leaves, np.float32(_LEAF_SHADE), np.float32(1))
     return np.where(known & (above > bias), strength, np.float32(0))
@@ -333,7 +333,7 @@ def _sharpened(
     heading = np.radians(collect.azimuth)
     along = np.array((np.sin(heading), -np.cos(heading)))
     across = np.array((-along[1], along[0]))
-    # An oblique view stretches its pixels along its direction.
+    # An oblique view has longer pixels along its direction.
     covariance = spread**2 * (np.outer(along, along) / slant + np.outer(across, across) * slant)
     scale = np.array((grid.x_m, grid.y_m))
     kernel = _gaussian(covariance / np.outer(scale, scale))
@@ -343,7 +343,7 @@ def _sharpened(
     colours = cv2.GaussianBlur(sharp, (0, 0), sigmas[0], sigmaY=sigmas[1])
     brightness, mean = sharp.mean(axis=2), colours.mean(axis=2)
     ratio = brightness / np.maximum(mean, 1e-4)
-    # Split of the detail stays in its own band, as better methods keep it.
+    # Each band keeps part of its own detail, as better pan-sharpening methods do.
     return np.asarray(0.5 * (sharp + colours * ratio[..., None]), dtype=np.float32)
 
 

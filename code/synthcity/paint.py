@@ -1,4 +1,4 @@
-"""Paint a window of a scene: strokes to materials, to radiance, to sensor counts."""
+"""Paint a window of a scene: from strokes to materials, radiance and sensor counts."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -30,14 +30,14 @@ from synthcity.strokes import (
     outline,
 )
 
-# The optics spread a point by about this, pixels; painting starts outside the chip by the margin.
+# Sigma of the optical blur, and painted margin around the chip, pixels.
 _BLUR_SIGMA = 0.75
 _MARGIN = 8
 
 # OpenCV takes polygon corners as integers with this many binary places.
 _PLACES = 4
 
-# Polygons beyond this are clipped first: OpenCV's fixed point would overflow.
+# Larger coordinates are clipped first, because OpenCV's fixed point would overflow.
 _FAR_PX = 4000.0
 
 _STAMP = 48
@@ -55,13 +55,13 @@ class Canvas:
     """Layers of a window during painting.
 
     Attributes:
-        window: the pixels.
-        grid: their size.
+        window: the painted pixels.
+        grid: pixel size.
         material: uint8 (h, w).
-        tone: float32 (h, w), brightness relative to the material's.
+        tone: float32 (h, w), brightness relative to the material.
         shade: float32 (h, w), 0 in the sun, 1 in full shadow.
-        white: float32 (h, w), cover of white road paint.
-        yellow: the same of yellow paint.
+        white: float32 (h, w), coverage by white road paint, 0..1.
+        yellow: float32 (h, w), coverage by yellow road paint, 0..1.
     """
 
     def __init__(self, window: Window, grid: Grid) -> None:
@@ -75,12 +75,12 @@ class Canvas:
         self.yellow: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
 
     def pixels(self, points: FloatArray) -> FloatArray:
-        """Convert city metres to pixels, x = column and y = row, edges at whole numbers."""
+        """Convert city metres to pixels, x = column and y = row; integers are pixel edges."""
         corner = (self.window.column, self.window.row)
         return points / (self.grid.x_m, self.grid.y_m) - corner
 
     def polygon(self, points: FloatArray) -> NDArray[np.int32] | None:
-        """Convert a polygon to OpenCV's corners; None if it is far from the window."""
+        """Convert a polygon to OpenCV's fixed-point corners; None if it is far from the window."""
         xy = self.pixels(points)
         if np.abs(xy).max() > _FAR_PX + max(self.window.width, self.window.height):
             edge = 16.0
@@ -132,7 +132,7 @@ class Canvas:
         cv2.polylines(layer, [line], False, float(stroke.strength), shift=_PLACES)
 
     def crown(self, stroke: Crown) -> None:
-        """Draw a tree or its shadow, in whole pixels of the city's grid so that chips agree."""
+        """Draw a tree or its shadow, snapped to the city's pixel grid so that chips agree."""
         across = max(3, round(2.6 * stroke.radius / self.grid.x_m))
         down = max(3, round(2.6 * stroke.radius / self.grid.y_m))
         stamp = cv2.resize(
@@ -148,7 +148,7 @@ class Canvas:
         covered = part[..., 0] > 0.5
         if stroke.material is None:
             shade = self.shade[rows, columns]
-            # Light comes through leaves: not quite as dark as a wall's shadow.
+            # Light passes through leaves, so the shadow is lighter than that of a wall.
             shade[covered] = np.maximum(shade[covered], 0.85)
             return
         self.material[rows, columns][covered] = stroke.material
@@ -160,15 +160,15 @@ class Canvas:
 def paint(
     scene: Scene, window: Window, grid: Grid, sensor: Sensor, seed: int, rng: np.random.Generator
 ) -> NDArray[np.uint16]:
-    """Paint a window of the city: counts, uint16 (h, w, 8), 1..2047.
+    """Paint a window of the city and return sensor counts, uint16 (h, w, 8), 1..2047.
 
     Args:
         scene: the city.
-        window: which of its pixels.
-        grid: the size of its pixels.
-        sensor: the collect.
-        seed: of textures that belong to the place; equal for all windows of a city.
-        rng: source of the sensor's noise, which belongs to the window.
+        window: the pixels to paint.
+        grid: pixel size.
+        sensor: radiometry of the collect.
+        seed: seed of the ground textures, the same for all windows of a city.
+        rng: random generator for the sensor's noise in this window.
     """
     canvas = Canvas(window.grown(_MARGIN), grid)
     canvas.draw(scene)
@@ -184,7 +184,7 @@ def _radiance(canvas: Canvas, seed: int) -> NDArray[np.float32]:
     weather_lawns(canvas, middle, seed)
     strength = GRAIN[canvas.material]
     tone = canvas.tone * (1 + strength[..., 0] * fine + strength[..., 1] * middle)
-    # Slow changes of the light and of the air.
+    # Slow variation of light and haze.
     tone *= (
         1 + 0.05 * smooth_noise(window, 700, seed + 3) + 0.03 * smooth_noise(window, 90, seed + 4)
     )
@@ -198,7 +198,7 @@ def _radiance(canvas: Canvas, seed: int) -> NDArray[np.float32]:
 
 
 def weather_lawns(canvas: Canvas, middle: NDArray[np.float32], seed: int) -> None:
-    """Turn patches of lawn into dry grass, and of dry grass into soil."""
+    """Turn patches of lawn into dry grass, and patches of dry grass into soil or lawn."""
     dryness = smooth_noise(canvas.window, 60, seed + 5) + 0.16 * middle
     lawn, dry = canvas.material == Material.LAWN, canvas.material == Material.DRY_GRASS
     canvas.material[lawn & (dryness > 0.55)] = Material.DRY_GRASS
@@ -207,13 +207,13 @@ def weather_lawns(canvas: Canvas, middle: NDArray[np.float32], seed: int) -> Non
 
 
 def _fixed(xy: FloatArray) -> NDArray[np.int32]:
-    """Convert to OpenCV's fixed point, whose whole numbers are pixel centres; ours are edges."""
+    """Convert to OpenCV's fixed point: its integers are pixel centres, ours are pixel edges."""
     return np.rint((xy - 0.5) * (1 << _PLACES)).astype(np.int32)
 
 
 @cache
 def crown_stamps() -> tuple[NDArray[np.float32], ...]:
-    """Return the tree crowns from above, each float32 (48, 48, 2): cover and tone."""
+    """Return the tree crowns seen from above, each float32 (48, 48, 2): coverage and tone."""
     rng = np.random.default_rng(20190905)
     return tuple(_draw_crown(rng) for _ in range(CROWN_VARIANTS))
 

@@ -1,8 +1,8 @@
-"""The plan of a city: main roads, districts, and the warp that bends them.
+"""Plan of a city: main roads, districts, and the warp that bends them.
 
-The plan is drawn on a square grid of main lines, in metres, x eastward and y southward from the
-north-west corner of the first chip. A smooth warp then bends everything, so that no street is
-straight for long and no two blocks are alike.
+The plan is a rectangular grid of main roads in metres, x eastward and y southward from the
+north-west corner of the first chip. A smooth warp then bends everything, so that streets curve and
+blocks differ in shape.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 
-#: The city goes on this far beyond its chips, so that no chip sees its edge.
+#: The city extends this far beyond its chips, so that no chip shows its edge, metres.
 MARGIN_M = 120.0
 
-#: Split the width of the strip that a motorway clears; frontage streets run along its sides.
+#: Half the width of the strip kept clear for a motorway, metres. Frontage streets run along it.
 CORRIDOR_M = 52.0
 
-#: The warp never moves a point further than this.
+#: Maximum displacement by the warp, metres.
 MAX_WARP_M = 34.0
 
 _WAVES = 5
@@ -87,9 +87,9 @@ class Cell:
     """Rectangle between main roads, with its land use.
 
     Attributes:
-        box: the land, without a motorway's strip.
-        district: what it is built with.
-        frontage: whether the north and the south side face a motorway.
+        box: the land without a motorway's strip.
+        district: its land use.
+        frontage: whether the north side and the south side face a motorway.
     """
 
     box: Box
@@ -102,14 +102,14 @@ class Warp:
     """Smooth displacement: a sum of plane waves.
 
     Attributes:
-        waves: float64 (n, 5), the rows are kx, ky (radians a metre), phase, and the amplitudes in
-            x and y, metres.
+        waves: float64 (n, 5), one row per wave: kx, ky (radians per metre), phase (radians) and
+            the amplitudes in x and y (metres).
     """
 
     waves: FloatArray
 
     def __call__(self, points: FloatArray) -> FloatArray:
-        """Map plan to city coordinates, float64 (n, 2), metres."""
+        """Map plan coordinates to city coordinates, float64 (n, 2), metres."""
         phase = points @ self.waves[:, :2].T + self.waves[:, 2]
         return np.asarray(points + np.sin(phase) @ self.waves[:, 3:], dtype=np.float64)
 
@@ -122,10 +122,10 @@ class Plan:
         width: extent of the chips in x, metres.
         height: extent of the chips in y, metres.
         columns: north-south roads.
-        rows: east-west roads; the one whose highway is ``motorway`` passes under the columns.
-        interchange: the place of the column that has ramps to the motorway.
-        cells: the land between.
-        warp: what bends plan into city.
+        rows: east-west roads; the row with highway ``motorway`` passes under the columns.
+        interchange: x of the column that has ramps to the motorway, metres.
+        cells: the land between the roads.
+        warp: map from plan to city coordinates.
     """
 
     width: float
@@ -138,7 +138,7 @@ class Plan:
 
     @property
     def bounds(self) -> Box:
-        """Extent of chips and margin."""
+        """Extent of the chips with the margin."""
         return Box(-MARGIN_M, -MARGIN_M, self.width + MARGIN_M, self.height + MARGIN_M)
 
 
@@ -154,9 +154,9 @@ def make_plan(width: float, height: float, green: Box | None, rng: np.random.Gen
 
     Args:
         width: extent of the chips in x, metres.
-        height: the same in y.
+        height: extent of the chips in y, metres.
         green: a rectangle in a corner of the city to keep free of roads, or None.
-        rng: source of all choices.
+        rng: random generator for all choices.
     """
     main_column = _main_place(width, None if green is None else (green.x0, green.x1), rng)
     motorway = _main_place(height, None if green is None else (green.y0, green.y1), rng)
@@ -191,7 +191,7 @@ def _spread(
 ) -> list[float]:
     """Choose the positions of all main roads, at most about 400 m apart.
 
-    With ``green``, the second and third of the fixed places bound land that stays whole.
+    With ``green``, the land between the second and third fixed positions is not divided.
     """
     places = sorted(fixed)
     while places[0] > -MARGIN_M:
@@ -221,7 +221,7 @@ def _cells(
     green: Box | None,
     rng: np.random.Generator,
 ) -> tuple[Cell, ...]:
-    """Assign a land use to each rectangle between main roads; the green one is the park."""
+    """Assign a land use to each rectangle between main roads; ``green`` becomes the park."""
     drafts: list[tuple[Box, tuple[bool, bool]]] = []
     for top, bottom in pairwise(rows):
         frontage = (top.highway == "motorway", bottom.highway == "motorway")

@@ -21,14 +21,14 @@ from synthcity.strokes import (
     ribbon,
 )
 
-# Later ones are painted over earlier ones where they meet.
+# Painting order: later classes cover earlier ones where they meet.
 _RANK = ("track", "unclassified", "service", "residential", "motorway_link", "motorway",
          "tertiary", "secondary", "primary")  # fmt: skip
 
 _WITH_SIDEWALK = {"residential", "tertiary", "secondary", "primary"}
 _MARKED = {"motorway", "tertiary", "secondary", "primary"}
 
-# Cars in motion on 100 m of one lane.
+# Moving cars per 100 m of a lane.
 _TRAFFIC = {"motorway": 1.6, "motorway_link": 0.8, "primary": 1.3, "secondary": 1.0,
             "tertiary": 0.8, "residential": 0.3, "service": 0.2}  # fmt: skip
 
@@ -39,7 +39,7 @@ _CAR_SHARES = (0.3, 0.3, 0.22, 0.09, 0.09)
 _DECK_M = 6.0
 _BULB_M = 8.5
 
-# Markings end this far from a junction, metres.
+# Distance between the end of markings and a junction, metres.
 _CLEAR_M = 9.0
 
 
@@ -56,7 +56,7 @@ def road_strokes(
     for edge in low:
         pale = bool(concrete[edge.number]) and edge.street.highway == "service"
         strokes += _surface(edge, float(tones[edge.number]), pale, rng)
-        # Repairs lie under the paint, and no other road may cover either.
+        # Repairs lie under the markings. Both are painted after all roads, so none covers them.
         details += [*_repairs(edge, float(tones[edge.number]), rng), *_markings(edge, rng)]
         details += _traffic(edge, sun, rng)
     strokes += details
@@ -83,7 +83,7 @@ def car(
 
 
 def _sidewalks(edges: list[Edge], rng: np.random.Generator) -> list[Stroke]:
-    """Make sidewalks, verges and kerbs, one layer of all streets after the other."""
+    """Make sidewalks, verges and kerbs, layer by layer over all streets."""
     sides = [edge for edge in edges if edge.street.highway in _WITH_SIDEWALK]
     verge = {edge.number: rng.random() < 0.6 for edge in sides}
     grass = {edge.number: rng.random() < 0.6 for edge in sides}
@@ -112,7 +112,7 @@ def _surface(edge: Edge, tone: float, pale: bool, rng: np.random.Generator) -> l
             return [Fill(strip, Material.DIRT_ROAD), Fill(rut, Material.DRY_GRASS)]
         return [Fill(strip, Material.GRAVEL if tone > 1 else Material.DIRT_ROAD, 1.05)]
     material = Material.CONCRETE if pale else Material.ASPHALT
-    # Now and then a piece between two junctions was resurfaced by itself.
+    # Some pieces between two junctions were resurfaced separately.
     tone *= rng.uniform(0.75, 1.25) if rng.random() < 0.15 else 1.0
     strokes: list[Stroke] = [Fill(ribbon(edge.line, street.width_m), material, tone)]
     if street.highway == "residential":
@@ -225,7 +225,7 @@ def _bridge(
     deck = edge.street.width_m + 3.0
     shift = np.array(sun) * _DECK_M
     strokes: list[Stroke] = [
-        # Piece by piece: a curved deck is not convex, its segments are.
+        # A curved deck is not convex, but its segments are.
         *(Shadow(ribbon(piece, deck, flat=True) + shift) for piece in _segments(edge.line)),
         Fill(ribbon(edge.line, deck, flat=True), Material.CONCRETE, 1.15, lit=True),
         Fill(ribbon(edge.line, deck - 0.8, flat=True), Material.CONCRETE, 0.9, lit=True),
@@ -245,7 +245,7 @@ def _xy(line: LineString) -> FloatArray:
 
 
 def near_city(edge: Edge, width: float, height: float) -> bool:
-    """Return whether an edge comes within the margin of the chips."""
+    """Return whether an edge reaches into the chips or the margin around them."""
     x0, y0, x1, y1 = edge.line.bounds
     return bool(
         x1 > -MARGIN_M and x0 < width + MARGIN_M and y1 > -MARGIN_M and y0 < height + MARGIN_M

@@ -1,7 +1,7 @@
-"""Buildings in three dimensions: true footprints, and the faces that a sensor sees.
+"""Three-dimensional buildings: true footprints, and the faces that a sensor sees.
 
-x runs eastward, y southward, heights upward. Seen from outside, the corners of a face go round like
-those of a polygon of positive area, so that its normal points outward.
+x points east, y south and height up. The corners of a face are ordered so that its normal points
+outward: seen from outside, they run round like those of a polygon of positive area.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from shapely.geometry.polygon import orient
 from synthcity.plan import FloatArray
 from synthcity.spectra import Material
 
-# Covers of roofs lie this far above each other, and win where both would show.
+# Height between the layers of a roof, metres, so that the upper layer is the visible one.
 _LAYER_M = 0.02
 
 _PARAPET_M = 0.5
@@ -28,10 +28,10 @@ class Face:
     Attributes:
         rings: outer ring and holes, each float64 (n, 3), x, y and height in metres, not closed.
         normal: float64 (3,), unit vector outward.
-        material: what it is made of.
-        tone: its brightness relative to the material's.
-        bay_m: width of a wall's window bays; 0 for blank walls and for roofs.
-        glazing: share of a bay and of a storey that is window.
+        material: surface material.
+        tone: brightness relative to the material.
+        bay_m: width of a wall's window bays, metres; 0 for blank walls and for roofs.
+        glazing: fraction of a bay's width covered by its window.
     """
 
     rings: tuple[FloatArray, ...]
@@ -52,8 +52,8 @@ class Solid:
     """Building with its faces.
 
     Attributes:
-        footprint: its outline on the ground, courtyards as holes, city metres.
-        height: of its highest point above ground, metres.
+        footprint: outline on the ground with courtyards as holes, city metres.
+        height: height of its highest point above ground, metres.
         faces: walls and roofs.
     """
 
@@ -68,11 +68,11 @@ class Cladding:
 
     Attributes:
         wall: material of the walls.
-        wall_tone: their brightness.
+        wall_tone: brightness of the walls relative to the material.
         roof: material of the roof.
-        roof_tone: its brightness.
-        bay_m: width of window bays, 0 for blank walls.
-        glazing: share of a bay and of a storey that is window.
+        roof_tone: brightness of the roof relative to the material.
+        bay_m: width of window bays, metres; 0 for blank walls.
+        glazing: fraction of a bay's width covered by its window.
     """
 
     wall: Material
@@ -91,12 +91,12 @@ def face(
     bay_m: float = 0.0,
     glazing: float = 0.0,
 ) -> Face:
-    """Make a face; its normal is computed by Newell's method.
+    """Make a face and compute its normal by Newell's method.
 
     Raises:
-        ValueError: its corners lie on one line.
+        ValueError: the corners lie on one line.
     """
-    # About its first corner, for the sake of exactness.
+    # Coordinates relative to the first corner reduce rounding errors.
     x, y, z = (rings[0] - rings[0][0]).T
     ahead = np.concatenate([np.arange(1, len(x)), [0]])
     normal = np.array(
@@ -120,14 +120,14 @@ def flat_block(
     base: float = 0.0,
     parapet: bool = True,
 ) -> Solid:
-    """Make a flat-roofed body over any footprint; large ones get a lighter parapet.
+    """Make a flat-roofed body over any footprint; large roofs get a lighter parapet.
 
     Args:
-        footprint: outline, courtyards as holes.
-        height: of the roof above ground, metres.
+        footprint: outline with courtyards as holes.
+        height: height of the roof above ground, metres.
         cladding: its materials.
-        base: where its walls begin, metres above ground.
-        parapet: whether the roof's rim may show.
+        base: height of the lower end of the walls above ground, metres.
+        parapet: whether a large roof gets a parapet.
     """
     footprint = orient(footprint)
     faces = _walls(footprint, base, height, cladding)
@@ -144,20 +144,20 @@ def flat_block(
 def gabled_block(
     body: FloatArray, eaves: float, rise: float, cladding: Cladding, *, across: bool = False
 ) -> Solid:
-    """Make a house with a gabled roof over a quadrangle, the ridge along the longer sides.
+    """Make a house with a gabled roof over a quadrangle; the ridge follows the longer sides.
 
     Args:
         body: float64 (4, 2), convex, metres.
         eaves: height of the walls, metres.
-        rise: of the ridge above the eaves, metres; the gables are upright.
+        rise: height of the ridge above the eaves, metres; the gables are vertical.
         cladding: its materials.
-        across: the ridge runs along the shorter sides instead.
+        across: whether the ridge follows the shorter sides instead.
     """
     return _pitched(body, eaves, rise, cladding, hip=0.0, across=across)
 
 
 def hipped_block(body: FloatArray, eaves: float, rise: float, cladding: Cladding) -> Solid:
-    """Make a house whose roof slopes on all four sides; otherwise like :func:`gabled_block`."""
+    """Make a house with a roof that slopes on all four sides; see :func:`gabled_block`."""
     return _pitched(body, eaves, rise, cladding, hip=1.0, across=False)
 
 
@@ -169,7 +169,7 @@ def _pitched(
     longer_first = np.hypot(*(corners[1] - corners[0])) > np.hypot(*(corners[2] - corners[1]))
     if bool(longer_first) is not across:
         corners = np.roll(corners, -1, axis=0)
-    # The sides under the gables are now 0-1 and 2-3: the ridge runs between their middles.
+    # The gables now stand on sides 0-1 and 2-3; the ridge joins the middles of these sides.
     start, end = (corners[0] + corners[1]) / 2, (corners[2] + corners[3]) / 2
     length = float(np.hypot(*(end - start)))
     inset = hip * min(0.5 * float(np.hypot(*(corners[1] - corners[0]))), 0.4 * length)
@@ -190,7 +190,7 @@ def _pitched(
 
 
 def merged(footprint: Polygon, parts: Sequence[Solid]) -> Solid:
-    """Merge several bodies, which may intersect, into one building."""
+    """Merge several bodies into one building; the bodies may intersect."""
     faces = tuple(surface for part in parts for surface in part.faces)
     return Solid(orient(footprint), max(part.height for part in parts), faces)
 

@@ -1,7 +1,7 @@
 """Materials with their reflectances, and a WorldView-like sensor.
 
 A material is a reflectance in each of the eight WorldView-2 bands. Grey roofs have nearly the
-spectrum of asphalt, on purpose: in real cities colour alone does not tell a road.
+spectrum of asphalt, because colour alone does not identify roads in real cities either.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 #: Coastal, blue, green, yellow, red, red edge, near infrared 1 and 2.
 BANDS = 8
 
-#: Positions of red, green and blue among the eight bands (bands 5, 3, 2 counted from one).
+#: Indices of red, green and blue among the eight bands (bands 5, 3, 2 counted from one).
 RGB_BANDS = (4, 2, 1)
 
-#: The sensor counts with 11 bits; 0 is kept for "no data".
+#: Largest count of the 11-bit sensor; 0 means "no data".
 MAX_COUNT = 2047
 
 
@@ -51,7 +51,7 @@ class Material(IntEnum):
     STUCCO = 25
 
 
-# Eight reflectances, then how strongly fine (about 2 px) and middle (about 8 px) grain vary them.
+# Eight reflectances, then the strengths of fine (about 2 px) and middle (about 8 px) grain.
 _TABLE: dict[Material, tuple[float, ...]] = {
     Material.ASPHALT: (0.090, 0.100, 0.115, 0.125, 0.130, 0.135, 0.140, 0.145, 0.05, 0.05),
     Material.CONCRETE: (0.170, 0.200, 0.240, 0.262, 0.272, 0.283, 0.292, 0.295, 0.05, 0.05),
@@ -93,14 +93,14 @@ GRAIN = np.ascontiguousarray(_ROWS[:, BANDS:])
 WHITE_PAINT = np.array([0.33, 0.39, 0.43, 0.44, 0.44, 0.44, 0.44, 0.43], dtype=np.float32)
 YELLOW_PAINT = np.array([0.10, 0.14, 0.31, 0.42, 0.45, 0.46, 0.46, 0.46], dtype=np.float32)
 
-# The sky lights a shadow, and the sky is blue: share of the light that a full shadow keeps.
+# Fraction of the light that remains in full shadow per band. It comes from the blue sky.
 _SKYLIGHT = np.array([0.46, 0.40, 0.31, 0.26, 0.23, 0.19, 0.15, 0.12], dtype=np.float32)
 
-# Counts for a reflectance of one, and the path radiance of haze, before the factors of a collect.
+# Counts at a reflectance of one, and counts added by haze, before the factors of a collect.
 _GAIN = np.array([2500, 2500, 2450, 2400, 2350, 2250, 2100, 1900], dtype=np.float32)
 _HAZE = np.array([170, 120, 75, 55, 40, 28, 18, 12], dtype=np.float32)
 
-# Read noise (counts squared) and photon noise (counts squared a count).
+# Variance of the read noise (counts squared) and of the photon noise (counts squared per count).
 _READ_NOISE = 4.0
 _PHOTON_NOISE = 0.03
 
@@ -110,9 +110,9 @@ class Sensor:
     """Radiometry of one collect.
 
     Attributes:
-        gain: float32 (b,), counts for a reflectance of one in each of its bands.
-        haze: float32 (b,), counts that the air adds.
-        shadow_per_m: (x, y), metres of shadow for a metre of height; y grows southward.
+        gain: float32 (b,), counts per unit of reflectance in each of its bands.
+        haze: float32 (b,), counts added by haze.
+        shadow_per_m: (x, y), metres of shadow per metre of height; y grows southward.
     """
 
     gain: NDArray[np.float32]
@@ -135,7 +135,7 @@ def draw_sensor(rng: np.random.Generator) -> Sensor:
 
 
 def light(shade: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the share of full light under ``shade`` (h, w), 0..1: float32 (h, w, 8)."""
+    """Return the fraction of full light under ``shade`` (h, w), 0..1: float32 (h, w, 8)."""
     return np.asarray(1.0 - shade[..., None] * (1.0 - _SKYLIGHT), dtype=np.float32)
 
 
@@ -145,9 +145,9 @@ def facet_light(
     """Return the light on tilted surfaces, relative to level ground: float32 (h, w, 8).
 
     Args:
-        shade: (h, w), share of the sunlight that is taken away.
+        shade: (h, w), blocked fraction of the sunlight.
         incidence: (h, w), sunlight on the surface relative to that on level ground.
-        sky: (h, w), share of the sky that the surface sees.
+        sky: (h, w), fraction of the sky visible from the surface.
     """
     sun = (incidence * (1.0 - shade))[..., None]
     return np.asarray(sky[..., None] * _SKYLIGHT + sun * (1.0 - _SKYLIGHT), dtype=np.float32)

@@ -1,7 +1,7 @@
 """Strokes that a city is painted with, and geometry helpers to make them.
 
-A scene is a list of strokes in painting order, in city metres. Painting a chip means running
-those that touch it; nothing else needs to know what a house or a tree is.
+A scene is a list of strokes in painting order, in city metres. To paint a chip, the painter draws
+the strokes that touch it.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from shapely import LineString, MultiPoint, Polygon, get_coordinates
 from synthcity.plan import FloatArray
 from synthcity.spectra import Material
 
-#: Crown shapes that the painter has ready; a tree names one.
+#: Number of crown shapes; each tree refers to one.
 CROWN_VARIANTS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """Surface: polygon float64 (n, 2), metres; ``lit`` ones cover earlier shadows."""
+    """Surface: polygon float64 (n, 2), metres; a ``lit`` surface covers earlier shadows."""
 
     points: FloatArray
     material: Material
@@ -36,7 +36,7 @@ class Shadow:
 
 @dataclass(frozen=True, slots=True)
 class Stripe:
-    """Line of road paint: float64 (n, 2), metres; ``strength`` 0..1 is its cover of a pixel."""
+    """Line of road paint: float64 (n, 2), metres; ``strength`` is its coverage of a pixel, 0..1."""
 
     points: FloatArray
     strength: float
@@ -45,7 +45,7 @@ class Stripe:
 
 @dataclass(frozen=True, slots=True)
 class Crown:
-    """Tree crown, or its shadow if ``material`` is None; metres."""
+    """Tree crown, or its shadow if ``material`` is None, in metres."""
 
     x: float
     y: float
@@ -64,8 +64,8 @@ class Building:
 
     Attributes:
         outline: float64 (n, 2), convex, metres.
-        height: eaves above ground, metres.
-        roof: the parts of the roof, and the shadows that they cast on it.
+        height: height of the eaves above ground, metres.
+        roof: parts of the roof and their shadows on it.
     """
 
     outline: FloatArray
@@ -95,7 +95,7 @@ def scene_of(strokes: Sequence[Stroke]) -> Scene:
 
 def _bounds(stroke: Stroke) -> tuple[float, float, float, float]:
     if isinstance(stroke, Crown):
-        # Lumps reach a little beyond the nominal radius.
+        # Crowns are lumpy and reach beyond their nominal radius.
         r = 1.4 * stroke.radius
         return stroke.x - r, stroke.y - r, stroke.x + r, stroke.y + r
     x0, y0 = stroke.points.min(axis=0)

@@ -1,4 +1,4 @@
-"""Where chips and tiles lie: pixel grid, georeference and windows in the city."""
+"""Layout of chips and tiles: pixel grid, georeference and windows in the city."""
 
 import math
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from synthcity.paint import Grid
 from synthcity.plan import MAX_WARP_M, Box
 from synthcity.solids import Solid
 
-# Pixels are squares in degrees, like those of SpaceNet: about 0.30 m high and 0.24 m wide here.
+# Pixels are square in degrees, as in SpaceNet: about 0.30 m high and 0.24 m wide here.
 _PIXEL_DEG = 2.7e-6
 
 _LATITUDE, _LONGITUDE = 36.12, -115.2
 
-# Cities of fewer chips have no room for a chip without roads, or for the swath's edge.
+# Minimum numbers of chips for a chip without roads and for a swath edge.
 _GREEN_FROM_CHIPS, _SWATH_FROM_CHIPS = 12, 4
 
-# The green keeps this far from roads' middles: no asphalt reaches into its chip.
+# Distance between the green and road centre lines, so that no asphalt reaches into its chip.
 _GREEN_MARGIN_M = MAX_WARP_M + 12.0
 
 #: SpaceNet 4's resampled pixels, metres.
@@ -33,7 +33,7 @@ _UTM_16N = "EPSG:32616"
 
 _EASTING, _NORTHING = 732701, 3730539
 
-# The test city lies so far to the east that no tile's name comes twice, metres.
+# Offset of the test city to the east, metres. It is large enough to keep tile names unique.
 _TEST_OFFSET_M = 90_000
 
 
@@ -45,10 +45,10 @@ class Survey:
         chips: number of chips; the last row of the block may be incomplete.
         first: number of the first chip.
         size: side of a chip, pixels.
-        columns: chips in a row.
+        columns: number of chips per row.
         west: longitude of the block's north-west corner, degrees.
-        mirrored: the green lies in the north-east and the swath ends in the north-west, instead of
-            the other way round.
+        mirrored: true if the green lies in the north-east and the swath ends in the north-west,
+            false for the opposite.
     """
 
     chips: int
@@ -65,7 +65,7 @@ class Survey:
 
     @property
     def grid(self) -> Grid:
-        """Pixel size, one value for the whole city; exact within 0.02 % over 2 km."""
+        """Pixel size, one value for the whole city, with an error below 0.02 % over 2 km."""
         across, down = metres_per_degree(_LATITUDE)
         return Grid(_PIXEL_DEG * across, _PIXEL_DEG * down)
 
@@ -82,7 +82,7 @@ class Survey:
 
     @property
     def north(self) -> float:
-        """Latitude of the block's northern side, degrees; the middle is the same for all."""
+        """Latitude of the block's northern side, degrees; all blocks have the same middle."""
         return _LATITUDE + 0.5 * self.rows * self.size * _PIXEL_DEG
 
     def numbers(self) -> range:
@@ -154,7 +154,7 @@ def make_surveys(
 
 
 def metres_per_degree(latitude: float) -> tuple[float, float]:
-    """Return the metres in a degree of longitude and of latitude on the WGS 84 ellipsoid."""
+    """Return metres per degree of longitude and of latitude on the WGS 84 ellipsoid."""
     semi_major, eccentricity2 = 6378137.0, 6.69437999014e-3
     sine = math.sin(math.radians(latitude))
     curvature = 1 - eccentricity2 * sine * sine
@@ -172,16 +172,16 @@ def _columns(chips: int) -> int:
 
 @dataclass(frozen=True)
 class Tile:
-    """Place of an image.
+    """Location of an image.
 
     Attributes:
-        name: unique in its city, ``732701_3730539`` or ``img12``.
+        name: unique name in its city, e.g. ``732701_3730539`` or ``img12``.
         window: its pixels in the city's grid.
-        grid: their size.
-        transform: pixel (column, row) to coordinates of ``crs``.
-        crs: reference system as rasterio takes it.
+        grid: pixel size.
+        transform: transform from pixel (column, row) to coordinates of ``crs``.
+        crs: coordinate reference system, in a form that rasterio accepts.
         valid: bool (h, w), pixels within the swath of every view angle.
-        seen: the same as a polygon in city metres: where labels may lie.
+        seen: the valid area as a polygon in city metres; labels lie within it.
     """
 
     name: str
@@ -213,9 +213,9 @@ def oblique_tiles(count: int, size: int, *, test: bool) -> list[Tile]:
     """Return a block of tiles in UTM, row by row, named by their south-west corners.
 
     Args:
-        count: tiles; the last row of the block may be incomplete.
+        count: number of tiles; the last row of the block may be incomplete.
         size: side of a tile, pixels.
-        test: whether they belong to the test city.
+        test: whether the tiles belong to the test city.
     """
     grid = Grid(OBLIQUE_PIXEL_M, OBLIQUE_PIXEL_M)
     columns = max(1, int(np.ceil(np.sqrt(count))))
@@ -251,23 +251,23 @@ def extent(tiles: list[Tile]) -> tuple[float, float]:
 def move_to_buildings(
     tiles: list[Tile], solids: Sequence[Solid], room: tuple[float, float], step_m: float = 25.0
 ) -> list[Tile]:
-    """Move a block of tiles within its city to where most buildings are.
+    """Move a block of tiles within its city to the place with most buildings.
 
     Args:
         tiles: the block, which starts in the city's north-west corner.
         solids: the buildings.
-        room: how far it may move eastward and southward, metres; nowhere if that is less than 0.
-        step_m: places tried are so far apart.
+        room: maximum movement to the east and to the south, metres; negative means no movement.
+        step_m: distance between candidate positions, metres.
 
     Returns:
-        The same tiles with other pixels of the city; names and coordinates stay.
+        The tiles with new windows in the city; names and coordinates do not change.
     """
     if not solids:
         return tiles
     grid = tiles[0].grid
     width, height = extent(tiles)
     centres = np.array([(s.footprint.centroid.x, s.footprint.centroid.y) for s in solids])
-    # Neither one hall nor many sheds are worth as much as a street of houses.
+    # The square root favours a street of houses over one hall or many sheds.
     worth = np.sqrt([s.footprint.area for s in solids])
     best, place = -1.0, (0.0, 0.0)
     for x in np.arange(0.0, max(0.0, room[0]) + 1e-9, step_m):

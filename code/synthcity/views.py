@@ -1,14 +1,13 @@
-"""View angles, and which surface is visible at each pixel from one of them: a z-buffer.
+"""View angles, and a z-buffer that finds the visible surface of each pixel from one of them.
 
-A parallel view along a slanting direction displaces whatever is ``h`` metres high by ``h`` times a
-fixed shift on the ground. Of all surfaces that fall on one pixel the highest is the nearest, so
-heights serve as depths (E. Catmull, "A subdivision algorithm for computer display of curved
-surfaces", 1974). The same view from the sun tells what lies in shadow (L. Williams, "Casting curved
-shadows on curved surfaces", 1978).
+A parallel oblique view displaces a point at height ``h`` by ``h`` times a fixed shift on the
+ground. The highest of all surfaces at one pixel is the nearest, so heights serve as depths (E.
+Catmull, "A subdivision algorithm for computer display of curved surfaces", 1974). The same view
+from the sun finds the shadows (L. Williams, "Casting curved shadows on curved surfaces", 1978).
 
 The 27 view angles are those of SpaceNet 4: one pass of a satellite over Atlanta, from north to
 south. It first looked southward, then northward. Angles, azimuths and resolutions are from the
-published list; catalogue ids are invented, except one that readers of the data set know.
+published list. Catalogue ids are invented, except one that readers of the data set rely on.
 """
 
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from synthcity.solids import Face, Solid
 from synthcity.strokes import Crown
 
 # Off-nadir angle and target azimuth (degrees), resolution of the panchromatic band (metres). The
-# list has 31.0, 37.0 and 54.0 degrees where names say 30, 36 and 53: it was rounded up there.
+# list rounds up to 31.0, 37.0 and 54.0 degrees where directory names say 30, 36 and 53.
 _COLLECTS = (
     (7.8, 118.4, 0.48), (8.3, 78.4, 0.49), (10.5, 148.6, 0.49), (10.6, 57.6, 0.48),
     (13.9, 162.0, 0.49), (14.8, 43.0, 0.49), (16.9, 168.7, 0.52), (19.3, 35.1, 0.52),
@@ -37,13 +36,13 @@ _COLLECTS = (
     (52.2, 17.7, 1.48), (53.4, 17.4, 1.63), (53.97, 17.4, 1.67),
 )  # fmt: skip
 
-# Two view angles share the name "nadir10": only this id tells which of them faces south.
+# Two view angles share the name "nadir10". Only this id identifies the one that faces south.
 _REAL_IDS = {10.5: "1030010003993E00"}
 
 #: Number of view angles.
 VIEW_ANGLE_COUNT = len(_COLLECTS)
 
-#: A view's ``surface`` where nothing stands on the ground.
+#: Value of ``View.surface`` for bare ground.
 GROUND = -1
 
 #: Height of a crown's centre above the ground, in radii.
@@ -59,10 +58,10 @@ class ViewAngle:
 
     Attributes:
         angle: off-nadir angle, degrees.
-        azimuth: direction from the satellite to the target, degrees clockwise from north; what is
-            high leans that way.
-        resolution_m: size of a native pixel, the geometric mean of both sides, metres.
-        catalogue: id of the collect.
+        azimuth: direction from the satellite to the target, degrees clockwise from north; high
+            objects lean in this direction.
+        resolution_m: native pixel size, geometric mean of both sides, metres.
+        catalogue: catalogue id of the collect.
     """
 
     angle: float
@@ -72,7 +71,7 @@ class ViewAngle:
 
     @property
     def name(self) -> str:
-        """Name of SpaceNet 4's directory; the angle is truncated."""
+        """Name of SpaceNet 4's directory, with the angle truncated to whole degrees."""
         return f"Atlanta_nadir{int(self.angle)}_catid_{self.catalogue}"
 
     @property
@@ -105,11 +104,11 @@ class Skyline:
     """Everything that rises above the ground of a city.
 
     Attributes:
-        faces: of all buildings.
-        owner: int32 (faces,), the building that each belongs to.
-        boxes: float64 (faces, 6), least x, y and height, then the greatest.
-        crowns: the trees.
-        places: float64 (crowns, 3), x, y and radius.
+        faces: faces of all buildings.
+        owner: int32 (faces,), index of each face's building.
+        boxes: float64 (faces, 6), minimum x, y and height, then the maximum of each.
+        crowns: tree crowns.
+        places: float64 (crowns, 3), x, y and radius of each crown.
     """
 
     faces: tuple[Face, ...]
@@ -135,11 +134,11 @@ class View:
     """Visible surfaces of a window; all arrays are (h, w).
 
     Attributes:
-        window: the pixels.
-        shift: (x, y), metres that a metre of height moves on the ground.
-        height: float32, metres above ground of what shows.
-        surface: int32, the index of the face; from the number of faces on, of the crown; or
-            ``GROUND``.
+        window: the rendered pixels.
+        shift: (x, y), displacement on the ground per metre of height, metres.
+        height: float32, height of the visible surface above ground, metres.
+        surface: int32, index of the visible face; or the number of faces plus the index of the
+            visible crown; or ``GROUND``.
         tone: float32, brightness of leaves; 1 elsewhere.
     """
 
@@ -154,10 +153,10 @@ def render_view(skyline: Skyline, window: Window, grid: Grid, shift: tuple[float
     """Render the visible surfaces of a window.
 
     Args:
-        skyline: what stands on the ground.
-        window: in the city's pixels on the ground.
-        grid: their size.
-        shift: (x, y), metres on the ground that a metre of height moves.
+        skyline: buildings and trees.
+        window: the city's pixels on the ground.
+        grid: pixel size.
+        shift: (x, y), displacement on the ground per metre of height, metres.
     """
     shape = (window.height, window.width)
     view = View(
@@ -178,7 +177,7 @@ def render_view(skyline: Skyline, window: Window, grid: Grid, shift: tuple[float
 def _faces_in(
     skyline: Skyline, window: Window, grid: Grid, shift: tuple[float, float]
 ) -> NDArray[np.intp]:
-    """Return the faces that face the viewer and may touch the window, roofs before walls."""
+    """Return the indices of faces turned to the viewer that may touch the window, roofs first."""
     if not skyline.faces:
         return np.empty(0, dtype=np.intp)
     low, high = skyline.boxes[:, :3], skyline.boxes[:, 3:]
@@ -190,7 +189,7 @@ def _faces_in(
         moved = np.stack([low[:, 2], high[:, 2]]) * shift[axis]
         hits &= low[:, axis] + moved.min(axis=0) < edges[2 + axis]
         hits &= high[:, axis] + moved.max(axis=0) > edges[axis]
-    # Where a wall meets its roof both have the same height: the first one drawn stays.
+    # A wall and its roof have the same height where they meet, and the first one drawn stays.
     inside = np.flatnonzero(hits)
     return inside[np.argsort(np.abs(normals[inside, 2]) < 1e-6, kind="stable")]
 
@@ -218,7 +217,7 @@ def _draw_face(view: View, surface: Face, index: int, grid: Grid) -> None:
     covered = coverage(rings, x, y)
     if not covered.any():
         return
-    # The plane n (x, y, z) = d, met by the line of sight through a place on the ground.
+    # Height at which the line of sight through a ground point meets the plane n (x, y, z) = d.
     normal = surface.normal
     offset = float(normal @ surface.rings[0][0])
     across, down = ((x + corner[0]) * pixel[0], (y + corner[1]) * pixel[1])
@@ -239,9 +238,9 @@ def coverage(rings: Sequence[FloatArray], x: FloatArray, y: FloatArray) -> NDArr
     """Rasterize a polygon on a lattice by the even-odd rule, bool (len(y), len(x)).
 
     Args:
-        rings: the outer ring and holes, float64 (n, 2) each, not closed, of any direction.
-        x: ascending columns of the lattice.
-        y: ascending rows of the lattice.
+        rings: the outer ring and holes, float64 (n, 2) each, not closed, in any direction.
+        x: ascending x coordinates of the lattice.
+        y: ascending y coordinates of the lattice.
     """
     inside = np.zeros((len(y), len(x)), dtype=bool)
     for ring in rings:
@@ -255,7 +254,7 @@ def coverage(rings: Sequence[FloatArray], x: FloatArray, y: FloatArray) -> NDArr
 
 
 def _draw_crown(view: View, crown: Crown, index: int, grid: Grid) -> None:
-    """Draw a crown, elongated along the line of sight like a ball."""
+    """Draw a crown as a ball, elongated along the displacement."""
     stamp = crown_stamps()[crown.variant]
     window, shift = view.window, view.shift
     slant = float(np.hypot(*shift))
