@@ -160,6 +160,7 @@ def test_a_confidence_model_is_fitted_out_of_fold_and_counts_for_its_networks(
     fold = ["predict", str(data), str(out), *flags, "--workers", "0"]
     fit = ["confidence", str(out), str(maps), "--weights", str(weights)]
     assert run(*fold)[0] == 0
+    maps.mkdir()
     status, said = run(*fit)
     assert status == 1 and "was not predicted out of fold" in said
     plain = out.read_bytes()

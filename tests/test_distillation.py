@@ -220,7 +220,7 @@ def test_a_student_trains_on_all_chips_and_predicts_alone(
     options = TrainingOptions(tmp_path / "cache", teacher=given)
     assert train([city / "train"], recipe, context, options) == {}
     printed = capsys.readouterr().out
-    assert "teacher: demo, 8 passes a chip (2 networks x 4 test-time augmentations)" in printed
+    assert "teacher: demo, 8 passes per chip (2 networks x 4 test-time augmentations)" in printed
     assert "all-tiny-3band: 6 chips, not validated" in printed
     (file,) = choose(find_weights(context.weights), recipe)
     assert file.path.name == "all-tiny-3band.last.safetensors"
@@ -284,7 +284,7 @@ def test_teachers_that_cannot_teach(teacher: Teacher, tmp_path: Path) -> None:
         run(load_recipe("demo"), given)
     with pytest.raises(SatmapError, match="no weights"):
         run(student(), tmp_path)
-    with pytest.raises(SatmapError, match="`task` and `stretch` must agree"):
+    with pytest.raises(SatmapError, match="`stretch` and `input_px` must agree"):
         run(student(stretch={"low": 1}), given)
     # Its own weights are no teacher, beside others they do not disturb.
     network = build_network("tiny", 3, ROAD_MAPS, (16, 16, 16, 16))

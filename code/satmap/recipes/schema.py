@@ -347,7 +347,9 @@ class Recipe(Settings, Generic[TaskT, LossesT]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The type depends on the task and is not an attribute of a module, which pickle needs.
-        return recipe_from_json, (self.model_dump_json(exclude_unset=True),)
+        content = self.model_dump(mode="json", exclude_unset=True)
+        content["task"]["name"] = self.task.name
+        return recipe_from_json, (json.dumps(content),)
 
 
 @cache
