@@ -172,9 +172,9 @@ def test_training_keeps_near_duplicates_in_one_fold(
     options = ("--recipe", recipe, "--weights", tmp_path / "w", "--cache", tmp_path / "cache")
     for text, message in (
         (printed.replace("data/images", "elsewhere"), "names none of the images"),
-        ("{}", "no report of near-duplicates"),
-        ('{"groups": [[1]]}', "something else than paths"),
-        ('{"groups": [["a\\u0000"]]}', "no report of near-duplicates"),
+        ("{}", "not a report of near-duplicates"),
+        ('{"groups": [[1]]}', "values that are not paths"),
+        ('{"groups": [["a\\u0000"]]}', "not a report of near-duplicates"),
     ):
         report.write_text(text)
         status, _, error = run("train", data, *options, *common, "--audit", report)

@@ -191,7 +191,7 @@ def test_masks_become_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     # The files are taken for maps: written again, but nothing else is replaced.
     outputs[".gpkg"].write_text("notes")
     status, said = run(capsys, "vectorize", masks, outputs[".gpkg"], "--task", "buildings")
-    assert status == 1 and "holds no map" in said
+    assert status == 1 and "is not overwritten" in said
     status, said = run(capsys, "vectorize", masks, tmp_path / "a.graphml", "--task", "buildings")
     assert status == 1 and "'.graphml' is none of .csv, .json, .geojson, .gpkg" in said
 

@@ -82,7 +82,7 @@ def test_categories_by_angle_and_side() -> None:
         parse_view_angle(str(view_angle)) == view_angle
         for view_angle in (ViewAngle(32, "south"), ViewAngle(7))
     )
-    with pytest.raises(ValueError, match="no look"):
+    with pytest.raises(ValueError, match="not an off-nadir angle"):
         parse_view_angle("up")
 
 
@@ -204,7 +204,7 @@ def test_coco_ids_are_those_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": [{"id": "a", "file_name": "1.jpg"}]}, r"images\[0\] needs an integer as id"),
+        ({"images": [{"id": "a", "file_name": "1.jpg"}]}, r"images\[0\] needs an integer id"),
         ({"images": [{"id": 1, "file_name": 1}]}, r"images\[0\] needs a file_name"),
         ({"images": 3}, "not COCO annotations"),
         ({"annotations": [{"image_id": 1, "category_id": 100, "segmentation": [[1, 2, 3, 4]]}]},
@@ -213,7 +213,7 @@ def test_coco_ids_are_those_of_the_file(tmp_path: Path) -> None:
          "image 4, which is not listed"),
         ({"annotations": [{"image_id": 1, "category_id": 3, "segmentation": [[1] * 6]}]},
          "category_id 3"),
-        ({"annotations": [{"id": 1}]}, r"annotations\[0\] is of the image null"),
+        ({"annotations": [{"id": 1}]}, r"annotations\[0\] refers to the image null"),
     ],
 )  # fmt: skip
 def test_annotations_at_fault_are_named(

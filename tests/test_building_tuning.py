@@ -244,7 +244,7 @@ def test_each_category_of_looks_has_its_own(
     status, said = run(capsys, *tune)
     assert status == 0
     assert "very off-nadir: too few places for a fit (1)" in said
-    assert "elsewhere: elsewhere.tif: its name does not say from where it looks" in said
+    assert "elsewhere: elsewhere.tif: the file name does not give the off-nadir angle" in said
     assert said.count("on chips not fitted to") == 2
     fitted, before = (
         load_recipe(str(output)).task.vectorizer,
@@ -315,7 +315,7 @@ def test_bad_input_is_told_clearly(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "no building in any of the 4" in told(masks, empty, out, "--recipe", recipe)
     of_view_angles = write_recipe(tmp_path / "looks.yaml", view_angles=3)
     said = told(masks, truth, out, "--recipe", of_view_angles)
-    assert "AOI_9_Made_img0.tif: its name does not say from where it looks" in said
+    assert "AOI_9_Made_img0.tif: the file name does not give the off-nadir angle" in said
     assert "Give --nadir degrees off nadir" in said
     # Looks at three places, some of them in each half, say nothing of a fourth.
     names = [
@@ -378,7 +378,7 @@ def test_vectorize_has_the_settings_of_each_category(
     command = ("vectorize", masks, out, "--task", "buildings", "--recipe", tuned, "--workers", 0)
     status, said = run(capsys, *command)
     found = {name: len(rows) for name, rows in read_buildings_csv(out).items()}
-    assert status == 0 and "elsewhere.tif: its name does not say" in said
+    assert status == 0 and "elsewhere.tif: the file name does not give" in said
     assert found[nadir] == found["elsewhere"] == 0 < found[far]
     run(capsys, *command, "--nadir", "53")
     assert len(read_buildings_csv(out)["elsewhere"]) > 0

@@ -145,7 +145,7 @@ def test_chips_that_cannot_be_trained_with(tmp_path: Path, chip: Chip, fault: st
             expected = "no label"
         case _:
             channels = 8
-            expected = "the networks want 8 bands"
+            expected = "the networks need 8 bands"
     (again,) = scan_roads([tmp_path / "data"]).chips
     done = prepare_chips([again], channels, tmp_path / "cache", STRETCH, TASK)
     assert expected in done.faults["AOI_7_Moscow_chip1"]

@@ -329,7 +329,7 @@ def test_only_a_roads_csv_is_ever_replaced(
     weights = tmp_path / "weights"
     image = next((city / "test").glob("**/*.tif"))
     before = image.read_bytes()
-    assert "holds no map" in fails(capsys, "predict", city / "test", image, "--weights", weights)
+    assert "overwritten" in fails(capsys, "predict", city / "test", image, "--weights", weights)
     assert image.read_bytes() == before
     os.mkfifo(tmp_path / "pipe")
     assert "a device or a pipe" in fails(

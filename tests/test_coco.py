@@ -507,13 +507,13 @@ def test_polygons_are_drawn(tmp_path: Path) -> None:
     [
         ({"images": None}, "images must be a list"),
         ({"images": [5]}, "images must be a list of objects"),
-        ({"images": [{"width": 9, "height": 3}]}, r"images\[0\] needs an integer as id"),
-        ({"images": [{"id": 2**63}]}, r"images\[0\] needs an integer as id"),
+        ({"images": [{"width": 9, "height": 3}]}, r"images\[0\] needs an integer id"),
+        ({"images": [{"id": 2**63}]}, r"images\[0\] needs an integer id"),
         ({"images": [{"id": 5}]}, r"images\[0\] needs width and height as integers"),
         ({"images": [{"id": 5, "width": 0, "height": 3}]}, r"images\[0\] has the size 0 x 3"),
         ({"images": [{"id": 5, "width": 9, "height": 3}] * 2}, r"images\[1\] repeats the id 5"),
         ({"annotations": {}}, "annotations must be a list"),
-        ({"annotations": [{"image_id": 6}]}, r"annotations\[0\] is of the image 6"),
+        ({"annotations": [{"image_id": 6}]}, r"annotations\[0\] refers to the image 6"),
         ({"annotations": [{"image_id": 5}]}, r"annotations\[0\] has category_id null"),
         (
             {

@@ -140,7 +140,7 @@ def test_soft_targets_are_what_the_ensemble_says_and_are_made_once(
     assert soft.path.stat().st_mtime_ns == before
     # A damaged or half file is made again.
     soft.path.write_bytes(soft.path.read_bytes()[:100])
-    with pytest.raises(SatmapError, match="makes what is missing"):
+    with pytest.raises(SatmapError, match="computes missing maps"):
         soft.read()
     predict_soft_targets(chips, teacher, context)
     assert np.array_equal(soft.read(), expected)

@@ -734,7 +734,7 @@ def test_a_soup_is_the_mean_and_held_out_by_all(
     assert {"epoch", "scores"}.isdisjoint(metadata)
     other = build_network("tiny", 3, ROAD_MAPS, (8, 8, 8, 16))
     save_weights(files[0], other, {})
-    with pytest.raises(SatmapError, match="only networks of one kind"):
+    with pytest.raises(SatmapError, match="only networks of the same architecture"):
         average_weights(output, files)
     with pytest.raises(SatmapError, match="two or more"):
         average_weights(output, files[:1])

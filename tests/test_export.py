@@ -150,7 +150,7 @@ def test_what_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         # A forgotten argument must not cost the weights; the graph itself may be made again.
         weights = tmp_path / f"weights{suffix}"
         save_weights(weights, network.eval(), {})
-        with pytest.raises(SatmapError, match="nothing that satmap exported"):
+        with pytest.raises(SatmapError, match="was not exported by satmap"):
             export_network(network, weights, {}, (32, 32))
         (tmp_path / f"made{suffix}").mkdir()
         with pytest.raises(SatmapError, match="is a directory"):
@@ -222,5 +222,5 @@ def test_categories_that_do_not_exist_are_refused_before_an_export() -> None:
     network = make("tiny", "plain", ("a", "b", "c"))
     x = torch.zeros(2, 3, 32, 32)
     for category in ([0, -1], [3, 0], [0], [[0], [1]]):
-        with pytest.raises(ValueError, match="indices from 0 to 2, one an image of 2"):
+        with pytest.raises(ValueError, match="indices from 0 to 2, one for each of 2 images"):
             network(x, torch.tensor(category))

@@ -31,7 +31,7 @@ def test_names_of_spacenet_5(tmp_path: Path) -> None:
     summary = inventory.summary()
     assert "AOI_7_Moscow" in summary
     assert "128x96" in summary
-    assert "passed over: 1" in summary
+    assert "ignored: 1" in summary
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_an_image_given_twice(tmp_path: Path) -> None:
     first = write_image(tmp_path / "a/SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
     (tmp_path / "b").mkdir()
     shutil.copy(first, tmp_path / "b")
-    with pytest.raises(SatmapError, match="two PS-RGB images claim the id AOI_7_Moscow_chip1"):
+    with pytest.raises(SatmapError, match="two PS-RGB images have the id AOI_7_Moscow_chip1"):
         scan_roads([tmp_path])
     # The same directory named twice is one directory.
     assert len(scan_roads([tmp_path / "a", tmp_path / "a"]).chips) == 1

@@ -190,11 +190,11 @@ def test_each_image_gets_the_head_of_its_category() -> None:
     assert single.category_indices(["nadir"]) is None
     with pytest.raises(SatmapError, match=r"heads for nadir, off-nadir.*'zenith'"):
         network.category_indices(["zenith"])
-    with pytest.raises(ValueError, match="the categories nadir, off-nadir"):
+    with pytest.raises(ValueError, match="are nadir, off-nadir"):
         network(x)
-    with pytest.raises(ValueError, match="has none"):
+    with pytest.raises(ValueError, match="are none"):
         single(x, category)
-    with pytest.raises(ValueError, match="categories are none or several"):
+    with pytest.raises(ValueError, match="categories must be none, or two or more"):
         build_network("resnet18", 3, ["building"], categories=["nadir"])
 
 
@@ -342,7 +342,7 @@ def test_what_cannot_be_built() -> None:
     with pytest.raises(SatmapError, match="unknown decoder 'heavy'; known are plain, scse, light"):
         build_network("resnet18", 3, ["road"], decoder_kind="heavy")
     for maps in ([], ["road", "road"]):
-        with pytest.raises(ValueError, match="planes need names"):
+        with pytest.raises(ValueError, match="map names must be one or more"):
             build_network("resnet18", 3, maps)
 
 
@@ -404,7 +404,7 @@ def test_pretrained_encoder_errors(imagenet: dict[str, Tensor], tmp_path: Path) 
         SatmapError, match=r"no weight file .*absent\.pth.*timm/resnet18.*--from-sc"
     ):
         load_pretrained_encoder(network, tmp_path / "absent.pth")
-    with pytest.raises(SatmapError, match="Is a directory"):
+    with pytest.raises(SatmapError, match="is a directory"):
         load_pretrained_encoder(network, tmp_path)
     path = tmp_path / "weights.pth"
     for saved, message in [
@@ -469,7 +469,7 @@ def test_missing_files(tmp_path: Path) -> None:
     for read in (load_weights, read_weights_metadata):
         with pytest.raises(SatmapError, match=r"no weight file .*absent\.safetensors"):
             read(tmp_path / "absent.safetensors")
-        with pytest.raises(SatmapError, match="Is a directory"):
+        with pytest.raises(SatmapError, match="is a directory"):
             read(tmp_path)
 
 

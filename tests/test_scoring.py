@@ -260,8 +260,8 @@ SQUARE = [[(10.0, 50.0), (10.001, 50.0), (10.001, 50.001), (10.0, 50.0)]]
         # Pixel coordinates that happen to be possible degrees; a stray vertex.
         ([feature("LineString", [(0, 0), (120, 80)])], "km wide or high"),
         ([feature("LineString", [(10, 50), (10.001, 50), (12, 60)])], "km wide or high"),
-        ([feature("Linestring", [(10, 50), (10.001, 50)])], "no GeoJSON geometry is called"),
-        ([feature("LineString", [(10, 50), (10.001, 50)], [1, 2])], "properties are no object"),
+        ([feature("Linestring", [(10, 50), (10.001, 50)])], "unknown GeoJSON geometry"),
+        ([feature("LineString", [(10, 50), (10.001, 50)], [1, 2])], "properties are not an object"),
         ([feature("LineString", [(10, 50), (10**400, 50)])], "malformed"),
         (
             [feature("Polygon", SQUARE, {"Confidence": "high"})],

@@ -154,7 +154,7 @@ def test_labels_in_another_reference_system(tmp_path: Path) -> None:
     assert read(path, image) == [[[10, 10], [40, 10]]]
     # The same numbers without the crs member cannot be degrees.
     path = write(tmp_path / "labels.geojson", line)
-    with pytest.raises(SatmapError, match="is no longitude and latitude"):
+    with pytest.raises(SatmapError, match="is not a longitude and latitude"):
         read(path, image)
     # A crs that nobody understands is passed over.
     degrees = {"type": "LineString", "coordinates": [lon_lat(10, 10), lon_lat(20, 10)]}

@@ -328,7 +328,7 @@ def test_only_roads_are_replaced(tmp_path: Path, suffix: str) -> None:
     masks, output = tmp_path / "masks", tmp_path / f"out{suffix}"
     write_mask(masks / "chip0.tif", street())
     output.write_text("my notes")
-    with pytest.raises(CannotWriteError, match="holds no map"):
+    with pytest.raises(CannotWriteError, match="is not overwritten"):
         vectorize(masks, output)
     assert output.read_text() == "my notes"
     output.write_text("")

@@ -266,7 +266,7 @@ def test_what_cannot_be_found_is_said(
         manifest_path(moved.output).write_text(content)
         with pytest.raises(SystemExit):
             main(["verify", str(moved.output)])
-        assert "is no manifest of this version" in capsys.readouterr().err
+        assert "is not a manifest of this version" in capsys.readouterr().err
     manifest_path(moved.output).unlink()
     with pytest.raises(SystemExit):
         main(["verify", str(moved.output)])
