@@ -1,4 +1,4 @@
-"""Prediction with threads, worker processes and ranks: the same bytes, whatever happens to them."""
+"""PredictionReport with threads, worker processes and ranks: the same bytes, whatever happens to them."""
 
 import json
 import os
@@ -42,7 +42,7 @@ from satmap.networks.unet import build_network
 from satmap.prediction import images as pictures
 from satmap.prediction import share
 from satmap.prediction.journal import Journal
-from satmap.prediction.run import Prediction, predict
+from satmap.prediction.run import PredictionReport, predict
 from satmap.provenance.manifest import SUFFIX
 from satmap.recipes.schema import Inference, load_recipe
 from satmap.runtime.workers import BoundedPool, read_ahead
@@ -94,7 +94,7 @@ class Area:
         self.done = self.predict(directory / "whole")
         self.files = files_in(directory / "whole")
 
-    def predict(self, place: Path, **options: Any) -> Prediction:
+    def predict(self, place: Path, **options: Any) -> PredictionReport:
         return predict(
             [self.images], place / "out.csv", self.weights, CPU, self.recipe,
             maps=place / "planes", exports=[place / "out.graphml"], **options,

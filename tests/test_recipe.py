@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from satmap.errors import SatmapError
-from satmap.networks.encoder_names import ENCODER_NAMES
 from satmap.networks.encoders import ENCODERS
+from satmap.recipes.encoder_names import ENCODER_NAMES
 from satmap.recipes.schema import (
     DecoderSettings,
     load_recipe,

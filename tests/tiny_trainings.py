@@ -5,8 +5,8 @@ from typing import Any, cast
 import pytest
 import yaml
 
-from satmap.networks.encoder_names import ENCODER_NAMES
 from satmap.networks.encoders import ENCODERS, EncoderSpec
+from satmap.recipes.encoder_names import ENCODER_NAMES
 
 
 def add_tiny_encoders(patch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from satmap.data.imagery import MULTISPECTRAL, ImageInfo
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
+from satmap.io.checksums import FileRecord, record_file
 
 
 @dataclass(frozen=True)
@@ -65,3 +66,15 @@ class Chip:
                 f"{self.channels}. {richer or 'Use'} a recipe whose members all have "
                 f"`bands: {self.channels}` or less."
             )
+
+
+def record_images(chip: Chip) -> dict[str, FileRecord]:
+    """Record the files of an image, by product, except those that cannot be read."""
+    records = {}
+    for product, info in sorted(chip.images.items()):
+        try:
+            records[product] = record_file(info.path)
+        except SatmapError:
+            # An image that was deleted meanwhile is already among the reported faults.
+            continue
+    return records

@@ -20,8 +20,8 @@ from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from satmap.errors import SatmapError
-from satmap.networks.encoder_names import unknown_encoder
 from satmap.networks.layers import NormAct, fix_same_padding, force_padding, split_norm_act
+from satmap.recipes.encoder_names import unknown_encoder
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from typing_extensions import TypeVar
 
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
-from satmap.networks.encoder_names import ENCODER_NAMES, unknown_encoder
+from satmap.recipes.encoder_names import ENCODER_NAMES, unknown_encoder
 from satmap.recipes.registry import BUILT_IN, find_task
 from satmap.recipes.strict_yaml import read_yaml
 from satmap.recipes.task_settings import TaskLosses, TaskSettings

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from satmap.errors import SatmapError
 from satmap.io.text import printable
-from satmap.networks.encoder_names import ENCODER_NAMES
+from satmap.recipes.encoder_names import ENCODER_NAMES
 from satmap.settings import Settings
 
 #: Metadata key of the checksum.

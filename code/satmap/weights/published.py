@@ -20,7 +20,6 @@ from satmap.errors import SatmapError
 from satmap.io.text import printable
 from satmap.networks.encoders import ENCODERS, child_name
 from satmap.networks.unet import DECODER_WIDTHS, UNet, build_network
-from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.weights.header import (
     CHECKSUM,
     read_metadata,
@@ -39,6 +38,9 @@ REFERENCE_NORMALIZATION: Mapping[tuple[str, int], tuple[tuple[float, ...], tuple
     ("inception_resnet_v2", 3): ((0.5,) * 3, (0.5,) * 3),
     ("inception_resnet_v2", 8): ((0.5,) * 8, (0.5,) * 8),
 }
+
+#: Probability maps of the published networks, in the order of their channels.
+REFERENCE_MAPS = (*(f"speed{index}" for index in range(10)), "road", "junction")
 
 #: 1-based PS-MS bands in the order of the channels, by the number of bands.
 REFERENCE_BANDS: Mapping[int, tuple[int, ...]] = {3: (5, 3, 2), 8: (5, 3, 2, 1, 4, 6, 7, 8)}
@@ -210,7 +212,7 @@ def _reference_network(path: Path, tensors: Mapping[str, Tensor]) -> UNet:
     faults: list[tuple[int, str]] = []
     for encoder, bands in REFERENCE_NORMALIZATION:
         with torch.device("meta"):
-            network = build_network(encoder, bands, ROAD_MAPS)
+            network = build_network(encoder, bands, REFERENCE_MAPS)
         expected = {
             ours_to_reference(name, encoder): value for name, value in network.state_dict().items()
         }
