@@ -1,4 +1,4 @@
-"""PredictionReport with threads, worker processes and ranks: the same bytes, whatever happens to them."""
+"""Prediction by several processes: the same bytes for any number, with kills and resumption."""
 
 import json
 import os
