@@ -1,5 +1,6 @@
-"""The directory layouts of the challenges, one file each.
+"""Directory layouts of the challenges, one module each.
 
-A layout is a function from directories to an :class:`satmap.data.inventory.Inventory` of chips, and
-a function from a file name to the image id. ``docs/extending.md`` lists the places that call them.
+A layout has two functions. One makes an :class:`satmap.data.inventory.Inventory` of the images in
+directories, the other reads the image id from a file name. ``docs/extending.md`` lists the places
+that call them.
 """
