@@ -90,7 +90,7 @@ def test_roads_become_a_networkx_graph_and_a_table() -> None:
     assert score_roads({"a": rows}, {"a": rows}).total.fair.length.score == 1
 
 
-def test_tables_lie_where_the_image_does(tmp_path: Path) -> None:
+def test_tables_use_the_georeference_of_the_image(tmp_path: Path) -> None:
     path = tmp_path / "cross.tif"
     transform = Affine(0.5, 0, 500_000, 0, -0.5, 4_000_000)
     profile = {"driver": "GTiff", "width": 200, "height": 200, "count": 1, "dtype": "uint8"}
@@ -113,7 +113,7 @@ def test_buildings_become_a_table() -> None:
     assert len(satmap.vectorize(named, task="buildings")) == 1
 
 
-def test_scores_are_those_of_the_command(tmp_path: Path) -> None:
+def test_scores_equal_those_of_the_command(tmp_path: Path) -> None:
     truth = tmp_path / "truth.csv"
     header = "ImageId,WKT_Pix,length_m,travel_time_s\n"
     truth.write_text(f'{header}a,"LINESTRING (0 0, 100 0)",30,3\n')

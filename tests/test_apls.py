@@ -133,7 +133,7 @@ def test_crossing_without_common_vertex_does_not_connect() -> None:
     assert length_scores(overpass, crossing) == pytest.approx((1, 0.4, 0.8 / 1.4))
 
 
-def test_two_controls_at_one_place() -> None:
+def test_two_control_points_at_one_place() -> None:
     # Truth: a hairpin of 20 + 2 + 20 px, P(0,0) to Q(0,2), midpoint (20,1). The proposal is one
     # line between its legs: P and Q both land on (0,1). P-Q 42 against 0: 1; P-M and Q-M 21
     # against 20: 1/21 each.
@@ -201,7 +201,7 @@ def test_scale_moves_midpoints_and_snap() -> None:
         apls(truth, proposal, metres_per_pixel=0)
 
 
-def test_arrays_and_graphs_are_taken_too() -> None:
+def test_arrays_and_graphs_are_accepted() -> None:
     # The roads of test_missing_road.
     tee = [np.array(line) for line in ([(0, 0), (30, 0)], [(30, 0), (60, 0)], [(30, 0), (30, 30)])]
     score = apls(tee, [np.array([(0, 0), (60, 0)])], metres_per_pixel=1)
@@ -227,12 +227,12 @@ def test_arrays_and_graphs_are_taken_too() -> None:
         ([RoadRow(np.zeros((2, 3)), 1, 1)], "shape"),
     ],
 )
-def test_roads_that_make_no_sense(rows: list[RoadRow], message: str) -> None:
+def test_invalid_roads_are_refused(rows: list[RoadRow], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         apls(rows, rows)
 
 
-def test_one_long_road_needs_no_table_of_all_its_places() -> None:
+def test_memory_for_a_long_road_is_not_quadratic() -> None:
     # 310 km with 6,199 midpoints: nothing may grow with their square.
     far = roads([(0, 0), (1e6, 0)])
     tracemalloc.start()
@@ -290,7 +290,7 @@ def test_report_as_json() -> None:
     }  # fmt: skip
 
 
-def test_report_of_nothing() -> None:
+def test_report_without_images() -> None:
     report = score_roads({}, {})
     assert report.total.images == 0
     assert report.total.official.length.score == 0
@@ -316,7 +316,7 @@ def test_official_scores(
 
 
 @needs_fixtures
-def test_official_scores_of_made_cities() -> None:
+def test_official_scores_of_synthetic_cities() -> None:
     truth = read_roads_csv(FIXTURES / "made_truth.csv")
     report = score_roads(truth, read_roads_csv(FIXTURES / "made_proposal.csv"))
     with (FIXTURES / "made_expected.csv").open(newline="") as file:
@@ -339,7 +339,7 @@ road_maps = st.lists(lines, max_size=6).map(lambda drawn: roads(*drawn))
 
 @settings(max_examples=60, deadline=None)
 @given(truth=road_maps, proposal=road_maps, seed=st.integers(0, 99))
-def test_order_and_direction_of_rows_change_nothing(
+def test_order_and_direction_of_rows_do_not_matter(
     truth: list[RoadRow], proposal: list[RoadRow], seed: int
 ) -> None:
     shuffle = random.Random(seed)
@@ -370,7 +370,7 @@ def test_scores_are_shares_and_time_follows_length(
 
 @settings(max_examples=60, deadline=None)
 @given(truth=road_maps)
-def test_a_map_equals_itself(truth: list[RoadRow]) -> None:
+def test_a_map_compared_with_itself_scores_one(truth: list[RoadRow]) -> None:
     assert apls(truth, truth).length.score == 1
 
 

@@ -69,7 +69,7 @@ def test_the_eight_views_follow_from_one_transform() -> None:
 
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 10**6), st.integers(0, 3))
-def test_groups_are_those_of_all_pairs(seed: int, bits: int) -> None:
+def test_groups_equal_those_of_all_pairs(seed: int, bits: int) -> None:
     rng = np.random.default_rng(seed)
     hashes = rng.integers(0, 2**64, 12, dtype=np.uint64)
     hashes = np.concatenate([hashes, hashes])
@@ -183,7 +183,7 @@ def test_training_keeps_near_duplicates_in_one_fold(
     assert status == 1 and "none.json: cannot be read" in error
 
 
-def test_looks_at_one_place_join_their_groups(tmp_path: Path) -> None:
+def test_view_angles_of_one_place_join_their_groups(tmp_path: Path) -> None:
     def chip(name: str, place: str = "") -> Chip:
         infos = {
             product: ImageInfo(tmp_path / f"{name}-{product}.tif", product, 9, 9, 3, "uint8", None)

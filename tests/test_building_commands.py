@@ -114,7 +114,7 @@ def test_two_processes_train_predict_and_are_verified(
     assert (status, "identical, byte for byte" in said) == (0, True)
 
 
-def test_coco_results_are_made_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_coco_results_are_reproduced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     truth = write_coco(tmp_path / "data", {12: [square(10, 10, 30)], 7: []}, size=80)
     undecided_weights(tmp_path / "weights", input_px=64)
     out = tmp_path / "out.json"
@@ -137,7 +137,7 @@ def test_coco_results_are_made_again(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert set(seen.scores) == {"ap50"} and seen.gap < 1
 
 
-def test_a_confidence_model_is_fitted_out_of_fold_and_counts_for_its_networks(
+def test_a_confidence_model_is_fitted_out_of_fold_and_bound_to_its_networks(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data, weights, maps = (tmp_path / name for name in ("data", "weights", "planes"))

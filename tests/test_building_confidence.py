@@ -109,7 +109,7 @@ def model(samples: list[CandidateSample]) -> ConfidenceModel:
     return fit_confidence(samples).model
 
 
-def test_a_fit_tells_good_candidates_from_bad_and_is_the_same_again(
+def test_a_fit_separates_good_from_bad_candidates_and_is_reproducible(
     samples: list[CandidateSample], model: ConfidenceModel
 ) -> None:
     again = fit_confidence(samples)
@@ -126,7 +126,7 @@ def test_a_fit_tells_good_candidates_from_bad_and_is_the_same_again(
         sample(maps, truth[1:], 0, CHOSEN)
 
 
-def test_a_model_chooses_among_candidates_whatever_the_windows(model: ConfidenceModel) -> None:
+def test_a_model_selects_the_same_candidates_for_any_windows(model: ConfidenceModel) -> None:
     maps, _ = made(12)
     at_once = vectorize_buildings(maps, CHOSEN, model)
     assert len(at_once) > 20
@@ -136,7 +136,7 @@ def test_a_model_chooses_among_candidates_whatever_the_windows(model: Confidence
     assert [b.confidence for b in in_windows] == [b.confidence for b in at_once]
 
 
-def test_what_is_dropped_is_measured_as_it_is_rated(model: ConfidenceModel) -> None:
+def test_each_kind_of_confidence_has_its_own_threshold(model: ConfidenceModel) -> None:
     maps, _ = made(12)
     everything = vectorize_buildings(maps, CHOSEN.model_copy(update={"least_iou": 0.0}), model)
     sure = vectorize_buildings(maps, CHOSEN, model)
@@ -156,7 +156,7 @@ def test_what_is_dropped_is_measured_as_it_is_rated(model: ConfidenceModel) -> N
     assert vectorize_buildings(maps, CHOSEN.model_copy(update=high)) == []
 
 
-def test_files_come_back_and_others_are_refused(tmp_path: Path, model: ConfidenceModel) -> None:
+def test_files_round_trip_and_others_are_refused(tmp_path: Path, model: ConfidenceModel) -> None:
     path = tmp_path / CONFIDENCE_FILE
     write_confidence(path, model)
     features = np.random.default_rng(0).random((5, len(FEATURES)))

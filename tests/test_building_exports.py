@@ -73,7 +73,7 @@ def geopackage(path: Path) -> tuple[int, list[tuple[Any, ...]], list[shapely.Pol
     return srs, [tuple(row[1:]) for row in rows], polygons
 
 
-def test_geojson_to_the_letter(tmp_path: Path) -> None:
+def test_exact_geojson(tmp_path: Path) -> None:
     path = tmp_path / "new" / "b.geojson"
     assert export_buildings(path, lambda: [image(DEGREES)]) == {}
     # 1100 px of 0.717 x 1.112 m; the outer ring runs anticlockwise on the map, the hole clockwise.
@@ -109,7 +109,7 @@ def test_a_geopackage_keeps_the_system_of_the_images(tmp_path: Path) -> None:
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_images_of_two_systems_come_in_longitude_and_latitude(tmp_path: Path) -> None:
+def test_images_of_two_crs_are_exported_in_longitude_and_latitude(tmp_path: Path) -> None:
     path, nowhere = tmp_path / "b.gpkg", image(None, "nowhere")
     faults = export_buildings(path, lambda: [image(METRES), nowhere, image(DEGREES, "b")])
     assert list(faults) == ["nowhere"]
@@ -129,7 +129,7 @@ def test_images_of_two_systems_come_in_longitude_and_latitude(tmp_path: Path) ->
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10**6), st.floats(2e-8, 3e-7))
-def test_what_the_grid_rounds_is_valid_all_the_same(seed: int, pixel: float) -> None:
+def test_polygons_stay_valid_after_rounding(seed: int, pixel: float) -> None:
     rng = np.random.default_rng(seed)
     ring = rng.integers(0, 6, (12, 2)) + rng.random((12, 2))
     outline = shapely.convex_hull(shapely.MultiPoint(ring))
@@ -165,7 +165,7 @@ def write_mask(path: Path, maps: ProbabilityMaps, place: Georeference | None) ->
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_masks_become_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_masks_are_exported_as_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     masks = tmp_path / "masks"
     for number, place in enumerate((METRES, METRES, None)):
         maps = maps_of_labels(made_blocks(number, 120, 30, (12, 30)).labels, 1.0)

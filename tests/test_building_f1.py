@@ -36,7 +36,7 @@ def counts(truth: Sequence[BuildingRow], proposals: Sequence[BuildingRow]) -> tu
 # --- worked by hand -------------------------------------------------------------------------------
 
 
-def test_the_surest_proposal_chooses_first() -> None:
+def test_the_most_confident_proposal_matches_first() -> None:
     # A fits the first building wholly, but C, which also does by 9/11, is surer. B, the surest,
     # overlaps the second by a third only.
     truth = [box(0, 0, 10, 10), box(20, 0, 10, 10)]
@@ -45,12 +45,12 @@ def test_the_surest_proposal_chooses_first() -> None:
     assert counts(truth, [a, b, c]) == (1, 2, 1)
 
 
-def test_of_equally_sure_proposals_the_first_in_the_file_chooses() -> None:
+def test_equal_confidences_match_in_file_order() -> None:
     truth = [box(0, 0, 10, 10)]
     assert found(truth, [box(1, 0, 10, 10), box(0, 0, 10, 10)]) == [0, -1]
 
 
-def test_a_proposal_takes_the_best_of_the_free_buildings() -> None:
+def test_a_proposal_matches_the_best_unmatched_building() -> None:
     # IoU with the small one 60/100, with the large one 100/150.
     truth = [box(0, 0, 6, 10), box(0, 0, 15, 10)]
     assert found(truth, [box(0, 0, 10, 10, 0.9)]) == [1]
@@ -59,19 +59,19 @@ def test_a_proposal_takes_the_best_of_the_free_buildings() -> None:
     assert found(truth, [box(0, 0, 10, 10)] * 3) == [1, 0, -1]
 
 
-def test_of_equally_good_buildings_the_first_is_taken() -> None:
+def test_equal_overlaps_match_the_first_building() -> None:
     truth = [box(-3, 0, 10, 10), box(3, 0, 10, 10)]  # 70/130 each
     assert found(truth, [box(0, 0, 10, 10)]) == [0]
 
 
 @pytest.mark.parametrize(("width", "match"), [(5.0, -1), (5.001, 0), (20.0, -1), (19.999, 0)])
-def test_half_of_the_union_is_not_enough(width: float, match: int) -> None:
+def test_an_iou_of_exactly_half_is_no_match(width: float, match: int) -> None:
     assert found([box(0, 0, 10, 10)], [box(0, 0, width, 10)]) == [match]
     # 12 x 9 of 12 x 18 px: half, with sides that share 2/3.
     assert found([box(0, 0, 12, 13.5)], [box(0, 4.5, 12, 13.5)]) == [-1]
 
 
-def test_polygons_under_20_square_pixels_count_on_neither_side() -> None:
+def test_polygons_under_20_square_pixels_are_ignored() -> None:
     small, large = box(0, 0, 4, 4.9), box(0, 0, 4, 5)
     assert counts([small], [small]) == (0, 0, 0)
     assert counts([large], [small]) == (0, 0, 1)
@@ -100,7 +100,7 @@ def test_area_is_measured_before_the_repair(left: float, expected: tuple[int, in
     assert counts([BuildingRow(triangle)], [BuildingRow(bow_tie)]) == expected
 
 
-def test_the_union_is_that_of_the_repaired_polygons() -> None:
+def test_the_union_uses_the_repaired_polygons() -> None:
     # The bow-tie above: 68 px^2 within its larger triangle are .53 of 128 px^2, but .47 of 144.
     bow_tie = shapely.Polygon([(-4, -4), (12, 12), (12, -12), (-4, 4)])
     part = box(6, -34 / 6, 6, 68 / 6)
@@ -118,7 +118,7 @@ def test_holes_count() -> None:
     assert found([BuildingRow(ring)], [box(3, 3, 14, 14)]) == [-1]
 
 
-def test_a_building_of_parts_is_one() -> None:
+def test_a_multi_part_building_counts_once() -> None:
     parts = shapely.MultiPolygon([shapely.box(0, 0, 10, 10), shapely.box(20, 0, 25, 10)])
     assert found([BuildingRow(parts)], [box(0, 0, 10, 10, 0.9), box(20, 0, 5, 10, 0.8)]) == [0, -1]
 
@@ -131,7 +131,7 @@ def test_empty_on_either_side() -> None:
     assert match_buildings(some, []).taken.shape == (0,)
 
 
-def test_duplicates_of_a_proposal_are_false() -> None:
+def test_duplicate_proposals_are_false_positives() -> None:
     some = [box(0, 0, 10, 10)]
     assert counts(some, some * 3) == (1, 2, 0)
 
@@ -139,7 +139,7 @@ def test_duplicates_of_a_proposal_are_false() -> None:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def test_groups_and_countings() -> None:
+def test_groups_and_totals() -> None:
     # Vegas: img1 1 of 2 found; img2 only in the truth. Paris: img1 perfect; img9 only proposed.
     # Rio: only in the truth, so without an image to score.
     one, two, small = box(0, 0, 10, 10), box(50, 0, 10, 10), box(0, 0, 4, 4)
@@ -213,7 +213,7 @@ def test_spacenet_4_is_the_mean_of_its_categories() -> None:
     assert score_buildings(near, some).total["f1"] == pytest.approx((6 / 7 + 1) / 2)
 
 
-def test_where_there_is_nothing() -> None:
+def test_scores_without_buildings() -> None:
     assert score_buildings({}, {}).total["f1"] == 0
     some = [box(0, 0, 10, 10)]
     truth = {"AOI_1_A_img1": [], "AOI_1_A_img2": some, "AOI_1_B_img1": []}
@@ -303,7 +303,7 @@ drawn_boxes = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(truth=drawn_boxes, proposals=drawn_boxes)
-def test_equals_a_brute_force_where_much_is_equal(
+def test_equals_a_brute_force_with_many_ties(
     truth: list[BuildingRow], proposals: list[BuildingRow]
 ) -> None:
     assert found(truth, proposals) == by_brute_force(truth, proposals)
@@ -311,7 +311,7 @@ def test_equals_a_brute_force_where_much_is_equal(
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_the_order_of_rows_changes_nothing_where_confidences_differ(seed: int) -> None:
+def test_row_order_does_not_matter_for_distinct_confidences(seed: int) -> None:
     shuffle = random.Random(seed)
     truth = blocks(seed, 25)
     proposals = [
@@ -325,7 +325,7 @@ def test_the_order_of_rows_changes_nothing_where_confidences_differ(seed: int) -
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_a_map_equals_itself(seed: int) -> None:
+def test_a_map_compared_with_itself_scores_one(seed: int) -> None:
     rows = {"AOI_1_A_img1": blocks(seed, 20)}
     total = score_buildings(rows, rows).total
     assert (total["f1"], total["precision"], total["recall"]) == (1, 1, 1)

@@ -131,7 +131,7 @@ def test_coco_masks_are_drawn(tmp_path: Path) -> None:
     assert 0 < changed[:-40].mean() < 0.1
 
 
-def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
+def test_undrawable_input_is_reported(tmp_path: Path) -> None:
     write_tile(tmp_path / "data", 1, [])
     write_buildings_csv(tmp_path / "other.csv", {"AOI_9_Made_img5": []})
     with pytest.raises(SatmapError, match="has none of the images"):

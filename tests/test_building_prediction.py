@@ -100,7 +100,7 @@ def test_coco_results_have_the_ids_of_the_file_and_the_size_of_the_images(tmp_pa
     assert list(read_buildings_csv(tmp_path / "out.csv")) == ["7", "12"]
 
 
-def test_the_journal_gives_buildings_back_to_the_last_bit(tmp_path: Path) -> None:
+def test_the_journal_restores_buildings_exactly(tmp_path: Path) -> None:
     yard = shapely.Polygon(square(0.1, 1 / 3, 20)[0], square(5, 5, 6))
     image = ImageBuildings("a", 3, (40, 50), (Building(yard, 0.1 + 0.2),))
     task = default_task("buildings")
@@ -146,7 +146,7 @@ def test_the_geometric_mean_of_views(seed: int, bias: float) -> None:
     assert (both["geometric"] <= both["arithmetic"] + 0.005).all()
 
 
-def test_padding_is_as_the_recipe_says() -> None:
+def test_padding_follows_the_recipe() -> None:
     seen: list[torch.Tensor] = []
     network = build_network("resnet18", 3, ["building"], (8,) * 4).eval()
     network.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -164,7 +164,7 @@ def test_padding_is_as_the_recipe_says() -> None:
     assert not torch.equal(mirrored, repeated)
 
 
-def test_maps_brought_to_another_size_keep_their_places() -> None:
+def test_resized_maps_keep_their_positions() -> None:
     values = np.zeros((2, 32, 32), np.uint8)
     values[0, 8:16, 4:12], values[1] = 255, 100
     large = resize_maps(values, (64, 96))

@@ -50,7 +50,7 @@ def test_bodies_are_exact_and_keep_holes() -> None:
     assert body.sum() == 400 - 36 + 10 * 9
 
 
-def test_borders_are_inside_and_part_what_touches() -> None:
+def test_borders_lie_inside_and_separate_touching_buildings() -> None:
     duplicates = shapes(shapely.box(10, 10, 20, 20), shapely.box(20, 10, 30, 20))
     border = bits(rasterize_buildings(duplicates, (40, 40), SETTINGS), BORDER_BIT)
     # A ring of 36 pixels in each.
@@ -80,7 +80,7 @@ def test_buildings_wholly_at_the_edge_are_left_out() -> None:
     assert np.unique(draw_instances(shapes(edge, inside), (40, 40))).tolist() == [0, 1, 2]
 
 
-def test_the_smaller_of_two_that_overlap_is_on_top() -> None:
+def test_the_smaller_of_overlapping_buildings_is_on_top() -> None:
     for order in (1, -1):
         both = shapes(shapely.box(5, 5, 35, 35), shapely.box(10, 10, 15, 15))[::order]
         labels = draw_instances(both, (40, 40))
@@ -141,7 +141,7 @@ def test_weights_by_hand() -> None:
     assert np.allclose(cut, weights, rtol=1e-6)
 
 
-def test_weights_survive_their_byte() -> None:
+def test_weights_survive_storage_in_a_byte() -> None:
     weights = np.geomspace(0.06, 10_000, 500).astype(np.float32)
     assert np.allclose(weight_table()[encode_weights(weights)], weights, rtol=0.026)
     assert weight_table()[encode_weights(np.ones(1, np.float32))][0] == 1

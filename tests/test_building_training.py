@@ -246,7 +246,7 @@ def test_missing_labels_and_nothing_to_learn(tmp_path: Path) -> None:
         train([tmp_path / "data"], small(), context, options)
 
 
-def test_heads_by_look_in_training_and_prediction(
+def test_heads_by_view_angle_in_training_and_prediction(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "data"
@@ -297,7 +297,9 @@ def test_heads_by_look_in_training_and_prediction(
     assert "6 images, 3 buildings" in capsys.readouterr().out
 
 
-def test_an_unknown_look_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_view_angle_is_requested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     chips_of(tmp_path / "data", 2)
     recipe = tmp_path / "heads.yaml"
     recipe.write_text(yaml.safe_dump(with_task(view_angle_heads=3)))

@@ -58,7 +58,7 @@ def test_f1_is_the_mean_of_areas_of_summed_counts() -> None:
     assert measure.score([Counts()], [2]) == 0
 
 
-def test_the_error_of_a_gain_is_the_jackknifes() -> None:
+def test_the_error_of_a_gain_is_the_jackknife_estimate() -> None:
     # Ten buildings a chip and none false: F1 = 2 tp / (tp + 10), all chips in one area.
     measure = PooledF1(["a"] * 4, list("wxyz"))
     before = [Counts(5, 0, 5)] * 4
@@ -228,7 +228,7 @@ def test_real_footprints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert f1_of(output, held_out, truth) > 0.9
 
 
-def test_each_category_of_looks_has_its_own(
+def test_each_view_angle_category_has_its_own_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Ten tiles; what is seen from aside is faint, and one tile's two looks stay together.
@@ -292,7 +292,7 @@ def test_coco_annotations_are_scored_by_average_precision(
     assert f"{score:.4f} after on the chips fitted to" in said
 
 
-def test_bad_input_is_told_clearly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     masks, truth = write_masks(tmp_path, [f"AOI_9_Made_img{seed}" for seed in range(4)])
     recipe = write_recipe(tmp_path / "r.yaml")
     flags = ("--workers", 0)
@@ -343,7 +343,7 @@ class AChip:
 
 
 @pytest.mark.parametrize("places", [5, 20, 50, 212, 1064])
-def test_many_looks_do_not_displace_places(places: int) -> None:
+def test_many_view_angles_do_not_displace_places(places: int) -> None:
     chips = [
         AChip(f"{place}, {view_angle}", str(place))
         for place in range(places)
@@ -357,12 +357,12 @@ def test_many_looks_do_not_displace_places(places: int) -> None:
     assert bool(warnings) == (len(kept) < len(chips))
 
 
-def test_of_places_with_one_look_a_part_is_taken() -> None:
+def test_a_subset_of_single_image_places_is_used() -> None:
     chips = [AChip(str(place), str(place)) for place in range(1000)]
     assert 0.8 * MAX_CHIPS <= len(subsample(chips, [])) <= MAX_CHIPS
 
 
-def test_vectorize_has_the_settings_of_each_category(
+def test_vectorize_uses_the_settings_of_each_category(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nadir = "Atlanta_nadir8_catid_10300100023BC100_1_0"

@@ -61,7 +61,7 @@ def faults_of(tmp_path: Path, rows: str, expected: Sequence[str] | None = None) 
 # --- writing --------------------------------------------------------------------------------------
 
 
-def test_images_in_natural_order_and_surest_buildings_first() -> None:
+def test_images_in_natural_order_and_most_confident_buildings_first() -> None:
     text = format_buildings({
         "img10": [],
         "img2": [
@@ -100,7 +100,7 @@ def test_a_building_that_falls_apart_by_rounding() -> None:
     assert all(polygon.area == 36 for polygon in squares)
 
 
-def test_parts_become_rows_of_their_own() -> None:
+def test_parts_become_separate_rows() -> None:
     parts = shapely.MultiPolygon([shapely.box(0, 0, 5, 5), shapely.box(10, 0, 20, 5)])
     lines = written(BuildingRow(parts, 0.5))
     assert sorted(polygon.area for polygon in polygons_of(lines)) == [25, 50]
@@ -116,7 +116,7 @@ def test_parts_become_rows_of_their_own() -> None:
         BuildingRow(shapely.Polygon()),
     ],
 )
-def test_what_the_scorers_drop_is_left_out(row: BuildingRow) -> None:
+def test_buildings_that_the_scorers_drop_are_left_out(row: BuildingRow) -> None:
     assert written(row) == ["-1,POLYGON EMPTY,1"]
 
 
@@ -150,7 +150,7 @@ def test_third_coordinates_are_dropped() -> None:
         (BuildingRow(shapely.LineString([(0, 0), (9, 9)])), "no Polygon"),
     ],
 )
-def test_writer_refuses_what_is_no_building(row: BuildingRow, message: str) -> None:
+def test_writer_refuses_invalid_buildings(row: BuildingRow, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         written(row)
 
@@ -200,7 +200,7 @@ def test_variants_read_alike(tmp_path: Path, text: str) -> None:
     assert (row.confidence, row.building_id) == (0.5, "7")
 
 
-def test_truth_has_no_confidence_and_says_empty_in_two_ways(tmp_path: Path) -> None:
+def test_truth_without_confidence_and_with_two_kinds_of_empty_rows(tmp_path: Path) -> None:
     path = tmp_path / "truth.csv"
     path.write_text(
         "ImageId,BuildingId,PolygonWKT_Pix,PolygonWKT_Geo\n"
@@ -327,7 +327,7 @@ def test_each_fault_is_found(tmp_path: Path, rows: str, line: int | None, messag
     assert message in fault.message
 
 
-def test_what_the_scorers_accept_has_no_fault(tmp_path: Path) -> None:
+def test_files_that_the_scorers_accept_have_no_fault(tmp_path: Path) -> None:
     rows = (
         f"c,0,{SQUARE},0.5\n"
         'c,1,"POLYGON((0 0, 5 0, 5 4, 0 4, 0 0))",-1e-3\n'  # 20 px^2, beside an equal building
@@ -469,7 +469,7 @@ def test_text_does_not_depend_on_the_order_of_rows(rows: list[BuildingRow], seed
 
 @settings(max_examples=150, deadline=None)
 @given(polygon=drawn | boxes)
-def test_a_sound_building_keeps_its_shape(polygon: shapely.Polygon) -> None:
+def test_a_valid_building_keeps_its_shape(polygon: shapely.Polygon) -> None:
     if not polygon.is_valid or polygon.area < 21:
         return
     lines = written(BuildingRow(polygon))

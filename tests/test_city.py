@@ -233,7 +233,7 @@ def test_labels_lie_on_asphalt_and_not_beside_it(city: Path) -> None:
     assert np.nanmean(off_road < 0.1) < 0.6
 
 
-def test_labels_that_are_moved_leave_the_asphalt(city: Path) -> None:
+def test_shifted_labels_leave_the_asphalt(city: Path) -> None:
     bare = {}
     for move in ((0, 0), (30, 0), (-30, 0), (0, 30), (0, -30)):
         parts = []
@@ -248,7 +248,7 @@ def test_labels_that_are_moved_leave_the_asphalt(city: Path) -> None:
     assert bare[0, 0] > max(bare[30, 0], bare[-30, 0]) + 0.01
 
 
-def test_a_stroke_is_painted_where_it_lies() -> None:
+def test_a_stroke_is_painted_at_its_position() -> None:
     """Whole numbers are edges of pixels; half a pixel off would shift all labels."""
     grid, window = Grid(0.243, 0.2996), Window(40, 70, 160, 160)
     scale, east = np.array((grid.x_m, grid.y_m)), np.array((1.0, 0.0))
@@ -291,7 +291,7 @@ def test_vegetation_is_green_only_in_the_infrared(city: Path) -> None:
     assert counts[5][green > 0.35].mean() > 1.5 * counts[4][green > 0.35].mean()
 
 
-def test_csv_and_geojson_tell_the_same_lengths_and_speeds(city: Path) -> None:
+def test_csv_and_geojson_have_the_same_lengths_and_speeds(city: Path) -> None:
     rows = read_csv(city / TRAIN / CSV)
     assert {row.image for row in rows} == {f"{NAME}_chip{n}" for n in range(CHIPS)}
     for number in range(CHIPS):
@@ -385,7 +385,7 @@ def test_one_chip_without_tests_is_enough(tmp_path: Path) -> None:
         ({"name": "AOI_9_../x"}, "three parts"),
     ],
 )
-def test_bad_arguments_are_told(tmp_path: Path, arguments: dict[str, Any], says: str) -> None:
+def test_bad_arguments_are_explained(tmp_path: Path, arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(CityError, match=says):
         make_city(tmp_path / "city", **arguments)
     assert not (tmp_path / "city").exists()
@@ -397,7 +397,7 @@ def test_chips_of_another_city_are_not_mixed_in(tmp_path: Path) -> None:
         make_city(tmp_path, chips=1, test_chips=1, size=64)
 
 
-def test_a_directory_that_is_a_file_is_told(tmp_path: Path) -> None:
+def test_a_file_instead_of_a_directory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "city").write_text("no directory")
     with pytest.raises(CityError, match="cannot write"):
         make_city(tmp_path / "city", chips=1, test_chips=0, size=64)

@@ -217,7 +217,7 @@ def test_score_of_a_file_against_itself(city: Path, capsys: pytest.CaptureFixtur
     assert re.search(r"AOI_99_Made\s+2\s+1\.000\s+1\.000", table)
 
 
-def test_score_says_when_the_two_countings_differ(
+def test_score_reports_when_the_two_averages_differ(
     city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     truth = city / "test_truth.csv"
@@ -242,7 +242,7 @@ def test_check_takes_ids_with_the_prefix(
     assert ": ok" in succeeds(capsys, "check", city / "test_truth.csv", city / "test")
 
 
-def test_check_names_faults_and_ends_with_one(
+def test_check_lists_faults_and_exits_with_status_1(
     city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "out.csv"
@@ -337,7 +337,7 @@ def test_only_a_roads_csv_is_ever_replaced(
     )
 
 
-def test_scores_of_files_that_do_not_belong_together(
+def test_files_without_common_images_cannot_be_scored(
     city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     truth = city / "test_truth.csv"
@@ -350,7 +350,7 @@ def test_scores_of_files_that_do_not_belong_together(
         assert ended.value.code == 2
 
 
-def test_an_unexpected_fault_has_no_traceback_but_with_debug(
+def test_unexpected_errors_have_a_traceback_only_with_debug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def broken(*_: object) -> None:

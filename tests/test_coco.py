@@ -132,7 +132,7 @@ def pixels(mask: CocoMask) -> Mask:
 # --- writing --------------------------------------------------------------------------------------
 
 
-def test_one_entry_a_line(tmp_path: Path) -> None:
+def test_one_entry_per_line(tmp_path: Path) -> None:
     # Image 12: runs of 3, 2, 1, 2, 4 pixels; from the fourth on as differences: 2 - 2, 4 - 1.
     two = np.array([[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]], np.bool_)
     path = tmp_path / "new" / "results.json"
@@ -147,7 +147,7 @@ def test_one_entry_a_line(tmp_path: Path) -> None:
     assert path.read_text() == f"[\n{LINE},\n{second}\n]\n"
 
 
-def test_a_box_cut_out_of_the_image_lies_at_its_offset(tmp_path: Path) -> None:
+def test_a_cropped_mask_is_placed_at_its_offset(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     cut = np.array([[0, 255], [0, 3]], np.uint8)
     write_coco_results(path, {7: [Detection(cut, (0, 0), 0.5)]}, {7: SIZE})
@@ -157,7 +157,7 @@ def test_a_box_cut_out_of_the_image_lies_at_its_offset(tmp_path: Path) -> None:
     assert pixels(result.mask).tolist() == [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 1]]
 
 
-def test_what_can_win_nothing_is_left_out(tmp_path: Path) -> None:
+def test_detections_that_cannot_score_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     empty = np.zeros((3, 4), np.bool_)
     found = {7: [whole(BUILDING, 0.3), whole(empty, 0.9), whole(BUILDING, 0.5)]}
@@ -192,7 +192,7 @@ def test_without_detections_the_list_is_empty(tmp_path: Path) -> None:
         (Detection(BUILDING[0], (0, 0), 1), "shape"),
     ],
 )
-def test_writer_refuses_what_is_no_detection(
+def test_writer_refuses_invalid_detections(
     tmp_path: Path, detection: Detection, message: str
 ) -> None:
     path = tmp_path / "results.json"
@@ -205,7 +205,7 @@ def test_writer_refuses_what_is_no_detection(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_writer_says_where_it_cannot_write(tmp_path: Path) -> None:
+def test_writer_names_unwritable_paths(tmp_path: Path) -> None:
     with pytest.raises(SatmapError, match="directory"):
         write_coco_results(tmp_path, {}, {})
 
@@ -290,7 +290,7 @@ def test_files_are_read_piece_by_piece(
 
 
 @pytest.mark.parametrize("piece", [16, 1 << 20])
-def test_a_file_cut_anywhere_is_an_error_with_its_line(
+def test_a_truncated_file_is_an_error_with_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
     monkeypatch.setattr(json_list, "_PIECE_CHARACTERS", piece)
@@ -319,7 +319,7 @@ def test_a_file_cut_anywhere_is_an_error_with_its_line(
         (f'[\n{LINE},\n{{"image_id": {"9" * 5000}}}]', 3, "not JSON: .*digits"),
     ],
 )
-def test_what_is_no_json_list(tmp_path: Path, text: str, line: int, message: str) -> None:
+def test_files_that_are_not_json_lists(tmp_path: Path, text: str, line: int, message: str) -> None:
     path = tmp_path / "results.json"
     path.write_text(text)
     with pytest.raises(SatmapError, match=rf"results\.json, line {line}: .*{message}"):
@@ -327,7 +327,7 @@ def test_what_is_no_json_list(tmp_path: Path, text: str, line: int, message: str
     assert check_coco_results(path)[-1].line == line
 
 
-def test_what_is_no_text(tmp_path: Path) -> None:
+def test_files_that_are_not_text(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.write_bytes(f"[\n{LINE},\n".encode() + b'{"image_id": "\xff"}]')
     with pytest.raises(SatmapError, match="line 3: the line is not UTF-8"):
@@ -409,7 +409,7 @@ def test_each_fault_is_found(tmp_path: Path, entry: str, message: str) -> None:
         assert sum(map(len, read_coco_results(path).values())) == 3
 
 
-def test_all_faults_of_an_entry_are_told(tmp_path: Path) -> None:
+def test_all_faults_of_an_entry_are_reported(tmp_path: Path) -> None:
     faults = faults_of(tmp_path, changed(image_id=None, score="x", bbox=[1, 2]), "{}")
     assert [fault.line for fault in faults] == [2, 2, 2, 3, 3, 3, 3]
 
@@ -419,7 +419,7 @@ def test_boxes_with_or_without_their_last_pixel_pass(tmp_path: Path) -> None:
         assert faults_of(tmp_path, changed(bbox=box)) == []
 
 
-def test_a_mask_twice_in_an_image(tmp_path: Path) -> None:
+def test_duplicate_masks_of_an_image(tmp_path: Path) -> None:
     faults = faults_of(
         tmp_path, LINE, changed(image_id=1), changed(score=0.25), runs("<").replace("<", "336"),
         images=[1, 7],
@@ -561,7 +561,7 @@ def test_errors_of_the_truth_name_the_place(
         ("[" * 100_000, "not JSON"),
     ],
 )
-def test_truths_that_are_none(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_truths(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "annotation.json"
     path.write_text(text)
     with pytest.raises(SatmapError, match=message):
@@ -571,7 +571,7 @@ def test_truths_that_are_none(tmp_path: Path, text: str, message: str) -> None:
 # --- scoring --------------------------------------------------------------------------------------
 
 
-def test_worked_by_hand(tmp_path: Path) -> None:
+def test_hand_computed_scores(tmp_path: Path) -> None:
     # Four buildings. In descending order: right (IoU 1), false, right (IoU 8 / 12), false.
     truth = write_truth(
         tmp_path / "truth.json",
@@ -605,7 +605,7 @@ def test_worked_by_hand(tmp_path: Path) -> None:
     assert (report.aois, report.truth_only, report.proposal_only) == ({}, (), ())
 
 
-def test_identity_gives_one_though_the_truth_counts_from_zero(tmp_path: Path) -> None:
+def test_identical_results_score_one_with_annotation_ids_from_zero(tmp_path: Path) -> None:
     # The library takes the id 0 of an annotation for "no match".
     boxes: dict[int, list[Box]] = {10: [(0, 0, 4, 4), (5, 5, 9, 3)], 9: [(1, 1, 6, 6)], 8: []}
     truth = write_truth(tmp_path / "truth.json", boxes)
@@ -642,7 +642,7 @@ def test_without_results(tmp_path: Path) -> None:
     assert report.truth_only == ("2",)
 
 
-def test_results_for_images_that_the_truth_lacks(tmp_path: Path) -> None:
+def test_results_for_images_missing_in_the_truth(tmp_path: Path) -> None:
     truth = write_truth(tmp_path / "truth.json", {1: [(0, 0, 4, 4)]})
     results = write_boxes(
         tmp_path / "results.json",

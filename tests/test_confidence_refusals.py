@@ -146,7 +146,7 @@ BAD: dict[str, tuple[Callable[[Tile], None], str]] = {
 
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_what_cannot_be_fitted_to_is_told_clearly(
+def test_unusable_input_of_a_fit_is_explained(
     place: Tile, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     spoil, message = BAD[name]
@@ -159,7 +159,7 @@ def test_what_cannot_be_fitted_to_is_told_clearly(
     assert not (place.weights / CONFIDENCE_FILE).is_file()
 
 
-def test_only_submissions_are_fitted_to(place: Tile, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_submissions_are_accepted(place: Tile, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         place.fit()
     assert ended.value.code == 0

@@ -45,7 +45,7 @@ def test_crop_cuts_roads_at_the_edges() -> None:
         np.testing.assert_array_equal(edge.line[[0, -1]], cropped.nodes[list(edge.nodes)])
 
 
-def test_crop_moves_to_the_rectangle_and_takes_roads_apart_that_come_back() -> None:
+def test_crop_shifts_roads_and_splits_roads_that_reenter() -> None:
     # Out over the right edge and back in: two roads.
     graph = graph_of([(12, 12), (40, 12), (40, 20), (12, 20)])
     cropped = crop_graph(graph, Box(10, 10, 20, 20), SCALE)
@@ -56,13 +56,13 @@ def test_crop_moves_to_the_rectangle_and_takes_roads_apart_that_come_back() -> N
     assert crop_graph(RoadGraph(), Box(0, 0, 9, 9), SCALE).edges == ()
 
 
-def test_crop_leaves_a_crossing_without_junction_alone() -> None:
+def test_crop_keeps_a_crossing_without_junction() -> None:
     eight = [(5, 5), (30, 30), (30, 5), (5, 30), (-20, 30)]
     (edge,) = crop_graph(graph_of(eight), Box(0, 0, 40, 40), SCALE).edges
     assert len(edge.line) == 5
 
 
-def test_surroundings_come_from_neighbours_and_else_have_no_roads() -> None:
+def test_surroundings_come_from_neighbours_and_are_empty_elsewhere() -> None:
     x, _ = margin_px(SCALE)
     own = maps_of(np.full((300, 400), 10, np.uint8))
     right = maps_of(np.full((300, 400), 20, np.uint8))
@@ -78,7 +78,7 @@ def test_surroundings_come_from_neighbours_and_else_have_no_roads() -> None:
     assert (whole[:5, 402:] == 0).all()
 
 
-def test_a_neighbour_beyond_a_gap_is_none() -> None:
+def test_a_chip_beyond_a_gap_is_no_neighbour() -> None:
     own = maps_of(draw([(0, 295), (400, 295)], shape=(300, 400)))
     near, far = ((own, 0, 300 + gap) for gap in (2, 3))
     assert with_surroundings(own, [near])[1] == Box(0, 0, 400, 300)
@@ -113,7 +113,7 @@ def test_surroundings_on_all_sides() -> None:
     assert with_surroundings(maps_of(scene[own.pixels]), corner)[1] == Box(0, 0, 400, 300)
 
 
-def test_the_image_and_the_first_neighbour_count_where_several_lie() -> None:
+def test_overlaps_use_the_image_then_the_first_neighbour() -> None:
     own = maps_of(np.full((300, 400), 10, np.uint8))
     first, second = (maps_of(np.full((300, 400), value, np.uint8)) for value in (20, 30))
     maps, box = with_surroundings(own, [(first, 390, 0), (second, 380, 0), (second, 0, 100)])
@@ -122,7 +122,7 @@ def test_the_image_and_the_first_neighbour_count_where_several_lie() -> None:
     assert (maps[ROAD][300:400, :390] == 30).all()
 
 
-def test_a_neighbour_tells_where_a_road_goes_on() -> None:
+def test_a_neighbour_shows_where_a_road_continues() -> None:
     # A street that trees hide from 20 px before the border to 20 px behind it.
     street = draw([(0, 150), (800, 150)], shape=(300, 800))
     street[:, 380:420] = 0

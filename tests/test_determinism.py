@@ -60,7 +60,7 @@ def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     st.tuples(st.integers(1, 90), st.integers(1, 90)),
     st.integers(0, 2**32 - 1),
 )
-def test_products_resize_as_torch_does(
+def test_matrix_products_resize_like_torch(
     size: tuple[int, int], out: tuple[int, int], seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -116,7 +116,7 @@ FAMILIES = (
     [*((encoder, "plain") for encoder in FAMILIES), ("resnet18", "scse"), ("resnet18", "light")],
 )
 @pytest.mark.usefixtures("deterministic")
-def test_no_training_step_needs_what_raises_on_a_gpu(encoder: str, decoder: str) -> None:
+def test_no_training_step_uses_nondeterministic_operations(encoder: str, decoder: str) -> None:
     """The graph is the same on every device."""
     losses = load_recipe("sn5-roads").members[0].losses
     assert isinstance(losses, Losses)
@@ -128,7 +128,7 @@ def test_no_training_step_needs_what_raises_on_a_gpu(encoder: str, decoder: str)
     assert not raising(found)
 
 
-def test_without_the_flag_there_is_something_that_raises() -> None:
+def test_nondeterministic_operations_occur_without_the_flag() -> None:
     x = torch.rand(1, 1, 4, 4, requires_grad=True)
     assert raising(nodes(resize_bilinear(x, (8, 8)))) == {"UpsampleBilinear2DBackward0"}
     assert raising(nodes(F.adaptive_avg_pool2d(x, 2))) == {"AdaptiveAvgPool2DBackward0"}
@@ -181,7 +181,7 @@ def test_two_trainings_give_the_same_bytes(
     assert trained(city, tmp_path / "workers", seed=1) != first
 
 
-def test_a_deterministic_training_cannot_follow_the_clock(
+def test_a_deterministic_training_refuses_a_time_limit(
     city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -64,7 +64,7 @@ def test_all_gpus_are_used_where_torch_has_kernels_for_them(
     assert visible_gpus("auto") == 4
 
 
-def test_a_gpu_without_kernels_ends_the_run_with_what_to_do(
+def test_a_gpu_without_kernels_ends_the_run_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pretend(monkeypatch, [(7, 5), (7, 0)])
@@ -79,7 +79,7 @@ def test_a_gpu_without_kernels_ends_the_run_with_what_to_do(
     assert visible_gpus("cpu") == 0
 
 
-def test_a_driver_that_is_too_old_is_no_reason_to_train_on_a_cpu_for_weeks(
+def test_an_old_driver_is_an_error_instead_of_a_cpu_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pretend(monkeypatch, [(8, 0)], available=False)
@@ -87,7 +87,7 @@ def test_a_driver_that_is_too_old_is_no_reason_to_train_on_a_cpu_for_weeks(
         visible_gpus("auto")
 
 
-def test_a_container_without_gpus_on_a_machine_with_a_driver_says_so(
+def test_a_container_without_gpus_on_a_machine_with_a_driver_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pretend(monkeypatch, [])

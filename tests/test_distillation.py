@@ -122,7 +122,7 @@ def test_every_head_learns_from_the_teachers_map_of_its_name() -> None:
     assert sums[2] == pytest.approx(sums[0] + sums[1], rel=1e-5)
 
 
-def test_soft_targets_are_what_the_ensemble_says_and_are_made_once(
+def test_soft_targets_equal_the_ensembles_maps_and_are_made_once(
     chips: list[CachedChip], teacher: Teacher, tmp_path: Path
 ) -> None:
     context = RunContext(tmp_path / "weights", CPU)
@@ -247,7 +247,7 @@ def test_a_student_trains_on_all_chips_and_predicts_alone(
         train([city / "train"], recipe, context, replace(options, teacher=other))
 
 
-def test_what_a_student_has_seen_through_its_teacher_counts_as_seen(
+def test_chips_of_the_teacher_count_as_seen_by_the_student(
     city: Path, teacher: Teacher, tmp_path: Path
 ) -> None:
     recipe = student(members=[{**MEMBER, "fold": 0}])
@@ -271,7 +271,7 @@ def test_the_processes_of_a_machine_share_the_teachers_work(
     assert made == [[True, False] * 3, [True] * 6]
 
 
-def test_teachers_that_cannot_teach(teacher: Teacher, tmp_path: Path) -> None:
+def test_unusable_teachers(teacher: Teacher, tmp_path: Path) -> None:
     context = RunContext(tmp_path / "weights", CPU)
     given = teacher.files[0].path.parent
 

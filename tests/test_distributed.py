@@ -188,7 +188,7 @@ def test_ten_kills_lose_nothing(city: Path, tmp_path: Path, unbroken: Path) -> N
     assert same(tmp_path, unbroken)
 
 
-def test_signals_save_the_step_and_it_goes_on_from_there(
+def test_signals_save_the_step_and_training_resumes_from_it(
     city: Path, tmp_path: Path, unbroken: Path
 ) -> None:
     """One after the other in one training: the launcher's, a terminal's, and one that is gone."""
@@ -232,7 +232,7 @@ def states(directory: Path) -> list[int]:
     return [path.stat().st_mtime_ns for path in (directory / "weights").glob("*.state.pt")]
 
 
-def test_errors_of_one_rank_are_told_once_and_leave_the_checkpoints(
+def test_errors_of_one_rank_are_reported_once_and_keep_the_checkpoints(
     city: Path, tmp_path: Path, unbroken: Path
 ) -> None:
     arguments = command(city, tmp_path, recipe_text(2))
@@ -266,7 +266,7 @@ def test_errors_of_one_rank_are_told_once_and_leave_the_checkpoints(
     assert weights_of(tmp_path).keys() == weights_of(unbroken).keys()
 
 
-def test_the_command_says_who_was_killed_ends_in_order_and_goes_on(
+def test_the_command_names_killed_processes_ends_cleanly_and_resumes(
     city: Path, tmp_path: Path, unbroken: Path
 ) -> None:
     arguments = command(city, tmp_path, recipe_text(2))
@@ -316,7 +316,7 @@ def test_the_command_says_who_was_killed_ends_in_order_and_goes_on(
     assert same(tmp_path, unbroken)
 
 
-def test_the_job_ends_as_the_rank_that_failed_says() -> None:
+def test_the_job_ends_with_the_status_of_the_failed_rank() -> None:
     # Torch ends the others before anybody looks: by SIGTERM, or by SIGKILL if they are slow.
     for others in (-signal.SIGTERM, -signal.SIGKILL, _LEFT_ALONE, _TERMINATED):
         assert launcher._status({0: others, 1: 1}) == 1
@@ -330,7 +330,7 @@ def test_the_job_ends_as_the_rank_that_failed_says() -> None:
         launcher._status({0: _LEFT_ALONE, 1: -signal.SIGTERM})
 
 
-def test_a_job_that_is_started_again_does_not_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relaunched_job_does_not_restart_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     statuses, seen = [_TRY_AGAIN, 0], []
 
     def launch_once(arguments: Sequence[str], processes: int, logs: str) -> int:
@@ -377,7 +377,7 @@ def check_collectives(rank: int, port: int, directory: Path) -> None:
         torch.save((y, x.grad, gradient, network.state_dict()), directory / f"{rank}.pt")
 
 
-def test_joint_statistics_are_those_of_the_joined_batch(tmp_path: Path) -> None:
+def test_synchronised_statistics_equal_those_of_the_joint_batch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     whole = torch.randn(5, 4, 6, 6) * 3 + 1
     norm = nn.BatchNorm2d(4)
@@ -410,7 +410,7 @@ def test_joint_statistics_are_those_of_the_joined_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("length", "share", "world"), [(37, 4, 3), (8, 4, 2), (5, 4, 2), (3, 4, 1)]
 )
-def test_every_item_is_one_ranks(length: int, share: int, world: int) -> None:
+def test_every_item_belongs_to_one_rank(length: int, share: int, world: int) -> None:
     order = epoch_order(length, 3)
     assert sorted(order) == list(range(length))
     dealt = [split_between_ranks(order, share, rank, world) for rank in range(world)]
@@ -521,7 +521,7 @@ def test_the_average_is_the_mean_of_the_weights_so_far() -> None:
     assert state[f"{statistics_name}.num_batches_tracked"] == 3
 
 
-def test_averages_are_what_is_kept_and_gone_on_with(
+def test_averages_are_saved_and_resumed(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from satmap.training import train as training
@@ -573,7 +573,7 @@ def test_areas_have_equal_numbers_of_crops(city: Path, tmp_path: Path) -> None:
     assert Counter(items[1].tolist())[2] == 6
 
 
-def test_stages_that_members_do_not_share_are_dealt_evenly() -> None:
+def test_unshared_stages_are_distributed_evenly() -> None:
     """Five members with one, two, three, one and two stages; the last two's second is shared."""
     stage = yaml.safe_load(RECIPE)["members"][0]["stages"][0]
     members = [
@@ -642,7 +642,7 @@ class TestTimeLimit:
     @pytest.mark.parametrize(
         ("steps", "step_s", "validation_s"), [(100, 0.1, 1.0), (5000, 0.1, 2.0)]
     )
-    def test_a_stage_takes_the_time_it_has(
+    def test_a_stage_uses_its_time(
         self, seconds: float, steps: int, step_s: float, validation_s: float
     ) -> None:
         taken, validations, ends = self.simulate(seconds, steps, step_s, validation_s)
@@ -652,7 +652,7 @@ class TestTimeLimit:
         pauses = [b - a for a, b in zip([0.0, *validations], validations, strict=False)]
         assert max(pauses) <= 0.2 * seconds + validation_s
 
-    def test_without_a_limit_the_recipe_says_it(self) -> None:
+    def test_without_a_limit_the_recipe_sets_the_length(self) -> None:
         stage, progress, plans = self.stage(epochs=3), Progress(), []
         while progress.schedule < 3:
             plans.append(plan_epoch(stage, 7, progress))
@@ -661,7 +661,7 @@ class TestTimeLimit:
         assert [(p.steps, p.start, p.end) for p in plans] == [(7, 0, 1), (7, 1, 2), (7, 2, 3)]
         assert [p.validate for p in plans] == [False, True, True]
 
-    def test_members_and_stages_share_it(self) -> None:
+    def test_members_and_stages_share_the_limit(self) -> None:
         recipe = parse_recipe(recipe_text(2), "test")
         chips = {member.name: 12 for member in recipe.members}
         seconds = allocate_time(recipe.members, 1, 100.0, chips)
@@ -713,7 +713,7 @@ class TestTimeLimit:
         pytest.fail(f"the training does not end with a low rate: {rates}")
 
 
-def test_a_soup_is_the_mean_and_held_out_by_all(
+def test_a_weight_average_is_the_mean_and_held_out_by_all(
     city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     networks = [build_network("tiny", 3, ROAD_MAPS, (8, 8, 8, 8)) for _ in range(3)]
@@ -766,7 +766,7 @@ def test_a_lost_chip_ends_the_training_with_its_name(city: Path, tmp_path: Path)
     train([city / "train"], recipe, context, options)
 
 
-def test_tensorboard_is_asked_for_before_any_work(
+def test_missing_tensorboard_is_reported_before_any_work(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import importlib.util

@@ -115,7 +115,7 @@ def test_one_image_size(size: tuple[int, int], suffix: str, tmp_path: Path) -> N
         RUNTIMES[suffix](path, (picture(1, 8, 96, 96),))
 
 
-def test_a_file_says_what_it_holds_and_nothing_of_this_machine(tmp_path: Path) -> None:
+def test_a_file_describes_its_content_and_not_this_machine(tmp_path: Path) -> None:
     network = make("tiny", "light", ())
     for suffix in RUNTIMES:
         paths = [tmp_path / f"{place}{suffix}" for place in "ab"]

@@ -119,7 +119,7 @@ def test_the_class_is_that_of_the_nearest_speed(mph: float, highway: str) -> Non
     assert highway_of(mph) == highway
 
 
-def test_faster_roads_are_never_of_a_lesser_class() -> None:
+def test_faster_roads_never_have_a_lower_class() -> None:
     order = ["unclassified", "residential", "tertiary", "secondary", "primary", "trunk"]
     classes = [order.index(highway_of(mph)) for mph in BIN_SPEEDS_MPH]
     assert classes == sorted(classes)
@@ -128,7 +128,7 @@ def test_faster_roads_are_never_of_a_lesser_class() -> None:
 # --- GeoJSON --------------------------------------------------------------------------------------
 
 
-def test_geojson_to_the_letter(tmp_path: Path) -> None:
+def test_exact_geojson(tmp_path: Path) -> None:
     path = tmp_path / "new" / "roads.geojson"
     first = image(([(0, 0), (100, 50)], 25), name="a", georeference=DEGREES)
     second = image(([(8, 0), (8, 0.1), (8.5, 1)], 18.75), name="é", georeference=DEGREES)
@@ -148,7 +148,7 @@ def test_geojson_to_the_letter(tmp_path: Path) -> None:
     )
 
 
-def test_geojson_read_back_scores_as_the_rows_it_was_made_of(tmp_path: Path) -> None:
+def test_geojson_scores_like_its_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.geojson"
     roads = image(*TANGLE)
     write_geojson(path, [roads])
@@ -174,7 +174,7 @@ def test_geojson_of_a_road_shorter_than_its_grid_has_two_positions(tmp_path: Pat
     assert feature["geometry"]["coordinates"] == [[10.00008, 49.99992]] * 2
 
 
-def test_geojson_drops_successive_twins(tmp_path: Path) -> None:
+def test_geojson_drops_repeated_positions(tmp_path: Path) -> None:
     path = tmp_path / "a.geojson"
     line = [(8, 8), (8.001, 8), (18, 8), (8, 8)]
     write_geojson(path, [image((line, 25), georeference=DEGREES)])
@@ -335,7 +335,7 @@ def test_other_suffixes_are_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".geojson", ".gpkg"])
-def test_an_image_that_lies_nowhere_is_no_map(tmp_path: Path, suffix: str) -> None:
+def test_images_without_georeference_are_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_text("old")
     images = [image(*TANGLE), image(*TANGLE, name="chip7", georeference=None)]
@@ -371,7 +371,7 @@ def test_images_beside_the_180th_meridian(tmp_path: Path) -> None:
     assert len(features(tmp_path / "a.geojson")) == len(TANGLE)
 
 
-def test_numbers_that_are_none_are_no_fault_of_the_user(tmp_path: Path) -> None:
+def test_nan_values_are_a_programming_error(tmp_path: Path) -> None:
     roads = graph(*TANGLE)
     bad = RoadEdge((0, 1), roads.edges[0].line, math.nan, 1.0, 0.5)
     images = [ImageRoads("a", RoadGraph(roads.nodes, (bad,)), METRES)]
@@ -380,7 +380,7 @@ def test_numbers_that_are_none_are_no_fault_of_the_user(tmp_path: Path) -> None:
 
 
 @every_format
-def test_where_nothing_can_be_written(tmp_path: Path, suffix: str) -> None:
+def test_unwritable_outputs(tmp_path: Path, suffix: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotWriteError, match="cannot write"):
         write_roads(tmp_path / "file" / f"a{suffix}", [image(*TANGLE)])

@@ -20,7 +20,7 @@ def test_every_area_is_spread_evenly(folds: int) -> None:
     assert max(totals.values()) - min(totals.values()) <= 1
 
 
-def test_the_same_whatever_the_order_and_another_with_another_seed() -> None:
+def test_folds_depend_on_the_seed_but_not_on_the_order() -> None:
     assert assign_folds(CHIPS[::-1], 4, seed=0) == assign_folds(CHIPS, 4, seed=0)
     assert assign_folds(CHIPS, 4, seed=1) != assign_folds(CHIPS, 4, seed=0)
 

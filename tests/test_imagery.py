@@ -86,7 +86,7 @@ def test_no_data_becomes_black(tmp_path: Path) -> None:
     assert image[20:40].any(axis=2).mean() > 0.9
 
 
-def test_alpha_is_no_band_but_a_mask(tmp_path: Path) -> None:
+def test_alpha_is_a_mask(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(1, 255, (4, 64, 64)).astype(np.uint8)
     pixels[3] = 255
     pixels[3, :, :20] = 0
@@ -142,9 +142,7 @@ def test_wrong_band_count(tmp_path: Path, bands: int, product: str) -> None:
 
 
 @pytest.mark.parametrize("largest", [1, 2000])
-def test_floats_can_be_read_once_they_are_scaled_as_the_message_says(
-    tmp_path: Path, largest: int
-) -> None:
+def test_floats_can_be_read_after_the_suggested_scaling(tmp_path: Path, largest: int) -> None:
     values = np.random.default_rng(0).uniform(0.01, 1, (3, 96, 128)) * largest
     values[:, :10] = -9999
     values[:, :, :10] = np.nan

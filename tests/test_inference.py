@@ -118,7 +118,7 @@ class Mean(nn.Module):
         return (8 * x.mean(dim=(1, 2, 3)) - 4).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
 
 
-def test_windows_have_no_seams_and_no_order() -> None:
+def test_windows_have_no_seams_and_their_order_does_not_matter() -> None:
     # Brighter and brighter to the right and to the bottom.
     slope = np.add.outer(np.arange(300), np.arange(500)) * (254 / 800) + 1
     image = np.repeat(slope[..., None], 3, axis=2).astype(np.uint8)
@@ -137,7 +137,7 @@ def test_windows_have_no_seams_and_no_order() -> None:
         assert np.abs(np.flip(turned, axis).astype(int) - maps).max() <= 1
 
 
-def test_one_window_is_the_whole() -> None:
+def test_a_single_window_equals_the_whole_image() -> None:
     torch.manual_seed(0)
     network = build_network("resnet18", 3, ROAD_MAPS, (16, 16, 16, 16)).eval()
     image = np.random.default_rng(0).integers(0, 255, (96, 128, 3)).astype(np.uint8)
@@ -187,7 +187,7 @@ def test_the_category_picks_the_head() -> None:
 
 @pytest.mark.parametrize("shape", [(16, 16), (1, 40), (97, 130), (300, 64)])
 @pytest.mark.parametrize("tta", [1, 4, 8])
-def test_maps_lie_where_the_image_does(shape: tuple[int, int], tta: int) -> None:
+def test_maps_align_with_the_image(shape: tuple[int, int], tta: int) -> None:
     image = np.random.default_rng(0).integers(1, 255, (*shape, 3)).astype(np.uint8)
     image[0, :3] = 0  # no data
     settings = Inference(tta=tta, batch=3, window=96, overlap=16)
@@ -212,7 +212,7 @@ def test_the_ensemble_is_the_mean_of_its_networks() -> None:
     assert np.abs(alone[0] - alone[1]).max() > 4
 
 
-def test_a_turned_image_gives_turned_maps() -> None:
+def test_a_rotated_image_gives_rotated_maps() -> None:
     torch.manual_seed(0)
     network = build_network("resnet18", 3, ROAD_MAPS, (16, 16, 16, 16)).eval()
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
@@ -325,14 +325,14 @@ def test_images_with_too_few_bands(city: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{", '"chip1"', "[1]"])
-def test_lies_about_what_was_held_out(text: str, tmp_path: Path) -> None:
+def test_invalid_held_out_metadata(text: str, tmp_path: Path) -> None:
     make_weights(tmp_path, "a.last", held_out=text)
     (file,) = find_weights(tmp_path)
     with pytest.raises(SatmapError, match="held_out must be a list of names"):
         _ = file.held_out
 
 
-def test_networks_of_eight_bands_sit_out_where_there_are_three(city: Path, tmp_path: Path) -> None:
+def test_eight_band_networks_are_skipped_on_three_band_images(city: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     shutil.copytree(city / "test", images)
     for path in sorted(images.glob("**/PS-MS/*.tif")):
@@ -356,7 +356,7 @@ def test_networks_of_eight_bands_sit_out_where_there_are_three(city: Path, tmp_p
         predict([images], tmp_path / "out.csv", tmp_path / "weights", CPU)
 
 
-def test_an_unthought_of_fault_costs_one_image(
+def test_an_unexpected_error_affects_one_image(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = vectorize_roads
@@ -373,7 +373,7 @@ def test_an_unthought_of_fault_costs_one_image(
     assert set(read_roads_csv(tmp_path / "out.csv")) == {"AOI_99_Made_chip6", "AOI_99_Made_chip7"}
 
 
-def test_one_bad_image_costs_only_itself(tmp_path: Path) -> None:
+def test_one_bad_image_does_not_affect_others(tmp_path: Path) -> None:
     images = tmp_path / "images"
     stem = "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip"
     write_image(images / f"{stem}1.tif")
@@ -397,7 +397,7 @@ def test_one_bad_image_costs_only_itself(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".out.csv*"))
 
 
-def test_the_same_bytes_again_and_the_prefix_on_request(city: Path, tmp_path: Path) -> None:
+def test_bytes_repeat_and_the_prefix_is_optional(city: Path, tmp_path: Path) -> None:
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     recipe = tmp_path / "prefix.yaml"
     text = (Path(__file__).parents[1] / "code/satmap/recipes/demo.yaml").read_text()
@@ -432,7 +432,7 @@ def same_roads(a: ImageRoads, b: ImageRoads) -> bool:
     )
 
 
-def test_the_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_the_journal_resumes(tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     written = {"a": some_roads("AOI_a", 0.1 + 0.2, 4.5), "b": some_roads("AOI_b")}
     with Journal(output, "settings", ROADS) as journal:
@@ -455,7 +455,7 @@ def test_the_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "record", ["3", "[]", '[["AOI_a", null, [], [[]]]]', '["AOI_a", 1, [], []]']
 )
-def test_records_of_another_make_are_passed_over(tmp_path: Path, record: str) -> None:
+def test_records_of_another_format_are_ignored(tmp_path: Path, record: str) -> None:
     with Journal(tmp_path / "out.csv", "settings", ROADS) as journal:
         pass
     with journal.path.open("a") as file:
@@ -464,7 +464,7 @@ def test_records_of_another_make_are_passed_over(tmp_path: Path, record: str) ->
         assert not journal.finished
 
 
-def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
+def test_two_runs_cannot_write_the_same_file(tmp_path: Path) -> None:
     with (
         Journal(tmp_path / "out.csv", "settings", ROADS),
         pytest.raises(CannotWriteError, match="is being written by another run"),
@@ -480,7 +480,7 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
         (torch.OutOfMemoryError("out of memory"), SatmapError),
     ],
 )
-def test_a_stopped_prediction_goes_on(
+def test_a_stopped_prediction_resumes(
     city: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -605,7 +605,7 @@ def street_images(directory: Path) -> Path:
 
 
 @pytest.mark.parametrize("prefix", [False, True])
-def test_maps_vectorise_to_the_very_same_bytes(
+def test_maps_vectorise_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: bool
 ) -> None:
     monkeypatch.setattr(share, "launch_networks", street_maps)
@@ -643,7 +643,7 @@ def test_maps_of_a_real_network_vectorise_to_the_same(city: Path, tmp_path: Path
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
-def test_images_at_fault_have_no_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faulty_images_have_no_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(share, "launch_networks", street_maps)
     images, maps = street_images(tmp_path / "images"), tmp_path / "planes"
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
@@ -656,7 +656,7 @@ def test_images_at_fault_have_no_maps(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("neighbours", [False, True])
-def test_a_stopped_run_goes_on_with_maps_and_exports(
+def test_a_stopped_run_resumes_with_maps_and_exports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, neighbours: bool
 ) -> None:
     images = street_images(tmp_path / "images")
@@ -741,7 +741,7 @@ def predicted_maps(city: Path, place: Path, recipe: str) -> dict[str, bytes]:
     return maps_in(maps)
 
 
-def test_out_of_fold_maps_are_those_of_the_networks_that_held_the_image_out(
+def test_out_of_fold_maps_use_the_networks_that_held_the_image_out(
     city: Path, tmp_path: Path
 ) -> None:
     images = [f"AOI_99_Made_chip{number}" for number in range(6)]
@@ -780,9 +780,7 @@ def test_images_that_no_network_held_out(city: Path, tmp_path: Path) -> None:
         predict([city / "test"], tmp_path / "out.csv", tmp_path / "weights", CPU, out_of_fold=True)
 
 
-def test_folds_of_weights_that_do_not_say_are_dealt_as_in_training(
-    city: Path, tmp_path: Path
-) -> None:
+def test_missing_folds_of_weights_are_assigned_as_in_training(city: Path, tmp_path: Path) -> None:
     recipe = load_recipe("demo")
     chips = scan_roads([city / "train"]).chips
     folds = assign_folds([(chip.image_id, chip.aoi) for chip in chips], recipe.folds, recipe.seed)

@@ -54,7 +54,7 @@ def test_dice_skips_channels_with_little_target() -> None:
     assert dice_loss(logits[:, 1:], target[:, 1:]).item() == 0
 
 
-def test_recall_asks_for_the_middles_of_roads_alone() -> None:
+def test_recall_loss_counts_only_the_middles_of_roads() -> None:
     target = torch.zeros(1, 20, 20, dtype=torch.uint8)
     target[:, 5:15] = 3
     target[:, 9:11] |= CENTRE_BIT

@@ -211,7 +211,7 @@ def test_roads_picture_shows_what_is_missed_and_false() -> None:
     assert not has(panel(roads_picture(truth, truth, title="chip", image=image), 0), RED)
 
 
-def test_roads_picture_of_anything() -> None:
+def test_roads_picture_of_any_roads() -> None:
     far = roads([(-1e6, 5), (1e6, 5)], [(4, 4)])
     image = np.full((4, 9, 3), 90, np.uint8)
     for truth, proposal, ground in (
@@ -310,7 +310,7 @@ def test_pictures_of_long_ids_have_names_that_differ(tmp_path: Path) -> None:
 
 
 @needs_fixtures
-def test_pictures_of_made_cities(tmp_path: Path) -> None:
+def test_pictures_of_synthetic_cities(tmp_path: Path) -> None:
     truth = read_roads_csv(FIXTURES / "made_truth.csv")
     proposal = read_roads_csv(FIXTURES / "made_proposal.csv")
     figures = {

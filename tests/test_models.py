@@ -79,7 +79,7 @@ def tensor_by_name(name: str, shape: list[int]) -> Tensor:
 
 @needs_reference
 @pytest.mark.parametrize(("published", "name"), PUBLISHED)
-def test_network_is_the_published_one(published: str, name: str) -> None:
+def test_networks_match_the_published_ones(published: str, name: str) -> None:
     shapes = json.loads((REFERENCE / f"{published}.keys.json").read_text())
     network = build_network(name, 3, ROAD_MAPS).eval()
     ours = {key: reference_to_ours(key, name) for key in shapes}
@@ -213,7 +213,7 @@ def test_maps_in_another_order(categories: tuple[str, ...]) -> None:
         network.order_maps(["a", "b"])
 
 
-def test_only_the_heads_of_a_batchs_categories_learn_from_it() -> None:
+def test_only_heads_of_the_batchs_categories_get_gradients() -> None:
     torch.manual_seed(0)
     network = build_network("resnet18", 3, ["building"], (16,) * 4, categories=list("abcde"))
     network(images(network, 64, 64), torch.tensor([1, 3])).square().mean().backward()
@@ -223,7 +223,7 @@ def test_only_the_heads_of_a_batchs_categories_learn_from_it() -> None:
     assert all(parameter.grad is not None for parameter in network.encoder.parameters())
 
 
-def test_scse_weights_channels_and_places() -> None:
+def test_scse_weights_channels_and_positions() -> None:
     torch.manual_seed(0)
     block = ScseBlock(4, 3, 6)
     plain = DecoderBlock(4, 3, 6)
@@ -248,7 +248,7 @@ def test_the_light_block_narrows_what_is_concatenated() -> None:
     torch.testing.assert_close(block(x, skip), block.conv2(block.conv1(y).relu()).relu())
 
 
-def test_what_the_light_decoder_saves() -> None:
+def test_savings_of_the_light_decoder() -> None:
     """What the recipe's ``Decoder`` and the README say of it."""
     narrow = ("resnet18", "resnet34", "convnext", "efficientnet")
     for name, spec in ENCODERS.items():
@@ -334,7 +334,7 @@ def test_split_norm_act_keeps_the_computation() -> None:
         NormAct(BatchNormAct2d(4, drop_layer=nn.Dropout))
 
 
-def test_what_cannot_be_built() -> None:
+def test_invalid_networks_are_refused() -> None:
     with pytest.raises(SatmapError, match=r"unknown encoder 'vgg'.*dpn92"):
         build_network("vgg", 3, ["road"])
     with pytest.raises(SatmapError, match="at least one input channel"):
@@ -547,7 +547,7 @@ def test_wrong_metadata(
         ("encoder.stages.0.bn1.running_var", torch.full((64,), -1.0), "is a variance"),
     ],
 )
-def test_values_that_no_network_has(
+def test_invalid_tensor_values_are_refused(
     name: str, value: Tensor, message: str, saved: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "values.safetensors"
@@ -564,7 +564,7 @@ def test_unknown_tensors_are_refused(saved: Path, tmp_path: Path) -> None:
         load_weights(path)
 
 
-def test_metadata_of_the_network_is_not_the_callers(saved: Path) -> None:
+def test_callers_cannot_set_metadata_of_the_network(saved: Path) -> None:
     network, _ = load_weights(saved)
     before = saved.read_bytes()
     for key in ("maps", "categories", "normalization"):
@@ -573,7 +573,7 @@ def test_metadata_of_the_network_is_not_the_callers(saved: Path) -> None:
     assert saved.read_bytes() == before
 
 
-def test_saving_where_nothing_can_be_written(tmp_path: Path, saved: Path) -> None:
+def test_saving_to_an_unwritable_path(tmp_path: Path, saved: Path) -> None:
     (tmp_path / "file").write_text("")
     network, _ = load_weights(saved)
     with pytest.raises(SatmapError, match="cannot write"):

@@ -19,7 +19,7 @@ def chip(column: float, row: float, crs: str = "EPSG:4326", size: float = SIZE) 
     return ImageFootprint(Georeference(crs, transform, (0.3, 0.3)), 100, 80)
 
 
-def test_offsets_of_those_within_the_margin() -> None:
+def test_offsets_of_neighbours_within_the_margin() -> None:
     chips = [chip(0, 0), chip(100, 0), chip(-100.3, 80), chip(0, 95), chip(0, 300)]
     found = find_neighbours(chips, (20, 20))
     assert found[0] == [Neighbour(3, 0, 95), Neighbour(1, 100, 0), Neighbour(2, -100, 80)]
@@ -29,7 +29,7 @@ def test_offsets_of_those_within_the_margin() -> None:
     assert 3 not in {n.image for n in find_neighbours(chips, (10, 10))[0]}
 
 
-def test_unlike_grids_are_no_neighbours() -> None:
+def test_images_on_different_grids_are_no_neighbours() -> None:
     turned = ImageFootprint(
         Georeference("EPSG:4326", Affine.rotation(3) @ Affine.scale(SIZE), (0.3, 0.3)), 100, 80
     )
@@ -44,7 +44,7 @@ def test_many_chips() -> None:
     assert counts[0, 0] == counts[-1, -1] == 3
 
 
-def test_only_those_that_show_in_a_margin_are_kept_for_each_other() -> None:
+def test_only_images_visible_in_a_margin_are_kept() -> None:
     # The margin is 220 pixels. The second touches the first; the third is 15 pixels below.
     chips = [chip(0, 0), chip(100, 0), chip(0, 95), ImageFootprint(None, 9, 9)]
     assert find_surroundings(chips) == [[Neighbour(1, 100, 0)], [Neighbour(0, -100, 0)], [], []]
@@ -64,7 +64,7 @@ def test_only_those_that_show_in_a_margin_are_kept_for_each_other() -> None:
         st.tuples(*2 * [st.integers(-25, 25)], *2 * [st.integers(3, 20)]), min_size=2, max_size=6
     )
 )
-def test_what_shows_around_an_image_is_in_its_list(boxes: list[tuple[int, ...]]) -> None:
+def test_all_images_visible_around_an_image_are_listed(boxes: list[tuple[int, ...]]) -> None:
     # So large pixels make the margin 6 of them.
     scale = (11.0, 11.0)
     chips = [
@@ -88,7 +88,7 @@ def test_what_shows_around_an_image_is_in_its_list(boxes: list[tuple[int, ...]])
         np.testing.assert_array_equal(seen[0][ROAD], expected[0][ROAD])
 
 
-def test_tiny_images_look_no_farther_than_they_are_wide() -> None:
+def test_the_margin_of_tiny_images_is_limited_by_their_size() -> None:
     """Else each of thousands would be looked at together with hundreds of others."""
     chips = [chip(100 * x, 80 * y) for y in range(12) for x in range(9)]
     counts = [len(found) for found in find_neighbours(chips, (1000, 1000))]
@@ -101,7 +101,7 @@ def test_tiny_images_look_no_farther_than_they_are_wide() -> None:
 
 @given(st.lists(st.tuples(*[st.integers(-300, 300)] * 2, *[st.integers(1, 120)] * 2), max_size=12))
 @settings(deadline=None)
-def test_neighbours_are_those_of_a_plain_search(places: list[tuple[int, int, int, int]]) -> None:
+def test_neighbours_equal_those_of_a_plain_search(places: list[tuple[int, int, int, int]]) -> None:
     margin = 40
     chips = [chip(x, y)._replace(width=w, height=h) for x, y, w, h in places]
     found = find_neighbours(chips, (margin, margin))

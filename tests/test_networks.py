@@ -294,6 +294,6 @@ def test_any_number_of_bands_goes_in(bands: int) -> None:
     assert not torch.equal(logits, other)
 
 
-def test_every_decoder_is_tested_and_can_be_asked_for() -> None:
+def test_every_decoder_is_tested_and_available() -> None:
     kinds = {subclass.kind for subclass in EveryNetwork.__subclasses__()}
     assert kinds == set(DECODERS) == set(get_args(DecoderSettings.model_fields["kind"].annotation))

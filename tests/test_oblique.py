@@ -145,7 +145,7 @@ def test_a_roof_moves_by_height_times_tangent(azimuth: float, columns: int, rows
 
 @settings(deadline=None, max_examples=25)
 @given(angle=st.floats(1, 54), azimuth=st.floats(0, 360), height=st.floats(3, 40))
-def test_any_roof_moves_so(angle: float, azimuth: float, height: float) -> None:
+def test_roof_displacement_in_any_view(angle: float, azimuth: float, height: float) -> None:
     line = skyline(block(60, 60, 75, 80, height))
     view = render_view(line, Window(0, 0, 280, 280), GRID, toward(angle, azimuth).shift)
     centre = np.argwhere(roof_of(view, line))[:, ::-1].mean(axis=0) + 0.5
@@ -178,7 +178,7 @@ def test_the_facade_towards_the_satellite_shows(azimuth: float, sides: set[str])
     assert shown == sides
 
 
-def test_a_wall_hides_what_lies_behind_it_and_nothing_before_it() -> None:
+def test_a_wall_hides_what_lies_behind_it_and_nothing_in_front() -> None:
     tower, behind, before = (
         block(40, 40, 60, 60, 20),
         block(44, 30, 56, 38, 4),
@@ -239,7 +239,7 @@ def test_coverage_is_that_of_the_polygon(corners: list[tuple[float, float]]) -> 
 
 
 @pytest.mark.parametrize("roofed", [gabled_block, hipped_block])
-def test_pitched_roofs_are_closed_and_as_high_as_told(roofed: Any) -> None:
+def test_pitched_roofs_are_closed_and_have_the_given_height(roofed: Any) -> None:
     body = np.array(((10.0, 10), (30, 10), (30, 20), (10, 20)))
     solid = roofed(body, 4.0, 3.0, CLADDING)
     assert solid.height == 7
@@ -280,7 +280,7 @@ def test_a_courtyard_shows_its_far_wall() -> None:
 # --- light ----------------------------------------------------------------------------------------
 
 
-def test_shadows_fall_away_from_the_sun_as_far_as_things_are_high() -> None:
+def test_shadow_direction_and_length_follow_the_sun() -> None:
     site = site_of(block(30, 40, 50, 50, 10), sun=(0.0, -1.0))
     counts = shoot(site, toward(0, 0)).counts[..., 4].astype(float)
     open_ground = np.median(counts[130:150, 60:100])
@@ -300,7 +300,7 @@ def test_the_sunny_facade_is_brighter_than_the_shaded_one() -> None:
     assert np.median(lit) > 2 * np.median(dark)
 
 
-def test_oblique_looks_are_coarser_and_hazier() -> None:
+def test_oblique_images_are_coarser_and_hazier() -> None:
     solids = [block(8 + 12 * i, 8 + 12 * j, 14 + 12 * i, 14 + 12 * j, 0.01)
               for i in range(6) for j in range(6)]  # fmt: skip
     site = site_of(*solids)
@@ -311,7 +311,7 @@ def test_oblique_looks_are_coarser_and_hazier() -> None:
     assert sharp[1] < 0.6 * sharp[0]
 
 
-def test_what_stands_behind_a_tower_is_hidden() -> None:
+def test_a_tower_hides_the_building_behind_it() -> None:
     tower, house = block(30, 40, 50, 50, 30), block(34, 20, 46, 30, 4)
     site = site_of(tower, house)
     footprints = [
@@ -353,7 +353,7 @@ def test_some_buildings_have_courtyards() -> None:
 # --- looks and names ------------------------------------------------------------------------------
 
 
-def test_the_looks_are_those_of_the_challenge() -> None:
+def test_view_angles_are_those_of_the_challenge() -> None:
     collects = make_view_angles(VIEW_ANGLE_COUNT, np.random.default_rng(0))
     assert [int(c.angle) for c in collects] == [
         7, 8, 10, 10, 13, 14, 16, 19, 21, 23, 25, 27, 29, 30, 32, 34, 36, 39, 42, 44, 46, 47, 49,
@@ -368,7 +368,7 @@ def test_the_looks_are_those_of_the_challenge() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 28])
-def test_looks_that_there_are_not_are_told(tmp_path: Path, count: int) -> None:
+def test_invalid_numbers_of_view_angles_are_refused(tmp_path: Path, count: int) -> None:
     with pytest.raises(CityError, match="from 1 to 27"):
         make_building_city(tmp_path / "city", BuildingLayout.SPACENET4, view_angles=count)
     assert not (tmp_path / "city").exists()
@@ -419,7 +419,7 @@ def test_images_are_those_of_the_challenge(oblique: Path) -> None:
 # --- truth ----------------------------------------------------------------------------------------
 
 
-def test_labels_and_truth_agree_and_are_the_same_for_all_looks(oblique: Path) -> None:
+def test_labels_and_truth_agree_and_are_the_same_for_all_view_angles(oblique: Path) -> None:
     tables = [read_rows(path) for path in sorted((oblique / "train/summaryData").iterdir())]
     assert len(tables) == 3
     assert {tuple(row) for rows in tables for row in rows} == {
@@ -466,7 +466,7 @@ def test_occlusion_grows_with_the_angle(oblique: Path) -> None:
     assert shares[7] < shares[53]
 
 
-def test_roofs_lie_under_the_labels_of_the_steepest_look(oblique: Path) -> None:
+def test_labels_cover_the_roofs_in_the_steepest_view(oblique: Path) -> None:
     """Buildings are where the labels say: what is labelled is grey or red, not green."""
     (path,) = (oblique / "test").rglob("*nadir7_*.tif")
     counts = pixels(path).astype(float)
@@ -588,7 +588,7 @@ def test_seeds_reproduce_every_byte(tmp_path: Path) -> None:
     assert not set(one.values()) & set(other.values())
 
 
-def test_the_city_of_roads_is_what_it_was(tmp_path: Path) -> None:
+def test_the_city_of_roads_has_not_changed(tmp_path: Path) -> None:
     make_city(tmp_path, chips=2, test_chips=1, seed=5, size=96)
     hashes = {
         path.name.rsplit("_", 1)[-1]: hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -166,7 +166,7 @@ def stored_at_least(place: Path, count: int) -> bool:
 # --- the same bytes -------------------------------------------------------------------------------
 
 
-def test_workers_and_processes_change_nothing(area: Area, tmp_path: Path) -> None:
+def test_workers_and_processes_do_not_change_the_bytes(area: Area, tmp_path: Path) -> None:
     images = COLUMNS * ROWS + 1
     assert len(area.done.images) == images
     assert list(area.done.faults) == ["AOI_7_Moscow_chip6"]
@@ -221,7 +221,7 @@ def test_ten_kills_lose_nothing(area: Area, tmp_path: Path) -> None:
     assert files_in(place) == area.files
 
 
-def test_the_command_ends_in_order_or_says_who_was_killed_and_goes_on(
+def test_the_command_ends_cleanly_or_names_killed_processes_and_resumes(
     area: Area, tmp_path: Path
 ) -> None:
     """And torchrun takes over what the command has begun, whose launcher was killed."""
@@ -261,7 +261,7 @@ def test_the_command_ends_in_order_or_says_who_was_killed_and_goes_on(
     assert files_in(tmp_path) == area.files
 
 
-def test_sigterm_ends_a_run_in_order_and_it_goes_on(
+def test_sigterm_ends_a_run_cleanly_and_it_resumes(
     area: Area, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The run is over sooner than a second one gives up waiting for it.
@@ -328,7 +328,7 @@ class HeldPool:
         assert not self.held
 
 
-def test_few_images_are_in_memory_however_many_there_are(
+def test_few_images_are_in_memory_at_once(
     area: Area, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = HeldPool(1)
@@ -414,7 +414,7 @@ def root(number: float) -> float:
 
 @pytest.mark.parametrize("channels", [None, 3])
 @pytest.mark.parametrize("product", [RGB, MULTISPECTRAL])
-def test_windows_of_an_image_are_stretched_as_the_whole(
+def test_windows_of_an_image_are_stretched_like_the_whole(
     tmp_path: Path, product: str, channels: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("satmap.data.imagery._STRIP_ROWS", 40)

@@ -82,7 +82,7 @@ def test_targets_vectorise_back_to_their_labels(
     assert mean[1] > time
 
 
-def test_labels_of_vegas_vectorise_back() -> None:
+def test_vegas_labels_round_trip() -> None:
     labels = DATA.parent / "fixtures/apls/AOI_2_Vegas_Train/spacenetroads"
     scores = [trip.score() for trip in vegas_labels(labels)]
     assert len(scores) == 7

@@ -83,7 +83,7 @@ def test_overpass_passes_where_the_junction_map_shows_none() -> None:
     assert degrees(with_junctions(road, (320, 200), (120, 200))) == [1, 1, 1, 1, 1, 3, 4]
 
 
-def test_junction_map_that_knows_nothing_is_ignored() -> None:
+def test_empty_junction_map_is_ignored() -> None:
     road = draw(HORIZONTAL, [(120, -20), (120, 420)], SIDE)
     assert degrees(with_junctions(road)) == [1, 1, 1, 1, 1, 3, 4]
 
@@ -97,7 +97,7 @@ def test_touching_corners_do_not_meet_where_the_junction_map_shows_none() -> Non
     assert 4 not in degrees(graph)
 
 
-def test_dead_end_before_a_road_is_led_to_it_only_if_a_junction_shows() -> None:
+def test_dead_end_is_joined_to_a_road_only_at_a_predicted_junction() -> None:
     dead: Points = [(120, 30), (120, 170)]
     road = draw(HORIZONTAL, dead, SIDE)
     assert degrees(with_junctions(road, (320, 200))) == [1, 1, 1, 1, 1, 3]

@@ -48,7 +48,7 @@ def test_thinning_keeps_the_topology_and_is_thin(name: str) -> None:
     np.testing.assert_array_equal(again, skeleton)
 
 
-def test_thinning_across_words_is_as_within() -> None:
+def test_thinning_across_machine_words() -> None:
     mask = np.zeros((40, 300), np.uint8)
     mask[12:25, 3:290] = 1
     rows, columns = thin(mask)
@@ -73,7 +73,7 @@ def test_trace_covers_the_skeleton() -> None:
 
 
 @pytest.mark.parametrize("links", [0, 30, 120, 400])
-def test_components_are_scipys(links: int) -> None:
+def test_components_equal_those_of_scipy(links: int) -> None:
     rng = np.random.default_rng(links)
     pairs = rng.integers(0, 200, (links, 2))
     graph = coo_array((np.ones(links), (pairs[:, 0], pairs[:, 1])), (200, 200))

@@ -123,7 +123,7 @@ def scene_of(maps: ProbabilityMaps, read: list[Box] | None = None) -> Scene:
 
 
 @pytest.mark.parametrize("open_bytes", [0, 600_000])
-def test_a_scene_gives_what_its_maps_give(monkeypatch: pytest.MonkeyPatch, open_bytes: int) -> None:
+def test_a_scene_equals_its_maps(monkeypatch: pytest.MonkeyPatch, open_bytes: int) -> None:
     monkeypatch.setattr(scenes, "_OPEN_BYTES", open_bytes)
     road = degraded_mask(1005).road
     values = np.zeros((len(ROAD_MAPS), *road.shape), np.uint8)
@@ -160,7 +160,7 @@ def test_small_scenes() -> None:
     open_bytes=st.sampled_from([0, 300_000, 1 << 30]),
     seed=st.integers(0, 99),
 )
-def test_a_packed_map_is_its_map(height: int, width: int, open_bytes: int, seed: int) -> None:
+def test_a_packed_map_equals_its_map(height: int, width: int, open_bytes: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 256, (height, width)).astype(np.uint8)
     values[rng.integers(0, height) :, : rng.integers(1, width + 1)] = 0

@@ -55,7 +55,7 @@ def test_junctions_need_three_ends_and_get_stubs() -> None:
     assert not junction[50, 88]
 
 
-def test_what_only_passes_is_no_junction() -> None:
+def test_passing_roads_are_no_junction() -> None:
     # An overpass whose roads have vertices 0.2 m apart, and a bend with a vertex every 0.5 m.
     bend = [(10 + i, 90.0) for i in range(4)] + [(13, 89), (13, 88), (13, 87)]
     roads = [

@@ -187,13 +187,13 @@ road_maps = st.lists(lines, max_size=6).map(lambda drawn: roads(*drawn))
 
 @settings(max_examples=60, deadline=None)
 @given(truth=road_maps)
-def test_a_map_equals_itself(truth: list[RoadRow]) -> None:
+def test_a_map_compared_with_itself_scores_one(truth: list[RoadRow]) -> None:
     assert topo(truth, truth).f1 == 1
 
 
 @settings(max_examples=60, deadline=None)
 @given(truth=road_maps, proposal=road_maps, seed=st.integers(0, 99))
-def test_order_and_direction_of_rows_change_nothing(
+def test_order_and_direction_of_rows_do_not_matter(
     truth: list[RoadRow], proposal: list[RoadRow], seed: int
 ) -> None:
     shuffle = random.Random(seed)

@@ -90,7 +90,7 @@ def weights_of(context: RunContext, checkpoint: str) -> dict[str, torch.Tensor]:
     return load_weights(path)[0].state_dict()
 
 
-def test_a_training_stopped_and_gone_on_ends_with_the_same_weights(
+def test_a_resumed_training_ends_with_the_same_weights(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from satmap.training import train as training
@@ -120,7 +120,7 @@ def test_a_training_stopped_and_gone_on_ends_with_the_same_weights(
                 assert torch.equal(value, found[name]), (checkpoint, name)
 
 
-def test_killed_for_real_and_started_again(city: Path, tmp_path: Path) -> None:
+def test_a_killed_training_resumes(city: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     long, last = MEMBER["stages"]
     recipe.write_text(road_recipe({**MEMBER, "stages": [{**long, "epochs": 12}, last]}))
@@ -142,7 +142,7 @@ def test_killed_for_real_and_started_again(city: Path, tmp_path: Path) -> None:
     assert {file.metadata["stage"] for file in find_weights(weights)} >= {"2"}
 
 
-def test_worker_processes_go_on_after_a_validation(city: Path, tmp_path: Path) -> None:
+def test_worker_processes_continue_after_a_validation(city: Path, tmp_path: Path) -> None:
     # Forked workers once waited for ever for threads that OpenCV had in the parent.
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(road_recipe(MEMBER))
@@ -156,7 +156,7 @@ def test_worker_processes_go_on_after_a_validation(city: Path, tmp_path: Path) -
     assert "stage 2/2  epoch 1/1" in said.read_text()
 
 
-def test_a_damaged_state_says_so(city: Path, tmp_path: Path) -> None:
+def test_a_damaged_state_is_reported(city: Path, tmp_path: Path) -> None:
     context = run(city, tmp_path, small())
     file = context.state_file(small().members[0])
     whole = torch.load(file, weights_only=True)
@@ -170,7 +170,7 @@ def test_a_damaged_state_says_so(city: Path, tmp_path: Path) -> None:
         run(city, tmp_path, small())
 
 
-def test_another_recipe_does_not_go_on_in_the_same_place(city: Path, tmp_path: Path) -> None:
+def test_another_recipe_does_not_resume_in_the_same_directory(city: Path, tmp_path: Path) -> None:
     run(city, tmp_path, small())
     other = small(decoder=[16, 16, 16, 32])
     with pytest.raises(SatmapError, match=r"another recipe or other chips.*--restart"):
@@ -273,7 +273,7 @@ def test_the_reference_networks_train_and_predict(
     assert check_roads_csv(output, list(done.images)) == []
 
 
-def test_imagenet_weights_are_asked_for(city: Path, tmp_path: Path) -> None:
+def test_missing_imagenet_weights_are_reported(city: Path, tmp_path: Path) -> None:
     context = RunContext(tmp_path / "weights", CPU)
     options = TrainingOptions(cache=tmp_path / "cache")
     asking = small(encoder="resnet18", pretrained=True)

@@ -98,7 +98,7 @@ def weights_of(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.glob("*.safetensors"))}
 
 
-def test_the_way_from_labels_to_a_score(wood: Path, tmp_path: Path) -> None:
+def test_from_labels_to_a_score(wood: Path, tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run(wood, *train_arguments(wood, whole))
     # Stopped as soon as a state is there, a training resumes to the same weights.
@@ -132,7 +132,7 @@ def test_the_way_from_labels_to_a_score(wood: Path, tmp_path: Path) -> None:
     assert "wood9 is missing" in run(wood, "check", short, wood / "test", status=1)
 
 
-def test_what_the_task_cannot_do_is_refused(wood: Path, tmp_path: Path) -> None:
+def test_unsupported_operations_are_refused(wood: Path, tmp_path: Path) -> None:
     arguments = ["predict", wood / "test", tmp_path / "out.csv", "--weights", tmp_path]
     run(wood, *arguments, status=1)
     run(

@@ -65,7 +65,7 @@ def test_means_are_over_areas() -> None:
     assert not Gain(0.0, 0.0).counts
 
 
-def test_scores_are_worked_out_once() -> None:
+def test_scores_are_computed_once() -> None:
     log: list[Trial[RoadSettings]] = []
     table = table_of(lambda chip, settings: settings.high, ["a"] * 3, log)
     one, other = RoadSettings(high=0.5), RoadSettings(high=0.7)
@@ -75,7 +75,7 @@ def test_scores_are_worked_out_once() -> None:
     assert table.records(other, [2]) == [0.7]
 
 
-def test_the_search_climbs_and_leaves_alone_what_does_not_matter() -> None:
+def test_the_search_improves_and_keeps_irrelevant_settings() -> None:
     def score(chip: int, settings: RoadSettings) -> float:
         # The best gap depends on the threshold, and shows only once that is right.
         right = settings.high == 0.6
@@ -88,14 +88,14 @@ def test_the_search_climbs_and_leaves_alone_what_does_not_matter() -> None:
     assert fit.settings == RoadSettings(high=0.6, gap_m=18, spur_m=7)
 
 
-def test_chance_moves_nothing() -> None:
+def test_random_differences_change_nothing() -> None:
     differences = {0: 0.3, 1: -0.2, 2: 0.1, 3: -0.1}
     table = table_of(lambda chip, s: differences[chip] * (s.high == 0.4), ["a"] * 4)
     fit = coordinate_descent(table, RoadSettings(high=0.6), FEW, range(4), inf, "test")
     assert fit.settings == RoadSettings(high=0.6)
 
 
-def test_when_time_is_over_the_best_so_far_counts() -> None:
+def test_the_best_settings_so_far_are_kept_when_time_runs_out() -> None:
     end = time.monotonic() + 3600
 
     def score(chip: int, settings: RoadSettings) -> float:
@@ -208,7 +208,7 @@ def test_a_bad_setting_is_repaired(made: tuple[Path, Path], tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("few")
-def test_the_same_again_and_in_other_processes(made: tuple[Path, Path], tmp_path: Path) -> None:
+def test_fits_are_reproducible_across_processes(made: tuple[Path, Path], tmp_path: Path) -> None:
     outputs = [tmp_path / name for name in ("a.yaml", "b.yaml", "c.yml")]
     results = [
         fit(made, output, recipe_with(spur_m=40), workers=workers)
@@ -220,7 +220,7 @@ def test_the_same_again_and_in_other_processes(made: tuple[Path, Path], tmp_path
 
 
 @pytest.mark.usefixtures("few")
-def test_settings_stay_where_there_is_nothing_to_gain(
+def test_settings_stay_without_a_gain(
     made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(road_tuning, "GRIDS", {"spur_m": (5.0, 40.0), "simplify_m": (0.6, 20.0)})
@@ -254,9 +254,7 @@ def test_a_fit_that_fails_on_unseen_chips_is_not_kept(
 
 
 @pytest.mark.usefixtures("few")
-def test_times_count_where_the_truth_has_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_times_count_if_the_truth_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(road_tuning, "GRIDS", {"default_speed_mph": (10.0, 22.369, 60.0)})
     made = write_masks(tmp_path / "made", range(4))
     tuning = tune(made, tmp_path / "out.yaml", recipe_with(default_speed_mph=60))
@@ -268,7 +266,7 @@ def test_times_count_where_the_truth_has_them(
 
 
 @pytest.mark.usefixtures("few")
-def test_no_time_leaves_everything_as_it_is(made: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_fit_without_time_changes_nothing(made: tuple[Path, Path], tmp_path: Path) -> None:
     done = fit(made, tmp_path / "out.yaml", recipe_with(spur_m=40), minutes=1e-6)
     assert not done.complete
     assert not done.kept
@@ -277,7 +275,7 @@ def test_no_time_leaves_everything_as_it_is(made: tuple[Path, Path], tmp_path: P
 
 
 @pytest.mark.usefixtures("few")
-def test_masks_and_truth_that_do_not_match_in_part(tmp_path: Path) -> None:
+def test_partly_matching_masks_and_truth(tmp_path: Path) -> None:
     masks, truth = write_masks(tmp_path / "made", range(0, 12, 2), 300)
     (masks / "made10.png").write_text("no mask")
     (masks / "made8.png").rename(masks / "other.png")
@@ -292,7 +290,7 @@ def test_masks_and_truth_that_do_not_match_in_part(tmp_path: Path) -> None:
     )
 
 
-def test_of_many_chips_a_part_is_taken_from_all_areas(
+def test_a_subset_of_many_chips_covers_all_areas(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fitting_masks, "MAX_CHIPS", 4)
@@ -358,7 +356,7 @@ BAD: Mapping[str, tuple[Callable[[Path, Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_told_clearly(tmp_path: Path, name: str) -> None:
+def test_bad_input_is_explained(tmp_path: Path, name: str) -> None:
     made = write_masks(tmp_path / "made", range(4), 200)
     spoil, message = BAD[name]
     spoil(*made)
@@ -367,7 +365,7 @@ def test_bad_input_is_told_clearly(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "out.yaml").exists()
 
 
-def test_outputs_that_cannot_be_are_refused_before_the_work(tmp_path: Path) -> None:
+def test_invalid_outputs_are_refused_before_the_work(tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere", tmp_path / "nowhere.csv"
     with pytest.raises(SatmapError, match=r"out\.csv: a recipe's name ends in \.yaml or \.yml"):
         fit(nowhere, tmp_path / "out.csv", recipe_with())

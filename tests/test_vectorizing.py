@@ -96,21 +96,21 @@ def test_a_street_in_a_png(tmp_path: Path, metres: float) -> None:
     assert row.travel_time_s == pytest.approx(row.length_m / (25 * MPS_PER_MPH), rel=1e-3)
 
 
-def test_the_settings_count(tmp_path: Path) -> None:
+def test_settings_are_applied(tmp_path: Path) -> None:
     write_mask(tmp_path / "masks" / "a.png", street())
     row = only_road(tmp_path / "masks", vectorizer=RoadSettings(default_speed_mph=50))
     assert row.travel_time_s == pytest.approx(row.length_m / (50 * MPS_PER_MPH), rel=1e-3)
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_the_georeference_says_how_large_pixels_are(tmp_path: Path, turned: bool) -> None:
+def test_the_georeference_gives_the_pixel_size(tmp_path: Path, turned: bool) -> None:
     mask = street().T if turned else street()
     write_mask(tmp_path / "masks" / "a.tif", mask)
     row = only_road(tmp_path / "masks", default_metres_per_pixel=7)
     assert row.length_m == pytest.approx(200 * (HIGH_M if turned else WIDE_M), rel=5e-3)
 
 
-def test_all_maps_tell_the_speed(tmp_path: Path) -> None:
+def test_speeds_come_from_all_maps(tmp_path: Path) -> None:
     maps = np.zeros((12, 200, 200), np.uint8)
     maps[ROAD_MAPS.index("road")] = maps[ROAD_MAPS.index("speed8")] = street()
     write_mask(tmp_path / "masks" / "a.tif", maps)
@@ -199,7 +199,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-def test_a_mask_that_is_none_costs_one_image(tmp_path: Path, name: str) -> None:
+def test_an_invalid_mask_affects_one_image(tmp_path: Path, name: str) -> None:
     masks, output = tmp_path / "masks", tmp_path / "out.csv"
     make, message = UNUSABLE[name]
     write_mask(masks / "good.png", street())
@@ -214,7 +214,7 @@ def test_a_mask_that_is_none_costs_one_image(tmp_path: Path, name: str) -> None:
     assert check_roads_csv(output, ["good", stem]) == []
 
 
-def test_a_batch_of_nothing_but_faults_is_written_too(tmp_path: Path) -> None:
+def test_a_batch_of_only_faults_is_written(tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     masks.mkdir()
     (masks / "a.png").write_text("no mask")
@@ -336,7 +336,7 @@ def test_only_roads_are_replaced(tmp_path: Path, suffix: str) -> None:
         assert vectorize(masks, output).images == {"chip0": 1}
 
 
-def test_pipes_and_pixels_too_small_cost_one_mask(tmp_path: Path) -> None:
+def test_pipes_and_tiny_pixels_affect_one_mask(tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     write_mask(masks / "good.tif", street())
     transform = Affine(1e-4, 0, 5e5, 0, -1e-4, 5e6)
@@ -360,7 +360,7 @@ def test_directories_without_masks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"workers": -1}, {"default_metres_per_pixel": 0.0}])
-def test_nonsense_is_a_programming_error(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_invalid_options_are_a_programming_error(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         vectorize(tmp_path, tmp_path / "out.csv", **options)
 
@@ -494,7 +494,7 @@ def ends_at(rows: list[RoadRow], axis: int, limit: float) -> list[float]:
     return sorted(set(ends[ends[:, axis] == limit, 1 - axis].tolist()))
 
 
-def test_roads_go_on_from_mask_to_mask(city: tuple[Path, dict[str, Box]]) -> None:
+def test_roads_continue_across_masks(city: tuple[Path, dict[str, Box]]) -> None:
     masks, chips = city
     rows = vectorized(masks)
     met = 0
@@ -508,7 +508,7 @@ def test_roads_go_on_from_mask_to_mask(city: tuple[Path, dict[str, Box]]) -> Non
     assert met >= 10
 
 
-def test_neighbours_make_better_roads(city: tuple[Path, dict[str, Box]]) -> None:
+def test_neighbours_improve_roads(city: tuple[Path, dict[str, Box]]) -> None:
     masks, chips = city
     truth = degraded_mask(1002).truth
     scores = []
@@ -534,7 +534,7 @@ def clipped(rows: Iterable[RoadRow], box: Box) -> list[RoadRow]:
     ]
 
 
-def test_chips_are_looked_at_with_their_neighbours_or_without(
+def test_chips_are_vectorised_with_or_without_neighbours(
     city: tuple[Path, dict[str, Box]], tmp_path: Path
 ) -> None:
     masks, _ = city

@@ -109,7 +109,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_the_manifest_states_what_the_submission_was_made_of(made: Made) -> None:
+def test_the_manifest_records_all_sources(made: Made) -> None:
     manifest = made.manifest
     assert (manifest.file.name, manifest.file.sha256) == ("out.csv", sha256(made.output))
     # Both files of the first network had a vote.
@@ -127,7 +127,7 @@ def test_the_manifest_states_what_the_submission_was_made_of(made: Made) -> None
     assert manifest.run.hardware.threads == torch.get_num_threads()
 
 
-def test_a_run_in_parts_and_by_two_processes_leaves_the_same_manifest(
+def test_resumed_and_parallel_runs_leave_the_same_manifest(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from satmap.prediction import run as prediction
@@ -154,7 +154,7 @@ def test_a_run_in_parts_and_by_two_processes_leaves_the_same_manifest(
     assert output.read_bytes() == made.output.read_bytes()
 
 
-def test_a_submission_is_made_again_wherever_its_sources_lie(
+def test_a_submission_is_reproduced_from_moved_sources(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
@@ -172,7 +172,7 @@ def test_a_submission_is_made_again_wherever_its_sources_lie(
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-def test_every_alteration_has_a_line_of_its_own(
+def test_every_alteration_is_reported_separately(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = made.copy(tmp_path / "bad")
@@ -249,7 +249,7 @@ def test_other_bytes_pass_only_on_another_machine_and_with_the_same_score(
     assert far.gap > 0.1 and far.differences and not far.passed
 
 
-def test_what_cannot_be_found_is_said(
+def test_missing_files_are_reported(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved = made.copy(tmp_path / "moved")

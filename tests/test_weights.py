@@ -98,7 +98,7 @@ def test_the_same_network_makes_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-def test_every_kind_of_tensor_comes_back(tmp_path: Path) -> None:
+def test_every_kind_of_tensor_round_trips(tmp_path: Path) -> None:
     path = tmp_path / "kinds.safetensors"
     tensors = {
         "number": torch.tensor(7),
@@ -129,7 +129,7 @@ def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
     load_weights(path)
 
 
-def test_files_of_before_have_no_checksum_and_load(tmp_path: Path) -> None:
+def test_old_files_without_checksum_load(tmp_path: Path) -> None:
     path = tmp_path / "old.safetensors"
     network = small_network()
     save_weights(path, network, {"epoch": "1"})
@@ -260,7 +260,7 @@ def test_hostile_pickles_are_refused_and_not_run(
 
 
 @pytest.mark.parametrize("writer", [_zip, _plain])
-def test_numpys_numbers_become_pythons(
+def test_numpy_numbers_become_python_numbers(
     writer: Callable[[object, Path], None], tmp_path: Path
 ) -> None:
     path = tmp_path / "scores"
@@ -283,7 +283,7 @@ def test_numpys_numbers_become_pythons(
             read_pickle(path)
 
 
-def test_numpy_of_2019_named_its_module_otherwise(tmp_path: Path) -> None:
+def test_old_numpy_module_names_load(tmp_path: Path) -> None:
     path = tmp_path / "scores"
     _plain({"dice_best": np.float64(0.7)}, path)
     content = path.read_bytes()
@@ -342,7 +342,7 @@ def test_damaged_pickles(
         ({"vgg.weight": torch.zeros(1)}, "1 tensors such as vgg.weight, which are neither"),
     ],
 )
-def test_pickles_of_something_else(content: object, message: str, tmp_path: Path) -> None:
+def test_pickles_of_other_content(content: object, message: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(content, path)
     with pytest.raises(SatmapError, match=message):
@@ -368,7 +368,7 @@ PREFIX = b"".join(
         (pickle.dumps(os.system, protocol=4), "code or objects other than tensors"),
     ],
 )  # fmt: skip
-def test_what_is_said_of_hostile_pickles(
+def test_messages_for_hostile_pickles(
     prefix: bytes, content: bytes, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "weights"
@@ -393,7 +393,7 @@ def test_what_is_said_of_hostile_pickles(
         (bytes(8) + b"{}", "not a whole safetensors file"),
     ],
 )
-def test_what_is_no_file_of_weights(content: bytes, message: str, tmp_path: Path) -> None:
+def test_files_that_are_not_weights(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(content)
     with pytest.raises(SatmapError, match=message):
@@ -532,7 +532,7 @@ def test_networks_on_eight_bands(name: str, published: Callable[[str], Published
 
 
 @needs_reference
-def test_names_that_the_import_gives_and_takes(
+def test_names_that_the_import_writes_and_accepts(
     published: Callable[[str], Published], tmp_path: Path
 ) -> None:
     file = published("spacenet_dpn_unet_dpn92_3_best_apls")
@@ -786,7 +786,7 @@ def made_checkpoint(pretrainedmodels: Any, name: str) -> tuple[Any, dict[str, Te
 
 
 @pytest.mark.parametrize("name", [name for name, (ours, *_) in STAGES.items() if ours in ENCODERS])
-def test_features_are_pretrainedmodels_own(
+def test_features_equal_those_of_pretrainedmodels(
     name: str, pretrainedmodels: Any, tmp_path: Path
 ) -> None:
     ours, _, stages = STAGES[name]
@@ -817,7 +817,7 @@ def test_features_are_pretrainedmodels_own(
 
 
 @pytest.mark.parametrize("name", ["dpn92", "inceptionresnetv2", "se_resnext50_32x4d", "senet154"])
-def test_timms_networks_are_pretrainedmodels(name: str, pretrainedmodels: Any) -> None:
+def test_timm_networks_equal_those_of_pretrainedmodels(name: str, pretrainedmodels: Any) -> None:
     """The ground of the import: but for the classifier, names, shapes and features are the same."""
     _, timms, stages = STAGES[name]
     model, state = made_checkpoint(pretrainedmodels, name)
@@ -899,7 +899,7 @@ def test_torchvisions_resnet(wrapped: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_every_encoder_is_told_by_its_tensors(name: str, tmp_path: Path) -> None:
+def test_every_encoder_is_identified_by_its_tensors(name: str, tmp_path: Path) -> None:
     with torch.device("meta"):
         model = timm.create_model(ENCODERS[name].timm_name, pretrained=False)
     path = tmp_path / "pytorch_model.bin"
@@ -913,7 +913,7 @@ def test_every_encoder_is_told_by_its_tensors(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["densenet121", "densenet161"])
-def test_densenets_of_before_torch_0_4(name: str, tmp_path: Path) -> None:
+def test_densenets_from_before_torch_0_4(name: str, tmp_path: Path) -> None:
     with torch.device("meta"):
         model = getattr(torchvision.models, name)(weights=None)
     state = random_state(model)
@@ -1128,7 +1128,7 @@ def test_redirects_to_nowhere(
     assert list(tmp_path.glob("**/*.*")) == []
 
 
-def test_a_checksum_that_is_another_files(server: Server, tmp_path: Path) -> None:
+def test_a_checksum_of_another_file(server: Server, tmp_path: Path) -> None:
     server.answers[RESOLVE] = server.redirect(server.store, b"other")
     with pytest.raises(SatmapError, match=r"has the SHA-256 \w{64}, but its publisher says"):
         fetch_encoder(tmp_path, "resnet18")
@@ -1221,7 +1221,7 @@ def test_every_encoder_has_a_source_with_a_checksum(name: str, server: Server) -
     assert source.url.startswith((server.url, "https://"))
 
 
-def test_nothing_from_a_file_or_a_server_reaches_the_terminal_raw(
+def test_file_and_server_text_is_escaped_for_the_terminal(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "evil.safetensors"
@@ -1237,7 +1237,7 @@ def test_nothing_from_a_file_or_a_server_reaches_the_terminal_raw(
         assert not {char for char in text if not char.isprintable()} - {"\n"}
 
 
-def test_encoders_inside_of_an_image(
+def test_encoders_in_a_container_image(
     resnet18: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mounted directory of weights hides nothing that was fetched when the image was built."""
@@ -1282,7 +1282,7 @@ def test_encoders_inside_of_an_image(
     assert find_encoder_file(weights, "resnet18") == own
 
 
-def test_nobody_to_download_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
@@ -1308,7 +1308,7 @@ def test_a_server_that_falls_silent(
     assert list(tmp_path.glob("**/*.*")) == []
 
 
-def test_nowhere_to_download_to(server: Server, tmp_path: Path) -> None:
+def test_unwritable_download_directories(server: Server, tmp_path: Path) -> None:
     (tmp_path / "imagenet").write_text("")
     with pytest.raises(CannotWriteError, match="cannot write"):
         fetch_encoder(tmp_path, "resnet18")
