@@ -55,8 +55,8 @@ def be_rank(
     rank: int, world: int, port: int, arguments: Sequence[str], output: Path, twist: str
 ) -> None:
     """Run a command as torch's launcher would: in a process of its own, told who it is."""
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-    os.environ |= {name: str(value) for name, value in told.items()}
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ |= {name: str(value) for name, value in variables.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["TORCHELASTIC_RUN_ID"] = "test"
     # Nobody ends the others here as soon as one has ended.

@@ -152,15 +152,15 @@ def test_training_keeps_near_duplicates_in_one_fold(
 
     def folds(weights: Path, *flags: object) -> tuple[set[str], str]:
         options = ("--recipe", recipe, "--weights", weights, "--cache", tmp_path / "cache")
-        status, said, error = run("train", data, *options, *common, *flags)
+        status, message, error = run("train", data, *options, *common, *flags)
         assert status == 0, error
         (file,) = weights.glob("*.last.safetensors")
-        return set(json.loads(read_metadata(file)["held_out"])), said
+        return set(json.loads(read_metadata(file)["held_out"])), message
 
     dealt = assign_folds([(str(n), "mapping-challenge") for n in range(8)], 2, 0)
     plain = {name for name, fold in dealt.items() if fold == 0}
-    audited, said = folds(tmp_path / "audited", "--audit", report)
-    assert "2 groups of near-duplicates, 5 chips or places, share a fold each" in said
+    audited, message = folds(tmp_path / "audited", "--audit", report)
+    assert "2 groups of near-duplicates, 5 chips or places, share a fold each" in message
     apart = [
         group for group in ({"0", "1"}, {"2", "3", "4"}) if 0 < len(group & plain) < len(group)
     ]

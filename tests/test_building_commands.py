@@ -88,9 +88,9 @@ def test_two_processes_train_predict_and_are_verified(
     assert trained.data is not None and trained.data.list is not None
     listed = json.loads((weights / trained.data.list).read_text())
     assert [len(files) for files in listed.values()] == [2] * 6
-    status, said = verify(capfd, str(weights))
+    status, printed = verify(capfd, str(weights))
     assert status == 0
-    assert said.count(": verified") == len(list(weights.glob("*.safetensors"))) >= 2
+    assert printed.count(": verified") == len(list(weights.glob("*.safetensors"))) >= 2
 
     alone, together = tmp_path / "alone", tmp_path / "together"
     predict([data], alone / "out.csv", weights, CPU, maps=alone / "planes")
@@ -110,8 +110,8 @@ def test_two_processes_train_predict_and_are_verified(
     manifest = read_manifest(out)
     assert isinstance(manifest, SubmissionManifest)
     assert (manifest.run.processes, manifest.recipe.name, len(manifest.images)) == (2, "test", 6)
-    status, said = verify(capfd, str(out), "--workers", "0", "--processes", "1")
-    assert (status, "identical, byte for byte" in said) == (0, True)
+    status, printed = verify(capfd, str(out), "--workers", "0", "--processes", "1")
+    assert (status, "identical, byte for byte" in printed) == (0, True)
 
 
 def test_coco_results_are_reproduced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -121,8 +121,8 @@ def test_coco_results_are_reproduced(tmp_path: Path, capfd: pytest.CaptureFixtur
     done = predict([tmp_path / "data"], out, tmp_path / "weights", CPU)
     assert sum(done.images.values()) > 0
     capfd.readouterr()
-    status, said = verify(capfd, str(out), "--workers", "0", "--json")
-    assert (status, json.loads(said)["identical"]) == (0, True)
+    status, printed = verify(capfd, str(out), "--workers", "0", "--json")
+    assert (status, json.loads(printed)["identical"]) == (0, True)
     # Other bytes are compared by a truth alone.
     other = tmp_path / "other.json"
     other.write_text(json.dumps(json.loads(out.read_text())[1:]))
@@ -160,8 +160,8 @@ def test_a_confidence_model_is_fitted_out_of_fold_and_bound_to_its_networks(
     fold = ["predict", str(data), str(out), *flags, "--workers", "0"]
     fit = ["confidence", str(out), str(maps), "--weights", str(weights)]
     assert run(*fold)[0] == 0
-    status, said = run(*fit)
-    assert status == 1 and "was not predicted out of fold" in said
+    status, printed = run(*fit)
+    assert status == 1 and "was not predicted out of fold" in printed
     plain = out.read_bytes()
     assert run(*fold, "--out-of-fold", "--probabilities", str(maps))[0] == 0
     # What a network says that has learnt something.
@@ -171,17 +171,17 @@ def test_a_confidence_model_is_fitted_out_of_fold_and_bound_to_its_networks(
         with rasterio.open(path, "r+") as raster:
             raster.write(drawn)
     (maps / "AOI_9_Made_img4.tif").write_bytes(b"II*\0")
-    status, said = run(*fit)
-    assert status == 0 and "1 images were left out of the fit" in said
-    assert "candidates of 4 images" in said
+    status, printed = run(*fit)
+    assert status == 0 and "1 images were left out of the fit" in printed
+    assert "candidates of 4 images" in printed
     model = weights / CONFIDENCE_FILE
     manifest = read_manifest(model)
     assert isinstance(manifest, WeightsManifest)
     assert manifest.scores["error"] < manifest.scores["spread"]
     assert [record.name for record in manifest.starts_from] == ["a.last.safetensors"]
 
-    status, said = run(*fold)
-    assert status == 0 and f"chosen and rated by {CONFIDENCE_FILE}" in said
+    status, printed = run(*fold)
+    assert status == 0 and f"chosen and rated by {CONFIDENCE_FILE}" in printed
     rated = read_buildings_csv(out)
     assert out.read_bytes() != plain
     assert all(0 <= row.confidence <= 1 for rows in rated.values() for row in rows)
@@ -190,16 +190,16 @@ def test_a_confidence_model_is_fitted_out_of_fold_and_bound_to_its_networks(
     assert [record.name for record in written.weights] == [
         "a.last.safetensors", CONFIDENCE_FILE, CONFIDENCE_FILE + SUFFIX,
     ]  # fmt: skip
-    status, said = verify(capfd, str(out), "--workers", "0")
-    assert (status, "identical, byte for byte" in said) == (0, True)
+    status, printed = verify(capfd, str(out), "--workers", "0")
+    assert (status, "identical, byte for byte" in printed) == (0, True)
     # Out of fold it would know the truth.
     assert "rated by" not in run(*fold, "--out-of-fold")[1]
     undecided_weights(weights, seed=2)
-    status, said = run(*fold)
-    assert status == 1 and "was fitted to the planes of other networks" in said
+    status, printed = run(*fold)
+    assert status == 1 and "was fitted to the planes of other networks" in printed
     model.write_text("tree")
-    status, said = run(*fold)
-    assert status == 1 and "Fit the confidence model anew" in said
+    status, printed = run(*fold)
+    assert status == 1 and "Fit the confidence model anew" in printed
 
 
 def ring_of(polygon: shapely.Polygon) -> list[tuple[float, float]]:

@@ -172,11 +172,11 @@ def test_masks_are_exported_as_maps(tmp_path: Path, capsys: pytest.CaptureFixtur
         write_mask(masks / f"AOI_9_Made_img{number}.tif", maps, place)
     outputs = {name: tmp_path / f"out{name}" for name in (".csv", ".geojson", ".gpkg")}
     for suffix, output in outputs.items():
-        status, said = run(
+        status, printed = run(
             capsys, "vectorize", masks, output, "--task", "buildings", "--workers", 0
         )
         assert status == 0
-        lacks = "AOI_9_Made_img2: AOI_9_Made_img2 has no georeference" in said
+        lacks = "AOI_9_Made_img2: AOI_9_Made_img2 has no georeference" in printed
         assert lacks == (suffix != ".csv")
     rows = read_buildings_csv(outputs[".csv"])
     srs, attributes, polygons = geopackage(outputs[".gpkg"])
@@ -190,10 +190,10 @@ def test_masks_are_exported_as_maps(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert drawn.symmetric_difference(asked).area < 0.01 * asked.area
     # The files are taken for maps: written again, but nothing else is replaced.
     outputs[".gpkg"].write_text("notes")
-    status, said = run(capsys, "vectorize", masks, outputs[".gpkg"], "--task", "buildings")
-    assert status == 1 and "holds no map" in said
-    status, said = run(capsys, "vectorize", masks, tmp_path / "a.graphml", "--task", "buildings")
-    assert status == 1 and "'.graphml' is none of .csv, .json, .geojson, .gpkg" in said
+    status, printed = run(capsys, "vectorize", masks, outputs[".gpkg"], "--task", "buildings")
+    assert status == 1 and "holds no map" in printed
+    status, printed = run(capsys, "vectorize", masks, tmp_path / "a.graphml", "--task", "buildings")
+    assert status == 1 and "'.graphml' is none of .csv, .json, .geojson, .gpkg" in printed
 
 
 def test_predictions_are_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,15 +204,15 @@ def test_predictions_are_exported(tmp_path: Path, capsys: pytest.CaptureFixture[
     flags = [part for path in layers for part in ("--export", path)]
     common = ("--weights", tmp_path / "weights", "--device", "cpu", "--workers", 0, *flags)
     out = tmp_path / "out.csv"
-    status, said = run(capsys, "predict", tmp_path / "data", out, *common)
-    assert status == 0 and "lacks" not in said
+    status, printed = run(capsys, "predict", tmp_path / "data", out, *common)
+    assert status == 0 and "lacks" not in printed
     # The CSV leaves out what the scorers would drop.
     counts = [len(rows) for rows in read_buildings_csv(out).values()]
     _, attributes, _ = geopackage(layers[0])
     assert len(geojson(layers[1])) == len(attributes) >= sum(counts) > 0
     # Images without georeference are named, and are not in the maps.
     write_coco(tmp_path / "coco", {3: []})
-    status, said = run(capsys, "predict", tmp_path / "coco", tmp_path / "out.json", *common)
+    status, printed = run(capsys, "predict", tmp_path / "coco", tmp_path / "out.json", *common)
     assert status == 0
-    assert "b.gpkg lacks 1 images. 3 has no georeference, which GeoJSON and GeoPackage" in said
+    assert "b.gpkg lacks 1 images. 3 has no georeference, which GeoJSON and GeoPackage" in printed
     assert geojson(layers[1]) == []

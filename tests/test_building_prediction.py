@@ -201,9 +201,9 @@ def test_masks_on_disk_to_buildings(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {name: len(found) for name, found in rows.items()} == {
         "AOI_9_Made_img1": 1, "AOI_9_Made_img2": 2, "broken": 0,
     }  # fmt: skip
-    said = capsys.readouterr()
-    assert "broken.png: cannot be read" in said.err
-    assert "3 images, 3 buildings" in said.out
+    printed = capsys.readouterr()
+    assert "broken.png: cannot be read" in printed.err
+    assert "3 images, 3 buildings" in printed.out
     assert run(str(tmp_path / "out.json")) == 1
     assert "COCO results need images with numbers as names" in capsys.readouterr().err
     assert run(str(tmp_path / "out.graphml")) == 1

@@ -181,9 +181,9 @@ def test_a_bad_threshold_is_repaired(tmp_path: Path, capsys: pytest.CaptureFixtu
     recipe = write_recipe(tmp_path / "bad.yaml", least_px=600, split=0.5)
     output = tmp_path / "fitted.yaml"
     tune = ("tune", masks, truth, output, "--recipe", recipe, "--workers", 0, "--minutes", 60)
-    status, said = run(capsys, *tune)
+    status, printed = run(capsys, *tune)
     assert status == 0
-    assert "F1 at IoU .5 of 5 chips" in said and "1 images were left out of the fit" in said
+    assert "F1 at IoU .5 of 5 chips" in printed and "1 images were left out of the fit" in printed
     before, fitted = load_recipe(str(recipe)), load_recipe(str(output))
     assert fitted.task.vectorizer.least_px < 250
     # The same but for what was fitted, so it fits the weights of the old one.
@@ -196,16 +196,16 @@ def test_a_bad_threshold_is_repaired(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f1_of(output, *unseen) > f1_of(recipe, *unseen) + 0.2
     # The figure on the chips fitted to is what the other commands give.
     (masks / "AOI_9_Made_img5.tif").unlink()
-    assert f"{f1_of(output, masks, truth):.4f} after on the chips fitted to" in said
+    assert f"{f1_of(output, masks, truth):.4f} after on the chips fitted to" in printed
     # Fitted once more it finds nothing, and stays.
     again = tmp_path / "again.yaml"
-    status, said = run(capsys, *tune[:3], again, "--recipe", output, *tune[6:])
+    status, printed = run(capsys, *tune[:3], again, "--recipe", output, *tune[6:])
     assert (status, load_recipe(str(again))) == (0, fitted)
-    assert "the settings stay as they were" in said
+    assert "the settings stay as they were" in printed
     # Time that is over leaves all as it was.
-    status, said = run(capsys, *tune[:-1], 1e-6)
+    status, printed = run(capsys, *tune[:-1], 1e-6)
     assert (status, load_recipe(str(output))) == (0, before)
-    assert "time ran out" in said
+    assert "time ran out" in printed
 
 
 @pytest.mark.skipif(not SPACENET2.exists(), reason="the shared data are not here")
@@ -219,10 +219,10 @@ def test_real_footprints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         masks.mkdir(exist_ok=True)
         write_mask(masks / f"{image_id}.tif", maps_of_labels(labels, 1.5, 0.15, number))
     recipe, output = write_recipe(tmp_path / "bad.yaml", least_px=5000), tmp_path / "fitted.yaml"
-    status, said = run(
+    status, printed = run(
         capsys, "tune", tmp_path / "fitted", truth, output, "--recipe", recipe, "--workers", 0
     )  # fmt: skip
-    assert status == 0 and "F1 at IoU .5 of 4 chips" in said
+    assert status == 0 and "F1 at IoU .5 of 4 chips" in printed
     held_out = tmp_path / "held_out"
     assert f1_of(output, held_out, truth) > f1_of(recipe, held_out, truth) + 0.2
     assert f1_of(output, held_out, truth) > 0.9
@@ -241,11 +241,11 @@ def test_each_view_angle_category_has_its_own_settings(
     grids = {"low": (0.15,), "least_px": (20, 100), "certain": (0.16, 0.5), "seed": (0.16, 0.7)}
     building_tuning.GRIDS = grids
     tune = ("tune", masks, truth, output, "--recipe", recipe, "--workers", 0, "--minutes", 60)
-    status, said = run(capsys, *tune)
+    status, printed = run(capsys, *tune)
     assert status == 0
-    assert "very off-nadir: images of 1 places, too few for a fit" in said
-    assert "elsewhere: elsewhere.tif: its name does not say from where it looks" in said
-    assert said.count("on chips not fitted to") == 2
+    assert "very off-nadir: images of 1 places, too few for a fit" in printed
+    assert "elsewhere: elsewhere.tif: its name does not say from where it looks" in printed
+    assert printed.count("on chips not fitted to") == 2
     fitted, before = (
         load_recipe(str(output)).task.vectorizer,
         load_recipe(str(recipe)).task.vectorizer,
@@ -256,8 +256,8 @@ def test_each_view_angle_category_has_its_own_settings(
     for unfitted in (None, "very off-nadir"):
         assert fitted.of(unfitted) == before.of(None)
     # A mask whose look its name does not say has the one that is given.
-    status, said = run(capsys, *tune, "--nadir", "12")
-    assert status == 0 and "nadir: F1 at IoU .5 of 5 chips" in said
+    status, printed = run(capsys, *tune, "--nadir", "12")
+    assert status == 0 and "nadir: F1 at IoU .5 of 5 chips" in printed
 
 
 def test_coco_annotations_are_scored_by_average_precision(
@@ -281,15 +281,15 @@ def test_coco_annotations_are_scored_by_average_precision(
     recipe = write_recipe(tmp_path / "bad.yaml", least_px=600)
     output = tmp_path / "fitted.yaml"
     flags = ("--recipe", recipe, "--workers", 0, "--minutes", 60)
-    status, said = run(capsys, "tune", masks, truth, output, "--task", "buildings", *flags)
-    assert status == 0 and "AP at IoU .5 of 4 chips" in said
+    status, printed = run(capsys, "tune", masks, truth, output, "--task", "buildings", *flags)
+    assert status == 0 and "AP at IoU .5 of 4 chips" in printed
     assert load_recipe(str(output)).task.vectorizer.least_px < 250
     # What the fit says is what `vectorize` and `score` give.
     results = tmp_path / "results.json"
     vectorize_ = ("vectorize", masks, results, "--task", "buildings", "--workers", 0)
     assert run(capsys, *vectorize_, "--recipe", output)[0] == 0
     score = score_coco(truth, results).total["ap50"]
-    assert f"{score:.4f} after on the chips fitted to" in said
+    assert f"{score:.4f} after on the chips fitted to" in printed
 
 
 def test_bad_input_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -297,26 +297,26 @@ def test_bad_input_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[st
     recipe = write_recipe(tmp_path / "r.yaml")
     flags = ("--workers", 0)
 
-    def told(*arguments: object) -> str:
-        status, said = run(capsys, "tune", *arguments, *flags)
+    def message(*arguments: object) -> str:
+        status, printed = run(capsys, "tune", *arguments, *flags)
         assert status == 1 and not (tmp_path / "out.yaml").exists()
-        return said
+        return printed
 
     out = tmp_path / "out.yaml"
-    said = told(masks, truth, out, "--task", "buildings")
-    assert "recipe sn5-roads is for roads, not for buildings" in said
+    printed = message(masks, truth, out, "--task", "buildings")
+    assert "recipe sn5-roads is for roads, not for buildings" in printed
     lines = tmp_path / "roads.csv"
     lines.write_text("ImageId,WKT_Pix,length_m,travel_time_s\na,LINESTRING EMPTY,0,0\n")
-    assert "is a roads CSV, but buildings are fitted to" in told(
+    assert "is a roads CSV, but buildings are fitted to" in message(
         masks, lines, out, "--recipe", recipe
     )
     empty = tmp_path / "empty.csv"
     write_buildings_csv(empty, {f"AOI_9_Made_img{seed}": [] for seed in range(4)})
-    assert "no building in any of the 4" in told(masks, empty, out, "--recipe", recipe)
+    assert "no building in any of the 4" in message(masks, empty, out, "--recipe", recipe)
     of_view_angles = write_recipe(tmp_path / "looks.yaml", view_angles=3)
-    said = told(masks, truth, out, "--recipe", of_view_angles)
-    assert "AOI_9_Made_img0.tif: its name does not say from where it looks" in said
-    assert "Give --nadir degrees off nadir" in said
+    printed = message(masks, truth, out, "--recipe", of_view_angles)
+    assert "AOI_9_Made_img0.tif: its name does not say from where it looks" in printed
+    assert "Give --nadir degrees off nadir" in printed
     # Looks at three places, some of them in each half, say nothing of a fourth.
     names = [
         f"Atlanta_nadir{angle}_catid_10300100023BC100_1_{place}"
@@ -324,15 +324,15 @@ def test_bad_input_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[st
         for angle in (8, 14)
     ]
     few = tmp_path / "few"
-    said = told(*write_masks(few, names), out, "--recipe", recipe)
-    assert "images of 3 places, too few for a fit. A fit takes 4 places" in said
-    assert "3 places" in told(few / "masks", few / "truth.csv", out, "--recipe", of_view_angles)
+    printed = message(*write_masks(few, names), out, "--recipe", recipe)
+    assert "images of 3 places, too few for a fit. A fit takes 4 places" in printed
+    assert "3 places" in message(few / "masks", few / "truth.csv", out, "--recipe", of_view_angles)
     annotations = tmp_path / "annotations.json"
     images = [{"id": n, "file_name": f"{n}.jpg", "width": 60, "height": 50} for n in range(4)]
     annotations.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
     twice = tmp_path / "twice"
     write_masks(twice, ["3", "003"])
-    assert "are masks of one image" in told(twice / "masks", annotations, out, "--recipe", recipe)
+    assert "are masks of one image" in message(twice / "masks", annotations, out, "--recipe", recipe)
 
 
 @dataclass(frozen=True)
@@ -374,9 +374,9 @@ def test_vectorize_uses_the_settings_of_each_category(
     tuned.write_text(yaml.safe_dump(recipe))
     out = tmp_path / "out.csv"
     command = ("vectorize", masks, out, "--task", "buildings", "--recipe", tuned, "--workers", 0)
-    status, said = run(capsys, *command)
+    status, printed = run(capsys, *command)
     found = {name: len(rows) for name, rows in read_buildings_csv(out).items()}
-    assert status == 0 and "elsewhere.tif: its name does not say" in said
+    assert status == 0 and "elsewhere.tif: its name does not say" in printed
     assert found[nadir] == found["elsewhere"] == 0 < found[far]
     run(capsys, *command, "--nadir", "53")
     assert len(read_buildings_csv(out)["elsewhere"]) > 0

@@ -300,14 +300,14 @@ def test_csv_and_geojson_have_the_same_lengths_and_speeds(city: Path) -> None:
         assert len(here) == len(roads)
         pairs = zip(here, roads, label_lines(city, number), strict=True)
         for row, feature, line in pairs:
-            told = feature["properties"]
-            assert set(told) == {
+            properties = feature["properties"]
+            assert set(properties) == {
                 "highway", "lanes", "surface", "bridge", "inferred_speed_mph",
                 "inferred_speed_mps",
             }  # fmt: skip
-            mph = class_speed_mph(told["highway"], int(told["lanes"]), told["surface"] == "paved")
-            assert told["inferred_speed_mph"] == mph
-            assert told["inferred_speed_mps"] == pytest.approx(mph * MPS_PER_MPH, abs=1e-3)
+            mph = class_speed_mph(properties["highway"], int(properties["lanes"]), properties["surface"] == "paved")
+            assert properties["inferred_speed_mph"] == mph
+            assert properties["inferred_speed_mps"] == pytest.approx(mph * MPS_PER_MPH, abs=1e-3)
             lonlat = np.array(feature["geometry"]["coordinates"])
             assert row.length_m == pytest.approx(metres_on_wgs84(lonlat), rel=1e-3)
             assert row.time_s == pytest.approx(row.length_m / (mph * MPS_PER_MPH), abs=1e-3)

@@ -153,9 +153,9 @@ def test_unusable_input_of_a_fit_is_explained(
     spoil(place)
     with pytest.raises(SystemExit) as ended:
         place.fit()
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert ended.value.code == 1
-    assert message in said and "Traceback" not in said
+    assert message in printed and "Traceback" not in printed
     assert not (place.weights / CONFIDENCE_FILE).is_file()
 
 

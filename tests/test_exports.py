@@ -289,14 +289,14 @@ def test_all_formats_hold_the_same_graph(
         first += len(roads.graph.nodes)
     names = ("image_id", "u", "v", "length_m")
 
-    def told(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    def values_of(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
         return [tuple(row[name] for name in names) for row in rows]
 
-    assert told([feature["properties"] for feature in features(folder / "a.geojson")]) == expected
-    assert told(layer(folder / "a.gpkg", "roads")[0]) == expected
+    assert values_of([feature["properties"] for feature in features(folder / "a.geojson")]) == expected
+    assert values_of(layer(folder / "a.gpkg", "roads")[0]) == expected
     assert len(layer(folder / "a.gpkg", "junctions")[0]) == first
     whole = read_graphml(folder / "a.graphml")
-    assert sorted(told([road for *_, road in whole.edges(data=True)])) == sorted(expected)
+    assert sorted(values_of([road for *_, road in whole.edges(data=True)])) == sorted(expected)
     assert sorted(whole.nodes) == list(range(first))
     assert all({road["u"], road["v"]} == {a, b} for a, b, road in whole.edges(data=True))
 

@@ -547,9 +547,9 @@ def test_coco_areas_and_boxes_are_right(
             size = corners.max(axis=0) - corners.min(axis=0)
             assert entry["bbox"] == pytest.approx([*corners.min(axis=0), *size], abs=0.011)
             # What is thinner than a pixel is not drawn, so the mask may end earlier.
-            drawn, told = coco_masks.toBbox(mask), np.array(entry["bbox"])
-            assert (drawn[:2] > told[:2] - 1).all()
-            assert (drawn[:2] + drawn[2:] < told[:2] + told[2:] + 1).all()
+            drawn, stated = coco_masks.toBbox(mask), np.array(entry["bbox"])
+            assert (drawn[:2] > stated[:2] - 1).all()
+            assert (drawn[:2] + drawn[2:] < stated[:2] + stated[2:] + 1).all()
     tested = sorted((challenge / "test_images").iterdir())
     truth = COCO(str(challenge / "test_annotation.json"))
     assert {int(path.stem) for path in tested} == set(truth.imgs)

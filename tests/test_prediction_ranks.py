@@ -174,11 +174,11 @@ def test_workers_and_processes_do_not_change_the_bytes(area: Area, tmp_path: Pat
     assert len(area.files) == images - 1 + 2
     assert area.predict(tmp_path / "one", workers=2) == area.done
     assert files_in(tmp_path / "one") == area.files
-    place, told = tmp_path / "two", tmp_path / "told"
-    told.mkdir()
-    assert finish(area.ranks(place, told, "--workers", "1")) == [0, 0]
+    place, logs = tmp_path / "two", tmp_path / "logs"
+    logs.mkdir()
+    assert finish(area.ranks(place, logs, "--workers", "1")) == [0, 0]
     assert files_in(place) == area.files
-    texts = [(told / f"rank{rank}.txt").read_text() for rank in range(2)]
+    texts = [(logs / f"rank{rank}.txt").read_text() for rank in range(2)]
     assert "AOI_7_Moscow_chip6: " in texts[0] and "out.csv: 16 images" in texts[0]
     assert not texts[1]
 
@@ -190,20 +190,20 @@ def test_ten_kills_lose_nothing(area: Area, tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
     moments = random.Random(seed)
-    place, told = tmp_path / "out", tmp_path / "told"
-    told.mkdir()
+    place, logs = tmp_path / "out", tmp_path / "logs"
+    logs.mkdir()
     kept: set[str] = set()
     stored: set[str] = set()
     kills = 0
     for _ in range(MOST_STARTS):
         if kills == 10:
             break
-        processes = area.ranks(place, told, "--workers", "0")
+        processes = area.ranks(place, logs, "--workers", "0")
         # Most often not before this run has got somewhere, or it would prove little.
         if moments.random() < 0.8:
             enough = partial(stored_at_least, place, len(stored) + 1)
             wait_until(enough, partial(all_alive, processes))
-        if not kill_one(processes, moments, told):
+        if not kill_one(processes, moments, logs):
             # It was sooner.
             assert files_in(place) == area.files
             shutil.rmtree(place)
@@ -276,15 +276,15 @@ def test_sigterm_ends_a_run_cleanly_and_it_resumes(
         "planes/.AOI_7_Moscow_chip3-abcd_123.tif",
     ):
         (tmp_path / name).write_bytes(b"half")
-    told = tmp_path.with_name("told.txt")
-    process = start_command(area.command(tmp_path, "--workers", "1")[2:], told)
-    assert wait_until(partial(stored_at_least, tmp_path, 2), process.is_alive), told.read_text()
+    log = tmp_path.with_name("log.txt")
+    process = start_command(area.command(tmp_path, "--workers", "1")[2:], log)
+    assert wait_until(partial(stored_at_least, tmp_path, 2), process.is_alive), log.read_text()
     with pytest.raises(CannotWriteError, match="is being written by another run"):
         Journal(tmp_path / "out.csv", "settings", ROADS)
     process.terminate()
     assert finish([process]) == [143]
     assert (
-        told.read_text().splitlines()[-1].startswith("satmap: terminated; what is finished is kept")
+        log.read_text().splitlines()[-1].startswith("satmap: terminated; what is finished is kept")
     )
     assert not (tmp_path / "out.csv").exists()
     area.predict(tmp_path)

@@ -124,7 +124,7 @@ def test_a_killed_training_resumes(city: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     long, last = MEMBER["stages"]
     recipe.write_text(road_recipe({**MEMBER, "stages": [{**long, "epochs": 12}, last]}))
-    weights, said = tmp_path / "weights", tmp_path / "said.txt"
+    weights, log = tmp_path / "weights", tmp_path / "log.txt"
     command = [
         "train", str(city / "train"), "--recipe", str(recipe), "--weights", str(weights),
         "--cache", str(tmp_path / "cache"), "--workers", "0",
@@ -136,9 +136,9 @@ def test_a_killed_training_resumes(city: Path, tmp_path: Path) -> None:
     process.kill()
     assert finish([process]) == [-signal.SIGKILL]
     assert find_weights(weights)
-    assert finish([start_command(command, said)]) == [0]
-    assert "resuming after" in said.read_text()
-    assert "stage 2/2  epoch 1/1" in said.read_text()
+    assert finish([start_command(command, log)]) == [0]
+    assert "resuming after" in log.read_text()
+    assert "stage 2/2  epoch 1/1" in log.read_text()
     assert {file.metadata["stage"] for file in find_weights(weights)} >= {"2"}
 
 
@@ -146,14 +146,14 @@ def test_worker_processes_continue_after_a_validation(city: Path, tmp_path: Path
     # Forked workers once waited for ever for threads that OpenCV had in the parent.
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(road_recipe(MEMBER))
-    said = tmp_path / "said.txt"
+    log = tmp_path / "log.txt"
     command = [
         "train", str(city / "train"), "--recipe", str(recipe),
         "--weights", str(tmp_path / "weights"), "--cache", str(tmp_path / "cache"),
         "--workers", "2",
     ]  # fmt: skip
-    assert finish([start_command(command, said)]) == [0], said.read_text()
-    assert "stage 2/2  epoch 1/1" in said.read_text()
+    assert finish([start_command(command, log)]) == [0], log.read_text()
+    assert "stage 2/2  epoch 1/1" in log.read_text()
 
 
 def test_a_damaged_state_is_reported(city: Path, tmp_path: Path) -> None:

@@ -375,13 +375,13 @@ def test_messages_for_hostile_pickles(
     path.write_bytes(prefix + content)
     with pytest.raises(SatmapError, match=message) as caught:
         read_published(path)
-    said = str(caught.value)
-    assert "Expected is" in said
-    assert "othing of it was run" in said
+    error = str(caught.value)
+    assert "Expected is" in error
+    assert "othing of it was run" in error
     # torch's own advice is to switch the restriction off.
-    assert "weights_only" not in said
-    assert "likely succeed" not in said
-    assert "again" not in said or "breaks off" in said
+    assert "weights_only" not in error
+    assert "likely succeed" not in error
+    assert "again" not in error or "breaks off" in error
 
 
 @pytest.mark.parametrize(
@@ -1106,9 +1106,9 @@ def test_fetching(server: Server, resnet18: bytes, tmp_path: Path) -> None:
         path.write_bytes(broken)
         with pytest.raises(
             SatmapError, match=r"(damaged|not a whole).*Remove it and fetch"
-        ) as said:
+        ) as failure:
             fetch_encoder(tmp_path, "resnet18")
-        assert "Copy it again" not in str(said.value)
+        assert "Copy it again" not in str(failure.value)
     assert server.asked == []
     # What a user put there is as good, though nothing is recorded in it.
     path.write_bytes(resnet18)
@@ -1229,11 +1229,11 @@ def test_file_and_server_text_is_escaped_for_the_terminal(
     save_file({"a": torch.zeros(1)}, path, {f"key{evil}": f"value{evil}"})
     shown = run(capsys, "weights", "show", path)
     assert len(shown.splitlines()) == 2
-    said = refused(capsys, "weights", "import", path.rename(tmp_path / f"file{evil}"), tmp_path)
+    refusal = refused(capsys, "weights", "import", path.rename(tmp_path / f"file{evil}"), tmp_path)
     server.answers[RESOLVE] = server.redirect("http://[::\x1b[31m/x", b"")
     with pytest.raises(SatmapError) as caught:
         fetch_encoder(tmp_path, "resnet18")
-    for text in (shown, said, str(caught.value)):
+    for text in (shown, refusal, str(caught.value)):
         assert not {char for char in text if not char.isprintable()} - {"\n"}
 
 

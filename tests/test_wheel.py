@@ -80,8 +80,8 @@ def test_recipes_load_from_the_wheel(installed: Path, tmp_path: Path) -> None:
 
 def test_commands_run_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     (distribution,) = metadata.distributions(path=[str(installed)])
-    said = python(installed, tmp_path, "-m", "satmap", "--version")
-    assert said == f"satmap {distribution.version}\n"
+    printed = python(installed, tmp_path, "-m", "satmap", "--version")
+    assert printed == f"satmap {distribution.version}\n"
     small = ("--chips", "1", "--test-chips", "1", "--size", "128")
     python(installed, tmp_path, "-m", "satmap", "make-city", "city", *small)
     truth = "city/test_truth.csv"
