@@ -29,7 +29,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "map_image.py"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with an untrained road network."""
+    """Directory with an untrained road network."""
     directory = tmp_path_factory.mktemp("weights")
     network = build_network("resnet18", 3, ROAD_MAPS, (16, 16, 16, 16))
     recipe = load_recipe("demo")
@@ -50,7 +50,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def cross() -> np.ndarray:
-    """Road probabilities of a crossing, 0.5 m per pixel."""
+    """Return road probabilities of a crossing, 0.5 m per pixel."""
     values = np.zeros((200, 200), np.uint8)
     values[96:104] = values[:, 96:104] = 255
     return values
@@ -85,7 +85,7 @@ def test_roads_become_a_networkx_graph_and_a_table() -> None:
     assert len(table) == 4
     assert table.crs is None
     assert table.geometry.length.sum() * 0.5 == pytest.approx(sum(lengths), rel=1e-6)
-    # The same as the command's vectoriser gives.
+    # The command's vectoriser gives the same.
     rows = rows_of_graph(graph)
     assert score_roads({"a": rows}, {"a": rows}).total.fair.length.score == 1
 
@@ -167,7 +167,7 @@ def test_imports_are_light(statement: str, heavy: list[str], seconds: float) -> 
     )
     taken, _, loaded = done.stdout.partition(" ")
     assert loaded.strip() == "[]"
-    # Processor time; a busy machine takes longer by the clock. The limit leaves room for slow ones.
+    # CPU time, because a busy machine takes longer by the clock. The limit suits slow machines.
     assert float(taken) < 3 * seconds
 
 

@@ -77,7 +77,7 @@ def test_groups_equal_those_of_all_pairs(seed: int, bits: int) -> None:
         for place in rng.choice(64, rng.integers(0, 6), replace=False).tolist():
             hashes[number] ^= np.uint64(1 << place)
     group = near_duplicates(hashes[:, None], bits)
-    # Slow: spread numbers over all near pairs until nothing changes.
+    # Slow reference: spread group numbers over all near pairs until nothing changes.
     own = list(range(24))
     for _ in range(4):
         for a in range(24):
@@ -131,7 +131,7 @@ def test_training_keeps_near_duplicates_in_one_fold(
     data = tmp_path / "data"
     write_coco(data, {number: [square(20, 30, 40)] for number in range(8)})
     for number in range(8):
-        # 0 and 1 show the same, and so do 2, 3 and 4: by the ids alone no fold would have them all.
+        # 0 and 1 are near-duplicates, and so are 2, 3 and 4. The ids alone would split them.
         seed = {1: 0, 3: 2, 4: 2}.get(number, number)
         quality = [cv2.IMWRITE_JPEG_QUALITY, 95 - number]
         picture = cv2.resize(scene(seed), (96, 96))
@@ -144,7 +144,7 @@ def test_training_keeps_near_duplicates_in_one_fold(
         return int(stopped.value.code or 0), read.out, read.err
 
     report = tmp_path / "audit.json"
-    # By relative paths, too.
+    # Relative paths work too.
     monkeypatch.chdir(tmp_path)
     _, printed, _ = run("audit", "data", "--json")
     report.write_text(printed)
@@ -168,7 +168,7 @@ def test_training_keeps_near_duplicates_in_one_fold(
     for group in ({"0", "1"}, {"2", "3", "4"}):
         assert len(group & audited) in (0, len(group))
     assert len(audited) in (3, 4, 5)
-    # Another directory's report would do nothing, and no report at all is none.
+    # A report of another directory and other files are refused.
     options = ("--recipe", recipe, "--weights", tmp_path / "w", "--cache", tmp_path / "cache")
     for text, message in (
         (printed.replace("data/images", "elsewhere"), "names none of the images"),

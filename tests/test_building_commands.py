@@ -43,7 +43,7 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def undecided_weights(
     directory: Path, seed: int = 1, held_out: str | None = None, **settings: object
 ) -> None:
-    """A network that was not trained, and is sure here and there all the same."""
+    """Write an untrained network that is confident in places."""
     vectorizer = {"seed": 0.55, "low": 0.5, "certain": 0.5, "least_px": 10}
     content = with_task(vectorizer=vectorizer, **settings)
     recipe = parse_recipe(yaml.safe_dump(content), "test")
@@ -72,7 +72,7 @@ def test_two_processes_train_predict_and_are_verified(
     vectorizer = {"seed": 0.02, "low": 0.01, "certain": 0.02, "least_px": 4}
     content = with_task(vectorizer=vectorizer)
     member = content["members"][0]
-    # Both processes train the one network together, and share its validation.
+    # Both processes train one network together and share its validation.
     member["stages"] = [{**member["stages"][1], "sync_batch_norm": True}]
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(content))
@@ -84,7 +84,7 @@ def test_two_processes_train_predict_and_are_verified(
     assert isinstance(trained, WeightsManifest)
     assert [run.processes for run in trained.runs] == [2]
     assert {"f1", "dice"} <= trained.scores.keys()
-    # What was learned from is the label's as well as the image's.
+    # The manifest covers labels as well as images.
     assert trained.data is not None and trained.data.list is not None
     listed = json.loads((weights / trained.data.list).read_text())
     assert [len(files) for files in listed.values()] == [2] * 6
@@ -123,7 +123,7 @@ def test_coco_results_are_reproduced(tmp_path: Path, capfd: pytest.CaptureFixtur
     capfd.readouterr()
     status, printed = verify(capfd, str(out), "--workers", "0", "--json")
     assert (status, json.loads(printed)["identical"]) == (0, True)
-    # Other bytes are compared by a truth alone.
+    # Other bytes are compared only with a truth.
     other = tmp_path / "other.json"
     other.write_text(json.dumps(json.loads(out.read_text())[1:]))
     os.link(manifest_path(out), manifest_path(other))
@@ -164,7 +164,7 @@ def test_a_confidence_model_is_fitted_out_of_fold_and_bound_to_its_networks(
     assert status == 1 and "was not predicted out of fold" in printed
     plain = out.read_bytes()
     assert run(*fold, "--out-of-fold", "--probabilities", str(maps))[0] == 0
-    # What a network says that has learnt something.
+    # Maps as of a trained network.
     for number in range(5):
         path = maps / f"AOI_9_Made_img{number}.tif"
         drawn = maps_of_labels(labels[number], 1.5, 0.2, number).values[:2]
@@ -192,7 +192,7 @@ def test_a_confidence_model_is_fitted_out_of_fold_and_bound_to_its_networks(
     ]  # fmt: skip
     status, printed = verify(capfd, str(out), "--workers", "0")
     assert (status, "identical, byte for byte" in printed) == (0, True)
-    # Out of fold it would know the truth.
+    # Out of fold, the model would know the truth.
     assert "rated by" not in run(*fold, "--out-of-fold")[1]
     undecided_weights(weights, seed=2)
     status, printed = run(*fold)

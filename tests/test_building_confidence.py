@@ -48,7 +48,7 @@ def test_features_of_a_building() -> None:
     body[19, 49] = 0
     instances = find_instances(ProbabilityMaps((BUILDING,), body[None], (1, 1)), CHOSEN)
     found = find_candidates(body, instances, Box(100, 200, 60, 40), (1000, 500), 10)
-    # The watershed's and thresholds .05 to .5; above them is but one pixel.
+    # The watershed's candidate and those of thresholds .05 to .5; only one pixel lies above.
     assert found.layer.tolist() == [0, *range(10, 0, -1)]
     row = dict(zip(FEATURES, found.features[-1].tolist(), strict=True))
     assert row["threshold"] == THRESHOLDS[0]
@@ -57,7 +57,7 @@ def test_features_of_a_building() -> None:
     assert row["most"] == pytest.approx(230 / 255)
     assert (row["box_aspect"], row["box_area"]) == (0.5, 200)
     assert row["box_fill"] == pytest.approx(199 / 200)
-    # Of an image of 500 x 1000: 130 on the left, 350 on the right, 210 above, 780 below.
+    # Distances in an image of 500 x 1000: 130 left, 350 right, 210 above, 780 below.
     assert (row["nearest_border"], row["farthest_border"]) == (130, 780)
     assert row["contour"] == 60
 
@@ -143,7 +143,7 @@ def test_each_kind_of_confidence_has_its_own_threshold(model: ConfidenceModel) -
     expected = [b.polygon.wkb for b in everything if b.confidence >= 0.3]
     assert [b.polygon.wkb for b in sure] == expected
     assert 0 < len(sure) < len(everything)
-    # Thresholds of one kind of confidence leave the other alone.
+    # The threshold of one kind of confidence does not affect the other.
     high = {"least_confidence": 100.0}
     with_model = vectorize_buildings(maps, CHOSEN.model_copy(update=high), model)
     assert [b.polygon.wkb for b in with_model] == expected

@@ -54,7 +54,7 @@ def geojson(path: Path) -> list[dict[str, Any]]:
 
 
 def geopackage(path: Path) -> tuple[int, list[tuple[Any, ...]], list[shapely.Polygon]]:
-    """EPSG code, attributes and polygons of the one layer, by the standard's own encoding."""
+    """Return EPSG code, attributes and polygons of the only layer, decoded by the standard."""
     with sqlite3.connect(path) as base:
         ((table, kind, srs),) = base.execute(
             "SELECT g.table_name, geometry_type_name, organization_coordsys_id "
@@ -188,7 +188,7 @@ def test_masks_are_exported_as_maps(tmp_path: Path, capsys: pytest.CaptureFixtur
         drawn = shapely.union_all(in_pixels)
         asked = shapely.union_all([row.polygon for row in rows[name]])
         assert drawn.symmetric_difference(asked).area < 0.01 * asked.area
-    # The files are taken for maps: written again, but nothing else is replaced.
+    # Existing maps are replaced, but no other files.
     outputs[".gpkg"].write_text("notes")
     status, printed = run(capsys, "vectorize", masks, outputs[".gpkg"], "--task", "buildings")
     assert status == 1 and "holds no map" in printed
@@ -206,11 +206,11 @@ def test_predictions_are_exported(tmp_path: Path, capsys: pytest.CaptureFixture[
     out = tmp_path / "out.csv"
     status, printed = run(capsys, "predict", tmp_path / "data", out, *common)
     assert status == 0 and "lacks" not in printed
-    # The CSV leaves out what the scorers would drop.
+    # The CSV leaves out buildings that the scorers would drop.
     counts = [len(rows) for rows in read_buildings_csv(out).values()]
     _, attributes, _ = geopackage(layers[0])
     assert len(geojson(layers[1])) == len(attributes) >= sum(counts) > 0
-    # Images without georeference are named, and are not in the maps.
+    # Images without georeference are reported and left out of the maps.
     write_coco(tmp_path / "coco", {3: []})
     status, printed = run(capsys, "predict", tmp_path / "coco", tmp_path / "out.json", *common)
     assert status == 0

@@ -23,7 +23,7 @@ def box(x: float, y: float, width: float, height: float, confidence: float = 1.0
 
 
 def found(truth: Sequence[BuildingRow], proposals: Sequence[BuildingRow]) -> list[int]:
-    """The building that each proposal takes, -1 for none."""
+    """Return the index of the building matched by each proposal, -1 for none."""
     taken: list[int] = match_buildings(truth, proposals).taken.tolist()
     return taken
 
@@ -33,12 +33,12 @@ def counts(truth: Sequence[BuildingRow], proposals: Sequence[BuildingRow]) -> tu
     return record.tp, record.fp, record.fn
 
 
-# --- worked by hand -------------------------------------------------------------------------------
+# --- computed by hand -----------------------------------------------------------------------------
 
 
 def test_the_most_confident_proposal_matches_first() -> None:
-    # A fits the first building wholly, but C, which also does by 9/11, is surer. B, the surest,
-    # overlaps the second by a third only.
+    # A fits the first building exactly, but C, with an IoU of 9/11, is more confident. B, the most
+    # confident, overlaps the second by only a third.
     truth = [box(0, 0, 10, 10), box(20, 0, 10, 10)]
     a, b, c = box(0, 0, 10, 10, 0.5), box(15, 0, 10, 10, 0.9), box(1, 0, 10, 10, 0.7)
     assert found(truth, [a, b, c]) == [-1, -1, 0]
@@ -54,7 +54,7 @@ def test_a_proposal_matches_the_best_unmatched_building() -> None:
     # IoU with the small one 60/100, with the large one 100/150.
     truth = [box(0, 0, 6, 10), box(0, 0, 15, 10)]
     assert found(truth, [box(0, 0, 10, 10, 0.9)]) == [1]
-    # The large one taken, the next proposal of the kind gets the small one, whatever the rows.
+    # Once the large one is matched, the next such proposal gets the small one, in any row order.
     assert found(truth, [box(0, 0, 10, 10, 0.8), box(0, 0, 10, 10, 0.9)]) == [0, 1]
     assert found(truth, [box(0, 0, 10, 10)] * 3) == [1, 0, -1]
 
@@ -67,7 +67,7 @@ def test_equal_overlaps_match_the_first_building() -> None:
 @pytest.mark.parametrize(("width", "match"), [(5.0, -1), (5.001, 0), (20.0, -1), (19.999, 0)])
 def test_an_iou_of_exactly_half_is_no_match(width: float, match: int) -> None:
     assert found([box(0, 0, 10, 10)], [box(0, 0, width, 10)]) == [match]
-    # 12 x 9 of 12 x 18 px: half, with sides that share 2/3.
+    # 12 x 9 of 12 x 18 px is half; the sides share 2/3.
     assert found([box(0, 0, 12, 13.5)], [box(0, 4.5, 12, 13.5)]) == [-1]
 
 
@@ -83,7 +83,7 @@ def test_polygons_under_20_square_pixels_are_ignored() -> None:
 
 
 def test_invalid_polygons_are_repaired_on_both_sides() -> None:
-    # A square whose outline makes a detour without area.
+    # A square whose outline has a detour without area.
     spiked = shapely.Polygon([(0, 0), (10, 0), (10, 10), (10, 30), (10, 10), (0, 10)])
     assert not spiked.is_valid
     assert found([box(0, 0, 10, 10)], [BuildingRow(spiked)]) == [0]
@@ -93,8 +93,8 @@ def test_invalid_polygons_are_repaired_on_both_sides() -> None:
 @pytest.mark.parametrize(("left", "expected"), [(4.0, (1, 0, 0)), (11.5, (0, 0, 1))])
 def test_area_is_measured_before_the_repair(left: float, expected: tuple[int, int, int]) -> None:
     # A bow-tie whose triangles, 144 px^2 right of the knot and left^2 left of it, run in opposite
-    # directions: their areas' difference counts, 128 or 11.75 px^2, and the zero buffer keeps the
-    # larger one.
+    # directions. The difference of their areas counts, 128 or 11.75 px^2, and the zero buffer keeps
+    # the larger one.
     bow_tie = shapely.Polygon([(-left, -left), (12, 12), (12, -12), (-left, left)])
     triangle = shapely.Polygon([(0, 0), (12, 12), (12, -12)])
     assert counts([BuildingRow(triangle)], [BuildingRow(bow_tie)]) == expected
@@ -140,8 +140,8 @@ def test_duplicate_proposals_are_false_positives() -> None:
 
 
 def test_groups_and_totals() -> None:
-    # Vegas: img1 1 of 2 found; img2 only in the truth. Paris: img1 perfect; img9 only proposed.
-    # Rio: only in the truth, so without an image to score.
+    # Vegas: 1 of 2 found in img1; img2 only in the truth. Paris: img1 perfect; img9 only proposed.
+    # Rio: only in the truth, so without a scored image.
     one, two, small = box(0, 0, 10, 10), box(50, 0, 10, 10), box(0, 0, 4, 4)
     truth = {
         "AOI_2_Vegas_img1": [one, two], "AOI_2_Vegas_img2": [one, small],
@@ -218,7 +218,7 @@ def test_scores_without_buildings() -> None:
     some = [box(0, 0, 10, 10)]
     truth = {"AOI_1_A_img1": [], "AOI_1_A_img2": some, "AOI_1_B_img1": []}
     report = score_buildings(truth, truth)
-    # As in the official scorers, an AOI with nothing to find has no score to give.
+    # As in the official scorers, an AOI without buildings has no score.
     assert (report.aois["AOI_1_A"]["f1"], report.aois["AOI_1_B"]["f1"]) == (1, 0)
     assert report.total["f1"] == 0.5
     assert report.images["AOI_1_A_img1"]["f1"] == 1
@@ -240,11 +240,11 @@ def test_official_scores() -> None:
     assert score_buildings(truth, truth).total["f1"] == 1
 
 
-# --- against a brute force, and what must change nothing ------------------------------------------
+# --- brute force, and invariances -----------------------------------------------------------------
 
 
 def blocks(seed: int, count: int) -> list[BuildingRow]:
-    """Turned boxes that overlap each other, with confidences of which some are equal."""
+    """Return rotated, overlapping boxes, some of them with equal confidences."""
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(count):
@@ -255,7 +255,7 @@ def blocks(seed: int, count: int) -> list[BuildingRow]:
 
 
 def redrawn(rows: Sequence[BuildingRow], seed: int) -> list[BuildingRow]:
-    """Most of the buildings, a little aside, with confidences of which some are equal."""
+    """Return most of the buildings, slightly shifted, some of them with equal confidences."""
     rng = np.random.default_rng(seed)
     return [
         BuildingRow(affinity.translate(row.polygon, *rng.normal(0, 1.2, 2)), round(rng.random(), 1))

@@ -95,7 +95,7 @@ def test_one_label_for_many_view_angles(tmp_path: Path) -> None:
     other = "Atlanta_nadir7_catid_1030010003D22F00"
     for collect in (COLLECT, other):
         look_at(tmp_path, collect, "1_2")
-        # Raw bands in large pixels and panchromatic images stand beside and are none of ours.
+        # Raw bands with large pixels and panchromatic images in the same place are ignored.
         write_image(tmp_path / collect / f"MS/MS_{collect}_1_2.tif", bands=8, size=(16, 16))
     label = write_buildings(
         tmp_path / "geojson/spacenet-buildings/spacenet-buildings_1_2.geojson", [square(8, 8, 20)]
@@ -163,7 +163,7 @@ def test_invalid_polygons_are_repaired_and_counted(tmp_path: Path) -> None:
     (chip,) = find_building_images([tmp_path]).chips
     labels = read_building_labels(chip)
     assert labels.repaired == 1
-    # Both loops of the bow, a square less its hole, and what of the last is on the image.
+    # Both loops of the bow-tie, a square minus its hole, and the part of the last in the image.
     areas = np.sort(shapely.area(labels.outlines))
     assert areas == pytest.approx([6 * 30, 450, 40 * 40 - 20 * 20], abs=1e-3)
     assert shapely.is_valid(labels.outlines).all()
@@ -180,7 +180,7 @@ def test_labels_of_another_place_are_a_fault(tmp_path: Path) -> None:
 def test_coco_ids_come_from_the_file(tmp_path: Path) -> None:
     path = write_coco(tmp_path, {12: [square(10, 10, 30)], 7: []})
     content = json.loads(path.read_text())
-    # An id that is not the number in the name, a crowd, a building of two parts.
+    # An id that differs from the number in the name, a crowd, a building of two parts.
     content["images"][1] |= {"id": 99}
     content["images"].append({"id": 5, "file_name": "gone.jpg", "width": 9, "height": 9})
     both = [[c for xy in square(x, 60, 10)[0] for c in xy] for x in (10, 40)]
@@ -279,12 +279,12 @@ def test_images_that_are_not_files_are_reported(tmp_path: Path, harm: str) -> No
         found = find_building_images([root])
         assert len(found.chips) == 1 and list(found.faults) == [image_id]
         assert f"{victim} is a {harm}" in found.faults[image_id]
-        # It has its empty row, which a check expects.
+        # It has the empty row that a check expects.
         assert image_id in found.long_ids
         if root == tiles:
             assert building_image_ids([root]) == set(found.long_ids)
         if harm == "directory":
-            # As some programs unpack archives: the file in it is the image.
+            # Some programs unpack archives this way: the file in the directory is the image.
             image = victim / victim.name
             image.write_bytes(content)
             found = find_building_images([root])

@@ -51,7 +51,7 @@ def test_buildings_are_drawn_where_they_are(tmp_path: Path) -> None:
         written = write_building_overlays(
             tmp_path / f"{name}.csv", [tmp_path / "data"], tmp_path / name
         )
-        # The broken image is passed over.
+        # The broken image is skipped.
         assert written == [tmp_path / name / f"{NAME}.png"]
     changed = differing(tmp_path / "both" / f"{NAME}.png", tmp_path / "one" / f"{NAME}.png")
     # Only the shed and the legend's count; the shed is wider than high by nothing.
@@ -111,7 +111,7 @@ def test_the_image_keeps_its_contrast(tmp_path: Path) -> None:
     (path,) = write_building_overlays(tmp_path / "out.csv", [tmp_path / "data"], tmp_path / "p")
     picture = cv2.imread(str(path))
     assert picture is not None
-    # Bright buildings on a ground that is dark, and not paled.
+    # Bright buildings on dark ground, which is not brightened.
     panel = picture[100:-100, 100:700]
     assert np.median(panel) < 60 and panel.max() > 200
 

@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 
 
 def all_is_building() -> UNet:
-    """A network that says the same everywhere: a building, and no border."""
+    """Return a network that predicts a building without border everywhere."""
     network = build_network("resnet18", 3, BUILDING_MAPS[:2], (8,) * 4)
     with torch.no_grad():
         network.head.weight.zero_()
@@ -71,7 +71,7 @@ def test_every_image_is_in_the_csv(tmp_path: Path) -> None:
     assert row.confidence == pytest.approx(96, rel=0.005)
     assert rows["AOI_9_Made_img10"] == []
     assert "AOI_9_Made_img10,-1,POLYGON EMPTY,1" in out.read_text()
-    # Graphs are of roads, and numbers are the Mapping Challenge's.
+    # GraphML is only for roads, and COCO results need the Mapping Challenge's image numbers.
     with pytest.raises(SatmapError, match=r"a\.graphml: buildings can be exported as \.geojson"):
         predict(
             [tmp_path / "data"], out, tmp_path / "weights", CPU, exports=[tmp_path / "a.graphml"]
@@ -91,7 +91,7 @@ def test_coco_results_have_the_ids_of_the_file_and_the_size_of_the_images(tmp_pa
     assert list(found) == [7, 12]
     with rasterio.open(tmp_path / "planes/12.tif") as maps:
         assert (maps.count, maps.height, maps.width) == (2, 100, 100)
-    # Without annotations, the number in the name; the CSV for those who want it.
+    # Without annotations, the id is the number in the name. A CSV is possible too.
     (tmp_path / "data/annotation.json").unlink()
     again = tmp_path / "again.json"
     predict([tmp_path / "data"], again, tmp_path / "weights", CPU)
@@ -110,7 +110,7 @@ def test_the_journal_restores_buildings_exactly(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write(json.dumps(["other", ["b", None, [1, 1], [["00ff", 1]], None]]) + "\n")
     with Journal(tmp_path / "out.csv", "settings", task) as journal:
-        # What follows a damaged line is done again.
+        # Everything after a damaged line is predicted again.
         assert list(journal.finished) == ["key"]
         back = journal.found("key")
     assert (back.image_id, back.number, back.size) == ("a", 3, (40, 50))
@@ -138,7 +138,7 @@ def test_the_geometric_mean_of_views(seed: int, bias: float) -> None:
         / 255
         for mean in ("arithmetic", "geometric")
     }
-    # Each view by itself was rounded to a 255th.
+    # Each view was rounded to 1/255 before.
     assert np.allclose(both["arithmetic"], np.mean(single, axis=0), atol=0.005)
     geometric = np.exp(np.mean(np.log(np.maximum(single, 1e-9)), axis=0))
     large = np.min(single, axis=0) > 0.05

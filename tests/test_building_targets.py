@@ -1,4 +1,4 @@
-"""Targets of buildings against hand-drawn ones and a slow brute force."""
+"""Building targets compared with hand-drawn ones and a slow brute force."""
 
 import math
 from pathlib import Path
@@ -41,7 +41,7 @@ def bits(target: NDArray[np.uint8], bit: int) -> NDArray[np.bool_]:
 
 def test_bodies_are_exact_and_keep_holes() -> None:
     yard = shapely.Polygon(square(10, 10, 20)[0], square(15, 15, 6))
-    # The lower half of a pixel row does not reach its centres.
+    # A polygon over the lower half of a pixel row misses the pixel centres.
     low = shapely.box(40, 10, 50, 19.4)
     target = rasterize_buildings(shapes(yard, low), (64, 64), SETTINGS)
     body = bits(target, BODY_BIT)
@@ -58,7 +58,7 @@ def test_borders_lie_inside_and_separate_touching_buildings() -> None:
     assert border[10:20, 19:21].all()
     wide = BuildingTargetSettings(border_px=3)
     assert bits(rasterize_buildings(duplicates, (40, 40), wide), BORDER_BIT).sum() == 2 * (100 - 16)
-    # The image's edge is no border.
+    # The edge of the image is not a border.
     cut = rasterize_buildings(shapes(shapely.box(0, 0, 10, 10)), (40, 40), SETTINGS)
     assert bits(cut, BORDER_BIT).sum() == 10 + 9
 
@@ -88,7 +88,7 @@ def test_the_smaller_of_overlapping_buildings_is_on_top() -> None:
 
 
 def brute_distances(labels: NDArray[np.int32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The two least of the distances to all buildings, pixel by pixel."""
+    """Return the two smallest distances to buildings for every pixel."""
     height, width = labels.shape
     found = np.full((2, height, width), np.inf)
     numbers = [n for n in np.unique(labels).tolist() if n]
@@ -156,7 +156,7 @@ def test_prepared_chips(tmp_path: Path) -> None:
     assert bits(target, BODY_BIT).sum() == 10 * 30
     assert shapely.area(cached.payload) == pytest.approx([900, 900])
     assert cached.metres_per_pixel == pytest.approx((0.24, 0.3), abs=0.01)
-    # Ground that nobody has seen is no building.
+    # Pixels without data are not buildings.
     write_coco(tmp_path / "coco", {3: [square(24, 24, 48)]})
     (chip,) = find_building_images([tmp_path / "coco"]).chips
     task = default_task("buildings", input_px=64)
@@ -164,6 +164,6 @@ def test_prepared_chips(tmp_path: Path) -> None:
     assert (half.shape, half.size) == ((64, 64, 3), (96, 96))
     image, target = half.read()
     assert bits(target, BODY_BIT).sum() == 32 * 32
-    # The picture was brought to the same size.
+    # The image was resized to the same size.
     assert image[20:44, 20:44].mean() > image[:12].mean() + 100
     assert shapely.bounds(half.payload[0]).tolist() == [24, 24, 72, 72]

@@ -1,4 +1,4 @@
-"""Fitting building settings: measures worked out slowly, then the command on made blocks."""
+"""Fitting building settings: slow reference measures, then the command on synthetic blocks."""
 
 import json
 import tempfile
@@ -54,7 +54,7 @@ def test_f1_is_the_mean_of_areas_of_summed_counts() -> None:
     # 6 / (6 + 3) and 2 / (2 + 1).
     assert measure.score(records, [0, 1, 2]) == pytest.approx((6 / 9 + 2 / 3) / 2)
     assert measure.score(records[:2], [0, 1]) == pytest.approx(6 / 9)
-    # Nothing there and nothing found: 0, as in the official scorers.
+    # No building and no detection: 0, as in the official scorers.
     assert measure.score([Counts()], [2]) == 0
 
 
@@ -68,7 +68,7 @@ def test_the_error_of_a_gain_is_the_jackknife_estimate() -> None:
     without = [2 * s / (s + 30) - 2 / 3 for s in (27 - 5, 27 - 7, 27 - 6, 27 - 9)]
     spread = sum((value - np.mean(without)) ** 2 for value in without)
     assert gain.error == pytest.approx(sqrt(3 / 4 * spread))
-    # All looks at a place count as one: two places, and then one, of which nobody can say.
+    # All images of a place count as one: two places, then one, which has no standard error.
     pairs = PooledF1(["a"] * 4, list("wwxx")).gain(before, after, range(4))
     two = [2 * s / (s + 20) - 2 / 3 for s in (15, 12)]
     assert pairs.error == pytest.approx(abs(two[0] - two[1]) / 2)
@@ -114,7 +114,7 @@ def test_precision_is_that_of_the_official_program(seed: int) -> None:
 
 
 def made(seed: int, strength: float = 1.0) -> tuple[ProbabilityMaps, NDArray[np.int32]]:
-    """Planes of houses, fainter by ``strength``, with their true labels."""
+    """Return maps of houses, scaled by ``strength``, with their true labels."""
     labels = made_blocks(seed, SIZE, 17 * seed, (10, 30)).labels
     maps = maps_of_labels(labels, 1.2, 0.1, seed)
     faint = np.rint(maps.values * np.array([strength, 1, 1])[:, None, None]).astype(np.uint8)
@@ -124,7 +124,7 @@ def made(seed: int, strength: float = 1.0) -> tuple[ProbabilityMaps, NDArray[np.
 def write_masks(
     directory: Path, names: Sequence[str], strengths: Sequence[float] = ()
 ) -> tuple[Path, Path]:
-    """Masks of made houses and their truth as CSV."""
+    """Write masks of synthetic houses and their truth as CSV."""
     masks, rows = directory / "masks", {}
     masks.mkdir(parents=True)
     for number, name in enumerate(names):
@@ -161,7 +161,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 
 def f1_of(recipe: Path, masks: Path, truth: Path) -> float:
-    """F1 of what `vectorize` makes of masks, as `score` has it."""
+    """Return the F1 of vectorised masks, computed by `score`."""
     out = masks.with_suffix(".csv")
     task = task_of(load_recipe(str(recipe)))
     assert isinstance(task, DenseTask)
@@ -186,23 +186,23 @@ def test_a_bad_threshold_is_repaired(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "F1 at IoU .5 of 5 chips" in printed and "1 images were left out of the fit" in printed
     before, fitted = load_recipe(str(recipe)), load_recipe(str(output))
     assert fitted.task.vectorizer.least_px < 250
-    # The same but for what was fitted, so it fits the weights of the old one.
+    # Only fitted settings differ, so the recipe still suits the weights.
     assert fitted.training_fingerprint == before.training_fingerprint
     assert fitted.model_copy(update={"task": before.task}) == before
     settings = {"vectorizer": before.task.vectorizer}
     assert fitted.task.model_copy(update=settings) == before.task
-    # On masks that had no part in it, too.
+    # It also improves masks that were not fitted to.
     unseen = write_masks(tmp_path / "unseen", [f"made_{seed}" for seed in range(20, 23)])
     assert f1_of(output, *unseen) > f1_of(recipe, *unseen) + 0.2
-    # The figure on the chips fitted to is what the other commands give.
+    # The other commands give the same figure on the fitted chips.
     (masks / "AOI_9_Made_img5.tif").unlink()
     assert f"{f1_of(output, masks, truth):.4f} after on the chips fitted to" in printed
-    # Fitted once more it finds nothing, and stays.
+    # A second fit finds no gain and changes nothing.
     again = tmp_path / "again.yaml"
     status, printed = run(capsys, *tune[:3], again, "--recipe", output, *tune[6:])
     assert (status, load_recipe(str(again))) == (0, fitted)
     assert "the settings stay as they were" in printed
-    # Time that is over leaves all as it was.
+    # Without time left nothing changes.
     status, printed = run(capsys, *tune[:-1], 1e-6)
     assert (status, load_recipe(str(output))) == (0, before)
     assert "time ran out" in printed
@@ -214,7 +214,7 @@ def test_real_footprints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for number, (image_id, rows) in enumerate(read_buildings_csv(truth).items()):
         outlines = np.array([row.polygon for row in rows], np.object_)
         labels = draw_instances(shapely.make_valid(outlines), (650, 650))
-        # Four chips to fit to, three that the fit never sees.
+        # Four chips for the fit and three that it never sees.
         masks = tmp_path / ("fitted" if number % 2 == 0 else "held_out")
         masks.mkdir(exist_ok=True)
         write_mask(masks / f"{image_id}.tif", maps_of_labels(labels, 1.5, 0.15, number))
@@ -231,7 +231,7 @@ def test_real_footprints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_each_view_angle_category_has_its_own_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Ten tiles; what is seen from aside is faint, and one tile's two looks stay together.
+    # Ten tiles; oblique images are faint, and the two images of a tile stay together.
     names = [f"Atlanta_nadir8_catid_10300100023BC100_1_{n}" for n in range(4)]
     names += [f"Atlanta_nadir32_catid_103001000392F600_1_{n}" for n in range(4)]
     names += ["Atlanta_nadir53_catid_1030010003CD4300_1_0", "elsewhere"]
@@ -255,7 +255,7 @@ def test_each_view_angle_category_has_its_own_settings(
     assert fitted.of("off-nadir").seed == 0.16
     for unfitted in (None, "very off-nadir"):
         assert fitted.of(unfitted) == before.of(None)
-    # A mask whose look its name does not say has the one that is given.
+    # A mask without a view angle in its name gets the given one.
     status, printed = run(capsys, *tune, "--nadir", "12")
     assert status == 0 and "nadir: F1 at IoU .5 of 5 chips" in printed
 
@@ -284,7 +284,7 @@ def test_coco_annotations_are_scored_by_average_precision(
     status, printed = run(capsys, "tune", masks, truth, output, "--task", "buildings", *flags)
     assert status == 0 and "AP at IoU .5 of 4 chips" in printed
     assert load_recipe(str(output)).task.vectorizer.least_px < 250
-    # What the fit says is what `vectorize` and `score` give.
+    # The fit reports the same score as `vectorize` and `score`.
     results = tmp_path / "results.json"
     vectorize_ = ("vectorize", masks, results, "--task", "buildings", "--workers", 0)
     assert run(capsys, *vectorize_, "--recipe", output)[0] == 0
@@ -317,7 +317,7 @@ def test_bad_input_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[st
     printed = message(masks, truth, out, "--recipe", of_view_angles)
     assert "AOI_9_Made_img0.tif: its name does not say from where it looks" in printed
     assert "Give --nadir degrees off nadir" in printed
-    # Looks at three places, some of them in each half, say nothing of a fourth.
+    # Three places are too few for a fit.
     names = [
         f"Atlanta_nadir{angle}_catid_10300100023BC100_1_{place}"
         for place in range(3)
@@ -332,7 +332,9 @@ def test_bad_input_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[st
     annotations.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
     twice = tmp_path / "twice"
     write_masks(twice, ["3", "003"])
-    assert "are masks of one image" in message(twice / "masks", annotations, out, "--recipe", recipe)
+    assert "are masks of one image" in message(
+        twice / "masks", annotations, out, "--recipe", recipe
+    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Buildings from planes by one call: windows, splits, right angles, round trips of real labels."""
+"""Building vectoriser as a whole: windows, splits, right angles, round trips of real labels."""
 
 import json
 from collections import defaultdict
@@ -51,7 +51,7 @@ def body_maps(body: NDArray[np.uint8], border: NDArray[np.uint8] | None = None) 
 
 
 def noisy_body(seed: int, size: int) -> NDArray[np.uint8]:
-    """Blots of all sizes and strengths."""
+    """Return blots of all sizes and strengths."""
     rough = np.random.default_rng(seed).standard_normal((size, size))
     smooth = ndimage.gaussian_filter(rough, 2.5)
     return np.asarray(np.clip(127 + smooth / smooth.std() * 80, 0, 255), np.uint8)
@@ -94,7 +94,7 @@ def test_every_blob_belongs_to_one_window(seed: int, window: int) -> None:
         mine = crop.mine[crop.blobs.labels]
         seen[crop.box.pixels] += mine
         for blob in np.flatnonzero(crop.mine).tolist():
-            # The same pixels as at once, not a part of them.
+            # The same pixels as without windows, not a part of them.
             (number,) = np.unique(whole.labels[crop.box.pixels][crop.blobs.labels == blob])
             assert (crop.blobs.labels == blob).sum() == whole.areas[number]
     assert (seen == mask).all()
@@ -136,7 +136,7 @@ def test_basins_follow_strength(seed: int) -> None:
     mask = split[blobs.labels]
     assert ((basins > 0) == mask).all()
     assert (basins[markers > 0] == markers[markers > 0]).all()
-    # Where a region of strong pixels holds one marker, all of it leads there.
+    # A region of strong pixels with one marker belongs to that marker as a whole.
     for level in range(0, 256, 16):
         regions = connected(mask & (strength >= level)).labels
         for region in range(1, int(regions.max()) + 1):
@@ -187,7 +187,7 @@ def test_enclosed_and_tiny_parts_are_not_split_off() -> None:
     border[:] = 0
     border[:, 12:14] = 255
     assert find_instances(body_maps(body, border), BuildingSettings()).max() == 2
-    # 80 x 13 pixels are fewer.
+    # 80 x 13 pixels are fewer than the minimum.
     assert find_instances(body_maps(body, border), BuildingSettings(least_px=1100)).max() == 1
 
 
@@ -214,7 +214,7 @@ def test_simplified_outlines_of_irregular_shapes_keep_area_and_position() -> Non
     assert shapely.is_valid(simple).all()
     np.testing.assert_allclose(shapely.area(simple), shapely.area(exact), rtol=0.01)
     shared = shapely.area(shapely.intersection(simple, exact))
-    # The estimate that spares an intersection may be off by a few thousandths.
+    # The estimate that avoids an intersection may be off by a few thousandths.
     assert (shared / shapely.area(shapely.union(simple, exact))).min() >= 0.945
 
 
@@ -241,16 +241,16 @@ def test_right_angles_fit_and_shared_walls_stay_shared() -> None:
     for a, b in blocks.pairs:
         one, other = squared[a - 1], squared[b - 1]
         assert one.intersection(other).area < 0.5
-        # Neither gap nor overlap: their common wall is nearly as long as it was.
+        # No gap and no overlap: the shared wall keeps nearly all of its length.
         wall = exact[a - 1].intersection(exact[b - 1]).length
         if wall > 20:
             assert one.buffer(0.05).intersection(other.boundary).length > 0.5 * wall
-    # Nearly all walls' length runs at 17 degrees or across.
+    # Nearly all walls run at 17 degrees or perpendicular to it.
     points = [shapely.get_coordinates(p.exterior) for p in squared]
     along = np.concatenate([np.diff(p, axis=0) for p in points])
     length = np.hypot(along[:, 0], along[:, 1])
     off = np.abs((np.degrees(np.arctan2(along[:, 1], along[:, 0])) - 17 + 45) % 90 - 45)
-    # What the image's edge cuts off runs along it.
+    # Walls cut by the edge of the image run along it.
     inside = np.concatenate([((p[:-1] > 1) & (p[:-1] < 299)).all(axis=1) for p in points])
     assert length[inside & (off < 5)].sum() > 0.85 * length[inside].sum()
 
@@ -288,7 +288,7 @@ def test_mapping_challenge_labels_round_trip() -> None:
 
 
 def check_round_trip(chips: Sequence[tuple[list[shapely.Polygon], tuple[int, int]]]) -> None:
-    """Truth drawn and vectorised again: every building found, none else, mean IoU .97."""
+    """Draw and vectorise the truth; require all buildings, no others and a mean IoU of .97."""
     ious: list[float] = []
     for truth, shape in chips:
         numbered = [(polygon, number) for number, polygon in enumerate(truth, 1)]

@@ -1,4 +1,4 @@
-"""Buildings from planes: instances, outlines."""
+"""Buildings from probability maps: instances and outlines."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def maps_of(body: Mask, **others: Mask) -> ProbabilityMaps:
 
 
 def rectangles(*boxes: tuple[int, int, int, int], shape: tuple[int, int] = (100, 120)) -> Mask:
-    """A mask of boxes of x, y, width and height."""
+    """Return a mask of boxes (x, y, width, height)."""
     mask = np.zeros(shape, np.uint8)
     for x, y, width, height in boxes:
         mask[y : y + height, x : x + width] = 255
@@ -38,7 +38,7 @@ def rectangles(*boxes: tuple[int, int, int, int], shape: tuple[int, int] = (100,
 
 
 def of_labels(labels: NDArray[np.int32]) -> ProbabilityMaps:
-    """Exact body and border planes: border is what has another building or none beside it."""
+    """Return exact body and border maps; border pixels touch another building or background."""
     values = labels.astype(np.float32)
     square = np.ones((3, 3), np.uint8)
     border = (labels > 0) & (cv2.dilate(values, square) != cv2.erode(values, square))
@@ -65,7 +65,7 @@ def test_a_seam_separates_touching_buildings(seam: str) -> None:
 
 def test_a_large_building_with_an_uncertain_middle_stays_whole() -> None:
     body = rectangles((10, 10, 80, 60))
-    # Doubtful: below the seeds' threshold, and not much below the roof.
+    # Uncertain: below the seed threshold, and slightly below the roof.
     body[:, 48:52] = np.minimum(body[:, 48:52], 170)
     labels = find_instances(maps_of(body), BuildingSettings(seed=0.7, split=0.6))
     assert set(np.unique(labels)) == {0, 1}

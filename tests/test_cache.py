@@ -59,7 +59,7 @@ def test_rebuilt_only_when_inputs_or_settings_change(tmp_path: Path, chip: Chip)
     assert not changed()
     assert changed(stretch=StretchSettings(low=1))
     assert changed(task=road_task(targets=TargetSettings(road_buffer_m=3)))
-    # The first settings again: their file is still there.
+    # The file of the first settings still exists.
     assert not changed()
     os.utime(chip.image.path, (1, 1))
     assert changed()

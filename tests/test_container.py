@@ -1,6 +1,6 @@
-"""The scripts that an image consists of, as far as they can be tried without an engine.
+"""Scripts of the container image, as far as they can be tested without a container engine.
 
-`make check-container` tries all of it.
+`make check-container` tests everything.
 """
 
 import os
@@ -33,7 +33,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def weights_dir(home: Path, use: str, **environment: str) -> tuple[str, str]:
-    """What train.sh or test.sh take for weights: the directory, and what is said."""
+    """Return the weights directory that train.sh or test.sh choose, and their messages."""
     script = f'. "{ROOT}/container/weights_dir.sh"; choose_weights_dir "$1" "$2"; echo $WEIGHTS_DIR'
     done = run("bash", "-euc", script, "bash", str(home), use, **environment)
     assert done.returncode == 0, done.stderr
@@ -44,7 +44,7 @@ def test_the_weights_directory_defaults_to_weights(tmp_path: Path) -> None:
     for use in ("train", "predict"):
         assert weights_dir(tmp_path, use) == (f"{tmp_path}/weights", "")
         assert weights_dir(tmp_path, use, WEIGHTS_DIR="/some/where") == ("/some/where", "")
-        # A directory within the container is no better a place than weights/.
+        # A directory inside the container has no advantage over weights/.
         named = weights_dir(tmp_path, use, SATMAP_SCRATCH=str(tmp_path))
         assert named == (f"{tmp_path}/weights", "")
 
@@ -78,7 +78,7 @@ def test_weights_go_to_the_scratch_volume_without_a_weights_volume(tmp_path: Pat
 
 @pytest.fixture
 def entry() -> Iterator[Path]:
-    """The entry point where any user can read it."""
+    """Copy of the entry point that any user can read."""
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         Path(directory).chmod(0o755)
         copy = Path(directory) / "entrypoint.sh"

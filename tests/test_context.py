@@ -1,4 +1,4 @@
-"""Vectorising with surroundings: neighbours help, and nothing leaves its image."""
+"""Vectorising with surroundings: neighbours help, and roads stay within their image."""
 
 from collections.abc import Sequence
 
@@ -67,13 +67,13 @@ def test_surroundings_come_from_neighbours_and_are_empty_elsewhere() -> None:
     own = maps_of(np.full((300, 400), 10, np.uint8))
     right = maps_of(np.full((300, 400), 20, np.uint8))
     maps, box = with_surroundings(own, [(right, 400, 5)])
-    # Where nobody touches the image it has no margin.
+    # Sides without a touching neighbour have no margin.
     assert box == Box(0, 0, 400, 300)
     whole = maps[ROAD]
     assert whole.shape == (300, 400 + x)
     assert (whole[:, :400] == 10).all()
     assert (whole[5:, 400:] == 20).all()
-    # Above the neighbour's first row nothing is known but what the border suggests.
+    # Above the neighbour's first row, the margin continues the border.
     assert (whole[:5, 400:402] == 10).all()
     assert (whole[:5, 402:] == 0).all()
 
@@ -108,7 +108,7 @@ def test_surroundings_on_all_sides() -> None:
     maps, box = with_surroundings(maps_of(scene[own.pixels]), parts)
     assert box == Box(x, y, 400, 300)
     np.testing.assert_array_equal(maps[ROAD], scene[own.grown(x, y).pixels])
-    # A neighbour only off a corner shows no side.
+    # A neighbour that touches only a corner adds no margin.
     corner = [parts[0]]
     assert with_surroundings(maps_of(scene[own.pixels]), corner)[1] == Box(0, 0, 400, 300)
 
@@ -123,7 +123,7 @@ def test_overlaps_use_the_image_then_the_first_neighbour() -> None:
 
 
 def test_a_neighbour_shows_where_a_road_continues() -> None:
-    # A street that trees hide from 20 px before the border to 20 px behind it.
+    # Trees hide a street from 20 px before the border to 20 px after it.
     street = draw([(0, 150), (800, 150)], shape=(300, 800))
     street[:, 380:420] = 0
     left, right = maps_of(street[:, :400]), maps_of(street[:, 400:])
@@ -138,7 +138,7 @@ def test_a_neighbour_shows_where_a_road_continues() -> None:
 
 
 def test_a_short_piece_of_a_long_road_is_kept_by_its_neighbour() -> None:
-    # 25 m of a street in the corner of this image; most of it lies in the next one.
+    # A corner of this image shows 25 m of a street; most of it lies in the next image.
     street = draw([(317, 150), (800, 150)], shape=(300, 800))
     left, right = maps_of(street[:, :400]), maps_of(street[:, 400:])
     together, box = with_surroundings(left, [(right, 400, 0)])

@@ -45,7 +45,7 @@ def test_the_eight_symmetries_are_exact(
     assert len(matches) == 1
     k, m = matches[0]
     assert bool(m) == mirrored
-    # Image and target go through the same map.
+    # Image and target are transformed alike.
     assert np.array_equal(crop.transpose(1, 2, 0), np.rot90(image[:, ::-1] if m else image, k))
 
 
@@ -104,7 +104,7 @@ def test_recolour_changes_colours_and_nothing_else() -> None:
     for seed in range(20):
         changed = jitter_colours(np.random.default_rng(seed), image)
         assert changed.shape == image.shape
-        # Every channel goes through one monotonous table.
+        # Every channel is mapped by one monotonic table.
         for channel in range(8):
             order = np.argsort(image[channel], axis=None, kind="stable")
             assert (np.diff(changed[channel].ravel()[order].astype(int)) >= 0).all()

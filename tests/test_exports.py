@@ -292,7 +292,9 @@ def test_all_formats_hold_the_same_graph(
     def values_of(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
         return [tuple(row[name] for name in names) for row in rows]
 
-    assert values_of([feature["properties"] for feature in features(folder / "a.geojson")]) == expected
+    assert (
+        values_of([feature["properties"] for feature in features(folder / "a.geojson")]) == expected
+    )
     assert values_of(layer(folder / "a.gpkg", "roads")[0]) == expected
     assert len(layer(folder / "a.gpkg", "junctions")[0]) == first
     whole = read_graphml(folder / "a.graphml")
