@@ -182,14 +182,14 @@ def kill_one(processes: Sequence[ForkServerProcess], moments: random.Random, out
 
 
 def finish(processes: Sequence[ForkServerProcess]) -> list[int | None]:
-    """Wait for processes to end, and give their exit codes.
+    """Wait for processes to end and return their exit codes.
 
-    As torch's launcher does, those that are still there after another one has failed are ended. One
-    that waits for the others to join cannot know that they will not come.
+    Like torch's launcher, end the remaining processes after one has failed. A process that waits
+    for the others to join cannot know that they will not come.
     """
     deadline = time.monotonic() + LIMIT_S
     is_ending = False
-    # Looked at once a round: what ends between two looks leaves nothing to wait for.
+    # Poll once per round, because a process may end between two polls.
     while alive := [process for process in processes if process.is_alive()]:
         if not is_ending and any(process.exitcode for process in processes):
             is_ending = True
@@ -216,9 +216,9 @@ def _end(processes: Sequence[ForkServerProcess]) -> bool:
 
 
 def wait_until(reached: Callable[[], bool], is_running: Callable[[], bool]) -> bool:
-    """Poll until something is reached; False if what should reach it ends before.
+    """Poll until ``reached`` is true; return False if the process ends before.
 
-    Fails the test after a while.
+    Fails the test after the deadline.
     """
     deadline = time.monotonic() + LIMIT_S
     while not reached():

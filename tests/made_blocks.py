@@ -118,11 +118,14 @@ def maps_of_labels(
 
 
 def share_apart(blocks: Blocks, found: Labels) -> float:
-    """Share of attached pairs of which different buildings cover most of each."""
+    """Return the fraction of attached pairs that are separated.
+
+    A pair is separated if different buildings cover most of each house.
+    """
     cover = [0]
     for house in range(1, int(blocks.labels.max()) + 1):
         counts = np.bincount(found[blocks.labels == house], minlength=2)
-        # Where nothing was found, nothing tells the houses apart.
+        # A house without any building does not count as separated.
         cover.append(int(counts[1:].argmax()) + 1 if counts[1:].any() else 0)
     return float(
         np.mean([cover[a] != cover[b] and cover[a] * cover[b] > 0 for a, b in blocks.pairs])

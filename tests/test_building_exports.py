@@ -188,7 +188,7 @@ def test_masks_are_exported_as_maps(tmp_path: Path, capsys: pytest.CaptureFixtur
         drawn = shapely.union_all(in_pixels)
         asked = shapely.union_all([row.polygon for row in rows[name]])
         assert drawn.symmetric_difference(asked).area < 0.01 * asked.area
-    # Existing maps are replaced, but no other files.
+    # A file that is not a map is not replaced.
     outputs[".gpkg"].write_text("notes")
     status, printed = run(capsys, "vectorize", masks, outputs[".gpkg"], "--task", "buildings")
     assert status == 1 and "holds no map" in printed

@@ -200,13 +200,13 @@ def test_spacenet_4_is_the_mean_of_its_categories() -> None:
     truth = {image_id: [one, two] for image_id in ids}
     proposal = {ids[0]: [one, two], ids[1]: [one], ids[2]: [one, two], ids[3]: []}
     report = score_buildings(truth, proposal)
-    # nadir: 3 found, 1 missed over both looks.
+    # nadir: 3 found, 1 missed over both view angles.
     assert report.aois["nadir"]["f1"] == pytest.approx(6 / 7)
     assert report.aois["off-nadir"]["f1"] == 1
     assert report.aois["very off-nadir"]["f1"] == 0
     assert list(report.aois) == ["nadir", "off-nadir", "very off-nadir"]
     assert report.total["f1"] == pytest.approx((6 / 7 + 1) / 3)
-    # Of two categories the mean of two.
+    # With two categories, the total is the mean of both.
     near = {image_id: truth[image_id] for image_id in ids[:3]}
     assert score_buildings(near, proposal).total["f1"] == pytest.approx((6 / 7 + 1) / 3)
     some = {image_id: proposal[image_id] for image_id in ids[:3]}

@@ -76,7 +76,7 @@ def test_the_legend_counts_what_the_scorer_counts(
     monkeypatch.setattr(misses, "compose", composed)
     write_tile(tmp_path / "data", 1, [])
     house, other, wrong = box(5, 5, 20), box(60, 60, 12), box(5, 60, 15)
-    # 19.4 square pixels, a match that does not count, and 9.
+    # 19.4 square pixels, a match that does not count, and 9 square pixels.
     shed, speck = box(40, 5, 4.4), box(70, 20, 3)
     truth = [BuildingRow(polygon) for polygon in (house, shed, other)]
     proposal = [BuildingRow(polygon, 0.5) for polygon in (speck, shed, wrong, house)]

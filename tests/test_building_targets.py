@@ -132,11 +132,11 @@ def test_weights_by_hand() -> None:
     one = np.where(labels == 1, labels, 0)
     alone = pixel_weights(one, *two_nearest(one), SETTINGS)
     assert alone[4, 6] == pytest.approx(1 + 50 * math.exp(-(6**2) / 100), rel=1e-5)
-    # On a single building the distance is 0, where the weight is that of its size alone.
+    # On a single building the distance is 0 and the weight depends only on its size.
     assert alone[4, 2] == pytest.approx(128 / 8, rel=1e-6)
     none = np.zeros_like(labels)
     assert (pixel_weights(none, *two_nearest(none), SETTINGS) == 1).all()
-    # Where distances are cut off they no longer count.
+    # Distances beyond the limit do not count.
     cut = pixel_weights(labels, *two_nearest(labels, 60.0), SETTINGS)
     assert np.allclose(cut, weights, rtol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Which GPUs a build of torch can use, and what users are told of those it cannot."""
+"""GPUs that a build of torch can use, and the messages for others."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from satmap.cli import main
 from satmap.errors import SatmapError
 from satmap.runtime.device import has_kernels, visible_gpus
 
-# What torch's wheels for CUDA 13 and for CUDA 12.6 are compiled for.
+# Architectures in torch's wheels for CUDA 13 and for CUDA 12.6.
 CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
 CUDA_12 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
 
@@ -46,7 +46,7 @@ def pretend(
     compiled: list[str] = CUDA_13,
     available: bool = True,
 ) -> None:
-    """A machine with GPUs of these capabilities."""
+    """Simulate a machine with GPUs of these capabilities."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available and bool(capabilities))
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: compiled)
@@ -75,7 +75,7 @@ def test_a_gpu_without_kernels_ends_the_run_with_a_remedy(
             main([command, str(tmp_path), str(tmp_path / "out.csv")])
         assert ended.value.code == 1
         assert "compute capability 7.0" in capsys.readouterr().err
-    # Whoever asks for the CPU gets it.
+    # An explicit CPU is always possible.
     assert visible_gpus("cpu") == 0
 
 

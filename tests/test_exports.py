@@ -47,7 +47,7 @@ every_format = pytest.mark.parametrize("suffix", WRITERS)
 
 
 def graph(*roads: tuple[Points, float]) -> RoadGraph:
-    """A graph of lines with speeds in miles an hour; equal ends are one node."""
+    """Return a graph of lines with speeds in mph; equal ends are one node."""
     nodes: dict[tuple[float, float], int] = {}
     edges = []
     for points, mph in roads:
@@ -71,7 +71,7 @@ def image(
     return ImageRoads(name, graph(*roads), georeference)
 
 
-#: A road with a loop at its start, two roads between the same places, and one alone.
+#: A road with a loop at its start, two parallel roads, and an isolated one.
 TANGLE: tuple[tuple[Points, float], ...] = (
     ([(0, 0), (300, 100)], 25),
     ([(0, 0), (60, 0), (0, 80), (0, 0)], 20),
@@ -90,7 +90,7 @@ def features(path: Path) -> list[dict[str, Any]]:
 
 
 def layer(path: Path, name: str) -> tuple[list[dict[str, Any]], list[shapely.Geometry]]:
-    """Attributes and geometries of a layer."""
+    """Return the attributes and geometries of a layer."""
     meta, _, geometries, columns = pyogrio.raw.read(path, layer=name)
     assert meta["crs"] == "EPSG:4326"
     rows = [
@@ -152,7 +152,7 @@ def test_geojson_scores_like_its_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.geojson"
     roads = image(*TANGLE)
     write_geojson(path, [roads])
-    # The zone's plane is the image's, and roads touch its left and upper edge.
+    # The CRS is that of the image, and roads touch its left and upper edge.
     read, _ = read_roads_geojson(path, path, 0.3)
     assert list(read) == ["a"]
     rows = rows_of_graph(roads.graph)
@@ -163,7 +163,7 @@ def test_geojson_scores_like_its_rows(tmp_path: Path) -> None:
     assert score.time is not None
     assert score.length.score > 0.9995
     assert score.time.score > 0.9995
-    # The score can tell: without one of the parallel roads it falls.
+    # The score is sensitive: it falls without one of the parallel roads.
     assert apls(rows, read["a"][:3], metres_per_pixel=0.3).length.score < 0.9
 
 
@@ -188,7 +188,7 @@ def test_geojson_is_written_while_the_images_come(tmp_path: Path) -> None:
 
     def images() -> Iterator[ImageRoads]:
         for number in range(3):
-            # Only the last image is still held: memory does not grow with their number.
+            # Only the last image is still in memory, so memory does not grow with their number.
             assert all(reference() is None for reference in alive[:-1])
             roads = image(*TANGLE, name=f"{number}")
             alive.append(weakref.ref(roads))
@@ -216,7 +216,7 @@ def test_geopackage_opens_with_its_layers(tmp_path: Path) -> None:
         "speed_mps": 13.411, "length_m": 33.541, "travel_time_s": 2.501, "confidence": 0.75,
     }  # fmt: skip
     assert np.allclose(shapely.get_coordinates(lines[-1]), [(10, 50), (10.001, 49.9995)], atol=1e-9)
-    # The loop starts and ends at node 0; the two roads between nodes 1 and 2 are both there.
+    # The loop starts and ends at node 0; both roads between nodes 1 and 2 exist.
     assert [(row["u"], row["v"]) for row in roads[:4]] == [(0, 1), (0, 0), (1, 2), (2, 1)]
 
     junctions, points = layer(path, "junctions")
@@ -350,7 +350,7 @@ def test_images_without_georeference_are_refused(tmp_path: Path, suffix: str) ->
 @pytest.mark.parametrize(
     ("crs", "transform"),
     [
-        # In degrees the coordinates leave the range; in the metres of zone 60 they jump.
+        # In degrees the coordinates leave the range; from the metres of zone 60 they jump.
         (4326, Affine(1e-5, 0, 179.9995, 0, -1e-5, 50)),
         (32660, Affine(0.3, 0, 714_900, 0, -0.3, 5_543_200)),
     ],
@@ -361,7 +361,7 @@ def test_images_across_the_180th_meridian(tmp_path: Path, crs: int, transform: A
     for suffix in (".geojson", ".gpkg"):
         with pytest.raises(SatmapError, match="a lies across the 180th meridian"):
             write_roads(tmp_path / f"a{suffix}", images)
-    # Nodes stand alone, but what is known of them is not sure either.
+    # GraphML is written, but its nodes have no longitude and latitude.
     write_graphml(tmp_path / "a.graphml", images)
     assert read_graphml(tmp_path / "a.graphml").nodes[0].keys() == {"image_id", "x", "y"}
 
@@ -398,7 +398,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, suffix: str) -> None:
     write_roads(path, images)
     size = path.stat().st_size
     path.write_text("old")
-    # From nothing to the last byte: what is written late, an index or a footer, counts as well.
+    # From no byte to the last one: an index or footer written late counts too.
     for limit in [*np.linspace(0, size, 9, endpoint=False, dtype=int).tolist(), size - 1]:
         with pytest.raises(CannotWriteError, match=r"cannot write .*space"), full_disk(limit):
             write_roads(path, images)

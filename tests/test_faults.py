@@ -1,4 +1,4 @@
-"""What the fault campaign (``make faults``) has found, each in small."""
+"""Small tests of faults that the campaign (``make faults``) has found."""
 
 import errno
 import json
@@ -145,7 +145,7 @@ def test_black_images_are_noted_and_need_no_network(tmp_path: Path) -> None:
     assert blank.is_blank
     assert not seen.is_blank
 
-    # A window without data is 0, as it would be with the networks; the others are as before.
+    # A window without data is 0 without the networks; the others do not change.
     half = np.concatenate([np.zeros_like(pictures[1].pixels[:, :]), pictures[1].pixels[:, :]])
     settings = Inference(tta=1, window=96, overlap=0)
     maps = predict_maps(members, half, settings, CPU)
@@ -195,7 +195,7 @@ def test_images_that_are_not_files_are_reported(tmp_path: Path, harm: str) -> No
     ):
         pass
     if harm == "directory":
-        # As some programs unpack archives: the file in it is the image.
+        # Some programs unpack archives this way: the file in the directory is the image.
         image = write_image(victim / victim.name)
         found = scan_roads([tmp_path])
         assert not found.faults
@@ -268,7 +268,7 @@ def test_empty_lines_and_unknown_crs_are_ignored(
     assert [line.xy.tolist() for line in found.lines] == [[[1, 2], [3, 4]]]
     assert not found.surfaces
     assert found.crs == LON_LAT
-    # PROJ, left alone, writes its own words to stderr.
+    # By default, PROJ writes its own messages to stderr.
     assert capfd.readouterr().err == ""
 
 
@@ -288,7 +288,7 @@ def test_writing_to_a_link_to_itself_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_city_on_a_full_disk_leaves_no_broken_image(tmp_path: Path) -> None:
-    """No file may have more than 60,000 bytes: images do, labels do not."""
+    """Limit files to 60,000 bytes: images are larger, labels are not."""
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000));"
         "from satmap.cli import main; main(['make-city', sys.argv[1], '--chips', '2', "
@@ -303,7 +303,7 @@ def test_a_city_on_a_full_disk_leaves_no_broken_image(tmp_path: Path) -> None:
 
 
 def test_lack_of_memory_is_reported() -> None:
-    """The less there is, the earlier it shows: before torch, within it, behind it."""
+    """Less memory fails earlier: before, during or after the import of torch."""
     for megabytes in (600, 1000):
         ended = subprocess.run(
             [
@@ -370,7 +370,7 @@ def test_a_current_directory_that_was_deleted(tmp_path: Path) -> None:
 
 
 def test_processes_that_cannot_start_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many semaphores as /dev/shm holds: here none."""
+    """Simulate a full /dev/shm without room for semaphores."""
 
     def full(_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -401,7 +401,7 @@ def test_one_process_at_a_time_holds_a_lock(tmp_path: Path) -> None:
         assert "SatmapError: taken" in other("fold0")[1]
         assert other("fold1")[0] == "alone\n"
     assert other("fold0")[0] == "alone\n"
-    # A lock ends with its process; the file that a killed one leaves is none.
+    # A lock ends with its process; the file left by a killed process is not a lock.
     with start("fold0") as killed:
         assert killed.stdout is not None
         assert killed.stdout.readline() == "alone\n"
@@ -415,7 +415,7 @@ def test_one_process_at_a_time_holds_a_lock(tmp_path: Path) -> None:
 def test_the_next_owner_of_a_lock_makes_a_new_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It waited for the file that the first owner has removed."""
+    """It waited for the file that the first owner removed."""
     monkeypatch.setattr(files, "_GRACE_S", 1.0)
     path, order = tmp_path / "fold0", list[str]()
 

@@ -26,6 +26,6 @@ def test_folds_depend_on_the_seed_but_not_on_the_order() -> None:
 
 
 def test_known_value() -> None:
-    # Folds are part of what a weight file means: they must not change between versions.
+    # Weight files depend on the folds, so folds must not change between versions.
     assigned = assign_folds([(f"AOI_1_A_chip{n}", "AOI_1_A") for n in range(6)], 2, seed=0)
     assert [assigned[f"AOI_1_A_chip{n}"] for n in range(6)] == [1, 0, 1, 0, 0, 1]

@@ -1,4 +1,4 @@
-"""The waiting of tests for processes: it ends, whatever the processes do."""
+"""Waiting for processes in tests always ends."""
 
 import signal
 import time
@@ -13,7 +13,7 @@ from forked_ranks import SERVER, finish, wait_until
 
 
 class EndsUnseen:
-    """A process that ends between two looks at it."""
+    """Process that ends between two polls."""
 
     exitcode = 0
     sentinel = -1

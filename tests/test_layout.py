@@ -140,7 +140,7 @@ def test_an_image_given_twice(tmp_path: Path) -> None:
     shutil.copy(first, tmp_path / "b")
     with pytest.raises(SatmapError, match="two PS-RGB images claim the id AOI_7_Moscow_chip1"):
         scan_roads([tmp_path])
-    # The same directory named twice is one directory.
+    # A directory given twice counts once.
     assert len(scan_roads([tmp_path / "a", tmp_path / "a"]).chips) == 1
 
 

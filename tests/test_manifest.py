@@ -1,4 +1,4 @@
-"""Fingerprints, facts of machine and software, and the manifests of weights."""
+"""Fingerprints, records of machine and software, and manifests of weights."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ data_sets = st.dictionaries(names, st.dictionaries(st.sampled_from(["PS-MS", "la
 def test_a_file_is_recorded_by_its_content(tmp_path: Path) -> None:
     path = tmp_path / "abc"
     path.write_bytes(b"abc")
-    # The example of FIPS 180-2.
+    # Example of FIPS 180-2.
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert record_file(path) == FileRecord(name="abc", bytes=3, sha256=known)
     with pytest.raises(SatmapError, match="No such file"):
@@ -49,7 +49,7 @@ def test_a_fingerprint_depends_on_the_data_set_but_not_on_its_order(  # type: ig
     shuffled = list(data.items())
     random.shuffle(shuffled)
     assert data_fingerprint(dict(shuffled)) == data_fingerprint(data)
-    # Chips without files say nothing.
+    # Chips without files have no fingerprint.
     sets = [{(i, k): r for i, files in side.items() for k, r in files.items()}
             for side in (data, other)]  # fmt: skip
     assert (data_fingerprint(data) == data_fingerprint(other)) == (sets[0] == sets[1])
@@ -105,7 +105,7 @@ def test_machines_differ_by_what_affects_rounding() -> None:
 
 
 def averaged(directory: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """The mean of two networks by the command line, which writes its manifest."""
+    """Average two networks by the command line, which writes a manifest."""
     sources = []
     for seed in (0, 1):
         torch.manual_seed(seed)

@@ -28,7 +28,7 @@ PLACE = Affine(0.075, 0, 300000, 0, -0.075, 700000)
 
 
 def write_raster(path: Path, pixels: NDArray[Any], **profile: Any) -> None:
-    """Any raster (h, w) or (bands, h, w), as other programs write them."""
+    """Write a raster (h, w) or (bands, h, w), as other programs do."""
     bands = pixels if pixels.ndim == 3 else pixels[None]
     path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(

@@ -1,4 +1,4 @@
-"""The synthetic city of buildings: geometry of oblique views, layouts, and labels that fit."""
+"""Synthetic city of buildings: geometry of oblique views, layouts and labels."""
 
 import csv
 import hashlib
@@ -188,7 +188,7 @@ def test_a_wall_hides_what_lies_behind_it_and_nothing_in_front() -> None:
     view = render_view(line, Window(0, 0, 200, 200), GRID, toward(45, 0).shift)
     owner = np.append(line.owner, -1)[view.surface]
     assert set(np.unique(owner)) == {-1, 0, 2}
-    # From its foot to its eaves, the facade covers exactly its height.
+    # From foot to eaves, the facade covers exactly its height.
     column = view.height[:, 100]
     assert column[80:120] == pytest.approx(np.arange(19.75, 0, -0.5))
     assert (column[40:80] == 20).all()
@@ -218,7 +218,7 @@ def test_views_agree_with_marching_down_the_line_of_sight(
             px, py = x - z * view.shift[0], y - z * view.shift[1]
             there |= (px > x0) & (px < x0 + w) & (py > y0) & (py < y0 + h) & (z <= top)
         found[there] = z
-    # At the very edges of faces rounding may decide either way.
+    # At the edges of faces, rounding may decide either way.
     assert (np.abs(found - view.height) <= step + 1e-3).mean() > 0.97
 
 
@@ -261,7 +261,7 @@ def test_pitched_roofs_are_closed_and_have_the_given_height(roofed: Any) -> None
     full = 20 * 10 * 4
     prism = 20 * 10 * 3 / 2 if roofed is gabled_block else 3 * 10 / 6 * (2 * 20 + 12)
     expected = full + prism
-    # The floor, which no face has, passes through the height 0 and adds nothing.
+    # The floor has no face, but it lies at height 0 and adds nothing.
     assert abs(volume) == pytest.approx(expected, rel=0.03)
 
 
@@ -271,8 +271,8 @@ def test_a_courtyard_shows_its_far_wall() -> None:
     above = render_view(line, Window(0, 0, 160, 160), GRID, (0.0, 0.0))
     assert (above.surface == GROUND)[60:100, 60:100].all()
     view = render_view(line, Window(0, 0, 160, 160), GRID, toward(45, 0).shift)
-    # The northern wall of the court stands at row 60 and leans 16 px north, which the court's
-    # southern edge, leaning as far, does not hide.
+    # The northern wall of the court stands at row 60 and leans 16 px north. The southern edge of
+    # the court leans as far and does not hide it.
     assert view.height[44:60, 80] == pytest.approx(np.arange(7.75, 0, -0.5))
     assert (view.height[60:84, 80] == 0).all()
 
@@ -294,7 +294,7 @@ def test_the_sunny_facade_is_brighter_than_the_shaded_one() -> None:
     blank = Cladding(Material.STUCCO, 1.0, Material.ROOF_GREY, 1.0, bay_m=0)
     solid = flat_block(box(30, 30, 50, 50), 16, blank, parapet=False)
     site = site_of(solid, sun=(0.0, -1.4))
-    # The sun stands in the south: who looks northward sees the lit side.
+    # The sun is in the south, so a view to the north shows the lit side.
     lit = shoot(site, toward(40, 0)).counts[80:94, 64:96, 4].astype(float)
     dark = shoot(site, toward(40, 180)).counts[66:80, 64:96, 4].astype(float)
     assert np.median(lit) > 2 * np.median(dark)
@@ -326,7 +326,7 @@ def test_a_tower_hides_the_building_behind_it() -> None:
     assert hidden(footprints, shoot(site, toward(45, 180)).roof, nothing) == {0, 1}
 
 
-# --- what stands in the city ----------------------------------------------------------------------
+# --- buildings of the city ------------------------------------------------------------------------
 
 
 def test_buildings_differ_touch_and_do_not_overlap(town: Town) -> None:
@@ -350,7 +350,7 @@ def test_some_buildings_have_courtyards() -> None:
     assert any(solid.footprint.interiors for solid in made.solids)
 
 
-# --- looks and names ------------------------------------------------------------------------------
+# --- view angles and names ------------------------------------------------------------------------
 
 
 def test_view_angles_are_those_of_the_challenge() -> None:
@@ -467,7 +467,7 @@ def test_occlusion_grows_with_the_angle(oblique: Path) -> None:
 
 
 def test_labels_cover_the_roofs_in_the_steepest_view(oblique: Path) -> None:
-    """Buildings are where the labels say: what is labelled is grey or red, not green."""
+    """Labelled pixels are grey or red, not green."""
     (path,) = (oblique / "test").rglob("*nadir7_*.tif")
     counts = pixels(path).astype(float)
     ndvi = (counts[3] - counts[0]) / np.maximum(1, counts[3] + counts[0])
@@ -546,7 +546,7 @@ def test_coco_areas_and_boxes_are_right(
             corners = np.concatenate([np.reshape(s, (-1, 2)) for s in entry["segmentation"]])
             size = corners.max(axis=0) - corners.min(axis=0)
             assert entry["bbox"] == pytest.approx([*corners.min(axis=0), *size], abs=0.011)
-            # What is thinner than a pixel is not drawn, so the mask may end earlier.
+            # Parts thinner than a pixel are not drawn, so the mask may be smaller.
             drawn, stated = coco_masks.toBbox(mask), np.array(entry["bbox"])
             assert (drawn[:2] > stated[:2] - 1).all()
             assert (drawn[:2] + drawn[2:] < stated[:2] + stated[2:] + 1).all()

@@ -1,4 +1,4 @@
-"""Prediction with threads, worker processes and ranks: the same bytes, whatever happens to them."""
+"""Prediction with threads, workers and ranks gives the same bytes despite interruptions."""
 
 import json
 import os
@@ -55,18 +55,18 @@ ROADS = road_task()
 CPU = torch.device("cpu")
 COLUMNS, ROWS, SIZE = 5, 3, 80
 
-# How often a prediction is started to be killed ten times; some may be done before.
+# Maximum number of starts for ten kills; some predictions may end before they are killed.
 MOST_STARTS = 30
 
 
 class Area:
-    """Images side by side, one of them damaged, and one that lies nowhere, with a network."""
+    """Images side by side, one of them damaged, one without georeference, and a network."""
 
     def __init__(self, directory: Path) -> None:
         self.images, self.weights = directory / "images", directory / "weights"
         self.recipe = str(directory / "recipe.yaml")
         generator = np.random.default_rng(0)
-        # Metres a pixel, so that only those next to each other are looked at together.
+        # Metres per pixel, so large that only adjacent images are neighbours.
         size = 8e-6
         for number in range(COLUMNS * ROWS + 1):
             coarse = generator.integers(1, 255, (9, 9, 3)).astype(np.uint8)
@@ -87,7 +87,7 @@ class Area:
         torch.manual_seed(1)
         network = build_network("resnet18", 3, ROAD_MAPS, (16, 16, 16, 16))
         with torch.no_grad():
-            # Untrained it would be undecided everywhere.
+            # An untrained network would be undecided everywhere.
             network.head.weight *= 50
         metadata = {"recipe": recipe.model_dump_json(), "member": "a", "stage": "1", "epoch": "1"}
         save_weights(self.weights / "a.last.safetensors", network, metadata)
@@ -101,7 +101,7 @@ class Area:
         )  # fmt: skip
 
     def ranks(self, place: Path, output: Path, *options: str) -> list[ForkServerProcess]:
-        """Two processes as torch's launcher starts them; what they print goes to ``output``."""
+        """Start two processes as torch's launcher does; their output goes to ``output``."""
         return start_ranks(self.command(place, *options)[2:], output)
 
     def command(self, place: Path, *options: str) -> list[str]:
@@ -113,7 +113,7 @@ class Area:
 
 
 def files_in(place: Path) -> dict[str, bytes]:
-    """All that a run has left but the manifest, which tells of the run itself."""
+    """Return all files of a run except the manifest, which describes the run itself."""
     files = (path for path in place.rglob("*") if path.is_file())
     paths = sorted(path for path in files if not path.name.endswith(SUFFIX))
     return {str(path.relative_to(place)): path.read_bytes() for path in paths}
@@ -142,7 +142,7 @@ def start(*arguments: str) -> "subprocess.Popen[str]":
 
 
 def finished_in(place: Path) -> set[str]:
-    """Keys of the images in a journal and its parts, whole lines only."""
+    """Return the keys of the images in a journal and its parts, from complete lines only."""
     keys = set()
     for path in place.glob(".out.csv.partial*"):
         for line in path.read_bytes().splitlines(keepends=True)[1:]:
@@ -199,24 +199,24 @@ def test_ten_kills_lose_nothing(area: Area, tmp_path: Path) -> None:
         if kills == 10:
             break
         processes = area.ranks(place, logs, "--workers", "0")
-        # Most often not before this run has got somewhere, or it would prove little.
+        # Usually wait for some progress before the kill, or the test would prove little.
         if moments.random() < 0.8:
             enough = partial(stored_at_least, place, len(stored) + 1)
             wait_until(enough, partial(all_alive, processes))
         if not kill_one(processes, moments, logs):
-            # It was sooner.
+            # The run ended before the kill.
             assert files_in(place) == area.files
             shutil.rmtree(place)
             kept = stored = set()
             continue
         kills += 1
-        # Nothing that an earlier run had done is gone.
+        # No result of an earlier run is lost.
         assert finished_in(place) >= kept
         if not (place / "out.csv").exists():
             assert stored_in(place) >= stored
         kept, stored = finished_in(place), stored_in(place)
     assert kills == 10, f"of {MOST_STARTS} runs only {kills} could be killed in time"
-    # Another number of processes goes on.
+    # A run with another number of processes resumes.
     area.predict(place, workers=1)
     assert files_in(place) == area.files
 
@@ -224,7 +224,7 @@ def test_ten_kills_lose_nothing(area: Area, tmp_path: Path) -> None:
 def test_the_command_ends_cleanly_or_names_killed_processes_and_resumes(
     area: Area, tmp_path: Path
 ) -> None:
-    """And torchrun takes over what the command has begun, whose launcher was killed."""
+    """torchrun also resumes a run of the command whose launcher was killed."""
     for victim in ("rank 1", "group", "launcher"):
         stored = len(stored_in(tmp_path))
         workers = "2" if victim == "group" else "0"
@@ -264,9 +264,9 @@ def test_the_command_ends_cleanly_or_names_killed_processes_and_resumes(
 def test_sigterm_ends_a_run_cleanly_and_it_resumes(
     area: Area, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The run is over sooner than a second one gives up waiting for it.
+    # The run ends before a second one gives up waiting for it.
     monkeypatch.setattr(files, "_GRACE_S", 0.0)
-    # What runs that were killed at the worst moments have left.
+    # Leftovers of runs that were killed at bad moments.
     (tmp_path / "planes").mkdir()
     (tmp_path / ".out.csv.planes").mkdir()
     for name in (
@@ -297,7 +297,7 @@ def test_every_process_of_a_run_holds_its_lock(
     monkeypatch.setattr(files, "_GRACE_S", 0.0)
     output = tmp_path / "out.csv"
     with Journal(output, "settings", ROADS, 1) as part:
-        # Its first process is gone, it is not yet.
+        # The first process is gone, but the run is not.
         with pytest.raises(CannotWriteError, match="is being written by another run"):
             Journal(output, "settings", ROADS)
         assert part.path.exists()
@@ -309,7 +309,7 @@ def test_every_process_of_a_run_holds_its_lock(
 
 
 class HeldPool:
-    """Stands for worker processes that end a job only when somebody waits for it."""
+    """Pool whose jobs end only when they are waited for."""
 
     def __init__(self, _: int) -> None:
         self.held: list[tuple[Future[Any], Any]] = []
@@ -351,7 +351,7 @@ def test_few_images_are_in_memory_at_once(
         return read(*arguments)
 
     def counted_launch(*arguments: Any) -> PendingResult:
-        # The reader may be as far ahead as it ever gets.
+        # Let the reader get as far ahead as it can.
         time.sleep(0.01)
         with lock:
             counts["looked"] += 1
@@ -361,7 +361,7 @@ def test_few_images_are_in_memory_at_once(
     monkeypatch.setattr(share, "prepare_image", counted_read)
     monkeypatch.setattr(share, "launch_networks", counted_launch)
     assert area.predict(tmp_path, workers=2) == area.done
-    # The damaged one is read, but never looked at.
+    # The damaged image is read but never predicted.
     assert counts == {"read": COLUMNS * ROWS + 1, "looked": COLUMNS * ROWS}
     assert 1 < most["pictures"] <= share.READ_AHEAD + 2
     assert 1 < most["planes"] <= 2 * share.JOBS_A_WORKER

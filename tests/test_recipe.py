@@ -74,7 +74,7 @@ def test_decoders_are_widths_or_a_kind_with_widths() -> None:
     assert recipe.members[0].decoder.widths == (128, 96, 64, 32)
     spelled = DEMO.replace(old, "decoder: {kind: plain, widths: [128, 96, 64, 32]}")
     assert parse_recipe(spelled, "x").training_fingerprint == recipe.training_fingerprint
-    # What weight files of the first version hold.
+    # Form used by weight files of the first version.
     assert '"decoder":[128,96,64,32]' in recipe.model_dump_json()
     light = parse_recipe(DEMO.replace(old, "decoder: {kind: light}"), "x")
     assert light.members[0].decoder == DecoderSettings(kind="light", widths=(256, 256, 128, 64))

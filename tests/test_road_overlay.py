@@ -1,4 +1,4 @@
-"""Roads over their image."""
+"""Pictures of roads over their image."""
 
 import numpy as np
 import pytest

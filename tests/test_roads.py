@@ -1,4 +1,4 @@
-"""The road vectoriser: topology, cleaning, joining, lengths, speeds, odd inputs."""
+"""Road vectoriser: topology, cleaning, joining, lengths, speeds, odd inputs."""
 
 import dataclasses
 import math
@@ -43,7 +43,7 @@ Points = Sequence[tuple[float, float]]
 def draw(
     *lines: Points, shape: tuple[int, int] = (400, 400), value: int = 255, width: int = WIDTH
 ) -> NDArray[np.uint8]:
-    """Roads of about ``width`` pixels, (height, width); pixel (0, 0) has its centre at .5, .5."""
+    """Draw roads about ``width`` pixels wide; the centre of pixel (0, 0) is at (.5, .5)."""
     mask = np.zeros(shape, np.uint8)
     for line in lines:
         # Sixteenths of a pixel; OpenCV counts from pixel centres.
@@ -71,7 +71,7 @@ def circle(x: float, y: float, radius: float) -> Points:
 
 
 def check_sound(graph: RoadGraph, shape: tuple[int, int]) -> None:
-    """What every graph must hold, whatever the mask."""
+    """Check the properties that every graph must have."""
     for edge in graph.edges:
         np.testing.assert_array_equal(edge.line[[0, -1]], graph.nodes[list(edge.nodes)])
         assert (edge.line >= 0).all()
@@ -313,14 +313,14 @@ def test_dead_end_is_extended_to_the_road_ahead() -> None:
 def test_dead_end_is_extended_to_the_border() -> None:
     (edge,) = graph_of(draw([(0, 200), (392, 200)])).edges
     assert sorted(edge.line[[0, -1], 0].tolist()) == [0, 400]
-    # A road may well end before the image does.
+    # A road may also end before the border.
     (edge,) = graph_of(draw([(0, 200), (375, 200)])).edges
     assert sorted(edge.line[[0, -1], 0].tolist()) == pytest.approx([0, 375], abs=2)
 
 
 def test_roads_side_by_side_do_not_merge() -> None:
     pair = np.maximum(draw([(0, 100), (400, 100)]), draw([(0, 121), (400, 121)]))
-    # Blurred as by a network: the valley between the two stays above the low threshold.
+    # Blurred as by a network: the gap between the two stays above the low threshold.
     graph = graph_of(np.asarray(cv2.GaussianBlur(pair, (0, 0), 3), np.uint8))
     assert degrees(graph) == [1, 1, 1, 1]
 
@@ -373,7 +373,8 @@ def test_speed_without_evidence_is_the_default_or_that_of_similar_roads() -> Non
 
 
 def test_unknown_speeds_come_from_similar_roads_near_and_far() -> None:
-    # A star of five roads, three of them known, and three apart; the last two of each are wide.
+    # A star of five roads, three with known speeds, and three separate roads. The last two of each
+    # are wide.
     angles = np.linspace(0, 5, 5)
     star = np.stack([np.cos(angles), np.sin(angles)], axis=1) * [[10], [30], [20], [10], [20]]
     apart = np.array([[900.0, 0], [910, 0], [900, 50], [910, 50], [900, 90], [910, 90]])
@@ -385,11 +386,12 @@ def test_unknown_speeds_come_from_similar_roads_near_and_far() -> None:
     speeds = np.array([10.0, 20, nan, 30, nan, nan, nan, nan])
     near = (10 * 10 + 30 * 20) / 40
     mean = (10 * 10 + 30 * 20 + 10 * 30) / 50
-    # Like ones that meet it, like ones of the image, and for a road like no other all.
+    # Speeds come from similar roads that meet the road, else from similar roads in the image, else
+    # from all roads.
     np.testing.assert_allclose(
         prior_speeds(speeds, widths, network, 7.0)[[2, 4, 5, 6, 7]], [near, 30, near, 30, mean]
     )
-    # One that meets known roads, none of which is alike, takes theirs.
+    # A road that meets known roads, none of them similar, takes their mean.
     widths[3] = 4
     assert prior_speeds(speeds, widths, network, 7.0)[4] == pytest.approx(mean)
 
@@ -409,7 +411,7 @@ def test_weak_evidence_is_mixed_with_the_prior() -> None:
     road = draw([(0, 60), (400, 60)], [(0, 140), (400, 140)], shape=(200, 400))
     fast, slow = np.zeros_like(road), np.zeros_like(road)
     fast[:100] = 255
-    # Half of the evidence that is asked for.
+    # Half of the required evidence.
     slow[100:] = 6
     settings = RoadSettings(speed_evidence=12 / 255)
     upper, lower = sorted(
@@ -465,7 +467,7 @@ def odd_masks() -> dict[str, NDArray[np.uint8]]:
 
 
 def test_an_island_in_a_gap_makes_it_shorter() -> None:
-    # 20 m between the ends, of which 4 m are an island of road.
+    # 20 m between the ends, with an island of road of 4 m.
     mask = draw([(0, 200), (400, 200)])
     mask[:, 167:233] = 0
     assert len(graph_of(mask).edges) == 2

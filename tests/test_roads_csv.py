@@ -35,7 +35,7 @@ def road(
 
 
 def written(*rows: RoadRow) -> list[str]:
-    """The rows of one image as the writer leaves them, without id and header."""
+    """Return the written rows of one image, without id and header."""
     lines = format_roads({CHIP: rows}).splitlines()
     assert lines[0] + "\n" == HEADER
     return [line.removeprefix(f"{CHIP},") for line in lines[1:]]
@@ -63,8 +63,8 @@ def test_images_in_natural_order_and_empty_ones_kept() -> None:
 
 
 def test_a_segment_of_two_roads_is_written_once() -> None:
-    # Both roads run from (10, 0) to (20, 0). The second in canonical order is cut there: of its
-    # 30 px the piece of 10 px keeps a third of the length and time.
+    # Both roads run from (10, 0) to (20, 0). The second in canonical order is cut there; the
+    # remaining 10 of its 30 px keep a third of the length and time.
     rows = written(
         road([(0, 0), (10, 0), (20, 0)], 20, 4),
         road([(30, 0), (20, 0), (10, 0), (10, 10)], 30, 6),
@@ -294,7 +294,7 @@ def test_files_that_the_official_scorer_reads_differ_in_the_header_only() -> Non
 
 # --- properties -----------------------------------------------------------------------------------
 
-# Few places, near-misses around them and anything else: repeated, close and shared segments.
+# Few positions, near misses and arbitrary ones make repeated, close and shared segments.
 near = st.builds(
     lambda place, hundredths: place + hundredths / 100, st.integers(0, 2), st.integers(-12, 12)
 )
@@ -306,7 +306,7 @@ drawn_roads = st.lists(
 
 
 def official_faults(text: str) -> list[str]:
-    """The organisers' rules once more, straight from the text, with exact decimals."""
+    """Return the faults by the organisers' rules, from the text and with exact decimals."""
     faults = []
     by_image: dict[str, list[list[tuple[int, int]]]] = {}
     for line in text.splitlines()[1:]:

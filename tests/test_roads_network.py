@@ -1,4 +1,4 @@
-"""Thinning, tracing and the walks on networks, against plain peers."""
+"""Thinning, tracing and walks on networks, compared with plain implementations."""
 
 import cv2
 import numpy as np
@@ -41,7 +41,7 @@ def test_thinning_keeps_the_topology_and_is_thin(name: str) -> None:
         before = cv2.connectedComponents(mask ^ inverse, connectivity=connectivity)[0]
         after = cv2.connectedComponents(skeleton ^ inverse, connectivity=connectivity)[0]
         assert before == after
-    # No pixel with road all round it is left.
+    # No pixel is surrounded by road.
     assert not cv2.erode(skeleton, np.ones((3, 3), np.uint8)).any()
     again = np.zeros_like(mask)
     again[thin(skeleton)] = 1
@@ -63,8 +63,8 @@ def test_trace_covers_the_skeleton() -> None:
     network = trace_skeleton(rows, columns)
     inner = {tuple(point) for point in network.points.tolist()}
     pixels = {(x + 0.5, y + 0.5) for x, y in zip(columns.tolist(), rows.tolist(), strict=True)}
-    # Pixels of a junction become one node at their mean place; all others are points of a line,
-    # but for those that no other touches.
+    # Pixels of a junction become one node at their mean position. All others are points of a line,
+    # except isolated ones.
     assert len(pixels - inner) <= 3 * (network.degrees >= 3).sum() + 20
     starts = network.points[network.starts]
     stops = network.points[network.starts + network.counts - 1]

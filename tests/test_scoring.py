@@ -1,4 +1,4 @@
-"""Scoring and checking of files in every format, the metric picked by what they hold."""
+"""Scoring and checking of files in every format, with the metric chosen by content."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def write_mask(path: Path, mask: np.ndarray) -> Path:
 
 
 def pictures_of(scoring: Scoring, directory: Path) -> list[Path]:
-    """The picture of the worst image."""
+    """Write and return the picture of the worst image."""
     draw = partial(draw_image, scoring)
     return write_misses(directory / "pictures", scoring.report.images, scoring.rank_by, draw, 1)
 
@@ -124,7 +124,7 @@ def test_roads_csv_is_scored_by_apls_and_topo(tmp_path: Path) -> None:
     assert report.metric == "apls"
     assert report.images["AOI_1_A_chip1"]["apls_length"] == 1
     assert 0 < (report.images["AOI_1_A_chip0"]["apls_length"] or 0) < 1
-    # The proposal is a part of the truth: nothing on it is wrong, half of the truth is missing.
+    # The proposal is a part of the truth: nothing is wrong, but half of the truth is missing.
     assert report.total["topo_precision"] == 1
     assert 0.2 < (report.total["topo_recall"] or 0) < 0.8
     (picture,) = pictures_of(scoring, tmp_path)

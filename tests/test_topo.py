@@ -22,12 +22,12 @@ def roads(*lines: Sequence[Point]) -> list[RoadRow]:
 
 
 def counts(truth: Sequence[RoadRow], proposal: Sequence[RoadRow]) -> tuple[int, int, int]:
-    """Matched, holes, marbles at 1 m a pixel: samples every 5 px, holes within 4 px."""
+    """Return matched, holes and marbles at 1 m per pixel: samples every 5 px, holes within 4 px."""
     score = topo(truth, proposal, metres_per_pixel=1)
     return score.matched, score.holes, score.marbles
 
 
-# --- worked by hand, 1 m a pixel ------------------------------------------------------------------
+# --- computed by hand, 1 m per pixel --------------------------------------------------------------
 
 # 20 samples, at 2.5, 7.5, ... 97.5; each ride meets them all.
 STREET = roads([(0, 0), (100, 0)])
@@ -110,7 +110,7 @@ def test_scale() -> None:
 
 
 def test_overpass_equals_itself() -> None:
-    # Both roads have a sample where they cross, and no way leads from one to the other.
+    # Both roads have a sample at the crossing, but no path connects them.
     crossing = roads([(0, 52.5), (105, 52.5)], [(52.5, 0), (52.5, 105)])
     assert counts(crossing, crossing) == (2 * 21**2,) * 3
 

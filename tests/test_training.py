@@ -70,7 +70,7 @@ def test_two_stages_leave_weights_and_scores(
     files = {file.checkpoint: file for file in find_weights(context.weights)}
     assert set(files) == {"best_apls", "best_dice", "last"}
     assert files["last"].metadata["stage"] == "2"
-    # Each says which images it has not seen: those of its fold.
+    # Each weight file lists the images it has not seen: those of its fold.
     chips = [(chip.image_id, chip.aoi) for chip in scan_roads([city / "train"]).chips]
     folds = assign_folds(chips, recipe.folds, recipe.seed)
     own = frozenset(name for name, fold in folds.items() if fold == recipe.members[0].fold)
@@ -78,7 +78,7 @@ def test_two_stages_leave_weights_and_scores(
     assert {"apls", "apls_time", "dice", "iou"} == json.loads(
         files["last"].metadata["scores"]
     ).keys()
-    # Started again, nothing is left to do.
+    # A second start has nothing left to do.
     before = files["last"].path.stat().st_mtime_ns
     run(city, tmp_path, recipe)
     assert "already trained" in capsys.readouterr().out
@@ -143,7 +143,7 @@ def test_a_killed_training_resumes(city: Path, tmp_path: Path) -> None:
 
 
 def test_worker_processes_continue_after_a_validation(city: Path, tmp_path: Path) -> None:
-    # Forked workers once waited for ever for threads that OpenCV had in the parent.
+    # Forked workers once waited forever for OpenCV threads of the parent.
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(road_recipe(MEMBER))
     log = tmp_path / "log.txt"
@@ -184,7 +184,7 @@ FROZEN = stage(epochs=3, passes=4, freeze_encoder_epochs=3, peak=5e-3)
 def learn(
     network: UNet, recipe: Recipe, city: Path, directory: Path, pretrained: bool
 ) -> list[dict[str, Any]]:
-    """Train on all chips, without validation; gives what is known of every epoch."""
+    """Train on all chips without validation; return the statistics of every epoch."""
     found = scan_roads([city / "train"]).chips
     cache = city.parent / "test-cache"
     task = task_of(recipe)
@@ -203,7 +203,7 @@ def changed(network: UNet, before: dict[str, torch.Tensor]) -> set[str]:
 
 
 def test_the_loss_falls_while_a_frozen_encoder_stays(city: Path, tmp_path: Path) -> None:
-    # A decoder learns nothing from the few features of a tiny one.
+    # A real encoder, because a decoder learns nothing from the few features of a tiny one.
     recipe = small(encoder="resnet18", stages=[FROZEN])
     torch.manual_seed(0)
     network = build_network("resnet18", 8, ROAD_MAPS, (16, 16, 16, 16))
@@ -211,18 +211,18 @@ def test_the_loss_falls_while_a_frozen_encoder_stays(city: Path, tmp_path: Path)
     losses = [record["loss"] for record in learn(network, recipe, city, tmp_path, pretrained=True)]
     assert losses[-1] < 0.8 * losses[0]
     assert not changed(network, before)
-    # Without validation chips there are only the last weights.
+    # Without validation chips only the last weights exist.
     assert [file.checkpoint for file in find_weights(tmp_path)] == ["last"]
 
 
 def test_how_much_is_frozen_and_for_how_long(city: Path, tmp_path: Path) -> None:
     network = build_network("tiny", 8, ROAD_MAPS, (16, 16, 16, 16))
     before = encoder_of(network)
-    # Frozen in part, its first stages stay.
+    # A partly frozen encoder keeps its first stages.
     recipe = small(stages=[{**FROZEN, "freeze_encoder_stages": 2}])
     learn(network, recipe, city, tmp_path / "part", pretrained=True)
     assert {name.split(".")[1] for name in changed(network, before)} == {"2", "3", "4"}
-    # With an epoch more than are frozen it thaws; an encoder from scratch never freezes.
+    # It thaws after the frozen epochs; an encoder from scratch never freezes.
     for directory, pretrained, epochs in (("thawed", True, 4), ("scratch", False, 1)):
         before = encoder_of(network)
         recipe = small(stages=[{**FROZEN, "epochs": epochs}])
@@ -279,7 +279,7 @@ def test_missing_imagenet_weights_are_reported(city: Path, tmp_path: Path) -> No
     asking = small(encoder="resnet18", pretrained=True)
     with pytest.raises(SatmapError, match=r"imagenet/resnet18\.safetensors.*--from-scratch"):
         train([city / "train"], asking, context, options)
-    # Asked before any work is done, and again where an earlier training is thrown away.
+    # Reported before any work, also when an earlier training is discarded.
     assert not list((tmp_path / "cache").glob("*"))
     context.state_file(asking.members[0]).write_bytes(b"left over")
     again = RunContext(context.weights, CPU, restart=True)
@@ -311,7 +311,7 @@ def test_a_restart_leaves_nothing_of_the_earlier_training(city: Path, tmp_path: 
     chips = prepare_chips(found, 8, tmp_path / "cache", recipe.stretch, task).chips
     context = RunContext(tmp_path / "weights", CPU, restart=True)
     network = build_network("tiny", 8, ROAD_MAPS, (16, 16, 16, 16))
-    # Without validation there is no best: the old ones must not be averaged in.
+    # Without validation there are no best weights, and old ones must not be averaged in.
     train_member(network, Job(task, recipe.members[0], chips, [], context))
     assert [file.checkpoint for file in find_weights(context.weights)] == ["last"]
     context.weight_file(recipe.members[0], "last").unlink()

@@ -1,4 +1,4 @@
-"""Fitting road settings: the search on scores made to measure, the whole on degraded masks."""
+"""Fitting road settings: the search on synthetic scores, and complete fits on degraded masks."""
 
 import multiprocessing
 import time
@@ -77,7 +77,7 @@ def test_scores_are_computed_once() -> None:
 
 def test_the_search_improves_and_keeps_irrelevant_settings() -> None:
     def score(chip: int, settings: RoadSettings) -> float:
-        # The best gap depends on the threshold, and shows only once that is right.
+        # The best gap depends on the threshold and shows only with the right one.
         right = settings.high == 0.6
         return (0.5 if right else 0.1) + (0.02 * settings.gap_m / 18 if right else 0) + chip / 100
 
@@ -111,13 +111,13 @@ def test_the_best_settings_so_far_are_kept_when_time_runs_out() -> None:
     )
 
 
-# --- the whole ------------------------------------------------------------------------------------
+# --- complete fits --------------------------------------------------------------------------------
 
 
 def write_masks(
     directory: Path, seeds: Sequence[int], size: int = 500, *, timed: bool = True
 ) -> tuple[Path, Path]:
-    """Degraded masks and their truth; the roads' speed is that of the default where timed."""
+    """Write degraded masks and their truth; timed roads have the default speed."""
     rows: dict[str, list[RoadRow]] = {}
     (directory / "masks").mkdir(parents=True)
     for seed in seeds:
@@ -145,7 +145,7 @@ def with_settings(recipe: Recipe, settings: Settings) -> Recipe:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Masks and a truth without times; not to be changed."""
+    """Masks and a truth without times; tests must not change them."""
     return write_masks(tmp_path_factory.mktemp("made"), range(8), timed=False)
 
 
@@ -166,7 +166,7 @@ def fit(
 
 
 def mean_apls(seeds: Sequence[int], settings: RoadSettings) -> float:
-    """APLS by length as the challenge has it, worked out beside the fit."""
+    """Return the challenge's APLS length, computed independently of the fit."""
     scores = []
     for seed in seeds:
         made = degraded_mask(seed, 500)
@@ -192,13 +192,13 @@ def test_a_bad_setting_is_repaired(made: tuple[Path, Path], tmp_path: Path) -> N
     assert done.after == pytest.approx(mean_apls(range(8), done.settings), abs=1e-3)
     assert done.after > done.before + 0.03
     assert done.unseen.mean > 0.03
-    # And so it is on masks that had no part in it at all.
+    # It also improves masks that were not fitted to.
     assert (
         mean_apls(range(30, 34), done.settings)
         > mean_apls(range(30, 34), recipe.task.vectorizer) + 0.03
     )
 
-    # The file is a recipe, the same but for its roads, and fits the weights of the old one.
+    # The file is the same recipe except for its road settings, and suits the same weights.
     written = load_recipe(str(output))
     assert written == with_settings(recipe, done.settings)
     assert written.training_fingerprint == recipe.training_fingerprint
@@ -239,7 +239,7 @@ def test_a_fit_that_fails_on_unseen_chips_is_not_kept(
     numbers = sorted(f"made{seed}" for seed in range(8))
     halves = assign_folds([(name, "") for name in numbers], 2, seed=0)
 
-    # Each half has a favourite of its own, of no use to the other; one is stronger in the mean.
+    # Each half has its own favourite, useless for the other; one is stronger in the mean.
     def scores(job: tuple[road_tuning._Chip, tuple[RoadSettings, ...], bool]) -> list[float]:
         chip, tried, _ = job
         half = halves[chip.image_id]
@@ -260,7 +260,7 @@ def test_times_count_if_the_truth_has_them(tmp_path: Path, monkeypatch: pytest.M
     tuning = tune(made, tmp_path / "out.yaml", recipe_with(default_speed_mph=60))
     assert tuning.score == "APLS time"
     done = tuning.fits[""]
-    # 10 metres a second.
+    # 10 metres per second.
     assert done.changes == {"default_speed_mph": (60.0, 22.369)}
     assert done.kept
 

@@ -1,4 +1,4 @@
-"""The wheel: its files, and commands that run from it without the repository."""
+"""Wheel: its files, and commands that run from it without the repository."""
 
 import os
 import shutil
@@ -12,13 +12,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Kept out of the copied sources: what an earlier build or import left there.
+# Leftovers of earlier builds and imports, which are not copied.
 GENERATED = shutil.ignore_patterns("*.egg-info", "__pycache__")
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build from a copy: setuptools also packs what is left in ``build/`` of the source tree."""
+    """Build from a copy, because setuptools also packs leftovers in ``build/``."""
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)

@@ -13,7 +13,7 @@ _LEAST_PX = 20
 
 
 def vegas_truth(directory: Path) -> Iterator[tuple[list[shapely.Polygon], tuple[int, int]]]:
-    """Yield the buildings in pixels, and height and width, of every chip, in order of label names."""
+    """Yield the buildings in pixels, height and width of every chip, ordered by label name."""
     for path in sorted((directory / "geojson/buildings").glob("*.geojson")):
         (image,) = directory.glob(f"RGB-PanSharpen/*_{path.stem.rsplit('_', 1)[1]}.tif")
         with rasterio.open(image) as source:
