@@ -59,7 +59,7 @@ def test_f1_is_the_mean_of_areas_of_summed_counts() -> None:
 
 
 def test_the_error_of_a_gain_is_the_jackknife_estimate() -> None:
-    # Ten buildings a chip and none false: F1 = 2 tp / (tp + 10), all chips in one area.
+    # Ten buildings per chip and no false ones: F1 = 2 tp / (tp + 10), all chips in one area.
     measure = PooledF1(["a"] * 4, list("wxyz"))
     before = [Counts(5, 0, 5)] * 4
     after = [Counts(tp, 0, 10 - tp) for tp in (5, 7, 6, 9)]

@@ -373,7 +373,7 @@ UNREADABLE = [
     (runs(""), "sum to 0, not to 3 x 4 = 12"),
     (runs("326"), "sum to 11, not to 3 x 4 = 12"),
     (runs("328"), "sum to 13, not to 3 x 4 = 12"),
-    (runs("327P"), "not compressed run lengths"),  # goes on after the end
+    (runs("327P"), "not compressed run lengths"),  # continues after the end
     (runs("3 2 7"), "not compressed run lengths"),  # blanks are no digits
     (runs("32\x007"), "not compressed run lengths"),
     (runs("32é"), "not compressed run lengths"),

@@ -37,7 +37,7 @@ Points = Sequence[tuple[float, float]]
 DEGREES = Georeference(
     CRS.from_epsg(4326).to_wkt(), Affine(1e-5, 0, 10, 0, -1e-5, 50), (0.717, 1.112)
 )
-# 0.3 m a pixel; the corner lies on the middle meridian of the zone.
+# 0.3 m per pixel; the corner lies on the middle meridian of the zone.
 METRES = Georeference(
     CRS.from_epsg(32631).to_wkt(), Affine(0.3, 0, 500_000, 0, -0.3, 4_000_000), (0.3, 0.3)
 )

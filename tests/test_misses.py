@@ -31,7 +31,7 @@ def roads(*lines: Sequence[Point]) -> list[RoadRow]:
 
 
 def diagnosed(truth: Sequence[RoadRow], proposal: Sequence[RoadRow]) -> Diagnosis:
-    """At 1 m a pixel."""
+    """Return the diagnosis at 1 m per pixel."""
     return diagnose(truth, proposal, metres_per_pixel=1)
 
 
@@ -39,7 +39,7 @@ def faultless(losses: LostRoads) -> bool:
     return not (losses.pieces or len(losses.lost_nodes) or losses.breaks or losses.routes)
 
 
-# --- diagnosis, worked by hand, 1 m a pixel -------------------------------------------------------
+# --- diagnosis, computed by hand, 1 m per pixel ---------------------------------------------------
 
 STREET = roads([(0, 0), (100, 0)])
 

@@ -224,7 +224,7 @@ def test_ten_kills_lose_nothing(area: Area, tmp_path: Path) -> None:
 def test_the_command_ends_cleanly_or_names_killed_processes_and_resumes(
     area: Area, tmp_path: Path
 ) -> None:
-    """torchrun also resumes a run of the command whose launcher was killed."""
+    """A run of the command whose launcher was killed also resumes under torchrun."""
     for victim in ("rank 1", "group", "launcher"):
         stored = len(stored_in(tmp_path))
         workers = "2" if victim == "group" else "0"
