@@ -1,4 +1,4 @@
-"""Names of the files that a prediction ends in."""
+"""File names for the output of a prediction."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from satmap.submissions.outputs import require_outputs
      "out.csv.gz", "a.b.parquet"],
 )  # fmt: skip
 def test_names_of_other_formats_are_refused_before_the_work(tmp_path: Path, name: str) -> None:
-    # Neither images nor weights are there: nothing has been looked for yet.
+    # Images and weights are missing too, but have not been looked for yet.
     with pytest.raises(SatmapError, match=r"the submission is a CSV file.* --export"):
         predict([tmp_path], tmp_path / name, tmp_path / "weights", "cpu")
     assert not list(tmp_path.iterdir())
