@@ -10,7 +10,6 @@ Hashes that differ in at most three of 64 bits agree in one of four parts of 16 
 multi-index hashing has it, arXiv 1307.2982), so that all pairs are found by sorting four times.
 """
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,9 +24,9 @@ from scipy import sparse
 from scipy.fft import dctn
 from scipy.sparse.csgraph import connected_components
 
+from satmap.data.audit_report import read_groups
 from satmap.data.chip import Chip
 from satmap.errors import SatmapError
-from satmap.io.files import refuse_pipe
 from satmap.io.progress import track
 from satmap.io.walk import walk
 from satmap.runtime.resources import available_cores
@@ -149,28 +148,6 @@ def audit_images(
         flat=flat,
         faults=faults,
     )
-
-
-def read_groups(path: Path) -> list[list[Path]]:
-    """The groups of near-duplicates of a report that ``satmap audit --json`` has printed.
-
-    Raises:
-        SatmapError: it cannot be read, or is no such report.
-    """
-    refuse_pipe(path)
-    try:
-        groups = json.loads(path.read_bytes())["groups"]
-        if not all(isinstance(name, str) for group in groups for name in group):
-            raise TypeError("a group holds something else than paths")
-        # What no path can be, or what leads in circles, fails here.
-        return [[Path(name).resolve() for name in group] for group in groups if group]
-    except OSError as error:
-        raise SatmapError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise SatmapError(
-            f"{path}: no report of near-duplicates ({type(error).__name__}: {error}). Write one "
-            "with `satmap audit DIR... --json > audit.json`."
-        ) from error
 
 
 def duplicate_groups(path: Path, chips: Sequence[Chip]) -> list[list[str]]:

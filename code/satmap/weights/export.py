@@ -5,36 +5,25 @@ probabilities out. Normalisation, padding to the network's stride and cropping a
 satmap does around a network (stretch, views, windows, black where there is no data) is not.
 """
 
-import importlib.util
 import io
 import json
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from satmap.errors import CannotWriteError, SatmapError
-from satmap.io.files import atomic_path, require_writable
+from satmap.errors import SatmapError
+from satmap.io.files import atomic_path
 from satmap.networks.unet import STRIDE, UNet, pad_to_stride
-
-#: Endings of the files that can be written.
-EXPORT_SUFFIXES = (".pt2", ".onnx")
+from satmap.weights.export_file import METADATA_FILE, PRODUCER, require_exportable
 
 #: Shortest side, in pixels, of the images that a graph for a free size takes.
 LEAST_FREE_SIDE = STRIDE + 1
 
 #: Names of the graph's inputs, the second only where the network has categories, and its output.
 INPUT, CATEGORY, OUTPUT = "image", "category", "planes"
-
-#: The file inside a ``.pt2`` that holds the metadata, one JSON object of strings.
-METADATA_FILE = "satmap.json"
-
-
-# What ONNX files call their maker.
-_PRODUCER = "satmap"
 
 
 class Deployable(nn.Module):
@@ -81,7 +70,7 @@ def export_network(
 
     Args:
         network: on the CPU and in evaluation mode, as ``load_weights`` gives it.
-        path: ends in one of ``EXPORT_SUFFIXES``.
+        path: ends in one of ``satmap.weights.export_file.EXPORT_SUFFIXES``.
         metadata: to be kept in the file, such as that of the weights: planes, recipe, categories.
         size: height and width in pixels, for one image at a time; None for batches of images of
             any size from ``LEAST_FREE_SIDE``.
@@ -100,48 +89,6 @@ def export_network(
     content = _pt2_bytes if path.suffix.lower() == ".pt2" else _onnx_bytes
     with atomic_path(path) as temporary:
         temporary.write_bytes(content(program, dict(sorted(metadata.items()))))
-
-
-def require_exportable(path: Path) -> None:
-    """Fail early where ``export_network`` could not write ``path``.
-
-    Raises:
-        SatmapError: it ends in none of ``EXPORT_SUFFIXES`` in either case of letters, a package
-            that ONNX needs is missing, it cannot be written, or is something else than an export.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in EXPORT_SUFFIXES:
-        raise SatmapError(f"{path} must end in {' or '.join(EXPORT_SUFFIXES)}.")
-    missing = [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]
-    if suffix == ".onnx" and missing:
-        raise SatmapError(
-            f"writing {path} needs the Python packages {' and '.join(missing)}. Install them "
-            "(`pip install onnx onnxscript`), or write a .pt2."
-        )
-    require_writable(path)
-    if path.is_file() and path.stat().st_size and not _is_export(path):
-        raise CannotWriteError(
-            f"{path} exists and is nothing that satmap exported, so it is left alone. The last "
-            "argument is the file to write: give another name."
-        )
-
-
-def _is_export(path: Path) -> bool:
-    if path.suffix.lower() == ".onnx":
-        import onnx
-
-        try:
-            model = onnx.load(path, load_external_data=False)
-        # protobuf's own error, which is not onnx's to import.
-        except Exception:
-            return False
-        return bool(model.producer_name == _PRODUCER)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError):
-        return False
-    return any(PurePosixPath(name).name == METADATA_FILE for name in names)
 
 
 def _program(network: UNet, size: tuple[int, int] | None) -> ExportedProgram:
@@ -188,7 +135,7 @@ def _onnx_bytes(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input):
         del part.metadata_props[:]
     del model.metadata_props[:]
-    model.producer_name = _PRODUCER
+    model.producer_name = PRODUCER
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     for tensor in (*model.graph.input, *model.graph.output):
