@@ -301,7 +301,7 @@ def test_messages_of_bad_input(
     assert "have no label" in fails(capsys, "train", city / "test", *train)
     message = fails(capsys, "train", city / "test", "--skip-unlabelled", *train)
     assert "have no label" in message
-    assert "no member of fold [7]" in fails(capsys, "train", empty, *train, "--fold", 7)
+    assert "no member of fold 7" in fails(capsys, "train", empty, *train, "--fold", 7)
     assert "no recipe is called" in fails(capsys, "train", empty, "--recipe", "nonsense")
     assert "device 'tpu'" in fails(capsys, "train", empty, *train, "--device", "tpu")
     assert "no weights" in fails(capsys, "predict", city / "test", tmp_path / "o.csv",

@@ -16,7 +16,8 @@ from satmap.cli import main
 from satmap.errors import SatmapError
 from satmap.networks.unet import UNet, build_network
 from satmap.weights import export
-from satmap.weights.export import LEAST_FREE_SIDE, METADATA_FILE, export_network, require_exportable
+from satmap.weights.export import LEAST_FREE_SIDE, export_network
+from satmap.weights.export_file import METADATA_FILE, require_exportable
 from satmap.weights.network_files import load_weights, save_weights
 
 WIDTHS = (16, 16, 8, 8)

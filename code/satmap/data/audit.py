@@ -11,7 +11,6 @@ parts. All pairs are therefore found by sorting once per part (multi-index hashi
 1307.2982).
 """
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,9 +25,9 @@ from scipy import sparse
 from scipy.fft import dctn
 from scipy.sparse.csgraph import connected_components
 
+from satmap.data.audit_report import read_groups
 from satmap.data.chip import Chip
 from satmap.errors import SatmapError
-from satmap.io.files import refuse_pipe
 from satmap.io.progress import track
 from satmap.io.walk import walk
 from satmap.runtime.resources import available_cores
@@ -150,28 +149,6 @@ def audit_images(
         flat=flat,
         faults=faults,
     )
-
-
-def read_groups(path: Path) -> list[list[Path]]:
-    """Read the groups of near-duplicates from a report of ``satmap audit --json``.
-
-    Raises:
-        SatmapError: the file cannot be read, or is not such a report.
-    """
-    refuse_pipe(path)
-    try:
-        groups = json.loads(path.read_bytes())["groups"]
-        if not all(isinstance(name, str) for group in groups for name in group):
-            raise TypeError("a group holds values that are not paths")
-        # Invalid paths and circular links raise an error here.
-        return [[Path(name).resolve() for name in group] for group in groups if group]
-    except OSError as error:
-        raise SatmapError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise SatmapError(
-            f"{path}: not a report of near-duplicates ({type(error).__name__}: {error}). Write one "
-            "with `satmap audit DIR... --json > audit.json`."
-        ) from error
 
 
 def duplicate_groups(path: Path, chips: Sequence[Chip]) -> list[list[str]]:

@@ -5,23 +5,19 @@ the network's stride and cropping. It does not include the other steps of satmap
 stretch, test-time augmentation, windows and the masking of pixels without data.
 """
 
-import importlib.util
 import io
 import json
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from satmap.errors import CannotWriteError, SatmapError
-from satmap.io.files import atomic_path, require_writable
+from satmap.errors import SatmapError
+from satmap.io.files import atomic_path
 from satmap.networks.unet import STRIDE, UNet, pad_to_stride
-
-#: Suffixes of the export formats.
-EXPORT_SUFFIXES = (".pt2", ".onnx")
+from satmap.weights.export_file import METADATA_FILE, PRODUCER, require_exportable
 
 #: Smallest image side in pixels that a graph for any image size accepts.
 LEAST_FREE_SIDE = STRIDE + 1
@@ -29,12 +25,6 @@ LEAST_FREE_SIDE = STRIDE + 1
 #: Names of the graph's inputs and its output. The second input exists only for networks with
 #: categories.
 INPUT, CATEGORY, OUTPUT = "image", "category", "planes"
-
-#: File inside a ``.pt2`` with the metadata, a JSON object of strings.
-METADATA_FILE = "satmap.json"
-
-# Producer name in ONNX files.
-_PRODUCER = "satmap"
 
 
 class Deployable(nn.Module):
@@ -81,7 +71,7 @@ def export_network(
 
     Args:
         network: network on the CPU in evaluation mode, as ``load_weights`` returns it.
-        path: output file with one of ``EXPORT_SUFFIXES``.
+        path: ends in one of ``satmap.weights.export_file.EXPORT_SUFFIXES``.
         metadata: metadata to store in the file, such as those of the weights: maps, recipe,
             categories.
         size: height and width in pixels, for a graph for single images of this size; None for
@@ -103,49 +93,6 @@ def export_network(
     content = _pt2_bytes if path.suffix.lower() == ".pt2" else _onnx_bytes
     with atomic_path(path) as temporary:
         temporary.write_bytes(content(program, dict(sorted(metadata.items()))))
-
-
-def require_exportable(path: Path) -> None:
-    """Fail early if ``export_network`` could not write ``path``.
-
-    Raises:
-        SatmapError: the suffix is not in ``EXPORT_SUFFIXES`` (upper case is accepted), a package
-            that ONNX needs is missing, the file cannot be written, or it exists and is not an
-            export.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in EXPORT_SUFFIXES:
-        raise SatmapError(f"{path} must end in {' or '.join(EXPORT_SUFFIXES)}.")
-    missing = [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]
-    if suffix == ".onnx" and missing:
-        raise SatmapError(
-            f"writing {path} needs the Python packages {' and '.join(missing)}. Install them "
-            "(`pip install onnx onnxscript`), or write a .pt2."
-        )
-    require_writable(path)
-    if path.is_file() and path.stat().st_size and not _is_export(path):
-        raise CannotWriteError(
-            f"{path} exists and was not exported by satmap, so it is not overwritten. The last "
-            "argument is the file to write: give another name."
-        )
-
-
-def _is_export(path: Path) -> bool:
-    if path.suffix.lower() == ".onnx":
-        import onnx
-
-        try:
-            model = onnx.load(path, load_external_data=False)
-        # The error is protobuf's own, and onnx does not export it.
-        except Exception:
-            return False
-        return bool(model.producer_name == _PRODUCER)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError):
-        return False
-    return any(PurePosixPath(name).name == METADATA_FILE for name in names)
 
 
 def _program(network: UNet, size: tuple[int, int] | None) -> ExportedProgram:
@@ -191,7 +138,7 @@ def _onnx_bytes(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input):
         del part.metadata_props[:]
     del model.metadata_props[:]
-    model.producer_name = _PRODUCER
+    model.producer_name = PRODUCER
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     for tensor in (*model.graph.input, *model.graph.output):
