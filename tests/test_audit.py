@@ -160,7 +160,7 @@ def test_training_keeps_near_duplicates_in_one_fold(
     dealt = assign_folds([(str(n), "mapping-challenge") for n in range(8)], 2, 0)
     plain = {name for name, fold in dealt.items() if fold == 0}
     audited, said = folds(tmp_path / "audited", "--audit", report)
-    assert "2 groups of near-duplicates, 5 chips or places, share a fold each" in said
+    assert "5 chips or places: each group is kept in one fold" in said
     apart = [
         group for group in ({"0", "1"}, {"2", "3", "4"}) if 0 < len(group & plain) < len(group)
     ]

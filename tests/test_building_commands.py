@@ -196,7 +196,7 @@ def test_a_confidence_model_is_fitted_out_of_fold_and_counts_for_its_networks(
     assert "rated by" not in run(*fold, "--out-of-fold")[1]
     undecided_weights(weights, seed=2)
     status, said = run(*fold)
-    assert status == 1 and "was fitted to the planes of other networks" in said
+    assert status == 1 and "was fitted to the probability maps of other networks" in said
     model.write_text("tree")
     status, said = run(*fold)
     assert status == 1 and "Fit the confidence model anew" in said

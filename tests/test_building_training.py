@@ -148,7 +148,7 @@ def test_faults_of_losses_are_named() -> None:
         ({"building": {"dice": 0}}, "members.0.losses: all weights of a probability map are 0"),
         ({"building": {"dise": 1}}, "members.0.losses.building.dise: unknown key"),
         ({"border": {"dice": 1}}, "members.0.losses.building: this key is missing"),
-        ({"building": {"dice": 1}}, "the losses of stage 2 are of other probability maps"),
+        ({"building": {"dice": 1}}, "the losses of stage 2 have other probability maps"),
     ):
         content["members"] = [member | {"losses": losses}]
         with pytest.raises(SatmapError, match=message):

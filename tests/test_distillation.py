@@ -220,7 +220,7 @@ def test_a_student_trains_on_all_chips_and_predicts_alone(
     options = TrainingOptions(tmp_path / "cache", teacher=given)
     assert train([city / "train"], recipe, context, options) == {}
     printed = capsys.readouterr().out
-    assert "teacher: demo, 8 passes a chip (2 networks x 4 test-time augmentations)" in printed
+    assert "teacher: demo, 8 passes per chip (2 networks x 4 test-time augmentations)" in printed
     assert "all-tiny-3band: 6 chips, not validated" in printed
     (file,) = choose(find_weights(context.weights), recipe)
     assert file.path.name == "all-tiny-3band.last.safetensors"
@@ -278,7 +278,7 @@ def test_teachers_that_cannot_teach(teacher: Teacher, tmp_path: Path) -> None:
     def run(recipe: Recipe, directory: Path | None) -> None:
         train([tmp_path], recipe, context, TrainingOptions(tmp_path / "cache", teacher=directory))
 
-    with pytest.raises(SatmapError, match=r"student learns from an ensemble.*--teacher"):
+    with pytest.raises(SatmapError, match=r"student learns from a trained ensemble.*--teacher"):
         run(student(), None)
     with pytest.raises(SatmapError, match="demo has no `distillation`"):
         run(load_recipe("demo"), given)
