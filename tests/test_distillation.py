@@ -290,7 +290,7 @@ def test_teachers_that_cannot_teach(teacher: Teacher, tmp_path: Path) -> None:
     network = build_network("tiny", 3, ROAD_MAPS, (16, 16, 16, 16))
     own = tmp_path / "own" / "all-tiny-3band.last.safetensors"
     save_weights(own, network, {"recipe": student().model_dump_json()})
-    with pytest.raises(SatmapError, match="those of student alone"):
+    with pytest.raises(SatmapError, match="only those of student"):
         find_teacher(own.parent, student())
     for file in teacher.files:
         (own.parent / file.path.name).write_bytes(file.path.read_bytes())

@@ -75,7 +75,7 @@ def vectorize_directory(
     suffixes = (*task.submission_suffixes, *task.export_suffixes)
     if output.suffix.lower() not in suffixes:
         raise SatmapError(
-            f"{output}: the suffix names the format, and '{output.suffix}' is not one of "
+            f"{output}: the suffix names the format, and '{output.suffix}' is none of "
             f"{', '.join(suffixes)}."
         )
     require_map_output(output)
