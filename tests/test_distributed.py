@@ -311,7 +311,7 @@ def test_the_command_names_killed_processes_ends_cleanly_and_resumes(
             assert errors.count("process 1 was killed by SIGKILL") == 1
         else:
             assert process.returncode == _TERMINATED
-            assert "what is finished is kept, the same command goes on" in errors
+            assert "finished work is kept, run the same command again to resume" in errors
     assert finish(start_ranks(arguments, tmp_path)) == [0, 0]
     assert same(tmp_path, unbroken)
 
@@ -326,7 +326,7 @@ def test_the_job_ends_with_the_status_of_the_failed_rank() -> None:
     for other in (-signal.SIGTERM, _LEFT_ALONE, _TERMINATED):
         with pytest.raises(SatmapError, match="process 1 was killed by SIGKILL"):
             launcher._status({0: other, 1: -signal.SIGKILL})
-    with pytest.raises(SatmapError, match="lost each other"):
+    with pytest.raises(SatmapError, match="lost their connections"):
         launcher._status({0: _LEFT_ALONE, 1: -signal.SIGTERM})
 
 

@@ -769,7 +769,7 @@ def test_out_of_fold_maps_use_the_networks_that_held_the_image_out(
     assert list(read_roads_csv(place / "out.csv")) == images[:4] == list(done.images)
     assert done.faults == {}
     (warning,) = done.warnings
-    assert warning == f"held out by no network and left out: 2 images such as {images[4]}"
+    assert warning == f"2 images, such as {images[4]}, were held out by no network and left out"
 
 
 def test_images_that_no_network_held_out(city: Path, tmp_path: Path) -> None:

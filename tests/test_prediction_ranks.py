@@ -248,7 +248,7 @@ def test_the_command_ends_cleanly_or_names_killed_processes_and_resumes(
         assert len(errors.splitlines()) == 1 and "the same command" in errors
         if victim == "group":
             assert process.returncode == 143
-            assert errors.startswith("satmap: terminated; what is finished is kept")
+            assert errors.startswith("satmap: terminated; finished work is kept")
         else:
             assert process.returncode == 1
             assert errors.startswith("satmap: process 1 was killed by SIGKILL")
@@ -283,9 +283,7 @@ def test_sigterm_ends_a_run_cleanly_and_it_resumes(
         Journal(tmp_path / "out.csv", "settings", ROADS)
     process.terminate()
     assert finish([process]) == [143]
-    assert (
-        log.read_text().splitlines()[-1].startswith("satmap: terminated; what is finished is kept")
-    )
+    assert log.read_text().splitlines()[-1].startswith("satmap: terminated; finished work is kept")
     assert not (tmp_path / "out.csv").exists()
     area.predict(tmp_path)
     assert files_in(tmp_path) == area.files

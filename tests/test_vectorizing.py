@@ -232,7 +232,7 @@ def test_masks_without_georeference_are_reported(tmp_path: Path) -> None:
     write_mask(masks / "a3.tif", street())
     (warning,) = vectorize(masks, tmp_path / "out.csv", default_metres_per_pixel=0.5).warnings
     assert warning == (
-        "2 rasters without georeference, such as a2, are taken to have 0.5 m per pixel"
+        "2 rasters without georeference, such as a2, are assumed to have 0.5 m per pixel"
     )
     done = vectorize(masks, tmp_path / "out.graphml")
     assert done.images == {"a2": 1, "a3": 1, "a10": 1}
