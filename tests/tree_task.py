@@ -25,7 +25,6 @@ from satmap.data.inventory import Inventory
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.building_f1 import Counts
 from satmap.evaluation.metrics.figures import Report
-from satmap.evaluation.result_format import ResultFormat
 from satmap.evaluation.score import Scoring
 from satmap.io.files import write_text
 from satmap.networks.ensemble import Symmetry
@@ -33,6 +32,7 @@ from satmap.recipes.registry import TaskEntry
 from satmap.recipes.schema import Member
 from satmap.recipes.task_settings import TaskLosses, TaskSettings
 from satmap.submissions.fault import Fault
+from satmap.submissions.result_format import ResultFormat
 from satmap.tasks.base import Batch, Total
 from satmap.tasks.instances import InstanceTask, WindowCandidates
 from satmap.vectors.georeference import Georeference

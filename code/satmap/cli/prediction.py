@@ -15,12 +15,13 @@ from satmap.cli.options import (
     with_pixel_size,
 )
 from satmap.errors import SatmapError
-from satmap.io.files import require_map_output, require_writable
+from satmap.io.files import require_writable
 from satmap.io.text import printable
 from satmap.io.walk import require_directories
 from satmap.runtime.launched import is_first_rank, is_rank, local_processes
 from satmap.runtime.resources import available_cores
 from satmap.runtime.shared_memory import can_share_locks
+from satmap.submissions.outputs import require_any_format, require_map_output
 
 
 def add_predict(commands: Commands) -> None:
@@ -167,7 +168,6 @@ def _vectorize(options: argparse.Namespace) -> int:
     """
     from satmap.recipes.registry import find_task
     from satmap.recipes.schema import load_recipe
-    from satmap.submissions.outputs import require_any_format
 
     require_directories([options.maps])
     require_map_output(options.output)

@@ -155,10 +155,10 @@ def _overlay(options: argparse.Namespace) -> int:
 
     require_directories(options.directories)
     require_existing(options.submission, *filter(None, [options.truth]))
-    from satmap.evaluation.result_format import find_format
     from satmap.report.building_overlay import write_building_overlays
     from satmap.report.road_overlay import write_overlays
     from satmap.submissions.formats import Format, detect
+    from satmap.submissions.result_format import find_format
 
     if added := find_format(options.submission):
         pictures = added.draw(

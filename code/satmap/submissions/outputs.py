@@ -3,9 +3,23 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from satmap.errors import SatmapError
-from satmap.io.files import require_map_output
+from satmap.errors import CannotWriteError, SatmapError
+from satmap.io.files import require_writable
 from satmap.recipes.task_settings import TaskSettings
+from satmap.submissions.result_format import find_format
+
+# Text near the start of every file of a format, in lower case, by suffix.
+_MARKS = {
+    ".csv": b"imageid",
+    ".geojson": b"featurecollection",
+    ".gpkg": b"sqlite format 3",
+    ".graphml": b"graphml",
+    # COCO results of buildings are a list.
+    ".json": b"[",
+}
+
+# Number of bytes at the start of a file that are searched.
+_START = 512
 
 
 def require_outputs(output: Path, exports: Sequence[Path] = ()) -> None:
@@ -20,6 +34,30 @@ def require_outputs(output: Path, exports: Sequence[Path] = ()) -> None:
             raise SatmapError(f"{path} cannot be both the submission and an export.")
     for path in (output, *exports):
         require_map_output(path)
+
+
+def require_map_output(path: Path) -> None:
+    """Check early that a map can be written and that no other kind of file is overwritten.
+
+    If the user forgets the last argument, an input image could otherwise be taken as the output.
+
+    Args:
+        path: the output file; the suffix gives the format, and an unknown suffix means CSV.
+
+    Raises:
+        CannotWriteError: the file cannot be written, or exists and holds something else.
+    """
+    require_writable(path)
+    if not path.is_file() or not path.stat().st_size:
+        return
+    suffix = path.suffix.lower() if path.suffix.lower() in _MARKS else ".csv"
+    with path.open("rb") as file:
+        start = file.read(_START)
+    if _MARKS[suffix] not in start.lower() and find_format(path) is None:
+        raise CannotWriteError(
+            f"{path} exists and is not a {suffix} map, so it is not overwritten. Give another "
+            "name, or remove the file."
+        )
 
 
 def require_formats(task: TaskSettings, output: Path, exports: Sequence[Path] = ()) -> None:
