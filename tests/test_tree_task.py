@@ -13,6 +13,9 @@ import pytest
 import rasterio
 import yaml
 
+from satmap.errors import SatmapError
+from tree_task import TreesCsv
+
 HERE = Path(__file__).parent
 SIZE, TREES, TIMEOUT_S = 96, 12, 120
 
@@ -154,3 +157,5 @@ def test_what_the_task_cannot_do_is_refused(wood: Path, tmp_path: Path) -> None:
         wood / "trees.yaml",
         status=1,
     )
+    with pytest.raises(SatmapError, match="is a trees CSV, which cannot be drawn"):
+        TreesCsv().draw(wood / "truth.csv", [wood / "test"], tmp_path)

@@ -202,7 +202,11 @@ def read_resized(
         input_px: pixels of the longer side; None for the image's own size.
         channels: as of :func:`read_stretched`.
     """
-    image = read_stretched(info, low, high, channels)
+    return resize_image(read_stretched(info, low, high, channels), input_px)
+
+
+def resize_image(image: NDArray[np.uint8], input_px: int | None) -> NDArray[np.uint8]:
+    """Resize an image (h, w, channels) to a longer side of ``input_px``; None keeps its size."""
     if input_px is None or input_px == max(image.shape[:2]):
         return image
     height, width = (

@@ -41,7 +41,7 @@ from satmap.tasks.buildings.tuning import tune_buildings
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 from satmap.tasks.dense import DenseTask
 from satmap.tuning.chips import Tuning, TuningRequest
-from satmap.vectors.buildings import Building
+from satmap.vectors.buildings import Building, Buildings
 from satmap.vectors.georeference import Georeference, georeference_as_json, georeference_from_json
 
 #: Suffix of submissions that are lists of COCO results.
@@ -186,6 +186,12 @@ class BuildingTask(DenseTask):
         return BuildingDecoder(self.recipe.task.vectorizer.of(self.category(chip)), rating_model)
 
     # Results
+
+    def with_georeference(
+        self, found: list[Building], georeference: Georeference | None
+    ) -> Buildings:
+        """Return the buildings as a list with its georeference."""
+        return Buildings(found, georeference)
 
     def record(
         self, chip: Chip, image_id: str, found: list[Building], georeference: Georeference | None

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -165,6 +165,10 @@ class RoadTask(DenseTask):
         return find_surroundings(footprints)
 
     # Results
+
+    def with_georeference(self, found: RoadGraph, georeference: Georeference | None) -> RoadGraph:
+        """Return the road graph with its georeference."""
+        return replace(found, georeference=georeference)
 
     def record(
         self, chip: Chip, image_id: str, found: RoadGraph, georeference: Georeference | None
