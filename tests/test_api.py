@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import networkx
 import numpy as np
@@ -24,7 +25,7 @@ from satmap.provenance.manifest import WeightsManifest, write_manifest
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import load_recipe
 from satmap.submissions.roads_csv import rows_of_graph
-from satmap.tasks.base import Task, task_of
+from satmap.tasks.base import Task
 from satmap.tasks.buildings.confidence import (
     CONFIDENCE_FILE,
     CandidateSample,
@@ -132,9 +133,9 @@ def test_buildings_become_a_table() -> None:
 def building_weights(path: Path, recipe_name: str) -> Path:
     """A weight file of an untrained building network, for a recipe of satmap's."""
     recipe = load_recipe(recipe_name)
+    task = BuildingTask(recipe)
     torch.manual_seed(0)
-    maps = recipe.map_names
-    network = build_network("resnet18", 3, maps, (8,) * 4, categories=task_of(recipe).categories)
+    network = build_network("resnet18", 3, recipe.map_names, (8,) * 4, categories=task.categories)
     with torch.no_grad():
         network.head.weight *= 50
     save_weights(path, network, {"recipe": recipe.model_dump_json(), "member": "a", "stage": "1"})
@@ -180,7 +181,7 @@ def test_the_view_angle_is_that_of_the_name_or_given(tmp_path: Path) -> None:
     # The name counts, and not what is given for images without one.
     assert np.array_equal(with_name.values, predictor.probabilities(path, view_angle=10).values)
 
-    options = {"task": "buildings", "recipe": "sn4-buildings"}
+    options: dict[str, Any] = {"task": "buildings", "recipe": "sn4-buildings"}
     with pytest.raises(SatmapError, match="nadir"):
         satmap.vectorize(maps[10], **options)
     assert isinstance(satmap.vectorize(maps[10], view_angle="10", **options), Buildings)
@@ -221,7 +222,7 @@ def test_the_recipe_says_how_large_pixels_are(tmp_path: Path) -> None:
     recipe = tmp_path / "coarse.yaml"
     recipe.write_text(yaml.safe_dump(content))
 
-    def metres(**options: object) -> float:
+    def metres(**options: Any) -> float:
         return sum(edge.length_m for edge in satmap.vectorize(cross(), **options).edges)
 
     assert metres(recipe=str(recipe)) == pytest.approx(800, abs=24)

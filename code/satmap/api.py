@@ -64,8 +64,8 @@ class Predictor:
                 expect it (``recipe.stretch``), channels in the order red, green, blue, ...
             metres_per_pixel: pixel size of an array, or of a file without georeference; None for
                 the recipe's default.
-            view_angle: off-nadir angle, such as ``32`` or ``"32south"``, of an image whose name lacks
-                it; only networks with ``view_angle_heads`` need it.
+            view_angle: off-nadir angle of an image whose name lacks it, such as ``32`` or
+                ``"32south"``; only networks with ``view_angle_heads`` need it.
 
         Returns:
             For roads a :class:`~satmap.vectors.road_graph.RoadGraph`, for buildings a list of

@@ -18,7 +18,7 @@ from satmap.data.view_angles import require_category
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.building_f1 import Counts, group_of, match_buildings
 from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
-from satmap.exports import ImageBuildings, export_buildings
+from satmap.exports import export_buildings
 from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
 from satmap.recipes.schema import Recipe
 from satmap.report.misses import scored_buildings_picture
@@ -41,7 +41,7 @@ from satmap.tasks.buildings.tuning import tune_buildings
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 from satmap.tasks.dense import DenseTask
 from satmap.tuning.chips import Tuning, TuningRequest
-from satmap.vectors.buildings import Building, Buildings
+from satmap.vectors.buildings import Building, Buildings, ImageBuildings
 from satmap.vectors.georeference import Georeference, georeference_as_json, georeference_from_json
 
 #: Suffix of submissions that are lists of COCO results.

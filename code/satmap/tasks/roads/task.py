@@ -17,7 +17,7 @@ from satmap.data.neighbours import ImageFootprint, Neighbour
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls import apls
 from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
-from satmap.exports import ImageRoads, export_roads
+from satmap.exports import export_roads
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Recipe
 from satmap.report.road_overlay import side_by_side
@@ -40,7 +40,7 @@ from satmap.tasks.roads.tuning import tune_roads
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.tuning.chips import Tuning, TuningRequest
 from satmap.vectors.georeference import Georeference, georeference_as_json, georeference_from_json
-from satmap.vectors.road_graph import RoadEdge, RoadGraph, line_length_m
+from satmap.vectors.road_graph import ImageRoads, RoadEdge, RoadGraph, line_length_m
 
 
 @dataclass(frozen=True)
