@@ -3,26 +3,43 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import networkx
 import numpy as np
 import pytest
 import rasterio
+import torch
+import yaml
 from affine import Affine
 
 import satmap
+from made_tasks import building_task
+from satmap.data.imagery import RGB, read_info, read_stretched
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls import score_roads
+from satmap.io.checksums import record_file
 from satmap.networks.unet import build_network
+from satmap.provenance.manifest import WeightsManifest, write_manifest
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import load_recipe
 from satmap.submissions.roads_csv import rows_of_graph
+from satmap.tasks.base import Task
+from satmap.tasks.buildings.confidence import (
+    CONFIDENCE_FILE,
+    CandidateSample,
+    fit_confidence,
+    write_confidence,
+)
 from satmap.tasks.buildings.settings import BUILDING_MAPS
+from satmap.tasks.buildings.task import BuildingTask
+from satmap.tasks.buildings.vectorizer.candidates import FEATURES
 from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.vectors.buildings import Buildings
 from satmap.vectors.road_graph import RoadGraph
 from satmap.weights.network_files import save_weights
 
+RECIPES = Path(satmap.__file__).parent / "recipes"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "map_image.py"
 
 
@@ -110,6 +127,106 @@ def test_buildings_become_a_table() -> None:
     assert table.geometry.area.iloc[0] == pytest.approx(600, rel=0.05)
     named = ProbabilityMaps(BUILDING_MAPS[:1], values, (1.0, 1.0))
     assert len(satmap.vectorize(named, task="buildings")) == 1
+
+
+def building_weights(path: Path, recipe_name: str) -> Path:
+    """Write the weights of an untrained building network for a shipped recipe."""
+    recipe = load_recipe(recipe_name)
+    task = BuildingTask(recipe)
+    torch.manual_seed(0)
+    network = build_network("resnet18", 3, recipe.map_names, (8,) * 4, categories=task.categories)
+    with torch.no_grad():
+        network.head.weight *= 50
+    save_weights(path, network, {"recipe": recipe.model_dump_json(), "member": "a", "stage": "1"})
+    return path
+
+
+@pytest.mark.parametrize("size", [(40, 60), (300, 200)])
+def test_an_array_is_resized_like_its_file(tmp_path: Path, size: tuple[int, int]) -> None:
+    predictor = satmap.load(
+        building_weights(tmp_path / "a.safetensors", "mapping-challenge"), device="cpu"
+    )
+    values = np.random.default_rng(0).integers(1, 256, (3, *size), np.uint8)
+    path = tmp_path / "image.png"
+    with rasterio.open(
+        path, "w", driver="PNG", width=size[1], height=size[0], count=3, dtype="uint8"
+    ) as target:
+        target.write(values)
+    array = read_stretched(read_info(path, RGB), 0, 100)
+    from_file, from_array = (predictor.probabilities(image) for image in (path, array))
+    assert from_file.values.std() > 10
+    assert from_file.shape == size
+    assert np.array_equal(from_file.values, from_array.values)
+    found = [[each.polygon.wkb for each in predictor(image)] for image in (path, array)]
+    assert found[0] == found[1]
+
+
+def test_the_view_angle_is_that_of_the_name_or_given(tmp_path: Path) -> None:
+    predictor = satmap.load(
+        building_weights(tmp_path / "a.safetensors", "sn4-buildings"), device="cpu"
+    )
+    image = np.random.default_rng(0).integers(1, 256, (32, 32, 3), np.uint8)
+    with pytest.raises(SatmapError, match="nadir"):
+        predictor(image)
+    with pytest.raises(SatmapError, match="view_angle: 'up'"):
+        predictor(image, view_angle="up")
+    assert isinstance(predictor(image, view_angle="10south"), Buildings)
+    maps = {angle: predictor.probabilities(image, view_angle=angle) for angle in (10, 32.5, 53)}
+    assert not np.array_equal(maps[10].values, maps[53].values)
+    path = tmp_path / "Atlanta_nadir53_catid_1030010003193300_732701_3730989.png"
+    with rasterio.open(path, "w", driver="PNG", width=32, height=32, count=3, dtype="uint8") as to:
+        to.write(image.transpose(2, 0, 1))
+    with_name = predictor.probabilities(path)
+    # An angle in the name takes precedence.
+    assert np.array_equal(with_name.values, predictor.probabilities(path, view_angle=10).values)
+
+    options: dict[str, Any] = {"task": "buildings", "recipe": "sn4-buildings"}
+    with pytest.raises(SatmapError, match="nadir"):
+        satmap.vectorize(maps[10], **options)
+    assert isinstance(satmap.vectorize(maps[10], view_angle="10", **options), Buildings)
+    with rasterio.open(path, "w", driver="PNG", width=32, height=32, count=3, dtype="uint8") as to:
+        to.write(np.stack([with_name.values[0]] * 3))
+    assert isinstance(satmap.vectorize(path, **options), Buildings)
+
+
+def test_a_confidence_model_of_other_networks_is_refused(tmp_path: Path) -> None:
+    file = building_weights(tmp_path / "fold0.best_f1.safetensors", "small-buildings")
+    random = np.random.default_rng(0)
+    samples = [
+        CandidateSample(fold, random.random((50, len(FEATURES))), random.random(50))
+        for fold in range(2)
+    ]
+    model = tmp_path / CONFIDENCE_FILE
+    write_confidence(model, fit_confidence(samples).model)
+    facts = dict.fromkeys(("recipe", "member", "stage", "epoch", "data"))
+    facts |= {"seeds": {}, "scores": {}, "skipped": {}, "runs": ()}
+    write_manifest(model, WeightsManifest, {**facts, "starts_from": (record_file(file),)})
+    assert satmap.load(tmp_path, device="cpu").rating_model == model.resolve()
+    write_manifest(model, WeightsManifest, {**facts, "starts_from": (record_file(model),)})
+    with pytest.raises(SatmapError, match="was fitted to the probability maps of other networks"):
+        satmap.load(tmp_path, device="cpu")
+
+
+def test_a_result_gets_its_position_from_the_task() -> None:
+    class OtherTask(BuildingTask):
+        with_georeference = Task.with_georeference
+
+    for task, found in ((building_task(), Buildings), (OtherTask(building_task().recipe), list)):
+        assert type(task.with_georeference([], None)) is found
+
+
+def test_the_recipe_says_how_large_pixels_are(tmp_path: Path) -> None:
+    content = yaml.safe_load((RECIPES / "demo.yaml").read_text())
+    content["task"] = {"name": "roads", "default_metres_per_pixel": 2.0}
+    recipe = tmp_path / "coarse.yaml"
+    recipe.write_text(yaml.safe_dump(content))
+
+    def metres(**options: Any) -> float:
+        return sum(edge.length_m for edge in satmap.vectorize(cross(), **options).edges)
+
+    assert metres(recipe=str(recipe)) == pytest.approx(800, abs=24)
+    assert metres() == pytest.approx(120, abs=4)
+    assert metres(recipe=str(recipe), metres_per_pixel=0.5) == pytest.approx(200, abs=6)
 
 
 def test_scores_equal_those_of_the_command(tmp_path: Path) -> None:

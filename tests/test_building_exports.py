@@ -19,11 +19,11 @@ from rasterio.crs import CRS
 from made_blocks import made_blocks, maps_of_labels
 from made_buildings import write_coco, write_tile
 from satmap.cli import main
-from satmap.exports import ImageBuildings, export_buildings
+from satmap.exports import export_buildings
 from satmap.io.geojson_reader import LON_LAT, project
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.submissions.buildings_csv import read_buildings_csv
-from satmap.vectors.buildings import Building
+from satmap.vectors.buildings import Building, ImageBuildings
 from satmap.vectors.georeference import Georeference
 from test_building_commands import undecided_weights
 

@@ -16,7 +16,6 @@ from made_buildings import square, write_coco, write_tile
 from satmap.cli import main
 from satmap.data.imagery import RGB, read_info, read_resized
 from satmap.errors import SatmapError
-from satmap.exports import ImageBuildings
 from satmap.networks.ensemble import EnsembleMember, predict_maps
 from satmap.networks.unet import UNet, build_network
 from satmap.prediction.journal import Journal
@@ -28,7 +27,7 @@ from satmap.submissions.coco_json import check_coco_results, read_coco_results
 from satmap.tasks.base import default_task
 from satmap.tasks.buildings.settings import BUILDING_MAPS
 from satmap.tasks.buildings.targets import draw_instances
-from satmap.vectors.buildings import Building
+from satmap.vectors.buildings import Building, ImageBuildings
 from satmap.weights.network_files import save_weights
 from test_building_training import with_task
 

@@ -16,19 +16,17 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 
 from full_disks import full_disk
+from made_tasks import road_task
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.metrics.apls import apls
-from satmap.exports import (
-    ImageRoads,
-    write_geojson,
-    write_geopackage,
-    write_graphml,
-    write_roads,
-)
+from satmap.exports import export_roads
+from satmap.exports.geojson import write_geojson
+from satmap.exports.geopackage import write_geopackage
+from satmap.exports.graphml import write_graphml
 from satmap.submissions.geojson_maps import read_roads_geojson
 from satmap.submissions.roads_csv import rows_of_graph
 from satmap.vectors.georeference import Georeference
-from satmap.vectors.road_graph import RoadEdge, RoadGraph, highway_of, line_length_m
+from satmap.vectors.road_graph import ImageRoads, RoadEdge, RoadGraph, highway_of, line_length_m
 from satmap.vectors.speeds import BIN_SPEEDS_MPH, MPS_PER_MPH
 
 Points = Sequence[tuple[float, float]]
@@ -279,7 +277,7 @@ def test_all_formats_hold_the_same_graph(
     folder = tmp_path_factory.mktemp("graphs")
     images = [image(*roads, name=f"i{number}") for number, roads in enumerate(content)]
     for suffix in WRITERS:
-        write_roads(folder / f"a{suffix}", images)
+        export_roads(folder / f"a{suffix}", images)
     first = 0
     expected = []
     for roads in images:
@@ -310,8 +308,8 @@ def test_all_formats_hold_the_same_graph(
 def test_the_suffix_picks_the_format_and_bytes_repeat(tmp_path: Path, suffix: str) -> None:
     images = [image(*TANGLE), image(*TANGLE, name="b")]
     WRITERS[suffix](tmp_path / f"a{suffix}", images)
-    write_roads(tmp_path / f"b{suffix.upper()}", iter(images))
-    write_roads(tmp_path / f"b{suffix.upper()}", images)  # in place of another
+    export_roads(tmp_path / f"b{suffix.upper()}", iter(images))
+    export_roads(tmp_path / f"b{suffix.upper()}", images)  # in place of another
     assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix.upper()}").read_bytes()
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -320,7 +318,7 @@ def test_the_suffix_picks_the_format_and_bytes_repeat(tmp_path: Path, suffix: st
 def test_no_roads_make_an_empty_file(tmp_path: Path, suffix: str) -> None:
     for name, images in (("none", []), ("empty", [image()])):
         path = tmp_path / f"{name}{suffix}"
-        write_roads(path, images)
+        export_roads(path, images)
         if suffix == ".geojson":
             assert features(path) == []
         elif suffix == ".gpkg":
@@ -332,7 +330,9 @@ def test_no_roads_make_an_empty_file(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("name", ["a.shp", "a", "a.json", ".geojson"])
 def test_other_suffixes_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(SatmapError, match=r"suffix.*\.geojson, \.gpkg, \.graphml"):
-        write_roads(tmp_path / name, [])
+        road_task().check_outputs(tmp_path / "a.csv", [tmp_path / name], [])
+    with pytest.raises(ValueError, match="not a format of road graphs"):
+        export_roads(tmp_path / name, [])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -342,7 +342,7 @@ def test_images_without_georeference_are_refused(tmp_path: Path, suffix: str) ->
     path.write_text("old")
     images = [image(*TANGLE), image(*TANGLE, name="chip7", georeference=None)]
     with pytest.raises(SatmapError, match=r"chip7 has no georeference.*GraphML"):
-        write_roads(path, images)
+        WRITERS[suffix](path, images)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert path.read_text() == "old"
 
@@ -360,7 +360,7 @@ def test_images_across_the_180th_meridian(tmp_path: Path, crs: int, transform: A
     images = [image(*TANGLE, georeference=georeference)]
     for suffix in (".geojson", ".gpkg"):
         with pytest.raises(SatmapError, match="a lies across the 180th meridian"):
-            write_roads(tmp_path / f"a{suffix}", images)
+            WRITERS[suffix](tmp_path / f"a{suffix}", images)
     # GraphML is written, but its nodes have no longitude and latitude.
     write_graphml(tmp_path / "a.graphml", images)
     assert read_graphml(tmp_path / "a.graphml").nodes[0].keys() == {"image_id", "x", "y"}
@@ -385,22 +385,22 @@ def test_nan_values_are_a_programming_error(tmp_path: Path) -> None:
 def test_unwritable_outputs(tmp_path: Path, suffix: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotWriteError, match="cannot write"):
-        write_roads(tmp_path / "file" / f"a{suffix}", [image(*TANGLE)])
+        export_roads(tmp_path / "file" / f"a{suffix}", [image(*TANGLE)])
     (tmp_path / f"directory{suffix}").mkdir()
     with pytest.raises(CannotWriteError, match="is a directory"):
-        write_roads(tmp_path / f"directory{suffix}", [image(*TANGLE)])
+        export_roads(tmp_path / f"directory{suffix}", [image(*TANGLE)])
 
 
 @every_format
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     images = [image(*TANGLE, name=f"{number}") for number in range(60)]
-    write_roads(path, images)
+    export_roads(path, images)
     size = path.stat().st_size
     path.write_text("old")
     # From no byte to the last one: an index or footer written late counts too.
     for limit in [*np.linspace(0, size, 9, endpoint=False, dtype=int).tolist(), size - 1]:
         with pytest.raises(CannotWriteError, match=r"cannot write .*space"), full_disk(limit):
-            write_roads(path, images)
+            export_roads(path, images)
         assert [file.name for file in tmp_path.iterdir()] == [path.name]
         assert path.read_text() == "old"

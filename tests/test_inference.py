@@ -17,7 +17,6 @@ from made_tasks import road_task
 from satmap.data.folds import assign_folds
 from satmap.data.layouts.spacenet_roads import road_image_id, scan_roads
 from satmap.errors import CannotWriteError, SatmapError
-from satmap.exports import ROAD_SUFFIXES, ImageRoads
 from satmap.networks.ensemble import (
     SYMMETRIES,
     EnsembleMember,
@@ -37,10 +36,10 @@ from satmap.recipes.schema import Inference, Recipe, StretchSettings, Submission
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
 from satmap.tasks.base import PendingResult, PreparedImage, load_ensemble
 from satmap.tasks.roads import task as road_tasks
-from satmap.tasks.roads.settings import ROAD, ROAD_MAPS, RoadSettings
+from satmap.tasks.roads.settings import ROAD, ROAD_MAPS, RoadSettings, RoadTaskSettings
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.georeference import Georeference
-from satmap.vectors.road_graph import RoadEdge, RoadGraph
+from satmap.vectors.road_graph import ImageRoads, RoadEdge, RoadGraph
 from satmap.weights.members import choose, find_weights, recipe_of
 from satmap.weights.network_files import load_weights, save_weights
 from test_roads import draw
@@ -675,7 +674,7 @@ def test_a_stopped_run_resumes_with_maps_and_exports(
 
     def run(name: str) -> dict[str, bytes]:
         place = tmp_path / name
-        exports = [place / f"out{suffix}" for suffix in ROAD_SUFFIXES]
+        exports = [place / f"out{suffix}" for suffix in RoadTaskSettings.export_suffixes]
         done = predict([images], place / "out.csv", tmp_path / "weights", CPU, recipe,
                        maps=place / "planes", exports=exports)  # fmt: skip
         assert done.faults == {}
@@ -693,7 +692,7 @@ def test_a_stopped_run_resumes_with_maps_and_exports(
     # The last image, and the one whose maps were missing.
     assert sorted(seen) == sorted({"AOI_7_Moscow_chip1", "AOI_7_Moscow_chip10"})
     assert len(before) == 3
-    assert len(resumed) == 4 + 1 + len(ROAD_SUFFIXES)
+    assert len(resumed) == 4 + 1 + len(RoadTaskSettings.export_suffixes)
     assert resumed == run("whole")
     # All images are in the graph; those with a georeference are in the map.
     graph = nx.read_graphml(

@@ -13,6 +13,9 @@ import pytest
 import rasterio
 import yaml
 
+from satmap.errors import SatmapError
+from tree_task import TreesCsv
+
 HERE = Path(__file__).parent
 SIZE, TREES, TIMEOUT_S = 96, 12, 120
 
@@ -156,3 +159,5 @@ def test_unsupported_operations_are_refused(wood: Path, tmp_path: Path) -> None:
         wood / "trees.yaml",
         status=1,
     )
+    with pytest.raises(SatmapError, match="is a trees CSV, which cannot be drawn"):
+        TreesCsv().draw(wood / "truth.csv", [wood / "test"], tmp_path)

@@ -23,7 +23,6 @@ from made_tasks import road_task
 from satmap.data.layouts.spacenet_roads import road_image_id
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.metrics.apls import apls, score_roads
-from satmap.exports import ImageRoads
 from satmap.prediction.vectorize import Vectorization, vectorize_directory
 from satmap.rasters import scene as scenes
 from satmap.rasters.map_files import MapFile, find_map_files, read_map_file
@@ -31,6 +30,7 @@ from satmap.rasters.scene import Box
 from satmap.submissions.roads_csv import RoadRow, check_roads_csv, read_roads_csv
 from satmap.tasks.roads import tiles as mask_roads
 from satmap.tasks.roads.settings import ROAD_FILE_MAPS, ROAD_MAPS, RoadSettings
+from satmap.vectors.road_graph import ImageRoads
 from satmap.vectors.speeds import MPS_PER_MPH
 
 SHARED_MASKS = Path(__file__).parents[2] / "shared" / "fixtures" / "masks"

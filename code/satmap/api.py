@@ -16,21 +16,20 @@ import torch
 from numpy.typing import NDArray
 
 from satmap.data.chip import Chip
-from satmap.data.imagery import RGB, ImageInfo, read_info
+from satmap.data.imagery import RGB, ImageInfo, read_info, resize_image
+from satmap.data.view_angles import parse_view_angle, view_angle_of_name
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.figures import Report
 from satmap.evaluation.score import score_files
 from satmap.networks.ensemble import EnsembleMember
 from satmap.prediction.images import prepare_image
+from satmap.prediction.manifests import check_rating_model, record_networks
 from satmap.rasters.map_files import open_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import load_recipe
 from satmap.runtime.device import pick_device
 from satmap.tasks.base import PreparedImage, Task, default_task, task_of
 from satmap.tasks.dense import DenseTask
-from satmap.vectors.buildings import Building, Buildings
-from satmap.vectors.georeference import Georeference
-from satmap.vectors.road_graph import RoadGraph
 from satmap.weights.header import read_weights_metadata
 from satmap.weights.members import WeightFile, choose, find_weights, recipe_of
 
@@ -52,7 +51,11 @@ class Predictor:
     rating_model: Path | None = None
 
     def __call__(
-        self, image: str | Path | NDArray[np.uint8], *, metres_per_pixel: float | None = None
+        self,
+        image: str | Path | NDArray[np.uint8],
+        *,
+        metres_per_pixel: float | None = None,
+        view_angle: str | float | None = None,
     ) -> Any:
         """Map an image.
 
@@ -61,6 +64,8 @@ class Predictor:
                 expect it (``recipe.stretch``), channels in the order red, green, blue, ...
             metres_per_pixel: pixel size of an array, or of a file without georeference; None for
                 the recipe's default.
+            view_angle: off-nadir angle of an image whose name lacks it, such as ``32`` or
+                ``"32south"``; only networks with ``view_angle_heads`` need it.
 
         Returns:
             For roads a :class:`~satmap.vectors.road_graph.RoadGraph`, for buildings a list of
@@ -68,44 +73,53 @@ class Predictor:
             ``to_geodataframe()``, road graphs also ``to_networkx()``.
 
         Raises:
-            SatmapError: the image cannot be read, or has too few channels.
+            SatmapError: the image cannot be read, has too few channels, or its view angle is needed
+                and unknown.
         """
-        chip, prepared = self._prepare(image, metres_per_pixel)
+        chip, prepared = self._prepare(image, metres_per_pixel, view_angle)
         prediction = self.task.predict(prepared, self.device).get()
         found = self.task.decoder(chip, self.rating_model).decode(prediction)
-        return _with_georeference(found, prepared.info.georeference)
+        return self.task.with_georeference(found, prepared.info.georeference)
 
     def probabilities(
-        self, image: str | Path | NDArray[np.uint8], *, metres_per_pixel: float | None = None
+        self,
+        image: str | Path | NDArray[np.uint8],
+        *,
+        metres_per_pixel: float | None = None,
+        view_angle: str | float | None = None,
     ) -> ProbabilityMaps:
         """Predict the averaged probability maps of an image, uint8, 0..255 for 0..1.
 
         Args:
             image: as for calling the predictor.
             metres_per_pixel: as for calling the predictor.
+            view_angle: as for calling the predictor.
 
         Raises:
             SatmapError: the image cannot be read, or the networks have no probability maps.
         """
         if not isinstance(self.task, DenseTask):
             raise SatmapError(f"networks for {self.task.noun} have no probability maps.")
-        _, prepared = self._prepare(image, metres_per_pixel)
+        _, prepared = self._prepare(image, metres_per_pixel, view_angle)
         return self.task.predict(prepared, self.device).get()
 
     def _prepare(
-        self, image: str | Path | NDArray[np.uint8], metres: float | None
+        self,
+        image: str | Path | NDArray[np.uint8],
+        metres: float | None,
+        view_angle: str | float | None,
     ) -> tuple[Chip, PreparedImage]:
         if isinstance(image, np.ndarray):
-            return self._prepare_array(image, metres)
+            return self._prepare_array(image, metres, view_angle)
         info = read_info(Path(image), RGB)
-        chip = _chip(info)
+        chip = _chip(info, view_angle)
         prepared = replace(prepare_image(chip, self.members, self.task), is_large=False)
         if metres is not None and info.georeference is None:
             prepared = replace(prepared, metres_per_pixel=(metres, metres))
         return chip, prepared
 
     def _prepare_array(
-        self, image: NDArray[np.uint8], metres: float | None
+        self, image: NDArray[np.uint8], metres: float | None, view_angle: str | float | None
     ) -> tuple[Chip, PreparedImage]:
         if image.ndim != 3 or image.dtype != np.uint8:
             raise SatmapError(
@@ -114,11 +128,12 @@ class Predictor:
             )
         height, width, channels = image.shape
         info = ImageInfo(Path("array"), RGB, width, height, channels, "uint8", None)
-        chip = _chip(info)
+        chip = _chip(info, view_angle)
         chip.require_channels(max(member.network.in_channels for member in self.members))
         size = metres or self.task.default_metres_per_pixel or 1.0
         category = self.task.category(chip)
-        return chip, PreparedImage(info, image, self.members, (size, size), (), category)
+        pixels = resize_image(image, self.task.input_px)
+        return chip, PreparedImage(info, pixels, self.members, (size, size), (), category)
 
 
 def load(weights: str | Path, *, device: str = "auto", recipe: str | None = None) -> Predictor:
@@ -131,7 +146,8 @@ def load(weights: str | Path, *, device: str = "auto", recipe: str | None = None
         recipe: name or path of the recipe to predict with; None for that of the weights.
 
     Raises:
-        SatmapError: there are no weights, they cannot be loaded, or the device does not exist.
+        SatmapError: there are no weights, they cannot be loaded, the confidence model beside them
+            was fitted to other networks, or the device does not exist.
     """
     path = Path(weights)
     if path.is_dir():
@@ -146,6 +162,8 @@ def load(weights: str | Path, *, device: str = "auto", recipe: str | None = None
         task.check_weights(file)
     target = pick_device(device)
     rating_model = task.find_rating_model(path) if path.is_dir() else None
+    if rating_model:
+        check_rating_model(rating_model, record_networks(files))
     return Predictor(task, task.load_ensemble(files, target), target, rating_model)
 
 
@@ -153,7 +171,8 @@ def vectorize(
     maps: str | Path | ProbabilityMaps | NDArray[np.uint8],
     task: str = "roads",
     *,
-    metres_per_pixel: float = 0.3,
+    metres_per_pixel: float | None = None,
+    view_angle: str | float | None = None,
     recipe: str | None = None,
 ) -> Any:
     """Turn probability maps into vectors.
@@ -162,7 +181,9 @@ def vectorize(
         maps: a raster file, or an array (maps, h, w) or (h, w), uint8, 0..255 for 0..1, with the
             task's maps in their order.
         task: ``roads`` or ``buildings``.
-        metres_per_pixel: pixel size of an array, or of a file without georeference.
+        metres_per_pixel: pixel size of an array, or of a file without georeference; None for the
+            recipe's default.
+        view_angle: as for calling a :class:`Predictor`.
         recipe: name or path of the recipe with the vectoriser's settings; None for the defaults.
 
     Returns:
@@ -174,9 +195,11 @@ def vectorize(
     chosen = task_of(load_recipe(recipe)) if recipe else default_task(task)
     if not isinstance(chosen, DenseTask):
         raise SatmapError(f"{chosen.noun} are not made of probability maps.")
-    georeference = None
+    georeference, path = None, Path("array")
+    metres = metres_per_pixel or chosen.default_metres_per_pixel or 1.0
     if isinstance(maps, (str, Path)):
-        with open_map_file(Path(maps), metres_per_pixel, chosen.file_maps) as file:
+        path = Path(maps)
+        with open_map_file(path, metres, chosen.file_maps) as file:
             values, georeference = file.scene.at_once(), file.georeference
             file.check_scale()
     elif isinstance(maps, ProbabilityMaps):
@@ -189,11 +212,11 @@ def vectorize(
                 f"{len(stacked)} probability maps, but {chosen.noun} have "
                 f"{' or '.join(map(str, chosen.file_maps))}."
             )
-        values = ProbabilityMaps(names, stacked, (metres_per_pixel, metres_per_pixel))
+        values = ProbabilityMaps(names, stacked, (metres, metres))
     height, width = values.shape
-    info = ImageInfo(Path("maps"), "maps", width, height, len(values.names), "uint8", georeference)
-    found = chosen.decoder(_chip(info)).decode(values)
-    return _with_georeference(found, georeference)
+    info = ImageInfo(path, "maps", width, height, len(values.names), "uint8", georeference)
+    found = chosen.decoder(_chip(info, view_angle)).decode(values)
+    return chosen.with_georeference(found, georeference)
 
 
 def score(
@@ -218,14 +241,11 @@ def score(
     return score_files(Path(truth), Path(result), metres_per_pixel=metres_per_pixel).report
 
 
-def _chip(info: ImageInfo) -> Chip:
+def _chip(info: ImageInfo, view_angle: str | float | None) -> Chip:
     name = info.path.stem
-    return Chip(name, name, "", {info.product: info}, None)
-
-
-def _with_georeference(found: Any, georeference: Georeference | None) -> Any:
-    if isinstance(found, RoadGraph):
-        return replace(found, georeference=georeference)
-    if isinstance(found, list) and all(isinstance(each, Building) for each in found):
-        return Buildings(found, georeference)
-    return found
+    try:
+        given = None if view_angle is None else parse_view_angle(str(view_angle))
+    except ValueError as error:
+        raise SatmapError(f"view_angle: {error}.") from error
+    angle = view_angle_of_name(name) or given
+    return Chip(name, name, "", {info.product: info}, None, view_angle=angle)

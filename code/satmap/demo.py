@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import SatmapError
-from satmap.evaluation.metrics.apls import score_roads
+from satmap.evaluation.check import check_files
+from satmap.evaluation.score import score_files
 from satmap.prediction.run import predict
 from satmap.recipes.schema import load_recipe
 from satmap.report.road_overlay import write_overlays
 from satmap.runtime.device import pick_device
-from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
 from satmap.training.run_context import RunContext
 from satmap.training.train_ensemble import TrainingOptions, train
 from synthcity import CityError, make_city
@@ -49,17 +48,15 @@ def run_demo(directory: Path) -> str:
     with _step("predicting", seconds):
         done = predict([city / "test"], output, weights, context.device)
     with _step("checking, scoring, drawing", seconds):
-        faults = check_roads_csv(output, scan_roads([city / "test"]).long_ids.keys())
+        faults = check_files(output, [city / "test"])
         if faults or done.faults:
             raise SatmapError(f"the demo's submission has faults: {faults} {done.faults}")
-        report = score_roads(read_roads_csv(city / "test_truth.csv"), read_roads_csv(output))
+        apls = score_files(city / "test_truth.csv", output).report.total
         write_overlays(output, [city / "test"], pictures, city / "test_truth.csv")
 
     rows = [(name, f"{spent:6.1f} s") for name, spent in seconds.items()]
     rows.append(("all", f"{sum(seconds.values()):6.1f} s"))
-    apls = report.total.fair
-    rows.append(("APLS length", f"{apls.length.score:.3f}"))
-    rows.append(("APLS time", f"{apls.time.score:.3f}" if apls.time else "-"))
+    rows += [(f"APLS {name}", f"{apls[f'fair_apls_{name}']:.3f}") for name in ("length", "time")]
     made = {"city": city, "weights": weights, "submission": output, "pictures": pictures}
     rows += [(name, str(path)) for name, path in made.items()]
     return "\n" + "\n".join(f"{name:<28}{value}" for name, value in rows)

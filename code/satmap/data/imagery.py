@@ -204,7 +204,11 @@ def read_resized(
         input_px: length of the longer side of the result, pixels; None to keep the image's size.
         channels: as in :func:`read_stretched`.
     """
-    image = read_stretched(info, low, high, channels)
+    return resize_image(read_stretched(info, low, high, channels), input_px)
+
+
+def resize_image(image: NDArray[np.uint8], input_px: int | None) -> NDArray[np.uint8]:
+    """Resize an image (h, w, channels) to a longer side of ``input_px``; None keeps its size."""
     if input_px is None or input_px == max(image.shape[:2]):
         return image
     height, width = (

@@ -17,7 +17,7 @@ from satmap.evaluation.metrics.jaccard import score_masks
 from satmap.evaluation.metrics.topo import TopoScore, topo
 from satmap.io.geojson_reader import read_geojson
 from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
-from satmap.submissions.coco_json import CocoResult, CocoTruth, read_coco_results, read_coco_truth
+from satmap.submissions.coco_json import read_coco_results, read_coco_truth
 from satmap.submissions.formats import Format, detect
 from satmap.submissions.geojson_maps import (
     find_geojson,
@@ -32,40 +32,18 @@ _Row = TypeVar("_Row", RoadRow, BuildingRow)
 
 
 @dataclass(frozen=True)
-class RoadSides:
-    """Roads of truth and proposal by image id.
+class Sides:
+    """What was compared, for drawing (:mod:`satmap.report.misses`).
 
     Attributes:
-        metres_per_pixel: scale of their pixels.
+        truth, proposal: roads, buildings or mask rasters by image id; of COCO files the annotations
+            and the results by image number.
+        metres_per_pixel: pixel size of roads.
     """
 
-    truth: Mapping[str, Sequence[RoadRow]]
-    proposal: Mapping[str, Sequence[RoadRow]]
-    metres_per_pixel: float
-
-
-@dataclass(frozen=True)
-class BuildingSides:
-    """Buildings of truth and proposal by image id."""
-
-    truth: Mapping[str, Sequence[BuildingRow]]
-    proposal: Mapping[str, Sequence[BuildingRow]]
-
-
-@dataclass(frozen=True)
-class CocoSides:
-    """COCO annotations, and results by image number."""
-
-    truth: CocoTruth
-    proposal: Mapping[int, Sequence[CocoResult]]
-
-
-@dataclass(frozen=True)
-class MaskSides:
-    """Mask rasters of truth and proposal by chip name."""
-
-    truth: Mapping[str, Path]
-    proposal: Mapping[str, Path]
+    truth: Any
+    proposal: Any
+    metres_per_pixel: float = METRES_PER_PIXEL
 
 
 @dataclass(frozen=True)
@@ -75,13 +53,13 @@ class Scoring:
     Attributes:
         report: the figures.
         rank_by: name of the figure that ranks the images.
-        sides: the data compared, for drawing (:mod:`satmap.report.misses`).
+        sides: the data compared; None for formats of other packages.
         warnings: problems that the figures do not show.
     """
 
     report: Report
     rank_by: str
-    sides: Any = None
+    sides: Sides | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -181,7 +159,7 @@ def _roads(
         report = _with_topo(report, truth, proposal, metres_per_pixel)
 
     warnings = [_untimed(side, rows) for side, rows in (("truth", truth), ("proposal", proposal))]
-    sides = RoadSides(truth, proposal, metres_per_pixel)
+    sides = Sides(truth, proposal, metres_per_pixel)
     return Scoring(report, "apls_length", sides, tuple(filter(None, warnings)))
 
 
@@ -202,7 +180,7 @@ def _untimed(side: str, roads: Mapping[str, Sequence[RoadRow]]) -> str:
 def _buildings(
     truth: Mapping[str, Sequence[BuildingRow]], proposal: Mapping[str, Sequence[BuildingRow]]
 ) -> Scoring:
-    return Scoring(score_buildings(truth, proposal), "f1", BuildingSides(truth, proposal))
+    return Scoring(score_buildings(truth, proposal), "f1", Sides(truth, proposal))
 
 
 def _coco(truth: Path, results: Path) -> Scoring:
@@ -215,11 +193,11 @@ def _coco(truth: Path, results: Path) -> Scoring:
             "id in the annotations or the number in the file's name."
         )
 
-    return Scoring(report, "ap50", CocoSides(annotations, found))
+    return Scoring(report, "ap50", Sides(annotations, found))
 
 
 def _masks(truth: Path, proposal: Path) -> Scoring:
-    sides = MaskSides(find_masks(truth), find_masks(proposal))
+    sides = Sides(find_masks(truth), find_masks(proposal))
     return Scoring(score_masks(truth, proposal), "jaccard", sides)
 
 

@@ -24,9 +24,6 @@ from satmap.vectors.buildings import (
     in_own_system,
 )
 
-#: Suffixes that :func:`export_buildings` accepts.
-BUILDING_SUFFIXES = (".geojson", ".gpkg")
-
 _LON_LAT = "EPSG:4326"
 _FIELDS = {"image_id": object, "confidence": np.float64, "area_m2": np.float64}
 
@@ -43,7 +40,7 @@ def export_buildings(path: Path, images: Callable[[], Iterable[ImageBuildings]])
     nothing.
 
     Args:
-        path: ends in one of ``BUILDING_SUFFIXES``, in upper or lower case.
+        path: ends in one of the task's ``export_suffixes``, in upper or lower case.
         images: returns an iterator over all images. It is called twice, so that the images need
             not be kept in memory.
 
@@ -53,9 +50,6 @@ def export_buildings(path: Path, images: Callable[[], Iterable[ImageBuildings]])
     Raises:
         CannotWriteError: ``path`` cannot be written.
     """
-    suffix = path.suffix.lower()
-    if suffix not in BUILDING_SUFFIXES:
-        raise ValueError(f"{path} must end in one of {', '.join(BUILDING_SUFFIXES)}")
     faults: dict[str, str] = {}
     systems: set[str] = set()
     for image in images():
@@ -67,10 +61,13 @@ def export_buildings(path: Path, images: Callable[[], Iterable[ImageBuildings]])
         if image.georeference is not None and image.buildings:
             systems.add(image.georeference.crs)
     placed = (image for image in images() if image.image_id not in faults and image.buildings)
-    if suffix == ".geojson":
-        _write_geojson(path, placed)
-    else:
-        _write_geopackage(path, placed, systems.pop() if len(systems) == 1 else None)
+    match path.suffix.lower():
+        case ".gpkg":
+            _write_geopackage(path, placed, systems.pop() if len(systems) == 1 else None)
+        case ".geojson":
+            _write_geojson(path, placed)
+        case suffix:
+            raise ValueError(f"{suffix} is not a format of buildings")
     return faults
 
 

@@ -1,6 +1,7 @@
 """The manifest of a submission."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
@@ -18,6 +19,7 @@ from satmap.provenance.manifest import (
     run_here,
     write_manifest,
 )
+from satmap.weights.members import WeightFile
 
 
 def record_weights(plan: Plan) -> tuple[FileRecord, ...]:
@@ -26,19 +28,33 @@ def record_weights(plan: Plan) -> tuple[FileRecord, ...]:
     Raises:
         SatmapError: a file cannot be read, or the confidence model was fitted to other networks.
     """
-    paths = [path for file in plan.files for path in (file.path, *file.duplicates)]
-    networks = tuple(in_threads(record_file, paths))
+    networks = record_networks(plan.files)
     if plan.rating_model is None:
         return networks
-    fitted = read_manifest(plan.rating_model)
+    check_rating_model(plan.rating_model, networks)
+    own = (plan.rating_model, manifest_path(plan.rating_model))
+    return networks + tuple(in_threads(record_file, own))
+
+
+def record_networks(files: Sequence[WeightFile]) -> tuple[FileRecord, ...]:
+    """Record the weight files of an ensemble."""
+    paths = [path for file in files for path in (file.path, *file.duplicates)]
+    return tuple(in_threads(record_file, paths))
+
+
+def check_rating_model(rating_model: Path, networks: Sequence[FileRecord]) -> None:
+    """Check that a confidence model was fitted to these networks.
+
+    Raises:
+        SatmapError: it was fitted to others, or its manifest cannot be read.
+    """
+    fitted = read_manifest(rating_model)
     fitted_to = fitted.starts_from if isinstance(fitted, WeightsManifest) else ()
     if {record.sha256 for record in fitted_to} != {record.sha256 for record in networks}:
         raise SatmapError(
-            f"{plan.rating_model} was fitted to the probability maps of other networks than these "
+            f"{rating_model} was fitted to the probability maps of other networks than these "
             f"{len(networks)}. Fit it again (`satmap confidence`), or move it elsewhere."
         )
-    own = (plan.rating_model, manifest_path(plan.rating_model))
-    return networks + tuple(in_threads(record_file, own))
 
 
 def write_submission_manifest(

@@ -3,26 +3,21 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import rasterio.features
 import shapely
-from numpy.typing import NDArray
 
 from satmap.data.chip import Chip
-from satmap.data.imagery import read_stretched
 from satmap.data.layouts.building_challenges import find_building_images
 from satmap.errors import SatmapError
-from satmap.io.progress import track
 from satmap.report.misses import scored_buildings_picture
-from satmap.report.panels import Key, Panel, View, compose, write_picture
+from satmap.report.overlay import draw_chips, rows_of
+from satmap.report.panels import Key, Panel, Picture, View, compose
 from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
 from satmap.submissions.coco_json import read_coco_results, read_coco_truth
 from satmap.submissions.coco_masks import CocoMask
 from satmap.submissions.formats import Format, detect
 
 _FOUND = (255, 160, 0)
-
-_Rows = Mapping[str, Sequence[BuildingRow]]
 
 
 def write_building_overlays(
@@ -47,33 +42,18 @@ def write_building_overlays(
     """
     predicted = _read(submission)
     true = _read(truth) if truth else None
-    chips = find_building_images(directories).chips
-    where = ", ".join(map(str, directories))
-    if not any(name in predicted for chip in chips for name in _names(chip)):
-        raise SatmapError(f"{submission} has none of the images in {where}.")
-    written = []
-    for chip in track(chips, "drawing", len(chips)):
-        try:
-            image = read_stretched(chip.image, 2, 98, 3)
-        except SatmapError:
-            continue
-        found = _of(chip, predicted)
-        path = pictures / f"{chip.image_id}.png"
-        title = f"predicted: {chip.image_id}"
+
+    def draw(chip: Chip, image: Picture) -> Picture:
+        found, title = rows_of(chip, predicted), f"predicted: {chip.image_id}"
         if true is None:
-            write_picture(path, _picture(image, found, title))
-        else:
-            picture = scored_buildings_picture(_of(chip, true), found, title=title, image=image)
-            write_picture(path, picture)
-        written.append(path)
-    if not written:
-        raise SatmapError(f"none of the images in {where} can be read.")
-    return written
+            return _picture(image, found, title)
+        return scored_buildings_picture(rows_of(chip, true), found, title=title, image=image)
+
+    inventory = find_building_images(directories)
+    return draw_chips(submission, predicted, inventory, pictures, draw)
 
 
-def _picture(
-    image: NDArray[np.uint8], rows: Sequence[BuildingRow], title: str
-) -> NDArray[np.uint8]:
+def _picture(image: Picture, rows: Sequence[BuildingRow], title: str) -> Picture:
     """Draw the buildings over the image, beside the plain image."""
     view = View.of_image(image.shape)
     panel = view.ground(image)
@@ -86,16 +66,7 @@ def _picture(
     )
 
 
-def _names(chip: Chip) -> tuple[str, ...]:
-    number = () if chip.number is None else (str(chip.number),)
-    return (chip.image_id, chip.long_id, *number)
-
-
-def _of(chip: Chip, rows: _Rows) -> list[BuildingRow]:
-    return list(next((rows[name] for name in _names(chip) if name in rows), ()))
-
-
-def _read(path: Path) -> _Rows:
+def _read(path: Path) -> Mapping[str, Sequence[BuildingRow]]:
     """Read the buildings of a file, by image id or number.
 
     Raises:

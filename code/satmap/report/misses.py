@@ -16,7 +16,7 @@ from satmap.evaluation.metrics.apls import METRES_PER_PIXEL
 from satmap.evaluation.metrics.apls_diagnosis import Diagnosis, LostRoads, Route, diagnose
 from satmap.evaluation.metrics.building_f1 import match_buildings
 from satmap.evaluation.metrics.figures import Figures
-from satmap.evaluation.score import BuildingSides, CocoSides, MaskSides, RoadSides, Scoring
+from satmap.evaluation.score import Scoring, Sides
 from satmap.io.progress import track
 from satmap.io.text import natural_key
 from satmap.report.panels import (
@@ -31,6 +31,7 @@ from satmap.report.panels import (
     write_picture,
 )
 from satmap.submissions.buildings_csv import BuildingRow
+from satmap.submissions.coco_json import CocoResult, CocoTruth
 from satmap.submissions.mask_rasters import read_mask
 from satmap.submissions.roads_csv import RoadRow
 
@@ -97,8 +98,8 @@ def draw_image(scoring: Scoring, image_id: str) -> Picture:
     """
     figures = scoring.report.images[image_id]
     title = f"{image_id}: {scoring.rank_by} {figures[scoring.rank_by]:.3f}"
-    match scoring.sides:
-        case RoadSides(truth, proposal, metres_per_pixel):
+    match scoring.report.metric, scoring.sides:
+        case "apls", Sides(truth, proposal, metres_per_pixel):
             return roads_picture(
                 truth[image_id],
                 proposal[image_id],
@@ -106,21 +107,23 @@ def draw_image(scoring: Scoring, image_id: str) -> Picture:
                 figures=figures,
                 metres_per_pixel=metres_per_pixel,
             )
-        case BuildingSides(truth, proposal):
+        case "building_f1", Sides(truth, proposal):
             return scored_buildings_picture(truth[image_id], proposal[image_id], title=title)
-        case CocoSides() as sides:
-            return _draw_coco(sides, int(image_id), title)
-        case MaskSides(truth, proposal):
+        case "coco_ap", Sides(truth, proposal):
+            return _draw_coco(truth, proposal, int(image_id), title)
+        case "jaccard", Sides(truth, proposal):
             return mask_picture(
                 read_mask(truth[image_id]), read_mask(proposal[image_id]), title=title
             )
     raise SatmapError("results of this kind cannot be drawn; leave --plot out.")
 
 
-def _draw_coco(sides: CocoSides, image: int, title: str) -> Picture:
-    width, height = sides.truth.sizes[image]
+def _draw_coco(
+    truth: CocoTruth, results: Mapping[int, Sequence[CocoResult]], image: int, title: str
+) -> Picture:
+    width, height = truth.sizes[image]
     drawn = []
-    for entries in (sides.truth.buildings.get(image, ()), sides.proposal.get(image, ())):
+    for entries in (truth.buildings.get(image, ()), results.get(image, ())):
         masks = [entry.mask.for_library() for entry in entries]
         merged = np.zeros((height, width), np.bool_)
         if masks:

@@ -7,11 +7,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from satmap.data.imagery import read_stretched
+from satmap.data.chip import Chip
 from satmap.data.layouts.spacenet_roads import scan_roads
-from satmap.errors import SatmapError
-from satmap.io.progress import track
-from satmap.report.panels import CASING, WHITE, write_picture
+from satmap.report.overlay import draw_chips, rows_of
+from satmap.report.panels import CASING, WHITE, Picture
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv
 from satmap.vectors.speeds import MPS_PER_MPH
 
@@ -123,26 +122,10 @@ def write_overlays(
     """
     predicted = read_roads_csv(submission)
     true = read_roads_csv(truth) if truth else {}
-    written = []
-    chips = scan_roads(directories).chips
-    for chip in track(chips, "drawing", len(chips)):
-        try:
-            image = read_stretched(chip.image, 2, 98, 3)
-        except SatmapError:
-            continue
-        names = (chip.image_id, chip.long_id)
-        rows, truth_rows = (
-            next((roads[name] for name in names if name in roads), [])
-            for roads in (predicted, true)
-        )
-        beside = ("truth", truth_rows) if truth else ("image", [])
-        path = pictures / f"{chip.image_id}.png"
-        write_picture(path, side_by_side(image, [(f"predicted: {chip.image_id}", rows), beside]))
-        written.append(path)
-    if not any(name in predicted for chip in chips for name in (chip.image_id, chip.long_id)):
-        raise SatmapError(
-            f"{submission} has none of the images in {', '.join(map(str, directories))}."
-        )
-    if not written:
-        raise SatmapError(f"none of the images in {', '.join(map(str, directories))} can be read.")
-    return written
+
+    def draw(chip: Chip, image: Picture) -> Picture:
+        beside = ("truth", rows_of(chip, true)) if truth else ("image", [])
+        found = (f"predicted: {chip.image_id}", rows_of(chip, predicted))
+        return side_by_side(image, [found, beside])
+
+    return draw_chips(submission, predicted, scan_roads(directories), pictures, draw)

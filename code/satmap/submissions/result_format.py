@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from satmap.errors import SatmapError
 from satmap.recipes.registry import installed_tasks
 from satmap.submissions.fault import Fault
 
@@ -46,8 +47,12 @@ class ResultFormat(ABC):
         pictures: Path,
         truth: Path | None = None,
     ) -> list[Path]:
-        """Draw a submission over its images and return the pictures written."""
-        raise NotImplementedError
+        """Draw a submission over its images and return the pictures written.
+
+        Raises:
+            SatmapError: there are no drawings of this format, which is the default.
+        """
+        raise SatmapError(f"{submission} is {self.name}, which cannot be drawn.")
 
 
 def find_format(path: Path) -> ResultFormat | None:

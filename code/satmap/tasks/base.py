@@ -341,6 +341,10 @@ class Task(ABC):
 
     # Results
 
+    def with_georeference(self, found: Any, georeference: Georeference | None) -> Any:
+        """Return the result of an image with its position, for the Python library."""
+        return found
+
     @abstractmethod
     def record(
         self, chip: Chip, image_id: str, found: Any, georeference: Georeference | None

@@ -18,7 +18,7 @@ from satmap.data.view_angles import require_category
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.building_f1 import Counts, group_of, match_buildings
 from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
-from satmap.exports import ImageBuildings, export_buildings
+from satmap.exports import export_buildings
 from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
 from satmap.recipes.schema import Recipe
 from satmap.report.misses import scored_buildings_picture
@@ -42,7 +42,7 @@ from satmap.tasks.buildings.tuning import tune_buildings
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 from satmap.tasks.dense import DenseTask
 from satmap.tuning.chips import Tuning, TuningRequest
-from satmap.vectors.buildings import Building
+from satmap.vectors.buildings import Building, Buildings, ImageBuildings
 from satmap.vectors.georeference import Georeference, georeference_as_json, georeference_from_json
 
 
@@ -183,6 +183,12 @@ class BuildingTask(DenseTask):
         return BuildingDecoder(self.recipe.task.vectorizer.of(self.category(chip)), rating_model)
 
     # Results
+
+    def with_georeference(
+        self, found: list[Building], georeference: Georeference | None
+    ) -> Buildings:
+        """Return the buildings as a list with its georeference."""
+        return Buildings(found, georeference)
 
     def record(
         self, chip: Chip, image_id: str, found: list[Building], georeference: Georeference | None

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from satmap.data.layouts.spacenet_roads import road_image_id
 from satmap.data.neighbours import ImageFootprint, Neighbour
 from satmap.evaluation.metrics.apls import apls
 from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
-from satmap.exports import ImageRoads, export_roads
+from satmap.exports import export_roads
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Recipe
 from satmap.report.road_overlay import side_by_side
@@ -39,7 +39,7 @@ from satmap.tasks.roads.tuning import tune_roads
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.tuning.chips import Tuning, TuningRequest
 from satmap.vectors.georeference import Georeference, georeference_as_json, georeference_from_json
-from satmap.vectors.road_graph import RoadEdge, RoadGraph, line_length_m
+from satmap.vectors.road_graph import ImageRoads, RoadEdge, RoadGraph, line_length_m
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,10 @@ class RoadTask(DenseTask):
         return find_surroundings(footprints)
 
     # Results
+
+    def with_georeference(self, found: RoadGraph, georeference: Georeference | None) -> RoadGraph:
+        """Return the road graph with its georeference."""
+        return replace(found, georeference=georeference)
 
     def record(
         self, chip: Chip, image_id: str, found: RoadGraph, georeference: Georeference | None
