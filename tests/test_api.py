@@ -28,7 +28,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "map_image.py"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with an untrained road network."""
+    """Directory with an untrained road network."""
     directory = tmp_path_factory.mktemp("weights")
     network = build_network("resnet18", 3, ROAD_MAPS, (16, 16, 16, 16))
     recipe = load_recipe("demo")
@@ -49,7 +49,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def cross() -> np.ndarray:
-    """Road probabilities of a crossing, 0.5 m per pixel."""
+    """Return road probabilities of a crossing, 0.5 m per pixel."""
     values = np.zeros((200, 200), np.uint8)
     values[96:104] = values[:, 96:104] = 255
     return values
@@ -84,12 +84,12 @@ def test_roads_become_a_networkx_graph_and_a_table() -> None:
     assert len(table) == 4
     assert table.crs is None
     assert table.geometry.length.sum() * 0.5 == pytest.approx(sum(lengths), rel=1e-6)
-    # The same as the command's vectoriser gives.
+    # The command's vectoriser gives the same.
     rows = rows_of_graph(graph)
     assert score_roads({"a": rows}, {"a": rows}).total.fair.length.score == 1
 
 
-def test_tables_lie_where_the_image_does(tmp_path: Path) -> None:
+def test_tables_use_the_georeference_of_the_image(tmp_path: Path) -> None:
     path = tmp_path / "cross.tif"
     transform = Affine(0.5, 0, 500_000, 0, -0.5, 4_000_000)
     profile = {"driver": "GTiff", "width": 200, "height": 200, "count": 1, "dtype": "uint8"}
@@ -112,7 +112,7 @@ def test_buildings_become_a_table() -> None:
     assert len(satmap.vectorize(named, task="buildings")) == 1
 
 
-def test_scores_are_those_of_the_command(tmp_path: Path) -> None:
+def test_scores_equal_those_of_the_command(tmp_path: Path) -> None:
     truth = tmp_path / "truth.csv"
     header = "ImageId,WKT_Pix,length_m,travel_time_s\n"
     truth.write_text(f'{header}a,"LINESTRING (0 0, 100 0)",30,3\n')
@@ -166,5 +166,5 @@ def test_imports_are_light(statement: str, heavy: list[str], seconds: float) -> 
     )
     taken, _, loaded = done.stdout.partition(" ")
     assert loaded.strip() == "[]"
-    # Processor time; a busy machine takes longer by the clock. The limit leaves room for slow ones.
+    # CPU time, because a busy machine takes longer by the clock. The limit suits slow machines.
     assert float(taken) < 3 * seconds

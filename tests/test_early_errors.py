@@ -42,7 +42,7 @@ CASES = [
     ("train images --recipe sn5-roads-single --teacher nowhere", "no weights"),
     ("train images --recipe sn5-roads-single --teacher images", "no weights"),
     ("train images --audit nowhere.json", "nowhere.json: cannot be read"),
-    ("train images --audit file", "file: no report of near-duplicates"),
+    ("train images --audit file", "file: not a report of near-duplicates"),
     ("vectorize nowhere out.csv", "nowhere does not exist"),
     ("vectorize images out.shp", "'.shp' is none of .csv, .geojson, .gpkg, .graphml."),
     ("vectorize images out.graphml --task buildings", "'.graphml' is none of .csv, .json"),

@@ -1,4 +1,4 @@
-"""Names of the files that a prediction ends in."""
+"""File names for the output of a prediction."""
 
 from pathlib import Path
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from satmap.data.chip import Chip
+from satmap.data.chip import record_images
 from satmap.errors import SatmapError
 from satmap.io.checksums import FileRecord, in_threads, record_file
 from satmap.prediction.plan import Plan, Request
@@ -39,18 +39,6 @@ def record_weights(plan: Plan) -> tuple[FileRecord, ...]:
         )
     own = (plan.rating_model, manifest_path(plan.rating_model))
     return networks + tuple(in_threads(record_file, own))
-
-
-def record_images(chip: Chip) -> dict[str, FileRecord]:
-    """Record the files of an image, by product, except those that cannot be read."""
-    records = {}
-    for product, info in sorted(chip.images.items()):
-        try:
-            records[product] = record_file(info.path)
-        except SatmapError:
-            # An image that was deleted meanwhile is already among the reported faults.
-            continue
-    return records
 
 
 def write_submission_manifest(

@@ -7,13 +7,13 @@ from pathlib import Path, PurePosixPath
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.io.files import require_writable
 
-#: Suffixes of the files that can be written.
+#: Suffixes of the export formats.
 EXPORT_SUFFIXES = (".pt2", ".onnx")
 
-#: The file inside a ``.pt2`` that holds the metadata, one JSON object of strings.
+#: File inside a ``.pt2`` with the metadata, a JSON object of strings.
 METADATA_FILE = "satmap.json"
 
-#: The producer that ONNX files name.
+#: Producer name in ONNX files.
 PRODUCER = "satmap"
 
 
@@ -22,7 +22,7 @@ def require_exportable(path: Path) -> None:
 
     Raises:
         SatmapError: the suffix is unknown, or a package that ONNX needs is missing.
-        CannotWriteError: it cannot be written, or is something else than an export.
+        CannotWriteError: the file cannot be written, or it exists and is not an export.
     """
     suffix = path.suffix.lower()
     if suffix not in EXPORT_SUFFIXES:
@@ -36,7 +36,7 @@ def require_exportable(path: Path) -> None:
     require_writable(path)
     if path.is_file() and path.stat().st_size and not _is_export(path):
         raise CannotWriteError(
-            f"{path} exists and is nothing that satmap exported, so it is left alone. The last "
+            f"{path} exists and was not exported by satmap, so it is not overwritten. The last "
             "argument is the file to write: give another name."
         )
 
@@ -47,7 +47,7 @@ def _is_export(path: Path) -> bool:
 
         try:
             model = onnx.load(path, load_external_data=False)
-        # protobuf's own error, which is not onnx's to import.
+        # The error is protobuf's own, and onnx does not export it.
         except Exception:
             return False
         return bool(model.producer_name == PRODUCER)
