@@ -198,9 +198,6 @@ def test_messages_of_bad_masks(
     assert "1 probability rasters with truth" in fails(capsys, "tune", masks, truth, output)
     assert "must end in .yaml" in fails(capsys, "tune", masks, truth, tmp_path / "out.csv")
     assert "no recipe is called" in fails(capsys, "tune", masks, truth, output, "--recipe", "x")
-    assert "is none of .geojson" in fails(
-        capsys, "predict", city / "test", tmp_path / "out.csv", "--export", tmp_path / "out.shp"
-    )
     for minutes in ("0", "-1", "inf", "nan", "x"):
         with pytest.raises(SystemExit) as ended:
             main(["tune", str(masks), str(truth), str(output), f"--minutes={minutes}"])

@@ -90,7 +90,7 @@ def other_networks(place: Tile) -> None:
 
 
 def networks_gone(place: Tile) -> None:
-    (place.weights / "a.last.safetensors").unlink()
+    (place.weights / "a.last.safetensors").rename(place.weights / "b.last.safetensors")
 
 
 def roads(place: Tile) -> None:
