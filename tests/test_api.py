@@ -223,7 +223,7 @@ def test_the_recipe_says_how_large_pixels_are(tmp_path: Path) -> None:
     recipe.write_text(yaml.safe_dump(content))
 
     def metres(**options: Any) -> float:
-        return sum(edge.length_m for edge in satmap.vectorize(cross(), **options).edges)
+        return float(sum(e.length_m for e in satmap.vectorize(cross(), **options).edges))
 
     assert metres(recipe=str(recipe)) == pytest.approx(800, abs=24)
     assert metres() == pytest.approx(120, abs=4)
