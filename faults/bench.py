@@ -25,7 +25,7 @@ _NEVER = re.compile(
     r"Traceback \(most|Segmentation fault|Aborted|core dumped|terminate called|Exception ignored|"
     r"torch\.distributed\.elastic|resource_tracker|CPLE_|^ERROR \d+:|^Warning \d+:|"
     r"(?:User|Runtime|Future|Deprecation|Resource)Warning|^libpng |^\[\w+:\d+@|"
-    r"This is a fault of satmap's|^free\(\)|^malloc",
+    r"This is an error in satmap|^free\(\)|^malloc",
     re.MULTILINE,
 )
 # Names of Python exceptions, which mean nothing to users.

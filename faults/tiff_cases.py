@@ -309,7 +309,7 @@ def _twice(bench: Bench) -> str:
     bench.copy_test()
     shutil.copytree(bench.test / "PS-MS", bench.test / "copy")
     ended = bench.predict()
-    bench.must_refuse(ended, "claim the id", "Give directories that hold each image once")
+    bench.must_refuse(ended, "have the id", "Give directories that hold each image only once")
     return "refused"
 
 

@@ -1,4 +1,4 @@
-"""What all tests share: a small made city, and one thread a process."""
+"""Shared test setup: a small synthetic city, and one thread per process."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A made city of six small training chips and two test chips; not to be changed."""
+    """Synthetic city of six small training chips and two test chips; tests must not change it."""
     directory = tmp_path_factory.mktemp("city")
     make_city(directory, chips=6, test_chips=2, size=160, seed=3)
     return directory
@@ -23,7 +23,7 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny_encoders() -> Iterator[None]:
-    """Encoders for the tests of a module to which it does not matter what networks are like."""
+    """Add tiny encoders for test modules that do not depend on the architecture."""
     with pytest.MonkeyPatch.context() as patch:
         add_tiny_encoders(patch)
         yield

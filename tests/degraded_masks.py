@@ -1,14 +1,14 @@
-"""Degraded road-probability masks of made cities, with their true lines.
+"""Degraded road probability maps of synthetic cities, with their true lines.
 
-What a network makes of a road, on purpose bad: roads 13 pixels wide with frayed edges and faint
-patches, blurred; discs of nothing on the roads, as under trees; blots beside them, as of car parks,
-less certain than a road and sharp. Widths, blur, noise, gaps and blots were measured on the eight
-shared masks (mean profile across a road, spread at its middle, share of gaps, areas of blots) and
-matched in kind, not mask by mask.
+The maps imitate a poor network. Roads are 13 pixels wide and blurred, with frayed edges and faint
+patches. Empty discs on the roads imitate trees. Sharp blots beside the roads, less certain than a
+road, imitate car parks. Widths, blur, noise, gaps and blots were measured on the eight shared masks
+(mean profile across a road, spread at its middle, share of gaps, areas of blots) and imitate their
+statistics, not single masks.
 
-There are two kinds of layout: every even seed draws a turned grid with streets left out, curved
-main roads across it, a ring and dead ends, all joined wherever they cross; every odd seed takes a
-window of the package's own made city. A seed always gives the same mask.
+There are two kinds of layout. An even seed draws a rotated grid with missing streets, curved main
+roads, a ring and dead ends, all joined where they cross. An odd seed takes a window of the
+package's own synthetic city. A seed always gives the same mask.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from satmap.submissions.roads_csv import RoadRow
 from synthcity.network import make_edges
 from synthcity.plan import make_plan
 
-#: Metres a pixel along both axes, the official scorer's.
+#: Metres per pixel of the official scorer, along both axes.
 METRES_PER_PIXEL = 0.31
 
 Floats = NDArray[np.float64]
@@ -33,7 +33,7 @@ _SHORTEST_PX = 2.0
 
 @dataclass(frozen=True)
 class DegradedMask:
-    """A mask and the roads it shows.
+    """Degraded mask and its true roads.
 
     Attributes:
         road: uint8 (size, size), 0..255.
@@ -45,7 +45,7 @@ class DegradedMask:
 
 
 def degraded_mask(seed: int, size: int = 1300) -> DegradedMask:
-    """The mask of a seed, at least 0."""
+    """Return the mask of a seed, at least 0."""
     rng = np.random.default_rng(seed)
     lines = _grid(size, rng) if seed % 2 == 0 else _city(size, rng)
     noded = shapely.line_merge(shapely.node(shapely.multilinestrings(lines)))
@@ -65,7 +65,7 @@ def _length(line: Floats) -> float:
 
 
 def _grid(size: int, rng: np.random.Generator) -> list[shapely.LineString]:
-    """A turned grid with streets left out, two curves, perhaps a ring, dead ends."""
+    """Draw a rotated grid with missing streets, two curves, dead ends and sometimes a ring."""
     turn = rng.uniform(0, np.pi / 2)
     along, across = _axis(size, rng), _axis(size, rng)
     rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
@@ -101,7 +101,7 @@ def _axis(size: int, rng: np.random.Generator) -> Floats:
 
 
 def _city(size: int, rng: np.random.Generator) -> list[shapely.LineString]:
-    """A window of a made city; where streets bridge a motorway they meet it here."""
+    """Cut a window from a synthetic city; bridges over a motorway become junctions."""
     side = 2.2 * size * METRES_PER_PIXEL
     corner = rng.uniform(0, 1.2, 2) * size
     edges = make_edges(make_plan(side, side, None, rng), rng)
@@ -133,13 +133,13 @@ def _degrade(lines: list[Floats], size: int, rng: np.random.Generator) -> NDArra
 
 
 def _field(size: int, sigma: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Smooth noise of mean 0 and standard deviation 1."""
+    """Return smooth noise of mean 0 and standard deviation 1."""
     noise = cv2.GaussianBlur(rng.standard_normal((size, size), np.float32), (0, 0), sigma)
     return np.asarray(noise / noise.std(), np.float32)
 
 
 def _places_on(lines: list[Floats], rate: float, rng: np.random.Generator) -> Floats:
-    """Places at random along lines, so many a pixel, (n, 2)."""
+    """Return random points along lines, ``rate`` per pixel, (n, 2)."""
     places = [np.empty((0, 2))]
     for line in lines:
         whole = shapely.LineString(line)

@@ -1,5 +1,7 @@
-"""Commands, and ranks as torch's launcher starts them, forked from a process that has imported
-everything. Every wait has a deadline, after which the test fails."""
+"""Commands, and ranks as started by torch's launcher, forked from a process with all imports.
+
+Every wait has a deadline, after which the test fails.
+"""
 
 import contextlib
 import multiprocessing
@@ -27,26 +29,26 @@ from satmap.training.job import Job, save_train_state
 from satmap.training.state import Progress, TrainState
 from tiny_trainings import add_tiny_encoders
 
-# What is forked from a process that has imported everything starts in no time.
+# Forks of a process that has imported everything start at once.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     ["satmap.cli", "satmap.training.train_ensemble", "satmap.prediction.run", "pytest"]
 )
 
-#: What a test waits for, processes to end or to get somewhere, takes no longer than this.
+#: Deadline for processes to end or to reach a state, seconds.
 LIMIT_S = 240.0
 
-# Longer than it takes a process to notice that another one is gone, and to end by itself.
+# Time for a process to notice that another one is gone and to end by itself, seconds.
 _ALONE_S = 5.0
 
-# Longer than it takes a process to end once it is terminated.
+# Time for a terminated process to end, seconds.
 _TERMINATION_S = 60.0
 
-# How long a held training waits for the test.
+# Time that a held training waits for the test, seconds.
 _HELD_S = 120.0
 
 
-# The processes that tests start import this module, and no fixture runs in them.
+# The started processes import this module and run no fixtures.
 if multiprocessing.current_process().name != "MainProcess":
     add_tiny_encoders(pytest.MonkeyPatch())
 
@@ -54,15 +56,15 @@ if multiprocessing.current_process().name != "MainProcess":
 def be_rank(
     rank: int, world: int, port: int, arguments: Sequence[str], output: Path, twist: str
 ) -> None:
-    """Run a command as torch's launcher would: in a process of its own, told who it is."""
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-    os.environ |= {name: str(value) for name, value in told.items()}
+    """Run a command as torch's launcher does: in its own process, with its rank in variables."""
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ |= {name: str(value) for name, value in variables.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["TORCHELASTIC_RUN_ID"] = "test"
-    # Nobody ends the others here as soon as one has ended.
+    # No launcher ends the other ranks here as soon as one has ended.
     satmap.cli._PEER_FIRST_S = 0.0
     if arguments[0] == "train":
-        # Processors with bfloat16 round each share of a batch to three digits.
+        # Processors with bfloat16 round each part of a batch to three digits.
         satmap.runtime.device._fast_bfloat16 = lambda device: False
     for name in twist.split():
         if name == "hold":
@@ -73,10 +75,10 @@ def be_rank(
 
 
 def be_command(arguments: Sequence[str], output: Path) -> None:
-    """Run a command whose words, on either stream, go to a file."""
+    """Run a command whose stdout and stderr go to a file."""
     # As in a terminal, wherever the tests run.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # And as there its workers are forks, not of the kind that this process is.
+    # As in a terminal, its workers are forks, unlike this process.
     multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -86,35 +88,35 @@ def be_command(arguments: Sequence[str], output: Path) -> None:
 
 
 def little_memory(rank: int) -> None:
-    """Rank 1 has no room for two crops."""
+    """Let rank 1 run out of memory with two crops."""
     if rank == 1:
         limit_batch(1)
 
 
 def full_disk(rank: int) -> None:
-    """Rank 0 cannot write the weights of a network, as if no space were left."""
+    """Let rank 0 fail to write weights, as on a full disk."""
     if rank == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, resource.RLIM_INFINITY))
 
 
 def no_hangup(rank: int) -> None:
-    """What ``nohup`` does to a command."""
+    """Ignore SIGHUP, as ``nohup`` does."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def hold_training(place: Path, rank: int) -> None:
-    """Hold a training of all ranks together after a saved step, until the test releases it."""
+    """Hold a training of all ranks after a saved step until the test releases it."""
 
     def save(job: Job, state: TrainState, progress: Progress) -> None:
         save_train_state(job, state, progress)
-        # Alone on its rank a member has no others; after an epoch there is no step.
+        # A member alone on its rank has no other ranks, and after an epoch there is no step.
         if job.context.ranks.world == 1 or not progress.step:
             return
         (place / f"held{rank}").touch()
         deadline = time.monotonic() + _HELD_S
         while not (place / "released").exists():
             if time.monotonic() > deadline:
-                raise RuntimeError("held, and not released")
+                raise RuntimeError("held and not released")
             time.sleep(0.002)
 
     pytest.MonkeyPatch().setattr("satmap.training.epoch.save_train_state", save)
@@ -128,7 +130,7 @@ def wait_for_held(place: Path, processes: Sequence[ForkServerProcess]) -> None:
 
 
 def limit_batch(most: int) -> Callable[..., torch.Tensor]:
-    """Let networks run out of memory in training; gives their own ``forward``."""
+    """Let networks run out of memory in training; return the original ``forward``."""
     original = UNet.forward
 
     def forward(self: UNet, x: torch.Tensor, category: torch.Tensor | None = None) -> torch.Tensor:
@@ -141,7 +143,7 @@ def limit_batch(most: int) -> Callable[..., torch.Tensor]:
 
 
 def start_command(arguments: Sequence[str], output: Path) -> ForkServerProcess:
-    """Start ``satmap ARGUMENTS``, a process like any other but for ``tiny`` encoders."""
+    """Start ``satmap ARGUMENTS`` with the ``tiny`` encoders in an otherwise normal process."""
     process = SERVER.Process(target=be_command, args=(arguments, output))
     process.start()
     return process
@@ -163,9 +165,9 @@ def start_ranks(arguments: Sequence[str], output: Path, twist: str = "") -> list
 
 
 def kill_one(processes: Sequence[ForkServerProcess], moments: random.Random, output: Path) -> bool:
-    """Kill one of two ranks after up to a fifth of a second; whether it was still there.
+    """Kill one of two ranks after up to a fifth of a second; return whether it was still running.
 
-    The other one must then end by itself and without a word of its own.
+    The other rank must then end by itself and print nothing.
     """
     time.sleep(moments.uniform(0, 0.2))
     victim = moments.randrange(2)
@@ -180,14 +182,14 @@ def kill_one(processes: Sequence[ForkServerProcess], moments: random.Random, out
 
 
 def finish(processes: Sequence[ForkServerProcess]) -> list[int | None]:
-    """Wait for processes to end, and give their exit codes.
+    """Wait for processes to end and return their exit codes.
 
-    As torch's launcher does, those that are still there after another one has failed are ended. One
-    that waits for the others to join cannot know that they will not come.
+    Like torch's launcher, end the remaining processes after one has failed. A process that waits
+    for the others to join cannot know that they will not come.
     """
     deadline = time.monotonic() + LIMIT_S
     is_ending = False
-    # Looked at once a round: what ends between two looks leaves nothing to wait for.
+    # Poll once per round, because a process may end between two polls.
     while alive := [process for process in processes if process.is_alive()]:
         if not is_ending and any(process.exitcode for process in processes):
             is_ending = True
@@ -204,7 +206,7 @@ def finish(processes: Sequence[ForkServerProcess]) -> list[int | None]:
 
 
 def _end(processes: Sequence[ForkServerProcess]) -> bool:
-    """Terminate processes; whether that ended them within a while."""
+    """Terminate processes; return whether they ended in time."""
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + _TERMINATION_S
@@ -214,9 +216,9 @@ def _end(processes: Sequence[ForkServerProcess]) -> bool:
 
 
 def wait_until(reached: Callable[[], bool], is_running: Callable[[], bool]) -> bool:
-    """Poll until something is reached; False if what should reach it ends before.
+    """Poll until ``reached`` is true; return False if the process ends before.
 
-    Fails the test after a while.
+    Fails the test after the deadline.
     """
     deadline = time.monotonic() + LIMIT_S
     while not reached():
@@ -230,13 +232,13 @@ def wait_until(reached: Callable[[], bool], is_running: Callable[[], bool]) -> b
 
 
 def all_alive(processes: Sequence[ForkServerProcess]) -> bool:
-    """Whether none of the processes has ended."""
+    """Return whether none of the processes has ended."""
     return all(process.is_alive() for process in processes)
 
 
 @contextlib.contextmanager
 def killed_at_last(process: "subprocess.Popen[str]") -> Iterator[None]:
-    """Kill a process that leads a session, with all that it started, once the block ends."""
+    """Kill a session leader and all its processes when the block ends."""
     try:
         yield
     finally:

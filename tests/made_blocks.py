@@ -1,8 +1,8 @@
-"""Made blocks of houses: attached in rows or alone, at any angle, exact or as a network sees them.
+"""Synthetic blocks of houses, attached or detached, at any angle, with exact or degraded maps.
 
-Border and contact are drawn by the definitions that the networks are trained by: the border is a
-building's pixels of which a 3 x 3 neighbour is not its own, contact is ground within three pixels
-of two buildings.
+Border and contact follow the definitions of the training targets. The border is the set of pixels
+of a building with a 3 x 3 neighbour outside it. Contact is ground within three pixels of two
+buildings.
 """
 
 from dataclasses import dataclass
@@ -27,11 +27,11 @@ _ANNEX = 0.4
 
 @dataclass(frozen=True)
 class Blocks:
-    """Houses and which of them share a wall.
+    """Houses, and the pairs of them that share a wall.
 
     Attributes:
-        labels: int32 (size, size), 0 outside, 1..n; where houses overlap the later one.
-        pairs: two houses each, attached to one another.
+        labels: int32 (size, size), 0 outside, 1..n; the later house where houses overlap.
+        pairs: pairs of attached houses.
     """
 
     labels: Labels
@@ -41,14 +41,14 @@ class Blocks:
 def made_blocks(
     seed: int, size: int, degrees: float, sides: tuple[int, int], alone: float = 0.4
 ) -> Blocks:
-    """Rows of houses.
+    """Draw rows of houses.
 
     Args:
-        seed: another seed, other houses.
-        size: pixels a side of the image.
+        seed: random seed.
+        size: side of the image, pixels.
         degrees: angle of the rows.
-        sides: least and greatest side of a house, pixels.
-        alone: share of houses with a gap before them.
+        sides: minimum and maximum side of a house, pixels.
+        alone: fraction of houses with a gap before them.
     """
     rng = np.random.default_rng(seed)
     least, most = sides
@@ -87,13 +87,13 @@ def made_blocks(
 def maps_of_labels(
     labels: Labels, blur: float = 0.0, noise: float = 0.0, seed: int = 0
 ) -> ProbabilityMaps:
-    """Body, border and contact of houses.
+    """Return the body, border and contact maps of houses.
 
     Args:
-        labels: as :class:`Blocks` has them.
-        blur: sigma, pixels.
-        noise: standard deviation of smooth noise, of 1.
-        seed: of the noise.
+        labels: see :class:`Blocks`.
+        blur: sigma of the blur, pixels.
+        noise: standard deviation of smooth noise, relative to 1.
+        seed: seed of the noise.
     """
     rng = np.random.default_rng(seed)
     values = labels.astype(np.float32)
@@ -118,11 +118,14 @@ def maps_of_labels(
 
 
 def share_apart(blocks: Blocks, found: Labels) -> float:
-    """Share of attached pairs of which different buildings cover most of each."""
+    """Return the fraction of attached pairs that are separated.
+
+    A pair is separated if different buildings cover most of each house.
+    """
     cover = [0]
     for house in range(1, int(blocks.labels.max()) + 1):
         counts = np.bincount(found[blocks.labels == house], minlength=2)
-        # Where nothing was found, nothing tells the houses apart.
+        # A house without any building does not count as separated.
         cover.append(int(counts[1:].argmax()) + 1 if counts[1:].any() else 0)
     return float(
         np.mean([cover[a] != cover[b] and cover[a] * cover[b] > 0 for a, b in blocks.pairs])

@@ -1,4 +1,4 @@
-"""Chips of the building challenges made to measure, for tests."""
+"""Small generated chips of the building challenges, for tests."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -14,13 +14,13 @@ Ring = Sequence[tuple[float, float]]
 
 
 def square(x: float, y: float, side: float, height: float | None = None) -> list[Ring]:
-    """The one ring of a square, or rectangle, by its upper left corner."""
+    """Return the ring of a square, or rectangle, with the given upper left corner."""
     low = side if height is None else height
     return [[(x, y), (x + side, y), (x + side, y + low), (x, y + low)]]
 
 
 def write_buildings(path: Path, buildings: Iterable[Sequence[Ring]]) -> Path:
-    """Write footprints, each an outer ring and its holes, in pixels of a ``write_image`` image."""
+    """Write footprints, each an outer ring with holes, in pixels of a ``write_image`` image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     features = [
         {
@@ -40,7 +40,7 @@ def write_buildings(path: Path, buildings: Iterable[Sequence[Ring]]) -> Path:
 def write_tile(
     root: Path, number: int, buildings: Sequence[Sequence[Ring]], size: int = 96, bands: int = 3
 ) -> None:
-    """A SpaceNet 2 chip whose buildings are bright on a dark ground, with its label."""
+    """Write a SpaceNet 2 chip with bright buildings on dark ground, and its label."""
     random = np.random.default_rng(number)
     pixels = random.integers(100, 300, (bands, size, size)).astype(np.uint16)
     for rings in buildings:
@@ -53,7 +53,7 @@ def write_tile(
 
 
 def write_coco(root: Path, buildings: dict[int, Sequence[Sequence[Ring]]], size: int = 96) -> Path:
-    """Mapping Challenge images and their annotations; images of ids without a picture too."""
+    """Write Mapping Challenge images and their annotations."""
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
     for number, record in buildings.items():

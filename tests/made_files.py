@@ -1,4 +1,4 @@
-"""GeoTIFFs and labels made to measure, for tests."""
+"""Small generated GeoTIFFs and labels, for tests."""
 
 import json
 from collections.abc import Iterable
@@ -45,7 +45,7 @@ def write_labels(
     lines: Iterable[Iterable[tuple[float, float]]],
     properties: dict[str, Any] | None = None,
 ) -> Path:
-    """Write road labels; lines are given in pixels of an image of ``write_image``."""
+    """Write road labels; lines are in pixels of a ``write_image`` image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     features = [
         {
@@ -63,5 +63,5 @@ def write_labels(
 
 
 def lon_lat(x: float, y: float) -> tuple[float, float]:
-    """Longitude and latitude of a pixel of an image of ``write_image``."""
+    """Return longitude and latitude of a pixel of a ``write_image`` image."""
     return _LONGITUDE + x * _DEGREES, _LATITUDE - y * _DEGREES

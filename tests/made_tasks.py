@@ -8,7 +8,7 @@ from satmap.tasks.roads.task import RoadTask
 
 
 def road_task(**settings: Any) -> RoadTask:
-    """Roads; ``settings`` are those of the recipe's ``task`` that differ from the defaults."""
+    """Return a road task; ``settings`` override the defaults of the recipe's ``task``."""
     task = default_task("roads", **settings)
     assert isinstance(task, RoadTask)
     return task

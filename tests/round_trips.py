@@ -1,4 +1,4 @@
-"""True roads drawn as the twelve planes, to be vectorised back into what they were."""
+"""True roads drawn as the twelve maps, to be vectorised back into roads."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,19 +25,19 @@ from synthcity.network import make_edges
 from synthcity.plan import make_plan
 from synthcity.survey import Survey
 
-# The grid of SpaceNet's chips of Las Vegas: degrees a pixel, pixels a side, a corner of four chips.
+# Grid of SpaceNet's Las Vegas chips: degrees per pixel, pixels per side, a corner of four chips.
 _PIXEL_DEG, _SIZE = 2.7e-6, 1300
 _WEST, _NORTH = -115.2092376, 36.2125377
 
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """A chip's planes and the roads they were drawn from.
+    """Maps of a chip and the roads that they were drawn from.
 
     Attributes:
-        name: of the chip.
-        maps: certain and exact, as a perfect network would predict them.
-        truth: the roads.
+        name: name of the chip.
+        maps: exact maps, as predicted by a perfect network.
+        truth: the true roads.
     """
 
     name: str
@@ -46,11 +46,11 @@ class RoundTrip:
 
     @property
     def metres_per_pixel(self) -> float:
-        """The mean of both axes, for the scorer."""
+        """Pixel size for the scorer, the mean of both axes."""
         return float(np.mean(self.maps.metres_per_pixel))
 
     def score(self, settings: RoadSettings | None = None) -> AplsScore:
-        """APLS of what the vectoriser makes of the planes."""
+        """Return the APLS of the vectorised maps."""
         rows = rows_of_graph(vectorize_roads(self.maps, settings))
         return apls(self.truth, rows, metres_per_pixel=self.metres_per_pixel)
 
@@ -58,7 +58,7 @@ class RoundTrip:
 def of_labels(
     name: str, labels: list[RoadLabel], shape: tuple[int, int], scale: tuple[float, float]
 ) -> RoundTrip:
-    """The round trip of labels in pixels."""
+    """Return the round trip of labels in pixels."""
     target = rasterize_roads(labels, shape, scale, TargetSettings())
     rows = []
     for label in labels:
@@ -69,7 +69,7 @@ def of_labels(
 
 
 def made_city(seed: int, chips: int = 4, size: int = 1300) -> Iterator[RoundTrip]:
-    """The chips of a made city of that seed, without its pictures."""
+    """Yield the chips of a synthetic city, without images."""
     rng = np.random.default_rng(seed)
     survey = Survey(chips, 0, size, int(np.ceil(np.sqrt(chips))), -115.2, False)
     edges = tuple(make_edges(make_plan(*survey.extent, None, rng), rng))
@@ -82,7 +82,7 @@ def made_city(seed: int, chips: int = 4, size: int = 1300) -> Iterator[RoundTrip
 
 
 def labelled_chips(directory: Path) -> Iterator[RoundTrip]:
-    """The chips of a directory of images with labels."""
+    """Yield the chips of a directory of images with labels."""
     for chip in scan_roads([directory]).chips:
         image = chip.image
         assert chip.label is not None
@@ -97,7 +97,7 @@ def labelled_chips(directory: Path) -> Iterator[RoundTrip]:
 
 
 def vegas_labels(directory: Path) -> Iterator[RoundTrip]:
-    """SpaceNet 3 labels of Las Vegas without their images, which lie on a known grid."""
+    """Yield SpaceNet 3's Las Vegas labels without images, on their known grid."""
     side = _SIZE * _PIXEL_DEG
     world = Georeference(CRS.from_string(LON_LAT).to_wkt(), Affine.identity(), (1.0, 1.0))
     for path in sorted(directory.glob("*.geojson")):

@@ -1,4 +1,4 @@
-"""Planes in memory with those of their neighbours around them."""
+"""Probability maps in memory, surrounded by those of their neighbours."""
 
 from collections.abc import Sequence
 
@@ -10,16 +10,16 @@ from satmap.tasks.roads.tiles import Surrounding, surrounded
 def with_surroundings(
     maps: ProbabilityMaps, neighbours: Sequence[tuple[ProbabilityMaps, int, int]]
 ) -> tuple[ProbabilityMaps, Box]:
-    """Planes with a margin filled from their neighbours, and where in it the image lies.
+    """Return maps with a margin filled from the neighbours, and the box of the image in them.
 
     Args:
-        maps: of an image.
-        neighbours: planes, and column and row of the image at which each one's first pixel lies.
+        maps: maps of an image.
+        neighbours: maps, and the column and row in the image of each one's first pixel.
     """
     around = []
     for other, column, row in neighbours:
         if other.names != maps.names:
-            raise ValueError(f"a neighbour has planes {other.names}, the image {maps.names}")
+            raise ValueError(f"a neighbour has maps {other.names}, the image {maps.names}")
         height, width = other.shape
         around.append(Surrounding(Box(column, row, width, height), Scene.of(other).read))
     scene, box = surrounded(Scene.of(maps), around)

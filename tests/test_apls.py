@@ -51,16 +51,16 @@ def pixel_length(row: RoadRow) -> float:
 def length_scores(
     truth: Sequence[RoadRow], proposal: Sequence[RoadRow]
 ) -> tuple[float, float, float]:
-    """Scores at 1 m a pixel: midpoints every 50 px, snapping within 4 px."""
+    """Return scores at 1 m per pixel: midpoints every 50 px, snapping within 4 px."""
     score = apls(truth, proposal, metres_per_pixel=1).length
     return score.truth_to_proposal, score.proposal_to_truth, score.score
 
 
-# --- worked by hand, 1 m a pixel ------------------------------------------------------------------
+# --- computed by hand, 1 m per pixel --------------------------------------------------------------
 
 
 def test_missing_road() -> None:
-    # Truth: a T of three 30 px roads; too short for midpoints, so 4 nodes and 12 ordered pairs.
+    # Truth: a T of three 30 px roads, too short for midpoints, so 4 nodes and 12 ordered pairs.
     # The proposal lacks the stem S: the 6 pairs with S differ by 1, the other 6 by 0.
     # Back: W, E and the midpoint of W-E (60 px has one, where the junction is) are all found.
     truth = roads([(0, 0), (30, 0)], [(30, 0), (60, 0)], [(30, 0), (30, 30)])
@@ -81,7 +81,7 @@ def test_midpoints(length: float, midpoints: list[float]) -> None:
 
 
 def test_chain_of_rows_is_one_edge() -> None:
-    # 20 + 20 px: alone neither has a midpoint, together they have one where they meet.
+    # 20 + 20 px: neither row has a midpoint alone, but both together have one where they meet.
     graph = build_graph(roads([(0, 0), (20, 0)], [(40, 0), (20, 0)]), 50)
     assert graph is not None
     assert graph.node_xy.tolist() == [[0, 0], [40, 0], [20, 0]]
@@ -133,7 +133,7 @@ def test_crossing_without_common_vertex_does_not_connect() -> None:
     assert length_scores(overpass, crossing) == pytest.approx((1, 0.4, 0.8 / 1.4))
 
 
-def test_two_controls_at_one_place() -> None:
+def test_two_control_points_at_one_place() -> None:
     # Truth: a hairpin of 20 + 2 + 20 px, P(0,0) to Q(0,2), midpoint (20,1). The proposal is one
     # line between its legs: P and Q both land on (0,1). P-Q 42 against 0: 1; P-M and Q-M 21
     # against 20: 1/21 each.
@@ -161,7 +161,7 @@ def test_time_is_spread_along_merged_rows() -> None:
 
 
 def test_roads_without_duration_connect() -> None:
-    # A to C takes 0 s + 5 s; the zero must count as a road, not as a gap.
+    # A to C takes 0 s + 5 s. The zero must count as a road, not as a gap.
     rows = [
         road((0, 0), (30, 0), time=0),
         road((30, 0), (60, 0), time=5),
@@ -180,7 +180,7 @@ def test_empty_maps() -> None:
     assert length_scores([], []) == (1, 1, 1)
     assert length_scores(some, []) == (0, 0, 0)
     assert length_scores([], some) == (0, 0, 0)
-    # Too short for a segment is no road.
+    # A line too short for a segment is no road.
     assert length_scores([], roads([(1, 1)], [(5, 5), (5, 5)])) == (1, 1, 1)
 
 
@@ -201,7 +201,7 @@ def test_scale_moves_midpoints_and_snap() -> None:
         apls(truth, proposal, metres_per_pixel=0)
 
 
-def test_arrays_and_graphs_are_taken_too() -> None:
+def test_arrays_and_graphs_are_accepted() -> None:
     # The roads of test_missing_road.
     tee = [np.array(line) for line in ([(0, 0), (30, 0)], [(30, 0), (60, 0)], [(30, 0), (30, 30)])]
     score = apls(tee, [np.array([(0, 0), (60, 0)])], metres_per_pixel=1)
@@ -227,13 +227,13 @@ def test_arrays_and_graphs_are_taken_too() -> None:
         ([RoadRow(np.zeros((2, 3)), 1, 1)], "shape"),
     ],
 )
-def test_roads_that_make_no_sense(rows: list[RoadRow], message: str) -> None:
+def test_invalid_roads_are_refused(rows: list[RoadRow], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         apls(rows, rows)
 
 
-def test_one_long_road_needs_no_table_of_all_its_places() -> None:
-    # 310 km with 6,199 midpoints: nothing may grow with their square.
+def test_memory_for_a_long_road_is_not_quadratic() -> None:
+    # 310 km with 6,199 midpoints; memory must not grow with their square.
     far = roads([(0, 0), (1e6, 0)])
     tracemalloc.start()
     try:
@@ -248,7 +248,7 @@ def test_one_long_road_needs_no_table_of_all_its_places() -> None:
 
 def test_report_counts_images_and_areas() -> None:
     # Moscow: chip2 perfect, chip10 half (test_missing_road), chip3 only in the truth.
-    # Paris: only in the proposal, so an area without a scored image: 0 by both countings.
+    # Paris: only in the proposal, so an area without a scored image: 0 in both averages.
     tee = roads([(0, 0), (30, 0)], [(30, 0), (60, 0)], [(30, 0), (30, 30)])
     bar = roads([(0, 0), (60, 0)])
     moscow, paris = "AOI_7_Moscow", "AOI_3_Paris"
@@ -290,7 +290,7 @@ def test_report_as_json() -> None:
     }  # fmt: skip
 
 
-def test_report_of_nothing() -> None:
+def test_report_without_images() -> None:
     report = score_roads({}, {})
     assert report.total.images == 0
     assert report.total.official.length.score == 0
@@ -316,7 +316,7 @@ def test_official_scores(
 
 
 @needs_fixtures
-def test_official_scores_of_made_cities() -> None:
+def test_official_scores_of_synthetic_cities() -> None:
     truth = read_roads_csv(FIXTURES / "made_truth.csv")
     report = score_roads(truth, read_roads_csv(FIXTURES / "made_proposal.csv"))
     with (FIXTURES / "made_expected.csv").open(newline="") as file:
@@ -324,14 +324,14 @@ def test_official_scores_of_made_cities() -> None:
             score = report.images[expected["ImageId"]].length
             measured = (score.truth_to_proposal, score.proposal_to_truth, score.score)
             names = ("truth_to_proposal", "proposal_to_truth", "apls")
-            # The table has three decimals; chip7 sits on the edge between two.
+            # The table has three decimals; chip7 lies on a rounding boundary.
             assert measured == pytest.approx([float(expected[n]) for n in names], abs=6e-4)
     assert score_roads(truth, truth).total.official.length.score == 1
 
 
 # --- properties -----------------------------------------------------------------------------------
 
-# A coarse grid makes junctions, repeated segments and rings likely; the fractions near-misses.
+# A coarse grid makes junctions, repeated segments and rings likely; fractions make near misses.
 coordinates = st.integers(0, 5).map(lambda i: 60.0 * i) | st.floats(0, 300)
 lines = st.lists(st.tuples(coordinates, coordinates), min_size=1, max_size=6)
 road_maps = st.lists(lines, max_size=6).map(lambda drawn: roads(*drawn))
@@ -339,7 +339,7 @@ road_maps = st.lists(lines, max_size=6).map(lambda drawn: roads(*drawn))
 
 @settings(max_examples=60, deadline=None)
 @given(truth=road_maps, proposal=road_maps, seed=st.integers(0, 99))
-def test_order_and_direction_of_rows_change_nothing(
+def test_order_and_direction_of_rows_do_not_matter(
     truth: list[RoadRow], proposal: list[RoadRow], seed: int
 ) -> None:
     shuffle = random.Random(seed)
@@ -370,7 +370,7 @@ def test_scores_are_shares_and_time_follows_length(
 
 @settings(max_examples=60, deadline=None)
 @given(truth=road_maps)
-def test_a_map_equals_itself(truth: list[RoadRow]) -> None:
+def test_a_map_compared_with_itself_scores_one(truth: list[RoadRow]) -> None:
     assert apls(truth, truth).length.score == 1
 
 
@@ -379,7 +379,7 @@ def test_a_map_equals_itself(truth: list[RoadRow]) -> None:
 def test_distances_equal_those_of_a_graph_with_the_nodes_inserted(
     truth: list[RoadRow], seed: int
 ) -> None:
-    # The other way to the same figures: split the edges at the positions and run Floyd-Warshall.
+    # Alternative computation: split the edges at the positions and run Floyd-Warshall.
     graph = build_graph(truth, 50 / 0.31)
     if graph is None:
         return
@@ -407,7 +407,7 @@ def test_distances_equal_those_of_a_graph_with_the_nodes_inserted(
 
 
 def city_chip(seed: int, columns: int = 5) -> list[RoadRow]:
-    """Streets of a wavy grid, some missing, each with a pace of its own."""
+    """Return the streets of a wavy grid, some missing, each with its own speed."""
     rng = np.random.default_rng(seed)
     nodes = np.stack(np.meshgrid(np.arange(columns), np.arange(columns)), axis=-1) * 170.0
     nodes += rng.uniform(-50, 50, nodes.shape)
@@ -428,7 +428,7 @@ def city_chip(seed: int, columns: int = 5) -> list[RoadRow]:
 
 
 def redrawn(streets: Sequence[RoadRow], seed: int) -> list[RoadRow]:
-    """The streets as somebody else would draw them: moved, some left out, other times."""
+    """Return the streets as another annotator might draw them: moved, some missing, other times."""
     rng = np.random.default_rng(seed)
     phase = rng.uniform(0, 6, 2)
     drawn = []
@@ -441,7 +441,7 @@ def redrawn(streets: Sequence[RoadRow], seed: int) -> list[RoadRow]:
 
 
 def plain(rows: Sequence[RoadRow]) -> list[Road]:
-    """The rows as the plain implementation takes them."""
+    """Convert the rows to the input of the plain implementation."""
     return [([(x, y) for x, y in row.line.tolist()], row.travel_time_s) for row in rows]
 
 
@@ -451,7 +451,7 @@ def assert_plain_agrees(truth: Sequence[RoadRow], proposal: Sequence[RoadRow]) -
     for weight, route in (("length", score.length), ("time", score.time)):
         measured = (route.truth_to_proposal, route.proposal_to_truth, route.score)
         expected = plain_apls(plain(truth), plain(proposal), METRES_PER_PIXEL, weight)
-        # There a control that falls within 0.1 px of an earlier one moves onto it.
+        # The plain implementation moves a control point onto an earlier one within 0.1 px.
         assert measured == pytest.approx(expected, abs=3e-5)
 
 
@@ -473,8 +473,8 @@ def test_a_city_of_several_tiles_equals_the_plain_implementation() -> None:
 
 
 def test_duplicate_rows() -> None:
-    # A road that stands twice is two parallel edges: its end at (60, 0) has two edges and would
-    # vanish but for the ring rule; the routes are the same. Nodes and routes as in a single one.
+    # A duplicate road makes two parallel edges. Its end at (60, 0) has two edges, and only the rule
+    # for rings keeps it. Nodes and routes are those of a single road.
     once = roads([(0, 0), (60, 0)], [(60, 0), (60, 60)], [(60, 0), (120, 0)])
     twice = [*once, *roads([(60, 0), (0, 0)])]
     assert length_scores(once, twice)[0] == 1
@@ -485,8 +485,8 @@ def test_duplicate_rows() -> None:
 @pytest.mark.parametrize("weights", [1, 2])
 @pytest.mark.parametrize("nodes", [30, 260])
 def test_shortest_paths(nodes: int, weights: int) -> None:
-    # Below and above the size at which the way of computing changes; with loops, parallel edges,
-    # edges without length and nodes apart.
+    # Sizes below and above the switch between algorithms; with loops, parallel edges, edges of
+    # length 0 and isolated nodes.
     rng = np.random.default_rng(nodes)
     ends = rng.integers(0, nodes - 5, (int(nodes * 1.4), 2))
     ends = np.concatenate([ends, ends[:7, ::-1], [[3, 3]]])
@@ -502,7 +502,7 @@ def test_shortest_paths(nodes: int, weights: int) -> None:
     assert np.isinf(measured).any()
 
 
-# --- what must change nothing -------------------------------------------------------------------
+# --- invariances --------------------------------------------------------------------------------
 
 seeds = st.integers(0, 10_000)
 

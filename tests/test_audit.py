@@ -69,7 +69,7 @@ def test_the_eight_views_follow_from_one_transform() -> None:
 
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 10**6), st.integers(0, 3))
-def test_groups_are_those_of_all_pairs(seed: int, bits: int) -> None:
+def test_groups_equal_those_of_all_pairs(seed: int, bits: int) -> None:
     rng = np.random.default_rng(seed)
     hashes = rng.integers(0, 2**64, 12, dtype=np.uint64)
     hashes = np.concatenate([hashes, hashes])
@@ -77,7 +77,7 @@ def test_groups_are_those_of_all_pairs(seed: int, bits: int) -> None:
         for place in rng.choice(64, rng.integers(0, 6), replace=False).tolist():
             hashes[number] ^= np.uint64(1 << place)
     group = near_duplicates(hashes[:, None], bits)
-    # Slow: spread numbers over all near pairs until nothing changes.
+    # Slow reference: spread group numbers over all near pairs until nothing changes.
     own = list(range(24))
     for _ in range(4):
         for a in range(24):
@@ -131,7 +131,7 @@ def test_training_keeps_near_duplicates_in_one_fold(
     data = tmp_path / "data"
     write_coco(data, {number: [square(20, 30, 40)] for number in range(8)})
     for number in range(8):
-        # 0 and 1 show the same, and so do 2, 3 and 4: by the ids alone no fold would have them all.
+        # 0 and 1 are near-duplicates, and so are 2, 3 and 4. The ids alone would split them.
         seed = {1: 0, 3: 2, 4: 2}.get(number, number)
         quality = [cv2.IMWRITE_JPEG_QUALITY, 95 - number]
         picture = cv2.resize(scene(seed), (96, 96))
@@ -144,7 +144,7 @@ def test_training_keeps_near_duplicates_in_one_fold(
         return int(stopped.value.code or 0), read.out, read.err
 
     report = tmp_path / "audit.json"
-    # By relative paths, too.
+    # Relative paths work too.
     monkeypatch.chdir(tmp_path)
     _, printed, _ = run("audit", "data", "--json")
     report.write_text(printed)
@@ -152,15 +152,15 @@ def test_training_keeps_near_duplicates_in_one_fold(
 
     def folds(weights: Path, *flags: object) -> tuple[set[str], str]:
         options = ("--recipe", recipe, "--weights", weights, "--cache", tmp_path / "cache")
-        status, said, error = run("train", data, *options, *common, *flags)
+        status, message, error = run("train", data, *options, *common, *flags)
         assert status == 0, error
         (file,) = weights.glob("*.last.safetensors")
-        return set(json.loads(read_metadata(file)["held_out"])), said
+        return set(json.loads(read_metadata(file)["held_out"])), message
 
     dealt = assign_folds([(str(n), "mapping-challenge") for n in range(8)], 2, 0)
     plain = {name for name, fold in dealt.items() if fold == 0}
-    audited, said = folds(tmp_path / "audited", "--audit", report)
-    assert "2 groups of near-duplicates, 5 chips or places, share a fold each" in said
+    audited, message = folds(tmp_path / "audited", "--audit", report)
+    assert "2 groups of near-duplicates with 5 chips or places" in message
     apart = [
         group for group in ({"0", "1"}, {"2", "3", "4"}) if 0 < len(group & plain) < len(group)
     ]
@@ -168,13 +168,13 @@ def test_training_keeps_near_duplicates_in_one_fold(
     for group in ({"0", "1"}, {"2", "3", "4"}):
         assert len(group & audited) in (0, len(group))
     assert len(audited) in (3, 4, 5)
-    # Another directory's report would do nothing, and no report at all is none.
+    # A report of another directory and other files are refused.
     options = ("--recipe", recipe, "--weights", tmp_path / "w", "--cache", tmp_path / "cache")
     for text, message in (
         (printed.replace("data/images", "elsewhere"), "names none of the images"),
-        ("{}", "no report of near-duplicates"),
-        ('{"groups": [[1]]}', "something else than paths"),
-        ('{"groups": [["a\\u0000"]]}', "no report of near-duplicates"),
+        ("{}", "not a report of near-duplicates"),
+        ('{"groups": [[1]]}', "values that are not paths"),
+        ('{"groups": [["a\\u0000"]]}', "not a report of near-duplicates"),
     ):
         report.write_text(text)
         status, _, error = run("train", data, *options, *common, "--audit", report)
@@ -183,7 +183,7 @@ def test_training_keeps_near_duplicates_in_one_fold(
     assert status == 1 and "none.json: cannot be read" in error
 
 
-def test_looks_at_one_place_join_their_groups(tmp_path: Path) -> None:
+def test_view_angles_of_one_place_join_their_groups(tmp_path: Path) -> None:
     def chip(name: str, place: str = "") -> Chip:
         infos = {
             product: ImageInfo(tmp_path / f"{name}-{product}.tif", product, 9, 9, 3, "uint8", None)

@@ -43,7 +43,7 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def undecided_weights(
     directory: Path, seed: int = 1, held_out: str | None = None, **settings: object
 ) -> None:
-    """A network that was not trained, and is sure here and there all the same."""
+    """Write an untrained network that is confident in places."""
     vectorizer = {"seed": 0.55, "low": 0.5, "certain": 0.5, "least_px": 10}
     content = with_task(vectorizer=vectorizer, **settings)
     recipe = parse_recipe(yaml.safe_dump(content), "test")
@@ -72,7 +72,7 @@ def test_two_processes_train_predict_and_are_verified(
     vectorizer = {"seed": 0.02, "low": 0.01, "certain": 0.02, "least_px": 4}
     content = with_task(vectorizer=vectorizer)
     member = content["members"][0]
-    # Both processes train the one network together, and share its validation.
+    # Both processes train one network together and share its validation.
     member["stages"] = [{**member["stages"][1], "sync_batch_norm": True}]
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(content))
@@ -84,13 +84,13 @@ def test_two_processes_train_predict_and_are_verified(
     assert isinstance(trained, WeightsManifest)
     assert [run.processes for run in trained.runs] == [2]
     assert {"f1", "dice"} <= trained.scores.keys()
-    # What was learned from is the label's as well as the image's.
+    # The manifest covers labels as well as images.
     assert trained.data is not None and trained.data.list is not None
     listed = json.loads((weights / trained.data.list).read_text())
     assert [len(files) for files in listed.values()] == [2] * 6
-    status, said = verify(capfd, str(weights))
+    status, printed = verify(capfd, str(weights))
     assert status == 0
-    assert said.count(": verified") == len(list(weights.glob("*.safetensors"))) >= 2
+    assert printed.count(": verified") == len(list(weights.glob("*.safetensors"))) >= 2
 
     alone, together = tmp_path / "alone", tmp_path / "together"
     predict([data], alone / "out.csv", weights, CPU, maps=alone / "planes")
@@ -110,20 +110,20 @@ def test_two_processes_train_predict_and_are_verified(
     manifest = read_manifest(out)
     assert isinstance(manifest, SubmissionManifest)
     assert (manifest.run.processes, manifest.recipe.name, len(manifest.images)) == (2, "test", 6)
-    status, said = verify(capfd, str(out), "--workers", "0", "--processes", "1")
-    assert (status, "identical, byte for byte" in said) == (0, True)
+    status, printed = verify(capfd, str(out), "--workers", "0", "--processes", "1")
+    assert (status, "identical, byte for byte" in printed) == (0, True)
 
 
-def test_coco_results_are_made_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_coco_results_are_reproduced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     truth = write_coco(tmp_path / "data", {12: [square(10, 10, 30)], 7: []}, size=80)
     undecided_weights(tmp_path / "weights", input_px=64)
     out = tmp_path / "out.json"
     done = predict([tmp_path / "data"], out, tmp_path / "weights", CPU)
     assert sum(done.images.values()) > 0
     capfd.readouterr()
-    status, said = verify(capfd, str(out), "--workers", "0", "--json")
-    assert (status, json.loads(said)["identical"]) == (0, True)
-    # Other bytes are compared by a truth alone.
+    status, printed = verify(capfd, str(out), "--workers", "0", "--json")
+    assert (status, json.loads(printed)["identical"]) == (0, True)
+    # Other bytes are compared only with a truth.
     other = tmp_path / "other.json"
     other.write_text(json.dumps(json.loads(out.read_text())[1:]))
     os.link(manifest_path(out), manifest_path(other))
@@ -137,7 +137,7 @@ def test_coco_results_are_made_again(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert set(seen.scores) == {"ap50"} and seen.gap < 1
 
 
-def test_a_confidence_model_is_fitted_out_of_fold_and_counts_for_its_networks(
+def test_a_confidence_model_is_fitted_out_of_fold_and_bound_to_its_networks(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data, weights, maps = (tmp_path / name for name in ("data", "weights", "planes"))
@@ -160,28 +160,29 @@ def test_a_confidence_model_is_fitted_out_of_fold_and_counts_for_its_networks(
     fold = ["predict", str(data), str(out), *flags, "--workers", "0"]
     fit = ["confidence", str(out), str(maps), "--weights", str(weights)]
     assert run(*fold)[0] == 0
-    status, said = run(*fit)
-    assert status == 1 and "was not predicted out of fold" in said
+    maps.mkdir()
+    status, printed = run(*fit)
+    assert status == 1 and "was not predicted out of fold" in printed
     plain = out.read_bytes()
     assert run(*fold, "--out-of-fold", "--probabilities", str(maps))[0] == 0
-    # What a network says that has learnt something.
+    # Maps as of a trained network.
     for number in range(5):
         path = maps / f"AOI_9_Made_img{number}.tif"
         drawn = maps_of_labels(labels[number], 1.5, 0.2, number).values[:2]
         with rasterio.open(path, "r+") as raster:
             raster.write(drawn)
     (maps / "AOI_9_Made_img4.tif").write_bytes(b"II*\0")
-    status, said = run(*fit)
-    assert status == 0 and "1 images were left out of the fit" in said
-    assert "candidates from 4 images" in said
+    status, printed = run(*fit)
+    assert status == 0 and "1 images were left out of the fit" in printed
+    assert "candidates from 4 images" in printed
     model = weights / CONFIDENCE_FILE
     manifest = read_manifest(model)
     assert isinstance(manifest, WeightsManifest)
     assert manifest.scores["error"] < manifest.scores["spread"]
     assert [record.name for record in manifest.starts_from] == ["a.last.safetensors"]
 
-    status, said = run(*fold)
-    assert status == 0 and f"chosen and rated by {CONFIDENCE_FILE}" in said
+    status, printed = run(*fold)
+    assert status == 0 and f"chosen and rated by {CONFIDENCE_FILE}" in printed
     rated = read_buildings_csv(out)
     assert out.read_bytes() != plain
     assert all(0 <= row.confidence <= 1 for rows in rated.values() for row in rows)
@@ -190,16 +191,16 @@ def test_a_confidence_model_is_fitted_out_of_fold_and_counts_for_its_networks(
     assert [record.name for record in written.weights] == [
         "a.last.safetensors", CONFIDENCE_FILE, CONFIDENCE_FILE + SUFFIX,
     ]  # fmt: skip
-    status, said = verify(capfd, str(out), "--workers", "0")
-    assert (status, "identical, byte for byte" in said) == (0, True)
-    # Out of fold it would know the truth.
+    status, printed = verify(capfd, str(out), "--workers", "0")
+    assert (status, "identical, byte for byte" in printed) == (0, True)
+    # Out of fold, the model would know the truth.
     assert "rated by" not in run(*fold, "--out-of-fold")[1]
     undecided_weights(weights, seed=2)
-    status, said = run(*fold)
-    assert status == 1 and "was fitted to the planes of other networks" in said
+    status, printed = run(*fold)
+    assert status == 1 and "was fitted to the probability maps of other networks" in printed
     model.write_text("tree")
-    status, said = run(*fold)
-    assert status == 1 and "Fit the confidence model anew" in said
+    status, printed = run(*fold)
+    assert status == 1 and "Fit the confidence model anew" in printed
 
 
 def ring_of(polygon: shapely.Polygon) -> list[tuple[float, float]]:

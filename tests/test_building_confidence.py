@@ -48,7 +48,7 @@ def test_features_of_a_building() -> None:
     body[19, 49] = 0
     instances = find_instances(ProbabilityMaps((BUILDING,), body[None], (1, 1)), CHOSEN)
     found = find_candidates(body, instances, Box(100, 200, 60, 40), (1000, 500), 10)
-    # The watershed's and thresholds .05 to .5; above them is but one pixel.
+    # The watershed's candidate and those of thresholds .05 to .5; only one pixel lies above.
     assert found.layer.tolist() == [0, *range(10, 0, -1)]
     row = dict(zip(FEATURES, found.features[-1].tolist(), strict=True))
     assert row["threshold"] == THRESHOLDS[0]
@@ -57,7 +57,7 @@ def test_features_of_a_building() -> None:
     assert row["most"] == pytest.approx(230 / 255)
     assert (row["box_aspect"], row["box_area"]) == (0.5, 200)
     assert row["box_fill"] == pytest.approx(199 / 200)
-    # Of an image of 500 x 1000: 130 on the left, 350 on the right, 210 above, 780 below.
+    # Distances in an image of 500 x 1000: 130 left, 350 right, 210 above, 780 below.
     assert (row["nearest_border"], row["farthest_border"]) == (130, 780)
     assert row["contour"] == 60
 
@@ -109,7 +109,7 @@ def model(samples: list[CandidateSample]) -> ConfidenceModel:
     return fit_confidence(samples).model
 
 
-def test_a_fit_tells_good_candidates_from_bad_and_is_the_same_again(
+def test_a_fit_separates_good_from_bad_candidates_and_is_reproducible(
     samples: list[CandidateSample], model: ConfidenceModel
 ) -> None:
     again = fit_confidence(samples)
@@ -126,7 +126,7 @@ def test_a_fit_tells_good_candidates_from_bad_and_is_the_same_again(
         sample(maps, truth[1:], 0, CHOSEN)
 
 
-def test_a_model_chooses_among_candidates_whatever_the_windows(model: ConfidenceModel) -> None:
+def test_a_model_selects_the_same_candidates_for_any_windows(model: ConfidenceModel) -> None:
     maps, _ = made(12)
     at_once = vectorize_buildings(maps, CHOSEN, model)
     assert len(at_once) > 20
@@ -136,14 +136,14 @@ def test_a_model_chooses_among_candidates_whatever_the_windows(model: Confidence
     assert [b.confidence for b in in_windows] == [b.confidence for b in at_once]
 
 
-def test_what_is_dropped_is_measured_as_it_is_rated(model: ConfidenceModel) -> None:
+def test_each_kind_of_confidence_has_its_own_threshold(model: ConfidenceModel) -> None:
     maps, _ = made(12)
     everything = vectorize_buildings(maps, CHOSEN.model_copy(update={"least_iou": 0.0}), model)
     sure = vectorize_buildings(maps, CHOSEN, model)
     expected = [b.polygon.wkb for b in everything if b.confidence >= 0.3]
     assert [b.polygon.wkb for b in sure] == expected
     assert 0 < len(sure) < len(everything)
-    # Thresholds of one kind of confidence leave the other alone.
+    # The threshold of one kind of confidence does not affect the other.
     high = {"least_confidence": 100.0}
     with_model = vectorize_buildings(maps, CHOSEN.model_copy(update=high), model)
     assert [b.polygon.wkb for b in with_model] == expected
@@ -156,7 +156,7 @@ def test_what_is_dropped_is_measured_as_it_is_rated(model: ConfidenceModel) -> N
     assert vectorize_buildings(maps, CHOSEN.model_copy(update=high)) == []
 
 
-def test_files_come_back_and_others_are_refused(tmp_path: Path, model: ConfidenceModel) -> None:
+def test_files_round_trip_and_others_are_refused(tmp_path: Path, model: ConfidenceModel) -> None:
     path = tmp_path / CONFIDENCE_FILE
     write_confidence(path, model)
     features = np.random.default_rng(0).random((5, len(FEATURES)))

@@ -31,7 +31,7 @@ from test_building_commands import undecided_weights
 DEGREES = Georeference(
     CRS.from_epsg(4326).to_wkt(), Affine(1e-5, 0, 10, 0, -1e-5, 50), (0.717, 1.112)
 )
-# 0.5 m a pixel; the corner lies on the middle meridian of the zone.
+# 0.5 m per pixel; the corner lies on the middle meridian of the zone.
 METRES = Georeference(
     CRS.from_epsg(32631).to_wkt(), Affine(0.5, 0, 500_000, 0, -0.5, 4_000_000), (0.5, 0.5)
 )
@@ -54,7 +54,7 @@ def geojson(path: Path) -> list[dict[str, Any]]:
 
 
 def geopackage(path: Path) -> tuple[int, list[tuple[Any, ...]], list[shapely.Polygon]]:
-    """EPSG code, attributes and polygons of the one layer, by the standard's own encoding."""
+    """Return EPSG code, attributes and polygons of the only layer, decoded by the standard."""
     with sqlite3.connect(path) as base:
         ((table, kind, srs),) = base.execute(
             "SELECT g.table_name, geometry_type_name, organization_coordsys_id "
@@ -73,7 +73,7 @@ def geopackage(path: Path) -> tuple[int, list[tuple[Any, ...]], list[shapely.Pol
     return srs, [tuple(row[1:]) for row in rows], polygons
 
 
-def test_geojson_to_the_letter(tmp_path: Path) -> None:
+def test_exact_geojson(tmp_path: Path) -> None:
     path = tmp_path / "new" / "b.geojson"
     assert export_buildings(path, lambda: [image(DEGREES)]) == {}
     # 1100 px of 0.717 x 1.112 m; the outer ring runs anticlockwise on the map, the hole clockwise.
@@ -109,7 +109,7 @@ def test_a_geopackage_keeps_the_system_of_the_images(tmp_path: Path) -> None:
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_images_of_two_systems_come_in_longitude_and_latitude(tmp_path: Path) -> None:
+def test_images_of_two_crs_are_exported_in_longitude_and_latitude(tmp_path: Path) -> None:
     path, nowhere = tmp_path / "b.gpkg", image(None, "nowhere")
     faults = export_buildings(path, lambda: [image(METRES), nowhere, image(DEGREES, "b")])
     assert list(faults) == ["nowhere"]
@@ -129,7 +129,7 @@ def test_images_of_two_systems_come_in_longitude_and_latitude(tmp_path: Path) ->
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10**6), st.floats(2e-8, 3e-7))
-def test_what_the_grid_rounds_is_valid_all_the_same(seed: int, pixel: float) -> None:
+def test_polygons_stay_valid_after_rounding(seed: int, pixel: float) -> None:
     rng = np.random.default_rng(seed)
     ring = rng.integers(0, 6, (12, 2)) + rng.random((12, 2))
     outline = shapely.convex_hull(shapely.MultiPoint(ring))
@@ -165,18 +165,18 @@ def write_mask(path: Path, maps: ProbabilityMaps, place: Georeference | None) ->
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_masks_become_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_masks_are_exported_as_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     masks = tmp_path / "masks"
     for number, place in enumerate((METRES, METRES, None)):
         maps = maps_of_labels(made_blocks(number, 120, 30, (12, 30)).labels, 1.0)
         write_mask(masks / f"AOI_9_Made_img{number}.tif", maps, place)
     outputs = {name: tmp_path / f"out{name}" for name in (".csv", ".geojson", ".gpkg")}
     for suffix, output in outputs.items():
-        status, said = run(
+        status, printed = run(
             capsys, "vectorize", masks, output, "--task", "buildings", "--workers", 0
         )
         assert status == 0
-        lacks = "AOI_9_Made_img2: AOI_9_Made_img2 has no georeference" in said
+        lacks = "AOI_9_Made_img2: AOI_9_Made_img2 has no georeference" in printed
         assert lacks == (suffix != ".csv")
     rows = read_buildings_csv(outputs[".csv"])
     srs, attributes, polygons = geopackage(outputs[".gpkg"])
@@ -188,12 +188,12 @@ def test_masks_become_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         drawn = shapely.union_all(in_pixels)
         asked = shapely.union_all([row.polygon for row in rows[name]])
         assert drawn.symmetric_difference(asked).area < 0.01 * asked.area
-    # The files are taken for maps: written again, but nothing else is replaced.
+    # A file that is not a map is not replaced.
     outputs[".gpkg"].write_text("notes")
-    status, said = run(capsys, "vectorize", masks, outputs[".gpkg"], "--task", "buildings")
-    assert status == 1 and "holds no map" in said
-    status, said = run(capsys, "vectorize", masks, tmp_path / "a.graphml", "--task", "buildings")
-    assert status == 1 and "'.graphml' is none of .csv, .json, .geojson, .gpkg" in said
+    status, printed = run(capsys, "vectorize", masks, outputs[".gpkg"], "--task", "buildings")
+    assert status == 1 and "is not overwritten" in printed
+    status, printed = run(capsys, "vectorize", masks, tmp_path / "a.graphml", "--task", "buildings")
+    assert status == 1 and "'.graphml' is none of .csv, .json, .geojson, .gpkg" in printed
 
 
 def test_predictions_are_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,15 +204,15 @@ def test_predictions_are_exported(tmp_path: Path, capsys: pytest.CaptureFixture[
     flags = [part for path in layers for part in ("--export", path)]
     common = ("--weights", tmp_path / "weights", "--device", "cpu", "--workers", 0, *flags)
     out = tmp_path / "out.csv"
-    status, said = run(capsys, "predict", tmp_path / "data", out, *common)
-    assert status == 0 and "lacks" not in said
-    # The CSV leaves out what the scorers would drop.
+    status, printed = run(capsys, "predict", tmp_path / "data", out, *common)
+    assert status == 0 and "lacks" not in printed
+    # The CSV leaves out buildings that the scorers would drop.
     counts = [len(rows) for rows in read_buildings_csv(out).values()]
     _, attributes, _ = geopackage(layers[0])
     assert len(geojson(layers[1])) == len(attributes) >= sum(counts) > 0
-    # Images without georeference are named, and are not in the maps.
+    # Images without georeference are reported and left out of the maps.
     write_coco(tmp_path / "coco", {3: []})
-    status, said = run(capsys, "predict", tmp_path / "coco", tmp_path / "out.json", *common)
+    status, printed = run(capsys, "predict", tmp_path / "coco", tmp_path / "out.json", *common)
     assert status == 0
-    assert "b.gpkg lacks 1 images. 3 has no georeference, which GeoJSON and GeoPackage" in said
+    assert "b.gpkg lacks 1 images. 3 has no georeference, which GeoJSON and GeoPackage" in printed
     assert geojson(layers[1]) == []

@@ -23,7 +23,7 @@ def box(x: float, y: float, width: float, height: float, confidence: float = 1.0
 
 
 def found(truth: Sequence[BuildingRow], proposals: Sequence[BuildingRow]) -> list[int]:
-    """The building that each proposal takes, -1 for none."""
+    """Return the index of the building matched by each proposal, -1 for none."""
     taken: list[int] = match_buildings(truth, proposals).taken.tolist()
     return taken
 
@@ -33,45 +33,45 @@ def counts(truth: Sequence[BuildingRow], proposals: Sequence[BuildingRow]) -> tu
     return record.tp, record.fp, record.fn
 
 
-# --- worked by hand -------------------------------------------------------------------------------
+# --- computed by hand -----------------------------------------------------------------------------
 
 
-def test_the_surest_proposal_chooses_first() -> None:
-    # A fits the first building wholly, but C, which also does by 9/11, is surer. B, the surest,
-    # overlaps the second by a third only.
+def test_the_most_confident_proposal_matches_first() -> None:
+    # A fits the first building exactly, but C, with an IoU of 9/11, is more confident. B, the most
+    # confident, overlaps the second by only a third.
     truth = [box(0, 0, 10, 10), box(20, 0, 10, 10)]
     a, b, c = box(0, 0, 10, 10, 0.5), box(15, 0, 10, 10, 0.9), box(1, 0, 10, 10, 0.7)
     assert found(truth, [a, b, c]) == [-1, -1, 0]
     assert counts(truth, [a, b, c]) == (1, 2, 1)
 
 
-def test_of_equally_sure_proposals_the_first_in_the_file_chooses() -> None:
+def test_equal_confidences_match_in_file_order() -> None:
     truth = [box(0, 0, 10, 10)]
     assert found(truth, [box(1, 0, 10, 10), box(0, 0, 10, 10)]) == [0, -1]
 
 
-def test_a_proposal_takes_the_best_of_the_free_buildings() -> None:
+def test_a_proposal_matches_the_best_unmatched_building() -> None:
     # IoU with the small one 60/100, with the large one 100/150.
     truth = [box(0, 0, 6, 10), box(0, 0, 15, 10)]
     assert found(truth, [box(0, 0, 10, 10, 0.9)]) == [1]
-    # The large one taken, the next proposal of the kind gets the small one, whatever the rows.
+    # Once the large one is matched, the next such proposal gets the small one, in any row order.
     assert found(truth, [box(0, 0, 10, 10, 0.8), box(0, 0, 10, 10, 0.9)]) == [0, 1]
     assert found(truth, [box(0, 0, 10, 10)] * 3) == [1, 0, -1]
 
 
-def test_of_equally_good_buildings_the_first_is_taken() -> None:
+def test_equal_overlaps_match_the_first_building() -> None:
     truth = [box(-3, 0, 10, 10), box(3, 0, 10, 10)]  # 70/130 each
     assert found(truth, [box(0, 0, 10, 10)]) == [0]
 
 
 @pytest.mark.parametrize(("width", "match"), [(5.0, -1), (5.001, 0), (20.0, -1), (19.999, 0)])
-def test_half_of_the_union_is_not_enough(width: float, match: int) -> None:
+def test_an_iou_of_exactly_half_is_no_match(width: float, match: int) -> None:
     assert found([box(0, 0, 10, 10)], [box(0, 0, width, 10)]) == [match]
-    # 12 x 9 of 12 x 18 px: half, with sides that share 2/3.
+    # 12 x 9 of 12 x 18 px is half; the sides share 2/3.
     assert found([box(0, 0, 12, 13.5)], [box(0, 4.5, 12, 13.5)]) == [-1]
 
 
-def test_polygons_under_20_square_pixels_count_on_neither_side() -> None:
+def test_polygons_under_20_square_pixels_are_ignored() -> None:
     small, large = box(0, 0, 4, 4.9), box(0, 0, 4, 5)
     assert counts([small], [small]) == (0, 0, 0)
     assert counts([large], [small]) == (0, 0, 1)
@@ -83,7 +83,7 @@ def test_polygons_under_20_square_pixels_count_on_neither_side() -> None:
 
 
 def test_invalid_polygons_are_repaired_on_both_sides() -> None:
-    # A square whose outline makes a detour without area.
+    # A square whose outline has a detour without area.
     spiked = shapely.Polygon([(0, 0), (10, 0), (10, 10), (10, 30), (10, 10), (0, 10)])
     assert not spiked.is_valid
     assert found([box(0, 0, 10, 10)], [BuildingRow(spiked)]) == [0]
@@ -93,14 +93,14 @@ def test_invalid_polygons_are_repaired_on_both_sides() -> None:
 @pytest.mark.parametrize(("left", "expected"), [(4.0, (1, 0, 0)), (11.5, (0, 0, 1))])
 def test_area_is_measured_before_the_repair(left: float, expected: tuple[int, int, int]) -> None:
     # A bow-tie whose triangles, 144 px^2 right of the knot and left^2 left of it, run in opposite
-    # directions: their areas' difference counts, 128 or 11.75 px^2, and the zero buffer keeps the
-    # larger one.
+    # directions. The difference of their areas counts, 128 or 11.75 px^2, and the zero buffer keeps
+    # the larger one.
     bow_tie = shapely.Polygon([(-left, -left), (12, 12), (12, -12), (-left, left)])
     triangle = shapely.Polygon([(0, 0), (12, 12), (12, -12)])
     assert counts([BuildingRow(triangle)], [BuildingRow(bow_tie)]) == expected
 
 
-def test_the_union_is_that_of_the_repaired_polygons() -> None:
+def test_the_union_uses_the_repaired_polygons() -> None:
     # The bow-tie above: 68 px^2 within its larger triangle are .53 of 128 px^2, but .47 of 144.
     bow_tie = shapely.Polygon([(-4, -4), (12, 12), (12, -12), (-4, 4)])
     part = box(6, -34 / 6, 6, 68 / 6)
@@ -118,7 +118,7 @@ def test_holes_count() -> None:
     assert found([BuildingRow(ring)], [box(3, 3, 14, 14)]) == [-1]
 
 
-def test_a_building_of_parts_is_one() -> None:
+def test_a_multi_part_building_counts_once() -> None:
     parts = shapely.MultiPolygon([shapely.box(0, 0, 10, 10), shapely.box(20, 0, 25, 10)])
     assert found([BuildingRow(parts)], [box(0, 0, 10, 10, 0.9), box(20, 0, 5, 10, 0.8)]) == [0, -1]
 
@@ -131,7 +131,7 @@ def test_empty_on_either_side() -> None:
     assert match_buildings(some, []).taken.shape == (0,)
 
 
-def test_duplicates_of_a_proposal_are_false() -> None:
+def test_duplicate_proposals_are_false_positives() -> None:
     some = [box(0, 0, 10, 10)]
     assert counts(some, some * 3) == (1, 2, 0)
 
@@ -139,9 +139,9 @@ def test_duplicates_of_a_proposal_are_false() -> None:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def test_groups_and_countings() -> None:
-    # Vegas: img1 1 of 2 found; img2 only in the truth. Paris: img1 perfect; img9 only proposed.
-    # Rio: only in the truth, so without an image to score.
+def test_groups_and_totals() -> None:
+    # Vegas: 1 of 2 found in img1; img2 only in the truth. Paris: img1 perfect; img9 only proposed.
+    # Rio: only in the truth, so without a scored image.
     one, two, small = box(0, 0, 10, 10), box(50, 0, 10, 10), box(0, 0, 4, 4)
     truth = {
         "AOI_2_Vegas_img1": [one, two], "AOI_2_Vegas_img2": [one, small],
@@ -200,25 +200,25 @@ def test_spacenet_4_is_the_mean_of_its_categories() -> None:
     truth = {image_id: [one, two] for image_id in ids}
     proposal = {ids[0]: [one, two], ids[1]: [one], ids[2]: [one, two], ids[3]: []}
     report = score_buildings(truth, proposal)
-    # nadir: 3 found, 1 missed over both looks.
+    # nadir: 3 found, 1 missed over both view angles.
     assert report.aois["nadir"]["f1"] == pytest.approx(6 / 7)
     assert report.aois["off-nadir"]["f1"] == 1
     assert report.aois["very off-nadir"]["f1"] == 0
     assert list(report.aois) == ["nadir", "off-nadir", "very off-nadir"]
     assert report.total["f1"] == pytest.approx((6 / 7 + 1) / 3)
-    # Of two categories the mean of two.
+    # With two categories, the total is the mean of both.
     near = {image_id: truth[image_id] for image_id in ids[:3]}
     assert score_buildings(near, proposal).total["f1"] == pytest.approx((6 / 7 + 1) / 3)
     some = {image_id: proposal[image_id] for image_id in ids[:3]}
     assert score_buildings(near, some).total["f1"] == pytest.approx((6 / 7 + 1) / 2)
 
 
-def test_where_there_is_nothing() -> None:
+def test_scores_without_buildings() -> None:
     assert score_buildings({}, {}).total["f1"] == 0
     some = [box(0, 0, 10, 10)]
     truth = {"AOI_1_A_img1": [], "AOI_1_A_img2": some, "AOI_1_B_img1": []}
     report = score_buildings(truth, truth)
-    # As in the official scorers, an AOI with nothing to find has no score to give.
+    # As in the official scorers, an AOI without buildings has no score.
     assert (report.aois["AOI_1_A"]["f1"], report.aois["AOI_1_B"]["f1"]) == (1, 0)
     assert report.total["f1"] == 0.5
     assert report.images["AOI_1_A_img1"]["f1"] == 1
@@ -240,11 +240,11 @@ def test_official_scores() -> None:
     assert score_buildings(truth, truth).total["f1"] == 1
 
 
-# --- against a brute force, and what must change nothing ------------------------------------------
+# --- brute force, and invariances -----------------------------------------------------------------
 
 
 def blocks(seed: int, count: int) -> list[BuildingRow]:
-    """Turned boxes that overlap each other, with confidences of which some are equal."""
+    """Return rotated, overlapping boxes, some of them with equal confidences."""
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(count):
@@ -255,7 +255,7 @@ def blocks(seed: int, count: int) -> list[BuildingRow]:
 
 
 def redrawn(rows: Sequence[BuildingRow], seed: int) -> list[BuildingRow]:
-    """Most of the buildings, a little aside, with confidences of which some are equal."""
+    """Return most of the buildings, slightly shifted, some of them with equal confidences."""
     rng = np.random.default_rng(seed)
     return [
         BuildingRow(affinity.translate(row.polygon, *rng.normal(0, 1.2, 2)), round(rng.random(), 1))
@@ -303,7 +303,7 @@ drawn_boxes = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(truth=drawn_boxes, proposals=drawn_boxes)
-def test_equals_a_brute_force_where_much_is_equal(
+def test_equals_a_brute_force_with_many_ties(
     truth: list[BuildingRow], proposals: list[BuildingRow]
 ) -> None:
     assert found(truth, proposals) == by_brute_force(truth, proposals)
@@ -311,7 +311,7 @@ def test_equals_a_brute_force_where_much_is_equal(
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_the_order_of_rows_changes_nothing_where_confidences_differ(seed: int) -> None:
+def test_row_order_does_not_matter_for_distinct_confidences(seed: int) -> None:
     shuffle = random.Random(seed)
     truth = blocks(seed, 25)
     proposals = [
@@ -325,7 +325,7 @@ def test_the_order_of_rows_changes_nothing_where_confidences_differ(seed: int) -
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_a_map_equals_itself(seed: int) -> None:
+def test_a_map_compared_with_itself_scores_one(seed: int) -> None:
     rows = {"AOI_1_A_img1": blocks(seed, 20)}
     total = score_buildings(rows, rows).total
     assert (total["f1"], total["precision"], total["recall"]) == (1, 1, 1)

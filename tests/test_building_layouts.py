@@ -63,7 +63,7 @@ def test_names(name: str, image_id: str, product: str | None, aoi: str, place: s
         ("Elsewhere_nadir40_catid_99_1_2", 40, None),
     ],
 )
-def test_looks_of_names(name: str, angle: int, side: str | None) -> None:
+def test_view_angles_in_names(name: str, angle: int, side: str | None) -> None:
     assert view_angle_of_name(name) == ViewAngle(angle, side)  # type: ignore[arg-type]
 
 
@@ -82,7 +82,7 @@ def test_categories_by_angle_and_side() -> None:
         parse_view_angle(str(view_angle)) == view_angle
         for view_angle in (ViewAngle(32, "south"), ViewAngle(7))
     )
-    with pytest.raises(ValueError, match="no look"):
+    with pytest.raises(ValueError, match="not an off-nadir angle"):
         parse_view_angle("up")
 
 
@@ -91,11 +91,11 @@ def look_at(root: Path, collect: str, tile: str, dtype: str = "uint16") -> None:
     write_image(path, bands=4, size=(64, 64), dtype=dtype)
 
 
-def test_one_label_for_many_looks(tmp_path: Path) -> None:
+def test_one_label_for_many_view_angles(tmp_path: Path) -> None:
     other = "Atlanta_nadir7_catid_1030010003D22F00"
     for collect in (COLLECT, other):
         look_at(tmp_path, collect, "1_2")
-        # Raw bands in large pixels and panchromatic images stand beside and are none of ours.
+        # Raw bands with large pixels and panchromatic images in the same place are ignored.
         write_image(tmp_path / collect / f"MS/MS_{collect}_1_2.tif", bands=8, size=(16, 16))
     label = write_buildings(
         tmp_path / "geojson/spacenet-buildings/spacenet-buildings_1_2.geojson", [square(8, 8, 20)]
@@ -121,7 +121,7 @@ def test_a_missing_label_names_the_image_and_what_was_tried(tmp_path: Path) -> N
     assert "Geo_AOI_9_Made_img1.geojson" in text
 
 
-def test_products_in_other_pixels_give_way(tmp_path: Path) -> None:
+def test_only_products_with_the_wanted_bands_are_used(tmp_path: Path) -> None:
     write_image(tmp_path / "3band/3band_AOI_1_RIO_img1.tif", size=(80, 90))
     write_image(tmp_path / "8band/8band_AOI_1_RIO_img1.tif", bands=8, size=(20, 22), dtype="uint16")
     for channels, shape in ((3, (80, 90)), (8, (20, 22))):
@@ -129,7 +129,7 @@ def test_products_in_other_pixels_give_way(tmp_path: Path) -> None:
         assert [(i.height, i.width) for i in chip.images.values()] == [shape]
 
 
-def test_infrared_is_no_alpha(tmp_path: Path) -> None:
+def test_infrared_is_not_taken_for_alpha(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.tif", bands=4, photometric="rgb", alpha="yes")
     assert read_info(path, RGB).bands == 3
     info = read_info(path, RGB_NIR)
@@ -141,7 +141,7 @@ def by_view_angle(heads: int | None) -> Task:
     return default_task("buildings", view_angle_heads=heads)
 
 
-def test_an_angle_that_nobody_knows_asks_for_nadir(tmp_path: Path) -> None:
+def test_an_unknown_view_angle_asks_for_the_nadir_option(tmp_path: Path) -> None:
     write_tile(tmp_path, 1, [square(10, 10, 30)])
     (chip,) = find_building_images([tmp_path]).chips
     assert by_view_angle(None).category(chip) is None
@@ -153,7 +153,7 @@ def test_an_angle_that_nobody_knows_asks_for_nadir(tmp_path: Path) -> None:
         prepare_chip(chip, tmp_path / "cache", StretchSettings(), by_view_angle(5))
 
 
-def test_invalid_polygons_are_mended_and_counted(tmp_path: Path) -> None:
+def test_invalid_polygons_are_repaired_and_counted(tmp_path: Path) -> None:
     bow = [[(10.0, 10.0), (40.0, 40.0), (40.0, 10.0), (10.0, 40.0)]]
     touched = [
         [(50.0, 10.0), (90.0, 10.0), (90.0, 50.0), (50.0, 50.0)],
@@ -163,7 +163,7 @@ def test_invalid_polygons_are_mended_and_counted(tmp_path: Path) -> None:
     (chip,) = find_building_images([tmp_path]).chips
     labels = read_building_labels(chip)
     assert labels.repaired == 1
-    # Both loops of the bow, a square less its hole, and what of the last is on the image.
+    # Both loops of the bow-tie, a square minus its hole, and the part of the last in the image.
     areas = np.sort(shapely.area(labels.outlines))
     assert areas == pytest.approx([6 * 30, 450, 40 * 40 - 20 * 20], abs=1e-3)
     assert shapely.is_valid(labels.outlines).all()
@@ -177,10 +177,10 @@ def test_labels_of_another_place_are_a_fault(tmp_path: Path) -> None:
     assert not len(read_building_labels(find_building_images([tmp_path]).chips[0]).outlines)
 
 
-def test_coco_ids_are_those_of_the_file(tmp_path: Path) -> None:
+def test_coco_ids_come_from_the_file(tmp_path: Path) -> None:
     path = write_coco(tmp_path, {12: [square(10, 10, 30)], 7: []})
     content = json.loads(path.read_text())
-    # An id that is not the number in the name, a crowd, a building of two parts.
+    # An id that differs from the number in the name, a crowd, a building of two parts.
     content["images"][1] |= {"id": 99}
     content["images"].append({"id": 5, "file_name": "gone.jpg", "width": 9, "height": 9})
     both = [[c for xy in square(x, 60, 10)[0] for c in xy] for x in (10, 40)]
@@ -204,7 +204,7 @@ def test_coco_ids_are_those_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": [{"id": "a", "file_name": "1.jpg"}]}, r"images\[0\] needs an integer as id"),
+        ({"images": [{"id": "a", "file_name": "1.jpg"}]}, r"images\[0\] needs an integer id"),
         ({"images": [{"id": 1, "file_name": 1}]}, r"images\[0\] needs a file_name"),
         ({"images": 3}, "not COCO annotations"),
         ({"annotations": [{"image_id": 1, "category_id": 100, "segmentation": [[1, 2, 3, 4]]}]},
@@ -213,10 +213,10 @@ def test_coco_ids_are_those_of_the_file(tmp_path: Path) -> None:
          "image 4, which is not listed"),
         ({"annotations": [{"image_id": 1, "category_id": 3, "segmentation": [[1] * 6]}]},
          "category_id 3"),
-        ({"annotations": [{"id": 1}]}, r"annotations\[0\] is of the image null"),
+        ({"annotations": [{"id": 1}]}, r"annotations\[0\] refers to the image null"),
     ],
 )  # fmt: skip
-def test_annotations_at_fault_are_named(
+def test_invalid_annotations_are_named(
     tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     path = write_coco(tmp_path, {1: []})
@@ -225,7 +225,7 @@ def test_annotations_at_fault_are_named(
         find_building_images([tmp_path])
 
 
-def test_two_challenges_or_two_images_of_one_id(tmp_path: Path) -> None:
+def test_mixed_challenges_and_duplicate_ids_are_refused(tmp_path: Path) -> None:
     write_coco(tmp_path / "train", {1: []})
     write_coco(tmp_path / "val", {1: []})
     with pytest.raises(SatmapError, match="two images have the id 1"):
@@ -262,7 +262,7 @@ def test_the_inventory_of_buildings(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("harm", ["directory", "pipe"])
-def test_what_is_no_file_is_reported_in_an_images_place(tmp_path: Path, harm: str) -> None:
+def test_images_that_are_not_files_are_reported(tmp_path: Path, harm: str) -> None:
     tiles, coco = tmp_path / "tiles", tmp_path / "coco"
     for number in (1, 2):
         write_tile(tiles, number, [])
@@ -279,12 +279,12 @@ def test_what_is_no_file_is_reported_in_an_images_place(tmp_path: Path, harm: st
         found = find_building_images([root])
         assert len(found.chips) == 1 and list(found.faults) == [image_id]
         assert f"{victim} is a {harm}" in found.faults[image_id]
-        # It has its empty row, which a check expects.
+        # It has the empty row that a check expects.
         assert image_id in found.long_ids
         if root == tiles:
             assert building_image_ids([root]) == set(found.long_ids)
         if harm == "directory":
-            # As some programs unpack archives: the file in it is the image.
+            # Some programs unpack archives this way: the file in the directory is the image.
             image = victim / victim.name
             image.write_bytes(content)
             found = find_building_images([root])

@@ -51,7 +51,7 @@ def test_buildings_are_drawn_where_they_are(tmp_path: Path) -> None:
         written = write_building_overlays(
             tmp_path / f"{name}.csv", [tmp_path / "data"], tmp_path / name
         )
-        # The broken image is passed over.
+        # The broken image is skipped.
         assert written == [tmp_path / name / f"{NAME}.png"]
     changed = differing(tmp_path / "both" / f"{NAME}.png", tmp_path / "one" / f"{NAME}.png")
     # Only the shed and the legend's count; the shed is wider than high by nothing.
@@ -76,7 +76,7 @@ def test_the_legend_counts_what_the_scorer_counts(
     monkeypatch.setattr(misses, "compose", composed)
     write_tile(tmp_path / "data", 1, [])
     house, other, wrong = box(5, 5, 20), box(60, 60, 12), box(5, 60, 15)
-    # 19.4 square pixels, a match that does not count, and 9.
+    # 19.4 square pixels, a match that does not count, and 9 square pixels.
     shed, speck = box(40, 5, 4.4), box(70, 20, 3)
     truth = [BuildingRow(polygon) for polygon in (house, shed, other)]
     proposal = [BuildingRow(polygon, 0.5) for polygon in (speck, shed, wrong, house)]
@@ -111,7 +111,7 @@ def test_the_image_keeps_its_contrast(tmp_path: Path) -> None:
     (path,) = write_building_overlays(tmp_path / "out.csv", [tmp_path / "data"], tmp_path / "p")
     picture = cv2.imread(str(path))
     assert picture is not None
-    # Bright buildings on a ground that is dark, and not paled.
+    # Bright buildings on dark ground, which is not brightened.
     panel = picture[100:-100, 100:700]
     assert np.median(panel) < 60 and panel.max() > 200
 
@@ -131,7 +131,7 @@ def test_coco_masks_are_drawn(tmp_path: Path) -> None:
     assert 0 < changed[:-40].mean() < 0.1
 
 
-def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
+def test_undrawable_input_is_reported(tmp_path: Path) -> None:
     write_tile(tmp_path / "data", 1, [])
     write_buildings_csv(tmp_path / "other.csv", {"AOI_9_Made_img5": []})
     with pytest.raises(SatmapError, match="has none of the images"):

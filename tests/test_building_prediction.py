@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 
 
 def all_is_building() -> UNet:
-    """A network that says the same everywhere: a building, and no border."""
+    """Return a network that predicts a building without border everywhere."""
     network = build_network("resnet18", 3, BUILDING_MAPS[:2], (8,) * 4)
     with torch.no_grad():
         network.head.weight.zero_()
@@ -70,8 +70,8 @@ def test_every_image_is_in_the_csv(tmp_path: Path) -> None:
     assert row.confidence == pytest.approx(96, rel=0.005)
     assert rows["AOI_9_Made_img10"] == []
     assert "AOI_9_Made_img10,-1,POLYGON EMPTY,1" in out.read_text()
-    # Graphs are of roads, and numbers are the Mapping Challenge's.
-    with pytest.raises(SatmapError, match=r"a\.graphml: buildings can be exported as \.geojson"):
+    # GraphML is only for roads, and COCO results need the Mapping Challenge's image numbers.
+    with pytest.raises(SatmapError, match=r"a\.graphml: .*Buildings are exported as \.geojson"):
         predict(
             [tmp_path / "data"], out, tmp_path / "weights", CPU, exports=[tmp_path / "a.graphml"]
         )
@@ -90,7 +90,7 @@ def test_coco_results_have_the_ids_of_the_file_and_the_size_of_the_images(tmp_pa
     assert list(found) == [7, 12]
     with rasterio.open(tmp_path / "planes/12.tif") as maps:
         assert (maps.count, maps.height, maps.width) == (2, 100, 100)
-    # Without annotations, the number in the name; the CSV for those who want it.
+    # Without annotations, the id is the number in the name. A CSV is possible too.
     (tmp_path / "data/annotation.json").unlink()
     again = tmp_path / "again.json"
     predict([tmp_path / "data"], again, tmp_path / "weights", CPU)
@@ -99,7 +99,7 @@ def test_coco_results_have_the_ids_of_the_file_and_the_size_of_the_images(tmp_pa
     assert list(read_buildings_csv(tmp_path / "out.csv")) == ["7", "12"]
 
 
-def test_the_journal_gives_buildings_back_to_the_last_bit(tmp_path: Path) -> None:
+def test_the_journal_restores_buildings_exactly(tmp_path: Path) -> None:
     yard = shapely.Polygon(square(0.1, 1 / 3, 20)[0], square(5, 5, 6))
     image = ImageBuildings("a", 3, (40, 50), (Building(yard, 0.1 + 0.2),))
     task = default_task("buildings")
@@ -109,7 +109,7 @@ def test_the_journal_gives_buildings_back_to_the_last_bit(tmp_path: Path) -> Non
     with path.open("a") as file:
         file.write(json.dumps(["other", ["b", None, [1, 1], [["00ff", 1]], None]]) + "\n")
     with Journal(tmp_path / "out.csv", "settings", task) as journal:
-        # What follows a damaged line is done again.
+        # Everything after a damaged line is predicted again.
         assert list(journal.finished) == ["key"]
         back = journal.found("key")
     assert (back.image_id, back.number, back.size) == ("a", 3, (40, 50))
@@ -137,7 +137,7 @@ def test_the_geometric_mean_of_views(seed: int, bias: float) -> None:
         / 255
         for mean in ("arithmetic", "geometric")
     }
-    # Each view by itself was rounded to a 255th.
+    # Each view was rounded to 1/255 before.
     assert np.allclose(both["arithmetic"], np.mean(single, axis=0), atol=0.005)
     geometric = np.exp(np.mean(np.log(np.maximum(single, 1e-9)), axis=0))
     large = np.min(single, axis=0) > 0.05
@@ -145,7 +145,7 @@ def test_the_geometric_mean_of_views(seed: int, bias: float) -> None:
     assert (both["geometric"] <= both["arithmetic"] + 0.005).all()
 
 
-def test_padding_is_as_the_recipe_says() -> None:
+def test_padding_follows_the_recipe() -> None:
     seen: list[torch.Tensor] = []
     network = build_network("resnet18", 3, ["building"], (8,) * 4).eval()
     network.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -163,7 +163,7 @@ def test_padding_is_as_the_recipe_says() -> None:
     assert not torch.equal(mirrored, repeated)
 
 
-def test_maps_brought_to_another_size_keep_their_places() -> None:
+def test_resized_maps_keep_their_positions() -> None:
     values = np.zeros((2, 32, 32), np.uint8)
     values[0, 8:16, 4:12], values[1] = 255, 100
     large = resize_maps(values, (64, 96))
@@ -200,9 +200,9 @@ def test_masks_on_disk_to_buildings(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {name: len(found) for name, found in rows.items()} == {
         "AOI_9_Made_img1": 1, "AOI_9_Made_img2": 2, "broken": 0,
     }  # fmt: skip
-    said = capsys.readouterr()
-    assert "broken.png: cannot be read" in said.err
-    assert "3 images, 3 buildings" in said.out
+    printed = capsys.readouterr()
+    assert "broken.png: cannot be read" in printed.err
+    assert "3 images, 3 buildings" in printed.out
     assert run(str(tmp_path / "out.json")) == 1
     assert "COCO results need images with numbers as names" in capsys.readouterr().err
     assert run(str(tmp_path / "out.graphml")) == 1

@@ -1,4 +1,4 @@
-"""Targets of buildings against hand-drawn ones and a slow brute force."""
+"""Building targets compared with hand-drawn ones and a slow brute force."""
 
 import math
 from pathlib import Path
@@ -41,7 +41,7 @@ def bits(target: NDArray[np.uint8], bit: int) -> NDArray[np.bool_]:
 
 def test_bodies_are_exact_and_keep_holes() -> None:
     yard = shapely.Polygon(square(10, 10, 20)[0], square(15, 15, 6))
-    # The lower half of a pixel row does not reach its centres.
+    # A polygon over the lower half of a pixel row misses the pixel centres.
     low = shapely.box(40, 10, 50, 19.4)
     target = rasterize_buildings(shapes(yard, low), (64, 64), SETTINGS)
     body = bits(target, BODY_BIT)
@@ -50,7 +50,7 @@ def test_bodies_are_exact_and_keep_holes() -> None:
     assert body.sum() == 400 - 36 + 10 * 9
 
 
-def test_borders_are_inside_and_part_what_touches() -> None:
+def test_borders_lie_inside_and_separate_touching_buildings() -> None:
     duplicates = shapes(shapely.box(10, 10, 20, 20), shapely.box(20, 10, 30, 20))
     border = bits(rasterize_buildings(duplicates, (40, 40), SETTINGS), BORDER_BIT)
     # A ring of 36 pixels in each.
@@ -58,7 +58,7 @@ def test_borders_are_inside_and_part_what_touches() -> None:
     assert border[10:20, 19:21].all()
     wide = BuildingTargetSettings(border_px=3)
     assert bits(rasterize_buildings(duplicates, (40, 40), wide), BORDER_BIT).sum() == 2 * (100 - 16)
-    # The image's edge is no border.
+    # The edge of the image is not a border.
     cut = rasterize_buildings(shapes(shapely.box(0, 0, 10, 10)), (40, 40), SETTINGS)
     assert bits(cut, BORDER_BIT).sum() == 10 + 9
 
@@ -80,7 +80,7 @@ def test_buildings_wholly_at_the_edge_are_left_out() -> None:
     assert np.unique(draw_instances(shapes(edge, inside), (40, 40))).tolist() == [0, 1, 2]
 
 
-def test_the_smaller_of_two_that_overlap_is_on_top() -> None:
+def test_the_smaller_of_overlapping_buildings_is_on_top() -> None:
     for order in (1, -1):
         both = shapes(shapely.box(5, 5, 35, 35), shapely.box(10, 10, 15, 15))[::order]
         labels = draw_instances(both, (40, 40))
@@ -88,7 +88,7 @@ def test_the_smaller_of_two_that_overlap_is_on_top() -> None:
 
 
 def brute_distances(labels: NDArray[np.int32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The two least of the distances to all buildings, pixel by pixel."""
+    """Return the two smallest distances to buildings for every pixel."""
     height, width = labels.shape
     found = np.full((2, height, width), np.inf)
     numbers = [n for n in np.unique(labels).tolist() if n]
@@ -132,16 +132,16 @@ def test_weights_by_hand() -> None:
     one = np.where(labels == 1, labels, 0)
     alone = pixel_weights(one, *two_nearest(one), SETTINGS)
     assert alone[4, 6] == pytest.approx(1 + 50 * math.exp(-(6**2) / 100), rel=1e-5)
-    # On a single building the distance is 0, where the weight is that of its size alone.
+    # On a single building the distance is 0 and the weight depends only on its size.
     assert alone[4, 2] == pytest.approx(128 / 8, rel=1e-6)
     none = np.zeros_like(labels)
     assert (pixel_weights(none, *two_nearest(none), SETTINGS) == 1).all()
-    # Where distances are cut off they no longer count.
+    # Distances beyond the limit do not count.
     cut = pixel_weights(labels, *two_nearest(labels, 60.0), SETTINGS)
     assert np.allclose(cut, weights, rtol=1e-6)
 
 
-def test_weights_survive_their_byte() -> None:
+def test_weights_survive_storage_in_a_byte() -> None:
     weights = np.geomspace(0.06, 10_000, 500).astype(np.float32)
     assert np.allclose(weight_table()[encode_weights(weights)], weights, rtol=0.026)
     assert weight_table()[encode_weights(np.ones(1, np.float32))][0] == 1
@@ -156,7 +156,7 @@ def test_prepared_chips(tmp_path: Path) -> None:
     assert bits(target, BODY_BIT).sum() == 10 * 30
     assert shapely.area(cached.payload) == pytest.approx([900, 900])
     assert cached.metres_per_pixel == pytest.approx((0.24, 0.3), abs=0.01)
-    # Ground that nobody has seen is no building.
+    # Pixels without data are not buildings.
     write_coco(tmp_path / "coco", {3: [square(24, 24, 48)]})
     (chip,) = find_building_images([tmp_path / "coco"]).chips
     task = default_task("buildings", input_px=64)
@@ -164,6 +164,6 @@ def test_prepared_chips(tmp_path: Path) -> None:
     assert (half.shape, half.size) == ((64, 64, 3), (96, 96))
     image, target = half.read()
     assert bits(target, BODY_BIT).sum() == 32 * 32
-    # The picture was brought to the same size.
+    # The image was resized to the same size.
     assert image[20:44, 20:44].mean() > image[:12].mean() + 100
     assert shapely.bounds(half.payload[0]).tolist() == [24, 24, 72, 72]

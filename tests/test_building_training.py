@@ -1,4 +1,4 @@
-"""Losses, schedules and scores of building recipes, and a training of one."""
+"""Losses, schedules and scores of building recipes, and one training."""
 
 import json
 import math
@@ -69,7 +69,7 @@ inference: {tta: 1, checkpoints: [last]}
 
 
 def with_task(**settings: object) -> dict[str, Any]:
-    """The recipe with other settings of its task."""
+    """Return the recipe with other settings of its task."""
     content: dict[str, Any] = yaml.safe_load(RECIPE)
     return content | {"task": content["task"] | settings}
 
@@ -104,7 +104,7 @@ def test_the_loss_of_every_map_by_hand() -> None:
     assert parts["border"].item() == pytest.approx(3 * math.log(2), rel=1e-5)
     assert parts["contact"].item() == pytest.approx(10 * 0.25 * math.log(2), rel=1e-5)
     assert loss.item() == pytest.approx(sum(part.item() for part in parts.values()), rel=1e-6)
-    # Right everywhere costs nothing; the order of the planes is of no consequence.
+    # A perfect prediction costs nothing; the order of the maps does not matter.
     bits = torch.tensor([BODY_BIT, BORDER_BIT, CONTACT_BIT]).view(1, 3, 1, 1)
     right = (((target[..., 0].unsqueeze(1) & bits) > 0).float() - 0.5) * 80
     assert building_loss(right, BUILDING_MAPS, target, losses, own)[0].item() < 1e-3
@@ -148,7 +148,7 @@ def test_faults_of_losses_are_named() -> None:
         ({"building": {"dice": 0}}, "members.0.losses: all weights of a probability map are 0"),
         ({"building": {"dise": 1}}, "members.0.losses.building.dise: unknown key"),
         ({"border": {"dice": 1}}, "members.0.losses.building: this key is missing"),
-        ({"building": {"dice": 1}}, "the losses of stage 2 are of other probability maps"),
+        ({"building": {"dice": 1}}, "the losses of stage 2 have other probability maps"),
     ):
         content["members"] = [member | {"losses": losses}]
         with pytest.raises(SatmapError, match=message):
@@ -169,7 +169,7 @@ def test_shipped_recipes() -> None:
     oblique = load_recipe("sn4-buildings")
     assert oblique.task.categories == ("nadir", "off-nadir", "very off-nadir")
     assert {member.bands for member in oblique.members} == {4}
-    # What leans leans to the sides that the looks have, in training as in prediction.
+    # Augmentation keeps the lean directions of the view angles, in training and prediction.
     assert (oblique.augmentation.flips, oblique.inference.tta) == (False, 1)
     assert load_recipe("sn2-buildings").map_names == BUILDING_MAPS
 
@@ -187,13 +187,13 @@ def test_validation_scores_by_vectoriser_and_metric(tmp_path: Path) -> None:
         _, target = chip.read()
         body = ((target[..., 0] & BODY_BIT) * 255).astype(np.uint8)
         if chip.image_id == "1":
-            # The small one is missed, and something else is none.
+            # The small building is missed, and there is one false detection.
             body[40:, 40:] = 0
             body[:16, 40:56] = 255
         scores.append(
             task.score_maps(ProbabilityMaps(("building",), body[None], (1, 1)), chip, target)
         )
-    # Found at the file's own size, not at that of the planes.
+    # Buildings are in pixels of the file, not of the resized maps.
     assert scores[0].rows[0].polygon.area + scores[0].rows[1].polygon.area == pytest.approx(
         900 + 24 * 24, rel=0.1
     )
@@ -223,12 +223,12 @@ def test_a_training_of_all_stages(tmp_path: Path) -> None:
     log = (context.weights / "fold0-resnet18-3band.log.csv").read_text().splitlines()
     header = log[0].split(",")
     assert header[6:] == ["loss", "building", "border", "f1", "precision", "recall", "dice", "iou"]
-    # Two chips an epoch in the first stage, one step; three in the second.
+    # The first stage has two chips per epoch, one step; the second has three.
     assert [row.split(",")[0] for row in log[1:]] == ["1", "1", "2"]
-    # An untrained network finds nothing, so the rate has fallen by the second validation.
+    # An untrained network finds nothing, so the second validation lowers the learning rate.
     assert float(log[2].split(",")[2]) <= float(log[1].split(",")[2])
     assert list((context.weights / "fold0-resnet18-3band.pictures").glob("*.png"))
-    # Two looks at one place are in one fold.
+    # Two view angles of one place are in one fold.
     assert train([tmp_path / "data"], recipe, replace(context, restart=False), options) == {}
 
 
@@ -246,7 +246,7 @@ def test_missing_labels_and_nothing_to_learn(tmp_path: Path) -> None:
         train([tmp_path / "data"], small(), context, options)
 
 
-def test_heads_by_look_in_training_and_prediction(
+def test_heads_by_view_angle_in_training_and_prediction(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "data"
@@ -279,7 +279,7 @@ def test_heads_by_look_in_training_and_prediction(
     tiles = {image_id[-3:] for image_id in held_out}
     assert len(held_out) == 2 * len(tiles)
     assert 0 < len(tiles) < 3
-    # Heads that say all and nothing: the name's look picks one.
+    # One head predicts buildings everywhere, the other nowhere; the name's view angle selects one.
     with torch.no_grad():
         network.head.weight.zero_()
         bias = network.head.bias
@@ -297,7 +297,9 @@ def test_heads_by_look_in_training_and_prediction(
     assert "6 images, 3 buildings" in capsys.readouterr().out
 
 
-def test_an_unknown_look_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_view_angle_is_requested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     chips_of(tmp_path / "data", 2)
     recipe = tmp_path / "heads.yaml"
     recipe.write_text(yaml.safe_dump(with_task(view_angle_heads=3)))

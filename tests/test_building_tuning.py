@@ -1,4 +1,4 @@
-"""Fitting building settings: measures worked out slowly, then the command on made blocks."""
+"""Fitting building settings: slow reference measures, then the command on synthetic blocks."""
 
 import json
 import tempfile
@@ -54,12 +54,12 @@ def test_f1_is_the_mean_of_areas_of_summed_counts() -> None:
     # 6 / (6 + 3) and 2 / (2 + 1).
     assert measure.score(records, [0, 1, 2]) == pytest.approx((6 / 9 + 2 / 3) / 2)
     assert measure.score(records[:2], [0, 1]) == pytest.approx(6 / 9)
-    # Nothing there and nothing found: 0, as in the official scorers.
+    # No building and no detection: 0, as in the official scorers.
     assert measure.score([Counts()], [2]) == 0
 
 
-def test_the_error_of_a_gain_is_the_jackknifes() -> None:
-    # Ten buildings a chip and none false: F1 = 2 tp / (tp + 10), all chips in one area.
+def test_the_error_of_a_gain_is_the_jackknife_estimate() -> None:
+    # Ten buildings per chip and no false ones: F1 = 2 tp / (tp + 10), all chips in one area.
     measure = PooledF1(["a"] * 4, list("wxyz"))
     before = [Counts(5, 0, 5)] * 4
     after = [Counts(tp, 0, 10 - tp) for tp in (5, 7, 6, 9)]
@@ -68,7 +68,7 @@ def test_the_error_of_a_gain_is_the_jackknifes() -> None:
     without = [2 * s / (s + 30) - 2 / 3 for s in (27 - 5, 27 - 7, 27 - 6, 27 - 9)]
     spread = sum((value - np.mean(without)) ** 2 for value in without)
     assert gain.error == pytest.approx(sqrt(3 / 4 * spread))
-    # All looks at a place count as one: two places, and then one, of which nobody can say.
+    # All images of a place count as one: two places, then one, which has no standard error.
     pairs = PooledF1(["a"] * 4, list("wwxx")).gain(before, after, range(4))
     two = [2 * s / (s + 20) - 2 / 3 for s in (15, 12)]
     assert pairs.error == pytest.approx(abs(two[0] - two[1]) / 2)
@@ -114,7 +114,7 @@ def test_precision_is_that_of_the_official_program(seed: int) -> None:
 
 
 def made(seed: int, strength: float = 1.0) -> tuple[ProbabilityMaps, NDArray[np.int32]]:
-    """Planes of houses, fainter by ``strength``, with their true labels."""
+    """Return maps of houses, scaled by ``strength``, with their true labels."""
     labels = made_blocks(seed, SIZE, 17 * seed, (10, 30)).labels
     maps = maps_of_labels(labels, 1.2, 0.1, seed)
     faint = np.rint(maps.values * np.array([strength, 1, 1])[:, None, None]).astype(np.uint8)
@@ -124,7 +124,7 @@ def made(seed: int, strength: float = 1.0) -> tuple[ProbabilityMaps, NDArray[np.
 def write_masks(
     directory: Path, names: Sequence[str], strengths: Sequence[float] = ()
 ) -> tuple[Path, Path]:
-    """Masks of made houses and their truth as CSV."""
+    """Write masks of synthetic houses and their truth as CSV."""
     masks, rows = directory / "masks", {}
     masks.mkdir(parents=True)
     for number, name in enumerate(names):
@@ -161,7 +161,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 
 def f1_of(recipe: Path, masks: Path, truth: Path) -> float:
-    """F1 of what `vectorize` makes of masks, as `score` has it."""
+    """Return the F1 of vectorised masks, computed by `score`."""
     out = masks.with_suffix(".csv")
     task = task_of(load_recipe(str(recipe)))
     assert isinstance(task, DenseTask)
@@ -181,31 +181,31 @@ def test_a_bad_threshold_is_repaired(tmp_path: Path, capsys: pytest.CaptureFixtu
     recipe = write_recipe(tmp_path / "bad.yaml", least_px=600, split=0.5)
     output = tmp_path / "fitted.yaml"
     tune = ("tune", masks, truth, output, "--recipe", recipe, "--workers", 0, "--minutes", 60)
-    status, said = run(capsys, *tune)
+    status, printed = run(capsys, *tune)
     assert status == 0
-    assert "F1 at IoU .5 of 5 chips" in said and "1 images were left out of the fit" in said
+    assert "F1 at IoU .5 of 5 chips" in printed and "1 images were left out of the fit" in printed
     before, fitted = load_recipe(str(recipe)), load_recipe(str(output))
     assert fitted.task.vectorizer.least_px < 250
-    # The same but for what was fitted, so it fits the weights of the old one.
+    # Only fitted settings differ, so the recipe still suits the weights.
     assert fitted.training_fingerprint == before.training_fingerprint
     assert fitted.model_copy(update={"task": before.task}) == before
     settings = {"vectorizer": before.task.vectorizer}
     assert fitted.task.model_copy(update=settings) == before.task
-    # On masks that had no part in it, too.
+    # It also improves masks that were not fitted to.
     unseen = write_masks(tmp_path / "unseen", [f"made_{seed}" for seed in range(20, 23)])
     assert f1_of(output, *unseen) > f1_of(recipe, *unseen) + 0.2
-    # The figure on the chips fitted to is what the other commands give.
+    # The other commands give the same figure on the fitted chips.
     (masks / "AOI_9_Made_img5.tif").unlink()
-    assert f"{f1_of(output, masks, truth):.4f} after on the chips fitted to" in said
-    # Fitted once more it finds nothing, and stays.
+    assert f"{f1_of(output, masks, truth):.4f} after on the chips fitted to" in printed
+    # A second fit finds no gain and changes nothing.
     again = tmp_path / "again.yaml"
-    status, said = run(capsys, *tune[:3], again, "--recipe", output, *tune[6:])
+    status, printed = run(capsys, *tune[:3], again, "--recipe", output, *tune[6:])
     assert (status, load_recipe(str(again))) == (0, fitted)
-    assert "the settings stay as they were" in said
-    # Time that is over leaves all as it was.
-    status, said = run(capsys, *tune[:-1], 1e-6)
+    assert "the settings stay as they were" in printed
+    # Without time left nothing changes.
+    status, printed = run(capsys, *tune[:-1], 1e-6)
     assert (status, load_recipe(str(output))) == (0, before)
-    assert "time ran out" in said
+    assert "time ran out" in printed
 
 
 @pytest.mark.skipif(not SPACENET2.exists(), reason="the shared data are not here")
@@ -214,24 +214,24 @@ def test_real_footprints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for number, (image_id, rows) in enumerate(read_buildings_csv(truth).items()):
         outlines = np.array([row.polygon for row in rows], np.object_)
         labels = draw_instances(shapely.make_valid(outlines), (650, 650))
-        # Four chips to fit to, three that the fit never sees.
+        # Four chips for the fit and three that it never sees.
         masks = tmp_path / ("fitted" if number % 2 == 0 else "held_out")
         masks.mkdir(exist_ok=True)
         write_mask(masks / f"{image_id}.tif", maps_of_labels(labels, 1.5, 0.15, number))
     recipe, output = write_recipe(tmp_path / "bad.yaml", least_px=5000), tmp_path / "fitted.yaml"
-    status, said = run(
+    status, printed = run(
         capsys, "tune", tmp_path / "fitted", truth, output, "--recipe", recipe, "--workers", 0
     )  # fmt: skip
-    assert status == 0 and "F1 at IoU .5 of 4 chips" in said
+    assert status == 0 and "F1 at IoU .5 of 4 chips" in printed
     held_out = tmp_path / "held_out"
     assert f1_of(output, held_out, truth) > f1_of(recipe, held_out, truth) + 0.2
     assert f1_of(output, held_out, truth) > 0.9
 
 
-def test_each_category_of_looks_has_its_own(
+def test_each_view_angle_category_has_its_own_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Ten tiles; what is seen from aside is faint, and one tile's two looks stay together.
+    # Ten tiles; oblique images are faint, and the two images of a tile stay together.
     names = [f"Atlanta_nadir8_catid_10300100023BC100_1_{n}" for n in range(4)]
     names += [f"Atlanta_nadir32_catid_103001000392F600_1_{n}" for n in range(4)]
     names += ["Atlanta_nadir53_catid_1030010003CD4300_1_0", "elsewhere"]
@@ -241,11 +241,11 @@ def test_each_category_of_looks_has_its_own(
     grids = {"low": (0.15,), "least_px": (20, 100), "certain": (0.16, 0.5), "seed": (0.16, 0.7)}
     building_tuning.GRIDS = grids
     tune = ("tune", masks, truth, output, "--recipe", recipe, "--workers", 0, "--minutes", 60)
-    status, said = run(capsys, *tune)
+    status, printed = run(capsys, *tune)
     assert status == 0
-    assert "very off-nadir: too few places for a fit (1)" in said
-    assert "elsewhere: elsewhere.tif: its name does not say from where it looks" in said
-    assert said.count("on chips not fitted to") == 2
+    assert "very off-nadir: too few places for a fit (1)" in printed
+    assert "elsewhere: elsewhere.tif: the file name does not give the off-nadir angle" in printed
+    assert printed.count("on chips not fitted to") == 2
     fitted, before = (
         load_recipe(str(output)).task.vectorizer,
         load_recipe(str(recipe)).task.vectorizer,
@@ -255,9 +255,9 @@ def test_each_category_of_looks_has_its_own(
     assert fitted.of("off-nadir").seed == 0.16
     for unfitted in (None, "very off-nadir"):
         assert fitted.of(unfitted) == before.of(None)
-    # A mask whose look its name does not say has the one that is given.
-    status, said = run(capsys, *tune, "--nadir", "12")
-    assert status == 0 and "nadir: F1 at IoU .5 of 5 chips" in said
+    # A mask without a view angle in its name gets the given one.
+    status, printed = run(capsys, *tune, "--nadir", "12")
+    assert status == 0 and "nadir: F1 at IoU .5 of 5 chips" in printed
 
 
 def test_coco_annotations_are_scored_by_average_precision(
@@ -281,60 +281,60 @@ def test_coco_annotations_are_scored_by_average_precision(
     recipe = write_recipe(tmp_path / "bad.yaml", least_px=600)
     output = tmp_path / "fitted.yaml"
     flags = ("--recipe", recipe, "--workers", 0, "--minutes", 60)
-    status, said = run(capsys, "tune", masks, truth, output, "--task", "buildings", *flags)
-    assert status == 0 and "AP at IoU .5 of 4 chips" in said
+    status, printed = run(capsys, "tune", masks, truth, output, "--task", "buildings", *flags)
+    assert status == 0 and "AP at IoU .5 of 4 chips" in printed
     assert load_recipe(str(output)).task.vectorizer.least_px < 250
-    # What the fit says is what `vectorize` and `score` give.
+    # The fit reports the same score as `vectorize` and `score`.
     results = tmp_path / "results.json"
     vectorize_ = ("vectorize", masks, results, "--task", "buildings", "--workers", 0)
     assert run(capsys, *vectorize_, "--recipe", output)[0] == 0
     score = score_coco(truth, results).total["ap50"]
-    assert f"{score:.4f} after on the chips fitted to" in said
+    assert f"{score:.4f} after on the chips fitted to" in printed
 
 
-def test_bad_input_is_told_clearly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     masks, truth = write_masks(tmp_path, [f"AOI_9_Made_img{seed}" for seed in range(4)])
     recipe = write_recipe(tmp_path / "r.yaml")
     flags = ("--workers", 0)
 
-    def told(*arguments: object) -> str:
-        status, said = run(capsys, "tune", *arguments, *flags)
+    def message(*arguments: object) -> str:
+        status, printed = run(capsys, "tune", *arguments, *flags)
         assert status == 1 and not (tmp_path / "out.yaml").exists()
-        return said
+        return printed
 
     out = tmp_path / "out.yaml"
-    said = told(masks, truth, out, "--task", "buildings")
-    assert "recipe sn5-roads is for roads, not for buildings" in said
+    printed = message(masks, truth, out, "--task", "buildings")
+    assert "recipe sn5-roads is for roads, not for buildings" in printed
     lines = tmp_path / "roads.csv"
     lines.write_text("ImageId,WKT_Pix,length_m,travel_time_s\na,LINESTRING EMPTY,0,0\n")
-    assert "is a roads CSV, but tuning of buildings needs" in told(
+    assert "is a roads CSV, but tuning of buildings needs" in message(
         masks, lines, out, "--recipe", recipe
     )
     empty = tmp_path / "empty.csv"
     write_buildings_csv(empty, {f"AOI_9_Made_img{seed}": [] for seed in range(4)})
-    assert "no building in any of the 4" in told(masks, empty, out, "--recipe", recipe)
+    assert "no building in any of the 4" in message(masks, empty, out, "--recipe", recipe)
     of_view_angles = write_recipe(tmp_path / "looks.yaml", view_angles=3)
-    said = told(masks, truth, out, "--recipe", of_view_angles)
-    assert "AOI_9_Made_img0.tif: its name does not say from where it looks" in said
-    assert "Give --nadir degrees off nadir" in said
-    # Looks at three places, some of them in each half, say nothing of a fourth.
+    printed = message(masks, truth, out, "--recipe", of_view_angles)
+    assert "AOI_9_Made_img0.tif: the file name does not give the off-nadir angle" in printed
+    assert "Give --nadir degrees off nadir" in printed
+    # Three places are too few for a fit.
     names = [
         f"Atlanta_nadir{angle}_catid_10300100023BC100_1_{place}"
         for place in range(3)
         for angle in (8, 14)
     ]
     few = tmp_path / "few"
-    said = told(*write_masks(few, names), out, "--recipe", recipe)
-    assert "too few places for a fit (3). A fit needs at least 4 places" in said
-    said = told(few / "masks", few / "truth.csv", out, "--recipe", of_view_angles)
-    assert "too few places for a fit (3)" in said
+    printed = message(*write_masks(few, names), out, "--recipe", recipe)
+    assert "too few places for a fit (3). A fit needs at least 4 places" in printed
+    printed = message(few / "masks", few / "truth.csv", out, "--recipe", of_view_angles)
+    assert "too few places for a fit (3)" in printed
     annotations = tmp_path / "annotations.json"
     images = [{"id": n, "file_name": f"{n}.jpg", "width": 60, "height": 50} for n in range(4)]
     annotations.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
     twice = tmp_path / "twice"
     write_masks(twice, ["3", "003"])
-    said = told(twice / "masks", annotations, out, "--recipe", recipe)
-    assert "are probability maps of the same image" in said
+    printed = message(twice / "masks", annotations, out, "--recipe", recipe)
+    assert "are probability maps of the same image" in printed
 
 
 @dataclass(frozen=True)
@@ -345,7 +345,7 @@ class AChip:
 
 
 @pytest.mark.parametrize("places", [5, 20, 50, 212, 1064])
-def test_many_looks_do_not_displace_places(places: int) -> None:
+def test_many_view_angles_do_not_displace_places(places: int) -> None:
     chips = [
         AChip(f"{place}, {view_angle}", str(place))
         for place in range(places)
@@ -359,12 +359,12 @@ def test_many_looks_do_not_displace_places(places: int) -> None:
     assert bool(warnings) == (len(kept) < len(chips))
 
 
-def test_of_places_with_one_look_a_part_is_taken() -> None:
+def test_a_subset_of_single_image_places_is_used() -> None:
     chips = [AChip(str(place), str(place)) for place in range(1000)]
     assert 0.8 * MAX_CHIPS <= len(subsample(chips, [])) <= MAX_CHIPS
 
 
-def test_vectorize_has_the_settings_of_each_category(
+def test_vectorize_uses_the_settings_of_each_category(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nadir = "Atlanta_nadir8_catid_10300100023BC100_1_0"
@@ -376,9 +376,9 @@ def test_vectorize_has_the_settings_of_each_category(
     tuned.write_text(yaml.safe_dump(recipe))
     out = tmp_path / "out.csv"
     command = ("vectorize", masks, out, "--task", "buildings", "--recipe", tuned, "--workers", 0)
-    status, said = run(capsys, *command)
+    status, printed = run(capsys, *command)
     found = {name: len(rows) for name, rows in read_buildings_csv(out).items()}
-    assert status == 0 and "elsewhere.tif: its name does not say" in said
+    assert status == 0 and "elsewhere.tif: the file name does not give" in printed
     assert found[nadir] == found["elsewhere"] == 0 < found[far]
     run(capsys, *command, "--nadir", "53")
     assert len(read_buildings_csv(out)["elsewhere"]) > 0

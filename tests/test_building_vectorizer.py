@@ -1,4 +1,4 @@
-"""Buildings from planes by one call: windows, splits, right angles, round trips of real labels."""
+"""Building vectoriser as a whole: windows, splits, right angles, round trips of real labels."""
 
 import json
 from collections import defaultdict
@@ -51,7 +51,7 @@ def body_maps(body: NDArray[np.uint8], border: NDArray[np.uint8] | None = None) 
 
 
 def noisy_body(seed: int, size: int) -> NDArray[np.uint8]:
-    """Blots of all sizes and strengths."""
+    """Return blots of all sizes and strengths."""
     rough = np.random.default_rng(seed).standard_normal((size, size))
     smooth = ndimage.gaussian_filter(rough, 2.5)
     return np.asarray(np.clip(127 + smooth / smooth.std() * 80, 0, 255), np.uint8)
@@ -71,7 +71,7 @@ def test_a_building_has_its_outline_and_confidence() -> None:
 
 
 @pytest.mark.parametrize("right_angles", [False, True])
-def test_windows_change_nothing(right_angles: bool) -> None:
+def test_windows_do_not_matter(right_angles: bool) -> None:
     blocks = made_blocks(1, 220, 17, (12, 40))
     maps = maps_of_labels(blocks.labels, 1.0, 0.25)
     chosen = BuildingSettings(least_px=15, seed_px=3, low=0.15, right_angles=right_angles)
@@ -86,7 +86,7 @@ def test_windows_change_nothing(right_angles: bool) -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 1000), st.sampled_from([4, 8, 16]))
-def test_every_blob_is_answered_for_once(seed: int, window: int) -> None:
+def test_every_blob_belongs_to_one_window(seed: int, window: int) -> None:
     mask = noisy_body(seed, 48)[:, :41] > 110
     whole = connected(mask)
     seen = np.zeros(mask.shape, np.int64)
@@ -94,13 +94,13 @@ def test_every_blob_is_answered_for_once(seed: int, window: int) -> None:
         owned = crop.owned[crop.blobs.labels]
         seen[crop.box.pixels] += owned
         for blob in np.flatnonzero(crop.owned).tolist():
-            # The same pixels as at once, not a part of them.
+            # The same pixels as without windows, not a part of them.
             (number,) = np.unique(whole.labels[crop.box.pixels][crop.blobs.labels == blob])
             assert (crop.blobs.labels == blob).sum() == whole.areas[number]
     assert (seen == mask).all()
 
 
-def test_what_is_larger_than_any_building_is_cut_at_the_same_lines() -> None:
+def test_oversized_regions_are_cut_at_the_same_lines() -> None:
     mask = np.ones((40, 100), np.bool_)
 
     def pieces(window: int) -> set[tuple[int, int]]:
@@ -136,7 +136,7 @@ def test_basins_follow_strength(seed: int) -> None:
     mask = split[blobs.labels]
     assert ((basins > 0) == mask).all()
     assert (basins[markers > 0] == markers[markers > 0]).all()
-    # Where a region of strong pixels holds one marker, all of it leads there.
+    # A region of strong pixels with one marker belongs to that marker as a whole.
     for level in range(0, 256, 16):
         regions = connected(mask & (strength >= level)).labels
         for region in range(1, int(regions.max()) + 1):
@@ -156,7 +156,7 @@ def test_basins_follow_strength(seed: int) -> None:
     assert found.strength == pytest.approx([np.mean(seams[pair]) for pair in sorted(seams)])
 
 
-def test_numbers_follow_first_pixels_of_many() -> None:
+def test_many_buildings_are_numbered_by_first_pixel() -> None:
     body = noisy_body(5, 300)
     found = find_instances(body_maps(body), EVERYTHING)
     first = np.unique(found, return_index=True)[1][1:]
@@ -166,7 +166,7 @@ def test_numbers_follow_first_pixels_of_many() -> None:
 
 @pytest.mark.parametrize("sides", [(9, 14), (14, 30), (30, 70)])
 @pytest.mark.parametrize("degrees", [0, 17, 45])
-def test_attached_houses_stay_apart(sides: tuple[int, int], degrees: int) -> None:
+def test_attached_houses_stay_separate(sides: tuple[int, int], degrees: int) -> None:
     blocks = made_blocks(degrees, 500, degrees, sides)
     chosen = BuildingSettings(least_px=30)
     assert len(blocks.pairs) > 15
@@ -177,7 +177,7 @@ def test_attached_houses_stay_apart(sides: tuple[int, int], degrees: int) -> Non
             assert share_apart(blocks, find_instances(maps, chosen)) >= 0.98
 
 
-def test_no_part_is_split_off_that_another_encloses_or_that_is_too_small() -> None:
+def test_enclosed_and_tiny_parts_are_not_split_off() -> None:
     body = np.full((80, 80), 255, np.uint8)
     border = np.zeros((80, 80), np.uint8)
     cv2.rectangle(border, (20, 20), (40, 40), 255, 2)
@@ -187,13 +187,13 @@ def test_no_part_is_split_off_that_another_encloses_or_that_is_too_small() -> No
     border[:] = 0
     border[:, 12:14] = 255
     assert find_instances(body_maps(body, border), BuildingSettings()).max() == 2
-    # 80 x 13 pixels are fewer.
+    # 80 x 13 pixels are fewer than the minimum.
     assert find_instances(body_maps(body, border), BuildingSettings(least_px=1100)).max() == 1
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10_000))
-def test_outlines_are_those_of_gdal(seed: int) -> None:
+def test_outlines_equal_those_of_gdal(seed: int) -> None:
     found = find_instances(body_maps(noisy_body(seed, 40)), EVERYTHING)
     outlines = exact_polygons(found)
     assert shapely.is_valid(outlines).all()
@@ -206,7 +206,7 @@ def test_outlines_are_those_of_gdal(seed: int) -> None:
     assert seen == len(outlines)
 
 
-def test_simple_outlines_of_wild_shapes_keep_area_and_place() -> None:
+def test_simplified_outlines_of_irregular_shapes_keep_area_and_position() -> None:
     found = find_instances(body_maps(noisy_body(8, 300)), BuildingSettings(least_px=100))
     exact = exact_polygons(found)
     simple = simplify_outlines(exact, 1.0)
@@ -214,13 +214,13 @@ def test_simple_outlines_of_wild_shapes_keep_area_and_place() -> None:
     assert shapely.is_valid(simple).all()
     np.testing.assert_allclose(shapely.area(simple), shapely.area(exact), rtol=0.01)
     shared = shapely.area(shapely.intersection(simple, exact))
-    # The estimate that spares an intersection may be off by a few thousandths.
+    # The estimate that avoids an intersection may be off by a few thousandths.
     assert (shared / shapely.area(shapely.union(simple, exact))).min() >= 0.945
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.integers(0, 4))
-def test_outlines_grow_as_masks_do(seed: int, side: int) -> None:
+def test_dilated_outlines_equal_dilated_masks(seed: int, side: int) -> None:
     labels = connected(at_least(noisy_body(seed, 40), 0.5)).labels
     grown = dilated(exact_polygons(labels), side, labels.shape)
     for number, polygon in enumerate(grown, 1):
@@ -241,16 +241,16 @@ def test_right_angles_fit_and_shared_walls_stay_shared() -> None:
     for a, b in blocks.pairs:
         one, other = squared[a - 1], squared[b - 1]
         assert one.intersection(other).area < 0.5
-        # Neither gap nor overlap: their common wall is nearly as long as it was.
+        # No gap and no overlap: the shared wall keeps nearly all of its length.
         wall = exact[a - 1].intersection(exact[b - 1]).length
         if wall > 20:
             assert one.buffer(0.05).intersection(other.boundary).length > 0.5 * wall
-    # Nearly all walls' length runs at 17 degrees or across.
+    # Nearly all walls run at 17 degrees or perpendicular to it.
     points = [shapely.get_coordinates(p.exterior) for p in squared]
     along = np.concatenate([np.diff(p, axis=0) for p in points])
     length = np.hypot(along[:, 0], along[:, 1])
     off = np.abs((np.degrees(np.arctan2(along[:, 1], along[:, 0])) - 17 + 45) % 90 - 45)
-    # What the image's edge cuts off runs along it.
+    # Walls cut by the edge of the image run along it.
     inside = np.concatenate([((p[:-1] > 1) & (p[:-1] < 299)).all(axis=1) for p in points])
     assert length[inside & (off < 5)].sum() > 0.85 * length[inside].sum()
 
@@ -267,12 +267,12 @@ def test_settings_by_category() -> None:
 
 
 @pytest.mark.skipif(not VEGAS.is_dir(), reason="no shared data here")
-def test_labels_of_vegas_come_back_whole() -> None:
+def test_vegas_labels_round_trip() -> None:
     check_round_trip([chip for chip in vegas_truth(VEGAS) if chip[0]])
 
 
 @pytest.mark.skipif(not MAPPING.is_dir(), reason="no shared data here")
-def test_labels_of_the_mapping_challenge_come_back_whole() -> None:
+def test_mapping_challenge_labels_round_trip() -> None:
     chips = []
     for part in ("train", "val"):
         content = json.loads((MAPPING / part / "annotation.json").read_text())
@@ -288,7 +288,7 @@ def test_labels_of_the_mapping_challenge_come_back_whole() -> None:
 
 
 def check_round_trip(chips: Sequence[tuple[list[shapely.Polygon], tuple[int, int]]]) -> None:
-    """Truth drawn and vectorised again: every building found, none else, mean IoU .97."""
+    """Draw and vectorise the truth; require all buildings, no others and a mean IoU of .97."""
     ious: list[float] = []
     for truth, shape in chips:
         numbered = [(polygon, number) for number, polygon in enumerate(truth, 1)]

@@ -1,4 +1,4 @@
-"""Buildings from planes: instances, outlines."""
+"""Buildings from probability maps: instances and outlines."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def maps_of(body: Mask, **others: Mask) -> ProbabilityMaps:
 
 
 def rectangles(*boxes: tuple[int, int, int, int], shape: tuple[int, int] = (100, 120)) -> Mask:
-    """A mask of boxes of x, y, width and height."""
+    """Return a mask of boxes (x, y, width, height)."""
     mask = np.zeros(shape, np.uint8)
     for x, y, width, height in boxes:
         mask[y : y + height, x : x + width] = 255
@@ -38,14 +38,14 @@ def rectangles(*boxes: tuple[int, int, int, int], shape: tuple[int, int] = (100,
 
 
 def of_labels(labels: NDArray[np.int32]) -> ProbabilityMaps:
-    """Exact body and border planes: border is what has another building or none beside it."""
+    """Return exact body and border maps; border pixels touch another building or background."""
     values = labels.astype(np.float32)
     square = np.ones((3, 3), np.uint8)
     border = (labels > 0) & (cv2.dilate(values, square) != cv2.erode(values, square))
     return maps_of((labels > 0) * np.uint8(255), **{BORDER: border * np.uint8(255)})
 
 
-def test_numbers_follow_first_pixels() -> None:
+def test_buildings_are_numbered_by_first_pixel() -> None:
     mask = rectangles((60, 5, 20, 20), (10, 10, 20, 20), (10, 50, 20, 20))
     labels = find_instances(maps_of(mask), BuildingSettings())
     assert labels.dtype == np.int32
@@ -53,7 +53,7 @@ def test_numbers_follow_first_pixels() -> None:
 
 
 @pytest.mark.parametrize("seam", [BORDER, CONTACT])
-def test_a_seam_parts_touching_buildings(seam: str) -> None:
+def test_a_seam_separates_touching_buildings(seam: str) -> None:
     body = rectangles((10, 10, 40, 40), (50, 20, 40, 40))
     line = rectangles((49, 20, 2, 30))
     labels = find_instances(maps_of(body, **{seam: line}), BuildingSettings())
@@ -63,16 +63,16 @@ def test_a_seam_parts_touching_buildings(seam: str) -> None:
     assert len(np.unique(find_instances(maps_of(body), BuildingSettings()))) == 2
 
 
-def test_a_large_building_with_doubts_in_the_middle_stays_whole() -> None:
+def test_a_large_building_with_an_uncertain_middle_stays_whole() -> None:
     body = rectangles((10, 10, 80, 60))
-    # Doubtful: below the seeds' threshold, and not much below the roof.
+    # Uncertain: below the seed threshold, and slightly below the roof.
     body[:, 48:52] = np.minimum(body[:, 48:52], 170)
     labels = find_instances(maps_of(body), BuildingSettings(seed=0.7, split=0.6))
     assert set(np.unique(labels)) == {0, 1}
     assert set(np.unique(find_instances(maps_of(body), BuildingSettings(split=0.9)))) == {0, 1, 2}
 
 
-def test_small_buildings_and_doubtful_ones_are_dropped_and_small_holes_filled() -> None:
+def test_small_and_uncertain_buildings_are_dropped_and_small_holes_filled() -> None:
     body = rectangles((5, 5, 9, 9), (30, 5, 20, 20), (70, 5, 20, 20))
     body[70 - 60 : 13, 38:41] = 0
     body[5:25, 70:90] = 100
@@ -97,7 +97,7 @@ def test_outlines_are_exact_with_holes() -> None:
 
 @pytest.mark.parametrize("side", [6, 10, 20, 60])
 @pytest.mark.parametrize("degrees", [0, 17, 45, 80])
-def test_simple_outlines_keep_area_and_place(side: int, degrees: int) -> None:
+def test_simplified_outlines_keep_area_and_position(side: int, degrees: int) -> None:
     square = rotate(shapely.box(0, 0, side, side), degrees)
     shape = translate(square, 30, 30)
     drawn = rasterio.features.rasterize([(shape, 1)], out_shape=(120, 120), dtype="int32")
@@ -113,7 +113,7 @@ def test_simple_outlines_keep_area_and_place(side: int, degrees: int) -> None:
     assert simplify_outlines(exact, 0)[0].equals(exact[0])
 
 
-def test_touching_buildings_of_made_blocks_stay_apart() -> None:
+def test_touching_buildings_of_synthetic_blocks_stay_separate() -> None:
     rng = np.random.default_rng(4)
     labels = np.zeros((600, 600), np.int32)
     number, pairs = 0, []
@@ -136,7 +136,7 @@ def test_touching_buildings_of_made_blocks_stay_apart() -> None:
 
 
 @pytest.mark.skipif(not VEGAS.is_dir(), reason="no shared data here")
-def test_labels_of_vegas_come_back() -> None:
+def test_vegas_labels_round_trip() -> None:
     found, ious = 0, []
     for truth, shape in vegas_truth(VEGAS):
         if not truth:
@@ -154,6 +154,6 @@ def test_labels_of_vegas_come_back() -> None:
     assert np.mean(ious) >= 0.97
 
 
-def test_settings_that_make_no_sense_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(ValidationError, match="low is above"):
         BuildingSettings(low=0.6)

@@ -42,7 +42,7 @@ def box(
 
 
 def written(*rows: BuildingRow) -> list[str]:
-    """The rows of one image as the writer leaves them, without id and header."""
+    """Return the written rows of one image, without id and header."""
     lines = format_buildings({IMAGE: rows}).splitlines()
     assert lines[0] + "\n" == HEADER
     return [line.removeprefix(f"{IMAGE},") for line in lines[1:]]
@@ -61,7 +61,7 @@ def faults_of(tmp_path: Path, rows: str, expected: Sequence[str] | None = None) 
 # --- writing --------------------------------------------------------------------------------------
 
 
-def test_images_in_natural_order_and_surest_buildings_first() -> None:
+def test_images_in_natural_order_and_most_confident_buildings_first() -> None:
     text = format_buildings({
         "img10": [],
         "img2": [
@@ -71,7 +71,7 @@ def test_images_in_natural_order_and_surest_buildings_first() -> None:
     })  # fmt: skip
     assert text == (
         HEADER
-        # Rings are parted without a blank: the Java scorer would make one of them.
+        # No blank between rings, because the Java scorer would join them.
         + 'img2,1,"POLYGON ((0.00 0.00,0.00 5.00,7.13 5.00,7.13 0.00,0.00 0.00),'
         + '(1.00 1.00,2.00 1.00,2.00 2.00,1.00 1.00))",3.0\n'
         + 'img2,2,"POLYGON ((0.00 0.00,0.00 5.00,5.00 5.00,5.00 0.00,0.00 0.00))",0.25\n'
@@ -100,7 +100,7 @@ def test_a_building_that_falls_apart_by_rounding() -> None:
     assert all(polygon.area == 36 for polygon in squares)
 
 
-def test_parts_become_rows_of_their_own() -> None:
+def test_parts_become_separate_rows() -> None:
     parts = shapely.MultiPolygon([shapely.box(0, 0, 5, 5), shapely.box(10, 0, 20, 5)])
     lines = written(BuildingRow(parts, 0.5))
     assert sorted(polygon.area for polygon in polygons_of(lines)) == [25, 50]
@@ -116,7 +116,7 @@ def test_parts_become_rows_of_their_own() -> None:
         BuildingRow(shapely.Polygon()),
     ],
 )
-def test_what_the_scorers_drop_is_left_out(row: BuildingRow) -> None:
+def test_buildings_that_the_scorers_drop_are_left_out(row: BuildingRow) -> None:
     assert written(row) == ["-1,POLYGON EMPTY,1"]
 
 
@@ -126,7 +126,7 @@ def test_the_area_after_rounding_counts() -> None:
 
 
 def test_confidences_keep_their_order() -> None:
-    # Neighbouring doubles; the surer building is the one whose text would come last.
+    # Adjacent doubles; the more confident building has the text that sorts last.
     less, more = 0.1, math.nextafter(0.1, 1)
     lines = written(box(0, 0, 5, 5, confidence=less), box(9, 0, 15, 5, confidence=more))
     confidences = [float(line.rpartition(",")[2]) for line in lines]
@@ -150,7 +150,7 @@ def test_third_coordinates_are_dropped() -> None:
         (BuildingRow(shapely.LineString([(0, 0), (9, 9)])), "not a Polygon"),
     ],
 )
-def test_writer_refuses_what_is_no_building(row: BuildingRow, message: str) -> None:
+def test_writer_refuses_invalid_buildings(row: BuildingRow, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         written(row)
 
@@ -200,7 +200,7 @@ def test_variants_read_alike(tmp_path: Path, text: str) -> None:
     assert (row.confidence, row.building_id) == (0.5, "7")
 
 
-def test_truth_has_no_confidence_and_says_empty_in_two_ways(tmp_path: Path) -> None:
+def test_truth_without_confidence_and_with_two_kinds_of_empty_rows(tmp_path: Path) -> None:
     path = tmp_path / "truth.csv"
     path.write_text(
         "ImageId,BuildingId,PolygonWKT_Pix,PolygonWKT_Geo\n"
@@ -327,7 +327,7 @@ def test_each_fault_is_found(tmp_path: Path, rows: str, line: int | None, messag
     assert message in fault.message
 
 
-def test_what_the_scorers_accept_has_no_fault(tmp_path: Path) -> None:
+def test_files_that_the_scorers_accept_have_no_fault(tmp_path: Path) -> None:
     rows = (
         f"c,0,{SQUARE},0.5\n"
         'c,1,"POLYGON((0 0, 5 0, 5 4, 0 4, 0 0))",-1e-3\n'  # 20 px^2, beside an equal building
@@ -353,7 +353,7 @@ def test_faults_of_many_rows_come_in_one_pass_and_in_order(
         ["c", "f10", "f9"],
     )
     assert [fault.line for fault in faults] == [3, 3, 3, 4, 5, 6, 7, 7, None, None]
-    # A bow-tie of equal halves has, signed, no area at all.
+    # A bow-tie of equal halves has a signed area of 0.
     assert "invalid" in faults[7].message
     assert "0.00 square pixels" in faults[7].message
     assert faults[6] == Fault(7, "unknown image d")
@@ -392,7 +392,7 @@ def test_files_that_the_official_scorers_read(tmp_path: Path) -> None:
 
 # --- properties -----------------------------------------------------------------------------------
 
-# Few places make bow-ties, spikes, copies and touching rings; fractions near-misses; tiny and huge.
+# Few coordinates make bow-ties, spikes, copies and touching rings; fractions make near misses.
 places = st.integers(0, 4).map(lambda i: 5.0 * i)
 near = st.builds(lambda place, thousandths: place + thousandths / 1000, places, st.integers(-9, 9))
 coordinates = places | near | st.floats(-30, 30) | st.floats(-1e7, 1e7)
@@ -407,7 +407,7 @@ drawn_rows = st.lists(st.builds(BuildingRow, polygons, confidences), max_size=5)
 
 
 def java_scorer_faults(text: str) -> list[str]:
-    """What the challenges' scorer would take amiss, read as it reads: by marks in the text."""
+    """Return the faults that the challenge's scorer would find, parsed by text marks as it does."""
     faults = []
     last = math.inf
     ids = []
@@ -469,12 +469,12 @@ def test_text_does_not_depend_on_the_order_of_rows(rows: list[BuildingRow], seed
 
 @settings(max_examples=150, deadline=None)
 @given(polygon=drawn | boxes)
-def test_a_sound_building_keeps_its_shape(polygon: shapely.Polygon) -> None:
+def test_a_valid_building_keeps_its_shape(polygon: shapely.Polygon) -> None:
     if not polygon.is_valid or polygon.area < 21:
         return
     lines = written(BuildingRow(polygon))
     if lines == ["-1,POLYGON EMPTY,1"]:
-        # It had no more than its rim, 0.005 px and the diagonal of it to each side.
+        # Only its rim may differ, 0.005 px and its diagonal to each side.
         assert polygon.area < 20 + 0.0075 * polygon.length
         return
     left = shapely.union_all(polygons_of(lines))

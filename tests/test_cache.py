@@ -59,7 +59,7 @@ def test_rebuilt_only_when_inputs_or_settings_change(tmp_path: Path, chip: Chip)
     assert not changed()
     assert changed(stretch=StretchSettings(low=1))
     assert changed(task=road_task(targets=TargetSettings(road_buffer_m=3)))
-    # The first settings again: their file is still there.
+    # The file of the first settings still exists.
     assert not changed()
     os.utime(chip.image.path, (1, 1))
     assert changed()
@@ -68,7 +68,7 @@ def test_rebuilt_only_when_inputs_or_settings_change(tmp_path: Path, chip: Chip)
     assert changed()
 
 
-def test_a_damaged_file_is_made_anew(tmp_path: Path, chip: Chip) -> None:
+def test_a_damaged_file_is_rebuilt(tmp_path: Path, chip: Chip) -> None:
     cached = prepare_chip(chip, tmp_path / "cache", STRETCH, TASK)
     image, _ = cached.read()
     cached.path.write_bytes(cached.path.read_bytes()[:5000])
@@ -77,7 +77,7 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path, chip: Chip) -> None:
     assert np.array_equal(prepare_chip(chip, tmp_path / "cache", STRETCH, TASK).read()[0], image)
 
 
-def test_many_at_once_write_one_whole_file(tmp_path: Path, chip: Chip) -> None:
+def test_concurrent_writers_leave_one_complete_file(tmp_path: Path, chip: Chip) -> None:
     threads = [
         threading.Thread(
             target=prepare_chip, args=(chip, tmp_path / "cache", STRETCH, TASK), daemon=True
@@ -93,7 +93,7 @@ def test_many_at_once_write_one_whole_file(tmp_path: Path, chip: Chip) -> None:
     assert name.startswith("AOI_7_Moscow_chip1.")
 
 
-def test_a_bad_chip_costs_only_itself(tmp_path: Path) -> None:
+def test_a_bad_chip_does_not_affect_others(tmp_path: Path) -> None:
     for number in range(12):
         write_image(tmp_path / f"data/SN5_roads_train_AOI_7_Moscow_PS-RGB_chip{number}.tif")
         write_labels(tmp_path / f"data/AOI_7_Moscow_chip{number}.geojson", [LINE])
@@ -122,14 +122,14 @@ def test_labels_that_cannot_be_projected(tmp_path: Path, chip: Chip) -> None:
         prepare_chip(chip, tmp_path / "cache", STRETCH, TASK)
 
 
-def test_a_cache_that_cannot_be_written_is_no_fault_of_chips(tmp_path: Path, chip: Chip) -> None:
+def test_an_unwritable_cache_is_not_blamed_on_chips(tmp_path: Path, chip: Chip) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotWriteError):
         prepare_chips([chip], 3, tmp_path / "file/cache", STRETCH, TASK)
 
 
 @pytest.mark.parametrize("fault", ["no georeference", "elsewhere", "no label", "bands"])
-def test_chips_that_cannot_be_trained_with(tmp_path: Path, chip: Chip, fault: str) -> None:
+def test_chips_unusable_for_training(tmp_path: Path, chip: Chip, fault: str) -> None:
     channels = 3
     match fault:
         case "no georeference":
@@ -145,7 +145,7 @@ def test_chips_that_cannot_be_trained_with(tmp_path: Path, chip: Chip, fault: st
             expected = "no label"
         case _:
             channels = 8
-            expected = "the networks want 8 bands"
+            expected = "the networks need 8 bands"
     (again,) = scan_roads([tmp_path / "data"]).chips
     done = prepare_chips([again], channels, tmp_path / "cache", STRETCH, TASK)
     assert expected in done.faults["AOI_7_Moscow_chip1"]

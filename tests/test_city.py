@@ -1,4 +1,4 @@
-"""The synthetic city: layout, images and labels, and that the three agree."""
+"""Synthetic city: layout, images and labels, and their agreement."""
 
 import ast
 import csv
@@ -83,7 +83,7 @@ def ndvi(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def label_lines(city: Path, number: int) -> list[NDArray[np.float64]]:
-    """The GeoJSON's lines through the georeference into pixels."""
+    """Return the lines of the GeoJSON in pixels, converted by the georeference."""
     with rasterio.open(chip_path(city, number)) as image:
         t = image.transform
     lines = []
@@ -100,7 +100,7 @@ def band_mask(line: NDArray[np.float64], width: int) -> NDArray[np.bool_]:
 
 
 def metres_on_wgs84(lonlat: NDArray[np.float64]) -> float:
-    """Length by the radii of curvature of the ellipsoid, not by the maker's own formula."""
+    """Return the length by the ellipsoid's radii of curvature, independent of synthcity's code."""
     a, e2 = 6378137.0, 0.00669437999014
     phi = np.radians(lonlat[:, 1].mean())
     w = np.sqrt(1 - e2 * np.sin(phi) ** 2)
@@ -110,7 +110,7 @@ def metres_on_wgs84(lonlat: NDArray[np.float64]) -> float:
 
 
 def organisers_faults(rows: list[Row]) -> list[str]:
-    """The official validator's rules."""
+    """Return the faults by the official validator's rules."""
     faults = []
     empties = {row.image for row in rows if row.line.is_empty}
     seen: set[tuple[str, frozenset[tuple[float, float]]]] = set()
@@ -182,7 +182,7 @@ def test_neighbouring_chips_continue_into_each_other(city: Path) -> None:
         starts = {p[1] for row in chip_rows(city, number + 1) for p in row if p[0] == 0}
         crossings += len(ends & starts)
         cut_short += len(ends ^ starts)
-    # Only what a border leaves less than a metre of has no label on the other side.
+    # Only pieces of less than a metre have no label on the other side of a border.
     assert crossings > 10
     assert cut_short <= 2
 
@@ -227,13 +227,13 @@ def test_labels_lie_on_asphalt_and_not_beside_it(city: Path) -> None:
             near = np.any([band_mask(line, 75) for line in lines], axis=0)
             beside.append(green[roads & ~near])
     on_road, off_road = np.concatenate(on), np.concatenate(beside)
-    # Trees hang over some of it; the rest is bare.
+    # Trees overhang some of it; the rest is bare.
     assert np.nanmean(on_road < 0.1) > 0.8
     assert 0.003 < np.nanmean(on_road > 0.35) < 0.25
     assert np.nanmean(off_road < 0.1) < 0.6
 
 
-def test_labels_that_are_moved_leave_the_asphalt(city: Path) -> None:
+def test_shifted_labels_leave_the_asphalt(city: Path) -> None:
     bare = {}
     for move in ((0, 0), (30, 0), (-30, 0), (0, 30), (0, -30)):
         parts = []
@@ -243,13 +243,13 @@ def test_labels_that_are_moved_leave_the_asphalt(city: Path) -> None:
                 seen = band_mask(line + move, 1) & (counts[0] > 0)
                 parts.append(ndvi(counts)[seen] < 0.1)
         bare[move] = np.concatenate(parts).mean()
-    # Most roads of this small city run east and west: they only notice moves in y.
+    # Most roads of this small city run east-west, so only shifts in y matter.
     assert bare[0, 0] > max(bare[0, 30], bare[0, -30]) + 0.2
     assert bare[0, 0] > max(bare[30, 0], bare[-30, 0]) + 0.01
 
 
-def test_a_stroke_is_painted_where_it_lies() -> None:
-    """Whole numbers are edges of pixels; half a pixel off would shift all labels."""
+def test_a_stroke_is_painted_at_its_position() -> None:
+    """Integers are pixel edges; an error of half a pixel would shift all labels."""
     grid, window = Grid(0.243, 0.2996), Window(40, 70, 160, 160)
     scale, east = np.array((grid.x_m, grid.y_m)), np.array((1.0, 0.0))
     crops = rectangle(np.array((25.0, 35.0)), east, 120.0, 120.0)
@@ -279,7 +279,7 @@ def test_a_stroke_is_painted_where_it_lies() -> None:
 
 
 def test_vegetation_is_green_only_in_the_infrared(city: Path) -> None:
-    """The empty park chip: trees and lawn have a red edge, the pond is dark, neither is a road."""
+    """In the road-free park chip, trees and lawn have a red edge and the pond is dark."""
     (empty,) = {row.image for row in read_csv(city / TRAIN / CSV) if row.line.is_empty}
     assert features(city, int(empty.rpartition("chip")[2])) == []
     counts = pixels(chip_path(city, int(empty.rpartition("chip")[2])))
@@ -291,7 +291,7 @@ def test_vegetation_is_green_only_in_the_infrared(city: Path) -> None:
     assert counts[5][green > 0.35].mean() > 1.5 * counts[4][green > 0.35].mean()
 
 
-def test_csv_and_geojson_tell_the_same_lengths_and_speeds(city: Path) -> None:
+def test_csv_and_geojson_have_the_same_lengths_and_speeds(city: Path) -> None:
     rows = read_csv(city / TRAIN / CSV)
     assert {row.image for row in rows} == {f"{NAME}_chip{n}" for n in range(CHIPS)}
     for number in range(CHIPS):
@@ -300,14 +300,16 @@ def test_csv_and_geojson_tell_the_same_lengths_and_speeds(city: Path) -> None:
         assert len(here) == len(roads)
         pairs = zip(here, roads, label_lines(city, number), strict=True)
         for row, feature, line in pairs:
-            told = feature["properties"]
-            assert set(told) == {
+            properties = feature["properties"]
+            assert set(properties) == {
                 "highway", "lanes", "surface", "bridge", "inferred_speed_mph",
                 "inferred_speed_mps",
             }  # fmt: skip
-            mph = class_speed_mph(told["highway"], int(told["lanes"]), told["surface"] == "paved")
-            assert told["inferred_speed_mph"] == mph
-            assert told["inferred_speed_mps"] == pytest.approx(mph * MPS_PER_MPH, abs=1e-3)
+            mph = class_speed_mph(
+                properties["highway"], int(properties["lanes"]), properties["surface"] == "paved"
+            )
+            assert properties["inferred_speed_mph"] == mph
+            assert properties["inferred_speed_mps"] == pytest.approx(mph * MPS_PER_MPH, abs=1e-3)
             lonlat = np.array(feature["geometry"]["coordinates"])
             assert row.length_m == pytest.approx(metres_on_wgs84(lonlat), rel=1e-3)
             assert row.time_s == pytest.approx(row.length_m / (mph * MPS_PER_MPH), abs=1e-3)
@@ -324,7 +326,7 @@ def test_the_organisers_would_accept_the_truth(city: Path) -> None:
     text = (city / TRAIN / CSV).read_text()
     assert text.startswith("ImageId,WKT_Pix,length_m,travel_time_s\n")
     assert ",LINESTRING EMPTY,0,0\n" in text
-    # The rules above can fail: the same rows twice are refused.
+    # The rules can fail: duplicate rows are refused.
     assert organisers_faults(test + test)
 
 
@@ -344,7 +346,7 @@ def test_roads_meet_in_nodes_except_at_overpasses(city: Path) -> None:
                 overpasses += two.crosses(one)
             else:
                 junctions += 1
-                # They share an end, up to the rounding of two decimals.
+                # They share an end within the rounding to two decimals.
                 meeting = one.intersection(two)
                 assert meeting.distance(one.boundary) < 0.05
                 assert meeting.distance(two.boundary) < 0.05
@@ -385,7 +387,7 @@ def test_one_chip_without_tests_is_enough(tmp_path: Path) -> None:
         ({"name": "AOI_9_../x"}, "three parts"),
     ],
 )
-def test_bad_arguments_are_told(tmp_path: Path, arguments: dict[str, Any], says: str) -> None:
+def test_bad_arguments_are_explained(tmp_path: Path, arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(CityError, match=says):
         make_city(tmp_path / "city", **arguments)
     assert not (tmp_path / "city").exists()
@@ -397,7 +399,7 @@ def test_chips_of_another_city_are_not_mixed_in(tmp_path: Path) -> None:
         make_city(tmp_path, chips=1, test_chips=1, size=64)
 
 
-def test_a_directory_that_is_a_file_is_told(tmp_path: Path) -> None:
+def test_a_file_instead_of_a_directory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "city").write_text("no directory")
     with pytest.raises(CityError, match="cannot write"):
         make_city(tmp_path / "city", chips=1, test_chips=0, size=64)
@@ -418,7 +420,7 @@ def test_no_file_of_synthcity_imports_satmap() -> None:
 
 
 def test_synthcity_works_without_satmap(tmp_path: Path) -> None:
-    """An entry of None in sys.modules makes every import of that name fail."""
+    """Block satmap by an entry of None in sys.modules, which makes its import fail."""
     code = (
         "import sys; sys.modules['satmap'] = None\n"
         "from pathlib import Path\n"

@@ -1,4 +1,4 @@
-"""The entry points as the organisers call them: real processes, statuses, messages."""
+"""Entry points as called by the organisers: real processes, exit statuses, messages."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def run(command: list[str], cwd: Path, **environment: str) -> subprocess.Complet
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run a command that must end with status 1; gives its one message."""
+    """Run a command that must exit with status 1; return its only message."""
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
     assert ended.value.code == 1
@@ -131,7 +131,7 @@ def test_validation_maps_from_training_to_a_fitted_recipe(
     again = tmp_path / "again.csv"
     assert f"{again}: 6 images" in succeeds(capsys, "vectorize", maps, again, "--task", "roads")
     assert read_roads_csv(again).keys() == read_roads_csv(output).keys()
-    # Any truth will do, for the networks know nothing yet.
+    # Any truth will do, because the networks are untrained.
     truth, fitted = tmp_path / "truth.csv", tmp_path / "fitted.yaml"
     header, *rows = (city / "test_truth.csv").read_text().splitlines()
     rows = [row.replace("chip7", f"chip{n}") for n in range(6) for row in rows if "chip7" in row]
@@ -171,11 +171,11 @@ def test_masks_of_any_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         lengths.append((round(row.length_m), round(row.length_m / row.travel_time_s / 0.44704)))
     assert lengths == [(60, 25), (100, 50), (400, 50)]
     for suffix in ("geojson", "gpkg", "graphml"):
-        # Without a georeference there is no place on the Earth.
+        # Without a georeference there are no coordinates for maps.
         outcome = fails if suffix != "graphml" else succeeds
         outcome(capsys, "vectorize", masks, tmp_path / f"out.{suffix}", "--workers", 0)
         assert (tmp_path / f"out.{suffix}").exists()
-    # One bad mask costs itself, with status 0; nothing but bad masks is a failure.
+    # One bad mask affects only itself, with status 0. Only bad masks are a failure.
     (masks / "b.png").write_text("no mask")
     with pytest.raises(SystemExit) as ended:
         main(["vectorize", str(masks), str(tmp_path / "out.csv"), "--workers", "2"])
@@ -217,7 +217,7 @@ def test_score_of_a_file_against_itself(city: Path, capsys: pytest.CaptureFixtur
     assert re.search(r"AOI_99_Made\s+2\s+1\.000\s+1\.000", table)
 
 
-def test_score_says_when_the_two_countings_differ(
+def test_score_reports_when_the_two_averages_differ(
     city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     truth = city / "test_truth.csv"
@@ -242,7 +242,7 @@ def test_check_takes_ids_with_the_prefix(
     assert ": ok" in succeeds(capsys, "check", city / "test_truth.csv", city / "test")
 
 
-def test_check_names_faults_and_ends_with_one(
+def test_check_lists_faults_and_exits_with_status_1(
     city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "out.csv"
@@ -270,7 +270,7 @@ def test_overlays_show_image_and_truth(
     assert [path.name for path in written] == ["AOI_99_Made_chip6.png", "AOI_99_Made_chip7.png"]
     picture = cv2.imread(str(written[0]))
     assert picture is not None
-    # The same roads on both sides: the panels are equal below their captions.
+    # With the same roads on both sides, the panels are equal below their captions.
     left, right = picture[34:194, :160], picture[34:194, 168:]
     assert (left == right).all()
     empty = tmp_path / "empty.csv"
@@ -301,7 +301,7 @@ def test_messages_of_bad_input(
     assert "have no label" in fails(capsys, "train", city / "test", *train)
     message = fails(capsys, "train", city / "test", "--skip-unlabelled", *train)
     assert "have no label" in message
-    assert "no member of fold [7]" in fails(capsys, "train", empty, *train, "--fold", 7)
+    assert "no member of fold 7" in fails(capsys, "train", empty, *train, "--fold", 7)
     assert "no recipe is called" in fails(capsys, "train", empty, "--recipe", "nonsense")
     assert "device 'tpu'" in fails(capsys, "train", empty, *train, "--device", "tpu")
     assert "no weights" in fails(capsys, "predict", city / "test", tmp_path / "o.csv",
@@ -313,7 +313,7 @@ def test_messages_of_bad_input(
     (barren / "AOI_7_Moscow_chip1.geojson").write_text('{"features": []}')
     assert "has a road in its label" in fails(capsys, "train", barren, *train)
 
-    # A place that cannot be written.
+    # An unwritable path.
     assert "is a directory" in fails(capsys, "predict", city / "test", empty)
     (tmp_path / "file").write_text("")
     assert "cannot write" in fails(capsys, "predict", city / "test", tmp_path / "file/out.csv")
@@ -329,7 +329,7 @@ def test_only_a_roads_csv_is_ever_replaced(
     weights = tmp_path / "weights"
     image = next((city / "test").glob("**/*.tif"))
     before = image.read_bytes()
-    assert "holds no map" in fails(capsys, "predict", city / "test", image, "--weights", weights)
+    assert "overwritten" in fails(capsys, "predict", city / "test", image, "--weights", weights)
     assert image.read_bytes() == before
     os.mkfifo(tmp_path / "pipe")
     assert "a device or a pipe" in fails(
@@ -337,7 +337,7 @@ def test_only_a_roads_csv_is_ever_replaced(
     )
 
 
-def test_scores_of_files_that_do_not_belong_together(
+def test_files_without_common_images_cannot_be_scored(
     city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     truth = city / "test_truth.csv"
@@ -350,7 +350,7 @@ def test_scores_of_files_that_do_not_belong_together(
         assert ended.value.code == 2
 
 
-def test_an_unexpected_fault_has_no_traceback_but_with_debug(
+def test_unexpected_errors_have_a_traceback_only_with_debug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def broken(*_: object) -> None:

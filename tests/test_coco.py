@@ -44,7 +44,7 @@ LINE = json.dumps(ENTRY)
 
 
 def drawn(x: int, y: int, width: int, height: int, size: tuple[int, int] = (20, 20)) -> Mask:
-    """A box in an image of ``size`` (width, height)."""
+    """Return a box in an image of ``size`` (width, height)."""
     mask = np.zeros(size[::-1], np.bool_)
     mask[y : y + height, x : x + width] = True
     return mask
@@ -87,7 +87,7 @@ def write_boxes(
 
 
 def faults_of(tmp_path: Path, *lines: str, images: Any = None) -> list[Fault]:
-    """Faults of a file with these entries; the first stands on line 2."""
+    """Return the faults of a file with these entries; the first is on line 2."""
     path = tmp_path / "results.json"
     path.write_text("[\n" + ",\n".join(lines) + "\n]\n")
     return check_coco_results(path, images)
@@ -102,7 +102,7 @@ def runs(counts: str, size: Sequence[int] = (3, 4)) -> str:
 
 
 def slow_runs(counts: bytes) -> list[int] | None:
-    """Run lengths by the format's definition; None if they are none."""
+    """Decode run lengths by the format's definition; None if invalid."""
     numbers: list[int] = []
     value = digits = 0
     for letter in counts:
@@ -122,7 +122,7 @@ def slow_runs(counts: bytes) -> list[int] | None:
 
 
 def pixels(mask: CocoMask) -> Mask:
-    """A mask as bool (h, w)."""
+    """Return a mask as bool (h, w)."""
     lengths = slow_runs(mask.counts)
     assert lengths is not None
     drawn = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
@@ -132,8 +132,8 @@ def pixels(mask: CocoMask) -> Mask:
 # --- writing --------------------------------------------------------------------------------------
 
 
-def test_one_entry_a_line(tmp_path: Path) -> None:
-    # Image 12: runs of 3, 2, 1, 2, 4 pixels; from the fourth on as differences: 2 - 2, 4 - 1.
+def test_one_entry_per_line(tmp_path: Path) -> None:
+    # Image 12: runs of 3, 2, 1, 2, 4 pixels, stored as differences from the fourth: 2 - 2, 4 - 1.
     two = np.array([[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]], np.bool_)
     path = tmp_path / "new" / "results.json"
     found = {12: [whole(two, 1)], 3: [], 7: [whole(BUILDING)]}
@@ -147,7 +147,7 @@ def test_one_entry_a_line(tmp_path: Path) -> None:
     assert path.read_text() == f"[\n{LINE},\n{second}\n]\n"
 
 
-def test_a_box_cut_out_of_the_image_lies_at_its_offset(tmp_path: Path) -> None:
+def test_a_cropped_mask_is_placed_at_its_offset(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     cut = np.array([[0, 255], [0, 3]], np.uint8)
     write_coco_results(path, {7: [Detection(cut, (0, 0), 0.5)]}, {7: SIZE})
@@ -157,7 +157,7 @@ def test_a_box_cut_out_of_the_image_lies_at_its_offset(tmp_path: Path) -> None:
     assert pixels(result.mask).tolist() == [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 1]]
 
 
-def test_what_can_win_nothing_is_left_out(tmp_path: Path) -> None:
+def test_detections_that_cannot_score_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     empty = np.zeros((3, 4), np.bool_)
     found = {7: [whole(BUILDING, 0.3), whole(empty, 0.9), whole(BUILDING, 0.5)]}
@@ -192,7 +192,7 @@ def test_without_detections_the_list_is_empty(tmp_path: Path) -> None:
         (Detection(BUILDING[0], (0, 0), 1), "shape"),
     ],
 )
-def test_writer_refuses_what_is_no_detection(
+def test_writer_refuses_invalid_detections(
     tmp_path: Path, detection: Detection, message: str
 ) -> None:
     path = tmp_path / "results.json"
@@ -205,7 +205,7 @@ def test_writer_refuses_what_is_no_detection(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_writer_says_where_it_cannot_write(tmp_path: Path) -> None:
+def test_writer_names_unwritable_paths(tmp_path: Path) -> None:
     with pytest.raises(SatmapError, match="directory"):
         write_coco_results(tmp_path, {}, {})
 
@@ -290,7 +290,7 @@ def test_files_are_read_piece_by_piece(
 
 
 @pytest.mark.parametrize("piece", [16, 1 << 20])
-def test_a_file_cut_anywhere_is_an_error_with_its_line(
+def test_a_truncated_file_is_an_error_with_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
     monkeypatch.setattr(json_list, "_PIECE_CHARACTERS", piece)
@@ -319,7 +319,7 @@ def test_a_file_cut_anywhere_is_an_error_with_its_line(
         (f'[\n{LINE},\n{{"image_id": {"9" * 5000}}}]', 3, "not JSON: .*digits"),
     ],
 )
-def test_what_is_no_json_list(tmp_path: Path, text: str, line: int, message: str) -> None:
+def test_files_that_are_not_json_lists(tmp_path: Path, text: str, line: int, message: str) -> None:
     path = tmp_path / "results.json"
     path.write_text(text)
     with pytest.raises(SatmapError, match=rf"results\.json, line {line}: .*{message}"):
@@ -327,7 +327,7 @@ def test_what_is_no_json_list(tmp_path: Path, text: str, line: int, message: str
     assert check_coco_results(path)[-1].line == line
 
 
-def test_what_is_no_text(tmp_path: Path) -> None:
+def test_files_that_are_not_text(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.write_bytes(f"[\n{LINE},\n".encode() + b'{"image_id": "\xff"}]')
     with pytest.raises(SatmapError, match="line 3: the line is not UTF-8"):
@@ -342,7 +342,7 @@ def test_what_is_no_text(tmp_path: Path) -> None:
 
 # --- checking -------------------------------------------------------------------------------------
 
-# Faults that keep a file from being scored, and those that do not.
+# Faults that prevent scoring, and faults that do not.
 UNREADABLE = [
     ("17", "not an object"),
     ("[]", "not an object"),
@@ -373,7 +373,7 @@ UNREADABLE = [
     (runs(""), "sum to 0, not to 3 x 4 = 12"),
     (runs("326"), "sum to 11, not to 3 x 4 = 12"),
     (runs("328"), "sum to 13, not to 3 x 4 = 12"),
-    (runs("327P"), "not compressed run lengths"),  # goes on after the end
+    (runs("327P"), "not compressed run lengths"),  # continues after the end
     (runs("3 2 7"), "not compressed run lengths"),  # blanks are no digits
     (runs("32\x007"), "not compressed run lengths"),
     (runs("32é"), "not compressed run lengths"),
@@ -409,7 +409,7 @@ def test_each_fault_is_found(tmp_path: Path, entry: str, message: str) -> None:
         assert sum(map(len, read_coco_results(path).values())) == 3
 
 
-def test_all_faults_of_an_entry_are_told(tmp_path: Path) -> None:
+def test_all_faults_of_an_entry_are_reported(tmp_path: Path) -> None:
     faults = faults_of(tmp_path, changed(image_id=None, score="x", bbox=[1, 2]), "{}")
     assert [fault.line for fault in faults] == [2, 2, 2, 3, 3, 3, 3]
 
@@ -419,7 +419,7 @@ def test_boxes_with_or_without_their_last_pixel_pass(tmp_path: Path) -> None:
         assert faults_of(tmp_path, changed(bbox=box)) == []
 
 
-def test_a_mask_twice_in_an_image(tmp_path: Path) -> None:
+def test_duplicate_masks_of_an_image(tmp_path: Path) -> None:
     faults = faults_of(
         tmp_path, LINE, changed(image_id=1), changed(score=0.25), runs("<").replace("<", "336"),
         images=[1, 7],
@@ -441,7 +441,7 @@ def test_the_evaluation_takes_a_hundred_detections_of_an_image(tmp_path: Path) -
     def number(value: int) -> str:
         return chr(48 + value) if value < 16 else chr(80 + value % 32) + chr(48 + value // 32)
 
-    # Of image 2 the last three and the sixth have the lowest scores; equal ones go by their order.
+    # In image 2, the last three and the sixth have the lowest scores; ties keep the file's order.
     scores = [0.1 if i in (5, 100, 101, 102) else 0.9 for i in range(103)]
     lines = [entry(2, i, score) for i, score in enumerate(scores)]
     lines += [entry(1, i, 0.5) for i in range(100)]
@@ -490,7 +490,7 @@ def test_polygons_are_drawn(tmp_path: Path) -> None:
     path = write_truth(tmp_path / "annotation.json", {5: [(2, 3, 4, 5)], 6: []})
     content = json.loads(path.read_text())
     content["images"][0]["height"] = 10
-    # A second part of the same building, beyond the image for the most part.
+    # A second part of the same building, mostly outside the image.
     content["annotations"][0]["segmentation"].append([18, 8, 99, 8, 99, 50, 18, 50])
     path.write_text(json.dumps(content))
     truth = read_coco_truth(path)
@@ -507,13 +507,13 @@ def test_polygons_are_drawn(tmp_path: Path) -> None:
     [
         ({"images": None}, "images must be a list"),
         ({"images": [5]}, "images must be a list of objects"),
-        ({"images": [{"width": 9, "height": 3}]}, r"images\[0\] needs an integer as id"),
-        ({"images": [{"id": 2**63}]}, r"images\[0\] needs an integer as id"),
+        ({"images": [{"width": 9, "height": 3}]}, r"images\[0\] needs an integer id"),
+        ({"images": [{"id": 2**63}]}, r"images\[0\] needs an integer id"),
         ({"images": [{"id": 5}]}, r"images\[0\] needs width and height as integers"),
         ({"images": [{"id": 5, "width": 0, "height": 3}]}, r"images\[0\] has the size 0 x 3"),
         ({"images": [{"id": 5, "width": 9, "height": 3}] * 2}, r"images\[1\] repeats the id 5"),
         ({"annotations": {}}, "annotations must be a list"),
-        ({"annotations": [{"image_id": 6}]}, r"annotations\[0\] is of the image 6"),
+        ({"annotations": [{"image_id": 6}]}, r"annotations\[0\] refers to the image 6"),
         ({"annotations": [{"image_id": 5}]}, r"annotations\[0\] has category_id null"),
         (
             {
@@ -561,7 +561,7 @@ def test_errors_of_the_truth_name_the_place(
         ("[" * 100_000, "not JSON"),
     ],
 )
-def test_truths_that_are_none(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_truths(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "annotation.json"
     path.write_text(text)
     with pytest.raises(SatmapError, match=message):
@@ -571,8 +571,8 @@ def test_truths_that_are_none(tmp_path: Path, text: str, message: str) -> None:
 # --- scoring --------------------------------------------------------------------------------------
 
 
-def test_worked_by_hand(tmp_path: Path) -> None:
-    # Four buildings. In descending order: right (IoU 1), false, right (IoU 8 / 12), false.
+def test_hand_computed_scores(tmp_path: Path) -> None:
+    # Four buildings; detections by descending score: right (IoU 1), false, right (IoU 8/12), false.
     truth = write_truth(
         tmp_path / "truth.json",
         {1: [(0, 0, 4, 4), (10, 0, 3, 4)], 2: [(0, 0, 4, 4), (10, 10, 4, 4)]},
@@ -587,7 +587,7 @@ def test_worked_by_hand(tmp_path: Path) -> None:
     report = score_coco(truth, results)
     # Recall 1/4 with precision 1, recall 1/2 with precision 2/3: 26 and 25 of 101 points.
     ap50 = (26 * 1 + 25 * 2 / 3) / 101
-    # At six of the ten thresholds, from IoU .70 on, only the first is right.
+    # At six of the ten thresholds (IoU .70 and higher) only the first is right.
     ap = (4 * ap50 + 6 * 26 / 101) / 10
     assert report.metric == "coco_ap"
     assert report.total == pytest.approx(
@@ -605,7 +605,7 @@ def test_worked_by_hand(tmp_path: Path) -> None:
     assert (report.aois, report.truth_only, report.proposal_only) == ({}, (), ())
 
 
-def test_identity_gives_one_though_the_truth_counts_from_zero(tmp_path: Path) -> None:
+def test_identical_results_score_one_with_annotation_ids_from_zero(tmp_path: Path) -> None:
     # The library takes the id 0 of an annotation for "no match".
     boxes: dict[int, list[Box]] = {10: [(0, 0, 4, 4), (5, 5, 9, 3)], 9: [(1, 1, 6, 6)], 8: []}
     truth = write_truth(tmp_path / "truth.json", boxes)
@@ -615,7 +615,7 @@ def test_identity_gives_one_though_the_truth_counts_from_zero(tmp_path: Path) ->
     assert list(report.images) == ["9", "10"]
     for figures in report.images.values():
         assert list(figures.values()) == pytest.approx([1, 1, 1])
-    # An empty image left empty is nobody's fault.
+    # An empty image without detections does not lower the score.
     assert report.truth_only == ()
 
 
@@ -635,14 +635,14 @@ def test_without_results(tmp_path: Path) -> None:
     report = score_coco(truth, results)
     assert set(report.total.values()) == {0, 3}
     assert report.truth_only == ("2", "10")
-    # One image found: of the other every building counts as missed.
+    # With results for one image, all buildings of the other count as missed.
     write_boxes(results, {10: [((0, 0, 4, 4), 0.5)]})
     report = score_coco(truth, results)
     assert report.total["ap50"] == report.total["fair_ap50"] == pytest.approx(51 / 101)
     assert report.truth_only == ("2",)
 
 
-def test_results_for_images_that_the_truth_lacks(tmp_path: Path) -> None:
+def test_results_for_images_missing_in_the_truth(tmp_path: Path) -> None:
     truth = write_truth(tmp_path / "truth.json", {1: [(0, 0, 4, 4)]})
     results = write_boxes(
         tmp_path / "results.json",
@@ -650,7 +650,7 @@ def test_results_for_images_that_the_truth_lacks(tmp_path: Path) -> None:
     )
     report = score_coco(truth, results)
     assert report.total["ap50"] == pytest.approx(1)
-    # One false detection comes before the right one.
+    # A false detection has a higher score than the right one.
     assert report.total["fair_ap50"] == pytest.approx(0.5)
     assert report.total["fair_ar50"] == report.total["ar50"] == 1
     assert report.proposal_only == ("0", "30")
@@ -692,7 +692,7 @@ def test_scoring_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def plain_figures(
     truth: Mapping[int, Sequence[Box]], results: Mapping[int, Sequence[tuple[Box, float]]]
 ) -> list[float] | None:
-    """ap50, ar50 and ap by their definition."""
+    """Compute ap50, ar50 and ap by their definition."""
     buildings = sum(map(len, truth.values()))
     if not buildings:
         return None
@@ -704,7 +704,7 @@ def plain_figures(
             for box, score in sorted(results[image_id], key=lambda result: -result[1]):
                 mask = drawn(*box)
                 ious = [(mask & other).sum() / (mask | other).sum() for other in free]
-                # Of equal ones COCO takes the last.
+                # COCO takes the last of equal overlaps.
                 best = max(reversed(range(len(ious))), key=lambda i: ious[i], default=None)
                 right = best is not None and ious[best] >= threshold
                 if right and best is not None:
@@ -724,7 +724,7 @@ def plain_figures(
     return [precisions[0], recalls[0], float(np.mean(precisions))]
 
 
-# Odd sides of few lengths near few places: IoUs from nothing to 1, rarely two alike for one box.
+# Few odd side lengths near few positions give IoUs from 0 to 1 with rare ties per box.
 boxes = st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(2, 7), st.integers(3, 8))
 scored_boxes = st.lists(boxes, max_size=5, unique=True)
 
@@ -742,7 +742,7 @@ def test_figures_equal_the_plain_definition(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     chance = random.Random(seed)
-    # Some detections are the truth's own boxes, so that the strict thresholds are met as well.
+    # Some detections are the true boxes, so that strict thresholds are met too.
     results = {
         image_id: [
             (box, chance.random())
@@ -787,7 +787,7 @@ def test_real_truths(tmp_path: Path, part: str) -> None:
     assert check_coco_results(results, truth.sizes) == []
     total = score_coco(annotations, results).total
     assert [total[key] for key in ("ap50", "ar50", "ap")] == pytest.approx([1, 1, 1])
-    # Every second building: half the recall without a false one, 51 of 101 points.
+    # Every second building: recall .5 without false positives, 51 of 101 points.
     half = {image_id: record[::2] for image_id, record in found.items()}
     write_coco_results(results, half, truth.sizes)
     recall = sum(map(len, half.values())) / sum(map(len, found.values()))

@@ -1,4 +1,4 @@
-"""What `satmap confidence` refuses, each time with what to do, and without leaving a model."""
+"""Input that `satmap confidence` refuses, with a remedy and without leaving a model."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ IDS = [f"AOI_9_Made_img{number}" for number in range(4)]
 
 @dataclass(frozen=True)
 class Tile:
-    """A directory with images, networks, and what they predicted out of fold."""
+    """Directory with images, networks and their out-of-fold predictions."""
 
     root: Path
 
@@ -42,7 +42,7 @@ class Tile:
         return self.root / "out.csv"
 
     def draw(self, image_id: str, body: NDArray[np.uint8]) -> None:
-        """Replace the planes of an image."""
+        """Replace the maps of an image."""
         with rasterio.open(self.maps / f"{image_id}.tif", "r+") as raster:
             raster.write(np.stack([body, np.zeros_like(body)]))
 
@@ -76,7 +76,7 @@ def predicted(tmp_path_factory: pytest.TempPathFactory) -> Tile:
 
 @pytest.fixture
 def place(predicted: Tile, tmp_path: Path) -> Tile:
-    """Another copy of it for every test."""
+    """Fresh copy of ``predicted`` for every test."""
     shutil.copytree(predicted.root, tmp_path / "copy")
     return Tile(tmp_path / "copy")
 
@@ -119,7 +119,7 @@ def nothing_shown(place: Tile) -> None:
 
 
 def nothing_to_do_with_houses(place: Tile) -> None:
-    # Candidates that are all alike, and houses here or there.
+    # All candidates are alike, whether there is a house or not.
     body = np.zeros((96, 96), np.uint8)
     rows, columns = np.indices(body.shape) % 16
     body[(rows < 11) & (columns < 11)] = 255
@@ -146,26 +146,26 @@ BAD: dict[str, tuple[Callable[[Tile], None], str]] = {
 
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_what_cannot_be_fitted_to_is_told_clearly(
+def test_unusable_input_of_a_fit_is_explained(
     place: Tile, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     spoil, message = BAD[name]
     spoil(place)
     with pytest.raises(SystemExit) as ended:
         place.fit()
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert ended.value.code == 1
-    assert message in said and "Traceback" not in said
+    assert message in printed and "Traceback" not in printed
     assert not (place.weights / CONFIDENCE_FILE).is_file()
 
 
-def test_only_submissions_are_fitted_to(place: Tile, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_submissions_are_accepted(place: Tile, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         place.fit()
     assert ended.value.code == 0
     model = place.weights / CONFIDENCE_FILE
     before = model.read_bytes()
-    # The model has a manifest, too: that of weights.
+    # The model also has a manifest, of the kind for weights.
     with pytest.raises(SystemExit) as ended:
         place.fit(model)
     assert ended.value.code == 1

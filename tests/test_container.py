@@ -1,6 +1,6 @@
-"""The scripts that an image consists of, as far as they can be tried without an engine.
+"""Scripts of the container image, as far as they can be tested without a container engine.
 
-`make check-container` tries all of it.
+`make check-container` tests everything.
 """
 
 import os
@@ -33,24 +33,24 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def weights_dir(home: Path, use: str, **environment: str) -> tuple[str, str]:
-    """What train.sh or test.sh take for weights: the directory, and what is said."""
+    """Return the weights directory that train.sh or test.sh choose, and their messages."""
     script = f'. "{ROOT}/container/weights_dir.sh"; choose_weights_dir "$1" "$2"; echo $WEIGHTS_DIR'
     done = run("bash", "-euc", script, "bash", str(home), use, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip(), done.stderr
 
 
-def test_weights_are_in_weights_unless_the_caller_says_otherwise(tmp_path: Path) -> None:
+def test_the_weights_directory_defaults_to_weights(tmp_path: Path) -> None:
     for use in ("train", "predict"):
         assert weights_dir(tmp_path, use) == (f"{tmp_path}/weights", "")
         assert weights_dir(tmp_path, use, WEIGHTS_DIR="/some/where") == ("/some/where", "")
-        # A directory within the container is no better a place than weights/.
+        # A directory inside the container has no advantage over weights/.
         named = weights_dir(tmp_path, use, SATMAP_SCRATCH=str(tmp_path))
         assert named == (f"{tmp_path}/weights", "")
 
 
 @needs_mounts
-def test_weights_go_to_the_scratch_volume_where_there_is_none_for_them(tmp_path: Path) -> None:
+def test_weights_go_to_the_scratch_volume_without_a_weights_volume(tmp_path: Path) -> None:
     scratch, home = tmp_path / "scratch", tmp_path / "home"
     for directory in (scratch, home / "weights"):
         directory.mkdir(parents=True)
@@ -78,7 +78,7 @@ def test_weights_go_to_the_scratch_volume_where_there_is_none_for_them(tmp_path:
 
 @pytest.fixture
 def entry() -> Iterator[Path]:
-    """The entry point where any user can read it."""
+    """Copy of the entry point that any user can read."""
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         Path(directory).chmod(0o755)
         copy = Path(directory) / "entrypoint.sh"
@@ -91,7 +91,7 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become s
 
 
 @needs_root
-def test_the_entry_point_leaves_a_user_alone_and_gives_it_a_home(entry: Path) -> None:
+def test_the_entry_point_keeps_the_user_and_sets_its_home(entry: Path) -> None:
     script = 'id -u; touch "$HOME/file" && echo "$1"; rm -r "$HOME"; exit 7'
     done = run(*AS_NOBODY, "bash", str(entry), "sh", "-c", script, "sh", "two words", HOME="/proc")
     assert done.stdout.splitlines() == [str(NOBODY), "two words"], done.stderr
@@ -99,7 +99,7 @@ def test_the_entry_point_leaves_a_user_alone_and_gives_it_a_home(entry: Path) ->
 
 
 @needs_root
-def test_the_entry_point_leaves_the_root_of_a_rootless_engine_alone(entry: Path) -> None:
+def test_the_entry_point_keeps_the_root_of_a_rootless_engine(entry: Path) -> None:
     rootless = (*AS_NOBODY, "unshare", "--user", "--map-root-user")
     if run(*rootless, "true").returncode:
         pytest.skip("users may not have namespaces here")
@@ -113,14 +113,14 @@ def test_the_image_is_labelled_with_the_version() -> None:
     assert labelled[1] == satmap.__version__
 
 
-def test_what_the_check_trains_is_a_recipe_for_chips_with_and_without_infrared() -> None:
+def test_the_check_trains_a_recipe_for_chips_with_and_without_infrared() -> None:
     members = load_recipe(str(ROOT / "container/check.yaml")).members
     assert [(member.fold, member.bands, member.pretrained) for member in members] == [
         (0, 3, False), (1, 8, False)
     ]  # fmt: skip
 
 
-def test_both_locks_agree_but_for_torch_and_what_it_brings() -> None:
+def test_both_locks_agree_except_for_torch_and_its_dependencies() -> None:
     def locked(name: str) -> dict[str, str]:
         text = (ROOT / name).read_text()
         return dict(re.findall(r"^([a-z0-9._-]+)==([^ ]+)", text, re.MULTILINE))

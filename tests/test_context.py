@@ -1,4 +1,4 @@
-"""Vectorising with surroundings: neighbours help, and nothing leaves its image."""
+"""Vectorising with surroundings: neighbours help, and roads stay within their image."""
 
 from collections.abc import Sequence
 
@@ -45,7 +45,7 @@ def test_crop_cuts_roads_at_the_edges() -> None:
         np.testing.assert_array_equal(edge.line[[0, -1]], cropped.nodes[list(edge.nodes)])
 
 
-def test_crop_moves_to_the_rectangle_and_takes_roads_apart_that_come_back() -> None:
+def test_crop_shifts_roads_and_splits_roads_that_reenter() -> None:
     # Out over the right edge and back in: two roads.
     graph = graph_of([(12, 12), (40, 12), (40, 20), (12, 20)])
     cropped = crop_graph(graph, Box(10, 10, 20, 20), SCALE)
@@ -56,29 +56,29 @@ def test_crop_moves_to_the_rectangle_and_takes_roads_apart_that_come_back() -> N
     assert crop_graph(RoadGraph(), Box(0, 0, 9, 9), SCALE).edges == ()
 
 
-def test_crop_leaves_a_crossing_without_junction_alone() -> None:
+def test_crop_keeps_a_crossing_without_junction() -> None:
     eight = [(5, 5), (30, 30), (30, 5), (5, 30), (-20, 30)]
     (edge,) = crop_graph(graph_of(eight), Box(0, 0, 40, 40), SCALE).edges
     assert len(edge.line) == 5
 
 
-def test_surroundings_come_from_neighbours_and_else_have_no_roads() -> None:
+def test_surroundings_come_from_neighbours_and_are_empty_elsewhere() -> None:
     x, _ = margin_px(SCALE)
     own = maps_of(np.full((300, 400), 10, np.uint8))
     right = maps_of(np.full((300, 400), 20, np.uint8))
     maps, box = with_surroundings(own, [(right, 400, 5)])
-    # Where nobody touches the image it has no margin.
+    # Sides without a touching neighbour have no margin.
     assert box == Box(0, 0, 400, 300)
     whole = maps[ROAD]
     assert whole.shape == (300, 400 + x)
     assert (whole[:, :400] == 10).all()
     assert (whole[5:, 400:] == 20).all()
-    # Above the neighbour's first row nothing is known but what the border suggests.
+    # Above the neighbour's first row, the margin continues the border.
     assert (whole[:5, 400:402] == 10).all()
     assert (whole[:5, 402:] == 0).all()
 
 
-def test_a_neighbour_beyond_a_gap_is_none() -> None:
+def test_a_chip_beyond_a_gap_is_no_neighbour() -> None:
     own = maps_of(draw([(0, 295), (400, 295)], shape=(300, 400)))
     near, far = ((own, 0, 300 + gap) for gap in (2, 3))
     assert with_surroundings(own, [near])[1] == Box(0, 0, 400, 300)
@@ -108,12 +108,12 @@ def test_surroundings_on_all_sides() -> None:
     maps, box = with_surroundings(maps_of(scene[own.pixels]), parts)
     assert box == Box(x, y, 400, 300)
     np.testing.assert_array_equal(maps[ROAD], scene[own.grown(x, y).pixels])
-    # A neighbour only off a corner shows no side.
+    # A neighbour that touches only a corner adds no margin.
     corner = [parts[0]]
     assert with_surroundings(maps_of(scene[own.pixels]), corner)[1] == Box(0, 0, 400, 300)
 
 
-def test_the_image_and_the_first_neighbour_count_where_several_lie() -> None:
+def test_overlaps_use_the_image_then_the_first_neighbour() -> None:
     own = maps_of(np.full((300, 400), 10, np.uint8))
     first, second = (maps_of(np.full((300, 400), value, np.uint8)) for value in (20, 30))
     maps, box = with_surroundings(own, [(first, 390, 0), (second, 380, 0), (second, 0, 100)])
@@ -122,8 +122,8 @@ def test_the_image_and_the_first_neighbour_count_where_several_lie() -> None:
     assert (maps[ROAD][300:400, :390] == 30).all()
 
 
-def test_a_neighbour_tells_where_a_road_goes_on() -> None:
-    # A street that trees hide from 20 px before the border to 20 px behind it.
+def test_a_neighbour_shows_where_a_road_continues() -> None:
+    # Trees hide a street from 20 px before the border to 20 px after it.
     street = draw([(0, 150), (800, 150)], shape=(300, 800))
     street[:, 380:420] = 0
     left, right = maps_of(street[:, :400]), maps_of(street[:, 400:])
@@ -138,7 +138,7 @@ def test_a_neighbour_tells_where_a_road_goes_on() -> None:
 
 
 def test_a_short_piece_of_a_long_road_is_kept_by_its_neighbour() -> None:
-    # 25 m of a street in the corner of this image; most of it lies in the next one.
+    # A corner of this image shows 25 m of a street; most of it lies in the next image.
     street = draw([(317, 150), (800, 150)], shape=(300, 800))
     left, right = maps_of(street[:, :400]), maps_of(street[:, 400:])
     together, box = with_surroundings(left, [(right, 400, 0)])

@@ -45,7 +45,7 @@ def test_the_eight_symmetries_are_exact(
     assert len(matches) == 1
     k, m = matches[0]
     assert bool(m) == mirrored
-    # Image and target go through the same map.
+    # Image and target are transformed alike.
     assert np.array_equal(crop.transpose(1, 2, 0), np.rot90(image[:, ::-1] if m else image, k))
 
 
@@ -58,7 +58,7 @@ def test_eight_symmetries_are_eight(chips: list[CachedChip]) -> None:
     assert len(crops) == 8
 
 
-def test_target_and_image_stay_together_under_any_turn(chips: list[CachedChip]) -> None:
+def test_target_and_image_stay_aligned_under_any_rotation(chips: list[CachedChip]) -> None:
     geometry = Geometry((85.0, 75.0), scale=1.2, angle=17)
     image, target = chips[0].read()
     crop, crop_target = read_crop(chips[0], geometry, 96, 8)
@@ -82,7 +82,7 @@ def test_chips_smaller_than_the_crop_are_reflected(chips: list[CachedChip]) -> N
     assert target.shape == (224, 224)
 
 
-def test_drawn_geometry_keeps_to_its_settings() -> None:
+def test_random_geometry_respects_its_settings() -> None:
     random = np.random.default_rng(0)
     settings = Augmentation()
     drawn = [draw_geometry(random, (500, 700), 256, settings) for _ in range(2000)]
@@ -104,13 +104,13 @@ def test_recolour_changes_colours_and_nothing_else() -> None:
     for seed in range(20):
         changed = jitter_colours(np.random.default_rng(seed), image)
         assert changed.shape == image.shape
-        # Every channel goes through one monotonous table.
+        # Every channel is mapped by one monotonic table.
         for channel in range(8):
             order = np.argsort(image[channel], axis=None, kind="stable")
             assert (np.diff(changed[channel].ravel()[order].astype(int)) >= 0).all()
 
 
-def test_the_same_crops_whatever_the_workers(chips: list[CachedChip]) -> None:
+def test_crops_do_not_depend_on_the_workers(chips: list[CachedChip]) -> None:
     def epoch(workers: int, number: int) -> torch.Tensor:
         dataset = CropDataset(chips, 64, 8, 2, Augmentation(), seed=5, cutter=TASK)
         dataset.set_epoch(number)

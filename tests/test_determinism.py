@@ -1,4 +1,4 @@
-"""Trainings that end with the same bytes, and networks in which nothing stands in their way."""
+"""Trainings that end with the same bytes, and networks without nondeterministic operations."""
 
 import itertools
 import json
@@ -32,8 +32,8 @@ from tiny_trainings import road_member, road_recipe, stage
 CPU = torch.device("cpu")
 RUNS = itertools.count()
 
-# What torch's documentation of use_deterministic_algorithms says to raise on a GPU and could stand
-# in a network, by the names of autograd's nodes.
+# Autograd nodes of operations that raise on a GPU by torch's documentation of
+# use_deterministic_algorithms and could occur in a network.
 RAISING = (
     "UpsampleLinear", "UpsampleBilinear", "UpsampleBicubic", "UpsampleTrilinear", "AvgPool3D",
     "AdaptiveAvgPool", "AdaptiveMaxPool", "FractionalMaxPool", "MaxUnpool", "ReflectionPad",
@@ -60,7 +60,7 @@ def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     st.tuples(st.integers(1, 90), st.integers(1, 90)),
     st.integers(0, 2**32 - 1),
 )
-def test_products_resize_as_torch_does(
+def test_matrix_products_resize_like_torch(
     size: tuple[int, int], out: tuple[int, int], seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -73,7 +73,7 @@ def test_products_resize_as_torch_does(
     (found * weights).sum().backward()  # type: ignore[no-untyped-call]
     (expected * weights).sum().backward()  # type: ignore[no-untyped-call]
     assert ours.grad is not None and theirs.grad is not None
-    # Sums of up to thousands, added up in other orders.
+    # Sums of up to thousands of values in different orders.
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-5)
 
 
@@ -85,12 +85,12 @@ def test_products_are_exact_enough_for_large_images_and_for_bfloat16() -> None:
         halved = resize_by_products(x.bfloat16(), (1300, 194))
     assert halved.dtype == torch.bfloat16
     exact = F.interpolate(x.bfloat16().float(), (1300, 194), mode="bilinear", align_corners=True)
-    # Rounded once, at the end, as torch's own: by half a unit in the last place of bfloat16.
+    # Rounded once, at the end, like torch's own: by half a unit in the last place of bfloat16.
     assert (halved.float() - exact).abs().max() <= 2**-9 + 1e-6
 
 
 def nodes(output: Tensor) -> set[str]:
-    """The names of all of autograd's nodes behind a tensor."""
+    """Return the names of all autograd nodes behind a tensor."""
     found, left = set(), [output.grad_fn]
     while left:
         node = left.pop()
@@ -104,7 +104,7 @@ def raising(names: set[str]) -> set[str]:
     return {name for name in names if name.startswith(RAISING)}
 
 
-# One of each family; the others repeat the same layers.
+# One encoder of each family; the others repeat the same layers.
 FAMILIES = (
     "dpn68b", "inception_resnet_v2", "resnet18", "se_resnext50_32x4d", "densenet121",
     "efficientnet_b3", "convnext_tiny",
@@ -116,7 +116,7 @@ FAMILIES = (
     [*((encoder, "plain") for encoder in FAMILIES), ("resnet18", "scse"), ("resnet18", "light")],
 )
 @pytest.mark.usefixtures("deterministic")
-def test_no_training_step_needs_what_raises_on_a_gpu(encoder: str, decoder: str) -> None:
+def test_no_training_step_uses_nondeterministic_operations(encoder: str, decoder: str) -> None:
     """The graph is the same on every device."""
     losses = load_recipe("sn5-roads").members[0].losses
     assert isinstance(losses, Losses)
@@ -128,15 +128,15 @@ def test_no_training_step_needs_what_raises_on_a_gpu(encoder: str, decoder: str)
     assert not raising(found)
 
 
-def test_without_the_flag_there_is_something_that_raises() -> None:
+def test_nondeterministic_operations_occur_without_the_flag() -> None:
     x = torch.rand(1, 1, 4, 4, requires_grad=True)
     assert raising(nodes(resize_bilinear(x, (8, 8)))) == {"UpsampleBilinear2DBackward0"}
     assert raising(nodes(F.adaptive_avg_pool2d(x, 2))) == {"AdaptiveAvgPool2DBackward0"}
 
 
 def trained(city: Path, directory: Path, workers: int = 0, seed: int = 0) -> dict[str, bytes]:
-    """Train, or go on; gives the weights' bytes by name."""
-    # Runs are told apart by when they began, to the second, and such a training takes less.
+    """Train or resume; return the weights' bytes by name."""
+    # Runs are identified by their start to the second, and such a training takes less.
     known = RunInfo(command=("train", f"number {next(RUNS)}"))
     context = RunContext(directory, CPU, workers=workers, info=known)
     options = TrainingOptions(cache=city.parent / "determinism-cache")
@@ -164,11 +164,11 @@ def test_two_trainings_give_the_same_bytes(
     assert trained(city, tmp_path / "resumed") == first
     manifest = read_manifest(tmp_path / "resumed" / "fold0-tiny-8band.last.safetensors")
     assert isinstance(manifest, WeightsManifest)
-    # The first run did one epoch, the second began after it.
+    # The first run did one epoch; the second began after it.
     began = [(run.from_stage, run.from_epoch, run.from_step) for run in manifest.runs]  # type: ignore[union-attr]
     assert began == [(1, 0, 0), (1, 1, 0)]
     assert all(run.deterministic for run in manifest.runs)  # type: ignore[union-attr]
-    # A list of the data lies beside the weights, once for all, and everything agrees with it.
+    # A single list of the data lies beside the weights, and everything agrees with it.
     assert not any(verify_weights(tmp_path / "resumed").values())
     (listed,) = (tmp_path / "resumed").glob("data-*.json")
     assert len(json.loads(listed.read_text())) == 6
@@ -181,7 +181,7 @@ def test_two_trainings_give_the_same_bytes(
     assert trained(city, tmp_path / "workers", seed=1) != first
 
 
-def test_a_deterministic_training_cannot_follow_the_clock(
+def test_a_deterministic_training_refuses_a_time_limit(
     city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:

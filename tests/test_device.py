@@ -1,4 +1,4 @@
-"""Which GPUs a build of torch can use, and what users are told of those it cannot."""
+"""GPUs that a build of torch can use, and the messages for others."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import satmap.cli.checks
 import satmap.runtime.device
 from satmap.cli import main
 from satmap.errors import SatmapError
 from satmap.runtime.device import has_kernels, visible_gpus
 
-# What torch's wheels for CUDA 13 and for CUDA 12.6 are compiled for.
+# Architectures in torch's wheels for CUDA 13 and for CUDA 12.6.
 CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
 CUDA_12 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
 
@@ -46,7 +47,7 @@ def pretend(
     compiled: list[str] = CUDA_13,
     available: bool = True,
 ) -> None:
-    """A machine with GPUs of these capabilities."""
+    """Simulate a machine with GPUs of these capabilities."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available and bool(capabilities))
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: compiled)
@@ -64,22 +65,24 @@ def test_all_gpus_are_used_where_torch_has_kernels_for_them(
     assert visible_gpus("auto") == 4
 
 
-def test_a_gpu_without_kernels_ends_the_run_with_what_to_do(
+def test_a_gpu_without_kernels_ends_the_run_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pretend(monkeypatch, [(7, 5), (7, 0)])
     with pytest.raises(SatmapError, match=r"GPU 1 \(Card 1\) has compute capability 7.0.*cuda12"):
         visible_gpus("auto")
-    for command in ("train", "predict"):
+    # Without weights a prediction would end before it looks for GPUs.
+    monkeypatch.setattr(satmap.cli.checks, "check_prediction", lambda *arguments: None)
+    for arguments in (["train"], ["predict", str(tmp_path / "out.csv")]):
         with pytest.raises(SystemExit) as ended:
-            main([command, str(tmp_path), str(tmp_path / "out.csv")])
+            main([arguments[0], str(tmp_path), *arguments[1:]])
         assert ended.value.code == 1
         assert "compute capability 7.0" in capsys.readouterr().err
-    # Whoever asks for the CPU gets it.
+    # An explicit CPU is always possible.
     assert visible_gpus("cpu") == 0
 
 
-def test_a_driver_that_is_too_old_is_no_reason_to_train_on_a_cpu_for_weeks(
+def test_an_old_driver_is_an_error_instead_of_a_cpu_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pretend(monkeypatch, [(8, 0)], available=False)
@@ -87,7 +90,7 @@ def test_a_driver_that_is_too_old_is_no_reason_to_train_on_a_cpu_for_weeks(
         visible_gpus("auto")
 
 
-def test_a_container_without_gpus_on_a_machine_with_a_driver_says_so(
+def test_a_container_without_gpus_on_a_machine_with_a_driver_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pretend(monkeypatch, [])

@@ -1,4 +1,4 @@
-"""Learning from an ensemble: what it makes of the chips, the loss, the student."""
+"""Distillation of an ensemble: soft targets, loss, student."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +57,7 @@ def student(**changes: object) -> Recipe:
 
 
 def make_teacher(directory: Path) -> Teacher:
-    """Two untrained networks, of three and of eight bands, that are of the demo's recipe."""
+    """Make a teacher of two untrained networks of the demo's recipe, with three and eight bands."""
     recipe = load_recipe("demo")
     for number, bands in enumerate((3, 8)):
         torch.manual_seed(number)
@@ -86,7 +86,7 @@ def test_the_loss_by_hand() -> None:
     assert distillation_loss(torch.logit(teacher, 1e-7), teacher).item() == pytest.approx(
         0, abs=1e-5
     )
-    # At logit 0 the network says one half of everything: log 2 less the teacher's own entropy.
+    # At logit 0 the network predicts .5 everywhere: log 2 minus the teacher's entropy.
     entropies = [np.log(2), 0, 0, -(0.25 * np.log(0.25) + 0.75 * np.log(0.75))]
     expected = np.log(2) - np.mean(entropies)
     found = distillation_loss(torch.zeros(1, 1, 2, 2), teacher)
@@ -110,7 +110,7 @@ def test_every_head_learns_from_the_teachers_map_of_its_name() -> None:
     _, parts = road_loss(wrong, names, target, nothing, soft=soft)
     assert parts["junction"].item() > 0.1
     assert parts["road"].item() + parts["speed"].item() == pytest.approx(0, abs=1e-4)
-    # Beside the label's losses it is one term more.
+    # It is one more term beside the losses of the label.
     hard = Losses(road=RoadHeadLoss(dice=1, focal=1), speed=HeadLoss(bce=1), junction=HeadLoss())
     both = hard.model_copy(update={"distillation": 0.5})
     logits = torch.randn(2, 12, 32, 32)
@@ -122,7 +122,7 @@ def test_every_head_learns_from_the_teachers_map_of_its_name() -> None:
     assert sums[2] == pytest.approx(sums[0] + sums[1], rel=1e-5)
 
 
-def test_soft_targets_are_what_the_ensemble_says_and_are_made_once(
+def test_soft_targets_equal_the_ensembles_maps_and_are_made_once(
     chips: list[CachedChip], teacher: Teacher, tmp_path: Path
 ) -> None:
     context = RunContext(tmp_path / "weights", CPU)
@@ -138,9 +138,9 @@ def test_soft_targets_are_what_the_ensemble_says_and_are_made_once(
     before = soft.path.stat().st_mtime_ns
     assert predict_soft_targets(chips, teacher, context) == taught
     assert soft.path.stat().st_mtime_ns == before
-    # A damaged or half file is made again.
+    # A damaged or incomplete file is rebuilt.
     soft.path.write_bytes(soft.path.read_bytes()[:100])
-    with pytest.raises(SatmapError, match="makes what is missing"):
+    with pytest.raises(SatmapError, match="computes missing maps"):
         soft.read()
     predict_soft_targets(chips, teacher, context)
     assert np.array_equal(soft.read(), expected)
@@ -183,12 +183,12 @@ def test_another_teacher_makes_other_files(teacher: Teacher, tmp_path: Path) -> 
         if with_inference(teacher, **{name: value}).digest != teacher.digest
     }
     assert changed == {"tta", "mean", "window", "overlap", "padding"}
-    # The names of the files do not matter, and neither does where they lie.
+    # Names and locations of the files do not matter.
     assert make_teacher(tmp_path).digest == teacher.digest
 
 
 def test_soft_targets_turn_with_the_crop(chips: list[CachedChip], tmp_path: Path) -> None:
-    # Planes that are the image itself must stay so, whatever the crop.
+    # Soft targets equal to the image must stay equal to it in every crop.
     image, _ = chips[0].read()
     soft = SoftTarget(tmp_path / "soft.safetensors", "ab")
     soft.write(np.concatenate([image, image[..., :4]], axis=2).transpose(2, 0, 1))
@@ -205,7 +205,7 @@ def test_soft_targets_turn_with_the_crop(chips: list[CachedChip], tmp_path: Path
         for each in (chip, chips[0])
     )
     assert with_soft["soft"].shape == (12, 64, 64)
-    # The teacher changes nothing of what there was before.
+    # The teacher does not change image and target.
     assert with_soft.keys() - without.keys() == {"soft"}
     for name in ("image", "target"):
         assert np.array_equal(with_soft[name], without[name])
@@ -220,7 +220,7 @@ def test_a_student_trains_on_all_chips_and_predicts_alone(
     options = TrainingOptions(tmp_path / "cache", teacher=given)
     assert train([city / "train"], recipe, context, options) == {}
     printed = capsys.readouterr().out
-    assert "teacher: demo, 8 passes a chip (2 networks x 4 test-time augmentations)" in printed
+    assert "teacher: demo, 8 passes per chip (2 networks x 4 test-time augmentations)" in printed
     assert "all-tiny-3band: 6 chips, not validated" in printed
     (file,) = choose(find_weights(context.weights), recipe)
     assert file.path.name == "all-tiny-3band.last.safetensors"
@@ -230,7 +230,7 @@ def test_a_student_trains_on_all_chips_and_predicts_alone(
     assert {each.name for each in described.starts_from} == {
         each.path.name for each in teacher.files
     }
-    # By labels alone it would be another network.
+    # Labels alone give another network.
     losses = recipe.members[0].losses.model_copy(update={"distillation": None})
     member = recipe.members[0].model_copy(update={"losses": losses})
     labels = recipe.model_copy(update={"members": (member,)})
@@ -239,7 +239,7 @@ def test_a_student_trains_on_all_chips_and_predicts_alone(
     train([city / "train"], labels, alone, TrainingOptions(tmp_path / "cache"))
     weights = [load_weights(next(w.weights.glob("*.safetensors")))[0] for w in (context, alone)]
     assert not torch.equal(weights[0].head.weight, weights[1].head.weight)
-    # Another teacher cannot go on where this one stopped.
+    # A training with another teacher cannot resume from this one.
     other = tmp_path / "other"
     make_teacher(other)
     (other / "1.last.safetensors").unlink()
@@ -247,7 +247,7 @@ def test_a_student_trains_on_all_chips_and_predicts_alone(
         train([city / "train"], recipe, context, replace(options, teacher=other))
 
 
-def test_what_a_student_has_seen_through_its_teacher_counts_as_seen(
+def test_chips_of_the_teacher_count_as_seen_by_the_student(
     city: Path, teacher: Teacher, tmp_path: Path
 ) -> None:
     recipe = student(members=[{**MEMBER, "fold": 0}])
@@ -271,26 +271,26 @@ def test_the_processes_of_a_machine_share_the_teachers_work(
     assert made == [[True, False] * 3, [True] * 6]
 
 
-def test_teachers_that_cannot_teach(teacher: Teacher, tmp_path: Path) -> None:
+def test_unusable_teachers(teacher: Teacher, tmp_path: Path) -> None:
     context = RunContext(tmp_path / "weights", CPU)
     given = teacher.files[0].path.parent
 
     def run(recipe: Recipe, directory: Path | None) -> None:
         train([tmp_path], recipe, context, TrainingOptions(tmp_path / "cache", teacher=directory))
 
-    with pytest.raises(SatmapError, match=r"student learns from an ensemble.*--teacher"):
+    with pytest.raises(SatmapError, match=r"student learns from a trained ensemble.*--teacher"):
         run(student(), None)
     with pytest.raises(SatmapError, match="demo has no `distillation`"):
         run(load_recipe("demo"), given)
     with pytest.raises(SatmapError, match="no weights"):
         run(student(), tmp_path)
-    with pytest.raises(SatmapError, match="`task` and `stretch` must agree"):
+    with pytest.raises(SatmapError, match="`stretch` and `input_px` must agree"):
         run(student(stretch={"low": 1}), given)
-    # Its own weights are no teacher, beside others they do not disturb.
+    # The student's own weights are no teacher, but may lie beside others.
     network = build_network("tiny", 3, ROAD_MAPS, (16, 16, 16, 16))
     own = tmp_path / "own" / "all-tiny-3band.last.safetensors"
     save_weights(own, network, {"recipe": student().model_dump_json()})
-    with pytest.raises(SatmapError, match="those of student alone"):
+    with pytest.raises(SatmapError, match="only those of student"):
         find_teacher(own.parent, student())
     for file in teacher.files:
         (own.parent / file.path.name).write_bytes(file.path.read_bytes())

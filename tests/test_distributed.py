@@ -1,4 +1,4 @@
-"""Several processes, real ones, on the CPU: they learn as one, and none can be lost for good."""
+"""Training with several real processes on the CPU: they learn as one and survive kills."""
 
 import csv
 import json
@@ -61,7 +61,7 @@ CPU = torch.device("cpu")
 
 _LEFT_ALONE, _TRY_AGAIN, _TERMINATED = 70, 75, 143
 
-# How often a training is started to be killed ten times; some may be done before.
+# Maximum number of starts for ten kills; some trainings may end before they are killed.
 MOST_STARTS = 30
 
 
@@ -69,7 +69,7 @@ pytestmark = pytest.mark.usefixtures("tiny_encoders")
 
 
 def recipe_text(batch: int, encoder: str = "tiny", **optimizer: float) -> str:
-    """Two members: a stage that each learns alone, then one that all ranks share."""
+    """Return a recipe of two members with an unshared and then a shared stage."""
     content = yaml.safe_load(RECIPE)
     schedule = {"kind": "cosine", "peak": 2e-3}
     stages = [
@@ -105,7 +105,7 @@ def weights_of(directory: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def same(first: Path, second: Path) -> bool:
-    """Whether two trainings left the same files with the same weights and told the same losses."""
+    """Return whether two trainings left the same files, weights and logged losses."""
     one, other = weights_of(first), weights_of(second)
     return one.keys() == other.keys() and all(
         torch.equal(value, other[file][name])
@@ -115,7 +115,7 @@ def same(first: Path, second: Path) -> bool:
 
 
 def losses(directory: Path) -> dict[str, list[tuple[str, ...]]]:
-    """What the logs say, but for times."""
+    """Return the contents of the logs without times."""
     kept = ("stage", "epoch", "learning_rate", "loss", "road", "speed", "junction", "apls", "dice")
     return {
         log.name: [
@@ -128,7 +128,7 @@ def losses(directory: Path) -> dict[str, list[tuple[str, ...]]]:
 
 @pytest.fixture(scope="module")
 def unbroken(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training by two ranks that nobody disturbed; begun anew, which changes nothing."""
+    """Train with two ranks without interruption; a second run changes nothing."""
     directory = tmp_path_factory.mktemp("unbroken")
     arguments = [*command(city, directory, recipe_text(2)), "--restart"]
     assert finish(start_ranks(arguments, directory)) == [0, 0]
@@ -148,7 +148,7 @@ def test_two_processes_learn_as_one(
         # A member alone on its rank learns exactly what it learns without any others.
         assert one[name][0] == two[name][0]
         assert len(one[name]) == len(two[name]) == 3
-        # Shared: other orders of summing, whose rounding the steps blow up.
+        # A shared member sums in another order, and its steps amplify the rounding.
         for ours, theirs in zip(one[name][1:], two[name][1:], strict=True):
             assert [float(v) for v in ours[:7]] == pytest.approx(
                 [float(v) for v in theirs[:7]], rel=2e-3, abs=1e-5
@@ -172,7 +172,7 @@ def test_ten_kills_lose_nothing(city: Path, tmp_path: Path, unbroken: Path) -> N
     for _ in range(MOST_STARTS):
         before = states(tmp_path)
         processes = start_ranks(arguments, tmp_path)
-        # Most often not before this run has got somewhere, or it would prove little.
+        # Usually wait for some progress before the kill, or the test would prove little.
         if moments.random() < 0.8:
             wait_for_new_state(tmp_path, before, processes)
         if kill_one(processes, moments, tmp_path):
@@ -180,7 +180,7 @@ def test_ten_kills_lose_nothing(city: Path, tmp_path: Path, unbroken: Path) -> N
             if kills == 10:
                 break
             continue
-        # It was sooner.
+        # The training ended before the kill.
         assert same(tmp_path, unbroken)
         shutil.rmtree(weights)
     assert kills == 10, f"of {MOST_STARTS} trainings only {kills} could be killed in time"
@@ -188,16 +188,16 @@ def test_ten_kills_lose_nothing(city: Path, tmp_path: Path, unbroken: Path) -> N
     assert same(tmp_path, unbroken)
 
 
-def test_signals_save_the_step_and_it_goes_on_from_there(
+def test_signals_save_the_step_and_training_resumes_from_it(
     city: Path, tmp_path: Path, unbroken: Path
 ) -> None:
-    """One after the other in one training: the launcher's, a terminal's, and one that is gone."""
+    """Send SIGTERM (launcher), SIGINT (Ctrl-C) and SIGHUP (closed terminal) to one training."""
     arguments = [*command(city, tmp_path, recipe_text(2)), "--save-minutes", "1e-9"]
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        # Held at a step that they have made together: they cannot end before the signal arrives.
+        # Both ranks are held after a common step, so they cannot end before the signal arrives.
         processes = start_ranks(arguments, tmp_path, "hold")
         wait_for_held(tmp_path, processes)
-        # Ctrl-C reaches all of them. Who learns it from another ends as if by SIGTERM.
+        # Ctrl-C reaches all of them. A rank that learns it from another ends as if by SIGTERM.
         reached = processes if number == signal.SIGINT else processes[1:]
         for process in reached:
             os.kill(process.pid or 0, number)
@@ -228,30 +228,30 @@ def wait_for_text(output: Path, text: str, process: "subprocess.Popen[str]") -> 
 
 
 def states(directory: Path) -> list[int]:
-    """When the states of the members were written."""
+    """Return the modification times of the members' train states."""
     return [path.stat().st_mtime_ns for path in (directory / "weights").glob("*.state.pt")]
 
 
-def test_errors_of_one_rank_are_told_once_and_leave_the_checkpoints(
+def test_errors_of_one_rank_are_reported_once_and_keep_the_checkpoints(
     city: Path, tmp_path: Path, unbroken: Path
 ) -> None:
     arguments = command(city, tmp_path, recipe_text(2))
-    # A disk that is full, on the rank that writes.
+    # A full disk on the rank that writes.
     assert finish(start_ranks(arguments, tmp_path, "disk")) == [1, _LEFT_ALONE]
     texts = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
     assert texts[0].count("satmap: cannot write") == 1 and "Traceback" not in "".join(texts)
     assert "satmap:" not in texts[1]
-    # No images at all: what every rank could say, one says.
+    # Without images, only one rank reports it.
     (tmp_path / "empty").mkdir()
     nothing = [arguments[0], str(tmp_path / "empty"), *arguments[2:]]
     assert finish(start_ranks(nothing, tmp_path)) == [1, _LEFT_ALONE]
     texts = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
     assert "".join(texts).count("satmap:") == 1 and "Traceback" not in "".join(texts)
-    # Whoever looks for a fault gets both, from the one and the other.
+    # With --debug, both ranks print a traceback, but only one prints the message.
     assert finish(start_ranks([*nothing, "--debug"], tmp_path)) == [1, _LEFT_ALONE]
     texts = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
     assert all("Traceback" in text for text in texts) and "".join(texts).count("satmap:") == 1
-    # Too little memory on one: the next start splits the batches.
+    # Too little memory on one rank: the next start splits the batches.
     codes = finish(start_ranks(arguments, tmp_path, "memory"))
     assert codes[1] == _TRY_AGAIN and codes[0] in (_LEFT_ALONE, _TERMINATED)
     for _ in range(4):
@@ -259,18 +259,18 @@ def test_errors_of_one_rank_are_told_once_and_leave_the_checkpoints(
             break
         text = (tmp_path / "rank1.txt").read_text()
         assert text.count("satmap:") == 1 and "out of memory" in text
-        # Nobody but the user starts it again: torchrun does not unless it is told to.
+        # Only the user restarts it; torchrun does so only with --max-restarts.
         assert "the same command again, without --restart" in text and "--max-restarts" in text
         codes = finish(start_ranks(arguments, tmp_path, "memory"))
     assert codes == [0, 0]
     assert weights_of(tmp_path).keys() == weights_of(unbroken).keys()
 
 
-def test_the_command_says_who_was_killed_ends_in_order_and_goes_on(
+def test_the_command_names_killed_processes_ends_cleanly_and_resumes(
     city: Path, tmp_path: Path, unbroken: Path
 ) -> None:
     arguments = command(city, tmp_path, recipe_text(2))
-    # What the processes of the test's own know, in those of the command.
+    # Tiny encoders for the processes of the command.
     (tmp_path / "sitecustomize.py").write_text(
         "import pytest\n"
         "import satmap.runtime.device\n"
@@ -311,13 +311,13 @@ def test_the_command_says_who_was_killed_ends_in_order_and_goes_on(
             assert errors.count("process 1 was killed by SIGKILL") == 1
         else:
             assert process.returncode == _TERMINATED
-            assert "what is finished is kept, the same command goes on" in errors
+            assert "finished work is kept, run the same command again to resume" in errors
     assert finish(start_ranks(arguments, tmp_path)) == [0, 0]
     assert same(tmp_path, unbroken)
 
 
-def test_the_job_ends_as_the_rank_that_failed_says() -> None:
-    # Torch ends the others before anybody looks: by SIGTERM, or by SIGKILL if they are slow.
+def test_the_job_ends_with_the_status_of_the_failed_rank() -> None:
+    # Torch ends the other ranks by SIGTERM, or by SIGKILL if they are slow.
     for others in (-signal.SIGTERM, -signal.SIGKILL, _LEFT_ALONE, _TERMINATED):
         assert launcher._status({0: others, 1: 1}) == 1
         assert launcher._status({0: _TRY_AGAIN, 1: others}) == _TRY_AGAIN
@@ -326,11 +326,11 @@ def test_the_job_ends_as_the_rank_that_failed_says() -> None:
     for other in (-signal.SIGTERM, _LEFT_ALONE, _TERMINATED):
         with pytest.raises(SatmapError, match="process 1 was killed by SIGKILL"):
             launcher._status({0: other, 1: -signal.SIGKILL})
-    with pytest.raises(SatmapError, match="lost each other"):
+    with pytest.raises(SatmapError, match="lost their connections"):
         launcher._status({0: _LEFT_ALONE, 1: -signal.SIGTERM})
 
 
-def test_a_job_that_is_started_again_does_not_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relaunched_job_does_not_restart_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     statuses, seen = [_TRY_AGAIN, 0], []
 
     def launch_once(arguments: Sequence[str], processes: int, logs: str) -> int:
@@ -350,7 +350,7 @@ def test_processes_cannot_share_a_numbered_gpu() -> None:
 
 
 def check_collectives(rank: int, port: int, directory: Path) -> None:
-    """What a process does in the test below; fails by its exit code."""
+    """Check collectives in one process of the test below; fail by the exit code."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["TORCHELASTIC_RUN_ID"] = "test"
@@ -361,7 +361,7 @@ def check_collectives(rank: int, port: int, directory: Path) -> None:
         assert ranks.on_first(lambda: ranks.rank + 7) == 7
         with pytest.raises(SatmapError if rank == 1 else PeerError):
             ranks.raise_on_all(SatmapError("rank 1's") if rank == 1 else None)
-        # Unequal shares of one batch, as an epoch's last may be.
+        # Unequal parts of one batch, as in the last step of an epoch.
         whole = torch.load(directory / "batch.pt", weights_only=True)
         x = (whole[:3] if rank == 0 else whole[3:]).clone().requires_grad_()
         network = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU())
@@ -377,7 +377,7 @@ def check_collectives(rank: int, port: int, directory: Path) -> None:
         torch.save((y, x.grad, gradient, network.state_dict()), directory / f"{rank}.pt")
 
 
-def test_joint_statistics_are_those_of_the_joined_batch(tmp_path: Path) -> None:
+def test_synchronised_statistics_equal_those_of_the_joint_batch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     whole = torch.randn(5, 4, 6, 6) * 3 + 1
     norm = nn.BatchNorm2d(4)
@@ -410,7 +410,7 @@ def test_joint_statistics_are_those_of_the_joined_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("length", "share", "world"), [(37, 4, 3), (8, 4, 2), (5, 4, 2), (3, 4, 1)]
 )
-def test_every_item_is_one_ranks(length: int, share: int, world: int) -> None:
+def test_every_item_belongs_to_one_rank(length: int, share: int, world: int) -> None:
     order = epoch_order(length, 3)
     assert sorted(order) == list(range(length))
     dealt = [split_between_ranks(order, share, rank, world) for rank in range(world)]
@@ -419,7 +419,7 @@ def test_every_item_is_one_ranks(length: int, share: int, world: int) -> None:
     assert len(set(items)) == len(items)
     size = min(share, length // world)
     assert len(items) == length // (size * world) * size * world
-    # Together they show what one process with the whole batch would, step by step.
+    # Together the ranks yield the same items per step as one process with the whole batch.
     alone = split_between_ranks(order, size * world, 0, 1)
     for step, whole in enumerate(alone):
         assert [item for steps in dealt for item in steps[step]] == whole
@@ -453,7 +453,7 @@ def test_too_little_memory_halves_the_batch_and_keeps_the_step(
 def test_too_little_memory_for_a_step_ends_the_training_before_it(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps may be made in part, so neither the weights nor the state are written after it."""
+    """A step may be incomplete, so neither weights nor state are written after it."""
     recipe = parse_recipe(recipe_text(2), "test")
     options = TrainingOptions(cache=city.parent / "ranks-cache", folds=(0,))
     whole, context = (RunContext(tmp_path / name / "weights", CPU) for name in ("whole", "short"))
@@ -521,7 +521,7 @@ def test_the_average_is_the_mean_of_the_weights_so_far() -> None:
     assert state[f"{statistics_name}.num_batches_tracked"] == 3
 
 
-def test_averages_are_what_is_kept_and_gone_on_with(
+def test_averages_are_saved_and_resumed(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from satmap.training import train as training
@@ -567,14 +567,14 @@ def test_areas_have_equal_numbers_of_crops(city: Path, tmp_path: Path) -> None:
         numbers = [crops.chip_of(index) for index in range(len(crops))]
         assert Counter(chips[number].aoi for number in numbers) == {small: 6, large: 6}
         seen.update(numbers)
-    # The large area's chips take turns over the epochs: 30 turns for 5 chips.
+    # The chips of the large area take turns over the epochs: 30 turns for 5 chips.
     assert seen == {0: 6, 1: 6, 2: 30, 3: 6, 4: 6, 5: 6}
     items = next(iter(DataLoader(crops, len(crops))))
     assert Counter(items[1].tolist())[2] == 6
 
 
-def test_stages_that_members_do_not_share_are_dealt_evenly() -> None:
-    """Five members with one, two, three, one and two stages; the last two's second is shared."""
+def test_unshared_stages_are_distributed_evenly() -> None:
+    """Use five members with 1, 2, 3, 1 and 2 stages; the second stage of the last two is shared."""
     stage = yaml.safe_load(RECIPE)["members"][0]["stages"][0]
     members = [
         Member.model_validate(
@@ -597,14 +597,14 @@ def test_stages_that_members_do_not_share_are_dealt_evenly() -> None:
         ([[c], []], []),
     ]
     assert assign_stages(members, 3)[0] == ([[a, d], [b, e], [c]], [])
-    # A rank without a member in a turn takes it all the same: the others wait for it.
+    # A rank without a member takes part in the turn, because the others wait for it.
     phases = [_phases(members, Ranks(rank, 2)) for rank in range(2)]
     assert [[turn.shared for turn in its] for its in phases] == [[False, True] * 3] * 2
     assert [[list(turn.members) for turn in its] for its in phases] == [
         [[a, c, e], [], [b], [e], [c], []],
         [[b, d], [], [c], [e], [], []],
     ]
-    # Each member's time is what it needs, or what the slowest rank leaves it.
+    # Each member gets the time that it needs, or that the slowest rank leaves.
     seconds = allocate_time(members, 2, 55.0, dict.fromkeys((m.name for m in members), 12))
     assert [seconds[member.name] for member in (a, b, c, d, e)] == [
         pytest.approx(its) for its in ([10], [15, 10], [10, 10, 10], [15], [10, 5])
@@ -619,7 +619,7 @@ class TestTimeLimit:
     def simulate(
         self, seconds: float, steps: int, step_s: float, validation_s: float
     ) -> tuple[float, list[float], list[float]]:
-        """Run a stage on a clock of our own: its length, when validations end, schedule's ends."""
+        """Run a stage on a simulated clock; return its length, ends of validations and schedule."""
         stage, progress = self.stage(), Progress()
         validations: list[float] = []
         ends: list[float] = []
@@ -642,7 +642,7 @@ class TestTimeLimit:
     @pytest.mark.parametrize(
         ("steps", "step_s", "validation_s"), [(100, 0.1, 1.0), (5000, 0.1, 2.0)]
     )
-    def test_a_stage_takes_the_time_it_has(
+    def test_a_stage_uses_its_time(
         self, seconds: float, steps: int, step_s: float, validation_s: float
     ) -> None:
         taken, validations, ends = self.simulate(seconds, steps, step_s, validation_s)
@@ -652,7 +652,7 @@ class TestTimeLimit:
         pauses = [b - a for a, b in zip([0.0, *validations], validations, strict=False)]
         assert max(pauses) <= 0.2 * seconds + validation_s
 
-    def test_without_a_limit_the_recipe_says_it(self) -> None:
+    def test_without_a_limit_the_recipe_sets_the_length(self) -> None:
         stage, progress, plans = self.stage(epochs=3), Progress(), []
         while progress.schedule < 3:
             plans.append(plan_epoch(stage, 7, progress))
@@ -661,7 +661,7 @@ class TestTimeLimit:
         assert [(p.steps, p.start, p.end) for p in plans] == [(7, 0, 1), (7, 1, 2), (7, 2, 3)]
         assert [p.validate for p in plans] == [False, True, True]
 
-    def test_members_and_stages_share_it(self) -> None:
+    def test_members_and_stages_share_the_limit(self) -> None:
         recipe = parse_recipe(recipe_text(2), "test")
         chips = {member.name: 12 for member in recipe.members}
         seconds = allocate_time(recipe.members, 1, 100.0, chips)
@@ -677,7 +677,7 @@ class TestTimeLimit:
     def test_a_stage_of_few_chips_needs_little(self) -> None:
         text = yaml.safe_load(recipe_text(2))
         for member in text["members"]:
-            # The first stage takes 3 of 12 chips, the second would take more than there are.
+            # The first stage uses 3 of 12 chips; the second asks for more than exist.
             member["stages"][0]["chips"], member["stages"][1]["chips"] = 3, 50
         recipe = parse_recipe(yaml.safe_dump(text), "test")
         seconds = allocate_time(
@@ -685,7 +685,7 @@ class TestTimeLimit:
         )
         # A quarter of an epoch of one pass, then two of four.
         assert list(seconds.values()) == [[pytest.approx(1.5), pytest.approx(48)]] * 2
-        # Members learn from different numbers of chips, for folds are not of one size.
+        # Members learn from different numbers of chips, because folds differ in size.
         counts = dict(zip(seconds, (12, 6), strict=True))
         seconds = allocate_time(recipe.members, 1, 99.0, counts)
         assert list(seconds.values()) == [
@@ -699,7 +699,7 @@ class TestTimeLimit:
         recipe = parse_recipe(recipe_text(2), "test")
         # Imports would take up much of the first limit.
         task_of(recipe)
-        # On a busy machine few steps fit into a short limit, and a rate is that of a step's begin.
+        # On a busy machine few steps fit into a short limit; a step's rate is that of its start.
         for limit in (4.0, 16.0, 64.0):
             options = TrainingOptions(city.parent / "ranks-cache", folds=(0,), time_limit=limit)
             place = tmp_path / f"{limit}"
@@ -713,7 +713,7 @@ class TestTimeLimit:
         pytest.fail(f"the training does not end with a low rate: {rates}")
 
 
-def test_a_soup_is_the_mean_and_held_out_by_all(
+def test_a_weight_average_is_the_mean_and_held_out_by_all(
     city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     networks = [build_network("tiny", 3, ROAD_MAPS, (8, 8, 8, 8)) for _ in range(3)]
@@ -734,7 +734,7 @@ def test_a_soup_is_the_mean_and_held_out_by_all(
     assert {"epoch", "scores"}.isdisjoint(metadata)
     other = build_network("tiny", 3, ROAD_MAPS, (8, 8, 8, 16))
     save_weights(files[0], other, {})
-    with pytest.raises(SatmapError, match="only networks of one kind"):
+    with pytest.raises(SatmapError, match="only networks of the same architecture"):
         average_weights(output, files)
     with pytest.raises(SatmapError, match="two or more"):
         average_weights(output, files[:1])
@@ -762,11 +762,11 @@ def test_a_lost_chip_ends_the_training_with_its_name(city: Path, tmp_path: Path)
         ) as lost:
             train([city / "train"], recipe, context, options)
     assert "Traceback" not in str(lost.value)
-    # Started again it makes them anew.
+    # A second start rebuilds them.
     train([city / "train"], recipe, context, options)
 
 
-def test_tensorboard_is_asked_for_before_any_work(
+def test_missing_tensorboard_is_reported_before_any_work(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import importlib.util
@@ -782,7 +782,7 @@ def test_tensorboard_is_asked_for_before_any_work(
 
 def test_what_changes_a_training_changes_the_fingerprint_of_its_recipe() -> None:
     plain = parse_recipe(RECIPE, "test").training_fingerprint
-    # A setting that is left at nothing counts for nothing, as if there were none of its name.
+    # A setting of None does not count, as if it did not exist.
     nothing = yaml.safe_load(RECIPE) | {"sampling": None, "optimizer": {"ema_decay": None}}
     assert parse_recipe(yaml.safe_dump(nothing), "test").training_fingerprint == plain
     for change in ({"sampling": "equal_areas"}, {"optimizer": {"ema_decay": 0.99}}):

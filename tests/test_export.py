@@ -1,4 +1,4 @@
-"""Exported graphs give the network's planes, without the network."""
+"""Exported graphs give the network's probability maps without the network."""
 
 import importlib.util
 import json
@@ -16,7 +16,8 @@ from satmap.cli import main
 from satmap.errors import SatmapError
 from satmap.networks.unet import UNet, build_network
 from satmap.weights import export
-from satmap.weights.export import LEAST_FREE_SIDE, METADATA_FILE, export_network, require_exportable
+from satmap.weights.export import LEAST_FREE_SIDE, export_network
+from satmap.weights.export_file import METADATA_FILE, require_exportable
 from satmap.weights.network_files import load_weights, save_weights
 
 WIDTHS = (16, 16, 8, 8)
@@ -25,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("tiny_encoders")
 
 METADATA = {"planes": json.dumps(MAPS), "epoch": "3"}
 
-# Each decoder once, and what of the networks can trip an exporter: a choice of heads, pooling
-# that rounds up, attention, strides from 4 on.
+# Each decoder once, and features that are hard to export: selection of heads, pooling that rounds
+# up, attention, strides from 4 on.
 NETWORKS = {
     "resnet-heads": ("tiny", "plain", ("nadir", "off-nadir", "very-off-nadir")),
     "senet-scse": ("tiny_senet", "scse", ()),
@@ -73,7 +74,7 @@ def run_pt2(path: Path, inputs: tuple[Tensor, ...]) -> NDArray[np.float32]:
 RUNTIMES = {".onnx": run_onnx, ".pt2": run_pt2}
 
 
-# torch takes long to load a graph for a free size; one must do.
+# torch loads graphs of variable size slowly, so there is only one.
 @pytest.mark.parametrize(
     ("name", "suffix"), [*((name, ".onnx") for name in NETWORKS), ("resnet-heads", ".pt2")]
 )
@@ -115,7 +116,7 @@ def test_one_image_size(size: tuple[int, int], suffix: str, tmp_path: Path) -> N
         RUNTIMES[suffix](path, (picture(1, 8, 96, 96),))
 
 
-def test_a_file_says_what_it_holds_and_nothing_of_this_machine(tmp_path: Path) -> None:
+def test_a_file_describes_its_content_and_not_this_machine(tmp_path: Path) -> None:
     network = make("tiny", "light", ())
     for suffix in RUNTIMES:
         paths = [tmp_path / f"{place}{suffix}" for place in "ab"]
@@ -147,10 +148,10 @@ def test_what_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match="evaluation mode"):
         export_network(network.train(), tmp_path / "network.onnx", {})
     for suffix in RUNTIMES:
-        # A forgotten argument must not cost the weights; the graph itself may be made again.
+        # A forgotten argument must not overwrite the weights, only an exported graph.
         weights = tmp_path / f"weights{suffix}"
         save_weights(weights, network.eval(), {})
-        with pytest.raises(SatmapError, match="nothing that satmap exported"):
+        with pytest.raises(SatmapError, match="was not exported by satmap"):
             export_network(network, weights, {}, (32, 32))
         (tmp_path / f"made{suffix}").mkdir()
         with pytest.raises(SatmapError, match="is a directory"):
@@ -185,7 +186,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         main(["export", str(weights), str(tmp_path / "network.txt")])
     assert ended.value.code == 1
     assert "must end in" in capsys.readouterr().err
-    # What cannot be written is said before the weights are read.
+    # An unwritable output is reported before the weights are read.
     with pytest.raises(SystemExit):
         main(["export", str(tmp_path / "absent"), str(weights / "network.onnx")])
     assert "cannot write" in capsys.readouterr().err
@@ -222,5 +223,5 @@ def test_categories_that_do_not_exist_are_refused_before_an_export() -> None:
     network = make("tiny", "plain", ("a", "b", "c"))
     x = torch.zeros(2, 3, 32, 32)
     for category in ([0, -1], [3, 0], [0], [[0], [1]]):
-        with pytest.raises(ValueError, match="indices from 0 to 2, one an image of 2"):
+        with pytest.raises(ValueError, match="indices from 0 to 2, one for each of 2 images"):
             network(x, torch.tensor(category))

@@ -36,7 +36,7 @@ Points = Sequence[tuple[float, float]]
 DEGREES = Georeference(
     CRS.from_epsg(4326).to_wkt(), Affine(1e-5, 0, 10, 0, -1e-5, 50), (0.717, 1.112)
 )
-# 0.3 m a pixel; the corner lies on the middle meridian of the zone.
+# 0.3 m per pixel; the corner lies on the middle meridian of the zone.
 METRES = Georeference(
     CRS.from_epsg(32631).to_wkt(), Affine(0.3, 0, 500_000, 0, -0.3, 4_000_000), (0.3, 0.3)
 )
@@ -46,7 +46,7 @@ every_format = pytest.mark.parametrize("suffix", WRITERS)
 
 
 def graph(*roads: tuple[Points, float]) -> RoadGraph:
-    """A graph of lines with speeds in miles an hour; equal ends are one node."""
+    """Return a graph of lines with speeds in mph; equal ends are one node."""
     nodes: dict[tuple[float, float], int] = {}
     edges = []
     for points, mph in roads:
@@ -70,7 +70,7 @@ def image(
     return ImageRoads(name, replace(graph(*roads), georeference=georeference))
 
 
-#: A road with a loop at its start, two roads between the same places, and one alone.
+#: A road with a loop at its start, two parallel roads, and an isolated one.
 TANGLE: tuple[tuple[Points, float], ...] = (
     ([(0, 0), (300, 100)], 25),
     ([(0, 0), (60, 0), (0, 80), (0, 0)], 20),
@@ -89,7 +89,7 @@ def features(path: Path) -> list[dict[str, Any]]:
 
 
 def layer(path: Path, name: str) -> tuple[list[dict[str, Any]], list[shapely.Geometry]]:
-    """Attributes and geometries of a layer."""
+    """Return the attributes and geometries of a layer."""
     meta, _, geometries, columns = pyogrio.raw.read(path, layer=name)
     assert meta["crs"] == "EPSG:4326"
     rows = [
@@ -118,7 +118,7 @@ def test_the_class_is_that_of_the_nearest_speed(mph: float, highway: str) -> Non
     assert highway_of(mph) == highway
 
 
-def test_faster_roads_are_never_of_a_lesser_class() -> None:
+def test_faster_roads_never_have_a_lower_class() -> None:
     order = ["unclassified", "residential", "tertiary", "secondary", "primary", "trunk"]
     classes = [order.index(highway_of(mph)) for mph in BIN_SPEEDS_MPH]
     assert classes == sorted(classes)
@@ -127,7 +127,7 @@ def test_faster_roads_are_never_of_a_lesser_class() -> None:
 # --- GeoJSON --------------------------------------------------------------------------------------
 
 
-def test_geojson_to_the_letter(tmp_path: Path) -> None:
+def test_exact_geojson(tmp_path: Path) -> None:
     path = tmp_path / "new" / "roads.geojson"
     first = image(([(0, 0), (100, 50)], 25), name="a", georeference=DEGREES)
     second = image(([(8, 0), (8, 0.1), (8.5, 1)], 18.75), name="é", georeference=DEGREES)
@@ -147,11 +147,11 @@ def test_geojson_to_the_letter(tmp_path: Path) -> None:
     )
 
 
-def test_geojson_read_back_scores_as_the_rows_it_was_made_of(tmp_path: Path) -> None:
+def test_geojson_scores_like_its_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.geojson"
     roads = image(*TANGLE)
     write_geojson(path, [roads])
-    # The zone's plane is the image's, and roads touch its left and upper edge.
+    # The CRS is that of the image, and roads touch its left and upper edge.
     read, _ = read_roads_geojson(path, path, 0.3)
     assert list(read) == ["a"]
     rows = rows_of_graph(roads.graph)
@@ -162,7 +162,7 @@ def test_geojson_read_back_scores_as_the_rows_it_was_made_of(tmp_path: Path) -> 
     assert score.time is not None
     assert score.length.score > 0.9995
     assert score.time.score > 0.9995
-    # The score can tell: without one of the parallel roads it falls.
+    # The score is sensitive: it falls without one of the parallel roads.
     assert apls(rows, read["a"][:3], metres_per_pixel=0.3).length.score < 0.9
 
 
@@ -173,7 +173,7 @@ def test_geojson_of_a_road_shorter_than_its_grid_has_two_positions(tmp_path: Pat
     assert feature["geometry"]["coordinates"] == [[10.00008, 49.99992]] * 2
 
 
-def test_geojson_drops_successive_twins(tmp_path: Path) -> None:
+def test_geojson_drops_repeated_positions(tmp_path: Path) -> None:
     path = tmp_path / "a.geojson"
     line = [(8, 8), (8.001, 8), (18, 8), (8, 8)]
     write_geojson(path, [image((line, 25), georeference=DEGREES)])
@@ -187,7 +187,7 @@ def test_geojson_is_written_while_the_images_come(tmp_path: Path) -> None:
 
     def images() -> Iterator[ImageRoads]:
         for number in range(3):
-            # Only the last image is still held: memory does not grow with their number.
+            # Only the last image is still in memory, so memory does not grow with their number.
             assert all(reference() is None for reference in alive[:-1])
             roads = image(*TANGLE, name=f"{number}")
             alive.append(weakref.ref(roads))
@@ -215,7 +215,7 @@ def test_geopackage_opens_with_its_layers(tmp_path: Path) -> None:
         "speed_mps": 13.411, "length_m": 33.541, "travel_time_s": 2.501, "confidence": 0.75,
     }  # fmt: skip
     assert np.allclose(shapely.get_coordinates(lines[-1]), [(10, 50), (10.001, 49.9995)], atol=1e-9)
-    # The loop starts and ends at node 0; the two roads between nodes 1 and 2 are both there.
+    # The loop starts and ends at node 0; both roads between nodes 1 and 2 exist.
     assert [(row["u"], row["v"]) for row in roads[:4]] == [(0, 1), (0, 0), (1, 2), (2, 1)]
 
     junctions, points = layer(path, "junctions")
@@ -288,14 +288,16 @@ def test_all_formats_hold_the_same_graph(
         first += len(roads.graph.nodes)
     names = ("image_id", "u", "v", "length_m")
 
-    def told(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    def values_of(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
         return [tuple(row[name] for name in names) for row in rows]
 
-    assert told([feature["properties"] for feature in features(folder / "a.geojson")]) == expected
-    assert told(layer(folder / "a.gpkg", "roads")[0]) == expected
+    assert (
+        values_of([feature["properties"] for feature in features(folder / "a.geojson")]) == expected
+    )
+    assert values_of(layer(folder / "a.gpkg", "roads")[0]) == expected
     assert len(layer(folder / "a.gpkg", "junctions")[0]) == first
     whole = read_graphml(folder / "a.graphml")
-    assert sorted(told([road for *_, road in whole.edges(data=True)])) == sorted(expected)
+    assert sorted(values_of([road for *_, road in whole.edges(data=True)])) == sorted(expected)
     assert sorted(whole.nodes) == list(range(first))
     assert all({road["u"], road["v"]} == {a, b} for a, b, road in whole.edges(data=True))
 
@@ -336,7 +338,7 @@ def test_other_suffixes_are_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".geojson", ".gpkg"])
-def test_an_image_that_lies_nowhere_is_no_map(tmp_path: Path, suffix: str) -> None:
+def test_images_without_georeference_are_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_text("old")
     images = [image(*TANGLE), image(*TANGLE, name="chip7", georeference=None)]
@@ -349,7 +351,7 @@ def test_an_image_that_lies_nowhere_is_no_map(tmp_path: Path, suffix: str) -> No
 @pytest.mark.parametrize(
     ("crs", "transform"),
     [
-        # In degrees the coordinates leave the range; in the metres of zone 60 they jump.
+        # In degrees the coordinates leave the range; from the metres of zone 60 they jump.
         (4326, Affine(1e-5, 0, 179.9995, 0, -1e-5, 50)),
         (32660, Affine(0.3, 0, 714_900, 0, -0.3, 5_543_200)),
     ],
@@ -360,7 +362,7 @@ def test_images_across_the_180th_meridian(tmp_path: Path, crs: int, transform: A
     for suffix in (".geojson", ".gpkg"):
         with pytest.raises(SatmapError, match="a lies across the 180th meridian"):
             WRITERS[suffix](tmp_path / f"a{suffix}", images)
-    # Nodes stand alone, but what is known of them is not sure either.
+    # GraphML is written, but its nodes have no longitude and latitude.
     write_graphml(tmp_path / "a.graphml", images)
     assert read_graphml(tmp_path / "a.graphml").nodes[0].keys() == {"image_id", "x", "y"}
 
@@ -372,7 +374,7 @@ def test_images_beside_the_180th_meridian(tmp_path: Path) -> None:
     assert len(features(tmp_path / "a.geojson")) == len(TANGLE)
 
 
-def test_numbers_that_are_none_are_no_fault_of_the_user(tmp_path: Path) -> None:
+def test_nan_values_are_a_programming_error(tmp_path: Path) -> None:
     roads = graph(*TANGLE)
     bad = RoadEdge((0, 1), roads.edges[0].line, math.nan, 1.0, 0.5)
     images = [ImageRoads("a", RoadGraph(roads.nodes, (bad,), METRES))]
@@ -381,7 +383,7 @@ def test_numbers_that_are_none_are_no_fault_of_the_user(tmp_path: Path) -> None:
 
 
 @every_format
-def test_where_nothing_can_be_written(tmp_path: Path, suffix: str) -> None:
+def test_unwritable_outputs(tmp_path: Path, suffix: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotWriteError, match="cannot write"):
         export_roads(tmp_path / "file" / f"a{suffix}", [image(*TANGLE)])
@@ -397,7 +399,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, suffix: str) -> None:
     export_roads(path, images)
     size = path.stat().st_size
     path.write_text("old")
-    # From nothing to the last byte: what is written late, an index or a footer, counts as well.
+    # From no byte to the last one: an index or footer written late counts too.
     for limit in [*np.linspace(0, size, 9, endpoint=False, dtype=int).tolist(), size - 1]:
         with pytest.raises(CannotWriteError, match=r"cannot write .*space"), full_disk(limit):
             export_roads(path, images)

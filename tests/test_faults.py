@@ -1,4 +1,4 @@
-"""What the fault campaign (``make faults``) has found, each in small."""
+"""Small tests of faults that the campaign (``make faults``) has found."""
 
 import errno
 import json
@@ -52,16 +52,16 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3", "line 3: the key 'a' stands here twice"),
-        ("a:\n  - {b: 1, c: 2, b: 3}", "line 2: the key 'b' stands here twice"),
-        ("a: &a [*a]", "line 1: the anchor holds itself"),
+        ("a: 1\nb: 2\na: 3", "line 3: duplicate key 'a'"),
+        ("a:\n  - {b: 1, c: 2, b: 3}", "line 2: duplicate key 'b'"),
+        ("a: &a [*a]", "line 1: the anchor contains itself"),
         ("a: [", "line 1"),
         ("a: \x00", "special characters"),
         ("[" * 1000, "too deep"),
         ("a: !!python/name:os.system", "could not determine a constructor"),
     ],
 )
-def test_yaml_that_is_not_sound(text: str, message: str) -> None:
+def test_unsound_yaml_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_yaml(text)
 
@@ -78,7 +78,7 @@ def test_anchors_may_be_used_and_overridden_but_not_multiply() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
     assert len(read_yaml("\n".join(lines[:4]))["a3"]) == 10
-    with pytest.raises(ValueError, match="far too large"):
+    with pytest.raises(ValueError, match="too large"):
         read_yaml("\n".join(lines))
 
 
@@ -108,7 +108,7 @@ def test_a_raster_that_would_read_other_files_is_refused(tmp_path: Path) -> None
         pass
 
 
-def test_more_pixels_than_can_be_meant(tmp_path: Path) -> None:
+def test_implausibly_large_images_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "image.tif"
     options = {"driver": "GTiff", "dtype": "uint8", "SPARSE_OK": True, "BIGTIFF": "YES"}
     sizes = {"width": 70_000, "height": 70_000, "tiled": True}
@@ -123,7 +123,7 @@ def test_more_pixels_than_can_be_meant(tmp_path: Path) -> None:
                     pass
 
 
-def test_a_georeference_beyond_all_numbers(tmp_path: Path) -> None:
+def test_a_georeference_with_overflowing_numbers(tmp_path: Path) -> None:
     far = Affine(1e300, 0, -115.0, 0, -1e300, 36.0)
     path = write_image(tmp_path / "image.tif", transform=far)
     with warnings.catch_warnings(), pytest.raises(SatmapError, match="unusable reference system"):
@@ -145,7 +145,7 @@ def test_black_images_are_noted_and_need_no_network(tmp_path: Path) -> None:
     assert blank.is_blank
     assert not seen.is_blank
 
-    # A window without data is 0, as it would be with the networks; the others are as before.
+    # A window without data is 0 without the networks; the others do not change.
     half = np.concatenate([np.zeros_like(pictures[1].pixels[:, :]), pictures[1].pixels[:, :]])
     settings = Inference(tta=1, window=96, overlap=0)
     maps = predict_maps(members, half, settings, CPU)
@@ -161,7 +161,7 @@ def test_black_images_are_noted_and_need_no_network(tmp_path: Path) -> None:
         predict_maps(members, half, settings, CPU)
 
 
-def test_roads_cannot_be_learned_from_black(tmp_path: Path) -> None:
+def test_black_chips_with_roads_are_refused_in_training(tmp_path: Path) -> None:
     black = np.zeros((3, 96, 128), np.uint8)
     write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif", pixels=black)
     label = tmp_path / "AOI_7_Moscow_chip1.geojson"
@@ -176,7 +176,7 @@ def test_roads_cannot_be_learned_from_black(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", ["directory", "pipe"])
-def test_what_is_no_file_is_reported_in_an_images_place(tmp_path: Path, harm: str) -> None:
+def test_images_that_are_not_files_are_reported(tmp_path: Path, harm: str) -> None:
     name = "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip{}.tif"
     write_image(tmp_path / name.format(1))
     victim = tmp_path / name.format(2)
@@ -195,7 +195,7 @@ def test_what_is_no_file_is_reported_in_an_images_place(tmp_path: Path, harm: st
     ):
         pass
     if harm == "directory":
-        # As some programs unpack archives: the file in it is the image.
+        # Some programs unpack archives this way: the file in the directory is the image.
         image = write_image(victim / victim.name)
         found = scan_roads([tmp_path])
         assert not found.faults
@@ -215,7 +215,7 @@ def test_stored_maps_that_are_damaged_are_predicted_again(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("harm", ["pipe", "link to nothing", "link to itself"])
-def test_what_is_no_file_in_the_cache_is_made_anew(tmp_path: Path, harm: str) -> None:
+def test_cache_entries_that_are_not_files_are_rebuilt(tmp_path: Path, harm: str) -> None:
     write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
     write_labels(tmp_path / "AOI_7_Moscow_chip1.geojson", [[(5.0, 5.0), (100.0, 80.0)]])
     chip, cache = scan_roads([tmp_path]).chips[0], tmp_path / "cache"
@@ -235,7 +235,7 @@ def test_what_is_no_file_in_the_cache_is_made_anew(tmp_path: Path, harm: str) ->
 # --- text -----------------------------------------------------------------------------------------
 
 
-def test_a_pipe_is_refused_before_anybody_waits_for_it(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.yaml"
     os.mkfifo(pipe)
     readers: tuple[Callable[[], object], ...] = (
@@ -249,7 +249,7 @@ def test_a_pipe_is_refused_before_anybody_waits_for_it(tmp_path: Path) -> None:
             read()
 
 
-def test_empty_lines_and_unknown_systems_are_passed_over(
+def test_empty_lines_and_unknown_crs_are_ignored(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "roads.geojson"
@@ -268,11 +268,11 @@ def test_empty_lines_and_unknown_systems_are_passed_over(
     assert [line.xy.tolist() for line in found.lines] == [[[1, 2], [3, 4]]]
     assert not found.surfaces
     assert found.crs == LON_LAT
-    # PROJ, left alone, writes its own words to stderr.
+    # By default, PROJ writes its own messages to stderr.
     assert capfd.readouterr().err == ""
 
 
-def test_a_link_to_itself_is_no_place_to_write(tmp_path: Path) -> None:
+def test_writing_to_a_link_to_itself_is_refused(tmp_path: Path) -> None:
     loop = tmp_path / "out.csv"
     loop.symlink_to(loop)
     writers: tuple[Callable[[], None], ...] = (
@@ -288,7 +288,7 @@ def test_a_link_to_itself_is_no_place_to_write(tmp_path: Path) -> None:
 
 
 def test_a_city_on_a_full_disk_leaves_no_broken_image(tmp_path: Path) -> None:
-    """No file may have more than 60,000 bytes: images do, labels do not."""
+    """Limit files to 60,000 bytes: images are larger, labels are not."""
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000));"
         "from satmap.cli import main; main(['make-city', sys.argv[1], '--chips', '2', "
@@ -302,8 +302,8 @@ def test_a_city_on_a_full_disk_leaves_no_broken_image(tmp_path: Path) -> None:
     assert [*tmp_path.rglob("*.geojson")]
 
 
-def test_too_little_memory_is_told_as_such() -> None:
-    """The less there is, the earlier it shows: before torch, within it, behind it."""
+def test_lack_of_memory_is_reported() -> None:
+    """Less memory fails earlier: before, during or after the import of torch."""
     for megabytes in (600, 1000):
         ended = subprocess.run(
             [
@@ -322,14 +322,14 @@ def test_too_little_memory_is_told_as_such() -> None:
             timeout=300,
         )
         assert ended.returncode == 1
-        assert ended.stderr.startswith("satmap: memory is short. Give more (`ulimit -v`")
+        assert ended.stderr.startswith("satmap: memory is short. Raise the limit (`ulimit -v`")
     assert is_memory_short(MemoryError())
     assert is_memory_short(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
     assert not is_memory_short(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     assert not is_memory_short(ImportError("no module named torch"))
 
 
-def test_a_full_standard_output_is_no_fault_of_satmaps(tmp_path: Path) -> None:
+def test_a_full_standard_output_is_reported(tmp_path: Path) -> None:
     write_image(tmp_path / "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip1.tif")
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(
@@ -345,7 +345,7 @@ def test_a_full_standard_output_is_no_fault_of_satmaps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
-def test_closed_streams_cost_nothing(tmp_path: Path, closed: str) -> None:
+def test_closed_streams_do_no_harm(tmp_path: Path, closed: str) -> None:
     city = tmp_path / "city"
     options = ("--chips", "1", "--test-chips", "0", "--size", "64")
     command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "satmap"]
@@ -369,8 +369,8 @@ def test_a_current_directory_that_was_deleted(tmp_path: Path) -> None:
     assert ended.stderr.startswith("satmap: the current directory cannot be used (No such file")
 
 
-def test_processes_that_cannot_be_started_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many semaphores as /dev/shm holds: here none."""
+def test_processes_that_cannot_start_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulate a full /dev/shm without room for semaphores."""
 
     def full(_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -401,7 +401,7 @@ def test_one_process_at_a_time_holds_a_lock(tmp_path: Path) -> None:
         assert "SatmapError: taken" in other("fold0")[1]
         assert other("fold1")[0] == "alone\n"
     assert other("fold0")[0] == "alone\n"
-    # A lock ends with its process; the file that a killed one leaves is none.
+    # A lock ends with its process; the file left by a killed process is not a lock.
     with start("fold0") as killed:
         assert killed.stdout is not None
         assert killed.stdout.readline() == "alone\n"
@@ -415,7 +415,7 @@ def test_one_process_at_a_time_holds_a_lock(tmp_path: Path) -> None:
 def test_the_next_owner_of_a_lock_makes_a_new_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It waited for the file that the first owner has removed."""
+    """It waited for the file that the first owner removed."""
     monkeypatch.setattr(files, "_GRACE_S", 1.0)
     path, order = tmp_path / "fold0", list[str]()
 
@@ -435,9 +435,7 @@ def test_the_next_owner_of_a_lock_makes_a_new_file(
     assert not [*tmp_path.iterdir()]
 
 
-def test_file_systems_without_locks_go_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_systems_without_locks_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO]
 
     def flock(*_: object) -> None:

@@ -20,12 +20,12 @@ def test_every_area_is_spread_evenly(folds: int) -> None:
     assert max(totals.values()) - min(totals.values()) <= 1
 
 
-def test_the_same_whatever_the_order_and_another_with_another_seed() -> None:
+def test_folds_depend_on_the_seed_but_not_on_the_order() -> None:
     assert assign_folds(CHIPS[::-1], 4, seed=0) == assign_folds(CHIPS, 4, seed=0)
     assert assign_folds(CHIPS, 4, seed=1) != assign_folds(CHIPS, 4, seed=0)
 
 
 def test_known_value() -> None:
-    # Folds are part of what a weight file means: they must not change between versions.
+    # Weight files depend on the folds, so folds must not change between versions.
     assigned = assign_folds([(f"AOI_1_A_chip{n}", "AOI_1_A") for n in range(6)], 2, seed=0)
     assert [assigned[f"AOI_1_A_chip{n}"] for n in range(6)] == [1, 0, 1, 0, 0, 1]

@@ -1,4 +1,4 @@
-"""The waiting of tests for processes: it ends, whatever the processes do."""
+"""Waiting for processes in tests always ends."""
 
 import signal
 import time
@@ -13,7 +13,7 @@ from forked_ranks import SERVER, finish, wait_until
 
 
 class EndsUnseen:
-    """A process that ends between two looks at it."""
+    """Process that ends between two polls."""
 
     exitcode = 0
     sentinel = -1
@@ -25,7 +25,7 @@ class EndsUnseen:
         return next(self._looks, False)
 
 
-def test_nobody_waits_for_processes_that_end_between_two_looks(
+def test_no_wait_for_processes_that_end_between_polls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def wait(sentinels: Sequence[int], timeout: float) -> None:
@@ -65,7 +65,7 @@ def test_processes_that_do_not_end_fail_the_test_and_are_killed(
     assert stubborn.exitcode == -signal.SIGKILL
 
 
-def test_the_one_that_is_left_is_terminated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_remaining_process_is_terminated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forked_ranks, "_ALONE_S", 0.5)
     processes = [SERVER.Process(target=fail), SERVER.Process(target=time.sleep, args=(60,))]
     for process in processes:

@@ -15,7 +15,7 @@ from satmap.errors import SatmapError
 
 
 def test_stretch_maps_percentiles_of_the_pixels_above_zero() -> None:
-    # 100 zeros that must not count, then 1..1000: the 2nd percentile is 20, the 98th is 980.
+    # 100 zeros, which must not count, then 1..1000: the 2nd percentile is 20, the 98th is 980.
     band = np.concatenate([np.zeros(100), np.arange(1, 1001)]).astype(np.uint16)[None]
     result = stretch(band, np.ones(band.shape, bool), 2, 98)[0]
     assert (result[:100] == 0).all()
@@ -40,7 +40,7 @@ def test_stretch_of_a_flat_and_of_an_empty_band() -> None:
 
 
 def test_multispectral_channels_begin_with_red_green_blue(tmp_path: Path) -> None:
-    # Band k is a ramp whose slope tells it apart after the stretch: only band 5 is reversed.
+    # Band k is a ramp; after the stretch only band 5 is recognisable, because it is reversed.
     ramp = np.tile(np.arange(1, 129, dtype=np.uint16), (96, 1))
     pixels = np.stack([ramp[:, ::-1] if band == 5 else ramp for band in range(1, 9)])
     path = write_image(tmp_path / "ms.tif", pixels=pixels)
@@ -86,7 +86,7 @@ def test_no_data_becomes_black(tmp_path: Path) -> None:
     assert image[20:40].any(axis=2).mean() > 0.9
 
 
-def test_alpha_is_no_band_but_a_mask(tmp_path: Path) -> None:
+def test_alpha_is_a_mask(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(1, 255, (4, 64, 64)).astype(np.uint8)
     pixels[3] = 255
     pixels[3, :, :20] = 0
@@ -142,9 +142,7 @@ def test_wrong_band_count(tmp_path: Path, bands: int, product: str) -> None:
 
 
 @pytest.mark.parametrize("largest", [1, 2000])
-def test_floats_can_be_read_once_they_are_scaled_as_the_message_says(
-    tmp_path: Path, largest: int
-) -> None:
+def test_floats_can_be_read_after_the_suggested_scaling(tmp_path: Path, largest: int) -> None:
     values = np.random.default_rng(0).uniform(0.01, 1, (3, 96, 128)) * largest
     values[:, :10] = -9999
     values[:, :, :10] = np.nan
@@ -160,14 +158,14 @@ def test_floats_can_be_read_once_they_are_scaled_as_the_message_says(
     image = read_stretched(info, 0, 100)
     assert not image[:10].any() and not image[:, :10].any()
     valid = image[10:, 10:].transpose(2, 0, 1).astype(float)
-    # Values keep their order and their spread: the stretch to 8 bits is that of the floats.
+    # Values keep order and spread: the stretch to 8 bits is the same as for the floats.
     for band, wanted in zip(valid, values[:, 10:, 10:], strict=True):
         stretched = (wanted - wanted.min()) / np.ptp(wanted) * 255
         assert np.abs(band - stretched.clip(1)).max() <= 1
 
 
 def translate(directory: Path, arguments: list[str]) -> Path:
-    """Do what ``gdal_translate`` does with these arguments, which not every machine has."""
+    """Emulate ``gdal_translate`` with these arguments, because not every machine has it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("-ot")
     parser.add_argument("-scale", nargs=4, type=float)

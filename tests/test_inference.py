@@ -74,7 +74,7 @@ def test_the_weights_of_windows_sum_to_one(
         for span in its:
             assert 0 <= span.read.start <= span.kept.start <= span.kept.stop <= span.read.stop
             assert span.read.stop - span.read.start == min(size, length) <= length
-            # What is not blended lies away from the window's border.
+            # Pixels that are not blended lie away from the window's border.
             whole = span.kept.start + span.fade_in, span.kept.stop - span.fade_out
             assert whole[0] <= whole[1]
             assert whole[0] - span.read.start >= overlap or whole[0] == 0
@@ -97,7 +97,7 @@ def test_the_weights_of_windows_sum_to_one(
 
 
 class BareEncoder:
-    """What prediction asks of an encoder."""
+    """Minimal encoder for prediction."""
 
     in_channels = 3
 
@@ -107,7 +107,7 @@ class BareEncoder:
 
 
 class Mean(nn.Module):
-    """A network that answers for the whole window at once: windows cannot agree."""
+    """Network whose output is the window's mean, so that windows disagree."""
 
     map_names = ("road",)
 
@@ -117,8 +117,8 @@ class Mean(nn.Module):
         return (8 * x.mean(dim=(1, 2, 3)) - 4).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
 
 
-def test_windows_have_no_seams_and_no_order() -> None:
-    # Brighter and brighter to the right and to the bottom.
+def test_windows_have_no_seams_and_their_order_does_not_matter() -> None:
+    # Brightness increases to the right and to the bottom.
     slope = np.add.outer(np.arange(300), np.arange(500)) * (254 / 800) + 1
     image = np.repeat(slope[..., None], 3, axis=2).astype(np.uint8)
     settings = Inference(tta=1, window=128, overlap=32)
@@ -127,16 +127,16 @@ def test_windows_have_no_seams_and_no_order() -> None:
     steps = [np.abs(np.diff(maps, axis=axis)).max() for axis in (0, 1)]
     hard = Inference(tta=1, window=128, overlap=0)
     cut = predict_maps(members, image, hard, CPU)[0].astype(int)
-    # The same windows side by side jump by dozens; blended no pixel stands out.
+    # Without blending, neighbouring windows differ by dozens; with it, no pixel stands out.
     assert min(np.abs(np.diff(cut, axis=axis)).max() for axis in (0, 1)) > 20
     assert max(steps) <= 2
-    # What comes first does not matter: from the other end the windows come in reverse.
+    # The order does not matter: in the mirrored image the windows come in reverse order.
     for axis in (0, 1):
         turned = predict_maps(members, np.flip(image, axis).copy(), settings, CPU)[0]
         assert np.abs(np.flip(turned, axis).astype(int) - maps).max() <= 1
 
 
-def test_one_window_is_the_whole() -> None:
+def test_a_single_window_equals_the_whole_image() -> None:
     torch.manual_seed(0)
     network = build_network("resnet18", 3, ROAD_MAPS, (16, 16, 16, 16)).eval()
     image = np.random.default_rng(0).integers(0, 255, (96, 128, 3)).astype(np.uint8)
@@ -151,7 +151,7 @@ def test_one_window_is_the_whole() -> None:
 
 
 class FirstBand(nn.Module):
-    """Stands for a network that knows: logit 4 where the first band is bright, else -4."""
+    """Perfect network: logit 4 where the first band is bright, -4 elsewhere."""
 
     map_names = ("road",)
 
@@ -186,7 +186,7 @@ def test_the_category_picks_the_head() -> None:
 
 @pytest.mark.parametrize("shape", [(16, 16), (1, 40), (97, 130), (300, 64)])
 @pytest.mark.parametrize("tta", [1, 4, 8])
-def test_maps_lie_where_the_image_does(shape: tuple[int, int], tta: int) -> None:
+def test_maps_align_with_the_image(shape: tuple[int, int], tta: int) -> None:
     image = np.random.default_rng(0).integers(1, 255, (*shape, 3)).astype(np.uint8)
     image[0, :3] = 0  # no data
     settings = Inference(tta=tta, batch=3, window=96, overlap=16)
@@ -211,7 +211,7 @@ def test_the_ensemble_is_the_mean_of_its_networks() -> None:
     assert np.abs(alone[0] - alone[1]).max() > 4
 
 
-def test_a_turned_image_gives_turned_maps() -> None:
+def test_a_rotated_image_gives_rotated_maps() -> None:
     torch.manual_seed(0)
     network = build_network("resnet18", 3, ROAD_MAPS, (16, 16, 16, 16)).eval()
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
@@ -236,7 +236,7 @@ def test_choosing_networks(tmp_path: Path) -> None:
     make_weights(tmp_path, "a.best_apls", recipe, stage="1", epoch="3")
     for name in ("a.best_dice", "a.last", "b.last"):
         make_weights(tmp_path, name, recipe, stage="1", epoch="9")
-    # What a killed process may leave is no weight file.
+    # A file left by a killed process is not a weight file.
     (tmp_path / ".a.last-abcd1234.safetensors").write_bytes(b"half a file")
     files = find_weights(tmp_path)
     assert recipe_of(files) == recipe
@@ -261,7 +261,7 @@ def test_weights_of_another_recipe_are_left_out(tmp_path: Path) -> None:
     assert [file.path.name for file in choose(files, changed)] == ["b.last.safetensors"]
     with pytest.raises(SatmapError, match=r"2 different recipes: a\.last"):
         recipe_of(files)
-    with pytest.raises(SatmapError, match=r"no weights that recipe small-roads"):
+    with pytest.raises(SatmapError, match=r"no weights of checkpoint .* recipe small-roads"):
         choose(files, load_recipe("small-roads"))
     make_weights(tmp_path, "c.last").write_bytes(
         make_weights(tmp_path, "d.last").read_bytes()[:1000]
@@ -273,7 +273,7 @@ def test_weights_of_another_recipe_are_left_out(tmp_path: Path) -> None:
 
 
 def test_maps_are_averaged_by_name(tmp_path: Path) -> None:
-    """Two networks that say the same in different orders say it together."""
+    """Two networks with the same maps in different orders are averaged by map name."""
     recipe = load_recipe("demo")
     first = make_weights(tmp_path, "a.last", stage="1", epoch="1")
     network, metadata = load_weights(first)
@@ -294,13 +294,13 @@ def test_maps_are_averaged_by_name(tmp_path: Path) -> None:
 def test_networks_that_cannot_do_roads_are_refused_before_any_work(tmp_path: Path) -> None:
     text = load_recipe("demo").model_dump_json()
     odd = tmp_path / "odd.last.safetensors"
-    # There is no image at all, but that is not what is said first.
+    # There is no image either, but the networks are reported first.
     arguments = ([tmp_path / "images"], tmp_path / "out.csv", tmp_path, CPU)
     few = build_network("resnet18", 3, ["road", "junction"], (8,) * 4)
     save_weights(odd, few, {"recipe": text})
     with pytest.raises(SatmapError, match=r"maps road, junction, but roads need speed0"):
         predict(*arguments)
-    # Other tasks may average them, but not with what says something else.
+    # Other tasks may average them, but only with networks of the same maps.
     make_weights(tmp_path, "b.last")
     with pytest.raises(SatmapError, match=r"b\.last\S+ and \S+odd\.last\S+ cannot be averaged"):
         load_ensemble(find_weights(tmp_path), CPU)
@@ -324,21 +324,21 @@ def test_images_with_too_few_bands(city: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{", '"chip1"', "[1]"])
-def test_lies_about_what_was_held_out(text: str, tmp_path: Path) -> None:
+def test_invalid_held_out_metadata(text: str, tmp_path: Path) -> None:
     make_weights(tmp_path, "a.last", held_out=text)
     (file,) = find_weights(tmp_path)
     with pytest.raises(SatmapError, match="held_out must be a list of names"):
         _ = file.held_out
 
 
-def test_networks_of_eight_bands_sit_out_where_there_are_three(city: Path, tmp_path: Path) -> None:
+def test_eight_band_networks_are_skipped_on_three_band_images(city: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     shutil.copytree(city / "test", images)
     for path in sorted(images.glob("**/PS-MS/*.tif")):
         if "chip6" in path.name:
             path.unlink()
         else:
-            # Truncated pixels under a good header: the RGB image must serve.
+            # Truncated pixels after a valid header: the RGB image is used instead.
             path.write_bytes(path.read_bytes()[:-20_000])
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     make_weights(tmp_path / "weights", "b.last", bands=8, stage="1", epoch="1")
@@ -355,7 +355,7 @@ def test_networks_of_eight_bands_sit_out_where_there_are_three(city: Path, tmp_p
         predict([images], tmp_path / "out.csv", tmp_path / "weights", CPU)
 
 
-def test_an_unthought_of_fault_costs_one_image(
+def test_an_unexpected_error_affects_one_image(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = vectorize_roads
@@ -372,7 +372,7 @@ def test_an_unthought_of_fault_costs_one_image(
     assert set(read_roads_csv(tmp_path / "out.csv")) == {"AOI_99_Made_chip6", "AOI_99_Made_chip7"}
 
 
-def test_one_bad_image_costs_only_itself(tmp_path: Path) -> None:
+def test_one_bad_image_does_not_affect_others(tmp_path: Path) -> None:
     images = tmp_path / "images"
     stem = "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_chip"
     write_image(images / f"{stem}1.tif")
@@ -396,7 +396,7 @@ def test_one_bad_image_costs_only_itself(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".out.csv*"))
 
 
-def test_the_same_bytes_again_and_the_prefix_on_request(city: Path, tmp_path: Path) -> None:
+def test_bytes_repeat_and_the_prefix_is_optional(city: Path, tmp_path: Path) -> None:
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     recipe = tmp_path / "prefix.yaml"
     text = (Path(__file__).parents[1] / "code/satmap/recipes/demo.yaml").read_text()
@@ -410,7 +410,7 @@ def test_the_same_bytes_again_and_the_prefix_on_request(city: Path, tmp_path: Pa
 
 
 def some_roads(image_id: str, *lengths: float) -> ImageRoads:
-    """Roads with numbers that no short decimal fraction holds."""
+    """Return roads with numbers that have no short decimal representation."""
     line = np.array([[0.1, 0.0], [1 / 3, np.pi]])
     edges = [RoadEdge((0, 1), line, length, 1 / 7, 2 / 3) for length in lengths]
     place = Georeference("EPSG:4326", Affine(2.7e-6, 0, 1 / 3, 0, -2.7e-6, 55.7), (0.1 + 0.2, 0.3))
@@ -430,7 +430,7 @@ def same_roads(a: ImageRoads, b: ImageRoads) -> bool:
     )
 
 
-def test_the_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_the_journal_resumes(tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     written = {"a": some_roads("AOI_a", 0.1 + 0.2, 4.5), "b": some_roads("AOI_b")}
     with Journal(output, "settings", ROADS) as journal:
@@ -453,7 +453,7 @@ def test_the_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "record", ["3", "[]", '[["AOI_a", null, [], [[]]]]', '["AOI_a", 1, [], []]']
 )
-def test_records_of_another_make_are_passed_over(tmp_path: Path, record: str) -> None:
+def test_records_of_another_format_are_ignored(tmp_path: Path, record: str) -> None:
     with Journal(tmp_path / "out.csv", "settings", ROADS) as journal:
         pass
     with journal.path.open("a") as file:
@@ -462,7 +462,7 @@ def test_records_of_another_make_are_passed_over(tmp_path: Path, record: str) ->
         assert not journal.finished
 
 
-def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
+def test_two_runs_cannot_write_the_same_file(tmp_path: Path) -> None:
     with (
         Journal(tmp_path / "out.csv", "settings", ROADS),
         pytest.raises(CannotWriteError, match="is being written by another run"),
@@ -474,11 +474,11 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
     ("fault", "raised"),
     [
         (KeyboardInterrupt(), KeyboardInterrupt),
-        # What would befall every other image too costs none of them.
+        # Errors that would affect every image leave none of them empty.
         (torch.OutOfMemoryError("out of memory"), SatmapError),
     ],
 )
-def test_a_stopped_prediction_goes_on(
+def test_a_stopped_prediction_resumes(
     city: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -516,7 +516,7 @@ def test_a_stopped_prediction_goes_on(
 
 @dataclass(frozen=True)
 class Known:
-    """A prediction that is there already."""
+    """Finished prediction."""
 
     maps: ProbabilityMaps
 
@@ -527,7 +527,7 @@ class Known:
 def test_chips_side_by_side_help_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # One street over two chips, hidden where they meet: each alone ends before the border.
+    # One street over two chips, hidden at the border: each chip alone ends before it.
     street = draw([(0, 150), (800, 150)], shape=(300, 800))
     street[:, 380:420] = 0
     parts = {"chip0": street[:, :400], "chip1": street[:, 400:]}
@@ -559,11 +559,11 @@ def test_chips_side_by_side_help_each_other(
     assert max(row.line[:, 0].max() for row in read_roads_csv(output)["AOI_7_Moscow_chip0"]) < 400
 
 
-# --- planes and exports ---------------------------------------------------------------------------
+# --- maps and exports -----------------------------------------------------------------------------
 
 
 def alone(directory: Path, *, neighbours: bool = False) -> str:
-    """A recipe file for chips that do not look at their neighbours, as masks on disk do not."""
+    """Write a recipe that vectorises chips without their neighbours, as for masks on disk."""
     recipe = load_recipe("demo")
     settings = {
         "inference": recipe.inference.model_copy(update={"tta": 1}),
@@ -575,7 +575,7 @@ def alone(directory: Path, *, neighbours: bool = False) -> str:
 
 
 def street_maps(picture: PreparedImage, *_: object) -> Known:
-    """Stands for an ensemble that sees a street, and how fast it is, in every image."""
+    """Simulate an ensemble that predicts a street and its speed in every image."""
     info = picture.info
     road = draw([(0, 40), (info.width, 40)], shape=(info.height, info.width))
     values = np.zeros((len(ROAD_MAPS), *road.shape), np.uint8)
@@ -603,7 +603,7 @@ def street_images(directory: Path) -> Path:
 
 
 @pytest.mark.parametrize("prefix", [False, True])
-def test_maps_vectorise_to_the_very_same_bytes(
+def test_maps_vectorise_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: bool
 ) -> None:
     monkeypatch.setattr(share, "launch_networks", street_maps)
@@ -641,7 +641,7 @@ def test_maps_of_a_real_network_vectorise_to_the_same(city: Path, tmp_path: Path
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
-def test_images_at_fault_have_no_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faulty_images_have_no_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(share, "launch_networks", street_maps)
     images, maps = street_images(tmp_path / "images"), tmp_path / "planes"
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
@@ -654,7 +654,7 @@ def test_images_at_fault_have_no_maps(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("neighbours", [False, True])
-def test_a_stopped_run_goes_on_with_maps_and_exports(
+def test_a_stopped_run_resumes_with_maps_and_exports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, neighbours: bool
 ) -> None:
     images = street_images(tmp_path / "images")
@@ -688,12 +688,12 @@ def test_a_stopped_run_goes_on_with_maps_and_exports(
     before, stop_at = list(seen), 1000
     seen.clear()
     resumed = run("resumed")
-    # The last one, and that whose planes were gone.
+    # The last image, and the one whose maps were missing.
     assert sorted(seen) == sorted({"AOI_7_Moscow_chip1", "AOI_7_Moscow_chip10"})
     assert len(before) == 3
     assert len(resumed) == 4 + 1 + len(RoadTaskSettings.export_suffixes)
     assert resumed == run("whole")
-    # Every image is in the graph, those with a place are in the map.
+    # All images are in the graph; those with a georeference are in the map.
     graph = nx.read_graphml(
         tmp_path / "whole" / "out.graphml", node_type=int, force_multigraph=True
     )
@@ -739,7 +739,7 @@ def predicted_maps(city: Path, place: Path, recipe: str) -> dict[str, bytes]:
     return maps_in(maps)
 
 
-def test_out_of_fold_maps_are_those_of_the_networks_that_held_the_image_out(
+def test_out_of_fold_maps_use_the_networks_that_held_the_image_out(
     city: Path, tmp_path: Path
 ) -> None:
     images = [f"AOI_99_Made_chip{number}" for number in range(6)]
@@ -763,11 +763,11 @@ def test_out_of_fold_maps_are_those_of_the_networks_that_held_the_image_out(
         images[3]: each[1][images[3]],
     }
     assert len({each[0][images[1]], each[1][images[1]], both[images[1]]}) == 3
-    # The others are neither in the submission nor taken for faults.
+    # The others are neither in the submission nor reported as faults.
     assert list(read_roads_csv(place / "out.csv")) == images[:4] == list(done.images)
     assert done.faults == {}
     (warning,) = done.warnings
-    assert warning == f"held out by no network and left out: 2 images such as {images[4]}"
+    assert warning == f"2 images, such as {images[4]}, were held out by no network and left out"
 
 
 def test_images_that_no_network_held_out(city: Path, tmp_path: Path) -> None:
@@ -778,9 +778,7 @@ def test_images_that_no_network_held_out(city: Path, tmp_path: Path) -> None:
         predict([city / "test"], tmp_path / "out.csv", tmp_path / "weights", CPU, out_of_fold=True)
 
 
-def test_folds_of_weights_that_do_not_say_are_dealt_as_in_training(
-    city: Path, tmp_path: Path
-) -> None:
+def test_missing_folds_of_weights_are_assigned_as_in_training(city: Path, tmp_path: Path) -> None:
     recipe = load_recipe("demo")
     chips = scan_roads([city / "train"]).chips
     folds = assign_folds([(chip.image_id, chip.aoi) for chip in chips], recipe.folds, recipe.seed)
@@ -794,9 +792,9 @@ def test_folds_of_weights_that_do_not_say_are_dealt_as_in_training(
     ]
     assert sum(map(len, held_out)) == 6
     assert "2 of 2 weight files, such as fold0" in note
-    # One chip is trained on and validated with: nobody has held it out.
+    # A single chip is used for training and validation, so no network held it out.
     assert held_out_images(files, recipe, chips[:1])[0] == [frozenset(), frozenset()]
-    # Unlabelled images are of no fold.
+    # Images without labels belong to no fold.
     assert held_out_images(files, recipe, scan_roads([city / "test"]).chips)[0] == [frozenset()] * 2
 
 

@@ -31,7 +31,7 @@ def test_names_of_spacenet_5(tmp_path: Path) -> None:
     summary = inventory.summary()
     assert "AOI_7_Moscow" in summary
     assert "128x96" in summary
-    assert "passed over: 1" in summary
+    assert "ignored: 1" in summary
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_orphans_and_images_without_labels_are_listed(tmp_path: Path) -> None:
     assert "labels without an image: AOI_7_Moscow_chip3.geojson" in summary
 
 
-def test_a_broken_product_leaves_the_other(tmp_path: Path) -> None:
+def test_a_broken_product_is_replaced_by_the_other(tmp_path: Path) -> None:
     write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
     (tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-MS_chip1.tif").write_bytes(b"no image")
     inventory = scan_roads([tmp_path])
@@ -90,7 +90,7 @@ def test_a_broken_product_leaves_the_other(tmp_path: Path) -> None:
     assert "PS-MS_chip1.tif" in inventory.warnings[0]
 
 
-def test_openstreetmap_extracts_are_no_labels(tmp_path: Path) -> None:
+def test_openstreetmap_extracts_are_not_labels(tmp_path: Path) -> None:
     write_image(tmp_path / "RGB-PanSharpen_AOI_2_Vegas_img1.tif")
     write_labels(tmp_path / "osm/AOI_2_Vegas_img1.geojson", [])
     assert scan_roads([tmp_path]).chips[0].label is None
@@ -109,14 +109,14 @@ def test_a_missing_label_names_the_image_and_the_names_tried(tmp_path: Path) -> 
     assert "--skip-unlabelled" in message
 
 
-def test_hidden_directories_are_left_alone(tmp_path: Path) -> None:
+def test_hidden_directories_are_ignored(tmp_path: Path) -> None:
     name = "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif"
     write_image(tmp_path / name)
     write_image(tmp_path / ".ipynb_checkpoints" / name)
     assert len(scan_roads([tmp_path]).chips) == 1
 
 
-def test_ids_that_cannot_stand_in_a_csv_are_passed_over(tmp_path: Path) -> None:
+def test_ids_unusable_in_a_csv_are_ignored(tmp_path: Path) -> None:
     write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
     odd = write_image(tmp_path / "SN5_roads_train_AOI_7_A,B_PS-RGB_chip1.tif")
     assert scan_roads([tmp_path]).ignored == (odd,)
@@ -138,13 +138,13 @@ def test_an_image_given_twice(tmp_path: Path) -> None:
     first = write_image(tmp_path / "a/SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
     (tmp_path / "b").mkdir()
     shutil.copy(first, tmp_path / "b")
-    with pytest.raises(SatmapError, match="two PS-RGB images claim the id AOI_7_Moscow_chip1"):
+    with pytest.raises(SatmapError, match="two PS-RGB images have the id AOI_7_Moscow_chip1"):
         scan_roads([tmp_path])
-    # The same directory named twice is one directory.
+    # A directory given twice counts once.
     assert len(scan_roads([tmp_path / "a", tmp_path / "a"]).chips) == 1
 
 
-def test_a_broken_image_costs_only_itself(tmp_path: Path) -> None:
+def test_a_broken_image_does_not_affect_others(tmp_path: Path) -> None:
     write_image(tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
     broken = tmp_path / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip2.tif"
     broken.write_bytes(b"II*\0 and no more")

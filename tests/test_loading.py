@@ -1,4 +1,4 @@
-"""Batches from worker processes, with enough shared memory and with next to none."""
+"""Batches from worker processes, with enough and with almost no shared memory."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ NEEDED = (2 * 2 + 2) * max(4 * 9 * 64 * 64, 2 * 9 * 96 * 96)
 
 
 def private_mount(size: str, target: Path, *command: str) -> list[str]:
-    """The command with a tmpfs of that size at the target, seen by itself alone."""
+    """Return the command with a private tmpfs of the given size at the target."""
     script = 'mount -t tmpfs -o size="$1" none "$2" && shift 2 && exec "$@"'
     return ["unshare", "--mount", "sh", "-c", script, "sh", size, str(target), *command]
 
@@ -50,7 +50,7 @@ def can_mount() -> bool:
 needs_mounts = pytest.mark.skipif(not can_mount(), reason="mounting is not allowed here")
 
 
-def test_pipes_bring_the_batches_that_shared_memory_brings(city: Path, tmp_path: Path) -> None:
+def test_pipes_deliver_the_same_batches_as_shared_memory(city: Path, tmp_path: Path) -> None:
     recipe, task = TWO_STAGES, task_of(TWO_STAGES)
     chips = prepare_chips(
         scan_roads([city / "train"]).chips, 8, tmp_path, recipe.stretch, task
@@ -89,7 +89,7 @@ def fit(context: RunContext, chip: CachedChip, processes: int) -> RunContext:
     ("free", "processes", "pipes"),
     [(NEEDED, 1, False), (NEEDED - 1, 1, True), (3 * NEEDED, 4, True), (4 * NEEDED, 4, False)],
 )
-def test_pipes_are_taken_where_shared_memory_is_too_small(
+def test_pipes_are_used_if_shared_memory_is_too_small(
     chip: CachedChip,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -113,10 +113,10 @@ def test_without_workers_nothing_is_shared(
 
 
 @needs_mounts
-def test_a_training_with_workers_in_next_to_no_shared_memory(city: Path, tmp_path: Path) -> None:
+def test_a_training_with_workers_and_little_shared_memory(city: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(road_recipe(road_member(encoder="resnet18")))
-    # Room for the locks and for no batch.
+    # Room for the locks but for no batch.
     done = subprocess.run(
         private_mount(
             "128k", Path("/dev/shm"), sys.executable, "-m", "satmap", "train", str(city / "train"),
@@ -132,7 +132,7 @@ def test_a_training_with_workers_in_next_to_no_shared_memory(city: Path, tmp_pat
 
 @needs_mounts
 def test_without_a_place_for_locks_there_are_no_workers() -> None:
-    # A file system that takes no file at all, as good as none.
+    # A file system without room for any file.
     script = (
         "import pathlib, torch\n"
         "from satmap.errors import SatmapError\n"
@@ -149,7 +149,7 @@ def test_without_a_place_for_locks_there_are_no_workers() -> None:
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "no workers" in done.stdout
+    assert "without workers" in done.stdout
     assert "--workers 0" in done.stdout
 
 
@@ -158,7 +158,7 @@ def test_with_a_place_for_locks_there_are_workers() -> None:
         assert pool.submit(abs, -3).result() == 3
 
 
-def test_nccl_does_without_shared_memory_where_there_is_little(
+def test_nccl_avoids_scarce_shared_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("NCCL_SHM_DISABLE", raising=False)
@@ -168,7 +168,7 @@ def test_nccl_does_without_shared_memory_where_there_is_little(
     monkeypatch.setattr(shared_memory, "free_shared_memory", lambda: 2**26)
     shared_memory.limit_nccl_shared_memory()
     assert os.environ.pop("NCCL_SHM_DISABLE") == "1"
-    # Whoever has set it knows better.
+    # A value set by the user is kept.
     monkeypatch.setenv("NCCL_SHM_DISABLE", "0")
     shared_memory.limit_nccl_shared_memory()
     assert os.environ["NCCL_SHM_DISABLE"] == "0"

@@ -49,18 +49,18 @@ def test_dice_skips_channels_with_little_target() -> None:
     target[:, 0, :, :10] = 1
     target[:, 1, 0] = 1
     logits = torch.full_like(target, -40.0)
-    # Channel 0 finds nothing, channel 1 has but 20 pixels.
+    # Channel 0 finds nothing; channel 1 has only 20 pixels.
     assert dice_loss(logits, target).item() == pytest.approx(1, abs=1e-4)
     assert dice_loss(logits[:, 1:], target[:, 1:]).item() == 0
 
 
-def test_recall_asks_for_the_middles_of_roads_alone() -> None:
+def test_recall_loss_counts_only_the_middles_of_roads() -> None:
     target = torch.zeros(1, 20, 20, dtype=torch.uint8)
     target[:, 5:15] = 3
     target[:, 9:11] |= CENTRE_BIT
     heads = split_heads(target)
     assert [int(heads[name].sum()) for name in ("road", "centre")] == [200, 40]
-    # The left half is found, and far more than that.
+    # The left half is found, with many false positives.
     logits = torch.full((1, 1, 20, 20), -40.0)
     logits[..., :10] = 40
     missed = recall_loss(logits, heads["centre"].float())
@@ -91,7 +91,7 @@ def test_road_loss_adds_up_and_reaches_every_map() -> None:
     total.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert (logits.grad.abs().sum((0, 2, 3)) > 0).all()
-    # The order of the planes is the names' affair.
+    # The names decide the order of the maps.
     order = torch.randperm(12)
     names = tuple(ROAD_MAPS[i] for i in order)
     again, _ = road_loss(logits[:, order], names, target, losses)

@@ -1,4 +1,4 @@
-"""Fingerprints, facts of machine and software, and the manifests of weights."""
+"""Fingerprints, records of machine and software, and manifests of weights."""
 
 import hashlib
 import json
@@ -32,10 +32,10 @@ records = st.builds(FileRecord, name=names, bytes=st.integers(0, 9), sha256=name
 data_sets = st.dictionaries(names, st.dictionaries(st.sampled_from(["PS-MS", "label"]), records))
 
 
-def test_a_file_is_recorded_by_what_it_holds(tmp_path: Path) -> None:
+def test_a_file_is_recorded_by_its_content(tmp_path: Path) -> None:
     path = tmp_path / "abc"
     path.write_bytes(b"abc")
-    # The example of FIPS 180-2.
+    # Example of FIPS 180-2.
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert record_file(path) == FileRecord(name="abc", bytes=3, sha256=known)
     with pytest.raises(SatmapError, match="No such file"):
@@ -43,19 +43,19 @@ def test_a_file_is_recorded_by_what_it_holds(tmp_path: Path) -> None:
 
 
 @given(data_sets, data_sets, st.randoms())
-def test_a_fingerprint_tells_data_sets_apart_and_not_their_order(  # type: ignore[no-untyped-def]
+def test_a_fingerprint_depends_on_the_data_set_but_not_on_its_order(  # type: ignore[no-untyped-def]
     data: dict[str, dict[str, FileRecord]], other: dict[str, dict[str, FileRecord]], random
 ) -> None:
     shuffled = list(data.items())
     random.shuffle(shuffled)
     assert data_fingerprint(dict(shuffled)) == data_fingerprint(data)
-    # Chips without files say nothing.
+    # Chips without files have no fingerprint.
     sets = [{(i, k): r for i, files in side.items() for k, r in files.items()}
             for side in (data, other)]  # fmt: skip
     assert (data_fingerprint(data) == data_fingerprint(other)) == (sets[0] == sets[1])
 
 
-def test_prepared_chips_remember_what_they_were_made_of(city: Path, tmp_path: Path) -> None:
+def test_prepared_chips_record_their_sources(city: Path, tmp_path: Path) -> None:
     recipe = load_recipe("demo")
     task = task_of(recipe)
     chips = scan_roads([city / "train"]).chips
@@ -71,7 +71,7 @@ def test_prepared_chips_remember_what_they_were_made_of(city: Path, tmp_path: Pa
             }
 
 
-def test_the_software_is_what_is_installed() -> None:
+def test_the_recorded_software_is_the_installed_one() -> None:
     software = this_software()
     assert software.satmap == satmap.__version__
     lock = (ROOT / "requirements.lock").read_bytes()
@@ -90,7 +90,7 @@ def test_the_software_is_what_is_installed() -> None:
         assert software.commit == asked.stdout.strip()
 
 
-def test_machines_differ_by_what_changes_sums() -> None:
+def test_machines_differ_by_what_affects_rounding() -> None:
     here = this_software(), this_hardware(torch.device("cpu"))
     assert differences(here, here) == {}
     cores = here[1].model_copy(update={"cores": 99, "system": "another"})
@@ -105,7 +105,7 @@ def test_machines_differ_by_what_changes_sums() -> None:
 
 
 def averaged(directory: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """The mean of two networks by the command line, which writes its manifest."""
+    """Average two networks by the command line, which writes a manifest."""
     sources = []
     for seed in (0, 1):
         torch.manual_seed(seed)

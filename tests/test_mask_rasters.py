@@ -28,7 +28,7 @@ PLACE = Affine(0.075, 0, 300000, 0, -0.075, 700000)
 
 
 def write_raster(path: Path, pixels: NDArray[Any], **profile: Any) -> None:
-    """Any raster (h, w) or (bands, h, w), as other programs write them."""
+    """Write a raster (h, w) or (bands, h, w), as other programs do."""
     bands = pixels if pixels.ndim == 3 else pixels[None]
     path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(
@@ -55,7 +55,7 @@ def write_masks(directory: Path, masks: Mapping[str, Mask]) -> Path:
 
 
 @pytest.mark.parametrize("mask", [MASK, MASK.astype(np.uint8), np.zeros((300, 517), np.bool_)])
-def test_a_mask_comes_back(tmp_path: Path, mask: Mask) -> None:
+def test_a_mask_round_trips(tmp_path: Path, mask: Mask) -> None:
     path = tmp_path / "new" / "chip.TIF"
     write_mask(path, mask, crs="EPSG:32630", transform=PLACE)
     with rasterio.open(path) as source:
@@ -68,7 +68,7 @@ def test_a_mask_comes_back(tmp_path: Path, mask: Mask) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_mask_without_place(tmp_path: Path) -> None:
+def test_a_mask_without_georeference(tmp_path: Path) -> None:
     write_mask(tmp_path / "a.TIF", MASK)
     write_mask(tmp_path / "b.TIF", MASK.copy(order="F"))
     with rasterio.open(tmp_path / "a.TIF") as source:
@@ -85,13 +85,13 @@ def test_a_mask_without_place(tmp_path: Path) -> None:
         (MASK.astype(np.float32), "0 and 1"),
     ],
 )
-def test_writer_refuses_what_is_no_mask(tmp_path: Path, mask: Any, message: str) -> None:
+def test_writer_refuses_invalid_masks(tmp_path: Path, mask: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         write_mask(tmp_path / "chip.TIF", mask)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_writer_says_where_it_cannot_write(tmp_path: Path) -> None:
+def test_writer_names_unwritable_paths(tmp_path: Path) -> None:
     with pytest.raises(SatmapError, match="is a directory"):
         write_mask(tmp_path, MASK)
 
@@ -119,7 +119,7 @@ def test_masks_of_other_programs(tmp_path: Path, pixels: NDArray[Any]) -> None:
         (np.zeros((3, 2, 2), np.uint8), "3 bands"),
     ],
 )
-def test_rasters_that_are_no_masks(tmp_path: Path, pixels: NDArray[Any], message: str) -> None:
+def test_rasters_that_are_not_masks(tmp_path: Path, pixels: NDArray[Any], message: str) -> None:
     write_raster(tmp_path / "chip.tif", pixels)
     with pytest.raises(SatmapError, match=rf"chip\.tif: {message}"):
         read_mask(tmp_path / "chip.tif")
@@ -177,7 +177,7 @@ def test_two_masks_of_a_chip(tmp_path: Path, one: str, two: str) -> None:
     assert str(tmp_path / two) in str(error.value)
 
 
-def test_directories_that_are_none(tmp_path: Path) -> None:
+def test_invalid_directories(tmp_path: Path) -> None:
     for read in (find_masks, check_masks):
         with pytest.raises(SatmapError, match=r"cannot read .*none"):
             read(tmp_path / "none")
@@ -186,7 +186,7 @@ def test_directories_that_are_none(tmp_path: Path) -> None:
 # --- checking -------------------------------------------------------------------------------------
 
 
-def test_what_the_organisers_accept_has_no_fault(tmp_path: Path) -> None:
+def test_files_that_the_organisers_accept_have_no_fault(tmp_path: Path) -> None:
     write_masks(tmp_path, {"c2": MASK, "c10": np.ones((5, 6), np.bool_)})
     write_raster(tmp_path / "c3.TIF", MASK.astype(np.uint8))  # not compressed
     (tmp_path / ".DS_Store").write_text("of no interest")
@@ -231,7 +231,7 @@ def test_each_fault_is_found(
     assert len(found) < len(faults) or name.lower().endswith("c.tif")
 
 
-def test_missing_and_doubled_chips_and_no_masks(tmp_path: Path) -> None:
+def test_missing_and_duplicate_chips_and_no_masks(tmp_path: Path) -> None:
     sizes = dict.fromkeys(["c10", "c9", "c1"], (3, 2))
     assert [fault.message for fault in check_masks(tmp_path, sizes)] == [
         "missing chip c1", "missing chip c9", "missing chip c10", "the directory has no masks",
@@ -249,7 +249,7 @@ def test_missing_and_doubled_chips_and_no_masks(tmp_path: Path) -> None:
 # --- the Jaccard index ----------------------------------------------------------------------------
 
 
-def test_worked_by_hand(tmp_path: Path) -> None:
+def test_hand_computed_scores(tmp_path: Path) -> None:
     # Chip 2: 3 true pixels, 2 found, 1 of them right: 1 / 4. Chip 10: 8 of 8. Pooled: 9 / 12.
     truth = {"c2": MASK, "c10": np.ones((2, 4), np.bool_)}
     found = {"c2": np.array([[1, 1, 0], [0, 0, 0]], np.bool_), "c10": np.ones((2, 4), np.bool_)}
@@ -282,7 +282,7 @@ def test_chips_on_one_side_only(tmp_path: Path) -> None:
     assert list(report.images) == ["both"]
 
 
-def test_where_nothing_is_drawn_the_index_is_one(tmp_path: Path) -> None:
+def test_the_index_of_empty_masks_is_one(tmp_path: Path) -> None:
     empty = {"c": np.zeros((2, 2), np.bool_)}
     report = score_masks(write_masks(tmp_path / "a", empty), write_masks(tmp_path / "b", empty))
     assert report.total["jaccard"] == report.total["fair_jaccard"] == 1
@@ -292,7 +292,7 @@ def test_where_nothing_is_drawn_the_index_is_one(tmp_path: Path) -> None:
     assert report.total["jaccard"] == 0
 
 
-def test_what_cannot_be_compared(tmp_path: Path) -> None:
+def test_masks_that_cannot_be_compared(tmp_path: Path) -> None:
     truth = write_masks(tmp_path / "truth", {"c": MASK})
     found = write_masks(tmp_path / "found", {"c": MASK.T})
     with pytest.raises(SatmapError, match=r"truth/c\.TIF has 3 x 2 px and .*found/c\.TIF 2 x 3"):

@@ -31,7 +31,7 @@ def roads(*lines: Sequence[Point]) -> list[RoadRow]:
 
 
 def diagnosed(truth: Sequence[RoadRow], proposal: Sequence[RoadRow]) -> Diagnosis:
-    """At 1 m a pixel."""
+    """Return the diagnosis at 1 m per pixel."""
     return diagnose(truth, proposal, metres_per_pixel=1)
 
 
@@ -39,7 +39,7 @@ def faultless(losses: LostRoads) -> bool:
     return not (losses.pieces or len(losses.lost_nodes) or losses.breaks or losses.routes)
 
 
-# --- diagnosis, worked by hand, 1 m a pixel -------------------------------------------------------
+# --- diagnosis, computed by hand, 1 m per pixel ---------------------------------------------------
 
 STREET = roads([(0, 0), (100, 0)])
 
@@ -52,7 +52,7 @@ def test_gap() -> None:
     assert missed.lost_m == pytest.approx(2, abs=0.01)
     (piece,) = missed.pieces
     assert np.sort(piece[:, 0]) == pytest.approx([49, 51], abs=0.01)
-    # The samples at 47.5 and 52.5 stand for the ends at 45 and 55.
+    # The samples at 47.5 and 52.5 represent the ends at 45 and 55.
     (gap,) = missed.breaks
     assert gap.xy == pytest.approx((50, 0))
     assert gap.way_m == pytest.approx(5)
@@ -69,21 +69,21 @@ def test_gap() -> None:
 
 
 def test_gap_across_a_junction() -> None:
-    # 6 m are missing to each side of the junction: neither it nor a sample 2.5 m off is found.
+    # 6 m are missing on each arm of the junction: neither it nor a sample 2.5 m away is found.
     branches = [(-50.0, 0.0), (50.0, 0.0), (0.0, 50.0)]
     star = roads(*[[(0, 0), arm] for arm in branches])
     burst = roads(*[[(x * 0.12, y * 0.12), (x, y)] for x, y in branches])
     missed = diagnosed(star, burst).missed
     assert missed.lost_m == pytest.approx(6, abs=0.02)
     assert missed.lost_nodes.tolist() == [[0, 0]]
-    # Three ways between the samples 2.5 or 7.5 m along the arms, one place to the eye.
+    # There are three routes between the samples 2.5 or 7.5 m along the arms, but one visible gap.
     (gap,) = missed.breaks
     assert math.dist(gap.xy, (0, 0)) < 5
     assert gap.other_m == math.inf
 
 
 def test_detour() -> None:
-    # A block of 100 m; its corners are junctions. One side has a gap, the way round is 390 m.
+    # A block of 100 m with junctions at its corners. One side has a gap; the detour is 390 m.
     corners = [(0.0, 0.0), (100.0, 0.0), (100.0, 100.0), (0.0, 100.0)]
     stubs = roads(*[[(x, y), (x * 1.6 - 30, y * 1.6 - 30)] for x, y in corners])
     sides = roads(*[[corners[i], corners[(i + 1) % 4]] for i in range(4)])
@@ -92,7 +92,7 @@ def test_detour() -> None:
     (gap,) = missed.breaks
     assert [gap.way_m, gap.other_m] == pytest.approx([5, 390])
     (route,) = missed.routes
-    # Between the midpoints at 33.3 and 66.7: 400 m less what lies between them.
+    # Between the midpoints at 33.3 and 66.7 it is 400 m minus their distance.
     assert route.way_m == pytest.approx(100 / 3)
     assert route.other_m == pytest.approx(400 - 100 / 3)
     assert route.other is not None
@@ -112,7 +112,7 @@ def test_side_street_that_does_not_reach() -> None:
     assert math.dist(gap.xy, (60, 0)) < 4
     assert gap.other_m == math.inf
     assert diagnosis.missed.routes
-    # The other way round it is a false join.
+    # In the other direction it is a false join.
     joined = diagnosed(proposal, truth)
     assert not joined.missed.breaks
     assert [join.xy for join in joined.false.breaks] == [gap.xy]
@@ -185,7 +185,7 @@ RED, ORANGE = (215, 25, 40), (250, 135, 0)
 
 
 def panel(picture: Picture, index: int = 0, captions: int = 1) -> Picture:
-    """The drawing of a panel of 700 x 700 px: below the margin, the captions and the heading."""
+    """Return the 700 x 700 px drawing of a panel, below margin, captions and heading."""
     top, left = 10 + 24 * (captions + 1) + 1, 10 + index * 712 + 1
     return picture[top : top + 700, left : left + 700]
 
@@ -201,7 +201,7 @@ def test_roads_picture_shows_what_is_missed_and_false() -> None:
     figures: Figures = {"apls_length": 0.0, "apls_time": None}
     picture = roads_picture(truth, proposal, title="chip", image=image, figures=figures)
     left, middle, right = (panel(picture, i, captions=2) for i in range(3))
-    # Twice as large as the image; the ground pale.
+    # Twice as large as the image, with pale ground.
     assert left[200, 350].tolist() == list(RED)
     assert middle[500, 350].tolist() == list(ORANGE)
     assert left[50, 50].tolist() == [140, 140, 230]
@@ -211,7 +211,7 @@ def test_roads_picture_shows_what_is_missed_and_false() -> None:
     assert not has(panel(roads_picture(truth, truth, title="chip", image=image), 0), RED)
 
 
-def test_roads_picture_of_anything() -> None:
+def test_roads_picture_of_any_roads() -> None:
     far = roads([(-1e6, 5), (1e6, 5)], [(4, 4)])
     image = np.full((4, 9, 3), 90, np.uint8)
     for truth, proposal, ground in (
@@ -269,7 +269,7 @@ def test_mask_picture() -> None:
     drawn = panel(mask_picture(truth, proposal, title="chip"))
     colours = [drawn[350, x].tolist() for x in (100, 300, 500, 650)]
     assert colours == [list(RED), [255, 255, 255], list(ORANGE), [35, 35, 35]]
-    # Shrunk by 10: each pixel is the mean of what it covers.
+    # Reduced by 10: each pixel is the mean of the pixels that it covers.
     truth = np.zeros((7000, 7000), np.bool_)
     truth[::2] = True
     drawn = panel(mask_picture(truth, np.zeros_like(truth), title="chip"))
@@ -310,7 +310,7 @@ def test_pictures_of_long_ids_have_names_that_differ(tmp_path: Path) -> None:
 
 
 @needs_fixtures
-def test_pictures_of_made_cities(tmp_path: Path) -> None:
+def test_pictures_of_synthetic_cities(tmp_path: Path) -> None:
     truth = read_roads_csv(FIXTURES / "made_truth.csv")
     proposal = read_roads_csv(FIXTURES / "made_proposal.csv")
     figures = {
@@ -326,7 +326,7 @@ def test_pictures_of_made_cities(tmp_path: Path) -> None:
     )
     # The official scores are 0.503 and 0.591.
     assert [path.stem for path in written] == ["AOI_7_Moscow_chip4", "AOI_7_Moscow_chip0"]
-    # Chip 4 has one gap, of 44 m, and a roundabout that nobody found.
+    # Chip 4 has one gap of 44 m and a missed roundabout.
     missed = diagnose(truth["AOI_7_Moscow_chip4"], proposal["AOI_7_Moscow_chip4"]).missed
     (gap,) = missed.breaks
     assert gap.xy == pytest.approx((357, 380), abs=5)

@@ -1,4 +1,4 @@
-"""Networks and weight files: the reference's golden output, parts, pretrained encoders, faults."""
+"""Networks and weight files: the reference's golden outputs, parts, pretrained encoders, faults."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ needs_reference = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Tiny inputs gain nothing from threads, and test runs share their cores."""
+    """Use one thread, because tiny inputs gain nothing from threads and tests share the cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -60,7 +60,7 @@ def images(network: UNet, *size: int) -> Tensor:
 
 
 def tensor_by_name(name: str, shape: list[int]) -> Tensor:
-    """The golden networks' tensor of that name, after the fixture's README."""
+    """Return the golden networks' tensor of a name, as defined in the fixture's README."""
     if name.endswith("num_batches_tracked"):
         return torch.tensor(0)
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
@@ -79,7 +79,7 @@ def tensor_by_name(name: str, shape: list[int]) -> Tensor:
 
 @needs_reference
 @pytest.mark.parametrize(("published", "name"), PUBLISHED)
-def test_network_is_the_published_one(published: str, name: str) -> None:
+def test_networks_match_the_published_ones(published: str, name: str) -> None:
     shapes = json.loads((REFERENCE / f"{published}.keys.json").read_text())
     network = build_network(name, 3, ROAD_MAPS).eval()
     ours = {key: reference_to_ours(key, name) for key in shapes}
@@ -98,7 +98,7 @@ def test_network_is_the_published_one(published: str, name: str) -> None:
         expected = torch.from_numpy(golden["output"])
     with torch.inference_mode():
         torch.testing.assert_close(network(x), expected, atol=1e-5, rtol=0)
-        # timm's fused layers would lose their activations here.
+        # The conversion would drop the activations of timm's fused layers.
         converted = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules())
         torch.testing.assert_close(converted(x), expected, atol=1e-5, rtol=0)
@@ -158,7 +158,7 @@ def test_frozen_encoder_stays_as_it_is() -> None:
     network.freeze_encoder(False, 2)
     assert network.encoder.frozen_stages == 0
     assert all(module.training for module in network.modules())
-    # What somebody else stopped stays so, whatever is frozen and let go meanwhile.
+    # Parameters frozen by others stay frozen when the encoder thaws.
     own = network.encoder.get_parameter("stages.0.conv1.weight").requires_grad_(False)
     for stages in (0, 1, 3, 1, 0):
         network.encoder.freeze(stages)
@@ -190,11 +190,11 @@ def test_each_image_gets_the_head_of_its_category() -> None:
     assert single.category_indices(["nadir"]) is None
     with pytest.raises(SatmapError, match=r"heads for nadir, off-nadir.*'zenith'"):
         network.category_indices(["zenith"])
-    with pytest.raises(ValueError, match="the categories nadir, off-nadir"):
+    with pytest.raises(ValueError, match="are nadir, off-nadir"):
         network(x)
-    with pytest.raises(ValueError, match="has none"):
+    with pytest.raises(ValueError, match="are none"):
         single(x, category)
-    with pytest.raises(ValueError, match="categories are none or several"):
+    with pytest.raises(ValueError, match="categories must be none, or two or more"):
         build_network("resnet18", 3, ["building"], categories=["nadir"])
 
 
@@ -213,7 +213,7 @@ def test_maps_in_another_order(categories: tuple[str, ...]) -> None:
         network.order_maps(["a", "b"])
 
 
-def test_only_the_heads_of_a_batchs_categories_learn_from_it() -> None:
+def test_only_heads_of_the_batchs_categories_get_gradients() -> None:
     torch.manual_seed(0)
     network = build_network("resnet18", 3, ["building"], (16,) * 4, categories=list("abcde"))
     network(images(network, 64, 64), torch.tensor([1, 3])).square().mean().backward()
@@ -223,7 +223,7 @@ def test_only_the_heads_of_a_batchs_categories_learn_from_it() -> None:
     assert all(parameter.grad is not None for parameter in network.encoder.parameters())
 
 
-def test_scse_weights_channels_and_places() -> None:
+def test_scse_weights_channels_and_positions() -> None:
     torch.manual_seed(0)
     block = ScseBlock(4, 3, 6)
     plain = DecoderBlock(4, 3, 6)
@@ -248,8 +248,8 @@ def test_the_light_block_narrows_what_is_concatenated() -> None:
     torch.testing.assert_close(block(x, skip), block.conv2(block.conv1(y).relu()).relu())
 
 
-def test_what_the_light_decoder_saves() -> None:
-    """What the recipe's ``Decoder`` and the README say of it."""
+def test_savings_of_the_light_decoder() -> None:
+    """Check the figures in the recipe's ``Decoder`` and in the README."""
     narrow = ("resnet18", "resnet34", "convnext", "efficientnet")
     for name, spec in ENCODERS.items():
         skips = dict(zip(spec.strides, spec.channels, strict=True))
@@ -291,7 +291,7 @@ def test_padding_is_cropped_and_mirrors_the_image() -> None:
     mirrored = torch.cat([x, x[..., 15:39].flip(-1)], dim=-1)
     with torch.inference_mode():
         torch.testing.assert_close(network(x), network(mirrored)[..., :40])
-        # Of a mirror that is too small the far border goes on.
+        # An image that is too small to mirror repeats its far border.
         x = images(network, 64, 3)
         mirrored = x[..., [0, 1, 2, 1, *[0] * 28]]
         torch.testing.assert_close(network(x), network(mirrored)[..., :3])
@@ -319,7 +319,7 @@ def test_first_convolution_keeps_three_filters() -> None:
     assert float(adapted[:, 3:].std()) == pytest.approx(he, rel=0.05)
     untrained = build_encoder("resnet18", 8).get_parameter("stages.0.conv1.weight")
     assert float(untrained.detach().std()) == pytest.approx(he, rel=0.05)
-    # A grey image gives what the same image in RGB gave.
+    # A grey image gives the same output as in RGB.
     torch.testing.assert_close(adapt_first_conv(weight, 1)[:, 0], weight.sum(dim=1))
     assert adapt_first_conv(weight, 2).shape == (64, 2, 7, 7)
 
@@ -334,7 +334,7 @@ def test_split_norm_act_keeps_the_computation() -> None:
         NormAct(BatchNormAct2d(4, drop_layer=nn.Dropout))
 
 
-def test_what_cannot_be_built() -> None:
+def test_invalid_networks_are_refused() -> None:
     with pytest.raises(SatmapError, match=r"unknown encoder 'vgg'.*dpn92"):
         build_network("vgg", 3, ["road"])
     with pytest.raises(SatmapError, match="at least one input channel"):
@@ -342,7 +342,7 @@ def test_what_cannot_be_built() -> None:
     with pytest.raises(SatmapError, match="unknown decoder 'heavy'; known are plain, scse, light"):
         build_network("resnet18", 3, ["road"], decoder_kind="heavy")
     for maps in ([], ["road", "road"]):
-        with pytest.raises(ValueError, match="planes need names"):
+        with pytest.raises(ValueError, match="map names must be one or more"):
             build_network("resnet18", 3, maps)
 
 
@@ -351,7 +351,7 @@ def test_what_cannot_be_built() -> None:
 
 @pytest.fixture(scope="module")
 def imagenet() -> dict[str, Tensor]:
-    """A made ImageNet checkpoint of ResNet18, classifier included."""
+    """Synthetic ImageNet checkpoint of ResNet18 with classifier."""
     torch.manual_seed(2)
     model: nn.Module = timm.create_model("resnet18", pretrained=False)
     return dict(model.state_dict())
@@ -404,7 +404,7 @@ def test_pretrained_encoder_errors(imagenet: dict[str, Tensor], tmp_path: Path) 
         SatmapError, match=r"no weight file .*absent\.pth.*timm/resnet18.*--from-sc"
     ):
         load_pretrained_encoder(network, tmp_path / "absent.pth")
-    with pytest.raises(SatmapError, match="Is a directory"):
+    with pytest.raises(SatmapError, match="is a directory"):
         load_pretrained_encoder(network, tmp_path)
     path = tmp_path / "weights.pth"
     for saved, message in [
@@ -469,7 +469,7 @@ def test_missing_files(tmp_path: Path) -> None:
     for read in (load_weights, read_weights_metadata):
         with pytest.raises(SatmapError, match=r"no weight file .*absent\.safetensors"):
             read(tmp_path / "absent.safetensors")
-        with pytest.raises(SatmapError, match="Is a directory"):
+        with pytest.raises(SatmapError, match="is a directory"):
             read(tmp_path)
 
 
@@ -547,7 +547,7 @@ def test_wrong_metadata(
         ("encoder.stages.0.bn1.running_var", torch.full((64,), -1.0), "is a variance"),
     ],
 )
-def test_values_that_no_network_has(
+def test_invalid_tensor_values_are_refused(
     name: str, value: Tensor, message: str, saved: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "values.safetensors"
@@ -564,7 +564,7 @@ def test_unknown_tensors_are_refused(saved: Path, tmp_path: Path) -> None:
         load_weights(path)
 
 
-def test_metadata_of_the_network_is_not_the_callers(saved: Path) -> None:
+def test_callers_cannot_set_metadata_of_the_network(saved: Path) -> None:
     network, _ = load_weights(saved)
     before = saved.read_bytes()
     for key in ("maps", "categories", "normalization"):
@@ -573,7 +573,7 @@ def test_metadata_of_the_network_is_not_the_callers(saved: Path) -> None:
     assert saved.read_bytes() == before
 
 
-def test_saving_where_nothing_can_be_written(tmp_path: Path, saved: Path) -> None:
+def test_saving_to_an_unwritable_path(tmp_path: Path, saved: Path) -> None:
     (tmp_path / "file").write_text("")
     network, _ = load_weights(saved)
     with pytest.raises(SatmapError, match="cannot write"):

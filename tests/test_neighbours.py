@@ -14,22 +14,22 @@ SIZE = 3e-6
 
 
 def chip(column: float, row: float, crs: str = "EPSG:4326", size: float = SIZE) -> ImageFootprint:
-    """A chip of 100 x 80 pixels whose first pixel lies there on a common grid."""
+    """Return a chip of 100 x 80 pixels with its first pixel at (column, row) of a common grid."""
     transform = Affine(size, 0, 10 + column * SIZE, 0, -size, 50 - row * SIZE)
     return ImageFootprint(Georeference(crs, transform, (0.3, 0.3)), 100, 80)
 
 
-def test_offsets_of_those_within_the_margin() -> None:
+def test_offsets_of_neighbours_within_the_margin() -> None:
     chips = [chip(0, 0), chip(100, 0), chip(-100.3, 80), chip(0, 95), chip(0, 300)]
     found = find_neighbours(chips, (20, 20))
     assert found[0] == [Neighbour(3, 0, 95), Neighbour(1, 100, 0), Neighbour(2, -100, 80)]
     assert found[1] == [Neighbour(0, -100, 0), Neighbour(3, -100, 95)]
     assert found[4] == []
-    # A margin of 10 pixels does not reach over a gap of 15.
+    # A margin of 10 pixels does not bridge a gap of 15.
     assert 3 not in {n.image for n in find_neighbours(chips, (10, 10))[0]}
 
 
-def test_unlike_grids_are_no_neighbours() -> None:
+def test_images_on_different_grids_are_no_neighbours() -> None:
     turned = ImageFootprint(
         Georeference("EPSG:4326", Affine.rotation(3) @ Affine.scale(SIZE), (0.3, 0.3)), 100, 80
     )
@@ -44,12 +44,13 @@ def test_many_chips() -> None:
     assert counts[0, 0] == counts[-1, -1] == 3
 
 
-def test_only_those_that_show_in_a_margin_are_kept_for_each_other() -> None:
+def test_only_images_visible_in_a_margin_are_kept() -> None:
     # The margin is 220 pixels. The second touches the first; the third is 15 pixels below.
     chips = [chip(0, 0), chip(100, 0), chip(0, 95), ImageFootprint(None, 9, 9)]
     assert find_surroundings(chips) == [[Neighbour(1, 100, 0)], [Neighbour(0, -100, 0)], [], []]
     assert find_surroundings([ImageFootprint(None, 9, 9)]) == [[]]
-    # A small one opens the first one's margin to the right, where another shows that touches none.
+    # A small chip opens the first one's margin to the right, where another, which touches none, is
+    # visible.
     small = chip(100, 0)._replace(width=10, height=20)
     assert find_surroundings([chip(0, 0), small, chip(115, 60)]) == [
         [Neighbour(1, 100, 0), Neighbour(2, 115, 60)],
@@ -64,8 +65,8 @@ def test_only_those_that_show_in_a_margin_are_kept_for_each_other() -> None:
         st.tuples(*2 * [st.integers(-25, 25)], *2 * [st.integers(3, 20)]), min_size=2, max_size=6
     )
 )
-def test_what_shows_around_an_image_is_in_its_list(boxes: list[tuple[int, ...]]) -> None:
-    # So large pixels make the margin 6 of them.
+def test_all_images_visible_around_an_image_are_listed(boxes: list[tuple[int, ...]]) -> None:
+    # With such large pixels the margin is 6 pixels.
     scale = (11.0, 11.0)
     chips = [
         ImageFootprint(
@@ -78,7 +79,7 @@ def test_what_shows_around_an_image_is_in_its_list(boxes: list[tuple[int, ...]])
         for number, (_, _, w, h) in enumerate(boxes)
     ]
     for index, found in enumerate(find_surroundings(chips)):
-        # All are on the grid, so a distance of 999 pixels holds all.
+        # All chips lie within 999 pixels.
         everybody = find_neighbours(chips, (999, 999))[index]
         seen, expected = (
             with_surroundings(maps[index], [(maps[n.image], n.column, n.row) for n in its])
@@ -88,11 +89,11 @@ def test_what_shows_around_an_image_is_in_its_list(boxes: list[tuple[int, ...]])
         np.testing.assert_array_equal(seen[0][ROAD], expected[0][ROAD])
 
 
-def test_tiny_images_look_no_farther_than_they_are_wide() -> None:
-    """Else each of thousands would be looked at together with hundreds of others."""
+def test_the_margin_of_tiny_images_is_limited_by_their_size() -> None:
+    """Otherwise each of thousands would be vectorised together with hundreds of others."""
     chips = [chip(100 * x, 80 * y) for y in range(12) for x in range(9)]
     counts = [len(found) for found in find_neighbours(chips, (1000, 1000))]
-    # Two rings around: what touches the margin is in it.
+    # Two rings of neighbours: an image that touches the margin counts.
     assert max(counts) == 24
     large = chip(-600, 0)._replace(width=500)
     found = find_neighbours([large, chip(0, 0)], (300, 300))
@@ -101,7 +102,7 @@ def test_tiny_images_look_no_farther_than_they_are_wide() -> None:
 
 @given(st.lists(st.tuples(*[st.integers(-300, 300)] * 2, *[st.integers(1, 120)] * 2), max_size=12))
 @settings(deadline=None)
-def test_neighbours_are_those_of_a_plain_search(places: list[tuple[int, int, int, int]]) -> None:
+def test_neighbours_equal_those_of_a_plain_search(places: list[tuple[int, int, int, int]]) -> None:
     margin = 40
     chips = [chip(x, y)._replace(width=w, height=h) for x, y, w, h in places]
     found = find_neighbours(chips, (margin, margin))
@@ -119,7 +120,7 @@ def test_neighbours_are_those_of_a_plain_search(places: list[tuple[int, int, int
     for index, one in enumerate(places):
         there = {n.image: (n.column, n.row) for n in found[index]}
         for number, other in enumerate(places):
-            # Rounding decides on which side exact borders lie.
+            # Rounding decides on which side coinciding borders lie.
             if number == index or touch(one, other) or touch(other, one):
                 continue
             assert (number in there) == (reach(one, other) or reach(other, one))

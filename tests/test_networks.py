@@ -1,8 +1,8 @@
-"""Every encoder with every decoder, by one class of tests that each kind of decoder inherits.
+"""Every encoder with every decoder; each kind of decoder inherits one class of tests.
 
-Encoders have their real depth and width and are built once; images are tiny and decoders narrow.
-What an encoder makes of an image is computed once for all decoders. Weight files, golden outputs
-and single layers are in ``test_models`` and ``test_weights``; ``benchmarks/networks.py`` runs all
+Encoders have their real depth and width and are built once. Images are tiny and decoders narrow.
+Features of an image are computed once for all decoders. Weight files, golden outputs and single
+layers are tested in ``test_models`` and ``test_weights``; ``benchmarks/networks.py`` runs all
 networks at 512 x 512 with the reference's widths.
 """
 
@@ -33,7 +33,7 @@ WIDTHS = (32, 32, 16, 16)
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Tiny inputs gain nothing from threads, and test runs share their cores."""
+    """Use one thread, because tiny inputs gain nothing from threads and tests share the cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -42,10 +42,10 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=ENCODERS)
 def encoder(request: pytest.FixtureRequest) -> Encoder:
-    """Every encoder in turn, its batch norms calibrated on noise.
+    """Every encoder in turn, with batch norms calibrated on noise.
 
-    As timm leaves them, they take everything to have variance 1. Features then fade to nothing or
-    grow without bound with depth, and rounding errors with them: what is measured would be noise.
+    timm's initial statistics assume variance 1. Features would then vanish or explode with depth,
+    and rounding errors would dominate the measurements.
     """
     torch.manual_seed(0)
     encoder = build_encoder(request.param, 3).train()
@@ -61,10 +61,10 @@ def encoder(request: pytest.FixtureRequest) -> Encoder:
 
 
 class Remembering(nn.Module):
-    """An encoder that computes the features of the same images once, and gives copies of them.
+    """Encoder that computes the features of each image shape once and returns copies.
 
-    Images of one shape are the same here (see ``images``). ``known`` has the features themselves,
-    through which gradients find the encoder.
+    Images of one shape are equal here (see ``images``). ``known`` holds the original features,
+    through which gradients reach the encoder.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -83,7 +83,7 @@ class Remembering(nn.Module):
 
 @pytest.fixture(scope="module")
 def remembering(encoder: Encoder) -> Iterator[Remembering]:
-    """The encoder, and what it makes of images; its statistics are put back at the end."""
+    """Encoder with cached features; its statistics are restored at the end."""
     statistics = {name: value.clone() for name, value in encoder.named_buffers()}
     yield Remembering(encoder)
     encoder.eval().load_state_dict(statistics, strict=False)
@@ -91,7 +91,7 @@ def remembering(encoder: Encoder) -> Iterator[Remembering]:
 
 @pytest.fixture(scope="class")
 def network(request: pytest.FixtureRequest, remembering: Remembering) -> UNet:
-    """The encoder with the decoder of the class that asks."""
+    """Network of the encoder and the decoder of the test class."""
     torch.manual_seed(0)
     return UNet(cast(Encoder, remembering), MAPS, WIDTHS, request.cls.kind)
 
@@ -180,7 +180,7 @@ class TestEncoder:
             # A buffer that is not in the state dict would still be on meta.
             same = duplicate(x)
             encoder.to(memory_format=torch.channels_last)
-            # Untrained layers make rounding errors grow: each stage begins with what is right.
+            # Untrained layers amplify rounding errors, so each stage starts from exact inputs.
             inputs = [y.contiguous(memory_format=torch.channels_last) for y in (x, *expected[:-1])]
             stages = list(zip(encoder.stages, inputs, strict=True))
             last = [stage(y) for stage, y in stages]
@@ -188,7 +188,7 @@ class TestEncoder:
                 half = [stage(y) for stage, y in stages]
         encoder.to(memory_format=torch.contiguous_format)
         for wanted, *found in zip(expected, same, last, half, strict=True):
-            # timm's DPN hands on a residual and a dense path as a pair.
+            # timm's DPN passes on a residual and a dense path as a pair.
             found = [torch.cat(y, dim=1) if isinstance(y, tuple) else y for y in found]
             assert torch.equal(found[0], wanted)
             assert (found[1] - wanted).norm() < 1e-3 * wanted.norm()
@@ -197,7 +197,7 @@ class TestEncoder:
 
 
 class EveryNetwork:
-    """What a decoder must do with every encoder; one subclass a kind."""
+    """Tests of a decoder with every encoder; one subclass per kind of decoder."""
 
     kind: ClassVar[str]
 
@@ -223,14 +223,14 @@ class EveryNetwork:
         hook.remove()
         decoder = [*network.decoder.parameters(), *network.head.parameters()]
         gradients = torch.autograd.grad(start, [*decoder, *copies])
-        # Every parameter and every feature, at whatever scale, has a part in the loss.
+        # Every parameter and every feature of any scale affects the loss.
         assert all(value.isfinite().all() and value.any() for value in gradients)
         assert lowers(decoder, gradients[: len(decoder)], loss, start)
 
         if self.kind != "plain":
-            # How a gradient goes on through the encoder does not hang on the decoder's kind.
+            # Gradients within the encoder do not depend on the kind of decoder.
             return
-        # And so has the encoder, all by itself: the decoder stays as it is.
+        # So does the encoder alone, with an unchanged decoder.
         contracting = list(remembering.encoder.parameters())
         features = remembering.known.pop((x.shape, True))
         found = torch.autograd.grad(features, contracting, gradients[len(decoder) :])
@@ -250,9 +250,9 @@ def lowers(
     loss: Callable[[], Tensor],
     start: Tensor,
 ) -> bool:
-    """Whether a step against the gradients, if it is only small enough, lowers the loss."""
-    # Every tensor moves by the same share of its own size: the untrained early layers have
-    # gradients that would leave nothing for the others.
+    """Return whether a sufficiently small step against the gradients lowers the loss."""
+    # Every tensor moves by the same fraction of its norm, because the gradients of untrained early
+    # layers would dominate the others.
     steps = [
         float(value.detach().norm() / gradient.norm().clamp(min=1e-12))
         for value, gradient in zip(parameters, gradients, strict=True)
@@ -290,10 +290,10 @@ def test_any_number_of_bands_goes_in(bands: int) -> None:
         logits = network(network.encoder.normalize(pixels))
         other = network(network.encoder.normalize(pixels.index_fill(1, torch.tensor(bands - 1), 0)))
     assert logits.shape == (1, len(MAPS), 33, 64)
-    # The last band counts as well.
+    # The last band also affects the output.
     assert not torch.equal(logits, other)
 
 
-def test_every_decoder_is_tested_and_can_be_asked_for() -> None:
+def test_every_decoder_is_tested_and_available() -> None:
     kinds = {subclass.kind for subclass in EveryNetwork.__subclasses__()}
     assert kinds == set(DECODERS) == set(get_args(DecoderSettings.model_fields["kind"].annotation))

@@ -1,4 +1,4 @@
-"""The synthetic city of buildings: geometry of oblique views, layouts, and labels that fit."""
+"""Synthetic city of buildings: geometry of oblique views, layouts and labels."""
 
 import csv
 import hashlib
@@ -145,7 +145,7 @@ def test_a_roof_moves_by_height_times_tangent(azimuth: float, columns: int, rows
 
 @settings(deadline=None, max_examples=25)
 @given(angle=st.floats(1, 54), azimuth=st.floats(0, 360), height=st.floats(3, 40))
-def test_any_roof_moves_so(angle: float, azimuth: float, height: float) -> None:
+def test_roof_displacement_in_any_view(angle: float, azimuth: float, height: float) -> None:
     line = skyline(block(60, 60, 75, 80, height))
     view = render_view(line, Window(0, 0, 280, 280), GRID, toward(angle, azimuth).shift)
     centre = np.argwhere(roof_of(view, line))[:, ::-1].mean(axis=0) + 0.5
@@ -178,7 +178,7 @@ def test_the_facade_towards_the_satellite_shows(azimuth: float, sides: set[str])
     assert shown == sides
 
 
-def test_a_wall_hides_what_lies_behind_it_and_nothing_before_it() -> None:
+def test_a_wall_hides_what_lies_behind_it_and_nothing_in_front() -> None:
     tower, behind, before = (
         block(40, 40, 60, 60, 20),
         block(44, 30, 56, 38, 4),
@@ -188,7 +188,7 @@ def test_a_wall_hides_what_lies_behind_it_and_nothing_before_it() -> None:
     view = render_view(line, Window(0, 0, 200, 200), GRID, toward(45, 0).shift)
     owner = np.append(line.owner, -1)[view.surface]
     assert set(np.unique(owner)) == {-1, 0, 2}
-    # From its foot to its eaves, the facade covers exactly its height.
+    # From foot to eaves, the facade covers exactly its height.
     column = view.height[:, 100]
     assert column[80:120] == pytest.approx(np.arange(19.75, 0, -0.5))
     assert (column[40:80] == 20).all()
@@ -218,7 +218,7 @@ def test_views_agree_with_marching_down_the_line_of_sight(
             px, py = x - z * view.shift[0], y - z * view.shift[1]
             there |= (px > x0) & (px < x0 + w) & (py > y0) & (py < y0 + h) & (z <= top)
         found[there] = z
-    # At the very edges of faces rounding may decide either way.
+    # At the edges of faces, rounding may decide either way.
     assert (np.abs(found - view.height) <= step + 1e-3).mean() > 0.97
 
 
@@ -239,7 +239,7 @@ def test_coverage_is_that_of_the_polygon(corners: list[tuple[float, float]]) -> 
 
 
 @pytest.mark.parametrize("roofed", [gabled_block, hipped_block])
-def test_pitched_roofs_are_closed_and_as_high_as_told(roofed: Any) -> None:
+def test_pitched_roofs_are_closed_and_have_the_given_height(roofed: Any) -> None:
     body = np.array(((10.0, 10), (30, 10), (30, 20), (10, 20)))
     solid = roofed(body, 4.0, 3.0, CLADDING)
     assert solid.height == 7
@@ -261,7 +261,7 @@ def test_pitched_roofs_are_closed_and_as_high_as_told(roofed: Any) -> None:
     full = 20 * 10 * 4
     prism = 20 * 10 * 3 / 2 if roofed is gabled_block else 3 * 10 / 6 * (2 * 20 + 12)
     expected = full + prism
-    # The floor, which no face has, passes through the height 0 and adds nothing.
+    # The floor has no face, but it lies at height 0 and adds nothing.
     assert abs(volume) == pytest.approx(expected, rel=0.03)
 
 
@@ -271,8 +271,8 @@ def test_a_courtyard_shows_its_far_wall() -> None:
     above = render_view(line, Window(0, 0, 160, 160), GRID, (0.0, 0.0))
     assert (above.surface == GROUND)[60:100, 60:100].all()
     view = render_view(line, Window(0, 0, 160, 160), GRID, toward(45, 0).shift)
-    # The northern wall of the court stands at row 60 and leans 16 px north, which the court's
-    # southern edge, leaning as far, does not hide.
+    # The northern wall of the court stands at row 60 and leans 16 px north. The southern edge of
+    # the court leans as far and does not hide it.
     assert view.height[44:60, 80] == pytest.approx(np.arange(7.75, 0, -0.5))
     assert (view.height[60:84, 80] == 0).all()
 
@@ -280,7 +280,7 @@ def test_a_courtyard_shows_its_far_wall() -> None:
 # --- light ----------------------------------------------------------------------------------------
 
 
-def test_shadows_fall_away_from_the_sun_as_far_as_things_are_high() -> None:
+def test_shadow_direction_and_length_follow_the_sun() -> None:
     site = site_of(block(30, 40, 50, 50, 10), sun=(0.0, -1.0))
     counts = shoot(site, toward(0, 0)).counts[..., 4].astype(float)
     open_ground = np.median(counts[130:150, 60:100])
@@ -294,13 +294,13 @@ def test_the_sunny_facade_is_brighter_than_the_shaded_one() -> None:
     blank = Cladding(Material.STUCCO, 1.0, Material.ROOF_GREY, 1.0, bay_m=0)
     solid = flat_block(box(30, 30, 50, 50), 16, blank, parapet=False)
     site = site_of(solid, sun=(0.0, -1.4))
-    # The sun stands in the south: who looks northward sees the lit side.
+    # The sun is in the south, so a view to the north shows the lit side.
     lit = shoot(site, toward(40, 0)).counts[80:94, 64:96, 4].astype(float)
     dark = shoot(site, toward(40, 180)).counts[66:80, 64:96, 4].astype(float)
     assert np.median(lit) > 2 * np.median(dark)
 
 
-def test_oblique_looks_are_coarser_and_hazier() -> None:
+def test_oblique_images_are_coarser_and_hazier() -> None:
     solids = [block(8 + 12 * i, 8 + 12 * j, 14 + 12 * i, 14 + 12 * j, 0.01)
               for i in range(6) for j in range(6)]  # fmt: skip
     site = site_of(*solids)
@@ -311,7 +311,7 @@ def test_oblique_looks_are_coarser_and_hazier() -> None:
     assert sharp[1] < 0.6 * sharp[0]
 
 
-def test_what_stands_behind_a_tower_is_hidden() -> None:
+def test_a_tower_hides_the_building_behind_it() -> None:
     tower, house = block(30, 40, 50, 50, 30), block(34, 20, 46, 30, 4)
     site = site_of(tower, house)
     footprints = [
@@ -326,7 +326,7 @@ def test_what_stands_behind_a_tower_is_hidden() -> None:
     assert hidden(footprints, shoot(site, toward(45, 180)).roof, nothing) == {0, 1}
 
 
-# --- what stands in the city ----------------------------------------------------------------------
+# --- buildings of the city ------------------------------------------------------------------------
 
 
 def test_buildings_differ_touch_and_do_not_overlap(town: Town) -> None:
@@ -350,10 +350,10 @@ def test_some_buildings_have_courtyards() -> None:
     assert any(solid.footprint.interiors for solid in made.solids)
 
 
-# --- looks and names ------------------------------------------------------------------------------
+# --- view angles and names ------------------------------------------------------------------------
 
 
-def test_the_looks_are_those_of_the_challenge() -> None:
+def test_view_angles_are_those_of_the_challenge() -> None:
     collects = make_view_angles(VIEW_ANGLE_COUNT, np.random.default_rng(0))
     assert [int(c.angle) for c in collects] == [
         7, 8, 10, 10, 13, 14, 16, 19, 21, 23, 25, 27, 29, 30, 32, 34, 36, 39, 42, 44, 46, 47, 49,
@@ -368,7 +368,7 @@ def test_the_looks_are_those_of_the_challenge() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 28])
-def test_looks_that_there_are_not_are_told(tmp_path: Path, count: int) -> None:
+def test_invalid_numbers_of_view_angles_are_refused(tmp_path: Path, count: int) -> None:
     with pytest.raises(CityError, match="from 1 to 27"):
         make_building_city(tmp_path / "city", BuildingLayout.SPACENET4, view_angles=count)
     assert not (tmp_path / "city").exists()
@@ -419,7 +419,7 @@ def test_images_are_those_of_the_challenge(oblique: Path) -> None:
 # --- truth ----------------------------------------------------------------------------------------
 
 
-def test_labels_and_truth_agree_and_are_the_same_for_all_looks(oblique: Path) -> None:
+def test_labels_and_truth_agree_and_are_the_same_for_all_view_angles(oblique: Path) -> None:
     tables = [read_rows(path) for path in sorted((oblique / "train/summaryData").iterdir())]
     assert len(tables) == 3
     assert {tuple(row) for rows in tables for row in rows} == {
@@ -466,8 +466,8 @@ def test_occlusion_grows_with_the_angle(oblique: Path) -> None:
     assert shares[7] < shares[53]
 
 
-def test_roofs_lie_under_the_labels_of_the_steepest_look(oblique: Path) -> None:
-    """Buildings are where the labels say: what is labelled is grey or red, not green."""
+def test_labels_cover_the_roofs_in_the_steepest_view(oblique: Path) -> None:
+    """Labelled pixels are grey or red, not green."""
     (path,) = (oblique / "test").rglob("*nadir7_*.tif")
     counts = pixels(path).astype(float)
     ndvi = (counts[3] - counts[0]) / np.maximum(1, counts[3] + counts[0])
@@ -546,10 +546,10 @@ def test_coco_areas_and_boxes_are_right(
             corners = np.concatenate([np.reshape(s, (-1, 2)) for s in entry["segmentation"]])
             size = corners.max(axis=0) - corners.min(axis=0)
             assert entry["bbox"] == pytest.approx([*corners.min(axis=0), *size], abs=0.011)
-            # What is thinner than a pixel is not drawn, so the mask may end earlier.
-            drawn, told = coco_masks.toBbox(mask), np.array(entry["bbox"])
-            assert (drawn[:2] > told[:2] - 1).all()
-            assert (drawn[:2] + drawn[2:] < told[:2] + told[2:] + 1).all()
+            # Parts thinner than a pixel are not drawn, so the mask may be smaller.
+            drawn, stated = coco_masks.toBbox(mask), np.array(entry["bbox"])
+            assert (drawn[:2] > stated[:2] - 1).all()
+            assert (drawn[:2] + drawn[2:] < stated[:2] + stated[2:] + 1).all()
     tested = sorted((challenge / "test_images").iterdir())
     truth = COCO(str(challenge / "test_annotation.json"))
     assert {int(path.stem) for path in tested} == set(truth.imgs)
@@ -588,7 +588,7 @@ def test_seeds_reproduce_every_byte(tmp_path: Path) -> None:
     assert not set(one.values()) & set(other.values())
 
 
-def test_the_city_of_roads_is_what_it_was(tmp_path: Path) -> None:
+def test_the_city_of_roads_has_not_changed(tmp_path: Path) -> None:
     make_city(tmp_path, chips=2, test_chips=1, seed=5, size=96)
     hashes = {
         path.name.rsplit("_", 1)[-1]: hashlib.sha256(path.read_bytes()).hexdigest()[:16]

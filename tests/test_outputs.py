@@ -1,36 +1,40 @@
-"""Names of the files that a prediction ends in."""
+"""File names for the output of a prediction."""
 
 from pathlib import Path
 
 import pytest
 
-from made_tasks import road_task
 from satmap.errors import SatmapError
-from satmap.prediction.run import predict
-from satmap.submissions.outputs import require_outputs
+from satmap.recipes.task_settings import TaskSettings
+from satmap.submissions.outputs import require_formats
+from satmap.tasks.buildings.settings import BuildingTaskSettings
+from satmap.tasks.roads.settings import RoadTaskSettings
 
 
 @pytest.mark.parametrize(
     "name",
     ["out.gpkg", "out.geojson", "out.GraphML", "out.TIF", "out.zip", "out.html", "out.shp",
-     "out.csv.gz", "a.b.parquet"],
+     "out.csv.gz", "a.b.parquet", "out.json", "out", "run.2", ".hidden"],
 )  # fmt: skip
-def test_names_of_other_formats_are_refused_before_the_work(tmp_path: Path, name: str) -> None:
-    # Neither images nor weights are there: nothing has been looked for yet.
-    with pytest.raises(SatmapError, match=r"the submission is a CSV file.* --export"):
-        predict([tmp_path], tmp_path / name, tmp_path / "weights", "cpu")
-    assert not list(tmp_path.iterdir())
+def test_names_of_other_formats_are_refused(name: str) -> None:
+    with pytest.raises(SatmapError, match=r"none of \.csv\. For .*\.graphml add --export\."):
+        require_formats(RoadTaskSettings(), Path(name))
 
 
 @pytest.mark.parametrize(
-    "name", ["out.csv", "OUT.CSV", "out.json", "out", "out.txt", "run.2", ".hidden"]
+    ("task", "name", "exports"),
+    [
+        (RoadTaskSettings(), "OUT.CSV", ["a.gpkg", "a.GraphML"]),
+        (BuildingTaskSettings(), "out.json", ["a.geojson"]),
+        (TaskSettings(name="trees"), "out.csv", []),
+    ],
 )
-def test_other_names_are_allowed(tmp_path: Path, name: str) -> None:
-    require_outputs(tmp_path / name)
+def test_formats_of_the_tasks(task: TaskSettings, name: str, exports: list[str]) -> None:
+    require_formats(task, Path(name), [Path(export) for export in exports])
 
 
-def test_roads_are_no_coco_results(tmp_path: Path) -> None:
-    task = road_task()
-    task.check_outputs(tmp_path / "out.csv", [], [])
-    with pytest.raises(SatmapError, match=r"roads is a CSV file\. Give a name that ends in \.csv"):
-        task.check_outputs(tmp_path / "out.json", [], [])
+def test_exports_in_formats_of_other_tasks_are_refused() -> None:
+    with pytest.raises(SatmapError, match=r"'\.graphml' is none of \.geojson, \.gpkg\."):
+        require_formats(BuildingTaskSettings(), Path("out.csv"), [Path("a.graphml")])
+    with pytest.raises(SatmapError, match="trees have no export formats"):
+        require_formats(TaskSettings(name="trees"), Path("out.csv"), [Path("a.gpkg")])

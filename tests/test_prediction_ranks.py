@@ -1,4 +1,4 @@
-"""Prediction with threads, worker processes and ranks: the same bytes, whatever happens to them."""
+"""Prediction by several processes: the same bytes for any number, with kills and resumption."""
 
 import json
 import os
@@ -42,7 +42,7 @@ from satmap.networks.unet import build_network
 from satmap.prediction import images as pictures
 from satmap.prediction import share
 from satmap.prediction.journal import Journal
-from satmap.prediction.run import Prediction, predict
+from satmap.prediction.run import PredictionReport, predict
 from satmap.provenance.manifest import SUFFIX
 from satmap.recipes.schema import Inference, load_recipe
 from satmap.runtime.workers import BoundedPool, read_ahead
@@ -55,18 +55,18 @@ ROADS = road_task()
 CPU = torch.device("cpu")
 COLUMNS, ROWS, SIZE = 5, 3, 80
 
-# How often a prediction is started to be killed ten times; some may be done before.
+# Maximum number of starts for ten kills; some predictions may end before they are killed.
 MOST_STARTS = 30
 
 
 class Area:
-    """Images side by side, one of them damaged, and one that lies nowhere, with a network."""
+    """Images side by side, one of them damaged, one without georeference, and a network."""
 
     def __init__(self, directory: Path) -> None:
         self.images, self.weights = directory / "images", directory / "weights"
         self.recipe = str(directory / "recipe.yaml")
         generator = np.random.default_rng(0)
-        # Metres a pixel, so that only those next to each other are looked at together.
+        # Metres per pixel, so large that only adjacent images are neighbours.
         size = 8e-6
         for number in range(COLUMNS * ROWS + 1):
             coarse = generator.integers(1, 255, (9, 9, 3)).astype(np.uint8)
@@ -87,21 +87,21 @@ class Area:
         torch.manual_seed(1)
         network = build_network("resnet18", 3, ROAD_MAPS, (16, 16, 16, 16))
         with torch.no_grad():
-            # Untrained it would be undecided everywhere.
+            # An untrained network would be undecided everywhere.
             network.head.weight *= 50
         metadata = {"recipe": recipe.model_dump_json(), "member": "a", "stage": "1", "epoch": "1"}
         save_weights(self.weights / "a.last.safetensors", network, metadata)
         self.done = self.predict(directory / "whole")
         self.files = files_in(directory / "whole")
 
-    def predict(self, place: Path, **options: Any) -> Prediction:
+    def predict(self, place: Path, **options: Any) -> PredictionReport:
         return predict(
             [self.images], place / "out.csv", self.weights, CPU, self.recipe,
             maps=place / "planes", exports=[place / "out.graphml"], **options,
         )  # fmt: skip
 
     def ranks(self, place: Path, output: Path, *options: str) -> list[ForkServerProcess]:
-        """Two processes as torch's launcher starts them; what they print goes to ``output``."""
+        """Start two processes as torch's launcher does; their output goes to ``output``."""
         return start_ranks(self.command(place, *options)[2:], output)
 
     def command(self, place: Path, *options: str) -> list[str]:
@@ -113,7 +113,7 @@ class Area:
 
 
 def files_in(place: Path) -> dict[str, bytes]:
-    """All that a run has left but the manifest, which tells of the run itself."""
+    """Return all files of a run except the manifest, which describes the run itself."""
     files = (path for path in place.rglob("*") if path.is_file())
     paths = sorted(path for path in files if not path.name.endswith(SUFFIX))
     return {str(path.relative_to(place)): path.read_bytes() for path in paths}
@@ -142,7 +142,7 @@ def start(*arguments: str) -> "subprocess.Popen[str]":
 
 
 def finished_in(place: Path) -> set[str]:
-    """Keys of the images in a journal and its parts, whole lines only."""
+    """Return the keys of the images in a journal and its parts, from complete lines only."""
     keys = set()
     for path in place.glob(".out.csv.partial*"):
         for line in path.read_bytes().splitlines(keepends=True)[1:]:
@@ -166,7 +166,7 @@ def stored_at_least(place: Path, count: int) -> bool:
 # --- the same bytes -------------------------------------------------------------------------------
 
 
-def test_workers_and_processes_change_nothing(area: Area, tmp_path: Path) -> None:
+def test_workers_and_processes_do_not_change_the_bytes(area: Area, tmp_path: Path) -> None:
     images = COLUMNS * ROWS + 1
     assert len(area.done.images) == images
     assert list(area.done.faults) == ["AOI_7_Moscow_chip6"]
@@ -174,11 +174,11 @@ def test_workers_and_processes_change_nothing(area: Area, tmp_path: Path) -> Non
     assert len(area.files) == images - 1 + 2
     assert area.predict(tmp_path / "one", workers=2) == area.done
     assert files_in(tmp_path / "one") == area.files
-    place, told = tmp_path / "two", tmp_path / "told"
-    told.mkdir()
-    assert finish(area.ranks(place, told, "--workers", "1")) == [0, 0]
+    place, logs = tmp_path / "two", tmp_path / "logs"
+    logs.mkdir()
+    assert finish(area.ranks(place, logs, "--workers", "1")) == [0, 0]
     assert files_in(place) == area.files
-    texts = [(told / f"rank{rank}.txt").read_text() for rank in range(2)]
+    texts = [(logs / f"rank{rank}.txt").read_text() for rank in range(2)]
     assert "AOI_7_Moscow_chip6: " in texts[0] and "out.csv: 16 images" in texts[0]
     assert not texts[1]
 
@@ -190,41 +190,41 @@ def test_ten_kills_lose_nothing(area: Area, tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
     moments = random.Random(seed)
-    place, told = tmp_path / "out", tmp_path / "told"
-    told.mkdir()
+    place, logs = tmp_path / "out", tmp_path / "logs"
+    logs.mkdir()
     kept: set[str] = set()
     stored: set[str] = set()
     kills = 0
     for _ in range(MOST_STARTS):
         if kills == 10:
             break
-        processes = area.ranks(place, told, "--workers", "0")
-        # Most often not before this run has got somewhere, or it would prove little.
+        processes = area.ranks(place, logs, "--workers", "0")
+        # Usually wait for some progress before the kill, or the test would prove little.
         if moments.random() < 0.8:
             enough = partial(stored_at_least, place, len(stored) + 1)
             wait_until(enough, partial(all_alive, processes))
-        if not kill_one(processes, moments, told):
-            # It was sooner.
+        if not kill_one(processes, moments, logs):
+            # The run ended before the kill.
             assert files_in(place) == area.files
             shutil.rmtree(place)
             kept = stored = set()
             continue
         kills += 1
-        # Nothing that an earlier run had done is gone.
+        # No result of an earlier run is lost.
         assert finished_in(place) >= kept
         if not (place / "out.csv").exists():
             assert stored_in(place) >= stored
         kept, stored = finished_in(place), stored_in(place)
     assert kills == 10, f"of {MOST_STARTS} runs only {kills} could be killed in time"
-    # Another number of processes goes on.
+    # A run with another number of processes resumes.
     area.predict(place, workers=1)
     assert files_in(place) == area.files
 
 
-def test_the_command_ends_in_order_or_says_who_was_killed_and_goes_on(
+def test_the_command_ends_cleanly_or_names_killed_processes_and_resumes(
     area: Area, tmp_path: Path
 ) -> None:
-    """And torchrun takes over what the command has begun, whose launcher was killed."""
+    """A run of the command whose launcher was killed also resumes under torchrun."""
     for victim in ("rank 1", "group", "launcher"):
         stored = len(stored_in(tmp_path))
         workers = "2" if victim == "group" else "0"
@@ -248,7 +248,7 @@ def test_the_command_ends_in_order_or_says_who_was_killed_and_goes_on(
         assert len(errors.splitlines()) == 1 and "the same command" in errors
         if victim == "group":
             assert process.returncode == 143
-            assert errors.startswith("satmap: terminated; what is finished is kept")
+            assert errors.startswith("satmap: terminated; finished work is kept")
         else:
             assert process.returncode == 1
             assert errors.startswith("satmap: process 1 was killed by SIGKILL")
@@ -261,12 +261,12 @@ def test_the_command_ends_in_order_or_says_who_was_killed_and_goes_on(
     assert files_in(tmp_path) == area.files
 
 
-def test_sigterm_ends_a_run_in_order_and_it_goes_on(
+def test_sigterm_ends_a_run_cleanly_and_it_resumes(
     area: Area, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The run is over sooner than a second one gives up waiting for it.
+    # The run ends before a second one gives up waiting for it.
     monkeypatch.setattr(files, "_GRACE_S", 0.0)
-    # What runs that were killed at the worst moments have left.
+    # Leftovers of runs that were killed at bad moments.
     (tmp_path / "planes").mkdir()
     (tmp_path / ".out.csv.planes").mkdir()
     for name in (
@@ -276,16 +276,14 @@ def test_sigterm_ends_a_run_in_order_and_it_goes_on(
         "planes/.AOI_7_Moscow_chip3-abcd_123.tif",
     ):
         (tmp_path / name).write_bytes(b"half")
-    told = tmp_path.with_name("told.txt")
-    process = start_command(area.command(tmp_path, "--workers", "1")[2:], told)
-    assert wait_until(partial(stored_at_least, tmp_path, 2), process.is_alive), told.read_text()
+    log = tmp_path.with_name("log.txt")
+    process = start_command(area.command(tmp_path, "--workers", "1")[2:], log)
+    assert wait_until(partial(stored_at_least, tmp_path, 2), process.is_alive), log.read_text()
     with pytest.raises(CannotWriteError, match="is being written by another run"):
         Journal(tmp_path / "out.csv", "settings", ROADS)
     process.terminate()
     assert finish([process]) == [143]
-    assert (
-        told.read_text().splitlines()[-1].startswith("satmap: terminated; what is finished is kept")
-    )
+    assert log.read_text().splitlines()[-1].startswith("satmap: terminated; finished work is kept")
     assert not (tmp_path / "out.csv").exists()
     area.predict(tmp_path)
     assert files_in(tmp_path) == area.files
@@ -297,7 +295,7 @@ def test_every_process_of_a_run_holds_its_lock(
     monkeypatch.setattr(files, "_GRACE_S", 0.0)
     output = tmp_path / "out.csv"
     with Journal(output, "settings", ROADS, 1) as part:
-        # Its first process is gone, it is not yet.
+        # The first process is gone, but the run is not.
         with pytest.raises(CannotWriteError, match="is being written by another run"):
             Journal(output, "settings", ROADS)
         assert part.path.exists()
@@ -309,7 +307,7 @@ def test_every_process_of_a_run_holds_its_lock(
 
 
 class HeldPool:
-    """Stands for worker processes that end a job only when somebody waits for it."""
+    """Pool whose jobs end only when they are waited for."""
 
     def __init__(self, _: int) -> None:
         self.held: list[tuple[Future[Any], Any]] = []
@@ -328,7 +326,7 @@ class HeldPool:
         assert not self.held
 
 
-def test_few_images_are_in_memory_however_many_there_are(
+def test_few_images_are_in_memory_at_once(
     area: Area, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = HeldPool(1)
@@ -351,7 +349,7 @@ def test_few_images_are_in_memory_however_many_there_are(
         return read(*arguments)
 
     def counted_launch(*arguments: Any) -> PendingResult:
-        # The reader may be as far ahead as it ever gets.
+        # Let the reader get as far ahead as it can.
         time.sleep(0.01)
         with lock:
             counts["looked"] += 1
@@ -361,7 +359,7 @@ def test_few_images_are_in_memory_however_many_there_are(
     monkeypatch.setattr(share, "prepare_image", counted_read)
     monkeypatch.setattr(share, "launch_networks", counted_launch)
     assert area.predict(tmp_path, workers=2) == area.done
-    # The damaged one is read, but never looked at.
+    # The damaged image is read but never predicted.
     assert counts == {"read": COLUMNS * ROWS + 1, "looked": COLUMNS * ROWS}
     assert 1 < most["pictures"] <= share.READ_AHEAD + 2
     assert 1 < most["planes"] <= 2 * share.JOBS_PER_WORKER
@@ -414,7 +412,7 @@ def root(number: float) -> float:
 
 @pytest.mark.parametrize("channels", [None, 3])
 @pytest.mark.parametrize("product", [RGB, MULTISPECTRAL])
-def test_windows_of_an_image_are_stretched_as_the_whole(
+def test_windows_of_an_image_are_stretched_like_the_whole(
     tmp_path: Path, product: str, channels: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("satmap.data.imagery._STRIP_ROWS", 40)

@@ -1,4 +1,4 @@
-"""The real imagery beside the project; every test is skipped where it is absent."""
+"""Real imagery from the shared data; tests are skipped without it."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def test_labels_agree_with_the_truth_file(tmp_path: Path) -> None:
 def test_targets_vectorise_back_to_their_labels(
     tmp_path: Path, directory: Path, length: float, time: float
 ) -> None:
-    # Through files and with a look at neighbours, as `satmap vectorize` does it.
+    # Through files and with neighbours, as in `satmap vectorize`.
     places = {chip.image_id: chip.image.georeference for chip in scan_roads([directory]).chips}
     chips = cached(directory, tmp_path)
     for chip in chips:
@@ -82,7 +82,7 @@ def test_targets_vectorise_back_to_their_labels(
     assert mean[1] > time
 
 
-def test_labels_of_vegas_vectorise_back() -> None:
+def test_vegas_labels_round_trip() -> None:
     labels = DATA.parent / "fixtures/apls/AOI_2_Vegas_Train/spacenetroads"
     scores = [trip.score() for trip in vegas_labels(labels)]
     assert len(scores) == 7
@@ -112,7 +112,7 @@ def test_trains_and_predicts(directory: Path, tmp_path: Path) -> None:
     assert not train([directory], parse_recipe(RECIPE, "real"), context, options)
     images = directory
     if directory == EPFL:
-        # A few of the 80 suffice for the way through.
+        # A few of the 80 chips suffice for this test.
         images = tmp_path / "images"
         images.mkdir()
         for number in (1, 2, 3):
@@ -122,7 +122,7 @@ def test_trains_and_predicts(directory: Path, tmp_path: Path) -> None:
     done = predict([images], output, context.weights, context.device, str(recipe_file))
     assert not done.faults
     assert check_roads_csv(output, list(done.images)) == []
-    # Little can be learnt in one epoch; the figures are the note's affair, the way through this.
+    # One epoch teaches little, so the test does not check the scores.
     truth = {chip.image_id: truth_rows(chip) for chip in cached(images, tmp_path / "cache2")}
     report = score_roads(truth, read_roads_csv(output))
     assert set(report.images) == set(truth)

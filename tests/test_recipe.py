@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from satmap.errors import SatmapError
-from satmap.networks.encoder_names import ENCODER_NAMES
 from satmap.networks.encoders import ENCODERS
+from satmap.recipes.encoder_names import ENCODER_NAMES
 from satmap.recipes.schema import (
     DecoderSettings,
     load_recipe,
@@ -61,7 +61,7 @@ def test_a_single_network_learns_from_all_chips_and_a_teacher() -> None:
         parse_recipe(DEMO.replace("fold: 0, ", ""), "x")
 
 
-def test_a_file_of_ones_own(tmp_path: Path) -> None:
+def test_a_custom_recipe_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(DEMO.replace("name: demo", "name: mine"))
     assert load_recipe(str(path)).name == "mine"
@@ -74,7 +74,7 @@ def test_decoders_are_widths_or_a_kind_with_widths() -> None:
     assert recipe.members[0].decoder.widths == (128, 96, 64, 32)
     spelled = DEMO.replace(old, "decoder: {kind: plain, widths: [128, 96, 64, 32]}")
     assert parse_recipe(spelled, "x").training_fingerprint == recipe.training_fingerprint
-    # What weight files of the first version hold.
+    # Form used by weight files of the first version.
     assert '"decoder":[128,96,64,32]' in recipe.model_dump_json()
     light = parse_recipe(DEMO.replace(old, "decoder: {kind: light}"), "x")
     assert light.members[0].decoder == DecoderSettings(kind="light", widths=(256, 256, 128, 64))
@@ -118,7 +118,7 @@ def test_members_that_differ_only_in_the_decoder_have_different_names() -> None:
         parse_recipe(yaml.safe_dump(content), "x")
 
 
-def test_settings_of_prediction_do_not_touch_training() -> None:
+def test_settings_of_prediction_do_not_affect_training() -> None:
     recipe = load_recipe("demo")
     views = recipe.model_copy(update={"inference": recipe.inference.model_copy(update={"tta": 8})})
     assert views.training_fingerprint == recipe.training_fingerprint
@@ -181,7 +181,7 @@ def test_one_fault_is_one_line() -> None:
     ]  # fmt: skip
 
 
-def test_what_is_no_recipe(tmp_path: Path) -> None:
+def test_invalid_recipe_files(tmp_path: Path) -> None:
     with pytest.raises(SatmapError, match=r"no recipe is called 'sn6'.*sn5-roads"):
         load_recipe("sn6")
     with pytest.raises(SatmapError, match="cannot be read"):

@@ -1,4 +1,4 @@
-"""Roads over their image."""
+"""Pictures of roads over their image."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def road(*points: tuple[float, float], mph: float = 25) -> RoadRow:
     return RoadRow(np.array(points, np.float64), 100.0, 100.0 / (mph * MPS_PER_MPH))
 
 
-def test_the_image_keeps_its_contrast_but_for_the_lines_and_their_casing() -> None:
+def test_only_lines_and_their_casing_change_the_image() -> None:
     before = IMAGE.copy()
     assert np.array_equal(draw_roads(IMAGE, []), IMAGE)
     drawn = draw_roads(IMAGE, [road((10.5, 30.5), (70.5, 30.5))], thickness=3)

@@ -1,4 +1,4 @@
-"""The road vectoriser: topology, cleaning, joining, lengths, speeds, odd inputs."""
+"""Road vectoriser: topology, cleaning, joining, lengths, speeds, odd inputs."""
 
 import dataclasses
 import math
@@ -43,7 +43,7 @@ Points = Sequence[tuple[float, float]]
 def draw(
     *lines: Points, shape: tuple[int, int] = (400, 400), value: int = 255, width: int = WIDTH
 ) -> NDArray[np.uint8]:
-    """Roads of about ``width`` pixels, (height, width); pixel (0, 0) has its centre at .5, .5."""
+    """Draw roads about ``width`` pixels wide; the centre of pixel (0, 0) is at (.5, .5)."""
     mask = np.zeros(shape, np.uint8)
     for line in lines:
         # Sixteenths of a pixel; OpenCV counts from pixel centres.
@@ -71,7 +71,7 @@ def circle(x: float, y: float, radius: float) -> Points:
 
 
 def check_sound(graph: RoadGraph, shape: tuple[int, int]) -> None:
-    """What every graph must hold, whatever the mask."""
+    """Check the properties that every graph must have."""
     for edge in graph.edges:
         np.testing.assert_array_equal(edge.line[[0, -1]], graph.nodes[list(edge.nodes)])
         assert (edge.line >= 0).all()
@@ -264,7 +264,7 @@ def test_fork_at_a_dead_end_loses_one_prong_only() -> None:
     assert [54.0, 6.0] in line.tolist()
 
 
-def test_parts_stay_by_length_and_certainty() -> None:
+def test_components_are_kept_by_length_and_certainty() -> None:
     road: Points = [(0, 200), (400, 200)]
     part: Points = [(100, 300), (160, 300)]
     certain = draw(road, part, [(300, 60), (310, 60)])
@@ -273,7 +273,7 @@ def test_parts_stay_by_length_and_certainty() -> None:
     assert len(graph_of(doubtful).edges) == 1
 
 
-def test_doubtful_blot_beside_a_road_is_no_road() -> None:
+def test_uncertain_blot_beside_a_road_is_dropped() -> None:
     road = draw([(0, 200), (400, 200)])
     blot = draw([(200, 200), (200, 172)], width=18)
     assert len(graph_of(np.maximum(road, blot)).edges) == 3
@@ -289,7 +289,7 @@ def test_gaps_close_when_short_or_with_evidence(gap: int, value: int, edges: int
     assert len(graph_of(np.maximum(faint, roads)).edges) == edges
 
 
-def test_ends_side_by_side_stay_apart() -> None:
+def test_ends_side_by_side_stay_separate() -> None:
     graph = graph_of(draw([(0, 150), (220, 150)], [(180, 190), (400, 190)]))
     assert degrees(graph) == [1, 1, 1, 1]
 
@@ -302,7 +302,7 @@ def test_hidden_corner_is_closed() -> None:
     assert corner <= 5
 
 
-def test_end_is_led_to_the_road_ahead() -> None:
+def test_dead_end_is_extended_to_the_road_ahead() -> None:
     road = [(0.0, 200.0), (400.0, 200.0)]
     near = graph_of(draw(road, [(200, 0), (200, 172)]))
     assert degrees(near) == [1, 1, 1, 3]
@@ -310,17 +310,17 @@ def test_end_is_led_to_the_road_ahead() -> None:
     assert degrees(far) == [1, 1, 1, 1]
 
 
-def test_end_is_led_to_the_border() -> None:
+def test_dead_end_is_extended_to_the_border() -> None:
     (edge,) = graph_of(draw([(0, 200), (392, 200)])).edges
     assert sorted(edge.line[[0, -1], 0].tolist()) == [0, 400]
-    # A road may well end before the image does.
+    # A road may also end before the border.
     (edge,) = graph_of(draw([(0, 200), (375, 200)])).edges
     assert sorted(edge.line[[0, -1], 0].tolist()) == pytest.approx([0, 375], abs=2)
 
 
-def test_roads_side_by_side_do_not_melt() -> None:
+def test_roads_side_by_side_do_not_merge() -> None:
     pair = np.maximum(draw([(0, 100), (400, 100)]), draw([(0, 121), (400, 121)]))
-    # Blurred as by a network: the valley between the two stays above the low threshold.
+    # Blurred as by a network: the gap between the two stays above the low threshold.
     graph = graph_of(np.asarray(cv2.GaussianBlur(pair, (0, 0), 3), np.uint8))
     assert degrees(graph) == [1, 1, 1, 1]
 
@@ -362,7 +362,7 @@ def test_speed_weighs_bins_by_probability() -> None:
     assert edge.speed_mps == pytest.approx((15 * 50 + 65 * 150) / 200 * MPS_PER_MPH)
 
 
-def test_speed_without_evidence_is_the_default_or_that_of_like_roads() -> None:
+def test_speed_without_evidence_is_the_default_or_that_of_similar_roads() -> None:
     road = draw([(0, 60), (400, 60)], [(0, 140), (400, 140)], shape=(200, 400))
     graph = vectorize_roads(speed_maps(road))
     assert [edge.speed_mps for edge in graph.edges] == pytest.approx([25 * MPS_PER_MPH] * 2)
@@ -372,8 +372,9 @@ def test_speed_without_evidence_is_the_default_or_that_of_like_roads() -> None:
     assert [edge.speed_mps for edge in graph.edges] == pytest.approx([35 * MPS_PER_MPH] * 2)
 
 
-def test_unknown_speeds_come_from_like_roads_near_and_far() -> None:
-    # A star of five roads, three of them known, and three apart; the last two of each are wide.
+def test_unknown_speeds_come_from_similar_roads_near_and_far() -> None:
+    # A star of five roads, three with known speeds, and three separate roads. The last two of each
+    # are wide.
     angles = np.linspace(0, 5, 5)
     star = np.stack([np.cos(angles), np.sin(angles)], axis=1) * [[10], [30], [20], [10], [20]]
     apart = np.array([[900.0, 0], [910, 0], [900, 50], [910, 50], [900, 90], [910, 90]])
@@ -385,16 +386,17 @@ def test_unknown_speeds_come_from_like_roads_near_and_far() -> None:
     speeds = np.array([10.0, 20, nan, 30, nan, nan, nan, nan])
     near = (10 * 10 + 30 * 20) / 40
     mean = (10 * 10 + 30 * 20 + 10 * 30) / 50
-    # Like ones that meet it, like ones of the image, and for a road like no other all.
+    # Speeds come from similar roads that meet the road, else from similar roads in the image, else
+    # from all roads.
     np.testing.assert_allclose(
         prior_speeds(speeds, widths, network, 7.0)[[2, 4, 5, 6, 7]], [near, 30, near, 30, mean]
     )
-    # One that meets known roads, none of which is alike, takes theirs.
+    # A road that meets known roads, none of them similar, takes their mean.
     widths[3] = 4
     assert prior_speeds(speeds, widths, network, 7.0)[4] == pytest.approx(mean)
 
 
-def test_width_tells_fast_roads_where_no_speed_is_known() -> None:
+def test_width_identifies_fast_roads_without_known_speeds() -> None:
     road = draw([(0, 60), (400, 60)], shape=(260, 400))
     wide = draw([(0, 180), (400, 180)], shape=(260, 400), width=34)
     graph = vectorize_roads(ProbabilityMaps((ROAD,), np.maximum(road, wide)[None], SCALE))
@@ -405,11 +407,11 @@ def test_width_tells_fast_roads_where_no_speed_is_known() -> None:
     assert 1.3 < wide_mps / narrow_mps < 2.2
 
 
-def test_thin_evidence_is_mixed_with_the_prior() -> None:
+def test_weak_evidence_is_mixed_with_the_prior() -> None:
     road = draw([(0, 60), (400, 60)], [(0, 140), (400, 140)], shape=(200, 400))
     fast, slow = np.zeros_like(road), np.zeros_like(road)
     fast[:100] = 255
-    # Half of the evidence that is asked for.
+    # Half of the required evidence.
     slow[100:] = 6
     settings = RoadSettings(speed_evidence=12 / 255)
     upper, lower = sorted(
@@ -465,7 +467,7 @@ def odd_masks() -> dict[str, NDArray[np.uint8]]:
 
 
 def test_an_island_in_a_gap_makes_it_shorter() -> None:
-    # 20 m between the ends, of which 4 m are an island of road.
+    # 20 m between the ends, with an island of road of 4 m.
     mask = draw([(0, 200), (400, 200)])
     mask[:, 167:233] = 0
     assert len(graph_of(mask).edges) == 2
@@ -542,7 +544,7 @@ def test_odd_shapes_and_pixels(shape: tuple[int, int], scale: tuple[float, float
     check_sound(graph_of(rng.integers(0, 256, shape).astype(np.uint8), scale), shape)
 
 
-def test_every_settings_extreme_is_safe() -> None:
+def test_extreme_settings_are_safe() -> None:
     mask = draw([(0, 200), (400, 200)], [(200, 0), (200, 172)])
     for name, field in RoadSettings.model_fields.items():
         least = max([0.01, *(m.ge for m in field.metadata if hasattr(m, "ge") and m.ge)])
@@ -556,7 +558,7 @@ def test_every_settings_extreme_is_safe() -> None:
             )
 
 
-def test_settings_that_make_no_sense_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     for nonsense in ({"low": 0.7}, {"smooth_m": 1e6}, {"border_m": 1e5}, {"default_speed_mph": 0}):
         with pytest.raises(ValidationError):
             RoadSettings.model_validate(nonsense)
@@ -592,7 +594,7 @@ def test_apls_on_the_shared_masks() -> None:
     assert min(scores) > 0.88
 
 
-def test_apls_on_made_degraded_masks() -> None:
+def test_apls_on_synthetic_degraded_masks() -> None:
     scores = []
     for seed in range(2000, 2008):
         made = degraded_mask(seed)
@@ -610,7 +612,7 @@ def test_degraded_masks_repeat_by_seed() -> None:
         np.testing.assert_array_equal(row.line, duplicate.line)
 
 
-def test_targets_of_made_cities_vectorise_back() -> None:
+def test_targets_of_synthetic_cities_vectorise_back() -> None:
     scores = [trip.score() for seed in (1, 3) for trip in made_city(seed)]
     times = [score.time.score for score in scores if score.time is not None]
     assert np.mean([score.length.score for score in scores]) > 0.98

@@ -35,7 +35,7 @@ def road(
 
 
 def written(*rows: RoadRow) -> list[str]:
-    """The rows of one image as the writer leaves them, without id and header."""
+    """Return the written rows of one image, without id and header."""
     lines = format_roads({CHIP: rows}).splitlines()
     assert lines[0] + "\n" == HEADER
     return [line.removeprefix(f"{CHIP},") for line in lines[1:]]
@@ -63,8 +63,8 @@ def test_images_in_natural_order_and_empty_ones_kept() -> None:
 
 
 def test_a_segment_of_two_roads_is_written_once() -> None:
-    # Both roads run from (10, 0) to (20, 0). The second in canonical order is cut there: of its
-    # 30 px the piece of 10 px keeps a third of the length and time.
+    # Both roads run from (10, 0) to (20, 0). The second in canonical order is cut there; the
+    # remaining 10 of its 30 px keep a third of the length and time.
     rows = written(
         road([(0, 0), (10, 0), (20, 0)], 20, 4),
         road([(30, 0), (20, 0), (10, 0), (10, 10)], 30, 6),
@@ -100,7 +100,7 @@ def test_adjacent_hundredths_in_two_cells_stay_apart() -> None:
         assert np.all(np.diff(numbers.astype(float)) >= 0.0199)
 
 
-def test_roads_without_extent_are_no_roads() -> None:
+def test_roads_without_extent_are_dropped() -> None:
     rows = written(road([(3, 3)]), road([(4, 4), (4, 4.01)]), road([]))
     assert rows == ["LINESTRING EMPTY,0,0"]
 
@@ -115,7 +115,7 @@ def test_roads_without_extent_are_no_roads() -> None:
         (RoadRow(np.zeros((2, 3)), 1, 1), "shape"),
     ],
 )
-def test_writer_refuses_what_is_no_number(row: RoadRow, message: str) -> None:
+def test_writer_refuses_invalid_numbers(row: RoadRow, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         written(row)
 
@@ -164,7 +164,7 @@ def test_variants_read_alike(tmp_path: Path, text: str) -> None:
     assert (row.length_m, row.travel_time_s) == (7, 8)
 
 
-def test_two_columns_leave_length_and_time_open(tmp_path: Path) -> None:
+def test_two_columns_leave_length_and_time_unknown(tmp_path: Path) -> None:
     path = tmp_path / "roads.csv"
     path.write_text(f'ImageId,WKT_Pix\n{CHIP},"LINESTRING (1 2, 3 4)"\nother,LINESTRING EMPTY\n')
     rows = read_roads_csv(path)
@@ -247,7 +247,7 @@ def test_each_fault_is_found(tmp_path: Path, rows: str, line: int | None, messag
     assert message in fault.message
 
 
-def test_what_the_organisers_accept_has_no_fault(tmp_path: Path) -> None:
+def test_files_that_the_organisers_accept_have_no_fault(tmp_path: Path) -> None:
     rows = (
         'c,"LINESTRING(0 0,9.5 9, 1e1 0)",1,1\n'
         'c,"LINESTRING (0 0, 5 5)",0,0\n'  # along the first, but not the same segment
@@ -294,7 +294,7 @@ def test_files_that_the_official_scorer_reads_differ_in_the_header_only() -> Non
 
 # --- properties -----------------------------------------------------------------------------------
 
-# Few places, near-misses around them and anything else: repeated, close and shared segments.
+# Few positions, near misses and arbitrary ones make repeated, close and shared segments.
 near = st.builds(
     lambda place, hundredths: place + hundredths / 100, st.integers(0, 2), st.integers(-12, 12)
 )
@@ -306,7 +306,7 @@ drawn_roads = st.lists(
 
 
 def official_faults(text: str) -> list[str]:
-    """The organisers' rules once more, straight from the text, with exact decimals."""
+    """Return the faults by the organisers' rules, from the text and with exact decimals."""
     faults = []
     by_image: dict[str, list[list[tuple[int, int]]]] = {}
     for line in text.splitlines()[1:]:

@@ -1,4 +1,4 @@
-"""Where roads meet, cross, pass each other and leave the image."""
+"""Roads that meet, cross, pass each other and leave the image."""
 
 import math
 from itertools import pairwise
@@ -19,7 +19,7 @@ HORIZONTAL: Points = [(-20, 200), (420, 200)]
 
 
 def with_junctions(road: NDArray[np.uint8], *places: tuple[int, int]) -> RoadGraph:
-    """The graph of a road plane whose junction plane shows the given places."""
+    """Return the graph of a road map with a junction map of the given places."""
     junctions = np.zeros_like(road)
     for place in places:
         cv2.circle(junctions, place, 16, 255, -1)
@@ -55,7 +55,7 @@ def test_side_road_meets_the_middle_of_its_road(angle: int) -> None:
 
 
 def test_roads_that_touch_side_by_side_do_not_cross() -> None:
-    # They run together for longer than a crossing's blur is, and part on the sides they came from.
+    # They run together for longer than the blur of a crossing and part on their own sides.
     upper = [(-20.0, 120.0), (150.0, 195.0), (250.0, 195.0), (420.0, 120.0)]
     lower = [(x, 400 - y) for x, y in upper]
     graph = graph_of(draw(upper, lower))
@@ -67,7 +67,7 @@ def test_staggered_side_roads_stay_two_junctions() -> None:
     assert degrees(graph) == [1, 1, 1, 1, 3, 3]
 
 
-# A side road whose junction is shown makes the plane one that knows its junctions.
+# The visible junction of a side road makes the junction map count.
 SIDE: Points = [(320, 200), (320, 420)]
 
 
@@ -76,14 +76,14 @@ def test_overpass_passes_where_the_junction_map_shows_none() -> None:
     passing = with_junctions(road, (320, 200))
     assert degrees(passing) == [1, 1, 1, 1, 1, 3]
     assert total_m(passing) == pytest.approx((400 + 400 + 200) * 0.3, rel=0.01)
-    # No vertex of the two roads is where they cross: the scorer would take it for a junction.
+    # The roads share no vertex at the crossing, which the scorer would take for a junction.
     crossing = [edge for edge in passing.edges if np.ptp(edge.line[:, 1]) > 300]
     assert len(crossing) == 1
     assert np.hypot(*(crossing[0].line - (120, 200)).T).min() > 2
     assert degrees(with_junctions(road, (320, 200), (120, 200))) == [1, 1, 1, 1, 1, 3, 4]
 
 
-def test_junction_map_that_knows_nothing_is_ignored() -> None:
+def test_empty_junction_map_is_ignored() -> None:
     road = draw(HORIZONTAL, [(120, -20), (120, 420)], SIDE)
     assert degrees(with_junctions(road)) == [1, 1, 1, 1, 1, 3, 4]
 
@@ -97,7 +97,7 @@ def test_touching_corners_do_not_meet_where_the_junction_map_shows_none() -> Non
     assert 4 not in degrees(graph)
 
 
-def test_dead_end_before_a_road_is_led_to_it_only_if_a_junction_shows() -> None:
+def test_dead_end_is_joined_to_a_road_only_at_a_predicted_junction() -> None:
     dead: Points = [(120, 30), (120, 170)]
     road = draw(HORIZONTAL, dead, SIDE)
     assert degrees(with_junctions(road, (320, 200))) == [1, 1, 1, 1, 1, 3]
@@ -110,7 +110,7 @@ def test_dead_end_before_a_road_is_led_to_it_only_if_a_junction_shows() -> None:
 def test_roads_that_meet_beyond_the_border_stay_apart() -> None:
     graph = graph_of(draw([(120, 100), (205, 410)], [(290, 100), (205, 410)]))
     assert degrees(graph) == [1, 1, 1, 1]
-    # A bend within the image stays one.
+    # A bend within the image is kept.
     graph = graph_of(draw([(120, 100), (205, 380), (290, 100)]))
     assert degrees(graph) == [1, 1]
 
@@ -154,7 +154,7 @@ def test_corners_are_not_cut(turn: int) -> None:
 
 
 def test_roads_that_merge_slowly_meet_where_the_junction_map_says() -> None:
-    # Other junctions make the plane one that knows.
+    # Other junctions make the junction map count.
     tees: list[Points] = [[(x, 350), (x, 420)] for x in (50, 450)]
     ramp: Points = [(300, 200), (-20, 200 - 320 * math.tan(math.radians(6)))]
     road = draw([(-20, 200), (520, 200)], ramp, [(-20, 350), (520, 350)], *tees, shape=(400, 500))
@@ -163,13 +163,13 @@ def test_roads_that_merge_slowly_meet_where_the_junction_map_says() -> None:
     late = with_junctions(road, (300, 200), (50, 350), (450, 350))
     assert nearest_node(late, 300, 200) <= 4
     assert degrees(late) == degrees(early) == [1] * 7 + [3] * 3
-    # Both roads are there up to the merge, beside each other.
+    # Both roads exist side by side up to the merge.
     assert total_m(late) > total_m(early) + 15
     drawn = shapely.MultiLineString([ramp, [(-20, 200), (520, 200)]])
     for edge in late.edges:
         if edge.line[:, 1].max() < 300:
             assert shapely.distance(shapely.points(edge.line), drawn).max() <= 3
-    # Where the stem is no wider than one road, a junction farther on belongs to something else.
+    # If the stem is no wider than one road, a more distant junction belongs to something else.
     split: Points = [(150, 200), (-20, 160)]
     road = draw([(-20, 200), (520, 200)], split, [(-20, 350), (520, 350)], *tees, shape=(400, 500))
     graph = with_junctions(road, (300, 200), (50, 350), (450, 350))

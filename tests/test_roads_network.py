@@ -1,4 +1,4 @@
-"""Thinning, tracing and the walks on networks, against plain peers."""
+"""Thinning, tracing and walks on networks, compared with plain implementations."""
 
 import cv2
 import numpy as np
@@ -41,14 +41,14 @@ def test_thinning_keeps_the_topology_and_is_thin(name: str) -> None:
         before = cv2.connectedComponents(mask ^ inverse, connectivity=connectivity)[0]
         after = cv2.connectedComponents(skeleton ^ inverse, connectivity=connectivity)[0]
         assert before == after
-    # No pixel with road all round it is left.
+    # No pixel is surrounded by road.
     assert not cv2.erode(skeleton, np.ones((3, 3), np.uint8)).any()
     again = np.zeros_like(mask)
     again[thin(skeleton)] = 1
     np.testing.assert_array_equal(again, skeleton)
 
 
-def test_thinning_across_words_is_as_within() -> None:
+def test_thinning_across_machine_words() -> None:
     mask = np.zeros((40, 300), np.uint8)
     mask[12:25, 3:290] = 1
     rows, columns = thin(mask)
@@ -63,8 +63,8 @@ def test_trace_covers_the_skeleton() -> None:
     network = trace_skeleton(rows, columns)
     inner = {tuple(point) for point in network.points.tolist()}
     pixels = {(x + 0.5, y + 0.5) for x, y in zip(columns.tolist(), rows.tolist(), strict=True)}
-    # Pixels of a junction become one node at their mean place; all others are points of a line,
-    # but for those that no other touches.
+    # Pixels of a junction become one node at their mean position. All others are points of a line,
+    # except isolated ones.
     assert len(pixels - inner) <= 3 * (network.degrees >= 3).sum() + 20
     starts = network.points[network.starts]
     stops = network.points[network.starts + network.counts - 1]
@@ -73,7 +73,7 @@ def test_trace_covers_the_skeleton() -> None:
 
 
 @pytest.mark.parametrize("links", [0, 30, 120, 400])
-def test_components_are_scipys(links: int) -> None:
+def test_components_equal_those_of_scipy(links: int) -> None:
     rng = np.random.default_rng(links)
     pairs = rng.integers(0, 200, (links, 2))
     graph = coo_array((np.ones(links), (pairs[:, 0], pairs[:, 1])), (200, 200))

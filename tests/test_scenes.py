@@ -1,4 +1,4 @@
-"""Large scenes: whatever the windows, the graph is that of the whole, and little is ever held."""
+"""Large scenes: the graph does not depend on the windows, and memory stays small."""
 
 from collections.abc import Callable, Sequence
 
@@ -42,7 +42,7 @@ def drawn(lines: Sequence[Sequence[tuple[float, float]]], size: int = 1000) -> M
 
 
 def wide() -> Mask:
-    """Squares and a ring whose thinning reaches far, on and beside seams of 500 pixels."""
+    """Return squares and a ring with far-reaching thinning, on and beside seams of 500 pixels."""
     mask = drawn([[(0, 300), (999, 300)], [(500, 0), (500, 999)]])
     cv2.circle(mask, (500, 650), 210, 255, -1)
     cv2.circle(mask, (500, 300), 120, 255, 9)
@@ -50,7 +50,7 @@ def wide() -> Mask:
 
 
 def trifles() -> Mask:
-    """Specks and pinholes of all sizes about what is dropped and filled, everywhere."""
+    """Return specks and pinholes of sizes around the limits for dropping and filling."""
     rng = np.random.default_rng(5)
     mask = drawn([[(0, y), (999, y + 60)] for y in range(100, 900, 160)])
     for value in (255, 0):
@@ -66,7 +66,7 @@ def labyrinth() -> Mask:
 
 
 MASKS: dict[str, Callable[[], Mask]] = {
-    # Along a seam of 500 pixels and across it, aslant and at right angles; a ring over four.
+    # Along a seam of 500 pixels and across it, obliquely and at right angles; a ring over four.
     "seams": lambda: drawn(
         [
             [(0, 500), (999, 500)], [(498, 0), (503, 999)], [(0, 0), (999, 999)],
@@ -96,7 +96,7 @@ def test_the_graph_does_not_depend_on_the_windows(name: str) -> None:
     maps = maps_of(MASKS[name]())
     whole = vectorize_roads(maps)
     assert (len(whole.edges) > 0) == (name != "nothing")
-    # The border adds 13 pixels on either side: seams of even windows lie in the middle.
+    # The border adds 13 pixels on either side, so seams of even windows lie in the middle.
     for window in (613, 520, 290):
         assert_same(vectorize_roads(maps, window_px=window), whole)
 
@@ -123,7 +123,7 @@ def scene_of(maps: ProbabilityMaps, read: list[Box] | None = None) -> Scene:
 
 
 @pytest.mark.parametrize("open_bytes", [0, 600_000])
-def test_a_scene_gives_what_its_maps_give(monkeypatch: pytest.MonkeyPatch, open_bytes: int) -> None:
+def test_a_scene_equals_its_maps(monkeypatch: pytest.MonkeyPatch, open_bytes: int) -> None:
     monkeypatch.setattr(scenes, "_OPEN_BYTES", open_bytes)
     road = degraded_mask(1005).road
     values = np.zeros((len(ROAD_MAPS), *road.shape), np.uint8)
@@ -143,7 +143,7 @@ def test_a_scene_is_read_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(vectorize_roads(scene_of(maps, read), window_px=500), vectorize_roads(maps))
     assert max(box.width for box in read) == 1024
     assert max(box.height for box in read) == 512
-    # Once for the network, once for the confidence of its roads.
+    # Once for the road network and once for the confidence of its roads.
     assert len(read) <= 2 * len(strips(maps.shape))
 
 
@@ -160,7 +160,7 @@ def test_small_scenes() -> None:
     open_bytes=st.sampled_from([0, 300_000, 1 << 30]),
     seed=st.integers(0, 99),
 )
-def test_a_packed_map_is_its_map(height: int, width: int, open_bytes: int, seed: int) -> None:
+def test_a_packed_map_equals_its_map(height: int, width: int, open_bytes: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 256, (height, width)).astype(np.uint8)
     values[rng.integers(0, height) :, : rng.integers(1, width + 1)] = 0

@@ -1,4 +1,4 @@
-"""Scoring and checking of files in every format, the metric picked by what they hold."""
+"""Scoring and checking of files in every format, with the metric chosen by content."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def write_mask(path: Path, mask: np.ndarray) -> Path:
 
 
 def pictures_of(scoring: Scoring, directory: Path) -> list[Path]:
-    """The picture of the worst image."""
+    """Write and return the picture of the worst image."""
     draw = partial(draw_image, scoring)
     return write_misses(directory / "pictures", scoring.report.images, scoring.rank_by, draw, 1)
 
@@ -60,7 +60,7 @@ def pictures_of(scoring: Scoring, directory: Path) -> list[Path]:
 # --- formats --------------------------------------------------------------------------------------
 
 
-def test_formats_are_told_by_their_content(tmp_path: Path) -> None:
+def test_formats_are_detected_by_content(tmp_path: Path) -> None:
     assert detect(written(tmp_path / "a", ROADS)) is Format.ROADS_CSV
     assert detect(written(tmp_path / "b", '"ImageId","wkt_pix"\r\n')) is Format.ROADS_CSV
     assert detect(written(tmp_path / "c", "\ufeff" + BUILDINGS)) is Format.BUILDINGS_CSV
@@ -74,7 +74,7 @@ def test_formats_are_told_by_their_content(tmp_path: Path) -> None:
     assert detect(tmp_path / "masks") is Format.MASKS
 
 
-def test_what_is_no_format_is_refused(tmp_path: Path) -> None:
+def test_unknown_formats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SatmapError, match="no known format"):
         detect(written(tmp_path / "a.csv", "a,b\n1,2\n"))
     with pytest.raises(SatmapError, match="is empty"):
@@ -124,7 +124,7 @@ def test_roads_csv_is_scored_by_apls_and_topo(tmp_path: Path) -> None:
     assert report.metric == "apls"
     assert report.images["AOI_1_A_chip1"]["apls_length"] == 1
     assert 0 < (report.images["AOI_1_A_chip0"]["apls_length"] or 0) < 1
-    # The proposal is a part of the truth: nothing on it is wrong, half of the truth is missing.
+    # The proposal is a part of the truth: nothing is wrong, but half of the truth is missing.
     assert report.total["topo_precision"] == 1
     assert 0.2 < (report.total["topo_recall"] or 0) < 0.8
     (picture,) = pictures_of(scoring, tmp_path)
@@ -185,7 +185,7 @@ def test_roads_in_geojson_equal_those_in_pixels(tmp_path: Path) -> None:
     assert 0 < expected.length.score < 1
 
 
-def test_time_is_unknown_where_nothing_tells_of_it(tmp_path: Path) -> None:
+def test_time_is_unknown_without_speeds(tmp_path: Path) -> None:
     path = write_labels(tmp_path / "a.geojson", [[(0, 0), (300, 0)]], {"name": "Main Street"})
     rows, _ = read_roads_geojson(path, path, 0.3)
     assert math.isnan(rows["a"][0].travel_time_s)
@@ -260,8 +260,8 @@ SQUARE = [[(10.0, 50.0), (10.001, 50.0), (10.001, 50.001), (10.0, 50.0)]]
         # Pixel coordinates that happen to be possible degrees; a stray vertex.
         ([feature("LineString", [(0, 0), (120, 80)])], "km wide or high"),
         ([feature("LineString", [(10, 50), (10.001, 50), (12, 60)])], "km wide or high"),
-        ([feature("Linestring", [(10, 50), (10.001, 50)])], "no GeoJSON geometry is called"),
-        ([feature("LineString", [(10, 50), (10.001, 50)], [1, 2])], "properties are no object"),
+        ([feature("Linestring", [(10, 50), (10.001, 50)])], "unknown GeoJSON geometry"),
+        ([feature("LineString", [(10, 50), (10.001, 50)], [1, 2])], "properties are not an object"),
         ([feature("LineString", [(10, 50), (10**400, 50)])], "malformed"),
         (
             [feature("Polygon", SQUARE, {"Confidence": "high"})],
@@ -269,7 +269,7 @@ SQUARE = [[(10.0, 50.0), (10.001, 50.0), (10.001, 50.001), (10.0, 50.0)]]
         ),
     ],
 )
-def test_geojson_that_makes_no_sense(tmp_path: Path, features: list[object], message: str) -> None:
+def test_invalid_geojson(tmp_path: Path, features: list[object], message: str) -> None:
     path = write_collection(tmp_path / "a.geojson", *features)
     with pytest.raises(SatmapError, match=message):
         score_files(path, path)
@@ -284,7 +284,7 @@ def test_lines_and_polygons_cannot_be_compared(tmp_path: Path) -> None:
         score_files(polygons, lines)
 
 
-def test_a_file_a_side_is_one_image_whatever_the_names(tmp_path: Path) -> None:
+def test_one_file_per_side_is_one_image_with_any_names(tmp_path: Path) -> None:
     for name in ("truth.txt", "out.geojson"):
         write_labels(tmp_path / name, [[(0, 0), (300, 0)]])
     report = score_files(tmp_path / "truth.txt", tmp_path / "out.geojson").report

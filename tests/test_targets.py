@@ -43,7 +43,7 @@ def test_the_faster_road_lies_on_top() -> None:
 
 
 def test_junctions_need_three_ends_and_get_stubs() -> None:
-    # A T at (50, 50) and a bend at (90, 50), which is none.
+    # A T at (50, 50), and a bend at (90, 50), which is no junction.
     tee = [label((10, 50), (50, 50), (90, 50), (90, 90)), label((50, 50), (50, 10))]
     junction = rasterize_roads(tee, (100, 100), (0.5, 0.5), SETTINGS) >= JUNCTION_BIT
     assert junction[50, 50]
@@ -55,7 +55,7 @@ def test_junctions_need_three_ends_and_get_stubs() -> None:
     assert not junction[50, 88]
 
 
-def test_what_only_passes_is_no_junction() -> None:
+def test_passing_roads_are_no_junction() -> None:
     # An overpass whose roads have vertices 0.2 m apart, and a bend with a vertex every 0.5 m.
     bend = [(10 + i, 90.0) for i in range(4)] + [(13, 89), (13, 88), (13, 87)]
     roads = [
@@ -68,7 +68,7 @@ def test_what_only_passes_is_no_junction() -> None:
 def test_roads_that_meet_or_nearly_meet_are_a_junction(gap: float) -> None:
     crossing = [label((10, 50), (50, 50), (90, 50)), label((50, 10), (50, 50), (50, 90))]
     assert rasterize_roads(crossing, (100, 100), (0.5, 0.5), SETTINGS)[50, 50] >= JUNCTION_BIT
-    # A side street that ends short of the road, as labels drawn by hand do.
+    # A side street that ends short of the road, as in hand-drawn labels.
     side = [label((10, 50), (51, 50), (90, 50)), label((51, 90), (51, 50 + gap))]
     assert rasterize_roads(side, (100, 100), (0.5, 0.5), SETTINGS)[52, 51] >= JUNCTION_BIT
 
@@ -135,7 +135,7 @@ def test_geometries_of_all_kinds(tmp_path: Path) -> None:
     repeated = {"type": "LineString", "coordinates": [a, a, b, b]}
     assert read(write(path, repeated), image) == [[[10, 10], [50, 10]]]
     assert read(write(path, None), image) == []
-    # Features that are no lines are another challenge's labels, never an empty chip.
+    # Features without lines are labels of another challenge, not an empty chip.
     for geometry in ({"type": "Polygon", "coordinates": [[a, b, c, a]]}, point):
         with pytest.raises(SatmapError, match="none of its 1 features is a line"):
             read(write(path, geometry), image)
@@ -154,9 +154,9 @@ def test_labels_in_another_reference_system(tmp_path: Path) -> None:
     assert read(path, image) == [[[10, 10], [40, 10]]]
     # The same numbers without the crs member cannot be degrees.
     path = write(tmp_path / "labels.geojson", line)
-    with pytest.raises(SatmapError, match="is no longitude and latitude"):
+    with pytest.raises(SatmapError, match="is not a longitude and latitude"):
         read(path, image)
-    # A crs that nobody understands is passed over.
+    # An unknown crs is ignored.
     degrees = {"type": "LineString", "coordinates": [lon_lat(10, 10), lon_lat(20, 10)]}
     image = write_image(tmp_path / "b.tif")
     assert read(write(path, degrees, "what is this"), image) == [[[10, 10], [20, 10]]]

@@ -17,7 +17,7 @@ def test_nothing_moves_the_cursor(text: str, expected: str) -> None:
     assert printable(text) == expected
 
 
-def test_lengths_and_line_ends_of_ones_own() -> None:
+def test_custom_lengths_and_line_ends() -> None:
     assert printable("x" * 10, 4) == "xxxx..."
     assert printable("xxxx", 4) == "xxxx"
     assert printable("a\nb\x1b", keep="\n") == "a\nb\\x1b"

@@ -22,12 +22,12 @@ def roads(*lines: Sequence[Point]) -> list[RoadRow]:
 
 
 def counts(truth: Sequence[RoadRow], proposal: Sequence[RoadRow]) -> tuple[int, int, int]:
-    """Matched, holes, marbles at 1 m a pixel: samples every 5 px, holes within 4 px."""
+    """Return matched, holes and marbles at 1 m per pixel: samples every 5 px, holes within 4 px."""
     score = topo(truth, proposal, metres_per_pixel=1)
     return score.matched, score.holes, score.marbles
 
 
-# --- worked by hand, 1 m a pixel ------------------------------------------------------------------
+# --- computed by hand, 1 m per pixel --------------------------------------------------------------
 
 # 20 samples, at 2.5, 7.5, ... 97.5; each ride meets them all.
 STREET = roads([(0, 0), (100, 0)])
@@ -110,7 +110,7 @@ def test_scale() -> None:
 
 
 def test_overpass_equals_itself() -> None:
-    # Both roads have a sample where they cross, and no way leads from one to the other.
+    # Both roads have a sample at the crossing, but no path connects them.
     crossing = roads([(0, 52.5), (105, 52.5)], [(52.5, 0), (52.5, 105)])
     assert counts(crossing, crossing) == (2 * 21**2,) * 3
 
@@ -187,13 +187,13 @@ road_maps = st.lists(lines, max_size=6).map(lambda drawn: roads(*drawn))
 
 @settings(max_examples=60, deadline=None)
 @given(truth=road_maps)
-def test_a_map_equals_itself(truth: list[RoadRow]) -> None:
+def test_a_map_compared_with_itself_scores_one(truth: list[RoadRow]) -> None:
     assert topo(truth, truth).f1 == 1
 
 
 @settings(max_examples=60, deadline=None)
 @given(truth=road_maps, proposal=road_maps, seed=st.integers(0, 99))
-def test_order_and_direction_of_rows_change_nothing(
+def test_order_and_direction_of_rows_do_not_matter(
     truth: list[RoadRow], proposal: list[RoadRow], seed: int
 ) -> None:
     shuffle = random.Random(seed)

@@ -70,7 +70,7 @@ def test_two_stages_leave_weights_and_scores(
     files = {file.checkpoint: file for file in find_weights(context.weights)}
     assert set(files) == {"best_apls", "best_dice", "last"}
     assert files["last"].metadata["stage"] == "2"
-    # Each says which images it has not seen: those of its fold.
+    # Each weight file lists the images it has not seen: those of its fold.
     chips = [(chip.image_id, chip.aoi) for chip in scan_roads([city / "train"]).chips]
     folds = assign_folds(chips, recipe.folds, recipe.seed)
     own = frozenset(name for name, fold in folds.items() if fold == recipe.members[0].fold)
@@ -78,7 +78,7 @@ def test_two_stages_leave_weights_and_scores(
     assert {"apls", "apls_time", "dice", "iou"} == json.loads(
         files["last"].metadata["scores"]
     ).keys()
-    # Started again, nothing is left to do.
+    # A second start has nothing left to do.
     before = files["last"].path.stat().st_mtime_ns
     run(city, tmp_path, recipe)
     assert "already trained" in capsys.readouterr().out
@@ -90,7 +90,7 @@ def weights_of(context: RunContext, checkpoint: str) -> dict[str, torch.Tensor]:
     return load_weights(path)[0].state_dict()
 
 
-def test_a_training_stopped_and_gone_on_ends_with_the_same_weights(
+def test_a_resumed_training_ends_with_the_same_weights(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from satmap.training import train as training
@@ -120,11 +120,11 @@ def test_a_training_stopped_and_gone_on_ends_with_the_same_weights(
                 assert torch.equal(value, found[name]), (checkpoint, name)
 
 
-def test_killed_for_real_and_started_again(city: Path, tmp_path: Path) -> None:
+def test_a_killed_training_resumes(city: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     long, last = MEMBER["stages"]
     recipe.write_text(road_recipe({**MEMBER, "stages": [{**long, "epochs": 12}, last]}))
-    weights, said = tmp_path / "weights", tmp_path / "said.txt"
+    weights, log = tmp_path / "weights", tmp_path / "log.txt"
     command = [
         "train", str(city / "train"), "--recipe", str(recipe), "--weights", str(weights),
         "--cache", str(tmp_path / "cache"), "--workers", "0",
@@ -136,27 +136,27 @@ def test_killed_for_real_and_started_again(city: Path, tmp_path: Path) -> None:
     process.kill()
     assert finish([process]) == [-signal.SIGKILL]
     assert find_weights(weights)
-    assert finish([start_command(command, said)]) == [0]
-    assert "resuming after" in said.read_text()
-    assert "stage 2/2  epoch 1/1" in said.read_text()
+    assert finish([start_command(command, log)]) == [0]
+    assert "resuming after" in log.read_text()
+    assert "stage 2/2  epoch 1/1" in log.read_text()
     assert {file.metadata["stage"] for file in find_weights(weights)} >= {"2"}
 
 
-def test_worker_processes_go_on_after_a_validation(city: Path, tmp_path: Path) -> None:
-    # Forked workers once waited for ever for threads that OpenCV had in the parent.
+def test_worker_processes_continue_after_a_validation(city: Path, tmp_path: Path) -> None:
+    # Forked workers once waited forever for OpenCV threads of the parent.
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(road_recipe(MEMBER))
-    said = tmp_path / "said.txt"
+    log = tmp_path / "log.txt"
     command = [
         "train", str(city / "train"), "--recipe", str(recipe),
         "--weights", str(tmp_path / "weights"), "--cache", str(tmp_path / "cache"),
         "--workers", "2",
     ]  # fmt: skip
-    assert finish([start_command(command, said)]) == [0], said.read_text()
-    assert "stage 2/2  epoch 1/1" in said.read_text()
+    assert finish([start_command(command, log)]) == [0], log.read_text()
+    assert "stage 2/2  epoch 1/1" in log.read_text()
 
 
-def test_a_damaged_state_says_so(city: Path, tmp_path: Path) -> None:
+def test_a_damaged_state_is_reported(city: Path, tmp_path: Path) -> None:
     context = run(city, tmp_path, small())
     file = context.state_file(small().members[0])
     whole = torch.load(file, weights_only=True)
@@ -170,7 +170,7 @@ def test_a_damaged_state_says_so(city: Path, tmp_path: Path) -> None:
         run(city, tmp_path, small())
 
 
-def test_another_recipe_does_not_go_on_in_the_same_place(city: Path, tmp_path: Path) -> None:
+def test_another_recipe_does_not_resume_in_the_same_directory(city: Path, tmp_path: Path) -> None:
     run(city, tmp_path, small())
     other = small(decoder=[16, 16, 16, 32])
     with pytest.raises(SatmapError, match=r"another recipe or other chips.*--restart"):
@@ -184,7 +184,7 @@ FROZEN = stage(epochs=3, passes=4, freeze_encoder_epochs=3, peak=5e-3)
 def learn(
     network: UNet, recipe: Recipe, city: Path, directory: Path, pretrained: bool
 ) -> list[dict[str, Any]]:
-    """Train on all chips, without validation; gives what is known of every epoch."""
+    """Train on all chips without validation; return the statistics of every epoch."""
     found = scan_roads([city / "train"]).chips
     cache = city.parent / "test-cache"
     task = task_of(recipe)
@@ -203,7 +203,7 @@ def changed(network: UNet, before: dict[str, torch.Tensor]) -> set[str]:
 
 
 def test_the_loss_falls_while_a_frozen_encoder_stays(city: Path, tmp_path: Path) -> None:
-    # A decoder learns nothing from the few features of a tiny one.
+    # A real encoder, because a decoder learns nothing from the few features of a tiny one.
     recipe = small(encoder="resnet18", stages=[FROZEN])
     torch.manual_seed(0)
     network = build_network("resnet18", 8, ROAD_MAPS, (16, 16, 16, 16))
@@ -211,18 +211,18 @@ def test_the_loss_falls_while_a_frozen_encoder_stays(city: Path, tmp_path: Path)
     losses = [record["loss"] for record in learn(network, recipe, city, tmp_path, pretrained=True)]
     assert losses[-1] < 0.8 * losses[0]
     assert not changed(network, before)
-    # Without validation chips there are only the last weights.
+    # Without validation chips only the last weights exist.
     assert [file.checkpoint for file in find_weights(tmp_path)] == ["last"]
 
 
 def test_how_much_is_frozen_and_for_how_long(city: Path, tmp_path: Path) -> None:
     network = build_network("tiny", 8, ROAD_MAPS, (16, 16, 16, 16))
     before = encoder_of(network)
-    # Frozen in part, its first stages stay.
+    # A partly frozen encoder keeps its first stages.
     recipe = small(stages=[{**FROZEN, "freeze_encoder_stages": 2}])
     learn(network, recipe, city, tmp_path / "part", pretrained=True)
     assert {name.split(".")[1] for name in changed(network, before)} == {"2", "3", "4"}
-    # With an epoch more than are frozen it thaws; an encoder from scratch never freezes.
+    # It thaws after the frozen epochs; an encoder from scratch never freezes.
     for directory, pretrained, epochs in (("thawed", True, 4), ("scratch", False, 1)):
         before = encoder_of(network)
         recipe = small(stages=[{**FROZEN, "epochs": epochs}])
@@ -273,13 +273,13 @@ def test_the_reference_networks_train_and_predict(
     assert check_roads_csv(output, list(done.images)) == []
 
 
-def test_imagenet_weights_are_asked_for(city: Path, tmp_path: Path) -> None:
+def test_missing_imagenet_weights_are_reported(city: Path, tmp_path: Path) -> None:
     context = RunContext(tmp_path / "weights", CPU)
     options = TrainingOptions(cache=tmp_path / "cache")
     asking = small(encoder="resnet18", pretrained=True)
     with pytest.raises(SatmapError, match=r"imagenet/resnet18\.safetensors.*--from-scratch"):
         train([city / "train"], asking, context, options)
-    # Asked before any work is done, and again where an earlier training is thrown away.
+    # Reported before any work, also when an earlier training is discarded.
     assert not list((tmp_path / "cache").glob("*"))
     context.state_file(asking.members[0]).write_bytes(b"left over")
     again = RunContext(context.weights, CPU, restart=True)
@@ -311,7 +311,7 @@ def test_a_restart_leaves_nothing_of_the_earlier_training(city: Path, tmp_path: 
     chips = prepare_chips(found, 8, tmp_path / "cache", recipe.stretch, task).chips
     context = RunContext(tmp_path / "weights", CPU, restart=True)
     network = build_network("tiny", 8, ROAD_MAPS, (16, 16, 16, 16))
-    # Without validation there is no best: the old ones must not be averaged in.
+    # Without validation there are no best weights, and old ones must not be averaged in.
     train_member(network, Job(task, recipe.members[0], chips, [], context))
     assert [file.checkpoint for file in find_weights(context.weights)] == ["last"]
     context.weight_file(recipe.members[0], "last").unlink()

@@ -1,4 +1,4 @@
-"""Fitting road settings: the search on scores made to measure, the whole on degraded masks."""
+"""Fitting road settings: the search on synthetic scores, and complete fits on degraded masks."""
 
 import multiprocessing
 import time
@@ -65,7 +65,7 @@ def test_means_are_over_areas() -> None:
     assert not Gain(0.0, 0.0).counts
 
 
-def test_scores_are_worked_out_once() -> None:
+def test_scores_are_computed_once() -> None:
     log: list[Trial[RoadSettings]] = []
     table = table_of(lambda chip, settings: settings.high, ["a"] * 3, log)
     one, other = RoadSettings(high=0.5), RoadSettings(high=0.7)
@@ -75,9 +75,9 @@ def test_scores_are_worked_out_once() -> None:
     assert table.records(other, [2]) == [0.7]
 
 
-def test_the_search_climbs_and_leaves_alone_what_does_not_matter() -> None:
+def test_the_search_improves_and_keeps_irrelevant_settings() -> None:
     def score(chip: int, settings: RoadSettings) -> float:
-        # The best gap depends on the threshold, and shows only once that is right.
+        # The best gap depends on the threshold and shows only with the right one.
         right = settings.high == 0.6
         return (0.5 if right else 0.1) + (0.02 * settings.gap_m / 18 if right else 0) + chip / 100
 
@@ -88,14 +88,14 @@ def test_the_search_climbs_and_leaves_alone_what_does_not_matter() -> None:
     assert fit.settings == RoadSettings(high=0.6, gap_m=18, spur_m=7)
 
 
-def test_chance_moves_nothing() -> None:
+def test_random_differences_change_nothing() -> None:
     differences = {0: 0.3, 1: -0.2, 2: 0.1, 3: -0.1}
     table = table_of(lambda chip, s: differences[chip] * (s.high == 0.4), ["a"] * 4)
     fit = coordinate_descent(table, RoadSettings(high=0.6), FEW, range(4), inf, "test")
     assert fit.settings == RoadSettings(high=0.6)
 
 
-def test_when_time_is_over_the_best_so_far_counts() -> None:
+def test_the_best_settings_so_far_are_kept_when_time_runs_out() -> None:
     end = time.monotonic() + 3600
 
     def score(chip: int, settings: RoadSettings) -> float:
@@ -111,13 +111,13 @@ def test_when_time_is_over_the_best_so_far_counts() -> None:
     )
 
 
-# --- the whole ------------------------------------------------------------------------------------
+# --- complete fits --------------------------------------------------------------------------------
 
 
 def write_masks(
     directory: Path, seeds: Sequence[int], size: int = 500, *, timed: bool = True
 ) -> tuple[Path, Path]:
-    """Degraded masks and their truth; the roads' speed is that of the default where timed."""
+    """Write degraded masks and their truth; timed roads have the default speed."""
     rows: dict[str, list[RoadRow]] = {}
     (directory / "masks").mkdir(parents=True)
     for seed in seeds:
@@ -145,7 +145,7 @@ def with_settings(recipe: Recipe, settings: Settings) -> Recipe:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Masks and a truth without times; not to be changed."""
+    """Masks and a truth without times; tests must not change them."""
     return write_masks(tmp_path_factory.mktemp("made"), range(8), timed=False)
 
 
@@ -166,7 +166,7 @@ def fit(
 
 
 def mean_apls(seeds: Sequence[int], settings: RoadSettings) -> float:
-    """APLS by length as the challenge has it, worked out beside the fit."""
+    """Return the challenge's APLS length, computed independently of the fit."""
     scores = []
     for seed in seeds:
         made = degraded_mask(seed, 500)
@@ -192,13 +192,13 @@ def test_a_bad_setting_is_repaired(made: tuple[Path, Path], tmp_path: Path) -> N
     assert done.after == pytest.approx(mean_apls(range(8), done.settings), abs=1e-3)
     assert done.after > done.before + 0.03
     assert done.unseen.mean > 0.03
-    # And so it is on masks that had no part in it at all.
+    # It also improves masks that were not fitted to.
     assert (
         mean_apls(range(30, 34), done.settings)
         > mean_apls(range(30, 34), recipe.task.vectorizer) + 0.03
     )
 
-    # The file is a recipe, the same but for its roads, and fits the weights of the old one.
+    # The file is the same recipe except for its road settings, and suits the same weights.
     written = load_recipe(str(output))
     assert written == with_settings(recipe, done.settings)
     assert written.training_fingerprint == recipe.training_fingerprint
@@ -208,7 +208,7 @@ def test_a_bad_setting_is_repaired(made: tuple[Path, Path], tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("few")
-def test_the_same_again_and_in_other_processes(made: tuple[Path, Path], tmp_path: Path) -> None:
+def test_fits_are_reproducible_across_processes(made: tuple[Path, Path], tmp_path: Path) -> None:
     outputs = [tmp_path / name for name in ("a.yaml", "b.yaml", "c.yml")]
     results = [
         fit(made, output, recipe_with(spur_m=40), workers=workers)
@@ -220,7 +220,7 @@ def test_the_same_again_and_in_other_processes(made: tuple[Path, Path], tmp_path
 
 
 @pytest.mark.usefixtures("few")
-def test_settings_stay_where_there_is_nothing_to_gain(
+def test_settings_stay_without_a_gain(
     made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(road_tuning, "GRIDS", {"spur_m": (5.0, 40.0), "simplify_m": (0.6, 20.0)})
@@ -239,7 +239,7 @@ def test_a_fit_that_fails_on_unseen_chips_is_not_kept(
     numbers = sorted(f"made{seed}" for seed in range(8))
     halves = assign_folds([(name, "") for name in numbers], 2, seed=0)
 
-    # Each half has a favourite of its own, of no use to the other; one is stronger in the mean.
+    # Each half has its own favourite, useless for the other; one is stronger in the mean.
     def scores(job: tuple[road_tuning._Chip, tuple[RoadSettings, ...], bool]) -> list[float]:
         chip, tried, _ = job
         half = halves[chip.image_id]
@@ -254,21 +254,19 @@ def test_a_fit_that_fails_on_unseen_chips_is_not_kept(
 
 
 @pytest.mark.usefixtures("few")
-def test_times_count_where_the_truth_has_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_times_count_if_the_truth_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(road_tuning, "GRIDS", {"default_speed_mph": (10.0, 22.369, 60.0)})
     made = write_masks(tmp_path / "made", range(4))
     tuning = tune(made, tmp_path / "out.yaml", recipe_with(default_speed_mph=60))
     assert tuning.score == "APLS time"
     done = tuning.fits[""]
-    # 10 metres a second.
+    # 10 metres per second.
     assert done.changes == {"default_speed_mph": (60.0, 22.369)}
     assert done.kept
 
 
 @pytest.mark.usefixtures("few")
-def test_no_time_leaves_everything_as_it_is(made: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_fit_without_time_changes_nothing(made: tuple[Path, Path], tmp_path: Path) -> None:
     done = fit(made, tmp_path / "out.yaml", recipe_with(spur_m=40), minutes=1e-6)
     assert not done.complete
     assert not done.kept
@@ -277,7 +275,7 @@ def test_no_time_leaves_everything_as_it_is(made: tuple[Path, Path], tmp_path: P
 
 
 @pytest.mark.usefixtures("few")
-def test_masks_and_truth_that_do_not_match_in_part(tmp_path: Path) -> None:
+def test_partly_matching_masks_and_truth(tmp_path: Path) -> None:
     masks, truth = write_masks(tmp_path / "made", range(0, 12, 2), 300)
     (masks / "made10.png").write_text("no mask")
     (masks / "made8.png").rename(masks / "other.png")
@@ -292,7 +290,7 @@ def test_masks_and_truth_that_do_not_match_in_part(tmp_path: Path) -> None:
     )
 
 
-def test_of_many_chips_a_part_is_taken_from_all_areas(
+def test_a_subset_of_many_chips_covers_all_areas(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fitting_masks, "MAX_CHIPS", 4)
@@ -361,7 +359,7 @@ BAD: Mapping[str, tuple[Callable[[Path, Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_told_clearly(tmp_path: Path, name: str) -> None:
+def test_bad_input_is_explained(tmp_path: Path, name: str) -> None:
     made = write_masks(tmp_path / "made", range(4), 200)
     spoil, message = BAD[name]
     spoil(*made)
@@ -370,7 +368,7 @@ def test_bad_input_is_told_clearly(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "out.yaml").exists()
 
 
-def test_outputs_that_cannot_be_are_refused_before_the_work(tmp_path: Path) -> None:
+def test_invalid_outputs_are_refused_before_the_work(tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere", tmp_path / "nowhere.csv"
     with pytest.raises(
         SatmapError, match=r"out\.csv: the name of a recipe must end in \.yaml or \.yml"

@@ -36,7 +36,7 @@ from satmap.vectors.speeds import MPS_PER_MPH
 SHARED_MASKS = Path(__file__).parents[2] / "shared" / "fixtures" / "masks"
 needs_shared = pytest.mark.skipif(not SHARED_MASKS.is_dir(), reason="no shared data here")
 
-# Degrees and true metres of a pixel of made_files.
+# Size of a made_files pixel in degrees and in metres.
 DEGREES, WIDE_M, HIGH_M = 2.7e-6, 0.243, 0.300
 
 SUFFIXES = (".csv", ".geojson", ".gpkg", ".graphml")
@@ -46,7 +46,7 @@ OLD = "ImageId FeatureCollection SQLite format 3 graphml"
 
 
 def street(*, at: int = 100, size: int = 200) -> NDArray[np.uint8]:
-    """A mask with one street from edge to edge, 20 px wide, its middle ``at`` pixels down."""
+    """Return a mask with one street from edge to edge, 20 px wide, its middle at row ``at``."""
     mask = np.zeros((size, size), np.uint8)
     mask[at - 10 : at + 10] = 255
     return mask
@@ -62,12 +62,12 @@ def write_mask(path: Path, pixels: NDArray[Any], **profile: Any) -> Path:
 
 
 def vectorize(masks: Path, output: Path, *, workers: int = 0, **settings: Any) -> Vectorization:
-    """Vectorise a directory by the defaults of roads but for ``settings``."""
+    """Vectorise a directory with the default road settings except ``settings``."""
     return vectorize_directory(masks, output, road_task(**settings), workers=workers)
 
 
 def vectorized(directory: Path, **settings: Any) -> dict[str, list[RoadRow]]:
-    """The roads that a CSV of the directory's masks holds, none of which may be at fault."""
+    """Vectorise the masks of a directory without faults; return the roads of the CSV."""
     output = directory.parent / f"{directory.name}.csv"
     done = vectorize(directory, output, **settings)
     assert done.faults == {}
@@ -92,25 +92,25 @@ def test_a_street_in_a_png(tmp_path: Path, metres: float) -> None:
     assert sorted(row.line[[0, -1], 0]) == [0, 200]
     assert np.abs(row.line[:, 1] - 100).max() <= 0.5
     assert row.length_m == pytest.approx(200 * metres, rel=1e-3)
-    # Nothing tells the speed: the settings' 25 miles an hour.
+    # Without speed information, the settings' 25 mph apply.
     assert row.travel_time_s == pytest.approx(row.length_m / (25 * MPS_PER_MPH), rel=1e-3)
 
 
-def test_the_settings_count(tmp_path: Path) -> None:
+def test_settings_are_applied(tmp_path: Path) -> None:
     write_mask(tmp_path / "masks" / "a.png", street())
     row = only_road(tmp_path / "masks", vectorizer=RoadSettings(default_speed_mph=50))
     assert row.travel_time_s == pytest.approx(row.length_m / (50 * MPS_PER_MPH), rel=1e-3)
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_the_georeference_says_how_large_pixels_are(tmp_path: Path, turned: bool) -> None:
+def test_the_georeference_gives_the_pixel_size(tmp_path: Path, turned: bool) -> None:
     mask = street().T if turned else street()
     write_mask(tmp_path / "masks" / "a.tif", mask)
     row = only_road(tmp_path / "masks", default_metres_per_pixel=7)
     assert row.length_m == pytest.approx(200 * (HIGH_M if turned else WIDE_M), rel=5e-3)
 
 
-def test_all_maps_tell_the_speed(tmp_path: Path) -> None:
+def test_speeds_come_from_all_maps(tmp_path: Path) -> None:
     maps = np.zeros((12, 200, 200), np.uint8)
     maps[ROAD_MAPS.index("road")] = maps[ROAD_MAPS.index("speed8")] = street()
     write_mask(tmp_path / "masks" / "a.tif", maps)
@@ -121,7 +121,7 @@ def test_all_maps_tell_the_speed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["float32", "float64"])
 def test_floats_are_probabilities(tmp_path: Path, kind: str) -> None:
     values = (np.arange(200 * 200) % 256).astype(kind).reshape(200, 200) / 255
-    # Resampling goes a little beyond the ends.
+    # Resampling exceeds the range slightly.
     values[0, :3] = (np.nan, 1.004, -0.004)
     maps, georeference = read_map_file(write_mask(tmp_path / "a.tif", values), 0.3, ROAD_FILE_MAPS)
     expected = (np.arange(200 * 200) % 256).reshape(200, 200)
@@ -199,7 +199,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-def test_a_mask_that_is_none_costs_one_image(tmp_path: Path, name: str) -> None:
+def test_an_invalid_mask_affects_one_image(tmp_path: Path, name: str) -> None:
     masks, output = tmp_path / "masks", tmp_path / "out.csv"
     make, message = UNUSABLE[name]
     write_mask(masks / "good.png", street())
@@ -214,7 +214,7 @@ def test_a_mask_that_is_none_costs_one_image(tmp_path: Path, name: str) -> None:
     assert check_roads_csv(output, ["good", stem]) == []
 
 
-def test_a_batch_of_nothing_but_faults_is_written_too(tmp_path: Path) -> None:
+def test_a_batch_of_only_faults_is_written(tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     masks.mkdir()
     (masks / "a.png").write_text("no mask")
@@ -232,11 +232,11 @@ def test_masks_without_georeference_are_reported(tmp_path: Path) -> None:
     write_mask(masks / "a3.tif", street())
     (warning,) = vectorize(masks, tmp_path / "out.csv", default_metres_per_pixel=0.5).warnings
     assert warning == (
-        "2 rasters without georeference, such as a2, are taken to have 0.5 m per pixel"
+        "2 rasters without georeference, such as a2, are assumed to have 0.5 m per pixel"
     )
     done = vectorize(masks, tmp_path / "out.graphml")
     assert done.images == {"a2": 1, "a3": 1, "a10": 1}
-    # A map in degrees has no place for them.
+    # A map in degrees cannot contain them.
     for suffix in (".geojson", ".gpkg"):
         done = vectorize(masks, tmp_path / f"out{suffix}")
         assert done.images == {"a2": 0, "a3": 1, "a10": 0}
@@ -284,12 +284,12 @@ def test_names_that_would_break_the_table(tmp_path: Path, name: str) -> None:
         vectorize(tmp_path, tmp_path / "out.csv")
 
 
-# --- the whole ------------------------------------------------------------------------------------
+# --- complete runs --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve masks with one road each, but a broken one; not to be changed."""
+    """Twelve masks with one road each, except a broken one; tests must not change them."""
     masks = tmp_path_factory.mktemp("many")
     for number in range(12):
         write_mask(masks / f"chip{number}.tif", street(at=20 + 10 * number))
@@ -328,7 +328,7 @@ def test_only_roads_are_replaced(tmp_path: Path, suffix: str) -> None:
     masks, output = tmp_path / "masks", tmp_path / f"out{suffix}"
     write_mask(masks / "chip0.tif", street())
     output.write_text("my notes")
-    with pytest.raises(CannotWriteError, match="holds no map"):
+    with pytest.raises(CannotWriteError, match="is not overwritten"):
         vectorize(masks, output)
     assert output.read_text() == "my notes"
     output.write_text("")
@@ -336,7 +336,7 @@ def test_only_roads_are_replaced(tmp_path: Path, suffix: str) -> None:
         assert vectorize(masks, output).images == {"chip0": 1}
 
 
-def test_pipes_and_pixels_too_small_cost_one_mask(tmp_path: Path) -> None:
+def test_pipes_and_tiny_pixels_affect_one_mask(tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     write_mask(masks / "good.tif", street())
     transform = Affine(1e-4, 0, 5e5, 0, -1e-4, 5e6)
@@ -360,14 +360,14 @@ def test_directories_without_masks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"workers": -1}, {"default_metres_per_pixel": 0.0}])
-def test_nonsense_is_a_programming_error(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_invalid_options_are_a_programming_error(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         vectorize(tmp_path, tmp_path / "out.csv", **options)
 
 
 @contextlib.contextmanager
 def killer() -> Iterator[None]:
-    """Kill the first worker process that appears, as a system out of memory does."""
+    """Kill the first worker process that appears, as a system without memory does."""
     over = threading.Event()
 
     def write_logs() -> None:
@@ -391,7 +391,7 @@ def test_a_killed_worker_ends_the_run(many: Path, tmp_path: Path, suffix: str) -
     output.write_text(OLD)
     with pytest.raises(SatmapError, match=r"worker process was killed.*use fewer"), killer():
         vectorize(many, output, workers=1)
-    # What was finished waits for the same command.
+    # Finished work is kept for the same command.
     journal = f".{output.name}.partial"
     assert sorted(path.name for path in tmp_path.iterdir()) == [journal, output.name]
     assert output.read_text() == OLD
@@ -458,7 +458,7 @@ def test_workers_end_with_a_killed_run(many: Path, tmp_path: Path) -> None:
 
 
 def _runs(pid: int) -> bool:
-    """Whether there is such a process, those not counted that are only waiting to be reaped."""
+    """Return whether a process is running; zombies do not count."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
@@ -471,7 +471,7 @@ def _runs(pid: int) -> bool:
 def write_chips(
     directory: Path, scene: NDArray[np.uint8], size: int, **profile: Any
 ) -> dict[str, Box]:
-    """A scene, (h, w) or (bands, h, w), cut into GeoTIFFs that lie where they lie in it."""
+    """Cut a scene, (h, w) or (bands, h, w), into georeferenced GeoTIFFs."""
     chips = {}
     for box in Box(0, 0, *scene.shape[:-3:-1]).tiles(size, size):
         name = f"chip{box.left // size}{box.top // size}"
@@ -483,18 +483,18 @@ def write_chips(
 
 @pytest.fixture(scope="module")
 def city(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Box]]:
-    """Four masks of 650 x 650 pixels side by side; not to be changed."""
+    """Four masks of 650 x 650 pixels side by side; tests must not change them."""
     masks = tmp_path_factory.mktemp("city")
     return masks, write_chips(masks, degraded_mask(1002).road, 650)
 
 
 def ends_at(rows: list[RoadRow], axis: int, limit: float) -> list[float]:
-    """Where roads end on a border of constant x (axis 0) or y (axis 1), along it, ascending."""
+    """Return sorted positions of road ends along a border of constant x (axis 0) or y (axis 1)."""
     ends = np.concatenate([row.line[[0, -1]] for row in rows])
     return sorted(set(ends[ends[:, axis] == limit, 1 - axis].tolist()))
 
 
-def test_roads_go_on_from_mask_to_mask(city: tuple[Path, dict[str, Box]]) -> None:
+def test_roads_continue_across_masks(city: tuple[Path, dict[str, Box]]) -> None:
     masks, chips = city
     rows = vectorized(masks)
     met = 0
@@ -508,7 +508,7 @@ def test_roads_go_on_from_mask_to_mask(city: tuple[Path, dict[str, Box]]) -> Non
     assert met >= 10
 
 
-def test_neighbours_make_better_roads(city: tuple[Path, dict[str, Box]]) -> None:
+def test_neighbours_improve_roads(city: tuple[Path, dict[str, Box]]) -> None:
     masks, chips = city
     truth = degraded_mask(1002).truth
     scores = []
@@ -523,7 +523,7 @@ def test_neighbours_make_better_roads(city: tuple[Path, dict[str, Box]]) -> None
 
 
 def clipped(rows: Iterable[RoadRow], box: Box) -> list[RoadRow]:
-    """The roads within a rectangle, in its pixels."""
+    """Return the roads within a rectangle, in its pixels."""
     corner = np.array((box.left, box.top))
     bounds = (box.left, box.top, box.right, box.bottom)
     lines = [shapely.clip_by_rect(shapely.LineString(row.line), *bounds) for row in rows]
@@ -534,7 +534,7 @@ def clipped(rows: Iterable[RoadRow], box: Box) -> list[RoadRow]:
     ]
 
 
-def test_chips_are_looked_at_with_their_neighbours_or_without(
+def test_chips_are_vectorised_with_or_without_neighbours(
     city: tuple[Path, dict[str, Box]], tmp_path: Path
 ) -> None:
     masks, _ = city
@@ -547,7 +547,7 @@ def test_chips_are_looked_at_with_their_neighbours_or_without(
     assert outputs[True, 0] == outputs[True, 2]
     assert outputs[False, 0] == outputs[False, 2]
     assert outputs[True, 0] != outputs[False, 0]
-    # Without neighbours each is as alone in a directory.
+    # Without neighbours each result is as for a mask alone in a directory.
     rows = read_roads_csv(tmp_path / "False0.csv")
     for path in sorted(masks.iterdir()):
         (tmp_path / path.stem).mkdir()
@@ -591,7 +591,7 @@ def test_masks_that_are_no_neighbours_change_nothing(tmp_path: Path, fault: str)
 
 
 def vectorized_beside(masks: Path, road: NDArray[np.uint8]) -> list[RoadRow]:
-    """The first mask with a neighbour that is one."""
+    """Vectorise the first mask with a real neighbour."""
     for path in masks.iterdir():
         path.unlink()
     write_chips(masks, road[:400], 400)

@@ -1,4 +1,4 @@
-"""Manifests of submissions, and their verification against real recomputations."""
+"""Manifests of submissions, and their verification by real recomputation."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ PREFIX = "SN5_roads_test_public_AOI_7_Moscow_PS-RGB_"
 
 @dataclass(frozen=True)
 class Made:
-    """A submission with all that it was made of."""
+    """Submission with all its sources."""
 
     directory: Path
 
@@ -73,7 +73,7 @@ def save_network(directory: Path, member: str, checkpoint: str, seed: int, epoch
     torch.manual_seed(seed)
     network = build_network("resnet18", 3, ROAD_MAPS, (16, 16, 16, 16))
     with torch.no_grad():
-        # Untrained it would be undecided everywhere.
+        # An untrained network would be undecided everywhere.
         network.head.weight *= 50
     path = directory / f"{member}.{checkpoint}.safetensors"
     text = recipe().model_dump_json()
@@ -84,7 +84,7 @@ def save_network(directory: Path, member: str, checkpoint: str, seed: int, epoch
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Three images, one of them cut short, and three weight files of two networks."""
+    """Three images, one of them truncated, and three weight files of two networks."""
     made = Made(tmp_path_factory.mktemp("verify") / "made")
     generator = np.random.default_rng(0)
     for number in range(3):
@@ -109,10 +109,10 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_the_manifest_states_what_the_submission_was_made_of(made: Made) -> None:
+def test_the_manifest_records_all_sources(made: Made) -> None:
     manifest = made.manifest
     assert (manifest.file.name, manifest.file.sha256) == ("out.csv", sha256(made.output))
-    # Both files of the first network had a vote.
+    # Both files of the first network took part.
     assert {record.name: record.sha256 for record in manifest.weights} == {
         path.name: sha256(path) for path in made.weights.iterdir()
     }
@@ -127,7 +127,7 @@ def test_the_manifest_states_what_the_submission_was_made_of(made: Made) -> None
     assert manifest.run.hardware.threads == torch.get_num_threads()
 
 
-def test_a_run_in_parts_and_by_two_processes_leaves_the_same_manifest(
+def test_resumed_and_parallel_runs_leave_the_same_manifest(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from satmap.prediction import run as prediction
@@ -138,7 +138,7 @@ def test_a_run_in_parts_and_by_two_processes_leaves_the_same_manifest(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        # All is predicted, but nothing written.
+        # All images are predicted, but nothing is written.
         patch.setattr(prediction, "_written", stopped)
         predict([made.images], output, made.weights, CPU)
     arguments = [
@@ -154,25 +154,25 @@ def test_a_run_in_parts_and_by_two_processes_leaves_the_same_manifest(
     assert output.read_bytes() == made.output.read_bytes()
 
 
-def test_a_submission_is_made_again_wherever_its_sources_lie(
+def test_a_submission_is_reproduced_from_moved_sources(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     moved = made.copy(tmp_path / "moved")
     (moved.images / "deeper").mkdir()
     (moved.images / f"{PREFIX}chip2.tif").rename(moved.images / "deeper" / f"{PREFIX}chip2.tif")
-    # What has come into the directory of weights since has no vote.
+    # Weights added to the directory later do not take part.
     save_network(moved.weights, "c", "last", seed=3, epoch=3)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     found = verify_submission(moved.output, moved.sources)
     assert found.passed
     assert found.comparison is not None and found.comparison.identical
-    # It computes with the threads of then, not with those of now.
+    # It computes with the recorded number of threads, not the current one.
     assert found.comparison.differences == {}
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-def test_every_alteration_has_a_line_of_its_own(
+def test_every_alteration_is_reported_separately(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = made.copy(tmp_path / "bad")
@@ -209,7 +209,7 @@ def test_every_alteration_has_a_line_of_its_own(
 
 
 def forge(made: Made, change: float) -> None:
-    """Move the first road by some pixels, and let the manifest tell of it."""
+    """Move the first road by some pixels and update the manifest."""
     lines = made.output.read_text().splitlines(keepends=True)
     row = next(n for n, line in enumerate(lines) if "LINESTRING (" in line)
     start, _, rest = lines[row].partition("(")
@@ -223,7 +223,7 @@ def forge(made: Made, change: float) -> None:
 def test_other_bytes_pass_only_on_another_machine_and_with_the_same_score(
     made: Made, tmp_path: Path
 ) -> None:
-    """The submission as it was made stands for the recomputation; forged ones are verified."""
+    """Use the original submission as the recomputation and verify forged ones."""
     near = made.copy(tmp_path / "near")
     forge(near, 0.01)
     same = compare(near.output, near.manifest, made.output, None)
@@ -236,11 +236,11 @@ def test_other_bytes_pass_only_on_another_machine_and_with_the_same_score(
     assert list(other.differences) == ["cpu"]
     assert other.differences["cpu"][0] == "Zilog Z80"
     assert other.passed
-    # By a truth, the scores of both are compared, whatever they are.
+    # With a truth, the scores of both are compared.
     truth = compare(near.output, near.manifest, made.output, made.output)
     assert truth.scores["apls_length"][1] == 1
     assert truth.passed
-    # Without the roads of an image it is another map.
+    # Without the roads of an image the map differs.
     rows = read_roads_csv(near.output)
     busiest = max(rows, key=lambda name: len(rows[name]))
     kept = [line for line in near.output.read_text().splitlines() if not line.startswith(busiest)]
@@ -249,7 +249,7 @@ def test_other_bytes_pass_only_on_another_machine_and_with_the_same_score(
     assert far.gap > 0.1 and far.differences and not far.passed
 
 
-def test_what_cannot_be_found_is_said(
+def test_missing_files_are_reported(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved = made.copy(tmp_path / "moved")
@@ -266,7 +266,7 @@ def test_what_cannot_be_found_is_said(
         manifest_path(moved.output).write_text(content)
         with pytest.raises(SystemExit):
             main(["verify", str(moved.output)])
-        assert "is no manifest of this version" in capsys.readouterr().err
+        assert "is not a manifest of this version" in capsys.readouterr().err
     manifest_path(moved.output).unlink()
     with pytest.raises(SystemExit):
         main(["verify", str(moved.output)])

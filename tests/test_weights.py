@@ -1,4 +1,4 @@
-"""Weight files: our own, other people's, downloaded ones, and those that nobody should load."""
+"""Weight files: satmap's own, those of other projects, downloads, and hostile ones."""
 
 import contextlib
 import hashlib
@@ -76,7 +76,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def tidy(tmp_path: Path) -> Iterator[None]:
-    """Whole networks are large, and pytest keeps the folders of past runs."""
+    """Delete large networks, because pytest keeps the folders of past runs."""
     yield
     shutil.rmtree(tmp_path)
 
@@ -98,7 +98,7 @@ def test_the_same_network_makes_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-def test_every_kind_of_tensor_comes_back(tmp_path: Path) -> None:
+def test_every_kind_of_tensor_round_trips(tmp_path: Path) -> None:
     path = tmp_path / "kinds.safetensors"
     tensors = {
         "number": torch.tensor(7),
@@ -109,7 +109,7 @@ def test_every_kind_of_tensor_comes_back(tmp_path: Path) -> None:
         "names with ünïcode": torch.randn(2).double(),
     }
     write_tensors(path, tensors, {"text": "ünïcode \n too"})
-    # Any reader of safetensors takes the file as it is.
+    # Any safetensors reader can read the file.
     for found in (read_tensors(path), load_file(path)):
         assert found.keys() == tensors.keys()
         assert all(torch.equal(found[name], value) for name, value in tensors.items())
@@ -129,7 +129,7 @@ def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
     load_weights(path)
 
 
-def test_files_of_before_have_no_checksum_and_load(tmp_path: Path) -> None:
+def test_old_files_without_checksum_load(tmp_path: Path) -> None:
     path = tmp_path / "old.safetensors"
     network = small_network()
     save_weights(path, network, {"epoch": "1"})
@@ -187,7 +187,7 @@ def test_broken_normalization(text: str, tmp_path: Path) -> None:
 
 
 class Command:
-    """Unpickling this would make a file."""
+    """Object whose unpickling would create a file."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -197,7 +197,7 @@ class Command:
 
 
 class Buried:
-    """Unpickling this would make a file with functions that look harmless."""
+    """Object whose unpickling would create a file by functions that look harmless."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -223,7 +223,7 @@ def _today(content: object, path: Path) -> None:
 
 
 def _tar(content: object, path: Path) -> None:
-    """The outline of torch's format of before 0.2."""
+    """Write the outline of torch's format from before 0.2."""
     member = path.with_suffix(".member")
     member.write_bytes(pickle.dumps(content, protocol=2))
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
@@ -241,8 +241,8 @@ def test_hostile_pickles_are_refused_and_not_run(
     path = tmp_path / "spacenet_dpn_unet_dpn92_3_last"
     content = {"epoch": 1, "state_dict": {"module.final.0.bias": payload(marker)}}
     writer(content, path)
-    # Of the protocols, torch's restricted reader knows the one that torch writes.
-    reason = r"asks for \S+.*nothing of it was run"
+    # torch's restricted reader knows only the pickle protocol that torch writes.
+    reason = r"asks for \S+.*No code in it was run"
     if writer in (_tar, _today):
         reason = "tar archive" if writer is _tar else "cannot read .* as PyTorch weights"
     with pytest.raises(SatmapError, match=reason) as caught:
@@ -254,13 +254,13 @@ def test_hostile_pickles_are_refused_and_not_run(
     with pytest.raises(SatmapError):
         load_pretrained_encoder(small_network(), renamed.rename(tmp_path / "resnet18.pth"))
     assert not marker.exists()
-    # The marker would have been there, had anybody run it.
+    # The marker would exist if the pickle had run.
     Command(marker).__reduce__()[0](f"touch '{marker}'")
     assert marker.exists()
 
 
 @pytest.mark.parametrize("writer", [_zip, _plain])
-def test_numpys_numbers_become_pythons(
+def test_numpy_numbers_become_python_numbers(
     writer: Callable[[object, Path], None], tmp_path: Path
 ) -> None:
     path = tmp_path / "scores"
@@ -283,7 +283,7 @@ def test_numpys_numbers_become_pythons(
             read_pickle(path)
 
 
-def test_numpy_of_2019_named_its_module_otherwise(tmp_path: Path) -> None:
+def test_old_numpy_module_names_load(tmp_path: Path) -> None:
     path = tmp_path / "scores"
     _plain({"dice_best": np.float64(0.7)}, path)
     content = path.read_bytes()
@@ -321,7 +321,7 @@ def test_damaged_pickles(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "holds a list; expected is a dictionary"),
+        ([1, 2], "holds a list, but a dictionary"),
         (torch.zeros(3), "holds a Tensor"),
         ({"conv1.weight": torch.zeros(2, dtype=torch.int8)}, "conv1.weight is of type torch.int8"),
         ({"a": torch.zeros(2, dtype=torch.bool)}, "type torch.bool"),
@@ -342,7 +342,7 @@ def test_damaged_pickles(
         ({"vgg.weight": torch.zeros(1)}, "1 tensors such as vgg.weight, which are neither"),
     ],
 )
-def test_pickles_of_something_else(content: object, message: str, tmp_path: Path) -> None:
+def test_pickles_of_other_content(content: object, message: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(content, path)
     with pytest.raises(SatmapError, match=message):
@@ -351,7 +351,7 @@ def test_pickles_of_something_else(content: object, message: str, tmp_path: Path
         read_published(tmp_path / "absent")
 
 
-# How a file of torch's before version 1.6 begins.
+# Beginning of a file of torch before version 1.6.
 PREFIX = b"".join(
     [pickle.dumps(torch.serialization.MAGIC_NUMBER, 2), pickle.dumps(1001, 2), pickle.dumps({}, 2)]
 )
@@ -364,24 +364,24 @@ PREFIX = b"".join(
         (b"\x80\x02(S'echo'\nios\nsystem\n.", "code or objects other than tensors"),
         (b"\x80\x02(cos\nsystem\nS'echo'\no.", "objects other than tensors .it asks for os.system"),
         (b"\x80\x02\x82\x01.", "code or objects other than tensors"),
-        (b"\x80\x02X\xff\xff\xff\x7fab.", "breaks off or is damaged"),
+        (b"\x80\x02X\xff\xff\xff\x7fab.", "is incomplete or damaged"),
         (pickle.dumps(os.system, protocol=4), "code or objects other than tensors"),
     ],
 )  # fmt: skip
-def test_what_is_said_of_hostile_pickles(
+def test_messages_for_hostile_pickles(
     prefix: bytes, content: bytes, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "weights"
     path.write_bytes(prefix + content)
     with pytest.raises(SatmapError, match=message) as caught:
         read_published(path)
-    said = str(caught.value)
-    assert "Expected is" in said
-    assert "othing of it was run" in said
-    # torch's own advice is to switch the restriction off.
-    assert "weights_only" not in said
-    assert "likely succeed" not in said
-    assert "again" not in said or "breaks off" in said
+    error = str(caught.value)
+    assert "Expected is" in error
+    assert "No code in it was run" in error
+    # torch's own message advises to switch the restriction off.
+    assert "weights_only" not in error
+    assert "likely succeed" not in error
+    assert "again" not in error or "is incomplete" in error
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ def test_what_is_said_of_hostile_pickles(
         (bytes(8) + b"{}", "not a whole safetensors file"),
     ],
 )
-def test_what_is_no_file_of_weights(content: bytes, message: str, tmp_path: Path) -> None:
+def test_files_that_are_not_weights(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(content)
     with pytest.raises(SatmapError, match=message):
@@ -410,7 +410,7 @@ def test_programs_and_pipes_are_refused(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.safetensors"
     os.mkfifo(pipe)
     for read in (read_published, load_weights, read_tensors, lambda _: find_weights(tmp_path)):
-        with pytest.raises(SatmapError, match="a pipe or a device, not a file"):
+        with pytest.raises(SatmapError, match="it is a pipe or a device"):
             read(pipe)
 
 
@@ -429,13 +429,13 @@ def test_flipped_bits_of_archives_are_noticed(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Published:
-    """A made file in the form of the published ones.
+    """Synthetic file in the form of the published ones.
 
     Attributes:
         path: the file.
-        encoder: our name of the encoder.
-        reference: its fixture.
-        bands: input channels.
+        encoder: satmap's name of the encoder.
+        reference: the fixture of the network.
+        bands: number of input channels.
     """
 
     path: Path
@@ -446,7 +446,7 @@ class Published:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Published]]:
-    """Files by the names that the author gave them, with the golden networks' weights."""
+    """Return files with the author's names and the golden networks' weights."""
     directory = tmp_path_factory.mktemp("published")
     made: dict[str, Published] = {}
 
@@ -505,7 +505,7 @@ def test_golden_output_through_the_import(
         torch.testing.assert_close(
             network(x), torch.from_numpy(golden["output"]), atol=1e-3, rtol=0
         )
-        # Odd sizes: the same as padding by hand, as numpy mirrors, and cutting off.
+        # Odd sizes give the same as padding with numpy's mirroring and cropping.
         odd = x[..., :53, :79]
         padded = np.pad(odd.numpy(), ((0, 0), (0, 0), (0, 11), (0, 17)), mode="reflect")
         expected = network(torch.from_numpy(padded))[..., :53, :79]
@@ -532,7 +532,7 @@ def test_networks_on_eight_bands(name: str, published: Callable[[str], Published
 
 
 @needs_reference
-def test_names_that_the_import_gives_and_takes(
+def test_names_that_the_import_writes_and_accepts(
     published: Callable[[str], Published], tmp_path: Path
 ) -> None:
     file = published("spacenet_dpn_unet_dpn92_3_best_apls")
@@ -564,8 +564,8 @@ def test_names_that_the_import_gives_and_takes(
     # A fold that the recipe does not train is no obstacle.
     expected = weights / "fold2-dpn92-3band.best_dice.safetensors"
     assert import_weights(best, weights, recipe) == expected
-    # What took somebody days to train is never replaced.
-    with pytest.raises(SatmapError, match="exists already"):
+    # Existing weights are never replaced.
+    with pytest.raises(SatmapError, match="already exists"):
         import_weights(plain, path, recipe)
     path.unlink()
     (tmp_path / "file").write_text("")
@@ -613,7 +613,7 @@ def test_networks_that_only_look_published(
         path.unlink()
         return str(caught.value)
 
-    # Shapes are what matters, and files of one number a tensor are quick to write.
+    # Only shapes matter here, and files with one number per tensor are quick to write.
     blank = {k: torch.zeros(()).expand(v.shape) for k, v in tensors.items()}
     final = "module.final.0.weight"
     assert f"dpn92 on 3 bands, but it lacks {final[7:]}" in refusal(
@@ -658,10 +658,10 @@ def test_a_published_network_predicts(
     files = choose(find_weights(weights), load_recipe("sn5-roads"))
     assert [file.votes for file in files] == [1, 1]
     assert recipe_of(files) == load_recipe("sn5-roads")
-    # The planes are those of the reference's own input: the same bytes, its normalisation.
+    # The maps are those of the reference's own input: the same bytes and its normalisation.
     image = np.random.default_rng(0).integers(1, 255, (32, 32, 8)).astype(np.uint8)
     maps = predict_maps(load_ensemble(files, CPU), image, Inference(tta=1), CPU)
-    # An odd margin all round, so that the whole is a multiple of 32.
+    # An odd margin on all sides makes the size a multiple of 32.
     margin = np.pad(image, ((16, 16), (16, 16), (0, 0)), mode="reflect")
     x = torch.from_numpy(margin.transpose(2, 0, 1)[None].copy()) / 255
     rgb_mean, rgb_std = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -689,7 +689,7 @@ def test_a_published_network_predicts(
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run a command that must succeed; gives what it printed."""
+    """Run a command that must succeed and return its output."""
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
     printed = capsys.readouterr()
@@ -698,26 +698,26 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run a command that must end with status 1; gives its one message."""
+    """Run a command that must exit with status 1 and return its only message."""
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
     assert ended.value.code == 1
     return capsys.readouterr().err
 
 
-# ImageNet encoders of other people
+# ImageNet encoders of other projects
 
 
 @pytest.fixture(scope="module")
 def pretrainedmodels() -> Any:
-    # Its code is of 2018, and Python warns of it while compiling.
+    # Python warns about this code of 2018 when it compiles it.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module("pretrainedmodels")
 
 
 def random_state(model: nn.Module) -> dict[str, Tensor]:
-    """Values for every tensor of a model that need not have any."""
+    """Return random values for every tensor of a model, which may be on the meta device."""
     generator = torch.Generator().manual_seed(3)
     state = {}
     for name, value in model.state_dict().items():
@@ -735,12 +735,12 @@ def random_state(model: nn.Module) -> dict[str, Tensor]:
 def features_before(
     model: nn.Module, paths: Sequence[str], last: Callable[[], Any]
 ) -> list[Tensor]:
-    """What the modules at ``paths`` are given while ``last`` runs, and what it gives itself."""
+    """Run ``last``; return the inputs of the modules at ``paths`` and the output of ``last``."""
     seen: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         (x,) = inputs
-        # Networks of that time work in place.
+        # Networks of that time modify tensors in place.
         seen.append(torch.cat(x, dim=1) if isinstance(x, tuple) else x.clone())
 
     hooks = [model.get_submodule(path).register_forward_pre_hook(keep) for path in paths]
@@ -777,7 +777,7 @@ STAGES = {
 
 
 def made_checkpoint(pretrainedmodels: Any, name: str) -> tuple[Any, dict[str, Tensor]]:
-    """A network of pretrainedmodels with random weights, and these."""
+    """Return a network of pretrainedmodels with random weights, and the weights."""
     with torch.device("meta"):
         model = getattr(pretrainedmodels, name)(pretrained=None, num_classes=1000)
     state = random_state(model)
@@ -786,13 +786,13 @@ def made_checkpoint(pretrainedmodels: Any, name: str) -> tuple[Any, dict[str, Te
 
 
 @pytest.mark.parametrize("name", [name for name, (ours, *_) in STAGES.items() if ours in ENCODERS])
-def test_features_are_pretrainedmodels_own(
+def test_features_equal_those_of_pretrainedmodels(
     name: str, pretrainedmodels: Any, tmp_path: Path
 ) -> None:
     ours, _, stages = STAGES[name]
     model, state = made_checkpoint(pretrainedmodels, name)
     source = tmp_path / f"{name}-00000000.pth"
-    # As files of 2017 are: no archive, no counters of batches.
+    # Like files of 2017: no archive, no batch counters.
     _plain({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, source)
     path = import_weights(source, tmp_path, load_recipe("sn5-roads"))
     assert path == encoder_file(tmp_path, ours)
@@ -817,8 +817,8 @@ def test_features_are_pretrainedmodels_own(
 
 
 @pytest.mark.parametrize("name", ["dpn92", "inceptionresnetv2", "se_resnext50_32x4d", "senet154"])
-def test_timms_networks_are_pretrainedmodels(name: str, pretrainedmodels: Any) -> None:
-    """The ground of the import: but for the classifier, names, shapes and features are the same."""
+def test_timm_networks_equal_those_of_pretrainedmodels(name: str, pretrainedmodels: Any) -> None:
+    """Except for the classifier, names, shapes and features are equal, as the import assumes."""
     _, timms, stages = STAGES[name]
     model, state = made_checkpoint(pretrainedmodels, name)
     with torch.device("meta"):
@@ -830,11 +830,11 @@ def test_timms_networks_are_pretrainedmodels(name: str, pretrainedmodels: Any) -
     }
     port.load_state_dict(renamed, assign=True)
     port.eval()
-    # Both shrink at the borders, and by the same: an odd size shows it.
+    # Both shrink by the same amount at the borders, which an odd size shows.
     x = torch.randn(1, 3, 97, 101, generator=torch.Generator().manual_seed(4))
     expected = features_before(model, stages, lambda: model.features(x))
     if name.startswith("dpn"):
-        # timm has the pool of the first block beside it.
+        # timm has the pool of the first block as a separate module.
         stages = ("features.conv1_pool", *stages[1:])
     if name.startswith("se"):
         stages = ("pool0", *stages[1:])
@@ -874,20 +874,20 @@ def test_torchvisions_resnet(wrapped: int, tmp_path: Path) -> None:
         )
         found = network.encoder(x)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
-    # In the place of another encoder it is of no use.
+    # It cannot replace another encoder.
     wrong = encoder_file(tmp_path, "resnet34")
-    with pytest.raises(SatmapError, match="weights of resnet34 are looked for, but these are of"):
+    with pytest.raises(SatmapError, match=r"is the place of weights of resnet34, but .* resnet18"):
         import_weights(source, wrong, load_recipe("sn5-roads"))
-    with pytest.raises(SatmapError, match="exists already"):
+    with pytest.raises(SatmapError, match="already exists"):
         import_weights(source, tmp_path / "weights", load_recipe("sn5-roads"))
-    # Among networks it would be in the way of every prediction.
+    # Among networks it would disturb every prediction.
     for name in ("x.safetensors", "imagenet/x.safetensors"):
         with pytest.raises(SatmapError, match=r"look for in \S+/w/imagenet/resnet18\.safetensors"):
             import_weights(source, tmp_path / "w" / name, load_recipe("sn5-roads"))
     shutil.copy(path, tmp_path / "copy.safetensors")
-    with pytest.raises(SatmapError, match=r"holds an encoder's ImageNet weights.*Move it to im"):
+    with pytest.raises(SatmapError, match=r"holds ImageNet weights of an enc.*Move it to im"):
         find_weights(tmp_path)
-    with pytest.raises(SatmapError, match="satmap's own file already"):
+    with pytest.raises(SatmapError, match="already is a file of satmap"):
         import_weights(path, tmp_path / "weights", load_recipe("sn5-roads"))
     with pytest.raises(SatmapError, match=r"does not hold ImageNet weights of resnet34: it lacks"):
         verify_encoder_file(path, "resnet34", "")
@@ -899,7 +899,7 @@ def test_torchvisions_resnet(wrapped: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_every_encoder_is_told_by_its_tensors(name: str, tmp_path: Path) -> None:
+def test_every_encoder_is_identified_by_its_tensors(name: str, tmp_path: Path) -> None:
     with torch.device("meta"):
         model = timm.create_model(ENCODERS[name].timm_name, pretrained=False)
     path = tmp_path / "pytorch_model.bin"
@@ -913,7 +913,7 @@ def test_every_encoder_is_told_by_its_tensors(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["densenet121", "densenet161"])
-def test_densenets_of_before_torch_0_4(name: str, tmp_path: Path) -> None:
+def test_densenets_from_before_torch_0_4(name: str, tmp_path: Path) -> None:
     with torch.device("meta"):
         model = getattr(torchvision.models, name)(weights=None)
     state = random_state(model)
@@ -960,18 +960,18 @@ def test_encoders_that_are_nearly_known(tmp_path: Path) -> None:
 
 @dataclass
 class Answer:
-    """What the server says at one address."""
+    """Answer of the server at one address."""
 
     body: bytes = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
-    missing: int = 0  # bytes that are promised and do not come
-    failures: float = math.inf  # how often they do not
+    missing: int = 0  # announced bytes that are not sent
+    failures: float = math.inf  # number of such incomplete answers
     silence: float = 0  # seconds before the body
 
 
 class Server(ThreadingHTTPServer):
-    """A hub of one's own."""
+    """Local stand-in for the hub."""
 
     daemon_threads = True
 
@@ -987,16 +987,16 @@ class Server(ThreadingHTTPServer):
 
     @property
     def store(self) -> str:
-        """On another host than the hub, so that it is not asked for checksums."""
+        """Address of the store, on another host than the hub, so it is not asked for checksums."""
         return f"http://localhost:{self.server_port}{STORE}"
 
     def publish(self, content: bytes) -> None:
-        """Have a file of ResNet18; readers are sent on to a store, as by the real hub."""
+        """Publish a file of ResNet18, with a redirect to the store as on the real hub."""
         self.answers[RESOLVE] = self.redirect(self.store, content)
         self.answers[STORE] = Answer(content)
 
     def redirect(self, location: str, content: bytes) -> Answer:
-        """What the hub says of a large file."""
+        """Return the hub's answer for a large file."""
         etag = f'"{hashlib.sha256(content).hexdigest()}"'
         return Answer(status=302, headers={"Location": location, "X-Linked-Etag": etag})
 
@@ -1014,7 +1014,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[: len(body) - (answer.missing if answer.failures >= 0 else 0)])
 
     def answer(self) -> tuple[Answer, bytes]:
-        """Send status and headers; what is left is the body."""
+        """Send status and headers; return the answer and its remaining body."""
         self.server.asked.append(self.path)
         answer = self.server.answers.get(self.path, Answer(status=404))
         wanted = self.headers.get("Range", "") if answer.status == 200 else ""
@@ -1031,7 +1031,7 @@ class Handler(BaseHTTPRequestHandler):
         return answer, body
 
     def handle(self) -> None:
-        # Readers that have seen enough go away.
+        # Clients may close the connection early.
         with contextlib.suppress(ConnectionError):
             super().handle()
 
@@ -1045,7 +1045,7 @@ STORE = "/store/abc?signature=1"
 
 @pytest.fixture(scope="module")
 def resnet18() -> bytes:
-    """The file that timm publishes of ResNet18, classifier included."""
+    """ResNet18 file as published by timm, with classifier."""
     torch.manual_seed(2)
     model: nn.Module = timm.create_model("resnet18", pretrained=False)
     return save(dict(model.state_dict()), {"format": "pt"})
@@ -1053,7 +1053,7 @@ def resnet18() -> bytes:
 
 @pytest.fixture
 def server(resnet18: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A hub that has ResNet18."""
+    """Hub with ResNet18."""
     server = Server()
     server.publish(resnet18)
     monkeypatch.setenv("HF_ENDPOINT", f"{server.url}/")
@@ -1074,7 +1074,7 @@ def test_fetching(server: Server, resnet18: bytes, tmp_path: Path) -> None:
     remedies = r"weights fetch`.*resnet18.a1_in1k and `satmap weights import` it.*--from-scratch"
     with pytest.raises(SatmapError, match=remedies):
         load_pretrained_encoder(small_network(), path)
-    # What a killed process left is cleared away, what one that still runs writes is not.
+    # Files of killed processes are removed; files of running ones are not.
     path.parent.mkdir()
     old, new = (path.parent / f".resnet18-{name}.part" for name in ("abcdefgh", "ijklmnop"))
     for file in (old, new):
@@ -1084,7 +1084,7 @@ def test_fetching(server: Server, resnet18: bytes, tmp_path: Path) -> None:
     assert fetch_encoder(tmp_path, "resnet18") is Fetched.NOW
     assert not old.exists()
     assert new.exists()
-    # Also where there is nothing to download.
+    # This also happens if there is nothing to download.
     os.utime(new, (hours_ago, hours_ago))
     assert fetch_encoder(tmp_path, "resnet18") is Fetched.INTACT
     assert list(path.parent.iterdir()) == [path]
@@ -1097,7 +1097,7 @@ def test_fetching(server: Server, resnet18: bytes, tmp_path: Path) -> None:
     assert torch.equal(
         network.encoder.get_parameter("stages.0.conv1.weight"), published["conv1.weight"]
     )
-    # A second time nothing is asked of anybody, and what is there is verified.
+    # A second fetch sends no request and verifies the existing file.
     server.asked.clear()
     assert fetch_encoder(tmp_path, "resnet18") is Fetched.INTACT
     content = path.read_bytes()
@@ -1106,11 +1106,11 @@ def test_fetching(server: Server, resnet18: bytes, tmp_path: Path) -> None:
         path.write_bytes(broken)
         with pytest.raises(
             SatmapError, match=r"(damaged|not a whole).*Remove it and fetch"
-        ) as said:
+        ) as failure:
             fetch_encoder(tmp_path, "resnet18")
-        assert "Copy it again" not in str(said.value)
+        assert "Copy it again" not in str(failure.value)
     assert server.asked == []
-    # What a user put there is as good, though nothing is recorded in it.
+    # A file placed by the user is accepted without a recorded checksum.
     path.write_bytes(resnet18)
     assert "no checksum" in fetch_encoder(tmp_path, "resnet18")
     path.unlink()
@@ -1128,7 +1128,7 @@ def test_redirects_to_nowhere(
     assert list(tmp_path.glob("**/*.*")) == []
 
 
-def test_a_checksum_that_is_another_files(server: Server, tmp_path: Path) -> None:
+def test_a_checksum_of_another_file(server: Server, tmp_path: Path) -> None:
     server.answers[RESOLVE] = server.redirect(server.store, b"other")
     with pytest.raises(SatmapError, match=r"has the SHA-256 \w{64}, but its publisher says"):
         fetch_encoder(tmp_path, "resnet18")
@@ -1147,7 +1147,7 @@ def test_a_download_that_breaks_off_is_resumed(
     ("address", "answer", "message"),
     [
         (RESOLVE, Answer(status=404), r"resolve/main/\S+ answers 404"),
-        (RESOLVE, Answer(b"<html>hello</html>"), "does not say the weights' SHA-256"),
+        (RESOLVE, Answer(b"<html>hello</html>"), "does not give the weights' SHA-256"),
         (RESOLVE, Answer(status=503), r"resolve/main/\S+ answers 503"),
         (STORE, Answer(status=403), "answers 403"),
         (STORE, Answer(), r"has the SHA-256 e3b0c44298\w+, but"),
@@ -1160,7 +1160,7 @@ def test_failed_downloads_leave_nothing(
     server.answers[address] = answer
     with pytest.raises(SatmapError, match=message) as caught:
         fetch_encoder(tmp_path, "resnet18")
-    # What to do instead: by hand, or without.
+    # The message names the alternatives: by hand, or from scratch.
     assert f"{server.url}{RESOLVE} on another machine and `satmap weights import`" in str(
         caught.value
     )
@@ -1171,7 +1171,7 @@ def test_failed_downloads_leave_nothing(
 def test_a_download_of_something_else(server: Server, tmp_path: Path) -> None:
     other = save({"conv1.weight": torch.zeros(1)}, {})
     server.publish(other)
-    with pytest.raises(SatmapError, match=r"is of no use: .*it lacks"):
+    with pytest.raises(SatmapError, match=r"cannot be used: .*it lacks"):
         fetch_encoder(tmp_path, "resnet18")
     with torch.device("meta"):
         names = timm.create_model("resnet34", pretrained=False).state_dict()
@@ -1182,7 +1182,7 @@ def test_a_download_of_something_else(server: Server, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     hostile = pickle.dumps(Command(marker), protocol=2)
     server.publish(hostile)
-    with pytest.raises(SatmapError, match="nothing of it was run"):
+    with pytest.raises(SatmapError, match="No code in it was run"):
         fetch_encoder(tmp_path, "resnet18")
     assert list(tmp_path.glob("**/*.*")) == []
     assert not marker.exists()
@@ -1221,7 +1221,7 @@ def test_every_encoder_has_a_source_with_a_checksum(name: str, server: Server) -
     assert source.url.startswith((server.url, "https://"))
 
 
-def test_nothing_from_a_file_or_a_server_reaches_the_terminal_raw(
+def test_file_and_server_text_is_escaped_for_the_terminal(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "evil.safetensors"
@@ -1229,24 +1229,24 @@ def test_nothing_from_a_file_or_a_server_reaches_the_terminal_raw(
     save_file({"a": torch.zeros(1)}, path, {f"key{evil}": f"value{evil}"})
     shown = run(capsys, "weights", "show", path)
     assert len(shown.splitlines()) == 2
-    said = refused(capsys, "weights", "import", path.rename(tmp_path / f"file{evil}"), tmp_path)
+    refusal = refused(capsys, "weights", "import", path.rename(tmp_path / f"file{evil}"), tmp_path)
     server.answers[RESOLVE] = server.redirect("http://[::\x1b[31m/x", b"")
     with pytest.raises(SatmapError) as caught:
         fetch_encoder(tmp_path, "resnet18")
-    for text in (shown, said, str(caught.value)):
+    for text in (shown, refusal, str(caught.value)):
         assert not {char for char in text if not char.isprintable()} - {"\n"}
 
 
-def test_encoders_inside_of_an_image(
+def test_encoders_in_a_container_image(
     resnet18: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mounted directory of weights hides nothing that was fetched when the image was built."""
+    """A mounted weights directory must not hide encoders fetched when the image was built."""
     text = (Path(__file__).parents[1] / "Dockerfile").read_text()
     (place,) = re.findall(rf"^ENV {ENCODERS_VARIABLE}=(\S+)", text, re.MULTILINE)
     assert not place.startswith("/satmap")
     (loop,) = re.findall(r"^RUN (for recipe in (?:.|\\\n)*?done)$", text, re.MULTILINE)
     assert 'ARG FETCH_WEIGHTS=""\n' in text
-    # What the line does, with a satmap that only says what it was asked for.
+    # Run the line with a fake satmap that only prints its arguments.
     stub = tmp_path / "satmap"
     stub.write_text('#!/bin/sh\necho "$@"\n[ "$4" != broken ]\n')
     stub.chmod(0o755)
@@ -1282,14 +1282,14 @@ def test_encoders_inside_of_an_image(
     assert find_encoder_file(weights, "resnet18") == own
 
 
-def test_nobody_to_download_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
         with pytest.raises(SatmapError, match=r"cannot download http.*refused.*another machine"):
             fetch_encoder(tmp_path, "resnet18")
     monkeypatch.setenv("HF_ENDPOINT", "file:///etc")
-    with pytest.raises(SatmapError, match=r"no address of the web. Check \$HF_ENDPOINT"):
+    with pytest.raises(SatmapError, match=r"not a web address. Check \$HF_ENDPOINT"):
         fetch_encoder(tmp_path, "resnet18")
     assert list(tmp_path.glob("**/*.*")) == []
 
@@ -1308,7 +1308,7 @@ def test_a_server_that_falls_silent(
     assert list(tmp_path.glob("**/*.*")) == []
 
 
-def test_nowhere_to_download_to(server: Server, tmp_path: Path) -> None:
+def test_unwritable_download_directories(server: Server, tmp_path: Path) -> None:
     (tmp_path / "imagenet").write_text("")
     with pytest.raises(CannotWriteError, match="cannot write"):
         fetch_encoder(tmp_path, "resnet18")

@@ -1,4 +1,4 @@
-"""The wheel: its files, and commands that run from it without the repository."""
+"""Wheel: its files, and commands that run from it without the repository."""
 
 import os
 import shutil
@@ -12,13 +12,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Kept out of the copied sources: what an earlier build or import left there.
+# Leftovers of earlier builds and imports, which are not copied.
 GENERATED = shutil.ignore_patterns("*.egg-info", "__pycache__")
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build from a copy: setuptools also packs what is left in ``build/`` of the source tree."""
+    """Build from a copy, because setuptools also packs leftovers in ``build/``."""
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -80,8 +80,8 @@ def test_recipes_load_from_the_wheel(installed: Path, tmp_path: Path) -> None:
 
 def test_commands_run_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     (distribution,) = metadata.distributions(path=[str(installed)])
-    said = python(installed, tmp_path, "-m", "satmap", "--version")
-    assert said == f"satmap {distribution.version}\n"
+    printed = python(installed, tmp_path, "-m", "satmap", "--version")
+    assert printed == f"satmap {distribution.version}\n"
     small = ("--chips", "1", "--test-chips", "1", "--size", "128")
     python(installed, tmp_path, "-m", "satmap", "make-city", "city", *small)
     truth = "city/test_truth.csv"

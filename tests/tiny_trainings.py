@@ -1,18 +1,18 @@
-"""Trainings of seconds: their recipes, and encoders so small that states are written in no time."""
+"""Recipes for trainings of seconds, and tiny encoders whose states are written at once."""
 
 from typing import Any, cast
 
 import pytest
 import yaml
 
-from satmap.networks.encoder_names import ENCODER_NAMES
 from satmap.networks.encoders import ENCODERS, EncoderSpec
+from satmap.recipes.encoder_names import ENCODER_NAMES
 
 
 def add_tiny_encoders(patch: pytest.MonkeyPatch) -> None:
-    """``tiny``, a fiftieth of ResNet18, and the smallest that timm has of two other families.
+    """Add ``tiny``, a fiftieth of ResNet18, and the smallest encoders of two other timm families.
 
-    The first and the last are timm's own for tests; ``tiny_senet`` has half the blocks of
+    The first and the last are timm's own test models; ``tiny_senet`` has half the blocks of
     ``se_resnext50_32x4d``.
     """
     resnet, senet, convnext = (
@@ -32,14 +32,14 @@ def add_tiny_encoders(patch: pytest.MonkeyPatch) -> None:
 
 
 def stage(**changes: object) -> dict[str, Any]:
-    """A stage of an epoch of small crops; ``peak`` is the schedule's."""
+    """Return a stage of one epoch of small crops; ``peak`` is the peak learning rate."""
     peak = changes.pop("peak", 1e-3)
     schedule = {"kind": "cosine", "peak": peak}
     return {"crop": 64, "batch": 4, "epochs": 1, "schedule": schedule} | changes
 
 
 def road_member(**changes: object) -> dict[str, Any]:
-    """A network for roads, with one stage."""
+    """Return a road network with one stage."""
     losses = {"road": {"dice": 0.5, "focal": 2}, "speed": {"focal": 2}, "junction": {"focal": 1}}
     return {
         "fold": 0, "encoder": "tiny", "pretrained": False, "decoder": [16, 16, 16, 16],
@@ -48,7 +48,7 @@ def road_member(**changes: object) -> dict[str, Any]:
 
 
 def road_recipe(*members: dict[str, Any], **changes: object) -> str:
-    """The text of a recipe for roads, of two folds and one view."""
+    """Return the text of a road recipe with two folds and one view."""
     content = {
         "name": "test", "description": "seconds long", "task": "roads", "folds": 2,
         "members": [*members] or [road_member()], "inference": {"tta": 1},

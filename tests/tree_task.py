@@ -1,6 +1,6 @@
-"""A third task, for tests: trees as points, found by a network without probability maps.
+"""Third task for tests: trees as points, found by a network without probability maps.
 
-The trees of ``NAME.tif`` are in ``NAME.csv``, a line ``x,y`` in pixels for each tree. A result is a
+The trees of ``NAME.tif`` are in ``NAME.csv``, one line ``x,y`` in pixels per tree. A result is a
 CSV with the columns ``image,x,y,score``; an image without trees has a row with empty numbers.
 """
 
@@ -25,7 +25,6 @@ from satmap.data.inventory import Inventory
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.building_f1 import Counts
 from satmap.evaluation.metrics.figures import Report
-from satmap.evaluation.result_format import ResultFormat
 from satmap.evaluation.score import Scoring
 from satmap.io.files import write_text
 from satmap.networks.ensemble import Symmetry
@@ -33,6 +32,7 @@ from satmap.recipes.registry import TaskEntry
 from satmap.recipes.schema import Member
 from satmap.recipes.task_settings import TaskLosses, TaskSettings
 from satmap.submissions.fault import Fault
+from satmap.submissions.result_format import ResultFormat
 from satmap.tasks.base import Batch, Total
 from satmap.tasks.instances import InstanceTask, WindowCandidates
 from satmap.vectors.georeference import Georeference
@@ -77,7 +77,7 @@ class TreeLosses(TaskLosses):
 
 
 class TreeNetwork(nn.Module):
-    """For every cell of 4 x 4 pixels whether there is a tree, and where in it."""
+    """Predict for every cell of 4 x 4 pixels whether there is a tree, and its position."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class TreeTask(InstanceTask):
 
 
 def suppress(points: Points) -> Points:
-    """The points without those that are close to one with a higher score."""
+    """Drop points that are close to a point with a higher score."""
     kept: list[Any] = []
     for point in points[np.argsort(-points[:, 2], kind="stable")]:
         if all(np.hypot(*(point - other)[:2]) > MATCH_PX for other in kept):

@@ -1,4 +1,4 @@
-"""SpaceNet 2's labels of Las Vegas, as they lie beside the project."""
+"""SpaceNet 2's Las Vegas labels from the shared data."""
 
 import json
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ import rasterio
 import shapely
 from shapely.affinity import affine_transform
 
-#: Buildings on a chip with fewer pixels are not counted by the challenge.
+#: The challenge does not count smaller buildings, pixels.
 _LEAST_PX = 20
 
 
 def vegas_truth(directory: Path) -> Iterator[tuple[list[shapely.Polygon], tuple[int, int]]]:
-    """Buildings in pixels and height and width of every chip, in the order of the labels' names."""
+    """Yield the buildings in pixels, height and width of every chip, ordered by label name."""
     for path in sorted((directory / "geojson/buildings").glob("*.geojson")):
         (image,) = directory.glob(f"RGB-PanSharpen/*_{path.stem.rsplit('_', 1)[1]}.tif")
         with rasterio.open(image) as source:

@@ -175,7 +175,7 @@ def coco(images: Sequence[tuple[int, str, int, Sequence[Footprint]]]) -> str:
             )
     return json.dumps(
         {
-            "info": {"description": "synthetic city"},
+            "info": {"description": "made city"},
             "categories": [{"id": _CATEGORY, "name": "building", "supercategory": "building"}],
             "images": [
                 {"id": image_id, "file_name": name, "width": side, "height": side}

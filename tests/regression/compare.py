@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 HERE = Path(__file__).resolve().parent
 BASELINE = HERE / "baseline"
-# Masks of real images that not every machine has.
+# Masks of real images, which not every machine has.
 REAL_MASKS = HERE.parents[2] / "shared" / "fixtures" / "masks"
 REAL_CHIPS = ("chip0", "chip5")
 
@@ -668,7 +668,7 @@ def read_pictures(path: Path) -> dict[str, Any]:
 
 
 def read_city(path: Path) -> dict[str, Any]:
-    """Images, labels and truth of a made city."""
+    """Images, labels and truth of a synthetic city."""
     found: dict[str, Any] = {}
     for file in files_of(path, ""):
         name = str(file.relative_to(path))

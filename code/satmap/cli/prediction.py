@@ -15,10 +15,13 @@ from satmap.cli.options import (
     with_pixel_size,
 )
 from satmap.errors import SatmapError
+from satmap.io.files import require_writable
 from satmap.io.text import printable
+from satmap.io.walk import require_directories
 from satmap.runtime.launched import is_first_rank, is_rank, local_processes
 from satmap.runtime.resources import available_cores
 from satmap.runtime.shared_memory import can_share_locks
+from satmap.submissions.outputs import require_any_format, require_map_output
 
 
 def add_predict(commands: Commands) -> None:
@@ -90,6 +93,8 @@ def _predict(options: argparse.Namespace) -> int:
     """
     from satmap.cli.checks import check_prediction
 
+    if options.probabilities:
+        require_writable(options.probabilities / "maps.tif")
     check_prediction(
         options.directories, options.output, options.weights, options.recipe, options.export
     )
@@ -161,26 +166,28 @@ def _vectorize(options: argparse.Namespace) -> int:
     ground between two buildings). OUT is SpaceNet's CSV, .geojson or .gpkg, or COCO results if it
     ends in .json and the rasters have numbers as names.
     """
-    from satmap.cli.checks import check_maps
-    from satmap.io.files import require_map_output
+    from satmap.recipes.registry import find_task
     from satmap.recipes.schema import load_recipe
 
-    check_maps(options.maps)
+    require_directories([options.maps])
     require_map_output(options.output)
     if options.recipe:
-        require_task(load_recipe(options.recipe), options.task)
+        recipe = require_task(load_recipe(options.recipe), options.task)
+        if not recipe.map_names:
+            raise SatmapError(f"{recipe.task.name} are not made of probability maps.")
+        settings = recipe.task
+    else:
+        recipe = None
+        name = options.task or "roads"
+        settings = find_task(name).settings_type()(name=name)
+    require_any_format(settings, options.output)
     from satmap.prediction.vectorize import vectorize_directory
     from satmap.tasks.base import default_task, task_of
     from satmap.tasks.dense import DenseTask
 
-    if options.recipe:
-        recipe = require_task(load_recipe(options.recipe), options.task)
-        task = task_of(with_pixel_size(recipe, options.metres_per_pixel))
-    else:
-        task = default_task(options.task or "roads")
-        task = task_of(with_pixel_size(task.recipe, options.metres_per_pixel))
-    if not isinstance(task, DenseTask):
-        raise SatmapError(f"{task.noun} are not made of probability maps.")
+    recipe = recipe or default_task(settings.name).recipe
+    task = task_of(with_pixel_size(recipe, options.metres_per_pixel))
+    assert isinstance(task, DenseTask), "networks with probability maps have dense tasks"
     done = vectorize_directory(
         options.maps, options.output, task, workers=options.workers, view_angle=options.nadir
     )

@@ -9,6 +9,7 @@ from satmap.cli.commands import Commands, report_warnings
 from satmap.cli.options import count, pixel_size
 from satmap.io.files import require_writable
 from satmap.io.text import printable
+from satmap.io.walk import require_directories
 
 
 def add_score(commands: Commands) -> None:
@@ -55,6 +56,9 @@ def _score(options: argparse.Namespace) -> int:
     """
     from functools import partial
 
+    from satmap.cli.checks import require_existing
+
+    require_existing(options.truth, options.proposal)
     from satmap.evaluation.score import score_files
     from satmap.report.misses import draw_image, write_misses
     from satmap.report.table import score_table
@@ -105,9 +109,9 @@ def _check(options: argparse.Namespace) -> int:
     of mask rasters. With image directories, exactly their images must be in the submission. The
     exit status is 1 if there is a problem.
     """
-    from satmap.cli.checks import check_results
+    from satmap.cli.checks import require_existing
 
-    check_results(options.submission)
+    require_existing(options.submission)
     from satmap.evaluation.check import check_files
 
     faults = check_files(options.submission, options.directories)
@@ -147,10 +151,14 @@ def _overlay(options: argparse.Namespace) -> int:
     Roads are coloured by speed, with the truth beside them. Buildings (CSV, COCO results) are
     coloured as found, missed or false if a truth is given.
     """
-    from satmap.evaluation.result_format import find_format
+    from satmap.cli.checks import require_existing
+
+    require_directories(options.directories)
+    require_existing(options.submission, *filter(None, [options.truth]))
     from satmap.report.building_overlay import write_building_overlays
     from satmap.report.road_overlay import write_overlays
     from satmap.submissions.formats import Format, detect
+    from satmap.submissions.result_format import find_format
 
     if added := find_format(options.submission):
         pictures = added.draw(

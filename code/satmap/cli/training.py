@@ -18,6 +18,8 @@ from satmap.cli.options import (
     require_task,
 )
 from satmap.errors import SatmapError
+from satmap.io.files import require_writable
+from satmap.io.walk import require_directories
 from satmap.runtime.launched import is_started_again, local_processes
 from satmap.runtime.resources import available_cores
 
@@ -117,8 +119,10 @@ def _train(options: argparse.Namespace) -> int:
     checkpoints. After an interruption the same command resumes. With several GPUs it starts one
     process per GPU; on several machines use torchrun.
     """
-    from satmap.cli.checks import check_training, require_tensorboard
+    from satmap.cli.checks import require_folds, require_tensorboard
+    from satmap.data.audit_report import read_groups
     from satmap.recipes.schema import load_recipe
+    from satmap.weights.members import find_weights
 
     if options.tensorboard:
         require_tensorboard()
@@ -128,7 +132,14 @@ def _train(options: argparse.Namespace) -> int:
             "--time-limit and --deterministic exclude each other: with a time limit the number of "
             "steps depends on the clock. Leave one of them out."
         )
-    check_training(options.directories, recipe, options.weights)
+    require_folds(recipe, options.fold or ())
+    require_directories(options.directories)
+    for place in filter(None, (options.weights, options.cache)):
+        require_writable(place / "weights.safetensors")
+    if options.teacher:
+        find_weights(options.teacher)
+    if options.audit:
+        read_groups(options.audit)
     from satmap.runtime.device import be_deterministic
     from satmap.runtime.launcher import launch, processes_for
 
@@ -214,11 +225,14 @@ def _tune(options: argparse.Namespace) -> int:
     has a head per view angle category, each category is fitted separately. Use the result with
     `predict --recipe OUT.yaml`.
     """
-    from satmap.cli.checks import check_maps
+    from satmap.cli.checks import require_existing
     from satmap.recipes.schema import load_recipe
+    from satmap.tuning.output import require_recipe_output
 
     recipe = require_task(load_recipe(options.recipe), options.task)
-    check_maps(options.maps, options.truth)
+    require_directories([options.maps])
+    require_existing(options.truth)
+    require_recipe_output(options.output)
     from satmap.tasks.tune import tune_recipe
 
     tuning = tune_recipe(
@@ -260,9 +274,12 @@ def _confidence(options: argparse.Namespace) -> int:
     `predict` uses it from then on. Without it, the confidence of a building is its mean probability
     times the square root of its area.
     """
-    from satmap.cli.checks import check_maps
+    from satmap.cli.checks import require_existing
+    from satmap.weights.members import find_weights
 
-    check_maps(options.maps, options.submission)
+    require_directories([options.maps])
+    require_existing(options.submission)
+    find_weights(options.weights)
     from satmap.tasks.buildings.confidence_fit import fit_to_prediction
 
     done = fit_to_prediction(

@@ -6,6 +6,7 @@ from pathlib import Path
 from satmap.cli.commands import Commands
 from satmap.cli.options import add_recipe, add_weights, count
 from satmap.errors import SatmapError
+from satmap.io.files import require_writable
 from satmap.io.text import printable
 
 # Number of characters of a long value to print.
@@ -83,12 +84,14 @@ def _weights_average(options: argparse.Namespace) -> int:
     Images count as held out if all networks held them out. To predict with the result, put it into
     its own directory, under the name of a checkpoint such as soup.last.safetensors.
     """
-    from satmap.cli.checks import check_weight_file
+    from satmap.cli.checks import require_networks
 
     if options.output.suffix != ".safetensors":
         raise SatmapError(f"{options.output}: give a name that ends in .safetensors.")
-    for file in options.files:
-        check_weight_file(file)
+    if len(options.files) < 2:
+        raise SatmapError(f"{options.files[0]} is a single file: give two or more to average.")
+    require_networks(options.files)
+    require_writable(options.output)
     from satmap.weights.average import average_weights
     from satmap.weights.derived_manifest import write_derived_manifest
 
@@ -137,14 +140,15 @@ def _export(options: argparse.Namespace) -> int:
     probability maps, float32 (batch, maps, height, width). The metadata of the file holds the names
     of the maps and the recipe.
     """
-    from satmap.cli.checks import check_weight_file, require_single_file
-
-    require_single_file(options.network)
-    check_weight_file(options.network)
-    from satmap.weights.export import export_network, require_exportable
-    from satmap.weights.network_files import load_weights
+    from satmap.cli.checks import require_networks, require_single_file
+    from satmap.weights.export_file import require_exportable
 
     require_exportable(options.output)
+    require_single_file(options.network)
+    require_networks([options.network])
+    from satmap.weights.export import export_network
+    from satmap.weights.network_files import load_weights
+
     network, metadata = load_weights(options.network)
     export_network(network, options.output, metadata, options.size and tuple(options.size))
     maps = ", ".join(network.map_names)

@@ -1,1 +1,1 @@
-"""Chips on disk: layouts, imagery, labels, targets, the cache and the crops drawn from it."""
+"""Training and test data: directory layouts, imagery, folds, the chip cache and crops."""

@@ -1,16 +1,16 @@
-"""Images that are in a data set twice, nearly: within training, and across to validation.
+"""Find near-duplicate images within training data, and between training and validation data.
 
-Two images are near-duplicates if their perceptual hashes differ in few bits. The hash is that of
-the low frequencies of a discrete cosine transform (Zauner 2010, "Implementation and benchmarking of
-perceptual image hash functions"): it outlives compression, scaling and a change of brightness, and
-those of the eight ways to turn and mirror an image follow from one transform. Of the Mapping
-Challenge's validation images 93 % are in training, too (arXiv 2304.02296).
+Two images are near-duplicates if their perceptual hashes differ in few bits. The hash is computed
+from the low frequencies of a discrete cosine transform (Zauner 2010, "Implementation and
+benchmarking of perceptual image hash functions"). It is robust to compression, scaling and changes
+of brightness, and one transform gives the hashes of all eight rotations and reflections. Of the
+Mapping Challenge's validation images, 93 % are also in training (arXiv 2304.02296).
 
-Hashes that differ in at most three of 64 bits agree in one of four parts of 16 (pigeonholes, as
-multi-index hashing has it, arXiv 1307.2982), so that all pairs are found by sorting four times.
+Two 64-bit hashes that differ in at most three bits agree in at least one of their four 16-bit
+parts. All pairs are therefore found by sorting once per part (multi-index hashing, arXiv
+1307.2982).
 """
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,23 +25,23 @@ from scipy import sparse
 from scipy.fft import dctn
 from scipy.sparse.csgraph import connected_components
 
+from satmap.data.audit_report import read_groups
 from satmap.data.chip import Chip
 from satmap.errors import SatmapError
-from satmap.io.files import refuse_pipe
 from satmap.io.progress import track
 from satmap.io.walk import walk
 from satmap.runtime.resources import available_cores
 
-#: Bits in which near-duplicates differ at most.
+#: Largest number of bits in which the hashes of near-duplicates differ, by default.
 MOST_BITS = 3
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 _TIFF = (".tif", ".tiff")
-# Pixels a side that are transformed, frequencies a side that are kept, parts of the 64 bits.
+# Side of the transformed image in pixels, frequencies kept per side, parts of the 64-bit hash.
 _SIDE, _KEPT, _PARTS = 32, 8, 4
-# Images with less contrast, of their mean, show nothing that could be told apart.
+# Images whose standard deviation is a smaller share of their mean have too little contrast to hash.
 _FLATTEST = 1e-3
-# Pairs of hashes compared at a time.
+# Number of pairs of hashes compared at a time.
 _PAIRS = 1 << 22
 
 Hashes = NDArray[np.uint64]
@@ -53,12 +53,12 @@ class Audit:
     """Near-duplicates of a data set.
 
     Attributes:
-        training: how many images there are to train on.
-        validation: how many to validate on.
-        groups: images that are one another's near-duplicates, two or more each, by path.
+        training: number of training images.
+        validation: number of validation images.
+        groups: paths of near-duplicates, two or more per group.
         leaked: validation images with a near-duplicate in training.
         flat: images without contrast, which are not compared.
-        faults: path to what is wrong, for images that cannot be read.
+        faults: error message by path, for images that cannot be read.
     """
 
     training: int
@@ -69,25 +69,25 @@ class Audit:
     faults: dict[Path, str]
 
     def summary(self) -> str:
-        """A few lines for people."""
+        """Return a readable summary of a few lines."""
         repeated = sum(map(len, self.groups)) - len(self.groups)
         lines = [
             f"{self.training} training and {self.validation} validation images",
-            f"{len(self.groups)} groups of near-duplicates; without repetitions "
-            f"{repeated} images fewer",
+            f"{len(self.groups)} groups of near-duplicates; keeping one image of each group "
+            f"removes {repeated} images",
         ]
         if self.validation:
             share = 100 * len(self.leaked) / self.validation
             lines.append(
-                f"{len(self.leaked)} validation images ({share:.1f} %) are in training, too; the "
+                f"{len(self.leaked)} validation images ({share:.1f} %) are also in training; the "
                 f"clean split keeps {self.validation - len(self.leaked)}"
             )
         if self.flat:
-            lines.append(f"{len(self.flat)} images show nothing and were not compared")
+            lines.append(f"{len(self.flat)} images have no contrast and were not compared")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, object]:
-        """The same and all paths, for programs."""
+        """Return the counts and all paths as JSON values."""
         return {
             "training": self.training,
             "validation": self.validation,
@@ -105,16 +105,16 @@ def audit_images(
     most_bits: int = MOST_BITS,
     turned: bool = False,
 ) -> Audit:
-    """Look for near-duplicates among all images under directories.
+    """Find near-duplicates among all images under the directories.
 
     Args:
-        directories: of training images, or of all.
-        validation: of validation images; they may lie within ``directories``.
-        most_bits: near-duplicates' hashes differ in so many bits or fewer, 0 to 3.
-        turned: whether an image turned or mirrored is its near-duplicate, too.
+        directories: directories of training images, or of all images.
+        validation: directories of validation images; they may lie within ``directories``.
+        most_bits: largest number of bits in which the hashes of near-duplicates differ, 0 to 3.
+        turned: whether rotated and mirrored copies count as near-duplicates.
 
     Raises:
-        SatmapError: a directory does not exist, or there is no image.
+        SatmapError: a directory does not exist, or there are no images.
     """
     held_out = dict.fromkeys(p for p in walk(validation) if p.suffix.lower() in _SUFFIXES)
     known = {path.resolve() for path in held_out}
@@ -126,8 +126,8 @@ def audit_images(
     paths = [*images, *held_out]
     if not paths:
         raise SatmapError(
-            f"no images under {', '.join(map(str, (*directories, *validation)))}; names end in "
-            f"{', '.join(_SUFFIXES)}."
+            f"no images under {', '.join(map(str, (*directories, *validation)))}. Expected names "
+            f"that end in {', '.join(_SUFFIXES)}."
         )
     with ThreadPoolExecutor(available_cores()) as pool:
         read = list(track(pool.map(_read, paths), "reading images", len(paths)))
@@ -135,56 +135,34 @@ def audit_images(
     flat = tuple(path for path, x in zip(paths, read, strict=True) if x is None)
     good = [n for n, x in enumerate(read) if isinstance(x, np.ndarray)]
     hashes = np.array([read[n] for n in good], np.uint64).reshape(-1, 8)
-    group = near_duplicates(hashes if turned else hashes[:, :1], most_bits)
+    labels = near_duplicates(hashes if turned else hashes[:, :1], most_bits)
     members: dict[int, list[int]] = {}
-    for number, its in zip(good, group.tolist(), strict=True):
-        members.setdefault(its, []).append(number)
-    several = [its for its in members.values() if len(its) > 1]
-    leaked = [n for its in several if its[0] < len(images) for n in its if n >= len(images)]
+    for number, label in zip(good, labels.tolist(), strict=True):
+        members.setdefault(label, []).append(number)
+    groups = [group for group in members.values() if len(group) > 1]
+    leaked = [n for group in groups if group[0] < len(images) for n in group if n >= len(images)]
     return Audit(
         training=len(images),
         validation=len(held_out),
-        groups=tuple(tuple(paths[n] for n in its) for its in several),
+        groups=tuple(tuple(paths[n] for n in group) for group in groups),
         leaked=tuple(paths[n] for n in sorted(leaked)),
         flat=flat,
         faults=faults,
     )
 
 
-def read_groups(path: Path) -> list[list[Path]]:
-    """The groups of near-duplicates of a report that ``satmap audit --json`` has printed.
-
-    Raises:
-        SatmapError: it cannot be read, or is no such report.
-    """
-    refuse_pipe(path)
-    try:
-        groups = json.loads(path.read_bytes())["groups"]
-        if not all(isinstance(name, str) for group in groups for name in group):
-            raise TypeError("a group holds something else than paths")
-        # What no path can be, or what leads in circles, fails here.
-        return [[Path(name).resolve() for name in group] for group in groups if group]
-    except OSError as error:
-        raise SatmapError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise SatmapError(
-            f"{path}: no report of near-duplicates ({type(error).__name__}: {error}). Write one "
-            "with `satmap audit DIR... --json > audit.json`."
-        ) from error
-
-
 def duplicate_groups(path: Path, chips: Sequence[Chip]) -> list[list[str]]:
-    """The sites of chips of which near-duplicates say that they must share a fold.
+    """Return groups of sites that must share a fold because their chips are near-duplicates.
 
     Args:
-        path: a report of ``satmap audit --json``; what it says of other images has no influence.
-        chips: whose images it may name, in any product.
+        path: a report of ``satmap audit --json``; images of other chips in it are ignored.
+        chips: the chips of the data set; the report may name an image of any product.
 
     Returns:
-        Two sites or more each, no site in two groups.
+        Groups of two or more sites; no site is in two groups.
 
     Raises:
-        SatmapError: the report cannot be read, or names none of the images.
+        SatmapError: the report cannot be read, or names none of the chips' images.
     """
     groups = read_groups(path)
     site_of = {image.path.resolve(): chip.site for chip in chips for image in chip.images.values()}
@@ -193,11 +171,11 @@ def duplicate_groups(path: Path, chips: Sequence[Chip]) -> list[list[str]]:
     ]
     if groups and chips and not any(known):
         raise SatmapError(
-            f"{path} names none of the images, but for example {groups[0][0]} and not "
-            f"{chips[0].image.path}. Make the report of the directories that are trained with: "
-            f"`satmap audit DIR... --json > {path.name}`."
+            f"{path} names none of the images: it names, for example, {groups[0][0]}, but the "
+            f"images are those such as {chips[0].image.path}. Write the report for the directories "
+            f"that you train with: `satmap audit DIR... --json > {path.name}`."
         )
-    # Two images of one site may be in two groups, which are then one.
+    # Merge groups that share a site: two images of one site may be in two groups.
     group_of: dict[str, set[str]] = {}
     for group in known:
         joined = set(group).union(*(group_of.get(site, ()) for site in group))
@@ -207,10 +185,13 @@ def duplicate_groups(path: Path, chips: Sequence[Chip]) -> list[list[str]]:
 
 
 def perceptual_hashes(grey: NDArray[np.float32]) -> Hashes:
-    """The hashes of an image as it is and turned and mirrored, uint64 (8,).
+    """Compute the hashes of an image and of its rotations and reflections.
 
     Args:
         grey: float32 (32, 32).
+
+    Returns:
+        uint64 (8,), the hash of the unchanged image first.
     """
     low = dctn(grey.astype(np.float64), norm="ortho")[:_KEPT, :_KEPT]
     sign = (-1.0) ** np.arange(_KEPT)
@@ -219,7 +200,7 @@ def perceptual_hashes(grey: NDArray[np.float32]) -> Hashes:
         for rows in (1.0, sign[:, None]):
             for columns in (1.0, sign):
                 bits = (turned * rows * columns).ravel()
-                # The mean brightness says nothing.
+                # The first coefficient is the mean brightness, which is not used.
                 above = bits > np.median(bits[1:])
                 above[0] = False
                 found.append(np.packbits(above).view(">u8")[0])
@@ -227,18 +208,18 @@ def perceptual_hashes(grey: NDArray[np.float32]) -> Hashes:
 
 
 def near_duplicates(hashes: Hashes, most_bits: int) -> Ints:
-    """Groups of images that are near-duplicates, or near-duplicates of such.
+    """Group images that are connected by chains of near-duplicates.
 
     Args:
-        hashes: uint64 (images, variants), of which the first is the image as it is: two images are
-            near-duplicates if any variant of one is near the other as it is.
-        most_bits: 0 to 3.
+        hashes: uint64 (images, variants). The first variant is the unchanged image. Two images are
+            near-duplicates if any variant of one is close to the first variant of the other.
+        most_bits: largest number of bits in which hashes of near-duplicates differ, 0 to 3.
 
     Returns:
-        int64 (images,), a number for each group.
+        int64 (images,), the group number of each image.
     """
     if not 0 <= most_bits < _PARTS:
-        raise ValueError(f"hashes can be compared within 0 to {_PARTS - 1} bits, not {most_bits}")
+        raise ValueError(f"most_bits must be 0 to {_PARTS - 1}, not {most_bits}")
     unique, first, which = np.unique(hashes[:, 0], return_index=True, return_inverse=True)
     queries = hashes[first].ravel()
     owner = np.repeat(np.arange(len(unique)), hashes.shape[1])
@@ -270,7 +251,7 @@ def near_duplicates(hashes: Hashes, most_bits: int) -> Ints:
 
 
 def _read(path: Path) -> Hashes | str | None:
-    """An image's hashes; None if it is flat; what is wrong if it cannot be read."""
+    """Read an image's hashes; None if it has no contrast, an error message if unreadable."""
     try:
         grey = _grey(path)
     except (rasterio.errors.RasterioError, OSError, cv2.error) as error:
@@ -281,7 +262,7 @@ def _read(path: Path) -> Hashes | str | None:
 
 
 def _grey(path: Path) -> NDArray[np.float32]:
-    """An image in 32 x 32 pixels, the plain mean of its first three bands."""
+    """Read an image as float32 (32, 32), the unweighted mean of its first three bands."""
     if path.suffix.lower() in _TIFF:
         with rasterio.open(path) as source:
             bands = range(1, min(source.count, 3) + 1)

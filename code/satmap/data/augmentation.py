@@ -1,4 +1,4 @@
-"""How training crops are varied: where they lie, how they are turned, their colours."""
+"""Augmentation of training crops: position, scale, rotation, flips and colour jitter."""
 
 import math
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from satmap.recipes.schema import Augmentation
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a crop lies in its chip.
+    """Position and transformation of a crop in its chip.
 
     Attributes:
         centre: x and y in pixels of the chip.
-        scale: pixels of the chip for one of the crop.
+        scale: chip pixels per crop pixel.
         angle: degrees, counter-clockwise.
-        quarter_turns: 0..3.
-        mirrored: flipped left to right before the turns.
+        quarter_turns: number of rotations by 90 degrees, 0..3.
+        mirrored: whether the crop is flipped left to right before the rotation.
     """
 
     centre: tuple[float, float]
@@ -29,7 +29,11 @@ class Geometry:
     mirrored: bool = False
 
     def to_chip(self, crop: int) -> NDArray[np.float64]:
-        """Affine map (2, 3) from pixel centres of the crop to those of the chip."""
+        """Return the affine map (2, 3) from pixel centres of the crop to those of the chip.
+
+        Args:
+            crop: height and width of the crop, pixels.
+        """
         turn = math.radians(self.angle + 90 * self.quarter_turns)
         cosine, sine = math.cos(turn) * self.scale, math.sin(turn) * self.scale
         mirror = -1.0 if self.mirrored else 1.0
@@ -44,15 +48,22 @@ def draw_geometry(
     crop: int,
     settings: Augmentation | None,
 ) -> Geometry:
-    """Draw the place of a crop in a chip of ``shape`` (height, width)."""
-    # A chip smaller than the crop is centred; what lies outside is reflected.
+    """Draw the geometry of a crop.
+
+    Args:
+        random: the random generator.
+        shape: height and width of the chip, pixels.
+        crop: height and width of the crop, pixels.
+        settings: augmentation; None to draw only a position.
+    """
+    # A chip smaller than the crop is centred; the outside is filled by reflection.
     height, width = shape
     centre = [
         random.uniform(crop / 2, side - crop / 2) if side > crop else side / 2
         for side in (width, height)
     ]
     if settings is None:
-        # Whole pixels, so that nothing is resampled.
+        # Whole pixels, so that no resampling is needed.
         x, y = (math.floor(c - crop / 2) + crop / 2 for c in centre)
         return Geometry((x, y))
     x, y = (c + random.uniform(-settings.shift, settings.shift) * crop for c in centre)
@@ -68,7 +79,10 @@ def draw_geometry(
 
 
 def jitter_colours(random: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """One of: a shift of each channel, brightness and contrast, gamma. image: (channels, h, w)."""
+    """Jitter the colours of an image, uint8 (channels, h, w).
+
+    One of three changes is drawn: a shift of each channel, brightness and contrast, or gamma.
+    """
     levels = np.arange(256.0)
     tables = np.tile(levels, (len(image), 1))
     match random.integers(3):

@@ -1,8 +1,9 @@
-"""Chips made ready for training, one memory-mapped file each.
+"""Cache of chips prepared for training, one memory-mapped file per chip.
 
-A file is a safetensors container: the stretched image, plane after plane, the target and, in its
-header, everything that validation needs. Reading a crop touches only the pages of its own rows, and
-of the planes that the network wants. The directory can be deleted whenever no training runs.
+A file is a safetensors container with the stretched image, stored channel by channel, the target
+and, in the header, everything that validation needs. Reading a crop touches only the pages of its
+rows and of the channels that the network uses. The directory can be deleted whenever no training
+runs.
 """
 
 import contextlib
@@ -33,20 +34,20 @@ from satmap.runtime.resources import available_cores
 
 _HEADER_KEYS = {"shape", "metres_per_pixel", "payload", "count", "repaired", "sources"}
 
-# Raise when the content of a cached file changes for the same inputs and settings.
+# Increase this number when the content of a cached file changes for the same inputs and settings.
 _FORMAT = "7"
 
 
 @dataclass(frozen=True)
 class EncodedLabel:
-    """What the label of a chip becomes for training.
+    """Label of a chip, encoded for training.
 
     Attributes:
-        arrays: stored beside the image, by name. Tasks with probability maps have ``target``, uint8
-            (h, w) or (h, w, bytes), of the image's size.
+        arrays: arrays stored beside the image, by name. Tasks with probability maps have
+            ``target``, uint8 (h, w) or (h, w, bytes), of the image's size.
         payload: JSON values that scoring needs, such as the lines of roads.
         count: number of labelled objects.
-        metres_per_pixel: along x and y; 1 where it is not known and not needed.
+        metres_per_pixel: pixel size along x and y; 1 if unknown and not needed.
         repaired: number of invalid objects that were repaired.
     """
 
@@ -58,42 +59,42 @@ class EncodedLabel:
 
 
 class LabelEncoder(Protocol):
-    """What the cache needs to know of a task; see :class:`satmap.tasks.base.Task`."""
+    """Part of a task that the cache needs; see :class:`satmap.tasks.base.Task`."""
 
     input_px: int | None
 
     @property
     def label_fingerprint(self) -> str:
-        """Changes with every setting that ``encode`` depends on."""
+        """Fingerprint of all settings that ``encode`` depends on."""
 
     def category(self, chip: Chip) -> str | None:
-        """The network head that is responsible for an image."""
+        """Return the name of the network head for an image; None for networks with one head."""
 
     def encode(self, chip: Chip, image: NDArray[np.uint8]) -> EncodedLabel:
-        """Turn the label of a chip into what training needs."""
+        """Encode the label of a chip for training."""
 
     def load_payload(self, payload: Any) -> Any:
-        """Turn a payload back into labels."""
+        """Convert a payload back to labels."""
 
 
 @dataclass(frozen=True)
 class CachedChip:
-    """A chip in the cache.
+    """Chip in the cache.
 
     Attributes:
-        image_id: the chip's id.
-        aoi: its area of interest.
-        path: the file.
+        image_id: id of the chip.
+        aoi: area of interest.
+        path: the cached file.
         shape: height, width and channels.
-        metres_per_pixel: pixel size along x and y; 1 where only pixels count and nobody knows it.
-        sources: the files that it was made of: the product of the image, ``label``.
-        payload: the labels, in the task's own form.
+        metres_per_pixel: pixel size along x and y; 1 if unknown and not needed.
+        sources: source files by kind: the image's product and ``label``.
+        payload: labels in the task's own form.
         count: number of labelled objects.
-        repaired: number of labelled objects that were invalid.
-        size: height and width of the file as it was given.
-        site: what must not be in two folds.
-        category: of the look, for networks with a head for each; None without.
-        soft: what a teacher made of the image; None for chips that have none.
+        repaired: number of invalid labelled objects that were repaired.
+        size: height and width of the original image.
+        site: unit that must not be split across folds.
+        category: view-angle category, for networks with one head per category; None for others.
+        soft: a teacher's soft target; None for chips without one.
     """
 
     image_id: str
@@ -112,16 +113,16 @@ class CachedChip:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is labelled."""
+        """Whether the chip has no labelled object."""
         return not self.count
 
     def read(
         self, rows: slice = slice(None), columns: slice = slice(None)
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """A window of the image (h, w, channels) and of the target (h, w) or (h, w, bytes).
+        """Read a window of the image (h, w, channels) and of the target (h, w) or (h, w, bytes).
 
         Raises:
-            SatmapError: the file is gone or damaged.
+            SatmapError: the file is missing or damaged.
         """
         image, target = self.read_channels(self.shape[2], rows, columns)
         return image.transpose(1, 2, 0), target
@@ -129,28 +130,32 @@ class CachedChip:
     def read_channels(
         self, channels: int, rows: slice, columns: slice
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The same with the first ``channels`` of the image, (channels, h, w), all contiguous.
+        """Read a window of the first ``channels`` of the image and of the target.
+
+        Returns:
+            The image, uint8 (channels, h, w), and the target, (h, w) or (h, w, bytes), both
+            contiguous.
 
         Raises:
-            SatmapError: the file is gone or damaged.
+            SatmapError: the file is missing or damaged.
         """
         image, target = self._read(image=(slice(channels), rows, columns), target=(rows, columns))
         return image, target
 
     def read_image(self, channels: int, rows: slice, columns: slice) -> NDArray[np.uint8]:
-        """A window of the first ``channels`` of the image, uint8 (channels, h, w).
+        """Read a window of the first ``channels`` of the image, uint8 (channels, h, w).
 
         Raises:
-            SatmapError: the file is gone or damaged.
+            SatmapError: the file is missing or damaged.
         """
         (image,) = self._read(image=(slice(channels), rows, columns))
         return image
 
     def read_array(self, name: str) -> NDArray[Any]:
-        """A whole array of the encoded label.
+        """Read a whole array of the encoded label.
 
         Raises:
-            SatmapError: the file is gone or damaged.
+            SatmapError: the file is missing or damaged.
         """
         (array,) = self._read(**{name: (slice(None),)})
         return array
@@ -161,8 +166,8 @@ class CachedChip:
                 return [tensors.get_slice(name)[window] for name, window in windows.items()]
         except (OSError, SafetensorError) as error:
             raise SatmapError(
-                f"the prepared chip {self.path} cannot be read ({error}). Start the same command "
-                "again: it prepares what is missing and goes on."
+                f"the prepared chip {self.path} cannot be read ({error}). Run the same command "
+                "again: it prepares missing chips and resumes."
             ) from error
 
 
@@ -172,21 +177,21 @@ def prepare_chip(
     stretch: StretchSettings,
     encoder: LabelEncoder,
 ) -> CachedChip:
-    """The cached form of a chip; made, or made anew, only if its inputs or settings changed.
+    """Return the cached form of a chip; build it if it is missing or its inputs changed.
 
     Args:
-        chip: with a label.
+        chip: a chip with a label.
         directory: the cache.
-        stretch: how the image becomes 8 bits.
+        stretch: percentiles of the stretch to 8 bits.
         encoder: the task, which encodes the label.
 
     Raises:
-        SatmapError: the image or label is unusable, the look is not known and needs to be, or the
+        SatmapError: the image or label is unusable, a required off-nadir angle is unknown, or the
             cache cannot be written.
     """
     category = encoder.category(chip)
-    # The fingerprint is part of the name: another training's settings make another file, and
-    # never change one that is in use.
+    # The fingerprint is part of the name. A training with other settings therefore writes another
+    # file and never changes one that is in use.
     fingerprint = _fingerprint(chip, stretch, encoder)
     path = directory / f"{chip.image_id}.{fingerprint[:16]}.safetensors"
     header = _read_header(path)
@@ -220,20 +225,20 @@ def require_image_data(chip: Chip, image: NDArray[np.uint8], labelled: int, noun
     """Fail if a label has objects and its image has no data.
 
     Raises:
-        SatmapError: there is nothing to see of what is labelled.
+        SatmapError: the image has labelled objects but no data.
     """
     if labelled and not image.any():
         assert chip.label is not None, "the label was read"
         raise SatmapError(
-            f"{chip.image.path}: no pixel holds data, but {chip.label.name} has {labelled} {noun}, "
-            "which cannot be learned from it. Check the image."
+            f"{chip.image.path}: no pixel holds data, but {chip.label.name} has {labelled} {noun}. "
+            "Check the image."
         )
 
 
 def _build(
     chip: Chip, stretch: StretchSettings, encoder: LabelEncoder
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """The header and the arrays of a chip."""
+    """Build the header and the arrays of a chip."""
     image = read_resized(chip.image, stretch.low, stretch.high, encoder.input_px)
     encoded = encoder.encode(chip, image)
     assert chip.label is not None, "the label was read"
@@ -243,7 +248,7 @@ def _build(
         "payload": encoded.payload,
         "count": encoded.count,
         "repaired": encoded.repaired,
-        # Here, where the files have just been read: hashing them costs little more.
+        # The files have just been read, so hashing them here costs little.
         "sources": {
             chip.image.product: record_file(chip.image.path).model_dump(),
             "label": _record_label(chip.label, chip.label.stat().st_mtime_ns).model_dump(),
@@ -254,12 +259,12 @@ def _build(
 
 @lru_cache(maxsize=2)
 def _record_label(path: Path, changed_ns: int) -> FileRecord:
-    """Of a file that many chips may share, hashed once as long as it does not change."""
+    """Record a label file; one that many chips share is hashed only once until it changes."""
     return record_file(path)
 
 
 def _fingerprint(chip: Chip, stretch: StretchSettings, encoder: LabelEncoder) -> str:
-    """Hash of all that the cached file depends on; files count by path, size and time."""
+    """Hash everything that the cached file depends on; source files by path, size and time."""
     parts = [_FORMAT, stretch.model_dump_json(), encoder.label_fingerprint, str(encoder.input_px)]
     for path in (chip.image.path, chip.label):
         if path is not None:
@@ -272,9 +277,9 @@ def _fingerprint(chip: Chip, stretch: StretchSettings, encoder: LabelEncoder) ->
 
 
 def _remove_misplaced(path: Path) -> None:
-    """Delete a pipe, or a link to none or to itself, in the place of a file of satmap's own.
+    """Delete a pipe or a broken link that has the name of a cached file.
 
-    Followed, links of several chips could lead to one and the same file.
+    If such links were followed, several chips could end up in the same file.
     """
     if not path.is_file() and not path.is_dir():
         with contextlib.suppress(OSError):
@@ -282,8 +287,8 @@ def _remove_misplaced(path: Path) -> None:
 
 
 def _read_header(path: Path) -> dict[str, Any] | None:
-    """The header of a cached file, None where there is no whole one."""
-    # A pipe would have to be waited for.
+    """Read the header of a cached file; None if the file is missing or incomplete."""
+    # Opening a pipe would block.
     if not path.is_file():
         return None
     try:
@@ -295,22 +300,22 @@ def _read_header(path: Path) -> dict[str, Any] | None:
         return None
 
 
-# More bad chips than this share point to a systematic fault that skipping would hide.
+# A larger share of bad chips points to a systematic problem, which skipping them would hide.
 _TOLERATED_FAULTS = 0.1
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """The chips that are ready, in the order given, and what is wrong with the others."""
+    """Prepared chips in the given order, and the error message of each failed chip by image id."""
 
     chips: tuple[CachedChip, ...]
     faults: dict[str, str]
 
     def require_enough(self) -> None:
-        """Fail if nothing is left or so much is bad that something is wrong with all of it.
+        """Fail if no chip was prepared or more than a tenth of the chips failed.
 
         Raises:
-            SatmapError: names the first faults.
+            SatmapError: too many chips failed; the message lists the first errors.
         """
         total = len(self.chips) + len(self.faults)
         if len(self.faults) > _TOLERATED_FAULTS * total or not self.chips:
@@ -325,17 +330,17 @@ def prepare_chips(
     stretch: StretchSettings,
     encoder: LabelEncoder,
 ) -> Preparation:
-    """Bring the chips into the cache; one that cannot be read costs only itself.
+    """Prepare chips in threads; chips that fail are reported and do not stop the others.
 
     Args:
-        chips: with labels.
-        channels: what the recipe's networks need at most.
+        chips: chips with labels.
+        channels: largest number of channels that a network of the recipe needs.
         directory: the cache.
-        stretch: how images become 8 bits.
+        stretch: percentiles of the stretch to 8 bits.
         encoder: the task, which encodes the labels.
 
     Raises:
-        CannotWriteError: the cache's directory cannot be written, or its disk is full.
+        CannotWriteError: the cache directory cannot be written to, or the disk is full.
     """
 
     def attempt(chip: Chip) -> CachedChip | str:
@@ -346,12 +351,12 @@ def prepare_chips(
             raise
         except SatmapError as error:
             return str(error)
-        # Libraries fail in ways of their own on files that nobody has thought of.
+        # Libraries raise many kinds of errors on unusual files.
         except Exception as error:
             return f"{chip.image.path}: {type(error).__name__}: {error}"
 
     ready, faults = [], {}
-    # Threads suffice: GDAL and numpy let go of the interpreter for most of the work.
+    # Threads suffice: GDAL and numpy release the interpreter lock for most of the work.
     with ThreadPoolExecutor(available_cores()) as pool:
         results = track(pool.map(attempt, chips), "preparing", len(chips))
         for chip, result in zip(chips, results, strict=True):
@@ -363,11 +368,14 @@ def prepare_chips(
 
 
 def default_cache() -> Path:
-    """``$SATMAP_CACHE``, else the organisers' scratch volume, else the user's cache directory."""
+    """Return ``$SATMAP_CACHE``, or the organisers' scratch volume, or the user's cache directory.
+
+    The first one that is set or writable is used.
+    """
     if named := os.environ.get("SATMAP_CACHE"):
         return Path(named)
     scratch = Path("/wdata")
-    # What this process may do, not its user: a container's has a power more than that.
+    # Check the rights of the process, not those of its real user; they may differ in a container.
     if scratch.is_dir() and os.access(scratch, os.W_OK, effective_ids=True):
         return scratch / "satmap-cache"
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "satmap"

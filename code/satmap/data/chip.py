@@ -1,4 +1,4 @@
-"""A chip: one place, the images of it and its label."""
+"""A chip: one image in all its products, with its label."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from pathlib import Path
 from satmap.data.imagery import MULTISPECTRAL, ImageInfo
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
+from satmap.io.checksums import FileRecord, record_file
 
 
 @dataclass(frozen=True)
@@ -14,15 +15,15 @@ class Chip:
     """One image of a challenge in all its products.
 
     Attributes:
-        image_id: the id that the challenge's CSV uses, ``AOI_7_Moscow_chip23``.
-        long_id: the id with the challenge's prefix kept, ``SN5_roads_test_public_AOI_7_...``.
-        aoi: the area of interest, ``AOI_7_Moscow``.
-        images: product (``PS-MS``, ``PS-RGBNIR``, ``PS-RGB``) to image.
-        label: the file of its labels, its own, that of all looks at the place or that of all
-            images; None where there is none.
-        place: what all looks at one place have in common; "" where there is but one.
-        view_angle: from where it was taken, where that is known.
-        number: the id in a file of COCO annotations, which also stands in results.
+        image_id: id in the challenge's CSV, such as ``AOI_7_Moscow_chip23``.
+        long_id: id with the challenge's prefix, such as ``SN5_roads_test_public_AOI_7_...``.
+        aoi: area of interest, such as ``AOI_7_Moscow``.
+        images: image by product (``PS-MS``, ``PS-RGBNIR``, ``PS-RGB``).
+        label: label file; None if there is none. The file may be shared by all views of a place or
+            by all images of a data set.
+        place: identifier shared by all views of one place; "" if there is only one view.
+        view_angle: off-nadir angle; None if unknown.
+        number: integer id in COCO annotations and COCO results; None for other data sets.
     """
 
     image_id: str
@@ -36,29 +37,44 @@ class Chip:
 
     @property
     def image(self) -> ImageInfo:
-        """The richest image: multispectral where there is one."""
+        """Image with the most bands: multispectral if there is one."""
         return max(self.images.values(), key=lambda image: image.bands)
 
     @property
     def site(self) -> str:
-        """What must not be in two folds: the place, and where it has but one look the chip."""
+        """Unit that must not be split across folds: the place, or the chip if it has no place."""
         return self.place or self.image_id
 
     @property
     def channels(self) -> int:
-        """Number of channels that the richest image gives."""
+        """Number of channels of the image with the most bands."""
         return self.image.bands
 
     def require_channels(self, channels: int) -> None:
-        """Fail unless the chip can feed a network of so many channels.
+        """Fail unless the chip has enough channels for a network.
+
+        Args:
+            channels: number of channels that the network needs.
 
         Raises:
-            SatmapError: the chip has fewer.
+            SatmapError: the chip has fewer channels.
         """
         if self.channels < channels:
             richer = "" if MULTISPECTRAL in self.images else "Add the PS-MS image, or use"
             raise SatmapError(
-                f"the networks want {channels} bands, but there is only "
-                f"{self.image.path.name} with {self.channels}. {richer or 'Use'} a recipe "
-                f"whose members all have `bands: {self.channels}` or less."
+                f"the networks need {channels} bands, but {self.image.path.name} has only "
+                f"{self.channels}. {richer or 'Use'} a recipe whose members all have "
+                f"`bands: {self.channels}` or less."
             )
+
+
+def record_images(chip: Chip) -> dict[str, FileRecord]:
+    """Record the files of an image, by product, except those that cannot be read."""
+    records = {}
+    for product, info in sorted(chip.images.items()):
+        try:
+            records[product] = record_file(info.path)
+        except SatmapError:
+            # An image that was deleted meanwhile is already among the reported faults.
+            continue
+    return records

@@ -1,4 +1,4 @@
-"""Training crops: a window of the cache, turned, scaled and recoloured in one go."""
+"""Training crops, read from the chip cache and augmented on the fly."""
 
 import math
 import threading
@@ -15,30 +15,30 @@ from satmap.data.augmentation import Geometry, draw_geometry, jitter_colours
 from satmap.data.cache import CachedChip
 from satmap.recipes.schema import Augmentation
 
-# Workers are forked, and OpenCV's threads do not survive a fork: a worker that waits for them waits
-# for ever. One thread a process is as fast here, for there are as many workers as cores.
+# Workers are forked, and OpenCV's threads do not survive a fork: a worker would wait for them
+# forever. One thread per process is as fast, because there are as many workers as cores.
 cv2.setNumThreads(0)
 
-# OpenCV warps so many planes at once, and no more.
-_AT_ONCE = 4
+# Largest number of channels that OpenCV warps in one call.
+_MAX_CHANNELS = 4
 
-_OWN = threading.local()
+_THREAD_LOCAL = threading.local()
 
 
 class CropCutter(Protocol):
-    """What the dataset needs to know of a task; see :class:`satmap.tasks.base.Task`."""
+    """Part of a task that the dataset needs; see :class:`satmap.tasks.base.Task`."""
 
     def crop(
         self, chip: CachedChip, geometry: Geometry, size: int, channels: int
     ) -> dict[str, NDArray[Any]]:
-        """Cut a training sample from a cached chip."""
+        """Cut a training sample from a cached chip: arrays by name."""
 
 
 class CropDataset(Dataset[tuple[dict[str, NDArray[Any]], int]]):
     """Random crops of chips, reproducible for any number of workers.
 
-    Item ``i`` of an epoch depends on seed, epoch and ``i`` alone. It is the task's sample, arrays
-    by name with ``image`` uint8 (channels, crop, crop), and the index of its chip.
+    Item ``i`` depends only on the seed, the epoch and ``i``. It is a pair: the task's sample, a
+    dictionary of arrays with ``image`` as uint8 (channels, crop, crop), and the index of the chip.
     """
 
     def __init__(
@@ -52,18 +52,18 @@ class CropDataset(Dataset[tuple[dict[str, NDArray[Any]], int]]):
         cutter: CropCutter,
         equal_areas: bool = False,
     ) -> None:
-        """Make the dataset.
+        """Initialise the dataset.
 
         Args:
-            chips: what crops are cut from.
+            chips: chips to cut crops from.
             crop: height and width of a crop, pixels.
             channels: number of image channels.
-            passes: crops of a chip in an epoch.
-            augmentation: None to place crops at random and leave them as they are.
-            seed: another seed gives other crops.
-            cutter: the task, which cuts samples.
-            equal_areas: give every area of interest the same number of crops, one more or less;
-                its chips take turns. Without, every chip has the same number.
+            passes: average number of crops per chip and epoch.
+            augmentation: None for random positions only.
+            seed: seed of the crops.
+            cutter: the task, which cuts the samples.
+            equal_areas: give every area of interest the same number of crops, up to one; the chips
+                of an area take turns. Otherwise every chip gets the same number.
         """
         self.chips = list(chips)
         areas: dict[str, list[int]] = defaultdict(list)
@@ -79,18 +79,18 @@ class CropDataset(Dataset[tuple[dict[str, NDArray[Any]], int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw other crops; call before the data loader is iterated."""
+        """Set the epoch, which changes the crops; call before iterating the data loader."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.chips) * self.passes
 
     def chip_of(self, index: int) -> int:
-        """Which chip item ``index`` of the epoch shows, an index into ``chips``."""
+        """Return the index into ``chips`` of the chip that item ``index`` shows."""
         if len(self.areas) == 1:
             return index % len(self.chips)
         turn, area = divmod(index, len(self.areas))
-        # Chips of large areas that had no turn in this epoch have theirs in the next.
+        # Chips of large areas that are not used in this epoch come first in the next.
         turns = -(-len(self) // len(self.areas))
         numbers = self.areas[area]
         return numbers[(turn + self.epoch * turns) % len(numbers)]
@@ -112,8 +112,8 @@ def read_crop(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Read a crop of the image (channels, crop, crop) and of the target, uint8.
 
-    Only the window that the crop covers is read. The image is resampled linearly, the target takes
-    the nearest pixel; both are reflected at the chip's border.
+    Only the window that the crop covers is read. The image is resampled bilinearly, the target by
+    nearest neighbour; both are reflected at the chip's border.
     """
     matrix = geometry.to_chip(crop)
     window = _whole_pixels(matrix, crop, chip.shape)
@@ -128,7 +128,10 @@ def read_crop(
 def read_image_crop(
     chip: CachedChip, geometry: Geometry, crop: int, channels: int
 ) -> NDArray[np.uint8]:
-    """The same of the image alone, for tasks whose labels are not pixels."""
+    """Read a crop of the image only, uint8 (channels, crop, crop), resampled bilinearly.
+
+    For tasks whose labels are not rasters.
+    """
     matrix = geometry.to_chip(crop)
     rows, columns = _window(matrix, crop, chip.shape)
     image = chip.read_image(channels, rows, columns)
@@ -137,7 +140,10 @@ def read_image_crop(
 
 
 def read_soft_crop(chip: CachedChip, geometry: Geometry, crop: int) -> NDArray[np.uint8]:
-    """Read a crop of a teacher's probability maps, resampled linearly: uint8 (maps, crop, crop).
+    """Read a crop of a teacher's probability maps, resampled bilinearly.
+
+    Returns:
+        uint8 (maps, crop, crop), 0..255 for 0..1.
 
     Raises:
         ValueError: the chip has no soft target.
@@ -153,7 +159,7 @@ def read_soft_crop(chip: CachedChip, geometry: Geometry, crop: int) -> NDArray[n
 def _whole_pixels(
     matrix: NDArray[np.float64], crop: int, shape: Sequence[int]
 ) -> tuple[slice, slice] | None:
-    """Rows and columns that are the crop, pixel for pixel; None if it must be resampled."""
+    """Return the rows and columns of an axis-aligned crop; None if it must be resampled."""
     left, top = (int(offset) for offset in matrix[:, 2])
     inside = 0 <= left <= shape[1] - crop and 0 <= top <= shape[0] - crop
     if not inside or not np.array_equal(matrix, [[1, 0, left], [0, 1, top]]):
@@ -162,9 +168,9 @@ def _whole_pixels(
 
 
 def _window(matrix: NDArray[np.float64], crop: int, shape: Sequence[int]) -> tuple[slice, slice]:
-    """Rows and columns of the chip that a crop covers."""
+    """Return the rows and columns of the chip that a crop covers."""
     corners = matrix @ np.array([[0, crop, 0, crop], [0, 0, crop, crop], [1, 1, 1, 1]])
-    # One pixel more on each side for the interpolation.
+    # One more pixel on each side for the interpolation.
     columns, rows = (
         slice(max(0, math.floor(low) - 1), min(side, math.ceil(high) + 2))
         for low, high, side in zip(
@@ -175,16 +181,16 @@ def _window(matrix: NDArray[np.float64], crop: int, shape: Sequence[int]) -> tup
 
 
 def _warp_channels(
-    maps: NDArray[np.uint8], matrix: NDArray[np.float64], crop: int
+    channels: NDArray[np.uint8], matrix: NDArray[np.float64], crop: int
 ) -> NDArray[np.uint8]:
-    """Planes (n, h, w) resampled linearly to (n, crop, crop)."""
-    warped = np.empty((len(maps), crop, crop), np.uint8)
-    window = _scratch("window", (*maps.shape[1:], _AT_ONCE))
-    resampled = _scratch("resampled", (crop, crop, _AT_ONCE))
-    for first in range(0, len(maps), _AT_ONCE):
-        part = maps[first : first + _AT_ONCE]
-        # OpenCV takes longer for three channels than for four, and rounds two in another way.
-        cv2.merge([*part, *[part[-1]] * (_AT_ONCE - len(part))], window)
+    """Resample channels (n, h, w) bilinearly to (n, crop, crop)."""
+    warped = np.empty((len(channels), crop, crop), np.uint8)
+    window = _scratch("window", (*channels.shape[1:], _MAX_CHANNELS))
+    resampled = _scratch("resampled", (crop, crop, _MAX_CHANNELS))
+    for first in range(0, len(channels), _MAX_CHANNELS):
+        part = channels[first : first + _MAX_CHANNELS]
+        # Always four channels: three are slower in OpenCV, and two are rounded differently.
+        cv2.merge([*part, *[part[-1]] * (_MAX_CHANNELS - len(part))], window)
         _warp(window, matrix, crop, cv2.INTER_LINEAR, resampled)
         for channel in range(len(part)):
             cv2.extractChannel(resampled, channel, warped[first + channel])
@@ -198,7 +204,7 @@ def _warp(
     interpolation: int,
     out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """Pixels (h, w) or (h, w, 4) resampled to (crop, crop) or (crop, crop, 4)."""
+    """Resample pixels (h, w) or (h, w, 4) to (crop, crop) or (crop, crop, 4)."""
     return cv2.warpAffine(
         pixels,
         matrix,
@@ -210,13 +216,13 @@ def _warp(
 
 
 def _scratch(name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Memory of this thread for what lives no longer than a crop.
+    """Return a scratch buffer of this thread, reused from crop to crop.
 
-    Fresh memory of that size comes from the system page by page, which takes as long as the work.
+    The system hands out new memory of that size page by page, which takes as long as the warp.
     """
     size = math.prod(shape)
-    buffer: NDArray[np.uint8] | None = getattr(_OWN, name, None)
+    buffer: NDArray[np.uint8] | None = getattr(_THREAD_LOCAL, name, None)
     if buffer is None or buffer.size < size:
         buffer = np.empty(size, np.uint8)
-        setattr(_OWN, name, buffer)
+        setattr(_THREAD_LOCAL, name, buffer)
     return buffer[:size].reshape(shape)

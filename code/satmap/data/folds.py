@@ -1,4 +1,4 @@
-"""Folds: every area's chips spread evenly, the same on every machine."""
+"""Cross-validation folds, stratified by area of interest and the same on every machine."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -11,22 +11,23 @@ def assign_folds(
     seed: int,
     groups: Iterable[Sequence[str]] = (),
 ) -> dict[str, int]:
-    """Give every chip a fold, stratified by area.
+    """Assign a fold to every chip, stratified by area.
 
-    Chips of an area are put in the order of a hash of seed and id, then dealt out in turn, so that
-    fold sizes differ by at most one an area and the order in which files are found is of no
-    consequence. Areas start dealing where the one before stopped, which balances many small areas.
+    The chips of an area are sorted by a hash of seed and id, then assigned to the folds in turn.
+    Fold sizes therefore differ by at most one per area, and the order in which files are found
+    does not matter. Each area continues at the fold where the one before stopped, which balances
+    many small areas.
 
     Args:
         chips: (image id, area) pairs.
         folds: number of folds.
-        seed: another seed gives another split.
-        groups: image ids that must share a fold, such as near-duplicates (satmap.data.audit): a
-            network would be judged on what it has learnt by heart. The largest are dealt first,
-            each to the fold that has fewest of its area.
+        seed: seed of the split.
+        groups: image ids that must share a fold, such as near-duplicates (satmap.data.audit);
+            otherwise validation would measure memorised images. The largest groups are assigned
+            first, each to the fold with the fewest chips of the group's most common area.
 
     Returns:
-        image id -> fold, 0..folds-1.
+        Fold by image id, 0..folds-1.
     """
     areas: dict[str, list[str]] = defaultdict(list)
     for image_id, aoi in chips:
@@ -40,13 +41,13 @@ def assign_folds(
     sizes: Counter[tuple[str, int]] = Counter()
     known = [[image_id for image_id in group if image_id in area] for group in groups]
     for group in sorted((g for g in known if g), key=lambda g: (-len(g), order(min(g)))):
-        its = Counter(area[image_id] for image_id in group).most_common(1)[0][0]
-        least = min(range(folds), key=lambda number: sizes[its, number])
+        main_area = Counter(area[image_id] for image_id in group).most_common(1)[0][0]
+        least = min(range(folds), key=lambda number: sizes[main_area, number])
         for image_id in group:
             fold[image_id] = least
             sizes[area[image_id], least] += 1
     if fold:
-        # Those without a group level out what groups have left uneven.
+        # Chips without a group even out the fold sizes.
         for aoi in sorted(areas):
             for image_id in sorted(areas[aoi], key=order):
                 if image_id not in fold:

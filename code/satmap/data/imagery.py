@@ -1,4 +1,4 @@
-"""Opening images: header facts, bands by name, and the stretch to 8 bits."""
+"""Read images: header, band selection and the contrast stretch to 8 bits."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,41 +18,41 @@ from satmap.errors import SatmapError
 from satmap.io.gdal import driver_of, require_possible_size, require_raster_file
 from satmap.vectors.georeference import Georeference, georeference_of
 
-# Images without georeference are reported by satmap itself, with their names, and rasterising in
-# pixels is no fault. Filtered once: catch_warnings is not safe in threads.
+# satmap reports images without georeference itself, by name, and rasterising in pixel coordinates
+# is intended. The filter is global because catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
-#: The image products that satmap reads, best first.
+#: Image products that satmap reads, best first.
 MULTISPECTRAL = "PS-MS"
 RGB_NIR = "PS-RGBNIR"
 RGB = "PS-RGB"
 
-#: Channels of the eight-band order that networks see: red, green, blue lead, so that a network of
-#: three channels takes the first three of the same array. Band numbers are WorldView's, 1-based.
+#: Order in which networks see the eight bands, as 1-based WorldView band numbers. Red, green and
+#: blue come first, so that a three-channel network takes the first three channels of the array.
 MS_BAND_ORDER = (5, 3, 2, 1, 4, 6, 7, 8)
 
-# The bands of each product in that order.
+# Bands of each product in that order.
 _ORDERS = {MULTISPECTRAL: MS_BAND_ORDER, RGB_NIR: (1, 2, 3, 4), RGB: (1, 2, 3)}
 
 _DTYPES = ("uint8", "uint16")
 _UINT16_MAX = 65535
 
-# Rows that are read at a time to look through a large image.
+# Rows read at a time to compute the histograms of a large image.
 _STRIP_ROWS = 512
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What an image file's header says.
+    """Header of an image file.
 
     Attributes:
         path: the file.
         product: ``PS-MS``, ``PS-RGBNIR`` or ``PS-RGB``.
         width: columns.
         height: rows.
-        bands: number of spectral bands, an alpha band not counted.
+        bands: number of spectral bands, without an alpha band.
         dtype: ``uint8`` or ``uint16``.
-        georeference: None where the file has none.
+        georeference: None if the file has none.
     """
 
     path: Path
@@ -68,7 +68,8 @@ def read_info(path: Path, product: str) -> ImageInfo:
     """Read an image's header.
 
     Raises:
-        SatmapError: not a readable raster, or its bands or type do not fit the product.
+        SatmapError: the file is not a readable raster, or its band count or data type does not fit
+            the product.
     """
     require_raster_file(path)
     try:
@@ -93,16 +94,16 @@ def read_info(path: Path, product: str) -> ImageInfo:
     if dtype not in _DTYPES:
         raise SatmapError(
             f"{path}: pixels of type {dtype}, but satmap reads {' and '.join(_DTYPES)}. Scale "
-            f"the values to 0..{_UINT16_MAX} as you convert them, for example with "
+            f"the values to 0..{_UINT16_MAX} when you convert them, for example with "
             f"`gdal_translate -ot UInt16 -scale 0 MAX 0 {_UINT16_MAX} -a_nodata 0 {path.name} "
-            "OUT.tif`. MAX is the largest value: 1 if values are between 0 and 1. Without a scale "
-            "such values would become 0 and 1."
+            "OUT.tif`. MAX is the largest value: 1 if values are between 0 and 1. Without -scale "
+            "such values would be rounded to 0 or 1."
         )
     return ImageInfo(path, product, width, height, bands, dtype, georeference)
 
 
 def read_infos(paths: Mapping[str, Path]) -> tuple[dict[str, ImageInfo], list[str]]:
-    """The headers of an image's products that can be read, and what is wrong with the others."""
+    """Read the headers of all products of an image; return them and the errors of the others."""
     infos, wrong = {}, []
     for product, path in paths.items():
         try:
@@ -113,24 +114,25 @@ def read_infos(paths: Mapping[str, Path]) -> tuple[dict[str, ImageInfo], list[st
 
 
 class StretchedImage:
-    """An image whose bands are stretched to 8 bits, read window by window.
+    """Image stretched to 8 bits and read window by window.
 
-    The percentiles are the whole image's, so that all windows are stretched alike.
+    The percentiles are those of the whole image, so that all windows get the same stretch.
     """
 
     def __init__(
         self, info: ImageInfo, low: float, high: float, channels: int | None = None
     ) -> None:
-        """Look through the image, in strips, for its percentiles.
+        """Read the image strip by strip and compute its percentiles.
 
         Args:
             info: the image.
-            low: percentile that becomes 0.
-            high: percentile that becomes 255.
-            channels: take only the first so many channels of the network's order.
+            low: percentile mapped to 0.
+            high: percentile mapped to 255.
+            channels: number of channels to read, the first ones in the networks' order; None for
+                all.
 
         Raises:
-            SatmapError: the pixels cannot be read, for example from a truncated file.
+            SatmapError: the pixels cannot be read, for example because the file is truncated.
         """
         self._info = info
         self._order = _order(info, channels)
@@ -148,7 +150,7 @@ class StretchedImage:
         self.is_blank = not counts[:, 1:].any()
 
     def __getitem__(self, index: tuple[slice, slice]) -> NDArray[np.uint8]:
-        """Pixels by slices of rows and columns, as :func:`read_stretched` gives them.
+        """Return a window, given as slices of rows and columns, as :func:`read_stretched` does.
 
         Raises:
             SatmapError: the pixels cannot be read.
@@ -156,7 +158,7 @@ class StretchedImage:
         bands, valid = _read_bands(self._info, self._order, *index)
         stretched = np.empty((*valid.shape, len(bands)), np.uint8)
         for channel, (band, table) in enumerate(zip(bands, self._tables, strict=True)):
-            # 0 is kept for pixels without data: the darkest of the others are 1.
+            # 0 is reserved for pixels without data, so valid pixels are at least 1.
             stretched[..., channel] = np.maximum(_stretched(band, valid, table), valid)
         return stretched
 
@@ -168,24 +170,24 @@ def read_stretched(
 
     Args:
         info: the image.
-        low: percentile that becomes 0.
-        high: percentile that becomes 255.
-        channels: read only the first so many channels of the network's order.
+        low: percentile mapped to 0.
+        high: percentile mapped to 255.
+        channels: number of channels to read, the first ones in the networks' order; None for all.
 
     Returns:
-        uint8 (height, width, channels), a plane after the other in memory: red, green, blue and, of
-        a multispectral image, the other five bands in ``MS_BAND_ORDER``. Pixels without data are 0
-        in every channel, all others at least 1.
+        uint8 (height, width, channels), stored channel by channel in memory: red, green, blue and
+        the product's other bands in the networks' order (``MS_BAND_ORDER``). Pixels without data
+        are 0 in every channel, all others are at least 1.
 
     Raises:
-        SatmapError: the pixels cannot be read, for example from a truncated file.
+        SatmapError: the pixels cannot be read, for example because the file is truncated.
     """
     bands, valid = _read_bands(
         info, _order(info, channels), slice(0, info.height), slice(0, info.width)
     )
     stretched = np.empty(bands.shape, np.uint8)
     for plane, band in zip(stretched, bands, strict=True):
-        # 0 is kept for pixels without data: the darkest of the others are 1.
+        # 0 is reserved for pixels without data, so valid pixels are at least 1.
         np.maximum(stretch(band, valid, low, high), valid, out=plane)
     return stretched.transpose(1, 2, 0)
 
@@ -193,14 +195,14 @@ def read_stretched(
 def read_resized(
     info: ImageInfo, low: float, high: float, input_px: int | None, channels: int | None = None
 ) -> NDArray[np.uint8]:
-    """The same, brought to a size.
+    """Read a stretched image and resize it.
 
     Args:
         info: the image.
-        low: as of :func:`read_stretched`.
-        high: likewise.
-        input_px: pixels of the longer side; None for the image's own size.
-        channels: as of :func:`read_stretched`.
+        low: percentile mapped to 0.
+        high: percentile mapped to 255.
+        input_px: length of the longer side of the result, pixels; None to keep the image's size.
+        channels: as in :func:`read_stretched`.
     """
     return resize_image(read_stretched(info, low, high, channels), input_px)
 
@@ -213,25 +215,25 @@ def resize_image(image: NDArray[np.uint8], input_px: int | None) -> NDArray[np.u
         max(round(side * input_px / max(image.shape[:2])), 1) for side in image.shape[:2]
     )
     mode = cv2.INTER_AREA if input_px < max(image.shape[:2]) else cv2.INTER_LINEAR
-    # OpenCV resizes any number of channels, but drops the axis of a single one.
+    # OpenCV resizes any number of channels, but drops the channel axis if there is only one.
     resized = cv2.resize(image, (width, height), interpolation=mode)
     return np.asarray(resized, np.uint8).reshape(height, width, -1)
 
 
 def _order(info: ImageInfo, channels: int | None) -> tuple[int, ...]:
-    """The bands to read, numbered from 1, in the network's order."""
+    """Return the 1-based band numbers to read, in the networks' order."""
     return _ORDERS[info.product][:channels]
 
 
 def _read_bands(
     info: ImageInfo, order: Sequence[int], rows: slice, columns: slice
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Bands (bands, height, width) and which pixels hold data (height, width)."""
+    """Read bands (bands, height, width) and the mask of pixels with data (height, width)."""
     window = Window.from_slices(rows, columns)
     try:
         with rasterio.open(info.path, driver=driver_of(info.path)) as source:
             bands = source.read(order, window=window)
-            # JPEG is not exact: what is black there is dark, and not without data.
+            # JPEG is lossy, so black pixels there are dark rather than without data.
             is_exact = source.driver != "JPEG"
             valid = bands.any(axis=0) if is_exact else np.ones(bands.shape[1:], np.bool_)
             if _has_alpha(source, info.product) or source.nodata not in (None, 0):
@@ -239,7 +241,7 @@ def _read_bands(
     except (RasterioError, OSError) as error:
         raise SatmapError(
             f"{info.path}: its pixels cannot be read ({_brief(error)}). "
-            "The file may be truncated: fetch it again."
+            "The file may be truncated: download it again."
         ) from error
     return bands, valid
 
@@ -252,28 +254,28 @@ def stretch(
 ) -> NDArray[np.uint8]:
     """Stretch a band so that its percentiles ``low`` and ``high`` become 0 and 255.
 
-    Percentiles are taken over valid pixels above zero, as selim_sef's solution does; they come
-    from the histogram, which for 16-bit integers is exact and needs no sorting.
+    Percentiles are taken over valid pixels above zero, as in selim_sef's solution. They are
+    computed from the histogram, which is exact for 16-bit integers and needs no sorting.
     """
     levels = np.iinfo(band.dtype).max + 1
     return _stretched(band, valid, _table(_histogram(band, valid, levels), low, high))
 
 
 def _histogram(band: NDArray[Any], valid: NDArray[np.bool_], levels: int) -> NDArray[np.int64]:
-    """How often each level occurs among the valid pixels, int64 (levels,)."""
+    """Count the valid pixels of each level, int64 (levels,)."""
     pixels = band.ravel() if valid.all() else band[valid]
     counts: NDArray[np.int64] = np.bincount(pixels, minlength=levels)
     return counts
 
 
 def _table(counts: NDArray[np.int64], low: float, high: float) -> NDArray[np.uint8]:
-    """What each level becomes, uint8 (levels,); all 0 where nothing is above 0."""
+    """Build the lookup table of the stretch, uint8 (levels,); all 0 if no pixel is above 0."""
     cumulated = np.cumsum(counts)
     cumulated -= counts[0]
     total = int(cumulated[-1])
     if total == 0:
         return np.zeros(len(counts), np.uint8)
-    # At least one pixel lies at or below a percentile, so that 0 is the least value there is.
+    # At least one pixel lies at or below a percentile, so percentile 0 is the smallest value.
     rank = np.maximum(np.array([low, high]) / 100 * total, 1)
     bottom, top = np.searchsorted(cumulated, rank)
     levels = np.arange(len(counts), dtype=np.float32)
@@ -291,11 +293,11 @@ def _stretched(
 
 
 def _has_alpha(source: rasterio.DatasetReader, product: str) -> bool:
-    # A fourth band of red, green, blue and infrared is none, whatever its writer called it.
+    # The fourth band of an RGB-NIR image is infrared, even if the file labels it as alpha.
     beyond = source.count == len(_ORDERS[product]) + 1
     return bool(beyond and source.colorinterp[-1] == ColorInterp.alpha)
 
 
 def _brief(error: Exception) -> str:
-    # Rasterio puts GDAL's own words in the cause.
+    # Rasterio keeps GDAL's own message in the cause.
     return str(error.__cause__ or error).strip().rstrip(".")

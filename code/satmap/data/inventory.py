@@ -1,4 +1,4 @@
-"""What was found in the directories of a challenge: its images, their labels, what is wrong."""
+"""Inventory of a challenge's directories: images, labels and problems."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,18 +15,18 @@ _NAMES_SHOWN = 5
 
 @dataclass(frozen=True)
 class Inventory:
-    """What was found in the given directories.
+    """Images and labels found in the given directories.
 
     Attributes:
-        chips: sorted by id, in natural order.
-        faults: image id to what is wrong, for the images that cannot be read at all.
-        warnings: what is wrong with one product of an image whose other product serves.
-        labels_without_image: labels without an image.
-        long_ids: image id to the id with the challenge's prefix, for every image found, readable or
-            not.
-        ignored: rasters whose names are not those of the challenge's images.
-        directories: where the search went.
-        label_names: of chips without a label, the names that were tried, without directory.
+        chips: readable images, sorted by id in natural order.
+        faults: error message by image id, for images of which no product can be read.
+        warnings: errors of unreadable products of images that have another, readable product.
+        labels_without_image: label files that belong to no image found.
+        long_ids: id with the challenge's prefix by image id, for all images found, readable or not.
+        ignored: rasters whose names do not match the challenge's images.
+        directories: directories that were searched.
+        label_names: for each chip without a label, by image id, the file names that were tried,
+            without directory.
     """
 
     chips: tuple[Chip, ...]
@@ -39,14 +39,15 @@ class Inventory:
     label_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def unlabelled(self) -> tuple[Chip, ...]:
-        """The chips whose label was not found."""
+        """Return the chips without a label."""
         return tuple(chip for chip in self.chips if chip.label is None)
 
     def require_labels(self) -> None:
         """Fail if a chip has no label.
 
         Raises:
-            SatmapError: names the images and, for the first, the label names that were tried.
+            SatmapError: a label is missing; the message names the images and, for the first one,
+                the label names that were tried.
         """
         missing = self.unlabelled()
         if not missing:
@@ -63,11 +64,11 @@ class Inventory:
         )
 
     def summary(self) -> str:
-        """A table for people: areas, images, labels, bands, sizes, what is missing."""
+        """Return a readable table of areas, images, labels, bands and sizes, and the problems."""
         areas: dict[str, list[Chip]] = defaultdict(list)
         for chip in self.chips:
             areas[chip.aoi].append(chip)
-        # Of the roads' two products both columns stand there always.
+        # The columns of multispectral and RGB images are always shown.
         products = (MULTISPECTRAL, *_further_products(self.chips), RGB)
         header = ("area", "chips", *products, "labels", "bands", "type", "size", "m/px")
         rows = [header, *(_summary_row(aoi, chips, products) for aoi, chips in areas.items())]
@@ -86,11 +87,11 @@ class Inventory:
             lines.append(f"labels without an image: {_listing(names)}")
         if self.ignored:
             lines.append(
-                f"passed over: {len(self.ignored)} other rasters such as {self.ignored[0].name}"
+                f"ignored: {len(self.ignored)} other rasters such as {self.ignored[0].name}"
             )
-        lines += [f"passed over: {warning}" for warning in self.warnings]
+        lines += [f"ignored: {warning}" for warning in self.warnings]
         lines += [f"unusable: {fault}" for fault in self.faults.values()]
-        # Names of directories and files are whatever somebody called them.
+        # Names of directories and files may contain control characters.
         return "\n".join(map(printable, lines))
 
 

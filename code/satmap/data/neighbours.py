@@ -1,4 +1,4 @@
-"""Which images lie beside each other, by their georeferences."""
+"""Find adjacent images by their georeferences."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,16 +9,17 @@ from numpy.typing import NDArray
 
 from satmap.vectors.georeference import Georeference
 
-# Pixels of neighbours may differ by this share: over a margin of 200 pixels by 0.2 of one.
+# Largest relative difference of pixel sizes between neighbours: 0.2 pixels over 200 pixels.
 _SAME_SIZE = 1e-3
 
 
 class ImageFootprint(NamedTuple):
-    """Where an image lies.
+    """Position and size of an image.
 
     Attributes:
-        georeference: None where the image has none.
-        width, height: its size in pixels.
+        georeference: None if the image has none.
+        width: columns.
+        height: rows.
     """
 
     georeference: Georeference | None
@@ -27,11 +28,12 @@ class ImageFootprint(NamedTuple):
 
 
 class Neighbour(NamedTuple):
-    """An image beside another.
+    """Image that is adjacent to or overlaps a reference image.
 
     Attributes:
-        image: which, an index.
-        column, row: where its first pixel lies in the other's pixels.
+        image: index of the neighbour.
+        column: column of the neighbour's first pixel in the reference image's pixel grid.
+        row: row of that pixel.
     """
 
     image: int
@@ -42,19 +44,19 @@ class Neighbour(NamedTuple):
 def find_neighbours(
     footprints: Sequence[ImageFootprint], margin_px: tuple[int, int]
 ) -> list[list[Neighbour]]:
-    """For each image those that lie on it or within a margin of it.
+    """Find, for each image, the images that overlap it or lie within a margin of it.
 
-    Only images on like grids can be laid side by side pixel by pixel: of one reference system, with
-    pixels of one size and no rotation.
+    Only images on compatible grids can be joined pixel by pixel: the same coordinate reference
+    system, the same pixel size and no rotation.
 
     Args:
-        footprints: of all images.
-        margin_px: the margin along x and y, of small images at most their own size: else thousands
-            of tiny ones would have hundreds of neighbours each.
+        footprints: one per image.
+        margin_px: margin along x and y in pixels. It is limited to the image's own size; otherwise
+            thousands of tiny images would have hundreds of neighbours each.
 
     Returns:
-        A list an image, nearest corner first; empty for images without georeference. If one image
-        is in the list of another, the other is in its list, too.
+        One list per image, nearest corner first; empty for images without georeference. The
+        relation is symmetric: if A is in the list of B, B is in the list of A.
     """
     placed = [
         index
@@ -94,6 +96,6 @@ def _is_upright(georeference: Georeference) -> bool:
 
 
 def _boxes(first: NDArray[np.float64], last: NDArray[np.float64]) -> NDArray[np.object_]:
-    """Rectangles by two opposite corners each, (n, 2) and (n, 2)."""
+    """Build rectangles from two opposite corners each, (n, 2) and (n, 2)."""
     boxes: NDArray[np.object_] = shapely.box(*np.minimum(first, last).T, *np.maximum(first, last).T)
     return boxes

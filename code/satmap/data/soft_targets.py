@@ -1,7 +1,7 @@
-"""What a teacher made of a chip, beside the chip in the cache.
+"""Soft targets: a teacher's probability maps, stored beside the cached chip.
 
-The averaged probabilities of an ensemble, a byte a plane and pixel, are computed once and cut and
-turned like the chip in every epoch.
+The averaged probabilities of an ensemble, one byte per map and pixel, are computed once. In every
+epoch they are cropped and augmented like the chip.
 """
 
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ _TENSOR = "soft"
 
 @dataclass(frozen=True)
 class SoftTarget:
-    """A teacher's probabilities of one chip.
+    """File of a teacher's probability maps of one chip.
 
     Attributes:
         path: the file.
-        teacher: tells teachers apart.
+        teacher: fingerprint of the teacher, hexadecimal.
     """
 
     path: Path
@@ -32,16 +32,16 @@ class SoftTarget:
 
     @classmethod
     def of(cls, chip: Path, teacher: str) -> "SoftTarget":
-        """Where a teacher's probabilities of a cached chip belong, there or not.
+        """Return the soft target of a cached chip; its file need not exist.
 
         Args:
-            chip: the cached chip's file, whose name changes with its content.
-            teacher: hexadecimal digits that change with the teacher.
+            chip: file of the cached chip, whose name changes with its content.
+            teacher: fingerprint of the teacher, hexadecimal.
         """
         return cls(chip.with_name(f"{chip.stem}.soft-{teacher[:16]}.safetensors"), teacher)
 
     def exists(self, shape: tuple[int, int]) -> bool:
-        """Whether there is a whole file for a chip of that height and width."""
+        """Return whether the file exists and fits a chip of this height and width."""
         try:
             with safe_open(self.path, framework="numpy") as tensors:
                 return tuple(tensors.get_slice(_TENSOR).get_shape()[1:]) == shape
@@ -49,7 +49,7 @@ class SoftTarget:
             return False
 
     def write(self, maps: NDArray[np.uint8]) -> None:
-        """Keep the planes, uint8 (planes, height, width), 0..255 for 0..1.
+        """Write the probability maps, uint8 (maps, height, width), 0..255 for 0..1.
 
         Raises:
             CannotWriteError: the cache cannot be written.
@@ -58,17 +58,17 @@ class SoftTarget:
             temporary.write_bytes(save({_TENSOR: np.ascontiguousarray(maps)}))
 
     def read(self, rows: slice = slice(None), columns: slice = slice(None)) -> NDArray[np.uint8]:
-        """A window of the planes, uint8 (planes, h, w).
+        """Read a window of the probability maps, uint8 (maps, h, w).
 
         Raises:
-            SatmapError: the file is gone or damaged.
+            SatmapError: the file is missing or damaged.
         """
         try:
             with safe_open(self.path, framework="numpy") as tensors:
                 window: NDArray[np.uint8] = tensors.get_slice(_TENSOR)[:, rows, columns]
         except (OSError, SafetensorError) as error:
             raise SatmapError(
-                f"the teacher's planes {self.path} cannot be read ({error}). Start the same "
-                "command again: it makes what is missing and goes on."
+                f"the teacher's probability maps {self.path} cannot be read ({error}). Run the "
+                "same command again: it computes missing maps and resumes."
             ) from error
         return window

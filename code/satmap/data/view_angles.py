@@ -1,9 +1,10 @@
-"""From where an image looks at the ground, as SpaceNet 4 has it, and the category that follows.
+"""Off-nadir angles of SpaceNet 4 images and the view-angle categories derived from them.
 
-A look is so many degrees off nadir, and its target lies to the north or to the south of the
-satellite's track: roofs lean one way, and shadows fall on the sunny or on the dark side. The names
-of SpaceNet 4's 27 collects hold the angle's integer part and a catalogue number; the two of 10
-degrees, one of either side, are told apart by the latter.
+A view angle has a number of degrees off nadir and a side: the target lies to the north or to the
+south of the satellite's track. The side decides which way roofs lean and whether the sunlit or the
+shaded side of objects is visible. The image names of SpaceNet 4's 27 collects hold the integer part
+of the angle and a catalogue number. There are two collects of 10 degrees, one per side; the
+catalogue number distinguishes them.
 """
 
 import re
@@ -19,13 +20,14 @@ _SOUTH = {7, 13, 16, 21, 25, 29, 32}
 _TEN_SOUTH = "1030010003993E00"
 _NORTH = {8, 14, 19, 23, 27, 30, 34, 36, 39, 42, 44, 46, 47, 49, 50, 52, 53}
 
-# As the metric calls them.
+# Names of the metric.
 _NADIR, _OFF, _VERY_OFF = "nadir", "off-nadir", "very off-nadir"
 
-#: Up to these angles, integer parts, a look is nadir and off-nadir; beyond it is very off-nadir.
+#: Largest angles, integer part in degrees, of the categories nadir and off-nadir. Larger angles are
+#: very off-nadir.
 NADIR_UP_TO, OFF_NADIR_UP_TO = 25, 40
 
-#: Categories of looks, by how many are told apart.
+#: View-angle categories by their number.
 CATEGORIES: dict[int, tuple[str, ...]] = {
     3: (_NADIR, _OFF, _VERY_OFF),
     5: (f"{_NADIR} north", f"{_NADIR} south", f"{_OFF} north", f"{_OFF} south", _VERY_OFF),
@@ -34,11 +36,11 @@ CATEGORIES: dict[int, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class ViewAngle:
-    """From where an image was taken.
+    """Off-nadir angle of an image.
 
     Attributes:
-        angle: degrees off nadir, the integer part.
-        side: of the target, None where nobody knows.
+        angle: integer part of the degrees off nadir.
+        side: side of the target; None if unknown.
     """
 
     angle: int
@@ -48,7 +50,7 @@ class ViewAngle:
         return f"{self.angle}{self.side or ''}"
 
     def category(self, heads: int) -> str | None:
-        """One of ``CATEGORIES[heads]``; None if it takes the side, which nobody knows."""
+        """Return one of ``CATEGORIES[heads]``; None if it depends on an unknown side."""
         if self.angle > OFF_NADIR_UP_TO:
             return _VERY_OFF
         kind = _NADIR if self.angle <= NADIR_UP_TO else _OFF
@@ -58,7 +60,7 @@ class ViewAngle:
 
 
 def view_angle_of_name(name: str) -> ViewAngle | None:
-    """The look that stands in the name of an image, None where none does."""
+    """Parse the off-nadir angle in an image name; None if the name lacks it."""
     match = _NAME.search(name)
     if match is None:
         return None
@@ -73,35 +75,37 @@ def view_angle_of_name(name: str) -> ViewAngle | None:
 
 
 def require_category(name: str, view_angle: ViewAngle | None, heads: int) -> str:
-    """The category of an image's look, one of ``CATEGORIES[heads]``.
+    """Return the view-angle category of an image, one of ``CATEGORIES[heads]``.
 
     Args:
-        name: of the image's file, for the message.
-        view_angle: None where nobody knows.
-        heads: how many categories are told apart.
+        name: file name of the image, for the message.
+        view_angle: None if unknown.
+        heads: number of categories.
 
     Raises:
-        SatmapError: nobody knows the look, or its side.
+        SatmapError: the angle or its side is unknown.
     """
     category = view_angle.category(heads) if view_angle else None
     if category is None:
         what = "degrees off nadir, such as 32" + ("" if heads == len(CATEGORIES[3]) else "south")
         raise SatmapError(
-            f"{name}: its name does not say from where it looks at the ground "
-            f"(_nadir32_catid_...), and the networks have heads for {', '.join(CATEGORIES[heads])}."
-            f" Give --nadir {what}, which holds for all images that do not say it."
+            f"{name}: the file name does not give the off-nadir angle (_nadir32_catid_...), but "
+            f"the networks have heads for {', '.join(CATEGORIES[heads])}. Give --nadir {what}; it "
+            "applies to all images whose names lack the angle."
         )
     return category
 
 
 def parse_view_angle(text: str) -> ViewAngle:
-    """A look as a user writes it: ``32``, ``32.5south``, ``12 north``.
+    """Parse an off-nadir angle as a user writes it: ``32``, ``32.5south``, ``12 north``.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not an off-nadir angle.
     """
     match = re.fullmatch(r"(\d{1,2})(?:\.\d*)?\s*,?\s*(north|south)?", text.strip(), re.I)
     if match is None:
-        raise ValueError(f"{text!r} is no look; write degrees off nadir, such as 32 or 32south")
+        raise ValueError(
+            f"{text!r} is not an off-nadir angle; write degrees off nadir, such as 32 or 32south"
+        )
     sides: dict[str | None, Literal["north", "south"]] = {"north": "north", "south": "south"}
     return ViewAngle(int(match[1]), sides.get(match[2].lower() if match[2] else None))

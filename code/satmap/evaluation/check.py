@@ -9,7 +9,6 @@ from satmap.data.layouts.mapping_challenge import ANNOTATIONS, PICTURE_SUFFIXES
 from satmap.data.layouts.spacenet_buildings import building_image_ids
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import SatmapError
-from satmap.evaluation.result_format import find_format
 from satmap.io.gdal import driver_of
 from satmap.io.walk import walk
 from satmap.submissions.buildings_csv import check_buildings_csv
@@ -17,6 +16,7 @@ from satmap.submissions.coco_json import check_coco_results, read_coco_sizes
 from satmap.submissions.fault import Fault
 from satmap.submissions.formats import Format, detect
 from satmap.submissions.mask_rasters import check_masks
+from satmap.submissions.result_format import find_format
 from satmap.submissions.roads_csv import check_roads_csv
 
 

@@ -15,7 +15,6 @@ from satmap.evaluation.metrics.coco_ap import score_coco
 from satmap.evaluation.metrics.figures import Figures, Report
 from satmap.evaluation.metrics.jaccard import score_masks
 from satmap.evaluation.metrics.topo import TopoScore, topo
-from satmap.evaluation.result_format import find_format
 from satmap.io.geojson_reader import read_geojson
 from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
 from satmap.submissions.coco_json import read_coco_results, read_coco_truth
@@ -26,6 +25,7 @@ from satmap.submissions.geojson_maps import (
     read_roads_geojson,
 )
 from satmap.submissions.mask_rasters import find_masks
+from satmap.submissions.result_format import find_format
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv
 
 _Row = TypeVar("_Row", RoadRow, BuildingRow)

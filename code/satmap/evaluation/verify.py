@@ -20,12 +20,12 @@ import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from satmap.data.chip import record_images
 from satmap.errors import SatmapError
 from satmap.evaluation.score import score_files
 from satmap.io.checksums import FileRecord, data_fingerprint, in_threads, record_file
 from satmap.io.files import is_temporary, write_text
 from satmap.io.text import printable
-from satmap.prediction.manifests import record_images
 from satmap.provenance.machine import differences
 from satmap.provenance.manifest import SUFFIX, SubmissionManifest, WeightsManifest, read_manifest
 from satmap.recipes.schema import Recipe, parse_recipe

@@ -1,1 +1,1 @@
-"""Reading and writing of files: atomic writes, JSON, GeoJSON, GDAL, text."""
+"""Read and write files: atomic writes, checksums, JSON, GeoJSON, COCO, GDAL and text."""

@@ -1,4 +1,4 @@
-"""What files hold, in a form that can be written down and compared: their SHA-256."""
+"""SHA-256 checksums of files and data sets."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,22 +15,28 @@ Result = TypeVar("Result")
 
 
 class FileRecord(Settings):
-    """A file as it was: its name without directory, its size and its SHA-256 in hexadecimal."""
+    """Identity of a file's content.
+
+    Attributes:
+        name: file name without directory.
+        bytes: size.
+        sha256: checksum, hexadecimal.
+    """
 
     name: str
     bytes: int
     sha256: str
 
 
-#: Id of a chip to what it is made of: ``PS-MS``, ``PS-RGB``, ``label`` to file.
+#: Files of each chip, by image id and then by kind: ``PS-MS``, ``PS-RGB``, ``label``.
 ChipRecords = Mapping[str, Mapping[str, FileRecord]]
 
 
 def record_file(path: Path) -> FileRecord:
-    """The file as it is now.
+    """Record the name, size and checksum of a file.
 
     Raises:
-        SatmapError: it cannot be read.
+        SatmapError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -41,15 +47,19 @@ def record_file(path: Path) -> FileRecord:
 
 
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """The work done on every item, as many at a time as there are cores; hashing needs no more."""
+    """Map a function over items in threads, one per core; keep the order.
+
+    Threads suffice for hashing, which releases the interpreter lock.
+    """
     with ThreadPoolExecutor(available_cores()) as pool:
         return list(pool.map(work, items))
 
 
 def data_fingerprint(chips: ChipRecords) -> str:
-    """SHA-256 over all files of a data set, whatever the order and wherever they lie.
+    """Compute the SHA-256 over all files of a data set, independent of their order.
 
-    Directories do not count, for they are mounted here and there; names do, for ids come from them.
+    Directories do not count, because mount points differ. File names count, because image ids are
+    derived from them.
     """
     lines = sorted(
         f"{image_id}\t{kind}\t{record.name}\t{record.bytes}\t{record.sha256}\n"

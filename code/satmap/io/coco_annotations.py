@@ -1,4 +1,4 @@
-"""Files of COCO annotations of buildings, as the Mapping Challenge has them."""
+"""Read COCO annotation files of buildings in the format of the Mapping Challenge."""
 
 import json
 from functools import partial
@@ -15,24 +15,24 @@ from satmap.io.text import printable
 #: The challenge's only category: building.
 CATEGORY = 100
 
-# Floats of 32 or 64 bits.
+# float32 or float64.
 Ring = NDArray[Any]
 
-# Beyond any image. The evaluation's library rasterises edges point by point, also outside of it;
-# floats of 32 bits hold hundredths of a pixel below it.
+# Limit of coordinates in pixels, larger than any image. The evaluation's library rasterises edges
+# point by point, even outside the image. Below the limit float32 resolves hundredths of a pixel.
 _LARGEST_PIXEL = 1e5
 
 _NUMBERS = {int, float}
 
 
 class CocoAnnotation(NamedTuple):
-    """A building, or a region of many.
+    """A building, or a region of many buildings.
 
     Attributes:
-        image_id: a listed one.
+        image_id: id of an image in the file.
         category: 100.
         crowd: whether it is a region of many buildings.
-        rings: float (n >= 3, 2) in pixels, its polygons; none of a crowd that is no polygons.
+        rings: polygons, float (n >= 3, 2) in pixels; empty for a crowd without polygons.
     """
 
     image_id: Any
@@ -42,11 +42,11 @@ class CocoAnnotation(NamedTuple):
 
 
 class CocoFile(NamedTuple):
-    """What a file says.
+    """Content of an annotation file.
 
     Attributes:
-        images: by id, in the file's order: what is said of each.
-        annotations: in the file's order.
+        images: the file's image objects by id, in the file's order.
+        annotations: annotations in the file's order.
     """
 
     images: dict[int, dict[str, Any]]
@@ -56,16 +56,18 @@ class CocoFile(NamedTuple):
 def read_coco_file(
     path: Path, kind: type[np.float32] | type[np.float64] = np.float64, annotated: bool = True
 ) -> CocoFile:
-    """Read a file of annotations; polygons are packed while it is read, which bounds the memory.
+    """Read a file of annotations.
+
+    Polygons are packed into arrays during parsing, which limits the memory.
 
     Args:
         path: the file.
-        kind: of the rings' numbers.
-        annotated: whether there must be annotations.
+        kind: data type of the rings.
+        annotated: whether the file must have annotations.
 
     Raises:
-        SatmapError: the file cannot be read, is not JSON, or an image or annotation in it is not as
-            it should be; the message names the file and the place.
+        SatmapError: the file cannot be read, is not JSON, or an image or annotation in it is
+            invalid; the message names the file and the place.
     """
     content = read_json(path, partial(_pack, kind=kind))
     if not isinstance(content, dict):
@@ -81,10 +83,10 @@ def read_coco_file(
     images: dict[int, dict[str, Any]] = {}
     for number, image in enumerate(content["images"]):
         image_id = image.get("id") if isinstance(image, dict) else None
-        # Evaluations keep ids in 64 bits.
+        # Evaluation tools store ids as 64-bit integers.
         if type(image_id) is not int or not -(2**63) <= image_id < 2**63:
             raise SatmapError(
-                f"{path}: images[{number}] needs an integer as id, not {_shown(image_id)}."
+                f"{path}: images[{number}] needs an integer id, not {_shown(image_id)}."
             )
         if image_id in images:
             raise SatmapError(f"{path}: images[{number}] repeats the id {image_id}.")
@@ -103,7 +105,7 @@ def read_coco_file(
 
 
 def _pack(value: dict[str, Any], kind: type[np.float32] | type[np.float64]) -> Any:
-    """An annotation packed, any other object as it is."""
+    """Pack an annotation; return any other object unchanged."""
     if "image_id" not in value or "segmentation" not in value:
         return value
     return CocoAnnotation(
@@ -115,14 +117,14 @@ def _pack(value: dict[str, Any], kind: type[np.float32] | type[np.float64]) -> A
 
 
 def _rings(polygons: object, kind: type[np.float32] | type[np.float64]) -> tuple[Ring, ...]:
-    """The polygons packed; none if one of them is no list of x and y of three points or more."""
+    """Pack polygons; return none if one is not a list of x and y with three points or more."""
     if not isinstance(polygons, list):
         return ()
     rings: list[Ring] = []
     for numbers in polygons:
         if not isinstance(numbers, list) or len(numbers) < 6 or len(numbers) % 2:
             return ()
-        # Neither texts nor truth values. NaN is in no range, nor are integers too large for floats.
+        # Reject strings and booleans. The range check also rejects NaN and huge integers.
         if not set(map(type, numbers)) <= _NUMBERS or not all(
             -_LARGEST_PIXEL <= number <= _LARGEST_PIXEL for number in numbers
         ):
@@ -133,10 +135,10 @@ def _rings(polygons: object, kind: type[np.float32] | type[np.float64]) -> tuple
 
 def _fault(annotation: CocoAnnotation, images: dict[int, dict[str, Any]]) -> str:
     if type(annotation.image_id) is not int or annotation.image_id not in images:
-        return f"is of the image {_shown(annotation.image_id)}, which is not listed"
+        return f"refers to the image {_shown(annotation.image_id)}, which is not listed"
     if annotation.category != CATEGORY:
         return (
-            f"has category_id {_shown(annotation.category)}; the Mapping Challenge knows only "
+            f"has category_id {_shown(annotation.category)}; the Mapping Challenge has only "
             f"{CATEGORY}, building"
         )
     if not annotation.rings and not annotation.crowd:
@@ -147,7 +149,7 @@ def _fault(annotation: CocoAnnotation, images: dict[int, dict[str, Any]]) -> str
 def _shown(value: object) -> str:
     try:
         return printable(json.dumps(value), 40)
-    # An annotation that stands in another's place, or nested too deep; Python prints no integer of
-    # thousands of digits.
+    # The value may hold an already packed annotation, be nested too deeply, or be an integer of
+    # thousands of digits, which Python does not print.
     except (TypeError, ValueError, RecursionError):
-        return "something that cannot be shown"
+        return "a value that cannot be shown"

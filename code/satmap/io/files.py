@@ -1,4 +1,4 @@
-"""Writing files so that a crash never leaves half of one behind."""
+"""Atomic file writes, checks of output paths, and file locks."""
 
 import contextlib
 import errno
@@ -14,14 +14,15 @@ from filelock import FileLock, Timeout
 
 from satmap.errors import CannotWriteError, SatmapError
 
-# A process can read its umask only by changing it, which is not safe once threads run.
+# A process can read its umask only by changing it, which is not thread-safe, so read it on import.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
-# No write takes so long: a temporary file of that age was left by a process that was killed.
+# Age from which a temporary file is regarded as left over by a killed process; no write takes as
+# long.
 _LEFT_OVER_S = 3600.0
 
-# The names of temporary files: a path's stem, what tempfile adds, its suffix.
+# Names of temporary files: the path's stem, the random part added by tempfile, the path's suffix.
 _TEMPORARY = re.compile(r"\.(.*)-[a-z0-9_]{8}(\.[^.-]*|)(?:-journal|-wal|-shm)?")
 
 
@@ -29,15 +30,15 @@ _TEMPORARY = re.compile(r"\.(.*)-[a-z0-9_]{8}(\.[^.-]*|)(?:-journal|-wal|-shm)?"
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` when the block succeeds.
 
-    Readers see the old file or the whole new one, never a part. When the block raises, the
-    temporary file is removed and ``path`` is left as it was.
+    Readers see the old file or the complete new one. If the block raises, the temporary file is
+    removed and ``path`` is unchanged.
 
     Raises:
-        CannotWriteError: the directory cannot be made or written to.
+        CannotWriteError: the directory cannot be created or written to.
     """
     temporary = None
     try:
-        # A link stays a link: what it points to is replaced.
+        # Replace the target of a link, not the link itself.
         path = _resolved(path)
         _require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,11 +47,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         )
         os.close(descriptor)
         temporary = Path(name)
-        # mkstemp makes private files; the result should follow the user's umask like any other.
+        # mkstemp creates private files, but the result should follow the user's umask.
         temporary.chmod(0o666 & ~_UMASK)
         yield temporary
         with temporary.open("rb") as file:
-            # The content must be on the disk before the name points to it.
+            # The content must be on disk before the rename.
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
@@ -64,10 +65,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _resolved(path: Path) -> Path:
-    """What a path's links lead to.
+    """Resolve the links of a path.
 
     Raises:
-        OSError: to themselves, which Python up to 3.12 calls by another name.
+        OSError: the links are circular. Python up to 3.12 raises RuntimeError instead.
     """
     try:
         return path.resolve()
@@ -83,10 +84,12 @@ def _require_replaceable(path: Path) -> None:
 
 
 def refuse_pipe(path: Path) -> None:
-    """Fail before a pipe, which may never have a writer, or a device, which may never end, is read.
+    """Fail if the path is a pipe or a device, whose reading might never end.
+
+    Missing files and directories are not checked; opening them fails later.
 
     Raises:
-        SatmapError: the path is one. What is not there, or a directory, opening will tell.
+        SatmapError: the path is a pipe or a device.
     """
     with contextlib.suppress(OSError):
         mode = path.stat().st_mode
@@ -97,12 +100,12 @@ def refuse_pipe(path: Path) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether ``atomic_path`` made the file and it has not been renamed yet."""
+    """Return whether the file is a temporary one of ``atomic_path``."""
     return path.name.startswith(".")
 
 
 def remove_temporary_files(directory: Path) -> None:
-    """Delete the temporary files that killed processes left in a directory of satmap's own."""
+    """Delete the temporary files that killed processes left in a directory used only by satmap."""
     for path in directory.glob(".*-????????.*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _LEFT_OVER_S:
@@ -112,10 +115,11 @@ def remove_temporary_files(directory: Path) -> None:
 def remove_temporary_files_of(paths: Iterable[Path]) -> None:
     """Delete the temporary files that killed processes left beside some paths.
 
-    Nobody else may be writing these paths. The directory may be the user's: only what has the name
-    of such a temporary file goes, and what other programs made of it (``...-journal``).
+    No other process may be writing these paths. The directory may hold files of the user: only
+    temporary files of these paths are deleted, and the files that SQLite derives from them
+    (``...-journal``).
     """
-    # As in `atomic_path`, which follows links.
+    # Follow links, as `atomic_path` does.
     by_directory: dict[Path, set[tuple[str, str]]] = {}
     for path in map(Path.resolve, paths):
         by_directory.setdefault(path.parent, set()).add((path.stem[:40], path.suffix))
@@ -128,13 +132,13 @@ def remove_temporary_files_of(paths: Iterable[Path]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 with unchanged line ends, atomically."""
+    """Write ``text`` as UTF-8 with unchanged line endings, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(text.encode())
 
 
 def require_writable(path: Path) -> None:
-    """Fail before hours of work rather than after them when ``path`` cannot be written.
+    """Fail early, before hours of work, if ``path`` cannot be written.
 
     Raises:
         CannotWriteError: ``path`` is a directory, or its directory cannot be written to.
@@ -152,48 +156,11 @@ def require_writable(path: Path) -> None:
         ) from error
 
 
-# Format by suffix -> what stands near the start of every file of it, in small letters.
-_MARKS = {
-    ".csv": b"imageid",
-    ".geojson": b"featurecollection",
-    ".gpkg": b"sqlite format 3",
-    ".graphml": b"graphml",
-    # COCO results, of buildings, are a list.
-    ".json": b"[",
-}
-
-# So much of a file is looked at.
-_START = 512
-
-
-def require_map_output(path: Path) -> None:
-    """Make sure, before the work, that a map can be written and nothing else is lost by it.
-
-    A forgotten last argument must not cost an image or anybody's notes.
-
-    Args:
-        path: the file; its suffix names its format, an unknown one that of a CSV.
-
-    Raises:
-        CannotWriteError: it cannot be written, or exists and holds something else.
-    """
-    require_writable(path)
-    if not path.is_file() or not path.stat().st_size:
-        return
-    suffix = path.suffix.lower() if path.suffix.lower() in _MARKS else ".csv"
-    with path.open("rb") as file:
-        start = file.read(_START)
-    if _MARKS[suffix] not in start.lower():
-        raise CannotWriteError(
-            f"{path} exists and holds no map in the format of {suffix} files, so it is not "
-            "replaced. Give another name, or remove it."
-        )
-
-
-# The processes of a killed run end within moments. A lock held for longer belongs to another run.
+# Seconds to wait for a lock. The processes of a killed run end sooner, so a lock held for longer
+# belongs to another run.
 _GRACE_S = 3.0
 
-# What a file system without locks answers.
+# Error numbers of file systems without locks.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -201,21 +168,21 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 def exclusive_lock(path: Path, refusal: SatmapError) -> Iterator[None]:
     """Let one process at a time work on a file, or on the files that share its stem.
 
-    The lock is on a file of its own, ``.NAME.lock`` beside ``path``, which is removed at the end.
-    The operating system releases the lock when the process ends, however it ends: the file that a
-    killed process leaves is no lock. Forked processes do not inherit it. File systems without locks
-    go without.
+    The lock is held on a separate file, ``.NAME.lock`` beside ``path``, which is removed at the
+    end. The operating system releases the lock when the process ends, even if it is killed; a lock
+    file left behind does not block anyone. Forked processes do not inherit the lock. On file
+    systems without locks, nothing is locked.
 
     Args:
-        path: what the lock is for; it need not exist.
-        refusal: raised if another process holds the lock and keeps it.
+        path: the file to lock; it need not exist.
+        refusal: error to raise if another process keeps the lock.
 
     Raises:
         SatmapError: ``refusal``.
-        OSError: the lock file cannot be made.
+        OSError: the lock file cannot be created.
     """
     file = path.with_name(f".{path.name.removeprefix('.')}.lock")
-    # A soft lock, the existence of a file, would outlive a killed process.
+    # A soft lock is the mere existence of a file and would outlive a killed process.
     lock = FileLock(file, timeout=_GRACE_S, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire()
@@ -229,8 +196,8 @@ def exclusive_lock(path: Path, refusal: SatmapError) -> Iterator[None]:
         yield
     finally:
         if lock.is_locked:
-            # Removed before the release: who waits for this file sees that it is gone and makes a
-            # new one. Windows keeps open files.
+            # Remove the file before the release: a waiting process sees that it is gone and creates
+            # a new one. Windows cannot remove open files.
             with contextlib.suppress(OSError):
                 file.unlink()
             lock.release()

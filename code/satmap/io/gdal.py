@@ -1,30 +1,32 @@
-"""What rasters satmap opens: of which formats, and how large they may claim to be."""
+"""Checks before GDAL opens a raster: format and size."""
 
 from pathlib import Path
 
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
 
-# GDAL's drivers by suffix, in lower case. By content GDAL would take a text for a virtual raster
-# and read the files, or ask the servers, that it names.
+# GDAL's drivers by lower-case suffix. If GDAL chose the driver by content, it could take a text for
+# a virtual raster and read the files or contact the servers that the text names.
 _DRIVERS = {
     ".tif": "GTiff", ".tiff": "GTiff", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG",
 }  # fmt: skip
 
-# 65,536 x 65,536: a megacity at half a metre. A few kilobytes can claim any size.
+# 65,536 x 65,536 pixels: a megacity at 0.5 m per pixel. A tiny file can claim any size.
 _MOST_PIXELS = 1 << 32
 
 
 def driver_of(path: Path) -> str:
-    """GDAL's driver for a raster by its name; GeoTIFF where the name says nothing."""
+    """Return GDAL's driver for a raster by its suffix; GeoTIFF for unknown suffixes."""
     return _DRIVERS.get(path.suffix.lower(), "GTiff")
 
 
 def require_raster_file(path: Path) -> None:
-    """Fail before GDAL reads a pipe, which may never have a writer, or looks into a directory.
+    """Fail if the path is a pipe, a device or a directory, before GDAL opens it.
+
+    Missing files are not checked; opening them fails later.
 
     Raises:
-        SatmapError: the path is one. What is not there opening will tell.
+        SatmapError: the path is a pipe, a device or a directory.
     """
     refuse_pipe(path)
     if path.is_dir():
@@ -32,14 +34,14 @@ def require_raster_file(path: Path) -> None:
 
 
 def require_possible_size(width: int, height: int) -> None:
-    """Fail on a raster that nobody can have meant before days are spent on it.
+    """Fail early on an implausibly large raster.
 
     Raises:
-        SatmapError: it has more pixels than anything that satmap is made for.
+        SatmapError: the raster has more pixels than satmap supports.
     """
     if width * height > _MOST_PIXELS:
         raise SatmapError(
-            f"{width} x {height} pixels are more than satmap reads, {_MOST_PIXELS:,}. If it is "
-            "really so large, cut it into parts, for example with `gdal_retile.py`; else fetch it "
-            "again."
+            f"{width} x {height} pixels are more than satmap reads, {_MOST_PIXELS:,}. If the image "
+            "is really that large, split it, for example with `gdal_retile.py`; otherwise download "
+            "it again."
         )

@@ -1,7 +1,7 @@
-"""GeoJSON as the challenges and their participants write it: features with their coordinates.
+"""Read GeoJSON files of the challenges and their participants.
 
-The ``crs`` member, which the standard has dropped and old labels need, is honoured; a malformed one
-is passed over. Without it coordinates are longitude and latitude.
+The ``crs`` member is used: the current standard has dropped it, but old labels need it. A malformed
+member is ignored. Without it, coordinates are longitude and latitude.
 """
 
 import json
@@ -26,8 +26,8 @@ LON_LAT = "OGC:CRS84"
 
 _MALFORMED = (TypeError, ValueError, AttributeError, IndexError, KeyError, OverflowError)
 
-# Names, WKT and PROJ strings of reference systems. Of anything else, GDAL would read a file or
-# fetch an address.
+# Names, WKT and PROJ strings of coordinate reference systems. Given anything else, GDAL could read
+# a file or contact a server.
 _CRS_NAME = re.compile(
     r"(?:urn:(?:ogc|x-ogc):def:crs:|EPSG:|OGC:)[\w.:-]+|[A-Z_]+\s*\[.*\]\s*|\+proj=.*",
     re.IGNORECASE | re.DOTALL,
@@ -36,11 +36,12 @@ _CRS_NAME = re.compile(
 
 @dataclass(frozen=True)
 class GeoLine:
-    """A line of a feature.
+    """Line of a feature.
 
     Attributes:
-        xy: float64 (n >= 2, 2), x and y or longitude and latitude, without successive twins.
-        properties: those of its feature.
+        xy: float64 (n >= 2, 2), x and y or longitude and latitude, without repeated successive
+            points.
+        properties: properties of the feature.
     """
 
     xy: NDArray[np.float64]
@@ -49,11 +50,11 @@ class GeoLine:
 
 @dataclass(frozen=True)
 class Surface:
-    """A polygon of a feature, holes included.
+    """Polygon of a feature, with its holes.
 
     Attributes:
-        polygon: in the file's coordinates.
-        properties: those of its feature.
+        polygon: polygon in the file's coordinates.
+        properties: properties of the feature.
     """
 
     polygon: shapely.Polygon
@@ -62,13 +63,13 @@ class Surface:
 
 @dataclass(frozen=True)
 class FeatureCollection:
-    """What a GeoJSON file holds; points are passed over.
+    """Content of a GeoJSON file; points are ignored.
 
     Attributes:
-        crs: reference system of all coordinates, as rasterio takes it.
-        lines: all lines, multi-part ones taken apart.
-        surfaces: all polygons, multi-part ones taken apart.
-        geometries: how many features have a geometry of any kind.
+        crs: coordinate reference system of all coordinates, in a form that rasterio accepts.
+        lines: all lines; multi-part geometries are split.
+        surfaces: all polygons; multi-part geometries are split.
+        geometries: number of features with a geometry of any kind.
     """
 
     crs: str
@@ -81,7 +82,8 @@ def read_geojson(path: Path) -> FeatureCollection:
     """Read a feature collection; third coordinates are dropped.
 
     Raises:
-        SatmapError: not GeoJSON, or coordinates that cannot be longitude and latitude.
+        SatmapError: the file is not GeoJSON, or has coordinates that cannot be longitude and
+            latitude.
     """
     refuse_pipe(path)
     try:
@@ -92,7 +94,7 @@ def read_geojson(path: Path) -> FeatureCollection:
             raise TypeError("'features' is not a list")
     except OSError as error:
         raise SatmapError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    # Brackets nested without end exhaust the parser's stack.
+    # Deeply nested brackets exhaust the parser's stack (RecursionError).
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise SatmapError(
             f"{path}: not a GeoJSON feature collection ({error}). Fetch or export it again."
@@ -103,7 +105,7 @@ def read_geojson(path: Path) -> FeatureCollection:
         try:
             properties = feature.get("properties") or {}
             if not isinstance(properties, dict):
-                raise TypeError("its properties are no object")
+                raise TypeError("its properties are not an object")
             geometries += bool(feature.get("geometry"))
             for kind, coordinates in _parts(feature.get("geometry")):
                 if kind == "LineString":
@@ -116,16 +118,16 @@ def read_geojson(path: Path) -> FeatureCollection:
                         holes = [ring for ring in rings[1:] if len(ring) >= 3]
                         surfaces.append(Surface(shapely.Polygon(rings[0], holes), properties))
         except _MALFORMED as error:
-            what = f"no {error}" if isinstance(error, KeyError) else error
+            what = f"{error} is missing" if isinstance(error, KeyError) else error
             raise SatmapError(f"{path}: feature {number} is malformed ({what}).") from error
     return FeatureCollection(crs, tuple(lines), tuple(surfaces), geometries)
 
 
 def project(xy: NDArray[np.float64], source: str, target: str) -> NDArray[np.float64]:
-    """Coordinates (n, 2) of one reference system in another, x or longitude first.
+    """Transform coordinates (n, 2), x or longitude first, to another reference system.
 
     Raises:
-        ValueError: they cannot be brought there.
+        ValueError: the coordinates cannot be projected.
     """
     if not len(xy):
         return xy
@@ -146,10 +148,10 @@ def _crs_of(document: dict[str, Any]) -> str:
         name = str(member["properties"]["name"])  # type: ignore[index]
         if not _CRS_NAME.fullmatch(name):
             return LON_LAT
-        # GeoJSON writes longitude first whatever the authority's order of axes.
+        # GeoJSON writes longitude first, regardless of the authority's axis order.
         if name.endswith((":CRS84", ":4326")):
             return LON_LAT
-        # Within an environment GDAL says nothing on stderr of a name that it does not know.
+        # Within an environment GDAL does not report unknown names on stderr.
         with rasterio.Env():
             return str(CRS.from_user_input(name))
     except (TypeError, KeyError, CRSError):
@@ -157,7 +159,7 @@ def _crs_of(document: dict[str, Any]) -> str:
 
 
 def _parts(geometry: Any) -> Iterator[tuple[str, Any]]:
-    """Kind (LineString or Polygon) and coordinates of each part of a geometry."""
+    """Yield the kind (LineString or Polygon) and the coordinates of each part of a geometry."""
     if geometry is None:
         return
     kind = geometry["type"]
@@ -173,11 +175,14 @@ def _parts(geometry: Any) -> Iterator[tuple[str, Any]]:
         case "Point" | "MultiPoint":
             return
         case _:
-            raise ValueError(f"no GeoJSON geometry is called {kind!r:.40}")
+            raise ValueError(f"unknown GeoJSON geometry {kind!r:.40}")
 
 
 def _clean(coordinates: Any, crs: str) -> NDArray[np.float64]:
-    """Two finite, plausible columns without successive twins; none of an empty geometry."""
+    """Return float64 (n, 2), finite and plausible, without repeated successive points.
+
+    The result is empty for an empty geometry.
+    """
     if coordinates == []:
         return np.empty((0, 2))
     xy = np.array([point[:2] for point in coordinates], np.float64)
@@ -187,8 +192,8 @@ def _clean(coordinates: Any, crs: str) -> NDArray[np.float64]:
         raise ValueError("a coordinate is not a finite number")
     if crs == LON_LAT and len(xy) and (np.abs(xy) > (180.0, 90.0)).any():
         raise ValueError(
-            f"({xy[0, 0]:.1f}, {xy[0, 1]:.1f}) is no longitude and latitude; add the file's 'crs' "
-            "member or reproject it to EPSG:4326"
+            f"({xy[0, 0]:.1f}, {xy[0, 1]:.1f}) is not a longitude and latitude; add the 'crs' "
+            "member to the file or reproject it to EPSG:4326"
         )
     keep = np.ones(len(xy), bool)
     keep[1:] = (xy[1:] != xy[:-1]).any(axis=1)

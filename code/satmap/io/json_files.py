@@ -1,4 +1,4 @@
-"""Files of JSON that others have written, small enough to be read at once."""
+"""Read JSON files from other sources."""
 
 import json
 from collections.abc import Callable
@@ -9,14 +9,14 @@ from satmap.errors import SatmapError
 
 
 def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """What a file holds.
+    """Read a JSON file at once.
 
     Args:
         path: the file, with or without a byte order mark.
-        object_hook: what becomes of every object, as ``json.loads`` takes it.
+        object_hook: function applied to every object, as in ``json.loads``.
 
     Raises:
-        SatmapError: it cannot be read or is not JSON; the message names the file and the place.
+        SatmapError: the file cannot be read or is not JSON; the message names the file and line.
     """
     try:
         return json.loads(path.read_bytes(), object_hook=object_hook)
@@ -24,6 +24,6 @@ def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
         raise SatmapError(f"cannot read {path}: {error.strerror or error}.") from error
     except json.JSONDecodeError as error:
         raise SatmapError(f"{path}, line {error.lineno}: not JSON: {error.msg}.") from error
-    # Bytes that are no text, or more brackets within each other than Python has room for.
+    # The bytes are not text, or the brackets are nested too deeply for Python.
     except (ValueError, RecursionError) as error:
         raise SatmapError(f"{path}: not JSON: {error}.") from error

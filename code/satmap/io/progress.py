@@ -1,4 +1,4 @@
-"""Progress of long steps: a bar on a terminal, now and then a plain line in a log."""
+"""Progress of long steps: a bar on a terminal, an occasional line in a log."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 
 
 def track(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
-    """Pass the items on and show how many of ``total`` are done."""
+    """Yield the items and show how many of ``total`` are done."""
     if sys.stderr.isatty():
         yield from tqdm(items, desc=label, total=total)
         return

@@ -1,4 +1,4 @@
-"""Texts of other people's making, fit for a terminal."""
+"""Make text from files and servers safe to print, sort and write as CSV."""
 
 import re
 import unicodedata
@@ -7,15 +7,15 @@ _NOT_PLAIN = re.compile(r'^#|[,"\r\n\0]')
 
 
 def printable(text: object, longest: int | None = None, keep: str = "") -> str:
-    """``text`` without anything that could move a cursor, colour a line or begin a new one.
+    """Escape control characters of a text, so that it cannot affect the terminal or start a line.
 
-    Names in files, answers of servers and ids of images are whatever somebody wrote there.
-    Control and format characters, line ends and lone surrogates become escapes such as ``\\x1b``.
+    File names, answers of servers and image ids may contain any character. Control and format
+    characters, line ends and lone surrogates become escapes such as ``\\x1b``.
 
     Args:
-        text: any object; its ``str`` is taken.
-        longest: cut after so many characters, with three dots.
-        keep: control characters that stay, such as line ends of a message of our own.
+        text: any object; its ``str`` is used.
+        longest: number of characters after which the text is cut, marked by three dots.
+        keep: control characters to keep, such as the line ends of satmap's own messages.
     """
     shown = "".join(
         char
@@ -27,9 +27,9 @@ def printable(text: object, longest: int | None = None, keep: str = "") -> str:
 
 
 def natural_key(text: str) -> tuple[list[str], str]:
-    """Sort key that puts ``chip2`` before ``chip10``."""
-    # Splitting by a group alternates text and digits. Numbers go by their length first, so that
-    # they need not become integers, of which Python refuses those of thousands of digits.
+    """Return a sort key that puts ``chip2`` before ``chip10``."""
+    # Splitting by a group alternates text and digits. Numbers are compared by their length first
+    # instead of as integers, because Python refuses to parse thousands of digits.
     parts = re.split(r"([0-9]+)", text)
     digits = [part.lstrip("0") for part in parts]
     return [
@@ -38,11 +38,11 @@ def natural_key(text: str) -> tuple[list[str], str]:
 
 
 def require_plain_id(image_id: str) -> None:
-    """Make sure that an id can be written as it is and read back the same.
+    """Fail unless an image id can be written to a CSV without quoting and read back unchanged.
 
     Raises:
-        ValueError: it is empty, begins like a comment, would need quoting, or cannot be printed.
+        ValueError: the id is empty, starts like a comment, needs quoting or is not printable.
     """
     plain = image_id and image_id == image_id.strip() and image_id.isprintable()
     if not plain or _NOT_PLAIN.search(image_id):
-        raise ValueError(f"image id {image_id!r} cannot stand in a CSV")
+        raise ValueError(f"image id {image_id!r} cannot be written to a CSV")

@@ -1,4 +1,4 @@
-"""Finding files under the directories that the organisers mount."""
+"""Find files under directories."""
 
 import os
 from collections.abc import Container, Iterable, Iterator
@@ -9,27 +9,27 @@ from satmap.io.text import natural_key
 
 
 def walk(directories: Iterable[Path], also_non_files: Container[str] = ()) -> Iterator[Path]:
-    """All files at any depth, in natural order within each directory, each once.
+    """Yield all files at any depth, in natural order within each directory, each once.
 
-    Links are followed; names that start with a dot are left out, and so are pipes and devices.
+    Links are followed. Names that start with a dot, pipes and devices are left out.
 
     Args:
-        directories: where to begin.
-        also_non_files: suffixes in lower case; what has one and is a directory, a pipe or a device
-            is given, too, for whoever wanted a file there must hear of it.
+        directories: directories to search.
+        also_non_files: lower-case suffixes; directories, pipes and devices with such a suffix are
+            yielded, too, so that the caller can report them where it expects a file.
 
     Raises:
         SatmapError: one of ``directories`` is not a directory, or a name is not UTF-8.
     """
-    seen = set()
+    visited = set()
     for directory in directories:
         require_directories([directory])
         for parent, subdirectories, names in os.walk(directory, followlinks=True):
             place = os.path.realpath(parent)
-            if place in seen:
+            if place in visited:
                 subdirectories.clear()
                 continue
-            seen.add(place)
+            visited.add(place)
             subdirectories[:] = sorted(s for s in subdirectories if not s.startswith("."))
             odd = [s for s in subdirectories if Path(s).suffix.lower() in also_non_files]
             for name in sorted([*names, *odd], key=natural_key):
@@ -48,7 +48,7 @@ def require_directories(directories: Iterable[Path]) -> None:
     """Fail unless all of these are directories.
 
     Raises:
-        SatmapError: one is a file, or does not exist.
+        SatmapError: one of them is a file or does not exist.
     """
     for directory in directories:
         if not directory.is_dir():
@@ -57,5 +57,5 @@ def require_directories(directories: Iterable[Path]) -> None:
 
 
 def is_not_a_file(path: Path) -> bool:
-    """Whether a directory, a pipe or a device has the name; not for what is not there at all."""
+    """Return whether the path exists and is a directory, a pipe or a device."""
     return not path.is_file() and path.exists()

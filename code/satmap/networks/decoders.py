@@ -1,7 +1,7 @@
-"""Decoder blocks: each doubles the size and mixes in the encoder's feature of that size.
+"""Decoder blocks: each doubles the resolution and merges the encoder feature of that resolution.
 
-A decoder is four of a kind, and a kind is an entry of ``DECODERS``. None has normalisation: the
-reference's has none, and small batches of large crops would make it noisy.
+A decoder is four blocks of one kind, and the kinds are the entries of ``DECODERS``. The blocks have
+no normalisation: the reference has none, and batch statistics of small batches would be noisy.
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 
 class DecoderBlock(nn.Module):
-    """The reference's: 3 x 3 convolution after enlarging, another after concatenating.
+    """Decoder block of the reference: upsample, 3 x 3 convolution, concatenate, 3 x 3 convolution.
 
-    Source: selim_sef's third place in SpaceNet 5; its published weights fit.
+    Source: selim_sef's third place in SpaceNet 5. Its published weights can be loaded.
     """
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
@@ -27,8 +27,8 @@ class DecoderBlock(nn.Module):
 
         Args:
             x: float (N, in_channels, H, W).
-            skip: float (N, skip_channels, 2 H, 2 W), or None where the encoder has no feature of
-                that size.
+            skip: float (N, skip_channels, 2 H, 2 W); None if the encoder has no feature of that
+                size.
 
         Returns:
             (N, out_channels, 2 H, 2 W).
@@ -40,11 +40,10 @@ class DecoderBlock(nn.Module):
 
 
 class ScseBlock(DecoderBlock):
-    """The reference's, its result weighted by channel and by place.
+    """Decoder block with concurrent spatial and channel squeeze and excitation.
 
-    Source: concurrent spatial and channel squeeze and excitation,
-    https://arxiv.org/abs/1803.02579: channels are squeezed to half as many, and the two weighted
-    results are added.
+    Channels are squeezed to half their number, and the outputs weighted by channel and by pixel are
+    added. Source: https://arxiv.org/abs/1803.02579.
     """
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
@@ -64,13 +63,14 @@ class ScseBlock(DecoderBlock):
 
 
 class LightBlock(nn.Module):
-    """A 1 x 1 convolution of what is concatenated, then two of 3 x 3, at the output's width.
+    """Cheap decoder block: 1 x 1 convolutions of both inputs, then two 3 x 3 convolutions.
 
     Most of the reference's arithmetic goes into 3 x 3 convolutions of wide inputs: the upsampled
-    feature and the encoder's. Here a 1 x 1 convolution narrows both first. That of the upsampled
-    half is computed before enlarging, at a quarter of the work, for both orders give the same;
-    concatenating is left out, for a convolution of it is the sum of two. With one 3 x 3
-    convolution instead of two it learns less (``benchmarks/decoders.py``).
+    feature and the encoder feature. Here 1 x 1 convolutions reduce both to the output's width
+    first. The upsampled input is reduced before it is upsampled: the result is the same at a
+    quarter of the cost. The two reduced inputs are added, which equals a convolution of their
+    concatenation. With one 3 x 3 convolution instead of two, the block learns less
+    (``benchmarks/decoders.py``).
     Source of the lateral 1 x 1 convolutions: https://arxiv.org/abs/1612.03144.
     """
 
@@ -91,7 +91,7 @@ class LightBlock(nn.Module):
         return F.relu(self.conv2(x), inplace=True)
 
 
-#: Kinds of decoders by the names that recipes call them.
+#: Decoder blocks by their names in recipes.
 DECODERS: Mapping[str, type[nn.Module]] = {
     "plain": DecoderBlock,
     "scse": ScseBlock,
@@ -100,12 +100,15 @@ DECODERS: Mapping[str, type[nn.Module]] = {
 
 
 def upsample(x: Tensor, like: Tensor | None) -> Tensor:
-    """Repeat every pixel of (N, C, H, W) twice along both sides.
+    """Upsample by a factor of two with nearest-neighbour interpolation.
 
     Args:
-        x: what to enlarge.
-        like: float (N, any, 2 H, 2 W), if there is one. Its size is taken as it is, for a graph
-            exported for any image size cannot prove that the two agree.
+        x: float (N, C, H, W).
+        like: float (N, any, 2 H, 2 W), or None. If given, its size is used: an exported graph for
+            any image size cannot prove that it equals twice the size of ``x``.
+
+    Returns:
+        (N, C, 2 H, 2 W).
     """
     if like is None:
         return F.interpolate(x, scale_factor=2, mode="nearest")

@@ -1,8 +1,8 @@
-"""Convolutional encoders from timm, cut into the stages that a U-Net needs.
+"""Convolutional encoders from timm, split into the stages that a U-Net needs.
 
-A network is data here: an ``EncoderSpec`` says which of timm's modules make up the stages, and a
-new encoder is a new entry of ``ENCODERS``. timm's own ``features_only`` wrapper is not used: it
-drops DPN's last norm, and its names change between timm's versions.
+Encoders are defined by data: an ``EncoderSpec`` lists the timm modules of each stage, and a new
+encoder is a new entry of ``ENCODERS``. timm's own ``features_only`` wrapper is not used, because it
+drops DPN's last norm and its names change between timm versions.
 
 Sources: DPN, https://arxiv.org/abs/1707.01629; Inception-v4 and Inception-ResNet,
 https://arxiv.org/abs/1602.07261; ResNet, https://arxiv.org/abs/1512.03385; ResNeXt,
@@ -20,21 +20,21 @@ from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from satmap.errors import SatmapError
-from satmap.networks.encoder_names import unknown_encoder
 from satmap.networks.layers import NormAct, fix_same_padding, force_padding, split_norm_act
+from satmap.recipes.encoder_names import unknown_encoder
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Which parts of a timm model make an encoder.
+    """Modules of a timm model that form an encoder.
 
     Attributes:
-        timm_name: timm's name with the tag of the pretrained weights, whose input
-            normalisation is ours as well.
-        channels: widths of the features, one a stage.
-        stages: a stage's modules in the order of the forward pass, as paths in timm's model.
-        strides: how many times smaller than the image each stage's feature is.
-        left_out: modules that only timm's classifier uses, beside the classifier itself.
+        timm_name: timm's name with the tag of the pretrained weights, whose input normalisation is
+            used.
+        channels: number of channels of each stage's feature.
+        stages: modules of each stage in the order of the forward pass, as paths in timm's model.
+        strides: stride of each stage's feature relative to the image.
+        left_out: modules besides the classifier that only classification uses.
         force_padding: give every 3 x 3 convolution and max-pool a padding of 1.
     """
 
@@ -52,14 +52,14 @@ def _dpn(timm_name: str, channels: tuple[int, ...], depths: tuple[int, ...]) -> 
         for stage, depth in enumerate(depths, start=2)
     ]
     blocks[0].insert(0, "features.conv1_pool")
-    # The last stage ends with its norm and activation, the others with the raw two paths.
+    # The last stage ends with its norm and activation, the others with the two raw paths.
     blocks[-1].append("features.conv5_bn_ac")
     stem = ("features.conv1_1.conv", "features.conv1_1.bn")
     return EncoderSpec(timm_name, channels, (stem, *(tuple(stage) for stage in blocks)))
 
 
 def _resnet(timm_name: str, expansion: int) -> EncoderSpec:
-    """ResNet, ResNeXt: of basic blocks with an expansion of 1, of bottlenecks with one of 4."""
+    """ResNet or ResNeXt; the expansion is 1 for basic blocks and 4 for bottlenecks."""
     stages = (
         ("conv1", "bn1", "act1"),
         ("maxpool", "layer1"),
@@ -77,8 +77,8 @@ def _senet(timm_name: str, stem: int) -> EncoderSpec:
 
 
 def _densenet(timm_name: str, channels: tuple[int, ...]) -> EncoderSpec:
-    # A block ends with raw concatenated features, which the next transition normalises first;
-    # what the decoder sees is normalised too.
+    # A dense block ends with raw concatenated features, which the next transition normalises. Each
+    # stage includes this norm, so that the decoder gets normalised features.
     middle = tuple(
         (
             f"features.transition{block - 1}.conv",
@@ -109,8 +109,8 @@ def _efficientnet(
     timm_name: str, channels: tuple[int, ...], blocks: tuple[tuple[int, ...], ...]
 ) -> EncoderSpec:
     first, *others = [tuple(f"blocks.{block}" for block in stage) for stage in blocks]
-    # The head's 1 x 1 convolution widens the last feature fourfold or more for the classifier;
-    # a decoder would pay for that and learn nothing new.
+    # Leave out the head's 1 x 1 convolution: it widens the last feature at least fourfold for the
+    # classifier, which makes a decoder slower and does not help it.
     stages = (("conv_stem", "bn1", *first), *others)
     return EncoderSpec(timm_name, channels, stages, left_out=("conv_head", "bn2"))
 
@@ -158,7 +158,7 @@ ENCODERS: Mapping[str, EncoderSpec] = {
     "resnet152": _resnet("resnet152.a1_in1k", 4),
     "resnext50_32x4d": _resnet("resnext50_32x4d.a1_in1k", 4),
     "resnext101_32x8d": _resnet("resnext101_32x8d.tv2_in1k", 4),
-    # timm's legacy ones have the tensors of the files that the solutions of 2018 and 2019 used.
+    # timm's legacy models have the tensors of the files that solutions of 2018 and 2019 used.
     "se_resnext50_32x4d": _senet("legacy_seresnext50_32x4d.in1k", 64),
     "senet154": _senet("legacy_senet154.in1k", 128),
     "densenet121": _densenet("densenet121.ra_in1k", (64, 256, 512, 1024, 1024)),
@@ -183,19 +183,18 @@ ENCODERS: Mapping[str, EncoderSpec] = {
 
 
 class Encoder(nn.Module):
-    """Image to features at several scales, each half the size of the one before.
+    """Encoder that computes features at several scales, each half the size of the one before.
 
     Attributes:
         name: key in ``ENCODERS``.
-        in_channels: bands of the input.
-        channels: widths of the features, from the largest to the smallest.
-        strides: how many times smaller than the image the features are, up to 32. Most encoders
-            begin at 2, ConvNeXt at 4.
-        mean: what to subtract from an input in 0..1, one value a channel. Channels beyond
-            three have the mean of the three.
-        std: what to divide by after that.
-        stages: one ``nn.Sequential`` a feature, whose children bear the last part of timm's names.
-        frozen_stages: how many stages, counted from the image, do not learn.
+        in_channels: number of input bands.
+        channels: number of channels of each feature, from the finest scale to the coarsest.
+        strides: strides of the features, up to 32. Most encoders begin at 2, ConvNeXt at 4.
+        mean: mean of each channel, to subtract from an input in 0..1. Channels beyond the third
+            have the average of the first three.
+        std: standard deviation of each channel, to divide by after that.
+        stages: one ``nn.Sequential`` per feature; its children have the last part of timm's names.
+        frozen_stages: number of stages, counted from the image, that are not trained.
     """
 
     def __init__(self, name: str, in_channels: int) -> None:
@@ -221,11 +220,11 @@ class Encoder(nn.Module):
             force_padding(model)
         self.stages = nn.ModuleList(_stage(model, paths) for paths in spec.stages)
         self.frozen_stages = 0
-        # Of every frozen stage, the names of what learned before.
+        # For every frozen stage, the names of the parameters that were trainable before.
         self._stopped: list[list[str]] = []
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Bytes to what the network wants to see.
+        """Normalise images with the mean and standard deviation of the pretrained weights.
 
         Args:
             pixels: uint8 (N, in_channels, H, W).
@@ -245,48 +244,49 @@ class Encoder(nn.Module):
             x: normalised images, float (N, in_channels, H, W), H and W multiples of 32.
 
         Returns:
-            Features of widths ``channels``, (N, C, H / stride, W / stride) for each of
-            ``strides``.
+            One feature per stage, (N, C, H / stride, W / stride), with C and stride as in
+            ``channels`` and ``strides``.
         """
         features = []
         for stage in self.stages:
             y = stage(x)
-            # Older timm hands on DPN's residual and dense path as a pair.
+            # timm passes DPN's residual and dense paths on as a pair.
             x = torch.cat(y, dim=1) if isinstance(y, tuple) else y
             features.append(x)
         return features
 
     def freeze(self, stages: int) -> None:
-        """Stop the learning of the first stages, batch-norm statistics included.
+        """Freeze the first stages, including their batch-norm statistics, and unfreeze the others.
 
-        Stages that an earlier call stopped and this one does not learn again, but for parameters
-        that somebody else had stopped before: those stay as they were.
+        Parameters that were not trainable before the encoder froze them stay so after unfreezing.
 
         Args:
-            stages: how many, from 0 (none) to all.
+            stages: number of stages to freeze, from 0 (none) to all.
         """
         if not 0 <= stages <= len(self.stages):
-            raise ValueError(f"{self.name} has {len(self.stages)} stages, {stages} cannot freeze")
+            raise ValueError(
+                f"cannot freeze {stages} of the {len(self.stages)} stages of {self.name}"
+            )
         for stage in self.stages[self.frozen_stages : stages]:
-            learning = [name for name, value in stage.named_parameters() if value.requires_grad]
-            self._stopped.append(learning)
+            unfrozen = [name for name, value in stage.named_parameters() if value.requires_grad]
+            self._stopped.append(unfrozen)
             stage.requires_grad_(False)
-        for stage, learning in zip(self.stages[stages:], self._stopped[stages:], strict=False):
-            for name in learning:
+        for stage, unfrozen in zip(self.stages[stages:], self._stopped[stages:], strict=False):
+            for name in unfrozen:
                 stage.get_parameter(name).requires_grad_(True)
         del self._stopped[stages:]
         self.frozen_stages = stages
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Encoder":
-        """Switch to training or evaluation; frozen stages stay in evaluation."""
+        """Switch to training or evaluation mode; frozen stages stay in evaluation mode."""
         super().train(mode)
         for stage in self.stages[: self.frozen_stages]:
             stage.eval()
         return self
 
     def timm_names(self) -> dict[str, str]:
-        """Names of this encoder's state dict, each with timm's name of the same tensor."""
+        """Map the names in this encoder's state dict to timm's names of the same tensors."""
         paths = [{child_name(path): path for path in stage} for stage in ENCODERS[self.name].stages]
         fused = {f"{name}.norm" for name, part in self.named_modules() if isinstance(part, NormAct)}
         names = {}
@@ -300,15 +300,15 @@ class Encoder(nn.Module):
 
 
 def build_encoder(name: str, in_channels: int) -> Encoder:
-    """An untrained encoder; nothing is downloaded.
+    """Build an untrained encoder; nothing is downloaded.
 
     Args:
         name: key in ``ENCODERS``.
-        in_channels: bands of the input. With other than three, the first convolution has He
+        in_channels: number of input bands. If it is not three, the first convolution has He
             initialisation.
 
     Raises:
-        SatmapError: no encoder of that name, or no input channel.
+        SatmapError: the encoder is unknown, or there are no input channels.
     """
     require_encoder(name)
     if in_channels < 1:
@@ -320,41 +320,42 @@ def require_encoder(name: str) -> None:
     """Fail unless there is an encoder of that name.
 
     Raises:
-        SatmapError: there is none.
+        SatmapError: the encoder is unknown.
     """
     if name not in ENCODERS:
         raise SatmapError(f"{unknown_encoder(name)}.")
 
 
 def pretrained_config(name: str) -> PretrainedCfg:
-    """What timm knows of an encoder's weights: normalisation, origin, first and last layer."""
+    """Return timm's record of an encoder's weights: normalisation, origin, first and last layer."""
     config = timm.get_pretrained_cfg(ENCODERS[name].timm_name)
     if config is None:
-        raise ValueError(f"timm knows no pretrained weights {ENCODERS[name].timm_name}")
+        raise ValueError(f"timm has no pretrained weights {ENCODERS[name].timm_name}")
     return config
 
 
 def unused_modules(name: str) -> tuple[str, ...]:
-    """Modules of timm's network, as paths in it, that the encoder does without: the classifier."""
+    """Return the paths of timm modules that the encoder does not use, such as the classifier."""
     return (str(pretrained_config(name).classifier), *ENCODERS[name].left_out)
 
 
 def child_name(path: str) -> str:
-    """Name within a stage of the timm module at ``path``: its last part."""
+    """Return the name within a stage of the timm module at ``path``: its last part."""
     return path.rpartition(".")[2]
 
 
 def adapt_first_conv(weight: Tensor, in_channels: int) -> Tensor:
-    """Fit the first convolution of a 3-channel network to another number of channels.
+    """Adapt the first convolution of a 3-channel network to another number of channels.
 
     Args:
         weight: float (out, 3, kh, kw), pretrained on RGB.
-        in_channels: channels wanted.
+        in_channels: number of input channels of the result.
 
     Returns:
-        (out, in_channels, kh, kw). From three channels on the first three filters are kept and
-        the others are drawn after He et al., https://arxiv.org/abs/1502.01852. Below three, where
-        no channel is known to be red, green or blue, each has the filters' scaled mean.
+        (out, in_channels, kh, kw). With three or more channels, the first three keep their filters
+        and the others get He initialisation, https://arxiv.org/abs/1502.01852. With fewer than
+        three, no channel is known to be red, green or blue, so each gets the scaled mean of the
+        filters.
     """
     known = weight.shape[1]
     if in_channels < known:

@@ -1,7 +1,7 @@
 """Average the probability maps of an ensemble: test-time augmentation, members and windows.
 
-Every network sees an image in several symmetries of the square (test-time augmentation). The
-probability maps are turned back, and one weighted mean is taken over all pairs of network and
+Every network predicts an image in several symmetries of the square (test-time augmentation). The
+probability maps are transformed back, and one weighted mean is taken over all pairs of network and
 symmetry. Overlapping windows of a large image are blended (:mod:`satmap.rasters.windows`).
 """
 
@@ -21,28 +21,29 @@ from satmap.rasters.windows import blend, spans
 from satmap.recipes.schema import Inference
 from satmap.runtime.device import autocast
 
-# Networks see little close to the border of their input: give them a margin.
+# Smallest margin in pixels: predictions close to the border of the input lack context.
 _LEAST_MARGIN = 16
 
 
 class Pixels(Protocol):
-    """An image: an array, or an object that reads the requested pixels from a file."""
+    """Image: an array, or an object that reads the requested pixels from a file."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Height, width and channels."""
 
     def __getitem__(self, index: tuple[slice, slice], /) -> NDArray[np.uint8]:
-        """Pixels by slices of rows and columns, uint8 (height, width, channels)."""
+        """Return a window given by slices of rows and columns, uint8 (height, width, channels)."""
 
 
 @dataclass(frozen=True)
 class EnsembleMember:
-    """A network of an ensemble and its weight in the mean.
+    """Network of an ensemble and its weight in the mean.
 
     Attributes:
-        network: on the device, in evaluation mode.
-        votes: number of checkpoints that it stands for; the best and the last may be one network.
+        network: network on the device, in evaluation mode.
+        votes: weight, the number of checkpoints with this network; the best and the last
+            checkpoint may hold the same network.
     """
 
     network: Any
@@ -51,7 +52,12 @@ class EnsembleMember:
 
 @dataclass(frozen=True)
 class Symmetry:
-    """A symmetry of the square: mirrored left to right or not, then turned."""
+    """Symmetry of the square: an optional flip left to right, then a rotation.
+
+    Attributes:
+        quarter_turns: number of counter-clockwise rotations by 90 degrees.
+        mirrored: whether to flip.
+    """
 
     quarter_turns: int
     mirrored: bool
@@ -62,23 +68,23 @@ class Symmetry:
         return torch.rot90(x, self.quarter_turns, (-2, -1))
 
     def undo(self, x: Tensor) -> Tensor:
-        """Transform ``x`` (..., h, w) back."""
+        """Transform ``x`` (..., h, w) back; the inverse of ``apply``."""
         x = torch.rot90(x, -self.quarter_turns, (-2, -1))
         return x.flip(-1) if self.mirrored else x
 
 
-#: All eight. The rotations come first, so that the first one or four are a group as well.
+#: All eight symmetries. The rotations come first, so that the first four form a group, too.
 SYMMETRIES = tuple(Symmetry(turns, mirrored) for mirrored in (False, True) for turns in range(4))
 
 
 class HostCopy:
-    """A tensor on its way to the host; on a GPU the next image is launched meanwhile."""
+    """Asynchronous copy of a tensor to the host, so that a GPU can start the next image."""
 
     def __init__(self, values: Tensor) -> None:
         """Start to copy ``values``."""
         self._arrived: torch.cuda.Event | None = None
         if values.device.type == "cuda":
-            # Only into pinned memory does a copy run beside the host.
+            # Only copies into pinned memory are asynchronous.
             self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._values.copy_(values, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -87,7 +93,7 @@ class HostCopy:
             self._values = values
 
     def get(self) -> NDArray[np.uint8]:
-        """The values, once they are there."""
+        """Wait for the copy and return the values."""
         if self._arrived is not None:
             self._arrived.synchronize()
         values: NDArray[np.uint8] = self._values.numpy()
@@ -96,11 +102,11 @@ class HostCopy:
 
 @dataclass(frozen=True)
 class Strip:
-    """Some rows of an image's planes over its whole width.
+    """Rows of an image's probability maps over its whole width.
 
     Attributes:
-        top: the first row.
-        values: uint8 (planes, height, width), 0..255 for 0..1.
+        top: first row.
+        values: uint8 (maps, height, width), 0..255 for 0..1.
     """
 
     top: int
@@ -114,19 +120,19 @@ def predict_maps(
     device: torch.device,
     category: str | None = None,
 ) -> NDArray[np.uint8]:
-    """Average the probabilities of all networks and views.
+    """Average the probability maps of all networks and symmetries.
 
     Args:
-        members: networks with the same planes. One of three channels sees the first three of the
-            image.
+        members: networks with the same maps. A network of n channels gets the first n channels of
+            the image.
         image: uint8 (height, width, channels).
-        settings: views, batch and windows.
-        device: where to compute.
-        category: of the image, for networks with a head for each; others ignore it.
+        settings: test-time augmentation, batch size and windows.
+        device: device of the networks.
+        category: the image's category, for networks with one head per category; others ignore it.
 
     Returns:
-        uint8 (planes, height, width), 0..255 for 0..1; 0 where the image has no data (0 in every
-        channel), whatever the networks make of the black.
+        uint8 (maps, height, width), 0..255 for 0..1; always 0 where the image has no data (0 in
+        every channel).
     """
     strips = predict_strips(members, image, settings, device, category)
     parts = [strip.values.get() for strip in strips]
@@ -140,9 +146,10 @@ def predict_strips(
     device: torch.device,
     category: str | None = None,
 ) -> Iterator[Strip]:
-    """The same, strip after strip from the top, for images of any size.
+    """Yield the maps of :func:`predict_maps` strip by strip from the top, for images of any size.
 
-    An image no larger than a window is one strip. Of a larger one, a row of windows is in memory.
+    An image no larger than a window is one strip. For a larger image, one row of windows is kept in
+    memory.
     """
 
     def predict(rows: slice, columns: slice) -> Tensor:
@@ -150,7 +157,7 @@ def predict_strips(
 
     height, width = image.shape[:2]
     rows, columns = (spans(length, settings.window, settings.overlap) for length in (height, width))
-    # Nothing here may hold a strip of a large scene while the next one is predicted.
+    # Use starmap: a generator would keep a reference to a strip while the next one is predicted.
     return starmap(_strip, blend(rows, columns, predict))
 
 
@@ -166,8 +173,11 @@ def _average_window(
     device: torch.device,
     category: str | None,
 ) -> Tensor:
-    """The mean over networks and views, float32 (planes, height, width) in 0..255, on the device;
-    0 where there is no data."""
+    """Average over networks and symmetries.
+
+    Returns:
+        float32 (maps, height, width) in 0..255, on the device; 0 where there is no data.
+    """
     height, width = image.shape[:2]
     if not image.any():
         maps = len(members[0].network.map_names)
@@ -192,8 +202,8 @@ def _average_window(
             with autocast(device):
                 logits = network(batch.contiguous(memory_format=torch.channels_last), *heads)
             logits = logits.float()
-            seen = F.logsigmoid(logits) if geometric else logits.sigmoid()
-            for symmetry, output in zip(symmetries, seen, strict=True):
+            outputs = F.logsigmoid(logits) if geometric else logits.sigmoid()
+            for symmetry, output in zip(symmetries, outputs, strict=True):
                 total += symmetry.undo(output) * member.votes
     votes = sum(member.votes for member in members)
     inside = (slice(top, top + height), slice(left, left + width))
@@ -212,7 +222,7 @@ def _upload(values: NDArray[np.uint8], device: torch.device) -> Tensor:
 
 
 def _margins(length: int) -> tuple[int, int]:
-    """Padding before and after that makes a length a multiple of the network's stride."""
+    """Return the padding before and after that makes a length a multiple of ``STRIDE``."""
     padded = -(-(length + 2 * _LEAST_MARGIN) // STRIDE) * STRIDE
     before = (padded - length) // 2
     return before, padded - length - before
@@ -221,7 +231,10 @@ def _margins(length: int) -> tuple[int, int]:
 def _batches(
     symmetries: Sequence[Symmetry], shape: Sequence[int], size: int
 ) -> list[list[Symmetry]]:
-    """Views in batches of one shape: a quarter turn swaps the sides of an oblong image."""
+    """Split symmetries into batches whose transformed images have the same shape.
+
+    A quarter turn swaps the sides of an image that is not square.
+    """
     upright = [symmetry for symmetry in symmetries if symmetry.quarter_turns % 2 == 0]
     turned = [symmetry for symmetry in symmetries if symmetry.quarter_turns % 2 == 1]
     groups = [list(symmetries)] if shape[0] == shape[1] else [upright, turned]

@@ -1,4 +1,4 @@
-"""What timm's layers need changed before they can be part of an encoder."""
+"""Changes to timm's layers for use in encoders, and bilinear resizing."""
 
 from typing import cast
 
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 
 class NormAct(nn.Module):
-    """timm's fused batch-norm and activation as two modules.
+    """timm's fused batch-norm and activation, split into two modules.
 
-    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` replaces a ``BatchNormAct2d`` whole and so
-    silently loses its activation; a plain batch-norm inside survives it.
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` replaces a ``BatchNormAct2d`` as a whole and
+    silently drops its activation. With separate modules, it replaces only the batch-norm.
     """
 
     def __init__(self, fused: BatchNormAct2d) -> None:
         super().__init__()
         if not isinstance(fused.drop, nn.Identity):
-            raise ValueError("a BatchNormAct2d with a drop layer cannot be split in two")
+            raise ValueError("a BatchNormAct2d with a drop layer cannot be split")
         self.norm = nn.BatchNorm2d(fused.num_features, eps=fused.eps, momentum=fused.momentum)
         self.norm.load_state_dict(fused.state_dict())
         self.act = fused.act
@@ -31,7 +31,7 @@ class NormAct(nn.Module):
 
 
 def split_norm_act(module: nn.Module) -> None:
-    """Replace every ``BatchNormAct2d`` inside by a ``NormAct``."""
+    """Replace every ``BatchNormAct2d`` inside a module by a ``NormAct``."""
     for name, child in module.named_children():
         if isinstance(child, BatchNormAct2d):
             setattr(module, name, NormAct(child))
@@ -40,9 +40,9 @@ def split_norm_act(module: nn.Module) -> None:
 
 
 def force_padding(model: nn.Module) -> None:
-    """Let sizes halve cleanly where the original network shrinks them at the borders.
+    """Set the padding of every 3 x 3 convolution and max-pool to 1.
 
-    Every 3 x 3 convolution and max-pool gets a padding of 1.
+    Strided layers then halve the size exactly; the original network crops the borders.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
@@ -52,11 +52,11 @@ def force_padding(model: nn.Module) -> None:
 
 
 class StridedConv(nn.Conv2d):
-    """TensorFlow's convolution of stride 2 for even sizes, which encoders' always are.
+    """Convolution of stride 2 with TensorFlow's "same" padding for even input sizes.
 
-    TensorFlow pads as much as each size needs, more on the far sides. timm's ``Conv2dSame``
-    computes that anew for every image, which graphs for a free image size cannot follow; for even
-    sizes it is constant.
+    TensorFlow's padding depends on the size and is larger at the bottom and right. timm's
+    ``Conv2dSame`` computes it for every image, which an exported graph for any image size cannot
+    do. For even sizes, which encoders always have, the padding is constant.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,9 +67,9 @@ class StridedConv(nn.Conv2d):
 
 
 def fix_same_padding(module: nn.Module) -> None:
-    """Replace every ``Conv2dSame`` inside, all of them square and of stride 2, by ``StridedConv``.
+    """Replace every ``Conv2dSame`` inside a module by a ``StridedConv``.
 
-    The parameters are the same objects.
+    All of them must be square and of stride 2. The parameters stay the same objects.
     """
     for name, child in module.named_children():
         if isinstance(child, Conv2dSame):
@@ -89,13 +89,13 @@ def fix_same_padding(module: nn.Module) -> None:
 
 
 def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (N, C, H, W) to ``size``, corners on corners.
+    """Resize (N, C, H, W) bilinearly to ``size``, with aligned corners.
 
-    On a GPU the gradient of torch's own adds up in any order. Where torch is asked for
-    deterministic algorithms it is two products with matrices instead.
+    On a GPU, torch's own implementation sums gradients in an arbitrary order. If deterministic
+    algorithms are requested, two matrix products are used instead.
 
     Returns:
-        (N, C, *size), of the type of ``x``.
+        (N, C, *size), of the dtype of ``x``.
     """
     if torch.are_deterministic_algorithms_enabled():
         return resize_by_products(x, size)
@@ -103,10 +103,11 @@ def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_by_products(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """As ``F.interpolate(x, size, mode="bilinear", align_corners=True)``, by matrix products.
+    """Compute ``F.interpolate(x, size, mode="bilinear", align_corners=True)`` by matrix products.
 
-    Each side is a linear map of its own: every output is a mean of two neighbours. Computed in
-    float32 whatever autocast says, for in bfloat16 the weights themselves would be off by 0.4 %.
+    The interpolation is separable into one linear map per axis; every output is a weighted mean of
+    two neighbours. It is computed in float32 even under autocast, because in bfloat16 the weights
+    would have errors of 0.4 %.
     """
     with torch.autocast(x.device.type, enabled=False):
         rows = _weights(x.shape[2], size[0], x.device)
@@ -115,10 +116,10 @@ def resize_by_products(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _weights(length: int, out: int, device: torch.device) -> Tensor:
-    """What each of ``length`` pixels has in each of ``out``: float32 (out, length)."""
+    """Return the interpolation matrix from ``length`` to ``out`` pixels, float32 (out, length)."""
     scale = (length - 1) / (out - 1) if out > 1 else 0.0
-    # The last falls on the last, whatever rounding says.
+    # The last output pixel falls exactly on the last input pixel, despite rounding errors.
     place = (torch.arange(out, device=device, dtype=torch.float32) * scale).clamp(max=length - 1)
     distance = place[:, None] - torch.arange(length, device=device, dtype=torch.float32)
-    # A hat around every input pixel: 1 on it and 0 on its neighbours.
+    # Triangle function around every input pixel: 1 on it and 0 on its neighbours.
     return (1 - distance.abs()).clamp(min=0)

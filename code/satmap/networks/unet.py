@@ -1,7 +1,7 @@
-"""U-Net over a pretrained encoder, with one logit map per named plane.
+"""U-Net with a pretrained encoder and one named logit map per output.
 
-Source: https://arxiv.org/abs/1505.04597; with the plain decoder, widths and layers are those of
-selim_sef's third place in SpaceNet 5, so that the published weights fit
+Source: https://arxiv.org/abs/1505.04597. With the plain decoder, layers and widths are those of
+selim_sef's third place in SpaceNet 5, so that its published weights can be loaded
 (``satmap.weights.published``).
 """
 
@@ -16,31 +16,31 @@ from satmap.networks.decoders import DECODERS
 from satmap.networks.encoders import Encoder, build_encoder
 from satmap.networks.layers import resize_bilinear
 
-#: Strides of the decoder's blocks, in their order. An encoder's deepest feature has stride 32.
+#: Strides of the decoder blocks' outputs, in order. The encoder's deepest feature has stride 32.
 DECODER_STRIDES = (16, 8, 4, 2)
 
-#: The reference's decoder widths, at these strides.
+#: The reference's decoder widths at these strides.
 DECODER_WIDTHS = (256, 256, 128, 64)
 
-#: Bias of the logits in an untrained network, a probability of 0.05.
+#: Bias of the logits in an untrained network; it corresponds to a probability of 0.05.
 PRIOR_LOGIT = -2.944
 
-#: Sizes are padded to a multiple of this, the encoder's deepest stride.
+#: Stride of the encoder's deepest feature; image sizes are padded to a multiple of it.
 STRIDE = 32
 
 
 class UNet(nn.Module):
-    """Logits of named planes, at the input's size.
+    """U-Net that computes named logit maps at the input's size.
 
-    With categories, such as kinds of looks at the ground, the last layer exists once for each, and
-    every image of a batch is told which one it gets. All else is shared.
+    With categories, such as view-angle categories, the last layer (head) exists once per category,
+    and each image of a batch uses the head of its category. All other layers are shared.
 
     Attributes:
         encoder: the contracting path.
-        map_names: one name per output channel.
+        map_names: one name per output map.
         decoder_kind: key in ``satmap.networks.decoders.DECODERS``.
-        decoder_widths: channels at strides 16, 8, 4 and 2. Where the encoder has no feature of
-            such a stride (ConvNeXt at 2), the block does without.
+        decoder_widths: channels at strides 16, 8, 4 and 2. If the encoder has no feature of such a
+            stride (ConvNeXt at 2), the block has no skip connection.
         categories: names of the heads; empty for a network with one head.
     """
 
@@ -54,9 +54,11 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if not maps or len(set(maps)) != len(maps):
-            raise ValueError(f"planes need names, all different, not {list(maps)}")
+            raise ValueError(f"map names must be one or more different names, not {list(maps)}")
         if len(categories) == 1 or len(set(categories)) != len(categories):
-            raise ValueError(f"categories are none or several different, not {list(categories)}")
+            raise ValueError(
+                f"categories must be none, or two or more different names, not {list(categories)}"
+            )
         self.map_names = tuple(maps)
         self.decoder_kind = decoder_kind
         self.decoder_widths = tuple(decoder_widths)
@@ -75,8 +77,8 @@ class UNet(nn.Module):
                 nn.init.zeros_(parameter)
             else:
                 nn.init.kaiming_normal_(parameter, nonlinearity="relu")
-        # Most pixels are no road: begin there, or the first steps go into unlearning one half
-        # everywhere (https://arxiv.org/abs/1708.02002, section 4.1).
+        # Most pixels are background. Start with a low probability; otherwise the first steps are
+        # spent on unlearning 0.5 everywhere (https://arxiv.org/abs/1708.02002, section 4.1).
         nn.init.constant_(cast(Tensor, self.head.bias), PRIOR_LOGIT)
 
     @property
@@ -88,13 +90,12 @@ class UNet(nn.Module):
         """Compute the logits.
 
         Args:
-            x: images as ``encoder.normalize`` makes them, float (N, C, H, W) of
-                any size from 1 x 1.
-            category: int64 (N,), for each image an index into ``categories``; None for a network
-                without.
+            x: images from ``encoder.normalize``, float (N, C, H, W) of any size from 1 x 1.
+            category: int64 (N,), index of each image into ``categories``; None for a network
+                without categories.
 
         Returns:
-            (N, planes, H, W), of the precision in which the convolutions ran.
+            (N, maps, H, W), in the precision of the convolutions.
         """
         height, width = x.shape[-2:]
         if height % STRIDE or width % STRIDE:
@@ -105,19 +106,23 @@ class UNet(nn.Module):
         """Compute the logits of images whose sides are multiples of ``STRIDE``.
 
         Raises:
-            ValueError: a category without ``categories``, the other way round, or not one index
-                an image into them. A graph that was exported does not check the index.
+            ValueError: ``category`` is given for a network without categories or missing for one
+                with categories, or is not one valid index per image. An exported graph does not
+                check the indices.
         """
         if (category is None) == bool(self.categories):
-            has = f"the categories {', '.join(self.categories)}" if self.categories else "none"
-            raise ValueError(f"this network has {has}: pass an index of one an image, or None")
-        # Below zero it would choose from the end.
+            names = ", ".join(self.categories) if self.categories else "none"
+            raise ValueError(
+                f"the categories of this network are {names}; pass one index per image, or None "
+                "if there are none"
+            )
+        # A negative index would select from the end.
         if category is not None and not torch.compiler.is_compiling():
             known = (category >= 0) & (category < len(self.categories))
             if category.shape != x.shape[:1] or not bool(known.all()):
                 raise ValueError(
-                    f"categories are indices from 0 to {len(self.categories) - 1}, one an image of "
-                    f"{x.shape[0]}, not {category.tolist()}"
+                    f"categories must be indices from 0 to {len(self.categories) - 1}, one for "
+                    f"each of {x.shape[0]} images, not {category.tolist()}"
                 )
         size = x.shape[-2:]
         features = dict(zip(self.encoder.strides, self.encoder(x), strict=True))
@@ -128,19 +133,19 @@ class UNet(nn.Module):
         if category is not None:
             heads = x.view(-1, len(self.categories), len(self.map_names), *x.shape[2:])
             x = heads[torch.arange(heads.shape[0], device=x.device), category]
-        # The reference enlarges first. Bilinear weights sum to one, so a 1 x 1 convolution gives
-        # the same before; it then enlarges a dozen planes rather than 64, at a quarter the work.
-        # Aligned corners are what the published weights were trained with.
+        # The reference upsamples before the head. Bilinear weights sum to one, so a 1 x 1
+        # convolution before upsampling gives the same result, at a quarter of the cost, and a dozen
+        # maps are upsampled instead of 64. The published weights were trained with aligned corners.
         return resize_bilinear(x, (size[0], size[1]))
 
     def order_maps(self, names: Sequence[str]) -> None:
-        """Change the order of the outputs; each name keeps its plane.
+        """Change the order of the output maps.
 
         Args:
-            names: those of ``map_names``.
+            names: the names in ``map_names`` in the new order.
 
         Raises:
-            ValueError: other names.
+            ValueError: the names differ from ``map_names``.
         """
         if sorted(names) != sorted(self.map_names):
             raise ValueError(f"this network has {', '.join(self.map_names)}, not {list(names)}")
@@ -153,7 +158,7 @@ class UNet(nn.Module):
         self.map_names = tuple(names)
 
     def category_indices(self, names: Sequence[str]) -> Tensor | None:
-        """What ``forward`` takes as the category of images.
+        """Convert category names to the indices that ``forward`` takes.
 
         Args:
             names: category of each image; a network without categories ignores them.
@@ -162,28 +167,28 @@ class UNet(nn.Module):
             int64 (N,) on the network's device; None for a network without categories.
 
         Raises:
-            SatmapError: the network has categories, and a name is none of them.
+            SatmapError: the network has categories, and a name is not one of them.
         """
         if not self.categories:
             return None
         unknown = [name for name in names if name not in self.categories]
         if unknown:
             raise SatmapError(
-                f"this network has heads for {', '.join(self.categories)}; an image of category "
-                f"{unknown[0]!r} has none."
+                f"this network has heads for {', '.join(self.categories)}, but none for an image "
+                f"of category {unknown[0]!r}."
             )
         indices = [self.categories.index(name) for name in names]
         return torch.tensor(indices, device=self.head.weight.device)
 
     def freeze_encoder(self, frozen: bool, stages: int | None = None) -> None:
-        """Stop (or resume) the encoder's learning, its batch-norm statistics included.
+        """Freeze or unfreeze the encoder, including its batch-norm statistics.
 
-        ``DistributedDataParallel`` looks at ``requires_grad`` only when it is made: wrap the
-        network anew after a change.
+        ``DistributedDataParallel`` reads ``requires_grad`` only when it is constructed: wrap the
+        network again after a change.
 
         Args:
-            frozen: whether to stop it; otherwise the whole encoder learns.
-            stages: how many stages stop, counted from the image; None for all.
+            frozen: whether to freeze stages; otherwise the whole encoder is trained.
+            stages: number of stages to freeze, counted from the image; None for all.
         """
         if not frozen:
             stages = 0
@@ -200,18 +205,18 @@ def build_network(
     decoder_kind: str = "plain",
     categories: Sequence[str] = (),
 ) -> UNet:
-    """An untrained network; nothing is downloaded.
+    """Build an untrained network; nothing is downloaded.
 
     Args:
         encoder: key in ``satmap.networks.encoders.ENCODERS``.
-        in_channels: bands of the input.
-        maps: names of the output planes.
+        in_channels: number of input bands.
+        maps: names of the output maps.
         decoder_widths: channels of the decoder at strides 16, 8, 4 and 2.
         decoder_kind: key in ``satmap.networks.decoders.DECODERS``.
-        categories: names of the heads, if each image chooses one.
+        categories: names of the heads, for a network with one head per category.
 
     Raises:
-        SatmapError: no encoder or decoder of that name, or no input channel.
+        SatmapError: the encoder or decoder is unknown, or there are no input channels.
     """
     if decoder_kind not in DECODERS:
         raise SatmapError(f"unknown decoder {decoder_kind!r}; known are {', '.join(DECODERS)}.")
@@ -220,10 +225,10 @@ def build_network(
 
 
 def pad_to_stride(x: Tensor) -> Tensor:
-    """Mirror (N, C, H, W) at the bottom and the right up to multiples of ``STRIDE``.
+    """Pad (N, C, H, W) at the bottom and right to multiples of ``STRIDE`` by reflection.
 
-    Where the image is smaller than the padding, the mirror's far border goes on. The operations
-    are the same for all sizes, so that a graph exported from them fits all.
+    If the image is smaller than the padding, the last reflected row or column is repeated. The
+    operations do not depend on the size, so an exported graph works for all sizes.
     """
     for dim in (2, 3):
         last = x.shape[dim] - 1

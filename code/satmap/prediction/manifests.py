@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from satmap.data.chip import Chip
+from satmap.data.chip import record_images
 from satmap.errors import SatmapError
 from satmap.io.checksums import FileRecord, in_threads, record_file
 from satmap.prediction.plan import Plan, Request
@@ -55,18 +55,6 @@ def check_rating_model(rating_model: Path, networks: Sequence[FileRecord]) -> No
             f"{rating_model} was fitted to the probability maps of other networks than these "
             f"{len(networks)}. Fit it again (`satmap confidence`), or move it elsewhere."
         )
-
-
-def record_images(chip: Chip) -> dict[str, FileRecord]:
-    """Record the files of an image, by product, except those that cannot be read."""
-    records = {}
-    for product, info in sorted(chip.images.items()):
-        try:
-            records[product] = record_file(info.path)
-        except SatmapError:
-            # An image that was deleted meanwhile is already among the reported faults.
-            continue
-    return records
 
 
 def write_submission_manifest(

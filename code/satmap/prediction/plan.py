@@ -18,6 +18,7 @@ from satmap.provenance.manifest import now
 from satmap.rasters.map_store import MapStore
 from satmap.recipes.schema import Recipe, load_recipe
 from satmap.runtime.ranks import Ranks
+from satmap.submissions.outputs import require_formats
 from satmap.tasks.base import Task, task_of
 from satmap.tasks.dense import DenseTask
 from satmap.weights.members import WeightFile, choose, find_weights, recipe_of
@@ -146,11 +147,13 @@ def make_plan(request: Request) -> Plan:
     """Find networks and images, and print a summary on stdout.
 
     Raises:
-        SatmapError: there are no images, no weights, or no image that was held out.
+        SatmapError: there are no images, no weights, or no image that was held out, or an output
+            has an unknown suffix.
     """
     files = find_weights(request.weights)
     recipe = load_recipe(request.recipe_name) if request.recipe_name else recipe_of(files)
     files = choose(files, recipe)
+    require_formats(recipe.task, request.output, request.exports)
     task = task_of(recipe)
     for file in files:
         task.check_weights(file)

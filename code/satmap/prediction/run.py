@@ -24,7 +24,7 @@ from satmap.submissions.outputs import require_outputs
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PredictionReport:
     """Result of a prediction.
 
     Attributes:
@@ -55,7 +55,7 @@ def predict(
     workers: int = 0,
     command: Sequence[str] = (),
     view_angle: ViewAngle | None = None,
-) -> Prediction:
+) -> PredictionReport:
     """Predict every image of the directories and write the submission with its manifest.
 
     An image that cannot be read or predicted is reported and gets an empty row. A stopped run
@@ -102,7 +102,7 @@ def predict(
         return _predict(ranks, request)
 
 
-def _predict(ranks: Ranks, request: Request) -> Prediction:
+def _predict(ranks: Ranks, request: Request) -> PredictionReport:
     """Predict the share of this process; the first process also plans and writes the outputs."""
     device = pick_device(request.device)
     with contextlib.ExitStack() as stack:
@@ -135,7 +135,7 @@ def _predict(ranks: Ranks, request: Request) -> Prediction:
             journal.close()
         outcomes = ranks.gather(outcome)
 
-        def end() -> Prediction:
+        def end() -> PredictionReport:
             journal.merge_parts()
             done = _written(plan, request, journal, outcomes)
             write_submission_manifest(plan, request, weights, done.faults, device, ranks.world)
@@ -160,7 +160,7 @@ def _require_channels(plan: Plan) -> None:
 
 def _written(
     plan: Plan, request: Request, journal: Journal, outcomes: Sequence[Outcome]
-) -> Prediction:
+) -> PredictionReport:
     """Write the results of all processes, in the order of the images."""
     faults = dict(plan.faults)
     warnings = dict.fromkeys(plan.warnings)
@@ -171,4 +171,4 @@ def _written(
         warnings |= dict.fromkeys(journal.notes.get(tile.key, ()))
     images, export_warnings = write_outputs(plan, request, journal, list(faults))
     warnings |= dict.fromkeys(export_warnings)
-    return Prediction(plan.task.noun, images, faults, tuple(warnings))
+    return PredictionReport(plan.task.noun, images, faults, tuple(warnings))

@@ -13,12 +13,12 @@ from satmap.data.imagery import ImageInfo
 from satmap.data.neighbours import ImageFootprint
 from satmap.data.view_angles import ViewAngle, view_angle_of_name
 from satmap.errors import SatmapError
-from satmap.io.files import require_map_output
 from satmap.io.progress import track
 from satmap.prediction.journal import Journal
 from satmap.prediction.worker_jobs import decode_file
 from satmap.rasters.map_files import find_map_files, open_map_file
 from satmap.runtime.workers import BoundedPool
+from satmap.submissions.outputs import require_any_format, require_map_output
 from satmap.tasks.dense import DenseTask
 
 # Rasters per worker that are being decoded or waiting.
@@ -72,12 +72,7 @@ def vectorize_directory(
     """
     if workers < 0:
         raise ValueError(f"workers {workers}")
-    suffixes = (*task.submission_suffixes, *task.export_suffixes)
-    if output.suffix.lower() not in suffixes:
-        raise SatmapError(
-            f"{output}: the suffix names the format, and '{output.suffix}' is not one of "
-            f"{', '.join(suffixes)}."
-        )
+    require_any_format(task.recipe.task, output)
     require_map_output(output)
     paths = find_map_files(maps, task.image_id_of)
     metres = task.default_metres_per_pixel or 1.0

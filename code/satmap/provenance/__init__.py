@@ -1,1 +1,1 @@
-"""What made a file: its bytes' SHA-256, the machine and the manifest beside it."""
+"""Provenance of results: software, hardware and manifests."""

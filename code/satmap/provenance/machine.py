@@ -1,4 +1,4 @@
-"""What a result depends on beside its inputs: the software, and the machine that it runs on."""
+"""Record the software and hardware that a result depends on besides its inputs."""
 
 import hashlib
 import platform
@@ -16,22 +16,23 @@ from satmap.settings import Settings
 
 _PACKAGE = Path(satmap.__file__).parent
 
-# A checkout, or the container's copy of one, has the lock here; an installed wheel has not.
+# A checkout, or the container's copy of one, has requirements.lock here; an installed wheel has
+# none.
 _ROOT = _PACKAGE.parents[1]
 
 _GIT_S = 10.0
 
 
 class Software(Settings):
-    """The programs at work.
+    """Versions of the software.
 
     Attributes:
-        satmap: its version.
-        commit: of the checkout that it runs from; None for any other.
-        sources: SHA-256 over the package's own files, which tells a checkout with changes apart.
-        lock: SHA-256 of ``requirements.lock``; None where there is none.
-        python: its version.
-        packages: the versions of what satmap needs, as they are installed.
+        satmap: version of satmap.
+        commit: git commit of the checkout; None if satmap does not run from a checkout.
+        sources: SHA-256 over the package's own files, which reveals local changes.
+        lock: SHA-256 of ``requirements.lock``; None if there is none.
+        python: version of Python.
+        packages: installed versions of the packages that satmap requires.
     """
 
     satmap: str
@@ -43,21 +44,21 @@ class Software(Settings):
 
 
 class Hardware(Settings):
-    """The machine, as a process sees it.
+    """Hardware of the machine, as this process sees it.
 
     Attributes:
-        device: ``cpu`` or ``cuda``, where networks run.
-        precision: ``bfloat16`` or ``float32``, in which they compute.
-        cpu: the processor's name.
-        instructions: the vector instructions that torch uses of it.
-        cores: how many this process may use.
-        threads: how many torch computes with.
-        gpu: the name of the device; None for a CPU.
-        capability: its compute capability.
-        gpus: the names of all that are visible.
-        cuda: the version that torch was built for; None without GPUs.
-        cudnn: the version at work; None without GPUs.
-        system: kernel and architecture.
+        device: device of the networks, ``cpu`` or ``cuda``.
+        precision: precision of the networks, ``bfloat16`` or ``float32``.
+        cpu: name of the processor.
+        instructions: vector instructions of the processor that torch uses.
+        cores: number of cores that this process may use.
+        threads: number of threads that torch uses.
+        gpu: name of the GPU that networks run on; None on a CPU.
+        capability: compute capability of that GPU; None on a CPU.
+        gpus: names of all visible GPUs.
+        cuda: CUDA version that torch was built for; None on a CPU.
+        cudnn: cuDNN version in use; None on a CPU.
+        system: operating system, kernel and architecture.
     """
 
     device: str
@@ -76,7 +77,7 @@ class Hardware(Settings):
 
 @cache
 def this_software() -> Software:
-    """What runs here; found out once, without a network."""
+    """Return the software of this process; cached, determined without network access."""
     return Software(
         satmap=satmap.__version__,
         commit=_commit(),
@@ -88,7 +89,7 @@ def this_software() -> Software:
 
 
 def this_hardware(device: torch.device) -> Hardware:
-    """The machine, with a device of it."""
+    """Return the hardware of this machine with the given device."""
     on_gpu = device.type == "cuda"
     capability = torch.cuda.get_device_capability(device) if on_gpu else ()
     cudnn: int | None = None
@@ -115,10 +116,10 @@ def this_hardware(device: torch.device) -> Hardware:
 def differences(
     ours: tuple[Software, Hardware], theirs: tuple[Software, Hardware]
 ) -> dict[str, tuple[str, str]]:
-    """What may make the same networks give other bytes: name to how it is in both.
+    """Return differences that may change the bytes of a result: both values by name.
 
-    The number of GPUs and of cores, the commit and the kernel do not count; threads do on a CPU,
-    which adds up in parts.
+    The number of GPUs and cores, the commit and the kernel do not count. The number of threads
+    counts on a CPU, because it changes the order of sums.
     """
     sides = [_decisive(software, hardware) for software, hardware in (ours, theirs)]
     return {
@@ -160,7 +161,7 @@ def _commit() -> str | None:
             timeout=_GIT_S,
             check=True,
         )
-    # No git here, or it does not trust the owner of the checkout.
+    # git is not installed, or does not trust the owner of the checkout.
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
@@ -181,20 +182,20 @@ def _lock() -> str | None:
 
 
 def _packages() -> dict[str, str]:
-    """Installed versions of satmap's own requirements, without those of its development."""
+    """Return the installed versions of satmap's requirements, without the optional ones."""
     try:
         required = metadata.requires("satmap") or []
     except metadata.PackageNotFoundError:
-        # Run from its sources without having been installed.
+        # satmap runs from its sources without being installed.
         required = []
     names = [_name_of(line) for line in required if "extra ==" not in line]
     versions = {name: metadata.version(name) for name in sorted(names, key=str.lower)}
-    # Its own word says which CUDA it was built for, too.
+    # torch's own version string also names the CUDA version that it was built for.
     return versions | {"torch": torch.__version__}
 
 
 def _name_of(requirement: str) -> str:
-    """``torch>=2.11,!=2.13.*`` is about ``torch``."""
+    """Return the package name of a requirement: ``torch`` for ``torch>=2.11,!=2.13.*``."""
     end = next((i for i, c in enumerate(requirement) if not (c.isalnum() or c in "-_.")), None)
     return requirement[:end]
 

@@ -1,7 +1,7 @@
-"""Manifests: JSON beside a result that says what it was made of, with what, and where.
+"""Manifests: JSON files that record the inputs, software and hardware of a result.
 
-``out.csv`` has ``out.csv.manifest.json``. It holds facts alone, never changes a byte of the result
-itself, and suffices with the weights and the images to make it again (``satmap verify``).
+The manifest of ``out.csv`` is ``out.csv.manifest.json``. It does not change the result itself.
+Together with the weights and the images, it suffices to reproduce the result (``satmap verify``).
 """
 
 import hashlib
@@ -28,13 +28,14 @@ Kind = TypeVar("Kind", bound="Manifest")
 
 
 class RecipeRecord(Settings):
-    """A recipe.
+    """Record of a recipe.
 
     Attributes:
-        name: its name.
-        fingerprint: SHA-256 of all of it.
-        training_fingerprint: of what a training depends on, as ``Recipe`` has it.
-        content: all of it, where the result itself does not carry it.
+        name: name of the recipe.
+        fingerprint: SHA-256 of the whole recipe.
+        training_fingerprint: fingerprint of the settings that training depends on, as in
+            ``Recipe``.
+        content: the whole recipe; None if the result itself contains it.
     """
 
     name: str
@@ -44,13 +45,13 @@ class RecipeRecord(Settings):
 
 
 class DataRecord(Settings):
-    """A data set.
+    """Record of a data set.
 
     Attributes:
-        fingerprint: of all files, whatever their order and wherever they lie.
-        chips: how many.
-        bytes: of all files.
-        list: the file that lists them, where the manifest itself does not.
+        fingerprint: SHA-256 over all files, independent of their order and directories.
+        chips: number of chips.
+        bytes: total size of all files.
+        list: name of the file that lists the chips; None if the manifest itself lists them.
     """
 
     fingerprint: str
@@ -60,15 +61,15 @@ class DataRecord(Settings):
 
 
 class Run(Settings):
-    """A process, or several that worked together, from start to end.
+    """Record of a run of one process, or of several that work together.
 
     Attributes:
-        command: satmap's arguments as they were given; empty if it was called from Python.
-        directory: what relative paths in them count from.
-        started: when, in UTC.
-        processes: how many worked together.
-        software: what they ran; of the first of them, like ``hardware``.
-        hardware: where.
+        command: satmap's arguments as given; empty if it was called from Python.
+        directory: working directory, the base of relative paths in the arguments.
+        started: start time in UTC.
+        processes: number of processes.
+        software: software of the first process.
+        hardware: hardware of the first process.
     """
 
     command: tuple[str, ...]
@@ -80,14 +81,14 @@ class Run(Settings):
 
 
 class TrainingRun(Run):
-    """A run of a training, which may go on from where others were stopped.
+    """Record of a training run, which may resume an earlier one.
 
     Attributes:
         deterministic: whether `--deterministic` was given.
-        time_limit_s: seconds that the whole training might take; None for no limit.
-        from_stage: where it began: the stage, counted from 1,
-        from_epoch: how many of its epochs were done,
-        from_step: and how many steps of the next.
+        time_limit_s: time limit of the whole training in seconds; None for no limit.
+        from_stage: stage where the run began, counted from 1.
+        from_epoch: number of epochs of this stage that were complete at the start.
+        from_step: number of steps of the next epoch that were complete at the start.
     """
 
     deterministic: bool
@@ -98,13 +99,13 @@ class TrainingRun(Run):
 
 
 class Manifest(Settings):
-    """What all manifests say first.
+    """Common fields of all manifests.
 
     Attributes:
-        manifest: number of the format, to be raised when its meaning changes.
-        kind: what the file is.
-        file: the file beside which the manifest lies.
-        written: when, in UTC.
+        manifest: format version, to be increased when the meaning of a field changes.
+        kind: kind of result.
+        file: the file that the manifest describes.
+        written: time of writing in UTC.
     """
 
     manifest: Literal[1] = 1
@@ -114,22 +115,21 @@ class Manifest(Settings):
 
 
 class SubmissionManifest(Manifest):
-    """What a submission was made of.
+    """Manifest of a submission.
 
     Attributes:
-        recipe: with its content.
-        seeds: prediction draws nothing at random; the recipe's seed deals the folds.
+        recipe: the recipe with its content.
+        seeds: seeds by name. Prediction is not random; the recipe's seed assigns the folds.
         out_of_fold: whether each image was predicted only by networks that had held it out.
-        view_angle: of images whose names do not say from where they were taken, as ``--nadir``
-            takes it.
-        directories: of the images, as they were given.
-        weights_directory: as it was given.
-        weights: the networks of the ensemble, other files that hold one of these, and of buildings
-            the confidence model with its manifest, if they were rated by one.
-        data: of the images.
-        images: id to product to file.
-        skipped: id to the reason, for images that could not be predicted.
-        run: the last run; earlier ones may have left it a part of the work.
+        view_angle: off-nadir angle of images whose names lack it, as given with ``--nadir``.
+        directories: directories of the images, as given.
+        weights_directory: directory of the weights, as given.
+        weights: the networks of the ensemble, duplicate files of them, and the confidence model of
+            buildings with its manifest, if one was used.
+        data: the data set of the images.
+        images: file by image id and product.
+        skipped: reason by image id, for images that could not be predicted.
+        run: the last run; it may have resumed the work of earlier ones.
     """
 
     kind: Literal["submission"] = "submission"
@@ -147,20 +147,20 @@ class SubmissionManifest(Manifest):
 
 
 class WeightsManifest(Manifest):
-    """How weights were made.
+    """Manifest of a weight file.
 
     Attributes:
-        recipe: without its content, which the weights carry.
-        member: the recipe's member.
-        seeds: of the recipe, of the network's first weights and of each stage's crops.
-        stage: the stage, counted from 1,
-        epoch: and the epoch of it after which they were kept.
-        scores: what validation gave.
-        data: the chips learned from and validated on.
-        starts_from: files that the network began with: ImageNet weights; the networks that taught
-            it; of averages and imported networks all that they were made of.
-        skipped: id to the reason, for chips that could not be used.
-        runs: the trainings, the first first.
+        recipe: the recipe without its content, which the weight file contains.
+        member: name of the ensemble member in the recipe.
+        seeds: seeds of the recipe, of the initial weights and of each stage's crops.
+        stage: stage of the checkpoint, counted from 1.
+        epoch: epoch of the stage after which the checkpoint was saved.
+        scores: validation scores.
+        data: training and validation chips.
+        starts_from: files that the network was made from: ImageNet weights and teacher networks
+            for trained networks; all source files for averaged and imported ones.
+        skipped: reason by image id, for chips that could not be used.
+        runs: the training runs in their order.
     """
 
     kind: Literal["weights"] = "weights"
@@ -181,25 +181,25 @@ _ADAPTER: TypeAdapter[SubmissionManifest | WeightsManifest] = TypeAdapter(AnyMan
 
 
 def manifest_path(path: Path) -> Path:
-    """Where the manifest of a file lies."""
+    """Return the path of a file's manifest."""
     return path.with_name(path.name + SUFFIX)
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the current time in UTC, to the second, in ISO format."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def run_here(
     command: Sequence[str], device: torch.device, started: str | None = None, processes: int = 1
 ) -> Run:
-    """This run, on this machine.
+    """Record this run on this machine.
 
     Args:
         command: satmap's arguments.
-        device: where networks run.
-        started: when, in UTC; None for just now.
-        processes: how many work together.
+        device: device of the networks.
+        started: start time in UTC; None for the current time.
+        processes: number of processes.
     """
     return Run(
         command=tuple(command),
@@ -212,15 +212,15 @@ def run_here(
 
 
 def write_manifest(path: Path, kind: type[Kind], facts: Mapping[str, Any]) -> Kind:
-    """Write the manifest of a file that is complete.
+    """Write the manifest of a complete file.
 
     Args:
         path: the file.
-        kind: which manifest.
-        facts: its attributes but for those of ``Manifest``.
+        kind: class of the manifest.
+        facts: attributes of that class, without those of ``Manifest``.
 
     Raises:
-        SatmapError: the file cannot be read or the manifest not be written.
+        SatmapError: the file cannot be read, or the manifest cannot be written.
     """
     manifest = kind(file=record_file(path), written=now(), **facts)
     write_text(manifest_path(path), manifest.model_dump_json(indent=1) + "\n")
@@ -228,10 +228,10 @@ def write_manifest(path: Path, kind: type[Kind], facts: Mapping[str, Any]) -> Ki
 
 
 def read_manifest(path: Path) -> SubmissionManifest | WeightsManifest:
-    """The manifest beside a file.
+    """Read the manifest of a file.
 
     Raises:
-        SatmapError: there is none, or it cannot be read.
+        SatmapError: there is no manifest, or it cannot be read.
     """
     beside = manifest_path(path)
     try:
@@ -247,13 +247,18 @@ def read_manifest(path: Path) -> SubmissionManifest | WeightsManifest:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise SatmapError(
-            f"{beside} is no manifest of this version of satmap: {printable(place, 80)}: "
+            f"{beside} is not a manifest of this version of satmap: {printable(place, 80)}: "
             f"{printable(first['msg'], 200)}. Copy it again, or use the version that wrote it."
         ) from error
 
 
 def record_recipe(recipe: Recipe, *, content: bool) -> RecipeRecord:
-    """The recipe, with all of it if ``content``."""
+    """Record a recipe.
+
+    Args:
+        recipe: the recipe.
+        content: whether to include the whole recipe.
+    """
     text = recipe.model_dump_json()
     return RecipeRecord(
         name=recipe.name,
@@ -264,7 +269,12 @@ def record_recipe(recipe: Recipe, *, content: bool) -> RecipeRecord:
 
 
 def record_data(chips: Mapping[str, Mapping[str, FileRecord]], listed: str | None) -> DataRecord:
-    """The data set of these chips; ``listed`` names the file that lists them."""
+    """Record a data set.
+
+    Args:
+        chips: files by image id and kind.
+        listed: name of the file that lists the chips; None if the manifest itself lists them.
+    """
     return DataRecord(
         fingerprint=data_fingerprint(chips),
         chips=len(chips),

@@ -30,10 +30,6 @@ class MapStore:
         name = hashlib.sha256(f"{self._fingerprint}\n{key}".encode()).hexdigest()
         return self.directory / f"{name[:32]}.tif"
 
-    def discard(self, key: str) -> None:
-        """Delete the maps of an image."""
-        self.path(key).unlink(missing_ok=True)
-
     def remove_leftovers(self, keys: list[str]) -> None:
         """Delete everything but the maps of ``keys``; no other process may use the store.
 

@@ -30,7 +30,7 @@ class TaskEntry:
         settings: the :class:`TaskSettings` of its recipes.
         losses: the :class:`TaskLosses` of their members.
         task: the :class:`satmap.tasks.base.Task`.
-        formats: a list of :class:`satmap.evaluation.result_format.ResultFormat`, for results in
+        formats: a list of :class:`satmap.submissions.result_format.ResultFormat`, for results in
             formats besides those of the challenges; None for none.
     """
 
@@ -77,8 +77,8 @@ BUILT_IN = (
 
 
 def task_names() -> tuple[str, ...]:
-    """Return the names of the tasks that satmap ships."""
-    return tuple(entry.name for entry in BUILT_IN)
+    """Return the names of all tasks: those of satmap and those of other packages."""
+    return (*(entry.name for entry in BUILT_IN), *installed_tasks())
 
 
 def find_task(name: str) -> TaskEntry:
@@ -92,8 +92,7 @@ def find_task(name: str) -> TaskEntry:
             return entry
     if name in installed_tasks():
         return installed_tasks()[name]
-    known = ", ".join((*task_names(), *installed_tasks()))
-    raise SatmapError(f"no task is called {name!r:.60}; there are {known}.")
+    raise SatmapError(f"no task is called {name!r:.60}; there are {', '.join(task_names())}.")
 
 
 @cache

@@ -28,7 +28,7 @@ from typing_extensions import TypeVar
 
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
-from satmap.networks.encoder_names import ENCODER_NAMES, unknown_encoder
+from satmap.recipes.encoder_names import ENCODER_NAMES, unknown_encoder
 from satmap.recipes.registry import BUILT_IN, find_task
 from satmap.recipes.strict_yaml import read_yaml
 from satmap.recipes.task_settings import TaskLosses, TaskSettings
@@ -347,7 +347,9 @@ class Recipe(Settings, Generic[TaskT, LossesT]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The type depends on the task and is not an attribute of a module, which pickle needs.
-        return recipe_from_json, (self.model_dump_json(exclude_unset=True),)
+        content = self.model_dump(mode="json", exclude_unset=True)
+        content["task"]["name"] = self.task.name
+        return recipe_from_json, (json.dumps(content),)
 
 
 @cache

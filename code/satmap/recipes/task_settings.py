@@ -23,11 +23,13 @@ class TaskSettings(Settings):
         prediction_keys: keys that may change between training and prediction.
         best_checkpoints: score to the checkpoint with its best value. The first score is the main
             one.
+        submission_suffixes: suffixes of the formats of submissions.
         export_suffixes: suffixes of the formats that results can be exported to.
     """
 
     prediction_keys: ClassVar[frozenset[str]] = frozenset()
     best_checkpoints: ClassVar[Mapping[str, str]] = {}
+    submission_suffixes: ClassVar[tuple[str, ...]] = (".csv",)
     export_suffixes: ClassVar[tuple[str, ...]] = ()
 
     name: str

@@ -7,7 +7,9 @@ import resource
 
 def available_cores() -> int:
     """Return the number of cores that this process may use, which `taskset` may have reduced."""
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 # Address space in bytes that the libraries and their threads need; little of it is used memory.

@@ -3,56 +3,90 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from satmap.errors import SatmapError
-from satmap.io.files import require_map_output
-from satmap.recipes.registry import BUILT_IN, installed_tasks
+from satmap.errors import CannotWriteError, SatmapError
+from satmap.io.files import require_writable
+from satmap.recipes.task_settings import TaskSettings
+from satmap.submissions.result_format import find_format
 
-# Suffixes of formats that are never submissions: GIS and graphs, images, archives, documents,
-# arrays and weights.
-_FOREIGN_SUFFIXES = {
-    *(".dxf", ".fgb", ".gdb", ".geoparquet", ".gml", ".kml", ".kmz", ".parquet", ".shp", ".sqlite"),
-    *(".gif", ".jp2", ".jpeg", ".jpg", ".pdf", ".png", ".svg", ".tif", ".tiff", ".vrt"),
-    *(".7z", ".bz2", ".gz", ".tar", ".tgz", ".xz", ".zip"),
-    *(".doc", ".docx", ".htm", ".html", ".md", ".ods", ".xls", ".xlsx", ".xml", ".yaml", ".yml"),
-    *(".npy", ".npz", ".onnx", ".pkl", ".pt", ".pt2", ".pth", ".safetensors"),
+# Text near the start of every file of a format, in lower case, by suffix.
+_MARKS = {
+    ".csv": b"imageid",
+    ".geojson": b"featurecollection",
+    ".gpkg": b"sqlite format 3",
+    ".graphml": b"graphml",
+    # COCO results of buildings are a list.
+    ".json": b"[",
 }
+
+# Number of bytes at the start of a file that are searched.
+_START = 512
 
 
 def require_outputs(output: Path, exports: Sequence[Path] = ()) -> None:
     """Check that a submission and its exports can be written to these files.
 
-    A submission with an unknown suffix, or without one, is a CSV file.
-
-    Args:
-        output: file of the submission.
-        exports: files of the exports.
-
     Raises:
-        SatmapError: an export has an unknown format, the submission has the suffix of another
-            format, or an export is the same file as the submission.
-        CannotWriteError: an output cannot be written, or holds something else.
+        SatmapError: an export is the same file as the submission.
+        CannotWriteError: a file cannot be written, or holds something else.
     """
-    known = _export_suffixes()
     for path in exports:
-        if path.suffix.lower() not in known:
-            raise SatmapError(
-                f"{path}: the suffix of an export selects its format, and '{path.suffix}' is not "
-                f"one of {', '.join(known)}."
-            )
         if path.resolve() == output.resolve():
             raise SatmapError(f"{path} cannot be both the submission and an export.")
     for path in (output, *exports):
         require_map_output(path)
-    if output.suffix.lower() in {*known, *_FOREIGN_SUFFIXES}:
-        raise SatmapError(
-            f"{output}: the submission is a CSV file, or for buildings a .json file with COCO "
-            "results. Give a name that ends in .csv. For GIS formats add --export with a name that "
-            f"ends in {', '.join(known[:-1])} or {known[-1]}."
+
+
+def require_map_output(path: Path) -> None:
+    """Check early that a map can be written and that no other kind of file is overwritten.
+
+    If the user forgets the last argument, an input image could otherwise be taken as the output.
+
+    Args:
+        path: the output file; the suffix gives the format, and an unknown suffix means CSV.
+
+    Raises:
+        CannotWriteError: the file cannot be written, or exists and holds something else.
+    """
+    require_writable(path)
+    if not path.is_file() or not path.stat().st_size:
+        return
+    suffix = path.suffix.lower() if path.suffix.lower() in _MARKS else ".csv"
+    with path.open("rb") as file:
+        start = file.read(_START)
+    if _MARKS[suffix] not in start.lower() and find_format(path) is None:
+        raise CannotWriteError(
+            f"{path} exists and is not a {suffix} map, so it is not overwritten. Give another "
+            "name, or remove the file."
         )
 
 
-def _export_suffixes() -> tuple[str, ...]:
-    """Return the export suffixes of all tasks; the task is known only once weights are loaded."""
-    entries = (*BUILT_IN, *installed_tasks().values())
-    suffixes = (suffix for entry in entries for suffix in entry.settings_type().export_suffixes)
-    return tuple(dict.fromkeys(suffixes))
+def require_formats(task: TaskSettings, output: Path, exports: Sequence[Path] = ()) -> None:
+    """Check that a task has the formats of a submission and its exports.
+
+    Raises:
+        SatmapError: a suffix is unknown, or belongs to another kind of output.
+    """
+    others = ", ".join(task.export_suffixes)
+    hint = f" For {others} add --export." if others else ""
+    _require_suffix(output, task.submission_suffixes, hint)
+    if exports and not others:
+        raise SatmapError(f"{exports[0]}: {task.name} have no export formats. Leave out --export.")
+    for path in exports:
+        _require_suffix(path, task.export_suffixes)
+
+
+def require_any_format(task: TaskSettings, output: Path) -> None:
+    """Check that an output has the suffix of a submission or of an export.
+
+    Raises:
+        SatmapError: the suffix is unknown.
+    """
+    _require_suffix(output, (*task.submission_suffixes, *task.export_suffixes))
+
+
+def _require_suffix(path: Path, suffixes: Sequence[str], hint: str = "") -> None:
+    if path.suffix.lower() not in suffixes:
+        raise SatmapError(
+            f"{path}: the suffix names the format, and '{path.suffix}' is none of "
+            f"{', '.join(suffixes)}.{hint}"
+        )

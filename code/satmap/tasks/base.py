@@ -427,9 +427,6 @@ class Task(ABC):
     def count(self, record: Any) -> int:
         """Return the number of objects in a record."""
 
-    #: Suffixes that ``write`` supports.
-    submission_suffixes: ClassVar[tuple[str, ...]] = (".csv",)
-
     @property
     def export_suffixes(self) -> tuple[str, ...]:
         """Suffixes that ``export`` supports."""

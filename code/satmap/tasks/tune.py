@@ -13,14 +13,12 @@ from typing import Any
 import yaml
 
 from satmap.data.view_angles import ViewAngle
-from satmap.errors import SatmapError
-from satmap.io.files import require_writable, write_text
+from satmap.io.files import write_text
 from satmap.recipes.schema import Recipe
 from satmap.runtime.workers import working
 from satmap.tasks.base import task_of
 from satmap.tuning.chips import Tuning, TuningRequest
-
-_SUFFIXES = (".yaml", ".yml")
+from satmap.tuning.output import require_recipe_output
 
 
 def tune_recipe(
@@ -58,9 +56,7 @@ def tune_recipe(
     """
     if workers < 0 or not minutes > 0:
         raise ValueError(f"workers {workers}, minutes {minutes}")
-    if output.suffix.lower() not in _SUFFIXES:
-        raise SatmapError(f"{output}: the name of a recipe must end in {' or '.join(_SUFFIXES)}.")
-    require_writable(output)
+    require_recipe_output(output)
     deadline = time.monotonic() + 60 * minutes
     with working(workers) as run:
         task = task_of(recipe)

@@ -78,9 +78,10 @@ class Epoch:
                 progress.sums[job.context.ranks.rank], device=job.context.device
             )
         self.clock = _Clock(progress.seconds)
-        scored = job.task.scores[0]
+        self._out_of_memory = False
         self._scores = [
             record[scored]
+            for scored in job.task.scores[:1]
             for record in progress.history
             if record["stage"] == progress.stage + 1 and scored in record
         ]
@@ -123,21 +124,28 @@ class Epoch:
             yield Step(self, number, crops, bar)
 
     @contextlib.contextmanager
-    def splitting_batches(self) -> Iterator[None]:
-        """Split batches into more parts if the block runs out of memory.
+    def catching_out_of_memory(self) -> Iterator[None]:
+        """End the block early, without an error, if it runs out of memory.
+
+        Call :meth:`split_if_needed` after the block. Until the block has ended, the error's stack
+        frames hold the memory of the failed step.
+        """
+        try:
+            with peer_errors():
+                yield
+        except torch.OutOfMemoryError:
+            self._out_of_memory = True
+
+    def split_if_needed(self) -> None:
+        """Split batches into more parts if the last block ran out of memory.
 
         Raises:
             SatmapError: the memory does not suffice for a single crop.
             RestartError: with several processes the job must be restarted to use smaller parts.
         """
-        try:
-            with peer_errors():
-                yield
-            return
-        except torch.OutOfMemoryError as error:
-            # The stack frames hold the memory of the failed step.
-            error.__traceback__ = None
-        self._split()
+        if self._out_of_memory:
+            self._out_of_memory = False
+            self._split()
 
     def note_progress(self) -> None:
         """Update the progress to the last step, before it is saved."""

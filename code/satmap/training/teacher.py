@@ -97,11 +97,16 @@ def find_teacher(directory: Path, student: Recipe) -> Teacher:
         )
     (recipe,) = recipes.values()
     task = task_of(recipe)
-    same = (recipe.task, recipe.stretch) == (student.task, student.stretch)
-    if not same or not isinstance(task, DenseTask):
+    student_task = task_of(student)
+    ours, theirs = (
+        (found.recipe.task.name, found.recipe.stretch, found.input_px)
+        for found in (student_task, task)
+    )
+    if ours != theirs or not isinstance(task, DenseTask):
         raise SatmapError(
-            f"the teacher in {directory}, recipe {recipe.name}, has another task or stretches "
-            f"images differently from {student.name}: `task` and `stretch` must agree."
+            f"the teacher in {directory}, recipe {recipe.name}, has another task or prepares "
+            f"images differently from {student.name}: the name of the task, `stretch` and "
+            "`input_px` must agree."
         )
     chosen = choose(files, recipe)
     for file in chosen:

@@ -81,10 +81,11 @@ def _train_epoch(epoch: Epoch, forward: Forward) -> dict[str, float]:
     """Do the remaining steps of an epoch; returns its mean losses and its speed."""
     epoch.state.network.train()
     while not epoch.finished:
-        # When memory runs out, the block ends early, and the steps continue with smaller parts.
-        with epoch.splitting_batches():
+        with epoch.catching_out_of_memory():
             for step in epoch.steps_left():
                 _train_step(step, epoch, forward)
+        # When memory runs out, the block ends early, and the steps continue with smaller parts.
+        epoch.split_if_needed()
     return epoch.record()
 
 

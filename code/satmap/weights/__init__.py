@@ -1,1 +1,1 @@
-"""Weight files."""
+"""Weight files: format, download, import, export, averaging and choice of ensemble members."""

@@ -1,8 +1,8 @@
-"""One network out of several: the mean of their weights.
+"""Average the weights of several networks into one network.
 
-Source: model soups, https://arxiv.org/abs/2203.05482. Checkpoints of one training, or trainings
-from one start, lie in one valley of the loss, and their mean scores like their ensemble at the cost
-of a single network.
+Source: model soups, https://arxiv.org/abs/2203.05482. Checkpoints of one training, or of trainings
+with the same initial weights, lie in the same basin of the loss. Their average scores about as well
+as their ensemble, at the cost of a single network.
 """
 
 import json
@@ -16,28 +16,30 @@ from satmap.networks.unet import UNet
 from satmap.weights.header import HEADER_KEYS
 from satmap.weights.network_files import load_weights, save_weights
 
-# Known of each file alone.
+# Metadata that are valid for a single file only.
 _DROPPED = ("scores",)
 
 
 def average_weights(output: Path, files: Sequence[Path]) -> UNet:
-    """Write the mean of networks of one kind.
+    """Average networks of the same architecture and write the result.
 
-    Batch-norm statistics are averaged like weights, counters are the first file's. What the files
-    say alike is kept; the recipe is the first one's; held out are the images that all held out.
+    Batch-norm statistics are averaged like weights; counters come from the first file. Metadata
+    that all files share are kept. The recipe comes from the first file, and the held-out images
+    are those that all files held out.
 
     Args:
         output: the weight file to write.
-        files: at least two.
+        files: two or more weight files.
 
     Returns:
-        The mean.
+        The averaged network.
 
     Raises:
-        SatmapError: fewer than two files, one cannot be read, or the networks differ in kind.
+        SatmapError: there are fewer than two files, one cannot be read, or the networks differ in
+            architecture or input normalisation.
     """
     if len(files) < 2:
-        raise SatmapError("the mean of one file is itself: give two or more weight files.")
+        raise SatmapError("averaging needs two or more weight files.")
     network, first = load_weights(files[0])
     metadata = [first]
     mean = network.state_dict()
@@ -49,7 +51,7 @@ def average_weights(output: Path, files: Sequence[Path]) -> UNet:
             if value.is_floating_point():
                 mean[name] += (value - mean[name]) / number
     if not all(bool(torch.isfinite(value).all()) for value in mean.values()):
-        raise SatmapError("the mean is not finite: one of the files holds NaN or infinities.")
+        raise SatmapError("the average is not finite: one of the files holds NaN or infinities.")
     save_weights(output, network, _merge(metadata, files))
     return network
 
@@ -64,14 +66,14 @@ def _require_same_kind(
         expected, found = first[1].get(key), other[1].get(key)
         if expected != found:
             raise SatmapError(
-                f"{file} has the {key} {found} and {first_file} {expected}: only networks of one "
-                "kind have a mean."
+                f"{file} has the {key} {found}, but {first_file} has {expected}: only networks of "
+                "the same architecture can be averaged."
             )
     normalizations = [(network.encoder.mean, network.encoder.std) for network, _ in (first, other)]
     if normalizations[0] != normalizations[1]:
         raise SatmapError(
-            f"{file} and {first_file} normalise their input differently: only networks of one "
-            "kind have a mean."
+            f"{file} and {first_file} normalise their input differently: only networks with the "
+            "same normalisation can be averaged."
         )
 
 

@@ -1,4 +1,4 @@
-"""The manifest of weights that were made of other files rather than trained."""
+"""Write the manifest of weights that were imported or averaged rather than trained."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,15 +22,16 @@ from satmap.weights.members import WeightFile
 def write_derived_manifest(path: Path, sources: Sequence[Path], command: Sequence[str]) -> None:
     """Write the manifest of a network that was imported or averaged.
 
-    An encoder's ImageNet weights get none: they are no result of satmap's, and name their source.
+    ImageNet weights of an encoder get no manifest: they are not a result of satmap, and their
+    metadata name the source.
 
     Args:
         path: the weight file.
-        sources: what it was made of.
+        sources: the files that it was made from.
         command: satmap's arguments.
 
     Raises:
-        SatmapError: a file cannot be read, or the manifest not be written.
+        SatmapError: a file cannot be read, or the manifest cannot be written.
     """
     if read_metadata(path).get(CONTENT_KEY) == "encoder":
         return
@@ -55,7 +56,7 @@ def _number(text: str | None) -> int | None:
 
 
 def _recipe(file: WeightFile) -> RecipeRecord | None:
-    """The recipe in the file, if there is one that this version of satmap can read."""
+    """Return the recipe in the file; None if this version of satmap cannot read it."""
     try:
         return record_recipe(file.recipe, content=False)
     except SatmapError:

@@ -1,48 +1,38 @@
-"""Networks as graphs that run without satmap: torch.export's ``.pt2`` and ONNX.
+"""Export networks as graphs that run without satmap: torch.export's ``.pt2`` and ONNX.
 
-A graph takes what a deployer has and gives what he wants: bytes of the stretched image in,
-probabilities out. Normalisation, padding to the network's stride and cropping are inside. What
-satmap does around a network (stretch, views, windows, black where there is no data) is not.
+A graph maps the bytes of a stretched image to probabilities. It includes normalisation, padding to
+the network's stride and cropping. It does not include the other steps of satmap's prediction: the
+stretch, test-time augmentation, windows and the masking of pixels without data.
 """
 
-import importlib.util
 import io
 import json
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from satmap.errors import CannotWriteError, SatmapError
-from satmap.io.files import atomic_path, require_writable
+from satmap.errors import SatmapError
+from satmap.io.files import atomic_path
 from satmap.networks.unet import STRIDE, UNet, pad_to_stride
+from satmap.weights.export_file import METADATA_FILE, PRODUCER, require_exportable
 
-#: Endings of the files that can be written.
-EXPORT_SUFFIXES = (".pt2", ".onnx")
-
-#: Shortest side, in pixels, of the images that a graph for a free size takes.
+#: Smallest image side in pixels that a graph for any image size accepts.
 LEAST_FREE_SIDE = STRIDE + 1
 
-#: Names of the graph's inputs, the second only where the network has categories, and its output.
+#: Names of the graph's inputs and its output. The second input exists only for networks with
+#: categories.
 INPUT, CATEGORY, OUTPUT = "image", "category", "planes"
-
-#: The file inside a ``.pt2`` that holds the metadata, one JSON object of strings.
-METADATA_FILE = "satmap.json"
-
-
-# What ONNX files call their maker.
-_PRODUCER = "satmap"
 
 
 class Deployable(nn.Module):
-    """What is exported: a network from bytes to probabilities.
+    """Module to export: a network that maps bytes to probabilities.
 
     Attributes:
-        network: in evaluation mode.
-        free_size: compute with operations that are the same for every image size.
+        network: the network in evaluation mode.
+        free_size: use operations that do not depend on the image size.
     """
 
     def __init__(self, network: UNet, free_size: bool) -> None:
@@ -51,14 +41,14 @@ class Deployable(nn.Module):
         self.free_size = free_size
 
     def forward(self, image: Tensor, category: Tensor | None = None) -> Tensor:
-        """Predict.
+        """Predict probability maps.
 
         Args:
             image: uint8 (N, in_channels, H, W), stretched as in training.
             category: int64 (N,), index into the network's categories, if it has any.
 
         Returns:
-            float32 (N, planes, H, W), 0..1.
+            float32 (N, maps, H, W), 0..1.
         """
         normalize = self.network.encoder.normalize
         if not self.free_size:
@@ -66,7 +56,7 @@ class Deployable(nn.Module):
             return logits.sigmoid()
         height, width = image.shape[2:]
         logits = self.network.forward_padded(normalize(pad_to_stride(image)), category)
-        # A slice would have to prove for every size that it is not longer than what it cuts.
+        # Not slices: the exporter would have to prove for every size that they are in range.
         logits = logits.index_select(2, torch.arange(height, device=image.device))
         return logits.index_select(3, torch.arange(width, device=image.device)).sigmoid()
 
@@ -80,20 +70,23 @@ def export_network(
     """Write the network as a graph, atomically; the same network gives the same bytes.
 
     Args:
-        network: on the CPU and in evaluation mode, as ``load_weights`` gives it.
-        path: ends in one of ``EXPORT_SUFFIXES``.
-        metadata: to be kept in the file, such as that of the weights: planes, recipe, categories.
-        size: height and width in pixels, for one image at a time; None for batches of images of
-            any size from ``LEAST_FREE_SIDE``.
+        network: network on the CPU in evaluation mode, as ``load_weights`` returns it.
+        path: ends in one of ``satmap.weights.export_file.EXPORT_SUFFIXES``.
+        metadata: metadata to store in the file, such as those of the weights: maps, recipe,
+            categories.
+        size: height and width in pixels, for a graph for single images of this size; None for
+            batches of images with sides from ``LEAST_FREE_SIDE``.
 
     Raises:
-        SatmapError: another ending, no size, a package that ONNX needs is missing, the file cannot
-            be written, or there is one of that name that is no export.
+        SatmapError: the suffix or the size is invalid, a package that ONNX needs is missing, the
+            file cannot be written, or it exists and is not an export.
         ValueError: the network is in training mode.
     """
     require_exportable(path)
     if size and min(size) < 1:
-        raise SatmapError(f"an image of {size[0]} x {size[1]} pixels cannot be.")
+        raise SatmapError(
+            f"the image size must be at least 1 x 1 pixel, not {size[0]} x {size[1]}."
+        )
     if network.training:
         raise ValueError("only a network in evaluation mode can be exported")
     program = _program(network, size)
@@ -102,50 +95,8 @@ def export_network(
         temporary.write_bytes(content(program, dict(sorted(metadata.items()))))
 
 
-def require_exportable(path: Path) -> None:
-    """Fail early where ``export_network`` could not write ``path``.
-
-    Raises:
-        SatmapError: it ends in none of ``EXPORT_SUFFIXES`` in either case of letters, a package
-            that ONNX needs is missing, it cannot be written, or is something else than an export.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in EXPORT_SUFFIXES:
-        raise SatmapError(f"{path} must end in {' or '.join(EXPORT_SUFFIXES)}.")
-    missing = [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]
-    if suffix == ".onnx" and missing:
-        raise SatmapError(
-            f"writing {path} needs the Python packages {' and '.join(missing)}. Install them "
-            "(`pip install onnx onnxscript`), or write a .pt2."
-        )
-    require_writable(path)
-    if path.is_file() and path.stat().st_size and not _is_export(path):
-        raise CannotWriteError(
-            f"{path} exists and is nothing that satmap exported, so it is left alone. The last "
-            "argument is the file to write: give another name."
-        )
-
-
-def _is_export(path: Path) -> bool:
-    if path.suffix.lower() == ".onnx":
-        import onnx
-
-        try:
-            model = onnx.load(path, load_external_data=False)
-        # protobuf's own error, which is not onnx's to import.
-        except Exception:
-            return False
-        return bool(model.producer_name == _PRODUCER)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError):
-        return False
-    return any(PurePosixPath(name).name == METADATA_FILE for name in names)
-
-
 def _program(network: UNet, size: tuple[int, int] | None) -> ExportedProgram:
-    # Two images: what is traced with one is taken to hold for one only.
+    # Use two images for a free batch size: torch.export specialises a graph traced with one image.
     batch, (height, width) = (1, size) if size else (2, (2 * STRIDE, 3 * STRIDE))
     image = torch.zeros(batch, network.encoder.in_channels, height, width, dtype=torch.uint8)
     inputs: tuple[Tensor, ...] = (image,)
@@ -160,8 +111,7 @@ def _program(network: UNet, size: tuple[int, int] | None) -> ExportedProgram:
         shapes = (*shapes, {0: free[0]})
     deployable = Deployable(network, free_size=size is None).eval()
     program = torch.export.export(deployable, inputs, dynamic_shapes=None if size else shapes)
-    # Where on this machine each line of code lies is nobody's business, and differs from place
-    # to place.
+    # Stack traces hold local file paths, which differ between machines and should stay private.
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)
@@ -169,7 +119,7 @@ def _program(network: UNet, size: tuple[int, int] | None) -> ExportedProgram:
 
 
 def _pt2_bytes(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
-    # Not to the file: the archive would hold its name, which is a temporary one.
+    # Save to memory, because the archive would contain the name of the temporary file.
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata)})
     return buffer.getvalue()
@@ -180,15 +130,15 @@ def _onnx_bytes(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
     onnx = torch.onnx.export(
         program, input_names=names, output_names=[OUTPUT], dynamo=True, verbose=False
     )
-    assert onnx is not None, "only the old exporter gives nothing"
+    assert onnx is not None, "only the old exporter returns None"
     onnx.optimize()
     model = onnx.model_proto
-    # Traces of the exporter, tens of kilobytes.
+    # Remove the exporter's debug information, tens of kilobytes.
     del model.graph.metadata_props[:]
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input):
         del part.metadata_props[:]
     del model.metadata_props[:]
-    model.producer_name = _PRODUCER
+    model.producer_name = PRODUCER
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     for tensor in (*model.graph.input, *model.graph.output):

@@ -1,18 +1,18 @@
-"""Downloading encoders' ImageNet weights, once, on a machine that has a network.
+"""Download ImageNet weights of encoders, once, on a machine with network access.
 
-Nothing else in satmap touches the network. A download is checked against the SHA-256 that its
-publisher gives: Hugging Face in the answer's headers, others by the first digits in the file's
-name. What is kept is satmap's own file, which records that checksum, the address, and a checksum
-of itself that every later load verifies.
+No other module of satmap uses the network. A download is checked against the SHA-256 given by its
+publisher: by Hugging Face in the response headers, by others as the first digits in the file name.
+The result is satmap's own file, which records that checksum, the URL, and a checksum of itself that
+every later load verifies.
 
-No revision is pinned: timm names repositories without one, and the digits in its older addresses
-are of other files (``.pth``) than those on Hugging Face. Whoever can change such a repository can
-change what a first fetch gets; it is still never run, only read as tensors.
+No revision is pinned: timm names repositories without one, and the digits in its older URLs belong
+to other files (``.pth``) than those on Hugging Face. Anyone who can change such a repository can
+change what a first fetch downloads. The download is never executed, only read as tensors.
 
-The client is huggingface_hub's: it resumes downloads that break off and knows mirrors, proxies and
+The client is huggingface_hub: it resumes interrupted downloads and supports mirrors, proxies and
 the offline mode. Its telemetry is off, as are tokens and its second protocol, Xet.
 
-Source, for names with digits:
+Source of the file names with digits:
 https://docs.pytorch.org/docs/stable/hub.html#torch.hub.load_state_dict_from_url.
 """
 
@@ -47,12 +47,12 @@ from satmap.weights.published import read_published
 
 _HUB = "https://huggingface.co"
 
-# A mirror of the hub; huggingface_hub reads the same variable, but only once.
+# Variable that names a mirror of the hub; huggingface_hub reads it, too, but only once.
 _HUB_VARIABLE = "HF_ENDPOINT"
 
 _FILE = "model.safetensors"
 
-# A server that is silent for so long has gone away.
+# Longest silence of a server before the download fails.
 _TIMEOUT_S = 60.0
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -60,17 +60,17 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 # As in resnet18-f37072fd.pth: at least eight digits of the file's SHA-256.
 _DIGITS = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 
-# timm imports huggingface_hub first, so that environment variables would come too late.
+# timm imports huggingface_hub earlier, so environment variables would be read too late.
 constants.HF_HUB_DISABLE_TELEMETRY = True
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where an encoder's weights are published.
+    """Published weights of an encoder.
 
     Attributes:
-        url: address of the file.
-        sha256: the file's, or how it begins.
+        url: URL of the file.
+        sha256: the file's SHA-256, or its first digits.
     """
 
     url: str
@@ -78,11 +78,11 @@ class Source:
 
 
 class Fetched(StrEnum):
-    """What became of an encoder's file, in words for people."""
+    """Outcome of fetching an encoder's file; the values are messages for users."""
 
     NOW = "fetched"
     INTACT = "there already, intact"
-    UNVERIFIED = "there already; it records no checksum, so only names and values were looked at"
+    UNVERIFIED = "there already; it records no checksum, so only names and values were checked"
 
 
 def fetch_encoder(weights: Path, name: str) -> Fetched:
@@ -96,8 +96,8 @@ def fetch_encoder(weights: Path, name: str) -> Fetched:
         What was done.
 
     Raises:
-        SatmapError: no such encoder, what is there already is damaged or something else, or the
-            file cannot be downloaded or is not what its publisher says.
+        SatmapError: the encoder is unknown, an existing file is damaged or of another network, or
+            the file cannot be downloaded or does not match the publisher's checksum.
         CannotWriteError: the directory cannot be written to.
     """
     require_encoder(name)
@@ -116,7 +116,7 @@ def fetch_encoder(weights: Path, name: str) -> Fetched:
         try:
             imported = read_published(Path(file.name))
         except SatmapError as error:
-            raise SatmapError(f"{source.url} is of no use: {error}") from error
+            raise SatmapError(f"{source.url} cannot be used: {error}") from error
     if not isinstance(imported, PretrainedEncoder) or imported.name != name:
         raise SatmapError(f"{source.url} does not hold ImageNet weights of {name}.")
     save_encoder(path, imported, {"source": source.url, "source_sha256": digest})
@@ -124,23 +124,23 @@ def fetch_encoder(weights: Path, name: str) -> Fetched:
 
 
 def find_source(name: str) -> Source:
-    """Where to download an encoder's ImageNet weights, and what their checksum is.
+    """Return the URL and the checksum of an encoder's ImageNet weights.
 
-    What lies on Hugging Face is taken from the mirror that ``$HF_ENDPOINT`` names, if it is set.
+    Files on Hugging Face are taken from the mirror ``$HF_ENDPOINT``, if it is set.
 
     Raises:
-        SatmapError: Hugging Face cannot be reached or does not say.
+        SatmapError: Hugging Face cannot be reached or gives no checksum.
     """
     config = pretrained_config(name)
     if not config.hf_hub_id:
-        # timm's second form is a pair of address and file name; none of our encoders has it.
+        # timm also allows a pair of URL and file name, which none of our encoders uses.
         digits = _DIGITS.search(config.url) if isinstance(config.url, str) else None
         if not digits:
-            raise ValueError(f"timm knows no checksum of the weights of {name}")
+            raise ValueError(f"timm gives no checksum of the weights of {name}")
         return Source(digits.string, digits[1])
     hub = os.environ.get(_HUB_VARIABLE, _HUB).rstrip("/")
     if not re.match(r"https?://", hub):
-        raise SatmapError(f"{printable(hub)} is no address of the web. Check ${_HUB_VARIABLE}.")
+        raise SatmapError(f"{printable(hub)} is not a web address. Check ${_HUB_VARIABLE}.")
     url = hf_hub_url(config.hf_hub_id, _FILE, endpoint=hub)
     with _explained(url):
         found = get_hf_file_metadata(
@@ -150,19 +150,19 @@ def find_source(name: str) -> Source:
             library_name="satmap",
             library_version=satmap.__version__,
         )
-    # Of large files the hub's ETag is the checksum.
+    # The hub's ETag of a large file is its SHA-256.
     if not found.etag or not _SHA256.fullmatch(found.etag):
         raise SatmapError(
-            f"{url} does not say the weights' SHA-256, so a download could not be checked. "
+            f"{url} does not give the weights' SHA-256, so the download could not be checked. "
             f"{_by_hand(url)}"
         )
     return Source(url, found.etag)
 
 
 def _download(source: Source, file: IO[bytes]) -> str:
-    """Write what is at the address; gives its SHA-256, which is the one expected."""
+    """Download to the file, verify the checksum and return the SHA-256."""
     constants.HF_HUB_DOWNLOAD_TIMEOUT = _TIMEOUT_S  # type: ignore[assignment]
-    # It warns of every attempt, in words of the server's.
+    # The client would log a warning with the server's own text for every attempt.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     headers = {"User-Agent": f"satmap/{satmap.__version__}", "Accept-Encoding": "identity"}
     with _explained(source.url):
@@ -170,11 +170,11 @@ def _download(source: Source, file: IO[bytes]) -> str:
             http_get(source.url, file, headers=headers, displayed_filename="download")  # type: ignore[arg-type]
             file.flush()
         except OSError as error:
-            # The client's errors have no number, or are none of the system's.
+            # Errors of the client have no errno; errors of the file system have one.
             if error.errno is None:
                 raise
             raise CannotWriteError(
-                f"cannot write {file.name}: {error.strerror}. Check that there is space."
+                f"cannot write {file.name}: {error.strerror}. Check that the disk has space."
             ) from error
     file.seek(0)
     digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
@@ -188,7 +188,7 @@ def _download(source: Source, file: IO[bytes]) -> str:
 
 @contextmanager
 def _explained(url: str) -> Iterator[None]:
-    """Errors of huggingface_hub and of the client behind it, in words for users."""
+    """Turn errors of huggingface_hub and its HTTP client into messages for users."""
     try:
         yield
     except SatmapError:
@@ -199,7 +199,7 @@ def _explained(url: str) -> Iterator[None]:
             f"{url} answers {answer.status_code} {printable(answer.reason_phrase, 200)}. "
             f"{_by_hand(url)}"
         ) from error
-    # The client changes with huggingface_hub's versions, and its errors with it.
+    # The HTTP client and its errors differ between versions of huggingface_hub.
     except Exception as error:
         raise SatmapError(
             f"cannot download {url} ({printable(error, 200) or type(error).__name__}). "

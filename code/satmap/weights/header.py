@@ -1,6 +1,6 @@
-"""The header of a weight file: what network it holds.
+"""Header of a weight file: the metadata that describe its network.
 
-Nothing here needs torch, so that commands can refuse a file before they import it.
+This module does not import torch, so that commands can reject a file before they import it.
 """
 
 import stat
@@ -21,25 +21,25 @@ from safetensors import SafetensorError, safe_open
 
 from satmap.errors import SatmapError
 from satmap.io.text import printable
-from satmap.networks.encoder_names import ENCODER_NAMES
+from satmap.recipes.encoder_names import ENCODER_NAMES
 from satmap.settings import Settings
 
 #: Metadata key of the checksum.
 CHECKSUM = "sha256"
 
-#: Metadata that tells an encoder's file from a whole network's.
+#: Metadata key that distinguishes files of encoders, of whole networks and of tasks.
 CONTENT_KEY = "content"
 
-#: Its value in files whose network only their task can build.
+#: Value of ``CONTENT_KEY`` in files whose network only their task can build.
 TASK_CONTENT = "task"
 
-#: Metadata of imported files: the checkpoint that they count as where their names do not say it.
+#: Metadata key of imported files: the checkpoint that they count as if the file name has none.
 CHECKPOINT_KEY = "checkpoint"
 
-#: What to do with a broken file.
+#: Remedy for a broken file.
 COPY_AGAIN = "Copy it again, or make it again."
 
-#: A file begins with the header's length, a little-endian integer of so many bytes.
+#: Size in bytes of the little-endian integer at the start of a file, the length of the header.
 LENGTH_BYTES = 8
 
 #: Kinds of decoders, the keys of ``satmap.networks.decoders.DECODERS``.
@@ -58,16 +58,16 @@ def _different(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-# More bands than any sensor has, and wider than any network; what exceeds it is a broken file.
+# No sensor has more bands and no decoder is wider, so a larger number means a broken file.
 _Channels = Annotated[int, Field(ge=1, le=1024)]
 _Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], AfterValidator(_different)]
 
-# What is subtracted from values in 0..1, or divided by, is never so large.
+# Limit of means and standard deviations of values in 0..1; larger ones mean a broken file.
 _MOST_SHIFT = 1e6
 
 
 class DecoderHeader(Settings):
-    """The decoder: its kind and its channels at strides 16, 8, 4 and 2."""
+    """Kind of the decoder and its channels at strides 16, 8, 4 and 2."""
 
     model_config = ConfigDict(strict=True)
 
@@ -76,7 +76,7 @@ class DecoderHeader(Settings):
 
 
 class Normalization(Settings):
-    """The mean and the standard deviation of each channel, for values in 0..1."""
+    """Mean and standard deviation of each channel, for values in 0..1."""
 
     model_config = ConfigDict(strict=True)
 
@@ -85,17 +85,17 @@ class Normalization(Settings):
 
 
 class NetworkHeader(Settings):
-    """What a weight file says of its network, checked but not yet compared with its tensors.
+    """Description of the network in a weight file, validated but not compared with the tensors.
 
-    The file's metadata are texts, most of them JSON. Other metadata are ignored.
+    The file's metadata are strings, most of them JSON. Other metadata are ignored.
 
     Attributes:
         architecture: key in ``satmap.networks.encoders.ENCODERS``.
-        in_channels: bands of the input.
-        decoder: kind and widths.
-        maps: names of the outputs.
-        categories: names of the heads; empty for a network with one.
-        normalization: of the input; None for what the encoder's own weights want.
+        in_channels: number of input bands.
+        decoder: kind and widths of the decoder.
+        maps: names of the output maps.
+        categories: names of the heads; empty for a network with one head.
+        normalization: input normalisation; None for that of the encoder's ImageNet weights.
     """
 
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -114,21 +114,21 @@ class NetworkHeader(Settings):
     ) -> Normalization | None:
         channels = info.data.get("in_channels")
         if value and not len(value.mean) == len(value.std) == channels:
-            raise ValueError("not of every channel")
+            raise ValueError("not one value per channel")
         return value
 
     def as_metadata(self) -> dict[str, str]:
-        """The metadata that say the same."""
+        """Return the header as metadata of a weight file."""
         metadata: dict[str, str] = self.model_dump(round_trip=True, exclude_defaults=True)
         return metadata
 
 
-#: Metadata that describe the network.
+#: Metadata keys that describe the network.
 HEADER_KEYS = tuple(NetworkHeader.model_fields)
 
 _REQUIRED = [name for name, field in NetworkHeader.model_fields.items() if field.is_required()]
 
-# Metadata that are in force once a file is loaded.
+# Metadata keys that loading applies itself and does not pass on.
 _APPLIED = ("normalization", CHECKSUM)
 
 _EXPECTED = {
@@ -141,10 +141,11 @@ _EXPECTED = {
 
 
 def parse_header(path: Path, metadata: Mapping[str, str]) -> NetworkHeader:
-    """What the metadata of ``path`` say of its network.
+    """Parse the metadata of ``path`` that describe its network.
 
     Raises:
-        SatmapError: they are broken, or name what this version of satmap does not have.
+        SatmapError: the metadata are broken, or name an encoder or decoder that this version of
+            satmap does not have.
     """
     try:
         return NetworkHeader.model_validate(dict(metadata))
@@ -172,18 +173,18 @@ def _refusal(path: Path, metadata: Mapping[str, str], error: ValidationError) ->
 
 
 def read_weights_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a weight file, without reading its tensors.
+    """Read the metadata of a weight file without reading its tensors.
 
-    Left out is what ``load_weights`` applies by itself: the input's normalisation, the checksum.
+    The input normalisation and the checksum are left out; ``load_weights`` applies them itself.
 
     Raises:
-        SatmapError: there is no such file, or it is not a whole weight file of satmap's.
+        SatmapError: the file does not exist, or is not a complete weight file of satmap.
     """
     require_weight_file(path, "Train one, or give another file.")
     metadata = read_metadata(path)
     if metadata.get(CONTENT_KEY) == "encoder":
         raise SatmapError(
-            f"{path} holds an encoder's ImageNet weights and no network. Move it to imagenet/ in "
+            f"{path} holds ImageNet weights of an encoder, not a network. Move it to imagenet/ in "
             "the directory of weights, where trainings look for it."
         )
     required = ["recipe"] if metadata.get(CONTENT_KEY) == TASK_CONTENT else _REQUIRED
@@ -197,14 +198,14 @@ def read_weights_metadata(path: Path) -> dict[str, str]:
 
 
 def read_metadata(path: Path, remedy: str = COPY_AGAIN) -> dict[str, str]:
-    """The metadata of a file, without reading its tensors or checking its checksum.
+    """Read the metadata of a file without reading its tensors or verifying its checksum.
 
     Args:
         path: the file.
-        remedy: what the user should do if it is broken.
+        remedy: advice for the user if the file is broken.
 
     Raises:
-        SatmapError: there is no such file, or it is not a whole safetensors file.
+        SatmapError: the file does not exist, or is not a complete safetensors file.
     """
     require_weight_file(path, "Expected is a .safetensors file.")
     try:
@@ -216,16 +217,16 @@ def read_metadata(path: Path, remedy: str = COPY_AGAIN) -> dict[str, str]:
 
 
 def require_weight_file(path: Path, remedy: str) -> None:
-    """Fail with ``remedy`` unless the file is a regular one that can be opened.
+    """Fail with ``remedy`` unless the path is a regular file that can be opened.
 
     Raises:
-        SatmapError: it cannot.
+        SatmapError: the file is missing, not regular, or cannot be opened.
     """
     try:
         mode = path.stat().st_mode
         # Opening a pipe waits for a writer, and a device may never end.
         if not stat.S_ISREG(mode):
-            what = "Is a directory" if stat.S_ISDIR(mode) else "a pipe or a device, not a file"
+            what = "it is a directory" if stat.S_ISDIR(mode) else "it is a pipe or a device"
             raise SatmapError(f"cannot read {path}: {what}. {remedy}")
         with path.open("rb"):
             pass
@@ -236,23 +237,23 @@ def require_weight_file(path: Path, remedy: str) -> None:
 
 
 def starts_like_safetensors(path: Path) -> bool:
-    """Whether a header in JSON follows the first eight bytes; no pickle or archive has one there.
+    """Return whether a JSON header follows the first eight bytes, unlike in pickles and archives.
 
-    The header's length itself may begin with any byte, a pickle's first among them.
+    The first eight bytes are the header's length and may look like the start of a pickle.
     """
     with path.open("rb") as file:
         return file.read(LENGTH_BYTES + 1)[LENGTH_BYTES:] == b"{"
 
 
 def unreadable(path: Path, error: Exception, remedy: str) -> SatmapError:
-    """What to say of a file that safetensors could not open."""
+    """Build the error for a file that safetensors could not open."""
     with path.open("rb") as file:
         start = file.read(4)
-    # A zip archive is torch's format since 1.6, a bare pickle the one before.
+    # torch's format is a zip archive since version 1.6, and was a bare pickle before.
     if start.startswith((b"PK\x03\x04", b"\x80")) and not starts_like_safetensors(path):
         return SatmapError(
-            f"{path} is a PyTorch pickle, not a safetensors file, whatever its name; satmap does "
-            "not unpickle weights of networks. `satmap weights import` reads published ones."
+            f"{path} is a PyTorch pickle, not a safetensors file; satmap does not unpickle weights "
+            "of networks. Use `satmap weights import` for published ones."
         )
     return SatmapError(
         f"{path} is not a whole safetensors file ({printable(error, 200)}). {remedy}"

@@ -1,4 +1,4 @@
-"""Published weights into a directory of weights, so that training and prediction find them."""
+"""Import published weights into a directory of weights for training and prediction."""
 
 from pathlib import Path
 
@@ -20,25 +20,25 @@ _SUFFIX = ".safetensors"
 
 
 def import_weights(source: Path, out: Path, recipe: Recipe) -> Path:
-    """Read a published weight file and write satmap's own; nothing of the file is run.
+    """Convert a published weight file to satmap's format; no code in the file is executed.
 
     Args:
-        source: see ``satmap.weights.published.read_published``.
-        out: a directory of weights, or the ``.safetensors`` file. In a directory, encoders go to
-            ``imagenet/``; networks are named as members of a recipe are, with the fold and the
-            checkpoint that stand in the source's name as the author wrote it
-            (``..._dpn92_3_best_apls``). A file may have any name. An encoder's must be the one
-            where trainings look for it.
-        recipe: what a network is to predict with; it need not have a member of that kind.
+        source: published file; see ``satmap.weights.published.read_published``.
+        out: a directory of weights, or the ``.safetensors`` file to write. In a directory, encoders
+            go to ``imagenet/``, and networks are named like ensemble members of a recipe. Their
+            fold and checkpoint come from the source's original name
+            (``..._dpn92_3_best_apls``). The file of a network may have any name; that of an encoder
+            must be the path where trainings look for it.
+        recipe: recipe for prediction with the network; it need not have a member of that kind.
 
     Returns:
-        The file written. A network counts as the checkpoint that the name of this file says
-        (``x.best_apls.safetensors``), else as that of the source's, else as the last.
+        The file written. Its name gives the checkpoint that a network counts as
+        (``x.best_apls.safetensors``), otherwise the source's name does, otherwise it is the last.
 
     Raises:
-        SatmapError: the source is no published weight file, the recipe stretches images otherwise
-            than the network has seen them, or the file to write has no usable name, exists, or
-            cannot be written.
+        SatmapError: the source is not a published weight file, the recipe stretches images
+            differently from the network's training, or the file to write has no usable name,
+            exists, or cannot be written.
     """
     imported = read_published(source)
     if isinstance(imported, PretrainedEncoder):
@@ -53,7 +53,7 @@ def import_weights(source: Path, out: Path, recipe: Recipe) -> Path:
         **imported.metadata,
         **source_metadata(source, source.name),
         "recipe": recipe.model_dump_json(),
-        # Of an unknown fold nothing can be said but what the user called the file.
+        # If the fold is unknown, use the file name as the member's name.
         "member": _member_name(imported) or path.stem.partition(".")[0],
         CHECKPOINT_KEY: imported.checkpoint or "last",
     }
@@ -66,13 +66,14 @@ def _encoder_path(source: Path, out: Path, encoder: PretrainedEncoder) -> Path:
         return encoder_file(out, encoder.name)
     if out.stem in ENCODERS and out.stem != encoder.name:
         raise SatmapError(
-            f"{out} is where weights of {out.stem} are looked for, but these are of "
-            f"{encoder.name}. Name the file after that, or give the directory of weights."
+            f"{out} is the place of weights of {out.stem}, but {source} holds weights of "
+            f"{encoder.name}. Name the file {encoder.name}{_SUFFIX}, or give the directory of "
+            "weights."
         )
     imagenet = out.parent.name == encoder_file(Path(), encoder.name).parent.name
     place = encoder_file(out.parent.parent if imagenet else out.parent, encoder.name)
     if out != place:
-        # Among networks it would be in the way of every prediction.
+        # Predictions fail if an encoder's file lies among the networks.
         raise SatmapError(
             f"{source} holds ImageNet weights of {encoder.name}, which trainings look for in "
             f"{place}. Give that file, or the directory of weights."
@@ -91,7 +92,7 @@ def _require_stretch(source: Path, recipe: Recipe) -> None:
 
 
 def _member_name(imported: PublishedNetwork) -> str | None:
-    """What the network is called as a recipe's member, if its fold is known."""
+    """Return the name of the network as a recipe's member; None if its fold is unknown."""
     encoder = imported.network.encoder
     if imported.fold is None:
         return None
@@ -106,14 +107,14 @@ def _network_path(source: Path, out: Path, imported: PublishedNetwork) -> Path:
         encoder = imported.network.encoder
         example = out / f"{encoder.name}-{encoder.in_channels}band.last{_SUFFIX}"
         raise SatmapError(
-            f"{source}: its name says no fold and checkpoint, as ..._3_best_apls does. Give the "
-            f"file to write, such as {example}."
+            f"{source}: the file name gives no fold and checkpoint, as in ..._3_best_apls. Give "
+            f"the file to write, such as {example}."
         )
     return out / f"{name}.{imported.checkpoint}{_SUFFIX}"
 
 
 def _require_new(path: Path) -> None:
-    """A network of one's own took days to train: nothing is ever replaced."""
+    """Fail if the file exists: it may be a network that took days to train."""
     require_writable(path)
     if path.exists():
-        raise SatmapError(f"{path} exists already. Remove it, or write to another directory.")
+        raise SatmapError(f"{path} already exists. Remove it, or write to another directory.")

@@ -1,4 +1,4 @@
-"""Choosing the networks of an ensemble from a directory of weights."""
+"""Choose the networks of an ensemble from a directory of weights."""
 
 import json
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ from satmap.weights.header import (
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A trained network on disk.
+    """Weight file of a trained network.
 
     Attributes:
-        path: the file, named ``member.checkpoint.safetensors``, an imported one as it may be.
-        metadata: what ``save_weights`` wrote: ``recipe``, ``member``, ``stage``, ``epoch``, ...
-        votes: for how many files of the ensemble it stands.
-        duplicates: the others of these, which hold the same network.
+        path: the file, named ``member.checkpoint.safetensors``; imported files may have any name.
+        metadata: metadata from ``save_weights``: ``recipe``, ``member``, ``stage``, ``epoch``, ...
+        votes: number of files of the ensemble that hold this network.
+        duplicates: the other files that hold the same network.
     """
 
     path: Path
@@ -38,7 +38,7 @@ class WeightFile:
 
     @property
     def checkpoint(self) -> str:
-        """``best_apls``, ``best_dice`` or ``last``: what the name says, else the file."""
+        """Checkpoint from the file name or else the metadata: ``best_apls``, ``last``, ..."""
         named = self.path.name.removesuffix(".safetensors").rpartition(".")[2]
         known = named == LAST or named.startswith("best_")
         return named if known else self.metadata.get(CHECKPOINT_KEY, named)
@@ -51,19 +51,19 @@ class WeightFile:
 
     @cached_property
     def network(self) -> NetworkHeader:
-        """What the file says of its network.
+        """Description of the network in the file's metadata.
 
         Raises:
-            SatmapError: it is broken, or for another version of satmap.
+            SatmapError: the metadata are broken, or belong to another version of satmap.
         """
         return parse_header(self.path, self.metadata)
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The recipe that the network was trained with.
+        """Recipe that the network was trained with.
 
         Raises:
-            SatmapError: the file does not say, or this version of satmap cannot read it.
+            SatmapError: the file has no recipe, or one that this version of satmap cannot read.
         """
         try:
             return recipe_from_json(self.metadata.get("recipe", ""))
@@ -76,17 +76,17 @@ class WeightFile:
 
     @cached_property
     def held_out(self) -> frozenset[str] | None:
-        """Ids of the images that validated its training; None if the file does not say.
+        """Ids of the images held out for validation; None if the file has no such list.
 
         Raises:
-            SatmapError: what it says is no list of names.
+            SatmapError: the metadata are not a list of names.
         """
         text = self.metadata.get("held_out")
         if text is None:
             return None
         try:
             names = json.loads(text)
-        # Brackets within brackets, thousands deep, are too much for Python's parser.
+        # Brackets nested thousands deep raise a RecursionError in Python's parser.
         except (ValueError, RecursionError):
             names = None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -98,49 +98,49 @@ class WeightFile:
 
     @property
     def checkpoint_key(self) -> tuple[str, ...]:
-        """Member, stage and epoch: two files of one moment hold the same network."""
+        """Member, stage and epoch; files with the same key hold the same network."""
         return tuple(self.metadata.get(key, self.path.name) for key in ("member", "stage", "epoch"))
 
 
 def find_weights(directory: Path) -> list[WeightFile]:
-    """All weight files directly in the directory, sorted by name.
+    """Return all weight files directly in the directory, sorted by name.
 
     Raises:
-        SatmapError: there are none, or one is not a weight file.
+        SatmapError: there are no weight files, or one is not readable.
     """
     paths = [path for path in sorted(directory.glob("*.safetensors")) if not is_temporary(path)]
     if not paths:
         raise SatmapError(
-            f"no weights (*.safetensors) in {directory}. Run train.sh first, or give the right "
+            f"no weights (*.safetensors) in {directory}. Run train.sh first, or give another "
             "directory with --weights."
         )
     return [WeightFile(path, read_weights_metadata(path)) for path in paths]
 
 
 def recipe_of(files: Sequence[WeightFile]) -> Recipe:
-    """The recipe that all the files were trained with.
+    """Return the recipe that all the files were trained with.
 
     Raises:
-        SatmapError: they come from several recipes, or do not say.
+        SatmapError: the files come from several recipes, or one has no readable recipe.
     """
     recipes = {file.recipe.training_fingerprint: file.recipe for file in files}
     if len(recipes) > 1:
         names = ", ".join(f"{file.path.name} ({file.recipe.name})" for file in files)
         raise SatmapError(
-            f"the weights were trained with {len(recipes)} different recipes: {names}. Say which "
-            "one with --recipe, or move the others away."
+            f"the weights were trained with {len(recipes)} different recipes: {names}. Choose "
+            "one with --recipe, or move the other files away."
         )
     return next(iter(recipes.values()))
 
 
 def choose(files: Sequence[WeightFile], recipe: Recipe) -> list[WeightFile]:
-    """The files that a recipe's ensemble is made of, each network once.
+    """Choose the files of a recipe's ensemble, each network once.
 
-    The best and the last checkpoint are often the same network; it then computes once and has
-    their votes. Weights of other recipes, or of another state of this one, are left out.
+    The best and the last checkpoint are often the same network. It is then run once and has the
+    votes of both. Weights of other recipes, or of another version of this recipe, are left out.
 
     Raises:
-        SatmapError: nothing is left.
+        SatmapError: no file fits the recipe.
     """
     chosen: dict[tuple[str, ...], WeightFile] = {}
     for file in files:
@@ -155,7 +155,8 @@ def choose(files: Sequence[WeightFile], recipe: Recipe) -> list[WeightFile]:
         found = ", ".join(f"{file.path.name} ({file.recipe.name})" for file in files)
         wanted = " or ".join(recipe.checkpoints)
         raise SatmapError(
-            f"no weights that recipe {recipe.name}, as it is now, was trained to, of checkpoint "
-            f"{wanted}; there are {found}. Pass the recipe that they were trained with, or none."
+            f"no weights of checkpoint {wanted} were trained with the current version of recipe "
+            f"{recipe.name}; the directory has {found}. Pass the recipe that they were trained "
+            "with, or none."
         )
     return list(chosen.values())

@@ -1,8 +1,8 @@
-"""Weight files: safetensors that say what network they belong to.
+"""Read and write weight files: safetensors files that describe their network.
 
-A file can be loaded without any other knowledge, and without running code from it: safetensors
-holds bytes and text only. Pickles are read in one place, files of other people's, and with torch's
-restricted unpickler (``satmap.weights.pickles``).
+A file can be loaded without further information and without running code from it, because
+safetensors holds only bytes and text. Pickles are read only when published weights are loaded, with
+torch's restricted unpickler (``satmap.weights.pickles``).
 """
 
 from collections.abc import Mapping
@@ -30,12 +30,12 @@ from satmap.weights.tensor_file import mismatch, read_tensors, require_weights, 
 
 
 def save_weights(path: Path, network: UNet, metadata: Mapping[str, str]) -> None:
-    """Write the network's weights, atomically; the same network makes the same bytes.
+    """Write the network's weights, atomically; the same network gives the same bytes.
 
     Args:
         path: the ``.safetensors`` file.
-        network: bare, not wrapped by ``DistributedDataParallel`` or ``torch.compile``.
-        metadata: what else to remember: recipe, bands, stretch, epoch, scores.
+        network: network that is not wrapped by ``DistributedDataParallel`` or ``torch.compile``.
+        metadata: further metadata: recipe, bands, stretch, epoch, scores.
 
     Raises:
         SatmapError: the file cannot be written.
@@ -62,54 +62,54 @@ def load_weights(path: Path) -> tuple[UNet, dict[str, str]]:
     """Build the network that the file describes and give it the file's weights.
 
     Returns:
-        The network on the CPU, float32, in evaluation mode, normalising its input as the file
-        says; the file's metadata, as ``read_weights_metadata`` gives it.
+        The network on the CPU, in float32 and evaluation mode, with the file's input
+        normalisation; and the file's metadata, as from ``read_weights_metadata``.
 
     Raises:
-        SatmapError: there is no such file, it is not a whole weight file, it was changed after it
-            was written, its tensors are not those of the network it describes, or they are not
+        SatmapError: the file does not exist, is not a complete weight file, was changed after it
+            was written, or its tensors do not match the network that it describes or are not
             finite floating-point numbers.
     """
     metadata = read_weights_metadata(path)
-    told = parse_header(path, read_metadata(path))
-    # Initialising a network only to overwrite it takes longer than all the rest.
+    header = parse_header(path, read_metadata(path))
+    # Skip the initialisation, which takes longer than all other steps and would be overwritten.
     with torch.device("meta"):
         network = build_network(
-            told.architecture,
-            told.in_channels,
-            told.maps,
-            told.decoder.widths,
-            told.decoder.kind,
-            told.categories,
+            header.architecture,
+            header.in_channels,
+            header.maps,
+            header.decoder.widths,
+            header.decoder.kind,
+            header.categories,
         )
     tensors = read_tensors(path)
     fault = mismatch(network.state_dict(), tensors)
     if fault:
         raise SatmapError(
-            f"{path} is not the {told.architecture} network of {told.in_channels} channels and "
-            f"{len(told.maps)} planes that it claims to be: {fault}. Copy or train it again."
+            f"{path} is not the {header.architecture} network of {header.in_channels} channels and "
+            f"{len(header.maps)} maps that it claims to be: {fault}. Copy or train it again."
         )
     require_weights(path, tensors)
     network.to_empty(device="cpu")
     network.load_state_dict(tensors)
-    if told.normalization:
-        network.encoder.mean = told.normalization.mean
-        network.encoder.std = told.normalization.std
+    if header.normalization:
+        network.encoder.mean = header.normalization.mean
+        network.encoder.std = header.normalization.std
     return network.eval(), metadata
 
 
 def load_pretrained_encoder(network: UNet, path: Path) -> None:
-    """Give the encoder ImageNet weights under timm's names.
+    """Load ImageNet weights with timm's names into the encoder.
 
-    The classifier is dropped, and the first convolution fitted to the network's channels.
+    The classifier is dropped, and the first convolution is adapted to the network's channels.
 
     Args:
-        network: its encoder is changed in place.
-        path: what ``satmap weights fetch`` or ``import`` wrote, timm's ``model.safetensors``, or
-            a ``.pth`` with nothing but the state dict.
+        network: network whose encoder is changed in place.
+        path: file from ``satmap weights fetch`` or ``import``, timm's ``model.safetensors``, or a
+            ``.pth`` that holds only the state dict.
 
     Raises:
-        SatmapError: there is no such file, it cannot be read, or is for another architecture.
+        SatmapError: the file does not exist, cannot be read, or is for another architecture.
     """
     encoder = network.encoder
     remedy = how_to_get(encoder.name)

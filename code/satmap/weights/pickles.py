@@ -1,12 +1,12 @@
-"""PyTorch's own files, read without running anything that they say.
+"""Read PyTorch's pickle files without running code from them.
 
-``torch.load(weights_only=True)`` makes tensors and plain containers and calls nothing else. Files
-of 2019 hold one thing more: scores that are numpy numbers. Their pickles name numpy's functions;
-what those names reach here are two stand-ins that can make a number and nothing else.
+``torch.load(weights_only=True)`` creates only tensors and plain containers. Files of 2019 also hold
+scores as numpy numbers, and their pickles name numpy functions. Here these names are mapped to two
+stand-ins that can only create a number.
 
-An archive (torch since 1.6) has a CRC-32 of every part, which is checked. The format before has no
-sums: there a flipped bit shows only if it breaks the structure, a name, a shape or a value's
-plausibility (``satmap.weights.tensor_file.require_weights``).
+An archive (torch since 1.6) has a CRC-32 of every part, which is checked. The earlier format has no
+checksums: there a flipped bit is found only if it breaks the structure, a name, a shape or the
+plausibility of a value (``satmap.weights.tensor_file.require_weights``).
 """
 
 import pickle
@@ -24,32 +24,32 @@ from torch import Tensor
 from satmap.errors import SatmapError
 from satmap.io.text import printable
 
-# Floats, integers and truth values; no objects, no strings, no structures.
+# Type codes of floats, integers and booleans; no objects, strings or structures.
 _NUMBER = re.compile(r"[fiu][1248]|b1")
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
 _EXPECTED = (
-    "Expected is what torch.save writes of names, tensors and numbers; take another release of the "
-    "weights, best a .safetensors."
+    "Expected is a file by torch.save with names, tensors and numbers only. Use another release of "
+    "the weights, preferably a .safetensors file."
 )
 
 
 class _NumberType:
-    """Stands for ``numpy.dtype``."""
+    """Stand-in for ``numpy.dtype``."""
 
     def __init__(self, code: str, *_: object) -> None:
         if not isinstance(code, str) or not _NUMBER.fullmatch(code):
-            raise ValueError(f"{code!r} is no type of a number")
+            raise ValueError(f"{code!r} is not a number type")
         self.code = code
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        # Of dtype's state only the byte order matters to a number.
+        # Only the byte order of dtype's state matters for a number.
         self.code = f"{'>' if state[1] == '>' else '<'}{self.code}"
 
 
 def _number(kind: _NumberType, data: bytes) -> float | int:
-    """Stands for ``numpy.core.multiarray.scalar``."""
+    """Stand-in for ``numpy.core.multiarray.scalar``."""
     value: float | int = np.frombuffer(data, kind.code, count=1).item()
     return value
 
@@ -62,36 +62,37 @@ _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """What ``torch.save`` wrote, if it is a dictionary of tensors, numbers and texts.
+    """Read a file by ``torch.save`` that holds a dictionary of tensors, numbers and strings.
 
-    Both of torch's formats are read, the archive and the bare pickle before version 1.6; the tar
-    archives of before 0.2 are not. Tensors come to the CPU; numpy's numbers become Python's.
+    Both the archive format and the bare pickle from before version 1.6 are read, but not the tar
+    archives from before 0.2. Tensors are loaded to the CPU; numpy numbers become Python numbers.
 
     Raises:
-        SatmapError: the file is damaged, is another format, or holds code or objects beyond what
-            weights have need of. Nothing of it was run.
+        SatmapError: the file is damaged, has another format, or holds code or objects that weights
+            do not need. No code in it was executed.
     """
     _require_pickle(path)
     try:
         with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
-            # Of protocols and layouts that weights do not have; such files are refused below.
+            # Warnings about protocols and layouts that weights do not use; such files fail below.
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
-    # Broken bytes end in whatever error the unpickler happens to meet.
+    # Broken bytes can raise any kind of error in the unpickler.
     except Exception as error:
         raise _refusal(path, error) from error
     if not isinstance(content, dict):
         raise SatmapError(
-            f"{path} holds a {type(content).__name__}; expected is a dictionary of tensors by name."
+            f"{path} holds a {type(content).__name__}, but a dictionary of tensors by name is "
+            "expected."
         )
     return content
 
 
 def require_state_dict(path: Path, content: object) -> dict[str, Tensor]:
-    """``content`` itself, which came from ``path``, if it is names and tensors only.
+    """Return ``content``, read from ``path``, if it holds only names and tensors.
 
     Raises:
-        SatmapError: it is not.
+        SatmapError: it holds anything else.
     """
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
@@ -101,22 +102,22 @@ def require_state_dict(path: Path, content: object) -> dict[str, Tensor]:
 
 
 def _require_pickle(path: Path) -> None:
-    """Refuse what is none of torch's formats, and archives that are not as they were written."""
+    """Reject files that are not in a format of torch, and damaged archives."""
     with path.open("rb") as file:
         start = file.read(512)
     if start[257:262] == b"ustar":
         raise SatmapError(
-            f"{path} is a tar archive, torch's format of before 2017, which cannot be read without "
-            "running what it says. Take a later release of the same weights; torchvision and timm "
-            "have one of each."
+            f"{path} is a tar archive, torch's format from before 2017, which cannot be read "
+            "without running code from it. Use a later release of the same weights; torchvision "
+            "and timm have them."
         )
     if not start.startswith((_ZIP, _PICKLE)):
-        what = "is empty" if not start else "is no PyTorch file"
+        what = "is empty" if not start else "is not a PyTorch file"
         if start and not start.strip(b"\0"):
-            what = "begins with zeros, as files do whose download broke off"
+            what = "begins with zeros, like an incomplete download"
         raise SatmapError(
-            f"cannot read {path} as PyTorch weights: it {what}. {_EXPECTED} If it was one, "
-            "download it again."
+            f"cannot read {path} as PyTorch weights: it {what}. {_EXPECTED} If it was such a "
+            "file, download it again."
         )
     if start.startswith(_ZIP):
         _require_whole_archive(path)
@@ -127,7 +128,7 @@ def _require_whole_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             broken = archive.testzip()
-    # zipfile has no one error for what is wrong with an archive.
+    # zipfile raises several kinds of errors for broken archives.
     except (zipfile.BadZipFile, OSError, RuntimeError, ValueError, EOFError) as error:
         raise SatmapError(
             f"cannot read {path} as PyTorch weights: it is not a whole archive "
@@ -140,25 +141,25 @@ def _require_whole_archive(path: Path) -> None:
         )
     if any(name.endswith("/constants.pkl") for name in names):
         raise SatmapError(
-            f"{path} is a TorchScript archive, a program and not a state dict. It was refused and "
+            f"{path} is a TorchScript archive, which is a program and not a state dict. It was "
             f"not run. {_EXPECTED}"
         )
 
 
 def _refusal(path: Path, error: Exception) -> SatmapError:
-    """What to say of a pickle that torch's restricted reader could not or would not read.
+    """Build the error for a pickle that torch's restricted unpickler rejected or failed to read.
 
-    Its own words tell users to switch the restriction off, so they are never passed on.
+    torch's own message advises users to switch off the restriction, so it is not shown.
     """
     asked_for = re.search(r"GLOBAL (\S+)", str(error))
-    what = f"it asks for {printable(asked_for[1], 100)}" if asked_for else "or is no pickle at all"
+    what = f"it asks for {printable(asked_for[1], 100)}" if asked_for else "or is not a pickle"
     if asked_for or isinstance(error, pickle.UnpicklingError | TypeError):
         return SatmapError(
             f"cannot read {path} as PyTorch weights: it holds code or objects other than tensors "
-            f"({what}). It was refused and nothing of it was run. {_EXPECTED}"
+            f"({what}). No code in it was run. {_EXPECTED}"
         )
     return SatmapError(
-        f"cannot read {path} as PyTorch weights: it breaks off or is damaged "
-        f"({type(error).__name__}). Nothing of it was run. Expected is a whole file as torch.save "
-        "writes it. Download it again."
+        f"cannot read {path} as PyTorch weights: it is incomplete or damaged "
+        f"({type(error).__name__}). No code in it was run. Expected is a whole file by torch.save. "
+        "Download it again."
     )

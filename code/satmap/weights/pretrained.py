@@ -1,9 +1,9 @@
-"""Encoder files of ImageNet weights: recognising, checking, writing.
+"""Recognise, check and write encoder files with ImageNet weights.
 
-A file holds an encoder's tensors under timm's names, without the classifier. pretrainedmodels'
-names are timm's but for that of the classifier (timm's ports of these networks were made from it),
-and so are torchvision's for ResNets and DenseNets. DenseNet files of before torch 0.4 call the
-layers of a block ``norm.1`` where all code since says ``norm1``.
+A file holds an encoder's tensors with timm's names, without the classifier. The names of
+pretrainedmodels differ from timm's only in the classifier, because timm's ports of these networks
+were derived from it. The same is true of torchvision's ResNets and DenseNets. DenseNet files from
+before torch 0.4 name the layers of a block ``norm.1`` instead of ``norm1``.
 """
 
 import os
@@ -22,7 +22,7 @@ from satmap.networks.encoders import ENCODERS, Encoder, build_encoder, pretraine
 from satmap.weights.header import CHECKSUM, CONTENT_KEY, read_metadata
 from satmap.weights.tensor_file import mismatch, read_tensors, require_weights, write_tensors
 
-# pretrainedmodels calls every network's classifier so.
+# Name of the classifier in all networks of pretrainedmodels.
 _CLASSIFIER = "last_linear."
 
 # Source: update_state_dict in pretrainedmodels/models/torchvision_models.py.
@@ -30,17 +30,17 @@ _DENSE_LAYER = re.compile(
     r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))"
 )
 
-#: A second directory where encoders' weights are looked for, such as one inside of an image.
+#: Variable that names a second directory of encoders' weights, such as one in a container image.
 ENCODERS_VARIABLE = "SATMAP_ENCODERS"
 
 
 @dataclass(frozen=True)
 class PretrainedEncoder:
-    """An encoder's ImageNet weights, checked.
+    """Validated ImageNet weights of an encoder.
 
     Attributes:
         name: key in ``ENCODERS``.
-        tensors: by timm's names, for three input channels, without the classifier.
+        tensors: tensors by timm's names, for three input channels, without the classifier.
     """
 
     name: str
@@ -48,16 +48,16 @@ class PretrainedEncoder:
 
 
 def encoder_file(weights: Path, name: str) -> Path:
-    """Where an encoder's ImageNet weights belong in a directory of weights."""
+    """Return the path of an encoder's ImageNet weights in a directory of weights."""
     return weights / "imagenet" / f"{name}.safetensors"
 
 
 def find_encoder_file(weights: Path, name: str) -> Path:
-    """Where trainings find an encoder's ImageNet weights.
+    """Return the path where a training finds an encoder's ImageNet weights.
 
     Returns:
-        ``encoder_file(weights, name)``, unless there is none and the directory of weights that
-        ``$SATMAP_ENCODERS`` names has one.
+        ``encoder_file(weights, name)``, or, if only that exists, the file in the directory of
+        weights ``$SATMAP_ENCODERS``.
     """
     file = encoder_file(weights, name)
     other = os.environ.get(ENCODERS_VARIABLE)
@@ -67,27 +67,27 @@ def find_encoder_file(weights: Path, name: str) -> Path:
 
 
 def how_to_get(name: str) -> str:
-    """What to do where an encoder's ImageNet weights are missing or broken."""
+    """Return advice for missing or broken ImageNet weights of an encoder."""
     config = pretrained_config(name)
     hub = f"model.safetensors of https://huggingface.co/{config.hf_hub_id}"
     return (
-        "`satmap weights fetch`, with the same --recipe, downloads them where there is a network; "
-        f"by hand, take {hub if config.hf_hub_id else config.url} and `satmap weights import` it. "
-        "To train without, use --from-scratch."
+        "`satmap weights fetch` with the same --recipe downloads them. Without a network, copy "
+        f"{hub if config.hf_hub_id else config.url} here and `satmap weights import` it. "
+        "To train without ImageNet weights, use --from-scratch."
     )
 
 
 def encoder_part(encoder: Encoder, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What of a whole ImageNet network belongs to the encoder.
+    """Select the tensors of an encoder from those of a whole ImageNet network.
 
     Args:
-        encoder: its values are used for nothing but counters that the file lacks.
+        encoder: the encoder; only its names are used.
         found: tensors by timm's or pretrainedmodels' names.
 
     Returns:
-        ``found`` without the classifier and whatever else timm's network has beyond the encoder;
-        names that neither knows stay. Files from before torch 0.4.1 have no counters of batches,
-        and pretrained statistics need none: they are added.
+        ``found`` without the classifier and the other tensors of timm's network that the encoder
+        does not use; unknown names are kept. Missing batch counters, as in files from before torch
+        0.4.1, are added as zeros, because pretrained statistics do not need them.
     """
     names = encoder.timm_names()
     with torch.device("meta"):
@@ -95,7 +95,7 @@ def encoder_part(encoder: Encoder, found: Mapping[str, Tensor]) -> dict[str, Ten
     beyond = whole.state_dict().keys() - set(names.values())
     part = {
         name: value
-        for name, value in _todays_names(found).items()
+        for name, value in _current_names(found).items()
         if name not in beyond and not name.startswith(_CLASSIFIER)
     }
     for name in names.values():
@@ -105,14 +105,14 @@ def encoder_part(encoder: Encoder, found: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def recognise_encoder(path: Path, found: Mapping[str, Tensor]) -> PretrainedEncoder:
-    """The encoder that the tensors of ``path`` are of, told by their names and shapes.
+    """Recognise the encoder of the tensors in ``path`` by their names and shapes.
 
     Raises:
-        SatmapError: they are of none; the message says how they differ from the closest.
+        SatmapError: no encoder matches; the message gives the difference from the closest one.
     """
     faults: list[tuple[int, str, str]] = []
     for name in ENCODERS:
-        # Most encoders are told apart by what they call their first layer.
+        # The name of the first layer rules out most encoders.
         if f"{pretrained_config(name).first_conv}.weight" not in found:
             continue
         expected, part = _split(name, found)
@@ -136,31 +136,31 @@ def save_encoder(path: Path, encoder: PretrainedEncoder, metadata: Mapping[str, 
     """Write an encoder file, atomically.
 
     Args:
-        path: see ``encoder_file``.
-        encoder: what to write.
-        metadata: where the weights are from, such as ``source`` and ``source_sha256``.
+        path: output file; see ``encoder_file``.
+        encoder: the weights.
+        metadata: origin of the weights, such as ``source`` and ``source_sha256``.
 
     Raises:
         SatmapError: the file cannot be written.
     """
     described = {**metadata, "architecture": encoder.name, CONTENT_KEY: "encoder"}
-    # safetensors refuses tensors that share memory, as some files' do.
+    # safetensors rejects tensors that share memory, and some files have such tensors.
     write_tensors(path, {k: value.clone() for k, value in encoder.tensors.items()}, described)
 
 
 def verify_encoder_file(path: Path, name: str, remedy: str) -> str | None:
-    """Check that a file holds an encoder's ImageNet weights and is as it was written.
+    """Check that a file holds an encoder's ImageNet weights and was not changed.
 
     Args:
         path: the ``.safetensors`` file.
         name: key in ``ENCODERS``.
-        remedy: what the user should do if not.
+        remedy: advice for the user if the check fails.
 
     Returns:
-        The recorded SHA-256 that was found right; None where the file records none.
+        The verified SHA-256 from the file's metadata; None if the file records none.
 
     Raises:
-        SatmapError: it does not, or is not.
+        SatmapError: the file is damaged, or holds other weights.
     """
     tensors = read_tensors(path, remedy)
     fault = mismatch(*_split(name, tensors))
@@ -170,7 +170,7 @@ def verify_encoder_file(path: Path, name: str, remedy: str) -> str | None:
     return read_metadata(path).get(CHECKSUM)
 
 
-def _todays_names(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _current_names(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for name, value in found.items():
         old = _DENSE_LAYER.fullmatch(name)
@@ -179,7 +179,10 @@ def _todays_names(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _split(name: str, found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the encoder needs, without values, and what ``found`` has of it, by timm's names."""
+    """Return the tensors that the encoder needs, without values, and those in ``found``.
+
+    Both are by timm's names.
+    """
     with torch.device("meta"):
         encoder = build_encoder(name, 3)
     names = encoder.timm_names()

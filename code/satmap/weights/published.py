@@ -1,7 +1,7 @@
-"""Weight files of other people: the reference's published networks, ImageNet encoders.
+"""Read published weight files: networks of the reference solution and ImageNet encoders.
 
-Files are told by what is in them, not by their names: published networks have stages, bottlenecks
-and a final layer (``satmap.weights.published``), encoders are matched with each one known.
+Files are recognised by their content, not by their names: published networks have tensors of
+encoder stages, bottlenecks and a final layer; encoders are compared with each known encoder.
 """
 
 import hashlib
@@ -20,7 +20,6 @@ from satmap.errors import SatmapError
 from satmap.io.text import printable
 from satmap.networks.encoders import ENCODERS, child_name
 from satmap.networks.unet import DECODER_WIDTHS, UNet, build_network
-from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.weights.header import (
     CHECKSUM,
     read_metadata,
@@ -31,8 +30,8 @@ from satmap.weights.pickles import read_pickle, require_state_dict
 from satmap.weights.pretrained import PretrainedEncoder, recognise_encoder
 from satmap.weights.tensor_file import mismatch, read_tensors, require_weights
 
-#: Encoder and number of bands of the published networks -> mean and standard deviation of every
-#: channel. Not those of the encoders' ImageNet weights: DPN92 was trained with others.
+#: Mean and standard deviation of every channel, by the encoder and the number of bands of the
+#: published networks. They may differ from those of the ImageNet weights, as for DPN92.
 REFERENCE_NORMALIZATION: Mapping[tuple[str, int], tuple[tuple[float, ...], tuple[float, ...]]] = {
     ("dpn92", 3): (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
     ("dpn92", 8): ((0.5,) * 8, (0.5,) * 8),
@@ -40,40 +39,43 @@ REFERENCE_NORMALIZATION: Mapping[tuple[str, int], tuple[tuple[float, ...], tuple
     ("inception_resnet_v2", 8): ((0.5,) * 8, (0.5,) * 8),
 }
 
-#: Number of bands -> which of a PS-MS image's, counted from 1, in the order of the channels.
+#: Probability maps of the published networks, in the order of their channels.
+REFERENCE_MAPS = (*(f"speed{index}" for index in range(10)), "road", "junction")
+
+#: 1-based PS-MS bands in the order of the channels, by the number of bands.
 REFERENCE_BANDS: Mapping[int, tuple[int, ...]] = {3: (5, 3, 2), 8: (5, 3, 2, 1, 4, 6, 7, 8)}
 
-#: Percentiles of every band that became 0 and 255.
+#: Percentiles of every band that the reference maps to 0 and 255.
 REFERENCE_STRETCH = (2.0, 98.0)
 
 
 def reference_to_ours(name: str, encoder: str) -> str:
-    """Our name of the tensor that the reference's state dict calls ``name``.
+    """Convert a tensor name in the reference's state dict to satmap's name.
 
     Args:
-        name: such as ``bottlenecks.0.seq.0.weight``.
+        name: name in the reference, such as ``bottlenecks.0.seq.0.weight``.
         encoder: key in ``ENCODERS``.
 
     Raises:
         SatmapError: the reference has no such name.
     """
     module, _, leaf = _rename(name, _modules(encoder)).rpartition(".")
-    # timm's fused norm and activation are two modules here (see NormAct).
+    # timm's fused norm and activation are two modules in satmap (see NormAct).
     return f"{module}.norm.{leaf}" if module.endswith(".bn") else f"{module}.{leaf}"
 
 
 def ours_to_reference(name: str, encoder: str) -> str:
-    """The reference's name of our tensor ``name``: the way back of ``reference_to_ours``.
+    """Convert satmap's tensor name to the reference's name; the inverse of ``reference_to_ours``.
 
     Raises:
-        SatmapError: our network has no such name.
+        SatmapError: satmap's network has no such name.
     """
     reference = {ours: theirs for theirs, ours in _modules(encoder).items()}
     return _rename(name.replace(".bn.norm.", ".bn."), reference)
 
 
 def _modules(encoder: str) -> dict[str, str]:
-    """Modules of the reference, each with our name of it."""
+    """Map the reference's module names to satmap's."""
     names = {"final.0": "head"}
     for index in range(len(DECODER_WIDTHS)):
         names[f"bottlenecks.{index}.seq.0"] = f"decoder.{index}.skip_conv"
@@ -92,13 +94,13 @@ def _rename(name: str, modules: dict[str, str]) -> str:
     raise SatmapError(f"no tensor {name!r} in this network; its modules are {', '.join(modules)}.")
 
 
-# DataParallel puts it before every name, and twice where it wraps itself.
+# Prefix that DataParallel adds to every name; nested wrappers add it twice.
 _WRAPPER = "module."
 
-# What trainings put around the tensors.
+# Keys under which training scripts store the state dict.
 _ENVELOPES = ("state_dict", "model")
 
-# What a name of the reference's begins with, and no name of an encoder's does.
+# Prefix of names in the reference's networks that no encoder has.
 _NETWORK = "encoder_stages."
 
 _SCORES = ("dice_best", "apls_best")
@@ -109,14 +111,14 @@ _FOLD_AND_CHECKPOINT = re.compile(r"_(\d+)_(best_apls|best_dice|last)(?:\.\w+)*$
 
 @dataclass(frozen=True)
 class PublishedNetwork:
-    """A network that the reference's author trained.
+    """Network that the reference's author trained.
 
     Attributes:
-        network: on the CPU, in evaluation mode, with the normalisation it was trained with.
-        metadata: ``bands`` and ``stretch`` that it was shown, ``epoch`` and ``scores`` where the
+        network: the network on the CPU, in evaluation mode, with the normalisation of its training.
+        metadata: ``bands`` and ``stretch`` of its training, and ``epoch`` and ``scores`` if the
             file has them.
-        fold: the fold held out, where the file's name says it.
-        checkpoint: ``best_apls``, ``best_dice`` or ``last``, where the file's name says it.
+        fold: held-out fold; None if the file name lacks it.
+        checkpoint: ``best_apls``, ``best_dice`` or ``last``; None if the file name lacks it.
     """
 
     network: UNet
@@ -126,24 +128,24 @@ class PublishedNetwork:
 
 
 def read_published(path: Path) -> PublishedNetwork | PretrainedEncoder:
-    """Read a weight file that somebody else wrote; nothing of it is run.
+    """Read a published weight file; no code in it is executed.
 
     Args:
-        path: what ``torch.save`` or safetensors wrote: selim_sef's SpaceNet 5 networks, or ImageNet
-            weights as pretrainedmodels, torchvision (ResNets, DenseNets) or timm publish them;
-            the state dict itself or inside of others' ``state_dict`` or ``model``.
+        path: file by ``torch.save`` or safetensors. It holds one of selim_sef's SpaceNet 5
+            networks, or ImageNet weights from pretrainedmodels, torchvision (ResNets, DenseNets) or
+            timm. The state dict may be nested under the keys ``state_dict`` or ``model``.
 
     Raises:
-        SatmapError: there is no such file, it cannot be read safely, is neither, is satmap's own,
-            or its tensors are no network's (``require_weights``).
+        SatmapError: the file does not exist, cannot be read safely, holds neither kind of weights,
+            is satmap's own, or its tensors cannot be weights (``require_weights``).
     """
     require_weight_file(path, "Give the name of a published weight file.")
     if starts_like_safetensors(path):
         metadata = read_metadata(path)
         if "architecture" in metadata and CHECKSUM in metadata:
             raise SatmapError(
-                f"{path} is satmap's own file already and needs no import: put it into the "
-                "directory of weights as it is (an encoder's into imagenet/ there)."
+                f"{path} already is a file of satmap and needs no import: copy it to the directory "
+                "of weights (an encoder's file to imagenet/ there)."
             )
         content: dict[str, Any] = dict(read_tensors(path))
     else:
@@ -164,19 +166,19 @@ def read_published(path: Path) -> PublishedNetwork | PretrainedEncoder:
 
 
 def _open_envelopes(content: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """What lies beside the tensors (epoch, scores), from every envelope, and the tensors."""
+    """Return the entries beside the tensors (epoch, scores) from all levels, and the tensors."""
     beside, inner = dict(content), content
     while True:
         key = next((key for key in _ENVELOPES if isinstance(inner.get(key), dict)), None)
         if key is None:
-            # What stands in the tensors' place may be no dictionary at all.
+            # The value may not be a dictionary; the caller checks it.
             return beside, inner.get(_ENVELOPES[0], inner)
         beside = {**inner, **beside}
         inner = inner[key]
 
 
 def _unwrap(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors by their names without what wrappers put before them."""
+    """Remove the prefixes of wrappers from the tensors' names."""
     bare: dict[str, Tensor] = {}
     for wrapped, value in tensors.items():
         name = wrapped
@@ -185,28 +187,36 @@ def _unwrap(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name in bare:
             raise SatmapError(
                 f"{path} has two tensors for {printable(name, 120)}, with and without {_WRAPPER} "
-                "before the name, and nothing says which counts. Save it with one of them."
+                "before the name. Save the file with only one of them."
             )
         bare[name] = value
     return bare
 
 
 def source_metadata(path: Path, source: str) -> dict[str, str]:
-    """Where weights are from: ``source``, a name or an address, and the SHA-256 of its bytes."""
+    """Return metadata of the origin of weights.
+
+    Args:
+        path: the source file, which is hashed.
+        source: its name or URL.
+
+    Returns:
+        ``source`` and ``source_sha256``.
+    """
     with path.open("rb") as file:
         return {"source": source, "source_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _reference_network(path: Path, tensors: Mapping[str, Tensor]) -> UNet:
-    """The published network that the tensors, under the reference's names, are of."""
+    """Build the published network whose tensors, by the reference's names, are given."""
     faults: list[tuple[int, str]] = []
     for encoder, bands in REFERENCE_NORMALIZATION:
         with torch.device("meta"):
-            network = build_network(encoder, bands, ROAD_MAPS)
+            network = build_network(encoder, bands, REFERENCE_MAPS)
         expected = {
             ours_to_reference(name, encoder): value for name, value in network.state_dict().items()
         }
-        # Files from before torch 0.4.1 have no counters of batches.
+        # Files from before torch 0.4.1 have no batch counters.
         found = {
             name: torch.tensor(0) for name in expected if name.endswith(".num_batches_tracked")
         } | dict(tensors)
@@ -225,8 +235,8 @@ def _reference_network(path: Path, tensors: Mapping[str, Tensor]) -> UNet:
         faults.append((len(odd) + len(wrong), f"{encoder} on {bands} bands, but {fault}"))
     known = ", ".join(f"{encoder} on {bands} bands" for encoder, bands in REFERENCE_NORMALIZATION)
     raise SatmapError(
-        f"{path} looks like a network of SpaceNet 5's third place, of which these are known: "
-        f"{known}. It comes closest to {min(faults)[1]}."
+        f"{path} looks like a network of SpaceNet 5's third place, but matches none of the known "
+        f"ones: {known}. The closest is {min(faults)[1]}."
     )
 
 

@@ -1,8 +1,8 @@
-"""Safetensors files that are the same bytes every time and carry their own checksum.
+"""Read and write reproducible safetensors files with a checksum.
 
-safetensors writes its metadata in a random order and has no checksum, so that a flipped bit loads
-without a word. Here the library still lays out the tensors, but the header is written with sorted
-keys and holds the SHA-256 of all the rest. Files without one, which anybody else wrote, load too.
+safetensors writes its metadata in a random order and has no checksum, so a flipped bit would go
+unnoticed. Here the library still lays out the tensors, but the header has sorted keys and holds the
+SHA-256 of everything else. Files of other programs without this checksum can be loaded, too.
 
 Format: https://github.com/huggingface/safetensors#format
 """
@@ -31,7 +31,7 @@ from satmap.weights.header import (
 
 _METADATA = "__metadata__"
 
-# Characters of a tensor's name that messages show.
+# Number of characters of a tensor's name in messages.
 _LONGEST_NAME = 120
 
 _CHUNK_BYTES = 1 << 20
@@ -40,17 +40,17 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a file, atomically; the same tensors and metadata make the same bytes.
+    """Write a file, atomically; the same tensors and metadata give the same bytes.
 
     Args:
         path: the ``.safetensors`` file.
-        tensors: on any device, in any memory format.
-        metadata: texts; ``CHECKSUM`` is added.
+        tensors: tensors by name, on any device and in any memory format.
+        metadata: strings by key; ``CHECKSUM`` is added.
 
     Raises:
         SatmapError: the file cannot be written.
     """
-    # safetensors refuses other strides, such as those of channels-last networks.
+    # safetensors rejects tensors that are not contiguous, such as those of channels-last networks.
     plain = memoryview(save({name: value.cpu().contiguous() for name, value in tensors.items()}))
     data_start = LENGTH_BYTES + int.from_bytes(plain[:LENGTH_BYTES], "little")
     header = json.loads(bytes(plain[LENGTH_BYTES:data_start]))
@@ -60,7 +60,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     digest.update(data)
     header[_METADATA][CHECKSUM] = digest.hexdigest()
     text = _canonical(header)
-    # Readers that map the file want the tensors aligned.
+    # Align the tensors for readers that map the file into memory.
     text += b" " * (-len(text) % LENGTH_BYTES)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(LENGTH_BYTES, "little"))
@@ -69,14 +69,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def read_tensors(path: Path, remedy: str = COPY_AGAIN) -> dict[str, Tensor]:
-    """The tensors of a file, on the CPU; where it records a checksum, only if that is right.
+    """Read the tensors of a file to the CPU and verify the checksum, if the file has one.
 
     Args:
         path: the file.
-        remedy: what the user should do if it is broken.
+        remedy: advice for the user if the file is broken.
 
     Raises:
-        SatmapError: there is no such file, it is not a whole safetensors file, or was changed
+        SatmapError: the file does not exist, is not a complete safetensors file, or was changed
             after it was written.
     """
     recorded = read_metadata(path, remedy).get(CHECKSUM)
@@ -94,21 +94,21 @@ def read_tensors(path: Path, remedy: str = COPY_AGAIN) -> dict[str, Tensor]:
 
 
 def require_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Fail unless the tensors of ``path`` can be a network's: finite numbers in memory.
+    """Fail unless the tensors of ``path`` can be weights: dense tensors of finite numbers.
 
-    A flipped bit in an exponent often makes one of these faults; formats without a checksum have
-    no other guard.
+    A flipped bit in an exponent often leads to one of these faults. Formats without a checksum have
+    no other protection.
 
     Raises:
-        SatmapError: a tensor is not floating-point (counters of batches may be int64), not dense
-            and on the CPU, not finite as float32, or a variance is negative.
+        SatmapError: a tensor is not floating-point (batch counters may be int64), not dense and on
+            the CPU, not finite as float32, or a variance is negative.
     """
     for name, value in tensors.items():
         fault = _weight_fault(name, value)
         if fault:
             raise SatmapError(
                 f"{path}: its tensor {printable(name, _LONGEST_NAME)} {fault}. Expected are dense "
-                "floating-point tensors of finite numbers. Take the file from its source again."
+                "floating-point tensors of finite numbers. Download or copy the file again."
             )
 
 
@@ -122,12 +122,12 @@ def _weight_fault(name: str, value: Tensor) -> str:
     if not value.float().isfinite().all():
         return "has values that are not finite"
     if name.endswith("running_var") and bool((value < 0).any()):
-        return "is a variance and has negative values"
+        return "is a variance but has negative values"
     return ""
 
 
 def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """How the names and shapes of ``found`` differ from ``expected``; empty where they agree."""
+    """Describe how names and shapes of ``found`` differ from ``expected``; "" if they agree."""
     faults = []
     for what, names in (
         ("lacks", sorted(expected.keys() - found.keys())),
@@ -149,7 +149,7 @@ def _canonical(header: Mapping[str, Any]) -> bytes:
 
 
 def _checksum(path: Path) -> str:
-    """SHA-256 of the header without the checksum, in its canonical form, and of the data."""
+    """Compute the SHA-256 of the canonical header without the checksum, and of the data."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
         header = json.loads(file.read(length))

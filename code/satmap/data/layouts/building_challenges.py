@@ -1,4 +1,4 @@
-"""Finding the chips of a building challenge, whichever it is."""
+"""Detect which building challenge the directories hold and find its chips."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,19 +28,19 @@ def find_building_images(
 
     Args:
         directories: searched to any depth.
-        channels: what the networks need at most.
-        view_angle: of images whose names say none.
+        channels: largest number of channels that a network needs.
+        view_angle: off-nadir angle, for images whose names lack it.
 
     Raises:
-        SatmapError: a directory does not exist, there are images of none of these challenges or of
-            two kinds, or two files claim to be one image.
+        SatmapError: a directory does not exist, there are no images of these challenges or images
+            of two challenges, or two files have the same image id.
     """
     files = [*walk(directories, also_non_files=(*IMAGE_SUFFIXES, *PICTURE_SUFFIXES))]
     spacenet = next(filter(is_building_image, files), None)
     coco = next(filter(is_mapping_challenge, files), None)
     if spacenet and coco:
         raise SatmapError(
-            f"images of two challenges: {spacenet} and {coco}. Give the directories of one."
+            f"images of two challenges: {spacenet} and {coco}. Give the directories of only one."
         )
     if coco:
         return scan_mapping_challenge(directories, files)

@@ -1,7 +1,8 @@
-"""The layout of the crowdAI Mapping Challenge: JPEGs beside a file of COCO annotations.
+"""Layout of the crowdAI Mapping Challenge: JPEGs beside a file of COCO annotations.
 
-With annotations an image's id is theirs, by its file name; without, as in a directory of test
-images, it is the number in the name. It is never the place in a listing.
+With annotations, an image's id is the one that they give for its file name. Without annotations,
+as in a directory of test images, it is the number in the file name. It never depends on the order
+of the files.
 """
 
 from collections import defaultdict
@@ -23,15 +24,15 @@ from satmap.io.coco_annotations import read_coco_file
 
 @dataclass(frozen=True)
 class CocoAnnotations:
-    """What an ``annotation.json`` says.
+    """Content of an ``annotation.json``.
 
     Attributes:
         path: the file.
         names: file name by image id, in the file's order.
-        _xy: float32 (points, 2), all rings of all buildings.
-        _ring_ends: int64 (rings,), where each ends in ``_xy``.
-        _building_ends: int64 (buildings,), where each ends among the rings.
-        _of_image: buildings of an image, by its id.
+        _xy: float32 (points, 2), points of all rings of all buildings, in pixels.
+        _ring_ends: int64 (rings,), end of each ring in ``_xy``.
+        _building_ends: int64 (buildings,), end of each building in ``_ring_ends``.
+        _of_image: indices of an image's buildings, by image id.
     """
 
     path: Path
@@ -42,7 +43,7 @@ class CocoAnnotations:
     _of_image: dict[int, list[int]]
 
     def rings(self, image_id: int) -> list[list[NDArray[np.float64]]]:
-        """For each building of an image its outer rings, float64 (n >= 3, 2) in pixels."""
+        """Return the outer rings of each building of an image, float64 (n >= 3, 2) in pixels."""
         found = []
         for building in self._of_image.get(image_id, ()):
             first, last = (
@@ -57,11 +58,11 @@ class CocoAnnotations:
 
 
 def read_coco_annotations(path: Path) -> CocoAnnotations:
-    """Read a file of annotations; read once, as long as it does not change.
+    """Read a file of annotations; the result is cached until the file changes.
 
     Raises:
-        SatmapError: the file cannot be read, is not JSON, or an image or annotation in it is not as
-            it should be; the message names the file and the place.
+        SatmapError: the file cannot be read, is not JSON, or an image or annotation in it is
+            invalid; the message names the file and the place.
     """
     try:
         stat = path.stat()
@@ -80,7 +81,7 @@ def _read(path: Path, size: int, changed_ns: int) -> CocoAnnotations:
             raise SatmapError(f"{path}: images[{number}] needs a file_name, not {name!r:.80}.")
         names[image_id] = name
     of_image: dict[int, list[int]] = defaultdict(list)
-    # A crowd is nothing to learn one building from.
+    # A crowd is a region of many buildings, so no single building can be learned from it.
     buildings = [annotation for annotation in annotations if not annotation.crowd]
     for number, building in enumerate(buildings):
         of_image[building.image_id].append(number)
@@ -96,21 +97,21 @@ def _read(path: Path, size: int, changed_ns: int) -> CocoAnnotations:
 
 
 def outline(rings: list[NDArray[np.float64]]) -> shapely.Polygon | shapely.MultiPolygon:
-    """The rings of a building as one shape; invalid where a ring crosses itself."""
+    """Build one shape from the rings of a building; invalid if a ring crosses itself."""
     polygons = [shapely.Polygon(ring) for ring in rings]
     return polygons[0] if len(polygons) == 1 else shapely.MultiPolygon(polygons)
 
 
-#: What the file of annotations is called.
+#: Name of the annotation file.
 ANNOTATIONS = "annotation.json"
 
-#: What its images end in.
+#: Suffixes of the images.
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _AOI = "mapping-challenge"
 
 
 def is_mapping_challenge(path: Path) -> bool:
-    """Whether a file is an image or the annotations of this challenge."""
+    """Return whether a file is an image or the annotation file of this challenge."""
     return path.name == ANNOTATIONS or (
         path.suffix.lower() in PICTURE_SUFFIXES and path.stem.isascii() and path.stem.isdecimal()
     )
@@ -119,19 +120,19 @@ def is_mapping_challenge(path: Path) -> bool:
 def scan_mapping_challenge(directories: Sequence[Path], files: Sequence[Path]) -> Inventory:
     """Find the chips among the files and read the headers of their images.
 
-    An image that the annotations list and that is not there is a fault of its own, and so is a
-    directory or a pipe in the place of one.
+    Listed images that are missing, and directories or pipes with an image's name, become faults of
+    the inventory.
 
     Args:
-        directories: where the search went.
-        files: all that is there, directories and pipes in images' places, too.
+        directories: directories that were searched.
+        files: all files found there, including directories and pipes with the name of an image.
 
     Raises:
-        SatmapError: there is no image, a file of annotations cannot be read, or two images have one
-            id.
+        SatmapError: there is no image, an annotation file cannot be read, or two images have the
+            same id.
     """
     pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
-    # An archive may unpack a file into a directory of its name: then the file is the image.
+    # Some archives unpack a file into a directory of the same name; then the file is the image.
     unpacked = {path.parent for path in pictures if path.parent.name == path.name}
     images = {path: path for path in pictures if path not in unpacked}
     chips: dict[int, Chip] = {}
@@ -177,7 +178,7 @@ def scan_mapping_challenge(directories: Sequence[Path], files: Sequence[Path]) -
 
 
 def _find(images: dict[Path, Path], directory: Path, name: str) -> Path | None:
-    # Names with directories lead nowhere but into the place of the annotations.
+    # Use only the base name, so that a listed path cannot leave the annotations' directory.
     plain = Path(name).name
     places = (directory / "images" / plain, directory / plain)
     candidates = [*places, *(place / plain for place in places)]

@@ -1,7 +1,7 @@
-"""The layouts of SpaceNet 1, 2 and 4's building challenges, old names and new.
+"""Layouts of the SpaceNet 1, 2 and 4 building challenges, with old and new file names.
 
-Directories are searched to any depth and files are told by their names alone, as those of the
-roads are. SpaceNet 4 has one label for all looks at a tile.
+Directories are searched to any depth, and files are recognised by their names only. SpaceNet 4 has
+one label for all views of a tile.
 """
 
 import re
@@ -18,13 +18,13 @@ from satmap.errors import SatmapError
 from satmap.io.text import natural_key
 from satmap.io.walk import is_not_a_file, walk
 
-#: What a message says of them.
+#: Examples of image names for error messages.
 EXPECTED_NAMES = (
     "3band_AOI_1_RIO_img1.tif, RGB-PanSharpen_AOI_2_Vegas_img1.tif, "
     "Pan-Sharpen_Atlanta_nadir8_catid_..._x_y.tif"
 )
 
-#: What SpaceNet's images end in.
+#: Suffixes of SpaceNet's images.
 IMAGE_SUFFIXES = (".tif", ".tiff")
 
 _PRODUCT = r"(?P<product>PS-RGBNIR|PS-RGB|PS-MS|RGBNIR|MS|PAN)"
@@ -49,7 +49,8 @@ _NAMES = (
     ),
 )
 
-# By the names, in capitals. Panchromatic images and multispectral ones in large pixels are none.
+# Product by its upper-case name. satmap reads neither panchromatic nor low-resolution multispectral
+# images.
 _PRODUCTS = {
     "3BAND": RGB,
     "8BAND": MULTISPECTRAL,
@@ -65,14 +66,14 @@ _PRODUCTS = {
 
 @dataclass(frozen=True)
 class BuildingImageName:
-    """What the name of an image says.
+    """Parsed file name of an image.
 
     Attributes:
-        image_id: the challenge's, ``AOI_2_Vegas_img1``.
-        product: one of ``satmap.data.imagery``; None for one that satmap does not read.
-        aoi: its area.
-        place: what all looks at one place have in common, the tile's corner; "" for one look.
-        view_angle: from where it was taken, where the name says it.
+        image_id: the challenge's id, such as ``AOI_2_Vegas_img1``.
+        product: product as in ``satmap.data.imagery``; None for one that satmap does not read.
+        aoi: area of interest.
+        place: the tile's corner, shared by all views of it; "" if there is only one view.
+        view_angle: off-nadir angle; None if the name lacks it.
     """
 
     image_id: str
@@ -83,7 +84,7 @@ class BuildingImageName:
 
 
 def parse_building_name(name: str) -> BuildingImageName | None:
-    """What a file name without suffix says; None if it is no building image's."""
+    """Parse a file name without suffix; None if it is not the name of a building image."""
     for pattern in _NAMES:
         if match := pattern.fullmatch(name):
             parts = match.groupdict()
@@ -100,18 +101,18 @@ def parse_building_name(name: str) -> BuildingImageName | None:
 
 
 def building_image_id(name: str) -> str | None:
-    """Id of an image by its file name without suffix; None if it is named in no known way."""
+    """Return the image id of a file name without suffix; None if the name is not recognised."""
     found = parse_building_name(name)
     return found.image_id if found else None
 
 
 def building_image_ids(directories: Sequence[Path]) -> set[str]:
-    """Ids of all building images under some directories, whatever their products.
+    """Return the ids of all building images under the directories, of any product.
 
-    A directory or a pipe in an image's place counts, too: the image has an empty row.
+    Directories and pipes with the name of an image count, too: such an image gets an empty row.
 
     Raises:
-        SatmapError: there is none.
+        SatmapError: there are none.
     """
     found = walk(directories, also_non_files=IMAGE_SUFFIXES)
     rasters = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
@@ -145,7 +146,7 @@ _LABEL_NAMES = (
 
 
 def is_building_image(path: Path) -> bool:
-    """Whether a file is named like an image of these challenges."""
+    """Return whether a file has the name of an image of these challenges."""
     return path.suffix.lower() in IMAGE_SUFFIXES and parse_building_name(path.stem) is not None
 
 
@@ -157,17 +158,18 @@ def scan_spacenet_buildings(
 ) -> Inventory:
     """Find the chips among the files and read the headers of their images.
 
-    SpaceNet 1's products differ in their pixels, and so would what is drawn on them: of products of
-    different sizes only those of the largest that has enough bands count.
+    The products of SpaceNet 1 differ in pixel size, so outlines in pixels fit only one of them.
+    If the products of an image differ in size, only those with the size of the largest product
+    that has enough bands are kept.
 
     Args:
-        directories: where the search went.
-        files: all that is there, directories and pipes in images' places, too.
-        channels: what the networks need at most.
-        view_angle: of images whose names say none.
+        directories: directories that were searched.
+        files: all files found there, including directories and pipes with the name of an image.
+        channels: largest number of channels that a network needs.
+        view_angle: off-nadir angle, for images whose names lack it.
 
     Raises:
-        SatmapError: no image was found, or two files claim to be the same image.
+        SatmapError: no image was found, or two files have the same image id and product.
     """
     images: dict[str, dict[str, Path]] = defaultdict(dict)
     names: dict[str, BuildingImageName] = {}
@@ -186,13 +188,13 @@ def scan_spacenet_buildings(
                 known = images[name.image_id].setdefault(name.product, path)
                 if known != path:
                     raise SatmapError(
-                        f"two {name.product} images claim the id {name.image_id}:\n  {known}\n"
-                        f"  {path}\nGive directories that hold each image once."
+                        f"two {name.product} images have the id {name.image_id}:\n  {known}\n"
+                        f"  {path}\nGive directories that hold each image only once."
                     )
                 names[name.image_id] = name
         elif path.suffix.lower() in {".geojson", ".json"} and (key := _label_key(path.stem)):
             labels.setdefault(key, path)
-    # An archive may unpack a file into a directory of its name: then the file is the image.
+    # Some archives unpack a file into a directory of the same name; then the file is the image.
     for (image_id, product), path in no_files.items():
         images[image_id].setdefault(product, path)
     if not images:
@@ -238,7 +240,7 @@ def scan_spacenet_buildings(
 
 
 def building_label_names(chip: Chip) -> list[str]:
-    """The label file names, without directory, that would be accepted for a chip."""
+    """Return the label file names, without directory, that are accepted for a chip."""
     if chip.place:
         return [
             f"spacenet-buildings_{chip.place}.geojson",
@@ -254,7 +256,7 @@ def building_label_names(chip: Chip) -> list[str]:
 
 
 def _label_key(name: str) -> str | None:
-    """The image, or the tile, that a label file is of."""
+    """Return the image id or the tile that a label file belongs to; None for other files."""
     for pattern in _LABEL_NAMES:
         if match := pattern.fullmatch(name):
             tail = match.groupdict().get("tail")
@@ -263,6 +265,7 @@ def _label_key(name: str) -> str | None:
 
 
 def _of_one_size(infos: Mapping[str, ImageInfo], channels: int) -> dict[str, ImageInfo]:
+    """Keep the products with the size of the largest one that has enough bands."""
     enough = [info for info in infos.values() if info.bands >= channels] or [*infos.values()]
     best = max(enough, key=lambda info: (info.width * info.height, info.bands))
     size = best.width, best.height

@@ -1,7 +1,7 @@
-"""The layout of the SpaceNet 3 and 5 road challenges, old names and new.
+"""Layout of the SpaceNet 3 and 5 road challenges, with old and new file names.
 
-Directories are searched to any depth and files are told by their names alone, so an area's
-directory, a root of many and a flat folder all work.
+Directories are searched to any depth, and files are recognised by their names only. The directory
+of one area, the root of many areas and a flat folder all work.
 """
 
 import re
@@ -24,7 +24,7 @@ _PRODUCTS = {
 }
 
 _TAIL = r"(?P<tail>(?:chip|img)\d+)"
-# Names of cities may hold underscores: AOI_9_San_Juan.
+# City names may contain underscores: AOI_9_San_Juan.
 _AOI = r"(?P<aoi>AOI_\d+_[^\s,\"]+?)"
 _IMAGE_NAMES = (
     # SN5_roads_train_AOI_7_Moscow_PS-MS_chip23.tif
@@ -39,7 +39,7 @@ _LABEL_NAME = re.compile(
     rf"{_TAIL}(?P<suffix>_speed)?",
     re.I,
 )
-# OpenStreetMap extracts stand beside the challenge's own labels under the same names.
+# Directories of OpenStreetMap extracts, whose files have the same names as the challenge's labels.
 _FOREIGN_LABELS = {"osm", "osmtiles"}
 
 _SUFFIXES = (".tif", ".tiff")
@@ -49,8 +49,8 @@ def scan_roads(directories: Sequence[Path]) -> Inventory:
     """Find the chips under the directories and read the headers of their images.
 
     Raises:
-        SatmapError: a directory does not exist or no image was found, or two files claim to be the
-            same image.
+        SatmapError: a directory does not exist, no image was found, or two files have the same
+            image id and product.
     """
     images: dict[str, dict[str, Path]] = defaultdict(dict)
     names: dict[str, tuple[str, str]] = {}
@@ -72,8 +72,8 @@ def scan_roads(directories: Sequence[Path]) -> Inventory:
                 continue
             if product in images[image_id]:
                 raise SatmapError(
-                    f"two {product} images claim the id {image_id}:\n  {images[image_id][product]}"
-                    f"\n  {path}\nGive directories that hold each image once."
+                    f"two {product} images have the id {image_id}:\n  {images[image_id][product]}"
+                    f"\n  {path}\nGive directories that hold each image only once."
                 )
             images[image_id][product] = path
         elif path.suffix.lower() in {".geojson", ".json"}:
@@ -83,10 +83,10 @@ def scan_roads(directories: Sequence[Path]) -> Inventory:
             label_count += 1
             image_id = f"{match['aoi']}_{match['tail']}"
             has_speed = "speed" in (match["speed"] or "") or match["suffix"] is not None
-            # Labels with speeds win; among equals the first in sorted order.
+            # Labels with speeds take precedence; otherwise the first in sorted order.
             if image_id not in labels or has_speed > labels[image_id][0]:
                 labels[image_id] = (has_speed, path)
-    # An archive may unpack a file into a directory of its name: then the file is the image.
+    # Some archives unpack a file into a directory of the same name; then the file is the image.
     for (image_id, product), path in no_files.items():
         images[image_id].setdefault(product, path)
     if not images:
@@ -117,7 +117,7 @@ def scan_roads(directories: Sequence[Path]) -> Inventory:
 
 
 def road_image_id(name: str) -> str | None:
-    """Id of an image by its file name without suffix; None if it is named in no known way."""
+    """Return the image id of a file name without suffix; None if the name is not recognised."""
     match = _match(name)
     return f"{match['aoi']}_{match['tail']}" if match else None
 
@@ -127,7 +127,7 @@ def _match(name: str) -> re.Match[str] | None:
 
 
 def road_label_names(chip: Chip) -> list[str]:
-    """The label file names, without directory, that would be accepted for a chip."""
+    """Return the label file names, without directory, that are accepted for a chip."""
     tail = chip.image_id.removeprefix(f"{chip.aoi}_")
     prefix = chip.long_id.removesuffix(chip.image_id)
     return [

@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 import yaml
 
-from satmap.data.chip import Chip
+from satmap.data.chip import Chip, record_images
 from satmap.data.folds import assign_folds
 from satmap.data.view_angles import parse_view_angle
 from satmap.errors import SatmapError
 from satmap.io.checksums import FileRecord, in_threads, record_file
 from satmap.io.files import require_writable
 from satmap.io.progress import track
-from satmap.prediction.manifests import record_images
 from satmap.provenance.manifest import (
     SubmissionManifest,
     WeightsManifest,

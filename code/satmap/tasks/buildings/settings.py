@@ -18,6 +18,9 @@ BUILDING = "building"
 BORDER = "border"
 CONTACT = "contact"
 
+#: Suffix of submissions that are lists of COCO results.
+COCO_SUFFIX = ".json"
+
 #: The probability maps of buildings: the footprint, its inner border, and the ground squeezed
 #: between two buildings.
 BUILDING_MAPS = (BUILDING, BORDER, CONTACT)
@@ -169,6 +172,7 @@ class BuildingTaskSettings(TaskSettings):
 
     prediction_keys: ClassVar[frozenset[str]] = frozenset({"vectorizer"})
     best_checkpoints: ClassVar[Mapping[str, str]] = {"f1": "best_f1", "dice": "best_dice"}
+    submission_suffixes: ClassVar[tuple[str, ...]] = (".csv", COCO_SUFFIX)
     export_suffixes: ClassVar[tuple[str, ...]] = (".geojson", ".gpkg")
 
     name: Literal["buildings"] = "buildings"

@@ -33,6 +33,7 @@ from satmap.tasks.buildings.losses import building_loss
 from satmap.tasks.buildings.settings import (
     BUILDING,
     BUILDING_FILE_MAPS,
+    COCO_SUFFIX,
     BuildingLosses,
     BuildingTaskSettings,
 )
@@ -43,9 +44,6 @@ from satmap.tasks.dense import DenseTask
 from satmap.tuning.chips import Tuning, TuningRequest
 from satmap.vectors.buildings import Building, Buildings, ImageBuildings
 from satmap.vectors.georeference import Georeference, georeference_as_json, georeference_from_json
-
-#: Suffix of submissions that are lists of COCO results.
-COCO_SUFFIX = ".json"
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,6 @@ class BuildingTask(DenseTask):
     label_noun: ClassVar[str] = "building"
     scores: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "dice", "iou")
     file_maps: ClassVar[Mapping[int, tuple[str, ...]]] = BUILDING_FILE_MAPS
-    submission_suffixes: ClassVar[tuple[str, ...]] = (".csv", COCO_SUFFIX)
 
     def __init__(self, recipe: Recipe[BuildingTaskSettings, BuildingLosses]) -> None:
         """Create the task for a recipe."""

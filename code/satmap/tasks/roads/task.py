@@ -14,7 +14,6 @@ from satmap.data.cache import CachedChip, EncodedLabel
 from satmap.data.chip import Chip
 from satmap.data.layouts.spacenet_roads import road_image_id
 from satmap.data.neighbours import ImageFootprint, Neighbour
-from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls import apls
 from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
 from satmap.exports import export_roads
@@ -204,14 +203,6 @@ class RoadTask(DenseTask):
             georeference_from_json(georeference),
         )
         return ImageRoads(image_id, graph)
-
-    def check_outputs(self, output: Path, exports: Sequence[Path], chips: Sequence[Chip]) -> None:
-        """Reject unknown formats, and COCO results, which exist for buildings only."""
-        if output.suffix.lower() == ".json":
-            raise SatmapError(
-                f"{output}: a submission of roads is a CSV file. Give a name that ends in .csv."
-            )
-        super().check_outputs(output, exports, chips)
 
     def write(
         self,

@@ -1,8 +1,8 @@
-"""What the encoders are called, readable without torch: recipes are checked by it."""
+"""Names of the encoders, without importing torch, to validate recipes."""
 
 import difflib
 
-#: The keys of ``satmap.networks.encoders.ENCODERS``, in its order.
+#: Keys of ``satmap.networks.encoders.ENCODERS``, in its order.
 ENCODER_NAMES = (
     "dpn68b",
     "dpn92",
@@ -30,7 +30,7 @@ ENCODER_NAMES = (
 
 
 def unknown_encoder(name: str) -> str:
-    """What to say of a name that is no encoder's: the names close to it, or all."""
+    """Return the error message for an unknown encoder; it suggests similar names or lists all."""
     near = difflib.get_close_matches(name, ENCODER_NAMES, n=3, cutoff=0.7)
     hint = f"did you mean {' or '.join(near)}?" if near else "known are " + ", ".join(ENCODER_NAMES)
     return f"unknown encoder {name!r:.60}; {hint}"
