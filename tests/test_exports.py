@@ -2,6 +2,7 @@ import json
 import math
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def graph(*roads: tuple[Points, float]) -> RoadGraph:
 def image(
     *roads: tuple[Points, float], name: str = "a", georeference: Georeference | None = METRES
 ) -> ImageRoads:
-    return ImageRoads(name, graph(*roads), georeference)
+    return ImageRoads(name, replace(graph(*roads), georeference=georeference))
 
 
 #: A road with a loop at its start, two parallel roads, and an isolated one.
@@ -376,7 +377,7 @@ def test_images_beside_the_180th_meridian(tmp_path: Path) -> None:
 def test_nan_values_are_a_programming_error(tmp_path: Path) -> None:
     roads = graph(*TANGLE)
     bad = RoadEdge((0, 1), roads.edges[0].line, math.nan, 1.0, 0.5)
-    images = [ImageRoads("a", RoadGraph(roads.nodes, (bad,)), METRES)]
+    images = [ImageRoads("a", RoadGraph(roads.nodes, (bad,), METRES))]
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_geojson(tmp_path / "a.geojson", images)
 

@@ -414,13 +414,12 @@ def some_roads(image_id: str, *lengths: float) -> ImageRoads:
     line = np.array([[0.1, 0.0], [1 / 3, np.pi]])
     edges = [RoadEdge((0, 1), line, length, 1 / 7, 2 / 3) for length in lengths]
     place = Georeference("EPSG:4326", Affine(2.7e-6, 0, 1 / 3, 0, -2.7e-6, 55.7), (0.1 + 0.2, 0.3))
-    graph = RoadGraph(line if edges else np.empty((0, 2)), tuple(edges))
-    return ImageRoads(image_id, graph, place if edges else None)
+    return ImageRoads(image_id, RoadGraph(line, tuple(edges), place) if edges else RoadGraph())
 
 
 def same_roads(a: ImageRoads, b: ImageRoads) -> bool:
     return (
-        (a.image_id, a.georeference) == (b.image_id, b.georeference)
+        (a.image_id, a.graph.georeference) == (b.image_id, b.graph.georeference)
         and np.array_equal(a.graph.nodes, b.graph.nodes)
         and len(a.graph.edges) == len(b.graph.edges)
         and all(

@@ -124,12 +124,10 @@ class ImageRoads:
     Attributes:
         image_id: id of the image.
         graph: roads in pixels of the image.
-        georeference: position of the pixels; None if unknown.
     """
 
     image_id: str
     graph: RoadGraph
-    georeference: Georeference | None
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ def roads_in_lon_lat(roads: ImageRoads) -> LonLat:
     parts = [graph.nodes, *(edge.line for edge in graph.edges)]
     lon_lat = lon_lat_of(
         roads.image_id,
-        roads.georeference,
+        graph.georeference,
         np.concatenate(parts),
         things="roads",
         otherwise="Write GraphML, which uses pixels, or a CSV",

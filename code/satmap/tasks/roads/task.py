@@ -173,7 +173,7 @@ class RoadTask(DenseTask):
         self, chip: Chip, image_id: str, found: RoadGraph, georeference: Georeference | None
     ) -> ImageRoads:
         """Bundle the roads of an image with its id and georeference."""
-        return ImageRoads(image_id, found, georeference)
+        return ImageRoads(image_id, self.with_georeference(found, georeference))
 
     def count(self, record: ImageRoads) -> int:
         """Return the number of roads."""
@@ -183,7 +183,7 @@ class RoadTask(DenseTask):
         """Return the road graph as nested lists for JSON."""
         return [
             record.image_id,
-            georeference_as_json(record.georeference),
+            georeference_as_json(record.graph.georeference),
             record.graph.nodes.tolist(),
             [
                 [edge.nodes, edge.line.tolist(), edge.length_m, edge.speed_mps, edge.confidence]
@@ -200,8 +200,9 @@ class RoadTask(DenseTask):
                 RoadEdge((start, end), np.array(line), length_m, speed_mps, confidence)
                 for (start, end), line, length_m, speed_mps, confidence in edges
             ),
+            georeference_from_json(georeference),
         )
-        return ImageRoads(image_id, graph, georeference_from_json(georeference))
+        return ImageRoads(image_id, graph)
 
     def write(
         self,
