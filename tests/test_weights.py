@@ -330,7 +330,7 @@ def test_damaged_pickles(
         ({"a": torch.zeros(2, dtype=torch.int64)}, "a is of type torch.int64"),
         ({"a": torch.tensor([0, math.nan])}, "a has values that are not finite"),
         ({"a": torch.tensor([1e300], dtype=torch.float64)}, "not finite"),
-        ({"bn.running_var": torch.tensor([1.0, -1.0])}, "bn.running_var is a variance and has neg"),
+        ({"bn.running_var": torch.tensor([1.0, -1.0])}, "bn.running_var is a variance but has neg"),
         ({"a": torch.zeros(2, device="meta")}, "a is torch.strided on meta"),
         ({"module.a": torch.zeros(1), "a": torch.zeros(1)}, "two tensors for a, with and without"),
         ({"a\x1b[31m\nb": torch.zeros(1)}, r"such as a\\x1b\[31m\\nb, which"),

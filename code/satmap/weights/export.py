@@ -85,7 +85,7 @@ def export_network(
     require_exportable(path)
     if size and min(size) < 1:
         raise SatmapError(
-            f"the image size must be at least 1 x 1 pixel, not {size[0]} x {size[1]}."
+            f"cannot export for images of {size[0]} x {size[1]} pixels; give sides from 1."
         )
     if network.training:
         raise ValueError("only a network in evaluation mode can be exported")

@@ -71,8 +71,8 @@ def how_to_get(name: str) -> str:
     config = pretrained_config(name)
     hub = f"model.safetensors of https://huggingface.co/{config.hf_hub_id}"
     return (
-        "`satmap weights fetch` with the same --recipe downloads them. Without a network, copy "
-        f"{hub if config.hf_hub_id else config.url} here and `satmap weights import` it. "
+        "`satmap weights fetch` with the same --recipe downloads them. Without a network, obtain "
+        f"{hub if config.hf_hub_id else config.url} and `satmap weights import` it. "
         "To train without ImageNet weights, use --from-scratch."
     )
 
