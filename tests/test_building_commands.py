@@ -200,7 +200,7 @@ def test_a_confidence_model_is_fitted_out_of_fold_and_bound_to_its_networks(
     assert status == 1 and "was fitted to the probability maps of other networks" in printed
     model.write_text("tree")
     status, printed = run(*fold)
-    assert status == 1 and "Fit the confidence model anew" in printed
+    assert status == 1 and "Fit the confidence model again" in printed
 
 
 def ring_of(polygon: shapely.Polygon) -> list[tuple[float, float]]:

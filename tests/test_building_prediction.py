@@ -71,7 +71,9 @@ def test_every_image_is_in_the_csv(tmp_path: Path) -> None:
     assert rows["AOI_9_Made_img10"] == []
     assert "AOI_9_Made_img10,-1,POLYGON EMPTY,1" in out.read_text()
     # GraphML is only for roads, and COCO results need the Mapping Challenge's image numbers.
-    with pytest.raises(SatmapError, match=r"a\.graphml: .*Buildings are exported as \.geojson"):
+    with pytest.raises(
+        SatmapError, match=r"a\.graphml: .*'\.graphml' is none of \.geojson, \.gpkg"
+    ):
         predict(
             [tmp_path / "data"], out, tmp_path / "weights", CPU, exports=[tmp_path / "a.graphml"]
         )
