@@ -393,10 +393,7 @@ CALLS = {
 
 # Item to the reason why it may differ.
 ALLOWED = {
-    "overlay roads: pictures overlay-roads": "known bug: it darkens the image",
-    "overlay buildings: pictures overlay-buildings": "known bug: it counts slivers",
     "weights show: output stdout": "keys and wording may change",
-    "call predict: GeoPackage as output": "known bug: it writes CSV text",
 }
 
 # How much weights and network outputs may differ on another processor, relative to their size.
