@@ -25,7 +25,7 @@ from skimage.segmentation import watershed
 from made_blocks import Blocks, made_blocks, maps_of_labels, share_apart
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.tasks.buildings.settings import BORDER, BUILDING, CONTACT, BuildingSettings
-from satmap.tasks.buildings.vectorizer.instances import find_instances
+from satmap.tasks.buildings.vectorizer.find_instances import find_instances
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 
 _SIZE, _HOUSES, _ROUNDS = 900, 200, 9

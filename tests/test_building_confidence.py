@@ -30,7 +30,7 @@ from satmap.tasks.buildings.vectorizer.candidates import (
     layer_labels,
     non_maximum_suppression,
 )
-from satmap.tasks.buildings.vectorizer.instances import find_instances
+from satmap.tasks.buildings.vectorizer.find_instances import find_instances
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 
 CHOSEN = BuildingSettings(least_px=10, seed_px=3)

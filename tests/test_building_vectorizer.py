@@ -29,7 +29,7 @@ from satmap.tasks.buildings.settings import (
     BuildingSettingsByCategory,
 )
 from satmap.tasks.buildings.vectorizer.basins import find_basins, find_boundaries
-from satmap.tasks.buildings.vectorizer.instances import find_instances
+from satmap.tasks.buildings.vectorizer.find_instances import find_instances
 from satmap.tasks.buildings.vectorizer.polygons import dilated, exact_polygons, simplify_outlines
 from satmap.tasks.buildings.vectorizer.right_angles import squared_outlines
 from satmap.tasks.buildings.vectorizer.tracing import at_least, connected

@@ -14,7 +14,7 @@ from shapely.affinity import rotate, translate
 
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.tasks.buildings.settings import BORDER, BUILDING, CONTACT, BuildingSettings
-from satmap.tasks.buildings.vectorizer.instances import find_instances
+from satmap.tasks.buildings.vectorizer.find_instances import find_instances
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons, simplify_outlines
 from vegas_buildings import vegas_truth
 

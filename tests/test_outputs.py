@@ -6,7 +6,7 @@ import pytest
 
 from satmap.errors import SatmapError
 from satmap.recipes.task_settings import TaskSettings
-from satmap.submissions.outputs import require_formats
+from satmap.submissions.output_checks import require_formats
 from satmap.tasks.buildings.settings import BuildingTaskSettings
 from satmap.tasks.roads.settings import RoadTaskSettings
 

@@ -78,7 +78,7 @@ class Predictor:
         """
         chip, prepared = self._prepare(image, metres_per_pixel, view_angle)
         prediction = self.task.predict(prepared, self.device).get()
-        found = self.task.decoder(chip, self.rating_model).decode(prediction)
+        found = self.task.result_decoder(chip, self.rating_model).decode(prediction)
         return self.task.with_georeference(found, prepared.info.georeference)
 
     def probabilities(
@@ -215,7 +215,7 @@ def vectorize(
         values = ProbabilityMaps(names, stacked, (metres, metres))
     height, width = values.shape
     info = ImageInfo(path, "maps", width, height, len(values.names), "uint8", georeference)
-    found = chosen.decoder(_chip(info, view_angle)).decode(values)
+    found = chosen.result_decoder(_chip(info, view_angle)).decode(values)
     return chosen.with_georeference(found, georeference)
 
 

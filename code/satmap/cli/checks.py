@@ -13,7 +13,7 @@ from satmap.errors import SatmapError
 from satmap.io.files import is_temporary, refuse_pipe
 from satmap.io.walk import require_directories
 from satmap.recipes.schema import Recipe, load_recipe
-from satmap.submissions.outputs import require_formats, require_outputs
+from satmap.submissions.output_checks import require_formats, require_outputs
 from satmap.weights.header import (
     CONTENT_KEY,
     TASK_CONTENT,

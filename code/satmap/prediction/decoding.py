@@ -141,7 +141,7 @@ class DecodeQueue:
             if not tile.neighbours or not with_neighbours:
                 path.unlink(missing_ok=True)
 
-        decoder = self._plan.decoder(tile)
+        decoder = self._plan.result_decoder(tile)
         self._pool.submit(done, decode_file, decoder, path, neighbours)
 
     def decoded(self, index: int, georeference: Georeference | None, future: Future[Any]) -> None:

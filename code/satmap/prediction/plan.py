@@ -18,7 +18,7 @@ from satmap.provenance.manifest import now
 from satmap.rasters.map_store import MapStore
 from satmap.recipes.schema import Recipe, load_recipe
 from satmap.runtime.ranks import Ranks
-from satmap.submissions.outputs import require_formats
+from satmap.submissions.output_checks import require_formats
 from satmap.tasks.base import Task, task_of
 from satmap.tasks.dense import DenseTask
 from satmap.weights.members import WeightFile, choose, find_weights, recipe_of
@@ -134,9 +134,9 @@ class Plan:
     warnings: tuple[str, ...]
     fingerprint: str
 
-    def decoder(self, tile: Tile) -> Any:
+    def result_decoder(self, tile: Tile) -> Any:
         """Return the decoder that turns the prediction of an image into its result."""
-        return self.task.decoder(tile.chip, self.rating_model)
+        return self.task.result_decoder(tile.chip, self.rating_model)
 
     def raster(self, index: int, maps: Path | None) -> Path | None:
         """Return the file for a tile's probability maps in ``maps``; None without a directory."""

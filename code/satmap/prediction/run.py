@@ -20,7 +20,7 @@ from satmap.prediction.share import predict_rank_share
 from satmap.rasters.map_store import MapStore
 from satmap.runtime.device import pick_device
 from satmap.runtime.ranks import Ranks, joined
-from satmap.submissions.outputs import require_outputs
+from satmap.submissions.output_checks import require_outputs
 
 
 @dataclass(frozen=True)

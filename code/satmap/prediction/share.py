@@ -209,14 +209,14 @@ class _NetworkStage:
             self._queue.finished_with(index)
 
         if not isinstance(self._plan.task, DenseTask):
-            self._pool.submit(decoded, self._plan.decoder(tile).decode, prediction)
+            self._pool.submit(decoded, self._plan.result_decoder(tile).decode, prediction)
         # An RGB image that replaces a broken multispectral one may have another pixel grid. Its
         # maps do not fit to those of the neighbours.
         elif self._fits(index, image):
             paths = [*rasters, self._store.path(tile.key)]
             self._pool.submit(stored, store_maps, prediction, georeference, paths)
         else:
-            decoder = self._plan.decoder(tile)
+            decoder = self._plan.result_decoder(tile)
             self._pool.submit(decoded, decode_maps, prediction, georeference, rasters, decoder)
 
     def _fits(self, index: int, image: PreparedImage) -> bool:

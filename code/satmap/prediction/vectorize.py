@@ -18,7 +18,7 @@ from satmap.prediction.journal import Journal
 from satmap.prediction.worker_jobs import decode_file
 from satmap.rasters.map_files import find_map_files, open_map_file
 from satmap.runtime.workers import BoundedPool
-from satmap.submissions.outputs import require_any_format, require_map_output
+from satmap.submissions.output_checks import require_any_format, require_map_output
 from satmap.tasks.dense import DenseTask
 
 # Rasters per worker that are being decoded or waiting.
@@ -97,7 +97,7 @@ def vectorize_directory(
                     faults[name] = _problem(chip.image.path, error)
 
             try:
-                decoder = task.decoder(chip)
+                decoder = task.result_decoder(chip)
             except SatmapError as error:
                 faults[name] = str(error)
                 continue

@@ -11,7 +11,7 @@ from typing import Any
 from satmap.io.files import atomic_path
 from satmap.rasters.map_files import write_maps
 from satmap.rasters.probability_maps import ProbabilityMaps
-from satmap.tasks.decoders import MapDecoder
+from satmap.tasks.result_decoders import MapDecoder
 from satmap.vectors.georeference import Georeference
 
 

@@ -99,7 +99,7 @@ class PendingResult(Protocol):
         """Wait for the prediction and return it as the task's decoder expects it."""
 
 
-class Decoder(Protocol):
+class ResultDecoder(Protocol):
     """Turns the prediction of one image into its result. It is sent to worker processes."""
 
     def decode(self, prediction: Any) -> Any:
@@ -328,7 +328,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def decoder(self, chip: Chip, rating_model: Path | None = None) -> Decoder:
+    def result_decoder(self, chip: Chip, rating_model: Path | None = None) -> ResultDecoder:
         """Return the decoder that turns the prediction of an image into its result.
 
         Raises:

@@ -103,7 +103,7 @@ class InstanceTask(Task):
                         candidates.append(WindowCandidates(found, member.votes, rows, columns))
         return FoundInstances(self.merge(candidates))
 
-    def decoder(self, chip: Any, rating_model: Any = None) -> "AsFound":
+    def result_decoder(self, chip: Any, rating_model: Any = None) -> "AsFound":
         """Return a decoder that changes nothing: the merged objects are the result."""
         return AsFound()
 

@@ -18,7 +18,7 @@ from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box
 from satmap.tasks.buildings.settings import BUILDING, BuildingSettings
 from satmap.tasks.buildings.vectorizer.candidates import FEATURES, Candidates, find_candidates
-from satmap.tasks.buildings.vectorizer.instances import find_instances
+from satmap.tasks.buildings.vectorizer.find_instances import find_instances
 
 Floats = NDArray[np.float64]
 

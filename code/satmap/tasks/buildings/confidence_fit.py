@@ -175,7 +175,7 @@ def _sample(chip: Chip, raster: Path, part: int, task: BuildingTask) -> Candidat
     if found.shape != shape:
         raise SatmapError(f"{raster} has {found.shape} pixels, but its image has {shape}.")
     truth = draw_instances(labels.outlines, shape)
-    return sample(found, truth, part, task.decoder(chip).settings)
+    return sample(found, truth, part, task.result_decoder(chip).settings)
 
 
 def _fit(

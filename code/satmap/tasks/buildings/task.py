@@ -27,9 +27,9 @@ from satmap.submissions.coco_json import Detection, detections_of, write_coco_re
 from satmap.submissions.rows import RowsByImage
 from satmap.tasks.base import Batch, Total
 from satmap.tasks.buildings.confidence import CONFIDENCE_FILE, read_confidence
-from satmap.tasks.buildings.decoder import BuildingDecoder
 from satmap.tasks.buildings.labels import encode_buildings
 from satmap.tasks.buildings.losses import building_loss
+from satmap.tasks.buildings.result_decoder import BuildingDecoder
 from satmap.tasks.buildings.settings import (
     BUILDING,
     BUILDING_FILE_MAPS,
@@ -178,7 +178,7 @@ class BuildingTask(DenseTask):
         read_confidence(path)
         return path.resolve()
 
-    def decoder(self, chip: Chip, rating_model: Path | None = None) -> BuildingDecoder:
+    def result_decoder(self, chip: Chip, rating_model: Path | None = None) -> BuildingDecoder:
         """Return a decoder with the vectoriser settings for the image's view-angle category."""
         return BuildingDecoder(self.recipe.task.vectorizer.of(self.category(chip)), rating_model)
 

@@ -24,9 +24,9 @@ from satmap.submissions.roads_csv import RoadRow, rows_of_graph, write_roads_csv
 from satmap.submissions.rows import RowsByImage
 from satmap.tasks.base import Batch, Total
 from satmap.tasks.dense import DenseTask
-from satmap.tasks.roads.decoder import RoadDecoder
 from satmap.tasks.roads.labels import encode_roads
 from satmap.tasks.roads.losses import road_loss
+from satmap.tasks.roads.result_decoder import RoadDecoder
 from satmap.tasks.roads.settings import (
     ROAD,
     ROAD_FILE_MAPS,
@@ -152,7 +152,7 @@ class RoadTask(DenseTask):
 
     # Prediction
 
-    def decoder(self, chip: Chip, rating_model: Path | None = None) -> RoadDecoder:
+    def result_decoder(self, chip: Chip, rating_model: Path | None = None) -> RoadDecoder:
         """Return the decoder of an image; all images share its settings."""
         settings = self.recipe.task
         return RoadDecoder(settings.vectorizer, settings.default_metres_per_pixel)

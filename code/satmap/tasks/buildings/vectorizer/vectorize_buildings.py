@@ -21,7 +21,7 @@ from satmap.tasks.buildings.vectorizer.candidates import (
     layer_labels,
     non_maximum_suppression,
 )
-from satmap.tasks.buildings.vectorizer.instances import find_instances, find_instances_in_blobs
+from satmap.tasks.buildings.vectorizer.find_instances import find_instances, find_instances_in_blobs
 from satmap.tasks.buildings.vectorizer.polygons import (
     dilated,
     exact_polygons,
