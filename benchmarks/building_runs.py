@@ -115,7 +115,7 @@ class Half:
 def half(images: Path, work: Path, seed: int, fold: int, *, weighted: bool) -> Half:
     """Train on one half of the images and predict the other, unless already done."""
     name = f"{'weighted' if weighted else 'plain'}{seed}-{fold}"
-    weights, out, maps = work / name, work / f"{name}.csv", work / f"{name}-planes"
+    weights, out, maps = work / name, work / f"{name}.csv", work / f"{name}-maps"
     recipe = challenge_recipe(seed, weighted=weighted)
     seconds = trained(recipe, images, weights, work / "cache", (fold,))
     predicted(images, out, weights, maps=maps, out_of_fold=True)

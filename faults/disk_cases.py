@@ -153,7 +153,7 @@ def _prediction(options: str, alone: bool = True) -> Case:
         ended = bench.predict(within=small_disk(options, bench.out.parent, kept), alone=alone)
         return _goes_on(bench, ended, kept, alone)
 
-    how = "alone" if alone else "with neighbours' planes"
+    how = "alone" if alone else "with neighbours' maps"
     return Case("disk", f"predict {how}: {options}", play)
 
 
@@ -173,7 +173,7 @@ def _goes_on(bench: Bench, ended: Ended, kept: Path, alone: bool = True) -> str:
 def _maps(options: str) -> Case:
     def play(bench: Bench) -> str:
         bench.copy_test()
-        place, kept = bench.directory / "planes", bench.directory / "kept"
+        place, kept = bench.directory / "maps", bench.directory / "kept"
         ended = bench.predict("--probabilities", place, within=small_disk(options, place, kept))
         bench.must(ended.status == FAILED, f"status {ended.status}, not 1: {ended.stderr!r}")
         bench.must_say(ended, "cannot write", str(place))
@@ -183,7 +183,7 @@ def _maps(options: str) -> Case:
         bench.must_be_valid()
         names = sorted(path.name for path in place.iterdir())
         wanted = sorted(path.name for path in bench.material.maps.iterdir())
-        bench.must(names == wanted, f"planes {names}")
+        bench.must(names == wanted, f"maps {names}")
         return REFUSED
 
     return Case("disk", f"predict --probabilities: {options}", play)

@@ -102,7 +102,7 @@ def make_material(directory: Path) -> Material:
         network=directory / "weights" / "fold0-resnet18-3band.last.safetensors",
         predicted_alone=directory / "alone.csv",
         predicted_together=directory / "together.csv",
-        maps=directory / "planes",
+        maps=directory / "maps",
         trained=directory / "trained",
     )
     if not material.test.exists():

@@ -161,7 +161,7 @@ def _journal(name: str, damage: Harm) -> Case:
 
 def _maps_cut(bench: Bench) -> str:
     bench.copy_test()
-    store = bench.out.with_name(f".{bench.out.name}.planes")
+    store = bench.out.with_name(f".{bench.out.name}.maps")
     _predict_until(bench, bench.material.together, lambda: len([*store.glob("[!.]*.tif")]) >= 2)
     damaged = sorted(store.glob("[!.]*.tif"))[0]
     harm.truncated(damaged, bench.random)

@@ -349,7 +349,7 @@ def _long_name(bench: Bench) -> str:
     bench.copy_test()
     name = f"SN5_roads_test_public_AOI_99_{'M' * 209}_PS-MS_chip{_VICTIM}.tif"
     bench.image(_VICTIM).rename(bench.image(_VICTIM).with_name(name))
-    ended = bench.predict("--probabilities", bench.directory / "planes")
+    ended = bench.predict("--probabilities", bench.directory / "maps")
     bench.must(ended.status == DONE, f"status {ended.status}: {ended.stderr[-300:]!r}")
     bench.must_be_valid(harmed=[_VICTIM_ID])
     return READ

@@ -93,11 +93,11 @@ def test_two_processes_train_predict_and_are_verified(
     assert printed.count(": verified") == len(list(weights.glob("*.safetensors"))) >= 2
 
     alone, together = tmp_path / "alone", tmp_path / "together"
-    predict([data], alone / "out.csv", weights, CPU, maps=alone / "planes")
+    predict([data], alone / "out.csv", weights, CPU, maps=alone / "maps")
     together.mkdir()
     out = together / "out.csv"
     ranks = start_ranks(
-        ["predict", str(data), str(out), "--probabilities", str(together / "planes"), *common],
+        ["predict", str(data), str(out), "--probabilities", str(together / "maps"), *common],
         tmp_path,
     )
     assert finish(ranks) == [0, 0], (tmp_path / "rank0.txt").read_text()
@@ -140,7 +140,7 @@ def test_coco_results_are_reproduced(tmp_path: Path, capfd: pytest.CaptureFixtur
 def test_a_confidence_model_is_fitted_out_of_fold_and_bound_to_its_networks(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    data, weights, maps = (tmp_path / name for name in ("data", "weights", "planes"))
+    data, weights, maps = (tmp_path / name for name in ("data", "weights", "maps"))
     labels = {}
     for number in range(6):
         blocks = made_blocks(number, 96, 17 * number, (10, 30))

@@ -85,12 +85,12 @@ def test_coco_results_have_the_ids_of_the_file_and_the_size_of_the_images(tmp_pa
     write_coco(tmp_path / "data", {12: [square(10, 10, 30)], 7: []}, size=100)
     make_weights(tmp_path / "weights", input_px=64)
     out = tmp_path / "out.json"
-    done = predict([tmp_path / "data"], out, tmp_path / "weights", CPU, maps=tmp_path / "planes")
+    done = predict([tmp_path / "data"], out, tmp_path / "weights", CPU, maps=tmp_path / "maps")
     assert done.images == {"7": 1, "12": 1}
     assert check_coco_results(out, {7: (100, 100), 12: (100, 100)}) == []
     found = read_coco_results(out)
     assert list(found) == [7, 12]
-    with rasterio.open(tmp_path / "planes/12.tif") as maps:
+    with rasterio.open(tmp_path / "maps/12.tif") as maps:
         assert (maps.count, maps.height, maps.width) == (2, 100, 100)
     # Without annotations, the id is the number in the name. A CSV is possible too.
     (tmp_path / "data/annotation.json").unlink()

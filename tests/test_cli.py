@@ -115,7 +115,7 @@ def test_validation_maps_from_training_to_a_fitted_recipe(
 ) -> None:
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(RECIPE)
-    weights, maps, output = tmp_path / "weights", tmp_path / "planes", tmp_path / "out.csv"
+    weights, maps, output = tmp_path / "weights", tmp_path / "maps", tmp_path / "out.csv"
     common = ["--weights", weights, "--device", "cpu"]
     cache = tmp_path / "cache"
     succeeds(capsys, "train", city / "train", "--recipe", recipe, "--cache", cache, *common)

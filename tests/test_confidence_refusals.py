@@ -35,7 +35,7 @@ class Tile:
 
     @property
     def maps(self) -> Path:
-        return self.root / "planes"
+        return self.root / "maps"
 
     @property
     def submission(self) -> Path:
@@ -136,7 +136,7 @@ BAD: dict[str, tuple[Callable[[Tile], None], str]] = {
     "other networks": (other_networks, "is not the network that made the probability maps"),
     "networks gone": (networks_gone, "is missing, or is not the network"),
     "roads": (roads, "of roads; only buildings have a confidence model"),
-    "no planes": (maps_gone, "0 images have labels and probability maps"),
+    "no maps": (maps_gone, "0 images have labels and probability maps"),
     "other sizes": (maps_of_another_size, "has (50, 40) pixels, but its image has (96, 96)"),
     "nothing shown": (nothing_shown, "not enough data to fit"),
     "no lesson": (nothing_to_do_with_houses, "is no better than the mean"),

@@ -24,7 +24,7 @@ WIDTHS = (16, 16, 8, 8)
 MAPS = ("road", "junction")
 pytestmark = pytest.mark.usefixtures("tiny_encoders")
 
-METADATA = {"planes": json.dumps(MAPS), "epoch": "3"}
+METADATA = {"maps": json.dumps(MAPS), "epoch": "3"}
 
 # Each decoder once, and features that are hard to export: selection of heads, pooling that rounds
 # up, attention, strides from 4 on.
@@ -62,7 +62,7 @@ def run_onnx(path: Path, inputs: tuple[Tensor, ...]) -> NDArray[np.float32]:
     names = [given.name for given in session.get_inputs()]
     assert names == ["image", "category"][: len(inputs)]
     feed = dict(zip(names, (given.numpy() for given in inputs), strict=True))
-    (maps,) = session.run(["planes"], feed)
+    (maps,) = session.run(["probabilities"], feed)
     return np.asarray(maps)
 
 

@@ -607,7 +607,7 @@ def test_maps_vectorise_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: bool
 ) -> None:
     monkeypatch.setattr(share, "launch_networks", street_maps)
-    images, maps = street_images(tmp_path / "images"), tmp_path / "planes"
+    images, maps = street_images(tmp_path / "images"), tmp_path / "maps"
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     recipe = load_recipe(alone(tmp_path))
     recipe = recipe.model_copy(update={"submission": Submission(keep_prefix=prefix)})
@@ -636,14 +636,14 @@ def test_maps_of_a_real_network_vectorise_to_the_same(city: Path, tmp_path: Path
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     outputs = tmp_path / "out.csv", tmp_path / "again.csv"
     predict([city / "test"], outputs[0], tmp_path / "weights", CPU, alone(tmp_path),
-            maps=tmp_path / "planes")  # fmt: skip
-    vectorize_directory(tmp_path / "planes", outputs[1], ROADS, workers=0)
+            maps=tmp_path / "maps")  # fmt: skip
+    vectorize_directory(tmp_path / "maps", outputs[1], ROADS, workers=0)
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
 def test_faulty_images_have_no_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(share, "launch_networks", street_maps)
-    images, maps = street_images(tmp_path / "images"), tmp_path / "planes"
+    images, maps = street_images(tmp_path / "images"), tmp_path / "maps"
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     for _ in range(2):
         done = predict([images], tmp_path / "out.csv", tmp_path / "weights", CPU,
@@ -675,7 +675,7 @@ def test_a_stopped_run_resumes_with_maps_and_exports(
         place = tmp_path / name
         exports = [place / f"out{suffix}" for suffix in RoadTaskSettings.export_suffixes]
         done = predict([images], place / "out.csv", tmp_path / "weights", CPU, recipe,
-                       maps=place / "planes", exports=exports)  # fmt: skip
+                       maps=place / "maps", exports=exports)  # fmt: skip
         assert done.faults == {}
         assert sum("lacks 1 images. AOI_7_Moscow_chip2 has no" in w for w in done.warnings) == 2
         files = (path for path in sorted(place.glob("**/*.*")) if not path.name.endswith(SUFFIX))
@@ -684,7 +684,7 @@ def test_a_stopped_run_resumes_with_maps_and_exports(
     with pytest.raises(KeyboardInterrupt):
         run("resumed")
     assert not (tmp_path / "resumed" / "out.csv").exists()
-    (tmp_path / "resumed" / "planes" / "AOI_7_Moscow_chip1.tif").unlink()
+    (tmp_path / "resumed" / "maps" / "AOI_7_Moscow_chip1.tif").unlink()
     before, stop_at = list(seen), 1000
     seen.clear()
     resumed = run("resumed")
@@ -734,7 +734,7 @@ def maps_in(directory: Path) -> dict[str, bytes]:
 
 
 def predicted_maps(city: Path, place: Path, recipe: str) -> dict[str, bytes]:
-    weights, maps = place / "weights", place / "planes"
+    weights, maps = place / "weights", place / "maps"
     predict([city / "train"], place / "out.csv", weights, CPU, recipe, maps=maps)
     return maps_in(maps)
 

@@ -97,7 +97,7 @@ class Area:
     def predict(self, place: Path, **options: Any) -> PredictionReport:
         return predict(
             [self.images], place / "out.csv", self.weights, CPU, self.recipe,
-            maps=place / "planes", exports=[place / "out.graphml"], **options,
+            maps=place / "maps", exports=[place / "out.graphml"], **options,
         )  # fmt: skip
 
     def ranks(self, place: Path, output: Path, *options: str) -> list[ForkServerProcess]:
@@ -108,7 +108,7 @@ class Area:
         return [
             "-m", "satmap", "predict", str(self.images), str(place / "out.csv"), "--weights",
             str(self.weights), "--recipe", self.recipe, "--device", "cpu", "--probabilities",
-            str(place / "planes"), "--export", str(place / "out.graphml"), *options,
+            str(place / "maps"), "--export", str(place / "out.graphml"), *options,
         ]  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def finished_in(place: Path) -> set[str]:
 
 
 def stored_in(place: Path) -> set[str]:
-    return {path.name for path in place.glob(".out.csv.planes/[!.]*")}
+    return {path.name for path in place.glob(".out.csv.maps/[!.]*")}
 
 
 def is_running(process: "subprocess.Popen[str]") -> bool:
@@ -267,13 +267,13 @@ def test_sigterm_ends_a_run_cleanly_and_it_resumes(
     # The run ends before a second one gives up waiting for it.
     monkeypatch.setattr(files, "_GRACE_S", 0.0)
     # Leftovers of runs that were killed at bad moments.
-    (tmp_path / "planes").mkdir()
-    (tmp_path / ".out.csv.planes").mkdir()
+    (tmp_path / "maps").mkdir()
+    (tmp_path / ".out.csv.maps").mkdir()
     for name in (
         ".out-abcd1234.csv",
         ".out-abcd1234.graphml",
-        ".out.csv.planes/.a-1234abcd.tif",
-        "planes/.AOI_7_Moscow_chip3-abcd_123.tif",
+        ".out.csv.maps/.a-1234abcd.tif",
+        "maps/.AOI_7_Moscow_chip3-abcd_123.tif",
     ):
         (tmp_path / name).write_bytes(b"half")
     log = tmp_path.with_name("log.txt")
@@ -338,14 +338,14 @@ def test_few_images_are_in_memory_at_once(
 
     monkeypatch.setattr("satmap.runtime.workers.wait_for", waited)
     counts = {"read": 0, "looked": 0}
-    most = {"pictures": 0, "planes": 0}
+    most = {"images": 0, "maps": 0}
     lock = threading.Lock()
     read, launch = pictures.prepare_image, share.launch_networks
 
     def counted_read(*arguments: Any) -> PreparedImage:
         with lock:
             counts["read"] += 1
-            most["pictures"] = max(most["pictures"], counts["read"] - counts["looked"])
+            most["images"] = max(most["images"], counts["read"] - counts["looked"])
         return read(*arguments)
 
     def counted_launch(*arguments: Any) -> PendingResult:
@@ -353,7 +353,7 @@ def test_few_images_are_in_memory_at_once(
         time.sleep(0.01)
         with lock:
             counts["looked"] += 1
-        most["planes"] = max(most["planes"], len(pool.held))
+        most["maps"] = max(most["maps"], len(pool.held))
         return launch(*arguments)
 
     monkeypatch.setattr(share, "prepare_image", counted_read)
@@ -361,8 +361,8 @@ def test_few_images_are_in_memory_at_once(
     assert area.predict(tmp_path, workers=2) == area.done
     # The damaged image is read but never predicted.
     assert counts == {"read": COLUMNS * ROWS + 1, "looked": COLUMNS * ROWS}
-    assert 1 < most["pictures"] <= share.READ_AHEAD + 2
-    assert 1 < most["planes"] <= 2 * share.JOBS_PER_WORKER
+    assert 1 < most["images"] <= share.READ_AHEAD + 2
+    assert 1 < most["maps"] <= 2 * share.JOBS_PER_WORKER
     assert files_in(tmp_path) == area.files
 
 
@@ -445,7 +445,7 @@ def test_large_scenes_are_predicted_strip_by_strip_to_the_same_bytes(
     monkeypatch.setattr(dense, "predict_strips", counted)
     for place in places:
         predict([area.images], place / "out.csv", area.weights, CPU, str(path),
-                maps=place / "planes")  # fmt: skip
+                maps=place / "maps")  # fmt: skip
         assert len(strips) == 2 * COLUMNS * ROWS
         strips.clear()
         monkeypatch.setattr(pictures, "MAX_VALUES_IN_MEMORY", 0)

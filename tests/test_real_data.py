@@ -67,8 +67,8 @@ def test_targets_vectorise_back_to_their_labels(
         maps = ProbabilityMaps(
             ROAD_MAPS, decode_target(target) * np.uint8(255), chip.metres_per_pixel
         )
-        write_maps(tmp_path / "planes" / f"{chip.image_id}.tif", maps, places[chip.image_id])
-    done = vectorize_directory(tmp_path / "planes", tmp_path / "out.csv", road_task())
+        write_maps(tmp_path / "maps" / f"{chip.image_id}.tif", maps, places[chip.image_id])
+    done = vectorize_directory(tmp_path / "maps", tmp_path / "out.csv", road_task())
     assert not done.faults
     proposal = read_roads_csv(tmp_path / "out.csv")
     scores = []

@@ -599,7 +599,7 @@ def vectorized_beside(masks: Path, road: NDArray[np.uint8]) -> list[RoadRow]:
 
 
 @pytest.mark.parametrize("profile", [{}, {"tiled": True, "blockxsize": 256, "blockysize": 256}])
-@pytest.mark.parametrize("kind", ["uint8", "float32", "planes"])
+@pytest.mark.parametrize("kind", ["uint8", "float32", "all maps"])
 def test_large_masks_are_read_in_windows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, profile: dict[str, Any]
 ) -> None:
@@ -607,7 +607,7 @@ def test_large_masks_are_read_in_windows(
     scene: NDArray[Any] = road
     if kind == "float32":
         scene = road.astype(np.float32) / 255
-    if kind == "planes":
+    if kind == "all maps":
         scene = np.zeros((12, *road.shape), np.uint8)
         scene[ROAD_MAPS.index("road")] = road
         scene[4], scene[6] = road // 2, road[::-1] // 3

@@ -17,7 +17,7 @@ class MapStore:
 
     def __init__(self, output: Path, fingerprint: str) -> None:
         """Set up the store of ``output``; writing the first maps creates the directory."""
-        self.directory = output.with_name(f".{output.name}.planes")
+        self.directory = output.with_name(f".{output.name}.maps")
         self._fingerprint = fingerprint
 
     def __contains__(self, key: str) -> bool:

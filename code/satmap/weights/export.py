@@ -24,7 +24,7 @@ LEAST_FREE_SIDE = STRIDE + 1
 
 #: Names of the graph's inputs and its output. The second input exists only for networks with
 #: categories.
-INPUT, CATEGORY, OUTPUT = "image", "category", "planes"
+INPUT, CATEGORY, OUTPUT = "image", "category", "probabilities"
 
 
 class Deployable(nn.Module):
@@ -144,5 +144,5 @@ def _onnx_bytes(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
     for tensor in (*model.graph.input, *model.graph.output):
         for index, dim in enumerate(tensor.type.tensor_type.shape.dim):
             if dim.dim_param:
-                dim.dim_param = ("batch", "planes", "height", "width")[index]
+                dim.dim_param = ("batch", "maps", "height", "width")[index]
     return bytes(model.SerializeToString(deterministic=True))
