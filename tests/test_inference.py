@@ -315,9 +315,7 @@ def test_networks_that_cannot_do_roads_are_refused_before_any_work(tmp_path: Pat
 
 def test_images_with_too_few_bands(city: Path, tmp_path: Path) -> None:
     make_weights(tmp_path / "weights", "b.last", bands=12)
-    with pytest.raises(
-        SatmapError, match=r"need 12 bands, but .* has only 8\. Use a recipe"
-    ):
+    with pytest.raises(SatmapError, match=r"need 12 bands, but .* has only 8\. Use a recipe"):
         predict([city / "test"], tmp_path / "out.csv", tmp_path / "weights", CPU)
     (tmp_path / "weights/b.last.safetensors").unlink()
     for bands in (1, 4):
