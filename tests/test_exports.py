@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 
 from full_disks import full_disk
-from made_tasks import road_task
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.metrics.apls import apls
 from satmap.exports import export_roads
@@ -25,7 +24,9 @@ from satmap.exports.geojson import write_geojson
 from satmap.exports.geopackage import write_geopackage
 from satmap.exports.graphml import write_graphml
 from satmap.submissions.geojson_maps import read_roads_geojson
+from satmap.submissions.output_checks import require_formats
 from satmap.submissions.roads_csv import rows_of_graph
+from satmap.tasks.roads.settings import RoadTaskSettings
 from satmap.vectors.georeference import Georeference
 from satmap.vectors.road_graph import ImageRoads, RoadEdge, RoadGraph, highway_of, line_length_m
 from satmap.vectors.speeds import BIN_SPEEDS_MPH, MPS_PER_MPH
@@ -331,7 +332,7 @@ def test_no_roads_make_an_empty_file(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("name", ["a.shp", "a", "a.json", ".geojson"])
 def test_other_suffixes_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(SatmapError, match=r"suffix.*\.geojson, \.gpkg, \.graphml"):
-        road_task().check_outputs(tmp_path / "a.csv", [tmp_path / name], [])
+        require_formats(RoadTaskSettings(), tmp_path / "a.csv", [tmp_path / name])
     with pytest.raises(ValueError, match="not a format of road graphs"):
         export_roads(tmp_path / name, [])
     assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from satmap.cli.commands import Commands, report_faults
+from satmap.cli.options import add_directories
 from satmap.errors import SatmapError
 from satmap.recipes.registry import task_names
 
@@ -12,13 +13,7 @@ from satmap.recipes.registry import task_names
 def add_inventory(commands: Commands) -> None:
     """Add ``inventory``."""
     inventory = commands.add("inventory", _inventory)
-    inventory.add_argument(
-        "directories",
-        type=Path,
-        nargs="+",
-        metavar="DIR",
-        help="directory of images and labels, searched to any depth",
-    )
+    add_directories(inventory, "images and labels")
     inventory.add_argument(
         "--task",
         choices=task_names(),
@@ -39,13 +34,7 @@ def _inventory(options: argparse.Namespace) -> int:
 def add_audit(commands: Commands) -> None:
     """Add ``audit``."""
     audit = commands.add("audit", _audit)
-    audit.add_argument(
-        "directories",
-        type=Path,
-        nargs="+",
-        metavar="DIR",
-        help="directory of images, searched to any depth",
-    )
+    add_directories(audit)
     audit.add_argument(
         "--validation",
         type=Path,

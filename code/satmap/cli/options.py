@@ -27,6 +27,17 @@ def add_weights(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def add_directories(sub: argparse.ArgumentParser, content: str = "images") -> None:
+    """Add the argument for one or more directories."""
+    sub.add_argument(
+        "directories",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help=f"directory of {content}, searched to any depth",
+    )
+
+
 def add_networks(sub: argparse.ArgumentParser) -> None:
     """Add the options for the directory of weights and the device."""
     add_weights(sub)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from satmap.cli.commands import Commands, report_faults, report_warnings
 from satmap.cli.options import (
+    add_directories,
     add_images,
     add_maps,
     add_networks,
@@ -27,13 +28,7 @@ from satmap.submissions.output_checks import require_any_format, require_map_out
 def add_predict(commands: Commands) -> None:
     """Add ``predict``."""
     predict = commands.add("predict", _predict)
-    predict.add_argument(
-        "directories",
-        type=Path,
-        nargs="+",
-        metavar="DIR",
-        help="directory of images, searched to any depth",
-    )
+    add_directories(predict)
     predict.add_argument(
         "output",
         type=Path,

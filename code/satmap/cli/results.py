@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from satmap.cli.commands import Commands, report_warnings
-from satmap.cli.options import count, pixel_size
+from satmap.cli.options import add_directories, count, pixel_size
 from satmap.io.files import require_writable
 from satmap.io.text import printable
 from satmap.io.walk import require_directories
@@ -130,13 +130,7 @@ def add_overlay(commands: Commands) -> None:
     overlay.add_argument(
         "pictures", type=Path, metavar="PICTURE_DIR", help="directory to write the pictures to"
     )
-    overlay.add_argument(
-        "directories",
-        type=Path,
-        nargs="+",
-        metavar="DIR",
-        help="directory of images, searched to any depth",
-    )
+    add_directories(overlay)
     overlay.add_argument(
         "--truth",
         type=Path,

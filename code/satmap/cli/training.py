@@ -5,6 +5,7 @@ from pathlib import Path
 
 from satmap.cli.commands import Commands, report_faults, report_warnings
 from satmap.cli.options import (
+    add_directories,
     add_images,
     add_maps,
     add_networks,
@@ -27,13 +28,7 @@ from satmap.runtime.resources import available_cores
 def add_train(commands: Commands) -> None:
     """Add ``train``."""
     train = commands.add("train", _train)
-    train.add_argument(
-        "directories",
-        type=Path,
-        nargs="+",
-        metavar="DIR",
-        help="directory of images and labels, searched to any depth",
-    )
+    add_directories(train, "images and labels")
     add_recipe(train)
     add_networks(train)
     train.add_argument(
@@ -227,7 +222,7 @@ def _tune(options: argparse.Namespace) -> int:
     """
     from satmap.cli.checks import require_existing
     from satmap.recipes.schema import load_recipe
-    from satmap.tuning.output import require_recipe_output
+    from satmap.submissions.output_checks import require_recipe_output
 
     recipe = require_task(load_recipe(options.recipe), options.task)
     require_directories([options.maps])

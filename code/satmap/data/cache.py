@@ -25,7 +25,7 @@ from safetensors.numpy import save
 from satmap.data.chip import Chip
 from satmap.data.imagery import read_resized
 from satmap.data.soft_targets import SoftTarget
-from satmap.errors import CannotWriteError, SatmapError
+from satmap.errors import CannotWriteError, SatmapError, error_text
 from satmap.io.checksums import FileRecord, record_file
 from satmap.io.files import atomic_path
 from satmap.io.progress import track
@@ -349,11 +349,9 @@ def prepare_chips(
             return prepare_chip(chip, directory, stretch, encoder)
         except CannotWriteError:
             raise
-        except SatmapError as error:
-            return str(error)
         # Libraries raise many kinds of errors on unusual files.
         except Exception as error:
-            return f"{chip.image.path}: {type(error).__name__}: {error}"
+            return error_text(error, chip.image.path)
 
     ready, faults = [], {}
     # Threads suffice: GDAL and numpy release the interpreter lock for most of the work.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from satmap.errors import CannotWriteError, SatmapError
+from satmap.errors import CannotWriteError, error_text
 from satmap.prediction.journal import Journal
 from satmap.prediction.plan import Plan, Work
 from satmap.prediction.worker_jobs import decode_file
@@ -34,9 +34,7 @@ class Outcome:
         """
         if isinstance(error, CannotWriteError):
             raise error
-        # An unexpected error, too, costs only one image.
-        known = isinstance(error, SatmapError)
-        self.faults[index] = str(error) if known else f"{type(error).__name__}: {error}"
+        self.faults[index] = error_text(error)
 
 
 class DecodeQueue:

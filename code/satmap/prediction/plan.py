@@ -164,7 +164,7 @@ def make_plan(request: Request) -> Plan:
     # The rating model has seen the truth of training images, so out of fold it is not used.
     rating_model = None if request.out_of_fold else task.find_rating_model(request.weights)
     inventory = task.find_images(request.directories, request.view_angle)
-    task.check_outputs(request.output, request.exports, inventory.chips)
+    task.check_outputs(request.output, inventory.chips)
     _require_categories(inventory, task)
     print(inventory.summary(), flush=True)
     print(

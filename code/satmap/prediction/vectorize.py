@@ -12,7 +12,7 @@ from satmap.data.chip import Chip
 from satmap.data.imagery import ImageInfo
 from satmap.data.neighbours import ImageFootprint
 from satmap.data.view_angles import ViewAngle, view_angle_of_name
-from satmap.errors import SatmapError
+from satmap.errors import SatmapError, error_text
 from satmap.io.progress import track
 from satmap.prediction.journal import Journal
 from satmap.prediction.worker_jobs import decode_file
@@ -78,7 +78,7 @@ def vectorize_directory(
     metres = task.default_metres_per_pixel or 1.0
     chips, faults = _describe(paths, task, metres, view_angle)
     exported = output.suffix.lower() in task.export_suffixes
-    task.check_outputs(output, [output] if exported else [], [*chips.values()])
+    task.check_outputs(output, [*chips.values()])
     neighbours = _find_neighbours(chips, task)
     with (
         Journal(output, _fingerprint(task, paths, view_angle), task) as journal,
@@ -94,7 +94,7 @@ def vectorize_directory(
                     georeference = chip.image.georeference
                     journal.add(name, task.record(chip, name, future.result(), georeference))
                 else:
-                    faults[name] = _problem(chip.image.path, error)
+                    faults[name] = error_text(error, chip.image.path)
 
             try:
                 decoder = task.result_decoder(chip)
@@ -127,7 +127,7 @@ def _describe(
             with open_map_file(path, metres, task.file_maps) as file:
                 width, height, georeference = file.width, file.height, file.georeference
         except Exception as error:
-            faults[name] = _problem(path, error)
+            faults[name] = error_text(error, path)
         info = ImageInfo(path, "maps", width, height, 1, "uint8", georeference)
         chips[name] = Chip(
             image_id=name,
@@ -165,13 +165,6 @@ def _export(
     return {
         name: task.count(journal.found(key)) for name, key in keys.items() if name not in faults
     }
-
-
-def _problem(path: Path, error: BaseException) -> str:
-    # An unexpected error, too, costs only one image.
-    return (
-        str(error) if isinstance(error, SatmapError) else f"{path}: {type(error).__name__}: {error}"
-    )
 
 
 def _warnings(

@@ -18,6 +18,9 @@ _MARKS = {
     ".json": b"[",
 }
 
+# Suffixes of recipes.
+_RECIPE_SUFFIXES = (".yaml", ".yml")
+
 # Number of bytes at the start of a file that are searched.
 _START = 512
 
@@ -90,3 +93,17 @@ def _require_suffix(path: Path, suffixes: Sequence[str], hint: str = "") -> None
             f"{path}: the suffix names the format, and '{path.suffix}' is none of "
             f"{', '.join(suffixes)}.{hint}"
         )
+
+
+def require_recipe_output(path: Path) -> None:
+    """Check that a recipe can be written to a file.
+
+    Raises:
+        SatmapError: the name has another suffix.
+        CannotWriteError: the file cannot be written.
+    """
+    if path.suffix.lower() not in _RECIPE_SUFFIXES:
+        raise SatmapError(
+            f"{path}: the name of a recipe must end in {' or '.join(_RECIPE_SUFFIXES)}."
+        )
+    require_writable(path)

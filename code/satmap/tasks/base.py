@@ -371,19 +371,13 @@ class Task(ABC):
             shapely.errors.ShapelyError: the content holds a damaged geometry.
         """
 
-    def check_outputs(self, output: Path, exports: Sequence[Path], chips: Sequence[Chip]) -> None:
-        """Check that these images can be written in the formats of the outputs.
+    def check_outputs(self, output: Path, chips: Sequence[Chip]) -> None:
+        """Check that the format of the submission can hold these images.
 
         Raises:
-            SatmapError: the task does not have the format, or the format cannot hold these images.
+            SatmapError: it cannot.
         """
-        for path in exports:
-            if path.suffix.lower() not in self.export_suffixes:
-                known = ", ".join(self.export_suffixes) or "no suffix"
-                raise SatmapError(
-                    f"{path}: the suffix names the format. {self.noun.capitalize()} are exported "
-                    f"as {known}, not as '{path.suffix}'."
-                )
+        return
 
     @abstractmethod
     def write(

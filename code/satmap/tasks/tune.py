@@ -16,9 +16,9 @@ from satmap.data.view_angles import ViewAngle
 from satmap.io.files import write_text
 from satmap.recipes.schema import Recipe
 from satmap.runtime.workers import working
+from satmap.submissions.output_checks import require_recipe_output
 from satmap.tasks.base import task_of
 from satmap.tuning.chips import Tuning, TuningRequest
-from satmap.tuning.output import require_recipe_output
 
 
 def tune_recipe(

@@ -24,7 +24,7 @@ CONTACT_BIT = 0x04
 _STEPS = 14
 _ONE = 64
 
-# Distance, in units of near_px, beyond which the Gaussian is negligible beside the 1 it adds to.
+# Beyond this distance, in units of near_px, the Gaussian adds nothing noticeable to a weight of 1.
 _REACH = 6.0
 
 

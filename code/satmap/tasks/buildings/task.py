@@ -222,9 +222,8 @@ class BuildingTask(DenseTask):
             georeference_from_json(georeference),
         )
 
-    def check_outputs(self, output: Path, exports: Sequence[Path], chips: Sequence[Chip]) -> None:
-        """Reject unknown formats, and COCO results for images without a number."""
-        super().check_outputs(output, exports, chips)
+    def check_outputs(self, output: Path, chips: Sequence[Chip]) -> None:
+        """Reject COCO results for images without a number."""
         unnumbered = [chip.image_id for chip in chips if chip.number is None]
         if output.suffix.lower() == COCO_SUFFIX and unnumbered:
             raise SatmapError(
