@@ -23,7 +23,7 @@ from satmap.evaluation.metrics.figures import Report
 from satmap.evaluation.score import score_files
 from satmap.networks.ensemble import EnsembleMember
 from satmap.prediction.images import prepare_image
-from satmap.prediction.manifests import check_rating_model, record_networks
+from satmap.prediction.outputs import check_rating_model, record_networks
 from satmap.rasters.map_files import open_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import load_recipe

@@ -6,28 +6,13 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from shapely.errors import ShapelyError
 
 from satmap.errors import CannotWriteError
 from satmap.io.files import exclusive_lock
-
-
-class RecordCodec(Protocol):
-    """Converts the result of an image to JSON values and back, exactly."""
-
-    def as_json(self, found: Any) -> list[Any]:
-        """Return the result as a list of JSON values."""
-
-    def from_json(self, content: list[Any]) -> Any:
-        """Return the result that ``as_json`` converted.
-
-        Raises:
-            ValueError, TypeError: the content is not a result.
-            shapely.errors.ShapelyError: the content holds a damaged geometry.
-        """
+from satmap.tasks.base import Task
 
 
 class Journal:
@@ -43,20 +28,20 @@ class Journal:
         notes: key of an image, finished or not, to its warnings for the user.
     """
 
-    def __init__(self, output: Path, fingerprint: str, codec: RecordCodec, part: int = 0) -> None:
+    def __init__(self, output: Path, fingerprint: str, task: Task, part: int = 0) -> None:
         """Open the journal of ``output``; ``finished`` then holds the images of an earlier run.
 
         Args:
             output: the file that is being predicted.
             fingerprint: of weights and settings.
-            codec: converts the results of images.
+            task: converts the results of images to JSON and back.
             part: 0 for the journal, which merges all parts; else the number of an empty part.
 
         Raises:
             CannotWriteError: another run is writing the output, or the file cannot be written.
         """
         self._output = output
-        self._codec = codec
+        self._task = task
         self._whole = output.with_name(f".{output.name}.partial")
         self.path = self._whole.with_name(f"{self._whole.name}-{part}") if part else self._whole
         self.finished: dict[str, int] = {}
@@ -82,17 +67,12 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def add(self, key: str, found: Any) -> None:
         """Write the result of a finished image, under a key of its id and file."""
-        line = json.dumps([key, self._codec.as_json(found)]).encode() + b"\n"
+        line = json.dumps([key, self._task.as_json(found)]).encode() + b"\n"
         self.finished[key] = self._write(line)
 
     def add_notes(self, key: str, notes: Sequence[str]) -> None:
@@ -103,7 +83,7 @@ class Journal:
     def found(self, key: str) -> Any:
         """Read the result of an image from the file."""
         self._file.seek(self.finished[key])
-        return self._codec.from_json(json.loads(self._file.readline())[1])
+        return self._task.from_json(json.loads(self._file.readline())[1])
 
     def merge_parts(self) -> None:
         """Append the parts of other processes to the journal and delete them.
@@ -126,7 +106,7 @@ class Journal:
             if part.readline() != self._head:
                 return
             for line in part:
-                if _record(line, self._codec):
+                if _record(line, self._task):
                     self._take(line, self._write(line))
 
     def close(self) -> None:
@@ -180,7 +160,7 @@ class Journal:
 
     def _take(self, line: bytes, place: int) -> bool:
         """Register the record of a line at ``place``; returns False for an incomplete record."""
-        record = _record(line, self._codec)
+        record = _record(line, self._task)
         if record is None:
             return False
         key, notes = record
@@ -191,7 +171,7 @@ class Journal:
         return True
 
 
-def _record(line: bytes, codec: RecordCodec) -> tuple[str, list[str] | None] | None:
+def _record(line: bytes, task: Task) -> tuple[str, list[str] | None] | None:
     """Return the image key of a line and, if the line holds notes and not a result, the notes.
 
     Returns None for an incomplete record.
@@ -202,7 +182,7 @@ def _record(line: bytes, codec: RecordCodec) -> tuple[str, list[str] | None] | N
         if isinstance(content, dict):
             notes = list(map(str, content["notes"]))
         else:
-            codec.from_json(content)
+            task.from_json(content)
     except (ValueError, TypeError, KeyError, ShapelyError):
         return None
     return (str(key), notes) if line.endswith(b"\n") else None

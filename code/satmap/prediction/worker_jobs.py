@@ -16,30 +16,19 @@ from satmap.vectors.georeference import Georeference
 
 
 def store_maps(
-    maps: ProbabilityMaps, georeference: Georeference | None, paths: Sequence[Path]
-) -> None:
-    """Write probability maps to files.
+    maps: ProbabilityMaps,
+    georeference: Georeference | None,
+    paths: Sequence[Path],
+    decoder: MapDecoder | None = None,
+) -> Any:
+    """Write probability maps to files. With a decoder, also decode them without neighbours.
 
     Raises:
         CannotWriteError: the disk is full or a directory not writable.
     """
     for path in paths:
         write_maps(path, maps, georeference)
-
-
-def decode_maps(
-    maps: ProbabilityMaps,
-    georeference: Georeference | None,
-    paths: Sequence[Path],
-    decoder: MapDecoder,
-) -> Any:
-    """Write probability maps to files, and decode them without neighbours.
-
-    Raises:
-        CannotWriteError: the disk is full or a directory not writable.
-    """
-    store_maps(maps, georeference, paths)
-    return decoder.decode(maps)
+    return decoder and decoder.decode(maps)
 
 
 def copy_maps(stored: Path, paths: Sequence[Path]) -> None:
@@ -51,17 +40,3 @@ def copy_maps(stored: Path, paths: Sequence[Path]) -> None:
     for path in paths:
         with atomic_path(path) as temporary:
             shutil.copyfile(stored, temporary)
-
-
-def decode_file(
-    decoder: MapDecoder,
-    path: Path,
-    neighbours: Sequence[tuple[Path, int, int]],
-    check_scale: bool = False,
-) -> Any:
-    """Decode a raster of probability maps, together with the rasters around it.
-
-    Raises:
-        SatmapError: the raster is missing or damaged.
-    """
-    return decoder.decode_file(path, neighbours, check_scale=check_scale)
