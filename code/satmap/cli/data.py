@@ -35,13 +35,12 @@ def add_audit(commands: Commands) -> None:
     """Add ``audit``."""
     audit = commands.add("audit", _audit)
     add_directories(audit)
-    audit.add_argument(
-        "--validation",
-        type=Path,
+    audit.value(
+        "--validation DIR",
+        Path,
+        "directory of validation images; repeatable",
         action="append",
         default=[],
-        metavar="DIR",
-        help="directory of validation images; repeatable",
     )
     audit.add_argument(
         "--bits",
@@ -50,10 +49,8 @@ def add_audit(commands: Commands) -> None:
         default=3,
         help="most bits in which the hashes of near-duplicates differ (default: %(default)s)",
     )
-    audit.add_argument(
-        "--turned", action="store_true", help="also find rotated and mirrored duplicates"
-    )
-    audit.add_argument("--json", action="store_true", help="print one JSON object with all paths")
+    audit.flag("--turned", "also find rotated and mirrored duplicates")
+    audit.flag("--json", "print one JSON object with all paths")
 
 
 def _audit(options: argparse.Namespace) -> int:
@@ -77,7 +74,7 @@ def _audit(options: argparse.Namespace) -> int:
 def add_make_city(commands: Commands) -> None:
     """Add ``make-city``."""
     city = commands.add("make-city", _make_city)
-    city.add_argument("directory", type=Path, metavar="DIR", help="directory to write the city to")
+    city.value("directory DIR", Path, "directory to write the city to")
     city.add_argument(
         "--layout",
         choices=("spacenet5", "spacenet4", "spacenet2", "coco"),
@@ -142,12 +139,7 @@ def _make_city(options: argparse.Namespace) -> int:
 def add_demo(commands: Commands) -> None:
     """Add ``demo``."""
     demo = commands.add("demo", _demo)
-    demo.add_argument(
-        "directory",
-        type=Path,
-        metavar="DIR",
-        help="directory for city, weights, submission and pictures",
-    )
+    demo.value("directory DIR", Path, "directory for city, weights, submission and pictures")
 
 
 def _demo(options: argparse.Namespace) -> int:

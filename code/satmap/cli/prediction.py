@@ -29,49 +29,39 @@ def add_predict(commands: Commands) -> None:
     """Add ``predict``."""
     predict = commands.add("predict", _predict)
     add_directories(predict)
-    predict.add_argument(
-        "output",
-        type=Path,
-        metavar="OUT",
-        help="submission to write: .csv, or for buildings also .json (COCO results)",
+    predict.value(
+        "output OUT", Path, "submission to write: .csv, or for buildings also .json (COCO results)"
     )
     predict.add_argument(
         "--recipe", help="name of a recipe or .yaml file (default: that of the weights)"
     )
     add_networks(predict)
-    predict.add_argument(
-        "--probabilities",
-        type=Path,
-        metavar="DIR",
-        help="also write the averaged probability maps, one GeoTIFF per image, for vectorize and "
-        "tune",
+    predict.value(
+        "--probabilities DIR",
+        Path,
+        "also write the averaged probability maps, one GeoTIFF per image, for vectorize and tune",
     )
-    predict.add_argument(
-        "--export",
-        type=Path,
+    predict.value(
+        "--export PATH",
+        Path,
+        "also write roads as .geojson, .gpkg or .graphml, buildings as .geojson or .gpkg; "
+        "repeatable",
         action="append",
         default=[],
-        metavar="PATH",
-        help="also write roads as .geojson, .gpkg or .graphml, buildings as .geojson or .gpkg; "
-        "repeatable",
     )
-    predict.add_argument(
-        "--workers",
-        type=count,
-        metavar="N",
-        help="processes that vectorise, per process that predicts; 0 uses the predicting process "
+    predict.value(
+        "--workers N",
+        count,
+        "processes that vectorise, per process that predicts; 0 uses the predicting process "
         "(default: by the number of cores)",
     )
-    predict.add_argument(
-        "--processes",
-        type=count,
-        metavar="N",
-        help="processes that predict (default: one per visible GPU, without GPUs one)",
+    predict.value(
+        "--processes N",
+        count,
+        "processes that predict (default: one per visible GPU, without GPUs one)",
     )
-    predict.add_argument(
-        "--out-of-fold",
-        action="store_true",
-        help="predict training images, each by the networks whose training held it out",
+    predict.flag(
+        "--out-of-fold", "predict training images, each by the networks whose training held it out"
     )
 
     add_view_angle(predict)
@@ -131,15 +121,8 @@ def _predict(options: argparse.Namespace) -> int:
 def add_vectorize(commands: Commands) -> None:
     """Add ``vectorize``."""
     vectorize = commands.add("vectorize", _vectorize)
-    vectorize.add_argument(
-        "maps",
-        type=Path,
-        metavar="MAPS",
-        help="directory of probability rasters, searched to any depth",
-    )
-    vectorize.add_argument(
-        "output", type=Path, metavar="OUT", help="file to write; its suffix is the format"
-    )
+    vectorize.value("maps MAPS", Path, "directory of probability rasters, searched to any depth")
+    vectorize.value("output OUT", Path, "file to write; its suffix is the format")
     add_maps(vectorize, "that of the recipe, else roads")
     vectorize.add_argument(
         "--recipe",
@@ -195,24 +178,11 @@ def _vectorize(options: argparse.Namespace) -> int:
 def add_verify(commands: Commands) -> None:
     """Add ``verify``."""
     verify = commands.add("verify", _verify)
-    verify.add_argument(
-        "file",
-        type=Path,
-        metavar="OUT.csv|WEIGHTS",
-        help="submission, weight file or directory of weights",
-    )
+    verify.value("file OUT.csv|WEIGHTS", Path, "submission, weight file or directory of weights")
     add_images(verify, "directories of the images (default: those in the manifest)")
-    verify.add_argument(
-        "--weights",
-        type=Path,
-        metavar="DIR",
-        help="directory of weights (default: that in the manifest)",
-    )
-    verify.add_argument(
-        "--truth",
-        type=Path,
-        metavar="TRUTH",
-        help="truth to compare scores with, if the bytes cannot be the same",
+    verify.value("--weights DIR", Path, "directory of weights (default: that in the manifest)")
+    verify.value(
+        "--truth TRUTH", Path, "truth to compare scores with, if the bytes cannot be the same"
     )
     verify.add_argument(
         "--device",
@@ -221,7 +191,7 @@ def add_verify(commands: Commands) -> None:
     )
     for option in ("--processes", "--workers"):
         verify.add_argument(option, type=count, metavar="N", help="as for predict")
-    verify.add_argument("--json", action="store_true", help="print one JSON object")
+    verify.flag("--json", "print one JSON object")
 
 
 def _verify(options: argparse.Namespace) -> int:
