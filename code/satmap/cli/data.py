@@ -24,10 +24,9 @@ def add_inventory(commands: Commands) -> None:
 
 def _inventory(options: argparse.Namespace) -> int:
     """List areas, images, labels, bands and sizes in directories, and what is missing."""
-    from satmap.recipes.registry import find_task
+    from satmap.recipes.schema import default_recipe
 
-    settings = find_task(options.task).settings_type()(name=options.task)
-    print(settings.find_images(options.directories).summary())
+    print(default_recipe(options.task).task.find_images(options.directories).summary())
     return 0
 
 

@@ -144,8 +144,7 @@ def _vectorize(options: argparse.Namespace) -> int:
     ground between two buildings). OUT is SpaceNet's CSV, .geojson or .gpkg, or COCO results if it
     ends in .json and the rasters have numbers as names.
     """
-    from satmap.recipes.registry import find_task
-    from satmap.recipes.schema import load_recipe
+    from satmap.recipes.schema import default_recipe, load_recipe
 
     require_directories([options.maps])
     require_map_output(options.output)
@@ -153,17 +152,13 @@ def _vectorize(options: argparse.Namespace) -> int:
         recipe = require_task(load_recipe(options.recipe), options.task)
         if not recipe.map_names:
             raise SatmapError(f"{recipe.task.name} are not made of probability maps.")
-        settings = recipe.task
     else:
-        recipe = None
-        name = options.task or "roads"
-        settings = find_task(name).settings_type()(name=name)
-    require_any_format(settings, options.output)
+        recipe = default_recipe(options.task or "roads")
+    require_any_format(recipe.task, options.output)
     from satmap.prediction.vectorize import vectorize_directory
-    from satmap.tasks.base import default_task, task_of
+    from satmap.tasks.base import task_of
     from satmap.tasks.dense import DenseTask
 
-    recipe = recipe or default_task(settings.name).recipe
     task = task_of(with_pixel_size(recipe, options.metres_per_pixel))
     assert isinstance(task, DenseTask), "networks with probability maps have dense tasks"
     done = vectorize_directory(

@@ -137,13 +137,11 @@ def _overlay(options: argparse.Namespace) -> int:
     from satmap.submissions.result_format import find_format
 
     if added := find_format(options.submission):
-        pictures = added.draw(
-            options.submission, options.directories, options.pictures, options.truth
-        )
-        print(f"{len(pictures)} pictures in {options.pictures}")
-        return 0
-    buildings = detect(options.submission) in (Format.BUILDINGS_CSV, Format.COCO_RESULTS)
-    write = write_building_overlays if buildings else write_overlays
+        write = added.draw
+    elif detect(options.submission) in (Format.BUILDINGS_CSV, Format.COCO_RESULTS):
+        write = write_building_overlays
+    else:
+        write = write_overlays
     pictures = write(options.submission, options.directories, options.pictures, options.truth)
     print(f"{len(pictures)} pictures in {options.pictures}")
     return 0

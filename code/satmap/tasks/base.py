@@ -32,7 +32,7 @@ from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 from satmap.networks.ensemble import EnsembleMember, Pixels
 from satmap.recipes.registry import find_task
-from satmap.recipes.schema import Member, Recipe
+from satmap.recipes.schema import Member, Recipe, default_recipe
 from satmap.tuning.chips import Tuning, TuningRequest
 from satmap.vectors.georeference import Georeference
 from satmap.weights.header import CONTENT_KEY, TASK_CONTENT
@@ -454,16 +454,7 @@ def default_task(name: str, **settings: Any) -> Task:
     Raises:
         SatmapError: there is no such task.
     """
-    entry = find_task(name)
-    recipe: Recipe = Recipe.model_construct(
-        name=name,
-        description="default settings",
-        task=entry.settings_type()(name=name, **settings),
-        folds=2,
-        members=(),
-    )
-    task: Task = entry.task_type()(recipe)
-    return task
+    return task_of(default_recipe(name, **settings))
 
 
 def load_ensemble(files: Sequence[WeightFile], device: torch.device) -> list[EnsembleMember]:
