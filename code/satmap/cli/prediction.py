@@ -20,8 +20,7 @@ from satmap.io.files import require_writable
 from satmap.io.text import printable
 from satmap.io.walk import require_directories
 from satmap.runtime.launched import is_first_rank, is_rank, local_processes
-from satmap.runtime.resources import available_cores
-from satmap.runtime.shared_memory import can_share_locks
+from satmap.runtime.resources import available_cores, can_share_locks
 from satmap.submissions.output_checks import require_any_format, require_map_output
 
 

@@ -41,7 +41,6 @@ class GeoLine:
     Attributes:
         xy: float64 (n >= 2, 2), x and y or longitude and latitude, without repeated successive
             points.
-        properties: properties of the feature.
     """
 
     xy: NDArray[np.float64]
@@ -50,12 +49,7 @@ class GeoLine:
 
 @dataclass(frozen=True)
 class Surface:
-    """Polygon of a feature, with its holes.
-
-    Attributes:
-        polygon: polygon in the file's coordinates.
-        properties: properties of the feature.
-    """
+    """Polygon of a feature, with its holes, in the file's coordinates."""
 
     polygon: shapely.Polygon
     properties: Mapping[str, Any]
@@ -179,10 +173,7 @@ def _parts(geometry: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _clean(coordinates: Any, crs: str) -> NDArray[np.float64]:
-    """Return float64 (n, 2), finite and plausible, without repeated successive points.
-
-    The result is empty for an empty geometry.
-    """
+    """Return float64 (n, 2), finite and plausible, without repeated successive points."""
     if coordinates == []:
         return np.empty((0, 2))
     xy = np.array([point[:2] for point in coordinates], np.float64)

@@ -4,8 +4,10 @@ import hashlib
 import shutil
 from pathlib import Path
 
+import rasterio
+from rasterio.errors import RasterioError
+
 from satmap.errors import CannotWriteError
-from satmap.rasters.map_files import is_whole
 
 
 class MapStore:
@@ -21,9 +23,17 @@ class MapStore:
         self._fingerprint = fingerprint
 
     def __contains__(self, key: str) -> bool:
-        """Return whether the maps of an image exist and are complete."""
+        """Return whether the maps of an image can be read whole, as not after a full disk."""
         path = self.path(key)
-        return path.is_file() and is_whole(path)
+        try:
+            if not path.is_file():
+                return False
+            with rasterio.open(path, driver="GTiff") as source:
+                for _, window in source.block_windows():
+                    source.read(window=window)
+        except (RasterioError, OSError):
+            return False
+        return True
 
     def path(self, key: str) -> Path:
         """Return the path of an image's maps, which need not exist."""
@@ -39,9 +49,8 @@ class MapStore:
         kept = {self.path(key) for key in keys}
         try:
             if self.directory.is_dir():
-                for path in self.directory.iterdir():
-                    if path not in kept:
-                        path.unlink()
+                for path in set(self.directory.iterdir()) - kept:
+                    path.unlink()
         except OSError as error:
             raise CannotWriteError(
                 f"cannot clear {self.directory}: {error.strerror}. Choose another output."

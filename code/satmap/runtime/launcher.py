@@ -15,8 +15,7 @@ from torch.distributed.launcher.api import LaunchConfig, launch_agent
 from satmap.errors import SatmapError
 from satmap.runtime.device import visible_gpus
 from satmap.runtime.launched import OURS, is_rank
-from satmap.runtime.resources import available_cores
-from satmap.runtime.shared_memory import limit_nccl_shared_memory
+from satmap.runtime.resources import available_cores, limit_nccl_shared_memory
 from satmap.runtime.termination import PEER_FAILED, RESTART, SIGNALS, STATUSES, Terminated
 
 # Seconds that processes get to finish their step and save after a request to stop.

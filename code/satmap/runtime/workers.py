@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 import cv2
 
 from satmap.errors import SatmapError
-from satmap.runtime.shared_memory import SHARED_MEMORY, SHARED_MEMORY_REMEDY, can_share_locks
+from satmap.runtime.resources import SHARED_MEMORY, SHARED_MEMORY_REMEDY, can_share_locks
 from satmap.runtime.termination import SIGNALS, ignore_signals_in_worker
 
 Item = TypeVar("Item")

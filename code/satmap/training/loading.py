@@ -22,7 +22,7 @@ from satmap.data.cache import CachedChip
 from satmap.data.crops import CropDataset
 from satmap.errors import SatmapError
 from satmap.recipes.schema import Member, Recipe
-from satmap.runtime.shared_memory import (
+from satmap.runtime.resources import (
     SHARED_MEMORY,
     SHARED_MEMORY_REMEDY,
     can_share_locks,
