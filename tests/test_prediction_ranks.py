@@ -42,7 +42,8 @@ from satmap.networks.unet import build_network
 from satmap.prediction import images as pictures
 from satmap.prediction import share
 from satmap.prediction.journal import Journal
-from satmap.prediction.run import PredictionReport, predict
+from satmap.prediction.outputs import PredictionReport
+from satmap.prediction.run import predict
 from satmap.provenance.manifest import SUFFIX
 from satmap.recipes.schema import Inference, load_recipe
 from satmap.runtime.workers import BoundedPool, read_ahead

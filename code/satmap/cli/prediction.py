@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from satmap.cli.commands import Commands, report_faults, report_warnings
 from satmap.cli.options import (
@@ -22,6 +23,9 @@ from satmap.io.walk import require_directories
 from satmap.runtime.launched import is_first_rank, is_rank, local_processes
 from satmap.runtime.resources import available_cores, can_share_locks
 from satmap.submissions.output_checks import require_any_format, require_map_output
+
+if TYPE_CHECKING:
+    from satmap.prediction.outputs import PredictionReport
 
 
 def add_predict(commands: Commands) -> None:
@@ -110,10 +114,14 @@ def _predict(options: argparse.Namespace) -> int:
     )
     if not is_first_rank():
         return 0
+    return _report(options.output, done, "written as empty")
+
+
+def _report(output: Path, done: "PredictionReport", outcome: str) -> int:
+    """Print the result of a command and return the exit status."""
     report_warnings(done.warnings)
-    report_faults(done.faults, "written as empty")
-    found = sum(done.images.values())
-    print(f"{options.output}: {len(done.images)} images, {found} {done.noun}")
+    report_faults(done.faults, outcome)
+    print(f"{output}: {len(done.images)} images, {sum(done.images.values())} {done.noun}")
     return 0 if len(done.faults) < len(done.images) else 1
 
 
@@ -163,10 +171,7 @@ def _vectorize(options: argparse.Namespace) -> int:
     done = vectorize_directory(
         options.maps, options.output, task, workers=options.workers, view_angle=options.nadir
     )
-    report_warnings(done.warnings)
-    report_faults(done.faults, "left empty")
-    print(f"{options.output}: {len(done.images)} images, {sum(done.images.values())} {task.noun}")
-    return 0 if len(done.faults) < len(done.images) else 1
+    return _report(options.output, done, "left empty")
 
 
 def add_verify(commands: Commands) -> None:

@@ -31,11 +31,7 @@ class Journal:
     def __init__(self, output: Path, fingerprint: str, task: Task, part: int = 0) -> None:
         """Open the journal of ``output``; ``finished`` then holds the images of an earlier run.
 
-        Args:
-            output: the file that is being predicted.
-            fingerprint: of weights and settings.
-            task: converts the results of images to JSON and back.
-            part: 0 for the journal, which merges all parts; else the number of an empty part.
+        Part 0 is the journal, which merges all parts. Another number opens an empty part.
 
         Raises:
             CannotWriteError: another run is writing the output, or the file cannot be written.

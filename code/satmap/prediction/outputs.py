@@ -1,6 +1,7 @@
 """Write the outputs of a prediction from its journal: submission, exports and manifest."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,24 @@ from satmap.provenance.manifest import (
     write_manifest,
 )
 from satmap.weights.members import WeightFile
+
+
+@dataclass(frozen=True)
+class PredictionReport:
+    """Result of predicting images or vectorising rasters.
+
+    Attributes:
+        noun: what was found, in the plural: ``roads``.
+        images: id in the file to the number of objects, for every image (out of fold: every image
+            that was held out).
+        faults: image id to the reason, for images that failed and are empty in the file.
+        warnings: messages about the other images.
+    """
+
+    noun: str
+    images: dict[str, int]
+    faults: dict[str, str]
+    warnings: tuple[str, ...]
 
 
 def record_weights(plan: Plan) -> tuple[FileRecord, ...]:

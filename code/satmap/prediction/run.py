@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from satmap.io.files import require_writable
 from satmap.networks.ensemble import EnsembleMember
 from satmap.prediction.journal import Journal
 from satmap.prediction.outputs import (
+    PredictionReport,
     record_weights,
     remove_leftovers,
     write_outputs,
@@ -24,25 +24,6 @@ from satmap.rasters.map_store import MapStore
 from satmap.runtime.device import pick_device
 from satmap.runtime.ranks import Ranks, joined
 from satmap.submissions.output_checks import require_outputs
-
-
-@dataclass(frozen=True)
-class PredictionReport:
-    """Result of a prediction.
-
-    Attributes:
-        noun: what was predicted, in the plural: ``roads``.
-        images: id in the file to the number of objects, for every image (out of fold: every image
-            that was held out).
-        faults: image id to the reason, for images that could not be predicted and are empty in the
-            file.
-        warnings: messages about the other images.
-    """
-
-    noun: str
-    images: dict[str, int]
-    faults: dict[str, str]
-    warnings: tuple[str, ...]
 
 
 def predict(

@@ -21,9 +21,8 @@ from satmap.prediction.decoding import DecodeQueue
 from satmap.prediction.images import prepare_image
 from satmap.prediction.journal import Journal
 from satmap.prediction.plan import Plan, Request, Work
-from satmap.prediction.worker_jobs import copy_maps, store_maps
 from satmap.rasters.map_files import map_writer
-from satmap.rasters.map_store import MapStore
+from satmap.rasters.map_store import MapStore, copy_maps, store_maps
 from satmap.runtime.device import DEVICE_ERRORS
 from satmap.runtime.ranks import Ranks
 from satmap.runtime.workers import BoundedPool, read_ahead
@@ -186,6 +185,7 @@ class _NetworkStage:
             return
         georeference, rasters = image.info.georeference, self._rasters(index)
         tile = self.plan.tiles[index]
+        decode = self.plan.result_decoder(tile).decode
 
         def stored(_: None) -> None:
             self.queue.stored(index)
@@ -194,7 +194,6 @@ class _NetworkStage:
             self.queue.decoded(index, georeference, found)
 
         if not isinstance(self.plan.task, DenseTask):
-            decode = self.plan.result_decoder(tile).decode
             self._submit(index, image, decoded, decode, prediction)
         # An RGB image that replaces a broken multispectral one may have another pixel grid. Its
         # maps do not fit to those of the neighbours.
@@ -202,9 +201,8 @@ class _NetworkStage:
             paths = [*rasters, self.queue.store.path(tile.key)]
             self._submit(index, image, stored, store_maps, prediction, georeference, paths)
         else:
-            decoder = self.plan.result_decoder(tile)
             self._submit(
-                index, image, decoded, store_maps, prediction, georeference, rasters, decoder
+                index, image, decoded, store_maps, prediction, georeference, rasters, decode
             )
 
     def _submit(

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from satmap.data.view_angles import ViewAngle, view_angle_of_name
 from satmap.errors import SatmapError, error_text
 from satmap.io.progress import track
 from satmap.prediction.journal import Journal
+from satmap.prediction.outputs import PredictionReport
 from satmap.rasters.map_files import find_map_files, open_map_file
 from satmap.runtime.workers import BoundedPool
 from satmap.submissions.output_checks import require_any_format, require_map_output
@@ -24,22 +24,6 @@ from satmap.tasks.dense import DenseTask
 _AHEAD = 2
 
 
-@dataclass(frozen=True)
-class Vectorization:
-    """Result of vectorising a directory.
-
-    Attributes:
-        images: image id to the number of objects, for every raster found, in natural order.
-        faults: image id to the problem, for rasters that could not be vectorised and are empty in
-            the file.
-        warnings: messages about the other rasters.
-    """
-
-    images: dict[str, int]
-    faults: dict[str, str]
-    warnings: tuple[str, ...]
-
-
 def vectorize_directory(
     maps: Path,
     output: Path,
@@ -47,7 +31,7 @@ def vectorize_directory(
     *,
     workers: int = 0,
     view_angle: ViewAngle | None = None,
-) -> Vectorization:
+) -> PredictionReport:
     """Vectorise every probability raster under a directory and write one file.
 
     A raster is a PNG or GeoTIFF with the task's probability maps as bands: uint8, 0..255 for 0..1,
@@ -112,7 +96,7 @@ def vectorize_directory(
     # Workers finish in any order.
     faults = {name: faults[name] for name in paths if name in faults}
     counts = {name: counts.get(name, 0) for name in paths}
-    return Vectorization(counts, faults, _warnings(task, chips, faults))
+    return PredictionReport(task.noun, counts, faults, _warnings(task, chips, faults))
 
 
 def _describe(

@@ -1,13 +1,23 @@
-"""Temporary store of probability maps on disk, for large maps and maps that await neighbours."""
+"""Temporary store of probability maps on disk, for large maps and maps that await neighbours.
+
+Workers import this module, so it does without torch, which would cost each of them seconds and
+hundreds of megabytes.
+"""
 
 import hashlib
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import rasterio
 from rasterio.errors import RasterioError
 
 from satmap.errors import CannotWriteError
+from satmap.io.files import atomic_path
+from satmap.rasters.map_files import write_maps
+from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.vectors.georeference import Georeference
 
 
 class MapStore:
@@ -59,3 +69,26 @@ class MapStore:
     def remove(self) -> None:
         """Delete the store, when the output is complete."""
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def store_maps(
+    maps: ProbabilityMaps,
+    georeference: Georeference | None,
+    paths: Sequence[Path],
+    decode: Callable[[ProbabilityMaps], Any] | None = None,
+) -> Any:
+    """Write probability maps to files and, with ``decode``, return what it makes of them.
+
+    Raises:
+        CannotWriteError: the disk is full or a directory not writable.
+    """
+    for path in paths:
+        write_maps(path, maps, georeference)
+    return decode and decode(maps)
+
+
+def copy_maps(stored: Path, paths: Sequence[Path]) -> None:
+    """Copy probability maps from the store to other files; raises as :func:`store_maps`."""
+    for path in paths:
+        with atomic_path(path) as temporary:
+            shutil.copyfile(stored, temporary)
