@@ -36,11 +36,9 @@ _CRS_NAME = re.compile(
 
 @dataclass(frozen=True)
 class GeoLine:
-    """Line of a feature.
+    """Line of a feature: ``xy`` is float64 (n >= 2, 2), x and y or longitude and latitude.
 
-    Attributes:
-        xy: float64 (n >= 2, 2), x and y or longitude and latitude, without repeated successive
-            points.
+    Successive points differ.
     """
 
     xy: NDArray[np.float64]
@@ -57,12 +55,10 @@ class Surface:
 
 @dataclass(frozen=True)
 class FeatureCollection:
-    """Content of a GeoJSON file; points are ignored.
+    """Content of a GeoJSON file; points are ignored and multi-part geometries split.
 
     Attributes:
         crs: coordinate reference system of all coordinates, in a form that rasterio accepts.
-        lines: all lines; multi-part geometries are split.
-        surfaces: all polygons; multi-part geometries are split.
         geometries: number of features with a geometry of any kind.
     """
 

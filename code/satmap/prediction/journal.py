@@ -23,7 +23,6 @@ class Journal:
     locks its own file: the first process the journal, the others parts, which the first merges.
 
     Attributes:
-        path: the file.
         finished: key of each finished image to the position of its line in the file, in bytes.
         notes: key of an image, finished or not, to its warnings for the user.
     """
@@ -99,11 +98,10 @@ class Journal:
 
     def _merge_part(self, path: Path) -> None:
         with path.open("rb") as part:
-            if part.readline() != self._head:
-                return
-            for line in part:
-                if _record(line, self._task):
-                    self._take(line, self._write(line))
+            lines = part if part.readline() == self._head else ()
+            for line in lines:
+                if self._take(line, self._file.seek(0, os.SEEK_END)):
+                    self._write(line)
 
     def close(self) -> None:
         """Close the file and unlock it for other processes."""
@@ -156,29 +154,16 @@ class Journal:
 
     def _take(self, line: bytes, place: int) -> bool:
         """Register the record of a line at ``place``; returns False for an incomplete record."""
-        record = _record(line, self._task)
-        if record is None:
+        try:
+            key, content = json.loads(line)
+            is_note = isinstance(content, dict)
+            found = list(map(str, content["notes"])) if is_note else self._task.from_json(content)
+        except (ValueError, TypeError, KeyError, ShapelyError):
             return False
-        key, notes = record
-        if notes is None:
-            self.finished[key] = place
+        if not line.endswith(b"\n"):
+            return False
+        if is_note:
+            self.notes[str(key)] = found
         else:
-            self.notes[key] = notes
+            self.finished[str(key)] = place
         return True
-
-
-def _record(line: bytes, task: Task) -> tuple[str, list[str] | None] | None:
-    """Return the image key of a line and, if the line holds notes and not a result, the notes.
-
-    Returns None for an incomplete record.
-    """
-    notes = None
-    try:
-        key, content = json.loads(line)
-        if isinstance(content, dict):
-            notes = list(map(str, content["notes"]))
-        else:
-            task.from_json(content)
-    except (ValueError, TypeError, KeyError, ShapelyError):
-        return None
-    return (str(key), notes) if line.endswith(b"\n") else None

@@ -87,21 +87,11 @@ def write_submission_manifest(
     device: torch.device,
     processes: int,
 ) -> None:
-    """Write the manifest of a complete submission.
+    """Write the manifest of a complete submission; raises SatmapError if that fails.
 
     The checksums of all images are computed at the end. So, except for its ``run``, the manifest
-    does not depend on interruptions and on the number of processes.
-
-    Args:
-        plan: what was predicted.
-        request: the output and the options.
-        weights: the files of the ensemble.
-        skipped: id to the reason, for images that could not be predicted.
-        device: device of this process's networks.
-        processes: number of processes that shared the work.
-
-    Raises:
-        SatmapError: the manifest cannot be written.
+    does not depend on interruptions and on the number of processes. ``skipped`` names the images
+    that could not be predicted, each with the reason.
     """
     chips = [tile.chip for tile in plan.tiles]
     found = zip(chips, in_threads(record_images, chips), strict=True)
@@ -137,11 +127,7 @@ def write_outputs(
 ) -> tuple[dict[str, int], list[str]]:
     """Write the submission and the exports, with one image in memory at a time.
 
-    Args:
-        plan: what was predicted.
-        request: the outputs.
-        journal: holds the results of all images except those in ``faults``.
-        faults: ids of the images that could not be predicted.
+    The journal holds the results of all images except those with ids in ``faults``.
 
     Returns:
         Number of objects of every image, by its id in the file; and warnings about the exports.

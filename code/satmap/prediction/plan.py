@@ -17,7 +17,6 @@ from satmap.prediction.journal import Journal
 from satmap.provenance.manifest import now
 from satmap.rasters.map_store import MapStore
 from satmap.recipes.schema import Recipe, load_recipe
-from satmap.runtime.ranks import Ranks
 from satmap.submissions.output_checks import require_formats
 from satmap.tasks.base import Task, task_of
 from satmap.tasks.dense import DenseTask
@@ -229,12 +228,6 @@ class Work:
 
     to_predict: tuple[int, ...]
     to_decode: tuple[int, ...]
-
-    def share(self, ranks: Ranks) -> "Work":
-        """Return every n-th image, the share of this process."""
-        return Work(
-            self.to_predict[ranks.rank :: ranks.world], self.to_decode[ranks.rank :: ranks.world]
-        )
 
 
 def work_left(plan: Plan, journal: Journal, store: MapStore, maps: Path | None) -> Work:

@@ -45,16 +45,9 @@ def predict_rank_share(
     device: torch.device,
     journal: Journal,
 ) -> dict[int, str]:
-    """Predict this process's share of the images and write the results to its journal.
+    """Predict this process's share of ``work``, every n-th image for n processes.
 
-    Args:
-        plan: the whole prediction.
-        work: what all processes still have to do.
-        request: the outputs and the number of workers.
-        ranks: the processes of the prediction.
-        members: the networks of the plan's files, on the device.
-        device: device of the networks.
-        journal: the journal of this process.
+    The results go to the journal of this process. ``members`` are the networks of the plan's files.
 
     Returns:
         Tile index to the reason, for images that could not be predicted.
@@ -64,16 +57,17 @@ def predict_rank_share(
         PeerError: another process has ended.
     """
     store = MapStore(request.output, plan.fingerprint)
-    mine = work.share(ranks)
+    share = slice(ranks.rank, None, ranks.world)
+    mine = work.to_predict[share]
     with BoundedPool(request.workers, request.workers * JOBS_PER_WORKER) as pool:
         queue = DecodeQueue(plan, store, pool, journal, set(work.to_predict))
-        for index in mine.to_decode:
+        for index in work.to_decode[share]:
             queue.stored(index)
         stage = _NetworkStage(queue, request.maps, members, device)
-        images = read_ahead(mine.to_predict, stage.read, READ_AHEAD if request.workers else 0)
+        images = read_ahead(mine, stage.read, READ_AHEAD if request.workers else 0)
         if ranks.first:
-            share = f" (1 of {ranks.world} processes)" if ranks.world > 1 else ""
-            images = track(images, f"predicting{share}", len(mine.to_predict))
+            note = f" (1 of {ranks.world} processes)" if ranks.world > 1 else ""
+            images = track(images, f"predicting{note}", len(mine))
         stage.predict(images)
         # Images with neighbours in other processes' shares need the maps of those.
         ranks.wait()

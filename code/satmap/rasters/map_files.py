@@ -99,11 +99,7 @@ class MapFile:
             return _as_bytes(values)
 
     def check_scale(self) -> None:
-        """Reject a mask of 0 and 1, judged by the pixels read so far.
-
-        Raises:
-            SatmapError: the largest uint8 value is 1 instead of 255.
-        """
+        """Raise SatmapError for a mask of 0 and 1, judged by the pixels read so far."""
         # Files of several maps are not checked: all of their probabilities may be low.
         if self._highest == 1 and len(self.names) == 1:
             raise SatmapError(
@@ -118,11 +114,8 @@ def open_map_file(
 ) -> Iterator[MapFile]:
     """Open a raster of probability maps.
 
-    Args:
-        path: raster file.
-        metres_per_pixel: pixel size to assume if the file has no georeference.
-        kinds: number of bands -> names of the maps. Band descriptions with these names override
-            the order.
+    ``metres_per_pixel`` is the pixel size to assume if the file has no georeference. ``kinds`` has
+    the names of the maps by number of bands. Band descriptions with these names override the order.
 
     Raises:
         SatmapError: the file is not a readable raster, or its values are not probabilities.
@@ -279,10 +272,8 @@ def _profile(
 def find_map_files(directory: Path, image_id_of: Callable[[str], str | None]) -> dict[str, Path]:
     """Find the masks under a directory at any depth; return image id to file, in natural order.
 
-    Args:
-        directory: directory to search.
-        image_id_of: returns the image id in a file name without suffix, or None if it has none;
-            the whole name is then the id.
+    ``image_id_of`` returns the image id in a file name without suffix, or None if it has none. The
+    whole name is then the id.
 
     Raises:
         SatmapError: there is no mask, two masks belong to one image, or a name cannot be written

@@ -23,11 +23,9 @@ _LAST_STEP_S = 300
 
 
 def processes_for(device: str, processes: int | None) -> int:
-    """Return how many processes to start. 1 means that this process does the work itself.
+    """Return how many processes to start, by default one per GPU.
 
-    Args:
-        device: the user's choice. A GPU with a number is a single GPU.
-        processes: how many the user wants; None for one per GPU.
+    1 means that this process does the work itself. A device with a number is a single GPU.
 
     Raises:
         SatmapError: more processes than GPUs, or GPUs that this build of torch cannot use.
