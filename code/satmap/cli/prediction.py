@@ -17,7 +17,6 @@ from satmap.cli.options import (
     with_pixel_size,
 )
 from satmap.errors import SatmapError
-from satmap.io.files import require_writable
 from satmap.io.text import printable
 from satmap.io.walk import require_directories
 from satmap.runtime.launched import is_first_rank, is_rank, local_processes
@@ -81,11 +80,7 @@ def _predict(options: argparse.Namespace) -> int:
     """
     from satmap.cli.checks import check_prediction
 
-    if options.probabilities:
-        require_writable(options.probabilities / "maps.tif")
-    check_prediction(
-        options.directories, options.output, options.weights, options.recipe, options.export
-    )
+    check_prediction(options)
     from satmap.runtime.device import visible_gpus
 
     processes = 1 if is_rank() else options.processes or visible_gpus(options.device) or 1

@@ -37,8 +37,7 @@ class Journal:
         """
         self._output = output
         self._task = task
-        self._whole = output.with_name(f".{output.name}.partial")
-        self.path = self._whole.with_name(f"{self._whole.name}-{part}") if part else self._whole
+        self.path = output.with_name(f".{output.name}.partial" + (f"-{part}" if part else ""))
         self.finished: dict[str, int] = {}
         self.notes: dict[str, list[str]] = {}
         key = hashlib.sha256(fingerprint.encode()).hexdigest()

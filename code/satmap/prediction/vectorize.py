@@ -113,15 +113,9 @@ def _describe(
         except Exception as error:
             faults[name] = error_text(error, path)
         info = ImageInfo(path, "maps", width, height, 1, "uint8", georeference)
-        chips[name] = Chip(
-            image_id=name,
-            long_id=name,
-            aoi="",
-            images={"maps": info},
-            label=None,
-            view_angle=view_angle_of_name(name) or view_angle,
-            number=int(name) if name.isdecimal() and name.isascii() else None,
-        )
+        angle = view_angle_of_name(name) or view_angle
+        number = int(name) if name.isdecimal() and name.isascii() else None
+        chips[name] = Chip(name, name, "", {"maps": info}, None, view_angle=angle, number=number)
     return chips, faults
 
 
