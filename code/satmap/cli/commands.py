@@ -17,8 +17,8 @@ class Parser(argparse.ArgumentParser):
 
     def value(self, name: str, kind: Callable[[str], Any], meaning: str, **others: Any) -> None:
         """Add an argument with a value, named as in the help: ``--cache DIR``."""
-        argument, metavar = name.split()
-        self.add_argument(argument, type=kind, metavar=metavar, help=meaning, **others)
+        argument, _, metavar = name.partition(" ")
+        self.add_argument(argument, type=kind, metavar=metavar or None, help=meaning, **others)
 
     def flag(self, name: str, meaning: str) -> None:
         """Add an option without a value."""

@@ -41,12 +41,12 @@ def add_audit(commands: Commands) -> None:
         action="append",
         default=[],
     )
-    audit.add_argument(
+    audit.value(
         "--bits",
-        type=int,
+        int,
+        "most bits in which the hashes of near-duplicates differ (default: %(default)s)",
         choices=range(4),
         default=3,
-        help="most bits in which the hashes of near-duplicates differ (default: %(default)s)",
     )
     audit.flag("--turned", "also find rotated and mirrored duplicates")
     audit.flag("--json", "print one JSON object with all paths")
@@ -81,28 +81,22 @@ def add_make_city(commands: Commands) -> None:
         help="spacenet5: roads; spacenet4: buildings from oblique view angles; spacenet2 and coco: "
         "buildings from above (default: %(default)s)",
     )
-    city.add_argument(
+    city.value(
         "--chips",
-        type=int,
-        help="number of training chips (default: 24, 4, 24 and 48, in the order of the layouts)",
+        int,
+        "number of training chips (default: 24, 4, 24 and 48, in the order of the layouts)",
     )
-    city.add_argument(
-        "--test-chips", type=int, help="number of test chips (default: 6, 1, 6 and 12)"
+    city.value("--test-chips", int, "number of test chips (default: 6, 1, 6 and 12)")
+    city.value(
+        "--size", int, "height and width of a chip in pixels (default: 512, 900, 650 and 300)"
     )
-    city.add_argument(
-        "--size",
-        type=int,
-        help="height and width of a chip in pixels (default: 512, 900, 650 and 300)",
-    )
-    city.add_argument(
+    city.value(
         "--looks",
+        int,
+        "number of view angles per tile, for spacenet4 (default: all 27)",
         dest="view_angles",
-        type=int,
-        help="number of view angles per tile, for spacenet4 (default: all 27)",
     )
-    city.add_argument(
-        "--seed", type=int, default=0, help="seed of the random city (default: %(default)s)"
-    )
+    city.value("--seed", int, "seed of the random city (default: %(default)s)", default=0)
 
 
 def _make_city(options: argparse.Namespace) -> int:

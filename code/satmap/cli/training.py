@@ -37,9 +37,7 @@ def add_train(commands: Commands) -> None:
         "directory of prepared chips (default: $SATMAP_CACHE, /wdata/satmap-cache or "
         "~/.cache/satmap)",
     )
-    train.add_argument(
-        "--fold", type=int, action="append", help="train only this fold's members; repeatable"
-    )
+    train.value("--fold", int, "train only this fold's members; repeatable", action="append")
     train.value(
         "--workers N",
         count,

@@ -48,17 +48,16 @@ class DecodeQueue:
             raise error
         self.faults[index] = error_text(error)
 
-    def stored(self, index: int) -> None:
-        """Queue an image whose maps are in the store, to be decoded with its neighbours."""
+    def stored(self, index: int, alone: Path | None = None) -> None:
+        """Queue an image whose maps are in the store, or in a file to be decoded alone."""
+        if alone is not None:
+            self._ready.append((index, alone))
+            return
         around = {n.image for n in self.plan.tiles[index].neighbours} & self.unpredicted - {index}
         for other in around:
             self._waited_for[other].append(index)
         self._waiting[index] = len(around)
         self._release(index)
-
-    def stored_without_neighbours(self, index: int, path: Path) -> None:
-        """Queue an image whose maps are in the file ``path``, to be decoded without neighbours."""
-        self._ready.append((index, path))
 
     def finished_with(self, index: int) -> None:
         """Release the images that wait for this one: its maps are stored, or it has failed."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,9 @@ def remove_leftovers(plan: Plan, request: Request) -> None:
 
     The caller must hold the lock of the journal, so that no other run is writing these files.
     """
-    rasters = (plan.raster(index, request.maps) for index in range(len(plan.tiles)))
+    rasters = (plan.rasters(index, request.maps) for index in range(len(plan.tiles)))
     outputs = (request.output, manifest_path(request.output), *request.exports)
-    remove_temporary_files_of([*outputs, *filter(None, rasters)])
+    remove_temporary_files_of(chain(outputs, *rasters))
 
 
 def write_outputs(

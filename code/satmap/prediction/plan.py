@@ -111,9 +111,9 @@ class Plan:
         """Return the decoder that turns the prediction of an image into its result."""
         return self.task.result_decoder(tile.chip, self.rating_model)
 
-    def raster(self, index: int, maps: Path | None) -> Path | None:
-        """Return the file for a tile's probability maps in ``maps``; None without a directory."""
-        return maps / f"{self.ids[self.tiles[index].chip.image_id]}.tif" if maps else None
+    def rasters(self, index: int, maps: Path | None) -> list[Path]:
+        """Return the file for a tile's probability maps in ``maps``; none without a directory."""
+        return [maps / f"{self.ids[self.tiles[index].chip.image_id]}.tif"] if maps else []
 
 
 def make_plan(request: Request) -> Plan:
@@ -236,13 +236,12 @@ def work_left(plan: Plan, journal: Journal, store: MapStore, maps: Path | None) 
     decoded = [tile.key in journal.finished for tile in tiles]
 
     def needs_maps(index: int) -> bool:
-        tile, raster = tiles[index], plan.raster(index, maps)
-        if raster is not None and not raster.exists():
+        if not all(raster.exists() for raster in plan.rasters(index, maps)):
             return True
-        if tile.key in store:
+        if tiles[index].key in store:
             return False
         # Even if this image is decoded, its neighbours may need its maps.
-        return not all(decoded[i] for i in (index, *(n.image for n in tile.neighbours)))
+        return not all(decoded[i] for i in (index, *(n.image for n in tiles[index].neighbours)))
 
     to_predict = [index for index in range(len(tiles)) if needs_maps(index)]
     predicted = sorted(set(range(len(tiles))).difference(to_predict))

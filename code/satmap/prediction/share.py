@@ -164,12 +164,10 @@ class _NetworkStage:
                 del strip
 
         def copied(_: None) -> None:
-            if with_neighbours:
-                self.queue.stored(index)
-            else:
-                self.queue.stored_without_neighbours(index, path)
+            self.queue.stored(index, None if with_neighbours else path)
 
-        self._submit(index, image, copied, copy_maps, path, self._rasters(index))
+        rasters = self.plan.rasters(index, self.maps)
+        self._submit(index, image, copied, copy_maps, path, rasters)
 
     def _hand_on(self, index: int, image: PreparedImage, pending: PendingResult) -> None:
         """Wait for the prediction of an image and pass it to a worker."""
@@ -177,7 +175,7 @@ class _NetworkStage:
             prediction = pending.get()
         if index in self.queue.faults:
             return
-        georeference, rasters = image.info.georeference, self._rasters(index)
+        georeference, rasters = image.info.georeference, self.plan.rasters(index, self.maps)
         tile = self.plan.tiles[index]
         decode = self.plan.result_decoder(tile).decode
 
@@ -224,10 +222,6 @@ class _NetworkStage:
         """Return whether an image has neighbours and was predicted on its tile's pixel grid."""
         tile = self.plan.tiles[index]
         return bool(tile.neighbours) and image.shape == tile.shape
-
-    def _rasters(self, index: int) -> list[Path]:
-        raster = self.plan.raster(index, self.maps)
-        return [raster] if raster else []
 
 
 def _device_failed(error: Exception) -> SatmapError:

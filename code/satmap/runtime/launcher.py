@@ -47,10 +47,9 @@ def processes_for(device: str, processes: int | None) -> int:
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
-    """Run ``satmap ARGUMENTS`` in several processes on this machine.
+    """Run ``satmap ARGUMENTS`` in several processes on this machine; return the exit status.
 
-    Returns:
-        The exit status: 0, or that of the process that failed.
+    It is 0, or the status of the process that failed.
 
     Raises:
         SatmapError: a process was killed, or the processes lost their connections.

@@ -94,13 +94,9 @@ class BoundedPool:
         *arguments: Arguments.args,
         **named: Arguments.kwargs,
     ) -> None:
-        """Submit a job, after waiting until there are fewer jobs than the limit.
+        """Submit a job, a picklable function, after waiting for a place below the limit.
 
-        Args:
-            handle: called with the finished future, in this call or a later one.
-            job: a picklable function.
-            arguments: arguments of the job.
-            named: further arguments of the job.
+        ``handle`` is called with the finished future, in this call or a later one.
 
         Raises:
             SatmapError: a worker was killed or cannot be started.
