@@ -305,9 +305,7 @@ def find_layers(
     return [_layer(members, kind[1]) for kind, members in groups.items()], faults
 
 
-def _layer(
-    members: Sequence[tuple[Source, Georeference | None]], bands: tuple[int, ...]
-) -> Layer:
+def _layer(members: Sequence[tuple[Source, Georeference | None]], bands: tuple[int, ...]) -> Layer:
     first, georeference = members[0]
     if georeference is None:
         whole = Box(0, 0, first.width, first.height)
@@ -418,9 +416,7 @@ def _georeference(source: Source) -> Georeference | None:
     return georeference_of(crs, source.transform, source.width, source.height)
 
 
-def _band_order(
-    source: Source, channels: int, bands: Sequence[int] | None
-) -> tuple[int, ...]:
+def _band_order(source: Source, channels: int, bands: Sequence[int] | None) -> tuple[int, ...]:
     """Return the band for each channel of the networks.
 
     Raises:
