@@ -2,7 +2,7 @@
 
 GDAL would choose among all its drivers by content, run Python code in virtual rasters, and follow
 references to other files and servers. So every raster is opened by one driver of a short list, and
-a virtual raster may only refer to rasters in its own folder. Only URLs that the user typed are read.
+a virtual raster may only refer to rasters in its own folder. Only URLs that users typed are read.
 """
 
 import contextlib

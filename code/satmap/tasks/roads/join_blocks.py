@@ -227,7 +227,7 @@ def _moved(
     line: Points,
     metres: tuple[float, float] | None = None,
 ) -> RoadEdge:
-    """Return a road with other nodes and another line; its length changes if ``metres`` is given."""
+    """Return a road with other nodes and another line; with ``metres`` its length changes."""
     length = line_length_m(line, metres) if metres else edge.length_m
     return RoadEdge(nodes, line, length, edge.speed_mps, edge.confidence)
 
