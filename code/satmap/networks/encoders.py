@@ -7,8 +7,9 @@ drops DPN's last norm and its names change between timm versions.
 Sources: DPN, https://arxiv.org/abs/1707.01629; Inception-v4 and Inception-ResNet,
 https://arxiv.org/abs/1602.07261; ResNet, https://arxiv.org/abs/1512.03385; ResNeXt,
 https://arxiv.org/abs/1611.05431; SENet, https://arxiv.org/abs/1709.01507; DenseNet,
-https://arxiv.org/abs/1608.06993; EfficientNet, https://arxiv.org/abs/1905.11946, and its second
-version, https://arxiv.org/abs/2104.00298; ConvNeXt, https://arxiv.org/abs/2201.03545.
+https://arxiv.org/abs/1608.06993; EfficientNet, https://arxiv.org/abs/1905.11946, its Lite variants
+without squeeze-and-excitation and with ReLU6, and its second version,
+https://arxiv.org/abs/2104.00298; ConvNeXt, https://arxiv.org/abs/2201.03545.
 """
 
 from collections.abc import Mapping
@@ -168,6 +169,15 @@ ENCODERS: Mapping[str, EncoderSpec] = {
     ),
     "efficientnet_b4": _efficientnet(
         "efficientnet_b4.ra2_in1k", (24, 32, 56, 160, 448), _EFFICIENTNET_STAGES
+    ),
+    "efficientnet_lite0": _efficientnet(
+        "tf_efficientnet_lite0.in1k", (16, 24, 40, 112, 320), _EFFICIENTNET_STAGES
+    ),
+    "efficientnet_lite1": _efficientnet(
+        "tf_efficientnet_lite1.in1k", (16, 24, 40, 112, 320), _EFFICIENTNET_STAGES
+    ),
+    "efficientnet_lite2": _efficientnet(
+        "tf_efficientnet_lite2.in1k", (16, 24, 48, 120, 352), _EFFICIENTNET_STAGES
     ),
     "efficientnetv2_s": _efficientnet(
         "tf_efficientnetv2_s.in21k_ft_in1k",

@@ -4,6 +4,7 @@ Rules and bin edges are those of SpaceNet 5 and of selim_sef's third-place solut
 """
 
 import math
+import re
 from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any
@@ -46,6 +47,11 @@ SN3_ROAD_TYPES = {
 
 _UNPAVED_FACTOR = 0.75
 
+_MAXSPEED = re.compile(r"(\d+(?:\.\d+)?)\s*(mph|km/h|kmh|kph|knots)?")
+_MPH_PER_UNIT = {
+    "mph": 1.0, "km/h": 0.621371, "kmh": 0.621371, "kph": 0.621371, "knots": 1.150779
+}  # fmt: skip
+
 
 def class_speed_mph(highway: str, lanes: int, paved: bool = True) -> float:
     """Return the speed of a road class, mph; unknown classes count as ``unclassified``."""
@@ -57,8 +63,9 @@ def class_speed_mph(highway: str, lanes: int, paved: bool = True) -> float:
 def label_speed_mph(properties: Mapping[str, Any]) -> float:
     """Return the speed of one labelled road, mph, from SpaceNet 5 or SpaceNet 3 properties.
 
-    A stated speed (``inferred_speed_mph``, ``speed_mph`` or their metric counterparts) takes
-    precedence. Without one, class, lanes and surface determine the speed.
+    A stated speed (``inferred_speed_mph``, ``speed_mph``, their metric counterparts or
+    OpenStreetMap's ``maxspeed``) takes precedence. Without one, class, lanes and surface determine
+    the speed.
     """
     for key, factor in (
         ("inferred_speed_mph", 1.0),
@@ -70,6 +77,8 @@ def label_speed_mph(properties: Mapping[str, Any]) -> float:
         # Implausible values count as not stated.
         if stated is not None and 1 <= stated * factor <= 200:
             return stated * factor
+    if (limit := maxspeed_mph(properties.get("maxspeed"))) is not None:
+        return limit
     highway = properties.get("highway")
     if highway is None:
         highway = SN3_ROAD_TYPES.get(int(_number(properties.get("road_type")) or 0), "unclassified")
@@ -82,6 +91,18 @@ def label_speed_mph(properties: Mapping[str, Any]) -> float:
         1,
     )
     return class_speed_mph(str(highway).strip().lower(), int(lanes), _is_paved(properties))
+
+
+def maxspeed_mph(text: Any) -> float | None:
+    """Return OpenStreetMap's ``maxspeed`` in mph; None for ``none``, ``walk`` and other words.
+
+    A number without a unit is in km/h. Source: https://wiki.openstreetmap.org/wiki/Key:maxspeed.
+    """
+    match = _MAXSPEED.fullmatch(str(text).split(";")[0].strip().lower())
+    if match is None:
+        return None
+    mph = float(match[1]) * _MPH_PER_UNIT[match[2] or "km/h"]
+    return mph if 1 <= mph <= 200 else None
 
 
 def speed_bin(mph: float) -> int:

@@ -40,6 +40,7 @@ from satmap.networks.encoders import pretrained_config, require_encoder
 from satmap.weights.pretrained import (
     PretrainedEncoder,
     encoder_file,
+    installed_file,
     save_encoder,
     verify_encoder_file,
 )
@@ -81,6 +82,7 @@ class Fetched(StrEnum):
     """Outcome of fetching an encoder's file; the values are messages for users."""
 
     NOW = "fetched"
+    INSTALLED = "not needed, the weights are an installed Python package"
     INTACT = "there already, intact"
     UNVERIFIED = "there already; it records no checksum, so only names and values were checked"
 
@@ -101,6 +103,8 @@ def fetch_encoder(weights: Path, name: str) -> Fetched:
         CannotWriteError: the directory cannot be written to.
     """
     require_encoder(name)
+    if installed_file(name):
+        return Fetched.INSTALLED
     path = encoder_file(weights, name)
     remove_temporary_files(path.parent)
     if path.exists():

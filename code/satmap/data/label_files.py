@@ -1,0 +1,240 @@
+"""Read labels from vector files of any common format: roads as lines, buildings as polygons.
+
+GDAL would choose a driver by content, and some of its drivers follow references to other files and
+servers. So a file must begin as files of its format do.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyogrio
+import shapely
+from numpy.typing import NDArray
+from pyogrio.errors import DataLayerError, DataSourceError
+
+from satmap.errors import SatmapError
+from satmap.io.files import refuse_pipe
+from satmap.io.geojson_reader import LON_LAT, read_geojson
+from satmap.io.text import printable
+
+Kind = Literal["lines", "polygons"]
+
+# First bytes of each format, by lower-case suffix; None where the text of the file varies.
+_SIGNATURES: Mapping[str, bytes | None] = {
+    ".gpkg": b"SQLite format 3\0", ".shp": b"\0\0\x27\x0a", ".fgb": b"fgb", ".parquet": b"PAR1",
+    ".pbf": b"\0\0\0", ".osm": b"<?xml", ".geojson": None, ".json": None,
+}  # fmt: skip
+
+#: Suffixes of the label files that satmap reads.
+LABEL_SUFFIXES = tuple(_SIGNATURES)
+
+# GDAL's layers of OpenStreetMap data.
+_OSM_LAYERS = {"lines": "lines", "polygons": "multipolygons"}
+_HSTORE = re.compile(r'"((?:[^"\\]|\\.)*)"=>"((?:[^"\\]|\\.)*)"')
+
+_TYPES = {
+    "lines": ("LineString", "MultiLineString"),
+    "polygons": ("Polygon", "MultiPolygon"),
+}
+
+# Ways that nobody drives on, and areas of them.
+_NOT_ROADS = {
+    "footway", "path", "steps", "cycleway", "bridleway", "pedestrian", "corridor", "elevator",
+    "platform", "proposed", "construction", "abandoned", "razed", "rest_area", "services",
+    "raceway",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class VectorLabels:
+    """Lines or polygons of a file.
+
+    Attributes:
+        path: the file.
+        shapes: LineStrings or Polygons, (n,), in the coordinates of ``crs``, x or longitude first.
+        properties: attributes of each.
+        crs: reference system, in a form that rasterio accepts.
+    """
+
+    path: Path
+    shapes: NDArray[np.object_]
+    properties: tuple[Mapping[str, Any], ...]
+    crs: str
+
+
+def read_label_file(path: Path, kind: Kind) -> VectorLabels:
+    """Read the roads or buildings of a vector file; geometries of other kinds are left out.
+
+    From OpenStreetMap data it takes ways with ``highway`` that cars use, or areas with
+    ``building``. Of files with several layers it reads all with the right kind of geometry.
+
+    Raises:
+        SatmapError: the file is of another format, is damaged, has no such geometry, or has no
+            reference system.
+    """
+    refuse_pipe(path)
+    suffix = path.suffix.lower()
+    if suffix not in _SIGNATURES:
+        raise SatmapError(
+            f"{printable(path)}: satmap reads labels from {', '.join(LABEL_SUFFIXES)}. Convert the "
+            "file, for example with `ogr2ogr OUT.gpkg IN`."
+        )
+    _require_signature(path, _SIGNATURES[suffix])
+    if suffix in (".geojson", ".json"):
+        found = _read_geojson(path, kind)
+    elif suffix == ".parquet":
+        found = _read_parquet(path)
+    else:
+        found = _read_layers(path, kind, is_osm=suffix in (".osm", ".pbf"))
+    kept = _of_kind(found, kind)
+    if not len(kept.shapes):
+        total = len(found.shapes)
+        raise SatmapError(
+            f"{path} holds no {'roads' if kind == 'lines' else 'buildings'}: none of its {total} "
+            f"features is a {'line' if kind == 'lines' else 'polygon'} that satmap uses. Check "
+            "that it is the right file."
+        )
+    return kept
+
+
+def _require_signature(path: Path, signature: bytes | None) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+    except OSError as error:
+        raise SatmapError(f"{path}: cannot be read ({error.strerror}).") from error
+    if signature is not None and not start.lstrip(b"\xef\xbb\xbf").startswith(signature):
+        raise SatmapError(
+            f"{path} does not begin as files with the suffix {path.suffix} do. Check that it is "
+            "complete and has the right suffix."
+        )
+
+
+def _read_geojson(path: Path, kind: Kind) -> VectorLabels:
+    collection = read_geojson(path)
+    if kind == "lines":
+        lines = [shapely.LineString(line.xy) for line in collection.lines]
+        properties = [line.properties for line in collection.lines]
+        return _labels(path, lines, properties, collection.crs)
+    polygons = [surface.polygon for surface in collection.surfaces]
+    return _labels(path, polygons, [s.properties for s in collection.surfaces], collection.crs)
+
+
+def _read_parquet(path: Path) -> VectorLabels:
+    """Read GeoParquet, https://geoparquet.org: WKB in the column that its metadata name."""
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise SatmapError(
+            f"{path}: GeoParquet needs pyarrow, which is not installed: pip install 'satmap[gis]'."
+        ) from error
+    try:
+        table = pyarrow.parquet.read_table(path)
+        described = json.loads(table.schema.metadata[b"geo"])
+        column = described["primary_column"]
+        # Without a reference system, GeoParquet is in longitude and latitude.
+        crs = described["columns"][column].get("crs", "unset")
+        shapes = shapely.from_wkb(np.array(table.column(column).to_pylist(), object))
+        rows = table.drop_columns([column]).to_pylist()
+    except Exception as error:
+        raise SatmapError(
+            f"{path} is not GeoParquet with WKB geometries ({printable(error, 200)})."
+        ) from error
+    system = LON_LAT if crs == "unset" else json.dumps(crs) if crs else ""
+    return _labels(path, shapes, rows, _usable(path, system))
+
+
+def _read_layers(path: Path, kind: Kind, *, is_osm: bool) -> VectorLabels:
+    shapes: list[shapely.Geometry] = []
+    rows: list[Mapping[str, Any]] = []
+    systems = set()
+    try:
+        layers = pyogrio.list_layers(path)
+        for name, geometry_type in layers:
+            if is_osm and name != _OSM_LAYERS[kind]:
+                continue
+            # A layer without a declared type may hold anything; tables have none at all.
+            if geometry_type is None:
+                continue
+            meta, _, geometry, columns = pyogrio.raw.read(path, layer=name)
+            if geometry is None or not len(geometry):
+                continue
+            shapes += shapely.from_wkb(geometry).tolist()
+            names = list(meta["fields"])
+            rows += (
+                [
+                    _plain(dict(zip(names, values, strict=True)), is_osm)
+                    for values in zip(*(column.tolist() for column in columns), strict=True)
+                ]
+                if names
+                else [{}] * len(geometry)
+            )
+            systems.add(meta["crs"] or "")
+    except (DataSourceError, DataLayerError, shapely.errors.ShapelyError) as error:
+        raise SatmapError(
+            f"{path}: cannot be read ({printable(error, 200)}). Check that it is complete."
+        ) from error
+    if len(systems) > 1:
+        raise SatmapError(
+            f"{path} has layers in {len(systems)} reference systems. Keep one layer, for example "
+            "with `ogr2ogr OUT.gpkg IN LAYER`."
+        )
+    return _labels(path, shapes, rows, _usable(path, systems.pop() if systems else LON_LAT))
+
+
+def _plain(row: dict[str, Any], is_osm: bool) -> dict[str, Any]:
+    """Return attributes without missing values; OpenStreetMap's further tags are unpacked."""
+    tags = row.pop("other_tags", None) if is_osm else None
+    kept = {name: value for name, value in row.items() if value is not None and value == value}
+    if tags:
+        kept |= {
+            key.replace('\\"', '"'): value.replace('\\"', '"')
+            for key, value in _HSTORE.findall(tags)
+        }
+    return kept
+
+
+def _usable(path: Path, crs: str) -> str:
+    if not crs:
+        raise SatmapError(
+            f"{path} states no reference system. Assign one, for example with `ogr2ogr -a_srs "
+            f"EPSG:4326 OUT.gpkg {path.name}`; a shapefile needs its .prj file."
+        )
+    return LON_LAT if crs == "EPSG:4326" else crs
+
+
+def _labels(path: Path, shapes: Any, rows: Any, crs: str) -> VectorLabels:
+    return VectorLabels(path, np.array(list(shapes), np.object_), tuple(rows), crs)
+
+
+def _of_kind(labels: VectorLabels, kind: Kind) -> VectorLabels:
+    """Return the single-part shapes of one kind that are roads or buildings."""
+    shapes: list[shapely.Geometry] = []
+    rows: list[Mapping[str, Any]] = []
+    for shape, row in zip(labels.shapes.tolist(), labels.properties, strict=True):
+        if shape is None or shape.is_empty or not _is_wanted(row, kind):
+            continue
+        for part in shapely.get_parts(shapely.force_2d(shape)).tolist():
+            if part.geom_type in _TYPES[kind] and part.length > 0:
+                shapes.append(part)
+                rows.append(row)
+    return _labels(labels.path, shapes, rows, labels.crs)
+
+
+def _is_wanted(row: Mapping[str, Any], kind: Kind) -> bool:
+    """Return whether OpenStreetMap's tags, if there are any, say that a shape is wanted."""
+    if kind == "polygons":
+        return row.get("building") != "no" and not (_is_osm(row) and "building" not in row)
+    highway = row.get("highway")
+    if highway is None:
+        return not _is_osm(row)
+    return str(highway) not in _NOT_ROADS and row.get("area") != "yes"
+
+
+def _is_osm(row: Mapping[str, Any]) -> bool:
+    return "osm_id" in row or "osm_way_id" in row

@@ -1,0 +1,471 @@
+"""Read many rasters as one image: a mosaic in one reference system, at one pixel size, in 8 bits.
+
+Rasters that share a pixel grid, such as map tiles or the quarters of a scene, form a layer and are
+read without resampling or seams. Each layer has one contrast stretch, computed from a sample of its
+pixels. A mosaic resamples its layers to the grid of the map. A map that lies on a layer's own grid
+gets that layer's pixels unchanged.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import rasterio
+import rasterio.warp
+import shapely
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.enums import Resampling
+from rasterio.windows import Window
+
+from satmap.data.sources import Source, opened
+from satmap.errors import SatmapError
+from satmap.io.text import printable
+from satmap.rasters.scene import Box
+from satmap.vectors.georeference import Georeference, georeference_of
+
+Priority = Literal["finest", "first"]
+
+# Offset in pixels by which rasters of one grid may differ, through rounded georeferences.
+_SAME_GRID_PX = 0.01
+# Sources whose pixel size differs by less from the networks' are read as they are.
+_SAME_SIZE = 0.05
+# A sample for the stretch has at most this many pixels: all, or windows spread over the layer.
+_SAMPLE_PX = 4 << 20
+_SAMPLE_WINDOWS = 64
+# Pixels around a window that resampling needs.
+_KERNEL_PX = 4
+# Points per side of a rectangle that is projected to another reference system.
+_SIDE_POINTS = 21
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Linear stretch of every band to 8 bits.
+
+    Attributes:
+        low: values that become 0, one per band.
+        high: values that become 255.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def apply(self, bands: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+        """Stretch (bands, h, w) to uint8: 0 where ``valid`` (h, w) is false, else at least 1."""
+        stretched = np.empty(bands.shape, np.uint8)
+        for out, band, low, high in zip(stretched, bands, self.low, self.high, strict=True):
+            scale = 255 / (high - low) if high > low else 0.0
+            values = (band.astype(np.float32) - np.float32(low)) * np.float32(scale)
+            np.rint(np.clip(np.nan_to_num(values), valid, 255), out=values)
+            values[~valid] = 0
+            out[...] = values
+        return stretched
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Rasters of one kind on one pixel grid.
+
+    Attributes:
+        sources: the rasters, first come first shown.
+        boxes: the rectangle of each in the layer's pixels.
+        bands: band numbers to read, one per channel.
+        georeference: of the layer's pixels; None for an image without one.
+        width, height: pixels.
+        stretch: to 8 bits; None until it is known.
+    """
+
+    sources: tuple[Source, ...]
+    boxes: tuple[Box, ...]
+    bands: tuple[int, ...]
+    georeference: Georeference | None
+    width: int
+    height: int
+    stretch: Stretch | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the first raster, and how many there are."""
+        others = len(self.sources) - 1
+        return self.sources[0].name + (f" and {others} others on its grid" if others else "")
+
+    @cached_property
+    def _tree(self) -> shapely.STRtree:
+        corners = np.array([(b.left, b.top, b.right, b.bottom) for b in self.boxes], float)
+        return shapely.STRtree(shapely.box(*corners.T))
+
+    def read(self, box: Box, reduce: int = 1) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read a rectangle, 0 and invalid where no raster has data.
+
+        Args:
+            box: in the layer's pixels; it may reach beyond the layer.
+            reduce: read every ``reduce``-th pixel along each axis, averaged where possible.
+
+        Returns:
+            Bands (channels, h, w) in the sources' type, and bool (h, w).
+
+        Raises:
+            SatmapError: a raster cannot be read, for example because it is truncated.
+        """
+        height, width = -(-box.height // reduce), -(-box.width // reduce)
+        bands = np.zeros((len(self.bands), height, width), self.sources[0].dtype)
+        valid = np.zeros((height, width), np.bool_)
+        corner = shapely.box(box.left, box.top, box.right, box.bottom)
+        for index in sorted(self._tree.query(corner).tolist()):
+            shared = self.boxes[index].overlap(box)
+            if shared is None:
+                continue
+            inside = shared.seen_from(box)
+            rows = slice(inside.top // reduce, -(-inside.bottom // reduce))
+            columns = slice(inside.left // reduce, -(-inside.right // reduce))
+            shape = rows.stop - rows.start, columns.stop - columns.start
+            part = shared.seen_from(self.boxes[index])
+            found, has_data = _read(self.sources[index], self.bands, part, shape)
+            free = has_data & ~valid[rows, columns]
+            np.copyto(bands[:, rows, columns], found, where=free)
+            valid[rows, columns] |= free
+        return bands, valid
+
+    def read_stretched(self, box: Box, reduce: int = 1) -> NDArray[np.uint8]:
+        """Read a rectangle in 8 bits, uint8 (channels, h, w), as :meth:`Stretch.apply` does."""
+        bands, valid = self.read(box, reduce)
+        assert self.stretch is not None
+        return self.stretch.apply(bands, valid)
+
+    def sample_stretch(self, low: float, high: float) -> Stretch:
+        """Compute the stretch that maps two percentiles of the valid pixels to 0 and 255.
+
+        Unsigned pixels of 0 do not count, as in :func:`satmap.data.imagery.stretch`.
+        """
+        samples: list[list[NDArray[Any]]] = [[] for _ in self.bands]
+        for box in self._sample_boxes():
+            bands, valid = self.read(box)
+            for sample, band in zip(samples, bands, strict=True):
+                values = band[valid]
+                sample.append(values[values > 0] if values.dtype.kind == "u" else values)
+        lows, highs = [], []
+        for sample in samples:
+            values = np.sort(np.concatenate(sample))
+            if not len(values):
+                lows.append(0.0)
+                highs.append(0.0)
+                continue
+            ranks = np.ceil(np.array([low, high]) / 100 * len(values)).astype(int)
+            bottom, top = values[np.clip(ranks - 1, 0, len(values) - 1)].astype(float).tolist()
+            lows.append(bottom)
+            highs.append(max(top, bottom + 1) if values.dtype.kind in "iu" else top)
+        return Stretch(tuple(lows), tuple(highs))
+
+    def _sample_boxes(self) -> list[Box]:
+        """Return whole rasters, or windows spread evenly over all of them."""
+        if sum(box.width * box.height for box in self.boxes) <= _SAMPLE_PX:
+            return list(self.boxes)
+        side = math.isqrt(_SAMPLE_PX // _SAMPLE_WINDOWS)
+        windows = [tile for box in self.boxes for tile in box.tiles(side, side)]
+        chosen = np.linspace(0, len(windows) - 1, min(_SAMPLE_WINDOWS, len(windows)))
+        return [windows[index] for index in np.unique(chosen.astype(int))]
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """Layers resampled to one grid.
+
+    Attributes:
+        layers: most important first.
+        georeference: of the grid; None for a single image without one, in its own pixels.
+        width, height: pixels of the grid.
+        metres_per_pixel: along x and y; None if not known.
+    """
+
+    layers: tuple[Layer, ...]
+    georeference: Georeference | None
+    width: int
+    height: int
+    metres_per_pixel: tuple[float, float] | None
+    _offsets: dict[int, tuple[int, int] | None] = field(default_factory=dict, repr=False)
+
+    def blocks(self, side: int) -> list[Box]:
+        """Return the blocks of the grid that hold a raster, row by row."""
+        footprints = [self._footprint(layer, box) for layer in self.layers for box in layer.boxes]
+        tree = shapely.STRtree(footprints)
+        boxes = Box(0, 0, self.width, self.height).tiles(side, side)
+        corners = np.array([(b.left, b.top, b.right, b.bottom) for b in boxes], float)
+        hit = np.unique(tree.query(shapely.box(*corners.T), predicate="intersects")[0])
+        return [boxes[index] for index in hit.tolist()]
+
+    def _footprint(self, layer: Layer, box: Box) -> shapely.Geometry:
+        if self.georeference is None or layer.georeference is None:
+            return shapely.box(box.left, box.top, box.right, box.bottom)
+        ring = layer.georeference.to_map(_border(box))
+        return shapely.Polygon(self.georeference.to_pixels(ring, layer.georeference.crs))
+
+    def read(self, box: Box) -> NDArray[np.uint8]:
+        """Read a rectangle of the grid, which may reach beyond it.
+
+        Returns:
+            uint8 (h, w, channels): 0 in all channels where there is no data, else at least 1.
+
+        Raises:
+            SatmapError: a raster cannot be read.
+        """
+        whole: NDArray[np.uint8] | None = None
+        for index, layer in enumerate(self.layers):
+            found = self._read_layer(index, layer, box)
+            if whole is None:
+                whole = found
+            else:
+                np.copyto(whole, found, where=~whole.any(axis=0))
+            if whole.any(axis=0).all():
+                break
+        assert whole is not None
+        return whole.transpose(1, 2, 0)
+
+    def _read_layer(self, index: int, layer: Layer, box: Box) -> NDArray[np.uint8]:
+        if index not in self._offsets:
+            self._offsets[index] = _offset(layer.georeference, self.georeference)
+        offset = self._offsets[index]
+        if offset is not None:
+            x, y = offset
+            return layer.read_stretched(Box(box.left - x, box.top - y, box.width, box.height))
+        assert self.georeference is not None
+        assert layer.georeference is not None
+        result = np.zeros((len(layer.bands), box.height, box.width), np.uint8)
+        border = self.georeference.to_map(_border(box))
+        there = layer.georeference.to_pixels(border, self.georeference.crs)
+        low, high = np.floor(there.min(axis=0)), np.ceil(there.max(axis=0))
+        ratio = min((high - low) / (box.width, box.height))
+        # Averaging whole pixels first is much faster than resampling with a wide kernel.
+        reduce = max(int(ratio), 1)
+        margin = math.ceil(_KERNEL_PX * max(ratio, 1)) + reduce
+        left, top = ((low - margin) // reduce * reduce).astype(int).tolist()
+        right, bottom = (high + margin).astype(int).tolist()
+        wanted = Box(left, top, right - left, bottom - top)
+        shared = wanted.overlap(Box(0, 0, layer.width, layer.height).grown(margin, margin))
+        if shared is None:
+            return result
+        values = layer.read_stretched(wanted, reduce)
+        if not values.any():
+            return result
+        rasterio.warp.reproject(
+            values,
+            result,
+            src_transform=layer.georeference.transform
+            * Affine.translation(left, top)
+            * Affine.scale(reduce),
+            src_crs=layer.georeference.crs,
+            src_nodata=0,
+            dst_transform=self.georeference.transform * Affine.translation(box.left, box.top),
+            dst_crs=self.georeference.crs,
+            dst_nodata=0,
+            resampling=Resampling.cubic,
+        )
+        # Interpolated bands may reach 0 one by one, but 0 means that there is no data.
+        covered = result.any(axis=0)
+        np.maximum(result, covered, out=result)
+        return result
+
+
+def find_layers(
+    sources: Sequence[Source], channels: int, bands: Sequence[int] | None = None
+) -> tuple[list[Layer], dict[str, str]]:
+    """Sort rasters into layers of one grid, type and band order.
+
+    Args:
+        sources: in the user's order.
+        channels: number of channels that the networks need.
+        bands: band numbers to read, from 1; None for red, green, blue, or the first ones. An image
+            of one band is read as grey.
+
+    Returns:
+        The layers in the order of their first raster, and the reason for each raster that cannot be
+        used, by its name. Every raster without georeference is a layer of its own.
+    """
+    groups: dict[tuple[Any, ...], list[tuple[Source, Georeference | None]]] = {}
+    faults: dict[str, str] = {}
+    for number, source in enumerate(sources):
+        try:
+            order = _band_order(source, channels, bands)
+            georeference = _georeference(source)
+        except SatmapError as error:
+            faults[source.name] = f"{printable(source.name)}: {error}"
+            continue
+        kind: tuple[Any, ...] = (source.dtype, order, source.palette)
+        if georeference is None:
+            kind = (*kind, number)
+        else:
+            phase = ~source.transform * (0.0, 0.0)
+            linear = [f"{value:.9e}" for value in (*source.transform[:2], *source.transform[3:5])]
+            rest = [round(v / _SAME_GRID_PX) % round(1 / _SAME_GRID_PX) for v in phase]
+            kind = (*kind, source.crs, *linear, *rest)
+        groups.setdefault(kind, []).append((source, georeference))
+    return [_layer(members, kind[1]) for kind, members in groups.items()], faults
+
+
+def _layer(members: Sequence[tuple[Source, Georeference | None]], bands: tuple[int, ...]) -> Layer:
+    first, georeference = members[0]
+    if georeference is None:
+        whole = Box(0, 0, first.width, first.height)
+        return Layer((first,), (whole,), bands, None, first.width, first.height)
+    to_first = ~first.transform
+    corners = [to_first * (source.transform.c, source.transform.f) for source, _ in members]
+    places = np.rint(np.array(corners)).astype(int)
+    sizes = np.array([(source.width, source.height) for source, _ in members])
+    left, top = places.min(axis=0).tolist()
+    width, height = ((places + sizes).max(axis=0) - (left, top)).tolist()
+    boxes = tuple(
+        Box(x - left, y - top, w, h)
+        for (x, y), (w, h) in zip(places.tolist(), sizes.tolist(), strict=True)
+    )
+    transform = first.transform * Affine.translation(left, top)
+    placed = Georeference(georeference.crs, transform, georeference.metres_per_pixel)
+    return Layer(tuple(source for source, _ in members), boxes, bands, placed, width, height)
+
+
+def make_mosaics(
+    layers: Sequence[Layer], gsd: float | None, priority: Priority = "finest"
+) -> list[Mosaic]:
+    """Arrange layers into maps: one of all layers with a georeference, one of each without.
+
+    The map takes the reference system of the first layer, and its pixels too if it is north-up and
+    their size is about ``gsd``.
+
+    Args:
+        layers: with their stretches, in the user's order.
+        gsd: metres per pixel that the networks expect; None to keep the size of the first layer.
+        priority: what to show where layers overlap: the finest, or the user's first.
+    """
+    placed = [layer for layer in layers if layer.georeference is not None]
+    alone = [
+        Mosaic((layer,), None, layer.width, layer.height, None)
+        for layer in layers
+        if layer.georeference is None
+    ]
+    if not placed:
+        return alone
+    reference = placed[0].georeference
+    assert reference is not None
+    grid = _north_up(reference, gsd)
+    corners = []
+    for layer in placed:
+        assert layer.georeference is not None
+        border = layer.georeference.to_map(_border(Box(0, 0, layer.width, layer.height)))
+        corners.append(grid.to_pixels(border, layer.georeference.crs))
+    # A fraction of a pixel too much comes from rounding.
+    low = np.floor(np.concatenate(corners).min(axis=0) + _SAME_GRID_PX).astype(int)
+    high = np.ceil(np.concatenate(corners).max(axis=0) - _SAME_GRID_PX).astype(int)
+    width, height = (high - low).tolist()
+    transform = grid.transform * Affine.translation(*low.tolist())
+    located = Georeference(grid.crs, transform, grid.metres_per_pixel)
+    if priority == "finest":
+        placed.sort(key=_size)
+    return [Mosaic(tuple(placed), located, width, height, grid.metres_per_pixel), *alone]
+
+
+def _size(layer: Layer) -> float:
+    assert layer.georeference is not None
+    return math.sqrt(math.prod(layer.georeference.metres_per_pixel))
+
+
+def _north_up(reference: Georeference, gsd: float | None) -> Georeference:
+    """Return a north-up grid at the place of another one, with pixels of ``gsd`` if given."""
+    transform, sizes = reference.transform, reference.metres_per_pixel
+    wanted = (gsd, gsd) if gsd else sizes
+    is_north_up = transform.b == transform.d == 0 and transform.a > 0 > transform.e
+    if is_north_up and all(
+        abs(size / want - 1) <= _SAME_SIZE for size, want in zip(sizes, wanted, strict=True)
+    ):
+        return reference
+    along_x = math.hypot(transform.a, transform.d) * wanted[0] / sizes[0]
+    along_y = math.hypot(transform.b, transform.e) * wanted[1] / sizes[1]
+    scaled = Affine(along_x, 0, transform.c, 0, -along_y, transform.f)
+    return Georeference(reference.crs, scaled, wanted)
+
+
+def _offset(source: Georeference | None, grid: Georeference | None) -> tuple[int, int] | None:
+    """Return the place of a layer in the grid in whole pixels; None if it must be resampled."""
+    if source is None or grid is None:
+        return 0, 0
+    if source.crs != grid.crs:
+        return None
+    relative = ~grid.transform * source.transform
+    matrix = np.array([[relative.a, relative.b], [relative.d, relative.e]])
+    x, y = round(relative.c), round(relative.f)
+    same = np.abs(matrix - np.eye(2)).max() < 1e-6
+    near = max(abs(relative.c - x), abs(relative.f - y)) <= 2 * _SAME_GRID_PX
+    return (x, y) if same and near else None
+
+
+def _border(box: Box) -> NDArray[np.float64]:
+    """Return points along the border of a rectangle, float64 (n, 2)."""
+    steps = np.linspace(0, 1, _SIDE_POINTS)[:-1]
+    corners = np.array(
+        [(box.left, box.top), (box.right, box.top), (box.right, box.bottom), (box.left, box.bottom)]
+    )
+    sides = zip(corners, np.roll(corners, -1, axis=0), strict=True)
+    return np.concatenate([start + steps[:, None] * (stop - start) for start, stop in sides])
+
+
+def _georeference(source: Source) -> Georeference | None:
+    if not source.crs:
+        return None
+    crs = rasterio.crs.CRS.from_wkt(source.crs)
+    return georeference_of(crs, source.transform, source.width, source.height)
+
+
+def _band_order(source: Source, channels: int, bands: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the band for each channel of the networks.
+
+    Raises:
+        SatmapError: the raster has too few bands.
+    """
+    if source.palette:
+        return (1, 2, 3)[:channels]
+    if bands is not None:
+        if len(bands) < channels or max(bands) > max(source.bands):
+            raise SatmapError(
+                f"bands {', '.join(map(str, bands))} do not fit: the networks need {channels} "
+                f"bands and the raster has {len(source.bands)}."
+            )
+        return tuple(bands[:channels])
+    if len(source.bands) == 1 and channels == 3:
+        return (source.bands[0],) * 3
+    order = source.colours + tuple(b for b in source.bands if b not in source.colours)
+    if len(order) < channels:
+        raise SatmapError(
+            f"{len(source.bands)} bands, but the networks need {channels}. Use networks for fewer "
+            "bands, or images with more."
+        )
+    return order[:channels]
+
+
+def _read(
+    source: Source, bands: tuple[int, ...], box: Box, shape: tuple[int, int]
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Read bands (n, *shape) of a rectangle of a raster, and where they hold data."""
+    window = Window(box.left, box.top, box.width, box.height)
+    with opened(source, source.zoom) as file:
+        resampling = Resampling.nearest if source.palette else Resampling.average
+        wanted = (1,) if source.palette else tuple(dict.fromkeys(bands))
+        read = file.read(
+            wanted, window=window, out_shape=(len(wanted), *shape), resampling=resampling
+        )
+        if source.has_mask:
+            valid = file.dataset_mask(window=window, out_shape=shape) > 0
+        else:
+            valid = np.ones(shape, np.bool_)
+        if source.palette:
+            colours = file.colormap(1)
+            table = np.array([colours.get(index, (0, 0, 0, 0)) for index in range(256)], np.uint8)
+            pixels = table[read[0]].transpose(2, 0, 1)
+            return pixels[[band - 1 for band in bands]], valid & (pixels[3] > 0)
+    if read.dtype.kind == "f":
+        valid &= np.isfinite(read).all(axis=0)
+    elif not source.is_lossy and not source.has_mask:
+        # As in the challenges' images, black is no data where nothing else says so.
+        valid &= read.any(axis=0)
+    places = [wanted.index(band) for band in bands]
+    return read[places], valid
