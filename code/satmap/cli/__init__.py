@@ -149,6 +149,7 @@ def _parser() -> Parser:
     # In the order of the help.
     for add in (
         training.add_train,
+        prediction.add_map,
         prediction.add_predict,
         prediction.add_vectorize,
         training.add_tune,

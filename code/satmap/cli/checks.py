@@ -10,11 +10,16 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
+from satmap.cli.options import require_task
 from satmap.errors import SatmapError
 from satmap.io.files import is_temporary, refuse_pipe, require_writable
 from satmap.io.walk import require_directories
 from satmap.recipes.schema import Recipe, load_recipe
-from satmap.submissions.output_checks import require_formats, require_outputs
+from satmap.submissions.output_checks import (
+    require_any_format,
+    require_formats,
+    require_outputs,
+)
 from satmap.weights.header import (
     CONTENT_KEY,
     TASK_CONTENT,
@@ -37,6 +42,20 @@ def check_prediction(options: argparse.Namespace) -> None:
     files = find_weights(options.weights)
     recipe = load_recipe(options.recipe) if options.recipe else recipe_of(files)
     require_formats(recipe.task, options.output, options.export)
+    require_networks([file.path for file in choose(files, recipe)])
+
+
+def check_map(options: argparse.Namespace) -> None:
+    """Check sources, outputs, weights and recipe of ``map``."""
+    for source in options.sources:
+        if "://" not in source:
+            require_existing(Path(source))
+    require_outputs(options.output, options.export)
+    files = find_weights(options.weights)
+    recipe = load_recipe(options.recipe) if options.recipe else recipe_of(files)
+    require_task(recipe, options.task)
+    for path in (options.output, *options.export):
+        require_any_format(recipe.task, path)
     require_networks([file.path for file in choose(files, recipe)])
 
 

@@ -58,9 +58,9 @@ def report_warnings(warnings: Sequence[str]) -> None:
         print(f"satmap: {printable(warning)}", file=sys.stderr)
 
 
-def report_faults(faults: Mapping[str, str], outcome: str) -> None:
+def report_faults(faults: Mapping[str, str], outcome: str, things: str = "images") -> None:
     """Print the faulty images on stderr, with the fault of each and the outcome for all."""
     if faults:
-        print(f"satmap: {len(faults)} images were {outcome}:", file=sys.stderr)
+        print(f"satmap: {len(faults)} {things} were {outcome}:", file=sys.stderr)
     for image_id, fault in faults.items():
         print(f"  {printable(image_id)}: {printable(fault)}", file=sys.stderr)

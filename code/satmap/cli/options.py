@@ -42,6 +42,21 @@ def add_networks(sub: Parser) -> None:
     )
 
 
+def add_processes(sub: Parser) -> None:
+    """Add the options for the numbers of processes."""
+    sub.value(
+        "--workers N",
+        count,
+        "processes that vectorise, per process that predicts; 0 uses the predicting process "
+        "(default: by the number of cores)",
+    )
+    sub.value(
+        "--processes N",
+        count,
+        "processes that predict (default: one per visible GPU, without GPUs one)",
+    )
+
+
 def add_recipe(sub: Parser, meaning: str = "name of a recipe or .yaml file") -> None:
     """Add the option for a recipe."""
     sub.add_argument("--recipe", default="sn5-roads", help=f"{meaning} (default: %(default)s)")
@@ -96,6 +111,25 @@ def count(text: str) -> int:
     if not text.isdecimal() or not text.isascii():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
     return int(text)
+
+
+def bands(text: str) -> tuple[int, ...]:
+    """Argument type: band numbers from 1, separated by commas."""
+    parts = text.split(",")
+    if not all(part.isdecimal() and part.isascii() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of band numbers such as 5,3,2")
+    return tuple(map(int, parts))
+
+
+def value_range(text: str) -> tuple[float, float]:
+    """Argument type: two numbers, the smaller one first."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not -math.inf < low < high < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range such as 0,3000")
+    return low, high
 
 
 def positive(text: str) -> int:

@@ -11,14 +11,19 @@ from satmap.cli.options import (
     add_images,
     add_maps,
     add_networks,
+    add_processes,
     add_view_angle,
+    bands,
     count,
+    pixel_size,
     require_task,
+    value_range,
     with_pixel_size,
 )
 from satmap.errors import SatmapError
 from satmap.io.text import printable
 from satmap.io.walk import require_directories
+from satmap.recipes.registry import task_names
 from satmap.runtime.launched import is_first_rank, is_rank, local_processes
 from satmap.runtime.resources import available_cores, can_share_locks
 from satmap.submissions.output_checks import require_any_format, require_map_output
@@ -51,17 +56,7 @@ def add_predict(commands: Commands) -> None:
         action="append",
         default=[],
     )
-    predict.value(
-        "--workers N",
-        count,
-        "processes that vectorise, per process that predicts; 0 uses the predicting process "
-        "(default: by the number of cores)",
-    )
-    predict.value(
-        "--processes N",
-        count,
-        "processes that predict (default: one per visible GPU, without GPUs one)",
-    )
+    add_processes(predict)
     predict.flag(
         "--out-of-fold", "predict training images, each by the networks whose training held it out"
     )
@@ -81,19 +76,11 @@ def _predict(options: argparse.Namespace) -> int:
     from satmap.cli.checks import check_prediction
 
     check_prediction(options)
-    from satmap.runtime.device import visible_gpus
-
-    processes = 1 if is_rank() else options.processes or visible_gpus(options.device) or 1
-    if processes > 1:
-        from satmap.runtime.launcher import launch
-
-        return launch(options.arguments, processes)
+    if (status := _launched(options)) is not None:
+        return status
     # These imports take seconds; a launching process does not need them.
     from satmap.prediction.run import predict
 
-    workers = options.workers
-    if workers is None:
-        workers = _default_vectorizers(local_processes())
     done = predict(
         options.directories,
         options.output,
@@ -103,7 +90,7 @@ def _predict(options: argparse.Namespace) -> int:
         maps=options.probabilities,
         exports=options.export,
         out_of_fold=options.out_of_fold,
-        workers=workers,
+        workers=_vectorizers(options),
         command=options.arguments,
         view_angle=options.nadir,
     )
@@ -112,12 +99,118 @@ def _predict(options: argparse.Namespace) -> int:
     return _report(options.output, done, "written as empty")
 
 
+def _launched(options: argparse.Namespace) -> int | None:
+    """Start the processes that predict and return their exit status; None in such a process."""
+    from satmap.runtime.device import visible_gpus
+
+    processes = 1 if is_rank() else options.processes or visible_gpus(options.device) or 1
+    if processes == 1:
+        return None
+    from satmap.runtime.launcher import launch
+
+    return launch(options.arguments, processes)
+
+
+def _vectorizers(options: argparse.Namespace) -> int:
+    """Return the number of processes that vectorise, by default by the number of cores."""
+    if options.workers is not None:
+        workers: int = options.workers
+        return workers
+    return _default_vectorizers(local_processes())
+
+
 def _report(output: Path, done: "PredictionReport", outcome: str) -> int:
     """Print the result of a command and return the exit status."""
     report_warnings(done.warnings)
     report_faults(done.faults, outcome)
     print(f"{output}: {len(done.images)} images, {sum(done.images.values())} {done.noun}")
     return 0 if len(done.faults) < len(done.images) else 1
+
+
+def add_map(commands: Commands) -> None:
+    """Add ``map``."""
+    map_ = commands.add("map", _map)
+    map_.add_argument(
+        "sources",
+        metavar="SOURCE",
+        nargs="+",
+        help="raster, directory of rasters or of map tiles, or address of a GeoTIFF (https://, "
+        "http://, s3://)",
+    )
+    map_.value("output OUT", Path, "map to write; its suffix is the format")
+    map_.value(
+        "--export PATH", Path, "also write this format; repeatable", action="append", default=[]
+    )
+    map_.add_argument("--task", choices=task_names(), help="what to map (default: as the weights)")
+    map_.add_argument(
+        "--recipe", help="name of a recipe or .yaml file (default: that of the weights)"
+    )
+    add_networks(map_)
+    map_.value("--bands N,N,N", bands, "bands for red, green, blue, ... (default: as marked)")
+    map_.value(
+        "--stretch LOW,HIGH",
+        value_range,
+        "values that become black and white (default: percentiles of a sample of each source)",
+    )
+    map_.value("--gsd M", pixel_size, "metres per pixel for the networks (default: as trained)")
+    map_.add_argument(
+        "--source-crs", metavar="CRS", help="reference system of sources that state none"
+    )
+    map_.value("--zoom Z", count, "zoom level of map tiles (default: all, the finest on top)")
+    map_.add_argument(
+        "--priority",
+        choices=("finest", "first"),
+        default="finest",
+        help="which source to use where several overlap (default: %(default)s)",
+    )
+    add_processes(map_)
+    add_view_angle(map_)
+
+
+def _map(options: argparse.Namespace) -> int:
+    """Map any images: GeoTIFF, VRT, JPEG, PNG, WebP, JPEG 2000, MBTiles, map tiles.
+
+    All images with a georeference become one map, without seams. Images without one are mapped
+    separately, in pixels. Images are read in the pixel size that the networks were trained with.
+    A raster or a part of it that cannot be read is left out and reported at the end. After an
+    interruption the same command resumes.
+
+    Examples:
+      satmap map town.tif roads.gpkg --weights weights
+      satmap map tiles/ https://example.org/scene.tif buildings.geojson --zoom 19
+    """
+    from satmap.cli.checks import check_map
+
+    check_map(options)
+    if (status := _launched(options)) is not None:
+        return status
+    from satmap.prediction.map import MapRequest, map_sources
+
+    request = MapRequest(
+        directories=(),
+        output=options.output,
+        weights=options.weights,
+        device=options.device,
+        recipe_name=options.recipe,
+        exports=tuple(options.export),
+        workers=_vectorizers(options),
+        command=tuple(options.arguments),
+        view_angle=options.nadir,
+        sources=tuple(options.sources),
+        bands=options.bands,
+        source_crs=options.source_crs,
+        zoom=options.zoom,
+        priority=options.priority,
+        stretch=options.stretch,
+        gsd=options.gsd,
+    )
+    done = map_sources(request)
+    if not is_first_rank():
+        return 0
+    report_warnings(done.warnings)
+    report_faults(done.faults, "left out", "rasters and blocks")
+    print(f"{options.output}: {sum(done.images.values())} {done.noun}")
+    return 0
 
 
 def add_vectorize(commands: Commands) -> None:

@@ -8,8 +8,9 @@ gets that layer's pixels unchanged.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -196,6 +197,28 @@ class Mosaic:
         corners = np.array([(b.left, b.top, b.right, b.bottom) for b in boxes], float)
         hit = np.unique(tree.query(shapely.box(*corners.T), predicate="intersects")[0])
         return [boxes[index] for index in hit.tolist()]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether all pixels are read without resampling."""
+        return all(_offset(layer.georeference, self.georeference) for layer in self.layers)
+
+    def georeference_of(self, box: Box) -> Georeference | None:
+        """Return the georeference of a rectangle of the grid."""
+        if self.georeference is None:
+            return None
+        transform = self.georeference.transform * Affine.translation(box.left, box.top)
+        return replace(self.georeference, transform=transform)
+
+    def identity(self) -> str:
+        """Return a text that changes with the rasters, their order, stretch and grid."""
+        parts: list[Any] = [str(self.georeference), self.width, self.height]
+        for layer in self.layers:
+            parts += [layer.stretch, layer.bands]
+            for source in layer.sources:
+                stat = None if source.is_remote else Path(source.path).stat()
+                parts += [source, stat and (stat.st_size, stat.st_mtime_ns)]
+        return "\n".join(map(str, parts))
 
     def _footprint(self, layer: Layer, box: Box) -> shapely.Geometry:
         if self.georeference is None or layer.georeference is None:

@@ -6,8 +6,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from satmap.data.chip import record_images
 from satmap.errors import SatmapError
 from satmap.io.checksums import FileRecord, in_threads, record_file
@@ -15,13 +13,13 @@ from satmap.io.files import remove_temporary_files_of
 from satmap.prediction.journal import Journal
 from satmap.prediction.plan import Plan, Request
 from satmap.provenance.manifest import (
+    Run,
     SubmissionManifest,
     WeightsManifest,
     manifest_path,
     read_manifest,
     record_data,
     record_recipe,
-    run_here,
     write_manifest,
 )
 from satmap.weights.members import WeightFile
@@ -85,8 +83,7 @@ def write_submission_manifest(
     request: Request,
     weights: tuple[FileRecord, ...],
     skipped: Mapping[str, str],
-    device: torch.device,
-    processes: int,
+    run_by: Run,
 ) -> None:
     """Write the manifest of a complete submission; raises SatmapError if that fails.
 
@@ -108,7 +105,7 @@ def write_submission_manifest(
         "data": record_data(images, None),
         "images": images,
         "skipped": dict(sorted(skipped.items())),
-        "run": run_here(request.command, device, request.started, processes),
+        "run": run_by,
     }
     write_manifest(request.output, SubmissionManifest, facts)
 

@@ -13,12 +13,14 @@ from satmap.data.inventory import Inventory
 from satmap.data.neighbours import ImageFootprint, Neighbour
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
+from satmap.networks.ensemble import EnsembleMember
+from satmap.prediction.images import prepare_image
 from satmap.prediction.journal import Journal
 from satmap.provenance.manifest import now
 from satmap.rasters.map_store import MapStore
 from satmap.recipes.schema import Recipe, load_recipe
 from satmap.submissions.output_checks import require_formats
-from satmap.tasks.base import Task, task_of
+from satmap.tasks.base import PreparedImage, Task, task_of
 from satmap.tasks.dense import DenseTask
 from satmap.weights.members import WeightFile, choose, find_weights, recipe_of
 
@@ -107,6 +109,14 @@ class Plan:
     warnings: tuple[str, ...]
     fingerprint: str
 
+    def prepare(self, index: int, members: Sequence[EnsembleMember]) -> PreparedImage:
+        """Read the image of a tile for the networks.
+
+        Raises:
+            SatmapError: the image cannot be read, or its view angle category is unknown.
+        """
+        return prepare_image(self.tiles[index].chip, members, self.task)
+
     def result_decoder(self, tile: Tile) -> Any:
         """Return the decoder that turns the prediction of an image into its result."""
         return self.task.result_decoder(tile.chip, self.rating_model)
@@ -116,6 +126,27 @@ class Plan:
         return [maps / f"{self.ids[self.tiles[index].chip.image_id]}.tif"] if maps else []
 
 
+def ensemble_of(request: Request) -> tuple[list[WeightFile], Recipe, Task, Path | None]:
+    """Choose the networks of a request.
+
+    Returns:
+        The weight files, the recipe, its task, and the rating model of these networks, if there is
+        one.
+
+    Raises:
+        SatmapError: there are no weights, or they do not fit together or to the recipe.
+    """
+    files = find_weights(request.weights)
+    recipe = load_recipe(request.recipe_name) if request.recipe_name else recipe_of(files)
+    files = choose(files, recipe)
+    task = task_of(recipe)
+    for file in files:
+        task.check_weights(file)
+    # The rating model has seen the truth of training images, so out of fold it is not used.
+    rating_model = None if request.out_of_fold else task.find_rating_model(request.weights)
+    return list(files), recipe, task, rating_model
+
+
 def make_plan(request: Request) -> Plan:
     """Find networks and images, and print a summary on stdout.
 
@@ -123,19 +154,12 @@ def make_plan(request: Request) -> Plan:
         SatmapError: there are no images, no weights, or no image that was held out, or an output
             has an unknown suffix.
     """
-    files = find_weights(request.weights)
-    recipe = load_recipe(request.recipe_name) if request.recipe_name else recipe_of(files)
-    files = choose(files, recipe)
+    files, recipe, task, rating_model = ensemble_of(request)
     require_formats(recipe.task, request.output, request.exports)
-    task = task_of(recipe)
-    for file in files:
-        task.check_weights(file)
     if request.maps and not isinstance(task, DenseTask):
         raise SatmapError(
             f"--probabilities: networks for {task.noun} have no probability maps. Leave it out."
         )
-    # The rating model has seen the truth of training images, so out of fold it is not used.
-    rating_model = None if request.out_of_fold else task.find_rating_model(request.weights)
     inventory = task.find_images(request.directories, request.view_angle)
     task.check_outputs(request.output, inventory.chips)
     _require_categories(inventory, task)
@@ -165,7 +189,7 @@ def make_plan(request: Request) -> Plan:
         tuple(find_tiles([chip for chip in inventory.chips if chip.image_id in ids], task)),
         {name: fault for name, fault in inventory.faults.items() if name in ids},
         tuple(warnings),
-        _fingerprint(recipe, files, rating_model, request, held_out),
+        fingerprint_of(recipe, files, rating_model, request, held_out),
     )
 
 
@@ -201,7 +225,7 @@ def _held_out_ids(
     return known, [note]
 
 
-def _fingerprint(
+def fingerprint_of(
     recipe: Recipe,
     files: Sequence[WeightFile],
     rating_model: Path | None,

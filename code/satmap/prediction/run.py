@@ -1,8 +1,9 @@
 """Predict a submission file from directories of images."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -20,10 +21,39 @@ from satmap.prediction.outputs import (
 )
 from satmap.prediction.plan import Plan, Request, Work, make_plan, work_left
 from satmap.prediction.share import predict_rank_share
+from satmap.provenance.manifest import Run, run_here
 from satmap.rasters.map_store import MapStore
 from satmap.runtime.device import pick_device
 from satmap.runtime.ranks import Ranks, joined
 from satmap.submissions.output_checks import require_outputs
+
+Report = TypeVar("Report")
+_Report = TypeVar("_Report", covariant=True)
+
+
+class Finish(Protocol[_Report]):
+    """Writes the outputs of a prediction."""
+
+    def __call__(
+        self,
+        plan: Any,
+        request: Any,
+        journal: Journal,
+        faults: Mapping[int, str],
+        weights: tuple[FileRecord, ...],
+        run_by: Run,
+        /,
+    ) -> _Report:
+        """Write the outputs.
+
+        Args:
+            plan: what was predicted.
+            request: the user's request.
+            journal: the results of all images but those in ``faults``.
+            faults: tile index to the reason, for images that could not be predicted.
+            weights: records of the networks.
+            run_by: record of this run.
+        """
 
 
 def predict(
@@ -81,12 +111,28 @@ def predict(
     require_outputs(output, exports)
     if maps:
         require_writable(maps / "maps.tif")
+    return run(request, make_plan, _finish)
+
+
+def run(request: Request, plan_of: Callable[[Any], Plan], finish: "Finish[Report]") -> Report:
+    """Predict, resume and distribute any plan.
+
+    Args:
+        request: the user's request.
+        plan_of: makes the plan in the first process.
+        finish: writes the outputs in the first process when all images are predicted.
+
+    Returns:
+        What ``finish`` returned, under ``torchrun`` the same in every process.
+    """
     # Processes exchange maps and results through files, so the group needs no GPU.
     with joined(torch.device("cpu")) as ranks:
-        return _predict(ranks, request)
+        return _predict(ranks, request, plan_of, finish)
 
 
-def _predict(ranks: Ranks, request: Request) -> PredictionReport:
+def _predict(
+    ranks: Ranks, request: Request, plan_of: Callable[[Any], Plan], finish: "Finish[Report]"
+) -> Report:
     """Predict the share of this process; the first process also plans and writes the outputs."""
     device = pick_device(request.device)
     with contextlib.ExitStack() as stack:
@@ -96,7 +142,7 @@ def _predict(ranks: Ranks, request: Request) -> PredictionReport:
 
         def begin() -> tuple[Plan, Work]:
             nonlocal members, journal, weights
-            plan = make_plan(request)
+            plan = plan_of(request)
             _require_channels(plan)
             # Before loading, because a training may replace the files during the prediction.
             weights = record_weights(plan)
@@ -119,10 +165,11 @@ def _predict(ranks: Ranks, request: Request) -> PredictionReport:
             journal.close()
         parts = ranks.gather(faults)
 
-        def end() -> PredictionReport:
+        def end() -> Report:
             journal.merge_parts()
-            done = _written(plan, request, journal, parts)
-            write_submission_manifest(plan, request, weights, done.faults, device, ranks.world)
+            faults = {index: fault for part in parts for index, fault in part.items()}
+            run_by = run_here(request.command, device, request.started, ranks.world)
+            done = finish(plan, request, journal, faults, weights, run_by)
             journal.remove()
             MapStore(request.output, plan.fingerprint).remove()
             return done
@@ -138,11 +185,15 @@ def _require_channels(plan: Plan) -> None:
         chips[0].require_channels(least)
 
 
-def _written(
-    plan: Plan, request: Request, journal: Journal, parts: Sequence[dict[int, str]]
+def _finish(
+    plan: Plan,
+    request: Request,
+    journal: Journal,
+    found: Mapping[int, str],
+    weights: tuple[FileRecord, ...],
+    run_by: Run,
 ) -> PredictionReport:
-    """Write the results of all processes, given the faults of each, in the order of the images."""
-    found = {index: fault for part in parts for index, fault in part.items()}
+    """Write the results of all processes, in the order of the images, and the manifest."""
     faults = dict(plan.faults)
     warnings = dict.fromkeys(plan.warnings)
     for index, tile in enumerate(plan.tiles):
@@ -151,4 +202,5 @@ def _written(
         warnings |= dict.fromkeys(journal.notes.get(tile.key, ()))
     images, export_warnings = write_outputs(plan, request, journal, list(faults))
     warnings |= dict.fromkeys(export_warnings)
+    write_submission_manifest(plan, request, weights, faults, run_by)
     return PredictionReport(plan.task.noun, images, faults, tuple(warnings))

@@ -18,7 +18,6 @@ from satmap.errors import SatmapError
 from satmap.io.progress import track
 from satmap.networks.ensemble import EnsembleMember
 from satmap.prediction.decoding import DecodeQueue
-from satmap.prediction.images import prepare_image
 from satmap.prediction.journal import Journal
 from satmap.prediction.plan import Plan, Request, Work
 from satmap.rasters.map_files import map_writer
@@ -101,7 +100,7 @@ class _NetworkStage:
             pairs = zip(members, self.plan.held_out, strict=True)
             members = [member for member, images in pairs if chip.image_id in images]
         try:
-            return prepare_image(chip, members, self.plan.task)
+            return self.plan.prepare(index, members)
         except Exception as error:
             return error
 

@@ -146,6 +146,29 @@ class SubmissionManifest(Manifest):
     run: Run
 
 
+class MapManifest(Manifest):
+    """Manifest of a map.
+
+    Attributes:
+        recipe: the recipe with its content.
+        weights: as in :class:`SubmissionManifest`.
+        sources: record of each file that was mapped, by name.
+        addresses: URLs that were mapped.
+        maps: reference system, transform, size and stretches of each map, by id.
+        skipped: reason by name, for rasters and blocks that are not in the map.
+        run: the last run; it may have resumed the work of earlier ones.
+    """
+
+    kind: Literal["map"] = "map"
+    recipe: RecipeRecord
+    weights: tuple[FileRecord, ...]
+    sources: dict[str, FileRecord]
+    addresses: tuple[str, ...]
+    maps: dict[str, dict[str, Any]]
+    skipped: dict[str, str]
+    run: Run
+
+
 class WeightsManifest(Manifest):
     """Manifest of a weight file.
 
@@ -176,8 +199,10 @@ class WeightsManifest(Manifest):
     runs: tuple[TrainingRun | Run, ...]
 
 
-AnyManifest = Annotated[SubmissionManifest | WeightsManifest, Field(discriminator="kind")]
-_ADAPTER: TypeAdapter[SubmissionManifest | WeightsManifest] = TypeAdapter(AnyManifest)
+AnyManifest = Annotated[
+    SubmissionManifest | MapManifest | WeightsManifest, Field(discriminator="kind")
+]
+_ADAPTER: TypeAdapter[SubmissionManifest | MapManifest | WeightsManifest] = TypeAdapter(AnyManifest)
 
 
 def manifest_path(path: Path) -> Path:

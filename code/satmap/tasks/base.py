@@ -31,6 +31,7 @@ from satmap.data.neighbours import ImageFootprint, Neighbour
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 from satmap.networks.ensemble import EnsembleMember, Pixels
+from satmap.rasters.scene import Box
 from satmap.recipes.registry import find_task
 from satmap.recipes.schema import Member, Recipe, default_recipe
 from satmap.tuning.chips import Tuning, TuningRequest
@@ -56,6 +57,8 @@ class PreparedImage:
         notes: warnings for the user.
         category: the network head for this image, for networks with several; None without.
         is_large: whether the image's result is too large to be held in memory.
+        inside: the part of ``pixels`` to predict; the rest only shows the networks what is around
+            it. None for all.
     """
 
     info: ImageInfo
@@ -65,6 +68,7 @@ class PreparedImage:
     notes: tuple[str, ...]
     category: str | None = None
     is_large: bool = False
+    inside: Box | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -370,6 +374,30 @@ class Task(ABC):
             ValueError, TypeError: the content is not a record.
             shapely.errors.ShapelyError: the content holds a damaged geometry.
         """
+
+    def join_blocks(
+        self,
+        image_id: str,
+        size: tuple[int, int],
+        blocks: Sequence[tuple[Box, Any]],
+        georeference: Georeference | None,
+    ) -> Any:
+        """Join the records of the blocks of a map into one record, without gaps or duplicates.
+
+        The blocks were decoded with their neighbours. The result must not depend on their order.
+
+        Args:
+            image_id: the map's id in the output.
+            size: height and width of the map.
+            blocks: rectangle of each block in the map, and its record, in pixels of the block.
+            georeference: of the map's pixels; None if not known.
+
+        Raises:
+            SatmapError: the task cannot make maps.
+        """
+        raise SatmapError(
+            f"networks for {self.noun} cannot map whole scenes. Use `satmap predict`."
+        )
 
     def check_outputs(self, output: Path, chips: Sequence[Chip]) -> None:
         """Check that the format of the submission can hold these images.

@@ -20,6 +20,7 @@ from satmap.evaluation.metrics.building_f1 import Counts, group_of, match_buildi
 from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
 from satmap.exports import export_buildings
 from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
+from satmap.rasters.scene import Box
 from satmap.recipes.schema import Recipe
 from satmap.report.misses import scored_buildings_picture
 from satmap.submissions.buildings_csv import BuildingRow, write_buildings_csv
@@ -27,6 +28,7 @@ from satmap.submissions.coco_json import Detection, detections_of, write_coco_re
 from satmap.submissions.rows import RowsByImage
 from satmap.tasks.base import Batch, Total
 from satmap.tasks.buildings.confidence import CONFIDENCE_FILE, read_confidence
+from satmap.tasks.buildings.join_blocks import join_blocks
 from satmap.tasks.buildings.labels import encode_buildings
 from satmap.tasks.buildings.losses import building_loss
 from satmap.tasks.buildings.result_decoder import BuildingDecoder
@@ -196,6 +198,17 @@ class BuildingTask(DenseTask):
         """Bundle the buildings of an image with its id, size and georeference."""
         size = chip.image.height, chip.image.width
         return ImageBuildings(image_id, chip.number, size, tuple(found), georeference)
+
+    def join_blocks(
+        self,
+        image_id: str,
+        size: tuple[int, int],
+        blocks: Sequence[tuple[Box, ImageBuildings]],
+        georeference: Georeference | None,
+    ) -> ImageBuildings:
+        """Join the buildings of the blocks, each once."""
+        found = join_blocks([(box, record.buildings) for box, record in blocks])
+        return ImageBuildings(image_id, None, size, tuple(found), georeference)
 
     def count(self, record: ImageBuildings) -> int:
         """Return the number of buildings."""

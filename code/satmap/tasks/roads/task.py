@@ -18,12 +18,14 @@ from satmap.evaluation.metrics.apls import apls
 from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
 from satmap.exports import export_roads
 from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.rasters.scene import Box
 from satmap.recipes.schema import Recipe
 from satmap.report.road_overlay import side_by_side
 from satmap.submissions.roads_csv import RoadRow, rows_of_graph, write_roads_csv
 from satmap.submissions.rows import RowsByImage
 from satmap.tasks.base import Batch, Total
 from satmap.tasks.dense import DenseTask
+from satmap.tasks.roads.join_blocks import join_blocks
 from satmap.tasks.roads.labels import encode_roads
 from satmap.tasks.roads.losses import road_loss
 from satmap.tasks.roads.result_decoder import RoadDecoder
@@ -174,6 +176,19 @@ class RoadTask(DenseTask):
     ) -> ImageRoads:
         """Bundle the roads of an image with its id and georeference."""
         return ImageRoads(image_id, self.with_georeference(found, georeference))
+
+    def join_blocks(
+        self,
+        image_id: str,
+        size: tuple[int, int],
+        blocks: Sequence[tuple[Box, ImageRoads]],
+        georeference: Georeference | None,
+    ) -> ImageRoads:
+        """Join the roads of the blocks into one network."""
+        default = self.recipe.task.default_metres_per_pixel
+        metres = georeference.metres_per_pixel if georeference else (default, default)
+        graph = join_blocks([(box, record.graph) for box, record in blocks], metres)
+        return ImageRoads(image_id, self.with_georeference(graph, georeference))
 
     def count(self, record: ImageRoads) -> int:
         """Return the number of roads."""

@@ -1,0 +1,315 @@
+"""Map any rasters: cut them into blocks, predict every block once, and join the results.
+
+A block is predicted with some pixels of its surroundings and vectorised with the probability maps
+of the blocks around it. The results of the blocks are joined into one network of roads, or one list
+of buildings, per map. All rasters with a georeference form one map, every other image is one.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from satmap.data.chip import Chip
+from satmap.data.imagery import RGB, ImageInfo
+from satmap.data.mosaic import Layer, Mosaic, Priority, Stretch, find_layers, make_mosaics
+from satmap.data.neighbours import Neighbour
+from satmap.data.sources import find_sources
+from satmap.errors import SatmapError
+from satmap.io.checksums import FileRecord, in_threads, record_file
+from satmap.io.progress import track
+from satmap.networks.ensemble import EnsembleMember
+from satmap.prediction.journal import Journal
+from satmap.prediction.outputs import PredictionReport
+from satmap.prediction.plan import Plan, Request, Tile, ensemble_of, fingerprint_of
+from satmap.prediction.run import run
+from satmap.provenance.manifest import MapManifest, Run, record_recipe, write_manifest
+from satmap.rasters.scene import Box
+from satmap.submissions.output_checks import require_any_format, require_outputs
+from satmap.tasks.base import PreparedImage, Task
+from satmap.tasks.dense import DenseTask
+from satmap.weights.members import WeightFile
+
+# Side of a block, pixels.
+_BLOCK_PX = 2048
+# Pixels around a block that the networks see, at most.
+_CONTEXT_PX = 128
+# Warn if the mean of a band differs from the training's by this many of its standard deviations.
+_FAR_BRIGHTNESS = 2.0
+# Warn if sources were enlarged by more than this factor.
+_FAR_SIZE = 2.0
+
+
+@dataclass(frozen=True)
+class MapRequest(Request):
+    """The arguments of :func:`map_sources`."""
+
+    sources: tuple[str, ...] = ()
+    bands: tuple[int, ...] | None = None
+    source_crs: str | None = None
+    zoom: int | None = None
+    priority: Priority = "finest"
+    stretch: tuple[float, float] | None = None
+    gsd: float | None = None
+
+
+@dataclass(frozen=True)
+class MapPlan(Plan):
+    """Plan of a map, the same in all processes.
+
+    Attributes:
+        mosaics: the maps, by id.
+        blocks: id of the map and rectangle of each tile.
+        context: pixels around a block that the networks see.
+    """
+
+    mosaics: Mapping[str, Mosaic] = field(default_factory=dict)
+    blocks: tuple[tuple[str, Box], ...] = ()
+    context: int = 0
+
+    def prepare(self, index: int, members: Sequence[EnsembleMember]) -> PreparedImage:
+        """Read a block and its surroundings in the networks' pixel size."""
+        map_id, box = self.blocks[index]
+        chip = self.tiles[index].chip
+        pixels = self.mosaics[map_id].read(box.grown(self.context, self.context))
+        default = self.task.default_metres_per_pixel or 1.0
+        georeference = chip.image.georeference
+        metres = georeference.metres_per_pixel if georeference else (default, default)
+        inside = Box(self.context, self.context, box.width, box.height)
+        category = self.task.category(chip)
+        return PreparedImage(chip.image, pixels, members, metres, (), category, inside=inside)
+
+
+def map_sources(request: MapRequest) -> PredictionReport:
+    """Map rasters and write the result, in one or several formats.
+
+    A block that cannot be read is left out and reported. A stopped run resumes with its unfinished
+    blocks. The result does not depend on the number of processes and workers.
+
+    Args:
+        request: ``sources`` are files, directories and URLs; ``output`` and ``exports`` end in the
+            suffixes of the formats.
+
+    Returns:
+        Number of objects per map, and faults by raster and by block.
+
+    Raises:
+        SatmapError: no raster can be read, the networks do not fit, or an output cannot be written.
+    """
+    require_outputs(request.output, request.exports)
+    return run(request, _plan, _finish)
+
+
+def _plan(request: MapRequest) -> MapPlan:
+    """Find networks and rasters, compute the stretches, and print a summary on stdout."""
+    files, recipe, task, rating_model = ensemble_of(request)
+    for path in (request.output, *request.exports):
+        require_any_format(recipe.task, path)
+    found = find_sources(request.sources, crs=request.source_crs, zoom=request.zoom)
+    channels = max(file.in_channels for file in files)
+    layers, faults = find_layers(found.sources, channels, request.bands)
+    if not layers:
+        raise SatmapError(next(iter(faults.values())))
+    stretched = []
+    for layer in track(layers, "sampling", len(layers)):
+        try:
+            stretched.append(replace(layer, stretch=_stretch(layer, request, task)))
+        except SatmapError as error:
+            faults[layer.name] = str(error)
+    if not stretched:
+        raise SatmapError(next(iter(faults.values())))
+    gsd = request.gsd or trained_gsd(files)
+    mosaics = _named(make_mosaics(stretched, gsd, request.priority))
+    warnings = _describe(mosaics, gsd)
+    context = min(recipe.inference.overlap, _CONTEXT_PX)
+    names: list[tuple[str, Box]] = []
+    tiles: list[Tile] = []
+    for map_id, mosaic in mosaics.items():
+        boxes = mosaic.blocks(_BLOCK_PX)
+        names += [(map_id, box) for box in boxes]
+        tiles += _tiles(map_id, mosaic, boxes, len(tiles), channels, request, task)
+    print(
+        f"{len(tiles)} blocks, {len(files)} networks, {recipe.inference.tta} test-time "
+        "augmentations",
+        flush=True,
+    )
+    options = [request.bands, request.priority, request.stretch, gsd, _BLOCK_PX, context]
+    return MapPlan(
+        recipe,
+        task,
+        tuple(files),
+        rating_model,
+        None,
+        {tile.chip.image_id: tile.chip.image_id for tile in tiles},
+        tuple(tiles),
+        found.faults | faults,
+        tuple(warnings),
+        json.dumps([fingerprint_of(recipe, files, rating_model, request, None), options]),
+        mosaics,
+        tuple(names),
+        context,
+    )
+
+
+def trained_gsd(files: Sequence[WeightFile]) -> float | None:
+    """Return the mean pixel size of the training images in metres; None if no file states it."""
+    sizes = [float(file.metadata["gsd_m"]) for file in files if "gsd_m" in file.metadata]
+    return sum(sizes) / len(sizes) if sizes else None
+
+
+def _stretch(layer: Layer, request: MapRequest, task: Task) -> Stretch:
+    if request.stretch is not None:
+        low, high = request.stretch
+        return Stretch((low,) * len(layer.bands), (high,) * len(layer.bands))
+    settings = task.recipe.stretch
+    return layer.sample_stretch(settings.low, settings.high)
+
+
+def _named(mosaics: Sequence[Mosaic]) -> dict[str, Mosaic]:
+    """Give every map an id: ``map`` for that of all placed rasters, else the file's name."""
+    named: dict[str, Mosaic] = {}
+    for mosaic in mosaics:
+        path = Path(mosaic.layers[0].sources[0].name)
+        placed = mosaic.georeference is not None
+        name = "map" if placed else path.stem
+        while name in named:
+            path = path.parent
+            name = f"{path.name or 'image'}-{name}"
+        named[name] = mosaic
+    return named
+
+
+def _describe(mosaics: Mapping[str, Mosaic], gsd: float | None) -> list[str]:
+    """Print the maps; return warnings about sources that differ much from the training images."""
+    warnings = []
+    for map_id, mosaic in list(mosaics.items())[:20]:
+        rasters = sum(len(layer.sources) for layer in mosaic.layers)
+        size = f"{mosaic.width} x {mosaic.height} pixels"
+        if mosaic.metres_per_pixel is None:
+            print(f"{map_id}: {size}, no georeference", flush=True)
+            continue
+        metres = math.sqrt(math.prod(mosaic.metres_per_pixel))
+        print(f"{map_id}: {rasters} rasters, {size} of {metres:.3g} m", flush=True)
+        sizes = [math.sqrt(math.prod(layer.georeference.metres_per_pixel))
+                 for layer in mosaic.layers if layer.georeference]  # fmt: skip
+        if not mosaic.is_exact:
+            print(
+                f"{map_id}: resampled from {min(sizes):.3g} m"
+                + (f" to {max(sizes):.3g} m" if max(sizes) > 1.01 * min(sizes) else "")
+                + f" per pixel to {metres:.3g} m",
+                flush=True,
+            )
+        if gsd and max(sizes) > _FAR_SIZE * gsd:
+            warnings.append(
+                f"the networks were trained with {gsd:.2g} m per pixel, and some images have "
+                f"{max(sizes):.2g} m: expect poor results there"
+            )
+    if len(mosaics) > 20:
+        print(f"... and {len(mosaics) - 20} other images without georeference", flush=True)
+    return warnings
+
+
+def _tiles(
+    map_id: str,
+    mosaic: Mosaic,
+    boxes: Sequence[Box],
+    first: int,
+    channels: int,
+    request: MapRequest,
+    task: Task,
+) -> list[Tile]:
+    """Return the blocks of a map with the blocks around them; their indices begin at ``first``."""
+    digest = hashlib.sha256(mosaic.identity().encode()).hexdigest()[:16]
+    place = {(box.left, box.top): index for index, box in enumerate(boxes)}
+    path = Path(mosaic.layers[0].sources[0].name)
+    tiles = []
+    for box in boxes:
+        around = []
+        if isinstance(task, DenseTask):
+            for x in (-_BLOCK_PX, 0, _BLOCK_PX):
+                for y in (-_BLOCK_PX, 0, _BLOCK_PX):
+                    other = place.get((box.left + x, box.top + y))
+                    if other is not None and (x or y):
+                        around.append(Neighbour(first + other, x, y))
+        info = ImageInfo(
+            path, RGB, box.width, box.height, channels, "uint8", mosaic.georeference_of(box)
+        )
+        image_id = f"{map_id}:{box.top // _BLOCK_PX}-{box.left // _BLOCK_PX}"
+        chip = Chip(image_id, image_id, "", {RGB: info}, None, view_angle=request.view_angle)
+        tiles.append(Tile(chip, f"{image_id} {digest}", tuple(around)))
+    return tiles
+
+
+def _finish(
+    plan: MapPlan,
+    request: MapRequest,
+    journal: Journal,
+    found: Mapping[int, str],
+    weights: tuple[FileRecord, ...],
+    run_by: Run,
+) -> PredictionReport:
+    """Join the blocks of every map and write the outputs and the manifest."""
+    faults = dict(plan.faults)
+    blocks: dict[str, list[tuple[Box, Any]]] = {map_id: [] for map_id in plan.mosaics}
+    for index, tile in enumerate(plan.tiles):
+        map_id, box = plan.blocks[index]
+        if index in found:
+            faults[f"block {tile.chip.image_id}"] = found[index]
+        else:
+            blocks[map_id].append((box, journal.found(tile.key)))
+    records = {}
+    for map_id, mosaic in plan.mosaics.items():
+        size = mosaic.height, mosaic.width
+        records[map_id] = plan.task.join_blocks(map_id, size, blocks[map_id], mosaic.georeference)
+    counts = {map_id: plan.task.count(record) for map_id, record in records.items()}
+    warnings = list(plan.warnings)
+    if not any(counts.values()):
+        warnings.append(
+            f"the networks found no {plan.task.noun} anywhere. Check that the images are like "
+            "those of the training: pixel size, bands and contrast (--gsd, --bands, --stretch)"
+        )
+    for path in (request.output, *request.exports):
+        if path.suffix.lower() in plan.recipe.task.submission_suffixes:
+            plan.task.write(path, list(records), {name: name for name in records}, records.get)
+        elif lacking := plan.task.export(path, lambda: iter(records.values())):
+            warnings.append(f"{path} lacks {len(lacking)} maps. {next(iter(lacking.values()))}")
+    _write_manifest(plan, request, weights, faults, run_by)
+    return PredictionReport(plan.task.noun, counts, faults, tuple(warnings))
+
+
+def _write_manifest(
+    plan: MapPlan,
+    request: MapRequest,
+    weights: tuple[FileRecord, ...],
+    faults: Mapping[str, str],
+    run_by: Run,
+) -> None:
+    layers = [layer for mosaic in plan.mosaics.values() for layer in mosaic.layers]
+    sources = [source for layer in layers for source in layer.sources]
+    local = [Path(source.name) for source in sources if not source.is_remote]
+    facts = {
+        "recipe": record_recipe(plan.recipe, content=True),
+        "weights": weights,
+        "sources": dict(zip(map(str, local), in_threads(record_file, local), strict=True)),
+        "addresses": tuple(source.name for source in sources if source.is_remote),
+        "maps": {
+            map_id: {
+                "crs": mosaic.georeference.crs if mosaic.georeference else None,
+                "transform": mosaic.georeference.transform[:6] if mosaic.georeference else None,
+                "width": mosaic.width,
+                "height": mosaic.height,
+                "stretches": [
+                    [layer.name, layer.stretch.low, layer.stretch.high]
+                    for layer in mosaic.layers
+                    if layer.stretch
+                ],
+            }
+            for map_id, mosaic in plan.mosaics.items()
+        },
+        "skipped": dict(sorted(faults.items())),
+        "run": run_by,
+    }  # fmt: skip
+    write_manifest(request.output, MapManifest, facts)
