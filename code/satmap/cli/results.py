@@ -149,19 +149,10 @@ def _overlay(options: argparse.Namespace) -> int:
 
     require_directories(options.directories)
     require_existing(options.submission, *filter(None, [options.truth]))
-    from satmap.report.building_overlay import write_building_overlays
-    from satmap.report.road_overlay import write_overlays
-    from satmap.submissions.formats import Format, detect
-    from satmap.submissions.result_format import find_format
+    from satmap.report.overlay import write_overlays
 
-    if added := find_format(options.submission):
-        pictures = added.draw(
-            options.submission, options.directories, options.pictures, options.truth
-        )
-        print(f"{len(pictures)} pictures in {options.pictures}")
-        return 0
-    buildings = detect(options.submission) in (Format.BUILDINGS_CSV, Format.COCO_RESULTS)
-    write = write_building_overlays if buildings else write_overlays
-    pictures = write(options.submission, options.directories, options.pictures, options.truth)
+    pictures = write_overlays(
+        options.submission, options.directories, options.pictures, options.truth
+    )
     print(f"{len(pictures)} pictures in {options.pictures}")
     return 0
