@@ -75,7 +75,7 @@ def main() -> None:
     predicted = time.perf_counter()
     write_roads_csv(options.work / "out.csv", proposal)
     report = score_roads(truth, proposal, metres_per_pixel=float(np.mean(metres)))
-    print(score_table(report.report()))
+    print(score_table(report))
     print(f"IoU of the road mask {overlap / union:.3f}")
     print(f"training {(trained - started) / 60:.1f} min on {len(chips) - len(held_out)} chips")
     print(f"prediction {(predicted - trained) / len(held_out):.1f} s per chip")

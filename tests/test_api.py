@@ -103,7 +103,7 @@ def test_roads_become_a_networkx_graph_and_a_table() -> None:
     assert table.geometry.length.sum() * 0.5 == pytest.approx(sum(lengths), rel=1e-6)
     # The command's vectoriser gives the same.
     rows = rows_of_graph(graph)
-    assert score_roads({"a": rows}, {"a": rows}).total.fair.length.score == 1
+    assert score_roads({"a": rows}, {"a": rows}).total["fair_apls_length"] == 1
 
 
 def test_tables_use_the_georeference_of_the_image(tmp_path: Path) -> None:

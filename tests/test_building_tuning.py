@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from made_blocks import made_blocks, maps_of_labels
 from satmap.cli import main
-from satmap.evaluation.metrics.building_f1 import Counts, score_buildings
+from satmap.evaluation.metrics.building_f1 import score_buildings
 from satmap.evaluation.metrics.coco_ap import match_image, score_coco
+from satmap.evaluation.metrics.figures import Counts
 from satmap.prediction.vectorize import vectorize_directory
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import load_recipe

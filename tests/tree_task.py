@@ -23,8 +23,7 @@ from satmap.data.crops import read_image_crop
 from satmap.data.imagery import RGB, read_infos
 from satmap.data.inventory import Inventory
 from satmap.errors import SatmapError
-from satmap.evaluation.metrics.building_f1 import Counts
-from satmap.evaluation.metrics.figures import Report
+from satmap.evaluation.metrics.figures import Counts, Report
 from satmap.evaluation.score import Scoring
 from satmap.io.files import write_text
 from satmap.networks.ensemble import Symmetry

@@ -8,9 +8,7 @@ from pathlib import Path
 from satmap.data.chip import Chip
 from satmap.data.imagery import MULTISPECTRAL, RGB, RGB_NIR
 from satmap.errors import SatmapError
-from satmap.io.text import printable
-
-_NAMES_SHOWN = 5
+from satmap.io.text import listing, printable
 
 
 @dataclass(frozen=True)
@@ -52,13 +50,12 @@ class Inventory:
         missing = self.unlabelled()
         if not missing:
             return
-        shown = ", ".join(chip.image.path.name for chip in missing[:_NAMES_SHOWN])
-        more = f" and {len(missing) - _NAMES_SHOWN} more" if len(missing) > _NAMES_SHOWN else ""
+        shown = listing([chip.image.path.name for chip in missing])
         tried = "\n  ".join(self.label_names[missing[0].image_id])
         first = missing[0].image_id
         places = ", ".join(map(str, self.directories))
         raise SatmapError(
-            f"{len(missing)} of {len(self.chips)} images have no label: {shown}{more}.\n"
+            f"{len(missing)} of {len(self.chips)} images have no label: {shown}.\n"
             f"For {first} these names were tried anywhere under {places}:\n  {tried}\n"
             "Add the labels, or pass --skip-unlabelled to train without these images."
         )
@@ -78,13 +75,13 @@ class Inventory:
             for row in rows
         ]
         if missing := [c.image_id for c in self.chips if c.image.georeference is None]:
-            lines.append(f"without georeference: {_listing(missing)}")
+            lines.append(f"without georeference: {listing(missing)}")
         unlabelled = [chip.image_id for chip in self.unlabelled()]
         if 0 < len(unlabelled) < len(self.chips):
-            lines.append(f"without label: {_listing(unlabelled)}")
+            lines.append(f"without label: {listing(unlabelled)}")
         if self.labels_without_image:
             names = [path.name for path in self.labels_without_image]
-            lines.append(f"labels without an image: {_listing(names)}")
+            lines.append(f"labels without an image: {listing(names)}")
         if self.ignored:
             lines.append(
                 f"ignored: {len(self.ignored)} other rasters such as {self.ignored[0].name}"
@@ -115,9 +112,3 @@ def _summary_row(aoi: str, chips: Sequence[Chip], products: Sequence[str]) -> tu
         kinds(f"{chip.image.width}x{chip.image.height}" for chip in chips),
         kinds(f"{g.metres_per_pixel[0]:.2f}x{g.metres_per_pixel[1]:.2f}" for g in located) or "-",
     )
-
-
-def _listing(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    hidden = len(names) - _NAMES_SHOWN
-    return f"{shown} and {hidden} more" if hidden > 0 else shown

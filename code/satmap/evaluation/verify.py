@@ -5,7 +5,6 @@ process and a temporary directory. On the same kind of machine the result must b
 byte. On another kind of machine sums differ in their last bits, so the scores are compared.
 """
 
-import json
 import math
 import os
 import subprocess
@@ -18,14 +17,20 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from satmap.data.chip import record_images
 from satmap.errors import SatmapError
 from satmap.evaluation.score import score_files
-from satmap.io.checksums import FileRecord, data_fingerprint, in_threads, record_file
+from satmap.io.checksums import (
+    ChipRecords,
+    FileRecord,
+    data_fingerprint,
+    in_threads,
+    record_file,
+)
 from satmap.io.files import is_temporary, write_text
-from satmap.io.text import printable
+from satmap.io.text import listing, printable
 from satmap.provenance.machine import differences
 from satmap.provenance.manifest import SUFFIX, SubmissionManifest, WeightsManifest, read_manifest
 from satmap.recipes.schema import Recipe, parse_recipe
@@ -39,9 +44,6 @@ TOLERANCE = 1e-3
 
 # The scores to compare, whichever metric the submission has.
 _FIGURES = ("apls_length", "apls_time", "f1", "ap50", "jaccard")
-
-# Maximum number of files named in a message.
-_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -209,11 +211,8 @@ def _require_there(directories: Sequence[Path], option: str) -> None:
 def _weights_faults(manifest: SubmissionManifest, directory: Path) -> list[str]:
     there = [record for record in manifest.weights if (directory / record.name).is_file()]
     current = in_threads(record_file, [directory / record.name for record in there])
-    altered = [
-        record.name
-        for record, now in zip(there, current, strict=True)
-        if now.sha256 != record.sha256
-    ]
+    pairs = zip(there, current, strict=True)
+    altered = [record.name for record, now in pairs if now.sha256 != record.sha256]
     missing = [record.name for record in manifest.weights if record not in there]
     return [
         *_named("weight files", f"missing in {directory}", missing),
@@ -247,19 +246,11 @@ def _image_faults(manifest: SubmissionManifest, directories: Sequence[Path]) -> 
 
 
 def _recipe(manifest: SubmissionManifest) -> Recipe:
-    """The recipe of a submission.
-
-    Raises:
-        SatmapError: this version of satmap cannot read it.
-    """
     return parse_recipe(yaml.safe_dump(manifest.recipe.content), "of the manifest")
 
 
 def _named(what: str, fault: str, names: Sequence[str]) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return [f"{len(names)} {what} {fault}: {', '.join(names[:_NAMED])}{more}"]
+    return [f"{len(names)} {what} {fault}: {listing(names)}"] if names else []
 
 
 def _recompute(
@@ -269,11 +260,7 @@ def _recompute(
     scratch: Path,
     sources: Sources,
 ) -> Path:
-    """Recompute the submission under ``scratch``; return its file, which also has a manifest.
-
-    Raises:
-        SatmapError: it cannot be recomputed.
-    """
+    """Recompute the submission under ``scratch``; return its file, which also has a manifest."""
     # The suffix selects the format.
     output, recipe = scratch / f"out{Path(manifest.file.name).suffix}", scratch / "recipe.yaml"
     _recipe(manifest)
@@ -284,15 +271,13 @@ def _recompute(
     for record in manifest.weights:
         (ensemble / record.name).symlink_to((weights / record.name).resolve())
     hardware = manifest.run.hardware
-    device = sources.device
-    if device == "auto" and hardware.device == "cpu":
-        device = "cpu"
-    counts = {"--processes": sources.processes, "--workers": sources.workers}
-    chosen = {name: str(count) for name, count in counts.items() if count is not None}
+    on_cpu = sources.device == "auto" and hardware.device == "cpu"
+    device = "cpu" if on_cpu else sources.device
     command = [
         *("predict", *(str(directory.resolve()) for directory in directories), str(output)),
         *("--recipe", str(recipe), "--weights", str(ensemble), "--device", device),
-        *(part for option in chosen.items() for part in option),
+        *([] if sources.processes is None else ["--processes", str(sources.processes)]),
+        *([] if sources.workers is None else ["--workers", str(sources.workers)]),
         *(["--out-of-fold"] if manifest.out_of_fold else []),
         *(["--nadir", manifest.view_angle] if manifest.view_angle else []),
     ]  # fmt: skip
@@ -354,9 +339,7 @@ def _figures(truth: Path, proposal: Path) -> dict[str, float]:
 
 _WEIGHTS = ".safetensors"
 
-_LISTS: TypeAdapter[dict[str, dict[str, FileRecord]]] = TypeAdapter(
-    dict[str, dict[str, FileRecord]]
-)
+_LISTS: TypeAdapter[ChipRecords] = TypeAdapter(ChipRecords)
 
 
 def verify_weights(path: Path) -> dict[Path, list[str]]:
@@ -403,10 +386,10 @@ def _faults(path: Path) -> list[str]:
 def _disagreements(path: Path, manifest: WeightsManifest) -> list[str]:
     """List the values that differ between the manifest and the file's own header."""
     file = WeightFile(path, read_weights_metadata(path))
+    values = {name: getattr(manifest, name) for name in ("member", "stage", "epoch")}
     pairs = {
-        "member": (manifest.member, file.metadata.get("member")),
-        "stage": (_text(manifest.stage), file.metadata.get("stage")),
-        "epoch": (_text(manifest.epoch), file.metadata.get("epoch")),
+        name: (None if recorded is None else str(recorded), file.metadata.get(name))
+        for name, recorded in values.items()
     }
     if manifest.recipe is not None:
         inside = file.recipe.training_fingerprint
@@ -422,17 +405,12 @@ def _data_faults(path: Path, manifest: WeightsManifest) -> list[str]:
     data = manifest.data
     if data is None or data.list is None:
         return []
-    listed = path.with_name(data.list)
     try:
-        chips = _LISTS.validate_python(json.loads(listed.read_bytes()))
+        chips = _LISTS.validate_json(path.with_name(data.list).read_bytes())
     except OSError as error:
         return [f"its data list {data.list} cannot be read ({error.strerror})"]
-    except (ValidationError, ValueError):
+    except ValueError:
         return [f"its data list {data.list} is damaged"]
     if data_fingerprint(chips) != data.fingerprint:
         return [f"its data list {data.list} was altered"]
     return []
-
-
-def _text(number: int | None) -> str | None:
-    return None if number is None else str(number)

@@ -18,7 +18,7 @@ from satmap.provenance.manifest import (
     write_manifest,
 )
 from satmap.recipes.schema import LAST
-from satmap.report.curves import Curve, draw_curves
+from satmap.report.curves import Curves, draw_curves
 from satmap.report.panels import write_picture
 from satmap.training.job import Job
 from satmap.training.loading import member_seed
@@ -160,13 +160,13 @@ def _table(history: Sequence[dict[str, float]], figures: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def _curves(history: Sequence[dict[str, float]], names: Sequence[str]) -> list[Curve]:
+def _curves(history: Sequence[dict[str, float]], names: Sequence[str]) -> Curves:
     """Return the curves of named values over the epochs of all stages, without empty ones."""
     points = {
         name: [(epoch, record[name]) for epoch, record in enumerate(history, 1) if name in record]
         for name in names
     }
-    return [Curve(name, found) for name, found in points.items() if found]
+    return {name: found for name, found in points.items() if found}
 
 
 def _write_tensorboard(directory: Path, history: Sequence[dict[str, float]]) -> None:

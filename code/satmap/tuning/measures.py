@@ -14,8 +14,8 @@ from typing import Generic
 import numpy as np
 from numpy.typing import NDArray
 
-from satmap.evaluation.metrics.building_f1 import Counts
 from satmap.evaluation.metrics.coco_ap import ImageMatches, average_precision
+from satmap.evaluation.metrics.figures import Counts
 from satmap.tuning.coordinate_search import Gain, Record
 
 Floats = NDArray[np.float64]

@@ -16,12 +16,13 @@ from satmap.data.chip import Chip
 from satmap.data.layouts.spacenet_buildings import building_image_id
 from satmap.data.view_angles import require_category
 from satmap.errors import SatmapError
-from satmap.evaluation.metrics.building_f1 import Counts, group_of, match_buildings
-from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
+from satmap.evaluation.metrics.building_f1 import group_of, match_buildings, precision_recall_f1
+from satmap.evaluation.metrics.figures import Counts
+from satmap.evaluation.metrics.jaccard import dice_and_iou
 from satmap.exports import export_buildings
 from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
 from satmap.recipes.schema import Recipe
-from satmap.report.misses import scored_buildings_picture
+from satmap.report.misses import buildings_picture
 from satmap.submissions.buildings_csv import BuildingRow, write_buildings_csv
 from satmap.submissions.coco_json import Detection, detections_of, write_coco_results
 from satmap.submissions.rows import RowsByImage
@@ -57,7 +58,7 @@ class BuildingScore:
     """
 
     counts: Counts
-    overlap: Overlap
+    overlap: Counts
     rows: list[BuildingRow]
 
     @property
@@ -135,7 +136,7 @@ class BuildingTask(DenseTask):
         found = vectorize_buildings(whole, self.recipe.task.vectorizer.of(chip.category))
         rows = [BuildingRow(building.polygon, building.confidence) for building in found]
         counts = match_buildings(true_buildings(chip), rows).counts
-        return BuildingScore(counts, Overlap.of(body, truth), rows)
+        return BuildingScore(counts, Counts.of_pixels(truth, body), rows)
 
     def summarize(
         self, chips: Sequence[CachedChip], scores: Sequence[BuildingScore]
@@ -149,7 +150,8 @@ class BuildingTask(DenseTask):
         for chip, score in zip(chips, scores, strict=True):
             group = group_of(chip.image_id)
             groups[group] = groups.get(group, Counts()) + score.counts
-        precision, recall, f1 = np.mean([_rates(counts) for counts in groups.values()], axis=0)
+        shares = [precision_recall_f1(counts) for counts in groups.values()]
+        precision, recall, f1 = np.mean(shares, axis=0)
         return {
             "f1": float(f1),
             "precision": float(precision),
@@ -161,7 +163,7 @@ class BuildingTask(DenseTask):
         """Draw found, missed and false buildings over the image."""
         image, _ = chip.read()
         height, width = chip.size
-        return scored_buildings_picture(
+        return buildings_picture(
             true_buildings(chip),
             score.rows,
             title=f"{score.caption}: {chip.image_id}",
@@ -288,10 +290,3 @@ def _detections(found: ImageBuildings) -> list[Detection]:
 def true_buildings(chip: CachedChip) -> list[BuildingRow]:
     """Return the labelled buildings of a chip as rows, one per polygon of a multi-polygon."""
     return [BuildingRow(polygon) for polygon in shapely.get_parts(chip.payload).tolist()]
-
-
-def _rates(counts: Counts) -> tuple[float, float, float]:
-    """Precision, recall and F1; 0/0 counts as 0, as in the challenge."""
-    precision = counts.tp / max(counts.tp + counts.fp, 1)
-    recall = counts.tp / max(counts.tp + counts.fn, 1)
-    return precision, recall, 2 * precision * recall / max(precision + recall, 1e-9)

@@ -14,8 +14,9 @@ from typing import Any
 from satmap.data.layouts.spacenet_buildings import building_image_id, parse_building_name
 from satmap.data.view_angles import ViewAngle, require_category
 from satmap.errors import SatmapError
-from satmap.evaluation.metrics.building_f1 import Counts, group_of, match_buildings
+from satmap.evaluation.metrics.building_f1 import group_of, match_buildings
 from satmap.evaluation.metrics.coco_ap import ImageMatches, match_image
+from satmap.evaluation.metrics.figures import Counts
 from satmap.rasters.map_files import find_map_files, open_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Recipe

@@ -15,7 +15,8 @@ from satmap.data.chip import Chip
 from satmap.data.layouts.spacenet_roads import road_image_id
 from satmap.data.neighbours import ImageFootprint, Neighbour
 from satmap.evaluation.metrics.apls import apls
-from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
+from satmap.evaluation.metrics.figures import Counts
+from satmap.evaluation.metrics.jaccard import dice_and_iou
 from satmap.exports import export_roads
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Recipe
@@ -54,7 +55,7 @@ class RoadScore:
 
     apls: float
     apls_time: float
-    overlap: Overlap
+    overlap: Counts
     rows: list[RoadRow]
 
     @property
@@ -123,7 +124,7 @@ class RoadTask(DenseTask):
         score = apls(truth_rows(chip), rows, metres_per_pixel=metres)
         assert score.time is not None, "both sides state travel times"
         road, truth = maps[ROAD] >= 128, (target & CLASS_BITS) > 0
-        return RoadScore(score.length.score, score.time.score, Overlap.of(road, truth), rows)
+        return RoadScore(score.length.score, score.time.score, Counts.of_pixels(truth, road), rows)
 
     def summarize(
         self, chips: Sequence[CachedChip], scores: Sequence[RoadScore]
