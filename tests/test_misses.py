@@ -1,6 +1,6 @@
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
-from satmap.evaluation.metrics.apls import apls
 from satmap.evaluation.metrics.apls_diagnosis import Diagnosis, LostRoads, diagnose
-from satmap.evaluation.metrics.figures import Figures
+from satmap.evaluation.metrics.figures import Figures, Report
+from satmap.evaluation.score import Scoring, score_files
+from satmap.report import misses
 from satmap.report.misses import buildings_picture, mask_picture, roads_picture, write_misses
 from satmap.report.panels import View
 from satmap.submissions.buildings_csv import BuildingRow
@@ -278,33 +279,39 @@ def test_mask_picture() -> None:
         mask_picture(truth, proposal, title="chip")
 
 
-def test_write_misses_takes_the_worst(tmp_path: Path) -> None:
-    scores = {"a10": 0.5, "a2": 0.5, "area/b": 0.1, "good": 0.9, "untimed": None}
-    figures = {image_id: {"f1": score} for image_id, score in scores.items()}
+def scoring_of(scores: Mapping[str, float | None]) -> Scoring:
+    images = {image_id: {"f1": score} for image_id, score in scores.items()}
+    return Scoring(Report("f1", {}, {}, images), "f1")
+
+
+def test_write_misses_takes_the_worst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scoring = scoring_of({"a10": 0.5, "a2": 0.5, "area/b": 0.1, "good": 0.9, "untimed": None})
     drawn = []
 
-    def draw(image_id: str) -> Picture:
+    def draw(_: Scoring, image_id: str) -> Picture:
         drawn.append(image_id)
         return np.full((3, 4, 3), (255, 0, 0), np.uint8)
 
-    written = write_misses(tmp_path / "new", figures, "f1", draw, worst=3)
+    monkeypatch.setattr(misses, "draw_image", draw)
+    written = write_misses(tmp_path / "new", scoring, worst=3)
     assert drawn == ["area/b", "a2", "a10"]
     assert [path.name for path in written] == ["area%2Fb.png", "a2.png", "a10.png"]
     assert sorted(written) == sorted((tmp_path / "new").iterdir())
     content = cv2.imread(str(written[0]))
     assert content is not None
     assert content[0, 0].tolist() == [0, 0, 255]
-    assert len(write_misses(tmp_path, figures, "f1", draw)) == 4
-    assert write_misses(tmp_path, {}, "f1", draw) == []
+    assert len(write_misses(tmp_path, scoring)) == 4
+    assert write_misses(tmp_path, scoring_of({})) == []
     with pytest.raises(SatmapError, match="cannot write"):
-        write_misses(written[0], figures, "f1", draw)
+        write_misses(written[0], scoring)
 
 
-def test_pictures_of_long_ids_have_names_that_differ(tmp_path: Path) -> None:
-    ids = ["é" * 300 + end for end in "ab"]
+def test_pictures_of_long_ids_have_names_that_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     picture = np.zeros((2, 2, 3), np.uint8)
-    figures = {image_id: {"f1": 0.5} for image_id in ids}
-    written = write_misses(tmp_path, figures, "f1", lambda image_id: picture)
+    monkeypatch.setattr(misses, "draw_image", lambda *_: picture)
+    written = write_misses(tmp_path, scoring_of({"é" * 300 + end: 0.5 for end in "ab"}))
     assert sorted(written) == sorted(tmp_path.iterdir())
     assert len(set(written)) == 2
 
@@ -313,17 +320,8 @@ def test_pictures_of_long_ids_have_names_that_differ(tmp_path: Path) -> None:
 def test_pictures_of_synthetic_cities(tmp_path: Path) -> None:
     truth = read_roads_csv(FIXTURES / "made_truth.csv")
     proposal = read_roads_csv(FIXTURES / "made_proposal.csv")
-    figures = {
-        image_id: {"apls_length": apls(rows, proposal[image_id]).length.score}
-        for image_id, rows in truth.items()
-    }
-    written = write_misses(
-        tmp_path,
-        figures,
-        "apls_length",
-        lambda i: roads_picture(truth[i], proposal[i], title=i, figures=figures[i]),
-        worst=2,
-    )
+    scoring = score_files(FIXTURES / "made_truth.csv", FIXTURES / "made_proposal.csv")
+    written = write_misses(tmp_path, scoring, worst=2)
     # The official scores are 0.503 and 0.591.
     assert [path.stem for path in written] == ["AOI_7_Moscow_chip4", "AOI_7_Moscow_chip0"]
     # Chip 4 has one gap of 44 m and a missed roundabout.

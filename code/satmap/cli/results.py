@@ -54,13 +54,11 @@ def _score(options: argparse.Namespace) -> int:
     Jaccard index. The format is detected from the files. GeoJSON may be a directory with one file
     per image.
     """
-    from functools import partial
-
     from satmap.cli.checks import require_existing
 
     require_existing(options.truth, options.proposal)
     from satmap.evaluation.score import score_files
-    from satmap.report.misses import draw_image, write_misses
+    from satmap.report.misses import write_misses
     from satmap.report.table import score_table
 
     if options.plot:
@@ -78,13 +76,7 @@ def _score(options: argparse.Namespace) -> int:
         else score_table(scoring.report, images=options.images)
     )
     if options.plot:
-        written = write_misses(
-            options.plot,
-            scoring.report.images,
-            scoring.rank_by,
-            partial(draw_image, scoring),
-            options.plots,
-        )
+        written = write_misses(options.plot, scoring, options.plots)
         print(f"{len(written)} pictures in {options.plot}", file=sys.stderr)
     return 0
 

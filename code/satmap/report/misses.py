@@ -1,7 +1,7 @@
 """Draw the errors behind a score: what is missed, what is false, and where routes break."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -50,46 +50,31 @@ _ON_WHITE = (_RIGHT, _MISSED, _FALSE, _DETOUR)
 _ON_IMAGE: tuple[Colour, ...] = ((70, 205, 105), (245, 45, 60), (255, 150, 20), (70, 180, 255))
 
 
-def write_misses(
-    directory: Path,
-    figures: Mapping[str, Figures],
-    figure: str,
-    draw: Callable[[str], Picture],
-    worst: int = 10,
-) -> list[Path]:
-    """Write a PNG of each of the images with the lowest scores.
+def write_misses(directory: Path, scoring: Scoring, worst: int = 10) -> list[Path]:
+    """Draw the images with the lowest scores, and return the PNG files, worst image first.
 
-    Args:
-        directory: directory for the files, which are named like the images. Names that are too long
-            are cut off and end in a checksum.
-        figures: figures of every image.
-        figure: name of the figure that ranks the images, such as ``apls_length``. Images without it
-            are left out.
-        draw: draws the picture of an image, given its id.
-        worst: number of images.
-
-    Returns:
-        The files written, worst image first.
+    The files are named like the images. Names that are too long are cut off and end in a checksum.
+    Images without the figure that ranks them are left out.
 
     Raises:
-        SatmapError: a file cannot be written.
+        SatmapError: a file cannot be written, or results of this kind cannot be drawn.
     """
     ranks = [
         (score, natural_key(image_id), image_id)
-        for image_id, record in figures.items()
-        if (score := record.get(figure)) is not None
+        for image_id, record in scoring.report.images.items()
+        if (score := record.get(scoring.rank_by)) is not None
     ]
     chosen = [image_id for _, _, image_id in sorted(ranks)[:worst]]
     written = []
     for image_id in track(chosen, "drawing misses", len(chosen)):
         path = directory / f"{_file_name(image_id)}.png"
-        write_picture(path, draw(image_id))
+        write_picture(path, draw_image(scoring, image_id))
         written.append(path)
     return written
 
 
 def draw_image(scoring: Scoring, image_id: str) -> Picture:
-    """Draw what is missed and what is false in an image, uint8 (h, w, 3).
+    """Draw what is missed and what is false in an image.
 
     Raises:
         SatmapError: results of this kind cannot be drawn.

@@ -165,17 +165,11 @@ class View:
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of a legend.
-
-    Attributes:
-        text: label.
-        colour: colour of the sign.
-        sign: symbol drawn before the text.
-    """
+    """An entry of a legend: a text behind a coloured sign."""
 
     text: str
     colour: Colour
-    sign: Literal["line", "dot", "ring", "cross", "area"] = "line"
+    sign: Literal["line", "ring", "cross", "area"] = "line"
 
 
 @dataclass(frozen=True)
@@ -254,8 +248,6 @@ def _sign(line: Picture, x: int, key: Key) -> None:
     middle = np.array([[x + 11.0, 13.0]])
     if key.sign == "line":
         sign.draw_lines(line, [middle + np.array([[-10, 0], [10, 0]])], key.colour, 4)
-    elif key.sign == "dot":
-        sign.draw_dots(line, middle, key.colour)
     elif key.sign == "ring":
         sign.draw_rings(line, middle, key.colour, 7)
     elif key.sign == "cross":

@@ -23,10 +23,7 @@ from satmap.evaluation.metrics.road_samples import (
     road_rows,
     sample_roads,
 )
-from satmap.evaluation.metrics.shortest_paths import shortest_links
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from satmap.evaluation.metrics.shortest_paths import Floats, Ints, shortest_links
 
 #: A path is broken if its length in the other map differs by more than this share of its length
 #: plus 8 m, the most that snapping both ends can add.

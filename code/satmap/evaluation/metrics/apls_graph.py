@@ -14,16 +14,12 @@ from functools import cached_property
 
 import numpy as np
 import shapely
-from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
-from satmap.evaluation.metrics.shortest_paths import all_pairs
+from satmap.evaluation.metrics.shortest_paths import Floats, Ints, all_pairs
 from satmap.submissions.roads_csv import RoadRow
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 #: Nodes and projections closer than this coincide, pixels (the official scorer's ``P2.equals``).
 SAME_PLACE_PX = 0.1

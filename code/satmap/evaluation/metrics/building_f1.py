@@ -88,11 +88,9 @@ def match_buildings(truth: Sequence[BuildingRow], proposals: Sequence[BuildingRo
     i, j, iou = i[good], j[good], shared[good] / union[good]
 
     confidences = np.array([row.confidence for row in proposals])
-    rank = np.empty(len(proposals), np.intp)
-    rank[np.argsort(-confidences, kind="stable")] = np.arange(len(proposals))
     taken = [-1] * len(proposals)
     free = [True] * len(truth)
-    order = np.lexsort((j, -iou, rank[i]))
+    order = np.lexsort((j, -iou, i, -confidences[i]))
     for proposal, building in zip(i[order].tolist(), j[order].tolist(), strict=True):
         if taken[proposal] < 0 and free[building]:
             taken[proposal] = building

@@ -5,21 +5,18 @@ from math import inf
 
 import numpy as np
 import shapely
-from numpy.typing import NDArray
 
 from satmap.evaluation.metrics.apls_graph import LENGTH, AplsGraph, Positions, expand
+from satmap.evaluation.metrics.shortest_paths import Floats, Ints
 from satmap.submissions.roads_csv import RoadRow
 from satmap.vectors.road_graph import RoadGraph
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 #: Distances below a millionth of a pixel may be rounding errors and count as zero.
 EXACT_PX = 1e-6
 
 
 #: Roads of one image: rows, arrays (n, 2) of x and y in pixels, or a graph.
-Roads = Sequence[RoadRow] | Sequence[NDArray[np.float64]] | RoadGraph
+Roads = Sequence[RoadRow] | Sequence[Floats] | RoadGraph
 
 
 def road_rows(roads: Roads) -> list[RoadRow]:

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from math import inf
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import KDTree
@@ -39,10 +38,8 @@ from satmap.evaluation.metrics.road_samples import (
     road_rows,
     sample_roads,
 )
+from satmap.evaluation.metrics.shortest_paths import Ints
 from satmap.submissions.roads_csv import RoadRow
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 SPACING_M = 5.0
 TOPO_SNAP_M = 4.0
@@ -126,14 +123,7 @@ def topo(truth: Roads, proposal: Roads, *, metres_per_pixel: float = METRES_PER_
 
 
 class _RideMap:
-    """A road map for rides: graph, samples, and shortest path lengths between junctions.
-
-    Attributes:
-        graph: junctions and edges, without midpoints.
-        samples: positions of the samples, sorted by edge.
-        xy: float64 (n, 2), x, y of the samples.
-        tree: spatial index of the samples.
-    """
+    """A road map for rides: a graph without midpoints, and samples of its roads sorted by edge."""
 
     def __init__(self, graph: AplsGraph, metres_per_pixel: float) -> None:
         self.graph = graph
@@ -175,10 +165,8 @@ class _RideMap:
 def _ride_map(roads: Sequence[RoadRow], metres_per_pixel: float) -> _RideMap | None:
     """Build a map for rides; None if it has no sample."""
     graph = build_graph(roads, inf)
-    if graph is None:
-        return None
-    ready = _RideMap(graph, metres_per_pixel)
-    return ready if len(ready.xy) else None
+    ride_map = _RideMap(graph, metres_per_pixel) if graph else None
+    return ride_map if ride_map and len(ride_map.xy) else None
 
 
 def _parts(rides: int, roads: int) -> Iterator[Ints]:
