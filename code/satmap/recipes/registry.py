@@ -1,11 +1,8 @@
 """Registry of the tasks that recipes can name; a task is imported only when it is used.
 
 A task has two parts. Its settings define the content of recipes and load in milliseconds. Its
-:class:`satmap.tasks.base.Task` does the work and imports torch. The registry holds the import
-addresses of both.
-
-Another package adds a task with an entry point of the group ``satmap.tasks`` that names a
-:class:`TaskEntry`.
+:class:`satmap.tasks.base.Task` does the work and imports torch. Another package adds a task with an
+entry point of the group ``satmap.tasks`` that names a :class:`TaskEntry`.
 """
 
 import importlib
@@ -17,8 +14,6 @@ from typing import Any
 
 from satmap.errors import SatmapError
 from satmap.recipes.task_settings import TaskLosses, TaskSettings
-
-_GROUP = "satmap.tasks"
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,7 @@ def find_task(name: str) -> TaskEntry:
 @cache
 def installed_tasks() -> Mapping[str, TaskEntry]:
     """Return the tasks of other installed packages, by name."""
-    entries: list[TaskEntry] = [point.load() for point in entry_points(group=_GROUP)]
+    entries: list[TaskEntry] = [point.load() for point in entry_points(group="satmap.tasks")]
     return {entry.name: entry for entry in entries}
 
 

@@ -105,7 +105,8 @@ class DenseTask(Task):
     def freeze_encoder(self, network: nn.Module, frozen: bool, stages: int | None) -> None:
         """Freeze or unfreeze the first stages of the UNet's encoder, or all of it."""
         assert isinstance(network, UNet)
-        network.freeze_encoder(frozen, stages)
+        count = len(network.encoder.stages) if stages is None else stages
+        network.encoder.freeze(count if frozen else 0)
 
     def inputs(self, network: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
         """Return the normalised images and, for networks with several heads, the head indices."""
