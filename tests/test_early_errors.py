@@ -34,7 +34,7 @@ CASES = [
     ("predict images out.gpkg --weights roads", "add --export"),
     ("predict images o.csv --weights houses --export x.graphml", "'.graphml' is none of .geojson"),
     ("predict images out.csv --weights odd", "the decoder 'odd'"),
-    ("predict images out.csv --weights broken", "maps must be a list of different names"),
+    ("predict images out.csv --weights broken", "broken metadata: maps: Invalid JSON"),
     ("train nowhere", "nowhere does not exist"),
     ("train images --recipe no-such-recipe", "no recipe is called"),
     ("train images --fold 9", "no member of fold 9. Its folds are: 0, 1, 2, 3"),
