@@ -55,8 +55,9 @@ def encoder_file(weights: Path, name: str) -> Path:
 def find_encoder_file(weights: Path, name: str) -> Path:
     """Return the path where a training finds an encoder's ImageNet weights.
 
-    It is ``encoder_file(weights, name)`` or, if only that exists, the file in the directory of
-    weights ``$SATMAP_ENCODERS``.
+    Returns:
+        ``encoder_file(weights, name)``, or, if only that exists, the file in the directory of
+        weights ``$SATMAP_ENCODERS``.
     """
     file = encoder_file(weights, name)
     other = os.environ.get(ENCODERS_VARIABLE)
@@ -88,10 +89,9 @@ def encoder_part(encoder: Encoder, found: Mapping[str, Tensor]) -> dict[str, Ten
     with torch.device("meta"):
         whole = timm.create_model(ENCODERS[encoder.name].timm_name, pretrained=False)
     beyond = whole.state_dict().keys() - set(names.values())
-    renamed = {_DENSE_LAYER.sub(r"\1\2", name): value for name, value in found.items()}
     part = {
         name: value
-        for name, value in renamed.items()
+        for name, value in _current_names(found).items()
         if name not in beyond and not name.startswith(_CLASSIFIER)
     }
     for name in names.values():
@@ -156,6 +156,10 @@ def verify_encoder_file(path: Path, name: str, remedy: str) -> str | None:
         raise SatmapError(f"{path} does not hold ImageNet weights of {name}: {fault}. {remedy}")
     require_weights(path, tensors)
     return read_metadata(path).get(CHECKSUM)
+
+
+def _current_names(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {_DENSE_LAYER.sub(r"\1\2", name): value for name, value in found.items()}
 
 
 def _split(name: str, found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
