@@ -46,7 +46,6 @@ from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.weights import fetch
 from satmap.weights.fetch import Fetched, fetch_encoder
 from satmap.weights.header import read_metadata, read_weights_metadata
-from satmap.weights.importing import import_weights
 from satmap.weights.members import choose, find_weights, recipe_of
 from satmap.weights.network_files import (
     load_pretrained_encoder,
@@ -61,7 +60,7 @@ from satmap.weights.pretrained import (
     find_encoder_file,
     verify_encoder_file,
 )
-from satmap.weights.published import PublishedNetwork, read_published
+from satmap.weights.published import PublishedNetwork, import_weights, read_published
 from satmap.weights.tensor_file import read_tensors, write_tensors
 from test_models import tensor_by_name
 

@@ -50,7 +50,7 @@ def _weights_import(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe)
     require_weight_file(options.file, "Give a published weight file.")
     from satmap.provenance.manifest import write_derived_manifest
-    from satmap.weights.importing import import_weights
+    from satmap.weights.published import import_weights
 
     path = import_weights(options.file, options.output, recipe)
     write_derived_manifest(path, [options.file], options.arguments)

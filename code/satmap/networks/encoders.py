@@ -302,11 +302,7 @@ def build_encoder(name: str, in_channels: int) -> Encoder:
 
 
 def require_encoder(name: str) -> None:
-    """Fail unless there is an encoder of that name.
-
-    Raises:
-        SatmapError: the encoder is unknown.
-    """
+    """Raise a SatmapError unless there is an encoder of that name."""
     if name not in ENCODERS:
         raise SatmapError(f"{unknown_encoder(name)}.")
 

@@ -21,8 +21,6 @@ _PACKAGE = Path(satmap.__file__).parent
 # none.
 _ROOT = _PACKAGE.parents[1]
 
-_GIT_S = 10.0
-
 
 class Software(Settings):
     """Versions of the software.
@@ -91,9 +89,8 @@ def this_hardware(device: torch.device) -> Hardware:
     """Return the hardware of this machine with the given device."""
     on_gpu = device.type == "cuda"
     capability = torch.cuda.get_device_capability(device) if on_gpu else ()
-    cudnn: int | None = None
-    if on_gpu:
-        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    gpus = torch.cuda.device_count() if on_gpu else 0
+    cudnn = torch.backends.cudnn.version() if on_gpu else None  # type: ignore[no-untyped-call]
     return Hardware(
         device=device.type,
         precision=precision(device),
@@ -103,9 +100,7 @@ def this_hardware(device: torch.device) -> Hardware:
         threads=torch.get_num_threads(),
         gpu=torch.cuda.get_device_name(device) if on_gpu else None,
         capability=".".join(map(str, capability)) or None,
-        gpus=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        if on_gpu
-        else (),
+        gpus=tuple(torch.cuda.get_device_name(i) for i in range(gpus)),
         cuda=torch.version.cuda if on_gpu else None,
         cudnn=str(cudnn) if cudnn else None,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -144,7 +139,7 @@ def _commit() -> str | None:
             ["git", "-C", str(_ROOT), "rev-parse", "HEAD"],
             capture_output=True,
             text=True,
-            timeout=_GIT_S,
+            timeout=10,
             check=True,
         )
     # git is not installed, or does not trust the owner of the checkout.

@@ -98,14 +98,11 @@ def load_weights(path: Path) -> tuple[UNet, dict[str, str]]:
 
 
 def load_pretrained_encoder(network: UNet, path: Path) -> None:
-    """Load ImageNet weights with timm's names into the encoder.
+    """Load ImageNet weights with timm's names into the network's encoder.
 
-    The classifier is dropped, and the first convolution is adapted to the network's channels.
-
-    Args:
-        network: network whose encoder is changed in place.
-        path: file from ``satmap weights fetch`` or ``import``, timm's ``model.safetensors``, or a
-            ``.pth`` that holds only the state dict.
+    The classifier is dropped, and the first convolution is adapted to the network's channels. The
+    file comes from ``satmap weights fetch`` or ``import``, is timm's ``model.safetensors``, or a
+    ``.pth`` that holds only the state dict.
 
     Raises:
         SatmapError: the file does not exist, cannot be read, or is for another architecture.

@@ -1,4 +1,4 @@
-"""Read published weight files: networks of the reference solution and ImageNet encoders.
+"""Import published weight files: networks of the reference solution and ImageNet encoders.
 
 Files are recognised by their content, not by their names: published networks have tensors of
 encoder stages, bottlenecks and a final layer; encoders are compared with each known encoder.
@@ -16,17 +16,27 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from satmap.errors import SatmapError
+from satmap.io.checksums import record_file
+from satmap.io.files import require_writable
 from satmap.io.text import printable
+from satmap.networks.encoders import ENCODERS
 from satmap.networks.unet import DECODER_WIDTHS, UNet, build_network
-from satmap.recipes.schema import member_name
+from satmap.recipes.schema import LAST, Recipe, member_name
 from satmap.weights.header import (
+    CHECKPOINT_KEY,
     CHECKSUM,
     read_metadata,
     require_weight_file,
     starts_like_safetensors,
 )
+from satmap.weights.network_files import save_weights
 from satmap.weights.pickles import read_pickle, require_state_dict
-from satmap.weights.pretrained import PretrainedEncoder, recognise_encoder
+from satmap.weights.pretrained import (
+    PretrainedEncoder,
+    encoder_file,
+    recognise_encoder,
+    save_encoder,
+)
 from satmap.weights.tensor_file import mismatch, read_tensors, require_weights
 
 #: Mean and standard deviation of every channel, by the encoder and the number of bands of the
@@ -47,26 +57,6 @@ REFERENCE_BANDS: Mapping[int, tuple[int, ...]] = {3: (5, 3, 2), 8: (5, 3, 2, 1, 
 #: Percentiles of every band that the reference maps to 0 and 255.
 REFERENCE_STRETCH = (2.0, 98.0)
 
-
-def reference_names(network: UNet) -> dict[str, str]:
-    """Map the names in a network's state dict to the reference's names of the same tensors."""
-    modules = {"head": "final.0"}
-    for index in range(len(DECODER_WIDTHS)):
-        from_shallowest = len(DECODER_WIDTHS) - 1 - index
-        modules[f"decoder.{index}.skip_conv"] = f"bottlenecks.{index}.seq.0"
-        modules[f"decoder.{index}.up_conv"] = f"decoder_stages.{from_shallowest}.layer.1"
-    for stage, children in enumerate(network.encoder.stages):
-        for index, (child, _) in enumerate(children.named_children()):
-            modules[f"encoder.stages.{stage}.{child}"] = f"encoder_stages.{stage}.{index}"
-    names = {}
-    for ours in network.state_dict():
-        # timm's fused norm and activation are two modules in satmap (see NormAct).
-        name = ours.replace(".bn.norm.", ".bn.")
-        module = next(module for module in modules if name.startswith(f"{module}."))
-        names[ours] = modules[module] + name.removeprefix(module)
-    return names
-
-
 # Prefix that DataParallel adds to every name; nested wrappers add it twice.
 _WRAPPER = re.compile(r"^(module\.)+")
 
@@ -80,6 +70,8 @@ _SCORES = ("dice_best", "apls_best")
 
 # As in spacenet_dpn_unet_dpn92_3_best_apls.
 _FOLD_AND_CHECKPOINT = re.compile(r"_(\d+)_(best_apls|best_dice|last)(?:\.\w+)*$")
+
+_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -98,6 +90,89 @@ class PublishedNetwork:
     metadata: dict[str, str]
     member: str | None
     checkpoint: str | None
+
+
+def import_weights(source: Path, out: Path, recipe: Recipe) -> Path:
+    """Convert a published weight file to satmap's format; no code in the file is executed.
+
+    Args:
+        source: published file; see ``read_published``.
+        out: a directory of weights, or the ``.safetensors`` file to write. In a directory, encoders
+            go to ``imagenet/``, and networks are named like members of a recipe, with the fold and
+            checkpoint of the source's original name (``..._dpn92_3_best_apls``). The file of a
+            network may have any name; that of an encoder must be where trainings look for it.
+        recipe: recipe for prediction with the network; it need not have a member of that kind.
+
+    Returns:
+        The file written. Its name gives the checkpoint that a network counts as
+        (``x.best_apls.safetensors``), otherwise the source's name does, otherwise it is the last.
+
+    Raises:
+        SatmapError: the source is not a published weight file, the recipe stretches images
+            differently from the network's training, or the file to write has no usable name,
+            exists, or cannot be written.
+    """
+    imported = read_published(source)
+    if isinstance(imported, PretrainedEncoder):
+        path = _encoder_path(source, out, imported.name)
+    else:
+        low, high = REFERENCE_STRETCH
+        if (recipe.stretch.low, recipe.stretch.high) != (low, high):
+            raise SatmapError(
+                f"{source} was trained on images stretched between percentiles {low} and {high}, "
+                f"but recipe {recipe.name} stretches between {recipe.stretch.low} and "
+                f"{recipe.stretch.high}. Pass another --recipe."
+            )
+        path = _network_path(source, out, imported)
+    require_writable(path)
+    # The existing file may be a network that took days to train.
+    if path.exists():
+        raise SatmapError(f"{path} already exists. Remove it, or write to another directory.")
+    metadata = {"source": source.name, "source_sha256": record_file(source).sha256}
+    if isinstance(imported, PretrainedEncoder):
+        save_encoder(path, imported, metadata)
+        return path
+    metadata |= {
+        **imported.metadata,
+        "recipe": recipe.model_dump_json(),
+        # If the fold is unknown, use the file name as the member's name.
+        "member": imported.member or path.stem.partition(".")[0],
+        CHECKPOINT_KEY: imported.checkpoint or LAST,
+    }
+    save_weights(path, imported.network, metadata)
+    return path
+
+
+def _encoder_path(source: Path, out: Path, name: str) -> Path:
+    if out.suffix != _SUFFIX:
+        return encoder_file(out, name)
+    if out.stem in ENCODERS and out.stem != name:
+        raise SatmapError(
+            f"{out} is the place of weights of {out.stem}, but {source} holds weights of {name}. "
+            f"Name the file {name}{_SUFFIX}, or give the directory of weights."
+        )
+    imagenet = out.parent.name == encoder_file(Path(), name).parent.name
+    place = encoder_file(out.parent.parent if imagenet else out.parent, name)
+    if out != place:
+        # Predictions fail if an encoder's file lies among the networks.
+        raise SatmapError(
+            f"{source} holds ImageNet weights of {name}, which trainings look for in {place}. "
+            "Give that file, or the directory of weights."
+        )
+    return out
+
+
+def _network_path(source: Path, out: Path, imported: PublishedNetwork) -> Path:
+    if out.suffix == _SUFFIX:
+        return out
+    if imported.member is None:
+        encoder = imported.network.encoder
+        example = out / f"{encoder.name}-{encoder.in_channels}band.last{_SUFFIX}"
+        raise SatmapError(
+            f"{source}: the file name gives no fold and checkpoint, as in ..._3_best_apls. Give "
+            f"the file to write, such as {example}."
+        )
+    return out / f"{imported.member}.{imported.checkpoint}{_SUFFIX}"
 
 
 def read_published(path: Path) -> PublishedNetwork | PretrainedEncoder:
@@ -201,3 +276,22 @@ def _describe(network: UNet, content: Mapping[str, Any]) -> dict[str, str]:
     if scores:
         described["scores"] = json.dumps(scores)
     return described
+
+
+def reference_names(network: UNet) -> dict[str, str]:
+    """Map the names in a network's state dict to the reference's names of the same tensors."""
+    modules = {"head": "final.0"}
+    for index in range(len(DECODER_WIDTHS)):
+        from_shallowest = len(DECODER_WIDTHS) - 1 - index
+        modules[f"decoder.{index}.skip_conv"] = f"bottlenecks.{index}.seq.0"
+        modules[f"decoder.{index}.up_conv"] = f"decoder_stages.{from_shallowest}.layer.1"
+    for stage, children in enumerate(network.encoder.stages):
+        for index, (child, _) in enumerate(children.named_children()):
+            modules[f"encoder.stages.{stage}.{child}"] = f"encoder_stages.{stage}.{index}"
+    names = {}
+    for ours in network.state_dict():
+        # timm's fused norm and activation are two modules in satmap (see NormAct).
+        name = ours.replace(".bn.norm.", ".bn.")
+        module = next(module for module in modules if name.startswith(f"{module}."))
+        names[ours] = modules[module] + name.removeprefix(module)
+    return names
