@@ -70,10 +70,14 @@ class Symmetry:
 SYMMETRIES = tuple(Symmetry(turns, mirrored) for mirrored in (False, True) for turns in range(4))
 
 
-class HostCopy:
-    """Asynchronous copy of a tensor to the host, so that a GPU can start the next image."""
+class Strip:
+    """Rows of an image's probability maps over its whole width, from the row ``top``.
 
-    def __init__(self, values: Tensor) -> None:
+    A GPU's values are copied to the host asynchronously, so that it can start the next image.
+    """
+
+    def __init__(self, top: int, values: Tensor) -> None:
+        self.top = top
         self._values = values
         self._arrived: torch.cuda.Event | None = None
         if values.device.type == "cuda":
@@ -84,22 +88,11 @@ class HostCopy:
             self._arrived.record(torch.cuda.current_stream(values.device))
 
     def get(self) -> NDArray[np.uint8]:
-        """Wait for the copy and return the values."""
+        """Wait for the values and return them, uint8 (maps, height, width), 0..255 for 0..1."""
         if self._arrived is not None:
             self._arrived.synchronize()
         values: NDArray[np.uint8] = self._values.numpy()
         return values
-
-
-@dataclass(frozen=True)
-class Strip:
-    """Rows of an image's probability maps over its whole width, from the row ``top``.
-
-    The values are uint8 (maps, height, width), 0..255 for 0..1.
-    """
-
-    top: int
-    values: HostCopy
 
 
 def predict_maps(
@@ -124,7 +117,7 @@ def predict_maps(
         every channel).
     """
     strips = predict_strips(members, image, settings, device, category)
-    parts = [strip.values.get() for strip in strips]
+    parts = [strip.get() for strip in strips]
     return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
@@ -147,7 +140,7 @@ def predict_strips(
     height, width = image.shape[:2]
     rows, columns = (spans(length, settings.window, settings.overlap) for length in (height, width))
     # Use starmap: a generator would keep a reference to a strip while the next one is predicted.
-    return starmap(lambda top, values: Strip(top, HostCopy(values)), blend(rows, columns, predict))
+    return starmap(Strip, blend(rows, columns, predict))
 
 
 @torch.no_grad()

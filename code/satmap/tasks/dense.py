@@ -48,7 +48,7 @@ class PendingMaps:
 
     def get(self) -> ProbabilityMaps:
         """Wait for the maps and resize them to the size of the image's file."""
-        parts = [strip.values.get() for strip in self.strips]
+        parts = [strip.get() for strip in self.strips]
         values = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
         values = resize_maps(values, self.image.shape)
         return ProbabilityMaps(self.names, values, self.image.metres_per_pixel)
