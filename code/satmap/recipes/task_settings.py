@@ -37,9 +37,10 @@ class TaskSettings(Settings):
     def find_images(
         self, directories: Sequence[Path], bands: int = 1, view_angle: "ViewAngle | None" = None
     ) -> "Inventory":
-        """Find images and their labels in directories, at any depth.
+        """Find images and their labels.
 
         Args:
+            directories: searched to any depth.
             bands: largest number of bands that a network needs.
             view_angle: off-nadir angle, for images whose names lack it.
 
