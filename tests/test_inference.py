@@ -147,7 +147,7 @@ def test_a_single_window_equals_the_whole_image() -> None:
         predict_strips([EnsembleMember(network)], image, Inference(window=64, overlap=16), CPU)
     )
     assert [strip.top for strip in strips] == [0, 32]
-    assert sum(strip.values.get().shape[1] for strip in strips) == 96
+    assert sum(strip.get().shape[1] for strip in strips) == 96
 
 
 class FirstBand(nn.Module):

@@ -23,15 +23,9 @@ class DecoderBlock(nn.Module):
         self.skip_conv = nn.Conv2d(out_channels + skip_channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
-        """Decode one scale.
+        """Decode float (N, in_channels, H, W) to (N, out_channels, 2 H, 2 W).
 
-        Args:
-            x: float (N, in_channels, H, W).
-            skip: float (N, skip_channels, 2 H, 2 W); None if the encoder has no feature of that
-                size.
-
-        Returns:
-            (N, out_channels, 2 H, 2 W).
+        ``skip`` is (N, skip_channels, 2 H, 2 W); None if the encoder has no feature of that size.
         """
         x = F.relu(self.up_conv(upsample(x, skip)), inplace=True)
         if skip is not None:
@@ -100,15 +94,10 @@ DECODERS: Mapping[str, type[nn.Module]] = {
 
 
 def upsample(x: Tensor, like: Tensor | None) -> Tensor:
-    """Upsample by a factor of two with nearest-neighbour interpolation.
+    """Upsample float (N, C, H, W) by a factor of two with nearest-neighbour interpolation.
 
-    Args:
-        x: float (N, C, H, W).
-        like: float (N, any, 2 H, 2 W), or None. If given, its size is used: an exported graph for
-            any image size cannot prove that it equals twice the size of ``x``.
-
-    Returns:
-        (N, C, 2 H, 2 W).
+    The size of ``like`` is used, if it is given: an exported graph for any image size cannot prove
+    that it equals twice the size of ``x``.
     """
     if like is None:
         return F.interpolate(x, scale_factor=2, mode="nearest")

@@ -67,10 +67,7 @@ class StridedConv(nn.Conv2d):
 
 
 def fix_same_padding(module: nn.Module) -> None:
-    """Replace every ``Conv2dSame`` inside a module by a ``StridedConv``.
-
-    All of them must be square and of stride 2. The parameters stay the same objects.
-    """
+    """Replace every ``Conv2dSame``, square and of stride 2, by one with the same parameters."""
     for name, child in module.named_children():
         if isinstance(child, Conv2dSame):
             fixed = StridedConv(
@@ -89,13 +86,10 @@ def fix_same_padding(module: nn.Module) -> None:
 
 
 def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (N, C, H, W) bilinearly to ``size``, with aligned corners.
+    """Resize (N, C, H, W) bilinearly to ``size``, with aligned corners; the dtype stays the same.
 
     On a GPU, torch's own implementation sums gradients in an arbitrary order. If deterministic
     algorithms are requested, two matrix products are used instead.
-
-    Returns:
-        (N, C, *size), of the dtype of ``x``.
     """
     if torch.are_deterministic_algorithms_enabled():
         return resize_by_products(x, size)

@@ -36,7 +36,6 @@ class UNet(nn.Module):
     and each image of a batch uses the head of its category. All other layers are shared.
 
     Attributes:
-        encoder: the contracting path.
         map_names: one name per output map.
         decoder_kind: key in ``satmap.networks.decoders.DECODERS``.
         decoder_widths: channels at strides 16, 8, 4 and 2. If the encoder has no feature of such a
@@ -139,10 +138,7 @@ class UNet(nn.Module):
         return resize_bilinear(x, (size[0], size[1]))
 
     def order_maps(self, names: Sequence[str]) -> None:
-        """Change the order of the output maps.
-
-        Args:
-            names: the names in ``map_names`` in the new order.
+        """Change the order of the output maps to ``names``.
 
         Raises:
             ValueError: the names differ from ``map_names``.
@@ -158,10 +154,7 @@ class UNet(nn.Module):
         self.map_names = tuple(names)
 
     def category_indices(self, names: Sequence[str]) -> Tensor | None:
-        """Convert category names to the indices that ``forward`` takes.
-
-        Args:
-            names: category of each image; a network without categories ignores them.
+        """Convert the category of each image to the indices that ``forward`` takes.
 
         Returns:
             int64 (N,) on the network's device; None for a network without categories.
@@ -180,22 +173,6 @@ class UNet(nn.Module):
         indices = [self.categories.index(name) for name in names]
         return torch.tensor(indices, device=self.head.weight.device)
 
-    def freeze_encoder(self, frozen: bool, stages: int | None = None) -> None:
-        """Freeze or unfreeze the encoder, including its batch-norm statistics.
-
-        ``DistributedDataParallel`` reads ``requires_grad`` only when it is constructed: wrap the
-        network again after a change.
-
-        Args:
-            frozen: whether to freeze stages; otherwise the whole encoder is trained.
-            stages: number of stages to freeze, counted from the image; None for all.
-        """
-        if not frozen:
-            stages = 0
-        elif stages is None:
-            stages = len(self.encoder.stages)
-        self.encoder.freeze(stages)
-
 
 def build_network(
     encoder: str,
@@ -207,13 +184,8 @@ def build_network(
 ) -> UNet:
     """Build an untrained network; nothing is downloaded.
 
-    Args:
-        encoder: key in ``satmap.networks.encoders.ENCODERS``.
-        in_channels: number of input bands.
-        maps: names of the output maps.
-        decoder_widths: channels of the decoder at strides 16, 8, 4 and 2.
-        decoder_kind: key in ``satmap.networks.decoders.DECODERS``.
-        categories: names of the heads, for a network with one head per category.
+    The encoder is a key in ``satmap.networks.encoders.ENCODERS``. For the other arguments see
+    :class:`UNet`.
 
     Raises:
         SatmapError: the encoder or decoder is unknown, or there are no input channels.

@@ -171,7 +171,7 @@ class _NetworkStage:
         names = self._plan.recipe.map_names
         with map_writer(path, names, image.shape, georeference) as write:
             for strip in task.predict_strips(image, self._device):
-                write(strip.top, strip.values.get())
+                write(strip.top, strip.get())
                 # Free hundreds of megabytes before the next strip is predicted.
                 del strip
 

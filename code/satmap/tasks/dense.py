@@ -48,7 +48,7 @@ class PendingMaps:
 
     def get(self) -> ProbabilityMaps:
         """Wait for the maps and resize them to the size of the image's file."""
-        parts = [strip.values.get() for strip in self.strips]
+        parts = [strip.get() for strip in self.strips]
         values = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
         values = resize_maps(values, self.image.shape)
         return ProbabilityMaps(self.names, values, self.image.metres_per_pixel)
@@ -105,7 +105,8 @@ class DenseTask(Task):
     def freeze_encoder(self, network: nn.Module, frozen: bool, stages: int | None) -> None:
         """Freeze or unfreeze the first stages of the UNet's encoder, or all of it."""
         assert isinstance(network, UNet)
-        network.freeze_encoder(frozen, stages)
+        count = len(network.encoder.stages) if stages is None else stages
+        network.encoder.freeze(count if frozen else 0)
 
     def inputs(self, network: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
         """Return the normalised images and, for networks with several heads, the head indices."""
