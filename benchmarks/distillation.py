@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from real_chips import HELD_OUT, link, split
-from satmap.data.cache import CachedChip
+from satmap.data.crops import CachedChip
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.evaluation.metrics.apls import apls
 from satmap.networks.ensemble import EnsembleMember, predict_maps

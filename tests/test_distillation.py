@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from satmap.data.augmentation import Geometry
-from satmap.data.cache import CachedChip, prepare_chips
-from satmap.data.crops import CropDataset, read_crop, read_soft_crop
+from satmap.data.cache import prepare_chips
+from satmap.data.crops import CachedChip, Geometry, SoftTarget, read_crop, read_soft_crop
 from satmap.data.layouts.spacenet_roads import scan_roads
-from satmap.data.soft_targets import SoftTarget
 from satmap.errors import SatmapError
 from satmap.networks.ensemble import predict_maps
 from satmap.networks.unet import build_network
@@ -20,12 +18,12 @@ from satmap.recipes.schema import Augmentation, Recipe, load_recipe, parse_recip
 from satmap.recipes.task_settings import HeadLoss
 from satmap.runtime.ranks import Ranks
 from satmap.tasks.base import load_ensemble, task_of
-from satmap.tasks.dense import DenseTask
-from satmap.tasks.dense_losses import distillation_loss
+from satmap.tasks.dense import DenseTask, distillation_loss
 from satmap.tasks.roads.losses import road_loss
 from satmap.tasks.roads.settings import ROAD_MAPS, RoadHeadLoss
 from satmap.tasks.roads.settings import RoadLosses as Losses
 from satmap.training import teacher as teaching
+from satmap.training.loading import CropDataset
 from satmap.training.run_context import RunContext
 from satmap.training.teacher import Teacher, find_teacher, predict_soft_targets
 from satmap.training.train_ensemble import TrainingOptions, train

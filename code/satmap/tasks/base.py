@@ -22,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from satmap.data.augmentation import Geometry
-from satmap.data.cache import CachedChip, EncodedLabel
+from satmap.data.cache import EncodedLabel
 from satmap.data.chip import Chip
+from satmap.data.crops import CachedChip, Geometry
 from satmap.data.imagery import ImageInfo
 from satmap.data.inventory import Inventory
 from satmap.data.neighbours import ImageFootprint, Neighbour

@@ -15,15 +15,11 @@ from satmap.io.files import atomic_path, refuse_pipe
 
 
 class MovingAverage:
-    """Exponential moving average of a network's weights over the training steps.
+    """Exponential moving average of a network's weights over a number of training steps.
 
     The average usually scores better than the weights themselves (for example arXiv 1905.11946).
     Batch-norm statistics are averaged like weights; counters are copied. After n steps the decay is
     at most (1 + n) / (10 + n), so that the average forgets the first weights quickly.
-
-    Attributes:
-        network: a network with the averaged weights.
-        steps: number of averaged steps.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -125,12 +121,8 @@ class TrainState:
         """The network that is validated and saved: the average if there is one."""
         return self.average.network if self.average else self.network
 
-    def step(self, name: str, device: torch.device) -> None:
-        """Make an optimizer step.
-
-        Args:
-            name: name of the member, for the error message.
-            device: device of the network, for the error message.
+    def step(self, member: str, device: torch.device) -> None:
+        """Make an optimizer step. Member and device are named in the error message.
 
         Raises:
             SatmapError: the memory does not suffice. Smaller batches would not help, because the
@@ -142,7 +134,7 @@ class TrainState:
                 self.average.update(self.network)
         except torch.OutOfMemoryError as error:
             raise SatmapError(
-                f"{name}: the memory of {device} does not suffice for the optimizer. Stop other "
+                f"{member}: the memory of {device} does not suffice for the optimizer. Stop other "
                 "programs that use it and run the same command again to resume from the last "
                 "state, or use a smaller encoder."
             ) from error
@@ -248,26 +240,20 @@ def restore(
         SatmapError: the state is damaged.
     """
     try:
-        return _restore(state, train_state, device, rank)
+        train_state.network.load_state_dict(state["network"])
+        train_state.optimizer.load_state_dict(state["optimizer"])
+        if train_state.average:
+            train_state.average.network.load_state_dict(state["average"]["network"])
+            train_state.average.steps = state["average"]["steps"]
+        # With more processes than before, the new ones reuse the generator states of the others.
+        # That matters little, because crops have their own seeds.
+        random = state["random"][rank % len(state["random"])]
+        torch.set_rng_state(random["cpu"])
+        if device.type == "cuda" and "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"], device)
+        return Progress(**state["progress"])
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise SatmapError(
             f"the training state is damaged ({str(error).splitlines()[0]}). "
             "Pass --restart to train again."
         ) from error
-
-
-def _restore(
-    state: dict[str, Any], train_state: TrainState, device: torch.device, rank: int
-) -> Progress:
-    train_state.network.load_state_dict(state["network"])
-    train_state.optimizer.load_state_dict(state["optimizer"])
-    if train_state.average:
-        train_state.average.network.load_state_dict(state["average"]["network"])
-        train_state.average.steps = state["average"]["steps"]
-    # With more processes than before, the new ones reuse the generator states of the others. That
-    # matters little, because crops have their own seeds.
-    random = state["random"][rank % len(state["random"])]
-    torch.set_rng_state(random["cpu"])
-    if device.type == "cuda" and "cuda" in random:
-        torch.cuda.set_rng_state(random["cuda"], device)
-    return Progress(**state["progress"])

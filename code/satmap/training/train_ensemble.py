@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from satmap.data.audit import duplicate_groups
-from satmap.data.cache import CachedChip, Preparation, prepare_chips
+from satmap.data.cache import Preparation, prepare_chips
+from satmap.data.crops import CachedChip
 from satmap.data.folds import assign_folds
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from satmap.data.cache import CachedChip
+from satmap.data.crops import CachedChip
 from satmap.report.panels import write_picture
 from satmap.tasks.base import Task
 from satmap.training.run_context import RunContext
