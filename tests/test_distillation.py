@@ -17,7 +17,7 @@ from satmap.provenance.manifest import WeightsManifest, read_manifest
 from satmap.recipes.schema import Augmentation, Recipe, load_recipe, parse_recipe
 from satmap.recipes.task_settings import HeadLoss
 from satmap.runtime.ranks import Ranks
-from satmap.tasks.base import load_ensemble, task_of
+from satmap.tasks.base import task_of
 from satmap.tasks.dense import DenseTask, distillation_loss
 from satmap.tasks.roads.losses import road_loss
 from satmap.tasks.roads.settings import ROAD_MAPS, RoadHeadLoss
@@ -126,7 +126,7 @@ def test_soft_targets_equal_the_ensembles_maps_and_are_made_once(
     context = RunContext(tmp_path / "weights", CPU)
     assert (teacher.passes, teacher.bands) == (2 * 4, 8)
     taught = predict_soft_targets(chips, teacher, context)
-    members = load_ensemble(teacher.files, CPU)
+    members = teacher.task.load_ensemble(teacher.files, CPU)
     image, _ = chips[1].read()
     expected = predict_maps(members, image, teacher.recipe.inference, CPU)
     soft = taught[1].soft

@@ -36,13 +36,10 @@ class EpochPlan:
 def plan_epoch(
     stage: Stage, steps: int, progress: Progress, seconds: float | None = None
 ) -> EpochPlan:
-    """Plan the next epoch of a stage, with the length of the recipe or as the time allows.
+    """Plan the next epoch of a stage.
 
-    Args:
-        stage: the stage.
-        steps: optimizer steps of a whole epoch.
-        progress: progress of the training.
-        seconds: time limit of the whole stage; None for no limit.
+    ``steps`` are the optimizer steps of a whole epoch. It has the length of the recipe, or as the
+    time limit of the whole stage allows, in seconds.
     """
     start, whole = progress.schedule, float(stage.epochs)
     if seconds is None:
@@ -109,11 +106,7 @@ def allocate_time(
 def assign_stages(
     members: Sequence[Member], world: int
 ) -> list[tuple[list[list[Member]], list[Member]]]:
-    """Assign members to processes, stage by stage.
-
-    Args:
-        members: the members to train.
-        world: number of processes.
+    """Assign members to ``world`` processes, stage by stage.
 
     Returns:
         For each stage two lists: the members that each process trains alone, evenly distributed,

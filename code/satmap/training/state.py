@@ -91,26 +91,13 @@ class Progress:
 
     def next_stage(self) -> "Progress":
         """Return the progress at the start of the next stage."""
-        return Progress(
-            stage=self.stage + 1,
-            world=self.world,
-            best=self.best,
-            pretrained=self.pretrained,
-            history=self.history,
-            starts_from=self.starts_from,
-            runs=self.runs,
-        )
+        kept = ("world", "best", "pretrained", "history", "starts_from", "runs")
+        return Progress(stage=self.stage + 1, **{name: getattr(self, name) for name in kept})
 
 
 @dataclass
 class TrainState:
-    """The network and the objects that change with it during training.
-
-    Attributes:
-        network: the unwrapped network.
-        optimizer: optimizer of the network's parameters.
-        average: moving average of the weights, if the recipe has one.
-    """
+    """The unwrapped network, its optimizer and, if the recipe has one, its moving average."""
 
     network: nn.Module
     optimizer: Optimizer
@@ -155,17 +142,9 @@ def save_state(
     progress: Progress,
     random: list[dict[str, Tensor]],
 ) -> None:
-    """Write the train state, atomically.
-
-    Args:
-        path: the file.
-        fingerprint: must match to resume.
-        train_state: network, optimizer and average.
-        progress: progress of the training.
-        random: ``random_state`` of every process.
-    """
+    """Write the train state, atomically. ``random`` is the ``random_state`` of every process."""
     average = train_state.average
-    state = {
+    content = {
         "version": _VERSION,
         "fingerprint": fingerprint,
         "network": train_state.network.state_dict(),
@@ -174,11 +153,10 @@ def save_state(
         "progress": vars(progress),
         "random": random,
     }
-    write_state(path, state)
+    _write(path, content)
 
 
-def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write the content of a state file, atomically."""
+def _write(path: Path, state: dict[str, Any]) -> None:
     # Through memory, because torch's writer reports a full disk like any other error.
     content = io.BytesIO()
     torch.save(state, content)
@@ -228,7 +206,7 @@ def save_split(path: Path, split: int) -> None:
     if path.exists():
         state = torch.load(path, map_location="cpu", weights_only=True)
         state["progress"]["split"] = split
-        write_state(path, state)
+        _write(path, state)
 
 
 def restore(

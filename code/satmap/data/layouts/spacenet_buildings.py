@@ -205,26 +205,17 @@ def scan_spacenet_buildings(
         )
     chips, faults, warnings = [], {}, []
     ids = sorted(images, key=natural_key)
+    keys = {image_id: names[image_id].place or image_id for image_id in ids}
     for image_id in ids:
         infos, wrong = read_infos(images[image_id])
         if not infos:
             faults[image_id] = " ".join(wrong)
             continue
-        name = names[image_id]
-        label = labels.get(name.place or image_id)
-        chips.append(
-            Chip(
-                image_id,
-                image_id,
-                name.aoi,
-                _of_one_size(infos, channels),
-                label,
-                place=name.place,
-                view_angle=name.view_angle or view_angle,
-            )
-        )
+        name, label = names[image_id], labels.get(keys[image_id])
+        infos, angle = _of_one_size(infos, channels), name.view_angle or view_angle
+        chips.append(Chip(image_id, image_id, name.aoi, infos, label, name.place, angle))
         warnings += wrong
-    used = {names[image_id].place or image_id for image_id in ids}
+    used = set(keys.values())
     return Inventory(
         chips=tuple(chips),
         faults=faults,
