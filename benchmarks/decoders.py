@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from networks import count_macs
 from real_chips import learn, split
 from satmap.data.crops import CachedChip
-from satmap.networks.decoders import DECODERS
-from satmap.networks.unet import UNet, build_network
+from satmap.networks.unet import DECODERS, UNet, build_network
 from satmap.recipes.schema import CosineSchedule, load_recipe
 from satmap.runtime.device import pick_device
 from satmap.tasks.base import Task, task_of

@@ -16,7 +16,6 @@ import torch
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
-from satmap.networks.decoders import DECODERS
 from satmap.networks.encoders import (
     ENCODERS,
     Encoder,
@@ -24,7 +23,7 @@ from satmap.networks.encoders import (
     pretrained_config,
     unused_modules,
 )
-from satmap.networks.unet import UNet, build_network
+from satmap.networks.unet import DECODERS, UNet, build_network
 from satmap.recipes.schema import DecoderSettings
 
 MAPS = ("road", "junction")
