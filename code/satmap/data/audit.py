@@ -149,10 +149,7 @@ def audit_images(
 
 
 def perceptual_hashes(grey: NDArray[np.float32]) -> Hashes:
-    """Compute the hashes of an image and of its rotations and reflections.
-
-    Args:
-        grey: float32 (32, 32).
+    """Compute the hashes of an image, float32 (32, 32), and of its rotations and reflections.
 
     Returns:
         uint64 (8,), the hash of the unchanged image first.

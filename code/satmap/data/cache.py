@@ -198,14 +198,9 @@ def prepare_chips(
     stretch: StretchSettings,
     task: "Task",
 ) -> Preparation:
-    """Prepare chips in threads; chips that fail are reported and do not stop the others.
+    """Prepare labelled chips in threads; chips that fail are reported and do not stop the others.
 
-    Args:
-        chips: chips with labels.
-        channels: largest number of channels that a network of the recipe needs.
-        directory: the cache.
-        stretch: percentiles of the stretch to 8 bits.
-        task: encodes the labels.
+    ``channels`` is the largest number of channels that a network of the recipe needs.
 
     Raises:
         CannotWriteError: the cache directory cannot be written to, or the disk is full.

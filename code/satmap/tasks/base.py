@@ -338,11 +338,8 @@ class Task(ABC):
     ) -> dict[str, int]:
         """Write the submission, with one image in memory at a time.
 
-        Args:
-            output: the file.
-            ids: ids of all images, in the order of the file.
-            keys: id to key, for images that have a record.
-            read: returns the record of a key.
+        ``ids`` are those of all images, in the order of the file. Images that have a record have a
+        key in ``keys``, and ``read`` returns the record of a key.
 
         Returns:
             Number of objects by id.

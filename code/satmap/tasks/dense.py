@@ -238,11 +238,7 @@ def head_loss(
 ) -> Tensor:
     """Compute the weighted sum of dice, focal loss and cross entropy of one head.
 
-    Args:
-        logits: float32 (n, maps, h, w).
-        target: float32 (n, maps, h, w), 0 and 1.
-        weights: weights of the losses.
-        total: sums a tensor over the processes that share the batch.
+    Logits and target, which holds 0 and 1, are float32 (n, maps, h, w).
     """
     loss = logits.new_zeros(())
     if weights.dice:

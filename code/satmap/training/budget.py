@@ -75,11 +75,8 @@ def allocate_time(
 ) -> dict[str, list[float]]:
     """Divide a time limit between all stages of all members, in proportion to their pixels.
 
-    Args:
-        members: the members to train.
-        world: number of processes, which share the work as in ``assign_stages``.
-        seconds: time limit of the whole training.
-        chips: member name to its number of training chips. A stage may use fewer.
+    ``world`` processes share the work as in ``assign_stages``. ``chips`` is the number of training
+    chips by member name; a stage may use fewer.
 
     Returns:
         Member name to the seconds of each of its stages.

@@ -344,13 +344,9 @@ def learning_rate(
 ) -> float:
     """Return the learning rate of a step.
 
-    Args:
-        schedule: schedule of the stage.
-        step: optimizer steps taken in the stage so far. Under a time limit, the steps that the
-            whole recipe would have taken at this point of the schedule.
-        steps_per_epoch: > 0.
-        epochs: length of the stage.
-        scores: scores of the stage's validations so far, for plateau schedules.
+    ``step`` counts the optimizer steps of the stage so far; under a time limit, those that the
+    whole recipe would have taken at this point of the schedule. ``scores`` are those of the stage's
+    validations so far, for plateau schedules.
     """
     if isinstance(schedule, PlateauSchedule):
         return _after_plateaus(schedule, scores)

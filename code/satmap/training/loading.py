@@ -185,17 +185,12 @@ def _with_clear_errors(batches: Iterable[_Loaded]) -> Iterator[_Loaded]:
 def fit_shared_memory(
     context: RunContext, task: Task, chip: CachedChip, members: Sequence[Member], processes: int
 ) -> RunContext:
-    """Choose how workers pass crops on, by the amount of free shared memory.
+    """Choose how the workers of all ``processes`` on this machine pass crops on.
 
-    Args:
-        context: the user's choice.
-        task: cuts crops.
-        chip: any chip; crops of all chips have the same size.
-        members: the members to train.
-        processes: number of training processes on this machine.
+    Crops of all chips have the same size, so any ``chip`` will do.
 
     Returns:
-        The context, changed to pipes or to no workers if the shared memory does not suffice. A
+        The context, changed to pipes or to no workers if the free shared memory does not suffice. A
         change is printed.
     """
     if not context.workers:
