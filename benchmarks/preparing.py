@@ -22,9 +22,9 @@ import rasterio
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from satmap.data.cache import CachedChip, prepare_chip
+from satmap.data.cache import prepare_chip
 from satmap.data.chip import Chip
-from satmap.data.crops import CropDataset
+from satmap.data.crops import CachedChip
 from satmap.data.imagery import MS_BAND_ORDER
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.recipes.schema import Augmentation, StretchSettings
@@ -32,6 +32,7 @@ from satmap.tasks.base import default_task
 from satmap.tasks.roads.labels import read_road_labels
 from satmap.tasks.roads.settings import TargetSettings
 from satmap.tasks.roads.targets import decode_target, rasterize_roads
+from satmap.training.loading import CropDataset
 from synthcity import make_city
 
 _CHIPS = 3

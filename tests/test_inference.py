@@ -13,7 +13,7 @@ from affine import Affine
 from torch import Tensor, nn
 
 from made_files import write_image
-from made_tasks import road_task
+from made_tasks import load_ensemble, road_task
 from satmap.data.folds import assign_folds
 from satmap.data.layouts.spacenet_roads import road_image_id, scan_roads
 from satmap.errors import CannotWriteError, SatmapError
@@ -34,7 +34,7 @@ from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.windows import blend, spans
 from satmap.recipes.schema import Inference, Recipe, StretchSettings, Submission, load_recipe
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
-from satmap.tasks.base import PendingResult, PreparedImage, load_ensemble
+from satmap.tasks.base import PendingResult, PreparedImage
 from satmap.tasks.roads import result_decoder
 from satmap.tasks.roads.settings import ROAD, ROAD_MAPS, RoadSettings, RoadTaskSettings
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads

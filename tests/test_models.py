@@ -20,10 +20,18 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
 from satmap.errors import SatmapError
-from satmap.networks.decoders import DECODERS, DecoderBlock, LightBlock, ScseBlock
 from satmap.networks.encoders import ENCODERS, adapt_first_conv, build_encoder
 from satmap.networks.layers import NormAct, StridedConv, fix_same_padding
-from satmap.networks.unet import DECODER_STRIDES, DECODER_WIDTHS, UNet, build_network
+from satmap.networks.unet import (
+    DECODER_STRIDES,
+    DECODER_WIDTHS,
+    DECODERS,
+    DecoderBlock,
+    LightBlock,
+    ScseBlock,
+    UNet,
+    build_network,
+)
 from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.weights.header import DecoderKind, read_metadata, read_weights_metadata
 from satmap.weights.network_files import (

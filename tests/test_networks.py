@@ -16,14 +16,13 @@ import torch
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
-from satmap.networks.decoders import DECODERS
 from satmap.networks.encoders import (
     ENCODERS,
     Encoder,
     build_encoder,
     pretrained_config,
 )
-from satmap.networks.unet import UNet, build_network
+from satmap.networks.unet import DECODERS, UNet, build_network
 from satmap.recipes.schema import DecoderSettings
 
 MAPS = ("road", "junction")

@@ -8,7 +8,8 @@ import torch
 
 from made_tasks import road_task
 from round_trips import vegas_labels
-from satmap.data.cache import CachedChip, prepare_chip
+from satmap.data.cache import prepare_chip
+from satmap.data.crops import CachedChip
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.evaluation.metrics.apls import apls, score_roads
 from satmap.prediction.run import predict

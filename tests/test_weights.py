@@ -33,6 +33,7 @@ from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 
 from made_files import write_image
+from made_tasks import load_ensemble
 from satmap.cli import main
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.networks.encoders import ENCODERS, build_encoder
@@ -41,7 +42,6 @@ from satmap.networks.unet import UNet, build_network
 from satmap.recipes.schema import Inference, load_recipe
 from satmap.runtime.device import autocast
 from satmap.submissions.roads_csv import read_roads_csv
-from satmap.tasks.base import load_ensemble
 from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.weights import fetch
 from satmap.weights.fetch import Fetched, fetch_encoder

@@ -115,7 +115,7 @@ def _train(options: argparse.Namespace) -> int:
     process per GPU; on several machines use torchrun.
     """
     from satmap.cli.checks import require_folds, require_tensorboard
-    from satmap.data.audit_report import read_groups
+    from satmap.data.folds import read_groups
     from satmap.recipes.schema import load_recipe
     from satmap.weights.members import find_weights
 

@@ -41,12 +41,7 @@ class Inventory:
         return tuple(chip for chip in self.chips if chip.label is None)
 
     def require_labels(self) -> None:
-        """Fail if a chip has no label.
-
-        Raises:
-            SatmapError: a label is missing; the message names the images and, for the first one,
-                the label names that were tried.
-        """
+        """Raise SatmapError if a chip has no label, with the names of the labels that are tried."""
         missing = self.unlabelled()
         if not missing:
             return
@@ -66,7 +61,8 @@ class Inventory:
         for chip in self.chips:
             areas[chip.aoi].append(chip)
         # The columns of multispectral and RGB images are always shown.
-        products = (MULTISPECTRAL, *_further_products(self.chips), RGB)
+        has_infrared = any(RGB_NIR in chip.images for chip in self.chips)
+        products = (MULTISPECTRAL, *((RGB_NIR,) if has_infrared else ()), RGB)
         header = ("area", "chips", *products, "labels", "bands", "type", "size", "m/px")
         rows = [header, *(_summary_row(aoi, chips, products) for aoi, chips in areas.items())]
         widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
@@ -90,10 +86,6 @@ class Inventory:
         lines += [f"unusable: {fault}" for fault in self.faults.values()]
         # Names of directories and files may contain control characters.
         return "\n".join(map(printable, lines))
-
-
-def _further_products(chips: Sequence[Chip]) -> list[str]:
-    return [RGB_NIR] if any(RGB_NIR in chip.images for chip in chips) else []
 
 
 def _summary_row(aoi: str, chips: Sequence[Chip], products: Sequence[str]) -> tuple[str, ...]:

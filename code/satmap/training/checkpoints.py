@@ -33,11 +33,7 @@ def save_checkpoints(
 ) -> dict[str, float]:
     """Write the last weights, the best weights of each improved score, and their manifests.
 
-    Args:
-        job: the training.
-        state: the train state, whose ``result`` is written.
-        progress: progress of the training.
-        record: losses and scores of the epoch.
+    ``record`` holds the losses and scores of the epoch.
 
     Returns:
         The best value of every score so far.
@@ -83,15 +79,6 @@ def _write_manifests(
     """Write the manifests of weight files.
 
     The list of chips may be long. It is written once per data set, into ``data-*.json``.
-
-    Args:
-        files: the weight files.
-        job: the training.
-        record: losses and scores of the epoch.
-        progress: holds the runs so far.
-
-    Raises:
-        SatmapError: a file cannot be written.
     """
     member, recipe = job.member, job.recipe
     chips = {chip.image_id: chip.sources for chip in (*job.training, *job.validation)}

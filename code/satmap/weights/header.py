@@ -47,7 +47,7 @@ COPY_AGAIN = "Copy it again, or make it again."
 #: Size in bytes of the little-endian integer at the start of a file, the length of the header.
 LENGTH_BYTES = 8
 
-#: Kinds of decoders, the keys of ``satmap.networks.decoders.DECODERS``.
+#: Kinds of decoders, the keys of ``satmap.networks.unet.DECODERS``.
 DecoderKind = Literal["plain", "scse", "light"]
 
 

@@ -11,8 +11,9 @@ import shapely
 from numpy.typing import NDArray
 from torch import Tensor
 
-from satmap.data.cache import CachedChip, EncodedLabel
+from satmap.data.cache import EncodedLabel
 from satmap.data.chip import Chip
+from satmap.data.crops import CachedChip
 from satmap.data.layouts.spacenet_buildings import building_image_id
 from satmap.data.view_angles import require_category
 from satmap.errors import SatmapError
@@ -124,7 +125,7 @@ class BuildingTask(DenseTask):
         self, outputs: Tensor, batch: Batch, losses: BuildingLosses, total: Total
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of the losses over the probability maps."""
-        return building_loss(outputs, self.recipe.map_names, batch["target"], losses, total)
+        return building_loss(outputs, self.map_names, batch["target"], losses, total)
 
     def score_maps(
         self, maps: ProbabilityMaps, chip: CachedChip, target: NDArray[np.uint8]

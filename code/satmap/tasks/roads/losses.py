@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from satmap.tasks.base import Total
-from satmap.tasks.dense_losses import distillation_loss, head_loss, one_process, recall_loss
+from satmap.tasks.dense import distillation_loss, head_loss, one_process, recall_loss
 from satmap.tasks.roads.settings import JUNCTION, ROAD, ROAD_MAPS, SPEED_MAPS, RoadLosses
 from satmap.tasks.roads.targets import CENTRE_BIT, CLASS_BITS, JUNCTION_BIT
 from satmap.vectors.speeds import SPEED_BINS
@@ -42,7 +42,7 @@ def road_loss(
     """Return the weighted sum of the losses of all heads.
 
     The ten speed bins form one head with one weight. Dice is computed per bin, focal loss and cross
-    entropy over all bins together (:func:`satmap.tasks.dense_losses.head_loss`).
+    entropy over all bins together (:func:`satmap.tasks.dense.head_loss`).
 
     Args:
         logits: float (n, maps, h, w).

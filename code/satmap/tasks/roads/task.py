@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from satmap.data.cache import CachedChip, EncodedLabel
+from satmap.data.cache import EncodedLabel
 from satmap.data.chip import Chip
+from satmap.data.crops import CachedChip
 from satmap.data.layouts.spacenet_roads import road_image_id
 from satmap.data.neighbours import ImageFootprint, Neighbour
 from satmap.evaluation.metrics.apls import apls
@@ -113,7 +114,7 @@ class RoadTask(DenseTask):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of the road, speed and junction losses, and its terms."""
         soft = batch.tensors.get("soft")
-        return road_loss(outputs, self.recipe.map_names, batch["target"], losses, total, soft)
+        return road_loss(outputs, self.map_names, batch["target"], losses, total, soft)
 
     def score_maps(
         self, maps: ProbabilityMaps, chip: CachedChip, target: NDArray[np.uint8]
