@@ -179,10 +179,8 @@ def _joined(
     small = areas[smaller] < settings.least_px
     merged |= (enclosed | small) & (boundaries.length == longest[smaller])
     group = connected_groups(boundaries.pairs[:, merged], len(areas))
-    first = np.full(len(areas), len(areas), np.int32)
-    np.minimum.at(first, group, np.arange(len(areas), dtype=np.int32))
-    target: Labels = first[group]
-    return target
+    _, first = np.unique(group, return_index=True)
+    return first[group].astype(np.int32)
 
 
 def _fill_holes(found: Labels, blobs: Parts, settings: BuildingSettings) -> Labels:

@@ -26,14 +26,10 @@ _POLYGON = 3
 
 
 def exact_polygons(labels: Labels) -> Polygons:
-    """Trace the outline of every instance along pixel edges, with holes.
+    """Trace the outline of every instance 1..n, each 4-connected, along pixel edges, with holes.
 
-    Args:
-        labels: int32 (height, width), 0 outside, instances 1..n, each 4-connected.
-
-    Returns:
-        Polygons (n,), x = column and y = row, pixel (0, 0) from (0, 0) to (1, 1); None for labels
-        that do not occur.
+    Return polygons (n,), x = column, y = row, pixel (0, 0) from (0, 0) to (1, 1); None for labels
+    that do not occur.
     """
     outlines: Polygons = np.full(int(labels.max(initial=0)), None)
     corners, ring, label = trace_rings(labels)

@@ -31,11 +31,9 @@ def squared_outlines(
 ) -> Polygons:
     """Make outlines rectangular where right angles fit the mask.
 
-    Args:
-        exact: outlines along pixel edges, (n,), that do not overlap.
-        outlines: simplified outlines (n,), the fallback for buildings without neighbours.
-        tolerance: tolerance of the outlines, pixels.
-        shape: height and width of the image, whose edges cut buildings off.
+    The exact outlines, along pixel edges, do not overlap. The simplified ones, with their tolerance
+    in pixels, are the fallback for buildings without neighbours. ``shape`` is the height and width
+    of the image, whose edges cut buildings off.
 
     Returns:
         Valid polygons (n,). Those with moved walls have an IoU of at least 0.9 with the exact
