@@ -29,7 +29,6 @@ from satmap.tasks.buildings.confidence import (
     CONFIDENCE_FILE,
     CandidateSample,
     fit_confidence,
-    write_confidence,
 )
 from satmap.tasks.buildings.settings import BUILDING_MAPS
 from satmap.tasks.buildings.task import BuildingTask
@@ -197,7 +196,7 @@ def test_a_confidence_model_of_other_networks_is_refused(tmp_path: Path) -> None
         for fold in range(2)
     ]
     model = tmp_path / CONFIDENCE_FILE
-    write_confidence(model, fit_confidence(samples).model)
+    model.write_text(fit_confidence(samples).model.text)
     facts = dict.fromkeys(("recipe", "member", "stage", "epoch", "data"))
     facts |= {"seeds": {}, "scores": {}, "skipped": {}, "runs": ()}
     write_manifest(model, WeightsManifest, {**facts, "starts_from": (record_file(file),)})

@@ -277,11 +277,11 @@ def _confidence(options: argparse.Namespace) -> int:
     find_weights(options.weights)
     from satmap.tasks.buildings.confidence_fit import fit_to_prediction
 
-    done = fit_to_prediction(
+    path, summary, faults = fit_to_prediction(
         options.submission, options.maps, options.weights, options.images, options.arguments
     )
-    report_faults(done.faults, "left out of the fit")
-    print(f"{done.path}: {done.summary()}")
+    report_faults(faults, "left out of the fit")
+    print(f"{path}: {summary}")
     return 0
 
 

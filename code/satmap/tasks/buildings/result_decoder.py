@@ -37,13 +37,7 @@ class BuildingDecoder:
         *,
         check_scale: bool = False,
     ) -> list[Building]:
-        """Return the buildings of a raster.
-
-        Args:
-            path: the probability raster.
-            neighbours: ignored; buildings are decoded per raster.
-            check_scale: also check the range of the raster's values.
-        """
+        """Return the buildings of a raster, decoded without its neighbours."""
         # The vectoriser works in pixels, so any pixel size will do.
         with open_map_file(path, 1, BUILDING_FILE_MAPS) as file:
             found = vectorize_buildings(file.scene, self.settings, self._model())
