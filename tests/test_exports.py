@@ -19,10 +19,7 @@ from rasterio.crs import CRS
 from full_disks import full_disk
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.metrics.apls import apls
-from satmap.exports import export_roads
-from satmap.exports.geojson import write_geojson
-from satmap.exports.geopackage import write_geopackage
-from satmap.exports.graphml import write_graphml
+from satmap.exports.roads import export_roads, write_geojson, write_geopackage, write_graphml
 from satmap.submissions.geojson_maps import read_roads_geojson
 from satmap.submissions.output_checks import require_formats
 from satmap.submissions.roads_csv import rows_of_graph

@@ -130,21 +130,8 @@ class ImageRoads:
     graph: RoadGraph
 
 
-@dataclass(frozen=True)
-class LonLat:
-    """The nodes and edges of a graph in degrees of longitude and latitude on WGS 84.
-
-    Attributes:
-        nodes: float64 (nodes, 2).
-        lines: float64 (n, 2) for each edge.
-    """
-
-    nodes: NDArray[np.float64]
-    lines: list[NDArray[np.float64]]
-
-
-def roads_in_lon_lat(roads: ImageRoads) -> LonLat:
-    """Convert a graph to longitude and latitude.
+def roads_in_lon_lat(roads: ImageRoads) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+    """Return nodes (n, 2) and lines (n, 2) of a graph in degrees of longitude and latitude, WGS 84.
 
     Raises:
         SatmapError: the image has no usable georeference, or lies across the 180th meridian or
@@ -162,7 +149,7 @@ def roads_in_lon_lat(roads: ImageRoads) -> LonLat:
     )
     ends = np.cumsum([len(part) for part in parts])
     nodes, *lines = np.split(lon_lat, ends[:-1])
-    return LonLat(nodes, lines)
+    return nodes, lines
 
 
 def numbered(graphs: Iterable[ImageRoads]) -> Iterator[tuple[int, ImageRoads]]:
@@ -176,7 +163,7 @@ def numbered(graphs: Iterable[ImageRoads]) -> Iterator[tuple[int, ImageRoads]]:
 def edge_attributes(image_id: str, edge: RoadEdge, first_node: int) -> dict[str, str | int | float]:
     """Return the attributes of an edge in every export.
 
-    A new attribute must also be added to the field list of :mod:`satmap.exports.geopackage`.
+    A new attribute must also be added to the field list in :mod:`satmap.exports.roads`.
 
     ============== ===============================================================================
     ``image_id``   the image
@@ -190,11 +177,7 @@ def edge_attributes(image_id: str, edge: RoadEdge, first_node: int) -> dict[str,
     ============== ===============================================================================
 
     Metres, seconds and the confidence have three decimals.
-
-    Args:
-        image_id: id of the image.
-        edge: the edge.
-        first_node: number of the image's first node in the file.
+    ``first_node`` is the number of the image's first node in the file.
     """
     mph = edge.speed_mps / MPS_PER_MPH
     return {

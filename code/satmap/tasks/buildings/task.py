@@ -18,7 +18,7 @@ from satmap.data.view_angles import require_category
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.building_f1 import Counts, group_of, match_buildings
 from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
-from satmap.exports import export_buildings
+from satmap.exports.buildings import export_buildings
 from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
 from satmap.recipes.schema import Recipe
 from satmap.report.misses import scored_buildings_picture
