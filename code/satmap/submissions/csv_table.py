@@ -16,7 +16,7 @@ from typing import TypeVar
 from satmap.errors import SatmapError
 from satmap.io.files import write_text
 from satmap.io.text import natural_key, require_plain_id
-from satmap.submissions.fault import Fault
+from satmap.submissions.fault import Fault, read_first_line
 
 Row = TypeVar("Row")
 Shape = TypeVar("Shape")
@@ -170,7 +170,10 @@ class CsvTable:
         Raises:
             SatmapError: the file cannot be read.
         """
-        faults = self._check_header(path)
+        first_line, faults = read_first_line(path)
+        header, text = ",".join(self.header), first_line.decode(errors="replace").rstrip("\r\n")
+        if text != header:
+            faults.append(Fault(1, f"the header is {shown(text)}, not {header}"))
         expected = None if expected_images is None else set(map(self.canonical, expected_images))
         numbers: dict[str, int] = {}
         rows: Counter[str] = Counter()
@@ -202,22 +205,6 @@ class CsvTable:
         missing = sorted((expected or set()) - numbers.keys(), key=natural_key)
         faults += [Fault(None, f"missing image {image_id}") for image_id in missing]
         return faults, list(numbers)
-
-    def _check_header(self, path: Path) -> list[Fault]:
-        """Check that the first line is exactly the header, without a byte order mark."""
-        try:
-            with path.open("rb") as file:
-                raw = file.readline()
-        except OSError as error:
-            raise SatmapError(f"cannot read {path}: {error.strerror or error}.") from error
-        faults = []
-        if raw.startswith(b"\xef\xbb\xbf"):
-            faults.append(Fault(1, "the file starts with a byte order mark"))
-            raw = raw[3:]
-        text = raw.decode(errors="replace").rstrip("\r\n")
-        if text != ",".join(self.header):
-            faults.append(Fault(1, f"the header is {shown(text)}, not {','.join(self.header)}"))
-        return faults
 
 
 def parse_vertices(text: str, largest: float) -> list[tuple[float, float]]:

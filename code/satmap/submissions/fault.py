@@ -1,10 +1,13 @@
-"""Problem report and search for repetitions, shared by the validators of all formats."""
+"""What the validators of all formats share: problem reports and the search for repetitions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from satmap.errors import SatmapError
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,22 @@ class Fault:
 
     line: int | None
     message: str
+
+
+def read_first_line(path: Path) -> tuple[bytes, list[Fault]]:
+    """Return the first line without its byte order mark, and a fault if there was one.
+
+    Raises:
+        SatmapError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            line = file.readline(1 << 16)
+    except OSError as error:
+        raise SatmapError(f"cannot read {path}: {error.strerror or error}.") from error
+    bare = line.removeprefix(b"\xef\xbb\xbf")
+    faults = [] if bare == line else [Fault(1, "the file starts with a byte order mark")]
+    return bare, faults
 
 
 def in_file_order(faults: list[Fault]) -> list[Fault]:

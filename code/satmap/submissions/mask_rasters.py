@@ -14,14 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from affine import Affine
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from satmap.errors import SatmapError
-from satmap.io.files import atomic_path
 from satmap.io.gdal import driver_of
 from satmap.io.text import natural_key
 from satmap.submissions.fault import Fault
@@ -34,54 +31,6 @@ MASK_SUFFIXES = (".tif", ".tiff")
 
 # Number of pixels read at a time.
 _PIECE_PIXELS = 1 << 22
-
-_TILE_PX = 256
-
-
-# --- writing --------------------------------------------------------------------------------------
-
-
-def write_mask(
-    path: Path,
-    mask: NDArray[np.bool_] | NDArray[np.uint8],
-    *,
-    crs: str | None = None,
-    transform: Affine | None = None,
-) -> None:
-    """Write a mask in the organisers' format, atomically.
-
-    Args:
-        path: the file, ``{chip}.TIF``.
-        mask: (h, w), bool, or uint8 with values 0 and 1.
-        crs: coordinate reference system as WKT or authority code, if the chip has one.
-        transform: transform from pixel (column, row) to coordinates of ``crs``.
-
-    Raises:
-        SatmapError: ``path`` cannot be written.
-        ValueError: the mask has another shape, type or value.
-    """
-    if mask.ndim != 2 or not mask.size:
-        raise ValueError(f"a mask must have shape (h, w) and at least one pixel, got {mask.shape}")
-    if mask.dtype != np.bool_ and (mask.dtype != np.uint8 or mask.max() > 1):
-        raise ValueError("a mask must be bool, or uint8 with values 0 and 1")
-    height, width = mask.shape
-    # Write to memory first, because GDAL does not always report a full disk.
-    with atomic_path(path) as temporary, MemoryFile() as memory:
-        with memory.open(
-            driver="GTiff",
-            width=width,
-            height=height,
-            count=1,
-            dtype="uint8",
-            crs=crs,
-            transform=transform,
-            tiled=True,
-            blockxsize=_TILE_PX,
-            blockysize=_TILE_PX,
-            compress="deflate",
-        ) as sink:
-            sink.write(mask.astype(np.uint8, copy=False), 1)
-        temporary.write_bytes(memory.getbuffer())
 
 
 # --- finding and reading --------------------------------------------------------------------------
@@ -149,8 +98,7 @@ class MaskRaster:
         Raises:
             SatmapError: the pixels cannot be read, or one is not 0, 1 or 255.
         """
-        pixels = _read_rows(self.path, self._source, rows)
-        odd = _other_values(pixels, (0, 1, 255))
+        pixels, odd = self.read_values(rows, (0, 1, 255))
         if odd is not None:
             raise SatmapError(
                 f"{self.path}: a pixel of value {odd}; a mask has 1 (or 255) on buildings and 0 "
@@ -158,9 +106,31 @@ class MaskRaster:
             )
         return np.asarray(pixels != 0, np.bool_)
 
+    def read_values(
+        self, rows: slice, allowed: tuple[int, ...]
+    ) -> tuple[NDArray[np.generic], np.generic | None]:
+        """Read some rows, and return also a pixel value that is not allowed, if there is one.
+
+        Raises:
+            SatmapError: the pixels cannot be read.
+        """
+        try:
+            pixels = self._source.read(
+                1, window=Window(0, rows.start, self.width, rows.stop - rows.start)
+            )
+        except (RasterioError, OSError) as error:
+            raise SatmapError(
+                f"{self.path}: its pixels cannot be read ({error}). The file may be truncated; "
+                "write it again."
+            ) from error
+        odd = pixels[~np.isin(pixels, allowed)]
+        return pixels, odd[0] if odd.size else None
+
     def pieces(self) -> Iterator[slice]:
         """Yield row ranges that cover the mask, each small enough for bounded memory."""
-        yield from _pieces(self.width, self.height)
+        step = max(1, _PIECE_PIXELS // self.width)
+        for top in range(0, self.height, step):
+            yield slice(top, min(top + step, self.height))
 
 
 @contextmanager
@@ -177,12 +147,7 @@ def open_mask(path: Path) -> Iterator[MaskRaster]:
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
-    """Read a whole mask, bool (h, w).
-
-    Raises:
-        SatmapError: the file is not a readable raster with one band, or has other values than 0, 1
-            and 255.
-    """
+    """Read a whole mask, bool (h, w); errors as :func:`open_mask` and :meth:`MaskRaster.read`."""
     with open_mask(path) as mask:
         return mask.read(slice(0, mask.height))
 
@@ -197,47 +162,15 @@ def _opened(path: Path) -> Iterator[rasterio.DatasetReader]:
         yield source
 
 
-def _read_rows(path: Path, source: rasterio.DatasetReader, rows: slice) -> NDArray[np.generic]:
-    try:
-        pixels: NDArray[np.generic] = source.read(
-            1, window=Window(0, rows.start, source.width, rows.stop - rows.start)
-        )
-    except (RasterioError, OSError) as error:
-        raise SatmapError(
-            f"{path}: its pixels cannot be read ({error}). The file may be truncated; write it "
-            "again."
-        ) from error
-    return pixels
-
-
-def _pieces(width: int, height: int) -> Iterator[slice]:
-    step = max(1, _PIECE_PIXELS // width)
-    for top in range(0, height, step):
-        yield slice(top, min(top + step, height))
-
-
-def _other_values(pixels: NDArray[np.generic], allowed: tuple[int, ...]) -> object:
-    """Return a pixel value that is not allowed, or None if there is none."""
-    odd = np.ones(pixels.shape, np.bool_)
-    for value in allowed:
-        odd &= pixels != value
-    return pixels[odd][0] if odd.any() else None
-
-
 # --- checking -------------------------------------------------------------------------------------
 
 
 def check_masks(
     directory: Path, expected: Mapping[str, tuple[int, int]] | None = None
 ) -> list[Fault]:
-    """Find problems that would get a directory of masks rejected.
+    """Find problems that would get a directory of masks rejected; any compression is accepted.
 
-    Any compression is accepted.
-
-    Args:
-        directory: directory of the masks.
-        expected: width and height of every chip; if given, missing and unknown chips are reported
-            too.
+    Given the width and height of every chip, missing and unknown chips are reported too.
 
     Returns:
         Faults without lines, whose messages name the file: masks in natural order of the chips,
@@ -293,8 +226,9 @@ def _check_mask(path: Path, size: tuple[int, int] | None) -> Iterator[str]:
                 yield f"{source.count} bands; there must be one"
             if source.dtypes[0] != "uint8":
                 yield f"pixels of type {source.dtypes[0]}; they must be uint8"
-            for rows in _pieces(source.width, source.height):
-                odd = _other_values(_read_rows(path, source, rows), (0, 1))
+            mask = MaskRaster(path, source.width, source.height, source)
+            for rows in mask.pieces():
+                _, odd = mask.read_values(rows, (0, 1))
                 if odd is not None:
                     yield f"a pixel of value {odd}; there must be only 0 and 1"
                     break
