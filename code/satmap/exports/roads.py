@@ -1,8 +1,7 @@
 """Export road graphs as GeoJSON, GeoPackage or GraphML.
 
-Every edge has the attributes of :func:`satmap.vectors.road_graph.edge_attributes`. Features follow
-the order of the images and of the graphs' edges, and the same roads give the same bytes. All
-functions write atomically.
+Every edge has the attributes of :func:`satmap.vectors.road_graph.edge_attributes`. Edges follow the
+order of the images and of the graphs. Nodes are numbered over all images.
 """
 
 import contextlib
@@ -17,33 +16,31 @@ from numpy.typing import NDArray
 from satmap.errors import SatmapError
 from satmap.exports.gis_files import Layer, new_geopackage, rounded_degrees, write_features
 from satmap.io.files import atomic_path
-from satmap.vectors.road_graph import ImageRoads, edge_attributes, numbered, roads_in_lon_lat
+from satmap.vectors.road_graph import ImageRoads, edge_attributes, roads_in_lon_lat
 
+# First node, image, and nodes and lines in longitude and latitude.
+_Placed = Iterator[tuple[int, ImageRoads, NDArray[np.float64], list[NDArray[np.float64]]]]
+
+_FIGURES = ("speed_mps", "length_m", "travel_time_s", "confidence")
 _ROADS = Layer(
     "roads",
     "LineString",
-    {
-        "image_id": object,
-        "u": np.int64,
-        "v": np.int64,
-        "highway": object,
-        "maxspeed": object,
-        "speed_mps": np.float64,
-        "length_m": np.float64,
-        "travel_time_s": np.float64,
-        "confidence": np.float64,
-    },
+    {"image_id": object, "u": np.int64, "v": np.int64, "highway": object, "maxspeed": object}
+    | dict.fromkeys(_FIGURES, np.float64),
 )
 _JUNCTIONS = Layer("junctions", "Point", {"image_id": object, "node": np.int64, "degree": np.int64})
 
 
 def export_roads(path: Path, graphs: Iterable[ImageRoads]) -> dict[str, str]:
-    """Write the roads of all images that the format of ``path`` supports.
+    """Write the roads of all images that the format of ``path`` supports, atomically.
+
+    The same roads give the same bytes.
 
     Args:
         path: its suffix, in upper or lower case, selects the format: one of the task's
             ``export_suffixes``.
-        graphs: roads of one or many images, which are read one at a time.
+        graphs: roads of one or many images, which are read one at a time. Only GraphML keeps them
+            in memory.
 
     Returns:
         Image id to problem, for images that are left out: GeoJSON and GeoPackage need a
@@ -51,40 +48,36 @@ def export_roads(path: Path, graphs: Iterable[ImageRoads]) -> dict[str, str]:
 
     Raises:
         CannotWriteError: the file cannot be written.
+        ValueError: a number of a graph is not finite.
     """
     problems: dict[str, str] = {}
-
-    def placed() -> Iterator[ImageRoads]:
-        for roads in graphs:
-            try:
-                roads_in_lon_lat(roads)
-            except SatmapError as error:
-                problems[roads.image_id] = str(error)
-                continue
-            yield roads
-
     match path.suffix.lower():
         case ".graphml":
-            write_graphml(path, graphs)
+            _write_graphml(path, graphs)
         case ".gpkg":
-            write_geopackage(path, placed())
+            _write_geopackage(path, _placed(graphs, problems))
         case ".geojson":
-            write_geojson(path, placed())
+            _write_geojson(path, _placed(graphs, problems))
         case suffix:
             raise ValueError(f"{suffix} is not a format of road graphs")
     return problems
 
 
-def write_geojson(path: Path, graphs: Iterable[ImageRoads]) -> None:
-    """Write a LineString per road, in longitude and latitude (RFC 7946) with seven decimals.
+def _placed(graphs: Iterable[ImageRoads], problems: dict[str, str]) -> _Placed:
+    """Yield the images that can be placed; problems with the others are noted by image id."""
+    first_node = 0
+    for roads in graphs:
+        try:
+            nodes, lines = roads_in_lon_lat(roads)
+        except SatmapError as error:
+            problems[roads.image_id] = str(error)
+            continue
+        yield first_node, roads, nodes, lines
+        first_node += len(nodes)
 
-    Images without roads add nothing. Images are processed one at a time and not kept in memory.
 
-    Raises:
-        SatmapError: an image has no usable georeference.
-        CannotWriteError: ``path`` cannot be written.
-        ValueError: a number of a graph is not finite.
-    """
+def _write_geojson(path: Path, placed: _Placed) -> None:
+    """Write a LineString per road, in longitude and latitude (RFC 7946) with seven decimals."""
     write_features(
         path,
         (
@@ -92,8 +85,8 @@ def write_geojson(path: Path, graphs: Iterable[ImageRoads]) -> None:
                 edge_attributes(roads.image_id, edge, first_node),
                 {"type": "LineString", "coordinates": _rounded(line).tolist()},
             )
-            for first_node, roads in numbered(graphs)
-            for edge, line in zip(roads.graph.edges, roads_in_lon_lat(roads)[1], strict=True)
+            for first_node, roads, _, lines in placed
+            for edge, line in zip(roads.graph.edges, lines, strict=True)
         ),
     )
 
@@ -106,23 +99,17 @@ def _rounded(line: NDArray[np.float64]) -> NDArray[np.float64]:
     return places[fresh] if fresh.sum() >= 2 else places[[0, -1]]
 
 
-def write_geopackage(path: Path, graphs: Iterable[ImageRoads]) -> None:
+def _write_geopackage(path: Path, placed: _Placed) -> None:
     """Write layers of roads and junctions, for QGIS and other GIS.
 
     Layer ``roads`` has one LineString per edge. Layer ``junctions`` has one Point per node,
     including dead ends, with ``image_id``, the number ``node`` that ``u`` and ``v`` of the roads
     refer to, and ``degree``, the number of road ends there. Coordinates are longitude and latitude
     on WGS 84 (EPSG:4326), even if all images share another system: the coordinates of an image
-    then never depend on the other images in the file. Images are processed one at a time and not
-    kept in memory.
-
-    Raises:
-        SatmapError: an image has no usable georeference.
-        CannotWriteError: ``path`` cannot be written.
+    then never depend on the other images in the file.
     """
     with new_geopackage(path, _ROADS, _JUNCTIONS) as temporary:
-        for first_node, roads in numbered(graphs):
-            nodes, lines = roads_in_lon_lat(roads)
+        for first_node, roads, nodes, lines in placed:
             edges = roads.graph.edges
             _ROADS.write(
                 temporary,
@@ -141,7 +128,7 @@ def write_geopackage(path: Path, graphs: Iterable[ImageRoads]) -> None:
             )
 
 
-def write_graphml(path: Path, graphs: Iterable[ImageRoads]) -> None:
+def _write_graphml(path: Path, graphs: Iterable[ImageRoads]) -> None:
     """Write one undirected multigraph, for networkx, igraph, Gephi and tools with OSMnx's names.
 
     Nodes have ``image_id``, ``x`` = column and ``y`` = row in pixels of their image, and ``lon``
@@ -149,33 +136,25 @@ def write_graphml(path: Path, graphs: Iterable[ImageRoads]) -> None:
     metres (a copy of ``length_m`` under OSMnx's name) and ``geometry``, a WKT LineString in pixels.
     The line runs from node ``u`` to node ``v``, because an undirected graph does not store which
     end comes first. Parallel edges and loops are kept; read the file with
-    ``networkx.read_graphml(path, node_type=int, force_multigraph=True)``. networkx needs the whole
-    graph in memory.
-
-    Raises:
-        CannotWriteError: ``path`` cannot be written.
+    ``networkx.read_graphml(path, node_type=int, force_multigraph=True)``.
     """
     whole = nx.MultiGraph()
-    for first_node, roads in numbered(graphs):
-        _add(whole, roads, first_node)
+    for roads in graphs:
+        first_node = len(whole)
+        for node, (x, y) in enumerate(roads.graph.nodes.tolist(), first_node):
+            whole.add_node(node, image_id=roads.image_id, x=x, y=y)
+        with contextlib.suppress(SatmapError):
+            for node, (lon, lat) in enumerate(roads_in_lon_lat(roads)[0].tolist(), first_node):
+                whole.add_node(node, lon=lon, lat=lat)
+        for edge in roads.graph.edges:
+            attributes = edge_attributes(roads.image_id, edge, first_node)
+            whole.add_edge(
+                attributes["u"],
+                attributes["v"],
+                **attributes,
+                length=attributes["length_m"],
+                geometry=shapely.LineString(edge.line).wkt,
+            )
     with atomic_path(path) as temporary:
         # The output of nx.write_graphml depends on whether lxml is installed.
         nx.write_graphml_xml(whole, temporary)
-
-
-def _add(whole: nx.MultiGraph, roads: ImageRoads, first_node: int) -> None:
-    for node, (x, y) in enumerate(roads.graph.nodes.tolist(), first_node):
-        whole.add_node(node, image_id=roads.image_id, x=x, y=y)
-    # Without a georeference the nodes have no longitude and latitude.
-    with contextlib.suppress(SatmapError):
-        for node, (lon, lat) in enumerate(roads_in_lon_lat(roads)[0].tolist(), first_node):
-            whole.add_node(node, lon=lon, lat=lat)
-    for edge in roads.graph.edges:
-        attributes = edge_attributes(roads.image_id, edge, first_node)
-        whole.add_edge(
-            attributes["u"],
-            attributes["v"],
-            **attributes,
-            length=attributes["length_m"],
-            geometry=shapely.LineString(edge.line).wkt,
-        )

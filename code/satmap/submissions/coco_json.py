@@ -71,12 +71,9 @@ class CocoResult:
 
 @dataclass(frozen=True, slots=True)
 class CocoBuilding:
-    """Building of the truth.
+    """Building of the truth, rasterized as in the official evaluation.
 
-    Attributes:
-        mask: its polygons, rasterized as in the official evaluation.
-        crowd: True for a region rather than a building; detections in it are neither true nor
-            false positives.
+    A crowd is a region of many buildings: detections in it are neither true nor false positives.
     """
 
     mask: CocoMask
@@ -126,9 +123,8 @@ def write_coco_results(
             if image_id not in sizes:
                 raise ValueError(f"no size is given for image {image_id}")
             width, height = sizes[image_id]
-            for counts, score, box in _best_of_image(
-                image_id, detections[image_id], (width, height)
-            ):
+            best = _best_of_image(image_id, detections[image_id], (width, height))
+            for counts, score, box in best:
                 entry = {
                     "image_id": int(image_id),
                     "category_id": CATEGORY,
@@ -205,7 +201,6 @@ class _Entry(NamedTuple):
         value: the JSON object; {} if the entry is not an object.
         faults: problems that prevent scoring.
         mask: the mask; None if it is missing or invalid.
-        box: x, y, width, height of the mask; zeros if it is empty.
     """
 
     place: int
@@ -213,7 +208,6 @@ class _Entry(NamedTuple):
     value: dict[str, Any]
     faults: list[str]
     mask: CocoMask | None
-    box: tuple[float, float, float, float]
 
 
 def _read_entries(path: Path) -> Iterator[_Entry]:
@@ -250,16 +244,9 @@ def _decode(batch: Sequence[tuple[int, int, Any]]) -> Iterator[_Entry]:
     # Text that is not ASCII becomes NUL, which is rejected as invalid run lengths.
     counts = [text.encode() if text.isascii() else b"\0" for text in texts]
     valid, totals = measure_runs(counts)
-    entries = [
-        _Entry(place, line, *_examine(value, run_lengths, bool(is_valid), int(total)), (0, 0, 0, 0))
-        for (place, line, value), run_lengths, is_valid, total in zip(
-            batch, counts, valid, totals, strict=True
-        )
-    ]
-    masks = [entry.mask.for_library() for entry in entries if entry.mask is not None]
-    boxes: Iterator[Any] = iter(coco_mask.toBbox(masks).tolist() if masks else ())  # type: ignore[arg-type]
-    for entry in entries:
-        yield entry if entry.mask is None else entry._replace(box=tuple(next(boxes)))
+    runs = zip(batch, counts, valid.tolist(), totals.tolist(), strict=True)
+    for (place, line, value), run_lengths, is_valid, total in runs:
+        yield _Entry(place, line, *_examine(value, run_lengths, is_valid, total))
 
 
 def _examine(
@@ -461,7 +448,8 @@ def _further_faults(
             width, height = truth_images[image_id]
             if mask.size != (height, width):
                 yield f"size must be [{height}, {width}], as of the image, got {list(mask.size)}"
-    if mask is not None and not entry.box[2]:
+    mask_box = mask.box() if mask is not None else None
+    if mask_box and not mask_box[2]:
         yield "the mask is empty"
     if not value:
         return
@@ -470,8 +458,8 @@ def _further_faults(
         yield "no bbox"
     elif not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
         yield f"bbox must be four finite numbers, got {_brief(box)}"
-    elif mask is not None and not _same_box(box, entry.box):
-        yield f"bbox must be {_brief([int(number) for number in entry.box])}, got {_brief(box)}"
+    elif mask_box and not _same_box(box, mask_box):
+        yield f"bbox must be {_brief(list(map(int, mask_box)))}, got {_brief(box)}"
 
 
 def _same_box(a: Sequence[float], b: Sequence[float]) -> bool:

@@ -81,19 +81,11 @@ def find_geojson(path: Path) -> dict[str, Path]:
 def read_roads_geojson(
     truth: Path, proposal: Path, metres_per_pixel: float
 ) -> tuple[dict[str, list[RoadRow]], dict[str, list[RoadRow]]]:
-    """Read the roads of a truth and a proposal in common pixels.
+    """Read the roads of a truth and a proposal by image id, in common pixels of a given size.
 
-    The travel time is the property ``travel_time_s`` if present. Otherwise it follows from the
-    length and the feature's speed or road class (:func:`satmap.vectors.speeds.label_speed_mph`);
-    without these it is NaN.
-
-    Args:
-        truth: file or directory.
-        proposal: file or directory.
-        metres_per_pixel: size of the common pixels.
-
-    Returns:
-        Roads by image id, of the truth and of the proposal.
+    Truth and proposal are files or directories. The travel time is the property ``travel_time_s``
+    if present. Otherwise it follows from the length and the feature's speed or road class
+    (:func:`satmap.vectors.speeds.label_speed_mph`); without these it is NaN.
 
     Raises:
         SatmapError: a file cannot be read, or two files belong to the same image.

@@ -45,7 +45,7 @@ def find_masks(directory: Path) -> dict[str, Path]:
         SatmapError: the directory cannot be read, or two files belong to the same chip.
     """
     found: dict[str, Path] = {}
-    for path in _masks(directory):
+    for path in _masks_and_others(directory)[0]:
         if path.stem in found:
             raise SatmapError(
                 f"{found[path.stem]} and {path} are both masks of the chip {path.stem}; remove one."
@@ -54,19 +54,18 @@ def find_masks(directory: Path) -> dict[str, Path]:
     return found
 
 
-def _masks(directory: Path) -> list[Path]:
-    """List the files that are masks by name and location, in natural order of the chips."""
-    paths = []
+def _masks_and_others(directory: Path) -> tuple[list[Path], list[Path]]:
+    """List the masks by name and location, in natural order of the chips, and everything else."""
+    masks: list[Path] = []
+    others: list[Path] = []
     for path in _listed(directory):
-        if path.is_dir():
-            paths += [file for file in _listed(path) if file.stem == path.name and _is_mask(file)]
-        elif _is_mask(path):
-            paths.append(path)
-    return sorted(paths, key=lambda path: natural_key(path.stem))
-
-
-def _is_mask(path: Path) -> bool:
-    return path.suffix.lower() in MASK_SUFFIXES and path.is_file()
+        inside = _listed(path) if path.is_dir() else []
+        # An empty folder stands for itself.
+        for file in inside or [path]:
+            placed = file == path or file.stem == path.name
+            is_mask = placed and file.suffix.lower() in MASK_SUFFIXES and file.is_file()
+            (masks if is_mask else others).append(file)
+    return sorted(masks, key=lambda path: natural_key(path.stem)), others
 
 
 def _listed(directory: Path) -> list[Path]:
@@ -181,7 +180,8 @@ def check_masks(
     """
     messages: list[str] = []
     seen: dict[str, Path] = {}
-    for path in _masks(directory):
+    masks, others = _masks_and_others(directory)
+    for path in masks:
         chip = path.stem
         place = path.relative_to(directory)
         if chip in seen:
@@ -194,25 +194,12 @@ def check_masks(
             messages.append(f"{place}: unknown chip {chip}")
         size = None if expected is None else expected.get(chip)
         messages += [f"{place}: {text}" for text in _check_mask(path, size)]
-    messages += [f"{path.relative_to(directory)}: not a chip's mask" for path in _strays(directory)]
+    messages += [f"{path.relative_to(directory)}: not a chip's mask" for path in others]
     missing = sorted((expected or {}).keys() - seen.keys(), key=natural_key)
     messages += [f"missing chip {chip}" for chip in missing]
     if not seen:
         messages.append("the directory has no masks")
     return [Fault(None, message) for message in messages]
-
-
-def _strays(directory: Path) -> Iterator[Path]:
-    """Yield files that are not masks, and empty folders."""
-    masks = set(_masks(directory))
-    for path in _listed(directory):
-        if path.is_dir():
-            inside = _listed(path)
-            yield from (file for file in inside if file not in masks)
-            if not inside:
-                yield path
-        elif path not in masks:
-            yield path
 
 
 def _check_mask(path: Path, size: tuple[int, int] | None) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """Road graph: nodes in pixels, edges with geometry, length and speed."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -150,14 +149,6 @@ def roads_in_lon_lat(roads: ImageRoads) -> tuple[NDArray[np.float64], list[NDArr
     ends = np.cumsum([len(part) for part in parts])
     nodes, *lines = np.split(lon_lat, ends[:-1])
     return nodes, lines
-
-
-def numbered(graphs: Iterable[ImageRoads]) -> Iterator[tuple[int, ImageRoads]]:
-    """Yield each image with the number of its first node, counted over the nodes of all images."""
-    first_node = 0
-    for roads in graphs:
-        yield first_node, roads
-        first_node += len(roads.graph.nodes)
 
 
 def edge_attributes(image_id: str, edge: RoadEdge, first_node: int) -> dict[str, str | int | float]:
