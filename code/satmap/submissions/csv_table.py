@@ -32,14 +32,13 @@ class CsvRow:
     Attributes:
         line: line of the file, from 1.
         cells: stripped text of each requested column; None if the file lacks the column.
-        fault: why the line cannot be read; empty if it can.
-        fatal: True if the rest of the file cannot be read either.
+        fault: why the line cannot be read; empty if it can. If line 1, the header, has a fault, the
+            rest of the file cannot be read either.
     """
 
     line: int
     cells: tuple[str | None, ...] = ()
     fault: str = ""
-    fatal: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class CsvTable:
                         missing = [name for name in required if name.lower() not in names]
                         if missing:
                             fault = fault or f"no column {' and '.join(missing)} in the header"
-                            yield CsvRow(number, fault=fault, fatal=True)
+                            yield CsvRow(number, fault=fault)
                             return
                         wanted = [name.lower() for name in self.header]
                         places = [names.index(name) if name in names else None for name in wanted]
@@ -123,8 +122,7 @@ class CsvTable:
         except OSError as error:
             raise SatmapError(f"cannot read {path}: {error.strerror or error}.") from error
         if not names:
-            fault = f"the file is empty: no column {' and '.join(required)}"
-            yield CsvRow(1, fault=fault, fatal=True)
+            yield CsvRow(1, fault=f"the file is empty: no column {' and '.join(required)}")
 
     def read(
         self,
@@ -140,11 +138,10 @@ class CsvTable:
         rows_by_image: dict[str, list[Row]] = {}
         for record, shape in records:
             try:
-                if record.fatal:
-                    first_line = ",".join(self.header)
-                    raise ValueError(f"{record.fault}. The first line should be {first_line}")
                 if record.fault:
-                    raise ValueError(record.fault)
+                    header = ",".join(self.header)
+                    remedy = f". The first line should be {header}" if record.line == 1 else ""
+                    raise ValueError(f"{record.fault}{remedy}")
                 image_id = record.cells[0]
                 if not image_id:
                     raise ValueError("the ImageId is empty")
