@@ -20,7 +20,7 @@ from satmap.errors import SatmapError
 from satmap.evaluation.metrics.building_f1 import group_of, match_buildings, precision_recall_f1
 from satmap.evaluation.metrics.figures import Counts
 from satmap.evaluation.metrics.jaccard import dice_and_iou
-from satmap.exports import export_buildings
+from satmap.exports.buildings import export_buildings
 from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
 from satmap.recipes.schema import Recipe
 from satmap.report.misses import buildings_picture

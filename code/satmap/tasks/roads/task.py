@@ -18,7 +18,7 @@ from satmap.data.neighbours import ImageFootprint, Neighbour
 from satmap.evaluation.metrics.apls import apls
 from satmap.evaluation.metrics.figures import Counts
 from satmap.evaluation.metrics.jaccard import dice_and_iou
-from satmap.exports import export_roads
+from satmap.exports.roads import export_roads
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Recipe
 from satmap.report.road_overlay import side_by_side
