@@ -15,8 +15,8 @@ import rasterio.features
 import shapely
 from numpy.typing import NDArray
 
-from satmap.tasks.roads.settings import JUNCTION, ROAD, ROAD_MAPS, TargetSettings
-from satmap.vectors.speeds import MPS_PER_MPH, SPEED_BINS, speed_bin
+from satmap.tasks.roads.settings import TargetSettings
+from satmap.vectors.speeds import MPS_PER_MPH, speed_bin
 
 CLASS_BITS = 0x0F
 JUNCTION_BIT = 0x80
@@ -88,16 +88,6 @@ def rasterize_roads(
     target |= np.where(target, centres, 0)
     target |= _draw_junctions([label.line for label in labels], shape, scale, settings)
     return target
-
-
-def decode_target(target: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Unpack a target into twelve maps in the order of ``ROAD_MAPS``, uint8 0/1 (12, h, w)."""
-    classes = target & CLASS_BITS
-    maps = np.empty((len(ROAD_MAPS), *target.shape), np.uint8)
-    maps[:SPEED_BINS] = classes == np.arange(1, SPEED_BINS + 1, dtype=np.uint8)[:, None, None]
-    maps[ROAD_MAPS.index(ROAD)] = classes > 0
-    maps[ROAD_MAPS.index(JUNCTION)] = target >= JUNCTION_BIT
-    return maps
 
 
 def _draw_junctions(

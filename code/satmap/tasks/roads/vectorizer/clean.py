@@ -10,7 +10,7 @@ import numpy as np
 
 from satmap.tasks.roads.vectorizer.border import on_border
 from satmap.tasks.roads.vectorizer.evidence import Evidence
-from satmap.tasks.roads.vectorizer.network import Line, Network, components
+from satmap.tasks.roads.vectorizer.network import Floats, Network
 
 # Length that a certain component needs, as a share of what a doubtful one needs.
 _CERTAIN_PART = 0.25
@@ -22,19 +22,15 @@ _CERTAIN_LEAVING, _DOUBTFUL_LEAVING = 0.04, 0.5
 def drop_short_loops(network: Network, below: float) -> Network:
     """Drop loops and duplicate parallel roads that enclose less than a road's width.
 
-    Args:
-        network: the network.
-        below: loops shorter than this are dropped. So are all but the shortest of parallel roads,
-            if they are shorter than half of this.
+    Loops shorter than ``below`` are dropped. So are all but the shortest of parallel roads, if they
+    are shorter than half of ``below``.
     """
-    ends, lengths = network.ends, network.lengths
-    low, high = ends.min(axis=1), ends.max(axis=1)
+    lengths = network.lengths
+    low, high = np.sort(network.ends, axis=1).T
     order = np.lexsort((lengths, high, low))
-    repeated = np.zeros(len(ends), np.bool_)
-    repeated[order[1:]] = (low[order[1:]] == low[order[:-1]]) & (
-        high[order[1:]] == high[order[:-1]]
-    )
-    drop = ((ends[:, 0] == ends[:, 1]) & (lengths < below)) | (repeated & (lengths < below / 2))
+    repeated = np.zeros(len(lengths), np.bool_)
+    repeated[order[1:]] = (np.diff(low[order]) == 0) & (np.diff(high[order]) == 0)
+    drop = (network.loops & (lengths < below)) | (repeated & (lengths < below / 2))
     return network.keep(~drop).dissolve() if drop.any() else network
 
 
@@ -42,7 +38,7 @@ def prune_spurs(
     network: Network,
     below: tuple[float, float],
     skip: float,
-    size: Line,
+    size: Floats,
     evidence: Evidence,
 ) -> Network:
     """Drop dead ends that leave a junction, shortest first.
@@ -76,7 +72,7 @@ def prune_spurs(
         network = network.keep(keep).dissolve()
 
 
-def drop_components(network: Network, below: float, size: Line, evidence: Evidence) -> Network:
+def drop_components(network: Network, below: float, size: Floats, evidence: Evidence) -> Network:
     """Drop connected components with too little road.
 
     Args:
@@ -86,14 +82,11 @@ def drop_components(network: Network, below: float, size: Line, evidence: Eviden
         size: width and height of the image, (2,).
         evidence: evidence of the road map.
     """
-    if not len(network.counts):
-        return network
-    group = components(len(network.nodes), network.ends)
-    of_road = group[network.ends[:, 0]]
-    total = np.bincount(of_road, network.lengths).astype(np.float64)
-    doubt = np.bincount(of_road, network.lengths * evidence.doubt(network, 0)).astype(np.float64)
-    doubt /= np.maximum(total, 1e-9)
-    leaves = np.bincount(group[on_border(network.nodes, size)], minlength=len(total)) > 0
+    of_road, lengths = network.components, network.lengths
+    total = np.bincount(of_road, lengths)
+    doubt = np.bincount(of_road, lengths * evidence.doubt(network, 0)) / np.maximum(total, 1e-9)
+    leaving = on_border(network.nodes, size)[network.ends].any(axis=1)
+    leaves = np.bincount(of_road, leaving) > 0
     certain = np.where(leaves, _CERTAIN_LEAVING, _CERTAIN_PART)
     doubtful = np.where(leaves, _DOUBTFUL_LEAVING, 1.0)
     small = total < below * (certain + (doubtful - certain) * doubt)
@@ -102,10 +95,7 @@ def drop_components(network: Network, below: float, size: Line, evidence: Eviden
 
 def drop_unlikely(network: Network, least: float, evidence: Evidence) -> Network:
     """Drop connected components whose probability stays below ``least`` everywhere (hysteresis)."""
-    if not len(network.counts):
-        return network
-    of_road = components(len(network.nodes), network.ends)[network.ends[:, 0]]
     highest = np.zeros(len(network.nodes))
-    np.maximum.at(highest, of_road, evidence.highest(network))
-    kept = highest[of_road] >= least
+    np.maximum.at(highest, network.components, evidence.highest(network))
+    kept = highest[network.components] >= least
     return network if kept.all() else network.keep(kept).dissolve()
