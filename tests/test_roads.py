@@ -259,7 +259,7 @@ def test_fork_at_a_dead_end_loses_one_prong_only() -> None:
     ends = np.array([[0, 1], [1, 2], [1, 3]])
     network = Network.of_lines(nodes, ends, [nodes[pair] for pair in ends])
     certain = Evidence(np.full((100, 100), 255, np.uint8), np.ones(2), 0.3)
-    pruned = prune_spurs(network, (6.0, 24.0), 2.0, np.array([100.0, 100.0]), certain)
+    pruned = prune_spurs(network, 6.0, 2.0, certain)
     (line,) = pruned.lines
     assert [54.0, 6.0] in line.tolist()
 

@@ -60,12 +60,8 @@ def part_at_border(network: Network, width: float, size: Floats) -> Network:
     Where two roads come together at the border, the skeleton shows one road that touches the border
     and turns back, or a short stub that leaves the image. If the straight continuations of both
     roads meet inside the image, there is a bend or a junction near the border. If they meet
-    outside, each road gets its own exit.
-
-    Args:
-        network: the network, metres.
-        width: width of a road, metres.
-        size: width and height of the image, (2,).
+    outside, each road gets its own exit. ``width`` is that of a road, ``size`` that of the image,
+    (2,), in metres.
     """
     network = _cut_where_touching(network, width, size)
     degrees = network.degrees

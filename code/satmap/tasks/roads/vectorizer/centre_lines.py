@@ -39,10 +39,7 @@ _TRACED_PX = 16
 def centre_lines(maps: MapSource, settings: RoadSettings, window_px: int = WINDOW_PX) -> Network:
     """Return the road map's centre lines from its skeleton, in metres.
 
-    Args:
-        maps: maps that include the road map.
-        settings: thresholds.
-        window_px: largest width and height of a window.
+    Windows are at most ``window_px`` wide and high.
     """
     scale = np.asarray(maps.metres_per_pixel, np.float64)
     margin = np.ceil(settings.border_m / scale)
@@ -67,11 +64,8 @@ def _even(size: int, most: int) -> int:
 class _Padded:
     """A road map padded by repeating its border.
 
-    Attributes:
-        road: the road map.
-        image: rectangle of the image in the padded map.
-        scale: metres per pixel along x and y, (2,).
-        settings: thresholds.
+    ``image`` is the rectangle of the image in the padded map. ``scale`` is the number of metres per
+    pixel along x and y, (2,).
     """
 
     road: ProbabilityMap

@@ -36,6 +36,11 @@ class Evidence:
     scale: Floats
     low: float
 
+    @property
+    def size(self) -> Floats:
+        """Width and height of the image in metres, (2,)."""
+        return np.array(self.probability_map.shape[::-1]) * self.scale
+
     def at(self, places: Floats) -> Floats:
         """Return the probability, 0..1, at places (..., 2); outside the image, that of its edge."""
         height, width = self.probability_map.shape
@@ -62,23 +67,20 @@ class Evidence:
         mean = np.where(count, total / np.maximum(count, 1), 1.0)
         return mean, norm(steps) * count / _BRIDGE_SAMPLES
 
-    def doubt(self, network: Network, skip: float) -> Floats:
-        """Return how doubtful each road is compared to the image's typical road, (m,), 0..1.
+    def along(self, network: Network, skip: float = 0) -> tuple[Ints, Floats]:
+        """Return the road and the probability of samples along all roads, (s,) and (s,).
 
         ``skip`` metres are left out at both ends of long enough roads: other roads lie there.
         """
         owner, places = samples(network, np.arange(len(network.counts)), _SPACING, skip)
-        values = self.at(places)
+        return owner, self.at(places)
+
+    def doubt(self, network: Network, skip: float) -> Floats:
+        """Return how doubtful each road is compared to the image's typical road, (m,), 0..1."""
+        owner, values = self.along(network, skip)
         typical = max(float(np.median(values)), 1 / 255) if len(values) else 1.0
         mean = np.bincount(owner, values) / np.bincount(owner)
         return np.clip((_CERTAIN - mean / typical) / (_CERTAIN - _DOUBTFUL), 0, 1)
-
-    def highest(self, network: Network) -> Floats:
-        """Return the highest probability along each road, (m,)."""
-        owner, places = samples(network, np.arange(len(network.counts)), _SPACING, 0)
-        highest = np.zeros(len(network.counts))
-        np.maximum.at(highest, owner, self.at(places))
-        return highest
 
     def shows_junction(self, places: Floats) -> Bools:
         """Return whether the map, a junction map, shows a junction at each place, (n,)."""
@@ -105,14 +107,10 @@ def has_signal(junctions: Evidence, network: Network, merge: float) -> bool:
 def samples(
     network: Network, roads: Ints, spacing: float, skip: float | Floats
 ) -> tuple[Ints, Floats]:
-    """Sample places along roads at equal steps, each in the middle of an equal part of its road.
+    """Sample places along roads, (k,), each in the middle of an equal part of its road.
 
-    Args:
-        network: the network.
-        roads: numbers of the roads, (k,).
-        spacing: largest step.
-        skip: length to leave out at the start and the end of each road, (k, 2), or one value for
-            all; at most a third of the road each.
+    The parts are at most ``spacing`` long. ``skip`` is the length to leave out at the start and the
+    end of each road, (k, 2), or one value for all; at most a third of the road each.
 
     Returns:
         For each sample, the position of its road in ``roads``, (s,), and its place, (s, 2).

@@ -108,15 +108,9 @@ class _Ends:
     parts: Floats
 
 
-def join_ends(network: Network, size: Floats, rules: JoinRules) -> Network:
-    """Close gaps and T-junctions, cheapest first; each free end is used once.
-
-    Args:
-        network: the network.
-        size: width and height of the image, (2,).
-        rules: limits of reach, angle and evidence.
-    """
-    ends = _free_ends(network, size)
+def join_ends(network: Network, rules: JoinRules) -> Network:
+    """Close gaps and T-junctions, cheapest first; each free end is used once."""
+    ends = _free_ends(network, rules.road.size)
     if not len(ends.nodes):
         return network
     bridges = np.concatenate(
@@ -144,15 +138,10 @@ def join_ends(network: Network, size: Floats, rules: JoinRules) -> Network:
     return _build(network, links, hits) if links or hits else network
 
 
-def extend_to_border(network: Network, size: Floats, rules: JoinRules) -> Network:
-    """Extend free ends to the border that they point at.
-
-    Args:
-        network: the network.
-        size: width and height of the image, (2,).
-        rules: limits of reach and evidence.
-    """
-    settings, ends = rules.settings, _free_ends(network, size)
+def extend_to_border(network: Network, rules: JoinRules) -> Network:
+    """Extend free ends to the border that they point at."""
+    settings, size = rules.settings, rules.road.size
+    ends = _free_ends(network, size)
     direction = ends.directions
     limit = np.where(direction > 0, size, 0.0)
     travel = np.full(limit.shape, np.inf)
@@ -206,9 +195,7 @@ def _bridges(end: Ints, cost: Floats, **others: Any) -> _Bridges:
 def _gap_bridges(network: Network, ends: _Ends, rules: JoinRules) -> Iterator[_Bridges]:
     """Yield straight bridges between ends that point at each other."""
     settings = rules.settings
-    for first, second in _near(ends.places, ends.places, settings.bridge_m):
-        once = first < second
-        first, second = first[once], second[once]
+    for first, second in _pairs(ends.places, settings.bridge_m):
         step = ends.places[second] - ends.places[first]
         ahead = np.minimum(_ahead(step, ends, first), _ahead(-step, ends, second))
         allowed = _aligned(norm(step), ahead, settings.bridge_degrees)
@@ -221,7 +208,7 @@ def _gap_bridges(network: Network, ends: _Ends, rules: JoinRules) -> Iterator[_B
 def _corner_bridges(network: Network, ends: _Ends, rules: JoinRules) -> Iterator[_Bridges]:
     """Yield bridges around hidden corners, where the directions of two ends intersect ahead."""
     settings = rules.settings
-    for first, second in _near(ends.places, ends.places, settings.gap_m):
+    for first, second in _pairs(ends.places, settings.gap_m):
         one, other = ends.directions[first], ends.directions[second]
         step = ends.places[second] - ends.places[first]
         turn = cross(one, other)
@@ -229,7 +216,7 @@ def _corner_bridges(network: Network, ends: _Ends, rules: JoinRules) -> Iterator
         turn = np.where(bends, turn, 1.0)
         legs = np.stack([cross(step, other) / turn, cross(step, one) / turn], axis=1)
         way = legs.sum(axis=1)
-        allowed = bends & (first < second) & (legs > 0).all(axis=1) & (way <= settings.gap_m)
+        allowed = bends & (legs > 0).all(axis=1) & (way <= settings.gap_m)
         allowed &= np.minimum(ends.parts[first], ends.parts[second]) >= settings.component_m
         allowed &= _no_detour(network, ends, first, second, way)
         via = ends.places[first] + legs[:, :1] * one
@@ -301,6 +288,13 @@ def _near(places: Floats, others: Floats, reach: float) -> Iterator[tuple[Ints, 
         block = cKDTree(places[first : first + _BLOCK])
         near = block.sparse_distance_matrix(tree, reach, output_type="ndarray")
         yield near["i"].astype(np.int64) + first, near["j"].astype(np.int64)
+
+
+def _pairs(places: Floats, reach: float) -> Iterator[tuple[Ints, Ints]]:
+    """Yield the numbers of two places within reach, the lower number first, in blocks."""
+    for first, second in _near(places, places, reach):
+        once = first < second
+        yield first[once], second[once]
 
 
 def _ahead(steps: Floats, ends: _Ends, number: Ints) -> Floats:

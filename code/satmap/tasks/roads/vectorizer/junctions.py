@@ -93,11 +93,8 @@ def resolve_junctions(
 ) -> Network:
     """Merge the nodes of one junction, move junctions to their place, and separate overpasses.
 
-    Args:
-        network: the network, metres.
-        width: width of a road, metres.
-        merge: junctions linked by less road are always merged, metres.
-        junctions: evidence of the junction map, None if there is no informative one.
+    Junctions linked by less than ``merge`` metres of road are always merged. ``width`` is that of a
+    road in metres. ``junctions`` is None without an informative junction map.
     """
     junction = network.degrees >= 3
     if not junction.any():
@@ -110,7 +107,11 @@ def resolve_junctions(
     outer = junction[network.origins] & ~np.repeat(link, 2)
     new = _centres(network, group, link, branches, outer, width)
     places = np.where(junction[:, None], new[group], network.nodes)
-    cut = _cut_lengths(network, branches, outer, new[group[network.origins]], width)
+    # Length of each arm that is replaced by a straight line to its junction.
+    way = new[group[network.origins]] - network.nodes[network.origins]
+    forward = (way * branches.directions).sum(axis=1)
+    cut = np.maximum(width, forward + width / 2).clip(max=0.45 * np.repeat(network.lengths, 2))
+    cut = np.where(outer, cut, 0.0).reshape(-1, 2)
     passes = []
     if junctions is not None:
         passing = ~junctions.shows_junction(new)
@@ -179,17 +180,6 @@ def _centres(
     linked = np.bincount(group[network.ends[link, 0]], network.lengths[link], minlength=count)
     far = norm(shift) > _FARTHEST * width + linked
     return old + np.where(far[:, None], 0, shift)
-
-
-def _cut_lengths(
-    network: Network, branches: Branches, outer: Bools, centre: Floats, width: float
-) -> Floats:
-    """Return the length of each arm that is replaced by a straight line to its junction, (m, 2)."""
-    start = network.nodes[network.origins]
-    forward = ((centre - start) * branches.directions).sum(axis=1)
-    length = np.repeat(network.lengths, 2)
-    cut = np.minimum(np.maximum(width, forward + width / 2), 0.45 * length)
-    return np.where(outer, cut, 0.0).reshape(-1, 2)
 
 
 def _passes(
@@ -286,28 +276,34 @@ def move_merge_points(
 ) -> Network:
     """Move junctions of two nearly parallel roads along their stem to where the maps show them.
 
-    Args:
-        network: the network, metres.
-        width: width of a road, metres.
-        road: evidence of the road map.
-        junctions: evidence of the junction map, None if there is no informative one.
+    ``width`` is that of a road in metres. ``junctions`` is None without an informative map.
     """
     three = np.flatnonzero(network.degrees == 3)
     if junctions is None or not len(three):
         return network
     hidden = three[~junctions.shows_junction(network.nodes[three])]
-    if not len(hidden):
-        return network
     branches = road_branches(network, 2 * width)
-    merges = []
+    lines, nodes = network.lines, network.nodes.copy()
     for node, halves in zip(hidden.tolist(), network.leaving(hidden, 3), strict=True):
         stem = _stem(branches, halves)
         if stem is None or len(np.unique(halves >> 1)) < 3:
             continue
         way = _way_to_junction(network, stem, width, road, junctions)
-        if way is not None:
-            merges.append((node, stem, halves[halves != stem].tolist(), way))
-    return _moved(network, merges, width) if merges else network
+        # A half-edge with an odd number runs against its line.
+        order = -1 if stem % 2 else 1
+        line = lines[stem >> 1][::order]
+        if way is None or way > shapely.LineString(line).length - width:
+            continue
+        _, shortened = cut_lines(line, np.array([way]))
+        nodes[node] = shortened[0]
+        lines[stem >> 1] = shortened[::order]
+        for half in halves[halves != stem].tolist():
+            order = -1 if half % 2 else 1
+            arm = lines[half >> 1][::order]
+            length = shapely.LineString(arm).length
+            _, rest = cut_lines(arm, np.array([min(2 * width, 0.45 * length)]))
+            lines[half >> 1] = np.concatenate([nodes[[node]], rest])[::order]
+    return Network.of_lines(nodes, network.ends, lines)
 
 
 def _stem(branches: Branches, halves: Ints) -> int | None:
@@ -344,26 +340,3 @@ def _way_to_junction(
     half = slice(0, middle // 2 + 1)
     wide = widths_at(road, places[half], steps[half]).mean() >= _WIDE * width
     return float(way[middle]) if wide else None
-
-
-def _moved(
-    network: Network, merges: list[tuple[int, int, list[int], float]], width: float
-) -> Network:
-    """Move junctions along their stems, and lead their arms to the new places."""
-    lines, nodes = network.lines, network.nodes.copy()
-    for node, stem, others, way in merges:
-        # A half-edge with an odd number runs against its line.
-        order = -1 if stem % 2 else 1
-        line = lines[stem >> 1][::order]
-        if way > shapely.LineString(line).length - width:
-            continue
-        _, shortened = cut_lines(line, np.array([way]))
-        nodes[node] = shortened[0]
-        lines[stem >> 1] = shortened[::order]
-        for half in others:
-            order = -1 if half % 2 else 1
-            arm = lines[half >> 1][::order]
-            length = shapely.LineString(arm).length
-            _, rest = cut_lines(arm, np.array([min(2 * width, 0.45 * length)]))
-            lines[half >> 1] = np.concatenate([nodes[[node]], rest])[::order]
-    return Network.of_lines(nodes, network.ends, lines)

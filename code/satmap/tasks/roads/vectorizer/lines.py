@@ -12,9 +12,7 @@ from satmap.tasks.roads.vectorizer.network import Floats, Network, cross, norm
 def smooth_lines(network: Network, reach: int) -> Network:
     """Smooth staircases of pixels with a running mean; ends stay in place.
 
-    Args:
-        network: the network.
-        reach: number of points averaged on either side; fewer near the ends.
+    ``reach`` is the number of points averaged on either side; fewer near the ends.
     """
     if reach < 1 or not len(network.points):
         return network
@@ -65,12 +63,8 @@ def sharpen_bends(network: Network, width: float) -> Network:
     """Restore corners that the skeleton cuts off.
 
     A run of short pieces between two longer ones whose continuations intersect nearby is a cut-off
-    corner. The intersection replaces it.
-
-    Args:
-        network: the network, simplified.
-        width: width of a road; limits the length of each short piece and the distance to the
-            corner.
+    corner. The intersection replaces it. The ``width`` of a road limits the length of each short
+    piece and the distance to the corner.
     """
     points = network.points
     if len(points) < 4:

@@ -178,16 +178,10 @@ class Network:
 
 
 def gather(network: Network, roads: Ints, backwards: Bools, chain: Ints) -> tuple[Floats, Ints]:
-    """Collect the points of roads one after the other.
+    """Collect the points of roads, (k,), one after the other; some of them ``backwards``, (k,).
 
     Roads that continue a chain lose their first point, which repeats the last one of the previous
-    road.
-
-    Args:
-        network: the network.
-        roads: numbers of the roads, (k,).
-        backwards: whether each road is reversed, (k,).
-        chain: position in ``roads`` of the first road of each road's chain, (k,).
+    road. ``chain`` is the position in ``roads`` of the first road of each road's chain, (k,).
 
     Returns:
         Points (p, 2), and the number of points of each road, (k,).
@@ -202,12 +196,7 @@ def gather(network: Network, roads: Ints, backwards: Bools, chain: Ints) -> tupl
 
 
 def components(count: int, pairs: Ints) -> Ints:
-    """Label the connected components of ``count`` nodes, (count,), in the order of their nodes.
-
-    Args:
-        count: number of nodes.
-        pairs: int64 (m, 2), linked nodes.
-    """
+    """Label the components of nodes that pairs, (m, 2), connect, in order of their first nodes."""
     links = coo_array((np.ones(len(pairs)), pairs.T), (count, count))
     return np.asarray(connected_components(links, directed=False)[1], np.int64)
 

@@ -36,12 +36,9 @@ _SLOWEST_MPH, _FASTEST_MPH = 10.0, 65.0
 
 
 def widths_at(road: Evidence, places: Floats, directions: Floats) -> Floats:
-    """Measure the width of the road at places on centre lines, metres.
+    """Measure the width of the road at places on centre lines, (n, 2), in metres.
 
-    Args:
-        road: evidence of the road map.
-        places: (n, 2), metres.
-        directions: unit vectors along the centre lines, (n, 2).
+    The directions of the centre lines are unit vectors, (n, 2).
 
     Returns:
         Distance from the last road pixel on one side to the last on the other, (n,); 0 where the
@@ -127,14 +124,8 @@ def prior_speeds(speeds: Floats, widths: Floats, network: Network, default_mps: 
     roads. If no road has a known speed, the prior is the default, raised for wide and lowered for
     narrow roads.
 
-    Args:
-        speeds: metres per second, NaN where unknown, (m,).
-        widths: metres, (m,).
-        network: the roads.
-        default_mps: speed of a road of typical width.
-
-    Returns:
-        Metres per second, (m,).
+    Speeds are in metres per second, (m,), NaN where unknown. Widths are in metres, (m,).
+    ``default_mps`` is the speed of a road of typical width.
     """
     known = ~np.isnan(speeds)
     lengths = network.lengths

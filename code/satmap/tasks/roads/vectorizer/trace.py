@@ -28,14 +28,10 @@ from satmap.tasks.roads.vectorizer.network import (
 
 
 def trace_skeleton(rows: Ints, columns: Ints) -> Network:
-    """Trace a skeleton into a network, in pixels.
+    """Trace the pixels of a skeleton, row by row from left to right, into a network in pixels.
 
     The centre of pixel (row, column) is at x = column + 0.5, y = row + 0.5, as in label vectors
     transformed by the inverse of the image's affine transform.
-
-    Args:
-        rows: row of each skeleton pixel, (n,), ascending.
-        columns: column of each skeleton pixel, (n,), ascending within a row.
     """
     if not len(rows):
         return Network()
@@ -96,11 +92,9 @@ def _merged(places: Floats, links: Ints, inside: Bools) -> tuple[Floats, Ints]:
 
 
 def pieces_within(network: Network, box: Box) -> Network:
-    """Return the parts of lines whose middles lie in a rectangle.
+    """Return the parts of lines whose middles lie in a rectangle of pixels.
 
-    Args:
-        network: traced network in pixels, covering the window and some pixels around it.
-        box: the rectangle; its right and bottom edges are outside.
+    The right and bottom edges are outside. The network covers some pixels around the rectangle.
     """
     points = network.points
     if not len(points):

@@ -34,8 +34,6 @@ from satmap.vectors.speeds import MPS_PER_MPH
 # Before gaps are closed, spurs are pruned at this share of the limit only: a short one may be the
 # remainder of a road with gaps.
 _SPROUT = 0.5
-# A doubtful spur must be this many times as long as a certain one.
-_DOUBTFUL_SPUR = 4.0
 # Smallest simplification tolerance in pixels: slanting lines of large pixels are staircases.
 _STAIR_PX = 1.5
 # Limits of the estimated road width.
@@ -75,7 +73,6 @@ def _clean(network: Network, maps: MapSource, settings: RoadSettings) -> Network
     """Prune, join and simplify the centre lines of maps, in metres."""
     scale = np.asarray(maps.metres_per_pixel, np.float64)
     road = maps[ROAD]
-    size = np.array(maps.shape[::-1]) * scale
     evidence = Evidence(road, scale, settings.low)
     junctions = Evidence(maps[JUNCTION], scale, settings.low) if JUNCTION in maps else None
     # Use a third of the tolerance now and the rest at the end: fewer points make all steps in
@@ -85,24 +82,23 @@ def _clean(network: Network, maps: MapSource, settings: RoadSettings) -> Network
     network = drop_unlikely(network, settings.high, evidence)
     network = drop_short_loops(network, np.pi * settings.merge_m)
     width = _width(network, road, float(scale.prod()))
-    network = part_at_border(network, width, size)
-    spur, doubtful = settings.spur_m, settings.spur_m * _DOUBTFUL_SPUR
-    network = prune_spurs(network, (spur * _SPROUT, doubtful * _SPROUT), width / 2, size, evidence)
+    network = part_at_border(network, width, evidence.size)
+    network = prune_spurs(network, settings.spur_m * _SPROUT, width / 2, evidence)
     if junctions is not None and not has_signal(junctions, network, settings.merge_m):
         junctions = None
     rules = JoinRules(settings, evidence, junctions)
-    network = extend_to_border(network, size, rules)
+    network = extend_to_border(network, rules)
     # Twice, because an end may be extended to a road that the first round has closed.
     for _ in range(2):
-        joined = join_ends(network, size, rules)
+        joined = join_ends(network, rules)
         if joined is network:
             break
         network = joined
     network = resolve_junctions(network, width, settings.merge_m, junctions)
     network = move_merge_points(network, width, evidence, junctions)
     network = drop_short_loops(network, np.pi * settings.merge_m)
-    network = prune_spurs(network, (spur, doubtful), width / 2, size, evidence)
-    network = drop_components(network, settings.component_m, size, evidence)
+    network = prune_spurs(network, settings.spur_m, width / 2, evidence)
+    network = drop_components(network, settings.component_m, evidence)
     return sharpen_bends(simplify(network, tolerance * 2 / 3), width)
 
 
