@@ -118,18 +118,15 @@ def _draw_junctions(
     # Coordinates far outside the image would overflow OpenCV's fixed-point format.
     near = np.maximum(starts, stops) > -thickness
     near &= np.minimum(starts, stops) < np.array(shape[::-1]) + thickness
-    near = near.all(axis=1)
+    inside = np.all(near, axis=1)
     drawn = np.zeros(shape, np.uint8)
-    for start, stop in zip(starts[near].astype(int), stops[near].astype(int), strict=True):
+    for start, stop in zip(starts[inside].astype(int), stops[inside].astype(int), strict=True):
         cv2.line(drawn, start.tolist(), stop.tolist(), JUNCTION_BIT, thickness)
     return drawn
 
 
 def _meet(
-    places: NDArray[np.float64],
-    line: NDArray[np.int64],
-    terminal: NDArray[np.bool_],
-    grid_m: float,
+    places: NDArray[np.float64], line: NDArray[np.int64], terminal: NDArray[np.bool_], grid_m: float
 ) -> NDArray[np.bool_]:
     """Return which segment ends meet in a junction.
 

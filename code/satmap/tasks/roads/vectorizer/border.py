@@ -93,10 +93,8 @@ def part_at_border(network: Network, width: float, size: Floats) -> Network:
             lines[road] = np.concatenate([tip[None], rest])[::order]
             ends[road, end] = len(nodes)
             nodes.append(tip)
-    kept = np.flatnonzero(~gone)
-    return Network.of_lines(
-        np.array(nodes).reshape(-1, 2), ends[kept], [lines[road] for road in kept.tolist()]
-    ).dissolve()
+    parted = Network.of_lines(np.array(nodes).reshape(-1, 2), ends, lines)
+    return parted.keep(~gone).dissolve()
 
 
 def _cut_where_touching(network: Network, width: float, size: Floats) -> Network:

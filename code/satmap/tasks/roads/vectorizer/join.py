@@ -12,6 +12,7 @@ All lengths and places are in metres.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -362,26 +363,21 @@ def _build(network: Network, links: list[_Link], hits: list[tuple[int, int, floa
     for node, road, along in hits:
         by_road.setdefault(road, []).append((along, node))
     for road, sources in sorted(by_road.items()):
-        (start, end), line = network.ends[road].tolist(), lines[road]
-        length = float(network.lengths[road])
+        (start, end), length = network.ends[road].tolist(), float(network.lengths[road])
+        first = len(nodes)
         cuts: list[float] = []
-        chain = [start]
         for along, source in sorted(sources):
             if along <= 0 or along >= length:
                 links.append(_Link(source, start if along <= 0 else end))
                 continue
             if not cuts or along - cuts[-1] >= _SAME_PLACE:
                 cuts.append(along)
-                chain.append(len(nodes))
-                nodes.append([0.0, 0.0])
-            links.append(_Link(source, chain[-1]))
-        pieces = cut_lines(line, np.array(cuts))
-        chain.append(end)
-        for index, piece in enumerate(pieces[:-1]):
-            nodes[chain[index + 1]] = piece[-1].tolist()
-        lines[road], ends[road] = pieces[0], [chain[0], chain[1]]
-        lines.extend(pieces[1:])
-        ends.extend([chain[index], chain[index + 1]] for index in range(1, len(pieces)))
+            links.append(_Link(source, first + len(cuts) - 1))
+        lines[road], *pieces = cut_lines(lines[road], np.array(cuts))
+        lines += pieces
+        nodes += [piece[0].tolist() for piece in pieces]
+        ends[road], *more = map(list, pairwise([start, *range(first, len(nodes)), end]))
+        ends += more
     links = _crossed(links, nodes)
     place = np.array(nodes)
     lines.extend(np.stack([place[link.start], *link.via, place[link.end]]) for link in links)

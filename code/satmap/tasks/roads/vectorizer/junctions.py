@@ -153,12 +153,7 @@ def _crossings(network: Network, branches: Branches, candidates: Bools, width: f
 
 
 def _centres(
-    network: Network,
-    group: Ints,
-    link: Bools,
-    branches: Branches,
-    outer: Bools,
-    width: float,
+    network: Network, group: Ints, link: Bools, branches: Branches, outer: Bools, width: float
 ) -> Floats:
     """Return the place nearest to the lines of all arms of each group, (g, 2)."""
     count = int(group.max()) + 1
@@ -257,14 +252,11 @@ def _rebuilt(
             tips[half >> 1, half % 2] = place
     roads, keys, points = [road[inner]], [way[inner]], [network.points[inner]]
     for side in (0, 1):
-        roads.append(kept)
-        keys.append(length[kept] + 1 if side else np.full(len(kept), -1.0))
-        points.append(tips[kept, side])
         moved = kept[cut[kept, side] > 0]
         at = length[moved] - cut[moved, 1] if side else cut[moved, 0]
-        roads.append(moved)
-        keys.append(at)
-        points.append(network.places(moved, at))
+        roads += [kept, moved]
+        keys += [length[kept] + 1 if side else np.full(len(kept), -1.0), at]
+        points += [tips[kept, side], network.places(moved, at)]
     all_roads, all_points = np.concatenate(roads), np.concatenate(points)
     order = np.lexsort((np.concatenate(keys), all_roads))
     counts = np.bincount(all_roads, minlength=len(length))[kept]

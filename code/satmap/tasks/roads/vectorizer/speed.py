@@ -85,12 +85,10 @@ def road_speeds(
     Returns:
         Speeds in metres per second, and mean road probabilities, 0..1, (m,) each.
     """
-    count = len(network.counts)
-    if not count:
+    if not len(network.counts):
         return np.empty(0), np.empty(0)
     skip = np.where(network.degrees[network.ends] > 1, _SKIP, 0.0)
-    owner, places = samples(network, np.arange(count), _STEP, skip)
-    number = np.bincount(owner, minlength=count)
+    owner, places = samples(network, np.arange(len(network.counts)), _STEP, skip)
     height, width = maps.shape
     scale = np.asarray(maps.metres_per_pixel)
     offsets = np.array([(0, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)]) * (_ASIDE / scale)
@@ -99,12 +97,11 @@ def road_speeds(
     columns = pixels[..., 0].astype(np.int64).clip(0, width - 1)
     timed = all(name in maps for name in SPEED_MAPS)
     values = maps.at((ROAD, *SPEED_MAPS) if timed else (ROAD,), rows, columns)
+    highest = np.bincount(owner) * len(offsets) * 255
     confidence, *means = (
-        np.bincount(owner, of_map.sum(axis=0, dtype=np.int64), minlength=count)
-        / (number * len(offsets) * 255)
-        for of_map in values
+        np.bincount(owner, of_map.sum(axis=0, dtype=np.int64)) / highest for of_map in values
     )
-    bins = np.stack(means, axis=1) if timed else np.zeros((count, len(BIN_SPEEDS_MPH)))
+    bins = np.stack(means, axis=1) if timed else np.zeros((len(highest), len(BIN_SPEEDS_MPH)))
     total = bins.sum(axis=1)
     trust = np.minimum(total / evidence, 1)
     expected = bins @ np.array(BIN_SPEEDS_MPH) / np.where(total > 0, total, 1) * MPS_PER_MPH

@@ -66,10 +66,8 @@ def _links(rows: Ints, columns: Ints) -> Ints:
     east, south, west = neighbour(1), neighbour(stride), neighbour(-1)
     southeast = np.where((east >= 0) | (south >= 0), -1, neighbour(stride + 1))
     southwest = np.where((west >= 0) | (south >= 0), -1, neighbour(stride - 1))
-    here, there = (
-        np.tile(np.arange(len(flat)), 4),
-        np.concatenate([east, south, southeast, southwest]),
-    )
+    here = np.tile(np.arange(len(flat)), 4)
+    there = np.concatenate([east, south, southeast, southwest])
     return np.stack([here, there], axis=1)[there >= 0]
 
 
