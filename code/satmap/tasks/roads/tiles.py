@@ -52,15 +52,11 @@ class Surrounding(NamedTuple):
 
 
 def surrounded(scene: Scene, neighbours: Sequence[Surrounding]) -> tuple[Scene, Box]:
-    """Extend a scene by a margin (:func:`margin_px`) filled from its neighbours.
+    """Extend a scene by a margin (:func:`margin_px`) filled from neighbours with the same maps.
 
-    Sides without a touching neighbour get no margin, because the vectoriser handles image edges
-    itself.
-
-    Args:
-        scene: the scene.
-        neighbours: scenes with maps of the same names. Where they overlap, the first one counts,
-            but never over the scene itself. The margin is 0 where no neighbour covers it.
+    Where neighbours overlap, the first one counts, but never over the scene itself. The margin is 0
+    where no neighbour covers it. Sides that no neighbour touches get no margin, because the
+    vectoriser handles image edges itself.
 
     Returns:
         The larger scene, and the rectangle of the original scene in it.
