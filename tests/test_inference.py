@@ -35,7 +35,7 @@ from satmap.rasters.windows import blend, spans
 from satmap.recipes.schema import Inference, Recipe, StretchSettings, Submission, load_recipe
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
 from satmap.tasks.base import PendingResult, PreparedImage
-from satmap.tasks.roads import result_decoder
+from satmap.tasks.roads import tiles
 from satmap.tasks.roads.settings import ROAD, ROAD_MAPS, RoadSettings, RoadTaskSettings
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.georeference import Georeference
@@ -361,10 +361,10 @@ def test_an_unexpected_error_affects_one_image(
     original = vectorize_roads
 
     def broken(maps: ProbabilityMaps, settings: RoadSettings) -> RoadGraph:
-        monkeypatch.setattr(result_decoder, "vectorize_roads", original)
+        monkeypatch.setattr(tiles, "vectorize_roads", original)
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(result_decoder, "vectorize_roads", broken)
+    monkeypatch.setattr(tiles, "vectorize_roads", broken)
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     output = tmp_path / "out.csv"
     done = predict([city / "test"], output, tmp_path / "weights", CPU, alone(tmp_path))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from made_tasks import road_task
-from round_trips import vegas_labels
+from round_trips import decode_target, vegas_labels
 from satmap.data.cache import prepare_chip
 from satmap.data.crops import CachedChip
 from satmap.data.layouts.spacenet_roads import scan_roads
@@ -19,7 +19,6 @@ from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import StretchSettings, parse_recipe
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
 from satmap.tasks.roads.settings import ROAD_MAPS
-from satmap.tasks.roads.targets import decode_target
 from satmap.tasks.roads.task import truth_rows
 from satmap.training.run_context import RunContext
 from satmap.training.train_ensemble import TrainingOptions, train

@@ -11,10 +11,7 @@ from satmap.vectors.speeds import SPEED_BINS
 
 
 def split_heads(target: Tensor) -> dict[str, Tensor]:
-    """Unpack target bytes into the targets of the heads.
-
-    Args:
-        target: uint8 (n, h, w) as in ``satmap.tasks.roads.targets``.
+    """Unpack target bytes, uint8 (n, h, w) as in ``satmap.tasks.roads.targets``, by head.
 
     Returns:
         ``road``, ``centre`` (the roads' centre lines) and ``junction`` bool (n, 1, h, w), ``speed``
@@ -58,11 +55,10 @@ def road_loss(
     """
     targets = split_heads(target)
     channels = {"road": (ROAD,), "speed": SPEED_MAPS, "junction": (JUNCTION,)}
-    weights = {"road": losses.road, "speed": losses.speed, "junction": losses.junction}
     parts = {}
     for head, names in channels.items():
         picked = logits[:, [map_names.index(name) for name in names]].float()
-        parts[head] = head_loss(picked, targets[head].float(), weights[head], total)
+        parts[head] = head_loss(picked, targets[head].float(), getattr(losses, head), total)
         if losses.distillation and soft is not None:
             taught = soft[:, [ROAD_MAPS.index(name) for name in names]].float() / 255
             parts[head] = parts[head] + losses.distillation * distillation_loss(picked, taught)

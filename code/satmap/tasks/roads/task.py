@@ -28,15 +28,9 @@ from satmap.tasks.base import Batch, Total
 from satmap.tasks.dense import DenseTask
 from satmap.tasks.roads.labels import encode_roads
 from satmap.tasks.roads.losses import road_loss
-from satmap.tasks.roads.result_decoder import RoadDecoder
-from satmap.tasks.roads.settings import (
-    ROAD,
-    ROAD_FILE_MAPS,
-    RoadLosses,
-    RoadTaskSettings,
-)
+from satmap.tasks.roads.settings import ROAD, ROAD_FILE_MAPS, RoadLosses, RoadTaskSettings
 from satmap.tasks.roads.targets import CLASS_BITS, RoadLabel
-from satmap.tasks.roads.tiles import find_surroundings
+from satmap.tasks.roads.tiles import RoadDecoder, find_surroundings
 from satmap.tasks.roads.tuning import tune_roads
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.tuning.chips import Tuning, TuningRequest
@@ -46,31 +40,16 @@ from satmap.vectors.road_graph import ImageRoads, RoadEdge, RoadGraph, line_leng
 
 @dataclass(frozen=True)
 class RoadScore:
-    """Scores of the roads that a network found in one chip.
-
-    Attributes:
-        apls, apls_time: APLS by length and by travel time, 0..1.
-        overlap: overlap of the predicted and the true road mask.
-        rows: the roads found.
-    """
+    """APLS by length and by travel time, 0..1, overlap of the road masks, and the roads found."""
 
     apls: float
     apls_time: float
     overlap: Counts
     rows: list[RoadRow]
 
-    @property
-    def caption(self) -> str:
-        """Caption of the drawing, for example "APLS 0.712"."""
-        return f"APLS {self.apls:.3f}"
-
 
 class RoadTask(DenseTask):
-    """Extract roads with speeds.
-
-    The network predicts maps of road, junction and ten speed bins. The vectoriser turns them into a
-    road graph.
-    """
+    """Extract road graphs with speeds from maps of road, junction and ten speed bins."""
 
     recipe: Recipe[RoadTaskSettings, RoadLosses]
     noun: ClassVar[str] = "roads"
@@ -79,7 +58,6 @@ class RoadTask(DenseTask):
     file_maps: ClassVar[Mapping[int, tuple[str, ...]]] = ROAD_FILE_MAPS
 
     def __init__(self, recipe: Recipe[RoadTaskSettings, RoadLosses]) -> None:
-        """Initialize the task of a recipe."""
         super().__init__(recipe)
         self.default_metres_per_pixel = recipe.task.default_metres_per_pixel
 
@@ -130,26 +108,19 @@ class RoadTask(DenseTask):
     def summarize(
         self, chips: Sequence[CachedChip], scores: Sequence[RoadScore]
     ) -> dict[str, float]:
-        """Average the scores of many chips.
-
-        APLS is averaged over the chips of each area, then over the areas. Dice and IoU of the road
-        mask are pooled over all pixels.
-        """
+        """Average APLS over the chips of each area, then over the areas; pool dice and IoU."""
         by_aoi: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for chip, score in zip(chips, scores, strict=True):
             by_aoi[chip.aoi].append((score.apls, score.apls_time))
         areas = np.array([np.mean(values, axis=0) for values in by_aoi.values()])
         length, time = areas.mean(axis=0)
-        return {
-            "apls": float(length),
-            "apls_time": float(time),
-            **dice_and_iou([score.overlap for score in scores]),
-        }
+        overlaps = dice_and_iou([score.overlap for score in scores])
+        return {"apls": float(length), "apls_time": float(time), **overlaps}
 
     def draw(self, chip: CachedChip, score: RoadScore) -> NDArray[np.uint8]:
         """Draw the roads found next to the true roads."""
         image, _ = chip.read()
-        found = (f"{score.caption}: {chip.image_id}", score.rows)
+        found = (f"APLS {score.apls:.3f}: {chip.image_id}", score.rows)
         return side_by_side(image[..., :3], [found, ("truth", truth_rows(chip))])
 
     # Prediction
