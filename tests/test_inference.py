@@ -24,6 +24,7 @@ from satmap.networks.ensemble import (
     predict_strips,
 )
 from satmap.networks.unet import build_network
+from satmap.networks.windows import blend, spans
 from satmap.prediction import share
 from satmap.prediction.journal import Journal
 from satmap.prediction.plan import held_out_images
@@ -31,7 +32,6 @@ from satmap.prediction.run import predict
 from satmap.prediction.vectorize import vectorize_directory
 from satmap.provenance.manifest import SUFFIX
 from satmap.rasters.probability_maps import ProbabilityMaps
-from satmap.rasters.windows import blend, spans
 from satmap.recipes.schema import Inference, Recipe, StretchSettings, Submission, load_recipe
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
 from satmap.tasks.base import PendingResult, PreparedImage

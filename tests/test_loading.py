@@ -12,7 +12,7 @@ from satmap.data.cache import prepare_chip, prepare_chips
 from satmap.data.crops import CachedChip
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.recipes.schema import Augmentation, parse_recipe
-from satmap.runtime import shared_memory
+from satmap.runtime import resources
 from satmap.runtime.workers import start_pool
 from satmap.tasks.base import task_of
 from satmap.training import loading
@@ -162,13 +162,13 @@ def test_nccl_avoids_scarce_shared_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("NCCL_SHM_DISABLE", raising=False)
-    monkeypatch.setattr(shared_memory, "free_shared_memory", lambda: 2**30)
-    shared_memory.limit_nccl_shared_memory()
+    monkeypatch.setattr(resources, "free_shared_memory", lambda: 2**30)
+    resources.limit_nccl_shared_memory()
     assert "NCCL_SHM_DISABLE" not in os.environ
-    monkeypatch.setattr(shared_memory, "free_shared_memory", lambda: 2**26)
-    shared_memory.limit_nccl_shared_memory()
+    monkeypatch.setattr(resources, "free_shared_memory", lambda: 2**26)
+    resources.limit_nccl_shared_memory()
     assert os.environ.pop("NCCL_SHM_DISABLE") == "1"
     # A value set by the user is kept.
     monkeypatch.setenv("NCCL_SHM_DISABLE", "0")
-    shared_memory.limit_nccl_shared_memory()
+    resources.limit_nccl_shared_memory()
     assert os.environ["NCCL_SHM_DISABLE"] == "0"

@@ -23,7 +23,8 @@ from made_tasks import road_task
 from satmap.data.layouts.spacenet_roads import road_image_id
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.metrics.apls import apls, score_roads
-from satmap.prediction.vectorize import Vectorization, vectorize_directory
+from satmap.prediction.outputs import PredictionReport
+from satmap.prediction.vectorize import vectorize_directory
 from satmap.rasters import scene as scenes
 from satmap.rasters.map_files import MapFile, find_map_files, read_map_file
 from satmap.rasters.scene import Box
@@ -61,7 +62,7 @@ def write_mask(path: Path, pixels: NDArray[Any], **profile: Any) -> Path:
     return write_image(path, pixels=pixels.reshape(-1, *pixels.shape[-2:]), **profile)
 
 
-def vectorize(masks: Path, output: Path, *, workers: int = 0, **settings: Any) -> Vectorization:
+def vectorize(masks: Path, output: Path, *, workers: int = 0, **settings: Any) -> PredictionReport:
     """Vectorise a directory with the default road settings except ``settings``."""
     return vectorize_directory(masks, output, road_task(**settings), workers=workers)
 

@@ -19,12 +19,13 @@ from satmap.data.chip import Chip
 from satmap.data.imagery import RGB, ImageInfo, read_info, resize_image
 from satmap.data.view_angles import parse_view_angle, view_angle_of_name
 from satmap.errors import SatmapError
+from satmap.evaluation.metrics.apls import METRES_PER_PIXEL
 from satmap.evaluation.metrics.figures import Report
 from satmap.evaluation.score import score_files
 from satmap.networks.ensemble import EnsembleMember
 from satmap.prediction.images import prepare_image
-from satmap.prediction.manifests import check_rating_model, record_networks
-from satmap.rasters.map_files import open_map_file
+from satmap.prediction.outputs import check_rating_model, record_networks
+from satmap.rasters.map_files import read_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import load_recipe
 from satmap.runtime.device import pick_device
@@ -90,10 +91,7 @@ class Predictor:
     ) -> ProbabilityMaps:
         """Predict the averaged probability maps of an image, uint8, 0..255 for 0..1.
 
-        Args:
-            image: as for calling the predictor.
-            metres_per_pixel: as for calling the predictor.
-            view_angle: as for calling the predictor.
+        The arguments are those for calling the predictor.
 
         Raises:
             SatmapError: the image cannot be read, or the networks have no probability maps.
@@ -113,10 +111,11 @@ class Predictor:
             return self._prepare_array(image, metres, view_angle)
         info = read_info(Path(image), RGB)
         chip = _chip(info, view_angle)
-        prepared = replace(prepare_image(chip, self.members, self.task), is_large=False)
+        prepared = prepare_image(chip, self.members, self.task)
+        size = prepared.metres_per_pixel
         if metres is not None and info.georeference is None:
-            prepared = replace(prepared, metres_per_pixel=(metres, metres))
-        return chip, prepared
+            size = (metres, metres)
+        return chip, replace(prepared, is_large=False, metres_per_pixel=size)
 
     def _prepare_array(
         self, image: NDArray[np.uint8], metres: float | None, view_angle: str | float | None
@@ -150,18 +149,16 @@ def load(weights: str | Path, *, device: str = "auto", recipe: str | None = None
             was fitted to other networks, or the device does not exist.
     """
     path = Path(weights)
-    if path.is_dir():
-        files = find_weights(path)
-        chosen = load_recipe(recipe) if recipe else recipe_of(files)
+    is_file = not path.is_dir()
+    files = [WeightFile(path, read_weights_metadata(path))] if is_file else find_weights(path)
+    chosen = load_recipe(recipe) if recipe else recipe_of(files)
+    if not is_file:
         files = choose(files, chosen)
-    else:
-        files = [WeightFile(path, read_weights_metadata(path))]
-        chosen = load_recipe(recipe) if recipe else files[0].recipe
     task = task_of(chosen)
     for file in files:
         task.check_weights(file)
     target = pick_device(device)
-    rating_model = task.find_rating_model(path) if path.is_dir() else None
+    rating_model = None if is_file else task.find_rating_model(path)
     if rating_model:
         check_rating_model(rating_model, record_networks(files))
     return Predictor(task, task.load_ensemble(files, target), target, rating_model)
@@ -199,9 +196,7 @@ def vectorize(
     metres = metres_per_pixel or chosen.default_metres_per_pixel or 1.0
     if isinstance(maps, (str, Path)):
         path = Path(maps)
-        with open_map_file(path, metres, chosen.file_maps) as file:
-            values, georeference = file.scene.at_once(), file.georeference
-            file.check_scale()
+        values, georeference = read_map_file(path, metres, chosen.file_maps)
     elif isinstance(maps, ProbabilityMaps):
         values = maps
     else:
@@ -222,12 +217,9 @@ def vectorize(
 def score(
     truth: str | Path, result: str | Path, *, metres_per_pixel: float | None = None
 ) -> Report:
-    """Score a result by the metric of its challenge.
+    """Score a result, a file or directory like the truth, by the metric of its challenge.
 
-    Args:
-        truth: file or directory.
-        result: file or directory of the same kind.
-        metres_per_pixel: pixel size; None for that of the official road scorer.
+    ``metres_per_pixel`` is the pixel size; None means that of the official road scorer.
 
     Returns:
         The figures in total, by area of interest and by image; ``to_json()`` gives what
@@ -236,9 +228,8 @@ def score(
     Raises:
         SatmapError: the files cannot be read, are of different kinds or have no image in common.
     """
-    if metres_per_pixel is None:
-        return score_files(Path(truth), Path(result)).report
-    return score_files(Path(truth), Path(result), metres_per_pixel=metres_per_pixel).report
+    metres = METRES_PER_PIXEL if metres_per_pixel is None else metres_per_pixel
+    return score_files(Path(truth), Path(result), metres_per_pixel=metres).report
 
 
 def _chip(info: ImageInfo, view_angle: str | float | None) -> Chip:

@@ -22,15 +22,8 @@ _CHIPS, _TEST_CHIPS, _SIZE = 24, 6, 512
 def run_demo(directory: Path) -> str:
     """Make a synthetic city, train two networks, predict, check, score and draw.
 
-    Args:
-        directory: receives all files. Files of an earlier demo are used again, so a second run
-            trains nothing and ends in seconds.
-
-    Returns:
-        A table of times, scores and paths.
-
-    Raises:
-        SatmapError: a step failed.
+    Files of an earlier demo in the directory are used again, so a second run trains nothing and
+    ends in seconds. Returns a table of times, scores and paths. A failed step raises SatmapError.
     """
     city, weights = directory / "city", directory / "weights"
     output, pictures = directory / "out.csv", directory / "pictures"

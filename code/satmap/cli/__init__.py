@@ -1,6 +1,5 @@
 """The command line. No other package reads ``sys.argv``."""
 
-import argparse
 import os
 import sys
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import satmap
 from satmap.cli import data, prediction, results, training, weights
-from satmap.cli.commands import Command, Commands
+from satmap.cli.commands import Command, Commands, Parser
 from satmap.errors import PeerError, RestartError, SatmapError
 from satmap.io.text import printable
 from satmap.runtime.launched import is_rank
@@ -130,11 +129,7 @@ def _unexpected(error: Exception) -> str:
 
 
 def _require_working_directory() -> None:
-    """Check that the current directory exists; without it libraries fail or end the process.
-
-    Raises:
-        SatmapError: it cannot be used.
-    """
+    """Check that the current directory exists; without it libraries fail or end the process."""
     try:
         Path.cwd()
     except OSError as error:
@@ -144,8 +139,8 @@ def _require_working_directory() -> None:
         ) from error
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="satmap",
         description="Turn satellite and aerial images into road graphs and building footprints.",
     )

@@ -5,12 +5,13 @@ itself checks again, because files may change and Python callers do not use the 
 functions raise a SatmapError that names the argument and the remedy.
 """
 
+import argparse
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 from satmap.errors import SatmapError
-from satmap.io.files import is_temporary, refuse_pipe
+from satmap.io.files import is_temporary, refuse_pipe, require_writable
 from satmap.io.walk import require_directories
 from satmap.recipes.schema import Recipe, load_recipe
 from satmap.submissions.output_checks import require_formats, require_outputs
@@ -27,19 +28,15 @@ from satmap.weights.members import choose, find_weights, recipe_of
 _NAMED_FILES = 20
 
 
-def check_prediction(
-    directories: Sequence[Path],
-    output: Path,
-    weights: Path,
-    recipe_name: str | None,
-    exports: Sequence[Path] = (),
-) -> None:
-    """Check directories, outputs, weights and recipe of a prediction."""
-    require_directories(directories)
-    require_outputs(output, exports)
-    files = find_weights(weights)
-    recipe = load_recipe(recipe_name) if recipe_name else recipe_of(files)
-    require_formats(recipe.task, output, exports)
+def check_prediction(options: argparse.Namespace) -> None:
+    """Check directories, outputs, weights and recipe of ``predict``."""
+    if options.probabilities:
+        require_writable(options.probabilities / "maps.tif")
+    require_directories(options.directories)
+    require_outputs(options.output, options.export)
+    files = find_weights(options.weights)
+    recipe = load_recipe(options.recipe) if options.recipe else recipe_of(files)
+    require_formats(recipe.task, options.output, options.export)
     require_networks([file.path for file in choose(files, recipe)])
 
 

@@ -4,6 +4,7 @@ import argparse
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from satmap.io.text import printable
 
@@ -11,21 +12,29 @@ from satmap.io.text import printable
 Command = Callable[[argparse.Namespace], int]
 
 
+class Parser(argparse.ArgumentParser):
+    """Parser with short forms for the two common kinds of arguments."""
+
+    def value(self, name: str, kind: Callable[[str], Any], meaning: str, **others: Any) -> None:
+        """Add an argument with a value, named as in the help: ``--cache DIR``."""
+        argument, _, metavar = name.partition(" ")
+        self.add_argument(argument, type=kind, metavar=metavar or None, help=meaning, **others)
+
+    def flag(self, name: str, meaning: str) -> None:
+        """Add an option without a value."""
+        self.add_argument(name, action="store_true", help=meaning)
+
+
 class Commands:
-    """The commands of a parser."""
+    """The commands of a parser, with ``metavar`` as their placeholder in the help."""
 
-    def __init__(self, parser: argparse.ArgumentParser, metavar: str = "COMMAND") -> None:
-        """Start without commands.
+    def __init__(self, parser: Parser, metavar: str = "COMMAND") -> None:
+        """Start without commands."""
+        self._parsers = parser.add_subparsers(required=True, metavar=metavar, parser_class=Parser)
+        self._shared = Parser(add_help=False)
+        self._shared.flag("--debug", "show tracebacks")
 
-        Args:
-            parser: the parser that gets the commands.
-            metavar: placeholder for a command in the help.
-        """
-        self._parsers = parser.add_subparsers(required=True, metavar=metavar)
-        self._shared = argparse.ArgumentParser(add_help=False)
-        self._shared.add_argument("--debug", action="store_true", help="show tracebacks")
-
-    def add(self, name: str, command: Command) -> argparse.ArgumentParser:
+    def add(self, name: str, command: Command) -> Parser:
         """Add a command and return its parser, to which the caller adds arguments."""
         text = inspect.cleandoc(command.__doc__ or "")
         parser = self._parsers.add_parser(

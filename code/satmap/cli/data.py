@@ -24,10 +24,9 @@ def add_inventory(commands: Commands) -> None:
 
 def _inventory(options: argparse.Namespace) -> int:
     """List areas, images, labels, bands and sizes in directories, and what is missing."""
-    from satmap.recipes.registry import find_task
+    from satmap.recipes.schema import default_recipe
 
-    settings = find_task(options.task).settings_type()(name=options.task)
-    print(settings.find_images(options.directories).summary())
+    print(default_recipe(options.task).task.find_images(options.directories).summary())
     return 0
 
 
@@ -35,25 +34,22 @@ def add_audit(commands: Commands) -> None:
     """Add ``audit``."""
     audit = commands.add("audit", _audit)
     add_directories(audit)
-    audit.add_argument(
-        "--validation",
-        type=Path,
+    audit.value(
+        "--validation DIR",
+        Path,
+        "directory of validation images; repeatable",
         action="append",
         default=[],
-        metavar="DIR",
-        help="directory of validation images; repeatable",
     )
-    audit.add_argument(
+    audit.value(
         "--bits",
-        type=int,
+        int,
+        "most bits in which the hashes of near-duplicates differ (default: %(default)s)",
         choices=range(4),
         default=3,
-        help="most bits in which the hashes of near-duplicates differ (default: %(default)s)",
     )
-    audit.add_argument(
-        "--turned", action="store_true", help="also find rotated and mirrored duplicates"
-    )
-    audit.add_argument("--json", action="store_true", help="print one JSON object with all paths")
+    audit.flag("--turned", "also find rotated and mirrored duplicates")
+    audit.flag("--json", "print one JSON object with all paths")
 
 
 def _audit(options: argparse.Namespace) -> int:
@@ -77,7 +73,7 @@ def _audit(options: argparse.Namespace) -> int:
 def add_make_city(commands: Commands) -> None:
     """Add ``make-city``."""
     city = commands.add("make-city", _make_city)
-    city.add_argument("directory", type=Path, metavar="DIR", help="directory to write the city to")
+    city.value("directory DIR", Path, "directory to write the city to")
     city.add_argument(
         "--layout",
         choices=("spacenet5", "spacenet4", "spacenet2", "coco"),
@@ -85,28 +81,22 @@ def add_make_city(commands: Commands) -> None:
         help="spacenet5: roads; spacenet4: buildings from oblique view angles; spacenet2 and coco: "
         "buildings from above (default: %(default)s)",
     )
-    city.add_argument(
+    city.value(
         "--chips",
-        type=int,
-        help="number of training chips (default: 24, 4, 24 and 48, in the order of the layouts)",
+        int,
+        "number of training chips (default: 24, 4, 24 and 48, in the order of the layouts)",
     )
-    city.add_argument(
-        "--test-chips", type=int, help="number of test chips (default: 6, 1, 6 and 12)"
+    city.value("--test-chips", int, "number of test chips (default: 6, 1, 6 and 12)")
+    city.value(
+        "--size", int, "height and width of a chip in pixels (default: 512, 900, 650 and 300)"
     )
-    city.add_argument(
-        "--size",
-        type=int,
-        help="height and width of a chip in pixels (default: 512, 900, 650 and 300)",
-    )
-    city.add_argument(
+    city.value(
         "--looks",
+        int,
+        "number of view angles per tile, for spacenet4 (default: all 27)",
         dest="view_angles",
-        type=int,
-        help="number of view angles per tile, for spacenet4 (default: all 27)",
     )
-    city.add_argument(
-        "--seed", type=int, default=0, help="seed of the random city (default: %(default)s)"
-    )
+    city.value("--seed", int, "seed of the random city (default: %(default)s)", default=0)
 
 
 def _make_city(options: argparse.Namespace) -> int:
@@ -142,12 +132,7 @@ def _make_city(options: argparse.Namespace) -> int:
 def add_demo(commands: Commands) -> None:
     """Add ``demo``."""
     demo = commands.add("demo", _demo)
-    demo.add_argument(
-        "directory",
-        type=Path,
-        metavar="DIR",
-        help="directory for city, weights, submission and pictures",
-    )
+    demo.value("directory DIR", Path, "directory for city, weights, submission and pictures")
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from satmap.cli.commands import Parser
 from satmap.errors import SatmapError
 from satmap.recipes.registry import task_names
 from satmap.runtime.resources import available_cores
@@ -16,29 +17,22 @@ if TYPE_CHECKING:
     from satmap.recipes.schema import Recipe
 
 
-def add_weights(sub: argparse.ArgumentParser) -> None:
+def add_weights(sub: Parser) -> None:
     """Add the option for the directory of weights."""
-    sub.add_argument(
-        "--weights",
-        type=Path,
-        default=default_weights(),
-        metavar="DIR",
-        help="directory of weights (default: $WEIGHTS_DIR or %(default)s)",
+    sub.value(
+        "--weights DIR",
+        Path,
+        "directory of weights (default: $WEIGHTS_DIR or %(default)s)",
+        default=Path(os.environ.get("WEIGHTS_DIR", "weights")),
     )
 
 
-def add_directories(sub: argparse.ArgumentParser, content: str = "images") -> None:
+def add_directories(sub: Parser, content: str = "images") -> None:
     """Add the argument for one or more directories."""
-    sub.add_argument(
-        "directories",
-        type=Path,
-        nargs="+",
-        metavar="DIR",
-        help=f"directory of {content}, searched to any depth",
-    )
+    sub.value("directories DIR", Path, f"directory of {content}, searched to any depth", nargs="+")
 
 
-def add_networks(sub: argparse.ArgumentParser) -> None:
+def add_networks(sub: Parser) -> None:
     """Add the options for the directory of weights and the device."""
     add_weights(sub)
     sub.add_argument(
@@ -48,57 +42,42 @@ def add_networks(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def add_recipe(
-    sub: argparse.ArgumentParser, meaning: str = "name of a recipe or .yaml file"
-) -> None:
-    """Add the option for a recipe, with ``meaning`` as help text."""
+def add_recipe(sub: Parser, meaning: str = "name of a recipe or .yaml file") -> None:
+    """Add the option for a recipe."""
     sub.add_argument("--recipe", default="sn5-roads", help=f"{meaning} (default: %(default)s)")
 
 
-def add_images(sub: argparse.ArgumentParser, meaning: str) -> None:
-    """Add the option for directories of images, with ``meaning`` as help text."""
-    sub.add_argument("--images", type=Path, nargs="+", default=[], metavar="DIR", help=meaning)
+def add_images(sub: Parser, meaning: str) -> None:
+    """Add the option for directories of images."""
+    sub.value("--images DIR", Path, meaning, nargs="+", default=[])
 
 
-def add_view_angle(sub: argparse.ArgumentParser) -> None:
+def add_view_angle(sub: Parser) -> None:
     """Add the option for the off-nadir angle."""
-    sub.add_argument(
-        "--nadir",
-        type=view_angle,
-        metavar="ANGLE",
-        help="off-nadir angle, for images whose names lack it, for recipes with a head per view "
+    sub.value(
+        "--nadir ANGLE",
+        view_angle,
+        "off-nadir angle, for images whose names lack it, for recipes with a head per view "
         "angle: degrees, with the side if needed, such as 32 or 32south",
     )
 
 
-def add_maps(sub: argparse.ArgumentParser, default: str) -> None:
-    """Add options for probability rasters: task, pixel size, worker processes.
-
-    Args:
-        sub: parser of the command.
-        default: description of the default task, for the help text.
-    """
+def add_maps(sub: Parser, default: str) -> None:
+    """Add options for probability rasters; ``default`` describes the default task in the help."""
     sub.add_argument(
         "--task", choices=task_names(), help=f"what the rasters show (default: {default})"
     )
-    sub.add_argument(
-        "--metres-per-pixel",
-        type=pixel_size,
-        metavar="M",
-        help="pixel size of rasters without georeference (default: the recipe's, 0.3)",
+    sub.value(
+        "--metres-per-pixel M",
+        pixel_size,
+        "pixel size of rasters without georeference (default: the recipe's, 0.3)",
     )
-    sub.add_argument(
-        "--workers",
-        type=count,
+    sub.value(
+        "--workers N",
+        count,
+        "processes that vectorise; 0 uses the main process (default: %(default)s)",
         default=available_cores() if available_cores() > 1 else 0,
-        metavar="N",
-        help="processes that vectorise; 0 uses the main process (default: %(default)s)",
     )
-
-
-def default_weights() -> Path:
-    """Return ``$WEIGHTS_DIR``, else ``weights``."""
-    return Path(os.environ.get("WEIGHTS_DIR", "weights"))
 
 
 def pixel_size(text: str) -> float:

@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from satmap.cli.commands import Commands, report_faults, report_warnings
 from satmap.cli.options import (
@@ -16,62 +17,53 @@ from satmap.cli.options import (
     with_pixel_size,
 )
 from satmap.errors import SatmapError
-from satmap.io.files import require_writable
 from satmap.io.text import printable
 from satmap.io.walk import require_directories
 from satmap.runtime.launched import is_first_rank, is_rank, local_processes
-from satmap.runtime.resources import available_cores
-from satmap.runtime.shared_memory import can_share_locks
+from satmap.runtime.resources import available_cores, can_share_locks
 from satmap.submissions.output_checks import require_any_format, require_map_output
+
+if TYPE_CHECKING:
+    from satmap.prediction.outputs import PredictionReport
 
 
 def add_predict(commands: Commands) -> None:
     """Add ``predict``."""
     predict = commands.add("predict", _predict)
     add_directories(predict)
-    predict.add_argument(
-        "output",
-        type=Path,
-        metavar="OUT",
-        help="submission to write: .csv, or for buildings also .json (COCO results)",
+    predict.value(
+        "output OUT", Path, "submission to write: .csv, or for buildings also .json (COCO results)"
     )
     predict.add_argument(
         "--recipe", help="name of a recipe or .yaml file (default: that of the weights)"
     )
     add_networks(predict)
-    predict.add_argument(
-        "--probabilities",
-        type=Path,
-        metavar="DIR",
-        help="also write the averaged probability maps, one GeoTIFF per image, for vectorize and "
-        "tune",
+    predict.value(
+        "--probabilities DIR",
+        Path,
+        "also write the averaged probability maps, one GeoTIFF per image, for vectorize and tune",
     )
-    predict.add_argument(
-        "--export",
-        type=Path,
+    predict.value(
+        "--export PATH",
+        Path,
+        "also write roads as .geojson, .gpkg or .graphml, buildings as .geojson or .gpkg; "
+        "repeatable",
         action="append",
         default=[],
-        metavar="PATH",
-        help="also write roads as .geojson, .gpkg or .graphml, buildings as .geojson or .gpkg; "
-        "repeatable",
     )
-    predict.add_argument(
-        "--workers",
-        type=count,
-        metavar="N",
-        help="processes that vectorise, per process that predicts; 0 uses the predicting process "
+    predict.value(
+        "--workers N",
+        count,
+        "processes that vectorise, per process that predicts; 0 uses the predicting process "
         "(default: by the number of cores)",
     )
-    predict.add_argument(
-        "--processes",
-        type=count,
-        metavar="N",
-        help="processes that predict (default: one per visible GPU, without GPUs one)",
+    predict.value(
+        "--processes N",
+        count,
+        "processes that predict (default: one per visible GPU, without GPUs one)",
     )
-    predict.add_argument(
-        "--out-of-fold",
-        action="store_true",
-        help="predict training images, each by the networks whose training held it out",
+    predict.flag(
+        "--out-of-fold", "predict training images, each by the networks whose training held it out"
     )
 
     add_view_angle(predict)
@@ -88,11 +80,7 @@ def _predict(options: argparse.Namespace) -> int:
     """
     from satmap.cli.checks import check_prediction
 
-    if options.probabilities:
-        require_writable(options.probabilities / "maps.tif")
-    check_prediction(
-        options.directories, options.output, options.weights, options.recipe, options.export
-    )
+    check_prediction(options)
     from satmap.runtime.device import visible_gpus
 
     processes = 1 if is_rank() else options.processes or visible_gpus(options.device) or 1
@@ -121,25 +109,22 @@ def _predict(options: argparse.Namespace) -> int:
     )
     if not is_first_rank():
         return 0
+    return _report(options.output, done, "written as empty")
+
+
+def _report(output: Path, done: "PredictionReport", outcome: str) -> int:
+    """Print the result of a command and return the exit status."""
     report_warnings(done.warnings)
-    report_faults(done.faults, "written as empty")
-    found = sum(done.images.values())
-    print(f"{options.output}: {len(done.images)} images, {found} {done.noun}")
+    report_faults(done.faults, outcome)
+    print(f"{output}: {len(done.images)} images, {sum(done.images.values())} {done.noun}")
     return 0 if len(done.faults) < len(done.images) else 1
 
 
 def add_vectorize(commands: Commands) -> None:
     """Add ``vectorize``."""
     vectorize = commands.add("vectorize", _vectorize)
-    vectorize.add_argument(
-        "maps",
-        type=Path,
-        metavar="MAPS",
-        help="directory of probability rasters, searched to any depth",
-    )
-    vectorize.add_argument(
-        "output", type=Path, metavar="OUT", help="file to write; its suffix is the format"
-    )
+    vectorize.value("maps MAPS", Path, "directory of probability rasters, searched to any depth")
+    vectorize.value("output OUT", Path, "file to write; its suffix is the format")
     add_maps(vectorize, "that of the recipe, else roads")
     vectorize.add_argument(
         "--recipe",
@@ -161,8 +146,7 @@ def _vectorize(options: argparse.Namespace) -> int:
     ground between two buildings). OUT is SpaceNet's CSV, .geojson or .gpkg, or COCO results if it
     ends in .json and the rasters have numbers as names.
     """
-    from satmap.recipes.registry import find_task
-    from satmap.recipes.schema import load_recipe
+    from satmap.recipes.schema import default_recipe, load_recipe
 
     require_directories([options.maps])
     require_map_output(options.output)
@@ -170,49 +154,29 @@ def _vectorize(options: argparse.Namespace) -> int:
         recipe = require_task(load_recipe(options.recipe), options.task)
         if not recipe.map_names:
             raise SatmapError(f"{recipe.task.name} are not made of probability maps.")
-        settings = recipe.task
     else:
-        recipe = None
-        name = options.task or "roads"
-        settings = find_task(name).settings_type()(name=name)
-    require_any_format(settings, options.output)
+        recipe = default_recipe(options.task or "roads")
+    require_any_format(recipe.task, options.output)
     from satmap.prediction.vectorize import vectorize_directory
-    from satmap.tasks.base import default_task, task_of
+    from satmap.tasks.base import task_of
     from satmap.tasks.dense import DenseTask
 
-    recipe = recipe or default_task(settings.name).recipe
     task = task_of(with_pixel_size(recipe, options.metres_per_pixel))
     assert isinstance(task, DenseTask), "networks with probability maps have dense tasks"
     done = vectorize_directory(
         options.maps, options.output, task, workers=options.workers, view_angle=options.nadir
     )
-    report_warnings(done.warnings)
-    report_faults(done.faults, "left empty")
-    print(f"{options.output}: {len(done.images)} images, {sum(done.images.values())} {task.noun}")
-    return 0 if len(done.faults) < len(done.images) else 1
+    return _report(options.output, done, "left empty")
 
 
 def add_verify(commands: Commands) -> None:
     """Add ``verify``."""
     verify = commands.add("verify", _verify)
-    verify.add_argument(
-        "file",
-        type=Path,
-        metavar="OUT.csv|WEIGHTS",
-        help="submission, weight file or directory of weights",
-    )
+    verify.value("file OUT.csv|WEIGHTS", Path, "submission, weight file or directory of weights")
     add_images(verify, "directories of the images (default: those in the manifest)")
-    verify.add_argument(
-        "--weights",
-        type=Path,
-        metavar="DIR",
-        help="directory of weights (default: that in the manifest)",
-    )
-    verify.add_argument(
-        "--truth",
-        type=Path,
-        metavar="TRUTH",
-        help="truth to compare scores with, if the bytes cannot be the same",
+    verify.value("--weights DIR", Path, "directory of weights (default: that in the manifest)")
+    verify.value(
+        "--truth TRUTH", Path, "truth to compare scores with, if the bytes cannot be the same"
     )
     verify.add_argument(
         "--device",
@@ -221,7 +185,7 @@ def add_verify(commands: Commands) -> None:
     )
     for option in ("--processes", "--workers"):
         verify.add_argument(option, type=count, metavar="N", help="as for predict")
-    verify.add_argument("--json", action="store_true", help="print one JSON object")
+    verify.flag("--json", "print one JSON object")
 
 
 def _verify(options: argparse.Namespace) -> int:

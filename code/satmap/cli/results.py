@@ -15,34 +15,22 @@ from satmap.io.walk import require_directories
 def add_score(commands: Commands) -> None:
     """Add ``score``."""
     score = commands.add("score", _score)
-    score.add_argument("truth", type=Path, metavar="TRUTH", help="truth file or directory")
-    score.add_argument(
-        "proposal",
-        type=Path,
-        metavar="PROPOSAL",
-        help="submission to score, a file or directory of the same kind as TRUTH",
+    score.value("truth TRUTH", Path, "truth file or directory")
+    score.value(
+        "proposal PROPOSAL",
+        Path,
+        "submission to score, a file or directory of the same kind as TRUTH",
     )
-    score.add_argument("--json", action="store_true", help="print one JSON object")
-    score.add_argument("--images", action="store_true", help="list every image in the table")
-    score.add_argument(
-        "--topo", action="store_true", help="also score roads by a second metric, TOPO"
-    )
-    score.add_argument(
-        "--plot", type=Path, metavar="DIR", help="draw the errors of the images with worst scores"
-    )
-    score.add_argument(
-        "--plots",
-        type=count,
-        default=10,
-        metavar="N",
-        help="number of pictures (default: %(default)s)",
-    )
-    score.add_argument(
-        "--metres-per-pixel",
-        type=pixel_size,
+    score.flag("--json", "print one JSON object")
+    score.flag("--images", "list every image in the table")
+    score.flag("--topo", "also score roads by a second metric, TOPO")
+    score.value("--plot DIR", Path, "draw the errors of the images with worst scores")
+    score.value("--plots N", count, "number of pictures (default: %(default)s)", default=10)
+    score.value(
+        "--metres-per-pixel M",
+        pixel_size,
+        "pixel size in metres (default: %(default)s, as in the official road scorer)",
         default=0.31,
-        metavar="M",
-        help="pixel size in metres (default: %(default)s, as in the official road scorer)",
     )
 
 
@@ -84,13 +72,12 @@ def _score(options: argparse.Namespace) -> int:
 def add_check(commands: Commands) -> None:
     """Add ``check``."""
     check = commands.add("check", _check)
-    check.add_argument("submission", type=Path, metavar="OUT", help="submission to check")
-    check.add_argument(
-        "directories",
-        type=Path,
+    check.value("submission OUT", Path, "submission to check")
+    check.value(
+        "directories DIR",
+        Path,
+        "directory of the images that the submission must contain",
         nargs="*",
-        metavar="DIR",
-        help="directory of the images that the submission must contain",
     )
 
 
@@ -118,16 +105,11 @@ def _check(options: argparse.Namespace) -> int:
 def add_overlay(commands: Commands) -> None:
     """Add ``overlay``."""
     overlay = commands.add("overlay", _overlay)
-    overlay.add_argument("submission", type=Path, metavar="OUT.csv", help="submission to draw")
-    overlay.add_argument(
-        "pictures", type=Path, metavar="PICTURE_DIR", help="directory to write the pictures to"
-    )
+    overlay.value("submission OUT.csv", Path, "submission to draw")
+    overlay.value("pictures PICTURE_DIR", Path, "directory to write the pictures to")
     add_directories(overlay)
-    overlay.add_argument(
-        "--truth",
-        type=Path,
-        metavar="TRUTH.csv",
-        help="truth to draw beside roads, or to compare buildings with",
+    overlay.value(
+        "--truth TRUTH.csv", Path, "truth to draw beside roads, or to compare buildings with"
     )
 
 

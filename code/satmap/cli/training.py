@@ -31,80 +31,52 @@ def add_train(commands: Commands) -> None:
     add_directories(train, "images and labels")
     add_recipe(train)
     add_networks(train)
-    train.add_argument(
-        "--cache",
-        type=Path,
-        metavar="DIR",
-        help="directory of prepared chips (default: $SATMAP_CACHE, /wdata/satmap-cache or "
+    train.value(
+        "--cache DIR",
+        Path,
+        "directory of prepared chips (default: $SATMAP_CACHE, /wdata/satmap-cache or "
         "~/.cache/satmap)",
     )
-    train.add_argument(
-        "--fold", type=int, action="append", help="train only this fold's members; repeatable"
+    train.value("--fold", int, "train only this fold's members; repeatable", action="append")
+    train.value(
+        "--workers N",
+        count,
+        "processes that cut crops, per process that trains (default: by the number of cores)",
     )
-    train.add_argument(
-        "--workers",
-        type=count,
-        metavar="N",
-        help="processes that cut crops, per process that trains (default: by the number of cores)",
-    )
-    train.add_argument(
-        "--from-scratch",
-        action="store_true",
-        help="start from random weights instead of ImageNet weights",
-    )
-    train.add_argument(
-        "--skip-unlabelled",
-        action="store_true",
-        help="leave out images without labels instead of stopping",
-    )
-    train.add_argument(
-        "--restart",
-        action="store_true",
-        help="train again from the beginning instead of resuming",
-    )
+    train.flag("--from-scratch", "start from random weights instead of ImageNet weights")
+    train.flag("--skip-unlabelled", "leave out images without labels instead of stopping")
+    train.flag("--restart", "train again from the beginning instead of resuming")
 
-    train.add_argument(
-        "--processes",
-        type=positive,
-        metavar="N",
-        help="processes that train, one GPU each (default: one per visible GPU, without GPUs one)",
+    train.value(
+        "--processes N",
+        positive,
+        "processes that train, one GPU each (default: one per visible GPU, without GPUs one)",
     )
-    train.add_argument(
-        "--time-limit",
-        type=duration,
-        metavar="TIME",
-        help="shorten or extend the training to this time, such as 40h, 90m or 1h30m",
+    train.value(
+        "--time-limit TIME",
+        duration,
+        "shorten or extend the training to this time, such as 40h, 90m or 1h30m",
     )
-    train.add_argument(
-        "--save-minutes",
-        type=minutes,
+    train.value(
+        "--save-minutes M",
+        minutes,
+        "minutes between two saved states within a long epoch (default: %(default)g)",
         default=10.0,
-        metavar="M",
-        help="minutes between two saved states within a long epoch (default: %(default)g)",
     )
-    train.add_argument(
-        "--teacher",
-        type=Path,
-        metavar="DIR",
-        help="directory of the ensemble's weights that a recipe such as sn5-roads-single learns "
-        "from",
+    train.value(
+        "--teacher DIR",
+        Path,
+        "directory of the ensemble's weights that a recipe such as sn5-roads-single learns from",
     )
     add_view_angle(train)
-    train.add_argument(
-        "--audit",
-        type=Path,
-        metavar="AUDIT.json",
-        help="output of `audit --json`; keeps near-duplicates in one fold",
+    train.value(
+        "--audit AUDIT.json", Path, "output of `audit --json`; keeps near-duplicates in one fold"
     )
-    train.add_argument("--compile", action="store_true", help="compile networks by torch.compile")
-    train.add_argument(
-        "--deterministic",
-        action="store_true",
-        help="make the weights reproducible on the same machine; slower on a GPU",
+    train.flag("--compile", "compile networks by torch.compile")
+    train.flag(
+        "--deterministic", "make the weights reproducible on the same machine; slower on a GPU"
     )
-    train.add_argument(
-        "--tensorboard", type=Path, metavar="DIR", help="write TensorBoard's event files to DIR"
-    )
+    train.value("--tensorboard DIR", Path, "write TensorBoard's event files to DIR")
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -185,29 +157,17 @@ def _train(options: argparse.Namespace) -> int:
 def add_tune(commands: Commands) -> None:
     """Add ``tune``."""
     tune = commands.add("tune", _tune)
-    tune.add_argument(
-        "maps",
-        type=Path,
-        metavar="MAPS",
-        help="directory of probability rasters, from `predict --out-of-fold --probabilities`",
+    tune.value(
+        "maps MAPS",
+        Path,
+        "directory of probability rasters, from `predict --out-of-fold --probabilities`",
     )
-    tune.add_argument(
-        "truth",
-        type=Path,
-        metavar="TRUTH",
-        help="truth of the images: CSV, for buildings also COCO annotations",
-    )
-    tune.add_argument("output", type=Path, metavar="OUT.yaml", help="recipe file to write")
+    tune.value("truth TRUTH", Path, "truth of the images: CSV, for buildings also COCO annotations")
+    tune.value("output OUT.yaml", Path, "recipe file to write")
     add_maps(tune, "that of the recipe")
     add_recipe(tune, "recipe of the weights, a name or .yaml file")
     add_view_angle(tune)
-    tune.add_argument(
-        "--minutes",
-        type=minutes,
-        default=5.0,
-        metavar="M",
-        help="time limit in minutes (default: %(default)g)",
-    )
+    tune.value("--minutes M", minutes, "time limit in minutes (default: %(default)g)", default=5.0)
 
 
 def _tune(options: argparse.Namespace) -> int:
@@ -249,12 +209,8 @@ def _tune(options: argparse.Namespace) -> int:
 def add_confidence(commands: Commands) -> None:
     """Add ``confidence``."""
     confidence = commands.add("confidence", _confidence)
-    confidence.add_argument(
-        "submission", type=Path, metavar="OUT.csv", help="submission of `predict --out-of-fold`"
-    )
-    confidence.add_argument(
-        "maps", type=Path, metavar="MAPS", help="directory of the probability maps of that run"
-    )
+    confidence.value("submission OUT.csv", Path, "submission of `predict --out-of-fold`")
+    confidence.value("maps MAPS", Path, "directory of the probability maps of that run")
     add_weights(confidence)
     add_images(
         confidence, "directories of images and labels (default: those in the manifest of OUT.csv)"

@@ -18,23 +18,17 @@ def add_weights_actions(commands: Commands) -> None:
     text = "Import, average or show weight files, or download ImageNet weights of encoders."
     actions = commands.group("weights", text)
     import_ = actions.add("import", _weights_import)
-    import_.add_argument("file", type=Path, metavar="FILE", help="published weight file")
-    import_.add_argument(
-        "output", type=Path, metavar="OUT", help="directory of weights or .safetensors file"
-    )
+    import_.value("file FILE", Path, "published weight file")
+    import_.value("output OUT", Path, "directory of weights or .safetensors file")
     add_recipe(import_, "recipe that the network will predict with")
     fetch = actions.add("fetch", _weights_fetch)
     add_recipe(fetch)
     add_weights(fetch)
     average = actions.add("average", _weights_average)
-    average.add_argument(
-        "output", type=Path, metavar="OUT.safetensors", help="weight file to write"
-    )
-    average.add_argument(
-        "files", type=Path, nargs="+", metavar="FILE", help="weight file to average"
-    )
+    average.value("output OUT.safetensors", Path, "weight file to write")
+    average.value("files FILE", Path, "weight file to average", nargs="+")
     show = actions.add("show", _weights_show)
-    show.add_argument("file", type=Path, metavar="FILE", help="weight file of satmap")
+    show.value("file FILE", Path, "weight file of satmap")
 
 
 def _weights_import(options: argparse.Namespace) -> int:
@@ -120,10 +114,8 @@ def _weights_show(options: argparse.Namespace) -> int:
 def add_export(commands: Commands) -> None:
     """Add ``export``."""
     export = commands.add("export", _export)
-    export.add_argument(
-        "network", type=Path, metavar="WEIGHTS.safetensors", help="weight file of one network"
-    )
-    export.add_argument("output", type=Path, metavar="OUT.onnx|OUT.pt2", help="file to write")
+    export.value("network WEIGHTS.safetensors", Path, "weight file of one network")
+    export.value("output OUT.onnx|OUT.pt2", Path, "file to write")
     export.add_argument(
         "--size",
         type=count,

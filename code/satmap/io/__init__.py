@@ -1,1 +1,1 @@
-"""Read and write files: atomic writes, checksums, JSON, GeoJSON, COCO, GDAL and text."""
+"""Read and write files: atomic writes, checksums, GeoJSON, COCO, GDAL and text."""

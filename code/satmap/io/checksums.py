@@ -15,13 +15,7 @@ Result = TypeVar("Result")
 
 
 class FileRecord(Settings):
-    """Identity of a file's content.
-
-    Attributes:
-        name: file name without directory.
-        bytes: size.
-        sha256: checksum, hexadecimal.
-    """
+    """Identity of a file's content: name without directory, size, hexadecimal checksum."""
 
     name: str
     bytes: int
@@ -33,11 +27,7 @@ ChipRecords = Mapping[str, Mapping[str, FileRecord]]
 
 
 def record_file(path: Path) -> FileRecord:
-    """Record the name, size and checksum of a file.
-
-    Raises:
-        SatmapError: the file cannot be read.
-    """
+    """Record a file; raises SatmapError if it cannot be read."""
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")

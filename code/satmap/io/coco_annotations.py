@@ -1,6 +1,7 @@
 """Read COCO annotation files of buildings in the format of the Mapping Challenge."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
-from satmap.io.json_files import read_json
 from satmap.io.text import printable
 
 #: The challenge's only category: building.
@@ -42,12 +42,7 @@ class CocoAnnotation(NamedTuple):
 
 
 class CocoFile(NamedTuple):
-    """Content of an annotation file.
-
-    Attributes:
-        images: the file's image objects by id, in the file's order.
-        annotations: annotations in the file's order.
-    """
+    """Content of an annotation file: images by id and annotations, in the file's order."""
 
     images: dict[int, dict[str, Any]]
     annotations: list[CocoAnnotation]
@@ -58,18 +53,14 @@ def read_coco_file(
 ) -> CocoFile:
     """Read a file of annotations.
 
-    Polygons are packed into arrays during parsing, which limits the memory.
-
-    Args:
-        path: the file.
-        kind: data type of the rings.
-        annotated: whether the file must have annotations.
+    Polygons are packed into arrays of the data type ``kind`` during parsing, which limits the
+    memory. Unless ``annotated``, the file need not have annotations.
 
     Raises:
         SatmapError: the file cannot be read, is not JSON, or an image or annotation in it is
             invalid; the message names the file and the place.
     """
-    content = read_json(path, partial(_pack, kind=kind))
+    content = _read_json(path, partial(_pack, kind=kind))
     if not isinstance(content, dict):
         raise SatmapError(f"{path}: not COCO annotations; expected an object with images.")
     if not annotated:
@@ -102,6 +93,18 @@ def read_coco_file(
         if fault:
             raise SatmapError(f"{path}: annotations[{number}] {fault}.")
     return CocoFile(images, annotations)
+
+
+def _read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any]) -> Any:
+    try:
+        return json.loads(path.read_bytes(), object_hook=object_hook)
+    except OSError as error:
+        raise SatmapError(f"cannot read {path}: {error.strerror or error}.") from error
+    except json.JSONDecodeError as error:
+        raise SatmapError(f"{path}, line {error.lineno}: not JSON: {error.msg}.") from error
+    # The bytes are not text, or the brackets are nested too deeply for Python.
+    except (ValueError, RecursionError) as error:
+        raise SatmapError(f"{path}: not JSON: {error}.") from error
 
 
 def _pack(value: dict[str, Any], kind: type[np.float32] | type[np.float64]) -> Any:

@@ -39,8 +39,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = None
     try:
         # Replace the target of a link, not the link itself.
-        path = _resolved(path)
-        _require_replaceable(path)
+        path = _replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.stem[:40]}-", suffix=path.suffix
@@ -64,32 +63,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _resolved(path: Path) -> Path:
-    """Resolve the links of a path.
-
-    Raises:
-        OSError: the links are circular. Python up to 3.12 raises RuntimeError instead.
-    """
+def _replaceable(path: Path) -> Path:
+    """Resolve the links of a path; fail if it is a directory, a device or a pipe."""
     try:
-        return path.resolve()
+        path = path.resolve()
+    # Python up to 3.12 raises this for circular links; later versions raise OSError.
     except RuntimeError as error:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
-
-
-def _require_replaceable(path: Path) -> None:
     if path.is_dir():
         raise CannotWriteError(f"{path} is a directory; give the name of a file to write.")
     if path.exists() and not path.is_file():
         raise CannotWriteError(f"{path} is a device or a pipe; give the name of a file to write.")
+    return path
 
 
 def refuse_pipe(path: Path) -> None:
-    """Fail if the path is a pipe or a device, whose reading might never end.
+    """Raise SatmapError if the path is a pipe or a device, whose reading might never end.
 
     Missing files and directories are not checked; opening them fails later.
-
-    Raises:
-        SatmapError: the path is a pipe or a device.
     """
     with contextlib.suppress(OSError):
         mode = path.stat().st_mode
@@ -138,14 +129,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Fail early, before hours of work, if ``path`` cannot be written.
-
-    Raises:
-        CannotWriteError: ``path`` is a directory, or its directory cannot be written to.
-    """
+    """Raise CannotWriteError early, before hours of work, if ``path`` cannot be written."""
     try:
-        path = _resolved(path)
-        _require_replaceable(path)
+        path = _replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -171,14 +157,10 @@ def exclusive_lock(path: Path, refusal: SatmapError) -> Iterator[None]:
     The lock is held on a separate file, ``.NAME.lock`` beside ``path``, which is removed at the
     end. The operating system releases the lock when the process ends, even if it is killed; a lock
     file left behind does not block anyone. Forked processes do not inherit the lock. On file
-    systems without locks, nothing is locked.
-
-    Args:
-        path: the file to lock; it need not exist.
-        refusal: error to raise if another process keeps the lock.
+    systems without locks, nothing is locked. ``path`` need not exist.
 
     Raises:
-        SatmapError: ``refusal``.
+        SatmapError: ``refusal``, if another process keeps the lock.
         OSError: the lock file cannot be created.
     """
     file = path.with_name(f".{path.name.removeprefix('.')}.lock")

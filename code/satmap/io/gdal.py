@@ -21,12 +21,9 @@ def driver_of(path: Path) -> str:
 
 
 def require_raster_file(path: Path) -> None:
-    """Fail if the path is a pipe, a device or a directory, before GDAL opens it.
+    """Raise SatmapError if the path is a pipe, a device or a directory, before GDAL opens it.
 
     Missing files are not checked; opening them fails later.
-
-    Raises:
-        SatmapError: the path is a pipe, a device or a directory.
     """
     refuse_pipe(path)
     if path.is_dir():
@@ -34,11 +31,7 @@ def require_raster_file(path: Path) -> None:
 
 
 def require_possible_size(width: int, height: int) -> None:
-    """Fail early on an implausibly large raster.
-
-    Raises:
-        SatmapError: the raster has more pixels than satmap supports.
-    """
+    """Raise SatmapError if a raster is implausibly large."""
     if width * height > _MOST_PIXELS:
         raise SatmapError(
             f"{width} x {height} pixels are more than satmap reads, {_MOST_PIXELS:,}. If the image "

@@ -36,12 +36,9 @@ _CRS_NAME = re.compile(
 
 @dataclass(frozen=True)
 class GeoLine:
-    """Line of a feature.
+    """Line of a feature: ``xy`` is float64 (n >= 2, 2), x and y or longitude and latitude.
 
-    Attributes:
-        xy: float64 (n >= 2, 2), x and y or longitude and latitude, without repeated successive
-            points.
-        properties: properties of the feature.
+    Successive points differ.
     """
 
     xy: NDArray[np.float64]
@@ -50,12 +47,7 @@ class GeoLine:
 
 @dataclass(frozen=True)
 class Surface:
-    """Polygon of a feature, with its holes.
-
-    Attributes:
-        polygon: polygon in the file's coordinates.
-        properties: properties of the feature.
-    """
+    """Polygon of a feature, with its holes, in the file's coordinates."""
 
     polygon: shapely.Polygon
     properties: Mapping[str, Any]
@@ -63,12 +55,10 @@ class Surface:
 
 @dataclass(frozen=True)
 class FeatureCollection:
-    """Content of a GeoJSON file; points are ignored.
+    """Content of a GeoJSON file; points are ignored and multi-part geometries split.
 
     Attributes:
         crs: coordinate reference system of all coordinates, in a form that rasterio accepts.
-        lines: all lines; multi-part geometries are split.
-        surfaces: all polygons; multi-part geometries are split.
         geometries: number of features with a geometry of any kind.
     """
 
@@ -179,10 +169,7 @@ def _parts(geometry: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _clean(coordinates: Any, crs: str) -> NDArray[np.float64]:
-    """Return float64 (n, 2), finite and plausible, without repeated successive points.
-
-    The result is empty for an empty geometry.
-    """
+    """Return float64 (n, 2), finite and plausible, without repeated successive points."""
     if coordinates == []:
         return np.empty((0, 2))
     xy = np.array([point[:2] for point in coordinates], np.float64)

@@ -11,12 +11,8 @@ def printable(text: object, longest: int | None = None, keep: str = "") -> str:
     """Escape control characters of a text, so that it cannot affect the terminal or start a line.
 
     File names, answers of servers and image ids may contain any character. Control and format
-    characters, line ends and lone surrogates become escapes such as ``\\x1b``.
-
-    Args:
-        text: any object; its ``str`` is used.
-        longest: number of characters after which the text is cut, marked by three dots.
-        keep: control characters to keep, such as the line ends of satmap's own messages.
+    characters, line ends and lone surrogates become escapes such as ``\\x1b``, except those in
+    ``keep``. After ``longest`` characters the text is cut, marked by three dots.
     """
     shown = "".join(
         char
@@ -45,10 +41,9 @@ def natural_key(text: str) -> tuple[list[str], str]:
 
 
 def require_plain_id(image_id: str) -> None:
-    """Fail unless an image id can be written to a CSV without quoting and read back unchanged.
+    """Raise ValueError unless an image id can be written to a CSV unquoted and read back unchanged.
 
-    Raises:
-        ValueError: the id is empty, starts like a comment, needs quoting or is not printable.
+    It must not be empty, start like a comment, need quoting or hold unprintable characters.
     """
     plain = image_id and image_id == image_id.strip() and image_id.isprintable()
     if not plain or _NOT_PLAIN.search(image_id):

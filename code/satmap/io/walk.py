@@ -11,12 +11,9 @@ from satmap.io.text import natural_key
 def walk(directories: Iterable[Path], also_non_files: Container[str] = ()) -> Iterator[Path]:
     """Yield all files at any depth, in natural order within each directory, each once.
 
-    Links are followed. Names that start with a dot, pipes and devices are left out.
-
-    Args:
-        directories: directories to search.
-        also_non_files: lower-case suffixes; directories, pipes and devices with such a suffix are
-            yielded, too, so that the caller can report them where it expects a file.
+    Links are followed. Names that start with a dot, pipes and devices are left out. Directories,
+    pipes and devices with a suffix (in lower case) in ``also_non_files`` are yielded, too, so that
+    the caller can report them where it expects a file.
 
     Raises:
         SatmapError: one of ``directories`` is not a directory, or a name is not UTF-8.
@@ -45,11 +42,7 @@ def walk(directories: Iterable[Path], also_non_files: Container[str] = ()) -> It
 
 
 def require_directories(directories: Iterable[Path]) -> None:
-    """Fail unless all of these are directories.
-
-    Raises:
-        SatmapError: one of them is a file or does not exist.
-    """
+    """Raise SatmapError if one of these is a file or does not exist."""
     for directory in directories:
         if not directory.is_dir():
             what = "is a file" if directory.exists() else "does not exist"

@@ -2,7 +2,7 @@
 
 Every network predicts an image in several symmetries of the square (test-time augmentation). The
 probability maps are transformed back, and one weighted mean is taken over all pairs of network and
-symmetry. Overlapping windows of a large image are blended (:mod:`satmap.rasters.windows`).
+symmetry. Overlapping windows of a large image are blended (:mod:`satmap.networks.windows`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from satmap.networks.unet import STRIDE
-from satmap.rasters.windows import blend, spans
+from satmap.networks.windows import blend, spans
 from satmap.recipes.schema import Inference
 from satmap.runtime.device import autocast
 

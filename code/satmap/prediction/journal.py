@@ -6,28 +6,13 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from shapely.errors import ShapelyError
 
 from satmap.errors import CannotWriteError
 from satmap.io.files import exclusive_lock
-
-
-class RecordCodec(Protocol):
-    """Converts the result of an image to JSON values and back, exactly."""
-
-    def as_json(self, found: Any) -> list[Any]:
-        """Return the result as a list of JSON values."""
-
-    def from_json(self, content: list[Any]) -> Any:
-        """Return the result that ``as_json`` converted.
-
-        Raises:
-            ValueError, TypeError: the content is not a result.
-            shapely.errors.ShapelyError: the content holds a damaged geometry.
-        """
+from satmap.tasks.base import Task
 
 
 class Journal:
@@ -38,27 +23,21 @@ class Journal:
     locks its own file: the first process the journal, the others parts, which the first merges.
 
     Attributes:
-        path: the file.
         finished: key of each finished image to the position of its line in the file, in bytes.
         notes: key of an image, finished or not, to its warnings for the user.
     """
 
-    def __init__(self, output: Path, fingerprint: str, codec: RecordCodec, part: int = 0) -> None:
+    def __init__(self, output: Path, fingerprint: str, task: Task, part: int = 0) -> None:
         """Open the journal of ``output``; ``finished`` then holds the images of an earlier run.
 
-        Args:
-            output: the file that is being predicted.
-            fingerprint: of weights and settings.
-            codec: converts the results of images.
-            part: 0 for the journal, which merges all parts; else the number of an empty part.
+        Part 0 is the journal, which merges all parts. Another number opens an empty part.
 
         Raises:
             CannotWriteError: another run is writing the output, or the file cannot be written.
         """
         self._output = output
-        self._codec = codec
-        self._whole = output.with_name(f".{output.name}.partial")
-        self.path = self._whole.with_name(f"{self._whole.name}-{part}") if part else self._whole
+        self._task = task
+        self.path = output.with_name(f".{output.name}.partial" + (f"-{part}" if part else ""))
         self.finished: dict[str, int] = {}
         self.notes: dict[str, list[str]] = {}
         key = hashlib.sha256(fingerprint.encode()).hexdigest()
@@ -82,17 +61,12 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def add(self, key: str, found: Any) -> None:
         """Write the result of a finished image, under a key of its id and file."""
-        line = json.dumps([key, self._codec.as_json(found)]).encode() + b"\n"
+        line = json.dumps([key, self._task.as_json(found)]).encode() + b"\n"
         self.finished[key] = self._write(line)
 
     def add_notes(self, key: str, notes: Sequence[str]) -> None:
@@ -103,7 +77,7 @@ class Journal:
     def found(self, key: str) -> Any:
         """Read the result of an image from the file."""
         self._file.seek(self.finished[key])
-        return self._codec.from_json(json.loads(self._file.readline())[1])
+        return self._task.from_json(json.loads(self._file.readline())[1])
 
     def merge_parts(self) -> None:
         """Append the parts of other processes to the journal and delete them.
@@ -123,11 +97,10 @@ class Journal:
 
     def _merge_part(self, path: Path) -> None:
         with path.open("rb") as part:
-            if part.readline() != self._head:
-                return
-            for line in part:
-                if _record(line, self._codec):
-                    self._take(line, self._write(line))
+            lines = part if part.readline() == self._head else ()
+            for line in lines:
+                if self._take(line, self._file.seek(0, os.SEEK_END)):
+                    self._write(line)
 
     def close(self) -> None:
         """Close the file and unlock it for other processes."""
@@ -180,29 +153,16 @@ class Journal:
 
     def _take(self, line: bytes, place: int) -> bool:
         """Register the record of a line at ``place``; returns False for an incomplete record."""
-        record = _record(line, self._codec)
-        if record is None:
+        try:
+            key, content = json.loads(line)
+            is_note = isinstance(content, dict)
+            found = list(map(str, content["notes"])) if is_note else self._task.from_json(content)
+        except (ValueError, TypeError, KeyError, ShapelyError):
             return False
-        key, notes = record
-        if notes is None:
-            self.finished[key] = place
+        if not line.endswith(b"\n"):
+            return False
+        if is_note:
+            self.notes[str(key)] = found
         else:
-            self.notes[key] = notes
+            self.finished[str(key)] = place
         return True
-
-
-def _record(line: bytes, codec: RecordCodec) -> tuple[str, list[str] | None] | None:
-    """Return the image key of a line and, if the line holds notes and not a result, the notes.
-
-    Returns None for an incomplete record.
-    """
-    notes = None
-    try:
-        key, content = json.loads(line)
-        if isinstance(content, dict):
-            notes = list(map(str, content["notes"]))
-        else:
-            codec.from_json(content)
-    except (ValueError, TypeError, KeyError, ShapelyError):
-        return None
-    return (str(key), notes) if line.endswith(b"\n") else None

@@ -1,12 +1,116 @@
-"""Write the output files of a prediction from its journal, with one image in memory at a time."""
+"""Write the outputs of a prediction from its journal: submission, exports and manifest."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from satmap.data.chip import record_images
+from satmap.errors import SatmapError
+from satmap.io.checksums import FileRecord, in_threads, record_file
 from satmap.io.files import remove_temporary_files_of
 from satmap.prediction.journal import Journal
 from satmap.prediction.plan import Plan, Request
-from satmap.provenance.manifest import manifest_path
+from satmap.provenance.manifest import (
+    SubmissionManifest,
+    WeightsManifest,
+    manifest_path,
+    read_manifest,
+    record_data,
+    record_recipe,
+    run_here,
+    write_manifest,
+)
+from satmap.weights.members import WeightFile
+
+
+@dataclass(frozen=True)
+class PredictionReport:
+    """Result of predicting images or vectorising rasters.
+
+    Attributes:
+        noun: what was found, in the plural: ``roads``.
+        images: id in the file to the number of objects, for every image (out of fold: every image
+            that was held out).
+        faults: image id to the reason, for images that failed and are empty in the file.
+        warnings: messages about the other images.
+    """
+
+    noun: str
+    images: dict[str, int]
+    faults: dict[str, str]
+    warnings: tuple[str, ...]
+
+
+def record_weights(plan: Plan) -> tuple[FileRecord, ...]:
+    """Record the weight files of the ensemble, and the confidence model with its manifest.
+
+    Raises:
+        SatmapError: a file cannot be read, or the confidence model was fitted to other networks.
+    """
+    networks = record_networks(plan.files)
+    if plan.rating_model is None:
+        return networks
+    check_rating_model(plan.rating_model, networks)
+    own = (plan.rating_model, manifest_path(plan.rating_model))
+    return networks + tuple(in_threads(record_file, own))
+
+
+def record_networks(files: Sequence[WeightFile]) -> tuple[FileRecord, ...]:
+    """Record the weight files of an ensemble."""
+    paths = [path for file in files for path in (file.path, *file.duplicates)]
+    return tuple(in_threads(record_file, paths))
+
+
+def check_rating_model(rating_model: Path, networks: Sequence[FileRecord]) -> None:
+    """Check that a confidence model was fitted to these networks.
+
+    Raises:
+        SatmapError: it was fitted to others, or its manifest cannot be read.
+    """
+    fitted = read_manifest(rating_model)
+    fitted_to = fitted.starts_from if isinstance(fitted, WeightsManifest) else ()
+    if {record.sha256 for record in fitted_to} != {record.sha256 for record in networks}:
+        raise SatmapError(
+            f"{rating_model} was fitted to the probability maps of other networks than these "
+            f"{len(networks)}. Fit it again (`satmap confidence`), or move it elsewhere."
+        )
+
+
+def write_submission_manifest(
+    plan: Plan,
+    request: Request,
+    weights: tuple[FileRecord, ...],
+    skipped: Mapping[str, str],
+    device: torch.device,
+    processes: int,
+) -> None:
+    """Write the manifest of a complete submission; raises SatmapError if that fails.
+
+    The checksums of all images are computed at the end. So, except for its ``run``, the manifest
+    does not depend on interruptions and on the number of processes. ``skipped`` names the images
+    that could not be predicted, each with the reason.
+    """
+    chips = [tile.chip for tile in plan.tiles]
+    found = zip(chips, in_threads(record_images, chips), strict=True)
+    images = {chip.image_id: files for chip, files in found}
+    facts = {
+        "recipe": record_recipe(plan.recipe, content=True),
+        "seeds": {"recipe": plan.recipe.seed},
+        "out_of_fold": request.out_of_fold,
+        "view_angle": str(request.view_angle) if request.view_angle else None,
+        "directories": tuple(map(str, request.directories)),
+        "weights_directory": str(request.weights),
+        "weights": weights,
+        "data": record_data(images, None),
+        "images": images,
+        "skipped": dict(sorted(skipped.items())),
+        "run": run_here(request.command, device, request.started, processes),
+    }
+    write_manifest(request.output, SubmissionManifest, facts)
 
 
 def remove_leftovers(plan: Plan, request: Request) -> None:
@@ -14,27 +118,17 @@ def remove_leftovers(plan: Plan, request: Request) -> None:
 
     The caller must hold the lock of the journal, so that no other run is writing these files.
     """
-    rasters = (plan.raster(index, request.maps) for index in range(len(plan.tiles)))
-    remove_temporary_files_of(
-        [
-            request.output,
-            manifest_path(request.output),
-            *request.exports,
-            *(raster for raster in rasters if raster),
-        ]
-    )
+    rasters = (plan.rasters(index, request.maps) for index in range(len(plan.tiles)))
+    outputs = (request.output, manifest_path(request.output), *request.exports)
+    remove_temporary_files_of(chain(outputs, *rasters))
 
 
 def write_outputs(
     plan: Plan, request: Request, journal: Journal, faults: Sequence[str]
 ) -> tuple[dict[str, int], list[str]]:
-    """Write the submission and the exports.
+    """Write the submission and the exports, with one image in memory at a time.
 
-    Args:
-        plan: what was predicted.
-        request: the outputs.
-        journal: holds the results of all images except those in ``faults``.
-        faults: ids of the images that could not be predicted.
+    The journal holds the results of all images except those with ids in ``faults``.
 
     Returns:
         Number of objects of every image, by its id in the file; and warnings about the exports.

@@ -17,7 +17,6 @@ from satmap.prediction.journal import Journal
 from satmap.provenance.manifest import now
 from satmap.rasters.map_store import MapStore
 from satmap.recipes.schema import Recipe, load_recipe
-from satmap.runtime.ranks import Ranks
 from satmap.submissions.output_checks import require_formats
 from satmap.tasks.base import Task, task_of
 from satmap.tasks.dense import DenseTask
@@ -45,27 +44,16 @@ class Tile:
 
 
 def find_tiles(chips: Sequence[Chip], task: Task) -> list[Tile]:
-    """Find for each chip the chips that it is decoded with.
-
-    Args:
-        chips: in the order of the output.
-        task: decides which images are decoded together.
-    """
+    """Find for each chip the chips that it is decoded with, as the task decides."""
     images = [chip.image for chip in chips]
     footprints = [ImageFootprint(image.georeference, image.width, image.height) for image in images]
-    around = task.find_neighbours(footprints)
     keys = [_key(chip) for chip in chips]
-    return [
-        Tile(chip, _joined(key, [keys[n.image] for n in neighbours]), tuple(neighbours))
-        for chip, key, neighbours in zip(chips, keys, around, strict=True)
-    ]
-
-
-def _joined(key: str, around: Sequence[str]) -> str:
-    """Return the key of a chip, extended by a digest of its neighbours' keys."""
-    if not around:
-        return key
-    return f"{key} {hashlib.sha256(chr(10).join(sorted(around)).encode()).hexdigest()}"
+    tiles = []
+    for chip, key, neighbours in zip(chips, keys, task.find_neighbours(footprints), strict=True):
+        if around := sorted(keys[n.image] for n in neighbours):
+            key = f"{key} {hashlib.sha256(chr(10).join(around).encode()).hexdigest()}"
+        tiles.append(Tile(chip, key, tuple(neighbours)))
+    return tiles
 
 
 def _key(chip: Chip) -> str:
@@ -75,22 +63,7 @@ def _key(chip: Chip) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """The user's request for a prediction.
-
-    Attributes:
-        directories: image directories, searched to any depth.
-        output: the submission.
-        weights: directory of trained weights.
-        device: name of the device for the networks.
-        recipe_name: name or path of the recipe; None for that of the weights.
-        maps: directory for the averaged probability maps, or None.
-        exports: further files for the results.
-        out_of_fold: whether an image is predicted only by networks whose training held it out.
-        workers: processes that vectorise, per process that predicts.
-        command: satmap's arguments, for the manifest; empty if called from Python.
-        started: start time, UTC.
-        view_angle: off-nadir angle, for images whose names lack it.
-    """
+    """The arguments of :func:`satmap.prediction.run.predict`, and when it was called (UTC)."""
 
     directories: tuple[Path, ...]
     output: Path
@@ -138,9 +111,9 @@ class Plan:
         """Return the decoder that turns the prediction of an image into its result."""
         return self.task.result_decoder(tile.chip, self.rating_model)
 
-    def raster(self, index: int, maps: Path | None) -> Path | None:
-        """Return the file for a tile's probability maps in ``maps``; None without a directory."""
-        return maps / f"{self.ids[self.tiles[index].chip.image_id]}.tif" if maps else None
+    def rasters(self, index: int, maps: Path | None) -> list[Path]:
+        """Return the file for a tile's probability maps in ``maps``; none without a directory."""
+        return [maps / f"{self.ids[self.tiles[index].chip.image_id]}.tif"] if maps else []
 
 
 def make_plan(request: Request) -> Plan:
@@ -197,11 +170,7 @@ def make_plan(request: Request) -> Plan:
 
 
 def _require_categories(inventory: Inventory, task: Task) -> None:
-    """Fail if the category of no image is known; if only some are unknown, those are left out.
-
-    Raises:
-        SatmapError: all categories are unknown.
-    """
+    """Fail if the category of no image is known; if only some are unknown, those are left out."""
     fault: SatmapError | None = None
     for chip in inventory.chips:
         try:
@@ -216,11 +185,7 @@ def _require_categories(inventory: Inventory, task: Task) -> None:
 def _held_out_ids(
     image_ids: Sequence[str], held_out: Sequence[frozenset[str]]
 ) -> tuple[list[str], list[str]]:
-    """Return the images that a network held out, and a warning about the others.
-
-    Raises:
-        SatmapError: no image was held out.
-    """
+    """Return the images that a network held out, and a warning about the others."""
     any_held_out = frozenset().union(*held_out)
     known = [image_id for image_id in image_ids if image_id in any_held_out]
     if not known:
@@ -264,39 +229,23 @@ class Work:
     to_predict: tuple[int, ...]
     to_decode: tuple[int, ...]
 
-    def share(self, ranks: Ranks) -> "Work":
-        """Return every n-th image, the share of this process."""
-        return Work(
-            self.to_predict[ranks.rank :: ranks.world], self.to_decode[ranks.rank :: ranks.world]
-        )
-
 
 def work_left(plan: Plan, journal: Journal, store: MapStore, maps: Path | None) -> Work:
-    """Return what an earlier run has left to do.
-
-    Args:
-        plan: the whole prediction.
-        journal: holds the results of finished images.
-        store: probability maps that are kept for the images around them.
-        maps: directory for the averaged probability maps, or None.
-    """
+    """Return what an earlier run has left to do. ``maps`` is the directory of probability maps."""
     tiles = plan.tiles
-
-    def is_decoded(index: int) -> bool:
-        return tiles[index].key in journal.finished
+    decoded = [tile.key in journal.finished for tile in tiles]
 
     def needs_maps(index: int) -> bool:
-        tile, raster = tiles[index], plan.raster(index, maps)
-        if raster is not None and not raster.exists():
+        if not all(raster.exists() for raster in plan.rasters(index, maps)):
             return True
-        if tile.key in store:
+        if tiles[index].key in store:
             return False
         # Even if this image is decoded, its neighbours may need its maps.
-        return not all(map(is_decoded, (index, *(n.image for n in tile.neighbours))))
+        return not all(decoded[i] for i in (index, *(n.image for n in tiles[index].neighbours)))
 
     to_predict = [index for index in range(len(tiles)) if needs_maps(index)]
-    predicted = set(range(len(tiles))).difference(to_predict)
-    return Work(tuple(to_predict), tuple(i for i in sorted(predicted) if not is_decoded(i)))
+    predicted = sorted(set(range(len(tiles))).difference(to_predict))
+    return Work(tuple(to_predict), tuple(index for index in predicted if not decoded[index]))
 
 
 def held_out_images(
@@ -305,15 +254,8 @@ def held_out_images(
     """Return for each weight file the ids of the images that its training held out.
 
     Weight files hold these ids, except those of earlier versions. For them the folds are assigned
-    again over the labelled chips, which is right only if these are the chips of the training.
-
-    Args:
-        files: the ensemble.
-        recipe: the recipe that the files were trained with.
-        chips: the chips in the given directories.
-
-    Returns:
-        A set of image ids per file, and warnings for the user.
+    again over the labelled chips, which is right only if these are the chips of the training. The
+    second result are warnings for the user.
     """
     labelled = [chip for chip in chips if chip.label is not None]
     sites = assign_folds({c.site: c.aoi for c in labelled}.items(), recipe.folds, recipe.seed)

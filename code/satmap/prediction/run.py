@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,35 +10,20 @@ from satmap.data.view_angles import ViewAngle
 from satmap.io.checksums import FileRecord
 from satmap.io.files import require_writable
 from satmap.networks.ensemble import EnsembleMember
-from satmap.prediction.decoding import Outcome
 from satmap.prediction.journal import Journal
-from satmap.prediction.manifests import record_weights, write_submission_manifest
-from satmap.prediction.outputs import remove_leftovers, write_outputs
+from satmap.prediction.outputs import (
+    PredictionReport,
+    record_weights,
+    remove_leftovers,
+    write_outputs,
+    write_submission_manifest,
+)
 from satmap.prediction.plan import Plan, Request, Work, make_plan, work_left
 from satmap.prediction.share import predict_rank_share
 from satmap.rasters.map_store import MapStore
 from satmap.runtime.device import pick_device
 from satmap.runtime.ranks import Ranks, joined
 from satmap.submissions.output_checks import require_outputs
-
-
-@dataclass(frozen=True)
-class PredictionReport:
-    """Result of a prediction.
-
-    Attributes:
-        noun: what was predicted, in the plural: ``roads``.
-        images: id in the file to the number of objects, for every image (out of fold: every image
-            that was held out).
-        faults: image id to the reason, for images that could not be predicted and are empty in the
-            file.
-        warnings: messages about the other images.
-    """
-
-    noun: str
-    images: dict[str, int]
-    faults: dict[str, str]
-    warnings: tuple[str, ...]
 
 
 def predict(
@@ -129,15 +113,15 @@ def _predict(ranks: Ranks, request: Request) -> PredictionReport:
             journal = stack.enter_context(
                 Journal(request.output, plan.fingerprint, plan.task, ranks.rank)
             )
-        outcome = predict_rank_share(plan, work, request, ranks, members, device, journal)
+        faults = predict_rank_share(plan, work, request, ranks, members, device, journal)
         if not ranks.first:
             # The first process merges this journal.
             journal.close()
-        outcomes = ranks.gather(outcome)
+        parts = ranks.gather(faults)
 
         def end() -> PredictionReport:
             journal.merge_parts()
-            done = _written(plan, request, journal, outcomes)
+            done = _written(plan, request, journal, parts)
             write_submission_manifest(plan, request, weights, done.faults, device, ranks.world)
             journal.remove()
             MapStore(request.output, plan.fingerprint).remove()
@@ -147,11 +131,7 @@ def _predict(ranks: Ranks, request: Request) -> PredictionReport:
 
 
 def _require_channels(plan: Plan) -> None:
-    """Require that at least one image has enough bands for at least one network.
-
-    Raises:
-        SatmapError: all images have too few bands for all networks.
-    """
+    """Fail if all images have too few bands for all networks."""
     least = min(file.in_channels for file in plan.files)
     chips = [tile.chip for tile in plan.tiles]
     if chips and all(chip.channels < least for chip in chips):
@@ -159,15 +139,15 @@ def _require_channels(plan: Plan) -> None:
 
 
 def _written(
-    plan: Plan, request: Request, journal: Journal, outcomes: Sequence[Outcome]
+    plan: Plan, request: Request, journal: Journal, parts: Sequence[dict[int, str]]
 ) -> PredictionReport:
-    """Write the results of all processes, in the order of the images."""
+    """Write the results of all processes, given the faults of each, in the order of the images."""
+    found = {index: fault for part in parts for index, fault in part.items()}
     faults = dict(plan.faults)
     warnings = dict.fromkeys(plan.warnings)
     for index, tile in enumerate(plan.tiles):
-        for outcome in outcomes:
-            if index in outcome.faults:
-                faults[tile.chip.image_id] = outcome.faults[index]
+        if index in found:
+            faults[tile.chip.image_id] = found[index]
         warnings |= dict.fromkeys(journal.notes.get(tile.key, ()))
     images, export_warnings = write_outputs(plan, request, journal, list(faults))
     warnings |= dict.fromkeys(export_warnings)

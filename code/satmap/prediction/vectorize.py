@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from satmap.data.view_angles import ViewAngle, view_angle_of_name
 from satmap.errors import SatmapError, error_text
 from satmap.io.progress import track
 from satmap.prediction.journal import Journal
-from satmap.prediction.worker_jobs import decode_file
+from satmap.prediction.outputs import PredictionReport
 from satmap.rasters.map_files import find_map_files, open_map_file
 from satmap.runtime.workers import BoundedPool
 from satmap.submissions.output_checks import require_any_format, require_map_output
@@ -25,22 +24,6 @@ from satmap.tasks.dense import DenseTask
 _AHEAD = 2
 
 
-@dataclass(frozen=True)
-class Vectorization:
-    """Result of vectorising a directory.
-
-    Attributes:
-        images: image id to the number of objects, for every raster found, in natural order.
-        faults: image id to the problem, for rasters that could not be vectorised and are empty in
-            the file.
-        warnings: messages about the other rasters.
-    """
-
-    images: dict[str, int]
-    faults: dict[str, str]
-    warnings: tuple[str, ...]
-
-
 def vectorize_directory(
     maps: Path,
     output: Path,
@@ -48,7 +31,7 @@ def vectorize_directory(
     *,
     workers: int = 0,
     view_angle: ViewAngle | None = None,
-) -> Vectorization:
+) -> PredictionReport:
     """Vectorise every probability raster under a directory and write one file.
 
     A raster is a PNG or GeoTIFF with the task's probability maps as bands: uint8, 0..255 for 0..1,
@@ -77,7 +60,6 @@ def vectorize_directory(
     paths = find_map_files(maps, task.image_id_of)
     metres = task.default_metres_per_pixel or 1.0
     chips, faults = _describe(paths, task, metres, view_angle)
-    exported = output.suffix.lower() in task.export_suffixes
     task.check_outputs(output, [*chips.values()])
     neighbours = _find_neighbours(chips, task)
     with (
@@ -97,22 +79,24 @@ def vectorize_directory(
                     faults[name] = error_text(error, chip.image.path)
 
             try:
-                decoder = task.result_decoder(chip)
+                decode = task.result_decoder(chip).decode_file
             except SatmapError as error:
                 faults[name] = str(error)
                 continue
-            pool.submit(done, decode_file, decoder, chip.image.path, neighbours[name], True)
+            pool.submit(done, decode, chip.image.path, neighbours[name], check_scale=True)
         pool.finish()
         keys = {name: name for name in paths if name in journal.finished}
-        if exported:
-            counts = _export(output, task, journal, keys, faults)
-            counts = {name: counts.get(name, 0) for name in paths}
+        if output.suffix.lower() in task.export_suffixes:
+            faults |= task.export(output, lambda: map(journal.found, keys.values()))
+            exported = {name: key for name, key in keys.items() if name not in faults}
+            counts = {name: task.count(journal.found(key)) for name, key in exported.items()}
         else:
             counts = task.write(output, list(paths), keys, journal.found)
         journal.remove()
     # Workers finish in any order.
     faults = {name: faults[name] for name in paths if name in faults}
-    return Vectorization(counts, faults, _warnings(task, chips, faults))
+    counts = {name: counts.get(name, 0) for name in paths}
+    return PredictionReport(task.noun, counts, faults, _warnings(task, chips, faults))
 
 
 def _describe(
@@ -129,15 +113,9 @@ def _describe(
         except Exception as error:
             faults[name] = error_text(error, path)
         info = ImageInfo(path, "maps", width, height, 1, "uint8", georeference)
-        chips[name] = Chip(
-            image_id=name,
-            long_id=name,
-            aoi="",
-            images={"maps": info},
-            label=None,
-            view_angle=view_angle_of_name(name) or view_angle,
-            number=int(name) if name.isdecimal() and name.isascii() else None,
-        )
+        angle = view_angle_of_name(name) or view_angle
+        number = int(name) if name.isdecimal() and name.isascii() else None
+        chips[name] = Chip(name, name, "", {"maps": info}, None, view_angle=angle, number=number)
     return chips, faults
 
 
@@ -153,31 +131,15 @@ def _find_neighbours(
     }
 
 
-def _export(
-    output: Path,
-    task: DenseTask,
-    journal: Journal,
-    keys: Mapping[str, str],
-    faults: dict[str, str],
-) -> dict[str, int]:
-    """Write a GIS format; returns the number of objects of the images in it."""
-    faults |= task.export(output, lambda: (journal.found(key) for key in keys.values()))
-    return {
-        name: task.count(journal.found(key)) for name, key in keys.items() if name not in faults
-    }
-
-
 def _warnings(
     task: DenseTask, chips: Mapping[str, Chip], faults: Mapping[str, str]
 ) -> tuple[str, ...]:
-    if task.default_metres_per_pixel is None:
-        return ()
     unscaled = [
         name
         for name, chip in chips.items()
         if chip.image.georeference is None and name not in faults
     ]
-    if not unscaled:
+    if task.default_metres_per_pixel is None or not unscaled:
         return ()
     return (
         f"{len(unscaled)} rasters without georeference, such as {unscaled[0]}, are assumed to have "

@@ -45,7 +45,7 @@ _TOLERANCE = 0.01
 
 
 class MapFile:
-    """An open raster of probability maps.
+    """An open raster of probability maps; see :func:`open_map_file`.
 
     Attributes:
         names: names of the maps.
@@ -99,11 +99,7 @@ class MapFile:
             return _as_bytes(values)
 
     def check_scale(self) -> None:
-        """Reject a mask of 0 and 1, judged by the pixels read so far.
-
-        Raises:
-            SatmapError: the largest uint8 value is 1 instead of 255.
-        """
+        """Raise SatmapError for a mask of 0 and 1, judged by the pixels read so far."""
         # Files of several maps are not checked: all of their probabilities may be low.
         if self._highest == 1 and len(self.names) == 1:
             raise SatmapError(
@@ -118,11 +114,8 @@ def open_map_file(
 ) -> Iterator[MapFile]:
     """Open a raster of probability maps.
 
-    Args:
-        path: raster file.
-        metres_per_pixel: pixel size to assume if the file has no georeference.
-        kinds: number of bands -> names of the maps. Band descriptions with these names override
-            the order.
+    ``metres_per_pixel`` is the pixel size to assume if the file has no georeference. ``kinds`` has
+    the names of the maps by number of bands. Band descriptions with these names override the order.
 
     Raises:
         SatmapError: the file is not a readable raster, or its values are not probabilities.
@@ -140,11 +133,7 @@ def open_map_file(
 def read_map_file(
     path: Path, metres_per_pixel: float, kinds: Mapping[int, tuple[str, ...]]
 ) -> tuple[ProbabilityMaps, Georeference | None]:
-    """Read all maps of a file, and its georeference; arguments as in :func:`open_map_file`.
-
-    Raises:
-        SatmapError: the file is not a readable raster, or its values are not probabilities.
-    """
+    """Read all maps of a file, and its georeference, like :func:`open_map_file`."""
     with open_map_file(path, metres_per_pixel, kinds) as map_file:
         maps = map_file.scene.at_once()
         map_file.check_scale()
@@ -226,10 +215,7 @@ _OPTIONS = {
 def write_maps(path: Path, maps: ProbabilityMaps, georeference: Georeference | None) -> None:
     """Write maps as a GeoTIFF, atomically: one uint8 band per map, described by its name.
 
-    Args:
-        path: the ``.tif`` file.
-        maps: values 0..255 for 0..1.
-        georeference: position of the pixels; None writes a file without georeference.
+    Without georeference the file has none.
 
     Raises:
         CannotWriteError: the disk is full or the directory not writable.
@@ -247,13 +233,7 @@ def write_maps(path: Path, maps: ProbabilityMaps, georeference: Georeference | N
 def map_writer(
     path: Path, names: Sequence[str], shape: tuple[int, int], georeference: Georeference | None
 ) -> Iterator[Callable[[int, NDArray[np.uint8]], None]]:
-    """Write maps too large for memory as a GeoTIFF, atomically, strip by strip.
-
-    Args:
-        path: the ``.tif`` file, created when the block succeeds.
-        names: names of the maps.
-        shape: height and width.
-        georeference: as in :func:`write_maps`.
+    """Write maps too large for memory like :func:`write_maps`, but strip by strip.
 
     Yields:
         Function that writes a strip, given its first row and values, uint8 (maps, rows, width).
@@ -280,33 +260,20 @@ def map_writer(
             ) from error
 
 
-def is_whole(path: Path) -> bool:
-    """Return whether all pixels of a raster can be read, as not after a full or failed disk."""
-    try:
-        with rasterio.open(path, driver="GTiff") as source:
-            for _, window in source.block_windows():
-                source.read(window=window)
-    except (RasterioError, OSError):
-        return False
-    return True
-
-
 def _profile(
     names: Sequence[str], shape: tuple[int, int], georeference: Georeference | None
 ) -> dict[str, Any]:
-    place = georeference and {"crs": georeference.crs, "transform": georeference.transform}
-    return {
-        "count": len(names), "height": shape[0], "width": shape[1], **(place or {}), **_OPTIONS
-    }  # fmt: skip
+    profile = {"count": len(names), "height": shape[0], "width": shape[1], **_OPTIONS}
+    if georeference is not None:
+        profile |= {"crs": georeference.crs, "transform": georeference.transform}
+    return profile
 
 
 def find_map_files(directory: Path, image_id_of: Callable[[str], str | None]) -> dict[str, Path]:
-    """Find the masks under a directory; return image id to file, in natural order.
+    """Find the masks under a directory at any depth; return image id to file, in natural order.
 
-    Args:
-        directory: directory to search to any depth.
-        image_id_of: returns the image id in a file name without suffix, or None if it has none;
-            the whole name is then the id.
+    ``image_id_of`` returns the image id in a file name without suffix, or None if it has none. The
+    whole name is then the id.
 
     Raises:
         SatmapError: there is no mask, two masks belong to one image, or a name cannot be written

@@ -1,11 +1,23 @@
-"""Temporary store of probability maps on disk, for large maps and maps that await neighbours."""
+"""Temporary store of probability maps on disk, for large maps and maps that await neighbours.
+
+Workers import this module, so it does without torch, which would cost each of them seconds and
+hundreds of megabytes.
+"""
 
 import hashlib
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import rasterio
+from rasterio.errors import RasterioError
 
 from satmap.errors import CannotWriteError
-from satmap.rasters.map_files import is_whole
+from satmap.io.files import atomic_path
+from satmap.rasters.map_files import write_maps
+from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.vectors.georeference import Georeference
 
 
 class MapStore:
@@ -21,9 +33,17 @@ class MapStore:
         self._fingerprint = fingerprint
 
     def __contains__(self, key: str) -> bool:
-        """Return whether the maps of an image exist and are complete."""
+        """Return whether the maps of an image can be read whole, as not after a full disk."""
         path = self.path(key)
-        return path.is_file() and is_whole(path)
+        try:
+            if not path.is_file():
+                return False
+            with rasterio.open(path, driver="GTiff") as source:
+                for _, window in source.block_windows():
+                    source.read(window=window)
+        except (RasterioError, OSError):
+            return False
+        return True
 
     def path(self, key: str) -> Path:
         """Return the path of an image's maps, which need not exist."""
@@ -39,9 +59,8 @@ class MapStore:
         kept = {self.path(key) for key in keys}
         try:
             if self.directory.is_dir():
-                for path in self.directory.iterdir():
-                    if path not in kept:
-                        path.unlink()
+                for path in set(self.directory.iterdir()) - kept:
+                    path.unlink()
         except OSError as error:
             raise CannotWriteError(
                 f"cannot clear {self.directory}: {error.strerror}. Choose another output."
@@ -50,3 +69,26 @@ class MapStore:
     def remove(self) -> None:
         """Delete the store, when the output is complete."""
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def store_maps(
+    maps: ProbabilityMaps,
+    georeference: Georeference | None,
+    paths: Sequence[Path],
+    decode: Callable[[ProbabilityMaps], Any] | None = None,
+) -> Any:
+    """Write probability maps to files and, with ``decode``, return what it makes of them.
+
+    Raises:
+        CannotWriteError: the disk is full or a directory not writable.
+    """
+    for path in paths:
+        write_maps(path, maps, georeference)
+    return decode and decode(maps)
+
+
+def copy_maps(stored: Path, paths: Sequence[Path]) -> None:
+    """Copy probability maps from the store to other files; raises as :func:`store_maps`."""
+    for path in paths:
+        with atomic_path(path) as temporary:
+            shutil.copyfile(stored, temporary)

@@ -72,8 +72,7 @@ class Box:
 
     def within(self, outer: "Box") -> tuple[slice, slice]:
         """Return slices of the rows and columns of the box in an array that covers ``outer``."""
-        rows = slice(self.top - outer.top, self.bottom - outer.top)
-        return rows, slice(self.left - outer.left, self.right - outer.left)
+        return self.seen_from(outer).pixels
 
 
 # Width and height of a tile.
@@ -102,13 +101,7 @@ class PackedMap:
     """A map in compressed tiles; empty and repetitive areas take little memory."""
 
     def __init__(self, height: int, width: int, open_bytes: int) -> None:
-        """Create an empty map.
-
-        Args:
-            height: height in pixels.
-            width: width in pixels.
-            open_bytes: bytes of tiles that stay uncompressed; further tiles are deflated.
-        """
+        """Create an empty map. Tiles beyond ``open_bytes`` bytes are deflated."""
         self.shape = (height, width)
         self._free = open_bytes
         # By row and column of tiles; tiles of zeros have no entry.

@@ -361,6 +361,17 @@ def build_recipe(content: Mapping[str, Any]) -> Recipe:
     return _recipe_type(name if isinstance(name, str) else "roads").model_validate(content)
 
 
+def default_recipe(task: str, **settings: Any) -> Recipe:
+    """Return a recipe without networks, with default settings of a task except ``settings``."""
+    return Recipe.model_construct(
+        name=task,
+        description="default settings",
+        task=find_task(task).settings_type()(name=task, **settings),
+        folds=2,
+        members=(),
+    )
+
+
 def recipe_from_json(text: str) -> Recipe:
     """Read a recipe that ``model_dump_json`` wrote, for example from a weight file.
 

@@ -11,16 +11,14 @@ import torch
 from satmap.errors import SatmapError
 from satmap.runtime.launched import local_processes
 
-# cuBLAS is deterministic only with workspaces of fixed sizes. It reads this when it starts.
-_CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
 
 def be_deterministic() -> None:
     """Make torch use deterministic algorithms only. Call this before anything runs on a GPU.
 
     Afterwards torch raises RuntimeError for operations without a deterministic implementation.
     """
-    os.environ.setdefault(*_CUBLAS)
+    # cuBLAS is deterministic only with workspaces of fixed sizes. It reads this when it starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
@@ -114,12 +112,9 @@ def _require_usable(gpus: int) -> None:
 def has_kernels(capability: tuple[int, int], compiled: Sequence[str]) -> bool:
     """Return whether a build of torch has kernels for a GPU, by NVIDIA's compatibility rules.
 
-    Args:
-        capability: major and minor compute capability.
-        compiled: targets, as ``torch.cuda.get_arch_list`` returns them. Machine code (``sm_75``)
-            runs on GPUs of the same major and the same or a higher minor capability. PTX
-            (``compute_90``) runs on the same and all higher capabilities. Targets with the suffix
-            ``a`` (``sm_90a``) run on exactly their own capability, with ``f`` on the same major.
+    Compiled machine code (``sm_75``) runs on GPUs of the same major and the same or a higher minor
+    capability. PTX (``compute_90``) runs on the same and all higher capabilities. Targets with the
+    suffix ``a`` (``sm_90a``) run on exactly their own capability, with ``f`` on the same major.
     """
     for target in compiled:
         match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", target)

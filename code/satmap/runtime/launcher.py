@@ -15,8 +15,7 @@ from torch.distributed.launcher.api import LaunchConfig, launch_agent
 from satmap.errors import SatmapError
 from satmap.runtime.device import visible_gpus
 from satmap.runtime.launched import OURS, is_rank
-from satmap.runtime.resources import available_cores
-from satmap.runtime.shared_memory import limit_nccl_shared_memory
+from satmap.runtime.resources import available_cores, limit_nccl_shared_memory
 from satmap.runtime.termination import PEER_FAILED, RESTART, SIGNALS, STATUSES, Terminated
 
 # Seconds that processes get to finish their step and save after a request to stop.
@@ -24,11 +23,9 @@ _LAST_STEP_S = 300
 
 
 def processes_for(device: str, processes: int | None) -> int:
-    """Return how many processes to start. 1 means that this process does the work itself.
+    """Return how many processes to start, by default one per GPU.
 
-    Args:
-        device: the user's choice. A GPU with a number is a single GPU.
-        processes: how many the user wants; None for one per GPU.
+    1 means that this process does the work itself. A device with a number is a single GPU.
 
     Raises:
         SatmapError: more processes than GPUs, or GPUs that this build of torch cannot use.
@@ -50,10 +47,9 @@ def processes_for(device: str, processes: int | None) -> int:
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
-    """Run ``satmap ARGUMENTS`` in several processes on this machine.
+    """Run ``satmap ARGUMENTS`` in several processes on this machine; return the exit status.
 
-    Returns:
-        The exit status: 0, or that of the process that failed.
+    It is 0, or the status of the process that failed.
 
     Raises:
         SatmapError: a process was killed, or the processes lost their connections.

@@ -109,10 +109,10 @@ class Ranks:
         Raises:
             PeerError: the function failed on another machine, where the cause is raised.
         """
-        return self._share(work, self.local_rank == 0)[self.rank - self.local_rank]
-
-    def _share(self, work: Callable[[], Value], mine: bool) -> list[Value]:
-        return [work()] if self.world == 1 else self.gather(self._done(work, mine))
+        if self.world == 1:
+            return work()
+        results: list[Value] = self.gather(self._done(work, self.local_rank == 0))
+        return results[self.rank - self.local_rank]
 
     def _done(self, work: Callable[[], Value], mine: bool) -> Any:
         """Call a function if ``mine``, else return None. A failure is raised in all processes."""
@@ -141,11 +141,9 @@ class Ranks:
 def joined(device: torch.device) -> Iterator[Ranks]:
     """Join the processes that torchrun started, or return a group of one, while the block runs.
 
-    If the block fails, torch's process group stays open, and its threads may still communicate. End
-    the process by ``satmap.runtime.termination.exit_process`` then.
-
-    Args:
-        device: device of the tensors that are exchanged. Flags and objects can always be exchanged.
+    Tensors on ``device``, flags and objects can be exchanged. If the block fails, torch's process
+    group stays open, and its threads may still communicate. End the process by
+    ``satmap.runtime.termination.exit_process`` then.
 
     Raises:
         PeerError: another process is gone.

@@ -33,10 +33,7 @@ class Terminated(BaseException):
 
     Like KeyboardInterrupt it is not an ``Exception``, so handlers for faulty images do not catch
     it. The message says what is kept. It is empty if another process prints the same message: the
-    first process of the job, or the launcher.
-
-    Attributes:
-        status: exit status for the signal, 128 + its number.
+    first process of the job, or the launcher. ``status`` is the exit status, 128 + the signal.
     """
 
     def __init__(self, number: int = signal.SIGTERM, message: str | None = None) -> None:

@@ -6,18 +6,17 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
-from types import TracebackType
-from typing import Any, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 import cv2
 
 from satmap.errors import SatmapError
-from satmap.runtime.shared_memory import SHARED_MEMORY, SHARED_MEMORY_REMEDY, can_share_locks
+from satmap.runtime.resources import SHARED_MEMORY, SHARED_MEMORY_REMEDY, can_share_locks
 from satmap.runtime.termination import SIGNALS, ignore_signals_in_worker
 
 Item = TypeVar("Item")
@@ -61,18 +60,14 @@ def _start_worker() -> None:
     # There are as many workers as cores, so each uses one thread.
     cv2.setNumThreads(1)
     ignore_signals_in_worker()
-    end_with_parent()
-
-
-def end_with_parent() -> None:
-    """End this process as soon as its parent process is gone, even if the parent was killed.
-
-    Otherwise a worker would wait forever for its next job.
-    """
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
+    """End this process as soon as its parent is gone, even if the parent was killed.
+
+    Otherwise a worker would wait forever for its next job.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -87,20 +82,10 @@ class BoundedPool:
     """
 
     def __init__(self, workers: int, limit: int) -> None:
-        """Start processes.
-
-        Args:
-            workers: number of processes; 0 runs jobs in this process.
-            limit: maximum number of jobs that are running, waiting or not handled yet.
-        """
+        """Start ``workers`` processes. At most ``limit`` jobs run, wait or are not handled yet."""
         self._pool = start_pool(workers) if workers else None
         self._limit = limit
         self._pending: dict[Future[Any], Callable[[Future[Any]], None]] = {}
-
-    @property
-    def in_flight(self) -> int:
-        """Number of jobs that are running, waiting or not handled yet."""
-        return len(self._pending)
 
     def submit(
         self,
@@ -109,21 +94,23 @@ class BoundedPool:
         *arguments: Arguments.args,
         **named: Arguments.kwargs,
     ) -> None:
-        """Submit a job, after waiting until there are fewer jobs than the limit.
+        """Submit a job, a picklable function, after waiting for a place below the limit.
 
-        Args:
-            handle: called with the finished future, in this call or a later one.
-            job: a picklable function.
-            arguments: positional arguments of the job.
-            named: keyword arguments of the job.
+        ``handle`` is called with the finished future, in this call or a later one.
 
         Raises:
             SatmapError: a worker was killed or cannot be started.
         """
         if self._pool is None:
-            handle(_done(job, *arguments, **named))
+            future: Future[Result] = Future()
+            try:
+                future.set_result(job(*arguments, **named))
+            except Exception as error:
+                future.set_exception(error)
+            handle(future)
             return
-        self.collect()
+        for future in [future for future in self._pending if future.done()]:
+            self._handle(future)
         while len(self._pending) >= self._limit:
             self._handle_next()
         try:
@@ -131,11 +118,6 @@ class BoundedPool:
         except (BrokenProcessPool, OSError) as error:
             raise _broken(error) from error
         self._pending[future] = handle
-
-    def collect(self) -> None:
-        """Handle all finished jobs, without waiting."""
-        for future in [future for future in self._pending if future.done()]:
-            self._handle(future)
 
     def finish(self) -> None:
         """Wait for all jobs and handle them, including jobs that handlers submit meanwhile."""
@@ -145,12 +127,7 @@ class BoundedPool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._pool is None:
             return
         # Keep the results of running jobs even if the run was stopped.
@@ -174,15 +151,6 @@ class BoundedPool:
         handle(future)
 
 
-def _done(job: Callable[..., Result], *arguments: Any, **named: Any) -> Future[Result]:
-    future: Future[Result] = Future()
-    try:
-        future.set_result(job(*arguments, **named))
-    except Exception as error:
-        future.set_exception(error)
-    return future
-
-
 def _broken(error: BaseException) -> SatmapError:
     return SatmapError(
         f"a worker process was killed or could not start ({error}). Most often memory is short: "
@@ -193,12 +161,9 @@ def _broken(error: BaseException) -> SatmapError:
 def read_ahead(
     items: Iterable[Item], read: Callable[[Item], Result], ahead: int
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield each item with the result of ``read``, in order; a thread reads ahead.
+    """Yield each item with the result of ``read``, in order.
 
-    Args:
-        items: what to read.
-        read: called once per item.
-        ahead: number of items to read before they are requested; 0 reads in this thread.
+    A thread reads up to ``ahead`` items before they are requested; 0 reads in this thread.
     """
     if not ahead:
         yield from ((item, read(item)) for item in items)
@@ -218,17 +183,8 @@ def read_ahead(
             thread.shutdown(cancel_futures=True)
 
 
-_Job = TypeVar("_Job")
-_Result = TypeVar("_Result")
-
-
-class Runner(Protocol):
-    """Runs a function on a sequence of jobs and yields the results in order."""
-
-    def __call__(
-        self, function: Callable[[_Job], _Result], jobs: Sequence[_Job]
-    ) -> Generator[_Result]:
-        """Yield the result of each job. Closing the generator early cancels the remaining jobs."""
+#: Runs a function on jobs and yields the results in order. Closing it early cancels the other jobs.
+Runner = Callable[[Callable[[Any], Any], Iterable[Any]], Generator[Any]]
 
 
 @contextlib.contextmanager
@@ -238,30 +194,17 @@ def working(workers: int) -> Generator[Runner]:
     Raises:
         SatmapError: a process cannot be started, or was killed.
     """
+    pool = start_pool(workers) if workers else None
 
-    def run_here(function: Callable[[_Job], _Result], jobs: Sequence[_Job]) -> Generator[_Result]:
-        yield from map(function, jobs)
-
-    if not workers:
-        yield run_here
-        return
-    pool = start_pool(workers)
-
-    def run(function: Callable[[_Job], _Result], jobs: Sequence[_Job]) -> Generator[_Result]:
+    def run(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Generator[Any]:
         try:
-            futures = [pool.submit(function, job) for job in jobs]
+            results = pool.map(function, jobs) if pool else map(function, jobs)
         except OSError as error:
             raise SatmapError(
                 f"worker processes cannot be started ({error.strerror or error}); use fewer "
                 "workers."
             ) from error
-        try:
-            for future in futures:
-                yield future.result()
-        finally:
-            # The caller may stop early, for example at a time limit.
-            for future in futures:
-                future.cancel()
+        yield from results
 
     try:
         yield run
@@ -271,4 +214,5 @@ def working(workers: int) -> Generator[Runner]:
             "fewer workers."
         ) from error
     finally:
-        pool.shutdown(cancel_futures=True)
+        if pool:
+            pool.shutdown(cancel_futures=True)

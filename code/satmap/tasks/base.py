@@ -31,7 +31,7 @@ from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 from satmap.networks.ensemble import EnsembleMember, Pixels
 from satmap.recipes.registry import find_task
-from satmap.recipes.schema import Member, Recipe
+from satmap.recipes.schema import Member, Recipe, default_recipe
 from satmap.tasks.result_decoders import ResultDecoder
 from satmap.tuning.chips import Tuning, TuningRequest
 from satmap.vectors.georeference import Georeference
@@ -394,12 +394,4 @@ def default_task(name: str, **settings: Any) -> Task:
     Raises:
         SatmapError: there is no such task.
     """
-    entry = find_task(name)
-    recipe: Recipe = Recipe.model_construct(
-        name=name,
-        description="default settings",
-        task=entry.settings_type()(name=name, **settings),
-        folds=2,
-        members=(),
-    )
-    return task_of(recipe)
+    return task_of(default_recipe(name, **settings))

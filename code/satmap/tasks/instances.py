@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from satmap.networks.ensemble import SYMMETRIES, Symmetry
-from satmap.rasters.windows import Span, spans
+from satmap.networks.windows import Span, spans
 from satmap.tasks.base import PreparedImage, Task
 
 

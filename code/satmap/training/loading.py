@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from satmap.data.crops import CachedChip, Geometry, draw_geometry, jitter_colours
 from satmap.errors import SatmapError
 from satmap.recipes.schema import Augmentation, Member, Recipe
-from satmap.runtime.shared_memory import (
+from satmap.runtime.resources import (
     SHARED_MEMORY,
     SHARED_MEMORY_REMEDY,
     can_share_locks,
