@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from real_chips import learn, split
-from satmap.data.cache import CachedChip
-from satmap.data.crops import CropDataset
+from satmap.data.crops import CachedChip
 from satmap.networks.unet import build_network
 from satmap.recipes.schema import (
     Augmentation,
@@ -37,8 +36,9 @@ from satmap.runtime.device import pick_device
 from satmap.tasks.base import Task, task_of
 from satmap.tasks.roads.settings import ROAD_MAPS, RoadHeadLoss
 from satmap.tasks.roads.settings import RoadLosses as Losses
+from satmap.training.epoch import learning_rate
+from satmap.training.loading import CropDataset
 from satmap.training.run_context import RunContext
-from satmap.training.schedule import learning_rate
 from satmap.training.state import MovingAverage
 from satmap.training.validation import validate
 
@@ -174,7 +174,7 @@ def _batches(
     generator = torch.Generator().manual_seed(seed)
     epoch = 0
     while True:
-        dataset.set_epoch(epoch)
+        dataset.epoch = epoch
         order = RandomSampler(dataset, generator=generator)
         for crops, _ in DataLoader(dataset, _BATCH, sampler=order, drop_last=True):
             yield crops["image"], crops["target"]

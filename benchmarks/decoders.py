@@ -17,17 +17,16 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from networks import count_macs
 from real_chips import learn, split
-from satmap.data.cache import CachedChip
-from satmap.data.crops import CropDataset
-from satmap.networks.decoders import DECODERS
-from satmap.networks.unet import UNet, build_network
+from satmap.data.crops import CachedChip
+from satmap.networks.unet import DECODERS, UNet, build_network
 from satmap.recipes.schema import CosineSchedule, load_recipe
 from satmap.runtime.device import pick_device
 from satmap.tasks.base import Task, task_of
 from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.tasks.roads.settings import RoadLosses as Losses
+from satmap.training.epoch import learning_rate
+from satmap.training.loading import CropDataset
 from satmap.training.run_context import RunContext
-from satmap.training.schedule import learning_rate
 from satmap.training.validation import validate
 
 _CROP = 160

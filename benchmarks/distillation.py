@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from real_chips import HELD_OUT, link, split
-from satmap.data.cache import CachedChip
+from satmap.data.crops import CachedChip
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.evaluation.metrics.apls import apls
 from satmap.networks.ensemble import EnsembleMember, predict_maps
@@ -29,7 +29,7 @@ from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Inference, Recipe, load_recipe
 from satmap.runtime.device import pick_device
 from satmap.submissions.roads_csv import rows_of_graph
-from satmap.tasks.base import load_ensemble
+from satmap.tasks.base import task_of
 from satmap.tasks.roads.settings import ROAD, ROAD_MAPS
 from satmap.tasks.roads.targets import CLASS_BITS
 from satmap.tasks.roads.task import truth_rows
@@ -120,7 +120,7 @@ def _contenders(
     _train(student, work, directory / "student", device, teachers)
 
     def members(directory: Path, recipe: Recipe) -> list[EnsembleMember]:
-        return load_ensemble(choose(find_weights(directory), recipe), device)
+        return task_of(recipe).load_ensemble(choose(find_weights(directory), recipe), device)
 
     networks = members(teachers, ensemble)
     contenders = [
@@ -142,7 +142,8 @@ def _contenders(
     if len(different) > 1:
         path = directory / "soup" / f"{first}.last.safetensors"
         average_weights(path, [file.path for file in different.values()])
-        soup = load_ensemble([WeightFile(path, find_weights(path.parent)[0].metadata)], device)
+        file = WeightFile(path, find_weights(path.parent)[0].metadata)
+        soup = task_of(ensemble).load_ensemble([file], device)
         name = f"its {len(different)} checkpoints' mean"
         contenders.append(Contender(name, soup, student.inference))
     return contenders

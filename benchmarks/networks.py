@@ -20,9 +20,8 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from satmap.networks.decoders import DECODERS
 from satmap.networks.encoders import ENCODERS, Encoder
-from satmap.networks.unet import UNet, build_network
+from satmap.networks.unet import DECODERS, UNet, build_network
 from satmap.tasks.roads.settings import ROAD_MAPS
 
 _RUNS = 3

@@ -39,7 +39,7 @@ from satmap.recipes.schema import DecoderSettings, Inference, Recipe, load_recip
 from satmap.runtime.device import pick_device
 from satmap.runtime.resources import available_cores
 from satmap.submissions.roads_csv import rows_of_graph, write_roads_csv
-from satmap.tasks.base import load_ensemble, task_of
+from satmap.tasks.base import task_of
 from satmap.tasks.roads.settings import ROAD_FILE_MAPS, ROAD_MAPS
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.weights.members import choose, find_weights
@@ -163,7 +163,7 @@ def through_files(place: Path, device: torch.device, recipe: Recipe) -> float:
     chips = scan_roads([place / "images"]).chips
     files, task = choose(find_weights(place / "weights"), recipe), task_of(recipe)
     for number, file in enumerate(files):
-        members = load_ensemble([file], device)
+        members = task.load_ensemble([file], device)
         for chip in chips:
             picture = prepare_image(chip, members, task)
             values = predict_maps(members, picture.pixels, recipe.inference, device)

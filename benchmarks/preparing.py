@@ -1,6 +1,6 @@
 """Measure preparation of 1300 x 1300 eight-band chips for training, and crops per second from them.
 
-    .venv/bin/python benchmarks/preparing.py
+    PYTHONPATH=code:tests .venv/bin/python benchmarks/preparing.py
 
 The peer does what the reference solution does, with the same libraries: percentiles by sorting,
 8-bit GeoTIFFs of RGB and of eight bands, and a twelve-band mask as GeoTIFF. It reads a whole chip
@@ -22,16 +22,18 @@ import rasterio
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from satmap.data.cache import CachedChip, prepare_chip
+from round_trips import decode_target
+from satmap.data.cache import prepare_chip
 from satmap.data.chip import Chip
-from satmap.data.crops import CropDataset
+from satmap.data.crops import CachedChip
 from satmap.data.imagery import MS_BAND_ORDER
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.recipes.schema import Augmentation, StretchSettings
 from satmap.tasks.base import default_task
 from satmap.tasks.roads.labels import read_road_labels
 from satmap.tasks.roads.settings import TargetSettings
-from satmap.tasks.roads.targets import decode_target, rasterize_roads
+from satmap.tasks.roads.targets import rasterize_roads
+from satmap.training.loading import CropDataset
 from synthcity import make_city
 
 _CHIPS = 3

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from satmap.data.cache import CachedChip, prepare_chips
+from satmap.data.cache import prepare_chips
 from satmap.data.chip import Chip
+from satmap.data.crops import CachedChip
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.networks.unet import UNet
 from satmap.recipes.schema import Recipe

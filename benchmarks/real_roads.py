@@ -26,7 +26,7 @@ from satmap.report.road_overlay import side_by_side
 from satmap.report.table import score_table
 from satmap.runtime.device import pick_device
 from satmap.submissions.roads_csv import rows_of_graph, write_roads_csv
-from satmap.tasks.base import load_ensemble, task_of
+from satmap.tasks.base import task_of
 from satmap.tasks.roads.settings import ROAD, ROAD_MAPS
 from satmap.tasks.roads.targets import CLASS_BITS
 from satmap.tasks.roads.task import truth_rows
@@ -54,7 +54,7 @@ def main() -> None:
     started = time.perf_counter()
     train([split], recipe, context, TrainingOptions(options.work / "cache", from_scratch=True))
     trained = time.perf_counter()
-    members = load_ensemble(choose(find_weights(context.weights), recipe), context.device)
+    members = task.load_ensemble(choose(find_weights(context.weights), recipe), context.device)
     truth, proposal, metres = {}, {}, []
     overlap = union = 0
     for chip in held_out:
@@ -75,7 +75,7 @@ def main() -> None:
     predicted = time.perf_counter()
     write_roads_csv(options.work / "out.csv", proposal)
     report = score_roads(truth, proposal, metres_per_pixel=float(np.mean(metres)))
-    print(score_table(report.report()))
+    print(score_table(report))
     print(f"IoU of the road mask {overlap / union:.3f}")
     print(f"training {(trained - started) / 60:.1f} min on {len(chips) - len(held_out)} chips")
     print(f"prediction {(predicted - trained) / len(held_out):.1f} s per chip")

@@ -23,7 +23,8 @@ import torch
 
 from building_runs import Half, half
 from satmap.data.layouts.building_challenges import find_building_images
-from satmap.evaluation.metrics.building_f1 import Counts, match_buildings
+from satmap.evaluation.metrics.building_f1 import match_buildings
+from satmap.evaluation.metrics.figures import Counts
 from satmap.rasters.map_files import open_map_file
 from satmap.submissions.buildings_csv import BuildingRow
 from satmap.tasks.buildings.labels import read_building_labels

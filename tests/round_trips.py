@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from affine import Affine
+from numpy.typing import NDArray
 from rasterio.crs import CRS
 from shapely import STRtree
 
@@ -15,8 +17,9 @@ from satmap.io.geojson_reader import LON_LAT
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.submissions.roads_csv import RoadRow, rows_of_graph
 from satmap.tasks.roads.labels import clip_to_image, read_road_labels
+from satmap.tasks.roads.losses import split_heads
 from satmap.tasks.roads.settings import ROAD_MAPS, RoadSettings, TargetSettings
-from satmap.tasks.roads.targets import RoadLabel, decode_target, rasterize_roads
+from satmap.tasks.roads.targets import RoadLabel, rasterize_roads
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.georeference import Georeference, metres_per_degree
 from satmap.vectors.road_graph import line_length_m
@@ -53,6 +56,13 @@ class RoundTrip:
         """Return the APLS of the vectorised maps."""
         rows = rows_of_graph(vectorize_roads(self.maps, settings))
         return apls(self.truth, rows, metres_per_pixel=self.metres_per_pixel)
+
+
+def decode_target(target: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Unpack a target into twelve maps in the order of ``ROAD_MAPS``, uint8 0/1 (12, h, w)."""
+    heads = split_heads(torch.from_numpy(target)[None])
+    maps = torch.cat([heads[name] for name in ("speed", "road", "junction")], dim=1)
+    return maps[0].numpy().astype(np.uint8)
 
 
 def of_labels(

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from made_buildings import square, write_coco
 from satmap.cli import main
-from satmap.data.audit import audit_images, duplicate_groups, near_duplicates, perceptual_hashes
+from satmap.data.audit import audit_images, near_duplicates, perceptual_hashes
 from satmap.data.chip import Chip
-from satmap.data.folds import assign_folds
+from satmap.data.folds import assign_folds, duplicate_groups
 from satmap.data.imagery import ImageInfo
 from satmap.errors import SatmapError
 from satmap.weights.header import read_metadata

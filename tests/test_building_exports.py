@@ -19,7 +19,7 @@ from rasterio.crs import CRS
 from made_blocks import made_blocks, maps_of_labels
 from made_buildings import write_coco, write_tile
 from satmap.cli import main
-from satmap.exports import export_buildings
+from satmap.exports.buildings import export_buildings
 from satmap.io.geojson_reader import LON_LAT, project
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.submissions.buildings_csv import read_buildings_csv

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from shapely import affinity
 
 from satmap.evaluation.metrics import building_f1
-from satmap.evaluation.metrics.building_f1 import Counts, group_of, match_buildings, score_buildings
+from satmap.evaluation.metrics.building_f1 import group_of, match_buildings, score_buildings
+from satmap.evaluation.metrics.figures import Counts
 from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures" / "building_f1"

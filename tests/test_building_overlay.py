@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from made_buildings import square, write_coco, write_tile
 from satmap.errors import SatmapError
-from satmap.evaluation.metrics.building_f1 import Counts
-from satmap.evaluation.metrics.jaccard import Overlap
+from satmap.evaluation.metrics.figures import Counts
 from satmap.evaluation.score import score_files
 from satmap.report import misses
-from satmap.report.building_overlay import write_building_overlays
+from satmap.report.overlay import write_overlays
 from satmap.report.panels import Panel, Picture, compose
 from satmap.submissions.buildings_csv import BuildingRow, write_buildings_csv
 from satmap.submissions.coco_json import Detection, write_coco_results
@@ -48,9 +47,7 @@ def test_buildings_are_drawn_where_they_are(tmp_path: Path) -> None:
     for name, its in rows.items():
         write_buildings_csv(tmp_path / f"{name}.csv", {NAME: its})
     for name in ("both", "one"):
-        written = write_building_overlays(
-            tmp_path / f"{name}.csv", [tmp_path / "data"], tmp_path / name
-        )
+        written = write_overlays(tmp_path / f"{name}.csv", [tmp_path / "data"], tmp_path / name)
         # The broken image is skipped.
         assert written == [tmp_path / name / f"{NAME}.png"]
     changed = differing(tmp_path / "both" / f"{NAME}.png", tmp_path / "one" / f"{NAME}.png")
@@ -58,7 +55,7 @@ def test_buildings_are_drawn_where_they_are(tmp_path: Path) -> None:
     rows_of, columns = np.nonzero(changed[:-40])
     high, wide = np.ptp(rows_of) + 1, np.ptp(columns) + 1
     assert 0 < high < changed.shape[0] / 3 and wide == pytest.approx(high, abs=2)
-    true = write_building_overlays(
+    true = write_overlays(
         tmp_path / "both.csv", [tmp_path / "data"], tmp_path / "true", tmp_path / "truth.csv"
     )
     assert true[0].stat().st_size > 0
@@ -87,7 +84,7 @@ def test_the_legend_counts_what_the_scorer_counts(
     figures = scoring.report.images[NAME]
     assert [figures[name] for name in ("tp", "fp", "fn")] == [1, 1, 1]
     expected = ["found (1)", "as proposed", "missed (1)", "false (1)"]
-    write_building_overlays(files[1], [tmp_path / "data"], tmp_path / "pictures", files[0])
+    write_overlays(files[1], [tmp_path / "data"], tmp_path / "pictures", files[0])
     assert texts == expected
     texts.clear()
     misses.draw_image(scoring, NAME)
@@ -97,7 +94,7 @@ def test_the_legend_counts_what_the_scorer_counts(
     outlines = np.array([row.polygon for row in truth], np.object_)
     image = np.zeros((96, 96, 3), np.uint8), None
     chip: Any = SimpleNamespace(image_id=NAME, size=(96, 96), payload=outlines, read=lambda: image)
-    default_task("buildings").draw(chip, BuildingScore(Counts(1, 1, 1), Overlap(0, 0, 0), proposal))
+    default_task("buildings").draw(chip, BuildingScore(Counts(1, 1, 1), Counts(), proposal))
     assert texts == expected
 
 
@@ -108,7 +105,7 @@ def box(x: float, y: float, size: float) -> shapely.Polygon:
 def test_the_image_keeps_its_contrast(tmp_path: Path) -> None:
     write_tile(tmp_path / "data", 1, [square(10, 10, 20)])
     write_buildings_csv(tmp_path / "out.csv", {NAME: []})
-    (path,) = write_building_overlays(tmp_path / "out.csv", [tmp_path / "data"], tmp_path / "p")
+    (path,) = write_overlays(tmp_path / "out.csv", [tmp_path / "data"], tmp_path / "p")
     picture = cv2.imread(str(path))
     assert picture is not None
     # Bright buildings on dark ground, which is not brightened.
@@ -126,7 +123,7 @@ def test_coco_masks_are_drawn(tmp_path: Path) -> None:
     for name, detections in (("both", [house, other]), ("one", [house])):
         results = tmp_path / f"{name}.json"
         write_coco_results(results, {7: detections}, {7: (96, 96)})
-        write_building_overlays(results, [tmp_path / "data"], tmp_path / name, annotation)
+        write_overlays(results, [tmp_path / "data"], tmp_path / name, annotation)
     changed = differing(tmp_path / "both" / "7.png", tmp_path / "one" / "7.png")
     assert 0 < changed[:-40].mean() < 0.1
 
@@ -135,8 +132,8 @@ def test_undrawable_input_is_reported(tmp_path: Path) -> None:
     write_tile(tmp_path / "data", 1, [])
     write_buildings_csv(tmp_path / "other.csv", {"AOI_9_Made_img5": []})
     with pytest.raises(SatmapError, match="has none of the images"):
-        write_building_overlays(tmp_path / "other.csv", [tmp_path / "data"], tmp_path / "p")
+        write_overlays(tmp_path / "other.csv", [tmp_path / "data"], tmp_path / "p")
     roads = tmp_path / "roads.csv"
     roads.write_text(f"ImageId,WKT_Pix,length_m,travel_time_s\n{NAME},LINESTRING EMPTY,0,0\n")
     with pytest.raises(SatmapError, match="buildings are in a CSV or a COCO file"):
-        write_building_overlays(tmp_path / "other.csv", [tmp_path / "data"], tmp_path / "p", roads)
+        write_overlays(tmp_path / "other.csv", [tmp_path / "data"], tmp_path / "p", roads)

@@ -151,8 +151,8 @@ def test_prepared_chips(tmp_path: Path) -> None:
     write_tile(tmp_path / "sn2", 1, [square(10, 10, 30), square(45, 10, 30)])
     (chip,) = find_building_images([tmp_path / "sn2"]).chips
     cached = prepare_chip(chip, tmp_path / "cache", StretchSettings(), default_task("buildings"))
-    image, target = cached.read(slice(0, 20), slice(40, 96))
-    assert (image.shape, target.shape) == ((20, 56, 3), (20, 56, 2))
+    image, target = cached.read_channels(3, slice(0, 20), slice(40, 96))
+    assert (image.shape, target.shape) == ((3, 20, 56), (20, 56, 2))
     assert bits(target, BODY_BIT).sum() == 10 * 30
     assert shapely.area(cached.payload) == pytest.approx([900, 900])
     assert cached.metres_per_pixel == pytest.approx((0.24, 0.3), abs=0.01)

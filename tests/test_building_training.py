@@ -39,8 +39,8 @@ from satmap.tasks.buildings.settings import (
 )
 from satmap.tasks.buildings.targets import BODY_BIT, BORDER_BIT, CONTACT_BIT, encode_weights
 from satmap.tasks.buildings.task import BuildingTask
+from satmap.training.epoch import learning_rate
 from satmap.training.run_context import RunContext
-from satmap.training.schedule import learning_rate
 from satmap.training.train_ensemble import TrainingOptions, train
 from satmap.weights.members import find_weights
 from satmap.weights.network_files import load_weights, save_weights

@@ -3,7 +3,6 @@
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 
@@ -18,8 +17,9 @@ from numpy.typing import NDArray
 
 from made_blocks import made_blocks, maps_of_labels
 from satmap.cli import main
-from satmap.evaluation.metrics.building_f1 import Counts, score_buildings
+from satmap.evaluation.metrics.building_f1 import score_buildings
 from satmap.evaluation.metrics.coco_ap import match_image, score_coco
+from satmap.evaluation.metrics.figures import Counts
 from satmap.prediction.vectorize import vectorize_directory
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import load_recipe
@@ -34,10 +34,10 @@ from satmap.tasks.base import task_of
 from satmap.tasks.buildings import tuning as building_tuning
 from satmap.tasks.buildings.settings import BuildingSettings
 from satmap.tasks.buildings.targets import draw_instances
+from satmap.tasks.buildings.tuning import PooledF1, PooledPrecision
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons
 from satmap.tasks.dense import DenseTask
-from satmap.tuning.chips import MAX_CHIPS, subsample
-from satmap.tuning.measures import PooledF1, PooledPrecision
+from satmap.tuning.chips import MAX_CHIPS, TuningChip, subsample
 
 FEW = {"low": (0.15, 0.3), "least_px": (20, 60, 250), "split": (0.5, 0.8)}
 SIZE = 160
@@ -337,30 +337,28 @@ def test_bad_input_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "are probability maps of the same image" in printed
 
 
-@dataclass(frozen=True)
-class AChip:
-    image_id: str
-    site: str
-    area: str = "AOI"
+def a_chip(image_id: str, site: str) -> TuningChip:
+    return TuningChip(image_id, Path(), {}, 1.0, (), site, area="AOI")
 
 
 @pytest.mark.parametrize("places", [5, 20, 50, 212, 1064])
 def test_many_view_angles_do_not_displace_places(places: int) -> None:
     chips = [
-        AChip(f"{place}, {view_angle}", str(place))
+        a_chip(f"{place}, {view_angle}", str(place))
         for place in range(places)
         for view_angle in range(9)
     ]
     warnings: list[str] = []
     kept = subsample(chips, warnings)
-    assert [chip for chip in chips if chip in set(kept)] == kept
+    names = {chip.image_id for chip in kept}
+    assert [chip for chip in chips if chip.image_id in names] == kept
     assert len({chip.site for chip in kept}) >= min(places, 24)
     assert len(kept) <= MAX_CHIPS
     assert bool(warnings) == (len(kept) < len(chips))
 
 
 def test_a_subset_of_single_image_places_is_used() -> None:
-    chips = [AChip(str(place), str(place)) for place in range(1000)]
+    chips = [a_chip(str(place), str(place)) for place in range(1000)]
     assert 0.8 * MAX_CHIPS <= len(subsample(chips, [])) <= MAX_CHIPS
 
 

@@ -28,8 +28,11 @@ from satmap.tasks.buildings.settings import (
     BuildingSettings,
     BuildingSettingsByCategory,
 )
-from satmap.tasks.buildings.vectorizer.basins import find_basins, find_boundaries
-from satmap.tasks.buildings.vectorizer.find_instances import find_instances
+from satmap.tasks.buildings.vectorizer.find_instances import (
+    find_basins,
+    find_boundaries,
+    find_instances,
+)
 from satmap.tasks.buildings.vectorizer.polygons import dilated, exact_polygons, simplify_outlines
 from satmap.tasks.buildings.vectorizer.right_angles import squared_outlines
 from satmap.tasks.buildings.vectorizer.tracing import at_least, connected
@@ -234,7 +237,7 @@ def test_right_angles_fit_and_shared_walls_stay_shared() -> None:
     blocks = made_blocks(2, 300, 17, (25, 60))
     exact = exact_polygons(blocks.labels)
     plain = simplify_outlines(exact, 1.0)
-    squared = squared_outlines(exact, plain, 1.0, (0, 0, 300, 300))
+    squared = squared_outlines(exact, plain, 1.0, (300, 300))
     assert shapely.is_valid(squared).all()
     shared = shapely.area(shapely.intersection(squared, exact))
     assert (shared / shapely.area(shapely.union(squared, exact))).min() >= 0.9

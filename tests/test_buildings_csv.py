@@ -1,7 +1,8 @@
 import itertools
 import math
 import random
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from satmap.submissions.buildings_csv import (
     BuildingRow,
     canonical_id,
     check_buildings_csv,
-    format_buildings,
     read_buildings_csv,
     write_buildings_csv,
 )
@@ -39,6 +39,14 @@ def box(
     x0: float, y0: float, x1: float, y1: float, *holes: Points, confidence: float = 0.5
 ) -> BuildingRow:
     return building([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], *holes, confidence=confidence)
+
+
+def format_buildings(rows: Mapping[str, Sequence[BuildingRow]]) -> str:
+    """Return the text of a written file."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "buildings.csv"
+        write_buildings_csv(path, rows)
+        return path.read_bytes().decode()
 
 
 def written(*rows: BuildingRow) -> list[str]:

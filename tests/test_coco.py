@@ -422,7 +422,7 @@ def test_boxes_with_or_without_their_last_pixel_pass(tmp_path: Path) -> None:
 def test_duplicate_masks_of_an_image(tmp_path: Path) -> None:
     faults = faults_of(
         tmp_path, LINE, changed(image_id=1), changed(score=0.25), runs("<").replace("<", "336"),
-        images=[1, 7],
+        images={1: SIZE, 7: SIZE},
     )  # fmt: skip
     assert faults == [Fault(4, "entry 2: image 7 already has this mask in entry 0")]
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from satmap.data.augmentation import Geometry, draw_geometry, jitter_colours
-from satmap.data.cache import CachedChip, prepare_chip
-from satmap.data.crops import CropDataset, read_crop
+from satmap.data.cache import prepare_chip
+from satmap.data.crops import CachedChip, Geometry, draw_geometry, jitter_colours, read_crop
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.recipes.schema import Augmentation, StretchSettings, load_recipe
 from satmap.tasks.base import task_of
+from satmap.training.loading import CropDataset
 
 TASK = task_of(load_recipe("demo"))
 
@@ -112,8 +112,8 @@ def test_recolour_changes_colours_and_nothing_else() -> None:
 
 def test_crops_do_not_depend_on_the_workers(chips: list[CachedChip]) -> None:
     def epoch(workers: int, number: int) -> torch.Tensor:
-        dataset = CropDataset(chips, 64, 8, 2, Augmentation(), seed=5, cutter=TASK)
-        dataset.set_epoch(number)
+        dataset = CropDataset(chips, 64, 8, 2, Augmentation(), seed=5, task=TASK)
+        dataset.epoch = number
         loader = DataLoader(
             dataset, 4, num_workers=workers, multiprocessing_context="spawn" if workers else None
         )

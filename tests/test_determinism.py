@@ -15,8 +15,7 @@ from torch import Tensor
 
 from satmap.cli import main
 from satmap.evaluation.verify import verify_weights
-from satmap.networks.layers import resize_bilinear, resize_by_products
-from satmap.networks.unet import build_network
+from satmap.networks.unet import build_network, resize_bilinear, resize_by_products
 from satmap.provenance.manifest import WeightsManifest, read_manifest
 from satmap.recipes.schema import load_recipe, parse_recipe
 from satmap.runtime.device import be_deterministic

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from satmap.data.augmentation import Geometry
-from satmap.data.cache import CachedChip, prepare_chips
-from satmap.data.crops import CropDataset, read_crop, read_soft_crop
+from satmap.data.cache import prepare_chips
+from satmap.data.crops import CachedChip, Geometry, SoftTarget, read_crop, read_soft_crop
 from satmap.data.layouts.spacenet_roads import scan_roads
-from satmap.data.soft_targets import SoftTarget
 from satmap.errors import SatmapError
 from satmap.networks.ensemble import predict_maps
 from satmap.networks.unet import build_network
@@ -19,13 +17,13 @@ from satmap.provenance.manifest import WeightsManifest, read_manifest
 from satmap.recipes.schema import Augmentation, Recipe, load_recipe, parse_recipe
 from satmap.recipes.task_settings import HeadLoss
 from satmap.runtime.ranks import Ranks
-from satmap.tasks.base import load_ensemble, task_of
-from satmap.tasks.dense import DenseTask
-from satmap.tasks.dense_losses import distillation_loss
+from satmap.tasks.base import task_of
+from satmap.tasks.dense import DenseTask, distillation_loss
 from satmap.tasks.roads.losses import road_loss
 from satmap.tasks.roads.settings import ROAD_MAPS, RoadHeadLoss
 from satmap.tasks.roads.settings import RoadLosses as Losses
 from satmap.training import teacher as teaching
+from satmap.training.loading import CropDataset
 from satmap.training.run_context import RunContext
 from satmap.training.teacher import Teacher, find_teacher, predict_soft_targets
 from satmap.training.train_ensemble import TrainingOptions, train
@@ -128,7 +126,7 @@ def test_soft_targets_equal_the_ensembles_maps_and_are_made_once(
     context = RunContext(tmp_path / "weights", CPU)
     assert (teacher.passes, teacher.bands) == (2 * 4, 8)
     taught = predict_soft_targets(chips, teacher, context)
-    members = load_ensemble(teacher.files, CPU)
+    members = teacher.task.load_ensemble(teacher.files, CPU)
     image, _ = chips[1].read()
     expected = predict_maps(members, image, teacher.recipe.inference, CPU)
     soft = taught[1].soft

@@ -37,7 +37,6 @@ from forked_ranks import (
 )
 from satmap.cli import main
 from satmap.data.cache import prepare_chips
-from satmap.data.crops import CropDataset
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import PeerError, SatmapError
 from satmap.networks.unet import UNet, build_network
@@ -48,7 +47,7 @@ from satmap.tasks.base import task_of
 from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.training.budget import allocate_time, assign_stages, plan_epoch
 from satmap.training.distributed import SyncedBatchNorm, sum_over_ranks, synced_norms
-from satmap.training.loading import epoch_order, split_between_ranks
+from satmap.training.loading import CropDataset, epoch_order, split_between_ranks
 from satmap.training.run_context import RunContext
 from satmap.training.state import MovingAverage, Progress
 from satmap.training.train_ensemble import TrainingOptions, _phases, train
@@ -563,7 +562,7 @@ def test_areas_have_equal_numbers_of_crops(city: Path, tmp_path: Path) -> None:
     crops = CropDataset(chips, 64, 8, 2, None, 0, task, equal_areas=True)
     seen: Counter[int] = Counter()
     for epoch in range(5):
-        crops.set_epoch(epoch)
+        crops.epoch = epoch
         numbers = [crops.chip_of(index) for index in range(len(crops))]
         assert Counter(chips[number].aoi for number in numbers) == {small: 6, large: 6}
         seen.update(numbers)

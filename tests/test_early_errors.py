@@ -34,7 +34,7 @@ CASES = [
     ("predict images out.gpkg --weights roads", "add --export"),
     ("predict images o.csv --weights houses --export x.graphml", "'.graphml' is none of .geojson"),
     ("predict images out.csv --weights odd", "the decoder 'odd'"),
-    ("predict images out.csv --weights broken", "maps must be a list of different names"),
+    ("predict images out.csv --weights broken", "broken metadata: maps: Invalid JSON"),
     ("train nowhere", "nowhere does not exist"),
     ("train images --recipe no-such-recipe", "no recipe is called"),
     ("train images --fold 9", "no member of fold 9. Its folds are: 0, 1, 2, 3"),
@@ -57,7 +57,9 @@ CASES = [
     ("weights average out.safetensors odd/a.last.safetensors file", "the decoder 'odd'"),
     ("export nowhere.safetensors out.onnx", "no weight file nowhere.safetensors"),
     ("export roads/a.last.safetensors out.txt", "must end in .pt2 or .onnx"),
-    ("export broken/a.last.safetensors out.pt2", "maps must be a list of different names"),
+    ("export broken/a.last.safetensors out.pt2", "broken metadata: maps: Invalid JSON"),
+    ("export later/a.last.safetensors out.pt2", "a.last.safetensors has the format number 2"),
+    ("predict images o.csv --weights later", "reads weights of format 1. Use the version"),
     ("score nowhere.csv file", "nowhere.csv does not exist"),
     ("check nowhere.csv", "nowhere.csv does not exist"),
     ("overlay nowhere.csv pictures images", "nowhere.csv does not exist"),
@@ -77,11 +79,14 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ("houses", "sn4-buildings", right, '["building"]'),
         ("odd", "demo", json.dumps({"kind": "odd", "widths": widths}), '["road"]'),
         ("broken", "demo", right, '["road"'),
+        ("later", "demo", right, '["road"]'),
     ):
         metadata = {
             "architecture": "resnet18", "in_channels": "3", "decoder": decoder, "maps": maps,
             "recipe": load_recipe(recipe).model_dump_json(),
         }  # fmt: skip
+        if name == "later":
+            metadata["format"] = "2"
         (place / name).mkdir()
         save_file({"x": np.zeros(1)}, place / name / "a.last.safetensors", metadata)
     commands = [command.split() for command, _ in CASES]

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,10 +20,7 @@ from rasterio.crs import CRS
 from full_disks import full_disk
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.metrics.apls import apls
-from satmap.exports import export_roads
-from satmap.exports.geojson import write_geojson
-from satmap.exports.geopackage import write_geopackage
-from satmap.exports.graphml import write_graphml
+from satmap.exports.roads import export_roads
 from satmap.submissions.geojson_maps import read_roads_geojson
 from satmap.submissions.output_checks import require_formats
 from satmap.submissions.roads_csv import rows_of_graph
@@ -42,8 +40,8 @@ METRES = Georeference(
     CRS.from_epsg(32631).to_wkt(), Affine(0.3, 0, 500_000, 0, -0.3, 4_000_000), (0.3, 0.3)
 )
 
-WRITERS = {".geojson": write_geojson, ".gpkg": write_geopackage, ".graphml": write_graphml}
-every_format = pytest.mark.parametrize("suffix", WRITERS)
+SUFFIXES = (".geojson", ".gpkg", ".graphml")
+every_format = pytest.mark.parametrize("suffix", SUFFIXES)
 
 
 def graph(*roads: tuple[Points, float]) -> RoadGraph:
@@ -132,7 +130,7 @@ def test_exact_geojson(tmp_path: Path) -> None:
     path = tmp_path / "new" / "roads.geojson"
     first = image(([(0, 0), (100, 50)], 25), name="a", georeference=DEGREES)
     second = image(([(8, 0), (8, 0.1), (8.5, 1)], 18.75), name="é", georeference=DEGREES)
-    write_geojson(path, [first, second])
+    export_roads(path, [first, second])
     # 0.3 m x hypot(100, 50) = 33.541 m, at 11.176 m/s. The second: 0.3 x (0.1 + hypot(0.5, 0.9)).
     assert path.read_text(encoding="utf-8") == (
         '{"type":"FeatureCollection","features":[\n'
@@ -151,7 +149,7 @@ def test_exact_geojson(tmp_path: Path) -> None:
 def test_geojson_scores_like_its_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.geojson"
     roads = image(*TANGLE)
-    write_geojson(path, [roads])
+    export_roads(path, [roads])
     # The CRS is that of the image, and roads touch its left and upper edge.
     read, _ = read_roads_geojson(path, path, 0.3)
     assert list(read) == ["a"]
@@ -169,7 +167,7 @@ def test_geojson_scores_like_its_rows(tmp_path: Path) -> None:
 
 def test_geojson_of_a_road_shorter_than_its_grid_has_two_positions(tmp_path: Path) -> None:
     path = tmp_path / "a.geojson"
-    write_geojson(path, [image(([(8, 8), (8.001, 8), (8.002, 8)], 25), georeference=DEGREES)])
+    export_roads(path, [image(([(8, 8), (8.001, 8), (8.002, 8)], 25), georeference=DEGREES)])
     (feature,) = features(path)
     assert feature["geometry"]["coordinates"] == [[10.00008, 49.99992]] * 2
 
@@ -177,7 +175,7 @@ def test_geojson_of_a_road_shorter_than_its_grid_has_two_positions(tmp_path: Pat
 def test_geojson_drops_repeated_positions(tmp_path: Path) -> None:
     path = tmp_path / "a.geojson"
     line = [(8, 8), (8.001, 8), (18, 8), (8, 8)]
-    write_geojson(path, [image((line, 25), georeference=DEGREES)])
+    export_roads(path, [image((line, 25), georeference=DEGREES)])
     (feature,) = features(path)
     ends = [10.00008, 49.99992]
     assert feature["geometry"]["coordinates"] == [ends, [10.00018, 49.99992], ends]
@@ -195,7 +193,7 @@ def test_geojson_is_written_while_the_images_come(tmp_path: Path) -> None:
             yield roads
             del roads
 
-    write_geojson(tmp_path / "a.geojson", images())
+    export_roads(tmp_path / "a.geojson", images())
     assert len(features(tmp_path / "a.geojson")) == 3 * len(TANGLE)
 
 
@@ -206,7 +204,7 @@ def test_geopackage_opens_with_its_layers(tmp_path: Path) -> None:
     path = tmp_path / "new" / "roads.gpkg"
     first = image(*TANGLE, name="é", georeference=METRES)
     second = image(([(0, 0), (100, 50)], 30), name="b", georeference=DEGREES)
-    write_geopackage(path, [first, second])
+    export_roads(path, [first, second])
     assert pyogrio.list_layers(path).tolist() == [["roads", "LineString"], ["junctions", "Point"]]
 
     roads, lines = layer(path, "roads")
@@ -231,7 +229,7 @@ def test_geopackage_opens_with_its_layers(tmp_path: Path) -> None:
 def test_geopackage_leaves_gdal_as_it_was(tmp_path: Path) -> None:
     pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2020-02-02T00:00:00.000Z"})
     try:
-        write_geopackage(tmp_path / "a.gpkg", [image(*TANGLE)])
+        export_roads(tmp_path / "a.gpkg", [image(*TANGLE)])
         assert pyogrio.get_gdal_config_option("OGR_CURRENT_DATE") == "2020-02-02T00:00:00.000Z"
         assert pyogrio.get_gdal_config_option("OGR_SQLITE_JOURNAL") is None
     finally:
@@ -244,7 +242,7 @@ def test_geopackage_leaves_gdal_as_it_was(tmp_path: Path) -> None:
 def test_graphml_keeps_parallel_roads_and_loops(tmp_path: Path) -> None:
     path = tmp_path / "roads.graphml"
     bare = image(([(5, 7), (8, 11)], 25), name="b", georeference=None)
-    write_graphml(path, [image(*TANGLE, name="a", georeference=DEGREES), bare])
+    export_roads(path, [image(*TANGLE, name="a", georeference=DEGREES), bare])
     whole = read_graphml(path)
     assert isinstance(whole, nx.MultiGraph)
     assert not whole.is_directed()
@@ -278,7 +276,7 @@ def test_all_formats_hold_the_same_graph(
 ) -> None:
     folder = tmp_path_factory.mktemp("graphs")
     images = [image(*roads, name=f"i{number}") for number, roads in enumerate(content)]
-    for suffix in WRITERS:
+    for suffix in SUFFIXES:
         export_roads(folder / f"a{suffix}", images)
     first = 0
     expected = []
@@ -309,7 +307,7 @@ def test_all_formats_hold_the_same_graph(
 @every_format
 def test_the_suffix_picks_the_format_and_bytes_repeat(tmp_path: Path, suffix: str) -> None:
     images = [image(*TANGLE), image(*TANGLE, name="b")]
-    WRITERS[suffix](tmp_path / f"a{suffix}", images)
+    export_roads(tmp_path / f"a{suffix}", images)
     export_roads(tmp_path / f"b{suffix.upper()}", iter(images))
     export_roads(tmp_path / f"b{suffix.upper()}", images)  # in place of another
     assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix.upper()}").read_bytes()
@@ -339,14 +337,14 @@ def test_other_suffixes_are_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".geojson", ".gpkg"])
-def test_images_without_georeference_are_refused(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"a{suffix}"
-    path.write_text("old")
-    images = [image(*TANGLE), image(*TANGLE, name="chip7", georeference=None)]
-    with pytest.raises(SatmapError, match=r"chip7 has no georeference.*GraphML"):
-        WRITERS[suffix](path, images)
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    assert path.read_text() == "old"
+def test_images_without_georeference_are_left_out(tmp_path: Path, suffix: str) -> None:
+    images = [image(*TANGLE, name="chip7", georeference=None), image(*TANGLE)]
+    problems = export_roads(tmp_path / f"a{suffix}", images)
+    assert problems.keys() == {"chip7"}
+    assert re.match("chip7 has no georeference.*GraphML", problems["chip7"])
+    # The nodes of the other image are numbered from 0.
+    assert export_roads(tmp_path / f"b{suffix}", images[1:]) == {}
+    assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -361,17 +359,17 @@ def test_images_across_the_180th_meridian(tmp_path: Path, crs: int, transform: A
     georeference = Georeference(CRS.from_epsg(crs).to_wkt(), transform, (0.3, 0.3))
     images = [image(*TANGLE, georeference=georeference)]
     for suffix in (".geojson", ".gpkg"):
-        with pytest.raises(SatmapError, match="a lies across the 180th meridian"):
-            WRITERS[suffix](tmp_path / f"a{suffix}", images)
+        problems = export_roads(tmp_path / f"a{suffix}", images)
+        assert problems["a"].startswith("a lies across the 180th meridian")
     # GraphML is written, but its nodes have no longitude and latitude.
-    write_graphml(tmp_path / "a.graphml", images)
+    export_roads(tmp_path / "a.graphml", images)
     assert read_graphml(tmp_path / "a.graphml").nodes[0].keys() == {"image_id", "x", "y"}
 
 
 def test_images_beside_the_180th_meridian(tmp_path: Path) -> None:
     transform = Affine(1e-5, 0, 179.99, 0, -1e-5, 50)
     georeference = Georeference(DEGREES.crs, transform, (0.7, 1.1))
-    write_geojson(tmp_path / "a.geojson", [image(*TANGLE, georeference=georeference)])
+    export_roads(tmp_path / "a.geojson", [image(*TANGLE, georeference=georeference)])
     assert len(features(tmp_path / "a.geojson")) == len(TANGLE)
 
 
@@ -380,7 +378,7 @@ def test_nan_values_are_a_programming_error(tmp_path: Path) -> None:
     bad = RoadEdge((0, 1), roads.edges[0].line, math.nan, 1.0, 0.5)
     images = [ImageRoads("a", RoadGraph(roads.nodes, (bad,), METRES))]
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_geojson(tmp_path / "a.geojson", images)
+        export_roads(tmp_path / "a.geojson", images)
 
 
 @every_format

@@ -13,7 +13,7 @@ from affine import Affine
 from torch import Tensor, nn
 
 from made_files import write_image
-from made_tasks import road_task
+from made_tasks import load_ensemble, road_task
 from satmap.data.folds import assign_folds
 from satmap.data.layouts.spacenet_roads import road_image_id, scan_roads
 from satmap.errors import CannotWriteError, SatmapError
@@ -34,8 +34,8 @@ from satmap.provenance.manifest import SUFFIX
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import Inference, Recipe, StretchSettings, Submission, load_recipe
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
-from satmap.tasks.base import PendingResult, PreparedImage, load_ensemble
-from satmap.tasks.roads import result_decoder
+from satmap.tasks.base import PendingResult, PreparedImage
+from satmap.tasks.roads import tiles
 from satmap.tasks.roads.settings import ROAD, ROAD_MAPS, RoadSettings, RoadTaskSettings
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.georeference import Georeference
@@ -147,7 +147,7 @@ def test_a_single_window_equals_the_whole_image() -> None:
         predict_strips([EnsembleMember(network)], image, Inference(window=64, overlap=16), CPU)
     )
     assert [strip.top for strip in strips] == [0, 32]
-    assert sum(strip.values.get().shape[1] for strip in strips) == 96
+    assert sum(strip.get().shape[1] for strip in strips) == 96
 
 
 class FirstBand(nn.Module):
@@ -361,10 +361,10 @@ def test_an_unexpected_error_affects_one_image(
     original = vectorize_roads
 
     def broken(maps: ProbabilityMaps, settings: RoadSettings) -> RoadGraph:
-        monkeypatch.setattr(result_decoder, "vectorize_roads", original)
+        monkeypatch.setattr(tiles, "vectorize_roads", original)
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(result_decoder, "vectorize_roads", broken)
+    monkeypatch.setattr(tiles, "vectorize_roads", broken)
     make_weights(tmp_path / "weights", "a.last", stage="1", epoch="1")
     output = tmp_path / "out.csv"
     done = predict([city / "test"], output, tmp_path / "weights", CPU, alone(tmp_path))

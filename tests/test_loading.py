@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from satmap.data.cache import CachedChip, prepare_chip, prepare_chips
-from satmap.data.crops import CropDataset
+from satmap.data.cache import prepare_chip, prepare_chips
+from satmap.data.crops import CachedChip
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.recipes.schema import Augmentation, parse_recipe
 from satmap.runtime import resources
 from satmap.runtime.workers import start_pool
 from satmap.tasks.base import task_of
 from satmap.training import loading
-from satmap.training.loading import batches, fit_shared_memory
+from satmap.training.loading import CropDataset, batches, fit_shared_memory
 from satmap.training.run_context import RunContext
 from tiny_trainings import road_member, road_recipe, stage
 
@@ -55,10 +55,10 @@ def test_pipes_deliver_the_same_batches_as_shared_memory(city: Path, tmp_path: P
     chips = prepare_chips(
         scan_roads([city / "train"]).chips, 8, tmp_path, recipe.stretch, task
     ).chips
-    dataset = CropDataset(chips, 64, 8, 2, Augmentation(), seed=5, cutter=task)
+    dataset = CropDataset(chips, 64, 8, 2, Augmentation(), seed=5, task=task)
     items = [[3, 1], [0, 7, 2], [11]]
     ways = [
-        list(batches(dataset, items, task, RunContext(tmp_path, CPU, workers=workers, pipes=pipes)))
+        list(batches(dataset, items, RunContext(tmp_path, CPU, workers=workers, pipes=pipes)))
         for workers, pipes in ((0, False), (2, False), (2, True))
     ]
     assert [len(batch) for batch in ways[0]] == [2, 3, 1]

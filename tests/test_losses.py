@@ -6,12 +6,12 @@ import torchvision
 
 from satmap.recipes.schema import CosineSchedule, StepSchedule
 from satmap.recipes.task_settings import HeadLoss
-from satmap.tasks.dense_losses import dice_loss, head_loss, recall_loss
+from satmap.tasks.dense import dice_loss, head_loss, recall_loss
 from satmap.tasks.roads.losses import road_loss, split_heads
 from satmap.tasks.roads.settings import ROAD_MAPS, RoadHeadLoss
 from satmap.tasks.roads.settings import RoadLosses as Losses
 from satmap.tasks.roads.targets import CENTRE_BIT, JUNCTION_BIT
-from satmap.training.schedule import learning_rate
+from satmap.training.epoch import learning_rate
 
 
 def test_packed_targets_split_into_heads() -> None:

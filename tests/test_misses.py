@@ -1,6 +1,6 @@
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
-from satmap.evaluation.metrics.apls import apls
 from satmap.evaluation.metrics.apls_diagnosis import Diagnosis, LostRoads, diagnose
-from satmap.evaluation.metrics.figures import Figures
+from satmap.evaluation.metrics.figures import Figures, Report
+from satmap.evaluation.score import Scoring, score_files
+from satmap.report import misses
 from satmap.report.misses import buildings_picture, mask_picture, roads_picture, write_misses
 from satmap.report.panels import View
+from satmap.submissions.buildings_csv import BuildingRow
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures" / "apls"
@@ -195,32 +197,31 @@ def has(picture: Picture, colour: tuple[int, int, int]) -> bool:
 
 
 def test_roads_picture_shows_what_is_missed_and_false() -> None:
-    image = np.zeros((350, 350, 3), np.uint8)
-    image[..., 2] = 200
-    truth, proposal = roads([(0, 100), (350, 100)]), roads([(0, 250), (350, 250)])
+    # A road of both maps, from the top to the bottom of a view of 350 x 350 px.
+    common = [(0.0, 0.0), (0.0, 350.0)]
+    truth, proposal = roads(common, [(0, 100), (350, 100)]), roads(common, [(0, 250), (350, 250)])
     figures: Figures = {"apls_length": 0.0, "apls_time": None}
-    picture = roads_picture(truth, proposal, title="chip", image=image, figures=figures)
+    picture = roads_picture(truth, proposal, title="chip", figures=figures)
     left, middle, right = (panel(picture, i, captions=2) for i in range(3))
-    # Twice as large as the image, with pale ground.
+    # Twice as large as the view.
     assert left[200, 350].tolist() == list(RED)
     assert middle[500, 350].tolist() == list(ORANGE)
-    assert left[50, 50].tolist() == [140, 140, 230]
+    assert left[50, 50].tolist() == [255, 255, 255]
     assert not has(left, ORANGE)
     assert not has(middle, RED)
     assert has(right, RED)  # nodes that are not found
-    assert not has(panel(roads_picture(truth, truth, title="chip", image=image), 0), RED)
+    assert not has(panel(roads_picture(truth, truth, title="chip", figures=figures), 0), RED)
 
 
 def test_roads_picture_of_any_roads() -> None:
     far = roads([(-1e6, 5), (1e6, 5)], [(4, 4)])
-    image = np.full((4, 9, 3), 90, np.uint8)
-    for truth, proposal, ground in (
-        ([], [], None),
-        (roads([(-720.5, -31), (-700, -30.5)]), [], None),
-        (roads([(0, 0), (0, 0)]), roads([(0, 0), (90_000, 0)]), None),
-        (far, roads([(0, 0), (9, 4)]), image),
+    for truth, proposal in (
+        ([], []),
+        (roads([(-720.5, -31), (-700, -30.5)]), []),
+        (roads([(0, 0), (0, 0)]), roads([(0, 0), (90_000, 0)])),
+        (far, roads([(0, 0), (9, 4)])),
     ):
-        picture = roads_picture(truth, proposal, title="x" * 300, image=ground)
+        picture = roads_picture(truth, proposal, title="x" * 300, figures={"apls_length": 0.5})
         assert picture.dtype == np.uint8
         assert 300 < picture.shape[0] < 1000
         assert 1000 < picture.shape[1] < 2200
@@ -241,10 +242,12 @@ def test_buildings_picture() -> None:
             shapely.box(x + 40, y + 40, x + 60, y + 60)
         )
 
-    truth = [house(0, 0), house(200, 0), shapely.MultiPolygon([house(400, 0)])]
-    proposal = [house(5, 5), house(200, 200), shapely.Polygon()]
+    polygons = [house(0, 0), house(200, 0), shapely.MultiPolygon([house(400, 0)])]
+    truth = [BuildingRow(polygon) for polygon in polygons]
+    polygons = [house(5, 5), house(200, 200), shapely.Polygon()]
+    proposal = [BuildingRow(polygon) for polygon in polygons]
     image = np.full((700, 700, 3), 255, np.uint8)
-    picture = buildings_picture(truth, proposal, [0, -1, -1], title="chip", image=image)
+    picture = buildings_picture(truth, proposal, title="chip", image=image)
     drawn = panel(picture)
 
     def hue(x: int, y: int) -> str:
@@ -257,9 +260,7 @@ def test_buildings_picture() -> None:
     assert hue(220, 220) == "orange"
     # Holes stay open.
     assert [hue(52, 50), hue(250, 50), hue(250, 250), hue(600, 600)] == ["white"] * 4
-    assert buildings_picture([], [], [], title="none").shape[2] == 3
-    with pytest.raises(ValueError, match="3 proposals but 1 matches"):
-        buildings_picture(truth, proposal, [0], title="chip")
+    assert buildings_picture([], [], title="none").shape[2] == 3
 
 
 def test_mask_picture() -> None:
@@ -278,33 +279,39 @@ def test_mask_picture() -> None:
         mask_picture(truth, proposal, title="chip")
 
 
-def test_write_misses_takes_the_worst(tmp_path: Path) -> None:
-    scores = {"a10": 0.5, "a2": 0.5, "area/b": 0.1, "good": 0.9, "untimed": None}
-    figures = {image_id: {"f1": score} for image_id, score in scores.items()}
+def scoring_of(scores: Mapping[str, float | None]) -> Scoring:
+    images = {image_id: {"f1": score} for image_id, score in scores.items()}
+    return Scoring(Report("f1", {}, {}, images), "f1")
+
+
+def test_write_misses_takes_the_worst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scoring = scoring_of({"a10": 0.5, "a2": 0.5, "area/b": 0.1, "good": 0.9, "untimed": None})
     drawn = []
 
-    def draw(image_id: str) -> Picture:
+    def draw(_: Scoring, image_id: str) -> Picture:
         drawn.append(image_id)
         return np.full((3, 4, 3), (255, 0, 0), np.uint8)
 
-    written = write_misses(tmp_path / "new", figures, "f1", draw, worst=3)
+    monkeypatch.setattr(misses, "draw_image", draw)
+    written = write_misses(tmp_path / "new", scoring, worst=3)
     assert drawn == ["area/b", "a2", "a10"]
     assert [path.name for path in written] == ["area%2Fb.png", "a2.png", "a10.png"]
     assert sorted(written) == sorted((tmp_path / "new").iterdir())
     content = cv2.imread(str(written[0]))
     assert content is not None
     assert content[0, 0].tolist() == [0, 0, 255]
-    assert len(write_misses(tmp_path, figures, "f1", draw)) == 4
-    assert write_misses(tmp_path, {}, "f1", draw) == []
+    assert len(write_misses(tmp_path, scoring)) == 4
+    assert write_misses(tmp_path, scoring_of({})) == []
     with pytest.raises(SatmapError, match="cannot write"):
-        write_misses(written[0], figures, "f1", draw)
+        write_misses(written[0], scoring)
 
 
-def test_pictures_of_long_ids_have_names_that_differ(tmp_path: Path) -> None:
-    ids = ["é" * 300 + end for end in "ab"]
+def test_pictures_of_long_ids_have_names_that_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     picture = np.zeros((2, 2, 3), np.uint8)
-    figures = {image_id: {"f1": 0.5} for image_id in ids}
-    written = write_misses(tmp_path, figures, "f1", lambda image_id: picture)
+    monkeypatch.setattr(misses, "draw_image", lambda *_: picture)
+    written = write_misses(tmp_path, scoring_of({"é" * 300 + end: 0.5 for end in "ab"}))
     assert sorted(written) == sorted(tmp_path.iterdir())
     assert len(set(written)) == 2
 
@@ -313,17 +320,8 @@ def test_pictures_of_long_ids_have_names_that_differ(tmp_path: Path) -> None:
 def test_pictures_of_synthetic_cities(tmp_path: Path) -> None:
     truth = read_roads_csv(FIXTURES / "made_truth.csv")
     proposal = read_roads_csv(FIXTURES / "made_proposal.csv")
-    figures = {
-        image_id: {"apls_length": apls(rows, proposal[image_id]).length.score}
-        for image_id, rows in truth.items()
-    }
-    written = write_misses(
-        tmp_path,
-        figures,
-        "apls_length",
-        lambda i: roads_picture(truth[i], proposal[i], title=i, figures=figures[i]),
-        worst=2,
-    )
+    scoring = score_files(FIXTURES / "made_truth.csv", FIXTURES / "made_proposal.csv")
+    written = write_misses(tmp_path, scoring, worst=2)
     # The official scores are 0.503 and 0.591.
     assert [path.stem for path in written] == ["AOI_7_Moscow_chip4", "AOI_7_Moscow_chip0"]
     # Chip 4 has one gap of 44 m and a missed roundabout.

@@ -20,18 +20,26 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
 from satmap.errors import SatmapError
-from satmap.networks.decoders import DECODERS, DecoderBlock, LightBlock, ScseBlock
 from satmap.networks.encoders import ENCODERS, adapt_first_conv, build_encoder
 from satmap.networks.layers import NormAct, StridedConv, fix_same_padding
-from satmap.networks.unet import DECODER_STRIDES, DECODER_WIDTHS, UNet, build_network
+from satmap.networks.unet import (
+    DECODER_STRIDES,
+    DECODER_WIDTHS,
+    DECODERS,
+    DecoderBlock,
+    LightBlock,
+    ScseBlock,
+    UNet,
+    build_network,
+)
 from satmap.tasks.roads.settings import ROAD_MAPS
-from satmap.weights.header import DecoderKind, read_weights_metadata
+from satmap.weights.header import DecoderKind, read_metadata, read_weights_metadata
 from satmap.weights.network_files import (
     load_pretrained_encoder,
     load_weights,
     save_weights,
 )
-from satmap.weights.published import ours_to_reference, reference_to_ours
+from satmap.weights.published import reference_names
 
 SHARED = Path(__file__).parents[2] / "shared"
 REFERENCE = SHARED / "fixtures" / "network"
@@ -82,12 +90,11 @@ def tensor_by_name(name: str, shape: list[int]) -> Tensor:
 def test_networks_match_the_published_ones(published: str, name: str) -> None:
     shapes = json.loads((REFERENCE / f"{published}.keys.json").read_text())
     network = build_network(name, 3, ROAD_MAPS).eval()
-    ours = {key: reference_to_ours(key, name) for key in shapes}
+    ours = {theirs: mine for mine, theirs in reference_names(network).items()}
     assert {ours[key]: tuple(shape) for key, shape in shapes.items()} == {
         key: tuple(value.shape) for key, value in network.state_dict().items()
     }
-    assert len(set(ours.values())) == len(shapes)
-    assert all(ours_to_reference(value, name) == key for key, value in ours.items())
+    assert len(ours) == len(shapes)
 
     network.load_state_dict(
         {ours[key]: tensor_by_name(key, shape) for key, shape in shapes.items()}
@@ -102,13 +109,6 @@ def test_networks_match_the_published_ones(published: str, name: str) -> None:
         converted = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules())
         torch.testing.assert_close(converted(x), expected, atol=1e-5, rtol=0)
-
-
-def test_reference_names_that_do_not_exist() -> None:
-    with pytest.raises(SatmapError, match="classifier"):
-        reference_to_ours("classifier.weight", "dpn92")
-    with pytest.raises(SatmapError, match="fc"):
-        ours_to_reference("fc.weight", "dpn92")
 
 
 # The whole network
@@ -144,7 +144,7 @@ def test_weights_round_trip(kind: str, tmp_path: Path) -> None:
 def test_frozen_encoder_stays_as_it_is() -> None:
     torch.manual_seed(0)
     network = build_network("resnet18", 3, ["road"])
-    network.freeze_encoder(True)
+    network.encoder.freeze(len(network.encoder.stages))
     network.train()
     before = {name: value.clone() for name, value in network.encoder.state_dict().items()}
     network(images(network, 64, 64)).mean().backward()
@@ -153,9 +153,9 @@ def test_frozen_encoder_stays_as_it_is() -> None:
     assert all(parameter.grad is None for parameter in network.encoder.parameters())
     assert all(parameter.grad is not None for parameter in network.decoder.parameters())
     assert network.decoder.training
-    network.freeze_encoder(True, 2)
+    network.encoder.freeze(2)
     assert network.encoder.frozen_stages == 2
-    network.freeze_encoder(False, 2)
+    network.encoder.freeze(0)
     assert network.encoder.frozen_stages == 0
     assert all(module.training for module in network.modules())
     # Parameters frozen by others stay frozen when the encoder thaws.
@@ -495,35 +495,40 @@ def decoder(widths: str) -> str:
         ({"architecture": "resnet34"}, "not the resnet34 network .*it lacks encoder.*more tensors"),
         ({"in_channels": "8"}, r"stages.0.conv1.weight has the shape .64, 3.* instead of .64, 8"),
         ({"in_channels": "three"}, "broken metadata.*three"),
-        ({"in_channels": "0"}, "in_channels must be a number from 1 to 1024, not 0"),
+        (
+            {"in_channels": "0"},
+            "in_channels: Input .* greater than or equal to 1; in_channels is 0",
+        ),
         ({"in_channels": "9" * 40}, "broken metadata"),
         ({"in_channels": "3.0"}, "broken metadata"),
         ({"in_channels": "true"}, "broken metadata"),
         ({"in_channels": '"3"'}, "broken metadata"),
         ({"maps": '["road"]'}, r"head.weight has the shape .2, 64, 1, 1. instead of .1, 64"),
         ({"maps": "road"}, "broken metadata"),
-        ({"maps": "[1, 2]"}, "list of different names"),
-        ({"maps": '["road", "road"]'}, "list of different names"),
-        ({"maps": "[]"}, "list of different names"),
-        ({"maps": '["road", ""]'}, "list of different names"),
+        ({"maps": "[1, 2]"}, "maps.0: Input should be a valid string"),
+        ({"maps": '["road", "road"]'}, "maps: a name repeats"),
+        ({"maps": "[]"}, "maps: .* at least 1 item"),
+        ({"maps": '["road", ""]'}, "maps.1: String should have at least 1 char"),
         ({"maps": "[" * 100_000}, "broken metadata: maps"),
         ({"decoder": "[" * 100_000}, "broken metadata: decoder"),
         ({"categories": "[" * 100_000}, "broken metadata: categories"),
-        ({"decoder": "[256, 256, 128, 64]"}, "decoder must be a kind and four widths"),
-        ({"decoder": decoder("[256, 256, 128]")}, "decoder must be a kind and four widths"),
-        ({"decoder": decoder("[256, 256, 128, 0]")}, "decoder must be a kind and four widths"),
-        ({"decoder": decoder("[256, 256, 128, true]")}, "decoder must be a kind and four widths"),
-        ({"decoder": decoder("[256, 256, 128, 64.0]")}, "decoder must be a kind and four widths"),
-        ({"decoder": decoder('[256, 256, 128, "64"]')}, "decoder must be a kind and four widths"),
+        ({"decoder": "[256, 256, 128, 64]"}, "broken metadata: decoder: Input should be"),
+        ({"decoder": decoder("[256, 256, 128]")}, "broken metadata: decoder.widths"),
+        ({"decoder": decoder("[256, 256, 128, 0]")}, "decoder.widths.3: Input should be greater"),
+        ({"decoder": decoder("[256, 256, 128, true]")}, "decoder.widths.3: .* valid integer"),
+        ({"decoder": decoder("[256, 256, 128, 64.0]")}, "decoder.widths.3: .* valid integer"),
+        ({"decoder": decoder('[256, 256, 128, "64"]')}, "decoder.widths.3: .* valid integer"),
         ({"decoder": "wide"}, "broken metadata"),
         ({"decoder": '{"kind": "wide", "widths": [1, 1, 1, 1]}'}, "the decoder 'wide'.*has plain"),
         ({"decoder": '{"kind": [], "widths": [1, 1, 1, 1]}'}, r"the decoder \[\]"),
-        ({"decoder": '{"kind": "light"}'}, "decoder must be a kind and four widths"),
+        ({"decoder": '{"kind": "light"}'}, "decoder.widths: Field required"),
         ({"decoder": '{"kind": "light", "widths": [256, 256, 128, 64]}'}, "it lacks decoder.0"),
-        ({"categories": '["a"]'}, "categories must be a list of two or more"),
-        ({"categories": '["a", "a"]'}, "categories must be a list of two or more different names"),
+        ({"categories": '["a"]'}, "categories: .* at least 2 items"),
+        ({"categories": '["a", "a"]'}, "categories: a name repeats"),
         ({"categories": '["a", "b"]'}, "head.* has the shape"),
         ({"decoder": decoder("[256, 256, 128, 32]")}, "has the shape"),
+        ({"format": "2", "architecture": "new"}, "format number 2, .* reads weights of format 1"),
+        ({"format": "1.5"}, "format number 1.5, .* Use the version of satmap that wrote the file"),
     ],
 )
 def test_wrong_metadata(
@@ -564,10 +569,21 @@ def test_unknown_tensors_are_refused(saved: Path, tmp_path: Path) -> None:
         load_weights(path)
 
 
+def test_format_numbers(saved: Path, tmp_path: Path) -> None:
+    assert read_metadata(saved)["format"] == "1"
+    metadata = read_weights_metadata(saved)
+    assert "format" not in metadata
+    # Earlier files have no number, and other programs name a framework.
+    path = tmp_path / "other.safetensors"
+    for extra in ({}, {"format": "pt"}):
+        save_file(load_file(saved), path, metadata | extra)
+        assert load_weights(path)[1] == metadata
+
+
 def test_callers_cannot_set_metadata_of_the_network(saved: Path) -> None:
     network, _ = load_weights(saved)
     before = saved.read_bytes()
-    for key in ("maps", "categories", "normalization"):
+    for key in ("maps", "categories", "normalization", "format"):
         with pytest.raises(ValueError, match=key):
             save_weights(saved, network, {key: "[]"})
     assert saved.read_bytes() == before

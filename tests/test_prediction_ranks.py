@@ -440,7 +440,7 @@ def test_large_scenes_are_predicted_strip_by_strip_to_the_same_bytes(
 
     def counted(*arguments: Any) -> Iterator[Strip]:
         for strip in original(*arguments):
-            strips.append(strip.values.get().shape[1])
+            strips.append(strip.get().shape[1])
             yield strip
 
     monkeypatch.setattr(dense, "predict_strips", counted)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import satmap
 from satmap.errors import SatmapError
 from satmap.networks.encoders import ENCODERS
 from satmap.recipes.encoder_names import ENCODER_NAMES
@@ -17,7 +18,8 @@ from satmap.recipes.schema import (
 )
 from satmap.tasks.roads.settings import RoadLosses as Losses
 
-DEMO = (Path(__file__).parents[1] / "code/satmap/recipes/demo.yaml").read_text()
+RECIPES = Path(__file__).parents[1] / "code/satmap/recipes"
+DEMO = (RECIPES / "demo.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -25,6 +27,31 @@ def test_shipped_recipes_load(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     assert {member.encoder for member in recipe.members} <= ENCODERS.keys()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_state_their_format(name: str) -> None:
+    assert yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["format"] == 1
+
+
+def test_the_format_number_does_not_change_a_recipe() -> None:
+    with_number, without = parse_recipe(DEMO, "x"), parse_recipe(DEMO.replace("format: 1", ""), "x")
+    assert with_number == without
+    assert with_number.model_dump_json() == without.model_dump_json()
+    assert "format" not in with_number.model_dump()
+
+
+@pytest.mark.parametrize("number", ["2", "0", "1.0", "'1'", "true", "null", "[1]"])
+def test_other_format_numbers_are_refused(number: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(DEMO.replace("format: 1", f"format: {number}\nkey_of_format_2: 0"))
+    with pytest.raises(SatmapError) as caught:
+        load_recipe(str(path))
+    found = repr(yaml.safe_load(number))
+    expected = (
+        f"recipe {path}: its format is {found}, but satmap {satmap.__version__} reads recipes"
+    )
+    assert str(caught.value).startswith(f"{expected} of format 1. Use the version of satmap")
 
 
 def test_the_reference_recipe_has_the_reference_constants() -> None:

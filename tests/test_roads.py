@@ -259,7 +259,7 @@ def test_fork_at_a_dead_end_loses_one_prong_only() -> None:
     ends = np.array([[0, 1], [1, 2], [1, 3]])
     network = Network.of_lines(nodes, ends, [nodes[pair] for pair in ends])
     certain = Evidence(np.full((100, 100), 255, np.uint8), np.ones(2), 0.3)
-    pruned = prune_spurs(network, (6.0, 24.0), 2.0, np.array([100.0, 100.0]), certain)
+    pruned = prune_spurs(network, 6.0, 2.0, certain)
     (line,) = pruned.lines
     assert [54.0, 6.0] in line.tolist()
 
@@ -329,7 +329,8 @@ def test_faint_stretch_of_a_certain_road_is_kept_and_faint_blob_not() -> None:
     road = np.zeros((200, 400), np.uint8)
     road[90:104] = 220
     road[90:104, 150:250] = 100
-    assert road_mask(road, 0.3, 0.6, (7, 7), 300, 300)[97].all()
+    settings = RoadSettings(smooth_m=0, low=0.3, high=0.6, apart_m=7, object_m2=300, hole_m2=300)
+    assert road_mask(road, settings, np.ones(2))[97].all()
     road[20:40, 50:350] = 100
     (edge,) = graph_of(road).edges
     assert edge.length_m == pytest.approx(120, rel=0.01)

@@ -1,7 +1,8 @@
 import itertools
 import math
 import random
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from satmap.submissions.fault import Fault
 from satmap.submissions.roads_csv import (
     RoadRow,
     check_roads_csv,
-    format_roads,
     read_roads_csv,
     write_roads_csv,
 )
@@ -32,6 +32,14 @@ def road(
 ) -> RoadRow:
     line = np.array(points, dtype=np.float64).reshape(-1, 2)
     return RoadRow(line, length_m, travel_time_s)
+
+
+def format_roads(rows: Mapping[str, Sequence[RoadRow]]) -> str:
+    """Return the text of a written file."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "roads.csv"
+        write_roads_csv(path, rows)
+        return path.read_bytes().decode()
 
 
 def written(*rows: RoadRow) -> list[str]:

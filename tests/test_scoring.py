@@ -2,7 +2,6 @@
 
 import json
 import math
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +15,7 @@ from satmap.errors import SatmapError
 from satmap.evaluation.check import check_files
 from satmap.evaluation.metrics.apls import apls
 from satmap.evaluation.score import Scoring, score_files
-from satmap.report.misses import draw_image, write_misses
+from satmap.report.misses import write_misses
 from satmap.submissions.formats import Format, detect
 from satmap.submissions.geojson_maps import (
     find_geojson,
@@ -53,8 +52,7 @@ def write_mask(path: Path, mask: np.ndarray) -> Path:
 
 def pictures_of(scoring: Scoring, directory: Path) -> list[Path]:
     """Write and return the picture of the worst image."""
-    draw = partial(draw_image, scoring)
-    return write_misses(directory / "pictures", scoring.report.images, scoring.rank_by, draw, 1)
+    return write_misses(directory / "pictures", scoring, 1)
 
 
 # --- formats --------------------------------------------------------------------------------------

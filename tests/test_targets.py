@@ -6,6 +6,7 @@ import pytest
 from affine import Affine
 
 from made_files import lon_lat, write_image, write_labels
+from round_trips import decode_target
 from satmap.data.imagery import RGB, read_info
 from satmap.errors import SatmapError
 from satmap.tasks.roads.labels import clip_to_image, read_road_labels
@@ -15,7 +16,6 @@ from satmap.tasks.roads.targets import (
     CLASS_BITS,
     JUNCTION_BIT,
     RoadLabel,
-    decode_target,
     rasterize_roads,
 )
 

@@ -21,13 +21,12 @@ from satmap.settings import Settings
 from satmap.submissions.roads_csv import RoadRow, rows_of_graph, write_roads_csv
 from satmap.tasks.roads import tuning as road_tuning
 from satmap.tasks.roads.settings import ROAD, RoadSettings
+from satmap.tasks.roads.tuning import MeanOverAreas
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.tasks.tune import tune_recipe, tuned_text
 from satmap.tuning import chips as fitting_masks
-from satmap.tuning.chips import Tuning
-from satmap.tuning.coordinate_search import Gain, RecordTable, Trial, coordinate_descent
-from satmap.tuning.cross_validation import Fit
-from satmap.tuning.measures import MeanOverAreas
+from satmap.tuning.chips import Tuning, TuningChip
+from satmap.tuning.search import Fit, Gain, RecordTable, Trial, coordinate_descent
 
 SPEED_MPS = 10.0
 FEW = {"high": (0.4, 0.6, 0.9), "gap_m": (0.0, 18.0), "spur_m": (5.0, 40.0)}
@@ -240,13 +239,14 @@ def test_a_fit_that_fails_on_unseen_chips_is_not_kept(
     halves = assign_folds([(name, "") for name in numbers], 2, seed=0)
 
     # Each half has its own favourite, useless for the other; one is stronger in the mean.
-    def scores(job: tuple[road_tuning._Chip, tuple[RoadSettings, ...], bool]) -> list[float]:
-        chip, tried, _ = job
+    def score(
+        timed: bool, chip: TuningChip, maps: ProbabilityMaps, settings: RoadSettings
+    ) -> float:
         half = halves[chip.image_id]
         worth = {0.3: (0.3, -0.2), 0.7: (-0.2, 0.2), 0.6: (0.0, 0.0)}
-        return [0.5 + worth[settings.high][half] for settings in tried]
+        return 0.5 + worth[settings.high][half]
 
-    monkeypatch.setattr(road_tuning, "_scores", scores)
+    monkeypatch.setattr(road_tuning, "_score", score)
     done = fit(made, tmp_path / "out.yaml", recipe_with())
     assert done.unseen.mean == pytest.approx(-0.2)
     assert not done.kept
@@ -310,13 +310,15 @@ def test_a_subset_of_many_chips_covers_all_areas(
         )
     )
     seen: list[str] = []
-    original = road_tuning._scores
+    original = road_tuning._score
 
-    def counted(job: tuple[road_tuning._Chip, tuple[RoadSettings, ...], bool]) -> list[float]:
-        seen.append(job[0].image_id)
-        return original(job)
+    def counted(
+        timed: bool, chip: TuningChip, maps: ProbabilityMaps, settings: RoadSettings
+    ) -> float:
+        seen.append(chip.image_id)
+        return original(timed, chip, maps, settings)
 
-    monkeypatch.setattr(road_tuning, "_scores", counted)
+    monkeypatch.setattr(road_tuning, "_score", counted)
     done = tune((masks, truth), tmp_path / "out.yaml", recipe_with())
     assert done.fits[""].chips == len(set(seen)) == 4
     assert sorted(name[:7] for name in set(seen)) == ["AOI_1_A"] * 2 + ["AOI_2_B"] * 2

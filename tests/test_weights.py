@@ -33,6 +33,7 @@ from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 
 from made_files import write_image
+from made_tasks import load_ensemble
 from satmap.cli import main
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.networks.encoders import ENCODERS, build_encoder
@@ -41,12 +42,10 @@ from satmap.networks.unet import UNet, build_network
 from satmap.recipes.schema import Inference, load_recipe
 from satmap.runtime.device import autocast
 from satmap.submissions.roads_csv import read_roads_csv
-from satmap.tasks.base import load_ensemble
 from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.weights import fetch
 from satmap.weights.fetch import Fetched, fetch_encoder
 from satmap.weights.header import read_metadata, read_weights_metadata
-from satmap.weights.importing import import_weights
 from satmap.weights.members import choose, find_weights, recipe_of
 from satmap.weights.network_files import (
     load_pretrained_encoder,
@@ -61,7 +60,7 @@ from satmap.weights.pretrained import (
     find_encoder_file,
     verify_encoder_file,
 )
-from satmap.weights.published import PublishedNetwork, read_published
+from satmap.weights.published import PublishedNetwork, import_weights, read_published
 from satmap.weights.tensor_file import read_tensors, write_tensors
 from test_models import tensor_by_name
 
@@ -524,7 +523,8 @@ def test_networks_on_eight_bands(name: str, published: Callable[[str], Published
     assert (encoder.name, encoder.in_channels) == (file.encoder, 8)
     assert encoder.mean == encoder.std == (0.5,) * 8
     assert json.loads(imported.metadata["bands"]) == [5, 3, 2, 1, 4, 6, 7, 8]
-    assert imported.fold == int(name.split("_")[-2 if name.endswith("last") else -3])
+    fold = name.split("_")[-2 if name.endswith("last") else -3]
+    assert imported.member == f"fold{fold}-{file.encoder}-8band"
     names = encoder.timm_names()
     first = next(ours for ours in names if ours.endswith("conv.weight"))
     assert encoder.get_parameter(first).shape[1] == 8
@@ -1216,9 +1216,9 @@ def test_every_encoder_has_a_source_with_a_checksum(name: str, server: Server) -
             return server.redirect(server.store, path.encode())
 
     server.answers = Every()
-    source = fetch.find_source(name)
-    assert len(source.sha256) >= 8
-    assert source.url.startswith((server.url, "https://"))
+    url, digits = fetch.find_source(name)
+    assert len(digits) >= 8
+    assert url.startswith((server.url, "https://"))
 
 
 def test_file_and_server_text_is_escaped_for_the_terminal(
@@ -1317,7 +1317,7 @@ def test_unwritable_download_directories(server: Server, tmp_path: Path) -> None
         Path("/dev/full").open("wb") as full,
         pytest.raises(CannotWriteError, match="cannot write /dev/full: No space"),
     ):
-        fetch._download(fetch.find_source("resnet18"), full)
+        fetch._download(*fetch.find_source("resnet18"), full)
     with pytest.raises(SatmapError, match="unknown encoder"):
         fetch_encoder(tmp_path, "vgg")
 

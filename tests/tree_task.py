@@ -16,15 +16,13 @@ from numpy.typing import NDArray
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from satmap.data.augmentation import Geometry
-from satmap.data.cache import CachedChip, EncodedLabel
+from satmap.data.cache import EncodedLabel
 from satmap.data.chip import Chip
-from satmap.data.crops import read_image_crop
+from satmap.data.crops import CachedChip, Geometry, read_image_crop
 from satmap.data.imagery import RGB, read_infos
 from satmap.data.inventory import Inventory
 from satmap.errors import SatmapError
-from satmap.evaluation.metrics.building_f1 import Counts
-from satmap.evaluation.metrics.figures import Report
+from satmap.evaluation.metrics.figures import Counts, Report
 from satmap.evaluation.score import Scoring
 from satmap.io.files import write_text
 from satmap.networks.ensemble import Symmetry

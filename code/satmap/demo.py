@@ -10,7 +10,7 @@ from satmap.evaluation.check import check_files
 from satmap.evaluation.score import score_files
 from satmap.prediction.run import predict
 from satmap.recipes.schema import load_recipe
-from satmap.report.road_overlay import write_overlays
+from satmap.report.overlay import write_overlays
 from satmap.runtime.device import pick_device
 from satmap.training.run_context import RunContext
 from satmap.training.train_ensemble import TrainingOptions, train

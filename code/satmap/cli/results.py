@@ -42,13 +42,11 @@ def _score(options: argparse.Namespace) -> int:
     Jaccard index. The format is detected from the files. GeoJSON may be a directory with one file
     per image.
     """
-    from functools import partial
-
     from satmap.cli.checks import require_existing
 
     require_existing(options.truth, options.proposal)
     from satmap.evaluation.score import score_files
-    from satmap.report.misses import draw_image, write_misses
+    from satmap.report.misses import write_misses
     from satmap.report.table import score_table
 
     if options.plot:
@@ -66,13 +64,7 @@ def _score(options: argparse.Namespace) -> int:
         else score_table(scoring.report, images=options.images)
     )
     if options.plot:
-        written = write_misses(
-            options.plot,
-            scoring.report.images,
-            scoring.rank_by,
-            partial(draw_image, scoring),
-            options.plots,
-        )
+        written = write_misses(options.plot, scoring, options.plots)
         print(f"{len(written)} pictures in {options.plot}", file=sys.stderr)
     return 0
 
@@ -131,17 +123,10 @@ def _overlay(options: argparse.Namespace) -> int:
 
     require_directories(options.directories)
     require_existing(options.submission, *filter(None, [options.truth]))
-    from satmap.report.building_overlay import write_building_overlays
-    from satmap.report.road_overlay import write_overlays
-    from satmap.submissions.formats import Format, detect
-    from satmap.submissions.result_format import find_format
+    from satmap.report.overlay import write_overlays
 
-    if added := find_format(options.submission):
-        write = added.draw
-    elif detect(options.submission) in (Format.BUILDINGS_CSV, Format.COCO_RESULTS):
-        write = write_building_overlays
-    else:
-        write = write_overlays
-    pictures = write(options.submission, options.directories, options.pictures, options.truth)
+    pictures = write_overlays(
+        options.submission, options.directories, options.pictures, options.truth
+    )
     print(f"{len(pictures)} pictures in {options.pictures}")
     return 0

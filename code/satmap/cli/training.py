@@ -87,7 +87,7 @@ def _train(options: argparse.Namespace) -> int:
     process per GPU; on several machines use torchrun.
     """
     from satmap.cli.checks import require_folds, require_tensorboard
-    from satmap.data.audit_report import read_groups
+    from satmap.data.folds import read_groups
     from satmap.recipes.schema import load_recipe
     from satmap.weights.members import find_weights
 
@@ -233,11 +233,11 @@ def _confidence(options: argparse.Namespace) -> int:
     find_weights(options.weights)
     from satmap.tasks.buildings.confidence_fit import fit_to_prediction
 
-    done = fit_to_prediction(
+    path, summary, faults = fit_to_prediction(
         options.submission, options.maps, options.weights, options.images, options.arguments
     )
-    report_faults(done.faults, "left out of the fit")
-    print(f"{done.path}: {done.summary()}")
+    report_faults(faults, "left out of the fit")
+    print(f"{path}: {summary}")
     return 0
 
 

@@ -43,8 +43,8 @@ def _weights_import(options: argparse.Namespace) -> int:
 
     recipe = load_recipe(options.recipe)
     require_weight_file(options.file, "Give a published weight file.")
-    from satmap.weights.derived_manifest import write_derived_manifest
-    from satmap.weights.importing import import_weights
+    from satmap.provenance.manifest import write_derived_manifest
+    from satmap.weights.published import import_weights
 
     path = import_weights(options.file, options.output, recipe)
     write_derived_manifest(path, [options.file], options.arguments)
@@ -86,8 +86,8 @@ def _weights_average(options: argparse.Namespace) -> int:
         raise SatmapError(f"{options.files[0]} is a single file: give two or more to average.")
     require_networks(options.files)
     require_writable(options.output)
+    from satmap.provenance.manifest import write_derived_manifest
     from satmap.weights.average import average_weights
-    from satmap.weights.derived_manifest import write_derived_manifest
 
     average_weights(options.output, options.files)
     write_derived_manifest(options.output, options.files, options.arguments)

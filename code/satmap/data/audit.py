@@ -25,8 +25,6 @@ from scipy import sparse
 from scipy.fft import dctn
 from scipy.sparse.csgraph import connected_components
 
-from satmap.data.audit_report import read_groups
-from satmap.data.chip import Chip
 from satmap.errors import SatmapError
 from satmap.io.progress import track
 from satmap.io.walk import walk
@@ -53,8 +51,7 @@ class Audit:
     """Near-duplicates of a data set.
 
     Attributes:
-        training: number of training images.
-        validation: number of validation images.
+        training, validation: number of images.
         groups: paths of near-duplicates, two or more per group.
         leaked: validation images with a near-duplicate in training.
         flat: images without contrast, which are not compared.
@@ -151,44 +148,8 @@ def audit_images(
     )
 
 
-def duplicate_groups(path: Path, chips: Sequence[Chip]) -> list[list[str]]:
-    """Return groups of sites that must share a fold because their chips are near-duplicates.
-
-    Args:
-        path: a report of ``satmap audit --json``; images of other chips in it are ignored.
-        chips: the chips of the data set; the report may name an image of any product.
-
-    Returns:
-        Groups of two or more sites; no site is in two groups.
-
-    Raises:
-        SatmapError: the report cannot be read, or names none of the chips' images.
-    """
-    groups = read_groups(path)
-    site_of = {image.path.resolve(): chip.site for chip in chips for image in chip.images.values()}
-    known = [
-        [site for file in group if (site := site_of.get(file)) is not None] for group in groups
-    ]
-    if groups and chips and not any(known):
-        raise SatmapError(
-            f"{path} names none of the images: it names, for example, {groups[0][0]}, but the "
-            f"images are those such as {chips[0].image.path}. Write the report for the directories "
-            f"that you train with: `satmap audit DIR... --json > {path.name}`."
-        )
-    # Merge groups that share a site: two images of one site may be in two groups.
-    group_of: dict[str, set[str]] = {}
-    for group in known:
-        joined = set(group).union(*(group_of.get(site, ()) for site in group))
-        group_of.update(dict.fromkeys(joined, joined))
-    several = {id(group): group for group in group_of.values() if len(group) > 1}
-    return [sorted(group) for group in several.values()]
-
-
 def perceptual_hashes(grey: NDArray[np.float32]) -> Hashes:
-    """Compute the hashes of an image and of its rotations and reflections.
-
-    Args:
-        grey: float32 (32, 32).
+    """Compute the hashes of an image, float32 (32, 32), and of its rotations and reflections.
 
     Returns:
         uint64 (8,), the hash of the unchanged image first.

@@ -1,9 +1,8 @@
-"""Cache of chips prepared for training, one memory-mapped file per chip.
+"""Prepare chips for training, one file per chip in a cache; :mod:`satmap.data.crops` reads them.
 
 A file is a safetensors container with the stretched image, stored channel by channel, the target
-and, in the header, everything that validation needs. Reading a crop touches only the pages of its
-rows and of the channels that the network uses. The directory can be deleted whenever no training
-runs.
+and, in the header, everything that validation needs. The directory can be deleted whenever no
+training runs.
 """
 
 import contextlib
@@ -15,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +22,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from satmap.data.chip import Chip
+from satmap.data.crops import CachedChip
 from satmap.data.imagery import read_resized
-from satmap.data.soft_targets import SoftTarget
 from satmap.errors import CannotWriteError, SatmapError, error_text
 from satmap.io.checksums import FileRecord, record_file
 from satmap.io.files import atomic_path
 from satmap.io.progress import track
 from satmap.recipes.schema import StretchSettings
 from satmap.runtime.resources import available_cores
+
+if TYPE_CHECKING:
+    from satmap.tasks.base import Task
 
 _HEADER_KEYS = {"shape", "metres_per_pixel", "payload", "count", "repaired", "sources"}
 
@@ -58,161 +60,35 @@ class EncodedLabel:
     repaired: int = 0
 
 
-class LabelEncoder(Protocol):
-    """Part of a task that the cache needs; see :class:`satmap.tasks.base.Task`."""
-
-    input_px: int | None
-
-    @property
-    def label_fingerprint(self) -> str:
-        """Fingerprint of all settings that ``encode`` depends on."""
-
-    def category(self, chip: Chip) -> str | None:
-        """Return the name of the network head for an image; None for networks with one head."""
-
-    def encode(self, chip: Chip, image: NDArray[np.uint8]) -> EncodedLabel:
-        """Encode the label of a chip for training."""
-
-    def load_payload(self, payload: Any) -> Any:
-        """Convert a payload back to labels."""
-
-
-@dataclass(frozen=True)
-class CachedChip:
-    """Chip in the cache.
-
-    Attributes:
-        image_id: id of the chip.
-        aoi: area of interest.
-        path: the cached file.
-        shape: height, width and channels.
-        metres_per_pixel: pixel size along x and y; 1 if unknown and not needed.
-        sources: source files by kind: the image's product and ``label``.
-        payload: labels in the task's own form.
-        count: number of labelled objects.
-        repaired: number of invalid labelled objects that were repaired.
-        size: height and width of the original image.
-        site: unit that must not be split across folds.
-        category: view-angle category, for networks with one head per category; None for others.
-        soft: a teacher's soft target; None for chips without one.
-    """
-
-    image_id: str
-    aoi: str
-    path: Path
-    shape: tuple[int, int, int]
-    metres_per_pixel: tuple[float, float]
-    sources: Mapping[str, FileRecord]
-    payload: Any = None
-    count: int = 0
-    repaired: int = 0
-    size: tuple[int, int] = (0, 0)
-    site: str = ""
-    category: str | None = None
-    soft: SoftTarget | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether the chip has no labelled object."""
-        return not self.count
-
-    def read(
-        self, rows: slice = slice(None), columns: slice = slice(None)
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Read a window of the image (h, w, channels) and of the target (h, w) or (h, w, bytes).
-
-        Raises:
-            SatmapError: the file is missing or damaged.
-        """
-        image, target = self.read_channels(self.shape[2], rows, columns)
-        return image.transpose(1, 2, 0), target
-
-    def read_channels(
-        self, channels: int, rows: slice, columns: slice
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Read a window of the first ``channels`` of the image and of the target.
-
-        Returns:
-            The image, uint8 (channels, h, w), and the target, (h, w) or (h, w, bytes), both
-            contiguous.
-
-        Raises:
-            SatmapError: the file is missing or damaged.
-        """
-        image, target = self._read(image=(slice(channels), rows, columns), target=(rows, columns))
-        return image, target
-
-    def read_image(self, channels: int, rows: slice, columns: slice) -> NDArray[np.uint8]:
-        """Read a window of the first ``channels`` of the image, uint8 (channels, h, w).
-
-        Raises:
-            SatmapError: the file is missing or damaged.
-        """
-        (image,) = self._read(image=(slice(channels), rows, columns))
-        return image
-
-    def read_array(self, name: str) -> NDArray[Any]:
-        """Read a whole array of the encoded label.
-
-        Raises:
-            SatmapError: the file is missing or damaged.
-        """
-        (array,) = self._read(**{name: (slice(None),)})
-        return array
-
-    def _read(self, **windows: tuple[slice, ...]) -> list[NDArray[Any]]:
-        try:
-            with safe_open(self.path, framework="numpy") as tensors:
-                return [tensors.get_slice(name)[window] for name, window in windows.items()]
-        except (OSError, SafetensorError) as error:
-            raise SatmapError(
-                f"the prepared chip {self.path} cannot be read ({error}). Run the same command "
-                "again: it prepares missing chips and resumes."
-            ) from error
-
-
-def prepare_chip(
-    chip: Chip,
-    directory: Path,
-    stretch: StretchSettings,
-    encoder: LabelEncoder,
-) -> CachedChip:
-    """Return the cached form of a chip; build it if it is missing or its inputs changed.
-
-    Args:
-        chip: a chip with a label.
-        directory: the cache.
-        stretch: percentiles of the stretch to 8 bits.
-        encoder: the task, which encodes the label.
+def prepare_chip(chip: Chip, directory: Path, stretch: StretchSettings, task: "Task") -> CachedChip:
+    """Return the cached form of a chip with a label; build it if missing or its inputs changed.
 
     Raises:
         SatmapError: the image or label is unusable, a required off-nadir angle is unknown, or the
             cache cannot be written.
     """
-    category = encoder.category(chip)
+    category = task.category(chip)
     # The fingerprint is part of the name. A training with other settings therefore writes another
     # file and never changes one that is in use.
-    fingerprint = _fingerprint(chip, stretch, encoder)
+    fingerprint = _fingerprint(chip, stretch, task)
     path = directory / f"{chip.image_id}.{fingerprint[:16]}.safetensors"
     header = _read_header(path)
     if header is None:
         _remove_misplaced(path)
-        header, tensors = _build(chip, stretch, encoder)
+        header, tensors = _build(chip, stretch, task)
         with atomic_path(path) as temporary:
             # The safetensors header holds strings only.
-            content = save(tensors, {"chip": json.dumps(header)})
-            temporary.write_bytes(content)
-    width_m, height_m = header["metres_per_pixel"]
+            temporary.write_bytes(save(tensors, {"chip": json.dumps(header)}))
     return CachedChip(
         image_id=chip.image_id,
         aoi=chip.aoi,
         path=path,
         shape=tuple(header["shape"]),
-        metres_per_pixel=(width_m, height_m),
+        metres_per_pixel=tuple(header["metres_per_pixel"]),
         sources={
             kind: FileRecord.model_validate(record) for kind, record in header["sources"].items()
         },
-        payload=encoder.load_payload(header["payload"]),
+        payload=task.load_payload(header["payload"]),
         count=header["count"],
         repaired=header["repaired"],
         size=(chip.image.height, chip.image.width),
@@ -222,11 +98,7 @@ def prepare_chip(
 
 
 def require_image_data(chip: Chip, image: NDArray[np.uint8], labelled: int, noun: str) -> None:
-    """Fail if a label has objects and its image has no data.
-
-    Raises:
-        SatmapError: the image has labelled objects but no data.
-    """
+    """Raise SatmapError if an image has labelled objects but no data."""
     if labelled and not image.any():
         assert chip.label is not None, "the label was read"
         raise SatmapError(
@@ -236,11 +108,11 @@ def require_image_data(chip: Chip, image: NDArray[np.uint8], labelled: int, noun
 
 
 def _build(
-    chip: Chip, stretch: StretchSettings, encoder: LabelEncoder
+    chip: Chip, stretch: StretchSettings, task: "Task"
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Build the header and the arrays of a chip."""
-    image = read_resized(chip.image, stretch.low, stretch.high, encoder.input_px)
-    encoded = encoder.encode(chip, image)
+    image = read_resized(chip.image, stretch.low, stretch.high, task.input_px)
+    encoded = task.encode(chip, image)
     assert chip.label is not None, "the label was read"
     header = {
         "shape": image.shape,
@@ -263,9 +135,9 @@ def _record_label(path: Path, changed_ns: int) -> FileRecord:
     return record_file(path)
 
 
-def _fingerprint(chip: Chip, stretch: StretchSettings, encoder: LabelEncoder) -> str:
+def _fingerprint(chip: Chip, stretch: StretchSettings, task: "Task") -> str:
     """Hash everything that the cached file depends on; source files by path, size and time."""
-    parts = [_FORMAT, stretch.model_dump_json(), encoder.label_fingerprint, str(encoder.input_px)]
+    parts = [_FORMAT, stretch.model_dump_json(), task.label_fingerprint, str(task.input_px)]
     for path in (chip.image.path, chip.label):
         if path is not None:
             try:
@@ -312,11 +184,7 @@ class Preparation:
     faults: dict[str, str]
 
     def require_enough(self) -> None:
-        """Fail if no chip was prepared or more than a tenth of the chips failed.
-
-        Raises:
-            SatmapError: too many chips failed; the message lists the first errors.
-        """
+        """Raise SatmapError if no chip was prepared or more than a tenth of the chips failed."""
         total = len(self.chips) + len(self.faults)
         if len(self.faults) > _TOLERATED_FAULTS * total or not self.chips:
             first = "\n".join(f"  {fault}" for fault in list(self.faults.values())[:5])
@@ -328,16 +196,11 @@ def prepare_chips(
     channels: int,
     directory: Path,
     stretch: StretchSettings,
-    encoder: LabelEncoder,
+    task: "Task",
 ) -> Preparation:
-    """Prepare chips in threads; chips that fail are reported and do not stop the others.
+    """Prepare labelled chips in threads; chips that fail are reported and do not stop the others.
 
-    Args:
-        chips: chips with labels.
-        channels: largest number of channels that a network of the recipe needs.
-        directory: the cache.
-        stretch: percentiles of the stretch to 8 bits.
-        encoder: the task, which encodes the labels.
+    ``channels`` is the largest number of channels that a network of the recipe needs.
 
     Raises:
         CannotWriteError: the cache directory cannot be written to, or the disk is full.
@@ -346,7 +209,7 @@ def prepare_chips(
     def attempt(chip: Chip) -> CachedChip | str:
         try:
             chip.require_channels(channels)
-            return prepare_chip(chip, directory, stretch, encoder)
+            return prepare_chip(chip, directory, stretch, task)
         except CannotWriteError:
             raise
         # Libraries raise many kinds of errors on unusual files.

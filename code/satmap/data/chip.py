@@ -51,14 +51,7 @@ class Chip:
         return self.image.bands
 
     def require_channels(self, channels: int) -> None:
-        """Fail unless the chip has enough channels for a network.
-
-        Args:
-            channels: number of channels that the network needs.
-
-        Raises:
-            SatmapError: the chip has fewer channels.
-        """
+        """Raise SatmapError unless the chip has this many channels, which a network needs."""
         if self.channels < channels:
             richer = "" if MULTISPECTRAL in self.images else "Add the PS-MS image, or use"
             raise SatmapError(

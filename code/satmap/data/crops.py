@@ -1,18 +1,26 @@
-"""Training crops, read from the chip cache and augmented on the fly."""
+"""Prepared chips, and the crops that trainings cut from them and augment.
+
+:mod:`satmap.data.cache` writes one memory-mapped file per chip. Reading a crop touches only the
+pages of its rows and of the channels that the network uses. A teacher's soft targets lie beside the
+chip's file and are cropped and augmented like the chip.
+"""
 
 import math
 import threading
-from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from satmap.data.augmentation import Geometry, draw_geometry, jitter_colours
-from satmap.data.cache import CachedChip
+from satmap.errors import SatmapError
+from satmap.io.checksums import FileRecord
+from satmap.io.files import atomic_path
 from satmap.recipes.schema import Augmentation
 
 # Workers are forked, and OpenCV's threads do not survive a fork: a worker would wait for them
@@ -24,87 +32,216 @@ _MAX_CHANNELS = 4
 
 _THREAD_LOCAL = threading.local()
 
-
-class CropCutter(Protocol):
-    """Part of a task that the dataset needs; see :class:`satmap.tasks.base.Task`."""
-
-    def crop(
-        self, chip: CachedChip, geometry: Geometry, size: int, channels: int
-    ) -> dict[str, NDArray[Any]]:
-        """Cut a training sample from a cached chip: arrays by name."""
+_SOFT = "soft"
 
 
-class CropDataset(Dataset[tuple[dict[str, NDArray[Any]], int]]):
-    """Random crops of chips, reproducible for any number of workers.
+@dataclass(frozen=True)
+class SoftTarget:
+    """File of a teacher's probability maps of one chip, one byte per map and pixel.
 
-    Item ``i`` depends only on the seed, the epoch and ``i``. It is a pair: the task's sample, a
-    dictionary of arrays with ``image`` as uint8 (channels, crop, crop), and the index of the chip.
+    Attributes:
+        path: the file.
+        teacher: fingerprint of the teacher, hexadecimal.
     """
 
-    def __init__(
-        self,
-        chips: Sequence[CachedChip],
-        crop: int,
-        channels: int,
-        passes: int,
-        augmentation: Augmentation | None,
-        seed: int,
-        cutter: CropCutter,
-        equal_areas: bool = False,
-    ) -> None:
-        """Initialise the dataset.
+    path: Path
+    teacher: str
 
-        Args:
-            chips: chips to cut crops from.
-            crop: height and width of a crop, pixels.
-            channels: number of image channels.
-            passes: average number of crops per chip and epoch.
-            augmentation: None for random positions only.
-            seed: seed of the crops.
-            cutter: the task, which cuts the samples.
-            equal_areas: give every area of interest the same number of crops, up to one; the chips
-                of an area take turns. Otherwise every chip gets the same number.
+    @classmethod
+    def of(cls, chip: Path, teacher: str) -> "SoftTarget":
+        """Return the soft target of a cached chip's file, whose name changes with its content."""
+        return cls(chip.with_name(f"{chip.stem}.soft-{teacher[:16]}.safetensors"), teacher)
+
+    def exists(self, shape: tuple[int, int]) -> bool:
+        """Return whether the file exists and fits a chip of this height and width."""
+        try:
+            with safe_open(self.path, framework="numpy") as tensors:
+                return tuple(tensors.get_slice(_SOFT).get_shape()[1:]) == shape
+        except (OSError, SafetensorError):
+            return False
+
+    def write(self, maps: NDArray[np.uint8]) -> None:
+        """Write the probability maps, uint8 (maps, height, width), 0..255 for 0..1.
+
+        Raises:
+            CannotWriteError: the cache cannot be written.
         """
-        self.chips = list(chips)
-        areas: dict[str, list[int]] = defaultdict(list)
-        for number, chip in enumerate(self.chips):
-            areas[chip.aoi if equal_areas else ""].append(number)
-        self.areas = list(areas.values())
-        self.crop = crop
-        self.channels = channels
-        self.passes = passes
-        self.augmentation = augmentation
-        self.seed = seed
-        self.cutter = cutter
-        self.epoch = 0
+        with atomic_path(self.path) as temporary:
+            temporary.write_bytes(save({_SOFT: np.ascontiguousarray(maps)}))
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, which changes the crops; call before iterating the data loader."""
-        self.epoch = epoch
+    def read(self, rows: slice = slice(None), columns: slice = slice(None)) -> NDArray[np.uint8]:
+        """Read a window of the probability maps, uint8 (maps, h, w).
 
-    def __len__(self) -> int:
-        return len(self.chips) * self.passes
+        Raises:
+            SatmapError: the file is missing or damaged.
+        """
+        try:
+            with safe_open(self.path, framework="numpy") as tensors:
+                window: NDArray[np.uint8] = tensors.get_slice(_SOFT)[:, rows, columns]
+        except (OSError, SafetensorError) as error:
+            raise SatmapError(
+                f"the teacher's probability maps {self.path} cannot be read ({error}). Run the "
+                "same command again: it computes missing maps and resumes."
+            ) from error
+        return window
 
-    def chip_of(self, index: int) -> int:
-        """Return the index into ``chips`` of the chip that item ``index`` shows."""
-        if len(self.areas) == 1:
-            return index % len(self.chips)
-        turn, area = divmod(index, len(self.areas))
-        # Chips of large areas that are not used in this epoch come first in the next.
-        turns = -(-len(self) // len(self.areas))
-        numbers = self.areas[area]
-        return numbers[(turn + self.epoch * turns) % len(numbers)]
 
-    def __getitem__(self, index: int) -> tuple[dict[str, NDArray[Any]], int]:
-        random = np.random.default_rng((self.seed, self.epoch, index))
-        number = self.chip_of(index)
-        chip = self.chips[number]
-        settings = self.augmentation
-        geometry = draw_geometry(random, chip.shape[:2], self.crop, settings)
-        sample = self.cutter.crop(chip, geometry, self.crop, self.channels)
-        if settings is not None and random.random() < settings.colour_jitter_probability:
-            sample["image"] = jitter_colours(random, sample["image"])
-        return sample, number
+@dataclass(frozen=True)
+class CachedChip:
+    """A prepared chip. Reading raises SatmapError if its file is missing or damaged.
+
+    Attributes:
+        image_id: id of the chip.
+        aoi: area of interest.
+        path: the file.
+        shape: height, width and channels.
+        metres_per_pixel: pixel size along x and y; 1 if unknown and not needed.
+        sources: source files by kind: the image's product and ``label``.
+        payload: labels in the task's own form.
+        count: number of labelled objects.
+        repaired: number of invalid labelled objects that were repaired.
+        size: height and width of the original image.
+        site: unit that must not be split across folds.
+        category: view-angle category, for networks with one head per category; None for others.
+        soft: a teacher's soft target; None for chips without one.
+    """
+
+    image_id: str
+    aoi: str
+    path: Path
+    shape: tuple[int, int, int]
+    metres_per_pixel: tuple[float, float]
+    sources: Mapping[str, FileRecord]
+    payload: Any = None
+    count: int = 0
+    repaired: int = 0
+    size: tuple[int, int] = (0, 0)
+    site: str = ""
+    category: str | None = None
+    soft: SoftTarget | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the chip has no labelled object."""
+        return not self.count
+
+    def read(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Read the image (h, w, channels) and the target (h, w) or (h, w, bytes)."""
+        image, target = self.read_channels(self.shape[2], slice(None), slice(None))
+        return image.transpose(1, 2, 0), target
+
+    def read_channels(
+        self, channels: int, rows: slice, columns: slice
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Read a window of the first ``channels`` of the image and of the target.
+
+        Returns:
+            The image, uint8 (channels, h, w), and the target, (h, w) or (h, w, bytes), both
+            contiguous.
+        """
+        image, target = self._read(image=(slice(channels), rows, columns), target=(rows, columns))
+        return image, target
+
+    def read_image(self, channels: int, rows: slice, columns: slice) -> NDArray[np.uint8]:
+        """Read a window of the first ``channels`` of the image, uint8 (channels, h, w)."""
+        (image,) = self._read(image=(slice(channels), rows, columns))
+        return image
+
+    def read_array(self, name: str) -> NDArray[Any]:
+        """Read a whole array of the encoded label."""
+        (array,) = self._read(**{name: (slice(None),)})
+        return array
+
+    def _read(self, **windows: tuple[slice, ...]) -> list[NDArray[Any]]:
+        try:
+            with safe_open(self.path, framework="numpy") as tensors:
+                return [tensors.get_slice(name)[window] for name, window in windows.items()]
+        except (OSError, SafetensorError) as error:
+            raise SatmapError(
+                f"the prepared chip {self.path} cannot be read ({error}). Run the same command "
+                "again: it prepares missing chips and resumes."
+            ) from error
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Position and transformation of a crop in its chip.
+
+    Attributes:
+        centre: x and y in pixels of the chip.
+        scale: chip pixels per crop pixel.
+        angle: degrees, counter-clockwise.
+        quarter_turns: number of rotations by 90 degrees, 0..3.
+        mirrored: whether the crop is flipped left to right before the rotation.
+    """
+
+    centre: tuple[float, float]
+    scale: float = 1.0
+    angle: float = 0.0
+    quarter_turns: int = 0
+    mirrored: bool = False
+
+    def to_chip(self, crop: int) -> NDArray[np.float64]:
+        """Return the affine map (2, 3) from pixel centres of a square crop to those of the chip."""
+        turn = math.radians(self.angle + 90 * self.quarter_turns)
+        cosine, sine = math.cos(turn) * self.scale, math.sin(turn) * self.scale
+        mirror = -1.0 if self.mirrored else 1.0
+        linear = np.array([[cosine * mirror, sine], [-sine * mirror, cosine]])
+        middle = np.full(2, (crop - 1) / 2)
+        return np.column_stack([linear, np.asarray(self.centre) - 0.5 - linear @ middle])
+
+
+def draw_geometry(
+    random: np.random.Generator,
+    shape: tuple[int, int],
+    crop: int,
+    settings: Augmentation | None,
+) -> Geometry:
+    """Draw the geometry of a square crop of a chip of this height and width.
+
+    Without ``settings`` only a position is drawn, in whole pixels.
+    """
+    # A chip smaller than the crop is centred; the outside is filled by reflection.
+    height, width = shape
+    centre = [
+        random.uniform(crop / 2, side - crop / 2) if side > crop else side / 2
+        for side in (width, height)
+    ]
+    if settings is None:
+        x, y = (math.floor(c - crop / 2) + crop / 2 for c in centre)
+        return Geometry((x, y))
+    x, y = (c + random.uniform(-settings.shift, settings.shift) * crop for c in centre)
+    resized = random.random() < settings.resize_probability
+    rotated = random.random() < settings.rotation_probability
+    return Geometry(
+        centre=(x, y),
+        scale=1 + random.uniform(-settings.resize, settings.resize) * resized,
+        angle=random.uniform(-settings.rotation, settings.rotation) * rotated,
+        quarter_turns=int(random.integers(4)) if settings.flips else 0,
+        mirrored=bool(random.integers(2)) if settings.flips else False,
+    )
+
+
+def jitter_colours(random: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Jitter the colours of an image, uint8 (channels, h, w).
+
+    One of three changes is drawn: a shift of each channel, brightness and contrast, or gamma.
+    """
+    levels = np.arange(256.0)
+    tables = np.tile(levels, (len(image), 1))
+    match random.integers(3):
+        case 0:
+            tables += random.uniform(-20, 20, (len(image), 1))
+        case 1:
+            tables = (tables - 127.5) * random.uniform(0.8, 1.2) + 127.5
+            tables += 255 * random.uniform(-0.2, 0.2)
+        case _:
+            tables = 255 * (tables / 255) ** random.uniform(0.8, 1.2)
+    lookup = np.clip(np.rint(tables), 0, 255).astype(np.uint8)
+    changed = np.empty_like(image)
+    for plane, table, out in zip(image, lookup, changed, strict=True):
+        cv2.LUT(plane, table, out)
+    return changed
 
 
 def read_crop(
@@ -116,27 +253,26 @@ def read_crop(
     nearest neighbour; both are reflected at the chip's border.
     """
     matrix = geometry.to_chip(crop)
-    window = _whole_pixels(matrix, crop, chip.shape)
-    if window is not None:
-        return chip.read_channels(channels, *window)
+    left, top = (int(offset) for offset in matrix[:, 2])
+    inside = 0 <= left <= chip.shape[1] - crop and 0 <= top <= chip.shape[0] - crop
+    if inside and np.array_equal(matrix, [[1, 0, left], [0, 1, top]]):
+        return chip.read_channels(channels, slice(top, top + crop), slice(left, left + crop))
     rows, columns = _window(matrix, crop, chip.shape)
     image, target = chip.read_channels(channels, rows, columns)
-    matrix[:, 2] -= (columns.start, rows.start)
     return _warp_channels(image, matrix, crop), _warp(target, matrix, crop, cv2.INTER_NEAREST)
 
 
 def read_image_crop(
     chip: CachedChip, geometry: Geometry, crop: int, channels: int
 ) -> NDArray[np.uint8]:
-    """Read a crop of the image only, uint8 (channels, crop, crop), resampled bilinearly.
+    """Read a crop of the image only, for tasks whose labels are not rasters.
 
-    For tasks whose labels are not rasters.
+    Returns:
+        uint8 (channels, crop, crop), resampled bilinearly.
     """
     matrix = geometry.to_chip(crop)
     rows, columns = _window(matrix, crop, chip.shape)
-    image = chip.read_image(channels, rows, columns)
-    matrix[:, 2] -= (columns.start, rows.start)
-    return _warp_channels(image, matrix, crop)
+    return _warp_channels(chip.read_image(channels, rows, columns), matrix, crop)
 
 
 def read_soft_crop(chip: CachedChip, geometry: Geometry, crop: int) -> NDArray[np.uint8]:
@@ -152,23 +288,11 @@ def read_soft_crop(chip: CachedChip, geometry: Geometry, crop: int) -> NDArray[n
         raise ValueError(f"{chip.image_id} has no soft target")
     matrix = geometry.to_chip(crop)
     rows, columns = _window(matrix, crop, chip.shape)
-    matrix[:, 2] -= (columns.start, rows.start)
     return _warp_channels(chip.soft.read(rows, columns), matrix, crop)
 
 
-def _whole_pixels(
-    matrix: NDArray[np.float64], crop: int, shape: Sequence[int]
-) -> tuple[slice, slice] | None:
-    """Return the rows and columns of an axis-aligned crop; None if it must be resampled."""
-    left, top = (int(offset) for offset in matrix[:, 2])
-    inside = 0 <= left <= shape[1] - crop and 0 <= top <= shape[0] - crop
-    if not inside or not np.array_equal(matrix, [[1, 0, left], [0, 1, top]]):
-        return None
-    return slice(top, top + crop), slice(left, left + crop)
-
-
 def _window(matrix: NDArray[np.float64], crop: int, shape: Sequence[int]) -> tuple[slice, slice]:
-    """Return the rows and columns of the chip that a crop covers."""
+    """Return the chip's rows and columns that a crop covers; make the map relative to them."""
     corners = matrix @ np.array([[0, crop, 0, crop], [0, 0, crop, crop], [1, 1, 1, 1]])
     # One more pixel on each side for the interpolation.
     columns, rows = (
@@ -177,6 +301,7 @@ def _window(matrix: NDArray[np.float64], crop: int, shape: Sequence[int]) -> tup
             corners.min(axis=1), corners.max(axis=1), shape[1::-1], strict=True
         )
     )
+    matrix[:, 2] -= (columns.start, rows.start)
     return rows, columns
 
 

@@ -1,8 +1,17 @@
 """Cross-validation folds, stratified by area of interest and the same on every machine."""
 
 import hashlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from satmap.errors import SatmapError
+from satmap.io.files import refuse_pipe
+
+if TYPE_CHECKING:
+    from satmap.data.chip import Chip
 
 
 def assign_folds(
@@ -37,23 +46,74 @@ def assign_folds(
         return hashlib.sha256(f"{seed}:{image_id}".encode()).digest()
 
     area = {image_id: aoi for aoi, ids in areas.items() for image_id in ids}
+    dealt = [image_id for aoi in sorted(areas) for image_id in sorted(areas[aoi], key=order)]
+    known = [[image_id for image_id in group if image_id in area] for group in groups]
+    if not any(known):
+        return {image_id: position % folds for position, image_id in enumerate(dealt)}
     fold: dict[str, int] = {}
     sizes: Counter[tuple[str, int]] = Counter()
-    known = [[image_id for image_id in group if image_id in area] for group in groups]
-    for group in sorted((g for g in known if g), key=lambda g: (-len(g), order(min(g)))):
-        main_area = Counter(area[image_id] for image_id in group).most_common(1)[0][0]
-        least = min(range(folds), key=lambda number: sizes[main_area, number])
-        for image_id in group:
+
+    def assign(ids: Sequence[str], aoi: str) -> None:
+        least = min(range(folds), key=lambda number: sizes[aoi, number])
+        for image_id in ids:
             fold[image_id] = least
             sizes[area[image_id], least] += 1
-    if fold:
-        # Chips without a group even out the fold sizes.
-        for aoi in sorted(areas):
-            for image_id in sorted(areas[aoi], key=order):
-                if image_id not in fold:
-                    least = min(range(folds), key=lambda number: sizes[aoi, number])
-                    fold[image_id] = least
-                    sizes[aoi, least] += 1
-        return fold
-    dealt = [image_id for aoi in sorted(areas) for image_id in sorted(areas[aoi], key=order)]
-    return {image_id: position % folds for position, image_id in enumerate(dealt)}
+
+    for group in sorted((g for g in known if g), key=lambda g: (-len(g), order(min(g)))):
+        assign(group, Counter(area[image_id] for image_id in group).most_common(1)[0][0])
+    # Chips without a group even out the fold sizes.
+    for image_id in dealt:
+        if image_id not in fold:
+            assign([image_id], area[image_id])
+    return fold
+
+
+def duplicate_groups(path: Path, chips: Sequence["Chip"]) -> list[list[str]]:
+    """Return groups of sites that must share a fold because their chips are near-duplicates.
+
+    The report of ``satmap audit --json`` may name an image of any product; images of other chips
+    are ignored. A group has two or more sites, and no site is in two groups.
+
+    Raises:
+        SatmapError: the report cannot be read, or names none of the chips' images.
+    """
+    groups = read_groups(path)
+    site_of = {image.path.resolve(): chip.site for chip in chips for image in chip.images.values()}
+    known = [
+        [site for file in group if (site := site_of.get(file)) is not None] for group in groups
+    ]
+    if groups and chips and not any(known):
+        raise SatmapError(
+            f"{path} names none of the images: it names, for example, {groups[0][0]}, but the "
+            f"images are those such as {chips[0].image.path}. Write the report for the directories "
+            f"that you train with: `satmap audit DIR... --json > {path.name}`."
+        )
+    # Merge groups that share a site: two images of one site may be in two groups.
+    group_of: dict[str, set[str]] = {}
+    for group in known:
+        joined = set(group).union(*(group_of.get(site, ()) for site in group))
+        group_of.update(dict.fromkeys(joined, joined))
+    several = {id(group): group for group in group_of.values() if len(group) > 1}
+    return [sorted(group) for group in several.values()]
+
+
+def read_groups(path: Path) -> list[list[Path]]:
+    """Read the groups of near-duplicates from a report of ``satmap audit --json``.
+
+    Raises:
+        SatmapError: the file cannot be read, or is not such a report.
+    """
+    refuse_pipe(path)
+    try:
+        groups = json.loads(path.read_bytes())["groups"]
+        if not all(isinstance(name, str) for group in groups for name in group):
+            raise TypeError("a group holds values that are not paths")
+        # Invalid paths and circular links raise an error here.
+        return [[Path(name).resolve() for name in group] for group in groups if group]
+    except OSError as error:
+        raise SatmapError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise SatmapError(
+            f"{path}: not a report of near-duplicates ({type(error).__name__}: {error}). Write one "
+            "with `satmap audit DIR... --json > audit.json`."
+        ) from error

@@ -31,7 +31,7 @@ RGB = "PS-RGB"
 #: blue come first, so that a three-channel network takes the first three channels of the array.
 MS_BAND_ORDER = (5, 3, 2, 1, 4, 6, 7, 8)
 
-# Bands of each product in that order.
+# 1-based band numbers of each product, in that order.
 _ORDERS = {MULTISPECTRAL: MS_BAND_ORDER, RGB_NIR: (1, 2, 3, 4), RGB: (1, 2, 3)}
 
 _DTYPES = ("uint8", "uint16")
@@ -117,6 +117,10 @@ class StretchedImage:
     """Image stretched to 8 bits and read window by window.
 
     The percentiles are those of the whole image, so that all windows get the same stretch.
+
+    Attributes:
+        shape: height, width and channels.
+        is_blank: whether no pixel holds data.
     """
 
     def __init__(
@@ -124,19 +128,10 @@ class StretchedImage:
     ) -> None:
         """Read the image strip by strip and compute its percentiles.
 
-        Args:
-            info: the image.
-            low: percentile mapped to 0.
-            high: percentile mapped to 255.
-            channels: number of channels to read, the first ones in the networks' order; None for
-                all.
-
-        Raises:
-            SatmapError: the pixels cannot be read, for example because the file is truncated.
+        Arguments and errors are those of :func:`read_stretched`.
         """
         self._info = info
-        self._order = _order(info, channels)
-        #: Height, width and channels.
+        self._order = _ORDERS[info.product][:channels]
         self.shape = (info.height, info.width, len(self._order))
         levels = np.iinfo(info.dtype).max + 1
         counts = np.zeros((len(self._order), levels), np.int64)
@@ -146,15 +141,10 @@ class StretchedImage:
             for count, band in zip(counts, bands, strict=True):
                 count += _histogram(band, valid, levels)
         self._tables = [_table(count, low, high) for count in counts]
-        #: Whether no pixel holds data.
         self.is_blank = not counts[:, 1:].any()
 
     def __getitem__(self, index: tuple[slice, slice]) -> NDArray[np.uint8]:
-        """Return a window, given as slices of rows and columns, as :func:`read_stretched` does.
-
-        Raises:
-            SatmapError: the pixels cannot be read.
-        """
+        """Return a window, given as slices of rows and columns, as :func:`read_stretched` does."""
         bands, valid = _read_bands(self._info, self._order, *index)
         stretched = np.empty((*valid.shape, len(bands)), np.uint8)
         for channel, (band, table) in enumerate(zip(bands, self._tables, strict=True)):
@@ -182,9 +172,8 @@ def read_stretched(
     Raises:
         SatmapError: the pixels cannot be read, for example because the file is truncated.
     """
-    bands, valid = _read_bands(
-        info, _order(info, channels), slice(0, info.height), slice(0, info.width)
-    )
+    order = _ORDERS[info.product][:channels]
+    bands, valid = _read_bands(info, order, slice(0, info.height), slice(0, info.width))
     stretched = np.empty(bands.shape, np.uint8)
     for plane, band in zip(stretched, bands, strict=True):
         # 0 is reserved for pixels without data, so valid pixels are at least 1.
@@ -195,15 +184,7 @@ def read_stretched(
 def read_resized(
     info: ImageInfo, low: float, high: float, input_px: int | None, channels: int | None = None
 ) -> NDArray[np.uint8]:
-    """Read a stretched image and resize it.
-
-    Args:
-        info: the image.
-        low: percentile mapped to 0.
-        high: percentile mapped to 255.
-        input_px: length of the longer side of the result, pixels; None to keep the image's size.
-        channels: as in :func:`read_stretched`.
-    """
+    """Read an image with :func:`read_stretched` and resize it with :func:`resize_image`."""
     return resize_image(read_stretched(info, low, high, channels), input_px)
 
 
@@ -218,11 +199,6 @@ def resize_image(image: NDArray[np.uint8], input_px: int | None) -> NDArray[np.u
     # OpenCV resizes any number of channels, but drops the channel axis if there is only one.
     resized = cv2.resize(image, (width, height), interpolation=mode)
     return np.asarray(resized, np.uint8).reshape(height, width, -1)
-
-
-def _order(info: ImageInfo, channels: int | None) -> tuple[int, ...]:
-    """Return the 1-based band numbers to read, in the networks' order."""
-    return _ORDERS[info.product][:channels]
 
 
 def _read_bands(

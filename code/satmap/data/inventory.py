@@ -8,9 +8,7 @@ from pathlib import Path
 from satmap.data.chip import Chip
 from satmap.data.imagery import MULTISPECTRAL, RGB, RGB_NIR
 from satmap.errors import SatmapError
-from satmap.io.text import printable
-
-_NAMES_SHOWN = 5
+from satmap.io.text import listing, printable
 
 
 @dataclass(frozen=True)
@@ -43,22 +41,16 @@ class Inventory:
         return tuple(chip for chip in self.chips if chip.label is None)
 
     def require_labels(self) -> None:
-        """Fail if a chip has no label.
-
-        Raises:
-            SatmapError: a label is missing; the message names the images and, for the first one,
-                the label names that were tried.
-        """
+        """Raise SatmapError if a chip has no label, with the names of the labels that are tried."""
         missing = self.unlabelled()
         if not missing:
             return
-        shown = ", ".join(chip.image.path.name for chip in missing[:_NAMES_SHOWN])
-        more = f" and {len(missing) - _NAMES_SHOWN} more" if len(missing) > _NAMES_SHOWN else ""
+        shown = listing([chip.image.path.name for chip in missing])
         tried = "\n  ".join(self.label_names[missing[0].image_id])
         first = missing[0].image_id
         places = ", ".join(map(str, self.directories))
         raise SatmapError(
-            f"{len(missing)} of {len(self.chips)} images have no label: {shown}{more}.\n"
+            f"{len(missing)} of {len(self.chips)} images have no label: {shown}.\n"
             f"For {first} these names were tried anywhere under {places}:\n  {tried}\n"
             "Add the labels, or pass --skip-unlabelled to train without these images."
         )
@@ -69,7 +61,8 @@ class Inventory:
         for chip in self.chips:
             areas[chip.aoi].append(chip)
         # The columns of multispectral and RGB images are always shown.
-        products = (MULTISPECTRAL, *_further_products(self.chips), RGB)
+        has_infrared = any(RGB_NIR in chip.images for chip in self.chips)
+        products = (MULTISPECTRAL, *((RGB_NIR,) if has_infrared else ()), RGB)
         header = ("area", "chips", *products, "labels", "bands", "type", "size", "m/px")
         rows = [header, *(_summary_row(aoi, chips, products) for aoi, chips in areas.items())]
         widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
@@ -78,13 +71,13 @@ class Inventory:
             for row in rows
         ]
         if missing := [c.image_id for c in self.chips if c.image.georeference is None]:
-            lines.append(f"without georeference: {_listing(missing)}")
+            lines.append(f"without georeference: {listing(missing)}")
         unlabelled = [chip.image_id for chip in self.unlabelled()]
         if 0 < len(unlabelled) < len(self.chips):
-            lines.append(f"without label: {_listing(unlabelled)}")
+            lines.append(f"without label: {listing(unlabelled)}")
         if self.labels_without_image:
             names = [path.name for path in self.labels_without_image]
-            lines.append(f"labels without an image: {_listing(names)}")
+            lines.append(f"labels without an image: {listing(names)}")
         if self.ignored:
             lines.append(
                 f"ignored: {len(self.ignored)} other rasters such as {self.ignored[0].name}"
@@ -93,10 +86,6 @@ class Inventory:
         lines += [f"unusable: {fault}" for fault in self.faults.values()]
         # Names of directories and files may contain control characters.
         return "\n".join(map(printable, lines))
-
-
-def _further_products(chips: Sequence[Chip]) -> list[str]:
-    return [RGB_NIR] if any(RGB_NIR in chip.images for chip in chips) else []
 
 
 def _summary_row(aoi: str, chips: Sequence[Chip], products: Sequence[str]) -> tuple[str, ...]:
@@ -115,9 +104,3 @@ def _summary_row(aoi: str, chips: Sequence[Chip], products: Sequence[str]) -> tu
         kinds(f"{chip.image.width}x{chip.image.height}" for chip in chips),
         kinds(f"{g.metres_per_pixel[0]:.2f}x{g.metres_per_pixel[1]:.2f}" for g in located) or "-",
     )
-
-
-def _listing(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    hidden = len(names) - _NAMES_SHOWN
-    return f"{shown} and {hidden} more" if hidden > 0 else shown

@@ -14,13 +14,7 @@ _SAME_SIZE = 1e-3
 
 
 class ImageFootprint(NamedTuple):
-    """Position and size of an image.
-
-    Attributes:
-        georeference: None if the image has none.
-        width: columns.
-        height: rows.
-    """
+    """Position of an image, None if unknown, and its size in pixels."""
 
     georeference: Georeference | None
     width: int
@@ -30,10 +24,8 @@ class ImageFootprint(NamedTuple):
 class Neighbour(NamedTuple):
     """Image that is adjacent to or overlaps a reference image.
 
-    Attributes:
-        image: index of the neighbour.
-        column: column of the neighbour's first pixel in the reference image's pixel grid.
-        row: row of that pixel.
+    ``image`` is its index. ``column`` and ``row`` are those of its first pixel in the reference
+    image's pixel grid.
     """
 
     image: int
@@ -58,20 +50,20 @@ def find_neighbours(
         One list per image, nearest corner first; empty for images without georeference. The
         relation is symmetric: if A is in the list of B, B is in the list of A.
     """
-    placed = [
-        index
-        for index, footprint in enumerate(footprints)
-        if footprint.georeference is not None and _is_upright(footprint.georeference)
-    ]
     found: list[list[Neighbour]] = [[] for _ in footprints]
-    if not placed:
+    grids = {
+        index: grid
+        for index, (grid, _, _) in enumerate(footprints)
+        if grid is not None and grid.transform.b == grid.transform.d == 0
+    }
+    if not grids:
         return found
-    grids = [georeference for i in placed if (georeference := footprints[i].georeference)]
-    pixel = np.array([(grid.transform.a, grid.transform.e) for grid in grids])
-    corner = np.array([(grid.transform.c, grid.transform.f) for grid in grids])
-    size = np.array([footprints[i][1:] for i in placed])
-    systems = {crs: number for number, crs in enumerate({grid.crs for grid in grids})}
-    system = np.array([systems[grid.crs] for grid in grids])
+    placed = [*grids]
+    pixel = np.array([(grid.transform.a, grid.transform.e) for grid in grids.values()])
+    corner = np.array([(grid.transform.c, grid.transform.f) for grid in grids.values()])
+    size = np.array([footprints[index][1:] for index in placed])
+    systems = {crs: number for number, crs in enumerate({grid.crs for grid in grids.values()})}
+    system = np.array([systems[grid.crs] for grid in grids.values()])
 
     margin = np.minimum(margin_px, size)
     tree = shapely.STRtree(_boxes(corner, corner + size * pixel))
@@ -89,10 +81,6 @@ def find_neighbours(
     for image, other, column, row in rows:
         found[placed[image]].append(Neighbour(placed[other], column, row))
     return found
-
-
-def _is_upright(georeference: Georeference) -> bool:
-    return georeference.transform.b == georeference.transform.d == 0
 
 
 def _boxes(first: NDArray[np.float64], last: NDArray[np.float64]) -> NDArray[np.object_]:

@@ -75,12 +75,7 @@ def view_angle_of_name(name: str) -> ViewAngle | None:
 
 
 def require_category(name: str, view_angle: ViewAngle | None, heads: int) -> str:
-    """Return the view-angle category of an image, one of ``CATEGORIES[heads]``.
-
-    Args:
-        name: file name of the image, for the message.
-        view_angle: None if unknown.
-        heads: number of categories.
+    """Return the view-angle category of an image of this name, one of ``CATEGORIES[heads]``.
 
     Raises:
         SatmapError: the angle or its side is unknown.

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -27,8 +27,6 @@ from satmap.submissions.geojson_maps import (
 from satmap.submissions.mask_rasters import find_masks
 from satmap.submissions.result_format import find_format
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv
-
-_Row = TypeVar("_Row", RoadRow, BuildingRow)
 
 
 @dataclass(frozen=True)
@@ -88,45 +86,39 @@ def score_files(
     if added := find_format(truth):
         scoring: Scoring = added.score(truth, proposal)
         return scoring
+    files = truth, proposal
     match kinds := (detect(truth), detect(proposal)):
         case Format.ROADS_CSV, Format.ROADS_CSV:
             roads = read_roads_csv(truth), read_roads_csv(proposal)
+            return _roads(files, *roads, metres_per_pixel, with_topo)
         case Format.BUILDINGS_CSV, Format.BUILDINGS_CSV:
-            buildings = read_buildings_csv(truth), read_buildings_csv(proposal)
-            return _buildings(*_with_common_images(truth, proposal, *buildings))
+            return _buildings(files, read_buildings_csv(truth), read_buildings_csv(proposal))
         case Format.GEOJSON, Format.GEOJSON if _are_roads(truth, proposal):
             roads = read_roads_geojson(truth, proposal, metres_per_pixel)
+            return _roads(files, *roads, metres_per_pixel, with_topo)
         case Format.GEOJSON, Format.GEOJSON:
-            buildings = read_buildings_geojson(truth, proposal, metres_per_pixel)
-            return _buildings(*_with_common_images(truth, proposal, *buildings))
+            return _buildings(files, *read_buildings_geojson(truth, proposal, metres_per_pixel))
         case Format.COCO_ANNOTATIONS, Format.COCO_RESULTS:
             return _coco(truth, proposal)
         case Format.MASKS, Format.MASKS:
-            return _masks(truth, proposal)
-        case _:
-            raise SatmapError(
-                f"{truth} is {kinds[0]} and {proposal} {kinds[1]}; they cannot be compared. "
-                "Both must be of the same kind; COCO results need COCO annotations as truth."
-            )
-    return _roads(*_with_common_images(truth, proposal, *roads), metres_per_pixel, with_topo)
+            sides = Sides(find_masks(truth), find_masks(proposal))
+            return Scoring(score_masks(truth, proposal), "jaccard", sides)
+    raise SatmapError(
+        f"{truth} is {kinds[0]} and {proposal} {kinds[1]}; they cannot be compared. "
+        "Both must be of the same kind; COCO results need COCO annotations as truth."
+    )
 
 
-def _with_common_images(
-    truth: Path, proposal: Path, true: dict[str, list[_Row]], proposed: dict[str, list[_Row]]
-) -> tuple[dict[str, list[_Row]], dict[str, list[_Row]]]:
-    """Return both sides unchanged if they have an image in common.
-
-    Raises:
-        SatmapError: they have none.
-    """
-    if not true.keys() & proposed.keys():
+def _require_common_image(
+    files: tuple[Path, Path], truth: Mapping[str, object], proposal: Mapping[str, object]
+) -> None:
+    if not truth.keys() & proposal.keys():
         raise SatmapError(
-            f"{truth} and {proposal} have no image in common, for example "
-            f"{next(iter(true), 'none')} and {next(iter(proposed), 'none')}. "
+            f"{files[0]} and {files[1]} have no image in common, for example "
+            f"{next(iter(truth), 'none')} and {next(iter(proposal), 'none')}. "
             "Check that they belong together. If the ids of only one file have the challenge's "
             "prefix, remove it."
         )
-    return true, proposed
 
 
 def _are_roads(truth: Path, proposal: Path) -> bool:
@@ -149,15 +141,16 @@ def _are_roads(truth: Path, proposal: Path) -> bool:
 
 
 def _roads(
+    files: tuple[Path, Path],
     truth: Mapping[str, Sequence[RoadRow]],
     proposal: Mapping[str, Sequence[RoadRow]],
     metres_per_pixel: float,
     with_topo: bool,
 ) -> Scoring:
-    report = score_roads(truth, proposal, metres_per_pixel=metres_per_pixel).report()
+    _require_common_image(files, truth, proposal)
+    report = score_roads(truth, proposal, metres_per_pixel=metres_per_pixel)
     if with_topo:
         report = _with_topo(report, truth, proposal, metres_per_pixel)
-
     warnings = [_untimed(side, rows) for side, rows in (("truth", truth), ("proposal", proposal))]
     sides = Sides(truth, proposal, metres_per_pixel)
     return Scoring(report, "apls_length", sides, tuple(filter(None, warnings)))
@@ -165,11 +158,9 @@ def _roads(
 
 def _untimed(side: str, roads: Mapping[str, Sequence[RoadRow]]) -> str:
     """Return a warning if only some roads of a file have a travel time, else an empty string."""
-    timed = {
-        image_id: [isfinite(row.travel_time_s) for row in rows] for image_id, rows in roads.items()
-    }
+    timed = {i: [isfinite(row.travel_time_s) for row in rows] for i, rows in roads.items()}
     without = [image_id for image_id, rows in timed.items() if not all(rows)]
-    if not without or not any(any(rows) for rows in timed.values()):
+    if not without or not any(map(any, timed.values())):
         return ""
     return (
         f"{len(without)} images of the {side} have roads without a travel time, for example "
@@ -178,8 +169,11 @@ def _untimed(side: str, roads: Mapping[str, Sequence[RoadRow]]) -> str:
 
 
 def _buildings(
-    truth: Mapping[str, Sequence[BuildingRow]], proposal: Mapping[str, Sequence[BuildingRow]]
+    files: tuple[Path, Path],
+    truth: Mapping[str, Sequence[BuildingRow]],
+    proposal: Mapping[str, Sequence[BuildingRow]],
 ) -> Scoring:
+    _require_common_image(files, truth, proposal)
     return Scoring(score_buildings(truth, proposal), "f1", Sides(truth, proposal))
 
 
@@ -192,13 +186,7 @@ def _coco(truth: Path, results: Path) -> Scoring:
             f"{next(iter(annotations.sizes), 'none')} and {next(iter(found))}. An image_id is the "
             "id in the annotations or the number in the file's name."
         )
-
     return Scoring(report, "ap50", Sides(annotations, found))
-
-
-def _masks(truth: Path, proposal: Path) -> Scoring:
-    sides = Sides(find_masks(truth), find_masks(proposal))
-    return Scoring(score_masks(truth, proposal), "jaccard", sides)
 
 
 def _with_topo(
@@ -228,8 +216,4 @@ def _with_topo(
 
 
 def _topo_figures(score: TopoScore) -> Figures:
-    return {
-        "topo_precision": score.precision,
-        "topo_recall": score.recall,
-        "topo_f1": score.f1,
-    }
+    return {"topo_precision": score.precision, "topo_recall": score.recall, "topo_f1": score.f1}

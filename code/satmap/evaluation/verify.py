@@ -5,27 +5,32 @@ process and a temporary directory. On the same kind of machine the result must b
 byte. On another kind of machine sums differ in their last bits, so the scores are compared.
 """
 
-import json
 import math
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from satmap.data.chip import record_images
 from satmap.errors import SatmapError
 from satmap.evaluation.score import score_files
-from satmap.io.checksums import FileRecord, data_fingerprint, in_threads, record_file
+from satmap.io.checksums import (
+    ChipRecords,
+    FileRecord,
+    data_fingerprint,
+    in_threads,
+    record_file,
+)
 from satmap.io.files import is_temporary, write_text
-from satmap.io.text import printable
+from satmap.io.text import listing, printable
 from satmap.provenance.machine import differences
 from satmap.provenance.manifest import SUFFIX, SubmissionManifest, WeightsManifest, read_manifest
 from satmap.recipes.schema import Recipe, parse_recipe
@@ -39,9 +44,6 @@ TOLERANCE = 1e-3
 
 # The scores to compare, whichever metric the submission has.
 _FIGURES = ("apls_length", "apls_time", "f1", "ap50", "jaccard")
-
-# Maximum number of files named in a message.
-_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -66,93 +68,71 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Comparison of a submission with its recomputation.
+class Verification:
+    """Comparison of a submission with its manifest and with a recomputation.
 
     Attributes:
-        identical: whether they are identical byte for byte.
+        subject: the submission.
+        faults: deviations from the manifest; if there are any, nothing is recomputed.
+        identical: whether the recomputation is identical byte for byte; None without one.
         differences: differing properties of the machines and their software: name to (value in the
             manifest, value here).
         scores: figure to (submission, recomputation); empty if they are identical.
         gap: largest difference between the scores; infinite if they cannot be compared.
     """
 
-    identical: bool
-    differences: Mapping[str, tuple[str, str]]
-    scores: Mapping[str, tuple[float, float]]
-    gap: float
+    subject: Path
+    faults: tuple[str, ...] = ()
+    identical: bool | None = None
+    differences: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    scores: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    gap: float = math.inf
 
     @property
     def passed(self) -> bool:
         """Whether the submission matches its manifest, as far as this machine can tell."""
-        return self.identical or (bool(self.differences) and self.gap <= TOLERANCE)
-
-
-@dataclass(frozen=True)
-class Verification:
-    """Result of a verification.
-
-    Attributes:
-        subject: the submission.
-        faults: deviations from the manifest; if there are any, nothing is recomputed.
-        comparison: comparison with the recomputation; None if there are faults.
-    """
-
-    subject: Path
-    faults: tuple[str, ...]
-    comparison: Comparison | None
-
-    @property
-    def passed(self) -> bool:
-        """Whether the submission is verified."""
-        return self.comparison is not None and self.comparison.passed
+        return bool(self.identical or (self.differences and self.gap <= TOLERANCE))
 
     def report(self) -> str:
         """Return the result as text for people."""
         lines = [f"{self.subject}: {printable(fault)}" for fault in self.faults]
-        result = self.comparison
-        if result is None:
-            return "\n".join([*lines, f"{self.subject}: NOT verified"])
-        if result.identical:
+        if self.identical:
             lines.append("recomputed: identical, byte for byte")
-        else:
-            kind = "another kind of machine" if result.differences else "the same kind of machine"
+        elif self.identical is False:
+            kind = "another kind of machine" if self.differences else "the same kind of machine"
             lines.append(f"recomputed: different bytes, on {kind}")
         lines += [
             f"  {name}: {printable(recorded)} in the manifest, {printable(current)} here"
-            for name, (recorded, current) in result.differences.items()
+            for name, (recorded, current) in self.differences.items()
         ]
         lines += [
             f"  {name}: {submitted:.5f} submitted, {recomputed:.5f} recomputed"
-            for name, (submitted, recomputed) in result.scores.items()
+            for name, (submitted, recomputed) in self.scores.items()
         ]
-        if not result.identical and not result.scores:
+        if self.identical is False and not self.scores:
             lines.append("  no scores: give the COCO annotations with --truth")
-        elif not result.identical:
-            what = "within" if result.gap <= TOLERANCE else "more than"
-            lines.append(f"  scores differ by {result.gap:.5f}, {what} {TOLERANCE}")
-        lines.append(f"{self.subject}: {'verified' if result.passed else 'NOT verified'}")
+        elif self.identical is False:
+            what = "within" if self.gap <= TOLERANCE else "more than"
+            lines.append(f"  scores differ by {self.gap:.5f}, {what} {TOLERANCE}")
+        lines.append(f"{self.subject}: {'verified' if self.passed else 'NOT verified'}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result as a JSON object."""
-        result = self.comparison
+        """Return the result as a JSON object, with null for what was not compared."""
+        compared = self.identical is not None
         return {
             "subject": str(self.subject),
             "verified": self.passed,
-            "faults": list(self.faults),
-            "identical": result and result.identical,
-            "differences": result
-            and {name: list(pair) for name, pair in result.differences.items()},
-            "scores": result and {name: list(pair) for name, pair in result.scores.items()},
-            "gap": result and (result.gap if math.isfinite(result.gap) else None),
+            "faults": self.faults,
+            "identical": self.identical,
+            "differences": self.differences if compared else None,
+            "scores": self.scores if compared else None,
+            "gap": self.gap if math.isfinite(self.gap) else None,
         }
 
 
 def verify_submission(output: Path, sources: Sources) -> Verification:
-    """Check a submission against its manifest, and recompute it.
-
-    Nothing is overwritten: the recomputation goes to a temporary directory (``$TMPDIR``).
+    """Check a submission against its manifest, and recompute it in ``$TMPDIR``.
 
     Raises:
         SatmapError: there is no manifest, weights or images cannot be found, or the submission
@@ -160,9 +140,7 @@ def verify_submission(output: Path, sources: Sources) -> Verification:
     """
     manifest = _submission_manifest(output)
     began_in = Path(manifest.run.directory)
-    directories = sources.directories or tuple(
-        began_in / directory for directory in manifest.directories
-    )
+    directories = sources.directories or tuple(began_in / name for name in manifest.directories)
     weights = sources.weights or began_in / manifest.weights_directory
     _require_there([weights], "--weights")
     _require_there(directories, "--images")
@@ -172,10 +150,10 @@ def verify_submission(output: Path, sources: Sources) -> Verification:
         *_image_faults(manifest, directories),
     ]
     if faults:
-        return Verification(output, tuple(faults), None)
+        return Verification(output, tuple(faults))
     with tempfile.TemporaryDirectory(prefix="satmap-verify-") as scratch:
         again = _recompute(manifest, directories, weights, Path(scratch), sources)
-        return Verification(output, (), compare(output, manifest, again, sources.truth))
+        return compare(output, manifest, again, sources.truth)
 
 
 def _submission_manifest(output: Path) -> SubmissionManifest:
@@ -209,11 +187,8 @@ def _require_there(directories: Sequence[Path], option: str) -> None:
 def _weights_faults(manifest: SubmissionManifest, directory: Path) -> list[str]:
     there = [record for record in manifest.weights if (directory / record.name).is_file()]
     current = in_threads(record_file, [directory / record.name for record in there])
-    altered = [
-        record.name
-        for record, now in zip(there, current, strict=True)
-        if now.sha256 != record.sha256
-    ]
+    pairs = zip(there, current, strict=True)
+    altered = [record.name for record, now in pairs if now.sha256 != record.sha256]
     missing = [record.name for record in manifest.weights if record not in there]
     return [
         *_named("weight files", f"missing in {directory}", missing),
@@ -247,19 +222,11 @@ def _image_faults(manifest: SubmissionManifest, directories: Sequence[Path]) -> 
 
 
 def _recipe(manifest: SubmissionManifest) -> Recipe:
-    """The recipe of a submission.
-
-    Raises:
-        SatmapError: this version of satmap cannot read it.
-    """
     return parse_recipe(yaml.safe_dump(manifest.recipe.content), "of the manifest")
 
 
 def _named(what: str, fault: str, names: Sequence[str]) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return [f"{len(names)} {what} {fault}: {', '.join(names[:_NAMED])}{more}"]
+    return [f"{len(names)} {what} {fault}: {listing(names)}"] if names else []
 
 
 def _recompute(
@@ -269,11 +236,7 @@ def _recompute(
     scratch: Path,
     sources: Sources,
 ) -> Path:
-    """Recompute the submission under ``scratch``; return its file, which also has a manifest.
-
-    Raises:
-        SatmapError: it cannot be recomputed.
-    """
+    """Recompute the submission under ``scratch``; return its file, which also has a manifest."""
     # The suffix selects the format.
     output, recipe = scratch / f"out{Path(manifest.file.name).suffix}", scratch / "recipe.yaml"
     _recipe(manifest)
@@ -284,15 +247,13 @@ def _recompute(
     for record in manifest.weights:
         (ensemble / record.name).symlink_to((weights / record.name).resolve())
     hardware = manifest.run.hardware
-    device = sources.device
-    if device == "auto" and hardware.device == "cpu":
-        device = "cpu"
-    counts = {"--processes": sources.processes, "--workers": sources.workers}
-    chosen = {name: str(count) for name, count in counts.items() if count is not None}
+    on_cpu = sources.device == "auto" and hardware.device == "cpu"
+    device = "cpu" if on_cpu else sources.device
     command = [
         *("predict", *(str(directory.resolve()) for directory in directories), str(output)),
         *("--recipe", str(recipe), "--weights", str(ensemble), "--device", device),
-        *(part for option in chosen.items() for part in option),
+        *([] if sources.processes is None else ["--processes", str(sources.processes)]),
+        *([] if sources.workers is None else ["--workers", str(sources.workers)]),
         *(["--out-of-fold"] if manifest.out_of_fold else []),
         *(["--nadir", manifest.view_angle] if manifest.view_angle else []),
     ]  # fmt: skip
@@ -314,14 +275,11 @@ def _recompute(
 
 def compare(
     output: Path, manifest: SubmissionManifest, again: Path, truth: Path | None
-) -> Comparison:
-    """Compare a submission with its recomputation.
+) -> Verification:
+    """Compare a submission with its recomputation ``again``, which has its own manifest.
 
-    Args:
-        output: the submission.
-        manifest: manifest of ``output``.
-        again: the recomputation, which has its own manifest.
-        truth: true map to score both against; None to score ``again`` against ``output``.
+    If the bytes differ, both are scored against the truth. Without one, ``again`` is scored against
+    the submission.
 
     Raises:
         SatmapError: a file cannot be read or scored.
@@ -332,10 +290,10 @@ def compare(
         (remade.run.software, remade.run.hardware),
     )
     if remade.file.sha256 == manifest.file.sha256:
-        return Comparison(True, found, {}, 0.0)
+        return Verification(output, (), True, found, {}, 0.0)
     if truth is None and detect(output) is Format.COCO_RESULTS:
         # Average precision needs annotations as truth; results cannot take their place.
-        return Comparison(False, found, {}, math.inf)
+        return Verification(output, (), False, found)
     if truth is None:
         mutual = _figures(output, again)
         scores = {f"{name} by the submission": (1.0, value) for name, value in mutual.items()}
@@ -344,7 +302,8 @@ def compare(
         submitted, recomputed = _figures(truth, output), _figures(truth, again)
         scores = {name: (submitted[name], recomputed.get(name, 0.0)) for name in submitted}
     gap = max((abs(first - second) for first, second in scores.values()), default=math.inf)
-    return Comparison(False, found, scores, gap if math.isfinite(gap) else math.inf)
+    gap = gap if math.isfinite(gap) else math.inf
+    return Verification(output, (), False, found, scores, gap)
 
 
 def _figures(truth: Path, proposal: Path) -> dict[str, float]:
@@ -354,19 +313,14 @@ def _figures(truth: Path, proposal: Path) -> dict[str, float]:
 
 _WEIGHTS = ".safetensors"
 
-_LISTS: TypeAdapter[dict[str, dict[str, FileRecord]]] = TypeAdapter(
-    dict[str, dict[str, FileRecord]]
-)
+_LISTS: TypeAdapter[ChipRecords] = TypeAdapter(ChipRecords)
 
 
 def verify_weights(path: Path) -> dict[Path, list[str]]:
-    """Check a weight file, or all weight files directly in a directory, against their manifests.
+    """Return the problems of a weight file, or of all weight files directly in a directory.
 
     The file must match the checksum in its manifest and the one in its own header. Recipe, member,
     stage and epoch must agree in both. The data list must have the recorded fingerprint.
-
-    Returns:
-        File to its problems; empty lists for files without problems.
 
     Raises:
         SatmapError: there is no such file, or no weights in the directory.
@@ -403,10 +357,10 @@ def _faults(path: Path) -> list[str]:
 def _disagreements(path: Path, manifest: WeightsManifest) -> list[str]:
     """List the values that differ between the manifest and the file's own header."""
     file = WeightFile(path, read_weights_metadata(path))
+    values = {name: getattr(manifest, name) for name in ("member", "stage", "epoch")}
     pairs = {
-        "member": (manifest.member, file.metadata.get("member")),
-        "stage": (_text(manifest.stage), file.metadata.get("stage")),
-        "epoch": (_text(manifest.epoch), file.metadata.get("epoch")),
+        name: (None if recorded is None else str(recorded), file.metadata.get(name))
+        for name, recorded in values.items()
     }
     if manifest.recipe is not None:
         inside = file.recipe.training_fingerprint
@@ -422,17 +376,12 @@ def _data_faults(path: Path, manifest: WeightsManifest) -> list[str]:
     data = manifest.data
     if data is None or data.list is None:
         return []
-    listed = path.with_name(data.list)
     try:
-        chips = _LISTS.validate_python(json.loads(listed.read_bytes()))
+        chips = _LISTS.validate_json(path.with_name(data.list).read_bytes())
     except OSError as error:
         return [f"its data list {data.list} cannot be read ({error.strerror})"]
-    except (ValidationError, ValueError):
+    except ValueError:
         return [f"its data list {data.list} is damaged"]
     if data_fingerprint(chips) != data.fingerprint:
         return [f"its data list {data.list} was altered"]
     return []
-
-
-def _text(number: int | None) -> str | None:
-    return None if number is None else str(number)

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 _NOT_PLAIN = re.compile(r'^#|[,"\r\n\0]')
 
@@ -20,6 +21,12 @@ def printable(text: object, longest: int | None = None, keep: str = "") -> str:
         for char in str(text)
     )
     return shown if longest is None or len(shown) <= longest else f"{shown[:longest]}..."
+
+
+def listing(names: Sequence[str]) -> str:
+    """Join names with commas; those beyond the first five are only counted."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def natural_key(text: str) -> tuple[list[str], str]:

@@ -35,7 +35,6 @@ class EncoderSpec:
         channels: number of channels of each stage's feature.
         stages: modules of each stage in the order of the forward pass, as paths in timm's model.
         strides: stride of each stage's feature relative to the image.
-        left_out: modules besides the classifier that only classification uses.
         force_padding: give every 3 x 3 convolution and max-pool a padding of 1.
     """
 
@@ -43,7 +42,6 @@ class EncoderSpec:
     channels: tuple[int, ...]
     stages: tuple[tuple[str, ...], ...]
     strides: tuple[int, ...] = (2, 4, 8, 16, 32)
-    left_out: tuple[str, ...] = ()
     force_padding: bool = False
 
 
@@ -112,8 +110,7 @@ def _efficientnet(
     first, *others = [tuple(f"blocks.{block}" for block in stage) for stage in blocks]
     # Leave out the head's 1 x 1 convolution: it widens the last feature at least fourfold for the
     # classifier, which makes a decoder slower and does not help it.
-    stages = (("conv_stem", "bn1", *first), *others)
-    return EncoderSpec(timm_name, channels, stages, left_out=("conv_head", "bn2"))
+    return EncoderSpec(timm_name, channels, (("conv_stem", "bn1", *first), *others))
 
 
 def _convnext(timm_name: str) -> EncoderSpec:
@@ -197,7 +194,6 @@ class Encoder(nn.Module):
 
     Attributes:
         name: key in ``ENCODERS``.
-        in_channels: number of input bands.
         channels: number of channels of each feature, from the finest scale to the coarsest.
         strides: strides of the features, up to 32. Most encoders begin at 2, ConvNeXt at 4.
         mean: mean of each channel, to subtract from an input in 0..1. Channels beyond the third
@@ -234,14 +230,7 @@ class Encoder(nn.Module):
         self._stopped: list[list[str]] = []
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Normalise images with the mean and standard deviation of the pretrained weights.
-
-        Args:
-            pixels: uint8 (N, in_channels, H, W).
-
-        Returns:
-            float32 of the same shape.
-        """
+        """Normalise uint8 (N, in_channels, H, W) to float32 as for the pretrained weights."""
         shape = (1, -1, 1, 1)
         mean = torch.tensor(self.mean, device=pixels.device).view(shape)
         std = torch.tensor(self.std, device=pixels.device).view(shape)
@@ -269,9 +258,8 @@ class Encoder(nn.Module):
         """Freeze the first stages, including their batch-norm statistics, and unfreeze the others.
 
         Parameters that were not trainable before the encoder froze them stay so after unfreezing.
-
-        Args:
-            stages: number of stages to freeze, from 0 (none) to all.
+        ``DistributedDataParallel`` reads ``requires_grad`` only when it is constructed: wrap the
+        network again after a change.
         """
         if not 0 <= stages <= len(self.stages):
             raise ValueError(
@@ -312,10 +300,7 @@ class Encoder(nn.Module):
 def build_encoder(name: str, in_channels: int) -> Encoder:
     """Build an untrained encoder; nothing is downloaded.
 
-    Args:
-        name: key in ``ENCODERS``.
-        in_channels: number of input bands. If it is not three, the first convolution has He
-            initialisation.
+    If the number of input channels is not three, the first convolution has He initialisation.
 
     Raises:
         SatmapError: the encoder is unknown, or there are no input channels.
@@ -327,11 +312,7 @@ def build_encoder(name: str, in_channels: int) -> Encoder:
 
 
 def require_encoder(name: str) -> None:
-    """Fail unless there is an encoder of that name.
-
-    Raises:
-        SatmapError: the encoder is unknown.
-    """
+    """Raise a SatmapError unless there is an encoder of that name."""
     if name not in ENCODERS:
         raise SatmapError(f"{unknown_encoder(name)}.")
 
@@ -344,11 +325,6 @@ def pretrained_config(name: str) -> PretrainedCfg:
     return config
 
 
-def unused_modules(name: str) -> tuple[str, ...]:
-    """Return the paths of timm modules that the encoder does not use, such as the classifier."""
-    return (str(pretrained_config(name).classifier), *ENCODERS[name].left_out)
-
-
 def child_name(path: str) -> str:
     """Return the name within a stage of the timm module at ``path``: its last part."""
     return path.rpartition(".")[2]
@@ -357,15 +333,10 @@ def child_name(path: str) -> str:
 def adapt_first_conv(weight: Tensor, in_channels: int) -> Tensor:
     """Adapt the first convolution of a 3-channel network to another number of channels.
 
-    Args:
-        weight: float (out, 3, kh, kw), pretrained on RGB.
-        in_channels: number of input channels of the result.
-
-    Returns:
-        (out, in_channels, kh, kw). With three or more channels, the first three keep their filters
-        and the others get He initialisation, https://arxiv.org/abs/1502.01852. With fewer than
-        three, no channel is known to be red, green or blue, so each gets the scaled mean of the
-        filters.
+    ``weight`` is float (out, 3, kh, kw), pretrained on RGB, and the result (out, in_channels, kh,
+    kw). With three or more channels, the first three keep their filters and the others get He
+    initialisation, https://arxiv.org/abs/1502.01852. With fewer than three, no channel is known to
+    be red, green or blue, so each gets the scaled mean of the filters.
     """
     known = weight.shape[1]
     if in_channels < known:

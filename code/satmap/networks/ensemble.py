@@ -40,10 +40,8 @@ class Pixels(Protocol):
 class EnsembleMember:
     """Network of an ensemble and its weight in the mean.
 
-    Attributes:
-        network: network on the device, in evaluation mode.
-        votes: weight, the number of checkpoints with this network; the best and the last
-            checkpoint may hold the same network.
+    The network is on the device, in evaluation mode. The votes are the number of checkpoints with
+    this network: the best and the last checkpoint may hold the same one.
     """
 
     network: Any
@@ -52,12 +50,7 @@ class EnsembleMember:
 
 @dataclass(frozen=True)
 class Symmetry:
-    """Symmetry of the square: an optional flip left to right, then a rotation.
-
-    Attributes:
-        quarter_turns: number of counter-clockwise rotations by 90 degrees.
-        mirrored: whether to flip.
-    """
+    """Symmetry of the square: an optional flip left to right, then counter-clockwise rotations."""
 
     quarter_turns: int
     mirrored: bool
@@ -77,11 +70,15 @@ class Symmetry:
 SYMMETRIES = tuple(Symmetry(turns, mirrored) for mirrored in (False, True) for turns in range(4))
 
 
-class HostCopy:
-    """Asynchronous copy of a tensor to the host, so that a GPU can start the next image."""
+class Strip:
+    """Rows of an image's probability maps over its whole width, from the row ``top``.
 
-    def __init__(self, values: Tensor) -> None:
-        """Start to copy ``values``."""
+    A GPU's values are copied to the host asynchronously, so that it can start the next image.
+    """
+
+    def __init__(self, top: int, values: Tensor) -> None:
+        self.top = top
+        self._values = values
         self._arrived: torch.cuda.Event | None = None
         if values.device.type == "cuda":
             # Only copies into pinned memory are asynchronous.
@@ -89,28 +86,13 @@ class HostCopy:
             self._values.copy_(values, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record(torch.cuda.current_stream(values.device))
-        else:
-            self._values = values
 
     def get(self) -> NDArray[np.uint8]:
-        """Wait for the copy and return the values."""
+        """Wait for the values and return them, uint8 (maps, height, width), 0..255 for 0..1."""
         if self._arrived is not None:
             self._arrived.synchronize()
         values: NDArray[np.uint8] = self._values.numpy()
         return values
-
-
-@dataclass(frozen=True)
-class Strip:
-    """Rows of an image's probability maps over its whole width.
-
-    Attributes:
-        top: first row.
-        values: uint8 (maps, height, width), 0..255 for 0..1.
-    """
-
-    top: int
-    values: HostCopy
 
 
 def predict_maps(
@@ -128,14 +110,14 @@ def predict_maps(
         image: uint8 (height, width, channels).
         settings: test-time augmentation, batch size and windows.
         device: device of the networks.
-        category: the image's category, for networks with one head per category; others ignore it.
+        category: for networks with one head per category; others ignore it.
 
     Returns:
         uint8 (maps, height, width), 0..255 for 0..1; always 0 where the image has no data (0 in
         every channel).
     """
     strips = predict_strips(members, image, settings, device, category)
-    parts = [strip.values.get() for strip in strips]
+    parts = [strip.get() for strip in strips]
     return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
@@ -158,11 +140,7 @@ def predict_strips(
     height, width = image.shape[:2]
     rows, columns = (spans(length, settings.window, settings.overlap) for length in (height, width))
     # Use starmap: a generator would keep a reference to a strip while the next one is predicted.
-    return starmap(_strip, blend(rows, columns, predict))
-
-
-def _strip(top: int, values: Tensor) -> Strip:
-    return Strip(top, HostCopy(values))
+    return starmap(Strip, blend(rows, columns, predict))
 
 
 @torch.no_grad()
@@ -173,24 +151,19 @@ def _average_window(
     device: torch.device,
     category: str | None,
 ) -> Tensor:
-    """Average over networks and symmetries.
-
-    Returns:
-        float32 (maps, height, width) in 0..255, on the device; 0 where there is no data.
-    """
+    """Average over networks and symmetries, float32 (maps, height, width) in 0..255."""
     height, width = image.shape[:2]
+    maps = len(members[0].network.map_names)
     if not image.any():
-        maps = len(members[0].network.map_names)
         return torch.zeros((maps, height, width), dtype=torch.float32, device=device)
     top, bottom = _margins(height)
     left, right = _margins(width)
     margins = (top, bottom), (left, right), (0, 0)
-    if settings.padding == "replicate":
-        padded = np.pad(image, margins, mode="edge")
-    else:
-        padded = np.pad(image, margins, mode="reflect")
-    pixels = _upload(np.ascontiguousarray(padded.transpose(2, 0, 1)), device)
-    maps = len(members[0].network.map_names)
+    padded = np.pad(image, margins, "edge" if settings.padding == "replicate" else "reflect")
+    pixels = torch.from_numpy(np.ascontiguousarray(padded.transpose(2, 0, 1)))
+    if device.type == "cuda":
+        pixels = pixels.pin_memory()
+    pixels = pixels.to(device, non_blocking=device.type == "cuda")
     geometric = settings.mean == "geometric"
     total = torch.zeros((maps, *pixels.shape[1:]), dtype=torch.float32, device=device)
     for member in members:
@@ -214,13 +187,6 @@ def _average_window(
     return mean * pixels[:, *inside].any(dim=0)
 
 
-def _upload(values: NDArray[np.uint8], device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(values)
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
 def _margins(length: int) -> tuple[int, int]:
     """Return the padding before and after that makes a length a multiple of ``STRIDE``."""
     padded = -(-(length + 2 * _LEAST_MARGIN) // STRIDE) * STRIDE
@@ -231,11 +197,9 @@ def _margins(length: int) -> tuple[int, int]:
 def _batches(
     symmetries: Sequence[Symmetry], shape: Sequence[int], size: int
 ) -> list[list[Symmetry]]:
-    """Split symmetries into batches whose transformed images have the same shape.
-
-    A quarter turn swaps the sides of an image that is not square.
-    """
-    upright = [symmetry for symmetry in symmetries if symmetry.quarter_turns % 2 == 0]
-    turned = [symmetry for symmetry in symmetries if symmetry.quarter_turns % 2 == 1]
-    groups = [list(symmetries)] if shape[0] == shape[1] else [upright, turned]
+    """Split symmetries into batches whose transformed images have the same shape."""
+    groups = [list(symmetries)]
+    if shape[0] != shape[1]:
+        # A quarter turn swaps the sides.
+        groups = [[s for s in symmetries if s.quarter_turns % 2 == odd] for odd in (0, 1)]
     return [group[i : i + size] for group in groups for i in range(0, len(group), size)]

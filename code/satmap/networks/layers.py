@@ -1,8 +1,7 @@
-"""Changes to timm's layers for use in encoders, and bilinear resizing."""
+"""Changes to timm's layers for use in encoders."""
 
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
@@ -67,10 +66,7 @@ class StridedConv(nn.Conv2d):
 
 
 def fix_same_padding(module: nn.Module) -> None:
-    """Replace every ``Conv2dSame`` inside a module by a ``StridedConv``.
-
-    All of them must be square and of stride 2. The parameters stay the same objects.
-    """
+    """Replace every ``Conv2dSame``, square and of stride 2, by one with the same parameters."""
     for name, child in module.named_children():
         if isinstance(child, Conv2dSame):
             fixed = StridedConv(
@@ -86,40 +82,3 @@ def fix_same_padding(module: nn.Module) -> None:
             setattr(module, name, fixed)
         else:
             fix_same_padding(child)
-
-
-def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (N, C, H, W) bilinearly to ``size``, with aligned corners.
-
-    On a GPU, torch's own implementation sums gradients in an arbitrary order. If deterministic
-    algorithms are requested, two matrix products are used instead.
-
-    Returns:
-        (N, C, *size), of the dtype of ``x``.
-    """
-    if torch.are_deterministic_algorithms_enabled():
-        return resize_by_products(x, size)
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
-
-
-def resize_by_products(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Compute ``F.interpolate(x, size, mode="bilinear", align_corners=True)`` by matrix products.
-
-    The interpolation is separable into one linear map per axis; every output is a weighted mean of
-    two neighbours. It is computed in float32 even under autocast, because in bfloat16 the weights
-    would have errors of 0.4 %.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        rows = _weights(x.shape[2], size[0], x.device)
-        columns = _weights(x.shape[3], size[1], x.device)
-        return (rows @ x.float() @ columns.T).to(x.dtype)
-
-
-def _weights(length: int, out: int, device: torch.device) -> Tensor:
-    """Return the interpolation matrix from ``length`` to ``out`` pixels, float32 (out, length)."""
-    scale = (length - 1) / (out - 1) if out > 1 else 0.0
-    # The last output pixel falls exactly on the last input pixel, despite rounding errors.
-    place = (torch.arange(out, device=device, dtype=torch.float32) * scale).clamp(max=length - 1)
-    distance = place[:, None] - torch.arange(length, device=device, dtype=torch.float32)
-    # Triangle function around every input pixel: 1 on it and 0 on its neighbours.
-    return (1 - distance.abs()).clamp(min=0)

@@ -1,20 +1,19 @@
-"""U-Net with a pretrained encoder and one named logit map per output.
+"""U-Net with a pretrained encoder, one of several decoders and one named logit map per output.
 
 Source: https://arxiv.org/abs/1505.04597. With the plain decoder, layers and widths are those of
 selim_sef's third place in SpaceNet 5, so that its published weights can be loaded
 (``satmap.weights.published``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from satmap.errors import SatmapError
-from satmap.networks.decoders import DECODERS
 from satmap.networks.encoders import Encoder, build_encoder
-from satmap.networks.layers import resize_bilinear
 
 #: Strides of the decoder blocks' outputs, in order. The encoder's deepest feature has stride 32.
 DECODER_STRIDES = (16, 8, 4, 2)
@@ -36,9 +35,8 @@ class UNet(nn.Module):
     and each image of a batch uses the head of its category. All other layers are shared.
 
     Attributes:
-        encoder: the contracting path.
         map_names: one name per output map.
-        decoder_kind: key in ``satmap.networks.decoders.DECODERS``.
+        decoder_kind: key in ``DECODERS``.
         decoder_widths: channels at strides 16, 8, 4 and 2. If the encoder has no feature of such a
             stride (ConvNeXt at 2), the block has no skip connection.
         categories: names of the heads; empty for a network with one head.
@@ -139,10 +137,7 @@ class UNet(nn.Module):
         return resize_bilinear(x, (size[0], size[1]))
 
     def order_maps(self, names: Sequence[str]) -> None:
-        """Change the order of the output maps.
-
-        Args:
-            names: the names in ``map_names`` in the new order.
+        """Change the order of the output maps to ``names``.
 
         Raises:
             ValueError: the names differ from ``map_names``.
@@ -158,10 +153,7 @@ class UNet(nn.Module):
         self.map_names = tuple(names)
 
     def category_indices(self, names: Sequence[str]) -> Tensor | None:
-        """Convert category names to the indices that ``forward`` takes.
-
-        Args:
-            names: category of each image; a network without categories ignores them.
+        """Convert the category of each image to the indices that ``forward`` takes.
 
         Returns:
             int64 (N,) on the network's device; None for a network without categories.
@@ -180,22 +172,6 @@ class UNet(nn.Module):
         indices = [self.categories.index(name) for name in names]
         return torch.tensor(indices, device=self.head.weight.device)
 
-    def freeze_encoder(self, frozen: bool, stages: int | None = None) -> None:
-        """Freeze or unfreeze the encoder, including its batch-norm statistics.
-
-        ``DistributedDataParallel`` reads ``requires_grad`` only when it is constructed: wrap the
-        network again after a change.
-
-        Args:
-            frozen: whether to freeze stages; otherwise the whole encoder is trained.
-            stages: number of stages to freeze, counted from the image; None for all.
-        """
-        if not frozen:
-            stages = 0
-        elif stages is None:
-            stages = len(self.encoder.stages)
-        self.encoder.freeze(stages)
-
 
 def build_network(
     encoder: str,
@@ -207,13 +183,8 @@ def build_network(
 ) -> UNet:
     """Build an untrained network; nothing is downloaded.
 
-    Args:
-        encoder: key in ``satmap.networks.encoders.ENCODERS``.
-        in_channels: number of input bands.
-        maps: names of the output maps.
-        decoder_widths: channels of the decoder at strides 16, 8, 4 and 2.
-        decoder_kind: key in ``satmap.networks.decoders.DECODERS``.
-        categories: names of the heads, for a network with one head per category.
+    The encoder is a key in ``satmap.networks.encoders.ENCODERS``. For the other arguments see
+    :class:`UNet`.
 
     Raises:
         SatmapError: the encoder or decoder is unknown, or there are no input channels.
@@ -236,3 +207,135 @@ def pad_to_stride(x: Tensor) -> Tensor:
         place = torch.arange(padded, device=x.device)
         x = x.index_select(dim, (last - (place - last).abs()).clamp(min=0))
     return x
+
+
+def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (N, C, H, W) bilinearly to ``size``, with aligned corners; the dtype stays the same.
+
+    On a GPU, torch's own implementation sums gradients in an arbitrary order. If deterministic
+    algorithms are requested, two matrix products are used instead.
+    """
+    if torch.are_deterministic_algorithms_enabled():
+        return resize_by_products(x, size)
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+def resize_by_products(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Compute ``F.interpolate(x, size, mode="bilinear", align_corners=True)`` by matrix products.
+
+    The interpolation is separable into one linear map per axis; every output is a weighted mean of
+    two neighbours. It is computed in float32 even under autocast, because in bfloat16 the weights
+    would have errors of 0.4 %.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        rows = _weights(x.shape[2], size[0], x.device)
+        columns = _weights(x.shape[3], size[1], x.device)
+        return (rows @ x.float() @ columns.T).to(x.dtype)
+
+
+def _weights(length: int, out: int, device: torch.device) -> Tensor:
+    """Return the interpolation matrix from ``length`` to ``out`` pixels, float32 (out, length)."""
+    scale = (length - 1) / (out - 1) if out > 1 else 0.0
+    # The last output pixel falls exactly on the last input pixel, despite rounding errors.
+    place = (torch.arange(out, device=device, dtype=torch.float32) * scale).clamp(max=length - 1)
+    distance = place[:, None] - torch.arange(length, device=device, dtype=torch.float32)
+    # Triangle function around every input pixel: 1 on it and 0 on its neighbours.
+    return (1 - distance.abs()).clamp(min=0)
+
+
+# Decoder blocks. Each doubles the resolution and merges the encoder's feature of that
+# resolution. They have no normalisation: the reference has none, and batch statistics of small
+# batches would be noisy.
+
+
+class DecoderBlock(nn.Module):
+    """Decoder block of the reference: upsample, 3 x 3 convolution, concatenate, 3 x 3 convolution.
+
+    Source: selim_sef's third place in SpaceNet 5. Its published weights can be loaded.
+    """
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.up_conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.skip_conv = nn.Conv2d(out_channels + skip_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        """Decode float (N, in_channels, H, W) to (N, out_channels, 2 H, 2 W).
+
+        ``skip`` is (N, skip_channels, 2 H, 2 W); None if the encoder has no feature of that size.
+        """
+        x = F.relu(self.up_conv(upsample(x, skip)), inplace=True)
+        if skip is not None:
+            x = torch.cat([x, skip], dim=1)
+        return F.relu(self.skip_conv(x), inplace=True)
+
+
+class ScseBlock(DecoderBlock):
+    """Decoder block with concurrent spatial and channel squeeze and excitation.
+
+    Channels are squeezed to half their number, and the outputs weighted by channel and by pixel are
+    added. Source: https://arxiv.org/abs/1803.02579.
+    """
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, skip_channels, out_channels)
+        squeezed = -(-out_channels // 2)
+        self.squeeze = nn.Conv2d(out_channels, squeezed, 1)
+        self.excite = nn.Conv2d(squeezed, out_channels, 1)
+        self.spatial = nn.Conv2d(out_channels, 1, 1)
+
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        """Decode one scale; shapes as in ``DecoderBlock``."""
+        x = super().forward(x, skip)
+        pooled = x.mean(dim=(2, 3), keepdim=True)
+        channel: Tensor = self.excite(F.relu(self.squeeze(pooled)))
+        spatial: Tensor = self.spatial(x)
+        return x * (channel.sigmoid() + spatial.sigmoid())
+
+
+class LightBlock(nn.Module):
+    """Cheap decoder block: 1 x 1 convolutions of both inputs, then two 3 x 3 convolutions.
+
+    Most of the reference's arithmetic goes into 3 x 3 convolutions of wide inputs: the upsampled
+    feature and the encoder feature. Here 1 x 1 convolutions reduce both to the output's width
+    first. The upsampled input is reduced before it is upsampled: the result is the same at a
+    quarter of the cost. The two reduced inputs are added, which equals a convolution of their
+    concatenation. With one 3 x 3 convolution instead of two, the block learns less
+    (``benchmarks/decoders.py``).
+    Source of the lateral 1 x 1 convolutions: https://arxiv.org/abs/1612.03144.
+    """
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.narrow = nn.Conv2d(in_channels, out_channels, 1)
+        if skip_channels:
+            self.lateral = nn.Conv2d(skip_channels, out_channels, 1, bias=False)
+        self.conv1 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        """Decode one scale; shapes as in ``DecoderBlock``."""
+        x = upsample(self.narrow(x), skip)
+        if skip is not None:
+            x = x + self.lateral(skip)
+        x = F.relu(self.conv1(F.relu(x, inplace=True)), inplace=True)
+        return F.relu(self.conv2(x), inplace=True)
+
+
+#: Decoder blocks by their names in recipes.
+DECODERS: Mapping[str, type[nn.Module]] = {
+    "plain": DecoderBlock,
+    "scse": ScseBlock,
+    "light": LightBlock,
+}
+
+
+def upsample(x: Tensor, like: Tensor | None) -> Tensor:
+    """Upsample float (N, C, H, W) by a factor of two with nearest-neighbour interpolation.
+
+    The size of ``like`` is used, if it is given: an exported graph for any image size cannot prove
+    that it equals twice the size of ``x``.
+    """
+    if like is None:
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+    return F.interpolate(x, size=like.shape[-2:], mode="nearest")

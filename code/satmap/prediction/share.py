@@ -158,7 +158,7 @@ class _NetworkStage:
         names = self.plan.recipe.map_names
         with map_writer(path, names, image.shape, image.info.georeference) as write:
             for strip in task.predict_strips(image, self.device):
-                write(strip.top, strip.values.get())
+                write(strip.top, strip.get())
                 # Free hundreds of megabytes before the next strip is predicted.
                 del strip
 

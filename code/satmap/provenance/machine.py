@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import re
 import subprocess
 from functools import cache
 from importlib import metadata
@@ -20,18 +21,14 @@ _PACKAGE = Path(satmap.__file__).parent
 # none.
 _ROOT = _PACKAGE.parents[1]
 
-_GIT_S = 10.0
-
 
 class Software(Settings):
     """Versions of the software.
 
     Attributes:
-        satmap: version of satmap.
         commit: git commit of the checkout; None if satmap does not run from a checkout.
         sources: SHA-256 over the package's own files, which reveals local changes.
         lock: SHA-256 of ``requirements.lock``; None if there is none.
-        python: version of Python.
         packages: installed versions of the packages that satmap requires.
     """
 
@@ -47,17 +44,16 @@ class Hardware(Settings):
     """Hardware of the machine, as this process sees it.
 
     Attributes:
-        device: device of the networks, ``cpu`` or ``cuda``.
+        device: device of the networks, ``cpu`` or ``cuda``. On a CPU, ``gpu`` and the fields after
+            it are None or empty.
         precision: precision of the networks, ``bfloat16`` or ``float32``.
-        cpu: name of the processor.
         instructions: vector instructions of the processor that torch uses.
         cores: number of cores that this process may use.
         threads: number of threads that torch uses.
-        gpu: name of the GPU that networks run on; None on a CPU.
-        capability: compute capability of that GPU; None on a CPU.
+        gpu: name of the GPU that networks run on.
+        capability: compute capability of that GPU.
         gpus: names of all visible GPUs.
-        cuda: CUDA version that torch was built for; None on a CPU.
-        cudnn: cuDNN version in use; None on a CPU.
+        cuda: CUDA version that torch was built for.
         system: operating system, kernel and architecture.
     """
 
@@ -78,11 +74,12 @@ class Hardware(Settings):
 @cache
 def this_software() -> Software:
     """Return the software of this process; cached, determined without network access."""
+    lock = _ROOT / "requirements.lock"
     return Software(
         satmap=satmap.__version__,
         commit=_commit(),
         sources=_sources(),
-        lock=_lock(),
+        lock=hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,
         python=platform.python_version(),
         packages=_packages(),
     )
@@ -92,9 +89,8 @@ def this_hardware(device: torch.device) -> Hardware:
     """Return the hardware of this machine with the given device."""
     on_gpu = device.type == "cuda"
     capability = torch.cuda.get_device_capability(device) if on_gpu else ()
-    cudnn: int | None = None
-    if on_gpu:
-        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    gpus = torch.cuda.device_count() if on_gpu else 0
+    cudnn = torch.backends.cudnn.version() if on_gpu else None  # type: ignore[no-untyped-call]
     return Hardware(
         device=device.type,
         precision=precision(device),
@@ -104,9 +100,7 @@ def this_hardware(device: torch.device) -> Hardware:
         threads=torch.get_num_threads(),
         gpu=torch.cuda.get_device_name(device) if on_gpu else None,
         capability=".".join(map(str, capability)) or None,
-        gpus=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        if on_gpu
-        else (),
+        gpus=tuple(torch.cuda.get_device_name(i) for i in range(gpus)),
         cuda=torch.version.cuda if on_gpu else None,
         cudnn=str(cudnn) if cudnn else None,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -130,24 +124,11 @@ def differences(
 
 
 def _decisive(software: Software, hardware: Hardware) -> dict[str, str]:
-    facts = {
-        "satmap's sources": f"{software.satmap} {software.sources[:12]}",
-        "python": software.python,
-        **software.packages,
-        "device": hardware.device,
-        "precision": hardware.precision,
-        "cpu": hardware.cpu,
-        "instructions": hardware.instructions,
-    }
-    if hardware.device == "cpu":
-        return {**facts, "threads": str(hardware.threads)}
-    named = {
-        "gpu": hardware.gpu,
-        "capability": hardware.capability,
-        "cuda": hardware.cuda,
-        "cudnn": hardware.cudnn,
-    }
-    return facts | {name: str(value) for name, value in named.items()}
+    sources = f"{software.satmap} {software.sources[:12]}"
+    names = ["device", "precision", "cpu", "instructions"]
+    names += ["threads"] if hardware.device == "cpu" else ["gpu", "capability", "cuda", "cudnn"]
+    facts = {"satmap's sources": sources, "python": software.python, **software.packages}
+    return facts | {name: str(getattr(hardware, name)) for name in names}
 
 
 def _commit() -> str | None:
@@ -158,7 +139,7 @@ def _commit() -> str | None:
             ["git", "-C", str(_ROOT), "rev-parse", "HEAD"],
             capture_output=True,
             text=True,
-            timeout=_GIT_S,
+            timeout=10,
             check=True,
         )
     # git is not installed, or does not trust the owner of the checkout.
@@ -176,11 +157,6 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
-def _lock() -> str | None:
-    lock = _ROOT / "requirements.lock"
-    return hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None
-
-
 def _packages() -> dict[str, str]:
     """Return the installed versions of satmap's requirements, without the optional ones."""
     try:
@@ -188,16 +164,11 @@ def _packages() -> dict[str, str]:
     except metadata.PackageNotFoundError:
         # satmap runs from its sources without being installed.
         required = []
-    names = [_name_of(line) for line in required if "extra ==" not in line]
+    # The name alone: ``torch`` of ``torch>=2.11,!=2.13.*``.
+    names = [re.split(r"[^\w.-]", line)[0] for line in required if "extra ==" not in line]
     versions = {name: metadata.version(name) for name in sorted(names, key=str.lower)}
     # torch's own version string also names the CUDA version that it was built for.
     return versions | {"torch": torch.__version__}
-
-
-def _name_of(requirement: str) -> str:
-    """Return the package name of a requirement: ``torch`` for ``torch>=2.11,!=2.13.*``."""
-    end = next((i for i, c in enumerate(requirement) if not (c.isalnum() or c in "-_.")), None)
-    return requirement[:end]
 
 
 def _cpu() -> str:

@@ -21,6 +21,8 @@ from satmap.io.text import printable
 from satmap.provenance.machine import Hardware, Software, this_hardware, this_software
 from satmap.recipes.schema import Recipe
 from satmap.settings import Settings
+from satmap.weights.header import CONTENT_KEY, read_metadata, read_weights_metadata
+from satmap.weights.members import WeightFile
 
 SUFFIX = ".manifest.json"
 
@@ -31,7 +33,6 @@ class RecipeRecord(Settings):
     """Record of a recipe.
 
     Attributes:
-        name: name of the recipe.
         fingerprint: SHA-256 of the whole recipe.
         training_fingerprint: fingerprint of the settings that training depends on, as in
             ``Recipe``.
@@ -49,7 +50,6 @@ class DataRecord(Settings):
 
     Attributes:
         fingerprint: SHA-256 over all files, independent of their order and directories.
-        chips: number of chips.
         bytes: total size of all files.
         list: name of the file that lists the chips; None if the manifest itself lists them.
     """
@@ -67,9 +67,7 @@ class Run(Settings):
         command: satmap's arguments as given; empty if it was called from Python.
         directory: working directory, the base of relative paths in the arguments.
         started: start time in UTC.
-        processes: number of processes.
-        software: software of the first process.
-        hardware: hardware of the first process.
+        software: that of the first process, as is ``hardware``.
     """
 
     command: tuple[str, ...]
@@ -102,8 +100,7 @@ class Manifest(Settings):
     """Common fields of all manifests.
 
     Attributes:
-        manifest: format version, to be increased when the meaning of a field changes.
-        kind: kind of result.
+        manifest: format number, to be increased when the meaning of a field changes.
         file: the file that the manifest describes.
         written: time of writing in UTC.
     """
@@ -123,10 +120,8 @@ class SubmissionManifest(Manifest):
         out_of_fold: whether each image was predicted only by networks that had held it out.
         view_angle: off-nadir angle of images whose names lack it, as given with ``--nadir``.
         directories: directories of the images, as given.
-        weights_directory: directory of the weights, as given.
         weights: the networks of the ensemble, duplicate files of them, and the confidence model of
             buildings with its manifest, if one was used.
-        data: the data set of the images.
         images: file by image id and product.
         skipped: reason by image id, for images that could not be predicted.
         run: the last run; it may have resumed the work of earlier ones.
@@ -173,12 +168,11 @@ class WeightsManifest(Manifest):
     """Manifest of a weight file.
 
     Attributes:
-        recipe: the recipe without its content, which the weight file contains.
-        member: name of the ensemble member in the recipe.
+        recipe: the recipe without its content, which the weight file contains; None for imported
+            or averaged weights whose recipe this version of satmap cannot read.
         seeds: seeds of the recipe, of the initial weights and of each stage's crops.
         stage: stage of the checkpoint, counted from 1.
         epoch: epoch of the stage after which the checkpoint was saved.
-        scores: validation scores.
         data: training and validation chips.
         starts_from: files that the network was made from: ImageNet weights and teacher networks
             for trained networks; all source files for averaged and imported ones.
@@ -199,10 +193,9 @@ class WeightsManifest(Manifest):
     runs: tuple[TrainingRun | Run, ...]
 
 
-AnyManifest = Annotated[
-    SubmissionManifest | MapManifest | WeightsManifest, Field(discriminator="kind")
-]
-_ADAPTER: TypeAdapter[SubmissionManifest | MapManifest | WeightsManifest] = TypeAdapter(AnyManifest)
+_ANY: TypeAdapter[SubmissionManifest | MapManifest | WeightsManifest] = TypeAdapter(
+    Annotated[SubmissionManifest | MapManifest | WeightsManifest, Field(discriminator="kind")]
+)
 
 
 def manifest_path(path: Path) -> Path:
@@ -218,13 +211,9 @@ def now() -> str:
 def run_here(
     command: Sequence[str], device: torch.device, started: str | None = None, processes: int = 1
 ) -> Run:
-    """Record this run on this machine.
+    """Record this run, of satmap's arguments ``command``, on this machine.
 
-    Args:
-        command: satmap's arguments.
-        device: device of the networks.
-        started: start time in UTC; None for the current time.
-        processes: number of processes.
+    It ``started`` at that time in UTC, or now. The device is that of the networks.
     """
     return Run(
         command=tuple(command),
@@ -239,10 +228,7 @@ def run_here(
 def write_manifest(path: Path, kind: type[Kind], facts: Mapping[str, Any]) -> Kind:
     """Write the manifest of a complete file.
 
-    Args:
-        path: the file.
-        kind: class of the manifest.
-        facts: attributes of that class, without those of ``Manifest``.
+    The facts are the attributes of the class ``kind``, without those of ``Manifest``.
 
     Raises:
         SatmapError: the file cannot be read, or the manifest cannot be written.
@@ -260,7 +246,7 @@ def read_manifest(path: Path) -> SubmissionManifest | WeightsManifest:
     """
     beside = manifest_path(path)
     try:
-        return _ADAPTER.validate_json(beside.read_bytes())
+        return _ANY.validate_json(beside.read_bytes())
     except FileNotFoundError as error:
         raise SatmapError(
             f"{path} has no manifest: {beside.name} should lie beside it. Only satmap train and "
@@ -277,13 +263,39 @@ def read_manifest(path: Path) -> SubmissionManifest | WeightsManifest:
         ) from error
 
 
-def record_recipe(recipe: Recipe, *, content: bool) -> RecipeRecord:
-    """Record a recipe.
+def write_derived_manifest(path: Path, sources: Sequence[Path], command: Sequence[str]) -> None:
+    """Write the manifest of a weight file that was imported or averaged from ``sources``.
 
-    Args:
-        recipe: the recipe.
-        content: whether to include the whole recipe.
+    ImageNet weights of an encoder get no manifest: they are not a result of satmap, and their
+    metadata name the source. ``command`` holds satmap's arguments.
+
+    Raises:
+        SatmapError: a file cannot be read, or the manifest cannot be written.
     """
+    if read_metadata(path).get(CONTENT_KEY) == "encoder":
+        return
+    file = WeightFile(path, read_weights_metadata(path))
+    numbers = {key: file.metadata.get(key, "") for key in ("stage", "epoch")}
+    try:
+        recipe = record_recipe(file.recipe, content=False)
+    except SatmapError:
+        recipe = None
+    facts: dict[str, Any] = {
+        "recipe": recipe,
+        "member": file.metadata.get("member"),
+        "seeds": {},
+        **{key: int(text) if text.isdecimal() else None for key, text in numbers.items()},
+        "scores": {},
+        "data": None,
+        "starts_from": [record_file(source) for source in sources],
+        "skipped": {},
+        "runs": [run_here(command, torch.device("cpu"))],
+    }
+    write_manifest(path, WeightsManifest, facts)
+
+
+def record_recipe(recipe: Recipe, *, content: bool) -> RecipeRecord:
+    """Record a recipe, with or without its content."""
     text = recipe.model_dump_json()
     return RecipeRecord(
         name=recipe.name,
@@ -294,12 +306,7 @@ def record_recipe(recipe: Recipe, *, content: bool) -> RecipeRecord:
 
 
 def record_data(chips: Mapping[str, Mapping[str, FileRecord]], listed: str | None) -> DataRecord:
-    """Record a data set.
-
-    Args:
-        chips: files by image id and kind.
-        listed: name of the file that lists the chips; None if the manifest itself lists them.
-    """
+    """Record a data set, given as files by image id and kind; ``listed`` is ``DataRecord.list``."""
     return DataRecord(
         fingerprint=data_fingerprint(chips),
         chips=len(chips),

@@ -1,24 +1,19 @@
 """Registry of the tasks that recipes can name; a task is imported only when it is used.
 
 A task has two parts. Its settings define the content of recipes and load in milliseconds. Its
-:class:`satmap.tasks.base.Task` does the work and imports torch. The registry holds the import
-addresses of both.
-
-Another package adds a task with an entry point of the group ``satmap.tasks`` that names a
-:class:`TaskEntry`.
+:class:`satmap.tasks.base.Task` does the work and imports torch. Another package adds a task with an
+entry point of the group ``satmap.tasks`` that names a :class:`TaskEntry`.
 """
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
+from pkgutil import resolve_name
 from typing import Any
 
 from satmap.errors import SatmapError
 from satmap.recipes.task_settings import TaskLosses, TaskSettings
-
-_GROUP = "satmap.tasks"
 
 
 @dataclass(frozen=True)
@@ -42,21 +37,21 @@ class TaskEntry:
 
     def settings_type(self) -> type[TaskSettings]:
         """Return the type of the task's settings in a recipe."""
-        found: type[TaskSettings] = _load(self.settings)
+        found: type[TaskSettings] = resolve_name(self.settings)
         return found
 
     def losses_type(self) -> type[TaskLosses]:
         """Return the type of the losses of a recipe's members."""
-        found: type[TaskLosses] = _load(self.losses)
+        found: type[TaskLosses] = resolve_name(self.losses)
         return found
 
     def task_type(self) -> Any:
         """Return the type of the task; this imports torch."""
-        return _load(self.task)
+        return resolve_name(self.task)
 
     def result_formats(self) -> list[Any]:
         """Return the result formats besides those of the challenges."""
-        return list(_load(self.formats)) if self.formats else []
+        return list(resolve_name(self.formats)) if self.formats else []
 
 
 #: The tasks that satmap ships.
@@ -98,10 +93,5 @@ def find_task(name: str) -> TaskEntry:
 @cache
 def installed_tasks() -> Mapping[str, TaskEntry]:
     """Return the tasks of other installed packages, by name."""
-    entries: list[TaskEntry] = [point.load() for point in entry_points(group=_GROUP)]
+    entries: list[TaskEntry] = [point.load() for point in entry_points(group="satmap.tasks")]
     return {entry.name: entry for entry in entries}
-
-
-def _load(address: str) -> Any:
-    module, _, name = address.partition(":")
-    return getattr(importlib.import_module(module), name)

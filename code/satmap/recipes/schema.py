@@ -26,16 +26,20 @@ from pydantic import (
 )
 from typing_extensions import TypeVar
 
+import satmap
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
 from satmap.recipes.encoder_names import ENCODER_NAMES, unknown_encoder
-from satmap.recipes.registry import BUILT_IN, find_task
+from satmap.recipes.registry import find_task
 from satmap.recipes.strict_yaml import read_yaml
 from satmap.recipes.task_settings import TaskLosses, TaskSettings
 from satmap.settings import Settings
 
 TaskT = TypeVar("TaskT", bound=TaskSettings, default=Any)
 LossesT = TypeVar("LossesT", bound=TaskLosses, default=Any)
+
+#: Format number of the recipes that this version reads. YAML without a number counts as 1.
+FORMAT = 1
 
 #: Name of the checkpoint with the last weights of a training.
 LAST = "last"
@@ -114,9 +118,7 @@ class Stage(Settings, Generic[LossesT]):
     Attributes:
         crop: height and width of crops, pixels.
         batch: crops per GPU and batch.
-        epochs: number of epochs.
         passes: crops per chip and epoch.
-        schedule: learning rates.
         freeze_encoder_epochs: number of first epochs with a frozen encoder, if it is pretrained.
         freeze_encoder_stages: number of first encoder stages to freeze; None for all.
         validate_every: epochs between validations.
@@ -190,11 +192,6 @@ class Member(Settings, Generic[LossesT]):
         """The stem of the member's weight files, unique within a recipe."""
         return member_name(self.fold, self.encoder, self.bands, self.decoder.kind)
 
-    @property
-    def map_names(self) -> tuple[str, ...]:
-        """Names of the network's probability maps."""
-        return self.losses.map_names
-
     def losses_of(self, stage: int) -> LossesT:
         """Return the losses of a stage, by its index."""
         return self.stages[stage].losses or self.losses
@@ -205,16 +202,12 @@ class Member(Settings, Generic[LossesT]):
         return any(self.losses_of(stage).needs_teacher for stage in range(len(self.stages)))
 
     @model_validator(mode="after")
-    def _stages_learn_the_same(self) -> Self:
-        for number, stage in enumerate(self.stages, 1):
-            if stage.losses is not None and stage.losses.map_names != self.map_names:
+    def _is_possible(self) -> Self:
+        for stage in range(len(self.stages)):
+            if self.losses_of(stage).map_names != self.losses.map_names:
                 raise ValueError(
-                    f"the losses of stage {number} have other probability maps than the member's"
+                    f"the losses of stage {stage + 1} have other probability maps than the member's"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _encoder_exists(self) -> Self:
         if self.encoder not in ENCODER_NAMES:
             raise ValueError(unknown_encoder(self.encoder))
         return self
@@ -245,8 +238,8 @@ class Inference(Settings):
     Attributes:
         tta: test-time augmentation: number of symmetries of the square that are averaged. 8 is all
             of them, 4 the rotations, 1 the unchanged image.
-        mean: how symmetries and ensemble members are averaged. The geometric mean gives low
-            probabilities more weight.
+        mean: mean over symmetries and ensemble members. The geometric mean gives low probabilities
+            more weight.
         batch: number of symmetries of an image that a network computes at once.
         window: height and width of the windows in which larger images are predicted, pixels.
         overlap: half the width over which neighbouring windows are blended, pixels.
@@ -302,7 +295,7 @@ class Recipe(Settings, Generic[TaskT, LossesT]):
     @property
     def map_names(self) -> tuple[str, ...]:
         """Names of the networks' probability maps, in the order that the vectoriser expects."""
-        return self.members[0].map_names
+        return self.members[0].losses.map_names
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
@@ -310,18 +303,14 @@ class Recipe(Settings, Generic[TaskT, LossesT]):
         return self.inference.checkpoints or (*self.task.best_checkpoints.values(), LAST)
 
     @model_validator(mode="after")
-    def _members_fit(self) -> Self:
+    def _is_consistent(self) -> Self:
         names = [member.name for member in self.members]
         if len(set(names)) < len(names):
             raise ValueError("two members have the same fold, encoder, bands and kind of decoder")
         if any(member.fold is not None and member.fold >= self.folds for member in self.members):
             raise ValueError(f"a member's fold must be below folds = {self.folds}")
-        if any(member.map_names != self.map_names for member in self.members):
+        if any(member.losses.map_names != self.map_names for member in self.members):
             raise ValueError("all members must have losses for the same probability maps")
-        return self
-
-    @model_validator(mode="after")
-    def _checkpoints_exist(self) -> Self:
         kept = (*self.task.best_checkpoints.values(), LAST)
         if unknown := [name for name in self.checkpoints if name not in kept]:
             raise ValueError(
@@ -368,10 +357,8 @@ def build_recipe(content: Mapping[str, Any]) -> Recipe:
     """
     task = content.get("task")
     name = task.get("name") if isinstance(task, Mapping) else getattr(task, "name", task)
-    if not isinstance(name, str):
-        # Validate with any task, which reports what is wrong.
-        name = BUILT_IN[0].name
-    return _recipe_type(name).model_validate(content)
+    # Without a name, validate with any task, which reports what is wrong.
+    return _recipe_type(name if isinstance(name, str) else "roads").model_validate(content)
 
 
 def default_recipe(task: str, **settings: Any) -> Recipe:
@@ -435,7 +422,11 @@ def load_recipe(name_or_path: str) -> Recipe:
 def parse_recipe(text: str, source: str) -> Recipe:
     """Parse a recipe from YAML text. Error messages name it by ``source``.
 
-    Top-level keys that start with ``x-`` hold YAML anchors for reuse and are ignored.
+    The top-level key ``format`` must be ``FORMAT`` or absent; it does not become part of the
+    recipe. Top-level keys that start with ``x-`` hold YAML anchors for reuse and are ignored.
+
+    Raises:
+        SatmapError: the text is not YAML, has another format number, or is not a valid recipe.
     """
     try:
         content = read_yaml(text)
@@ -444,31 +435,35 @@ def parse_recipe(text: str, source: str) -> Recipe:
     if not isinstance(content, dict):
         raise SatmapError(f"recipe {source} must be a mapping of keys to values.")
     content = {key: value for key, value in content.items() if not str(key).startswith("x-")}
+    number = content.pop("format", 1)
+    if type(number) is not int or number != FORMAT:
+        raise SatmapError(
+            f"recipe {source}: its format is {number!r:.60}, but satmap {satmap.__version__} reads "
+            f"recipes of format {FORMAT}. Use the version of satmap that the recipe is for, or "
+            f"adapt the recipe as CHANGELOG.md says and write `format: {FORMAT}`."
+        )
     try:
         return build_recipe(content)
     except SatmapError as error:
         raise SatmapError(f"recipe {source}:\n  task: {error}") from error
     except ValidationError as error:
-        faults = {f"  {_place(e['loc'])}: {_message(e)}": None for e in _causes(error)}
-        raise SatmapError(f"recipe {source}:\n" + "\n".join(faults)) from error
+        raise SatmapError(f"recipe {source}:\n" + "\n".join(_faults(error))) from error
 
 
-def _causes(error: ValidationError) -> list[Any]:
-    """Return the errors without secondary ones: a tuple counts as too short if an item is wrong."""
+def _faults(error: ValidationError) -> dict[str, None]:
+    """Return one line per fault, without repetition."""
     errors = error.errors()
     inner = {e["loc"][:depth] for e in errors for depth in range(len(e["loc"]))}
-    return [e for e in errors if e["type"] != "too_short" or e["loc"] not in inner]
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    return ".".join(map(str, location)) or "recipe"
-
-
-def _message(error: Any) -> str:
-    if error["type"] == "extra_forbidden":
-        return "unknown key; check its spelling and indentation"
-    if error["type"] == "missing":
-        return "this key is missing"
-    if error["type"] == "value_error":
-        return str(error["msg"]).removeprefix("Value error, ")
-    return f"{error['msg']} (got {error['input']!r:.60})"
+    faults: dict[str, None] = {}
+    for e in errors:
+        # A tuple also counts as too short if one of its items is wrong.
+        if e["type"] == "too_short" and e["loc"] in inner:
+            continue
+        messages = {
+            "extra_forbidden": "unknown key; check its spelling and indentation",
+            "missing": "this key is missing",
+            "value_error": e["msg"].removeprefix("Value error, "),
+        }
+        message = messages.get(e["type"], f"{e['msg']} (got {e['input']!r:.60})")
+        faults[f"  {'.'.join(map(str, e['loc'])) or 'recipe'}: {message}"] = None
+    return faults

@@ -34,9 +34,7 @@ def read_yaml(text: str) -> Any:
 def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
     """Check a tree and return its number of nodes with expanded anchors.
 
-    Args:
-        node: root of the tree.
-        sizes: id of a root to the size of its tree; 0 while the tree is being counted.
+    ``sizes`` maps the id of a root to the size of its tree; 0 while the tree is being counted.
     """
     known = sizes.get(id(node))
     if known == 0:

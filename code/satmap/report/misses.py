@@ -1,7 +1,7 @@
 """Draw the errors behind a score: what is missed, what is false, and where routes break."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -50,48 +50,31 @@ _ON_WHITE = (_RIGHT, _MISSED, _FALSE, _DETOUR)
 _ON_IMAGE: tuple[Colour, ...] = ((70, 205, 105), (245, 45, 60), (255, 150, 20), (70, 180, 255))
 
 
-def write_misses(
-    directory: Path,
-    figures: Mapping[str, Figures],
-    figure: str,
-    draw: Callable[[str], Picture],
-    worst: int = 10,
-) -> list[Path]:
-    """Write a PNG of each of the images with the lowest scores.
+def write_misses(directory: Path, scoring: Scoring, worst: int = 10) -> list[Path]:
+    """Draw the images with the lowest scores, and return the PNG files, worst image first.
 
-    Args:
-        directory: directory for the files, which are named like the images. Names that are too long
-            are cut off and end in a checksum.
-        figures: figures of every image, as in
-            :class:`satmap.evaluation.metrics.figures.Report`.
-        figure: name of the figure that ranks the images, such as ``apls_length``. Images without it
-            are left out.
-        draw: draws the picture of an image, uint8 (h, w, 3), given its id.
-        worst: number of images.
-
-    Returns:
-        The files written, worst image first.
+    The files are named like the images. Names that are too long are cut off and end in a checksum.
+    Images without the figure that ranks them are left out.
 
     Raises:
-        SatmapError: a file cannot be written.
+        SatmapError: a file cannot be written, or results of this kind cannot be drawn.
     """
-    scores = {image_id: record.get(figure) for image_id, record in figures.items()}
     ranks = [
         (score, natural_key(image_id), image_id)
-        for image_id, score in scores.items()
-        if score is not None
+        for image_id, record in scoring.report.images.items()
+        if (score := record.get(scoring.rank_by)) is not None
     ]
     chosen = [image_id for _, _, image_id in sorted(ranks)[:worst]]
     written = []
     for image_id in track(chosen, "drawing misses", len(chosen)):
         path = directory / f"{_file_name(image_id)}.png"
-        write_picture(path, draw(image_id))
+        write_picture(path, draw_image(scoring, image_id))
         written.append(path)
     return written
 
 
 def draw_image(scoring: Scoring, image_id: str) -> Picture:
-    """Draw what is missed and what is false in an image, uint8 (h, w, 3).
+    """Draw what is missed and what is false in an image.
 
     Raises:
         SatmapError: results of this kind cannot be drawn.
@@ -108,7 +91,7 @@ def draw_image(scoring: Scoring, image_id: str) -> Picture:
                 metres_per_pixel=metres_per_pixel,
             )
         case "building_f1", Sides(truth, proposal):
-            return scored_buildings_picture(truth[image_id], proposal[image_id], title=title)
+            return buildings_picture(truth[image_id], proposal[image_id], title=title)
         case "coco_ap", Sides(truth, proposal):
             return _draw_coco(truth, proposal, int(image_id), title)
         case "jaccard", Sides(truth, proposal):
@@ -150,47 +133,32 @@ def roads_picture(
     proposal: Sequence[RoadRow],
     *,
     title: str,
-    figures: Figures | None = None,
+    figures: Figures,
     metres_per_pixel: float = METRES_PER_PIXEL,
-    image: Picture | None = None,
 ) -> Picture:
     """Draw the truth with missed roads, the proposal with false roads, and the broken routes.
 
-    Args:
-        truth: roads in pixels of the image.
-        proposal: the same.
-        title: title of the picture, such as the image's id.
-        figures: the image's APLS, for the caption.
-        metres_per_pixel: scale.
-        image: uint8 (h, w, 3), red, green, blue, drawn pale below the roads. Without an image the
-            background is white and the view covers the roads.
-
-    Returns:
-        uint8 (h, w, 3), three panels of 700 px.
+    The three panels are 700 px wide or high and cover the roads, which are in pixels of the image.
+    ``figures`` are the image's APLS, for the caption.
     """
     diagnosis = diagnose(truth, proposal, metres_per_pixel=metres_per_pixel)
     lines, proposal_lines = (
         [r.line for r in rows if len(r.line) > 1] for rows in (truth, proposal)
     )
-    view = (
-        View.around(np.concatenate([np.empty((0, 2)), *lines, *proposal_lines]))
-        if image is None
-        else View.of_image(image.shape)
-    )
-    ground = view.ground(image, pale=True)
+    view = View.around(np.concatenate([np.empty((0, 2)), *lines, *proposal_lines]))
 
     def roads(lines: Sequence[NDArray[np.float64]], losses: LostRoads, colour: Colour) -> Picture:
-        panel = ground.copy()
+        panel = view.ground()
         view.draw_lines(panel, lines, _RIGHT, 2)
         view.draw_lines(panel, losses.pieces, colour, 4)
         return panel
 
     missed, false = diagnosis.missed, diagnosis.false
-    routes = ground.copy()
+    routes = view.ground()
     view.draw_lines(routes, proposal_lines, _FAINT, 1)
     _draw_routes(routes, view, diagnosis)
     return compose(
-        [title, *([_apls_line(figures)] if figures else [])],
+        [title, _apls_line(figures)],
         [
             Panel(
                 roads(lines, missed, _MISSED),
@@ -290,69 +258,33 @@ def _extent(view: View, metres_per_pixel: float) -> str:
 # --- buildings ------------------------------------------------------------------------------------
 
 
-def scored_buildings_picture(
+def buildings_picture(
     truth: Sequence[BuildingRow],
     proposal: Sequence[BuildingRow],
     *,
     title: str,
     image: Picture | None = None,
 ) -> Picture:
-    """Draw the buildings of one image that the score counts.
+    """Draw the buildings of one image that are found, missed and false, in one panel.
 
     Polygons that are too small to be scored are left out, so that the counts in the legend are the
-    score's true positives, false positives and false negatives.
-
-    Args:
-        truth: true buildings in pixels of the image.
-        proposal: predicted buildings in pixels of the image.
-        title: as in :func:`buildings_picture`.
-        image: as in :func:`buildings_picture`.
-
-    Returns:
-        uint8 (h, w, 3).
+    score's true positives, false positives and false negatives. Buildings are in pixels of
+    ``image``, which is drawn below them. Without an image the background is white and the view
+    covers the buildings.
     """
     matches = match_buildings(truth, proposal)
-    # Indices among the buildings that count.
-    index = np.cumsum(matches.counted_truth) - 1
-    taken = [index[match] if match >= 0 else -1 for match in matches.taken[matches.counted]]
-    shown, drawn = (
-        [row.polygon for row, counts in zip(rows, counted, strict=True) if counts]
-        for rows, counted in ((truth, matches.counted_truth), (proposal, matches.counted))
+    true, proposed = (
+        np.array([row.polygon for row in rows], np.object_) for rows in (truth, proposal)
     )
-    return buildings_picture(shown, drawn, taken, title=title, image=image)
-
-
-def buildings_picture(
-    truth: Sequence[shapely.Geometry],
-    proposal: Sequence[shapely.Geometry],
-    matches: Sequence[int],
-    *,
-    title: str,
-    image: Picture | None = None,
-) -> Picture:
-    """Draw buildings that are found, missed and false, in one panel.
-
-    Args:
-        truth: polygons in pixels of the image.
-        proposal: the same.
-        matches: for each proposal, the index of the matching truth polygon, or -1.
-        title: title of the picture, such as the image's id and score.
-        image: uint8 (h, w, 3), red, green, blue, drawn below the buildings. Without an image the
-            background is white and the view covers the buildings.
-
-    Returns:
-        uint8 (h, w, 3).
-    """
-    if len(matches) != len(proposal):
-        raise ValueError(f"{len(proposal)} proposals but {len(matches)} matches")
-    points = shapely.get_coordinates([*truth, *proposal])
-    view = View.around(points) if image is None else View.of_image(image.shape)
+    is_found, is_right = np.isin(np.arange(len(truth)), matches.taken), matches.taken >= 0
+    found, missed = true[is_found], true[matches.counted_truth & ~is_found]
+    right, false = proposed[is_right], proposed[matches.counted & ~is_right]
+    if image is None:
+        drawn = np.concatenate([found, missed, right, false])
+        view = View.around(shapely.get_coordinates(drawn))
+    else:
+        view = View.of_image(image.shape)
     panel = view.ground(image)
-    taken = {match for match in matches if match >= 0}
-    missed = [polygon for i, polygon in enumerate(truth) if i not in taken]
-    found = [truth[i] for i in sorted(taken)]
-    right = [polygon for polygon, match in zip(proposal, matches, strict=True) if match >= 0]
-    false = [polygon for polygon, match in zip(proposal, matches, strict=True) if match < 0]
     on_image = image is not None
     green, red, orange, blue = _ON_IMAGE if on_image else _ON_WHITE
     view.draw_polygons(panel, found, green, filling=0.35)
@@ -372,15 +304,9 @@ def buildings_picture(
 
 
 def mask_picture(truth: NDArray[np.bool_], proposal: NDArray[np.bool_], *, title: str) -> Picture:
-    """Draw the pixels of two masks that are hit, missed and false, on a dark background.
+    """Draw the pixels of two masks, bool (h, w), that are hit, missed and false, on dark ground.
 
-    Args:
-        truth: bool (h, w).
-        proposal: the same.
-        title: title of the picture, such as the image's id and score.
-
-    Returns:
-        uint8 (h, w, 3). Larger masks are shrunk to 700 px, their colours mixed by area.
+    Larger masks are shrunk to 700 px, their colours mixed by area.
     """
     if truth.shape != proposal.shape or truth.ndim != 2 or not truth.size:
         raise ValueError(

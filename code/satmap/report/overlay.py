@@ -1,42 +1,66 @@
-"""Draw a submission over every image of some directories."""
+"""Draw a submission over its images."""
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import rasterio.features
+import shapely
 
 from satmap.data.chip import Chip
 from satmap.data.imagery import read_stretched
-from satmap.data.inventory import Inventory
+from satmap.data.layouts.building_challenges import find_building_images
+from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import SatmapError
 from satmap.io.progress import track
-from satmap.report.panels import Picture, write_picture
-from satmap.submissions.rows import Row
+from satmap.report.misses import buildings_picture
+from satmap.report.panels import Key, Panel, Picture, View, compose, write_picture
+from satmap.report.road_overlay import side_by_side
+from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
+from satmap.submissions.coco_json import read_coco_results, read_coco_truth
+from satmap.submissions.coco_masks import CocoMask
+from satmap.submissions.formats import Format, detect
+from satmap.submissions.result_format import find_format
+from satmap.submissions.roads_csv import RoadRow, read_roads_csv
+
+_FOUND = (255, 160, 0)
 
 
-def draw_chips(
-    submission: Path,
-    names: Container[str],
-    inventory: Inventory,
-    pictures: Path,
-    draw: Callable[[Chip, Picture], Picture],
+def write_overlays(
+    submission: Path, directories: Sequence[Path], pictures: Path, truth: Path | None = None
 ) -> list[Path]:
-    """Write a picture of every image.
+    """Draw a submission over every image of the directories.
+
+    Roads are coloured by speed, beside the true roads or the plain image. Buildings are compared
+    with the true ones, if given: the picture distinguishes found, missed and false buildings, and
+    leaves out polygons too small for the building score.
 
     Args:
-        submission: the file that is drawn, for messages.
-        names: names of its images.
-        inventory: the images.
+        submission: roads CSV, SpaceNet's buildings CSV, COCO results, or a format of another
+            package.
+        directories: directories of the images.
         pictures: directory for the PNG files, one per image, named like the image.
-        draw: returns the picture of a chip, given its stretched image.
+        truth: roads CSV, buildings CSV or COCO annotations.
 
     Returns:
         The files written. Images that cannot be read are skipped.
 
     Raises:
-        SatmapError: no image can be read, or the submission has none of the images.
+        SatmapError: no image can be read, the submission has none of the images, or a file does not
+            hold roads or buildings.
         CannotWriteError: a picture cannot be written.
     """
+    if added := find_format(submission):
+        return added.draw(submission, directories, pictures, truth)
+    buildings = detect(submission) in (Format.BUILDINGS_CSV, Format.COCO_RESULTS)
+    read: Callable[[Path], Mapping[str, Sequence[Any]]]
+    read, find = (
+        (_read_buildings, find_building_images) if buildings else (read_roads_csv, scan_roads)
+    )
+    predicted, true = read(submission), read(truth) if truth else None
+    inventory = find(directories)
     where = ", ".join(map(str, inventory.directories))
-    if not any(name in names for chip in inventory.chips for name in _names(chip)):
+    if not any(name in predicted for chip in inventory.chips for name in _names(chip)):
         raise SatmapError(f"{submission} has none of the images in {where}.")
     written = []
     for chip in track(inventory.chips, "drawing", len(inventory.chips)):
@@ -44,18 +68,66 @@ def draw_chips(
             image = read_stretched(chip.image, 2, 98, 3)
         except SatmapError:
             continue
+        draw = _draw_buildings if buildings else _draw_roads
         written.append(pictures / f"{chip.image_id}.png")
-        write_picture(written[-1], draw(chip, image))
+        beside = None if true is None else _rows_of(chip, true)
+        title = f"predicted: {chip.image_id}"
+        write_picture(written[-1], draw(image, title, _rows_of(chip, predicted), beside))
     if not written:
         raise SatmapError(f"none of the images in {where} can be read.")
     return written
 
 
-def rows_of(chip: Chip, rows: Mapping[str, Sequence[Row]]) -> list[Row]:
-    """Return the rows of a chip in a file, which may name it by its id, long id or number."""
+def _names(chip: Chip) -> tuple[str, ...]:
+    """Return the names that a file may use for a chip: its id, long id or number."""
+    number = () if chip.number is None else (str(chip.number),)
+    return (chip.image_id, chip.long_id, *number)
+
+
+def _rows_of(chip: Chip, rows: Mapping[str, Sequence[Any]]) -> list[Any]:
     return list(next((rows[name] for name in _names(chip) if name in rows), ()))
 
 
-def _names(chip: Chip) -> tuple[str, ...]:
-    number = () if chip.number is None else (str(chip.number),)
-    return (chip.image_id, chip.long_id, *number)
+def _draw_roads(
+    image: Picture, title: str, rows: Sequence[RoadRow], true: Sequence[RoadRow] | None
+) -> Picture:
+    beside = ("image", ()) if true is None else ("truth", true)
+    return side_by_side(image, [(title, rows), beside])
+
+
+def _draw_buildings(
+    image: Picture, title: str, rows: Sequence[BuildingRow], true: Sequence[BuildingRow] | None
+) -> Picture:
+    if true is not None:
+        return buildings_picture(true, rows, title=title, image=image)
+    view = View.of_image(image.shape)
+    panel = view.ground(image)
+    polygons = [row.polygon for row in rows]
+    view.draw_polygons(panel, polygons, _FOUND, filling=0.2, thickness=2, casing=True)
+    keys = [Key(f"buildings ({len(rows)})", _FOUND, "area")]
+    return compose([title], [Panel(panel, "buildings", keys), Panel(view.ground(image), "image")])
+
+
+def _read_buildings(path: Path) -> Mapping[str, Sequence[BuildingRow]]:
+    """Read the buildings of a file, by image id or number."""
+    match kind := detect(path):
+        case Format.BUILDINGS_CSV:
+            return read_buildings_csv(path)
+        case Format.COCO_RESULTS:
+            return {
+                str(number): [BuildingRow(_polygon(found.mask), found.score) for found in results]
+                for number, results in read_coco_results(path).items()
+            }
+        case Format.COCO_ANNOTATIONS:
+            return {
+                str(number): [BuildingRow(_polygon(building.mask)) for building in buildings]
+                for number, buildings in read_coco_truth(path).buildings.items()
+            }
+    raise SatmapError(f"{path} is {kind}; buildings are in a CSV or a COCO file.")
+
+
+def _polygon(mask: CocoMask) -> shapely.Geometry:
+    """Return the outline of a mask along its pixel edges."""
+    drawn = mask.pixels()
+    shapes = rasterio.features.shapes(drawn, mask=drawn > 0)
+    return shapely.union_all([shapely.geometry.shape(shape) for shape, _ in shapes])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from satmap.errors import SatmapError
 from satmap.io.files import atomic_path
 
+#: uint8 (h, w, 3), red, green, blue.
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 Floats = NDArray[np.float64]
@@ -76,16 +77,13 @@ class View:
         """Pixels of the picture per pixel of the image."""
         return PANEL_PX / max(self.width, self.height)
 
-    def ground(self, image: Picture | None = None, *, pale: bool = False) -> Picture:
-        """Return an empty panel, white or the image, optionally pale; uint8 (h, w, 3)."""
+    def ground(self, image: Picture | None = None) -> Picture:
+        """Return an empty panel, white or the image."""
         width, height = (max(1, round(side * self.scale)) for side in (self.width, self.height))
         if image is None:
             return np.full((height, width, 3), 255, np.uint8)
         shrink = cv2.INTER_AREA if self.scale < 1 else cv2.INTER_NEAREST
-        small = cv2.resize(image, (width, height), interpolation=shrink)
-        if pale:
-            small = small * 0.45 + 255 * 0.55
-        return np.ascontiguousarray(small, np.uint8)
+        return np.asarray(cv2.resize(image, (width, height), interpolation=shrink), np.uint8)
 
     def draw_lines(
         self, panel: Picture, lines: Iterable[Floats], colour: Colour, thickness: int = 2
@@ -95,11 +93,11 @@ class View:
         cv2.polylines(panel, grid, False, WHITE, thickness + 2, cv2.LINE_AA, _SHIFT)
         cv2.polylines(panel, grid, False, colour, thickness, cv2.LINE_AA, _SHIFT)
 
-    def draw_dots(self, panel: Picture, points: Floats, colour: Colour, radius: int = 4) -> None:
+    def draw_dots(self, panel: Picture, points: Floats, colour: Colour) -> None:
         """Draw filled dots with a white rim at points, float64 (n, 2)."""
         for x, y in self._grid(points).reshape(-1, 2).tolist():
-            cv2.circle(panel, (x, y), (radius + 1) << _SHIFT, WHITE, -1, cv2.LINE_AA, _SHIFT)
-            cv2.circle(panel, (x, y), radius << _SHIFT, colour, -1, cv2.LINE_AA, _SHIFT)
+            for radius, fill in ((5, WHITE), (4, colour)):
+                cv2.circle(panel, (x, y), radius << _SHIFT, fill, -1, cv2.LINE_AA, _SHIFT)
 
     def draw_rings(self, panel: Picture, points: Floats, colour: Colour, radius: int = 11) -> None:
         """Draw circles around points, float64 (n, 2)."""
@@ -138,15 +136,9 @@ class View:
         thickness: int = 1,
         casing: bool = False,
     ) -> None:
-        """Draw outlines of polygons with holes, and fill them.
+        """Draw outlines of polygons with holes, and fill them with an opacity of 0..1.
 
-        Args:
-            panel: panel to draw on.
-            polygons: polygons in pixels of the image.
-            colour: colour of outlines and fill.
-            filling: opacity of the fill, 0..1.
-            thickness: width of the outlines in pixels.
-            casing: whether to add a thin dark border, which sets outlines off from an image.
+        A casing is a thin dark border, which sets outlines off from an image.
         """
         parts = shapely.get_parts(list(polygons)).tolist()
         rings = [
@@ -173,17 +165,11 @@ class View:
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of a legend.
-
-    Attributes:
-        text: label.
-        colour: colour of the sign.
-        sign: symbol drawn before the text.
-    """
+    """An entry of a legend: a text behind a coloured sign."""
 
     text: str
     colour: Colour
-    sign: Literal["line", "dot", "ring", "cross", "area"] = "line"
+    sign: Literal["line", "ring", "cross", "area"] = "line"
 
 
 @dataclass(frozen=True)
@@ -197,7 +183,7 @@ class Panel:
 
 
 def write_picture(path: Path, picture: Picture) -> None:
-    """Write a picture (h, w, 3), red, green, blue; the suffix selects the format.
+    """Write a picture; the suffix selects the format.
 
     Raises:
         SatmapError: the file cannot be written.
@@ -262,8 +248,6 @@ def _sign(line: Picture, x: int, key: Key) -> None:
     middle = np.array([[x + 11.0, 13.0]])
     if key.sign == "line":
         sign.draw_lines(line, [middle + np.array([[-10, 0], [10, 0]])], key.colour, 4)
-    elif key.sign == "dot":
-        sign.draw_dots(line, middle, key.colour)
     elif key.sign == "ring":
         sign.draw_rings(line, middle, key.colour, 7)
     elif key.sign == "cross":

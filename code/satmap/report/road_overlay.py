@@ -1,17 +1,12 @@
-"""Draw predicted roads over their image, coloured by speed, beside the truth."""
+"""Draw roads over their image, coloured by speed."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from satmap.data.chip import Chip
-from satmap.data.layouts.spacenet_roads import scan_roads
-from satmap.report.overlay import draw_chips, rows_of
 from satmap.report.panels import CASING, WHITE, Picture
-from satmap.submissions.roads_csv import RoadRow, read_roads_csv
+from satmap.submissions.roads_csv import RoadRow
 from satmap.vectors.speeds import MPS_PER_MPH
 
 _SLOWEST_MPH, _FASTEST_MPH = 10.0, 65.0
@@ -23,20 +18,11 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _SHIFT = 4
 
 
-def draw_roads(
-    image: NDArray[np.uint8], rows: Sequence[RoadRow], thickness: int = 2
-) -> NDArray[np.uint8]:
-    """Draw roads over an image, slow ones blue, fast ones red, with dots at the ends of edges.
+def draw_roads(image: Picture, rows: Sequence[RoadRow], thickness: int = 2) -> Picture:
+    """Draw roads over a copy of an image, slow ones blue, fast ones red, with dots at their ends.
 
-    A thin dark casing sets lines and dots off from the image, which keeps its contrast.
-
-    Args:
-        image: uint8 (h, w, 3), red, green, blue.
-        rows: roads in pixels of the image.
-        thickness: line width in pixels.
-
-    Returns:
-        uint8 (h, w, 3).
+    A thin dark casing sets lines and dots off from the image, which keeps its contrast. The
+    thickness is in pixels.
     """
     canvas = np.array(image, np.uint8, order="C")
     lines = [np.rint((row.line - 0.5) * 2**_SHIFT).astype(np.int32) for row in rows]
@@ -66,16 +52,8 @@ def speed_colour(speed_mps: float) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def side_by_side(
-    image: NDArray[np.uint8],
-    panels: Sequence[tuple[str, Sequence[RoadRow]]],
-) -> NDArray[np.uint8]:
-    """Draw the image once per panel with its roads, captions above and a speed scale below.
-
-    Args:
-        image: uint8 (h, w, 3), red, green, blue.
-        panels: caption and roads of each panel, from left to right.
-    """
+def side_by_side(image: Picture, panels: Sequence[tuple[str, Sequence[RoadRow]]]) -> Picture:
+    """Draw the image once per panel, (caption, roads) each, with a speed scale below."""
     height = image.shape[0]
     thickness = max(2, height // 250)
     drawn = []
@@ -88,7 +66,7 @@ def side_by_side(
     return np.vstack([picture, _legend(picture.shape[1])])
 
 
-def _legend(width: int) -> NDArray[np.uint8]:
+def _legend(width: int) -> Picture:
     """Draw a colour scale with speeds in miles per hour."""
     legend = np.full((_CAPTION_HEIGHT, width, 3), 255, np.uint8)
     cv2.putText(legend, "mph", (6, 22), _FONT, 0.5, (30, 30, 30), 1, cv2.LINE_AA)
@@ -101,31 +79,3 @@ def _legend(width: int) -> NDArray[np.uint8]:
         text = (left + step - 21, 22)
         cv2.putText(legend, f"{speed:.0f}", text, _FONT, 0.42, (30, 30, 30), 1, cv2.LINE_AA)
     return legend
-
-
-def write_overlays(
-    submission: Path, directories: Sequence[Path], pictures: Path, truth: Path | None = None
-) -> list[Path]:
-    """Draw a submission's roads over every image of the directories.
-
-    Args:
-        submission: roads CSV.
-        directories: directories of the images.
-        pictures: directory for the PNG files, one per image, named like the image.
-        truth: roads CSV to draw beside the prediction; None draws the plain image there.
-
-    Returns:
-        The files written. Images that cannot be read are skipped.
-
-    Raises:
-        SatmapError: no image can be read, or the submission has none of the images.
-    """
-    predicted = read_roads_csv(submission)
-    true = read_roads_csv(truth) if truth else {}
-
-    def draw(chip: Chip, image: Picture) -> Picture:
-        beside = ("truth", rows_of(chip, true)) if truth else ("image", [])
-        found = (f"predicted: {chip.image_id}", rows_of(chip, predicted))
-        return side_by_side(image, [found, beside])
-
-    return draw_chips(submission, predicted, scan_roads(directories), pictures, draw)

@@ -15,8 +15,8 @@ import json
 import math
 import sys
 from array import array
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -31,7 +31,7 @@ from satmap.io.coco_annotations import CATEGORY, Ring, read_coco_file
 from satmap.io.files import atomic_path
 from satmap.submissions.coco_masks import PIXEL_LIMIT, CocoMask, measure_runs
 from satmap.submissions.csv_table import shown
-from satmap.submissions.fault import Fault, in_file_order
+from satmap.submissions.fault import Fault, in_file_order, read_first_line, repetitions
 from satmap.submissions.json_list import BrokenFileError, JsonList
 from satmap.vectors.buildings import Building
 
@@ -71,12 +71,9 @@ class CocoResult:
 
 @dataclass(frozen=True, slots=True)
 class CocoBuilding:
-    """Building of the truth.
+    """Building of the truth, rasterized as in the official evaluation.
 
-    Attributes:
-        mask: its polygons, rasterized as in the official evaluation.
-        crowd: True for a region rather than a building; detections in it are neither true nor
-            false positives.
+    A crowd is a region of many buildings: detections in it are neither true nor false positives.
     """
 
     mask: CocoMask
@@ -112,10 +109,8 @@ def write_coco_results(
     detection the file is an empty list, which the official evaluation cannot read; there is no
     alternative.
 
-    Args:
-        path: the file.
-        detections: detections by image id; images without any may be left out.
-        sizes: width and height by image id.
+    ``sizes`` holds width and height by image id. Images without detections may be left out of
+    ``detections``.
 
     Raises:
         SatmapError: ``path`` cannot be written.
@@ -127,7 +122,16 @@ def write_coco_results(
         for image_id in sorted(detections):
             if image_id not in sizes:
                 raise ValueError(f"no size is given for image {image_id}")
-            for entry in _entries_of_image(image_id, detections[image_id], sizes[image_id]):
+            width, height = sizes[image_id]
+            best = _best_of_image(image_id, detections[image_id], (width, height))
+            for counts, score, box in best:
+                entry = {
+                    "image_id": int(image_id),
+                    "category_id": CATEGORY,
+                    "score": score,
+                    "segmentation": {"size": [int(height), int(width)], "counts": counts},
+                    "bbox": list(box),
+                }
                 file.write(separator + json.dumps(entry))
                 separator = ",\n"
         file.write("[]\n" if separator == "[\n" else "\n]\n")
@@ -136,33 +140,15 @@ def write_coco_results(
 def results_of(detections: Sequence[Detection], size: tuple[int, int]) -> list[CocoResult]:
     """Return the results that :func:`write_coco_results` would write for an image.
 
-    Args:
-        detections: detections of the image.
-        size: width and height of the image.
-
     Raises:
         ValueError: a score is not finite, or a mask is not two-dimensional or extends beyond the
-            image.
+            image of ``size`` (width, height).
     """
     width, height = size
     return [
         CocoResult(CocoMask((height, width), counts.encode()), score)
         for counts, score, _ in _best_of_image(0, detections, size)
     ]
-
-
-def _entries_of_image(
-    image_id: int, detections: Sequence[Detection], size: tuple[int, int]
-) -> Iterator[dict[str, object]]:
-    width, height = size
-    for counts, score, box in _best_of_image(image_id, detections, size):
-        yield {
-            "image_id": int(image_id),
-            "category_id": CATEGORY,
-            "score": score,
-            "segmentation": {"size": [int(height), int(width)], "counts": counts},
-            "bbox": list(box),
-        }
 
 
 def _best_of_image(
@@ -215,7 +201,6 @@ class _Entry(NamedTuple):
         value: the JSON object; {} if the entry is not an object.
         faults: problems that prevent scoring.
         mask: the mask; None if it is missing or invalid.
-        box: x, y, width, height of the mask; zeros if it is empty.
     """
 
     place: int
@@ -223,38 +208,25 @@ class _Entry(NamedTuple):
     value: dict[str, Any]
     faults: list[str]
     mask: CocoMask | None
-    box: tuple[float, float, float, float]
 
 
 def _read_entries(path: Path) -> Iterator[_Entry]:
-    """Read the entries of a file, decoding them in batches.
-
-    Raises:
-        SatmapError: the file cannot be read.
-        BrokenFileError: the file is not a JSON list; raised after all earlier entries.
-    """
+    """Read the entries of a file in batches; BrokenFileError comes after all readable entries."""
     batch: list[tuple[int, int, Any]] = []
-    place = characters = 0
+    characters = 0
     broken: BrokenFileError | None = None
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            values = JsonList(file).values()
-            while True:
-                try:
-                    line, value = next(values)
-                except StopIteration:
-                    break
-                except BrokenFileError as error:
-                    broken = error
-                    break
+            for place, (line, value) in enumerate(JsonList(file).values()):
                 batch.append((place, line, value))
-                place += 1
                 characters += _BATCH_CHARACTERS // 4096 + len(_counts_of(value))
                 if characters >= _BATCH_CHARACTERS:
                     yield from _decode(batch)
                     batch, characters = [], 0
     except OSError as error:
         raise SatmapError(f"cannot read {path}: {error.strerror or error}.") from error
+    except BrokenFileError as error:
+        broken = error
     yield from _decode(batch)
     if broken is not None:
         raise broken
@@ -272,16 +244,9 @@ def _decode(batch: Sequence[tuple[int, int, Any]]) -> Iterator[_Entry]:
     # Text that is not ASCII becomes NUL, which is rejected as invalid run lengths.
     counts = [text.encode() if text.isascii() else b"\0" for text in texts]
     valid, totals = measure_runs(counts)
-    entries = [
-        _Entry(place, line, *_examine(value, run_lengths, bool(is_valid), int(total)), (0, 0, 0, 0))
-        for (place, line, value), run_lengths, is_valid, total in zip(
-            batch, counts, valid, totals, strict=True
-        )
-    ]
-    masks = [entry.mask.for_library() for entry in entries if entry.mask is not None]
-    boxes: Iterator[Any] = iter(coco_mask.toBbox(masks).tolist() if masks else ())  # type: ignore[arg-type]
-    for entry in entries:
-        yield entry if entry.mask is None else entry._replace(box=tuple(next(boxes)))
+    runs = zip(batch, counts, valid.tolist(), totals.tolist(), strict=True)
+    for (place, line, value), run_lengths, is_valid, total in runs:
+        yield _Entry(place, line, *_examine(value, run_lengths, is_valid, total))
 
 
 def _examine(
@@ -378,11 +343,7 @@ def read_coco_results(path: Path) -> dict[int, list[CocoResult]]:
 
 
 def read_coco_sizes(path: Path) -> dict[int, tuple[int, int]]:
-    """Read the width and height of the images in an annotations file, by image id.
-
-    Raises:
-        SatmapError: as by :func:`read_coco_truth`.
-    """
+    """Read the width and height of an annotations file's images; errors as read_coco_truth."""
     return _sizes(path, read_coco_file(path).images)
 
 
@@ -431,39 +392,15 @@ def _draw(rings: Sequence[Ring], width: int, height: int) -> CocoMask:
 # --- checking -------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Seen:
-    """Columns of the scorable entries seen so far, 40 bytes per entry."""
-
-    images: "array[int]" = field(default_factory=lambda: array("q"))
-    masks: "array[int]" = field(default_factory=lambda: array("q"))
-    scores: "array[float]" = field(default_factory=lambda: array("d"))
-    places: "array[int]" = field(default_factory=lambda: array("q"))
-    lines: "array[int]" = field(default_factory=lambda: array("q"))
-
-    def add(self, entry: _Entry, mask: CocoMask) -> None:
-        self.images.append(entry.value["image_id"])
-        # With 64 bits, a collision among a million masks has a chance of one in tens of millions.
-        self.masks.append(hash(mask.counts))
-        self.scores.append(entry.value["score"])
-        self.places.append(entry.place)
-        self.lines.append(entry.line)
-
-
 def check_coco_results(
-    path: Path,
-    truth_images: Mapping[int, tuple[int, int]] | Collection[int] | None = None,
+    path: Path, truth_images: Mapping[int, tuple[int, int]] | None = None
 ) -> list[Fault]:
     """Find problems for which the official evaluation fails, hangs or drops an entry.
 
     Also reported are probable mistakes that can only lower the score: boxes that do not match their
-    mask, empty masks, and equal masks in an image. Images without an entry are not a fault. The
-    file is read in one pass; memory grows by 40 bytes per entry.
-
-    Args:
-        path: the file.
-        truth_images: ids of the images, or their width and height by id; if given, unknown images
-            and wrong sizes are reported too.
+    mask, empty masks, and equal masks in an image. Images without an entry are not a fault. Given
+    ``truth_images``, the width and height of all images by id, unknown images and wrong sizes are
+    reported too. The file is read in one pass; memory grows by 40 bytes per entry.
 
     Returns:
         Faults in the file's order, with the line on which the entry begins. Messages count entries
@@ -472,34 +409,34 @@ def check_coco_results(
     Raises:
         SatmapError: the file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            marked = file.read(3) == b"\xef\xbb\xbf"
-    except OSError as error:
-        raise SatmapError(f"cannot read {path}: {error.strerror or error}.") from error
-    faults = [Fault(1, "the file starts with a byte order mark")] if marked else []
-    if truth_images is not None and not isinstance(truth_images, Mapping):
-        truth_images = frozenset(truth_images)
-    seen = _Seen()
-    empty = True
+    _, faults = read_first_line(path)
+    numbers, scores = array("q"), array("d")  # of the scorable entries
+    entry = None
     try:
         for entry in _read_entries(path):
-            empty = False
             messages = [*entry.faults, *_further_faults(entry, truth_images)]
             faults += [Fault(entry.line, f"entry {entry.place}: {text}") for text in messages]
             if not entry.faults and entry.mask is not None:
-                seen.add(entry, entry.mask)
-        if empty:
+                # A hash has 64 bits: among a million masks, a collision has a chance of one in tens
+                # of millions.
+                mask_hash, image_id = hash(entry.mask.counts), entry.value["image_id"]
+                numbers.extend((mask_hash, image_id, entry.place, entry.line))
+                scores.append(entry.value["score"])
+        if entry is None:
             faults.append(Fault(None, "the list is empty; the official evaluation fails on it"))
     except BrokenFileError as error:
         faults.append(Fault(error.line, str(error)))
-    faults += _repeated_masks(seen)
-    faults += _surplus_detections(seen)
+    rows = np.frombuffer(numbers, np.int64).reshape(-1, 4)
+    for i, first in repetitions(rows[:, :2]):
+        _, image_id, place, line = rows[i].tolist()
+        text = f"image {image_id} already has this mask in entry {rows[first, 2]}"
+        faults.append(Fault(line, f"entry {place}: {text}"))
+    faults += _surplus_detections(rows[:, 1:], np.frombuffer(scores, np.float64))
     return in_file_order(faults)
 
 
 def _further_faults(
-    entry: _Entry, truth_images: Mapping[int, tuple[int, int]] | Collection[int] | None
+    entry: _Entry, truth_images: Mapping[int, tuple[int, int]] | None
 ) -> Iterator[str]:
     """Yield the problems of an entry that do not prevent reading it."""
     value, mask = entry.value, entry.mask
@@ -507,11 +444,12 @@ def _further_faults(
     if truth_images is not None and _is_id(image_id):
         if image_id not in truth_images:
             yield f"unknown image {image_id}"
-        elif mask is not None and isinstance(truth_images, Mapping):
+        elif mask is not None:
             width, height = truth_images[image_id]
             if mask.size != (height, width):
                 yield f"size must be [{height}, {width}], as of the image, got {list(mask.size)}"
-    if mask is not None and not entry.box[2]:
+    mask_box = mask.box() if mask is not None else None
+    if mask_box and not mask_box[2]:
         yield "the mask is empty"
     if not value:
         return
@@ -520,8 +458,8 @@ def _further_faults(
         yield "no bbox"
     elif not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
         yield f"bbox must be four finite numbers, got {_brief(box)}"
-    elif mask is not None and not _same_box(box, entry.box):
-        yield f"bbox must be {_brief([int(number) for number in entry.box])}, got {_brief(box)}"
+    elif mask_box and not _same_box(box, mask_box):
+        yield f"bbox must be {_brief(list(map(int, mask_box)))}, got {_brief(box)}"
 
 
 def _same_box(a: Sequence[float], b: Sequence[float]) -> bool:
@@ -529,52 +467,34 @@ def _same_box(a: Sequence[float], b: Sequence[float]) -> bool:
     return all(abs(one - other) <= _BOX_TOLERANCE_PX for one, other in sides)
 
 
-def _repeated_masks(seen: _Seen) -> Iterator[Fault]:
-    """Yield a fault for every repetition of a mask within an image."""
-    images = np.frombuffer(seen.images, np.int64)
-    if not len(images):
-        return
-    masks = np.frombuffer(seen.masks, np.int64)
-    # The sort is stable, so each run of equal masks starts with the first in the file.
-    order = np.lexsort((masks, images))
-    is_first = np.ones(len(order), np.bool_)
-    is_first[1:] = np.diff(images[order]).astype(np.bool_) | np.diff(masks[order]).astype(np.bool_)
-    first = order[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))]
-    for place in np.flatnonzero(~is_first).tolist():
-        i = order[place]
-        yield Fault(
-            seen.lines[i],
-            f"entry {seen.places[i]}: image {seen.images[i]} already has this mask in entry "
-            f"{seen.places[first[place]]}",
-        )
+def _surplus_detections(entries: NDArray[np.int64], scores: NDArray[np.float64]) -> Iterator[Fault]:
+    """Yield a fault for every image with too many detections, at the first one dropped.
 
-
-def _surplus_detections(seen: _Seen) -> Iterator[Fault]:
-    """Yield a fault for every image with too many detections, at the first one dropped."""
-    images, scores = np.frombuffer(seen.images, np.int64), np.frombuffer(seen.scores, np.float64)
-    if not len(images):
+    ``entries`` (n, 3) holds image, place and line.
+    """
+    if not len(scores):
         return
+    images = entries[:, 0]
     order = np.lexsort((-scores, images))
     begins = np.flatnonzero(np.diff(images[order], prepend=images[order[0]] - 1))
     counts = np.diff([*begins, len(order)])
     rank = np.arange(len(order)) - np.repeat(begins, counts)
     dropped = np.sort(order[rank >= MAX_DETECTIONS])
     count_of = dict(zip(images[order[begins]].tolist(), counts.tolist(), strict=True))
-    for i in dropped[np.unique(images[dropped], return_index=True)[1]].tolist():
+    first_dropped = dropped[np.unique(images[dropped], return_index=True)[1]]
+    for image_id, place, line in entries[first_dropped].tolist():
         yield Fault(
-            seen.lines[i],
-            f"entry {seen.places[i]}: image {seen.images[i]} has {count_of[seen.images[i]]} "
-            f"detections, but the evaluation uses only the {MAX_DETECTIONS} with the highest "
-            "scores; this is the first one that it drops",
+            line,
+            f"entry {place}: image {image_id} has {count_of[image_id]} detections, but the "
+            f"evaluation uses only the {MAX_DETECTIONS} with the highest scores; this is the first "
+            "one that it drops",
         )
 
 
 def detections_of(buildings: Sequence[Building], size: tuple[int, int]) -> list[Detection]:
     """Rasterize buildings as masks; a pixel belongs to a building if its centre is inside.
 
-    Args:
-        buildings: buildings of an image.
-        size: height and width of the image.
+    ``size`` is the height and width of the image.
     """
     drawn = []
     height, width = size

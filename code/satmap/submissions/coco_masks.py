@@ -40,6 +40,10 @@ class CocoMask:
         """Convert to the dictionary that ``pycocotools.mask`` takes."""
         return {"size": list(self.size), "counts": self.counts}
 
+    def box(self) -> tuple[float, ...]:
+        """Return x, y, width and height of the mask; zeros if it is empty."""
+        return tuple(coco_mask.toBbox(self.for_library()).tolist())  # type: ignore[arg-type]
+
     def pixels(self) -> NDArray[np.uint8]:
         """Decode the mask, uint8 (height, width), 1 inside."""
         with warnings.catch_warnings():
@@ -52,11 +56,7 @@ class CocoMask:
 def measure_runs(counts: Sequence[bytes]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Check and sum the compressed run lengths of many masks at once.
 
-    Args:
-        counts: compressed run lengths of each mask.
-
-    Returns:
-        bool (n,), whether they can be decoded and none is negative; int64 (n,), their sum if so.
+    Returns bool (n,), whether they can be decoded and none is negative, and int64 (n,), their sum.
     """
     code = np.frombuffer(b"".join(counts), np.uint8).astype(np.int64) - 48
     ends = np.cumsum([0, *map(len, counts)])

@@ -1,6 +1,13 @@
-"""Problem report shared by the validators of all formats."""
+"""What the validators of all formats share: problem reports and the search for repetitions."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satmap.errors import SatmapError
 
 
 @dataclass(frozen=True)
@@ -16,6 +23,35 @@ class Fault:
     message: str
 
 
+def read_first_line(path: Path) -> tuple[bytes, list[Fault]]:
+    """Return the first line without its byte order mark, and a fault if there was one.
+
+    Raises:
+        SatmapError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            line = file.readline(1 << 16)
+    except OSError as error:
+        raise SatmapError(f"cannot read {path}: {error.strerror or error}.") from error
+    bare = line.removeprefix(b"\xef\xbb\xbf")
+    faults = [] if bare == line else [Fault(1, "the file starts with a byte order mark")]
+    return bare, faults
+
+
 def in_file_order(faults: list[Fault]) -> list[Fault]:
     """Sort faults by line, stably; those without a line come last."""
     return sorted(faults, key=lambda fault: (fault.line is None, fault.line or 0))
+
+
+def repetitions(keys: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield the index of every repeated row of ``keys`` (n, k), and that of its first occurrence.
+
+    The order is that of the keys; the last column counts most.
+    """
+    # The sort is stable, so each run of equal rows starts with the first in the file.
+    order = np.lexsort(keys.T)
+    is_first = np.ones(len(order), np.bool_)
+    is_first[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+    first = order[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))]
+    yield from zip(order[~is_first].tolist(), first[~is_first].tolist(), strict=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
-from satmap.submissions import geojson_maps
-from satmap.submissions.mask_rasters import MASK_SUFFIXES as RASTER_SUFFIXES
+from satmap.submissions.geojson_maps import GEOJSON_SUFFIXES
+from satmap.submissions.mask_rasters import MASK_SUFFIXES
 
 # Number of bytes at the start of a file that are inspected.
 _HEAD_BYTES = 1 << 16
@@ -24,10 +24,7 @@ class Format(StrEnum):
 
 
 def detect(path: Path) -> Format:
-    """Detect the format from the columns of a table or the first bytes of another file.
-
-    Args:
-        path: file or directory.
+    """Detect the format of a file or directory by its columns, first bytes or suffixes.
 
     Raises:
         SatmapError: the path cannot be read or has no known format.
@@ -68,8 +65,8 @@ def detect(path: Path) -> Format:
 
 def _detect_directory(path: Path) -> Format:
     suffixes = {file.suffix.lower() for file in path.rglob("*") if not file.name.startswith(".")}
-    rasters = suffixes & set(RASTER_SUFFIXES)
-    vectors = suffixes & set(geojson_maps.GEOJSON_SUFFIXES)
+    rasters = suffixes & set(MASK_SUFFIXES)
+    vectors = suffixes & set(GEOJSON_SUFFIXES)
     if rasters and not vectors:
         return Format.MASKS
     if vectors and not rasters:

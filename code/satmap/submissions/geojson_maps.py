@@ -7,10 +7,10 @@ rows from north to south.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import shapely
@@ -21,7 +21,13 @@ from satmap.io.geojson_reader import LON_LAT, FeatureCollection, project, read_g
 from satmap.io.text import natural_key
 from satmap.submissions.buildings_csv import BuildingRow
 from satmap.submissions.roads_csv import RoadRow
+from satmap.submissions.rows import Row
 from satmap.vectors.speeds import MPS_PER_MPH, label_speed_mph
+
+Floats: TypeAlias = NDArray[np.float64]
+
+# Converts coordinates (n, 2) of a file to pixels (n, 2).
+ToPixels: TypeAlias = Callable[[Floats], Floats]
 
 GEOJSON_SUFFIXES = (".geojson", ".json")
 
@@ -75,105 +81,78 @@ def find_geojson(path: Path) -> dict[str, Path]:
 def read_roads_geojson(
     truth: Path, proposal: Path, metres_per_pixel: float
 ) -> tuple[dict[str, list[RoadRow]], dict[str, list[RoadRow]]]:
-    """Read the roads of a truth and a proposal in common pixels.
+    """Read the roads of a truth and a proposal by image id, in common pixels of a given size.
 
-    The travel time is the property ``travel_time_s`` if present. Otherwise it follows from the
-    length and the feature's speed or road class (:func:`satmap.vectors.speeds.label_speed_mph`);
-    without these it is NaN.
-
-    Args:
-        truth: file or directory.
-        proposal: file or directory.
-        metres_per_pixel: size of the common pixels.
-
-    Returns:
-        Roads by image id, of the truth and of the proposal.
+    Truth and proposal are files or directories. The travel time is the property ``travel_time_s``
+    if present. Otherwise it follows from the length and the feature's speed or road class
+    (:func:`satmap.vectors.speeds.label_speed_mph`); without these it is NaN.
 
     Raises:
         SatmapError: a file cannot be read, or two files belong to the same image.
     """
-    sides: tuple[dict[str, list[RoadRow]], dict[str, list[RoadRow]]] = ({}, {})
-    for side, image_id, collection, grid in _images(truth, proposal, metres_per_pixel):
-        rows = sides[side][image_id] = []
+
+    def rows_of(_: str, collection: FeatureCollection, to_pixels: ToPixels) -> list[RoadRow]:
+        rows = []
         for line in collection.lines:
-            pixels = grid.pixels(line.xy, collection.crs)
+            pixels = to_pixels(line.xy)
             length_m = float(np.hypot(*np.diff(pixels, axis=0).T).sum()) * metres_per_pixel
             rows.append(RoadRow(pixels, length_m, _travel_time_s(line.properties, length_m)))
-    return sides
+        return rows
+
+    return _read_sides(truth, proposal, metres_per_pixel, rows_of)
 
 
 def read_buildings_geojson(
     truth: Path, proposal: Path, metres_per_pixel: float
 ) -> tuple[dict[str, list[BuildingRow]], dict[str, list[BuildingRow]]]:
-    """Read the buildings of a truth and a proposal in common pixels.
+    """Read the buildings of a truth and a proposal, as :func:`read_roads_geojson` reads roads.
 
     The confidence of a building is its property ``confidence``, in upper or lower case; 1 if it is
     missing.
-
-    Args:
-        truth: file or directory.
-        proposal: file or directory.
-        metres_per_pixel: size of the common pixels.
-
-    Returns:
-        Buildings by image id, of the truth and of the proposal.
-
-    Raises:
-        SatmapError: a file cannot be read, or two files belong to the same image.
     """
-    sides: tuple[dict[str, list[BuildingRow]], dict[str, list[BuildingRow]]] = ({}, {})
-    for side, image_id, collection, grid in _images(truth, proposal, metres_per_pixel):
-        rows = sides[side][image_id] = []
-        for number, surface in enumerate(collection.surfaces):
-            polygon = shapely.transform(
-                surface.polygon, lambda xy, c=collection, p=grid: p.pixels(xy, c.crs)
+
+    def rows_of(
+        image_id: str, collection: FeatureCollection, to_pixels: ToPixels
+    ) -> list[BuildingRow]:
+        return [
+            BuildingRow(
+                shapely.transform(surface.polygon, to_pixels),
+                _confidence(surface.properties, f"image {image_id}, polygon {number}"),
+                str(number),
             )
-            confidence = _confidence(surface.properties, f"image {image_id}, polygon {number}")
-            rows.append(BuildingRow(polygon, confidence, str(number)))
-    return sides
+            for number, surface in enumerate(collection.surfaces)
+        ]
+
+    return _read_sides(truth, proposal, metres_per_pixel, rows_of)
 
 
-@dataclass(frozen=True)
-class _PixelGrid:
-    """Pixel grid in a UTM zone, for maps without an image.
-
-    Attributes:
-        crs: the UTM zone, as an EPSG code.
-        origin: easting and northing of the corner (0, 0), metres.
-        metres_per_pixel: size of a pixel.
-    """
-
-    crs: str
-    origin: NDArray[np.float64]
-    metres_per_pixel: float
-
-    def pixels(self, xy: NDArray[np.float64], crs: str) -> NDArray[np.float64]:
-        """Transform coordinates (n, 2) in ``crs`` to pixels, float64 (n, 2)."""
-        metres = project(xy, crs, self.crs) - self.origin
-        pixels: NDArray[np.float64] = metres * (1, -1) / self.metres_per_pixel
-        return pixels
-
-
-def _images(
-    truth: Path, proposal: Path, metres_per_pixel: float
-) -> Iterator[tuple[int, str, FeatureCollection, _PixelGrid]]:
-    """Yield side (0 truth, 1 proposal), image id, content and pixel grid of every file."""
+def _read_sides(
+    truth: Path,
+    proposal: Path,
+    metres_per_pixel: float,
+    rows_of: Callable[[str, FeatureCollection, ToPixels], list[Row]],
+) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
+    """Read the rows of both sides by image id, in common pixels."""
     sides = [find_geojson(truth), find_geojson(proposal)]
     if truth.is_file() and proposal.is_file():
         # Two single files are one image, whatever their names.
         sides[1] = dict(zip(sides[0], sides[1].values(), strict=False))
+    rows: tuple[dict[str, list[Row]], dict[str, list[Row]]] = ({}, {})
     for image_id in sorted({*sides[0], *sides[1]}, key=natural_key):
         files = [(side, paths[image_id]) for side, paths in enumerate(sides) if image_id in paths]
         collections = [read_geojson(path) for _, path in files]
         try:
-            grid = _pixel_grid(collections, metres_per_pixel)
+            utm, origin = _pixel_grid(collections)
             for (side, _), collection in zip(files, collections, strict=True):
-                yield side, image_id, collection, grid
+                to_pixels = partial(_to_pixels, collection.crs, utm, origin, metres_per_pixel)
+                rows[side][image_id] = rows_of(image_id, collection, to_pixels)
         except ValueError as error:
             raise SatmapError(f"{' or '.join(str(path) for _, path in files)}: {error}.") from error
+    return rows
 
 
-def _pixel_grid(collections: list[FeatureCollection], metres_per_pixel: float) -> _PixelGrid:
+def _pixel_grid(collections: list[FeatureCollection]) -> tuple[str, Floats]:
+    """Return the UTM zone of an image, and easting and northing of its corner (0, 0) in metres."""
     places = [
         (xy, collection.crs)
         for collection in collections
@@ -183,24 +162,24 @@ def _pixel_grid(collections: list[FeatureCollection], metres_per_pixel: float) -
         )
     ]
     if not places:
-        return _PixelGrid("EPSG:32631", np.zeros(2), metres_per_pixel)
+        return "EPSG:32631", np.zeros(2)
     longitude, latitude = project(places[0][0][:1], places[0][1], LON_LAT)[0].tolist()
     zone = min(int((longitude + 180) // 6) + 1, 60)
     crs = f"EPSG:{(32600 if latitude >= 0 else 32700) + zone}"
-    corners, far = [], []
-    for xy, source in places:
-        metres = project(xy, source, crs)
-        corners.append((metres[:, 0].min(), metres[:, 1].max()))
-        far += [metres.min(axis=0, keepdims=True), metres.max(axis=0, keepdims=True)]
-    west_north = np.array(corners)
-    origin = np.array((west_north[:, 0].min(), west_north[:, 1].max()))
-    span_km = float(np.abs(np.concatenate(far) - origin).max()) / 1000
+    metres = np.concatenate([project(xy, source, crs) for xy, source in places])
+    origin = np.array((metres[:, 0].min(), metres[:, 1].max()))
+    span_km = float(np.abs(metres - origin).max()) / 1000
     if span_km > _LARGEST_KM:
         raise ValueError(
             f"the image would be {span_km:.0f} km wide or high; check for coordinates in pixels, a "
             "stray vertex or a wrong 'crs'"
         )
-    return _PixelGrid(crs, origin, metres_per_pixel)
+    return crs, origin
+
+
+def _to_pixels(crs: str, utm: str, origin: Floats, metres_per_pixel: float, xy: Floats) -> Floats:
+    pixels: Floats = (project(xy, crs, utm) - origin) * (1, -1) / metres_per_pixel
+    return pixels
 
 
 def _travel_time_s(properties: Mapping[str, Any], length_m: float) -> float:

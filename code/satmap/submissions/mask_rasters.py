@@ -14,14 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from affine import Affine
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from satmap.errors import SatmapError
-from satmap.io.files import atomic_path
 from satmap.io.gdal import driver_of
 from satmap.io.text import natural_key
 from satmap.submissions.fault import Fault
@@ -34,54 +31,6 @@ MASK_SUFFIXES = (".tif", ".tiff")
 
 # Number of pixels read at a time.
 _PIECE_PIXELS = 1 << 22
-
-_TILE_PX = 256
-
-
-# --- writing --------------------------------------------------------------------------------------
-
-
-def write_mask(
-    path: Path,
-    mask: NDArray[np.bool_] | NDArray[np.uint8],
-    *,
-    crs: str | None = None,
-    transform: Affine | None = None,
-) -> None:
-    """Write a mask in the organisers' format, atomically.
-
-    Args:
-        path: the file, ``{chip}.TIF``.
-        mask: (h, w), bool, or uint8 with values 0 and 1.
-        crs: coordinate reference system as WKT or authority code, if the chip has one.
-        transform: transform from pixel (column, row) to coordinates of ``crs``.
-
-    Raises:
-        SatmapError: ``path`` cannot be written.
-        ValueError: the mask has another shape, type or value.
-    """
-    if mask.ndim != 2 or not mask.size:
-        raise ValueError(f"a mask must have shape (h, w) and at least one pixel, got {mask.shape}")
-    if mask.dtype != np.bool_ and (mask.dtype != np.uint8 or mask.max() > 1):
-        raise ValueError("a mask must be bool, or uint8 with values 0 and 1")
-    height, width = mask.shape
-    # Write to memory first, because GDAL does not always report a full disk.
-    with atomic_path(path) as temporary, MemoryFile() as memory:
-        with memory.open(
-            driver="GTiff",
-            width=width,
-            height=height,
-            count=1,
-            dtype="uint8",
-            crs=crs,
-            transform=transform,
-            tiled=True,
-            blockxsize=_TILE_PX,
-            blockysize=_TILE_PX,
-            compress="deflate",
-        ) as sink:
-            sink.write(mask.astype(np.uint8, copy=False), 1)
-        temporary.write_bytes(memory.getbuffer())
 
 
 # --- finding and reading --------------------------------------------------------------------------
@@ -96,7 +45,7 @@ def find_masks(directory: Path) -> dict[str, Path]:
         SatmapError: the directory cannot be read, or two files belong to the same chip.
     """
     found: dict[str, Path] = {}
-    for path in _masks(directory):
+    for path in _masks_and_others(directory)[0]:
         if path.stem in found:
             raise SatmapError(
                 f"{found[path.stem]} and {path} are both masks of the chip {path.stem}; remove one."
@@ -105,19 +54,18 @@ def find_masks(directory: Path) -> dict[str, Path]:
     return found
 
 
-def _masks(directory: Path) -> list[Path]:
-    """List the files that are masks by name and location, in natural order of the chips."""
-    paths = []
+def _masks_and_others(directory: Path) -> tuple[list[Path], list[Path]]:
+    """List the masks by name and location, in natural order of the chips, and everything else."""
+    masks: list[Path] = []
+    others: list[Path] = []
     for path in _listed(directory):
-        if path.is_dir():
-            paths += [file for file in _listed(path) if file.stem == path.name and _is_mask(file)]
-        elif _is_mask(path):
-            paths.append(path)
-    return sorted(paths, key=lambda path: natural_key(path.stem))
-
-
-def _is_mask(path: Path) -> bool:
-    return path.suffix.lower() in MASK_SUFFIXES and path.is_file()
+        inside = _listed(path) if path.is_dir() else []
+        # An empty folder stands for itself.
+        for file in inside or [path]:
+            placed = file == path or file.stem == path.name
+            is_mask = placed and file.suffix.lower() in MASK_SUFFIXES and file.is_file()
+            (masks if is_mask else others).append(file)
+    return sorted(masks, key=lambda path: natural_key(path.stem)), others
 
 
 def _listed(directory: Path) -> list[Path]:
@@ -149,8 +97,7 @@ class MaskRaster:
         Raises:
             SatmapError: the pixels cannot be read, or one is not 0, 1 or 255.
         """
-        pixels = _read_rows(self.path, self._source, rows)
-        odd = _other_values(pixels, (0, 1, 255))
+        pixels, odd = self.read_values(rows, (0, 1, 255))
         if odd is not None:
             raise SatmapError(
                 f"{self.path}: a pixel of value {odd}; a mask has 1 (or 255) on buildings and 0 "
@@ -158,9 +105,31 @@ class MaskRaster:
             )
         return np.asarray(pixels != 0, np.bool_)
 
+    def read_values(
+        self, rows: slice, allowed: tuple[int, ...]
+    ) -> tuple[NDArray[np.generic], np.generic | None]:
+        """Read some rows, and return also a pixel value that is not allowed, if there is one.
+
+        Raises:
+            SatmapError: the pixels cannot be read.
+        """
+        try:
+            pixels = self._source.read(
+                1, window=Window(0, rows.start, self.width, rows.stop - rows.start)
+            )
+        except (RasterioError, OSError) as error:
+            raise SatmapError(
+                f"{self.path}: its pixels cannot be read ({error}). The file may be truncated; "
+                "write it again."
+            ) from error
+        odd = pixels[~np.isin(pixels, allowed)]
+        return pixels, odd[0] if odd.size else None
+
     def pieces(self) -> Iterator[slice]:
         """Yield row ranges that cover the mask, each small enough for bounded memory."""
-        yield from _pieces(self.width, self.height)
+        step = max(1, _PIECE_PIXELS // self.width)
+        for top in range(0, self.height, step):
+            yield slice(top, min(top + step, self.height))
 
 
 @contextmanager
@@ -177,12 +146,7 @@ def open_mask(path: Path) -> Iterator[MaskRaster]:
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
-    """Read a whole mask, bool (h, w).
-
-    Raises:
-        SatmapError: the file is not a readable raster with one band, or has other values than 0, 1
-            and 255.
-    """
+    """Read a whole mask, bool (h, w); errors as :func:`open_mask` and :meth:`MaskRaster.read`."""
     with open_mask(path) as mask:
         return mask.read(slice(0, mask.height))
 
@@ -197,47 +161,15 @@ def _opened(path: Path) -> Iterator[rasterio.DatasetReader]:
         yield source
 
 
-def _read_rows(path: Path, source: rasterio.DatasetReader, rows: slice) -> NDArray[np.generic]:
-    try:
-        pixels: NDArray[np.generic] = source.read(
-            1, window=Window(0, rows.start, source.width, rows.stop - rows.start)
-        )
-    except (RasterioError, OSError) as error:
-        raise SatmapError(
-            f"{path}: its pixels cannot be read ({error}). The file may be truncated; write it "
-            "again."
-        ) from error
-    return pixels
-
-
-def _pieces(width: int, height: int) -> Iterator[slice]:
-    step = max(1, _PIECE_PIXELS // width)
-    for top in range(0, height, step):
-        yield slice(top, min(top + step, height))
-
-
-def _other_values(pixels: NDArray[np.generic], allowed: tuple[int, ...]) -> object:
-    """Return a pixel value that is not allowed, or None if there is none."""
-    odd = np.ones(pixels.shape, np.bool_)
-    for value in allowed:
-        odd &= pixels != value
-    return pixels[odd][0] if odd.any() else None
-
-
 # --- checking -------------------------------------------------------------------------------------
 
 
 def check_masks(
     directory: Path, expected: Mapping[str, tuple[int, int]] | None = None
 ) -> list[Fault]:
-    """Find problems that would get a directory of masks rejected.
+    """Find problems that would get a directory of masks rejected; any compression is accepted.
 
-    Any compression is accepted.
-
-    Args:
-        directory: directory of the masks.
-        expected: width and height of every chip; if given, missing and unknown chips are reported
-            too.
+    Given the width and height of every chip, missing and unknown chips are reported too.
 
     Returns:
         Faults without lines, whose messages name the file: masks in natural order of the chips,
@@ -248,7 +180,8 @@ def check_masks(
     """
     messages: list[str] = []
     seen: dict[str, Path] = {}
-    for path in _masks(directory):
+    masks, others = _masks_and_others(directory)
+    for path in masks:
         chip = path.stem
         place = path.relative_to(directory)
         if chip in seen:
@@ -261,25 +194,12 @@ def check_masks(
             messages.append(f"{place}: unknown chip {chip}")
         size = None if expected is None else expected.get(chip)
         messages += [f"{place}: {text}" for text in _check_mask(path, size)]
-    messages += [f"{path.relative_to(directory)}: not a chip's mask" for path in _strays(directory)]
+    messages += [f"{path.relative_to(directory)}: not a chip's mask" for path in others]
     missing = sorted((expected or {}).keys() - seen.keys(), key=natural_key)
     messages += [f"missing chip {chip}" for chip in missing]
     if not seen:
         messages.append("the directory has no masks")
     return [Fault(None, message) for message in messages]
-
-
-def _strays(directory: Path) -> Iterator[Path]:
-    """Yield files that are not masks, and empty folders."""
-    masks = set(_masks(directory))
-    for path in _listed(directory):
-        if path.is_dir():
-            inside = _listed(path)
-            yield from (file for file in inside if file not in masks)
-            if not inside:
-                yield path
-        elif path not in masks:
-            yield path
 
 
 def _check_mask(path: Path, size: tuple[int, int] | None) -> Iterator[str]:
@@ -293,8 +213,9 @@ def _check_mask(path: Path, size: tuple[int, int] | None) -> Iterator[str]:
                 yield f"{source.count} bands; there must be one"
             if source.dtypes[0] != "uint8":
                 yield f"pixels of type {source.dtypes[0]}; they must be uint8"
-            for rows in _pieces(source.width, source.height):
-                odd = _other_values(_read_rows(path, source, rows), (0, 1))
+            mask = MaskRaster(path, source.width, source.height, source)
+            for rows in mask.pieces():
+                _, odd = mask.read_values(rows, (0, 1))
                 if odd is not None:
                     yield f"a pixel of value {odd}; there must be only 0 and 1"
                     break

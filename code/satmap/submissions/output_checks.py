@@ -43,9 +43,7 @@ def require_map_output(path: Path) -> None:
     """Check early that a map can be written and that no other kind of file is overwritten.
 
     If the user forgets the last argument, an input image could otherwise be taken as the output.
-
-    Args:
-        path: the output file; the suffix gives the format, and an unknown suffix means CSV.
+    The suffix gives the format; an unknown suffix means CSV.
 
     Raises:
         CannotWriteError: the file cannot be written, or exists and holds something else.

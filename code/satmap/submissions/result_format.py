@@ -35,9 +35,7 @@ class ResultFormat(ABC):
     def check(self, submission: Path, directories: Sequence[Path]) -> list[Fault]:
         """Return the problems that would get a submission rejected.
 
-        Args:
-            submission: the file.
-            directories: directories of the test images; empty to check the file alone.
+        Without ``directories`` of the test images, the file is checked alone.
         """
 
     def draw(
@@ -47,11 +45,7 @@ class ResultFormat(ABC):
         pictures: Path,
         truth: Path | None = None,
     ) -> list[Path]:
-        """Draw a submission over its images and return the pictures written.
-
-        Raises:
-            SatmapError: there are no drawings of this format, which is the default.
-        """
+        """Draw a submission over its images and return the pictures; by default not supported."""
         raise SatmapError(f"{submission} is {self.name}, which cannot be drawn.")
 
 

@@ -15,20 +15,24 @@ import math
 import re
 from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from satmap.errors import SatmapError
-from satmap.io.files import write_text
-from satmap.io.text import natural_key, require_plain_id
-from satmap.submissions.csv_table import check_header, parse_number, read_records, shown
-from satmap.submissions.fault import Fault, in_file_order
+from satmap.submissions.csv_table import CsvRow, CsvTable, parse_number, parse_vertices, shown
+from satmap.submissions.fault import Fault, in_file_order, repetitions
 from satmap.vectors.road_graph import RoadGraph
 
-ROADS_HEADER = ("ImageId", "WKT_Pix", "length_m", "travel_time_s")
+_TABLE = CsvTable(
+    header=("ImageId", "WKT_Pix", "length_m", "travel_time_s"),
+    wkt=1,
+    nothing="LINESTRING EMPTY,0,0",
+    empty=re.compile(r"LINESTRING\s*(?:Z|M|ZM)?\s*EMPTY", re.IGNORECASE),
+    empty_name="LINESTRING EMPTY",
+)
 
 #: Line on a grid of 0.01 px, as integers, which compare, sort and print exactly.
 GridLine = tuple[tuple[int, int], ...]
@@ -42,9 +46,7 @@ _LARGEST_AMOUNT = 1e9
 # The organisers' limit on the distance between two successive vertices.
 _SHORTEST_STEP_PX = 0.01
 
-_LINESTRING = re.compile(
-    r"\s*LINESTRING\s*(?:Z|M|ZM)?\s*(?:(EMPTY)|\(([^()]*)\))\s*", re.IGNORECASE
-)
+_LINESTRING = re.compile(r"LINESTRING\s*(?:Z|M|ZM)?\s*\(([^()]*)\)", re.IGNORECASE)
 
 # WKT that the official parser understands: it splits at every comma, then at every single blank,
 # and ignores everything after the second number.
@@ -71,41 +73,28 @@ class RoadRow:
 # --- writing --------------------------------------------------------------------------------------
 
 
-def format_roads(rows_by_image: Mapping[str, Sequence[RoadRow]]) -> str:
-    """Format roads as CSV text, independent of the order and direction of the roads.
+def write_roads_csv(path: Path, rows_by_image: Mapping[str, Sequence[RoadRow]]) -> None:
+    """Write roads atomically; the text does not depend on the order and direction of the roads.
 
     Coordinates have two decimals, the second of which is never 5. Successive vertices in the same
     0.1 px cell are merged. If a segment appears twice in an image, the second one is cut out of its
     line, and the pieces share the line's length and time in proportion to their lengths in pixels.
     Images without a drawable road get a ``LINESTRING EMPTY`` row.
 
-    Args:
-        rows_by_image: roads by image id.
-
     Raises:
+        SatmapError: ``path`` cannot be written.
         ValueError: a coordinate, length or time is not finite, a length or time is negative, a
             coordinate is absurdly large, or an image id is empty or would need quoting.
     """
-    parts = [",".join(ROADS_HEADER)]
-    for image_id in sorted(rows_by_image, key=natural_key):
-        require_plain_id(image_id)
-        pieces = _clean(image_id, rows_by_image[image_id])
-        if not pieces:
-            parts.append(f"{image_id},LINESTRING EMPTY,0,0")
-        for line, length_m, travel_time_s in pieces:
-            wkt = ", ".join(f"{x / 100:.2f} {y / 100:.2f}" for x, y in line)
-            parts.append(f'{image_id},"LINESTRING ({wkt})",{length_m:.3f},{travel_time_s:.3f}')
-    return "\n".join(parts) + "\n"
+    _TABLE.write(path, rows_by_image, _lines)
 
 
-def write_roads_csv(path: Path, rows_by_image: Mapping[str, Sequence[RoadRow]]) -> None:
-    """Write the text of :func:`format_roads` to a file, atomically.
-
-    Raises:
-        SatmapError: ``path`` cannot be written.
-        ValueError: as :func:`format_roads`.
-    """
-    write_text(path, format_roads(rows_by_image))
+def _lines(image_id: str, rows: Sequence[RoadRow]) -> list[str]:
+    lines = []
+    for line, length_m, travel_time_s in _clean(image_id, rows):
+        wkt = ", ".join(f"{x / 100:.2f} {y / 100:.2f}" for x, y in line)
+        lines.append(f'"LINESTRING ({wkt})",{length_m:.3f},{travel_time_s:.3f}')
+    return lines
 
 
 def _clean(image_id: str, rows: Sequence[RoadRow]) -> list[tuple[GridLine, float, float]]:
@@ -144,11 +133,7 @@ def _clean(image_id: str, rows: Sequence[RoadRow]) -> list[tuple[GridLine, float
 
 
 def _grid_line(image_id: str, line: NDArray[np.float64]) -> GridLine:
-    """Round to 0.01 px and merge successive vertices in the same 0.1 px cell.
-
-    Returns:
-        The line, or () if fewer than two vertices are left.
-    """
+    """Round to 0.01 px and merge vertices in a 0.1 px cell; () if fewer than two are left."""
     line = np.asarray(line, dtype=np.float64)
     if line.ndim != 2 or line.shape[1] != 2:
         raise ValueError(f"{image_id}: a line must have shape (n, 2), got {line.shape}")
@@ -184,80 +169,48 @@ def _cell(point: tuple[int, int]) -> tuple[int, int]:
 
 
 def read_roads_csv(path: Path) -> dict[str, list[RoadRow]]:
-    """Read roads from a submission or a truth file.
+    """Read roads from a submission or a truth file by image id, images in the file's order.
 
     Columns are found by name, in any case and order; others (``flag``) are ignored. Missing lengths
     and times are NaN, because the file does not give the scale of the image. ``LINESTRING EMPTY``
     means an image without roads. Third and fourth coordinates are dropped.
 
-    Returns:
-        Roads by image id, images in the file's order.
-
     Raises:
         SatmapError: the file cannot be read, has no usable header, or has an invalid row; the
             message names the file, the line and the problem.
     """
-    rows_by_image: dict[str, list[RoadRow]] = {}
-    for record in read_records(path, ROADS_HEADER, ROADS_HEADER[:2]):
-        where = f"{path}, line {record.line}"
-        if record.fault:
-            remedy = f" The first line should be {','.join(ROADS_HEADER)}." if record.fatal else ""
-            raise SatmapError(f"{where}: {record.fault}.{remedy}")
-        image_id, wkt, length_m, travel_time_s = record.cells
-        try:
-            if not image_id:
-                raise ValueError("the ImageId is empty")
-            points = parse_linestring(wkt or "")
-            if len(points) == 1:
-                raise ValueError("the line has one point; it needs two or more")
-            row = RoadRow(
-                np.array(points, dtype=np.float64).reshape(-1, 2),
-                _parse_amount("length_m", length_m),
-                _parse_amount("travel_time_s", travel_time_s),
-            )
-        except ValueError as error:
-            raise SatmapError(f"{where}: {error}.") from error
-        rows = rows_by_image.setdefault(image_id, [])
-        if points:
-            rows.append(row)
-    return rows_by_image
+    return _TABLE.read(path, _records(path), _parse_row)
 
 
-def parse_linestring(wkt: str) -> list[tuple[float, float]]:
-    """Parse a WKT LineString to vertices (x, y); [] for ``LINESTRING EMPTY``.
+def _records(path: Path) -> Iterator[tuple[CsvRow, str]]:
+    """Yield the lines of a file with their WKT."""
+    for record in _TABLE.records(path):
+        yield record, "" if record.fault else record.cells[1] or ""
 
-    Raises:
-        ValueError: the text is not a LineString, or a coordinate is not a finite number or absurdly
-            large.
-    """
+
+def _parse_row(record: CsvRow, wkt: str) -> RoadRow | None:
+    points = _parse_linestring(wkt)
+    if len(points) == 1:
+        raise ValueError("the line has one point; it needs two or more")
+    length_m, travel_time_s = map(_parse_amount, _TABLE.header[2:], record.cells[2:])
+    return RoadRow(np.array(points), length_m, travel_time_s) if points else None
+
+
+def _parse_linestring(wkt: str) -> list[tuple[float, float]]:
+    """Parse a LineString to vertices; [] if it is empty."""
+    if _TABLE.empty.fullmatch(wkt):
+        return []
     match = _LINESTRING.fullmatch(wkt)
     if match is None:
         raise ValueError(f"not a LINESTRING: {shown(wkt)}")
-    if match[1]:
-        return []
-    points = []
-    for vertex in match[2].split(","):
-        numbers = vertex.split()
-        if not 2 <= len(numbers) <= 4:
-            raise ValueError(f"a vertex needs x and y, got {shown(vertex)}")
-        try:
-            x, y = parse_number(numbers[0]), parse_number(numbers[1])
-        except ValueError as error:
-            raise ValueError(f"a coordinate is {error}") from None
-        if max(abs(x), abs(y)) > _LARGEST_PIXEL:
-            raise ValueError(f"a coordinate is beyond {_LARGEST_PIXEL:g} px: {shown(vertex)}")
-        points.append((x, y))
-    return points
+    return parse_vertices(match[1], _LARGEST_PIXEL)
 
 
 def _parse_amount(name: str, text: str | None) -> float:
     """Parse a length or time; NaN if it is missing."""
     if not text:
         return math.nan
-    try:
-        number = parse_number(text)
-    except ValueError as error:
-        raise ValueError(f"{name} is {error}") from None
+    number = parse_number(text, name)
     if not 0 <= number <= _LARGEST_AMOUNT:
         raise ValueError(f"{name} must lie between 0 and {_LARGEST_AMOUNT:g}, got {shown(text)}")
     return number
@@ -266,76 +219,36 @@ def _parse_amount(name: str, text: str | None) -> float:
 # --- checking -------------------------------------------------------------------------------------
 
 
-@dataclass
-class _ImageState:
-    """State of the check for one image.
-
-    Attributes:
-        rows: number of rows so far.
-        empty_line: line of the first ``LINESTRING EMPTY``.
-        segments: four numbers per segment: x, y, x, y of the cells at its ends, the lesser first.
-        lines: line of the file of each segment.
-    """
-
-    rows: int = 0
-    empty_line: int | None = None
-    segments: "array[int]" = field(default_factory=lambda: array("q"))
-    lines: "array[int]" = field(default_factory=lambda: array("q"))
-
-
 def check_roads_csv(path: Path, expected_images: Collection[str] | None = None) -> list[Fault]:
-    """Find problems that would get a roads CSV rejected or a row dropped.
+    """Find problems that would get a roads CSV rejected or a row dropped, in the file's order.
 
-    The rules are those of the official validator. The file is read in one pass; memory grows by 40
-    bytes per segment.
-
-    Args:
-        path: the file.
-        expected_images: ids of all images; if given, missing and unknown images are reported too.
-
-    Returns:
-        Faults in the file's order; those of the file as a whole come last.
+    The rules are those of the official validator. Faults of the file as a whole come last. Given
+    the ids of all images, missing and unknown images are reported too. The file is read in one
+    pass; memory grows by 48 bytes per segment.
 
     Raises:
         SatmapError: the file cannot be read.
     """
-    faults = check_header(path, ROADS_HEADER)
-    expected = None if expected_images is None else frozenset(expected_images)
-    images: dict[str, _ImageState] = {}
-    empty = True
-    for record in read_records(path, ROADS_HEADER, ROADS_HEADER[:2]):
-        empty = False
-        if record.fault:
-            faults.append(Fault(record.line, record.fault))
-            continue
-        image_id, wkt, *amounts = record.cells
-        if not image_id:
-            faults.append(Fault(record.line, "the ImageId is empty"))
-            continue
-        if image_id not in images:
-            images[image_id] = _ImageState()
-            if expected is not None and image_id not in expected:
-                faults.append(Fault(record.line, f"unknown image {image_id}"))
-        messages = _check_row(record.line, wkt or "", amounts, images[image_id])
-        faults.extend(Fault(record.line, f"{image_id}: {text}") for text in messages)
-    for image_id, state in images.items():
-        if state.empty_line is not None and state.rows > 1:
-            text = f"{image_id}: LINESTRING EMPTY must be the image's only row"
-            faults.append(Fault(state.empty_line, text))
-        faults.extend(_repeated_segments(image_id, state))
-    faults = in_file_order(faults)
-    if empty:
-        faults.append(Fault(None, "the file has no rows"))
-    missing = sorted((expected or frozenset()) - images.keys(), key=natural_key)
-    faults.extend(Fault(None, f"missing image {image_id}") for image_id in missing)
-    return faults
+    segments = array("q")
+    check_row = partial(_check_row, segments)
+    faults, images = _TABLE.check(path, _records(path), check_row, expected_images)
+    rows = np.frombuffer(segments, np.int64).reshape(-1, 6)
+    for i, first in repetitions(rows[:, :5]):
+        x0, y0, x1, y1 = (rows[i, :4] / 10).tolist()
+        text = (
+            f"{images[rows[i, 4]]}: the segment {x0:g} {y0:g} - {x1:g} {y1:g} appears twice, "
+            f"first on line {rows[first, 5]}"
+        )
+        faults.append(Fault(int(rows[i, 5]), text))
+    return in_file_order(faults)
 
 
-def _check_row(
-    line: int, wkt: str, amounts: Sequence[str | None], state: _ImageState
-) -> Iterator[str]:
-    state.rows += 1
-    for name, text in zip(ROADS_HEADER[2:], amounts, strict=True):
+def _check_row(segments: "array[int]", image: int, record: CsvRow, wkt: str) -> Iterator[str]:
+    """Check a row and collect its segments.
+
+    Six numbers per segment: x, y, x, y of the cells at its ends, the lesser first; image; line.
+    """
+    for name, text in zip(_TABLE.header[2:], record.cells[2:], strict=True):
         try:
             # A missing column is already reported with the header.
             if text is not None and math.isnan(_parse_amount(name, text)):
@@ -343,13 +256,11 @@ def _check_row(
         except ValueError as error:
             yield str(error)
     try:
-        points = parse_linestring(wkt)
+        points = _parse_linestring(wkt)
     except ValueError as error:
         yield str(error)
         return
     if not points:
-        if state.empty_line is None:
-            state.empty_line = line
         return
     if not _PLAIN_LINESTRING.fullmatch(wkt):
         yield "the WKT must be LINESTRING (x y, x y, ...) without Z or M, one blank within a vertex"
@@ -363,27 +274,7 @@ def _check_row(
         if math.hypot(x1 - x0, y1 - y0) < _SHORTEST_STEP_PX:
             yield f"two successive points are closer than 0.01 px at {x1:g} {y1:g}"
         a, b = cells[i - 1], cells[i]
-        state.segments.extend(a + b if a < b else b + a)
-        state.lines.append(line)
-
-
-def _repeated_segments(image_id: str, state: _ImageState) -> Iterator[Fault]:
-    """Yield a fault for every repetition of a segment."""
-    segments = np.frombuffer(state.segments, np.int64).reshape(-1, 4)
-    if not len(segments):
-        return
-    # The sort is stable, so each run of equal segments starts with the first in the file.
-    order = np.lexsort(segments.T)
-    is_first = np.ones(len(order), np.bool_)
-    is_first[1:] = (segments[order[1:]] != segments[order[:-1]]).any(axis=1)
-    first = order[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))]
-    for place in np.flatnonzero(~is_first).tolist():
-        x0, y0, x1, y1 = (segments[order[place]] / 10).tolist()
-        yield Fault(
-            state.lines[order[place]],
-            f"{image_id}: the segment {x0:g} {y0:g} - {x1:g} {y1:g} appears twice, "
-            f"first on line {state.lines[first[place]]}",
-        )
+        segments.extend((*min(a, b), *max(a, b), image, record.line))
 
 
 def rows_of_graph(graph: RoadGraph) -> list[RoadRow]:

@@ -17,13 +17,7 @@ class RowsByImage(Mapping[Id, Sequence[Row]], Generic[Id, Row]):
     def __init__(
         self, ids: Sequence[Id], keys: Mapping[Id, str], read: Callable[[str], Sequence[Row]]
     ) -> None:
-        """Create the mapping without loading any rows.
-
-        Args:
-            ids: ids of all images, in order.
-            keys: argument of ``read`` by image; an image without a key has no rows.
-            read: returns the rows for a key.
-        """
+        """Create the mapping; ``read`` takes the key of an image. Without a key it has no rows."""
         self.counts = dict.fromkeys(ids, 0)
         self._keys = keys
         self._read = read

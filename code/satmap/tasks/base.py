@@ -1,10 +1,9 @@
 """The interface between the engine and a task.
 
-The engine trains, predicts, resumes and distributes work. It manages memory, time, windows, order,
-progress and provenance, and does not depend on any task. A :class:`Task` defines everything else:
-how images and labels are found, how labels are encoded for training, the network and its loss, how
-predictions are merged and decoded into vectors, and how results are written, scored, drawn and
-tuned.
+The engine manages memory, time, processes, windows, order, resuming, progress and provenance, and
+does not depend on any task. A :class:`Task` defines everything else: how images and labels are
+found, how labels are encoded for training, the network and its loss, how predictions are merged and
+decoded into vectors, and how results are written, scored, drawn and tuned.
 
 Most tasks predict probability maps: see :class:`satmap.tasks.dense.DenseTask`. Tasks whose networks
 find objects directly start from :class:`satmap.tasks.instances.InstanceTask`. Tasks are registered
@@ -22,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from satmap.data.augmentation import Geometry
-from satmap.data.cache import CachedChip, EncodedLabel
+from satmap.data.cache import EncodedLabel
 from satmap.data.chip import Chip
+from satmap.data.crops import CachedChip, Geometry
 from satmap.data.imagery import ImageInfo
 from satmap.data.inventory import Inventory
 from satmap.data.neighbours import ImageFootprint, Neighbour
@@ -34,6 +33,7 @@ from satmap.networks.ensemble import EnsembleMember, Pixels
 from satmap.rasters.scene import Box
 from satmap.recipes.registry import find_task
 from satmap.recipes.schema import Member, Recipe, default_recipe
+from satmap.tasks.result_decoders import ResultDecoder
 from satmap.tuning.chips import Tuning, TuningRequest
 from satmap.vectors.georeference import Georeference
 from satmap.weights.header import CONTENT_KEY, TASK_CONTENT
@@ -103,13 +103,6 @@ class PendingResult(Protocol):
         """Wait for the prediction and return it as the task's decoder expects it."""
 
 
-class ResultDecoder(Protocol):
-    """Turns the prediction of one image into its result. It is sent to worker processes."""
-
-    def decode(self, prediction: Any) -> Any:
-        """Return the result of an image, such as a road graph."""
-
-
 class Task(ABC):
     """A kind of objects to map, with the settings of one recipe.
 
@@ -130,7 +123,6 @@ class Task(ABC):
     input_px: int | None = None
 
     def __init__(self, recipe: Recipe) -> None:
-        """Make the task of a recipe."""
         self.recipe = recipe
 
     # Images and labels
@@ -138,15 +130,7 @@ class Task(ABC):
     def find_images(
         self, directories: Sequence[Path], view_angle: ViewAngle | None = None
     ) -> Inventory:
-        """Find the images and their labels.
-
-        Args:
-            directories: searched to any depth.
-            view_angle: off-nadir angle, for images whose names lack it.
-
-        Raises:
-            SatmapError: no image was found, or two files claim to be the same image.
-        """
+        """Find the images and their labels; see :meth:`TaskSettings.find_images`."""
         bands = max((member.bands for member in self.recipe.members), default=1)
         found: Inventory = self.recipe.task.find_images(directories, bands, view_angle)
         return found
@@ -168,10 +152,8 @@ class Task(ABC):
     def encode(self, chip: Chip, image: NDArray[np.uint8]) -> EncodedLabel:
         """Encode the label of a chip for training.
 
-        Args:
-            chip: a chip with a label.
-            image: uint8 (h, w, channels) in the networks' input size; 0 in all channels where there
-                is no data.
+        ``image`` is uint8 (h, w, channels) in the networks' input size, with 0 in all channels
+        where there is no data.
 
         Raises:
             SatmapError: the label is missing or unusable.
@@ -187,13 +169,7 @@ class Task(ABC):
     def crop(
         self, chip: CachedChip, geometry: Geometry, size: int, channels: int
     ) -> dict[str, NDArray[Any]]:
-        """Cut a training sample from a cached chip.
-
-        Args:
-            chip: the chip.
-            geometry: position of the crop in the chip, and its augmentation.
-            size: height and width of the crop, pixels.
-            channels: number of image channels.
+        """Cut a training sample of ``size`` x ``size`` pixels from a chip.
 
         Returns:
             Arrays by name; ``image`` is uint8 (channels, size, size).
@@ -231,13 +207,10 @@ class Task(ABC):
     def loss(
         self, outputs: Any, batch: Batch, losses: Any, total: Total
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of a batch.
+        """Compute the loss of a batch from the network's outputs.
 
-        Args:
-            outputs: output of the network.
-            batch: the samples.
-            losses: weights of the losses, from the recipe's stage.
-            total: sums a tensor over the processes that share the batch.
+        ``losses`` are the weights of the recipe's stage. ``total`` sums a tensor over the processes
+        that share the batch.
 
         Returns:
             The loss, whose mean over the processes is the loss of the whole batch, and its detached
@@ -246,11 +219,7 @@ class Task(ABC):
 
     @abstractmethod
     def score_chip(self, network: nn.Module, chip: CachedChip, device: torch.device) -> Any:
-        """Predict a chip with one network and compare the result with the label.
-
-        Returns:
-            A score, small enough to be sent to another process.
-        """
+        """Predict a chip with one network and score it; the score must be small enough to send."""
 
     @abstractmethod
     def summarize(self, chips: Sequence[CachedChip], scores: Sequence[Any]) -> dict[str, float]:
@@ -264,26 +233,17 @@ class Task(ABC):
     # Weights
 
     def save_network(self, path: Path, network: nn.Module, metadata: Mapping[str, str]) -> None:
-        """Write a weight file, atomically.
-
-        Raises:
-            SatmapError: the file cannot be written.
-        """
-        channels = str(network.in_channels)
+        """Write a weight file, atomically; raise SatmapError if it cannot be written."""
         described = {
             **metadata,
             CONTENT_KEY: TASK_CONTENT,
             "architecture": self.recipe.task.name,
-            "in_channels": channels,
+            "in_channels": str(network.in_channels),
         }
         write_tensors(path, network.state_dict(), described)
 
     def check_weights(self, file: WeightFile) -> None:
-        """Check that a weight file belongs to this task.
-
-        Raises:
-            SatmapError: the network cannot be used for the recipe.
-        """
+        """Raise SatmapError if the network of a weight file cannot be used for the recipe."""
         if file.metadata.get("architecture") != self.recipe.task.name:
             raise SatmapError(f"{file.path} does not find {self.noun}. Move it elsewhere.")
 
@@ -353,14 +313,7 @@ class Task(ABC):
     def record(
         self, chip: Chip, image_id: str, found: Any, georeference: Georeference | None
     ) -> Any:
-        """Join the result of an image with its id and position.
-
-        Args:
-            chip: the image.
-            image_id: the id in the output.
-            found: result of the decoder.
-            georeference: position of the pixels; None if not known.
-        """
+        """Join the result ``found`` of an image with its id in the output and its position."""
 
     @abstractmethod
     def as_json(self, record: Any) -> list[Any]:
@@ -400,11 +353,7 @@ class Task(ABC):
         )
 
     def check_outputs(self, output: Path, chips: Sequence[Chip]) -> None:
-        """Check that the format of the submission can hold these images.
-
-        Raises:
-            SatmapError: it cannot.
-        """
+        """Raise SatmapError if the format of the submission cannot hold these images."""
         return
 
     @abstractmethod
@@ -417,11 +366,8 @@ class Task(ABC):
     ) -> dict[str, int]:
         """Write the submission, with one image in memory at a time.
 
-        Args:
-            output: the file.
-            ids: ids of all images, in the order of the file.
-            keys: id to key, for images that have a record.
-            read: returns the record of a key.
+        ``ids`` are those of all images, in the order of the file. Images that have a record have a
+        key in ``keys``, and ``read`` returns the record of a key.
 
         Returns:
             Number of objects by id.
@@ -433,9 +379,7 @@ class Task(ABC):
     def export(self, path: Path, records: Callable[[], Iterator[Any]]) -> dict[str, str]:
         """Write a further file, in the format of its suffix.
 
-        Args:
-            path: the file.
-            records: returns a new iterator over the records of all images.
+        Each call of ``records`` returns a new iterator over the records of all images.
 
         Returns:
             Image id to problem, for images that the format cannot hold and that are left out.
@@ -473,22 +417,9 @@ def task_of(recipe: Recipe) -> Task:
 
 
 def default_task(name: str, **settings: Any) -> Task:
-    """Make a task with default settings, for work without networks.
-
-    Args:
-        name: name of the task.
-        settings: settings that differ from the defaults, as in the recipe's ``task``.
+    """Make a task for work without networks; ``settings`` are those that differ from the defaults.
 
     Raises:
         SatmapError: there is no such task.
     """
     return task_of(default_recipe(name, **settings))
-
-
-def load_ensemble(files: Sequence[WeightFile], device: torch.device) -> list[EnsembleMember]:
-    """Load the networks of an ensemble, with the task of the first file's recipe.
-
-    Raises:
-        SatmapError: a file cannot be loaded, or the networks do not fit together.
-    """
-    return task_of(files[0].recipe).load_ensemble(files, device)

@@ -1,4 +1,4 @@
-"""Tasks whose networks predict probability maps.
+"""Tasks whose networks predict probability maps, and losses of such maps.
 
 The engine averages the maps of symmetries, ensemble members and windows
 (:mod:`satmap.networks.ensemble`). A task defines how its labels are drawn, its losses, and how
@@ -8,39 +8,39 @@ probability maps are vectorised.
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from satmap.data.augmentation import Geometry
-from satmap.data.cache import CachedChip
 from satmap.data.chip import Chip
-from satmap.data.crops import read_crop, read_soft_crop
+from satmap.data.crops import CachedChip, Geometry, read_crop, read_soft_crop
 from satmap.errors import SatmapError
 from satmap.io.text import printable
 from satmap.networks.ensemble import EnsembleMember, Strip, predict_maps, predict_strips
 from satmap.networks.unet import UNet, build_network
 from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
 from satmap.recipes.schema import Member
-from satmap.tasks.base import Batch, PreparedImage, Task
+from satmap.recipes.task_settings import HeadLoss
+from satmap.tasks.base import Batch, PreparedImage, Task, Total
 from satmap.tasks.result_decoders import MapDecoder
 from satmap.weights.members import WeightFile
 from satmap.weights.network_files import load_pretrained_encoder, load_weights, save_weights
 
+_FOCAL_GAMMA = 2.0
+
+# A channel counts for dice only with at least this many target pixels in the batch.
+_LEAST_DICE_PIXELS = 100
+
 
 @dataclass(frozen=True)
 class PendingMaps:
-    """Pending probability maps of an image that fits into memory.
-
-    Attributes:
-        names: names of the maps.
-        strips: parts of the maps, which the device may still be computing.
-        image: the image.
-    """
+    """Named probability maps of an image, in strips that the device may still be computing."""
 
     names: tuple[str, ...]
     strips: Sequence[Strip]
@@ -48,7 +48,7 @@ class PendingMaps:
 
     def get(self) -> ProbabilityMaps:
         """Wait for the maps and resize them to the size of the image's file."""
-        parts = [strip.values.get() for strip in self.strips]
+        parts = [strip.get() for strip in self.strips]
         values = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
         if (inside := self.image.inside) is not None:
             values = values[:, *inside.pixels]
@@ -67,6 +67,16 @@ class DenseTask(Task):
     """
 
     file_maps: ClassVar[Mapping[int, tuple[str, ...]]]
+
+    @cached_property
+    def map_names(self) -> tuple[str, ...]:
+        """Names of the networks' probability maps."""
+        return self.recipe.map_names
+
+    @property
+    def values_per_pixel(self) -> int:  # type: ignore[override]
+        """Number of probability maps."""
+        return len(self.map_names)
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -95,7 +105,7 @@ class DenseTask(Task):
         return build_network(
             member.encoder,
             member.bands,
-            self.recipe.map_names,
+            self.map_names,
             member.decoder.widths,
             member.decoder.kind,
             self.categories,
@@ -109,7 +119,8 @@ class DenseTask(Task):
     def freeze_encoder(self, network: nn.Module, frozen: bool, stages: int | None) -> None:
         """Freeze or unfreeze the first stages of the UNet's encoder, or all of it."""
         assert isinstance(network, UNet)
-        network.freeze_encoder(frozen, stages)
+        count = len(network.encoder.stages) if stages is None else stages
+        network.encoder.freeze(count if frozen else 0)
 
     def inputs(self, network: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
         """Return the normalised images and, for networks with several heads, the head indices."""
@@ -134,12 +145,9 @@ class DenseTask(Task):
 
     @abstractmethod
     def score_maps(self, maps: ProbabilityMaps, chip: CachedChip, target: NDArray[np.uint8]) -> Any:
-        """Vectorise the probability maps of a chip and score the result.
+        """Vectorise one network's probability maps of a chip and score the result.
 
-        Args:
-            maps: probability maps of one network, in its input size.
-            chip: the chip with its labels.
-            target: the target that ``encode`` drew, in the size of the maps.
+        The maps and the ``target``, which ``encode`` drew, have the size of the network's input.
         """
 
     # Weights
@@ -162,10 +170,10 @@ class DenseTask(Task):
                 f"{file.path} has heads for {_list(network.categories) or 'no categories'}, but "
                 f"the recipe {name} for {_list(self.categories)}. Move it elsewhere."
             )
-        if set(network.maps) != set(self.recipe.map_names):
+        if set(network.maps) != set(self.map_names):
             raise SatmapError(
                 f"{file.path} predicts the probability maps {_list(network.maps)}, but "
-                f"{self.noun} need {_list(self.recipe.map_names)}. Move it elsewhere."
+                f"{self.noun} need {_list(self.map_names)}. Move it elsewhere."
             )
 
     def load_ensemble(
@@ -176,7 +184,7 @@ class DenseTask(Task):
         The order is that of the recipe, or that of the first network if it has other maps.
         """
         first = files[0]
-        names = self.recipe.map_names
+        names = self.map_names
         if set(names) != set(first.network.maps):
             names = first.network.maps
         members = []
@@ -198,14 +206,9 @@ class DenseTask(Task):
 
     # Prediction
 
-    @property
-    def values_per_pixel(self) -> int:  # type: ignore[override]
-        """Number of probability maps."""
-        return len(self.recipe.map_names)
-
     def predict(self, image: PreparedImage, device: torch.device) -> PendingMaps:
         """Average the probability maps of all networks and symmetries."""
-        return PendingMaps(self.recipe.map_names, list(self.predict_strips(image, device)), image)
+        return PendingMaps(self.map_names, list(self.predict_strips(image, device)), image)
 
     def predict_strips(self, image: PreparedImage, device: torch.device) -> Iterator[Strip]:
         """Predict like ``predict``, but yield the maps in strips from the top, for large images."""
@@ -228,3 +231,68 @@ def _list(names: Sequence[str]) -> str:
 def _outputs(maps: Sequence[str], categories: Sequence[str]) -> str:
     heads = f" for each of {_list(categories)}" if categories else ""
     return f"{_list(maps)}{heads}"
+
+
+def one_process(part: Tensor) -> Tensor:
+    """Return a tensor unchanged: its sum over one process."""
+    return part
+
+
+def head_loss(
+    logits: Tensor, target: Tensor, weights: HeadLoss, total: Total = one_process
+) -> Tensor:
+    """Compute the weighted sum of dice, focal loss and cross entropy of one head.
+
+    Logits and target, which holds 0 and 1, are float32 (n, maps, h, w).
+    """
+    loss = logits.new_zeros(())
+    if weights.dice:
+        loss = loss + weights.dice * dice_loss(logits, target, total)
+    if weights.focal or weights.bce:
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        # exp(-cross entropy) is the probability given to the true class: focal loss
+        # (arXiv 1708.02002) without a second pass over sigmoid.
+        surprise = -torch.expm1(-cross_entropy)
+        focal = (surprise**_FOCAL_GAMMA * cross_entropy).mean()
+        loss = loss + weights.focal * focal + weights.bce * cross_entropy.mean()
+    return loss
+
+
+def dice_loss(logits: Tensor, target: Tensor, total: Total = one_process) -> Tensor:
+    """Return one minus the soft dice of each channel over the batch, averaged over channels.
+
+    Channels with fewer than 100 target pixels do not count; the loss is 0 if none counts.
+    """
+    probabilities = logits.sigmoid()
+    over = (0, 2, 3)
+    # Sum over the whole batch first: the dice of a batch is not the mean dice of its parts.
+    size, overlap, predicted = total(
+        torch.stack([target.sum(over), (probabilities * target).sum(over), probabilities.sum(over)])
+    )
+    # The prediction enters linearly, as in the reference, not squared.
+    dice = 1 - 2 * overlap / (predicted + size + 1e-3)
+    counted = (size >= _LEAST_DICE_PIXELS).float()
+    mean: Tensor = (dice * counted).sum() / counted.sum().clamp(min=1)
+    return mean
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean Kullback-Leibler divergence of the network's probabilities from a teacher's.
+
+    Each map is a binary classification. There is no temperature, because the mean over several
+    networks and test-time augmentations is not overconfident. Both tensors are (n, maps, h, w).
+    """
+    complement = 1 - teacher
+    # Subtract the teacher's entropy, so that the loss is 0 if both agree.
+    entropy = -(torch.xlogy(teacher, teacher) + torch.xlogy(complement, complement)).mean()
+    return F.binary_cross_entropy_with_logits(logits, teacher) - entropy
+
+
+def recall_loss(logits: Tensor, target: Tensor, total: Total = one_process) -> Tensor:
+    """Return one minus the soft recall over the batch; 0 without target pixels.
+
+    It does not penalise false positives, so use it only together with a loss that does.
+    """
+    size, found = total(torch.stack([target.sum(), (logits.sigmoid() * target).sum()]))
+    missed: Tensor = (size - found) / size.clamp(min=1)
+    return missed

@@ -53,26 +53,15 @@ class InstanceTask(Task):
 
     @abstractmethod
     def predict_window(self, network: nn.Module, pixels: Tensor, category: str | None) -> Any:
-        """Find the objects of a window with one network.
+        """Find the objects of a window, in its pixels, with one network in evaluation mode.
 
-        Args:
-            network: in evaluation mode.
-            pixels: uint8 (channels, h, w), on the device of the network.
-            category: head of the network for this image; None for networks with one head.
-
-        Returns:
-            Objects in pixels of the window.
+        ``pixels`` is uint8 (channels, h, w) on the device of the network. ``category`` selects the
+        network's head; None for networks with one head.
         """
 
     @abstractmethod
     def restore(self, found: Any, symmetry: Symmetry, shape: tuple[int, int]) -> Any:
-        """Transform objects of a transformed window back to the original window.
-
-        Args:
-            found: objects that ``predict_window`` found in the transformed window.
-            symmetry: the transformation of the window.
-            shape: height and width of the original window.
-        """
+        """Transform objects of a transformed window back to the original, of shape (h, w)."""
 
     @abstractmethod
     def shift(self, found: Any, left: int, top: int) -> Any:

@@ -1,4 +1,4 @@
-"""Interface of decoders, for worker processes. This module does not import torch."""
+"""Interfaces of decoders, which are pickled for worker processes. No torch is imported here."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +7,15 @@ from typing import Any, Protocol
 from satmap.rasters.probability_maps import ProbabilityMaps
 
 
+class ResultDecoder(Protocol):
+    """Turns the prediction of one image into its result."""
+
+    def decode(self, prediction: Any) -> Any:
+        """Return the result of an image, such as a road graph."""
+
+
 class MapDecoder(Protocol):
-    """Turns probability maps into vectors. It is pickled for worker processes with every image."""
+    """Turns probability maps into vectors."""
 
     def decode(self, prediction: ProbabilityMaps) -> Any:
         """Decode the maps of an image without neighbours."""
@@ -22,11 +29,9 @@ class MapDecoder(Protocol):
     ) -> Any:
         """Decode a raster of an image's probability maps.
 
-        Args:
-            path: the raster.
-            neighbours: the rasters around it, each with the column and row of its first pixel, in
-                pixels of this image. Files that do not exist are ignored.
-            check_scale: whether to refuse a raster with values 0 and 1 instead of 0..255.
+        Each neighbour is a raster with the column and row of its first pixel, in pixels of this
+        image; files that do not exist are ignored. ``check_scale`` refuses a raster with values 0
+        and 1 instead of 0..255.
 
         Raises:
             SatmapError: the raster is missing or damaged, or does not hold probabilities.

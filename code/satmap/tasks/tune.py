@@ -8,7 +8,6 @@ Two-fold cross-validation judges the fit on chips that it was not fitted to.
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -32,22 +31,18 @@ def tune_recipe(
     workers: int = 0,
     view_angle: ViewAngle | None = None,
 ) -> Tuning:
-    """Fit the settings of a recipe's vectoriser, and write the recipe with them.
+    """Fit the settings of a recipe's vectoriser, and write a ``.yaml`` recipe with them.
 
     The score of roads is APLS by travel time, or by length if the truth has no times: the mean over
     areas of the mean over chips. The score of buildings is SpaceNet's F1, or average precision at
     an IoU of 0.5 for COCO annotations. A recipe whose network has a head per view-angle category
     gets settings per category. The same input gives the same settings unless time runs out.
 
-    Args:
-        maps: probability rasters, as in :func:`satmap.prediction.vectorize.vectorize_directory`.
-        truth: roads CSV, buildings CSV or COCO annotations of the same images.
-        output: the ``.yaml`` file to write.
-        recipe: recipe to start from.
-        metres_per_pixel: pixel size of rasters without georeference; None for the recipe's.
-        minutes: time limit of the search; it then returns the best settings so far.
-        workers: number of worker processes; 0 runs everything in this process.
-        view_angle: off-nadir angle of images whose names lack it.
+    ``maps`` is a directory of probability rasters, and ``truth`` a roads CSV, buildings CSV or COCO
+    annotations of the same images. Rasters without georeference have ``metres_per_pixel``, or the
+    recipe's pixel size; images whose names lack the off-nadir angle have ``view_angle``. After
+    ``minutes``, the search returns the best settings so far. 0 workers run everything in this
+    process.
 
     Raises:
         SatmapError: there are no rasters, no truth for them or fewer than four chips, rasters or
@@ -69,13 +64,12 @@ def tune_recipe(
 def tuned_text(recipe: Recipe, tuning: Tuning, maps: Path, truth: Path) -> str:
     """Return the recipe with fitted settings as YAML, with their origin in a comment."""
     # Paths are quoted because they can contain any character, including line ends.
-    source = f"Fitted by `satmap tune` on {json.dumps(str(maps))} by {json.dumps(str(truth))}."
     comment = [
         f"Recipe {recipe.name} with the settings of the {recipe.task.name} vectoriser fitted.",
-        source,
+        f"Fitted by `satmap tune` on {json.dumps(str(maps))} by {json.dumps(str(truth))}.",
+        *tuning.summary().splitlines(),
     ]
-    comment += tuning.summary().splitlines()
-    content: dict[str, Any] = recipe.model_dump(exclude_unset=True)
+    content = recipe.model_dump(exclude_unset=True)
     content["task"] = {**content["task"], "vectorizer": tuning.settings.model_dump()}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
     return "".join(f"# {line}\n" for line in comment) + text

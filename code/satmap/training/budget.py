@@ -36,13 +36,10 @@ class EpochPlan:
 def plan_epoch(
     stage: Stage, steps: int, progress: Progress, seconds: float | None = None
 ) -> EpochPlan:
-    """Plan the next epoch of a stage, with the length of the recipe or as the time allows.
+    """Plan the next epoch of a stage.
 
-    Args:
-        stage: the stage.
-        steps: optimizer steps of a whole epoch.
-        progress: progress of the training.
-        seconds: time limit of the whole stage; None for no limit.
+    ``steps`` are the optimizer steps of a whole epoch. It has the length of the recipe, or as the
+    time limit of the whole stage allows, in seconds.
     """
     start, whole = progress.schedule, float(stage.epochs)
     if seconds is None:
@@ -78,11 +75,8 @@ def allocate_time(
 ) -> dict[str, list[float]]:
     """Divide a time limit between all stages of all members, in proportion to their pixels.
 
-    Args:
-        members: the members to train.
-        world: number of processes, which share the work as in ``assign_stages``.
-        seconds: time limit of the whole training.
-        chips: member name to its number of training chips. A stage may use fewer.
+    ``world`` processes share the work as in ``assign_stages``. ``chips`` is the number of training
+    chips by member name; a stage may use fewer.
 
     Returns:
         Member name to the seconds of each of its stages.
@@ -109,11 +103,7 @@ def allocate_time(
 def assign_stages(
     members: Sequence[Member], world: int
 ) -> list[tuple[list[list[Member]], list[Member]]]:
-    """Assign members to processes, stage by stage.
-
-    Args:
-        members: the members to train.
-        world: number of processes.
+    """Assign members to ``world`` processes, stage by stage.
 
     Returns:
         For each stage two lists: the members that each process trains alone, evenly distributed,

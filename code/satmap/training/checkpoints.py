@@ -18,7 +18,7 @@ from satmap.provenance.manifest import (
     write_manifest,
 )
 from satmap.recipes.schema import LAST
-from satmap.report.curves import Curve, draw_curves
+from satmap.report.curves import Curves, draw_curves
 from satmap.report.panels import write_picture
 from satmap.training.job import Job
 from satmap.training.loading import member_seed
@@ -33,11 +33,7 @@ def save_checkpoints(
 ) -> dict[str, float]:
     """Write the last weights, the best weights of each improved score, and their manifests.
 
-    Args:
-        job: the training.
-        state: the train state, whose ``result`` is written.
-        progress: progress of the training.
-        record: losses and scores of the epoch.
+    ``record`` holds the losses and scores of the epoch.
 
     Returns:
         The best value of every score so far.
@@ -83,15 +79,6 @@ def _write_manifests(
     """Write the manifests of weight files.
 
     The list of chips may be long. It is written once per data set, into ``data-*.json``.
-
-    Args:
-        files: the weight files.
-        job: the training.
-        record: losses and scores of the epoch.
-        progress: holds the runs so far.
-
-    Raises:
-        SatmapError: a file cannot be written.
     """
     member, recipe = job.member, job.recipe
     chips = {chip.image_id: chip.sources for chip in (*job.training, *job.validation)}
@@ -160,13 +147,13 @@ def _table(history: Sequence[dict[str, float]], figures: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def _curves(history: Sequence[dict[str, float]], names: Sequence[str]) -> list[Curve]:
+def _curves(history: Sequence[dict[str, float]], names: Sequence[str]) -> Curves:
     """Return the curves of named values over the epochs of all stages, without empty ones."""
     points = {
         name: [(epoch, record[name]) for epoch, record in enumerate(history, 1) if name in record]
         for name in names
     }
-    return [Curve(name, found) for name, found in points.items() if found]
+    return {name: found for name, found in points.items() if found}
 
 
 def _write_tensorboard(directory: Path, history: Sequence[dict[str, float]]) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,22 +11,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from satmap.errors import SatmapError
+from satmap.runtime.device import autocast
 from satmap.runtime.ranks import Ranks
 from satmap.training.run_context import RunContext
 
 
 class Forward:
-    """Forward pass of a network in training, with gradients averaged over the processes.
+    """Forward pass in training: mixed precision, and gradients averaged over the processes.
 
     Make a new one after freezing or unfreezing parameters, because ``DistributedDataParallel``
     registers the trainable parameters only once.
-
-    Attributes:
-        network: the unwrapped network.
     """
 
     def __init__(self, network: nn.Module, context: RunContext) -> None:
-        self.network = network
         self._parallel: DistributedDataParallel | None = None
         module: nn.Module = network
         if context.ranks.world > 1:
@@ -43,10 +39,12 @@ class Forward:
                     gradient_as_bucket_view=True,
                 )
         self._call: Any = torch.compile(module) if context.compile else module
+        self._autocast = autocast(context.device)
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Return the network's output for the task's inputs."""
-        return self._call(*inputs)
+        with self._autocast:
+            return self._call(*inputs)
 
     def gradients_stay(self, stay: bool) -> contextlib.AbstractContextManager[None]:
         """Return a context in which, if ``stay``, gradients are accumulated but not averaged yet.
@@ -54,8 +52,7 @@ class Forward:
         Use it for all parts of a batch except the last.
         """
         if stay and self._parallel is not None:
-            waiting: contextlib.AbstractContextManager[None] = self._parallel.no_sync()
-            return waiting
+            return self._parallel.no_sync()
         return contextlib.nullcontext()
 
 
@@ -84,11 +81,7 @@ class _Total(torch.autograd.Function):
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):
-    """Synchronised batch norm for CPUs; ``torch.nn.SyncBatchNorm`` supports only GPUs.
-
-    Attributes:
-        ranks: the processes whose batches are normalised jointly.
-    """
+    """Batch norm over the batches of all ``ranks`` on CPUs; torch's supports only GPUs."""
 
     ranks: Ranks
 
@@ -116,7 +109,7 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         return output.to(x.dtype)
 
 
-@contextmanager
+@contextlib.contextmanager
 def synced_norms(network: nn.Module, ranks: Ranks, device: torch.device) -> Iterator[None]:
     """Synchronise the network's batch norms over all processes while the block runs.
 
@@ -179,8 +172,10 @@ def require_compiler(device: torch.device) -> None:
     # Errors of compilers, linkers and torch have no common type.
     except Exception as error:
         needed = "triton and a C compiler" if device.type == "cuda" else "a C++ compiler (g++)"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0][:200] if lines else type(error).__name__
         raise SatmapError(
-            f"--compile: torch cannot compile for {device} here ({_reason(error)}). It needs "
+            f"--compile: torch cannot compile for {device} here ({reason}). It needs "
             f"{needed} and Python's headers; $CXX selects another compiler. Leave --compile out "
             "to train without it."
         ) from error
@@ -188,9 +183,3 @@ def require_compiler(device: torch.device) -> None:
 
 def _small_function(values: torch.Tensor) -> torch.Tensor:
     return (values * 2).sigmoid().sum()
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of an error's message, else the name of its type."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__

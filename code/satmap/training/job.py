@@ -11,15 +11,14 @@ import torch
 from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 
-from satmap.data.cache import CachedChip
-from satmap.data.crops import CropDataset
+from satmap.data.crops import CachedChip
 from satmap.errors import SatmapError
 from satmap.io.checksums import FileRecord
 from satmap.provenance.machine import this_hardware, this_software
 from satmap.provenance.manifest import TrainingRun
 from satmap.recipes.schema import LAST, Member, Recipe, Stage
 from satmap.tasks.base import Task
-from satmap.training.loading import member_seed
+from satmap.training.loading import CropDataset, member_seed
 from satmap.training.run_context import RunContext
 from satmap.training.state import (
     MovingAverage,
@@ -97,24 +96,17 @@ def begin_or_resume(
     pretrained: bool,
     starts_from: Sequence[FileRecord],
 ) -> tuple[TrainState, Progress]:
-    """Start a training, or resume it from the saved train state.
-
-    Args:
-        network: initialised; receives the saved weights.
-        job: the training.
-        until: index of the stage before which the training will stop.
-        pretrained: whether the encoder has ImageNet weights.
-        starts_from: the files that ``network`` was initialised from.
+    """Start a training, or resume it from the saved train state. Arguments as in ``train_member``.
 
     Raises:
         SatmapError: the saved state does not match, or the machines found different chips.
     """
-    ranks, context = job.context.ranks, job.context
+    name, context, ranks = job.member.name, job.context, job.context.ranks
     if len(set(ranks.gather(hashlib.sha256(job.fingerprint.encode()).hexdigest()))) > 1:
         ranks.raise_on_all(
             SatmapError(
-                f"{job.member.name}: the machines found different chips. Give all machines the "
-                "same images and labels, and check that each can read them."
+                f"{name}: the machines found different chips. Give all machines the same images "
+                "and labels, and check that each can read them."
             )
         )
     file = context.state_file(job.member)
@@ -123,19 +115,29 @@ def begin_or_resume(
     progress = Progress(pretrained=pretrained, starts_from=files)
     if saved:
         progress = Progress(**saved["progress"])
-    average_decay = job.recipe.optimizer.ema_decay
     if progress.stage >= until:
         ranks.on_first(lambda: _require_weights(job))
         if until == len(job.member.stages):
-            ranks.say(f"{job.member.name}: already trained")
+            ranks.say(f"{name}: already trained")
         return TrainState(network, make_optimizer(network, job.recipe)), progress
     network.to(context.device).to(memory_format=torch.channels_last)
-    average = MovingAverage(network, average_decay) if average_decay else None
+    decay = job.recipe.optimizer.ema_decay
+    average = MovingAverage(network, decay) if decay else None
     state = TrainState(network, make_optimizer(network, job.recipe), average)
     if saved:
         progress = restore(saved, state, context.device, ranks.rank)
-        _report_resumption(job, progress)
-    progress.world = _same_world(progress, bool(saved), job)
+        within = f"step {progress.step} of epoch {progress.epoch + 1}"
+        ranks.say(
+            f"{name}: resuming after {within if progress.step else f'epoch {progress.epoch}'} of "
+            f"stage {progress.stage + 1}"
+        )
+        if progress.split > 1:
+            ranks.say(
+                f"{name}: memory was short, so batches are computed in {progress.split} parts "
+                "until the stage ends"
+            )
+        _check_world(progress, job)
+    progress.world = ranks.world
     _record_run(progress, context)
     if ranks.world > 1 and not saved:
         # A process that runs out of memory records this in the saved state, so there must be one.
@@ -179,19 +181,6 @@ def _record_run(progress: Progress, context: RunContext) -> None:
         progress.runs = [*progress.runs, run]
 
 
-def _report_resumption(job: Job, progress: Progress) -> None:
-    within = f"step {progress.step} of epoch {progress.epoch + 1}"
-    job.context.ranks.say(
-        f"{job.member.name}: resuming after "
-        f"{within if progress.step else f'epoch {progress.epoch}'} of stage {progress.stage + 1}"
-    )
-    if progress.split > 1:
-        job.context.ranks.say(
-            f"{job.member.name}: memory was short, so batches are computed in {progress.split} "
-            "parts until the stage ends"
-        )
-
-
 def _require_weights(job: Job) -> None:
     if not job.context.weight_file(job.member, LAST).exists():
         raise SatmapError(
@@ -200,24 +189,19 @@ def _require_weights(job: Job) -> None:
         )
 
 
-def _same_world(progress: Progress, resumed: bool, job: Job) -> int:
-    """Return the number of processes, if they can resume the saved state.
-
-    Raises:
-        SatmapError: the training was stopped within an epoch of another number of processes.
-    """
-    world = job.context.ranks.world
-    if resumed and world != progress.world:
-        stage = job.member.stages[progress.stage]
-        if progress.step:
-            raise SatmapError(
-                f"{job.member.name} was stopped within an epoch of {progress.world} processes, "
-                f"and this run has {world}. Resume with --processes {progress.world}; the number "
-                "may only change between epochs."
-            )
-        if stage.sync_batch_norm and progress.epoch:
-            job.context.ranks.say(
-                f"{job.member.name}: resuming with {world} processes instead of {progress.world}; "
-                f"a step now has {world * stage.batch} crops, not {progress.world * stage.batch}"
-            )
-    return world
+def _check_world(progress: Progress, job: Job) -> None:
+    """Check that this number of processes can resume the saved state."""
+    name, world, stage = job.member.name, job.context.ranks.world, job.member.stages[progress.stage]
+    if world == progress.world:
+        return
+    if progress.step:
+        raise SatmapError(
+            f"{name} was stopped within an epoch of {progress.world} processes, and this run has "
+            f"{world}. Resume with --processes {progress.world}; the number may only change "
+            "between epochs."
+        )
+    if stage.sync_batch_norm and progress.epoch:
+        job.context.ranks.say(
+            f"{name}: resuming with {world} processes instead of {progress.world}; a step now has "
+            f"{world * stage.batch} crops, not {progress.world * stage.batch}"
+        )

@@ -1,4 +1,4 @@
-"""Load batches of crops with worker processes.
+"""Training crops of chips, and batches of them from worker processes.
 
 torch's workers pass batches through shared memory, ``/dev/shm``, and are killed when it is full.
 Containers have 64 MB of it by default (``docker run --shm-size``). If it does not suffice, batches
@@ -6,8 +6,9 @@ go through pipes, which copies them twice.
 """
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,13 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from satmap.data.augmentation import Geometry
-from satmap.data.cache import CachedChip
-from satmap.data.crops import CropDataset
+from satmap.data.crops import CachedChip, Geometry, draw_geometry, jitter_colours
 from satmap.errors import SatmapError
-from satmap.recipes.schema import Member, Recipe
+from satmap.recipes.schema import Augmentation, Member, Recipe
 from satmap.runtime.resources import (
     SHARED_MEMORY,
     SHARED_MEMORY_REMEDY,
@@ -32,8 +31,71 @@ from satmap.runtime.termination import ignore_signals_in_worker
 from satmap.tasks.base import Batch, Task
 from satmap.training.run_context import RunContext
 
+# Arrays of a sample by name, and the index of its chip.
+_Sample = tuple[dict[str, NDArray[Any]], int]
+
 # Arrays or tensors of a batch by name, and the chip index of each crop.
 _Loaded = tuple[dict[str, Any], list[int]]
+
+
+@dataclass(eq=False)
+class CropDataset(Dataset[_Sample]):
+    """Random crops of chips, reproducible for any number of workers.
+
+    Item ``i`` depends only on the seed, the epoch and ``i``. It is a pair: the task's sample, a
+    dictionary of arrays with ``image`` as uint8 (channels, crop, crop), and the index of the chip.
+
+    Attributes:
+        chips: chips to cut crops from.
+        crop: height and width of a crop, pixels.
+        channels: number of image channels.
+        passes: average number of crops per chip and epoch.
+        augmentation: None for random positions only.
+        seed: seed of the crops.
+        task: cuts the samples.
+        equal_areas: give every area of interest the same number of crops, up to one; the chips of
+            an area take turns. Otherwise every chip gets the same number.
+        epoch: changes the crops; set it before iterating the data loader.
+    """
+
+    chips: Sequence[CachedChip]
+    crop: int
+    channels: int
+    passes: int
+    augmentation: Augmentation | None
+    seed: int
+    task: Task
+    equal_areas: bool = False
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        areas: dict[str, list[int]] = defaultdict(list)
+        for number, chip in enumerate(self.chips):
+            areas[chip.aoi if self.equal_areas else ""].append(number)
+        self._areas = list(areas.values())
+
+    def __len__(self) -> int:
+        return len(self.chips) * self.passes
+
+    def chip_of(self, index: int) -> int:
+        """Return the index into ``chips`` of the chip that item ``index`` shows."""
+        if len(self._areas) == 1:
+            return index % len(self.chips)
+        turn, area = divmod(index, len(self._areas))
+        # Chips of large areas that are not used in this epoch come first in the next.
+        turns = -(-len(self) // len(self._areas))
+        numbers = self._areas[area]
+        return numbers[(turn + self.epoch * turns) % len(numbers)]
+
+    def __getitem__(self, index: int) -> _Sample:
+        random = np.random.default_rng((self.seed, self.epoch, index))
+        number, settings = self.chip_of(index), self.augmentation
+        chip = self.chips[number]
+        geometry = draw_geometry(random, chip.shape[:2], self.crop, settings)
+        sample = self.task.crop(chip, geometry, self.crop, self.channels)
+        if settings is not None and random.random() < settings.colour_jitter_probability:
+            sample["image"] = jitter_colours(random, sample["image"])
+        return sample, number
 
 
 def member_seed(recipe: Recipe, member: Member, stage: int) -> int:
@@ -50,28 +112,16 @@ def epoch_order(length: int, seed: int) -> list[int]:
 
 
 def split_between_ranks(order: list[int], share: int, rank: int, world: int) -> list[list[int]]:
-    """Return one process's items of every step. All processes have the same number of steps.
+    """Return the items of every step of process ``rank`` of ``world``, ``share`` per step.
 
-    Args:
-        order: the items of the epoch.
-        share: items per step and process.
-        rank: number of the process.
-        world: number of processes.
-
-    Returns:
-        One list per step. Items that do not fill the last step are left out, because short batches
-        have noisy statistics. An epoch shorter than one step becomes one short step with equal
-        shares.
+    All processes have the same number of steps. Items that do not fill the last step are left out,
+    because short batches have noisy statistics. An epoch shorter than one step becomes one short
+    step with equal shares.
     """
     share = min(share, len(order) // world)
     whole = share * world
     starts = range(0, len(order) - whole + 1, whole) if share else ()
     return [order[start + rank * share : start + (rank + 1) * share] for start in starts]
-
-
-def chunks(items: list[int], size: int) -> list[list[int]]:
-    """Split a list into lists of at most ``size`` items."""
-    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 # Batches that each worker prepares ahead (torch's default), and batches that the training holds.
@@ -80,16 +130,9 @@ _IN_USE = 2
 
 
 def batches(
-    dataset: CropDataset, items: Sequence[list[int]], task: Task, context: RunContext
+    dataset: CropDataset, items: Sequence[list[int]], context: RunContext
 ) -> Iterator[Batch]:
-    """Yield batches of a dataset, in order, on the device.
-
-    Args:
-        dataset: the crops.
-        items: dataset indices of every batch.
-        task: joins samples into batches.
-        context: device, number of workers, and whether they use pipes.
-    """
+    """Yield batches of a dataset on the device; ``items`` are the dataset indices of each batch."""
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=items,
@@ -99,64 +142,27 @@ def batches(
         generator=torch.Generator(),
         worker_init_fn=ignore_signals_in_worker,
         # Workers pass tensors through shared memory, arrays through pipes.
-        collate_fn=partial(_collate, task, as_arrays=context.pipes),
+        collate_fn=partial(_collate, dataset.task, as_arrays=context.pipes),
     )
+
+    def on_device(values: Any) -> Tensor:
+        return torch.as_tensor(values).to(context.device, non_blocking=True)
+
     for arrays, numbers in _with_clear_errors(loader):
-        tensors = {
-            name: _on_device(_as_tensor(value), context.device) for name, value in arrays.items()
-        }
+        tensors = {name: _apply(on_device, value) for name, value in arrays.items()}
         yield Batch(tensors, [dataset.chips[number] for number in numbers])
 
 
-def fit_shared_memory(
-    context: RunContext, task: Task, chip: CachedChip, members: Sequence[Member], processes: int
-) -> RunContext:
-    """Choose how workers pass crops on, by the amount of free shared memory.
-
-    Args:
-        context: the user's choice.
-        task: cuts crops.
-        chip: any chip; crops of all chips have the same size.
-        members: the members to train.
-        processes: number of training processes on this machine.
-
-    Returns:
-        The context, changed to pipes or to no workers if the shared memory does not suffice. A
-        change is printed.
-    """
-    if not context.workers:
-        return context
-    if not can_share_locks(context.workers):
-        context.ranks.say(
-            f"{SHARED_MEMORY} is full or missing: crops are cut without workers, which is "
-            f"slower. {SHARED_MEMORY_REMEDY}"
-        )
-        return replace(context, workers=0)
-    needed = processes * _bytes_in_flight(task, chip, members, context.workers)
-    free = free_shared_memory()
-    if free < needed:
-        context.ranks.say(
-            f"{SHARED_MEMORY} has {free // 2**20} MB free and the workers would need "
-            f"{-(-needed // 2**20)} MB: crops go through pipes, which is slower. "
-            f"{SHARED_MEMORY_REMEDY}"
-        )
-        return replace(context, pipes=True)
-    return context
+def _collate(task: Task, samples: Sequence[_Sample], as_arrays: bool) -> _Loaded:
+    arrays = task.collate([sample for sample, _ in samples])
+    if not as_arrays:
+        arrays = {name: _apply(torch.as_tensor, value) for name, value in arrays.items()}
+    return arrays, [number for _, number in samples]
 
 
-def _bytes_in_flight(task: Task, chip: CachedChip, members: Sequence[Member], workers: int) -> int:
-    """Return the most shared memory that the batches of one process need in any stage, bytes."""
-    return max(
-        (workers * _AHEAD + _IN_USE) * stage.batch * _sample_bytes(task, chip, member, stage.crop)
-        for member in members
-        for stage in member.stages
-    )
-
-
-def _sample_bytes(task: Task, chip: CachedChip, member: Member, crop: int) -> int:
-    height, width = chip.shape[:2]
-    sample = task.crop(chip, Geometry((width / 2, height / 2)), crop, member.bands)
-    return sum(array.nbytes for array in sample.values())
+def _apply(function: Callable[[Any], Tensor], value: Any) -> Any:
+    """Apply a function to an array, or to the arrays of a list."""
+    return [function(item) for item in value] if isinstance(value, list) else function(value)
 
 
 def _with_clear_errors(batches: Iterable[_Loaded]) -> Iterator[_Loaded]:
@@ -176,23 +182,43 @@ def _with_clear_errors(batches: Iterable[_Loaded]) -> Iterator[_Loaded]:
         ) from error
 
 
-def _collate(
-    task: Task, samples: Sequence[tuple[dict[str, NDArray[Any]], int]], as_arrays: bool
-) -> _Loaded:
-    arrays = task.collate([sample for sample, _ in samples])
-    if not as_arrays:
-        arrays = {name: _as_tensor(value) for name, value in arrays.items()}
-    return arrays, [number for _, number in samples]
+def fit_shared_memory(
+    context: RunContext, task: Task, chip: CachedChip, members: Sequence[Member], processes: int
+) -> RunContext:
+    """Choose how the workers of all ``processes`` on this machine pass crops on.
+
+    Crops of all chips have the same size, so any ``chip`` will do.
+
+    Returns:
+        The context, changed to pipes or to no workers if the free shared memory does not suffice. A
+        change is printed.
+    """
+    if not context.workers:
+        return context
+    if not can_share_locks(context.workers):
+        context.ranks.say(
+            f"{SHARED_MEMORY} is full or missing: crops are cut without workers, which is "
+            f"slower. {SHARED_MEMORY_REMEDY}"
+        )
+        return replace(context, workers=0)
+    in_flight = context.workers * _AHEAD + _IN_USE
+    needed = processes * max(
+        in_flight * stage.batch * _sample_bytes(task, chip, member, stage.crop)
+        for member in members
+        for stage in member.stages
+    )
+    free = free_shared_memory()
+    if free < needed:
+        context.ranks.say(
+            f"{SHARED_MEMORY} has {free // 2**20} MB free and the workers would need "
+            f"{-(-needed // 2**20)} MB: crops go through pipes, which is slower. "
+            f"{SHARED_MEMORY_REMEDY}"
+        )
+        return replace(context, pipes=True)
+    return context
 
 
-def _as_tensor(value: Any) -> Any:
-    """Turn arrays into tensors, also within lists."""
-    if isinstance(value, list):
-        return [_as_tensor(item) for item in value]
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-
-
-def _on_device(value: Any, device: torch.device) -> Any:
-    if isinstance(value, list):
-        return [_on_device(item, device) for item in value]
-    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+def _sample_bytes(task: Task, chip: CachedChip, member: Member, crop: int) -> int:
+    height, width = chip.shape[:2]
+    sample = task.crop(chip, Geometry((width / 2, height / 2)), crop, member.bands)
+    return sum(array.nbytes for array in sample.values())

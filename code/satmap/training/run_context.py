@@ -20,20 +20,19 @@ class StopRequest:
 
     Outside of ``deferred`` a signal raises ``Terminated`` at once. Inside, the running code checks
     ``made`` from time to time, saves its work and raises ``ended()``.
+
+    Attributes:
+        made: whether a signal has arrived.
     """
 
     def __init__(self) -> None:
-        self._number = 0
+        self.made = False
+        self._number: int = signal.SIGTERM
         self._deferred = False
-
-    @property
-    def made(self) -> bool:
-        """Whether a signal has arrived."""
-        return bool(self._number)
 
     def ended(self, message: str | None = None) -> Terminated:
         """Return the exception to raise, also if another process of the job got the signal."""
-        return Terminated(self._number or signal.SIGTERM, message)
+        return Terminated(self._number, message)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -48,7 +47,7 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         ignore_signals()
-        self._number = number
+        self._number, self.made = number, True
         if not self._deferred:
             raise self.ended()
 

@@ -15,15 +15,11 @@ from satmap.io.files import atomic_path, refuse_pipe
 
 
 class MovingAverage:
-    """Exponential moving average of a network's weights over the training steps.
+    """Exponential moving average of a network's weights over a number of training steps.
 
     The average usually scores better than the weights themselves (for example arXiv 1905.11946).
     Batch-norm statistics are averaged like weights; counters are copied. After n steps the decay is
     at most (1 + n) / (10 + n), so that the average forgets the first weights quickly.
-
-    Attributes:
-        network: a network with the averaged weights.
-        steps: number of averaged steps.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -95,26 +91,13 @@ class Progress:
 
     def next_stage(self) -> "Progress":
         """Return the progress at the start of the next stage."""
-        return Progress(
-            stage=self.stage + 1,
-            world=self.world,
-            best=self.best,
-            pretrained=self.pretrained,
-            history=self.history,
-            starts_from=self.starts_from,
-            runs=self.runs,
-        )
+        kept = ("world", "best", "pretrained", "history", "starts_from", "runs")
+        return Progress(stage=self.stage + 1, **{name: getattr(self, name) for name in kept})
 
 
 @dataclass
 class TrainState:
-    """The network and the objects that change with it during training.
-
-    Attributes:
-        network: the unwrapped network.
-        optimizer: optimizer of the network's parameters.
-        average: moving average of the weights, if the recipe has one.
-    """
+    """The unwrapped network, its optimizer and, if the recipe has one, its moving average."""
 
     network: nn.Module
     optimizer: Optimizer
@@ -125,12 +108,8 @@ class TrainState:
         """The network that is validated and saved: the average if there is one."""
         return self.average.network if self.average else self.network
 
-    def step(self, name: str, device: torch.device) -> None:
-        """Make an optimizer step.
-
-        Args:
-            name: name of the member, for the error message.
-            device: device of the network, for the error message.
+    def step(self, member: str, device: torch.device) -> None:
+        """Make an optimizer step. Member and device are named in the error message.
 
         Raises:
             SatmapError: the memory does not suffice. Smaller batches would not help, because the
@@ -142,7 +121,7 @@ class TrainState:
                 self.average.update(self.network)
         except torch.OutOfMemoryError as error:
             raise SatmapError(
-                f"{name}: the memory of {device} does not suffice for the optimizer. Stop other "
+                f"{member}: the memory of {device} does not suffice for the optimizer. Stop other "
                 "programs that use it and run the same command again to resume from the last "
                 "state, or use a smaller encoder."
             ) from error
@@ -163,17 +142,9 @@ def save_state(
     progress: Progress,
     random: list[dict[str, Tensor]],
 ) -> None:
-    """Write the train state, atomically.
-
-    Args:
-        path: the file.
-        fingerprint: must match to resume.
-        train_state: network, optimizer and average.
-        progress: progress of the training.
-        random: ``random_state`` of every process.
-    """
+    """Write the train state, atomically. ``random`` is the ``random_state`` of every process."""
     average = train_state.average
-    state = {
+    content = {
         "version": _VERSION,
         "fingerprint": fingerprint,
         "network": train_state.network.state_dict(),
@@ -182,11 +153,10 @@ def save_state(
         "progress": vars(progress),
         "random": random,
     }
-    write_state(path, state)
+    _write(path, content)
 
 
-def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write the content of a state file, atomically."""
+def _write(path: Path, state: dict[str, Any]) -> None:
     # Through memory, because torch's writer reports a full disk like any other error.
     content = io.BytesIO()
     torch.save(state, content)
@@ -236,7 +206,7 @@ def save_split(path: Path, split: int) -> None:
     if path.exists():
         state = torch.load(path, map_location="cpu", weights_only=True)
         state["progress"]["split"] = split
-        write_state(path, state)
+        _write(path, state)
 
 
 def restore(
@@ -248,26 +218,20 @@ def restore(
         SatmapError: the state is damaged.
     """
     try:
-        return _restore(state, train_state, device, rank)
+        train_state.network.load_state_dict(state["network"])
+        train_state.optimizer.load_state_dict(state["optimizer"])
+        if train_state.average:
+            train_state.average.network.load_state_dict(state["average"]["network"])
+            train_state.average.steps = state["average"]["steps"]
+        # With more processes than before, the new ones reuse the generator states of the others.
+        # That matters little, because crops have their own seeds.
+        random = state["random"][rank % len(state["random"])]
+        torch.set_rng_state(random["cpu"])
+        if device.type == "cuda" and "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"], device)
+        return Progress(**state["progress"])
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise SatmapError(
             f"the training state is damaged ({str(error).splitlines()[0]}). "
             "Pass --restart to train again."
         ) from error
-
-
-def _restore(
-    state: dict[str, Any], train_state: TrainState, device: torch.device, rank: int
-) -> Progress:
-    train_state.network.load_state_dict(state["network"])
-    train_state.optimizer.load_state_dict(state["optimizer"])
-    if train_state.average:
-        train_state.average.network.load_state_dict(state["average"]["network"])
-        train_state.average.steps = state["average"]["steps"]
-    # With more processes than before, the new ones reuse the generator states of the others. That
-    # matters little, because crops have their own seeds.
-    random = state["random"][rank % len(state["random"])]
-    torch.set_rng_state(random["cpu"])
-    if device.type == "cuda" and "cuda" in random:
-        torch.cuda.set_rng_state(random["cuda"], device)
-    return Progress(**state["progress"])

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from satmap.data.cache import CachedChip
-from satmap.data.soft_targets import SoftTarget
+from satmap.data.crops import CachedChip, SoftTarget
 from satmap.errors import SatmapError
 from satmap.io.progress import track
 from satmap.networks.ensemble import predict_maps

@@ -12,7 +12,6 @@ from functools import partial
 from torch import nn
 
 from satmap.io.checksums import FileRecord
-from satmap.runtime.device import autocast
 from satmap.training.checkpoints import save_checkpoints, write_logs
 from satmap.training.distributed import Forward, sum_over_ranks, synced_norms
 from satmap.training.epoch import Epoch, Step
@@ -72,7 +71,9 @@ def _train_stage(job: Job, state: TrainState, progress: Progress, limit: float |
             if progress.stage == index:
                 # Time for saving and logging, without the validation, which is counted already.
                 between = time.perf_counter() - trained
-                progress.saving_seconds = between - progress.validation_seconds * epoch.validate
+                progress.saving_seconds = (
+                    between - progress.validation_seconds * epoch.plan.validate
+                )
                 progress.stage_seconds += progress.saving_seconds
     return progress
 
@@ -90,21 +91,19 @@ def _train_epoch(epoch: Epoch, forward: Forward) -> dict[str, float]:
 
 
 def _train_step(step: Step, epoch: Epoch, forward: Forward) -> None:
-    job, state = epoch.job, epoch.state
-    losses = job.member.losses_of(epoch.progress.stage)
-    total = partial(sum_over_ranks, ranks=job.context.ranks)
+    task, state = epoch.job.task, epoch.state
+    total = partial(sum_over_ranks, ranks=epoch.ranks)
     step.set_learning_rate()
     state.optimizer.zero_grad(set_to_none=True)
     for batch, weight, is_last in step.parts():
-        inputs = job.task.inputs(state.network, batch)
+        inputs = task.inputs(state.network, batch)
         with forward.gradients_stay(not is_last):
-            with autocast(job.context.device):
-                outputs = forward(*inputs)
-            loss, parts = job.task.loss(outputs, batch, losses, total)
+            outputs = forward(*inputs)
+            loss, parts = task.loss(outputs, batch, epoch.losses, total)
             (loss * weight).backward()  # type: ignore[no-untyped-call]
         step.add(loss, parts, weight)
     stop = step.check(step.clip_gradients())
-    state.step(job.member.name, job.context.device)
+    state.step(epoch.name, epoch.job.context.device)
     step.log()
     step.save(stop)
 
@@ -114,7 +113,7 @@ def _finish_epoch(epoch: Epoch, record: dict[str, float]) -> Progress:
     job, state, progress = epoch.job, epoch.state, epoch.progress
     context, stage = job.context, job.member.stages[progress.stage]
     progress.step_seconds = progress.seconds / progress.step
-    if epoch.validate:
+    if epoch.plan.validate:
         epoch.require_finite_weights()
         # A validation may take long; a kill meanwhile must not lose the steps before it.
         save_train_state(job, state, progress)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from satmap.data.audit import duplicate_groups
-from satmap.data.cache import CachedChip, Preparation, prepare_chips
-from satmap.data.folds import assign_folds
+from satmap.data.cache import Preparation, prepare_chips
+from satmap.data.crops import CachedChip
+from satmap.data.folds import assign_folds, duplicate_groups
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 from satmap.io.checksums import record_file
@@ -104,24 +104,19 @@ def train(
     for phase in _phases(members, context.ranks):
         team = context if phase.shared else replace(context, ranks=context.ranks.alone())
         for member in phase.members:
-            training, validation = _split(member, chips, folds)
-            job = Job(task, member, training, validation, team)
+            job = Job(task, member, *_split(member, chips, folds), team)
             _train(job, teacher, options, phase.until, seconds)
-        if phase.shared or context.ranks.world == 1:
-            continue
-        # The next phase resumes the states that all processes have saved.
-        context.ranks.wait()
+        if not phase.shared:
+            # The next phase resumes the states that all processes have saved.
+            context.ranks.wait()
     return preparation.faults
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase of a process's work.
+    """One phase of a process's work: train members one after the other, up to stage ``until``.
 
-    Attributes:
-        members: members to train, one after the other.
-        until: index of the stage before which each member stops.
-        shared: whether all processes train these members together.
+    All processes train the members of a ``shared`` phase together.
     """
 
     members: Sequence[Member]
@@ -140,11 +135,7 @@ def _phases(members: Sequence[Member], ranks: Ranks) -> list[Phase]:
 
 
 def _find_teacher(recipe: Recipe, options: TrainingOptions) -> Teacher | None:
-    """Find the ensemble to learn from, if the recipe needs one.
-
-    Raises:
-        SatmapError: the teacher is missing, not needed, or does not match the recipe.
-    """
+    """Find the ensemble to learn from, if the recipe needs one."""
     if options.teacher is None:
         if recipe.needs_teacher:
             raise SatmapError(
@@ -170,8 +161,7 @@ def _prepare(
 ) -> tuple[Preparation, dict[str, int]]:
     """Check everything that could stop the training later, and fill the cache.
 
-    Returns:
-        The usable chips with the faults of the others; image id to fold.
+    Returns the usable chips with the faults of the others, and image id to fold.
     """
     recipe = task.recipe
     require_writable(context.weights / "weights.safetensors")
@@ -262,9 +252,6 @@ def _require_shared_weights(context: RunContext) -> None:
     """Check that all processes share the directory of weights.
 
     They resume members that other processes have trained, so all must see the saved states.
-
-    Raises:
-        SatmapError: a process does not see a file that process 0 wrote.
     """
     token = context.weights / f".ranks-{uuid.uuid4().hex[:8]}.token"
     token = context.ranks.gather(token)[0]
@@ -295,11 +282,7 @@ def _exclusive_lock(context: RunContext, member: Member) -> contextlib.AbstractC
 
 
 def _encoder_file(member: Member, context: RunContext, options: TrainingOptions) -> Path | None:
-    """Return the file with the member's ImageNet weights; None if it does not need them.
-
-    Raises:
-        SatmapError: the file does not exist.
-    """
+    """Return the file with the member's ImageNet weights; None if it does not need them."""
     if options.from_scratch or not member.pretrained:
         return None
     file = find_encoder_file(context.weights, member.encoder)

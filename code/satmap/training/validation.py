@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from satmap.data.cache import CachedChip
+from satmap.data.crops import CachedChip
 from satmap.report.panels import write_picture
 from satmap.tasks.base import Task
 from satmap.training.run_context import RunContext
@@ -24,12 +24,8 @@ def validate(
 ) -> dict[str, float]:
     """Score a network on chips that it was not trained with.
 
-    Args:
-        network: the same on all processes, which share the chips.
-        task: predicts and scores a chip.
-        chips: at least one.
-        context: device, processes, and whether the user asked to stop.
-        pictures: directory where process 0 draws a few of the chips; None for no pictures.
+    All processes share the one or more chips. Process 0 draws a few of them into the directory
+    ``pictures``, if it is given.
 
     Returns:
         The task's scores, all 0..1.

@@ -2,18 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from satmap.vectors.georeference import (
-    Georeference,
-    geodataframe,
-    georeference_or_fault,
-    lon_lat_of,
-)
+from satmap.vectors.georeference import Georeference, geodataframe, lon_lat_of
 
 if TYPE_CHECKING:
     import geopandas
@@ -38,10 +34,6 @@ class Building:
     confidence: float
 
 
-# Advice in error messages.
-_OTHERWISE = "Write a CSV or COCO results, which use pixels"
-
-
 class Buildings(list[Building]):
     """The buildings of one image.
 
@@ -64,14 +56,12 @@ class Buildings(list[Building]):
             SatmapError: geopandas is not installed.
         """
         place = self.georeference
+        polygons = [building.polygon for building in self]
+        if place:
+            polygons = [shapely.transform(polygon, place.to_map) for polygon in polygons]
         rows = [
-            {
-                "geometry": shapely.transform(building.polygon, place.to_map)
-                if place
-                else building.polygon,
-                "confidence": building.confidence,
-            }
-            for building in self
+            {"geometry": polygon, "confidence": building.confidence}
+            for polygon, building in zip(polygons, self, strict=True)
         ]
         return geodataframe(rows, ["geometry", "confidence"], place.crs if place else None)
 
@@ -94,6 +84,11 @@ class ImageBuildings:
     buildings: tuple[Building, ...]
     georeference: Georeference | None = None
 
+    @property
+    def polygons(self) -> Polygons:
+        """The footprints in pixels."""
+        return np.array([building.polygon for building in self.buildings], np.object_)
+
 
 def buildings_in_lon_lat(image: ImageBuildings) -> Polygons:
     """Return the footprints in degrees of longitude and latitude on WGS 84, holes kept.
@@ -102,36 +97,21 @@ def buildings_in_lon_lat(image: ImageBuildings) -> Polygons:
         SatmapError: the image has no usable georeference, or lies across the 180th meridian or
             beyond a pole.
     """
-    polygons = _polygons(image)
-    lon_lat = lon_lat_of(
+    lon_lat = partial(
+        lon_lat_of,
         image.image_id,
         image.georeference,
-        shapely.get_coordinates(polygons),
         things="buildings",
-        otherwise=_OTHERWISE,
+        otherwise="Write a CSV or COCO results, which use pixels",
     )
-    placed: Polygons = shapely.set_coordinates(polygons, lon_lat)
-    return placed
-
-
-def in_own_system(image: ImageBuildings) -> Polygons:
-    """Return the footprints in the reference system of the image, holes kept.
-
-    Raises:
-        SatmapError: the image has no georeference.
-    """
-    georeference = georeference_or_fault(image.image_id, image.georeference, _OTHERWISE)
-    polygons = _polygons(image)
-    places = georeference.to_map(shapely.get_coordinates(polygons))
-    placed: Polygons = shapely.set_coordinates(polygons, places)
+    placed: Polygons = shapely.transform(image.polygons, lon_lat)
     return placed
 
 
 def building_attributes(image: ImageBuildings) -> list[dict[str, str | float]]:
     """Return the attributes of each building: image, confidence, and area in square metres.
 
-    The confidence is the same as in the CSV (:class:`satmap.vectors.buildings.Building`). Both
-    numbers have three decimals. The area is NaN without a georeference.
+    Both numbers have three decimals. The area is NaN without a georeference.
     """
     x_m, y_m = image.georeference.metres_per_pixel if image.georeference else (np.nan, np.nan)
     return [
@@ -142,7 +122,3 @@ def building_attributes(image: ImageBuildings) -> list[dict[str, str | float]]:
         }
         for building in image.buildings
     ]
-
-
-def _polygons(image: ImageBuildings) -> Polygons:
-    return np.array([building.polygon for building in image.buildings], np.object_)

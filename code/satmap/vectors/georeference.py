@@ -117,33 +117,31 @@ def metres_per_degree(latitude: float) -> tuple[float, float]:
     return normal * math.cos(math.radians(latitude)) * radian, meridian * radian
 
 
-Floats = NDArray[np.float64]
-
-
 def lon_lat_of(
     image_id: str,
     georeference: Georeference | None,
-    pixels: Floats,
+    pixels: NDArray[np.float64],
     *,
     things: str,
     otherwise: str,
-) -> Floats:
-    """Convert pixels of an image to degrees of longitude and latitude on WGS 84.
+) -> NDArray[np.float64]:
+    """Convert pixels (n, 2) of an image to degrees of longitude and latitude on WGS 84.
 
-    Args:
-        image_id: id of the image, for messages.
-        georeference: georeference of the image.
-        pixels: float64 (n, 2), x and y.
-        things: what the pixels belong to, for messages: ``roads``.
-        otherwise: advice for messages on which format to write instead, without a full stop.
+    Messages name ``things``, such as ``roads``, and advise to write another format: ``otherwise``,
+    without a full stop.
 
     Raises:
         SatmapError: the image has no usable georeference, or lies across the 180th meridian or
             beyond a pole.
     """
-    placed = georeference_or_fault(image_id, georeference, otherwise)
+    if georeference is None:
+        raise SatmapError(
+            f"{image_id} has no georeference, which GeoJSON and GeoPackage need. {otherwise}; or "
+            "give the image its georeference, for example with `rio edit-info --crs EPSG:4326 "
+            "--transform ... IMAGE`."
+        )
     try:
-        lon_lat = project(placed.to_map(pixels), placed.crs, LON_LAT)
+        lon_lat = project(georeference.to_map(pixels), georeference.crs, LON_LAT)
     except ValueError as error:
         raise SatmapError(f"{image_id}: its {things} {error}.") from error
     if len(lon_lat) and ((np.abs(lon_lat) > (180, 90)).any() or np.ptp(lon_lat[:, 0]) > 180):
@@ -154,30 +152,11 @@ def lon_lat_of(
     return lon_lat
 
 
-def georeference_or_fault(
-    image_id: str, georeference: Georeference | None, otherwise: str
-) -> Georeference:
-    """Return the georeference, or raise an error if there is none.
-
-    Raises:
-        SatmapError: there is none.
-    """
-    if georeference is None:
-        raise SatmapError(
-            f"{image_id} has no georeference, which GeoJSON and GeoPackage need. {otherwise}; or "
-            "give the image its georeference, for example with `rio edit-info --crs EPSG:4326 "
-            "--transform ... IMAGE`."
-        )
-    return georeference
-
-
 def georeference_as_json(georeference: Georeference | None) -> list[Any] | None:
     """Return a georeference as JSON values."""
-    return (
-        [georeference.crs, georeference.transform[:6], georeference.metres_per_pixel]
-        if georeference
-        else None
-    )
+    if georeference is None:
+        return None
+    return [georeference.crs, georeference.transform[:6], georeference.metres_per_pixel]
 
 
 def georeference_from_json(content: list[Any] | None) -> Georeference | None:
@@ -195,12 +174,7 @@ def georeference_from_json(content: list[Any] | None) -> Georeference | None:
 def geodataframe(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[str], crs: str | None
 ) -> "geopandas.GeoDataFrame":
-    """Return a GeoDataFrame.
-
-    Args:
-        rows: values by column name; geometries are in column ``geometry``.
-        columns: order of the columns.
-        crs: reference system; None for pixels.
+    """Return a table with geometries in column ``geometry``; without ``crs`` they are in pixels.
 
     Raises:
         SatmapError: geopandas is not installed.

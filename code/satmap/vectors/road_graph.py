@@ -1,7 +1,6 @@
 """Road graph: nodes in pixels, edges with geometry, length and speed."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -130,21 +129,8 @@ class ImageRoads:
     graph: RoadGraph
 
 
-@dataclass(frozen=True)
-class LonLat:
-    """The nodes and edges of a graph in degrees of longitude and latitude on WGS 84.
-
-    Attributes:
-        nodes: float64 (nodes, 2).
-        lines: float64 (n, 2) for each edge.
-    """
-
-    nodes: NDArray[np.float64]
-    lines: list[NDArray[np.float64]]
-
-
-def roads_in_lon_lat(roads: ImageRoads) -> LonLat:
-    """Convert a graph to longitude and latitude.
+def roads_in_lon_lat(roads: ImageRoads) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+    """Return nodes (n, 2) and lines (n, 2) of a graph in degrees of longitude and latitude, WGS 84.
 
     Raises:
         SatmapError: the image has no usable georeference, or lies across the 180th meridian or
@@ -162,21 +148,13 @@ def roads_in_lon_lat(roads: ImageRoads) -> LonLat:
     )
     ends = np.cumsum([len(part) for part in parts])
     nodes, *lines = np.split(lon_lat, ends[:-1])
-    return LonLat(nodes, lines)
-
-
-def numbered(graphs: Iterable[ImageRoads]) -> Iterator[tuple[int, ImageRoads]]:
-    """Yield each image with the number of its first node, counted over the nodes of all images."""
-    first_node = 0
-    for roads in graphs:
-        yield first_node, roads
-        first_node += len(roads.graph.nodes)
+    return nodes, lines
 
 
 def edge_attributes(image_id: str, edge: RoadEdge, first_node: int) -> dict[str, str | int | float]:
     """Return the attributes of an edge in every export.
 
-    A new attribute must also be added to the field list of :mod:`satmap.exports.geopackage`.
+    A new attribute must also be added to the field list in :mod:`satmap.exports.roads`.
 
     ============== ===============================================================================
     ``image_id``   the image
@@ -190,11 +168,7 @@ def edge_attributes(image_id: str, edge: RoadEdge, first_node: int) -> dict[str,
     ============== ===============================================================================
 
     Metres, seconds and the confidence have three decimals.
-
-    Args:
-        image_id: id of the image.
-        edge: the edge.
-        first_node: number of the image's first node in the file.
+    ``first_node`` is the number of the image's first node in the file.
     """
     mph = edge.speed_mps / MPS_PER_MPH
     return {

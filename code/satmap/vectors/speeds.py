@@ -34,8 +34,8 @@ _CLASS_SPEEDS_MPH = {
     "track": (20.0, 20.0),
 }
 
-#: SpaceNet 3's ``road_type`` codes -> SpaceNet 5's class names.
-SN3_ROAD_TYPES = {
+# SpaceNet 3's ``road_type`` codes -> SpaceNet 5's class names.
+_SN3_ROAD_TYPES = {
     1: "motorway",
     2: "primary",
     3: "secondary",
@@ -81,15 +81,10 @@ def label_speed_mph(properties: Mapping[str, Any]) -> float:
         return limit
     highway = properties.get("highway")
     if highway is None:
-        highway = SN3_ROAD_TYPES.get(int(_number(properties.get("road_type")) or 0), "unclassified")
-    lanes = next(
-        (
-            number
-            for key in ("lanes", "lane_number", "lane_numbe")
-            if (number := _number(properties.get(key))) is not None
-        ),
-        1,
-    )
+        kind = int(_number(properties.get("road_type")) or 0)
+        highway = _SN3_ROAD_TYPES.get(kind, "unclassified")
+    counts = (_number(properties.get(key)) for key in ("lanes", "lane_number", "lane_numbe"))
+    lanes = next((count for count in counts if count is not None), 1)
     return class_speed_mph(str(highway).strip().lower(), int(lanes), _is_paved(properties))
 
 

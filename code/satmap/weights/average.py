@@ -16,23 +16,13 @@ from satmap.networks.unet import UNet
 from satmap.weights.header import HEADER_KEYS
 from satmap.weights.network_files import load_weights, save_weights
 
-# Metadata that are valid for a single file only.
-_DROPPED = ("scores",)
 
-
-def average_weights(output: Path, files: Sequence[Path]) -> UNet:
-    """Average networks of the same architecture and write the result.
+def average_weights(output: Path, files: Sequence[Path]) -> None:
+    """Average two or more networks of the same architecture and write the result.
 
     Batch-norm statistics are averaged like weights; counters come from the first file. Metadata
-    that all files share are kept. The recipe comes from the first file, and the held-out images
-    are those that all files held out.
-
-    Args:
-        output: the weight file to write.
-        files: two or more weight files.
-
-    Returns:
-        The averaged network.
+    that all files share are kept, except scores. The recipe comes from the first file, and the
+    held-out images are those that all files held out.
 
     Raises:
         SatmapError: there are fewer than two files, one cannot be read, or the networks differ in
@@ -42,10 +32,16 @@ def average_weights(output: Path, files: Sequence[Path]) -> UNet:
         raise SatmapError("averaging needs two or more weight files.")
     network, first = load_weights(files[0])
     metadata = [first]
+    expected = _kind(network, first)
     mean = network.state_dict()
     for number, file in enumerate(files[1:], 2):
         other, described = load_weights(file)
-        _require_same_kind(files[0], (network, first), file, (other, described))
+        for key, found in _kind(other, described).items():
+            if found != expected[key]:
+                raise SatmapError(
+                    f"{file} has the {key} {found}, but {files[0]} has {expected[key]}: only "
+                    "networks of the same architecture and normalisation can be averaged."
+                )
         metadata.append(described)
         for name, value in other.state_dict().items():
             if value.is_floating_point():
@@ -53,28 +49,12 @@ def average_weights(output: Path, files: Sequence[Path]) -> UNet:
     if not all(bool(torch.isfinite(value).all()) for value in mean.values()):
         raise SatmapError("the average is not finite: one of the files holds NaN or infinities.")
     save_weights(output, network, _merge(metadata, files))
-    return network
 
 
-def _require_same_kind(
-    first_file: Path,
-    first: tuple[UNet, Mapping[str, str]],
-    file: Path,
-    other: tuple[UNet, Mapping[str, str]],
-) -> None:
-    for key in HEADER_KEYS:
-        expected, found = first[1].get(key), other[1].get(key)
-        if expected != found:
-            raise SatmapError(
-                f"{file} has the {key} {found}, but {first_file} has {expected}: only networks of "
-                "the same architecture can be averaged."
-            )
-    normalizations = [(network.encoder.mean, network.encoder.std) for network, _ in (first, other)]
-    if normalizations[0] != normalizations[1]:
-        raise SatmapError(
-            f"{file} and {first_file} normalise their input differently: only networks with the "
-            "same normalisation can be averaged."
-        )
+def _kind(network: UNet, metadata: Mapping[str, str]) -> dict[str, object]:
+    """Return what networks must have in common to be averaged."""
+    normalization = network.encoder.mean, network.encoder.std
+    return {key: metadata.get(key) for key in HEADER_KEYS} | {"normalization": normalization}
 
 
 def _merge(metadata: Sequence[Mapping[str, str]], files: Sequence[Path]) -> dict[str, str]:
@@ -82,14 +62,10 @@ def _merge(metadata: Sequence[Mapping[str, str]], files: Sequence[Path]) -> dict
     merged = {
         key: value
         for key, value in first.items()
-        if key not in (*HEADER_KEYS, *_DROPPED)
-        and all(other.get(key) == value for other in metadata)
+        if key not in (*HEADER_KEYS, "scores", "held_out")
+        and (key == "recipe" or all(other.get(key) == value for other in metadata))
     }
-    if "recipe" in first:
-        merged["recipe"] = first["recipe"]
-    merged.pop("held_out", None)
     if all("held_out" in other for other in metadata):
         sets = [set(json.loads(other["held_out"])) for other in metadata]
         merged["held_out"] = json.dumps(sorted(set.intersection(*sets)))
-    merged["averaged"] = json.dumps([file.name for file in files])
-    return merged
+    return merged | {"averaged": json.dumps([file.name for file in files])}

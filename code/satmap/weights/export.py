@@ -30,9 +30,7 @@ INPUT, CATEGORY, OUTPUT = "image", "category", "probabilities"
 class Deployable(nn.Module):
     """Module to export: a network that maps bytes to probabilities.
 
-    Attributes:
-        network: the network in evaluation mode.
-        free_size: use operations that do not depend on the image size.
+    With ``free_size`` it uses only operations that do not depend on the image size.
     """
 
     def __init__(self, network: UNet, free_size: bool) -> None:
@@ -41,14 +39,11 @@ class Deployable(nn.Module):
         self.free_size = free_size
 
     def forward(self, image: Tensor, category: Tensor | None = None) -> Tensor:
-        """Predict probability maps.
+        """Predict probability maps, float32 (N, maps, H, W), 0..1.
 
         Args:
             image: uint8 (N, in_channels, H, W), stretched as in training.
             category: int64 (N,), index into the network's categories, if it has any.
-
-        Returns:
-            float32 (N, maps, H, W), 0..1.
         """
         normalize = self.network.encoder.normalize
         if not self.free_size:
@@ -72,8 +67,7 @@ def export_network(
     Args:
         network: network on the CPU in evaluation mode, as ``load_weights`` returns it.
         path: ends in one of ``satmap.weights.export_file.EXPORT_SUFFIXES``.
-        metadata: metadata to store in the file, such as those of the weights: maps, recipe,
-            categories.
+        metadata: to store in the file, such as those of the weights: maps, recipe, categories.
         size: height and width in pixels, for a graph for single images of this size; None for
             batches of images with sides from ``LEAST_FREE_SIDE``.
 
@@ -98,19 +92,16 @@ def export_network(
 def _program(network: UNet, size: tuple[int, int] | None) -> ExportedProgram:
     # Use two images for a free batch size: torch.export specialises a graph traced with one image.
     batch, (height, width) = (1, size) if size else (2, (2 * STRIDE, 3 * STRIDE))
-    image = torch.zeros(batch, network.encoder.in_channels, height, width, dtype=torch.uint8)
-    inputs: tuple[Tensor, ...] = (image,)
-    free = {
-        0: Dim("batch"),
-        2: Dim("height", min=LEAST_FREE_SIDE),
-        3: Dim("width", min=LEAST_FREE_SIDE),
-    }
-    shapes: tuple[dict[int, Dim], ...] = (free,)
+    inputs = [torch.zeros(batch, network.in_channels, height, width, dtype=torch.uint8)]
+    sides = [Dim(name, min=LEAST_FREE_SIDE) for name in ("height", "width")]
+    shapes = [{0: Dim("batch"), 2: sides[0], 3: sides[1]}]
     if network.categories:
-        inputs = (*inputs, torch.zeros(batch, dtype=torch.int64))
-        shapes = (*shapes, {0: free[0]})
+        inputs.append(torch.zeros(batch, dtype=torch.int64))
+        shapes.append({0: shapes[0][0]})
     deployable = Deployable(network, free_size=size is None).eval()
-    program = torch.export.export(deployable, inputs, dynamic_shapes=None if size else shapes)
+    program = torch.export.export(
+        deployable, tuple(inputs), dynamic_shapes=None if size else tuple(shapes)
+    )
     # Stack traces hold local file paths, which differ between machines and should stay private.
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():

@@ -42,18 +42,13 @@ def require_exportable(path: Path) -> None:
 
 
 def _is_export(path: Path) -> bool:
-    if path.suffix.lower() == ".onnx":
-        import onnx
-
-        try:
-            model = onnx.load(path, load_external_data=False)
-        # The error is protobuf's own, and onnx does not export it.
-        except Exception:
-            return False
-        return bool(model.producer_name == PRODUCER)
     try:
+        if path.suffix.lower() == ".onnx":
+            import onnx
+
+            return bool(onnx.load(path, load_external_data=False).producer_name == PRODUCER)
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError):
+            return any(PurePosixPath(name).name == METADATA_FILE for name in archive.namelist())
+    # The file has another format. protobuf's own error is not exported by onnx.
+    except Exception:
         return False
-    return any(PurePosixPath(name).name == METADATA_FILE for name in names)

@@ -23,7 +23,6 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import IO
@@ -51,31 +50,14 @@ _HUB = "https://huggingface.co"
 # Variable that names a mirror of the hub; huggingface_hub reads it, too, but only once.
 _HUB_VARIABLE = "HF_ENDPOINT"
 
-_FILE = "model.safetensors"
-
 # Longest silence of a server before the download fails.
 _TIMEOUT_S = 60.0
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # As in resnet18-f37072fd.pth: at least eight digits of the file's SHA-256.
 _DIGITS = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 
 # timm imports huggingface_hub earlier, so environment variables would be read too late.
 constants.HF_HUB_DISABLE_TELEMETRY = True
-
-
-@dataclass(frozen=True)
-class Source:
-    """Published weights of an encoder.
-
-    Attributes:
-        url: URL of the file.
-        sha256: the file's SHA-256, or its first digits.
-    """
-
-    url: str
-    sha256: str
 
 
 class Fetched(StrEnum):
@@ -88,14 +70,7 @@ class Fetched(StrEnum):
 
 
 def fetch_encoder(weights: Path, name: str) -> Fetched:
-    """Download an encoder's ImageNet weights unless they are there already.
-
-    Args:
-        weights: directory of weights; the file goes to ``encoder_file(weights, name)``.
-        name: key in ``ENCODERS``.
-
-    Returns:
-        What was done.
+    """Download an encoder's ImageNet weights to ``encoder_file``, unless they are there already.
 
     Raises:
         SatmapError: the encoder is unknown, an existing file is damaged or of another network, or
@@ -111,24 +86,24 @@ def fetch_encoder(weights: Path, name: str) -> Fetched:
         checksum = verify_encoder_file(path, name, "Remove it and fetch again.")
         return Fetched.UNVERIFIED if checksum is None else Fetched.INTACT
     require_writable(path)
-    source = find_source(name)
-    print(f"downloading {source.url}", flush=True)
+    url, digits = find_source(name)
+    print(f"downloading {url}", flush=True)
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f".{path.stem}-", suffix=".part"
     ) as file:
-        digest = _download(source, file)
+        digest = _download(url, digits, file)
         try:
             imported = read_published(Path(file.name))
         except SatmapError as error:
-            raise SatmapError(f"{source.url} cannot be used: {error}") from error
+            raise SatmapError(f"{url} cannot be used: {error}") from error
     if not isinstance(imported, PretrainedEncoder) or imported.name != name:
-        raise SatmapError(f"{source.url} does not hold ImageNet weights of {name}.")
-    save_encoder(path, imported, {"source": source.url, "source_sha256": digest})
+        raise SatmapError(f"{url} does not hold ImageNet weights of {name}.")
+    save_encoder(path, imported, {"source": url, "source_sha256": digest})
     return Fetched.NOW
 
 
-def find_source(name: str) -> Source:
-    """Return the URL and the checksum of an encoder's ImageNet weights.
+def find_source(name: str) -> tuple[str, str]:
+    """Return the URL of an encoder's ImageNet weights, and their SHA-256 or its first digits.
 
     Files on Hugging Face are taken from the mirror ``$HF_ENDPOINT``, if it is set.
 
@@ -141,11 +116,11 @@ def find_source(name: str) -> Source:
         digits = _DIGITS.search(config.url) if isinstance(config.url, str) else None
         if not digits:
             raise ValueError(f"timm gives no checksum of the weights of {name}")
-        return Source(digits.string, digits[1])
+        return digits.string, digits[1]
     hub = os.environ.get(_HUB_VARIABLE, _HUB).rstrip("/")
     if not re.match(r"https?://", hub):
         raise SatmapError(f"{printable(hub)} is not a web address. Check ${_HUB_VARIABLE}.")
-    url = hf_hub_url(config.hf_hub_id, _FILE, endpoint=hub)
+    url = hf_hub_url(config.hf_hub_id, "model.safetensors", endpoint=hub)
     with _explained(url):
         found = get_hf_file_metadata(
             url,
@@ -155,23 +130,23 @@ def find_source(name: str) -> Source:
             library_version=satmap.__version__,
         )
     # The hub's ETag of a large file is its SHA-256.
-    if not found.etag or not _SHA256.fullmatch(found.etag):
+    if not re.fullmatch(r"[0-9a-f]{64}", found.etag or ""):
         raise SatmapError(
             f"{url} does not give the weights' SHA-256, so the download could not be checked. "
             f"{_by_hand(url)}"
         )
-    return Source(url, found.etag)
+    return url, str(found.etag)
 
 
-def _download(source: Source, file: IO[bytes]) -> str:
+def _download(url: str, digits: str, file: IO[bytes]) -> str:
     """Download to the file, verify the checksum and return the SHA-256."""
     constants.HF_HUB_DOWNLOAD_TIMEOUT = _TIMEOUT_S  # type: ignore[assignment]
     # The client would log a warning with the server's own text for every attempt.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     headers = {"User-Agent": f"satmap/{satmap.__version__}", "Accept-Encoding": "identity"}
-    with _explained(source.url):
+    with _explained(url):
         try:
-            http_get(source.url, file, headers=headers, displayed_filename="download")  # type: ignore[arg-type]
+            http_get(url, file, headers=headers, displayed_filename="download")  # type: ignore[arg-type]
             file.flush()
         except OSError as error:
             # Errors of the client have no errno; errors of the file system have one.
@@ -182,10 +157,9 @@ def _download(source: Source, file: IO[bytes]) -> str:
             ) from error
     file.seek(0)
     digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    if not digest.startswith(source.sha256):
+    if not digest.startswith(digits):
         raise SatmapError(
-            f"{source.url} has the SHA-256 {digest}, but its publisher says "
-            f"{source.sha256}. {_by_hand(source.url)}"
+            f"{url} has the SHA-256 {digest}, but its publisher says {digits}. {_by_hand(url)}"
         )
     return digest
 
@@ -198,17 +172,12 @@ def _explained(url: str) -> Iterator[None]:
     except SatmapError:
         raise
     except HfHubHTTPError as error:
-        answer = error.response
-        raise SatmapError(
-            f"{url} answers {answer.status_code} {printable(answer.reason_phrase, 200)}. "
-            f"{_by_hand(url)}"
-        ) from error
+        answer = f"{error.response.status_code} {printable(error.response.reason_phrase, 200)}"
+        raise SatmapError(f"{url} answers {answer}. {_by_hand(url)}") from error
     # The HTTP client and its errors differ between versions of huggingface_hub.
     except Exception as error:
-        raise SatmapError(
-            f"cannot download {url} ({printable(error, 200) or type(error).__name__}). "
-            f"{_by_hand(url)}"
-        ) from error
+        reason = printable(error, 200) or type(error).__name__
+        raise SatmapError(f"cannot download {url} ({reason}). {_by_hand(url)}") from error
 
 
 def _by_hand(url: str) -> str:

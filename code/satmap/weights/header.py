@@ -19,6 +19,7 @@ from pydantic import (
 )
 from safetensors import SafetensorError, safe_open
 
+import satmap
 from satmap.errors import SatmapError
 from satmap.io.text import printable
 from satmap.recipes.encoder_names import ENCODER_NAMES
@@ -26,6 +27,10 @@ from satmap.settings import Settings
 
 #: Metadata key of the checksum.
 CHECKSUM = "sha256"
+
+#: Metadata key of the format number, and the number that this version reads and writes. Files of
+#: earlier versions and of other publishers have none.
+FORMAT_KEY, FORMAT = "format", "1"
 
 #: Metadata key that distinguishes files of encoders, of whole networks and of tasks.
 CONTENT_KEY = "content"
@@ -42,7 +47,7 @@ COPY_AGAIN = "Copy it again, or make it again."
 #: Size in bytes of the little-endian integer at the start of a file, the length of the header.
 LENGTH_BYTES = 8
 
-#: Kinds of decoders, the keys of ``satmap.networks.decoders.DECODERS``.
+#: Kinds of decoders, the keys of ``satmap.networks.unet.DECODERS``.
 DecoderKind = Literal["plain", "scse", "light"]
 
 
@@ -91,9 +96,6 @@ class NetworkHeader(Settings):
 
     Attributes:
         architecture: key in ``satmap.networks.encoders.ENCODERS``.
-        in_channels: number of input bands.
-        decoder: kind and widths of the decoder.
-        maps: names of the output maps.
         categories: names of the heads; empty for a network with one head.
         normalization: input normalisation; None for that of the encoder's ImageNet weights.
     """
@@ -129,15 +131,7 @@ HEADER_KEYS = tuple(NetworkHeader.model_fields)
 _REQUIRED = [name for name, field in NetworkHeader.model_fields.items() if field.is_required()]
 
 # Metadata keys that loading applies itself and does not pass on.
-_APPLIED = ("normalization", CHECKSUM)
-
-_EXPECTED = {
-    "in_channels": "a number from 1 to 1024",
-    "decoder": "a kind and four widths from 1 to 1024",
-    "maps": "a list of different names",
-    "categories": "a list of two or more different names",
-    "normalization": "a mean and a std above 0 for each channel",
-}
+_APPLIED = ("normalization", CHECKSUM, FORMAT_KEY)
 
 
 def parse_header(path: Path, metadata: Mapping[str, str]) -> NetworkHeader:
@@ -150,32 +144,27 @@ def parse_header(path: Path, metadata: Mapping[str, str]) -> NetworkHeader:
     try:
         return NetworkHeader.model_validate(dict(metadata))
     except ValidationError as error:
-        raise _refusal(path, metadata, error) from error
-
-
-def _refusal(path: Path, metadata: Mapping[str, str], error: ValidationError) -> SatmapError:
-    first = error.errors(include_url=False)[0]
-    key, value = str(first["loc"][0]), first["input"]
-    if key == "architecture":
-        return SatmapError(
-            f"{path} is for the architecture {value!r:.60}, which this version of satmap does not "
-            f"have; it has {', '.join(sorted(ENCODER_NAMES))}."
-        )
-    if first["loc"] == ("decoder", "kind") and first["type"] == "literal_error":
-        return SatmapError(
-            f"{path} is for the decoder {value!r:.60}, which this version of satmap does not have; "
-            f"it has {', '.join(get_args(DecoderKind))}."
-        )
-    return SatmapError(
-        f"{path} has broken metadata: {key} must be {_EXPECTED[key]}, not "
-        f"{printable(metadata[key], 80)}. Copy or train it again."
-    )
+        first = error.errors(include_url=False)[0]
+        key = str(first["loc"][0])
+        if key == "architecture" or first["type"] == "literal_error":
+            known = ENCODER_NAMES if key == "architecture" else get_args(DecoderKind)
+            raise SatmapError(
+                f"{path} is for the {key} {first['input']!r:.60}, which this version of satmap "
+                f"does not have; it has {', '.join(known)}."
+            ) from error
+        place = ".".join(map(str, first["loc"]))
+        fault = printable(first["msg"].removeprefix("Value error, "), 200)
+        raise SatmapError(
+            f"{path} has broken metadata: {place}: {fault}; {key} is "
+            f"{printable(metadata[key], 80)}. Copy or train it again."
+        ) from error
 
 
 def read_weights_metadata(path: Path) -> dict[str, str]:
     """Read the metadata of a weight file without reading its tensors.
 
-    The input normalisation and the checksum are left out; ``load_weights`` applies them itself.
+    The input normalisation, the checksum and the format number are left out; ``load_weights``
+    applies them itself.
 
     Raises:
         SatmapError: the file does not exist, or is not a complete weight file of satmap.
@@ -200,12 +189,9 @@ def read_weights_metadata(path: Path) -> dict[str, str]:
 def read_metadata(path: Path, remedy: str = COPY_AGAIN) -> dict[str, str]:
     """Read the metadata of a file without reading its tensors or verifying its checksum.
 
-    Args:
-        path: the file.
-        remedy: advice for the user if the file is broken.
-
     Raises:
-        SatmapError: the file does not exist, or is not a complete safetensors file.
+        SatmapError: the file does not exist, is not a complete safetensors file (the message ends
+            with ``remedy``), or has a format number of another version of satmap.
     """
     require_weight_file(path, "Expected is a .safetensors file.")
     try:
@@ -213,6 +199,14 @@ def read_metadata(path: Path, remedy: str = COPY_AGAIN) -> dict[str, str]:
             metadata: dict[str, str] = dict(sorted((file.metadata() or {}).items()))
     except (SafetensorError, OSError) as error:
         raise unreadable(path, error, remedy) from error
+    number = metadata.get(FORMAT_KEY, FORMAT)
+    # Other programs write the name of a framework under this key: "pt", "np", "tf".
+    if number != FORMAT and not number.isalpha():
+        raise SatmapError(
+            f"{path} has the format number {printable(number, 20)}, but satmap "
+            f"{satmap.__version__} reads weights of format {FORMAT}. Use the version of satmap "
+            "that wrote the file, or train or import it again."
+        )
     return metadata
 
 

@@ -1,12 +1,11 @@
 """Choose the networks of an ensemble from a directory of weights."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from satmap.errors import SatmapError
 from satmap.io.files import is_temporary
@@ -19,6 +18,8 @@ from satmap.weights.header import (
     read_weights_metadata,
 )
 
+_NAMES = TypeAdapter(list[str])
+
 
 @dataclass(frozen=True)
 class WeightFile:
@@ -27,8 +28,8 @@ class WeightFile:
     Attributes:
         path: the file, named ``member.checkpoint.safetensors``; imported files may have any name.
         metadata: metadata from ``save_weights``: ``recipe``, ``member``, ``stage``, ``epoch``, ...
-        votes: number of files of the ensemble that hold this network.
-        duplicates: the other files that hold the same network.
+        votes: number of files of the ensemble that hold this network, of which ``duplicates`` are
+            the other ones.
     """
 
     path: Path
@@ -51,11 +52,7 @@ class WeightFile:
 
     @cached_property
     def network(self) -> NetworkHeader:
-        """Description of the network in the file's metadata.
-
-        Raises:
-            SatmapError: the metadata are broken, or belong to another version of satmap.
-        """
+        """Description of the network in the file's metadata; errors as in ``parse_header``."""
         return parse_header(self.path, self.metadata)
 
     @cached_property
@@ -85,16 +82,12 @@ class WeightFile:
         if text is None:
             return None
         try:
-            names = json.loads(text)
-        # Brackets nested thousands deep raise a RecursionError in Python's parser.
-        except (ValueError, RecursionError):
-            names = None
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return frozenset(_NAMES.validate_json(text))
+        except ValidationError as error:
             raise SatmapError(
                 f"{self.path} has broken metadata: held_out must be a list of names, not "
                 f"{printable(text, 80)}. Copy or train it again."
-            )
-        return frozenset(names)
+            ) from error
 
     @property
     def checkpoint_key(self) -> tuple[str, ...]:

@@ -1,8 +1,7 @@
 """Read and write weight files: safetensors files that describe their network.
 
 A file can be loaded without further information and without running code from it, because
-safetensors holds only bytes and text. Pickles are read only when published weights are loaded, with
-torch's restricted unpickler (``satmap.weights.pickles``).
+safetensors holds only bytes and text.
 """
 
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from satmap.networks.encoders import adapt_first_conv, pretrained_config
 from satmap.networks.unet import UNet, build_network
 from satmap.weights.header import (
     CHECKSUM,
+    FORMAT_KEY,
     HEADER_KEYS,
     DecoderHeader,
     NetworkHeader,
@@ -34,14 +34,14 @@ def save_weights(path: Path, network: UNet, metadata: Mapping[str, str]) -> None
 
     Args:
         path: the ``.safetensors`` file.
-        network: network that is not wrapped by ``DistributedDataParallel`` or ``torch.compile``.
+        network: not wrapped by ``DistributedDataParallel`` or ``torch.compile``.
         metadata: further metadata: recipe, bands, stretch, epoch, scores.
 
     Raises:
         SatmapError: the file cannot be written.
         ValueError: ``metadata`` has a key that describes the network.
     """
-    taken = set(metadata) & {*HEADER_KEYS, CHECKSUM}
+    taken = set(metadata) & {*HEADER_KEYS, CHECKSUM, FORMAT_KEY}
     if taken:
         raise ValueError(f"{sorted(taken)} describe the network and are written by save_weights")
     encoder = network.encoder
@@ -66,9 +66,8 @@ def load_weights(path: Path) -> tuple[UNet, dict[str, str]]:
         normalisation; and the file's metadata, as from ``read_weights_metadata``.
 
     Raises:
-        SatmapError: the file does not exist, is not a complete weight file, was changed after it
-            was written, or its tensors do not match the network that it describes or are not
-            finite floating-point numbers.
+        SatmapError: the file is missing, incomplete, changed after it was written, or its tensors
+            do not match the network that it describes or are not finite floating-point numbers.
     """
     metadata = read_weights_metadata(path)
     header = parse_header(path, read_metadata(path))
@@ -99,14 +98,11 @@ def load_weights(path: Path) -> tuple[UNet, dict[str, str]]:
 
 
 def load_pretrained_encoder(network: UNet, path: Path) -> None:
-    """Load ImageNet weights with timm's names into the encoder.
+    """Load ImageNet weights with timm's names into the network's encoder.
 
-    The classifier is dropped, and the first convolution is adapted to the network's channels.
-
-    Args:
-        network: network whose encoder is changed in place.
-        path: file from ``satmap weights fetch`` or ``import``, timm's ``model.safetensors``, or a
-            ``.pth`` that holds only the state dict.
+    The classifier is dropped, and the first convolution is adapted to the network's channels. The
+    file comes from ``satmap weights fetch`` or ``import``, is timm's ``model.safetensors``, or a
+    ``.pth`` that holds only the state dict.
 
     Raises:
         SatmapError: the file does not exist, cannot be read, or is for another architecture.

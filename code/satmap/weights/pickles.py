@@ -27,8 +27,6 @@ from satmap.io.text import printable
 # Type codes of floats, integers and booleans; no objects, strings or structures.
 _NUMBER = re.compile(r"[fiu][1248]|b1")
 
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
-
 _EXPECTED = (
     "Expected is a file by torch.save with names, tensors and numbers only. Use another release of "
     "the weights, preferably a .safetensors file."
@@ -89,11 +87,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def require_state_dict(path: Path, content: object) -> dict[str, Tensor]:
-    """Return ``content``, read from ``path``, if it holds only names and tensors.
-
-    Raises:
-        SatmapError: it holds anything else.
-    """
+    """Return ``content``, read from ``path``; a SatmapError unless it is tensors by name."""
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
@@ -105,13 +99,15 @@ def _require_pickle(path: Path) -> None:
     """Reject files that are not in a format of torch, and damaged archives."""
     with path.open("rb") as file:
         start = file.read(512)
-    if start[257:262] == b"ustar":
+    if start.startswith(b"PK\x03\x04"):
+        _require_whole_archive(path)
+    elif start[257:262] == b"ustar":
         raise SatmapError(
             f"{path} is a tar archive, torch's format from before 2017, which cannot be read "
             "without running code from it. Use a later release of the same weights; torchvision "
             "and timm have them."
         )
-    if not start.startswith((_ZIP, _PICKLE)):
+    elif not start.startswith(b"\x80"):
         what = "is empty" if not start else "is not a PyTorch file"
         if start and not start.strip(b"\0"):
             what = "begins with zeros, like an incomplete download"
@@ -119,8 +115,6 @@ def _require_pickle(path: Path) -> None:
             f"cannot read {path} as PyTorch weights: it {what}. {_EXPECTED} If it was such a "
             "file, download it again."
         )
-    if start.startswith(_ZIP):
-        _require_whole_archive(path)
 
 
 def _require_whole_archive(path: Path) -> None:
@@ -147,10 +141,7 @@ def _require_whole_archive(path: Path) -> None:
 
 
 def _refusal(path: Path, error: Exception) -> SatmapError:
-    """Build the error for a pickle that torch's restricted unpickler rejected or failed to read.
-
-    torch's own message advises users to switch off the restriction, so it is not shown.
-    """
+    # torch's own message advises users to switch off the restriction, so it is not shown.
     asked_for = re.search(r"GLOBAL (\S+)", str(error))
     what = f"it asks for {printable(asked_for[1], 100)}" if asked_for else "or is not a pickle"
     if asked_for or isinstance(error, pickle.UnpicklingError | TypeError):

@@ -31,7 +31,7 @@ _CLASSIFIER = "last_linear."
 
 # Source: update_state_dict in pretrainedmodels/models/torchvision_models.py.
 _DENSE_LAYER = re.compile(
-    r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))"
+    r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))\Z"
 )
 
 # First layer in the files of EfficientNet-Lite.
@@ -105,14 +105,10 @@ def how_to_get(name: str) -> str:
 def encoder_part(encoder: Encoder, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Select the tensors of an encoder from those of a whole ImageNet network.
 
-    Args:
-        encoder: the encoder; only its names are used.
-        found: tensors by timm's or pretrainedmodels' names.
-
     Returns:
-        ``found`` without the classifier and the other tensors of timm's network that the encoder
-        does not use; unknown names are kept. Missing batch counters, as in files from before torch
-        0.4.1, are added as zeros, because pretrained statistics do not need them.
+        ``found``, by timm's names, without the classifier and the other tensors of timm's network
+        that the encoder does not use; unknown names are kept. Missing batch counters, as in files
+        from before torch 0.4.1, are added as zeros: pretrained statistics do not need them.
     """
     names = encoder.timm_names()
     with torch.device("meta"):
@@ -162,10 +158,7 @@ def recognise_encoder(path: Path, found: Mapping[str, Tensor]) -> PretrainedEnco
 def save_encoder(path: Path, encoder: PretrainedEncoder, metadata: Mapping[str, str]) -> None:
     """Write an encoder file, atomically.
 
-    Args:
-        path: output file; see ``encoder_file``.
-        encoder: the weights.
-        metadata: origin of the weights, such as ``source`` and ``source_sha256``.
+    The metadata give the origin of the weights, such as ``source`` and ``source_sha256``.
 
     Raises:
         SatmapError: the file cannot be written.
@@ -178,16 +171,11 @@ def save_encoder(path: Path, encoder: PretrainedEncoder, metadata: Mapping[str, 
 def verify_encoder_file(path: Path, name: str, remedy: str) -> str | None:
     """Check that a file holds an encoder's ImageNet weights and was not changed.
 
-    Args:
-        path: the ``.safetensors`` file.
-        name: key in ``ENCODERS``.
-        remedy: advice for the user if the check fails.
-
     Returns:
         The verified SHA-256 from the file's metadata; None if the file records none.
 
     Raises:
-        SatmapError: the file is damaged, or holds other weights.
+        SatmapError: the file is damaged, or holds other weights; the message ends with ``remedy``.
     """
     tensors = read_tensors(path, remedy)
     fault = mismatch(*_split(name, tensors))
@@ -198,18 +186,11 @@ def verify_encoder_file(path: Path, name: str, remedy: str) -> str | None:
 
 
 def _current_names(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    renamed = {}
-    for name, value in found.items():
-        old = _DENSE_LAYER.fullmatch(name)
-        renamed[f"{old[1]}{old[2]}" if old else name] = value
-    return renamed
+    return {_DENSE_LAYER.sub(r"\1\2", name): value for name, value in found.items()}
 
 
 def _split(name: str, found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the tensors that the encoder needs, without values, and those in ``found``.
-
-    Both are by timm's names.
-    """
+    """Return the tensors that the encoder needs, without values, and those in ``found``."""
     with torch.device("meta"):
         encoder = build_encoder(name, 3)
     names = encoder.timm_names()

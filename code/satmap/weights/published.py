@@ -1,10 +1,9 @@
-"""Read published weight files: networks of the reference solution and ImageNet encoders.
+"""Import published weight files: networks of the reference solution and ImageNet encoders.
 
 Files are recognised by their content, not by their names: published networks have tensors of
 encoder stages, bottlenecks and a final layer; encoders are compared with each known encoder.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -17,17 +16,27 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from satmap.errors import SatmapError
+from satmap.io.checksums import record_file
+from satmap.io.files import require_writable
 from satmap.io.text import printable
-from satmap.networks.encoders import ENCODERS, child_name
+from satmap.networks.encoders import ENCODERS
 from satmap.networks.unet import DECODER_WIDTHS, UNet, build_network
+from satmap.recipes.schema import LAST, Recipe, member_name
 from satmap.weights.header import (
+    CHECKPOINT_KEY,
     CHECKSUM,
     read_metadata,
     require_weight_file,
     starts_like_safetensors,
 )
+from satmap.weights.network_files import save_weights
 from satmap.weights.pickles import read_pickle, require_state_dict
-from satmap.weights.pretrained import PretrainedEncoder, recognise_encoder
+from satmap.weights.pretrained import (
+    PretrainedEncoder,
+    encoder_file,
+    recognise_encoder,
+    save_encoder,
+)
 from satmap.weights.tensor_file import mismatch, read_tensors, require_weights
 
 #: Mean and standard deviation of every channel, by the encoder and the number of bands of the
@@ -48,54 +57,8 @@ REFERENCE_BANDS: Mapping[int, tuple[int, ...]] = {3: (5, 3, 2), 8: (5, 3, 2, 1, 
 #: Percentiles of every band that the reference maps to 0 and 255.
 REFERENCE_STRETCH = (2.0, 98.0)
 
-
-def reference_to_ours(name: str, encoder: str) -> str:
-    """Convert a tensor name in the reference's state dict to satmap's name.
-
-    Args:
-        name: name in the reference, such as ``bottlenecks.0.seq.0.weight``.
-        encoder: key in ``ENCODERS``.
-
-    Raises:
-        SatmapError: the reference has no such name.
-    """
-    module, _, leaf = _rename(name, _modules(encoder)).rpartition(".")
-    # timm's fused norm and activation are two modules in satmap (see NormAct).
-    return f"{module}.norm.{leaf}" if module.endswith(".bn") else f"{module}.{leaf}"
-
-
-def ours_to_reference(name: str, encoder: str) -> str:
-    """Convert satmap's tensor name to the reference's name; the inverse of ``reference_to_ours``.
-
-    Raises:
-        SatmapError: satmap's network has no such name.
-    """
-    reference = {ours: theirs for theirs, ours in _modules(encoder).items()}
-    return _rename(name.replace(".bn.norm.", ".bn."), reference)
-
-
-def _modules(encoder: str) -> dict[str, str]:
-    """Map the reference's module names to satmap's."""
-    names = {"final.0": "head"}
-    for index in range(len(DECODER_WIDTHS)):
-        names[f"bottlenecks.{index}.seq.0"] = f"decoder.{index}.skip_conv"
-        from_shallowest = len(DECODER_WIDTHS) - 1 - index
-        names[f"decoder_stages.{from_shallowest}.layer.1"] = f"decoder.{index}.up_conv"
-    for stage, paths in enumerate(ENCODERS[encoder].stages):
-        for index, path in enumerate(paths):
-            names[f"encoder_stages.{stage}.{index}"] = f"encoder.stages.{stage}.{child_name(path)}"
-    return names
-
-
-def _rename(name: str, modules: dict[str, str]) -> str:
-    for old, new in modules.items():
-        if name.startswith(f"{old}."):
-            return new + name.removeprefix(old)
-    raise SatmapError(f"no tensor {name!r} in this network; its modules are {', '.join(modules)}.")
-
-
 # Prefix that DataParallel adds to every name; nested wrappers add it twice.
-_WRAPPER = "module."
+_WRAPPER = re.compile(r"^(module\.)+")
 
 # Keys under which training scripts store the state dict.
 _ENVELOPES = ("state_dict", "model")
@@ -108,6 +71,8 @@ _SCORES = ("dice_best", "apls_best")
 # As in spacenet_dpn_unet_dpn92_3_best_apls.
 _FOLD_AND_CHECKPOINT = re.compile(r"_(\d+)_(best_apls|best_dice|last)(?:\.\w+)*$")
 
+_SUFFIX = ".safetensors"
+
 
 @dataclass(frozen=True)
 class PublishedNetwork:
@@ -117,23 +82,105 @@ class PublishedNetwork:
         network: the network on the CPU, in evaluation mode, with the normalisation of its training.
         metadata: ``bands`` and ``stretch`` of its training, and ``epoch`` and ``scores`` if the
             file has them.
-        fold: held-out fold; None if the file name lacks it.
+        member: name as a recipe's member; None if the file name does not give the held-out fold.
         checkpoint: ``best_apls``, ``best_dice`` or ``last``; None if the file name lacks it.
     """
 
     network: UNet
     metadata: dict[str, str]
-    fold: int | None
+    member: str | None
     checkpoint: str | None
 
 
-def read_published(path: Path) -> PublishedNetwork | PretrainedEncoder:
-    """Read a published weight file; no code in it is executed.
+def import_weights(source: Path, out: Path, recipe: Recipe) -> Path:
+    """Convert a published weight file to satmap's format; no code in the file is executed.
 
     Args:
-        path: file by ``torch.save`` or safetensors. It holds one of selim_sef's SpaceNet 5
-            networks, or ImageNet weights from pretrainedmodels, torchvision (ResNets, DenseNets) or
-            timm. The state dict may be nested under the keys ``state_dict`` or ``model``.
+        source: published file; see ``read_published``.
+        out: a directory of weights, or the ``.safetensors`` file to write. In a directory, encoders
+            go to ``imagenet/``, and networks are named like members of a recipe, with the fold and
+            checkpoint of the source's original name (``..._dpn92_3_best_apls``). The file of a
+            network may have any name; that of an encoder must be where trainings look for it.
+        recipe: recipe for prediction with the network; it need not have a member of that kind.
+
+    Returns:
+        The file written. Its name gives the checkpoint that a network counts as
+        (``x.best_apls.safetensors``), otherwise the source's name does, otherwise it is the last.
+
+    Raises:
+        SatmapError: the source is not a published weight file, the recipe stretches images
+            differently from the network's training, or the file to write has no usable name,
+            exists, or cannot be written.
+    """
+    imported = read_published(source)
+    if isinstance(imported, PretrainedEncoder):
+        path = _encoder_path(source, out, imported.name)
+    else:
+        low, high = REFERENCE_STRETCH
+        if (recipe.stretch.low, recipe.stretch.high) != (low, high):
+            raise SatmapError(
+                f"{source} was trained on images stretched between percentiles {low} and {high}, "
+                f"but recipe {recipe.name} stretches between {recipe.stretch.low} and "
+                f"{recipe.stretch.high}. Pass another --recipe."
+            )
+        path = _network_path(source, out, imported)
+    require_writable(path)
+    # The existing file may be a network that took days to train.
+    if path.exists():
+        raise SatmapError(f"{path} already exists. Remove it, or write to another directory.")
+    metadata = {"source": source.name, "source_sha256": record_file(source).sha256}
+    if isinstance(imported, PretrainedEncoder):
+        save_encoder(path, imported, metadata)
+        return path
+    metadata |= {
+        **imported.metadata,
+        "recipe": recipe.model_dump_json(),
+        # If the fold is unknown, use the file name as the member's name.
+        "member": imported.member or path.stem.partition(".")[0],
+        CHECKPOINT_KEY: imported.checkpoint or LAST,
+    }
+    save_weights(path, imported.network, metadata)
+    return path
+
+
+def _encoder_path(source: Path, out: Path, name: str) -> Path:
+    if out.suffix != _SUFFIX:
+        return encoder_file(out, name)
+    if out.stem in ENCODERS and out.stem != name:
+        raise SatmapError(
+            f"{out} is the place of weights of {out.stem}, but {source} holds weights of {name}. "
+            f"Name the file {name}{_SUFFIX}, or give the directory of weights."
+        )
+    imagenet = out.parent.name == encoder_file(Path(), name).parent.name
+    place = encoder_file(out.parent.parent if imagenet else out.parent, name)
+    if out != place:
+        # Predictions fail if an encoder's file lies among the networks.
+        raise SatmapError(
+            f"{source} holds ImageNet weights of {name}, which trainings look for in {place}. "
+            "Give that file, or the directory of weights."
+        )
+    return out
+
+
+def _network_path(source: Path, out: Path, imported: PublishedNetwork) -> Path:
+    if out.suffix == _SUFFIX:
+        return out
+    if imported.member is None:
+        encoder = imported.network.encoder
+        example = out / f"{encoder.name}-{encoder.in_channels}band.last{_SUFFIX}"
+        raise SatmapError(
+            f"{source}: the file name gives no fold and checkpoint, as in ..._3_best_apls. Give "
+            f"the file to write, such as {example}."
+        )
+    return out / f"{imported.member}.{imported.checkpoint}{_SUFFIX}"
+
+
+def read_published(path: Path) -> PublishedNetwork | PretrainedEncoder:
+    """Read a published weight file by ``torch.save`` or safetensors; no code in it is executed.
+
+    It holds one of selim_sef's SpaceNet 5 networks, or ImageNet weights from pretrainedmodels,
+    torchvision (ResNets, DenseNets) or timm. The state dict may be nested under the keys
+    ``state_dict`` or ``model``.
 
     Raises:
         SatmapError: the file does not exist, cannot be read safely, holds neither kind of weights,
@@ -155,67 +202,46 @@ def read_published(path: Path) -> PublishedNetwork | PretrainedEncoder:
     require_weights(path, tensors)
     if any(name.startswith(_NETWORK) for name in tensors):
         network = _reference_network(path, tensors)
-        named = _FOLD_AND_CHECKPOINT.search(path.name)
-        return PublishedNetwork(
-            network,
-            _describe(network, content),
-            int(named[1]) if named else None,
-            named[2] if named else None,
-        )
+        encoder, member, checkpoint = network.encoder, None, None
+        if named := _FOLD_AND_CHECKPOINT.search(path.name):
+            member = member_name(int(named[1]), encoder.name, encoder.in_channels)
+            checkpoint = named[2]
+        return PublishedNetwork(network, _describe(network, content), member, checkpoint)
     return recognise_encoder(path, tensors)
 
 
 def _open_envelopes(content: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """Return the entries beside the tensors (epoch, scores) from all levels, and the tensors."""
     beside, inner = dict(content), content
-    while True:
-        key = next((key for key in _ENVELOPES if isinstance(inner.get(key), dict)), None)
-        if key is None:
-            # The value may not be a dictionary; the caller checks it.
-            return beside, inner.get(_ENVELOPES[0], inner)
+    while key := next((key for key in _ENVELOPES if isinstance(inner.get(key), dict)), None):
         beside = {**inner, **beside}
         inner = inner[key]
+    # The value may not be a dictionary; the caller checks it.
+    return beside, inner.get(_ENVELOPES[0], inner)
 
 
 def _unwrap(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Remove the prefixes of wrappers from the tensors' names."""
     bare: dict[str, Tensor] = {}
     for wrapped, value in tensors.items():
-        name = wrapped
-        while name.startswith(_WRAPPER):
-            name = name.removeprefix(_WRAPPER)
+        name = _WRAPPER.sub("", wrapped)
         if name in bare:
             raise SatmapError(
-                f"{path} has two tensors for {printable(name, 120)}, with and without {_WRAPPER} "
+                f"{path} has two tensors for {printable(name, 120)}, with and without module. "
                 "before the name. Save the file with only one of them."
             )
         bare[name] = value
     return bare
 
 
-def source_metadata(path: Path, source: str) -> dict[str, str]:
-    """Return metadata of the origin of weights.
-
-    Args:
-        path: the source file, which is hashed.
-        source: its name or URL.
-
-    Returns:
-        ``source`` and ``source_sha256``.
-    """
-    with path.open("rb") as file:
-        return {"source": source, "source_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
 def _reference_network(path: Path, tensors: Mapping[str, Tensor]) -> UNet:
     """Build the published network whose tensors, by the reference's names, are given."""
     faults: list[tuple[int, str]] = []
-    for encoder, bands in REFERENCE_NORMALIZATION:
+    for (encoder, bands), normalization in REFERENCE_NORMALIZATION.items():
         with torch.device("meta"):
             network = build_network(encoder, bands, REFERENCE_MAPS)
-        expected = {
-            ours_to_reference(name, encoder): value for name, value in network.state_dict().items()
-        }
+        names = reference_names(network)
+        expected = {names[ours]: value for ours, value in network.state_dict().items()}
         # Files from before torch 0.4.1 have no batch counters.
         found = {
             name: torch.tensor(0) for name in expected if name.endswith(".num_batches_tracked")
@@ -223,16 +249,14 @@ def _reference_network(path: Path, tensors: Mapping[str, Tensor]) -> UNet:
         fault = mismatch(expected, found)
         if not fault:
             network.to_empty(device="cpu")
-            network.load_state_dict(
-                {reference_to_ours(name, encoder): value for name, value in found.items()}
-            )
-            network.encoder.mean, network.encoder.std = REFERENCE_NORMALIZATION[encoder, bands]
+            network.load_state_dict({ours: found[theirs] for ours, theirs in names.items()})
+            network.encoder.mean, network.encoder.std = normalization
             return network.eval()
-        odd = expected.keys() ^ found.keys()
-        wrong = [
-            name for name in expected.keys() - odd if expected[name].shape != found[name].shape
-        ]
-        faults.append((len(odd) + len(wrong), f"{encoder} on {bands} bands, but {fault}"))
+        wrong = sum(
+            name not in expected or name not in found or expected[name].shape != found[name].shape
+            for name in expected.keys() | found.keys()
+        )
+        faults.append((wrong, f"{encoder} on {bands} bands, but {fault}"))
     known = ", ".join(f"{encoder} on {bands} bands" for encoder, bands in REFERENCE_NORMALIZATION)
     raise SatmapError(
         f"{path} looks like a network of SpaceNet 5's third place, but matches none of the known "
@@ -243,7 +267,7 @@ def _reference_network(path: Path, tensors: Mapping[str, Tensor]) -> UNet:
 def _describe(network: UNet, content: Mapping[str, Any]) -> dict[str, str]:
     low, high = REFERENCE_STRETCH
     described = {
-        "bands": json.dumps(REFERENCE_BANDS[network.encoder.in_channels]),
+        "bands": json.dumps(REFERENCE_BANDS[network.in_channels]),
         "stretch": json.dumps({"low": low, "high": high}),
     }
     if isinstance(content.get("epoch"), int):
@@ -252,3 +276,22 @@ def _describe(network: UNet, content: Mapping[str, Any]) -> dict[str, str]:
     if scores:
         described["scores"] = json.dumps(scores)
     return described
+
+
+def reference_names(network: UNet) -> dict[str, str]:
+    """Map the names in a network's state dict to the reference's names of the same tensors."""
+    modules = {"head": "final.0"}
+    for index in range(len(DECODER_WIDTHS)):
+        from_shallowest = len(DECODER_WIDTHS) - 1 - index
+        modules[f"decoder.{index}.skip_conv"] = f"bottlenecks.{index}.seq.0"
+        modules[f"decoder.{index}.up_conv"] = f"decoder_stages.{from_shallowest}.layer.1"
+    for stage, children in enumerate(network.encoder.stages):
+        for index, (child, _) in enumerate(children.named_children()):
+            modules[f"encoder.stages.{stage}.{child}"] = f"encoder_stages.{stage}.{index}"
+    names = {}
+    for ours in network.state_dict():
+        # timm's fused norm and activation are two modules in satmap (see NormAct).
+        name = ours.replace(".bn.norm.", ".bn.")
+        module = next(module for module in modules if name.startswith(f"{module}."))
+        names[ours] = modules[module] + name.removeprefix(module)
+    return names

@@ -24,6 +24,8 @@ from satmap.io.text import printable
 from satmap.weights.header import (
     CHECKSUM,
     COPY_AGAIN,
+    FORMAT,
+    FORMAT_KEY,
     LENGTH_BYTES,
     read_metadata,
     unreadable,
@@ -34,8 +36,6 @@ _METADATA = "__metadata__"
 # Number of characters of a tensor's name in messages.
 _LONGEST_NAME = 120
 
-_CHUNK_BYTES = 1 << 20
-
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -45,7 +45,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Args:
         path: the ``.safetensors`` file.
         tensors: tensors by name, on any device and in any memory format.
-        metadata: strings by key; ``CHECKSUM`` is added.
+        metadata: strings by key; the format number and the checksum are added.
 
     Raises:
         SatmapError: the file cannot be written.
@@ -55,7 +55,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     data_start = LENGTH_BYTES + int.from_bytes(plain[:LENGTH_BYTES], "little")
     header = json.loads(bytes(plain[LENGTH_BYTES:data_start]))
     data = plain[data_start:]
-    header[_METADATA] = dict(metadata)
+    header[_METADATA] = {**metadata, FORMAT_KEY: FORMAT}
     digest = hashlib.sha256(_canonical(header))
     digest.update(data)
     header[_METADATA][CHECKSUM] = digest.hexdigest()
@@ -71,13 +71,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def read_tensors(path: Path, remedy: str = COPY_AGAIN) -> dict[str, Tensor]:
     """Read the tensors of a file to the CPU and verify the checksum, if the file has one.
 
-    Args:
-        path: the file.
-        remedy: advice for the user if the file is broken.
-
     Raises:
         SatmapError: the file does not exist, is not a complete safetensors file, or was changed
-            after it was written.
+            after it was written. The message ends with ``remedy``.
     """
     recorded = read_metadata(path, remedy).get(CHECKSUM)
     try:
@@ -100,8 +96,8 @@ def require_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     no other protection.
 
     Raises:
-        SatmapError: a tensor is not floating-point (batch counters may be int64), not dense and on
-            the CPU, not finite as float32, or a variance is negative.
+        SatmapError: a tensor is not floating-point (batch counters may be int64), dense, on the CPU
+            or finite as float32, or a variance is negative.
     """
     for name, value in tensors.items():
         fault = _weight_fault(name, value)
@@ -113,9 +109,10 @@ def require_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _weight_fault(name: str, value: Tensor) -> str:
-    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-        kind = "quantised" if value.is_quantized else f"{value.layout} on {value.device.type}"
-        return f"is {kind}"
+    if value.is_quantized:
+        return "is quantised"
+    if value.layout != torch.strided or value.device.type != "cpu":
+        return f"is {value.layout} on {value.device.type}"
     counter = name.endswith("num_batches_tracked") and value.dtype == torch.int64
     if value.dtype not in _FLOATS and not counter:
         return f"is of type {value.dtype}"
@@ -129,13 +126,12 @@ def _weight_fault(name: str, value: Tensor) -> str:
 def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """Describe how names and shapes of ``found`` differ from ``expected``; "" if they agree."""
     faults = []
-    for what, names in (
-        ("lacks", sorted(expected.keys() - found.keys())),
-        ("has the unknown", sorted(found.keys() - expected.keys())),
-    ):
+    differing = {"lacks": expected.keys() - found.keys()}
+    differing["has the unknown"] = found.keys() - expected.keys()
+    for what, names in differing.items():
         if names:
             more = f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
-            faults.append(f"it {what} {printable(names[0], _LONGEST_NAME)}{more}")
+            faults.append(f"it {what} {printable(min(names), _LONGEST_NAME)}{more}")
     for name, value in expected.items():
         if name in found and found[name].shape != value.shape:
             shapes = f"{list(found[name].shape)} instead of {list(value.shape)}"
@@ -155,6 +151,6 @@ def _checksum(path: Path) -> str:
         header = json.loads(file.read(length))
         del header[_METADATA][CHECKSUM]
         digest = hashlib.sha256(_canonical(header))
-        while chunk := file.read(_CHUNK_BYTES):
+        while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

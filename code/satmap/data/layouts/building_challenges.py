@@ -26,10 +26,7 @@ def find_building_images(
 ) -> Inventory:
     """Find the chips of SpaceNet 1, 2, 4 or the Mapping Challenge under the directories.
 
-    Args:
-        directories: searched to any depth.
-        channels: largest number of channels that a network needs.
-        view_angle: off-nadir angle, for images whose names lack it.
+    Arguments are those of :meth:`satmap.recipes.task_settings.TaskSettings.find_images`.
 
     Raises:
         SatmapError: a directory does not exist, there are no images of these challenges or images

@@ -6,7 +6,7 @@ of the files.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +27,6 @@ class CocoAnnotations:
     """Content of an ``annotation.json``.
 
     Attributes:
-        path: the file.
         names: file name by image id, in the file's order.
         _xy: float32 (points, 2), points of all rings of all buildings, in pixels.
         _ring_ends: int64 (rings,), end of each ring in ``_xy``.
@@ -35,7 +34,6 @@ class CocoAnnotations:
         _of_image: indices of an image's buildings, by image id.
     """
 
-    path: Path
     names: dict[int, str]
     _xy: NDArray[np.float32]
     _ring_ends: NDArray[np.int64]
@@ -87,7 +85,6 @@ def _read(path: Path, size: int, changed_ns: int) -> CocoAnnotations:
         of_image[building.image_id].append(number)
     rings = [ring for building in buildings for ring in building.rings]
     return CocoAnnotations(
-        path,
         names,
         np.concatenate(rings) if rings else np.empty((0, 2), np.float32),
         np.cumsum([len(ring) for ring in rings], dtype=np.int64),
@@ -120,12 +117,8 @@ def is_mapping_challenge(path: Path) -> bool:
 def scan_mapping_challenge(directories: Sequence[Path], files: Sequence[Path]) -> Inventory:
     """Find the chips among the files and read the headers of their images.
 
-    Listed images that are missing, and directories or pipes with an image's name, become faults of
-    the inventory.
-
-    Args:
-        directories: directories that were searched.
-        files: all files found there, including directories and pipes with the name of an image.
+    The files are those in the directories. Listed images that are missing, and directories or pipes
+    with an image's name, become faults of the inventory.
 
     Raises:
         SatmapError: there is no image, an annotation file cannot be read, or two images have the
@@ -134,7 +127,7 @@ def scan_mapping_challenge(directories: Sequence[Path], files: Sequence[Path]) -
     pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
     # Some archives unpack a file into a directory of the same name; then the file is the image.
     unpacked = {path.parent for path in pictures if path.parent.name == path.name}
-    images = {path: path for path in pictures if path not in unpacked}
+    images = dict.fromkeys(path for path in pictures if path not in unpacked)
     chips: dict[int, Chip] = {}
     faults: dict[str, str] = {}
     for path in (path for path in files if path.name == ANNOTATIONS):
@@ -142,18 +135,14 @@ def scan_mapping_challenge(directories: Sequence[Path], files: Sequence[Path]) -
         for number, name in annotations.names.items():
             image = _find(images, path.parent, name)
             if image is None:
-                faults[str(number)] = (
-                    f"{path} lists {name}, which is not in {path.parent / 'images'}."
-                )
+                missing = f"{path} lists {name}, which is not in {path.parent / 'images'}."
+                faults[str(number)] = missing
                 continue
             del images[image]
-            _add(chips, faults, number, image, annotations)
-    unnamed = []
-    for path in images:
-        if is_mapping_challenge(path):
-            _add(chips, faults, int(path.stem), path, None)
-        else:
-            unnamed.append(path)
+            _add(chips, faults, number, image, path)
+    unnamed = [path for path in images if not is_mapping_challenge(path)]
+    for path in filter(is_mapping_challenge, images):
+        _add(chips, faults, int(path.stem), path, None)
     if not chips and not faults:
         raise SatmapError(
             f"no images of the Mapping Challenge under {', '.join(map(str, directories))} "
@@ -177,7 +166,7 @@ def scan_mapping_challenge(directories: Sequence[Path], files: Sequence[Path]) -
     )
 
 
-def _find(images: dict[Path, Path], directory: Path, name: str) -> Path | None:
+def _find(images: Container[Path], directory: Path, name: str) -> Path | None:
     # Use only the base name, so that a listed path cannot leave the annotations' directory.
     plain = Path(name).name
     places = (directory / "images" / plain, directory / plain)
@@ -186,11 +175,7 @@ def _find(images: dict[Path, Path], directory: Path, name: str) -> Path | None:
 
 
 def _add(
-    chips: dict[int, Chip],
-    faults: dict[str, str],
-    number: int,
-    path: Path,
-    annotations: CocoAnnotations | None,
+    chips: dict[int, Chip], faults: dict[str, str], number: int, path: Path, label: Path | None
 ) -> None:
     if number in chips:
         raise SatmapError(
@@ -201,5 +186,4 @@ def _add(
     if wrong:
         faults[str(number)] = wrong[0]
         return
-    name, label = str(number), annotations.path if annotations else None
-    chips[number] = Chip(name, name, _AOI, infos, label, number=number)
+    chips[number] = Chip(str(number), str(number), _AOI, infos, label, number=number)

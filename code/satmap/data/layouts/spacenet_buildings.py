@@ -156,17 +156,12 @@ def scan_spacenet_buildings(
     channels: int = 1,
     view_angle: ViewAngle | None = None,
 ) -> Inventory:
-    """Find the chips among the files and read the headers of their images.
+    """Find the chips among the files in the directories and read the headers of their images.
 
     The products of SpaceNet 1 differ in pixel size, so outlines in pixels fit only one of them.
     If the products of an image differ in size, only those with the size of the largest product
-    that has enough bands are kept.
-
-    Args:
-        directories: directories that were searched.
-        files: all files found there, including directories and pipes with the name of an image.
-        channels: largest number of channels that a network needs.
-        view_angle: off-nadir angle, for images whose names lack it.
+    that has enough bands (``channels``) are kept. The files include directories and pipes with the
+    name of an image. ``view_angle`` is for images whose names lack the off-nadir angle.
 
     Raises:
         SatmapError: no image was found, or two files have the same image id and product.
@@ -205,26 +200,17 @@ def scan_spacenet_buildings(
         )
     chips, faults, warnings = [], {}, []
     ids = sorted(images, key=natural_key)
+    keys = {image_id: names[image_id].place or image_id for image_id in ids}
     for image_id in ids:
         infos, wrong = read_infos(images[image_id])
         if not infos:
             faults[image_id] = " ".join(wrong)
             continue
-        name = names[image_id]
-        label = labels.get(name.place or image_id)
-        chips.append(
-            Chip(
-                image_id,
-                image_id,
-                name.aoi,
-                _of_one_size(infos, channels),
-                label,
-                place=name.place,
-                view_angle=name.view_angle or view_angle,
-            )
-        )
+        name, label = names[image_id], labels.get(keys[image_id])
+        infos, angle = _of_one_size(infos, channels), name.view_angle or view_angle
+        chips.append(Chip(image_id, image_id, name.aoi, infos, label, name.place, angle))
         warnings += wrong
-    used = {names[image_id].place or image_id for image_id in ids}
+    used = set(keys.values())
     return Inventory(
         chips=tuple(chips),
         faults=faults,

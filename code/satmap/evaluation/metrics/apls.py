@@ -7,7 +7,7 @@ ignores the files' ``length_m``. ``time`` is each row's ``travel_time_s``, sprea
 line.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
@@ -15,7 +15,7 @@ from math import isfinite
 import numpy as np
 
 from satmap.evaluation.metrics.apls_graph import LENGTH, TIME, AplsGraph, Ways, build_graph
-from satmap.evaluation.metrics.figures import Report
+from satmap.evaluation.metrics.figures import Figures, Report
 from satmap.evaluation.metrics.road_samples import Roads, road_rows
 from satmap.io.text import natural_key
 from satmap.submissions.roads_csv import RoadRow
@@ -40,7 +40,7 @@ class RouteScore:
     Attributes:
         truth_to_proposal: similarity of the truth's routes to their counterparts in the proposal.
         proposal_to_truth: similarity of the proposal's routes to their counterparts in the truth.
-        score: harmonic mean of both for one image; mean of the images' scores for many.
+        score: harmonic mean of both.
     """
 
     truth_to_proposal: float
@@ -50,7 +50,7 @@ class RouteScore:
 
 @dataclass(frozen=True)
 class AplsScore:
-    """APLS of one image, or a mean over many.
+    """APLS of one image.
 
     Attributes:
         length: routes compared by length.
@@ -61,67 +61,11 @@ class AplsScore:
     time: RouteScore | None
 
 
-@dataclass(frozen=True)
-class AplsTotal:
-    """Mean over images, or over AOIs, counted in two ways.
-
-    Attributes:
-        official: leaves out images that are in only one of the files, like the official scorer.
-        fair: counts those images as 0.
-        images: number of images in both files; only these are scored.
-    """
-
-    official: AplsScore
-    fair: AplsScore
-    images: int
-
-
-@dataclass(frozen=True)
-class RoadsReport:
-    """Scores of a proposal file against a truth file, ids in natural order.
-
-    Attributes:
-        total: mean of the AOIs' means.
-        aois: per area of interest.
-        images: per image that is in both files.
-        truth_only: images that the proposal lacks.
-        proposal_only: images that the truth lacks.
-    """
-
-    total: AplsTotal
-    aois: Mapping[str, AplsTotal]
-    images: Mapping[str, AplsScore]
-    truth_only: tuple[str, ...]
-    proposal_only: tuple[str, ...]
-
-    def report(self) -> Report:
-        """Return the scores as named figures.
-
-        The names are ``apls_length``, ``truth_to_proposal_length``, ``proposal_to_truth_length``
-        and the same with ``_time``, which are None when a file lacks travel times. ``total`` and
-        ``aois`` hold the official counting under these names, and also ``fair_apls_length``,
-        ``fair_apls_time`` and ``images``, the number of images scored.
-        """
-        return Report(
-            "apls",
-            _total_figures(self.total),
-            {aoi: _total_figures(total) for aoi, total in self.aois.items()},
-            {image_id: _figures(score) for image_id, score in self.images.items()},
-            self.truth_only,
-            self.proposal_only,
-        )
-
-
 def apls(truth: Roads, proposal: Roads, *, metres_per_pixel: float = METRES_PER_PIXEL) -> AplsScore:
-    """Compute the APLS of one image.
+    """Compute the APLS of one image, of roads in pixels: rows, arrays (n, 2), or a road graph.
 
     Lines of fewer than two points are ignored. Two empty maps score 1; an empty and a non-empty
-    map score 0.
-
-    Args:
-        truth: roads in pixels of the image: rows, arrays (n, 2), or a road graph.
-        proposal: the same.
-        metres_per_pixel: scale, for the 50 m between midpoints and the snapping distance of 4 m.
+    map score 0. The scale serves the 50 m between midpoints and the snapping distance of 4 m.
 
     Raises:
         ValueError: a line or a travel time is invalid, or ``metres_per_pixel`` is not positive.
@@ -135,38 +79,42 @@ def score_roads(
     proposal: Mapping[str, Sequence[RoadRow]],
     *,
     metres_per_pixel: float = METRES_PER_PIXEL,
-) -> RoadsReport:
+) -> Report:
     """Score a whole file: per image, per AOI (mean of its images), total (mean of the AOIs).
 
-    The AOI of an image is the first three ``_``-separated parts of its id. As in the official
-    scorer, an AOI without any scored image counts as 0 in the total. Time is scored only if every
-    row of both files has a travel time.
+    The figures are ``apls_length``, ``truth_to_proposal_length``, ``proposal_to_truth_length`` and
+    the same with ``_time``, which are None unless every row of both files has a travel time. AOIs
+    and total also have ``images``, the number of images scored. Their figures leave out images that
+    are in only one file, like the official scorer; ``fair_apls_length`` and ``fair_apls_time``
+    count those images as 0. The AOI of an image is the first three ``_``-separated parts of its id.
+    As in the official scorer, an AOI without any scored image counts as 0 in the total.
     """
     ids = sorted(truth.keys() | proposal.keys(), key=natural_key)
     timed = all(_have_times(rows) for file in (truth, proposal) for rows in file.values())
     images = {
-        image_id: _apls(truth[image_id], proposal[image_id], metres_per_pixel, timed)
+        image_id: _figures(_apls(truth[image_id], proposal[image_id], metres_per_pixel, timed))
         for image_id in ids
         if image_id in truth and image_id in proposal
     }
     nothing = RouteScore(0.0, 0.0, 0.0)
-    zero = AplsScore(nothing, nothing if timed else None)
+    zero = _figures(AplsScore(nothing, nothing if timed else None))
+
+    def summary(of_aoi: Sequence[str]) -> Figures:
+        scored = [images[image_id] for image_id in of_aoi if image_id in images]
+        fair = _mean([images.get(image_id, zero) for image_id in of_aoi] or [zero])
+        return {
+            **_mean(scored or [zero]),
+            **{f"fair_{name}": fair[name] for name in ("apls_length", "apls_time")},
+            "images": len(scored),
+        }
 
     members: dict[str, list[str]] = {}
     for image_id in ids:
         members.setdefault(aoi_of(image_id), []).append(image_id)
-    aois = {}
-    for aoi, of_aoi in members.items():
-        scored = [images[image_id] for image_id in of_aoi if image_id in images]
-        fair = [images.get(image_id, zero) for image_id in of_aoi]
-        aois[aoi] = AplsTotal(_mean(scored or [zero]), _mean(fair), len(scored))
-    total = AplsTotal(
-        _mean([of_aoi.official for of_aoi in aois.values()] or [zero]),
-        _mean([of_aoi.fair for of_aoi in aois.values()] or [zero]),
-        len(images),
-    )
-    return RoadsReport(
-        total=total,
+    aois = {aoi: summary(of_aoi) for aoi, of_aoi in members.items()}
+    return Report(
+        metric="apls",
+        total={**_mean([*aois.values()] or [summary([])]), "images": len(images)},
         aois=aois,
         images=images,
         truth_only=tuple(image_id for image_id in ids if image_id not in proposal),
@@ -179,13 +127,20 @@ def aoi_of(image_id: str) -> str:
     return "_".join(image_id.split("_")[:3])
 
 
+def build_graphs(
+    truth: Sequence[RoadRow], proposal: Sequence[RoadRow], metres_per_pixel: float
+) -> tuple[AplsGraph | None, AplsGraph | None]:
+    """Return the graphs of both maps, with midpoints every 50 m; None for one without roads."""
+    if not metres_per_pixel > 0:
+        raise ValueError(f"metres_per_pixel must be positive, got {metres_per_pixel}")
+    midpoint_px = MIDPOINT_M / metres_per_pixel
+    return build_graph(truth, midpoint_px), build_graph(proposal, midpoint_px)
+
+
 def _apls(
     truth: Sequence[RoadRow], proposal: Sequence[RoadRow], metres_per_pixel: float, timed: bool
 ) -> AplsScore:
-    if not metres_per_pixel > 0:
-        raise ValueError(f"metres_per_pixel must be positive, got {metres_per_pixel}")
-    a = build_graph(truth, MIDPOINT_M / metres_per_pixel)
-    b = build_graph(proposal, MIDPOINT_M / metres_per_pixel)
+    a, b = build_graphs(truth, proposal, metres_per_pixel)
     weights = [LENGTH, TIME] if timed else [LENGTH]
     if a is None or b is None:
         same = float(a is None and b is None)
@@ -215,7 +170,7 @@ def _one_way(a: AplsGraph, b: AplsGraph, snap_px: float, weights: Sequence[int])
     no_routes = int((controls.edge < 0).sum())
     scores = []
     for weight in weights:
-        ways_a, ways_b = a.ways(nodes, weight), b.ways(controls, weight)
+        ways_a, ways_b = Ways(a, nodes, weight), Ways(b, controls, weight)
         difference = sum(_differences(ways_a, ways_b, *part) for part in parts) - no_routes
         scores.append(1 - difference / routes)
     return scores
@@ -243,22 +198,7 @@ def _have_times(rows: Sequence[RoadRow]) -> bool:
     return all(isfinite(row.travel_time_s) for row in rows)
 
 
-def _mean(scores: Collection[AplsScore]) -> AplsScore:
-    times = [score.time for score in scores if score.time is not None]
-    return AplsScore(
-        _mean_route([score.length for score in scores]), _mean_route(times) if times else None
-    )
-
-
-def _mean_route(scores: Collection[RouteScore]) -> RouteScore:
-    return RouteScore(
-        sum(score.truth_to_proposal for score in scores) / len(scores),
-        sum(score.proposal_to_truth for score in scores) / len(scores),
-        sum(score.score for score in scores) / len(scores),
-    )
-
-
-def _figures(score: AplsScore) -> dict[str, float | int | None]:
+def _figures(score: AplsScore) -> Figures:
     figures: dict[str, float | int | None] = {}
     for name, route in (("length", score.length), ("time", score.time)):
         figures[f"apls_{name}"] = route.score if route else None
@@ -267,10 +207,9 @@ def _figures(score: AplsScore) -> dict[str, float | int | None]:
     return figures
 
 
-def _total_figures(total: AplsTotal) -> dict[str, float | int | None]:
-    return {
-        **_figures(total.official),
-        "fair_apls_length": total.fair.length.score,
-        "fair_apls_time": total.fair.time.score if total.fair.time else None,
-        "images": total.images,
-    }
+def _mean(records: Sequence[Figures]) -> Figures:
+    means: dict[str, float | int | None] = {}
+    for name in records[0]:
+        values = [value for record in records if (value := record[name]) is not None]
+        means[name] = sum(values) / len(values) if values else None
+    return means

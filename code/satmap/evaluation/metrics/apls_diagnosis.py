@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
-from satmap.evaluation.metrics.apls import METRES_PER_PIXEL, MIDPOINT_M, SNAP_M
-from satmap.evaluation.metrics.apls_graph import LENGTH, AplsGraph, Positions, Ways, build_graph
+from satmap.evaluation.metrics.apls import METRES_PER_PIXEL, SNAP_M, build_graphs
+from satmap.evaluation.metrics.apls_graph import LENGTH, AplsGraph, Positions, Ways
 from satmap.evaluation.metrics.road_samples import (
     Roads,
     nearest_places,
@@ -23,9 +23,7 @@ from satmap.evaluation.metrics.road_samples import (
     road_rows,
     sample_roads,
 )
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from satmap.evaluation.metrics.shortest_paths import Floats, Ints, shortest_links
 
 #: A path is broken if its length in the other map differs by more than this share of its length
 #: plus 8 m, the most that snapping both ends can add.
@@ -38,6 +36,9 @@ _LONGEST_BREAK_M = 50.0
 
 # Keep only one of several breaks closer than this: a junction of three arms breaks three times.
 _ONE_BREAK_M = 10.0
+
+# Most broken routes to return per direction.
+_ROUTES = 5
 
 # Path lengths computed at a time; bounds memory on maps of whole cities.
 _CELLS = 4_000_000
@@ -115,46 +116,27 @@ class Diagnosis:
 
 
 def diagnose(
-    truth: Roads,
-    proposal: Roads,
-    *,
-    metres_per_pixel: float = METRES_PER_PIXEL,
-    routes: int = 5,
+    truth: Roads, proposal: Roads, *, metres_per_pixel: float = METRES_PER_PIXEL
 ) -> Diagnosis:
-    """Find what lowers the APLS of an image.
-
-    Args:
-        truth: roads in pixels of the image: rows, arrays (n, 2), or a road graph.
-        proposal: the same.
-        metres_per_pixel: scale.
-        routes: maximum number of broken routes to return per direction.
-    """
-    if not metres_per_pixel > 0:
-        raise ValueError(f"metres_per_pixel must be positive, got {metres_per_pixel}")
-    a = build_graph(road_rows(truth), MIDPOINT_M / metres_per_pixel)
-    b = build_graph(road_rows(proposal), MIDPOINT_M / metres_per_pixel)
-    return Diagnosis(
-        _losses(a, b, metres_per_pixel, routes), _losses(b, a, metres_per_pixel, routes)
-    )
+    """Find what lowers the APLS of an image, given as in :func:`apls.apls`."""
+    a, b = build_graphs(road_rows(truth), road_rows(proposal), metres_per_pixel)
+    return Diagnosis(_losses(a, b, metres_per_pixel), _losses(b, a, metres_per_pixel))
 
 
-def _losses(a: AplsGraph | None, b: AplsGraph | None, scale: float, routes: int) -> LostRoads:
+def _losses(a: AplsGraph | None, b: AplsGraph | None, scale: float) -> LostRoads:
     """Find the losses of ``a`` in ``b``; ``scale`` is in metres per pixel."""
     if a is None:
         return LostRoads()
     snap_px = SNAP_M / scale
-    roads = [_stretch(a, edge, 0, total) for edge, total in enumerate(a.totals[:, LENGTH])]
+    roads = _roads(a)
     roads_m = float(a.totals[:, LENGTH].sum()) * scale
     if b is None:
-        return LostRoads(roads_m, roads_m, tuple(roads), len(a.node_xy), a.node_xy)
-    near = [
-        shapely.linestrings(_stretch(b, e, 0, way)) for e, way in enumerate(b.totals[:, LENGTH])
-    ]
-    roads_of_a = shapely.multilinestrings([shapely.linestrings(road) for road in roads])
+        pieces = tuple(shapely.get_coordinates(road) for road in roads)
+        return LostRoads(roads_m, roads_m, pieces, len(a.node_xy), a.node_xy)
     # Vertices closer than the rounding error make GEOS divide by zero, without harm.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        around = shapely.simplify(shapely.multilinestrings(near), snap_px / 20)
-        lost = shapely.difference(roads_of_a, shapely.buffer(around, snap_px))
+        around = shapely.simplify(shapely.multilinestrings(_roads(b)), snap_px / 20)
+        lost = shapely.difference(shapely.multilinestrings(roads), shapely.buffer(around, snap_px))
     pieces = shapely.get_parts(shapely.line_merge(lost))
     controls = b.locate(a.node_xy, snap_px)
     return LostRoads(
@@ -164,8 +146,13 @@ def _losses(a: AplsGraph | None, b: AplsGraph | None, scale: float, routes: int)
         len(a.node_xy),
         a.node_xy[controls.edge < 0],
         _breaks(a, b, scale),
-        _routes(a, b, controls, scale, routes),
+        _routes(a, b, controls, scale),
     )
+
+
+def _roads(graph: AplsGraph) -> list[shapely.LineString]:
+    totals = enumerate(graph.totals[:, LENGTH])
+    return [shapely.linestrings(_stretch(graph, edge, 0, total)) for edge, total in totals]
 
 
 def _tolerance(way_px: Floats, scale: float) -> Floats:
@@ -189,8 +176,7 @@ def _breaks(a: AplsGraph, b: AplsGraph, scale: float) -> tuple[BrokenRoad, ...]:
     point, places = nearest_places(b, xy, SNAP_M / scale, headings)
     point, first = np.unique(point, return_index=True)
     controls = Positions(np.full(len(xy), -1), np.zeros((len(xy), 2)))
-    controls.edge[point] = places.edge[first]
-    controls.offset[point] = places.offset[first]
+    controls.put(point, places.take(first))
 
     i, j, way = split.neighbours(controls.edge >= 0, _LONGEST_BREAK_M / scale)
     other = _ways(b, controls.take(i), controls.take(j))
@@ -230,16 +216,14 @@ def _to_end(graph: AplsGraph, places: Positions, end: int) -> Floats:
 # --- routes ---------------------------------------------------------------------------------------
 
 
-def _routes(
-    a: AplsGraph, b: AplsGraph, controls: Positions, scale: float, count: int
-) -> tuple[Route, ...]:
+def _routes(a: AplsGraph, b: AplsGraph, controls: Positions, scale: float) -> tuple[Route, ...]:
     """Return the routes between nodes of ``a`` that differ most in ``b``; ties: shortest first."""
     found = np.flatnonzero(controls.edge >= 0)
     if not len(found):
         return ()
     starts, controls = a.nodes.take(found), controls.take(found)
     rows = max(1, _CELLS // len(found))
-    ways = a.ways(starts, LENGTH), b.ways(controls, LENGTH)
+    ways = Ways(a, starts, LENGTH), Ways(b, controls, LENGTH)
     candidates = [
         _worst_of_each(*ways, slice(begin, min(begin + rows, len(found))), len(found), scale)
         for begin in range(0, len(found), rows)
@@ -251,7 +235,7 @@ def _routes(
     routes: list[Route] = []
     # Rounded, so that values that differ only in their last bits compare as equal.
     for k in np.lexsort((j, i, np.round(way, 6), -np.round(difference, 9))).tolist():
-        if len(routes) == count:
+        if len(routes) == _ROUTES:
             break
         here, there = int(i[k]), int(j[k])
         path, links = split_a.path(int(found[here]), int(found[there]))
@@ -267,8 +251,8 @@ def _routes(
 def _worst_of_each(ways_a: Ways, ways_b: Ways, rows: slice, nodes: int, scale: float) -> Floats:
     """Return the worst-affected route from each node of ``rows`` that has one.
 
-    Returns:
-        float64 (4, n): relative difference, length in pixels, start node, end node.
+    The rows of the result, float64 (4, n), are relative difference, length in pixels, start node
+    and end node.
     """
     everywhere = slice(0, nodes)
     way, other = ways_a[rows, everywhere], ways_b[rows, everywhere]
@@ -306,15 +290,10 @@ class _SplitGraph:
         # Stable sort: at the same offset, an edge's first end comes first and its last end last.
         order = np.lexsort((offset, edge))
         edge, offset, node = edge[order], offset[order], node[order]
-        link = np.flatnonzero(edge[1:] == edge[:-1])
+        link = np.flatnonzero((edge[1:] == edge[:-1]) & (node[1:] != node[:-1]))
         u, v, way = node[link], node[link + 1], offset[link + 1] - offset[link]
         # csr_array would add up parallel links: keep only the shortest.
-        shortest = np.lexsort((way, np.maximum(u, v), np.minimum(u, v)))
-        link, u, v, way = link[shortest], u[shortest], v[shortest], way[shortest]
-        low, high = np.minimum(u, v), np.maximum(u, v)
-        keep = np.ones(len(u), np.bool_)
-        keep[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
-        keep &= u != v
+        keep = shortest_links(np.minimum(u, v), np.maximum(u, v), way)
         self._graph, self._size = graph, size
         self._u, self._v, self._way = u[keep], v[keep], way[keep]
         link = link[keep]

@@ -14,16 +14,12 @@ from functools import cached_property
 
 import numpy as np
 import shapely
-from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
-from satmap.evaluation.metrics.shortest_paths import all_pairs
+from satmap.evaluation.metrics.shortest_paths import Floats, Ints, all_pairs
 from satmap.submissions.roads_csv import RoadRow
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 #: Nodes and projections closer than this coincide, pixels (the official scorer's ``P2.equals``).
 SAME_PLACE_PX = 0.1
@@ -53,6 +49,11 @@ class Positions:
     def take(self, indices: Ints) -> "Positions":
         """Return the positions at ``indices``, in that order."""
         return Positions(self.edge[indices], self.offset[indices])
+
+    def put(self, indices: Ints, places: "Positions") -> None:
+        """Replace the positions at ``indices``."""
+        self.edge[indices] = places.edge
+        self.offset[indices] = places.offset
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +87,8 @@ class AplsGraph:
     nodes: Positions
 
     @cached_property
-    def _segment_tree(self) -> shapely.STRtree:
+    def segment_tree(self) -> shapely.STRtree:
+        """Spatial index of the segments."""
         return shapely.STRtree(shapely.linestrings(np.stack([self.starts, self.stops], axis=1)))
 
     @cached_property
@@ -95,16 +97,36 @@ class AplsGraph:
         return all_pairs(self.ends, self.totals, self.junctions)
 
     @cached_property
+    def junction_component(self) -> Ints:
+        """int64 (junctions,), connected component of each junction."""
+        links = coo_array((np.ones(len(self.ends)), self.ends.T), (self.junctions, self.junctions))
+        labels: Ints = connected_components(links, directed=False)[1].astype(np.int64)
+        return labels
+
+    @property
     def component(self) -> Ints:
         """int64 (n,), connected component of each node."""
-        links = coo_array((np.ones(len(self.ends)), self.ends.T), (self.junctions, self.junctions))
-        _, labels = connected_components(links, directed=False)
-        parts: Ints = labels[self.ends[self.nodes.edge, 0]].astype(np.int64)
+        parts: Ints = self.junction_component[self.ends[self.nodes.edge, 0]]
         return parts
 
-    def ways(self, positions: Positions, weight: int) -> "Ways":
-        """Return the shortest path lengths between ``positions`` under one weight."""
-        return Ways(self.ends, self.totals[:, weight], self.between[weight], positions, weight)
+    def project(self, xy: Floats, segment: Ints) -> tuple[Floats, Floats]:
+        """Project points, float64 (n, 2), onto one segment each.
+
+        Returns:
+            float64 (n, 1), the share of the segment up to the nearest place; float64 (n,), the
+            distance to it in pixels.
+        """
+        start = self.starts[segment]
+        along = self.stops[segment] - start
+        squared = np.sum(along**2, axis=1)
+        fraction = np.sum((xy - start) * along, axis=1) / np.where(squared > 0, squared, 1)
+        fraction = np.clip(fraction, 0, 1)[:, None]
+        return fraction, np.linalg.norm(start + fraction * along - xy, axis=1)
+
+    def at(self, segment: Ints, fraction: Floats) -> Positions:
+        """Return the positions at shares (n, 1) of segments."""
+        offset = self.segment_offset[segment] + fraction * self.segment_weight[segment]
+        return Positions(self.segment_edge[segment], offset)
 
     def locate(self, xy: Floats, snap_px: float) -> Positions:
         """Locate points of another graph on this one: the control points of APLS.
@@ -112,19 +134,9 @@ class AplsGraph:
         A point within 0.1 px of a node becomes that node. Any other point snaps to the nearest
         place on an edge, or to nothing (edge -1) if that is farther than ``snap_px``.
         """
-        edge, offset = self._project(xy, snap_px)
-        distance, node = KDTree(self.node_xy).query(xy)
-        alias = np.flatnonzero(distance < SAME_PLACE_PX)
-        node = self._spread_over_nodes(node[alias])
-        edge[alias] = self.nodes.edge[node]
-        offset[alias] = self.nodes.offset[node]
-        return Positions(edge, offset)
-
-    def _project(self, xy: Floats, snap_px: float) -> tuple[Ints, Floats]:
-        edge = np.full(len(xy), -1, dtype=np.int64)
-        offset = np.zeros((len(xy), 2))
+        found = Positions(np.full(len(xy), -1, np.int64), np.zeros((len(xy), 2)))
         # Query slightly beyond the limit: the exact check below decides, not the tree's rounding.
-        point, segment = self._segment_tree.query_nearest(
+        point, segment = self.segment_tree.query_nearest(
             shapely.points(xy), max_distance=snap_px * (1 + 1e-9), all_matches=True
         )
         # Of equally near segments take the first, independent of the tree's order.
@@ -132,23 +144,19 @@ class AplsGraph:
         point, segment = point[order], segment[order]
         point, first = np.unique(point, return_index=True)
         segment = segment[first]
-
-        start = self.starts[segment]
-        along = self.stops[segment] - start
-        squared = np.sum(along**2, axis=1)
-        fraction = np.sum((xy[point] - start) * along, axis=1) / np.where(squared > 0, squared, 1)
-        fraction = np.clip(fraction, 0, 1)[:, None]
-        near = np.linalg.norm(start + fraction * along - xy[point], axis=1) <= snap_px
-        point, segment, fraction = point[near], segment[near], fraction[near]
-
-        totals = self.totals[self.segment_edge[segment]]
-        way = self.segment_offset[segment] + fraction * self.segment_weight[segment]
-        way = np.minimum(way, totals)
+        fraction, distance = self.project(xy[point], segment)
+        near = distance <= snap_px
+        places = self.at(segment[near], fraction[near])
+        totals = self.totals[places.edge]
+        way = np.minimum(places.offset, totals)
         way = np.where(way[:, :1] < SAME_PLACE_PX, 0, way)
         way = np.where(totals[:, :1] - way[:, :1] < SAME_PLACE_PX, totals, way)
-        edge[point] = self.segment_edge[segment]
-        offset[point] = way
-        return edge, offset
+        found.put(point[near], Positions(places.edge, way))
+
+        distance, node = KDTree(self.node_xy).query(xy)
+        alias = np.flatnonzero(distance < SAME_PLACE_PX)
+        found.put(alias, self.nodes.take(self._spread_over_nodes(node[alias])))
+        return found
 
     def _spread_over_nodes(self, node: Ints) -> Ints:
         """Distribute control points over coincident nodes.
@@ -175,22 +183,13 @@ class Ways:
     The full matrix of a city would not fit into memory, nor its rows into a processor's cache.
     """
 
-    def __init__(
-        self, ends: Ints, totals: Floats, between: Floats, positions: Positions, weight: int
-    ) -> None:
-        """Compute the path lengths from all junctions to all positions.
-
-        Args:
-            ends: as in :class:`AplsGraph`.
-            totals: float64 (e,), length or time of each edge.
-            between: float64 (junctions, junctions), shortest path lengths between junctions.
-            positions: the positions.
-            weight: the column of ``positions.offset`` to use.
-        """
+    def __init__(self, graph: AplsGraph, positions: Positions, weight: int) -> None:
+        """Compute the path lengths from all junctions to all positions, by length or time."""
+        between = graph.between[weight]
         self._edge = positions.edge
-        self._u, self._v = ends[positions.edge].T
+        self._u, self._v = graph.ends[positions.edge].T
         self._head = positions.offset[:, weight].copy()
-        self._tail = totals[positions.edge] - self._head
+        self._tail = graph.totals[positions.edge, weight] - self._head
         # Positions off the graph are not connected to anything.
         self._head[positions.edge < 0] = self._tail[positions.edge < 0] = np.inf
         self._from_junctions = np.empty((len(between), len(positions.edge)))
@@ -217,6 +216,12 @@ class Ways:
         along = np.abs(self._head[rows][i] - self._head[columns][j])
         ways[i, j] = np.minimum(ways[i, j], along)
         return ways
+
+
+def expand(counts: Ints) -> tuple[Ints, Ints]:
+    """Return each index i ``counts[i]`` times, paired with 0, 1, ..., ``counts[i]`` - 1."""
+    index = np.repeat(np.arange(len(counts)), counts)
+    return index, np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def build_graph(roads: Sequence[RoadRow], midpoint_px: float) -> AplsGraph | None:
@@ -281,9 +286,8 @@ def build_graph(roads: Sequence[RoadRow], midpoint_px: float) -> AplsGraph | Non
 def _segments(roads: Sequence[RoadRow]) -> tuple[Ints, Floats, Floats, Floats] | None:
     """Return the segments of all roads in canonical order, or None if there are none.
 
-    Returns:
-        int64 (s, 2) nodes at the ends, the smaller first; float64 (nodes, 2) x, y of the nodes;
-        float64 (s, 2, 2) x, y of both ends; float64 (s, 2) length and time.
+    These are int64 (s, 2) nodes at the ends, the smaller first; float64 (nodes, 2) x, y of the
+    nodes; float64 (s, 2, 2) x, y of both ends; float64 (s, 2) length and time.
     """
     roads = [road for road in roads if len(road.line) >= 2]
     if not roads:
@@ -322,13 +326,10 @@ def _segments(roads: Sequence[RoadRow]) -> tuple[Ints, Floats, Floats, Floats] |
 
 
 def _chains(segment_nodes: Ints) -> list[list[tuple[int, bool]]]:
-    """Merge the segments at nodes that have exactly two.
+    """Merge the segments at nodes that have exactly two, to chains of (segment, runs backwards).
 
     Rings without a junction are not merged: each segment is a chain. A segment within one cell (a
     loop) preserves its node, as a third edge would.
-
-    Returns:
-        Chains of (segment, whether it runs backwards), from end to end.
     """
     ends: list[list[int]] = segment_nodes.tolist()
     touching: list[list[int]] = [[] for _ in range(int(segment_nodes.max()) + 1)]
@@ -368,12 +369,8 @@ def _chains(segment_nodes: Ints) -> list[list[tuple[int, bool]]]:
 
 
 def _midpoints(lengths: Floats, spacing: float) -> tuple[Ints, Floats]:
-    """Return edge and distance along it of every midpoint.
-
-    Edges shorter than 0.75 ``spacing`` have no midpoint.
-    """
+    """Return edge and distance of every midpoint; edges below 0.75 ``spacing`` have none."""
     counts = np.floor(lengths / spacing).astype(np.int64)
     counts[(lengths >= 0.75 * spacing) & (lengths < spacing)] = 1
-    edge = np.repeat(np.arange(len(lengths)), counts)
-    rank = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
-    return edge, rank * (lengths / (counts + 1))[edge]
+    edge, rank = expand(counts)
+    return edge, (rank + 1) * (lengths / (counts + 1))[edge]

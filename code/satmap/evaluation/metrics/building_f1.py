@@ -11,13 +11,13 @@ missed.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from satmap.evaluation.metrics.figures import Figures, Report
+from satmap.evaluation.metrics.figures import Counts, Figures, Report
 from satmap.io.text import natural_key
 from satmap.submissions.buildings_csv import SMALLEST_PX2, BuildingRow
 
@@ -29,6 +29,8 @@ _ROUNDING = 1e-9
 
 # Pairs intersected at a time; bounds memory on images of whole cities.
 _PAIRS = 1 << 16
+
+_SHARES = ("precision", "recall", "f1")
 
 # Off-nadir angle in the id of a SpaceNet 4 image.
 _VIEW_ANGLE = re.compile(r"nadir(\d+)", re.IGNORECASE)
@@ -49,22 +51,10 @@ class Matches:
     counted: NDArray[np.bool_]
 
     @property
-    def counts(self) -> "Counts":
+    def counts(self) -> Counts:
         """Numbers of buildings found, false and missed."""
         found = int((self.taken >= 0).sum())
         return Counts(found, int(self.counted.sum()) - found, int(self.counted_truth.sum()) - found)
-
-
-@dataclass(frozen=True)
-class Counts:
-    """True positives, false positives and false negatives, of one image or many."""
-
-    tp: int = 0
-    fp: int = 0
-    fn: int = 0
-
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn)
 
 
 def match_buildings(truth: Sequence[BuildingRow], proposals: Sequence[BuildingRow]) -> Matches:
@@ -84,20 +74,23 @@ def match_buildings(truth: Sequence[BuildingRow], proposals: Sequence[BuildingRo
         i, j = i[sizeable], j[sizeable]
         # An intersection is at most the smaller polygon and at most the overlap of the boxes.
         most = np.minimum(areas[i], building_areas[j])
-        most = np.minimum(most, _common_box(polygons, buildings, i, j))
+        a, b = shapely.bounds(polygons)[i], shapely.bounds(buildings)[j]
+        sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+        most = np.minimum(most, np.maximum(sides, 0).prod(axis=1))
         likely = most > (LEAST_IOU - _ROUNDING) * (areas[i] + building_areas[j] - most)
         i, j = i[likely], j[likely]
-    shared = _shared_areas(polygons, buildings, i, j)
+    shared = np.empty(len(i))
+    for begin in range(0, len(i), _PAIRS):
+        part = slice(begin, begin + _PAIRS)
+        shared[part] = shapely.area(shapely.intersection(polygons[i[part]], buildings[j[part]]))
     union = areas[i] + building_areas[j] - shared
     good = shared > LEAST_IOU * union
     i, j, iou = i[good], j[good], shared[good] / union[good]
 
     confidences = np.array([row.confidence for row in proposals])
-    rank = np.empty(len(proposals), np.intp)
-    rank[np.argsort(-confidences, kind="stable")] = np.arange(len(proposals))
     taken = [-1] * len(proposals)
     free = [True] * len(truth)
-    order = np.lexsort((j, -iou, rank[i]))
+    order = np.lexsort((j, -iou, i, -confidences[i]))
     for proposal, building in zip(i[order].tolist(), j[order].tolist(), strict=True):
         if taken[proposal] < 0 and free[building]:
             taken[proposal] = building
@@ -139,7 +132,7 @@ def score_buildings(
             **{f"fair_{name}": figure for name, figure in fair.items()},
             "images": len(official),
         }
-    perfect = {"precision": 1.0, "recall": 1.0, "f1": 1.0}
+    perfect = dict.fromkeys(_SHARES, 1.0)
     return Report(
         metric="building_f1",
         total=_total(list(groups.values())),
@@ -179,46 +172,17 @@ def _measure(
     return polygons, areas, counted
 
 
-def _common_box(
-    polygons: NDArray[np.object_],
-    buildings: NDArray[np.object_],
-    i: NDArray[np.intp],
-    j: NDArray[np.intp],
-) -> NDArray[np.float64]:
-    """Return the overlap area of the bounding boxes of each pair (i, j)."""
-    a, b = shapely.bounds(polygons)[i], shapely.bounds(buildings)[j]
-    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    common: NDArray[np.float64] = np.maximum(sides, 0).prod(axis=1)
-    return common
-
-
-def _shared_areas(
-    polygons: NDArray[np.object_],
-    buildings: NDArray[np.object_],
-    i: NDArray[np.intp],
-    j: NDArray[np.intp],
-) -> NDArray[np.float64]:
-    """Return the intersection area of each pair (i, j)."""
-    shared = np.empty(len(i))
-    for begin in range(0, len(i), _PAIRS):
-        pairs = slice(begin, begin + _PAIRS)
-        shared[pairs] = shapely.area(shapely.intersection(polygons[i[pairs]], buildings[j[pairs]]))
-    return shared
-
-
-def _figures(counts: Counts) -> dict[str, float | int]:
+def precision_recall_f1(counts: Counts) -> tuple[float, float, float]:
+    """Return precision, recall and F1, 0..1; 0/0 counts as 0, as in the official scorers."""
     precision = _share(counts.tp, counts.tp + counts.fp)
     recall = _share(counts.tp, counts.tp + counts.fn)
     # Computed from precision and recall, not from the counts, to round like the official scorers.
-    f1 = _share(2 * precision * recall, precision + recall)
-    return {
-        "tp": counts.tp,
-        "fp": counts.fp,
-        "fn": counts.fn,
-        "precision": precision,
-        "recall": recall,
-        "f1": f1,
-    }
+    return precision, recall, _share(2 * precision * recall, precision + recall)
+
+
+def _figures(counts: Counts) -> dict[str, float | int]:
+    shares = zip(_SHARES, precision_recall_f1(counts), strict=True)
+    return {**asdict(counts), **dict(shares)}
 
 
 def _share(part: float, whole: float) -> float:
@@ -227,11 +191,10 @@ def _share(part: float, whole: float) -> float:
 
 def _total(groups: Sequence[Figures]) -> Figures:
     """Sum the counts and average precision, recall and F1 over the groups."""
-    shares = ("precision", "recall", "f1")
     empty = _figures(Counts())
     total: dict[str, float | int] = {}
     for name in (*empty, *(f"fair_{name}" for name in empty), "images"):
         added = sum(group[name] or 0 for group in groups)
-        is_share = name.removeprefix("fair_") in shares
+        is_share = name.removeprefix("fair_") in _SHARES
         total[name] = _share(added, len(groups)) if is_share else added
     return total

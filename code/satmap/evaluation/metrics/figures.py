@@ -1,10 +1,32 @@
 """Score report of every metric: figures per image, per area and in total."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 #: Figures by name; None where the files do not provide one (no travel times).
 Figures = Mapping[str, float | int | None]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """True positives, false positives and false negatives: objects or pixels of some images."""
+
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+
+    @classmethod
+    def of_pixels(cls, truth: NDArray[np.bool_], proposal: NDArray[np.bool_]) -> Self:
+        """Compare two masks, bool (h, w)."""
+        both = int((truth & proposal).sum())
+        return cls(both, int(proposal.sum()) - both, int(truth.sum()) - both)
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn)
 
 
 @dataclass(frozen=True)
@@ -33,11 +55,4 @@ class Report:
 
     def to_json(self) -> dict[str, object]:
         """Return the object that ``satmap score --json`` prints: the attributes by name."""
-        return {
-            "metric": self.metric,
-            "total": dict(self.total),
-            "aois": {aoi: dict(figures) for aoi, figures in self.aois.items()},
-            "images": {image_id: dict(figures) for image_id, figures in self.images.items()},
-            "truth_only": list(self.truth_only),
-            "proposal_only": list(self.proposal_only),
-        }
+        return asdict(self)

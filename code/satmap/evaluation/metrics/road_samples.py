@@ -2,44 +2,21 @@
 
 from collections.abc import Sequence
 from math import inf
-from typing import Protocol
 
 import numpy as np
 import shapely
-from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from satmap.evaluation.metrics.apls_graph import LENGTH, AplsGraph, Positions
+from satmap.evaluation.metrics.apls_graph import LENGTH, AplsGraph, Positions, expand
+from satmap.evaluation.metrics.shortest_paths import Floats, Ints
 from satmap.submissions.roads_csv import RoadRow
+from satmap.vectors.road_graph import RoadGraph
 
-
-class RoadLine(Protocol):
-    """A road with its line: a row of a submission or an edge of a graph."""
-
-    @property
-    def line(self) -> NDArray[np.float64]:
-        """float64 (n, 2), x and y in pixels."""
-
-    @property
-    def length_m(self) -> float:
-        """Length in metres."""
-
-    @property
-    def travel_time_s(self) -> float:
-        """Travel time in seconds; NaN if unknown."""
-
-
-class RoadMap(Protocol):
-    """A graph with roads, such as :class:`satmap.vectors.road_graph.RoadGraph`."""
-
-    @property
-    def edges(self) -> Sequence[RoadLine]:
-        """Roads of the graph."""
+#: Distances below a millionth of a pixel may be rounding errors and count as zero.
+EXACT_PX = 1e-6
 
 
 #: Roads of one image: rows, arrays (n, 2) of x and y in pixels, or a graph.
-Roads = Sequence[RoadRow] | Sequence[NDArray[np.float64]] | RoadMap
+Roads = Sequence[RoadRow] | Sequence[Floats] | RoadGraph
 
 
 def road_rows(roads: Roads) -> list[RoadRow]:
@@ -64,13 +41,6 @@ def road_rows(roads: Roads) -> list[RoadRow]:
     return rows
 
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-#: Distances below a millionth of a pixel may be rounding errors and count as zero.
-EXACT_PX = 1e-6
-
-
 def nearest_places(
     graph: AplsGraph, xy: Floats, limit_px: float, headings: Floats | None = None
 ) -> tuple[Ints, Positions]:
@@ -87,16 +57,14 @@ def nearest_places(
         int64 (m,), ascending, the index of the point that each place belongs to; and the m places.
         A point has several places if they are equally near.
     """
-    tree = shapely.STRtree(shapely.linestrings(np.stack([graph.starts, graph.stops], axis=1)))
     reach = limit_px + EXACT_PX
-    point, segment = tree.query(shapely.points(xy), predicate="dwithin", distance=reach)
-    start = graph.starts[segment]
-    along = graph.stops[segment] - start
-    squared = np.sum(along**2, axis=1)
-    fraction = np.sum((xy[point] - start) * along, axis=1) / np.where(squared > 0, squared, 1)
-    fraction = np.clip(fraction, 0, 1)[:, None]
-    distance = np.linalg.norm(start + fraction * along - xy[point], axis=1)
+    point, segment = graph.segment_tree.query(
+        shapely.points(xy), predicate="dwithin", distance=reach
+    )
+    fraction, distance = graph.project(xy[point], segment)
     if headings is not None:
+        along = graph.stops[segment] - graph.starts[segment]
+        squared = np.sum(along**2, axis=1)
         ahead = np.abs(np.sum(along * headings[point], axis=1))
         across = ahead < np.sqrt(squared * np.sum(headings[point] ** 2, axis=1) / 2)
         # Ranks crossing roads behind all parallel ones, but still by distance among themselves.
@@ -105,9 +73,7 @@ def nearest_places(
     np.minimum.at(least, point, distance)
     keep = np.flatnonzero(distance <= least[point] + EXACT_PX)
     keep = keep[np.lexsort((segment[keep], point[keep]))]
-    point, segment, fraction = point[keep], segment[keep], fraction[keep]
-    offset = graph.segment_offset[segment] + fraction * graph.segment_weight[segment]
-    return point, Positions(graph.segment_edge[segment], offset)
+    return point[keep], graph.at(segment[keep], fraction[keep])
 
 
 def sample_roads(graph: AplsGraph, spacing_px: float) -> tuple[Positions, Floats]:
@@ -150,28 +116,16 @@ def places_at(graph: AplsGraph, edge: Ints, length_px: Floats) -> tuple[Position
     rest = length_px - graph.segment_offset[segment, LENGTH]
     fraction = np.clip(rest / graph.segment_weight[segment, LENGTH], 0, 1)[:, None]
     start, stop = graph.starts[segment], graph.stops[segment]
-    offset = graph.segment_offset[segment] + fraction * graph.segment_weight[segment]
-    offset[:, LENGTH] = length_px
-    return Positions(edge, offset), start + fraction * (stop - start)
-
-
-def expand(counts: Ints) -> tuple[Ints, Ints]:
-    """Return each index i ``counts[i]`` times, paired with 0, 1, ..., ``counts[i]`` - 1."""
-    index = np.repeat(np.arange(len(counts)), counts)
-    return index, np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
+    places = graph.at(segment, fraction)
+    places.offset[:, LENGTH] = length_px
+    return places, start + fraction * (stop - start)
 
 
 def _strands(graph: AplsGraph) -> list[list[tuple[int, bool]]]:
-    """Return each edge as a strand; the edges of a ring without a junction form one strand.
-
-    Returns:
-        Strands of (edge, whether it runs backwards).
-    """
+    """Return strands of (edge, runs backwards): single edges, and rings without a junction."""
     u, v = graph.ends.T
-    parts, part = connected_components(
-        coo_array((np.ones(len(u)), (u, v)), (graph.junctions, graph.junctions)), directed=False
-    )
-    is_ring = np.ones(parts, np.bool_)
+    part = graph.junction_component
+    is_ring = np.ones(part.max() + 1, np.bool_)
     is_ring[part[np.bincount(graph.ends.ravel(), minlength=graph.junctions) != 2]] = False
     is_ring[part[u[u == v]]] = False
     in_ring = is_ring[part[u]]

@@ -41,17 +41,21 @@ def all_pairs(ends: Ints, weights: Floats, nodes: int) -> Floats:
     return _by_elimination(ends, weights, nodes)
 
 
+def shortest_links(u: Ints, v: Ints, ways: Floats) -> Ints:
+    """Return the index of the shortest of all links from each u to each v, sorted by u and v."""
+    order = np.lexsort((ways, v, u))
+    new = (np.diff(u[order], prepend=-1) != 0) | (np.diff(v[order], prepend=-1) != 0)
+    shortest: Ints = order[new]
+    return shortest
+
+
 def _dijkstra(ends: Ints, weight: Floats, nodes: int) -> Floats:
     u, v = np.concatenate([ends, ends[:, ::-1]]).T
     weight = np.concatenate([weight, weight])
     # scipy adds up parallel edges: keep the shortest of each pair of ends. Zeros stay stored in the
     # matrix; csgraph takes them for edges of length zero.
-    order = np.lexsort((weight, v, u))
-    u, v, weight = u[order], v[order], weight[order]
-    keep = np.ones(len(u), dtype=bool)
-    keep[1:] = (u[1:] != u[:-1]) | (v[1:] != v[:-1])
-    rows = np.searchsorted(u[keep], np.arange(nodes + 1))
-    matrix = csr_array((weight[keep], v[keep], rows), shape=(nodes, nodes))
+    keep = shortest_links(u, v, weight)
+    matrix = csr_array((weight[keep], (u[keep], v[keep])), shape=(nodes, nodes))
     ways: Floats = dijkstra(matrix, directed=True)
     return ways
 

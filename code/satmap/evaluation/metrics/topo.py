@@ -25,25 +25,21 @@ from dataclasses import dataclass
 from math import inf
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import KDTree
 
 from satmap.evaluation.metrics.apls import METRES_PER_PIXEL
-from satmap.evaluation.metrics.apls_graph import LENGTH, AplsGraph, Positions, build_graph
+from satmap.evaluation.metrics.apls_graph import LENGTH, AplsGraph, Positions, build_graph, expand
 from satmap.evaluation.metrics.road_samples import (
     EXACT_PX,
     Roads,
-    expand,
     nearest_places,
     road_rows,
     sample_roads,
 )
+from satmap.evaluation.metrics.shortest_paths import Ints
 from satmap.submissions.roads_csv import RoadRow
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 SPACING_M = 5.0
 TOPO_SNAP_M = 4.0
@@ -89,29 +85,19 @@ class TopoScore:
         return 2 * self.matched / total if total else 1.0
 
 
-def topo(
-    truth: Roads,
-    proposal: Roads,
-    *,
-    metres_per_pixel: float = METRES_PER_PIXEL,
-) -> TopoScore:
-    """Compute the TOPO score of one image.
+def topo(truth: Roads, proposal: Roads, *, metres_per_pixel: float = METRES_PER_PIXEL) -> TopoScore:
+    """Compute the TOPO score of one image, of roads in pixels: rows, arrays (n, 2), or a graph.
 
     The order and direction of the rows do not matter, nor do vertices that split a road. Lines of
     fewer than two points are ignored, and edges shorter than 2.5 m have no sample.
-
-    Args:
-        truth: roads in pixels of the image: rows, arrays (n, 2), or a road graph.
-        proposal: the same.
-        metres_per_pixel: scale, for the 5 m between samples, the matching distance of 4 m and the
-            150 m of a ride.
+    The scale serves the 5 m between samples, the matching distance of 4 m and the 150 m of a ride.
     """
     if not metres_per_pixel > 0:
         raise ValueError(f"metres_per_pixel must be positive, got {metres_per_pixel}")
     a, b = (_ride_map(road_rows(roads), metres_per_pixel) for roads in (truth, proposal))
     snap_px = TOPO_SNAP_M / metres_per_pixel
     if a is None or b is None:
-        return TopoScore(0, a.reached_from_all() if a else 0, b.reached_from_all() if b else 0)
+        return TopoScore(0, a.reached(a.samples) if a else 0, b.reached(b.samples) if b else 0)
     seed, places = nearest_places(b.graph, a.xy, snap_px)
     lonely_seeds = np.setdiff1d(np.arange(len(a.xy)), seed)
     lonely = np.setdiff1d(np.arange(len(b.xy)), nearest_places(a.graph, b.xy, snap_px)[0])
@@ -137,14 +123,7 @@ def topo(
 
 
 class _RideMap:
-    """A road map for rides: graph, samples, and shortest path lengths between junctions.
-
-    Attributes:
-        graph: junctions and edges, without midpoints.
-        samples: positions of the samples, sorted by edge.
-        xy: float64 (n, 2), x, y of the samples.
-        tree: spatial index of the samples.
-    """
+    """A road map for rides: a graph without midpoints, and samples of its roads sorted by edge."""
 
     def __init__(self, graph: AplsGraph, metres_per_pixel: float) -> None:
         self.graph = graph
@@ -182,18 +161,12 @@ class _RideMap:
         parts = _parts(len(seeds.edge), len(self.graph.ends))
         return sum(len(self.ride(seeds.take(part))[0]) for part in parts)
 
-    def reached_from_all(self) -> int:
-        """Count the samples that the rides from all samples reach, summed over seeds."""
-        return self.reached(self.samples)
-
 
 def _ride_map(roads: Sequence[RoadRow], metres_per_pixel: float) -> _RideMap | None:
     """Build a map for rides; None if it has no sample."""
     graph = build_graph(roads, inf)
-    if graph is None:
-        return None
-    ready = _RideMap(graph, metres_per_pixel)
-    return ready if len(ready.xy) else None
+    ride_map = _RideMap(graph, metres_per_pixel) if graph else None
+    return ride_map if ride_map and len(ride_map.xy) else None
 
 
 def _parts(rides: int, roads: int) -> Iterator[Ints]:
@@ -208,16 +181,9 @@ def _ride_both(
 ) -> Ints:
     """Ride from seeds in ``a`` and from their places in ``b``.
 
-    Args:
-        a: map of the truth.
-        b: map of the proposal.
-        seeds: n positions in ``a``.
-        places: n positions in ``b``.
-        counts: int64 (samples of ``a``,), number of samples of ``b`` close to each of them.
-        partners: these samples of ``b``, concatenated.
-
-    Returns:
-        int64 (3, n): matched marbles, holes and marbles of each ride.
+    ``counts`` is the number of samples of ``b`` close to each sample of ``a``, and ``partners`` has
+    these samples, concatenated. Returns matched marbles, holes and marbles of each ride, int64
+    (3, n).
     """
     rides = len(seeds.edge)
     hole_ride, hole = a.ride(seeds)
@@ -233,10 +199,5 @@ def _ride_both(
     row, column = row[there], column[there]
     links = csr_array((np.ones(len(row), np.bool_), (row, column)), shape=(len(hole), len(marble)))
     filled = maximum_bipartite_matching(links, perm_type="column") >= 0
-    return np.stack(
-        [
-            np.bincount(hole_ride[filled], minlength=rides),
-            np.bincount(hole_ride, minlength=rides),
-            np.bincount(marble_ride, minlength=rides),
-        ]
-    )
+    found = hole_ride[filled], hole_ride, marble_ride
+    return np.stack([np.bincount(ride, minlength=rides) for ride in found])

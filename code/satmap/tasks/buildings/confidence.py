@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
-from satmap.io.files import write_text
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box
 from satmap.tasks.buildings.settings import BUILDING, BuildingSettings
 from satmap.tasks.buildings.vectorizer.candidates import FEATURES, Candidates, find_candidates
 from satmap.tasks.buildings.vectorizer.find_instances import find_instances
+from satmap.tasks.buildings.vectorizer.tracing import Floats, Labels, Mask
 
-Floats = NDArray[np.float64]
+#: File name of the model in a weights directory.
+CONFIDENCE_FILE = "building-confidence.txt"
 
 # Largest number of trees, and the step between the numbers tried.
 _MOST_TREES, _STEP = 400, 20
@@ -42,12 +42,9 @@ _PARAMETERS = {
 
 @dataclass(frozen=True)
 class CandidateSample:
-    """Building candidates of one image, with their IoU.
+    """Building candidates of one image: its validation fold, their features and their IoU.
 
-    Attributes:
-        fold: validation fold of the image.
-        features: float64 (n, 10), see ``FEATURES``.
-        ious: float64 (n,), highest IoU with a true building.
+    The features, (n, 10), are ``FEATURES``; the IoU, (n,), is the highest with a true building.
     """
 
     fold: int
@@ -57,13 +54,10 @@ class CandidateSample:
 
 @dataclass(frozen=True)
 class ConfidenceFitResult:
-    """A fitted model and its cross-validated error.
+    """A model that was fitted to all samples, its number of trees and its cross-validated error.
 
-    Attributes:
-        model: fitted to all samples.
-        trees: number of trees.
-        error: root mean square error on held-out folds with this number of trees.
-        spread: the same error when the mean IoU of the other folds is predicted everywhere.
+    ``error`` is the root mean square error on held-out folds. ``spread`` is the same when the mean
+    IoU of the other folds is predicted everywhere.
     """
 
     model: "ConfidenceModel"
@@ -76,10 +70,7 @@ class ConfidenceModel:
     """Predicts the IoU of candidates with their true building."""
 
     def __init__(self, text: str) -> None:
-        """Load a model.
-
-        Args:
-            text: the model in LightGBM's text format, also kept in :attr:`text`.
+        """Load a model from LightGBM's text format, also kept in :attr:`text`.
 
         Raises:
             ValueError: the text is not a model, or the model has other features.
@@ -98,14 +89,7 @@ class ConfidenceModel:
         self.text = text
 
     def expected_iou(self, features: Floats) -> Floats:
-        """Predict the IoU of candidates.
-
-        Args:
-            features: float64 (n, 10), see ``FEATURES``.
-
-        Returns:
-            float64 (n,), 0..1.
-        """
+        """Predict the IoU of candidates, (n,), 0..1, from their ``FEATURES``, (n, 10)."""
         if not len(features):
             return np.zeros(0)
         expected = np.asarray(self._trees.predict(features, num_threads=1), np.float64)
@@ -113,29 +97,19 @@ class ConfidenceModel:
 
 
 def sample(
-    maps: ProbabilityMaps, truth: NDArray[np.int32], fold: int, settings: BuildingSettings
+    maps: ProbabilityMaps, truth: Labels, fold: int, settings: BuildingSettings
 ) -> CandidateSample:
     """Return the candidates of an image as training data for the model.
 
-    Args:
-        maps: probability maps from networks that were not trained on the image.
-        truth: int32 (height, width), 0 outside, true buildings 1..n.
-        fold: validation fold of the image.
-        settings: vectoriser settings, the same as for prediction.
-
-    Raises:
-        ValueError: truth and maps differ in shape.
+    The maps come from networks that were not trained on the image; the settings are those of the
+    prediction. ``truth`` has the same size: 0 outside, true buildings 1..n.
     """
-    if truth.shape != maps.shape:
-        raise ValueError(
-            f"the truth has shape {truth.shape}, but the probability maps have {maps.shape}"
-        )
     found = candidates_of(maps, settings, truth)
     return CandidateSample(fold, found.features, found.ious)
 
 
 def candidates_of(
-    maps: ProbabilityMaps, settings: BuildingSettings, truth: NDArray[np.int32] | None = None
+    maps: ProbabilityMaps, settings: BuildingSettings, truth: Labels | None = None
 ) -> Candidates:
     """Return the candidates of probability maps in memory, with their IoU if truth is given."""
     height, width = maps.shape
@@ -152,11 +126,9 @@ def candidates_of(
 def fit_confidence(samples: Sequence[CandidateSample]) -> ConfidenceFitResult:
     """Fit a model to the candidates of validation folds; deterministic.
 
-    Args:
-        samples: from at least two folds, so that the number of trees can be cross-validated.
-
     Raises:
-        ValueError: the candidates come from fewer than two folds.
+        ValueError: the candidates come from fewer than two folds, which cross-validation of the
+            number of trees needs.
     """
     import lightgbm
 
@@ -169,44 +141,31 @@ def fit_confidence(samples: Sequence[CandidateSample]) -> ConfidenceFitResult:
             f"a confidence model needs candidates from at least two folds, got {len(folds)}"
         )
 
-    def data(rows: NDArray[np.bool_]) -> lightgbm.Dataset:
+    def data(rows: Mask) -> lightgbm.Dataset:
         return lightgbm.Dataset(
             features[rows], ious[rows], feature_name=list(FEATURES), params=dict(_PARAMETERS)
         )
 
     # Sum of squared errors by number of trees; each image is predicted by the other folds' model.
-    errors = np.zeros(_MOST_TREES)
+    tried = range(_STEP, _MOST_TREES + 1, _STEP)
+    errors = np.zeros(len(tried))
     spread = 0.0
     for held_out in folds:
         out = fold == held_out
         trees = lightgbm.train(_PARAMETERS, data(~out), num_boost_round=_MOST_TREES)
         spread += float(((ious[out] - ious[~out].mean()) ** 2).sum())
-        for count in range(_STEP, _MOST_TREES + 1, _STEP):
+        for place, count in enumerate(tried):
             expected = trees.predict(features[out], num_iteration=count, num_threads=1)
-            errors[count - 1] += float(((ious[out] - expected) ** 2).sum())
-    tried = np.arange(_STEP, _MOST_TREES + 1, _STEP)
-    best = int(tried[errors[tried - 1].argmin()])
+            errors[place] += float(((ious[out] - expected) ** 2).sum())
+    best = tried[int(errors.argmin())]
     final = lightgbm.train(_PARAMETERS, data(np.ones(len(fold), np.bool_)), num_boost_round=best)
     model = ConfidenceModel(final.model_to_string())
-    error = float(np.sqrt(errors[best - 1] / len(ious)))
+    error = float(np.sqrt(errors.min() / len(ious)))
     return ConfidenceFitResult(model, best, error, float(np.sqrt(spread / len(ious))))
 
 
-#: File name of the model in a weights directory.
-CONFIDENCE_FILE = "building-confidence.txt"
-
-
-def write_confidence(path: Path, model: ConfidenceModel) -> None:
-    """Write a model atomically; the bytes depend only on the model.
-
-    Raises:
-        CannotWriteError: ``path`` cannot be written.
-    """
-    write_text(path, model.text)
-
-
 def read_confidence(path: Path) -> ConfidenceModel:
-    """Read a model that :func:`write_confidence` wrote.
+    """Read a model from the file of its text.
 
     Raises:
         SatmapError: the file cannot be read, is not a model, or has other features.

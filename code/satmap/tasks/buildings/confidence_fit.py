@@ -6,7 +6,6 @@ predictions. It is written to the weights directory of these networks and is val
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,8 +15,8 @@ from satmap.data.chip import Chip, record_images
 from satmap.data.folds import assign_folds
 from satmap.data.view_angles import parse_view_angle
 from satmap.errors import SatmapError
-from satmap.io.checksums import FileRecord, in_threads, record_file
-from satmap.io.files import require_writable
+from satmap.io.checksums import in_threads, record_file
+from satmap.io.files import require_writable, write_text
 from satmap.io.progress import track
 from satmap.provenance.manifest import (
     SubmissionManifest,
@@ -36,7 +35,6 @@ from satmap.tasks.buildings.confidence import (
     ConfidenceFitResult,
     fit_confidence,
     sample,
-    write_confidence,
 )
 from satmap.tasks.buildings.labels import read_building_labels
 from satmap.tasks.buildings.settings import BUILDING_FILE_MAPS
@@ -47,48 +45,21 @@ from satmap.tasks.buildings.task import BuildingTask
 _PARTS = 4
 
 
-@dataclass(frozen=True)
-class ConfidenceFit:
-    """Result of fitting a confidence model to a prediction.
-
-    Attributes:
-        path: file of the model.
-        fit: the model and its cross-validated error.
-        images: number of images used.
-        candidates: number of candidates in these images.
-        faults: image id -> reason, for images that were left out.
-    """
-
-    path: Path
-    fit: ConfidenceFitResult
-    images: int
-    candidates: int
-    faults: Mapping[str, str]
-
-    def summary(self) -> str:
-        """One-line summary of the fit."""
-        return (
-            f"{self.candidates} candidates from {self.images} images, {self.fit.trees} trees; "
-            f"IoU error on held-out images {self.fit.error:.3f} (predicting the mean: "
-            f"{self.fit.spread:.3f})"
-        )
-
-
 def fit_to_prediction(
     submission: Path,
     maps: Path,
     weights: Path,
     directories: Sequence[Path] = (),
     command: Sequence[str] = (),
-) -> ConfidenceFit:
+) -> tuple[Path, str, dict[str, str]]:
     """Fit a confidence model to an out-of-fold prediction and write it beside the networks.
 
-    Args:
-        submission: submission written by ``satmap predict --out-of-fold``; its manifest is read.
-        maps: directory of probability maps from the same run.
-        weights: directory of the networks that made the prediction; the model is written there.
-        directories: directories of images and labels; by default those in the manifest.
-        command: satmap's arguments, for the model's manifest.
+    ``submission`` and the directory ``maps`` come from one run of ``satmap predict --out-of-fold``
+    with the networks in ``weights``. The ``directories`` of images and labels are by default those
+    in its manifest. ``command`` are satmap's arguments, for the model's manifest.
+
+    Returns:
+        File of the model; a summary of one line; image id to reason, for images left out.
 
     Raises:
         SatmapError: the prediction is not an out-of-fold prediction of buildings, or comes from
@@ -99,7 +70,7 @@ def fit_to_prediction(
     manifest = _out_of_fold(submission)
     path = weights / CONFIDENCE_FILE
     require_writable(path)
-    networks = _networks(manifest, weights)
+    _require_networks(manifest, weights)
     recipe = parse_recipe(yaml.safe_dump(manifest.recipe.content), "of the manifest")
     task = task_of(recipe)
     if not isinstance(task, BuildingTask):
@@ -120,18 +91,29 @@ def fit_to_prediction(
             samples[chip.image_id] = _sample(chip, maps / f"{name}.tif", parts[chip.site], task)
         except SatmapError as error:
             faults[chip.image_id] = str(error)
-    fit = _fit(samples, faults, maps)
+    try:
+        fit = fit_confidence([entry for entry in samples.values() if len(entry.ious)])
+    except ValueError as error:
+        reason = next((f" The first problem: {fault}" for fault in faults.values()), "")
+        raise SatmapError(
+            f"not enough data to fit: {error}; {len(samples)} images have labels and probability "
+            f"maps in {maps}.{reason}"
+        ) from error
     if fit.error >= fit.spread:
         raise SatmapError(
             f"the model fitted to {len(samples)} images is no better than the mean: its error on "
             f"held-out images is {fit.error:.3f}, that of the mean {fit.spread:.3f}. Train the "
             "networks longer, or predict more images out of fold."
         )
-    write_confidence(path, fit.model)
+    write_text(path, fit.model.text)
     used = [chip for chip in chips if chip.image_id in samples]
-    _write_manifest(path, manifest, networks, used, fit, faults, command)
+    _write_manifest(path, manifest, used, fit, faults, command)
     candidates = sum(len(entry.ious) for entry in samples.values())
-    return ConfidenceFit(path, fit, len(samples), candidates, faults)
+    summary = (
+        f"{candidates} candidates from {len(samples)} images, {fit.trees} trees; IoU error on "
+        f"held-out images {fit.error:.3f} (predicting the mean: {fit.spread:.3f})"
+    )
+    return path, summary, faults
 
 
 def _out_of_fold(submission: Path) -> SubmissionManifest:
@@ -149,8 +131,8 @@ def _out_of_fold(submission: Path) -> SubmissionManifest:
     return manifest
 
 
-def _networks(manifest: SubmissionManifest, weights: Path) -> tuple[FileRecord, ...]:
-    """Return the networks of a prediction, after checking that the directory holds them."""
+def _require_networks(manifest: SubmissionManifest, weights: Path) -> None:
+    """Check that the directory holds the networks of a prediction."""
     for record in manifest.weights:
         path = weights / record.name
         if not path.is_file() or record_file(path).sha256 != record.sha256:
@@ -158,15 +140,10 @@ def _networks(manifest: SubmissionManifest, weights: Path) -> tuple[FileRecord, 
                 f"{path} is missing, or is not the network that made the probability maps. Give "
                 "the right directory with --weights, or predict out of fold again."
             )
-    return manifest.weights
 
 
 def _sample(chip: Chip, raster: Path, part: int, task: BuildingTask) -> CandidateSample:
-    """Measure the candidates of an image against its true buildings.
-
-    Raises:
-        SatmapError: the label or the raster cannot be read, or their sizes differ.
-    """
+    """Measure the candidates of an image against its true buildings."""
     labels = read_building_labels(chip)
     # The pixel size is not used here; any value will do.
     with open_map_file(raster, 1, BUILDING_FILE_MAPS) as mask:
@@ -178,23 +155,9 @@ def _sample(chip: Chip, raster: Path, part: int, task: BuildingTask) -> Candidat
     return sample(found, truth, part, task.result_decoder(chip).settings)
 
 
-def _fit(
-    samples: Mapping[str, CandidateSample], faults: Mapping[str, str], maps: Path
-) -> ConfidenceFitResult:
-    try:
-        return fit_confidence([entry for entry in samples.values() if len(entry.ious)])
-    except ValueError as error:
-        reason = next((f" The first problem: {fault}" for fault in faults.values()), "")
-        raise SatmapError(
-            f"not enough data to fit: {error}; {len(samples)} images have labels and probability "
-            f"maps in {maps}.{reason}"
-        ) from error
-
-
 def _write_manifest(
     path: Path,
     manifest: SubmissionManifest,
-    networks: Sequence[FileRecord],
     chips: Sequence[Chip],
     fit: ConfidenceFitResult,
     faults: Mapping[str, str],
@@ -210,7 +173,7 @@ def _write_manifest(
         "epoch": None,
         "scores": {"error": fit.error, "spread": fit.spread},
         "data": record_data(images, None),
-        "starts_from": networks,
+        "starts_from": manifest.weights,
         "skipped": dict(sorted(faults.items())),
         "runs": [run_here(command, torch.device("cpu"))],
     }

@@ -13,20 +13,17 @@ from satmap.errors import SatmapError
 from satmap.io.geojson_reader import read_geojson
 from satmap.tasks.buildings.settings import BuildingTargetSettings
 from satmap.tasks.buildings.targets import rasterize_buildings
-
-Outlines = NDArray[np.object_]
+from satmap.vectors.buildings import Polygons
 
 
 @dataclass(frozen=True)
 class BuildingLabels:
-    """The labelled buildings of one image.
+    """The labelled buildings of one image: valid polygons and multi-polygons, in pixels.
 
-    Attributes:
-        outlines: valid polygons and multi-polygons (n,), in pixels, clipped to the image.
-        repaired: number of polygons that were invalid.
+    They are clipped to the image. ``repaired`` is the number of polygons that were invalid.
     """
 
-    outlines: Outlines
+    outlines: Polygons
     repaired: int
 
 
@@ -45,9 +42,9 @@ def read_building_labels(chip: Chip) -> BuildingLabels:
         found = [outline(of_building) for of_building in rings]
     else:
         found = _read_geojson(chip)
-    outlines, repaired = repair(np.array(found, np.object_))
+    outlines, repaired = _repair(np.array(found, np.object_))
     image = shapely.box(0, 0, chip.image.width, chip.image.height)
-    inside, _ = repair(shapely.intersection(outlines, image))
+    inside, _ = _repair(shapely.intersection(outlines, image))
     if len(outlines) and not len(inside):
         raise SatmapError(
             f"{chip.label}: none of its {len(outlines)} buildings lies on {chip.image.path.name}. "
@@ -56,15 +53,8 @@ def read_building_labels(chip: Chip) -> BuildingLabels:
     return BuildingLabels(inside, repaired)
 
 
-def repair(shapes: Outlines) -> tuple[Outlines, int]:
-    """Repair shapes to valid polygons and multi-polygons, dropping those without area.
-
-    Args:
-        shapes: geometries of any kind, (n,).
-
-    Returns:
-        The repaired shapes, and the number of invalid ones.
-    """
+def _repair(shapes: Polygons) -> tuple[Polygons, int]:
+    """Return valid polygons and multi-polygons with an area, and the number of invalid shapes."""
     valid = shapely.is_valid(shapes)
     fixed = shapes.copy()
     # "structure" keeps loops of opposite orientation: a self-crossing building stays whole.
@@ -96,32 +86,24 @@ def _read_geojson(chip: Chip) -> list[shapely.Polygon]:
             f"{label}: none of its {collection.geometries} features is a polygon. "
             "Check that these are buildings."
         )
-    polygons = [surface.polygon for surface in collection.surfaces]
-    if not polygons:
+    polygons = np.array([surface.polygon for surface in collection.surfaces], np.object_)
+    if not len(polygons):
         return []
-    coordinates = shapely.get_coordinates(np.array(polygons, np.object_))
     try:
-        placed = info.georeference.to_pixels(coordinates, collection.crs)
+        placed = info.georeference.to_pixels(shapely.get_coordinates(polygons), collection.crs)
     except ValueError as error:
         raise SatmapError(f"{label}: {error}.") from error
-    return list(shapely.set_coordinates(np.array(polygons, np.object_), placed))
+    return list(shapely.set_coordinates(polygons, placed))
 
 
 def encode_buildings(
     chip: Chip, image: NDArray[np.uint8], settings: BuildingTargetSettings
 ) -> EncodedLabel:
-    """Read the buildings of a chip and draw its target.
+    """Read the buildings of a chip and draw its ``target``, as ``rasterize_buildings`` does.
 
-    Args:
-        chip: a chip with a label.
-        image: uint8 (h, w, channels), the network input, which may differ in size from the file; 0
-            in all channels where there is no data.
-        settings: widths and weights.
-
-    Returns:
-        The array ``target``, uint8 (h, w, 2), from
-        :func:`satmap.tasks.buildings.targets.rasterize_buildings`. The payload is a list of
-        hexadecimal WKB in pixels of the file.
+    ``image``, uint8 (h, w, channels), is the network input, which may differ in size from the file;
+    it is 0 in all channels where there is no data. The payload is a list of hexadecimal WKB in
+    pixels of the file.
 
     Raises:
         SatmapError: the label is missing, unreadable or of another place, or the image has no data.

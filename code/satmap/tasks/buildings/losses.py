@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from satmap.recipes.task_settings import HeadLoss
 from satmap.tasks.base import Total
 from satmap.tasks.buildings.settings import (
     BORDER,
@@ -14,7 +13,7 @@ from satmap.tasks.buildings.settings import (
     BuildingLosses,
 )
 from satmap.tasks.buildings.targets import BODY_BIT, BORDER_BIT, CONTACT_BIT, weight_table
-from satmap.tasks.dense_losses import head_loss
+from satmap.tasks.dense import head_loss
 
 _BITS = {BUILDING: BODY_BIT, BORDER: BORDER_BIT, CONTACT: CONTACT_BIT}
 _WEIGHTS = torch.from_numpy(weight_table())
@@ -27,45 +26,23 @@ def building_loss(
     losses: BuildingLosses,
     total: Total,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute the weighted sum of the losses of all maps.
+    """Compute the weighted sum of the losses of all maps, as :meth:`satmap.tasks.base.Task.loss`.
 
-    Args:
-        logits: float (n, maps, h, w).
-        map_names: names of the channels of ``logits``; must include all of ``losses.map_names``.
-        target: uint8 (n, h, w, 2) as in ``satmap.tasks.buildings.targets``.
-        losses: loss weights per map.
-        total: sums a value over the ranks that share the batch.
-
-    Returns:
-        The loss, whose mean over the ranks is the loss of the whole batch, and the part of each map
-        for display (detached).
+    The logits are float (n, maps, h, w); ``map_names`` names their channels and must include all of
+    ``losses.map_names``. The target is uint8 (n, h, w, 2), see ``satmap.tasks.buildings.targets``.
+    The parts of the loss are those of the maps.
     """
-    heads: dict[str, HeadLoss | None] = {
-        BUILDING: losses.building, BORDER: losses.border, CONTACT: losses.contact
-    }  # fmt: skip
     parts = {}
-    for name in losses.map_names:
-        head = heads[name]
-        assert head is not None
+    for name, head in losses.heads.items():
         picked = logits[:, map_names.index(name)].float().unsqueeze(1)
         truth = ((target[..., 0] & _BITS[name]) > 0).float().unsqueeze(1)
         part = head_loss(picked, truth, head, total)
         if isinstance(head, BuildingHeadLoss) and head.weighted:
             weights = _WEIGHTS.to(target.device)[target[..., 1].long()].unsqueeze(1)
-            part = part + head.weighted * weighted_cross_entropy(picked, truth, weights)
+            # The original has two logits per pixel and a softmax. One logit, their difference, is
+            # equivalent.
+            entropy = F.binary_cross_entropy_with_logits(picked, truth, weight=weights)
+            part = part + head.weighted * entropy
         parts[name] = part
     loss = torch.stack(list(parts.values())).sum()
     return loss, {name: part.detach() for name, part in parts.items()}
-
-
-def weighted_cross_entropy(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Compute the mean over all pixels of weight x binary cross entropy.
-
-    The original has two logits per pixel and a softmax. One logit, their difference, is equivalent.
-
-    Args:
-        logits: float (n, 1, h, w).
-        target: float (n, 1, h, w), 0 and 1.
-        weights: float (n, 1, h, w), above 0.
-    """
-    return F.binary_cross_entropy_with_logits(logits, target, weight=weights)

@@ -1,16 +1,24 @@
 """Decoder of building probability maps, importable without torch."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import shapely
+from shapely.affinity import translate
+
 from satmap.rasters.map_files import open_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.rasters.surroundings import open_surroundings, surrounded
 from satmap.tasks.buildings.confidence import ConfidenceModel, read_confidence
 from satmap.tasks.buildings.settings import BUILDING_FILE_MAPS, BuildingSettings
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 from satmap.vectors.buildings import Building
+
+# Buildings on the edge of a block are whole if they reach at most this far into its neighbours.
+_MARGIN_PX = 256
 
 
 @dataclass(frozen=True)
@@ -37,19 +45,24 @@ class BuildingDecoder:
         *,
         check_scale: bool = False,
     ) -> list[Building]:
-        """Return the buildings of a raster.
-
-        Args:
-            path: the probability raster.
-            neighbours: ignored; buildings are decoded per raster.
-            check_scale: also check the range of the raster's values.
-        """
-        # The vectoriser works in pixels, so any pixel size will do.
-        with open_map_file(path, 1, BUILDING_FILE_MAPS) as file:
-            found = vectorize_buildings(file.scene, self.settings, self._model())
+        """Return the buildings of a raster; with neighbours, all that touch it, complete."""
+        margin = _MARGIN_PX, _MARGIN_PX
+        with contextlib.ExitStack() as stack:
+            # The vectoriser works in pixels, so any pixel size will do.
+            file = stack.enter_context(open_map_file(path, 1, BUILDING_FILE_MAPS))
+            around = open_surroundings(file, neighbours, BUILDING_FILE_MAPS, margin, stack)
+            scene, box = surrounded(file.scene, around, margin)
+            found = vectorize_buildings(scene, self.settings, self._model())
             if check_scale:
                 file.check_scale()
-        return found
+        if not around:
+            return found
+        own = shapely.box(box.left, box.top, box.right, box.bottom)
+        return [
+            Building(translate(each.polygon, -box.left, -box.top), each.confidence)
+            for each in found
+            if each.polygon.intersects(own)
+        ]
 
     def _model(self) -> ConfidenceModel | None:
         return _read_once(self.rating_model) if self.rating_model else None

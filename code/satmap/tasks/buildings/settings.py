@@ -49,18 +49,20 @@ class BuildingLosses(TaskLosses):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
-        for head in (self.building, self.border, self.contact):
-            if head is not None and not any(head.model_dump().values()):
-                raise ValueError(
-                    "all weights of a probability map are 0, so there is nothing to learn"
-                )
+        if not all(any(head.model_dump().values()) for head in self.heads.values()):
+            raise ValueError("all weights of a probability map are 0, so there is nothing to learn")
         return self
+
+    @property
+    def heads(self) -> dict[str, HeadLoss]:
+        """Loss weights by name of the probability map that the network learns."""
+        heads = {BUILDING: self.building, BORDER: self.border, CONTACT: self.contact}
+        return {name: head for name, head in heads.items() if head is not None}
 
     @property
     def map_names(self) -> tuple[str, ...]:
         """Names of the probability maps that the network learns."""
-        heads = {BUILDING: self.building, BORDER: self.border, CONTACT: self.contact}
-        return tuple(name for name in BUILDING_MAPS if heads[name] is not None)
+        return tuple(self.heads)
 
 
 class BuildingTargetSettings(Settings):

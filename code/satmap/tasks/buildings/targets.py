@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from satmap.tasks.buildings.settings import BuildingTargetSettings
+from satmap.tasks.buildings.vectorizer.tracing import Bytes, Labels
+from satmap.vectors.buildings import Polygons
+
+# Distances or weights of pixels.
+Values = NDArray[np.float32]
 
 BODY_BIT = 0x01
 BORDER_BIT = 0x02
@@ -29,20 +34,12 @@ _REACH = 6.0
 
 
 def rasterize_buildings(
-    outlines: NDArray[np.object_],
-    shape: tuple[int, int],
-    settings: BuildingTargetSettings,
-) -> NDArray[np.uint8]:
-    """Draw the target of a chip.
+    outlines: Polygons, shape: tuple[int, int], settings: BuildingTargetSettings
+) -> Bytes:
+    """Draw the target of a chip, (height, width, 2), from polygons and multi-polygons in pixels.
 
-    Args:
-        outlines: polygons and multi-polygons in pixels, one per building.
-        shape: height and width of the image.
-        settings: widths and weights.
-
-    Returns:
-        uint8 (height, width, 2). Channel 0 combines ``BODY_BIT``, ``BORDER_BIT`` and
-        ``CONTACT_BIT``; channel 1 is the weight, an index into :func:`weight_table`.
+    Channel 0 combines ``BODY_BIT``, ``BORDER_BIT`` and ``CONTACT_BIT``; channel 1 is the weight, an
+    index into :func:`weight_table`.
     """
     labels = draw_instances(outlines, shape, settings.edge_px)
     reach = max(_REACH * settings.near_px, settings.contact_px)
@@ -51,11 +48,9 @@ def rasterize_buildings(
     kernel = np.ones((2 * settings.border_px + 1,) * 2, np.uint8)
     # OpenCV has no int32 morphology; float32 is exact up to 16 million buildings.
     numbers = labels.astype(np.float32)
-    beside = [
-        change(numbers, kernel, borderType=cv2.BORDER_REPLICATE) != numbers
-        for change in (cv2.erode, cv2.dilate)
-    ]
-    border = body & (beside[0] | beside[1])
+    least = cv2.erode(numbers, kernel, borderType=cv2.BORDER_REPLICATE)
+    most = cv2.dilate(numbers, kernel, borderType=cv2.BORDER_REPLICATE)
+    border = body & (least != most)
     contact = ~body & (far <= settings.contact_px)
     target = np.empty((*shape, 2), np.uint8)
     target[..., 0] = body * BODY_BIT | border * BORDER_BIT | contact * CONTACT_BIT
@@ -64,26 +59,15 @@ def rasterize_buildings(
 
 
 def pixel_weights(
-    labels: NDArray[np.int32],
-    near: NDArray[np.float32],
-    far: NDArray[np.float32],
-    settings: BuildingTargetSettings,
-) -> NDArray[np.float32]:
+    labels: Labels, near: Values, far: Values, settings: BuildingTargetSettings
+) -> Values:
     """Compute the loss weight of each pixel from the nearest buildings and the building's size.
 
     Let d be the sum of the distances to the two nearest buildings. With a single building in the
     image, d is twice its distance; with none, d is 0. The weight is
     1 + near_weight exp(-d^2 / near_px^2), or 1 where d is 0. On a building it is multiplied by
     size_px / sqrt(area). The original solution stored d in a byte, which wrapped around at 256.
-
-    Args:
-        labels: int32 (height, width), 0 outside.
-        near: float32 (height, width), distance to the nearest building (:func:`two_nearest`).
-        far: float32 (height, width), distance to the second nearest building.
-        settings: widths and weights.
-
-    Returns:
-        float32 (height, width).
+    ``near`` and ``far`` are the distances from :func:`two_nearest`; all arrays are (height, width).
     """
     sizes = np.bincount(labels.ravel())
     count = np.count_nonzero(sizes[1:])
@@ -92,38 +76,29 @@ def pixel_weights(
     weights[(together == 0) | (count == 0)] = 1
     of_size = np.ones(len(sizes), np.float32)
     of_size[1:] = settings.size_px / np.sqrt(np.maximum(sizes[1:], 1))
-    weighted: NDArray[np.float32] = (weights * of_size[labels]).astype(np.float32)
+    weighted: Values = (weights * of_size[labels]).astype(np.float32)
     return weighted
 
 
-def encode_weights(weights: NDArray[np.float32]) -> NDArray[np.uint8]:
+def encode_weights(weights: Values) -> Bytes:
     """Encode weights as bytes on a logarithmic scale: 0.05 to 12,000 within 2.5 %."""
     codes = np.rint(np.log2(weights) * _STEPS) + _ONE
-    encoded: NDArray[np.uint8] = np.clip(codes, 0, 255).astype(np.uint8)
+    encoded: Bytes = np.clip(codes, 0, 255).astype(np.uint8)
     return encoded
 
 
-def weight_table() -> NDArray[np.float32]:
-    """Return the weight that each byte encodes, float32 (256,)."""
-    table: NDArray[np.float32] = np.exp2((np.arange(256, dtype=np.float32) - _ONE) / _STEPS)
+def weight_table() -> Values:
+    """Return the weight that each byte encodes, (256,)."""
+    table: Values = np.exp2((np.arange(256, dtype=np.float32) - _ONE) / _STEPS)
     return table
 
 
-def draw_instances(
-    outlines: NDArray[np.object_], shape: tuple[int, int], edge_px: int = 0
-) -> NDArray[np.int32]:
-    """Rasterize buildings as a label image.
+def draw_instances(outlines: Polygons, shape: tuple[int, int], edge_px: int = 0) -> Labels:
+    """Rasterize buildings, in pixels, as labels: 0 outside, 1 + index of the building inside.
 
     A pixel belongs to a building if its centre is inside. Where two overlap, the smaller one wins.
-
-    Args:
-        outlines: polygons and multi-polygons in pixels, holes included.
-        shape: height and width.
-        edge_px: buildings that lie wholly within this distance of the image edge are left out.
-
-    Returns:
-        int32 (height, width), 0 outside, 1 + index of the building inside; the labels of buildings
-        without a pixel do not occur.
+    Buildings that lie wholly within ``edge_px`` of the image edge are left out. Labels of buildings
+    without a pixel do not occur.
     """
     labels = np.zeros(shape, np.int32)
     large_to_small = np.argsort(-shapely.area(outlines), kind="stable").tolist()
@@ -137,19 +112,12 @@ def draw_instances(
     return labels
 
 
-def two_nearest(
-    labels: NDArray[np.int32], reach: float = np.inf
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def two_nearest(labels: Labels, reach: float = np.inf) -> tuple[Values, Values]:
     """Compute the distance from every pixel to the nearest and the second nearest building.
 
-    Distances are Euclidean, between pixel centres, and 0 inside a building.
-
-    Args:
-        labels: int32 (height, width), 0 outside, positive labels with or without gaps.
-        reach: largest distance of interest, in pixels; a small value saves much time.
-
-    Returns:
-        Two float32 (height, width); infinite beyond ``reach`` and where there is no such building.
+    Distances are Euclidean, in pixels between their centres, and 0 inside a building. They are
+    infinite beyond ``reach``, which saves much time if it is small, and where there is no such
+    building. Labels are 0 outside, and may have gaps.
     """
     first = np.full(labels.shape, np.inf, np.float32)
     second = first.copy()

@@ -11,18 +11,20 @@ import shapely
 from numpy.typing import NDArray
 from torch import Tensor
 
-from satmap.data.cache import CachedChip, EncodedLabel
+from satmap.data.cache import EncodedLabel
 from satmap.data.chip import Chip
+from satmap.data.crops import CachedChip
 from satmap.data.layouts.spacenet_buildings import building_image_id
 from satmap.data.view_angles import require_category
 from satmap.errors import SatmapError
-from satmap.evaluation.metrics.building_f1 import Counts, group_of, match_buildings
-from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
-from satmap.exports import export_buildings
+from satmap.evaluation.metrics.building_f1 import group_of, match_buildings, precision_recall_f1
+from satmap.evaluation.metrics.figures import Counts
+from satmap.evaluation.metrics.jaccard import dice_and_iou
+from satmap.exports.buildings import export_buildings
 from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
 from satmap.rasters.scene import Box
 from satmap.recipes.schema import Recipe
-from satmap.report.misses import scored_buildings_picture
+from satmap.report.misses import buildings_picture
 from satmap.submissions.buildings_csv import BuildingRow, write_buildings_csv
 from satmap.submissions.coco_json import Detection, detections_of, write_coco_results
 from satmap.submissions.rows import RowsByImage
@@ -50,22 +52,11 @@ from satmap.vectors.georeference import Georeference, georeference_as_json, geor
 
 @dataclass(frozen=True)
 class BuildingScore:
-    """Score of one chip.
-
-    Attributes:
-        counts: numbers of buildings found, false and missed.
-        overlap: pixel overlap of the predicted and the true footprints.
-        rows: the predicted buildings.
-    """
+    """Score of one chip: the predicted buildings, and their pixel overlap with the true ones."""
 
     counts: Counts
-    overlap: Overlap
+    overlap: Counts
     rows: list[BuildingRow]
-
-    @property
-    def caption(self) -> str:
-        """The counts as text."""
-        return f"{self.counts.tp} found, {self.counts.fn} missed, {self.counts.fp} false"
 
 
 class BuildingTask(DenseTask):
@@ -78,7 +69,6 @@ class BuildingTask(DenseTask):
     file_maps: ClassVar[Mapping[int, tuple[str, ...]]] = BUILDING_FILE_MAPS
 
     def __init__(self, recipe: Recipe[BuildingTaskSettings, BuildingLosses]) -> None:
-        """Create the task for a recipe."""
         super().__init__(recipe)
         self.input_px = recipe.task.input_px
 
@@ -125,7 +115,7 @@ class BuildingTask(DenseTask):
         self, outputs: Tensor, batch: Batch, losses: BuildingLosses, total: Total
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of the losses over the probability maps."""
-        return building_loss(outputs, self.recipe.map_names, batch["target"], losses, total)
+        return building_loss(outputs, self.map_names, batch["target"], losses, total)
 
     def score_maps(
         self, maps: ProbabilityMaps, chip: CachedChip, target: NDArray[np.uint8]
@@ -136,22 +126,23 @@ class BuildingTask(DenseTask):
         whole = ProbabilityMaps(maps.names, values, chip.metres_per_pixel)
         found = vectorize_buildings(whole, self.recipe.task.vectorizer.of(chip.category))
         rows = [BuildingRow(building.polygon, building.confidence) for building in found]
-        counts = match_buildings(true_buildings(chip), rows).counts
-        return BuildingScore(counts, Overlap.of(body, truth), rows)
+        counts = match_buildings(_true_buildings(chip), rows).counts
+        return BuildingScore(counts, Counts.of_pixels(truth, body), rows)
 
     def summarize(
         self, chips: Sequence[CachedChip], scores: Sequence[BuildingScore]
     ) -> dict[str, float]:
         """Return F1, precision and recall at an IoU of 0.5, and Dice and IoU of the footprints.
 
-        The first three are computed per area, or per category of view angles, and averaged. Dice
-        and IoU are pooled over all pixels.
+        The first three are means over areas, or over categories of view angles. Dice and IoU are
+        pooled over all pixels.
         """
         groups: dict[str, Counts] = {}
         for chip, score in zip(chips, scores, strict=True):
             group = group_of(chip.image_id)
             groups[group] = groups.get(group, Counts()) + score.counts
-        precision, recall, f1 = np.mean([_rates(counts) for counts in groups.values()], axis=0)
+        shares = [precision_recall_f1(counts) for counts in groups.values()]
+        precision, recall, f1 = np.mean(shares, axis=0)
         return {
             "f1": float(f1),
             "precision": float(precision),
@@ -163,10 +154,11 @@ class BuildingTask(DenseTask):
         """Draw found, missed and false buildings over the image."""
         image, _ = chip.read()
         height, width = chip.size
-        return scored_buildings_picture(
-            true_buildings(chip),
+        counts = score.counts
+        return buildings_picture(
+            _true_buildings(chip),
             score.rows,
-            title=f"{score.caption}: {chip.image_id}",
+            title=f"{counts.tp} found, {counts.fn} missed, {counts.fp} false: {chip.image_id}",
             image=np.asarray(cv2.resize(image[..., :3], (width, height)), np.uint8),
         )
 
@@ -226,14 +218,10 @@ class BuildingTask(DenseTask):
 
     def from_json(self, content: list[Any]) -> ImageBuildings:
         """Restore a record from :meth:`as_json` without loss."""
-        image_id, number, (height, width), buildings, georeference = content
-        return ImageBuildings(
-            image_id,
-            number,
-            (height, width),
-            tuple(Building(shapely.from_wkb(text), float(score)) for text, score in buildings),
-            georeference_from_json(georeference),
-        )
+        image_id, number, (height, width), rows, georeference = content
+        found = tuple(Building(shapely.from_wkb(text), float(score)) for text, score in rows)
+        place = georeference_from_json(georeference)
+        return ImageBuildings(image_id, number, (height, width), found, place)
 
     def check_outputs(self, output: Path, chips: Sequence[Chip]) -> None:
         """Reject COCO results for images without a number."""
@@ -265,7 +253,7 @@ class BuildingTask(DenseTask):
 
     def tune(self, request: TuningRequest) -> Tuning:
         """Fit the vectoriser settings, by F1 or average precision."""
-        return tune_buildings(request, self.recipe)
+        return tune_buildings(request, self.recipe.task)
 
 
 def _rows(found: ImageBuildings) -> list[BuildingRow]:
@@ -283,28 +271,21 @@ def _write_coco(
     for image_id, key in keys.items():
         found = read(key)
         assert found.number is not None, "check_outputs rejects images without a number"
-        height, width = found.size
         ids_of[found.number] = image_id
-        sizes[found.number] = width, height
+        sizes[found.number] = found.size[1], found.size[0]
     numbers = {number: keys[image_id] for number, image_id in ids_of.items()}
-    masks = RowsByImage(list(numbers), numbers, lambda key: _detections(read(key)))
+
+    def detections(key: str) -> list[Detection]:
+        found = read(key)
+        return detections_of(found.buildings, found.size)
+
+    masks = RowsByImage(list(numbers), numbers, detections)
     write_coco_results(output, masks, sizes)
     counts = dict.fromkeys(ids, 0)
     counts.update((ids_of[number], count) for number, count in masks.counts.items())
     return counts
 
 
-def _detections(found: ImageBuildings) -> list[Detection]:
-    return detections_of(found.buildings, found.size)
-
-
-def true_buildings(chip: CachedChip) -> list[BuildingRow]:
+def _true_buildings(chip: CachedChip) -> list[BuildingRow]:
     """Return the labelled buildings of a chip as rows, one per polygon of a multi-polygon."""
     return [BuildingRow(polygon) for polygon in shapely.get_parts(chip.payload).tolist()]
-
-
-def _rates(counts: Counts) -> tuple[float, float, float]:
-    """Precision, recall and F1; 0/0 counts as 0, as in the challenge."""
-    precision = counts.tp / max(counts.tp + counts.fp, 1)
-    recall = counts.tp / max(counts.tp + counts.fn, 1)
-    return precision, recall, 2 * precision * recall / max(precision + recall, 1e-9)

@@ -5,28 +5,26 @@ buildings are fainter, and hide more, at larger off-nadir angles; SpaceNet 4 sol
 different minimum size per category.
 """
 
-import time
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from satmap.data.layouts.spacenet_buildings import building_image_id, parse_building_name
-from satmap.data.view_angles import ViewAngle, require_category
+from satmap.data.view_angles import require_category
 from satmap.errors import SatmapError
-from satmap.evaluation.metrics.building_f1 import Counts, group_of, match_buildings
-from satmap.evaluation.metrics.coco_ap import ImageMatches, match_image
-from satmap.rasters.map_files import find_map_files, open_map_file
+from satmap.evaluation.metrics.building_f1 import group_of, match_buildings
+from satmap.evaluation.metrics.coco_ap import ImageMatches, average_precision, match_image
+from satmap.evaluation.metrics.figures import Counts
+from satmap.rasters.map_files import find_map_files
 from satmap.rasters.probability_maps import ProbabilityMaps
-from satmap.recipes.schema import Recipe
-from satmap.runtime.workers import Runner
 from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
-from satmap.submissions.coco_json import CocoBuilding, detections_of, read_coco_truth, results_of
+from satmap.submissions.coco_json import detections_of, read_coco_truth, results_of
 from satmap.submissions.formats import Format, detect
 from satmap.tasks.buildings.settings import (
-    BUILDING,
     BUILDING_FILE_MAPS,
-    BuildingLosses,
     BuildingSettings,
     BuildingSettingsByCategory,
     BuildingTaskSettings,
@@ -34,15 +32,13 @@ from satmap.tasks.buildings.settings import (
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 from satmap.tuning.chips import (
     Tuning,
+    TuningChip,
     TuningRequest,
     common_images,
-    readable_chips,
-    split_in_halves,
-    subsample,
+    fit_categories,
+    usable_chips,
 )
-from satmap.tuning.coordinate_search import Grids, RecordTable, Trial
-from satmap.tuning.cross_validation import MIN_CHIPS, Fit, cross_validated
-from satmap.tuning.measures import PooledF1, PooledPrecision
+from satmap.tuning.search import Grids, Measure, numbered
 
 #: The fitted settings, most important first, and the values tried for each.
 GRIDS: Grids = {
@@ -58,104 +54,39 @@ GRIDS: Grids = {
     "hole_px": (0, 16, 64, 256),
 }
 
-# A worker's result for one chip and settings: counts for F1, or matches for average precision.
-_Record = Counts | ImageMatches
 
+def tune_buildings(request: TuningRequest, task: BuildingTaskSettings) -> Tuning:
+    """Fit the settings of the task's vectoriser, by F1 or average precision.
 
-@dataclass(frozen=True)
-class _Chip:
-    """A probability raster with its truth, as sent to a worker.
-
-    Attributes:
-        image_id: id of the image.
-        path: the probability raster.
-        truth: its buildings, as rows of a CSV or as masks of COCO annotations.
-        size: width and height of the image from COCO annotations; None for a CSV.
-        category: view-angle category; None if the recipe has a single head.
-    """
-
-    image_id: str
-    path: Path
-    truth: tuple[BuildingRow, ...] | tuple[CocoBuilding, ...]
-    size: tuple[int, int] | None
-    category: str | None
-
-    @property
-    def site(self) -> str:
-        """Key of the place, shared by all images of it."""
-        name = parse_building_name(f"Pan-Sharpen_{self.image_id}")
-        return (name.place if name else "") or self.image_id
-
-    @property
-    def area(self) -> str:
-        """Group of images that the image is scored with."""
-        return group_of(self.image_id)
-
-
-def tune_buildings(
-    request: TuningRequest, recipe: Recipe[BuildingTaskSettings, BuildingLosses]
-) -> Tuning:
-    """Fit the settings of the building vectoriser, by F1 or average precision.
-
-    Args:
-        request: the probability rasters; the truth is a SpaceNet CSV or COCO annotations.
-        recipe: its settings are the starting point of the search.
+    The truth is a SpaceNet CSV or COCO annotations.
 
     Raises:
         SatmapError: the truth has no buildings, is in another format, or covers too few places.
     """
-    run, deadline, heads = request.run, request.deadline, recipe.task.view_angle_heads
-    chips, warnings, unknown = _find_chips(request.maps, request.truth, heads, request.view_angle)
+    chips, warnings, unknown = _find_chips(request, task.view_angle_heads)
     if unknown and not chips:
         raise SatmapError(next(iter(unknown.values())))
-    categories: tuple[str | None, ...] = recipe.task.categories or (None,)
-    chips = [
-        chip
-        for category in categories
-        for chip in subsample([chip for chip in chips if chip.category == category], warnings)
-    ]
-    chips, faults = readable_chips(chips, run, _max_probability)
-    if not any(chip.truth for chip in chips):
-        raise SatmapError(
-            f"the truth has no building in any of the {len(chips)} images with probability maps, "
-            "so there is nothing to fit to."
-        )
+    common = task.vectorizer
+    starts = {category: common.of(category) for category in task.categories or ("",)}
+    chips, faults = usable_chips(request, chips, starts, "building", warnings)
     by_precision = any(chip.size for chip in chips)
-    common = recipe.task.vectorizer
-    fits: dict[str, Fit[Any]] = {}
-    groups = {name: [chip for chip in chips if chip.category == name] for name in categories}
-    fitted: dict[str, BuildingSettings] = {}
-    for number, (category, members) in enumerate(groups.items()):
-        if (places := len({chip.site for chip in members})) < MIN_CHIPS:
-            if members:
-                prefix = f"{category}: " if category else ""
-                warnings.append(f"{prefix}too few places for a fit ({places})")
-            continue
-        left = (deadline - time.monotonic()) / (len(groups) - number)
-        fits[category or ""] = fit = _fit(
-            members, common.of(category), by_precision, left, run, category
-        )
-        if fit.kept:
-            fitted[category or ""] = fit.settings
-    if not fits:
-        raise SatmapError(
-            f"{'; '.join(warnings)}. A fit needs at least {MIN_CHIPS} places, because it is "
-            "validated on held-out places."
-        )
+    fits = fit_categories(
+        request, chips, starts, GRIDS, _record, partial(_measure, by_precision), warnings
+    )
+    settings = _settings(common, {name: fit.settings for name, fit in fits.items() if fit.kept})
     score = "AP at IoU .5" if by_precision else "F1 at IoU .5"
-    return Tuning(_settings(common, fitted), score, fits, faults | unknown, tuple(warnings))
+    return Tuning(settings, score, fits, faults | unknown, tuple(warnings))
 
 
 def _find_chips(
-    masks: Path, truth: Path, heads: int | None, view_angle: ViewAngle | None
-) -> tuple[list[_Chip], list[str], dict[str, str]]:
+    request: TuningRequest, heads: int | None
+) -> tuple[list[TuningChip], list[str], dict[str, str]]:
     """Match probability rasters with the truth.
 
-    Returns:
-        The chips in both; warnings about the others; errors by image id for images whose view-angle
-        category is unknown.
+    Return the chips in both, warnings about the others, and errors by image id for images whose
+    view-angle category is unknown.
     """
-    paths = find_map_files(masks, building_image_id)
+    paths, truth = find_map_files(request.maps, building_image_id), request.truth
     sizes: Mapping[int, tuple[int, int]] = {}
     rows: dict[str, Sequence[Any]]
     match kind := detect(truth):
@@ -171,19 +102,29 @@ def _find_chips(
                 f"{truth} is {kind}, but tuning of buildings needs a SpaceNet buildings CSV or "
                 "COCO annotations."
             )
-    common, warnings = common_images(masks, truth, paths, rows)
+    common, warnings = common_images(request, paths, rows)
     chips, unknown = [], {}
     for name in common:
-        angle = view_angle
-        if parsed := parse_building_name(f"Pan-Sharpen_{name}"):
-            angle = parsed.view_angle or view_angle
+        parsed = parse_building_name(f"Pan-Sharpen_{name}")
+        angle = (parsed and parsed.view_angle) or request.view_angle
         try:
-            category = require_category(paths[name].name, angle, heads) if heads else None
+            category = require_category(paths[name].name, angle, heads) if heads else ""
         except SatmapError as error:
             unknown[name] = str(error)
             continue
-        size = sizes.get(int(name)) if sizes else None
-        chips.append(_Chip(name, paths[name], tuple(rows[name]), size, category))
+        chips.append(
+            TuningChip(
+                name,
+                paths[name],
+                BUILDING_FILE_MAPS,
+                request.metres_per_pixel,
+                tuple(rows[name]),
+                site=(parsed and parsed.place) or name,
+                area=group_of(name),
+                size=sizes[int(name)] if sizes else None,
+                category=category,
+            )
+        )
     return chips, warnings, unknown
 
 
@@ -198,28 +139,6 @@ def _by_number(paths: Mapping[str, Path]) -> dict[str, Path]:
             )
         found[key] = path
     return found
-
-
-def _fit(
-    chips: Sequence[_Chip],
-    start: BuildingSettings,
-    by_precision: bool,
-    seconds: float,
-    run: Runner,
-    category: str | None,
-) -> Fit[BuildingSettings]:
-    """Fit the settings to the chips of one category."""
-
-    def work(tasks: Sequence[Trial[BuildingSettings]]) -> Generator[Sequence[Any]]:
-        return run(_records, [(chips[chip], settings) for chip, settings in tasks])
-
-    sites = [chip.site for chip in chips]
-    measure = (
-        PooledPrecision(sites) if by_precision else PooledF1([chip.area for chip in chips], sites)
-    )
-    table: RecordTable[BuildingSettings, Any] = RecordTable(measure, work)
-    label = f"{category}, " if category else ""
-    return cross_validated(table, start, GRIDS, split_in_halves(chips), seconds, label)
 
 
 def _settings(
@@ -238,45 +157,44 @@ def _settings(
     return common.model_copy(update={"categories": categories})
 
 
-def _max_probability(chip: _Chip) -> int | str:
-    """Return the highest body probability of a raster, 0..255, or an error message."""
-    try:
-        maps = _read(chip.path)
-    except SatmapError as error:
-        return str(error)
-    if chip.size is not None and maps.shape != chip.size[::-1]:
-        height, width = maps.shape
-        return (
-            f"{chip.path}: {width} x {height} pixels, but the annotations say "
-            f"{chip.size[0]} x {chip.size[1]} for the image."
-        )
-    return int(maps[BUILDING].max())
-
-
-def _read(path: Path) -> ProbabilityMaps:
-    # The pixel size is not used here; any value will do.
-    with open_map_file(path, 1, BUILDING_FILE_MAPS) as mask:
-        maps = mask.scene.at_once()
-        mask.check_scale()
-        return maps
-
-
-def _records(job: tuple[_Chip, tuple[BuildingSettings, ...]]) -> list[_Record]:
-    """Evaluate a chip with each of the settings."""
-    chip, tried = job
-    maps = _read(chip.path)
-    return [_record(chip, maps, settings) for settings in tried]
-
-
-def _record(chip: _Chip, maps: ProbabilityMaps, settings: BuildingSettings) -> _Record:
+def _record(
+    chip: TuningChip, maps: ProbabilityMaps, settings: BuildingSettings
+) -> Counts | ImageMatches:
+    """Count the buildings of a chip for F1, or match them for average precision."""
     try:
         found = vectorize_buildings(maps, settings)
     # Settings that fail on a chip find nothing there; the fit goes on.
     except Exception:
         found = []
     if chip.size is not None:
-        results = results_of(detections_of(found, maps.shape), chip.size)
-        return match_image([true for true in chip.truth if isinstance(true, CocoBuilding)], results)
+        return match_image(chip.truth, results_of(detections_of(found, maps.shape), chip.size))
     rows = [BuildingRow(building.polygon, building.confidence) for building in found]
-    truth = [true for true in chip.truth if isinstance(true, BuildingRow)]
-    return match_buildings(truth, rows).counts
+    return match_buildings(chip.truth, rows).counts
+
+
+class PooledF1(Measure[Counts]):
+    """SpaceNet's F1: the mean over areas of the F1 of the summed counts of their chips."""
+
+    def __init__(self, areas: Sequence[str], sites: Sequence[str]) -> None:
+        super().__init__(sites)
+        self._areas = numbered(areas)
+
+    def score(self, records: Sequence[Counts], chips: Sequence[int]) -> float:
+        """Return the score of some chips, 0..1."""
+        _, area = np.unique(self._areas[list(chips)], return_inverse=True)
+        found = np.bincount(area, [record.tp for record in records])
+        wrong = np.bincount(area, [record.fp + record.fn for record in records])
+        return float((2 * found / np.maximum(2 * found + wrong, 1)).mean())
+
+
+class PooledPrecision(Measure[ImageMatches]):
+    """COCO's average precision at an IoU of 0.5 over the detections of all chips."""
+
+    def score(self, records: Sequence[ImageMatches], chips: Sequence[int]) -> float:
+        """Return the score of some chips, 0..1."""
+        return average_precision(records)
+
+
+def _measure(by_precision: bool, chips: Sequence[TuningChip]) -> Measure[Any]:
+    sites = [chip.site for chip in chips]
+    return PooledPrecision(sites) if by_precision else PooledF1([c.area for c in chips], sites)

@@ -43,23 +43,18 @@ def read_road_labels(path: Path, georeference: Georeference) -> list[RoadLabel]:
 def clip_to_image(label: RoadLabel, width: int, height: int) -> list[RoadLabel]:
     """Return the parts of a road that lie inside the image."""
     inside = shapely.intersection(shapely.LineString(label.line), shapely.box(0, 0, width, height))
-    parts = shapely.get_parts(inside)
+    parts = [part for part in shapely.get_parts(inside) if part.geom_type == "LineString"]
     return [
         RoadLabel(shapely.get_coordinates(part), label.speed_mph)
-        for part in shapely.get_parts(shapely.line_merge(shapely.multilinestrings(
-            [part for part in parts if part.geom_type == "LineString"]
-        )))
+        for part in shapely.get_parts(shapely.line_merge(shapely.multilinestrings(parts)))
         if part.length > 0
-    ]  # fmt: skip
+    ]
 
 
 def encode_roads(chip: Chip, image: NDArray[np.uint8], settings: TargetSettings) -> EncodedLabel:
     """Read the roads of a chip and rasterize its target.
 
-    Args:
-        chip: a chip with a label.
-        image: uint8 (h, w, channels), as large as the image file.
-        settings: widths in metres.
+    ``image`` is uint8 (h, w, channels), as large as the image file.
 
     Returns:
         ``target`` uint8 (h, w) from :func:`satmap.tasks.roads.targets.rasterize_roads`. The payload

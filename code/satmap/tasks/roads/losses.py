@@ -4,17 +4,14 @@ import torch
 from torch import Tensor
 
 from satmap.tasks.base import Total
-from satmap.tasks.dense_losses import distillation_loss, head_loss, one_process, recall_loss
+from satmap.tasks.dense import distillation_loss, head_loss, one_process, recall_loss
 from satmap.tasks.roads.settings import JUNCTION, ROAD, ROAD_MAPS, SPEED_MAPS, RoadLosses
 from satmap.tasks.roads.targets import CENTRE_BIT, CLASS_BITS, JUNCTION_BIT
 from satmap.vectors.speeds import SPEED_BINS
 
 
 def split_heads(target: Tensor) -> dict[str, Tensor]:
-    """Unpack target bytes into the targets of the heads.
-
-    Args:
-        target: uint8 (n, h, w) as in ``satmap.tasks.roads.targets``.
+    """Unpack target bytes, uint8 (n, h, w) as in ``satmap.tasks.roads.targets``, by head.
 
     Returns:
         ``road``, ``centre`` (the roads' centre lines) and ``junction`` bool (n, 1, h, w), ``speed``
@@ -42,7 +39,7 @@ def road_loss(
     """Return the weighted sum of the losses of all heads.
 
     The ten speed bins form one head with one weight. Dice is computed per bin, focal loss and cross
-    entropy over all bins together (:func:`satmap.tasks.dense_losses.head_loss`).
+    entropy over all bins together (:func:`satmap.tasks.dense.head_loss`).
 
     Args:
         logits: float (n, maps, h, w).
@@ -58,11 +55,10 @@ def road_loss(
     """
     targets = split_heads(target)
     channels = {"road": (ROAD,), "speed": SPEED_MAPS, "junction": (JUNCTION,)}
-    weights = {"road": losses.road, "speed": losses.speed, "junction": losses.junction}
     parts = {}
     for head, names in channels.items():
         picked = logits[:, [map_names.index(name) for name in names]].float()
-        parts[head] = head_loss(picked, targets[head].float(), weights[head], total)
+        parts[head] = head_loss(picked, targets[head].float(), getattr(losses, head), total)
         if losses.distillation and soft is not None:
             taught = soft[:, [ROAD_MAPS.index(name) for name in names]].float() / 255
             parts[head] = parts[head] + losses.distillation * distillation_loss(picked, taught)

@@ -15,8 +15,8 @@ import rasterio.features
 import shapely
 from numpy.typing import NDArray
 
-from satmap.tasks.roads.settings import JUNCTION, ROAD, ROAD_MAPS, TargetSettings
-from satmap.vectors.speeds import MPS_PER_MPH, SPEED_BINS, speed_bin
+from satmap.tasks.roads.settings import TargetSettings
+from satmap.vectors.speeds import MPS_PER_MPH, speed_bin
 
 CLASS_BITS = 0x0F
 JUNCTION_BIT = 0x80
@@ -90,16 +90,6 @@ def rasterize_roads(
     return target
 
 
-def decode_target(target: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Unpack a target into twelve maps in the order of ``ROAD_MAPS``, uint8 0/1 (12, h, w)."""
-    classes = target & CLASS_BITS
-    maps = np.empty((len(ROAD_MAPS), *target.shape), np.uint8)
-    maps[:SPEED_BINS] = classes == np.arange(1, SPEED_BINS + 1, dtype=np.uint8)[:, None, None]
-    maps[ROAD_MAPS.index(ROAD)] = classes > 0
-    maps[ROAD_MAPS.index(JUNCTION)] = target >= JUNCTION_BIT
-    return maps
-
-
 def _draw_junctions(
     lines: Sequence[NDArray[np.float64]],
     shape: tuple[int, int],
@@ -118,55 +108,41 @@ def _draw_junctions(
         ends[:, :2], np.tile(line, 2), np.concatenate([opens, closes]), settings.junction_grid_m
     )
     stubs = ends[meets]
-    drawn = np.zeros(shape, np.uint8)
-    if not len(stubs):
-        return drawn
     along = stubs[:, 2:] - stubs[:, :2]
     length = np.hypot(along[:, 0], along[:, 1])[:, None]
     reach = np.minimum(1, settings.junction_stub_m / np.maximum(length, 1e-9))
     stubs[:, 2:] = stubs[:, :2] + along * reach
     # OpenCV assumes square pixels, so the thickness follows the mean pixel size.
     thickness = max(1, round(settings.junction_width_m / float(scale.mean())))
-    height, width = shape
-    stubs /= np.tile(scale, 2)
-    for x0, y0, x1, y1 in stubs:
-        # Coordinates far outside the image would overflow OpenCV's fixed-point format.
-        if max(x0, x1) > -thickness and min(x0, x1) < width + thickness and (
-            max(y0, y1) > -thickness and min(y0, y1) < height + thickness
-        ):  # fmt: skip
-            start, end = (int(x0), int(y0)), (int(x1), int(y1))
-            cv2.line(drawn, start, end, JUNCTION_BIT, thickness)
+    starts, stops = stubs[:, :2] / scale, stubs[:, 2:] / scale
+    # Coordinates far outside the image would overflow OpenCV's fixed-point format.
+    near = np.maximum(starts, stops) > -thickness
+    near &= np.minimum(starts, stops) < np.array(shape[::-1]) + thickness
+    inside = np.all(near, axis=1)
+    drawn = np.zeros(shape, np.uint8)
+    for start, stop in zip(starts[inside].astype(int), stops[inside].astype(int), strict=True):
+        cv2.line(drawn, start.tolist(), stop.tolist(), JUNCTION_BIT, thickness)
     return drawn
 
 
 def _meet(
-    places: NDArray[np.float64],
-    line: NDArray[np.int64],
-    terminal: NDArray[np.bool_],
-    grid_m: float,
+    places: NDArray[np.float64], line: NDArray[np.int64], terminal: NDArray[np.bool_], grid_m: float
 ) -> NDArray[np.bool_]:
     """Return which segment ends meet in a junction.
+
+    ``line`` is the number of the line that each end belongs to, ``terminal`` whether the line ends
+    there.
 
     Three or more ends at the same place make a junction. Ends that only share a cell of the grid,
     which the reference uses, also need to belong to at least two lines, one of which ends in the
     cell. Otherwise two roads that pass over each other would meet wherever their vertices fall into
     one cell, and a bend drawn with many vertices would meet itself.
-
-    Args:
-        places: float64 (n, 2), metres.
-        line: int64 (n,), number of the line that each segment end belongs to.
-        terminal: bool (n,), whether the line ends there.
-        grid_m: cell size in metres.
     """
     at_place, _ = _group(places, _SAME_PLACE_M)
     in_cell, cell = _group(places, grid_m)
-    cells = cell.max() + 1
-    ended = np.bincount(cell, terminal, minlength=cells) > 0
-    lowest = np.full(cells, len(line))
-    highest = np.full(cells, -1)
-    np.minimum.at(lowest, cell, line)
-    np.maximum.at(highest, cell, line)
-    by_cell: NDArray[np.bool_] = (in_cell >= _JUNCTION_ENDS) & (ended & (lowest < highest))[cell]
+    ended = np.bincount(cell, terminal) > 0
+    several = np.bincount(np.unique(np.stack([cell, line]), axis=1)[0]) > 1
+    by_cell: NDArray[np.bool_] = (in_cell >= _JUNCTION_ENDS) & (ended & several)[cell]
     return by_cell | (at_place >= _JUNCTION_ENDS)
 
 

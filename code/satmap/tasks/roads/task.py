@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from satmap.data.cache import CachedChip, EncodedLabel
+from satmap.data.cache import EncodedLabel
 from satmap.data.chip import Chip
+from satmap.data.crops import CachedChip
 from satmap.data.layouts.spacenet_roads import road_image_id
 from satmap.data.neighbours import ImageFootprint, Neighbour
 from satmap.evaluation.metrics.apls import apls
-from satmap.evaluation.metrics.jaccard import Overlap, dice_and_iou
-from satmap.exports import export_roads
+from satmap.evaluation.metrics.figures import Counts
+from satmap.evaluation.metrics.jaccard import dice_and_iou
+from satmap.exports.roads import export_roads
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box
 from satmap.recipes.schema import Recipe
@@ -28,15 +30,9 @@ from satmap.tasks.dense import DenseTask
 from satmap.tasks.roads.join_blocks import join_blocks
 from satmap.tasks.roads.labels import encode_roads
 from satmap.tasks.roads.losses import road_loss
-from satmap.tasks.roads.result_decoder import RoadDecoder
-from satmap.tasks.roads.settings import (
-    ROAD,
-    ROAD_FILE_MAPS,
-    RoadLosses,
-    RoadTaskSettings,
-)
+from satmap.tasks.roads.settings import ROAD, ROAD_FILE_MAPS, RoadLosses, RoadTaskSettings
 from satmap.tasks.roads.targets import CLASS_BITS, RoadLabel
-from satmap.tasks.roads.tiles import find_surroundings
+from satmap.tasks.roads.tiles import RoadDecoder, find_surroundings
 from satmap.tasks.roads.tuning import tune_roads
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.tuning.chips import Tuning, TuningRequest
@@ -46,31 +42,16 @@ from satmap.vectors.road_graph import ImageRoads, RoadEdge, RoadGraph, line_leng
 
 @dataclass(frozen=True)
 class RoadScore:
-    """Scores of the roads that a network found in one chip.
-
-    Attributes:
-        apls, apls_time: APLS by length and by travel time, 0..1.
-        overlap: overlap of the predicted and the true road mask.
-        rows: the roads found.
-    """
+    """APLS by length and by travel time, 0..1, overlap of the road masks, and the roads found."""
 
     apls: float
     apls_time: float
-    overlap: Overlap
+    overlap: Counts
     rows: list[RoadRow]
-
-    @property
-    def caption(self) -> str:
-        """Caption of the drawing, for example "APLS 0.712"."""
-        return f"APLS {self.apls:.3f}"
 
 
 class RoadTask(DenseTask):
-    """Extract roads with speeds.
-
-    The network predicts maps of road, junction and ten speed bins. The vectoriser turns them into a
-    road graph.
-    """
+    """Extract road graphs with speeds from maps of road, junction and ten speed bins."""
 
     recipe: Recipe[RoadTaskSettings, RoadLosses]
     noun: ClassVar[str] = "roads"
@@ -79,7 +60,6 @@ class RoadTask(DenseTask):
     file_maps: ClassVar[Mapping[int, tuple[str, ...]]] = ROAD_FILE_MAPS
 
     def __init__(self, recipe: Recipe[RoadTaskSettings, RoadLosses]) -> None:
-        """Initialize the task of a recipe."""
         super().__init__(recipe)
         self.default_metres_per_pixel = recipe.task.default_metres_per_pixel
 
@@ -114,7 +94,7 @@ class RoadTask(DenseTask):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of the road, speed and junction losses, and its terms."""
         soft = batch.tensors.get("soft")
-        return road_loss(outputs, self.recipe.map_names, batch["target"], losses, total, soft)
+        return road_loss(outputs, self.map_names, batch["target"], losses, total, soft)
 
     def score_maps(
         self, maps: ProbabilityMaps, chip: CachedChip, target: NDArray[np.uint8]
@@ -125,31 +105,24 @@ class RoadTask(DenseTask):
         score = apls(truth_rows(chip), rows, metres_per_pixel=metres)
         assert score.time is not None, "both sides state travel times"
         road, truth = maps[ROAD] >= 128, (target & CLASS_BITS) > 0
-        return RoadScore(score.length.score, score.time.score, Overlap.of(road, truth), rows)
+        return RoadScore(score.length.score, score.time.score, Counts.of_pixels(truth, road), rows)
 
     def summarize(
         self, chips: Sequence[CachedChip], scores: Sequence[RoadScore]
     ) -> dict[str, float]:
-        """Average the scores of many chips.
-
-        APLS is averaged over the chips of each area, then over the areas. Dice and IoU of the road
-        mask are pooled over all pixels.
-        """
+        """Average APLS over the chips of each area, then over the areas; pool dice and IoU."""
         by_aoi: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for chip, score in zip(chips, scores, strict=True):
             by_aoi[chip.aoi].append((score.apls, score.apls_time))
         areas = np.array([np.mean(values, axis=0) for values in by_aoi.values()])
         length, time = areas.mean(axis=0)
-        return {
-            "apls": float(length),
-            "apls_time": float(time),
-            **dice_and_iou([score.overlap for score in scores]),
-        }
+        overlaps = dice_and_iou([score.overlap for score in scores])
+        return {"apls": float(length), "apls_time": float(time), **overlaps}
 
     def draw(self, chip: CachedChip, score: RoadScore) -> NDArray[np.uint8]:
         """Draw the roads found next to the true roads."""
         image, _ = chip.read()
-        found = (f"{score.caption}: {chip.image_id}", score.rows)
+        found = (f"APLS {score.apls:.3f}: {chip.image_id}", score.rows)
         return side_by_side(image[..., :3], [found, ("truth", truth_rows(chip))])
 
     # Prediction

@@ -1,31 +1,28 @@
 """Fit the road vectoriser's settings to probability rasters, by APLS."""
 
-import time
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from math import isfinite
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
+from math import isfinite, sqrt
 
 import numpy as np
+from numpy.typing import NDArray
 
 from satmap.data.layouts.spacenet_roads import road_image_id
-from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls import aoi_of, apls
-from satmap.rasters.map_files import find_map_files, read_map_file
-from satmap.submissions.roads_csv import RoadRow, read_roads_csv, rows_of_graph
-from satmap.tasks.roads.settings import ROAD, ROAD_FILE_MAPS, RoadSettings
+from satmap.rasters.map_files import find_map_files
+from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.submissions.roads_csv import read_roads_csv, rows_of_graph
+from satmap.tasks.roads.settings import ROAD_FILE_MAPS, RoadSettings
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.tuning.chips import (
     Tuning,
+    TuningChip,
     TuningRequest,
     common_images,
-    readable_chips,
-    split_in_halves,
-    subsample,
+    fit_categories,
+    usable_chips,
 )
-from satmap.tuning.coordinate_search import Grids, RecordTable, Trial
-from satmap.tuning.cross_validation import cross_validated
-from satmap.tuning.measures import MeanOverAreas
+from satmap.tuning.search import Gain, Grids, Measure
 
 #: Settings to fit and their candidate values. The most important settings come first, as measured
 #: on synthetic masks (tests/degraded_masks.py).
@@ -50,86 +47,75 @@ GRIDS: Grids = {
 }
 
 
-@dataclass(frozen=True)
-class _Chip:
-    """A probability raster with its truth, as sent to a worker process."""
-
-    image_id: str
-    path: Path
-    truth: tuple[RoadRow, ...]
-    metres_per_pixel: float
-
-    @property
-    def site(self) -> str:
-        """Place of the image; every image has its own."""
-        return self.image_id
-
-    @property
-    def area(self) -> str:
-        """Area of interest of the image, "" if its name does not tell."""
-        area = aoi_of(self.image_id)
-        return "" if area == self.image_id else area
-
-
 def tune_roads(request: TuningRequest, start: RoadSettings) -> Tuning:
-    """Fit the settings of the road vectoriser by APLS; the truth is a roads CSV.
-
-    Args:
-        request: probability rasters and truth.
-        start: settings at which the search begins.
+    """Fit the settings of the road vectoriser by APLS, from ``start``; the truth is a roads CSV.
 
     Raises:
         SatmapError: rasters and truth have no image in common, too few rasters can be read, or
             there is nothing to fit to.
     """
-    maps, truth, run = request.maps, request.truth, request.run
-    paths = find_map_files(maps, road_image_id)
-    rows = read_roads_csv(truth)
-    common, warnings = common_images(maps, truth, paths, rows)
-    chips = subsample(
-        [_Chip(name, paths[name], tuple(rows[name]), request.metres_per_pixel) for name in common],
-        warnings,
-    )
-    chips, faults = readable_chips(chips, run, _max_probability)
-    if not any(chip.truth for chip in chips):
-        raise SatmapError(
-            f"the truth has no road in any of the {len(chips)} images, so there is nothing to fit "
-            "to."
+    paths = find_map_files(request.maps, road_image_id)
+    rows = read_roads_csv(request.truth)
+    common, warnings = common_images(request, paths, rows)
+    chips = [
+        TuningChip(
+            name,
+            paths[name],
+            ROAD_FILE_MAPS,
+            request.metres_per_pixel,
+            tuple(rows[name]),
+            site=name,
+            area="" if (area := aoi_of(name)) == name else area,
         )
+        for name in common
+    ]
+    chips, faults = usable_chips(request, chips, [""], "road", warnings)
     timed = all(isfinite(row.travel_time_s) for chip in chips for row in chip.truth)
-
-    def work(tasks: Sequence[Trial[RoadSettings]]) -> Generator[Sequence[float]]:
-        return run(_scores, [(chips[chip], settings, timed) for chip, settings in tasks])
-
-    table = RecordTable(MeanOverAreas([aoi_of(chip.image_id) for chip in chips]), work)
-    left = request.deadline - time.monotonic()
-    fit = cross_validated(table, start, GRIDS, split_in_halves(chips), left)
+    measure = MeanOverAreas([aoi_of(chip.image_id) for chip in chips])
+    fits = fit_categories(
+        request, chips, {"": start}, GRIDS, partial(_score, timed), lambda _: measure, warnings
+    )
     score = f"APLS {'time' if timed else 'length'}"
-    return Tuning(fit.settings, score, {"": fit}, faults, tuple(warnings))
+    return Tuning(fits[""].settings, score, fits, faults, tuple(warnings))
 
 
-def _max_probability(chip: _Chip) -> int | str:
-    """Return the highest road probability of a raster, 0..255, or why it cannot be read."""
-    try:
-        maps, _ = read_map_file(chip.path, chip.metres_per_pixel, ROAD_FILE_MAPS)
-    except SatmapError as error:
-        return str(error)
-    return int(maps[ROAD].max())
-
-
-def _scores(job: tuple[_Chip, tuple[RoadSettings, ...], bool]) -> list[float]:
-    """Return the APLS of a chip under each of the settings."""
-    chip, tried, timed = job
-    maps, _ = read_map_file(chip.path, chip.metres_per_pixel, ROAD_FILE_MAPS)
+def _score(timed: bool, chip: TuningChip, maps: ProbabilityMaps, settings: RoadSettings) -> float:
+    """Return the APLS of a chip under some settings."""
     metres = float(np.mean(maps.metres_per_pixel))
-    scores = []
-    for settings in tried:
-        try:
-            rows = rows_of_graph(vectorize_roads(maps, settings))
-            score = apls(chip.truth, rows, metres_per_pixel=metres)
-        # Settings that fail on a chip score 0 there, but the fit continues.
-        except Exception:
-            scores.append(0.0)
-            continue
-        scores.append((score.time if timed and score.time else score.length).score)
-    return scores
+    try:
+        rows = rows_of_graph(vectorize_roads(maps, settings))
+        score = apls(chip.truth, rows, metres_per_pixel=metres)
+    # Settings that fail on a chip score 0 there, but the fit continues.
+    except Exception:
+        return 0.0
+    return (score.time if timed and score.time else score.length).score
+
+
+class MeanOverAreas(Measure[float]):
+    """Mean over areas of the mean over their chips; a record is the score of a chip.
+
+    The standard error of a gain follows from the spread of the scores.
+    """
+
+    def __init__(self, areas: Sequence[str]) -> None:
+        """Initialize with the area of every chip; all areas count the same, whatever their size."""
+        self._areas = np.array(areas)
+
+    def score(self, records: Sequence[float], chips: Sequence[int]) -> float:
+        """Return the APLS of some chips, 0..1."""
+        return float(self._weights(chips) @ np.asarray(records))
+
+    def gain(self, before: Sequence[float], after: Sequence[float], chips: Sequence[int]) -> Gain:
+        """Return the weighted mean of the chips' gains."""
+        differences = np.asarray(after, np.float64) - np.asarray(before, np.float64)
+        weights, count = self._weights(chips), len(chips)
+        mean = float(weights @ differences)
+        spread = float(weights**2 @ (differences - mean) ** 2)
+        return Gain(mean, sqrt(spread * count / (count - 1)))
+
+    def _weights(self, chips: Sequence[int]) -> NDArray[np.float64]:
+        _, area, sizes = np.unique(
+            self._areas[list(chips)], return_inverse=True, return_counts=True
+        )
+        weights: NDArray[np.float64] = 1 / (sizes[area] * len(sizes))
+        return weights

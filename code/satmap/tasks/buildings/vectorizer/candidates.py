@@ -12,14 +12,20 @@ the areas and one pixel of each region, and only one labelled image is in memory
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
 from satmap.rasters.scene import Box
-from satmap.tasks.buildings.vectorizer.tracing import Labels, Mask, at_least, connected
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from satmap.tasks.buildings.vectorizer.tracing import (
+    Bytes,
+    Floats,
+    Ints,
+    Labels,
+    Mask,
+    at_least,
+    connected,
+    corners_of,
+    label_areas,
+)
 
 #: Layer 0 holds the watershed instances; layer k the body map from ``THRESHOLDS[k - 1]``.
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
@@ -47,11 +53,11 @@ class Candidates:
     """Candidates of an image or a part of it.
 
     Attributes:
-        layer: int64 (n,), 0 for watershed instances, else 1 + index of the threshold.
-        label: int64 (n,), label of the candidate in its layer.
-        features: float64 (n, 10), see ``FEATURES``; lengths in pixels, probabilities 0..1.
-        rivals: int64 (2, pairs), pairs of candidates for the same building.
-        ious: float64 (n,), highest IoU with a true building; 0 if no truth was given.
+        layer: (n,), 0 for watershed instances, else 1 + index of the threshold.
+        label: (n,), label of the candidate in its layer.
+        features: (n, 10), see ``FEATURES``; lengths in pixels, probabilities 0..1.
+        rivals: (2, pairs), pairs of candidates for the same building.
+        ious: (n,), highest IoU with a true building; 0 if no truth was given.
     """
 
     layer: Ints
@@ -62,7 +68,7 @@ class Candidates:
 
 
 def find_candidates(
-    body: NDArray[np.uint8],
+    body: Bytes,
     instances: Labels,
     box: Box,
     shape: tuple[int, int],
@@ -70,19 +76,14 @@ def find_candidates(
     owned: Mask | None = None,
     truth: Labels | None = None,
 ) -> Candidates:
-    """Find the candidates in a crop of an image.
+    """Find the candidates in a crop of an image of some height and width (``shape``).
 
-    Args:
-        body: uint8 (height, width), body probability, 0..255 for 0..1.
-        instances: int32 (height, width), instances from the watershed, 0 outside.
-        box: position of the crop in the image.
-        shape: height and width of the whole image.
-        least_px: smaller candidates are left out.
-        owned: bool (height, width), the pixels that thresholds are applied to; by default all.
-        truth: int32 (height, width), true buildings, 0 outside.
+    All arrays are (height, width): the body probability, 0..255 for 0..1, the instances from the
+    watershed, the pixels that thresholds are applied to (``owned``, by default all) and the true
+    buildings. Candidates with fewer than ``least_px`` pixels are left out.
     """
-    sizes = np.bincount(truth.ravel()) if truth is not None else np.zeros(1, np.int64)
     layers: list[_Layer] = []
+    ious = []
     rivals = [np.empty((2, 0), np.int64)]
     # From the highest threshold down, so that the regions inside a region are known already.
     for number in (0, *range(len(THRESHOLDS), 0, -1)):
@@ -90,32 +91,32 @@ def find_candidates(
         if number and owned is not None:
             labels = np.where(owned, labels, 0)
         layer = _measure(number, labels, body, box, shape, least_px)
-        if truth is not None:
-            layer.ious[:] = _best_ious(labels, truth, sizes, layer)
+        ious.append(_best_ious(labels, truth, layer))
         before = sum(len(other.label) for other in layers)
         if number:
-            index = np.full(int(labels.max(initial=0)) + 1, -1)
-            index[layer.label] = np.arange(before, before + len(layer.label))
-            rivals.append(_sharing(instances, labels, layers[0], layer, before))
-            if len(layers) > 1:
-                area = np.concatenate([other.features[:, _AREA] for other in layers])
-                first = len(layers[0].label)
-                pixel = np.concatenate([other.pixel for other in layers[1:]])
-                around = index[labels.ravel()[pixel]]
-                own = np.append(layer.features[:, _AREA], np.inf)
-                same = area[first:] >= SAME_IOU * own[np.where(around < 0, -1, around - before)]
-                rivals.append(np.stack([first + np.flatnonzero(same), around[same]]))
+            # Those among the instances, and those among the regions of higher thresholds.
+            one, other, shared = _shared(instances, labels)
+            a, area = layers[0].find(one)
+            b, other_area = layer.find(other)
+            same = shared >= SAME_IOU * (area + other_area - shared)
+            rivals.append(np.stack([a[same], before + b[same]]))
+        if len(layers) > 1:
+            area = np.concatenate([inner.areas for inner in layers[1:]])
+            pixel = np.concatenate([inner.pixel for inner in layers[1:]])
+            b, other_area = layer.find(labels.ravel()[pixel])
+            same = area >= SAME_IOU * other_area
+            rivals.append(np.stack([len(layers[0].label) + np.flatnonzero(same), before + b[same]]))
         layers.append(layer)
     return Candidates(
         np.repeat([layer.number for layer in layers], [len(layer.label) for layer in layers]),
         np.concatenate([layer.label for layer in layers]),
         np.concatenate([layer.features for layer in layers]),
         np.concatenate(rivals, axis=1),
-        np.concatenate([layer.ious for layer in layers]),
+        np.concatenate(ious),
     )
 
 
-def layer_labels(body: NDArray[np.uint8], number: int) -> Labels:
+def layer_labels(body: Bytes, number: int) -> Labels:
     """Label the regions of the body map in threshold layer ``number`` (from 1)."""
     return connected(at_least(body, THRESHOLDS[number - 1])).labels
 
@@ -123,12 +124,8 @@ def layer_labels(body: NDArray[np.uint8], number: int) -> Labels:
 def non_maximum_suppression(scores: Floats, rivals: Ints) -> Ints:
     """Greedy non-maximum suppression: drop candidates with a better rival that is kept.
 
-    Args:
-        scores: float64 (n,); of equal scores, the first is better.
-        rivals: int64 (2, pairs), candidates of which only one may stay.
-
-    Returns:
-        int64, indices of the kept candidates, ascending.
+    Of equal scores (n,), the first is better. Of two rivals (2, pairs), only one may stay. Return
+    the indices of the kept candidates, ascending.
     """
     order = np.argsort(-scores, kind="stable")
     rank = np.empty(len(order), np.int64)
@@ -156,16 +153,20 @@ class _Layer:
     label: Ints
     features: Floats
     pixel: Ints
-    ious: Floats
+
+    @property
+    def areas(self) -> Floats:
+        return self.features[:, _AREA]
+
+    def find(self, labels: Labels | Ints) -> tuple[Ints, Floats]:
+        """Return index and area of the candidates with these labels; -1 and inf without one."""
+        place = np.searchsorted(self.label, labels)
+        index = np.where(np.append(self.label, -1)[place] == labels, place, -1)
+        return index, np.append(self.areas, np.inf)[index]
 
 
 def _measure(
-    number: int,
-    labels: Labels,
-    body: NDArray[np.uint8],
-    box: Box,
-    shape: tuple[int, int],
-    least_px: float,
+    number: int, labels: Labels, body: Bytes, box: Box, shape: tuple[int, int], least_px: float
 ) -> _Layer:
     inside = np.flatnonzero(labels > 0)
     values = body.ravel()[inside]
@@ -180,10 +181,7 @@ def _measure(
     kept = np.flatnonzero(area >= max(least_px, 1))
     kept = kept[kept > 0]
     boxes = ndimage.find_objects(labels)
-    corners = np.array(
-        [(c.start, r.start, c.stop, r.stop) for r, c in (boxes[k - 1] for k in kept.tolist())],
-        np.float64,
-    ).reshape(-1, 4)
+    corners = corners_of([boxes[label - 1] for label in kept.tolist()]).astype(np.float64)
     wide, high = (corners[:, 2:] - corners[:, :2]).T
     corners += np.tile([box.left, box.top], 2)
     borders = np.concatenate([corners[:, :2], np.array(shape[::-1]) - corners[:, 2:]], axis=1)
@@ -202,7 +200,7 @@ def _measure(
         ],
         axis=1,
     )
-    return _Layer(number, kept, features, pixel[kept], np.zeros(len(kept)))
+    return _Layer(number, kept, features, pixel[kept])
 
 
 def _contours(labels: Labels, count: int) -> Ints:
@@ -225,28 +223,14 @@ def _shared(one: Labels, other: Labels) -> tuple[Ints, Ints, Ints]:
     return *np.divmod(pairs, width), count
 
 
-def _best_ious(labels: Labels, truth: Labels, sizes: Ints, layer: _Layer) -> Floats:
-    """Compute the highest IoU of each candidate of a layer with a true building."""
-    area = np.zeros(int(labels.max(initial=0)) + 1)
-    area[layer.label] = layer.features[:, _AREA]
+def _best_ious(labels: Labels, truth: Labels | None, layer: _Layer) -> Floats:
+    """Compute the highest IoU of each candidate with a true building; 0 without truth."""
+    if truth is None:
+        return np.zeros(len(layer.label))
+    sizes = label_areas(truth, int(truth.max()) + 1)
     label, true, shared = _shared(labels, truth)
-    best = np.zeros(len(area))
-    np.maximum.at(best, label, shared / (area[label] + sizes[true] - shared))
-    found: Floats = best[layer.label]
-    return found
-
-
-def _sharing(
-    instances: Labels, labels: Labels, of_instances: _Layer, layer: _Layer, first: int
-) -> Ints:
-    """Find rivals of watershed candidates, numbered from 0, in a layer numbered from ``first``."""
-    sides = []
-    for found, source, start in ((of_instances, instances, 0), (layer, labels, first)):
-        index = np.full(int(source.max(initial=0)) + 1, -1)
-        index[found.label] = np.arange(len(found.label))
-        sides.append((index, np.append(found.features[:, _AREA], np.inf), start))
-    one, other, shared = _shared(instances, labels)
-    (index, areas, _), (other_index, other_areas, start) = sides
-    a, b = index[one], other_index[other]
-    same = shared >= SAME_IOU * (areas[a] + other_areas[b] - shared)
-    return np.stack([a[same], b[same] + start])
+    index, area = layer.find(label)
+    # The last element collects regions that are no candidates.
+    best = np.zeros(len(layer.label) + 1)
+    np.maximum.at(best, index, shared / (area + sizes[true] - shared))
+    return best[:-1]

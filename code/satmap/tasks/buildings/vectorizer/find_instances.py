@@ -6,25 +6,26 @@ of the blob to a seed. Two parts are merged again if there is no clear seam betw
 seam is implausible for two buildings: a large roof with an uncertain spot stays one building.
 """
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
-from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse.csgraph import connected_components
+from skimage.segmentation import watershed
 
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.tasks.buildings.settings import BORDER, BUILDING, CONTACT, BuildingSettings
-from satmap.tasks.buildings.vectorizer.basins import Boundaries, find_basins, find_boundaries
 from satmap.tasks.buildings.vectorizer.tracing import (
+    Bytes,
+    Floats,
+    Ints,
     Labels,
     Mask,
     Parts,
     at_least,
     connected,
+    connected_groups,
     label_areas,
 )
-
-Bytes = NDArray[np.uint8]
 
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 # The contour around a single hole of n pixels has at most this multiple of n points.
@@ -33,42 +34,25 @@ _RIM = 4
 _PARENT = 3
 
 
-def find_instances(maps: ProbabilityMaps, settings: BuildingSettings) -> Labels:
-    """Segment building instances.
-
-    Args:
-        maps: probability maps, at least ``building``; ``border`` and ``contact`` help to separate
-            touching buildings.
-        settings: thresholds.
-
-    Returns:
-        int32 (height, width), 0 outside, instances 1..n in row-major order of their first pixels;
-        each is 4-connected.
-    """
-    return find_instances_in_blobs(
-        maps, settings, connected(at_least(maps[BUILDING], settings.low))
-    )
-
-
-def find_instances_in_blobs(
-    maps: ProbabilityMaps, settings: BuildingSettings, blobs: Parts
+def find_instances(
+    maps: ProbabilityMaps, settings: BuildingSettings, blobs: Parts | None = None
 ) -> Labels:
-    """Segment building instances within given blobs of the body map, each independently.
+    """Segment building instances, independently within each blob of the body map.
 
-    Args:
-        maps: as in :func:`find_instances`.
-        settings: thresholds.
-        blobs: connected parts of the body map at or above ``settings.low``.
-
-    Returns:
-        As :func:`find_instances`.
+    The maps are at least ``building``; ``border`` and ``contact`` help to separate touching
+    buildings. ``blobs`` are the connected parts of the body map at or above ``settings.low``, if
+    known already. The labels, (height, width), are 0 outside and 1..n in row-major order of the
+    instances' first pixels; each instance is 4-connected.
     """
     body, strength = maps[BUILDING], _strength(maps)
+    blobs = blobs or connected(at_least(body, settings.low))
     seeds = connected(at_least(strength, settings.seed))
     kept_seed = seeds.areas >= settings.seed_px
     kept_seed[0] = False
     # Strength never exceeds the body probability, so every seed lies within one blob.
-    blob_of_seed = _blob_of(seeds, blobs)
+    places = np.flatnonzero(seeds.labels > 0)
+    blob_of_seed = np.zeros(seeds.count, np.int32)
+    blob_of_seed[seeds.labels.ravel()[places]] = blobs.labels.ravel()[places]
     count = np.bincount(blob_of_seed[kept_seed], minlength=blobs.count)
     sure = np.zeros(blobs.count, np.bool_)
     sure[blobs.labels[at_least(body, settings.certain)]] = True
@@ -95,36 +79,19 @@ def _strength(maps: ProbabilityMaps) -> Bytes:
     return strength.astype(np.uint8, copy=False)
 
 
-def _blob_of(seeds: Parts, blobs: Parts) -> NDArray[np.int32]:
-    """Return the blob that contains each seed, int32 (seeds,)."""
-    places = np.flatnonzero(seeds.labels > 0)
-    blob = np.zeros(seeds.count, np.int32)
-    blob[seeds.labels.ravel()[places]] = blobs.labels.ravel()[places]
-    return blob
-
-
 def _split(
     strength: Bytes,
     seeds: Parts,
-    number: NDArray[np.int32],
+    number: Labels,
     blobs: Parts,
     split: Mask,
     kept: Mask,
     settings: BuildingSettings,
 ) -> tuple[Labels, Mask]:
-    """Split blobs with several seeds into parts.
+    """Split blobs with several seeds; return new labels, and which of them are kept.
 
-    Args:
-        strength: (height, width).
-        seeds: the seeds of all blobs.
-        number: (seeds,), 1.. for seeds of blobs to be split, 0 for others.
-        blobs: blobs of the body map.
-        split: (blobs,), True for blobs with several seeds.
-        kept: (blobs,), True for blobs that are buildings.
-        settings: thresholds for plausible splits.
-
-    Returns:
-        New labels, and which of them are kept.
+    Seeds of blobs to be split have a ``number`` from 1, others 0. ``split`` marks the blobs with
+    several seeds, and ``kept`` those that are buildings.
     """
     markers = number.take(seeds.labels)
     basins = find_basins(strength, markers, blobs, split)
@@ -142,22 +109,63 @@ def _split(
     return found, np.concatenate([kept & ~split, np.ones(parts, np.bool_)])
 
 
+@dataclass(frozen=True)
+class Boundaries:
+    """Boundaries between adjacent basins.
+
+    Attributes:
+        pairs: (2, n), markers of two adjacent basins, each pair once, ascending.
+        length: (n,), length of the boundary in pixel sides.
+        strength: (n,), mean strength along the boundary, 0..255.
+    """
+
+    pairs: Ints
+    length: Ints
+    strength: Floats
+
+
+def find_basins(strength: Bytes, markers: Labels, blobs: Parts, split: Mask) -> Labels:
+    """Assign the pixels of some blobs to markers by watershed, the strongest pixels first.
+
+    Among pixels of equal strength, those fewer steps from a marker come first, so boundaries run
+    through the middle of plateaus.
+
+    The markers 1..n, (height, width), each lie within one blob. ``split``, (blobs,), marks those
+    with markers, which are processed. The result is the marker of each pixel, 0 outside of them.
+    """
+    basins = np.zeros_like(markers)
+    # One blob at a time, because their bounding boxes may overlap.
+    for blob in np.flatnonzero(split).tolist():
+        box = blobs.boxes[blob]
+        inside = blobs.labels[box] == blob
+        within = np.where(inside, markers[box], 0)
+        found = watershed(255 - strength[box], within, mask=inside)  # type: ignore[no-untyped-call]
+        np.copyto(basins[box], found, where=inside)
+    return basins
+
+
+def find_boundaries(strength: Bytes, basins: Labels, blobs: Parts) -> Boundaries:
+    """Find the boundaries between basins of the same blob, from :func:`find_basins`."""
+    pairs, between = [], []
+    count = int(basins.max(initial=0)) + 1
+    for turn in (lambda image: image, np.transpose):
+        here, blob, values = turn(basins), turn(blobs.labels), turn(strength)
+        a, b = here[:-1], here[1:]
+        apart = np.nonzero((a != b) & (a > 0) & (b > 0) & (blob[:-1] == blob[1:]))
+        a, b = a[apart].astype(np.int64), b[apart].astype(np.int64)
+        pairs.append(np.minimum(a, b) * count + np.maximum(a, b))
+        between.append((values[:-1][apart].astype(np.float64) + values[1:][apart]) / 2)
+    pair, number, length = np.unique(np.concatenate(pairs), return_inverse=True, return_counts=True)
+    mean = np.bincount(number, np.concatenate(between), minlength=len(pair)) / np.maximum(length, 1)
+    return Boundaries(np.stack(np.divmod(pair, count)), length.astype(np.int64), mean)
+
+
 def _joined(
-    boundaries: Boundaries,
-    areas: NDArray[np.int64],
-    inside: NDArray[np.float64],
-    settings: BuildingSettings,
-) -> NDArray[np.int32]:
-    """Merge parts whose split is implausible.
+    boundaries: Boundaries, areas: Ints, inside: Floats, settings: BuildingSettings
+) -> Labels:
+    """Merge parts whose split is implausible; return the first part of the group of each.
 
-    Args:
-        boundaries: boundaries between basins.
-        areas: (parts + 1,), pixels.
-        inside: (parts + 1,), mean strength of the markers.
-        settings: thresholds for plausible splits.
-
-    Returns:
-        int32 (parts + 1,), the first part of the group that each part is merged into.
+    ``areas``, in pixels, and ``inside``, the mean strength of the markers, are (parts + 1,).
     """
     one, other = boundaries.pairs
     weaker = np.minimum(inside[one], inside[other])
@@ -170,14 +178,9 @@ def _joined(
     enclosed = boundaries.length > settings.seam * np.sqrt(areas[smaller])
     small = areas[smaller] < settings.least_px
     merged |= (enclosed | small) & (boundaries.length == longest[smaller])
-    graph = sparse.coo_array(
-        (np.ones(int(merged.sum())), (one[merged], other[merged])), shape=2 * (len(areas),)
-    )
-    _, group = connected_components(graph, directed=False)
-    first = np.full(len(areas), len(areas), np.int32)
-    np.minimum.at(first, group, np.arange(len(areas), dtype=np.int32))
-    target: NDArray[np.int32] = first[group]
-    return target
+    group = connected_groups(boundaries.pairs[:, merged], len(areas))
+    _, first = np.unique(group, return_index=True)
+    return first[group].astype(np.int32)
 
 
 def _fill_holes(found: Labels, blobs: Parts, settings: BuildingSettings) -> Labels:

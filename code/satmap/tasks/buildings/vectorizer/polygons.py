@@ -10,18 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 import shapely
-from numpy.typing import NDArray
 
-from satmap.tasks.buildings.vectorizer.tracing import trace_rings
+from satmap.tasks.buildings.vectorizer.tracing import Floats, Ints, Labels, trace_rings
 from satmap.vectors.buildings import Polygons
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 # Fractions of the tolerance, tried in this order.
 _TOLERANCES = (1.0, 0.75, 0.5)
 # Limits for a simplified outline: largest relative change of the area, smallest IoU.
-AREA, IOU = 0.01, 0.95
+_AREA, _IOU = 0.01, 0.95
 # Bound on the error of the estimated IoU.
 _MARGIN = 0.005
 # Limits mitres: a corner moves at most twice as far as its sides.
@@ -29,15 +25,11 @@ _SHARPEST = 0.5
 _POLYGON = 3
 
 
-def exact_polygons(labels: NDArray[np.int32]) -> Polygons:
-    """Trace the outline of every instance along pixel edges, with holes.
+def exact_polygons(labels: Labels) -> Polygons:
+    """Trace the outline of every instance 1..n, each 4-connected, along pixel edges, with holes.
 
-    Args:
-        labels: int32 (height, width), 0 outside, instances 1..n, each 4-connected.
-
-    Returns:
-        Polygons (n,), x = column and y = row, pixel (0, 0) from (0, 0) to (1, 1); None for labels
-        that do not occur.
+    Return polygons (n,), x = column, y = row, pixel (0, 0) from (0, 0) to (1, 1); None for labels
+    that do not occur.
     """
     outlines: Polygons = np.full(int(labels.max(initial=0)), None)
     corners, ring, label = trace_rings(labels)
@@ -53,11 +45,8 @@ def exact_polygons(labels: NDArray[np.int32]) -> Polygons:
 def dilated(exact: Polygons, side: int, shape: tuple[int, int]) -> Polygons:
     """Dilate outlines by a square and clip them to the image, each independently of the others.
 
-    Args:
-        exact: outlines along pixel edges, (n,).
-        side: side of the square, pixels; an even square extends one pixel further up and to the
-            left.
-        shape: height and width of the image.
+    ``side`` is that of the square in pixels; an even one extends one pixel further up and to the
+    left. ``shape`` is the height and width of the image.
     """
     if side <= 1 or not len(exact):
         return exact
@@ -69,12 +58,10 @@ def dilated(exact: Polygons, side: int, shape: tuple[int, int]) -> Polygons:
 
 
 def simplify_outlines(exact: Polygons, tolerance: float) -> Polygons:
-    """Simplify polygons, keeping the area within 1 % and an IoU of at least 0.95.
+    """Simplify outlines along pixel edges, keeping the area within 1 % and an IoU of at least 0.95.
 
-    Args:
-        exact: outlines along pixel edges, (n,).
-        tolerance: Douglas-Peucker tolerance, pixels. If it does not fit, smaller ones are tried
-            down to half of it; then the outline stays exact.
+    If the Douglas-Peucker tolerance, in pixels, does not fit, smaller ones are tried down to half
+    of it; then the outline stays exact.
     """
     simple = exact.copy()
     if tolerance <= 0:
@@ -86,8 +73,8 @@ def simplify_outlines(exact: Polygons, tolerance: float) -> Polygons:
             break
         drafts, overlap = _draft(exact[waiting], tolerance * share)
         drawn = shapely.area(drafts)
-        good = np.abs(drawn - area[waiting]) <= AREA * area[waiting]
-        good &= overlap >= IOU
+        good = np.abs(drawn - area[waiting]) <= _AREA * area[waiting]
+        good &= overlap >= _IOU
         good[good] = shapely.is_valid(drafts[good])
         simple[waiting[good]] = drafts[good]
         waiting = waiting[~good]
@@ -95,23 +82,16 @@ def simplify_outlines(exact: Polygons, tolerance: float) -> Polygons:
 
 
 class _Rings(NamedTuple):
-    """Rings of polygons, without the repeated last vertex.
+    """Rings of polygons, without the repeated last vertex."""
 
-    Attributes:
-        points: float64 (vertices, 2).
-        ring: int64 (vertices,), ring of each vertex, ascending.
-        polygon: int64 (rings,), polygon of each ring, ascending.
-        first: int64 (rings,), first vertex of each ring.
-        following: int64 (vertices,), next vertex of each vertex in its ring.
-        before: int64 (vertices,), previous vertex of each vertex in its ring.
-    """
-
+    # By vertex: x and y, ring (ascending), next and previous vertex in the ring.
     points: Floats
     ring: Ints
-    polygon: Ints
-    first: Ints
     following: Ints
     before: Ints
+    # By ring: polygon (ascending) and first vertex.
+    polygon: Ints
+    first: Ints
 
 
 def _rings_of(rings: Polygons, polygon: Ints) -> _Rings:
@@ -122,14 +102,13 @@ def _rings_of(rings: Polygons, polygon: Ints) -> _Rings:
     last = np.append(first[1:], len(ring)) - 1
     following, before = np.arange(1, len(ring) + 1), np.arange(-1, len(ring) - 1)
     following[last], before[first] = first, last
-    return _Rings(points, ring, polygon, first, following, before)
+    return _Rings(points, ring, following, before, polygon, first)
 
 
 def _draft(exact: Polygons, tolerance: float) -> tuple[Polygons, Floats]:
-    """Simplify polygons to the same area and estimate their IoU with the exact ones.
+    """Simplify polygons to the same area; the results may be invalid.
 
-    Returns:
-        Polygons (n,), which may be invalid; estimated IoU (n,), 0 where a ring vanished.
+    Also return their estimated IoU with the exact ones, 0 where a ring vanished.
     """
     rings, polygon = shapely.get_rings(exact, return_index=True)
     # Vanished holes and self-crossing rings show up later in area and validity.
@@ -148,7 +127,7 @@ def _draft(exact: Polygons, tolerance: float) -> tuple[Polygons, Floats]:
     total = shapely.area(exact) + shapely.area(outlines)
     share = (total - differing) / (total + differing)
     share[lost] = 0
-    for unsure in np.flatnonzero((share >= IOU) & (share < IOU + _MARGIN)).tolist():
+    for unsure in np.flatnonzero((share >= _IOU) & (share < _IOU + _MARGIN)).tolist():
         if shapely.is_valid(outlines[unsure]):
             common = shapely.area(shapely.intersection(outlines[unsure], exact[unsure]))
             share[unsure] = common / (total[unsure] - common)
@@ -156,10 +135,9 @@ def _draft(exact: Polygons, tolerance: float) -> tuple[Polygons, Floats]:
 
 
 def _grown(rings: _Rings, area: Floats) -> tuple[Floats, Floats]:
-    """Offset all sides of each polygon outwards or inwards until it has the given area.
+    """Offset all sides of each polygon until it has the given area.
 
-    Returns:
-        The vertices, and the offset of each polygon's sides in pixels, positive outwards.
+    Return the vertices, and the offset of each polygon's sides in pixels, positive outwards.
     """
     points = rings.points
     of_point = rings.polygon[rings.ring]
@@ -200,7 +178,6 @@ def _between(true: _Rings, simple: _Rings, step: Floats) -> Floats:
     order = np.argsort(all_keys)
     place = order[np.searchsorted(all_keys[order], keys(simple))]
     # The last kept vertex at or before each vertex, cyclically within its ring.
-    begins = np.zeros(len(true.ring), np.int64)
     kept = np.sort(place)
     vertex_at = np.zeros(len(true.ring), np.int64)
     vertex_at[place] = np.arange(len(place))

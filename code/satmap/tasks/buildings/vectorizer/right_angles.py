@@ -11,13 +11,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import shapely
-from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse.csgraph import connected_components
 
+from satmap.tasks.buildings.vectorizer.tracing import Floats, Ints, connected_groups
 from satmap.vectors.buildings import Polygons
-
-Floats = NDArray[np.float64]
 
 # Limits for the result against the mask: smallest IoU, largest relative change of the area.
 _IOU, _AREA = 0.9, 0.03
@@ -31,29 +27,27 @@ _POLYGON = 3
 
 
 def squared_outlines(
-    exact: Polygons, outlines: Polygons, tolerance: float, frame: tuple[int, int, int, int]
+    exact: Polygons, outlines: Polygons, tolerance: float, shape: tuple[int, int]
 ) -> Polygons:
     """Make outlines rectangular where right angles fit the mask.
 
-    Args:
-        exact: outlines along pixel edges, (n,), that do not overlap.
-        outlines: simplified outlines (n,), the fallback for buildings without neighbours.
-        tolerance: tolerance of the outlines, pixels.
-        frame: left, top, right and bottom of the image, where buildings are cut off.
+    The exact outlines, along pixel edges, do not overlap. The simplified ones, with their tolerance
+    in pixels, are the fallback for buildings without neighbours. ``shape`` is the height and width
+    of the image, whose edges cut buildings off.
 
     Returns:
         Valid polygons (n,). Those with moved walls have an IoU of at least 0.9 with the exact
-        outline and an area within 3 % of it. In a group of touching buildings, either all walls are
-        moved or all outlines are exact.
+        outline and an area within 3 % of it. Of touching buildings, all walls are moved, or all
+        outlines are exact.
     """
     squared = outlines.copy()
     for group in _touching(exact):
         # Shift to the origin, so that rounding does not depend on the position in the image.
         corner = shapely.bounds(exact[group])[:, :2].min(axis=0)
         own = shapely.transform(exact[group], lambda xy, corner=corner: xy - corner)
-        own_frame = np.array(frame) - np.tile(corner, 2)
+        frame = np.array([0, 0, shape[1], shape[0]]) - np.tile(corner, 2)
         for share in _TOLERANCES:
-            drafts = _squared(own, share * tolerance, own_frame)
+            drafts = _squared(own, share * tolerance, frame)
             drafts = shapely.transform(drafts, lambda xy, corner=corner: xy + corner)
             if _fit(drafts, exact[group]):
                 squared[group] = drafts
@@ -64,18 +58,16 @@ def squared_outlines(
     return squared
 
 
-def _touching(exact: Polygons) -> Iterator[NDArray[np.int64]]:
+def _touching(exact: Polygons) -> Iterator[Ints]:
     """Yield groups of buildings connected by shared walls; others form groups of one."""
     if not len(exact):
         return
     one, other = shapely.STRtree(exact).query(exact, predicate="intersects")
     # Their boundaries have a line in common.
     walls = (one == other) | shapely.relate_pattern(exact[one], exact[other], "****1****")
-    one, other = one[walls], other[walls]
-    graph = sparse.coo_array((np.ones(len(one)), (one, other)), shape=2 * (len(exact),))
-    count, group = connected_components(graph, directed=False)
+    group = connected_groups(np.stack([one[walls], other[walls]]), len(exact))
     order = np.argsort(group, kind="stable")
-    yield from np.split(order, np.searchsorted(group[order], np.arange(1, count)))
+    yield from np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
 
 
 def _squared(exact: Polygons, tolerance: float, frame: Floats) -> Polygons:
@@ -118,12 +110,11 @@ def _squared(exact: Polygons, tolerance: float, frame: Floats) -> Polygons:
     return straight
 
 
-def _levelled(values: Floats, ends: NDArray[np.int64], length: Floats) -> Floats:
+def _levelled(values: Floats, ends: Ints, length: Floats) -> Floats:
     """Average one coordinate over all corners connected by a chain of walls."""
-    graph = sparse.coo_array((np.ones(len(length)), tuple(ends)), shape=2 * (len(values),))
-    count, group = connected_components(graph, directed=False)
+    group = connected_groups(ends, len(values))
     weight = np.bincount(ends.ravel(), np.tile(length, 2), minlength=len(values)) + 1e-9
-    mean = np.bincount(group, weight * values, minlength=count) / np.bincount(group, weight)
+    mean = np.bincount(group, weight * values) / np.bincount(group, weight)
     levelled: Floats = mean[group]
     return levelled
 

@@ -7,16 +7,21 @@ the surroundings and passes no vertex twice. Outlines of 4-connected instances a
 polygons, whose holes may touch the outer ring in a point.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, sparse
+from scipy.sparse.csgraph import connected_components
 
 Labels = NDArray[np.int32]
 Mask = NDArray[np.bool_]
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,8 @@ class Parts:
 
     # OpenCV can return areas and boxes too, but takes four times as long as for labels alone.
     @cached_property
-    def areas(self) -> NDArray[np.int64]:
-        """Number of pixels per label, int64 (count,), the outside first."""
+    def areas(self) -> Ints:
+        """Number of pixels per label, (count,), the outside first."""
         areas = label_areas(self.labels, self.count)
         areas[0] = self.labels.size - areas[1:].sum()
         return areas
@@ -52,20 +57,30 @@ def connected(mask: Mask) -> Parts:
     return Parts(np.asarray(labels, np.int32), count)
 
 
-def label_areas(labels: Labels, count: int) -> NDArray[np.int64]:
-    """Count the pixels of labels 1..count - 1, int64 (count,).
+def label_areas(labels: Labels, count: int) -> Ints:
+    """Count the pixels of labels 1..count - 1, (count,).
 
     The outside counts as 0: it is most of an image and would take most of the time.
     """
     return np.bincount(labels[labels > 0], minlength=count)
 
 
-def at_least(probability_map: NDArray[np.uint8], probability: float) -> Mask:
-    """Threshold a probability map, uint8 with 0..255 for 0..1, at a probability of 0..1."""
+def at_least(probability_map: Bytes, probability: float) -> Mask:
+    """Threshold a probability map, 0..255 for 0..1, at a probability of 0..1."""
     return probability_map >= np.uint8(np.ceil(probability * 255))
 
 
-Ints = NDArray[np.int64]
+def corners_of(boxes: Sequence[tuple[slice, slice]]) -> Ints:
+    """Return left, top, right and bottom of row and column slices, (boxes, 4)."""
+    corners = [(c.start, r.start, c.stop, r.stop) for r, c in boxes]
+    return np.array(corners, np.int64).reshape(-1, 4)
+
+
+def connected_groups(pairs: Ints, count: int) -> Labels:
+    """Number the groups of ``count`` things that pairs (2, n) connect, from 0; int32 (count,)."""
+    graph = sparse.coo_array((np.ones(pairs.shape[1]), tuple(pairs)), shape=(count, count))
+    return np.asarray(connected_components(graph, directed=False)[1], np.int32)
+
 
 # For the top, right, bottom and left side of a pixel, walked right, down, left and up: row and
 # column steps to the pixel ahead, to the pixel beyond the side, and to the start of the edge.
@@ -74,11 +89,8 @@ _BEYOND = ((-1, 0), (0, 1), (1, 0), (0, -1))
 _START = ((0, 0), (0, 1), (1, 1), (1, 0))
 
 
-def trace_rings(labels: NDArray[np.int32]) -> tuple[NDArray[np.float64], Ints, Ints]:
-    """Trace the rings around all instances, outer rings before holes.
-
-    Args:
-        labels: int32 (height, width), 0 outside.
+def trace_rings(labels: Labels) -> tuple[Floats, Ints, Ints]:
+    """Trace the rings around all instances of labels (height, width), outer rings before holes.
 
     Returns:
         Corners (n, 2), x and y on pixel edges, ring after ring, without the repeated last corner;
@@ -133,11 +145,8 @@ def trace_rings(labels: NDArray[np.int32]) -> tuple[NDArray[np.float64], Ints, I
 
 
 def _cycles(following: Ints) -> tuple[Ints, Ints]:
-    """Find the cycles of a permutation by pointer doubling, each from its lowest element on.
-
-    Returns:
-        All elements, cycle by cycle in order; the indices where cycles start, ascending.
-    """
+    """Return the elements of a permutation cycle by cycle, lowest first, and the cycles' starts."""
+    # Pointer doubling.
     first, to = np.arange(len(following)), following
     while (first[to] != first).any():
         first, to = np.minimum(first, first[to]), to[to]

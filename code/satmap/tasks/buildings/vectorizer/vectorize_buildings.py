@@ -5,11 +5,9 @@ the whole scene at once (:mod:`satmap.tasks.buildings.vectorizer.windowed`).
 """
 
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import shapely
-from numpy.typing import NDArray
 
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box, MapSource, Scene
@@ -21,18 +19,16 @@ from satmap.tasks.buildings.vectorizer.candidates import (
     layer_labels,
     non_maximum_suppression,
 )
-from satmap.tasks.buildings.vectorizer.find_instances import find_instances, find_instances_in_blobs
+from satmap.tasks.buildings.vectorizer.find_instances import find_instances
 from satmap.tasks.buildings.vectorizer.polygons import (
     dilated,
     exact_polygons,
     simplify_outlines,
 )
 from satmap.tasks.buildings.vectorizer.right_angles import squared_outlines
-from satmap.tasks.buildings.vectorizer.tracing import Labels, at_least
+from satmap.tasks.buildings.vectorizer.tracing import Bytes, Floats, Labels, Mask, at_least
 from satmap.tasks.buildings.vectorizer.windowed import LARGEST_PX, Crop, blob_crops
 from satmap.vectors.buildings import Building, Polygons
-
-Floats = NDArray[np.float64]
 
 # Side of the windows of a scene, pixels; takes a few hundred megabytes of memory.
 _WINDOW_PX = 2048
@@ -45,19 +41,13 @@ def vectorize_buildings(
     *,
     window: int | None = None,
 ) -> list[Building]:
-    """Find the buildings of an image.
+    """Find the buildings of an image, in row-major order of their first pixels.
 
-    Args:
-        maps: probability maps, at least ``building``; ``border`` and ``contact`` help to separate
-            touching buildings.
-        settings: settings of the vectoriser.
-        model: model that selects and rates candidates; without one, the watershed instances are
-            taken and rated by mean probability x square root of the area.
-        window: side of the windows in pixels, a divisor of ``LARGEST_PX``; does not affect the
-            result. By default, 4096 for maps in memory and 2048 for scenes.
-
-    Returns:
-        Buildings in row-major order of their first pixels.
+    The maps are at least ``building``; ``border`` and ``contact`` help to separate touching
+    buildings. The model selects and rates candidates; without one, the watershed instances are
+    taken and rated by mean probability x square root of the area. ``window``, the side of the
+    windows in pixels, divides ``LARGEST_PX`` and does not affect the result. By default, it is
+    ``LARGEST_PX`` for maps in memory and 2048 for scenes.
     """
     if isinstance(maps, ProbabilityMaps):
         scene, default = Scene.of(maps), LARGEST_PX
@@ -67,7 +57,7 @@ def vectorize_buildings(
     # Regions at higher thresholds lie within those at the lowest.
     low = min(settings.low, THRESHOLDS[0]) if model else settings.low
 
-    def body(box: Box) -> NDArray[np.bool_]:
+    def body(box: Box) -> Mask:
         return at_least(scene.read(BUILDING, box), low)
 
     least = settings.least_iou if model else settings.least_confidence
@@ -75,34 +65,32 @@ def vectorize_buildings(
     for crop in blob_crops(body, scene.shape, window or default):
         values = np.stack([scene.read(name, crop.box) for name in scene.names])
         cropped = ProbabilityMaps(scene.names, values, scene.metres_per_pixel)
-        find = _by_watershed if model is None else partial(_by_model, model, scene.shape)
-        for exact, confidences in find(cropped, crop, settings):
+        for exact, confidences in _outlines(cropped, crop, settings, model, scene.shape):
             sure = confidences >= least
             found += _drawn(exact[sure], confidences[sure], crop.box, scene.shape, settings)
     found.sort(key=lambda entry: entry[0])
     return [building for _, building in found]
 
 
-# Exact outlines in pixels of the crop, with a confidence each.
-_Found = Iterator[tuple[Polygons, Floats]]
-
-
-def _by_watershed(maps: ProbabilityMaps, crop: Crop, settings: BuildingSettings) -> _Found:
-    labels = find_instances_in_blobs(maps, settings, crop.blobs)
-    _drop_others(labels, crop)
-    yield exact_polygons(labels), _confidences(maps[BUILDING], labels)
-
-
-def _by_model(
-    model: ConfidenceModel,
-    shape: tuple[int, int],
+def _outlines(
     maps: ProbabilityMaps,
     crop: Crop,
     settings: BuildingSettings,
-) -> _Found:
-    instances = find_instances(maps, settings)
-    _drop_others(instances, crop)
-    owned, body = crop.owned[crop.blobs.labels], maps[BUILDING]
+    model: ConfidenceModel | None,
+    shape: tuple[int, int],
+) -> Iterator[tuple[Polygons, Floats]]:
+    """Yield exact outlines of buildings, in pixels of the crop, with a confidence each."""
+    body, owned = maps[BUILDING], crop.owned[crop.blobs.labels]
+    # With a model, the blobs of the crop are those of a lower threshold.
+    instances = find_instances(maps, settings, None if model else crop.blobs)
+    if not crop.owned[1:].all():
+        # By label, because filled holes lie in no blob.
+        kept = np.zeros(int(instances.max()) + 1, np.bool_)
+        kept[instances[owned]] = True
+        instances[~kept[instances]] = 0
+    if model is None:
+        yield exact_polygons(instances), _confidences(body, instances)
+        return
     found = find_candidates(body, instances, crop.box, shape, settings.least_px, owned)
     expected = model.expected_iou(found.features)
     best = non_maximum_suppression(expected, found.rivals)
@@ -114,16 +102,6 @@ def _by_model(
         yield exact_polygons(number.take(labels)), expected[chosen]
 
 
-def _drop_others(labels: Labels, crop: Crop) -> None:
-    """Set instances of blobs that the crop does not own to 0, in place."""
-    if crop.owned[1:].all():
-        return
-    # By label, because filled holes lie in no blob.
-    kept = np.zeros(int(labels.max()) + 1, np.bool_)
-    kept[labels[crop.owned[crop.blobs.labels]]] = True
-    labels[~kept[labels]] = 0
-
-
 def _drawn(
     exact: Polygons,
     confidences: Floats,
@@ -131,22 +109,16 @@ def _drawn(
     shape: tuple[int, int],
     settings: BuildingSettings,
 ) -> list[tuple[tuple[float, float, float], Building]]:
-    """Draw outlines in pixels of the scene, with sort keys.
-
-    The key is the row and column of the first pixel; of two buildings that start there, the larger
-    comes first.
-    """
+    """Draw outlines in pixels of the scene, with sort keys: first row, first column, - area."""
     present = exact != np.array(None)
     exact, confidences = exact[present], confidences[present]
-    offset = np.array([box.left, box.top])
-    exact = shapely.transform(exact, lambda xy: xy + offset)
+    exact = shapely.transform(exact, lambda xy: xy + np.array([box.left, box.top]))
     exact = dilated(exact, settings.dilate_px, shape)
     # Shift to the origin, so that rounding does not depend on the position in the image.
     corners = shapely.bounds(exact)[:, :2]
     outlines = _moved(simplify_outlines(_moved(exact, -corners), settings.simplify_px), corners)
     if settings.right_angles:
-        frame = (0, 0, shape[1], shape[0])
-        outlines = squared_outlines(exact, outlines, settings.simplify_px, frame)
+        outlines = squared_outlines(exact, outlines, settings.simplify_px, shape)
     # An exact outline starts at its first pixel.
     starts = shapely.get_coordinates(shapely.get_point(shapely.get_exterior_ring(exact), 0))
     columns, rows = starts.T.tolist()
@@ -154,7 +126,7 @@ def _drawn(
     return list(zip(keys, map(Building, outlines, confidences.tolist()), strict=True))
 
 
-def _confidences(body: NDArray[np.uint8], labels: Labels) -> Floats:
+def _confidences(body: Bytes, labels: Labels) -> Floats:
     """Compute mean probability x square root of the area for every label from 1."""
     inside = labels > 0
     label = labels[inside]

@@ -11,14 +11,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse.csgraph import connected_components
 
 from satmap.rasters.scene import Box
-from satmap.tasks.buildings.vectorizer.tracing import Labels, Mask, Parts, connected
-
-Ints = NDArray[np.int64]
+from satmap.tasks.buildings.vectorizer.tracing import (
+    Ints,
+    Labels,
+    Mask,
+    Parts,
+    connected,
+    connected_groups,
+    corners_of,
+)
 
 #: Width and height up to which a blob is never cut; a multiple of the window size.
 LARGEST_PX = 4096
@@ -28,10 +31,7 @@ LARGEST_PX = 4096
 class Crop:
     """Crop of a scene with its blobs.
 
-    Attributes:
-        box: position of the crop in the scene.
-        blobs: blobs of the crop.
-        owned: bool (blobs,), blobs to be processed in this crop only; they lie entirely in it.
+    ``owned``, (blobs,), marks the blobs to be processed in this crop only; they lie entirely in it.
     """
 
     box: Box
@@ -44,14 +44,10 @@ def blob_crops(
 ) -> Iterator[Crop]:
     """Yield crops that together own every blob of a scene exactly once.
 
-    Args:
-        mask: returns the blob pixels of a rectangle, bool (height, width).
-        shape: height and width of the scene.
-        window: side of the windows in pixels; divides ``largest``.
-        largest: blobs that are wider or higher are cut.
-
-    Yields:
-        The windows, with the blobs that end in them, then a crop for each blob that reaches a seam.
+    These are the windows, with the blobs that end in them, then a crop for each blob that reaches a
+    seam. ``mask`` returns the blob pixels of a rectangle, and ``shape`` is the height and width of
+    the scene. ``window``, the side of the windows in pixels, divides ``largest``. Wider or higher
+    blobs than that are cut.
 
     Raises:
         ValueError: ``window`` does not divide ``largest``.
@@ -88,7 +84,7 @@ class _Seams:
         self._lines: dict[tuple[str, int, int, int], Ints] = {}
 
     def add(self, box: Box, blobs: Parts) -> Mask:
-        """Record the blobs of a window that reach its seams, and return which do, bool (blobs,)."""
+        """Record the blobs of a window that reach its seams, and return which do, (blobs,)."""
         whole, labels = self._whole, blobs.labels
         at_seam = np.zeros(blobs.count, np.bool_)
         lines: dict[tuple[str, int, int, int], tuple[int | slice, int | slice]] = {}
@@ -112,10 +108,7 @@ class _Seams:
         number = np.where(at_seam, np.cumsum(at_seam) - 1 + self._count, -1)
         self._lines.update({key: number[labels[at]] for key, at in lines.items()})
         self._count += int(at_seam.sum())
-        boxes = (blobs.boxes[blob] for blob in np.flatnonzero(at_seam).tolist())
-        bounds = np.array([(c.start, r.start, c.stop, r.stop) for r, c in boxes], np.int64).reshape(
-            -1, 4
-        )
+        bounds = corners_of([blobs.boxes[blob] for blob in np.flatnonzero(at_seam).tolist()])
         corner = np.array([box.left, box.top])
         self._bounds.append(bounds + np.tile(corner, 2))
         self._pixels.append(pixel[at_seam] + corner)
@@ -127,23 +120,22 @@ class _Seams:
             return
         bounds, pixels = np.concatenate(self._bounds), np.concatenate(self._pixels)
         pairs, cut = self._pairs(largest)
-        part_of = _groups(pairs[:, ~cut], self._count)
-        whole_of = _groups(pairs, self._count)
+        part_of = connected_groups(pairs[:, ~cut], self._count)
+        whole_of = connected_groups(pairs, self._count)
         parts, wholes = _extent(bounds, part_of), _extent(bounds, whole_of)
         sides = wholes[:, 2:] - wholes[:, :2]
         is_cut: Mask = sides.max(axis=1) > largest
+        group = np.where(is_cut[whole_of], part_of + len(wholes), whole_of)
+        extents = np.concatenate([wholes, parts])
         # The first blob represents its group.
-        _, first_of_part = np.unique(part_of, return_index=True)
-        _, first_of_whole = np.unique(whole_of, return_index=True)
-        chosen = [(int(n), wholes[whole_of[n]], self._whole) for n in first_of_whole]
-        chosen = [entry for entry in chosen if not is_cut[whole_of[entry[0]]]]
-        for number in first_of_part[is_cut[whole_of[first_of_part]]].tolist():
-            left, top = (pixels[number] // largest * largest).tolist()
-            cell = Box(left, top, largest, largest).overlap(self._whole) or self._whole
-            chosen.append((number, parts[part_of[number]], cell))
-        for number, extent, limits in sorted(chosen, key=lambda entry: entry[0]):
-            left, top, right, bottom = extent.tolist()
+        _, first = np.unique(group, return_index=True)
+        for number in np.sort(first).tolist():
             column, row = pixels[number].tolist()
+            limits = self._whole
+            if is_cut[whole_of[number]]:
+                left, top = column // largest * largest, row // largest * largest
+                limits = Box(left, top, largest, largest).overlap(limits) or limits
+            left, top, right, bottom = extents[group[number]].tolist()
             yield Box(left, top, right - left, bottom - top), limits, (column, row)
 
     def _pairs(self, largest: int) -> tuple[Ints, Mask]:
@@ -160,13 +152,7 @@ class _Seams:
         return np.concatenate(pairs, axis=1), np.concatenate(cuts)
 
 
-def _groups(pairs: Ints, count: int) -> NDArray[np.int32]:
-    graph = sparse.coo_array((np.ones(pairs.shape[1]), tuple(pairs)), shape=(count, count))
-    _, group = connected_components(graph, directed=False)
-    return np.asarray(group, np.int32)
-
-
-def _extent(bounds: Ints, group: NDArray[np.int32]) -> Ints:
+def _extent(bounds: Ints, group: Labels) -> Ints:
     """Compute the bounds of each group."""
     extent = np.empty((int(group.max()) + 1, 4), np.int64)
     extent[:, :2], extent[:, 2:] = np.iinfo(np.int64).max, np.iinfo(np.int64).min

@@ -1,10 +1,11 @@
 """The image's border: crop roads to it, and separate roads that only seem to meet at it."""
 
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import replace
 
-from satmap.tasks.roads.vectorizer.junctions import cross, road_branches
-from satmap.tasks.roads.vectorizer.network import Line, Network
+import numpy as np
+
+from satmap.tasks.roads.vectorizer.junctions import road_branches
+from satmap.tasks.roads.vectorizer.network import Bools, Floats, Network, cross
 
 # Distance from the image's edge within which the skeleton of a leaving road is bent, metres.
 _BEND = 1.0
@@ -15,13 +16,12 @@ _STUB = 2.0
 _SLANT = 0.1
 
 
-def on_border(nodes: Line, size: Line) -> NDArray[np.bool_]:
+def on_border(nodes: Floats, size: Floats) -> Bools:
     """Return which of (n, 2) places lie on the image's border."""
-    border: NDArray[np.bool_] = np.any((nodes <= 1e-6) | (nodes >= size - 1e-6), axis=1)
-    return border
+    return np.asarray(((nodes <= 1e-6) | (nodes >= size - 1e-6)).any(axis=1))
 
 
-def crop_network(network: Network, margin: Line, limit: Line, scale: Line) -> Network:
+def crop_network(network: Network, margin: Floats, limit: Floats, scale: Floats) -> Network:
     """Crop a network in pixels of the padded map to the image, and convert it to metres.
 
     In the padding, a road that leaves the image at a slant continues at right angles to the edge,
@@ -39,59 +39,44 @@ def crop_network(network: Network, margin: Line, limit: Line, scale: Line) -> Ne
         return network
     points = network.points - margin
     inset = _BEND / scale
-    x, y = points.T
-    outside = (x < 0) | (y < 0) | (x > limit[0]) | (y > limit[1])
-    whole = (x > inset[0]) & (y > inset[1]) & (x < limit[0] - inset[0]) & (y < limit[1] - inset[1])
+    outside = np.any((points < 0) | (points > limit), axis=1)
+    whole = np.all((points > inset) & (points < limit - inset), axis=1)
     index = np.arange(len(points))
-    first, last = network.starts, network.starts + network.counts - 1
+    first, last = network.starts, network.stops
     first_whole = np.minimum.reduceat(np.where(whole, index, len(points)), first)
     last_whole = np.maximum.reduceat(np.where(whole, index, -1), first)
     dead = (network.degrees[network.ends] == 1) & (last_whole >= 0)[:, None]
-    enters, leaves = dead[:, 0] & outside[first], dead[:, 1] & outside[last]
-    opens = np.repeat(np.where(enters, first_whole, first), network.counts)
-    closes = np.repeat(np.where(leaves, last_whole, last), network.counts)
-    keep = (index >= opens) & (index <= closes)
+    opens = np.where(dead[:, 0] & outside[first], first_whole, first)
+    closes = np.where(dead[:, 1] & outside[last], last_whole, last)
+    keep = (index >= opens[network.roads]) & (index <= closes[network.roads])
     keep[first] = keep[last] = True
-    counts = np.add.reduceat(keep.astype(np.int64), first)
-    return Network(
-        (network.nodes - margin).clip(0, limit) * scale,
-        network.ends,
-        points[keep].clip(0, limit) * scale,
-        counts,
-    )
+    nodes = (network.nodes - margin).clip(0, limit) * scale
+    return replace(network, nodes=nodes).with_points(points.clip(0, limit) * scale, keep)
 
 
-def part_at_border(network: Network, width: float, size: Line) -> Network:
+def part_at_border(network: Network, width: float, size: Floats) -> Network:
     """Separate roads that leave the image side by side but that the skeleton joins at its border.
 
     Where two roads come together at the border, the skeleton shows one road that touches the border
     and turns back, or a short stub that leaves the image. If the straight continuations of both
     roads meet inside the image, there is a bend or a junction near the border. If they meet
-    outside, each road gets its own exit.
-
-    Args:
-        network: the network, metres.
-        width: width of a road, metres.
-        size: width and height of the image, (2,).
+    outside, each road gets its own exit. ``width`` is that of a road, ``size`` that of the image,
+    (2,), in metres.
     """
     network = _cut_where_touching(network, width, size)
     degrees = network.degrees
     branches = road_branches(network, width)
     near = np.minimum(network.nodes, size - network.nodes).min(axis=1) < _STUB * width
     nodes, ends, lines = [*network.nodes], network.ends.copy(), network.lines
-    by_node = np.argsort(branches.nodes, kind="stable")
-    first = np.searchsorted(branches.nodes[by_node], np.arange(len(network.nodes) + 1))
-    gone = np.zeros(len(lines), np.bool_)
-    moved = np.zeros(len(lines), np.bool_)
+    gone, moved = np.zeros((2, len(lines)), np.bool_)
     leaf = on_border(network.nodes, size) & (degrees == 1)
     stub = leaf[network.ends].any(axis=1) & (network.lengths < _STUB * width)
-    for joint in np.flatnonzero(near & ((degrees == 2) | (degrees == 3))).tolist():
-        halves = by_node[first[joint] : first[joint + 1]]
+    for joint in np.flatnonzero(near & ((degrees == 2) | (degrees == 3))):
+        halves = network.leaving(np.asarray(joint), int(degrees[joint]))
         pair = halves[~stub[halves >> 1]]
         if len(pair) != 2 or moved[pair >> 1].any():
             continue
-        distances = np.concatenate([nodes[joint], size - nodes[joint]])
-        edge = int(distances.argmin())
+        edge = int(np.concatenate([nodes[joint], size - nodes[joint]]).argmin())
         axis, limit = edge % 2, 0.0 if edge < 2 else float(size[edge % 2])
         tips = _apart_at(branches.places[pair], branches.directions[pair], axis, limit)
         if tips is None:
@@ -100,26 +85,22 @@ def part_at_border(network: Network, width: float, size: Line) -> Network:
         moved[pair >> 1] = True
         for half, tip in zip(pair.tolist(), tips.clip(0, size), strict=True):
             road, end = half >> 1, half % 2
-            line = lines[road][::-1] if end else lines[road]
+            order = -1 if end else 1
+            line = lines[road][::order]
             # The straight continuation replaces the bent part of the skeleton.
             straight = np.flatnonzero(np.abs(line[:, axis] - limit) > _STUB * width / 2)
             rest = line[straight[0] :] if len(straight) else line[-1:]
-            line = np.concatenate([tip[None], rest])
-            lines[road] = line[::-1] if end else line
+            lines[road] = np.concatenate([tip[None], rest])[::order]
             ends[road, end] = len(nodes)
             nodes.append(tip)
-    kept = np.flatnonzero(~gone)
-    return Network.of_lines(
-        np.array(nodes).reshape(-1, 2), ends[kept], [lines[road] for road in kept.tolist()]
-    ).dissolve()
+    parted = Network.of_lines(np.array(nodes).reshape(-1, 2), ends, lines)
+    return parted.keep(~gone).dissolve()
 
 
-def _cut_where_touching(network: Network, width: float, size: Line) -> Network:
+def _cut_where_touching(network: Network, width: float, size: Floats) -> Network:
     """Insert a node where a road touches the border away from its ends."""
-    points = network.points
-    distance = np.minimum(points, size - points).min(axis=1) if len(points) else np.empty(0)
-    road = np.repeat(np.arange(len(network.counts)), network.counts)
-    way = network.along - network.along[network.starts][road] if len(points) else distance
+    points, road, way = network.points, network.roads, network.way
+    distance = np.minimum(points, size - points).min(axis=1, initial=np.inf)
     rest = network.lengths[road] - way
     touching = np.flatnonzero((distance < width) & (way > 2 * width) & (rest > 2 * width))
     if not len(touching):
@@ -138,14 +119,11 @@ def _cut_where_touching(network: Network, width: float, size: Line) -> Network:
     return Network.of_lines(np.array(nodes), np.array(ends, np.int64), lines)
 
 
-def _apart_at(places: Line, directions: Line, axis: int, limit: float) -> Line | None:
+def _apart_at(places: Floats, directions: Floats, axis: int, limit: float) -> Floats | None:
     """Return where two arms reach the border, (2, 2), or None unless they meet beyond it.
 
-    Args:
-        places: a place on each arm, (2, 2).
-        directions: directions of the arms, inwards, (2, 2).
-        axis: the border is a line of constant x (0) or y (1).
-        limit: the constant coordinate of the border.
+    The arms pass through ``places`` (2, 2) in ``directions`` (2, 2), inwards. The border is the
+    line on which coordinate ``axis`` is ``limit``.
     """
     inward = 1.0 if limit == 0 else -1.0
     turn = float(cross(directions[0], directions[1]))
@@ -156,6 +134,6 @@ def _apart_at(places: Line, directions: Line, axis: int, limit: float) -> Line |
     if (meeting[axis] - limit) * inward > 0:
         return None
     way = (limit - places[:, axis]) / directions[:, axis]
-    tips: Line = places + way[:, None] * directions
+    tips = np.asarray(places + way[:, None] * directions)
     tips[:, axis] = limit
     return tips

@@ -4,7 +4,7 @@ The steps are smoothing and thresholding, thinning (skeleton.py), tracing (trace
 (border.py). Every step on pixels has a limited reach: blur and dilation that of their kernels,
 small objects and holes their own size, thinning twice the number of its iterations. With a margin
 of that size, the skeleton of a window equals that of the image pixel by pixel, and the networks of
-all windows fit together (seams.py). The margin is at most half a window, so the skeleton may differ
+all windows fit together (trace.py). The margin is at most half a window, so the skeleton may differ
 in squares wider than that, but no road is that wide.
 """
 
@@ -13,16 +13,14 @@ from math import ceil, sqrt
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from satmap.rasters.scene import Box, MapSource, ProbabilityMap
 from satmap.tasks.roads.settings import ROAD, RoadSettings
 from satmap.tasks.roads.vectorizer.border import crop_network
 from satmap.tasks.roads.vectorizer.lines import smooth_lines
-from satmap.tasks.roads.vectorizer.network import Ints, Network
-from satmap.tasks.roads.vectorizer.seams import in_order, pieces_within, stitched
-from satmap.tasks.roads.vectorizer.skeleton import road_mask, smooth, thin_counting
-from satmap.tasks.roads.vectorizer.trace import trace_skeleton
+from satmap.tasks.roads.vectorizer.network import Floats, Ints, Network
+from satmap.tasks.roads.vectorizer.skeleton import Mask, road_mask, thin
+from satmap.tasks.roads.vectorizer.trace import in_order, pieces_within, stitched, trace_skeleton
 
 #: Width and height of a window, without its margin.
 WINDOW_PX = 4096
@@ -41,28 +39,20 @@ _TRACED_PX = 16
 def centre_lines(maps: MapSource, settings: RoadSettings, window_px: int = WINDOW_PX) -> Network:
     """Return the road map's centre lines from its skeleton, in metres.
 
-    Args:
-        maps: maps that include the road map.
-        settings: thresholds.
-        window_px: largest width and height of a window.
+    Windows are at most ``window_px`` wide and high.
     """
     scale = np.asarray(maps.metres_per_pixel, np.float64)
-    margin = np.ceil(settings.border_m / scale).astype(int)
-    x, y = margin.tolist()
+    margin = np.ceil(settings.border_m / scale)
     height, width = maps.shape
-    padded = _Padded(maps[ROAD], Box(x, y, width, height), scale, settings)
+    image = Box(int(margin[0]), int(margin[1]), width, height)
+    padded = _Padded(maps[ROAD], image, scale, settings)
     whole = padded.extent
     windows = whole.tiles(_even(whole.width, window_px), _even(whole.height, window_px))
-    if len(windows) == 1:
-        network = trace_skeleton(*padded.skeleton(whole))
-    else:
-        network = stitched(
-            [pieces_within(trace_skeleton(*padded.skeleton(window)), window) for window in windows]
-        )
-    network = in_order(network)
+    network = in_order(
+        stitched([pieces_within(trace_skeleton(*padded.skeleton(part)), part) for part in windows])
+    )
     network = smooth_lines(network, max(1, round(_STAIRS_M / float(scale.mean()))))
-    limit = np.array([width, height], np.float64)
-    return crop_network(network, margin.astype(np.float64), limit, scale)
+    return crop_network(network, margin, np.array([width, height]), scale)
 
 
 def _even(size: int, most: int) -> int:
@@ -74,16 +64,13 @@ def _even(size: int, most: int) -> int:
 class _Padded:
     """A road map padded by repeating its border.
 
-    Attributes:
-        road: the road map.
-        image: rectangle of the image in the padded map.
-        scale: metres per pixel along x and y, (2,).
-        settings: thresholds.
+    ``image`` is the rectangle of the image in the padded map. ``scale`` is the number of metres per
+    pixel along x and y, (2,).
     """
 
     road: ProbabilityMap
     image: Box
-    scale: NDArray[np.float64]
+    scale: Floats
     settings: RoadSettings
 
     @property
@@ -100,7 +87,7 @@ class _Padded:
             margin = self._reach + slack
             around = self.extent.overlap(wanted.grown(margin, margin))
             assert around is not None
-            rows, columns, iterations = thin_counting(self._mask(around))
+            rows, columns, iterations = thin(self._mask(around))
             if around == self.extent or 2 * iterations <= slack or slack >= limit:
                 break
             slack = min(2 * iterations, limit)
@@ -117,11 +104,8 @@ class _Padded:
         area = max(settings.object_m2, settings.hole_m2) / float(self.scale.prod())
         return blur + growth + ceil(min(area, _LONGEST * sqrt(area))) + 2
 
-    def _mask(self, box: Box) -> NDArray[np.uint8]:
+    def _mask(self, box: Box) -> Mask:
         """Return the road mask in a rectangle of the padded map."""
-        settings = self.settings
-        x_m, y_m = self.scale.tolist()
-        pixel_m2 = x_m * y_m
         inside = box.overlap(self.image)
         assert inside is not None
         above, left = inside.top - box.top, inside.left - box.left
@@ -135,11 +119,4 @@ class _Padded:
         for rows in (slice(0, above), slice(box.height - below, None)):
             for columns in (slice(0, left), slice(box.width - right, None)):
                 padded[rows, columns] = 0
-        return road_mask(
-            smooth(padded, (settings.smooth_m / x_m, settings.smooth_m / y_m)),
-            settings.low,
-            settings.high,
-            (settings.apart_m / x_m, settings.apart_m / y_m),
-            settings.object_m2 / pixel_m2,
-            settings.hole_m2 / pixel_m2,
-        )
+        return road_mask(padded, self.settings, self.scale)

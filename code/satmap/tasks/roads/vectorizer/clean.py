@@ -10,8 +10,10 @@ import numpy as np
 
 from satmap.tasks.roads.vectorizer.border import on_border
 from satmap.tasks.roads.vectorizer.evidence import Evidence
-from satmap.tasks.roads.vectorizer.network import Line, Network, components
+from satmap.tasks.roads.vectorizer.network import Network
 
+# A doubtful spur must be this many times as long as a certain one.
+_DOUBTFUL_SPUR = 4.0
 # Length that a certain component needs, as a share of what a doubtful one needs.
 _CERTAIN_PART = 0.25
 # The same shares for certain and doubtful components that leave the image, because they continue
@@ -22,49 +24,34 @@ _CERTAIN_LEAVING, _DOUBTFUL_LEAVING = 0.04, 0.5
 def drop_short_loops(network: Network, below: float) -> Network:
     """Drop loops and duplicate parallel roads that enclose less than a road's width.
 
-    Args:
-        network: the network.
-        below: loops shorter than this are dropped. So are all but the shortest of parallel roads,
-            if they are shorter than half of this.
+    Loops shorter than ``below`` are dropped. So are all but the shortest of parallel roads, if they
+    are shorter than half of ``below``.
     """
-    ends, lengths = network.ends, network.lengths
-    low, high = ends.min(axis=1), ends.max(axis=1)
+    lengths = network.lengths
+    low, high = np.sort(network.ends, axis=1).T
     order = np.lexsort((lengths, high, low))
-    repeated = np.zeros(len(ends), np.bool_)
-    repeated[order[1:]] = (low[order[1:]] == low[order[:-1]]) & (
-        high[order[1:]] == high[order[:-1]]
-    )
-    drop = ((ends[:, 0] == ends[:, 1]) & (lengths < below)) | (repeated & (lengths < below / 2))
+    repeated = np.zeros(len(lengths), np.bool_)
+    repeated[order[1:]] = (np.diff(low[order]) == 0) & (np.diff(high[order]) == 0)
+    drop = (network.loops & (lengths < below)) | (repeated & (lengths < below / 2))
     return network.keep(~drop).dissolve() if drop.any() else network
 
 
-def prune_spurs(
-    network: Network,
-    below: tuple[float, float],
-    skip: float,
-    size: Line,
-    evidence: Evidence,
-) -> Network:
-    """Drop dead ends that leave a junction, shortest first.
+def prune_spurs(network: Network, below: float, skip: float, evidence: Evidence) -> Network:
+    """Drop dead ends that leave a junction and are shorter than ``below``, shortest first.
 
-    Args:
-        network: the network.
-        below: length limits of certain and of doubtful spurs; shorter spurs are dropped. The limits
-            are halved for spurs that end on the image's border, because they continue outside.
-        skip: length at the start of a spur that lies inside the other road and says nothing about
-            the spur.
-        size: width and height of the image, (2,).
-        evidence: evidence of the road map.
+    The limit is higher for doubtful spurs. It is halved for spurs that end on the image's border,
+    because they continue outside. The first ``skip`` metres of a spur lie inside the other road and
+    say nothing about the spur.
     """
-    certain, doubtful = below
+    doubtful = _DOUBTFUL_SPUR * below
     while True:
         degrees, lengths, ends = network.degrees, network.lengths, network.ends
         free = degrees[ends] == 1
         dead = (free.sum(axis=1) == 1) & (degrees[ends].max(axis=1, initial=0) > 2)
         if not (dead & (lengths < doubtful)).any():
             return network
-        needed = certain + (doubtful - certain) * evidence.doubt(network, skip)
-        leaves = (free & on_border(network.nodes, size)[ends]).any(axis=1)
+        needed = below + (doubtful - below) * evidence.doubt(network, skip)
+        leaves = (free & on_border(network.nodes, evidence.size)[ends]).any(axis=1)
         spurs = np.flatnonzero(dead & (lengths < np.where(leaves, needed / 2, needed)))
         if not len(spurs):
             return network
@@ -76,24 +63,17 @@ def prune_spurs(
         network = network.keep(keep).dissolve()
 
 
-def drop_components(network: Network, below: float, size: Line, evidence: Evidence) -> Network:
+def drop_components(network: Network, below: float, evidence: Evidence) -> Network:
     """Drop connected components with too little road.
 
-    Args:
-        network: the network.
-        below: length of road that a doubtful component needs, metres. A certain one needs a
-            quarter. Components that leave the image need less, because they continue outside.
-        size: width and height of the image, (2,).
-        evidence: evidence of the road map.
+    A doubtful component needs ``below`` metres, a certain one a quarter. Components that leave the
+    image need less, because they continue outside.
     """
-    if not len(network.counts):
-        return network
-    group = components(len(network.nodes), network.ends)
-    of_road = group[network.ends[:, 0]]
-    total = np.bincount(of_road, network.lengths).astype(np.float64)
-    doubt = np.bincount(of_road, network.lengths * evidence.doubt(network, 0)).astype(np.float64)
-    doubt /= np.maximum(total, 1e-9)
-    leaves = np.bincount(group[on_border(network.nodes, size)], minlength=len(total)) > 0
+    of_road, lengths = network.components, network.lengths
+    total = np.bincount(of_road, lengths)
+    doubt = np.bincount(of_road, lengths * evidence.doubt(network, 0)) / np.maximum(total, 1e-9)
+    leaving = on_border(network.nodes, evidence.size)[network.ends].any(axis=1)
+    leaves = np.bincount(of_road, leaving) > 0
     certain = np.where(leaves, _CERTAIN_LEAVING, _CERTAIN_PART)
     doubtful = np.where(leaves, _DOUBTFUL_LEAVING, 1.0)
     small = total < below * (certain + (doubtful - certain) * doubt)
@@ -102,10 +82,8 @@ def drop_components(network: Network, below: float, size: Line, evidence: Eviden
 
 def drop_unlikely(network: Network, least: float, evidence: Evidence) -> Network:
     """Drop connected components whose probability stays below ``least`` everywhere (hysteresis)."""
-    if not len(network.counts):
-        return network
-    of_road = components(len(network.nodes), network.ends)[network.ends[:, 0]]
     highest = np.zeros(len(network.nodes))
-    np.maximum.at(highest, of_road, evidence.highest(network))
-    kept = highest[of_road] >= least
+    owner, values = evidence.along(network)
+    np.maximum.at(highest, network.components[owner], values)
+    kept = highest[network.components] >= least
     return network if kept.all() else network.keep(kept).dissolve()

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from satmap.rasters.scene import ProbabilityMap
-from satmap.tasks.roads.vectorizer.network import Ints, Line, Network
+from satmap.tasks.roads.vectorizer.network import Bools, Floats, Ints, Network, members, norm
 
 # Spacing of samples along a road, metres.
 _SPACING = 2.0
@@ -34,18 +33,22 @@ class Evidence:
     """
 
     probability_map: ProbabilityMap
-    scale: Line
+    scale: Floats
     low: float
 
-    def at(self, places: Line) -> NDArray[np.float64]:
+    @property
+    def size(self) -> Floats:
+        """Width and height of the image in metres, (2,)."""
+        return np.array(self.probability_map.shape[::-1]) * self.scale
+
+    def at(self, places: Floats) -> Floats:
         """Return the probability, 0..1, at places (..., 2); outside the image, that of its edge."""
         height, width = self.probability_map.shape
         pixels = (places / self.scale).astype(np.intp)
         rows, columns = pixels[..., 1].clip(0, height - 1), pixels[..., 0].clip(0, width - 1)
-        values: NDArray[np.float64] = self.probability_map[rows, columns] / 255
-        return values
+        return np.asarray(self.probability_map[rows, columns] / 255)
 
-    def between(self, starts: Line, stops: Line) -> tuple[NDArray[np.float64], ...]:
+    def between(self, starts: Floats, stops: Floats) -> tuple[Floats, ...]:
         """Return the evidence for straight bridges between places, (n, 2) each.
 
         Only open ground counts. Roads that a bridge leaves, meets or crosses do not support it, so
@@ -61,40 +64,28 @@ class Evidence:
         open_ground = values < self.low
         count = open_ground.sum(axis=1)
         total = (values * open_ground).sum(axis=1)
-        mean: NDArray[np.float64] = np.where(count, total / np.maximum(count, 1), 1.0)
-        return mean, np.hypot(steps[:, 0], steps[:, 1]) * count / _BRIDGE_SAMPLES
+        mean = np.where(count, total / np.maximum(count, 1), 1.0)
+        return mean, norm(steps) * count / _BRIDGE_SAMPLES
 
-    def doubt(self, network: Network, skip: float) -> NDArray[np.float64]:
-        """Return how doubtful each road is compared to the image's typical road, (m,).
+    def along(self, network: Network, skip: float = 0) -> tuple[Ints, Floats]:
+        """Return the road and the probability of samples along all roads, (s,) and (s,).
 
-        Args:
-            network: the network.
-            skip: metres to leave out at both ends of long enough roads, because other roads lie
-                there.
-
-        Returns:
-            0 for certain, 1 for doubtful.
+        ``skip`` metres are left out at both ends of long enough roads: other roads lie there.
         """
-        roads = np.arange(len(network.counts))
-        owner, places = samples(network, roads, _SPACING, skip)
-        values = self.at(places)
+        owner, places = samples(network, np.arange(len(network.counts)), _SPACING, skip)
+        return owner, self.at(places)
+
+    def doubt(self, network: Network, skip: float) -> Floats:
+        """Return how doubtful each road is compared to the image's typical road, (m,), 0..1."""
+        owner, values = self.along(network, skip)
         typical = max(float(np.median(values)), 1 / 255) if len(values) else 1.0
         mean = np.bincount(owner, values) / np.bincount(owner)
-        doubt: NDArray[np.float64] = (_CERTAIN - mean / typical) / (_CERTAIN - _DOUBTFUL)
-        return doubt.clip(0, 1)
+        return np.clip((_CERTAIN - mean / typical) / (_CERTAIN - _DOUBTFUL), 0, 1)
 
-    def highest(self, network: Network) -> NDArray[np.float64]:
-        """Return the highest probability along each road, (m,)."""
-        owner, places = samples(network, np.arange(len(network.counts)), _SPACING, 0)
-        highest = np.zeros(len(network.counts))
-        np.maximum.at(highest, owner, self.at(places))
-        return highest
-
-    def shows_junction(self, places: Line) -> NDArray[np.bool_]:
+    def shows_junction(self, places: Floats) -> Bools:
         """Return whether the map, a junction map, shows a junction at each place, (n,)."""
         offsets = np.array([(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)]) * _AROUND
-        shown: NDArray[np.bool_] = self.at(places[:, None] + offsets).max(axis=1) >= JUNCTION_SHOWN
-        return shown
+        return np.asarray(self.at(places[:, None] + offsets).max(axis=1) >= JUNCTION_SHOWN)
 
 
 def has_signal(junctions: Evidence, network: Network, merge: float) -> bool:
@@ -114,16 +105,12 @@ def has_signal(junctions: Evidence, network: Network, merge: float) -> bool:
 
 
 def samples(
-    network: Network, roads: Ints, spacing: float, skip: float | NDArray[np.float64]
-) -> tuple[Ints, Line]:
-    """Sample places along roads at equal steps, each in the middle of an equal part of its road.
+    network: Network, roads: Ints, spacing: float, skip: float | Floats
+) -> tuple[Ints, Floats]:
+    """Sample places along roads, (k,), each in the middle of an equal part of its road.
 
-    Args:
-        network: the network.
-        roads: numbers of the roads, (k,).
-        spacing: largest step.
-        skip: length to leave out at the start and the end of each road, (k, 2), or one value for
-            all; at most a third of the road each.
+    The parts are at most ``spacing`` long. ``skip`` is the length to leave out at the start and the
+    end of each road, (k, 2), or one value for all; at most a third of the road each.
 
     Returns:
         For each sample, the position of its road in ``roads``, (s,), and its place, (s, 2).
@@ -132,7 +119,6 @@ def samples(
     skipped = np.minimum(np.broadcast_to(skip, (len(roads), 2)), lengths[:, None] / 3)
     used = lengths - skipped.sum(axis=1)
     counts = np.maximum(np.ceil(used / spacing), 1).astype(np.int64)
-    owner = np.repeat(np.arange(len(roads)), counts)
-    rank = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    owner, rank = members(counts)
     distances = skipped[owner, 0] + (rank + 0.5) * (used / counts)[owner]
     return owner, network.places(roads[owner], distances)

@@ -7,22 +7,50 @@ junctions. So road directions are measured outside that distance, and the juncti
 point nearest to the straight continuations of all its roads.
 
 The road map cannot tell whether two roads meet where they cross. The junction map can.
+
+A ramp that leaves a motorway at three degrees overlaps it for eighty metres. The skeleton joins
+both roads where the overlap starts, so a route via the true merge point gets eighty metres too
+short. The junction map shows the true place. The road map confirms it if the stem up to that place
+is wider than one road.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+import shapely
 
-from satmap.tasks.roads.vectorizer.evidence import Evidence
-from satmap.tasks.roads.vectorizer.network import Ints, Line, Network, components
+from satmap.tasks.roads.vectorizer.evidence import JUNCTION_SHOWN, Evidence
+from satmap.tasks.roads.vectorizer.lines import cut_lines
+from satmap.tasks.roads.vectorizer.network import (
+    Bools,
+    Floats,
+    Ints,
+    Network,
+    components,
+    cross,
+    norm,
+    unit,
+)
+from satmap.tasks.roads.vectorizer.speed import widths_at
 
 # Length of road, beyond the first road width, that determines an arm's direction, metres.
-BRANCH_REACH = 8.0
+_BRANCH_REACH = 8.0
 # Number of samples along that length.
 _SAMPLES = 4
 # Largest deviation from a straight line of roads that cross or pass each other, degrees.
 _STRAIGHT = 20.0
+# Weight of the skeleton's junction relative to an arm. It holds junctions of nearly parallel roads.
+_PRIOR = 0.03
+# A link that exceeds the blur of a crossing by more than this is not a crossing, metres.
+_TOUCH = 1.2
+# Largest distance that a junction may move, in road widths beyond the length of its links.
+_FARTHEST = 2.5
+# Largest angle between two merging roads, degrees.
+_ACUTE = 30.0
+# Length and step of the search for the merge point along the stem, metres.
+_REACH, _STEP = 120.0, 1.0
+# Smallest mean width of the first half of the way to the merge point, in road widths.
+_WIDE = 1.15
 
 
 @dataclass(frozen=True)
@@ -30,56 +58,34 @@ class Branches:
     """Road ends, indexed by half-edge: 2e is the start of road e, 2e + 1 its end.
 
     Attributes:
-        nodes: node of each road end, (h,).
         places: a place on the arm outside the distorted part of the skeleton, (h, 2).
         directions: unit vectors outwards, (h, 2).
         reach: length of road that the direction was measured on, metres, (h,).
     """
 
-    nodes: Ints
-    places: Line
-    directions: Line
-    reach: NDArray[np.float64]
+    places: Floats
+    directions: Floats
+    reach: Floats
+
+    def straight_on(self, one: Ints, other: Ints) -> Bools:
+        """Return whether pairs of arms form one straight road, (k,)."""
+        chord = unit(self.places[other] - self.places[one])
+        leaves = (-self.directions[one] * chord).sum(axis=1)
+        arrives = (self.directions[other] * chord).sum(axis=1)
+        return np.asarray(np.minimum(leaves, arrives) >= np.cos(np.radians(_STRAIGHT)))
 
 
 def road_branches(network: Network, width: float) -> Branches:
     """Return all road ends of a network in metres; ``width`` is the width of a road."""
     half = np.arange(2 * len(network.counts))
-    road, backwards = half >> 1, half % 2 == 1
-    length = network.lengths[road]
+    length = network.lengths[half >> 1]
     near = np.minimum(width, 0.4 * length)
-    far = np.minimum(width + BRANCH_REACH, np.maximum(0.6 * length, length - width))
+    far = np.minimum(width + _BRANCH_REACH, np.maximum(0.6 * length, length - width))
     way = near + np.linspace(0, 1, _SAMPLES)[:, None] * (far - near)
-    at = np.where(backwards, length - way, way)
-    places = network.places(np.tile(road, _SAMPLES), at.ravel()).reshape(_SAMPLES, -1, 2)
+    at = np.where(half % 2, length - way, way)
+    places = network.places(np.tile(half >> 1, _SAMPLES), at.ravel()).reshape(_SAMPLES, -1, 2)
     step = places[_SAMPLES // 2 :].mean(axis=0) - places[: _SAMPLES // 2].mean(axis=0)
-    step /= np.maximum(np.hypot(step[:, 0], step[:, 1]), 1e-9)[:, None]
-    return Branches(network.ends.reshape(-1), places.mean(axis=0), step, far - near)
-
-
-def straight_on(branches: Branches, one: Ints, other: Ints) -> NDArray[np.bool_]:
-    """Return whether pairs of arms form one straight road, (k,)."""
-    chord = branches.places[other] - branches.places[one]
-    chord /= np.maximum(np.hypot(chord[:, 0], chord[:, 1]), 1e-9)[:, None]
-    least = np.cos(np.radians(_STRAIGHT))
-    leaves: NDArray[np.bool_] = (-branches.directions[one] * chord).sum(axis=1) >= least
-    arrives: NDArray[np.bool_] = (branches.directions[other] * chord).sum(axis=1) >= least
-    straight: NDArray[np.bool_] = np.logical_and(leaves, arrives)
-    return straight
-
-
-def cross(first: Line, second: Line) -> NDArray[np.float64]:
-    """Return the cross products of vectors, (..., 2) -> (...)."""
-    product: NDArray[np.float64] = first[..., 0] * second[..., 1] - first[..., 1] * second[..., 0]
-    return product
-
-
-# Weight of the skeleton's junction relative to an arm. It holds junctions of nearly parallel roads.
-_PRIOR = 0.03
-# A link that exceeds the blur of a crossing by more than this is not a crossing, metres.
-_TOUCH = 1.2
-# Largest distance that a junction may move, in road widths beyond the length of its links.
-_FARTHEST = 2.5
+    return Branches(places.mean(axis=0), unit(step), far - near)
 
 
 def resolve_junctions(
@@ -87,137 +93,97 @@ def resolve_junctions(
 ) -> Network:
     """Merge the nodes of one junction, move junctions to their place, and separate overpasses.
 
-    Args:
-        network: the network, metres.
-        width: width of a road, metres.
-        merge: junctions linked by less road are always merged, metres.
-        junctions: evidence of the junction map, None if there is no informative one.
+    Junctions linked by less than ``merge`` metres of road are always merged. ``width`` is that of a
+    road in metres. ``junctions`` is None without an informative junction map.
     """
     junction = network.degrees >= 3
     if not junction.any():
         return network
     branches = road_branches(network, width)
-    linked = junction[network.ends].all(axis=1) & (network.ends[:, 0] != network.ends[:, 1])
+    linked = junction[network.ends].all(axis=1) & ~network.loops
     link = linked & (network.lengths < merge)
     link |= _crossings(network, branches, linked & ~link, width)
     group = components(len(network.nodes), network.ends[link])
-    outer = junction[branches.nodes] & ~np.repeat(link, 2)
-    old, new = _centres(network, group, link, branches, outer, width)
+    outer = junction[network.origins] & ~np.repeat(link, 2)
+    new = _centres(network, group, link, branches, outer, width)
     places = np.where(junction[:, None], new[group], network.nodes)
-    cut = _cut_lengths(network, branches, outer, new[group[branches.nodes]], width)
-    passing = np.zeros(len(old), np.bool_)
+    # Length of each arm that is replaced by a straight line to its junction.
+    way = new[group[network.origins]] - network.nodes[network.origins]
+    forward = (way * branches.directions).sum(axis=1)
+    cut = np.maximum(width, forward + width / 2).clip(max=0.45 * np.repeat(network.lengths, 2))
+    cut = np.where(outer, cut, 0.0).reshape(-1, 2)
+    passes = []
     if junctions is not None:
         passing = ~junctions.shows_junction(new)
-    return _rebuilt(
-        network,
-        group,
-        places,
-        link,
-        cut,
-        _passes(group, branches, outer, link, network.lengths, passing, width),
-    )
+        passes = _passes(network, group, branches, outer, link, passing, width)
+    return _rebuilt(network, group, places, link, cut, passes)
 
 
-def _crossings(
-    network: Network, branches: Branches, candidates: NDArray[np.bool_], width: float
-) -> NDArray[np.bool_]:
+def _crossings(network: Network, branches: Branches, candidates: Bools, width: float) -> Bools:
     """Return which roads are only the blur of two crossing roads, (m,).
 
     Both ends of such a road are T-junctions. Each arm continues straight in the opposite arm of the
     other end, and the road is no longer than the overlap of two roads of that width and angle.
     """
-    found = np.zeros(len(candidates), np.bool_)
     ends = network.ends
-    candidates = candidates & (network.degrees[ends] == 3).all(axis=1)
-    roads = np.flatnonzero(candidates)
-    if not len(roads):
-        return found
+    roads = np.flatnonzero(candidates & (network.degrees[ends] == 3).all(axis=1))
     # The other two arms at either end of each candidate.
-    order = np.argsort(branches.nodes, kind="stable")
-    first = np.searchsorted(branches.nodes[order], ends[roads])
-    three = order[first[..., None] + np.arange(3)]
+    three = network.leaving(ends[roads], 3)
     own = three >> 1 == roads[:, None, None]
+    other = np.take_along_axis(three, np.argsort(own, axis=2, kind="stable"), axis=2)[..., :2]
     # Exclude roads that run beside another one between the same two nodes.
     single = (own.sum(axis=2) == 1).all(axis=1)
-    other = np.take_along_axis(three, np.argsort(own, axis=2, kind="stable"), axis=2)[..., :2]
-    found[roads[single]] = _crosses(network, branches, roads[single], other[single], width)
-    return found
-
-
-def _crosses(
-    network: Network, branches: Branches, roads: Ints, other: Ints, width: float
-) -> NDArray[np.bool_]:
-    """Return whether the arms ``other``, (k, end, 2), of candidates cross, (k,)."""
-    axis = network.nodes[network.ends[roads, 1]] - network.nodes[network.ends[roads, 0]]
-    directions = branches.directions[other]
-    side = cross(axis[:, None, None], directions) > 0
+    roads, other = roads[single], other[single]
+    axis = network.nodes[ends[roads, 1]] - network.nodes[ends[roads, 0]]
+    side = cross(axis[:, None, None], branches.directions[other]) > 0
     # Sort the arms at either end into left and right; arms on the same side of the axis do not
     # cross.
     order = np.argsort(side, axis=2)
-    sorted_sides = np.take_along_axis(side, order, axis=2)
-    good = (~sorted_sides[:, :, 0] & sorted_sides[:, :, 1]).all(axis=1)
-    other = np.take_along_axis(other, order, axis=2)
+    side, other = (np.take_along_axis(array, order, axis=2) for array in (side, other))
+    good = (~side[:, :, 0] & side[:, :, 1]).all(axis=1)
     for one, across in ((other[:, 0, 0], other[:, 1, 1]), (other[:, 0, 1], other[:, 1, 0])):
-        good = good & straight_on(branches, one, across)
+        good &= branches.straight_on(one, across)
     directions = branches.directions[other]
     # Cosine of the angle between the arms of an end, for the end with the smaller angle.
     cosine = (directions[:, :, 0] * directions[:, :, 1]).sum(axis=2).max(axis=1)
-    longest = 1.5 * _overlap(cosine, width) + width
-    crosses: NDArray[np.bool_] = good & (network.lengths[roads] < longest)
-    return crosses
+    good &= network.lengths[roads] < 1.5 * _overlap(cosine, width) + width
+    found = np.zeros(len(candidates), np.bool_)
+    found[roads[good]] = True
+    return found
 
 
 def _centres(
-    network: Network,
-    group: Ints,
-    link: NDArray[np.bool_],
-    branches: Branches,
-    outer: NDArray[np.bool_],
-    width: float,
-) -> tuple[Line, Line]:
-    """Return each group's mean place, and the place nearest to all its arms' lines, (g, 2) each."""
+    network: Network, group: Ints, link: Bools, branches: Branches, outer: Bools, width: float
+) -> Floats:
+    """Return the place nearest to the lines of all arms of each group, (g, 2)."""
     count = int(group.max()) + 1
-    sizes = np.bincount(group, minlength=count)
-    old = np.stack(
-        [np.bincount(group, network.nodes[:, axis], minlength=count) / sizes for axis in (0, 1)],
-        axis=1,
-    )
+    sums = [np.bincount(group, coordinate, minlength=count) for coordinate in network.nodes.T]
+    old = np.stack(sums, axis=1) / np.bincount(group, minlength=count)[:, None]
     half = np.flatnonzero(outer)
-    of = group[branches.nodes[half]]
+    of = group[network.origins[half]]
     ux, uy = branches.directions[half].T
     px, py = (branches.places[half] - old[of]).T
-    weight = np.clip(branches.reach[half] / BRANCH_REACH, 0.05, 1)
+    weight = np.clip(branches.reach[half] / _BRANCH_REACH, 0.05, 1)
     # Sums of projections across each arm: the normal equations of the nearest place.
     across = uy * px - ux * py
-    terms = uy * uy, -ux * uy, ux * ux, uy * across, -ux * across
-    sums = [np.bincount(of, weight * term, minlength=count).astype(np.float64) for term in terms]
-    xx, xy, yy, bx, by = sums[0] + _PRIOR, sums[1], sums[2] + _PRIOR, sums[3], sums[4]
+    terms = uy * uy, ux * ux, -ux * uy, uy * across, -ux * across
+    matrix = np.array([np.bincount(of, weight * term, minlength=count) for term in terms])
+    matrix[:2] += _PRIOR
+    xx, yy, xy, bx, by = matrix
     determinant = xx * yy - xy * xy
     shift = np.stack([yy * bx - xy * by, xx * by - xy * bx], axis=1) / determinant[:, None]
     linked = np.bincount(group[network.ends[link, 0]], network.lengths[link], minlength=count)
-    limit = _FARTHEST * width + linked
-    far = np.hypot(shift[:, 0], shift[:, 1]) > limit
-    return old, old + np.where(far[:, None], 0, shift)
-
-
-def _cut_lengths(
-    network: Network, branches: Branches, outer: NDArray[np.bool_], centre: Line, width: float
-) -> NDArray[np.float64]:
-    """Return the length of each arm that is replaced by a straight line to its junction, (m, 2)."""
-    start = network.nodes[branches.nodes]
-    forward = ((centre - start) * branches.directions).sum(axis=1)
-    length = np.repeat(network.lengths, 2)
-    cut = np.minimum(np.maximum(width, forward + width / 2), 0.45 * length)
-    return np.where(outer, cut, 0.0).reshape(-1, 2)
+    far = norm(shift) > _FARTHEST * width + linked
+    return old + np.where(far[:, None], 0, shift)
 
 
 def _passes(
+    network: Network,
     group: Ints,
     branches: Branches,
-    outer: NDArray[np.bool_],
-    link: NDArray[np.bool_],
-    lengths: NDArray[np.float64],
-    passing: NDArray[np.bool_],
+    outer: Bools,
+    link: Bools,
+    passing: Bools,
     width: float,
 ) -> list[tuple[int, int]]:
     """Return pairs of arms that continue in each other without meeting the other pair.
@@ -226,20 +192,20 @@ def _passes(
     case the skeleton links them by more than the blur of a crossing.
     """
     pairs: list[tuple[int, int]] = []
-    of = group[branches.nodes]
-    linked = np.bincount(of[::2][link], lengths[link], minlength=len(passing))
+    nodes = network.origins
+    of = group[nodes]
+    linked = np.bincount(of[::2][link], network.lengths[link], minlength=len(passing))
     for number in np.flatnonzero(passing & (np.bincount(of[outer], minlength=len(passing)) == 4)):
         a, *others = np.flatnonzero(outer & (of == number)).tolist()
         touching: list[tuple[int, int]] = []
         for b in others:
             c, d = (arm for arm in others if arm != b)
-            one, other = np.array([a, c]), np.array([b, d])
-            straight = bool(straight_on(branches, one, other).all())
+            straight = branches.straight_on(np.array([a, c]), np.array([b, d])).all()
             cosine = np.abs((branches.directions[a] * branches.directions[c]).sum())
-            if straight and linked[number] <= float(_overlap(cosine, width)) + _TOUCH:
+            if straight and linked[number] <= _overlap(cosine, width) + _TOUCH:
                 pairs += [(a, b), (c, d)]
                 break
-            if branches.nodes[a] == branches.nodes[b] != branches.nodes[c] == branches.nodes[d]:
+            if nodes[a] == nodes[b] != nodes[c] == nodes[d]:
                 touching = [(a, b), (c, d)]
         else:
             if linked[number] > _TOUCH:
@@ -247,7 +213,7 @@ def _passes(
     return pairs
 
 
-def _overlap(cosine: NDArray[np.float64], width: float) -> NDArray[np.float64]:
+def _overlap(cosine: Floats, width: float) -> Floats:
     """Return the length of road that a skeleton shows where two roads cross at an acute angle.
 
     It is measured along the bisector of the angle. It starts where a circle that touches the outer
@@ -255,32 +221,26 @@ def _overlap(cosine: NDArray[np.float64], width: float) -> NDArray[np.float64]:
     other side.
     """
     sine = np.sqrt(np.clip((1 - cosine) / 2, 1e-4, 1))
-    overlap: NDArray[np.float64] = width * (1 - sine) / (sine * (1 + sine))
-    return overlap
+    return np.asarray(width * (1 - sine) / (sine * (1 + sine)))
 
 
 def _rebuilt(
     network: Network,
     group: Ints,
-    places: Line,
-    link: NDArray[np.bool_],
-    cut: NDArray[np.float64],
+    places: Floats,
+    link: Bools,
+    cut: Floats,
     passes: list[tuple[int, int]],
 ) -> Network:
     """Cut the arms of junctions, and lead them to the junctions' new places."""
     kept = np.flatnonzero(~link)
-    length = network.lengths
-    road = np.repeat(np.arange(len(length)), network.counts)
-    way = network.along - network.along[network.starts][road]
+    length, road, way = network.lengths, network.roads, network.way
     inner = np.ones(len(road), np.bool_)
-    inner[network.starts] = inner[network.starts + network.counts - 1] = False
+    inner[network.starts] = inner[network.stops] = False
     inner &= ~link[road] & (way > cut[road, 0] + 1e-6) & (way < length[road] - cut[road, 1] - 1e-6)
 
-    nodes = [places]
-    ends = group[network.ends]
-    first_of = np.unique(group, return_index=True)[1]
-    ends = first_of[ends]
-    tips = places[network.ends]
+    nodes, tips = [places], places[network.ends]
+    ends = np.unique(group, return_index=True)[1][group[network.ends]]
     for number, (one, other) in enumerate(passes):
         # The node of two passing arms lies where the first one is cut, away from the crossing.
         side = cut[one >> 1, one % 2]
@@ -292,15 +252,83 @@ def _rebuilt(
             tips[half >> 1, half % 2] = place
     roads, keys, points = [road[inner]], [way[inner]], [network.points[inner]]
     for side in (0, 1):
-        roads.append(kept)
-        keys.append(length[kept] + 1 if side else np.full(len(kept), -1.0))
-        points.append(tips[kept, side])
         moved = kept[cut[kept, side] > 0]
         at = length[moved] - cut[moved, 1] if side else cut[moved, 0]
-        roads.append(moved)
-        keys.append(at)
-        points.append(network.places(moved, at))
+        roads += [kept, moved]
+        keys += [length[kept] + 1 if side else np.full(len(kept), -1.0), at]
+        points += [tips[kept, side], network.places(moved, at)]
     all_roads, all_points = np.concatenate(roads), np.concatenate(points)
     order = np.lexsort((np.concatenate(keys), all_roads))
     counts = np.bincount(all_roads, minlength=len(length))[kept]
     return Network(np.concatenate(nodes), ends[kept], all_points[order], counts).dissolve()
+
+
+def move_merge_points(
+    network: Network, width: float, road: Evidence, junctions: Evidence | None
+) -> Network:
+    """Move junctions of two nearly parallel roads along their stem to where the maps show them.
+
+    ``width`` is that of a road in metres. ``junctions`` is None without an informative map.
+    """
+    three = np.flatnonzero(network.degrees == 3)
+    if junctions is None or not len(three):
+        return network
+    hidden = three[~junctions.shows_junction(network.nodes[three])]
+    branches = road_branches(network, 2 * width)
+    lines, nodes = network.lines, network.nodes.copy()
+    for node, halves in zip(hidden.tolist(), network.leaving(hidden, 3), strict=True):
+        stem = _stem(branches, halves)
+        if stem is None or len(np.unique(halves >> 1)) < 3:
+            continue
+        way = _way_to_junction(network, stem, width, road, junctions)
+        # A half-edge with an odd number runs against its line.
+        order = -1 if stem % 2 else 1
+        line = lines[stem >> 1][::order]
+        if way is None or way > shapely.LineString(line).length - width:
+            continue
+        _, shortened = cut_lines(line, np.array([way]))
+        nodes[node] = shortened[0]
+        lines[stem >> 1] = shortened[::order]
+        for half in halves[halves != stem].tolist():
+            order = -1 if half % 2 else 1
+            arm = lines[half >> 1][::order]
+            length = shapely.LineString(arm).length
+            _, rest = cut_lines(arm, np.array([min(2 * width, 0.45 * length)]))
+            lines[half >> 1] = np.concatenate([nodes[[node]], rest])[::order]
+    return Network.of_lines(nodes, network.ends, lines)
+
+
+def _stem(branches: Branches, halves: Ints) -> int | None:
+    """Return which of three arms continues both others, which are close together, or None."""
+    least = np.cos(np.radians(_ACUTE))
+    for stem in halves.tolist():
+        others = halves[halves != stem]
+        acute = branches.directions[others[0]] @ branches.directions[others[1]] >= least
+        if acute and branches.straight_on(np.repeat(stem, 2), others).all():
+            return int(stem)
+    return None
+
+
+def _way_to_junction(
+    network: Network, stem: int, width: float, road: Evidence, junctions: Evidence
+) -> float | None:
+    """Return the distance along the stem to the middle of the first junction shown, metres."""
+    edge, backwards = stem >> 1, stem % 2 == 1
+    length = float(network.lengths[edge])
+    way = np.arange(_STEP, min(length, _REACH), _STEP)
+    if len(way) < 2:
+        return None
+    places = network.places(np.full(len(way), edge), length - way if backwards else way)
+    shown = junctions.at(places) >= JUNCTION_SHOWN
+    if not shown.any():
+        return None
+    start = int(np.argmax(shown))
+    stop = start + int(np.argmin(np.append(shown[start:], False)))
+    if stop == len(way) and network.degrees[network.ends[edge, 1 - stem % 2]] > 1:
+        # This is the junction at the stem's other end.
+        return None
+    middle = (start + stop) // 2
+    steps = unit(np.gradient(places[: middle + 2], axis=0))
+    half = slice(0, middle // 2 + 1)
+    wide = widths_at(road, places[half], steps[half]).mean() >= _WIDE * width
+    return float(way[middle]) if wide else None

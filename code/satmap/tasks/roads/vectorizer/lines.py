@@ -1,32 +1,29 @@
 """The shape of a network's lines: few points, no staircases, sharp corners. Units are metres."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import shapely
-from numpy.typing import NDArray
 
-from satmap.tasks.roads.vectorizer.network import Line, Network
+from satmap.tasks.roads.vectorizer.network import Floats, Network, cross, norm
 
 
 def smooth_lines(network: Network, reach: int) -> Network:
     """Smooth staircases of pixels with a running mean; ends stay in place.
 
-    Args:
-        network: the network.
-        reach: number of points averaged on either side; fewer near the ends.
+    ``reach`` is the number of points averaged on either side; fewer near the ends.
     """
     if reach < 1 or not len(network.points):
         return network
     index = np.arange(len(network.points))
-    first = np.repeat(network.starts, network.counts)
-    last = first + np.repeat(network.counts, network.counts) - 1
+    first, last = network.starts[network.roads], network.stops[network.roads]
     half = np.minimum(np.minimum(index - first, last - index), reach)
     sums = np.concatenate([np.zeros((1, 2)), np.cumsum(network.points, axis=0)])
     points = (sums[index + half + 1] - sums[index - half]) / (2 * half + 1)[:, None]
     # Differences of long sums are rounded, but ends must stay exactly at their nodes.
     points[half == 0] = network.points[half == 0]
-    return Network(network.nodes, network.ends, points, network.counts)
+    return replace(network, points=points)
 
 
 def simplify(network: Network, tolerance: float) -> Network:
@@ -38,31 +35,27 @@ def simplify(network: Network, tolerance: float) -> Network:
         return network
     # A loop is simplified in three pieces.
     cuts = np.zeros(len(network.points), np.bool_)
-    loops = np.flatnonzero(network.ends[:, 0] == network.ends[:, 1])
-    start, count = network.starts[loops], network.counts[loops]
+    start, count = network.starts[network.loops], network.counts[network.loops]
     for third in (1, 2):
         cuts[start + (count - 1) * third // 3] = True
     cuts[start] = False
     repeats = 1 + cuts.astype(np.int64)
-    points = np.repeat(network.points, repeats, axis=0)
-    opens = np.zeros(len(network.points), np.int64)
-    opens[network.starts] = 1
+    opened = np.zeros(len(network.points), np.int64)
+    opened[network.starts] = 1
+    opened = np.repeat(opened, repeats)
     # Of each repeated point, the second one starts a piece.
-    opened = np.repeat(opens, repeats)
-    seconds = np.flatnonzero(np.repeat(cuts, repeats))[1::2]
-    opened[seconds] = 1
-    piece = np.cumsum(opened) - 1
-    lines = shapely.linestrings(points, indices=piece)
-    kept, owner = shapely.get_coordinates(
+    opened[np.flatnonzero(np.repeat(cuts, repeats))[1::2]] = 1
+    lines = shapely.linestrings(
+        np.repeat(network.points, repeats, axis=0), indices=np.cumsum(opened) - 1
+    )
+    points, piece = shapely.get_coordinates(
         shapely.simplify(lines, tolerance, preserve_topology=False), return_index=True
     )
-    road = np.repeat(np.arange(len(network.counts)), network.counts)
-    road_of_piece = np.repeat(road, repeats)[np.flatnonzero(opened)]
-    owner_road = road_of_piece[owner]
+    road = np.repeat(network.roads, repeats)[np.flatnonzero(opened)][piece]
     # The first point of every further piece repeats the last point of the previous one.
-    twice = np.zeros(len(kept), np.bool_)
-    twice[1:] = (owner[1:] != owner[:-1]) & (owner_road[1:] == owner_road[:-1])
-    simple = Network(network.nodes, network.ends, kept[~twice], np.bincount(owner_road[~twice]))
+    once = np.ones(len(points), np.bool_)
+    once[1:] = (piece[1:] == piece[:-1]) | (road[1:] != road[:-1])
+    simple = replace(network, points=points[once], counts=np.bincount(road[once]))
     return _apart(simple, network)
 
 
@@ -70,20 +63,15 @@ def sharpen_bends(network: Network, width: float) -> Network:
     """Restore corners that the skeleton cuts off.
 
     A run of short pieces between two longer ones whose continuations intersect nearby is a cut-off
-    corner. The intersection replaces it.
-
-    Args:
-        network: the network, simplified.
-        width: width of a road; limits the length of each short piece and the distance to the
-            corner.
+    corner. The intersection replaces it. The ``width`` of a road limits the length of each short
+    piece and the distance to the corner.
     """
     points = network.points
     if len(points) < 4:
         return network
-    road = np.repeat(np.arange(len(network.counts)), network.counts)
     steps = np.diff(points, axis=0)
-    lengths = np.hypot(steps[:, 0], steps[:, 1])
-    inside = road[1:] == road[:-1]
+    lengths = norm(steps)
+    inside = network.roads[1:] == network.roads[:-1]
     short = inside & (lengths < width)
     # Runs of short pieces from point `first` to point `last`.
     edges = np.diff(np.concatenate([[0], short.astype(np.int8), [0]]))
@@ -93,33 +81,25 @@ def sharpen_bends(network: Network, width: float) -> Network:
     fits = inside[first - 1] & inside[last]
     first, last = first[fits], last[fits]
     ahead, gap, back = steps[first - 1], points[last] - points[first], -steps[last]
-    turn = ahead[:, 0] * back[:, 1] - ahead[:, 1] * back[:, 0]
+    turn = cross(ahead, back)
     safe = np.where(np.abs(turn) > 1e-9, turn, np.inf)
     # Distance of the corner beyond either end of the run, in multiples of the longer pieces.
-    before = (gap[:, 0] * back[:, 1] - gap[:, 1] * back[:, 0]) / safe
-    after = (gap[:, 0] * ahead[:, 1] - gap[:, 1] * ahead[:, 0]) / safe
+    before, after = cross(gap, back) / safe, cross(gap, ahead) / safe
     corner = points[first] + before[:, None] * ahead
-    off = corner - points[first] - gap / 2
-    cut_off = (before > 0) & (after > 0) & (np.hypot(off[:, 0], off[:, 1]) < width)
-    cut_off &= before * lengths[first - 1] < width
-    cut_off &= after * lengths[last] < width
-    if not cut_off.any():
-        return network
+    cut_off = (before > 0) & (after > 0) & (norm(corner - points[first] - gap / 2) < width)
+    cut_off &= (before * lengths[first - 1] < width) & (after * lengths[last] < width)
     first, last = first[cut_off], last[cut_off]
     moved = points.copy()
     moved[first] = corner[cut_off]
     marks = np.zeros(len(points) + 1, np.int64)
     marks[first + 1] += 1
     marks[last + 1] -= 1
-    keep = np.cumsum(marks[:-1]) == 0
-    counts = np.add.reduceat(keep.astype(np.int64), network.starts)
-    return Network(network.nodes, network.ends, moved[keep], counts)
+    return network.with_points(moved, np.cumsum(marks[:-1]) == 0)
 
 
-def cut_lines(line: Line, distances: NDArray[np.float64]) -> list[Line]:
+def cut_lines(line: Floats, distances: Floats) -> list[Floats]:
     """Cut a line into pieces at ascending distances from its start, all inside the line."""
-    steps = np.diff(line, axis=0)
-    along = np.concatenate([[0.0], np.cumsum(np.hypot(steps[:, 0], steps[:, 1]))])
+    along = np.concatenate([[0.0], np.cumsum(norm(np.diff(line, axis=0)))])
     places = np.stack([np.interp(distances, along, line[:, axis]) for axis in (0, 1)], axis=1)
     before = np.searchsorted(along, distances)
     whole = np.insert(line, before, places, axis=0)
@@ -139,14 +119,9 @@ def _apart(simple: Network, full: Network) -> Network:
     for road in straight.tolist():
         pair = tuple(ends[road].tolist())
         if pair in taken:
-            whole = full.points[full.starts[road] : full.starts[road] + full.counts[road]]
-            lines[road] = np.stack([whole[0], whole[_farthest(whole)], whole[-1]])
+            whole = full.points[full.starts[road] : full.stops[road] + 1]
+            # The inner point that is farthest from the chord.
+            offset = np.abs(cross(whole[-1] - whole[0], whole[1:-1] - whole[0]))
+            lines[road] = whole[[0, 1 + int(np.argmax(offset)), -1]]
         taken.add(pair)
     return Network.of_lines(simple.nodes, simple.ends, lines)
-
-
-def _farthest(line: Line) -> int:
-    """Return the index of the inner point farthest from the chord."""
-    chord = line[-1] - line[0]
-    offset = line[1:-1] - line[0]
-    return 1 + int(np.argmax(np.abs(chord[0] * offset[:, 1] - chord[1] * offset[:, 0])))

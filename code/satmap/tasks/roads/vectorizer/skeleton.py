@@ -6,34 +6,33 @@ threshold would merge roads a few metres apart. Objects and holes are measured b
 (Suzuki and Abe 1985, as in OpenCV), which takes a tenth of the time of labelling every pixel.
 """
 
+from math import ceil
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from satmap.tasks.roads.settings import RoadSettings
+from satmap.tasks.roads.vectorizer.network import Floats, Ints
+
+Mask = NDArray[np.uint8]
 Words = NDArray[np.uint64]
 
 _ONE, _LAST = np.uint64(1), np.uint64(63)
 
 
-def thin(mask: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def thin(mask: Mask) -> tuple[Ints, Ints, int]:
     """Return the skeleton of a mask: 8-connected lines one pixel wide, with the mask's topology.
+
+    In an iteration of two subiterations (Guo and Hall 1989), a pixel depends only on pixels at most
+    two pixels away.
 
     Args:
         mask: (height, width), road where not 0; there is no road beyond the edge.
 
     Returns:
-        Rows and columns of the skeleton's pixels, (n,) each, row by row from left to right.
-    """
-    rows, columns, _ = thin_counting(mask)
-    return rows, columns
-
-
-def thin_counting(
-    mask: NDArray[np.uint8],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Thin a mask as :func:`thin` does, and also return the number of iterations.
-
-    In an iteration of two subiterations, a pixel depends only on pixels at most two pixels away.
+        Rows and columns of the skeleton's pixels, (n,) each, row by row from left to right, and the
+        number of iterations.
     """
     height, width = mask.shape
     # Pad the rows by at least one bit, and the array by rows and words on all sides. Then no
@@ -93,75 +92,56 @@ def _two_and_four(a: Words, b: Words, c: Words, d: Words) -> tuple[Words, Words]
     return np.asarray(ab | cd | (a | b) & (c | d), np.uint64), ab & cd
 
 
-Mask = NDArray[np.uint8]
-
-
-def smooth(probability_map: NDArray[np.uint8], sigma_px: tuple[float, float]) -> NDArray[np.uint8]:
-    """Blur a probability map by a Gaussian with standard deviations along x and y in pixels."""
-    if min(sigma_px) <= 0:
-        return probability_map
-    sigma_x, sigma_y = sigma_px
-    # The kernel reaches two standard deviations to either side; a twentieth of the weight lies
-    # beyond.
-    size = tuple(2 * int(np.ceil(2 * sigma)) + 1 for sigma in sigma_px)
-    return np.asarray(
-        cv2.GaussianBlur(
-            probability_map, size, sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REPLICATE
-        ),
-        np.uint8,
-    )
-
-
-def road_mask(
-    road: NDArray[np.uint8],
-    low: float,
-    high: float,
-    apart_px: tuple[float, float],
-    object_px: float,
-    hole_px: float,
-) -> Mask:
-    """Return the road mask: apply two thresholds, drop small objects and fill small holes.
+def road_mask(road: Mask, settings: RoadSettings, scale: Floats) -> Mask:
+    """Return the road mask: blur, apply two thresholds, drop small objects and fill small holes.
 
     The other part of the hysteresis, that a road must be certain somewhere, is applied to the
     network, where connectivity is known (``satmap.tasks.roads.vectorizer.clean.drop_unlikely``).
+    Ground that reaches the edge of the array is not a hole, because it continues outside, for
+    example between two roads that leave the image side by side.
 
     Args:
-        road: (height, width), smoothed, 0..255 for probabilities 0..1.
-        low: smallest probability of road where no certain road is near.
-        high: smallest probability of certain road.
-        apart_px: distance along x and y, in pixels, within which certain road counts as near.
-        object_px: objects of a smaller area are dropped, pixels.
-        hole_px: holes of a smaller area are filled, pixels. Ground that reaches the edge of the
-            array is not a hole, because it continues outside, for example between two roads that
-            leave the image side by side.
+        road: (height, width), 0..255 for probabilities 0..1.
+        settings: thresholds.
+        scale: metres per pixel along x and y, (2,).
 
     Returns:
         uint8 (height, width), 0 or 1.
     """
+    low, high = settings.low, settings.high
+    if settings.smooth_m > 0:
+        x, y = (settings.smooth_m / scale).tolist()
+        # The kernel reaches two standard deviations to either side; a twentieth of the weight lies
+        # beyond.
+        size = 2 * ceil(2 * x) + 1, 2 * ceil(2 * y) + 1
+        blurred = cv2.GaussianBlur(road, size, x, sigmaY=y, borderType=cv2.BORDER_REPLICATE)
+        road = np.asarray(blurred, np.uint8)
     mask = _at_least(road, high)
     if low < high:
         # Exclude the sides of certain roads and the valley between two of them. The rest is faint
         # road, which grows back until it touches the certain road. Results overwrite their sources,
         # because allocating arrays of this size costs more time than all the operations.
         candidate = _at_least(road, low)
-        near = cv2.dilate(mask, _square(apart_px, 0))
+        reach = np.rint(settings.apart_m / scale).astype(int)
+        near = cv2.dilate(mask, _square(reach))
         faint = cv2.subtract(candidate, near, dst=near)
         if cv2.countNonZero(faint):
-            cv2.dilate(faint, _square(apart_px, 1), dst=faint)
+            cv2.dilate(faint, _square(reach + 1), dst=faint)
             cv2.bitwise_and(candidate, faint, dst=faint)
             cv2.bitwise_or(mask, faint, dst=mask)
-    return _without_small_parts(mask, object_px, hole_px)
+    pixel_m2 = float(scale.prod())
+    return _without_small_parts(mask, settings.object_m2 / pixel_m2, settings.hole_m2 / pixel_m2)
 
 
-def _at_least(road: NDArray[np.uint8], probability: float) -> Mask:
+def _at_least(road: Mask, probability: float) -> Mask:
     # OpenCV's threshold is exclusive.
-    level = int(np.ceil(probability * 255)) - 1
+    level = ceil(probability * 255) - 1
     return np.asarray(cv2.threshold(road, level, 1, cv2.THRESH_BINARY)[1], np.uint8)
 
 
-def _square(reach_px: tuple[float, float], more: int) -> Mask:
+def _square(reach: Ints) -> Mask:
     """Return the kernel that dilates a mask by whole pixels along x and y."""
-    width, height = (2 * (round(reach) + more) + 1 for reach in reach_px)
+    width, height = 2 * reach + 1
     return np.ones((height, width), np.uint8)
 
 

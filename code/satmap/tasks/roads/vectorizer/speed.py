@@ -6,12 +6,11 @@ a long straight, and a road without evidence got the lowest bin.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from satmap.rasters.scene import MapSource
 from satmap.tasks.roads.settings import ROAD, SPEED_MAPS
 from satmap.tasks.roads.vectorizer.evidence import Evidence, samples
-from satmap.tasks.roads.vectorizer.network import Ints, Line, Network
+from satmap.tasks.roads.vectorizer.network import Floats, Ints, Network, unit
 from satmap.vectors.speeds import BIN_SPEEDS_MPH, MPS_PER_MPH
 
 # Largest distance from the centre line when measuring widths, and step, metres.
@@ -20,15 +19,26 @@ _WIDEST, _WIDTH_STEP = 12.0, 0.5
 _ROAD = 0.5
 # Spacing of width measurements along a road, and length left out at both ends, metres.
 _SPACING, _WIDTH_SKIP = 8.0, 8.0
+# Distance between samples along a line, metres.
+_STEP = 1.0
+# Length left out at junctions, metres: there the fastest road lies on top and hides the others.
+_SKIP = 3.0
+# Each sample is the mean of its place and of four places this far off diagonally, metres.
+_ASIDE = 0.6
+# Roads are grouped by width into kinds. Widths of one kind lie within the ratio _ALIKE. There are
+# _KINDS kinds to either side of the image's typical width.
+_ALIKE, _KINDS = 1.6, 2
+# If no speed is known, a road whose width differs from the typical one by more than the factor
+# _DIFFERENT gets the default speed times this power of the width ratio: twice the width raises 25
+# miles per hour to 40, three times to 55.
+_DIFFERENT, _BY_WIDTH = 1.5, 0.7
+_SLOWEST_MPH, _FASTEST_MPH = 10.0, 65.0
 
 
-def widths_at(road: Evidence, places: Line, directions: Line) -> NDArray[np.float64]:
-    """Measure the width of the road at places on centre lines, metres.
+def widths_at(road: Evidence, places: Floats, directions: Floats) -> Floats:
+    """Measure the width of the road at places on centre lines, (n, 2), in metres.
 
-    Args:
-        road: evidence of the road map.
-        places: (n, 2), metres.
-        directions: unit vectors along the centre lines, (n, 2).
+    The directions of the centre lines are unit vectors, (n, 2).
 
     Returns:
         Distance from the last road pixel on one side to the last on the other, (n,); 0 where the
@@ -44,17 +54,10 @@ def widths_at(road: Evidence, places: Line, directions: Line) -> NDArray[np.floa
     return width
 
 
-def road_widths(network: Network, road: Evidence) -> NDArray[np.float64]:
+def _road_widths(network: Network, road: Evidence) -> Floats:
     """Return the mean width of each road away from its ends, metres, (m,)."""
-    count = len(network.counts)
-    owner, places = samples(network, np.arange(count), _SPACING, _WIDTH_SKIP)
-    return np.bincount(
-        owner, widths_at(road, places, _directions(network, owner, places)), minlength=count
-    ) / np.bincount(owner, minlength=count)
-
-
-def _directions(network: Network, owner: Ints, places: Line) -> Line:
-    """Return the road's direction at each sample, from the previous sample to the next one."""
+    owner, places = samples(network, np.arange(len(network.counts)), _SPACING, _WIDTH_SKIP)
+    # The road's direction at each sample, from the previous sample to the next one.
     first = np.append(True, owner[1:] != owner[:-1])
     last = np.append(first[1:], True)
     index = np.arange(len(owner))
@@ -63,25 +66,7 @@ def _directions(network: Network, owner: Ints, places: Line) -> Line:
     alone = first & last
     line_ends = network.nodes[network.ends[owner[alone]]]
     step[alone] = line_ends[:, 1] - line_ends[:, 0]
-    return step / np.maximum(np.hypot(step[:, 0], step[:, 1]), 1e-9)[:, None]
-
-
-Floats = NDArray[np.float64]
-
-# Distance between samples along a line, metres.
-_STEP = 1.0
-# Length left out at junctions, metres: there the fastest road lies on top and hides the others.
-_SKIP = 3.0
-# Each sample is the mean of its place and of four places this far off diagonally, metres.
-_ASIDE = 0.6
-# Roads are grouped by width into kinds. Widths of one kind lie within the ratio _ALIKE. There are
-# _KINDS kinds to either side of the image's typical width.
-_ALIKE, _KINDS = 1.6, 2
-# If no speed is known, a road whose width differs from the typical one by more than the factor
-# _DIFFERENT gets the default speed times this power of the width ratio: twice the width raises 25
-# miles per hour to 40, three times to 55.
-_DIFFERENT, _BY_WIDTH = 1.5, 0.7
-_SLOWEST_MPH, _FASTEST_MPH = 10.0, 65.0
+    return np.bincount(owner, widths_at(road, places, unit(step))) / np.bincount(owner)
 
 
 def road_speeds(
@@ -100,12 +85,10 @@ def road_speeds(
     Returns:
         Speeds in metres per second, and mean road probabilities, 0..1, (m,) each.
     """
-    count = len(network.counts)
-    if not count:
+    if not len(network.counts):
         return np.empty(0), np.empty(0)
     skip = np.where(network.degrees[network.ends] > 1, _SKIP, 0.0)
-    owner, places = samples(network, np.arange(count), _STEP, skip)
-    number = np.bincount(owner, minlength=count)
+    owner, places = samples(network, np.arange(len(network.counts)), _STEP, skip)
     height, width = maps.shape
     scale = np.asarray(maps.metres_per_pixel)
     offsets = np.array([(0, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)]) * (_ASIDE / scale)
@@ -114,18 +97,17 @@ def road_speeds(
     columns = pixels[..., 0].astype(np.int64).clip(0, width - 1)
     timed = all(name in maps for name in SPEED_MAPS)
     values = maps.at((ROAD, *SPEED_MAPS) if timed else (ROAD,), rows, columns)
+    highest = np.bincount(owner) * len(offsets) * 255
     confidence, *means = (
-        np.bincount(owner, of_map.sum(axis=0, dtype=np.int64), minlength=count)
-        / (number * len(offsets) * 255)
-        for of_map in values
+        np.bincount(owner, of_map.sum(axis=0, dtype=np.int64)) / highest for of_map in values
     )
-    bins = np.stack(means, axis=1) if timed else np.zeros((count, len(BIN_SPEEDS_MPH)))
+    bins = np.stack(means, axis=1) if timed else np.zeros((len(highest), len(BIN_SPEEDS_MPH)))
     total = bins.sum(axis=1)
     trust = np.minimum(total / evidence, 1)
     expected = bins @ np.array(BIN_SPEEDS_MPH) / np.where(total > 0, total, 1) * MPS_PER_MPH
     if (trust == 1).all():
         return expected, confidence
-    widths = road_widths(network, Evidence(maps[ROAD], scale, 0.0))
+    widths = _road_widths(network, Evidence(maps[ROAD], scale, 0.0))
     known = np.where(trust == 1, expected, np.nan)
     prior = prior_speeds(known, widths, network, default_mps)
     return trust * expected + (1 - trust) * prior, confidence
@@ -139,46 +121,32 @@ def prior_speeds(speeds: Floats, widths: Floats, network: Network, default_mps: 
     roads. If no road has a known speed, the prior is the default, raised for wide and lowered for
     narrow roads.
 
-    Args:
-        speeds: metres per second, NaN where unknown, (m,).
-        widths: metres, (m,).
-        network: the roads.
-        default_mps: speed of a road of typical width.
-
-    Returns:
-        Metres per second, (m,).
+    Speeds are in metres per second, (m,), NaN where unknown. Widths are in metres, (m,).
+    ``default_mps`` is the speed of a road of typical width.
     """
     known = ~np.isnan(speeds)
-    lengths, nodes = network.lengths, len(network.nodes)
+    lengths = network.lengths
     ratio = np.maximum(widths, 1.0) / max(_weighted_median(widths, lengths), 1.0)
     if not known.any():
         faster = np.where(np.abs(np.log(ratio)) > np.log(_DIFFERENT), ratio**_BY_WIDTH, 1.0)
-        slowest, fastest = (
-            min(_SLOWEST_MPH * MPS_PER_MPH, default_mps),
-            max(_FASTEST_MPH * MPS_PER_MPH, default_mps),
-        )
-        return np.asarray(np.clip(default_mps * faster, slowest, fastest), np.float64)
+        slowest = min(_SLOWEST_MPH * MPS_PER_MPH, default_mps)
+        fastest = max(_FASTEST_MPH * MPS_PER_MPH, default_mps)
+        return np.clip(default_mps * faster, slowest, fastest)
     kind = np.round(np.log(ratio) / np.log(_ALIKE)).clip(-_KINDS, _KINDS).astype(np.int64) + _KINDS
     kinds = 2 * _KINDS + 1
     weights = np.where(known, lengths, 0.0)
     values = weights * np.where(known, speeds, 0.0)
 
-    def means(groups: Ints, count: int, of_road: Ints) -> Floats:
-        """Return the mean speed over each road's groups, (m,), NaN where none is known."""
-        per_road = groups.reshape(len(speeds), -1)
-        each = per_road.shape[1]
-        weight = np.bincount(per_road.ravel(), np.repeat(weights, each), minlength=count)
-        value = np.bincount(per_road.ravel(), np.repeat(values, each), minlength=count)
-        length = weight[of_road].reshape(len(speeds), -1).sum(axis=1)
-        total = value[of_road].reshape(len(speeds), -1).sum(axis=1)
-        mean: Floats = np.divide(total, length, out=np.full(len(speeds), np.nan), where=length > 0)
-        return mean
+    def sums(weights: Floats, groups: Ints) -> Floats:
+        """Return the sum of the weights of all roads in each road's groups, (m, k), as (m,)."""
+        total = np.bincount(groups.ravel(), np.repeat(weights, groups.shape[1]))
+        return np.asarray(total[groups].sum(axis=1))
 
     at_node = network.ends * kinds + kind[:, None]
     prior = np.full(len(speeds), np.sum(values) / np.sum(weights))
-    for groups, count in ((network.ends, nodes), (kind, kinds), (at_node, nodes * kinds)):
-        better = means(groups, count, groups)
-        prior = np.where(np.isnan(better), prior, better)
+    for groups in (network.ends, kind[:, None], at_node):
+        length = sums(weights, groups)
+        np.divide(sums(values, groups), length, out=prior, where=length > 0)
     return prior
 
 

@@ -6,29 +6,33 @@ can be measured. Images in several systems, such as two UTM zones, are converted
 latitude.
 """
 
-import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import shapely
-from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
-from satmap.exports.gis_layers import Layer, append, new_geopackage
-from satmap.io.files import atomic_path
+from satmap.exports.gis_files import (
+    DECIMALS,
+    Layer,
+    new_geopackage,
+    rounded_degrees,
+    write_features,
+)
 from satmap.vectors.buildings import (
     ImageBuildings,
+    Polygons,
     building_attributes,
     buildings_in_lon_lat,
-    in_own_system,
 )
 
-_LON_LAT = "EPSG:4326"
-_FIELDS = {"image_id": object, "confidence": np.float64, "area_m2": np.float64}
-
-# Decimals of a degree; the last one is about a centimetre.
-_DECIMALS = 7
+_LAYER = Layer(
+    "buildings",
+    "Polygon",
+    {"image_id": object, "confidence": np.float64, "area_m2": np.float64},
+)
 
 
 def export_buildings(path: Path, images: Callable[[], Iterable[ImageBuildings]]) -> dict[str, str]:
@@ -63,49 +67,38 @@ def export_buildings(path: Path, images: Callable[[], Iterable[ImageBuildings]])
     placed = (image for image in images() if image.image_id not in faults and image.buildings)
     match path.suffix.lower():
         case ".gpkg":
-            _write_geopackage(path, placed, systems.pop() if len(systems) == 1 else None)
+            shared = len(systems) == 1
+            layer = replace(_LAYER, crs=systems.pop()) if shared else _LAYER
+            with new_geopackage(path, layer) as temporary:
+                for image in placed:
+                    if shared and image.georeference is not None:
+                        polygons = shapely.transform(image.polygons, image.georeference.to_map)
+                    else:
+                        polygons = buildings_in_lon_lat(image)
+                    layer.write(temporary, polygons.tolist(), building_attributes(image))
         case ".geojson":
-            _write_geojson(path, placed)
+            write_features(
+                path,
+                (
+                    (properties, shapely.geometry.mapping(polygon))
+                    for image in placed
+                    for polygon, properties in zip(
+                        _rounded_to_grid(buildings_in_lon_lat(image)),
+                        building_attributes(image),
+                        strict=True,
+                    )
+                ),
+            )
         case suffix:
             raise ValueError(f"{suffix} is not a format of buildings")
     return faults
 
 
-def _write_geojson(path: Path, images: Iterable[ImageBuildings]) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write('{"type":"FeatureCollection","features":[')
-        separator = "\n"
-        for image in images:
-            polygons = _rounded_to_grid(buildings_in_lon_lat(image))
-            for polygon, properties in zip(polygons, building_attributes(image), strict=True):
-                feature = {
-                    "type": "Feature",
-                    "properties": properties,
-                    "geometry": shapely.geometry.mapping(polygon),
-                }
-                line = json.dumps(
-                    feature, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-                )
-                file.write(separator + line)
-                separator = ",\n"
-        file.write("\n]}\n")
-
-
-def _rounded_to_grid(polygons: NDArray[np.object_]) -> list[shapely.Geometry]:
+def _rounded_to_grid(polygons: Polygons) -> list[shapely.Geometry]:
     """Round polygons to seven decimals; outer rings anticlockwise, as the standard requires."""
-    # Adding zero turns -0.0 into 0.0, which prints without a sign.
-    rounded = shapely.transform(polygons, lambda xy: np.round(xy, _DECIMALS) + 0.0)
+    rounded = shapely.transform(polygons, rounded_degrees)
     # Polygons thinner than the grid may touch themselves after rounding.
     bad = ~shapely.is_valid(rounded)
-    mended = shapely.set_precision(polygons[bad], 10.0**-_DECIMALS)
-    rounded[bad] = shapely.transform(mended, lambda xy: np.round(xy, _DECIMALS) + 0.0)
+    mended = shapely.set_precision(polygons[bad], 10.0**-DECIMALS)
+    rounded[bad] = shapely.transform(mended, rounded_degrees)
     return shapely.orient_polygons(rounded).tolist()  # type: ignore[no-any-return]
-
-
-def _write_geopackage(path: Path, images: Iterable[ImageBuildings], system: str | None) -> None:
-    """Write layer ``buildings``, one Polygon per building; ``system`` None means WGS 84."""
-    layer = Layer("buildings", "Polygon", _FIELDS, system or _LON_LAT)
-    with new_geopackage(path, [layer]) as temporary:
-        for image in images:
-            polygons = in_own_system(image) if system else buildings_in_lon_lat(image)
-            append(temporary, layer, polygons.tolist(), building_attributes(image))

@@ -1,0 +1,125 @@
+"""Extend an image's probability maps by a margin from the images around it."""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satmap.errors import SatmapError
+from satmap.rasters.map_files import MapFile, open_map_file
+from satmap.rasters.scene import Box, Scene
+
+# Gap between neighbours, caused by rounded georeferences, that is filled by repeating the border.
+_SEAM_PX = 2
+# Width and height of the parts in which neighbours are checked for damage.
+_PROBE_PX = 512
+
+
+class Surrounding(NamedTuple):
+    """Rectangle of a neighbour in a scene's pixels, and a reader of its maps in its own pixels."""
+
+    box: Box
+    read: Callable[[str, Box], NDArray[np.uint8]]
+
+
+def surrounded(
+    scene: Scene, neighbours: Sequence[Surrounding], margin: tuple[int, int]
+) -> tuple[Scene, Box]:
+    """Extend a scene by a margin (x, y) in pixels, filled from neighbours with the same maps.
+
+    Where neighbours overlap, the first one counts, but never over the scene itself. The margin is 0
+    where no neighbour covers it. Sides that no neighbour touches get no margin, because the
+    vectorisers handle image edges themselves.
+
+    Returns:
+        The larger scene, and the rectangle of the original scene in it.
+    """
+    height, width = scene.shape
+    own = Box(0, 0, width, height)
+    whole = with_margin(own, [box for box, _ in neighbours], margin)
+
+    def read(name: str, part: Box) -> NDArray[np.uint8]:
+        box = part.seen_from(own.seen_from(whole))
+        rows, columns = np.arange(box.top, box.bottom), np.arange(box.left, box.right)
+        own_rows, own_columns = rows.clip(0, height - 1), columns.clip(0, width - 1)
+        left, top = int(own_columns[0]), int(own_rows[0])
+        inside = Box(left, top, int(own_columns[-1]) - left + 1, int(own_rows[-1]) - top + 1)
+        values = scene.read(name, inside)
+        if inside == box:
+            return values
+        found: NDArray[np.uint8] = values[own_rows[:, None] - top, own_columns - left]
+        found[abs(rows - own_rows) > _SEAM_PX] = 0
+        found[:, abs(columns - own_columns) > _SEAM_PX] = 0
+        for neighbour in reversed(neighbours):
+            shared = box.overlap(neighbour.box)
+            if shared and own.overlap(shared) != shared:
+                part_of_neighbour = shared.seen_from(neighbour.box)
+                found[shared.within(box)] = neighbour.read(name, part_of_neighbour)
+        if shared := box.overlap(own):
+            found[shared.within(box)] = values[shared.within(inside)]
+        return found
+
+    larger = Scene(scene.names, (whole.height, whole.width), scene.metres_per_pixel, read)
+    return larger, own.seen_from(whole)
+
+
+def with_margin(own: Box, neighbours: Sequence[Box], margin: tuple[int, int]) -> Box:
+    """Return an image's rectangle, grown by a margin on the sides that a neighbour touches.
+
+    The margin is never larger than the image itself; otherwise tiny images would be almost all
+    margin.
+    """
+    x, y = min(margin[0], own.width), min(margin[1], own.height)
+    left, top, right, bottom = (
+        size if any(side.overlap(box) for box in neighbours) else 0
+        for size, side in (
+            (x, Box(-_SEAM_PX - 1, 0, _SEAM_PX + 1, own.height)),
+            (y, Box(0, -_SEAM_PX - 1, own.width, _SEAM_PX + 1)),
+            (x, Box(own.width, 0, _SEAM_PX + 1, own.height)),
+            (y, Box(0, own.height, own.width, _SEAM_PX + 1)),
+        )
+    )
+    return Box(-left, -top, left + own.width + right, top + own.height + bottom)
+
+
+def open_surroundings(
+    file: MapFile,
+    neighbours: Sequence[tuple[Path, int, int]],
+    kinds: Mapping[int, tuple[str, ...]],
+    margin: tuple[int, int],
+    stack: contextlib.ExitStack,
+) -> list[Surrounding]:
+    """Open the usable neighbours of a raster that have the same maps; ``stack`` closes them.
+
+    Args:
+        file: the raster.
+        neighbours: rasters around it, each with the column and row of its first pixel in pixels of
+            ``file``. Files that do not exist or are damaged are ignored.
+        kinds: as for :func:`satmap.rasters.map_files.open_map_file`.
+        margin: pixels along x and y that are needed of the neighbours.
+    """
+    own = Box(0, 0, file.width, file.height)
+    reach = own.grown(min(margin[0], file.width), min(margin[1], file.height))
+    found = []
+    for path, column, row in neighbours:
+        if not path.exists():
+            continue
+        try:
+            # The pixel size of the neighbours is not used.
+            other = stack.enter_context(open_map_file(path, 1.0, kinds))
+            box = Box(column, row, other.width, other.height)
+            shared = reach.overlap(box)
+            if other.names != file.names or shared is None or shared == own.overlap(box):
+                continue
+            # A damaged neighbour must not make this image fail, so read all that is needed of it
+            # now.
+            for part in shared.seen_from(box).tiles(_PROBE_PX, _PROBE_PX):
+                for name in other.names:
+                    other.read(name, part)
+        except SatmapError:
+            continue
+        found.append(Surrounding(box, other.read))
+    return found
