@@ -3,9 +3,7 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +11,14 @@ import pytest
 import rasterio
 import yaml
 
+from forked_ranks import finish, start_command, start_ranks, wait_until
 from repository import ROOT
+from satmap.cli import main
 from satmap.errors import SatmapError
+from satmap.recipes.registry import installed_tasks
 from tree_task import TreesCsv
 
-SIZE, TREES, TIMEOUT_S = 96, 12, 120
+SIZE, TREES = 96, 12
 
 RECIPE = {
     "name": "trees", "description": "a small network that finds trees", "task": "trees", "folds": 2,
@@ -68,32 +69,35 @@ def wood(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def command(wood: Path, *arguments: object) -> list[str]:
-    return [sys.executable, "-m", "satmap", *map(str, arguments)]
+@pytest.fixture
+def _installed(wood: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Install the task's package in this process and in those that it starts."""
+    monkeypatch.syspath_prepend(wood / "site")
+    paths = [wood / "site", ROOT / "tests/helpers", ROOT / "code"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
+    installed_tasks.cache_clear()
+    yield
+    installed_tasks.cache_clear()
 
 
-def environment(wood: Path) -> dict[str, str]:
-    paths = [str(wood / "site"), str(ROOT / "tests/helpers"), os.environ.get("PYTHONPATH", "")]
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "OMP_NUM_THREADS": "1",
-    }
+def fails(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
+    return run(capfd, *arguments, status=1)
 
 
-def run(wood: Path, *arguments: object, status: int = 0) -> str:
-    done = subprocess.run(
-        command(wood, *arguments),
-        env=environment(wood), capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-    )  # fmt: skip
-    assert done.returncode == status, done.stderr
-    return done.stdout if status == 0 else done.stdout + done.stderr
+def run(capfd: pytest.CaptureFixture[str], *arguments: object, status: int = 0) -> str:
+    """Run a command in this process and return what it printed."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    printed = capfd.readouterr()
+    assert ended.value.code == status, printed.err
+    return printed.out if status == 0 else printed.out + printed.err
 
 
-def train_arguments(wood: Path, weights: Path) -> list[object]:
+def train_arguments(wood: Path, weights: Path) -> list[str]:
     return [
-        "train", wood / "train", "--recipe", wood / "trees.yaml", "--weights", weights,
-        "--cache", wood / "cache", "--workers", 0, "--device", "cpu",
+        "train", str(wood / "train"), "--recipe", str(wood / "trees.yaml"),
+        "--weights", str(weights), "--cache", str(wood / "cache"), "--workers", "0",
+        "--device", "cpu",
     ]  # fmt: skip
 
 
@@ -101,63 +105,52 @@ def weights_of(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.glob("*.safetensors"))}
 
 
-def test_from_labels_to_a_score(wood: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_installed")
+def test_from_labels_to_a_score(
+    wood: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    run(wood, *train_arguments(wood, whole))
+    run(capfd, *train_arguments(wood, whole))
     # A training stopped after its first state resumes to the same weights.
-    process = subprocess.Popen(
-        command(wood, *train_arguments(wood, stopped), "--save-minutes", "0.0001"),
-        env=environment(wood), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + TIMEOUT_S
-    while not list(stopped.glob("*.state.pt")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(TIMEOUT_S) == 128 + signal.SIGTERM
-    run(wood, *train_arguments(wood, stopped))
+    log = tmp_path / "log.txt"
+    process = start_command([*train_arguments(wood, stopped), "--save-minutes", "0.0001"], log)
+    has_state = wait_until(lambda: any(stopped.glob("*.state.pt")), process.is_alive)
+    assert has_state, log.read_text()
+    process.terminate()
+    assert finish([process]) == [128 + signal.SIGTERM]
+    run(capfd, *train_arguments(wood, stopped))
     assert weights_of(stopped) == weights_of(whole)
 
-    predict = ["predict", wood / "test", "--weights", whole, "--device", "cpu"]
+    predict = ["predict", str(wood / "test"), "--weights", str(whole), "--device", "cpu"]
     one, two = tmp_path / "one.csv", tmp_path / "two.csv"
-    run(wood, *predict, one, "--workers", 0)
-    run(wood, *predict, two, "--processes", 2, "--workers", 1)
+    run(capfd, *predict, one, "--workers", 0)
+    ranks = start_ranks([*predict, str(two), "--workers", "1"], tmp_path)
+    assert finish(ranks) == [0, 0], (tmp_path / "rank0.txt").read_text()
     assert one.read_bytes() == two.read_bytes()
-    assert "ok" in run(wood, "check", one, wood / "test")
-    score = json.loads(run(wood, "score", wood / "truth.csv", one, "--json"))
+    score = json.loads(run(capfd, "score", wood / "truth.csv", one, "--json"))
     assert score["metric"] == "trees_f1"
     assert score["total"]["f1"] > 0.9
-    assert "verified" in run(wood, "verify", one, "--device", "cpu")
+    assert "ok" in run(capfd, "check", one, wood / "test")
+    # This starts a process, which finds the task by its package alone.
+    assert "verified" in run(capfd, "verify", one, "--device", "cpu")
     # A file without one of the images is refused.
     short = tmp_path / "short.csv"
     lines = one.read_text().splitlines()
     short.write_text("\n".join(line for line in lines if not line.startswith("wood9,")) + "\n")
-    assert "wood9 is missing" in run(wood, "check", short, wood / "test", status=1)
+    assert "wood9 is missing" in fails(capfd, "check", short, wood / "test")
 
 
-def test_unsupported_operations_are_refused(wood: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_installed")
+def test_unsupported_operations_are_refused(
+    wood: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     # An earlier result of the task may be overwritten, so the missing weights are the first error.
-    (tmp_path / "out.csv").write_text("image,x,y,score\n")
-    arguments = ["predict", wood / "test", tmp_path / "out.csv", "--weights", tmp_path]
-    assert "no weights" in run(wood, *arguments, status=1)
-    run(
-        wood,
-        "vectorize",
-        wood / "test",
-        tmp_path / "out.csv",
-        "--recipe",
-        wood / "trees.yaml",
-        status=1,
-    )
-    run(
-        wood,
-        "tune",
-        wood / "test",
-        wood / "truth.csv",
-        tmp_path / "out.yaml",
-        "--recipe",
-        wood / "trees.yaml",
-        status=1,
+    out, recipe = tmp_path / "out.csv", wood / "trees.yaml"
+    out.write_text("image,x,y,score\n")
+    assert "no weights" in fails(capfd, "predict", wood / "test", out, "--weights", tmp_path)
+    fails(capfd, "vectorize", wood / "test", out, "--recipe", recipe)
+    fails(
+        capfd, "tune", wood / "test", wood / "truth.csv", tmp_path / "out.yaml", "--recipe", recipe
     )
     with pytest.raises(SatmapError, match="is a trees CSV, which cannot be drawn"):
         TreesCsv().draw(wood / "truth.csv", [wood / "test"], tmp_path)
