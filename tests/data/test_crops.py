@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from forked_ranks import SERVER
 from satmap.data.augmentation import Geometry, draw_geometry, jitter_colours
 from satmap.data.cache import CachedChip, prepare_chip
 from satmap.data.crops import CropDataset, read_crop
@@ -115,7 +116,7 @@ def test_crops_do_not_depend_on_the_workers(chips: list[CachedChip]) -> None:
         dataset = CropDataset(chips, 64, 8, 2, Augmentation(), seed=5, cutter=TASK)
         dataset.set_epoch(number)
         loader = DataLoader(
-            dataset, 4, num_workers=workers, multiprocessing_context="spawn" if workers else None
+            dataset, 4, num_workers=workers, multiprocessing_context=SERVER if workers else None
         )
         return torch.cat([sample["image"] for sample, _ in loader])
 
