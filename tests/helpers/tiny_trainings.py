@@ -1,10 +1,13 @@
 """Recipes for trainings of seconds, and tiny encoders whose states are written at once."""
 
+import os
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import yaml
 
+from repository import ROOT
 from satmap.networks.encoders import ENCODERS, EncoderSpec
 from satmap.recipes.encoder_names import ENCODER_NAMES
 
@@ -29,6 +32,45 @@ def add_tiny_encoders(patch: pytest.MonkeyPatch) -> None:
         patch.setitem(cast(dict[str, EncoderSpec], ENCODERS), name, spec)
     for module in ("satmap.recipes.schema", "satmap.weights.header"):
         patch.setattr(f"{module}.ENCODER_NAMES", (*ENCODER_NAMES, *specs))
+
+
+# What Python runs first in the processes of `tiny_commands`. The names of encoders are enough for
+# processes that only start others. Processes that Python starts for itself need nothing.
+_STARTUP = """
+import os
+import sys
+
+line = " ".join(sys.orig_argv)
+if " -m satmap " in line:
+    from satmap.recipes import encoder_names, schema
+
+    encoder_names.ENCODER_NAMES += ("tiny",)
+    schema.ENCODER_NAMES = encoder_names.ENCODER_NAMES
+    starts_others = "--processes 2" in line or "torch.distributed.run" in line
+    if "RANK" in os.environ or not starts_others:
+        import pytest
+
+        import satmap.runtime.device
+        from tiny_trainings import add_tiny_encoders
+
+        add_tiny_encoders(pytest.MonkeyPatch())
+        if " train " in line:
+            satmap.runtime.device._fast_bfloat16 = lambda device: False
+"""
+
+
+def tiny_commands(place: Path) -> dict[str, str]:
+    """Return the environment in which ``python -m satmap`` knows the tiny encoders.
+
+    Trainings do not use bfloat16 in it, like those of ``forked_ranks``.
+
+    Args:
+        place: directory for a start-up file.
+    """
+    place.mkdir(exist_ok=True)
+    (place / "sitecustomize.py").write_text(_STARTUP)
+    paths = (place, ROOT / "tests/helpers", ROOT / "code")
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, paths))}
 
 
 def stage(**changes: object) -> dict[str, Any]:

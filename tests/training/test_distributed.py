@@ -35,7 +35,6 @@ from forked_ranks import (
     wait_for_held,
     wait_until,
 )
-from repository import ROOT
 from satmap.cli import main
 from satmap.data.cache import prepare_chips
 from satmap.data.crops import CropDataset
@@ -56,7 +55,7 @@ from satmap.training.train_ensemble import TrainingOptions, _phases, train
 from satmap.weights.average import average_weights
 from satmap.weights.members import find_weights
 from satmap.weights.network_files import load_weights, save_weights
-from tiny_trainings import TWO_STAGE_RECIPE
+from tiny_trainings import TWO_STAGE_RECIPE, tiny_commands
 
 CPU = torch.device("cpu")
 
@@ -271,18 +270,7 @@ def test_the_command_names_killed_processes_ends_cleanly_and_resumes(
     city: Path, tmp_path: Path, unbroken: Path
 ) -> None:
     arguments = command(city, tmp_path, recipe_text(2))
-    # Tiny encoders for the processes of the command.
-    (tmp_path / "sitecustomize.py").write_text(
-        "import pytest\n"
-        "import satmap.runtime.device\n"
-        "from tiny_trainings import add_tiny_encoders\n"
-        "add_tiny_encoders(pytest.MonkeyPatch())\n"
-        "satmap.runtime.device._fast_bfloat16 = lambda device: False\n"
-    )
-    places = (tmp_path, ROOT / "tests/helpers", ROOT / "code")
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, places)),
-    }  # fmt: skip
+    environment = tiny_commands(tmp_path / "startup")
     for how, begun in (("kill", "stage 1/2"), ("group", "resuming after")):
         output = tmp_path / f"{how}.txt"
         with output.open("w") as stdout:

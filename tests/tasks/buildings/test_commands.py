@@ -26,6 +26,7 @@ from satmap.tasks.buildings.confidence import CONFIDENCE_FILE
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons
 from synthetic_blocks import made_blocks, maps_of_labels
 from synthetic_chips import ring_of, square, write_coco, write_tile
+from tiny_trainings import tiny_commands
 
 CPU = torch.device("cpu")
 
@@ -41,9 +42,12 @@ def verify(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str
     return int(ended.value.code or 0), capfd.readouterr().out
 
 
+@pytest.mark.usefixtures("tiny_encoders")
 def test_two_processes_train_predict_and_are_verified(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    # For the process that `verify` starts.
+    monkeypatch.setenv("PYTHONPATH", tiny_commands(tmp_path / "startup")["PYTHONPATH"])
     data, weights = tmp_path / "data", tmp_path / "weights"
     for number in range(6):
         write_tile(data, number, [square(10 + 5 * number, 12, 28), square(56, 55, 24)])
@@ -52,13 +56,14 @@ def test_two_processes_train_predict_and_are_verified(
     member = content["members"][0]
     # Both processes train one network together and share its validation.
     member["stages"] = [{**member["stages"][1], "sync_batch_norm": True}]
+    member["encoder"] = "tiny"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(content))
     common = ["--weights", str(weights), "--device", "cpu", "--workers", "0"]
     training = ["train", str(data), "--recipe", str(recipe), *common]
     ranks = start_ranks([*training, "--cache", str(tmp_path / "cache")], tmp_path)
     assert finish(ranks) == [0, 0], (tmp_path / "rank0.txt").read_text()
-    trained = read_manifest(weights / "fold0-resnet18-3band.last.safetensors")
+    trained = read_manifest(weights / "fold0-tiny-3band.last.safetensors")
     assert isinstance(trained, WeightsManifest)
     assert [run.processes for run in trained.runs] == [2]
     assert {"f1", "dice"} <= trained.scores.keys()
