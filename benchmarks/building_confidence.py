@@ -1,15 +1,15 @@
 """Compare the average precision of buildings for two kinds of confidence.
 
-    PYTHONPATH=code:tests .venv/bin/python benchmarks/building_confidence.py
-    PYTHONPATH=code:tests .venv/bin/python benchmarks/building_confidence.py \\
+    PYTHONPATH=code:tests/helpers .venv/bin/python benchmarks/building_confidence.py
+    PYTHONPATH=code:tests/helpers .venv/bin/python benchmarks/building_confidence.py \\
         ../shared/data/buildings_mapping_challenge/train WORK
 
 Without arguments, the probability maps are synthetic: blurred and noisy houses, and weaker
-distractors that look like houses (``tests/made_blocks.py``). With the images of the Mapping
-Challenge, the maps come from networks. For every seed, the recipe with a ResNet18 from scratch is
-trained on each half of the images as by ``satmap train``, and predicts the other half as by
-``satmap predict --out-of-fold``. This takes a minute of CPU time per network. WORK keeps networks
-and maps and reuses those of ``weight_maps.py``.
+distractors that look like houses (``tests/helpers/synthetic_blocks.py``). With the images of the
+Mapping Challenge, the maps come from networks. For every seed, the recipe with a ResNet18 from
+scratch is trained on each half of the images as by ``satmap train``, and predicts the other half as
+by ``satmap predict --out-of-fold``. This takes a minute of CPU time per network. WORK keeps
+networks and maps and reuses those of ``weight_maps.py``.
 
 The confidence model that rates a quarter of a network's images is fitted to the other three
 quarters, so neither the network nor the model has seen the scored images. Three variants are
@@ -32,7 +32,6 @@ import torch
 from numpy.typing import NDArray
 
 from building_runs import half
-from made_blocks import made_blocks, maps_of_labels
 from satmap.data.layouts.building_challenges import find_building_images
 from satmap.data.layouts.mapping_challenge import ANNOTATIONS
 from satmap.evaluation.metrics.coco_ap import score_coco
@@ -52,6 +51,7 @@ from satmap.tasks.buildings.targets import draw_instances
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 from satmap.vectors.buildings import Building
+from synthetic_blocks import made_blocks, maps_of_labels
 
 _QUARTERS = 4
 _MADE, _MADE_PX = 8, 220

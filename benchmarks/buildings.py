@@ -1,6 +1,6 @@
 """Measure time and quality of the building vectoriser.
 
-    PYTHONPATH=code:tests .venv/bin/python benchmarks/buildings.py
+    PYTHONPATH=code:tests/helpers .venv/bin/python benchmarks/buildings.py
 
 The script runs in one process on one thread. Chips are 900 x 900 pixels with 200 synthetic houses,
 in rows and detached. Their body, border and contact maps are blurred and have smooth noise. Times
@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import watershed
 
-from made_blocks import Blocks, made_blocks, maps_of_labels, share_apart
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.tasks.buildings.settings import BORDER, BUILDING, CONTACT, BuildingSettings
 from satmap.tasks.buildings.vectorizer.find_instances import find_instances
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
+from synthetic_blocks import Blocks, made_blocks, maps_of_labels, share_apart
 
 _SIZE, _HOUSES, _ROUNDS = 900, 200, 9
 _BLUR, _NOISE = 1.0, 0.07

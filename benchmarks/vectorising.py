@@ -1,6 +1,6 @@
 """Measure time, memory and quality of the road vectoriser.
 
-    PYTHONPATH=code:tests .venv/bin/python benchmarks/vectorising.py [SHARED]
+    PYTHONPATH=code:tests/helpers .venv/bin/python benchmarks/vectorising.py [SHARED]
 
 SHARED is the directory with the degraded masks, the real street layouts and the labels of Las
 Vegas; without it only synthetic data are used. The script runs in one process on one thread. Times
@@ -8,9 +8,9 @@ are medians of the vectoriser and of a plain peer, which take turns. The peer is
 recipe with the same libraries: threshold, removal of small objects and holes, ``skeletonize`` at
 full resolution, a walk from junction to junction, removal of short spurs and components,
 Douglas-Peucker. It has no gap closing, no speeds and no files. Degraded masks are made by
-``tests/degraded_masks.py``, and the settings were tuned on its seeds 0..23. Nobody has inspected
-the held-out seeds of masks and cities. The shared masks were inspected, but nothing was fitted to
-them.
+``tests/helpers/degraded_masks.py``, and the settings were tuned on its seeds 0..23. Nobody has
+inspected the held-out seeds of masks and cities. The shared masks were inspected, but nothing was
+fitted to them.
 
 Scenes are one large degraded mask, repeated by mirroring and written as GeoTIFF. Each is vectorised
 in its own process, and its memory excludes that of the imports. Chips side by side are pieces of
@@ -50,7 +50,7 @@ from satmap.tasks.roads.settings import ROAD
 from satmap.tasks.roads.task import RoadTask
 from satmap.tasks.roads.tiles import crop_graph
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
-from side_by_side import with_surroundings
+from surroundings import with_surroundings
 
 _MASKS, _HELD_OUT_MASKS = range(24), range(7000, 7048)
 _CITIES, _HELD_OUT_CITIES = range(1, 4), range(601, 613)

@@ -14,7 +14,8 @@ import yaml
 from affine import Affine
 
 import satmap
-from made_tasks import building_task
+from default_tasks import building_task
+from repository import ROOT
 from satmap.data.imagery import RGB, read_info, read_stretched
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls import score_roads
@@ -39,7 +40,7 @@ from satmap.vectors.road_graph import RoadGraph
 from satmap.weights.network_files import save_weights
 
 RECIPES = Path(satmap.__file__).parent / "recipes"
-EXAMPLE = Path(__file__).parents[1] / "examples" / "map_image.py"
+EXAMPLE = ROOT / "examples" / "map_image.py"
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from satmap.tuning.chips import (
 from satmap.tuning.search import Gain, Grids, Measure
 
 #: Settings to fit and their candidate values. The most important settings come first, as measured
-#: on synthetic masks (tests/degraded_masks.py).
+#: on synthetic masks (tests/helpers/degraded_masks.py).
 GRIDS: Grids = {
     "high": (0.4, 0.5, 0.6, 0.7, 0.8),
     "low": (0.1, 0.15, 0.2, 0.25, 0.3, 0.4),

@@ -1,0 +1,139 @@
+"""Pictures of predicted buildings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import shapely
+from numpy.typing import NDArray
+
+from satmap.errors import SatmapError
+from satmap.evaluation.metrics.figures import Counts
+from satmap.evaluation.score import score_files
+from satmap.report import misses
+from satmap.report.overlay import write_overlays
+from satmap.report.panels import Panel, Picture, compose
+from satmap.submissions.buildings_csv import BuildingRow, write_buildings_csv
+from satmap.submissions.coco_json import Detection, write_coco_results
+from satmap.tasks.base import default_task
+from satmap.tasks.buildings.task import BuildingScore
+from synthetic_chips import square, write_coco, write_tile
+
+NAME = "AOI_9_Made_img1"
+
+
+def differing(one: Path, other: Path) -> NDArray[np.bool_]:
+    pictures = [cv2.imread(str(path)) for path in (one, other)]
+    assert pictures[0] is not None and pictures[1] is not None
+    assert pictures[0].shape == pictures[1].shape
+    changed: NDArray[np.bool_] = (pictures[0] != pictures[1]).any(axis=2)
+    return changed
+
+
+def test_buildings_are_drawn_where_they_are(tmp_path: Path) -> None:
+    write_tile(tmp_path / "data", 1, [square(10, 10, 20)])
+    write_tile(tmp_path / "data", 2, [])
+    next((tmp_path / "data").rglob("*img2.tif")).write_bytes(b"II*\0")
+    house, shed = shapely.box(10, 10, 30, 30), shapely.box(60, 70, 72, 82)
+    rows = {
+        "both": [BuildingRow(house, 0.9), BuildingRow(shed, 0.4)],
+        "one": [BuildingRow(house, 0.9)],
+        "truth": [BuildingRow(house, 1.0)],
+    }
+    for name, its in rows.items():
+        write_buildings_csv(tmp_path / f"{name}.csv", {NAME: its})
+    for name in ("both", "one"):
+        written = write_overlays(tmp_path / f"{name}.csv", [tmp_path / "data"], tmp_path / name)
+        # The broken image is skipped.
+        assert written == [tmp_path / name / f"{NAME}.png"]
+    changed = differing(tmp_path / "both" / f"{NAME}.png", tmp_path / "one" / f"{NAME}.png")
+    # Only the shed and the legend's count; the shed is wider than high by nothing.
+    rows_of, columns = np.nonzero(changed[:-40])
+    high, wide = np.ptp(rows_of) + 1, np.ptp(columns) + 1
+    assert 0 < high < changed.shape[0] / 3 and wide == pytest.approx(high, abs=2)
+    true = write_overlays(
+        tmp_path / "both.csv", [tmp_path / "data"], tmp_path / "true", tmp_path / "truth.csv"
+    )
+    assert true[0].stat().st_size > 0
+
+
+def test_the_legend_counts_what_the_scorer_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[str] = []
+
+    def composed(caption: Sequence[str], panels: Sequence[Panel]) -> Picture:
+        texts.extend(key.text for panel in panels for key in panel.keys)
+        return compose(caption, panels)
+
+    monkeypatch.setattr(misses, "compose", composed)
+    write_tile(tmp_path / "data", 1, [])
+    house, other, wrong = box(5, 5, 20), box(60, 60, 12), box(5, 60, 15)
+    # 19.4 square pixels, a match that does not count, and 9 square pixels.
+    shed, speck = box(40, 5, 4.4), box(70, 20, 3)
+    truth = [BuildingRow(polygon) for polygon in (house, shed, other)]
+    proposal = [BuildingRow(polygon, 0.5) for polygon in (speck, shed, wrong, house)]
+    files = tmp_path / "truth.csv", tmp_path / "proposal.csv"
+    for path, rows in zip(files, (truth, proposal), strict=True):
+        write_buildings_csv(path, {NAME: rows})
+    scoring = score_files(*files)
+    figures = scoring.report.images[NAME]
+    assert [figures[name] for name in ("tp", "fp", "fn")] == [1, 1, 1]
+    expected = ["found (1)", "as proposed", "missed (1)", "false (1)"]
+    write_overlays(files[1], [tmp_path / "data"], tmp_path / "pictures", files[0])
+    assert texts == expected
+    texts.clear()
+    misses.draw_image(scoring, NAME)
+    assert texts == expected
+    # And the pictures of a training.
+    texts.clear()
+    outlines = np.array([row.polygon for row in truth], np.object_)
+    image = np.zeros((96, 96, 3), np.uint8), None
+    chip: Any = SimpleNamespace(image_id=NAME, size=(96, 96), payload=outlines, read=lambda: image)
+    default_task("buildings").draw(chip, BuildingScore(Counts(1, 1, 1), Counts(), proposal))
+    assert texts == expected
+
+
+def box(x: float, y: float, size: float) -> shapely.Polygon:
+    return shapely.box(x, y, x + size, y + size)
+
+
+def test_the_image_keeps_its_contrast(tmp_path: Path) -> None:
+    write_tile(tmp_path / "data", 1, [square(10, 10, 20)])
+    write_buildings_csv(tmp_path / "out.csv", {NAME: []})
+    (path,) = write_overlays(tmp_path / "out.csv", [tmp_path / "data"], tmp_path / "p")
+    picture = cv2.imread(str(path))
+    assert picture is not None
+    # Bright buildings on dark ground, which is not brightened.
+    panel = picture[100:-100, 100:700]
+    assert np.median(panel) < 60 and panel.max() > 200
+
+
+def test_coco_masks_are_drawn(tmp_path: Path) -> None:
+    annotation = write_coco(tmp_path / "data", {7: [square(10, 10, 30)]})
+    house = Detection(np.ones((30, 30), np.uint8), (10, 10), 0.9)
+    # A mask may be in several parts.
+    parts = np.zeros((20, 20), np.uint8)
+    parts[:8, :8] = parts[12:, 12:] = 1
+    other = Detection(parts, (60, 60), 0.5)
+    for name, detections in (("both", [house, other]), ("one", [house])):
+        results = tmp_path / f"{name}.json"
+        write_coco_results(results, {7: detections}, {7: (96, 96)})
+        write_overlays(results, [tmp_path / "data"], tmp_path / name, annotation)
+    changed = differing(tmp_path / "both" / "7.png", tmp_path / "one" / "7.png")
+    assert 0 < changed[:-40].mean() < 0.1
+
+
+def test_undrawable_input_is_reported(tmp_path: Path) -> None:
+    write_tile(tmp_path / "data", 1, [])
+    write_buildings_csv(tmp_path / "other.csv", {"AOI_9_Made_img5": []})
+    with pytest.raises(SatmapError, match="has none of the images"):
+        write_overlays(tmp_path / "other.csv", [tmp_path / "data"], tmp_path / "p")
+    roads = tmp_path / "roads.csv"
+    roads.write_text(f"ImageId,WKT_Pix,length_m,travel_time_s\n{NAME},LINESTRING EMPTY,0,0\n")
+    with pytest.raises(SatmapError, match="buildings are in a CSV or a COCO file"):
+        write_overlays(tmp_path / "other.csv", [tmp_path / "data"], tmp_path / "p", roads)
