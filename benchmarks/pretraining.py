@@ -24,7 +24,7 @@ from satmap.recipes.schema import (
     Stage,
     load_recipe,
 )
-from satmap.tasks.base import load_ensemble, task_of
+from satmap.tasks.base import task_of
 from satmap.training.run_context import RunContext
 from satmap.training.train_ensemble import TrainingOptions, train
 from satmap.training.validation import validate
@@ -56,9 +56,10 @@ def main() -> None:
             cache = options.work / "cache"
             settings = TrainingOptions(cache, from_scratch=start == "scratch")
             train([options.work / "train"], recipe, context, settings)
-            (member,) = load_ensemble(choose(find_weights(context.weights), recipe), "cpu")
-            prepared = prepare_chips(held_out, 3, cache, recipe.stretch, task_of(recipe)).chips
-            found = validate(member.network, task_of(recipe), prepared, context)
+            task, files = task_of(recipe), choose(find_weights(context.weights), recipe)
+            (member,) = task.load_ensemble(files, context.device)
+            prepared = prepare_chips(held_out, 3, cache, recipe.stretch, task).chips
+            found = validate(member.network, task, prepared, context)
             scores[start] = found
             cells = " | ".join(f"{found[figure]:.3f}" for figure in _FIGURES)
             print(f"| {start} | {seed} | {cells} |", flush=True)

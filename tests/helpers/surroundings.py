@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box, Scene
-from satmap.tasks.roads.tiles import Surrounding, surrounded
+from satmap.rasters.surroundings import Surrounding, surrounded
+from satmap.tasks.roads.tiles import margin_px
 
 
 def with_surroundings(
@@ -22,5 +23,5 @@ def with_surroundings(
             raise ValueError(f"a neighbour has maps {other.names}, the image {maps.names}")
         height, width = other.shape
         around.append(Surrounding(Box(column, row, width, height), Scene.of(other).read))
-    scene, box = surrounded(Scene.of(maps), around)
+    scene, box = surrounded(Scene.of(maps), around, margin_px(maps.metres_per_pixel))
     return scene.at_once(), box

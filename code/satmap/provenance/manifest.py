@@ -238,7 +238,7 @@ def write_manifest(path: Path, kind: type[Kind], facts: Mapping[str, Any]) -> Ki
     return manifest
 
 
-def read_manifest(path: Path) -> SubmissionManifest | WeightsManifest:
+def read_manifest(path: Path) -> SubmissionManifest | MapManifest | WeightsManifest:
     """Read the manifest of a file.
 
     Raises:

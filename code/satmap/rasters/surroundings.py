@@ -92,7 +92,7 @@ def open_surroundings(
     margin: tuple[int, int],
     stack: contextlib.ExitStack,
 ) -> list[Surrounding]:
-    """Open the usable neighbours of a raster that have the same maps; ``stack`` closes them.
+    """Open the usable neighbours of a raster that have the same maps.
 
     Args:
         file: the raster.
@@ -100,6 +100,7 @@ def open_surroundings(
             ``file``. Files that do not exist or are damaged are ignored.
         kinds: as for :func:`satmap.rasters.map_files.open_map_file`.
         margin: pixels along x and y that are needed of the neighbours.
+        stack: closes the neighbours.
     """
     own = Box(0, 0, file.width, file.height)
     reach = own.grown(min(margin[0], file.width), min(margin[1], file.height))
