@@ -21,7 +21,7 @@ from full_disks import full_disk
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.metrics.apls import apls
 from satmap.exports.roads import export_roads
-from satmap.submissions.geojson_maps import read_roads_geojson
+from satmap.submissions.vector_maps import read_road_maps
 from satmap.submissions.output_checks import require_formats
 from satmap.submissions.roads_csv import rows_of_graph
 from satmap.tasks.roads.settings import RoadTaskSettings
@@ -151,7 +151,7 @@ def test_geojson_scores_like_its_rows(tmp_path: Path) -> None:
     roads = image(*TANGLE)
     export_roads(path, [roads])
     # The CRS is that of the image, and roads touch its left and upper edge.
-    read, _ = read_roads_geojson(path, path, 0.3)
+    read, _ = read_road_maps(path, path, 0.3)
     assert list(read) == ["a"]
     rows = rows_of_graph(roads.graph)
     for row, back in zip(rows, read["a"], strict=True):
