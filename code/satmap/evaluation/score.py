@@ -18,15 +18,15 @@ from satmap.evaluation.metrics.topo import TopoScore, topo
 from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
 from satmap.submissions.coco_json import read_coco_results, read_coco_truth
 from satmap.submissions.formats import Format, detect
+from satmap.submissions.mask_rasters import find_masks
+from satmap.submissions.result_format import find_format
+from satmap.submissions.roads_csv import RoadRow, read_roads_csv
 from satmap.submissions.vector_maps import (
     find_maps,
     read_building_maps,
     read_map,
     read_road_maps,
 )
-from satmap.submissions.mask_rasters import find_masks
-from satmap.submissions.result_format import find_format
-from satmap.submissions.roads_csv import RoadRow, read_roads_csv
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 One function writes GeoPackage, FlatGeobuf, zipped shapefile and GeoParquet, another one GeoJSON.
 """
 
-import contextlib
 import json
 import tempfile
 import warnings

@@ -115,7 +115,9 @@ def _write_pbf(temporary: Path, path: Path, data: OsmData) -> None:
     # Its writer ends the process if the disk is full, so make sure that there is space: these many
     # bytes suffice without compression.
     references = sum(len(nodes) for nodes, _ in data.ways)
-    temporary.write_bytes(bytes(12 * len(data.places) + 5 * references + 64 * len(data.ways) + 8192))
+    temporary.write_bytes(
+        bytes(12 * len(data.places) + 5 * references + 64 * len(data.ways) + 8192)
+    )
 
     def ids(numbers: Sequence[int]) -> list[int]:
         return [-number - 1 for number in numbers]
@@ -131,9 +133,7 @@ def _write_pbf(temporary: Path, path: Path, data: OsmData) -> None:
                 writer.add_way(mutable.Way(id=-number, nodes=ids(nodes), tags=dict(tags)))
             for number, (members, tags) in enumerate(data.relations, 1):
                 parts: list[Any] = [("w", -way - 1, role) for way, role in members]
-                writer.add_relation(
-                    mutable.Relation(id=-number, members=parts, tags=dict(tags))
-                )
+                writer.add_relation(mutable.Relation(id=-number, members=parts, tags=dict(tags)))
     except RuntimeError as error:
         raise CannotWriteError(
             f"cannot write {path}: {error}. "

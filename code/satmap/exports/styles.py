@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from xml.sax.saxutils import escape, quoteattr
 
 # Red, green, blue.
@@ -68,7 +69,7 @@ class LinesByValue(Style):
         """Return the limits and the label of each class."""
         ranges = []
         ends = [0.0, *self.limits, 1000.0]
-        for low, high in zip(ends[:-1], ends[1:], strict=True):
+        for low, high in pairwise(ends):
             label = f"{low:g} to {high:g} {self.unit}"
             if high == ends[-1]:
                 label = f"{low:g} {self.unit} and more"

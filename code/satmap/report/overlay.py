@@ -1,9 +1,11 @@
-"""Draw a submission over its images."""
+"""Draw a submission or an export over its images."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rasterio.features
 import shapely
 
@@ -11,6 +13,8 @@ from satmap.data.chip import Chip
 from satmap.data.imagery import read_stretched
 from satmap.data.layouts.building_challenges import find_building_images
 from satmap.data.layouts.spacenet_roads import scan_roads
+from satmap.data.mosaic import find_layers, make_mosaics
+from satmap.data.sources import find_sources
 from satmap.errors import SatmapError
 from satmap.io.progress import track
 from satmap.report.misses import buildings_picture
@@ -22,8 +26,12 @@ from satmap.submissions.coco_masks import CocoMask
 from satmap.submissions.formats import Format, detect
 from satmap.submissions.result_format import find_format
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv
+from satmap.submissions.vector_maps import buildings_in, read_map, roads_in
 
 _FOUND = (255, 160, 0)
+
+# Maps are drawn in parts of this size.
+_PART_PX = 2048
 
 
 def write_overlays(
@@ -35,12 +43,16 @@ def write_overlays(
     with the true ones, if given: the picture distinguishes found, missed and false buildings, and
     leaves out polygons too small for the building score.
 
+    A vector file, such as an export of satmap, is drawn over any georeferenced rasters, which form
+    one map. Large maps are drawn in parts.
+
     Args:
-        submission: roads CSV, SpaceNet's buildings CSV, COCO results, or a format of another
-            package.
-        directories: directories of the images.
-        pictures: directory for the PNG files, one per image, named like the image.
-        truth: roads CSV, buildings CSV or COCO annotations.
+        submission: roads CSV, SpaceNet's buildings CSV, COCO results, a vector file, or a format of
+            another package.
+        directories: directories of the images; for a vector file also single rasters.
+        pictures: directory for the PNG files, one per image, named like the image. Those of a map
+            are ``map.png`` or, by row and column, ``map-0-1.png``.
+        truth: roads CSV, buildings CSV or COCO annotations; for a vector file another vector file.
 
     Returns:
         The files written. Images that cannot be read are skipped.
@@ -52,6 +64,8 @@ def write_overlays(
     """
     if added := find_format(submission):
         return added.draw(submission, directories, pictures, truth)
+    if detect(submission) is Format.VECTORS:
+        return _write_map_overlays(submission, directories, pictures, truth)
     buildings = detect(submission) in (Format.BUILDINGS_CSV, Format.COCO_RESULTS)
     read: Callable[[Path], Mapping[str, Sequence[Any]]]
     read, find = (
@@ -75,6 +89,41 @@ def write_overlays(
         write_picture(written[-1], draw(image, title, _rows_of(chip, predicted), beside))
     if not written:
         raise SatmapError(f"none of the images in {where} can be read.")
+    return written
+
+
+def _write_map_overlays(
+    export: Path, sources: Sequence[Path], pictures: Path, truth: Path | None
+) -> list[Path]:
+    """Draw a vector file over rasters."""
+    found = read_map(export)
+    true = None if truth is None else read_map(truth)
+    inside = roads_in if found.lines else buildings_in
+    draw = _draw_roads if found.lines else _draw_buildings
+    layers, faults = find_layers(find_sources(sources).sources, 3)
+    layers = [replace(layer, stretch=layer.sample_stretch(2, 98)) for layer in layers]
+    mosaics = (
+        [m for m in make_mosaics(layers, None) if m.georeference is not None] if layers else []
+    )
+    if not mosaics:
+        reason = next(iter(faults.values()), "They have no georeference.")
+        raise SatmapError(
+            f"{export} can only be drawn over rasters with a georeference, and there is none under "
+            f"{', '.join(map(str, sources))}. {reason}"
+        )
+    (mosaic,) = mosaics
+    boxes = mosaic.blocks(_PART_PX)
+    written = []
+    for box in track(boxes, "drawing", len(boxes)):
+        georeference = mosaic.georeference_of(box)
+        assert georeference is not None, "the mosaic has one"
+        size = box.height, box.width
+        rows = inside(found, georeference, size)
+        beside = None if true is None else inside(true, georeference, size)
+        part = f"-{box.top // _PART_PX}-{box.left // _PART_PX}" if len(boxes) > 1 else ""
+        written.append(pictures / f"map{part}.png")
+        image = np.ascontiguousarray(mosaic.read(box))
+        write_picture(written[-1], draw(image, f"predicted: {export.name}", rows, beside))
     return written
 
 

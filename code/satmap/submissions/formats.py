@@ -5,8 +5,8 @@ from pathlib import Path
 
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
-from satmap.submissions.vector_maps import GEOJSON_SUFFIXES, MAP_SUFFIXES
 from satmap.submissions.mask_rasters import MASK_SUFFIXES
+from satmap.submissions.vector_maps import GEOJSON_SUFFIXES, MAP_SUFFIXES
 
 # Number of bytes at the start of a file that are inspected.
 _HEAD_BYTES = 1 << 16

@@ -214,7 +214,9 @@ def by_image(path: Path) -> Side:
     surfaces: dict[str, list[Surface]] = {}
     (name,) = find_maps(path)
     for line in whole.lines:
-        lines.setdefault(_WORDS.sub("", str(line.properties.get("image_id", name))), []).append(line)
+        lines.setdefault(_WORDS.sub("", str(line.properties.get("image_id", name))), []).append(
+            line
+        )
     for surface in whole.surfaces:
         image_id = _WORDS.sub("", str(surface.properties.get("image_id", name)))
         surfaces.setdefault(image_id, []).append(surface)

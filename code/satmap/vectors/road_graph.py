@@ -72,8 +72,8 @@ class RoadGraph:
         """Return the graph as a networkx multigraph.
 
         Nodes have ``x`` and ``y``. Edges have ``geometry`` (a shapely LineString), ``length_m``,
-        ``speed_mps``, ``travel_time_s``, ``width_m`` and ``confidence``. Coordinates are in the image's
-        reference system, named in ``graph["crs"]``, or in pixels without a georeference.
+        ``speed_mps``, ``travel_time_s``, ``width_m`` and ``confidence``. Coordinates are in the
+        image's reference system, named in ``graph["crs"]``, or in pixels without a georeference.
         """
         import networkx
 

@@ -175,9 +175,14 @@ class RoadTask(DenseTask):
             record.graph.nodes.tolist(),
             [
                 [
-                    edge.nodes, edge.line.tolist(), edge.length_m, edge.speed_mps, edge.confidence,
-                    edge.width_m, edge.speed_source,
-                ]  # fmt: skip
+                    edge.nodes,
+                    edge.line.tolist(),
+                    edge.length_m,
+                    edge.speed_mps,
+                    edge.confidence,
+                    edge.width_m,
+                    edge.speed_source,
+                ]
                 for edge in record.graph.edges
             ],
         ]
