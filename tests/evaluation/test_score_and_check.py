@@ -65,9 +65,9 @@ def test_formats_are_detected_by_content(tmp_path: Path) -> None:
     assert detect(written(tmp_path / "d", " []")) is Format.COCO_RESULTS
     assert detect(written(tmp_path / "e", '{"images": []}')) is Format.COCO_ANNOTATIONS
     empty = '{"type": "FeatureCollection", "features": []}'
-    assert detect(written(tmp_path / "f", empty)) is Format.GEOJSON
+    assert detect(written(tmp_path / "f", empty)) is Format.VECTORS
     written(tmp_path / "maps" / "deep" / "x.geojson", empty)
-    assert detect(tmp_path / "maps") is Format.GEOJSON
+    assert detect(tmp_path / "maps") is Format.VECTORS
     write_mask(tmp_path / "masks" / "x.TIF", np.ones((4, 4)))
     assert detect(tmp_path / "masks") is Format.MASKS
 
@@ -358,8 +358,9 @@ def test_each_submission_is_checked_by_its_format(tmp_path: Path) -> None:
     assert "empty" in fault.message
     write_mask(tmp_path / "masks" / "x.TIF", np.ones((4, 4)))
     assert check_files(tmp_path / "masks") == []
-    with pytest.raises(SatmapError, match="GeoJSON, which no challenge takes"):
-        check_files(write_labels(tmp_path / "a.geojson", [[(0, 0), (9, 9)]]))
+    assert check_files(write_labels(tmp_path / "a.geojson", [[(0, 0), (9, 9)]])) == []
+    with pytest.raises(SatmapError, match="COCO annotations, which no challenge takes"):
+        check_files(written(tmp_path / "e.json", '{"images": []}'))
 
 
 def test_images_of_the_directories_must_appear(tmp_path: Path) -> None:

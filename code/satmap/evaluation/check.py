@@ -24,6 +24,7 @@ from satmap.submissions.mask_rasters import check_masks
 from satmap.submissions.result_format import find_format
 from satmap.submissions.roads_csv import check_roads_csv
 from satmap.submissions.vector_maps import find_maps, read_map
+from satmap.vectors.georeference import Georeference
 
 
 def check_files(submission: Path, directories: Sequence[Path] = ()) -> list[Fault]:
@@ -155,14 +156,17 @@ def _outside(found: FeatureCollection, sources: Sequence[Source]) -> list[str]:
     frames = []
     for source in sources:
         corners = [(0, 0), (source.width, 0), (source.width, source.height), (0, source.height)]
-        ring = np.array([source.transform * corner for corner in corners])
+        ring = Georeference(source.crs, source.transform, (1, 1)).to_map(np.array(corners, float))
         frames.append(shapely.Polygon(project(ring, source.crs, found.crs)))
     area = shapely.union_all(frames)
-    objects = [("road", shapely.LineString(line.xy)) for line in found.lines]
-    objects += [("building", surface.polygon) for surface in found.surfaces]
     shapely.prepare(area)
+    groups = {
+        "road": [shapely.LineString(line.xy) for line in found.lines],
+        "building": [surface.polygon for surface in found.surfaces],
+    }
     return [
         f"{noun} {number} lies on none of the {len(sources)} images with a georeference"
-        for number, (noun, shape) in enumerate(objects, 1)
+        for noun, shapes in groups.items()
+        for number, shape in enumerate(shapes, 1)
         if not area.intersects(shape)
     ]

@@ -151,9 +151,12 @@ def _write_flatgeobuf(
 ) -> None:
     features = _first_layer(images)
     _write(path, layers[0], features, "FlatGeobuf", crs, append=False)
-    # The driver does not notice that the last bytes were not written.
+    # The driver does not notice if the last bytes could not be written.
     count = len(features[0])
-    last = pyogrio.raw.read(path, columns=[], skip_features=max(count - 1, 0))[2]
+    try:
+        last = pyogrio.raw.read(path, columns=[], skip_features=max(count - 1, 0))[2]
+    except ValueError as error:
+        raise DataSourceError("the last features are missing") from error
     if len(last) != min(count, 1):
         raise DataSourceError("the last features are missing")
 
@@ -194,9 +197,6 @@ def _write_parquet(
         "geometry_types": [layer.geometry_type],
         "crs": rasterio.crs.CRS.from_user_input(crs).to_dict(projjson=True),
     }
-    # Without "crs" coordinates are longitude and latitude.
-    if crs == "EPSG:4326":
-        del geometry["crs"]
     about = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": geometry}}
     schema = pyarrow.schema(
         [*((name, kinds[kind]) for name, kind in layer.fields.items()),

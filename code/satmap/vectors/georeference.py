@@ -149,7 +149,7 @@ def common_system(images: Iterable[tuple[Georeference | None, int]]) -> str:
     if len(systems) != 1:
         return LON_LAT
     (system,) = systems
-    return system if rasterio.crs.CRS.from_wkt(system).is_projected else LON_LAT
+    return system if rasterio.crs.CRS.from_user_input(system).is_projected else LON_LAT
 
 
 def place(
@@ -190,7 +190,7 @@ def place(
             placed = project(placed, georeference.crs, crs)
     except ValueError as error:
         raise SatmapError(f"{image_id}: its {things} {error}.") from error
-    if crs != LON_LAT and rasterio.crs.CRS.from_wkt(crs).is_projected:
+    if crs != LON_LAT and rasterio.crs.CRS.from_user_input(crs).is_projected:
         return placed
     if len(placed) and ((np.abs(placed) > (180, 90)).any() or np.ptp(placed[:, 0]) > 180):
         raise SatmapError(
