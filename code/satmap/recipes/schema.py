@@ -167,7 +167,7 @@ class DecoderSettings(Settings):
 
     @model_serializer(mode="wrap")
     def _to_widths(self, handler: SerializerFunctionWrapHandler) -> Any:
-        # The format from before there were kinds, so that fingerprints of recipes do not change.
+        # A plain decoder is a list, as before ``kind`` existed: fingerprints of recipes stay valid.
         return self.widths if self.kind == "plain" else handler(self)
 
 

@@ -389,7 +389,7 @@ def task_of(recipe: Recipe) -> Task:
 
 
 def default_task(name: str, **settings: Any) -> Task:
-    """Make a task for work without networks; ``settings`` are those that differ from the defaults.
+    """Make a task for work without networks; ``settings`` override its defaults.
 
     Raises:
         SatmapError: there is no such task.

@@ -113,7 +113,7 @@ def crop_graph(graph: RoadGraph, box: Box, metres_per_pixel: tuple[float, float]
     """Crop a road graph to a rectangle and move it to the rectangle's pixels.
 
     Coordinates stay on the vectoriser's grid of 0.1 pixel. Roads keep their speed and confidence;
-    lengths are those of the pieces.
+    their lengths are measured again.
     """
     corner = np.array((box.left, box.top), np.float64)
     points = np.concatenate([np.empty((0, 2)), *(edge.line for edge in graph.edges)])
