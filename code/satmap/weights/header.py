@@ -39,7 +39,7 @@ CONTENT_KEY = "content"
 #: these networks.
 TASK_CONTENT = "task"
 
-#: Metadata key of imported files: the checkpoint that they count as if the file name has none.
+#: Metadata key of imported files: the checkpoint that a file counts as if its name has none.
 CHECKPOINT_KEY = "checkpoint"
 
 #: Remedy for a broken file.

@@ -78,9 +78,9 @@ def find_candidates(
 ) -> Candidates:
     """Find the candidates in a crop of an image of some height and width (``shape``).
 
-    All arrays are (height, width): the building probability, 0..255 for 0..1, the instances from the
-    watershed, the pixels that thresholds are applied to (``owned``, by default all) and the true
-    buildings. Candidates with fewer than ``least_px`` pixels are left out.
+    All arrays are (height, width): ``body``, the building probability, 0..255 for 0..1; the
+    instances from the watershed; the pixels that thresholds are applied to (``owned``, by default
+    all); and the true buildings. Candidates with fewer than ``least_px`` pixels are left out.
     """
     layers: list[_Layer] = []
     ious = []

@@ -1,9 +1,10 @@
 """Instance segmentation of buildings: a seeded watershed on building, border and contact maps.
 
-Touching buildings form one blob of the building map; the border and contact maps show the seam between
-them (SpaceNet 4 solutions). Seeds are the confident interiors, and the watershed assigns each pixel
-of the blob to a seed. Two parts are merged again if there is no clear seam between them, or if the
-seam is implausible for two buildings: a large roof with an uncertain spot stays one building.
+Touching buildings form one blob of the building map; the border and contact maps show the seam
+between them (SpaceNet 4 solutions). Seeds are the confident interiors, and the watershed assigns
+each pixel of the blob to a seed. Two parts are merged again if there is no clear seam between them,
+or if the seam is implausible for two buildings: a large roof with an uncertain spot stays one
+building.
 """
 
 from dataclasses import dataclass
@@ -40,8 +41,8 @@ def find_instances(
     """Segment building instances, independently within each blob of the building map.
 
     The maps are at least ``building``; ``border`` and ``contact`` help to separate touching
-    buildings. ``blobs`` are the connected parts of the building map at or above ``settings.low``, if
-    known already. The labels, (height, width), are 0 outside and 1..n in row-major order of the
+    buildings. ``blobs`` are the connected parts of the building map at or above ``settings.low``,
+    if known already. The labels, (height, width), are 0 outside and 1..n in row-major order of the
     instances' first pixels; each instance is 4-connected.
     """
     body, strength = maps[BUILDING], _strength(maps)

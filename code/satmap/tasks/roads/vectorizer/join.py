@@ -72,7 +72,7 @@ class JoinRules(NamedTuple):
             direction of a mere blob is arbitrary.
         road: evidence of the road map.
         junctions: evidence of the junction map if it is informative. A free end makes no T-junction
-            where it shows none.
+            where that map shows none.
     """
 
     settings: RoadSettings
