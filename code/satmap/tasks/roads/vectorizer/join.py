@@ -256,8 +256,8 @@ def _tee_bridges(network: Network, ends: _Ends, rules: JoinRules) -> Iterator[_B
         # to turn.
         free = _aligned(distance, ahead, settings.bridge_degrees / 2)
         if rules.junctions is not None:
-            # Look on the end's side of the road that is met, beyond the junctions within that
-            # road's width.
+            # Look a few metres before the road that is met: nearer to its centre line, the map may
+            # show other junctions of that road.
             back = np.minimum(_HIDDEN_ARM / np.maximum(distance, 1e-9), 1)[:, None]
             free &= rules.junctions.shows_junction(places - back * step)
         reach = np.where(free, settings.tee_m, -1.0)
