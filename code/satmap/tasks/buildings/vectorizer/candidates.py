@@ -159,7 +159,7 @@ class _Layer:
         return self.features[:, _AREA]
 
     def find(self, labels: Labels | Ints) -> tuple[Ints, Floats]:
-        """Return index and area of the candidates with these labels; -1 and inf for no candidate."""
+        """Return index and area of the candidates with these labels; -1 and inf if none has it."""
         place = np.searchsorted(self.label, labels)
         index = np.where(np.append(self.label, -1)[place] == labels, place, -1)
         return index, np.append(self.areas, np.inf)[index]
