@@ -47,7 +47,7 @@ def disk_cases() -> list[Case]:
         *(_prediction(size) for size in ("size=4k", "size=8k", "size=1g,nr_inodes=2")),
         *(_prediction(size, alone=False) for size in ("size=40k", "size=120k", "size=190k")),
         *(_maps(size) for size in ("size=4k", "size=200k")),
-        *(_exported(suffix) for suffix in ("geojson", "gpkg", "graphml")),
+        *(_exported(suffix) for suffix in ("geojson", "gpkg", "fgb", "zip", "graphml", "osm")),
         Case("disk", "vectorize: no space for the output", _vectorized),
         Case("disk", "score --plot: no space for pictures", _plotted),
         Case("disk", "overlay: no space for pictures", _drawn),

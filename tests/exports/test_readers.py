@@ -168,7 +168,7 @@ def test_osmnx_finds_a_route(tmp_path: Path) -> None:
     assert np.allclose(edges.to_crs(32631).length, edges["length"], rtol=1e-3)
 
 
-class Objects(osmium.SimpleHandler):  # type: ignore[misc]
+class Objects(osmium.SimpleHandler):
     """Collects the objects of an OpenStreetMap file."""
 
     def __init__(self, path: Path) -> None:
@@ -275,13 +275,13 @@ def test_bytes_of_buildings_repeat_and_a_full_disk_leaves_the_old_file(
 # --- reading them back ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".fgb", ".parquet", ".osm", ".osm.pbf"])
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".fgb", ".parquet", ".osm"])
 def test_exports_score_like_the_graph(tmp_path: Path, suffix: str) -> None:
     truth = tmp_path / "labels.geojson"
     export_roads(truth, lambda: [roads()], LON_LAT)
     scores = score_files(truth, written(tmp_path, suffix), metres_per_pixel=0.5).report.total
-    assert scores["apls_length"] > 0.999
-    assert scores["apls_time"] > 0.98
+    assert (scores["apls_length"] or 0) > 0.999
+    assert (scores["apls_time"] or 0) > 0.98
     export_buildings(truth, lambda: [buildings()], LON_LAT)
     scores = score_files(truth, built(tmp_path, suffix), metres_per_pixel=0.5).report.total
     assert (scores["tp"], scores["fp"], scores["fn"]) == (2, 0, 0)
@@ -297,7 +297,7 @@ def test_exports_of_several_images_score_against_a_directory(tmp_path: Path) -> 
     export_roads(tmp_path / "all.gpkg", lambda: images)
     report = score_files(tmp_path / "labels", tmp_path / "all.gpkg", metres_per_pixel=0.5).report
     assert list(report.images) == ["AOI_7_Moscow_chip1", "AOI_7_Moscow_chip2"]
-    assert report.total["apls_length"] > 0.999
+    assert (report.total["apls_length"] or 0) > 0.999
 
 
 @pytest.fixture
@@ -313,7 +313,7 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".fgb", ".osm"])
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".fgb"])
 def test_exports_are_checked_and_drawn(
     tmp_path: Path, image: Path, suffix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -132,7 +132,8 @@ def _read_geojson(path: Path) -> VectorLabels:
     collection = read_geojson(path)
     shapes = [shapely.LineString(line.xy) for line in collection.lines]
     shapes += [surface.polygon for surface in collection.surfaces]
-    properties = [each.properties for each in (*collection.lines, *collection.surfaces)]
+    properties = [line.properties for line in collection.lines]
+    properties += [surface.properties for surface in collection.surfaces]
     return _labels(path, shapes, properties, collection.crs)
 
 
@@ -167,10 +168,12 @@ def _read_layers(path: Path, kind: Kind | None, *, is_osm: bool) -> VectorLabels
     # New objects of JOSM, and those that satmap writes, have negative ids.
     pyogrio.set_gdal_config_options({"OSM_USE_CUSTOM_INDEXING": "NO"})
     try:
-        layers = pyogrio.list_layers(path)
-        for name, geometry_type in layers:
-            if is_osm and name not in ([_OSM_LAYERS[kind]] if kind else _OSM_LAYERS.values()):
-                continue
+        layers = [
+            (name, "")
+            for of_kind, name in _OSM_LAYERS.items()
+            if is_osm and kind in (None, of_kind)
+        ]
+        for name, geometry_type in layers or pyogrio.list_layers(path):
             # A layer without a declared type may hold anything; tables have none at all.
             if geometry_type is None:
                 continue

@@ -191,7 +191,11 @@ def _write_parquet(
     import pyarrow.parquet
 
     layer = layers[0]
-    kinds = {object: pyarrow.string(), np.int64: pyarrow.int64(), np.float64: pyarrow.float64()}
+    kinds: dict[type, Any] = {
+        object: pyarrow.string(),
+        np.int64: pyarrow.int64(),
+        np.float64: pyarrow.float64(),
+    }
     geometry = {
         "encoding": "WKB",
         "geometry_types": [layer.geometry_type],

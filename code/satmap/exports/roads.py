@@ -5,7 +5,7 @@ order of the images and of the graphs, except in FlatGeobuf, which sorts by plac
 numbered over all images.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -194,11 +194,11 @@ def _write_graphml(path: Path, placed: _Placed, crs: str | None) -> None:
                 }  # fmt: skip
                 for start, end, points, is_back in ((u, v, line, False), (v, u, line[::-1], True)):
                     geometry = shapely.LineString(rounded_degrees(points)).wkt
-                    more = {"reversed": is_back, "geometry": geometry}
-                    key = keys[start, end] = keys.get((start, end), -1) + 1
+                    more: dict[str, object] = {"reversed": is_back, "geometry": geometry}
+                    number = keys[start, end] = keys.get((start, end), -1) + 1
                     file.write(
-                        f'<edge source="{start}" target="{end}" id="{key}">'
-                        f"{_graphml_data('edge', attributes | more)}</edge>\n"
+                        f'<edge source="{start}" target="{end}" id="{number}">'
+                        f"{_graphml_data('edge', {**attributes, **more})}</edge>\n"
                     )
         file.write("</graph>\n</graphml>\n")
 
@@ -250,7 +250,8 @@ def _osm_data(placed: _Placed) -> OsmData:
             if edge.width_m is not None:
                 tags |= {"width": f"{edge.width_m:.1f}", "source:width": "estimated"}
             start, end = (numbers[node] for node in edge.nodes)
-            for piece, is_bridge, is_last in _cut(line, *bridges.get(index, ((), ()))):
+            pieces = _cut(line, *bridges[index]) if index in bridges else [(line, False, True)]
+            for piece, is_bridge, is_last in pieces:
                 stop = end if is_last else data.add_nodes(piece[-1:])[0]
                 bridge = {"bridge": "yes", "layer": "1", "fixme": _CHECK_BRIDGE}
                 data.add_line(piece, start, stop, tags | bridge if is_bridge else tags)
@@ -298,16 +299,13 @@ def _bridges(graph: RoadGraph) -> dict[int, tuple[Points, list[tuple[float, floa
 
 
 def _cut(
-    line: Points, along: Points | tuple[()], bridges: Iterable[tuple[float, float]]
+    line: Points, along: Points, bridges: Sequence[tuple[float, float]]
 ) -> Iterator[tuple[Points, bool, bool]]:
     """Cut a line at both ends of its bridges; yield pieces, and whether each is a bridge, the last.
 
-    ``along`` and ``bridges`` are those of :func:`_bridges`; without bridges both are empty.
+    ``along`` and ``bridges`` are those of :func:`_bridges`.
     """
-    cuts = [cut for bridge in bridges for cut in bridge if len(along) and 0 < cut < along[-1]]
-    if not cuts:
-        yield line, False, True
-        return
+    cuts = np.array([cut for bridge in bridges for cut in bridge if 0 < cut < along[-1]])
     places = np.stack([np.interp(cuts, along, line[:, axis]) for axis in (0, 1)], axis=1)
     way = np.concatenate([along, cuts])
     order = np.argsort(way, kind="stable")

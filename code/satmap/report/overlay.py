@@ -98,8 +98,8 @@ def _write_map_overlays(
     """Draw a vector file over rasters."""
     found = read_map(export)
     true = None if truth is None else read_map(truth)
-    inside = roads_in if found.lines else buildings_in
-    draw = _draw_roads if found.lines else _draw_buildings
+    inside: Callable[..., list[Any]] = roads_in if found.lines else buildings_in
+    draw: Callable[..., Picture] = _draw_roads if found.lines else _draw_buildings
     layers, faults = find_layers(find_sources(sources).sources, 3)
     layers = [replace(layer, stretch=layer.sample_stretch(2, 98)) for layer in layers]
     mosaics = (

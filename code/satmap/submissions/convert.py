@@ -12,14 +12,7 @@ from satmap.errors import SatmapError
 from satmap.io.geojson_reader import FeatureCollection
 from satmap.submissions.buildings_csv import write_buildings_csv
 from satmap.submissions.roads_csv import write_roads_csv
-from satmap.submissions.vector_maps import (
-    Side,
-    buildings_in,
-    by_image,
-    find_maps,
-    read_map,
-    roads_in,
-)
+from satmap.submissions.vector_maps import Side, buildings_in, by_image, roads_in
 
 
 def convert_to_csv(
@@ -44,7 +37,7 @@ def convert_to_csv(
             of the images.
         CannotWriteError: ``output`` cannot be written.
     """
-    side = _side(maps)
+    side = by_image(maps)
     collections = (read() for read in side.values())
     first = next((c for c in collections if c.lines or c.surfaces), None)
     if first is None:
@@ -82,15 +75,6 @@ def convert_to_csv(
         )
     write(output, rows)
     return {image_id: len(found) for image_id, found in rows.items()}, faults
-
-
-def _side(maps: Path) -> Side:
-    if maps.is_file():
-        return by_image(maps)
-    side: Side = {}
-    for image_id, file in find_maps(maps).items():
-        side[image_id] = lambda file=file: read_map(file)  # type: ignore[misc]
-    return side
 
 
 def _collection_of(chip: Chip, side: Side) -> FeatureCollection | None:

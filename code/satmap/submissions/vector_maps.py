@@ -196,19 +196,19 @@ def sides_of(truth: Path, proposal: Path) -> tuple[Side, Side]:
     Two single files are one image, whatever their names. If one side is a directory, the other
     side's single file is split by the property ``image_id``.
     """
-    single = truth.is_file(), proposal.is_file()
-    if all(single):
+    if truth.is_file() and proposal.is_file():
         name = next(iter(find_maps(truth)))
         return {name: partial(read_map, truth)}, {name: partial(read_map, proposal)}
-    sides = [
-        by_image(path) if is_file else {i: partial(read_map, f) for i, f in find_maps(path).items()}
-        for path, is_file in zip((truth, proposal), single, strict=True)
-    ]
-    return sides[0], sides[1]
+    return by_image(truth), by_image(proposal)
 
 
 def by_image(path: Path) -> Side:
-    """Split the features of a file by their property ``image_id``; without it, it is one image."""
+    """Return the images of a map: those of a directory's files, or of ``image_id`` in one file.
+
+    Features without ``image_id`` belong to an image with the name of the file.
+    """
+    if path.is_dir():
+        return {image_id: partial(read_map, file) for image_id, file in find_maps(path).items()}
     whole = read_map(path)
     lines: dict[str, list[GeoLine]] = {}
     surfaces: dict[str, list[Surface]] = {}

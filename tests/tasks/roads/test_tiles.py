@@ -29,7 +29,7 @@ def graph_of(*lines: Sequence[tuple[float, float]]) -> RoadGraph:
             if place not in nodes:
                 nodes.append(place)
         ends = (nodes.index(line[0]), nodes.index(line[-1]))
-        edges.append(RoadEdge(ends, np.array(line, np.float64), 1.0, 10.0, 0.5))
+        edges.append(RoadEdge(ends, np.array(line, np.float64), 1.0, 10.0, 0.5, 6.5, "default"))
     return RoadGraph(np.array(nodes, np.float64), tuple(edges))
 
 
@@ -41,6 +41,7 @@ def test_crop_cuts_roads_at_the_edges() -> None:
     assert sorted(map(tuple, long.line.tolist())) == [(0, 5), (20, 5), (40, 18.3)]
     assert long.length_m == pytest.approx(0.5 * (20 + np.hypot(20, 13.3)))
     assert (long.speed_mps, long.confidence) == (10, 0.5)
+    assert (long.width_m, long.speed_source) == (6.5, "default")
     for edge in cropped.edges:
         np.testing.assert_array_equal(edge.line[[0, -1]], cropped.nodes[list(edge.nodes)])
 

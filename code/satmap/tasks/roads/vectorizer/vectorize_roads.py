@@ -131,13 +131,26 @@ def _graph(network: Network, maps: MapSource, settings: RoadSettings) -> RoadGra
         on_ground, maps, settings.speed_evidence, settings.default_speed_mph * MPS_PER_MPH
     )
     source: SpeedSource = "estimated" if all(name in maps for name in SPEED_MAPS) else "default"
-    figures = np.stack([on_ground.lengths, speeds, confidence], axis=1).tolist()
     return RoadGraph(
         network.nodes,
         tuple(
-            RoadEdge((start, end), line, *of_edge, width if width == width else None, source)
-            for (start, end), line, of_edge, width in zip(
-                network.ends.tolist(), network.lines, figures, widths.tolist(), strict=True
+            RoadEdge(
+                (start, end),
+                line,
+                length,
+                speed,
+                certain,
+                width if width == width else None,
+                source,
+            )
+            for (start, end), line, length, speed, certain, width in zip(
+                network.ends.tolist(),
+                network.lines,
+                on_ground.lengths.tolist(),
+                speeds.tolist(),
+                confidence.tolist(),
+                widths.tolist(),
+                strict=True,
             )
         ),
     )
