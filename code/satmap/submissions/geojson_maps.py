@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import shapely
+from affine import Affine
 from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
@@ -22,6 +23,7 @@ from satmap.io.text import natural_key
 from satmap.submissions.buildings_csv import BuildingRow
 from satmap.submissions.roads_csv import RoadRow
 from satmap.submissions.rows import Row
+from satmap.vectors.georeference import Georeference
 from satmap.vectors.speeds import MPS_PER_MPH, label_speed_mph
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -80,8 +82,10 @@ def find_geojson(path: Path) -> dict[str, Path]:
 
 def read_roads_geojson(
     truth: Path, proposal: Path, metres_per_pixel: float
-) -> tuple[dict[str, list[RoadRow]], dict[str, list[RoadRow]]]:
+) -> tuple[dict[str, list[RoadRow]], dict[str, list[RoadRow]], dict[str, Georeference]]:
     """Read the roads of a truth and a proposal by image id, in common pixels of a given size.
+
+    Also returns the position of these pixels, by image id.
 
     Truth and proposal are files or directories. The travel time is the property ``travel_time_s``
     if present. Otherwise it follows from the length and the feature's speed or road class
@@ -104,7 +108,7 @@ def read_roads_geojson(
 
 def read_buildings_geojson(
     truth: Path, proposal: Path, metres_per_pixel: float
-) -> tuple[dict[str, list[BuildingRow]], dict[str, list[BuildingRow]]]:
+) -> tuple[dict[str, list[BuildingRow]], dict[str, list[BuildingRow]], dict[str, Georeference]]:
     """Read the buildings of a truth and a proposal, as :func:`read_roads_geojson` reads roads.
 
     The confidence of a building is its property ``confidence``, in upper or lower case; 1 if it is
@@ -131,24 +135,28 @@ def _read_sides(
     proposal: Path,
     metres_per_pixel: float,
     rows_of: Callable[[str, FeatureCollection, ToPixels], list[Row]],
-) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
-    """Read the rows of both sides by image id, in common pixels."""
+) -> tuple[dict[str, list[Row]], dict[str, list[Row]], dict[str, Georeference]]:
+    """Read the rows of both sides by image id, in common pixels, and the place of these pixels."""
     sides = [find_geojson(truth), find_geojson(proposal)]
     if truth.is_file() and proposal.is_file():
         # Two single files are one image, whatever their names.
         sides[1] = dict(zip(sides[0], sides[1].values(), strict=False))
     rows: tuple[dict[str, list[Row]], dict[str, list[Row]]] = ({}, {})
+    grids = {}
     for image_id in sorted({*sides[0], *sides[1]}, key=natural_key):
         files = [(side, paths[image_id]) for side, paths in enumerate(sides) if image_id in paths]
         collections = [read_geojson(path) for _, path in files]
         try:
             utm, origin = _pixel_grid(collections)
+            metres = metres_per_pixel
+            transform = Affine(metres, 0, origin[0], 0, -metres, origin[1])
+            grids[image_id] = Georeference(utm, transform, (metres, metres))
             for (side, _), collection in zip(files, collections, strict=True):
                 to_pixels = partial(_to_pixels, collection.crs, utm, origin, metres_per_pixel)
                 rows[side][image_id] = rows_of(image_id, collection, to_pixels)
         except ValueError as error:
             raise SatmapError(f"{' or '.join(str(path) for _, path in files)}: {error}.") from error
-    return rows
+    return *rows, grids
 
 
 def _pixel_grid(collections: list[FeatureCollection]) -> tuple[str, Floats]:
