@@ -179,7 +179,7 @@ def test_diagnosis_of_any_maps(truth: list[RoadRow], proposal: list[RoadRow], se
         assert abs(route.other_m - route.way_m) > 0.2 * route.way_m + 8 - 1e-6
 
 
-# --- pictures of the worst images ------------------------------------------------------------------
+# --- pictures of the worst images ----------------------------------------------------------------
 
 
 def scoring_of(scores: Mapping[str, float | None]) -> Scoring:

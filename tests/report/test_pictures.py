@@ -60,8 +60,8 @@ def has(picture: Picture, colour: Colour) -> bool:
 
 # Machado, Oliveira and Fernandes 2009, "A Physiologically-based Model for Simulation of Color
 # Vision Deficiency", at full severity, for linear RGB.
-VISIONS = {
-    "normal": np.eye(3),
+VISIONS: dict[str, list[list[float]]] = {
+    "normal": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
     "protanopia": [
         [0.152286, 1.052583, -0.204868],
         [0.114503, 0.786281, 0.099216],
@@ -86,7 +86,8 @@ def seen(colours: Sequence[Colour], vision: str) -> NDArray[np.float64]:
     linear = np.where(s <= 0.04045, s / 12.92, ((s + 0.055) / 1.055) ** 2.4)
     linear = np.clip(linear @ np.transpose(VISIONS[vision]), 0, 1)
     s = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return cv2.cvtColor(s[None].astype(np.float32), cv2.COLOR_RGB2LAB)[0].astype(np.float64)
+    lab = cv2.cvtColor(s[None].astype(np.float32), cv2.COLOR_RGB2LAB)[0]
+    return np.asarray(lab, np.float64)
 
 
 @pytest.mark.parametrize("vision", VISIONS)
@@ -181,7 +182,7 @@ def test_an_image_keeps_its_contrast() -> None:
     assert changed[297:303, 150:650].mean() > 0.99
     assert not changed[:290].any() and not changed[310:].any()
     assert np.abs(drawn[299:301, 400] - np.array(speed_colour(25 * MPS_PER_MPH))).max() <= 2
-    assert np.abs(drawn[[297, 302], 400].astype(int) - CASING).max() <= 90
+    assert np.abs(drawn[[296, 303], 400].astype(int) - CASING).max() <= 90
     # Dots where the road ends.
     assert drawn[299, [99, 699]].tolist() == [[255] * 3] * 2
 
@@ -225,8 +226,6 @@ def test_roads_picture_of_any_roads() -> None:
         picture = road_errors_picture(truth, proposal, caption=["x" * 300])
         assert picture.dtype == np.uint8
         assert 400 < picture.shape[0] < 1200
-        ground = Ground.of_image(NOISE)
-        assert roads_picture(proposal, truth, ground=ground, caption=["x"]).shape[1] > 2700
 
 
 def test_the_legend_has_the_users_units(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,8 +280,8 @@ def test_buildings_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [drawn[y, x].tolist() for x, y in ((20, 25), (220, 20), (220, 220))] == [[128] * 3] * 3
     assert (panel(picture, 1) == 128).all()
     # Intersection over union of the first and the last; the second has no overlap.
-    shared = 95 * 95 - 2 * 400 + 15 * 15
-    assert texts == [f"{shared / (2 * 9600 - shared):.2f}"[1:], ".22"]
+    shared = [95 * 95 - 2 * 400 + 15 * 15, 60 * 60 - 2 * 400]
+    assert texts == [f"{area / (2 * 9600 - area):.2f}"[1:] for area in shared]
     assert buildings_picture([], [], caption=["none"]).shape[2] == 3
     assert buildings_picture(proposal, caption=["no truth"], ground=ground).shape == picture.shape
 
@@ -294,8 +293,8 @@ def test_mask_picture() -> None:
     drawn = panel(mask_picture(truth, proposal, caption=["chip"]))
     colours = [drawn[450, x].tolist() for x in (128, 385, 640, 850)]
     assert colours == [list(MISSED), list(FOUND), list(FALSE), [35, 35, 35]]
-    # Reduced by 10: each pixel is the mean of the pixels that it covers.
-    truth = np.zeros((9000, 9000), np.bool_)
+    # Reduced by 4: each pixel is the mean of the pixels that it covers.
+    truth = np.zeros((3600, 3600), np.bool_)
     truth[::2] = True
     drawn = panel(mask_picture(truth, np.zeros_like(truth), caption=["chip"]))
     assert drawn[450, 450].tolist() == pytest.approx([142.5, 55, 27.5], abs=1)

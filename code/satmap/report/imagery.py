@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from affine import Affine
 
 from satmap.data.imagery import MS_BAND_ORDER
@@ -86,8 +87,9 @@ class Imagery:
             SatmapError: no image has a georeference, or one cannot be read.
         """
         width, height = view.panel_size
-        place = grid.transform * Affine.translation(view.left, view.top)
-        shown = replace(grid, transform=place * Affine.scale(1 / view.scale))
+        x, y = grid.to_map(np.array([[view.left, view.top]]))[0].tolist()
+        a, b, _, d, e, _ = (value / view.scale for value in grid.transform[:6])
+        shown = replace(grid, transform=Affine(a, b, x, d, e, y))
         image = Mosaic(self._placed, shown, width, height, None).read(Box(0, 0, width, height))
         # White paper where there is no image.
         image[~image.any(axis=2)] = 255

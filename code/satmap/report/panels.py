@@ -148,10 +148,21 @@ class View:
         return np.asarray(resized, np.uint8)
 
     def draw_lines(
-        self, panel: Picture, lines: Iterable[Floats], colour: Colour, thickness: int = 3
+        self,
+        panel: Picture,
+        lines: Iterable[Floats],
+        colour: Colour,
+        thickness: int = 3,
+        *,
+        casing: bool = True,
     ) -> None:
-        """Draw lines; float64 (n, 2) each, x, y in pixels of the image."""
-        self._stroke(panel, [self._grid(line) for line in lines], colour, thickness, closed=False)
+        """Draw lines; float64 (n, 2) each, x, y in pixels of the image.
+
+        To draw lines of several colours, draw all in the colour of the casing first and then each
+        without a casing. Otherwise casings cut through other lines.
+        """
+        grid = [self._grid(line) for line in lines]
+        self._stroke(panel, grid, colour, thickness, closed=False, casing=casing)
 
     def draw_outlines(
         self,
@@ -168,7 +179,7 @@ class View:
             if not part.is_empty
             for ring in shapely.get_rings(part)
         ]
-        self._stroke(panel, rings, colour, thickness, closed=True)
+        self._stroke(panel, rings, colour, thickness, closed=True, casing=True)
 
     def draw_dots(self, panel: Picture, points: Floats, colour: Colour, radius: int = 4) -> None:
         """Draw filled dots at points, float64 (n, 2)."""
@@ -238,10 +249,11 @@ class View:
         thickness: int,
         *,
         closed: bool,
+        casing: bool,
     ) -> None:
-        # Draw all casings first, so that no casing covers another line.
-        for width, fill in ((thickness + 2, CASING), (thickness, colour)):
-            cv2.polylines(panel, lines, closed, fill, width, cv2.LINE_AA, _SHIFT)
+        if casing:
+            cv2.polylines(panel, lines, closed, CASING, thickness + 2, cv2.LINE_AA, _SHIFT)
+        cv2.polylines(panel, lines, closed, colour, thickness, cv2.LINE_AA, _SHIFT)
 
     def _grid(self, points: Floats) -> NDArray[np.int32]:
         """Convert points to the panel's fine grid; pixel centres of the image are at halves."""
@@ -374,7 +386,9 @@ def _line(text: str, width: int, size: int = TEXT_PX) -> Picture:
     line = np.full((_LINE_PX, width, 3), 255, np.uint8)
     # Longer texts do not fit in any case, and measuring them takes long.
     text = text[:width]
-    while (longest := len(text) * width // text_size(text, size)[0]) < len(text) and size > LABEL_PX:
+    while (longest := len(text) * width // text_size(text, size)[0]) < len(
+        text
+    ) and size > LABEL_PX:
         size -= 1
     while text_size(text, size)[0] > width:
         text = text[: longest - 3].rstrip() + "..."

@@ -18,6 +18,8 @@ from satmap.evaluation.metrics.apls_diagnosis import Diagnosis, LostRoads, diagn
 from satmap.evaluation.metrics.building_f1 import Matches, best_ious, match_buildings
 from satmap.evaluation.metrics.figures import Figures
 from satmap.report.panels import (
+    CASING,
+    LABEL_PX,
     SKY_BLUE,
     WHITE,
     Colour,
@@ -29,6 +31,7 @@ from satmap.report.panels import (
     Units,
     View,
     compose,
+    text_size,
 )
 from satmap.submissions.buildings_csv import BuildingRow
 from satmap.submissions.roads_csv import RoadRow
@@ -39,6 +42,10 @@ from satmap.vectors.speeds import MPS_PER_MPH
 FOUND: Colour = SKY_BLUE
 MISSED: Colour = (250, 75, 20)
 FALSE: Colour = (255, 245, 110)
+
+# In pictures of more true and proposed buildings, outlines are thinner, and those that are smaller
+# than their number have none.
+_CROWD = 300
 
 _UNKNOWN: Colour = (200, 200, 200)
 _DARK: Colour = (35, 35, 35)
@@ -164,9 +171,9 @@ def _speed_panel(rows: Sequence[RoadRow], heading: str, ground: Ground, units: U
     for row in rows:
         speed = row.length_m / row.travel_time_s if row.travel_time_s else np.nan
         by_colour.setdefault(speed_colour(speed), []).append(row.line)
-    view.draw_lines(panel, [row.line for row in rows], WHITE)
+    view.draw_lines(panel, [row.line for row in rows], CASING)
     for colour, lines in by_colour.items():
-        view.draw_lines(panel, lines, colour)
+        view.draw_lines(panel, lines, colour, casing=False)
     ends = {tuple(row.line[end].tolist()) for row in rows for end in (0, -1)}
     view.draw_dots(panel, np.array(sorted(ends)).reshape(-1, 2), WHITE, 3)
     speeds, unit_mps = _LEGEND_SPEEDS[units]
@@ -274,7 +281,8 @@ def buildings_picture(
     """Draw the outlines of buildings, compared with a truth if there is one, beside the image.
 
     Objects that do not count in the score are left out, so that the counts in the legend are the
-    score's true positives, false positives and false negatives.
+    score's true positives, false positives and false negatives. The numbers are intersections over
+    union with the matched building, or for false ones the largest with any.
 
     Args:
         proposal: buildings in pixels of the image.
@@ -313,13 +321,20 @@ def _draw_matches(
     is_found, is_right = np.isin(np.arange(len(truth)), matches.taken), matches.taken >= 0
     is_false = matches.counted & ~is_right
     missed = true[matches.counted_truth & ~is_found]
+    is_crowded = len(true) + len(proposed) > _CROWD
+    thickness = 1 if is_crowded else 2
     view.draw_outlines(panel, true[is_found], WHITE, 1)
-    view.draw_outlines(panel, missed, MISSED)
-    view.draw_outlines(panel, proposed[is_false], FALSE)
-    view.draw_outlines(panel, proposed[is_right], FOUND)
+    view.draw_outlines(panel, missed, MISSED, thickness + 1)
+    view.draw_outlines(panel, proposed[is_false], FALSE, thickness)
+    view.draw_outlines(panel, proposed[is_right], FOUND, thickness)
     ious = best_ious(truth, proposal, matches)
     # Those without overlap need no number.
-    labelled = np.flatnonzero(is_right | (is_false & (ious >= 0.005)))
+    is_labelled = is_right | (is_false & (ious >= 0.005))
+    if is_crowded:
+        box = np.array(text_size(".99", LABEL_PX)) / view.scale
+        left, top, right, bottom = shapely.bounds(proposed).T
+        is_labelled &= (right - left > box[0]) & (bottom - top > box[1])
+    labelled = np.flatnonzero(is_labelled)
     places = shapely.get_coordinates(shapely.point_on_surface(proposed[labelled]))
     view.draw_labels(
         panel,
