@@ -6,11 +6,10 @@ import sys
 from pathlib import Path
 
 from satmap.cli.commands import Commands, report_warnings
-from satmap.cli.options import add_directories, add_images, add_units, count, pixel_size
+from satmap.cli.options import add_images, add_units, count, pixel_size
 from satmap.errors import SatmapError
 from satmap.io.files import require_writable
 from satmap.io.text import printable
-from satmap.io.walk import require_directories
 
 
 def add_score(commands: Commands) -> None:
@@ -127,7 +126,7 @@ def add_overlay(commands: Commands) -> None:
     overlay = commands.add("overlay", _overlay)
     overlay.value("submission OUT", Path, "submission to draw: CSV, GeoJSON, COCO results, masks")
     overlay.value("pictures PICTURE_DIR", Path, "directory to write the pictures to")
-    add_directories(overlay)
+    overlay.value("images IMAGES", Path, "raster, or directory of images", nargs="+")
     overlay.value("--truth TRUTH", Path, "truth to compare with, as for score")
     add_units(overlay)
 
@@ -145,14 +144,13 @@ def _overlay(options: argparse.Namespace) -> int:
     """
     from satmap.cli.checks import require_existing
 
-    require_directories(options.directories)
-    require_existing(options.submission, *filter(None, [options.truth]))
+    require_existing(options.submission, *options.images, *filter(None, [options.truth]))
     from satmap.report.overlay import write_overlays
     from satmap.report.panels import Units
 
     pictures = write_overlays(
         options.submission,
-        options.directories,
+        options.images,
         options.pictures,
         options.truth,
         Units(options.units),
