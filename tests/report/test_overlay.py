@@ -185,3 +185,21 @@ def test_geojson_is_drawn_without_a_truth(tmp_path: Path) -> None:
         write_overlays(masks, [image], tmp_path / "p")
     (path,) = write_overlays(masks, [image], tmp_path / "p", masks)
     assert path.stat().st_size > 0
+
+
+def test_large_maps_are_drawn_in_parts(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "town.tif", size=(200, 300))
+    # Pixels of the file are about 0.24 x 0.3 m; the map is about 700 m wide.
+    lines = [[(0, 20), (900, 20)], [(2000, 100), (2900, 100)]]
+    submission = write_labels(tmp_path / "map.geojson", lines)
+    truth = write_labels(tmp_path / "truth.geojson", lines[1:])
+    for true, names in (
+        (None, ["map-0-0.png", "map-0-1.png"]),
+        (truth, ["truth-0-0.png", "truth-0-1.png"]),
+    ):
+        written = write_overlays(submission, [image], tmp_path / "p", true)
+        assert [path.name for path in written] == names
+    left, right = (cv2.imread(str(tmp_path / "p" / f"map-0-{i}.png")) for i in (0, 1))
+    assert left is not None and right is not None
+    # There is no image at the right end.
+    assert (right == 255).mean() > (left == 255).mean() + 0.02

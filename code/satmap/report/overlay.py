@@ -1,7 +1,9 @@
 """Write pictures of a submission: of all images, or of those with the lowest scores."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,7 +19,7 @@ from satmap.evaluation.score import Scoring, Sides, are_roads, score_files
 from satmap.io.progress import track
 from satmap.io.text import natural_key
 from satmap.report.imagery import Imagery
-from satmap.report.panels import Ground, Picture, Units, View, write_picture
+from satmap.report.panels import Floats, Ground, Picture, Units, View, write_picture
 from satmap.report.pictures import (
     buildings_picture,
     mask_picture,
@@ -36,6 +38,9 @@ from satmap.submissions.roads_csv import RoadRow, read_roads_csv
 
 # File systems allow 255 bytes; the names of temporary files are longer than the final ones.
 _LONGEST_NAME = 200
+
+# Maps of whole places are drawn in parts of at most this size, with the objects this far around.
+_PART_PX, _MARGIN_PX = 1500.0, 100.0
 
 
 def write_misses(
@@ -121,7 +126,8 @@ def write_overlays(
         submission: roads or buildings as CSV or GeoJSON, COCO results, a directory of mask rasters,
             or a format of another package.
         directories: directories of the images, or rasters.
-        pictures: directory for the PNG files, one per image, named like the image.
+        pictures: directory for the PNG files, one per image, named like the image. Large maps in
+            GeoJSON are drawn in parts, named by row and column: ``map-0-1.png``.
         truth: as for :func:`satmap.evaluation.score.score_files`.
         units: of speeds and lengths.
 
@@ -147,13 +153,15 @@ def write_overlays(
     ids = _require_images(ids, sides, imagery, directories, str(submission))
     written = []
     for image_id in track(ids, "drawing", len(ids)):
-        try:
-            ground = _ground(image_id, sides, imagery)
-        except SatmapError:
-            continue
         scores = figures.get(image_id, {})
-        written.append(pictures / f"{_file_name(image_id)}.png")
-        write_picture(written[-1], _overlay(metric, sides, image_id, scores, ground, units))
+        for part, view, part_sides in _parts(sides, image_id):
+            try:
+                ground = _ground(image_id, sides, imagery, view)
+            except SatmapError:
+                continue
+            written.append(pictures / f"{_file_name(image_id)}{part}.png")
+            drawn = _overlay(metric, part_sides, image_id, scores, ground, units)
+            write_picture(written[-1], drawn)
     if not written:
         where = ", ".join(map(str, directories))
         raise SatmapError(f"none of the images in {where} can be read.")
@@ -181,14 +189,60 @@ def _require_images(
     return there
 
 
-def _ground(image_id: str, sides: Sides, imagery: Imagery) -> Ground | None:
-    """Return the image to draw on; None if there is none."""
+def _ground(
+    image_id: str, sides: Sides, imagery: Imagery, view: View | None = None
+) -> Ground | None:
+    """Return the image to draw on, None if there is none; of GeoJSON only the part in ``view``."""
     grid = sides.grids.get(image_id)
     if grid is None:
         return imagery.of(image_id)
+    return imagery.under(grid, view or View.around(_points(sides, image_id)))
+
+
+def _points(sides: Sides, image_id: str) -> Floats:
+    """Return all vertices of an image's objects, float64 (n, 2)."""
     rows = [row for side in _rows(sides, image_id) for row in side]
-    lines = [r.line if isinstance(r, RoadRow) else shapely.get_coordinates(r.polygon) for r in rows]
-    return imagery.under(grid, View.around(np.concatenate([np.empty((0, 2)), *lines])))
+    return np.concatenate([np.empty((0, 2)), *map(_vertices, rows)])
+
+
+def _vertices(row: RoadRow | BuildingRow) -> Floats:
+    return row.line if isinstance(row, RoadRow) else shapely.get_coordinates(row.polygon)
+
+
+def _parts(sides: Sides, image_id: str) -> Iterator[tuple[str, View | None, Sides]]:
+    """Split a large map without images of its own into parts of the size of a chip.
+
+    Yields:
+        End of the file's name; the view of the part, None for the whole image; and the objects in
+        the part or close to it. Parts without objects are left out.
+    """
+    if image_id not in sides.grids:
+        yield "", None, sides
+        return
+    whole = View.around(_points(sides, image_id))
+    columns, rows = (ceil(side / _PART_PX) for side in (whole.width, whole.height))
+    if columns * rows == 1:
+        yield "", whole, sides
+        return
+    width, height = whole.width / columns, whole.height / rows
+    for row, column in np.ndindex(rows, columns):
+        view = View(whole.left + column * width, whole.top + row * height, width, height)
+        low = np.array([view.left, view.top]) - _MARGIN_PX
+        high = low + np.array([width, height]) + 2 * _MARGIN_PX
+        truth, proposal = (
+            [
+                each
+                for each in side
+                if (xy := _vertices(each)).size
+                and (xy.max(axis=0) >= low).all()
+                and (xy.min(axis=0) <= high).all()
+            ]
+            for side in _rows(sides, image_id)
+        )
+        if truth or proposal:
+            true = None if sides.truth is None else {image_id: truth}
+            part = replace(sides, truth=true, proposal={image_id: proposal})
+            yield f"-{row}-{column}", view, part
 
 
 def _rows(sides: Sides, image_id: str) -> tuple[Sequence[Any], Sequence[Any]]:
