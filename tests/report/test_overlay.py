@@ -10,15 +10,23 @@ import numpy as np
 import pytest
 import shapely
 from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
 
 from satmap.errors import SatmapError
+from satmap.evaluation.metrics.coco_ap import match_masks
 from satmap.evaluation.metrics.figures import Counts
 from satmap.evaluation.score import score_files
 from satmap.report import pictures
 from satmap.report.overlay import draw_image, write_misses, write_overlays
 from satmap.report.panels import Panel, Picture, compose
 from satmap.submissions.buildings_csv import BuildingRow, write_buildings_csv
-from satmap.submissions.coco_json import Detection, write_coco_results
+from satmap.submissions.coco_json import (
+    CocoBuilding,
+    CocoResult,
+    Detection,
+    write_coco_results,
+)
+from satmap.submissions.coco_masks import CocoMask
 from satmap.tasks.base import default_task
 from satmap.tasks.buildings.task import BuildingScore
 from synthetic_chips import square, write_coco, write_tile
@@ -130,6 +138,32 @@ def test_coco_masks_are_drawn(tmp_path: Path) -> None:
         write_overlays(results, [tmp_path / "data"], tmp_path / name, annotation)
     changed = differing(tmp_path / "both" / "7.png", tmp_path / "one" / "7.png")
     assert 0 < changed[:-60].mean() < 0.1
+
+
+def test_coco_masks_match_as_in_the_score() -> None:
+    """A crowd, a match that is too small for SpaceNet's rule, and the better of two detections."""
+
+    def mask(x: int, y: int, side: int) -> CocoMask:
+        drawn = np.zeros((60, 60), np.uint8, order="F")
+        drawn[y : y + side, x : x + side] = 1
+        return CocoMask((60, 60), coco_mask.encode(drawn)["counts"])  # type: ignore[arg-type]
+
+    truth = [
+        CocoBuilding(mask(0, 0, 20), crowd=True),
+        CocoBuilding(mask(30, 30, 3), crowd=False),
+        CocoBuilding(mask(40, 0, 10), crowd=False),
+    ]
+    found = [
+        CocoResult(mask(2, 2, 10), 0.9),
+        CocoResult(mask(41, 0, 10), 0.3),
+        CocoResult(mask(40, 0, 10), 0.7),
+        CocoResult(mask(30, 30, 3), 0.5),
+    ]
+    matches = match_masks(truth, found)
+    assert matches.taken.tolist() == [-1, -1, 2, 1]
+    assert matches.counted.tolist() == [False, True, True, True]
+    assert matches.counted_truth.tolist() == [False, True, True]
+    assert match_masks([], []).counts == Counts()
 
 
 def test_undrawable_input_is_reported(tmp_path: Path) -> None:
