@@ -44,7 +44,7 @@ CASES = [
     ("train images --audit nowhere.json", "nowhere.json: cannot be read"),
     ("train images --audit file", "file: not a report of near-duplicates"),
     ("vectorize nowhere out.csv", "nowhere does not exist"),
-    ("vectorize images out.shp", "'.shp' is none of .csv, .geojson, .gpkg, .graphml."),
+    ("vectorize images out.shp", "'.shp' is none of .csv, .geojson, .gpkg,"),
     ("vectorize images out.graphml --task buildings", "'.graphml' is none of .csv, .json"),
     ("tune nowhere file out.yaml", "nowhere does not exist"),
     ("tune images nowhere.csv out.yaml", "nowhere.csv does not exist"),

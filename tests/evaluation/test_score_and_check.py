@@ -17,10 +17,10 @@ from satmap.evaluation.metrics.apls import apls
 from satmap.evaluation.score import Scoring, score_files
 from satmap.report.overlay import write_misses
 from satmap.submissions.formats import Format, detect
-from satmap.submissions.geojson_maps import (
-    find_geojson,
-    read_buildings_geojson,
-    read_roads_geojson,
+from satmap.submissions.vector_maps import (
+    find_maps,
+    read_building_maps,
+    read_road_maps,
 )
 from synthetic_images import lon_lat, write_image, write_labels
 
@@ -65,9 +65,9 @@ def test_formats_are_detected_by_content(tmp_path: Path) -> None:
     assert detect(written(tmp_path / "d", " []")) is Format.COCO_RESULTS
     assert detect(written(tmp_path / "e", '{"images": []}')) is Format.COCO_ANNOTATIONS
     empty = '{"type": "FeatureCollection", "features": []}'
-    assert detect(written(tmp_path / "f", empty)) is Format.GEOJSON
+    assert detect(written(tmp_path / "f", empty)) is Format.VECTORS
     written(tmp_path / "maps" / "deep" / "x.geojson", empty)
-    assert detect(tmp_path / "maps") is Format.GEOJSON
+    assert detect(tmp_path / "maps") is Format.VECTORS
     write_mask(tmp_path / "masks" / "x.TIF", np.ones((4, 4)))
     assert detect(tmp_path / "masks") is Format.MASKS
 
@@ -171,7 +171,7 @@ def test_roads_in_geojson_equal_those_in_pixels(tmp_path: Path) -> None:
     name = "SN5_roads_train_AOI_1_A_geojson_roads_speed_chip0.geojson"
     write_labels(tmp_path / "proposal" / name, lines[:1])
     report = score_files(tmp_path / "truth", tmp_path / "proposal", metres_per_pixel=0.5).report
-    truth, *_ = read_roads_geojson(tmp_path / "truth", tmp_path / "proposal", 0.5)
+    truth, *_ = read_road_maps(tmp_path / "truth", tmp_path / "proposal", 0.5)
     (rows,) = truth.values()
     lengths = [row.length_m for row in rows]
     assert lengths == pytest.approx([300 * 0.2425, 250 * 0.2996], rel=0.01)
@@ -185,10 +185,10 @@ def test_roads_in_geojson_equal_those_in_pixels(tmp_path: Path) -> None:
 
 def test_time_is_unknown_without_speeds(tmp_path: Path) -> None:
     path = write_labels(tmp_path / "a.geojson", [[(0, 0), (300, 0)]], {"name": "Main Street"})
-    rows, *_ = read_roads_geojson(path, path, 0.3)
+    rows, *_ = read_road_maps(path, path, 0.3)
     assert math.isnan(rows["a"][0].travel_time_s)
     stated = write_labels(tmp_path / "b.geojson", [[(0, 0), (300, 0)]], {"travel_time_s": 12.5})
-    assert read_roads_geojson(stated, stated, 0.3)[0]["b"][0].travel_time_s == 12.5
+    assert read_road_maps(stated, stated, 0.3)[0]["b"][0].travel_time_s == 12.5
 
 
 def test_a_road_without_a_time_is_named(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_two_files_of_one_image(tmp_path: Path) -> None:
     for name in ("AOI_2_Vegas_img9", "SN3_roads_train_AOI_2_Vegas_geojson_roads_img9_speed"):
         write_labels(tmp_path / f"{name}.geojson", [[(0, 0), (9, 9)]])
     with pytest.raises(SatmapError, match="both of the image AOI_2_Vegas_img9"):
-        find_geojson(tmp_path)
+        find_maps(tmp_path)
 
 
 def test_buildings_in_geojson(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_one_file_per_side_is_one_image_with_any_names(tmp_path: Path) -> None:
 def test_confidences_may_be_log_odds(tmp_path: Path) -> None:
     sure, unsure = (feature("Polygon", SQUARE, {"Confidence": c}) for c in (-0.1, -3))
     path = write_collection(tmp_path / "a.geojson", unsure, sure)
-    rows, *_ = read_buildings_geojson(path, path, 0.3)
+    rows, *_ = read_building_maps(path, path, 0.3)
     assert [row.confidence for row in rows["a"]] == [-3, -0.1]
 
 
@@ -358,8 +358,9 @@ def test_each_submission_is_checked_by_its_format(tmp_path: Path) -> None:
     assert "empty" in fault.message
     write_mask(tmp_path / "masks" / "x.TIF", np.ones((4, 4)))
     assert check_files(tmp_path / "masks") == []
-    with pytest.raises(SatmapError, match="GeoJSON, which no challenge takes"):
-        check_files(write_labels(tmp_path / "a.geojson", [[(0, 0), (9, 9)]]))
+    assert check_files(write_labels(tmp_path / "a.geojson", [[(0, 0), (9, 9)]])) == []
+    with pytest.raises(SatmapError, match="COCO annotations, which no challenge takes"):
+        check_files(written(tmp_path / "e.json", '{"images": []}'))
 
 
 def test_images_of_the_directories_must_appear(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ HUT = shapely.box(100, 100, 104, 110)
 
 
 def image(georeference: Georeference | None, name: str = "a") -> ImageBuildings:
-    buildings = (Building(YARD, 0.98765), Building(HUT, 12.5))
+    buildings = (Building(YARD, 0.98765), Building(HUT, 12.5, 0.62544))
     return ImageBuildings(name, None, (200, 300), buildings, georeference)
 
 
@@ -62,7 +62,8 @@ def geopackage(path: Path) -> tuple[int, list[tuple[Any, ...]], list[shapely.Pol
         ).fetchall()
         assert (table, kind) == ("buildings", "POLYGON")
         rows = base.execute(
-            "SELECT geom, image_id, confidence, area_m2 FROM buildings ORDER BY fid"
+            "SELECT geom, image_id, mean_probability, expected_iou, area_m2 FROM buildings "
+            "ORDER BY fid"
         ).fetchall()
     polygons = []
     for blob, *_ in rows:
@@ -79,13 +80,15 @@ def test_exact_geojson(tmp_path: Path) -> None:
     # 1100 px of 0.717 x 1.112 m; the outer ring runs anticlockwise on the map, the hole clockwise.
     assert path.read_text() == (
         '{"type":"FeatureCollection","features":[\n'
-        '{"type":"Feature","properties":{"image_id":"a","confidence":0.988,"area_m2":877.034},'
+        '{"type":"Feature","properties":{"image_id":"a","mean_probability":null,'
+        '"expected_iou":0.988,"area_m2":877.034},'
         '"geometry":{"type":"Polygon","coordinates":['
         "[[10.0001,49.9998],[10.0001,49.9994],[10.0004,49.9994],[10.0004,49.9998],"
         "[10.0001,49.9998]],"
         "[[10.0002,49.9997],[10.0003,49.9997],[10.0003,49.9996],[10.0002,49.9996],"
         "[10.0002,49.9997]]]}},\n"
-        '{"type":"Feature","properties":{"image_id":"a","confidence":12.5,"area_m2":31.892},'
+        '{"type":"Feature","properties":{"image_id":"a","mean_probability":0.625,'
+        '"expected_iou":null,"area_m2":31.892},'
         '"geometry":{"type":"Polygon","coordinates":['
         "[[10.00104,49.999],[10.001,49.999],[10.001,49.9989],[10.00104,49.9989],"
         "[10.00104,49.999]]]}}\n"
@@ -99,7 +102,8 @@ def test_a_geopackage_keeps_the_system_of_the_images(tmp_path: Path) -> None:
     assert export_buildings(path, lambda: [image(METRES), nothing, image(METRES, "b")]) == {}
     srs, rows, polygons = geopackage(path)
     assert srs == 32631
-    assert rows == [("a", 0.988, 275.0), ("a", 12.5, 10.0), ("b", 0.988, 275.0), ("b", 12.5, 10.0)]
+    own = [(None, 0.988, 275.0), (0.625, None, 10.0)]
+    assert rows == [(name, *row) for name in ("a", "b") for row in own]
     expected = shapely.transform(YARD, lambda xy: xy * (0.5, -0.5) + (500_000, 4_000_000))
     assert shapely.equals(polygons[0], expected) and len(polygons[0].interiors) == 1
     assert polygons[0].area == 275
@@ -113,7 +117,7 @@ def test_images_of_two_crs_are_exported_in_longitude_and_latitude(tmp_path: Path
     path, nowhere = tmp_path / "b.gpkg", image(None, "nowhere")
     faults = export_buildings(path, lambda: [image(METRES), nowhere, image(DEGREES, "b")])
     assert list(faults) == ["nowhere"]
-    assert faults["nowhere"].startswith("nowhere has no georeference, which GeoJSON")
+    assert faults["nowhere"].startswith("nowhere has no georeference, which all formats")
     srs, rows, polygons = geopackage(path)
     assert (srs, [row[0] for row in rows]) == (4326, ["a", "a", "b", "b"])
     back = project(shapely.get_coordinates(polygons[0]), LON_LAT, METRES.crs)
@@ -193,7 +197,7 @@ def test_masks_are_exported_as_maps(tmp_path: Path, capsys: pytest.CaptureFixtur
     status, printed = run(capsys, "vectorize", masks, outputs[".gpkg"], "--task", "buildings")
     assert status == 1 and "is not overwritten" in printed
     status, printed = run(capsys, "vectorize", masks, tmp_path / "a.graphml", "--task", "buildings")
-    assert status == 1 and "'.graphml' is none of .csv, .json, .geojson, .gpkg" in printed
+    assert status == 1 and "'.graphml' is none of .csv, .json, .geojson, .gpkg," in printed
 
 
 def test_predictions_are_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,5 +218,5 @@ def test_predictions_are_exported(tmp_path: Path, capsys: pytest.CaptureFixture[
     write_coco(tmp_path / "coco", {3: []})
     status, printed = run(capsys, "predict", tmp_path / "coco", tmp_path / "out.json", *common)
     assert status == 0
-    assert "b.gpkg lacks 1 images. 3 has no georeference, which GeoJSON and GeoPackage" in printed
+    assert "b.gpkg lacks 1 images. 3 has no georeference, which all formats" in printed
     assert geojson(layers[1]) == []

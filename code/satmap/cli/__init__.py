@@ -162,6 +162,7 @@ def _parser() -> Parser:
         data.add_inventory,
         data.add_audit,
         results.add_overlay,
+        results.add_convert,
         data.add_make_city,
         data.add_demo,
     ):

@@ -87,6 +87,17 @@ def add_view_angle(sub: Parser) -> None:
     )
 
 
+def add_crs(sub: Parser) -> None:
+    """Add the option for the reference system of exports."""
+    sub.value(
+        "--crs CRS",
+        reference_system,
+        "reference system of exports, such as EPSG:32631 (default: that of the images where it is "
+        "projected, else longitude and latitude; .geojson, .graphml, .osm and .pbf are always in "
+        "longitude and latitude)",
+    )
+
+
 def add_maps(sub: Parser, default: str) -> None:
     """Add options for probability rasters; ``default`` describes the default task in the help."""
     sub.add_argument(
@@ -156,6 +167,16 @@ def view_angle(text: str) -> "ViewAngle":
 
     try:
         return parse_view_angle(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def reference_system(text: str) -> str:
+    """Argument type: a reference system on the ground, returned as LON_LAT or WKT."""
+    from satmap.vectors.georeference import reference_system
+
+    try:
+        return reference_system(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

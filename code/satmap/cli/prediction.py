@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from satmap.cli.commands import Commands, report_faults, report_warnings
 from satmap.cli.options import (
+    add_crs,
     add_directories,
     add_images,
     add_maps,
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from satmap.prediction.outputs import PredictionReport
 
 
+# Formats of exports, for the help.
+_FORMATS = ".gpkg, .geojson, .fgb, .parquet, .shp.zip, .osm or .osm.pbf, roads also .graphml"
+
+
 def add_predict(commands: Commands) -> None:
     """Add ``predict``."""
     predict = commands.add("predict", _predict)
@@ -51,11 +56,11 @@ def add_predict(commands: Commands) -> None:
     predict.value(
         "--export PATH",
         Path,
-        "also write roads as .geojson, .gpkg or .graphml, buildings as .geojson or .gpkg; "
-        "repeatable",
+        f"also write the roads or buildings as {_FORMATS}; repeatable",
         action="append",
         default=[],
     )
+    add_crs(predict)
     add_processes(predict)
     predict.flag(
         "--out-of-fold", "predict training images, each by the networks whose training held it out"
@@ -98,6 +103,7 @@ def _predict(options: argparse.Namespace) -> int:
         workers=_vectorizers(options),
         command=options.arguments,
         view_angle=options.nadir,
+        crs=options.crs,
     )
     if not is_first_rank():
         return 0
@@ -142,10 +148,13 @@ def add_map(commands: Commands) -> None:
         help="raster, directory of rasters or of map tiles, or address of a GeoTIFF (https://, "
         "http://, s3://)",
     )
-    map_.value("output OUT", Path, "map to write; its suffix is the format")
+    map_.value(
+        "output OUT", Path, f"map to write; its suffix is the format: {_FORMATS}, or .csv (pixels)"
+    )
     map_.value(
         "--export PATH", Path, "also write this format; repeatable", action="append", default=[]
     )
+    add_crs(map_)
     map_.add_argument("--task", choices=task_names(), help="what to map (default: as the weights)")
     map_.add_argument(
         "--recipe", help="name of a recipe or .yaml file (default: that of the weights)"
@@ -182,6 +191,7 @@ def _map(options: argparse.Namespace) -> int:
 
     Examples:
       satmap map town.tif roads.gpkg --weights weights
+      satmap map town.tif roads.gpkg --export roads.osm --crs EPSG:2154 --weights weights
       satmap map tiles/ https://example.org/scene.tif buildings.geojson --zoom 19
     """
     from satmap.cli.checks import check_map
@@ -208,6 +218,7 @@ def _map(options: argparse.Namespace) -> int:
         priority=options.priority,
         stretch=options.stretch,
         gsd=options.gsd,
+        crs=options.crs,
     )
     done = map_sources(request)
     if not is_first_rank():
@@ -229,6 +240,7 @@ def add_vectorize(commands: Commands) -> None:
         help="name of a recipe or .yaml file with the vectoriser's settings (default: the default "
         "settings)",
     )
+    add_crs(vectorize)
     add_view_angle(vectorize)
 
 
@@ -237,12 +249,12 @@ def _vectorize(options: argparse.Namespace) -> int:
 
     A raster is a PNG or GeoTIFF named like its image, uint8 (0..255) or float (0..1), with one band
     (road) or the twelve bands of `predict --probabilities`. The suffix of OUT is the format: .csv
-    (the challenge's), .geojson, .gpkg or .graphml. A raster that cannot be vectorised is empty in
-    OUT and is reported at the end.
+    (the challenge's), or one of those of `predict --export`. A raster that cannot be vectorised is
+    empty in OUT and is reported at the end.
 
     With --task buildings a raster has one to three bands: building, border, and contact (the
-    ground between two buildings). OUT is SpaceNet's CSV, .geojson or .gpkg, or COCO results if it
-    ends in .json and the rasters have numbers as names.
+    ground between two buildings). OUT is SpaceNet's CSV, one of the formats of `predict --export`,
+    or COCO results if it ends in .json and the rasters have numbers as names.
 
     Examples:
       satmap vectorize maps/ roads.geojson
@@ -266,7 +278,12 @@ def _vectorize(options: argparse.Namespace) -> int:
     task = task_of(with_pixel_size(recipe, options.metres_per_pixel))
     assert isinstance(task, DenseTask), "networks with probability maps have dense tasks"
     done = vectorize_directory(
-        options.maps, options.output, task, workers=options.workers, view_angle=options.nadir
+        options.maps,
+        options.output,
+        task,
+        workers=options.workers,
+        view_angle=options.nadir,
+        crs=options.crs,
     )
     return _report(options.output, done, "left empty")
 

@@ -5,11 +5,13 @@ import json
 import sys
 from pathlib import Path
 
-from satmap.cli.commands import Commands, report_warnings
-from satmap.cli.options import add_images, add_units, count, pixel_size
+from satmap.cli.commands import Commands, report_faults, report_warnings
+from satmap.cli.options import add_directories, add_images, add_units, count, pixel_size
 from satmap.errors import SatmapError
 from satmap.io.files import require_writable
 from satmap.io.text import printable
+from satmap.io.walk import require_directories
+from satmap.submissions.output_checks import require_map_output
 
 
 def add_score(commands: Commands) -> None:
@@ -19,7 +21,7 @@ def add_score(commands: Commands) -> None:
     score.value(
         "proposal PROPOSAL",
         Path,
-        "submission to score, a file or directory of the same kind as TRUTH",
+        "submission or map to score, a file or directory of the same kind as TRUTH",
     )
     score.flag("--json", "print one JSON object")
     score.flag("--per-image", "list every image in the table")
@@ -39,18 +41,18 @@ def add_score(commands: Commands) -> None:
 def _score(options: argparse.Namespace) -> int:
     """Score a submission against the truth, by the metric of its challenge.
 
-    Roads (CSV, GeoJSON): APLS by length and by travel time. Buildings (CSV, GeoJSON): SpaceNet's
-    F1. COCO results against COCO annotations: average precision. Two directories of mask rasters:
-    Jaccard index. The format is detected from the files. GeoJSON may be a directory with one file
-    per image.
+    Roads (CSV, vector files): APLS by length and by travel time. Buildings (CSV, vector files):
+    SpaceNet's F1. COCO results against COCO annotations: average precision. Two directories of mask
+    rasters: Jaccard index. The format is detected from the files. Vector files are satmap's exports
+    and labels in .gpkg, .geojson, .fgb, .parquet, .shp, .osm and .osm.pbf, in any reference system;
+    or a directory with one GeoJSON per image.
 
     --plot draws found, missed and false objects. With --images they are drawn over the imagery:
-    that of the same name, or for GeoJSON that at the same place.
+    that of the same name, or for vector files that at the same place.
 
     Examples:
-      satmap score truth.csv out.csv
       satmap score truth.csv out.csv --topo --per-image
-      satmap score truth.geojson roads.geojson --plot pictures --images town.tif
+      satmap score labels.geojson roads.gpkg --plot pictures --images town.tif
     """
     from satmap.cli.checks import require_existing
 
@@ -87,11 +89,11 @@ def _score(options: argparse.Namespace) -> int:
 def add_check(commands: Commands) -> None:
     """Add ``check``."""
     check = commands.add("check", _check)
-    check.value("submission OUT", Path, "submission to check")
+    check.value("submission OUT", Path, "submission or map to check")
     check.value(
         "directories DIR",
         Path,
-        "directory of the images that the submission must contain",
+        "directory of the images that the submission must contain, or that the map must lie on",
         nargs="*",
     )
 
@@ -100,8 +102,9 @@ def _check(options: argparse.Namespace) -> int:
     """Find problems that would get a submission rejected, with their line numbers.
 
     Reads the submissions of all challenges: roads CSV, buildings CSV, COCO results, and directories
-    of mask rasters. With image directories, exactly their images must be in the submission. The
-    exit status is 1 if there is a problem.
+    of mask rasters. With image directories, exactly their images must be in the submission. In
+    vector files, such as satmap's exports, it finds invalid polygons, roads that do not meet at
+    their node, and objects outside the images. The exit status is 1 if there is a problem.
 
     Examples:
       satmap check out.csv
@@ -124,7 +127,7 @@ def _check(options: argparse.Namespace) -> int:
 def add_overlay(commands: Commands) -> None:
     """Add ``overlay``."""
     overlay = commands.add("overlay", _overlay)
-    overlay.value("submission OUT", Path, "submission to draw: CSV, GeoJSON, COCO results, masks")
+    overlay.value("submission OUT", Path, "submission or map to draw")
     overlay.value("pictures PICTURE_DIR", Path, "directory to write the pictures to")
     overlay.value("images IMAGES", Path, "raster, or directory of images", nargs="+")
     overlay.value("--truth TRUTH", Path, "truth to compare with, as for score")
@@ -136,11 +139,12 @@ def _overlay(options: argparse.Namespace) -> int:
 
     Roads are coloured by speed. With a truth, the true roads and the found, missed and false roads
     are beside them, and buildings are found, missed or false, with their intersection over union.
-    Images of any names are found by the ids of the submission, and for GeoJSON by their place.
+    Images of any names are found by the ids of the submission, and for vector files, such as
+    satmap's exports, by their place.
 
     Examples:
       satmap overlay out.csv pictures images/
-      satmap overlay out.csv pictures images/ --truth truth.csv --units mph
+      satmap overlay roads.gpkg pictures town.tif --truth labels.geojson --units mph
     """
     from satmap.cli.checks import require_existing
 
@@ -157,3 +161,38 @@ def _overlay(options: argparse.Namespace) -> int:
     )
     print(f"{len(pictures)} pictures in {options.pictures}")
     return 0
+
+
+def add_convert(commands: Commands) -> None:
+    """Add ``convert``."""
+    convert = commands.add("convert", _convert)
+    convert.value(
+        "maps MAPS", Path, "directory with one GeoJSON per image, or a vector file of all images"
+    )
+    convert.value("output OUT.csv", Path, "submission to write")
+    add_directories(convert)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    """Convert roads or buildings from vector files to the challenge's CSV, in pixels of its images.
+
+    A file of a directory is named like its image. The features of a single file, such as an export
+    of satmap, state their image (image_id); without that they are cut at the borders of the images.
+    Images without objects get an empty row.
+
+    Examples:
+      satmap convert geojson/ out.csv test_images/
+    """
+    from satmap.cli.checks import require_existing
+
+    require_existing(options.maps)
+    require_directories(options.directories)
+    require_map_output(options.output)
+    if options.output.suffix.lower() != ".csv":
+        raise SatmapError(f"{options.output}: the name of the submission must end in .csv.")
+    from satmap.submissions.convert import convert_to_csv
+
+    counts, faults = convert_to_csv(options.maps, options.output, options.directories)
+    report_faults(faults, "written as empty")
+    print(f"{options.output}: {len(counts)} images, {sum(counts.values())} objects")
+    return 0 if len(faults) < len(counts) else 1

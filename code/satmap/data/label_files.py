@@ -15,7 +15,7 @@ import numpy as np
 import pyogrio
 import shapely
 from numpy.typing import NDArray
-from pyogrio.errors import DataLayerError, DataSourceError
+from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
@@ -77,20 +77,7 @@ def read_label_file(path: Path, kind: Kind) -> VectorLabels:
         SatmapError: the file is of another format, is damaged, has no such geometry, or has no
             reference system.
     """
-    refuse_pipe(path)
-    suffix = path.suffix.lower()
-    if suffix not in _SIGNATURES:
-        raise SatmapError(
-            f"{printable(path)}: satmap reads labels from {', '.join(LABEL_SUFFIXES)}. Convert the "
-            "file, for example with `ogr2ogr OUT.gpkg IN`."
-        )
-    _require_signature(path, _SIGNATURES[suffix])
-    if suffix in (".geojson", ".json"):
-        found = _read_geojson(path, kind)
-    elif suffix == ".parquet":
-        found = _read_parquet(path)
-    else:
-        found = _read_layers(path, kind, is_osm=suffix in (".osm", ".pbf"))
+    found = _read(path, kind)
     kept = _of_kind(found, kind)
     if not len(kept.shapes):
         total = len(found.shapes)
@@ -100,6 +87,32 @@ def read_label_file(path: Path, kind: Kind) -> VectorLabels:
             "that it is the right file."
         )
     return kept
+
+
+def read_lines_and_polygons(path: Path) -> tuple[VectorLabels, VectorLabels]:
+    """Read the roads and the buildings of a vector file, as :func:`read_label_file` does.
+
+    Raises:
+        SatmapError: as there, but the file may lack either or both.
+    """
+    found = _read(path, None)
+    return _of_kind(found, "lines"), _of_kind(found, "polygons")
+
+
+def _read(path: Path, kind: Kind | None) -> VectorLabels:
+    refuse_pipe(path)
+    suffix = path.suffix.lower()
+    if suffix not in _SIGNATURES:
+        raise SatmapError(
+            f"{printable(path)}: satmap reads labels from {', '.join(LABEL_SUFFIXES)}. Convert the "
+            "file, for example with `ogr2ogr OUT.gpkg IN`."
+        )
+    _require_signature(path, _SIGNATURES[suffix])
+    if suffix in (".geojson", ".json"):
+        return _read_geojson(path)
+    if suffix == ".parquet":
+        return _read_parquet(path)
+    return _read_layers(path, kind, is_osm=suffix in (".osm", ".pbf"))
 
 
 def _require_signature(path: Path, signature: bytes | None) -> None:
@@ -115,14 +128,12 @@ def _require_signature(path: Path, signature: bytes | None) -> None:
         )
 
 
-def _read_geojson(path: Path, kind: Kind) -> VectorLabels:
+def _read_geojson(path: Path) -> VectorLabels:
     collection = read_geojson(path)
-    if kind == "lines":
-        lines = [shapely.LineString(line.xy) for line in collection.lines]
-        properties = [line.properties for line in collection.lines]
-        return _labels(path, lines, properties, collection.crs)
-    polygons = [surface.polygon for surface in collection.surfaces]
-    return _labels(path, polygons, [s.properties for s in collection.surfaces], collection.crs)
+    shapes = [shapely.LineString(line.xy) for line in collection.lines]
+    shapes += [surface.polygon for surface in collection.surfaces]
+    properties = [each.properties for each in (*collection.lines, *collection.surfaces)]
+    return _labels(path, shapes, properties, collection.crs)
 
 
 def _read_parquet(path: Path) -> VectorLabels:
@@ -149,14 +160,16 @@ def _read_parquet(path: Path) -> VectorLabels:
     return _labels(path, shapes, rows, _usable(path, system))
 
 
-def _read_layers(path: Path, kind: Kind, *, is_osm: bool) -> VectorLabels:
+def _read_layers(path: Path, kind: Kind | None, *, is_osm: bool) -> VectorLabels:
     shapes: list[shapely.Geometry] = []
     rows: list[Mapping[str, Any]] = []
     systems = set()
+    # New objects of JOSM, and those that satmap writes, have negative ids.
+    pyogrio.set_gdal_config_options({"OSM_USE_CUSTOM_INDEXING": "NO"})
     try:
         layers = pyogrio.list_layers(path)
         for name, geometry_type in layers:
-            if is_osm and name != _OSM_LAYERS[kind]:
+            if is_osm and name not in ([_OSM_LAYERS[kind]] if kind else _OSM_LAYERS.values()):
                 continue
             # A layer without a declared type may hold anything; tables have none at all.
             if geometry_type is None:
@@ -175,7 +188,7 @@ def _read_layers(path: Path, kind: Kind, *, is_osm: bool) -> VectorLabels:
                 else [{}] * len(geometry)
             )
             systems.add(meta["crs"] or "")
-    except (DataSourceError, DataLayerError, shapely.errors.ShapelyError) as error:
+    except (DataSourceError, DataLayerError, FeatureError, shapely.errors.ShapelyError) as error:
         raise SatmapError(
             f"{path}: cannot be read ({printable(error, 200)}). Check that it is complete."
         ) from error

@@ -207,7 +207,7 @@ class Mosaic:
         """Return the georeference of a rectangle of the grid."""
         if self.georeference is None:
             return None
-        transform = self.georeference.transform * Affine.translation(box.left, box.top)
+        transform = self.georeference.transform @ Affine.translation(box.left, box.top)
         return replace(self.georeference, transform=transform)
 
     def identity(self) -> str:
@@ -277,11 +277,11 @@ class Mosaic:
             values,
             result,
             src_transform=layer.georeference.transform
-            * Affine.translation(left, top)
-            * Affine.scale(reduce),
+            @ Affine.translation(left, top)
+            @ Affine.scale(reduce),
             src_crs=layer.georeference.crs,
             src_nodata=0,
-            dst_transform=self.georeference.transform * Affine.translation(box.left, box.top),
+            dst_transform=self.georeference.transform @ Affine.translation(box.left, box.top),
             dst_crs=self.georeference.crs,
             dst_nodata=0,
             resampling=Resampling.cubic,
@@ -320,7 +320,7 @@ def find_layers(
         if georeference is None:
             kind = (*kind, number)
         else:
-            phase = ~source.transform * (0.0, 0.0)
+            phase = ~source.transform @ (0.0, 0.0)
             linear = [f"{value:.9e}" for value in (*source.transform[:2], *source.transform[3:5])]
             rest = [round(v / _SAME_GRID_PX) % round(1 / _SAME_GRID_PX) for v in phase]
             kind = (*kind, source.crs, *linear, *rest)
@@ -334,7 +334,7 @@ def _layer(members: Sequence[tuple[Source, Georeference | None]], bands: tuple[i
         whole = Box(0, 0, first.width, first.height)
         return Layer((first,), (whole,), bands, None, first.width, first.height)
     to_first = ~first.transform
-    corners = [to_first * (source.transform.c, source.transform.f) for source, _ in members]
+    corners = [to_first @ (source.transform.c, source.transform.f) for source, _ in members]
     places = np.rint(np.array(corners)).astype(int)
     sizes = np.array([(source.width, source.height) for source, _ in members])
     left, top = places.min(axis=0).tolist()
@@ -343,7 +343,7 @@ def _layer(members: Sequence[tuple[Source, Georeference | None]], bands: tuple[i
         Box(x - left, y - top, w, h)
         for (x, y), (w, h) in zip(places.tolist(), sizes.tolist(), strict=True)
     )
-    transform = first.transform * Affine.translation(left, top)
+    transform = first.transform @ Affine.translation(left, top)
     placed = Georeference(georeference.crs, transform, georeference.metres_per_pixel)
     return Layer(tuple(source for source, _ in members), boxes, bands, placed, width, height)
 
@@ -381,7 +381,7 @@ def make_mosaics(
     low = np.floor(np.concatenate(corners).min(axis=0) + _SAME_GRID_PX).astype(int)
     high = np.ceil(np.concatenate(corners).max(axis=0) - _SAME_GRID_PX).astype(int)
     width, height = (high - low).tolist()
-    transform = grid.transform * Affine.translation(*low.tolist())
+    transform = grid.transform @ Affine.translation(*low.tolist())
     located = Georeference(grid.crs, transform, grid.metres_per_pixel)
     if priority == "finest":
         placed.sort(key=_size)
@@ -414,7 +414,7 @@ def _offset(source: Georeference | None, grid: Georeference | None) -> tuple[int
         return 0, 0
     if source.crs != grid.crs:
         return None
-    relative = ~grid.transform * source.transform
+    relative = ~grid.transform @ source.transform
     matrix = np.array([[relative.a, relative.b], [relative.d, relative.e]])
     x, y = round(relative.c), round(relative.f)
     same = np.abs(matrix - np.eye(2)).max() < 1e-6

@@ -360,6 +360,6 @@ def _placed_tile(source: Source, root: Path | None) -> Source:
         return source
     metres = 2 * _HALF_WORLD_M / 2**zoom
     corner = Affine.translation(x * metres - _HALF_WORLD_M, _HALF_WORLD_M - y * metres)
-    transform = corner * Affine.scale(metres / size, -metres / size)
+    transform = corner @ Affine.scale(metres / size, -metres / size)
     crs = rasterio.crs.CRS.from_user_input(_WEB_MERCATOR).to_wkt()
     return replace(source, crs=crs, transform=transform, zoom=zoom)

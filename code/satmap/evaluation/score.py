@@ -15,18 +15,18 @@ from satmap.evaluation.metrics.coco_ap import score_coco
 from satmap.evaluation.metrics.figures import Figures, Report
 from satmap.evaluation.metrics.jaccard import score_masks
 from satmap.evaluation.metrics.topo import TopoScore, topo
-from satmap.io.geojson_reader import read_geojson
 from satmap.submissions.buildings_csv import read_buildings_csv
 from satmap.submissions.coco_json import read_coco_results, read_coco_truth
 from satmap.submissions.formats import Format, detect
-from satmap.submissions.geojson_maps import (
-    find_geojson,
-    read_buildings_geojson,
-    read_roads_geojson,
-)
 from satmap.submissions.mask_rasters import find_masks
 from satmap.submissions.result_format import find_format
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv
+from satmap.submissions.vector_maps import (
+    find_maps,
+    read_building_maps,
+    read_map,
+    read_road_maps,
+)
 from satmap.vectors.georeference import Georeference
 
 
@@ -38,7 +38,8 @@ class Sides:
         truth, proposal: roads, buildings or mask rasters by image id; of COCO files the annotations
             and the results by image number.
         metres_per_pixel: pixel size of roads.
-        grids: position of the pixels by image id, for GeoJSON; empty if they are those of images.
+        grids: position of the pixels by image id, for vector files; empty if they are pixels of
+            images.
     """
 
     truth: Any
@@ -73,14 +74,14 @@ def score_files(
 ) -> Scoring:
     """Score a proposal with the metric of its challenge.
 
-    Roads (CSV, GeoJSON) are scored by APLS, buildings (CSV, GeoJSON) by SpaceNet's F1, COCO results
-    by average precision, and mask rasters by the Jaccard index.
+    Roads (CSV, vector files) are scored by APLS, buildings (CSV, vector files) by SpaceNet's F1,
+    COCO results by average precision, and mask rasters by the Jaccard index.
 
     Args:
         truth: file or directory.
         proposal: the same kind.
-        metres_per_pixel: pixel size, for the distances of APLS and TOPO. GeoJSON is converted to
-            pixels of this size.
+        metres_per_pixel: pixel size, for the distances of APLS and TOPO. Vector files are
+            converted to pixels of this size.
         with_topo: also score roads by TOPO.
 
     Raises:
@@ -97,11 +98,11 @@ def score_files(
         case Format.BUILDINGS_CSV, Format.BUILDINGS_CSV:
             sides = Sides(read_buildings_csv(truth), read_buildings_csv(proposal))
             return _buildings(files, sides)
-        case Format.GEOJSON, Format.GEOJSON if are_roads(truth, proposal):
-            true, found, grids = read_roads_geojson(truth, proposal, metres_per_pixel)
+        case Format.VECTORS, Format.VECTORS if are_roads(truth, proposal):
+            true, found, grids = read_road_maps(truth, proposal, metres_per_pixel)
             return _roads(files, Sides(true, found, metres_per_pixel, grids), with_topo)
-        case Format.GEOJSON, Format.GEOJSON:
-            houses = read_buildings_geojson(truth, proposal, metres_per_pixel)
+        case Format.VECTORS, Format.VECTORS:
+            houses = read_building_maps(truth, proposal, metres_per_pixel)
             return _buildings(files, Sides(*houses[:2], metres_per_pixel, houses[2]))
         case Format.COCO_ANNOTATIONS, Format.COCO_RESULTS:
             return _coco(truth, proposal)
@@ -127,11 +128,11 @@ def _require_common_image(
 
 
 def are_roads(truth: Path, proposal: Path) -> bool:
-    """Return whether GeoJSON files hold roads rather than buildings."""
+    """Return whether vector files hold roads rather than buildings."""
     kinds = []
     for side in (truth, proposal):
-        for path in find_geojson(side).values():
-            collection = read_geojson(path)
+        for path in find_maps(side).values():
+            collection = read_map(path)
             if collection.lines or collection.surfaces:
                 kinds.append(bool(collection.lines))
                 break

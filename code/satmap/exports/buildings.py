@@ -1,52 +1,58 @@
-"""Export buildings as GeoJSON or GeoPackage.
+"""Export buildings for GIS and OpenStreetMap editors.
 
-GeoJSON (RFC 7946) allows only longitude and latitude. A GeoPackage keeps the images' reference
-system if all images with buildings share one, so that outlines along pixels stay exact and areas
-can be measured. Images in several systems, such as two UTM zones, are converted to longitude and
-latitude.
+Buildings have the attributes of :func:`satmap.vectors.buildings.building_attributes`. They follow
+the order of the images and their buildings, except in FlatGeobuf, which sorts by place.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import shapely
 
 from satmap.errors import SatmapError
+from satmap.exports import OSM_SUFFIXES
 from satmap.exports.gis_files import (
     DECIMALS,
     Layer,
-    new_geopackage,
     rounded_degrees,
     write_features,
+    write_layers,
 )
+from satmap.exports.osm_files import OsmData, write_osm
+from satmap.exports.styles import BUILDINGS
+from satmap.io.geojson_reader import LON_LAT
 from satmap.vectors.buildings import (
     ImageBuildings,
     Polygons,
     building_attributes,
-    buildings_in_lon_lat,
+    placed_buildings,
 )
+from satmap.vectors.georeference import common_system
 
 _LAYER = Layer(
     "buildings",
     "Polygon",
-    {"image_id": object, "confidence": np.float64, "area_m2": np.float64},
+    {"image_id": object}
+    | dict.fromkeys(("mean_probability", "expected_iou", "area_m2"), np.float64),
+    BUILDINGS,
 )
 
 
-def export_buildings(path: Path, images: Callable[[], Iterable[ImageBuildings]]) -> dict[str, str]:
+def export_buildings(
+    path: Path, images: Callable[[], Iterable[ImageBuildings]], crs: str | None = None
+) -> dict[str, str]:
     """Write the buildings of images atomically; the suffix of ``path`` selects the format.
 
-    Each building becomes a feature with the properties of
-    :func:`satmap.vectors.buildings.building_attributes`. Features follow the order of the images
-    and their buildings, and the same buildings give the same bytes. Images without buildings add
-    nothing.
+    The same buildings give the same bytes. Images without buildings add nothing.
 
     Args:
-        path: ends in one of the task's ``export_suffixes``, in upper or lower case.
+        path: ends in one of ``BUILDING_SUFFIXES``, in upper or lower case.
         images: returns an iterator over all images. It is called twice, so that the images need
             not be kept in memory.
+        crs: reference system of the file, LON_LAT or WKT; None for that of the images if those with
+            buildings share a projected one, else longitude and latitude. GeoJSON and OpenStreetMap
+            files are always in longitude and latitude.
 
     Returns:
         Image id to problem, for images that are left out because they cannot be placed.
@@ -54,44 +60,47 @@ def export_buildings(path: Path, images: Callable[[], Iterable[ImageBuildings]])
     Raises:
         CannotWriteError: ``path`` cannot be written.
     """
-    faults: dict[str, str] = {}
-    systems: set[str] = set()
-    for image in images():
-        try:
-            buildings_in_lon_lat(image)
-        except SatmapError as error:
-            faults[image.image_id] = str(error)
-            continue
-        if image.georeference is not None and image.buildings:
-            systems.add(image.georeference.crs)
-    placed = (image for image in images() if image.image_id not in faults and image.buildings)
+    problems: dict[str, str] = {}
     match path.suffix.lower():
-        case ".gpkg":
-            shared = len(systems) == 1
-            layer = replace(_LAYER, crs=systems.pop()) if shared else _LAYER
-            with new_geopackage(path, layer) as temporary:
-                for image in placed:
-                    if shared and image.georeference is not None:
-                        polygons = shapely.transform(image.polygons, image.georeference.to_map)
-                    else:
-                        polygons = buildings_in_lon_lat(image)
-                    layer.write(temporary, polygons.tolist(), building_attributes(image))
         case ".geojson":
             write_features(
                 path,
                 (
                     (properties, shapely.geometry.mapping(polygon))
-                    for image in placed
+                    for image, polygons in _placed(images(), LON_LAT, problems)
                     for polygon, properties in zip(
-                        _rounded_to_grid(buildings_in_lon_lat(image)),
-                        building_attributes(image),
-                        strict=True,
+                        _rounded_to_grid(polygons), building_attributes(image), strict=True
                     )
                 ),
             )
-        case suffix:
-            raise ValueError(f"{suffix} is not a format of buildings")
-    return faults
+        case suffix if suffix in OSM_SUFFIXES:
+            data = OsmData()
+            for _, polygons in _placed(images(), LON_LAT, problems):
+                for polygon in _rounded_to_grid(polygons):
+                    data.add_area(polygon, {"building": "yes"})
+            write_osm(path, data)
+        case _:
+            system = crs or common_system((i.georeference, len(i.buildings)) for i in images())
+            placed = _placed(images(), system, problems)
+            features = (
+                [(polygons.tolist(), building_attributes(image))] for image, polygons in placed
+            )
+            write_layers(path, [_LAYER], features, system)
+    return problems
+
+
+def _placed(
+    images: Iterable[ImageBuildings], crs: str, problems: dict[str, str]
+) -> Iterator[tuple[ImageBuildings, Polygons]]:
+    """Yield the images that can be placed; problems with the others are noted by image id."""
+    for image in images:
+        try:
+            polygons = placed_buildings(image, crs)
+        except SatmapError as error:
+            problems[image.image_id] = str(error)
+            continue
+        if image.buildings:
+            yield image, polygons
 
 
 def _rounded_to_grid(polygons: Polygons) -> list[shapely.Geometry]:

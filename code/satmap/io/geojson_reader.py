@@ -26,9 +26,9 @@ LON_LAT = "OGC:CRS84"
 
 _MALFORMED = (TypeError, ValueError, AttributeError, IndexError, KeyError, OverflowError)
 
-# Names, WKT and PROJ strings of coordinate reference systems. Given anything else, GDAL could read
-# a file or contact a server.
-_CRS_NAME = re.compile(
+#: Names, WKT and PROJ strings of coordinate reference systems. Given anything else, GDAL could read
+#: a file or contact a server.
+CRS_NAME = re.compile(
     r"(?:urn:(?:ogc|x-ogc):def:crs:|EPSG:|OGC:)[\w.:-]+|[A-Z_]+\s*\[.*\]\s*|\+proj=.*",
     re.IGNORECASE | re.DOTALL,
 )
@@ -136,7 +136,7 @@ def _crs_of(document: dict[str, Any]) -> str:
     member = document.get("crs")
     try:
         name = str(member["properties"]["name"])  # type: ignore[index]
-        if not _CRS_NAME.fullmatch(name):
+        if not CRS_NAME.fullmatch(name):
             return LON_LAT
         # GeoJSON writes longitude first, regardless of the authority's axis order.
         if name.endswith((":CRS84", ":4326")):

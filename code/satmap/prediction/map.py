@@ -274,7 +274,7 @@ def _finish(
     for path in (request.output, *request.exports):
         if path.suffix.lower() in plan.recipe.task.submission_suffixes:
             plan.task.write(path, list(records), {name: name for name in records}, records.get)
-        elif lacking := plan.task.export(path, lambda: iter(records.values())):
+        elif lacking := plan.task.export(path, lambda: iter(records.values()), request.crs):
             warnings.append(f"{path} lacks {len(lacking)} maps. {next(iter(lacking.values()))}")
     _write_manifest(plan, request, weights, faults, run_by)
     return PredictionReport(plan.task.noun, counts, faults, tuple(warnings))

@@ -147,7 +147,7 @@ def write_outputs(
     def images() -> Iterator[Any]:
         return (journal.found(key) for key in keys.values())
 
-    problems = {path: plan.task.export(path, images) for path in request.exports}
+    problems = {path: plan.task.export(path, images, request.crs) for path in request.exports}
     return counts, [
         f"{path} lacks {len(lacking)} images. {next(iter(lacking.values()))}"
         for path, lacking in problems.items()

@@ -79,6 +79,7 @@ class Request:
     command: tuple[str, ...] = ()
     started: str = field(default_factory=now)
     view_angle: ViewAngle | None = None
+    crs: str | None = None
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ def predict(
     workers: int = 0,
     command: Sequence[str] = (),
     view_angle: ViewAngle | None = None,
+    crs: str | None = None,
 ) -> PredictionReport:
     """Predict every image of the directories and write the submission with its manifest.
 
@@ -96,6 +97,7 @@ def predict(
             process.
         command: satmap's arguments, for the manifest.
         view_angle: off-nadir angle, for images whose names lack it.
+        crs: reference system of the exports, as for :meth:`satmap.tasks.base.Task.export`.
 
     Returns:
         The result, under ``torchrun`` the same in every process.
@@ -106,7 +108,7 @@ def predict(
     """
     request = Request(
         tuple(directories), output, weights, str(device), recipe_name, maps, tuple(exports),
-        out_of_fold, workers, tuple(command), view_angle=view_angle,
+        out_of_fold, workers, tuple(command), view_angle=view_angle, crs=crs,
     )  # fmt: skip
     require_outputs(output, exports)
     if maps:

@@ -31,6 +31,7 @@ def vectorize_directory(
     *,
     workers: int = 0,
     view_angle: ViewAngle | None = None,
+    crs: str | None = None,
 ) -> PredictionReport:
     """Vectorise every probability raster under a directory and write one file.
 
@@ -48,6 +49,7 @@ def vectorize_directory(
         task: decodes the maps and writes the file.
         workers: processes that vectorise; 0 uses this process.
         view_angle: off-nadir angle, for images whose names lack it.
+        crs: reference system of an export, as for :meth:`satmap.tasks.base.Task.export`.
 
     Raises:
         SatmapError: no rasters, two for one image, an unknown suffix, a worker that was killed.
@@ -87,7 +89,7 @@ def vectorize_directory(
         pool.finish()
         keys = {name: name for name in paths if name in journal.finished}
         if output.suffix.lower() in task.export_suffixes:
-            faults |= task.export(output, lambda: map(journal.found, keys.values()))
+            faults |= task.export(output, lambda: map(journal.found, keys.values()), crs)
             exported = {name: key for name, key in keys.items() if name not in faults}
             counts = {name: task.count(journal.found(key)) for name, key in exported.items()}
         else:

@@ -102,7 +102,7 @@ class Imagery:
         if not placed:
             raise SatmapError(
                 f"no raster under {', '.join(map(str, self._places))} has a georeference, which "
-                "pictures of GeoJSON need."
+                "pictures of vector files need."
             )
         return tuple(placed)
 

@@ -31,10 +31,10 @@ from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
 from satmap.submissions.coco_json import CocoBuilding, CocoResult, CocoTruth, read_coco_results
 from satmap.submissions.coco_masks import CocoMask
 from satmap.submissions.formats import Format, detect
-from satmap.submissions.geojson_maps import read_buildings_geojson, read_roads_geojson
 from satmap.submissions.mask_rasters import read_mask
 from satmap.submissions.result_format import find_format
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv
+from satmap.submissions.vector_maps import read_building_maps, read_road_maps
 
 # File systems allow 255 bytes; the names of temporary files are longer than the final ones.
 _LONGEST_NAME = 200
@@ -123,11 +123,12 @@ def write_overlays(
     missed and false roads are beside them, and buildings and masks are compared with the true ones.
 
     Args:
-        submission: roads or buildings as CSV or GeoJSON, COCO results, a directory of mask rasters,
+        submission: roads or buildings as CSV or vector files, COCO results, a directory of mask
+            rasters,
             or a format of another package.
         directories: directories of the images, or rasters.
         pictures: directory for the PNG files, one per image, named like the image. Large maps in
-            GeoJSON are drawn in parts, named by row and column: ``map-0-1.png``.
+            vector files are drawn in parts, named by row and column: ``map-0-1.png``.
         truth: as for :func:`satmap.evaluation.score.score_files`.
         units: of speeds and lengths.
 
@@ -192,7 +193,7 @@ def _require_images(
 def _ground(
     image_id: str, sides: Sides, imagery: Imagery, view: View | None = None
 ) -> Ground | None:
-    """Return the image to draw on, None if there is none; of GeoJSON only the part in ``view``."""
+    """Return the image to draw on; None if there is none. ``view`` is for vector files."""
     grid = sides.grids.get(image_id)
     if grid is None:
         return imagery.of(image_id)
@@ -322,15 +323,15 @@ def _read(submission: Path) -> tuple[str, Sides]:
             return "building_f1", Sides(None, read_buildings_csv(submission))
         case Format.COCO_RESULTS:
             return "coco_ap", Sides(None, read_coco_results(submission))
-        case Format.GEOJSON if are_roads(submission, submission):
-            _, roads, grids = read_roads_geojson(submission, submission, Sides.metres_per_pixel)
+        case Format.VECTORS if are_roads(submission, submission):
+            _, roads, grids = read_road_maps(submission, submission, Sides.metres_per_pixel)
             return "apls", Sides(None, roads, grids=grids)
-        case Format.GEOJSON:
-            _, found, grids = read_buildings_geojson(submission, submission, Sides.metres_per_pixel)
+        case Format.VECTORS:
+            _, found, grids = read_building_maps(submission, submission, Sides.metres_per_pixel)
             return "building_f1", Sides(None, found, grids=grids)
     raise SatmapError(
         f"{submission} is {kind}, which can only be drawn with --truth. Without it satmap draws "
-        "roads and buildings as CSV or GeoJSON, and COCO results."
+        "roads and buildings as CSV or vector files, and COCO results."
     )
 
 

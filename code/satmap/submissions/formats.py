@@ -5,8 +5,8 @@ from pathlib import Path
 
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
-from satmap.submissions.geojson_maps import GEOJSON_SUFFIXES
 from satmap.submissions.mask_rasters import MASK_SUFFIXES
+from satmap.submissions.vector_maps import GEOJSON_SUFFIXES, MAP_SUFFIXES
 
 # Number of bytes at the start of a file that are inspected.
 _HEAD_BYTES = 1 << 16
@@ -17,7 +17,7 @@ class Format(StrEnum):
 
     ROADS_CSV = "a roads CSV"
     BUILDINGS_CSV = "a buildings CSV"
-    GEOJSON = "GeoJSON"
+    VECTORS = "a vector file or a directory of GeoJSON"
     COCO_ANNOTATIONS = "COCO annotations"
     COCO_RESULTS = "a list of COCO results"
     MASKS = "a directory of mask rasters"
@@ -46,11 +46,13 @@ def detect(path: Path) -> Format:
         raise SatmapError(f"{path} is compressed; unpack it first.")
     if text.startswith((b"II*\0", b"MM\0*", b"\x89PNG")):
         raise SatmapError(f"{path} is a raster; give the directory of all masks.")
+    if path.suffix.lower() in set(MAP_SUFFIXES) - set(GEOJSON_SUFFIXES):
+        return Format.VECTORS
     if text.startswith(b"["):
         return Format.COCO_RESULTS
     if text.startswith(b"{"):
         is_geojson = b'"FeatureCollection"' in text or b'"features"' in text
-        return Format.GEOJSON if is_geojson else Format.COCO_ANNOTATIONS
+        return Format.VECTORS if is_geojson else Format.COCO_ANNOTATIONS
     columns = text.split(b"\n", 1)[0].decode(errors="replace").lower().replace('"', "").split(",")
     names = {name.strip() for name in columns}
     if "wkt_pix" in names:
@@ -59,7 +61,8 @@ def detect(path: Path) -> Format:
         return Format.BUILDINGS_CSV
     raise SatmapError(
         f"{path} is in no known format: a roads CSV has a column WKT_Pix in its first line, a "
-        "buildings CSV has PolygonWKT_Pix, and GeoJSON and COCO files start with a bracket."
+        "buildings CSV has PolygonWKT_Pix, and GeoJSON and COCO files start with a bracket. Vector "
+        f"files end in {', '.join(MAP_SUFFIXES)}."
     )
 
 
@@ -70,7 +73,7 @@ def _detect_directory(path: Path) -> Format:
     if rasters and not vectors:
         return Format.MASKS
     if vectors and not rasters:
-        return Format.GEOJSON
+        return Format.VECTORS
     if rasters:
         raise SatmapError(f"{path} holds both GeoJSON and rasters; give the directory of one kind.")
     raise SatmapError(f"{path} holds neither GeoJSON files nor mask rasters (.tif).")

@@ -1,5 +1,6 @@
 """Checks that outputs can be written, made before the work starts."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,12 +12,20 @@ from satmap.submissions.result_format import find_format
 # Text near the start of every file of a format, in lower case, by suffix.
 _MARKS = {
     ".csv": b"imageid",
+    ".fgb": b"fgb",
     ".geojson": b"featurecollection",
     ".gpkg": b"sqlite format 3",
     ".graphml": b"graphml",
+    ".osm": b"<osm",
+    ".parquet": b"par1",
+    ".pbf": b"osmheader",
+    ".zip": b"pk\3\4",
     # COCO results of buildings are a list.
     ".json": b"[",
 }
+
+# Packages of the extra `satmap[gis]` that formats need, by suffix.
+_PACKAGES = {".parquet": "pyarrow", ".pbf": "osmium"}
 
 # Suffixes of recipes.
 _RECIPE_SUFFIXES = (".yaml", ".yml")
@@ -65,7 +74,8 @@ def require_formats(task: TaskSettings, output: Path, exports: Sequence[Path] = 
     """Check that a task has the formats of a submission and its exports.
 
     Raises:
-        SatmapError: a suffix is unknown, or belongs to another kind of output.
+        SatmapError: a suffix is unknown, belongs to another kind of output, or needs a package that
+            is not installed.
     """
     others = ", ".join(task.export_suffixes)
     hint = f" For {others} add --export." if others else ""
@@ -80,7 +90,7 @@ def require_any_format(task: TaskSettings, output: Path) -> None:
     """Check that an output has the suffix of a submission or of an export.
 
     Raises:
-        SatmapError: the suffix is unknown.
+        SatmapError: the suffix is unknown, or needs a package that is not installed.
     """
     _require_suffix(output, (*task.submission_suffixes, *task.export_suffixes))
 
@@ -90,6 +100,12 @@ def _require_suffix(path: Path, suffixes: Sequence[str], hint: str = "") -> None
         raise SatmapError(
             f"{path}: the suffix names the format, and '{path.suffix}' is none of "
             f"{', '.join(suffixes)}.{hint}"
+        )
+    package = _PACKAGES.get(path.suffix.lower())
+    if package and importlib.util.find_spec(package) is None:
+        raise SatmapError(
+            f"{path}: this format needs the package {package}, which is not installed: "
+            "pip install 'satmap[gis]'."
         )
 
 

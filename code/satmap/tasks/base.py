@@ -376,10 +376,15 @@ class Task(ABC):
             CannotWriteError: the file cannot be written.
         """
 
-    def export(self, path: Path, records: Callable[[], Iterator[Any]]) -> dict[str, str]:
+    def export(
+        self, path: Path, records: Callable[[], Iterator[Any]], crs: str | None = None
+    ) -> dict[str, str]:
         """Write a further file, in the format of its suffix.
 
-        Each call of ``records`` returns a new iterator over the records of all images.
+        Each call of ``records`` returns a new iterator over the records of all images. ``crs`` is
+        the reference system of the file (:func:`satmap.vectors.georeference.reference_system`);
+        None for that of the images if they share a projected one, else longitude and latitude.
+        Formats that demand longitude and latitude ignore it.
 
         Returns:
             Image id to problem, for images that the format cannot hold and that are left out.

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from satmap.vectors.georeference import Georeference, geodataframe, lon_lat_of
+from satmap.io.geojson_reader import LON_LAT
+from satmap.vectors.georeference import Georeference, geodataframe, place
 
 if TYPE_CHECKING:
     import geopandas
@@ -28,10 +28,13 @@ class Building:
         confidence: higher is more certain. Either mean probability x square root of the area in
             pixels, or the intersection over union with the truth that a confidence model predicts,
             0..1.
+        mean_probability: mean building probability inside the footprint, 0..1, not calibrated; None
+            if the confidence is an expected intersection over union.
     """
 
     polygon: shapely.Polygon
     confidence: float
+    mean_probability: float | None = None
 
 
 class Buildings(list[Building]):
@@ -55,15 +58,15 @@ class Buildings(list[Building]):
         Raises:
             SatmapError: geopandas is not installed.
         """
-        place = self.georeference
+        here = self.georeference
         polygons = [building.polygon for building in self]
-        if place:
-            polygons = [shapely.transform(polygon, place.to_map) for polygon in polygons]
+        if here:
+            polygons = [shapely.transform(polygon, here.to_map) for polygon in polygons]
         rows = [
             {"geometry": polygon, "confidence": building.confidence}
             for polygon, building in zip(polygons, self, strict=True)
         ]
-        return geodataframe(rows, ["geometry", "confidence"], place.crs if place else None)
+        return geodataframe(rows, ["geometry", "confidence"], here.crs if here else None)
 
 
 @dataclass(frozen=True)
@@ -90,35 +93,53 @@ class ImageBuildings:
         return np.array([building.polygon for building in self.buildings], np.object_)
 
 
-def buildings_in_lon_lat(image: ImageBuildings) -> Polygons:
-    """Return the footprints in degrees of longitude and latitude on WGS 84, holes kept.
+def placed_buildings(image: ImageBuildings, crs: str = LON_LAT) -> Polygons:
+    """Return the footprints in coordinates of a reference system, holes kept.
 
     Raises:
-        SatmapError: the image has no usable georeference, or lies across the 180th meridian or
-            beyond a pole.
+        SatmapError: as for :func:`satmap.vectors.georeference.place`.
     """
-    lon_lat = partial(
-        lon_lat_of,
-        image.image_id,
-        image.georeference,
-        things="buildings",
-        otherwise="Write a CSV or COCO results, which use pixels",
+    placed: Polygons = shapely.transform(
+        image.polygons,
+        lambda pixels: place(
+            image.image_id,
+            image.georeference,
+            pixels,
+            crs,
+            things="buildings",
+            otherwise="Write a CSV or COCO results, which use pixels",
+        ),
     )
-    placed: Polygons = shapely.transform(image.polygons, lon_lat)
     return placed
 
 
-def building_attributes(image: ImageBuildings) -> list[dict[str, str | float]]:
-    """Return the attributes of each building: image, confidence, and area in square metres.
+def building_attributes(image: ImageBuildings) -> list[dict[str, str | float | None]]:
+    """Return the attributes of each building in every export.
 
-    Both numbers have three decimals. The area is NaN without a georeference.
+    ==================== =======================================================================
+    ``image_id``         the image
+    ``mean_probability`` mean probability inside the footprint, 0..1, not calibrated; None if a
+                         confidence model rated the building
+    ``expected_iou``     intersection over union with the true building that the confidence model
+                         expects, 0..1; None without a model
+    ``area_m2``          area in square metres; NaN without a georeference
+    ==================== =======================================================================
+
+    Numbers have three decimals.
     """
     x_m, y_m = image.georeference.metres_per_pixel if image.georeference else (np.nan, np.nan)
     return [
         {
             "image_id": image.image_id,
-            "confidence": round(building.confidence, 3),
+            "mean_probability": _rounded(building.mean_probability),
+            "expected_iou": (
+                _rounded(building.confidence) if building.mean_probability is None else None
+            ),
             "area_m2": round(building.polygon.area * x_m * y_m, 3),
         }
         for building in image.buildings
     ]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)

@@ -1,18 +1,20 @@
 """Georeferences: the reference system of an image and the true size of its pixels."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import rasterio
 import rasterio.crs
+import rasterio.errors
 import rasterio.warp
 from affine import Affine
 from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
-from satmap.io.geojson_reader import LON_LAT, project
+from satmap.io.geojson_reader import CRS_NAME, LON_LAT, project
 
 if TYPE_CHECKING:
     import geopandas
@@ -117,39 +119,85 @@ def metres_per_degree(latitude: float) -> tuple[float, float]:
     return normal * math.cos(math.radians(latitude)) * radian, meridian * radian
 
 
-def lon_lat_of(
+def reference_system(text: str) -> str:
+    """Return a reference system that a user named, such as ``EPSG:32631``; WGS 84 as LON_LAT.
+
+    Raises:
+        ValueError: it is not the name, WKT or PROJ text of a system on the ground.
+    """
+    if not CRS_NAME.fullmatch(text.strip()):
+        raise ValueError(f"{text!r} is not a reference system such as EPSG:32631")
+    try:
+        # Within an environment GDAL does not report unknown names on stderr.
+        with rasterio.Env():
+            crs = rasterio.crs.CRS.from_user_input(text.strip())
+            if not (crs.is_geographic or crs.is_projected):
+                raise ValueError("it has no place on the ground")
+            return LON_LAT if crs.to_epsg() == 4326 else str(crs.to_wkt())
+    except (ValueError, rasterio.errors.CRSError) as error:
+        raise ValueError(f"{text!r} is not a usable reference system ({error})") from error
+
+
+def common_system(images: Iterable[tuple[Georeference | None, int]]) -> str:
+    """Return the reference system of images if all share one projected system, else LON_LAT.
+
+    ``images`` are their georeferences and numbers of objects. Images without objects count only if
+    no image has any.
+    """
+    placed = [(each.crs, count) for each, count in images if each is not None]
+    systems = {crs for crs, count in placed if count} or {crs for crs, _ in placed}
+    if len(systems) != 1:
+        return LON_LAT
+    (system,) = systems
+    return system if rasterio.crs.CRS.from_user_input(system).is_projected else LON_LAT
+
+
+def place(
     image_id: str,
     georeference: Georeference | None,
     pixels: NDArray[np.float64],
+    crs: str,
     *,
     things: str,
     otherwise: str,
 ) -> NDArray[np.float64]:
-    """Convert pixels (n, 2) of an image to degrees of longitude and latitude on WGS 84.
+    """Convert pixels (n, 2) of an image to coordinates of a reference system.
 
     Messages name ``things``, such as ``roads``, and advise to write another format: ``otherwise``,
     without a full stop.
 
+    Args:
+        image_id: names the image in messages.
+        georeference: of the image.
+        pixels: float64 (n, 2), x and y.
+        crs: LON_LAT or WKT.
+        things: what is placed, in the plural.
+        otherwise: the advice.
+
     Raises:
-        SatmapError: the image has no usable georeference, or lies across the 180th meridian or
-            beyond a pole.
+        SatmapError: the image has no usable georeference, or ``crs`` is in degrees and the image
+            lies across the 180th meridian or beyond a pole.
     """
     if georeference is None:
         raise SatmapError(
-            f"{image_id} has no georeference, which GeoJSON and GeoPackage need. {otherwise}; or "
+            f"{image_id} has no georeference, which all formats of maps need. {otherwise}; or "
             "give the image its georeference, for example with `rio edit-info --crs EPSG:4326 "
             "--transform ... IMAGE`."
         )
+    placed = georeference.to_map(pixels)
     try:
-        lon_lat = project(georeference.to_map(pixels), georeference.crs, LON_LAT)
+        if crs != georeference.crs:
+            placed = project(placed, georeference.crs, crs)
     except ValueError as error:
         raise SatmapError(f"{image_id}: its {things} {error}.") from error
-    if len(lon_lat) and ((np.abs(lon_lat) > (180, 90)).any() or np.ptp(lon_lat[:, 0]) > 180):
+    if crs != LON_LAT and rasterio.crs.CRS.from_user_input(crs).is_projected:
+        return placed
+    if len(placed) and ((np.abs(placed) > (180, 90)).any() or np.ptp(placed[:, 0]) > 180):
         raise SatmapError(
             f"{image_id} lies across the 180th meridian or beyond a pole, where lines in "
             f"longitude and latitude would run around the Earth. {otherwise}."
         )
-    return lon_lat
+    return placed
 
 
 def georeference_as_json(georeference: Georeference | None) -> list[Any] | None:

@@ -3,13 +3,14 @@
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from satmap.vectors.georeference import Georeference, geodataframe, lon_lat_of
+from satmap.io.geojson_reader import LON_LAT
+from satmap.vectors.georeference import Georeference, geodataframe, place
 from satmap.vectors.speeds import MPS_PER_MPH, class_speed_mph
 
 if TYPE_CHECKING:
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
     import networkx
 
 
+#: Where the speed of a road comes from.
+SpeedSource = Literal["estimated", "default"]
+
 # Attributes of an edge in tables and graphs.
-_EDGE_FIGURES = ("length_m", "speed_mps", "travel_time_s", "confidence")
+_EDGE_FIGURES = ("length_m", "speed_mps", "travel_time_s", "width_m", "confidence")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,9 @@ class RoadEdge:
         length_m: length along ``line``, metres.
         speed_mps: speed, metres per second, > 0.
         confidence: mean road probability along the line, 0..1.
+        width_m: width of the road area that the network sees, metres; None if unknown. Networks
+            that learnt from lines of one width see every road about that wide.
+        speed_source: ``estimated`` from speed maps, or ``default`` without them.
     """
 
     nodes: tuple[int, int]
@@ -38,6 +45,8 @@ class RoadEdge:
     length_m: float
     speed_mps: float
     confidence: float
+    width_m: float | None = None
+    speed_source: SpeedSource = "estimated"
 
     @property
     def travel_time_s(self) -> float:
@@ -63,8 +72,8 @@ class RoadGraph:
         """Return the graph as a networkx multigraph.
 
         Nodes have ``x`` and ``y``. Edges have ``geometry`` (a shapely LineString), ``length_m``,
-        ``speed_mps``, ``travel_time_s`` and ``confidence``. Coordinates are in the image's
-        reference system, named in ``graph["crs"]``, or in pixels without a georeference.
+        ``speed_mps``, ``travel_time_s``, ``width_m`` and ``confidence``. Coordinates are in the
+        image's reference system, named in ``graph["crs"]``, or in pixels without a georeference.
         """
         import networkx
 
@@ -79,7 +88,7 @@ class RoadGraph:
         """Return the edges as a GeoDataFrame; needs the extra ``satmap[gis]``.
 
         Columns: ``u`` and ``v`` (nodes), ``length_m``, ``speed_mps``, ``travel_time_s``,
-        ``confidence`` and ``geometry``, in the image's reference system or in pixels.
+        ``width_m``, ``confidence`` and ``geometry``, in the image's reference system or in pixels.
 
         Raises:
             SatmapError: geopandas is not installed.
@@ -129,29 +138,33 @@ class ImageRoads:
     graph: RoadGraph
 
 
-def roads_in_lon_lat(roads: ImageRoads) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
-    """Return nodes (n, 2) and lines (n, 2) of a graph in degrees of longitude and latitude, WGS 84.
+def placed_roads(
+    roads: ImageRoads, crs: str = LON_LAT
+) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+    """Return nodes (n, 2) and lines (n, 2) of a graph in coordinates of a reference system.
 
     Raises:
-        SatmapError: the image has no usable georeference, or lies across the 180th meridian or
-            beyond a pole.
+        SatmapError: as for :func:`satmap.vectors.georeference.place`.
     """
     graph = roads.graph
     # One call for all: each call sets up the projection again.
     parts = [graph.nodes, *(edge.line for edge in graph.edges)]
-    lon_lat = lon_lat_of(
+    placed = place(
         roads.image_id,
         graph.georeference,
         np.concatenate(parts),
+        crs,
         things="roads",
-        otherwise="Write GraphML, which uses pixels, or a CSV",
+        otherwise="Write a CSV, which uses pixels",
     )
     ends = np.cumsum([len(part) for part in parts])
-    nodes, *lines = np.split(lon_lat, ends[:-1])
+    nodes, *lines = np.split(placed, ends[:-1])
     return nodes, lines
 
 
-def edge_attributes(image_id: str, edge: RoadEdge, first_node: int) -> dict[str, str | int | float]:
+def edge_attributes(
+    image_id: str, edge: RoadEdge, first_node: int
+) -> dict[str, str | int | float | None]:
     """Return the attributes of an edge in every export.
 
     A new attribute must also be added to the field list in :mod:`satmap.exports.roads`.
@@ -161,13 +174,15 @@ def edge_attributes(image_id: str, edge: RoadEdge, first_node: int) -> dict[str,
     ``u``, ``v``   nodes at the start and end of the line, numbered over the whole file
     ``length_m``   length along the line, metres
     ``travel_time_s``  seconds from end to end: length / speed
-    ``speed_mps``  speed, metres per second (``tasks/roads/vectorizer/speed.py``)
-    ``confidence`` mean road probability along the line, 0..1 (:class:`RoadEdge`)
+    ``speed_kmh``, ``speed_mph``  speed (``tasks/roads/vectorizer/speed.py``)
+    ``speed_source``  ``estimated`` by the network, or ``default`` (:class:`RoadEdge`)
+    ``width_m``    width of the road area, metres; None if unknown (:class:`RoadEdge`)
+    ``mean_probability``  mean road probability along the line, 0..1; not calibrated
     ``highway``    OpenStreetMap's class, inferred from the speed by :func:`highway_of`
-    ``maxspeed``   OpenStreetMap's speed tag
+    ``maxspeed``   OpenStreetMap's speed tag: the speed in whole miles per hour
     ============== ===============================================================================
 
-    Metres, seconds and the confidence have three decimals.
+    Lengths, seconds and the probability have three decimals, speeds and widths two.
     ``first_node`` is the number of the image's first node in the file.
     """
     mph = edge.speed_mps / MPS_PER_MPH
@@ -177,10 +192,13 @@ def edge_attributes(image_id: str, edge: RoadEdge, first_node: int) -> dict[str,
         "v": first_node + edge.nodes[1],
         "highway": highway_of(mph),
         "maxspeed": f"{max(round(mph), 1)} mph",
-        "speed_mps": round(edge.speed_mps, 3),
+        "speed_kmh": round(edge.speed_mps * 3.6, 2),
+        "speed_mph": round(mph, 2),
+        "speed_source": edge.speed_source,
         "length_m": round(edge.length_m, 3),
         "travel_time_s": round(edge.travel_time_s, 3),
-        "confidence": round(edge.confidence, 3),
+        "width_m": None if edge.width_m is None else round(edge.width_m, 2),
+        "mean_probability": round(edge.confidence, 3),
     }
 
 

@@ -6,6 +6,7 @@ copies, the one of the block that holds most of the building is kept.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import shapely
@@ -36,7 +37,7 @@ def join_blocks(blocks: Iterable[tuple[Box, Iterable[Building]]]) -> list[Buildi
     ):
         boxes.append(shapely.box(box.left, box.top, box.right, box.bottom))
         moved = [
-            Building(shapely.affinity.translate(b.polygon, box.left, box.top), b.confidence)
+            replace(b, polygon=shapely.affinity.translate(b.polygon, box.left, box.top))
             for b in buildings
         ]
         touching = [b for b in moved if b.polygon.intersects(boxes[number])]

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -59,7 +59,7 @@ class BuildingDecoder:
             return found
         own = shapely.box(box.left, box.top, box.right, box.bottom)
         return [
-            Building(translate(each.polygon, -box.left, -box.top), each.confidence)
+            replace(each, polygon=translate(each.polygon, -box.left, -box.top))
             for each in found
             if each.polygon.intersects(own)
         ]

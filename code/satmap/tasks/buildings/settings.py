@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
 
 from satmap.data.view_angles import CATEGORIES
+from satmap.exports import BUILDING_SUFFIXES
 from satmap.recipes.task_settings import HeadLoss, TaskLosses, TaskSettings
 from satmap.settings import Settings
 
@@ -176,7 +177,7 @@ class BuildingTaskSettings(TaskSettings):
     prediction_keys: ClassVar[frozenset[str]] = frozenset({"vectorizer"})
     best_checkpoints: ClassVar[Mapping[str, str]] = {"f1": "best_f1", "dice": "best_dice"}
     submission_suffixes: ClassVar[tuple[str, ...]] = (".csv", COCO_SUFFIX)
-    export_suffixes: ClassVar[tuple[str, ...]] = (".geojson", ".gpkg")
+    export_suffixes: ClassVar[tuple[str, ...]] = BUILDING_SUFFIXES
 
     name: Literal["buildings"] = "buildings"
     targets: BuildingTargetSettings = BuildingTargetSettings()

@@ -213,14 +213,17 @@ class BuildingTask(DenseTask):
             record.image_id,
             record.number,
             record.size,
-            [[building.polygon.wkb_hex, building.confidence] for building in record.buildings],
+            [[b.polygon.wkb_hex, b.confidence, b.mean_probability] for b in record.buildings],
             georeference_as_json(record.georeference),
         ]
 
     def from_json(self, content: list[Any]) -> ImageBuildings:
         """Restore a record from :meth:`as_json` without loss."""
         image_id, number, (height, width), rows, georeference = content
-        found = tuple(Building(shapely.from_wkb(text), float(score)) for text, score in rows)
+        found = tuple(
+            Building(shapely.from_wkb(text), float(score), probability)
+            for text, score, probability in rows
+        )
         place = georeference_from_json(georeference)
         return ImageBuildings(image_id, number, (height, width), found, place)
 
@@ -248,9 +251,11 @@ class BuildingTask(DenseTask):
         write_buildings_csv(output, rows)
         return rows.counts
 
-    def export(self, path: Path, records: Callable[[], Iterator[ImageBuildings]]) -> dict[str, str]:
-        """Write the buildings as GeoJSON or GeoPackage."""
-        return export_buildings(path, records)
+    def export(
+        self, path: Path, records: Callable[[], Iterator[ImageBuildings]], crs: str | None = None
+    ) -> dict[str, str]:
+        """Write the buildings in the format of the suffix (:mod:`satmap.exports.buildings`)."""
+        return export_buildings(path, records, crs)
 
     def tune(self, request: TuningRequest) -> Tuning:
         """Fit the vectoriser settings, by F1 or average precision."""

@@ -8,6 +8,7 @@ other block that passes near it.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -144,7 +145,20 @@ def _unite(
     confidence = float(share @ (before.confidence, after.confidence))
     speed = float(weights.sum() / time) if time else before.speed_mps
     nodes = before.nodes[0], after.nodes[1]
-    pieces.add(RoadEdge(nodes, line, length, speed, confidence))
+    longer = before if before.length_m >= after.length_m else after
+    widths = before.width_m, after.width_m
+    width = None if None in widths else float(share @ widths)
+    pieces.add(
+        replace(
+            longer,
+            nodes=nodes,
+            line=line,
+            length_m=length,
+            speed_mps=speed,
+            confidence=confidence,
+            width_m=longer.width_m if width is None else width,
+        )
+    )
 
 
 def _join_to_roads(
@@ -229,7 +243,7 @@ def _moved(
 ) -> RoadEdge:
     """Return a road with other nodes and another line; with ``metres`` its length changes."""
     length = line_length_m(line, metres) if metres else edge.length_m
-    return RoadEdge(nodes, line, length, edge.speed_mps, edge.confidence)
+    return replace(edge, nodes=nodes, line=line, length_m=length)
 
 
 def _reversed(edge: RoadEdge) -> RoadEdge:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
+from satmap.exports import ROAD_SUFFIXES
 from satmap.recipes.task_settings import HeadLoss, TaskLosses, TaskSettings
 from satmap.settings import Settings
 from satmap.vectors.speeds import SPEED_BINS
@@ -146,7 +147,7 @@ class RoadTaskSettings(TaskSettings):
         {"vectorizer", "neighbours", "default_metres_per_pixel"}
     )
     best_checkpoints: ClassVar[Mapping[str, str]] = {"apls": "best_apls", "dice": "best_dice"}
-    export_suffixes: ClassVar[tuple[str, ...]] = (".geojson", ".gpkg", ".graphml")
+    export_suffixes: ClassVar[tuple[str, ...]] = ROAD_SUFFIXES
 
     name: Literal["roads"] = "roads"
     targets: TargetSettings = TargetSettings()

@@ -181,7 +181,15 @@ class RoadTask(DenseTask):
             georeference_as_json(record.graph.georeference),
             record.graph.nodes.tolist(),
             [
-                [edge.nodes, edge.line.tolist(), edge.length_m, edge.speed_mps, edge.confidence]
+                [
+                    edge.nodes,
+                    edge.line.tolist(),
+                    edge.length_m,
+                    edge.speed_mps,
+                    edge.confidence,
+                    edge.width_m,
+                    edge.speed_source,
+                ]
                 for edge in record.graph.edges
             ],
         ]
@@ -192,8 +200,8 @@ class RoadTask(DenseTask):
         graph = RoadGraph(
             np.array(nodes, np.float64).reshape(-1, 2),
             tuple(
-                RoadEdge((start, end), np.array(line), length_m, speed_mps, confidence)
-                for (start, end), line, length_m, speed_mps, confidence in edges
+                RoadEdge((start, end), np.array(line), *figures)
+                for (start, end), line, *figures in edges
             ),
             georeference_from_json(georeference),
         )
@@ -211,9 +219,11 @@ class RoadTask(DenseTask):
         write_roads_csv(output, rows)
         return rows.counts
 
-    def export(self, path: Path, records: Callable[[], Iterator[ImageRoads]]) -> dict[str, str]:
-        """Write GeoJSON, GeoPackage or GraphML, depending on the suffix."""
-        return export_roads(path, records())
+    def export(
+        self, path: Path, records: Callable[[], Iterator[ImageRoads]], crs: str | None = None
+    ) -> dict[str, str]:
+        """Write the roads in the format of the suffix (:mod:`satmap.exports.roads`)."""
+        return export_roads(path, records, crs)
 
     def tune(self, request: TuningRequest) -> Tuning:
         """Fit the vectoriser's settings by APLS."""

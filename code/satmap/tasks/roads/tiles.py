@@ -12,7 +12,7 @@ This module works without torch.
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from satmap.rasters.scene import Box
 from satmap.rasters.surroundings import open_surroundings, surrounded, with_margin
 from satmap.tasks.roads.settings import ROAD_FILE_MAPS, RoadSettings
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
-from satmap.vectors.road_graph import RoadEdge, RoadGraph, line_length_m
+from satmap.vectors.road_graph import RoadGraph, line_length_m
 
 # Width of the margin in metres: twice the reach of a bridge.
 _MARGIN_M = 66.0
@@ -41,8 +41,8 @@ def margin_px(metres_per_pixel: tuple[float, float]) -> tuple[int, int]:
 def crop_graph(graph: RoadGraph, box: Box, metres_per_pixel: tuple[float, float]) -> RoadGraph:
     """Crop a road graph to a rectangle and move it to the rectangle's pixels.
 
-    Coordinates stay on the vectoriser's grid of 0.1 pixel. Roads keep their speed and confidence;
-    their lengths are measured again.
+    Coordinates stay on the vectoriser's grid of 0.1 pixel. Roads keep their attributes; their
+    lengths are measured again.
     """
     corner = np.array((box.left, box.top), np.float64)
     points = np.concatenate([np.empty((0, 2)), *(edge.line for edge in graph.edges)])
@@ -69,7 +69,7 @@ def crop_graph(graph: RoadGraph, box: Box, metres_per_pixel: tuple[float, float]
     for (line, edge), (start, stop) in zip(pieces, inverse.reshape(-1, 2).tolist(), strict=True):
         line = np.concatenate([nodes[[start]], line[1:-1], nodes[[stop]]])
         length = line_length_m(line, metres_per_pixel)
-        edges.append(RoadEdge((start, stop), line, length, edge.speed_mps, edge.confidence))
+        edges.append(replace(edge, nodes=(start, stop), line=line, length_m=length))
     return RoadGraph(nodes, tuple(edges))
 
 

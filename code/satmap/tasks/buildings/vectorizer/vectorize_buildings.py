@@ -67,7 +67,9 @@ def vectorize_buildings(
         cropped = ProbabilityMaps(scene.names, values, scene.metres_per_pixel)
         for exact, confidences in _outlines(cropped, crop, settings, model, scene.shape):
             sure = confidences >= least
-            found += _drawn(exact[sure], confidences[sure], crop.box, scene.shape, settings)
+            found += _drawn(
+                exact[sure], confidences[sure], crop.box, scene.shape, settings, model is not None
+            )
     found.sort(key=lambda entry: entry[0])
     return [building for _, building in found]
 
@@ -108,10 +110,18 @@ def _drawn(
     box: Box,
     shape: tuple[int, int],
     settings: BuildingSettings,
+    rated: bool,
 ) -> list[tuple[tuple[float, float, float], Building]]:
-    """Draw outlines in pixels of the scene, with sort keys: first row, first column, - area."""
+    """Draw outlines in pixels of the scene, with sort keys: first row, first column, - area.
+
+    ``rated`` says whether the confidences are those of a model.
+    """
     present = exact != np.array(None)
     exact, confidences = exact[present], confidences[present]
+    # The area of an exact outline is its number of pixels, but for filled holes.
+    means: list[float | None] = (confidences / np.sqrt(shapely.area(exact))).clip(0, 1).tolist()
+    if rated:
+        means = [None] * len(exact)
     exact = shapely.transform(exact, lambda xy: xy + np.array([box.left, box.top]))
     exact = dilated(exact, settings.dilate_px, shape)
     # Shift to the origin, so that rounding does not depend on the position in the image.
@@ -123,7 +133,7 @@ def _drawn(
     starts = shapely.get_coordinates(shapely.get_point(shapely.get_exterior_ring(exact), 0))
     columns, rows = starts.T.tolist()
     keys = zip(rows, columns, (-shapely.area(exact)).tolist(), strict=True)
-    return list(zip(keys, map(Building, outlines, confidences.tolist()), strict=True))
+    return list(zip(keys, map(Building, outlines, confidences.tolist(), means), strict=True))
 
 
 def _confidences(body: Bytes, labels: Labels) -> Floats:

@@ -1,4 +1,4 @@
-"""Speed and confidence of roads, from the probability maps along their centre lines.
+"""Speed, confidence and width of roads, from the probability maps along their centre lines.
 
 The speed is the expectation over the ten bins, weighted by length (cannab). The reference took the
 largest bin of a sum over segments without weighting by length. There, one short bend could outvote
@@ -54,8 +54,13 @@ def widths_at(road: Evidence, places: Floats, directions: Floats) -> Floats:
     return width
 
 
-def _road_widths(network: Network, road: Evidence) -> Floats:
-    """Return the mean width of each road away from its ends, metres, (m,)."""
+def _road_widths(network: Network, road: Evidence) -> tuple[Floats, Floats]:
+    """Measure the width of each road away from its ends.
+
+    Returns:
+        Mean width, metres, (m,), where places that are not road count as 0; and the median width of
+        the places that are road, metres, (m,), NaN without such a place.
+    """
     owner, places = samples(network, np.arange(len(network.counts)), _SPACING, _WIDTH_SKIP)
     # The road's direction at each sample, from the previous sample to the next one.
     first = np.append(True, owner[1:] != owner[:-1])
@@ -66,13 +71,20 @@ def _road_widths(network: Network, road: Evidence) -> Floats:
     alone = first & last
     line_ends = network.nodes[network.ends[owner[alone]]]
     step[alone] = line_ends[:, 1] - line_ends[:, 0]
-    return np.bincount(owner, widths_at(road, places, unit(step))) / np.bincount(owner)
+    widths = widths_at(road, places, unit(step))
+    counts = np.bincount(owner)
+    mean = np.bincount(owner, widths) / counts
+    # Sort by road and width, with places that are not road at the end of each road.
+    order = np.lexsort((np.where(widths > 0, widths, np.inf), owner))
+    on_road = np.bincount(owner, widths > 0).astype(np.int64)
+    middle = np.cumsum(counts) - counts + np.maximum(on_road - 1, 0) // 2
+    return mean, np.where(on_road > 0, widths[order][middle], np.nan)
 
 
 def road_speeds(
     network: Network, maps: MapSource, evidence: float, default_mps: float
-) -> tuple[Floats, Floats]:
-    """Estimate the speed and confidence of every road.
+) -> tuple[Floats, Floats, Floats]:
+    """Estimate the speed, confidence and width of every road.
 
     Args:
         network: the roads, metres.
@@ -83,10 +95,11 @@ def road_speeds(
         default_mps: speed of a road of typical width if the maps give no speed for any road.
 
     Returns:
-        Speeds in metres per second, and mean road probabilities, 0..1, (m,) each.
+        Speeds in metres per second, mean road probabilities, 0..1, and widths of the road area in
+        metres, NaN where unknown, (m,) each.
     """
     if not len(network.counts):
-        return np.empty(0), np.empty(0)
+        return np.empty(0), np.empty(0), np.empty(0)
     skip = np.where(network.degrees[network.ends] > 1, _SKIP, 0.0)
     owner, places = samples(network, np.arange(len(network.counts)), _STEP, skip)
     height, width = maps.shape
@@ -105,12 +118,12 @@ def road_speeds(
     total = bins.sum(axis=1)
     trust = np.minimum(total / evidence, 1)
     expected = bins @ np.array(BIN_SPEEDS_MPH) / np.where(total > 0, total, 1) * MPS_PER_MPH
+    mean_widths, widths = _road_widths(network, Evidence(maps[ROAD], scale, 0.0))
     if (trust == 1).all():
-        return expected, confidence
-    widths = _road_widths(network, Evidence(maps[ROAD], scale, 0.0))
+        return expected, confidence, widths
     known = np.where(trust == 1, expected, np.nan)
-    prior = prior_speeds(known, widths, network, default_mps)
-    return trust * expected + (1 - trust) * prior, confidence
+    prior = prior_speeds(known, mean_widths, network, default_mps)
+    return trust * expected + (1 - trust) * prior, confidence, widths
 
 
 def prior_speeds(speeds: Floats, widths: Floats, network: Network, default_mps: float) -> Floats:

@@ -13,7 +13,7 @@ import numpy as np
 
 from satmap.errors import SatmapError
 from satmap.rasters.scene import MapSource, ProbabilityMap, strips
-from satmap.tasks.roads.settings import JUNCTION, ROAD, RoadSettings
+from satmap.tasks.roads.settings import JUNCTION, ROAD, SPEED_MAPS, RoadSettings
 from satmap.tasks.roads.vectorizer.border import part_at_border
 from satmap.tasks.roads.vectorizer.centre_lines import WINDOW_PX, centre_lines
 from satmap.tasks.roads.vectorizer.clean import (
@@ -28,7 +28,7 @@ from satmap.tasks.roads.vectorizer.junctions import move_merge_points, resolve_j
 from satmap.tasks.roads.vectorizer.lines import sharpen_bends, simplify
 from satmap.tasks.roads.vectorizer.network import Network
 from satmap.tasks.roads.vectorizer.speed import road_speeds
-from satmap.vectors.road_graph import RoadEdge, RoadGraph
+from satmap.vectors.road_graph import RoadEdge, RoadGraph, SpeedSource
 from satmap.vectors.speeds import MPS_PER_MPH
 
 # Before gaps are closed, spurs are pruned at this share of the limit only: a short one may be the
@@ -127,16 +127,17 @@ def _graph(network: Network, maps: MapSource, settings: RoadSettings) -> RoadGra
     # A loop of fewer than three distinct points has no area.
     network = network.keep(network.counts >= np.where(network.loops, 4, 2)).compact()
     on_ground = replace(network, nodes=network.nodes * scale, points=network.points * scale)
-    speeds, confidence = road_speeds(
+    speeds, confidence, widths = road_speeds(
         on_ground, maps, settings.speed_evidence, settings.default_speed_mph * MPS_PER_MPH
     )
+    source: SpeedSource = "estimated" if all(name in maps for name in SPEED_MAPS) else "default"
     figures = np.stack([on_ground.lengths, speeds, confidence], axis=1).tolist()
     return RoadGraph(
         network.nodes,
         tuple(
-            RoadEdge((start, end), line, *of_edge)
-            for (start, end), line, of_edge in zip(
-                network.ends.tolist(), network.lines, figures, strict=True
+            RoadEdge((start, end), line, *of_edge, width if width == width else None, source)
+            for (start, end), line, of_edge, width in zip(
+                network.ends.tolist(), network.lines, figures, widths.tolist(), strict=True
             )
         ),
     )

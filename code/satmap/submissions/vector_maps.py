@@ -1,4 +1,7 @@
-"""Maps as GeoJSON, one file per image: roads as lines, buildings as polygons.
+"""Maps as vector files: roads as lines, buildings as polygons.
+
+A map is a directory with one GeoJSON per image, or one file of any common vector format, for one
+image or with the property ``image_id``. These are also satmap's own exports.
 
 Scores are measured in pixels, which GeoJSON does not have. Truth and proposal of an image are
 therefore projected to a common pixel grid: that of its UTM zone, with pixels of a given size and
@@ -17,13 +20,22 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
+from satmap.data.label_files import LABEL_SUFFIXES, read_lines_and_polygons
 from satmap.errors import SatmapError
-from satmap.io.geojson_reader import LON_LAT, FeatureCollection, project, read_geojson
+from satmap.io.geojson_reader import (
+    LON_LAT,
+    FeatureCollection,
+    GeoLine,
+    Surface,
+    project,
+    read_geojson,
+)
 from satmap.io.text import natural_key
 from satmap.submissions.buildings_csv import BuildingRow
 from satmap.submissions.roads_csv import RoadRow
 from satmap.submissions.rows import Row
 from satmap.vectors.georeference import Georeference
+from satmap.vectors.road_graph import line_length_m
 from satmap.vectors.speeds import MPS_PER_MPH, label_speed_mph
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -32,6 +44,12 @@ Floats: TypeAlias = NDArray[np.float64]
 ToPixels: TypeAlias = Callable[[Floats], Floats]
 
 GEOJSON_SUFFIXES = (".geojson", ".json")
+
+#: Suffixes of single files with a map.
+MAP_SUFFIXES = LABEL_SUFFIXES
+
+#: One side of a comparison: image id to the function that reads its features.
+Side: TypeAlias = dict[str, Callable[[], FeatureCollection]]
 
 # Parts of file names around the image id: SN5_roads_train_AOI_7_Moscow_geojson_roads_speed_chip23,
 # SN3_roads_train_AOI_2_Vegas_geojson_roads_img272_speed, buildings_AOI_2_Vegas_img1, Geo_AOI_1_...,
@@ -49,12 +67,33 @@ _LARGEST_KM = 200.0
 _SPEED_PROPERTIES = frozenset(
     {
         "inferred_speed_mph", "inferred_speed_mps", "speed_mph", "speed_m/s", "highway",
-        "road_type",
+        "road_type", "maxspeed",
     }
 )  # fmt: skip
 
 
-def find_geojson(path: Path) -> dict[str, Path]:
+def read_map(path: Path) -> FeatureCollection:
+    """Read lines and polygons of a vector file.
+
+    Raises:
+        SatmapError: the file is of no format that satmap reads, is damaged, or has no reference
+            system.
+    """
+    if path.suffix.lower() not in MAP_SUFFIXES or path.suffix.lower() in GEOJSON_SUFFIXES:
+        return read_geojson(path)
+    lines, polygons = read_lines_and_polygons(path)
+    return FeatureCollection(
+        lines.crs,
+        tuple(
+            GeoLine(shapely.get_coordinates(line), properties)
+            for line, properties in zip(lines.shapes, lines.properties, strict=True)
+        ),
+        tuple(map(Surface, polygons.shapes, polygons.properties)),
+        len(lines.shapes) + len(polygons.shapes),
+    )
+
+
+def find_maps(path: Path) -> dict[str, Path]:
     """Find GeoJSON files by image id: a single file, or all files under a directory.
 
     Raises:
@@ -80,7 +119,7 @@ def find_geojson(path: Path) -> dict[str, Path]:
     return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
 
 
-def read_roads_geojson(
+def read_road_maps(
     truth: Path, proposal: Path, metres_per_pixel: float
 ) -> tuple[dict[str, list[RoadRow]], dict[str, list[RoadRow]], dict[str, Georeference]]:
     """Read the roads of a truth and a proposal by image id, in common pixels of a given size.
@@ -106,13 +145,14 @@ def read_roads_geojson(
     return _read_sides(truth, proposal, metres_per_pixel, rows_of)
 
 
-def read_buildings_geojson(
+def read_building_maps(
     truth: Path, proposal: Path, metres_per_pixel: float
 ) -> tuple[dict[str, list[BuildingRow]], dict[str, list[BuildingRow]], dict[str, Georeference]]:
-    """Read the buildings of a truth and a proposal, as :func:`read_roads_geojson` reads roads.
+    """Read the buildings of a truth and a proposal, as :func:`read_road_maps` reads roads.
 
-    The confidence of a building is its property ``confidence``, in upper or lower case; 1 if it is
-    missing.
+    The confidence of a building is its property ``confidence``, in upper or lower case; else what
+    satmap's exports state (``expected_iou``, or ``mean_probability`` times the square root of
+    ``area_m2``), or 1.
     """
 
     def rows_of(
@@ -137,26 +177,120 @@ def _read_sides(
     rows_of: Callable[[str, FeatureCollection, ToPixels], list[Row]],
 ) -> tuple[dict[str, list[Row]], dict[str, list[Row]], dict[str, Georeference]]:
     """Read the rows of both sides by image id, in common pixels, and the place of these pixels."""
-    sides = [find_geojson(truth), find_geojson(proposal)]
-    if truth.is_file() and proposal.is_file():
-        # Two single files are one image, whatever their names.
-        sides[1] = dict(zip(sides[0], sides[1].values(), strict=False))
+    sides = sides_of(truth, proposal)
     rows: tuple[dict[str, list[Row]], dict[str, list[Row]]] = ({}, {})
     grids = {}
     for image_id in sorted({*sides[0], *sides[1]}, key=natural_key):
-        files = [(side, paths[image_id]) for side, paths in enumerate(sides) if image_id in paths]
-        collections = [read_geojson(path) for _, path in files]
+        present = [side for side in (0, 1) if image_id in sides[side]]
+        collections = [sides[side][image_id]() for side in present]
         try:
             utm, origin = _pixel_grid(collections)
             metres = metres_per_pixel
             transform = Affine(metres, 0, origin[0], 0, -metres, origin[1])
             grids[image_id] = Georeference(utm, transform, (metres, metres))
-            for (side, _), collection in zip(files, collections, strict=True):
+            for side, collection in zip(present, collections, strict=True):
                 to_pixels = partial(_to_pixels, collection.crs, utm, origin, metres_per_pixel)
                 rows[side][image_id] = rows_of(image_id, collection, to_pixels)
         except ValueError as error:
-            raise SatmapError(f"{' or '.join(str(path) for _, path in files)}: {error}.") from error
+            files = [(truth, proposal)[side] for side in present]
+            raise SatmapError(f"{' or '.join(map(str, files))}, {image_id}: {error}.") from error
     return *rows, grids
+
+
+def sides_of(truth: Path, proposal: Path) -> tuple[Side, Side]:
+    """Return the images of a truth and a proposal.
+
+    Two single files are one image, whatever their names. If one side is a directory, the other
+    side's single file is split by the property ``image_id``.
+    """
+    single = truth.is_file(), proposal.is_file()
+    if all(single):
+        name = next(iter(find_maps(truth)))
+        return {name: partial(read_map, truth)}, {name: partial(read_map, proposal)}
+    sides = [
+        by_image(path) if is_file else {i: partial(read_map, f) for i, f in find_maps(path).items()}
+        for path, is_file in zip((truth, proposal), single, strict=True)
+    ]
+    return sides[0], sides[1]
+
+
+def by_image(path: Path) -> Side:
+    """Split the features of a file by their property ``image_id``; without it, it is one image."""
+    whole = read_map(path)
+    lines: dict[str, list[GeoLine]] = {}
+    surfaces: dict[str, list[Surface]] = {}
+    (name,) = find_maps(path)
+    for line in whole.lines:
+        lines.setdefault(_WORDS.sub("", str(line.properties.get("image_id", name))), []).append(
+            line
+        )
+    for surface in whole.surfaces:
+        image_id = _WORDS.sub("", str(surface.properties.get("image_id", name)))
+        surfaces.setdefault(image_id, []).append(surface)
+    return {
+        image_id: partial(
+            FeatureCollection,
+            whole.crs,
+            tuple(lines.get(image_id, ())),
+            tuple(surfaces.get(image_id, ())),
+            len(lines.get(image_id, ())) + len(surfaces.get(image_id, ())),
+        )
+        for image_id in sorted({*lines, *surfaces}, key=natural_key)
+    }
+
+
+def roads_in(
+    collection: FeatureCollection, georeference: Georeference, size: tuple[int, int]
+) -> list[RoadRow]:
+    """Return the roads of a map in the pixels of an image, cut at its border.
+
+    ``size`` is the height and width of the image. Travel times are those of the pieces.
+
+    Raises:
+        SatmapError: the coordinates cannot be converted to the image's reference system.
+    """
+    rows = []
+    for line in collection.lines:
+        whole = shapely.LineString(_pixels(georeference, line.xy, collection.crs))
+        for piece in shapely.get_parts(shapely.clip_by_rect(whole, 0, 0, *size[::-1])).tolist():
+            if piece.geom_type != "LineString" or not piece.length:
+                continue
+            xy = shapely.get_coordinates(piece)
+            length = line_length_m(xy, georeference.metres_per_pixel)
+            stated = _travel_time_s(line.properties, length)
+            if "travel_time_s" in line.properties:
+                stated *= piece.length / whole.length
+            rows.append(RoadRow(xy, length, stated))
+    return rows
+
+
+def buildings_in(
+    collection: FeatureCollection, georeference: Georeference, size: tuple[int, int]
+) -> list[BuildingRow]:
+    """Return the buildings of a map in the pixels of an image, as :func:`roads_in` does."""
+    frame = shapely.box(0, 0, size[1], size[0])
+    rows = []
+    for number, surface in enumerate(collection.surfaces):
+        pixels = shapely.transform(
+            surface.polygon, lambda xy: _pixels(georeference, xy, collection.crs)
+        )
+        if not pixels.intersects(frame):
+            continue
+        inside = shapely.make_valid(pixels).intersection(frame)
+        confidence = _confidence(surface.properties, f"polygon {number}")
+        rows += [
+            BuildingRow(part, confidence)
+            for part in shapely.get_parts(inside).tolist()
+            if part.geom_type == "Polygon"
+        ]
+    return rows
+
+
+def _pixels(georeference: Georeference, xy: Floats, crs: str) -> Floats:
+    try:
+        return georeference.to_pixels(xy, crs)
+    except ValueError as error:
+        raise SatmapError(f"the map's coordinates {error}.") from error
 
 
 def _pixel_grid(collections: list[FeatureCollection]) -> tuple[str, Floats]:
@@ -201,7 +335,12 @@ def _travel_time_s(properties: Mapping[str, Any], length_m: float) -> float:
 
 def _confidence(properties: Mapping[str, Any], where: str) -> float:
     names = {str(name).lower(): value for name, value in properties.items()}
-    value = names.get("confidence", 1.0)
+    value = names.get("confidence", names.get("expected_iou"))
+    if value is None and names.get("mean_probability") is not None:
+        # What satmap ranks buildings by (:class:`satmap.vectors.buildings.Building`), in metres.
+        value = names["mean_probability"] * math.sqrt(names.get("area_m2") or 1.0)
+    if value is None and "confidence" not in names:
+        value = 1.0
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise SatmapError(f"{where}: the confidence is not a finite number: {value!r:.60}.")
     return float(value)
