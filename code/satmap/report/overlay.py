@@ -124,8 +124,7 @@ def write_overlays(
 
     Args:
         submission: roads or buildings as CSV or vector files, COCO results, a directory of mask
-            rasters,
-            or a format of another package.
+            rasters, or a format of another package.
         directories: directories of the images, or rasters.
         pictures: directory for the PNG files, one per image, named like the image. Large maps in
             vector files are drawn in parts, named by row and column: ``map-0-1.png``.
