@@ -21,8 +21,8 @@ from satmap.networks.ensemble import predict_maps
 from satmap.prediction.images import prepare_image
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import load_recipe
-from satmap.report.panels import write_picture
-from satmap.report.road_overlay import side_by_side
+from satmap.report.panels import Ground, write_picture
+from satmap.report.pictures import roads_picture
 from satmap.report.table import score_table
 from satmap.runtime.device import pick_device
 from satmap.submissions.roads_csv import rows_of_graph, write_roads_csv
@@ -69,8 +69,13 @@ def main() -> None:
         truth[chip.image_id] = truth_rows(cached)
         proposal[chip.image_id] = rows_of_graph(vectorize_roads(maps, recipe.task.vectorizer))
         metres.append(np.mean(maps.metres_per_pixel))
-        panels = [("predicted", proposal[chip.image_id]), ("truth", truth[chip.image_id])]
-        picture = side_by_side(np.ascontiguousarray(image[..., :3]), panels)
+        picture = roads_picture(
+            proposal[chip.image_id],
+            truth[chip.image_id],
+            ground=Ground.of_image(image[..., :3], float(metres[-1])),
+            caption=[chip.image_id],
+            metres_per_pixel=float(metres[-1]),
+        )
         write_picture(options.work / "pictures" / f"{chip.image_id}.png", picture)
     predicted = time.perf_counter()
     write_roads_csv(options.work / "out.csv", proposal)

@@ -12,7 +12,7 @@ def load_libraries() -> None:
     import satmap.evaluation.score
     import satmap.prediction.run
     import satmap.prediction.vectorize
-    import satmap.report.misses
+    import satmap.report.overlay
     import satmap.training.train_ensemble  # noqa: F401
 
 

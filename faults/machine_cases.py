@@ -129,7 +129,7 @@ def _piped(bench: Bench, command: tuple[str, ...], reader: str) -> Ended:
 
 
 def _head(bench: Bench) -> str:
-    ended = _piped(bench, _score(bench, "--images"), "head -1")
+    ended = _piped(bench, _score(bench, "--per-image"), "head -1")
     bench.must(bool(ended.stdout.strip()), "printed nothing")
     return "a line"
 

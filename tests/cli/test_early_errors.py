@@ -61,6 +61,8 @@ CASES = [
     ("export later/a.last.safetensors out.pt2", "a.last.safetensors has the format number 2"),
     ("predict images o.csv --weights later", "reads weights of format 1. Use the version"),
     ("score nowhere.csv file", "nowhere.csv does not exist"),
+    ("score file file --images images", "--plot DIR, which is missing"),
+    ("score file file --plot p --images nowhere", "nowhere does not exist"),
     ("check nowhere.csv", "nowhere.csv does not exist"),
     ("overlay nowhere.csv pictures images", "nowhere.csv does not exist"),
 ]

@@ -267,7 +267,8 @@ def test_overlays_show_image_and_truth(
     picture = cv2.imread(str(written[0]))
     assert picture is not None
     # With the same roads on both sides, the panels are equal below their captions.
-    left, right = picture[34:194, :160], picture[34:194, 168:]
+    top, width = 12 + 3 * 28, 900
+    left, right = (picture[top : top + width, x : x + width] for x in (12, 24 + width))
     assert (left == right).all()
     empty = tmp_path / "empty.csv"
     header = truth.read_text().splitlines()[0]
@@ -279,7 +280,7 @@ def test_overlays_show_image_and_truth(
     assert "has none of the images" in fails(
         capsys, "overlay", empty, tmp_path / "more", city / "test"
     )
-    share = (bare[34:194, :160] != left).any(axis=2).mean()
+    share = (bare[top - 28 : top - 28 + width, 12 : 12 + width] != left).any(axis=2).mean()
     assert 0.01 < share < 0.5
 
 

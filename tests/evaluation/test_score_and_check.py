@@ -15,7 +15,7 @@ from satmap.errors import SatmapError
 from satmap.evaluation.check import check_files
 from satmap.evaluation.metrics.apls import apls
 from satmap.evaluation.score import Scoring, score_files
-from satmap.report.misses import write_misses
+from satmap.report.overlay import write_misses
 from satmap.submissions.formats import Format, detect
 from satmap.submissions.vector_maps import (
     find_maps,
@@ -171,7 +171,7 @@ def test_roads_in_geojson_equal_those_in_pixels(tmp_path: Path) -> None:
     name = "SN5_roads_train_AOI_1_A_geojson_roads_speed_chip0.geojson"
     write_labels(tmp_path / "proposal" / name, lines[:1])
     report = score_files(tmp_path / "truth", tmp_path / "proposal", metres_per_pixel=0.5).report
-    truth, _ = read_road_maps(tmp_path / "truth", tmp_path / "proposal", 0.5)
+    truth, *_ = read_road_maps(tmp_path / "truth", tmp_path / "proposal", 0.5)
     (rows,) = truth.values()
     lengths = [row.length_m for row in rows]
     assert lengths == pytest.approx([300 * 0.2425, 250 * 0.2996], rel=0.01)
@@ -185,7 +185,7 @@ def test_roads_in_geojson_equal_those_in_pixels(tmp_path: Path) -> None:
 
 def test_time_is_unknown_without_speeds(tmp_path: Path) -> None:
     path = write_labels(tmp_path / "a.geojson", [[(0, 0), (300, 0)]], {"name": "Main Street"})
-    rows, _ = read_road_maps(path, path, 0.3)
+    rows, *_ = read_road_maps(path, path, 0.3)
     assert math.isnan(rows["a"][0].travel_time_s)
     stated = write_labels(tmp_path / "b.geojson", [[(0, 0), (300, 0)]], {"travel_time_s": 12.5})
     assert read_road_maps(stated, stated, 0.3)[0]["b"][0].travel_time_s == 12.5
@@ -292,7 +292,7 @@ def test_one_file_per_side_is_one_image_with_any_names(tmp_path: Path) -> None:
 def test_confidences_may_be_log_odds(tmp_path: Path) -> None:
     sure, unsure = (feature("Polygon", SQUARE, {"Confidence": c}) for c in (-0.1, -3))
     path = write_collection(tmp_path / "a.geojson", unsure, sure)
-    rows, _ = read_building_maps(path, path, 0.3)
+    rows, *_ = read_building_maps(path, path, 0.3)
     assert [row.confidence for row in rows["a"]] == [-3, -0.1]
 
 

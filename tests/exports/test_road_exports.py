@@ -167,7 +167,7 @@ def test_geojson_scores_like_its_rows(tmp_path: Path) -> None:
     roads = image(*TANGLE)
     export(path, [roads])
     # The CRS is that of the image, and roads touch its left and upper edge.
-    read, _ = read_road_maps(path, path, 0.3)
+    read, *_ = read_road_maps(path, path, 0.3)
     assert list(read) == ["a"]
     rows = rows_of_graph(roads.graph)
     for row, back in zip(rows, read["a"], strict=True):

@@ -6,7 +6,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -14,12 +13,10 @@ from numpy.typing import NDArray
 from repository import SHARED
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls_diagnosis import Diagnosis, LostRoads, diagnose
-from satmap.evaluation.metrics.figures import Figures, Report
+from satmap.evaluation.metrics.figures import Report
 from satmap.evaluation.score import Scoring, score_files
-from satmap.report import misses
-from satmap.report.misses import buildings_picture, mask_picture, roads_picture, write_misses
-from satmap.report.panels import View
-from satmap.submissions.buildings_csv import BuildingRow
+from satmap.report import overlay
+from satmap.report.overlay import write_misses
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv
 
 FIXTURES = SHARED / "fixtures" / "apls"
@@ -182,102 +179,7 @@ def test_diagnosis_of_any_maps(truth: list[RoadRow], proposal: list[RoadRow], se
         assert abs(route.other_m - route.way_m) > 0.2 * route.way_m + 8 - 1e-6
 
 
-# --- pictures -------------------------------------------------------------------------------------
-
-RED, ORANGE = (215, 25, 40), (250, 135, 0)
-
-
-def panel(picture: Picture, index: int = 0, captions: int = 1) -> Picture:
-    """Return the 700 x 700 px drawing of a panel, below margin, captions and heading."""
-    top, left = 10 + 24 * (captions + 1) + 1, 10 + index * 712 + 1
-    return picture[top : top + 700, left : left + 700]
-
-
-def has(picture: Picture, colour: tuple[int, int, int]) -> bool:
-    return bool((picture == np.array(colour)).all(axis=2).any())
-
-
-def test_roads_picture_shows_what_is_missed_and_false() -> None:
-    # A road of both maps, from the top to the bottom of a view of 350 x 350 px.
-    common = [(0.0, 0.0), (0.0, 350.0)]
-    truth, proposal = roads(common, [(0, 100), (350, 100)]), roads(common, [(0, 250), (350, 250)])
-    figures: Figures = {"apls_length": 0.0, "apls_time": None}
-    picture = roads_picture(truth, proposal, title="chip", figures=figures)
-    left, middle, right = (panel(picture, i, captions=2) for i in range(3))
-    # Twice as large as the view.
-    assert left[200, 350].tolist() == list(RED)
-    assert middle[500, 350].tolist() == list(ORANGE)
-    assert left[50, 50].tolist() == [255, 255, 255]
-    assert not has(left, ORANGE)
-    assert not has(middle, RED)
-    assert has(right, RED)  # nodes that are not found
-    assert not has(panel(roads_picture(truth, truth, title="chip", figures=figures), 0), RED)
-
-
-def test_roads_picture_of_any_roads() -> None:
-    far = roads([(-1e6, 5), (1e6, 5)], [(4, 4)])
-    for truth, proposal in (
-        ([], []),
-        (roads([(-720.5, -31), (-700, -30.5)]), []),
-        (roads([(0, 0), (0, 0)]), roads([(0, 0), (90_000, 0)])),
-        (far, roads([(0, 0), (9, 4)])),
-    ):
-        picture = roads_picture(truth, proposal, title="x" * 300, figures={"apls_length": 0.5})
-        assert picture.dtype == np.uint8
-        assert 300 < picture.shape[0] < 1000
-        assert 1000 < picture.shape[1] < 2200
-
-
-def test_view_reaches_round_numbers() -> None:
-    assert View.around(np.array([[3.0, 8.0], [1296.0, 1300.1]])) == View(0, 0, 1300, 1300)
-    assert View.around(np.array([[-312.0, 0.0], [-20.0, 190.0]])) == View(-320, 0, 300, 190)
-    assert View.around(np.empty((0, 2))) == View(0, 0, 100, 100)
-    # A straight road is shown with some ground beside it.
-    flat = View.around(np.array([[0.0, 500.0], [900.0, 500.0]]))
-    assert (flat.left, flat.width, flat.top, flat.height) == (0, 900, 350, 300)
-
-
-def test_buildings_picture() -> None:
-    def house(x: float, y: float) -> shapely.Polygon:
-        return shapely.box(x, y, x + 100, y + 100).difference(
-            shapely.box(x + 40, y + 40, x + 60, y + 60)
-        )
-
-    polygons = [house(0, 0), house(200, 0), shapely.MultiPolygon([house(400, 0)])]
-    truth = [BuildingRow(polygon) for polygon in polygons]
-    polygons = [house(5, 5), house(200, 200), shapely.Polygon()]
-    proposal = [BuildingRow(polygon) for polygon in polygons]
-    image = np.full((700, 700, 3), 255, np.uint8)
-    picture = buildings_picture(truth, proposal, title="chip", image=image)
-    drawn = panel(picture)
-
-    def hue(x: int, y: int) -> str:
-        r, g, b = (int(value) for value in drawn[y, x])
-        if r == g == b == 255:
-            return "white"
-        return "green" if g > r else "red" if g < 160 else "orange"
-
-    assert [hue(20, 20), hue(220, 20), hue(420, 20)] == ["green", "red", "red"]
-    assert hue(220, 220) == "orange"
-    # Holes stay open.
-    assert [hue(52, 50), hue(250, 50), hue(250, 250), hue(600, 600)] == ["white"] * 4
-    assert buildings_picture([], [], title="none").shape[2] == 3
-
-
-def test_mask_picture() -> None:
-    truth, proposal = np.zeros((2, 70, 70), np.bool_)
-    truth[:, :40] = True
-    proposal[:, 20:60] = True
-    drawn = panel(mask_picture(truth, proposal, title="chip"))
-    colours = [drawn[350, x].tolist() for x in (100, 300, 500, 650)]
-    assert colours == [list(RED), [255, 255, 255], list(ORANGE), [35, 35, 35]]
-    # Reduced by 10: each pixel is the mean of the pixels that it covers.
-    truth = np.zeros((7000, 7000), np.bool_)
-    truth[::2] = True
-    drawn = panel(mask_picture(truth, np.zeros_like(truth), title="chip"))
-    assert drawn[350, 350].tolist() == pytest.approx([125, 30, 37.5], abs=1)
-    with pytest.raises(ValueError, match="same shape"):
-        mask_picture(truth, proposal, title="chip")
+# --- pictures of the worst images ----------------------------------------------------------------
 
 
 def scoring_of(scores: Mapping[str, float | None]) -> Scoring:
@@ -289,11 +191,11 @@ def test_write_misses_takes_the_worst(tmp_path: Path, monkeypatch: pytest.Monkey
     scoring = scoring_of({"a10": 0.5, "a2": 0.5, "area/b": 0.1, "good": 0.9, "untimed": None})
     drawn = []
 
-    def draw(_: Scoring, image_id: str) -> Picture:
+    def draw(_: Scoring, image_id: str, *others: object) -> Picture:
         drawn.append(image_id)
         return np.full((3, 4, 3), (255, 0, 0), np.uint8)
 
-    monkeypatch.setattr(misses, "draw_image", draw)
+    monkeypatch.setattr(overlay, "draw_image", draw)
     written = write_misses(tmp_path / "new", scoring, worst=3)
     assert drawn == ["area/b", "a2", "a10"]
     assert [path.name for path in written] == ["area%2Fb.png", "a2.png", "a10.png"]
@@ -311,7 +213,7 @@ def test_pictures_of_long_ids_have_names_that_differ(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = np.zeros((2, 2, 3), np.uint8)
-    monkeypatch.setattr(misses, "draw_image", lambda *_: picture)
+    monkeypatch.setattr(overlay, "draw_image", lambda *_: picture)
     written = write_misses(tmp_path, scoring_of({"é" * 300 + end: 0.5 for end in "ab"}))
     assert sorted(written) == sorted(tmp_path.iterdir())
     assert len(set(written)) == 2

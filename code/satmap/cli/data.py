@@ -23,7 +23,12 @@ def add_inventory(commands: Commands) -> None:
 
 
 def _inventory(options: argparse.Namespace) -> int:
-    """List areas, images, labels, bands and sizes in directories, and what is missing."""
+    """List areas, images, labels, bands and sizes in directories, and what is missing.
+
+    Examples:
+      satmap inventory train/
+      satmap inventory train/ --task buildings
+    """
     from satmap.recipes.schema import default_recipe
 
     print(default_recipe(options.task).task.find_images(options.directories).summary())
@@ -58,6 +63,10 @@ def _audit(options: argparse.Namespace) -> int:
     Images under DIR are for training unless they lie under a directory of --validation. They are
     compared by perceptual hashes, so compression, scaling and brightness make no difference.
     `train --audit` reads the output of --json and keeps near-duplicates in one fold.
+
+    Examples:
+      satmap audit train/ --validation validation/
+      satmap audit train/ --turned --json > audit.json
     """
     from satmap.data.audit import audit_images
 
@@ -105,6 +114,10 @@ def _make_city(options: argparse.Namespace) -> int:
     Layouts: roads of SpaceNet 5; buildings of SpaceNet 4 (each tile from up to 27 view angles),
     SpaceNet 2 or the Mapping Challenge. Writes DIR/train, DIR/test and the truth of the test
     images, DIR/test_truth.csv.
+
+    Examples:
+      satmap make-city city
+      satmap make-city city --layout spacenet4 --looks 3 --size 256 --chips 8
     """
     from synthcity import BuildingLayout, CityError, make_building_city, make_city
 
@@ -136,7 +149,11 @@ def add_demo(commands: Commands) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    """Train, predict and score on a synthetic city, in minutes on two CPU cores."""
+    """Train, predict and score on a synthetic city, in minutes on two CPU cores.
+
+    Examples:
+      satmap demo demo
+    """
     from satmap.demo import run_demo
 
     print(run_demo(options.directory))

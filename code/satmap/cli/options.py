@@ -67,6 +67,16 @@ def add_images(sub: Parser, meaning: str) -> None:
     sub.value("--images DIR", Path, meaning, nargs="+", default=[])
 
 
+def add_units(sub: Parser) -> None:
+    """Add the option for the units of a picture."""
+    sub.add_argument(
+        "--units",
+        choices=("km/h", "mph"),
+        default="km/h",
+        help="units in pictures: km/h with metres, or mph with feet (default: %(default)s)",
+    )
+
+
 def add_view_angle(sub: Parser) -> None:
     """Add the option for the off-nadir angle."""
     sub.value(

@@ -77,6 +77,11 @@ def _predict(options: argparse.Namespace) -> int:
     gets an empty row and is reported at the end. After an interruption the same command resumes
     with the next image. All visible GPUs are used, with one process per GPU; on several machines
     use torchrun. The file does not depend on the number of processes and workers.
+
+    Examples:
+      satmap predict test/ out.csv --weights weights
+      satmap predict test/ out.json --weights weights --export buildings.gpkg
+      satmap predict train/ fold.csv --out-of-fold --probabilities maps
     """
     from satmap.cli.checks import check_prediction
 
@@ -250,6 +255,10 @@ def _vectorize(options: argparse.Namespace) -> int:
     With --task buildings a raster has one to three bands: building, border, and contact (the
     ground between two buildings). OUT is SpaceNet's CSV, one of the formats of `predict --export`,
     or COCO results if it ends in .json and the rasters have numbers as names.
+
+    Examples:
+      satmap vectorize maps/ roads.geojson
+      satmap vectorize maps/ buildings.gpkg --task buildings
     """
     from satmap.recipes.schema import default_recipe, load_recipe
 
@@ -305,6 +314,11 @@ def _verify(options: argparse.Namespace) -> int:
     temporary directory. On the same kind of machine the bytes must be the same, on another kind the
     scores must agree within 0.001. WEIGHTS: checks a weight file, or a directory of them, against
     checksums and manifests. The exit status is 1 if a check fails.
+
+    Examples:
+      satmap verify out.csv
+      satmap verify out.csv --images test/ --truth truth.csv
+      satmap verify weights/
     """
     for path in (options.file, options.weights, options.truth, *options.images):
         if path is not None and not path.exists():

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from satmap.cli.commands import Commands, report_faults, report_warnings
-from satmap.cli.options import add_directories, count, pixel_size
+from satmap.cli.options import add_directories, add_images, add_units, count, pixel_size
 from satmap.errors import SatmapError
 from satmap.io.files import require_writable
 from satmap.io.text import printable
@@ -17,17 +17,19 @@ from satmap.submissions.output_checks import require_map_output
 def add_score(commands: Commands) -> None:
     """Add ``score``."""
     score = commands.add("score", _score)
-    score.value("truth TRUTH", Path, "truth file or directory")
+    score.value("truth TRUTH", Path, "truth, a file or directory")
     score.value(
         "proposal PROPOSAL",
         Path,
         "submission or map to score, a file or directory of the same kind as TRUTH",
     )
     score.flag("--json", "print one JSON object")
-    score.flag("--images", "list every image in the table")
+    score.flag("--per-image", "list every image in the table")
     score.flag("--topo", "also score roads by a second metric, TOPO")
     score.value("--plot DIR", Path, "draw the errors of the images with worst scores")
     score.value("--plots N", count, "number of pictures (default: %(default)s)", default=10)
+    add_images(score, "images to draw on: rasters or directories, for --plot (default: white)")
+    add_units(score)
     score.value(
         "--metres-per-pixel M",
         pixel_size,
@@ -45,15 +47,21 @@ def _score(options: argparse.Namespace) -> int:
     and labels in .gpkg, .geojson, .fgb, .parquet, .shp, .osm and .osm.pbf, in any reference system;
     or a directory with one GeoJSON per image.
 
+    --plot draws found, missed and false objects. With --images they are drawn over the imagery:
+    that of the same name, or for vector files that at the same place.
+
     Examples:
-      satmap score truth.csv out.csv
-      satmap score labels.geojson roads.gpkg
+      satmap score truth.csv out.csv --topo --per-image
+      satmap score labels.geojson roads.gpkg --plot pictures --images town.tif
     """
     from satmap.cli.checks import require_existing
 
-    require_existing(options.truth, options.proposal)
+    require_existing(options.truth, options.proposal, *options.images)
+    if options.images and not options.plot:
+        raise SatmapError("--images is for the pictures of --plot DIR, which is missing.")
     from satmap.evaluation.score import score_files
-    from satmap.report.misses import write_misses
+    from satmap.report.overlay import write_misses
+    from satmap.report.panels import Units
     from satmap.report.table import score_table
 
     if options.plot:
@@ -68,10 +76,12 @@ def _score(options: argparse.Namespace) -> int:
     print(
         json.dumps(scoring.report.to_json(), indent=1)
         if options.json
-        else score_table(scoring.report, images=options.images)
+        else score_table(scoring.report, images=options.per_image)
     )
     if options.plot:
-        written = write_misses(options.plot, scoring, options.plots)
+        written = write_misses(
+            options.plot, scoring, options.plots, options.images, Units(options.units)
+        )
         print(f"{len(written)} pictures in {options.plot}", file=sys.stderr)
     return 0
 
@@ -95,6 +105,10 @@ def _check(options: argparse.Namespace) -> int:
     of mask rasters. With image directories, exactly their images must be in the submission. In
     vector files, such as satmap's exports, it finds invalid polygons, roads that do not meet at
     their node, and objects outside the images. The exit status is 1 if there is a problem.
+
+    Examples:
+      satmap check out.csv
+      satmap check out.csv test/images
     """
     from satmap.cli.checks import require_existing
 
@@ -115,31 +129,35 @@ def add_overlay(commands: Commands) -> None:
     overlay = commands.add("overlay", _overlay)
     overlay.value("submission OUT", Path, "submission or map to draw")
     overlay.value("pictures PICTURE_DIR", Path, "directory to write the pictures to")
-    add_directories(overlay)
-    overlay.value("--truth TRUTH", Path, "truth to draw beside roads, or to compare buildings with")
+    overlay.value("images IMAGES", Path, "raster, or directory of images", nargs="+")
+    overlay.value("--truth TRUTH", Path, "truth to compare with, as for score")
+    add_units(overlay)
 
 
 def _overlay(options: argparse.Namespace) -> int:
     """Draw the roads or buildings of a submission over its images.
 
-    Roads are coloured by speed, with the truth beside them. Buildings are coloured as found, missed
-    or false if a truth is given. Vector files, such as satmap's exports, are drawn over any
-    georeferenced rasters.
+    Roads are coloured by speed. With a truth, the true roads and the found, missed and false roads
+    are beside them, and buildings are found, missed or false, with their intersection over union.
+    Images of any names are found by the ids of the submission, and for vector files, such as
+    satmap's exports, by their place.
 
     Examples:
-      satmap overlay out.csv pictures test_images/
-      satmap overlay roads.gpkg pictures town.tif --truth labels.geojson
+      satmap overlay out.csv pictures images/
+      satmap overlay roads.gpkg pictures town.tif --truth labels.geojson --units mph
     """
     from satmap.cli.checks import require_existing
-    from satmap.submissions.formats import Format, detect
 
-    require_existing(options.submission, *filter(None, [options.truth]))
-    if detect(options.submission) is not Format.VECTORS:
-        require_directories(options.directories)
+    require_existing(options.submission, *options.images, *filter(None, [options.truth]))
     from satmap.report.overlay import write_overlays
+    from satmap.report.panels import Units
 
     pictures = write_overlays(
-        options.submission, options.directories, options.pictures, options.truth
+        options.submission,
+        options.images,
+        options.pictures,
+        options.truth,
+        Units(options.units),
     )
     print(f"{len(pictures)} pictures in {options.pictures}")
     return 0
@@ -162,7 +180,7 @@ def _convert(options: argparse.Namespace) -> int:
     of satmap, state their image (image_id); without that they are cut at the borders of the images.
     Images without objects get an empty row.
 
-    Example:
+    Examples:
       satmap convert geojson/ out.csv test_images/
     """
     from satmap.cli.checks import require_existing

@@ -85,6 +85,10 @@ def _train(options: argparse.Namespace) -> int:
     Finds images and labels, assigns folds, prepares targets, runs the stages and keeps the best
     checkpoints. After an interruption the same command resumes. With several GPUs it starts one
     process per GPU; on several machines use torchrun.
+
+    Examples:
+      satmap train train/ --recipe small-roads --weights weights
+      satmap train train/ --recipe small-buildings --time-limit 40h
     """
     from satmap.cli.checks import require_folds, require_tensorboard
     from satmap.data.folds import read_groups
@@ -179,6 +183,9 @@ def _tune(options: argparse.Namespace) -> int:
     If it does not improve the score of unseen images, the settings stay as they are. If the recipe
     has a head per view angle category, each category is fitted separately. Use the result with
     `predict --recipe OUT.yaml`.
+
+    Examples:
+      satmap tune maps/ truth.csv tuned.yaml --recipe small-roads
     """
     from satmap.cli.checks import require_existing
     from satmap.recipes.schema import load_recipe
@@ -224,6 +231,9 @@ def _confidence(options: argparse.Namespace) -> int:
     --probabilities MAPS`. The model (LightGBM, as text) is written beside the networks, and
     `predict` uses it from then on. Without it, the confidence of a building is its mean probability
     times the square root of its area.
+
+    Examples:
+      satmap confidence fold.csv maps/ --weights weights
     """
     from satmap.cli.checks import require_existing
     from satmap.weights.members import find_weights

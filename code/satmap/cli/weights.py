@@ -37,6 +37,9 @@ def _weights_import(options: argparse.Namespace) -> int:
     FILE: a network of SpaceNet 5's third place, or an encoder's ImageNet weights as published by
     pretrainedmodels, torchvision (ResNets, DenseNets) or timm.
     OUT: the directory of weights, or the .safetensors file to write.
+
+    Examples:
+      satmap weights import spacenet_dpn_unet_dpn92_3_best_apls weights/
     """
     from satmap.recipes.schema import load_recipe
     from satmap.weights.header import require_weight_file
@@ -57,6 +60,9 @@ def _weights_fetch(options: argparse.Namespace) -> int:
 
     They are written to imagenet/ in the directory of weights and checked against the publisher's
     SHA-256. Existing files are verified and kept. No other command uses the network.
+
+    Examples:
+      satmap weights fetch --recipe sn5-roads --weights weights
     """
     from satmap.recipes.schema import load_recipe
     from satmap.weights.fetch import fetch_encoder
@@ -77,6 +83,9 @@ def _weights_average(options: argparse.Namespace) -> int:
 
     Images count as held out if all networks held them out. To predict with the result, put it into
     its own directory, under the name of a checkpoint such as soup.last.safetensors.
+
+    Examples:
+      satmap weights average soup/soup.last.safetensors a.last.safetensors b.last.safetensors
     """
     from satmap.cli.checks import require_networks
 
@@ -96,7 +105,11 @@ def _weights_average(options: argparse.Namespace) -> int:
 
 
 def _weights_show(options: argparse.Namespace) -> int:
-    """Print the metadata of a weight file and verify its checksum."""
+    """Print the metadata of a weight file and verify its checksum.
+
+    Examples:
+      satmap weights show weights/fold0-dpn92-3band.best_apls.safetensors
+    """
     from satmap.weights.header import read_metadata, require_weight_file
 
     require_weight_file(options.file, "Give the name of a .safetensors file.")
@@ -131,6 +144,10 @@ def _export(options: argparse.Namespace) -> int:
     The input is the stretched image, uint8 (batch, bands, height, width). The output is the
     probability maps, float32 (batch, maps, height, width). The metadata of the file holds the names
     of the maps and the recipe.
+
+    Examples:
+      satmap export weights/a.last.safetensors network.onnx
+      satmap export weights/a.last.safetensors network.pt2 --size 512 512
     """
     from satmap.cli.checks import require_networks, require_single_file
     from satmap.weights.export_file import require_exportable

@@ -1,7 +1,7 @@
 """Score result files; their content selects the metric."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from satmap.evaluation.metrics.coco_ap import score_coco
 from satmap.evaluation.metrics.figures import Figures, Report
 from satmap.evaluation.metrics.jaccard import score_masks
 from satmap.evaluation.metrics.topo import TopoScore, topo
-from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
+from satmap.submissions.buildings_csv import read_buildings_csv
 from satmap.submissions.coco_json import read_coco_results, read_coco_truth
 from satmap.submissions.formats import Format, detect
 from satmap.submissions.mask_rasters import find_masks
@@ -27,21 +27,25 @@ from satmap.submissions.vector_maps import (
     read_map,
     read_road_maps,
 )
+from satmap.vectors.georeference import Georeference
 
 
 @dataclass(frozen=True)
 class Sides:
-    """What was compared, for drawing (:mod:`satmap.report.misses`).
+    """What was compared, for drawing (:mod:`satmap.report.overlay`).
 
     Attributes:
         truth, proposal: roads, buildings or mask rasters by image id; of COCO files the annotations
             and the results by image number.
         metres_per_pixel: pixel size of roads.
+        grids: position of the pixels by image id, for vector files; empty if they are pixels of
+            images.
     """
 
     truth: Any
     proposal: Any
     metres_per_pixel: float = METRES_PER_PIXEL
+    grids: Mapping[str, Georeference] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,15 +93,17 @@ def score_files(
     files = truth, proposal
     match kinds := (detect(truth), detect(proposal)):
         case Format.ROADS_CSV, Format.ROADS_CSV:
-            roads = read_roads_csv(truth), read_roads_csv(proposal)
-            return _roads(files, *roads, metres_per_pixel, with_topo)
+            sides = Sides(read_roads_csv(truth), read_roads_csv(proposal), metres_per_pixel)
+            return _roads(files, sides, with_topo)
         case Format.BUILDINGS_CSV, Format.BUILDINGS_CSV:
-            return _buildings(files, read_buildings_csv(truth), read_buildings_csv(proposal))
-        case Format.VECTORS, Format.VECTORS if _are_roads(truth, proposal):
-            roads = read_road_maps(truth, proposal, metres_per_pixel)
-            return _roads(files, *roads, metres_per_pixel, with_topo)
+            sides = Sides(read_buildings_csv(truth), read_buildings_csv(proposal))
+            return _buildings(files, sides)
+        case Format.VECTORS, Format.VECTORS if are_roads(truth, proposal):
+            true, found, grids = read_road_maps(truth, proposal, metres_per_pixel)
+            return _roads(files, Sides(true, found, metres_per_pixel, grids), with_topo)
         case Format.VECTORS, Format.VECTORS:
-            return _buildings(files, *read_building_maps(truth, proposal, metres_per_pixel))
+            houses = read_building_maps(truth, proposal, metres_per_pixel)
+            return _buildings(files, Sides(*houses[:2], metres_per_pixel, houses[2]))
         case Format.COCO_ANNOTATIONS, Format.COCO_RESULTS:
             return _coco(truth, proposal)
         case Format.MASKS, Format.MASKS:
@@ -121,7 +127,7 @@ def _require_common_image(
         )
 
 
-def _are_roads(truth: Path, proposal: Path) -> bool:
+def are_roads(truth: Path, proposal: Path) -> bool:
     """Return whether vector files hold roads rather than buildings."""
     kinds = []
     for side in (truth, proposal):
@@ -140,19 +146,13 @@ def _are_roads(truth: Path, proposal: Path) -> bool:
     return kinds[0]
 
 
-def _roads(
-    files: tuple[Path, Path],
-    truth: Mapping[str, Sequence[RoadRow]],
-    proposal: Mapping[str, Sequence[RoadRow]],
-    metres_per_pixel: float,
-    with_topo: bool,
-) -> Scoring:
+def _roads(files: tuple[Path, Path], sides: Sides, with_topo: bool) -> Scoring:
+    truth, proposal = sides.truth, sides.proposal
     _require_common_image(files, truth, proposal)
-    report = score_roads(truth, proposal, metres_per_pixel=metres_per_pixel)
+    report = score_roads(truth, proposal, metres_per_pixel=sides.metres_per_pixel)
     if with_topo:
-        report = _with_topo(report, truth, proposal, metres_per_pixel)
+        report = _with_topo(report, truth, proposal, sides.metres_per_pixel)
     warnings = [_untimed(side, rows) for side, rows in (("truth", truth), ("proposal", proposal))]
-    sides = Sides(truth, proposal, metres_per_pixel)
     return Scoring(report, "apls_length", sides, tuple(filter(None, warnings)))
 
 
@@ -168,13 +168,9 @@ def _untimed(side: str, roads: Mapping[str, Sequence[RoadRow]]) -> str:
     )
 
 
-def _buildings(
-    files: tuple[Path, Path],
-    truth: Mapping[str, Sequence[BuildingRow]],
-    proposal: Mapping[str, Sequence[BuildingRow]],
-) -> Scoring:
-    _require_common_image(files, truth, proposal)
-    return Scoring(score_buildings(truth, proposal), "f1", Sides(truth, proposal))
+def _buildings(files: tuple[Path, Path], sides: Sides) -> Scoring:
+    _require_common_image(files, sides.truth, sides.proposal)
+    return Scoring(score_buildings(sides.truth, sides.proposal), "f1", sides)
 
 
 def _coco(truth: Path, results: Path) -> Scoring:

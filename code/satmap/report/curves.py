@@ -5,15 +5,23 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 
-from satmap.report.panels import INK, WHITE, Colour, Picture
+from satmap.report.panels import (
+    BLUE,
+    GREEN,
+    INK,
+    PURPLE,
+    VERMILLION,
+    WHITE,
+    Colour,
+    Picture,
+    write_text,
+)
 
 _WIDTH, _HEIGHT = 640, 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 130, 16, 30
 _GRID: Colour = (225, 225, 225)
 _LINES = 4
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-# Safe for red-green colour blindness (Okabe and Ito's palette).
-_COLOURS: tuple[Colour, ...] = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167))
+_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE)
 
 
 #: Figures over the epochs, one or more (epoch, value) each, by name in the legend.
@@ -53,4 +61,5 @@ def _panel(curves: Curves) -> Picture:
 
 
 def _write(picture: Picture, text: str, place: tuple[int, int], colour: Colour) -> None:
-    cv2.putText(picture, text, place, _FONT, 0.4, colour, 1, cv2.LINE_AA)
+    """Write a small text; ``place`` is about the left end of its baseline."""
+    write_text(picture, text, (place[0], place[1] - 13), colour, 13)

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import shapely
+from affine import Affine
 from numpy.typing import NDArray
 
 from satmap.data.label_files import LABEL_SUFFIXES, read_lines_and_polygons
@@ -120,8 +121,10 @@ def find_maps(path: Path) -> dict[str, Path]:
 
 def read_road_maps(
     truth: Path, proposal: Path, metres_per_pixel: float
-) -> tuple[dict[str, list[RoadRow]], dict[str, list[RoadRow]]]:
+) -> tuple[dict[str, list[RoadRow]], dict[str, list[RoadRow]], dict[str, Georeference]]:
     """Read the roads of a truth and a proposal by image id, in common pixels of a given size.
+
+    Also returns the position of these pixels, by image id.
 
     Truth and proposal are files or directories. The travel time is the property ``travel_time_s``
     if present. Otherwise it follows from the length and the feature's speed or road class
@@ -144,7 +147,7 @@ def read_road_maps(
 
 def read_building_maps(
     truth: Path, proposal: Path, metres_per_pixel: float
-) -> tuple[dict[str, list[BuildingRow]], dict[str, list[BuildingRow]]]:
+) -> tuple[dict[str, list[BuildingRow]], dict[str, list[BuildingRow]], dict[str, Georeference]]:
     """Read the buildings of a truth and a proposal, as :func:`read_road_maps` reads roads.
 
     The confidence of a building is its property ``confidence``, in upper or lower case; else what
@@ -172,22 +175,26 @@ def _read_sides(
     proposal: Path,
     metres_per_pixel: float,
     rows_of: Callable[[str, FeatureCollection, ToPixels], list[Row]],
-) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
-    """Read the rows of both sides by image id, in common pixels."""
+) -> tuple[dict[str, list[Row]], dict[str, list[Row]], dict[str, Georeference]]:
+    """Read the rows of both sides by image id, in common pixels, and the place of these pixels."""
     sides = sides_of(truth, proposal)
     rows: tuple[dict[str, list[Row]], dict[str, list[Row]]] = ({}, {})
+    grids = {}
     for image_id in sorted({*sides[0], *sides[1]}, key=natural_key):
         present = [side for side in (0, 1) if image_id in sides[side]]
         collections = [sides[side][image_id]() for side in present]
         try:
             utm, origin = _pixel_grid(collections)
+            metres = metres_per_pixel
+            transform = Affine(metres, 0, origin[0], 0, -metres, origin[1])
+            grids[image_id] = Georeference(utm, transform, (metres, metres))
             for side, collection in zip(present, collections, strict=True):
                 to_pixels = partial(_to_pixels, collection.crs, utm, origin, metres_per_pixel)
                 rows[side][image_id] = rows_of(image_id, collection, to_pixels)
         except ValueError as error:
             files = [(truth, proposal)[side] for side in present]
             raise SatmapError(f"{' or '.join(map(str, files))}, {image_id}: {error}.") from error
-    return rows
+    return *rows, grids
 
 
 def sides_of(truth: Path, proposal: Path) -> tuple[Side, Side]:

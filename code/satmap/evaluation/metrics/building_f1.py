@@ -98,6 +98,27 @@ def match_buildings(truth: Sequence[BuildingRow], proposals: Sequence[BuildingRo
     return Matches(np.array(taken, np.int64), counted_truth, counted)
 
 
+def best_ious(
+    truth: Sequence[BuildingRow], proposals: Sequence[BuildingRow], matches: Matches
+) -> NDArray[np.float64]:
+    """Return each proposal's intersection over union, float64 (proposals,), for pictures.
+
+    It is that with the matched building, or else the largest with any building; 0 without overlap.
+    """
+    buildings, building_areas, _ = _measure(truth)
+    polygons, areas, _ = _measure(proposals)
+    best = np.zeros(len(proposals))
+    if not (len(buildings) and len(polygons)):
+        return best
+    i, j = shapely.STRtree(buildings).query(polygons)
+    shared = shapely.area(shapely.intersection(polygons[i], buildings[j]))
+    iou = shared / np.maximum(areas[i] + building_areas[j] - shared, _ROUNDING)
+    np.maximum.at(best, i, iou)
+    matched = matches.taken[i] == j
+    best[i[matched]] = iou[matched]
+    return best
+
+
 def score_buildings(
     truth: Mapping[str, Sequence[BuildingRow]], proposal: Mapping[str, Sequence[BuildingRow]]
 ) -> Report:

@@ -20,6 +20,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from satmap.errors import SatmapError
+from satmap.evaluation.metrics.building_f1 import Matches
 from satmap.evaluation.metrics.figures import Figures, Report
 from satmap.io.coco_annotations import CATEGORY
 from satmap.submissions.coco_json import (
@@ -65,6 +66,25 @@ def match_image(truth: Sequence[CocoBuilding], found: Sequence[CocoResult]) -> I
     return ImageMatches(
         scores[counted], matches[counted] > 0, int((~np.asarray(image["gtIgnore"], bool)).sum())
     )
+
+
+def match_masks(truth: Sequence[CocoBuilding], found: Sequence[CocoResult]) -> Matches:
+    """Return which building each detection of an image matches at an IoU of 0.5.
+
+    Crowds, detections in them, and detections beyond the first 100 do not count.
+    """
+    taken = np.full(len(found), -1)
+    counted_truth = np.array([not building.crowd for building in truth], np.bool_)
+    counted = np.zeros(len(found), np.bool_)
+    evaluation = _evaluate(CocoTruth({}, {0: truth}), {0: found}, [0], thresholds=[0.5])
+    image: Any = evaluation.evalImgs[0]
+    if image is not None:
+        # _coco numbers buildings and detections from 1; no match is 0.
+        index = np.asarray(image["dtIds"], np.int64) - 1
+        counted[index] = ~np.asarray(image["dtIgnore"][0], np.bool_)
+        taken[index] = np.asarray(image["dtMatches"][0], np.int64) - 1
+        taken[~counted] = -1
+    return Matches(taken, counted_truth, counted)
 
 
 def average_precision(images: Sequence[ImageMatches]) -> float:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
 import shapely
 from numpy.typing import NDArray
@@ -24,7 +23,8 @@ from satmap.exports.buildings import export_buildings
 from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
 from satmap.rasters.scene import Box
 from satmap.recipes.schema import Recipe
-from satmap.report.misses import buildings_picture
+from satmap.report.panels import Ground, View
+from satmap.report.pictures import buildings_picture
 from satmap.submissions.buildings_csv import BuildingRow, write_buildings_csv
 from satmap.submissions.coco_json import Detection, detections_of, write_coco_results
 from satmap.submissions.rows import RowsByImage
@@ -155,11 +155,12 @@ class BuildingTask(DenseTask):
         image, _ = chip.read()
         height, width = chip.size
         counts = score.counts
+        metres = float(np.mean(chip.metres_per_pixel))
         return buildings_picture(
-            _true_buildings(chip),
             score.rows,
-            title=f"{counts.tp} found, {counts.fn} missed, {counts.fp} false: {chip.image_id}",
-            image=np.asarray(cv2.resize(image[..., :3], (width, height)), np.uint8),
+            _true_buildings(chip),
+            caption=[f"{chip.image_id}: {counts.tp} found, {counts.fn} missed, {counts.fp} false"],
+            ground=Ground(View(0, 0, width, height), image[..., :3], metres),
         )
 
     # Prediction

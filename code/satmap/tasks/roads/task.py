@@ -22,7 +22,8 @@ from satmap.exports.roads import export_roads
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box
 from satmap.recipes.schema import Recipe
-from satmap.report.road_overlay import side_by_side
+from satmap.report.panels import Ground
+from satmap.report.pictures import roads_picture
 from satmap.submissions.roads_csv import RoadRow, rows_of_graph, write_roads_csv
 from satmap.submissions.rows import RowsByImage
 from satmap.tasks.base import Batch, Total
@@ -120,10 +121,16 @@ class RoadTask(DenseTask):
         return {"apls": float(length), "apls_time": float(time), **overlaps}
 
     def draw(self, chip: CachedChip, score: RoadScore) -> NDArray[np.uint8]:
-        """Draw the roads found next to the true roads."""
+        """Draw the roads found, the true roads, and the errors."""
         image, _ = chip.read()
-        found = (f"APLS {score.apls:.3f}: {chip.image_id}", score.rows)
-        return side_by_side(image[..., :3], [found, ("truth", truth_rows(chip))])
+        metres = float(np.mean(chip.metres_per_pixel))
+        return roads_picture(
+            score.rows,
+            truth_rows(chip),
+            ground=Ground.of_image(image[..., :3], metres),
+            caption=[f"{chip.image_id}: APLS by length {score.apls:.3f}"],
+            metres_per_pixel=metres,
+        )
 
     # Prediction
 
