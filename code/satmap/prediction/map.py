@@ -23,7 +23,7 @@ from satmap.io.checksums import FileRecord, in_threads, record_file
 from satmap.io.progress import track
 from satmap.networks.ensemble import EnsembleMember
 from satmap.prediction.journal import Journal
-from satmap.prediction.outputs import PredictionReport
+from satmap.prediction.outputs import PredictionReport, found_nothing
 from satmap.prediction.plan import Plan, Request, Tile, ensemble_of, fingerprint_of
 from satmap.prediction.run import run
 from satmap.provenance.manifest import MapManifest, Run, record_recipe, write_manifest
@@ -31,7 +31,7 @@ from satmap.rasters.scene import Box
 from satmap.submissions.output_checks import require_any_format, require_outputs
 from satmap.tasks.base import PreparedImage, Task
 from satmap.tasks.dense import DenseTask
-from satmap.weights.members import WeightFile
+from satmap.weights.members import trained_bands, trained_gsd
 
 # Side of a block, pixels.
 _BLOCK_PX = 2048
@@ -113,17 +113,21 @@ def _plan(request: MapRequest) -> MapPlan:
     layers, faults = find_layers(found.sources, channels, request.bands)
     if not layers:
         raise SatmapError(next(iter(faults.values())))
-    stretched = []
+    stretched, warnings = [], []
+    statistics = trained_bands(files)
     for layer in track(layers, "sampling", len(layers)):
         try:
-            stretched.append(replace(layer, stretch=_stretch(layer, request, task)))
+            stretch, warning = _stretch(layer, request, task, statistics)
         except SatmapError as error:
             faults[layer.name] = str(error)
+            continue
+        stretched.append(replace(layer, stretch=stretch))
+        warnings += [warning] if warning else []
     if not stretched:
         raise SatmapError(next(iter(faults.values())))
     gsd = request.gsd or trained_gsd(files)
     mosaics = _named(make_mosaics(stretched, gsd, request.priority))
-    warnings = _describe(mosaics, gsd)
+    warnings += _describe(mosaics, gsd)
     context = min(recipe.inference.overlap, _CONTEXT_PX)
     names: list[tuple[str, Box]] = []
     tiles: list[Tile] = []
@@ -154,18 +158,35 @@ def _plan(request: MapRequest) -> MapPlan:
     )
 
 
-def trained_gsd(files: Sequence[WeightFile]) -> float | None:
-    """Return the mean pixel size of the training images in metres; None if no file states it."""
-    sizes = [float(file.metadata["gsd_m"]) for file in files if "gsd_m" in file.metadata]
-    return sum(sizes) / len(sizes) if sizes else None
+def _stretch(
+    layer: Layer,
+    request: MapRequest,
+    task: Task,
+    statistics: tuple[list[float], list[float]] | None,
+) -> tuple[Stretch, str]:
+    """Return the stretch of a layer, and a warning if its bands are unlike those of the training.
 
-
-def _stretch(layer: Layer, request: MapRequest, task: Task) -> Stretch:
+    ``statistics`` are mean and standard deviation of the training's bands, if they are known.
+    """
+    sample = layer.sample() if request.stretch is None or statistics else []
     if request.stretch is not None:
         low, high = request.stretch
-        return Stretch((low,) * len(layer.bands), (high,) * len(layer.bands))
-    settings = task.recipe.stretch
-    return layer.sample_stretch(settings.low, settings.high)
+        stretch = Stretch((low,) * len(layer.bands), (high,) * len(layer.bands))
+    else:
+        settings = task.recipe.stretch
+        stretch = Stretch.of(sample, settings.low, settings.high)
+    far = []
+    for band, found, mean, spread in zip(
+        layer.bands, stretch.means(sample), *statistics or ((), ()), strict=False
+    ):
+        if abs(found - mean) > _FAR_BRIGHTNESS * spread:
+            far.append(f"band {band} has the mean {found:.0f} instead of {mean:.0f}")
+    if not far:
+        return stretch, ""
+    return stretch, (
+        f"{layer.name}: its brightness is unlike that of the training images ({', '.join(far)} "
+        "of 255). Check --bands and --stretch"
+    )
 
 
 def _named(mosaics: Sequence[Mosaic]) -> dict[str, Mosaic]:
@@ -267,10 +288,7 @@ def _finish(
     counts = {map_id: plan.task.count(record) for map_id, record in records.items()}
     warnings = list(plan.warnings)
     if not any(counts.values()):
-        warnings.append(
-            f"the networks found no {plan.task.noun} anywhere. Check that the images are like "
-            "those of the training: pixel size, bands and contrast (--gsd, --bands, --stretch)"
-        )
+        warnings.append(f"{found_nothing(plan.task.noun)} (--gsd, --bands, --stretch)")
     for path in (request.output, *request.exports):
         if path.suffix.lower() in plan.recipe.task.submission_suffixes:
             plan.task.write(path, list(records), {name: name for name in records}, records.get)
