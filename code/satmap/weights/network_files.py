@@ -110,11 +110,13 @@ def load_pretrained_encoder(network: UNet, path: Path) -> None:
     encoder = network.encoder
     remedy = how_to_get(encoder.name)
     require_weight_file(path, f"It should hold ImageNet weights of {encoder.name}. {remedy}")
-    found = (
-        read_tensors(path, remedy)
-        if path.suffix == ".safetensors"
-        else require_state_dict(path, read_pickle(path))
-    )
+    if path.suffix == ".safetensors":
+        found = read_tensors(path, remedy)
+    else:
+        try:
+            found = require_state_dict(path, read_pickle(path))
+        except SatmapError as error:
+            raise SatmapError(f"{error} {remedy}") from error
     require_weights(path, found)
     found = encoder_part(encoder, found)
     first = f"{pretrained_config(encoder.name).first_conv}.weight"
