@@ -55,31 +55,6 @@ class Stretch:
     low: tuple[float, ...]
     high: tuple[float, ...]
 
-    @classmethod
-    def of(cls, samples: Sequence[NDArray[Any]], low: float, high: float) -> "Stretch":
-        """Return the stretch that maps two percentiles of each band's sample to 0 and 255."""
-        lows, highs = [], []
-        for sample in samples:
-            if not len(sample):
-                lows.append(0.0)
-                highs.append(0.0)
-                continue
-            ranks = np.ceil(np.array([low, high]) / 100 * len(sample)).astype(int)
-            ranks = np.clip(ranks - 1, 0, len(sample) - 1)
-            bottom, top = np.sort(sample)[ranks].astype(float).tolist()
-            lows.append(bottom)
-            highs.append(max(top, bottom + 1) if sample.dtype.kind in "iu" else top)
-        return cls(tuple(lows), tuple(highs))
-
-    def means(self, samples: Sequence[NDArray[Any]]) -> list[float]:
-        """Return the mean of each band's stretched sample, 0..255; NaN for an empty sample."""
-        found = []
-        for sample, low, high in zip(samples, self.low, self.high, strict=True):
-            scale = 255 / (high - low) if high > low else 0.0
-            values = np.clip((sample.astype(np.float32) - np.float32(low)) * scale, 0, 255)
-            found.append(float(values.mean()) if len(values) else math.nan)
-        return found
-
     def apply(self, bands: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
         """Stretch (bands, h, w) to uint8: 0 where ``valid`` (h, w) is false, else at least 1."""
         stretched = np.empty(bands.shape, np.uint8)
@@ -162,8 +137,8 @@ class Layer:
         assert self.stretch is not None
         return self.stretch.apply(bands, valid)
 
-    def sample(self) -> list[NDArray[Any]]:
-        """Return the valid pixels of each band in a sample of the layer, for :class:`Stretch`.
+    def sample_stretch(self, low: float, high: float) -> Stretch:
+        """Compute the stretch that maps two percentiles of the valid pixels to 0 and 255.
 
         Unsigned pixels of 0 do not count, as in :func:`satmap.data.imagery.stretch`.
         """
@@ -173,7 +148,28 @@ class Layer:
             for sample, band in zip(samples, bands, strict=True):
                 values = band[valid]
                 sample.append(values[values > 0] if values.dtype.kind == "u" else values)
-        return [np.concatenate(sample) for sample in samples]
+        lows, highs = [], []
+        for sample in samples:
+            values = np.sort(np.concatenate(sample))
+            if not len(values):
+                lows.append(0.0)
+                highs.append(0.0)
+                continue
+            ranks = np.ceil(np.array([low, high]) / 100 * len(values)).astype(int)
+            bottom, top = values[np.clip(ranks - 1, 0, len(values) - 1)].astype(float).tolist()
+            lows.append(bottom)
+            highs.append(max(top, bottom + 1) if values.dtype.kind in "iu" else top)
+        return Stretch(tuple(lows), tuple(highs))
+
+    def sample_means(self) -> list[float]:
+        """Return the mean of each stretched band, 0..255, from a sample of the pixels with data.
+
+        The sample is an eighth of that of :meth:`sample_stretch`; without data the list is empty.
+        """
+        parts = [self.read_stretched(box) for box in self._sample_boxes()[::8]]
+        pixels = np.concatenate([part[:, part.any(axis=0)] for part in parts], axis=1)
+        means: list[float] = pixels.mean(axis=1).tolist() if pixels.size else []
+        return means
 
     def _sample_boxes(self) -> list[Box]:
         """Return whole rasters, or windows spread evenly over all of them."""

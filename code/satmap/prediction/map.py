@@ -31,7 +31,7 @@ from satmap.rasters.scene import Box
 from satmap.submissions.output_checks import require_any_format, require_outputs
 from satmap.tasks.base import PreparedImage, Task
 from satmap.tasks.dense import DenseTask
-from satmap.weights.members import trained_bands, trained_gsd
+from satmap.weights.members import WeightFile, trained_bands, trained_gsd
 
 # Side of a block, pixels.
 _BLOCK_PX = 2048
@@ -113,21 +113,17 @@ def _plan(request: MapRequest) -> MapPlan:
     layers, faults = find_layers(found.sources, channels, request.bands)
     if not layers:
         raise SatmapError(next(iter(faults.values())))
-    stretched, warnings = [], []
-    statistics = trained_bands(files)
+    stretched = []
     for layer in track(layers, "sampling", len(layers)):
         try:
-            stretch, warning = _stretch(layer, request, task, statistics)
+            stretched.append(replace(layer, stretch=_stretch(layer, request, task)))
         except SatmapError as error:
             faults[layer.name] = str(error)
-            continue
-        stretched.append(replace(layer, stretch=stretch))
-        warnings += [warning] if warning else []
     if not stretched:
         raise SatmapError(next(iter(faults.values())))
     gsd = request.gsd or trained_gsd(files)
     mosaics = _named(make_mosaics(stretched, gsd, request.priority))
-    warnings += _describe(mosaics, gsd)
+    warnings = _describe(mosaics, trained_gsd(files)) + _brightness_warnings(stretched, files)
     context = min(recipe.inference.overlap, _CONTEXT_PX)
     names: list[tuple[str, Box]] = []
     tiles: list[Tile] = []
@@ -158,35 +154,12 @@ def _plan(request: MapRequest) -> MapPlan:
     )
 
 
-def _stretch(
-    layer: Layer,
-    request: MapRequest,
-    task: Task,
-    statistics: tuple[list[float], list[float]] | None,
-) -> tuple[Stretch, str]:
-    """Return the stretch of a layer, and a warning if its bands are unlike those of the training.
-
-    ``statistics`` are mean and standard deviation of the training's bands, if they are known.
-    """
-    sample = layer.sample() if request.stretch is None or statistics else []
+def _stretch(layer: Layer, request: MapRequest, task: Task) -> Stretch:
     if request.stretch is not None:
         low, high = request.stretch
-        stretch = Stretch((low,) * len(layer.bands), (high,) * len(layer.bands))
-    else:
-        settings = task.recipe.stretch
-        stretch = Stretch.of(sample, settings.low, settings.high)
-    far = []
-    for band, found, mean, spread in zip(
-        layer.bands, stretch.means(sample), *statistics or ((), ()), strict=False
-    ):
-        if abs(found - mean) > _FAR_BRIGHTNESS * spread:
-            far.append(f"band {band} has the mean {found:.0f} instead of {mean:.0f}")
-    if not far:
-        return stretch, ""
-    return stretch, (
-        f"{layer.name}: its brightness is unlike that of the training images ({', '.join(far)} "
-        "of 255). Check --bands and --stretch"
-    )
+        return Stretch((low,) * len(layer.bands), (high,) * len(layer.bands))
+    settings = task.recipe.stretch
+    return layer.sample_stretch(settings.low, settings.high)
 
 
 def _named(mosaics: Sequence[Mosaic]) -> dict[str, Mosaic]:
@@ -230,6 +203,31 @@ def _describe(mosaics: Mapping[str, Mosaic], gsd: float | None) -> list[str]:
             )
     if len(mosaics) > 20:
         print(f"... and {len(mosaics) - 20} other images without georeference", flush=True)
+    return warnings
+
+
+def _brightness_warnings(layers: Sequence[Layer], files: Sequence[WeightFile]) -> list[str]:
+    """Warn about rasters whose stretched bands are unlike those of the training images."""
+    statistics = trained_bands(files)
+    if statistics is None:
+        return []
+    warnings = []
+    for layer in layers:
+        try:
+            means = layer.sample_means()
+        except SatmapError:
+            # Its blocks report the error.
+            continue
+        far = [
+            f"band {band} has the mean {found:.0f} instead of {mean:.0f}"
+            for band, found, mean, spread in zip(layer.bands, means, *statistics, strict=False)
+            if abs(found - mean) > _FAR_BRIGHTNESS * spread
+        ]
+        if far:
+            warnings.append(
+                f"{layer.name}: its brightness is unlike that of the training images "
+                f"({', '.join(far)}, of 255). Check --bands and --stretch"
+            )
     return warnings
 
 
