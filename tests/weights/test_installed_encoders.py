@@ -4,6 +4,7 @@ import importlib.util
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -24,7 +25,7 @@ from satmap.weights.pickles import read_pickle
 from satmap.weights.pretrained import find_encoder_file, installed_file
 from satmap.weights.published import import_weights
 from satmap.weights.tensor_file import read_tensors
-from tiny_trainings import road_member, road_recipe
+from tiny_trainings import road_member, road_recipe, stage
 
 LITE = ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
 
@@ -49,10 +50,10 @@ def test_the_encoder_recognises_a_cat(name: str, tmp_path: Path, no_network: Non
     file = find_encoder_file(tmp_path, name)
     network = build_network(name, 3, ["road"], (16, 16, 16, 16)).eval()
     load_pretrained_encoder(network, file)
-    whole = timm.create_model(ENCODERS[name].timm_name, pretrained=False).eval()
+    whole: Any = timm.create_model(ENCODERS[name].timm_name, pretrained=False).eval()
     found = read_pickle(file)
     whole.load_state_dict(dict(zip(whole.state_dict(), found.values(), strict=True)))
-    photo = skimage.data.chelsea()[:, 75:375]
+    photo = skimage.data.chelsea()[:, 75:375]  # type: ignore[no-untyped-call]
     photo = cv2.resize(photo, (256, 256), interpolation=cv2.INTER_AREA)
     pixels = torch.from_numpy(photo.transpose(2, 0, 1)[None].copy())
     with torch.inference_mode():
@@ -89,9 +90,8 @@ def test_a_training_starts_from_the_package_without_a_network(
     city: Path, tmp_path: Path, no_network: None
 ) -> None:
     # So slow that the weights stay those of the package.
-    stage = {"crop": 64, "batch": 4, "epochs": 1}
-    stage["schedule"] = {"kind": "cosine", "peak": 1e-9}
-    member = road_member(encoder="efficientnet_lite0", fold=None, pretrained=True, stages=[stage])
+    stages = [stage(peak=1e-9)]
+    member = road_member(encoder="efficientnet_lite0", fold=None, pretrained=True, stages=stages)
     recipe = parse_recipe(road_recipe(member, inference={"checkpoints": ["last"]}), "test")
     context = RunContext(tmp_path, torch.device("cpu"))
     assert not train([city / "train"], recipe, context, TrainingOptions(city.parent / "test-cache"))
