@@ -33,8 +33,8 @@ def average_weights(output: Path, files: Sequence[Path]) -> None:
 
     Batch-norm statistics are averaged like weights; counters come from the first file. Metadata
     that all files share are kept, except scores; pixel size and statistics of the training images
-    are averaged. The recipe comes from the first file, and the
-    held-out images are those that all files held out.
+    are averaged. The recipe comes from the first file, and the held-out images are those that all
+    files held out.
 
     Raises:
         SatmapError: there are fewer than two files, one cannot be read, or the networks differ in
