@@ -91,7 +91,7 @@ class Predictor:
     ) -> ProbabilityMaps:
         """Predict the averaged probability maps of an image, uint8, 0..255 for 0..1.
 
-        The arguments are those for calling the predictor.
+        Takes the same arguments as calling the predictor.
 
         Raises:
             SatmapError: the image cannot be read, or the networks have no probability maps.

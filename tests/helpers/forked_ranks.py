@@ -66,6 +66,8 @@ def be_rank(
     if arguments[0] == "train":
         # Processors with bfloat16 round each part of a batch to three digits.
         satmap.runtime.device._fast_bfloat16 = lambda device: False
+    # Tests may run under nohup.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for name in twist.split():
         if name == "hold":
             hold_training(output, rank)

@@ -44,7 +44,7 @@ from satmap.recipes.schema import Member, Stage, parse_recipe
 from satmap.runtime import launcher
 from satmap.runtime.ranks import Ranks, joined
 from satmap.tasks.base import task_of
-from satmap.tasks.roads.settings import ROAD_MAPS
+from satmap.tasks.roads.settings import ROAD_MAPS, RoadLosses
 from satmap.training.budget import allocate_time, assign_stages, plan_epoch
 from satmap.training.distributed import SyncedBatchNorm, sum_over_ranks, synced_norms
 from satmap.training.loading import CropDataset, epoch_order, split_between_ranks
@@ -564,7 +564,7 @@ def test_unshared_stages_are_distributed_evenly() -> None:
     """Use five members with 1, 2, 3, 1 and 2 stages; the second stage of the last two is shared."""
     stage = yaml.safe_load(TWO_STAGE_RECIPE)["members"][0]["stages"][0]
     members = [
-        Member.model_validate(
+        Member[RoadLosses].model_validate(
             yaml.safe_load(TWO_STAGE_RECIPE)["members"][0]
             | {"fold": fold, "stages": [stage | {"sync_batch_norm": at in shared} for at in stages]}
         )

@@ -87,7 +87,7 @@ def require_folds(recipe: Recipe, folds: Sequence[int]) -> None:
 
 
 def require_single_file(weights: Path) -> None:
-    """Check that the weights to export are not a folder; name its weight files if they are."""
+    """Reject a folder as the network to export; the message names its weight files."""
     if not weights.is_dir():
         return
     files = sorted(path.name for path in weights.glob("*.safetensors") if not is_temporary(path))

@@ -235,7 +235,7 @@ def _vectorize(options: argparse.Namespace) -> int:
     (the challenge's), .geojson, .gpkg or .graphml. A raster that cannot be vectorised is empty in
     OUT and is reported at the end.
 
-    With --task buildings a raster has one to three bands: building body, border, and contact (the
+    With --task buildings a raster has one to three bands: building, border, and contact (the
     ground between two buildings). OUT is SpaceNet's CSV, .geojson or .gpkg, or COCO results if it
     ends in .json and the rasters have numbers as names.
     """

@@ -84,8 +84,8 @@ def duplicate_groups(path: Path, chips: Sequence["Chip"]) -> list[list[str]]:
     ]
     if groups and chips and not any(known):
         raise SatmapError(
-            f"{path} names none of the images: it names, for example, {groups[0][0]}, but the "
-            f"images are those such as {chips[0].image.path}. Write the report for the directories "
+            f"{path} names none of the images. It names, for example, {groups[0][0]}; an image "
+            f"found here is {chips[0].image.path}. Write the report for the directories "
             f"that you train with: `satmap audit DIR... --json > {path.name}`."
         )
     # Merge groups that share a site: two images of one site may be in two groups.

@@ -333,8 +333,8 @@ DECODERS: Mapping[str, type[nn.Module]] = {
 def upsample(x: Tensor, like: Tensor | None) -> Tensor:
     """Upsample float (N, C, H, W) by a factor of two with nearest-neighbour interpolation.
 
-    The size of ``like`` is used, if it is given: an exported graph for any image size cannot prove
-    that it equals twice the size of ``x``.
+    If ``like`` is given, the result has its size. Exports for any image size need it, because the
+    exporter cannot prove that twice the size of ``x`` equals the size of the skip connection.
     """
     if like is None:
         return F.interpolate(x, scale_factor=2, mode="nearest")

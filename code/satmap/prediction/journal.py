@@ -19,8 +19,8 @@ class Journal:
     """Append-only file of finished images beside the output.
 
     The first line is a fingerprint of weights and settings. A journal with another fingerprint is
-    started again from empty. A line cut off by a crash is ignored. Each process of a run writes and
-    locks its own file: the first process the journal, the others parts, which the first merges.
+    emptied. A line cut off by a crash is ignored. Each process of a run writes and locks its own
+    file. The first process writes the journal; the others write parts, which the first merges.
 
     Attributes:
         finished: key of each finished image to the position of its line in the file, in bytes.
@@ -30,7 +30,8 @@ class Journal:
     def __init__(self, output: Path, fingerprint: str, task: Task, part: int = 0) -> None:
         """Open the journal of ``output``; ``finished`` then holds the images of an earlier run.
 
-        Part 0 is the journal, which merges all parts. Another number opens an empty part.
+        Part 0 is the journal of the first process. Another process has a part of its own, which
+        starts empty and is merged into the journal later.
 
         Raises:
             CannotWriteError: another run is writing the output, or the file cannot be written.

@@ -98,7 +98,7 @@ class Plan:
         tiles: the images that can be read.
         faults: image id to the reason, for images that cannot be read.
         warnings: messages for the user.
-        fingerprint: must match for the finished images of an earlier run to count.
+        fingerprint: must match to reuse the finished images of an earlier run.
     """
 
     recipe: Recipe
@@ -125,7 +125,7 @@ class Plan:
         return self.task.result_decoder(tile.chip, self.rating_model)
 
     def rasters(self, index: int, maps: Path | None) -> list[Path]:
-        """Return the file for a tile's probability maps in ``maps``; none without a directory."""
+        """Return the file for a tile's probability maps in ``maps``; none if ``maps`` is None."""
         return [maps / f"{self.ids[self.tiles[index].chip.image_id]}.tif"] if maps else []
 
 
@@ -219,7 +219,7 @@ def _pixel_size_warnings(
 
 
 def _require_categories(inventory: Inventory, task: Task) -> None:
-    """Fail if the category of no image is known; if only some are unknown, those are left out."""
+    """Fail if no image has a known category. If only some have none, they are left out later."""
     fault: SatmapError | None = None
     for chip in inventory.chips:
         try:
@@ -257,7 +257,7 @@ def fingerprint_of(
     request: Request,
     held_out: Sequence[frozenset[str]] | None,
 ) -> str:
-    """Return a text that must match for the finished images of a stopped run to count."""
+    """Return a text that must match to reuse the finished images of a stopped run."""
     paths = [file.path for file in files] + ([rating_model] if rating_model else [])
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     folds = None if held_out is None else [sorted(images) for images in held_out]

@@ -148,7 +148,7 @@ def _warnings(
 
 
 def _fingerprint(task: DenseTask, paths: Mapping[str, Path], view_angle: ViewAngle | None) -> str:
-    """Return a digest that must match for the finished images of a stopped run to count."""
+    """Return a digest that must match to reuse the finished images of a stopped run."""
     files = [
         [name, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
         for name, path in paths.items()

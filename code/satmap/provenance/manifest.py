@@ -67,7 +67,7 @@ class Run(Settings):
         command: satmap's arguments as given; empty if it was called from Python.
         directory: working directory, the base of relative paths in the arguments.
         started: start time in UTC.
-        software: that of the first process, as is ``hardware``.
+        software, hardware: of the first process.
     """
 
     command: tuple[str, ...]
@@ -215,9 +215,10 @@ def now() -> str:
 def run_here(
     command: Sequence[str], device: torch.device, started: str | None = None, processes: int = 1
 ) -> Run:
-    """Record this run, of satmap's arguments ``command``, on this machine.
+    """Record this run and this machine.
 
-    It ``started`` at that time in UTC, or now. The device is that of the networks.
+    ``command`` holds satmap's arguments. ``device`` is the networks' device. ``started`` is the
+    start time in UTC, by default now.
     """
     return Run(
         command=tuple(command),

@@ -33,7 +33,7 @@ class MapStore:
         self._fingerprint = fingerprint
 
     def __contains__(self, key: str) -> bool:
-        """Return whether the maps of an image can be read whole, as not after a full disk."""
+        """Return whether the maps of an image are complete; after a full disk they may not be."""
         path = self.path(key)
         try:
             if not path.is_file():
@@ -77,7 +77,7 @@ def store_maps(
     paths: Sequence[Path],
     decode: Callable[[ProbabilityMaps], Any] | None = None,
 ) -> Any:
-    """Write probability maps to files and, with ``decode``, return what it makes of them.
+    """Write probability maps to files; return the result of ``decode``, if it is given.
 
     Raises:
         CannotWriteError: the disk is full or a directory not writable.

@@ -25,8 +25,8 @@ class TaskEntry:
         settings: the :class:`TaskSettings` of its recipes.
         losses: the :class:`TaskLosses` of their members.
         task: the :class:`satmap.tasks.base.Task`.
-        formats: a list of :class:`satmap.submissions.result_format.ResultFormat`, for results in
-            formats besides those of the challenges; None for none.
+        formats: a list of :class:`satmap.submissions.result_format.ResultFormat`, the formats of
+            its results; None if these are formats of the challenges.
     """
 
     name: str

@@ -170,7 +170,7 @@ class DecoderSettings(Settings):
 
     @model_serializer(mode="wrap")
     def _to_widths(self, handler: SerializerFunctionWrapHandler) -> Any:
-        # The format from before there were kinds, so that fingerprints of recipes do not change.
+        # A plain decoder is a list, as before ``kind`` existed: fingerprints of recipes stay valid.
         return self.widths if self.kind == "plain" else handler(self)
 
 
@@ -459,7 +459,7 @@ def _faults(error: ValidationError) -> dict[str, None]:
     inner = {e["loc"][:depth] for e in errors for depth in range(len(e["loc"]))}
     faults: dict[str, None] = {}
     for e in errors:
-        # A tuple also counts as too short if one of its items is wrong.
+        # pydantic reports a tuple with a wrong item as too short, too.
         if e["type"] == "too_short" and e["loc"] in inner:
             continue
         messages = {

@@ -45,7 +45,7 @@ _DETOUR: Colour = (40, 90, 215)
 _FAINT: Colour = (140, 140, 140)
 _DARK: Colour = (35, 35, 35)
 
-# Buildings that are found, missed, false and as proposed: on white, and brighter on an image.
+# Colours of found, missed, false and proposed buildings, on white and (brighter) on an image.
 _ON_WHITE = (_RIGHT, _MISSED, _FALSE, _DETOUR)
 _ON_IMAGE: tuple[Colour, ...] = ((70, 205, 105), (245, 45, 60), (255, 150, 20), (70, 180, 255))
 

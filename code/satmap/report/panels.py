@@ -58,7 +58,10 @@ class View:
 
     @classmethod
     def around(cls, points: Floats) -> "View":
-        """Return a view with round limits around points, float64 (n, 2); 100 x 100 px without."""
+        """Return a view around points, float64 (n, 2), with limits at round numbers.
+
+        Without points the view is 100 x 100 px.
+        """
         if not len(points):
             return cls(0, 0, 100, 100)
         low, high = points.min(axis=0), points.max(axis=0)

@@ -33,7 +33,7 @@ def is_memory_short(error: BaseException) -> bool:
     """Return whether an unexpected error comes from too little memory.
 
     Under a tight limit of the address space (``ulimit -v``) libraries may be loaded only in part
-    and can then fail with any error. Under such a limit every error counts.
+    and can then fail with any error. Under such a limit the answer is always yes.
     """
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True

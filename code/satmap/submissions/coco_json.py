@@ -38,8 +38,8 @@ from satmap.vectors.buildings import Building
 #: The evaluation considers only this many detections per image, those with the highest scores.
 MAX_DETECTIONS = 100
 
-# Largest difference of a box to that of the mask. Programs disagree whether the last pixel belongs
-# to a box.
+# Largest difference between a given box and the box of the mask. Programs disagree whether the last
+# pixel belongs to a box.
 _BOX_TOLERANCE_PX = 1.0
 
 # Size of the batches that are decoded and checked.

@@ -47,7 +47,7 @@ def in_file_order(faults: list[Fault]) -> list[Fault]:
 def repetitions(keys: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """Yield the index of every repeated row of ``keys`` (n, k), and that of its first occurrence.
 
-    The order is that of the keys; the last column counts most.
+    They come in the order of the sorted rows, whose last column is the main sort key.
     """
     # The sort is stable, so each run of equal rows starts with the first in the file.
     order = np.lexsort(keys.T)

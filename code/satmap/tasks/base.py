@@ -55,7 +55,7 @@ class PreparedImage:
         members: the networks that the image has enough channels for.
         metres_per_pixel: along x and y.
         notes: warnings for the user.
-        category: the network head for this image, for networks with several; None without.
+        category: the network head for this image; None for networks with one head.
         is_large: whether the image's result is too large to be held in memory.
         inside: the part of ``pixels`` to predict; the rest only shows the networks what is around
             it. None for all.
@@ -290,7 +290,7 @@ class Task(ABC):
         return members
 
     def find_rating_model(self, weights: Path) -> Path | None:
-        """Find a second-level model beside the networks, which rates objects; None without.
+        """Find a model beside the networks that rates objects; None if there is none.
 
         Raises:
             SatmapError: the model cannot be read.
@@ -385,8 +385,8 @@ class Task(ABC):
     ) -> dict[str, int]:
         """Write the submission, with one image in memory at a time.
 
-        ``ids`` are those of all images, in the order of the file. Images that have a record have a
-        key in ``keys``, and ``read`` returns the record of a key.
+        ``ids`` are the ids of all images, in the order of the file. Images that have a record have
+        a key in ``keys``, and ``read`` returns the record of a key.
 
         Returns:
             Number of objects by id.
@@ -436,7 +436,7 @@ def task_of(recipe: Recipe) -> Task:
 
 
 def default_task(name: str, **settings: Any) -> Task:
-    """Make a task for work without networks; ``settings`` are those that differ from the defaults.
+    """Make a task for work without networks; ``settings`` override its defaults.
 
     Raises:
         SatmapError: there is no such task.

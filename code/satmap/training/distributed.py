@@ -47,9 +47,9 @@ class Forward:
             return self._call(*inputs)
 
     def gradients_stay(self, stay: bool) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which, if ``stay``, gradients are accumulated but not averaged yet.
+        """Return a context manager that delays averaging gradients over processes if ``stay``.
 
-        Use it for all parts of a batch except the last.
+        Set ``stay`` for all parts of a batch except the last; their gradients are accumulated.
         """
         if stay and self._parallel is not None:
             return self._parallel.no_sync()

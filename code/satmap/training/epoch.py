@@ -344,9 +344,9 @@ def learning_rate(
 ) -> float:
     """Return the learning rate of a step.
 
-    ``step`` counts the optimizer steps of the stage so far; under a time limit, those that the
-    whole recipe would have taken at this point of the schedule. ``scores`` are those of the stage's
-    validations so far, for plateau schedules.
+    ``step`` counts the optimizer steps of the stage so far. Under a time limit it is scaled to the
+    length that the stage has without the limit. ``scores`` are the stage's validation scores so
+    far, for plateau schedules.
     """
     if isinstance(schedule, PlateauSchedule):
         return _after_plateaus(schedule, scores)

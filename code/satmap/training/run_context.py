@@ -89,7 +89,7 @@ class RunContext:
         restart: whether to discard the state of an earlier training.
         compile: whether to run the networks through ``torch.compile``.
         save_minutes: time between two saved states within a long epoch, minutes.
-        tensorboard: directory of TensorBoard's event files; None for none.
+        tensorboard: directory of TensorBoard's event files; None to write none.
         ranks: the processes that share the work.
         stop: the request to stop.
         info: facts for the manifests.

@@ -186,7 +186,7 @@ def subsample(chips: Sequence[TuningChip], warnings: list[str]) -> list[TuningCh
     """Pick about ``MAX_CHIPS`` chips at most from all areas, and warn if some are left out.
 
     Few views of many places tell more than many views of few places. So at least ``_MIN_SITES``
-    places are kept if there are as many, and views are left out instead.
+    places are kept if there are that many; views are left out instead.
     """
     if len(chips) <= MAX_CHIPS:
         return [*chips]

@@ -35,10 +35,11 @@ FORMAT_KEY, FORMAT = "format", "1"
 #: Metadata key that distinguishes files of encoders, of whole networks and of tasks.
 CONTENT_KEY = "content"
 
-#: Value of ``CONTENT_KEY`` in files whose network only their task can build.
+#: Value of ``CONTENT_KEY`` in files of networks that satmap's UNet does not cover; the task builds
+#: these networks.
 TASK_CONTENT = "task"
 
-#: Metadata key of imported files: the checkpoint that they count as if the file name has none.
+#: Metadata key of imported files: the checkpoint that a file counts as if its name has none.
 CHECKPOINT_KEY = "checkpoint"
 
 #: Remedy for a broken file.

@@ -117,8 +117,8 @@ def is_mapping_challenge(path: Path) -> bool:
 def scan_mapping_challenge(directories: Sequence[Path], files: Sequence[Path]) -> Inventory:
     """Find the chips among the files and read the headers of their images.
 
-    The files are those in the directories. Listed images that are missing, and directories or pipes
-    with an image's name, become faults of the inventory.
+    ``files`` are all files in the directories. Annotated images that are missing, and directories
+    or pipes with an image's name, become faults of the inventory.
 
     Raises:
         SatmapError: there is no image, an annotation file cannot be read, or two images have the

@@ -65,7 +65,8 @@ def apls(truth: Roads, proposal: Roads, *, metres_per_pixel: float = METRES_PER_
     """Compute the APLS of one image, of roads in pixels: rows, arrays (n, 2), or a road graph.
 
     Lines of fewer than two points are ignored. Two empty maps score 1; an empty and a non-empty
-    map score 0. The scale serves the 50 m between midpoints and the snapping distance of 4 m.
+    map score 0. ``metres_per_pixel`` converts the 50 m between midpoints and the snapping distance
+    of 4 m to pixels.
 
     Raises:
         ValueError: a line or a travel time is invalid, or ``metres_per_pixel`` is not positive.

@@ -46,7 +46,7 @@ _CELLS = 4_000_000
 
 @dataclass(frozen=True)
 class BrokenRoad:
-    """Two neighbouring places of one map that the other map has, but without the path between.
+    """Two neighbouring places that both maps have, but only one map has the path between them.
 
     The places are samples 5 m apart or junctions. They are up to 50 m apart if the other map has
     nothing in between.
@@ -300,9 +300,9 @@ class _SplitGraph:
         self._edge, self._from, self._to = edge[link], offset[link], offset[link + 1]
 
     def neighbours(self, chosen: NDArray[np.bool_], limit: float) -> tuple[Ints, Ints, Floats]:
-        """Return pairs of chosen nodes without a chosen node between them, and path lengths.
+        """Return pairs of chosen nodes whose path passes no other chosen node, and path lengths.
 
-        Paths may pass other nodes up to a length of ``limit``.
+        A path that passes nodes that are not chosen is at most ``limit`` long.
         """
         both = chosen[self._u] & chosen[self._v]
         i, j, way = [self._u[both]], [self._v[both]], [self._way[both]]

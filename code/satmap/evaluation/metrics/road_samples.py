@@ -122,7 +122,10 @@ def places_at(graph: AplsGraph, edge: Ints, length_px: Floats) -> tuple[Position
 
 
 def _strands(graph: AplsGraph) -> list[list[tuple[int, bool]]]:
-    """Return strands of (edge, runs backwards): single edges, and rings without a junction."""
+    """Join the edges of each ring without a junction; every other edge is a strand by itself.
+
+    A strand is a list of edges, each with whether the strand follows it backwards.
+    """
     u, v = graph.ends.T
     part = graph.junction_component
     is_ring = np.ones(part.max() + 1, np.bool_)

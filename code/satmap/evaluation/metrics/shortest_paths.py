@@ -6,7 +6,7 @@ paths by leveraging low treewidth") does. Nodes are eliminated one by one, those
 neighbours first. Each elimination links the node's neighbours at the cost of the path through it.
 Afterwards, in reverse order, a node's shortest paths to all nodes eliminated after it are the best
 combinations of its few links with those neighbours' paths. Each step is a handful of array
-operations, and one order of elimination serves every weight.
+operations, and all weights share one order of elimination.
 """
 
 import heapq

@@ -2,17 +2,17 @@
 
 This is the holes-and-marbles metric (Biagioni and Eriksson 2012, "Inferring road maps from global
 positioning system traces: survey and comparative evaluation"), at the scale used for aerial images
-(He et al. 2020, Sat2Graph). Both maps are sampled every 5 m. Each sample of the truth is a seed. A
-ride from the seed follows every road of the truth for up to 150 m and leaves a hole at each sample.
-A ride from the nearest place of the proposal, within 4 m, leaves a marble at each sample of the
-proposal. A marble falls into one hole within 4 m. Recall is the share of holes filled and precision
-the share of marbles in a hole, over all seeds.
+(He et al. 2020, Sat2Graph). Both maps are sampled every 5 m. Each sample of the truth is a seed.
+From a seed, every road of the truth is followed for up to 150 m. We call this a ride. It puts a
+hole at each sample. A second ride starts at the nearest place of the proposal, within 4 m, and puts
+a marble at each sample of the proposal. A marble falls into one hole within 4 m. Recall is the
+share of holes filled and precision the share of marbles in a hole, over all seeds.
 
 The literature differs in details. Here:
 
-- A seed without a place on the proposal counts: its holes stay empty. (Others leave these seeds
+- A seed without a proposed road within 4 m counts: its holes stay empty. (Others leave these seeds
   out of the average and report their share separately.)
-- A sample of the proposal without a road of the truth within 4 m counts too: all marbles of its
+- A sample of the proposal without a road of the truth within 4 m is a seed too: all marbles of its
   ride miss. With seeds on the truth alone, false roads that no ride reaches would cost nothing.
 - Of equally near places, on an overpass or a road drawn twice, the seed takes the one whose ride
   agrees best, so that a map always matches itself.
@@ -90,7 +90,8 @@ def topo(truth: Roads, proposal: Roads, *, metres_per_pixel: float = METRES_PER_
 
     The order and direction of the rows do not matter, nor do vertices that split a road. Lines of
     fewer than two points are ignored, and edges shorter than 2.5 m have no sample.
-    The scale serves the 5 m between samples, the matching distance of 4 m and the 150 m of a ride.
+    ``metres_per_pixel`` converts the 5 m between samples, the matching distance of 4 m and the
+    150 m of a ride to pixels.
     """
     if not metres_per_pixel > 0:
         raise ValueError(f"metres_per_pixel must be positive, got {metres_per_pixel}")
@@ -113,7 +114,7 @@ def topo(truth: Roads, proposal: Roads, *, metres_per_pixel: float = METRES_PER_
     if not trials:
         return score
     matched, holes, marbles = np.concatenate(trials, axis=1)
-    # Of several equally near places, each seed takes the one with the best ride.
+    # A seed may have several equally near places; keep the one whose ride agrees best.
     agreement = 2 * matched / np.maximum(holes + marbles, 1)
     order = np.lexsort((-matched, -agreement, seed))
     best = order[np.unique(seed[order], return_index=True)[1]]
@@ -188,7 +189,7 @@ def _ride_both(
     rides = len(seeds.edge)
     hole_ride, hole = a.ride(seeds)
     marble_ride, marble = b.ride(places)
-    # One matching serves all rides: holes and marbles of different rides have no link.
+    # All rides are matched at once: holes and marbles of different rides have no link.
     row, rank = expand(counts[hole])
     partner = partners[(np.cumsum(counts) - counts)[hole[row]] + rank]
     keys = marble_ride * len(b.xy) + marble

@@ -30,7 +30,7 @@ def building_loss(
 
     The logits are float (n, maps, h, w); ``map_names`` names their channels and must include all of
     ``losses.map_names``. The target is uint8 (n, h, w, 2), see ``satmap.tasks.buildings.targets``.
-    The parts of the loss are those of the maps.
+    The parts of the loss are named after the maps.
     """
     parts = {}
     for name, head in losses.heads.items():

@@ -75,7 +75,8 @@ class BuildingTargetSettings(Settings):
         near_weight: extra weight of the ground between two touching buildings.
         near_px: decay length of the extra weight, over the summed distances to the two nearest
             buildings.
-        size_px: side of a square building whose pixels weigh as much as the ground.
+        size_px: weights on a building are multiplied by ``size_px`` / sqrt(area), so that small
+            buildings count more.
     """
 
     border_px: int = Field(1, ge=1, le=16)
@@ -92,11 +93,11 @@ class BuildingSettings(Settings):
     The defaults worked well in SpaceNet 4 solutions.
 
     Attributes:
-        seed: strength from which a pixel seeds a building, 0..1; strength is body probability x
-            (1 - contact) x (1 - border).
+        seed: strength from which a pixel seeds a building, 0..1; strength is building probability
+            x (1 - contact) x (1 - border).
         seed_px: smaller seeds are dropped.
-        low: body probability from which a pixel can belong to a building, 0..1.
-        certain: a blob without a seed is a building if its body probability reaches this value
+        low: building probability from which a pixel can belong to a building, 0..1.
+        certain: a blob without a seed is a building if its building probability reaches this value
             somewhere, 0..1.
         split: two seeds are two buildings if the strength between them is below this share of the
             weaker seed's, 0..1.

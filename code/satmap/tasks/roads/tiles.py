@@ -1,11 +1,11 @@
 """Decoder: from probability maps to road graphs, with neighbouring chips or the rest of a scene.
 
-The evidence for a road that crosses the image's edge lies partly beyond that edge. Only there may
-it show whether a gap closes, how fast the road is, and whether its end is a dead end. So an image
-is vectorised together with a margin of its surroundings, and the result is cropped. (XD_XD also
-cleaned SpaceNet 5's chips across their borders, but only after vectorising each chip alone.) Sides
-without a touching neighbour get no margin. Unknown parts of a margin have no roads: a border
-repeated that far would turn a road along it into a square.
+The evidence for a road that crosses the image's edge lies partly beyond that edge. It shows whether
+a gap closes, how fast the road is, and whether its end is a dead end. So an image is vectorised
+together with a margin of its surroundings, and the result is cropped. (XD_XD also cleaned
+SpaceNet 5's chips across their borders, but only after vectorising each chip alone.) Sides without
+a touching neighbour get no margin. Unknown parts of a margin have no roads. If they repeated the
+border instead, a road along the border would become a wide square.
 
 This module works without torch.
 """
@@ -42,7 +42,7 @@ def crop_graph(graph: RoadGraph, box: Box, metres_per_pixel: tuple[float, float]
     """Crop a road graph to a rectangle and move it to the rectangle's pixels.
 
     Coordinates stay on the vectoriser's grid of 0.1 pixel. Roads keep their speed and confidence;
-    lengths are those of the pieces.
+    their lengths are measured again.
     """
     corner = np.array((box.left, box.top), np.float64)
     points = np.concatenate([np.empty((0, 2)), *(edge.line for edge in graph.edges)])

@@ -1,4 +1,4 @@
-"""Building candidates: watershed instances, and regions of the body map at nineteen thresholds.
+"""Building candidates: watershed instances, and regions of the building map at 19 thresholds.
 
 No single threshold suits all buildings. A confidence model predicts the IoU of each candidate with
 its true building, and the best of several candidates for the same building is kept (neptune's open
@@ -27,7 +27,7 @@ from satmap.tasks.buildings.vectorizer.tracing import (
     label_areas,
 )
 
-#: Layer 0 holds the watershed instances; layer k the body map from ``THRESHOLDS[k - 1]``.
+#: Layer 0 holds the watershed instances; layer k the building map from ``THRESHOLDS[k - 1]``.
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 #: Features of a candidate, in the model's order. Distances are to the image border.
@@ -78,9 +78,9 @@ def find_candidates(
 ) -> Candidates:
     """Find the candidates in a crop of an image of some height and width (``shape``).
 
-    All arrays are (height, width): the body probability, 0..255 for 0..1, the instances from the
-    watershed, the pixels that thresholds are applied to (``owned``, by default all) and the true
-    buildings. Candidates with fewer than ``least_px`` pixels are left out.
+    All arrays are (height, width): ``body``, the building probability, 0..255 for 0..1; the
+    instances from the watershed; the pixels that thresholds are applied to (``owned``, by default
+    all); and the true buildings. Candidates with fewer than ``least_px`` pixels are left out.
     """
     layers: list[_Layer] = []
     ious = []
@@ -117,7 +117,7 @@ def find_candidates(
 
 
 def layer_labels(body: Bytes, number: int) -> Labels:
-    """Label the regions of the body map in threshold layer ``number`` (from 1)."""
+    """Label the regions of the building map in threshold layer ``number`` (from 1)."""
     return connected(at_least(body, THRESHOLDS[number - 1])).labels
 
 
@@ -159,7 +159,7 @@ class _Layer:
         return self.features[:, _AREA]
 
     def find(self, labels: Labels | Ints) -> tuple[Ints, Floats]:
-        """Return index and area of the candidates with these labels; -1 and inf without one."""
+        """Return index and area of the candidates with these labels; -1 and inf if none has it."""
         place = np.searchsorted(self.label, labels)
         index = np.where(np.append(self.label, -1)[place] == labels, place, -1)
         return index, np.append(self.areas, np.inf)[index]

@@ -1,9 +1,10 @@
-"""Instance segmentation of buildings: a seeded watershed on body, border and contact maps.
+"""Instance segmentation of buildings: a seeded watershed on building, border and contact maps.
 
-Touching buildings form one blob of the body map; the border and contact maps show the seam between
-them (SpaceNet 4 solutions). Seeds are the confident interiors, and the watershed assigns each pixel
-of the blob to a seed. Two parts are merged again if there is no clear seam between them, or if the
-seam is implausible for two buildings: a large roof with an uncertain spot stays one building.
+Touching buildings form one blob of the building map; the border and contact maps show the seam
+between them (SpaceNet 4 solutions). Seeds are the confident interiors, and the watershed assigns
+each pixel of the blob to a seed. Two parts are merged again if there is no clear seam between them,
+or if the seam is implausible for two buildings: a large roof with an uncertain spot stays one
+building.
 """
 
 from dataclasses import dataclass
@@ -37,11 +38,11 @@ _PARENT = 3
 def find_instances(
     maps: ProbabilityMaps, settings: BuildingSettings, blobs: Parts | None = None
 ) -> Labels:
-    """Segment building instances, independently within each blob of the body map.
+    """Segment building instances, independently within each blob of the building map.
 
     The maps are at least ``building``; ``border`` and ``contact`` help to separate touching
-    buildings. ``blobs`` are the connected parts of the body map at or above ``settings.low``, if
-    known already. The labels, (height, width), are 0 outside and 1..n in row-major order of the
+    buildings. ``blobs`` are the connected parts of the building map at or above ``settings.low``,
+    if known already. The labels, (height, width), are 0 outside and 1..n in row-major order of the
     instances' first pixels; each instance is 4-connected.
     """
     body, strength = maps[BUILDING], _strength(maps)
@@ -49,7 +50,7 @@ def find_instances(
     seeds = connected(at_least(strength, settings.seed))
     kept_seed = seeds.areas >= settings.seed_px
     kept_seed[0] = False
-    # Strength never exceeds the body probability, so every seed lies within one blob.
+    # Strength never exceeds the building probability, so every seed lies within one blob.
     places = np.flatnonzero(seeds.labels > 0)
     blob_of_seed = np.zeros(seeds.count, np.int32)
     blob_of_seed[seeds.labels.ravel()[places]] = blobs.labels.ravel()[places]
@@ -71,7 +72,7 @@ def find_instances(
 
 
 def _strength(maps: ProbabilityMaps) -> Bytes:
-    """Compute body x (1 - border) x (1 - contact), uint8, 0..255."""
+    """Compute building x (1 - border) x (1 - contact), uint8, 0..255."""
     strength = maps[BUILDING]
     for name in (BORDER, CONTACT):
         if name in maps:

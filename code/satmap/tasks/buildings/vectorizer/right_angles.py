@@ -17,7 +17,8 @@ from satmap.vectors.buildings import Polygons
 
 # Limits for the result against the mask: smallest IoU, largest relative change of the area.
 _IOU, _AREA = 0.9, 0.03
-# Tolerances tried, as multiples of the outline tolerance; walls of masks are wavy.
+# Multiples of the outline tolerance, tried in this order. Walls in masks are wavy, so large ones
+# come first.
 _TOLERANCES = (3.0, 2.0, 1.0)
 # Walls that deviate more from the main directions stay oblique, degrees.
 _OBLIQUE = 20.0

@@ -81,7 +81,7 @@ def _outlines(
 ) -> Iterator[tuple[Polygons, Floats]]:
     """Yield exact outlines of buildings, in pixels of the crop, with a confidence each."""
     body, owned = maps[BUILDING], crop.owned[crop.blobs.labels]
-    # With a model, the blobs of the crop are those of a lower threshold.
+    # With a model, the crop was cut with a lower threshold than ``low``.
     instances = find_instances(maps, settings, None if model else crop.blobs)
     if not crop.owned[1:].all():
         # By label, because filled holes lie in no blob.

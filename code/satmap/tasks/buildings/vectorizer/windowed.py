@@ -44,10 +44,10 @@ def blob_crops(
 ) -> Iterator[Crop]:
     """Yield crops that together own every blob of a scene exactly once.
 
-    These are the windows, with the blobs that end in them, then a crop for each blob that reaches a
-    seam. ``mask`` returns the blob pixels of a rectangle, and ``shape`` is the height and width of
-    the scene. ``window``, the side of the windows in pixels, divides ``largest``. Wider or higher
-    blobs than that are cut.
+    First come the windows, each with the blobs that lie wholly in it, then one crop for each blob
+    that reaches a seam. ``mask`` returns the blob pixels of a rectangle, and ``shape`` is the
+    height and width of the scene. ``window``, the side of the windows in pixels, must divide
+    ``largest``. Blobs wider or higher than ``largest`` are cut.
 
     Raises:
         ValueError: ``window`` does not divide ``largest``.

@@ -55,13 +55,13 @@ def crop_network(network: Network, margin: Floats, limit: Floats, scale: Floats)
 
 
 def part_at_border(network: Network, width: float, size: Floats) -> Network:
-    """Separate roads that leave the image side by side but that the skeleton joins at its border.
+    """Separate roads that leave the image side by side, but are joined in the skeleton.
 
     Where two roads come together at the border, the skeleton shows one road that touches the border
     and turns back, or a short stub that leaves the image. If the straight continuations of both
     roads meet inside the image, there is a bend or a junction near the border. If they meet
-    outside, each road gets its own exit. ``width`` is that of a road, ``size`` that of the image,
-    (2,), in metres.
+    outside, each road gets its own exit. ``width`` is the width of a road and ``size``, (2,), the
+    width and height of the image, in metres.
     """
     network = _cut_where_touching(network, width, size)
     degrees = network.degrees

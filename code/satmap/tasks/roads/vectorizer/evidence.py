@@ -68,9 +68,10 @@ class Evidence:
         return mean, norm(steps) * count / _BRIDGE_SAMPLES
 
     def along(self, network: Network, skip: float = 0) -> tuple[Ints, Floats]:
-        """Return the road and the probability of samples along all roads, (s,) and (s,).
+        """Sample the probability along all roads; return each sample's road and value, (s,) each.
 
-        ``skip`` metres are left out at both ends of long enough roads: other roads lie there.
+        At both ends of a road that is long enough, ``skip`` metres are left out, because other
+        roads lie there.
         """
         owner, places = samples(network, np.arange(len(network.counts)), _SPACING, skip)
         return owner, self.at(places)

@@ -72,7 +72,7 @@ class JoinRules(NamedTuple):
             direction of a mere blob is arbitrary.
         road: evidence of the road map.
         junctions: evidence of the junction map if it is informative. A free end makes no T-junction
-            where it shows none.
+            where that map shows none.
     """
 
     settings: RoadSettings
@@ -229,7 +229,7 @@ def _corner_bridges(network: Network, ends: _Ends, rules: JoinRules) -> Iterator
 def _tee_bridges(network: Network, ends: _Ends, rules: JoinRules) -> Iterator[_Bridges]:
     """Yield the cheapest bridge from each end to a road ahead of it.
 
-    One bridge per end is enough: a road can be met any number of times, so the cheapest bridge is
+    One bridge per end is enough: several bridges can meet the same road, so the cheapest bridge is
     never taken by another end.
     """
     settings = rules.settings
@@ -256,8 +256,8 @@ def _tee_bridges(network: Network, ends: _Ends, rules: JoinRules) -> Iterator[_B
         # to turn.
         free = _aligned(distance, ahead, settings.bridge_degrees / 2)
         if rules.junctions is not None:
-            # Look on the end's side of the road that is met, beyond the junctions within that
-            # road's width.
+            # Look a few metres before the road that is met: nearer to its centre line, the map may
+            # show other junctions of that road.
             back = np.minimum(_HIDDEN_ARM / np.maximum(distance, 1e-9), 1)[:, None]
             free &= rules.junctions.shows_junction(places - back * step)
         reach = np.where(free, settings.tee_m, -1.0)
@@ -299,7 +299,10 @@ def _pairs(places: Floats, reach: float) -> Iterator[tuple[Ints, Ints]]:
 
 
 def _ahead(steps: Floats, ends: _Ends, number: Ints) -> Floats:
-    """Return the cosine between steps, (n, 2), and the better direction of the ends they leave."""
+    """Return the cosine of the angle between each step, (n, 2), and the end where it starts.
+
+    Each end has two directions; the one closer to the step is used.
+    """
     far, near = (
         (steps * directions[number]).sum(axis=1) for directions in (ends.directions, ends.turned)
     )
@@ -313,7 +316,7 @@ def _aligned(distance: Floats, ahead: Floats, degrees: float) -> Bools:
 
 
 def _no_detour(network: Network, ends: _Ends, first: Ints, second: Ints, way: Floats) -> Bools:
-    """Return whether two ends are those of different roads or of a road much longer than a way."""
+    """Return whether two ends are on different roads, or on one much longer than ``way``."""
     roads = ends.roads[first]
     different = roads != ends.roads[second]
     return np.asarray(different | (network.lengths[roads] > _DETOUR * way))

@@ -83,7 +83,8 @@ def sharpen_bends(network: Network, width: float) -> Network:
     ahead, gap, back = steps[first - 1], points[last] - points[first], -steps[last]
     turn = cross(ahead, back)
     safe = np.where(np.abs(turn) > 1e-9, turn, np.inf)
-    # Distance of the corner beyond either end of the run, in multiples of the longer pieces.
+    # Where the pieces before and after the run would meet if they were extended. Distances are
+    # multiples of each piece's length.
     before, after = cross(gap, back) / safe, cross(gap, ahead) / safe
     corner = points[first] + before[:, None] * ahead
     cut_off = (before > 0) & (after > 0) & (norm(corner - points[first] - gap / 2) < width)

@@ -135,7 +135,7 @@ class Network:
         return self.along[self.stops] - self.along[self.starts]
 
     def places(self, roads: Ints, distances: Floats) -> Floats:
-        """Return places on roads at distances from their starts, (k,) and (k,) -> (k, 2)."""
+        """Return the point on each road, (k,), at a distance from its start, (k,), as (k, 2)."""
         first = self.starts[roads]
         way = self.along[first] + distances
         before = np.searchsorted(self.along, way, side="right") - 1
@@ -151,7 +151,7 @@ class Network:
         return Network(self.nodes, self.ends[roads], points, self.counts[roads])
 
     def with_points(self, points: Floats, kept: Bools) -> "Network":
-        """Return the network with its points moved to ``points``, of which only ``kept`` stay."""
+        """Return the network with new coordinates (p, 2), without the points not in ``kept``."""
         counts = np.bincount(self.roads[kept], minlength=len(self.counts))
         return replace(self, points=points[kept], counts=counts)
 
