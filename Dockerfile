@@ -55,8 +55,8 @@ RUN if [ "${LOCK}" != requirements.lock ]; then mv "${LOCK}" requirements.lock; 
     && pip install --no-deps --no-build-isolation --editable . \
     && python -m compileall -q code
 
-# Check the environment, as the user of a container.
-RUN ["container/entrypoint.sh", "sh", "-euc", "pip check && satmap --version && python -c 'import cv2, rasterio, timm, torch, torchvision; import satmap.training.train_ensemble' && test \"$(id -u)\" != 0"]
+# Check the environment and the installed ImageNet weights, as the user of a container.
+RUN ["container/entrypoint.sh", "sh", "-euc", "pip check && satmap --version && python -c 'import cv2, rasterio, timm, torch, torchvision; import satmap.training.train_ensemble; from satmap.weights.pretrained import installed_file; assert installed_file(\"efficientnet_lite0\")' && test \"$(id -u)\" != 0"]
 
 # `--build-arg FETCH_WEIGHTS="sn5-roads"` downloads the ImageNet weights of these recipes into the
 # image. Trainings use them if weights/imagenet does not have them.

@@ -43,6 +43,15 @@ CASES = [
     ("train images --recipe sn5-roads-single --teacher images", "no weights"),
     ("train images --audit nowhere.json", "nowhere.json: cannot be read"),
     ("train images --audit file", "file: not a report of near-duplicates"),
+    ("train images --init nowhere", "--init: nowhere does not exist"),
+    ("train images --init images", "no weights"),
+    ("train images --init file", "not a whole safetensors file"),
+    ("train images --init roads --from-scratch", "exclude each other"),
+    ("train images --init roads --weights roads", "would overwrite roads"),
+    ("train images --recipe small-buildings --init roads", "it was trained for roads, and recipe"),
+    ("train images --recipe small-roads --init roads/a.last.safetensors", "encoder is resnet18,"),
+    ("train images --recipe demo --init eight", "it reads 8 bands, and the recipe has 3."),
+    ("train images --recipe demo --init roads", "its decoder is plain with the widths [16, 16,"),
     ("vectorize nowhere out.csv", "nowhere does not exist"),
     ("vectorize images out.shp", "'.shp' is none of .csv, .geojson, .gpkg,"),
     ("vectorize images out.graphml --task buildings", "'.graphml' is none of .csv, .json"),
@@ -82,6 +91,7 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ("odd", "demo", json.dumps({"kind": "odd", "widths": widths}), '["road"]'),
         ("broken", "demo", right, '["road"'),
         ("later", "demo", right, '["road"]'),
+        ("eight", "demo", right, '["road"]'),
     ):
         metadata = {
             "architecture": "resnet18", "in_channels": "3", "decoder": decoder, "maps": maps,
@@ -89,6 +99,8 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         }  # fmt: skip
         if name == "later":
             metadata["format"] = "2"
+        if name == "eight":
+            metadata["in_channels"] = "8"
         (place / name).mkdir()
         save_file({"x": np.zeros(1)}, place / name / "a.last.safetensors", metadata)
     commands = [command.split() for command, _ in CASES]

@@ -257,7 +257,8 @@ def lowers(
         for value, gradient in zip(parameters, gradients, strict=True)
     ]
     with torch.no_grad():
-        for share in (1e-3, 1e-4, 1e-5, 1e-6):
+        # The loss of EfficientNet-Lite, with batch norms over four values, curves most.
+        for share in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7):
             for value, gradient, step in zip(parameters, gradients, steps, strict=True):
                 value.sub_(gradient, alpha=share * step)
             lowered = loss().item() < start.item() * (1 - 1e-6)

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,18 +25,26 @@ from satmap.networks.ensemble import (
     predict_maps,
     predict_strips,
 )
-from satmap.networks.unet import build_network
+from satmap.networks.unet import UNet, build_network
 from satmap.networks.windows import blend, spans
 from satmap.prediction import share
 from satmap.prediction.journal import Journal
+from satmap.prediction.map import MapRequest, map_sources
 from satmap.prediction.plan import held_out_images
 from satmap.prediction.run import predict
 from satmap.prediction.vectorize import vectorize_directory
 from satmap.provenance.manifest import SUFFIX
 from satmap.rasters.probability_maps import ProbabilityMaps
-from satmap.recipes.schema import Inference, Recipe, StretchSettings, Submission, load_recipe
+from satmap.recipes.schema import (
+    Inference,
+    Recipe,
+    StretchSettings,
+    Submission,
+    load_recipe,
+    parse_recipe,
+)
 from satmap.submissions.roads_csv import check_roads_csv, read_roads_csv
-from satmap.tasks.base import PendingResult, PreparedImage
+from satmap.tasks.base import PendingResult, PreparedImage, task_of
 from satmap.tasks.roads import tiles
 from satmap.tasks.roads.settings import ROAD, ROAD_MAPS, RoadSettings, RoadTaskSettings
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
@@ -44,6 +53,7 @@ from satmap.vectors.road_graph import ImageRoads, RoadEdge, RoadGraph
 from satmap.weights.members import choose, find_weights, recipe_of
 from satmap.weights.network_files import load_weights, save_weights
 from synthetic_images import write_image
+from tiny_trainings import road_recipe
 
 ROADS = road_task()
 CPU = torch.device("cpu")
@@ -766,7 +776,8 @@ def test_out_of_fold_maps_use_the_networks_that_held_the_image_out(
     # The others are neither in the submission nor reported as faults.
     assert list(read_roads_csv(place / "out.csv")) == images[:4] == list(done.images)
     assert done.faults == {}
-    (warning,) = done.warnings
+    warning, nothing = done.warnings
+    assert nothing.startswith("the networks found no roads anywhere")
     assert warning == f"2 images, such as {images[4]}, were held out by no network and left out"
 
 
@@ -804,3 +815,35 @@ def test_metadata_is_kept(tmp_path: Path) -> None:
     assert file.path == path
     assert file.checkpoint == "last"
     assert json.loads(file.metadata["scores"]) == {"apls": 0.5}
+
+
+@pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
+@pytest.mark.usefixtures("tiny_encoders")
+def test_images_unlike_those_of_the_training(city: Path, tmp_path: Path) -> None:
+    recipe = parse_recipe(road_recipe(), "test")
+    weights = tmp_path / "weights"
+
+    def warnings(**described: str) -> tuple[str, str]:
+        """Return the warnings of predict and of map, with these metadata of the weights."""
+        torch.manual_seed(0)
+        network = task_of(recipe).build_network(recipe.members[0])
+        assert isinstance(network, UNet)
+        metadata = {"recipe": recipe.model_dump_json(), "member": recipe.members[0].name}
+        save_weights(weights / "a.last.safetensors", network, metadata | described)
+        report = predict([city / "test"], tmp_path / "out.csv", weights, "cpu")
+        (image, *_) = (city / "test").rglob("*PS-RGB*.tif")
+        request = MapRequest((), tmp_path / "out.gpkg", weights, "cpu", sources=(str(image),))
+        return "\n".join(report.warnings), "\n".join(map_sources(request).warnings)
+
+    weights.mkdir()
+    predicted, mapped = warnings(gsd_m="0.13")
+    assert "have pixels of another size (0.27 m) than the training (0.13 m)" in predicted
+    assert "trained with 0.13 m per pixel, and some images have 0.27 m" in mapped
+    for found in (predicted, mapped):
+        assert "the networks found no roads anywhere. Check that the images are like" in found
+    statistics = {"band_mean": "[120, 120, 250]", "band_std": "[40, 40, 40]"}
+    predicted, mapped = warnings(gsd_m="0.3", **statistics)
+    assert "pixels of another size" not in predicted
+    assert "m per pixel" not in mapped
+    assert re.search(r"unlike that of the training images \(band 3 has the mean \d+ inst", mapped)
+    assert "band 1" not in mapped

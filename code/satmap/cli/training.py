@@ -44,6 +44,12 @@ def add_train(commands: Commands) -> None:
         "processes that cut crops, per process that trains (default: by the number of cores)",
     )
     train.flag("--from-scratch", "start from random weights instead of ImageNet weights")
+    train.value(
+        "--init WEIGHTS",
+        Path,
+        "weight file or directory of trained networks to start from (fine-tuning), for recipes "
+        "such as finetune-roads",
+    )
     train.flag("--skip-unlabelled", "leave out images without labels instead of stopping")
     train.flag("--restart", "train again from the beginning instead of resuming")
 
@@ -89,11 +95,12 @@ def _train(options: argparse.Namespace) -> int:
     Examples:
       satmap train train/ --recipe small-roads --weights weights
       satmap train train/ --recipe small-buildings --time-limit 40h
+      satmap train few/ --recipe finetune-roads --init trained --weights new
     """
     from satmap.cli.checks import require_folds, require_tensorboard
     from satmap.data.folds import read_groups
     from satmap.recipes.schema import load_recipe
-    from satmap.weights.members import find_weights
+    from satmap.weights.members import find_weights, require_starts
 
     if options.tensorboard:
         require_tensorboard()
@@ -109,6 +116,12 @@ def _train(options: argparse.Namespace) -> int:
         require_writable(place / "weights.safetensors")
     if options.teacher:
         find_weights(options.teacher)
+    if options.init:
+        if options.from_scratch:
+            raise SatmapError(
+                "--init and --from-scratch exclude each other. Leave one of them out."
+            )
+        require_starts(options.init, recipe, options.weights)
     if options.audit:
         read_groups(options.audit)
     from satmap.runtime.device import be_deterministic
@@ -135,6 +148,7 @@ def _train(options: argparse.Namespace) -> int:
         teacher=options.teacher,
         view_angle=options.nadir,
         audit=options.audit,
+        init=options.init,
     )
     device = pick_device(options.device)
     workers = options.workers

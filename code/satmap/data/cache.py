@@ -94,6 +94,7 @@ def prepare_chip(chip: Chip, directory: Path, stretch: StretchSettings, task: "T
         size=(chip.image.height, chip.image.width),
         site=chip.site,
         category=category,
+        gsd_m=chip.image.gsd_m(task.input_px),
     )
 
 

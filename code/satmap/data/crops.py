@@ -104,6 +104,7 @@ class CachedChip:
         site: unit that must not be split across folds.
         category: view-angle category, for networks with one head per category; None for others.
         soft: a teacher's soft target; None for chips without one.
+        gsd_m: pixel size in the networks' input, metres; None without georeference.
     """
 
     image_id: str
@@ -119,6 +120,7 @@ class CachedChip:
     site: str = ""
     category: str | None = None
     soft: SoftTarget | None = None
+    gsd_m: float | None = None
 
     @property
     def is_empty(self) -> bool:

@@ -1,5 +1,6 @@
 """Read images: header, band selection and the contrast stretch to 8 bits."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,18 @@ class ImageInfo:
     bands: int
     dtype: str
     georeference: Georeference | None
+
+    def gsd_m(self, input_px: int | None = None) -> float | None:
+        """Return the pixel size in metres, the geometric mean of both axes; None if not known.
+
+        ``input_px`` is the longer side to which the image is resized; None for its own size.
+        """
+        if self.georeference is None:
+            return None
+        longer = max(self.width, self.height)
+        return (
+            math.sqrt(math.prod(self.georeference.metres_per_pixel)) * longer / (input_px or longer)
+        )
 
 
 def read_info(path: Path, product: str) -> ImageInfo:

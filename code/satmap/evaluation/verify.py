@@ -17,13 +17,11 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import TypeAdapter
 
 from satmap.data.chip import record_images
 from satmap.errors import SatmapError
 from satmap.evaluation.score import score_files
 from satmap.io.checksums import (
-    ChipRecords,
     FileRecord,
     data_fingerprint,
     in_threads,
@@ -32,7 +30,13 @@ from satmap.io.checksums import (
 from satmap.io.files import is_temporary, write_text
 from satmap.io.text import listing, printable
 from satmap.provenance.machine import differences
-from satmap.provenance.manifest import SUFFIX, SubmissionManifest, WeightsManifest, read_manifest
+from satmap.provenance.manifest import (
+    CHIP_LISTS,
+    SUFFIX,
+    SubmissionManifest,
+    WeightsManifest,
+    read_manifest,
+)
 from satmap.recipes.schema import Recipe, parse_recipe
 from satmap.submissions.formats import Format, detect
 from satmap.weights.header import read_weights_metadata
@@ -313,8 +317,6 @@ def _figures(truth: Path, proposal: Path) -> dict[str, float]:
 
 _WEIGHTS = ".safetensors"
 
-_LISTS: TypeAdapter[ChipRecords] = TypeAdapter(ChipRecords)
-
 
 def verify_weights(path: Path) -> dict[Path, list[str]]:
     """Return the problems of a weight file, or of all weight files directly in a directory.
@@ -377,7 +379,7 @@ def _data_faults(path: Path, manifest: WeightsManifest) -> list[str]:
     if data is None or data.list is None:
         return []
     try:
-        chips = _LISTS.validate_json(path.with_name(data.list).read_bytes())
+        chips = CHIP_LISTS.validate_json(path.with_name(data.list).read_bytes())
     except OSError as error:
         return [f"its data list {data.list} cannot be read ({error.strerror})"]
     except ValueError:

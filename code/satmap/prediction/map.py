@@ -23,7 +23,7 @@ from satmap.io.checksums import FileRecord, in_threads, record_file
 from satmap.io.progress import track
 from satmap.networks.ensemble import EnsembleMember
 from satmap.prediction.journal import Journal
-from satmap.prediction.outputs import PredictionReport
+from satmap.prediction.outputs import PredictionReport, found_nothing
 from satmap.prediction.plan import Plan, Request, Tile, ensemble_of, fingerprint_of
 from satmap.prediction.run import run
 from satmap.provenance.manifest import MapManifest, Run, record_recipe, write_manifest
@@ -31,14 +31,15 @@ from satmap.rasters.scene import Box
 from satmap.submissions.output_checks import require_any_format, require_outputs
 from satmap.tasks.base import PreparedImage, Task
 from satmap.tasks.dense import DenseTask
-from satmap.weights.members import WeightFile
+from satmap.weights.members import WeightFile, trained_bands, trained_gsd
 
 # Side of a block, pixels.
 _BLOCK_PX = 2048
 # Pixels around a block that the networks see, at most.
 _CONTEXT_PX = 128
-# Warn if the mean of a band differs from the training's by this many of its standard deviations.
-_FAR_BRIGHTNESS = 2.0
+# Warn if the mean of a band differs from the training's by this many of its standard deviations. Of
+# 137 images of eight real data sets, with the usual stretch, one reaches this: it is half white.
+_FAR_BRIGHTNESS = 1.5
 # Warn if sources were enlarged by more than this factor.
 _FAR_SIZE = 2.0
 
@@ -123,7 +124,7 @@ def _plan(request: MapRequest) -> MapPlan:
         raise SatmapError(next(iter(faults.values())))
     gsd = request.gsd or trained_gsd(files)
     mosaics = _named(make_mosaics(stretched, gsd, request.priority))
-    warnings = _describe(mosaics, gsd)
+    warnings = _describe(mosaics, trained_gsd(files)) + _brightness_warnings(stretched, files)
     context = min(recipe.inference.overlap, _CONTEXT_PX)
     names: list[tuple[str, Box]] = []
     tiles: list[Tile] = []
@@ -152,12 +153,6 @@ def _plan(request: MapRequest) -> MapPlan:
         tuple(names),
         context,
     )
-
-
-def trained_gsd(files: Sequence[WeightFile]) -> float | None:
-    """Return the mean pixel size of the training images in metres; None if no file states it."""
-    sizes = [float(file.metadata["gsd_m"]) for file in files if "gsd_m" in file.metadata]
-    return sum(sizes) / len(sizes) if sizes else None
 
 
 def _stretch(layer: Layer, request: MapRequest, task: Task) -> Stretch:
@@ -209,6 +204,31 @@ def _describe(mosaics: Mapping[str, Mosaic], gsd: float | None) -> list[str]:
             )
     if len(mosaics) > 20:
         print(f"... and {len(mosaics) - 20} other images without georeference", flush=True)
+    return warnings
+
+
+def _brightness_warnings(layers: Sequence[Layer], files: Sequence[WeightFile]) -> list[str]:
+    """Warn about rasters whose stretched bands are unlike those of the training images."""
+    statistics = trained_bands(files)
+    if statistics is None:
+        return []
+    warnings = []
+    for layer in layers:
+        try:
+            means = layer.sample_means()
+        except SatmapError:
+            # Its blocks report the error.
+            continue
+        far = [
+            f"band {band} has the mean {found:.0f} instead of {mean:.0f}"
+            for band, found, mean, spread in zip(layer.bands, means, *statistics, strict=False)
+            if abs(found - mean) > _FAR_BRIGHTNESS * spread
+        ]
+        if far:
+            warnings.append(
+                f"{layer.name}: its brightness is unlike that of the training images "
+                f"({', '.join(far)}, of 255). Check --bands and --stretch"
+            )
     return warnings
 
 
@@ -267,10 +287,7 @@ def _finish(
     counts = {map_id: plan.task.count(record) for map_id, record in records.items()}
     warnings = list(plan.warnings)
     if not any(counts.values()):
-        warnings.append(
-            f"the networks found no {plan.task.noun} anywhere. Check that the images are like "
-            "those of the training: pixel size, bands and contrast (--gsd, --bands, --stretch)"
-        )
+        warnings.append(f"{found_nothing(plan.task.noun)} (--gsd, --bands, --stretch)")
     for path in (request.output, *request.exports):
         if path.suffix.lower() in plan.recipe.task.submission_suffixes:
             plan.task.write(path, list(records), {name: name for name in records}, records.get)

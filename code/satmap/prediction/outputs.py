@@ -43,6 +43,14 @@ class PredictionReport:
     warnings: tuple[str, ...]
 
 
+def found_nothing(noun: str) -> str:
+    """Return the warning that networks found none of the objects ``noun`` in any image."""
+    return (
+        f"the networks found no {noun} anywhere. Check that the images are like those of the "
+        "training: pixel size, bands and contrast"
+    )
+
+
 def record_weights(plan: Plan) -> tuple[FileRecord, ...]:
     """Record the weight files of the ensemble, and the confidence model with its manifest.
 

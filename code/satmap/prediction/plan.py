@@ -22,7 +22,10 @@ from satmap.recipes.schema import Recipe, load_recipe
 from satmap.submissions.output_checks import require_formats
 from satmap.tasks.base import PreparedImage, Task, task_of
 from satmap.tasks.dense import DenseTask
-from satmap.weights.members import WeightFile, choose, find_weights, recipe_of
+from satmap.weights.members import WeightFile, choose, find_weights, recipe_of, trained_gsd
+
+# Warn if pixels are larger or smaller than those of the training by more than this factor.
+_FAR_SIZE = 1.5
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ def make_plan(request: Request) -> Plan:
     )
     if rating_model:
         print(f"{task.noun} chosen and rated by {rating_model.name}", flush=True)
-    warnings = list(inventory.warnings)
+    warnings = [*inventory.warnings, *_pixel_size_warnings(inventory.chips, task, files)]
     held_out = None
     image_ids = list(inventory.long_ids)
     if request.out_of_fold:
@@ -192,6 +195,28 @@ def make_plan(request: Request) -> Plan:
         tuple(warnings),
         fingerprint_of(recipe, files, rating_model, request, held_out),
     )
+
+
+def _pixel_size_warnings(
+    chips: Sequence[Chip], task: Task, files: Sequence[WeightFile]
+) -> list[str]:
+    """Warn about images whose pixels are much larger or smaller than those of the training."""
+    trained = trained_gsd(files)
+    if trained is None:
+        return []
+    sizes = {chip.image_id: chip.image.gsd_m(task.input_px) for chip in chips}
+    far = {
+        name: size
+        for name, size in sizes.items()
+        if size and not 1 / _FAR_SIZE < size / trained < _FAR_SIZE
+    }
+    if not far:
+        return []
+    name, size = next(iter(far.items()))
+    return [
+        f"{len(far)} images, such as {name}, have pixels of another size ({size:.2g} m) than the "
+        f"training ({trained:.2g} m): expect poor results there. `satmap map` resamples images"
+    ]
 
 
 def _require_categories(inventory: Inventory, task: Task) -> None:

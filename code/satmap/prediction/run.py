@@ -14,6 +14,7 @@ from satmap.networks.ensemble import EnsembleMember
 from satmap.prediction.journal import Journal
 from satmap.prediction.outputs import (
     PredictionReport,
+    found_nothing,
     record_weights,
     remove_leftovers,
     write_outputs,
@@ -204,5 +205,7 @@ def _finish(
         warnings |= dict.fromkeys(journal.notes.get(tile.key, ()))
     images, export_warnings = write_outputs(plan, request, journal, list(faults))
     warnings |= dict.fromkeys(export_warnings)
+    if plan.tiles and len(found) < len(plan.tiles) and not any(images.values()):
+        warnings[found_nothing(plan.task.noun)] = None
     write_submission_manifest(plan, request, weights, faults, run_by)
     return PredictionReport(plan.task.noun, images, faults, tuple(warnings))

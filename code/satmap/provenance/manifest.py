@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
 from satmap.errors import SatmapError
-from satmap.io.checksums import FileRecord, data_fingerprint, record_file
+from satmap.io.checksums import ChipRecords, FileRecord, data_fingerprint, record_file
 from satmap.io.files import write_text
 from satmap.io.text import printable
 from satmap.provenance.machine import Hardware, Software, this_hardware, this_software
@@ -174,8 +174,9 @@ class WeightsManifest(Manifest):
         stage: stage of the checkpoint, counted from 1.
         epoch: epoch of the stage after which the checkpoint was saved.
         data: training and validation chips.
-        starts_from: files that the network was made from: ImageNet weights and teacher networks
-            for trained networks; all source files for averaged and imported ones.
+        starts_from: files that the network was made from. For trained networks: ImageNet weights or
+            the network that it started from, and teacher networks; for averaged and imported ones:
+            all source files.
         skipped: reason by image id, for chips that could not be used.
         runs: the training runs in their order.
     """
@@ -192,6 +193,9 @@ class WeightsManifest(Manifest):
     skipped: dict[str, str]
     runs: tuple[TrainingRun | Run, ...]
 
+
+#: Reads the lists of data that trainings write beside weights.
+CHIP_LISTS: TypeAdapter[ChipRecords] = TypeAdapter(ChipRecords)
 
 _ANY: TypeAdapter[SubmissionManifest | MapManifest | WeightsManifest] = TypeAdapter(
     Annotated[SubmissionManifest | MapManifest | WeightsManifest, Field(discriminator="kind")]
@@ -262,6 +266,29 @@ def read_manifest(path: Path) -> SubmissionManifest | MapManifest | WeightsManif
             f"{beside} is not a manifest of this version of satmap: {printable(place, 80)}: "
             f"{printable(first['msg'], 200)}. Copy it again, or use the version that wrote it."
         ) from error
+
+
+def learned_images(file: WeightFile) -> frozenset[str]:
+    """Return the SHA-256 of the images that a network was trained with.
+
+    They are in the list of data beside the file's manifest. Without one, or for averaged and
+    imported networks, the result is empty.
+    """
+    try:
+        manifest = read_manifest(file.path)
+        data = manifest.data if isinstance(manifest, WeightsManifest) else None
+        if data is None or data.list is None:
+            return frozenset()
+        chips = CHIP_LISTS.validate_json(file.path.with_name(data.list).read_bytes())
+    except (SatmapError, OSError, ValueError):
+        return frozenset()
+    held_out = file.held_out or frozenset()
+    return frozenset(
+        record.sha256
+        for image_id, files in chips.items()
+        for kind, record in files.items()
+        if image_id not in held_out and kind != "label"
+    )
 
 
 def write_derived_manifest(path: Path, sources: Sequence[Path], command: Sequence[str]) -> None:

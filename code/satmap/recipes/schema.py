@@ -126,6 +126,8 @@ class Stage(Settings, Generic[LossesT]):
         accumulation: batches per optimizer step; None for 1.
         chips: number of chips to use, the same in every epoch; None for all.
         losses: weights of the losses; None for those of the member.
+        encoder_rate: factor of the encoder's learning rate; None for 1. A low one suits networks
+            that start from trained ones.
     """
 
     crop: int = Field(ge=64, multiple_of=32)
@@ -140,6 +142,7 @@ class Stage(Settings, Generic[LossesT]):
     accumulation: PositiveInt | None = None
     chips: PositiveInt | None = None
     losses: LossesT | None = None
+    encoder_rate: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _frozen_for_a_time(self) -> Self:

@@ -187,10 +187,29 @@ class Task(ABC):
         """Load the ImageNet weights of a file into the network's encoder."""
         raise SatmapError(f"networks for {self.noun} cannot start from {file}.")
 
+    def load_start(self, network: nn.Module, file: Path) -> list[str]:
+        """Load the weights of a trained network into an untrained one, which then learns further.
+
+        Encoder and decoder must be the same. Heads are loaded where name and shape are the same.
+
+        Returns:
+            Names of the heads that stay untrained.
+
+        Raises:
+            SatmapError: the file is damaged, or its network differs.
+        """
+        raise SatmapError(f"networks for {self.noun} cannot start from {file}.")
+
+    def encoder_parameters(self, network: nn.Module) -> list[nn.Parameter]:
+        """Return the parameters whose learning rate a stage scales by its ``encoder_rate``."""
+        raise SatmapError(
+            f"networks for {self.noun} have no encoder. Leave `encoder_rate` out of the recipe."
+        )
+
     def freeze_encoder(self, network: nn.Module, frozen: bool, stages: int | None) -> None:
         """Freeze or unfreeze the first ``stages`` of the encoder, or all of it.
 
-        Only networks that started from ImageNet weights are ever frozen.
+        Only networks that started from ImageNet weights or another network are ever frozen.
         """
         return
 

@@ -30,7 +30,12 @@ from satmap.recipes.task_settings import HeadLoss
 from satmap.tasks.base import Batch, PreparedImage, Task, Total
 from satmap.tasks.result_decoders import MapDecoder
 from satmap.weights.members import WeightFile
-from satmap.weights.network_files import load_pretrained_encoder, load_weights, save_weights
+from satmap.weights.network_files import (
+    load_pretrained_encoder,
+    load_trained_network,
+    load_weights,
+    save_weights,
+)
 
 _FOCAL_GAMMA = 2.0
 
@@ -115,6 +120,16 @@ class DenseTask(Task):
         """Load the ImageNet weights of a file into the UNet's encoder."""
         assert isinstance(network, UNet)
         load_pretrained_encoder(network, file)
+
+    def load_start(self, network: nn.Module, file: Path) -> list[str]:
+        """Load a trained UNet: encoder, decoder, and the maps of the same name and category."""
+        assert isinstance(network, UNet)
+        return load_trained_network(network, file)
+
+    def encoder_parameters(self, network: nn.Module) -> list[nn.Parameter]:
+        """Return the parameters of the UNet's encoder."""
+        assert isinstance(network, UNet)
+        return list(network.encoder.parameters())
 
     def freeze_encoder(self, network: nn.Module, frozen: bool, stages: int | None) -> None:
         """Freeze or unfreeze the first stages of the UNet's encoder, or all of it."""

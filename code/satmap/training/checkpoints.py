@@ -46,7 +46,7 @@ def save_checkpoints(
     # The teacher has seen the validation chips, so they do not count as held out for its student.
     taught = any(chip.soft for chip in job.training)
     unseen = [] if taught else job.validation
-    held_out = [chip.image_id for chip in unseen if chip.image_id not in learned]
+    held_out = [chip.image_id for chip in unseen if chip.image_id not in learned | job.seen]
     scores = {name: round(record[name], 5) for name in task.scores if name in record}
     metadata = {
         "recipe": job.recipe.model_dump_json(),
@@ -55,6 +55,7 @@ def save_checkpoints(
         "epoch": f"{record['epoch']:.0f}",
         "scores": json.dumps(scores),
         "held_out": json.dumps(held_out),
+        **job.data_statistics,
     }
     best = dict(progress.best)
     written = [context.weight_file(member, LAST)]

@@ -245,7 +245,7 @@ class Step:
     def set_learning_rate(self) -> None:
         """Set the optimizer's learning rate for this step."""
         for group in self._epoch.state.optimizer.param_groups:
-            group["lr"] = self._epoch.learning_rate(self._number)
+            group["lr"] = self._epoch.learning_rate(self._number) * group.get("rate", 1.0)
 
     def parts(self) -> Iterator[tuple[Batch, float, bool]]:
         """Yield the parts of the step's batch, which fit into memory.

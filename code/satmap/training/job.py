@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from satmap.data.crops import CachedChip
 from satmap.errors import SatmapError
-from satmap.io.checksums import FileRecord
+from satmap.io.checksums import FileRecord, record_file
 from satmap.provenance.machine import this_hardware, this_software
-from satmap.provenance.manifest import TrainingRun
+from satmap.provenance.manifest import TrainingRun, learned_images
 from satmap.recipes.schema import LAST, Member, Recipe, Stage
 from satmap.tasks.base import Task
 from satmap.training.loading import CropDataset, member_seed
@@ -29,6 +31,11 @@ from satmap.training.state import (
     restore,
     save_state,
 )
+from satmap.weights.members import BAND_MEAN_KEY, BAND_STD_KEY, GSD_KEY, WeightFile
+
+# Sample of the training images for their statistics: number of chips, and side in pixels.
+_SAMPLED_CHIPS = 64
+_SAMPLED_PX = 256
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Job:
         training: chips to learn from, at least one.
         validation: chips to score. Without any, only the last checkpoint is written.
         context: device, directories, processes.
+        start: the trained network that the member starts from, if any.
     """
 
     task: Task
@@ -48,6 +56,7 @@ class Job:
     training: Sequence[CachedChip]
     validation: Sequence[CachedChip]
     context: RunContext
+    start: WeightFile | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -58,8 +67,51 @@ class Job:
     def fingerprint(self) -> str:
         """Text that a saved train state must match to be resumed."""
         chips = [[chip.image_id for chip in part] for part in (self.training, self.validation)]
-        teachers = sorted({chip.soft.teacher for chip in self.training if chip.soft})
-        return json.dumps([self.recipe.training_fingerprint, self.member.name, *chips, *teachers])
+        others = sorted({chip.soft.teacher for chip in self.training if chip.soft})
+        if self.start:
+            others.append(record_file(self.start.path).sha256)
+        return json.dumps([self.recipe.training_fingerprint, self.member.name, *chips, *others])
+
+    @cached_property
+    def data_statistics(self) -> dict[str, str]:
+        """Metadata about the training images: pixel size, and mean and spread of each band.
+
+        The bands are sampled: the middle of up to ``_SAMPLED_CHIPS`` chips, without pixels that
+        have no data. The pixel size is left out if no chip has a georeference.
+        """
+        sizes = [chip.gsd_m for chip in self.training if chip.gsd_m is not None]
+        found = {GSD_KEY: json.dumps(round(sum(sizes) / len(sizes), 4))} if sizes else {}
+        chosen = np.linspace(0, len(self.training) - 1, min(_SAMPLED_CHIPS, len(self.training)))
+        sums = np.zeros((3, self.member.bands))
+        for number in np.unique(chosen.astype(int)).tolist():
+            chip = self.training[number]
+            rows, columns = map(_middle, chip.shape[:2])
+            pixels = chip.read_image(self.member.bands, rows, columns)
+            values = pixels[:, pixels.any(axis=0)].astype(np.float64)
+            sums += [np.full(len(values), values.shape[1]), values.sum(1), (values**2).sum(1)]
+        count, total, squares = sums
+        if count.any():
+            mean = total / count
+            spread = np.sqrt(np.maximum(squares / count - mean**2, 0))
+            found[BAND_MEAN_KEY] = json.dumps(mean.round(2).tolist())
+            found[BAND_STD_KEY] = json.dumps(spread.round(2).tolist())
+        return found
+
+    @cached_property
+    def seen(self) -> frozenset[str]:
+        """Ids of the chips that the network has seen before this training.
+
+        These are the training chips of the network that it starts from, by the checksums of their
+        images. Without the manifest of that network none are known.
+        """
+        if self.start is None:
+            return frozenset()
+        known = learned_images(self.start)
+        return frozenset(
+            chip.image_id
+            for chip in (*self.training, *self.validation)
+            if any(file.sha256 in known for kind, file in chip.sources.items() if kind != "label")
+        )
 
     def stage_dataset(self, index: int) -> CropDataset:
         """Return the crops of a stage."""
@@ -87,6 +139,12 @@ class Job:
 
         chosen = sorted(sorted(range(len(self.training)), key=rank)[: stage.chips])
         return [self.training[number] for number in chosen]
+
+
+def _middle(side: int) -> slice:
+    """Return the middle of a side of an image, at most ``_SAMPLED_PX`` pixels."""
+    length = min(side, _SAMPLED_PX)
+    return slice((side - length) // 2, (side + length) // 2)
 
 
 def begin_or_resume(
@@ -119,11 +177,11 @@ def begin_or_resume(
         ranks.on_first(lambda: _require_weights(job))
         if until == len(job.member.stages):
             ranks.say(f"{name}: already trained")
-        return TrainState(network, make_optimizer(network, job.recipe)), progress
+        return TrainState(network, make_optimizer(network, job, progress.stage)), progress
     network.to(context.device).to(memory_format=torch.channels_last)
     decay = job.recipe.optimizer.ema_decay
     average = MovingAverage(network, decay) if decay else None
-    state = TrainState(network, make_optimizer(network, job.recipe), average)
+    state = TrainState(network, make_optimizer(network, job, progress.stage), average)
     if saved:
         progress = restore(saved, state, context.device, ranks.rank)
         within = f"step {progress.step} of epoch {progress.epoch + 1}"
@@ -152,11 +210,22 @@ def save_train_state(job: Job, state: TrainState, progress: Progress) -> None:
     job.context.ranks.on_first(lambda: save_state(file, job.fingerprint, state, progress, random))
 
 
-def make_optimizer(network: nn.Module, recipe: Recipe) -> Optimizer:
-    """Make the recipe's optimizer, without state."""
-    settings = recipe.optimizer
+def make_optimizer(network: nn.Module, job: Job, stage: int) -> Optimizer:
+    """Make the optimizer of a stage, without state.
+
+    If the encoder has its own learning rate, its parameters are the second group. Every group has
+    the factor of its learning rate as ``rate``; absent means 1.
+    """
+    settings, stages = job.recipe.optimizer, job.member.stages
     kind = Adam if settings.name == "adam" else AdamW
-    return kind(network.parameters(), lr=0.0, weight_decay=settings.weight_decay)
+    rate = stages[stage].encoder_rate if stage < len(stages) else None
+    groups: list[dict[str, Any]] = [{"params": list(network.parameters())}]
+    if rate not in (None, 1):
+        encoder = job.task.encoder_parameters(network)
+        own = {id(parameter) for parameter in encoder}
+        others = [parameter for parameter in network.parameters() if id(parameter) not in own]
+        groups = [{"params": others}, {"params": encoder, "rate": rate}]
+    return kind(groups, lr=0.0, weight_decay=settings.weight_decay)
 
 
 def _record_run(progress: Progress, context: RunContext) -> None:

@@ -64,7 +64,7 @@ class Progress:
         split: number of parts in which a batch is computed to save memory.
         world: number of processes that shared the work.
         best: score name (``apls``, ``dice``) to the best value so far, over all stages.
-        pretrained: whether the encoder started from ImageNet weights.
+        pretrained: whether the encoder started from trained weights.
         history: one record per epoch, for logs and plots.
         starts_from: the files that the network was initialised from, as ``FileRecord`` dumps.
         runs: the runs of this training, as ``TrainingRun`` dumps.

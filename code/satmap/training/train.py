@@ -36,7 +36,7 @@ def train_member(
     Args:
         network: initialised; changed in place.
         job: member, chips and context of the training.
-        pretrained: whether the encoder has ImageNet weights. Only such an encoder can be frozen.
+        pretrained: whether the encoder is trained already. Only such an encoder can be frozen.
         until: index of the stage before which to stop; None to train all stages.
         seconds: time limit of each stage; None for no limit.
         starts_from: the files that ``network`` was initialised from.
@@ -134,7 +134,7 @@ def _finish_epoch(epoch: Epoch, record: dict[str, float]) -> Progress:
     if progress.schedule >= stage.epochs:
         progress = progress.next_stage()
         # The next stage starts with a fresh optimizer.
-        state.optimizer = make_optimizer(state.network, job.recipe)
+        state.optimizer = make_optimizer(state.network, job, progress.stage)
     context.ranks.on_first(lambda: write_logs(job, progress))
     save_train_state(job, state, progress)
     return progress

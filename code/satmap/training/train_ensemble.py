@@ -28,6 +28,7 @@ from satmap.training.loading import fit_shared_memory, member_seed
 from satmap.training.run_context import RunContext
 from satmap.training.teacher import Teacher, find_teacher, predict_soft_targets
 from satmap.training.train import train_member
+from satmap.weights.members import require_starts
 from satmap.weights.pretrained import find_encoder_file, how_to_get
 
 
@@ -44,6 +45,7 @@ class TrainingOptions:
         teacher: directory of the teacher's weights, for recipes with distillation.
         view_angle: off-nadir angle, for images whose names lack it.
         audit: report of near-duplicates, which must share a fold.
+        init: weight file or directory of trained networks that the members start from.
     """
 
     cache: Path
@@ -54,6 +56,7 @@ class TrainingOptions:
     teacher: Path | None = None
     view_angle: ViewAngle | None = None
     audit: Path | None = None
+    init: Path | None = None
 
 
 def train(
@@ -74,6 +77,7 @@ def train(
     started = time.monotonic()
     task = task_of(recipe)
     members = [m for m in recipe.members if not options.folds or m.fold in options.folds]
+    starts = require_starts(options.init, recipe, context.weights) if options.init else {}
     teacher = _find_teacher(recipe, options)
     preparation, folds = context.ranks.on_first_of_machine(
         lambda: _prepare(directories, task, members, teacher, context, options)
@@ -104,7 +108,8 @@ def train(
     for phase in _phases(members, context.ranks):
         team = context if phase.shared else replace(context, ranks=context.ranks.alone())
         for member in phase.members:
-            job = Job(task, member, *_split(member, chips, folds), team)
+            start = starts.get(member.name)
+            job = Job(task, member, *_split(member, chips, folds), team, start)
             _train(job, teacher, options, phase.until, seconds)
         if not phase.shared:
             # The next phase resumes the states that all processes have saved.
@@ -223,6 +228,17 @@ def _train(
     file = _encoder_file(member, context, options)
     if file is not None:
         job.task.load_encoder(network, file)
+    if job.start is not None:
+        file = job.start.path
+        untrained = job.task.load_start(network, file)
+        context.ranks.say(f"{member.name}: starts from {file}")
+        if untrained:
+            context.ranks.say(f"{member.name}: {file.name} has no {', '.join(untrained)}")
+    if seen := [chip for chip in job.validation if chip.image_id in job.seen]:
+        context.ranks.say(
+            f"{member.name}: {len(seen)} of the {len(job.validation)} validation chips were "
+            "training chips of that network, so its scores are too high"
+        )
     sources = [file] if file else []
     if teacher is not None:
         sources += [each.path for each in teacher.files]
@@ -283,7 +299,7 @@ def _exclusive_lock(context: RunContext, member: Member) -> contextlib.AbstractC
 
 def _encoder_file(member: Member, context: RunContext, options: TrainingOptions) -> Path | None:
     """Return the file with the member's ImageNet weights; None if it does not need them."""
-    if options.from_scratch or not member.pretrained:
+    if options.init or options.from_scratch or not member.pretrained:
         return None
     file = find_encoder_file(context.weights, member.encoder)
     if file.exists():

@@ -14,15 +14,27 @@ import torch
 from satmap.errors import SatmapError
 from satmap.networks.unet import UNet
 from satmap.weights.header import HEADER_KEYS
+from satmap.weights.members import (
+    BAND_MEAN_KEY,
+    BAND_STD_KEY,
+    GSD_KEY,
+    WeightFile,
+    trained_bands,
+    trained_gsd,
+)
 from satmap.weights.network_files import load_weights, save_weights
+
+# Metadata about the training data, which are averaged.
+_STATISTICS = (GSD_KEY, BAND_MEAN_KEY, BAND_STD_KEY)
 
 
 def average_weights(output: Path, files: Sequence[Path]) -> None:
     """Average two or more networks of the same architecture and write the result.
 
     Batch-norm statistics are averaged like weights; counters come from the first file. Metadata
-    that all files share are kept, except scores. The recipe comes from the first file, and the
-    held-out images are those that all files held out.
+    that all files share are kept, except scores; pixel size and statistics of the training images
+    are averaged. The recipe comes from the first file, and the held-out images are those that all
+    files held out.
 
     Raises:
         SatmapError: there are fewer than two files, one cannot be read, or the networks differ in
@@ -62,10 +74,17 @@ def _merge(metadata: Sequence[Mapping[str, str]], files: Sequence[Path]) -> dict
     merged = {
         key: value
         for key, value in first.items()
-        if key not in (*HEADER_KEYS, "scores", "held_out")
+        if key not in (*HEADER_KEYS, "scores", "held_out", *_STATISTICS)
         and (key == "recipe" or all(other.get(key) == value for other in metadata))
     }
     if all("held_out" in other for other in metadata):
         sets = [set(json.loads(other["held_out"])) for other in metadata]
         merged["held_out"] = json.dumps(sorted(set.intersection(*sets)))
+    described = [WeightFile(*pair) for pair in zip(files, map(dict, metadata), strict=True)]
+    gsd = trained_gsd(described)
+    if gsd is not None:
+        merged[GSD_KEY] = json.dumps(round(gsd, 4))
+    if statistics := trained_bands(described):
+        for key, values in zip((BAND_MEAN_KEY, BAND_STD_KEY), statistics, strict=True):
+            merged[key] = json.dumps([round(value, 2) for value in values])
     return merged | {"averaged": json.dumps([file.name for file in files])}

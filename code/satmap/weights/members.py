@@ -4,21 +4,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from satmap.errors import SatmapError
 from satmap.io.files import is_temporary
 from satmap.io.text import printable
-from satmap.recipes.schema import LAST, Recipe, recipe_from_json
+from satmap.recipes.schema import LAST, Member, Recipe, recipe_from_json
 from satmap.weights.header import (
     CHECKPOINT_KEY,
+    CONTENT_KEY,
+    TASK_CONTENT,
     NetworkHeader,
     parse_header,
     read_weights_metadata,
 )
 
 _NAMES = TypeAdapter(list[str])
+_GSD = TypeAdapter(Annotated[float, Field(gt=0, allow_inf_nan=False)])
+_BANDS = TypeAdapter(Annotated[list[Annotated[float, Field(ge=0, le=255)]], Field(min_length=1)])
+
+#: Metadata keys of the training data: metres per pixel, and mean and standard deviation per band.
+GSD_KEY, BAND_MEAN_KEY, BAND_STD_KEY = "gsd_m", "band_mean", "band_std"
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -78,14 +88,43 @@ class WeightFile:
         Raises:
             SatmapError: the metadata are not a list of names.
         """
-        text = self.metadata.get("held_out")
+        names = self._parsed("held_out", _NAMES, "a list of names")
+        return None if names is None else frozenset(names)
+
+    @cached_property
+    def gsd_m(self) -> float | None:
+        """Mean pixel size of the training images, metres; None if the file does not state it.
+
+        Raises:
+            SatmapError: the metadata are not a number above 0.
+        """
+        return self._parsed(GSD_KEY, _GSD, "a number above 0")
+
+    @cached_property
+    def band_statistics(self) -> tuple[list[float], list[float]] | None:
+        """Mean and standard deviation of each band of the stretched training images, 0..255.
+
+        None if the file does not state them.
+
+        Raises:
+            SatmapError: the metadata are not two lists of numbers.
+        """
+        numbers = "a list of numbers from 0 to 255"
+        means, spreads = (
+            self._parsed(key, _BANDS, numbers) for key in (BAND_MEAN_KEY, BAND_STD_KEY)
+        )
+        return None if means is None or spreads is None else (means, spreads)
+
+    def _parsed(self, key: str, kind: TypeAdapter[_Value], expected: str) -> _Value | None:
+        """Parse metadata in JSON; None if there are none."""
+        text = self.metadata.get(key)
         if text is None:
             return None
         try:
-            return frozenset(_NAMES.validate_json(text))
+            return kind.validate_json(text)
         except ValidationError as error:
             raise SatmapError(
-                f"{self.path} has broken metadata: held_out must be a list of names, not "
+                f"{self.path} has broken metadata: {key} must be {expected}, not "
                 f"{printable(text, 80)}. Copy or train it again."
             ) from error
 
@@ -153,3 +192,103 @@ def choose(files: Sequence[WeightFile], recipe: Recipe) -> list[WeightFile]:
             "with, or none."
         )
     return list(chosen.values())
+
+
+def trained_gsd(files: Sequence[WeightFile]) -> float | None:
+    """Return the mean pixel size of the training images in metres; None if no file states it."""
+    sizes = [file.gsd_m for file in files if file.gsd_m is not None]
+    return sum(sizes) / len(sizes) if sizes else None
+
+
+def trained_bands(files: Sequence[WeightFile]) -> tuple[list[float], list[float]] | None:
+    """Return mean and standard deviation of each band of the stretched training images, 0..255.
+
+    They are averaged over the files, for the bands that all have; None if a file does not state
+    them.
+    """
+    known = [file.band_statistics for file in files]
+    if not known or not all(known):
+        return None
+    means, spreads = (
+        [sum(values) / len(known) for values in zip(*lists, strict=False)]
+        for lists in zip(*filter(None, known), strict=True)
+    )
+    return means, spreads
+
+
+def require_starts(path: Path, recipe: Recipe, weights: Path) -> dict[str, WeightFile]:
+    """Choose the trained network that each member of a recipe starts from (fine-tuning).
+
+    In a directory, a member starts from the network of the same name. Without one, the members take
+    turns with the networks that fit. Of each network the best checkpoint counts.
+
+    Args:
+        path: a weight file, or a directory of weights.
+        recipe: recipe of the new training.
+        weights: directory of the new training's weights.
+
+    Returns:
+        Weight file by the name of the member.
+
+    Raises:
+        SatmapError: there are no weights, or for a member all have another task, encoder, decoder
+            or number of bands, or the training would overwrite them.
+    """
+    if not path.exists():
+        raise SatmapError(f"--init: {path} does not exist. Give a weight file or a directory.")
+    directory = path if path.is_dir() else path.parent
+    if directory.resolve() == weights.resolve():
+        raise SatmapError(
+            f"--init: the training writes to {weights} and would overwrite {path}. Give another "
+            "--weights directory."
+        )
+    files = find_weights(path) if path.is_dir() else [WeightFile(path, read_weights_metadata(path))]
+    starts = {}
+    for number, member in enumerate(recipe.members):
+        differences = {file.path: _difference(file, member, recipe) for file in files}
+        networks: dict[str, WeightFile] = {}
+        for file in sorted(files, key=_checkpoint_rank):
+            if not differences[file.path]:
+                networks.setdefault(file.metadata.get("member", file.path.name), file)
+        if not networks:
+            first, difference = next(iter(differences.items()))
+            raise SatmapError(f"--init: {member.name} cannot start from {first}: {difference}")
+        taken = sorted(networks)[number % len(networks)]
+        starts[member.name] = networks.get(member.name, networks[taken])
+    return starts
+
+
+def _checkpoint_rank(file: WeightFile) -> int:
+    """Return the position of a file's checkpoint among those that its recipe predicts with."""
+    names = file.recipe.checkpoints
+    return names.index(file.checkpoint) if file.checkpoint in names else len(names)
+
+
+def _difference(file: WeightFile, member: Member, recipe: Recipe) -> str:
+    """Return why a member cannot start from a network; "" if it can."""
+    if file.recipe.task.name != recipe.task.name:
+        return (
+            f"it was trained for {file.recipe.task.name}, and recipe {recipe.name} is for "
+            f"{recipe.task.name}. Choose another --recipe."
+        )
+    if file.metadata.get(CONTENT_KEY) == TASK_CONTENT:
+        return ""
+    network = file.network
+    if network.architecture != member.encoder:
+        return (
+            f"its encoder is {network.architecture}, and the recipe's is {member.encoder}. Use a "
+            f"recipe with `encoder: {network.architecture}`."
+        )
+    if network.in_channels != member.bands:
+        return (
+            f"it reads {network.in_channels} bands, and the recipe has {member.bands}. Use a "
+            f"recipe with `bands: {network.in_channels}`."
+        )
+    theirs, ours = network.decoder, member.decoder
+    if (theirs.kind, theirs.widths) != (ours.kind, ours.widths):
+        return (
+            f"its decoder is {theirs.kind} with the widths {list(theirs.widths)}, and the recipe's "
+            f"is {ours.kind} with {list(ours.widths)}. Use a recipe with "
+            f"`decoder: {{kind: {theirs.kind}, widths: {list(theirs.widths)}}}`."
+        )
+    return ""

