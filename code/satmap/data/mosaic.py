@@ -24,7 +24,6 @@ from rasterio.windows import Window
 
 from satmap.data.sources import Source, opened, reason_of
 from satmap.errors import SatmapError
-from satmap.io.text import printable
 from satmap.rasters.scene import Box
 from satmap.vectors.georeference import Georeference, georeference_of
 
@@ -219,25 +218,27 @@ class Mosaic:
                 for column in range(left, right)
             }
         )
+        found = {
+            (row, column): self.covered(Box(column * side, row * side, side, side))
+            for row, column in cells
+        }
+        return {place: box for place, box in found.items() if box is not None}
+
+    def covered(self, box: Box) -> Box | None:
+        """Return the part of a rectangle that holds rasters; None if there are none."""
+        tree, _ = self._footprints
+        corners = shapely.box(box.left, box.top, box.right, box.bottom)
+        near = tree.geometries[tree.query(corners, predicate="intersects")]
+        shared = shapely.intersection(near, corners)
+        shared = shared[shapely.area(shared) > 0]
+        if not len(shared):
+            return None
+        low, high = np.split(shapely.total_bounds(shared), 2)
+        # A fraction of a pixel too much comes from rounding.
+        left, top = np.floor(low + _SAME_GRID_PX).astype(int).tolist()
+        right, bottom = np.ceil(high - _SAME_GRID_PX).astype(int).tolist()
         whole = Box(0, 0, self.width, self.height)
-        blocks = {}
-        for row, column in cells:
-            cell = Box(column * side, row * side, side, side).overlap(whole)
-            if cell is None:
-                continue
-            corners = shapely.box(cell.left, cell.top, cell.right, cell.bottom)
-            near = tree.geometries[tree.query(corners, predicate="intersects")]
-            shared = shapely.intersection(near, corners)
-            shared = shared[shapely.area(shared) > 0]
-            if not len(shared):
-                continue
-            low, high = np.split(shapely.total_bounds(shared), 2)
-            # A fraction of a pixel too much comes from rounding.
-            left, top = np.floor(low + _SAME_GRID_PX).astype(int).tolist()
-            right, bottom = np.ceil(high - _SAME_GRID_PX).astype(int).tolist()
-            if right > left and bottom > top:
-                blocks[row, column] = Box(left, top, right - left, bottom - top)
-        return blocks
+        return Box(left, top, right - left, bottom - top).overlap(whole)
 
     @cached_property
     def _footprints(self) -> tuple[shapely.STRtree, NDArray[np.int64]]:
@@ -255,7 +256,7 @@ class Mosaic:
         """Return the georeference of a rectangle of the grid."""
         if self.georeference is None:
             return None
-        transform = self.georeference.transform * Affine.translation(box.left, box.top)
+        transform = self.georeference.transform @ Affine.translation(box.left, box.top)
         return replace(self.georeference, transform=transform)
 
     def identity(self) -> str:
@@ -333,11 +334,11 @@ class Mosaic:
             values,
             result,
             src_transform=layer.georeference.transform
-            * Affine.translation(left, top)
-            * Affine.scale(reduce),
+            @ Affine.translation(left, top)
+            @ Affine.scale(reduce),
             src_crs=layer.georeference.crs,
             src_nodata=0,
-            dst_transform=self.georeference.transform * Affine.translation(box.left, box.top),
+            dst_transform=self.georeference.transform @ Affine.translation(box.left, box.top),
             dst_crs=self.georeference.crs,
             dst_nodata=0,
             resampling=Resampling.cubic,
@@ -370,13 +371,13 @@ def find_layers(
             order = _band_order(source, channels, bands)
             georeference = _georeference(source)
         except SatmapError as error:
-            faults[source.name] = f"{printable(source.name)}: {error}"
+            faults[source.name] = str(error)
             continue
         kind: tuple[Any, ...] = (source.dtype, order, source.palette)
         if georeference is None:
             kind = (*kind, number)
         else:
-            phase = ~source.transform * (0.0, 0.0)
+            phase = ~source.transform @ (0.0, 0.0)
             linear = [f"{value:.9e}" for value in (*source.transform[:2], *source.transform[3:5])]
             rest = [round(v / _SAME_GRID_PX) % round(1 / _SAME_GRID_PX) for v in phase]
             kind = (*kind, source.crs, *linear, *rest)
@@ -390,7 +391,7 @@ def _layer(members: Sequence[tuple[Source, Georeference | None]], bands: tuple[i
         whole = Box(0, 0, first.width, first.height)
         return Layer((first,), (whole,), bands, None, first.width, first.height)
     to_first = ~first.transform
-    corners = [to_first * (source.transform.c, source.transform.f) for source, _ in members]
+    corners = [to_first @ (source.transform.c, source.transform.f) for source, _ in members]
     places = np.rint(np.array(corners)).astype(int)
     sizes = np.array([(source.width, source.height) for source, _ in members])
     left, top = places.min(axis=0).tolist()
@@ -399,7 +400,7 @@ def _layer(members: Sequence[tuple[Source, Georeference | None]], bands: tuple[i
         Box(x - left, y - top, w, h)
         for (x, y), (w, h) in zip(places.tolist(), sizes.tolist(), strict=True)
     )
-    transform = first.transform * Affine.translation(left, top)
+    transform = first.transform @ Affine.translation(left, top)
     placed = Georeference(georeference.crs, transform, georeference.metres_per_pixel)
     return Layer(tuple(source for source, _ in members), boxes, bands, placed, width, height)
 
@@ -447,7 +448,7 @@ def _mosaic(layers: list[Layer], grid: Georeference, priority: Priority) -> Mosa
     low = np.floor(np.concatenate(corners).min(axis=0) + _SAME_GRID_PX).astype(int)
     high = np.ceil(np.concatenate(corners).max(axis=0) - _SAME_GRID_PX).astype(int)
     width, height = (high - low).tolist()
-    transform = grid.transform * Affine.translation(*low.tolist())
+    transform = grid.transform @ Affine.translation(*low.tolist())
     located = Georeference(grid.crs, transform, grid.metres_per_pixel)
     if priority == "finest":
         layers = sorted(layers, key=_size)
@@ -460,8 +461,12 @@ def _has_scale_of(grid: Georeference, layer: Layer) -> bool:
     border = layer.georeference.to_map(_border(Box(0, 0, layer.width, layer.height)))
     try:
         places = grid.to_pixels(border, layer.georeference.crs)
+        # Far outside of where a projection is defined, it gives any numbers.
+        back = layer.georeference.to_pixels(grid.to_map(places), grid.crs)
+        if np.abs(back - layer.georeference.to_pixels(border, layer.georeference.crs)).max() > 1:
+            return False
         for x, y in (places.min(axis=0), places.max(axis=0)):
-            moved = grid.transform * Affine.translation(x, y)
+            moved = grid.transform @ Affine.translation(x, y)
             there = georeference_of(rasterio.crs.CRS.from_wkt(grid.crs), moved, 0, 0)
             if there is None or any(
                 abs(size / want - 1) > _SAME_SCALE
@@ -499,7 +504,7 @@ def _offset(source: Georeference | None, grid: Georeference | None) -> tuple[int
         return 0, 0
     if source.crs != grid.crs:
         return None
-    relative = ~grid.transform * source.transform
+    relative = ~grid.transform @ source.transform
     matrix = np.array([[relative.a, relative.b], [relative.d, relative.e]])
     x, y = round(relative.c), round(relative.f)
     same = np.abs(matrix - np.eye(2)).max() < 1e-6

@@ -91,6 +91,7 @@ class RemoteFile:
             try:
                 return self._request_once(start, stop)
             except urllib.error.HTTPError as error:
+                error.close()
                 if error.code < 500 or last:
                     raise OSError(_refusal(error)) from error
             except (TimeoutError, ConnectionError, HTTPException, urllib.error.URLError) as error:

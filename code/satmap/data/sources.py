@@ -220,7 +220,10 @@ def read_source(
                 for index, colour in zip(f.indexes, f.colorinterp, strict=True)
                 if colour != ColorInterp.alpha
             )
-            masked = any(flags != [MaskFlags.all_valid] for flags in f.mask_flag_enums)
+            # Rasterio takes alpha as the mask for any number of bands, GDAL only for two or four.
+            masked = len(bands) < f.count or any(
+                flags != [MaskFlags.all_valid] for flags in f.mask_flag_enums
+            )
             source = Source(
                 name, path, driver, f.width, f.height, bands,
                 tuple(found[0] for found in colours) if all(colours) else (),
@@ -453,6 +456,6 @@ def _placed_tile(source: Source, root: Path | None) -> Source:
         return source
     metres = 2 * _HALF_WORLD_M / 2**zoom
     corner = Affine.translation(x * metres - _HALF_WORLD_M, _HALF_WORLD_M - y * metres)
-    transform = corner * Affine.scale(metres / size, -metres / size)
+    transform = corner @ Affine.scale(metres / size, -metres / size)
     crs = rasterio.crs.CRS.from_user_input(_WEB_MERCATOR).to_wkt()
     return replace(source, crs=crs, transform=transform, zoom=zoom)

@@ -30,11 +30,15 @@ from satmap.prediction.plan import Plan, Request, Tile, ensemble_of, fingerprint
 from satmap.prediction.run import run
 from satmap.provenance.manifest import MapManifest, Run, record_recipe, write_manifest
 from satmap.rasters.scene import Box
+from satmap.recipes.schema import Inference
+from satmap.runtime.device import pick_device
 from satmap.submissions.output_checks import require_any_format, require_outputs
-from satmap.tasks.base import PreparedImage, Task
+from satmap.tasks.base import PreparedImage, Task, task_of
 from satmap.tasks.dense import DenseTask
 from satmap.weights.members import WeightFile
 
+# Side of a block in pixels, rounded to whole windows of the networks.
+_BLOCK_PX = 2048
 # Pixels around a block that the networks see, at most.
 _CONTEXT_PX = 128
 # Warn if the mean of a band differs from the training's by this many of its standard deviations.
@@ -55,7 +59,7 @@ class MapRequest(Request):
         priority: which source to use where several overlap.
         stretch: values that become black and white; None for percentiles of a sample.
         gsd: metres per pixel for the networks; None for that of their training.
-        block_px: side of the blocks that the map is made of.
+        block_px: side of the blocks that the map is made of; None for about 2,000.
     """
 
     sources: tuple[str, ...] = ()
@@ -65,7 +69,7 @@ class MapRequest(Request):
     priority: Priority = "finest"
     stretch: tuple[float, float] | None = None
     gsd: float | None = None
-    block_px: int = 2048
+    block_px: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,36 +78,36 @@ class MapPlan(Plan):
 
     Attributes:
         mosaics: the maps, by id.
-        blocks: id of the map and rectangle of each tile.
-        context: pixels around a block that the networks see.
+        blocks: of each tile the id of its map, its rectangle, and that which the networks see.
     """
 
     mosaics: Mapping[str, Mosaic] = field(default_factory=dict)
-    blocks: tuple[tuple[str, Box], ...] = ()
-    context: int = 0
+    blocks: tuple[tuple[str, Box, Box], ...] = ()
 
     def prepare(self, index: int, members: Sequence[EnsembleMember]) -> PreparedImage:
         """Read a block and its surroundings in the networks' pixel size."""
-        map_id, box = self.blocks[index]
+        map_id, box, seen = self.blocks[index]
         chip = self.tiles[index].chip
         faults: dict[str, str] = {}
-        pixels = self.mosaics[map_id].read(box.grown(self.context, self.context), faults)
+        pixels = self.mosaics[map_id].read(seen, faults)
         notes = tuple(f"{printable(name)}: {reason}" for name, reason in faults.items())
         if notes and not pixels.any():
             raise SatmapError(notes[0])
         default = self.task.default_metres_per_pixel or 1.0
         georeference = chip.image.georeference
         metres = georeference.metres_per_pixel if georeference else (default, default)
-        inside = Box(self.context, self.context, box.width, box.height)
         category = self.task.category(chip)
-        return PreparedImage(chip.image, pixels, members, metres, notes, category, inside=inside)
+        return PreparedImage(
+            chip.image, pixels, members, metres, notes, category, inside=box.seen_from(seen)
+        )
 
 
 def map_sources(request: MapRequest) -> PredictionReport:
     """Map rasters and write the result, in one or several formats.
 
-    Rasters that cannot be read, or not everywhere, are left out there and reported. A stopped run resumes with its unfinished
-    blocks. The result does not depend on the number of processes and workers.
+    Rasters that cannot be read, or not everywhere, are left out there and reported. A stopped run
+    resumes with its unfinished blocks. The result does not depend on the number of processes and
+    workers.
 
     Args:
         request: ``sources`` are files, directories and URLs; ``output`` and ``exports`` end in the
@@ -123,34 +127,44 @@ def map_sources(request: MapRequest) -> PredictionReport:
 def _plan(request: MapRequest) -> MapPlan:
     """Find networks and rasters, compute the stretches, and print a summary on stdout."""
     files, recipe, task, rating_model = ensemble_of(request)
+    if pick_device(request.device).type == "cpu":
+        # Batches take memory, but no CPU is faster with them.
+        inference = recipe.inference.model_copy(update={"batch": 1})
+        recipe = recipe.model_copy(update={"inference": inference})
+        task = task_of(recipe)
     for path in (request.output, *request.exports):
         require_any_format(recipe.task, path)
     found = find_sources(request.sources, crs=request.source_crs, zoom=request.zoom)
     channels = max(file.in_channels for file in files)
     layers, faults = find_layers(found.sources, channels, request.bands)
     faults = found.faults | faults
-    stretched = []
-    for layer in track(layers, "sampling", len(layers)):
-        if (stretch := _stretch(layer, request, task, faults)) is not None:
-            stretched.append(replace(layer, stretch=stretch))
+    stretched = [
+        replace(layer, stretch=stretch)
+        for layer in track(layers, "sampling", len(layers))
+        if (stretch := _stretch(layer, request, task, faults)) is not None
+    ]
     if not stretched:
-        raise SatmapError("\n".join(f"{printable(name)}: {faults[name]}" for name in [*faults][:5]))
+        raise SatmapError("\n".join(f"{printable(name)}: {faults[name]}" for name in faults))
     gsd = request.gsd or trained_gsd(files)
     mosaics = _named(make_mosaics(stretched, gsd, request.priority))
     warnings = _describe(mosaics, gsd)
     context = min(recipe.inference.overlap, _CONTEXT_PX)
-    names: list[tuple[str, Box]] = []
+    side = request.block_px or block_side(recipe.inference)
+    names: list[tuple[str, Box, Box]] = []
     tiles: list[Tile] = []
     for map_id, mosaic in mosaics.items():
-        blocks = mosaic.blocks(request.block_px)
-        names += [(map_id, box) for box in blocks.values()]
+        blocks = mosaic.blocks(side)
+        for box in blocks.values():
+            seen = mosaic.covered(box.grown(context, context))
+            assert seen is not None
+            names.append((map_id, box, seen))
         tiles += _tiles(map_id, mosaic, blocks, len(tiles), channels, request, task)
     print(
         f"{len(tiles)} blocks, {len(files)} networks, {recipe.inference.tta} test-time "
         "augmentations",
         flush=True,
     )
-    options = [request.bands, request.priority, request.stretch, gsd, request.block_px, context]
+    options = [request.bands, request.priority, request.stretch, gsd, side, context]
     return MapPlan(
         recipe,
         task,
@@ -164,8 +178,13 @@ def _plan(request: MapRequest) -> MapPlan:
         json.dumps([fingerprint_of(recipe, files, rating_model, request, None), options]),
         mosaics,
         tuple(names),
-        context,
     )
+
+
+def block_side(inference: Inference) -> int:
+    """Return the side of blocks that whole windows of the networks cover, pixels."""
+    step = inference.window - 2 * inference.overlap
+    return max(round(_BLOCK_PX / step), 1) * step
 
 
 def trained_gsd(files: Sequence[WeightFile]) -> float | None:
@@ -274,7 +293,7 @@ def _finish(
     faults = dict(plan.faults)
     blocks: dict[str, list[tuple[Box, Any]]] = {map_id: [] for map_id in plan.mosaics}
     for index, tile in enumerate(plan.tiles):
-        map_id, box = plan.blocks[index]
+        map_id, box, _ = plan.blocks[index]
         for note in journal.notes.get(tile.key, ()):
             name, _, reason = note.partition(": ")
             faults.setdefault(name, reason)
