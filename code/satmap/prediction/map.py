@@ -8,6 +8,7 @@ of buildings, per map. All rasters with a georeference form one map, every other
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -208,17 +209,25 @@ def _stretch(
 
 
 def _named(mosaics: Sequence[Mosaic]) -> dict[str, Mosaic]:
-    """Give every map an id: ``map`` for that of all placed rasters, else the file's name."""
+    """Give every map an id: ``map`` for that of all placed rasters, else the file's name.
+
+    Characters that a CSV or a terminal cannot hold become ``_``.
+    """
     named: dict[str, Mosaic] = {}
     for mosaic in mosaics:
         path = Path(mosaic.layers[0].sources[0].name)
         placed = mosaic.georeference is not None
-        name = "map" if placed else path.stem
+        name = "map" if placed else _plain(path.stem)
         while name in named:
             path = path.parent
-            name = f"{path.name or 'image'}-{name}"
+            name = f"{_plain(path.name) or 'image'}-{name}"
         named[name] = mosaic
     return named
+
+
+def _plain(name: str) -> str:
+    shown = "".join(char if char.isprintable() and char not in ',"' else "_" for char in name)
+    return re.sub("^#", "_", shown.strip())
 
 
 def _describe(mosaics: Mapping[str, Mosaic], gsd: float | None) -> list[str]:
