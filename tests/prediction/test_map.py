@@ -152,7 +152,9 @@ def test_overlapping_sources_are_mapped_once(weights: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("red_is_road")
-def test_the_manifest_describes_the_map(weights: Path, tmp_path: Path) -> None:
+def test_the_manifest_describes_the_map(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     scene = write(tmp_path / "a.tif", town())
     output = tmp_path / "out.gpkg"
     run(weights, output, scene, stretch=None, exports=(tmp_path / "out.csv",))
@@ -165,6 +167,7 @@ def test_the_manifest_describes_the_map(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["verify", str(output)])
     assert caught.value.code == 1
+    assert "maps are not computed again" in capsys.readouterr().err
 
 
 def test_blocks_fit_the_windows_of_the_networks() -> None:

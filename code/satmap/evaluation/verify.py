@@ -32,7 +32,13 @@ from satmap.io.checksums import (
 from satmap.io.files import is_temporary, write_text
 from satmap.io.text import listing, printable
 from satmap.provenance.machine import differences
-from satmap.provenance.manifest import SUFFIX, SubmissionManifest, WeightsManifest, read_manifest
+from satmap.provenance.manifest import (
+    SUFFIX,
+    MapManifest,
+    SubmissionManifest,
+    WeightsManifest,
+    read_manifest,
+)
 from satmap.recipes.schema import Recipe, parse_recipe
 from satmap.submissions.formats import Format, detect
 from satmap.weights.header import read_weights_metadata
@@ -158,6 +164,12 @@ def verify_submission(output: Path, sources: Sources) -> Verification:
 
 def _submission_manifest(output: Path) -> SubmissionManifest:
     manifest = read_manifest(output)
+    if isinstance(manifest, MapManifest):
+        raise SatmapError(
+            f"{output} is a map of `satmap map`, and maps are not computed again. Its manifest "
+            "names the sources, networks and settings. To check it, run the recorded command with "
+            "another output and compare the files."
+        )
     if not isinstance(manifest, SubmissionManifest):
         raise SatmapError(
             f"{output} is not a submission: its manifest is that of a {manifest.kind} file."
