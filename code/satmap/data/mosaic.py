@@ -292,11 +292,11 @@ class Mosaic:
         hit = tree.query(shapely.box(near.left, near.top, near.right, near.bottom))
         channels = len(self.layers[0].bands)
         whole = np.zeros((channels, box.height, box.width), np.uint8)
-        free = np.ones(whole.shape[1:], np.bool_)
+        free: NDArray[np.bool_] = np.ones(whole.shape[1:], np.bool_)
         for index in np.unique(layer_of[hit]).tolist():
             found = self._read_layer(index, self.layers[index], box, faults)
             np.copyto(whole, found, where=free)
-            free = ~whole.any(axis=0)
+            free = np.logical_not(whole.any(axis=0))
             if not free.any():
                 break
         return whole.transpose(1, 2, 0)

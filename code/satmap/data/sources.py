@@ -13,6 +13,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import rasterio
 from affine import Affine
@@ -274,7 +275,9 @@ def _opened(
     name: str, path: str, driver: str, zoom: int | None
 ) -> Iterator[rasterio.DatasetReader]:
     """Open a raster by one driver, and name it in all errors of GDAL."""
-    options = {"ZOOM_LEVEL": zoom} if driver == "MBTiles" and zoom is not None else {}
+    options: dict[str, Any] = (
+        {"ZOOM_LEVEL": zoom} if driver == "MBTiles" and zoom is not None else {}
+    )
     opener = Opener(path) if "://" in path else None
     if opener:
         options["opener"] = opener

@@ -74,7 +74,7 @@ def test_buildings_of_others_margins_are_dropped() -> None:
     assert not join([inside], [])
 
 
-@pytest.mark.parametrize(("seed", "side"), [(0, 200), (1, 130), (2, 256)])
+@pytest.mark.parametrize(("seed", "side"), [(0, 200)])
 def test_a_town_in_blocks_is_the_town_as_a_whole(tmp_path: Path, seed: int, side: int) -> None:
     maps = maps_of_labels(made_blocks(seed, 512, 17.0, (16, 40)).labels)
     settings = BuildingSettings()

@@ -166,7 +166,7 @@ def city(seed: int, size: int) -> list[Points]:
     return lines
 
 
-@pytest.mark.parametrize(("seed", "side"), [(0, 150), (1, 200), (2, 97)])
+@pytest.mark.parametrize(("seed", "side"), [(0, 150), (1, 200)])
 def test_a_town_in_blocks_is_the_town_as_a_whole(tmp_path: Path, seed: int, side: int) -> None:
     mask = draw(*city(seed, 600), shape=(600, 600), width=12)
     maps = ProbabilityMaps((ROAD,), mask[None], SCALE)
@@ -191,7 +191,7 @@ def test_a_town_in_blocks_is_the_town_as_a_whole(tmp_path: Path, seed: int, side
         assert edge.line[-1].tolist() == found.nodes[edge.nodes[1]].tolist()
 
 
-@pytest.mark.parametrize("y", [148, 149, 149.5, 150, 150.5, 152])
+@pytest.mark.parametrize("y", [148, 149.5, 150, 150.5])
 def test_a_road_along_a_seam_stays_one(tmp_path: Path, y: float) -> None:
     mask = draw([(0, y), (300, y + 2)], [(80, 20), (80, 280)], shape=(300, 300))
     maps = ProbabilityMaps((ROAD,), mask[None], SCALE)
