@@ -143,7 +143,7 @@ def _map(weights: Path, output: Path, sources: list[str], workers: int, sender: 
         spent[0] += _cpu_s() - started
         return result
 
-    ensemble._average_window = timed
+    vars(ensemble)["_average_window"] = timed
     torch.set_num_threads(1)
     request = MapRequest((), output, weights, "cpu", sources=tuple(sources), workers=workers,
                          exports=(output.with_suffix(".gpkg"),))  # fmt: skip

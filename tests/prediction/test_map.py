@@ -78,7 +78,8 @@ def town(size: int = SIZE) -> NDArray[np.uint8]:
 
 
 def write(path: Path, pixels: NDArray[Any], **profile: Any) -> Path:
-    return write_image(path, pixels=pixels, **({"crs": UTM, "transform": PLACE} | profile))
+    place: dict[str, Any] = {"crs": UTM, "transform": PLACE}
+    return write_image(path, pixels=pixels, **(place | profile))
 
 
 def quarters(directory: Path, pixels: NDArray[Any]) -> list[Path]:
@@ -91,8 +92,9 @@ def quarters(directory: Path, pixels: NDArray[Any]) -> list[Path]:
 
 
 def request(weights: Path, output: Path, *sources: Path | str, **options: Any) -> MapRequest:
-    options = {"stretch": (0, 255), "block_px": 100} | options
-    return MapRequest((), output, weights, "cpu", sources=tuple(map(str, sources)), **options)
+    defaults: dict[str, Any] = {"stretch": (0, 255), "block_px": 100}
+    names = tuple(map(str, sources))
+    return MapRequest((), output, weights, "cpu", sources=names, **(defaults | options))
 
 
 def run(weights: Path, output: Path, *sources: Path | str, **options: Any) -> PredictionReport:

@@ -29,7 +29,7 @@ def graph(*lines: Points, speed: float = 10, confidence: float = 0.5) -> RoadGra
     nodes: dict[tuple[float, float], int] = {}
     edges = []
     for line in lines:
-        ends = tuple(nodes.setdefault(tuple(point), len(nodes)) for point in (line[0], line[-1]))
+        ends = [nodes.setdefault((x, y), len(nodes)) for x, y in (line[0], line[-1])]
         points = np.array(line, float)
         length = line_length_m(points, METRES)
         edges.append(RoadEdge((ends[0], ends[1]), points, length, speed, confidence))
