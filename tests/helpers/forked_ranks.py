@@ -21,6 +21,7 @@ import pytest
 import torch
 
 import satmap.cli
+import satmap.prediction.map
 import satmap.runtime.device
 from satmap.cli import main
 from satmap.networks.unet import UNet
@@ -32,7 +33,7 @@ from tiny_trainings import add_tiny_encoders
 # Forks of a process that has imported everything start at once.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["satmap.cli", "satmap.training.train_ensemble", "satmap.prediction.run", "pytest"]
+    ["satmap.cli", "satmap.training.train_ensemble", "satmap.prediction.map", "pytest"]
 )
 
 #: Deadline for processes to end or to reach a state, seconds.
@@ -72,7 +73,8 @@ def be_rank(
         if name == "hold":
             hold_training(output, rank)
         else:
-            {"memory": little_memory, "disk": full_disk, "nohup": no_hangup}[name](rank)
+            {"memory": little_memory, "disk": full_disk, "nohup": no_hangup,
+             "blocks": small_blocks}[name](rank)  # fmt: skip
     be_command(arguments, output / f"rank{rank}.txt")
 
 
@@ -99,6 +101,11 @@ def full_disk(rank: int) -> None:
     """Let rank 0 fail to write weights, as on a full disk."""
     if rank == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, resource.RLIM_INFINITY))
+
+
+def small_blocks(rank: int) -> None:
+    """Make maps of small blocks, of two windows of 64 pixels without overlap."""
+    satmap.prediction.map._BLOCK_PX = 96
 
 
 def no_hangup(rank: int) -> None:

@@ -817,7 +817,6 @@ def test_metadata_is_kept(tmp_path: Path) -> None:
     assert json.loads(file.metadata["scores"]) == {"apls": 0.5}
 
 
-@pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
 @pytest.mark.usefixtures("tiny_encoders")
 def test_images_unlike_those_of_the_training(city: Path, tmp_path: Path) -> None:
     recipe = parse_recipe(road_recipe(), "test")

@@ -33,6 +33,7 @@ from satmap.provenance.machine import differences
 from satmap.provenance.manifest import (
     CHIP_LISTS,
     SUFFIX,
+    MapManifest,
     SubmissionManifest,
     WeightsManifest,
     read_manifest,
@@ -162,6 +163,12 @@ def verify_submission(output: Path, sources: Sources) -> Verification:
 
 def _submission_manifest(output: Path) -> SubmissionManifest:
     manifest = read_manifest(output)
+    if isinstance(manifest, MapManifest):
+        raise SatmapError(
+            f"{output} is a map of `satmap map`, and maps are not computed again. Its manifest "
+            "names the sources, networks and settings. To check it, run the recorded command with "
+            "another output and compare the files."
+        )
     if not isinstance(manifest, SubmissionManifest):
         raise SatmapError(
             f"{output} is not a submission: its manifest is that of a {manifest.kind} file."

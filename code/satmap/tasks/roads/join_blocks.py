@@ -2,8 +2,8 @@
 
 Each block is vectorised with a margin of its neighbours and cropped to its own rectangle. So a road
 that crosses a seam ends there once in each of the two blocks, at almost the same place. These ends
-are joined, and the two pieces become one road. An end without a counterpart joins a road of the
-other block that passes near it.
+are joined, and the two pieces become one road. A junction on a seam is in both blocks and becomes
+one. An end without a counterpart joins a road of the other block that passes near it.
 """
 
 from collections import defaultdict
@@ -21,6 +21,8 @@ from satmap.vectors.road_graph import RoadEdge, RoadGraph, line_length_m
 
 # Two ends at a seam, or an end and a road, are joined if they are at most this far apart.
 _REACH_M = 4.0
+# Nodes at a seam that are one junction in two blocks are at most this far apart.
+_SAME_PLACE_M = 1.0
 # Pieces at a seam that are shorter and lead nowhere are leftovers of cropping.
 _STUB_M = 4.0
 # Ends at most this many pixels from a block's border were cropped there.
@@ -76,8 +78,9 @@ def join_blocks(
         that the seams made are gone.
     """
     pieces = _Pieces()
-    # Node at a seam -> block it belongs to.
+    # Ends of roads at a seam, and junctions there -> block that they belong to.
     cut: dict[int, int] = {}
+    junctions: dict[int, int] = {}
     ordered = sorted(blocks, key=lambda block: (block[0].top, block[0].left))
     block_of: list[int] = []
     for number, (box, graph) in enumerate(ordered):
@@ -91,33 +94,69 @@ def join_blocks(
             pieces.add(_moved(edge, (first + start, first + end), edge.line + corner))
         for node, (x, y) in enumerate(graph.nodes.tolist(), first):
             gap = min(x, y, box.width - x, box.height - y)
-            if gap <= _AT_BORDER_PX and pieces.degree(node) == 1:
-                cut[node] = number
+            if gap <= _AT_BORDER_PX:
+                (cut if pieces.degree(node) == 1 else junctions)[node] = number
     scale = np.array(metres_per_pixel)
+    _join_junctions(pieces, junctions, cut, scale)
     left = _join_pairs(pieces, cut, scale, metres_per_pixel)
     _join_to_roads(pieces, left, cut, block_of, scale, metres_per_pixel)
     return _finished(pieces)
+
+
+def _join_junctions(
+    pieces: _Pieces, junctions: dict[int, int], cut: dict[int, int], scale: Points
+) -> None:
+    """Make one junction of those that blocks have at the same place, and of the ends there."""
+    block_of = junctions | cut
+    united: dict[int, int] = {}
+    for pair in _near_pairs(pieces, block_of, scale, _SAME_PLACE_M):
+        if not junctions.keys() & set(pair):
+            continue
+        one, other = (united.get(node, node) for node in pair)
+        if one == other:
+            continue
+        if one not in junctions:
+            one, other = other, one
+        for number in sorted(pieces.at[other]):
+            edge = pieces.remove(number)
+            line = edge.line.copy()
+            for end, node in ((0, edge.nodes[0]), (-1, edge.nodes[1])):
+                if node == other:
+                    line[end] = pieces.places[one]
+            start, stop = (one if node == other else node for node in edge.nodes)
+            pieces.add(_moved(edge, (start, stop), line))
+        united = {node: one if root == other else root for node, root in united.items()}
+        united[other] = one
+        cut.pop(other, None)
 
 
 def _join_pairs(
     pieces: _Pieces, cut: dict[int, int], scale: Points, metres: tuple[float, float]
 ) -> list[int]:
     """Join the ends of different blocks that are nearest to each other; return the others."""
-    nodes = sorted(cut, key=lambda node: pieces.places[node])
-    if not nodes:
-        return []
-    tree = cKDTree(np.array([pieces.places[node] for node in nodes]) * scale)
-    pairs = tree.query_pairs(_REACH_M, output_type="ndarray")
-    apart = np.linalg.norm(tree.data[pairs[:, 0]] - tree.data[pairs[:, 1]], axis=1)
     joined: set[int] = set()
-    for index in np.lexsort((pairs[:, 1], pairs[:, 0], apart)).tolist():
-        one, other = (nodes[i] for i in pairs[index].tolist())
-        if cut[one] == cut[other] or one in joined or other in joined:
+    for one, other in _near_pairs(pieces, cut, scale, _REACH_M):
+        if joined & {one, other}:
             continue
         joined |= {one, other}
         middle = np.round((np.array(pieces.places[one]) + pieces.places[other]) / 2, 1)
         _unite(pieces, one, other, middle, metres)
-    return [node for node in nodes if node not in joined]
+    return sorted(cut.keys() - joined, key=lambda node: pieces.places[node])
+
+
+def _near_pairs(
+    pieces: _Pieces, block_of: dict[int, int], scale: Points, reach_m: float
+) -> list[tuple[int, int]]:
+    """Return the pairs of nodes of different blocks within reach, the nearest first."""
+    nodes = sorted(block_of, key=lambda node: (pieces.places[node], node))
+    if not nodes:
+        return []
+    tree = cKDTree(np.array([pieces.places[node] for node in nodes]) * scale)
+    pairs = tree.query_pairs(reach_m, output_type="ndarray")
+    apart = np.linalg.norm(tree.data[pairs[:, 0]] - tree.data[pairs[:, 1]], axis=1)
+    ordered = pairs[np.lexsort((pairs[:, 1], pairs[:, 0], apart))].tolist()
+    named = [(nodes[one], nodes[other]) for one, other in ordered]
+    return [(one, other) for one, other in named if block_of[one] != block_of[other]]
 
 
 def _unite(
