@@ -189,11 +189,11 @@ class Mosaic:
     metres_per_pixel: tuple[float, float] | None
     _offsets: dict[int, tuple[int, int] | None] = field(default_factory=dict, repr=False)
 
-    def blocks(self, width: int, height: int | None = None) -> list[Box]:
-        """Return the blocks of the grid that hold a raster, row by row; squares by default."""
+    def blocks(self, side: int) -> list[Box]:
+        """Return the blocks of the grid that hold a raster, row by row."""
         footprints = [self._footprint(layer, box) for layer in self.layers for box in layer.boxes]
         tree = shapely.STRtree(footprints)
-        boxes = Box(0, 0, self.width, self.height).tiles(width, height or width)
+        boxes = Box(0, 0, self.width, self.height).tiles(side, side)
         corners = np.array([(b.left, b.top, b.right, b.bottom) for b in boxes], float)
         hit = np.unique(tree.query(shapely.box(*corners.T), predicate="intersects")[0])
         return [boxes[index] for index in hit.tolist()]
