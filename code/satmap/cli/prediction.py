@@ -172,8 +172,8 @@ def _map(options: argparse.Namespace) -> int:
 
     All images with a georeference become one map, without seams. Images without one are mapped
     separately, in pixels. Images are read in the pixel size that the networks were trained with.
-    A raster or a part of it that cannot be read is left out and reported at the end. After an
-    interruption the same command resumes.
+    A raster or a part of it that cannot be read is left out and reported at the end; the exit
+    status is 1 if nothing is left. After an interruption the same command resumes.
 
     Examples:
       satmap map town.tif roads.gpkg --weights weights
@@ -208,9 +208,9 @@ def _map(options: argparse.Namespace) -> int:
     if not is_first_rank():
         return 0
     report_warnings(done.warnings)
-    report_faults(done.faults, "left out", "rasters and blocks")
+    report_faults(done.faults, "left out, or parts of them", "rasters and blocks")
     print(f"{options.output}: {sum(done.images.values())} {done.noun}")
-    return 0
+    return 0 if done.images else 1
 
 
 def add_vectorize(commands: Commands) -> None:

@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.windows import Window
 
-from satmap.data.sources import Source, opened
+from satmap.data.sources import Source, opened, reason_of
 from satmap.errors import SatmapError
-from satmap.io.text import printable
 from satmap.rasters.scene import Box
 from satmap.vectors.georeference import Georeference, georeference_of
 
@@ -34,6 +33,8 @@ Priority = Literal["finest", "first"]
 _SAME_GRID_PX = 0.01
 # Sources whose pixel size differs by less from the networks' are read as they are.
 _SAME_SIZE = 0.05
+# Rasters form one map if its pixels have the same size in metres everywhere, within this part.
+_SAME_SCALE = 0.05
 # A sample for the stretch has at most this many pixels: all, or windows spread over the layer.
 _SAMPLE_PX = 4 << 20
 _SAMPLE_WINDOWS = 64
@@ -99,18 +100,19 @@ class Layer:
         corners = np.array([(b.left, b.top, b.right, b.bottom) for b in self.boxes], float)
         return shapely.STRtree(shapely.box(*corners.T))
 
-    def read(self, box: Box, reduce: int = 1) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def read(
+        self, box: Box, faults: dict[str, str], reduce: int = 1
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read a rectangle, 0 and invalid where no raster has data.
 
         Args:
             box: in the layer's pixels; it may reach beyond the layer.
+            faults: gets the reason of each raster that cannot be read here, for example because it
+                is truncated, by name. It counts as without data.
             reduce: read every ``reduce``-th pixel along each axis, averaged where possible.
 
         Returns:
             Bands (channels, h, w) in the sources' type, and bool (h, w).
-
-        Raises:
-            SatmapError: a raster cannot be read, for example because it is truncated.
         """
         height, width = -(-box.height // reduce), -(-box.width // reduce)
         bands = np.zeros((len(self.bands), height, width), self.sources[0].dtype)
@@ -125,26 +127,34 @@ class Layer:
             columns = slice(inside.left // reduce, -(-inside.right // reduce))
             shape = rows.stop - rows.start, columns.stop - columns.start
             part = shared.seen_from(self.boxes[index])
-            found, has_data = _read(self.sources[index], self.bands, part, shape)
+            source = self.sources[index]
+            try:
+                found, has_data = _read(source, self.bands, part, shape)
+            except SatmapError as error:
+                faults.setdefault(source.name, reason_of(source.name, error))
+                continue
             free = has_data & ~valid[rows, columns]
             np.copyto(bands[:, rows, columns], found, where=free)
             valid[rows, columns] |= free
         return bands, valid
 
-    def read_stretched(self, box: Box, reduce: int = 1) -> NDArray[np.uint8]:
+    def read_stretched(
+        self, box: Box, faults: dict[str, str], reduce: int = 1
+    ) -> NDArray[np.uint8]:
         """Read a rectangle in 8 bits, uint8 (channels, h, w), as :meth:`Stretch.apply` does."""
-        bands, valid = self.read(box, reduce)
+        bands, valid = self.read(box, faults, reduce)
         assert self.stretch is not None
         return self.stretch.apply(bands, valid)
 
-    def sample_stretch(self, low: float, high: float) -> Stretch:
+    def sample_stretch(self, low: float, high: float, faults: dict[str, str]) -> Stretch:
         """Compute the stretch that maps two percentiles of the valid pixels to 0 and 255.
 
-        Unsigned pixels of 0 do not count, as in :func:`satmap.data.imagery.stretch`.
+        Unsigned pixels of 0 do not count, as in :func:`satmap.data.imagery.stretch`. ``faults`` are
+        those of :meth:`read`.
         """
         samples: list[list[NDArray[Any]]] = [[] for _ in self.bands]
         for box in self._sample_boxes():
-            bands, valid = self.read(box)
+            bands, valid = self.read(box, faults)
             for sample, band in zip(samples, bands, strict=True):
                 values = band[valid]
                 sample.append(values[values > 0] if values.dtype.kind == "u" else values)
@@ -189,14 +199,53 @@ class Mosaic:
     metres_per_pixel: tuple[float, float] | None
     _offsets: dict[int, tuple[int, int] | None] = field(default_factory=dict, repr=False)
 
-    def blocks(self, side: int) -> list[Box]:
-        """Return the blocks of the grid that hold a raster, row by row."""
-        footprints = [self._footprint(layer, box) for layer in self.layers for box in layer.boxes]
-        tree = shapely.STRtree(footprints)
-        boxes = Box(0, 0, self.width, self.height).tiles(side, side)
-        corners = np.array([(b.left, b.top, b.right, b.bottom) for b in boxes], float)
-        hit = np.unique(tree.query(shapely.box(*corners.T), predicate="intersects")[0])
-        return [boxes[index] for index in hit.tolist()]
+    def blocks(self, side: int) -> dict[tuple[int, int], Box]:
+        """Divide the rasters into blocks of at most ``side`` pixels.
+
+        Returns:
+            Row and column of each block in a grid of ``side`` pixels, in this order, and the
+            rectangle of the block that holds rasters.
+        """
+        tree, _ = self._footprints
+        bounds = shapely.bounds(tree.geometries)
+        first = np.floor(np.clip(bounds[:, :2], 0, None) / side).astype(int)
+        last = np.ceil(np.minimum(bounds[:, 2:], (self.width, self.height)) / side).astype(int)
+        cells = sorted(
+            {
+                (row, column)
+                for (left, top), (right, bottom) in zip(first.tolist(), last.tolist(), strict=True)
+                for row in range(top, bottom)
+                for column in range(left, right)
+            }
+        )
+        found = {
+            (row, column): self.covered(Box(column * side, row * side, side, side))
+            for row, column in cells
+        }
+        return {place: box for place, box in found.items() if box is not None}
+
+    def covered(self, box: Box) -> Box | None:
+        """Return the part of a rectangle that holds rasters; None if there are none."""
+        tree, _ = self._footprints
+        corners = shapely.box(box.left, box.top, box.right, box.bottom)
+        near = tree.geometries[tree.query(corners, predicate="intersects")]
+        shared = shapely.intersection(near, corners)
+        shared = shared[shapely.area(shared) > 0]
+        if not len(shared):
+            return None
+        low, high = np.split(shapely.total_bounds(shared), 2)
+        # A fraction of a pixel too much comes from rounding.
+        left, top = np.floor(low + _SAME_GRID_PX).astype(int).tolist()
+        right, bottom = np.ceil(high - _SAME_GRID_PX).astype(int).tolist()
+        whole = Box(0, 0, self.width, self.height)
+        return Box(left, top, right - left, bottom - top).overlap(whole)
+
+    @cached_property
+    def _footprints(self) -> tuple[shapely.STRtree, NDArray[np.int64]]:
+        """Outlines of all rasters in pixels of the grid, and the layer of each."""
+        outlines = [self._footprint(layer, box) for layer in self.layers for box in layer.boxes]
+        layer_of = np.repeat(np.arange(len(self.layers)), [len(x.boxes) for x in self.layers])
+        return shapely.STRtree(outlines), layer_of
 
     @property
     def is_exact(self) -> bool:
@@ -207,7 +256,7 @@ class Mosaic:
         """Return the georeference of a rectangle of the grid."""
         if self.georeference is None:
             return None
-        transform = self.georeference.transform * Affine.translation(box.left, box.top)
+        transform = self.georeference.transform @ Affine.translation(box.left, box.top)
         return replace(self.georeference, transform=transform)
 
     def identity(self) -> str:
@@ -224,36 +273,44 @@ class Mosaic:
         if self.georeference is None or layer.georeference is None:
             return shapely.box(box.left, box.top, box.right, box.bottom)
         ring = layer.georeference.to_map(_border(box))
-        return shapely.Polygon(self.georeference.to_pixels(ring, layer.georeference.crs))
+        outline = shapely.Polygon(self.georeference.to_pixels(ring, layer.georeference.crs))
+        return shapely.make_valid(outline)
 
-    def read(self, box: Box) -> NDArray[np.uint8]:
+    def read(self, box: Box, faults: dict[str, str]) -> NDArray[np.uint8]:
         """Read a rectangle of the grid, which may reach beyond it.
+
+        Args:
+            box: the rectangle.
+            faults: gets the reason of each raster that cannot be read here, by name.
 
         Returns:
             uint8 (h, w, channels): 0 in all channels where there is no data, else at least 1.
-
-        Raises:
-            SatmapError: a raster cannot be read.
         """
-        whole: NDArray[np.uint8] | None = None
-        for index, layer in enumerate(self.layers):
-            found = self._read_layer(index, layer, box)
-            if whole is None:
-                whole = found
-            else:
-                np.copyto(whole, found, where=~whole.any(axis=0))
-            if whole.any(axis=0).all():
+        tree, layer_of = self._footprints
+        # A resampled raster may colour a pixel that it only touches.
+        near = box.grown(1, 1)
+        hit = tree.query(shapely.box(near.left, near.top, near.right, near.bottom))
+        channels = len(self.layers[0].bands)
+        whole = np.zeros((channels, box.height, box.width), np.uint8)
+        free = np.ones(whole.shape[1:], np.bool_)
+        for index in np.unique(layer_of[hit]).tolist():
+            found = self._read_layer(index, self.layers[index], box, faults)
+            np.copyto(whole, found, where=free)
+            free = ~whole.any(axis=0)
+            if not free.any():
                 break
-        assert whole is not None
         return whole.transpose(1, 2, 0)
 
-    def _read_layer(self, index: int, layer: Layer, box: Box) -> NDArray[np.uint8]:
+    def _read_layer(
+        self, index: int, layer: Layer, box: Box, faults: dict[str, str]
+    ) -> NDArray[np.uint8]:
         if index not in self._offsets:
             self._offsets[index] = _offset(layer.georeference, self.georeference)
         offset = self._offsets[index]
         if offset is not None:
             x, y = offset
-            return layer.read_stretched(Box(box.left - x, box.top - y, box.width, box.height))
+            own = Box(box.left - x, box.top - y, box.width, box.height)
+            return layer.read_stretched(own, faults)
         assert self.georeference is not None
         assert layer.georeference is not None
         result = np.zeros((len(layer.bands), box.height, box.width), np.uint8)
@@ -270,18 +327,18 @@ class Mosaic:
         shared = wanted.overlap(Box(0, 0, layer.width, layer.height).grown(margin, margin))
         if shared is None:
             return result
-        values = layer.read_stretched(wanted, reduce)
+        values = layer.read_stretched(wanted, faults, reduce)
         if not values.any():
             return result
         rasterio.warp.reproject(
             values,
             result,
             src_transform=layer.georeference.transform
-            * Affine.translation(left, top)
-            * Affine.scale(reduce),
+            @ Affine.translation(left, top)
+            @ Affine.scale(reduce),
             src_crs=layer.georeference.crs,
             src_nodata=0,
-            dst_transform=self.georeference.transform * Affine.translation(box.left, box.top),
+            dst_transform=self.georeference.transform @ Affine.translation(box.left, box.top),
             dst_crs=self.georeference.crs,
             dst_nodata=0,
             resampling=Resampling.cubic,
@@ -314,13 +371,13 @@ def find_layers(
             order = _band_order(source, channels, bands)
             georeference = _georeference(source)
         except SatmapError as error:
-            faults[source.name] = f"{printable(source.name)}: {error}"
+            faults[source.name] = str(error)
             continue
         kind: tuple[Any, ...] = (source.dtype, order, source.palette)
         if georeference is None:
             kind = (*kind, number)
         else:
-            phase = ~source.transform * (0.0, 0.0)
+            phase = ~source.transform @ (0.0, 0.0)
             linear = [f"{value:.9e}" for value in (*source.transform[:2], *source.transform[3:5])]
             rest = [round(v / _SAME_GRID_PX) % round(1 / _SAME_GRID_PX) for v in phase]
             kind = (*kind, source.crs, *linear, *rest)
@@ -334,7 +391,7 @@ def _layer(members: Sequence[tuple[Source, Georeference | None]], bands: tuple[i
         whole = Box(0, 0, first.width, first.height)
         return Layer((first,), (whole,), bands, None, first.width, first.height)
     to_first = ~first.transform
-    corners = [to_first * (source.transform.c, source.transform.f) for source, _ in members]
+    corners = [to_first @ (source.transform.c, source.transform.f) for source, _ in members]
     places = np.rint(np.array(corners)).astype(int)
     sizes = np.array([(source.width, source.height) for source, _ in members])
     left, top = places.min(axis=0).tolist()
@@ -343,7 +400,7 @@ def _layer(members: Sequence[tuple[Source, Georeference | None]], bands: tuple[i
         Box(x - left, y - top, w, h)
         for (x, y), (w, h) in zip(places.tolist(), sizes.tolist(), strict=True)
     )
-    transform = first.transform * Affine.translation(left, top)
+    transform = first.transform @ Affine.translation(left, top)
     placed = Georeference(georeference.crs, transform, georeference.metres_per_pixel)
     return Layer(tuple(source for source, _ in members), boxes, bands, placed, width, height)
 
@@ -354,26 +411,36 @@ def make_mosaics(
     """Arrange layers into maps: one of all layers with a georeference, one of each without.
 
     The map takes the reference system of the first layer, and its pixels too if it is north-up and
-    their size is about ``gsd``.
+    their size is about ``gsd``. Layers so far away that its pixels would be larger or smaller there
+    become a further map.
 
     Args:
         layers: with their stretches, in the user's order.
         gsd: metres per pixel that the networks expect; None to keep the size of the first layer.
         priority: what to show where layers overlap: the finest, or the user's first.
     """
-    placed = [layer for layer in layers if layer.georeference is not None]
+    left = [layer for layer in layers if layer.georeference is not None]
+    mosaics = []
+    while left:
+        reference = left[0].georeference
+        assert reference is not None
+        grid = _north_up(reference, gsd)
+        placed = [layer for layer in left if layer is left[0] or _has_scale_of(grid, layer)]
+        chosen = set(map(id, placed))
+        left = [layer for layer in left if id(layer) not in chosen]
+        mosaics.append(_mosaic(placed, grid, priority))
     alone = [
         Mosaic((layer,), None, layer.width, layer.height, None)
         for layer in layers
         if layer.georeference is None
     ]
-    if not placed:
-        return alone
-    reference = placed[0].georeference
-    assert reference is not None
-    grid = _north_up(reference, gsd)
+    return mosaics + alone
+
+
+def _mosaic(layers: list[Layer], grid: Georeference, priority: Priority) -> Mosaic:
+    """Arrange layers on a grid, which is moved to their upper left corner."""
     corners = []
-    for layer in placed:
+    for layer in layers:
         assert layer.georeference is not None
         border = layer.georeference.to_map(_border(Box(0, 0, layer.width, layer.height)))
         corners.append(grid.to_pixels(border, layer.georeference.crs))
@@ -381,11 +448,34 @@ def make_mosaics(
     low = np.floor(np.concatenate(corners).min(axis=0) + _SAME_GRID_PX).astype(int)
     high = np.ceil(np.concatenate(corners).max(axis=0) - _SAME_GRID_PX).astype(int)
     width, height = (high - low).tolist()
-    transform = grid.transform * Affine.translation(*low.tolist())
+    transform = grid.transform @ Affine.translation(*low.tolist())
     located = Georeference(grid.crs, transform, grid.metres_per_pixel)
     if priority == "finest":
-        placed.sort(key=_size)
-    return [Mosaic(tuple(placed), located, width, height, grid.metres_per_pixel), *alone]
+        layers = sorted(layers, key=_size)
+    return Mosaic(tuple(layers), located, width, height, grid.metres_per_pixel)
+
+
+def _has_scale_of(grid: Georeference, layer: Layer) -> bool:
+    """Return whether pixels of a grid, extended to a layer's place, have their size there."""
+    assert layer.georeference is not None
+    border = layer.georeference.to_map(_border(Box(0, 0, layer.width, layer.height)))
+    try:
+        places = grid.to_pixels(border, layer.georeference.crs)
+        # Far outside of where a projection is defined, it gives any numbers.
+        back = layer.georeference.to_pixels(grid.to_map(places), grid.crs)
+        if np.abs(back - layer.georeference.to_pixels(border, layer.georeference.crs)).max() > 1:
+            return False
+        for x, y in (places.min(axis=0), places.max(axis=0)):
+            moved = grid.transform @ Affine.translation(x, y)
+            there = georeference_of(rasterio.crs.CRS.from_wkt(grid.crs), moved, 0, 0)
+            if there is None or any(
+                abs(size / want - 1) > _SAME_SCALE
+                for size, want in zip(there.metres_per_pixel, grid.metres_per_pixel, strict=True)
+            ):
+                return False
+    except (SatmapError, ValueError):
+        return False
+    return True
 
 
 def _size(layer: Layer) -> float:
@@ -414,7 +504,7 @@ def _offset(source: Georeference | None, grid: Georeference | None) -> tuple[int
         return 0, 0
     if source.crs != grid.crs:
         return None
-    relative = ~grid.transform * source.transform
+    relative = ~grid.transform @ source.transform
     matrix = np.array([[relative.a, relative.b], [relative.d, relative.e]])
     x, y = round(relative.c), round(relative.f)
     same = np.abs(matrix - np.eye(2)).max() < 1e-6
@@ -470,7 +560,7 @@ def _read(
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Read bands (n, *shape) of a rectangle of a raster, and where they hold data."""
     window = Window(box.left, box.top, box.width, box.height)
-    with opened(source, source.zoom) as file:
+    with opened(source) as file:
         resampling = Resampling.nearest if source.palette else Resampling.average
         wanted = (1,) if source.palette else tuple(dict.fromkeys(bands))
         read = file.read(

@@ -1,8 +1,9 @@
 """Find and open the rasters that users want mapped: files, folders, map tiles, MBTiles and URLs.
 
 GDAL would choose among all its drivers by content, run Python code in virtual rasters, and follow
-references to other files and servers. So every raster is opened by one driver of a short list, and
-a virtual raster may only refer to rasters in its own folder. Only URLs that users typed are read.
+references and redirects to other files and servers. So every raster is opened by one driver of a
+short list, a virtual raster may only refer to rasters under its own folder, and redirects are
+refused. Only URLs that users typed are read.
 """
 
 import contextlib
@@ -18,9 +19,12 @@ from affine import Affine
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import CRSError, RasterioError
 
+from satmap.data.remote import Opener, unreadable
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
+from satmap.io.gdal import require_possible_size
 from satmap.io.text import printable
+from satmap.io.walk import walk
 
 #: GDAL's driver by lower-case suffix.
 DRIVERS = {
@@ -36,14 +40,17 @@ _SIGNATURES = {
 }  # fmt: skip
 _DTYPES = ("uint8", "uint16", "int16", "float32")
 _LOSSY = ("JPEG", "WEBP", "MBTiles")
-_SCHEMES = {"https": "/vsicurl/", "http": "/vsicurl/", "s3": "/vsis3/"}
+_SCHEMES = ("https", "http", "s3")
+_S3 = "/vsis3/"
 
-# Elements and subclasses of virtual rasters that run code or read raw bytes of any file.
+# Elements and subclasses of virtual rasters that run code, or read files in other ways than the
+# references below.
 _REFUSED_IN_VRT = re.compile(
-    r"PixelFunction|VRTDerivedRasterBand|VRTRawRasterBand|VRTPansharpened|VRTProcessed|OpenOptions",
+    r"PixelFunction|VRTDerivedRasterBand|VRTRawRasterBand|VRTPansharpened|VRTProcessed|OpenOptions"
+    r"|DEMPath|RPC_DEM",
     re.IGNORECASE,
 )
-_REFERENCES_IN_VRT = ("SourceFilename", "SourceDataset")
+_REFERENCES_IN_VRT = ("sourcefilename", "sourcedataset")
 _LONGEST_VRT = 50_000_000
 
 # Map tiles: {z}/{x}/{y}.png, or {name-}{x}-{y}-{z}.png in one folder. Sizes in pixels.
@@ -54,12 +61,11 @@ _WEB_MERCATOR = "EPSG:3857"
 # Half the width of the world in web mercator, metres.
 _HALF_WORLD_M = math.pi * 6378137.0
 
-# Requests only what the user named: no directory listings, no sidecar files, no credentials of
-# other machines, and an end to servers that hang.
+# Requests only what the user named: no directory listings and no sidecar files. Servers that hang
+# are given up.
 _REMOTE = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_TIMEOUT": "60",
     "GDAL_HTTP_CONNECTTIMEOUT": "20", "GDAL_HTTP_MAX_RETRY": "3", "GDAL_HTTP_RETRY_DELAY": "1",
-    "AWS_EC2_METADATA_DISABLED": "YES",
 }  # fmt: skip
 
 
@@ -80,7 +86,7 @@ class Source:
         dtype: type of its pixels.
         crs: its reference system as WKT, "" without one.
         transform: pixel to coordinates of ``crs``; the identity without georeference.
-        zoom: zoom level, for map tiles; None otherwise.
+        zoom: zoom level of a map tile, or that to read of MBTiles; None otherwise.
     """
 
     name: str
@@ -105,7 +111,7 @@ class Source:
     @property
     def is_remote(self) -> bool:
         """Whether the raster is read over the network."""
-        return self.path.startswith(tuple(_SCHEMES.values()))
+        return _is_remote(self.path)
 
 
 @dataclass(frozen=True)
@@ -130,22 +136,25 @@ def find_sources(
             of MBTiles.
 
     Raises:
-        SatmapError: a name does not exist, or there is no readable raster.
+        SatmapError: a name does not exist, ``crs`` is unknown, or there is no readable raster.
     """
+    if crs is not None:
+        crs = _known_crs(crs)
     sources, faults = [], {}
     for name in dict.fromkeys(map(str, names)):
         for each, root in _expand(name):
             try:
                 source = read_source(each, crs=crs, zoom=zoom, root=root)
             except SatmapError as error:
-                faults[each] = str(error)
+                faults[each] = reason_of(each, error)
                 continue
             if source.zoom is None or zoom is None or source.zoom == zoom:
                 sources.append(source)
     if not sources:
-        reason = next(iter(faults.values()), "")
-        more = f" The first reason: {reason}" if reason else ""
+        more = "".join(f" {printable(each)}: {faults[each]}" for each in [*faults][:1])
         at_zoom = f" at zoom {zoom}" if zoom is not None else ""
+        if len(names) == len(faults) == 1 and str(names[0]) in faults:
+            raise SatmapError(more.strip())
         raise SatmapError(
             f"none of {', '.join(printable(str(name), 200) for name in names)} is or holds a "
             f"raster that satmap can read{at_zoom} ({', '.join(sorted(DRIVERS))}).{more}"
@@ -162,8 +171,24 @@ def _expand(name: str) -> list[tuple[str, Path | None]]:
         raise SatmapError(f"{printable(name)} does not exist. Check the name.")
     if not path.is_dir():
         return [(name, None)]
-    files = sorted(each for each in path.rglob("*") if each.suffix.lower() in DRIVERS)
-    return [(str(file), path) for file in files if file.is_file()]
+    return [(str(file), path) for file in walk([path]) if file.suffix.lower() in DRIVERS]
+
+
+def _known_crs(text: str) -> str:
+    """Return the WKT of a reference system that the user named.
+
+    Raises:
+        SatmapError: it is not known.
+    """
+    try:
+        # Within an environment GDAL does not report unknown names on stderr.
+        with rasterio.Env():
+            wkt: str = rasterio.crs.CRS.from_user_input(text).to_wkt()
+    except CRSError as error:
+        raise SatmapError(
+            f"{printable(text, 100)} is not a reference system; give one such as EPSG:32633."
+        ) from error
+    return wkt
 
 
 def read_source(
@@ -173,7 +198,7 @@ def read_source(
 
     Args:
         name: a file or a URL.
-        crs: as for :func:`find_sources`.
+        crs: as for :func:`find_sources`, as WKT.
         zoom: zoom level of an MBTiles file; None for the finest.
         root: the folder that the user named, if any. Below it, ``z/x/y`` names a map tile.
 
@@ -183,7 +208,8 @@ def read_source(
     """
     path, driver = _allowed(name)
     try:
-        with _environment(path), rasterio.open(path, driver=driver, **_options(driver, zoom)) as f:
+        with _opened(name, path, driver, zoom) as f:
+            require_possible_size(f.width, f.height)
             colours = [
                 [index for index, colour in zip(f.indexes, f.colorinterp, strict=True)
                  if colour == wanted]
@@ -194,24 +220,34 @@ def read_source(
                 for index, colour in zip(f.indexes, f.colorinterp, strict=True)
                 if colour != ColorInterp.alpha
             )
-            masked = any(flags != [MaskFlags.all_valid] for flags in f.mask_flag_enums)
+            # Rasterio takes alpha as the mask for any number of bands, GDAL only for two or four.
+            masked = len(bands) < f.count or any(
+                flags != [MaskFlags.all_valid] for flags in f.mask_flag_enums
+            )
             source = Source(
                 name, path, driver, f.width, f.height, bands,
                 tuple(found[0] for found in colours) if all(colours) else (),
                 f.colorinterp[0] == ColorInterp.palette, masked, f.dtypes[0],
-                f.crs.to_wkt() if f.crs else "", f.transform,
+                f.crs.to_wkt() if f.crs else "", f.transform, zoom if driver == "MBTiles" else None,
             )  # fmt: skip
-            same_type = len(set(f.dtypes)) == 1
-    except (RasterioError, CRSError, OSError) as error:
-        raise SatmapError(f"{printable(name)}: {_reason(error, path)}") from error
-    if source.dtype not in _DTYPES or not same_type:
+            types = dict.fromkeys(f.dtypes)
+    except SatmapError as error:
+        raise SatmapError(_about(name, error)) from error
+    if not set(types) <= set(_DTYPES):
         raise SatmapError(
-            f"{printable(name)}: pixels of type {source.dtype}, but satmap reads "
+            f"{printable(name)}: pixels of type {', '.join(types)}, but satmap reads "
             f"{', '.join(_DTYPES)}. Convert the raster, for example with `gdal_translate -ot "
             "Float32`."
         )
+    if len(types) > 1:
+        raise SatmapError(
+            f"{printable(name)}: its bands have different types ({', '.join(types)}). Convert it "
+            "to one of them, for example with `gdal_translate -ot Float32`."
+        )
+    if not bands:
+        raise SatmapError(f"{printable(name)}: it has no bands but transparency.")
     if not source.crs and not source.transform.is_identity and crs:
-        source = replace(source, crs=rasterio.crs.CRS.from_user_input(crs).to_wkt())
+        source = replace(source, crs=crs)
     if not source.crs and source.transform.is_identity:
         source = _placed_tile(source, root)
     if source.transform.is_degenerate:
@@ -223,37 +259,50 @@ def read_source(
 
 
 @contextlib.contextmanager
-def opened(source: Source, zoom: int | None = None) -> Iterator[rasterio.DatasetReader]:
+def opened(source: Source) -> Iterator[rasterio.DatasetReader]:
     """Open a raster for reading.
 
     Raises:
         SatmapError: it cannot be opened or read any more.
     """
-    options = _options(source.driver, zoom)
+    with _opened(source.name, source.path, source.driver, source.zoom) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _opened(
+    name: str, path: str, driver: str, zoom: int | None
+) -> Iterator[rasterio.DatasetReader]:
+    """Open a raster by one driver, and name it in all errors of GDAL."""
+    options = {"ZOOM_LEVEL": zoom} if driver == "MBTiles" and zoom is not None else {}
+    opener = Opener(path) if "://" in path else None
+    if opener:
+        options["opener"] = opener
     try:
         with (
-            _environment(source.path),
-            rasterio.open(source.path, driver=source.driver, **options) as file,
+            rasterio.Env(**(_REMOTE if _is_remote(path) else {})),
+            rasterio.open(path, driver=driver, **options) as file,
         ):
             yield file
-    except (RasterioError, OSError) as error:
-        raise SatmapError(f"{printable(source.name)}: {_reason(error, source.path)}") from error
+    except (RasterioError, CRSError, OSError) as error:
+        # Rasterio keeps GDAL's own message in the cause.
+        reason: object = (opener and opener.fault) or error.__cause__ or error
+        raise SatmapError(f"{printable(name)}: {_reason(reason, path)}") from error
 
 
 def _allowed(name: str) -> tuple[str, str]:
-    """Return GDAL's path and driver of a raster.
+    """Return GDAL's path and driver of a raster. Files over HTTP keep their address as path.
 
     Raises:
         SatmapError: the suffix, the scheme or the content is not allowed.
     """
     scheme, separator, rest = name.partition("://")
     if separator:
-        prefix = _SCHEMES.get(scheme.lower())
-        if prefix is None:
+        if scheme.lower() not in _SCHEMES:
             raise SatmapError(
                 f"{printable(name)}: satmap reads https://, http:// and s3:// addresses."
             )
-        return prefix + (rest if prefix == "/vsis3/" else name), "GTiff"
+        return (_S3 + rest if scheme.lower() == "s3" else name), "GTiff"
     path = Path(name)
     driver = DRIVERS.get(path.suffix.lower())
     if driver is None:
@@ -263,11 +312,17 @@ def _allowed(name: str) -> tuple[str, str]:
         )
     refuse_pipe(path)
     if driver == "VRT":
+        # GDAL takes references as relative to the file that a link names.
+        path = path.resolve()
         _require_harmless_vrt(path)
     else:
         driver = _driver_by_content(path) or driver
     # An absolute path cannot be taken for one of GDAL's own prefixes.
     return str(path.absolute()), driver
+
+
+def _is_remote(path: str) -> bool:
+    return "://" in path or path.startswith(_S3)
 
 
 def _driver_by_content(path: Path) -> str | None:
@@ -284,60 +339,101 @@ def _driver_by_content(path: Path) -> str | None:
 def _require_harmless_vrt(path: Path) -> None:
     """Check that a virtual raster only refers to rasters in its own folder.
 
+    GDAL's parser differs from Python's: it ignores case and namespaces, and takes attributes for
+    elements. So everything that it could understand as a reference is checked.
+
     Raises:
         SatmapError: it refers to anything else or runs code.
     """
-    folder = path.absolute().parent.resolve()
+    shown = printable(path)
     try:
         if path.stat().st_size > _LONGEST_VRT:
-            raise SatmapError(f"{path} is larger than {_LONGEST_VRT} bytes. Split it.")
+            raise SatmapError(f"{shown} is larger than {_LONGEST_VRT:,} bytes. Split it.")
         text = path.read_text(encoding="utf-8")
-        tree = ET.fromstring(text)
+        # Before parsing: declarations can define entities of any length.
+        refused = re.search(r"<!\w*|<\?(?!xml\s)\w*", text)
+        tree = ET.fromstring("<x/>" if refused else text)
     except (OSError, ValueError, ET.ParseError) as error:
-        raise SatmapError(f"{path} is not a virtual raster: {printable(error, 200)}.") from error
-    if refused := _REFUSED_IN_VRT.search(text) or re.search("<!(DOCTYPE|ENTITY)", text):
+        raise SatmapError(f"{shown} is not a virtual raster: {printable(error, 200)}.") from error
+    parts = [part for element in tree.iter() for part in (*element.attrib.items(), element.text)]
+    words = [element.tag for element in tree.iter()]
+    words += [
+        word for part in parts if part for word in ([part] if isinstance(part, str) else part)
+    ]
+    for word in words:
+        refused = refused or _REFUSED_IN_VRT.search(word)
+    if refused:
         raise SatmapError(
-            f"{path} holds {printable(refused[0], 40)}, which satmap does not allow because it can "
-            "run code or read other files. Convert it first: gdal_translate IN.vrt OUT.tif."
+            f"{shown} holds {printable(refused[0], 40)}, which satmap does not allow because it "
+            "can run code or read other files. Convert it first: gdal_translate IN.vrt OUT.tif."
         )
     for element in tree.iter():
-        if element.tag not in _REFERENCES_IN_VRT:
-            continue
-        named = Path(element.text or "")
-        target = (folder / named).resolve()
-        driver = DRIVERS.get(target.suffix.lower(), "VRT")
-        if driver != "VRT":
-            driver = _driver_by_content(target) or driver
-        if not target.is_relative_to(folder) or driver == "VRT":
-            raise SatmapError(
-                f"{path} refers to {printable(named, 200)}. A virtual raster may only refer to "
-                f"rasters under its own folder, with a suffix of {', '.join(sorted(DRIVERS))} "
-                "except .vrt."
-            )
-        # GDAL opens it by content, so make sure that the content is what the suffix says.
-        try:
-            with rasterio.open(target, driver=driver):
-                pass
-        except (RasterioError, OSError) as error:
-            raise SatmapError(
-                f"{path} refers to {printable(named, 200)}: {_reason(error, str(target))}"
-            ) from error
+        for name in element.attrib:
+            if _local(name) in _REFERENCES_IN_VRT:
+                raise SatmapError(
+                    f"{shown} refers to a file by an attribute, {printable(name, 40)}. Write it "
+                    "again, for example with gdalbuildvrt."
+                )
+        if _local(element.tag) in _REFERENCES_IN_VRT:
+            _require_harmless_reference(path, element)
 
 
-def _options(driver: str, zoom: int | None) -> dict[str, int]:
-    return {"ZOOM_LEVEL": zoom} if driver == "MBTiles" and zoom is not None else {}
+def _local(name: str) -> str:
+    """Return the name of an element or attribute as GDAL compares it: no namespace, lower case."""
+    return re.split("[}:]", name)[-1].lower()
 
 
-def _environment(path: str) -> rasterio.Env:
-    return rasterio.Env(**(_REMOTE if path.startswith(tuple(_SCHEMES.values())) else {}))
+def _require_harmless_reference(path: Path, element: ET.Element) -> None:
+    """Check one reference of a virtual raster; raises as :func:`_require_harmless_vrt`."""
+    folder, named = path.parent, element.text or ""
+    relative = {_local(name): value for name, value in element.attrib.items()}
+    place = folder if relative.get("relativetovrt", "0").strip() == "1" else Path.cwd()
+    try:
+        target = (place / named).resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SatmapError(f"{path} refers to {printable(named, 200)}: {error}.") from error
+    driver = DRIVERS.get(target.suffix.lower(), "VRT")
+    if driver != "VRT":
+        driver = _driver_by_content(target) or driver
+    # GDAL drops spaces around it, and takes colons for its other names, such as GTIFF_DIR:2:a.tif.
+    is_plain = not len(element) and named == named.strip() and target.is_relative_to(folder)
+    if (
+        not is_plain
+        or re.search('[:<>|?*"]', str(target.relative_to(folder)))
+        or driver in ("VRT", "MBTiles")
+    ):
+        raise SatmapError(
+            f"{printable(path)} refers to {printable(named, 200)}. A virtual raster may only refer "
+            f"to rasters under its own folder, with a suffix of {', '.join(sorted(DRIVERS))} "
+            "except .vrt and .mbtiles."
+        )
+    # GDAL opens it by content, so make sure that the content is what the suffix says.
+    try:
+        with rasterio.open(target, driver=driver):
+            pass
+    except (RasterioError, OSError) as error:
+        raise SatmapError(
+            f"{printable(path)} refers to {printable(named, 200)}: "
+            f"{_reason(error.__cause__ or error, str(target))}"
+        ) from error
 
 
-def _reason(error: Exception, path: str) -> str:
-    # Rasterio keeps GDAL's own message in the cause.
-    text = printable(str(error.__cause__ or error).strip().rstrip("."), 300)
-    if path.startswith(tuple(_SCHEMES.values())):
-        return f"cannot be read ({text}). Check the address, its permissions and the network."
+def _reason(error: object, path: str) -> str:
+    if _is_remote(path):
+        return unreadable(error)
+    text = printable(str(error).strip().rstrip("."), 300)
     return f"not a readable raster ({text}). Check that the file is complete."
+
+
+def reason_of(name: str, error: object) -> str:
+    """Return the message of an error without the raster's name at its beginning."""
+    return str(error).removeprefix(f"{printable(name)}: ")
+
+
+def _about(name: str, error: object) -> str:
+    """Return a message that begins with the raster's name."""
+    shown = printable(name)
+    return str(error) if str(error).startswith(shown) else f"{shown}: {error}"
 
 
 def _placed_tile(source: Source, root: Path | None) -> Source:
@@ -360,6 +456,6 @@ def _placed_tile(source: Source, root: Path | None) -> Source:
         return source
     metres = 2 * _HALF_WORLD_M / 2**zoom
     corner = Affine.translation(x * metres - _HALF_WORLD_M, _HALF_WORLD_M - y * metres)
-    transform = corner * Affine.scale(metres / size, -metres / size)
+    transform = corner @ Affine.scale(metres / size, -metres / size)
     crs = rasterio.crs.CRS.from_user_input(_WEB_MERCATOR).to_wkt()
     return replace(source, crs=crs, transform=transform, zoom=zoom)

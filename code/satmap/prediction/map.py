@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from satmap.data.sources import find_sources
 from satmap.errors import SatmapError
 from satmap.io.checksums import FileRecord, in_threads, record_file
 from satmap.io.progress import track
+from satmap.io.text import printable
 from satmap.networks.ensemble import EnsembleMember
 from satmap.prediction.journal import Journal
 from satmap.prediction.outputs import PredictionReport
@@ -28,12 +30,14 @@ from satmap.prediction.plan import Plan, Request, Tile, ensemble_of, fingerprint
 from satmap.prediction.run import run
 from satmap.provenance.manifest import MapManifest, Run, record_recipe, write_manifest
 from satmap.rasters.scene import Box
+from satmap.recipes.schema import Inference
+from satmap.runtime.device import pick_device
 from satmap.submissions.output_checks import require_any_format, require_outputs
-from satmap.tasks.base import PreparedImage, Task
+from satmap.tasks.base import PreparedImage, Task, task_of
 from satmap.tasks.dense import DenseTask
 from satmap.weights.members import WeightFile
 
-# Side of a block, pixels.
+# Side of a block in pixels, rounded to whole windows of the networks.
 _BLOCK_PX = 2048
 # Pixels around a block that the networks see, at most.
 _CONTEXT_PX = 128
@@ -45,7 +49,18 @@ _FAR_SIZE = 2.0
 
 @dataclass(frozen=True)
 class MapRequest(Request):
-    """The arguments of :func:`map_sources`."""
+    """The arguments of :func:`map_sources`.
+
+    Attributes:
+        sources: files, directories and URLs.
+        bands: numbers of the bands to read, from 1; None for those marked as red, green and blue.
+        source_crs: reference system of sources that state none.
+        zoom: zoom level of map tiles; None for all.
+        priority: which source to use where several overlap.
+        stretch: values that become black and white; None for percentiles of a sample.
+        gsd: metres per pixel for the networks; None for that of their training.
+        block_px: side of the blocks that the map is made of; None for about 2,000.
+    """
 
     sources: tuple[str, ...] = ()
     bands: tuple[int, ...] | None = None
@@ -54,6 +69,7 @@ class MapRequest(Request):
     priority: Priority = "finest"
     stretch: tuple[float, float] | None = None
     gsd: float | None = None
+    block_px: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,39 +78,44 @@ class MapPlan(Plan):
 
     Attributes:
         mosaics: the maps, by id.
-        blocks: id of the map and rectangle of each tile.
-        context: pixels around a block that the networks see.
+        blocks: of each tile the id of its map, its rectangle, and that which the networks see.
     """
 
     mosaics: Mapping[str, Mosaic] = field(default_factory=dict)
-    blocks: tuple[tuple[str, Box], ...] = ()
-    context: int = 0
+    blocks: tuple[tuple[str, Box, Box], ...] = ()
 
     def prepare(self, index: int, members: Sequence[EnsembleMember]) -> PreparedImage:
         """Read a block and its surroundings in the networks' pixel size."""
-        map_id, box = self.blocks[index]
+        map_id, box, seen = self.blocks[index]
         chip = self.tiles[index].chip
-        pixels = self.mosaics[map_id].read(box.grown(self.context, self.context))
+        faults: dict[str, str] = {}
+        pixels = self.mosaics[map_id].read(seen, faults)
+        notes = tuple(f"{printable(name)}: {reason}" for name, reason in faults.items())
+        if notes and not pixels.any():
+            raise SatmapError(notes[0])
         default = self.task.default_metres_per_pixel or 1.0
         georeference = chip.image.georeference
         metres = georeference.metres_per_pixel if georeference else (default, default)
-        inside = Box(self.context, self.context, box.width, box.height)
         category = self.task.category(chip)
-        return PreparedImage(chip.image, pixels, members, metres, (), category, inside=inside)
+        return PreparedImage(
+            chip.image, pixels, members, metres, notes, category, inside=box.seen_from(seen)
+        )
 
 
 def map_sources(request: MapRequest) -> PredictionReport:
     """Map rasters and write the result, in one or several formats.
 
-    A block that cannot be read is left out and reported. A stopped run resumes with its unfinished
-    blocks. The result does not depend on the number of processes and workers.
+    Rasters that cannot be read, or not everywhere, are left out there and reported. A stopped run
+    resumes with its unfinished blocks. The result does not depend on the number of processes and
+    workers.
 
     Args:
         request: ``sources`` are files, directories and URLs; ``output`` and ``exports`` end in the
             suffixes of the formats.
 
     Returns:
-        Number of objects per map, and faults by raster and by block.
+        Number of objects of each map that was predicted at least in part, and faults by raster and
+        by block.
 
     Raises:
         SatmapError: no raster can be read, the networks do not fit, or an output cannot be written.
@@ -106,37 +127,44 @@ def map_sources(request: MapRequest) -> PredictionReport:
 def _plan(request: MapRequest) -> MapPlan:
     """Find networks and rasters, compute the stretches, and print a summary on stdout."""
     files, recipe, task, rating_model = ensemble_of(request)
+    if pick_device(request.device).type == "cpu":
+        # Batches take memory, but no CPU is faster with them.
+        inference = recipe.inference.model_copy(update={"batch": 1})
+        recipe = recipe.model_copy(update={"inference": inference})
+        task = task_of(recipe)
     for path in (request.output, *request.exports):
         require_any_format(recipe.task, path)
     found = find_sources(request.sources, crs=request.source_crs, zoom=request.zoom)
     channels = max(file.in_channels for file in files)
     layers, faults = find_layers(found.sources, channels, request.bands)
-    if not layers:
-        raise SatmapError(next(iter(faults.values())))
-    stretched = []
-    for layer in track(layers, "sampling", len(layers)):
-        try:
-            stretched.append(replace(layer, stretch=_stretch(layer, request, task)))
-        except SatmapError as error:
-            faults[layer.name] = str(error)
+    faults = found.faults | faults
+    stretched = [
+        replace(layer, stretch=stretch)
+        for layer in track(layers, "sampling", len(layers))
+        if (stretch := _stretch(layer, request, task, faults)) is not None
+    ]
     if not stretched:
-        raise SatmapError(next(iter(faults.values())))
+        raise SatmapError("\n".join(f"{printable(name)}: {faults[name]}" for name in faults))
     gsd = request.gsd or trained_gsd(files)
     mosaics = _named(make_mosaics(stretched, gsd, request.priority))
     warnings = _describe(mosaics, gsd)
     context = min(recipe.inference.overlap, _CONTEXT_PX)
-    names: list[tuple[str, Box]] = []
+    side = request.block_px or block_side(recipe.inference)
+    names: list[tuple[str, Box, Box]] = []
     tiles: list[Tile] = []
     for map_id, mosaic in mosaics.items():
-        boxes = mosaic.blocks(_BLOCK_PX)
-        names += [(map_id, box) for box in boxes]
-        tiles += _tiles(map_id, mosaic, boxes, len(tiles), channels, request, task)
+        blocks = mosaic.blocks(side)
+        for box in blocks.values():
+            seen = mosaic.covered(box.grown(context, context))
+            assert seen is not None
+            names.append((map_id, box, seen))
+        tiles += _tiles(map_id, mosaic, blocks, len(tiles), channels, request, task)
     print(
         f"{len(tiles)} blocks, {len(files)} networks, {recipe.inference.tta} test-time "
         "augmentations",
         flush=True,
     )
-    options = [request.bands, request.priority, request.stretch, gsd, _BLOCK_PX, context]
+    options = [request.bands, request.priority, request.stretch, gsd, side, context]
     return MapPlan(
         recipe,
         task,
@@ -145,13 +173,18 @@ def _plan(request: MapRequest) -> MapPlan:
         None,
         {tile.chip.image_id: tile.chip.image_id for tile in tiles},
         tuple(tiles),
-        found.faults | faults,
+        faults,
         tuple(warnings),
         json.dumps([fingerprint_of(recipe, files, rating_model, request, None), options]),
         mosaics,
         tuple(names),
-        context,
     )
+
+
+def block_side(inference: Inference) -> int:
+    """Return the side of blocks that whole windows of the networks cover, pixels."""
+    step = inference.window - 2 * inference.overlap
+    return max(round(_BLOCK_PX / step), 1) * step
 
 
 def trained_gsd(files: Sequence[WeightFile]) -> float | None:
@@ -160,12 +193,18 @@ def trained_gsd(files: Sequence[WeightFile]) -> float | None:
     return sum(sizes) / len(sizes) if sizes else None
 
 
-def _stretch(layer: Layer, request: MapRequest, task: Task) -> Stretch:
+def _stretch(
+    layer: Layer, request: MapRequest, task: Task, faults: dict[str, str]
+) -> Stretch | None:
+    """Return a layer's stretch; None if nothing of it can be read, which is added to ``faults``."""
     if request.stretch is not None:
         low, high = request.stretch
         return Stretch((low,) * len(layer.bands), (high,) * len(layer.bands))
     settings = task.recipe.stretch
-    return layer.sample_stretch(settings.low, settings.high)
+    unreadable: dict[str, str] = {}
+    stretch = layer.sample_stretch(settings.low, settings.high, unreadable)
+    faults |= unreadable
+    return None if unreadable and not any(stretch.high) else stretch
 
 
 def _named(mosaics: Sequence[Mosaic]) -> dict[str, Mosaic]:
@@ -215,7 +254,7 @@ def _describe(mosaics: Mapping[str, Mosaic], gsd: float | None) -> list[str]:
 def _tiles(
     map_id: str,
     mosaic: Mosaic,
-    boxes: Sequence[Box],
+    blocks: Mapping[tuple[int, int], Box],
     first: int,
     channels: int,
     request: MapRequest,
@@ -223,21 +262,20 @@ def _tiles(
 ) -> list[Tile]:
     """Return the blocks of a map with the blocks around them; their indices begin at ``first``."""
     digest = hashlib.sha256(mosaic.identity().encode()).hexdigest()[:16]
-    place = {(box.left, box.top): index for index, box in enumerate(boxes)}
+    index_of = {place: index for index, place in enumerate(blocks, first)}
     path = Path(mosaic.layers[0].sources[0].name)
     tiles = []
-    for box in boxes:
+    for (row, column), box in blocks.items():
         around = []
         if isinstance(task, DenseTask):
-            for x in (-_BLOCK_PX, 0, _BLOCK_PX):
-                for y in (-_BLOCK_PX, 0, _BLOCK_PX):
-                    other = place.get((box.left + x, box.top + y))
-                    if other is not None and (x or y):
-                        around.append(Neighbour(first + other, x, y))
+            for place in product((row - 1, row, row + 1), (column - 1, column, column + 1)):
+                if place in index_of and place != (row, column):
+                    shift = blocks[place].seen_from(box)
+                    around.append(Neighbour(index_of[place], shift.left, shift.top))
         info = ImageInfo(
             path, RGB, box.width, box.height, channels, "uint8", mosaic.georeference_of(box)
         )
-        image_id = f"{map_id}:{box.top // _BLOCK_PX}-{box.left // _BLOCK_PX}"
+        image_id = f"{map_id}:{row}-{column}"
         chip = Chip(image_id, image_id, "", {RGB: info}, None, view_angle=request.view_angle)
         tiles.append(Tile(chip, f"{image_id} {digest}", tuple(around)))
     return tiles
@@ -255,7 +293,10 @@ def _finish(
     faults = dict(plan.faults)
     blocks: dict[str, list[tuple[Box, Any]]] = {map_id: [] for map_id in plan.mosaics}
     for index, tile in enumerate(plan.tiles):
-        map_id, box = plan.blocks[index]
+        map_id, box, _ = plan.blocks[index]
+        for note in journal.notes.get(tile.key, ()):
+            name, _, reason = note.partition(": ")
+            faults.setdefault(name, reason)
         if index in found:
             faults[f"block {tile.chip.image_id}"] = found[index]
         else:
@@ -264,9 +305,11 @@ def _finish(
     for map_id, mosaic in plan.mosaics.items():
         size = mosaic.height, mosaic.width
         records[map_id] = plan.task.join_blocks(map_id, size, blocks[map_id], mosaic.georeference)
-    counts = {map_id: plan.task.count(record) for map_id, record in records.items()}
+    counts = {
+        map_id: plan.task.count(record) for map_id, record in records.items() if blocks[map_id]
+    }
     warnings = list(plan.warnings)
-    if not any(counts.values()):
+    if counts and not any(counts.values()):
         warnings.append(
             f"the networks found no {plan.task.noun} anywhere. Check that the images are like "
             "those of the training: pixel size, bands and contrast (--gsd, --bands, --stretch)"

@@ -1,0 +1,429 @@
+"""Which rasters are found and read, and which are refused, each with its own message."""
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp
+
+from http_servers import Server, http_server
+from repository import SHARED
+from satmap.data import remote, sources
+from satmap.data.sources import find_sources, opened, read_source
+from satmap.errors import SatmapError
+from satmap.io.geojson_reader import project
+from synthetic_images import write_image
+
+UTM = "EPSG:32633"
+PLACE = Affine(0.5, 0, 500000, 0, -0.5, 5000000)
+RANDOM = np.random.default_rng(0)
+PIXELS = RANDOM.integers(1, 255, (3, 64, 80)).astype(np.uint8)
+
+
+def write(path: Path, pixels: NDArray[Any] = PIXELS, driver: str = "GTiff", **profile: Any) -> Path:
+    count, height, width = pixels.shape
+    shape = {"count": count, "height": height, "width": width, "dtype": pixels.dtype}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if profile.pop("placed", True):
+        profile = {"crs": UTM, "transform": PLACE} | profile
+    with rasterio.open(path, "w", driver=driver, **shape, **profile) as target:
+        target.write(pixels)
+    return path
+
+
+def refusal(*names: str | Path, **options: Any) -> str:
+    with pytest.raises(SatmapError) as caught:
+        find_sources(names, **options)
+    return str(caught.value)
+
+
+# --- formats --------------------------------------------------------------------------------------
+
+
+def test_files_of_any_name_and_format_are_found(tmp_path: Path) -> None:
+    write(tmp_path / "my town 2023.tif")
+    write(tmp_path / 'Ünïcode, "quoted" #1.TIFF', driver="COG")
+    write(tmp_path / "deep/er/a.webp", driver="WEBP", LOSSLESS=True)
+    write(tmp_path / "b.jp2", driver="JP2OpenJPEG", QUALITY=100, REVERSIBLE=True)
+    write(tmp_path / "c.png", driver="PNG")
+    write(tmp_path / "d.jpg", driver="JPEG")
+    # Hidden files are satmap's own temporary ones.
+    write(tmp_path / ".roads.gpkg.maps/e.tif")
+    (tmp_path / "notes.txt").write_text("no raster")
+    found = find_sources([tmp_path])
+    assert not found.faults
+    names = [Path(source.name).name for source in found.sources]
+    assert sorted(names) == sorted(
+        ["my town 2023.tif", 'Ünïcode, "quoted" #1.TIFF', "a.webp", "b.jp2", "c.png", "d.jpg"]
+    )
+    for source in found.sources:
+        assert (source.width, source.height, source.dtype) == (80, 64, "uint8")
+        assert source.bands == (1, 2, 3)
+        # PNG, JPEG and WebP keep theirs in a file beside them.
+        assert source.crs and source.transform.almost_equals(PLACE)
+        with opened(source) as file:
+            same = np.array_equal(file.read(), PIXELS)
+        assert same or source.driver == "JPEG"
+
+
+@pytest.mark.parametrize(("driver", "suffix", "world"), [("JPEG", ".jpg", ".jgw"),
+                                                         ("PNG", ".png", ".pgw")])  # fmt: skip
+def test_world_files_need_a_reference_system(
+    tmp_path: Path, driver: str, suffix: str, world: str
+) -> None:
+    path = write(tmp_path / f"a{suffix}", driver=driver, placed=False)
+    path.with_suffix(world).write_text("0.5\n0\n0\n-0.5\n500000.25\n4999999.75\n")
+    (source,) = find_sources([path]).sources
+    assert not source.crs and source.transform == PLACE
+    (source,) = find_sources([path], crs=UTM).sources
+    assert "UTM zone 33N" in source.crs and source.transform == PLACE
+    # It is not for rasters that have their own, nor for those without any place.
+    other = write(tmp_path / "b.tif", crs="EPSG:32634")
+    alone = write(tmp_path / "c.tif", placed=False)
+    first, second = find_sources([other, alone], crs=UTM).sources
+    assert "zone 34N" in first.crs and not second.crs
+    assert refusal(path, crs="EPSG:0").startswith("EPSG:0 is not a reference system")
+
+
+def test_wrong_suffixes_are_read_by_their_content(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.png", driver="PNG", placed=False)
+    jpg = path.rename(tmp_path / "a.jpg")
+    (source,) = find_sources([jpg]).sources
+    assert source.driver == "PNG" and not source.is_lossy
+
+
+def test_flat_and_nested_map_tiles_have_a_place(tmp_path: Path) -> None:
+    tile = RANDOM.integers(1, 255, (3, 256, 256)).astype(np.uint8)
+    plain: dict[str, Any] = {"driver": "PNG", "placed": False}
+    for zoom, x, y in ((18, 140000, 85000), (18, 140001, 85000), (17, 70000, 42500)):
+        write(tmp_path / f"nested/{zoom}/{x}/{y}.png", tile, **plain)
+        write(tmp_path / f"flat/OAM-{x}-{y}-{zoom}.png", tile, **plain)
+    nested = find_sources([tmp_path / "nested"]).sources
+    flat = find_sources([tmp_path / "flat"]).sources
+    place = {(source.zoom, source.transform, source.crs) for source in nested}
+    assert len(place) == 3 and place == {(s.zoom, s.transform, s.crs) for s in flat}
+    level = find_sources([tmp_path / "nested"], zoom=18).sources
+    assert [source.zoom for source in level] == [18, 18]
+    # The same if the user names a folder inside.
+    for folder in ("nested/18", "nested/18/140000"):
+        inside = find_sources([tmp_path / folder]).sources
+        assert {source.transform for source in inside} <= {source.transform for source in level}
+    assert "at zoom 16" in refusal(tmp_path / "flat", zoom=16)
+    (single,) = find_sources([tmp_path / "flat/OAM-70000-42500-17.png"]).sources
+    assert single.zoom == 17
+    # Impossible numbers and other sizes are names like any other.
+    write(tmp_path / "odd/1-9-2.png", tile, **plain)
+    write(tmp_path / "odd/1-1-3.png", PIXELS, **plain)
+    assert all(source.zoom is None for source in find_sources([tmp_path / "odd"]).sources)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the real data")
+def test_real_map_tiles_lie_where_their_labels_are() -> None:
+    folder = SHARED / "data/buildings_openaerialmap/place1"
+    (source,) = find_sources([folder / "tiles/OAM-1277169-1083853-21.jpg"]).sources
+    label = json.loads((folder / "labels/OAM-1277169-1083853-21.geojson").read_text())
+    rings = [feature["geometry"]["coordinates"][0] for feature in label["features"]]
+    assert rings
+    xy = project(np.concatenate(rings)[:, :2], "EPSG:4326", source.crs)
+    left, bottom, right, top = rasterio.transform.array_bounds(
+        source.height, source.width, source.transform
+    )
+    assert (xy > (left - 1, bottom - 1)).all() and (xy < (right + 1, top + 1)).all()
+
+
+def test_mbtiles_are_read_at_the_finest_or_the_chosen_zoom(tmp_path: Path) -> None:
+    pixels = np.repeat(RANDOM.integers(1, 255, (3, 8, 8)), 64, axis=1).repeat(64, axis=2)
+    place = Affine(1.194328566955879, 0, 1e6, 0, -1.194328566955879, 6e6)
+    path = write(tmp_path / "a.mbtiles", pixels.astype(np.uint8), driver="MBTiles",
+                 crs="EPSG:3857", transform=place, TILE_FORMAT="PNG")  # fmt: skip
+    with rasterio.open(path, "r+") as file:
+        file.build_overviews([2, 4])
+    (fine,) = find_sources([path]).sources
+    (coarse,) = find_sources([path], zoom=16).sources
+    assert fine.width >= 2 * coarse.width - 2 and coarse.zoom == 16
+    with opened(coarse) as file:
+        assert (file.width, file.height) == (coarse.width, coarse.height)
+    assert "zoom" in refusal(path, zoom=3).lower()
+
+
+# --- what cannot be read --------------------------------------------------------------------------
+
+
+def test_pixels_that_satmap_does_not_read_are_refused(tmp_path: Path) -> None:
+    for dtype in ("complex64", "float64", "int32", "uint32"):
+        path = write(tmp_path / f"{dtype}.tif", PIXELS.astype(dtype))
+        text = refusal(path)
+        assert f"{path}: pixels of type {dtype}" in text and "gdal_translate" in text
+    huge = tmp_path / "huge.tif"
+    with rasterio.open(huge, "w", driver="GTiff", width=200000, height=200000, count=1,
+                       dtype="uint8", SPARSE_OK=True, tiled=True, bigtiff=True):  # fmt: skip
+        pass
+    assert "200000 x 200000 pixels are more than satmap reads" in refusal(huge)
+
+
+def test_unreadable_files_are_named_with_the_reason(tmp_path: Path) -> None:
+    good = write(tmp_path / "good.tif")
+    broken = tmp_path / "broken.tif"
+    broken.write_bytes(good.read_bytes()[:100])
+    found = find_sources([tmp_path])
+    assert [source.name for source in found.sources] == [str(good)]
+    ((name, reason),) = found.faults.items()
+    assert name == str(broken) and "Check that the file is complete" in reason
+    assert str(broken) not in reason
+    text = refusal(broken)
+    assert text.startswith(f"{broken}: not a readable raster") and text.count(str(broken)) == 1
+    (tmp_path / "text.tif").write_text("<VRTDataset/>")
+    assert "not a readable raster" in refusal(tmp_path / "text.tif")
+    assert "does not exist" in refusal(tmp_path / "none.tif")
+    (tmp_path / "empty").mkdir()
+    assert "none of" in refusal(tmp_path / "empty")
+    (tmp_path / "notes.txt").write_text("")
+    assert "satmap reads .j2k" in refusal(tmp_path / "notes.txt")
+    flat = write(tmp_path / "flat.tif", transform=Affine(1, 0, 0, 0, 0, 0))
+    assert "onto a line" in refusal(flat)
+
+
+# --- virtual rasters ------------------------------------------------------------------------------
+
+SOURCE = '<SimpleSource><SourceFilename relativeToVRT="1">a.tif</SourceFilename></SimpleSource>'
+
+
+def vrt(content: str = SOURCE, band: str = "", root: str = "") -> str:
+    return (
+        f'<VRTDataset rasterXSize="80" rasterYSize="64" {root}>'
+        f"<SRS>{UTM}</SRS><GeoTransform>500000,.5,0,5000000,0,-.5</GeoTransform>"
+        f'<VRTRasterBand dataType="Byte" band="1" {band}>{content}</VRTRasterBand></VRTDataset>'
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with ``a.tif``, beside a secret; the current directory is elsewhere."""
+    folder = tmp_path / "folder"
+    write(folder / "a.tif", PIXELS[:1])
+    write(folder / "sub/b.tif", PIXELS[:1])
+    write(tmp_path / "secret.tif", PIXELS[:1])
+    (tmp_path / "elsewhere").mkdir()
+    write(tmp_path / "elsewhere/a.tif", PIXELS[:1])
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return folder
+
+
+def test_virtual_rasters_of_their_own_folder_are_read(folder: Path) -> None:
+    path = folder / "all.vrt"
+    for content in (SOURCE, SOURCE.replace("a.tif", "sub/b.tif"),
+                    SOURCE.replace('"1">', f'"0">{folder}/')):  # fmt: skip
+        path.write_text(vrt(content))
+        with opened(read_source(str(path))) as file:
+            assert np.array_equal(file.read(1), PIXELS[0])
+    link = folder.parent / "link.vrt"
+    link.symlink_to(path)
+    with opened(read_source(str(link))) as file:
+        assert np.array_equal(file.read(1), PIXELS[0])
+
+
+# What GDAL would read, and a word of the message.
+HARMFUL = {
+    "outside": (SOURCE.replace("a.tif", "../secret.tif"), "under its own folder"),
+    "absolute": (SOURCE.replace('"1">a', '"0">/etc/a'), "under its own folder"),
+    "current": (SOURCE.replace('"1"', '"0"'), "under its own folder"),
+    "url": (SOURCE.replace("a.tif", "/vsicurl/http://127.0.0.1:9/a.tif"), "under its own folder"),
+    "subdataset": (SOURCE.replace("a.tif", "GTIFF_DIR:1:a.tif"), "under its own folder"),
+    "spaces": (SOURCE.replace("a.tif", " /etc/a.tif"), "under its own folder"),
+    "text": (SOURCE.replace("a.tif", "a.txt"), "under its own folder"),
+    "virtual": (SOURCE.replace("a.tif", "b.vrt"), "under its own folder"),
+    "inline": (SOURCE.replace("a.tif", "&lt;VRTDataset/&gt;.tif"), "under its own folder"),
+    "missing": (SOURCE.replace("a.tif", "c.tif"), "c.tif: not a readable raster"),
+    "disguised": (SOURCE.replace("a.tif", "d.tif"), "d.tif: not a readable raster"),
+    "case": ("<SimpleSource><sourcefilename>/etc/a.tif</sourcefilename></SimpleSource>", "/etc"),
+    "attribute": ('<SimpleSource SourceFilename="/etc/a.tif"/>', "by an attribute"),
+    "open options": (SOURCE.replace("</Simple", "<OpenOptions/></Simple"), "OpenOptions"),
+    "comment": (SOURCE.replace("a.tif", "<!-- -->a.tif"), "<!"),
+    "data": (SOURCE.replace("a.tif", "<![CDATA[a.tif]]>"), "<!"),
+    "function": ("<PixelFunctionType>mul</PixelFunctionType>" + SOURCE, "PixelFunction"),
+    "escaped": ("<SourceTransferType>&#80;ixelFunction</SourceTransferType>", "PixelFunction"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HARMFUL)
+def test_virtual_rasters_may_not_reach_out(
+    folder: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, expected = HARMFUL[case]
+    (folder / "a.txt").write_text("text")
+    (folder / "d.tif").write_text(vrt())
+    path = folder / "all.vrt"
+    path.write_text(vrt(content))
+
+    def refuse(path: str, *_: Any, **options: Any) -> None:
+        assert options["driver"] != "VRT", "GDAL must not see the virtual raster"
+        original(path, *_, **options)
+
+    original = rasterio.open
+    monkeypatch.setattr("satmap.data.sources.rasterio.open", refuse)
+    text = refusal(path)
+    assert expected in text and str(path) in text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (vrt(band='subClass="VRTDerivedRasterBand"'), "VRTDerivedRasterBand"),
+        (vrt(band='subclass="VRTRawRasterBand"'), "VRTRawRasterBand"),
+        (vrt(root='xmlns="x"').replace("a.tif", "/etc/a.tif"), "/etc/a.tif"),
+        ('<!DOCTYPE a [<!ENTITY b "c">]>' + vrt(), "<!DOCTYPE"),
+        ('<?xml version="1.0"?><?php?>' + vrt(), "<?php"),
+        ("<VRTDataset", "not a virtual raster"),
+        ("\0\0", "not a virtual raster"),
+    ],
+)
+def test_virtual_rasters_may_not_run_code(folder: Path, text: str, expected: str) -> None:
+    path = folder / "all.vrt"
+    path.write_text(text)
+    assert expected in refusal(path)
+
+
+def test_long_virtual_rasters_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_LONGEST_VRT", 100)
+    (folder / "all.vrt").write_text(vrt())
+    assert "is larger than 100 bytes" in refusal(folder / "all.vrt")
+
+
+# --- servers --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(remote, "TIMEOUT_S", 0.3)
+    remote.remote_file.cache_clear()
+    with http_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cog(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    pixels = RANDOM.integers(1, 255, (3, 900, 1000)).astype(np.uint8)
+    path = write(tmp_path_factory.mktemp("cog") / "a.tif", pixels, driver="COG", BLOCKSIZE=128)
+    return path.read_bytes()
+
+
+def test_a_file_on_a_server_is_read_in_parts(server: Server, cog: bytes, tmp_path: Path) -> None:
+    server.files["/my%20town.tif?key=1"] = cog
+    (tmp_path / "a.tif").write_bytes(cog)
+    (found,) = find_sources([f"{server.url}/my town.tif?key=1"]).sources
+    assert found.is_remote
+    with opened(found) as file, rasterio.open(tmp_path / "a.tif") as local:
+        window = rasterio.windows.Window(0, 0, 128, 128)
+        assert np.array_equal(file.read(window=window), local.read(window=window))
+        sent = len(server.requests)
+        assert sent < 8
+        assert np.array_equal(file.read(), local.read())
+    # Parts that are known are not asked for again, nor any file beside it.
+    with opened(found) as file:
+        file.read()
+    assert {path for _, path, _ in server.requests} == {"/my%20town.tif?key=1"}
+    assert len(server.requests) < sent + len(cog) / remote._BLOCK + 2
+
+
+def test_servers_that_fail_are_named(server: Server, cog: bytes) -> None:
+    address = f"{server.url}/a.tif"
+    assert refusal(address).startswith(f"{address}: cannot be read (the server answers 404")
+    server.files["/a.tif"] = cog[:300]
+    assert f"{address}: cannot be read (" in refusal(address)
+    server.files["/text.tif"] = b"<VRTDataset/>" * 100
+    assert "cannot be read" in refusal(f"{server.url}/text.tif")
+    server.files["/b.tif"] = cog
+    server.has_ranges = False
+    assert "no range requests" in refusal(f"{server.url}/b.tif")
+    server.silent.add("/slow.tif")
+    assert "does not answer: timed out" in refusal(f"{server.url}/slow.tif")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}/a.tif"
+        assert "refused" in refusal(nobody)
+    assert "satmap reads https://" in refusal("ftp://example.org/a.tif")
+    assert "satmap reads https://" in refusal("file:///etc/a.tif")
+
+
+def test_redirects_are_refused_and_their_target_is_never_contacted(
+    server: Server, cog: bytes
+) -> None:
+    with http_server() as other:
+        other.files["/a.tif"] = cog
+        server.redirects["/a.tif"] = f"{other.url}/a.tif"
+        text = refusal(f"{server.url}/a.tif")
+        assert f"the server redirects to {other.url}/a.tif" in text
+        # A server that redirects later.
+        server.files["/b.tif"] = cog
+        (found,) = find_sources([f"{server.url}/b.tif"]).sources
+        server.redirects["/b.tif"] = f"{other.url}/a.tif"
+        with pytest.raises(SatmapError, match="redirects to"), opened(found) as file:
+            file.read()
+        assert not other.requests
+
+
+def test_a_file_that_changes_on_the_server_is_not_mixed(server: Server, cog: bytes) -> None:
+    server.files["/a.tif"] = cog
+    (found,) = find_sources([f"{server.url}/a.tif"]).sources
+    server.files["/a.tif"] = cog + b"more"
+    with pytest.raises(SatmapError, match="has changed on the server"), opened(found) as file:
+        file.read()
+
+
+def test_a_truncated_file_on_a_server_is_unreadable_where_it_ends(
+    server: Server, cog: bytes
+) -> None:
+    server.files["/a.tif"] = cog[: len(cog) // 2]
+    (found,) = find_sources([f"{server.url}/a.tif"]).sources
+    with pytest.raises(SatmapError, match="cannot be read"), opened(found) as file:
+        file.read()
+
+
+def test_s3_is_read_through_the_endpoint_of_the_environment(
+    cog: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moto = pytest.importorskip("moto.server")
+    import boto3
+
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    running = moto.ThreadedMotoServer(port=0, verbose=False)
+    running.start()
+    try:
+        host, port = running.get_host_and_port()
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
+        client.create_bucket(Bucket="towns")
+        client.put_object(Bucket="towns", Key="a/b.tif", Body=cog)
+        monkeypatch.setenv("AWS_S3_ENDPOINT", f"{host}:{port}")
+        monkeypatch.setenv("AWS_HTTPS", "NO")
+        monkeypatch.setenv("AWS_VIRTUAL_HOSTING", "FALSE")
+        (found,) = find_sources(["s3://towns/a/b.tif"]).sources
+        assert found.is_remote
+        with opened(found) as file:
+            assert file.read().shape == (3, 900, 1000)
+        assert "s3://towns/none.tif: cannot be read" in refusal("s3://towns/none.tif")
+    finally:
+        running.stop()
+
+
+# --- bands ----------------------------------------------------------------------------------------
+
+
+def test_bands_are_chosen_by_their_colours(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", RANDOM.integers(1, 9, (5, 8, 8)).astype(np.uint16))
+    with rasterio.open(path, "r+") as file:
+        file.colorinterp = (ColorInterp.undefined, ColorInterp.blue, ColorInterp.green,
+                            ColorInterp.red, ColorInterp.alpha)  # fmt: skip
+    source = read_source(str(path))
+    assert source.bands == (1, 2, 3, 4) and source.colours == (4, 3, 2) and source.has_mask
+    plain = read_source(str(write_image(tmp_path / "b.tif", bands=8, dtype="uint16")))
+    assert plain.bands == tuple(range(1, 9)) and not plain.has_mask
