@@ -52,7 +52,9 @@ def pixels_to_utm(xy: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array(ORIGIN) + xy * (PIXEL_M, -PIXEL_M)
 
 
-def picture(houses: Sequence[tuple[int, int, int, int]] = (), side: int = SIDE) -> NDArray[np.uint8]:
+def picture(
+    houses: Sequence[tuple[int, int, int, int]] = (), side: int = SIDE
+) -> NDArray[np.uint8]:
     """Noise with brighter houses, given as left, top, right and bottom."""
     image = np.random.default_rng(1).integers(60, 100, (3, side, side)).astype(np.uint8)
     for left, top, right, bottom in houses:
@@ -75,6 +77,7 @@ def write_image(path: Path, image: NDArray[np.uint8], *, crs: str | None = UTM) 
 
 def write_shapes(path: Path, shapes: Sequence[shapely.Geometry], **properties: object) -> Path:
     """Write shapes, in pixels of the image, as GeoJSON in longitude and latitude."""
+
     def placed(xy: NDArray[np.float64]) -> NDArray[np.float64]:
         return project(pixels_to_utm(xy), UTM, LON_LAT)
 
@@ -189,7 +192,7 @@ def test_building_masks(tmp_path: Path) -> None:
     inventory = find(data, "buildings", tmp_path / "cache")
     assert sorted(shapely.area(label_of(inventory).shapes).tolist()) == [1600.0, 4000.0]
     # An image without mask counts as one without label.
-    with pytest.raises(SatmapError, match="1 of 2 images have no label: b.png"):
+    with pytest.raises(SatmapError, match=r"1 of 2 images have no label: b\.png"):
         inventory.require_labels()
 
 

@@ -78,6 +78,8 @@ _SAME_PLACE = 0.1
 _COVERED = 0.5
 # Blocks that are held out together: sides in chips, and the least number of blocks per fold.
 _BLOCK_SIDES, _BLOCKS_PER_FOLD = (8, 4, 2), 4
+# Up to this number, places are areas of their own.
+_MOST_AREAS = 20
 # Chips from which the offset of labels is measured, per place.
 _MEASURED = 60
 # Smallest offset that is worth a warning, metres and pixels.
@@ -119,7 +121,7 @@ class _Scene:
 
     Attributes:
         name: beginning of the ids of its chips.
-        aoi: the place.
+        place: rasters that touch each other or nearly do; "" without georeference.
         mosaic: the pixels.
         metres: size of a pixel; None if unknown and not needed.
         shapes, index: vector labels near it, and the index of each among all labels.
@@ -129,7 +131,7 @@ class _Scene:
     """
 
     name: str
-    aoi: str
+    place: str
     mosaic: Mosaic
     metres: tuple[float, float] | None
     shapes: Shapes = field(default_factory=lambda: np.empty(0, np.object_))
@@ -314,9 +316,15 @@ def _plan_masks(
             )  # fmt: skip
             default = data.metres_per_pixel or task.default_metres_per_pixel
             metres = mosaic.metres_per_pixel or ((default, default) if default else None)
-            aoi = place.get(image.name) or Path(image.name).parent.name or "images"
             scenes.append(
-                _Scene(Path(image.name).stem, aoi, mosaic, metres, mask=mask, voids=_voids(mosaic))
+                _Scene(
+                    Path(image.name).stem,
+                    place.get(image.name, ""),
+                    mosaic,
+                    metres,
+                    mask=mask,
+                    voids=_voids(mosaic),
+                )
             )
     if not scenes:
         raise SatmapError(next(iter(faults.values())))
@@ -350,7 +358,7 @@ def _require_same_pixels(image: Source, mask: Source) -> None:
         )
     corners = np.array([(0, 0), (image.width, image.height)], float)
     shift = max(
-        math.dist(~image.transform * (mask.transform * tuple(corner)), corner)
+        math.dist(~image.transform @ (mask.transform @ tuple(corner)), corner)
         for corner in corners.tolist()
     )
     if shift > 1:
@@ -366,7 +374,8 @@ def _stretched(layers: Sequence[Layer], task: "Task") -> tuple[list[Layer], dict
     ready, faults = [], {}
     for layer in layers:
         try:
-            ready.append(replace(layer, stretch=layer.sample_stretch(settings.low, settings.high)))
+            stretch = layer.sample_stretch(settings.low, settings.high, faults)
+            ready.append(replace(layer, stretch=stretch))
         except SatmapError as error:
             faults[layer.name] = str(error)
     return ready, faults
@@ -378,7 +387,7 @@ def _places(sources: Sequence[Source]) -> list[list[Source]]:
         return []
     boxes = []
     for source in sources:
-        corners = [source.transform * (x, y) for x in (0, source.width) for y in (0, source.height)]
+        corners = [source.transform @ (x, y) for x in (0, source.width) for y in (0, source.height)]
         try:
             lon_lat = project(np.array(corners), source.crs, LON_LAT)
         except ValueError as error:
@@ -480,7 +489,7 @@ def _voids(mosaic: Mosaic) -> Shapes:
         if layer.sources[0].dtype != "uint8":
             continue
         reduce = math.ceil(max(layer.width, layer.height) / _OVERVIEW_PX)
-        bands, valid = layer.read(Box(0, 0, layer.width, layer.height), reduce)
+        bands, valid = layer.read(Box(0, 0, layer.width, layer.height), {}, reduce)
         white = (bands >= _WHITE).all(axis=0) & valid
         if white.sum() < _VOID_SHARE * white.size:
             continue
@@ -521,7 +530,8 @@ def _make_chips(plan: _Plan, task: "Task", directory: Path) -> dict[str, Any]:
     jobs = []
     for scene in plan.scenes:
         width, height = scene.mosaic.width, scene.mosaic.height
-        boxes = scene.mosaic.blocks(_even(width), _even(height))
+        tiles = Box(0, 0, width, height).tiles(_even(width), _even(height))
+        boxes = [box for box in tiles if scene.mosaic.covered(box) is not None]
         for number, box in enumerate(boxes):
             jobs.append((scene, box, scene.name if len(boxes) == 1 else f"{scene.name}_{number}"))
 
@@ -541,13 +551,19 @@ def _make_chips(plan: _Plan, task: "Task", directory: Path) -> dict[str, Any]:
             if isinstance(result, str):
                 faults[image_id] = result
                 continue
-            seen += result["pixels"]
+            seen += result.pop("pixels")
+            faults |= result.pop("faults")
             if result["kept"]:
                 records.append(result)
     if not records:
         reason = next(iter(faults.values()), "no image shows ground that counts.")
         raise SatmapError(f"no chip can be cut from the images: {reason}")
     notes = [*plan.notes, _ignored_note(seen, len(jobs) - len(records) - len(faults))]
+    places = {record["place"] for record in records}
+    for record in records:
+        # Many places, such as one per image, are one area.
+        few = len(places) <= _MOST_AREAS
+        record["aoi"] = (few and record["place"]) or record["folder"]
     notes += _offset_notes(records, directory)
     return {
         "chips": records,
@@ -569,8 +585,8 @@ def _cut(
 ) -> dict[str, Any]:
     """Write a chip and its label; return its facts for the index."""
     mosaic = scene.mosaic
-    box = box.overlap(Box(0, 0, mosaic.width, mosaic.height)) or box
-    pixels = mosaic.read(box)
+    unreadable: dict[str, str] = {}
+    pixels = mosaic.read(box, unreadable)
     shape = pixels.shape[:2]
     empty = ~pixels.any(axis=2)
     void = _rasterized(scene.voids, box) & ~empty
@@ -579,7 +595,9 @@ def _cut(
         outside = ~_rasterized(scene.area, box) & ~empty & ~void
     ignored = empty | void | outside
     counts = [int(part.sum()) for part in (empty, void, outside)]
-    facts: dict[str, Any] = {"pixels": [ignored.size, *counts], "kept": False}
+    facts: dict[str, Any] = {
+        "pixels": [ignored.size, *counts], "kept": False, "faults": unreadable,
+    }  # fmt: skip
     if ignored.mean() > 1 - _LEAST_SEEN:
         return facts
     label = _label(scene, box, ignored, labels, task)
@@ -590,7 +608,8 @@ def _cut(
         "kept": True,
         "id": image_id,
         "scene": scene.name,
-        "aoi": scene.aoi,
+        "place": scene.place,
+        "folder": Path(mosaic.layers[0].sources[0].name).parent.name or "images",
         "width": box.width,
         "height": box.height,
         "bands": pixels.shape[2],
@@ -848,7 +867,7 @@ def _sites(records: Sequence[Mapping[str, Any]], folds: int) -> tuple[dict[str, 
         ((longitude, latitude),) = project(georeference.to_map(middle), georeference.crs, LON_LAT)
         # Whole degrees, so that the chips of a place have the same scale.
         along_x, along_y = metres_per_degree(round(float(latitude)))
-        centres[record["id"]] = record["aoi"], longitude * along_x, latitude * along_y
+        centres[record["id"]] = record["place"], longitude * along_x, latitude * along_y
         sides.append(math.sqrt(math.prod(georeference.metres_per_pixel)) * record["width"])
     scene = {record["id"]: record["scene"] for record in records}
     if not centres:
@@ -856,16 +875,16 @@ def _sites(records: Sequence[Mapping[str, Any]], folds: int) -> tuple[dict[str, 
     chip_side = float(np.median(sides))
     # Blocks begin at the first chips of their place.
     first: dict[str, tuple[float, float]] = {}
-    for aoi, x, y in centres.values():
-        left, bottom = first.get(aoi, (x, y))
-        first[aoi] = min(left, x), min(bottom, y)
+    for place, x, y in centres.values():
+        left, bottom = first.get(place, (x, y))
+        first[place] = min(left, x), min(bottom, y)
     sites: dict[str, str] = {}
     side = chip_side
     for side in (*(chip_side * count for count in _BLOCK_SIDES), chip_side):
         sites = {
-            name: f"{aoi} {int((x - first[aoi][0]) / side + 0.01)} "
-            f"{int((y - first[aoi][1]) / side + 0.01)}"
-            for name, (aoi, x, y) in centres.items()
+            name: f"{place} {int((x - first[place][0]) / side + 0.01)} "
+            f"{int((y - first[place][1]) / side + 0.01)}"
+            for name, (place, x, y) in centres.items()
         }
         if len(set(sites.values())) >= _BLOCKS_PER_FOLD * folds:
             break

@@ -26,6 +26,8 @@ from satmap.vectors.speeds import label_speed_mph
 
 # A polygon of which this share lies in one of another file is the same building again.
 _SAME_BUILDING = 0.8
+# Logarithm of the ratio of two areas that count as equal.
+_SAME_AREA = 0.02
 # Parts of a building in two files lie this close to each other, degrees: 2 cm.
 _TOUCHING = 2e-7
 # They touch over at least this length, degrees: half a metre.
@@ -269,21 +271,32 @@ def _once(
     foreign = files[one] != files[other]
     one, other = one[foreign], other[foreign]
     areas = shapely.area(valid)
+    # Which of two copies stays: the larger one, then that of the larger map tile, then the first.
+    _, files = np.unique(files, return_inverse=True)
+    order = np.argsort(files, kind="stable")
+    groups = shapely.geometrycollections(valid[order], indices=files[order])
+    hulls = shapely.convex_hull(groups)
+    sizes = shapely.area(hulls)[files]
+    steps = np.round(np.log(np.maximum(areas, 1e-30)) / _SAME_AREA)
+    rank = np.empty(len(valid), np.int64)
+    rank[np.lexsort((-np.arange(len(valid)), sizes, steps))] = np.arange(len(valid))
     shared = shapely.area(shapely.intersection(valid[one], valid[other]))
     within = shared >= _SAME_BUILDING * areas[one]
-    # Of two copies the larger stays, and of two equal ones the first.
-    smaller = (areas[one] < areas[other]) | ((areas[one] == areas[other]) & (one > other))
     repeated = np.zeros(len(valid), np.bool_)
-    repeated[one[within & smaller]] = True
+    repeated[one[within & (rank[one] < rank[other])]] = True
     kept = np.flatnonzero(~repeated)
-    parts = valid[kept]
+    parts, files = valid[kept], files[kept]
     tree = shapely.STRtree(parts)
     one, other = tree.query(parts, predicate="dwithin", distance=_TOUCHING)
-    foreign = (files[kept][one] != files[kept][other]) & (one < other)
+    foreign = (files[one] != files[other]) & (one < other)
     one, other = one[foreign], other[foreign]
+    # An object that was cut reaches the edges of both map tiles; houses side by side do not.
+    edges = shapely.buffer(shapely.boundary(hulls), _TOUCHING)
     seam = shapely.intersection(
         shapely.boundary(parts[one]), shapely.buffer(parts[other], _TOUCHING)
     )
+    seam = shapely.intersection(seam, edges[files[one]])
+    seam = shapely.intersection(seam, edges[files[other]])
     touching = shapely.length(seam) >= _SEAM
     pairs = (np.ones(int(touching.sum())), (one[touching], other[touching]))
     graph = sparse.coo_array(pairs, shape=2 * (len(parts),))

@@ -126,18 +126,20 @@ def _draw(
     if scaled[0].geom_type == "LineString":
         roads = shapely.union_all(shapely.buffer(scaled, half_road))
         drawn = -_outlined(shapely.union_all(scaled), size, max(1, round(half_road)))
-        drawn[_outlined(roads.boundary, size, 1) > 0] = 1
+        drawn += 2 * _outlined(roads.boundary, size, 1)
         return drawn
     return _outlined(shapely.union_all(shapely.boundary(scaled)), size, 1)
 
 
 def _outlined(lines: shapely.Geometry, size: tuple[int, int], thickness: int) -> Floats:
-    drawn = np.zeros(size, np.float32)
+    drawn = np.zeros(size, np.uint8)
     near = shapely.clip_by_rect(lines, -64, -64, size[1] + 64, size[0] + 64)
     for part in shapely.get_parts(near).tolist():
-        points = np.floor(shapely.get_coordinates(part)).astype(np.int32)
-        cv2.polylines(drawn, [points], False, 1.0, thickness)
-    return drawn
+        # OpenCV counts from the centre of the first pixel, here in steps of 1/16.
+        points = np.rint((shapely.get_coordinates(part) - 0.5) * 16).astype(np.int32)
+        cv2.polylines(drawn, [points], False, 255, thickness, cv2.LINE_AA, 4)
+    outlines: Floats = drawn.astype(np.float32) / 255
+    return outlines
 
 
 def _peak(surface: Floats) -> tuple[float, float]:
