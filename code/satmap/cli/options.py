@@ -112,8 +112,6 @@ def own_data(options: argparse.Namespace) -> "OwnData | None":
     Raises:
         SatmapError: a file or directory does not exist, or an option needs ``--labels``.
     """
-    from satmap.data.own_data import OwnData
-
     if options.labels is None:
         for name in ("area", "bands", "source_crs", "zoom", "gsd", "metres_per_pixel"):
             if getattr(options, name) is not None:
@@ -121,6 +119,11 @@ def own_data(options: argparse.Namespace) -> "OwnData | None":
                 raise SatmapError(f"--{option} is for your own images: give --labels, too.")
         require_directories(map(Path, options.sources))
         return None
+    for path in (options.labels, *([options.area] if options.area else [])):
+        if not path.exists():
+            raise SatmapError(f"{path} does not exist. Check the name.")
+    from satmap.data.own_data import OwnData
+
     return OwnData(
         tuple(options.sources),
         options.labels,

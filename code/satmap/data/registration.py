@@ -104,7 +104,7 @@ def _edges(image: NDArray[np.uint8], size: tuple[int, int]) -> Floats:
     """Return the strength of the edges relative to their surroundings, with a mean of 0."""
     height, width = size
     small = cv2.resize(image[..., :3], (width, height), interpolation=cv2.INTER_AREA)
-    valid = small.reshape(height, width, -1).any(axis=2).astype(np.uint8)
+    valid = np.asarray(small.reshape(height, width, -1).any(axis=2), np.uint8)
     grey = small.reshape(height, width, -1).astype(np.float32).mean(axis=2)
     grey = np.asarray(cv2.GaussianBlur(grey, (0, 0), 1.0), np.float32)
     strength = np.hypot(cv2.Scharr(grey, cv2.CV_32F, 1, 0), cv2.Scharr(grey, cv2.CV_32F, 0, 1))
@@ -126,8 +126,7 @@ def _draw(
     if scaled[0].geom_type == "LineString":
         roads = shapely.union_all(shapely.buffer(scaled, half_road))
         drawn = -_outlined(shapely.union_all(scaled), size, max(1, round(half_road)))
-        drawn += 2 * _outlined(roads.boundary, size, 1)
-        return drawn
+        return drawn + 2 * _outlined(roads.boundary, size, 1)
     return _outlined(shapely.union_all(shapely.boundary(scaled)), size, 1)
 
 
@@ -144,10 +143,9 @@ def _outlined(lines: shapely.Geometry, size: tuple[int, int], thickness: int) ->
 
 def _peak(surface: Floats) -> tuple[float, float]:
     """Return the shift to the right and down with the highest correlation, to parts of a pixel."""
-    smooth = cv2.GaussianBlur(surface, (0, 0), 1.0)
+    smooth = np.asarray(cv2.GaussianBlur(surface, (0, 0), 1.0), np.float32)
     reach = len(smooth) // 2
-    row, column = np.unravel_index(int(smooth.argmax()), smooth.shape)
-    row, column = int(row), int(column)
+    row, column = divmod(int(smooth.argmax()), smooth.shape[1])
 
     def refined(values: Floats, at: int) -> float:
         if not 0 < at < len(values) - 1:
