@@ -82,6 +82,8 @@ _BLOCK_SIDES, _BLOCKS_PER_FOLD = (8, 4, 2), 4
 _MOST_AREAS = 20
 # Chips from which the offset of labels is measured, per place.
 _MEASURED = 60
+# With fewer chips, a place is measured together with others.
+_FEW_CHIPS = 5
 # Smallest offset that is worth a warning, metres and pixels.
 _FAR_M, _FAR_PX = 0.75, 2.0
 
@@ -294,7 +296,8 @@ def _plan_masks(
         for number, members in enumerate(_places(placed), 1)
         for image in members
     }
-    scenes, faults = [], {}
+    scenes: list[_Scene] = []
+    faults: dict[str, str] = {}
     for image in images:
         if image.name not in pairs:
             continue
@@ -371,7 +374,8 @@ def _require_same_pixels(image: Source, mask: Source) -> None:
 def _stretched(layers: Sequence[Layer], task: "Task") -> tuple[list[Layer], dict[str, str]]:
     """Return the layers with their stretch, and the faults of those that cannot be read."""
     settings = task.recipe.stretch
-    ready, faults = [], {}
+    ready: list[Layer] = []
+    faults: dict[str, str] = {}
     for layer in layers:
         try:
             stretch = layer.sample_stretch(settings.low, settings.high, faults)
@@ -503,9 +507,13 @@ def _voids(mosaic: Mosaic) -> Shapes:
         beside = cv2.dilate(outside, np.ones((3, 3), np.uint8))[1:-1, 1:-1] > 0
         large = stats[:, cv2.CC_STAT_AREA] >= _VOID_SHARE * white.size
         wanted = np.flatnonzero(large & np.isin(np.arange(len(stats)), parts[beside]))
-        void = np.isin(parts, wanted[wanted > 0])
         # Blurred pixels at its edge belong to it.
-        void = cv2.dilate(void.astype(np.uint8), np.ones((9, 9), np.uint8))
+        void = np.asarray(
+            cv2.dilate(
+                np.isin(parts, wanted[wanted > 0]).astype(np.uint8), np.ones((9, 9), np.uint8)
+            ),
+            np.uint8,
+        )
         outlines = [
             shapely.transform(shapely.geometry.shape(outline), lambda xy, r=reduce: xy * r)
             for outline, _ in rasterio.features.shapes(void, mask=void > 0)
@@ -733,8 +741,15 @@ def _offset_notes(records: Sequence[Mapping[str, Any]], directory: Path) -> list
     for record in records:
         if record["objects"]:
             places[record["aoi"]].append(record)
-    notes, fitting, unclear = [], [], []
+    # Single chips tell little, so those of small places are measured together.
+    together: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for aoi, members in places.items():
+        place = members[0]["georeference"]
+        size = f"{math.sqrt(math.prod(place[2])):.1g} m per pixel" if place else "their size"
+        few = len(members) < _FEW_CHIPS and len(places) > 1
+        together[f"the small places with {size}" if few else aoi] += members
+    notes, fitting, unclear = [], [], []
+    for aoi, members in together.items():
         chosen = sorted(members, key=lambda r: (-r["objects"], r["id"]))[:_MEASURED]
         chips = []
         for record in chosen:

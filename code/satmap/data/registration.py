@@ -104,12 +104,12 @@ def _edges(image: NDArray[np.uint8], size: tuple[int, int]) -> Floats:
     """Return the strength of the edges relative to their surroundings, with a mean of 0."""
     height, width = size
     small = cv2.resize(image[..., :3], (width, height), interpolation=cv2.INTER_AREA)
-    valid = np.asarray(small.reshape(height, width, -1).any(axis=2), np.uint8)
+    valid: NDArray[np.uint8] = small.reshape(height, width, -1).any(axis=2).astype(np.uint8)
     grey = small.reshape(height, width, -1).astype(np.float32).mean(axis=2)
     grey = np.asarray(cv2.GaussianBlur(grey, (0, 0), 1.0), np.float32)
     strength = np.hypot(cv2.Scharr(grey, cv2.CV_32F, 1, 0), cv2.Scharr(grey, cv2.CV_32F, 0, 1))
     # The border of the data is no edge of an object.
-    inside = cv2.erode(valid, np.ones((7, 7), np.uint8)) > 0
+    inside = np.asarray(cv2.erode(valid, np.ones((7, 7), np.uint8)), np.uint8) > 0
     strength *= inside
     local = cv2.boxFilter(strength, -1, (41, 41))
     relative = np.minimum(strength / (local + 8.0), 3.0)

@@ -29,7 +29,6 @@ from satmap.recipes.schema import (
 from satmap.recipes.task_settings import HeadLoss
 from satmap.submissions.buildings_csv import read_buildings_csv
 from satmap.tasks.buildings.losses import building_loss
-from satmap.tasks.dense import IGNORED_BIT
 from satmap.tasks.buildings.settings import (
     BUILDING_MAPS,
     BuildingHeadLoss,
@@ -38,6 +37,7 @@ from satmap.tasks.buildings.settings import (
 )
 from satmap.tasks.buildings.targets import BODY_BIT, BORDER_BIT, CONTACT_BIT, encode_weights
 from satmap.tasks.buildings.task import BuildingTask
+from satmap.tasks.dense import IGNORED_BIT
 from satmap.training.epoch import learning_rate
 from satmap.training.run_context import RunContext
 from satmap.training.train_ensemble import TrainingOptions, train

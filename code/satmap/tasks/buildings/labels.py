@@ -123,8 +123,8 @@ def encode_buildings(
     target[~image.any(axis=2), 0] = 0
     if chip.label is not None and is_chip_label(chip.label):
         ignored = ChipLabel.read(chip.label).ignored.astype(np.uint8)
-        ignored = cv2.resize(ignored, (width, height), interpolation=cv2.INTER_NEAREST)
-        target[ignored > 0, 0] = IGNORED_BIT
+        resized = cv2.resize(ignored, (width, height), interpolation=cv2.INTER_NEAREST)
+        target[np.asarray(resized) > 0, 0] = IGNORED_BIT
     georeference = chip.image.georeference
     return EncodedLabel(
         arrays={"target": target},

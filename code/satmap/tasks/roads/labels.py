@@ -115,7 +115,7 @@ def _encode_own(label: ChipLabel, settings: TargetSettings) -> EncodedLabel:
     if label.mask is not None:
         junctions, centres = target & JUNCTION_BIT, target & CENTRE_BIT
         drawn = centres | np.uint8(speed_bin(default) + 1)
-        target = junctions | np.where(label.mask, drawn, np.uint8(0))
+        target = (junctions | np.where(label.mask, drawn, 0)).astype(np.uint8)
     target[label.ignored] = IGNORED_BIT
     inside = [part for road in roads for part in clip_to_image(road, width, height)]
     return EncodedLabel(
