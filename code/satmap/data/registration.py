@@ -104,7 +104,7 @@ def _edges(image: NDArray[np.uint8], size: tuple[int, int]) -> Floats:
     """Return the strength of the edges relative to their surroundings, with a mean of 0."""
     height, width = size
     small = cv2.resize(image[..., :3], (width, height), interpolation=cv2.INTER_AREA)
-    valid: NDArray[np.uint8] = small.reshape(height, width, -1).any(axis=2).astype(np.uint8)
+    valid = (small.reshape(height, width, -1).max(axis=2) > 0).astype(np.uint8)
     grey = small.reshape(height, width, -1).astype(np.float32).mean(axis=2)
     grey = np.asarray(cv2.GaussianBlur(grey, (0, 0), 1.0), np.float32)
     strength = np.hypot(cv2.Scharr(grey, cv2.CV_32F, 1, 0), cv2.Scharr(grey, cv2.CV_32F, 0, 1))
@@ -126,7 +126,8 @@ def _draw(
     if scaled[0].geom_type == "LineString":
         roads = shapely.union_all(shapely.buffer(scaled, half_road))
         drawn = -_outlined(shapely.union_all(scaled), size, max(1, round(half_road)))
-        return drawn + 2 * _outlined(roads.boundary, size, 1)
+        both: Floats = (drawn + 2 * _outlined(roads.boundary, size, 1)).astype(np.float32)
+        return both
     return _outlined(shapely.union_all(shapely.boundary(scaled)), size, 1)
 
 

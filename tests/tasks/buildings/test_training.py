@@ -103,7 +103,7 @@ def test_ignored_pixels_do_not_count() -> None:
     target[:, :, 16:, 0] = IGNORED_BIT
     loss, _ = building_loss(logits, BUILDING_MAPS, target, losses, own)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert not logits.grad[..., 16:].any()
 

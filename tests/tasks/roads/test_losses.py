@@ -132,7 +132,7 @@ def test_ignored_pixels_do_not_count() -> None:
     target[..., 16:] = IGNORED_BIT
     loss, _ = road_loss(logits, ROAD_MAPS, target, losses, soft=soft)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert not logits.grad[..., 16:].any()
     assert logits.grad[..., :16].any()
