@@ -125,9 +125,9 @@ def _draw(
     scaled = shapely.transform(shapes, lambda xy: xy / reduce)
     if scaled[0].geom_type == "LineString":
         roads = shapely.union_all(shapely.buffer(scaled, half_road))
-        drawn = -_outlined(shapely.union_all(scaled), size, max(1, round(half_road)))
-        both: Floats = (drawn + 2 * _outlined(roads.boundary, size, 1)).astype(np.float32)
-        return both
+        middle = _outlined(shapely.union_all(scaled), size, max(1, round(half_road)))
+        sides = _outlined(roads.boundary, size, 1)
+        return np.subtract(2 * sides, middle, dtype=np.float32)
     return _outlined(shapely.union_all(shapely.boundary(scaled)), size, 1)
 
 
