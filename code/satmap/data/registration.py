@@ -138,8 +138,7 @@ def _outlined(lines: shapely.Geometry, size: tuple[int, int], thickness: int) ->
         # OpenCV counts from the centre of the first pixel, here in steps of 1/16.
         points = np.rint((shapely.get_coordinates(part) - 0.5) * 16).astype(np.int32)
         cv2.polylines(drawn, [points], False, 255, thickness, cv2.LINE_AA, 4)
-    outlines: Floats = drawn.astype(np.float32) / 255
-    return outlines
+    return np.divide(drawn, 255, dtype=np.float32)
 
 
 def _peak(surface: Floats) -> tuple[float, float]:
