@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from satmap.cli.commands import Commands, report_faults
-from satmap.cli.options import add_directories
+from satmap.cli.options import add_directories, add_sources, own_data
 from satmap.errors import SatmapError
 from satmap.recipes.registry import task_names
 
@@ -13,25 +13,47 @@ from satmap.recipes.registry import task_names
 def add_inventory(commands: Commands) -> None:
     """Add ``inventory``."""
     inventory = commands.add("inventory", _inventory)
-    add_directories(inventory, "images and labels")
+    add_sources(inventory)
     inventory.add_argument(
         "--task",
         choices=task_names(),
         default="roads",
         help="task that the images are for (default: roads)",
     )
+    inventory.add_argument(
+        "--recipe", help="with --labels: recipe that will be trained (default: small-TASK)"
+    )
+    inventory.value(
+        "--cache DIR", Path, "with --labels: directory of prepared chips (default: as in train)"
+    )
 
 
 def _inventory(options: argparse.Namespace) -> int:
-    """List areas, images, labels, bands and sizes in directories, and what is missing.
+    """List areas, images, labels, bands and sizes, and what is missing.
+
+    With --labels, it cuts your own images and labels into chips in the cache, where a training
+    finds them, and reports how they fit together: objects, ignored pixels, the offset between
+    labels and images, and how validation data are held out.
 
     Examples:
-      satmap inventory train/
-      satmap inventory train/ --task buildings
+      satmap inventory SpaceNet5/
+      satmap inventory town.tif --labels osm.gpkg --task roads
+      satmap inventory images/ --labels masks/ --task buildings
     """
-    from satmap.recipes.schema import default_recipe
+    from satmap.recipes.schema import default_recipe, load_recipe
 
-    print(default_recipe(options.task).task.find_images(options.directories).summary())
+    own = own_data(options)
+    if own is None:
+        directories = [Path(source) for source in options.sources]
+        print(default_recipe(options.task).task.find_images(directories).summary())
+        return 0
+    from satmap.data.cache import default_cache
+    from satmap.data.own_data import find_own_chips
+    from satmap.tasks.base import task_of
+
+    task = task_of(load_recipe(options.recipe or f"small-{options.task}"))
+    bands = max(member.bands for member in task.recipe.members)
+    print(find_own_chips(own, task, bands, options.cache or default_cache()).summary())
     return 0
 
 

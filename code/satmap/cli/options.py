@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from satmap.cli.commands import Parser
 from satmap.errors import SatmapError
+from satmap.io.walk import require_directories
 from satmap.recipes.registry import task_names
 from satmap.runtime.resources import available_cores
 
 if TYPE_CHECKING:
+    from satmap.data.own_data import OwnData
     from satmap.data.view_angles import ViewAngle
     from satmap.recipes.schema import Recipe
 
@@ -74,6 +76,74 @@ def add_units(sub: Parser) -> None:
         choices=("km/h", "mph"),
         default="km/h",
         help="units in pictures: km/h with metres, or mph with feet (default: %(default)s)",
+    )
+
+
+def add_sources(sub: Parser) -> None:
+    """Add the argument for images: a challenge's directories, or any rasters with ``--labels``."""
+    sub.add_argument(
+        "sources",
+        metavar="SOURCE",
+        nargs="+",
+        help="directory of a challenge's images and labels; with --labels any raster, directory of "
+        "rasters or of map tiles, or address of a GeoTIFF",
+    )
+    sub.value(
+        "--labels LABELS",
+        Path,
+        "labels of your own images: a vector file (.gpkg, .shp, .fgb, .parquet, .geojson, .osm, "
+        ".pbf), a directory of such files, or a directory of masks with the names of the images",
+    )
+    sub.value(
+        "--area FILE", Path, "vector file with polygons: labels are complete only within them"
+    )
+    sub.value("--bands N,N,N", bands, "bands for red, green, blue, ... (default: as marked)")
+    sub.add_argument(
+        "--source-crs", metavar="CRS", help="reference system of images that state none"
+    )
+    sub.value("--zoom Z", count, "zoom level of map tiles (default: all, the finest on top)")
+    sub.value("--gsd M", pixel_size, "metres per pixel of the chips (default: as the images)")
+    sub.value(
+        "--metres-per-pixel M",
+        pixel_size,
+        "pixel size of images without georeference (default: the recipe's)",
+    )
+    sub.value(
+        "--shift EAST,NORTH",
+        two_numbers,
+        "move vector labels by so many metres, for example by the offset that inventory reports",
+        default=(0.0, 0.0),
+    )
+
+
+def own_data(options: argparse.Namespace) -> "OwnData | None":
+    """Return the user's own images and labels; None for a challenge's directories.
+
+    Raises:
+        SatmapError: a file or directory does not exist, or an option needs ``--labels``.
+    """
+    if options.labels is None:
+        for name in ("area", "bands", "source_crs", "zoom", "gsd", "metres_per_pixel"):
+            if getattr(options, name) is not None:
+                option = name.replace("_", "-")
+                raise SatmapError(f"--{option} is for your own images: give --labels, too.")
+        require_directories(map(Path, options.sources))
+        return None
+    for path in (options.labels, *([options.area] if options.area else [])):
+        if not path.exists():
+            raise SatmapError(f"{path} does not exist. Check the name.")
+    from satmap.data.own_data import OwnData
+
+    return OwnData(
+        tuple(options.sources),
+        options.labels,
+        options.area,
+        options.bands,
+        options.source_crs,
+        options.zoom,
+        options.gsd,
+        options.metres_per_pixel,
+        options.shift,
     )
 
 
@@ -140,6 +210,17 @@ def bands(text: str) -> tuple[int, ...]:
     if not all(part.isdecimal() and part.isascii() and int(part) for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of band numbers such as 5,3,2")
     return tuple(map(int, parts))
+
+
+def two_numbers(text: str) -> tuple[float, float]:
+    """Argument type: two numbers, separated by a comma."""
+    try:
+        one, other = map(float, text.split(","))
+    except ValueError:
+        one = other = math.inf
+    if not (math.isfinite(one) and math.isfinite(other)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers such as 1.5,-0.8")
+    return one, other
 
 
 def value_range(text: str) -> tuple[float, float]:

@@ -5,16 +5,17 @@ from pathlib import Path
 
 from satmap.cli.commands import Commands, report_faults, report_warnings
 from satmap.cli.options import (
-    add_directories,
     add_images,
     add_maps,
     add_networks,
     add_recipe,
+    add_sources,
     add_view_angle,
     add_weights,
     count,
     duration,
     minutes,
+    own_data,
     positive,
     require_task,
 )
@@ -28,7 +29,7 @@ from satmap.runtime.resources import available_cores
 def add_train(commands: Commands) -> None:
     """Add ``train``."""
     train = commands.add("train", _train)
-    add_directories(train, "images and labels")
+    add_sources(train)
     add_recipe(train)
     add_networks(train)
     train.value(
@@ -86,15 +87,20 @@ def add_train(commands: Commands) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    """Train a recipe's networks on the chips of one or more directories.
+    """Train a recipe's networks on a challenge's images, or on your own images and labels.
 
     Finds images and labels, assigns folds, prepares targets, runs the stages and keeps the best
     checkpoints. After an interruption the same command resumes. With several GPUs it starts one
     process per GPU; on several machines use torchrun.
 
+    With --labels, images and labels may have any names. Images are cut into chips. Pixels without
+    data, large white parts and everything outside --area are ignored. `satmap inventory` with the
+    same options shows what would be trained on.
+
     Examples:
-      satmap train train/ --recipe small-roads --weights weights
-      satmap train train/ --recipe small-buildings --time-limit 40h
+      satmap train SpaceNet5/ --recipe sn5-roads --time-limit 40h
+      satmap train town.tif --labels osm.gpkg --area surveyed.geojson --recipe small-roads
+      satmap train images/ --labels masks/ --recipe small-buildings
       satmap train few/ --recipe finetune-roads --init trained --weights new
     """
     from satmap.cli.checks import require_folds, require_tensorboard
@@ -111,7 +117,7 @@ def _train(options: argparse.Namespace) -> int:
             "steps depends on the clock. Leave one of them out."
         )
     require_folds(recipe, options.fold or ())
-    require_directories(options.directories)
+    own = own_data(options)
     for place in filter(None, (options.weights, options.cache)):
         require_writable(place / "weights.safetensors")
     if options.teacher:
@@ -149,6 +155,7 @@ def _train(options: argparse.Namespace) -> int:
         view_angle=options.nadir,
         audit=options.audit,
         init=options.init,
+        own=own,
     )
     device = pick_device(options.device)
     workers = options.workers
@@ -165,7 +172,7 @@ def _train(options: argparse.Namespace) -> int:
             stop=stop,
             info=RunInfo(command=tuple(options.arguments)),
         )
-        faults = train(options.directories, recipe, context, training)
+        faults = train([Path(source) for source in options.sources], recipe, context, training)
         first = ranks.first
     if first:
         report_faults(faults, "left out of the training")

@@ -54,6 +54,8 @@ class ImageInfo:
         bands: number of spectral bands, without an alpha band.
         dtype: ``uint8`` or ``uint16``.
         georeference: None if the file has none.
+        is_stretched: whether the pixels are stretched to 8 bits already, with 0 for no data and
+            the bands in the networks' order.
     """
 
     path: Path
@@ -63,6 +65,7 @@ class ImageInfo:
     bands: int
     dtype: str
     georeference: Georeference | None
+    is_stretched: bool = False
 
     def gsd_m(self, input_px: int | None = None) -> float | None:
         """Return the pixel size in metres, the geometric mean of both axes; None if not known.
@@ -185,8 +188,10 @@ def read_stretched(
     Raises:
         SatmapError: the pixels cannot be read, for example because the file is truncated.
     """
-    order = _ORDERS[info.product][:channels]
-    bands, valid = _read_bands(info, order, slice(0, info.height), slice(0, info.width))
+    order = range(1, info.bands + 1) if info.is_stretched else _ORDERS[info.product]
+    bands, valid = _read_bands(info, order[:channels], slice(0, info.height), slice(0, info.width))
+    if info.is_stretched:
+        return bands.transpose(1, 2, 0)
     stretched = np.empty(bands.shape, np.uint8)
     for plane, band in zip(stretched, bands, strict=True):
         # 0 is reserved for pixels without data, so valid pixels are at least 1.

@@ -25,6 +25,8 @@ class Inventory:
         directories: directories that were searched.
         label_names: for each chip without a label, by image id, the file names that were tried,
             without directory.
+        notes: further lines of the summary.
+        duplicates: groups of sites with near-duplicates, which must share a fold.
     """
 
     chips: tuple[Chip, ...]
@@ -35,6 +37,8 @@ class Inventory:
     ignored: tuple[Path, ...]
     directories: tuple[Path, ...]
     label_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    duplicates: tuple[tuple[str, ...], ...] = ()
 
     def unlabelled(self) -> tuple[Chip, ...]:
         """Return the chips without a label."""
@@ -84,6 +88,7 @@ class Inventory:
             )
         lines += [f"ignored: {warning}" for warning in self.warnings]
         lines += [f"unusable: {fault}" for fault in self.faults.values()]
+        lines += self.notes
         # Names of directories and files may contain control characters.
         return "\n".join(map(printable, lines))
 

@@ -67,19 +67,19 @@ class VectorLabels:
     crs: str
 
 
-def read_label_file(path: Path, kind: Kind) -> VectorLabels:
+def read_label_file(path: Path, kind: Kind, *, may_be_empty: bool = False) -> VectorLabels:
     """Read the roads or buildings of a vector file; geometries of other kinds are left out.
 
     From OpenStreetMap data it takes ways with ``highway`` that cars use, or areas with
     ``building``. Of files with several layers it reads all with the right kind of geometry.
 
     Raises:
-        SatmapError: the file is of another format, is damaged, has no such geometry, or has no
-            reference system.
+        SatmapError: the file is of another format, is damaged, has no reference system, or has no
+            such geometry although it must not be empty.
     """
     found = _read(path, kind)
     kept = _of_kind(found, kind)
-    if not len(kept.shapes):
+    if not len(kept.shapes) and not may_be_empty:
         total = len(found.shapes)
         raise SatmapError(
             f"{path} holds no {'roads' if kind == 'lines' else 'buildings'}: none of its {total} "
@@ -232,8 +232,13 @@ def _of_kind(labels: VectorLabels, kind: Kind) -> VectorLabels:
     """Return the single-part shapes of one kind that are roads or buildings."""
     shapes: list[shapely.Geometry] = []
     rows: list[Mapping[str, Any]] = []
+    key = "highway" if kind == "lines" else "building"
+    # Files of roads or buildings only often keep the ids of OpenStreetMap but not its tags.
+    is_mixed = labels.path.suffix.lower() in (".osm", ".pbf") or any(
+        _is_osm(row) and key in row for row in labels.properties
+    )
     for shape, row in zip(labels.shapes.tolist(), labels.properties, strict=True):
-        if shape is None or shape.is_empty or not _is_wanted(row, kind):
+        if shape is None or shape.is_empty or not _is_wanted(row, kind, is_mixed):
             continue
         for part in shapely.get_parts(shapely.force_2d(shape)).tolist():
             if part.geom_type in _TYPES[kind] and part.length > 0:
@@ -242,13 +247,15 @@ def _of_kind(labels: VectorLabels, kind: Kind) -> VectorLabels:
     return _labels(labels.path, shapes, rows, labels.crs)
 
 
-def _is_wanted(row: Mapping[str, Any], kind: Kind) -> bool:
+def _is_wanted(row: Mapping[str, Any], kind: Kind, is_mixed: bool) -> bool:
     """Return whether OpenStreetMap's tags, if there are any, say that a shape is wanted."""
     if kind == "polygons":
-        return row.get("building") != "no" and not (_is_osm(row) and "building" not in row)
+        return row.get("building") != "no" and not (
+            is_mixed and _is_osm(row) and "building" not in row
+        )
     highway = row.get("highway")
     if highway is None:
-        return not _is_osm(row)
+        return not (is_mixed and _is_osm(row))
     return str(highway) not in _NOT_ROADS and row.get("area") != "yes"
 
 

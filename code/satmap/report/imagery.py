@@ -75,7 +75,10 @@ class Imagery:
         box = Box(0, 0, source.width, source.height)
         # Half of the reduction is left to the picture, which does it better.
         reduce = max(1, max(source.width, source.height) // (2 * PANEL_PX))
-        image = layer.read_stretched(box, reduce).transpose(1, 2, 0)
+        faults: dict[str, str] = {}
+        image = layer.read_stretched(box, faults, reduce).transpose(1, 2, 0)
+        if faults:
+            raise SatmapError(f"{source.name}: {faults[source.name]}")
         place = layer.georeference
         metres = None if place is None else math.sqrt(math.prod(place.metres_per_pixel))
         return Ground(View(0, 0, source.width, source.height), image, metres)
@@ -84,13 +87,13 @@ class Imagery:
         """Return all images with a georeference as one, resampled to the pixels of ``grid``.
 
         Raises:
-            SatmapError: no image has a georeference, or one cannot be read.
+            SatmapError: no image has a georeference. Images that cannot be read stay white.
         """
         width, height = view.panel_size
         x, y = grid.to_map(np.array([[view.left, view.top]]))[0].tolist()
         a, b, _, d, e, _ = (value / view.scale for value in grid.transform[:6])
         shown = replace(grid, transform=Affine(a, b, x, d, e, y))
-        image = Mosaic(self._placed, shown, width, height, None).read(Box(0, 0, width, height))
+        image = Mosaic(self._placed, shown, width, height, None).read(Box(0, 0, width, height), {})
         # White paper where there is no image.
         image[~image.any(axis=2)] = 255
         return Ground(view, image, math.sqrt(math.prod(grid.metres_per_pixel)))
@@ -137,5 +140,6 @@ def _layers(sources: Sequence[Source]) -> list[Layer]:
         raise SatmapError(next(iter(faults.values())))
     settings = StretchSettings()
     return [
-        replace(layer, stretch=layer.sample_stretch(settings.low, settings.high)) for layer in found
+        replace(layer, stretch=layer.sample_stretch(settings.low, settings.high, {}))
+        for layer in found
     ]

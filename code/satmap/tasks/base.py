@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import shapely
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from satmap.data.chip import Chip
 from satmap.data.crops import CachedChip, Geometry
 from satmap.data.imagery import ImageInfo
 from satmap.data.inventory import Inventory
+from satmap.data.label_files import Kind
 from satmap.data.neighbours import ImageFootprint, Neighbour
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
@@ -114,8 +116,10 @@ class Task(ABC):
         default_metres_per_pixel: pixel size of images without georeference; None if the task does
             not need the pixel size.
         input_px: longer side of the networks' input; None for the size of the file.
+        label_kind: geometries of users' own labels; None if the task does not read these.
     """
 
+    label_kind: ClassVar[Kind | None] = None
     noun: ClassVar[str]
     label_noun: ClassVar[str]
     scores: ClassVar[tuple[str, ...]]
@@ -158,6 +162,12 @@ class Task(ABC):
         Raises:
             SatmapError: the label is missing or unusable.
         """
+
+    def trace_mask(
+        self, mask: NDArray[np.bool_], metres_per_pixel: tuple[float, float]
+    ) -> list[shapely.Geometry]:
+        """Trace the objects of a user's mask (height, width): geometries in pixels."""
+        raise SatmapError(f"labels of {self.noun} cannot be masks.")
 
     def load_payload(self, payload: Any) -> Any:
         """Convert the JSON payload of an :class:`EncodedLabel` to the labels that scoring needs."""

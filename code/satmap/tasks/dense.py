@@ -37,6 +37,12 @@ from satmap.weights.network_files import (
     save_weights,
 )
 
+#: Bit in the first byte of targets: the loss and the score ignore the pixel.
+IGNORED_BIT = 0x20
+
+# Logit of ignored pixels. Together with a target of 0 they add exactly 0 to every loss.
+_CERTAIN = -1e4
+
 _FOCAL_GAMMA = 2.0
 
 # A channel counts for dice only with at least this many target pixels in the batch.
@@ -69,9 +75,11 @@ class DenseTask(Task):
     Attributes:
         file_maps: number of bands of a raster to the names of its probability maps, for rasters of
             other programs.
+        ignored_bit: bit in the first byte of targets that marks ignored pixels; 0 for none.
     """
 
     file_maps: ClassVar[Mapping[int, tuple[str, ...]]]
+    ignored_bit: ClassVar[int] = 0
 
     @cached_property
     def map_names(self) -> tuple[str, ...]:
@@ -155,6 +163,9 @@ class DenseTask(Task):
         image, target = chip.read()
         members = [EnsembleMember(network)]
         values = predict_maps(members, image, settings, device, chip.category)
+        ignored = (target if target.ndim == 2 else target[..., 0]) & self.ignored_bit
+        if ignored.any():
+            values = values * (ignored == 0)
         maps = ProbabilityMaps(network.map_names, values, chip.metres_per_pixel)
         return self.score_maps(maps, chip, target)
 
@@ -253,12 +264,44 @@ def one_process(part: Tensor) -> Tensor:
     return part
 
 
+@dataclass(frozen=True)
+class Ignored:
+    """Pixels of a batch that the loss ignores.
+
+    Attributes:
+        where: bool (n, 1, h, w).
+        scale: all pixels of the batch over those that count. Multiplied by it, a mean over all
+            pixels becomes the mean over those that count.
+    """
+
+    where: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, target: Tensor, total: Total) -> "Ignored":
+        """Find the ignored pixels in the first bytes of targets, uint8 (n, h, w)."""
+        where = ((target & IGNORED_BIT) > 0).unsqueeze(1)
+        counts = torch.stack([where.new_full((), where.numel(), dtype=torch.float32),
+                              where.numel() - where.sum().float()])  # fmt: skip
+        pixels, counted = total(counts)
+        return cls(where, pixels / counted.clamp(min=1))
+
+    def silence(self, logits: Tensor) -> Tensor:
+        """Make a network certain that there is nothing in ignored pixels, as the target says."""
+        return logits.masked_fill(self.where, _CERTAIN)
+
+
 def head_loss(
-    logits: Tensor, target: Tensor, weights: HeadLoss, total: Total = one_process
+    logits: Tensor,
+    target: Tensor,
+    weights: HeadLoss,
+    total: Total = one_process,
+    scale: Tensor | float = 1.0,
 ) -> Tensor:
     """Compute the weighted sum of dice, focal loss and cross entropy of one head.
 
-    Logits and target, which holds 0 and 1, are float32 (n, maps, h, w).
+    Logits and target, which holds 0 and 1, are float32 (n, maps, h, w). Means over the pixels are
+    multiplied by ``scale``, see :class:`Ignored`.
     """
     loss = logits.new_zeros(())
     if weights.dice:
@@ -268,8 +311,8 @@ def head_loss(
         # exp(-cross entropy) is the probability given to the true class: focal loss
         # (arXiv 1708.02002) without a second pass over sigmoid.
         surprise = -torch.expm1(-cross_entropy)
-        focal = (surprise**_FOCAL_GAMMA * cross_entropy).mean()
-        loss = loss + weights.focal * focal + weights.bce * cross_entropy.mean()
+        focal = (surprise**_FOCAL_GAMMA * cross_entropy).mean() * scale
+        loss = loss + weights.focal * focal + weights.bce * (cross_entropy.mean() * scale)
     return loss
 
 

@@ -12,6 +12,7 @@ import torch
 from satmap.data.cache import Preparation, prepare_chips
 from satmap.data.crops import CachedChip
 from satmap.data.folds import assign_folds, duplicate_groups
+from satmap.data.own_data import OwnData, find_own_chips
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 from satmap.io.checksums import record_file
@@ -46,6 +47,7 @@ class TrainingOptions:
         view_angle: off-nadir angle, for images whose names lack it.
         audit: report of near-duplicates, which must share a fold.
         init: weight file or directory of trained networks that the members start from.
+        own: the user's own images and labels, instead of a challenge's directories.
     """
 
     cache: Path
@@ -57,12 +59,13 @@ class TrainingOptions:
     view_angle: ViewAngle | None = None
     audit: Path | None = None
     init: Path | None = None
+    own: OwnData | None = None
 
 
 def train(
     directories: Sequence[Path], recipe: Recipe, context: RunContext, options: TrainingOptions
 ) -> dict[str, str]:
-    """Train the recipe's members on the chips found in the directories.
+    """Train the recipe's members on the chips found in the directories, or on own data.
 
     With several processes, each process trains different members. In stages with
     ``sync_batch_norm`` all processes train one member after the other together.
@@ -180,13 +183,18 @@ def _prepare(
         require_compiler(context.device)
     remove_temporary_files(context.weights)
     remove_temporary_files(options.cache)
-    inventory = task.find_images(directories, options.view_angle)
-    groups = duplicate_groups(options.audit, inventory.chips) if options.audit else []
+    bands = max([member.bands for member in members] + ([teacher.bands] if teacher else []))
+    if options.own is not None:
+        inventory = find_own_chips(options.own, task, bands, options.cache)
+    else:
+        inventory = task.find_images(directories, options.view_angle)
+    groups: Sequence[Sequence[str]] = inventory.duplicates
+    if options.audit:
+        groups = duplicate_groups(options.audit, inventory.chips)
     context.ranks.say(inventory.summary())
     labelled = [chip for chip in inventory.chips if chip.label is not None]
     if not options.skip_unlabelled or not labelled:
         inventory.require_labels()
-    bands = max([member.bands for member in members] + ([teacher.bands] if teacher else []))
     prepared = prepare_chips(labelled, bands, options.cache, recipe.stretch, task)
     preparation = Preparation(prepared.chips, inventory.faults | prepared.faults)
     preparation.require_enough()

@@ -37,6 +37,7 @@ from satmap.tasks.buildings.settings import (
 )
 from satmap.tasks.buildings.targets import BODY_BIT, BORDER_BIT, CONTACT_BIT, encode_weights
 from satmap.tasks.buildings.task import BuildingTask
+from satmap.tasks.dense import IGNORED_BIT
 from satmap.training.epoch import learning_rate
 from satmap.training.run_context import RunContext
 from satmap.training.train_ensemble import TrainingOptions, train
@@ -86,6 +87,25 @@ def test_the_loss_of_every_map_by_hand() -> None:
         right[:, [2, 0, 1]], ("contact", "building", "border"), target, losses, own
     )
     assert turned[0].item() < 1e-3
+
+
+def test_ignored_pixels_do_not_count() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 32, 32, requires_grad=True)
+    target = torch.randint(0, 8, (2, 32, 32, 2), dtype=torch.uint8)
+    target[..., 1] += 60
+    every = HeadLoss(dice=0.5, focal=2, bce=1)
+    losses = BuildingLosses(
+        building=BuildingHeadLoss(weighted=2, dice=0.5), border=every, contact=every
+    )
+    left = slice(16)
+    expected, _ = building_loss(logits[..., left], BUILDING_MAPS, target[:, :, left], losses, own)
+    target[:, :, 16:, 0] = IGNORED_BIT
+    loss, _ = building_loss(logits, BUILDING_MAPS, target, losses, own)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert not logits.grad[..., 16:].any()
 
 
 def test_the_rate_falls_on_a_plateau() -> None:

@@ -6,7 +6,7 @@ import torchvision
 
 from satmap.recipes.schema import CosineSchedule, StepSchedule
 from satmap.recipes.task_settings import HeadLoss
-from satmap.tasks.dense import dice_loss, head_loss, recall_loss
+from satmap.tasks.dense import IGNORED_BIT, dice_loss, head_loss, recall_loss
 from satmap.tasks.roads.losses import road_loss, split_heads
 from satmap.tasks.roads.settings import ROAD_MAPS, RoadHeadLoss
 from satmap.tasks.roads.settings import RoadLosses as Losses
@@ -114,3 +114,27 @@ def test_cosine_schedule() -> None:
     assert rates[55] == pytest.approx(0.55)
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
     assert all(math.isfinite(rate) for rate in rates)
+
+
+def test_ignored_pixels_do_not_count() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, len(ROAD_MAPS), 32, 32, requires_grad=True)
+    target = torch.randint(0, 11, (2, 32, 32), dtype=torch.uint8) * (torch.rand(2, 32, 32) > 0.5)
+    target |= (torch.rand(2, 32, 32) > 0.8).to(torch.uint8) * JUNCTION_BIT
+    target |= (torch.rand(2, 32, 32) > 0.7).to(torch.uint8) * CENTRE_BIT
+    head = HeadLoss(dice=0.5, focal=2, bce=0.1)
+    losses = Losses(
+        road=RoadHeadLoss(dice=1, bce=1, recall=0.5), speed=head, junction=head, distillation=1
+    )
+    soft = torch.randint(0, 256, (2, len(ROAD_MAPS), 32, 32), dtype=torch.uint8)
+    half = (slice(None), ..., slice(16))
+    expected, _ = road_loss(logits[half], ROAD_MAPS, target[half], losses, soft=soft[half])
+    target[..., 16:] = IGNORED_BIT
+    loss, _ = road_loss(logits, ROAD_MAPS, target, losses, soft=soft)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert not logits.grad[..., 16:].any()
+    assert logits.grad[..., :16].any()
+    nothing, _ = road_loss(logits, ROAD_MAPS, torch.full_like(target, IGNORED_BIT), losses)
+    assert nothing.item() == 0

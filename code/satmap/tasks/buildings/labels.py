@@ -2,17 +2,20 @@
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
 from satmap.data.cache import EncodedLabel, require_image_data
 from satmap.data.chip import Chip
+from satmap.data.chip_label import ChipLabel, is_chip_label
 from satmap.data.layouts.mapping_challenge import outline, read_coco_annotations
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import read_geojson
 from satmap.tasks.buildings.settings import BuildingTargetSettings
 from satmap.tasks.buildings.targets import rasterize_buildings
+from satmap.tasks.dense import IGNORED_BIT
 from satmap.vectors.buildings import Polygons
 
 
@@ -37,7 +40,9 @@ def read_building_labels(chip: Chip) -> BuildingLabels:
     """
     if chip.label is None:
         raise SatmapError(f"{chip.image.path}: no label, so it cannot be trained with.")
-    if chip.number is not None:
+    if is_chip_label(chip.label):
+        found = ChipLabel.read(chip.label).shapes.tolist()
+    elif chip.number is not None:
         rings = read_coco_annotations(chip.label).rings(chip.number)
         found = [outline(of_building) for of_building in rings]
     else:
@@ -116,6 +121,10 @@ def encode_buildings(
     target = rasterize_buildings(scaled, (height, width), settings)
     # Pixels without image data count as background.
     target[~image.any(axis=2), 0] = 0
+    if chip.label is not None and is_chip_label(chip.label):
+        ignored = ChipLabel.read(chip.label).ignored.astype(np.uint8)
+        resized = cv2.resize(ignored, (width, height), interpolation=cv2.INTER_NEAREST)
+        target[np.asarray(resized) > 0, 0] = IGNORED_BIT
     georeference = chip.image.georeference
     return EncodedLabel(
         arrays={"target": target},

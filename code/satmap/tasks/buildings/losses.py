@@ -13,7 +13,7 @@ from satmap.tasks.buildings.settings import (
     BuildingLosses,
 )
 from satmap.tasks.buildings.targets import BODY_BIT, BORDER_BIT, CONTACT_BIT, weight_table
-from satmap.tasks.dense import head_loss
+from satmap.tasks.dense import Ignored, head_loss
 
 _BITS = {BUILDING: BODY_BIT, BORDER: BORDER_BIT, CONTACT: CONTACT_BIT}
 _WEIGHTS = torch.from_numpy(weight_table())
@@ -32,17 +32,17 @@ def building_loss(
     ``losses.map_names``. The target is uint8 (n, h, w, 2), see ``satmap.tasks.buildings.targets``.
     The parts of the loss are named after the maps.
     """
-    parts = {}
+    parts, ignored = {}, Ignored.of(target[..., 0], total)
     for name, head in losses.heads.items():
-        picked = logits[:, map_names.index(name)].float().unsqueeze(1)
+        picked = ignored.silence(logits[:, map_names.index(name)].float().unsqueeze(1))
         truth = ((target[..., 0] & _BITS[name]) > 0).float().unsqueeze(1)
-        part = head_loss(picked, truth, head, total)
+        part = head_loss(picked, truth, head, total, ignored.scale)
         if isinstance(head, BuildingHeadLoss) and head.weighted:
             weights = _WEIGHTS.to(target.device)[target[..., 1].long()].unsqueeze(1)
             # The original has two logits per pixel and a softmax. One logit, their difference, is
             # equivalent.
             entropy = F.binary_cross_entropy_with_logits(picked, truth, weight=weights)
-            part = part + head.weighted * entropy
+            part = part + head.weighted * (entropy * ignored.scale)
         parts[name] = part
     loss = torch.stack(list(parts.values())).sum()
     return loss, {name: part.detach() for name, part in parts.items()}

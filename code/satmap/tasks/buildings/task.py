@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import rasterio.features
 import shapely
+import shapely.geometry
 from numpy.typing import NDArray
 from torch import Tensor
 
 from satmap.data.cache import EncodedLabel
 from satmap.data.chip import Chip
 from satmap.data.crops import CachedChip
+from satmap.data.label_files import Kind
 from satmap.data.layouts.spacenet_buildings import building_image_id
 from satmap.data.view_angles import require_category
 from satmap.errors import SatmapError
@@ -44,7 +47,7 @@ from satmap.tasks.buildings.settings import (
 from satmap.tasks.buildings.targets import BODY_BIT
 from satmap.tasks.buildings.tuning import tune_buildings
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
-from satmap.tasks.dense import DenseTask
+from satmap.tasks.dense import IGNORED_BIT, DenseTask
 from satmap.tuning.chips import Tuning, TuningRequest
 from satmap.vectors.buildings import Building, Buildings, ImageBuildings
 from satmap.vectors.georeference import Georeference, georeference_as_json, georeference_from_json
@@ -67,6 +70,8 @@ class BuildingTask(DenseTask):
     label_noun: ClassVar[str] = "building"
     scores: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "dice", "iou")
     file_maps: ClassVar[Mapping[int, tuple[str, ...]]] = BUILDING_FILE_MAPS
+    label_kind: ClassVar[Kind | None] = "polygons"
+    ignored_bit: ClassVar[int] = IGNORED_BIT
 
     def __init__(self, recipe: Recipe[BuildingTaskSettings, BuildingLosses]) -> None:
         super().__init__(recipe)
@@ -98,6 +103,13 @@ class BuildingTask(DenseTask):
     def encode(self, chip: Chip, image: NDArray[np.uint8]) -> EncodedLabel:
         """Read the buildings of a chip and draw its target, uint8 (h, w, 2)."""
         return encode_buildings(chip, image, self.recipe.task.targets)
+
+    def trace_mask(
+        self, mask: NDArray[np.bool_], metres_per_pixel: tuple[float, float]
+    ) -> list[shapely.Geometry]:
+        """Return the outlines of a mask's connected parts, in pixels."""
+        found = rasterio.features.shapes(mask.astype(np.uint8), mask=mask)
+        return [shapely.geometry.shape(outline) for outline, _ in found]
 
     def load_payload(self, payload: Any) -> NDArray[np.object_]:
         """Return the labelled buildings, clipped to the image, in pixels of the file."""

@@ -8,12 +8,14 @@ from numpy.typing import NDArray
 
 from satmap.data.cache import EncodedLabel, require_image_data
 from satmap.data.chip import Chip
+from satmap.data.chip_label import ChipLabel, is_chip_label
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import read_geojson
-from satmap.tasks.roads.settings import TargetSettings
-from satmap.tasks.roads.targets import RoadLabel, rasterize_roads
+from satmap.tasks.dense import IGNORED_BIT
+from satmap.tasks.roads.settings import RoadSettings, TargetSettings
+from satmap.tasks.roads.targets import CENTRE_BIT, JUNCTION_BIT, RoadLabel, rasterize_roads
 from satmap.vectors.georeference import Georeference
-from satmap.vectors.speeds import label_speed_mph
+from satmap.vectors.speeds import label_speed_mph, speed_bin
 
 
 def read_road_labels(path: Path, georeference: Georeference) -> list[RoadLabel]:
@@ -44,8 +46,11 @@ def clip_to_image(label: RoadLabel, width: int, height: int) -> list[RoadLabel]:
     """Return the parts of a road that lie inside the image."""
     inside = shapely.intersection(shapely.LineString(label.line), shapely.box(0, 0, width, height))
     parts = [part for part in shapely.get_parts(inside) if part.geom_type == "LineString"]
+    if not parts:
+        # The road only touches the image.
+        return []
     return [
-        RoadLabel(shapely.get_coordinates(part), label.speed_mph)
+        RoadLabel(shapely.get_coordinates(part), label.speed_mph, label.width_m)
         for part in shapely.get_parts(shapely.line_merge(shapely.multilinestrings(parts)))
         if part.length > 0
     ]
@@ -67,6 +72,8 @@ def encode_roads(chip: Chip, image: NDArray[np.uint8], settings: TargetSettings)
     info = chip.image
     if chip.label is None:
         raise SatmapError(f"{info.path}: no label, so it cannot be trained with.")
+    if is_chip_label(chip.label):
+        return _encode_own(ChipLabel.read(chip.label), settings)
     if info.georeference is None:
         raise SatmapError(
             f"{info.path}: no georeference, so its labels cannot be placed. "
@@ -87,4 +94,33 @@ def encode_roads(chip: Chip, image: NDArray[np.uint8], settings: TargetSettings)
         payload=[(label.line.tolist(), label.speed_mph) for label in inside],
         count=len(inside),
         metres_per_pixel=metres,
+    )
+
+
+def _encode_own(label: ChipLabel, settings: TargetSettings) -> EncodedLabel:
+    """Draw the target of a chip that was cut from a user's images.
+
+    Roads of a mask keep the width that they have there.
+    """
+    height, width = label.ignored.shape
+    assert label.metres_per_pixel is not None, "chips for roads have a pixel size"
+    lines, default = label.shapes.tolist(), RoadSettings().default_speed_mph
+    speeds = label.speeds_mph or (default,) * len(lines)
+    widths = label.widths_m or (np.nan,) * len(lines)
+    roads = [
+        RoadLabel(shapely.get_coordinates(line), speed, None if np.isnan(width) else width)
+        for line, speed, width in zip(lines, speeds, widths, strict=True)
+    ]
+    target = rasterize_roads(roads, (height, width), label.metres_per_pixel, settings)
+    if label.mask is not None:
+        junctions, centres = target & JUNCTION_BIT, target & CENTRE_BIT
+        drawn = centres | np.uint8(speed_bin(default) + 1)
+        target = (junctions | np.where(label.mask, drawn, 0)).astype(np.uint8)
+    target[label.ignored] = IGNORED_BIT
+    inside = [part for road in roads for part in clip_to_image(road, width, height)]
+    return EncodedLabel(
+        arrays={"target": target},
+        payload=[(road.line.tolist(), road.speed_mph) for road in inside],
+        count=len(inside),
+        metres_per_pixel=label.metres_per_pixel,
     )

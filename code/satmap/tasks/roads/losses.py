@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from satmap.tasks.base import Total
-from satmap.tasks.dense import distillation_loss, head_loss, one_process, recall_loss
+from satmap.tasks.dense import Ignored, distillation_loss, head_loss, one_process, recall_loss
 from satmap.tasks.roads.settings import JUNCTION, ROAD, ROAD_MAPS, SPEED_MAPS, RoadLosses
 from satmap.tasks.roads.targets import CENTRE_BIT, CLASS_BITS, JUNCTION_BIT
 from satmap.vectors.speeds import SPEED_BINS
@@ -53,15 +53,17 @@ def road_loss(
         The loss, and the detached share of each head for display. The mean of the loss over the
         processes is the loss of the whole batch.
     """
-    targets = split_heads(target)
+    targets, ignored = split_heads(target), Ignored.of(target, total)
     channels = {"road": (ROAD,), "speed": SPEED_MAPS, "junction": (JUNCTION,)}
     parts = {}
     for head, names in channels.items():
-        picked = logits[:, [map_names.index(name) for name in names]].float()
-        parts[head] = head_loss(picked, targets[head].float(), getattr(losses, head), total)
+        picked = ignored.silence(logits[:, [map_names.index(name) for name in names]].float())
+        weights, truth = getattr(losses, head), targets[head].float()
+        parts[head] = head_loss(picked, truth, weights, total, ignored.scale)
         if losses.distillation and soft is not None:
             taught = soft[:, [ROAD_MAPS.index(name) for name in names]].float() / 255
-            parts[head] = parts[head] + losses.distillation * distillation_loss(picked, taught)
+            different = distillation_loss(picked, taught.masked_fill(ignored.where, 0))
+            parts[head] = parts[head] + losses.distillation * (different * ignored.scale)
     if losses.road.recall:
         road = logits[:, [map_names.index(ROAD)]].float()
         missed = recall_loss(road, targets["centre"].float(), total)

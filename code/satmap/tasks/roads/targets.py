@@ -40,10 +40,12 @@ class RoadLabel:
     Attributes:
         line: float64 (n >= 2, 2), x = column and y = row in pixels; may leave the image.
         speed_mph: > 0.
+        width_m: None if not known.
     """
 
     line: NDArray[np.float64]
     speed_mph: float
+    width_m: float | None = None
 
     @property
     def speed_mps(self) -> float:
@@ -75,7 +77,7 @@ def rasterize_roads(
     slow_to_fast = sorted(labels, key=lambda label: speed_bin(label.speed_mph))
     lines = [shapely.LineString(label.line * scale) for label in slow_to_fast]
 
-    def rasterize(buffer_m: float, values: Iterable[int]) -> NDArray[np.uint8]:
+    def rasterize(buffer_m: float | list[float], values: Iterable[int]) -> NDArray[np.uint8]:
         bodies = shapely.transform(shapely.buffer(lines, buffer_m), lambda xy: xy / scale)
         pixels: NDArray[np.uint8] = rasterio.features.rasterize(
             zip(bodies, values, strict=True), out_shape=shape, fill=0, dtype="uint8"
@@ -83,7 +85,8 @@ def rasterize_roads(
         return pixels
 
     classes = [speed_bin(label.speed_mph) + 1 for label in slow_to_fast]
-    target = rasterize(settings.road_buffer_m, classes)
+    widths = [label.width_m for label in slow_to_fast]
+    target = rasterize([w / 2 if w else settings.road_buffer_m for w in widths], classes)
     centres = rasterize(min(_CENTRE_M, settings.road_buffer_m), [CENTRE_BIT] * len(lines))
     target |= np.where(target, centres, 0)
     target |= _draw_junctions([label.line for label in labels], shape, scale, settings)

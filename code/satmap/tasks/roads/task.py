@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from torch import Tensor
 
 from satmap.data.cache import EncodedLabel
 from satmap.data.chip import Chip
 from satmap.data.crops import CachedChip
+from satmap.data.label_files import Kind
 from satmap.data.layouts.spacenet_roads import road_image_id
 from satmap.data.neighbours import ImageFootprint, Neighbour
 from satmap.evaluation.metrics.apls import apls
@@ -27,11 +29,17 @@ from satmap.report.pictures import roads_picture
 from satmap.submissions.roads_csv import RoadRow, rows_of_graph, write_roads_csv
 from satmap.submissions.rows import RowsByImage
 from satmap.tasks.base import Batch, Total
-from satmap.tasks.dense import DenseTask
+from satmap.tasks.dense import IGNORED_BIT, DenseTask
 from satmap.tasks.roads.join_blocks import join_blocks
 from satmap.tasks.roads.labels import encode_roads
 from satmap.tasks.roads.losses import road_loss
-from satmap.tasks.roads.settings import ROAD, ROAD_FILE_MAPS, RoadLosses, RoadTaskSettings
+from satmap.tasks.roads.settings import (
+    ROAD,
+    ROAD_FILE_MAPS,
+    RoadLosses,
+    RoadSettings,
+    RoadTaskSettings,
+)
 from satmap.tasks.roads.targets import CLASS_BITS, RoadLabel
 from satmap.tasks.roads.tiles import RoadDecoder, find_surroundings
 from satmap.tasks.roads.tuning import tune_roads
@@ -39,6 +47,9 @@ from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.tuning.chips import Tuning, TuningRequest
 from satmap.vectors.georeference import Georeference, georeference_as_json, georeference_from_json
 from satmap.vectors.road_graph import ImageRoads, RoadEdge, RoadGraph, line_length_m
+
+# A mask shows all roads, so nothing is joined or left out without evidence.
+_MASK_SETTINGS = RoadSettings(gap_m=0, tee_m=0, bridge_m=0, component_m=0)
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,8 @@ class RoadTask(DenseTask):
     label_noun: ClassVar[str] = "road"
     scores: ClassVar[tuple[str, ...]] = ("apls", "apls_time", "dice", "iou")
     file_maps: ClassVar[Mapping[int, tuple[str, ...]]] = ROAD_FILE_MAPS
+    label_kind: ClassVar[Kind | None] = "lines"
+    ignored_bit: ClassVar[int] = IGNORED_BIT
 
     def __init__(self, recipe: Recipe[RoadTaskSettings, RoadLosses]) -> None:
         super().__init__(recipe)
@@ -78,6 +91,14 @@ class RoadTask(DenseTask):
     def encode(self, chip: Chip, image: NDArray[np.uint8]) -> EncodedLabel:
         """Read the roads of a chip and rasterize its target, uint8 (h, w)."""
         return encode_roads(chip, image, self.recipe.task.targets)
+
+    def trace_mask(
+        self, mask: NDArray[np.bool_], metres_per_pixel: tuple[float, float]
+    ) -> list[shapely.Geometry]:
+        """Trace the centre lines of roads in a mask (height, width), in pixels."""
+        values = mask[None] * np.uint8(255)
+        graph = vectorize_roads(ProbabilityMaps((ROAD,), values, metres_per_pixel), _MASK_SETTINGS)
+        return [shapely.LineString(edge.line) for edge in graph.edges]
 
     def load_payload(self, payload: Any) -> tuple[RoadLabel, ...]:
         """Return the labelled roads, clipped to the image."""

@@ -1,0 +1,396 @@
+"""Training data from a user's own images and labels."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import shapely
+import torch
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+
+from building_recipes import BUILDING_RECIPE
+from repository import SHARED
+from satmap.cli import main
+from satmap.data.cache import prepare_chip
+from satmap.data.chip_label import ChipLabel
+from satmap.data.inventory import Inventory
+from satmap.data.own_data import OwnData, find_own_chips
+from satmap.data.own_labels import read_own_shapes, width_m
+from satmap.errors import SatmapError
+from satmap.io.geojson_reader import LON_LAT, project
+from satmap.recipes.schema import parse_recipe
+from satmap.tasks.base import Task, task_of
+from satmap.tasks.dense import IGNORED_BIT
+from satmap.tasks.roads.targets import CENTRE_BIT, CLASS_BITS
+from satmap.training.run_context import RunContext
+from satmap.training.train_ensemble import TrainingOptions, train
+from satmap.weights.members import find_weights
+from tiny_trainings import TWO_STAGE_MEMBER, road_recipe
+
+UTM = "EPSG:32630"
+ORIGIN = 810000.0, 618000.0
+PIXEL_M = 0.5
+SIDE = 512
+
+pytestmark = pytest.mark.usefixtures("tiny_encoders")
+
+
+def task(name: str) -> Task:
+    recipe = road_recipe(TWO_STAGE_MEMBER) if name == "roads" else BUILDING_RECIPE
+    return task_of(parse_recipe(recipe, "test"))
+
+
+def pixels_to_utm(xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.array(ORIGIN) + xy * (PIXEL_M, -PIXEL_M)
+
+
+def picture(
+    houses: Sequence[tuple[int, int, int, int]] = (), side: int = SIDE
+) -> NDArray[np.uint8]:
+    """Noise with brighter houses, given as left, top, right and bottom."""
+    image = np.random.default_rng(1).integers(60, 100, (3, side, side)).astype(np.uint8)
+    for left, top, right, bottom in houses:
+        image[:, top:bottom, left:right] = 220
+    return image
+
+
+def write_image(path: Path, image: NDArray[np.uint8], *, crs: str | None = UTM) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profile: dict[str, Any] = {"driver": "PNG" if path.suffix == ".png" else "GTiff"}
+    if crs and path.suffix != ".png":
+        profile |= {
+            "crs": crs, "transform": Affine(PIXEL_M, 0, ORIGIN[0], 0, -PIXEL_M, ORIGIN[1]),
+        }  # fmt: skip
+    count, height, width = image.shape
+    profile |= {"count": count, "height": height, "width": width, "dtype": image.dtype}
+    with rasterio.open(path, "w", **profile) as file:
+        file.write(image)
+
+
+def write_shapes(path: Path, shapes: Sequence[shapely.Geometry], **properties: object) -> Path:
+    """Write shapes, in pixels of the image, as GeoJSON in longitude and latitude."""
+
+    def placed(xy: NDArray[np.float64]) -> NDArray[np.float64]:
+        return project(pixels_to_utm(xy), UTM, LON_LAT)
+
+    features = [
+        {
+            "type": "Feature", "properties": properties,
+            "geometry": json.loads(shapely.to_geojson(shapely.transform(shape, placed))),
+        }
+        for shape in shapes
+    ]  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path
+
+
+def grid_of_houses(count: int = 6) -> list[tuple[int, int, int, int]]:
+    step, random = SIDE // count, np.random.default_rng(5)
+    return [
+        (x * step + dx, y * step + dy, x * step + dx + 30, y * step + dy + 22)
+        for x in range(count)
+        for y in range(count)
+        for dx, dy in [random.integers(5, step - 35, 2).tolist()]
+    ]
+
+
+def find(data: OwnData, name: str, cache: Path) -> Inventory:
+    return find_own_chips(data, task(name), 3, cache)
+
+
+def label_of(inventory: Inventory, index: int = 0) -> ChipLabel:
+    path = inventory.chips[index].label
+    assert path is not None
+    return ChipLabel.read(path)
+
+
+def test_vector_labels_on_a_large_image(tmp_path: Path) -> None:
+    image = picture(side=1536)
+    image[:, :, :100] = 0
+    write_image(tmp_path / "my town 2023.tif", image)
+    road = shapely.LineString([(50, 300), (1500, 300), (1500, 1200)])
+    labels = write_shapes(tmp_path / "osm.geojson", [road], highway="primary", width="9 m")
+    area = write_shapes(tmp_path / "area.geojson", [shapely.box(-50, -50, 1600, 800)])
+    data = OwnData((str(tmp_path / "my town 2023.tif"),), labels, area)
+    inventory = find(data, "roads", tmp_path / "cache")
+    # The bottom row lies outside the area.
+    assert [chip.image_id for chip in inventory.chips] == [f"my_town_2023_{n}" for n in range(6)]
+    assert {(chip.image.width, chip.image.height) for chip in inventory.chips} == {(512, 512)}
+    first = label_of(inventory)
+    assert first.speeds_mph == (45.0,)
+    assert first.widths_m == (9.0,)
+    assert first.ignored[:, :100].all()
+    assert not first.ignored[:, 100:].any()
+    # The line ends where the image begins, and continues beyond the chip.
+    ends = shapely.bounds(first.shapes[0])
+    assert ends == pytest.approx([100, 300, 576, 300], abs=0.1)
+    assert label_of(inventory, 4).ignored[800 - 512 + 1 :].all()
+    assert "no data" in inventory.summary()
+    assert "outside --area" in inventory.summary()
+    # The same call finds the chips again.
+    assert inventory.chips[0].label is not None
+    written = inventory.chips[0].label.stat().st_mtime_ns
+    again = find(data, "roads", tmp_path / "cache")
+    assert again.chips == inventory.chips
+    assert again.chips[0].label is not None
+    assert again.chips[0].label.stat().st_mtime_ns == written
+    # Ignored pixels reach the target, and the chip is not stretched again.
+    roads = task("roads")
+    cached = prepare_chip(inventory.chips[0], tmp_path / "prepared", roads.recipe.stretch, roads)
+    pixels, target = cached.read()
+    with rasterio.open(inventory.chips[0].image.path) as file:
+        assert np.array_equal(pixels, file.read().transpose(1, 2, 0))
+    assert (target[:, :100] == IGNORED_BIT).all()
+    assert not (target[:, 100:] & IGNORED_BIT).any()
+    # The road is 9 m or 18 pixels wide.
+    assert 17 <= ((target[:, 300] & CLASS_BITS) > 0).sum() <= 19
+
+
+def test_road_masks_keep_their_width_and_voids_are_ignored(tmp_path: Path) -> None:
+    image = picture(side=600)
+    image[:, :, 400:] = 255
+    # A white roof in the middle is no void.
+    image[:, 100:180, 100:180] = 255
+    write_image(tmp_path / "images/a.png", image)
+    mask = np.zeros((1, 600, 600), np.uint8)
+    mask[:, 300:314] = 1
+    write_image(tmp_path / "masks/a.png", mask)
+    data = OwnData((str(tmp_path),), tmp_path / "masks", metres_per_pixel=0.5)
+    inventory = find(data, "roads", tmp_path / "cache")
+    (chip,) = inventory.chips
+    assert (chip.image.width, chip.image.height) == (600, 600)
+    label = label_of(inventory)
+    assert label.ignored[:, 405:].all()
+    assert not label.ignored[:, :395].any()
+    roads = task("roads")
+    cached = prepare_chip(chip, tmp_path / "prepared", roads.recipe.stretch, roads)
+    assert cached.metres_per_pixel == (0.5, 0.5)
+    _, target = cached.read()
+    assert np.flatnonzero(target[:, 200] & CLASS_BITS).tolist() == list(range(300, 314))
+    assert 305 <= np.flatnonzero(target[:, 200] & CENTRE_BIT).mean() <= 308
+    (road,) = cached.payload
+    assert road.line[:, 1] == pytest.approx(307, abs=1)
+    assert road.line[:, 0].max() == pytest.approx(400, abs=5)
+
+
+def test_building_masks(tmp_path: Path) -> None:
+    write_image(tmp_path / "images/a.png", picture())
+    mask = np.zeros((1, SIDE, SIDE), np.uint8)
+    mask[0, 50:90, 60:100] = mask[0, 200:240, 60:160] = 255
+    write_image(tmp_path / "masks/a.png", mask)
+    write_image(tmp_path / "images/b.png", picture())
+    data = OwnData((str(tmp_path / "images"),), tmp_path / "masks")
+    inventory = find(data, "buildings", tmp_path / "cache")
+    assert sorted(shapely.area(label_of(inventory).shapes).tolist()) == [1600.0, 4000.0]
+    # An image without mask counts as one without label.
+    with pytest.raises(SatmapError, match=r"1 of 2 images have no label: b\.png"):
+        inventory.require_labels()
+
+
+def test_offset_between_labels_and_image(tmp_path: Path) -> None:
+    houses = grid_of_houses()
+    write_image(tmp_path / "a.tif", np.tile(picture(houses), (1, 2, 4)))
+    shapes = [
+        shapely.box(left + 512 * x, top + 512 * y, right + 512 * x, bottom + 512 * y)
+        for left, top, right, bottom in houses
+        for x in range(4)
+        for y in range(2)
+    ]
+    moved = [shapely.transform(shape, lambda xy: xy + np.array([4, 2])) for shape in shapes]
+    labels = write_shapes(tmp_path / "labels.geojson", moved)
+    data = OwnData((str(tmp_path / "a.tif"),), labels)
+    text = find(data, "buildings", tmp_path / "cache").summary()
+    assert "2.0 m east and 1.0 m south" in text
+    assert "--shift=-2.0,1.0" in text
+    data = replace(data, shift=(-2.0, 1.0))
+    inventory = find(data, "buildings", tmp_path / "cache")
+    assert "the labels fit the images" in inventory.summary()
+    first = shapely.union_all(label_of(inventory).shapes)
+    truth = shapely.union_all([s for s in shapes if s.within(shapely.box(0, 0, 512, 512))])
+    assert first.symmetric_difference(truth).area < 0.02 * truth.area
+
+
+def test_parts_of_buildings_in_several_files_become_one(tmp_path: Path) -> None:
+    left, right = shapely.box(100, 100, 140, 130), shapely.box(140, 100, 160, 130)
+    neighbour = shapely.box(100, 130, 140, 160)
+    files = [
+        write_shapes(tmp_path / "fine-left.geojson", [left]),
+        write_shapes(tmp_path / "fine-right.geojson", [right]),
+        write_shapes(tmp_path / "left.geojson", [left, neighbour]),
+        write_shapes(tmp_path / "right.geojson", [right]),
+        write_shapes(tmp_path / "empty.geojson", []),
+    ]
+    found = read_own_shapes(files, "polygons")
+    assert len(found.shapes) == 2
+    assert found.repeated == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "metres"), [("7.5", 7.5), ("12 m", 12), ("20'", 6.096), ("wide", None), (None, None)]
+)
+def test_widths(text: str | None, metres: float | None) -> None:
+    assert width_m(text) == pytest.approx(np.nan if metres is None else metres, nan_ok=True)
+
+
+def own_house(directory: Path, shift: float = 0.0) -> OwnData:
+    """Write an image and the label of a house, ``shift`` pixels beside it."""
+    write_image(directory / "a.tif", picture([(100, 100, 140, 130)]))
+    shape = shapely.box(100 + shift, 100, 140 + shift, 130)
+    return OwnData((str(directory / "a.tif"),), write_shapes(directory / "b.geojson", [shape]))
+
+
+def masked(directory: Path, mask: NDArray[np.uint8], name: str = "a.tif", **place: Any) -> OwnData:
+    write_image(directory / "images/a.tif", picture())
+    write_image(directory / "masks" / name, mask, **place)
+    return OwnData((str(directory / "images"),), directory / "masks")
+
+
+def no_overlap(directory: Path) -> OwnData:
+    return own_house(directory, 1e5)
+
+
+def no_georeference(directory: Path) -> OwnData:
+    data = own_house(directory)
+    write_image(directory / "a.png", picture())
+    return replace(data, sources=(str(directory / "a.png"),))
+
+
+def no_labels(directory: Path) -> OwnData:
+    return replace(own_house(directory), labels=write_shapes(directory / "none.geojson", []))
+
+
+def no_label_files(directory: Path) -> OwnData:
+    (directory / "empty").mkdir()
+    return replace(own_house(directory), labels=directory / "empty")
+
+
+def area_elsewhere(directory: Path) -> OwnData:
+    area = write_shapes(directory / "area.geojson", [shapely.box(1e5, 0, 2e5, 100)])
+    return replace(own_house(directory), area=area)
+
+
+def other_size(directory: Path) -> OwnData:
+    return masked(directory, np.zeros((1, 500, SIDE), np.uint8))
+
+
+def other_system(directory: Path) -> OwnData:
+    return masked(directory, np.zeros((1, SIDE, SIDE), np.uint8), crs="EPSG:32631")
+
+
+def other_name(directory: Path) -> OwnData:
+    return masked(directory, np.zeros((1, SIDE, SIDE), np.uint8), "b.tif")
+
+
+def classes(directory: Path) -> OwnData:
+    return masked(directory, np.full((1, SIDE, SIDE), 7, np.uint8))
+
+
+def only_masks(directory: Path) -> OwnData:
+    return replace(masked(directory, np.zeros((1, SIDE, SIDE), np.uint8)), labels=directory)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (no_overlap, "none of the 1 labelled buildings lies on an image. The images lie between"),
+        (no_georeference, "the labels have a georeference, but none of the 1 images has one"),
+        (no_labels, "holds no buildings"),
+        (no_label_files, "holds no labels"),
+        (area_elsewhere, "none of its polygons lies on an image"),
+        (other_size, "a mask of 512 x 500 pixels, but the image a.tif has 512 x 512"),
+        (other_system, "another reference system than its image"),
+        (other_name, "none of the 1 masks has the name of an image"),
+        (classes, "holds 0 and 1, or 0 and 255, but this one holds 7"),
+        (only_masks, "all images lie in"),
+    ],
+)
+def test_input_that_does_not_fit(make: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(SatmapError) as raised:
+        find(make(tmp_path), "buildings", tmp_path / "cache")
+    assert message in str(raised.value)
+
+
+def test_options_for_own_images_need_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["inventory", str(tmp_path), "--gsd", "0.5"])
+    assert "--gsd is for your own images: give --labels, too" in capsys.readouterr().err
+
+
+def test_training_with_own_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    houses = grid_of_houses()
+    for number in range(4):
+        # Two images are copies of each other.
+        image = picture(houses)
+        image[:, :, (number // 2 + 1) * 60 :] //= 1 + number // 2
+        write_image(tmp_path / f"images/{number}.png", image)
+        mask = np.zeros((1, SIDE, SIDE), np.uint8)
+        for left, top, right, bottom in houses:
+            mask[0, top:bottom, left:right] = 255
+        write_image(tmp_path / f"masks/{number}.png", mask)
+    recipe = parse_recipe(BUILDING_RECIPE.replace("resnet18", "tiny"), "test")
+    own = OwnData((str(tmp_path / "images"),), tmp_path / "masks")
+    context = RunContext(tmp_path / "weights", torch.device("cpu"))
+    options = TrainingOptions(cache=tmp_path / "cache", own=own)
+    assert train([], recipe, context, options) == {}
+    printed = capsys.readouterr().out
+    assert "2 chips, validated on 2" in printed
+    assert "2 groups of near-duplicates" in printed
+    held_out = {file.held_out for file in find_weights(context.weights)}
+    assert held_out <= {frozenset("01"), frozenset("23")}
+    train([], recipe, context, options)
+    assert "already trained" in capsys.readouterr().out
+
+
+real = pytest.mark.skipif(not SHARED.is_dir(), reason="no real data")
+
+
+@real
+def test_white_voids_of_massachusetts(tmp_path: Path) -> None:
+    source = SHARED / "data/roads_massachusetts"
+    for folder, suffix in (("images", ".jpg"), ("masks", ".png")):
+        (tmp_path / folder).mkdir()
+        shutil.copy(source / folder / f"void-16978870_15{suffix}", tmp_path / folder)
+    data = OwnData((str(tmp_path / "images"),), tmp_path / "masks", metres_per_pixel=1.0)
+    inventory = find(data, "roads", tmp_path / "cache")
+    for index, chip in enumerate(inventory.chips):
+        with rasterio.open(chip.image.path) as file:
+            image = file.read()
+        # Hardly any void remains, and hardly any road lies in it.
+        seen = ~label_of(inventory, index).ignored
+        assert ((image == 255).all(axis=0) & seen).sum() < 0.02 * seen.sum()
+        assert seen.sum() > 0.05 * seen.size
+
+
+@real
+def test_map_tiles_with_nested_zooms(tmp_path: Path) -> None:
+    source = SHARED / "data/buildings_openaerialmap/place3"
+    tile = min(source.glob("tiles/*-19.jpg"))
+    x, y = (int(part) for part in tile.stem.split("-")[1:3])
+    names = [
+        f"OAM-{column}-{row}-{19 + level}"
+        for level in range(3)
+        for column in range(x << level, (x + 1) << level)
+        for row in range(y << level, (y + 1) << level)
+    ]
+    for name in names:
+        for folder, suffix in (("tiles", ".jpg"), ("labels", ".geojson")):
+            if (source / folder / f"{name}{suffix}").exists():
+                (tmp_path / folder).mkdir(exist_ok=True)
+                shutil.copy(source / folder / f"{name}{suffix}", tmp_path / folder)
+    data = OwnData((str(tmp_path / "tiles"),), tmp_path / "labels")
+    inventory = find(data, "buildings", tmp_path / "cache")
+    whole = read_own_shapes([source / "labels" / f"{names[0]}.geojson"], "polygons")
+    joined = read_own_shapes(sorted(tmp_path.glob("labels/*")), "polygons")
+    assert len(joined.shapes) == len(whole.shapes)
+    assert CRS.from_wkt(inventory.chips[0].image.georeference.crs).to_epsg() == 3857  # type: ignore[union-attr]
