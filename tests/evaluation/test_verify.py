@@ -139,7 +139,7 @@ def test_resumed_and_parallel_runs_leave_the_same_manifest(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         # All images are predicted, but nothing is written.
-        patch.setattr(prediction, "_written", stopped)
+        patch.setattr(prediction, "_finish", stopped)
         predict([made.images], output, made.weights, CPU)
     arguments = [
         "predict", str(made.images), str(output), "--weights", str(made.weights),
