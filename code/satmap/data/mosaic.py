@@ -21,6 +21,8 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.windows import Window
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 from satmap.data.sources import Source, opened, reason_of
 from satmap.errors import SatmapError
@@ -210,30 +212,43 @@ class Mosaic:
     metres_per_pixel: tuple[float, float] | None
     _offsets: dict[int, tuple[int, int] | None] = field(default_factory=dict, repr=False)
 
-    def blocks(self, side: int) -> dict[tuple[int, int], Box]:
+    def blocks(self, side: int) -> dict[tuple[int, int, int], Box]:
         """Divide the rasters into blocks of at most ``side`` pixels.
 
         Returns:
-            Row and column of each block in a grid of ``side`` pixels, in this order, and the
+            Number of the region, row and column of each block in the region, in this order, and the
             rectangle of the block that holds rasters.
         """
-        tree, _ = self._footprints
-        bounds = shapely.bounds(tree.geometries)
-        first = np.floor(np.clip(bounds[:, :2], 0, None) / side).astype(int)
-        last = np.ceil(np.minimum(bounds[:, 2:], (self.width, self.height)) / side).astype(int)
-        cells = sorted(
-            {
-                (row, column)
-                for (left, top), (right, bottom) in zip(first.tolist(), last.tolist(), strict=True)
-                for row in range(top, bottom)
-                for column in range(left, right)
-            }
-        )
-        found = {
-            (row, column): self.covered(Box(column * side, row * side, side, side))
-            for row, column in cells
-        }
-        return {place: box for place, box in found.items() if box is not None}
+        found = {}
+        for number, region in enumerate(self._regions):
+            for tile in region.tiles(side, side):
+                box = self.covered(tile)
+                if box is not None:
+                    row, column = (tile.top - region.top) // side, (tile.left - region.left) // side
+                    found[number, row, column] = box
+        return found
+
+    @cached_property
+    def _regions(self) -> list[Box]:
+        """Rectangles around rasters that touch each other, from the top; none overlaps another."""
+        bounds = shapely.bounds(self._footprints[0].geometries)
+        low = np.floor(np.clip(bounds[:, :2], 0, None) + _SAME_GRID_PX)
+        high = np.ceil(np.minimum(bounds[:, 2:], (self.width, self.height)) - _SAME_GRID_PX)
+        while True:
+            # Rectangles of joined rasters may touch others, so join again until none do.
+            boxes = shapely.box(*(low - 1).T, *(high + 1).T)
+            one, other = shapely.STRtree(boxes).query(boxes, predicate="intersects")
+            pairs = csr_array((np.ones(len(one), bool), (one, other)), (len(boxes),) * 2)
+            count, group = connected_components(pairs, directed=False)
+            joined_low, joined_high = np.full((count, 2), np.inf), np.full((count, 2), -np.inf)
+            np.minimum.at(joined_low, group, low)
+            np.maximum.at(joined_high, group, high)
+            if count == len(boxes):
+                break
+            low, high = joined_low, joined_high
+        corners = np.hstack([low, high - low]).astype(int).tolist()
+        regions = [Box(*corner) for corner in corners]
+        return sorted(regions, key=lambda box: (box.top, box.left))
 
     def covered(self, box: Box) -> Box | None:
         """Return the part of a rectangle that holds rasters; None if there are none."""

@@ -279,7 +279,7 @@ def _brightness_warnings(layers: Sequence[Layer], files: Sequence[WeightFile]) -
 def _tiles(
     map_id: str,
     mosaic: Mosaic,
-    blocks: Mapping[tuple[int, int], Box],
+    blocks: Mapping[tuple[int, int, int], Box],
     first: int,
     channels: int,
     request: MapRequest,
@@ -290,17 +290,18 @@ def _tiles(
     index_of = {place: index for index, place in enumerate(blocks, first)}
     path = Path(mosaic.layers[0].sources[0].name)
     tiles = []
-    for (row, column), box in blocks.items():
+    for (region, row, column), box in blocks.items():
         around = []
         if isinstance(task, DenseTask):
-            for place in product((row - 1, row, row + 1), (column - 1, column, column + 1)):
-                if place in index_of and place != (row, column):
+            rows, columns = range(row - 1, row + 2), range(column - 1, column + 2)
+            for place in product((region,), rows, columns):
+                if place in index_of and place != (region, row, column):
                     shift = blocks[place].seen_from(box)
                     around.append(Neighbour(index_of[place], shift.left, shift.top))
         info = ImageInfo(
             path, RGB, box.width, box.height, channels, "uint8", mosaic.georeference_of(box)
         )
-        image_id = f"{map_id}:{row}-{column}"
+        image_id = f"{map_id}:{region}-{row}-{column}"
         chip = Chip(image_id, image_id, "", {RGB: info}, None, view_angle=request.view_angle)
         tiles.append(Tile(chip, f"{image_id} {digest}", tuple(around)))
     return tiles
