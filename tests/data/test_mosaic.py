@@ -153,7 +153,6 @@ def warped(path: Path, crs: str, transform: Affine, width: int, height: int) -> 
     return write(path, pixels, crs=crs, transform=transform)
 
 
-# Of rasterio, within calculate_default_transform.
 # rasterio multiplies transforms by `*`, which affine warns of.
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 @pytest.mark.parametrize("kind", ["south up", "rotated", "geographic", "other zone"])
