@@ -196,7 +196,14 @@ VARIANTS: Mapping[str, Callable[[Path, Path], None]] = {
     "quarters": _quarters,
     "16 bits": _wide,
     "JPEG quality 75": lambda source, target: _copied(
-        source, target, compress="jpeg", photometric="ycbcr", jpeg_quality=75
+        source,
+        target,
+        tiled=True,
+        blockxsize=128,
+        blockysize=128,
+        compress="jpeg",
+        photometric="ycbcr",
+        jpeg_quality=75,
     ),
     "UTM": _warped(_UTM),
     "web mercator": _warped(_MERCATOR),
