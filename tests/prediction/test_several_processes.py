@@ -40,7 +40,7 @@ from satmap.io import files
 from satmap.networks.ensemble import Strip, predict_strips
 from satmap.networks.unet import build_network
 from satmap.prediction import images as pictures
-from satmap.prediction import share
+from satmap.prediction import plan, share
 from satmap.prediction.journal import Journal
 from satmap.prediction.outputs import PredictionReport
 from satmap.prediction.run import predict
@@ -358,7 +358,7 @@ def test_few_images_are_in_memory_at_once(
         most["maps"] = max(most["maps"], len(pool.held))
         return launch(*arguments)
 
-    monkeypatch.setattr(share, "prepare_image", counted_read)
+    monkeypatch.setattr(plan, "prepare_image", counted_read)
     monkeypatch.setattr(share, "launch_networks", counted_launch)
     assert area.predict(tmp_path, workers=2) == area.done
     # The damaged image is read but never predicted.
