@@ -221,6 +221,51 @@ def test_nothing_found_is_a_warning(weights: Path, tmp_path: Path) -> None:
         assert "the networks found no roads anywhere" in warning and "--bands" in warning
 
 
+# --- networks for different bands -----------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("red_is_road")
+def test_maps_use_the_networks_that_their_bands_allow(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = recipe().model_copy(update={"members": (
+        *recipe().members, recipe().members[0].model_copy(update={"name": "b", "bands": 8}))})
+    text = both.model_dump_json()
+    for name, bands in (("a", 3), ("b", 8)):
+        network = build_network("tiny", bands, ROAD_MAPS, (16, 16, 16, 16))
+        save_weights(tmp_path / f"weights/{name}.last.safetensors", network,
+                     {"recipe": text, "member": name, "stage": "1", "epoch": "1"})
+    used: list[tuple[int, list[int]]] = []
+    prepare = MapPlan.prepare
+
+    def noted(plan: MapPlan, index: int, members: Any) -> Any:
+        image = prepare(plan, index, members)
+        networks = [member.network.in_channels for member in image.members]
+        used.append((image.pixels.shape[2], networks))
+        return image
+
+    monkeypatch.setattr(MapPlan, "prepare", noted)
+    picture = town(100)
+    rgb = write(tmp_path / "rgb.tif", picture)
+    eight = write(tmp_path / "eight.tif", np.concatenate([picture, picture, picture[:2]]))
+    far = write(tmp_path / "far.tif", picture, transform=PLACE @ Affine.translation(100, 0))
+    output = tmp_path / "out.geojson"
+
+    def mapped(*sources: Path) -> PredictionReport:
+        used.clear()
+        return run(tmp_path / "weights", output, *sources)
+
+    done = mapped(eight)
+    assert used == [(8, [3, 8])] and not done.faults and not done.warnings
+    done = mapped(rgb)
+    assert used == [(3, [3])] and not done.faults and done.images["map"] > 0
+    (warning,) = done.warnings
+    assert "1 of 2 networks need 8 bands and were left out for map" in warning
+    # All of a map has the same networks.
+    done = mapped(eight, far)
+    assert used == [(3, [3])] * 2 and not done.faults and len(done.warnings) == 1
+
+
 # --- damage ---------------------------------------------------------------------------------------
 
 
