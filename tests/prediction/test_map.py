@@ -16,6 +16,7 @@ import torch
 from affine import Affine
 from numpy.typing import NDArray
 
+from building_recipes import undecided_weights
 from forked_ranks import all_alive, finish, kill_one, start_ranks, wait_until
 from full_disks import full_disk
 from satmap import cli
@@ -26,6 +27,7 @@ from satmap.prediction.map import MapPlan, MapRequest, block_side, map_sources
 from satmap.prediction.outputs import PredictionReport
 from satmap.provenance.manifest import SUFFIX, MapManifest, read_manifest
 from satmap.recipes.schema import Inference, Recipe, parse_recipe
+from satmap.tasks.base import Task
 from satmap.tasks.roads.settings import ROAD, ROAD_MAPS
 from satmap.weights.network_files import save_weights
 from synthetic_images import write_image
@@ -192,13 +194,43 @@ def test_images_without_a_place_are_maps_of_their_own(weights: Path, tmp_path: P
                exports=(tmp_path / "out.geojson", tmp_path / "out.graphml"))  # fmt: skip
     names = {"map"} | {str(number) for number in range(3)} | {f"b-{i}" for i in range(3)}
     assert done.images.keys() == names and min(done.images.values()) > 0
-    (warning,) = done.warnings
-    assert "out.geojson lacks 6 maps" in warning and "has no georeference" in warning
+    for warning, suffix in zip(done.warnings, ("geojson", "graphml"), strict=True):
+        assert f"out.{suffix} lacks 6 maps" in warning and "has no georeference" in warning
     rows = (tmp_path / "out.csv").read_text().splitlines()[1:]
     assert {row.split(",")[0] for row in rows} == names
     images = {f["properties"]["image_id"] for f in
               json.loads((tmp_path / "out.geojson").read_text())["features"]}  # fmt: skip
     assert images == {"map"}
+
+
+@pytest.mark.parametrize("name", ["out.gpkg", "out.geojson", "out.osm"])
+def test_formats_without_pixels_are_refused_before_the_prediction(
+    weights: Path, tmp_path: Path, name: str
+) -> None:
+    photo = write_image(tmp_path / "photo.tif", pixels=town(100), georeferenced=False)
+    with pytest.raises(SatmapError, match=r"no image has a georeference.*photo.*\(.csv, .graphml"):
+        run(weights, tmp_path / name, photo)
+    with pytest.raises(SatmapError, match="no image has a georeference"):
+        run(weights, tmp_path / "out.csv", photo, exports=(tmp_path / name,))
+    assert {path.name for path in tmp_path.iterdir()} == {"photo.tif"}
+
+
+def test_tasks_that_cannot_map_are_refused_before_the_prediction(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("satmap.tasks.roads.task.RoadTask.join_blocks", Task.join_blocks)
+    with pytest.raises(SatmapError, match=r"cannot map whole scenes. Use `satmap predict`"):
+        run(weights, tmp_path / "out.csv", write(tmp_path / "a.tif", town(100)))
+
+
+def test_coco_results_are_refused_before_the_prediction(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    undecided_weights(tmp_path / "weights")
+    scene = write(tmp_path / "7.tif", town(100))
+    with pytest.raises(SatmapError, match=r"COCO results need images with numbers"):
+        run(tmp_path / "weights", tmp_path / "out.json", scene)
+    with pytest.raises(SatmapError, match=r"COCO results need images with numbers"):
+        run(tmp_path / "weights", tmp_path / "out.gpkg", scene, exports=(tmp_path / "o.json",))
 
 
 @pytest.mark.usefixtures("red_is_road")

@@ -21,6 +21,7 @@ from satmap.data.mosaic import Layer, Mosaic, Priority, Stretch, find_layers, ma
 from satmap.data.neighbours import Neighbour
 from satmap.data.sources import Source, find_sources
 from satmap.errors import SatmapError
+from satmap.exports import GIS_SUFFIXES, OSM_SUFFIXES
 from satmap.io.checksums import FileRecord, in_threads, record_file
 from satmap.io.progress import track
 from satmap.io.text import printable
@@ -45,6 +46,9 @@ _CONTEXT_PX = 128
 # Warn if the mean of a band differs from the training's by this many of its standard deviations. Of
 # 137 images of eight real data sets, with the usual stretch, one reaches this: it is half white.
 _FAR_BRIGHTNESS = 1.5
+# Formats that hold only maps with a georeference, and those of satmap that hold pixels, too.
+_PLACED_SUFFIXES = (".geojson", *GIS_SUFFIXES, *OSM_SUFFIXES)
+_PIXEL_SUFFIXES = (".csv", ".graphml")
 # Warn if sources were enlarged by more than this factor.
 _FAR_SIZE = 2.0
 
@@ -139,6 +143,8 @@ def _plan(request: MapRequest) -> MapPlan:
         task = task_of(recipe)
     for path in (request.output, *request.exports):
         require_any_format(recipe.task, path)
+    # A task that cannot join any blocks says so before the prediction.
+    task.join_blocks("", (1, 1), (), None)
     found = find_sources(request.sources, crs=request.source_crs, zoom=request.zoom)
     channels = {file.in_channels for file in files}
     layers, faults = _find_layers(found.sources, channels, request.bands)
@@ -165,6 +171,7 @@ def _plan(request: MapRequest) -> MapPlan:
             assert seen is not None
             names.append((map_id, box, seen))
         tiles += _tiles(map_id, mosaic, blocks, len(tiles), request, task)
+    _require_fitting_outputs(request, task, mosaics, [tile.chip for tile in tiles])
     print(
         f"{len(tiles)} blocks, {len(files)} networks, {recipe.inference.tta} test-time "
         "augmentations",
@@ -185,6 +192,25 @@ def _plan(request: MapRequest) -> MapPlan:
         mosaics,
         tuple(names),
     )
+
+
+def _require_fitting_outputs(
+    request: MapRequest, task: Task, mosaics: Mapping[str, Mosaic], chips: Sequence[Chip]
+) -> None:
+    """Fail if the format of an output can hold none of the maps."""
+    placed = any(mosaic.georeference for mosaic in mosaics.values())
+    suffixes = (*task.recipe.task.submission_suffixes, *task.export_suffixes)
+    in_pixels = [suffix for suffix in suffixes if suffix in _PIXEL_SUFFIXES]
+    for path in (request.output, *request.exports):
+        task.check_outputs(path, chips)
+        if not placed and path.suffix.lower() in _PLACED_SUFFIXES:
+            first = next(iter(mosaics.values())).layers[0].name
+            hint = f", or write pixels ({', '.join(in_pixels)})" if in_pixels else ""
+            raise SatmapError(
+                f"{path}: this format needs places on the ground, but no image has a georeference, "
+                f"for example {printable(first)}. Use images with one (GeoTIFF, or a world file "
+                f"and --source-crs){hint}."
+            )
 
 
 def block_side(inference: Inference) -> int:
