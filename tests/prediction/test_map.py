@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from building_recipes import undecided_weights
 from forked_ranks import all_alive, finish, kill_one, start_ranks, wait_until
 from full_disks import full_disk
+from http_servers import http_server
 from satmap import cli
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.networks.ensemble import Strip
 from satmap.networks.unet import build_network
-from satmap.prediction.map import MapPlan, MapRequest, block_side, map_sources
+from satmap.prediction.map import MapPlan, MapRequest, _public, block_side, map_sources
 from satmap.prediction.outputs import PredictionReport
 from satmap.provenance.manifest import SUFFIX, MapManifest, read_manifest
 from satmap.recipes.schema import Inference, Recipe, parse_recipe
@@ -172,6 +173,44 @@ def test_the_manifest_describes_the_map(
         cli.main(["verify", str(output)])
     assert caught.value.code == 1
     assert "maps are not computed again" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("red_is_road")
+def test_secrets_of_addresses_are_not_recorded(weights: Path, tmp_path: Path) -> None:
+    photo = write_image(tmp_path / "photo.tif", pixels=town(100), georeferenced=False)
+    secret = "?X-Amz-Signature=s3cr.et#fragment"
+    with http_server() as server:
+        for name in ("/a.tif", "/photo.tif"):
+            server.files[name + secret.partition("#")[0]] = photo.read_bytes()
+        server.redirects["/b.tif?sig=s3cr.et"] = f"{server.url}/c.tif?sig=s3cr.et"
+        urls = [server.url + name + secret for name in ("/a.tif", "/photo.tif")]
+        moved = f"{server.url}/b.tif?sig=s3cr.et"
+        done = run(weights, tmp_path / "out.csv", *urls, moved, stretch=None,
+                   command=("map", *urls, "what? no address"))  # fmt: skip
+    assert done.faults.keys() == {moved}
+    assert done.images.keys() == {"a", "photo"}
+    manifest = read_manifest(tmp_path / "out.csv")
+    assert isinstance(manifest, MapManifest)
+    plain = (f"{server.url}/a.tif", f"{server.url}/photo.tif")
+    assert manifest.addresses == plain
+    assert manifest.run.command == ("map", *plain, "what? no address")
+    assert [entry["stretches"][0][0] for entry in manifest.maps.values()] == [*plain]
+    assert f"redirects to {server.url}/c.tif" in manifest.skipped[f"{server.url}/b.tif"]
+    for path in tmp_path.iterdir():
+        assert b"s3cr.et" not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize(
+    ("name", "recorded"),
+    [
+        ("s3://bucket/key.tif", "s3://bucket/key.tif"),
+        ("https://me:word@host/a@b.tif?sas=1", "https://host/a@b.tif"),
+        ("https://host?a/b", "https://host"),
+        ("folder/a?b#c.tif", "folder/a?b#c.tif"),
+    ],
+)
+def test_recorded_addresses(name: str, recorded: str) -> None:
+    assert _public(name) == recorded
 
 
 def test_blocks_fit_the_windows_of_the_networks() -> None:

@@ -287,7 +287,7 @@ def _named(mosaics: Iterable[Mosaic]) -> dict[str, Mosaic]:
     """
     named: dict[str, Mosaic] = {}
     for mosaic in mosaics:
-        path = Path(mosaic.layers[0].sources[0].name)
+        path = Path(_public(mosaic.layers[0].sources[0].name))
         placed = mosaic.georeference is not None
         name = "map" if placed else _plain(path.stem)
         while name in named:
@@ -436,7 +436,7 @@ def _write_manifest(
         "recipe": record_recipe(plan.recipe, content=True),
         "weights": weights,
         "sources": dict(zip(map(str, local), in_threads(record_file, local), strict=True)),
-        "addresses": tuple(source.name for source in sources if source.is_remote),
+        "addresses": tuple(_public(source.name) for source in sources if source.is_remote),
         "maps": {
             map_id: {
                 "crs": mosaic.georeference.crs if mosaic.georeference else None,
@@ -444,14 +444,34 @@ def _write_manifest(
                 "width": mosaic.width,
                 "height": mosaic.height,
                 "stretches": [
-                    [layer.name, layer.stretch.low, layer.stretch.high]
+                    [
+                        layer.name.replace(layer.sources[0].name, _public(layer.sources[0].name)),
+                        layer.stretch.low,
+                        layer.stretch.high,
+                    ]
                     for layer in mosaic.layers
                     if layer.stretch
                 ],
             }
             for map_id, mosaic in plan.mosaics.items()
         },
-        "skipped": dict(sorted(faults.items())),
-        "run": run_by,
+        "skipped": {
+            _public(name): re.sub(r"\w+://\S+", lambda found: _public(found[0]), reason)
+            for name, reason in sorted(faults.items())
+        },
+        "run": run_by.model_copy(update={"command": tuple(map(_public, run_by.command))}),
     }  # fmt: skip
     write_manifest(request.output, MapManifest, facts)
+
+
+def _public(name: str) -> str:
+    """Return an address without what may be secret: user, query and fragment.
+
+    Presigned addresses of S3 and Azure hold their signature in the query. Other names stay as they
+    are.
+    """
+    scheme, separator, rest = name.partition("://")
+    if not separator:
+        return name
+    host, slash, path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
