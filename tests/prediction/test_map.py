@@ -408,7 +408,7 @@ def test_the_exit_status_says_whether_anything_was_mapped(
 
     assert status() == (0, "")
     code, error = status("--source-crs", "EPSG:0")
-    assert code == 1 and "EPSG:0 is not a reference system" in error
+    assert code == 2 and "'EPSG:0' is not a usable reference system" in error
     code, error = status("--bands", "1,2,9")
     assert code == 1 and "bands 1, 2, 9 do not fit" in error
 
@@ -417,7 +417,9 @@ def test_the_exit_status_says_whether_anything_was_mapped(
 
     monkeypatch.setattr(MapPlan, "prepare", fail)
     code, error = status()
-    assert code == 1 and "block map:0-0: the disk is gone" in error
+    assert code == 1 and "block map:0-0-0: the disk is gone" in error
+    assert "1 rasters or blocks were not or only partly mapped:" in error
+    assert error.endswith("run the same command again. It maps everything anew.\n")
 
 
 @pytest.mark.usefixtures("red_is_road")
