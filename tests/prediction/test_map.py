@@ -299,13 +299,22 @@ def test_nothing_found_is_a_warning(weights: Path, tmp_path: Path) -> None:
 def test_maps_use_the_networks_that_their_bands_allow(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    both = recipe().model_copy(update={"members": (
-        *recipe().members, recipe().members[0].model_copy(update={"name": "b", "bands": 8}))})
+    both = recipe().model_copy(
+        update={
+            "members": (
+                *recipe().members,
+                recipe().members[0].model_copy(update={"name": "b", "bands": 8}),
+            )
+        }
+    )
     text = both.model_dump_json()
     for name, bands in (("a", 3), ("b", 8)):
         network = build_network("tiny", bands, ROAD_MAPS, (16, 16, 16, 16))
-        save_weights(tmp_path / f"weights/{name}.last.safetensors", network,
-                     {"recipe": text, "member": name, "stage": "1", "epoch": "1"})
+        save_weights(
+            tmp_path / f"weights/{name}.last.safetensors",
+            network,
+            {"recipe": text, "member": name, "stage": "1", "epoch": "1"},
+        )
     used: list[tuple[int, list[int]]] = []
     prepare = MapPlan.prepare
 
