@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from satmap import cli
 from satmap.recipes.schema import load_recipe
 
 # Runs commands in one process in which the heavy libraries cannot be imported.
@@ -37,6 +38,8 @@ CASES = [
     ("predict images out.csv --weights broken", "broken metadata: maps: Invalid JSON"),
     ("train nowhere", "nowhere does not exist"),
     ("train images --recipe no-such-recipe", "no recipe is called"),
+    ("train images --shift 1,2", "--shift is for your own images: give --labels, too."),
+    ("inventory images --source-crs EPSG:4326", "--source-crs is for your own images"),
     ("train images --fold 9", "no member of fold 9. Its folds are: 0, 1, 2, 3"),
     ("train images --cache file/cache", "/file/cache/weights.safetensors: Not a directory"),
     ("train images --recipe sn5-roads-single --teacher nowhere", "no weights"),
@@ -118,3 +121,18 @@ def test_wrong_calls_fail_before_heavy_imports(
 ) -> None:
     assert messages[command].startswith("1 satmap: ")
     assert message in messages[command]
+
+
+def test_reference_systems_of_sources_stay_as_named() -> None:
+    options = cli._parser().parse_args(["map", "a.tif", "o.gpkg", "--source-crs", " EPSG:4326"])
+    assert options.source_crs == "EPSG:4326"
+
+
+@pytest.mark.parametrize("command", ["map town.tif o.gpkg", "train a --labels b", "inventory a"])
+def test_reference_systems_of_sources_are_checked_with_the_arguments(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*command.split(), "--source-crs", "EPSG:nowhere"])
+    assert caught.value.code == 2
+    assert "--source-crs: 'EPSG:nowhere' is not a" in capsys.readouterr().err

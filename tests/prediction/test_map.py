@@ -16,16 +16,19 @@ import torch
 from affine import Affine
 from numpy.typing import NDArray
 
+from building_recipes import undecided_weights
 from forked_ranks import all_alive, finish, kill_one, start_ranks, wait_until
 from full_disks import full_disk
+from http_servers import http_server
 from satmap import cli
 from satmap.errors import CannotWriteError, SatmapError
 from satmap.networks.ensemble import Strip
 from satmap.networks.unet import build_network
-from satmap.prediction.map import MapPlan, MapRequest, block_side, map_sources
+from satmap.prediction.map import MapPlan, MapRequest, _public, block_side, map_sources
 from satmap.prediction.outputs import PredictionReport
 from satmap.provenance.manifest import SUFFIX, MapManifest, read_manifest
 from satmap.recipes.schema import Inference, Recipe, parse_recipe
+from satmap.tasks.base import Task
 from satmap.tasks.roads.settings import ROAD, ROAD_MAPS
 from satmap.weights.network_files import save_weights
 from synthetic_images import write_image
@@ -172,6 +175,44 @@ def test_the_manifest_describes_the_map(
     assert "maps are not computed again" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("red_is_road")
+def test_secrets_of_addresses_are_not_recorded(weights: Path, tmp_path: Path) -> None:
+    photo = write_image(tmp_path / "photo.tif", pixels=town(100), georeferenced=False)
+    secret = "?X-Amz-Signature=s3cr.et#fragment"
+    with http_server() as server:
+        for name in ("/a.tif", "/photo.tif"):
+            server.files[name + secret.partition("#")[0]] = photo.read_bytes()
+        server.redirects["/b.tif?sig=s3cr.et"] = f"{server.url}/c.tif?sig=s3cr.et"
+        urls = [server.url + name + secret for name in ("/a.tif", "/photo.tif")]
+        moved = f"{server.url}/b.tif?sig=s3cr.et"
+        done = run(weights, tmp_path / "out.csv", *urls, moved, stretch=None,
+                   command=("map", *urls, "what? no address"))  # fmt: skip
+    assert done.faults.keys() == {moved}
+    assert done.images.keys() == {"a", "photo"}
+    manifest = read_manifest(tmp_path / "out.csv")
+    assert isinstance(manifest, MapManifest)
+    plain = (f"{server.url}/a.tif", f"{server.url}/photo.tif")
+    assert manifest.addresses == plain
+    assert manifest.run.command == ("map", *plain, "what? no address")
+    assert [entry["stretches"][0][0] for entry in manifest.maps.values()] == [*plain]
+    assert f"redirects to {server.url}/c.tif" in manifest.skipped[f"{server.url}/b.tif"]
+    for path in tmp_path.iterdir():
+        assert b"s3cr.et" not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize(
+    ("name", "recorded"),
+    [
+        ("s3://bucket/key.tif", "s3://bucket/key.tif"),
+        ("https://me:word@host/a@b.tif?sas=1", "https://host/a@b.tif"),
+        ("https://host?a/b", "https://host"),
+        ("folder/a?b#c.tif", "folder/a?b#c.tif"),
+    ],
+)
+def test_recorded_addresses(name: str, recorded: str) -> None:
+    assert _public(name) == recorded
+
+
 def test_blocks_fit_the_windows_of_the_networks() -> None:
     assert block_side(Inference()) == 2 * (1344 - 256)
     assert block_side(Inference(window=4096)) == 4096 - 256
@@ -192,13 +233,43 @@ def test_images_without_a_place_are_maps_of_their_own(weights: Path, tmp_path: P
                exports=(tmp_path / "out.geojson", tmp_path / "out.graphml"))  # fmt: skip
     names = {"map"} | {str(number) for number in range(3)} | {f"b-{i}" for i in range(3)}
     assert done.images.keys() == names and min(done.images.values()) > 0
-    (warning,) = done.warnings
-    assert "out.geojson lacks 6 maps" in warning and "has no georeference" in warning
+    for warning, suffix in zip(done.warnings, ("geojson", "graphml"), strict=True):
+        assert f"out.{suffix} lacks 6 maps" in warning and "has no georeference" in warning
     rows = (tmp_path / "out.csv").read_text().splitlines()[1:]
     assert {row.split(",")[0] for row in rows} == names
     images = {f["properties"]["image_id"] for f in
               json.loads((tmp_path / "out.geojson").read_text())["features"]}  # fmt: skip
     assert images == {"map"}
+
+
+@pytest.mark.parametrize("name", ["out.gpkg", "out.geojson", "out.osm"])
+def test_formats_without_pixels_are_refused_before_the_prediction(
+    weights: Path, tmp_path: Path, name: str
+) -> None:
+    photo = write_image(tmp_path / "photo.tif", pixels=town(100), georeferenced=False)
+    with pytest.raises(SatmapError, match=r"no image has a georeference.*photo.*\(.csv, .graphml"):
+        run(weights, tmp_path / name, photo)
+    with pytest.raises(SatmapError, match="no image has a georeference"):
+        run(weights, tmp_path / "out.csv", photo, exports=(tmp_path / name,))
+    assert {path.name for path in tmp_path.iterdir()} == {"photo.tif"}
+
+
+def test_tasks_that_cannot_map_are_refused_before_the_prediction(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("satmap.tasks.roads.task.RoadTask.join_blocks", Task.join_blocks)
+    with pytest.raises(SatmapError, match=r"cannot map whole scenes. Use `satmap predict`"):
+        run(weights, tmp_path / "out.csv", write(tmp_path / "a.tif", town(100)))
+
+
+def test_coco_results_are_refused_before_the_prediction(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    undecided_weights(tmp_path / "weights")
+    scene = write(tmp_path / "7.tif", town(100))
+    with pytest.raises(SatmapError, match=r"COCO results need images with numbers"):
+        run(tmp_path / "weights", tmp_path / "out.json", scene)
+    with pytest.raises(SatmapError, match=r"COCO results need images with numbers"):
+        run(tmp_path / "weights", tmp_path / "out.gpkg", scene, exports=(tmp_path / "o.json",))
 
 
 @pytest.mark.usefixtures("red_is_road")
@@ -219,6 +290,60 @@ def test_nothing_found_is_a_warning(weights: Path, tmp_path: Path) -> None:
         assert done.images == {"map": 0}
         (warning,) = done.warnings
         assert "the networks found no roads anywhere" in warning and "--bands" in warning
+
+
+# --- networks for different bands -----------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("red_is_road")
+def test_maps_use_the_networks_that_their_bands_allow(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = recipe().model_copy(
+        update={
+            "members": (
+                *recipe().members,
+                recipe().members[0].model_copy(update={"name": "b", "bands": 8}),
+            )
+        }
+    )
+    text = both.model_dump_json()
+    for name, bands in (("a", 3), ("b", 8)):
+        network = build_network("tiny", bands, ROAD_MAPS, (16, 16, 16, 16))
+        save_weights(
+            tmp_path / f"weights/{name}.last.safetensors",
+            network,
+            {"recipe": text, "member": name, "stage": "1", "epoch": "1"},
+        )
+    used: list[tuple[int, list[int]]] = []
+    prepare = MapPlan.prepare
+
+    def noted(plan: MapPlan, index: int, members: Any) -> Any:
+        image = prepare(plan, index, members)
+        networks = [member.network.in_channels for member in image.members]
+        used.append((image.pixels.shape[2], networks))
+        return image
+
+    monkeypatch.setattr(MapPlan, "prepare", noted)
+    picture = town(100)
+    rgb = write(tmp_path / "rgb.tif", picture)
+    eight = write(tmp_path / "eight.tif", np.concatenate([picture, picture, picture[:2]]))
+    far = write(tmp_path / "far.tif", picture, transform=PLACE @ Affine.translation(100, 0))
+    output = tmp_path / "out.geojson"
+
+    def mapped(*sources: Path) -> PredictionReport:
+        used.clear()
+        return run(tmp_path / "weights", output, *sources)
+
+    done = mapped(eight)
+    assert used == [(8, [3, 8])] and not done.faults and not done.warnings
+    done = mapped(rgb)
+    assert used == [(3, [3])] and not done.faults and done.images["map"] > 0
+    (warning,) = done.warnings
+    assert "1 of 2 networks need 8 bands and were left out for map" in warning
+    # All of a map has the same networks.
+    done = mapped(eight, far)
+    assert used == [(3, [3])] * 2 and not done.faults and len(done.warnings) == 1
 
 
 # --- damage ---------------------------------------------------------------------------------------
@@ -292,7 +417,7 @@ def test_the_exit_status_says_whether_anything_was_mapped(
 
     assert status() == (0, "")
     code, error = status("--source-crs", "EPSG:0")
-    assert code == 1 and "EPSG:0 is not a reference system" in error
+    assert code == 2 and "'EPSG:0' is not a usable reference system" in error
     code, error = status("--bands", "1,2,9")
     assert code == 1 and "bands 1, 2, 9 do not fit" in error
 
@@ -301,7 +426,9 @@ def test_the_exit_status_says_whether_anything_was_mapped(
 
     monkeypatch.setattr(MapPlan, "prepare", fail)
     code, error = status()
-    assert code == 1 and "block map:0-0: the disk is gone" in error
+    assert code == 1 and "block map:0-0-0: the disk is gone" in error
+    assert "1 rasters or blocks were not or only partly mapped:" in error
+    assert error.endswith("run the same command again. It maps everything anew.\n")
 
 
 @pytest.mark.usefixtures("red_is_road")

@@ -97,12 +97,7 @@ def add_sources(sub: Parser) -> None:
     sub.value(
         "--area FILE", Path, "vector file with polygons: labels are complete only within them"
     )
-    sub.value("--bands N,N,N", bands, "bands for red, green, blue, ... (default: as marked)")
-    sub.add_argument(
-        "--source-crs", metavar="CRS", help="reference system of images that state none"
-    )
-    sub.value("--zoom Z", count, "zoom level of map tiles (default: all, the finest on top)")
-    sub.value("--gsd M", pixel_size, "metres per pixel of the chips (default: as the images)")
+    add_reading(sub, "metres per pixel of the chips (default: that of the images)")
     sub.value(
         "--metres-per-pixel M",
         pixel_size,
@@ -112,8 +107,29 @@ def add_sources(sub: Parser) -> None:
         "--shift EAST,NORTH",
         two_numbers,
         "move vector labels by so many metres, for example by the offset that inventory reports",
-        default=(0.0, 0.0),
     )
+
+
+def add_reading(sub: Parser, gsd: str) -> None:
+    """Add the options for how rasters are read; ``gsd`` is the help of the pixel size."""
+    sub.value(
+        "--bands N,N,N",
+        bands,
+        "bands for red, green, blue, ... (default: those marked red, green, blue in the file, else "
+        "the first)",
+    )
+    sub.value(
+        "--source-crs CRS",
+        source_system,
+        "reference system of images that state none, such as EPSG:32631",
+    )
+    sub.value(
+        "--zoom Z",
+        count,
+        "zoom level of map tiles and MBTiles (default: of map tiles all, the finest on top; of "
+        "MBTiles the finest)",
+    )
+    sub.value("--gsd M", pixel_size, gsd)
 
 
 def own_data(options: argparse.Namespace) -> "OwnData | None":
@@ -123,7 +139,7 @@ def own_data(options: argparse.Namespace) -> "OwnData | None":
         SatmapError: a file or directory does not exist, or an option needs ``--labels``.
     """
     if options.labels is None:
-        for name in ("area", "bands", "source_crs", "zoom", "gsd", "metres_per_pixel"):
+        for name in ("area", "bands", "source_crs", "zoom", "gsd", "metres_per_pixel", "shift"):
             if getattr(options, name) is not None:
                 option = name.replace("_", "-")
                 raise SatmapError(f"--{option} is for your own images: give --labels, too.")
@@ -143,7 +159,7 @@ def own_data(options: argparse.Namespace) -> "OwnData | None":
         options.zoom,
         options.gsd,
         options.metres_per_pixel,
-        options.shift,
+        options.shift or (0.0, 0.0),
     )
 
 
@@ -260,6 +276,15 @@ def reference_system(text: str) -> str:
         return reference_system(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def source_system(text: str) -> str:
+    """Argument type: as :func:`reference_system`, but returned as the user named it.
+
+    LON_LAT would differ from the EPSG:4326 that other images state, and these be resampled.
+    """
+    reference_system(text)
+    return text.strip()
 
 
 def duration(text: str) -> float:

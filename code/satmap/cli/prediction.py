@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,9 @@ from satmap.cli.options import (
     add_maps,
     add_networks,
     add_processes,
+    add_reading,
     add_view_angle,
-    bands,
     count,
-    pixel_size,
     require_task,
     value_range,
     with_pixel_size,
@@ -149,7 +149,10 @@ def add_map(commands: Commands) -> None:
         "http://, s3://)",
     )
     map_.value(
-        "output OUT", Path, f"map to write; its suffix is the format: {_FORMATS}, or .csv (pixels)"
+        "output OUT",
+        Path,
+        f"map to write; its suffix is the format: {_FORMATS}, or .csv. Images without georeference "
+        "need .csv or .graphml, which hold pixels",
     )
     map_.value(
         "--export PATH", Path, "also write this format; repeatable", action="append", default=[]
@@ -160,17 +163,12 @@ def add_map(commands: Commands) -> None:
         "--recipe", help="name of a recipe or .yaml file (default: that of the weights)"
     )
     add_networks(map_)
-    map_.value("--bands N,N,N", bands, "bands for red, green, blue, ... (default: as marked)")
+    add_reading(map_, "metres per pixel for the networks (default: that of the training images)")
     map_.value(
         "--stretch LOW,HIGH",
         value_range,
         "values that become black and white (default: percentiles of a sample of each source)",
     )
-    map_.value("--gsd M", pixel_size, "metres per pixel for the networks (default: as trained)")
-    map_.add_argument(
-        "--source-crs", metavar="CRS", help="reference system of sources that state none"
-    )
-    map_.value("--zoom Z", count, "zoom level of map tiles (default: all, the finest on top)")
     map_.add_argument(
         "--priority",
         choices=("finest", "first"),
@@ -187,7 +185,7 @@ def _map(options: argparse.Namespace) -> int:
     All images with a georeference become one map, without seams. Images without one are mapped
     separately, in pixels. Images are read in the pixel size that the networks were trained with.
     A raster or a part of it that cannot be read is left out and reported at the end; the exit
-    status is 1 if nothing is left. After an interruption the same command resumes.
+    status is 1 only if nothing was mapped. After an interruption the same command resumes.
 
     Examples:
       satmap map town.tif roads.gpkg --weights weights
@@ -224,7 +222,10 @@ def _map(options: argparse.Namespace) -> int:
     if not is_first_rank():
         return 0
     report_warnings(done.warnings)
-    report_faults(done.faults, "left out, or parts of them", "rasters and blocks")
+    report_faults(done.faults, "not or only partly mapped", "rasters or blocks")
+    if done.faults:
+        again = "To map them, too, remove the causes and run the same command again."
+        print(f"satmap: {again} It maps everything anew.", file=sys.stderr)
     print(f"{options.output}: {sum(done.images.values())} {done.noun}")
     return 0 if done.images else 1
 

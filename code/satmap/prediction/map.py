@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -19,8 +19,9 @@ from satmap.data.chip import Chip
 from satmap.data.imagery import RGB, ImageInfo
 from satmap.data.mosaic import Layer, Mosaic, Priority, Stretch, find_layers, make_mosaics
 from satmap.data.neighbours import Neighbour
-from satmap.data.sources import find_sources
+from satmap.data.sources import Source, find_sources
 from satmap.errors import SatmapError
+from satmap.exports import GIS_SUFFIXES, OSM_SUFFIXES
 from satmap.io.checksums import FileRecord, in_threads, record_file
 from satmap.io.progress import track
 from satmap.io.text import printable
@@ -45,6 +46,9 @@ _CONTEXT_PX = 128
 # Warn if the mean of a band differs from the training's by this many of its standard deviations. Of
 # 137 images of eight real data sets, with the usual stretch, one reaches this: it is half white.
 _FAR_BRIGHTNESS = 1.5
+# Formats that hold only maps with a georeference, and those of satmap that hold pixels, too.
+_PLACED_SUFFIXES = (".geojson", *GIS_SUFFIXES, *OSM_SUFFIXES)
+_PIXEL_SUFFIXES = (".csv", ".graphml")
 # Warn if sources were enlarged by more than this factor.
 _FAR_SIZE = 2.0
 
@@ -99,8 +103,11 @@ class MapPlan(Plan):
         georeference = chip.image.georeference
         metres = georeference.metres_per_pixel if georeference else (default, default)
         category = self.task.category(chip)
+        fitting = [member for member in members if member.network.in_channels <= chip.channels]
+        if not fitting:
+            chip.require_channels(min(member.network.in_channels for member in members))
         return PreparedImage(
-            chip.image, pixels, members, metres, notes, category, inside=box.seen_from(seen)
+            chip.image, pixels, fitting, metres, notes, category, inside=box.seen_from(seen)
         )
 
 
@@ -136,9 +143,11 @@ def _plan(request: MapRequest) -> MapPlan:
         task = task_of(recipe)
     for path in (request.output, *request.exports):
         require_any_format(recipe.task, path)
+    # A task that cannot join any blocks says so before the prediction.
+    task.join_blocks("", (1, 1), (), None)
     found = find_sources(request.sources, crs=request.source_crs, zoom=request.zoom)
-    channels = max(file.in_channels for file in files)
-    layers, faults = find_layers(found.sources, channels, request.bands)
+    channels = {file.in_channels for file in files}
+    layers, faults = _find_layers(found.sources, channels, request.bands)
     faults = found.faults | faults
     stretched = [
         replace(layer, stretch=stretch)
@@ -148,8 +157,9 @@ def _plan(request: MapRequest) -> MapPlan:
     if not stretched:
         raise SatmapError("\n".join(f"{printable(name)}: {faults[name]}" for name in faults))
     gsd = request.gsd or trained_gsd(files)
-    mosaics = _named(make_mosaics(stretched, gsd, request.priority))
+    mosaics = _named(map(_of_common_bands, make_mosaics(stretched, gsd, request.priority)))
     warnings = _describe(mosaics, trained_gsd(files)) + _brightness_warnings(stretched, files)
+    warnings += _left_out_warnings(mosaics, files)
     context = min(recipe.inference.overlap, _CONTEXT_PX)
     side = request.block_px or block_side(recipe.inference)
     names: list[tuple[str, Box, Box]] = []
@@ -160,7 +170,8 @@ def _plan(request: MapRequest) -> MapPlan:
             seen = mosaic.covered(box.grown(context, context))
             assert seen is not None
             names.append((map_id, box, seen))
-        tiles += _tiles(map_id, mosaic, blocks, len(tiles), channels, request, task)
+        tiles += _tiles(map_id, mosaic, blocks, len(tiles), request, task)
+    _require_fitting_outputs(request, task, mosaics, [tile.chip for tile in tiles])
     print(
         f"{len(tiles)} blocks, {len(files)} networks, {recipe.inference.tta} test-time "
         "augmentations",
@@ -183,10 +194,76 @@ def _plan(request: MapRequest) -> MapPlan:
     )
 
 
+def _require_fitting_outputs(
+    request: MapRequest, task: Task, mosaics: Mapping[str, Mosaic], chips: Sequence[Chip]
+) -> None:
+    """Fail if the format of an output can hold none of the maps."""
+    placed = any(mosaic.georeference for mosaic in mosaics.values())
+    suffixes = (*task.recipe.task.submission_suffixes, *task.export_suffixes)
+    in_pixels = [suffix for suffix in suffixes if suffix in _PIXEL_SUFFIXES]
+    for path in (request.output, *request.exports):
+        task.check_outputs(path, chips)
+        if not placed and path.suffix.lower() in _PLACED_SUFFIXES:
+            first = next(iter(mosaics.values())).layers[0].name
+            hint = f", or write pixels ({', '.join(in_pixels)})" if in_pixels else ""
+            raise SatmapError(
+                f"{path}: this format needs places on the ground, but no image has a georeference, "
+                f"for example {printable(first)}. Use images with one (GeoTIFF, or a world file "
+                f"and --source-crs){hint}."
+            )
+
+
 def block_side(inference: Inference) -> int:
     """Return the side of blocks that whole windows of the networks cover, pixels."""
     step = inference.window - 2 * inference.overlap
     return max(round(_BLOCK_PX / step), 1) * step
+
+
+def _find_layers(
+    sources: Sequence[Source], channels: Collection[int], bands: Sequence[int] | None
+) -> tuple[list[Layer], dict[str, str]]:
+    """Sort rasters into layers, each with as many channels as its bands allow.
+
+    Args:
+        sources: in the user's order.
+        channels: numbers of channels of the networks.
+        bands: as for :func:`find_layers`, which also describes the result.
+    """
+    layers: list[Layer] = []
+    faults: dict[str, str] = {}
+    left = list(sources)
+    for number in sorted(channels, reverse=True):
+        found, faults = find_layers(left, number, bands)
+        layers += found
+        left = [source for source in left if source.name in faults]
+    place = {source.name: index for index, source in enumerate(sources)}
+    return sorted(layers, key=lambda layer: place[layer.sources[0].name]), faults
+
+
+def _of_common_bands(mosaic: Mosaic) -> Mosaic:
+    """Return a mosaic in which all layers have as many bands as that with the fewest."""
+    count = min(len(layer.bands) for layer in mosaic.layers)
+    layers = []
+    for layer in mosaic.layers:
+        assert layer.stretch is not None
+        stretch = Stretch(layer.stretch.low[:count], layer.stretch.high[:count])
+        layers.append(replace(layer, bands=layer.bands[:count], stretch=stretch))
+    return replace(mosaic, layers=tuple(layers))
+
+
+def _left_out_warnings(mosaics: Mapping[str, Mosaic], files: Sequence[WeightFile]) -> list[str]:
+    """Warn about networks that need more bands than the maps have."""
+    most = max(file.in_channels for file in files)
+    few = [name for name, mosaic in mosaics.items() if len(mosaic.layers[0].bands) < most]
+    if not few:
+        return []
+    count = min(len(mosaics[name].layers[0].bands) for name in few)
+    left_out = sum(file.in_channels > count for file in files)
+    where = f"{few[0]}" + (f" and {len(few) - 1} other maps" if len(few) > 1 else "")
+    return [
+        f"{left_out} of {len(files)} networks need {most} bands and were left out for {where}, "
+        f"with {count} bands in some or all images"
+    ]
 
 
 def _stretch(
@@ -203,14 +280,14 @@ def _stretch(
     return None if unreadable and not any(stretch.high) else stretch
 
 
-def _named(mosaics: Sequence[Mosaic]) -> dict[str, Mosaic]:
+def _named(mosaics: Iterable[Mosaic]) -> dict[str, Mosaic]:
     """Give every map an id: ``map`` for that of all placed rasters, else the file's name.
 
     Characters that a CSV or a terminal cannot hold become ``_``.
     """
     named: dict[str, Mosaic] = {}
     for mosaic in mosaics:
-        path = Path(mosaic.layers[0].sources[0].name)
+        path = Path(_public(mosaic.layers[0].sources[0].name))
         placed = mosaic.georeference is not None
         name = "map" if placed else _plain(path.stem)
         while name in named:
@@ -281,14 +358,13 @@ def _tiles(
     mosaic: Mosaic,
     blocks: Mapping[tuple[int, int, int], Box],
     first: int,
-    channels: int,
     request: MapRequest,
     task: Task,
 ) -> list[Tile]:
     """Return the blocks of a map with the blocks around them; their indices begin at ``first``."""
     digest = hashlib.sha256(mosaic.identity().encode()).hexdigest()[:16]
     index_of = {place: index for index, place in enumerate(blocks, first)}
-    path = Path(mosaic.layers[0].sources[0].name)
+    path, channels = Path(mosaic.layers[0].sources[0].name), len(mosaic.layers[0].bands)
     tiles = []
     for (region, row, column), box in blocks.items():
         around = []
@@ -360,7 +436,7 @@ def _write_manifest(
         "recipe": record_recipe(plan.recipe, content=True),
         "weights": weights,
         "sources": dict(zip(map(str, local), in_threads(record_file, local), strict=True)),
-        "addresses": tuple(source.name for source in sources if source.is_remote),
+        "addresses": tuple(_public(source.name) for source in sources if source.is_remote),
         "maps": {
             map_id: {
                 "crs": mosaic.georeference.crs if mosaic.georeference else None,
@@ -368,14 +444,34 @@ def _write_manifest(
                 "width": mosaic.width,
                 "height": mosaic.height,
                 "stretches": [
-                    [layer.name, layer.stretch.low, layer.stretch.high]
+                    [
+                        layer.name.replace(layer.sources[0].name, _public(layer.sources[0].name)),
+                        layer.stretch.low,
+                        layer.stretch.high,
+                    ]
                     for layer in mosaic.layers
                     if layer.stretch
                 ],
             }
             for map_id, mosaic in plan.mosaics.items()
         },
-        "skipped": dict(sorted(faults.items())),
-        "run": run_by,
+        "skipped": {
+            _public(name): re.sub(r"\w+://\S+", lambda found: _public(found[0]), reason)
+            for name, reason in sorted(faults.items())
+        },
+        "run": run_by.model_copy(update={"command": tuple(map(_public, run_by.command))}),
     }  # fmt: skip
     write_manifest(request.output, MapManifest, facts)
+
+
+def _public(name: str) -> str:
+    """Return an address without what may be secret: user, query and fragment.
+
+    Presigned addresses of S3 and Azure hold their signature in the query. Other names stay as they
+    are.
+    """
+    scheme, separator, rest = name.partition("://")
+    if not separator:
+        return name
+    host, slash, path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
