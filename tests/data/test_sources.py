@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 
 from http_servers import Server, http_server
@@ -229,6 +231,30 @@ def test_virtual_rasters_of_their_own_folder_are_read(folder: Path) -> None:
         assert np.array_equal(file.read(1), PIXELS[0])
 
 
+def test_virtual_rasters_that_gdal_writes_are_read(folder: Path) -> None:
+    path = folder / "mask.tif"
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(path, "w", driver="GTiff", count=1, height=64, width=80, dtype="uint8",
+                      crs=UTM, transform=PLACE) as file,
+    ):  # fmt: skip
+        file.write(PIXELS[:1])
+        file.write_mask(PIXELS[1] > 99)
+        file.update_tags(1, note="band")
+        file.write_colormap(1, {1: (10, 20, 30, 255)})
+    points = [GroundControlPoint(0, 0, 1, 2), GroundControlPoint(9, 9, 3, 4)]
+    gcps = write(folder / "gcps.tif", PIXELS[:1], placed=False, crs=UTM, gcps=points)
+    for origin in (path, gcps):
+        copied = origin.with_suffix(".vrt")
+        rasterio.shutil.copy(origin, copied, driver="VRT")
+        with opened(read_source(str(copied))) as file:
+            assert np.array_equal(file.read(1), PIXELS[0])
+    scaled = "<ScaleOffset>1</ScaleOffset><ScaleRatio>2</ScaleRatio><NODATA>7</NODATA>"
+    complex_source = SOURCE.replace("Simple", "Complex").replace("</Complex", f"{scaled}</Complex")
+    (folder / "all.vrt").write_text(vrt(f"<NoDataValue>7</NoDataValue>{complex_source}"))
+    assert read_source(str(folder / "all.vrt")).has_mask
+
+
 # What GDAL would read, and a word of the message.
 HARMFUL = {
     "outside": (SOURCE.replace("a.tif", "../secret.tif"), "under its own folder"),
@@ -243,12 +269,18 @@ HARMFUL = {
     "missing": (SOURCE.replace("a.tif", "c.tif"), "c.tif: not a readable raster"),
     "disguised": (SOURCE.replace("a.tif", "d.tif"), "d.tif: not a readable raster"),
     "case": ("<SimpleSource><sourcefilename>/etc/a.tif</sourcefilename></SimpleSource>", "/etc"),
-    "attribute": ('<SimpleSource SourceFilename="/etc/a.tif"/>', "by an attribute"),
+    "attribute": ('<SimpleSource SourceFilename="/etc/a.tif"/>', '<SimpleSource SourceFilename="'),
     "open options": (SOURCE.replace("</Simple", "<OpenOptions/></Simple"), "OpenOptions"),
     "comment": (SOURCE.replace("a.tif", "<!-- -->a.tif"), "<!"),
     "data": (SOURCE.replace("a.tif", "<![CDATA[a.tif]]>"), "<!"),
     "function": ("<PixelFunctionType>mul</PixelFunctionType>" + SOURCE, "PixelFunction"),
-    "escaped": ("<SourceTransferType>&#80;ixelFunction</SourceTransferType>", "PixelFunction"),
+    "element": ("<subClass>VRTDerivedRasterBand</subClass>", "<subClass>"),
+    "geolocation": ("<X_DATASET>/etc/a.tif</X_DATASET>", "<X_DATASET>"),
+    "srs": ("<srs>http://127.0.0.1:9/srs</srs>", "<srs>http://127.0.0.1:9/srs"),
+    "tail": ("<SRS><MDI/>http://127.0.0.1:9/srs</SRS>", "<SRS>"),
+    "points": ('<GCPList Projection="http://127.0.0.1:9/srs"/>', "http://127.0.0.1:9/srs"),
+    "overviews": ('<Metadata domain="Overviews"><MDI key="OVERVIEW_FILE">/etc/a.tif</MDI>'
+                  "</Metadata>", "Overviews"),
 }  # fmt: skip
 
 
@@ -277,7 +309,9 @@ def test_virtual_rasters_may_not_reach_out(
     [
         (vrt(band='subClass="VRTDerivedRasterBand"'), "VRTDerivedRasterBand"),
         (vrt(band='subclass="VRTRawRasterBand"'), "VRTRawRasterBand"),
-        (vrt(root='xmlns="x"').replace("a.tif", "/etc/a.tif"), "/etc/a.tif"),
+        (vrt(root='subClass="VRTWarpedDataset"'), '<VRTDataset subClass="VRTWarpedDataset">'),
+        (vrt(root='SRS="http://127.0.0.1:9/srs"'), "<VRTDataset SRS="),
+        (vrt(root='xmlns:SRS="http://127.0.0.1:9/srs"'), "xmlns"),
         ('<!DOCTYPE a [<!ENTITY b "c">]>' + vrt(), "<!DOCTYPE"),
         ('<?xml version="1.0"?><?php?>' + vrt(), "<?php"),
         ("<VRTDataset", "not a virtual raster"),

@@ -2,8 +2,8 @@
 
 GDAL would choose among all its drivers by content, run Python code in virtual rasters, and follow
 references and redirects to other files and servers. So every raster is opened by one driver of a
-short list, a virtual raster may only refer to rasters under its own folder, and redirects are
-refused. Only URLs that users typed are read.
+short list, a virtual raster may only be a plain mosaic of rasters under its own folder, and
+redirects are refused. Only URLs that users typed are read.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from satmap.data.remote import Opener, unreadable
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
 from satmap.io.gdal import require_possible_size
+from satmap.io.geojson_reader import CRS_NAME
 from satmap.io.text import printable
 from satmap.io.walk import walk
 
@@ -44,14 +45,30 @@ _LOSSY = ("JPEG", "WEBP", "MBTiles")
 _SCHEMES = ("https", "http", "s3")
 _S3 = "/vsis3/"
 
-# Elements and subclasses of virtual rasters that run code, or read files in other ways than the
-# references below.
-_REFUSED_IN_VRT = re.compile(
-    r"PixelFunction|VRTDerivedRasterBand|VRTRawRasterBand|VRTPansharpened|VRTProcessed|OpenOptions"
-    r"|DEMPath|RPC_DEM",
-    re.IGNORECASE,
-)
-_REFERENCES_IN_VRT = ("sourcefilename", "sourcedataset")
+# Lower-case names of the elements and attributes that gdalbuildvrt and `gdal_translate -of VRT`
+# write for mosaics. None of them makes GDAL run code, read a file or contact a server, except the
+# references and reference systems, whose texts are checked. Element and attribute names are apart,
+# because GDAL takes either for the other. https://gdal.org/drivers/raster/vrt.html
+_VRT_REFERENCE = "sourcefilename"
+_VRT_ELEMENTS = {
+    "vrtdataset", "srs", "geotransform", "gcplist", "gcp", "metadata", "mdi", "overviewlist",
+    "blockxsize", "blockysize", "maskband", "vrtrasterband", "description", "nodatavalue",
+    "hidenodatavalue", "unittype", "offset", "scale", "colorinterp", "colortable", "entry",
+    "categorynames", "category", "histograms", "histitem", "histmin", "histmax", "bucketcount",
+    "includeoutofrange", "approximate", "histcounts", "simplesource", "complexsource",
+    "averagedsource", "nodatafrommasksource", "sourcefilename", "sourceband",
+    "sourceproperties", "srcrect", "dstrect", "nodata", "scaleoffset", "scaleratio", "lut",
+    "colortablecomponent", "exponent", "srcmin", "srcmax", "dstmin", "dstmax", "clamp",
+    "usemaskband", "maskvaluethreshold", "remappedvalue",
+}  # fmt: skip
+_VRT_ATTRIBUTES = {
+    "rasterxsize", "rasterysize", "dataaxistosrsaxismapping", "coordinateepoch", "projection",
+    "id", "info", "pixel", "line", "x", "y", "z", "domain", "key", "resampling", "datatype",
+    "band", "blockxsize", "blockysize", "c1", "c2", "c3", "c4", "relativetovrt", "shared",
+    "xoff", "yoff", "xsize", "ysize",
+}  # fmt: skip
+# GDAL opens files that metadata of the domain OVERVIEWS names.
+_VRT_DOMAINS = ("", "image_structure", "rpc")
 _LONGEST_VRT = 50_000_000
 
 # Map tiles: {z}/{x}/{y}.png, or {name-}{x}-{y}-{z}.png in one folder. Sizes in pixels.
@@ -342,11 +359,11 @@ def _driver_by_content(path: Path) -> str | None:
 def _require_harmless_vrt(path: Path) -> None:
     """Check that a virtual raster only refers to rasters in its own folder.
 
-    GDAL's parser differs from Python's: it ignores case and namespaces, and takes attributes for
-    elements. So everything that it could understand as a reference is checked.
+    GDAL's parser differs from Python's: it ignores case, and takes attributes for elements. So
+    only known elements and attributes are allowed.
 
     Raises:
-        SatmapError: it refers to anything else or runs code.
+        SatmapError: it refers to anything else, or holds an element that is not allowed.
     """
     shown = printable(path)
     try:
@@ -354,42 +371,48 @@ def _require_harmless_vrt(path: Path) -> None:
             raise SatmapError(f"{shown} is larger than {_LONGEST_VRT:,} bytes. Split it.")
         text = path.read_text(encoding="utf-8")
         # Before parsing: declarations can define entities of any length.
-        refused = re.search(r"<!\w*|<\?(?!xml\s)\w*", text)
-        tree = ET.fromstring("<x/>" if refused else text)
+        declared = re.search(r"<!\w*|<\?(?!xml\s)\w*|\bxmlns\b", text)
+        tree = ET.fromstring("<x/>" if declared else text)
     except (OSError, ValueError, ET.ParseError) as error:
         raise SatmapError(f"{shown} is not a virtual raster: {printable(error, 200)}.") from error
-    parts = [part for element in tree.iter() for part in (*element.attrib.items(), element.text)]
-    words = [element.tag for element in tree.iter()]
-    words += [
-        word for part in parts if part for word in ([part] if isinstance(part, str) else part)
-    ]
-    for word in words:
-        refused = refused or _REFUSED_IN_VRT.search(word)
+    refused = declared[0] if declared else next(filter(None, map(_refused_part, tree.iter())), None)
     if refused:
         raise SatmapError(
-            f"{shown} holds {printable(refused[0], 40)}, which satmap does not allow because it "
-            "can run code or read other files. Convert it first: gdal_translate IN.vrt OUT.tif."
+            f"{shown} holds {printable(refused, 100)}, which satmap does not allow, because only "
+            "plain mosaics such as gdalbuildvrt writes cannot run code or read other files. If you "
+            "trust it, convert it first: gdal_translate IN.vrt OUT.tif."
         )
     for element in tree.iter():
-        for name in element.attrib:
-            if _local(name) in _REFERENCES_IN_VRT:
-                raise SatmapError(
-                    f"{shown} refers to a file by an attribute, {printable(name, 40)}. Write it "
-                    "again, for example with gdalbuildvrt."
-                )
-        if _local(element.tag) in _REFERENCES_IN_VRT:
+        if element.tag.lower() == _VRT_REFERENCE:
             _require_harmless_reference(path, element)
 
 
-def _local(name: str) -> str:
-    """Return the name of an element or attribute as GDAL compares it: no namespace, lower case."""
-    return re.split("[}:]", name)[-1].lower()
+def _refused_part(element: ET.Element) -> str | None:
+    """Return the part of an element of a virtual raster that is not allowed, None if all is."""
+    tag = element.tag.lower()
+    if tag not in _VRT_ELEMENTS:
+        return f"<{element.tag}>"
+    for name, value in element.attrib.items():
+        if (
+            name.lower() not in _VRT_ATTRIBUTES
+            or (name.lower() == "domain" and value.lower() not in _VRT_DOMAINS)
+            or (name.lower() == "projection" and not _is_crs(value))
+        ):
+            return f'<{element.tag} {name}="{value}">'
+    if tag == "srs" and (len(element) or not _is_crs(element.text or "")):
+        return f"<{element.tag}>{element.text or ''}"
+    return None
+
+
+def _is_crs(text: str) -> bool:
+    """Return whether a text is WKT, a name or a PROJ string, which GDAL reads without requests."""
+    return not text.strip() or bool(CRS_NAME.fullmatch(text.strip()))
 
 
 def _require_harmless_reference(path: Path, element: ET.Element) -> None:
     """Check one reference of a virtual raster; raises as :func:`_require_harmless_vrt`."""
     folder, named = path.parent, element.text or ""
-    relative = {_local(name): value for name, value in element.attrib.items()}
+    relative = {name.lower(): value for name, value in element.attrib.items()}
     place = folder if relative.get("relativetovrt", "0").strip() == "1" else Path.cwd()
     try:
         target = (place / named).resolve()
