@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
 
 from satmap.data import mosaic as mosaics
+from satmap.data.imagery import MS_BAND_ORDER
 from satmap.data.mosaic import Mosaic, Priority, Stretch, find_layers, make_mosaics
 from satmap.data.sources import find_sources
 from satmap.rasters.scene import Box
@@ -259,9 +260,13 @@ def test_types_and_bands(tmp_path: Path) -> None:
 
     eight = RANDOM.integers(1, 255, (8, 9, 9)).astype(np.uint8)
     path = write(tmp_path / "eight.tif", eight)
-    assert np.array_equal(whole(path, channels=8).transpose(2, 0, 1), eight)
-    chosen = whole(path, bands=(5, 3, 2)).transpose(2, 0, 1)
-    assert np.array_equal(chosen, eight[[4, 2, 1]])
+    worldview = [band - 1 for band in MS_BAND_ORDER]
+    assert np.array_equal(whole(path, channels=8).transpose(2, 0, 1), eight[worldview])
+    assert np.array_equal(whole(path).transpose(2, 0, 1), eight[[4, 2, 1]])
+    named = write(tmp_path / "named.tif", eight, photometric="RGB")
+    assert np.array_equal(whole(named, channels=8).transpose(2, 0, 1), eight)
+    chosen = whole(path, bands=(7, 3, 2)).transpose(2, 0, 1)
+    assert np.array_equal(chosen, eight[[6, 2, 1]])
     assert np.array_equal(whole(path, bands=(5, 5, 2)).transpose(2, 0, 1), eight[[4, 4, 1]])
     grey = whole(write(tmp_path / "grey.tif", eight[:1])).transpose(2, 0, 1)
     assert np.array_equal(grey, eight[[0, 0, 0]])
