@@ -420,6 +420,19 @@ def test_a_truncated_file_on_a_server_is_unreadable_where_it_ends(
         file.read()
 
 
+def test_a_mask_that_a_server_does_not_send_is_an_error(server: Server, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", np.resize(PIXELS, (3, 400, 400)))
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
+        file.write_mask(np.arange(400 * 400).reshape(400, 400) % 2 > 0)
+    server.files["/a.tif"] = path.read_bytes()
+    source = read_source(f"{server.url}/a.tif")
+    remote.remote_file.cache_clear()
+    with pytest.raises(SatmapError, match="answers 404"), opened(source) as file:
+        server.files.clear()
+        # The mask lies at the end of the file; GDAL takes all pixels for valid.
+        assert file.dataset_mask().all()
+
+
 def test_s3_is_read_through_the_endpoint_of_the_environment(
     cog: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

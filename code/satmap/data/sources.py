@@ -47,7 +47,7 @@ _S3 = "/vsis3/"
 
 # Lower-case names of the elements and attributes that gdalbuildvrt and `gdal_translate -of VRT`
 # write for mosaics. None of them makes GDAL run code, read a file or contact a server, except the
-# references and reference systems, whose texts are checked. Element and attribute names are apart,
+# references and reference systems, whose texts are checked. Elements and attributes have own lists,
 # because GDAL takes either for the other. https://gdal.org/drivers/raster/vrt.html
 _VRT_REFERENCE = "sourcefilename"
 _VRT_ELEMENTS = {
@@ -304,6 +304,9 @@ def _opened(
             rasterio.open(path, driver=driver, **options) as file,
         ):
             yield file
+            if opener and opener.fault:
+                # GDAL goes on without a mask that it cannot read.
+                raise opener.fault
     except (RasterioError, CRSError, OSError) as error:
         # Rasterio keeps GDAL's own message in the cause.
         reason: object = (opener and opener.fault) or error.__cause__ or error
