@@ -115,6 +115,19 @@ def test_rounded_georeferences_are_one_grid(tmp_path: Path) -> None:
     assert found.is_exact and np.array_equal(read(found).transpose(2, 0, 1), PIXELS)
 
 
+@pytest.mark.parametrize("phase", [0, 0.005, 0.125, 0.5])
+def test_rounding_does_not_split_a_grid(tmp_path: Path, phase: float) -> None:
+    parts = [
+        write(tmp_path / f"{place}{sign}.tif", PIXELS[..., place : place + 30],
+              transform=moved(place + phase + sign * 1e-6, phase - sign * 1e-6))
+        for place in (0, 30, 60, 90) for sign in (-1, 1)
+    ]  # fmt: skip
+    layers, _ = find_layers(find_sources(parts).sources, 3)
+    assert len(layers) == 1
+    other = write(tmp_path / "other.tif", transform=moved(phase + 0.02, phase))
+    assert len(find_layers(find_sources([*parts, other]).sources, 3)[0]) == 2
+
+
 def test_a_pixel_is_shown_once_and_the_finest_or_first_wins(tmp_path: Path) -> None:
     coarse = write(tmp_path / "coarse.tif", np.full((3, 48, 60), 50, np.uint8),
                    transform=moved(0, 0, 2))  # fmt: skip

@@ -406,8 +406,15 @@ def find_layers(
         else:
             phase = ~source.transform @ (0.0, 0.0)
             linear = [f"{value:.9e}" for value in (*source.transform[:2], *source.transform[3:5])]
-            rest = [round(v / _SAME_GRID_PX) % round(1 / _SAME_GRID_PX) for v in phase]
-            kind = (*kind, source.crs, *linear, *rest)
+            kind = (*kind, source.crs, *linear)
+            # In cells of half the offset, rasters of one grid lie in the same or adjacent cells.
+            cells = round(2 / _SAME_GRID_PX)
+            column, row = (math.floor(value * cells) for value in phase)
+            near = [
+                (*kind, (column + x) % cells, (row + y) % cells)
+                for x in (0, -1, 1) for y in (0, -1, 1)
+            ]  # fmt: skip
+            kind = next((known for known in near if known in groups), near[0])
         groups.setdefault(kind, []).append((source, georeference))
     return [_layer(members, kind[1]) for kind, members in groups.items()], faults
 
