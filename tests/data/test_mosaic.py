@@ -1,5 +1,6 @@
 """Mosaics: layers, bands, masks, stretches, blocks, and many rasters on one grid."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import rasterio.warp
 from affine import Affine
 from numpy.typing import NDArray
@@ -256,6 +258,26 @@ def test_alpha_masks_and_nodata_say_where_there_is_no_data(tmp_path: Path) -> No
         assert (shown[50:60, 50:60] == 1).all()
     # Nothing says where, so black is none.
     assert (whole(write(tmp_path / "plain.tif", black))[50:60, 50:60] == 0).all()
+
+
+def test_black_is_dark_in_compressed_images_also_within_other_formats(tmp_path: Path) -> None:
+    dark = np.full((3, 64, 64), 90, np.uint8)
+    dark[:, :32] = 0
+    for name, options in {
+        "lossless.tif": {"compress": "deflate"},
+        "jpeg.tif": {"compress": "jpeg"},
+        "ycbcr.tif": {"compress": "jpeg", "photometric": "ycbcr"},
+        "webp.tif": {"compress": "webp"},
+        "a.jpg": {"driver": "JPEG"},
+    }.items():
+        path = write(tmp_path / name, dark, **options)
+        mosaic = path.with_suffix(".vrt")
+        rasterio.shutil.copy(path, mosaic, driver="VRT")
+        # As gdalbuildvrt writes it.
+        compression = r"<MDI key=.COMPRESSION.>[^<]*</MDI>"
+        mosaic.write_text(re.sub(compression, "", mosaic.read_text()))
+        for shown in (whole(path), whole(mosaic)):
+            assert (shown[:16] >= 1).all() == (name != "lossless.tif"), name
 
 
 def test_types_and_bands(tmp_path: Path) -> None:

@@ -41,7 +41,9 @@ _SIGNATURES = {
     b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff",
 }  # fmt: skip
 _DTYPES = ("uint8", "uint16", "int16", "float32")
+# Drivers, and compressions inside other formats, that do not keep pixels as they were.
 _LOSSY = ("JPEG", "WEBP", "MBTiles")
+_LOSSY_COMPRESSIONS = ("JPEG", "YCbCr JPEG", "WEBP")
 _SCHEMES = ("https", "http", "s3")
 _S3 = "/vsis3/"
 
@@ -104,6 +106,8 @@ class Source:
         dtype: type of its pixels.
         crs: its reference system as WKT, "" without one.
         transform: pixel to coordinates of ``crs``; the identity without georeference.
+        is_lossy: whether it, or a raster of a mosaic, is compressed with loss, so that black pixels
+            may be dark rather than without data.
         zoom: zoom level of a map tile, or that to read of MBTiles; None otherwise.
     """
 
@@ -119,12 +123,8 @@ class Source:
     dtype: str
     crs: str
     transform: Affine
+    is_lossy: bool
     zoom: int | None = None
-
-    @property
-    def is_lossy(self) -> bool:
-        """Whether black pixels may be dark rather than without data."""
-        return self.driver in _LOSSY
 
     @property
     def is_remote(self) -> bool:
@@ -224,7 +224,7 @@ def read_source(
         SatmapError: the raster is not allowed, cannot be read, or has pixels of a type that satmap
             does not read.
     """
-    path, driver = _allowed(name)
+    path, driver, has_lossy_parts = _allowed(name)
     try:
         with _opened(name, path, driver, zoom) as f:
             require_possible_size(f.width, f.height)
@@ -246,7 +246,9 @@ def read_source(
                 name, path, driver, f.width, f.height, bands,
                 tuple(found[0] for found in colours) if all(colours) else (),
                 f.colorinterp[0] == ColorInterp.palette, masked, f.dtypes[0],
-                f.crs.to_wkt() if f.crs else "", f.transform, zoom if driver == "MBTiles" else None,
+                f.crs.to_wkt() if f.crs else "", f.transform,
+                has_lossy_parts or _is_lossy(f),
+                zoom if driver == "MBTiles" else None,
             )  # fmt: skip
             types = dict.fromkeys(f.dtypes)
     except SatmapError as error:
@@ -313,8 +315,10 @@ def _opened(
         raise SatmapError(f"{printable(name)}: {_reason(reason, path)}") from error
 
 
-def _allowed(name: str) -> tuple[str, str]:
-    """Return GDAL's path and driver of a raster. Files over HTTP keep their address as path.
+def _allowed(name: str) -> tuple[str, str, bool]:
+    """Return GDAL's path and driver of a raster, and whether it is a mosaic with lossy parts.
+
+    Files over HTTP keep their address as path.
 
     Raises:
         SatmapError: the suffix, the scheme or the content is not allowed.
@@ -325,7 +329,7 @@ def _allowed(name: str) -> tuple[str, str]:
             raise SatmapError(
                 f"{printable(name)}: satmap reads https://, http:// and s3:// addresses."
             )
-        return (_S3 + rest if scheme.lower() == "s3" else name), "GTiff"
+        return (_S3 + rest if scheme.lower() == "s3" else name), "GTiff", False
     path = Path(name)
     driver = DRIVERS.get(path.suffix.lower())
     if driver is None:
@@ -334,14 +338,20 @@ def _allowed(name: str) -> tuple[str, str]:
             "for example with `gdal_translate`."
         )
     refuse_pipe(path)
+    has_lossy_parts = False
     if driver == "VRT":
         # GDAL takes references as relative to the file that a link names.
         path = path.resolve()
-        _require_harmless_vrt(path)
+        has_lossy_parts = _check_vrt(path)
     else:
         driver = _driver_by_content(path) or driver
     # An absolute path cannot be taken for one of GDAL's own prefixes.
-    return str(path.absolute()), driver
+    return str(path.absolute()), driver, has_lossy_parts
+
+
+def _is_lossy(file: rasterio.DatasetReader) -> bool:
+    compression = file.tags(ns="IMAGE_STRUCTURE").get("COMPRESSION")
+    return file.driver in _LOSSY or compression in _LOSSY_COMPRESSIONS
 
 
 def _is_remote(path: str) -> bool:
@@ -359,8 +369,10 @@ def _driver_by_content(path: Path) -> str | None:
     return next((d for signature, d in _SIGNATURES.items() if start.startswith(signature)), None)
 
 
-def _require_harmless_vrt(path: Path) -> None:
+def _check_vrt(path: Path) -> bool:
     """Check that a virtual raster only refers to rasters in its own folder.
+
+    Returns whether any of these rasters is compressed with loss.
 
     GDAL's parser differs from Python's: it ignores case, and takes attributes for elements. So
     only known elements and attributes are allowed.
@@ -385,9 +397,9 @@ def _require_harmless_vrt(path: Path) -> None:
             "plain mosaics such as gdalbuildvrt writes cannot run code or read other files. If you "
             "trust it, convert it first: gdal_translate IN.vrt OUT.tif."
         )
-    for element in tree.iter():
-        if element.tag.lower() == _VRT_REFERENCE:
-            _require_harmless_reference(path, element)
+    references = [each for each in tree.iter() if each.tag.lower() == _VRT_REFERENCE]
+    are_lossy = [_check_reference(path, each) for each in references]
+    return any(are_lossy)
 
 
 def _refused_part(element: ET.Element) -> str | None:
@@ -412,8 +424,8 @@ def _is_crs(text: str) -> bool:
     return not text.strip() or bool(CRS_NAME.fullmatch(text.strip()))
 
 
-def _require_harmless_reference(path: Path, element: ET.Element) -> None:
-    """Check one reference of a virtual raster; raises as :func:`_require_harmless_vrt`."""
+def _check_reference(path: Path, element: ET.Element) -> bool:
+    """Check one reference of a virtual raster; returns and raises as :func:`_check_vrt`."""
     folder, named = path.parent, element.text or ""
     relative = {name.lower(): value for name, value in element.attrib.items()}
     place = folder if relative.get("relativetovrt", "0").strip() == "1" else Path.cwd()
@@ -438,8 +450,8 @@ def _require_harmless_reference(path: Path, element: ET.Element) -> None:
         )
     # GDAL opens it by content, so make sure that the content is what the suffix says.
     try:
-        with rasterio.open(target, driver=driver):
-            pass
+        with rasterio.open(target, driver=driver) as file:
+            return _is_lossy(file)
     except (RasterioError, OSError) as error:
         raise SatmapError(
             f"{printable(path)} refers to {printable(named, 200)}: "
