@@ -433,6 +433,22 @@ def test_a_mask_that_a_server_does_not_send_is_an_error(server: Server, tmp_path
         assert file.dataset_mask().all()
 
 
+def test_all_files_on_servers_share_the_memory(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_BLOCK", 100)
+    monkeypatch.setattr(remote, "_KEPT", 500)
+    monkeypatch.setattr(remote, "_CACHE", remote._Cache())
+    content = bytes(range(250)) * 2
+    server.files |= {"/a": content, "/b": content}
+    one, other = (remote.remote_file(f"{server.url}/{name}") for name in "ab")
+    for file in (one, other, one):
+        assert file.read(0, 450) == content[:450]
+        assert len(remote._CACHE._blocks) == 5
+    sent = len(server.requests)
+    assert one.read(120, 480) == content[120:480] and len(server.requests) == sent
+
+
 def test_s3_is_read_through_the_endpoint_of_the_environment(
     cog: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
