@@ -324,6 +324,28 @@ def test_virtual_rasters_may_not_run_code(folder: Path, text: str, expected: str
     assert expected in refusal(path)
 
 
+def test_metadata_may_not_name_overviews_elsewhere(folder: Path, server: Server) -> None:
+    with rasterio.open(folder / "a.tif", "r+") as file:
+        file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=f"{server.url}/a.tif")
+    (folder / "all.vrt").write_text(vrt())
+    (folder / "sub/b.tif.aux.xml").write_text(
+        '<PAMDataset><Metadata domain="overviews"><MDI key="Overview_File">'
+        f"{server.url}/a.tif</MDI></Metadata></PAMDataset>"
+    )
+    for name in ("a.tif", "all.vrt", "sub/b.tif"):
+        assert "overview_file names another file" in refusal(folder / name).lower()
+    assert not server.requests
+
+
+def test_overviews_beside_a_file_may_not_be_requested(folder: Path, server: Server) -> None:
+    text = vrt(SOURCE.replace('"1">', f'"0">/vsicurl/{server.url}/'))
+    (folder / "a.tif.ovr").write_text(text.replace('"80"', '"40"').replace('"64"', '"32"'))
+    source = read_source(str(folder / "a.tif"))
+    with pytest.raises(SatmapError, match="does not exist"), opened(source) as file:
+        file.read(out_shape=(1, 8, 8))
+    assert not server.requests
+
+
 def test_long_virtual_rasters_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "_LONGEST_VRT", 100)
     (folder / "all.vrt").write_text(vrt())

@@ -69,7 +69,7 @@ _VRT_ATTRIBUTES = {
     "band", "blockxsize", "blockysize", "c1", "c2", "c3", "c4", "relativetovrt", "shared",
     "xoff", "yoff", "xsize", "ysize",
 }  # fmt: skip
-# GDAL opens files that metadata of the domain OVERVIEWS names.
+# Others may name files that GDAL opens, as OVERVIEWS does.
 _VRT_DOMAINS = ("", "image_structure", "rpc")
 _LONGEST_VRT = 50_000_000
 
@@ -87,6 +87,8 @@ _REMOTE = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_TIMEOUT": "60",
     "GDAL_HTTP_CONNECTTIMEOUT": "20", "GDAL_HTTP_MAX_RETRY": "3", "GDAL_HTTP_RETRY_DELAY": "1",
 }  # fmt: skip
+# Overviews beside a file may be virtual rasters. No address has this name, so GDAL requests none.
+_LOCAL = {"CPL_VSIL_CURL_ALLOWED_FILENAME": "none"}
 
 
 @dataclass(frozen=True)
@@ -302,9 +304,10 @@ def _opened(
         options["opener"] = opener
     try:
         with (
-            rasterio.Env(**(_REMOTE if _is_remote(path) else {})),
+            rasterio.Env(**(_REMOTE if _is_remote(path) else _LOCAL)),
             rasterio.open(path, driver=driver, **options) as file,
         ):
+            _refuse_overview_files(file)
             yield file
             if opener and opener.fault:
                 # GDAL goes on without a mask that it cannot read.
@@ -347,6 +350,16 @@ def _allowed(name: str) -> tuple[str, str, bool]:
         driver = _driver_by_content(path) or driver
     # An absolute path cannot be taken for one of GDAL's own prefixes.
     return str(path.absolute()), driver, has_lossy_parts
+
+
+def _refuse_overview_files(file: rasterio.DatasetReader) -> None:
+    """Refuse metadata, also in an ``.aux.xml`` file, that makes GDAL open any file or address.
+
+    Raises:
+        OSError: there is some.
+    """
+    for name, value in file.tags(ns="OVERVIEWS").items():
+        raise OSError(f"its metadata {name} names another file, {value}; remove it")
 
 
 def _is_lossy(file: rasterio.DatasetReader) -> bool:
@@ -451,6 +464,7 @@ def _check_reference(path: Path, element: ET.Element) -> bool:
     # GDAL opens it by content, so make sure that the content is what the suffix says.
     try:
         with rasterio.open(target, driver=driver) as file:
+            _refuse_overview_files(file)
             return _is_lossy(file)
     except (RasterioError, OSError) as error:
         raise SatmapError(
