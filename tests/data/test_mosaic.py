@@ -1,5 +1,6 @@
 """Mosaics: layers, bands, masks, stretches, blocks, and many rasters on one grid."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import rasterio.warp
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
 
 from satmap.data import mosaic as mosaics
+from satmap.data.imagery import MS_BAND_ORDER
 from satmap.data.mosaic import Mosaic, Priority, Stretch, find_layers, make_mosaics
 from satmap.data.sources import find_sources
 from satmap.rasters.scene import Box
@@ -112,6 +115,19 @@ def test_rounded_georeferences_are_one_grid(tmp_path: Path) -> None:
     right = write(tmp_path / "right.tif", PIXELS[..., 60:], transform=moved(60.002, -0.001))
     (found,) = maps_of(left, right)
     assert found.is_exact and np.array_equal(read(found).transpose(2, 0, 1), PIXELS)
+
+
+@pytest.mark.parametrize("phase", [0, 0.005, 0.125, 0.5])
+def test_rounding_does_not_split_a_grid(tmp_path: Path, phase: float) -> None:
+    parts = [
+        write(tmp_path / f"{place}{sign}.tif", PIXELS[..., place : place + 30],
+              transform=moved(place + phase + sign * 1e-6, phase - sign * 1e-6))
+        for place in (0, 30, 60, 90) for sign in (-1, 1)
+    ]  # fmt: skip
+    layers, _ = find_layers(find_sources(parts).sources, 3)
+    assert len(layers) == 1
+    other = write(tmp_path / "other.tif", transform=moved(phase + 0.02, phase))
+    assert len(find_layers(find_sources([*parts, other]).sources, 3)[0]) == 2
 
 
 def test_a_pixel_is_shown_once_and_the_finest_or_first_wins(tmp_path: Path) -> None:
@@ -244,6 +260,26 @@ def test_alpha_masks_and_nodata_say_where_there_is_no_data(tmp_path: Path) -> No
     assert (whole(write(tmp_path / "plain.tif", black))[50:60, 50:60] == 0).all()
 
 
+def test_black_is_dark_in_compressed_images_also_within_other_formats(tmp_path: Path) -> None:
+    dark = np.full((3, 64, 64), 90, np.uint8)
+    dark[:, :32] = 0
+    for name, options in {
+        "lossless.tif": {"compress": "deflate"},
+        "jpeg.tif": {"compress": "jpeg"},
+        "ycbcr.tif": {"compress": "jpeg", "photometric": "ycbcr"},
+        "webp.tif": {"compress": "webp"},
+        "a.jpg": {"driver": "JPEG"},
+    }.items():
+        path = write(tmp_path / name, dark, **options)
+        mosaic = path.with_suffix(".vrt")
+        rasterio.shutil.copy(path, mosaic, driver="VRT")
+        # As gdalbuildvrt writes it.
+        compression = r"<MDI key=.COMPRESSION.>[^<]*</MDI>"
+        mosaic.write_text(re.sub(compression, "", mosaic.read_text()))
+        for shown in (whole(path), whole(mosaic)):
+            assert (shown[:16] >= 1).all() == (name != "lossless.tif"), name
+
+
 def test_types_and_bands(tmp_path: Path) -> None:
     for dtype, factor in (("uint16", 10), ("int16", -10), ("float32", 0.001)):
         values = (PIXELS.astype(float) * factor).astype(dtype)
@@ -259,9 +295,13 @@ def test_types_and_bands(tmp_path: Path) -> None:
 
     eight = RANDOM.integers(1, 255, (8, 9, 9)).astype(np.uint8)
     path = write(tmp_path / "eight.tif", eight)
-    assert np.array_equal(whole(path, channels=8).transpose(2, 0, 1), eight)
-    chosen = whole(path, bands=(5, 3, 2)).transpose(2, 0, 1)
-    assert np.array_equal(chosen, eight[[4, 2, 1]])
+    worldview = [band - 1 for band in MS_BAND_ORDER]
+    assert np.array_equal(whole(path, channels=8).transpose(2, 0, 1), eight[worldview])
+    assert np.array_equal(whole(path).transpose(2, 0, 1), eight[[4, 2, 1]])
+    named = write(tmp_path / "named.tif", eight, photometric="RGB")
+    assert np.array_equal(whole(named, channels=8).transpose(2, 0, 1), eight)
+    chosen = whole(path, bands=(7, 3, 2)).transpose(2, 0, 1)
+    assert np.array_equal(chosen, eight[[6, 2, 1]])
     assert np.array_equal(whole(path, bands=(5, 5, 2)).transpose(2, 0, 1), eight[[4, 4, 1]])
     grey = whole(write(tmp_path / "grey.tif", eight[:1])).transpose(2, 0, 1)
     assert np.array_equal(grey, eight[[0, 0, 0]])

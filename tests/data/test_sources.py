@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 
 from http_servers import Server, http_server
@@ -229,6 +231,30 @@ def test_virtual_rasters_of_their_own_folder_are_read(folder: Path) -> None:
         assert np.array_equal(file.read(1), PIXELS[0])
 
 
+def test_virtual_rasters_that_gdal_writes_are_read(folder: Path) -> None:
+    path = folder / "mask.tif"
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(path, "w", driver="GTiff", count=1, height=64, width=80, dtype="uint8",
+                      crs=UTM, transform=PLACE) as file,
+    ):  # fmt: skip
+        file.write(PIXELS[:1])
+        file.write_mask(PIXELS[1] > 99)
+        file.update_tags(1, note="band")
+        file.write_colormap(1, {1: (10, 20, 30, 255)})
+    points = [GroundControlPoint(0, 0, 1, 2), GroundControlPoint(9, 9, 3, 4)]
+    gcps = write(folder / "gcps.tif", PIXELS[:1], placed=False, crs=UTM, gcps=points)
+    for origin in (path, gcps):
+        copied = origin.with_suffix(".vrt")
+        rasterio.shutil.copy(origin, copied, driver="VRT")
+        with opened(read_source(str(copied))) as file:
+            assert np.array_equal(file.read(1), PIXELS[0])
+    scaled = "<ScaleOffset>1</ScaleOffset><ScaleRatio>2</ScaleRatio><NODATA>7</NODATA>"
+    complex_source = SOURCE.replace("Simple", "Complex").replace("</Complex", f"{scaled}</Complex")
+    (folder / "all.vrt").write_text(vrt(f"<NoDataValue>7</NoDataValue>{complex_source}"))
+    assert read_source(str(folder / "all.vrt")).has_mask
+
+
 # What GDAL would read, and a word of the message.
 HARMFUL = {
     "outside": (SOURCE.replace("a.tif", "../secret.tif"), "under its own folder"),
@@ -243,12 +269,18 @@ HARMFUL = {
     "missing": (SOURCE.replace("a.tif", "c.tif"), "c.tif: not a readable raster"),
     "disguised": (SOURCE.replace("a.tif", "d.tif"), "d.tif: not a readable raster"),
     "case": ("<SimpleSource><sourcefilename>/etc/a.tif</sourcefilename></SimpleSource>", "/etc"),
-    "attribute": ('<SimpleSource SourceFilename="/etc/a.tif"/>', "by an attribute"),
+    "attribute": ('<SimpleSource SourceFilename="/etc/a.tif"/>', '<SimpleSource SourceFilename="'),
     "open options": (SOURCE.replace("</Simple", "<OpenOptions/></Simple"), "OpenOptions"),
     "comment": (SOURCE.replace("a.tif", "<!-- -->a.tif"), "<!"),
     "data": (SOURCE.replace("a.tif", "<![CDATA[a.tif]]>"), "<!"),
     "function": ("<PixelFunctionType>mul</PixelFunctionType>" + SOURCE, "PixelFunction"),
-    "escaped": ("<SourceTransferType>&#80;ixelFunction</SourceTransferType>", "PixelFunction"),
+    "element": ("<subClass>VRTDerivedRasterBand</subClass>", "<subClass>"),
+    "geolocation": ("<X_DATASET>/etc/a.tif</X_DATASET>", "<X_DATASET>"),
+    "srs": ("<srs>http://127.0.0.1:9/srs</srs>", "<srs>http://127.0.0.1:9/srs"),
+    "tail": ("<SRS><MDI/>http://127.0.0.1:9/srs</SRS>", "<SRS>"),
+    "points": ('<GCPList Projection="http://127.0.0.1:9/srs"/>', "http://127.0.0.1:9/srs"),
+    "overviews": ('<Metadata domain="Overviews"><MDI key="OVERVIEW_FILE">/etc/a.tif</MDI>'
+                  "</Metadata>", "Overviews"),
 }  # fmt: skip
 
 
@@ -277,7 +309,9 @@ def test_virtual_rasters_may_not_reach_out(
     [
         (vrt(band='subClass="VRTDerivedRasterBand"'), "VRTDerivedRasterBand"),
         (vrt(band='subclass="VRTRawRasterBand"'), "VRTRawRasterBand"),
-        (vrt(root='xmlns="x"').replace("a.tif", "/etc/a.tif"), "/etc/a.tif"),
+        (vrt(root='subClass="VRTWarpedDataset"'), '<VRTDataset subClass="VRTWarpedDataset">'),
+        (vrt(root='SRS="http://127.0.0.1:9/srs"'), "<VRTDataset SRS="),
+        (vrt(root='xmlns:SRS="http://127.0.0.1:9/srs"'), "xmlns"),
         ('<!DOCTYPE a [<!ENTITY b "c">]>' + vrt(), "<!DOCTYPE"),
         ('<?xml version="1.0"?><?php?>' + vrt(), "<?php"),
         ("<VRTDataset", "not a virtual raster"),
@@ -288,6 +322,28 @@ def test_virtual_rasters_may_not_run_code(folder: Path, text: str, expected: str
     path = folder / "all.vrt"
     path.write_text(text)
     assert expected in refusal(path)
+
+
+def test_metadata_may_not_name_overviews_elsewhere(folder: Path, server: Server) -> None:
+    with rasterio.open(folder / "a.tif", "r+") as file:
+        file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=f"{server.url}/a.tif")
+    (folder / "all.vrt").write_text(vrt())
+    (folder / "sub/b.tif.aux.xml").write_text(
+        '<PAMDataset><Metadata domain="overviews"><MDI key="Overview_File">'
+        f"{server.url}/a.tif</MDI></Metadata></PAMDataset>"
+    )
+    for name in ("a.tif", "all.vrt", "sub/b.tif"):
+        assert "overview_file names another file" in refusal(folder / name).lower()
+    assert not server.requests
+
+
+def test_overviews_beside_a_file_may_not_be_requested(folder: Path, server: Server) -> None:
+    text = vrt(SOURCE.replace('"1">', f'"0">/vsicurl/{server.url}/'))
+    (folder / "a.tif.ovr").write_text(text.replace('"80"', '"40"').replace('"64"', '"32"'))
+    source = read_source(str(folder / "a.tif"))
+    with pytest.raises(SatmapError, match="does not exist"), opened(source) as file:
+        file.read(out_shape=(1, 8, 8))
+    assert not server.requests
 
 
 def test_long_virtual_rasters_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,6 +440,35 @@ def test_a_truncated_file_on_a_server_is_unreadable_where_it_ends(
     (found,) = find_sources([f"{server.url}/a.tif"]).sources
     with pytest.raises(SatmapError, match="cannot be read"), opened(found) as file:
         file.read()
+
+
+def test_a_mask_that_a_server_does_not_send_is_an_error(server: Server, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", np.resize(PIXELS, (3, 400, 400)))
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
+        file.write_mask(np.arange(400 * 400).reshape(400, 400) % 2 > 0)
+    server.files["/a.tif"] = path.read_bytes()
+    source = read_source(f"{server.url}/a.tif")
+    remote.remote_file.cache_clear()
+    with pytest.raises(SatmapError, match="answers 404"), opened(source) as file:
+        server.files.clear()
+        # The mask lies at the end of the file; GDAL takes all pixels for valid.
+        assert file.dataset_mask().all()
+
+
+def test_all_files_on_servers_share_the_memory(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_BLOCK", 100)
+    monkeypatch.setattr(remote, "_KEPT", 500)
+    monkeypatch.setattr(remote, "_CACHE", remote._Cache())
+    content = bytes(range(250)) * 2
+    server.files |= {"/a": content, "/b": content}
+    one, other = (remote.remote_file(f"{server.url}/{name}") for name in "ab")
+    for file in (one, other, one):
+        assert file.read(0, 450) == content[:450]
+        assert len(remote._CACHE._blocks) == 5
+    sent = len(server.requests)
+    assert one.read(120, 480) == content[120:480] and len(server.requests) == sent
 
 
 def test_s3_is_read_through_the_endpoint_of_the_environment(

@@ -24,6 +24,7 @@ from rasterio.windows import Window
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
+from satmap.data.imagery import MS_BAND_ORDER
 from satmap.data.sources import Source, opened, reason_of
 from satmap.errors import SatmapError
 from satmap.rasters.scene import Box
@@ -383,8 +384,8 @@ def find_layers(
     Args:
         sources: in the user's order.
         channels: number of channels that the networks need.
-        bands: band numbers to read, from 1; None for red, green, blue, or the first ones. An image
-            of one band is read as grey.
+        bands: band numbers to read, from 1; None for red, green, blue, or the first ones. Eight
+            bands without names are taken for WorldView's, and an image of one band for grey.
 
     Returns:
         The layers in the order of their first raster, and the reason for each raster that cannot be
@@ -405,8 +406,15 @@ def find_layers(
         else:
             phase = ~source.transform @ (0.0, 0.0)
             linear = [f"{value:.9e}" for value in (*source.transform[:2], *source.transform[3:5])]
-            rest = [round(v / _SAME_GRID_PX) % round(1 / _SAME_GRID_PX) for v in phase]
-            kind = (*kind, source.crs, *linear, *rest)
+            kind = (*kind, source.crs, *linear)
+            # In cells of half the offset, rasters of one grid lie in the same or adjacent cells.
+            cells = round(2 / _SAME_GRID_PX)
+            column, row = (math.floor(value * cells) for value in phase)
+            near = [
+                (*kind, (column + x) % cells, (row + y) % cells)
+                for x in (0, -1, 1) for y in (0, -1, 1)
+            ]  # fmt: skip
+            kind = next((known for known in near if known in groups), near[0])
         groups.setdefault(kind, []).append((source, georeference))
     return [_layer(members, kind[1]) for kind, members in groups.items()], faults
 
@@ -572,6 +580,9 @@ def _band_order(source: Source, channels: int, bands: Sequence[int] | None) -> t
         return tuple(bands[:channels])
     if len(source.bands) == 1 and channels == 3:
         return (source.bands[0],) * 3
+    if not source.colours and len(source.bands) == len(MS_BAND_ORDER):
+        # Eight bands without names are WorldView's.
+        return tuple(source.bands[band - 1] for band in MS_BAND_ORDER)[:channels]
     order = source.colours + tuple(b for b in source.bands if b not in source.colours)
     if len(order) < channels:
         raise SatmapError(

@@ -23,9 +23,9 @@ from satmap.io.text import printable
 # Longest silence of a server before a request fails, and how often a failed request is repeated.
 TIMEOUT_S = 30.0
 _TRIES = 3
-# A request asks for whole blocks; the latest ones are kept. Bytes.
+# A request asks for whole blocks; the latest ones of all files together are kept. Bytes.
 _BLOCK = 256 << 10
-_KEPT = 64 << 20
+_KEPT = 128 << 20
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
@@ -38,6 +38,31 @@ class _RefuseRedirects(urllib.request.HTTPRedirectHandler):
 
 
 _OPENER = urllib.request.build_opener(_RefuseRedirects())
+
+
+class _Cache:
+    """The latest blocks of all files, by file and number."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks: OrderedDict[tuple[RemoteFile, int], bytes] = OrderedDict()
+
+    def get(self, file: "RemoteFile", numbers: range) -> dict[int, bytes]:
+        """Return those of the blocks that are kept."""
+        with self._lock:
+            return {n: self._blocks[file, n] for n in numbers if (file, n) in self._blocks}
+
+    def put(self, file: "RemoteFile", blocks: dict[int, bytes]) -> None:
+        """Keep blocks as the latest, and drop the oldest."""
+        with self._lock:
+            for number, block in blocks.items():
+                self._blocks[file, number] = block
+                self._blocks.move_to_end((file, number))
+            while len(self._blocks) > max(_KEPT // _BLOCK, 1):
+                self._blocks.popitem(last=False)
+
+
+_CACHE = _Cache()
 
 
 class RemoteFile:
@@ -56,11 +81,10 @@ class RemoteFile:
         """
         self.url = url
         self._lock = threading.Lock()
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._version: str | None = None
         self.size = 0
         first, self.size = self._request(0, _BLOCK)
-        self._blocks[0] = first
+        _CACHE.put(self, {0: first})
 
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes from ``start`` to before ``stop``; raises as the constructor."""
@@ -69,19 +93,15 @@ class RemoteFile:
             return b""
         wanted = range(start // _BLOCK, (stop - 1) // _BLOCK + 1)
         with self._lock:
-            found = {number: self._blocks[number] for number in wanted if number in self._blocks}
+            found = _CACHE.get(self, wanted)
             missing = [number for number in wanted if number not in found]
             if missing:
                 # One request for all, although some between may be known.
                 first = missing[0]
                 data, _ = self._request(first * _BLOCK, (missing[-1] + 1) * _BLOCK)
                 for number in range(first, missing[-1] + 1):
-                    part = data[(number - first) * _BLOCK :][:_BLOCK]
-                    found[number] = self._blocks[number] = part
-            for number in wanted:
-                self._blocks.move_to_end(number)
-            while len(self._blocks) > max(_KEPT // _BLOCK, 1):
-                self._blocks.popitem(last=False)
+                    found[number] = data[(number - first) * _BLOCK :][:_BLOCK]
+            _CACHE.put(self, found)
         whole = b"".join(found[number] for number in wanted)
         return whole[start - wanted[0] * _BLOCK : stop - wanted[0] * _BLOCK]
 

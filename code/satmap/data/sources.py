@@ -2,8 +2,8 @@
 
 GDAL would choose among all its drivers by content, run Python code in virtual rasters, and follow
 references and redirects to other files and servers. So every raster is opened by one driver of a
-short list, a virtual raster may only refer to rasters under its own folder, and redirects are
-refused. Only URLs that users typed are read.
+short list, a virtual raster may only be a plain mosaic of rasters under its own folder, and
+redirects are refused. Only URLs that users typed are read.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from satmap.data.remote import Opener, unreadable
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
 from satmap.io.gdal import require_possible_size
+from satmap.io.geojson_reader import CRS_NAME
 from satmap.io.text import printable
 from satmap.io.walk import walk
 
@@ -40,18 +41,36 @@ _SIGNATURES = {
     b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff",
 }  # fmt: skip
 _DTYPES = ("uint8", "uint16", "int16", "float32")
+# Drivers, and compressions inside other formats, that do not keep pixels as they were.
 _LOSSY = ("JPEG", "WEBP", "MBTiles")
+_LOSSY_COMPRESSIONS = ("JPEG", "YCbCr JPEG", "WEBP")
 _SCHEMES = ("https", "http", "s3")
 _S3 = "/vsis3/"
 
-# Elements and subclasses of virtual rasters that run code, or read files in other ways than the
-# references below.
-_REFUSED_IN_VRT = re.compile(
-    r"PixelFunction|VRTDerivedRasterBand|VRTRawRasterBand|VRTPansharpened|VRTProcessed|OpenOptions"
-    r"|DEMPath|RPC_DEM",
-    re.IGNORECASE,
-)
-_REFERENCES_IN_VRT = ("sourcefilename", "sourcedataset")
+# Lower-case names of the elements and attributes that gdalbuildvrt and `gdal_translate -of VRT`
+# write for mosaics. None of them makes GDAL run code, read a file or contact a server, except the
+# references and reference systems, whose texts are checked. Elements and attributes have own lists,
+# because GDAL takes either for the other. https://gdal.org/drivers/raster/vrt.html
+_VRT_REFERENCE = "sourcefilename"
+_VRT_ELEMENTS = {
+    "vrtdataset", "srs", "geotransform", "gcplist", "gcp", "metadata", "mdi", "overviewlist",
+    "blockxsize", "blockysize", "maskband", "vrtrasterband", "description", "nodatavalue",
+    "hidenodatavalue", "unittype", "offset", "scale", "colorinterp", "colortable", "entry",
+    "categorynames", "category", "histograms", "histitem", "histmin", "histmax", "bucketcount",
+    "includeoutofrange", "approximate", "histcounts", "simplesource", "complexsource",
+    "averagedsource", "nodatafrommasksource", "sourcefilename", "sourceband",
+    "sourceproperties", "srcrect", "dstrect", "nodata", "scaleoffset", "scaleratio", "lut",
+    "colortablecomponent", "exponent", "srcmin", "srcmax", "dstmin", "dstmax", "clamp",
+    "usemaskband", "maskvaluethreshold", "remappedvalue",
+}  # fmt: skip
+_VRT_ATTRIBUTES = {
+    "rasterxsize", "rasterysize", "dataaxistosrsaxismapping", "coordinateepoch", "projection",
+    "id", "info", "pixel", "line", "x", "y", "z", "domain", "key", "resampling", "datatype",
+    "band", "blockxsize", "blockysize", "c1", "c2", "c3", "c4", "relativetovrt", "shared",
+    "xoff", "yoff", "xsize", "ysize",
+}  # fmt: skip
+# Others may name files that GDAL opens, as OVERVIEWS does.
+_VRT_DOMAINS = ("", "image_structure", "rpc")
 _LONGEST_VRT = 50_000_000
 
 # Map tiles: {z}/{x}/{y}.png, or {name-}{x}-{y}-{z}.png in one folder. Sizes in pixels.
@@ -68,6 +87,8 @@ _REMOTE = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_TIMEOUT": "60",
     "GDAL_HTTP_CONNECTTIMEOUT": "20", "GDAL_HTTP_MAX_RETRY": "3", "GDAL_HTTP_RETRY_DELAY": "1",
 }  # fmt: skip
+# Overviews beside a file may be virtual rasters. No address has this name, so GDAL requests none.
+_LOCAL = {"CPL_VSIL_CURL_ALLOWED_FILENAME": "none"}
 
 
 @dataclass(frozen=True)
@@ -87,6 +108,8 @@ class Source:
         dtype: type of its pixels.
         crs: its reference system as WKT, "" without one.
         transform: pixel to coordinates of ``crs``; the identity without georeference.
+        is_lossy: whether it, or a raster of a mosaic, is compressed with loss, so that black pixels
+            may be dark rather than without data.
         zoom: zoom level of a map tile, or that to read of MBTiles; None otherwise.
     """
 
@@ -102,12 +125,8 @@ class Source:
     dtype: str
     crs: str
     transform: Affine
+    is_lossy: bool
     zoom: int | None = None
-
-    @property
-    def is_lossy(self) -> bool:
-        """Whether black pixels may be dark rather than without data."""
-        return self.driver in _LOSSY
 
     @property
     def is_remote(self) -> bool:
@@ -207,7 +226,7 @@ def read_source(
         SatmapError: the raster is not allowed, cannot be read, or has pixels of a type that satmap
             does not read.
     """
-    path, driver = _allowed(name)
+    path, driver, has_lossy_parts = _allowed(name)
     try:
         with _opened(name, path, driver, zoom) as f:
             require_possible_size(f.width, f.height)
@@ -229,7 +248,9 @@ def read_source(
                 name, path, driver, f.width, f.height, bands,
                 tuple(found[0] for found in colours) if all(colours) else (),
                 f.colorinterp[0] == ColorInterp.palette, masked, f.dtypes[0],
-                f.crs.to_wkt() if f.crs else "", f.transform, zoom if driver == "MBTiles" else None,
+                f.crs.to_wkt() if f.crs else "", f.transform,
+                has_lossy_parts or _is_lossy(f),
+                zoom if driver == "MBTiles" else None,
             )  # fmt: skip
             types = dict.fromkeys(f.dtypes)
     except SatmapError as error:
@@ -283,18 +304,24 @@ def _opened(
         options["opener"] = opener
     try:
         with (
-            rasterio.Env(**(_REMOTE if _is_remote(path) else {})),
+            rasterio.Env(**(_REMOTE if _is_remote(path) else _LOCAL)),
             rasterio.open(path, driver=driver, **options) as file,
         ):
+            _refuse_overview_files(file)
             yield file
+            if opener and opener.fault:
+                # GDAL goes on without a mask that it cannot read.
+                raise opener.fault
     except (RasterioError, CRSError, OSError) as error:
         # Rasterio keeps GDAL's own message in the cause.
         reason: object = (opener and opener.fault) or error.__cause__ or error
         raise SatmapError(f"{printable(name)}: {_reason(reason, path)}") from error
 
 
-def _allowed(name: str) -> tuple[str, str]:
-    """Return GDAL's path and driver of a raster. Files over HTTP keep their address as path.
+def _allowed(name: str) -> tuple[str, str, bool]:
+    """Return GDAL's path and driver of a raster, and whether it is a mosaic with lossy parts.
+
+    Files over HTTP keep their address as path.
 
     Raises:
         SatmapError: the suffix, the scheme or the content is not allowed.
@@ -305,7 +332,7 @@ def _allowed(name: str) -> tuple[str, str]:
             raise SatmapError(
                 f"{printable(name)}: satmap reads https://, http:// and s3:// addresses."
             )
-        return (_S3 + rest if scheme.lower() == "s3" else name), "GTiff"
+        return (_S3 + rest if scheme.lower() == "s3" else name), "GTiff", False
     path = Path(name)
     driver = DRIVERS.get(path.suffix.lower())
     if driver is None:
@@ -314,14 +341,30 @@ def _allowed(name: str) -> tuple[str, str]:
             "for example with `gdal_translate`."
         )
     refuse_pipe(path)
+    has_lossy_parts = False
     if driver == "VRT":
         # GDAL takes references as relative to the file that a link names.
         path = path.resolve()
-        _require_harmless_vrt(path)
+        has_lossy_parts = _check_vrt(path)
     else:
         driver = _driver_by_content(path) or driver
     # An absolute path cannot be taken for one of GDAL's own prefixes.
-    return str(path.absolute()), driver
+    return str(path.absolute()), driver, has_lossy_parts
+
+
+def _refuse_overview_files(file: rasterio.DatasetReader) -> None:
+    """Refuse metadata, also in an ``.aux.xml`` file, that makes GDAL open any file or address.
+
+    Raises:
+        OSError: there is some.
+    """
+    for name, value in file.tags(ns="OVERVIEWS").items():
+        raise OSError(f"its metadata {name} names another file, {value}; remove it")
+
+
+def _is_lossy(file: rasterio.DatasetReader) -> bool:
+    compression = file.tags(ns="IMAGE_STRUCTURE").get("COMPRESSION")
+    return file.driver in _LOSSY or compression in _LOSSY_COMPRESSIONS
 
 
 def _is_remote(path: str) -> bool:
@@ -339,14 +382,16 @@ def _driver_by_content(path: Path) -> str | None:
     return next((d for signature, d in _SIGNATURES.items() if start.startswith(signature)), None)
 
 
-def _require_harmless_vrt(path: Path) -> None:
+def _check_vrt(path: Path) -> bool:
     """Check that a virtual raster only refers to rasters in its own folder.
 
-    GDAL's parser differs from Python's: it ignores case and namespaces, and takes attributes for
-    elements. So everything that it could understand as a reference is checked.
+    Returns whether any of these rasters is compressed with loss.
+
+    GDAL's parser differs from Python's: it ignores case, and takes attributes for elements. So
+    only known elements and attributes are allowed.
 
     Raises:
-        SatmapError: it refers to anything else or runs code.
+        SatmapError: it refers to anything else, or holds an element that is not allowed.
     """
     shown = printable(path)
     try:
@@ -354,42 +399,48 @@ def _require_harmless_vrt(path: Path) -> None:
             raise SatmapError(f"{shown} is larger than {_LONGEST_VRT:,} bytes. Split it.")
         text = path.read_text(encoding="utf-8")
         # Before parsing: declarations can define entities of any length.
-        refused = re.search(r"<!\w*|<\?(?!xml\s)\w*", text)
-        tree = ET.fromstring("<x/>" if refused else text)
+        declared = re.search(r"<!\w*|<\?(?!xml\s)\w*|\bxmlns\b", text)
+        tree = ET.fromstring("<x/>" if declared else text)
     except (OSError, ValueError, ET.ParseError) as error:
         raise SatmapError(f"{shown} is not a virtual raster: {printable(error, 200)}.") from error
-    parts = [part for element in tree.iter() for part in (*element.attrib.items(), element.text)]
-    words = [element.tag for element in tree.iter()]
-    words += [
-        word for part in parts if part for word in ([part] if isinstance(part, str) else part)
-    ]
-    for word in words:
-        refused = refused or _REFUSED_IN_VRT.search(word)
+    refused = declared[0] if declared else next(filter(None, map(_refused_part, tree.iter())), None)
     if refused:
         raise SatmapError(
-            f"{shown} holds {printable(refused[0], 40)}, which satmap does not allow because it "
-            "can run code or read other files. Convert it first: gdal_translate IN.vrt OUT.tif."
+            f"{shown} holds {printable(refused, 100)}, which satmap does not allow, because only "
+            "plain mosaics such as gdalbuildvrt writes cannot run code or read other files. If you "
+            "trust it, convert it first: gdal_translate IN.vrt OUT.tif."
         )
-    for element in tree.iter():
-        for name in element.attrib:
-            if _local(name) in _REFERENCES_IN_VRT:
-                raise SatmapError(
-                    f"{shown} refers to a file by an attribute, {printable(name, 40)}. Write it "
-                    "again, for example with gdalbuildvrt."
-                )
-        if _local(element.tag) in _REFERENCES_IN_VRT:
-            _require_harmless_reference(path, element)
+    references = [each for each in tree.iter() if each.tag.lower() == _VRT_REFERENCE]
+    are_lossy = [_check_reference(path, each) for each in references]
+    return any(are_lossy)
 
 
-def _local(name: str) -> str:
-    """Return the name of an element or attribute as GDAL compares it: no namespace, lower case."""
-    return re.split("[}:]", name)[-1].lower()
+def _refused_part(element: ET.Element) -> str | None:
+    """Return the part of an element of a virtual raster that is not allowed, None if all is."""
+    tag = element.tag.lower()
+    if tag not in _VRT_ELEMENTS:
+        return f"<{element.tag}>"
+    for name, value in element.attrib.items():
+        if (
+            name.lower() not in _VRT_ATTRIBUTES
+            or (name.lower() == "domain" and value.lower() not in _VRT_DOMAINS)
+            or (name.lower() == "projection" and not _is_crs(value))
+        ):
+            return f'<{element.tag} {name}="{value}">'
+    if tag == "srs" and (len(element) or not _is_crs(element.text or "")):
+        return f"<{element.tag}>{element.text or ''}"
+    return None
 
 
-def _require_harmless_reference(path: Path, element: ET.Element) -> None:
-    """Check one reference of a virtual raster; raises as :func:`_require_harmless_vrt`."""
+def _is_crs(text: str) -> bool:
+    """Return whether a text is WKT, a name or a PROJ string, which GDAL reads without requests."""
+    return not text.strip() or bool(CRS_NAME.fullmatch(text.strip()))
+
+
+def _check_reference(path: Path, element: ET.Element) -> bool:
+    """Check one reference of a virtual raster; returns and raises as :func:`_check_vrt`."""
     folder, named = path.parent, element.text or ""
-    relative = {_local(name): value for name, value in element.attrib.items()}
+    relative = {name.lower(): value for name, value in element.attrib.items()}
     place = folder if relative.get("relativetovrt", "0").strip() == "1" else Path.cwd()
     try:
         target = (place / named).resolve()
@@ -412,8 +463,9 @@ def _require_harmless_reference(path: Path, element: ET.Element) -> None:
         )
     # GDAL opens it by content, so make sure that the content is what the suffix says.
     try:
-        with rasterio.open(target, driver=driver):
-            pass
+        with rasterio.open(target, driver=driver) as file:
+            _refuse_overview_files(file)
+            return _is_lossy(file)
     except (RasterioError, OSError) as error:
         raise SatmapError(
             f"{printable(path)} refers to {printable(named, 200)}: "

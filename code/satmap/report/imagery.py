@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from affine import Affine
 
-from satmap.data.imagery import MS_BAND_ORDER
 from satmap.data.layouts.spacenet_buildings import building_image_id
 from satmap.data.layouts.spacenet_roads import road_image_id
 from satmap.data.mosaic import Layer, Mosaic, find_layers
@@ -127,15 +126,7 @@ def _layers(sources: Sequence[Source]) -> list[Layer]:
     Raises:
         SatmapError: no raster has these bands.
     """
-    found: list[Layer] = []
-    faults: dict[str, str] = {}
-    for many in (False, True):
-        # Eight bands without names are WorldView's.
-        of_kind = [s for s in sources if (len(s.bands) == len(MS_BAND_ORDER)) == many]
-        bands = MS_BAND_ORDER[:_RGB] if many else None
-        layers, wrong = find_layers(of_kind, _RGB, bands)
-        found += layers
-        faults |= wrong
+    found, faults = find_layers(sources, _RGB)
     if not found:
         raise SatmapError(next(iter(faults.values())))
     settings = StretchSettings()
