@@ -219,6 +219,43 @@ def test_offset_between_labels_and_image(tmp_path: Path) -> None:
     assert first.symmetric_difference(truth).area < 0.02 * truth.area
 
 
+def folder_of(inventory: Inventory) -> Path:
+    return inventory.chips[0].image.path.parent
+
+
+def test_changed_files_are_cut_again(tmp_path: Path) -> None:
+    write_image(tmp_path / "in/a.png", picture())
+    world = tmp_path / "in/a.pgw"
+    world.write_text(f"0.5\n0\n0\n-0.5\n{ORIGIN[0] + 0.25}\n{ORIGIN[1] - 0.25}\n")
+    write_image(tmp_path / "in/part.tif", picture())
+    profile = tmp_path / "in/b.vrt"
+    profile.write_text(
+        f"<VRTDataset rasterXSize='{SIDE}' rasterYSize='{SIDE}'>"
+        f"<SRS>{UTM}</SRS><GeoTransform>{ORIGIN[0]},0.5,0,{ORIGIN[1]},0,-0.5</GeoTransform>"
+        + "".join(
+            f"<VRTRasterBand dataType='Byte' band='{band}'><SimpleSource>"
+            "<SourceFilename relativeToVRT='1'>part.tif</SourceFilename>"
+            f"<SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
+            for band in (1, 2, 3)
+        )
+        + "</VRTDataset>"
+    )
+    labels = write_shapes(tmp_path / "b.geojson", [shapely.box(100, 100, 140, 130)])
+    images = tuple(str(tmp_path / "in" / name) for name in ("a.png", "b.vrt"))
+    data = OwnData(images, labels, source_crs=UTM)
+    folders = [folder_of(find(data, "buildings", tmp_path / "cache"))]
+    # The size and time of the images stay.
+    world.write_text(world.read_text().replace("0.5\n0\n", "0.6\n0\n", 1))
+    folders.append(folder_of(find(data, "buildings", tmp_path / "cache")))
+    write_image(tmp_path / "in/part.tif", picture([(0, 0, 30, 30)]))
+    folders.append(folder_of(find(data, "buildings", tmp_path / "cache")))
+    labels.with_suffix(".prj").write_text("anything")
+    folders.append(folder_of(find(data, "buildings", tmp_path / "cache")))
+    folders.append(folder_of(find(data, "buildings", tmp_path / "cache")))
+    assert len(set(folders)) == 4
+    assert folders[3] == folders[4]
+
+
 def test_parts_of_buildings_in_several_files_become_one(tmp_path: Path) -> None:
     left, right = shapely.box(100, 100, 140, 130), shapely.box(140, 100, 160, 130)
     neighbour = shapely.box(100, 130, 140, 160)

@@ -33,7 +33,7 @@ from satmap.data.chip import Chip
 from satmap.data.chip_label import CHIP_LABEL_SUFFIX, ChipLabel
 from satmap.data.imagery import RGB, ImageInfo
 from satmap.data.inventory import Inventory
-from satmap.data.mosaic import Layer, Mosaic, find_layers, make_mosaics
+from satmap.data.mosaic import Layer, Mosaic, find_layers, make_mosaics, state_of, states_of
 from satmap.data.own_labels import (
     OwnShapes,
     find_label_files,
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from satmap.tasks.base import Task
 
 # Increase this number when the chips of the same inputs change.
-_FORMAT = "1"
+_FORMAT = "2"
 # Chips have about this width and height. Images up to one and a half of it stay whole.
 _CHIP_PX = 512
 # Pixels around a chip from which masks are traced, and into which lines continue.
@@ -209,14 +209,14 @@ def _digest(
 ) -> str:
     """Hash everything that the chips depend on; files by path, size and time."""
     parts: list[Any] = [_FORMAT, astuple(data), task.recipe.task.name, channels]
-    parts += [task.recipe.stretch, task.default_metres_per_pixel]
-    files = [Path(image.path) for image in images if not image.is_remote]
-    for path in (*files, *labels, *([data.area] if data.area else [])):
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise SatmapError(f"{path}: cannot be read ({error.strerror}).") from error
-        parts += [path.resolve(), stat.st_size, stat.st_mtime_ns]
+    parts += [task.recipe.stretch, task.default_metres_per_pixel, *images]
+    try:
+        for image in images:
+            parts += [] if image.is_remote else states_of(image)
+        for path in (*labels, *([data.area] if data.area else [])):
+            parts += state_of(path)
+    except OSError as error:
+        raise SatmapError(f"{error.filename}: cannot be read ({error.strerror}).") from error
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
