@@ -62,13 +62,16 @@ def picture(
     return image
 
 
-def write_image(path: Path, image: NDArray[np.uint8], *, crs: str | None = UTM) -> None:
+PLACE = Affine(PIXEL_M, 0, ORIGIN[0], 0, -PIXEL_M, ORIGIN[1])
+
+
+def write_image(
+    path: Path, image: NDArray[np.uint8], *, crs: str | None = UTM, transform: Affine = PLACE
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     profile: dict[str, Any] = {"driver": "PNG" if path.suffix == ".png" else "GTiff"}
     if crs and path.suffix != ".png":
-        profile |= {
-            "crs": crs, "transform": Affine(PIXEL_M, 0, ORIGIN[0], 0, -PIXEL_M, ORIGIN[1]),
-        }  # fmt: skip
+        profile |= {"crs": crs, "transform": transform}
     count, height, width = image.shape
     profile |= {"count": count, "height": height, "width": width, "dtype": image.dtype}
     with rasterio.open(path, "w", **profile) as file:
@@ -81,10 +84,14 @@ def write_shapes(path: Path, shapes: Sequence[shapely.Geometry], **properties: o
     def placed(xy: NDArray[np.float64]) -> NDArray[np.float64]:
         return project(pixels_to_utm(xy), UTM, LON_LAT)
 
+    return write_lon_lat(path, [shapely.transform(shape, placed) for shape in shapes], **properties)
+
+
+def write_lon_lat(path: Path, shapes: Sequence[shapely.Geometry], **properties: object) -> Path:
     features = [
         {
             "type": "Feature", "properties": properties,
-            "geometry": json.loads(shapely.to_geojson(shapely.transform(shape, placed))),
+            "geometry": json.loads(shapely.to_geojson(shape)),
         }
         for shape in shapes
     ]  # fmt: skip
@@ -254,6 +261,49 @@ def test_changed_files_are_cut_again(tmp_path: Path) -> None:
     folders.append(folder_of(find(data, "buildings", tmp_path / "cache")))
     assert len(set(folders)) == 4
     assert folders[3] == folders[4]
+
+
+def test_a_reference_system_without_transform_is_no_position(tmp_path: Path) -> None:
+    data = own_house(tmp_path)
+    write_image(tmp_path / "b.tif", picture(), transform=Affine.identity())
+    data = replace(data, sources=(*data.sources, str(tmp_path / "b.tif")))
+    inventory = find(data, "buildings", tmp_path / "cache")
+    assert len(inventory.chips) == 1
+    assert list(inventory.faults) == [str(tmp_path / "b.tif")]
+    assert "no georeference" in inventory.faults[str(tmp_path / "b.tif")]
+    # An unusable image is no chip that was left out.
+    assert "left out" not in inventory.summary()
+    # Masks need no position.
+    mask = np.zeros((1, SIDE, SIDE), np.uint8)
+    data = masked(tmp_path / "masked", mask, transform=Affine.identity())
+    assert len(find(data, "buildings", tmp_path / "cache").chips) == 1
+    write_image(tmp_path / "masked/images/a.tif", picture(), transform=Affine.identity())
+    assert len(find(data, "buildings", tmp_path / "cache").chips) == 1
+
+
+def test_place_whose_scale_varies(tmp_path: Path) -> None:
+    crs = "EPSG:3857"
+    # Pixels of about 80 m north of the 66th parallel; the second raster has a grid of its own.
+    corner = project(np.array([[10.0, 66.0]]), LON_LAT, crs)[0]
+    houses = []
+    for number, name in enumerate("ab"):
+        moved = corner + (100 * number, 1500 * 200 * (number + 1))
+        place = Affine(200, 0, moved[0], 0, -200, moved[1])
+        write_image(tmp_path / f"{name}.tif", picture(side=1500)[:, :, :64], crs=crs,
+                    transform=place)  # fmt: skip
+        x, y = place @ (20, 700)
+        ring = project(np.array(shapely.box(x, y, x + 6000, y + 6000).exterior.coords), crs,
+                       LON_LAT)  # fmt: skip
+        houses.append(shapely.Polygon(ring))
+    labels = write_lon_lat(tmp_path / "labels.geojson", houses)
+    data = OwnData((str(tmp_path / "a.tif"), str(tmp_path / "b.tif")), labels)
+    inventory = find(data, "buildings", tmp_path / "cache")
+    sizes = {chip.image.georeference.metres_per_pixel for chip in inventory.chips}  # type: ignore[union-attr]
+    assert max(sizes) > (1.02 * min(sizes)[0], 0)
+    assert {chip.aoi for chip in inventory.chips} == {"place1"}
+    objects = [len(label_of(inventory, index).shapes) for index in range(len(inventory.chips))]
+    assert sum(objects) >= 2
+    assert "hold no buildings" not in inventory.summary()
 
 
 def test_parts_of_buildings_in_several_files_become_one(tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def _plan_vectors(
 ) -> _Plan:
     """Make one mosaic per place."""
     assert task.label_kind is not None
-    placed = [image for image in images if image.crs]
+    placed = [image for image in images if _is_placed(image)]
     if not placed:
         raise SatmapError(
             f"the labels have a georeference, but none of the {len(images)} images has one, for "
@@ -241,7 +241,7 @@ def _plan_vectors(
     faults |= {
         image.name: f"{image.name}: no georeference, so the labels cannot be placed on it."
         for image in images
-        if not image.crs
+        if not _is_placed(image)
     }
     notes = [f"labels: {len(labels.shapes)} {task.noun} in {len(files)} files"]
     if labels.repeated:
@@ -257,9 +257,10 @@ def _plan_vectors(
         layers, unused = _stretched(layers, task)
         faults |= unused
         if layers:
-            (mosaic,) = make_mosaics(_finest_first(layers), data.gsd)
             name = Path(members[0].name).stem if len(members) == 1 else f"place{number}"
-            scenes.append(_Scene(name, name, mosaic, mosaic.metres_per_pixel))
+            # A place so large that its scale varies has several.
+            for mosaic in make_mosaics(_finest_first(layers), data.gsd):
+                scenes.append(_Scene(name, name, mosaic, mosaic.metres_per_pixel))
     if not scenes:
         raise SatmapError(next(iter(faults.values())))
     scenes = _with_area(_uniquely_named(scenes), data)
@@ -275,9 +276,10 @@ def _plan_vectors(
             replace(scene, shapes=shapes[inside], index=index[inside], voids=_voids(mosaic))
         )
     _require_overlap(labelled, labels, task)
-    if empty := sum(not len(scene.shapes) for scene in labelled):
+    places = {scene.place for scene in labelled}
+    if empty := len(places - {scene.place for scene in labelled if len(scene.shapes)}):
         notes.append(
-            f"{empty} of {len(labelled)} places hold no {task.noun} and count as empty ground; "
+            f"{empty} of {len(places)} places hold no {task.noun} and count as empty ground; "
             "leave them out with --area"
         )
     return _Plan(tuple(labelled), faults, tuple(notes), labels)
@@ -290,7 +292,7 @@ def _plan_masks(
     if data.shift != (0.0, 0.0):
         raise SatmapError("--shift moves vector labels, but --labels holds masks.")
     pairs, unused = pair_masks(images, files)
-    placed = [image for image in images if image.name in pairs and image.crs]
+    placed = [image for image in images if image.name in pairs and _is_placed(image)]
     place = {
         image.name: f"place{number}"
         for number, members in enumerate(_places(placed), 1)
@@ -345,6 +347,10 @@ def _plan_masks(
     return _Plan(tuple(scenes), faults, tuple(notes), None, unlabelled, tuple(unused))
 
 
+def _is_placed(source: Source) -> bool:
+    return bool(source.crs) and not source.transform.is_identity
+
+
 def _require_same_pixels(image: Source, mask: Source) -> None:
     if (image.width, image.height) != (mask.width, mask.height):
         raise SatmapError(
@@ -352,7 +358,7 @@ def _require_same_pixels(image: Source, mask: Source) -> None:
             f"{Path(image.name).name} has {image.width} x {image.height}. Make the mask from this "
             "image, pixel by pixel."
         )
-    if not (image.crs and mask.crs):
+    if not (_is_placed(image) and _is_placed(mask)):
         return
     if rasterio.crs.CRS.from_wkt(image.crs) != rasterio.crs.CRS.from_wkt(mask.crs):
         raise SatmapError(
@@ -552,7 +558,7 @@ def _make_chips(plan: _Plan, task: "Task", directory: Path) -> dict[str, Any]:
         except Exception as error:
             return error_text(error, Path(scene.mosaic.layers[0].sources[0].name))
 
-    records, faults, seen = [], dict(plan.faults), np.zeros(4)
+    records, faults, seen, left_out = [], dict(plan.faults), np.zeros(4), 0
     with ThreadPoolExecutor(available_cores()) as pool:
         results = track(pool.map(attempt, jobs), "cutting chips", len(jobs))
         for (_, _, image_id), result in zip(jobs, results, strict=True):
@@ -563,10 +569,12 @@ def _make_chips(plan: _Plan, task: "Task", directory: Path) -> dict[str, Any]:
             faults |= result.pop("faults")
             if result["kept"]:
                 records.append(result)
+            else:
+                left_out += 1
     if not records:
         reason = next(iter(faults.values()), "no image shows ground that counts.")
         raise SatmapError(f"no chip can be cut from the images: {reason}")
-    notes = [*plan.notes, _ignored_note(seen, len(jobs) - len(records) - len(faults))]
+    notes = [*plan.notes, _ignored_note(seen, left_out)]
     places = {record["place"] for record in records}
     for record in records:
         # Many places, such as one per image, are one area.
