@@ -18,12 +18,15 @@ from rasterio.crs import CRS
 
 from building_recipes import BUILDING_RECIPE
 from repository import SHARED
+from http_servers import http_server
 from satmap.cli import main
+from satmap.data import mosaic as mosaics
 from satmap.data.cache import prepare_chip
 from satmap.data.chip_label import ChipLabel
 from satmap.data.inventory import Inventory
 from satmap.data.own_data import OwnData, find_own_chips
 from satmap.data.own_labels import read_own_shapes, width_m
+from satmap.data.sources import Source
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import LON_LAT, project
 from satmap.recipes.schema import parse_recipe
@@ -39,6 +42,8 @@ UTM = "EPSG:32630"
 ORIGIN = 810000.0, 618000.0
 PIXEL_M = 0.5
 SIDE = 512
+
+read_pixels = mosaics._read
 
 pytestmark = pytest.mark.usefixtures("tiny_encoders")
 
@@ -287,8 +292,9 @@ def test_place_whose_scale_varies(tmp_path: Path) -> None:
     corner = project(np.array([[10.0, 66.0]]), LON_LAT, crs)[0]
     houses = []
     for number, name in enumerate("ab"):
-        moved = corner + (100 * number, 1500 * 200 * (number + 1))
-        place = Affine(200, 0, moved[0], 0, -200, moved[1])
+        place = Affine(
+            200, 0, corner[0] + 100 * number, 0, -200, corner[1] + 300_000 * (number + 1)
+        )
         write_image(tmp_path / f"{name}.tif", picture(side=1500)[:, :, :64], crs=crs,
                     transform=place)  # fmt: skip
         x, y = place @ (20, 700)
@@ -304,6 +310,40 @@ def test_place_whose_scale_varies(tmp_path: Path) -> None:
     objects = [len(label_of(inventory, index).shapes) for index in range(len(inventory.chips))]
     assert sum(objects) >= 2
     assert "hold no buildings" not in inventory.summary()
+
+
+def test_a_network_failure_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = own_house(tmp_path)
+    # The other image lies beside it and differs.
+    place = PLACE @ Affine.translation(SIDE, 0)
+    image = np.random.default_rng(2).integers(1, 255, (3, SIDE, SIDE)).astype(np.uint8)
+    write_image(tmp_path / "b.tif", image, transform=place)
+    content = (tmp_path / "b.tif").read_bytes()
+    with http_server() as server:
+        server.files["/b.tif"] = content
+        address = f"{server.url}/b.tif"
+        data = replace(data, sources=(*data.sources, address))
+        with monkeypatch.context() as patched:
+            # The header can be read, but not the pixels.
+            patched.setattr(mosaics, "_read", unreadable_on_servers)
+            partial = find(data, "buildings", tmp_path / "cache")
+        assert len(partial.chips) == 1
+        assert list(partial.faults) == [address]
+        complete = find(data, "buildings", tmp_path / "cache")
+        assert len(complete.chips) == 2
+        assert not complete.faults
+        assert folder_of(partial) == folder_of(complete)
+        with monkeypatch.context() as patched:
+            patched.setattr(mosaics, "_read", unreadable_on_servers)
+            assert find(data, "buildings", tmp_path / "cache").chips == complete.chips
+
+
+def unreadable_on_servers(source: Source, *rest: Any) -> Any:
+    if source.is_remote:
+        raise SatmapError(f"{source.name}: does not answer.")
+    return read_pixels(source, *rest)
 
 
 def test_parts_of_buildings_in_several_files_become_one(tmp_path: Path) -> None:

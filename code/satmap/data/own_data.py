@@ -145,10 +145,21 @@ class _Scene:
 
 @dataclass(frozen=True)
 class _Plan:
-    """All scenes, and what could not be used."""
+    """All scenes, and what could not be used.
+
+    Attributes:
+        scenes: what to cut.
+        faults: reasons of images and labels that do not fit, by name.
+        unread: reasons of rasters whose pixels could not be read, by name.
+        notes: for the user.
+        labels: vector labels.
+        unlabelled: images without mask.
+        unused_labels: masks without image.
+    """
 
     scenes: tuple[_Scene, ...]
     faults: dict[str, str]
+    unread: dict[str, str]
     notes: tuple[str, ...]
     labels: OwnShapes | None = None
     unlabelled: tuple[Source, ...] = ()
@@ -194,6 +205,9 @@ def find_own_chips(data: OwnData, task: "Task", channels: int, cache: Path) -> I
         )
         plan.faults.update(found.faults)
         content = _make_chips(plan, task, directory)
+        # The network may work again, so the next run tries again.
+        if any("://" in name for name in plan.unread):
+            return _inventory(content, directory, data, task)
         with atomic_path(index) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
     try:
@@ -250,19 +264,20 @@ def _plan_vectors(
         notes.append(f"the label files are in {labels.systems} reference systems")
     if (count := len({image.crs for image in placed})) > 1:
         notes.append(f"the images are in {count} reference systems; each place gets one")
-    scenes = []
+    scenes, unread = [], dict[str, str]()
     for number, members in enumerate(_places(placed), 1):
         layers, unused = find_layers(members, channels, data.bands)
         faults |= unused
-        layers, unused = _stretched(layers, task)
-        faults |= unused
+        layers = _stretched(layers, task, unread)
         if layers:
             name = Path(members[0].name).stem if len(members) == 1 else f"place{number}"
             # A place so large that its scale varies has several.
-            for mosaic in make_mosaics(_finest_first(layers), data.gsd):
-                scenes.append(_Scene(name, name, mosaic, mosaic.metres_per_pixel))
+            scenes += [
+                _Scene(name, name, mosaic, mosaic.metres_per_pixel)
+                for mosaic in make_mosaics(_finest_first(layers), data.gsd)
+            ]
     if not scenes:
-        raise SatmapError(next(iter(faults.values())))
+        raise SatmapError(next(iter((faults | unread).values())))
     scenes = _with_area(_uniquely_named(scenes), data)
     labelled = []
     for scene in scenes:
@@ -273,7 +288,7 @@ def _plan_vectors(
         ground = shapely.box(0, 0, mosaic.width, mosaic.height)
         inside = shapely.intersects(shapes, ground)
         labelled.append(
-            replace(scene, shapes=shapes[inside], index=index[inside], voids=_voids(mosaic))
+            replace(scene, shapes=shapes[inside], index=index[inside], voids=_voids(mosaic, unread))
         )
     _require_overlap(labelled, labels, task)
     places = {scene.place for scene in labelled}
@@ -282,7 +297,7 @@ def _plan_vectors(
             f"{empty} of {len(places)} places hold no {task.noun} and count as empty ground; "
             "leave them out with --area"
         )
-    return _Plan(tuple(labelled), faults, tuple(notes), labels)
+    return _Plan(tuple(labelled), faults, unread, tuple(notes), labels)
 
 
 def _plan_masks(
@@ -300,6 +315,7 @@ def _plan_masks(
     }
     scenes: list[_Scene] = []
     faults: dict[str, str] = {}
+    unread: dict[str, str] = {}
     for image in images:
         if image.name not in pairs:
             continue
@@ -308,8 +324,7 @@ def _plan_masks(
             _require_same_pixels(image, mask)
             layers, unusable = find_layers([image], channels, data.bands)
             faults |= unusable
-            layers, unusable = _stretched(layers, task)
-            faults |= unusable
+            layers = _stretched(layers, task, unread)
         except SatmapError as error:
             faults[image.name] = str(error)
             continue
@@ -328,11 +343,11 @@ def _plan_masks(
                     mosaic,
                     metres,
                     mask=mask,
-                    voids=_voids(mosaic),
+                    voids=_voids(mosaic, unread),
                 )
             )
     if not scenes:
-        raise SatmapError(next(iter(faults.values())))
+        raise SatmapError(next(iter((faults | unread).values())))
     notes = [f"labels: {len(pairs)} masks"]
     unplaced = sum(scene.mosaic.georeference is None for scene in scenes)
     if unplaced and task.default_metres_per_pixel:
@@ -344,7 +359,7 @@ def _plan_masks(
         )  # fmt: skip
     unlabelled = tuple(image for image in images if image.name not in pairs)
     scenes = _with_area(_uniquely_named(scenes), data)
-    return _Plan(tuple(scenes), faults, tuple(notes), None, unlabelled, tuple(unused))
+    return _Plan(tuple(scenes), faults, unread, tuple(notes), None, unlabelled, tuple(unused))
 
 
 def _is_placed(source: Source) -> bool:
@@ -377,18 +392,17 @@ def _require_same_pixels(image: Source, mask: Source) -> None:
         )
 
 
-def _stretched(layers: Sequence[Layer], task: "Task") -> tuple[list[Layer], dict[str, str]]:
-    """Return the layers with their stretch, and the faults of those that cannot be read."""
+def _stretched(layers: Sequence[Layer], task: "Task", unread: dict[str, str]) -> list[Layer]:
+    """Return the layers with their stretch; ``unread`` gets the reasons of :meth:`Layer.read`."""
     settings = task.recipe.stretch
     ready: list[Layer] = []
-    faults: dict[str, str] = {}
     for layer in layers:
         try:
-            stretch = layer.sample_stretch(settings.low, settings.high, faults)
+            stretch = layer.sample_stretch(settings.low, settings.high, unread)
             ready.append(replace(layer, stretch=stretch))
         except SatmapError as error:
-            faults[layer.name] = str(error)
-    return ready, faults
+            unread[layer.name] = str(error)
+    return ready
 
 
 def _places(sources: Sequence[Source]) -> list[list[Source]]:
@@ -492,14 +506,14 @@ def _require_overlap(scenes: Sequence[_Scene], labels: OwnShapes, task: "Task") 
     )
 
 
-def _voids(mosaic: Mosaic) -> Shapes:
+def _voids(mosaic: Mosaic, unread: dict[str, str]) -> Shapes:
     """Find large white parts at the border of the rasters: polygons in pixels of the mosaic."""
     found: list[shapely.Geometry] = []
     for layer in mosaic.layers:
         if layer.sources[0].dtype != "uint8":
             continue
         reduce = math.ceil(max(layer.width, layer.height) / _OVERVIEW_PX)
-        bands, valid = layer.read(Box(0, 0, layer.width, layer.height), {}, reduce)
+        bands, valid = layer.read(Box(0, 0, layer.width, layer.height), unread, reduce)
         white = (bands >= _WHITE).all(axis=0) & valid
         if white.sum() < _VOID_SHARE * white.size:
             continue
@@ -540,7 +554,7 @@ def _voids(mosaic: Mosaic) -> Shapes:
 
 
 def _make_chips(plan: _Plan, task: "Task", directory: Path) -> dict[str, Any]:
-    """Write all chips; return the content of the index."""
+    """Write all chips and return the content of the index; adds to the plan's ``unread``."""
     jobs = []
     for scene in plan.scenes:
         width, height = scene.mosaic.width, scene.mosaic.height
@@ -566,11 +580,12 @@ def _make_chips(plan: _Plan, task: "Task", directory: Path) -> dict[str, Any]:
                 faults[image_id] = result
                 continue
             seen += result.pop("pixels")
-            faults |= result.pop("faults")
+            plan.unread.update(result.pop("faults"))
             if result["kept"]:
                 records.append(result)
             else:
                 left_out += 1
+    faults |= plan.unread
     if not records:
         reason = next(iter(faults.values()), "no image shows ground that counts.")
         raise SatmapError(f"no chip can be cut from the images: {reason}")
