@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from building_recipes import BUILDING_RECIPE
-from repository import SHARED
 from http_servers import http_server
+from repository import SHARED
 from satmap.cli import main
 from satmap.data import mosaic as mosaics
 from satmap.data.cache import prepare_chip
@@ -192,6 +192,28 @@ def test_road_masks_keep_their_width_and_voids_are_ignored(tmp_path: Path) -> No
     (road,) = cached.payload
     assert road.line[:, 1] == pytest.approx(307, abs=1)
     assert road.line[:, 0].max() == pytest.approx(400, abs=5)
+
+
+@pytest.mark.parametrize("from_mask", [True, False])
+def test_white_roofs_are_no_voids(from_mask: bool, tmp_path: Path) -> None:
+    # One roof is 2 % of the image and has no label, the other is 8 % and has one.
+    roofs = [(0, 0, 80, 70), (300, 362, 440, SIDE)]
+    image = picture()
+    for left, top, right, bottom in roofs:
+        image[:, top:bottom, left:right] = 255
+    left, top, right, bottom = roofs[1]
+    write_image(tmp_path / "images/a.tif", image)
+    if from_mask:
+        mask = np.zeros((1, SIDE, SIDE), np.uint8)
+        mask[:, top + 5 : bottom, left + 5 : right - 5] = 1
+        write_image(tmp_path / "labels/a.tif", mask)
+    else:
+        shape = shapely.box(left + 5, top + 5, right - 5, bottom)
+        write_shapes(tmp_path / "labels/a.geojson", [shape])
+    data = OwnData((str(tmp_path / "images"),), tmp_path / "labels")
+    label = label_of(find(data, "buildings", tmp_path / "cache"))
+    assert not label.ignored.any()
+    assert shapely.area(label.shapes) == pytest.approx(130 * 145, rel=0.01)
 
 
 def test_building_masks(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ import shapely.geometry
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
+from rasterio.windows import Window
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
@@ -43,7 +44,7 @@ from satmap.data.own_labels import (
     read_own_shapes,
 )
 from satmap.data.registration import measure_offset
-from satmap.data.sources import Source, find_sources, read_source
+from satmap.data.sources import Source, find_sources, opened, read_source
 from satmap.errors import CannotWriteError, SatmapError, error_text
 from satmap.io.files import atomic_path
 from satmap.io.geojson_reader import LON_LAT, project
@@ -71,7 +72,11 @@ _MARGIN_PX = 64
 _LEAST_SEEN = 0.05
 # A void is a white part of an image that reaches its border: at least this bright, this share of
 # the image, and this wide in pixels of an overview with sides of at most _OVERVIEW_PX.
-_WHITE, _VOID_SHARE, _VOID_PX, _OVERVIEW_PX = 252, 0.005, 5, 1024
+_WHITE, _VOID_SHARE, _VOID_PX, _OVERVIEW_PX = 252, 0.03, 5, 1024
+# At least this share of it has the value 255; compression changes the edges.
+_PURE = 0.95
+# If labels cover more of it, it is a roof.
+_LABELLED = 0.5
 # Rasters closer than this share of their size belong to one place.
 _SAME_PLACE = 0.1
 # Of the pixel sizes that cover this share of a place, the finest is used.
@@ -287,9 +292,8 @@ def _plan_vectors(
         shapes = _shifted(shapes, data.shift, georeference)
         ground = shapely.box(0, 0, mosaic.width, mosaic.height)
         inside = shapely.intersects(shapes, ground)
-        labelled.append(
-            replace(scene, shapes=shapes[inside], index=index[inside], voids=_voids(mosaic, unread))
-        )
+        scene = replace(scene, shapes=shapes[inside], index=index[inside])
+        labelled.append(replace(scene, voids=_voids(scene, unread)))
     _require_overlap(labelled, labels, task)
     places = {scene.place for scene in labelled}
     if empty := len(places - {scene.place for scene in labelled if len(scene.shapes)}):
@@ -336,16 +340,9 @@ def _plan_masks(
             )  # fmt: skip
             default = data.metres_per_pixel or task.default_metres_per_pixel
             metres = mosaic.metres_per_pixel or ((default, default) if default else None)
-            scenes.append(
-                _Scene(
-                    Path(image.name).stem,
-                    place.get(image.name, ""),
-                    mosaic,
-                    metres,
-                    mask=mask,
-                    voids=_voids(mosaic, unread),
-                )
-            )
+            name = Path(image.name).stem
+            scene = _Scene(name, place.get(image.name, ""), mosaic, metres, mask=mask)
+            scenes.append(replace(scene, voids=_voids(scene, unread)))
     if not scenes:
         raise SatmapError(next(iter((faults | unread).values())))
     notes = [f"labels: {len(pairs)} masks"]
@@ -506,8 +503,12 @@ def _require_overlap(scenes: Sequence[_Scene], labels: OwnShapes, task: "Task") 
     )
 
 
-def _voids(mosaic: Mosaic, unread: dict[str, str]) -> Shapes:
-    """Find large white parts at the border of the rasters: polygons in pixels of the mosaic."""
+def _voids(scene: _Scene, unread: dict[str, str]) -> Shapes:
+    """Find large white parts at the border of the rasters: polygons in pixels of the mosaic.
+
+    ``unread`` gets the reasons of :meth:`Layer.read`.
+    """
+    mosaic = scene.mosaic
     found: list[shapely.Geometry] = []
     for layer in mosaic.layers:
         if layer.sources[0].dtype != "uint8":
@@ -515,7 +516,8 @@ def _voids(mosaic: Mosaic, unread: dict[str, str]) -> Shapes:
         reduce = math.ceil(max(layer.width, layer.height) / _OVERVIEW_PX)
         bands, valid = layer.read(Box(0, 0, layer.width, layer.height), unread, reduce)
         white = (bands >= _WHITE).all(axis=0) & valid
-        if white.sum() < _VOID_SHARE * white.size:
+        least = _VOID_SHARE * valid.sum()
+        if white.sum() < max(least, 1):
             continue
         kernel = np.ones((_VOID_PX, _VOID_PX), np.uint8)
         # Beyond the border, the void continues.
@@ -525,7 +527,9 @@ def _voids(mosaic: Mosaic, unread: dict[str, str]) -> Shapes:
         _, parts, stats, _ = cv2.connectedComponentsWithStats(solid, connectivity=4)
         outside = np.pad(~valid, 1, constant_values=True).astype(np.uint8)
         beside = cv2.dilate(outside, np.ones((3, 3), np.uint8))[1:-1, 1:-1] > 0
-        large = stats[:, cv2.CC_STAT_AREA] >= _VOID_SHARE * white.size
+        areas = stats[:, cv2.CC_STAT_AREA]
+        pure = np.bincount(parts[(bands == 255).all(axis=0)], minlength=len(areas))
+        large = (areas >= least) & (pure >= _PURE * areas)
         wanted = np.flatnonzero(large & np.isin(np.arange(len(stats)), parts[beside]))
         # Blurred pixels at its edge belong to it.
         void = np.asarray(
@@ -546,8 +550,32 @@ def _voids(mosaic: Mosaic, unread: dict[str, str]) -> Shapes:
                 )
                 for outline in outlines
             ]
-        found += outlines
+        found += [each for each in outlines if _labelled_share(scene, each) <= _LABELLED]
     return np.array(found, np.object_)
+
+
+def _labelled_share(scene: _Scene, outline: shapely.Geometry) -> float:
+    """Return the share of a polygon, in pixels of the mosaic, that labels cover; 0 for lines."""
+    left, top, right, bottom = np.rint(outline.bounds).astype(int).tolist()
+    whole = Box(0, 0, scene.mosaic.width, scene.mosaic.height)
+    box = Box(left, top, right - left, bottom - top).overlap(whole)
+    polygons = scene.shapes[shapely.get_dimensions(scene.shapes) == 2]
+    if box is None or (scene.mask is None and not len(polygons)):
+        return 0.0
+    reduce = math.ceil(max(box.width, box.height) / _OVERVIEW_PX)
+    shape = -(-box.height // reduce), -(-box.width // reduce)
+    if scene.mask is None:
+        labelled = _rasterized(polygons, box, reduce)
+    else:
+        window = Window(box.left, box.top, box.width, box.height)
+        try:
+            with opened(scene.mask) as file:
+                labelled = file.read(scene.mask.bands[0], window=window, out_shape=shape) > 0
+        except SatmapError:
+            # Cutting the chips reports it.
+            return 0.0
+    inside = _rasterized(np.array([outline], np.object_), box, reduce)
+    return float(labelled[inside].mean()) if inside.any() else 0.0
 
 
 # Chips
@@ -650,12 +678,12 @@ def _cut(
     }
 
 
-def _rasterized(shapes: Shapes, box: Box) -> NDArray[np.bool_]:
-    """Rasterize polygons in pixels of a mosaic on one of its rectangles."""
-    drawn = np.zeros((box.height, box.width), np.uint8)
+def _rasterized(shapes: Shapes, box: Box, reduce: int = 1) -> NDArray[np.bool_]:
+    """Rasterize polygons in pixels of a mosaic on every ``reduce``-th pixel of a rectangle."""
+    drawn = np.zeros((-(-box.height // reduce), -(-box.width // reduce)), np.uint8)
     near = shapes[shapely.intersects(shapes, shapely.box(*_bounds(box)))] if len(shapes) else shapes
     if len(near):
-        moved = Affine.translation(box.left, box.top)
+        moved = Affine.translation(box.left, box.top) @ Affine.scale(reduce)
         rasterio.features.rasterize([(shape, 1) for shape in near], out=drawn, transform=moved)
     return drawn > 0
 
