@@ -23,8 +23,9 @@ from satmap.cli import main
 from satmap.data import mosaic as mosaics
 from satmap.data.cache import prepare_chip
 from satmap.data.chip_label import ChipLabel
+from satmap.data.folds import assign_folds
 from satmap.data.inventory import Inventory
-from satmap.data.own_data import OwnData, find_own_chips
+from satmap.data.own_data import OwnData, _sites, find_own_chips
 from satmap.data.own_labels import read_own_shapes, width_m
 from satmap.data.sources import Source
 from satmap.errors import SatmapError
@@ -388,6 +389,39 @@ def test_parts_of_buildings_in_several_files_become_one(tmp_path: Path) -> None:
 )
 def test_widths(text: str | None, metres: float | None) -> None:
     assert width_m(text) == pytest.approx(np.nan if metres is None else metres, nan_ok=True)
+
+
+def test_one_large_image_without_position_is_held_out_in_blocks(tmp_path: Path) -> None:
+    image = np.random.default_rng(3).integers(1, 255, (3, 1500, 1500)).astype(np.uint8)
+    write_image(tmp_path / "images/a.png", image)
+    mask = np.zeros((1, 1500, 1500), np.uint8)
+    mask[:, 300:314] = 1
+    write_image(tmp_path / "masks/a.png", mask)
+    inventory = find(OwnData((str(tmp_path / "images"),), tmp_path / "masks"), "roads", tmp_path)
+    assert len(inventory.chips) == len({chip.site for chip in inventory.chips}) == 9
+    folds = assign_folds({chip.site: chip.aoi for chip in inventory.chips}.items(), 4, 0)
+    assert set(folds.values()) == set(range(4))
+    text = inventory.summary()
+    assert "validation holds out blocks of 500 pixels: 9 blocks" in text
+    assert "images without georeference: 1, taken as" in text
+    assert "9 chips, 6 of them without roads; the others show 3 roads" in text
+
+
+def test_blocks_are_straight_across_half_degrees(tmp_path: Path) -> None:
+    # Rows on both sides of 51.5 degrees north, at the central meridian of the projection.
+    crs = "EPSG:32630"
+    x, y = project(np.array([[-3.0, 51.5]]), LON_LAT, crs)[0]
+    records = [
+        {
+            "id": f"{row} {column}", "place": "a", "scene": "a", "width": 512, "height": 512,
+            "georeference": [crs, (0.5, 0, x + 256 * column, 0, -0.5, y - 256 * row), (0.5, 0.5)],
+        }
+        for row in range(-32, 32)
+        for column in range(8)
+    ]  # fmt: skip
+    sites, notes = _sites(records, 4)
+    assert notes == ["validation holds out blocks of 1024 m: 32 blocks"]
+    assert len(set(sites.values())) == 32
 
 
 def own_house(directory: Path, shift: float = 0.0) -> OwnData:

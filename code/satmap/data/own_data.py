@@ -262,13 +262,14 @@ def _plan_vectors(
         for image in images
         if not _is_placed(image)
     }
-    notes = [f"labels: {len(labels.shapes)} {task.noun} in {len(files)} files"]
+    count = _counted(len(labels.shapes), task.label_noun)
+    notes = [f"labels: {count} in {_counted(len(files), 'file')}"]
     if labels.repeated:
         notes[0] += f", after {labels.repeated} parts or copies in other files were joined"
     if labels.systems > 1:
         notes.append(f"the label files are in {labels.systems} reference systems")
-    if (count := len({image.crs for image in placed})) > 1:
-        notes.append(f"the images are in {count} reference systems; each place gets one")
+    if (systems := len({image.crs for image in placed})) > 1:
+        notes.append(f"the images are in {systems} reference systems; each place gets one")
     scenes, unread = [], dict[str, str]()
     for number, members in enumerate(_places(placed), 1):
         layers, unused = find_layers(members, channels, data.bands)
@@ -345,15 +346,16 @@ def _plan_masks(
             scenes.append(replace(scene, voids=_voids(scene, unread)))
     if not scenes:
         raise SatmapError(next(iter((faults | unread).values())))
-    notes = [f"labels: {len(pairs)} masks"]
+    notes = [f"labels: {_counted(len(pairs), 'mask')}"]
     unplaced = sum(scene.mosaic.georeference is None for scene in scenes)
     if unplaced and task.default_metres_per_pixel:
         size = data.metres_per_pixel
         notes.append(
-            f"{unplaced} images have no georeference: a pixel counts as "
-            + (f"{size:g} m" if size else f"{task.default_metres_per_pixel:g} m. State its size "
-               "with --metres-per-pixel")
-        )  # fmt: skip
+            f"images without georeference: {unplaced}, taken as {size:g} m per pixel"
+            if size
+            else f"images without georeference: {unplaced}, taken as "
+            f"{task.default_metres_per_pixel:g} m per pixel; --metres-per-pixel states another size"
+        )
     unlabelled = tuple(image for image in images if image.name not in pairs)
     scenes = _with_area(_uniquely_named(scenes), data)
     return _Plan(tuple(scenes), faults, unread, tuple(notes), None, unlabelled, tuple(unused))
@@ -668,6 +670,7 @@ def _cut(
         "id": image_id,
         "scene": scene.name,
         "place": scene.place,
+        "corner": (box.left, box.top),
         "folder": Path(mosaic.layers[0].sources[0].name).parent.name or "images",
         "width": box.width,
         "height": box.height,
@@ -772,6 +775,10 @@ def _write_image(path: Path, pixels: NDArray[np.uint8], georeference: Georeferen
 # Reports
 
 
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _ignored_note(pixels: NDArray[np.float64], left_out: int) -> str:
     total, *parts = pixels.tolist()
     names = ("no data", "white voids", "outside --area")
@@ -782,7 +789,8 @@ def _ignored_note(pixels: NDArray[np.float64], left_out: int) -> str:
     ]
     note = f"ignored by training: {', '.join(shares)}" if shares else ""
     if left_out:
-        note += f"; {left_out} chips without ground that counts are left out"
+        note += "; " if note else ""
+        note += f"{_counted(left_out, 'chip')} left out, because training would ignore nearly all"
     return note
 
 
@@ -848,13 +856,12 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _duplicates(records: Sequence[Mapping[str, Any]], directory: Path) -> list[list[str]]:
-    """Find near-duplicates among images without position; returns groups of scenes."""
-    scene = {r["id"]: r["scene"] for r in records if r["georeference"] is None}
-    if not scene:
+    """Find near-duplicates among chips without position; returns groups of ids."""
+    ids = {record["id"] for record in records if record["georeference"] is None}
+    if not ids:
         return []
     groups = [
-        sorted({scene[path.stem] for path in group if path.stem in scene})
-        for group in audit_images([directory]).groups
+        sorted({path.stem for path in group} & ids) for group in audit_images([directory]).groups
     ]
     return [group for group in groups if len(group) > 1]
 
@@ -865,7 +872,7 @@ def _inventory(
     """Return the chips of the index, with the blocks in which they are held out together."""
     records = content["chips"]
     folds = task.recipe.folds
-    sites, block = _sites(records, folds)
+    sites, held_out = _sites(records, folds)
     chips = []
     for record in records:
         georeference = georeference_from_json(record["georeference"])
@@ -882,18 +889,18 @@ def _inventory(
         info = ImageInfo(Path(name), RGB, width, height, bands, dtype, None)
         chips.append(Chip(name, name, Path(name).parent.name, {RGB: info}, None))
         names[name] = [f"{Path(name).stem} with the suffix of a raster"]
-    duplicates = _merged(content["duplicates"])
-    notes = [*content["notes"], f"chips: {directory}"]
-    held = len(set(sites.values()))
-    if block:
-        notes.append(f"validation holds out blocks of {block:.0f} m: {held} blocks")
-    else:
-        notes.append(f"validation holds out whole images: {held}")
+    groups = [sorted({sites[name] for name in group}) for group in content["duplicates"]]
+    duplicates = _merged([group for group in groups if len(group) > 1])
+    notes = [*content["notes"], f"chips: {directory}", *held_out]
     if duplicates:
-        notes.append(f"{len(duplicates)} groups of near-duplicates stay in one fold each")
+        found = _counted(len(duplicates), "group")
+        notes.append(f"{found} of near-duplicates, each in one fold")
     total = sum(record["objects"] for record in records)
     empty = sum(not record["objects"] for record in records)
-    notes.append(f"{len(records)} chips with {total} {task.noun} and parts of them; {empty} empty")
+    notes.append(
+        f"{_counted(len(records), 'chip')}, {empty} of them without {task.noun}; the others show "
+        f"{total} {task.noun}, counted once per chip"
+    )
     return Inventory(
         chips=tuple(chips),
         faults=dict(content["faults"]),
@@ -917,41 +924,71 @@ def _merged(groups: Sequence[Sequence[str]]) -> list[list[str]]:
     return [sorted(group) for group in {id(group): group for group in of.values()}.values()]
 
 
-def _sites(records: Sequence[Mapping[str, Any]], folds: int) -> tuple[dict[str, str], float]:
-    """Return the unit of each chip that is held out as a whole, and the side of blocks in metres.
+def _sites(records: Sequence[Mapping[str, Any]], folds: int) -> tuple[dict[str, str], list[str]]:
+    """Return the unit of each chip that is held out as a whole, and notes on these units.
 
-    Chips with a position are grouped into square blocks on the ground, as large as there are
-    enough of them. The chips of an image without position stay together.
+    Chips are grouped into square blocks, as large as there are enough of them: on the ground, or
+    without position in pixels of their image, which may be one block as a whole.
     """
-    centres: dict[str, tuple[str, float, float]] = {}
-    sides = []
+    placed: dict[str, tuple[str, float, float]] = {}
+    unplaced: dict[str, tuple[str, float, float]] = {}
+    metres, pixels = [], []
+    scales: dict[str, tuple[float, float]] = {}
     for record in records:
         georeference = georeference_from_json(record["georeference"])
         if georeference is None:
+            # A slash keeps it apart from the places.
+            unplaced[record["id"]] = f"{record['scene']}/", *record["corner"]
+            pixels.append(record["width"])
             continue
         middle = np.array([[record["width"] / 2, record["height"] / 2]])
         ((longitude, latitude),) = project(georeference.to_map(middle), georeference.crs, LON_LAT)
-        # Whole degrees, so that the chips of a place have the same scale.
-        along_x, along_y = metres_per_degree(round(float(latitude)))
-        centres[record["id"]] = record["place"], longitude * along_x, latitude * along_y
-        sides.append(math.sqrt(math.prod(georeference.metres_per_pixel)) * record["width"])
-    scene = {record["id"]: record["scene"] for record in records}
-    if not centres:
-        return scene, 0.0
-    chip_side = float(np.median(sides))
+        # The chips of a place have the same scale.
+        along_x, along_y = scales.setdefault(record["place"], metres_per_degree(float(latitude)))
+        placed[record["id"]] = record["place"], longitude * along_x, latitude * along_y
+        metres.append(math.sqrt(math.prod(georeference.metres_per_pixel)) * record["width"])
+    sites: dict[str, str] = {}
+    notes: list[str] = []
+    if placed:
+        sides = [float(np.median(metres)) * count for count in (*_BLOCK_SIDES, 1)]
+        blocks, side = _blocks(placed, sides, _BLOCKS_PER_FOLD * folds)
+        sites |= blocks
+        count = len(set(blocks.values()))
+        notes.append(f"validation holds out blocks of {side:.0f} m: {count} blocks")
+    if unplaced:
+        sides = [math.inf, *(float(np.median(pixels)) * count for count in (*_BLOCK_SIDES, 1))]
+        blocks, side = _blocks(unplaced, sides, _BLOCKS_PER_FOLD * folds)
+        sites |= blocks
+        count, images = len(set(blocks.values())), len({place for place, _, _ in unplaced.values()})
+        notes.append(
+            f"validation holds out whole images: {count}"
+            if count == images
+            else f"validation holds out blocks of {side:.0f} pixels: {count} blocks"
+        )
+    return sites, notes
+
+
+def _blocks(
+    places: Mapping[str, tuple[str, float, float]], sides: Sequence[float], least: int
+) -> tuple[dict[str, str], float]:
+    """Group positions (place, x, y) by squares of the first side that gives ``least`` of them.
+
+    Returns:
+        The square of each, and its side; the last side if none gives enough.
+    """
     # Blocks begin at the first chips of their place.
     first: dict[str, tuple[float, float]] = {}
-    for place, x, y in centres.values():
+    for place, x, y in places.values():
         left, bottom = first.get(place, (x, y))
         first[place] = min(left, x), min(bottom, y)
-    sites: dict[str, str] = {}
-    side = chip_side
-    for side in (*(chip_side * count for count in _BLOCK_SIDES), chip_side):
-        sites = {
+    blocks: dict[str, str] = {}
+    side = math.inf
+    for side in sides:
+        blocks = {
             name: f"{place} {int((x - first[place][0]) / side + 0.01)} "
             f"{int((y - first[place][1]) / side + 0.01)}"
-            for name, (place, x, y) in centres.items()
+            for name, (place, x, y) in places.items()
         }
-        if len(set(sites.values())) >= _BLOCKS_PER_FOLD * folds:
+        if len(set(blocks.values())) >= least:
             break
-    return scene | sites, side
+    return blocks, side
