@@ -17,13 +17,17 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from building_recipes import BUILDING_RECIPE
+from http_servers import http_server
 from repository import SHARED
 from satmap.cli import main
+from satmap.data import mosaic as mosaics
 from satmap.data.cache import prepare_chip
 from satmap.data.chip_label import ChipLabel
+from satmap.data.folds import assign_folds
 from satmap.data.inventory import Inventory
-from satmap.data.own_data import OwnData, find_own_chips
+from satmap.data.own_data import OwnData, _sites, find_own_chips
 from satmap.data.own_labels import read_own_shapes, width_m
+from satmap.data.sources import Source
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import LON_LAT, project
 from satmap.recipes.schema import parse_recipe
@@ -39,6 +43,8 @@ UTM = "EPSG:32630"
 ORIGIN = 810000.0, 618000.0
 PIXEL_M = 0.5
 SIDE = 512
+
+read_pixels = mosaics._read
 
 pytestmark = pytest.mark.usefixtures("tiny_encoders")
 
@@ -62,13 +68,16 @@ def picture(
     return image
 
 
-def write_image(path: Path, image: NDArray[np.uint8], *, crs: str | None = UTM) -> None:
+PLACE = Affine(PIXEL_M, 0, ORIGIN[0], 0, -PIXEL_M, ORIGIN[1])
+
+
+def write_image(
+    path: Path, image: NDArray[np.uint8], *, crs: str | None = UTM, transform: Affine = PLACE
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     profile: dict[str, Any] = {"driver": "PNG" if path.suffix == ".png" else "GTiff"}
     if crs and path.suffix != ".png":
-        profile |= {
-            "crs": crs, "transform": Affine(PIXEL_M, 0, ORIGIN[0], 0, -PIXEL_M, ORIGIN[1]),
-        }  # fmt: skip
+        profile |= {"crs": crs, "transform": transform}
     count, height, width = image.shape
     profile |= {"count": count, "height": height, "width": width, "dtype": image.dtype}
     with rasterio.open(path, "w", **profile) as file:
@@ -81,10 +90,14 @@ def write_shapes(path: Path, shapes: Sequence[shapely.Geometry], **properties: o
     def placed(xy: NDArray[np.float64]) -> NDArray[np.float64]:
         return project(pixels_to_utm(xy), UTM, LON_LAT)
 
+    return write_lon_lat(path, [shapely.transform(shape, placed) for shape in shapes], **properties)
+
+
+def write_lon_lat(path: Path, shapes: Sequence[shapely.Geometry], **properties: object) -> Path:
     features = [
         {
             "type": "Feature", "properties": properties,
-            "geometry": json.loads(shapely.to_geojson(shapely.transform(shape, placed))),
+            "geometry": json.loads(shapely.to_geojson(shape)),
         }
         for shape in shapes
     ]  # fmt: skip
@@ -182,6 +195,28 @@ def test_road_masks_keep_their_width_and_voids_are_ignored(tmp_path: Path) -> No
     assert road.line[:, 0].max() == pytest.approx(400, abs=5)
 
 
+@pytest.mark.parametrize("from_mask", [True, False])
+def test_white_roofs_are_no_voids(from_mask: bool, tmp_path: Path) -> None:
+    # One roof is 2 % of the image and has no label, the other is 8 % and has one.
+    roofs = [(0, 0, 80, 70), (300, 362, 440, SIDE)]
+    image = picture()
+    for left, top, right, bottom in roofs:
+        image[:, top:bottom, left:right] = 255
+    left, top, right, bottom = roofs[1]
+    write_image(tmp_path / "images/a.tif", image)
+    if from_mask:
+        mask = np.zeros((1, SIDE, SIDE), np.uint8)
+        mask[:, top + 5 : bottom, left + 5 : right - 5] = 1
+        write_image(tmp_path / "labels/a.tif", mask)
+    else:
+        shape = shapely.box(left + 5, top + 5, right - 5, bottom)
+        write_shapes(tmp_path / "labels/a.geojson", [shape])
+    data = OwnData((str(tmp_path / "images"),), tmp_path / "labels")
+    label = label_of(find(data, "buildings", tmp_path / "cache"))
+    assert not label.ignored.any()
+    assert shapely.area(label.shapes) == pytest.approx(130 * 145, rel=0.01)
+
+
 def test_building_masks(tmp_path: Path) -> None:
     write_image(tmp_path / "images/a.png", picture())
     mask = np.zeros((1, SIDE, SIDE), np.uint8)
@@ -219,6 +254,121 @@ def test_offset_between_labels_and_image(tmp_path: Path) -> None:
     assert first.symmetric_difference(truth).area < 0.02 * truth.area
 
 
+def folder_of(inventory: Inventory) -> Path:
+    return inventory.chips[0].image.path.parent
+
+
+def test_changed_files_are_cut_again(tmp_path: Path) -> None:
+    write_image(tmp_path / "in/a.png", picture())
+    world = tmp_path / "in/a.pgw"
+    world.write_text(f"0.5\n0\n0\n-0.5\n{ORIGIN[0] + 0.25}\n{ORIGIN[1] - 0.25}\n")
+    write_image(tmp_path / "in/part.tif", picture())
+    profile = tmp_path / "in/b.vrt"
+    profile.write_text(
+        f"<VRTDataset rasterXSize='{SIDE}' rasterYSize='{SIDE}'>"
+        f"<SRS>{UTM}</SRS><GeoTransform>{ORIGIN[0]},0.5,0,{ORIGIN[1]},0,-0.5</GeoTransform>"
+        + "".join(
+            f"<VRTRasterBand dataType='Byte' band='{band}'><SimpleSource>"
+            "<SourceFilename relativeToVRT='1'>part.tif</SourceFilename>"
+            f"<SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
+            for band in (1, 2, 3)
+        )
+        + "</VRTDataset>"
+    )
+    labels = write_shapes(tmp_path / "b.geojson", [shapely.box(100, 100, 140, 130)])
+    images = tuple(str(tmp_path / "in" / name) for name in ("a.png", "b.vrt"))
+    data = OwnData(images, labels, source_crs=UTM)
+    folders = [folder_of(find(data, "buildings", tmp_path / "cache"))]
+    # The size and time of the images stay.
+    world.write_text(world.read_text().replace("0.5\n0\n", "0.6\n0\n", 1))
+    folders.append(folder_of(find(data, "buildings", tmp_path / "cache")))
+    write_image(tmp_path / "in/part.tif", picture([(0, 0, 30, 30)]))
+    folders.append(folder_of(find(data, "buildings", tmp_path / "cache")))
+    labels.with_suffix(".prj").write_text("anything")
+    folders.append(folder_of(find(data, "buildings", tmp_path / "cache")))
+    folders.append(folder_of(find(data, "buildings", tmp_path / "cache")))
+    assert len(set(folders)) == 4
+    assert folders[3] == folders[4]
+
+
+def test_a_reference_system_without_transform_is_no_position(tmp_path: Path) -> None:
+    data = own_house(tmp_path)
+    write_image(tmp_path / "b.tif", picture(), transform=Affine.identity())
+    data = replace(data, sources=(*data.sources, str(tmp_path / "b.tif")))
+    inventory = find(data, "buildings", tmp_path / "cache")
+    assert len(inventory.chips) == 1
+    assert list(inventory.faults) == [str(tmp_path / "b.tif")]
+    assert "no georeference" in inventory.faults[str(tmp_path / "b.tif")]
+    # An unusable image is no chip that was left out.
+    assert "left out" not in inventory.summary()
+    # Masks need no position.
+    mask = np.zeros((1, SIDE, SIDE), np.uint8)
+    data = masked(tmp_path / "masked", mask, transform=Affine.identity())
+    assert len(find(data, "buildings", tmp_path / "cache").chips) == 1
+    write_image(tmp_path / "masked/images/a.tif", picture(), transform=Affine.identity())
+    assert len(find(data, "buildings", tmp_path / "cache").chips) == 1
+
+
+def test_place_whose_scale_varies(tmp_path: Path) -> None:
+    crs = "EPSG:3857"
+    # Pixels of about 80 m north of the 66th parallel; the second raster has a grid of its own.
+    corner = project(np.array([[10.0, 66.0]]), LON_LAT, crs)[0]
+    houses = []
+    for number, name in enumerate("ab"):
+        place = Affine(
+            200, 0, corner[0] + 100 * number, 0, -200, corner[1] + 300_000 * (number + 1)
+        )
+        write_image(tmp_path / f"{name}.tif", picture(side=1500)[:, :, :64], crs=crs,
+                    transform=place)  # fmt: skip
+        x, y = place @ (20, 700)
+        ring = project(np.array(shapely.box(x, y, x + 6000, y + 6000).exterior.coords), crs,
+                       LON_LAT)  # fmt: skip
+        houses.append(shapely.Polygon(ring))
+    labels = write_lon_lat(tmp_path / "labels.geojson", houses)
+    data = OwnData((str(tmp_path / "a.tif"), str(tmp_path / "b.tif")), labels)
+    inventory = find(data, "buildings", tmp_path / "cache")
+    sizes = {chip.image.georeference.metres_per_pixel for chip in inventory.chips}  # type: ignore[union-attr]
+    assert max(sizes) > (1.02 * min(sizes)[0], 0)
+    assert {chip.aoi for chip in inventory.chips} == {"place1"}
+    objects = [len(label_of(inventory, index).shapes) for index in range(len(inventory.chips))]
+    assert sum(objects) >= 2
+    assert "hold no buildings" not in inventory.summary()
+
+
+def test_a_network_failure_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = own_house(tmp_path)
+    # The other image lies beside it and differs.
+    place = PLACE @ Affine.translation(SIDE, 0)
+    image = np.random.default_rng(2).integers(1, 255, (3, SIDE, SIDE)).astype(np.uint8)
+    write_image(tmp_path / "b.tif", image, transform=place)
+    content = (tmp_path / "b.tif").read_bytes()
+    with http_server() as server:
+        server.files["/b.tif"] = content
+        address = f"{server.url}/b.tif"
+        data = replace(data, sources=(*data.sources, address))
+        with monkeypatch.context() as patched:
+            # The header can be read, but not the pixels.
+            patched.setattr(mosaics, "_read", unreadable_on_servers)
+            partial = find(data, "buildings", tmp_path / "cache")
+        assert len(partial.chips) == 1
+        assert list(partial.faults) == [address]
+        complete = find(data, "buildings", tmp_path / "cache")
+        assert len(complete.chips) == 2
+        assert not complete.faults
+        assert folder_of(partial) == folder_of(complete)
+        with monkeypatch.context() as patched:
+            patched.setattr(mosaics, "_read", unreadable_on_servers)
+            assert find(data, "buildings", tmp_path / "cache").chips == complete.chips
+
+
+def unreadable_on_servers(source: Source, *rest: Any) -> Any:
+    if source.is_remote:
+        raise SatmapError(f"{source.name}: does not answer.")
+    return read_pixels(source, *rest)
+
+
 def test_parts_of_buildings_in_several_files_become_one(tmp_path: Path) -> None:
     left, right = shapely.box(100, 100, 140, 130), shapely.box(140, 100, 160, 130)
     neighbour = shapely.box(100, 130, 140, 160)
@@ -239,6 +389,39 @@ def test_parts_of_buildings_in_several_files_become_one(tmp_path: Path) -> None:
 )
 def test_widths(text: str | None, metres: float | None) -> None:
     assert width_m(text) == pytest.approx(np.nan if metres is None else metres, nan_ok=True)
+
+
+def test_one_large_image_without_position_is_held_out_in_blocks(tmp_path: Path) -> None:
+    image = np.random.default_rng(3).integers(1, 255, (3, 1500, 1500)).astype(np.uint8)
+    write_image(tmp_path / "images/a.png", image)
+    mask = np.zeros((1, 1500, 1500), np.uint8)
+    mask[:, 300:314] = 1
+    write_image(tmp_path / "masks/a.png", mask)
+    inventory = find(OwnData((str(tmp_path / "images"),), tmp_path / "masks"), "roads", tmp_path)
+    assert len(inventory.chips) == len({chip.site for chip in inventory.chips}) == 9
+    folds = assign_folds({chip.site: chip.aoi for chip in inventory.chips}.items(), 4, 0)
+    assert set(folds.values()) == set(range(4))
+    text = inventory.summary()
+    assert "validation holds out blocks of 500 pixels: 9 blocks" in text
+    assert "images without georeference: 1, taken as" in text
+    assert "9 chips, 6 of them without roads; the others show 3 roads" in text
+
+
+def test_blocks_are_straight_across_half_degrees(tmp_path: Path) -> None:
+    # Rows on both sides of 51.5 degrees north, at the central meridian of the projection.
+    crs = "EPSG:32630"
+    x, y = project(np.array([[-3.0, 51.5]]), LON_LAT, crs)[0]
+    records = [
+        {
+            "id": f"{row} {column}", "place": "a", "scene": "a", "width": 512, "height": 512,
+            "georeference": [crs, (0.5, 0, x + 256 * column, 0, -0.5, y - 256 * row), (0.5, 0.5)],
+        }
+        for row in range(-32, 32)
+        for column in range(8)
+    ]  # fmt: skip
+    sites, notes = _sites(records, 4)
+    assert notes == ["validation holds out blocks of 1024 m: 32 blocks"]
+    assert len(set(sites.values())) == 32
 
 
 def own_house(directory: Path, shift: float = 0.0) -> OwnData:

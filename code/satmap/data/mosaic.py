@@ -45,6 +45,12 @@ _SAMPLE_WINDOWS = 64
 _KERNEL_PX = 4
 # Points per side of a rectangle that is projected to another reference system.
 _SIDE_POINTS = 21
+# Suffixes of the files beside a raster or shapefile that GDAL reads with it; the last ones are also
+# added to its whole name.
+_SIDECARS = (
+    ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".dbf", ".shx", ".cpg", ".aux.xml", ".ovr", ".msk",
+)  # fmt: skip
+_ADDED_SIDECARS = _SIDECARS[-3:]
 
 
 @dataclass(frozen=True)
@@ -292,8 +298,7 @@ class Mosaic:
         for layer in self.layers:
             parts += [layer.stretch, layer.bands]
             for source in layer.sources:
-                stat = None if source.is_remote else Path(source.path).stat()
-                parts += [source, stat and (stat.st_size, stat.st_mtime_ns)]
+                parts += [source, *([] if source.is_remote else states_of(source))]
         return "\n".join(map(str, parts))
 
     def _footprint(self, layer: Layer, box: Box) -> shapely.Geometry:
@@ -374,6 +379,31 @@ class Mosaic:
         covered = result.any(axis=0)
         np.maximum(result, covered, out=result)
         return result
+
+
+def state_of(path: Path) -> list[Any]:
+    """Return size and time of a file and of the files beside it that GDAL reads with it.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    beside = [path.with_suffix(suffix) for suffix in _SIDECARS]
+    beside += [path.with_name(path.name + suffix) for suffix in _ADDED_SIDECARS]
+    found = [(each, each.stat()) for each in (path, *filter(Path.is_file, beside))]
+    return [(str(each.resolve()), stat.st_size, stat.st_mtime_ns) for each, stat in found]
+
+
+def states_of(source: Source) -> list[Any]:
+    """Return :func:`state_of` a raster on this machine, and of those that a virtual one shows.
+
+    Raises:
+        OSError, SatmapError: it cannot be read.
+    """
+    paths = {Path(source.path)}
+    if source.driver == "VRT":
+        with opened(source) as file:
+            paths.update(map(Path, file.files))
+    return [state for path in sorted(paths) for state in state_of(path)]
 
 
 def find_layers(

@@ -25,6 +25,7 @@ import shapely.geometry
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
+from rasterio.windows import Window
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
@@ -33,7 +34,7 @@ from satmap.data.chip import Chip
 from satmap.data.chip_label import CHIP_LABEL_SUFFIX, ChipLabel
 from satmap.data.imagery import RGB, ImageInfo
 from satmap.data.inventory import Inventory
-from satmap.data.mosaic import Layer, Mosaic, find_layers, make_mosaics
+from satmap.data.mosaic import Layer, Mosaic, find_layers, make_mosaics, state_of, states_of
 from satmap.data.own_labels import (
     OwnShapes,
     find_label_files,
@@ -43,7 +44,7 @@ from satmap.data.own_labels import (
     read_own_shapes,
 )
 from satmap.data.registration import measure_offset
-from satmap.data.sources import Source, find_sources, read_source
+from satmap.data.sources import Source, find_sources, opened, read_source
 from satmap.errors import CannotWriteError, SatmapError, error_text
 from satmap.io.files import atomic_path
 from satmap.io.geojson_reader import LON_LAT, project
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
     from satmap.tasks.base import Task
 
 # Increase this number when the chips of the same inputs change.
-_FORMAT = "1"
+_FORMAT = "2"
 # Chips have about this width and height. Images up to one and a half of it stay whole.
 _CHIP_PX = 512
 # Pixels around a chip from which masks are traced, and into which lines continue.
@@ -71,7 +72,11 @@ _MARGIN_PX = 64
 _LEAST_SEEN = 0.05
 # A void is a white part of an image that reaches its border: at least this bright, this share of
 # the image, and this wide in pixels of an overview with sides of at most _OVERVIEW_PX.
-_WHITE, _VOID_SHARE, _VOID_PX, _OVERVIEW_PX = 252, 0.005, 5, 1024
+_WHITE, _VOID_SHARE, _VOID_PX, _OVERVIEW_PX = 252, 0.03, 5, 1024
+# At least this share of it has the value 255; compression changes the edges.
+_PURE = 0.95
+# If labels cover more of it, it is a roof.
+_LABELLED = 0.5
 # Rasters closer than this share of their size belong to one place.
 _SAME_PLACE = 0.1
 # Of the pixel sizes that cover this share of a place, the finest is used.
@@ -145,10 +150,21 @@ class _Scene:
 
 @dataclass(frozen=True)
 class _Plan:
-    """All scenes, and what could not be used."""
+    """All scenes, and what could not be used.
+
+    Attributes:
+        scenes: what to cut.
+        faults: reasons of images and labels that do not fit, by name.
+        unread: reasons of rasters whose pixels could not be read, by name.
+        notes: for the user.
+        labels: vector labels.
+        unlabelled: images without mask.
+        unused_labels: masks without image.
+    """
 
     scenes: tuple[_Scene, ...]
     faults: dict[str, str]
+    unread: dict[str, str]
     notes: tuple[str, ...]
     labels: OwnShapes | None = None
     unlabelled: tuple[Source, ...] = ()
@@ -194,6 +210,9 @@ def find_own_chips(data: OwnData, task: "Task", channels: int, cache: Path) -> I
         )
         plan.faults.update(found.faults)
         content = _make_chips(plan, task, directory)
+        # The network may work again, so the next run tries again.
+        if any("://" in name for name in plan.unread):
+            return _inventory(content, directory, data, task)
         with atomic_path(index) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
     try:
@@ -209,14 +228,14 @@ def _digest(
 ) -> str:
     """Hash everything that the chips depend on; files by path, size and time."""
     parts: list[Any] = [_FORMAT, astuple(data), task.recipe.task.name, channels]
-    parts += [task.recipe.stretch, task.default_metres_per_pixel]
-    files = [Path(image.path) for image in images if not image.is_remote]
-    for path in (*files, *labels, *([data.area] if data.area else [])):
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise SatmapError(f"{path}: cannot be read ({error.strerror}).") from error
-        parts += [path.resolve(), stat.st_size, stat.st_mtime_ns]
+    parts += [task.recipe.stretch, task.default_metres_per_pixel, *images]
+    try:
+        for image in images:
+            parts += [] if image.is_remote else states_of(image)
+        for path in (*labels, *([data.area] if data.area else [])):
+            parts += state_of(path)
+    except OSError as error:
+        raise SatmapError(f"{error.filename}: cannot be read ({error.strerror}).") from error
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
@@ -228,7 +247,7 @@ def _plan_vectors(
 ) -> _Plan:
     """Make one mosaic per place."""
     assert task.label_kind is not None
-    placed = [image for image in images if image.crs]
+    placed = [image for image in images if _is_placed(image)]
     if not placed:
         raise SatmapError(
             f"the labels have a georeference, but none of the {len(images)} images has one, for "
@@ -241,27 +260,30 @@ def _plan_vectors(
     faults |= {
         image.name: f"{image.name}: no georeference, so the labels cannot be placed on it."
         for image in images
-        if not image.crs
+        if not _is_placed(image)
     }
-    notes = [f"labels: {len(labels.shapes)} {task.noun} in {len(files)} files"]
+    count = _counted(len(labels.shapes), task.label_noun)
+    notes = [f"labels: {count} in {_counted(len(files), 'file')}"]
     if labels.repeated:
         notes[0] += f", after {labels.repeated} parts or copies in other files were joined"
     if labels.systems > 1:
         notes.append(f"the label files are in {labels.systems} reference systems")
-    if (count := len({image.crs for image in placed})) > 1:
-        notes.append(f"the images are in {count} reference systems; each place gets one")
-    scenes = []
+    if (systems := len({image.crs for image in placed})) > 1:
+        notes.append(f"the images are in {systems} reference systems; each place gets one")
+    scenes, unread = [], dict[str, str]()
     for number, members in enumerate(_places(placed), 1):
         layers, unused = find_layers(members, channels, data.bands)
         faults |= unused
-        layers, unused = _stretched(layers, task)
-        faults |= unused
+        layers = _stretched(layers, task, unread)
         if layers:
-            (mosaic,) = make_mosaics(_finest_first(layers), data.gsd)
             name = Path(members[0].name).stem if len(members) == 1 else f"place{number}"
-            scenes.append(_Scene(name, name, mosaic, mosaic.metres_per_pixel))
+            # A place so large that its scale varies has several.
+            scenes += [
+                _Scene(name, name, mosaic, mosaic.metres_per_pixel)
+                for mosaic in make_mosaics(_finest_first(layers), data.gsd)
+            ]
     if not scenes:
-        raise SatmapError(next(iter(faults.values())))
+        raise SatmapError(next(iter((faults | unread).values())))
     scenes = _with_area(_uniquely_named(scenes), data)
     labelled = []
     for scene in scenes:
@@ -271,16 +293,16 @@ def _plan_vectors(
         shapes = _shifted(shapes, data.shift, georeference)
         ground = shapely.box(0, 0, mosaic.width, mosaic.height)
         inside = shapely.intersects(shapes, ground)
-        labelled.append(
-            replace(scene, shapes=shapes[inside], index=index[inside], voids=_voids(mosaic))
-        )
+        scene = replace(scene, shapes=shapes[inside], index=index[inside])
+        labelled.append(replace(scene, voids=_voids(scene, unread)))
     _require_overlap(labelled, labels, task)
-    if empty := sum(not len(scene.shapes) for scene in labelled):
+    places = {scene.place for scene in labelled}
+    if empty := len(places - {scene.place for scene in labelled if len(scene.shapes)}):
         notes.append(
-            f"{empty} of {len(labelled)} places hold no {task.noun} and count as empty ground; "
+            f"{empty} of {len(places)} places hold no {task.noun} and count as empty ground; "
             "leave them out with --area"
         )
-    return _Plan(tuple(labelled), faults, tuple(notes), labels)
+    return _Plan(tuple(labelled), faults, unread, tuple(notes), labels)
 
 
 def _plan_masks(
@@ -290,7 +312,7 @@ def _plan_masks(
     if data.shift != (0.0, 0.0):
         raise SatmapError("--shift moves vector labels, but --labels holds masks.")
     pairs, unused = pair_masks(images, files)
-    placed = [image for image in images if image.name in pairs and image.crs]
+    placed = [image for image in images if image.name in pairs and _is_placed(image)]
     place = {
         image.name: f"place{number}"
         for number, members in enumerate(_places(placed), 1)
@@ -298,6 +320,7 @@ def _plan_masks(
     }
     scenes: list[_Scene] = []
     faults: dict[str, str] = {}
+    unread: dict[str, str] = {}
     for image in images:
         if image.name not in pairs:
             continue
@@ -306,8 +329,7 @@ def _plan_masks(
             _require_same_pixels(image, mask)
             layers, unusable = find_layers([image], channels, data.bands)
             faults |= unusable
-            layers, unusable = _stretched(layers, task)
-            faults |= unusable
+            layers = _stretched(layers, task, unread)
         except SatmapError as error:
             faults[image.name] = str(error)
             continue
@@ -319,30 +341,28 @@ def _plan_masks(
             )  # fmt: skip
             default = data.metres_per_pixel or task.default_metres_per_pixel
             metres = mosaic.metres_per_pixel or ((default, default) if default else None)
-            scenes.append(
-                _Scene(
-                    Path(image.name).stem,
-                    place.get(image.name, ""),
-                    mosaic,
-                    metres,
-                    mask=mask,
-                    voids=_voids(mosaic),
-                )
-            )
+            name = Path(image.name).stem
+            scene = _Scene(name, place.get(image.name, ""), mosaic, metres, mask=mask)
+            scenes.append(replace(scene, voids=_voids(scene, unread)))
     if not scenes:
-        raise SatmapError(next(iter(faults.values())))
-    notes = [f"labels: {len(pairs)} masks"]
+        raise SatmapError(next(iter((faults | unread).values())))
+    notes = [f"labels: {_counted(len(pairs), 'mask')}"]
     unplaced = sum(scene.mosaic.georeference is None for scene in scenes)
     if unplaced and task.default_metres_per_pixel:
         size = data.metres_per_pixel
         notes.append(
-            f"{unplaced} images have no georeference: a pixel counts as "
-            + (f"{size:g} m" if size else f"{task.default_metres_per_pixel:g} m. State its size "
-               "with --metres-per-pixel")
-        )  # fmt: skip
+            f"images without georeference: {unplaced}, taken as {size:g} m per pixel"
+            if size
+            else f"images without georeference: {unplaced}, taken as "
+            f"{task.default_metres_per_pixel:g} m per pixel; --metres-per-pixel states another size"
+        )
     unlabelled = tuple(image for image in images if image.name not in pairs)
     scenes = _with_area(_uniquely_named(scenes), data)
-    return _Plan(tuple(scenes), faults, tuple(notes), None, unlabelled, tuple(unused))
+    return _Plan(tuple(scenes), faults, unread, tuple(notes), None, unlabelled, tuple(unused))
+
+
+def _is_placed(source: Source) -> bool:
+    return bool(source.crs) and not source.transform.is_identity
 
 
 def _require_same_pixels(image: Source, mask: Source) -> None:
@@ -352,7 +372,7 @@ def _require_same_pixels(image: Source, mask: Source) -> None:
             f"{Path(image.name).name} has {image.width} x {image.height}. Make the mask from this "
             "image, pixel by pixel."
         )
-    if not (image.crs and mask.crs):
+    if not (_is_placed(image) and _is_placed(mask)):
         return
     if rasterio.crs.CRS.from_wkt(image.crs) != rasterio.crs.CRS.from_wkt(mask.crs):
         raise SatmapError(
@@ -371,18 +391,17 @@ def _require_same_pixels(image: Source, mask: Source) -> None:
         )
 
 
-def _stretched(layers: Sequence[Layer], task: "Task") -> tuple[list[Layer], dict[str, str]]:
-    """Return the layers with their stretch, and the faults of those that cannot be read."""
+def _stretched(layers: Sequence[Layer], task: "Task", unread: dict[str, str]) -> list[Layer]:
+    """Return the layers with their stretch; ``unread`` gets the reasons of :meth:`Layer.read`."""
     settings = task.recipe.stretch
     ready: list[Layer] = []
-    faults: dict[str, str] = {}
     for layer in layers:
         try:
-            stretch = layer.sample_stretch(settings.low, settings.high, faults)
+            stretch = layer.sample_stretch(settings.low, settings.high, unread)
             ready.append(replace(layer, stretch=stretch))
         except SatmapError as error:
-            faults[layer.name] = str(error)
-    return ready, faults
+            unread[layer.name] = str(error)
+    return ready
 
 
 def _places(sources: Sequence[Source]) -> list[list[Source]]:
@@ -486,16 +505,21 @@ def _require_overlap(scenes: Sequence[_Scene], labels: OwnShapes, task: "Task") 
     )
 
 
-def _voids(mosaic: Mosaic) -> Shapes:
-    """Find large white parts at the border of the rasters: polygons in pixels of the mosaic."""
+def _voids(scene: _Scene, unread: dict[str, str]) -> Shapes:
+    """Find large white parts at the border of the rasters: polygons in pixels of the mosaic.
+
+    ``unread`` gets the reasons of :meth:`Layer.read`.
+    """
+    mosaic = scene.mosaic
     found: list[shapely.Geometry] = []
     for layer in mosaic.layers:
         if layer.sources[0].dtype != "uint8":
             continue
         reduce = math.ceil(max(layer.width, layer.height) / _OVERVIEW_PX)
-        bands, valid = layer.read(Box(0, 0, layer.width, layer.height), {}, reduce)
+        bands, valid = layer.read(Box(0, 0, layer.width, layer.height), unread, reduce)
         white = (bands >= _WHITE).all(axis=0) & valid
-        if white.sum() < _VOID_SHARE * white.size:
+        least = _VOID_SHARE * valid.sum()
+        if white.sum() < max(least, 1):
             continue
         kernel = np.ones((_VOID_PX, _VOID_PX), np.uint8)
         # Beyond the border, the void continues.
@@ -505,7 +529,9 @@ def _voids(mosaic: Mosaic) -> Shapes:
         _, parts, stats, _ = cv2.connectedComponentsWithStats(solid, connectivity=4)
         outside = np.pad(~valid, 1, constant_values=True).astype(np.uint8)
         beside = cv2.dilate(outside, np.ones((3, 3), np.uint8))[1:-1, 1:-1] > 0
-        large = stats[:, cv2.CC_STAT_AREA] >= _VOID_SHARE * white.size
+        areas = stats[:, cv2.CC_STAT_AREA]
+        pure = np.bincount(parts[(bands == 255).all(axis=0)], minlength=len(areas))
+        large = (areas >= least) & (pure >= _PURE * areas)
         wanted = np.flatnonzero(large & np.isin(np.arange(len(stats)), parts[beside]))
         # Blurred pixels at its edge belong to it.
         void = np.asarray(
@@ -526,15 +552,39 @@ def _voids(mosaic: Mosaic) -> Shapes:
                 )
                 for outline in outlines
             ]
-        found += outlines
+        found += [each for each in outlines if _labelled_share(scene, each) <= _LABELLED]
     return np.array(found, np.object_)
+
+
+def _labelled_share(scene: _Scene, outline: shapely.Geometry) -> float:
+    """Return the share of a polygon, in pixels of the mosaic, that labels cover; 0 for lines."""
+    left, top, right, bottom = np.rint(outline.bounds).astype(int).tolist()
+    whole = Box(0, 0, scene.mosaic.width, scene.mosaic.height)
+    box = Box(left, top, right - left, bottom - top).overlap(whole)
+    polygons = scene.shapes[shapely.get_dimensions(scene.shapes) == 2]
+    if box is None or (scene.mask is None and not len(polygons)):
+        return 0.0
+    reduce = math.ceil(max(box.width, box.height) / _OVERVIEW_PX)
+    shape = -(-box.height // reduce), -(-box.width // reduce)
+    if scene.mask is None:
+        labelled = _rasterized(polygons, box, reduce)
+    else:
+        window = Window(box.left, box.top, box.width, box.height)
+        try:
+            with opened(scene.mask) as file:
+                labelled = file.read(scene.mask.bands[0], window=window, out_shape=shape) > 0
+        except SatmapError:
+            # Cutting the chips reports it.
+            return 0.0
+    inside = _rasterized(np.array([outline], np.object_), box, reduce)
+    return float(labelled[inside].mean()) if inside.any() else 0.0
 
 
 # Chips
 
 
 def _make_chips(plan: _Plan, task: "Task", directory: Path) -> dict[str, Any]:
-    """Write all chips; return the content of the index."""
+    """Write all chips and return the content of the index; adds to the plan's ``unread``."""
     jobs = []
     for scene in plan.scenes:
         width, height = scene.mosaic.width, scene.mosaic.height
@@ -552,7 +602,7 @@ def _make_chips(plan: _Plan, task: "Task", directory: Path) -> dict[str, Any]:
         except Exception as error:
             return error_text(error, Path(scene.mosaic.layers[0].sources[0].name))
 
-    records, faults, seen = [], dict(plan.faults), np.zeros(4)
+    records, faults, seen, left_out = [], dict(plan.faults), np.zeros(4), 0
     with ThreadPoolExecutor(available_cores()) as pool:
         results = track(pool.map(attempt, jobs), "cutting chips", len(jobs))
         for (_, _, image_id), result in zip(jobs, results, strict=True):
@@ -560,13 +610,16 @@ def _make_chips(plan: _Plan, task: "Task", directory: Path) -> dict[str, Any]:
                 faults[image_id] = result
                 continue
             seen += result.pop("pixels")
-            faults |= result.pop("faults")
+            plan.unread.update(result.pop("faults"))
             if result["kept"]:
                 records.append(result)
+            else:
+                left_out += 1
+    faults |= plan.unread
     if not records:
         reason = next(iter(faults.values()), "no image shows ground that counts.")
         raise SatmapError(f"no chip can be cut from the images: {reason}")
-    notes = [*plan.notes, _ignored_note(seen, len(jobs) - len(records) - len(faults))]
+    notes = [*plan.notes, _ignored_note(seen, left_out)]
     places = {record["place"] for record in records}
     for record in records:
         # Many places, such as one per image, are one area.
@@ -617,6 +670,7 @@ def _cut(
         "id": image_id,
         "scene": scene.name,
         "place": scene.place,
+        "corner": (box.left, box.top),
         "folder": Path(mosaic.layers[0].sources[0].name).parent.name or "images",
         "width": box.width,
         "height": box.height,
@@ -627,12 +681,12 @@ def _cut(
     }
 
 
-def _rasterized(shapes: Shapes, box: Box) -> NDArray[np.bool_]:
-    """Rasterize polygons in pixels of a mosaic on one of its rectangles."""
-    drawn = np.zeros((box.height, box.width), np.uint8)
+def _rasterized(shapes: Shapes, box: Box, reduce: int = 1) -> NDArray[np.bool_]:
+    """Rasterize polygons in pixels of a mosaic on every ``reduce``-th pixel of a rectangle."""
+    drawn = np.zeros((-(-box.height // reduce), -(-box.width // reduce)), np.uint8)
     near = shapes[shapely.intersects(shapes, shapely.box(*_bounds(box)))] if len(shapes) else shapes
     if len(near):
-        moved = Affine.translation(box.left, box.top)
+        moved = Affine.translation(box.left, box.top) @ Affine.scale(reduce)
         rasterio.features.rasterize([(shape, 1) for shape in near], out=drawn, transform=moved)
     return drawn > 0
 
@@ -721,6 +775,10 @@ def _write_image(path: Path, pixels: NDArray[np.uint8], georeference: Georeferen
 # Reports
 
 
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _ignored_note(pixels: NDArray[np.float64], left_out: int) -> str:
     total, *parts = pixels.tolist()
     names = ("no data", "white voids", "outside --area")
@@ -731,7 +789,8 @@ def _ignored_note(pixels: NDArray[np.float64], left_out: int) -> str:
     ]
     note = f"ignored by training: {', '.join(shares)}" if shares else ""
     if left_out:
-        note += f"; {left_out} chips without ground that counts are left out"
+        note += "; " if note else ""
+        note += f"{_counted(left_out, 'chip')} left out, because training would ignore nearly all"
     return note
 
 
@@ -797,13 +856,12 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _duplicates(records: Sequence[Mapping[str, Any]], directory: Path) -> list[list[str]]:
-    """Find near-duplicates among images without position; returns groups of scenes."""
-    scene = {r["id"]: r["scene"] for r in records if r["georeference"] is None}
-    if not scene:
+    """Find near-duplicates among chips without position; returns groups of ids."""
+    ids = {record["id"] for record in records if record["georeference"] is None}
+    if not ids:
         return []
     groups = [
-        sorted({scene[path.stem] for path in group if path.stem in scene})
-        for group in audit_images([directory]).groups
+        sorted({path.stem for path in group} & ids) for group in audit_images([directory]).groups
     ]
     return [group for group in groups if len(group) > 1]
 
@@ -814,7 +872,7 @@ def _inventory(
     """Return the chips of the index, with the blocks in which they are held out together."""
     records = content["chips"]
     folds = task.recipe.folds
-    sites, block = _sites(records, folds)
+    sites, held_out = _sites(records, folds)
     chips = []
     for record in records:
         georeference = georeference_from_json(record["georeference"])
@@ -831,18 +889,18 @@ def _inventory(
         info = ImageInfo(Path(name), RGB, width, height, bands, dtype, None)
         chips.append(Chip(name, name, Path(name).parent.name, {RGB: info}, None))
         names[name] = [f"{Path(name).stem} with the suffix of a raster"]
-    duplicates = _merged(content["duplicates"])
-    notes = [*content["notes"], f"chips: {directory}"]
-    held = len(set(sites.values()))
-    if block:
-        notes.append(f"validation holds out blocks of {block:.0f} m: {held} blocks")
-    else:
-        notes.append(f"validation holds out whole images: {held}")
+    groups = [sorted({sites[name] for name in group}) for group in content["duplicates"]]
+    duplicates = _merged([group for group in groups if len(group) > 1])
+    notes = [*content["notes"], f"chips: {directory}", *held_out]
     if duplicates:
-        notes.append(f"{len(duplicates)} groups of near-duplicates stay in one fold each")
+        found = _counted(len(duplicates), "group")
+        notes.append(f"{found} of near-duplicates, each in one fold")
     total = sum(record["objects"] for record in records)
     empty = sum(not record["objects"] for record in records)
-    notes.append(f"{len(records)} chips with {total} {task.noun} and parts of them; {empty} empty")
+    notes.append(
+        f"{_counted(len(records), 'chip')}, {empty} of them without {task.noun}; the others show "
+        f"{total} {task.noun}, counted once per chip"
+    )
     return Inventory(
         chips=tuple(chips),
         faults=dict(content["faults"]),
@@ -866,41 +924,71 @@ def _merged(groups: Sequence[Sequence[str]]) -> list[list[str]]:
     return [sorted(group) for group in {id(group): group for group in of.values()}.values()]
 
 
-def _sites(records: Sequence[Mapping[str, Any]], folds: int) -> tuple[dict[str, str], float]:
-    """Return the unit of each chip that is held out as a whole, and the side of blocks in metres.
+def _sites(records: Sequence[Mapping[str, Any]], folds: int) -> tuple[dict[str, str], list[str]]:
+    """Return the unit of each chip that is held out as a whole, and notes on these units.
 
-    Chips with a position are grouped into square blocks on the ground, as large as there are
-    enough of them. The chips of an image without position stay together.
+    Chips are grouped into square blocks, as large as there are enough of them: on the ground, or
+    without position in pixels of their image, which may be one block as a whole.
     """
-    centres: dict[str, tuple[str, float, float]] = {}
-    sides = []
+    placed: dict[str, tuple[str, float, float]] = {}
+    unplaced: dict[str, tuple[str, float, float]] = {}
+    metres, pixels = [], []
+    scales: dict[str, tuple[float, float]] = {}
     for record in records:
         georeference = georeference_from_json(record["georeference"])
         if georeference is None:
+            # A slash keeps it apart from the places.
+            unplaced[record["id"]] = f"{record['scene']}/", *record["corner"]
+            pixels.append(record["width"])
             continue
         middle = np.array([[record["width"] / 2, record["height"] / 2]])
         ((longitude, latitude),) = project(georeference.to_map(middle), georeference.crs, LON_LAT)
-        # Whole degrees, so that the chips of a place have the same scale.
-        along_x, along_y = metres_per_degree(round(float(latitude)))
-        centres[record["id"]] = record["place"], longitude * along_x, latitude * along_y
-        sides.append(math.sqrt(math.prod(georeference.metres_per_pixel)) * record["width"])
-    scene = {record["id"]: record["scene"] for record in records}
-    if not centres:
-        return scene, 0.0
-    chip_side = float(np.median(sides))
+        # The chips of a place have the same scale.
+        along_x, along_y = scales.setdefault(record["place"], metres_per_degree(float(latitude)))
+        placed[record["id"]] = record["place"], longitude * along_x, latitude * along_y
+        metres.append(math.sqrt(math.prod(georeference.metres_per_pixel)) * record["width"])
+    sites: dict[str, str] = {}
+    notes: list[str] = []
+    if placed:
+        sides = [float(np.median(metres)) * count for count in (*_BLOCK_SIDES, 1)]
+        blocks, side = _blocks(placed, sides, _BLOCKS_PER_FOLD * folds)
+        sites |= blocks
+        count = len(set(blocks.values()))
+        notes.append(f"validation holds out blocks of {side:.0f} m: {count} blocks")
+    if unplaced:
+        sides = [math.inf, *(float(np.median(pixels)) * count for count in (*_BLOCK_SIDES, 1))]
+        blocks, side = _blocks(unplaced, sides, _BLOCKS_PER_FOLD * folds)
+        sites |= blocks
+        count, images = len(set(blocks.values())), len({place for place, _, _ in unplaced.values()})
+        notes.append(
+            f"validation holds out whole images: {count}"
+            if count == images
+            else f"validation holds out blocks of {side:.0f} pixels: {count} blocks"
+        )
+    return sites, notes
+
+
+def _blocks(
+    places: Mapping[str, tuple[str, float, float]], sides: Sequence[float], least: int
+) -> tuple[dict[str, str], float]:
+    """Group positions (place, x, y) by squares of the first side that gives ``least`` of them.
+
+    Returns:
+        The square of each, and its side; the last side if none gives enough.
+    """
     # Blocks begin at the first chips of their place.
     first: dict[str, tuple[float, float]] = {}
-    for place, x, y in centres.values():
+    for place, x, y in places.values():
         left, bottom = first.get(place, (x, y))
         first[place] = min(left, x), min(bottom, y)
-    sites: dict[str, str] = {}
-    side = chip_side
-    for side in (*(chip_side * count for count in _BLOCK_SIDES), chip_side):
-        sites = {
+    blocks: dict[str, str] = {}
+    side = math.inf
+    for side in sides:
+        blocks = {
             name: f"{place} {int((x - first[place][0]) / side + 0.01)} "
             f"{int((y - first[place][1]) / side + 0.01)}"
-            for name, (place, x, y) in centres.items()
+            for name, (place, x, y) in places.items()
         }
-        if len(set(sites.values())) >= _BLOCKS_PER_FOLD * folds:
+        if len(set(blocks.values())) >= least:
             break
-    return scene | sites, side
+    return blocks, side
