@@ -1,11 +1,13 @@
 """Exports as their users read them: geopandas, OSMnx, pyosmium, pyarrow, QGIS's style table."""
 
 import json
+import shutil
 import sqlite3
 import xml.etree.ElementTree as ET
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import geopandas
@@ -25,10 +27,11 @@ from satmap.cli import main
 from satmap.errors import CannotWriteError
 from satmap.evaluation.check import check_files
 from satmap.evaluation.score import score_files
-from satmap.exports import BUILDING_SUFFIXES
+from satmap.exports import BUILDING_SUFFIXES, gis_files
 from satmap.exports.buildings import export_buildings
 from satmap.exports.gis_files import SHORT_NAMES
 from satmap.exports.roads import export_roads
+from satmap.io.files import remove_temporary_files_of
 from satmap.io.geojson_reader import LON_LAT
 from satmap.submissions.convert import convert_to_csv
 from satmap.submissions.roads_csv import read_roads_csv, rows_of_graph, write_roads_csv
@@ -149,6 +152,26 @@ def test_zipped_shapefiles(tmp_path: Path) -> None:
         ]
     fields = pyogrio.read_info(tmp_path / "roads.shp.zip")["fields"]
     assert max(map(len, fields)) <= 10
+
+
+def test_a_killed_writer_of_zipped_shapefiles_leaves_nothing_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, killed = tmp_path / "outputs", tmp_path / "killed"
+
+    def stopped_at(*arguments: Any) -> zipfile.ZipFile:
+        shutil.copytree(folder, killed)
+        return zipfile.ZipFile(*arguments)
+
+    monkeypatch.setattr(gis_files, "zipfile", SimpleNamespace(
+        ZipFile=stopped_at, ZipInfo=zipfile.ZipInfo, ZIP_DEFLATED=zipfile.ZIP_DEFLATED
+    ))  # fmt: skip
+    path = written(folder, ".shp.zip")
+    assert len(list(killed.iterdir())) == 2
+    (killed / ".roads").mkdir()
+    (killed / ".other.shp-abcd1234.zip").mkdir()
+    remove_temporary_files_of([killed / path.name])
+    assert {left.name for left in killed.iterdir()} == {".roads", ".other.shp-abcd1234.zip"}
 
 
 def test_osmnx_finds_a_route(tmp_path: Path) -> None:
