@@ -92,10 +92,12 @@ def read_label_file(path: Path, kind: Kind, *, may_be_empty: bool = False) -> Ve
 def read_lines_and_polygons(path: Path) -> tuple[VectorLabels, VectorLabels]:
     """Read the roads and the buildings of a vector file, as :func:`read_label_file` does.
 
+    Files with other suffixes are read as GeoJSON.
+
     Raises:
         SatmapError: as there, but the file may lack either or both.
     """
-    found = _read(path, None)
+    found = _read(path, None) if path.suffix.lower() in _SIGNATURES else _read_geojson(path)
     return _of_kind(found, "lines"), _of_kind(found, "polygons")
 
 
