@@ -20,7 +20,7 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
-from satmap.data.label_files import LABEL_SUFFIXES, read_lines_and_polygons
+from satmap.data.label_files import VECTOR_SUFFIXES, read_lines_and_polygons
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import (
     LON_LAT,
@@ -45,7 +45,7 @@ ToPixels: TypeAlias = Callable[[Floats], Floats]
 GEOJSON_SUFFIXES = (".geojson", ".json")
 
 #: Suffixes of single files with a map.
-MAP_SUFFIXES = LABEL_SUFFIXES
+MAP_SUFFIXES = VECTOR_SUFFIXES
 
 #: One side of a comparison: image id to the function that reads its features.
 Side: TypeAlias = dict[str, Callable[[], FeatureCollection]]
