@@ -49,10 +49,7 @@ _FULL_NAMES = {short: name for name, short in SHORT_NAMES.items()}
 _OSM_LAYERS = {"lines": "lines", "polygons": "multipolygons"}
 _HSTORE = re.compile(r'"((?:[^"\\]|\\.)*)"=>"((?:[^"\\]|\\.)*)"')
 
-_TYPES = {
-    "lines": ("LineString", "MultiLineString"),
-    "polygons": ("Polygon", "MultiPolygon"),
-}
+_TYPES = {"lines": shapely.GeometryType.LINESTRING, "polygons": shapely.GeometryType.POLYGON}
 
 # Ways that nobody drives on, and areas of them.
 _NOT_ROADS = {
@@ -298,21 +295,17 @@ def _labels(path: Path, shapes: Any, rows: Any, crs: str) -> VectorLabels:
 
 def _of_kind(labels: VectorLabels, kind: Kind) -> VectorLabels:
     """Return the single-part shapes of one kind that are roads or buildings."""
-    shapes: list[shapely.Geometry] = []
-    rows: list[Mapping[str, Any]] = []
     key = "highway" if kind == "lines" else "building"
     # Files of roads or buildings only often keep the ids of OpenStreetMap but not its tags.
     is_mixed = labels.path.suffix.lower() in (".osm", ".pbf") or any(
         _is_osm(row) and key in row for row in labels.properties
     )
-    for shape, row in zip(labels.shapes.tolist(), labels.properties, strict=True):
-        if shape is None or shape.is_empty or not _is_wanted(row, kind, is_mixed):
-            continue
-        for part in shapely.get_parts(shapely.force_2d(shape)).tolist():
-            if part.geom_type in _TYPES[kind] and part.length > 0:
-                shapes.append(part)
-                rows.append(row)
-    return _labels(labels.path, shapes, rows, labels.crs)
+    wanted = np.array([_is_wanted(row, kind, is_mixed) for row in labels.properties], np.bool_)
+    parts, index = shapely.get_parts(shapely.force_2d(labels.shapes), return_index=True)
+    kept = (shapely.get_type_id(parts) == _TYPES[kind]) & (shapely.length(parts) > 0)
+    kept &= wanted[index]
+    rows = [labels.properties[number] for number in index[kept].tolist()]
+    return _labels(labels.path, parts[kept], rows, labels.crs)
 
 
 def _is_wanted(row: Mapping[str, Any], kind: Kind, is_mixed: bool) -> bool:
