@@ -6,10 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyogrio
 import pytest
 import rasterio
+import shapely
 
 from repository import SHARED
+from satmap.data.label_files import read_label_file
 from satmap.data.layouts.spacenet_buildings import building_image_id
 from satmap.errors import SatmapError
 from satmap.evaluation.check import check_files
@@ -20,6 +23,7 @@ from satmap.submissions.formats import Format, detect
 from satmap.submissions.vector_maps import (
     find_maps,
     read_building_maps,
+    read_map,
     read_road_maps,
 )
 from synthetic_images import lon_lat, write_image, write_labels
@@ -247,6 +251,27 @@ def write_collection(path: Path, *features: object, **members: object) -> Path:
 def feature(kind: str, coordinates: object, properties: object = None) -> dict[str, object]:
     geometry = {"type": kind, "coordinates": coordinates}
     return {"type": "Feature", "properties": properties, "geometry": geometry}
+
+
+@pytest.mark.parametrize("suffix", [".geojson", ".gpkg", ".txt"])
+def test_scores_count_the_roads_that_trainings_read(tmp_path: Path, suffix: str) -> None:
+    ways = ["primary", "footway", "construction"]
+    lines = [[(10.0, 50 + 1e-3 * n), (10.001, 50 + 1e-3 * n)] for n in range(3)]
+    if suffix == ".gpkg":
+        path = tmp_path / "osm.gpkg"
+        pyogrio.raw.write(
+            path, shapely.to_wkb(shapely.linestrings(lines)), [np.array(ways, object)],
+            ["highway"], geometry_type="LineString", crs="EPSG:4326",
+        )  # fmt: skip
+    else:
+        path = write_collection(tmp_path / f"osm{suffix}", *(
+            feature("LineString", line, {"highway": way})
+            for line, way in zip(lines, ways, strict=True)
+        ))  # fmt: skip
+    assert [line.properties["highway"] for line in read_map(path).lines] == ["primary"]
+    if suffix != ".txt":
+        assert len(read_label_file(path, "lines").shapes) == 1
+    assert len(read_road_maps(path, path, 0.5)[0]["osm"]) == 1
 
 
 SQUARE = [[(10.0, 50.0), (10.001, 50.0), (10.001, 50.001), (10.0, 50.0)]]

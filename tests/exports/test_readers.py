@@ -1,11 +1,13 @@
 """Exports as their users read them: geopandas, OSMnx, pyosmium, pyarrow, QGIS's style table."""
 
 import json
+import shutil
 import sqlite3
 import xml.etree.ElementTree as ET
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import geopandas
@@ -22,16 +24,20 @@ from rasterio.crs import CRS
 
 from full_disks import full_disk
 from satmap.cli import main
-from satmap.errors import CannotWriteError
+from satmap.data import label_files
+from satmap.data.label_files import read_label_file
+from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.check import check_files
 from satmap.evaluation.score import score_files
-from satmap.exports import BUILDING_SUFFIXES
+from satmap.exports import BUILDING_SUFFIXES, gis_files
 from satmap.exports.buildings import export_buildings
 from satmap.exports.gis_files import SHORT_NAMES
 from satmap.exports.roads import export_roads
+from satmap.io.files import remove_temporary_files_of
 from satmap.io.geojson_reader import LON_LAT
 from satmap.submissions.convert import convert_to_csv
 from satmap.submissions.roads_csv import read_roads_csv, rows_of_graph, write_roads_csv
+from satmap.submissions.vector_maps import read_building_maps, read_map
 from satmap.vectors.buildings import Building, ImageBuildings
 from satmap.vectors.georeference import Georeference, reference_system
 from satmap.vectors.road_graph import ImageRoads, RoadEdge, RoadGraph, line_length_m
@@ -149,6 +155,26 @@ def test_zipped_shapefiles(tmp_path: Path) -> None:
         ]
     fields = pyogrio.read_info(tmp_path / "roads.shp.zip")["fields"]
     assert max(map(len, fields)) <= 10
+
+
+def test_a_killed_writer_of_zipped_shapefiles_leaves_nothing_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, killed = tmp_path / "outputs", tmp_path / "killed"
+
+    def stopped_at(*arguments: Any) -> zipfile.ZipFile:
+        shutil.copytree(folder, killed)
+        return zipfile.ZipFile(*arguments)
+
+    monkeypatch.setattr(gis_files, "zipfile", SimpleNamespace(
+        ZipFile=stopped_at, ZipInfo=zipfile.ZipInfo, ZIP_DEFLATED=zipfile.ZIP_DEFLATED
+    ))  # fmt: skip
+    path = written(folder, ".shp.zip")
+    assert len(list(killed.iterdir())) == 2
+    (killed / ".roads").mkdir()
+    (killed / ".other.shp-abcd1234.zip").mkdir()
+    remove_temporary_files_of([killed / path.name])
+    assert {left.name for left in killed.iterdir()} == {".roads", ".other.shp-abcd1234.zip"}
 
 
 def test_osmnx_finds_a_route(tmp_path: Path) -> None:
@@ -285,6 +311,56 @@ def test_exports_score_like_the_graph(tmp_path: Path, suffix: str) -> None:
     export_buildings(truth, lambda: [buildings()], LON_LAT)
     scores = score_files(truth, built(tmp_path, suffix), metres_per_pixel=0.5).report.total
     assert (scores["tp"], scores["fp"], scores["fn"]) == (2, 0, 0)
+
+
+def test_shapefiles_keep_times_and_confidences(tmp_path: Path) -> None:
+    zipped = written(tmp_path, ".shp.zip"), built(tmp_path, ".zip")
+    for path in zipped:
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(tmp_path)
+    for path in (zipped[0], tmp_path / "roads.shp"):
+        times = [row["travel_time_s"] for row in read_label_file(path, "lines").properties]
+        assert sorted(times) == pytest.approx([9.263, 9.5, 10, 23.125], abs=1e-3)
+        assert [line.properties["travel_time_s"] for line in read_map(path).lines] == times
+    for path in (zipped[1], tmp_path / "buildings.shp"):
+        rows, *_ = read_building_maps(path, path, 0.5)
+        confidences = [row.confidence for found in rows.values() for row in found]
+        assert sorted(confidences) == pytest.approx([0.6 * 50**0.5, 0.9 * 275**0.5])
+        assert len(read_label_file(path, "polygons").shapes) == 2
+
+
+def test_archives_that_are_no_zipped_shapefile_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = written(tmp_path, ".shp.zip")
+
+    def changed(**added: bytes) -> Path:
+        path = tmp_path / "changed.zip"
+        path.write_bytes(good.read_bytes())
+        with zipfile.ZipFile(path, "a") as archive:
+            for name, content in added.items():
+                archive.writestr(name, content)
+        return path
+
+    assert len(read_map(changed(**{"__MACOSX/._roads.shp": b"", "readme": b""})).lines) == 4
+    for name in ("../a.dbf", "/a.dbf", "a\\b"):
+        with pytest.raises(SatmapError, match="does not unpack"):
+            read_map(changed(**{name: b""}))
+    with pytest.raises(SatmapError, match="holds 2 shapefiles"):
+        read_map(changed(**{"other.shp": b""}))
+    damaged = tmp_path / "damaged.zip"
+    content = bytearray(good.read_bytes())
+    content[content.index(b"roads.dbf") + 60] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(SatmapError, match="cannot be unpacked"):
+        read_map(damaged)
+    with zipfile.ZipFile(tmp_path / "text.zip", "w") as archive:
+        archive.writestr("roads.shp", "<VRTDataset/>")
+    with pytest.raises(SatmapError, match="cannot be unpacked"):
+        read_map(tmp_path / "text.zip")
+    monkeypatch.setattr(label_files, "_MOST_UNZIPPED", 100)
+    with pytest.raises(SatmapError, match="larger than"):
+        read_map(good)
 
 
 def test_exports_of_several_images_score_against_a_directory(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ servers. So a file must begin as files of its format do.
 
 import json
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 
 from satmap.errors import SatmapError
+from satmap.exports.gis_files import SHORT_NAMES
 from satmap.io.files import refuse_pipe
 from satmap.io.geojson_reader import LON_LAT, read_geojson
 from satmap.io.text import printable
@@ -28,19 +31,25 @@ Kind = Literal["lines", "polygons"]
 _SIGNATURES: Mapping[str, bytes | None] = {
     ".gpkg": b"SQLite format 3\0", ".shp": b"\0\0\x27\x0a", ".fgb": b"fgb", ".parquet": b"PAR1",
     ".pbf": b"\0\0\0", ".osm": b"<?xml", ".geojson": None, ".json": None,
+    ".zip": b"PK\x03\x04",
 }  # fmt: skip
 
-#: Suffixes of the label files that satmap reads.
-LABEL_SUFFIXES = tuple(_SIGNATURES)
+#: Suffixes of the vector files that satmap reads: zipped shapefiles too.
+VECTOR_SUFFIXES = tuple(_SIGNATURES)
+
+#: Suffixes of the label files that satmap looks for in directories, where archives may be anything.
+LABEL_SUFFIXES = tuple(suffix for suffix in VECTOR_SUFFIXES if suffix != ".zip")
+
+# Geometries and table of a shapefile have at most 2 GiB each. A small archive can claim any size.
+_MOST_UNZIPPED = 4 << 30
+
+_FULL_NAMES = {short: name for name, short in SHORT_NAMES.items()}
 
 # GDAL's layers of OpenStreetMap data.
 _OSM_LAYERS = {"lines": "lines", "polygons": "multipolygons"}
 _HSTORE = re.compile(r'"((?:[^"\\]|\\.)*)"=>"((?:[^"\\]|\\.)*)"')
 
-_TYPES = {
-    "lines": ("LineString", "MultiLineString"),
-    "polygons": ("Polygon", "MultiPolygon"),
-}
+_TYPES = {"lines": shapely.GeometryType.LINESTRING, "polygons": shapely.GeometryType.POLYGON}
 
 # Ways that nobody drives on, and areas of them.
 _NOT_ROADS = {
@@ -92,10 +101,12 @@ def read_label_file(path: Path, kind: Kind, *, may_be_empty: bool = False) -> Ve
 def read_lines_and_polygons(path: Path) -> tuple[VectorLabels, VectorLabels]:
     """Read the roads and the buildings of a vector file, as :func:`read_label_file` does.
 
+    Files with other suffixes are read as GeoJSON.
+
     Raises:
         SatmapError: as there, but the file may lack either or both.
     """
-    found = _read(path, None)
+    found = _read(path, None) if path.suffix.lower() in _SIGNATURES else _read_geojson(path)
     return _of_kind(found, "lines"), _of_kind(found, "polygons")
 
 
@@ -104,15 +115,62 @@ def _read(path: Path, kind: Kind | None) -> VectorLabels:
     suffix = path.suffix.lower()
     if suffix not in _SIGNATURES:
         raise SatmapError(
-            f"{printable(path)}: satmap reads labels from {', '.join(LABEL_SUFFIXES)}. Convert the "
-            "file, for example with `ogr2ogr OUT.gpkg IN`."
+            f"{printable(path)}: satmap reads labels from {', '.join(VECTOR_SUFFIXES)}. Convert "
+            "the file, for example with `ogr2ogr OUT.gpkg IN`."
         )
     _require_signature(path, _SIGNATURES[suffix])
     if suffix in (".geojson", ".json"):
         return _read_geojson(path)
     if suffix == ".parquet":
         return _read_parquet(path)
+    if suffix == ".zip":
+        # Braces mark where the path of the archive ends.
+        inside = f"/vsizip/{{{path.resolve()}}}/{_zipped_shapefile(path)}"
+        return _read_layers(path, kind, inside=inside)
     return _read_layers(path, kind, is_osm=suffix in (".osm", ".pbf"))
+
+
+def _zipped_shapefile(path: Path) -> str:
+    """Return the name of the only shapefile in an archive, which is checked first."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            for name in (member.filename for member in members):
+                place = PurePosixPath(name)
+                if place.is_absolute() or ".." in place.parts or set(name) & set("\\{}"):
+                    raise SatmapError(
+                        f"{path} holds a file named {printable(name, 200)}, which satmap does not "
+                        "unpack. Zip the shapefile again."
+                    )
+            if sum(member.file_size for member in members) > _MOST_UNZIPPED:
+                raise SatmapError(
+                    f"{path} would be larger than {_MOST_UNZIPPED >> 30} GiB unpacked. Convert the "
+                    "shapefile, for example with `ogr2ogr OUT.gpkg IN.shp`."
+                )
+            # macOS adds files of its own, such as __MACOSX/._roads.shp.
+            found = [
+                member.filename for member in members
+                if member.filename.lower().endswith(".shp")
+                and not PurePosixPath(member.filename).name.startswith(".")
+            ]  # fmt: skip
+            if len(found) != 1:
+                raise SatmapError(
+                    f"{path} holds {len(found)} shapefiles (.shp), not one. Unpack it and give the "
+                    "file that you mean."
+                )
+            with archive.open(found[0]) as file:
+                is_shapefile = file.read(4) == _SIGNATURES[".shp"]
+            # GDAL does not verify checksums.
+            if not is_shapefile or archive.testzip() is not None:
+                raise zipfile.BadZipFile("a file in it is not what it should be")
+    # Of unknown compressions, passwords, and damage.
+    except (
+        zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError
+    ) as error:  # fmt: skip
+        raise SatmapError(
+            f"{path}: cannot be unpacked ({printable(error, 200)}). Zip or download it again."
+        ) from error
+    return found[0]
 
 
 def _require_signature(path: Path, signature: bytes | None) -> None:
@@ -161,7 +219,12 @@ def _read_parquet(path: Path) -> VectorLabels:
     return _labels(path, shapes, rows, _usable(path, system))
 
 
-def _read_layers(path: Path, kind: Kind | None, *, is_osm: bool) -> VectorLabels:
+def _read_layers(
+    path: Path, kind: Kind | None, *, is_osm: bool = False, inside: str | None = None
+) -> VectorLabels:
+    """Read layers with GDAL; ``inside`` is GDAL's path of a file in the archive ``path``."""
+    source = inside or path
+    is_shapefile = inside is not None or path.suffix.lower() == ".shp"
     shapes: list[shapely.Geometry] = []
     rows: list[Mapping[str, Any]] = []
     systems = set()
@@ -173,15 +236,17 @@ def _read_layers(path: Path, kind: Kind | None, *, is_osm: bool) -> VectorLabels
             for of_kind, name in _OSM_LAYERS.items()
             if is_osm and kind in (None, of_kind)
         ]
-        for name, geometry_type in layers or pyogrio.list_layers(path):
+        for name, geometry_type in layers or pyogrio.list_layers(source):
             # A layer without a declared type may hold anything; tables have none at all.
             if geometry_type is None:
                 continue
-            meta, _, geometry, columns = pyogrio.raw.read(path, layer=name)
+            meta, _, geometry, columns = pyogrio.raw.read(source, layer=name)
             if geometry is None or not len(geometry):
                 continue
             shapes += shapely.from_wkb(geometry).tolist()
             names = list(meta["fields"])
+            if is_shapefile:
+                names = [_FULL_NAMES.get(name, name) for name in names]
             rows += (
                 [
                     _plain(dict(zip(names, values, strict=True)), is_osm)
@@ -230,21 +295,17 @@ def _labels(path: Path, shapes: Any, rows: Any, crs: str) -> VectorLabels:
 
 def _of_kind(labels: VectorLabels, kind: Kind) -> VectorLabels:
     """Return the single-part shapes of one kind that are roads or buildings."""
-    shapes: list[shapely.Geometry] = []
-    rows: list[Mapping[str, Any]] = []
     key = "highway" if kind == "lines" else "building"
     # Files of roads or buildings only often keep the ids of OpenStreetMap but not its tags.
     is_mixed = labels.path.suffix.lower() in (".osm", ".pbf") or any(
         _is_osm(row) and key in row for row in labels.properties
     )
-    for shape, row in zip(labels.shapes.tolist(), labels.properties, strict=True):
-        if shape is None or shape.is_empty or not _is_wanted(row, kind, is_mixed):
-            continue
-        for part in shapely.get_parts(shapely.force_2d(shape)).tolist():
-            if part.geom_type in _TYPES[kind] and part.length > 0:
-                shapes.append(part)
-                rows.append(row)
-    return _labels(labels.path, shapes, rows, labels.crs)
+    wanted = np.array([_is_wanted(row, kind, is_mixed) for row in labels.properties], np.bool_)
+    parts, index = shapely.get_parts(shapely.force_2d(labels.shapes), return_index=True)
+    kept = (shapely.get_type_id(parts) == _TYPES[kind]) & (shapely.length(parts) > 0)
+    kept &= wanted[index]
+    rows = [labels.properties[number] for number in index[kept].tolist()]
+    return _labels(labels.path, parts[kept], rows, labels.crs)
 
 
 def _is_wanted(row: Mapping[str, Any], kind: Kind, is_mixed: bool) -> bool:

@@ -165,7 +165,11 @@ def _write_shapefile(
     path: Path, layers: Sequence[Layer], images: Iterable[Sequence[Features]], crs: str
 ) -> None:
     layer = layers[0]
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.stem}-") as name:
+    # The name is that of `path`, a temporary file, with other random characters. So what a killed
+    # process leaves is found and removed as its temporary files are.
+    with tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=path.stem[:-8], suffix=path.suffix
+    ) as name:
         file = Path(name) / f"{layer.name}.shp"
         _write(
             file, layer, _first_layer(images), "ESRI Shapefile", crs, append=False,

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import stat
 import tempfile
 import time
@@ -104,11 +105,11 @@ def remove_temporary_files(directory: Path) -> None:
 
 
 def remove_temporary_files_of(paths: Iterable[Path]) -> None:
-    """Delete the temporary files that killed processes left beside some paths.
+    """Delete the temporary files and directories that killed processes left beside some paths.
 
     No other process may be writing these paths. The directory may hold files of the user: only
-    temporary files of these paths are deleted, and the files that SQLite derives from them
-    (``...-journal``).
+    temporary files and directories of these paths are deleted, and the files that SQLite derives
+    from them (``...-journal``).
     """
     # Follow links, as `atomic_path` does.
     by_directory: dict[Path, set[tuple[str, str]]] = {}
@@ -118,7 +119,11 @@ def remove_temporary_files_of(paths: Iterable[Path]) -> None:
         with contextlib.suppress(OSError):
             for path in directory.glob(".*-????????*"):
                 match = _TEMPORARY.fullmatch(path.name)
-                if match and match.groups() in names:
+                if not match or match.groups() not in names:
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
                     path.unlink()
 
 

@@ -20,7 +20,7 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
-from satmap.data.label_files import LABEL_SUFFIXES, read_lines_and_polygons
+from satmap.data.label_files import VECTOR_SUFFIXES, read_lines_and_polygons
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import (
     LON_LAT,
@@ -28,7 +28,6 @@ from satmap.io.geojson_reader import (
     GeoLine,
     Surface,
     project,
-    read_geojson,
 )
 from satmap.io.text import natural_key
 from satmap.submissions.buildings_csv import BuildingRow
@@ -46,7 +45,7 @@ ToPixels: TypeAlias = Callable[[Floats], Floats]
 GEOJSON_SUFFIXES = (".geojson", ".json")
 
 #: Suffixes of single files with a map.
-MAP_SUFFIXES = LABEL_SUFFIXES
+MAP_SUFFIXES = VECTOR_SUFFIXES
 
 #: One side of a comparison: image id to the function that reads its features.
 Side: TypeAlias = dict[str, Callable[[], FeatureCollection]]
@@ -73,14 +72,13 @@ _SPEED_PROPERTIES = frozenset(
 
 
 def read_map(path: Path) -> FeatureCollection:
-    """Read lines and polygons of a vector file.
+    """Read the roads and buildings of a vector file: the same ones that trainings read.
+
+    Files with unknown suffixes are read as GeoJSON.
 
     Raises:
-        SatmapError: the file is of no format that satmap reads, is damaged, or has no reference
-            system.
+        SatmapError: the file is damaged or has no reference system.
     """
-    if path.suffix.lower() not in MAP_SUFFIXES or path.suffix.lower() in GEOJSON_SUFFIXES:
-        return read_geojson(path)
     lines, polygons = read_lines_and_polygons(path)
     return FeatureCollection(
         lines.crs,

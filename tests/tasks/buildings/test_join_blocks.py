@@ -3,7 +3,10 @@
 import random
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import rasterio.features
 import shapely
 
 from decoded_blocks import decode_blocks
@@ -72,6 +75,40 @@ def test_buildings_of_others_margins_are_dropped() -> None:
     inside = house(120, 10, 140, 30)
     assert join([inside], [inside]) == [inside.polygon.bounds]
     assert not join([inside], [])
+
+
+@pytest.mark.parametrize("degrees", [0, 7])
+def test_a_hall_longer_than_two_blocks_is_one_building(tmp_path: Path, degrees: float) -> None:
+    corners = cv2.boxPoints(((250, 60), (420, 40), degrees)).astype(np.int32)
+    # A house beside the hall, and one in its line.
+    houses = [shapely.box(200, 1, 216, 9), shapely.box(472, 60, 490, 75)]
+    shapes = [shapely.Polygon(corners), *houses]
+    labels = rasterio.features.rasterize(
+        [(shape, number) for number, shape in enumerate(shapes, 1)], (120, 500), dtype="int32"
+    )
+    maps = maps_of_labels(labels)
+    expected = vectorize_buildings(maps, BuildingSettings())
+    blocks = decode_blocks(maps, BuildingDecoder(BuildingSettings()), 100, tmp_path)
+    found = join_blocks(blocks)
+    assert len(found) == len(expected) == 3
+    again = join_blocks(reversed(blocks))
+    assert [each.polygon for each in again] == [each.polygon for each in found]
+    hall, whole = (max(each, key=lambda b: b.polygon.area) for each in (found, expected))
+    shared = hall.polygon.intersection(whole.polygon).area
+    assert shared > 0.98 * hall.polygon.union(whole.polygon).area
+    assert hall.confidence == pytest.approx(whole.confidence, rel=0.01)
+    assert hall.mean_probability == pytest.approx(whole.mean_probability, abs=0.01)
+
+
+def test_confidences_of_united_copies_are_weighted_by_area() -> None:
+    # The first block sees as far as 200, the second from 0.
+    cut, whole = house(50, 10, 200, 30, 0.2), house(60, 10, 250, 30, 0.8)
+    boxes = [Box(0, 0, 100, 100), Box(100, 0, 200, 100)]
+    (found,) = join_blocks([(boxes[0], [cut]), (boxes[1], [
+        Building(shapely.affinity.translate(whole.polygon, -100), whole.confidence)])])  # fmt: skip
+    assert found.polygon.bounds == (50, 10, 250, 30)
+    assert found.confidence == pytest.approx((150 * 0.2 + 190 * 0.8) / 340)
+    assert found.mean_probability is None
 
 
 @pytest.mark.parametrize(("seed", "side"), [(0, 200)])

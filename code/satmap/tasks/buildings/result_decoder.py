@@ -17,8 +17,8 @@ from satmap.tasks.buildings.settings import BUILDING_FILE_MAPS, BuildingSettings
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 from satmap.vectors.buildings import Building
 
-# Buildings on the edge of a block are whole if they reach at most this far into its neighbours.
-_MARGIN_PX = 256
+#: Buildings on the edge of a block are whole if they reach at most this far into its neighbours.
+MARGIN_PX = 256
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class BuildingDecoder:
         check_scale: bool = False,
     ) -> list[Building]:
         """Return the buildings of a raster; with neighbours, all that touch it, complete."""
-        margin = _MARGIN_PX, _MARGIN_PX
+        margin = MARGIN_PX, MARGIN_PX
         with contextlib.ExitStack() as stack:
             # The vectoriser works in pixels, so any pixel size will do.
             file = stack.enter_context(open_map_file(path, 1, BUILDING_FILE_MAPS))
