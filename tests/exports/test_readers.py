@@ -301,7 +301,7 @@ def test_bytes_of_buildings_repeat_and_a_full_disk_leaves_the_old_file(
 # --- reading them back ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".fgb", ".parquet", ".osm"])
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".fgb", ".parquet", ".osm", ".shp.zip"])
 def test_exports_score_like_the_graph(tmp_path: Path, suffix: str) -> None:
     truth = tmp_path / "labels.geojson"
     export_roads(truth, lambda: [roads()], LON_LAT)
@@ -389,7 +389,7 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".fgb"])
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".fgb", ".zip"])
 def test_exports_are_checked_and_drawn(
     tmp_path: Path, image: Path, suffix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

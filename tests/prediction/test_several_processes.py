@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -97,10 +98,13 @@ class Area:
         self.files = files_in(directory / "whole")
 
     def predict(self, place: Path, **options: Any) -> PredictionReport:
-        return predict(
+        done = predict(
             [self.images], place / "out.csv", self.weights, CPU, self.recipe,
             maps=place / "maps", exports=[place / "out.graphml"], **options,
         )  # fmt: skip
+        # Reports of different directories are compared.
+        warnings = tuple(text.replace(str(place), "") for text in done.warnings)
+        return replace(done, warnings=warnings)
 
     def ranks(self, place: Path, output: Path, *options: str) -> list[ForkServerProcess]:
         """Start two processes as torch's launcher does; their output goes to ``output``."""

@@ -155,7 +155,7 @@ class DecoderSettings(Settings):
     """Kind and widths of a network's decoder, at strides 16, 8, 4 and 2.
 
     ``plain`` is the decoder of the reference; ``scse`` adds attention. ``light`` saves arithmetic
-    compared with ``plain``: 29 to 37 % with ResNet18 and 34, ConvNeXt and the EfficientNets, whose
+    compared with ``plain``: 27 to 37 % with ResNet18 and 34, ConvNeXt and the EfficientNets, whose
     features are narrow, 43 % with DPN68b and 50 to 62 % with all others. A list of four widths
     means a plain decoder.
     """

@@ -42,12 +42,12 @@ def detect(path: Path) -> Format:
         raise SatmapError(f"{path} is empty.")
     if text.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise SatmapError(f"{path} is UTF-16 text; save it as UTF-8.")
+    if path.suffix.lower() in set(MAP_SUFFIXES) - set(GEOJSON_SUFFIXES):
+        return Format.VECTORS
     if text.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ")):
         raise SatmapError(f"{path} is compressed; unpack it first.")
     if text.startswith((b"II*\0", b"MM\0*", b"\x89PNG")):
         raise SatmapError(f"{path} is a raster; give the directory of all masks.")
-    if path.suffix.lower() in set(MAP_SUFFIXES) - set(GEOJSON_SUFFIXES):
-        return Format.VECTORS
     if text.startswith(b"["):
         return Format.COCO_RESULTS
     if text.startswith(b"{"):
