@@ -1,1 +1,1 @@
-"""Network architectures."""
+"""Network architectures, and the average of networks, augmentations and windows (``ensemble``)."""
