@@ -399,7 +399,7 @@ def test_exports_are_checked_and_drawn(
         with pytest.raises(SystemExit) as ended:
             main(["overlay", str(path), str(pictures), str(image), "--truth", str(path)])
         assert ended.value.code == 0
-        assert [picture.name for picture in pictures.iterdir()] == ["roads.png"]
+        assert [picture.name for picture in pictures.iterdir()] == [f"{path.stem}.png"]
     assert "1 pictures" in capsys.readouterr().out
 
 

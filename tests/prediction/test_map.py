@@ -308,6 +308,7 @@ def test_maps_use_the_networks_that_their_bands_allow(
         }
     )
     text = both.model_dump_json()
+    torch.manual_seed(0)
     for name, bands in (("a", 3), ("b", 8)):
         network = build_network("tiny", bands, ROAD_MAPS, (16, 16, 16, 16))
         save_weights(
@@ -331,19 +332,19 @@ def test_maps_use_the_networks_that_their_bands_allow(
     far = write(tmp_path / "far.tif", picture, transform=PLACE @ Affine.translation(100, 0))
     output = tmp_path / "out.geojson"
 
-    def mapped(*sources: Path) -> PredictionReport:
+    def mapped(*sources: Path) -> list[str]:
+        """Return the warnings about networks; what untrained networks find does not matter."""
         used.clear()
-        return run(tmp_path / "weights", output, *sources)
+        done = run(tmp_path / "weights", output, *sources)
+        assert not done.faults
+        return [text for text in done.warnings if "left out" in text]
 
-    done = mapped(eight)
-    assert used == [(8, [3, 8])] and not done.faults and not done.warnings
-    done = mapped(rgb)
-    assert used == [(3, [3])] and not done.faults and done.images["map"] > 0
-    (warning,) = done.warnings
+    assert not mapped(eight) and used == [(8, [3, 8])]
+    (warning,) = mapped(rgb)
     assert "1 of 2 networks need 8 bands and were left out for map" in warning
+    assert used == [(3, [3])]
     # All of a map has the same networks.
-    done = mapped(eight, far)
-    assert used == [(3, [3])] * 2 and not done.faults and len(done.warnings) == 1
+    assert len(mapped(eight, far)) == 1 and used == [(3, [3])] * 2
 
 
 # --- damage ---------------------------------------------------------------------------------------
