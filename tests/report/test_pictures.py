@@ -19,8 +19,8 @@ from satmap.report.panels import (
     Units,
     View,
     compose,
+    draw_text,
     text_size,
-    write_text,
 )
 from satmap.report.pictures import (
     FALSE,
@@ -158,7 +158,7 @@ def test_panels_have_one_size_and_readable_texts(size: tuple[int, int]) -> None:
 def test_texts_at_the_border_do_not_fail() -> None:
     picture = np.zeros((30, 30, 3), np.uint8)
     for place in ((25, 25), (40, 2), (2, 40), (2, 2)):
-        write_text(picture, "long text", place, FOUND, casing=True)
+        draw_text(picture, "long text", place, FOUND, casing=True)
     assert picture.any()
 
 

@@ -45,7 +45,7 @@ def check_prediction(options: argparse.Namespace) -> None:
     require_networks([file.path for file in choose(files, recipe)])
 
 
-def check_map(options: argparse.Namespace) -> None:
+def check_mapping(options: argparse.Namespace) -> None:
     """Check sources, outputs, weights and recipe of ``map``."""
     for source in options.sources:
         if "://" not in source:

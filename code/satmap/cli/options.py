@@ -177,7 +177,7 @@ def add_crs(sub: Parser) -> None:
     """Add the option for the reference system of exports."""
     sub.value(
         "--crs CRS",
-        reference_system,
+        crs_text,
         "reference system of exports, such as EPSG:32631 (default: that of the images where it is "
         "projected, else longitude and latitude; .geojson, .graphml, .osm and .pbf are always in "
         "longitude and latitude)",
@@ -268,7 +268,7 @@ def view_angle(text: str) -> "ViewAngle":
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def reference_system(text: str) -> str:
+def crs_text(text: str) -> str:
     """Argument type: a reference system on the ground, returned as LON_LAT or WKT."""
     from satmap.vectors.georeference import reference_system
 
@@ -279,11 +279,11 @@ def reference_system(text: str) -> str:
 
 
 def source_system(text: str) -> str:
-    """Argument type: as :func:`reference_system`, but returned as the user named it.
+    """Argument type: as :func:`crs_text`, but returned as the user named it.
 
     LON_LAT would differ from the EPSG:4326 that other images state, and these be resampled.
     """
-    reference_system(text)
+    crs_text(text)
     return text.strip()
 
 

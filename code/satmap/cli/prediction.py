@@ -192,9 +192,9 @@ def _map(options: argparse.Namespace) -> int:
       satmap map town.tif roads.gpkg --export roads.osm --crs EPSG:2154 --weights weights
       satmap map tiles/ https://example.org/scene.tif buildings.geojson --zoom 19
     """
-    from satmap.cli.checks import check_map
+    from satmap.cli.checks import check_mapping
 
-    check_map(options)
+    check_mapping(options)
     if (status := _launched(options)) is not None:
         return status
     from satmap.prediction.map import MapRequest, map_sources

@@ -40,7 +40,7 @@ from satmap.data.own_labels import (
     find_label_files,
     pair_masks,
     read_area,
-    read_mask,
+    read_mask_label,
     read_own_shapes,
 )
 from satmap.data.registration import measure_offset
@@ -709,7 +709,7 @@ def _label(
     if scene.mask is not None:
         around = box.grown(margin, margin).overlap(Box(0, 0, scene.mask.width, scene.mask.height))
         assert around is not None
-        wide = read_mask(scene.mask, around)
+        wide = read_mask_label(scene.mask, around)
         mask = wide[box.within(around)]
         metres = scene.metres or (1.0, 1.0)
         found = np.array(task.trace_mask(wide, metres), np.object_)

@@ -168,7 +168,7 @@ def read_area(path: Path, georeferences: Sequence[Georeference]) -> list[NDArray
     return [_in_pixels(valid, georeference) for georeference in georeferences]
 
 
-def read_mask(source: Source, box: Box) -> NDArray[np.bool_]:
+def read_mask_label(source: Source, box: Box) -> NDArray[np.bool_]:
     """Read a rectangle of a mask, bool (height, width).
 
     Raises:

@@ -210,7 +210,7 @@ class Opener:
         try:
             self._file = remote_file(url)
         except (OSError, ValueError) as error:
-            raise SatmapError(f"{printable(url)}: {unreadable(error)}") from error
+            raise SatmapError(f"{printable(url)}: {cannot_read(error)}") from error
 
     def __call__(self, path: str, mode: str = "rb", **_: Any) -> io.IOBase:
         """Return a reader. Rasterio tests openers with other names, which are empty here."""
@@ -226,7 +226,7 @@ class Opener:
         return next((reader.fault for reader in self._readers if reader.fault), None)
 
 
-def unreadable(error: object) -> str:
+def cannot_read(error: object) -> str:
     """Return the end of a message about an address that cannot be read."""
     text = printable(str(error).strip().rstrip("."), 700)
     return f"cannot be read ({text}). Check the address, its permissions and the network."

@@ -20,7 +20,7 @@ from affine import Affine
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import CRSError, RasterioError
 
-from satmap.data.remote import Opener, unreadable
+from satmap.data.remote import Opener, cannot_read
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
 from satmap.io.gdal import require_possible_size
@@ -475,7 +475,7 @@ def _check_reference(path: Path, element: ET.Element) -> bool:
 
 def _reason(error: object, path: str) -> str:
     if _is_remote(path):
-        return unreadable(error)
+        return cannot_read(error)
     text = printable(str(error).strip().rstrip("."), 300)
     return f"not a readable raster ({text}). Check that the file is complete."
 

@@ -14,7 +14,7 @@ from satmap.errors import SatmapError
 from satmap.exports import OSM_SUFFIXES
 from satmap.exports.gis_files import (
     DECIMALS,
-    Layer,
+    GisLayer,
     rounded_degrees,
     write_features,
     write_layers,
@@ -30,7 +30,7 @@ from satmap.vectors.buildings import (
 )
 from satmap.vectors.georeference import common_system
 
-_LAYER = Layer(
+_LAYER = GisLayer(
     "buildings",
     "Polygon",
     {"image_id": object}

@@ -53,7 +53,7 @@ Features = tuple[Sequence[shapely.Geometry], Sequence[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
-class Layer:
+class GisLayer:
     """A layer of vectors.
 
     Attributes:
@@ -75,7 +75,7 @@ class Layer:
 
 
 def write_layers(
-    path: Path, layers: Sequence[Layer], images: Iterable[Sequence[Features]], crs: str
+    path: Path, layers: Sequence[GisLayer], images: Iterable[Sequence[Features]], crs: str
 ) -> None:
     """Write the features of images, atomically.
 
@@ -114,7 +114,7 @@ def write_layers(
 
 
 def _write_geopackage(
-    path: Path, layers: Sequence[Layer], images: Iterable[Sequence[Features]], crs: str
+    path: Path, layers: Sequence[GisLayer], images: Iterable[Sequence[Features]], crs: str
 ) -> None:
     for layer in layers:
         _write(path, layer, ((), ()), "GPKG", crs, append=False)
@@ -147,7 +147,7 @@ def _write_geopackage(
 
 
 def _write_flatgeobuf(
-    path: Path, layers: Sequence[Layer], images: Iterable[Sequence[Features]], crs: str
+    path: Path, layers: Sequence[GisLayer], images: Iterable[Sequence[Features]], crs: str
 ) -> None:
     features = _first_layer(images)
     _write(path, layers[0], features, "FlatGeobuf", crs, append=False)
@@ -162,7 +162,7 @@ def _write_flatgeobuf(
 
 
 def _write_shapefile(
-    path: Path, layers: Sequence[Layer], images: Iterable[Sequence[Features]], crs: str
+    path: Path, layers: Sequence[GisLayer], images: Iterable[Sequence[Features]], crs: str
 ) -> None:
     layer = layers[0]
     # The name is that of `path`, a temporary file, with other random characters. So what a killed
@@ -188,7 +188,7 @@ def _write_shapefile(
 
 
 def _write_parquet(
-    path: Path, layers: Sequence[Layer], images: Iterable[Sequence[Features]], crs: str
+    path: Path, layers: Sequence[GisLayer], images: Iterable[Sequence[Features]], crs: str
 ) -> None:
     """Write GeoParquet 1.1, https://geoparquet.org: geometries as WKB, CRS as PROJJSON."""
     import pyarrow
@@ -249,7 +249,7 @@ def _first_layer(images: Iterable[Sequence[Features]]) -> Features:
 
 def _write(
     path: Path,
-    layer: Layer,
+    layer: GisLayer,
     features: Features,
     driver: str,
     crs: str,

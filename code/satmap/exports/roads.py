@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
 from satmap.exports import OSM_SUFFIXES
-from satmap.exports.gis_files import Layer, rounded_degrees, write_features, write_layers
+from satmap.exports.gis_files import GisLayer, rounded_degrees, write_features, write_layers
 from satmap.exports.osm_files import OsmData, write_osm
 from satmap.exports.styles import ROADS_BY_SPEED
 from satmap.io.files import atomic_path
@@ -29,7 +29,7 @@ Points = NDArray[np.float64]
 # First node, image, and its nodes and lines in the file's reference system.
 _Placed = Iterator[tuple[int, ImageRoads, Points, list[Points]]]
 
-_ROADS = Layer(
+_ROADS = GisLayer(
     "roads",
     "LineString",
     {"image_id": object, "u": np.int64, "v": np.int64, "highway": object, "maxspeed": object}
@@ -38,7 +38,9 @@ _ROADS = Layer(
     | dict.fromkeys(("length_m", "travel_time_s", "width_m", "mean_probability"), np.float64),
     ROADS_BY_SPEED,
 )
-_JUNCTIONS = Layer("junctions", "Point", {"image_id": object, "node": np.int64, "degree": np.int64})
+_JUNCTIONS = GisLayer(
+    "junctions", "Point", {"image_id": object, "node": np.int64, "degree": np.int64}
+)
 
 # A bridge reaches this far beyond the road below it, whose width is the other number if unknown,
 # metres. Roads that meet within _SAME_PLACE_M of an end do not cross.

@@ -14,7 +14,7 @@ from satmap.report.panels import (
     WHITE,
     Colour,
     Picture,
-    write_text,
+    draw_text,
 )
 
 _WIDTH, _HEIGHT = 640, 360
@@ -62,4 +62,4 @@ def _panel(curves: Curves) -> Picture:
 
 def _write(picture: Picture, text: str, place: tuple[int, int], colour: Colour) -> None:
     """Write a small text; ``place`` is about the left end of its baseline."""
-    write_text(picture, text, (place[0], place[1] - 13), colour, 13)
+    draw_text(picture, text, (place[0], place[1] - 13), colour, 13)

@@ -219,7 +219,7 @@ class View:
                 place = used[top : top + h, left : left + w]
                 if not place.any():
                     place[...] = True
-                    write_text(panel, text, (left, top), colour, size, casing=True)
+                    draw_text(panel, text, (left, top), colour, size, casing=True)
                     break
 
     def scale_bar(self, metres_per_pixel: float | None, units: Units) -> Picture:
@@ -238,7 +238,7 @@ class View:
         right, top, bottom = round(length_px * self.scale), 10, 18
         ends = [(1, top), (1, bottom), (right, bottom), (right, top)]
         cv2.polylines(strip, [np.array(ends, np.int32)], False, INK, 2)
-        write_text(strip, text, (right + 6, 3), INK)
+        draw_text(strip, text, (right + 6, 3), INK)
         return strip
 
     def _stroke(
@@ -332,7 +332,7 @@ def text_size(text: str, size: int) -> tuple[int, int]:
     return ceil(_font(size).getlength(text)) + 4, round(size * 1.3)
 
 
-def write_text(
+def draw_text(
     picture: Picture,
     text: str,
     place: tuple[int, int],
@@ -393,7 +393,7 @@ def _line(text: str, width: int, size: int = TEXT_PX) -> Picture:
     while text_size(text, size)[0] > width:
         text = text[: longest - 3].rstrip() + "..."
         longest -= 1
-    write_text(line, text, (0, (_LINE_PX - text_size(text, size)[1]) // 2), INK, size)
+    draw_text(line, text, (0, (_LINE_PX - text_size(text, size)[1]) // 2), INK, size)
     return line
 
 
@@ -407,7 +407,7 @@ def _legend(keys: Sequence[Key], notes: Sequence[str], width: int) -> Picture:
             lines.append(np.full((_LINE_PX, width, 3), 255, np.uint8))
             x = 2
         _sign(lines[-1], x, key)
-        write_text(lines[-1], key.text, (x + 32, 3), INK)
+        draw_text(lines[-1], key.text, (x + 32, 3), INK)
         x += needed + 14
     lines += [_line(note, width) for note in notes]
     return np.vstack(lines) if lines else np.empty((0, width, 3), np.uint8)
