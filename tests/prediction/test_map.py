@@ -22,9 +22,10 @@ from full_disks import full_disk
 from http_servers import http_server
 from satmap import cli
 from satmap.errors import CannotWriteError, SatmapError
+from satmap.io.text import public_address
 from satmap.networks.ensemble import Strip
 from satmap.networks.unet import build_network
-from satmap.prediction.map import MapPlan, MapRequest, _public, block_side, map_sources
+from satmap.prediction.map import MapPlan, MapRequest, block_side, map_sources
 from satmap.prediction.outputs import PredictionReport
 from satmap.provenance.manifest import SUFFIX, MapManifest, read_manifest
 from satmap.recipes.schema import Inference, Recipe, parse_recipe
@@ -210,7 +211,7 @@ def test_secrets_of_addresses_are_not_recorded(weights: Path, tmp_path: Path) ->
     ],
 )
 def test_recorded_addresses(name: str, recorded: str) -> None:
-    assert _public(name) == recorded
+    assert public_address(name) == recorded
 
 
 def test_blocks_fit_the_windows_of_the_networks() -> None:

@@ -13,7 +13,7 @@ Command = Callable[[argparse.Namespace], int]
 
 
 class Parser(argparse.ArgumentParser):
-    """Parser with short forms for the two common kinds of arguments."""
+    """Argument parser with short methods for the usual options: with a value, and flags."""
 
     def value(self, name: str, kind: Callable[[str], Any], meaning: str, **others: Any) -> None:
         """Add an argument with a value, named as in the help: ``--cache DIR``."""

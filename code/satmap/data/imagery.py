@@ -1,6 +1,5 @@
 """Read images: header, band selection and the contrast stretch to 8 bits."""
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,9 +74,7 @@ class ImageInfo:
         if self.georeference is None:
             return None
         longer = max(self.width, self.height)
-        return (
-            math.sqrt(math.prod(self.georeference.metres_per_pixel)) * longer / (input_px or longer)
-        )
+        return self.georeference.gsd_m * longer / (input_px or longer)
 
 
 def read_info(path: Path, product: str) -> ImageInfo:

@@ -544,7 +544,7 @@ def _has_scale_of(grid: Georeference, layer: Layer) -> bool:
 
 def _size(layer: Layer) -> float:
     assert layer.georeference is not None
-    return math.sqrt(math.prod(layer.georeference.metres_per_pixel))
+    return layer.georeference.gsd_m
 
 
 def _north_up(reference: Georeference, gsd: float | None) -> Georeference:

@@ -946,7 +946,7 @@ def _sites(records: Sequence[Mapping[str, Any]], folds: int) -> tuple[dict[str, 
         # The chips of a place have the same scale.
         along_x, along_y = scales.setdefault(record["place"], metres_per_degree(float(latitude)))
         placed[record["id"]] = record["place"], longitude * along_x, latitude * along_y
-        metres.append(math.sqrt(math.prod(georeference.metres_per_pixel)) * record["width"])
+        metres.append(georeference.gsd_m * record["width"])
     sites: dict[str, str] = {}
     notes: list[str] = []
     if placed:

@@ -48,3 +48,16 @@ def require_plain_id(image_id: str) -> None:
     plain = image_id and image_id == image_id.strip() and image_id.isprintable()
     if not plain or _NOT_PLAIN.search(image_id):
         raise ValueError(f"image id {image_id!r} cannot be written to a CSV")
+
+
+def public_address(name: str) -> str:
+    """Return an address without what may be secret: user, query and fragment.
+
+    Presigned addresses of S3 and Azure hold their signature in the query. Other names stay as they
+    are.
+    """
+    scheme, separator, rest = name.partition("://")
+    if not separator:
+        return name
+    host, slash, path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"

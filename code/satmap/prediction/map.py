@@ -7,7 +7,6 @@ of buildings, per map. All rasters with a georeference form one map, every other
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from satmap.errors import SatmapError
 from satmap.exports import GIS_SUFFIXES, OSM_SUFFIXES
 from satmap.io.checksums import FileRecord, in_threads, record_file
 from satmap.io.progress import track
-from satmap.io.text import printable
+from satmap.io.text import printable, public_address
 from satmap.networks.ensemble import EnsembleMember
 from satmap.prediction.journal import Journal
 from satmap.prediction.outputs import PredictionReport, found_nothing
@@ -39,6 +38,8 @@ from satmap.tasks.base import PreparedImage, Task, task_of
 from satmap.tasks.dense import DenseTask
 from satmap.weights.members import WeightFile, trained_bands, trained_gsd
 
+# An address within a message.
+_ADDRESS = re.compile(r"\w+://\S+")
 # Side of a block in pixels, rounded to whole windows of the networks.
 _BLOCK_PX = 2048
 # Pixels around a block that the networks see, at most.
@@ -287,7 +288,7 @@ def _named(mosaics: Iterable[Mosaic]) -> dict[str, Mosaic]:
     """
     named: dict[str, Mosaic] = {}
     for mosaic in mosaics:
-        path = Path(_public(mosaic.layers[0].sources[0].name))
+        path = Path(public_address(mosaic.layers[0].sources[0].name))
         placed = mosaic.georeference is not None
         name = "map" if placed else _plain(path.stem)
         while name in named:
@@ -308,13 +309,12 @@ def _describe(mosaics: Mapping[str, Mosaic], gsd: float | None) -> list[str]:
     for map_id, mosaic in list(mosaics.items())[:20]:
         rasters = sum(len(layer.sources) for layer in mosaic.layers)
         size = f"{mosaic.width} x {mosaic.height} pixels"
-        if mosaic.metres_per_pixel is None:
+        if mosaic.georeference is None:
             print(f"{map_id}: {size}, no georeference", flush=True)
             continue
-        metres = math.sqrt(math.prod(mosaic.metres_per_pixel))
+        metres = mosaic.georeference.gsd_m
         print(f"{map_id}: {rasters} rasters, {size} of {metres:.3g} m", flush=True)
-        sizes = [math.sqrt(math.prod(layer.georeference.metres_per_pixel))
-                 for layer in mosaic.layers if layer.georeference]  # fmt: skip
+        sizes = [layer.georeference.gsd_m for layer in mosaic.layers if layer.georeference]
         if not mosaic.is_exact:
             print(
                 f"{map_id}: resampled from {min(sizes):.3g} m"
@@ -436,7 +436,7 @@ def _write_manifest(
         "recipe": record_recipe(plan.recipe, content=True),
         "weights": weights,
         "sources": dict(zip(map(str, local), in_threads(record_file, local), strict=True)),
-        "addresses": tuple(_public(source.name) for source in sources if source.is_remote),
+        "addresses": tuple(public_address(source.name) for source in sources if source.is_remote),
         "maps": {
             map_id: {
                 "crs": mosaic.georeference.crs if mosaic.georeference else None,
@@ -445,7 +445,7 @@ def _write_manifest(
                 "height": mosaic.height,
                 "stretches": [
                     [
-                        layer.name.replace(layer.sources[0].name, _public(layer.sources[0].name)),
+                        layer.name.replace(name := layer.sources[0].name, public_address(name)),
                         layer.stretch.low,
                         layer.stretch.high,
                     ]
@@ -456,22 +456,9 @@ def _write_manifest(
             for map_id, mosaic in plan.mosaics.items()
         },
         "skipped": {
-            _public(name): re.sub(r"\w+://\S+", lambda found: _public(found[0]), reason)
+            public_address(name): _ADDRESS.sub(lambda found: public_address(found[0]), reason)
             for name, reason in sorted(faults.items())
         },
-        "run": run_by.model_copy(update={"command": tuple(map(_public, run_by.command))}),
+        "run": run_by,
     }  # fmt: skip
     write_manifest(request.output, MapManifest, facts)
-
-
-def _public(name: str) -> str:
-    """Return an address without what may be secret: user, query and fragment.
-
-    Presigned addresses of S3 and Azure hold their signature in the query. Other names stay as they
-    are.
-    """
-    scheme, separator, rest = name.partition("://")
-    if not separator:
-        return name
-    host, slash, path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"

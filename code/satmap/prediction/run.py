@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,32 +29,14 @@ from satmap.runtime.ranks import Ranks, joined
 from satmap.submissions.output_checks import require_outputs
 
 Report = TypeVar("Report")
-_Report = TypeVar("_Report", covariant=True)
 
-
-class Finish(Protocol[_Report]):
-    """Writes the outputs of a prediction."""
-
-    def __call__(
-        self,
-        plan: Any,
-        request: Any,
-        journal: Journal,
-        faults: Mapping[int, str],
-        weights: tuple[FileRecord, ...],
-        run_by: Run,
-        /,
-    ) -> _Report:
-        """Write the outputs.
-
-        Args:
-            plan: what was predicted.
-            request: the user's request.
-            journal: the results of all images but those in ``faults``.
-            faults: tile index to the reason, for images that could not be predicted.
-            weights: records of the networks.
-            run_by: record of this run.
-        """
+#: Writes the outputs of a prediction, given its plan, the request, the journal with the results,
+#: tile index to the reason for images that could not be predicted, the records of the networks and
+#: of this run.
+Finish = Callable[
+    [Any, Any, Journal, Mapping[int, str], tuple[FileRecord, ...], Run],
+    Report,
+]
 
 
 def predict(
@@ -117,7 +99,7 @@ def predict(
     return run(request, make_plan, _finish)
 
 
-def run(request: Request, plan_of: Callable[[Any], Plan], finish: "Finish[Report]") -> Report:
+def run(request: Request, plan_of: Callable[[Any], Plan], finish: Finish[Report]) -> Report:
     """Predict, resume and distribute any plan.
 
     Args:
@@ -134,7 +116,7 @@ def run(request: Request, plan_of: Callable[[Any], Plan], finish: "Finish[Report
 
 
 def _predict(
-    ranks: Ranks, request: Request, plan_of: Callable[[Any], Plan], finish: "Finish[Report]"
+    ranks: Ranks, request: Request, plan_of: Callable[[Any], Plan], finish: Finish[Report]
 ) -> Report:
     """Predict the share of this process; the first process also plans and writes the outputs."""
     device = pick_device(request.device)

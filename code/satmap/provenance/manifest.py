@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from satmap.errors import SatmapError
 from satmap.io.checksums import ChipRecords, FileRecord, data_fingerprint, record_file
 from satmap.io.files import write_text
-from satmap.io.text import printable
+from satmap.io.text import printable, public_address
 from satmap.provenance.machine import Hardware, Software, this_hardware, this_software
 from satmap.recipes.schema import Recipe
 from satmap.settings import Settings
@@ -64,7 +64,8 @@ class Run(Settings):
     """Record of a run of one process, or of several that work together.
 
     Attributes:
-        command: satmap's arguments as given; empty if it was called from Python.
+        command: satmap's arguments, with addresses without secrets; empty if it was called from
+            Python.
         directory: working directory, the base of relative paths in the arguments.
         started: start time in UTC.
         software, hardware: of the first process.
@@ -76,6 +77,11 @@ class Run(Settings):
     processes: int
     software: Software
     hardware: Hardware
+
+    @field_validator("command")
+    @classmethod
+    def _without_secrets(cls, command: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(public_address, command))
 
 
 class TrainingRun(Run):

@@ -1,6 +1,5 @@
 """Find the images that pictures are drawn on, and read them at the size of a picture."""
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -79,7 +78,7 @@ class Imagery:
         if faults:
             raise SatmapError(f"{source.name}: {faults[source.name]}")
         place = layer.georeference
-        metres = None if place is None else math.sqrt(math.prod(place.metres_per_pixel))
+        metres = None if place is None else place.gsd_m
         return Ground(View(0, 0, source.width, source.height), image, metres)
 
     def under(self, grid: Georeference, view: View) -> Ground:
@@ -95,7 +94,7 @@ class Imagery:
         image = Mosaic(self._placed, shown, width, height, None).read(Box(0, 0, width, height), {})
         # White paper where there is no image.
         image[~image.any(axis=2)] = 255
-        return Ground(view, image, math.sqrt(math.prod(grid.metres_per_pixel)))
+        return Ground(view, image, grid.gsd_m)
 
     @cached_property
     def _placed(self) -> tuple[Layer, ...]:

@@ -17,7 +17,7 @@ class RowsByImage(Mapping[Id, Sequence[Row]], Generic[Id, Row]):
     def __init__(
         self, ids: Sequence[Id], keys: Mapping[Id, str], read: Callable[[str], Sequence[Row]]
     ) -> None:
-        """Create the mapping; ``read`` takes the key of an image. Without a key it has no rows."""
+        """Create the mapping. ``read`` returns the rows of a key; an image may lack a key."""
         self.counts = dict.fromkeys(ids, 0)
         self._keys = keys
         self._read = read

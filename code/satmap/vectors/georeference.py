@@ -41,6 +41,11 @@ class Georeference:
     transform: Affine
     metres_per_pixel: tuple[float, float]
 
+    @property
+    def gsd_m(self) -> float:
+        """Ground sampling distance: side of a square with the area of a pixel, metres."""
+        return math.sqrt(math.prod(self.metres_per_pixel))
+
     def to_pixels(self, xy: NDArray[np.float64], crs: str = LON_LAT) -> NDArray[np.float64]:
         """Convert coordinates (n, 2) of ``crs`` to pixel x and y, float64 (n, 2).
 

@@ -102,7 +102,7 @@ class Network:
         return np.argsort(self.origins, kind="stable"), first
 
     def leaving(self, nodes: Ints, degree: int) -> Ints:
-        """Return the half-edges that leave nodes of one degree, (...) -> (..., degree)."""
+        """Return the half-edges at nodes that all have ``degree`` roads, (...) -> (..., degree)."""
         halves, first = self._by_node
         return np.asarray(halves[first[nodes][..., None] + np.arange(degree)])
 
