@@ -138,14 +138,21 @@ def _valid_parts(whole: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArr
     rounded = _rounded_to_grid(parts)
     valid = shapely.is_valid(rounded)
     # A zero-width buffer would lose half of a self-crossing polygon; this keeps all of it.
-    repaired_parts = shapely.set_precision(
-        shapely.make_valid(rounded[~valid], method="structure", keep_collapsed=False), 0.01
-    )
+    repaired = shapely.make_valid(rounded[~valid], method="structure", keep_collapsed=False)
+    repaired_parts = np.array([_on_grid(shape) for shape in repaired], np.object_)
     pieces, origins = shapely.get_parts(repaired_parts, return_index=True)
     return (
         np.concatenate((rounded[valid], _rounded_to_grid(pieces))),
         np.concatenate((owners[valid], owners[~valid][origins])),
     )
+
+
+def _on_grid(shape: shapely.Geometry) -> shapely.Geometry:
+    try:
+        return shapely.set_precision(shape, 0.01)
+    except shapely.errors.GEOSException:
+        # GEOS fails on some invalid shapes of millions of pixels, which are left out.
+        return shapely.Polygon()
 
 
 def _rounded_to_grid(polygons: NDArray[np.object_]) -> NDArray[np.object_]:
