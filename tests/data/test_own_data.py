@@ -28,7 +28,7 @@ from satmap.data.hold_out import held_out_sites
 from satmap.data.inventory import Inventory
 from satmap.data.own_chips import find_own_chips
 from satmap.data.own_data import OwnData
-from satmap.data.own_labels import read_own_shapes, width_m
+from satmap.data.own_labels import level_of, read_own_shapes, width_m
 from satmap.data.sources import Source
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import LON_LAT, project
@@ -133,7 +133,9 @@ def test_vector_labels_on_a_large_image(tmp_path: Path) -> None:
     image[:, :, :100] = 0
     write_image(tmp_path / "my town 2023.tif", image)
     road = shapely.LineString([(50, 300), (1500, 300), (1500, 1200)])
-    labels = write_shapes(tmp_path / "osm.geojson", [road], highway="primary", width="9 m")
+    labels = write_shapes(
+        tmp_path / "osm.geojson", [road], highway="primary", width="9 m", bridge="yes"
+    )
     area = write_shapes(tmp_path / "area.geojson", [shapely.box(-50, -50, 1600, 800)])
     data = OwnData((str(tmp_path / "my town 2023.tif"),), labels, area)
     inventory = find(data, "roads", tmp_path / "cache")
@@ -143,6 +145,7 @@ def test_vector_labels_on_a_large_image(tmp_path: Path) -> None:
     first = label_of(inventory)
     assert first.speeds_mph == (45.0,)
     assert first.widths_m == (9.0,)
+    assert first.levels == (1,)
     assert first.ignored[:, :100].all()
     assert not first.ignored[:, 100:].any()
     # The line ends where the image begins, and continues beyond the chip.
@@ -391,6 +394,18 @@ def test_parts_of_buildings_in_several_files_become_one(tmp_path: Path) -> None:
 )
 def test_widths(text: str | None, metres: float | None) -> None:
     assert width_m(text) == pytest.approx(np.nan if metres is None else metres, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("properties", "level"),
+    [
+        ({"layer": "2", "bridge": "yes"}, 2), ({"layer": -1.0}, -1), ({"bridge": "viaduct"}, 1),
+        ({"bridge": "no", "tunnel": "culvert"}, -1), ({"tunnel": "building_passage"}, 0),
+        ({"layer": "ground", "bridge": None}, 0),
+    ],
+)  # fmt: skip
+def test_levels_of_bridges_and_tunnels(properties: dict[str, object], level: int) -> None:
+    assert level_of(properties) == level
 
 
 def test_one_large_image_without_position_is_held_out_in_blocks(tmp_path: Path) -> None:

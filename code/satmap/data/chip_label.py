@@ -32,6 +32,7 @@ class ChipLabel:
         metres_per_pixel: along x and y; None if unknown and not needed.
         speeds_mph: speed of each line; empty for polygons and masks.
         widths_m: width of each line, NaN if unknown; empty for polygons and masks.
+        levels: vertical order of each line, 0 on the ground; empty for polygons and masks.
     """
 
     shapes: NDArray[np.object_]
@@ -40,6 +41,7 @@ class ChipLabel:
     metres_per_pixel: tuple[float, float] | None
     speeds_mph: tuple[float, ...] = ()
     widths_m: tuple[float, ...] = ()
+    levels: tuple[int, ...] = ()
 
     def write(self, path: Path) -> None:
         """Write the label, atomically.
@@ -52,6 +54,7 @@ class ChipLabel:
             "metres_per_pixel": self.metres_per_pixel,
             "speeds_mph": self.speeds_mph,
             "widths_m": [None if np.isnan(width) else width for width in self.widths_m],
+            "levels": self.levels,
             "shape": self.ignored.shape,
         }
         rasters = {"ignored": np.packbits(self.ignored)}
@@ -85,6 +88,7 @@ class ChipLabel:
                 (metres[0], metres[1]) if metres else None,
                 tuple(facts["speeds_mph"]),
                 tuple(float("nan") if width is None else width for width in facts["widths_m"]),
+                tuple(facts["levels"]),
             )
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise SatmapError(

@@ -1,22 +1,21 @@
 """Find the chips of a user's images and labels, from which satmap trains as usual.
 
 The chips lie in a folder of the cache whose name is a hash of the inputs, so a second run finds
-them again.
+them again. Folders that were not used for a month are deleted when new chips are cut.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+import time
+from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from satmap.data.chip import Chip
-from satmap.data.chip_label import CHIP_LABEL_SUFFIX
-from satmap.data.folds import merge_groups
-from satmap.data.hold_out import held_out_sites
-from satmap.data.imagery import RGB, ImageInfo
 from satmap.data.inventory import Inventory
+from satmap.data.layouts.own_chips import INDEX, list_chips, read_chips
 from satmap.data.mosaic import state_of, states_of
 from satmap.data.own_cutting import cut_chips
 from satmap.data.own_data import OwnData
@@ -25,14 +24,14 @@ from satmap.data.own_scenes import plan_masks, plan_vectors
 from satmap.data.sources import Source, find_sources
 from satmap.errors import SatmapError
 from satmap.io.files import atomic_path
-from satmap.io.text import counted
-from satmap.vectors.georeference import georeference_from_json
 
 if TYPE_CHECKING:
     from satmap.tasks.base import Task
 
 # Increase this number when the chips of the same inputs change.
-_FORMAT = "2"
+_FORMAT = "3"
+# Chips that were not used for so long are deleted.
+_UNUSED_DAYS = 30
 
 
 def find_own_chips(data: OwnData, task: "Task", channels: int, cache: Path) -> Inventory:
@@ -65,8 +64,9 @@ def find_own_chips(data: OwnData, task: "Task", channels: int, cache: Path) -> I
                 "that holds only the masks."
             )
     directory = cache / f"own-{_digest(data, images, vectors or masks, task, channels)}"
-    index = directory / "chips.json"
+    index = directory / INDEX
     if not index.is_file():
+        _remove_unused(cache)
         plan = (
             plan_vectors(data, images, vectors, task, channels)
             if vectors
@@ -74,17 +74,26 @@ def find_own_chips(data: OwnData, task: "Task", channels: int, cache: Path) -> I
         )
         plan.faults.update(found.faults)
         content = cut_chips(plan, task, directory)
+        content |= {
+            "task": task.recipe.task.name, "noun": task.noun, "folds": task.recipe.folds,
+            "labels": str(data.labels),
+        }  # fmt: skip
         # The network may work again, so the next run tries again.
         if any("://" in name for name in plan.unread):
-            return _inventory(content, directory, data, task)
+            return list_chips(directory, content, task.recipe.folds)
         with atomic_path(index) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
-    try:
-        return _inventory(json.loads(index.read_bytes()), directory, data, task)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SatmapError(
-            f"{index}: damaged ({error}). Delete {directory} and run the command again."
-        ) from error
+    return read_chips(directory, task.recipe.task.name, task.recipe.folds)
+
+
+def _remove_unused(cache: Path) -> None:
+    """Delete folders of chips that no command has used for a long time, or that are unfinished."""
+    for directory in cache.glob("own-*"):
+        # A folder whose index is missing was interrupted; chips are added while it is cut.
+        newest = directory / INDEX if (directory / INDEX).is_file() else directory
+        with contextlib.suppress(OSError):
+            if time.time() - newest.stat().st_mtime > _UNUSED_DAYS * 86400:
+                shutil.rmtree(directory)
 
 
 def _digest(
@@ -101,52 +110,3 @@ def _digest(
     except OSError as error:
         raise SatmapError(f"{error.filename}: cannot be read ({error.strerror}).") from error
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
-
-
-def _inventory(
-    content: Mapping[str, Any], directory: Path, data: OwnData, task: "Task"
-) -> Inventory:
-    """Return the chips of the index, with the blocks in which they are held out together."""
-    records = content["chips"]
-    folds = task.recipe.folds
-    sites, held_out = held_out_sites(records, folds)
-    chips = []
-    for record in records:
-        georeference = georeference_from_json(record["georeference"])
-        info = ImageInfo(
-            directory / f"{record['id']}.tif", RGB, record["width"], record["height"],
-            record["bands"], "uint8", georeference, is_stretched=True,
-        )  # fmt: skip
-        label = directory / f"{record['id']}{CHIP_LABEL_SUFFIX}"
-        chips.append(
-            Chip(record["id"], record["id"], record["aoi"], {RGB: info}, label, sites[record["id"]])
-        )
-    names = {}
-    for name, width, height, bands, dtype in content["unlabelled"]:
-        info = ImageInfo(Path(name), RGB, width, height, bands, dtype, None)
-        chips.append(Chip(name, name, Path(name).parent.name, {RGB: info}, None))
-        names[name] = [f"{Path(name).stem} with the suffix of a raster"]
-    groups = [sorted({sites[name] for name in group}) for group in content["duplicates"]]
-    duplicates = merge_groups(groups)
-    notes = [*content["notes"], f"chips: {directory}", *held_out]
-    if duplicates:
-        found = counted(len(duplicates), "group")
-        notes.append(f"{found} of near-duplicates, each in one fold")
-    total = sum(record["objects"] for record in records)
-    empty = sum(not record["objects"] for record in records)
-    notes.append(
-        f"{counted(len(records), 'chip')}, {empty} of them without {task.noun}; the others show "
-        f"{total} {task.noun}, counted once per chip"
-    )
-    return Inventory(
-        chips=tuple(chips),
-        faults=dict(content["faults"]),
-        warnings=(),
-        labels_without_image=tuple(map(Path, content["labels_without_image"])),
-        long_ids={chip.image_id: chip.image_id for chip in chips},
-        ignored=(),
-        directories=(data.labels,),
-        label_names=names,
-        notes=tuple(notes),
-        duplicates=tuple(map(tuple, duplicates)),
-    )

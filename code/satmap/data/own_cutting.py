@@ -200,6 +200,7 @@ def _label(
             else (
                 tuple(labels.speeds_mph[index[owners]].tolist()),
                 tuple(labels.widths_m[index[owners]].tolist()),
+                tuple(labels.levels[index[owners]].tolist()),
             )
         ),
     )

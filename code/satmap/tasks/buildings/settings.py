@@ -188,10 +188,13 @@ class BuildingTaskSettings(TaskSettings):
     def find_images(
         self, directories: Sequence[Path], bands: int = 1, view_angle: "ViewAngle | None" = None
     ) -> "Inventory":
-        """Find the images and labels of SpaceNet 1, 2, 4 or the Mapping Challenge."""
+        """Find the images and labels of SpaceNet 1, 2, 4, the Mapping Challenge, or own chips."""
         from satmap.data.layouts.building_challenges import find_building_images
+        from satmap.data.layouts.own_chips import find_cut_chips
 
-        return find_building_images(directories, bands, view_angle)
+        return find_cut_chips(directories, self.name) or find_building_images(
+            directories, bands, view_angle
+        )
 
     @property
     def categories(self) -> tuple[str, ...]:

@@ -158,7 +158,8 @@ class RoadTaskSettings(TaskSettings):
     def find_images(
         self, directories: Sequence[Path], bands: int = 1, view_angle: "ViewAngle | None" = None
     ) -> "Inventory":
-        """Find the images and labels of SpaceNet 3 and 5."""
+        """Find the images and labels of SpaceNet 3 and 5, or own chips."""
+        from satmap.data.layouts.own_chips import find_cut_chips
         from satmap.data.layouts.spacenet_roads import scan_roads
 
-        return scan_roads(directories)
+        return find_cut_chips(directories, self.name) or scan_roads(directories)
