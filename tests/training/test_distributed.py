@@ -547,7 +547,7 @@ def test_areas_have_equal_numbers_of_crops(city: Path, tmp_path: Path) -> None:
     chips = prepare_chips(found, 8, cache, recipe.stretch, task).chips
     small, large = "AOI_1_Small", "AOI_2_Large"
     chips = tuple(replace(c, aoi=small if i == 2 else large) for i, c in enumerate(chips))
-    crops = CropDataset(chips, 64, 8, 2, None, 0, task, equal_areas=True)
+    crops = CropDataset(chips, 64, 8, 2, None, 0, task, sampling="equal_areas")
     seen: Counter[int] = Counter()
     for epoch in range(5):
         crops.epoch = epoch
