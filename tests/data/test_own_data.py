@@ -24,8 +24,10 @@ from satmap.data import mosaic as mosaics
 from satmap.data.cache import prepare_chip
 from satmap.data.chip_label import ChipLabel
 from satmap.data.folds import assign_folds
+from satmap.data.hold_out import held_out_sites
 from satmap.data.inventory import Inventory
-from satmap.data.own_data import OwnData, _sites, find_own_chips
+from satmap.data.own_chips import find_own_chips
+from satmap.data.own_data import OwnData
 from satmap.data.own_labels import read_own_shapes, width_m
 from satmap.data.sources import Source
 from satmap.errors import SatmapError
@@ -419,7 +421,7 @@ def test_blocks_are_straight_across_half_degrees(tmp_path: Path) -> None:
         for row in range(-32, 32)
         for column in range(8)
     ]  # fmt: skip
-    sites, notes = _sites(records, 4)
+    sites, notes = held_out_sites(records, 4)
     assert notes == ["validation holds out blocks of 1024 m: 32 blocks"]
     assert len(set(sites.values())) == 32
 

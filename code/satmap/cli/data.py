@@ -48,7 +48,7 @@ def _inventory(options: argparse.Namespace) -> int:
         print(default_recipe(options.task).task.find_images(directories).summary())
         return 0
     from satmap.data.cache import default_cache
-    from satmap.data.own_data import find_own_chips
+    from satmap.data.own_chips import find_own_chips
     from satmap.tasks.base import task_of
 
     task = task_of(load_recipe(options.recipe or f"small-{options.task}"))

@@ -148,10 +148,15 @@ def duplicate_groups(path: Path, chips: Sequence["Chip"]) -> list[list[str]]:
             f"found here is {chips[0].image.path}. Write the report for the directories "
             f"that you train with: `satmap audit DIR... --json > {path.name}`."
         )
-    # Merge groups that share a site: two images of one site may be in two groups.
+    # Two images of one site may be in two groups.
+    return merge_groups(known)
+
+
+def merge_groups(groups: Iterable[Iterable[str]]) -> list[list[str]]:
+    """Merge groups that share a member; return those with two or more members, sorted."""
     group_of: dict[str, set[str]] = {}
-    for group in known:
-        joined = set(group).union(*(group_of.get(site, ()) for site in group))
+    for group in groups:
+        joined = set(group).union(*(group_of.get(member, ()) for member in group))
         group_of.update(dict.fromkeys(joined, joined))
     several = {id(group): group for group in group_of.values() if len(group) > 1}
     return [sorted(group) for group in several.values()]

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio.features
 import shapely
+from affine import Affine
 from numpy.typing import NDArray
 from rasterio.windows import Window
 from scipy import sparse
@@ -38,6 +40,9 @@ _METRES = {"m": 1.0, "ft": 0.3048, "'": 0.3048}
 _WIDEST_M = 100.0
 
 
+Shapes = NDArray[np.object_]
+
+
 @dataclass(frozen=True)
 class OwnShapes:
     """Labels from vector files.
@@ -53,7 +58,7 @@ class OwnShapes:
     """
 
     files: tuple[Path, ...]
-    shapes: NDArray[np.object_]
+    shapes: Shapes
     speeds_mph: NDArray[np.float64]
     widths_m: NDArray[np.float64]
     faults: Mapping[str, str]
@@ -62,7 +67,7 @@ class OwnShapes:
 
     def near(
         self, georeference: Georeference, width: int, height: int
-    ) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
+    ) -> tuple[Shapes, NDArray[np.int64]]:
         """Return the shapes near an image, in its pixels, and their indices."""
         border = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float64)
         corners = project(georeference.to_map(border), georeference.crs, LON_LAT)
@@ -153,7 +158,7 @@ def width_m(text: Any) -> float:
     return width if 1 <= width <= _WIDEST_M else math.nan
 
 
-def read_area(path: Path, georeferences: Sequence[Georeference]) -> list[NDArray[np.object_]]:
+def read_area(path: Path, georeferences: Sequence[Georeference]) -> list[Shapes]:
     """Read the polygons within which labels are complete, in the pixels of each image.
 
     Raises:
@@ -234,28 +239,36 @@ def pair_masks(
     return pairs, [path for stem, path in by_stem.items() if stem not in owner]
 
 
-def _projected(shapes: NDArray[np.object_], crs: str) -> NDArray[np.object_]:
+def rasterize_polygons(shapes: Shapes, box: Box, reduce: int = 1) -> NDArray[np.bool_]:
+    """Rasterize polygons in pixels of a mosaic on every ``reduce``-th pixel of a rectangle."""
+    drawn = np.zeros((-(-box.height // reduce), -(-box.width // reduce)), np.uint8)
+    near = shapes[shapely.intersects(shapes, shapely.box(*box.bounds))] if len(shapes) else shapes
+    if len(near):
+        moved = Affine.translation(box.left, box.top) @ Affine.scale(reduce)
+        rasterio.features.rasterize([(shape, 1) for shape in near], out=drawn, transform=moved)
+    return drawn > 0
+
+
+def _projected(shapes: Shapes, crs: str) -> Shapes:
     """Project shapes to longitude and latitude."""
     if not len(shapes):
         return shapes
     placed = project(shapely.get_coordinates(shapes), crs, LON_LAT)
     if (np.abs(placed) > (180.0, 90.0)).any():
         raise ValueError("has coordinates outside the Earth; check its reference system")
-    moved: NDArray[np.object_] = shapely.set_coordinates(shapes.copy(), placed)
+    moved: Shapes = shapely.set_coordinates(shapes.copy(), placed)
     return moved
 
 
-def _in_pixels(shapes: NDArray[np.object_], georeference: Georeference) -> NDArray[np.object_]:
+def _in_pixels(shapes: Shapes, georeference: Georeference) -> Shapes:
     if not len(shapes):
         return shapes
     pixels = georeference.to_pixels(shapely.get_coordinates(shapes))
-    placed: NDArray[np.object_] = shapely.set_coordinates(shapes.copy(), pixels)
+    placed: Shapes = shapely.set_coordinates(shapes.copy(), pixels)
     return placed
 
 
-def _once(
-    shapes: NDArray[np.object_], files: NDArray[np.int64], kind: Kind
-) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
+def _once(shapes: Shapes, files: NDArray[np.int64], kind: Kind) -> tuple[Shapes, NDArray[np.int64]]:
     """Return every object once, and the index of a feature of each.
 
     Labels that were cut at map tiles hold the parts of an object in neighbouring tiles, and the

@@ -29,6 +29,11 @@ def listing(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + more
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun, in the plural if needed, as in ``2 chips``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def natural_key(text: str) -> tuple[list[str], str]:
     """Return a sort key that puts ``chip2`` before ``chip10``."""
     # Splitting by a group alternates text and digits. Numbers are compared by their length first

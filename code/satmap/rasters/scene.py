@@ -42,6 +42,11 @@ class Box:
         """The row after the last."""
         return self.top + self.height
 
+    @property
+    def bounds(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom, as Shapely takes them."""
+        return self.left, self.top, self.right, self.bottom
+
     def grown(self, x: int, y: int) -> "Box":
         """Return the box with a margin of ``x`` columns and ``y`` rows on each side."""
         return Box(self.left - x, self.top - y, self.width + 2 * x, self.height + 2 * y)

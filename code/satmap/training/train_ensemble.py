@@ -12,7 +12,8 @@ import torch
 from satmap.data.cache import Preparation, prepare_chips
 from satmap.data.crops import CachedChip
 from satmap.data.folds import assign_folds, duplicate_groups
-from satmap.data.own_data import OwnData, find_own_chips
+from satmap.data.own_chips import find_own_chips
+from satmap.data.own_data import OwnData
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 from satmap.io.checksums import record_file
