@@ -3,13 +3,13 @@
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
-from satmap.io.text import listing
+from satmap.io.text import counted, listing
 
 if TYPE_CHECKING:
     from satmap.data.chip import Chip
@@ -74,7 +74,7 @@ def assign_folds(
 
 
 def split_chips(
-    chips: Sequence["CachedChip"],
+    chips: "Sequence[Chip] | Sequence[CachedChip]",
     by: str | None,
     folds: int,
     seed: int,
@@ -126,6 +126,24 @@ def split_chips(
         groups = merge_groups([*units.values(), *groups])
     assigned = assign_folds(strata.items(), folds, seed, groups)
     return {chip.image_id: assigned[chip.site] for chip in chips if chip.site in assigned}
+
+
+def describe_folds(chips: Sequence["Chip"], folds: Mapping[str, int]) -> str:
+    """Return one line per fold with its numbers of chips and scenes, and its areas."""
+    members: dict[int, list[Chip]] = defaultdict(list)
+    for chip in chips:
+        if chip.image_id in folds:
+            members[folds[chip.image_id]].append(chip)
+    lines = []
+    for fold, held_out in sorted(members.items()):
+        scenes = {(chip.aoi, chip.scene) for chip in held_out if chip.scene}
+        areas = Counter(chip.aoi for chip in held_out)
+        shares = ", ".join(f"{aoi} {count}" for aoi, count in sorted(areas.items()))
+        of_scenes = f" of {counted(len(scenes), 'scene')}" if scenes else ""
+        lines.append(f"fold {fold}: {counted(len(held_out), 'chip')}{of_scenes} ({shares})")
+    if left_out := len(chips) - sum(map(len, members.values())):
+        lines.append(f"in no fold: {counted(left_out, 'chip')} of scenes with too few tiles")
+    return "\n".join(lines)
 
 
 def duplicate_groups(path: Path, chips: Sequence["Chip"]) -> list[list[str]]:

@@ -501,9 +501,7 @@ def make_mosaics(
     return mosaics + alone
 
 
-def arrange(
-    layers: Sequence[Layer], grid: Georeference, priority: Priority = "finest"
-) -> Mosaic:
+def arrange(layers: Sequence[Layer], grid: Georeference, priority: Priority = "finest") -> Mosaic:
     """Arrange layers with a georeference on a grid, which is moved to their upper left corner.
 
     It moves by whole pixels.

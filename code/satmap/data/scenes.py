@@ -1,13 +1,12 @@
 """Cut scenes with labels into square tiles for training, as a recipe's ``tiles`` say.
 
-A scene may be of any size: it is read window by window, as ``map`` reads it. The tiles of a scene lie
-in a folder of the cache whose name is a hash of its inputs, so a second run finds them again. A scene
-that cannot be used does not stop the others.
+A scene may be of any size: it is read window by window, as ``map`` reads it. The tiles of a scene
+lie in a folder of the cache whose name is a hash of its inputs, so a second run finds them again. A
+scene that cannot be used does not stop the others.
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -202,12 +201,12 @@ def _cut(
         np.arange(len(shapes)),
         trains_empty=settings.nodata == "black",
     )
-    prefix = f"{chip.image_id}_{settings.zoom}" if settings.zoom else chip.image_id
+    prefix = f"{chip.image_id}-{settings.zoom}" if settings.zoom else chip.image_id
 
     def attempt(tile: tuple[tuple[int, int], Box]) -> dict[str, Any] | str:
         (column, row), box = tile
         try:
-            return cut_chip(scene, box, f"{prefix}_{column}_{row}", None, task, directory)
+            return cut_chip(scene, box, f"{prefix}-{column}-{row}", None, task, directory)
         except CannotWriteError:
             raise
         except Exception as error:
@@ -219,7 +218,7 @@ def _cut(
             grid.tiles, pool.map(attempt, grid.tiles.items()), strict=True
         ):
             if isinstance(result, str):
-                faults[f"{prefix}_{column}_{row}"] = result
+                faults[f"{prefix}-{column}-{row}"] = result
                 continue
             seen += result.pop("pixels")[:2]
             faults |= result.pop("faults")

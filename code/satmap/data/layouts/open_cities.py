@@ -1,10 +1,10 @@
 """Layout of the Open Cities AI challenge: drone scenes with labels, and test chips.
 
-``train_tier_1/{area}/{id}/{id}.tif`` has its labels in ``{id}-labels/{id}.geojson``. The later release
-has ``..._source_{area}_{id}/image.tif`` and ``..._labels_{area}_{id}/labels.geojson``. Test chips are
-``{id}/{id}.tif``, or lie in one folder; their ids have six hexadecimal digits. STAC catalogs, where
-there are any, say which files belong to which scene. They are read as plain JSON. Everything else is
-found by its name.
+The labels of ``train_tier_1/{area}/{id}/{id}.tif`` are ``{id}-labels/{id}.geojson`` beside its
+folder. The later release has ``..._source_{area}_{id}/image.tif`` and
+``..._labels_{area}_{id}/labels.geojson``. Test chips are ``{id}/{id}.tif``, or lie in one folder;
+their ids have six hexadecimal digits. STAC catalogs, where there are any, say which files belong to
+which scene. They are read as plain JSON. Everything else is found by its name.
 """
 
 import json
@@ -72,8 +72,8 @@ def is_open_cities(path: Path) -> bool:
 def scan_open_cities(directories: Sequence[Path], files: Sequence[Path]) -> Inventory:
     """Find scenes and test chips among the files in the directories and read their headers.
 
-    A scene is one chip of any size; :func:`satmap.data.scenes.cut_scenes` cuts it. Items of a catalog
-    that are missing are faults, or warnings if their files are found without them.
+    A scene is one chip of any size; :func:`satmap.data.scenes.cut_scenes` cuts it. Items of a
+    catalog that are missing are faults, or warnings if their files are found without them.
 
     Raises:
         SatmapError: two images have the same id, or two label files belong to the same scene.
@@ -159,7 +159,7 @@ def _label_names(chip: Chip) -> list[str]:
 
 def _absolute(path: Path) -> Path:
     """Return the absolute path without ``..``; links stay, so that references fit to files."""
-    return Path(os.path.abspath(path))
+    return Path(os.path.normpath(path.absolute()))
 
 
 # Names
