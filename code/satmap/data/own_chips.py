@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from satmap.tasks.base import Task
 
 # Increase this number when the chips of the same inputs change.
-_FORMAT = "2"
+_FORMAT = "3"
 
 
 def find_own_chips(data: OwnData, task: "Task", channels: int, cache: Path) -> Inventory:

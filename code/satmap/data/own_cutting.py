@@ -239,7 +239,7 @@ def _write_image(path: Path, pixels: NDArray[np.uint8], georeference: Georeferen
 
 def _ignored_note(pixels: NDArray[np.float64], left_out: int) -> str:
     total, *parts = pixels.tolist()
-    names = ("no data", "white voids", "outside --area")
+    names = ("no data", "voids", "outside --area")
     shares = [
         f"{name} {100 * part / total:.1f} %"
         for name, part in zip(names, parts, strict=True)

@@ -50,7 +50,7 @@ class OwnScene:
         shapes, index: vector labels near it, and the index of each among all labels.
         mask: raster with the labels; None for vector labels.
         area: polygons in which labels are complete; None for everywhere.
-        voids: white parts without image.
+        voids: white or black parts without image.
         trains_empty: whether pixels without data are trained as empty ground, not ignored.
     """
 

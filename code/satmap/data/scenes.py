@@ -29,6 +29,7 @@ from satmap.data.own_cutting import cut_chip
 from satmap.data.own_labels import Shapes
 from satmap.data.own_scenes import OwnScene
 from satmap.data.sources import HALF_WORLD_M, WEB_MERCATOR, read_source
+from satmap.data.voids import find_voids
 from satmap.errors import CannotWriteError, SatmapError, error_text
 from satmap.io.files import atomic_path
 from satmap.io.progress import track
@@ -189,9 +190,11 @@ def _cut(
 ) -> Mapping[str, Any]:
     """Write the tiles of a scene and return their index: ``tiles``, ``faults`` and ``notes``."""
     faults: dict[str, str] = {}
-    layer = _read_layer(chip, task, channels, faults)
+    unread: dict[str, str] = {}
+    layer = _read_layer(chip, task, channels, unread)
     grid = make_grid(layer, settings)
     shapes = _read_shapes(chip, task, grid.mosaic)
+    black = settings.nodata == "black"
     scene = OwnScene(
         chip.image_id,
         chip.image_id,
@@ -199,7 +202,8 @@ def _cut(
         grid.mosaic.metres_per_pixel,
         shapes,
         np.arange(len(shapes)),
-        trains_empty=settings.nodata == "black",
+        voids=np.empty(0, np.object_) if black else find_voids(grid.mosaic, shapes, None, unread),
+        trains_empty=black,
     )
     prefix = f"{chip.image_id}-{settings.zoom}" if settings.zoom else chip.image_id
 
@@ -212,7 +216,7 @@ def _cut(
         except Exception as error:
             return error_text(error, chip.image.path)
 
-    records, seen = [], np.zeros(2)
+    records, seen = [], np.zeros(4)
     with ThreadPoolExecutor(available_cores()) as pool:
         for (column, row), result in zip(
             grid.tiles, pool.map(attempt, grid.tiles.items()), strict=True
@@ -220,26 +224,32 @@ def _cut(
             if isinstance(result, str):
                 faults[f"{prefix}-{column}-{row}"] = result
                 continue
-            seen += result.pop("pixels")[:2]
-            faults |= result.pop("faults")
+            seen += result.pop("pixels")
+            unread |= result.pop("faults")
             if result["kept"]:
                 records.append(result | {"aoi": f"{chip.aoi} {chip.image_id}"})
+    if unread:
+        faults[chip.image_id] = "; ".join(f"{name}: {why}" for name, why in unread.items())
     if not records:
         reason = next(iter(faults.values()), "no pixel holds data.")
         raise SatmapError(f"{chip.image.path}: no tile shows ground: {reason}")
     objects = sum(record["objects"] for record in records)
+    empty = seen[1:].sum() / seen[0]
     note = (
-        f"{chip.aoi} {chip.image_id}: {counted(len(records), 'tile')}, "
-        f"{100 * seen[1] / seen[0]:.0f} % of their pixels without data, {objects} {task.noun}, "
-        "counted once per tile"
+        f"{chip.aoi} {chip.image_id}: {counted(len(records), 'tile')}, {100 * empty:.0f} % of "
+        f"their pixels without data, {objects} {task.noun}, counted once per tile"
     )
     if left_out := len(grid.tiles) - len(records):
         note += f"; {counted(left_out, 'tile')} left out with little or no data"
-    return {"tiles": records, "faults": faults, "notes": [note, *offset_notes(records, directory)]}
+    return {
+        "tiles": records,
+        "faults": faults,
+        "notes": [note, *offset_notes(records, directory, advice=False)],
+    }
 
 
-def _read_layer(chip: Chip, task: "Task", channels: int, faults: dict[str, str]) -> Layer:
-    """Read the header of a scene and compute its stretch."""
+def _read_layer(chip: Chip, task: "Task", channels: int, unread: dict[str, str]) -> Layer:
+    """Read the header of a scene and compute its stretch; ``unread`` as in :meth:`Layer.read`."""
     path = str(chip.image.path)
     layers, unusable = find_layers([read_source(path)], channels)
     if not layers:
@@ -248,7 +258,7 @@ def _read_layer(chip: Chip, task: "Task", channels: int, faults: dict[str, str])
     if layer.georeference is None:
         raise SatmapError(f"{path}: no georeference, so its labels cannot be placed.")
     stretch = task.recipe.stretch
-    return replace(layer, stretch=layer.sample_stretch(stretch.low, stretch.high, faults))
+    return replace(layer, stretch=layer.sample_stretch(stretch.low, stretch.high, unread))
 
 
 def _read_shapes(chip: Chip, task: "Task", mosaic: Mosaic) -> Shapes:
