@@ -547,7 +547,7 @@ def test_areas_have_equal_numbers_of_crops(city: Path, tmp_path: Path) -> None:
     chips = prepare_chips(found, 8, cache, recipe.stretch, task).chips
     small, large = "AOI_1_Small", "AOI_2_Large"
     chips = tuple(replace(c, aoi=small if i == 2 else large) for i, c in enumerate(chips))
-    crops = CropDataset(chips, 64, 8, 2, None, 0, task, equal_areas=True)
+    crops = CropDataset(chips, 64, 8, 2, None, 0, task, sampling="equal_areas")
     seen: Counter[int] = Counter()
     for epoch in range(5):
         crops.epoch = epoch
@@ -558,6 +558,28 @@ def test_areas_have_equal_numbers_of_crops(city: Path, tmp_path: Path) -> None:
     assert seen == {0: 6, 1: 6, 2: 30, 3: 6, 4: 6, 5: 6}
     items = next(iter(DataLoader(crops, len(crops))))
     assert Counter(items[1].tolist())[2] == 6
+
+
+def test_scenes_are_drawn_equally_often(city: Path) -> None:
+    recipe = parse_recipe(recipe_text(2), "test")
+    found, task = scan_roads([city / "train"]).chips, task_of(recipe)
+    cache = city.parent / "ranks-cache"
+    chips = prepare_chips(found, 8, cache, recipe.stretch, task).chips
+    # Two areas have scenes of one name: three classes with one, two and three chips.
+    places = [("A", "1"), ("B", "1"), ("B", "1"), ("B", "2"), ("B", "2"), ("B", "2")]
+    chips = tuple(
+        replace(chip, aoi=aoi, scene=scene)
+        for chip, (aoi, scene) in zip(chips, places, strict=True)
+    )
+    crops = CropDataset(chips, 64, 8, 500, None, 0, task, sampling="equal_scenes")
+    assert len(crops) == 3000
+    drawn = [crops.chip_of(index) for index in range(len(crops))]
+    assert drawn == [crops.chip_of(index) for index in range(len(crops))]
+    counts = Counter(drawn)
+    for number, share in enumerate((1 / 3, 1 / 6, 1 / 6, 1 / 9, 1 / 9, 1 / 9)):
+        assert counts[number] / 3000 == pytest.approx(share, abs=0.03)
+    crops.epoch = 1
+    assert drawn != [crops.chip_of(index) for index in range(len(crops))]
 
 
 def test_unshared_stages_are_distributed_evenly() -> None:

@@ -21,10 +21,14 @@ def add_inventory(commands: Commands) -> None:
         help="task that the images are for (default: roads)",
     )
     inventory.add_argument(
-        "--recipe", help="with --labels: recipe that will be trained (default: small-TASK)"
+        "--recipe",
+        help="recipe that will be trained, for its tiles and folds (default with --labels: "
+        "small-TASK)",
     )
     inventory.value(
-        "--cache DIR", Path, "with --labels: directory of prepared chips (default: as in train)"
+        "--cache DIR",
+        Path,
+        "with --labels or a recipe with tiles: directory of prepared chips (default: as in train)",
     )
 
 
@@ -33,27 +37,43 @@ def _inventory(options: argparse.Namespace) -> int:
 
     With --labels, it cuts your own images and labels into chips in the cache, where a training
     finds them, and reports how they fit together: objects, ignored pixels, the offset between
-    labels and images, and how validation data are held out.
+    labels and images, and how validation data are held out. With a --recipe that has tiles, it
+    does the same with the scenes of a challenge.
 
     Examples:
       satmap inventory SpaceNet5/
       satmap inventory town.tif --labels osm.gpkg --task roads
       satmap inventory images/ --labels masks/ --task buildings
+      satmap inventory train_tier_1/ --recipe my-tiles.yaml
     """
     from satmap.recipes.schema import default_recipe, load_recipe
 
     own = own_data(options)
-    if own is None:
-        directories = [Path(source) for source in options.sources]
-        print(default_recipe(options.task).task.find_images(directories).summary())
+    recipe = load_recipe(options.recipe) if options.recipe else None
+    directories = [Path(source) for source in options.sources]
+    if own is None and (recipe is None or recipe.tiles is None):
+        found = (recipe or default_recipe(options.task)).task.find_images(directories)
+        print(found.summary())
         return 0
     from satmap.data.cache import default_cache
+    from satmap.data.folds import describe_folds, split_chips
     from satmap.data.own_chips import find_own_chips
+    from satmap.data.scenes import cut_scenes
     from satmap.tasks.base import task_of
 
-    task = task_of(load_recipe(options.recipe or f"small-{options.task}"))
-    bands = max(member.bands for member in task.recipe.members)
-    print(find_own_chips(own, task, bands, options.cache or default_cache()).summary())
+    task = task_of(recipe or load_recipe(f"small-{options.task}"))
+    recipe, cache = task.recipe, options.cache or default_cache()
+    bands = max(member.bands for member in recipe.members)
+    inventory = (
+        cut_scenes(task.find_images(directories), task, bands, cache)
+        if own is None
+        else find_own_chips(own, task, bands, cache)
+    )
+    print(inventory.summary())
+    if recipe.folds_by:
+        chips = [chip for chip in inventory.chips if chip.label is not None]
+        folds = split_chips(chips, recipe.folds_by, recipe.folds, recipe.seed, inventory.duplicates)
+        print(describe_folds(chips, folds))
     return 0
 
 

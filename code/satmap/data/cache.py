@@ -93,6 +93,7 @@ def prepare_chip(chip: Chip, directory: Path, stretch: StretchSettings, task: "T
         repaired=header["repaired"],
         size=(chip.image.height, chip.image.width),
         site=chip.site,
+        scene=chip.scene,
         category=category,
         gsd_m=chip.image.gsd_m(task.input_px),
     )

@@ -24,6 +24,7 @@ class Chip:
         place: identifier shared by all views of one place; "" if there is only one view.
         view_angle: off-nadir angle; None if unknown.
         number: integer id in COCO annotations and COCO results; None for other data sets.
+        scene: the scene that the image was cut from, or that it is; "" if that is not known.
     """
 
     image_id: str
@@ -34,6 +35,7 @@ class Chip:
     place: str = ""
     view_angle: ViewAngle | None = None
     number: int | None = None
+    scene: str = ""
 
     @property
     def image(self) -> ImageInfo:

@@ -105,6 +105,7 @@ class CachedChip:
         category: view-angle category, for networks with one head per category; None for others.
         soft: a teacher's soft target; None for chips without one.
         gsd_m: pixel size in the networks' input, metres; None without georeference.
+        scene: the scene that it was cut from; "" if that is not known.
     """
 
     image_id: str
@@ -121,6 +122,7 @@ class CachedChip:
     category: str | None = None
     soft: SoftTarget | None = None
     gsd_m: float | None = None
+    scene: str = ""
 
     @property
     def is_empty(self) -> bool:

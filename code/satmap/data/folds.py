@@ -3,15 +3,17 @@
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
+from satmap.io.text import counted, listing
 
 if TYPE_CHECKING:
     from satmap.data.chip import Chip
+    from satmap.data.crops import CachedChip
 
 
 def assign_folds(
@@ -33,7 +35,8 @@ def assign_folds(
         seed: seed of the split.
         groups: image ids that must share a fold, such as near-duplicates (satmap.data.audit);
             otherwise validation would measure memorised images. The largest groups are assigned
-            first, each to the fold with the fewest chips of the group's most common area.
+            first, each to the fold with the fewest chips of the group's most common area, and of
+            these to the fold with the fewest chips.
 
     Returns:
         Fold by image id, 0..folds-1.
@@ -52,12 +55,14 @@ def assign_folds(
         return {image_id: position % folds for position, image_id in enumerate(dealt)}
     fold: dict[str, int] = {}
     sizes: Counter[tuple[str, int]] = Counter()
+    totals: Counter[int] = Counter()
 
     def assign(ids: Sequence[str], aoi: str) -> None:
-        least = min(range(folds), key=lambda number: sizes[aoi, number])
+        least = min(range(folds), key=lambda number: (sizes[aoi, number], totals[number]))
         for image_id in ids:
             fold[image_id] = least
             sizes[area[image_id], least] += 1
+        totals[least] += len(ids)
 
     for group in sorted((g for g in known if g), key=lambda g: (-len(g), order(min(g)))):
         assign(group, Counter(area[image_id] for image_id in group).most_common(1)[0][0])
@@ -66,6 +71,79 @@ def assign_folds(
         if image_id not in fold:
             assign([image_id], area[image_id])
     return fold
+
+
+def split_chips(
+    chips: "Sequence[Chip] | Sequence[CachedChip]",
+    by: str | None,
+    folds: int,
+    seed: int,
+    groups: Iterable[Sequence[str]] = (),
+) -> dict[str, int]:
+    """Assign chips to folds by what a fold holds out as a whole.
+
+    - ``None``: sites (:attr:`satmap.data.chip.Chip.site`), stratified by area;
+    - ``tile``: sites, stratified by scene and area, as the second place of Open Cities did. Scenes
+      with fewer sites than folds are left out. Tiles of one scene are in training and validation,
+      so scores are too high;
+    - ``scene``: whole scenes, stratified by area;
+    - ``area``: whole areas.
+
+    Args:
+        chips: the chips.
+        by: see above.
+        folds: number of folds.
+        seed: seed of the split.
+        groups: sites that must share a fold, as in :func:`assign_folds`.
+
+    Returns:
+        Fold by image id. Chips that are left out are missing.
+
+    Raises:
+        SatmapError: there are fewer scenes or areas than folds, or all scenes are left out.
+    """
+    scene_of = {chip.site: f"{chip.aoi} {chip.scene or chip.site}" for chip in chips}
+    area_of = {chip.site: chip.aoi for chip in chips}
+    if by == "tile":
+        sizes = Counter(scene_of.values())
+        strata = {site: scene for site, scene in scene_of.items() if sizes[scene] >= folds}
+        if not strata:
+            raise SatmapError(
+                f"folds_by: tile leaves out scenes with fewer than folds = {folds} tiles, and no "
+                "scene has more. Use folds_by: scene, or fewer folds."
+            )
+    else:
+        strata = dict.fromkeys(area_of, "") if by == "area" else area_of
+    if by in ("scene", "area"):
+        units: dict[str, list[str]] = defaultdict(list)
+        for site, unit in (scene_of if by == "scene" else area_of).items():
+            units[unit].append(site)
+        if len(units) < folds:
+            raise SatmapError(
+                f"folds_by: {by} with folds = {folds} needs as many {by}s, but the images show "
+                f"{len(units)}: {listing(sorted(units))}. Use fewer folds, or folds_by: tile."
+            )
+        groups = merge_groups([*units.values(), *groups])
+    assigned = assign_folds(strata.items(), folds, seed, groups)
+    return {chip.image_id: assigned[chip.site] for chip in chips if chip.site in assigned}
+
+
+def describe_folds(chips: Sequence["Chip"], folds: Mapping[str, int]) -> str:
+    """Return one line per fold with its numbers of chips and scenes, and its areas."""
+    members: dict[int, list[Chip]] = defaultdict(list)
+    for chip in chips:
+        if chip.image_id in folds:
+            members[folds[chip.image_id]].append(chip)
+    lines = []
+    for fold, held_out in sorted(members.items()):
+        scenes = {(chip.aoi, chip.scene) for chip in held_out if chip.scene}
+        areas = Counter(chip.aoi for chip in held_out)
+        shares = ", ".join(f"{aoi} {count}" for aoi, count in sorted(areas.items()))
+        of_scenes = f" of {counted(len(scenes), 'scene')}" if scenes else ""
+        lines.append(f"fold {fold}: {counted(len(held_out), 'chip')}{of_scenes} ({shares})")
+    if left_out := len(chips) - sum(map(len, members.values())):
+        lines.append(f"in no fold: {counted(left_out, 'chip')} of scenes with too few tiles")
+    return "\n".join(lines)
 
 
 def duplicate_groups(path: Path, chips: Sequence["Chip"]) -> list[list[str]]:

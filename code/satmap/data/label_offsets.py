@@ -19,8 +19,20 @@ _FEW_CHIPS = 5
 _FAR_M, _FAR_PX = 0.75, 2.0
 
 
-def offset_notes(records: Sequence[Mapping[str, Any]], directory: Path) -> list[str]:
-    """Measure the offset between labels and images at every place."""
+def offset_notes(
+    records: Sequence[Mapping[str, Any]], directory: Path, advice: bool = True
+) -> list[str]:
+    """Measure the offset between labels and images at every place.
+
+    Args:
+        records: facts about the chips, as :func:`satmap.data.own_cutting.cut_chip` returns them,
+            with their place as ``aoi``.
+        directory: where the chips are.
+        advice: whether to name the option that moves the labels.
+
+    Returns:
+        Lines for the user.
+    """
     places: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
         if record["objects"]:
@@ -53,7 +65,8 @@ def offset_notes(records: Sequence[Mapping[str, Any]], directory: Path) -> list[
             east, north = offset.right * metres, -offset.down * metres
             notes.append(
                 f"offset at {aoi}: the labels lie {_direction(east, north)} of what the images "
-                f"show ({offset.chips} chips). If you agree: --shift={-east:.1f},{-north:.1f}"
+                f"show ({offset.chips} chips)"
+                + (f". If you agree: --shift={-east:.1f},{-north:.1f}" if advice else "")
             )
         else:
             notes.append(

@@ -492,7 +492,7 @@ def make_mosaics(
         placed = [layer for layer in left if layer is left[0] or _has_scale_of(grid, layer)]
         chosen = set(map(id, placed))
         left = [layer for layer in left if id(layer) not in chosen]
-        mosaics.append(_mosaic(placed, grid, priority))
+        mosaics.append(arrange(placed, grid, priority))
     alone = [
         Mosaic((layer,), None, layer.width, layer.height, None)
         for layer in layers
@@ -501,8 +501,11 @@ def make_mosaics(
     return mosaics + alone
 
 
-def _mosaic(layers: list[Layer], grid: Georeference, priority: Priority) -> Mosaic:
-    """Arrange layers on a grid, which is moved to their upper left corner."""
+def arrange(layers: Sequence[Layer], grid: Georeference, priority: Priority = "finest") -> Mosaic:
+    """Arrange layers with a georeference on a grid, which is moved to their upper left corner.
+
+    It moves by whole pixels.
+    """
     corners = []
     for layer in layers:
         assert layer.georeference is not None

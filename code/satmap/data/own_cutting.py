@@ -53,7 +53,7 @@ def cut_chips(plan: OwnPlan, task: "Task", directory: Path) -> dict[str, Any]:
     def attempt(job: tuple[OwnScene, Box, str]) -> dict[str, Any] | str:
         scene, box, image_id = job
         try:
-            return _cut(scene, box, image_id, plan.labels, task, directory)
+            return cut_chip(scene, box, image_id, plan.labels, task, directory)
         except CannotWriteError:
             raise
         except Exception as error:
@@ -98,7 +98,7 @@ def _even(side: int) -> int:
     return math.ceil(side / max(1, round(side / _CHIP_PX)))
 
 
-def _cut(
+def cut_chip(
     scene: OwnScene,
     box: Box,
     image_id: str,
@@ -106,7 +106,24 @@ def _cut(
     task: "Task",
     directory: Path,
 ) -> dict[str, Any]:
-    """Write a chip and its label; return its facts for the index."""
+    """Write a chip and its label, unless nearly all of it is ignored.
+
+    Args:
+        scene: what to cut from.
+        box: rectangle of the scene's mosaic; it may reach beyond it.
+        image_id: name of the files.
+        labels: the labels that ``scene.index`` refers to; None for polygons and masks.
+        task: what the labels show.
+        directory: where to write.
+
+    Returns:
+        Facts for the index, as JSON values: ``kept``, the number of ``pixels`` (all, without data,
+        in voids, outside the area), ``faults`` by raster, and of chips that were written ``id``,
+        ``width``, ``objects`` and so on.
+
+    Raises:
+        SatmapError: the mask cannot be read, or the files cannot be written.
+    """
     mosaic = scene.mosaic
     unreadable: dict[str, str] = {}
     pixels = mosaic.read(box, unreadable)
@@ -116,12 +133,12 @@ def _cut(
     outside = np.zeros(shape, np.bool_)
     if scene.area is not None:
         outside = ~rasterize_polygons(scene.area, box) & ~empty & ~void
-    ignored = empty | void | outside
+    ignored = void | outside if scene.trains_empty else empty | void | outside
     counts = [int(part.sum()) for part in (empty, void, outside)]
     facts: dict[str, Any] = {
         "pixels": [ignored.size, *counts], "kept": False, "faults": unreadable,
     }  # fmt: skip
-    if ignored.mean() > 1 - _LEAST_SEEN:
+    if ignored.mean() > 1 - _LEAST_SEEN or empty.all():
         return facts
     label = _label(scene, box, ignored, labels, task)
     georeference = mosaic.georeference_of(box)
@@ -223,7 +240,7 @@ def _write_image(path: Path, pixels: NDArray[np.uint8], georeference: Georeferen
 
 def _ignored_note(pixels: NDArray[np.float64], left_out: int) -> str:
     total, *parts = pixels.tolist()
-    names = ("no data", "white voids", "outside --area")
+    names = ("no data", "voids", "outside --area")
     shares = [
         f"{name} {100 * part / total:.1f} %"
         for name, part in zip(names, parts, strict=True)

@@ -50,7 +50,8 @@ class OwnScene:
         shapes, index: vector labels near it, and the index of each among all labels.
         mask: raster with the labels; None for vector labels.
         area: polygons in which labels are complete; None for everywhere.
-        voids: white parts without image.
+        voids: white or black parts without image.
+        trains_empty: whether pixels without data are trained as empty ground, not ignored.
     """
 
     name: str
@@ -62,6 +63,7 @@ class OwnScene:
     mask: Source | None = None
     area: Shapes | None = None
     voids: Shapes = field(default_factory=lambda: np.empty(0, np.object_))
+    trains_empty: bool = False
 
 
 @dataclass(frozen=True)

@@ -77,9 +77,11 @@ _LONGEST_VRT = 50_000_000
 _FLAT_TILE = re.compile(r"(?:.*-)?(\d+)-(\d+)-(\d+)")
 _TILE_SIZES = (256, 512)
 _DEEPEST_ZOOM = 26
-_WEB_MERCATOR = "EPSG:3857"
-# Half the width of the world in web mercator, metres.
-_HALF_WORLD_M = math.pi * 6378137.0
+
+#: Reference system of map tiles.
+WEB_MERCATOR = "EPSG:3857"
+#: Half the width of the world in it, metres.
+HALF_WORLD_M = math.pi * 6378137.0
 
 # Requests only what the user named: no directory listings and no sidecar files. Servers that hang
 # are given up.
@@ -509,8 +511,8 @@ def _placed_tile(source: Source, root: Path | None) -> Source:
         zoom, x, y = map(int, parts)
     if zoom > _DEEPEST_ZOOM or x >= 2**zoom or y >= 2**zoom:
         return source
-    metres = 2 * _HALF_WORLD_M / 2**zoom
-    corner = Affine.translation(x * metres - _HALF_WORLD_M, _HALF_WORLD_M - y * metres)
+    metres = 2 * HALF_WORLD_M / 2**zoom
+    corner = Affine.translation(x * metres - HALF_WORLD_M, HALF_WORLD_M - y * metres)
     transform = corner @ Affine.scale(metres / size, -metres / size)
-    crs = rasterio.crs.CRS.from_user_input(_WEB_MERCATOR).to_wkt()
+    crs = rasterio.crs.CRS.from_user_input(WEB_MERCATOR).to_wkt()
     return replace(source, crs=crs, transform=transform, zoom=zoom)

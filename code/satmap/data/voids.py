@@ -1,4 +1,8 @@
-"""Find voids: large white parts at the border of images, where there is no image."""
+"""Find voids: large white or black parts at the border of images, where there is no image.
+
+Black pixels count as data where a file says so, or is compressed with loss. Orthophotos often have
+such parts nevertheless.
+"""
 
 import math
 
@@ -7,6 +11,7 @@ import numpy as np
 import rasterio.features
 import shapely
 import shapely.geometry
+from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from satmap.data.mosaic import Mosaic
@@ -15,10 +20,14 @@ from satmap.data.sources import Source, opened
 from satmap.errors import SatmapError
 from satmap.rasters.scene import Box
 
-# A void is a white part of an image that reaches its border: at least this bright, this share of
-# the image, and this wide in pixels of an overview with sides of at most _OVERVIEW_PX.
-_WHITE, _VOID_SHARE, _VOID_PX, _OVERVIEW_PX = 252, 0.03, 5, 1024
-# At least this share of it has the value 255; compression changes the edges.
+# A void is a part of an image that reaches its border: at least this bright (or as dark), and this
+# wide in pixels of an overview with sides of at most _OVERVIEW_PX.
+_WHITE, _VOID_PX, _OVERVIEW_PX = 252, 5, 1024
+# It covers at least this share of the image. White roofs are common, black ground is not.
+_WHITE_SHARE, _BLACK_SHARE = 0.03, 0.001
+# Side of the square by which it is dilated: blurred pixels at its edge belong to it.
+_WHITE_EDGE, _BLACK_EDGE = 9, 3
+# At least this share of it is pure, 255 or 0; compression changes the edges.
 _PURE = 0.95
 # If labels cover more of it, it is a roof.
 _LABELLED = 0.5
@@ -27,7 +36,7 @@ _LABELLED = 0.5
 def find_voids(
     mosaic: Mosaic, shapes: Shapes, mask: Source | None, unread: dict[str, str]
 ) -> Shapes:
-    """Find large white parts at the border of the rasters.
+    """Find large white or black parts at the border of the rasters.
 
     Args:
         mosaic: the rasters.
@@ -45,32 +54,11 @@ def find_voids(
             continue
         reduce = math.ceil(max(layer.width, layer.height) / _OVERVIEW_PX)
         bands, valid = layer.read(Box(0, 0, layer.width, layer.height), unread, reduce)
-        white = (bands >= _WHITE).all(axis=0) & valid
-        least = _VOID_SHARE * valid.sum()
-        if white.sum() < max(least, 1):
-            continue
-        kernel = np.ones((_VOID_PX, _VOID_PX), np.uint8)
-        # Beyond the border, the void continues.
-        solid = cv2.morphologyEx(
-            np.pad(white.astype(np.uint8), _VOID_PX, mode="edge"), cv2.MORPH_OPEN, kernel
-        )[_VOID_PX:-_VOID_PX, _VOID_PX:-_VOID_PX]
-        _, parts, stats, _ = cv2.connectedComponentsWithStats(solid, connectivity=4)
-        outside = np.pad(~valid, 1, constant_values=True).astype(np.uint8)
-        beside = cv2.dilate(outside, np.ones((3, 3), np.uint8))[1:-1, 1:-1] > 0
-        areas = stats[:, cv2.CC_STAT_AREA]
-        pure = np.bincount(parts[(bands == 255).all(axis=0)], minlength=len(areas))
-        large = (areas >= least) & (pure >= _PURE * areas)
-        wanted = np.flatnonzero(large & np.isin(np.arange(len(stats)), parts[beside]))
-        # Blurred pixels at its edge belong to it.
-        void = np.asarray(
-            cv2.dilate(
-                np.isin(parts, wanted[wanted > 0]).astype(np.uint8), np.ones((9, 9), np.uint8)
-            ),
-            np.uint8,
-        )
+        void = _find_white(bands, valid, _WHITE_SHARE, _WHITE_EDGE)
+        void |= _find_white(255 - bands, valid, _BLACK_SHARE, _BLACK_EDGE)
         outlines = [
             shapely.transform(shapely.geometry.shape(outline), lambda xy, r=reduce: xy * r)
-            for outline, _ in rasterio.features.shapes(void, mask=void > 0)
+            for outline, _ in rasterio.features.shapes(void.astype(np.uint8), mask=void)
         ]
         if layer.georeference is not None and mosaic.georeference is not None:
             source, grid = layer.georeference, mosaic.georeference
@@ -84,6 +72,37 @@ def find_voids(
             each for each in outlines if _labelled_share(mosaic, labels, mask, each) <= _LABELLED
         ]
     return np.array(found, np.object_)
+
+
+def _find_white(
+    bands: NDArray[np.uint8], valid: NDArray[np.bool_], share: float, edge: int
+) -> NDArray[np.bool_]:
+    """Find the white voids of an image (bands, h, w), bool (h, w).
+
+    Args:
+        bands: the image.
+        valid: where it has data, bool (h, w).
+        share: least share of the image that a void covers.
+        edge: side of the square by which voids are dilated.
+    """
+    white = (bands >= _WHITE).all(axis=0) & valid
+    least = max(share * valid.sum(), 1)
+    if white.sum() < least:
+        return np.zeros_like(valid)
+    kernel = np.ones((_VOID_PX, _VOID_PX), np.uint8)
+    # Beyond the border, the void continues.
+    solid = cv2.morphologyEx(
+        np.pad(white.astype(np.uint8), _VOID_PX, mode="edge"), cv2.MORPH_OPEN, kernel
+    )[_VOID_PX:-_VOID_PX, _VOID_PX:-_VOID_PX]
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(solid, connectivity=4)
+    outside = np.pad(~valid, 1, constant_values=True).astype(np.uint8)
+    beside = cv2.dilate(outside, np.ones((3, 3), np.uint8))[1:-1, 1:-1] > 0
+    areas = stats[:, cv2.CC_STAT_AREA]
+    pure = np.bincount(parts[(bands == 255).all(axis=0)], minlength=len(areas))
+    large = (areas >= least) & (pure >= _PURE * areas)
+    wanted = np.flatnonzero(large & np.isin(np.arange(len(stats)), parts[beside]))
+    void = np.isin(parts, wanted[wanted > 0]).astype(np.uint8)
+    return np.asarray(cv2.dilate(void, np.ones((edge, edge), np.uint8))) > 0
 
 
 def _labelled_share(

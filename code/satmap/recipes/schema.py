@@ -60,6 +60,29 @@ class StretchSettings(Settings):
         return self
 
 
+class TileSettings(Settings):
+    """Square tiles that scenes are cut into for training.
+
+    Attributes:
+        zoom: web-mercator zoom at which one map tile becomes one tile. With 1024 pixels, zoom 19
+            has pixels of 0.075 m at the equator.
+        gsd: metres per pixel of tiles in the scene's own reference system, instead of ``zoom``.
+        size: height and width of a tile, pixels.
+        nodata: whether the loss ignores pixels without data, or trains them as empty ground.
+    """
+
+    zoom: int | None = Field(None, ge=10, le=24)
+    gsd: float | None = Field(None, ge=0.01, le=10)
+    size: int = Field(1024, ge=64, le=8192)
+    nodata: Literal["ignore", "black"] = "ignore"
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if (self.zoom is None) == (self.gsd is None):
+            raise ValueError("give either zoom or gsd")
+        return self
+
+
 class Augmentation(Settings):
     """Augmentation of training crops. Shifts are shares of the crop, rotations are degrees."""
 
@@ -285,11 +308,15 @@ class Recipe(Settings, Generic[TaskT, LossesT]):
     task: TaskT
     seed: NonNegativeInt = 0
     folds: int = Field(ge=2)
+    folds_by: Literal["tile", "scene", "area"] | None = Field(
+        None, description="what a fold holds out as a whole; see satmap.data.folds.split_chips"
+    )
+    tiles: TileSettings | None = Field(None, description="how scenes are cut; None to keep them")
     stretch: StretchSettings = StretchSettings()
     augmentation: Augmentation = Augmentation()
     optimizer: Optimizer = Optimizer()
-    sampling: Literal["equal_areas"] | None = Field(
-        None, description="the same number of crops per area of interest instead of per chip"
+    sampling: Literal["equal_areas", "equal_scenes"] | None = Field(
+        None, description="crops per area, or scene of an area, instead of per chip"
     )
     members: tuple[Member[LossesT], ...] = Field(min_length=1)
     inference: Inference = Inference()

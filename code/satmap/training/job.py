@@ -125,7 +125,7 @@ class Job:
             # Members and stages draw different crops.
             member_seed(self.recipe, self.member, index),
             self.task,
-            equal_areas=self.recipe.sampling == "equal_areas",
+            sampling=self.recipe.sampling,
         )
 
     def _stage_chips(self, stage: Stage) -> Sequence[CachedChip]:

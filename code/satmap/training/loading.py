@@ -53,8 +53,9 @@ class CropDataset(Dataset[_Sample]):
         augmentation: None for random positions only.
         seed: seed of the crops.
         task: cuts the samples.
-        equal_areas: give every area of interest the same number of crops, up to one; the chips of
-            an area take turns. Otherwise every chip gets the same number.
+        sampling: ``equal_areas`` gives every area of interest the same number of crops, up to one;
+            the chips of an area take turns. ``equal_scenes`` draws chips with replacement, those of
+            every scene of an area equally often on average. None gives every chip the same number.
         epoch: changes the crops; set it before iterating the data loader.
     """
 
@@ -65,26 +66,32 @@ class CropDataset(Dataset[_Sample]):
     augmentation: Augmentation | None
     seed: int
     task: Task
-    equal_areas: bool = False
+    sampling: str | None = None
     epoch: int = 0
 
     def __post_init__(self) -> None:
-        areas: dict[str, list[int]] = defaultdict(list)
+        classes: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for number, chip in enumerate(self.chips):
-            areas[chip.aoi if self.equal_areas else ""].append(number)
-        self._areas = list(areas.values())
+            of_kind = {"equal_areas": (chip.aoi,), "equal_scenes": (chip.aoi, chip.scene)}
+            classes[of_kind.get(self.sampling or "", ())].append(number)
+        self._classes = list(classes.values())
 
     def __len__(self) -> int:
         return len(self.chips) * self.passes
 
     def chip_of(self, index: int) -> int:
         """Return the index into ``chips`` of the chip that item ``index`` shows."""
-        if len(self._areas) == 1:
+        if self.sampling == "equal_scenes":
+            # Another stream than that of the crop, which must not depend on the sampling.
+            random = np.random.default_rng((self.seed, self.epoch, index, 1))
+            numbers = self._classes[random.integers(len(self._classes))]
+            return numbers[random.integers(len(numbers))]
+        if len(self._classes) == 1:
             return index % len(self.chips)
-        turn, area = divmod(index, len(self._areas))
+        turn, area = divmod(index, len(self._classes))
         # Chips of large areas that are not used in this epoch come first in the next.
-        turns = -(-len(self) // len(self._areas))
-        numbers = self._areas[area]
+        turns = -(-len(self) // len(self._classes))
+        numbers = self._classes[area]
         return numbers[(turn + self.epoch * turns) % len(numbers)]
 
     def __getitem__(self, index: int) -> _Sample:

@@ -11,13 +11,15 @@ import torch
 
 from satmap.data.cache import Preparation, prepare_chips
 from satmap.data.crops import CachedChip
-from satmap.data.folds import assign_folds, duplicate_groups
+from satmap.data.folds import duplicate_groups, split_chips
 from satmap.data.own_chips import find_own_chips
 from satmap.data.own_data import OwnData
+from satmap.data.scenes import cut_scenes
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 from satmap.io.checksums import record_file
 from satmap.io.files import exclusive_lock, remove_temporary_files, require_writable
+from satmap.io.text import listing
 from satmap.networks.encoders import require_encoder
 from satmap.recipes.schema import Member, Recipe
 from satmap.runtime.launched import local_processes
@@ -189,6 +191,8 @@ def _prepare(
         inventory = find_own_chips(options.own, task, bands, options.cache)
     else:
         inventory = task.find_images(directories, options.view_angle)
+        if recipe.tiles:
+            inventory = cut_scenes(inventory, task, bands, options.cache)
     groups: Sequence[Sequence[str]] = inventory.duplicates
     if options.audit:
         groups = duplicate_groups(options.audit, inventory.chips)
@@ -208,14 +212,19 @@ def _prepare(
     if repaired := sum(chip.repaired for chip in chips):
         context.ranks.say(f"{repaired} invalid polygons of the labels were repaired")
     # All images of one place are in the same fold, because they show the same ground.
-    sites = {chip.site: chip.aoi for chip in chips}
-    folds = assign_folds(sites.items(), recipe.folds, recipe.seed, groups)
+    folds = split_chips(chips, recipe.folds_by, recipe.folds, recipe.seed, groups)
+    if left_out := [chip.image_id for chip in chips if chip.image_id not in folds]:
+        context.ranks.say(
+            f"left out, because their scenes have fewer tiles than folds: {listing(left_out)}"
+        )
+        kept = tuple(chip for chip in chips if chip.image_id in folds)
+        preparation = replace(preparation, chips=kept)
     if options.audit:
         context.ranks.say(
             f"{len(groups)} groups of near-duplicates with {sum(map(len, groups))} chips or "
             "places: each group is kept in one fold"
         )
-    return preparation, {chip.image_id: folds[chip.site] for chip in chips}
+    return preparation, folds
 
 
 def _train(

@@ -10,6 +10,11 @@ from satmap.data.layouts.mapping_challenge import (
     is_mapping_challenge,
     scan_mapping_challenge,
 )
+from satmap.data.layouts.open_cities import (
+    EXPECTED_SCENE,
+    is_open_cities,
+    scan_open_cities,
+)
 from satmap.data.layouts.spacenet_buildings import (
     EXPECTED_NAMES,
     IMAGE_SUFFIXES,
@@ -24,7 +29,7 @@ from satmap.io.walk import walk
 def find_building_images(
     directories: Sequence[Path], channels: int = 1, view_angle: ViewAngle | None = None
 ) -> Inventory:
-    """Find the chips of SpaceNet 1, 2, 4 or the Mapping Challenge under the directories.
+    """Find the chips of SpaceNet 1, 2, 4, the Mapping Challenge or Open Cities in directories.
 
     Arguments are those of :meth:`satmap.recipes.task_settings.TaskSettings.find_images`.
 
@@ -43,7 +48,10 @@ def find_building_images(
         return scan_mapping_challenge(directories, files)
     if spacenet:
         return scan_spacenet_buildings(directories, files, channels, view_angle)
+    if any(map(is_open_cities, files)):
+        return scan_open_cities(directories, files)
     raise SatmapError(
         f"no images of a building challenge under {', '.join(map(str, directories))}. Expected "
-        f"names such as {EXPECTED_NAMES}, or images/000000000012.jpg beside {ANNOTATIONS}."
+        f"names such as {EXPECTED_NAMES}, images/000000000012.jpg beside {ANNOTATIONS}, or "
+        f"{EXPECTED_SCENE} of Open Cities."
     )
