@@ -16,6 +16,7 @@ from satmap.training.checkpoints import save_checkpoints, write_logs
 from satmap.training.distributed import Forward, sum_over_ranks, synced_norms
 from satmap.training.epoch import Epoch, Step
 from satmap.training.job import Job, begin_or_resume, make_optimizer, save_train_state
+from satmap.training.mixup import mean_loss
 from satmap.training.state import Progress, TrainState
 from satmap.training.validation import validate
 
@@ -95,11 +96,11 @@ def _train_step(step: Step, epoch: Epoch, forward: Forward) -> None:
     total = partial(sum_over_ranks, ranks=epoch.ranks)
     step.set_learning_rate()
     state.optimizer.zero_grad(set_to_none=True)
-    for batch, weight, is_last in step.parts():
-        inputs = task.inputs(state.network, batch)
+    for mixture, weight, is_last in step.parts():
+        inputs = task.inputs(state.network, mixture[0][0])
         with forward.gradients_stay(not is_last):
             outputs = forward(*inputs)
-            loss, parts = task.loss(outputs, batch, epoch.losses, total)
+            loss, parts = mean_loss(mixture, task, outputs, epoch.losses, total)
             (loss * weight).backward()  # type: ignore[no-untyped-call]
         step.add(loss, parts, weight)
     stop = step.check(step.clip_gradients())
