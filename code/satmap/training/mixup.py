@@ -6,14 +6,13 @@ second place of the Open Cities AI Challenge the mean of the losses is taken. Th
 targets of any task, and the ignored pixels of each image stay ignored.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from satmap.tasks.base import Batch, Task, Total
+from satmap.tasks.base import Batch
 
 #: Batches with the same images, and the share of each in the loss; the shares add up to 1.
 Mixture = Sequence[tuple[Batch, float]]
@@ -46,15 +45,15 @@ def mix_up(batch: Batch, alpha: float, seed: tuple[int, ...]) -> Mixture:
 
 
 def mean_loss(
-    mixture: Mixture, task: Task, outputs: Any, losses: Any, total: Total
+    mixture: Mixture, loss_of: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the mean of the losses of the batches of a mixture, as :meth:`Task.loss`."""
+    """Return the mean of the losses of the batches of a mixture, and of their parts by name."""
     if len(mixture) == 1:
-        return task.loss(outputs, mixture[0][0], losses, total)
-    found = [(*task.loss(outputs, batch, losses, total), share) for batch, share in mixture]
+        return loss_of(mixture[0][0])
+    found = [(*loss_of(batch), share) for batch, share in mixture]
     mean = torch.stack([share * loss for loss, _, share in found]).sum()
     parts = {
         name: torch.stack([share * each[name] for _, each, share in found]).sum()
-        for name in task.loss_parts
+        for name in found[0][1]
     }
     return mean, parts

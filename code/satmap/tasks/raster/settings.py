@@ -1,12 +1,14 @@
 """Recipe settings of the raster task, importable without torch."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from satmap.exports import BUILDING_SUFFIXES
+from satmap.io.text import listing
 from satmap.recipes.task_settings import HeadLoss, TaskLosses, TaskSettings
 from satmap.settings import Settings
 from satmap.tasks.buildings.settings import BORDER, BUILDING, CONTACT
@@ -14,6 +16,10 @@ from satmap.tasks.buildings.settings import BORDER, BUILDING, CONTACT
 if TYPE_CHECKING:
     from satmap.data.inventory import Inventory
     from satmap.data.view_angles import ViewAngle
+
+
+#: Height and width of the challenge's test chips.
+CHIP_PX = 1024
 
 
 class FootprintLoss(HeadLoss):
@@ -94,7 +100,24 @@ class RasterTaskSettings(TaskSettings):
     def find_images(
         self, directories: Sequence[Path], bands: int = 1, view_angle: "ViewAngle | None" = None
     ) -> "Inventory":
-        """Find the images and labels of a building challenge."""
+        """Find the images and labels of a building challenge.
+
+        The notes name test chips that do not have the size of the Open Cities challenge.
+        """
         from satmap.data.layouts.building_challenges import find_building_images
 
-        return find_building_images(directories, bands, view_angle)
+        inventory = find_building_images(directories, bands, view_angle)
+        odd = [
+            f"{chip.image_id} ({chip.image.width} x {chip.image.height})"
+            for chip in inventory.chips
+            if chip.label is None
+            and chip.image.georeference is None
+            and (chip.image.width, chip.image.height) != (CHIP_PX, CHIP_PX)
+        ]
+        if not odd:
+            return inventory
+        note = (
+            f"not {CHIP_PX} x {CHIP_PX} px like the challenge's test chips: {listing(odd)}; masks "
+            "have the size of their image"
+        )
+        return replace(inventory, notes=(*inventory.notes, note))

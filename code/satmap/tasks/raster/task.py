@@ -46,12 +46,9 @@ from satmap.tasks.dense import IGNORED_BIT, DenseTask
 from satmap.tasks.raster.losses import raster_loss
 from satmap.tasks.raster.masks import ImageMask, Mask, join_masks, outlines_of
 from satmap.tasks.raster.result_decoder import MaskDecoder
-from satmap.tasks.raster.settings import RasterLosses, RasterTaskSettings
+from satmap.tasks.raster.settings import CHIP_PX, RasterLosses, RasterTaskSettings
 from satmap.vectors.buildings import Building, ImageBuildings, Polygons
 from satmap.vectors.georeference import Georeference, georeference_as_json, georeference_from_json
-
-# Size of masks of unreadable images if no image can be read: that of the challenge's chips.
-_CHIP_PX = 1024
 
 
 @dataclass(frozen=True)
@@ -214,7 +211,7 @@ class RasterTask(DenseTask):
         blank = b""
         if len(keys) < len(ids):
             sizes = Counter(read(key).mask.shape for key in keys.values())
-            ((usual, _),) = sizes.most_common(1) or [((_CHIP_PX, _CHIP_PX), 0)]
+            ((usual, _),) = sizes.most_common(1) or [((CHIP_PX, CHIP_PX), 0)]
             blank = Mask.empty(usual).tiff
 
         def masks() -> Iterator[tuple[str, bytes]]:
