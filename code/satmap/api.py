@@ -71,7 +71,8 @@ class Predictor:
         Returns:
             For roads a :class:`~satmap.vectors.road_graph.RoadGraph`, for buildings a list of
             :class:`~satmap.vectors.buildings.Building`, in pixels of the image. Both have
-            ``to_geodataframe()``, road graphs also ``to_networkx()``.
+            ``to_geodataframe()``, road graphs also ``to_networkx()``. For masks (task ``raster``)
+            an array, bool (h, w).
 
         Raises:
             SatmapError: the image cannot be read, has too few channels, or its view angle is needed
@@ -177,7 +178,7 @@ def vectorize(
     Args:
         maps: a raster file, or an array (maps, h, w) or (h, w), uint8, 0..255 for 0..1, with the
             task's maps in their order.
-        task: ``roads`` or ``buildings``.
+        task: ``roads``, ``buildings`` or ``raster``.
         metres_per_pixel: pixel size of an array, or of a file without georeference; None for the
             recipe's default.
         view_angle: as for calling a :class:`Predictor`.

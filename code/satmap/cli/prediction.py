@@ -42,7 +42,10 @@ def add_predict(commands: Commands) -> None:
     predict = commands.add("predict", _predict)
     add_directories(predict)
     predict.value(
-        "output OUT", Path, "submission to write: .csv, or for buildings also .json (COCO results)"
+        "output OUT",
+        Path,
+        "submission to write: .csv, or for buildings also .json (COCO results); for masks a "
+        "directory, .zip or .tgz",
     )
     predict.add_argument(
         "--recipe", help="name of a recipe or .yaml file (default: that of the weights)"
@@ -72,15 +75,17 @@ def add_predict(commands: Commands) -> None:
 def _predict(options: argparse.Namespace) -> int:
     """Predict the roads or buildings of every image and write the submission.
 
-    Buildings are written as SpaceNet's CSV, or as COCO results if OUT ends in .json. All
-    checkpoints of the recipe in the directory of weights are averaged. An image that cannot be read
-    gets an empty row and is reported at the end. After an interruption the same command resumes
+    Buildings are written as SpaceNet's CSV, or as COCO results if OUT ends in .json. Masks (task
+    raster) are one .TIF per image, in the directory OUT or in an archive if OUT ends in .zip or
+    .tgz. All checkpoints of the recipe in the directory of weights are averaged. An image that
+    cannot be read gets an empty row or mask and is reported at the end. After an interruption the same command resumes
     with the next image. All visible GPUs are used, with one process per GPU; on several machines
     use torchrun. The file does not depend on the number of processes and workers.
 
     Examples:
       satmap predict test/ out.csv --weights weights
       satmap predict test/ out.json --weights weights --export buildings.gpkg
+      satmap predict test/ masks.zip --weights weights
       satmap predict train/ fold.csv --out-of-fold --probabilities maps
     """
     from satmap.cli.checks import check_prediction
@@ -152,7 +157,7 @@ def add_map(commands: Commands) -> None:
         "output OUT",
         Path,
         f"map to write; its suffix is the format: {_FORMATS}, or .csv. Images without georeference "
-        "need .csv or .graphml, which hold pixels",
+        "need .csv or .graphml, which hold pixels. Masks: .zip, .tgz, or a directory",
     )
     map_.value(
         "--export PATH", Path, "also write this format; repeatable", action="append", default=[]
@@ -255,7 +260,8 @@ def _vectorize(options: argparse.Namespace) -> int:
 
     With --task buildings a raster has one to three bands: building, border, and contact (the
     ground between two buildings). OUT is SpaceNet's CSV, one of the formats of `predict --export`,
-    or COCO results if it ends in .json and the rasters have numbers as names.
+    or COCO results if it ends in .json and the rasters have numbers as names. With --task raster
+    OUT is a directory or an archive (.zip, .tgz) of masks, or an export of their outlines.
 
     Examples:
       satmap vectorize maps/ roads.geojson

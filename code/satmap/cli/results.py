@@ -42,8 +42,8 @@ def _score(options: argparse.Namespace) -> int:
     """Score a submission against the truth, by the metric of its challenge.
 
     Roads (CSV, vector files): APLS by length and by travel time. Buildings (CSV, vector files):
-    SpaceNet's F1. COCO results against COCO annotations: average precision. Two directories of mask
-    rasters: Jaccard index. The format is detected from the files. Vector files are satmap's exports
+    SpaceNet's F1. COCO results against COCO annotations: average precision. Mask rasters in two
+    directories or archives (.zip, .tgz): Jaccard index. The format is detected from the files. Vector files are satmap's exports
     and labels in .gpkg, .geojson, .fgb, .parquet, .shp, .osm and .osm.pbf, in any reference system;
     or a directory with one GeoJSON per image.
 
@@ -101,8 +101,8 @@ def add_check(commands: Commands) -> None:
 def _check(options: argparse.Namespace) -> int:
     """Find problems that would get a submission rejected, with their line numbers.
 
-    Reads the submissions of all challenges: roads CSV, buildings CSV, COCO results, and directories
-    of mask rasters. With image directories, exactly their images must be in the submission. In
+    Reads the submissions of all challenges: roads CSV, buildings CSV, COCO results, and mask
+    rasters in a directory or an archive (.zip, .tgz). With image directories, exactly their images must be in the submission. In
     vector files, such as satmap's exports, it finds invalid polygons, roads that do not meet at
     their node, and objects outside the images. The exit status is 1 if there is a problem.
 
@@ -139,6 +139,7 @@ def _overlay(options: argparse.Namespace) -> int:
 
     Roads are coloured by speed. With a truth, the true roads and the found, missed and false roads
     are beside them, and buildings are found, missed or false, with their intersection over union.
+    Masks are outlined, with a truth as found, missed and false pixels.
     Images of any names are found by the ids of the submission, and for vector files, such as
     satmap's exports, by their place.
 

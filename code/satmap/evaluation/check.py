@@ -58,7 +58,7 @@ def check_files(submission: Path, directories: Sequence[Path] = ()) -> list[Faul
         case _:
             raise SatmapError(
                 f"{submission} is {kind}, which no challenge takes. Give a roads or buildings CSV, "
-                "a list of COCO results, a directory of mask rasters, or a vector file."
+                "a list of COCO results, mask rasters in a directory or archive, or a vector file."
             )
 
 

@@ -27,11 +27,21 @@ ChipRecords = Mapping[str, Mapping[str, FileRecord]]
 
 
 def record_file(path: Path) -> FileRecord:
-    """Record a file; raises SatmapError if it cannot be read."""
+    """Record a file, or a directory by the names, sizes and checksums of its files.
+
+    Raises:
+        SatmapError: it cannot be read.
+    """
     try:
+        if path.is_dir():
+            files = in_threads(record_file, sorted(path.iterdir()))
+            lines = "".join(f"{file.name}\t{file.bytes}\t{file.sha256}\n" for file in files)
+            digest = hashlib.sha256(lines.encode())
+            size = sum(file.bytes for file in files)
+            return FileRecord(name=path.name, bytes=size, sha256=digest.hexdigest())
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-            return FileRecord(name=path.name, bytes=file.tell(), sha256=digest.hexdigest())
+            content = hashlib.file_digest(file, "sha256")
+            return FileRecord(name=path.name, bytes=file.tell(), sha256=content.hexdigest())
     except OSError as error:
         raise SatmapError(f"{path}: cannot be read ({error.strerror}).") from error
 

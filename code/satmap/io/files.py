@@ -64,6 +64,40 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory beside ``path``; rename it to ``path`` when the block succeeds.
+
+    An older directory is then deleted. If the block raises, ``path`` is unchanged.
+
+    Raises:
+        CannotWriteError: the directory cannot be created or written to.
+    """
+    temporary = None
+    try:
+        path = path.resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.stem[:40]}-"))
+        temporary.chmod(0o777 & ~_UMASK)
+        yield temporary
+        if path.is_dir():
+            # A directory can only replace an empty one.
+            older = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.stem[:40]}-"))
+            path.rename(older)
+            temporary.rename(path)
+            shutil.rmtree(older, ignore_errors=True)
+        else:
+            temporary.rename(path)
+    except OSError as error:
+        raise CannotWriteError(
+            f"cannot write {path}: {error.strerror or error}. "
+            "Check that the directory above it exists, is writable and has space."
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _replaceable(path: Path) -> Path:
     """Resolve the links of a path; fail if it is a directory, a device or a pipe."""
     try:

@@ -16,9 +16,10 @@ from satmap.errors import SatmapError
 from satmap.networks.encoders import Encoder, build_encoder
 
 #: Strides of the decoder blocks' outputs, in order. The encoder's deepest feature has stride 32.
-DECODER_STRIDES = (16, 8, 4, 2)
+#: The last block is optional.
+DECODER_STRIDES = (16, 8, 4, 2, 1)
 
-#: The reference's decoder widths at these strides.
+#: The reference's decoder widths at the first four strides.
 DECODER_WIDTHS = (256, 256, 128, 64)
 
 #: Bias of the logits in an untrained network; it corresponds to a probability of 0.05.
@@ -37,8 +38,8 @@ class UNet(nn.Module):
     Attributes:
         map_names: one name per output map.
         decoder_kind: key in ``DECODERS``.
-        decoder_widths: channels at strides 16, 8, 4 and 2. If the encoder has no feature of such a
-            stride (ConvNeXt at 2), the block has no skip connection.
+        decoder_widths: channels at strides 16, 8, 4 and 2, and optionally 1. If the encoder has no
+            feature of such a stride (1, ConvNeXt at 2), the block has no skip connection.
         categories: names of the heads; empty for a network with one head.
     """
 
@@ -65,7 +66,7 @@ class UNet(nn.Module):
         skips = dict(zip(encoder.strides, encoder.channels, strict=True))
         width_in = encoder.channels[-1]
         blocks = []
-        for width, stride in zip(decoder_widths, DECODER_STRIDES, strict=True):
+        for width, stride in zip(decoder_widths, DECODER_STRIDES, strict=False):
             blocks.append(DECODERS[decoder_kind](width_in, skips.get(stride, 0), width))
             width_in = width
         self.decoder = nn.ModuleList(blocks)
@@ -125,7 +126,7 @@ class UNet(nn.Module):
         size = x.shape[-2:]
         features = dict(zip(self.encoder.strides, self.encoder(x), strict=True))
         x = features.pop(STRIDE)
-        for block, stride in zip(self.decoder, DECODER_STRIDES, strict=True):
+        for block, stride in zip(self.decoder, DECODER_STRIDES, strict=False):
             x = block(x, features.pop(stride, None))
         x = self.head(x)
         if category is not None:
@@ -134,6 +135,8 @@ class UNet(nn.Module):
         # The reference upsamples before the head. Bilinear weights sum to one, so a 1 x 1
         # convolution before upsampling gives the same result, at a quarter of the cost, and a dozen
         # maps are upsampled instead of 64. The published weights were trained with aligned corners.
+        if len(self.decoder) == len(DECODER_STRIDES):
+            return cast(Tensor, x)
         return resize_bilinear(x, (size[0], size[1]))
 
     def order_maps(self, names: Sequence[str]) -> None:

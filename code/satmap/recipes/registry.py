@@ -68,6 +68,12 @@ BUILT_IN = (
         "satmap.tasks.buildings.settings:BuildingLosses",
         "satmap.tasks.buildings.task:BuildingTask",
     ),
+    TaskEntry(
+        "raster",
+        "satmap.tasks.raster.settings:RasterTaskSettings",
+        "satmap.tasks.raster.settings:RasterLosses",
+        "satmap.tasks.raster.task:RasterTask",
+    ),
 )
 
 

@@ -7,7 +7,7 @@ the place. satmap's recipes are in ``recipes/``; users can give a path to their 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -93,6 +93,9 @@ class Augmentation(Settings):
     rotation_probability: float = Field(0.2, ge=0, le=1)
     flips: bool = True
     colour_jitter_probability: float = Field(0.5, ge=0, le=1)
+    mixup: PositiveFloat | None = Field(
+        None, description="parameter of the Beta distribution of MixUp's shares; None for no MixUp"
+    )
 
 
 class StepSchedule(Settings):
@@ -132,7 +135,45 @@ class PlateauSchedule(Settings):
     least: NonNegativeFloat = 1e-6
 
 
-Schedule = Annotated[StepSchedule | CosineSchedule | PlateauSchedule, Field(discriminator="kind")]
+class CyclicSchedule(Settings):
+    """Learning rate that oscillates between ``high``, where it starts, and ``low``.
+
+    ``half_period`` is the number of epochs from one to the other. The way is a straight line or
+    half a cosine, as in the second place of the Open Cities AI Challenge. With triangles this is
+    https://arxiv.org/abs/1506.01186.
+    """
+
+    kind: Literal["cyclic"] = "cyclic"
+    high: PositiveFloat
+    low: NonNegativeFloat
+    half_period: PositiveFloat = 5.0
+    shape: Literal["triangle", "cosine"] = "triangle"
+
+    @model_validator(mode="after")
+    def _low_is_lower(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError("low must be below high")
+        return self
+
+
+class RestartSchedule(Settings):
+    """Half a cosine from ``peak`` down to ``final``, again and again (warm restarts).
+
+    The first one takes ``period`` epochs, and every further one ``factor`` times as many as the one
+    before. Source: SGDR, https://arxiv.org/abs/1608.03983.
+    """
+
+    kind: Literal["restarts"] = "restarts"
+    peak: PositiveFloat
+    final: NonNegativeFloat = 0.0
+    period: float = Field(ge=0.1)
+    factor: float = Field(1.0, ge=1)
+
+
+Schedule = Annotated[
+    StepSchedule | CosineSchedule | PlateauSchedule | CyclicSchedule | RestartSchedule,
+    Field(discriminator="kind"),
+]
 
 
 class Stage(Settings, Generic[LossesT]):
@@ -149,6 +190,8 @@ class Stage(Settings, Generic[LossesT]):
         accumulation: batches per optimizer step; None for 1.
         chips: number of chips to use, the same in every epoch; None for all.
         losses: weights of the losses; None for those of the member.
+        later_losses: weights of the losses by the epoch of the stage, counted from 0, from which
+            they replace ``losses``.
         encoder_rate: factor of the encoder's learning rate; None for 1. A low one suits networks
             that start from trained ones.
     """
@@ -165,6 +208,7 @@ class Stage(Settings, Generic[LossesT]):
     accumulation: PositiveInt | None = None
     chips: PositiveInt | None = None
     losses: LossesT | None = None
+    later_losses: dict[PositiveInt, LossesT] | None = None
     encoder_rate: PositiveFloat | None = None
 
     @model_validator(mode="after")
@@ -173,18 +217,27 @@ class Stage(Settings, Generic[LossesT]):
             raise ValueError("freeze_encoder_stages needs freeze_encoder_epochs, 1 or more")
         return self
 
+    @model_validator(mode="after")
+    def _later_losses_are_used(self) -> Self:
+        if self.later_losses and max(self.later_losses) >= self.epochs:
+            raise ValueError(
+                f"later_losses: the stage ends before epoch {max(self.later_losses)}, because it "
+                f"has {self.epochs}, counted from 0"
+            )
+        return self
+
 
 class DecoderSettings(Settings):
-    """Kind and widths of a network's decoder, at strides 16, 8, 4 and 2.
+    """Kind and widths of a network's decoder, at strides 16, 8, 4 and 2, and optionally 1.
 
     ``plain`` is the decoder of the reference; ``scse`` adds attention. ``light`` saves arithmetic
     compared with ``plain``: 27 to 37 % with ResNet18 and 34, ConvNeXt and the EfficientNets, whose
-    features are narrow, 43 % with DPN68b and 50 to 62 % with all others. A list of four widths
-    means a plain decoder.
+    features are narrow, 43 % with DPN68b and 50 to 62 % with all others. A list of widths means a
+    plain decoder. With four widths the maps are computed at stride 2 and upsampled.
     """
 
     kind: Literal["plain", "scse", "light"] = "plain"
-    widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (256, 256, 128, 64)
+    widths: tuple[PositiveInt, ...] = Field((256, 256, 128, 64), min_length=4, max_length=5)
 
     @model_validator(mode="before")
     @classmethod
@@ -218,19 +271,27 @@ class Member(Settings, Generic[LossesT]):
         """The stem of the member's weight files, unique within a recipe."""
         return member_name(self.fold, self.encoder, self.bands, self.decoder.kind)
 
-    def losses_of(self, stage: int) -> LossesT:
-        """Return the losses of a stage, by its index."""
-        return self.stages[stage].losses or self.losses
+    def losses_of(self, stage: int, epoch: float = 0) -> LossesT:
+        """Return the losses of a stage, by its index, in an epoch of it, counted from 0."""
+        later = self.stages[stage].later_losses or {}
+        begun = [start for start in later if start <= epoch]
+        return later[max(begun)] if begun else self.stages[stage].losses or self.losses
+
+    def _all_losses(self) -> Iterator[tuple[int, LossesT]]:
+        """Yield the index of each stage with each of its losses."""
+        for index, stage in enumerate(self.stages):
+            for epoch in (0, *(stage.later_losses or ())):
+                yield index, self.losses_of(index, epoch)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether the member learns from a trained ensemble."""
-        return any(self.losses_of(stage).needs_teacher for stage in range(len(self.stages)))
+        return any(losses.needs_teacher for _, losses in self._all_losses())
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
-        for stage in range(len(self.stages)):
-            if self.losses_of(stage).map_names != self.losses.map_names:
+        for stage, losses in self._all_losses():
+            if losses.map_names != self.losses.map_names:
                 raise ValueError(
                     f"the losses of stage {stage + 1} have other probability maps than the member's"
                 )

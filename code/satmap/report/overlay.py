@@ -31,7 +31,7 @@ from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
 from satmap.submissions.coco_json import CocoBuilding, CocoResult, CocoTruth, read_coco_results
 from satmap.submissions.coco_masks import CocoMask
 from satmap.submissions.formats import Format, detect
-from satmap.submissions.mask_rasters import read_mask
+from satmap.submissions.mask_rasters import find_masks, read_mask
 from satmap.submissions.result_format import find_format
 from satmap.submissions.roads_csv import RoadRow, read_roads_csv
 from satmap.submissions.vector_maps import read_building_maps, read_road_maps
@@ -123,8 +123,8 @@ def write_overlays(
     missed and false roads are beside them, and buildings and masks are compared with the true ones.
 
     Args:
-        submission: roads or buildings as CSV or vector files, COCO results, a directory of mask
-            rasters, or a format of another package.
+        submission: roads or buildings as CSV or vector files, COCO results, a directory or archive
+            of mask rasters, or a format of another package.
         directories: directories of the images, or rasters.
         pictures: directory for the PNG files, one per image, named like the image. Large maps in
             vector files are drawn in parts, named by row and column: ``map-0-1.png``.
@@ -293,7 +293,7 @@ def _compared(
     caption = list(filter(None, [image_id, score_line(figures)]))
     if metric == "jaccard":
         found = read_mask(sides.proposal[image_id])
-        true = read_mask(sides.truth[image_id]) if sides.truth else found
+        true = read_mask(sides.truth[image_id]) if sides.truth else None
         return mask_picture(true, found, caption=caption, ground=ground, units=units)
     truth, proposal = _rows(sides, image_id)
     matches = None
@@ -322,6 +322,8 @@ def _read(submission: Path) -> tuple[str, Sides]:
             return "building_f1", Sides(None, read_buildings_csv(submission))
         case Format.COCO_RESULTS:
             return "coco_ap", Sides(None, read_coco_results(submission))
+        case Format.MASKS:
+            return "jaccard", Sides(None, find_masks(submission))
         case Format.VECTORS if are_roads(submission, submission):
             _, roads, grids = read_road_maps(submission, submission, Sides.metres_per_pixel)
             return "apls", Sides(None, roads, grids=grids)
@@ -330,7 +332,7 @@ def _read(submission: Path) -> tuple[str, Sides]:
             return "building_f1", Sides(None, found, grids=grids)
     raise SatmapError(
         f"{submission} is {kind}, which can only be drawn with --truth. Without it satmap draws "
-        "roads and buildings as CSV or vector files, and COCO results."
+        "roads and buildings as CSV or vector files, COCO results, and mask rasters."
     )
 
 

@@ -355,7 +355,7 @@ def _draw_matches(
 
 
 def mask_picture(
-    truth: NDArray[np.bool_],
+    truth: NDArray[np.bool_] | None,
     proposal: NDArray[np.bool_],
     *,
     caption: Sequence[str],
@@ -364,9 +364,12 @@ def mask_picture(
 ) -> Picture:
     """Draw the pixels of two masks, bool (h, w), that are found, missed and false.
 
-    Over an image, areas of each kind have an outline. Without an image they are filled on dark
-    ground; larger masks are shrunk, their colours mixed by area.
+    Without a truth, all pixels of the proposal are found. Over an image, areas of each kind have an
+    outline. Without an image they are filled on dark ground; larger masks are shrunk, their colours
+    mixed by area.
     """
+    only_found = truth is None
+    truth = proposal if truth is None else truth
     if truth.shape != proposal.shape or truth.ndim != 2 or not truth.size:
         raise ValueError(
             f"masks must have the same shape (h, w), got {truth.shape} and {proposal.shape}"
@@ -375,7 +378,7 @@ def mask_picture(
         ("found", truth & proposal, FOUND),
         ("missed", truth & ~proposal, MISSED),
         ("false", proposal & ~truth, FALSE),
-    )
+    )[: 1 if only_found else 3]
     keys = [Key(f"{name} ({int(mask.sum())} px)", colour, "area") for name, mask, colour in kinds]
     if ground is None:
         ground = Ground(View.of_image(truth.shape))

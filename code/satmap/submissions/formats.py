@@ -5,7 +5,7 @@ from pathlib import Path
 
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
-from satmap.submissions.mask_rasters import MASK_SUFFIXES
+from satmap.submissions.mask_rasters import MASK_SUFFIXES, is_mask_archive
 from satmap.submissions.vector_maps import GEOJSON_SUFFIXES, MAP_SUFFIXES
 
 # Number of bytes at the start of a file that are inspected.
@@ -20,7 +20,7 @@ class Format(StrEnum):
     VECTORS = "a vector file or a directory of GeoJSON"
     COCO_ANNOTATIONS = "COCO annotations"
     COCO_RESULTS = "a list of COCO results"
-    MASKS = "a directory of mask rasters"
+    MASKS = "a directory or archive of mask rasters"
 
 
 def detect(path: Path) -> Format:
@@ -42,10 +42,14 @@ def detect(path: Path) -> Format:
         raise SatmapError(f"{path} is empty.")
     if text.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise SatmapError(f"{path} is UTF-16 text; save it as UTF-8.")
+    if is_mask_archive(path):
+        return Format.MASKS
     if path.suffix.lower() in set(MAP_SUFFIXES) - set(GEOJSON_SUFFIXES):
         return Format.VECTORS
     if text.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ")):
-        raise SatmapError(f"{path} is compressed; unpack it first.")
+        raise SatmapError(
+            f"{path} is compressed and no archive of mask rasters (.zip, .tgz); unpack it first."
+        )
     if text.startswith((b"II*\0", b"MM\0*", b"\x89PNG")):
         raise SatmapError(f"{path} is a raster; give the directory of all masks.")
     if text.startswith(b"["):

@@ -19,6 +19,7 @@ _MARKS = {
     ".osm": b"<osm",
     ".parquet": b"par1",
     ".pbf": b"osmheader",
+    ".tgz": b"\x1f\x8b",
     ".zip": b"pk\3\4",
     # COCO results of buildings are a list.
     ".json": b"[",
@@ -57,6 +58,9 @@ def require_map_output(path: Path) -> None:
     Raises:
         CannotWriteError: the file cannot be written, or exists and holds something else.
     """
+    if not path.suffix and (path.is_dir() or not path.exists()):
+        _require_mask_directory(path)
+        return
     require_writable(path)
     if not path.is_file() or not path.stat().st_size:
         return
@@ -67,6 +71,19 @@ def require_map_output(path: Path) -> None:
         raise CannotWriteError(
             f"{path} exists and is not a {suffix} map, so it is not overwritten. Give another "
             "name, or remove the file."
+        )
+
+
+def _require_mask_directory(path: Path) -> None:
+    """Check early that a directory of masks can be written and that it holds nothing else yet."""
+    # Importing GDAL takes most of a second.
+    from satmap.submissions.mask_rasters import is_mask_directory
+
+    require_writable(path.parent / f"{path.name}.manifest.json")
+    if path.is_dir() and not is_mask_directory(path):
+        raise CannotWriteError(
+            f"{path} is a directory that holds other things than masks of satmap, so it is not "
+            "replaced. Give another name, or remove it."
         )
 
 
@@ -97,9 +114,9 @@ def require_any_format(task: TaskSettings, output: Path) -> None:
 
 def _require_suffix(path: Path, suffixes: Sequence[str], hint: str = "") -> None:
     if path.suffix.lower() not in suffixes:
+        named = ", ".join(suffix or "none (a directory)" for suffix in suffixes)
         raise SatmapError(
-            f"{path}: the suffix names the format, and '{path.suffix}' is none of "
-            f"{', '.join(suffixes)}.{hint}"
+            f"{path}: the suffix names the format, and '{path.suffix}' is none of {named}.{hint}"
         )
     package = _PACKAGES.get(path.suffix.lower())
     if package and importlib.util.find_spec(package) is None:

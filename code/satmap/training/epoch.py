@@ -12,7 +12,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from satmap.errors import RestartError, SatmapError
-from satmap.recipes.schema import CosineSchedule, PlateauSchedule, Schedule
+from satmap.recipes.schema import (
+    CosineSchedule,
+    CyclicSchedule,
+    PlateauSchedule,
+    RestartSchedule,
+    Schedule,
+)
 from satmap.runtime.launched import is_ours
 from satmap.runtime.ranks import peer_errors
 from satmap.tasks.base import Batch
@@ -20,6 +26,7 @@ from satmap.training.budget import plan_epoch
 from satmap.training.distributed import sum_over_ranks
 from satmap.training.job import Job, save_train_state
 from satmap.training.loading import CropDataset, batches, epoch_order, split_between_ranks
+from satmap.training.mixup import Mixture, mix_up
 from satmap.training.state import Progress, TrainState, save_split
 
 # How a job that must be restarted resumes, by whether satmap's own launcher started it.
@@ -37,7 +44,7 @@ class Epoch:
         job: the training.
         state: network and optimizer; the steps change them.
         progress: progress of the training; the steps update it.
-        losses: the stage's weights of the losses.
+        losses: the weights of the losses in this epoch.
         plan: length of the epoch.
         items: this process's crops of every step, as dataset indices.
         sums: sums of the loss and its parts over this process's steps.
@@ -59,7 +66,7 @@ class Epoch:
         self.job, self.state, self.progress, self.dataset = job, state, progress, dataset
         self.ranks, self.name = job.context.ranks, job.member.name
         self.stage = job.member.stages[progress.stage]
-        self.losses = job.member.losses_of(progress.stage)
+        self.losses = job.member.losses_of(progress.stage, progress.schedule)
         self.clip_norm = job.recipe.optimizer.clip_norm
         dataset.epoch = progress.epoch
         items = self._step_items()
@@ -247,18 +254,24 @@ class Step:
         for group in self._epoch.state.optimizer.param_groups:
             group["lr"] = self._epoch.learning_rate(self._number) * group.get("rate", 1.0)
 
-    def parts(self) -> Iterator[tuple[Batch, float, bool]]:
+    def parts(self) -> Iterator[tuple[Mixture, float, bool]]:
         """Yield the parts of the step's batch, which fit into memory.
 
         Yields:
-            A batch on the device, its share of the step's crops, and whether it is the last.
+            A batch on the device, or two of them with MixUp; their share of the step's crops; and
+            whether they are the last.
         """
-        done = 0
+        epoch, done = self._epoch, 0
+        mixup = epoch.job.recipe.augmentation.mixup
         while done < self._share:
             batch = next(self._crops)
             done += len(batch)
             self._image_ids += [chip.image_id for chip in batch.chips]
-            yield batch, len(batch) / self._share, done == self._share
+            mixture: Mixture = [(batch, 1.0)]
+            if mixup:
+                seed = epoch.dataset.seed, epoch.progress.epoch, self._number, done
+                mixture = mix_up(batch, mixup, seed)
+            yield mixture, len(batch) / self._share, done == self._share
 
     def add(self, loss: Tensor, parts: dict[str, Tensor], weight: float) -> None:
         """Add the loss of a part of the batch and its detached components to the step's losses."""
@@ -356,10 +369,24 @@ def learning_rate(
         if step < warmup:
             return schedule.peak * (step + 1) / (warmup + 1)
         progress = (step - warmup) / max(total - warmup, 1)
-        swing = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
-        return schedule.final + (schedule.peak - schedule.final) * swing
-    epoch = step // steps_per_epoch
+        return schedule.final + (schedule.peak - schedule.final) * _half_cosine(min(progress, 1.0))
+    epoch = step / steps_per_epoch
+    if isinstance(schedule, CyclicSchedule):
+        # From 0 up to 1 at the low rate and back.
+        way = 1 - abs(epoch / schedule.half_period % 2 - 1)
+        height = 1 - way if schedule.shape == "triangle" else _half_cosine(way)
+        return schedule.low + (schedule.high - schedule.low) * height
+    if isinstance(schedule, RestartSchedule):
+        period = schedule.period
+        while epoch >= period:
+            epoch, period = epoch - period, period * schedule.factor
+        return schedule.final + (schedule.peak - schedule.final) * _half_cosine(epoch / period)
     return schedule.rates[max(start for start in schedule.rates if start <= epoch)]
+
+
+def _half_cosine(progress: float) -> float:
+    """Return half a cosine, from 1 at a progress of 0 to 0 at 1."""
+    return (1 + math.cos(math.pi * progress)) / 2
 
 
 def _after_plateaus(schedule: PlateauSchedule, scores: Sequence[float]) -> float:

@@ -8,14 +8,17 @@ and manifests; ``state.py`` saves and restores the train state.
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from satmap.io.checksums import FileRecord
+from satmap.tasks.base import Batch
 from satmap.training.checkpoints import save_checkpoints, write_logs
 from satmap.training.distributed import Forward, sum_over_ranks, synced_norms
 from satmap.training.epoch import Epoch, Step
 from satmap.training.job import Job, begin_or_resume, make_optimizer, save_train_state
+from satmap.training.mixup import mean_loss
 from satmap.training.state import Progress, TrainState
 from satmap.training.validation import validate
 
@@ -92,20 +95,25 @@ def _train_epoch(epoch: Epoch, forward: Forward) -> dict[str, float]:
 
 def _train_step(step: Step, epoch: Epoch, forward: Forward) -> None:
     task, state = epoch.job.task, epoch.state
-    total = partial(sum_over_ranks, ranks=epoch.ranks)
     step.set_learning_rate()
     state.optimizer.zero_grad(set_to_none=True)
-    for batch, weight, is_last in step.parts():
-        inputs = task.inputs(state.network, batch)
+    for mixture, weight, is_last in step.parts():
+        inputs = task.inputs(state.network, mixture[0][0])
         with forward.gradients_stay(not is_last):
             outputs = forward(*inputs)
-            loss, parts = task.loss(outputs, batch, epoch.losses, total)
+            loss, parts = mean_loss(mixture, partial(_loss, epoch, outputs))
             (loss * weight).backward()  # type: ignore[no-untyped-call]
         step.add(loss, parts, weight)
     stop = step.check(step.clip_gradients())
     state.step(epoch.name, epoch.job.context.device)
     step.log()
     step.save(stop)
+
+
+def _loss(epoch: Epoch, outputs: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of a batch and its parts."""
+    total = partial(sum_over_ranks, ranks=epoch.ranks)
+    return epoch.job.task.loss(outputs, batch, epoch.losses, total)
 
 
 def _finish_epoch(epoch: Epoch, record: dict[str, float]) -> Progress:

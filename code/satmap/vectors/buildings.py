@@ -1,5 +1,6 @@
 """Building footprints: data types, coordinates and export attributes."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -27,7 +28,7 @@ class Building:
             (0, 0) extends from (0, 0) to (1, 1).
         confidence: higher is more certain. Either mean probability x square root of the area in
             pixels, or the intersection over union with the truth that a confidence model predicts,
-            0..1.
+            0..1. NaN if unknown.
         mean_probability: mean building probability inside the footprint, 0..1, not calibrated; None
             if the confidence is an expected intersection over union.
     """
@@ -142,4 +143,4 @@ def building_attributes(image: ImageBuildings) -> list[dict[str, str | float | N
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)
+    return None if value is None or math.isnan(value) else round(value, 3)

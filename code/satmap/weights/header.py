@@ -73,12 +73,12 @@ _MOST_SHIFT = 1e6
 
 
 class DecoderHeader(Settings):
-    """Kind of the decoder and its channels at strides 16, 8, 4 and 2."""
+    """Kind of the decoder and its channels at strides 16, 8, 4 and 2, and optionally 1."""
 
     model_config = ConfigDict(strict=True)
 
     kind: DecoderKind
-    widths: tuple[_Channels, _Channels, _Channels, _Channels]
+    widths: Annotated[tuple[_Channels, ...], Field(min_length=4, max_length=5)]
 
 
 class Normalization(Settings):

@@ -7,11 +7,11 @@ from pathlib import Path
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.figures import Counts, Figures, Report
 from satmap.io.text import natural_key
-from satmap.submissions.mask_rasters import find_masks, open_mask
+from satmap.submissions.mask_rasters import MaskFile, find_masks, open_mask
 
 
 def score_masks(truth: Path, proposal: Path) -> Report:
-    """Score a directory of masks chip by chip, with only a part of one chip in memory.
+    """Score a directory or an archive of masks chip by chip, with a part of a chip at a time.
 
     ``total`` and every image have ``jaccard`` and the pixel counts ``tp``, ``fp`` and ``fn``. The
     total pools the pixels, so large chips and those with many buildings weigh more. If both masks
@@ -19,8 +19,8 @@ def score_masks(truth: Path, proposal: Path) -> Report:
     missed, and buildings in chips that only the proposal has as false.
 
     Raises:
-        SatmapError: a directory or raster cannot be read, masks of a chip differ in size, or the
-            directories have no chip in common.
+        SatmapError: a directory, archive or raster cannot be read, masks of a chip differ in size,
+            or truth and proposal have no chip in common.
     """
     true, found = find_masks(truth), find_masks(proposal)
     chips = sorted(true.keys() | found.keys(), key=natural_key)
@@ -48,19 +48,19 @@ def score_masks(truth: Path, proposal: Path) -> Report:
     )
 
 
-def _count(truth: Path, proposal: Path) -> Counts:
+def _count(truth: MaskFile, proposal: MaskFile) -> Counts:
     with open_mask(truth) as true, open_mask(proposal) as found:
         if (true.width, true.height) != (found.width, found.height):
             raise SatmapError(
-                f"{truth} has {true.width} x {true.height} px and {proposal} {found.width} x "
+                f"{true.path} has {true.width} x {true.height} px and {found.path} {found.width} x "
                 f"{found.height}; both masks of a chip must have the same size."
             )
         parts = (Counts.of_pixels(true.read(rows), found.read(rows)) for rows in true.pieces())
         return sum(parts, Counts())
 
 
-def _drawn(path: Path) -> int:
-    with open_mask(path) as mask:
+def _drawn(file: MaskFile) -> int:
+    with open_mask(file) as mask:
         return sum(int(mask.read(rows).sum()) for rows in mask.pieces())
 
 

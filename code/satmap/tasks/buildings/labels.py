@@ -1,10 +1,13 @@
 """Building labels: footprints in pixels from GeoJSON or COCO annotations, repaired if invalid."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import rasterio.features
 import shapely
+import shapely.geometry
 from numpy.typing import NDArray
 
 from satmap.data.cache import EncodedLabel, require_image_data
@@ -13,8 +16,6 @@ from satmap.data.chip_label import ChipLabel, is_chip_label
 from satmap.data.layouts.mapping_challenge import outline, read_coco_annotations
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import read_geojson
-from satmap.tasks.buildings.settings import BuildingTargetSettings
-from satmap.tasks.buildings.targets import rasterize_buildings
 from satmap.tasks.dense import IGNORED_BIT
 from satmap.vectors.buildings import Polygons
 
@@ -56,6 +57,12 @@ def read_building_labels(chip: Chip) -> BuildingLabels:
             "Check that label and image belong together and the label's coordinate system."
         )
     return BuildingLabels(inside, repaired)
+
+
+def trace_parts(mask: NDArray[np.bool_]) -> list[shapely.Geometry]:
+    """Return the outlines of the connected parts of a mask (height, width), in pixels."""
+    found = rasterio.features.shapes(mask.astype(np.uint8), mask=mask)
+    return [shapely.geometry.shape(outline) for outline, _ in found]
 
 
 def _repair(shapes: Polygons) -> tuple[Polygons, int]:
@@ -101,13 +108,17 @@ def _read_geojson(chip: Chip) -> list[shapely.Polygon]:
     return list(shapely.set_coordinates(polygons, placed))
 
 
-def encode_buildings(
-    chip: Chip, image: NDArray[np.uint8], settings: BuildingTargetSettings
-) -> EncodedLabel:
-    """Read the buildings of a chip and draw its ``target``, as ``rasterize_buildings`` does.
+#: Draws a target, uint8 (h, w) or (h, w, bytes), from polygons and multi-polygons in pixels and the
+#: height and width.
+Draw = Callable[[Polygons, tuple[int, int]], NDArray[np.uint8]]
+
+
+def encode_buildings(chip: Chip, image: NDArray[np.uint8], draw: Draw) -> EncodedLabel:
+    """Read the buildings of a chip and draw its ``target``.
 
     ``image``, uint8 (h, w, channels), is the network input, which may differ in size from the file;
-    it is 0 in all channels where there is no data. The payload is a list of hexadecimal WKB in
+    it is 0 in all channels where there is no data. In the target, or its first byte, these pixels
+    are 0, and ignored pixels are ``IGNORED_BIT``. The payload is a list of hexadecimal WKB in
     pixels of the file.
 
     Raises:
@@ -118,13 +129,14 @@ def encode_buildings(
     height, width = image.shape[:2]
     scale = np.array([width / chip.image.width, height / chip.image.height])
     scaled = shapely.transform(labels.outlines, lambda xy: xy * scale)
-    target = rasterize_buildings(scaled, (height, width), settings)
+    target = draw(scaled, (height, width))
+    bits = target if target.ndim == 2 else target[..., 0]
     # Pixels without image data count as background.
-    target[~image.any(axis=2), 0] = 0
+    bits[~image.any(axis=2)] = 0
     if chip.label is not None and is_chip_label(chip.label):
         ignored = ChipLabel.read(chip.label).ignored.astype(np.uint8)
         resized = cv2.resize(ignored, (width, height), interpolation=cv2.INTER_NEAREST)
-        target[np.asarray(resized) > 0, 0] = IGNORED_BIT
+        bits[np.asarray(resized) > 0] = IGNORED_BIT
     georeference = chip.image.georeference
     return EncodedLabel(
         arrays={"target": target},

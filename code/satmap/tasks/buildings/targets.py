@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from satmap.tasks.buildings.settings import BuildingTargetSettings
-from satmap.tasks.buildings.vectorizer.tracing import Bytes, Labels
+from satmap.tasks.buildings.vectorizer.tracing import Bytes, Labels, Mask
 from satmap.vectors.buildings import Polygons
 
 # Distances or weights of pixels.
@@ -44,18 +44,23 @@ def rasterize_buildings(
     labels = draw_instances(outlines, shape, settings.edge_px)
     reach = max(_REACH * settings.near_px, settings.contact_px)
     near, far = two_nearest(labels, reach)
-    body = labels > 0
-    kernel = np.ones((2 * settings.border_px + 1,) * 2, np.uint8)
-    # OpenCV has no int32 morphology; float32 is exact up to 16 million buildings.
-    numbers = labels.astype(np.float32)
-    least = cv2.erode(numbers, kernel, borderType=cv2.BORDER_REPLICATE)
-    most = cv2.dilate(numbers, kernel, borderType=cv2.BORDER_REPLICATE)
-    border = body & (least != most)
+    body, border = labels > 0, inner_border(labels, settings.border_px)
     contact = ~body & (far <= settings.contact_px)
     target = np.empty((*shape, 2), np.uint8)
     target[..., 0] = body * BODY_BIT | border * BORDER_BIT | contact * CONTACT_BIT
     target[..., 1] = encode_weights(pixel_weights(labels, near, far, settings))
     return target
+
+
+def inner_border(labels: Labels, width: int) -> Mask:
+    """Return the pixels of instances within ``width`` pixels of another instance or the outside."""
+    kernel = np.ones((2 * width + 1,) * 2, np.uint8)
+    # OpenCV has no int32 morphology; float32 is exact up to 16 million buildings.
+    numbers = labels.astype(np.float32)
+    least = cv2.erode(numbers, kernel, borderType=cv2.BORDER_REPLICATE)
+    most = cv2.dilate(numbers, kernel, borderType=cv2.BORDER_REPLICATE)
+    border: Mask = (labels > 0) & (least != most)
+    return border
 
 
 def pixel_weights(

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import rasterio.features
 import shapely
-import shapely.geometry
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -34,7 +33,7 @@ from satmap.submissions.rows import RowsByImage
 from satmap.tasks.base import Batch, Total
 from satmap.tasks.buildings.confidence import CONFIDENCE_FILE, read_confidence
 from satmap.tasks.buildings.join_blocks import join_blocks
-from satmap.tasks.buildings.labels import encode_buildings
+from satmap.tasks.buildings.labels import encode_buildings, trace_parts
 from satmap.tasks.buildings.losses import building_loss
 from satmap.tasks.buildings.result_decoder import BuildingDecoder
 from satmap.tasks.buildings.settings import (
@@ -44,7 +43,7 @@ from satmap.tasks.buildings.settings import (
     BuildingLosses,
     BuildingTaskSettings,
 )
-from satmap.tasks.buildings.targets import BODY_BIT
+from satmap.tasks.buildings.targets import BODY_BIT, rasterize_buildings
 from satmap.tasks.buildings.tuning import tune_buildings
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 from satmap.tasks.dense import IGNORED_BIT, DenseTask
@@ -102,14 +101,14 @@ class BuildingTask(DenseTask):
 
     def encode(self, chip: Chip, image: NDArray[np.uint8]) -> EncodedLabel:
         """Read the buildings of a chip and draw its target, uint8 (h, w, 2)."""
-        return encode_buildings(chip, image, self.recipe.task.targets)
+        draw = partial(rasterize_buildings, settings=self.recipe.task.targets)
+        return encode_buildings(chip, image, draw)
 
     def trace_mask(
         self, mask: NDArray[np.bool_], metres_per_pixel: tuple[float, float]
     ) -> list[shapely.Geometry]:
         """Return the outlines of a mask's connected parts, in pixels."""
-        found = rasterio.features.shapes(mask.astype(np.uint8), mask=mask)
-        return [shapely.geometry.shape(outline) for outline, _ in found]
+        return trace_parts(mask)
 
     def load_payload(self, payload: Any) -> NDArray[np.object_]:
         """Return the labelled buildings, clipped to the image, in pixels of the file."""

@@ -1,0 +1,1 @@
+"""Building masks: one raster per image, scored pixel by pixel."""
