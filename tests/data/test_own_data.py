@@ -32,6 +32,7 @@ from satmap.data.own_labels import level_of, read_own_shapes, width_m
 from satmap.data.sources import Source
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import LON_LAT, project
+from satmap.prediction.run import predict
 from satmap.recipes.schema import parse_recipe
 from satmap.tasks.base import Task, task_of
 from satmap.tasks.dense import IGNORED_BIT
@@ -550,6 +551,15 @@ def test_training_with_own_data(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert held_out <= {frozenset("01"), frozenset("23")}
     train([], recipe, context, options)
     assert "already trained" in capsys.readouterr().out
+    # The folder of the chips is a directory of training images.
+    chips = find_own_chips(own, task_of(recipe), 3, tmp_path / "cache")
+    folder = folder_of(chips)
+    out = tmp_path / "fold.csv"
+    done = predict([folder], out, context.weights, "cpu", out_of_fold=True)
+    assert done.images.keys() == {"0", "1", "2", "3"}
+    assert recipe.task.find_images([folder]).chips == chips.chips
+    with pytest.raises(SatmapError, match="holds chips of buildings"):
+        task("roads").find_images([folder])
 
 
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="no real data")

@@ -15,8 +15,9 @@ from satmap.data.registration import measure_offset
 _MEASURED = 60
 # With fewer chips, a place is measured together with others.
 _FEW_CHIPS = 5
-# Smallest offset that is worth a warning, metres and pixels.
-_FAR_M, _FAR_PX = 0.75, 2.0
+# Smallest offset that is worth a warning, metres and pixels. The middle of a wide road is uncertain
+# by metres.
+_FAR_M, _FAR_PX = {"buildings": 0.75, "roads": 2.5}, {"buildings": 2.0, "roads": 4.0}
 
 
 def offset_notes(
@@ -58,14 +59,15 @@ def offset_notes(
         if offset is None or not offset.is_certain:
             unclear.append(aoi)
             continue
+        kind = "roads" if chips[0][1][0].geom_type == "LineString" else "buildings"
         far = math.hypot(offset.right, offset.down)
-        if far * (metres or 1.0) < (_FAR_M if metres else _FAR_PX):
+        if far * (metres or 1.0) < (_FAR_M if metres else _FAR_PX)[kind]:
             fitting.append(aoi)
         elif metres:
             east, north = offset.right * metres, -offset.down * metres
             notes.append(
                 f"offset at {aoi}: the labels lie {_direction(east, north)} of what the images "
-                f"show ({offset.chips} chips)"
+                f"show ({offset.chips} chips, give or take {offset.error * metres:.1f} m)"
                 + (f". If you agree: --shift={-east:.1f},{-north:.1f}" if advice else "")
             )
         else:

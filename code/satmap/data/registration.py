@@ -1,16 +1,22 @@
-"""Measure how far labels lie from what the images show.
+"""Measure how far labels lie from what images or probability maps show.
 
-The outlines of the labels are correlated with the strength of the image's edges, at every shift
-within a few metres (registration by cross-correlation, computed with the Fourier transform). The
-correlations of many chips are added, so that the noise of single chips averages out. A measurement
-counts only if parts of the chips agree with each other.
+Labels and target are correlated at every shift within a few metres (registration by
+cross-correlation, computed with the Fourier transform). Images are compared by their edges, which
+follow the outlines of buildings and both sides of roads. The correlations of many chips are added,
+so that the noise of single chips averages out. Resampling the chips (bootstrap, Efron 1979) tells
+how sure the result is.
+
+:func:`measure_offset` gives one offset for all chips. For a field of offsets, compute
+:func:`shift_scores` of every chip once, and :func:`best_shift` of the chips around each place.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
+import rasterio.features
 import shapely
 from numpy.typing import NDArray
 from scipy import fft
@@ -18,132 +24,208 @@ from scipy import fft
 # Largest offset that is found, metres, or pixels where their size is not known.
 _REACH_M, _REACH_PX = 8.0, 24
 # Finer chips are reduced to this pixel size.
-_PIXEL_M = 0.2
-# Half the width of roads, metres, and pixels.
-_ROAD_M, _ROAD_PX = 3.0, 6.0
-# The chips are measured in this many parts, of which most must agree with the whole.
-_PARTS, _AGREEING = 5, 4
-# Parts agree within this distance, metres, and pixels.
-_SAME_M, _SAME_PX = 0.6, 2.0
+_PIXEL_M = 0.25
+# Half the widths that roads may have, metres, and pixels.
+_ROADS_M, _ROADS_PX = (3.0, 5.0, 8.0), (6.0, 10.0, 16.0)
+# Standard deviation of the blur of the summed scores, metres, and pixels: buildings lean by
+# different amounts, and their roofs do not all lie at the same offset.
+_BLUR_M, _BLUR_PX = 0.6, 1.5
+# The result is certain if this share of the resampled ones lies within this distance, metres, and
+# pixels, and if there are enough chips.
+_SHARE, _SURE_M, _SURE_PX, _LEAST_CHIPS = 0.8, 1.0, 3.0, 5
+_RESAMPLED = 50
+# Side of the surroundings in which edges are compared, and what counts as no edge.
+_AROUND_PX, _WEAK = 81, 8.0
 
 Floats = NDArray[np.float32]
+Shapes = NDArray[np.object_]
 
 
 @dataclass(frozen=True)
 class Offset:
-    """Position of labels relative to the image.
+    """Position of labels relative to images or maps.
 
     Attributes:
         right, down: in pixels; positive if the labels lie too far to the right, or too low.
+        error: pixels within which 80 % of the results of resampled chips lie.
         chips: number of chips that were measured.
-        is_certain: whether parts of the chips agree.
+        is_certain: whether there are enough chips and they agree.
     """
 
     right: float
     down: float
+    error: float
     chips: int
     is_certain: bool
 
 
+@dataclass(frozen=True)
+class ShiftScores:
+    """How well the labels of a chip fit its target at every shift.
+
+    Attributes:
+        surface: float32 (2 n + 1, 2 n + 1): the score by down and right, each -n to n steps.
+        step: pixels of the chip per step.
+    """
+
+    surface: Floats
+    step: int
+
+
 def measure_offset(
-    chips: Sequence[tuple[NDArray[np.uint8], NDArray[np.object_]]], metres: float | None
+    chips: Sequence[tuple[NDArray[Any], Shapes]], metres: float | None
 ) -> Offset | None:
-    """Measure the offset between labels and images.
+    """Measure one offset between labels and images or probability maps of many chips.
 
     Args:
-        chips: image, uint8 (h, w, channels), 0 without data, and its lines or polygons in pixels.
+        chips: target and labels of each, as for :func:`shift_scores`.
         metres: size of a pixel; None if not known.
 
     Returns:
         None if there is nothing to measure.
     """
-    reduce = max(1, round(_PIXEL_M / metres)) if metres else 1
-    pixel = metres * reduce if metres else None
+    found = [shift_scores(target, shapes, metres) for target, shapes in chips]
+    scores = [each for each in found if each is not None]
+    return best_shift(scores, metres) if scores else None
+
+
+def shift_scores(target: NDArray[Any], shapes: Shapes, metres: float | None) -> ShiftScores | None:
+    """Compare the labels of a chip with its target at every shift of up to 8 metres.
+
+    Args:
+        target: image, uint8 (h, w, channels), 0 without data; or probability map of the labelled
+            objects, floating point (h, w), 0 to 1.
+        shapes: lines or polygons in pixels, all of one kind.
+        metres: size of a pixel; None if not known.
+
+    Returns:
+        None if there are no labels, nothing is to be seen, or the chip is too small.
+    """
+    step = max(1, round(_PIXEL_M / metres)) if metres else 1
+    pixel = metres * step if metres else None
     reach = min(max(3, round(_REACH_M / pixel)), 64) if pixel else _REACH_PX
-    half_road = _ROAD_M / pixel if pixel else _ROAD_PX
-    found = [
-        each
-        for image, shapes in chips
-        if (each := _correlation(image, shapes, reduce, reach, half_road)) is not None
-    ]
-    if not found:
-        return None
-    right, down = _peak(np.sum(found, axis=0))
-    count = min(_PARTS, len(found))
-    parts = [_peak(np.sum(found[part::count], axis=0)) for part in range(count)]
-    same = max(_SAME_M / pixel, 1.0) if pixel else _SAME_PX
-    agreeing = sum(np.hypot(x - right, y - down) <= same for x, y in parts)
-    is_certain = count == _PARTS and agreeing >= _AGREEING and max(abs(right), abs(down)) < reach
-    return Offset(right * reduce, down * reduce, len(found), is_certain)
-
-
-def _correlation(
-    image: NDArray[np.uint8],
-    shapes: NDArray[np.object_],
-    reduce: int,
-    reach: int,
-    half_road: float,
-) -> Floats | None:
-    """Return the correlation at every shift up to ``reach``, (2 reach + 1, 2 reach + 1)."""
-    height, width = image.shape[0] // reduce, image.shape[1] // reduce
+    height, width = target.shape[0] // step, target.shape[1] // step
     if min(height, width) <= 2 * reach or not len(shapes):
         return None
-    outlines = _draw(shapes, (height, width), reduce, half_road)
-    edges = _edges(image, (height, width))
-    if not outlines.any() or not edges.any():
+    halves = [half / pixel for half in _ROADS_M] if pixel else list(_ROADS_PX)
+    scaled = shapely.transform(shapes, lambda xy: xy / step)
+    if target.ndim == 2:
+        drawn = _filled(scaled, (height, width), halves[0])
+        shown = _ridges(target, (height, width))
+    else:
+        drawn = _outlines(scaled, (height, width), halves)
+        shown = _edges(target, (height, width))
+    strength = float(np.sqrt(np.mean(shown**2)))
+    if not drawn.any() or strength == 0:
         return None
     size = [fft.next_fast_len(side + reach, real=True) for side in (height, width)]
-    spectrum = fft.rfft2(outlines, size) * np.conj(fft.rfft2(edges, size))
-    whole = fft.irfft2(spectrum, size)
+    spectrum = fft.rfft2(drawn, size) * np.conj(fft.rfft2(shown / strength, size))
     around = np.arange(-reach, reach + 1)
-    surface: Floats = whole[np.ix_(around, around)].astype(np.float32)
-    return surface
+    surface: Floats = fft.irfft2(spectrum, size)[np.ix_(around, around)].astype(np.float32)
+    return ShiftScores(surface, step)
+
+
+def best_shift(scores: Sequence[ShiftScores], metres: float | None) -> Offset:
+    """Return the offset that fits chips best together.
+
+    Args:
+        scores: of one chip or more, all with pixels of the same size.
+        metres: size of a pixel; None if not known.
+    """
+    step = scores[0].step
+    pixel = metres * step if metres else None
+    surfaces = np.array([score.surface for score in scores])
+    count, side, _ = surfaces.shape
+    blur = max(0.7, _BLUR_M / pixel) if pixel else _BLUR_PX
+    best = _peak(surfaces.sum(axis=0), blur)
+    weights = np.random.default_rng(0).multinomial(count, [1 / count] * count, _RESAMPLED)
+    summed = (weights.astype(np.float32) @ surfaces.reshape(count, -1)).reshape(-1, side, side)
+    away = [float(np.hypot(*(_peak(each, blur) - best))) for each in summed]
+    error = float(np.quantile(away, _SHARE))
+    sure = _SURE_M / pixel if pixel else _SURE_PX
+    # A peak at the border may lie beyond it.
+    is_certain = (
+        count >= _LEAST_CHIPS and error <= sure and float(np.abs(best).max()) < side // 2 - 1
+    )
+    right, down = (best * step).tolist()
+    return Offset(right, down, error * step, count, is_certain)
 
 
 def _edges(image: NDArray[np.uint8], size: tuple[int, int]) -> Floats:
     """Return the strength of the edges relative to their surroundings, with a mean of 0."""
     height, width = size
     small = cv2.resize(image[..., :3], (width, height), interpolation=cv2.INTER_AREA)
-    valid = (small.reshape(height, width, -1).max(axis=2) > 0).astype(np.uint8)
-    grey = small.reshape(height, width, -1).astype(np.float32).mean(axis=2)
-    grey = np.asarray(cv2.GaussianBlur(grey, (0, 0), 1.0), np.float32)
-    strength = np.hypot(cv2.Scharr(grey, cv2.CV_32F, 1, 0), cv2.Scharr(grey, cv2.CV_32F, 0, 1))
+    colours = small.reshape(height, width, -1).astype(np.float32)
     # The border of the data is no edge of an object.
+    valid = (colours.max(axis=2) > 0).astype(np.uint8)
     inside = np.asarray(cv2.erode(valid, np.ones((7, 7), np.uint8)), np.uint8) > 0
-    strength *= inside
-    local = cv2.boxFilter(strength, -1, (41, 41))
-    relative = np.minimum(strength / (local + 8.0), 3.0)
+    squares = np.zeros(size, np.float32)
+    for band in np.moveaxis(colours, 2, 0):
+        smooth = cv2.GaussianBlur(band, (0, 0), 1.0)
+        for x, y in ((1, 0), (0, 1)):
+            squares += np.square(cv2.Scharr(smooth, cv2.CV_32F, x, y))
+    strength = np.where(inside, np.sqrt(squares), 0).astype(np.float32)
+    around = (_AROUND_PX, _AROUND_PX)
+    local = cv2.blur(strength, around) / np.maximum(
+        cv2.blur(inside.astype(np.float32), around), 1e-3
+    )
+    relative = np.minimum(strength / (local + _WEAK), 3.0)
     mean = relative[inside].mean() if inside.any() else 0.0
     edges: Floats = np.where(inside, relative - mean, 0).astype(np.float32)
     return edges
 
 
-def _draw(
-    shapes: NDArray[np.object_], size: tuple[int, int], reduce: int, half_road: float
-) -> Floats:
-    """Draw outlines of buildings as 1, or both sides of roads as 1 and their middle as -1."""
-    scaled = shapely.transform(shapes, lambda xy: xy / reduce)
-    if scaled[0].geom_type == "LineString":
-        roads = shapely.union_all(shapely.buffer(scaled, half_road))
-        middle = _outlined(shapely.union_all(scaled), size, max(1, round(half_road)))
-        sides = _outlined(roads.boundary, size, 1)
-        return np.subtract(2 * sides, middle, dtype=np.float32)
-    return _outlined(shapely.union_all(shapely.boundary(scaled)), size, 1)
+def _ridges(probability: NDArray[Any], size: tuple[int, int]) -> Floats:
+    """Return how far a map (h, w) exceeds its surroundings: minus its Laplacian."""
+    height, width = size
+    small = cv2.resize(
+        probability.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA
+    )
+    ridges: Floats = -np.asarray(
+        cv2.Laplacian(cv2.GaussianBlur(small, (0, 0), 1.5), cv2.CV_32F), np.float32
+    )
+    return ridges
 
 
-def _outlined(lines: shapely.Geometry, size: tuple[int, int], thickness: int) -> Floats:
+def _filled(shapes: Shapes, size: tuple[int, int], half_road: float) -> Floats:
+    """Draw polygons, or lines with the width of roads, as 1."""
+    if shapes[0].geom_type == "LineString":
+        shapes = shapely.buffer(shapes, half_road)
+    drawn = np.zeros(size, np.float32)
+    rasterio.features.rasterize([(shape, 1) for shape in shapes], out=drawn)
+    return drawn
+
+
+def _outlines(shapes: Shapes, size: tuple[int, int], halves: Sequence[float]) -> Floats:
+    """Draw outlines of buildings as 1, or roads: the sides positive, the middle negative.
+
+    The sides of roads are drawn at half of each width. Their sum is 0, because roads lie in ground
+    with more or fewer edges than elsewhere.
+    """
+    if shapes[0].geom_type != "LineString":
+        return _lines(shapely.union_all(shapely.boundary(shapes)), size)
+    drawn = np.zeros(size, np.float32)
+    line = _lines(shapely.union_all(shapes), size)
+    for half in halves:
+        sides = _lines(shapely.union_all(shapely.buffer(shapes, half)).boundary, size)
+        middle = np.asarray(cv2.GaussianBlur(line, (0, 0), half / 2), np.float32)
+        drawn += sides - middle * (sides.sum() / max(float(middle.sum()), 1.0))
+    return drawn
+
+
+def _lines(lines: shapely.Geometry, size: tuple[int, int]) -> Floats:
     drawn = np.zeros(size, np.uint8)
     near = shapely.clip_by_rect(lines, -64, -64, size[1] + 64, size[0] + 64)
     for part in shapely.get_parts(near).tolist():
         # OpenCV counts from the centre of the first pixel, here in steps of 1/16.
         points = np.rint((shapely.get_coordinates(part) - 0.5) * 16).astype(np.int32)
-        cv2.polylines(drawn, [points], False, 255, thickness, cv2.LINE_AA, 4)
+        cv2.polylines(drawn, [points], False, 255, 1, cv2.LINE_AA, 4)
     return np.divide(drawn, 255, dtype=np.float32)
 
 
-def _peak(surface: Floats) -> tuple[float, float]:
-    """Return the shift to the right and down with the highest correlation, to parts of a pixel."""
-    smooth = np.asarray(cv2.GaussianBlur(surface, (0, 0), 1.0), np.float32)
+def _peak(surface: Floats, blur: float) -> NDArray[np.float64]:
+    """Return the shift to the right and down with the highest score, to parts of a step."""
+    smooth = np.asarray(cv2.GaussianBlur(surface, (0, 0), blur), np.float32)
     reach = len(smooth) // 2
     row, column = divmod(int(smooth.argmax()), smooth.shape[1])
 
@@ -154,4 +236,4 @@ def _peak(surface: Floats) -> tuple[float, float]:
         curve = before - 2 * here + after
         return at - reach + (0.5 * (before - after) / curve if curve < 0 else 0.0)
 
-    return refined(smooth[row], column), refined(smooth[:, column], row)
+    return np.array([refined(smooth[row], column), refined(smooth[:, column], row)])
