@@ -78,9 +78,10 @@ def _predict(options: argparse.Namespace) -> int:
     Buildings are written as SpaceNet's CSV, or as COCO results if OUT ends in .json. Masks (task
     raster) are one .TIF per image, in the directory OUT or in an archive if OUT ends in .zip or
     .tgz. All checkpoints of the recipe in the directory of weights are averaged. An image that
-    cannot be read gets an empty row or mask and is reported at the end. After an interruption the same command resumes
-    with the next image. All visible GPUs are used, with one process per GPU; on several machines
-    use torchrun. The file does not depend on the number of processes and workers.
+    cannot be read gets an empty row or mask and is reported at the end. After an interruption the
+    same command resumes with the next image. All visible GPUs are used, with one process per GPU;
+    on several machines use torchrun. The file does not depend on the number of processes and
+    workers.
 
     Examples:
       satmap predict test/ out.csv --weights weights

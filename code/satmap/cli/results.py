@@ -43,9 +43,9 @@ def _score(options: argparse.Namespace) -> int:
 
     Roads (CSV, vector files): APLS by length and by travel time. Buildings (CSV, vector files):
     SpaceNet's F1. COCO results against COCO annotations: average precision. Mask rasters in two
-    directories or archives (.zip, .tgz): Jaccard index. The format is detected from the files. Vector files are satmap's exports
-    and labels in .gpkg, .geojson, .fgb, .parquet, .shp, .osm and .osm.pbf, in any reference system;
-    or a directory with one GeoJSON per image.
+    directories or archives (.zip, .tgz): Jaccard index. The format is detected from the files.
+    Vector files are satmap's exports and labels in .gpkg, .geojson, .fgb, .parquet, .shp, .osm and
+    .osm.pbf, in any reference system; or a directory with one GeoJSON per image.
 
     --plot draws found, missed and false objects. With --images they are drawn over the imagery:
     that of the same name, or for vector files that at the same place.
@@ -102,9 +102,10 @@ def _check(options: argparse.Namespace) -> int:
     """Find problems that would get a submission rejected, with their line numbers.
 
     Reads the submissions of all challenges: roads CSV, buildings CSV, COCO results, and mask
-    rasters in a directory or an archive (.zip, .tgz). With image directories, exactly their images must be in the submission. In
-    vector files, such as satmap's exports, it finds invalid polygons, roads that do not meet at
-    their node, and objects outside the images. The exit status is 1 if there is a problem.
+    rasters in a directory or an archive (.zip, .tgz). With image directories, exactly their images
+    must be in the submission. In vector files, such as satmap's exports, it finds invalid polygons,
+    roads that do not meet at their node, and objects outside the images. The exit status is 1 if
+    there is a problem.
 
     Examples:
       satmap check out.csv

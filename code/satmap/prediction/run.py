@@ -65,8 +65,8 @@ def predict(
 
     Args:
         directories: image directories, searched to any depth.
-        output: the submission: a CSV file, or for buildings also .json for COCO results; for masks a
-            directory, .zip or .tgz.
+        output: the submission: a CSV file, or for buildings also .json for COCO results; for masks
+            a directory, .zip or .tgz.
         weights: directory of trained weights; all checkpoints of the recipe are averaged.
         device: device for the networks, as for ``satmap.runtime.device.pick_device``.
         recipe_name: name or path of the recipe; None for that of the weights.
