@@ -10,6 +10,7 @@ import yaml
 from numpy.typing import NDArray
 
 from building_recipes import with_task
+from satmap.data.imagery import RGB, read_info, read_stretched
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import SatmapError
 from satmap.networks.ensemble import EnsembleMember, predict_maps
@@ -81,7 +82,9 @@ def test_joined_chips_are_predicted_like_their_scene(tmp_path: Path) -> None:
         done = predict([tmp_path / "images"], output, weights, CPU, maps=tmp_path / f"maps{join}")
         assert not done.faults
         maps[join] = read_maps(tmp_path / f"maps{join}")
-    expected = predict_maps([EnsembleMember(network.eval())], scene, settings.inference, CPU)
+    whole = write_image(tmp_path / "scene.tif", pixels=scene.transpose(2, 0, 1))
+    image = read_stretched(read_info(whole, RGB), 0, 100)
+    expected = predict_maps([EnsembleMember(network.eval())], image, settings.inference, CPU)
     assert np.array_equal(maps[True], expected)
     assert np.abs(maps[False].astype(int) - expected).mean() > 1
 
