@@ -103,7 +103,7 @@ def draw(chips: list[Image], places: list[Place | None], path: Path) -> None:
         boards.append(board)
     height = max(board.shape[0] for board in boards)
     padded = [np.pad(b, ((0, height - len(b)), (0, 8), (0, 0))) for b in boards]
-    cv2.imwrite(str(path), np.concatenate(padded, axis=1))
+    cv2.imwrite(str(path), np.concatenate(padded, axis=1)[..., ::-1])
 
 
 def synthetic_borders(count: int, size: int) -> tuple[list[list[NDArray[np.float32]]], int]:

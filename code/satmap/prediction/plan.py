@@ -67,10 +67,13 @@ def find_tiles(chips: Sequence[Chip], task: Task) -> list[Tile]:
         context = find_neighbours(footprints, (settings.overlap, settings.overlap))
     keys = [_key(chip) for chip in chips]
     neighbours = task.find_neighbours(footprints)
-    return [
-        Tile(chip, _joint_key(index, keys, [*around, *seen]), tuple(around), tuple(seen))
-        for index, (chip, around, seen) in enumerate(zip(chips, neighbours, context, strict=True))
-    ]
+    tiles = []
+    for index, (chip, around, near) in enumerate(zip(chips, neighbours, context, strict=True)):
+        # Other views of a place do not continue this one.
+        seen = [n for n in near if chips[n.image].view_angle == chip.view_angle]
+        key = _joint_key(index, keys, [*around, *seen])
+        tiles.append(Tile(chip, key, tuple(around), tuple(seen)))
+    return tiles
 
 
 def _joint_key(index: int, keys: Sequence[str], around: Sequence[Neighbour]) -> str:
@@ -204,6 +207,11 @@ def make_plan(request: Request) -> Plan:
         held_out, notes = held_out_images(files, recipe, inventory.chips)
         image_ids, left_out = _held_out_ids(image_ids, held_out)
         warnings += [*notes, *left_out]
+    wanted = set(image_ids)
+    tiles = find_tiles([chip for chip in inventory.chips if chip.image_id in wanted], task)
+    if recipe.inference.join_chips:
+        joined = sum(bool(tile.context) for tile in tiles)
+        print(f"{joined} of {len(tiles)} images are predicted with others around them", flush=True)
     prefixed = recipe.submission.keep_prefix
     ids = {name: inventory.long_ids[name] if prefixed else name for name in image_ids}
     return Plan(
@@ -213,7 +221,7 @@ def make_plan(request: Request) -> Plan:
         rating_model,
         None if held_out is None else tuple(held_out),
         ids,
-        tuple(find_tiles([chip for chip in inventory.chips if chip.image_id in ids], task)),
+        tuple(tiles),
         {name: fault for name, fault in inventory.faults.items() if name in ids},
         tuple(warnings),
         fingerprint_of(recipe, files, rating_model, request, held_out),
