@@ -1,5 +1,6 @@
 """Read images: header, band selection and the contrast stretch to 8 bits."""
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -155,6 +156,13 @@ class StretchedImage:
                 count += _histogram(band, valid, levels)
         self._tables = [_table(count, low, high) for count in counts]
         self.is_blank = not counts[:, 1:].any()
+
+    def stretch_like(self, info: ImageInfo) -> "StretchedImage":
+        """Return another image of the same bands and data type, stretched as this one."""
+        other = copy.copy(self)
+        other._info = info
+        other.shape = (info.height, info.width, self.shape[2])
+        return other
 
     def __getitem__(self, index: tuple[slice, slice]) -> NDArray[np.uint8]:
         """Return a window, given as slices of rows and columns, as :func:`read_stretched` does."""

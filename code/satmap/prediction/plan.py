@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from satmap.data.chip import Chip
+from satmap.data.chip_borders import join_chips
 from satmap.data.folds import assign_folds
 from satmap.data.inventory import Inventory
-from satmap.data.neighbours import ImageFootprint, Neighbour
+from satmap.data.neighbours import ImageFootprint, Neighbour, find_neighbours
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 from satmap.networks.ensemble import EnsembleMember
@@ -35,12 +36,14 @@ class Tile:
     Attributes:
         chip: the chip.
         key: identifies the stored maps and the result of this chip with these neighbours.
-        neighbours: the chips around it, as indices into the list of tiles.
+        neighbours: the chips that it is decoded with, as indices into the list of tiles.
+        context: the chips whose pixels the networks see around it, as such indices.
     """
 
     chip: Chip
     key: str
     neighbours: tuple[Neighbour, ...]
+    context: tuple[Neighbour, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -49,16 +52,36 @@ class Tile:
 
 
 def find_tiles(chips: Sequence[Chip], task: Task) -> list[Tile]:
-    """Find for each chip the chips that it is decoded with, as the task decides."""
+    """Find for each chip the chips that it is predicted and decoded with.
+
+    The task decides about the latter, the recipe's ``join_chips`` about the former.
+    """
     images = [chip.image for chip in chips]
     footprints = [ImageFootprint(image.georeference, image.width, image.height) for image in images]
+    context: list[list[Neighbour]] = [[] for _ in chips]
+    settings = task.recipe.inference
+    if settings.join_chips:
+        stretch = task.recipe.stretch
+        gsd_m = task.default_metres_per_pixel or 1.0
+        footprints = join_chips(images, stretch.low, stretch.high, gsd_m)
+        context = find_neighbours(footprints, (settings.overlap, settings.overlap))
     keys = [_key(chip) for chip in chips]
+    neighbours = task.find_neighbours(footprints)
     tiles = []
-    for chip, key, neighbours in zip(chips, keys, task.find_neighbours(footprints), strict=True):
-        if around := sorted(keys[n.image] for n in neighbours):
-            key = f"{key} {hashlib.sha256(chr(10).join(around).encode()).hexdigest()}"
-        tiles.append(Tile(chip, key, tuple(neighbours)))
+    for index, (chip, around, near) in enumerate(zip(chips, neighbours, context, strict=True)):
+        # Other views of a place do not continue this one.
+        seen = [n for n in near if chips[n.image].view_angle == chip.view_angle]
+        key = _joint_key(index, keys, [*around, *seen])
+        tiles.append(Tile(chip, key, tuple(around), tuple(seen)))
     return tiles
+
+
+def _joint_key(index: int, keys: Sequence[str], around: Sequence[Neighbour]) -> str:
+    """Return the key of a chip, which changes with the chips around it."""
+    if not around:
+        return keys[index]
+    others = sorted(keys[neighbour.image] for neighbour in around)
+    return f"{keys[index]} {hashlib.sha256(chr(10).join(others).encode()).hexdigest()}"
 
 
 def _key(chip: Chip) -> str:
@@ -119,7 +142,9 @@ class Plan:
         Raises:
             SatmapError: the image cannot be read, or its view angle category is unknown.
         """
-        return prepare_image(self.tiles[index].chip, members, self.task)
+        tile = self.tiles[index]
+        around = [(self.tiles[n.image].chip.image, n.column, n.row) for n in tile.context]
+        return prepare_image(tile.chip, members, self.task, around)
 
     def result_decoder(self, tile: Tile) -> Any:
         """Return the decoder that turns the prediction of an image into its result."""
@@ -164,6 +189,7 @@ def make_plan(request: Request) -> Plan:
         raise SatmapError(
             f"--probabilities: networks for {task.noun} have no probability maps. Leave it out."
         )
+    _require_maps_to_join(recipe, task)
     inventory = task.find_images(request.directories, request.view_angle)
     task.check_outputs(request.output, inventory.chips)
     _require_categories(inventory, task)
@@ -181,6 +207,11 @@ def make_plan(request: Request) -> Plan:
         held_out, notes = held_out_images(files, recipe, inventory.chips)
         image_ids, left_out = _held_out_ids(image_ids, held_out)
         warnings += [*notes, *left_out]
+    wanted = set(image_ids)
+    tiles = find_tiles([chip for chip in inventory.chips if chip.image_id in wanted], task)
+    if recipe.inference.join_chips:
+        joined = sum(bool(tile.context) for tile in tiles)
+        print(f"{joined} of {len(tiles)} images are predicted with others around them", flush=True)
     prefixed = recipe.submission.keep_prefix
     ids = {name: inventory.long_ids[name] if prefixed else name for name in image_ids}
     return Plan(
@@ -190,10 +221,20 @@ def make_plan(request: Request) -> Plan:
         rating_model,
         None if held_out is None else tuple(held_out),
         ids,
-        tuple(find_tiles([chip for chip in inventory.chips if chip.image_id in ids], task)),
+        tuple(tiles),
         {name: fault for name, fault in inventory.faults.items() if name in ids},
         tuple(warnings),
         fingerprint_of(recipe, files, rating_model, request, held_out),
+    )
+
+
+def _require_maps_to_join(recipe: Recipe, task: Task) -> None:
+    """Fail if chips are to be joined, but the networks cannot use pixels around an image."""
+    if not recipe.inference.join_chips or (isinstance(task, DenseTask) and task.input_px is None):
+        return
+    raise SatmapError(
+        f"recipe {recipe.name}: `inference: {{join_chips: true}}` needs networks that predict "
+        "probability maps in the images' own size. Leave it out."
     )
 
 

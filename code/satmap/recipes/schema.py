@@ -333,6 +333,8 @@ class Inference(Settings):
         padding: content beyond the edge of an image: the mirrored image, or its last pixels
             repeated.
         checkpoints: names of the checkpoints to average; None for all that the task keeps.
+        join_chips: show the networks ``overlap`` pixels of the images around each image. Images
+            without georeference are placed by matching their borders.
     """
 
     tta: Literal[1, 4, 8] = 8
@@ -342,6 +344,7 @@ class Inference(Settings):
     overlap: int = Field(128, ge=0)
     padding: Literal["reflect", "replicate"] = "reflect"
     checkpoints: tuple[str, ...] | None = Field(None, min_length=1)
+    join_chips: bool = False
 
     @model_validator(mode="after")
     def _window_exceeds_overlap(self) -> Self:

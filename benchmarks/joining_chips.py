@@ -1,0 +1,207 @@
+"""Measure how chips without georeference are joined by their borders.
+
+Cuts real scenes (../shared/data/open_cities) into chips of 192 and 256 px, encodes them as JPEG,
+shuffles and joins them, and compares the places with the true ones. Then joins chips of a synthetic
+texture of 1,024 px, of which a tenth is black and a tenth repeats one pattern, for the time at the
+size of the challenge. Only lines at the cuts are drawn; reading is measured on 100 files.
+
+Run from the repository: python benchmarks/joining_chips.py [--chips 11481] [--picture DIR]
+"""
+
+import argparse
+import math
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from satmap.data.chip_borders import Place, describe_borders, join_chips, place_chips
+from satmap.data.imagery import RGB, read_info
+
+DATA = Path(__file__).resolve().parents[2] / "shared/data/open_cities"
+SCENES = (
+    "train_tier_1/acc/d41d81a/d41d81a.tif",
+    "train_tier_1/acc/d41d81b/d41d81b.tif",
+    "train_tier_2/dar/d41d81c/d41d81c.tif",
+)
+
+Image = NDArray[np.uint8]
+
+
+def real_chips(
+    size: int, quality: int, noise: float, scale: float
+) -> list[tuple[str, int, int, Image]]:
+    """Return chips of the real scenes in random order, with scene, column and row."""
+    rng = np.random.default_rng(0)
+    chips = []
+    for name in SCENES:
+        with rasterio.open(DATA / name) as source:
+            image = (
+                source.read((1, 2, 3)).transpose(1, 2, 0) * (source.dataset_mask() > 0)[..., None]
+            )
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        image = cv2.resize(
+            np.ascontiguousarray(image), None, fx=scale, fy=scale, interpolation=method
+        )
+        for row in range(image.shape[0] // size):
+            for column in range(image.shape[1] // size):
+                chip = image[row * size :, column * size :][:size, :size]
+                if noise:
+                    chip = np.clip(chip + rng.normal(0, noise, chip.shape), 0, 255).astype(np.uint8)
+                coded = cv2.imencode(".jpg", chip, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+                chips.append((name, column, row, np.asarray(cv2.imdecode(coded, 1), np.uint8)))
+    return [chips[index] for index in rng.permutation(len(chips))]
+
+
+def report_real(size: int, quality: int, noise: float, scale: float, picture: Path | None) -> None:
+    """Join chips of the real scenes and print how many are placed, and how many wrongly."""
+    chips = real_chips(size, quality, noise, scale)
+    start = time.process_time()
+    places = place_chips([describe_borders(chip) for *_, chip in chips])
+    seconds = time.process_time() - start
+    mosaics: dict[int, Counter[tuple[str, int, int]]] = {}
+    for (name, column, row, _), place in zip(chips, places, strict=True):
+        if place:
+            moves = mosaics.setdefault(place.mosaic, Counter())
+            moves[name, column - place.column, row - place.row] += 1
+    wrong = sum(m.total() - m.most_common(1)[0][1] for m in mosaics.values())
+    content = sum((chip > 8).any(axis=2).mean() > 0.05 for *_, chip in chips)
+    placed = sum(place is not None for place in places)
+    large = sum(m.total() for m in mosaics.values() if m.total() > 20)
+    print(
+        f"real, {size} px, JPEG {quality}, noise {noise:g}, scale {scale:g}: {len(chips)} chips, "
+        f"{content} with content, placed {placed / content:.1%}, in mosaics of over 20 chips "
+        f"{large / content:.1%}, wrong {wrong}, {seconds:.1f} s of CPU"
+    )
+    if picture:
+        picture.mkdir(parents=True, exist_ok=True)
+        draw([chip for *_, chip in chips], places, picture / f"{size}-{quality}-{scale:g}.png")
+
+
+def draw(chips: list[Image], places: list[Place | None], path: Path) -> None:
+    """Draw the three largest mosaics beside each other, a 16th of the size."""
+    sizes = Counter(place.mosaic for place in places if place)
+    small = max(chips[0].shape[0] // 16, 1)
+    boards = []
+    for mosaic, _ in sizes.most_common(3):
+        own = [(p, c) for p, c in zip(places, chips, strict=True) if p and p.mosaic == mosaic]
+        side = 1 + max(max(p.column, p.row) for p, _ in own)
+        board = np.full((side * small, side * small, 3), (200, 0, 200), np.uint8)
+        for p, c in own:
+            view = cv2.resize(c, (small, small), interpolation=cv2.INTER_AREA)
+            board[
+                p.row * small : (p.row + 1) * small, p.column * small : (p.column + 1) * small
+            ] = view
+        boards.append(board)
+    height = max(board.shape[0] for board in boards)
+    padded = [np.pad(b, ((0, height - len(b)), (0, 8), (0, 0))) for b in boards]
+    cv2.imwrite(str(path), np.concatenate(padded, axis=1)[..., ::-1])
+
+
+def synthetic_borders(count: int, size: int) -> tuple[list[list[NDArray[np.float32]]], int]:
+    """Describe the borders of a square of chips; return them and the number of normal chips."""
+    rng = np.random.default_rng(0)
+    side = math.ceil(math.sqrt(count))
+
+    def lines() -> Image:
+        """Draw four neighbouring lines of a texture, (4, length, 3); the cut is in the middle."""
+        noise = rng.normal(size=(24, size)).astype(np.float32)
+        texture = 40 * cv2.GaussianBlur(noise, (0, 0), 1.5) * 3 + 110
+        return np.repeat(texture[10:14, :, None].clip(9, 255), 3, axis=2).astype(np.uint8)
+
+    across = {(c, r): lines() for c in range(side + 1) for r in range(side)}
+    down = {(c, r): lines() for c in range(side) for r in range(side + 1)}
+    pattern = lines()
+    borders, normal = [], 0
+    for index in range(count):
+        column, row = index % side, index // side
+        image = np.zeros((size, size, 3), np.uint8)
+        kind = rng.random()
+        if kind > 0.1:
+            edges = (
+                across[column, row],
+                across[column + 1, row],
+                down[column, row],
+                down[column, row + 1],
+            )
+            if kind < 0.2:
+                edges = (pattern,) * 4
+            normal += kind >= 0.2
+            image[:, :2] = edges[0][2:].swapaxes(0, 1)
+            image[:, -2:] = edges[1][:2].swapaxes(0, 1)
+            image[:2], image[-2:] = edges[2][2:], edges[3][:2]
+        borders.append(describe_borders(image))
+    return borders, normal
+
+
+def report_time(count: int) -> None:
+    """Print the time and memory for the challenge's number of chips."""
+    borders, normal = synthetic_borders(count, 1024)
+    start, cpu = time.monotonic(), time.process_time()
+    places = place_chips(borders)
+    wall, cpu = time.monotonic() - start, time.process_time() - cpu
+    side = math.ceil(math.sqrt(count))
+    moves = Counter(
+        (place.mosaic, index % side - place.column, index // side - place.row)
+        for index, place in enumerate(places)
+        if place
+    )
+    right = Counter[int]()
+    for (mosaic, *_), number in moves.items():
+        right[mosaic] = max(right[mosaic], number)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"synthetic, 1,024 px: {count} chips, {normal} neither black nor repeated, placed "
+        f"{moves.total()}, wrong {moves.total() - right.total()}, largest mosaic "
+        f"{max(right.values())}; {wall:.0f} s, {cpu:.0f} s of CPU, {peak:.0f} MB"
+    )
+
+
+def report_reading(count: int) -> None:
+    """Print the time to read and describe files of 1,024 px."""
+    with rasterio.open(DATA / SCENES[1]) as source, tempfile.TemporaryDirectory() as directory:
+        infos = []
+        for number in range(16):
+            column, row = number % 4, number // 4
+            window = Window(column * 1024, row * 1024, 1024, 1024)
+            pixels = source.read((1, 2, 3), window=window)
+            path = Path(directory) / f"{number}.tif"
+            with rasterio.open(path, "w", driver="GTiff", width=1024, height=1024, count=3,
+                               dtype="uint8", compress="jpeg", photometric="ycbcr",
+                               tiled=True) as target:  # fmt: skip
+                target.write(pixels)
+            infos.append(read_info(path, RGB))
+        start, cpu = time.monotonic(), time.process_time()
+        joined = join_chips(infos, 2, 98, 0.1)
+        wall, cpu = time.monotonic() - start, time.process_time() - cpu
+    placed = sum(found.georeference is not None for found in joined)
+    print(
+        f"files of 1,024 px: {placed} of 16 placed; reading {count} would take "
+        f"{wall / 16 * count:.0f} s, {cpu / 16 * count:.0f} s of CPU"
+    )
+
+
+def main() -> int:
+    """Run the measurements."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--chips", type=int, default=11_481, help="number of synthetic chips")
+    parser.add_argument("--picture", type=Path, help="directory for pictures of the mosaics")
+    arguments = parser.parse_args()
+    if DATA.exists():
+        for case in ((256, 75, 0, 1), (192, 75, 0, 1), (256, 50, 5, 1), (256, 75, 0, 0.5)):
+            report_real(*case, arguments.picture)
+        report_reading(arguments.chips)
+    report_time(arguments.chips)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
