@@ -61,7 +61,12 @@ class StretchSettings(Settings):
 
 
 class Augmentation(Settings):
-    """Augmentation of training crops. Shifts are shares of the crop, rotations are degrees."""
+    """Augmentation of training crops. Shifts are shares of the crop, rotations are degrees.
+
+    Attributes:
+        quality_probability: share of crops whose sharpness, noise and compression are changed; None
+            for 0. Networks then depend less on how an image was resampled.
+    """
 
     shift: float = Field(0.2, ge=0, lt=1)
     resize: float = Field(0.2, ge=0, lt=1)
@@ -70,6 +75,8 @@ class Augmentation(Settings):
     rotation_probability: float = Field(0.2, ge=0, le=1)
     flips: bool = True
     colour_jitter_probability: float = Field(0.5, ge=0, le=1)
+    # The default is None, not 0, so that fingerprints of recipes without this key stay valid.
+    quality_probability: float | None = Field(None, ge=0, le=1)
 
 
 class StepSchedule(Settings):
