@@ -1,13 +1,14 @@
 """Compare fine-tuning with ImageNet weights and random weights, on few chips of another place.
 
-    .venv/bin/python benchmarks/finetuning.py PLACE OTHER WORK
+    .venv/bin/python benchmarks/finetuning.py ../shared/data/roads_massachusetts/images WORK \\
+        --masks ../shared/data/roads_massachusetts/masks --metres-per-pixel 0.9 --pattern 'img-*' \\
+        --init NETWORK_OF_ANOTHER_PLACE
 
-PLACE and OTHER are directories of SpaceNet roads in different places. A network learns PLACE first,
-from ImageNet weights; --init takes a trained one instead. Then 5, 10 and 20 chips of OTHER are
-learned from that network, as in the recipe `finetune-roads`, and from ImageNet and random weights
-with the schedule of `small-roads`. All have the same number of steps, chips and crops. Every fifth
-chip of OTHER is held out for the scores. A run takes at most 2 minutes of one thread. WORK keeps
-the networks, and a second run does not train again.
+The images have masks, or are a directory of SpaceNet roads. Networks learn 5, 10 and 20 of them:
+from a trained network of `small-roads` as in `finetune-roads`, and from ImageNet and random weights
+with the schedule of `small-roads`. All have the same number of steps, chips and crops. Of every
+fifth image the first ones are held out for the scores. A run takes about a minute of one thread.
+WORK keeps the networks, and a second run does not train again.
 """
 
 import argparse
@@ -17,11 +18,9 @@ from pathlib import Path
 
 import torch
 
-from real_chips import HELD_OUT, link
+from real_chips import HELD_OUT, Place
 from satmap.data.cache import prepare_chips
-from satmap.data.chip import Chip
 from satmap.data.crops import CachedChip
-from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.recipes.schema import Recipe, load_recipe
 from satmap.tasks.base import task_of
 from satmap.training.run_context import RunContext
@@ -39,62 +38,49 @@ _BATCH = 4
 def main() -> None:
     """Train and score every start with every number of chips, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("place", type=Path)
-    parser.add_argument("other", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--init", type=Path, help="network of PLACE, instead of training one")
+    parser.add_argument("--masks", type=Path)
+    parser.add_argument("--pattern", default="*", help="which of the images with masks to use")
+    parser.add_argument("--metres-per-pixel", type=float)
+    parser.add_argument("--init", type=Path, required=True, help="network of another place")
     parser.add_argument("--chips", type=int, nargs="+", default=[5, 10, 20])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=150, help="steps per run on OTHER")
-    parser.add_argument("--place-steps", type=int, default=400)
-    parser.add_argument("--held-out", type=int, help="number of chips to score; default: all")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--held-out", type=int, default=16, help="number of images to score")
     options = parser.parse_args()
     torch.set_num_threads(1)
     work: Path = options.work
-    found = scan_roads([options.other]).chips
-    held_out = found[::HELD_OUT][: options.held_out]
-    left = [chip for chip in found if chip not in found[::HELD_OUT]]
+    place = Place(options.images, options.masks, options.pattern, options.metres_per_pixel)
+    names = place.names()
+    left = [name for name in names if name not in names[::HELD_OUT]]
     recipe = _recipe(0, 1, "ImageNet")
-    test = prepare_chips(held_out, 3, work / "cache", recipe.stretch, task_of(recipe)).chips
-    init = options.init or _learn_place(options.place, work, options.place_steps)
+    task = task_of(recipe)
+    held_out = place.chips(names[::HELD_OUT][: options.held_out], task, work / "cache")
+    test = prepare_chips(held_out, 3, work / "cache", recipe.stretch, task).chips
     print("| chips | seed | start | APLS length | APLS time | IoU |\n|---|---|---|---|---|---|")
-    untrained = _score(init, test, work)
-    _print_row("0", "", "network of PLACE", untrained)
+    _print_row("0", "", "network of another place", _score(options.init, test, work))
     for count in options.chips:
         scores: dict[str, list[Mapping[str, float]]] = {start: [] for start in _STARTS}
         for seed in options.seeds:
             # Seeds also differ in their chips.
-            directory = work / f"{count}-chips-{seed}"
-            link(_some(left, count, seed), directory)
+            order = torch.randperm(len(left), generator=torch.Generator().manual_seed(seed))
+            chosen = [left[index] for index in order[:count].tolist()]
+            directories, own = place.to_train(chosen, work / f"{count}-chips-{seed}")
             for start in _STARTS:
-                weights = work / f"{start}-{count}-{seed}"
-                chosen = init if start == "fine-tuned" else None
-                _train(directory, weights, work, options.steps, seed, start, chosen)
-                scores[start].append(_score(weights, test, work))
+                context = RunContext(work / f"{start}-{count}-{seed}", torch.device("cpu"))
+                settings = TrainingOptions(
+                    work / "cache",
+                    from_scratch=start == "scratch",
+                    init=options.init if start == "fine-tuned" else None,
+                    own=own,
+                )
+                passes = max(1, round(options.steps * _BATCH / count))
+                train(directories, _recipe(seed, passes, start), context, settings)
+                scores[start].append(_score(context.weights, test, work))
                 _print_row(str(count), str(seed), start, scores[start][-1])
         for start in ("ImageNet", "scratch"):
             _print_gains(count, start, scores["fine-tuned"], scores[start])
-
-
-def _learn_place(place: Path, work: Path, steps: int) -> Path:
-    """Train the first network on all chips of its place; return its weights."""
-    _train(place, work / "place", work, steps, 0, "ImageNet")
-    return work / "place"
-
-
-def _train(
-    directory: Path,
-    weights: Path,
-    work: Path,
-    steps: int,
-    seed: int,
-    start: str,
-    init: Path | None = None,
-) -> None:
-    passes = max(1, round(steps * _BATCH / len(scan_roads([directory]).chips)))
-    context = RunContext(weights, torch.device("cpu"))
-    options = TrainingOptions(work / "cache", from_scratch=start == "scratch", init=init)
-    train([directory], _recipe(seed, passes, start), context, options)
 
 
 def _recipe(seed: int, passes: int, start: str) -> Recipe:
@@ -106,11 +92,6 @@ def _recipe(seed: int, passes: int, start: str) -> Recipe:
     member = member.model_copy(update={"fold": None, "stages": (stage.model_copy(update=changed),)})
     inference = shipped.inference.model_copy(update={"checkpoints": ("last",)})
     return shipped.model_copy(update={"seed": seed, "members": (member,), "inference": inference})
-
-
-def _some(chips: Sequence[Chip], count: int, seed: int) -> list[Chip]:
-    order = torch.randperm(len(chips), generator=torch.Generator().manual_seed(seed))
-    return [chips[index] for index in order[:count].tolist()]
 
 
 def _score(weights: Path, chips: Sequence[CachedChip], work: Path) -> dict[str, float]:

@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--weights", type=Path, nargs="+", required=True)
     parser.add_argument("--gsd", type=float, default=0.5, help="metres per pixel of the training")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     chips = scan_roads([options.area]).chips[::HELD_OUT]
@@ -53,13 +54,14 @@ def main() -> None:
     agreements: dict[str, list[float]] = {}
     for weights in options.weights:
         plain: Rows = {}
-        for name, write in VARIANTS.items():
+        # The plain chips come first: the others are compared with their maps.
+        for name in dict.fromkeys(["plain", *options.variants]):
             folder = options.work / name.replace(" ", "-")
             for chip in chips:
                 path = folder / f"{chip.image_id}.tif"
                 if not path.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    write(chip.image.path, path)
+                    VARIANTS[name](chip.image.path, path)
             output = options.work / f"{weights.name}-{folder.name}.geojson"
             if not output.exists():
                 map_sources(
@@ -158,28 +160,30 @@ def _wide(source: Path, target: Path) -> None:
         file.write(pixels.astype(np.uint16) * 37)
 
 
-def _warped(
-    crs: str, metres: float | None = None, turn: float = 0.0
-) -> Callable[[Path, Path], None]:
+def _warped(crs: str, metres: float, turn: float = 0.0) -> Callable[[Path, Path], None]:
+    """Return a function that resamples an image to a grid, the same for all images.
+
+    So all images form one scene with one contrast stretch, like the plain ones. The grid has pixels
+    of ``metres`` and is turned by ``turn`` degrees.
+    """
+
     def write(source: Path, target: Path) -> None:
         with rasterio.open(source) as file:
             pixels, profile = file.read(), file.profile
-            transform, width, height = rasterio.warp.calculate_default_transform(
-                file.crs, crs, file.width, file.height, *file.bounds, resolution=metres
-            )
-            if turn:
-                # Turn the grid around the middle of the image, and make it large enough.
-                middle = transform * (width / 2, height / 2)
-                width = height = int(1.5 * max(width, height))
-                corner = Affine.translation(*middle) * Affine.rotation(turn)
-                scale = Affine.scale(transform.a, transform.e)
-                transform = corner * scale * Affine.translation(-width / 2, -height / 2)
-            warped = np.zeros((pixels.shape[0], height, width), pixels.dtype)
+            corners = [(0, 0), (file.width, 0), (0, file.height), (file.width, file.height)]
+            columns, rows = zip(*(file.transform @ corner for corner in corners), strict=True)
+            x, y = rasterio.warp.transform(file.crs, crs, columns, rows)
+            grid = Affine.rotation(turn) @ Affine.scale(metres, -metres)
+            places = np.array([~grid @ place for place in zip(x, y, strict=True)])
+            left, top = np.floor(places.min(axis=0)).astype(int).tolist()
+            right, bottom = np.ceil(places.max(axis=0)).astype(int).tolist()
+            transform = grid @ Affine.translation(left, top)
+            warped = np.zeros((pixels.shape[0], bottom - top, right - left), pixels.dtype)
             rasterio.warp.reproject(
                 pixels, warped, src_transform=file.transform, src_crs=file.crs,
                 dst_transform=transform, dst_crs=crs, resampling=Resampling.cubic,
             )  # fmt: skip
-        size = {"crs": crs, "transform": transform, "width": width, "height": height}
+        size = {"crs": crs, "transform": transform, "width": right - left, "height": bottom - top}
         with rasterio.open(target, "w", **{**profile, **size}) as file:
             file.write(warped)
 
@@ -205,11 +209,12 @@ VARIANTS: Mapping[str, Callable[[Path, Path], None]] = {
         photometric="ycbcr",
         jpeg_quality=75,
     ),
-    "UTM": _warped(_UTM),
-    "web mercator": _warped(_MERCATOR),
-    "rotated by 30 degrees": _warped(_UTM, turn=30.0),
-    "resampled to 0.3 m": _warped(_UTM, metres=0.3),
-    "resampled to 0.8 m": _warped(_UTM, metres=0.8),
+    "UTM": _warped(_UTM, 0.5),
+    # 0.5 m on the ground at this latitude.
+    "web mercator": _warped(_MERCATOR, 0.672),
+    "rotated by 30 degrees": _warped(_UTM, 0.5, turn=30.0),
+    "resampled to 0.3 m": _warped(_UTM, 0.3),
+    "resampled to 0.8 m": _warped(_UTM, 0.8),
 }
 
 

@@ -8,7 +8,14 @@ from torch.utils.data import DataLoader
 
 from forked_ranks import SERVER
 from satmap.data.cache import prepare_chip
-from satmap.data.crops import CachedChip, Geometry, draw_geometry, jitter_colours, read_crop
+from satmap.data.crops import (
+    CachedChip,
+    Geometry,
+    degrade,
+    draw_geometry,
+    jitter_colours,
+    read_crop,
+)
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.recipes.schema import Augmentation, StretchSettings, load_recipe
 from satmap.tasks.base import task_of
@@ -109,6 +116,43 @@ def test_recolour_changes_colours_and_nothing_else() -> None:
         for channel in range(8):
             order = np.argsort(image[channel], axis=None, kind="stable")
             assert (np.diff(changed[channel].ravel()[order].astype(int)) >= 0).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8])
+def test_degraded_images_show_the_same_with_other_sharpness(
+    chips: list[CachedChip], channels: int
+) -> None:
+    image = chips[1].read()[0].transpose(2, 0, 1)[:channels].copy()
+    before = image.copy()
+
+    def sharpness(pixels: np.ndarray) -> float:
+        return float(np.abs(np.diff(pixels.astype(int), axis=2)).mean())
+
+    ratios = []
+    for seed in range(60):
+        changed = degrade(np.random.default_rng(seed), image)
+        again = degrade(np.random.default_rng(seed), image)
+        assert changed.shape == image.shape and changed.dtype == np.uint8
+        assert np.array_equal(changed, again) and np.array_equal(image, before)
+        # Neither moved nor recoloured: every channel resembles its original most.
+        assert np.abs(changed.mean(axis=(1, 2)) - image.mean(axis=(1, 2))).max() < 6
+        aligned = np.corrcoef(changed[0].ravel(), image[0].ravel())[0, 1]
+        for moved in (np.roll(image[0], 2, axis=0), np.roll(image[0], 2, axis=1)):
+            assert aligned > np.corrcoef(changed[0].ravel(), moved.ravel())[0, 1]
+        ratios.append(sharpness(changed) / sharpness(image))
+    assert min(ratios) < 0.7 and max(ratios) > 1.1
+
+
+def test_only_some_crops_are_degraded(chips: list[CachedChip]) -> None:
+    def crops(probability: float | None) -> torch.Tensor:
+        settings = Augmentation(colour_jitter_probability=0, quality_probability=probability)
+        dataset = CropDataset(chips, 64, 8, 10, settings, seed=5, task=TASK)
+        return torch.stack([torch.as_tensor(dataset[i][0]["image"]) for i in range(len(dataset))])
+
+    plain = crops(None)
+    assert torch.equal(plain, crops(0.0))
+    changed = (crops(0.5) != plain).flatten(1).any(dim=1).float().mean()
+    assert 0.2 < changed < 0.7
 
 
 def test_crops_do_not_depend_on_the_workers(chips: list[CachedChip]) -> None:

@@ -193,8 +193,10 @@ def test_images_on_other_grids_show_the_same_ground(tmp_path: Path, kind: str) -
     shown = read(found, Box(left + 5, top + 5, 110, 86)).transpose(2, 0, 1).astype(int)
     gap = np.abs(shown - PIXELS[:, 5:91, 5:115])
     assert np.median(gap) <= 1 and gap.max() <= 3
-    # Alone, an image gets a north-up grid of its own.
-    (alone,) = maps_of(other)
+    # Alone, an image gets a north-up grid of its own, with its pixel size if that suits.
+    (alone,) = maps_of(other, gsd=0.51 if kind == "south up" else None)
+    if kind == "south up":
+        assert np.array_equal(read(alone).transpose(2, 0, 1), PIXELS)
     assert alone.georeference is not None
     transform = alone.georeference.transform
     assert transform.b == transform.d == 0 and transform.a > 0 > transform.e

@@ -21,7 +21,7 @@ from golden_networks import tensor_by_name
 from repository import SHARED
 from satmap.errors import SatmapError
 from satmap.networks.encoders import ENCODERS, adapt_first_conv, build_encoder
-from satmap.networks.layers import NormAct, StridedConv, fix_same_padding
+from satmap.networks.layers import DepthwiseConv, NormAct, StridedConv, replace_convolutions
 from satmap.networks.unet import (
     DECODER_STRIDES,
     DECODER_WIDTHS,
@@ -300,9 +300,28 @@ def test_tensorflows_padding_of_even_sizes() -> None:
         network = nn.Sequential(Conv2dSame(4, 8, kernel, stride=2, groups=2))
         x = torch.randn(2, 4, 10, 16)
         expected = network(x)
-        fix_same_padding(network)
+        replace_convolutions(network)
         assert isinstance(network[0], StridedConv)
         torch.testing.assert_close(network(x), expected)
+
+
+def test_depthwise_convolutions_have_float32_gradients_on_cpus() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(8, 8, 5, padding=2, groups=8), nn.Conv2d(8, 4, 1))
+    ours = nn.Sequential(*plain)
+    replace_convolutions(ours)
+    assert isinstance(ours[0], DepthwiseConv) and ours[1] is plain[1]
+    assert ours[0].weight is plain[0].weight
+    x = torch.randn(2, 8, 16, 16)
+    low = x.bfloat16().requires_grad_()
+    exact = torch.autograd.grad(plain[0](low.float()).square().sum(), low)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours[0](low).dtype == torch.bfloat16
+        rounded = torch.autograd.grad(ours[0](low).float().square().sum(), low)[0]
+        with torch.inference_mode():
+            # Predictions keep the precision of autocast.
+            assert torch.equal(ours[0](x), plain[0](x))
+    torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0.02)
 
 
 def test_first_convolution_keeps_three_filters() -> None:

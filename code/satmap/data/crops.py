@@ -248,6 +248,44 @@ def jitter_colours(random: np.random.Generator, image: NDArray[np.uint8]) -> NDA
     return changed
 
 
+def degrade(random: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Change the sharpness of an image, uint8 (channels, h, w), and add noise and JPEG artefacts.
+
+    Images that were warped, sharpened or compressed differ in this from those of a training. Each
+    change is drawn on its own: resampling to larger pixels and back or sharpening, noise, and
+    compression.
+    """
+    height, width = image.shape[1:]
+    planes: list[Any] = list(image)
+    sharpness = random.random()
+    if sharpness < 0.6:
+        factor = random.uniform(1, 2.5)
+        size = round(width / factor), round(height / factor)
+        kernel = (cv2.INTER_LINEAR, cv2.INTER_CUBIC)[random.integers(2)]
+        small = [cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in planes]
+        planes = [cv2.resize(plane, (width, height), interpolation=kernel) for plane in small]
+    elif sharpness < 0.8:
+        amount = random.uniform(0.2, 1)
+        blurred = [cv2.GaussianBlur(plane, (5, 5), 1.0) for plane in planes]
+        planes = [
+            cv2.addWeighted(plane, 1 + amount, soft, -amount, 0)
+            for plane, soft in zip(planes, blurred, strict=True)
+        ]
+    if random.random() < 0.3:
+        noise = random.normal(0, random.uniform(1, 8), image.shape).astype(np.int16)
+        planes = list(np.clip(np.stack(planes) + noise, 0, 255).astype(np.uint8))
+    if random.random() < 0.3:
+        quality = [cv2.IMWRITE_JPEG_QUALITY, int(random.integers(40, 96))]
+        # JPEG has one or three channels, the three as brightness and colour.
+        whole = [cv2.merge(planes[2::-1])] if len(planes) == 3 else planes
+        read = [
+            cv2.imdecode(cv2.imencode(".jpg", part, quality)[1], cv2.IMREAD_UNCHANGED)
+            for part in whole
+        ]
+        planes = list(cv2.split(read[0])[::-1]) if len(planes) == 3 else read
+    return np.stack(planes)
+
+
 def read_crop(
     chip: CachedChip, geometry: Geometry, crop: int, channels: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -553,12 +553,12 @@ def _size(layer: Layer) -> float:
 def _north_up(reference: Georeference, gsd: float | None) -> Georeference:
     """Return a north-up grid at the place of another one, with pixels of ``gsd`` if given."""
     transform, sizes = reference.transform, reference.metres_per_pixel
-    wanted = (gsd, gsd) if gsd else sizes
-    is_north_up = transform.b == transform.d == 0 and transform.a > 0 > transform.e
-    if is_north_up and all(
-        abs(size / want - 1) <= _SAME_SIZE for size, want in zip(sizes, wanted, strict=True)
-    ):
-        return reference
+    if gsd is None or all(abs(size / gsd - 1) <= _SAME_SIZE for size in sizes):
+        wanted = sizes
+        if transform.b == transform.d == 0 and transform.a > 0 > transform.e:
+            return reference
+    else:
+        wanted = gsd, gsd
     along_x = math.hypot(transform.a, transform.d) * wanted[0] / sizes[0]
     along_y = math.hypot(transform.b, transform.e) * wanted[1] / sizes[1]
     scaled = Affine(along_x, 0, transform.c, 0, -along_y, transform.f)

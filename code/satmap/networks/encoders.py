@@ -21,7 +21,7 @@ from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from satmap.errors import SatmapError
-from satmap.networks.layers import NormAct, fix_same_padding, force_padding, split_norm_act
+from satmap.networks.layers import NormAct, force_padding, replace_convolutions, split_norm_act
 from satmap.recipes.encoder_names import unknown_encoder
 
 
@@ -221,7 +221,7 @@ class Encoder(nn.Module):
                 model.get_parameter(f"{config.first_conv}.weight"), nonlinearity="relu"
             )
         split_norm_act(model)
-        fix_same_padding(model)
+        replace_convolutions(model)
         if spec.force_padding:
             force_padding(model)
         self.stages = nn.ModuleList(_stage(model, paths) for paths in spec.stages)

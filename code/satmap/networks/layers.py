@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
@@ -50,7 +51,22 @@ def force_padding(model: nn.Module) -> None:
             module.padding = 1
 
 
-class StridedConv(nn.Conv2d):
+class DepthwiseConv(nn.Conv2d):
+    """Convolution that trains on CPUs in float32 if it is depthwise, even under autocast.
+
+    oneDNN computes gradients of depthwise convolutions in bfloat16 without fast kernels. In float32
+    they take a tenth of the time or less, and a step of a network with an EfficientNet encoder half
+    of it. Other convolutions, GPUs and predictions keep the precision of autocast.
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.groups == 1 or x.device.type != "cpu" or not torch.is_grad_enabled():
+            return super()._conv_forward(x, weight, bias)
+        with torch.autocast("cpu", enabled=False):
+            return super()._conv_forward(x.float(), weight, bias).to(x.dtype)
+
+
+class StridedConv(DepthwiseConv):
     """Convolution of stride 2 with TensorFlow's "same" padding for even input sizes.
 
     TensorFlow's padding depends on the size and is larger at the bottom and right. timm's
@@ -65,20 +81,33 @@ class StridedConv(nn.Conv2d):
         return super().forward(F.pad(x, (before, after, before, after)))
 
 
-def fix_same_padding(module: nn.Module) -> None:
-    """Replace every ``Conv2dSame``, square and of stride 2, by one with the same parameters."""
+def replace_convolutions(module: nn.Module) -> None:
+    """Replace convolutions by ours with the same parameters.
+
+    Every ``Conv2dSame``, square and of stride 2, becomes a ``StridedConv``, and every other
+    depthwise convolution a ``DepthwiseConv``.
+    """
     for name, child in module.named_children():
         if isinstance(child, Conv2dSame):
-            fixed = StridedConv(
-                child.in_channels,
-                child.out_channels,
-                cast(tuple[int, int], child.kernel_size),
-                stride=2,
-                groups=child.groups,
-                bias=child.bias is not None,
-                device="meta",
-            )
-            fixed.weight, fixed.bias = child.weight, child.bias
-            setattr(module, name, fixed)
+            setattr(module, name, _like(child, StridedConv))
+        elif isinstance(child, nn.Conv2d) and 1 < child.groups == child.in_channels:
+            setattr(module, name, _like(child, DepthwiseConv))
         else:
-            fix_same_padding(child)
+            replace_convolutions(child)
+
+
+def _like(conv: nn.Conv2d, kind: type[DepthwiseConv]) -> DepthwiseConv:
+    """Return a convolution of another kind with the same parameters."""
+    replaced = kind(
+        conv.in_channels,
+        conv.out_channels,
+        cast(tuple[int, int], conv.kernel_size),
+        stride=cast(tuple[int, int], conv.stride),
+        padding=0 if kind is StridedConv else cast(tuple[int, int], conv.padding),
+        dilation=cast(tuple[int, int], conv.dilation),
+        groups=conv.groups,
+        bias=conv.bias is not None,
+        device="meta",
+    )
+    replaced.weight, replaced.bias = conv.weight, conv.bias
+    return replaced

@@ -84,7 +84,12 @@ class TileSettings(Settings):
 
 
 class Augmentation(Settings):
-    """Augmentation of training crops. Shifts are shares of the crop, rotations are degrees."""
+    """Augmentation of training crops. Shifts are shares of the crop, rotations are degrees.
+
+    Attributes:
+        quality_probability: share of crops whose sharpness, noise and compression are changed; None
+            for 0. Networks then depend less on how an image was resampled.
+    """
 
     shift: float = Field(0.2, ge=0, lt=1)
     resize: float = Field(0.2, ge=0, lt=1)
@@ -96,6 +101,8 @@ class Augmentation(Settings):
     mixup: PositiveFloat | None = Field(
         None, description="parameter of the Beta distribution of MixUp's shares; None for no MixUp"
     )
+    # The default is None, not 0, so that fingerprints of recipes without this key stay valid.
+    quality_probability: float | None = Field(None, ge=0, le=1)
 
 
 class StepSchedule(Settings):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from satmap.data.crops import CachedChip, Geometry, draw_geometry, jitter_colours
+from satmap.data.crops import CachedChip, Geometry, degrade, draw_geometry, jitter_colours
 from satmap.errors import SatmapError
 from satmap.recipes.schema import Augmentation, Member, Recipe
 from satmap.runtime.resources import (
@@ -102,6 +102,8 @@ class CropDataset(Dataset[_Sample]):
         sample = self.task.crop(chip, geometry, self.crop, self.channels)
         if settings is not None and random.random() < settings.colour_jitter_probability:
             sample["image"] = jitter_colours(random, sample["image"])
+        if settings is not None and random.random() < (settings.quality_probability or 0):
+            sample["image"] = degrade(random, sample["image"])
         return sample, number
 
 
