@@ -12,7 +12,8 @@ from satmap.data.cache import prepare_chips
 from satmap.data.chip import Chip
 from satmap.data.crops import CachedChip
 from satmap.data.layouts.spacenet_roads import scan_roads
-from satmap.data.own_data import OwnData, find_own_chips
+from satmap.data.own_chips import find_own_chips
+from satmap.data.own_data import OwnData
 from satmap.networks.unet import UNet
 from satmap.recipes.schema import Recipe
 from satmap.runtime.device import autocast

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import starmap
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -159,7 +160,8 @@ def _average_window(
     top, bottom = _margins(height)
     left, right = _margins(width)
     margins = (top, bottom), (left, right), (0, 0)
-    padded = np.pad(image, margins, "edge" if settings.padding == "replicate" else "reflect")
+    shown = mirror_into_gaps(image) if settings.gaps == "mirror" else image
+    padded = np.pad(shown, margins, "edge" if settings.padding == "replicate" else "reflect")
     pixels = torch.from_numpy(np.ascontiguousarray(padded.transpose(2, 0, 1)))
     if device.type == "cuda":
         pixels = pixels.pin_memory()
@@ -184,7 +186,41 @@ def _average_window(
         mean = (total[:, *inside] / (votes * settings.tta)).exp() * 255
     else:
         mean = total[:, *inside] * (255 / (votes * settings.tta))
-    return mean * pixels[:, *inside].any(dim=0)
+    has_data = torch.from_numpy(image.any(axis=2)).to(device)
+    return mean * has_data
+
+
+def mirror_into_gaps(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Fill pixels without data (0 in every channel) with the mirror image of what is beside them.
+
+    A pixel gets the value at the point that lies as far behind the nearest pixel with data; if that
+    point has no data, the value of the nearest pixel.
+
+    Args:
+        image: uint8 (height, width, channels).
+
+    Returns:
+        The same image if it has no gaps or no data, else a filled copy.
+    """
+    empty = ~image.any(axis=2)
+    if not empty.any() or empty.all():
+        return image
+    height, width = empty.shape
+    # OpenCV numbers the pixels with data and finds the number of the nearest one.
+    _, nearest = cv2.distanceTransformWithLabels(
+        empty.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    place_of = np.zeros(int(nearest.max()) + 1, np.int64)
+    place_of[nearest[~empty]] = np.flatnonzero(~empty)
+    rows, columns = np.nonzero(empty)
+    near_rows, near_columns = np.divmod(place_of[nearest[empty]], width)
+    behind_rows = (2 * near_rows - rows).clip(0, height - 1)
+    behind_columns = (2 * near_columns - columns).clip(0, width - 1)
+    lacks = empty[behind_rows, behind_columns]
+    behind_rows[lacks], behind_columns[lacks] = near_rows[lacks], near_columns[lacks]
+    filled = image.copy()
+    filled[rows, columns] = image[behind_rows, behind_columns]
+    return filled
 
 
 def _margins(length: int) -> tuple[int, int]:
