@@ -417,16 +417,18 @@ def test_a_failed_write_ends_the_workers(
 _STUCK = """
 import multiprocessing, sys, time
 from pathlib import Path
-from satmap.prediction.vectorize import vectorize_directory
-from satmap.tasks.base import default_task
-from satmap.tasks.roads import task
 
 def stuck(path, graphs, crs):
     next(graphs())
     print("pids", *(process.pid for process in multiprocessing.active_children()), flush=True)
     time.sleep(1000)
 
+# Workers run this file too, but need none of these modules.
 if __name__ == "__main__":
+    from satmap.prediction.vectorize import vectorize_directory
+    from satmap.tasks.base import default_task
+    from satmap.tasks.roads import task
+
     task.export_roads = stuck
     vectorize_directory(Path(sys.argv[1]), Path(sys.argv[2]), default_task("roads"), workers=2)
 """

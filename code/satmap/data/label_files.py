@@ -14,10 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
-import pyogrio
 import shapely
 from numpy.typing import NDArray
-from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 
 from satmap.errors import SatmapError
 from satmap.exports.gis_files import SHORT_NAMES
@@ -223,6 +221,10 @@ def _read_layers(
     path: Path, kind: Kind | None, *, is_osm: bool = False, inside: str | None = None
 ) -> VectorLabels:
     """Read layers with GDAL; ``inside`` is GDAL's path of a file in the archive ``path``."""
+    # With geopandas installed, it is imported too, which takes long.
+    import pyogrio
+    from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
+
     source = inside or path
     is_shapefile = inside is not None or path.suffix.lower() == ".shp"
     shapes: list[shapely.Geometry] = []

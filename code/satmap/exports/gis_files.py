@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyogrio
 import rasterio.crs
 import shapely
 from numpy.typing import NDArray
-from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, FieldError
 
 from satmap.errors import CannotWriteError
 from satmap.exports import GIS_SUFFIXES
@@ -92,6 +90,10 @@ def write_layers(
         CannotWriteError: ``path`` cannot be written.
         ValueError: the suffix is none of these formats.
     """
+    # With geopandas installed, it is imported too, which takes long.
+    import pyogrio
+    from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, FieldError
+
     writers = {
         ".gpkg": _write_geopackage, ".fgb": _write_flatgeobuf, ".parquet": _write_parquet,
         ".zip": _write_shapefile,
@@ -116,6 +118,8 @@ def write_layers(
 def _write_geopackage(
     path: Path, layers: Sequence[GisLayer], images: Iterable[Sequence[Features]], crs: str
 ) -> None:
+    from pyogrio.raw import write
+
     for layer in layers:
         _write(path, layer, ((), ()), "GPKG", crs, append=False)
     for batch in _batches(images, _BATCH):
@@ -140,7 +144,7 @@ def _write_geopackage(
         "update_time": np.full(len(styles), np.datetime64(_DATE, "ms")),
     }
     columns = [c if isinstance(c, np.ndarray) else np.array(c, object) for c in table.values()]
-    pyogrio.raw.write(
+    write(
         path, None, columns, list(table), layer="layer_styles", driver="GPKG", geometry_type=None,
         append=True, layer_options={"FID": "id"},
     )  # fmt: skip
@@ -149,12 +153,15 @@ def _write_geopackage(
 def _write_flatgeobuf(
     path: Path, layers: Sequence[GisLayer], images: Iterable[Sequence[Features]], crs: str
 ) -> None:
+    from pyogrio.errors import DataSourceError
+    from pyogrio.raw import read
+
     features = _first_layer(images)
     _write(path, layers[0], features, "FlatGeobuf", crs, append=False)
     # The driver does not notice if the last bytes could not be written.
     count = len(features[0])
     try:
-        last = pyogrio.raw.read(path, columns=[], skip_features=max(count - 1, 0))[2]
+        last = read(path, columns=[], skip_features=max(count - 1, 0))[2]
     except ValueError as error:
         raise DataSourceError("the last features are missing") from error
     if len(last) != min(count, 1):
@@ -258,11 +265,13 @@ def _write(
     names: Sequence[str] | None = None,
     layer_options: Mapping[str, str] | None = None,
 ) -> None:
+    from pyogrio.raw import write
+
     geometries, rows = features
     with warnings.catch_warnings():
         # Drivers warn of dropped digits of long numbers in text fields, which satmap rounds anyway.
         warnings.simplefilter("ignore", RuntimeWarning)
-        pyogrio.raw.write(
+        write(
             path,
             np.array(shapely.to_wkb(np.array(geometries, object)), object),
             layer.columns(rows),

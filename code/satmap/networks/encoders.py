@@ -15,13 +15,12 @@ https://arxiv.org/abs/2104.00298; ConvNeXt, https://arxiv.org/abs/2201.03545.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import timm
 import torch
-from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from satmap.errors import SatmapError
 from satmap.networks.layers import NormAct, force_padding, replace_convolutions, split_norm_act
+from satmap.networks.timm_import import PretrainedCfg, create_model, get_pretrained_cfg
 from satmap.recipes.encoder_names import unknown_encoder
 
 
@@ -206,9 +205,7 @@ class Encoder(nn.Module):
     def __init__(self, name: str, in_channels: int) -> None:
         super().__init__()
         spec = ENCODERS[name]
-        model = timm.create_model(
-            spec.timm_name, pretrained=False, in_chans=in_channels, num_classes=0
-        )
+        model = create_model(spec.timm_name, pretrained=False, in_chans=in_channels, num_classes=0)
         config = pretrained_config(name)
         self.name = name
         self.in_channels = in_channels
@@ -319,7 +316,7 @@ def require_encoder(name: str) -> None:
 
 def pretrained_config(name: str) -> PretrainedCfg:
     """Return timm's record of an encoder's weights: normalisation, origin, first and last layer."""
-    config = timm.get_pretrained_cfg(ENCODERS[name].timm_name)
+    config = get_pretrained_cfg(ENCODERS[name].timm_name)
     if config is None:
         raise ValueError(f"timm has no pretrained weights {ENCODERS[name].timm_name}")
     return config

@@ -4,9 +4,9 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
+
+from satmap.networks.timm_import import BatchNormAct2d, Conv2dSame
 
 
 class NormAct(nn.Module):

@@ -16,13 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import timm
 import torch
 from torch import Tensor
 
 from satmap.errors import SatmapError
 from satmap.io.text import printable
 from satmap.networks.encoders import ENCODERS, Encoder, build_encoder, pretrained_config
+from satmap.networks.timm_import import create_model
 from satmap.weights.header import CHECKSUM, CONTENT_KEY, read_metadata
 from satmap.weights.tensor_file import mismatch, read_tensors, require_weights, write_tensors
 
@@ -112,7 +112,7 @@ def encoder_part(encoder: Encoder, found: Mapping[str, Tensor]) -> dict[str, Ten
     """
     names = encoder.timm_names()
     with torch.device("meta"):
-        whole = timm.create_model(ENCODERS[encoder.name].timm_name, pretrained=False).state_dict()
+        whole = create_model(ENCODERS[encoder.name].timm_name, pretrained=False).state_dict()
     if _LITE_FIRST in found and len(found) == len(whole):
         found = dict(zip(whole, found.values(), strict=True))
     beyond = whole.keys() - set(names.values())

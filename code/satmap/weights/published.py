@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from satmap.errors import SatmapError
@@ -20,6 +19,7 @@ from satmap.io.checksums import record_file
 from satmap.io.files import require_writable
 from satmap.io.text import printable
 from satmap.networks.encoders import ENCODERS
+from satmap.networks.timm_import import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from satmap.networks.unet import DECODER_WIDTHS, UNet, build_network
 from satmap.recipes.schema import LAST, Recipe, member_name
 from satmap.weights.header import (
