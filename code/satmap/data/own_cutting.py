@@ -16,7 +16,9 @@ from rasterio.errors import RasterioError
 
 from satmap.data.audit import audit_images
 from satmap.data.chip_label import CHIP_LABEL_SUFFIX, ChipLabel
+from satmap.data.folds import merge_groups
 from satmap.data.label_offsets import offset_notes
+from satmap.data.overlaps import overlapping_pairs
 from satmap.data.own_labels import OwnShapes, rasterize_polygons, read_mask_label
 from satmap.data.own_scenes import OwnPlan, OwnScene
 from satmap.errors import CannotWriteError, SatmapError, error_text
@@ -255,10 +257,12 @@ def _ignored_note(pixels: NDArray[np.float64], left_out: int) -> str:
 
 def _duplicates(records: Sequence[Mapping[str, Any]], directory: Path) -> list[list[str]]:
     """Find near-duplicates among chips without position; returns groups of ids."""
-    ids = {record["id"] for record in records if record["georeference"] is None}
-    if not ids:
+    unplaced = [record for record in records if record["georeference"] is None]
+    if not unplaced:
         return []
-    groups = [
-        sorted({path.stem for path in group} & ids) for group in audit_images([directory]).groups
-    ]
-    return [group for group in groups if len(group) > 1]
+    ids = [record["id"] for record in unplaced]
+    # Hashes also find copies of images without texture.
+    groups = [{path.stem for path in group} & {*ids} for group in audit_images([directory]).groups]
+    paths = [directory / f"{name}.tif" for name in ids]
+    pairs = overlapping_pairs(paths, [record["scene"] for record in unplaced])
+    return merge_groups([*groups, *({ids[one], ids[other]} for one, other in pairs)])
