@@ -26,6 +26,7 @@ from satmap.data.scenes import cut_scenes, make_grid
 from satmap.data.sources import read_source
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import LON_LAT, project
+from satmap.prediction.run import predict
 from satmap.recipes.schema import Recipe, TileSettings, parse_recipe
 from satmap.tasks.base import Task, task_of
 from satmap.tasks.buildings.targets import BODY_BIT
@@ -275,8 +276,9 @@ def test_settings_that_make_no_sense(tiles: str) -> None:
 
 
 def test_training_on_tiles_holds_out_whole_scenes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("SATMAP_CACHE", str(tmp_path / "cache"))
     for area, name in (("acc", "665946"), ("dar", "a42435"), ("dar", "ca041a")):
         write_scene(tmp_path / "train_tier_1" / area, name)
     recipe = recipe_with("{gsd: 0.1, size: 256}", folds_by="area", sampling="equal_scenes")
@@ -286,3 +288,9 @@ def test_training_on_tiles_holds_out_whole_scenes(
     (held_out,) = {file.held_out for file in find_weights(context.weights)}
     assert held_out is not None
     assert {name.partition("-")[0] for name in held_out} == {"a42435", "ca041a"}
+    # The held-out tiles are predicted, not their scenes.
+    scenes = [tmp_path / "train_tier_1"]
+    device = torch.device("cpu")
+    done = predict(scenes, tmp_path / "out.csv", context.weights, device, out_of_fold=True)
+    assert not done.faults
+    assert set(done.images) == held_out

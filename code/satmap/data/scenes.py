@@ -75,13 +75,17 @@ def cut_scenes(inventory: Inventory, task: "Task", channels: int, cache: Path) -
         cache: directory of prepared chips.
 
     Raises:
-        SatmapError: no scene can be cut, or the cache cannot be written.
+        SatmapError: no scene can be cut, the task's labels are not polygons, or the cache cannot be
+            written.
     """
     settings = task.recipe.tiles
     if settings is None:
         raise ValueError(f"the recipe {task.recipe.name} has no tiles")
-    if task.label_kind is None:
-        raise SatmapError(f"tiles: {task.noun} are not learnt from lines or polygons.")
+    if task.label_kind != "polygons":
+        raise SatmapError(
+            f"the recipe {task.recipe.name} has tiles, but {task.noun} are not learnt from "
+            "polygons. Leave them out."
+        )
     chips: list[Chip] = []
     notes: list[str] = []
     faults = dict(inventory.faults)
@@ -162,7 +166,7 @@ def _digest(chip: Chip, task: "Task", settings: TileSettings, channels: int) -> 
     """Hash everything that the tiles of a scene depend on; files by path, size and time."""
     assert chip.label is not None
     parts: list[Any] = [_FORMAT, settings.model_dump_json(), task.recipe.stretch, channels]
-    parts += [task.label_kind, *state_of(chip.image.path), *state_of(chip.label)]
+    parts += [*state_of(chip.image.path), *state_of(chip.label)]
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
@@ -264,9 +268,8 @@ def _read_layer(chip: Chip, task: "Task", channels: int, unread: dict[str, str])
 def _read_shapes(chip: Chip, task: "Task", mosaic: Mosaic) -> Shapes:
     """Read the labels of a scene that lie on it, in pixels of its grid."""
     assert chip.label is not None
-    assert task.label_kind is not None
     assert mosaic.georeference is not None
-    found = read_label_file(chip.label, task.label_kind, may_be_empty=True)
+    found = read_label_file(chip.label, "polygons", may_be_empty=True)
     if not len(found.shapes):
         return found.shapes
     try:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from satmap.data.cache import default_cache
 from satmap.data.chip import Chip
 from satmap.data.chip_borders import join_chips
 from satmap.data.folds import assign_folds
 from satmap.data.inventory import Inventory
 from satmap.data.neighbours import ImageFootprint, Neighbour, find_neighbours
+from satmap.data.scenes import cut_scenes
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 from satmap.networks.ensemble import EnsembleMember
@@ -191,6 +193,10 @@ def make_plan(request: Request) -> Plan:
         )
     _require_maps_to_join(recipe, task)
     inventory = task.find_images(request.directories, request.view_angle)
+    if request.out_of_fold and recipe.tiles:
+        # The networks were trained with tiles, not with scenes.
+        bands = max(file.in_channels for file in files)
+        inventory = cut_scenes(inventory, task, bands, default_cache())
     task.check_outputs(request.output, inventory.chips)
     _require_categories(inventory, task)
     print(inventory.summary(), flush=True)
