@@ -196,8 +196,9 @@ def main() -> int:
     parser.add_argument("--picture", type=Path, help="directory for pictures of the mosaics")
     arguments = parser.parse_args()
     if DATA.exists():
-        for case in ((256, 75, 0, 1), (192, 75, 0, 1), (256, 50, 5, 1), (256, 75, 0, 0.5)):
-            report_real(*case, arguments.picture)
+        cases = ((256, 75, 0, 1.0), (192, 75, 0, 1.0), (256, 50, 5, 1.0), (256, 75, 0, 0.5))
+        for size, quality, noise, scale in cases:
+            report_real(size, quality, noise, scale, arguments.picture)
         report_reading(arguments.chips)
     report_time(arguments.chips)
     return 0

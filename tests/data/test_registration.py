@@ -21,7 +21,8 @@ def houses(seed: int) -> NDArray[np.object_]:
     random = np.random.default_rng(seed)
     corners = random.integers(10, SIDE - 60, (12, 2))
     sizes = random.integers(14, 34, (12, 2))
-    return shapely.box(*corners.T, *(corners + sizes).T)
+    boxes: NDArray[np.object_] = shapely.box(*corners.T, *(corners + sizes).T)
+    return boxes
 
 
 def roads(seed: int) -> NDArray[np.object_]:

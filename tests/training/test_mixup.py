@@ -25,7 +25,7 @@ def test_images_are_mixed_with_those_of_the_other_samples() -> None:
     assert first["image"] is other["image"] and first["image"].dtype == torch.uint8
     order = [int(point) for point in other["points"]]
     assert sorted(order) == list(range(N)) != order
-    assert [f"chip{i}" for i in order] == list(other.chips)
+    assert [f"chip{i}" for i in order] == [str(chip) for chip in other.chips]
     assert torch.equal(other["target"], plain["target"][order])
     assert torch.equal(first["target"], plain["target"])
     expected = share * plain["image"].double() + rest * plain["image"][order].double()

@@ -144,10 +144,10 @@ def _describe(lines: NDArray[np.uint8]) -> Floats:
     """Describe a border by its lines of pixels (2, n, channels), the outermost first."""
     length = lines.shape[1]
     nothing = np.zeros(length // 2, np.float32)
-    data = (lines > _BLACK).any(axis=(0, 2)).astype(np.float32)
+    data: Floats = np.asarray((lines > _BLACK).any(axis=(0, 2)), np.float32)
     if len(lines) < 2 or data.mean() < _LEAST_DATA or length < 2:
         return nothing
-    outer, inner = lines.mean(axis=2, dtype=np.float32)
+    outer, inner = (np.asarray(line.mean(axis=1), np.float32) for line in lines)
     # The cut is half a pixel outside the outermost line. Both sides are extrapolated to it.
     fine = _mean_around(1.5 * outer - 0.5 * inner, data, _BLUR_PX)
     spread = length * _LARGE_SCALE
@@ -203,8 +203,8 @@ def _match(sides: Sequence[Floats], border: int) -> list[_Match]:
     if not (len(here) and len(there)):
         return []
     one, other = one[here], other[there]
-    forward, first, second = (np.full(len(here), v, t) for v, t in _START)
-    backward, first_back, second_back = (np.full(len(there), v, t) for v, t in _START)
+    forward, first, second = _start(len(here))
+    backward, first_back, second_back = _start(len(there))
     for start in range(0, len(here), _BLOCK):
         rows = slice(start, start + _BLOCK)
         scores = one[rows] @ other.T
@@ -225,8 +225,10 @@ def _match(sides: Sequence[Floats], border: int) -> list[_Match]:
     ]
 
 
-# Start values and types of the best match, its score and the second best score.
-_START = ((-1, np.int64), (-1.0, np.float32), (-1.0, np.float32))
+def _start(count: int) -> tuple[Ints, Floats, Floats]:
+    """Return start values of the best match, its score and the second best score."""
+    score = np.full(count, -1, np.float32)
+    return np.full(count, -1, np.int64), score, score.copy()
 
 
 def _best_two(scores: Floats) -> tuple[Ints, Floats, Floats]:

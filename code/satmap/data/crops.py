@@ -279,8 +279,8 @@ def degrade(random: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np
         # JPEG has one or three channels, the three as brightness and colour.
         whole = [cv2.merge(planes[2::-1])] if len(planes) == 3 else planes
         read = [
-            cv2.imdecode(cv2.imencode(".jpg", part, quality)[1], cv2.IMREAD_UNCHANGED)
-            for part in whole
+            np.asarray(cv2.imdecode(cv2.imencode(".jpg", p, quality)[1], cv2.IMREAD_UNCHANGED))
+            for p in whole
         ]
         planes = list(cv2.split(read[0])[::-1]) if len(planes) == 3 else read
     return np.stack(planes)

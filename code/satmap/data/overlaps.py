@@ -65,7 +65,7 @@ def _features(path: Path) -> Features:
     solid = cv2.morphologyEx(shown, cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8))
     inside = np.asarray(cv2.erode(solid, np.ones((_PATCH_PX, _PATCH_PX), np.uint8)), np.uint8)
     corners, descriptors = cv2.ORB.create(_FEATURES).detectAndCompute(grey, inside)
-    if descriptors is None:
+    if not corners:
         return np.empty((0, 2), np.float32), np.empty((0, 32), np.uint8)
     return np.array([corner.pt for corner in corners], np.float32), np.asarray(descriptors)
 

@@ -202,7 +202,7 @@ def mirror_into_gaps(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Returns:
         The same image if it has no gaps or no data, else a filled copy.
     """
-    empty = ~image.any(axis=2)
+    empty: NDArray[np.bool_] = np.logical_not(image.any(axis=2))
     if not empty.any() or empty.all():
         return image
     height, width = empty.shape
@@ -210,8 +210,9 @@ def mirror_into_gaps(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     _, nearest = cv2.distanceTransformWithLabels(
         empty.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )
+    full = np.logical_not(empty)
     place_of = np.zeros(int(nearest.max()) + 1, np.int64)
-    place_of[nearest[~empty]] = np.flatnonzero(~empty)
+    place_of[nearest[full]] = np.flatnonzero(full)
     rows, columns = np.nonzero(empty)
     near_rows, near_columns = np.divmod(place_of[nearest[empty]], width)
     behind_rows = (2 * near_rows - rows).clip(0, height - 1)

@@ -61,9 +61,11 @@ class DepthwiseConv(nn.Conv2d):
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.groups == 1 or x.device.type != "cpu" or not torch.is_grad_enabled():
-            return super()._conv_forward(x, weight, bias)
+            result: Tensor = super()._conv_forward(x, weight, bias)
+            return result
         with torch.autocast("cpu", enabled=False):
-            return super()._conv_forward(x.float(), weight, bias).to(x.dtype)
+            result = super()._conv_forward(x.float(), weight, bias)
+        return result.to(x.dtype)
 
 
 class StridedConv(DepthwiseConv):

@@ -136,7 +136,7 @@ class UNet(nn.Module):
         # convolution before upsampling gives the same result, at a quarter of the cost, and a dozen
         # maps are upsampled instead of 64. The published weights were trained with aligned corners.
         if len(self.decoder) == len(DECODER_STRIDES):
-            return cast(Tensor, x)
+            return x
         return resize_bilinear(x, (size[0], size[1]))
 
     def order_maps(self, names: Sequence[str]) -> None:

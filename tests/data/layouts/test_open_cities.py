@@ -70,7 +70,8 @@ def found_in(*directories: Path) -> tuple[Inventory, dict[str, tuple[str, str | 
     """Return the inventory, and area and label of each chip by its id."""
     inventory = find_building_images(directories)
     return inventory, {
-        chip.image_id: (chip.aoi, chip.label and chip.label.name) for chip in inventory.chips
+        chip.image_id: (chip.aoi, chip.label.name if chip.label else None)
+        for chip in inventory.chips
     }
 
 

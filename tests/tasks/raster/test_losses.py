@@ -24,7 +24,7 @@ def extension(errors: np.ndarray, truth: np.ndarray) -> float:
     """Integrate the Jaccard loss of the pixels whose error exceeds a level over all levels."""
     levels = [0.0, *sorted(errors)]
     steps = itertools.pairwise(levels)
-    return sum((high - low) * jaccard_loss(truth, errors > low) for low, high in steps)
+    return sum(float(high - low) * jaccard_loss(truth, errors > low) for low, high in steps)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -78,7 +78,7 @@ def test_the_loss_learns_and_takes_no_ignored_pixel(weights: dict[str, float]) -
     loss, parts = loss_of(logits, target, losses(**weights))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert loss.item() == pytest.approx(sum(part.item() for part in parts.values()), rel=1e-6)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert not logits.grad[..., 16:].any()
     # A step along the gradient lowers the loss of both maps.
