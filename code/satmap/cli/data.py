@@ -52,7 +52,7 @@ def _inventory(options: argparse.Namespace) -> int:
     from satmap.tasks.base import task_of
 
     task = task_of(load_recipe(options.recipe or f"small-{options.task}"))
-    bands = max(member.bands for member in task.recipe.members)
+    bands = task.recipe.bands
     print(find_own_chips(own, task, bands, options.cache or default_cache()).summary())
     return 0
 

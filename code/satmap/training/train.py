@@ -9,13 +9,17 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
 from satmap.io.checksums import FileRecord
+from satmap.recipes.pseudo_labels import PseudoLabels
+from satmap.tasks.base import Batch
+from satmap.tasks.dense import pseudo_label_loss
 from satmap.training.checkpoints import save_checkpoints, write_logs
 from satmap.training.distributed import Forward, sum_over_ranks, synced_norms
 from satmap.training.epoch import Epoch, Step
 from satmap.training.job import Job, begin_or_resume, make_optimizer, save_train_state
+from satmap.training.pseudo_labels import predict_by_average
 from satmap.training.state import Progress, TrainState
 from satmap.training.validation import validate
 
@@ -100,12 +104,29 @@ def _train_step(step: Step, epoch: Epoch, forward: Forward) -> None:
         with forward.gradients_stay(not is_last):
             outputs = forward(*inputs)
             loss, parts = task.loss(outputs, batch, epoch.losses, total)
+            if epoch.job.pseudo_labels:
+                taught = _pseudo_label_loss(outputs, batch, epoch, epoch.job.pseudo_labels)
+                loss, parts = loss + taught, parts | {"pseudo_labels": taught.detach()}
             (loss * weight).backward()  # type: ignore[no-untyped-call]
         step.add(loss, parts, weight)
     stop = step.check(step.clip_gradients())
     state.step(epoch.name, epoch.job.context.device)
     step.log()
     step.save(stop)
+
+
+def _pseudo_label_loss(
+    outputs: Tensor, batch: Batch, epoch: Epoch, settings: PseudoLabels
+) -> Tensor:
+    """Return the weighted loss of the pseudo-labels of a batch."""
+    job, average = epoch.job, epoch.state.average
+    soft = batch.tensors.get("soft")
+    if soft is None:
+        assert average is not None, "the recipe has a moving average"
+        soft = predict_by_average(average, batch, job.task, settings, job.context.device)
+    total = partial(sum_over_ranks, ranks=epoch.ranks)
+    loss = pseudo_label_loss(outputs, soft, batch["taught"], settings, total)
+    return settings.weight * loss
 
 
 def _finish_epoch(epoch: Epoch, record: dict[str, float]) -> Progress:
