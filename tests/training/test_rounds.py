@@ -21,7 +21,6 @@ from satmap.data.own_data import OwnData
 from satmap.errors import SatmapError
 from satmap.networks.ensemble import predict_maps
 from satmap.networks.unet import build_network
-from satmap.prediction.plan import Request
 from satmap.prediction.run import predict
 from satmap.provenance.manifest import SubmissionManifest, WeightsManifest, read_manifest
 from satmap.recipes.pseudo_labels import PseudoLabels
@@ -411,7 +410,7 @@ def test_three_rounds_leave_an_ensemble_that_predicts(
     }  # fmt: skip
     assert "pseudo_labels" in (three / "all-tiny-3band.log.csv").read_text().splitlines()[0]
     output = tmp_path / "out.csv"
-    report = predict(Request((city / "test",), output, three, "cpu"))
+    report = predict([city / "test"], output, three, "cpu")
     assert len(report.images) == 2
     submission = read_manifest(output)
     assert isinstance(submission, SubmissionManifest)
