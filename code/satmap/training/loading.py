@@ -150,7 +150,8 @@ class CropDataset(Dataset[_Sample]):
     ) -> dict[str, NDArray[Any]]:
         """Return what pseudo-labels add to a sample. Pixels without data have none."""
         is_taught = settings.labelled or not chip.is_labelled
-        taught: dict[str, NDArray[Any]] = {"taught": image.any(axis=0) & is_taught}
+        where: NDArray[np.bool_] = image.any(axis=0)
+        taught: dict[str, NDArray[Any]] = {"taught": where & np.bool_(is_taught)}
         if settings.teacher == "average":
             return taught | {"clean": image}
         if is_taught:
