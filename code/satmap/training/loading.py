@@ -150,8 +150,7 @@ class CropDataset(Dataset[_Sample]):
     ) -> dict[str, NDArray[Any]]:
         """Return what pseudo-labels add to a sample. Pixels without data have none."""
         is_taught = settings.labelled or not chip.is_labelled
-        where: NDArray[np.bool_] = image.any(axis=0)
-        taught: dict[str, NDArray[Any]] = {"taught": where & np.bool_(is_taught)}
+        taught = {"taught": np.asarray(image.any(axis=0) & is_taught)}
         if settings.teacher == "average":
             return taught | {"clean": image}
         if is_taught:
