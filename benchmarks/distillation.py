@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/distillation.py ../shared/data/roads_epfl/AOI_90_Suburb_Train WORK
 
-Every fifth chip of the area is held out of all trainings. For each seed, the ensemble
-(``quick-roads``) and the student (``quick-roads-single``) are trained as by ``satmap train``. With
+Every fifth chip of the area is held out of all trainings. For each seed, the two rounds of
+``quick-roads-single``, the ensemble and the student, are trained as by ``satmap train``. With
 ``--labels``, the student's network is also trained without a teacher for as many steps, to measure
 the teacher's contribution. Also scored are one network of the ensemble with one view, and the mean
 of its checkpoints' weights where they differ. Times are those of the networks on all held-out
@@ -69,16 +69,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("area", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--ensemble", default="quick-roads")
-    parser.add_argument("--student", default="quick-roads-single")
+    parser.add_argument("--recipe", default="quick-roads-single", help="a recipe of two rounds")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--labels", action="store_true", help="also train without a teacher")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = pick_device(options.device)
-    ensemble, student = load_recipe(options.ensemble), load_recipe(options.student)
-    _, held_out = split(options.area, options.work, student)
+    recipe = load_recipe(options.recipe)
+    _, held_out = split(options.area, options.work, recipe)
     chips = scan_roads([options.area]).chips
     left_out = chips[::HELD_OUT]
     link([chip for chip in chips if chip not in left_out], options.work / "train")
@@ -86,10 +85,8 @@ def main() -> None:
     print("| seed | what | passes | APLS length | APLS time | IoU | s per chip |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for seed in options.seeds:
-        contenders = _contenders(
-            options.work, seed, ensemble, student, device, with_labels=options.labels
-        )
-        scores = _score(contenders, held_out, student, device)
+        contenders = _contenders(options.work, seed, recipe, device, with_labels=options.labels)
+        scores = _score(contenders, held_out, recipe, device)
         for contender, score in zip(contenders, scores, strict=True):
             print(
                 f"| {seed} | {contender.name} | {contender.passes} | {score.apls:.3f} "
@@ -104,35 +101,27 @@ def main() -> None:
 
 
 def _contenders(
-    work: Path,
-    seed: int,
-    ensemble: Recipe,
-    student: Recipe,
-    device: torch.device,
-    *,
-    with_labels: bool,
+    work: Path, seed: int, recipe: Recipe, device: torch.device, *, with_labels: bool
 ) -> list[Contender]:
     """Return the ensemble, the student and the baselines, after training them."""
-    ensemble, student = (each.model_copy(update={"seed": seed}) for each in (ensemble, student))
+    student = recipe.model_copy(update={"seed": seed})
+    ensemble = student.up_to_round(0)
     directory = work / f"seed{seed}"
-    teachers = directory / "ensemble"
-    _train(ensemble, work, teachers, device)
-    _train(student, work, directory / "student", device, teachers)
+    _train(student, work, directory / "student", device)
+    teachers = directory / "student/round1"
+    views = ensemble.inference.model_copy(update={"tta": student.rounds[0].tta})
 
     def members(directory: Path, recipe: Recipe) -> list[EnsembleMember]:
         return task_of(recipe).load_ensemble(choose(find_weights(directory), recipe), device)
 
     networks = members(teachers, ensemble)
     contenders = [
-        Contender("ensemble", networks, ensemble.inference),
+        Contender("ensemble", networks, views),
         Contender("student", members(directory / "student", student), student.inference),
         Contender("one network of the ensemble", networks[:1], student.inference),
     ]
     if with_labels:
-        (member,) = student.members
-        losses = member.losses.model_copy(update={"distillation": None})
-        alone = member.model_copy(update={"losses": losses})
-        labels = student.model_copy(update={"members": (alone,)})
+        labels = student.model_copy(update={"members": student.ensemble, "rounds": ()})
         _train(labels, work, directory / "labels", device)
         trained = members(directory / "labels", labels)
         contenders.append(Contender("student without a teacher", trained, student.inference))
@@ -149,10 +138,8 @@ def _contenders(
     return contenders
 
 
-def _train(
-    recipe: Recipe, work: Path, weights: Path, device: torch.device, teacher: Path | None = None
-) -> None:
-    options = TrainingOptions(work / "cache", teacher=teacher)
+def _train(recipe: Recipe, work: Path, weights: Path, device: torch.device) -> None:
+    options = TrainingOptions(work / "cache")
     train([work / "train"], recipe, RunContext(weights, device), options)
 
 

@@ -75,16 +75,22 @@ def test_the_reference_recipe_has_the_reference_constants() -> None:
     assert losses.speed.dice == 0.12
 
 
-def test_a_single_network_learns_from_all_chips_and_a_teacher() -> None:
-    for name in ("sn5-roads-single", "quick-roads-single"):
+def test_a_single_network_learns_from_an_ensemble_on_all_chips() -> None:
+    for name, teacher in (
+        ("sn5-roads-single", "sn5-roads-cosine"),
+        ("quick-roads-single", "quick-roads"),
+    ):
         recipe = load_recipe(name)
-        (member,) = recipe.members
-        assert (member.fold, recipe.inference.tta, recipe.needs_teacher) == (None, 1, True)
+        assert recipe.members == load_recipe(teacher).members
+        (member,) = recipe.ensemble
+        (distillation,) = recipe.rounds
+        assert (member.fold, recipe.inference.tta) == (None, 1)
+        assert (distillation.labelled, distillation.share) == (True, 0)
+        assert distillation.tta == load_recipe(teacher).inference.tta
         assert member.name == f"all-{member.encoder}-3band-light"
         # A weight file holds the recipe as JSON.
         again = recipe_from_json(recipe.model_dump_json())
         assert again.training_fingerprint == recipe.training_fingerprint
-    assert not load_recipe("sn5-roads-cosine").needs_teacher
     with pytest.raises(SatmapError, match=r"members.0.fold: this key is missing"):
         parse_recipe(DEMO.replace("fold: 0, ", ""), "x")
 

@@ -63,11 +63,10 @@ def _inventory(options: argparse.Namespace) -> int:
 
     task = task_of(recipe or load_recipe(f"small-{options.task}"))
     recipe, cache = task.recipe, options.cache or default_cache()
-    bands = max(member.bands for member in recipe.members)
     inventory = (
-        cut_scenes(task.find_images(directories), task, bands, cache)
+        cut_scenes(task.find_images(directories), task, recipe.bands, cache)
         if own is None
-        else find_own_chips(own, task, bands, cache)
+        else find_own_chips(own, task, recipe.bands, cache)
     )
     print(inventory.summary())
     if recipe.folds_by:

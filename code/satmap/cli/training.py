@@ -71,9 +71,12 @@ def add_train(commands: Commands) -> None:
         default=10.0,
     )
     train.value(
-        "--teacher DIR",
+        "--unlabelled DIR",
         Path,
-        "directory of the ensemble's weights that a recipe such as sn5-roads-single learns from",
+        "directory of unlabelled images, a challenge's or any rasters, for recipes whose rounds "
+        "learn from them; repeatable",
+        action="append",
+        default=[],
     )
     add_view_angle(train)
     train.value(
@@ -97,16 +100,20 @@ def _train(options: argparse.Namespace) -> int:
     data, large white parts and everything outside --area are ignored. `satmap inventory` with the
     same options shows what would be trained on.
 
+    A recipe may have `rounds`, in which networks learn from the predictions of earlier ones, on
+    labelled images or on those of --unlabelled.
+
     Examples:
       satmap train SpaceNet5/ --recipe sn5-roads --time-limit 40h
       satmap train town.tif --labels osm.gpkg --area surveyed.geojson --recipe small-roads
       satmap train images/ --labels masks/ --recipe small-buildings
       satmap train few/ --recipe finetune-roads --init trained --weights new
+      satmap train few/ --recipe rounds.yaml --unlabelled many/
     """
-    from satmap.cli.checks import require_folds, require_tensorboard
+    from satmap.cli.checks import require_existing, require_folds, require_tensorboard
     from satmap.data.folds import read_groups
     from satmap.recipes.schema import load_recipe
-    from satmap.weights.members import find_weights, require_starts
+    from satmap.weights.members import require_starts
 
     if options.tensorboard:
         require_tensorboard()
@@ -120,14 +127,15 @@ def _train(options: argparse.Namespace) -> int:
     own = own_data(options)
     for place in filter(None, (options.weights, options.cache)):
         require_writable(place / "weights.safetensors")
-    if options.teacher:
-        find_weights(options.teacher)
+    recipe.require_unlabelled(bool(options.unlabelled))
+    for place in options.unlabelled:
+        require_existing(place)
     if options.init:
         if options.from_scratch:
             raise SatmapError(
                 "--init and --from-scratch exclude each other. Leave one of them out."
             )
-        require_starts(options.init, recipe, options.weights)
+        require_starts(options.init, recipe.up_to_round(0), options.weights)
     if options.audit:
         read_groups(options.audit)
     from satmap.runtime.device import be_deterministic
@@ -151,7 +159,7 @@ def _train(options: argparse.Namespace) -> int:
         skip_unlabelled=options.skip_unlabelled,
         folds=tuple(options.fold or ()),
         time_limit=options.time_limit,
-        teacher=options.teacher,
+        unlabelled=tuple(options.unlabelled),
         view_angle=options.nadir,
         audit=options.audit,
         init=options.init,

@@ -69,7 +69,7 @@ def _weights_fetch(options: argparse.Namespace) -> int:
     from satmap.weights.pretrained import encoder_file
 
     recipe = load_recipe(options.recipe)
-    encoders = dict.fromkeys(member.encoder for member in recipe.members if member.pretrained)
+    encoders = dict.fromkeys(member.encoder for member in recipe.all_members if member.pretrained)
     for name in encoders:
         outcome = fetch_encoder(options.weights, name)
         print(f"{encoder_file(options.weights, name)}: {outcome}", flush=True)

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from satmap.data.chip import Chip
-from satmap.data.crops import CachedChip
+from satmap.data.crops import LABEL, CachedChip
 from satmap.data.imagery import read_resized
 from satmap.errors import CannotWriteError, SatmapError, error_text
 from satmap.io.checksums import FileRecord, record_file
@@ -61,7 +61,7 @@ class EncodedLabel:
 
 
 def prepare_chip(chip: Chip, directory: Path, stretch: StretchSettings, task: "Task") -> CachedChip:
-    """Return the cached form of a chip with a label; build it if missing or its inputs changed.
+    """Return the cached form of a chip; build it if missing or its inputs changed.
 
     Raises:
         SatmapError: the image or label is unusable, a required off-nadir angle is unknown, or the
@@ -72,22 +72,14 @@ def prepare_chip(chip: Chip, directory: Path, stretch: StretchSettings, task: "T
     # file and never changes one that is in use.
     fingerprint = _fingerprint(chip, stretch, task)
     path = directory / f"{chip.image_id}.{fingerprint[:16]}.safetensors"
-    header = _read_header(path)
-    if header is None:
-        _remove_misplaced(path)
-        header, tensors = _build(chip, stretch, task)
-        with atomic_path(path) as temporary:
-            # The safetensors header holds strings only.
-            temporary.write_bytes(save(tensors, {"chip": json.dumps(header)}))
+    header = header_of(path, lambda: _build(chip, stretch, task))
     return CachedChip(
         image_id=chip.image_id,
         aoi=chip.aoi,
         path=path,
         shape=tuple(header["shape"]),
         metres_per_pixel=tuple(header["metres_per_pixel"]),
-        sources={
-            kind: FileRecord.model_validate(record) for kind, record in header["sources"].items()
-        },
+        sources=sources_of(header),
         payload=task.load_payload(header["payload"]),
         count=header["count"],
         repaired=header["repaired"],
@@ -97,6 +89,31 @@ def prepare_chip(chip: Chip, directory: Path, stretch: StretchSettings, task: "T
         category=category,
         gsd_m=chip.image.gsd_m(task.input_px),
     )
+
+
+#: Header and arrays of a cached file.
+Content = tuple[dict[str, Any], dict[str, NDArray[Any]]]
+
+
+def header_of(path: Path, build: Callable[[], Content]) -> dict[str, Any]:
+    """Return the header of a cached file; build the file if it is missing or incomplete.
+
+    Raises:
+        CannotWriteError: the cache cannot be written.
+    """
+    header = _read_header(path)
+    if header is None:
+        _remove_misplaced(path)
+        header, tensors = build()
+        with atomic_path(path) as temporary:
+            # The safetensors header holds strings only.
+            temporary.write_bytes(save(tensors, {"chip": json.dumps(header)}))
+    return header
+
+
+def sources_of(header: Mapping[str, Any]) -> dict[str, FileRecord]:
+    """Return the source files in the header of a cached file, by kind."""
+    return {kind: FileRecord.model_validate(record) for kind, record in header["sources"].items()}
 
 
 def require_image_data(chip: Chip, image: NDArray[np.uint8], labelled: int, noun: str) -> None:
@@ -109,24 +126,32 @@ def require_image_data(chip: Chip, image: NDArray[np.uint8], labelled: int, noun
         )
 
 
-def _build(
-    chip: Chip, stretch: StretchSettings, task: "Task"
-) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def _build(chip: Chip, stretch: StretchSettings, task: "Task") -> Content:
     """Build the header and the arrays of a chip."""
     image = read_resized(chip.image, stretch.low, stretch.high, task.input_px)
-    encoded = task.encode(chip, image)
-    assert chip.label is not None, "the label was read"
+    # The files have just been read, so hashing them costs little.
+    sources = {chip.image.product: record_file(chip.image.path)}
+    if chip.label is None:
+        if not image.any():
+            raise SatmapError(f"{chip.image.path}: no pixel holds data. Leave the image out.")
+        encoded = task.encode_unlabelled(image)
+    else:
+        encoded = task.encode(chip, image)
+        sources[LABEL] = _record_label(chip.label, chip.label.stat().st_mtime_ns)
+    return pack_chip(image, encoded, sources)
+
+
+def pack_chip(
+    image: NDArray[np.uint8], encoded: EncodedLabel, sources: Mapping[str, FileRecord]
+) -> Content:
+    """Return the header and the arrays of a cached file; ``image`` is (h, w, channels)."""
     header = {
         "shape": image.shape,
         "metres_per_pixel": encoded.metres_per_pixel,
         "payload": encoded.payload,
         "count": encoded.count,
         "repaired": encoded.repaired,
-        # The files have just been read, so hashing them here costs little.
-        "sources": {
-            chip.image.product: record_file(chip.image.path).model_dump(),
-            "label": _record_label(chip.label, chip.label.stat().st_mtime_ns).model_dump(),
-        },
+        "sources": {kind: record.model_dump() for kind, record in sources.items()},
     }
     return header, {"image": np.ascontiguousarray(image.transpose(2, 0, 1)), **encoded.arrays}
 
@@ -200,7 +225,7 @@ def prepare_chips(
     stretch: StretchSettings,
     task: "Task",
 ) -> Preparation:
-    """Prepare labelled chips in threads; chips that fail are reported and do not stop the others.
+    """Prepare chips in threads; chips that fail are reported and do not stop the others.
 
     ``channels`` is the largest number of channels that a network of the recipe needs.
 

@@ -1,8 +1,8 @@
 """Prepared chips, and the crops that trainings cut from them and augment.
 
 :mod:`satmap.data.cache` writes one memory-mapped file per chip. Reading a crop touches only the
-pages of its rows and of the channels that the network uses. A teacher's soft targets lie beside the
-chip's file and are cropped and augmented like the chip.
+pages of its rows and of the channels that the network uses. A teacher's probability maps lie beside
+the chip's file and are cropped and augmented like the chip.
 """
 
 import math
@@ -33,6 +33,9 @@ _MAX_CHANNELS = 4
 _THREAD_LOCAL = threading.local()
 
 _SOFT = "soft"
+
+#: Kind of a chip's label among its source files.
+LABEL = "label"
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,11 @@ class CachedChip:
     def is_empty(self) -> bool:
         """Whether the chip has no labelled object."""
         return not self.count
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the chip has a label, which may be empty."""
+        return LABEL in self.sources
 
     def read(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Read the image (h, w, channels) and the target (h, w) or (h, w, bytes)."""

@@ -111,6 +111,14 @@ def find_label_files(labels: Path) -> tuple[list[Path], list[Path]]:
     return (sure, masks) if sure or masks else (vectors, masks)
 
 
+def labelled_files(images: Sequence[Source], labels: Path) -> list[Path]:
+    """Return the images that have labels: all for vector labels, else those with a mask."""
+    vectors, masks = find_label_files(labels)
+    stems = {mask.stem for mask in masks}
+    paths = [Path(image.name) for image in images]
+    return [path for path in paths if vectors or path.stem in stems]
+
+
 def read_own_shapes(files: Sequence[Path], kind: Kind) -> OwnShapes:
     """Read vector labels; objects that several files hold, whole or in part, become one.
 

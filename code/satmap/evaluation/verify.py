@@ -209,7 +209,7 @@ def _weights_faults(manifest: SubmissionManifest, directory: Path) -> list[str]:
 
 def _image_faults(manifest: SubmissionManifest, directories: Sequence[Path]) -> list[str]:
     recipe = _recipe(manifest)
-    bands = max(member.bands for member in recipe.members)
+    bands = max(member.bands for member in recipe.ensemble)
     inventory = recipe.task.find_images(directories, bands)
     chips = list(inventory.chips)
     if manifest.out_of_fold:

@@ -29,7 +29,13 @@ from satmap.prediction.journal import Journal
 from satmap.prediction.outputs import PredictionReport, found_nothing
 from satmap.prediction.plan import Plan, Request, Tile, ensemble_of, fingerprint_of
 from satmap.prediction.run import run
-from satmap.provenance.manifest import MapManifest, Run, record_recipe, write_manifest
+from satmap.provenance.manifest import (
+    MapManifest,
+    Run,
+    learning_of,
+    record_recipe,
+    write_manifest,
+)
 from satmap.rasters.scene import Box
 from satmap.recipes.schema import Inference
 from satmap.runtime.device import pick_device
@@ -432,10 +438,11 @@ def _write_manifest(
     layers = [layer for mosaic in plan.mosaics.values() for layer in mosaic.layers]
     sources = [source for layer in layers for source in layer.sources]
     local = [Path(source.name) for source in sources if not source.is_remote]
+    records = dict(zip(map(str, local), in_threads(record_file, local), strict=True))
     facts = {
         "recipe": record_recipe(plan.recipe, content=True),
         "weights": weights,
-        "sources": dict(zip(map(str, local), in_threads(record_file, local), strict=True)),
+        "sources": records,
         "addresses": tuple(public_address(source.name) for source in sources if source.is_remote),
         "maps": {
             map_id: {
@@ -459,6 +466,7 @@ def _write_manifest(
             public_address(name): _ADDRESS.sub(lambda found: public_address(found[0]), reason)
             for name, reason in sorted(faults.items())
         },
+        "learning": learning_of(plan.files, {record.sha256 for record in records.values()}),
         "run": run_by,
     }  # fmt: skip
     write_manifest(request.output, MapManifest, facts)

@@ -16,6 +16,7 @@ from satmap.provenance.manifest import (
     Run,
     SubmissionManifest,
     WeightsManifest,
+    learning_of,
     manifest_path,
     read_manifest,
     record_data,
@@ -113,6 +114,9 @@ def write_submission_manifest(
         "data": record_data(images, None),
         "images": images,
         "skipped": dict(sorted(skipped.items())),
+        "learning": learning_of(
+            plan.files, {f.sha256 for of in images.values() for f in of.values()}
+        ),
         "run": run_by,
     }
     write_manifest(request.output, SubmissionManifest, facts)

@@ -357,7 +357,7 @@ def held_out_images(
     labelled = [chip for chip in chips if chip.label is not None]
     sites = assign_folds({c.site: c.aoi for c in labelled}.items(), recipe.folds, recipe.seed)
     folds = {chip.image_id: sites[chip.site] for chip in labelled}
-    fold_of = {member.name: member.fold for member in recipe.members}
+    fold_of = {member.name: member.fold for member in recipe.ensemble}
     held_out, without_ids = [], []
     for file in files:
         images = file.held_out

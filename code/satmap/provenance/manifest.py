@@ -4,9 +4,10 @@ The manifest of ``out.csv`` is ``out.csv.manifest.json``. It does not change the
 Together with the weights and the images, it suffices to reproduce the result (``satmap verify``).
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -22,11 +23,14 @@ from satmap.provenance.machine import Hardware, Software, this_hardware, this_so
 from satmap.recipes.schema import Recipe
 from satmap.settings import Settings
 from satmap.weights.header import CONTENT_KEY, read_metadata, read_weights_metadata
-from satmap.weights.members import WeightFile
+from satmap.weights.members import LEARNING_KEY, WeightFile
 
 SUFFIX = ".manifest.json"
 
 Kind = TypeVar("Kind", bound="Manifest")
+
+#: Whether networks have learned from unlabelled test images (transductive) or not (inductive).
+Learning = Literal["inductive", "transductive"]
 
 
 class RecipeRecord(Settings):
@@ -130,6 +134,8 @@ class SubmissionManifest(Manifest):
             buildings with its manifest, if one was used.
         images: file by image id and product.
         skipped: reason by image id, for images that could not be predicted.
+        learning: whether a network has learned from test images or from these images, without
+            labels; None if not known.
         run: the last run; it may have resumed the work of earlier ones.
     """
 
@@ -144,6 +150,7 @@ class SubmissionManifest(Manifest):
     data: DataRecord
     images: dict[str, dict[str, FileRecord]]
     skipped: dict[str, str]
+    learning: Learning | None = None
     run: Run
 
 
@@ -157,6 +164,7 @@ class MapManifest(Manifest):
         addresses: URLs that were mapped.
         maps: reference system, transform, size and stretches of each map, by id.
         skipped: reason by name, for rasters and blocks that are not in the map.
+        learning: as in :class:`SubmissionManifest`.
         run: the last run; it may have resumed the work of earlier ones.
     """
 
@@ -167,6 +175,7 @@ class MapManifest(Manifest):
     addresses: tuple[str, ...]
     maps: dict[str, dict[str, Any]]
     skipped: dict[str, str]
+    learning: Learning | None = None
     run: Run
 
 
@@ -180,9 +189,11 @@ class WeightsManifest(Manifest):
         stage: stage of the checkpoint, counted from 1.
         epoch: epoch of the stage after which the checkpoint was saved.
         data: training and validation chips.
+        unlabelled: chips that the network learned from by pseudo-labels; None for none.
+        learning: whether these, or those of an earlier round, are test images; None if not known.
         starts_from: files that the network was made from. For trained networks: ImageNet weights or
-            the network that it started from, and teacher networks; for averaged and imported ones:
-            all source files.
+            the network that it started from, and the networks that made pseudo-labels; for
+            averaged and imported ones: all source files.
         skipped: reason by image id, for chips that could not be used.
         runs: the training runs in their order.
     """
@@ -195,6 +206,8 @@ class WeightsManifest(Manifest):
     epoch: int | None
     scores: dict[str, float]
     data: DataRecord | None
+    unlabelled: DataRecord | None = None
+    learning: Learning | None = None
     starts_from: tuple[FileRecord, ...]
     skipped: dict[str, str]
     runs: tuple[TrainingRun | Run, ...]
@@ -275,25 +288,55 @@ def read_manifest(path: Path) -> SubmissionManifest | MapManifest | WeightsManif
 
 
 def learned_images(file: WeightFile) -> frozenset[str]:
-    """Return the SHA-256 of the images that a network was trained with.
+    """Return the SHA-256 of the images that a network was trained with, labelled or not.
 
-    They are in the list of data beside the file's manifest. Without one, or for averaged and
+    They are in the lists of data beside the file's manifest. Without one, or for averaged and
     imported networks, the result is empty.
     """
     try:
         manifest = read_manifest(file.path)
-        data = manifest.data if isinstance(manifest, WeightsManifest) else None
+    except SatmapError:
+        return frozenset()
+    if not isinstance(manifest, WeightsManifest):
+        return frozenset()
+    held_out = file.held_out or frozenset()
+    return _images(file, manifest.data, held_out) | _images(file, manifest.unlabelled)
+
+
+def learning_of(files: Sequence[WeightFile], images: Collection[str] = ()) -> Learning | None:
+    """Return whether networks have learned from test images, or from images that they predict.
+
+    Args:
+        files: the networks.
+        images: SHA-256 of the images that they predict.
+    """
+    stated = {file.metadata.get(LEARNING_KEY) for file in files}
+    if "transductive" in stated:
+        return "transductive"
+    for file in files:
+        with contextlib.suppress(SatmapError):
+            manifest = read_manifest(file.path)
+            unlabelled = getattr(manifest, "unlabelled", None)
+            if not _images(file, unlabelled).isdisjoint(images):
+                return "transductive"
+    return "inductive" if stated == {"inductive"} else None
+
+
+def _images(
+    file: WeightFile, data: DataRecord | None, left_out: Collection[str] = ()
+) -> frozenset[str]:
+    """Return the SHA-256 of the images in a list of data beside a weight file, if there is one."""
+    try:
         if data is None or data.list is None:
             return frozenset()
         chips = CHIP_LISTS.validate_json(file.path.with_name(data.list).read_bytes())
-    except (SatmapError, OSError, ValueError):
+    except (OSError, ValueError):
         return frozenset()
-    held_out = file.held_out or frozenset()
     return frozenset(
         record.sha256
         for image_id, files in chips.items()
         for kind, record in files.items()
-        if image_id not in held_out and kind != "label"
+        if image_id not in left_out and kind != "label"
     )
 
 
@@ -321,6 +364,7 @@ def write_derived_manifest(path: Path, sources: Sequence[Path], command: Sequenc
         **{key: int(text) if text.isdecimal() else None for key, text in numbers.items()},
         "scores": {},
         "data": None,
+        "learning": file.metadata.get(LEARNING_KEY),
         "starts_from": [record_file(source) for source in sources],
         "skipped": {},
         "runs": [run_here(command, torch.device("cpu"))],

@@ -30,6 +30,7 @@ import satmap
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
 from satmap.recipes.encoder_names import ENCODER_NAMES, unknown_encoder
+from satmap.recipes.pseudo_labels import PseudoLabels
 from satmap.recipes.registry import find_task
 from satmap.recipes.strict_yaml import read_yaml
 from satmap.recipes.task_settings import TaskLosses, TaskSettings
@@ -278,6 +279,11 @@ class Member(Settings, Generic[LossesT]):
         """The stem of the member's weight files, unique within a recipe."""
         return member_name(self.fold, self.encoder, self.bands, self.decoder.kind)
 
+    @property
+    def shape(self) -> tuple[str, int, DecoderSettings]:
+        """What networks must have in common so that one can start from the other."""
+        return self.encoder, self.bands, self.decoder
+
     def losses_of(self, stage: int, epoch: float = 0) -> LossesT:
         """Return the losses of a stage, by its index, in an epoch of it, counted from 0."""
         later = self.stages[stage].later_losses or {}
@@ -290,11 +296,6 @@ class Member(Settings, Generic[LossesT]):
             for epoch in (0, *(stage.later_losses or ())):
                 yield index, self.losses_of(index, epoch)
 
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether the member learns from a trained ensemble."""
-        return any(losses.needs_teacher for _, losses in self._all_losses())
-
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         for stage, losses in self._all_losses():
@@ -304,6 +305,25 @@ class Member(Settings, Generic[LossesT]):
                 )
         if self.encoder not in ENCODER_NAMES:
             raise ValueError(unknown_encoder(self.encoder))
+        return self
+
+
+class Round(PseudoLabels, Generic[LossesT]):
+    """A further round of training: networks that learn from labels and from pseudo-labels.
+
+    Attributes:
+        members: the networks; None for those of the round before.
+        start: ``anew``, as in the first round (ImageNet, random or ``--init`` weights), or
+            ``previous``, from the network of the same name in the round before, or one that fits.
+    """
+
+    members: tuple[Member[LossesT], ...] | None = Field(None, min_length=1)
+    start: Literal["anew", "previous"] = "anew"
+
+    @model_validator(mode="after")
+    def _average_is_trained(self) -> Self:
+        if self.teacher == "average" and self.start != "previous":
+            raise ValueError("`teacher: average` needs `start: previous`")
         return self
 
 
@@ -393,8 +413,56 @@ class Recipe(Settings, Generic[TaskT, LossesT]):
         None, description="crops per area, or scene of an area, instead of per chip"
     )
     members: tuple[Member[LossesT], ...] = Field(min_length=1)
+    rounds: tuple[Round[LossesT], ...] = Field(
+        (), description="rounds after that of `members`; the networks of the last one predict"
+    )
     inference: Inference = Inference()
     submission: Submission = Submission()
+
+    @property
+    def members_by_round(self) -> tuple[tuple[Member[LossesT], ...], ...]:
+        """The networks of every round."""
+        rounds = [self.members]
+        for each in self.rounds:
+            rounds.append(each.members or rounds[-1])
+        return tuple(rounds)
+
+    @property
+    def ensemble(self) -> tuple[Member[LossesT], ...]:
+        """The networks of the last round, which predict."""
+        return self.members_by_round[-1]
+
+    @property
+    def all_members(self) -> tuple[Member[LossesT], ...]:
+        """The networks of all rounds."""
+        return tuple(member for members in self.members_by_round for member in members)
+
+    @property
+    def bands(self) -> int:
+        """Largest number of bands that a network needs."""
+        return max((member.bands for member in self.all_members), default=1)
+
+    def up_to_round(self, number: int) -> Self:
+        """Return the recipe without the rounds after ``number``, counted from 0."""
+        return self.model_copy(update={"rounds": self.rounds[:number]})
+
+    def require_unlabelled(self, given: bool) -> None:
+        """Check that unlabelled images are ``given`` if, and only if, a round learns from them.
+
+        Raises:
+            SatmapError: they are missing or superfluous.
+        """
+        needed = any(each.share for each in self.rounds)
+        if needed and not given:
+            raise SatmapError(
+                f"recipe {self.name} learns from unlabelled images: give their directories with "
+                "--unlabelled."
+            )
+        if given and not needed:
+            raise SatmapError(
+                f"recipe {self.name} has no round that learns from unlabelled images, so it does "
+                "not use --unlabelled. Leave it out."
+            )
 
     @property
     def map_names(self) -> tuple[str, ...]:
@@ -408,13 +476,28 @@ class Recipe(Settings, Generic[TaskT, LossesT]):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        names = [member.name for member in self.members]
-        if len(set(names)) < len(names):
-            raise ValueError("two members have the same fold, encoder, bands and kind of decoder")
-        if any(member.fold is not None and member.fold >= self.folds for member in self.members):
+        for members in self.members_by_round:
+            if len({member.name for member in members}) < len(members):
+                raise ValueError(
+                    "two members have the same fold, encoder, bands and kind of decoder"
+                )
+        members = self.all_members
+        if any(member.fold is not None and member.fold >= self.folds for member in members):
             raise ValueError(f"a member's fold must be below folds = {self.folds}")
-        if any(member.losses.map_names != self.map_names for member in self.members):
+        if any(member.losses.map_names != self.map_names for member in members):
             raise ValueError("all members must have losses for the same probability maps")
+        if self.rounds and not self.map_names:
+            raise ValueError(f"rounds need probability maps, which {self.task.name} has not")
+        for number, each in enumerate(self.rounds):
+            before = {member.shape for member in self.members_by_round[number]}
+            others = [m.name for m in self.members_by_round[number + 1] if m.shape not in before]
+            if each.start == "previous" and others:
+                raise ValueError(
+                    f"rounds.{number}: {others[0]} cannot start from the round before, which has "
+                    "no network with its encoder, bands and decoder"
+                )
+        if not self.optimizer.ema_decay and any(r.teacher == "average" for r in self.rounds):
+            raise ValueError("`teacher: average` needs optimizer.ema_decay")
         kept = (*self.task.best_checkpoints.values(), LAST)
         if unknown := [name for name in self.checkpoints if name not in kept]:
             raise ValueError(
@@ -424,11 +507,6 @@ class Recipe(Settings, Generic[TaskT, LossesT]):
         return self
 
     @property
-    def needs_teacher(self) -> bool:
-        """Whether a member learns from a trained ensemble."""
-        return any(member.needs_teacher for member in self.members)
-
-    @property
     def training_fingerprint(self) -> str:
         """Hash of all settings that a training depends on, without those of prediction."""
         content = self.model_dump(
@@ -436,6 +514,9 @@ class Recipe(Settings, Generic[TaskT, LossesT]):
         )
         for key in self.task.prediction_keys:
             content["task"].pop(key, None)
+        if not self.rounds:
+            # The first round of a recipe is the same training as that of one without rounds.
+            del content["rounds"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -63,11 +63,6 @@ class TaskLosses(Settings):
         """Names of the probability maps that the network learns; none for other networks."""
         return ()
 
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether the network learns from a trained ensemble."""
-        return False
-
 
 class HeadLoss(Settings):
     """Weights of the losses of one or more probability maps; 0 leaves a loss out."""

@@ -135,7 +135,7 @@ class Task(ABC):
         self, directories: Sequence[Path], view_angle: ViewAngle | None = None
     ) -> Inventory:
         """Find the images and their labels; see :meth:`TaskSettings.find_images`."""
-        bands = max((member.bands for member in self.recipe.members), default=1)
+        bands = max((member.bands for member in self.recipe.ensemble), default=1)
         found: Inventory = self.recipe.task.find_images(directories, bands, view_angle)
         return found
 
@@ -162,6 +162,10 @@ class Task(ABC):
         Raises:
             SatmapError: the label is missing or unusable.
         """
+
+    def encode_unlabelled(self, image: NDArray[np.uint8]) -> EncodedLabel:
+        """Encode an image without label, as ``encode`` does, for training with pseudo-labels."""
+        raise SatmapError(f"networks for {self.noun} cannot learn from unlabelled images.")
 
     def trace_mask(
         self, mask: NDArray[np.bool_], metres_per_pixel: tuple[float, float]
@@ -286,7 +290,7 @@ class Task(ABC):
         """
         members = []
         for file in files:
-            named = {member.name: member for member in file.recipe.members}
+            named = {member.name: member for member in file.recipe.ensemble}
             member = named.get(file.metadata.get("member", ""))
             if member is None:
                 raise SatmapError(f"{file.path} does not say which member of its recipe it is.")

@@ -18,13 +18,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from satmap.data.cache import EncodedLabel
 from satmap.data.chip import Chip
-from satmap.data.crops import CachedChip, Geometry, read_crop, read_soft_crop
+from satmap.data.crops import CachedChip, Geometry, read_crop
 from satmap.errors import SatmapError
 from satmap.io.text import printable
 from satmap.networks.ensemble import EnsembleMember, Strip, predict_maps, predict_strips
 from satmap.networks.unet import UNet, build_network
 from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
+from satmap.recipes.pseudo_labels import PseudoLabels
 from satmap.recipes.schema import Member
 from satmap.recipes.task_settings import HeadLoss
 from satmap.tasks.base import Batch, PreparedImage, Task, Total
@@ -76,10 +78,12 @@ class DenseTask(Task):
         file_maps: number of bands of a raster to the names of its probability maps, for rasters of
             other programs.
         ignored_bit: bit in the first byte of targets that marks ignored pixels; 0 for none.
+        target_bytes: bytes per pixel of targets; with 1 they are (h, w), else (h, w, bytes).
     """
 
     file_maps: ClassVar[Mapping[int, tuple[str, ...]]]
     ignored_bit: ClassVar[int] = 0
+    target_bytes: ClassVar[int] = 1
 
     @cached_property
     def map_names(self) -> tuple[str, ...]:
@@ -98,20 +102,30 @@ class DenseTask(Task):
 
     # Training
 
+    def encode_unlabelled(self, image: NDArray[np.uint8]) -> EncodedLabel:
+        """Return a target in which all pixels are ignored.
+
+        Raises:
+            SatmapError: the task cannot ignore pixels.
+        """
+        if not self.ignored_bit:
+            return super().encode_unlabelled(image)
+        shape = image.shape[:2] if self.target_bytes == 1 else (*image.shape[:2], self.target_bytes)
+        target = np.zeros(shape, np.uint8)
+        (target if target.ndim == 2 else target[..., 0])[:] = self.ignored_bit
+        return EncodedLabel({"target": target}, [], 0, (1.0, 1.0))
+
     def crop(
         self, chip: CachedChip, geometry: Geometry, size: int, channels: int
     ) -> dict[str, NDArray[Any]]:
-        """Cut the image, the target and, if a teacher has predicted the chip, the soft target.
+        """Cut the image and the target.
 
         Returns:
             ``image`` uint8 (channels, size, size), ``target`` uint8 (size, size) or (size, size,
-            bytes), ``soft`` uint8 (maps, size, size).
+            bytes).
         """
         image, target = read_crop(chip, geometry, size, channels)
-        sample = {"image": image, "target": target}
-        if chip.soft is not None:
-            sample["soft"] = read_soft_crop(chip, geometry, size)
-        return sample
+        return {"image": image, "target": target}
 
     def build_network(self, member: Member) -> UNet:
         """Make the UNet of a member."""
@@ -334,16 +348,55 @@ def dice_loss(logits: Tensor, target: Tensor, total: Total = one_process) -> Ten
     return mean
 
 
-def distillation_loss(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean Kullback-Leibler divergence of the network's probabilities from a teacher's.
+def pseudo_label_loss(
+    logits: Tensor,
+    probabilities: Tensor,
+    taught: Tensor,
+    settings: PseudoLabels,
+    total: Total = one_process,
+) -> Tensor:
+    """Return the mean Kullback-Leibler divergence of a network from its teacher.
 
-    Each map is a binary classification. There is no temperature, because the mean over several
-    networks and test-time augmentations is not overconfident. Both tensors are (n, maps, h, w).
+    Each map is a binary classification. Ignored pixels of taught images count in the mean, so that
+    uncertain batches weigh less, as in FixMatch (arXiv 2001.07685).
+
+    Args:
+        logits: float (n, maps, h, w).
+        probabilities: of the teacher, uint8 (n, maps, h, w), 0..255 for 0..1.
+        taught: bool (n, h, w): where there are pseudo-labels.
+        settings: hard or soft labels, temperature, ignored and weighted pixels.
+        total: sums a tensor over the processes that share the batch.
+
+    Returns:
+        The loss, whose mean over the processes is the loss of the whole batch.
     """
-    complement = 1 - teacher
-    # Subtract the teacher's entropy, so that the loss is 0 if both agree.
-    entropy = -(torch.xlogy(teacher, teacher) + torch.xlogy(complement, complement)).mean()
-    return F.binary_cross_entropy_with_logits(logits, teacher) - entropy
+    teacher = probabilities.float() / 255
+    where = taught.unsqueeze(1).expand_as(teacher)
+    weights = where.float()
+    if settings.ignore is not None:
+        low, high = settings.ignore
+        weights = weights.masked_fill((teacher > low) & (teacher < high), 0)
+    if settings.confidence_weights:
+        weights = weights * (2 * teacher - 1).abs()
+    logits, temperature = logits.float(), 1.0
+    if settings.labels == "hard":
+        teacher = (probabilities >= 128).float()
+    elif settings.temperature != 1:
+        temperature = settings.temperature
+        # Half a step of uint8 keeps the logits finite.
+        teacher = (teacher.logit(eps=0.5 / 255) / temperature).sigmoid()
+    entropy = -(torch.xlogy(teacher, teacher) + torch.xlogy(1 - teacher, 1 - teacher))
+    cross_entropy = F.binary_cross_entropy_with_logits(
+        logits / temperature, teacher, reduction="none"
+    )
+    # Subtract the teacher's entropy, so that the loss is 0 if both agree. Gradients of softened
+    # logits are smaller by the square of the temperature.
+    loss = (temperature**2 * (cross_entropy - entropy) * weights).sum()
+    pixels, counted = total(
+        torch.stack([weights.new_tensor(float(weights.numel())), where.sum().float()])
+    )
+    mean: Tensor = loss / weights.numel() * (pixels / counted.clamp(min=1))
+    return mean
 
 
 def recall_loss(logits: Tensor, target: Tensor, total: Total = one_process) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from satmap.recipes.schema import Member, Stage
+from satmap.recipes.schema import Member, Recipe, Stage
 from satmap.training.state import Progress
 
 # Longest epoch, and longest time between two validations, as a share of the stage's time.
@@ -68,6 +68,13 @@ def plan_epoch(
         start + (whole - start) / (epochs + 1),
         validate=since >= min(between * epoch_seconds, _SHARE * seconds) * 0.99,
     )
+
+
+def round_work(recipe: Recipe, members: Sequence[Member], chips: Mapping[str, int]) -> float:
+    """Return the pixels that the members of a recipe's last round train on, unlabelled or not."""
+    share = recipe.rounds[-1].share if recipe.rounds else 0.0
+    stages = [(member, index) for member in members for index in range(len(member.stages))]
+    return sum(_work(member, index, chips) for member, index in stages) / (1 - share)
 
 
 def allocate_time(

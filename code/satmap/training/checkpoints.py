@@ -23,6 +23,7 @@ from satmap.report.panels import write_picture
 from satmap.training.job import Job
 from satmap.training.loading import member_seed
 from satmap.training.state import Progress, TrainState
+from satmap.weights.members import LEARNING_KEY
 
 # Number of digits of the data fingerprint in the name of the file that lists the data.
 _NAME_DIGITS = 16
@@ -43,7 +44,8 @@ def save_checkpoints(
     """
     task, member, context = job.task, job.member, job.context
     learned = {chip.image_id for chip in job.training}
-    # The teacher has seen the validation chips, so they do not count as held out for its student.
+    # The teacher has seen the validation chips, so they do not count as held out for a network that
+    # learns from its predictions of labelled chips.
     taught = any(chip.soft for chip in job.training)
     unseen = [] if taught else job.validation
     held_out = [chip.image_id for chip in unseen if chip.image_id not in learned | job.seen]
@@ -55,6 +57,7 @@ def save_checkpoints(
         "epoch": f"{record['epoch']:.0f}",
         "scores": json.dumps(scores),
         "held_out": json.dumps(held_out),
+        LEARNING_KEY: job.learning,
         **job.data_statistics,
     }
     best = dict(progress.best)
@@ -83,6 +86,7 @@ def _write_manifests(
     """
     member, recipe = job.member, job.recipe
     chips = {chip.image_id: chip.sources for chip in (*job.training, *job.validation)}
+    unlabelled = {chip.image_id: chip.sources for chip in job.unlabelled}
     stages = range(len(member.stages))
     facts = {
         "recipe": record_recipe(recipe, content=False),
@@ -96,6 +100,8 @@ def _write_manifests(
         "epoch": int(record["epoch"]),
         "scores": {name: record[name] for name in job.task.scores if name in record},
         "data": _list_data(job.context.weights, chips),
+        "unlabelled": _list_data(job.context.weights, unlabelled) if unlabelled else None,
+        "learning": job.learning,
         "starts_from": [FileRecord.model_validate(file) for file in progress.starts_from],
         "skipped": dict(job.context.info.skipped),
         "runs": [TrainingRun.model_validate(run) for run in progress.runs],
@@ -131,7 +137,7 @@ def write_logs(job: Job, progress: Progress) -> None:
     """
     context, member = job.context, job.member
     stem = context.weights / member.name
-    figures = ("loss", *job.task.loss_parts), job.task.scores
+    figures = job.loss_names, job.task.scores
     write_text(Path(f"{stem}.log.csv"), _table(progress.history, [*figures[0], *figures[1]]))
     panels = [_curves(progress.history, names) for names in figures]
     write_picture(Path(f"{stem}.curves.png"), draw_curves([panel for panel in panels if panel]))

@@ -25,7 +25,7 @@ from satmap.tasks.base import Batch
 from satmap.training.budget import plan_epoch
 from satmap.training.distributed import sum_over_ranks
 from satmap.training.job import Job, save_train_state
-from satmap.training.loading import CropDataset, batches, epoch_order, split_between_ranks
+from satmap.training.loading import CropDataset, batches, split_between_ranks
 from satmap.training.mixup import Mixture, mix_up
 from satmap.training.state import Progress, TrainState, save_split
 
@@ -75,7 +75,7 @@ class Epoch:
         self.plan = self.ranks.on_first(plan)
         self._whole = len(items)
         self.items = items[: max(self.plan.steps, progress.step)]
-        self.loss_names = ("loss", *job.task.loss_parts)
+        self.loss_names = job.loss_names
         self.sums = torch.zeros(len(self.loss_names), device=job.context.device)
         if progress.sums:
             self.sums += torch.tensor(progress.sums[self.ranks.rank], device=job.context.device)
@@ -92,7 +92,7 @@ class Epoch:
 
     def _step_items(self) -> list[list[int]]:
         """Return this process's crops of every step."""
-        order = epoch_order(len(self.dataset), self.dataset.seed + self.progress.epoch)
+        order = self.dataset.order()
         share = self.stage.batch * (self.stage.accumulation or 1)
         steps = split_between_ranks(order, share, self.ranks.rank, self.ranks.world)
         if not steps:

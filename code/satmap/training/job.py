@@ -17,7 +17,8 @@ from satmap.data.crops import CachedChip
 from satmap.errors import SatmapError
 from satmap.io.checksums import FileRecord, record_file
 from satmap.provenance.machine import this_hardware, this_software
-from satmap.provenance.manifest import TrainingRun, learned_images
+from satmap.provenance.manifest import Learning, TrainingRun, learned_images
+from satmap.recipes.pseudo_labels import PseudoLabels
 from satmap.recipes.schema import LAST, Member, Recipe, Stage
 from satmap.tasks.base import Task
 from satmap.training.loading import CropDataset, member_seed
@@ -49,6 +50,9 @@ class Job:
         validation: chips to score. Without any, only the last checkpoint is written.
         context: device, directories, processes.
         start: the trained network that the member starts from, if any.
+        unlabelled: chips to learn from by pseudo-labels.
+        pseudo_labels: how to learn from pseudo-labels; None in the first round.
+        learning: whether the networks learn from test images.
     """
 
     task: Task
@@ -57,6 +61,15 @@ class Job:
     validation: Sequence[CachedChip]
     context: RunContext
     start: WeightFile | None = None
+    unlabelled: Sequence[CachedChip] = ()
+    pseudo_labels: PseudoLabels | None = None
+    learning: Learning = "inductive"
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Names of the loss and of its parts, in the order in which they are shown."""
+        taught = ("pseudo_labels",) if self.pseudo_labels else ()
+        return ("loss", *self.task.loss_parts, *taught)
 
     @property
     def recipe(self) -> Recipe:
@@ -67,7 +80,9 @@ class Job:
     def fingerprint(self) -> str:
         """Text that a saved train state must match to be resumed."""
         chips = [[chip.image_id for chip in part] for part in (self.training, self.validation)]
-        others = sorted({chip.soft.teacher for chip in self.training if chip.soft})
+        taught = (*self.training, *self.unlabelled)
+        others = sorted({chip.soft.teacher for chip in taught if chip.soft})
+        others += [chip.path.name for chip in self.unlabelled]
         if self.start:
             others.append(record_file(self.start.path).sha256)
         return json.dumps([self.recipe.training_fingerprint, self.member.name, *chips, *others])
@@ -126,6 +141,8 @@ class Job:
             member_seed(self.recipe, self.member, index),
             self.task,
             sampling=self.recipe.sampling,
+            unlabelled=self.unlabelled,
+            pseudo_labels=self.pseudo_labels,
         )
 
     def _stage_chips(self, stage: Stage) -> Sequence[CachedChip]:

@@ -9,7 +9,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from satmap.data.crops import CachedChip, Geometry, degrade, draw_geometry, jitter_colours
+from satmap.data.crops import (
+    CachedChip,
+    Geometry,
+    degrade,
+    draw_geometry,
+    jitter_colours,
+    read_soft_crop,
+)
 from satmap.errors import SatmapError
+from satmap.recipes.pseudo_labels import PseudoLabels
 from satmap.recipes.schema import Augmentation, Member, Recipe
 from satmap.runtime.resources import (
     SHARED_MEMORY,
@@ -44,9 +52,14 @@ class CropDataset(Dataset[_Sample]):
 
     Item ``i`` depends only on the seed, the epoch and ``i``. It is a pair: the task's sample, a
     dictionary of arrays with ``image`` as uint8 (channels, crop, crop), and the index of the chip.
+    Unlabelled chips come after the others: their items and their indices.
+
+    With ``pseudo_labels`` samples also hold ``taught``, bool (crop, crop), where there are
+    pseudo-labels, and either ``soft``, the ensemble's probability maps, uint8 (maps, crop, crop),
+    or ``clean``, the image before its colours are changed, for the network's own average.
 
     Attributes:
-        chips: chips to cut crops from.
+        chips: chips with labels to cut crops from.
         crop: height and width of a crop, pixels.
         channels: number of image channels.
         passes: average number of crops per chip and epoch.
@@ -56,6 +69,8 @@ class CropDataset(Dataset[_Sample]):
         sampling: ``equal_areas`` gives every area of interest the same number of crops, up to one;
             the chips of an area take turns. ``equal_scenes`` draws chips with replacement, those of
             every scene of an area equally often on average. None gives every chip the same number.
+        unlabelled: further chips, which take turns.
+        pseudo_labels: how to learn from pseudo-labels, and the share of unlabelled chips.
         epoch: changes the crops; set it before iterating the data loader.
     """
 
@@ -67,9 +82,17 @@ class CropDataset(Dataset[_Sample]):
     seed: int
     task: Task
     sampling: str | None = None
+    unlabelled: Sequence[CachedChip] = ()
+    pseudo_labels: PseudoLabels | None = None
     epoch: int = 0
 
     def __post_init__(self) -> None:
+        self._labelled = len(self.chips) * self.passes
+        self._length = self._labelled
+        if self.unlabelled and self.pseudo_labels:
+            # At least one, so that a short epoch learns from pseudo-labels, too.
+            share = self.pseudo_labels.share
+            self._length += max(round(self._labelled * share / (1 - share)), 1)
         classes: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for number, chip in enumerate(self.chips):
             of_kind = {"equal_areas": (chip.aoi,), "equal_scenes": (chip.aoi, chip.scene)}
@@ -77,10 +100,30 @@ class CropDataset(Dataset[_Sample]):
         self._classes = list(classes.values())
 
     def __len__(self) -> int:
-        return len(self.chips) * self.passes
+        return self._length
+
+    def order(self) -> list[int]:
+        """Return the random order of the epoch's items, with unlabelled chips spread evenly."""
+        labelled = iter(epoch_order(self._labelled, self.seed + self.epoch))
+        others = iter(range(self._labelled, self._length))
+        count, total = self._length - self._labelled, self._length
+        return [
+            next(others if (place + 1) * count // total > place * count // total else labelled)
+            for place in range(total)
+        ]
+
+    def chip(self, number: int) -> CachedChip:
+        """Return a chip by its index."""
+        known = len(self.chips)
+        return self.chips[number] if number < known else self.unlabelled[number - known]
 
     def chip_of(self, index: int) -> int:
-        """Return the index into ``chips`` of the chip that item ``index`` shows."""
+        """Return the index of the chip that item ``index`` shows."""
+        if index >= self._labelled:
+            # The chips that an epoch does not reach come first in the next.
+            place = index - self._labelled + self.epoch * (self._length - self._labelled)
+            turn, place = divmod(place, len(self.unlabelled))
+            return len(self.chips) + _shuffled(len(self.unlabelled), self.seed + turn)[place]
         if self.sampling == "equal_scenes":
             # Another stream than that of the crop, which must not depend on the sampling.
             random = np.random.default_rng((self.seed, self.epoch, index, 1))
@@ -90,21 +133,45 @@ class CropDataset(Dataset[_Sample]):
             return index % len(self.chips)
         turn, area = divmod(index, len(self._classes))
         # Chips of large areas that are not used in this epoch come first in the next.
-        turns = -(-len(self) // len(self._classes))
+        turns = -(-self._labelled // len(self._classes))
         numbers = self._classes[area]
         return numbers[(turn + self.epoch * turns) % len(numbers)]
 
     def __getitem__(self, index: int) -> _Sample:
         random = np.random.default_rng((self.seed, self.epoch, index))
         number, settings = self.chip_of(index), self.augmentation
-        chip = self.chips[number]
+        chip = self.chip(number)
         geometry = draw_geometry(random, chip.shape[:2], self.crop, settings)
         sample = self.task.crop(chip, geometry, self.crop, self.channels)
+        if self.pseudo_labels:
+            sample |= self._teach(chip, geometry, sample["image"], self.pseudo_labels)
         if settings is not None and random.random() < settings.colour_jitter_probability:
             sample["image"] = jitter_colours(random, sample["image"])
         if settings is not None and random.random() < (settings.quality_probability or 0):
             sample["image"] = degrade(random, sample["image"])
         return sample, number
+
+    def _teach(
+        self,
+        chip: CachedChip,
+        geometry: Geometry,
+        image: NDArray[np.uint8],
+        settings: PseudoLabels,
+    ) -> dict[str, NDArray[Any]]:
+        """Return what pseudo-labels add to a sample. Pixels without data have none."""
+        is_taught = settings.labelled or not chip.is_labelled
+        taught = {"taught": np.asarray(image.any(axis=0) & is_taught)}
+        if settings.teacher == "average":
+            return taught | {"clean": image}
+        if is_taught:
+            return taught | {"soft": read_soft_crop(chip, geometry, self.crop)}
+        maps = self.task.values_per_pixel
+        return taught | {"soft": np.zeros((maps, self.crop, self.crop), np.uint8)}
+
+
+@lru_cache(maxsize=2)
+def _shuffled(length: int, seed: int) -> list[int]:
+    return epoch_order(length, seed)
 
 
 def member_seed(recipe: Recipe, member: Member, stage: int) -> int:
@@ -159,7 +226,7 @@ def batches(
 
     for arrays, numbers in _with_clear_errors(loader):
         tensors = {name: _apply(on_device, value) for name, value in arrays.items()}
-        yield Batch(tensors, [dataset.chips[number] for number in numbers])
+        yield Batch(tensors, [dataset.chip(number) for number in numbers])
 
 
 def _collate(task: Task, samples: Sequence[_Sample], as_arrays: bool) -> _Loaded:
@@ -230,4 +297,6 @@ def fit_shared_memory(
 def _sample_bytes(task: Task, chip: CachedChip, member: Member, crop: int) -> int:
     height, width = chip.shape[:2]
     sample = task.crop(chip, Geometry((width / 2, height / 2)), crop, member.bands)
-    return sum(array.nbytes for array in sample.values())
+    # Pseudo-labels, at most: all maps, and where there are any.
+    taught = crop**2 * (max(task.values_per_pixel, member.bands) + 1) if task.recipe.rounds else 0
+    return taught + sum(array.nbytes for array in sample.values())

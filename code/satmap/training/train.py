@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from satmap.io.checksums import FileRecord
 from satmap.tasks.base import Batch
+from satmap.tasks.dense import pseudo_label_loss
 from satmap.training.checkpoints import save_checkpoints, write_logs
 from satmap.training.distributed import Forward, sum_over_ranks, synced_norms
 from satmap.training.epoch import Epoch, Step
 from satmap.training.job import Job, begin_or_resume, make_optimizer, save_train_state
 from satmap.training.mixup import mean_loss
+from satmap.training.pseudo_labels import predict_by_average
 from satmap.training.state import Progress, TrainState
 from satmap.training.validation import validate
 
@@ -111,9 +113,19 @@ def _train_step(step: Step, epoch: Epoch, forward: Forward) -> None:
 
 
 def _loss(epoch: Epoch, outputs: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the loss of a batch and its parts."""
+    """Return the loss of a batch and its parts, with that of the pseudo-labels."""
+    job, average = epoch.job, epoch.state.average
     total = partial(sum_over_ranks, ranks=epoch.ranks)
-    return epoch.job.task.loss(outputs, batch, epoch.losses, total)
+    loss, parts = job.task.loss(outputs, batch, epoch.losses, total)
+    settings = job.pseudo_labels
+    if settings is None:
+        return loss, parts
+    soft = batch.tensors.get("soft")
+    if soft is None:
+        assert average is not None, "the recipe has a moving average"
+        soft = predict_by_average(average, batch, job.task, settings, job.context.device)
+    taught = settings.weight * pseudo_label_loss(outputs, soft, batch["taught"], settings, total)
+    return loss + taught, parts | {"pseudo_labels": taught.detach()}
 
 
 def _finish_epoch(epoch: Epoch, record: dict[str, float]) -> Progress:

@@ -1,4 +1,4 @@
-"""Train all members of a recipe on the chips of directories."""
+"""Train all members of a recipe, round by round, on the chips of directories."""
 
 import contextlib
 import time
@@ -14,7 +14,10 @@ from satmap.data.crops import CachedChip
 from satmap.data.folds import duplicate_groups, split_chips
 from satmap.data.own_chips import find_own_chips
 from satmap.data.own_data import OwnData
+from satmap.data.own_labels import labelled_files
 from satmap.data.scenes import cut_scenes
+from satmap.data.sources import find_sources
+from satmap.data.unlabelled import Unlabelled, find_unlabelled
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 from satmap.io.checksums import record_file
@@ -24,15 +27,21 @@ from satmap.networks.encoders import require_encoder
 from satmap.recipes.schema import Member, Recipe
 from satmap.runtime.launched import local_processes
 from satmap.runtime.ranks import Ranks
-from satmap.tasks.base import Task, task_of
-from satmap.training.budget import allocate_time, assign_stages
+from satmap.tasks.dense import DenseTask
+from satmap.training.budget import allocate_time, assign_stages, round_work
 from satmap.training.distributed import require_compiler
 from satmap.training.job import Job
 from satmap.training.loading import fit_shared_memory, member_seed
+from satmap.training.rounds import (
+    Lesson,
+    TrainingRound,
+    prepare_lesson,
+    require_usable,
+    rounds_of,
+)
 from satmap.training.run_context import RunContext
-from satmap.training.teacher import Teacher, find_teacher, predict_soft_targets
 from satmap.training.train import train_member
-from satmap.weights.members import require_starts
+from satmap.weights.members import WeightFile, require_starts
 from satmap.weights.pretrained import find_encoder_file, how_to_get
 
 
@@ -46,7 +55,7 @@ class TrainingOptions:
         skip_unlabelled: whether to leave out images without labels instead of stopping.
         folds: train only the members of these folds; all if empty.
         time_limit: time limit of the whole training, seconds; None for the recipe's length.
-        teacher: directory of the teacher's weights, for recipes with distillation.
+        unlabelled: directories of images, or rasters, to learn from by pseudo-labels.
         view_angle: off-nadir angle, for images whose names lack it.
         audit: report of near-duplicates, which must share a fold.
         init: weight file or directory of trained networks that the members start from.
@@ -58,7 +67,7 @@ class TrainingOptions:
     skip_unlabelled: bool = False
     folds: tuple[int, ...] = ()
     time_limit: float | None = None
-    teacher: Path | None = None
+    unlabelled: tuple[Path, ...] = ()
     view_angle: ViewAngle | None = None
     audit: Path | None = None
     init: Path | None = None
@@ -81,46 +90,87 @@ def train(
             written.
     """
     started = time.monotonic()
-    task = task_of(recipe)
-    members = [m for m in recipe.members if not options.folds or m.fold in options.folds]
-    starts = require_starts(options.init, recipe, context.weights) if options.init else {}
-    teacher = _find_teacher(recipe, options)
+    recipe.require_unlabelled(bool(options.unlabelled))
+    rounds = rounds_of(recipe, context, options.folds)
+    starts = [_init_of(each, context.weights, options) for each in rounds]
     preparation, folds = context.ranks.on_first_of_machine(
-        lambda: _prepare(directories, task, members, teacher, context, options)
+        lambda: _prepare(directories, rounds, context, options)
+    )
+    unlabelled = context.ranks.on_first_of_machine(
+        lambda: _find_unlabelled(rounds[-1], preparation.chips, options)
     )
     _require_shared_weights(context)
-    known = replace(context.info, time_limit_s=options.time_limit, skipped=preparation.faults)
-    context = replace(context, info=known)
-    chips: Sequence[CachedChip] = preparation.chips
-    if teacher is not None:
-        context.ranks.say(
-            f"teacher: {teacher.recipe.name}, {teacher.passes} passes per chip "
-            f"({len(teacher.files)} networks x {teacher.recipe.inference.tta} test-time "
-            "augmentations)"
-        )
-        chips = predict_soft_targets(chips, teacher, context)
-    context = fit_shared_memory(context, task, chips[0], members, local_processes())
+    faults = preparation.faults | unlabelled.faults
     if context.restart:
         # Delete the states only once: each later phase must resume the phase before it.
-        context.ranks.on_first(lambda: _forget(members, context))
-        context = replace(context, restart=False)
-    seconds: dict[str, list[float]] = {}
+        context.ranks.on_first(lambda: _forget(rounds))
+    info = replace(context.info, time_limit_s=options.time_limit, skipped=faults)
+    rounds = [
+        replace(each, context=replace(each.context, info=info, restart=False)) for each in rounds
+    ]
+    seconds: list[dict[str, list[float]]] = [{} for _ in rounds]
     if options.time_limit is not None:
         left = options.time_limit - (time.monotonic() - started)
         # All processes plan with the clock of the first.
-        left = context.ranks.gather(left)[0]
-        counts = {member.name: len(_split(member, chips, folds)[0]) for member in members}
-        seconds = allocate_time(members, context.ranks.world, max(left, 1.0), counts)
+        left = max(context.ranks.gather(left)[0], 1.0)
+        seconds = _divide(left, rounds, preparation.chips, folds)
+    before = None
+    for each, init, of_members in zip(rounds, starts, seconds, strict=True):
+        lesson = prepare_lesson(each, before, preparation.chips, unlabelled)
+        _train_round(each, lesson, lesson.starts or init, folds, unlabelled, options, of_members)
+        before = each
+    return faults
+
+
+def _divide(
+    seconds: float,
+    rounds: Sequence[TrainingRound],
+    chips: Sequence[CachedChip],
+    folds: Mapping[str, int],
+) -> list[dict[str, list[float]]]:
+    """Divide a time limit between the rounds, members and stages, in proportion to their work."""
+    counts = [
+        {member.name: len(_split(member, chips, folds)[0]) for member in each.members}
+        for each in rounds
+    ]
+    work = [
+        round_work(each.recipe, each.members, of) for each, of in zip(rounds, counts, strict=True)
+    ]
+    return [
+        allocate_time(each.members, each.context.ranks.world, seconds * part / sum(work), of)
+        for each, part, of in zip(rounds, work, counts, strict=True)
+    ]
+
+
+def _train_round(
+    this: TrainingRound,
+    lesson: Lesson,
+    starts: Mapping[str, WeightFile],
+    folds: Mapping[str, int],
+    unlabelled: Unlabelled,
+    options: TrainingOptions,
+    seconds: Mapping[str, Sequence[float]],
+) -> None:
+    """Train the members of a round, or resume them."""
+    task, members = this.task, this.members
+    context = fit_shared_memory(this.context, task, lesson.chips[0], members, local_processes())
     for phase in _phases(members, context.ranks):
         team = context if phase.shared else replace(context, ranks=context.ranks.alone())
         for member in phase.members:
-            start = starts.get(member.name)
-            job = Job(task, member, *_split(member, chips, folds), team, start)
-            _train(job, teacher, options, phase.until, seconds)
+            job = Job(
+                task,
+                member,
+                *_split(member, lesson.chips, folds),
+                team,
+                starts.get(member.name),
+                lesson.unlabelled,
+                this.settings,
+                this.learning(unlabelled),
+            )
+            _train(job, this, lesson.teacher, options, phase.until, seconds)
         if not phase.shared:
             # The next phase resumes the states that all processes have saved.
             context.ranks.wait()
-    return preparation.faults
 
 
 @dataclass(frozen=True)
@@ -145,28 +195,42 @@ def _phases(members: Sequence[Member], ranks: Ranks) -> list[Phase]:
     return phases
 
 
-def _find_teacher(recipe: Recipe, options: TrainingOptions) -> Teacher | None:
-    """Find the ensemble to learn from, if the recipe needs one."""
-    if options.teacher is None:
-        if recipe.needs_teacher:
-            raise SatmapError(
-                f"recipe {recipe.name} learns from a trained ensemble: give the directory of its "
-                "weights with --teacher."
-            )
-        return None
-    if not recipe.needs_teacher:
-        raise SatmapError(
-            f"recipe {recipe.name} has no `distillation` loss, so it does not use --teacher. "
-            "Leave it out."
-        )
-    return find_teacher(options.teacher, recipe)
+def _init_of(this: TrainingRound, weights: Path, options: TrainingOptions) -> dict[str, WeightFile]:
+    """Return the networks of ``--init`` that the members of a round start from, by their names."""
+    if options.init is None or this.starts_from_previous:
+        return {}
+    return require_starts(options.init, this.recipe, weights)
+
+
+def _find_unlabelled(
+    this: TrainingRound, chips: Sequence[CachedChip], options: TrainingOptions
+) -> Unlabelled:
+    """Find the unlabelled images of all rounds; ``this`` is the last."""
+    if not options.unlabelled:
+        return Unlabelled()
+    task, own = this.task, options.own
+    assert isinstance(task, DenseTask), "rounds need probability maps"
+    files: list[Path] = []
+    if own is not None:
+        images = find_sources(own.sources, crs=own.source_crs, zoom=own.zoom).sources
+        files = labelled_files(images, own.labels)
+    found = find_unlabelled(
+        options.unlabelled,
+        task,
+        task.recipe.bands,
+        options.cache,
+        chips,
+        files,
+        options.view_angle,
+    )
+    require_usable(task.recipe, found)
+    this.context.ranks.say(found.summary())
+    return found
 
 
 def _prepare(
     directories: Sequence[Path],
-    task: Task,
-    members: Sequence[Member],
-    teacher: Teacher | None,
+    rounds: Sequence[TrainingRound],
     context: RunContext,
     options: TrainingOptions,
 ) -> tuple[Preparation, dict[str, int]]:
@@ -174,19 +238,22 @@ def _prepare(
 
     Returns the usable chips with the faults of the others, and image id to fold.
     """
+    task = rounds[-1].task
     recipe = task.recipe
-    require_writable(context.weights / "weights.safetensors")
     require_writable(options.cache / "chip.safetensors")
-    if not members:
-        raise SatmapError(f"recipe {recipe.name} has no member of fold {list(options.folds)}.")
-    for member in members:
-        require_encoder(member.encoder)
-        _encoder_file(member, context, options)
+    for each in rounds:
+        weights = each.context.weights
+        require_writable(weights / "weights.safetensors")
+        if not each.members:
+            raise SatmapError(f"recipe {recipe.name} has no member of fold {list(options.folds)}.")
+        for member in each.members:
+            require_encoder(member.encoder)
+            _encoder_file(member, each, options)
+        remove_temporary_files(weights)
     if context.compile:
         require_compiler(context.device)
-    remove_temporary_files(context.weights)
     remove_temporary_files(options.cache)
-    bands = max([member.bands for member in members] + ([teacher.bands] if teacher else []))
+    bands = recipe.bands
     if options.own is not None:
         inventory = find_own_chips(options.own, task, bands, options.cache)
     else:
@@ -229,7 +296,8 @@ def _prepare(
 
 def _train(
     job: Job,
-    teacher: Teacher | None,
+    this: TrainingRound,
+    teacher: Sequence[WeightFile],
     options: TrainingOptions,
     until: int,
     seconds: Mapping[str, Sequence[float]],
@@ -243,7 +311,7 @@ def _train(
     # Each member has its own seed, so the result does not depend on what was trained before.
     torch.manual_seed(member_seed(job.recipe, member, 0))
     network = job.task.build_network(member)
-    file = _encoder_file(member, context, options)
+    file = _encoder_file(member, this, options)
     if file is not None:
         job.task.load_encoder(network, file)
     if job.start is not None:
@@ -257,9 +325,7 @@ def _train(
             f"{member.name}: {len(seen)} of the {len(job.validation)} validation chips were "
             "training chips of that network, so its scores are too high"
         )
-    sources = [file] if file else []
-    if teacher is not None:
-        sources += [each.path for each in teacher.files]
+    sources = [*([file] if file else []), *(each.path for each in teacher)]
     with contextlib.ExitStack() as stack:
         context.ranks.on_first(lambda: stack.enter_context(_exclusive_lock(context, member)))
         train_member(
@@ -300,10 +366,11 @@ def _require_shared_weights(context: RunContext) -> None:
     context.ranks.raise_on_all(cause if missing else None)
 
 
-def _forget(members: Sequence[Member], context: RunContext) -> None:
-    for member in members:
-        with _exclusive_lock(context, member):
-            context.state_file(member).unlink(missing_ok=True)
+def _forget(rounds: Sequence[TrainingRound]) -> None:
+    for each in rounds:
+        for member in each.members:
+            with _exclusive_lock(each.context, member):
+                each.context.state_file(member).unlink(missing_ok=True)
 
 
 def _exclusive_lock(context: RunContext, member: Member) -> contextlib.AbstractContextManager[None]:
@@ -315,14 +382,15 @@ def _exclusive_lock(context: RunContext, member: Member) -> contextlib.AbstractC
     return exclusive_lock(context.weights / member.name, SatmapError(refusal))
 
 
-def _encoder_file(member: Member, context: RunContext, options: TrainingOptions) -> Path | None:
+def _encoder_file(member: Member, this: TrainingRound, options: TrainingOptions) -> Path | None:
     """Return the file with the member's ImageNet weights; None if it does not need them."""
-    if options.init or options.from_scratch or not member.pretrained:
+    starts_from_network = options.init or this.starts_from_previous
+    if starts_from_network or options.from_scratch or not member.pretrained:
         return None
-    file = find_encoder_file(context.weights, member.encoder)
+    file = find_encoder_file(this.encoders, member.encoder)
     if file.exists():
         return file
-    if context.state_file(member).exists() and not context.restart:
+    if this.context.state_file(member).exists() and not this.context.restart:
         # The saved state holds the whole network. train_member checks that it matches.
         return None
     raise SatmapError(

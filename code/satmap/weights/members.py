@@ -28,6 +28,9 @@ _BANDS = TypeAdapter(Annotated[list[Annotated[float, Field(ge=0, le=255)]], Fiel
 #: Metadata keys of the training data: metres per pixel, and mean and standard deviation per band.
 GSD_KEY, BAND_MEAN_KEY, BAND_STD_KEY = "gsd_m", "band_mean", "band_std"
 
+#: Metadata key: ``transductive`` if a network has learned from test images, else ``inductive``.
+LEARNING_KEY = "learning"
+
 _Value = TypeVar("_Value")
 
 
@@ -243,8 +246,15 @@ def require_starts(path: Path, recipe: Recipe, weights: Path) -> dict[str, Weigh
             "--weights directory."
         )
     files = find_weights(path) if path.is_dir() else [WeightFile(path, read_weights_metadata(path))]
+    return choose_starts(files, recipe, "--init")
+
+
+def choose_starts(
+    files: Sequence[WeightFile], recipe: Recipe, option: str
+) -> dict[str, WeightFile]:
+    """Choose among weight files as :func:`require_starts` does; errors name the ``option``."""
     starts = {}
-    for number, member in enumerate(recipe.members):
+    for number, member in enumerate(recipe.ensemble):
         differences = {file.path: _difference(file, member, recipe) for file in files}
         networks: dict[str, WeightFile] = {}
         for file in sorted(files, key=_checkpoint_rank):
@@ -252,7 +262,7 @@ def require_starts(path: Path, recipe: Recipe, weights: Path) -> dict[str, Weigh
                 networks.setdefault(file.metadata.get("member", file.path.name), file)
         if not networks:
             first, difference = next(iter(differences.items()))
-            raise SatmapError(f"--init: {member.name} cannot start from {first}: {difference}")
+            raise SatmapError(f"{option}: {member.name} cannot start from {first}: {difference}")
         taken = sorted(networks)[number % len(networks)]
         starts[member.name] = networks.get(member.name, networks[taken])
     return starts

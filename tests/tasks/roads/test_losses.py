@@ -123,14 +123,11 @@ def test_ignored_pixels_do_not_count() -> None:
     target |= (torch.rand(2, 32, 32) > 0.8).to(torch.uint8) * JUNCTION_BIT
     target |= (torch.rand(2, 32, 32) > 0.7).to(torch.uint8) * CENTRE_BIT
     head = HeadLoss(dice=0.5, focal=2, bce=0.1)
-    losses = Losses(
-        road=RoadHeadLoss(dice=1, bce=1, recall=0.5), speed=head, junction=head, distillation=1
-    )
-    soft = torch.randint(0, 256, (2, len(ROAD_MAPS), 32, 32), dtype=torch.uint8)
+    losses = Losses(road=RoadHeadLoss(dice=1, bce=1, recall=0.5), speed=head, junction=head)
     half = (slice(None), ..., slice(16))
-    expected, _ = road_loss(logits[half], ROAD_MAPS, target[half], losses, soft=soft[half])
+    expected, _ = road_loss(logits[half], ROAD_MAPS, target[half], losses)
     target[..., 16:] = IGNORED_BIT
-    loss, _ = road_loss(logits, ROAD_MAPS, target, losses, soft=soft)
+    loss, _ = road_loss(logits, ROAD_MAPS, target, losses)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     loss.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None

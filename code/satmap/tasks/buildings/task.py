@@ -71,6 +71,7 @@ class BuildingTask(DenseTask):
     file_maps: ClassVar[Mapping[int, tuple[str, ...]]] = BUILDING_FILE_MAPS
     label_kind: ClassVar[Kind | None] = "polygons"
     ignored_bit: ClassVar[int] = IGNORED_BIT
+    target_bytes: ClassVar[int] = 2
 
     def __init__(self, recipe: Recipe[BuildingTaskSettings, BuildingLosses]) -> None:
         super().__init__(recipe)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from satmap.tasks.base import Total
-from satmap.tasks.dense import Ignored, distillation_loss, head_loss, one_process, recall_loss
-from satmap.tasks.roads.settings import JUNCTION, ROAD, ROAD_MAPS, SPEED_MAPS, RoadLosses
+from satmap.tasks.dense import Ignored, head_loss, one_process, recall_loss
+from satmap.tasks.roads.settings import JUNCTION, ROAD, SPEED_MAPS, RoadLosses
 from satmap.tasks.roads.targets import CENTRE_BIT, CLASS_BITS, JUNCTION_BIT
 from satmap.vectors.speeds import SPEED_BINS
 
@@ -34,7 +34,6 @@ def road_loss(
     target: Tensor,
     losses: RoadLosses,
     total: Total = one_process,
-    soft: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the weighted sum of the losses of all heads.
 
@@ -47,7 +46,6 @@ def road_loss(
         target: uint8 (n, h, w), packed as in :mod:`satmap.tasks.roads.targets`.
         losses: weights by head.
         total: sums a tensor over the processes that share the batch.
-        soft: a teacher's probabilities of ``ROAD_MAPS``, uint8 (n, 12, h, w), 0..255 for 0..1.
 
     Returns:
         The loss, and the detached share of each head for display. The mean of the loss over the
@@ -60,10 +58,6 @@ def road_loss(
         picked = ignored.silence(logits[:, [map_names.index(name) for name in names]].float())
         weights, truth = getattr(losses, head), targets[head].float()
         parts[head] = head_loss(picked, truth, weights, total, ignored.scale)
-        if losses.distillation and soft is not None:
-            taught = soft[:, [ROAD_MAPS.index(name) for name in names]].float() / 255
-            different = distillation_loss(picked, taught.masked_fill(ignored.where, 0))
-            parts[head] = parts[head] + losses.distillation * (different * ignored.scale)
     if losses.road.recall:
         road = logits[:, [map_names.index(ROAD)]].float()
         missed = recall_loss(road, targets["centre"].float(), total)

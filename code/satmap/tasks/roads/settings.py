@@ -38,21 +38,16 @@ class RoadHeadLoss(HeadLoss):
 
 
 class RoadLosses(TaskLosses):
-    """Loss weights of the road task.
-
-    ``distillation`` weights the difference to a teacher, a trained ensemble, on every probability
-    map (knowledge distillation, arXiv 1503.02531).
-    """
+    """Loss weights of the road task."""
 
     road: RoadHeadLoss
     speed: HeadLoss
     junction: HeadLoss
-    distillation: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
         heads = (self.road, self.speed, self.junction)
-        if not self.distillation and not any(any(head.model_dump().values()) for head in heads):
+        if not any(any(head.model_dump().values()) for head in heads):
             raise ValueError("all weights are 0, so there is nothing to learn")
         return self
 
@@ -60,11 +55,6 @@ class RoadLosses(TaskLosses):
     def map_names(self) -> tuple[str, ...]:
         """Names of the probability maps that the network predicts."""
         return ROAD_MAPS
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether training needs the predictions of a trained ensemble."""
-        return bool(self.distillation)
 
 
 class TargetSettings(Settings):

@@ -115,8 +115,7 @@ class RoadTask(DenseTask):
         self, outputs: Tensor, batch: Batch, losses: RoadLosses, total: Total
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of the road, speed and junction losses, and its terms."""
-        soft = batch.tensors.get("soft")
-        return road_loss(outputs, self.map_names, batch["target"], losses, total, soft)
+        return road_loss(outputs, self.map_names, batch["target"], losses, total)
 
     def score_maps(
         self, maps: ProbabilityMaps, chip: CachedChip, target: NDArray[np.uint8]

@@ -1,11 +1,11 @@
-"""Distillation: find the teacher ensemble and predict its soft targets for the training chips.
+"""Predict pseudo-labels: by the networks of the round before, or by a network's own average.
 
-Source: knowledge distillation, https://arxiv.org/abs/1503.02531. The ensemble predicts every
-training chip once, with test-time augmentation; the mean is a soft target beside the label.
+The ensemble predicts every chip once, with test-time augmentation. The mean of all probability maps
+is kept beside the chip in the cache, one byte per map and pixel, as a soft target.
 
-Each network of the ensemble was trained with most of these chips, so its probabilities there are
-too confident. This does no harm: a teacher that repeats the label adds nothing, and the
-uncertainty of the other networks is useful. But no chip counts as held out for the student, see
+Most of the ensemble's networks were trained with any labelled chip, so their probabilities there
+are too confident. This does no harm: a teacher that repeats the label adds nothing, and the
+uncertainty of the other networks is useful. But then no chip counts as held out, see
 ``satmap.training.checkpoints``.
 """
 
@@ -15,16 +15,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from satmap.data.crops import CachedChip, SoftTarget
-from satmap.errors import SatmapError
 from satmap.io.progress import track
 from satmap.networks.ensemble import predict_maps
+from satmap.recipes.pseudo_labels import PseudoLabels
 from satmap.recipes.schema import Recipe
+from satmap.runtime.device import autocast
 from satmap.runtime.launched import local_processes
 from satmap.runtime.termination import Terminated
-from satmap.tasks.base import task_of
+from satmap.tasks.base import Batch, Task, task_of
 from satmap.tasks.dense import DenseTask
 from satmap.training.run_context import RunContext
+from satmap.training.state import MovingAverage
 from satmap.weights.header import CHECKSUM, read_metadata
 from satmap.weights.members import WeightFile, choose, find_weights
 
@@ -44,22 +49,15 @@ class Teacher:
     Attributes:
         files: weight files of the networks.
         task: task of the recipe that the networks were trained with.
-        map_names: names of the student's probability maps, in its order.
     """
 
     files: tuple[WeightFile, ...]
     task: DenseTask
-    map_names: tuple[str, ...]
 
     @property
     def recipe(self) -> Recipe:
         """The recipe that the networks were trained with."""
         return self.task.recipe
-
-    @property
-    def bands(self) -> int:
-        """Largest number of image bands that a network needs."""
-        return max(file.network.in_channels for file in self.files)
 
     @property
     def passes(self) -> int:
@@ -72,48 +70,25 @@ class Teacher:
         inference = self.recipe.inference
         settings = inference.model_dump_json(exclude=_SETTINGS_WITHOUT_EFFECT)
         networks = sorted((_checksum(file), file.votes) for file in self.files)
-        described = [_FORMAT, settings, self.map_names, networks]
+        described = [_FORMAT, settings, self.task.map_names, networks]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
-def find_teacher(directory: Path, student: Recipe) -> Teacher:
-    """Find the ensemble in a directory of weights, without the student's own weights.
+def find_teacher(directory: Path, recipe: Recipe, tta: int | None) -> Teacher:
+    """Return the trained networks of a round as a teacher.
 
-    Raises:
-        SatmapError: there is no ensemble or more than one, or it has another task or stretch.
+    Args:
+        directory: their weights.
+        recipe: the recipe up to their round.
+        tta: test-time augmentation; None for that of the recipe.
     """
-    files = [
-        file
-        for file in find_weights(directory)
-        if file.recipe.training_fingerprint != student.training_fingerprint
-    ]
-    recipes = {file.recipe.training_fingerprint: file.recipe for file in files}
-    if len(recipes) != 1:
-        names = ", ".join(sorted(recipe.name for recipe in recipes.values()))
-        raise SatmapError(
-            f"--teacher {directory} should hold the weights of one recipe to learn from; it holds "
-            f"{f'those of {names}' if names else f'only those of {student.name}'}."
-        )
-    (recipe,) = recipes.values()
-    task = task_of(recipe)
-    student_task = task_of(student)
-    ours, theirs = (
-        (found.recipe.task.name, found.recipe.stretch, found.input_px)
-        for found in (student_task, task)
-    )
-    if ours != theirs or not isinstance(task, DenseTask):
-        raise SatmapError(
-            f"the teacher in {directory}, recipe {recipe.name}, has another task or prepares "
-            f"images differently from {student.name}: the name of the task, `stretch` and "
-            "`input_px` must agree."
-        )
-    chosen = choose(files, recipe)
-    for file in chosen:
-        task.check_weights(file)
-    return Teacher(tuple(chosen), task, student.map_names)
+    inference = recipe.inference.model_copy(update={"tta": tta or recipe.inference.tta})
+    task = task_of(recipe.model_copy(update={"inference": inference}))
+    assert isinstance(task, DenseTask), "rounds need probability maps"
+    return Teacher(tuple(choose(find_weights(directory), recipe)), task)
 
 
-def predict_soft_targets(
+def predict_by_ensemble(
     chips: Sequence[CachedChip], teacher: Teacher, context: RunContext
 ) -> list[CachedChip]:
     """Return the chips with their soft targets, which are predicted if not in the cache yet.
@@ -143,12 +118,33 @@ def _make(chips: Sequence[CachedChip], teacher: Teacher, context: RunContext) ->
     if not missing:
         return
     members = teacher.task.load_ensemble(teacher.files, context.device)
-    for member in members:
-        member.network.order_maps(teacher.map_names)
-    for chip, soft in track(missing, "predicting soft targets", len(missing)):
+    for chip, soft in track(missing, "predicting pseudo-labels", len(missing)):
         image, _ = chip.read()
         settings = teacher.recipe.inference
         soft.write(predict_maps(members, image, settings, context.device, chip.category))
+
+
+@torch.no_grad()
+def predict_by_average(
+    average: MovingAverage, batch: Batch, task: Task, settings: PseudoLabels, device: torch.device
+) -> Tensor:
+    """Predict the clean crops of a batch by the average of a network's weights.
+
+    Returns:
+        uint8 (n, maps, h, w), 0..255 for 0..1; 0 for crops without pseudo-labels.
+    """
+    clean = batch["clean"]
+    shape = (len(batch), task.values_per_pixel, *clean.shape[2:])
+    maps = torch.zeros(shape, dtype=torch.uint8, device=device)
+    chips = batch.chips
+    taught = [i for i, chip in enumerate(chips) if settings.labelled or not chip.is_labelled]
+    if taught:
+        part = Batch({"image": clean[taught]}, [chips[i] for i in taught])
+        network = average.network.eval()
+        with autocast(device):
+            logits = network(*task.inputs(network, part))
+        maps[taught] = (logits.float().sigmoid() * 255).round().to(torch.uint8)
+    return maps
 
 
 def _checksum(file: WeightFile) -> str:
