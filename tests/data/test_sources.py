@@ -20,7 +20,7 @@ from repository import SHARED
 from satmap.data import remote, sources
 from satmap.data.sources import find_sources, opened, read_source
 from satmap.errors import SatmapError
-from satmap.io.geojson_reader import project
+from satmap.io.geojson_reader import CRS_NAME, project
 from synthetic_images import write_image
 
 UTM = "EPSG:32633"
@@ -337,13 +337,63 @@ def test_metadata_may_not_name_overviews_elsewhere(folder: Path, server: Server)
     assert not server.requests
 
 
-def test_overviews_beside_a_file_may_not_be_requested(folder: Path, server: Server) -> None:
-    text = vrt(SOURCE.replace('"1">', f'"0">/vsicurl/{server.url}/'))
-    (folder / "a.tif.ovr").write_text(text.replace('"80"', '"40"').replace('"64"', '"32"'))
-    source = read_source(str(folder / "a.tif"))
-    with pytest.raises(SatmapError, match="does not exist"), opened(source) as file:
-        file.read(out_shape=(1, 8, 8))
+@pytest.mark.parametrize("suffix", [".ovr", ".msk", ".OVR", ".msk.ovr"])
+def test_overviews_and_masks_beside_a_file_may_not_be_virtual(
+    folder: Path, server: Server, suffix: str
+) -> None:
+    raster = folder / "a.tif"
+    if suffix == ".msk.ovr":
+        write_image(folder / "a.tif.msk", bands=1)
+    beside = folder / f"a.tif{suffix}"
+    beside.write_text(vrt(SOURCE.replace('"1">', f'"0">/vsicurl/{server.url}/')))
+    (folder / "all.vrt").write_text(vrt())
+    for path in (raster, folder / "all.vrt"):
+        assert f"{beside} beside it is not a GeoTIFF" in refusal(path)
+    beside.unlink()
+    assert read_source(str(raster)).width
     assert not server.requests
+
+
+def test_overviews_and_masks_that_gdal_writes_are_read(folder: Path) -> None:
+    with rasterio.open(folder / "a.tif") as file:
+        shape = file.height, file.width
+    with rasterio.Env(TIFF_USE_OVR=True), rasterio.open(folder / "a.tif", "r+") as file:
+        file.build_overviews([2], rasterio.enums.Resampling.average)
+    assert (folder / "a.tif.ovr").exists()
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(folder / "a.tif", "r+") as file:
+        file.write_mask(np.eye(*shape, dtype=bool))
+    assert (folder / "a.tif.msk").exists()
+    source = read_source(str(folder / "a.tif"))
+    assert source.has_mask
+    with opened(source) as file:
+        assert file.overviews(1) == [2]
+        assert (file.dataset_mask() > 0).sum() == min(shape)
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("EPSG:3857", True),
+        ("+proj=merc +a=6378137 +b=6378137 +nadgrids=@null +units=m +no_defs", True),
+        ("+proj=longlat +ellps=bessel +nadgrids=/etc/passwd", False),
+        ("+proj=longlat +ellps=bessel +nadgrids=@null,/etc/passwd", False),
+        ("+init=/tmp/epsg:1", False),
+        ("+proj=longlat +init=/tmp/epsg:1", False),
+        ("+proj=pipeline +step +proj=vgridshift +grids=/etc/passwd", False),
+        ('BOUNDCRS[ABRIDGEDTRANSFORMATION[PARAMETERFILE["a","/etc/passwd"]]]', False),
+    ],
+)
+def test_reference_systems_may_not_name_files(text: str, allowed: bool) -> None:
+    assert bool(CRS_NAME.fullmatch(text)) == allowed
+
+
+def test_reference_systems_of_rasters_may_not_name_files(folder: Path) -> None:
+    wkt = rasterio.crs.CRS.from_string("+proj=longlat +ellps=bessel +nadgrids=secret").to_wkt()
+    path = write_image(folder / "c.tif", crs="EPSG:4326")
+    path.with_suffix(".tif.aux.xml").write_text(
+        f"<PAMDataset><SRS>{wkt.replace(chr(34), '&quot;')}</SRS></PAMDataset>"
+    )
+    assert "its reference system names a file" in refusal(path)
 
 
 def test_long_virtual_rasters_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,14 +81,21 @@ _WEB_MERCATOR = "EPSG:3857"
 # Half the width of the world in web mercator, metres.
 _HALF_WORLD_M = math.pi * 6378137.0
 
+# Bytes of decoded pixels that GDAL keeps; the default is 5 % of the machine's memory.
+_CACHE_BYTES = 64_000_000
 # Requests only what the user named: no directory listings and no sidecar files. Servers that hang
 # are given up.
 _REMOTE = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_TIMEOUT": "60",
     "GDAL_HTTP_CONNECTTIMEOUT": "20", "GDAL_HTTP_MAX_RETRY": "3", "GDAL_HTTP_RETRY_DELAY": "1",
 }  # fmt: skip
-# Overviews beside a file may be virtual rasters. No address has this name, so GDAL requests none.
-_LOCAL = {"CPL_VSIL_CURL_ALLOWED_FILENAME": "none"}
+# GDAL looks for files beside a raster by name, as `_refuse_sidecars` does, and not in a listing of
+# the folder, where case does not count. No address has the name none, so GDAL requests none.
+_LOCAL = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE", "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
+    "GDAL_CACHEMAX": _CACHE_BYTES,
+}  # fmt: skip
+_OPENED_SIDECARS = (".ovr", ".OVR", ".msk", ".MSK")
 
 
 @dataclass(frozen=True)
@@ -261,6 +268,11 @@ def read_source(
             f"{', '.join(_DTYPES)}. Convert the raster, for example with `gdal_translate -ot "
             "Float32`."
         )
+    if source.crs and not _is_crs(source.crs):
+        raise SatmapError(
+            f"{printable(name)}: its reference system names a file, which satmap does not open. "
+            "Assign a plain one, for example with `rio edit-info --crs EPSG:4326`."
+        )
     if len(types) > 1:
         raise SatmapError(
             f"{printable(name)}: its bands have different types ({', '.join(types)}). Convert it "
@@ -341,6 +353,7 @@ def _allowed(name: str) -> tuple[str, str, bool]:
             "for example with `gdal_translate`."
         )
     refuse_pipe(path)
+    _refuse_sidecars(path)
     has_lossy_parts = False
     if driver == "VRT":
         # GDAL takes references as relative to the file that a link names.
@@ -350,6 +363,27 @@ def _allowed(name: str) -> tuple[str, str, bool]:
         driver = _driver_by_content(path) or driver
     # An absolute path cannot be taken for one of GDAL's own prefixes.
     return str(path.absolute()), driver, has_lossy_parts
+
+
+def _refuse_sidecars(path: Path) -> None:
+    """Refuse overviews and masks beside a raster that are not GeoTIFF, as GDAL writes them.
+
+    GDAL opens them by content. A virtual raster there could read any file.
+
+    Raises:
+        SatmapError: there is one.
+    """
+    for suffix in _OPENED_SIDECARS:
+        beside = path.with_name(path.name + suffix)
+        if not beside.is_file():
+            continue
+        if _driver_by_content(beside) != "GTiff":
+            raise SatmapError(
+                f"{printable(path)}: {printable(beside)} beside it is not a GeoTIFF. Remove it, or "
+                "make it again with `gdaladdo -ro`."
+            )
+        # GDAL looks for masks of overviews and overviews of masks, too.
+        _refuse_sidecars(beside)
 
 
 def _refuse_overview_files(file: rasterio.DatasetReader) -> None:
@@ -433,7 +467,7 @@ def _refused_part(element: ET.Element) -> str | None:
 
 
 def _is_crs(text: str) -> bool:
-    """Return whether a text is WKT, a name or a PROJ string, which GDAL reads without requests."""
+    """Return whether a text is WKT, a name or a PROJ string that names no files."""
     return not text.strip() or bool(CRS_NAME.fullmatch(text.strip()))
 
 
@@ -461,6 +495,7 @@ def _check_reference(path: Path, element: ET.Element) -> bool:
             f"to rasters under its own folder, with a suffix of {', '.join(sorted(DRIVERS))} "
             "except .vrt and .mbtiles."
         )
+    _refuse_sidecars(target)
     # GDAL opens it by content, so make sure that the content is what the suffix says.
     try:
         with rasterio.open(target, driver=driver) as file:
