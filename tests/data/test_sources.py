@@ -1,6 +1,7 @@
 """Which rasters are found and read, and which are refused, each with its own message."""
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from rasterio.enums import ColorInterp
 
 from http_servers import Server, http_server
 from repository import SHARED
-from satmap.data import remote, sources
+from satmap.data import remote, s3, sources
 from satmap.data.sources import find_sources, opened, read_source
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import CRS_NAME, project
@@ -546,8 +547,68 @@ def test_s3_is_read_through_the_endpoint_of_the_environment(
         with opened(found) as file:
             assert file.read().shape == (3, 900, 1000)
         assert "s3://towns/none.tif: cannot be read" in refusal("s3://towns/none.tif")
+        assert "404" in refusal("s3://towns/none.tif")
+        assert "is not s3://BUCKET/KEY" in refusal("s3://towns")
     finally:
         running.stop()
+
+
+@pytest.fixture
+def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.mark.usefixtures("no_settings")
+def test_s3_contacts_only_the_bucket(
+    server: Server, cog: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = server.url.removeprefix("http://")
+    monkeypatch.setenv("AWS_S3_ENDPOINT", host)
+    monkeypatch.setenv("AWS_HTTPS", "NO")
+    # What asks the machine for credentials asks this server.
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"{server.url}/metadata/")
+    monkeypatch.setenv("CPL_AWS_EC2_API_ROOT_URL", f"{server.url}/metadata")
+    server.files["/towns/a.tif"] = cog
+    server.redirects["/towns/moved.tif"] = f"{server.url}/towns/a.tif"
+    with opened(read_source("s3://towns/a.tif")) as file:
+        assert file.read().shape == (3, 900, 1000)
+    requested = len(server.requests)
+    assert "redirects to" in refusal("s3://towns/moved.tif")
+    assert {path for _, path, _ in server.requests[:requested]} == {"/towns/a.tif"}
+    assert {path for _, path, _ in server.requests[requested:]} == {"/towns/moved.tif"}
+
+
+@pytest.mark.usefixtures("no_settings")
+def test_s3_requests_are_signed_as_amazon_signs_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    auth = pytest.importorskip("botocore.auth")
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials
+
+    address = s3.https_address("s3://towns/a b/ü+1.tif")
+    assert address == "https://towns.s3.us-east-1.amazonaws.com/a%20b/%C3%BC%2B1.tif"
+    assert s3.signed_headers(address) == {}
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws/credentials").write_text(
+        "[me]\naws_access_key_id = id\naws_secret_access_key = se%cret\naws_session_token = t\n"
+    )
+    (tmp_path / ".aws/config").write_text("[profile me]\nregion = eu-west-1\n")
+    monkeypatch.setenv("AWS_PROFILE", "me")
+    monkeypatch.setenv("AWS_REQUEST_PAYER", "requester")
+    address = s3.https_address("s3://to.wns/a b/ü+1.tif")
+    assert address == "https://s3.eu-west-1.amazonaws.com/to.wns/a%20b/%C3%BC%2B1.tif"
+    headers = s3.signed_headers(address)
+    signature = headers.pop("Authorization").rpartition("Signature=")[2]
+    request = AWSRequest("GET", address, headers=headers)
+    request.context["timestamp"] = headers["x-amz-date"]
+    signer = auth.S3SigV4Auth(Credentials("id", "se%cret", "t"), "s3", "eu-west-1")
+    text = signer.string_to_sign(request, signer.canonical_request(request))
+    assert signature == signer.signature(text, request)
+    monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+    assert s3.signed_headers(address) == {"x-amz-request-payer": "requester"}
 
 
 # --- bands ----------------------------------------------------------------------------------------

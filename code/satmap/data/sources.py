@@ -23,17 +23,10 @@ from rasterio.errors import CRSError, RasterioError
 from satmap.data.remote import Opener, cannot_read
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
-from satmap.io.gdal import require_possible_size
+from satmap.io.gdal import DRIVERS, require_possible_size
 from satmap.io.geojson_reader import CRS_NAME
 from satmap.io.text import printable
 from satmap.io.walk import walk
-
-#: GDAL's driver by lower-case suffix.
-DRIVERS = {
-    ".tif": "GTiff", ".tiff": "GTiff", ".vrt": "VRT", ".jpg": "JPEG", ".jpeg": "JPEG",
-    ".png": "PNG", ".webp": "WEBP", ".jp2": "JP2OpenJPEG", ".j2k": "JP2OpenJPEG",
-    ".mbtiles": "MBTiles",
-}  # fmt: skip
 
 # First bytes of image files; map servers save tiles of one format under the suffix of another.
 _SIGNATURES = {
@@ -45,7 +38,6 @@ _DTYPES = ("uint8", "uint16", "int16", "float32")
 _LOSSY = ("JPEG", "WEBP", "MBTiles")
 _LOSSY_COMPRESSIONS = ("JPEG", "YCbCr JPEG", "WEBP")
 _SCHEMES = ("https", "http", "s3")
-_S3 = "/vsis3/"
 
 # Lower-case names of the elements and attributes that gdalbuildvrt and `gdal_translate -of VRT`
 # write for mosaics. None of them makes GDAL run code, read a file or contact a server, except the
@@ -83,11 +75,10 @@ _HALF_WORLD_M = math.pi * 6378137.0
 
 # Bytes of decoded pixels that GDAL keeps; the default is 5 % of the machine's memory.
 _CACHE_BYTES = 64_000_000
-# Requests only what the user named: no directory listings and no sidecar files. Servers that hang
-# are given up.
+# Requests nothing beside a file on a server.
 _REMOTE = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_TIMEOUT": "60",
-    "GDAL_HTTP_CONNECTTIMEOUT": "20", "GDAL_HTTP_MAX_RETRY": "3", "GDAL_HTTP_RETRY_DELAY": "1",
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
+    "GDAL_CACHEMAX": _CACHE_BYTES,
 }  # fmt: skip
 # GDAL looks for files beside a raster by name, as `_refuse_sidecars` does, and not in a listing of
 # the folder, where case does not count. No address has the name none, so GDAL requests none.
@@ -317,7 +308,7 @@ def _opened(
     try:
         with (
             rasterio.Env(**(_REMOTE if _is_remote(path) else _LOCAL)),
-            rasterio.open(path, driver=driver, **options) as file,
+            rasterio.open(opener.path if opener else path, driver=driver, **options) as file,
         ):
             _refuse_overview_files(file)
             yield file
@@ -344,7 +335,8 @@ def _allowed(name: str) -> tuple[str, str, bool]:
             raise SatmapError(
                 f"{printable(name)}: satmap reads https://, http:// and s3:// addresses."
             )
-        return (_S3 + rest if scheme.lower() == "s3" else name), "GTiff", False
+        # GDAL never sees the address: our own reader requests it.
+        return f"{scheme.lower()}://{rest}", "GTiff", False
     path = Path(name)
     driver = DRIVERS.get(path.suffix.lower())
     if driver is None:
@@ -402,7 +394,7 @@ def _is_lossy(file: rasterio.DatasetReader) -> bool:
 
 
 def _is_remote(path: str) -> bool:
-    return "://" in path or path.startswith(_S3)
+    return "://" in path
 
 
 def _driver_by_content(path: Path) -> str | None:

@@ -34,7 +34,8 @@ _CRS_FILES = (
 #: Names, WKT and PROJ strings of coordinate reference systems. Given anything else, GDAL could read
 #: a file or contact a server.
 CRS_NAME = re.compile(
-    rf"(?!.*{_CRS_FILES})(?:urn:(?:ogc|x-ogc):def:crs:|EPSG:|OGC:)[\w.:-]+|[A-Z_]+\s*\[.*\]\s*|\+proj=.*",
+    rf"(?!.*{_CRS_FILES})"
+    r"(?:(?:urn:(?:ogc|x-ogc):def:crs:|EPSG:|OGC:)[\w.:-]+|[A-Z_]+\s*\[.*\]\s*|\+proj=.*)",
     re.IGNORECASE | re.DOTALL,
 )
 

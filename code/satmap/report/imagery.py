@@ -12,8 +12,9 @@ from affine import Affine
 from satmap.data.layouts.spacenet_buildings import building_image_id
 from satmap.data.layouts.spacenet_roads import road_image_id
 from satmap.data.mosaic import Layer, Mosaic, find_layers, stretched
-from satmap.data.sources import DRIVERS, Source, find_sources, read_source
+from satmap.data.sources import Source, find_sources, read_source
 from satmap.errors import SatmapError
+from satmap.io.gdal import DRIVERS
 from satmap.io.text import natural_key
 from satmap.io.walk import walk
 from satmap.rasters.scene import Box
