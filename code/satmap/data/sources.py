@@ -227,6 +227,12 @@ def read_source(
     path, driver, has_lossy_parts = _allowed(name)
     try:
         with _opened(name, path, driver, zoom) as f:
+            # First: GDAL reports that it has not found the file only later.
+            if f.crs and not _is_crs(f.crs.to_wkt()):
+                raise SatmapError(
+                    f"{printable(name)}: its reference system names a file, which satmap does not "
+                    "use. Assign a plain one, for example with `rio edit-info --crs EPSG:4326`."
+                )
             require_possible_size(f.width, f.height)
             colours = [
                 [index for index, colour in zip(f.indexes, f.colorinterp, strict=True)
@@ -258,11 +264,6 @@ def read_source(
             f"{printable(name)}: pixels of type {', '.join(types)}, but satmap reads "
             f"{', '.join(_DTYPES)}. Convert the raster, for example with `gdal_translate -ot "
             "Float32`."
-        )
-    if source.crs and not _is_crs(source.crs):
-        raise SatmapError(
-            f"{printable(name)}: its reference system names a file, which satmap does not open. "
-            "Assign a plain one, for example with `rio edit-info --crs EPSG:4326`."
         )
     if len(types) > 1:
         raise SatmapError(
