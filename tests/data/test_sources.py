@@ -1,6 +1,7 @@
 """Which rasters are found and read, and which are refused, each with its own message."""
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,10 @@ from rasterio.enums import ColorInterp
 
 from http_servers import Server, http_server
 from repository import SHARED
-from satmap.data import remote, sources
+from satmap.data import remote, s3, sources
 from satmap.data.sources import find_sources, opened, read_source
 from satmap.errors import SatmapError
-from satmap.io.geojson_reader import project
+from satmap.io.geojson_reader import CRS_NAME, project
 from synthetic_images import write_image
 
 UTM = "EPSG:32633"
@@ -337,13 +338,63 @@ def test_metadata_may_not_name_overviews_elsewhere(folder: Path, server: Server)
     assert not server.requests
 
 
-def test_overviews_beside_a_file_may_not_be_requested(folder: Path, server: Server) -> None:
-    text = vrt(SOURCE.replace('"1">', f'"0">/vsicurl/{server.url}/'))
-    (folder / "a.tif.ovr").write_text(text.replace('"80"', '"40"').replace('"64"', '"32"'))
-    source = read_source(str(folder / "a.tif"))
-    with pytest.raises(SatmapError, match="does not exist"), opened(source) as file:
-        file.read(out_shape=(1, 8, 8))
+@pytest.mark.parametrize("suffix", [".ovr", ".msk", ".OVR", ".msk.ovr"])
+def test_overviews_and_masks_beside_a_file_may_not_be_virtual(
+    folder: Path, server: Server, suffix: str
+) -> None:
+    raster = folder / "a.tif"
+    if suffix == ".msk.ovr":
+        write_image(folder / "a.tif.msk", bands=1)
+    beside = folder / f"a.tif{suffix}"
+    beside.write_text(vrt(SOURCE.replace('"1">', f'"0">/vsicurl/{server.url}/')))
+    (folder / "all.vrt").write_text(vrt())
+    for path in (raster, folder / "all.vrt"):
+        assert f"{beside} beside it is not a GeoTIFF" in refusal(path)
+    beside.unlink()
+    assert read_source(str(raster)).width
     assert not server.requests
+
+
+def test_overviews_and_masks_that_gdal_writes_are_read(folder: Path) -> None:
+    with rasterio.open(folder / "a.tif") as file:
+        shape = file.height, file.width
+    with rasterio.Env(TIFF_USE_OVR=True), rasterio.open(folder / "a.tif", "r+") as file:
+        file.build_overviews([2], rasterio.enums.Resampling.average)
+    assert (folder / "a.tif.ovr").exists()
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(folder / "a.tif", "r+") as file:
+        file.write_mask(np.eye(*shape, dtype=bool))
+    assert (folder / "a.tif.msk").exists()
+    source = read_source(str(folder / "a.tif"))
+    assert source.has_mask
+    with opened(source) as file:
+        assert file.overviews(1) == [2]
+        assert (file.dataset_mask() > 0).sum() == min(shape)
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("EPSG:3857", True),
+        ("+proj=merc +a=6378137 +b=6378137 +nadgrids=@null +units=m +no_defs", True),
+        ("+proj=longlat +ellps=bessel +nadgrids=/etc/passwd", False),
+        ("+proj=longlat +ellps=bessel +nadgrids=@null,/etc/passwd", False),
+        ("+init=/tmp/epsg:1", False),
+        ("+proj=longlat +init=/tmp/epsg:1", False),
+        ("+proj=pipeline +step +proj=vgridshift +grids=/etc/passwd", False),
+        ('BOUNDCRS[ABRIDGEDTRANSFORMATION[PARAMETERFILE["a","/etc/passwd"]]]', False),
+    ],
+)
+def test_reference_systems_may_not_name_files(text: str, allowed: bool) -> None:
+    assert bool(CRS_NAME.fullmatch(text)) == allowed
+
+
+def test_reference_systems_of_rasters_may_not_name_files(folder: Path) -> None:
+    wkt = rasterio.crs.CRS.from_string("+proj=longlat +ellps=bessel +nadgrids=secret").to_wkt()
+    path = write_image(folder / "c.tif", crs="EPSG:4326")
+    path.with_suffix(".tif.aux.xml").write_text(
+        f"<PAMDataset><SRS>{wkt.replace(chr(34), '&quot;')}</SRS></PAMDataset>"
+    )
+    assert "its reference system names a file" in refusal(path)
 
 
 def test_long_virtual_rasters_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -496,8 +547,68 @@ def test_s3_is_read_through_the_endpoint_of_the_environment(
         with opened(found) as file:
             assert file.read().shape == (3, 900, 1000)
         assert "s3://towns/none.tif: cannot be read" in refusal("s3://towns/none.tif")
+        assert "404" in refusal("s3://towns/none.tif")
+        assert "is not s3://BUCKET/KEY" in refusal("s3://towns")
     finally:
         running.stop()
+
+
+@pytest.fixture
+def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.mark.usefixtures("no_settings")
+def test_s3_contacts_only_the_bucket(
+    server: Server, cog: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = server.url.removeprefix("http://")
+    monkeypatch.setenv("AWS_S3_ENDPOINT", host)
+    monkeypatch.setenv("AWS_HTTPS", "NO")
+    # What asks the machine for credentials asks this server.
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"{server.url}/metadata/")
+    monkeypatch.setenv("CPL_AWS_EC2_API_ROOT_URL", f"{server.url}/metadata")
+    server.files["/towns/a.tif"] = cog
+    server.redirects["/towns/moved.tif"] = f"{server.url}/towns/a.tif"
+    with opened(read_source("s3://towns/a.tif")) as file:
+        assert file.read().shape == (3, 900, 1000)
+    requested = len(server.requests)
+    assert "redirects to" in refusal("s3://towns/moved.tif")
+    assert {path for _, path, _ in server.requests[:requested]} == {"/towns/a.tif"}
+    assert {path for _, path, _ in server.requests[requested:]} == {"/towns/moved.tif"}
+
+
+@pytest.mark.usefixtures("no_settings")
+def test_s3_requests_are_signed_as_amazon_signs_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    auth = pytest.importorskip("botocore.auth")
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials
+
+    address = s3.https_address("s3://towns/a b/ü+1.tif")
+    assert address == "https://towns.s3.us-east-1.amazonaws.com/a%20b/%C3%BC%2B1.tif"
+    assert s3.signed_headers(address) == {}
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws/credentials").write_text(
+        "[me]\naws_access_key_id = id\naws_secret_access_key = se%cret\naws_session_token = t\n"
+    )
+    (tmp_path / ".aws/config").write_text("[profile me]\nregion = eu-west-1\n")
+    monkeypatch.setenv("AWS_PROFILE", "me")
+    monkeypatch.setenv("AWS_REQUEST_PAYER", "requester")
+    address = s3.https_address("s3://to.wns/a b/ü+1.tif")
+    assert address == "https://s3.eu-west-1.amazonaws.com/to.wns/a%20b/%C3%BC%2B1.tif"
+    headers = s3.signed_headers(address)
+    signature = headers.pop("Authorization").rpartition("Signature=")[2]
+    request = AWSRequest("GET", address, headers=headers)
+    request.context["timestamp"] = headers["x-amz-date"]
+    signer = auth.S3SigV4Auth(Credentials("id", "se%cret", "t"), "s3", "eu-west-1")
+    text = signer.string_to_sign(request, signer.canonical_request(request))
+    assert signature == signer.signature(text, request)
+    monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+    assert s3.signed_headers(address) == {"x-amz-request-payer": "requester"}
 
 
 # --- bands ----------------------------------------------------------------------------------------

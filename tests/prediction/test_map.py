@@ -401,7 +401,7 @@ def test_unreadable_sources_are_named_and_the_others_mapped(weights: Path, tmp_p
 
 
 @pytest.mark.usefixtures("red_is_road")
-def test_the_exit_status_says_whether_anything_was_mapped(
+def test_the_exit_status_says_whether_everything_was_mapped(
     weights: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -430,7 +430,75 @@ def test_the_exit_status_says_whether_anything_was_mapped(
     code, error = status()
     assert code == 1 and "block map:0-0-0: the disk is gone" in error
     assert "1 rasters or blocks were not or only partly mapped:" in error
-    assert error.endswith("run the same command again. It maps everything anew.\n")
+    assert "run the same command again. It only maps what is missing." in error
+
+
+@pytest.mark.usefixtures("red_is_road")
+def test_a_map_with_holes_is_unfinished_and_the_same_command_fills_them(
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    picture = town()
+    parts = quarters(tmp_path / "parts", picture)
+    expected = tmp_path / "expected" / "out.geojson"
+    expected.parent.mkdir()
+    options: dict[str, Any] = {"stretch": None, "block_px": 80}
+    run(weights, expected, tmp_path / "parts", **options)
+    prepared: list[int] = []
+    prepare = MapPlan.prepare
+
+    def counted(plan: MapPlan, index: int, members: Any) -> Any:
+        prepared.append(index)
+        # Readable when the contrast is sampled, but not for its blocks.
+        if broken:
+            parts[3].rename(hidden)
+        try:
+            return prepare(plan, index, members)
+        finally:
+            if broken:
+                hidden.rename(parts[3])
+
+    monkeypatch.setattr(MapPlan, "prepare", counted)
+    hidden, broken = tmp_path / "hidden", True
+    output = tmp_path / "out.geojson"
+    first = run(weights, output, tmp_path / "parts", **options)
+    assert first.unfinished and str(parts[3]) in first.faults
+    assert len(prepared) == 9
+    prepared.clear()
+    broken = False
+    second = run(weights, output, tmp_path / "parts", **options)
+    assert not second.unfinished and not second.faults
+    # The blocks that the quarter does not reach are not predicted again.
+    assert 0 < len(prepared) < 9
+    assert output.read_bytes() == expected.read_bytes()
+    assert not [*tmp_path.glob(".out*")]
+
+
+def test_a_map_keeps_its_contrast_until_it_is_complete(weights: Path, tmp_path: Path) -> None:
+    picture = town()
+    picture[:, 100:, 100:] //= 3
+    parts = quarters(tmp_path / "parts", picture)
+    output = tmp_path / "out.geojson"
+    content = parts[3].read_bytes()
+    size = parts[3].stat().st_size
+    # The header is whole, but pixels are missing.
+    parts[3].write_bytes(content[: size // 2])
+
+    def low_and_high() -> Any:
+        found = read_manifest(output)
+        assert isinstance(found, MapManifest)
+        return found.maps["map"]["stretches"]
+
+    assert run(weights, output, tmp_path / "parts", stretch=None).unfinished
+    first = low_and_high()
+    parts[3].write_bytes(content)
+    assert not run(weights, output, tmp_path / "parts", stretch=None).unfinished
+    assert low_and_high() == first
+    # A complete map begins anew.
+    run(weights, output, tmp_path / "parts", stretch=None)
+    assert low_and_high() != first
 
 
 @pytest.mark.usefixtures("red_is_road")

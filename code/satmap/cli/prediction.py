@@ -190,8 +190,9 @@ def _map(options: argparse.Namespace) -> int:
 
     All images with a georeference become one map, without seams. Images without one are mapped
     separately, in pixels. Images are read in the pixel size that the networks were trained with.
-    A raster or a part of it that cannot be read is left out and reported at the end; the exit
-    status is 1 only if nothing was mapped. After an interruption the same command resumes.
+    A raster or a part of it that cannot be read is left out and reported at the end. The exit
+    status is then 1, and the same command maps only what is missing. After an interruption it
+    resumes, too.
 
     Examples:
       satmap map town.tif roads.gpkg --weights weights
@@ -229,11 +230,15 @@ def _map(options: argparse.Namespace) -> int:
         return 0
     report_warnings(done.warnings)
     report_faults(done.faults, "not or only partly mapped", "rasters or blocks")
-    if done.faults:
-        again = "To map them, too, remove the causes and run the same command again."
-        print(f"satmap: {again} It maps everything anew.", file=sys.stderr)
+    if done.unfinished:
+        print(
+            "satmap: to map them, too, remove the causes and run the same command again. It only "
+            f"maps what is missing. Finished work is kept in .{options.output.name}.*"
+            " beside the output.",
+            file=sys.stderr,
+        )
     print(f"{options.output}: {sum(done.images.values())} {done.noun}")
-    return 0 if done.images else 1
+    return 1 if done.unfinished else 0
 
 
 def add_vectorize(commands: Commands) -> None:

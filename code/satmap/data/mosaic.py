@@ -7,7 +7,7 @@ gets that layer's pixels unchanged.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,8 @@ _SAME_SCALE = 0.05
 # A sample for the stretch has at most this many pixels: all, or windows spread over the layer.
 _SAMPLE_PX = 4 << 20
 _SAMPLE_WINDOWS = 64
+# Rows that are stretched at once; the intermediate values take several times their memory.
+_ROWS = 256
 # Pixels around a window that resampling needs.
 _KERNEL_PX = 4
 # Points per side of a rectangle that is projected to another reference system.
@@ -68,13 +70,30 @@ class Stretch:
     def apply(self, bands: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
         """Stretch (bands, h, w) to uint8: 0 where ``valid`` (h, w) is false, else at least 1."""
         stretched = np.empty(bands.shape, np.uint8)
+        dtype = bands.dtype
         for out, band, low, high in zip(stretched, bands, self.low, self.high, strict=True):
-            scale = 255 / (high - low) if high > low else 0.0
-            values = (band.astype(np.float32) - np.float32(low)) * np.float32(scale)
-            np.rint(np.clip(np.nan_to_num(values), valid, 255), out=values)
-            values[~valid] = 0
-            out[...] = values
+            if dtype.kind == "f":
+                for row in range(0, band.shape[0], _ROWS):
+                    rows = slice(row, row + _ROWS)
+                    out[rows] = _scaled(band[rows], low, high)
+                continue
+            limits = np.iinfo(dtype)
+            table = _scaled(np.arange(limits.min, limits.max + 1, dtype=dtype), low, high)
+            # Negative values count from the end of the table, where they belong after the shift.
+            table = np.roll(table, limits.min)
+            for row in range(0, band.shape[0], _ROWS):
+                rows = slice(row, row + _ROWS)
+                out[rows] = table[band[rows]]
+        stretched *= valid
         return stretched
+
+
+def _scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """Map ``low`` and ``high`` to 0 and 255, and everything below to 1."""
+    scale = 255 / (high - low) if high > low else 0.0
+    scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(scale)
+    levels: NDArray[np.uint8] = np.rint(np.clip(np.nan_to_num(scaled), 1, 255)).astype(np.uint8)
+    return levels
 
 
 @dataclass(frozen=True)
@@ -217,7 +236,7 @@ class Mosaic:
     width: int
     height: int
     metres_per_pixel: tuple[float, float] | None
-    _offsets: dict[int, tuple[int, int] | None] = field(default_factory=dict, repr=False)
+    _placements: dict[int, "_Placement | None"] = field(default_factory=dict, repr=False)
 
     def blocks(self, side: int) -> dict[tuple[int, int, int], Box]:
         """Divide the rasters into blocks of at most ``side`` pixels.
@@ -283,7 +302,7 @@ class Mosaic:
     @property
     def is_exact(self) -> bool:
         """Whether all pixels are read without resampling."""
-        return all(_offset(layer.georeference, self.georeference) for layer in self.layers)
+        return all(_placement(layer.georeference, self.georeference) for layer in self.layers)
 
     def georeference_of(self, box: Box) -> Georeference | None:
         """Return the georeference of a rectangle of the grid."""
@@ -292,14 +311,32 @@ class Mosaic:
         transform = self.georeference.transform @ Affine.translation(box.left, box.top)
         return replace(self.georeference, transform=transform)
 
-    def identity(self) -> str:
-        """Return a text that changes with the rasters, their order, stretch and grid."""
-        parts: list[Any] = [str(self.georeference), self.width, self.height]
-        for layer in self.layers:
-            parts += [layer.stretch, layer.bands]
-            for source in layer.sources:
-                parts += [source, *([] if source.is_remote else states_of(source))]
+    def identity(self, box: Box) -> str:
+        """Return a text that changes with what a rectangle of the grid shows.
+
+        That is its place, and the rasters there, with their order and stretch.
+        """
+        parts: list[Any] = [self.georeference_of(box), box.width, box.height]
+        for index in self._near(box):
+            layer, state = self._states[index]
+            parts += [layer.stretch, layer.bands, state]
         return "\n".join(map(str, parts))
+
+    @cached_property
+    def _states(self) -> list[tuple[Layer, str]]:
+        """Layer of each raster, and a text that changes with its file."""
+        return [
+            (layer, f"{source} {[] if source.is_remote else states_of(source)}")
+            for layer in self.layers
+            for source in layer.sources
+        ]
+
+    def _near(self, box: Box) -> list[int]:
+        """Return the rasters in a rectangle, in ascending order."""
+        # A resampled raster may colour a pixel that it only touches.
+        near = box.grown(1, 1)
+        hit = self._footprints[0].query(shapely.box(near.left, near.top, near.right, near.bottom))
+        return sorted(hit.tolist())
 
     def _footprint(self, layer: Layer, box: Box) -> shapely.Geometry:
         if self.georeference is None or layer.georeference is None:
@@ -318,14 +355,11 @@ class Mosaic:
         Returns:
             uint8 (h, w, channels): 0 in all channels where there is no data, else at least 1.
         """
-        tree, layer_of = self._footprints
-        # A resampled raster may colour a pixel that it only touches.
-        near = box.grown(1, 1)
-        hit = tree.query(shapely.box(near.left, near.top, near.right, near.bottom))
+        _, layer_of = self._footprints
         channels = len(self.layers[0].bands)
         whole = np.zeros((channels, box.height, box.width), np.uint8)
         free: NDArray[np.bool_] = np.ones(whole.shape[1:], np.bool_)
-        for index in np.unique(layer_of[hit]).tolist():
+        for index in np.unique(layer_of[self._near(box)]).tolist():
             found = self._read_layer(index, self.layers[index], box, faults)
             np.copyto(whole, found, where=free)
             free = np.logical_not(whole.any(axis=0))
@@ -336,13 +370,12 @@ class Mosaic:
     def _read_layer(
         self, index: int, layer: Layer, box: Box, faults: dict[str, str]
     ) -> NDArray[np.uint8]:
-        if index not in self._offsets:
-            self._offsets[index] = _offset(layer.georeference, self.georeference)
-        offset = self._offsets[index]
-        if offset is not None:
-            x, y = offset
-            own = Box(box.left - x, box.top - y, box.width, box.height)
-            return layer.read_stretched(own, faults)
+        if index not in self._placements:
+            self._placements[index] = _placement(layer.georeference, self.georeference)
+        placement = self._placements[index]
+        if placement is not None:
+            found = layer.read_stretched(placement.to_layer(box), faults)
+            return placement.turned(found)
         assert self.georeference is not None
         assert layer.georeference is not None
         result = np.zeros((len(layer.bands), box.height, box.width), np.uint8)
@@ -404,6 +437,23 @@ def states_of(source: Source) -> list[Any]:
         with opened(source) as file:
             paths.update(map(Path, file.files))
     return [state for path in sorted(paths) for state in state_of(path)]
+
+
+def stretched(
+    layers: Iterable[Layer], low: float, high: float, faults: dict[str, str]
+) -> list[Layer]:
+    """Return layers with their stretch (:meth:`Layer.sample_stretch`).
+
+    Layers of which nothing can be read are left out; ``faults`` then has the reasons.
+    """
+    ready = []
+    for layer in layers:
+        unread: dict[str, str] = {}
+        stretch = layer.sample_stretch(low, high, unread)
+        faults |= unread
+        if not unread or any(stretch.high):
+            ready.append(replace(layer, stretch=stretch))
+    return ready
 
 
 def find_layers(
@@ -551,32 +601,64 @@ def _size(layer: Layer) -> float:
 
 
 def _north_up(reference: Georeference, gsd: float | None) -> Georeference:
-    """Return a north-up grid at the place of another one, with pixels of ``gsd`` if given."""
+    """Return a north-up grid at the place of another one, with pixels of ``gsd`` if given.
+
+    Where the pixels may stay, a grid along the axes of the map only changes its direction.
+    """
     transform, sizes = reference.transform, reference.metres_per_pixel
-    if gsd is None or all(abs(size / gsd - 1) <= _SAME_SIZE for size in sizes):
-        wanted = sizes
-        if transform.b == transform.d == 0 and transform.a > 0 > transform.e:
-            return reference
-    else:
-        wanted = gsd, gsd
+    may_stay = gsd is None or all(abs(size / gsd - 1) <= _SAME_SIZE for size in sizes)
+    wanted = sizes if gsd is None or may_stay else (gsd, gsd)
+    if may_stay and transform.b == transform.d == 0:
+        turned = Affine(abs(transform.a), 0, transform.c, 0, -abs(transform.e), transform.f)
+        return replace(reference, transform=turned)
+    if may_stay and transform.a == transform.e == 0:
+        turned = Affine(abs(transform.b), 0, transform.c, 0, -abs(transform.d), transform.f)
+        return Georeference(reference.crs, turned, sizes[::-1])
     along_x = math.hypot(transform.a, transform.d) * wanted[0] / sizes[0]
     along_y = math.hypot(transform.b, transform.e) * wanted[1] / sizes[1]
     scaled = Affine(along_x, 0, transform.c, 0, -along_y, transform.f)
     return Georeference(reference.crs, scaled, wanted)
 
 
-def _offset(source: Georeference | None, grid: Georeference | None) -> tuple[int, int] | None:
-    """Return the place of a layer in the grid in whole pixels; None if it must be resampled."""
+@dataclass(frozen=True)
+class _Placement:
+    """Place of a layer in the grid, whose pixels are the layer's, perhaps flipped or turned.
+
+    Attributes:
+        to_grid: whole-numbered transform from pixels of the layer to those of the grid.
+    """
+
+    to_grid: Affine
+
+    def to_layer(self, box: Box) -> Box:
+        """Return a rectangle of the grid in pixels of the layer."""
+        inverse = ~self.to_grid
+        corners = [inverse @ (box.left, box.top), inverse @ (box.right, box.bottom)]
+        low, high = np.rint(np.sort(corners, axis=0)).astype(int).tolist()
+        return Box(low[0], low[1], high[0] - low[0], high[1] - low[1])
+
+    def turned(self, values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Turn pixels (bands, h, w) of the layer into the direction of the grid."""
+        if self.to_grid.a == 0:
+            values = values.transpose(0, 2, 1)
+        down, right = self.to_grid.d + self.to_grid.e, self.to_grid.a + self.to_grid.b
+        return values[:, :: int(down), :: int(right)]
+
+
+def _placement(source: Georeference | None, grid: Georeference | None) -> _Placement | None:
+    """Return the place of a layer in the grid; None if it must be resampled."""
     if source is None or grid is None:
-        return 0, 0
+        return _Placement(Affine.identity())
     if source.crs != grid.crs:
         return None
     relative = ~grid.transform @ source.transform
-    matrix = np.array([[relative.a, relative.b], [relative.d, relative.e]])
-    x, y = round(relative.c), round(relative.f)
-    same = np.abs(matrix - np.eye(2)).max() < 1e-6
-    near = max(abs(relative.c - x), abs(relative.f - y)) <= 2 * _SAME_GRID_PX
-    return (x, y) if same and near else None
+    whole = Affine(*map(round, relative[:6]))
+    linear = np.abs(np.subtract(relative[:6], whole[:6]))[[0, 1, 3, 4]].max()
+    near = max(abs(relative.c - whole.c), abs(relative.f - whole.f)) <= 2 * _SAME_GRID_PX
+    # Pixels of the same size, perhaps flipped or turned by quarters.
+    axes = tuple(abs(whole[index]) for index in (0, 1, 3, 4))
+    is_turn = axes in ((1, 0, 0, 1), (0, 1, 1, 0))
+    return _Placement(whole) if linear < 1e-6 and near and is_turn else None
 
 
 def _border(box: Box) -> NDArray[np.float64]:

@@ -17,8 +17,9 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from satmap.data.label_files import LABEL_SUFFIXES, Kind, read_label_file
-from satmap.data.sources import DRIVERS, Source, opened
+from satmap.data.sources import Source, opened
 from satmap.errors import SatmapError
+from satmap.io.gdal import DRIVERS
 from satmap.io.geojson_reader import LON_LAT, project
 from satmap.io.text import listing, printable
 from satmap.io.walk import walk

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from satmap.data.mosaic import Layer, Mosaic, find_layers, make_mosaics
+from satmap.data.mosaic import Layer, Mosaic, find_layers, make_mosaics, stretched
 from satmap.data.own_data import OwnData
 from satmap.data.own_labels import OwnShapes, Shapes, pair_masks, read_area, read_own_shapes
 from satmap.data.sources import Source, read_source
@@ -121,7 +121,7 @@ def plan_vectors(
     for number, members in enumerate(_places(placed), 1):
         layers, unused = find_layers(members, channels, data.bands)
         faults |= unused
-        layers = _stretched(layers, task, unread)
+        layers = stretched(layers, task.recipe.stretch.low, task.recipe.stretch.high, unread)
         if layers:
             name = Path(members[0].name).stem if len(members) == 1 else f"place{number}"
             # A place so large that its scale varies has several.
@@ -177,7 +177,7 @@ def plan_masks(
             _require_same_pixels(image, mask)
             layers, unusable = find_layers([image], channels, data.bands)
             faults |= unusable
-            layers = _stretched(layers, task, unread)
+            layers = stretched(layers, task.recipe.stretch.low, task.recipe.stretch.high, unread)
         except SatmapError as error:
             faults[image.name] = str(error)
             continue
@@ -238,19 +238,6 @@ def _require_same_pixels(image: Source, mask: Source) -> None:
             f"{printable(mask.name)}: lies {shift:.0f} pixels from its image "
             f"{Path(image.name).name}. Cut both from the same place."
         )
-
-
-def _stretched(layers: Sequence[Layer], task: "Task", unread: dict[str, str]) -> list[Layer]:
-    """Return the layers with their stretch; ``unread`` gets the reasons of :meth:`Layer.read`."""
-    settings = task.recipe.stretch
-    ready: list[Layer] = []
-    for layer in layers:
-        try:
-            stretch = layer.sample_stretch(settings.low, settings.high, unread)
-            ready.append(replace(layer, stretch=stretch))
-        except SatmapError as error:
-            unread[layer.name] = str(error)
-    return ready
 
 
 def _places(sources: Sequence[Source]) -> list[list[Source]]:

@@ -1,10 +1,11 @@
-"""Read rasters over HTTP by range requests, and only from the address that the user typed.
+"""Read rasters over HTTP and from S3 by range requests, and only from the address the user typed.
 
 GDAL follows redirects to any server and has no option against it. So GDAL reads such files through
 this module, which refuses redirects and names their target.
 """
 
 import io
+import itertools
 import os
 import re
 import ssl
@@ -17,6 +18,7 @@ from functools import lru_cache
 from http.client import HTTPException
 from typing import Any
 
+from satmap.data import s3
 from satmap.errors import SatmapError
 from satmap.io.text import printable
 
@@ -66,10 +68,10 @@ _CACHE = _Cache()
 
 
 class RemoteFile:
-    """A file on an HTTP server.
+    """A file on an HTTP server or in S3.
 
     Attributes:
-        url: its address.
+        url: its address, http(s):// or s3://.
         size: bytes.
     """
 
@@ -123,9 +125,13 @@ class RemoteFile:
         raise AssertionError("the last try returns or raises")
 
     def _request_once(self, start: int, stop: int) -> tuple[bytes, int]:
+        address, headers = self.url, dict[str, str]()
+        if address.startswith(s3.PREFIX):
+            address = s3.https_address(self.url)
+            headers = s3.signed_headers(address)
         request = urllib.request.Request(
-            urllib.parse.quote(self.url, safe="%/:=&?~#+!$,;'@()*[]"),
-            headers={"Range": f"bytes={start}-{stop - 1}", "User-Agent": "satmap"},
+            urllib.parse.quote(address, safe="%/:=&?~#+!$,;'@()*[]"),
+            headers={"Range": f"bytes={start}-{stop - 1}", "User-Agent": "satmap", **headers},
         )
         with _OPENER.open(request, timeout=TIMEOUT_S) as answer:
             match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
@@ -145,11 +151,16 @@ class RemoteFile:
         return data, size
 
 
+_NUMBERS = itertools.count()
+
+
 def _refusal(error: urllib.error.HTTPError) -> str:
-    if 300 <= error.code < 400:
+    if region := error.headers.get("x-amz-bucket-region"):
+        region = f"; the bucket is in {printable(region, 100)} (AWS_REGION)"
+    if 300 <= error.code < 400 and not region:
         target = printable(error.headers.get("Location", "another address"), 500)
         return f"the server redirects to {target}; give that address if you trust it"
-    return f"the server answers {error.code} {printable(error.reason, 100)}"
+    return f"the server answers {error.code} {printable(error.reason, 100)}{region or ''}"
 
 
 @lru_cache(maxsize=16)
@@ -197,7 +208,11 @@ class RemoteReader(io.RawIOBase):
 
 
 class Opener:
-    """Opens one address for GDAL, and nothing else: no overviews or metadata beside it."""
+    """Opens one address for GDAL, and nothing else: no overviews or metadata beside it.
+
+    Attributes:
+        path: the name by which GDAL opens it.
+    """
 
     def __init__(self, url: str) -> None:
         """Ask the server for the beginning of the file.
@@ -205,7 +220,8 @@ class Opener:
         Raises:
             SatmapError: the server cannot be read.
         """
-        self.url = url
+        # Rasterio asks for credentials for addresses of Amazon, so it gets a name of no address.
+        self.path = f"remote-{next(_NUMBERS)}.tif"
         self._readers: list[RemoteReader] = []
         try:
             self._file = remote_file(url)
@@ -214,7 +230,7 @@ class Opener:
 
     def __call__(self, path: str, mode: str = "rb", **_: Any) -> io.IOBase:
         """Return a reader. Rasterio tests openers with other names, which are empty here."""
-        if path != self.url:
+        if path != self.path:
             return io.BytesIO()
         reader = RemoteReader(self._file)
         self._readers.append(reader)

@@ -23,17 +23,10 @@ from rasterio.errors import CRSError, RasterioError
 from satmap.data.remote import Opener, cannot_read
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
-from satmap.io.gdal import require_possible_size
+from satmap.io.gdal import DRIVERS, require_possible_size
 from satmap.io.geojson_reader import CRS_NAME
 from satmap.io.text import printable
 from satmap.io.walk import walk
-
-#: GDAL's driver by lower-case suffix.
-DRIVERS = {
-    ".tif": "GTiff", ".tiff": "GTiff", ".vrt": "VRT", ".jpg": "JPEG", ".jpeg": "JPEG",
-    ".png": "PNG", ".webp": "WEBP", ".jp2": "JP2OpenJPEG", ".j2k": "JP2OpenJPEG",
-    ".mbtiles": "MBTiles",
-}  # fmt: skip
 
 # First bytes of image files; map servers save tiles of one format under the suffix of another.
 _SIGNATURES = {
@@ -45,7 +38,6 @@ _DTYPES = ("uint8", "uint16", "int16", "float32")
 _LOSSY = ("JPEG", "WEBP", "MBTiles")
 _LOSSY_COMPRESSIONS = ("JPEG", "YCbCr JPEG", "WEBP")
 _SCHEMES = ("https", "http", "s3")
-_S3 = "/vsis3/"
 
 # Lower-case names of the elements and attributes that gdalbuildvrt and `gdal_translate -of VRT`
 # write for mosaics. None of them makes GDAL run code, read a file or contact a server, except the
@@ -83,14 +75,20 @@ WEB_MERCATOR = "EPSG:3857"
 #: Half the width of the world in it, metres.
 HALF_WORLD_M = math.pi * 6378137.0
 
-# Requests only what the user named: no directory listings and no sidecar files. Servers that hang
-# are given up.
+# Bytes of decoded pixels that GDAL keeps; the default is 5 % of the machine's memory.
+_CACHE_BYTES = 64_000_000
+# Requests nothing beside a file on a server.
 _REMOTE = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_TIMEOUT": "60",
-    "GDAL_HTTP_CONNECTTIMEOUT": "20", "GDAL_HTTP_MAX_RETRY": "3", "GDAL_HTTP_RETRY_DELAY": "1",
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
+    "GDAL_CACHEMAX": _CACHE_BYTES,
 }  # fmt: skip
-# Overviews beside a file may be virtual rasters. No address has this name, so GDAL requests none.
-_LOCAL = {"CPL_VSIL_CURL_ALLOWED_FILENAME": "none"}
+# GDAL looks for files beside a raster by name, as `_refuse_sidecars` does, and not in a listing of
+# the folder, where case does not count. No address has the name none, so GDAL requests none.
+_LOCAL = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE", "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
+    "GDAL_CACHEMAX": _CACHE_BYTES,
+}  # fmt: skip
+_OPENED_SIDECARS = (".ovr", ".OVR", ".msk", ".MSK")
 
 
 @dataclass(frozen=True)
@@ -231,6 +229,12 @@ def read_source(
     path, driver, has_lossy_parts = _allowed(name)
     try:
         with _opened(name, path, driver, zoom) as f:
+            # First: GDAL reports that it has not found the file only later.
+            if f.crs and not _is_crs(f.crs.to_wkt()):
+                raise SatmapError(
+                    f"{printable(name)}: its reference system names a file, which satmap does not "
+                    "use. Assign a plain one, for example with `rio edit-info --crs EPSG:4326`."
+                )
             require_possible_size(f.width, f.height)
             colours = [
                 [index for index, colour in zip(f.indexes, f.colorinterp, strict=True)
@@ -307,7 +311,7 @@ def _opened(
     try:
         with (
             rasterio.Env(**(_REMOTE if _is_remote(path) else _LOCAL)),
-            rasterio.open(path, driver=driver, **options) as file,
+            rasterio.open(opener.path if opener else path, driver=driver, **options) as file,
         ):
             _refuse_overview_files(file)
             yield file
@@ -334,7 +338,8 @@ def _allowed(name: str) -> tuple[str, str, bool]:
             raise SatmapError(
                 f"{printable(name)}: satmap reads https://, http:// and s3:// addresses."
             )
-        return (_S3 + rest if scheme.lower() == "s3" else name), "GTiff", False
+        # GDAL never sees the address: our own reader requests it.
+        return f"{scheme.lower()}://{rest}", "GTiff", False
     path = Path(name)
     driver = DRIVERS.get(path.suffix.lower())
     if driver is None:
@@ -343,6 +348,7 @@ def _allowed(name: str) -> tuple[str, str, bool]:
             "for example with `gdal_translate`."
         )
     refuse_pipe(path)
+    _refuse_sidecars(path)
     has_lossy_parts = False
     if driver == "VRT":
         # GDAL takes references as relative to the file that a link names.
@@ -352,6 +358,27 @@ def _allowed(name: str) -> tuple[str, str, bool]:
         driver = _driver_by_content(path) or driver
     # An absolute path cannot be taken for one of GDAL's own prefixes.
     return str(path.absolute()), driver, has_lossy_parts
+
+
+def _refuse_sidecars(path: Path) -> None:
+    """Refuse overviews and masks beside a raster that are not GeoTIFF, as GDAL writes them.
+
+    GDAL opens them by content. A virtual raster there could read any file.
+
+    Raises:
+        SatmapError: there is one.
+    """
+    for suffix in _OPENED_SIDECARS:
+        beside = path.with_name(path.name + suffix)
+        if not beside.is_file():
+            continue
+        if _driver_by_content(beside) != "GTiff":
+            raise SatmapError(
+                f"{printable(path)}: {printable(beside)} beside it is not a GeoTIFF. Remove it, or "
+                "make it again with `gdaladdo -ro`."
+            )
+        # GDAL looks for masks of overviews and overviews of masks, too.
+        _refuse_sidecars(beside)
 
 
 def _refuse_overview_files(file: rasterio.DatasetReader) -> None:
@@ -370,7 +397,7 @@ def _is_lossy(file: rasterio.DatasetReader) -> bool:
 
 
 def _is_remote(path: str) -> bool:
-    return "://" in path or path.startswith(_S3)
+    return "://" in path
 
 
 def _driver_by_content(path: Path) -> str | None:
@@ -435,7 +462,7 @@ def _refused_part(element: ET.Element) -> str | None:
 
 
 def _is_crs(text: str) -> bool:
-    """Return whether a text is WKT, a name or a PROJ string, which GDAL reads without requests."""
+    """Return whether a text is WKT, a name or a PROJ string that names no files."""
     return not text.strip() or bool(CRS_NAME.fullmatch(text.strip()))
 
 
@@ -463,6 +490,7 @@ def _check_reference(path: Path, element: ET.Element) -> bool:
             f"to rasters under its own folder, with a suffix of {', '.join(sorted(DRIVERS))} "
             "except .vrt and .mbtiles."
         )
+    _refuse_sidecars(target)
     # GDAL opens it by content, so make sure that the content is what the suffix says.
     try:
         with rasterio.open(target, driver=driver) as file:

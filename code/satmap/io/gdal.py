@@ -5,19 +5,24 @@ from pathlib import Path
 from satmap.errors import SatmapError
 from satmap.io.files import refuse_pipe
 
-# GDAL's drivers by lower-case suffix. If GDAL chose the driver by content, it could take a text for
-# a virtual raster and read the files or contact the servers that the text names.
-_DRIVERS = {
-    ".tif": "GTiff", ".tiff": "GTiff", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG",
+#: GDAL's drivers by lower-case suffix. If GDAL chose the driver by content, it could take a text
+#: for a virtual raster and read the files or contact the servers that the text names.
+DRIVERS = {
+    ".tif": "GTiff", ".tiff": "GTiff", ".vrt": "VRT", ".jpg": "JPEG", ".jpeg": "JPEG",
+    ".png": "PNG", ".webp": "WEBP", ".jp2": "JP2OpenJPEG", ".j2k": "JP2OpenJPEG",
+    ".mbtiles": "MBTiles",
 }  # fmt: skip
+# Drivers of files with references or several images, which only `satmap.data.sources` opens.
+_CONTAINERS = ("VRT", "MBTiles")
 
 # 65,536 x 65,536 pixels: a megacity at 0.5 m per pixel. A tiny file can claim any size.
 _MOST_PIXELS = 1 << 32
 
 
 def driver_of(path: Path) -> str:
-    """Return GDAL's driver for a raster by its suffix; GeoTIFF for unknown suffixes."""
-    return _DRIVERS.get(path.suffix.lower(), "GTiff")
+    """Return GDAL's driver for a single image by its suffix; GeoTIFF for other suffixes."""
+    driver = DRIVERS.get(path.suffix.lower(), "GTiff")
+    return "GTiff" if driver in _CONTAINERS else driver
 
 
 def require_raster_file(path: Path) -> None:

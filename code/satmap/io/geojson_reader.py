@@ -26,10 +26,16 @@ LON_LAT = "OGC:CRS84"
 
 _MALFORMED = (TypeError, ValueError, AttributeError, IndexError, KeyError, OverflowError)
 
+# Parts of PROJ strings and of WKT that name files, which PROJ opens for transformations.
+_CRS_FILES = (
+    r'(?:\b(?:nadgrids|geoidgrids|grids|file|init)\s*=\s*(?!@null(?:[\s"]|$))|\bparameterfile\b)'
+)
+
 #: Names, WKT and PROJ strings of coordinate reference systems. Given anything else, GDAL could read
 #: a file or contact a server.
 CRS_NAME = re.compile(
-    r"(?:urn:(?:ogc|x-ogc):def:crs:|EPSG:|OGC:)[\w.:-]+|[A-Z_]+\s*\[.*\]\s*|\+proj=.*",
+    rf"(?!.*{_CRS_FILES})"
+    r"(?:(?:urn:(?:ogc|x-ogc):def:crs:|EPSG:|OGC:)[\w.:-]+|[A-Z_]+\s*\[.*\]\s*|\+proj=.*)",
     re.IGNORECASE | re.DOTALL,
 )
 

@@ -5,7 +5,7 @@ probability maps are transformed back, and one weighted mean is taken over all p
 symmetry. Overlapping windows of a large image are blended (:mod:`satmap.networks.windows`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import starmap
 from typing import Any, Protocol
@@ -128,15 +128,18 @@ def predict_strips(
     settings: Inference,
     device: torch.device,
     category: str | None = None,
+    on_window: Callable[[], None] = lambda: None,
 ) -> Iterator[Strip]:
     """Yield the maps of :func:`predict_maps` strip by strip from the top, for images of any size.
 
     An image no larger than a window is one strip. For a larger image, one row of windows is kept in
-    memory.
+    memory. ``on_window`` is called after each window.
     """
 
     def predict(rows: slice, columns: slice) -> Tensor:
-        return _average_window(members, image[rows, columns], settings, device, category)
+        maps = _average_window(members, image[rows, columns], settings, device, category)
+        on_window()
+        return maps
 
     height, width = image.shape[:2]
     rows, columns = (spans(length, settings.window, settings.overlap) for length in (height, width))
@@ -176,18 +179,20 @@ def _average_window(
             heads = [network.category_indices([category] * len(batch))] if category else []
             with autocast(device):
                 logits = network(batch.contiguous(memory_format=torch.channels_last), *heads)
-            logits = logits.float()
-            outputs = F.logsigmoid(logits) if geometric else logits.sigmoid()
+            # In place and freed at once: the maps of a window take a hundred megabytes.
+            outputs = F.logsigmoid(logits.float()) if geometric else logits.float().sigmoid_()
+            del logits, batch
             for symmetry, output in zip(symmetries, outputs, strict=True):
-                total += symmetry.undo(output) * member.votes
+                total.add_(symmetry.undo(output), alpha=member.votes)
+            del outputs, output
     votes = sum(member.votes for member in members)
     inside = (slice(top, top + height), slice(left, left + width))
+    mean = total[:, *inside]
     if geometric:
-        mean = (total[:, *inside] / (votes * settings.tta)).exp() * 255
+        mean.div_(votes * settings.tta).exp_().mul_(255)
     else:
-        mean = total[:, *inside] * (255 / (votes * settings.tta))
-    has_data = torch.from_numpy(image.any(axis=2)).to(device)
-    return mean * has_data
+        mean.mul_(255 / (votes * settings.tta))
+    return mean.mul_(torch.from_numpy(image.any(axis=2)).to(device))
 
 
 def mirror_into_gaps(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -62,6 +62,11 @@ def spans(length: int, size: int, overlap: int) -> list[Span]:
     ]
 
 
+def window_count(height: int, width: int, size: int, overlap: int) -> int:
+    """Return the number of windows of an image, for the arguments of :func:`spans`."""
+    return len(spans(height, size, overlap)) * len(spans(width, size, overlap))
+
+
 def blend(
     rows: Sequence[Span], columns: Sequence[Span], predict: Callable[[slice, slice], Tensor]
 ) -> Iterator[tuple[int, Tensor]]:
@@ -87,7 +92,7 @@ def blend(
             window, beside = _join(window, beside, column, 2)
             before = above[:, :, column.finished] if above is not None and row.fade_in else None
             window, end = _join(window, before, row, 1)
-            strip = _filled(strip, window.round().to(torch.uint8), column, columns)
+            strip = _filled(strip, window.round_().to(torch.uint8), column, columns)
             if end is not None:
                 above = _filled(above, end, column, columns)
         assert strip is not None

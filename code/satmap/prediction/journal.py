@@ -80,6 +80,14 @@ class Journal:
         self._file.seek(self.finished[key])
         return self._task.from_json(json.loads(self._file.readline())[1])
 
+    def forget(self, key: str) -> None:
+        """Treat an image as unfinished and without notes, until it is added again.
+
+        The file keeps the earlier record, so a run that stops meanwhile forgets it again.
+        """
+        self.finished.pop(key, None)
+        self.notes.pop(key, None)
+
     def merge_parts(self) -> None:
         """Append the parts of other processes to the journal and delete them.
 

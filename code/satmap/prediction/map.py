@@ -16,7 +16,15 @@ from typing import Any
 
 from satmap.data.chip import Chip
 from satmap.data.imagery import RGB, ImageInfo
-from satmap.data.mosaic import Layer, Mosaic, Priority, Stretch, find_layers, make_mosaics
+from satmap.data.mosaic import (
+    Layer,
+    Mosaic,
+    Priority,
+    Stretch,
+    find_layers,
+    make_mosaics,
+    stretched,
+)
 from satmap.data.neighbours import Neighbour
 from satmap.data.sources import Source, find_sources
 from satmap.errors import SatmapError
@@ -25,10 +33,12 @@ from satmap.io.checksums import FileRecord, in_threads, record_file
 from satmap.io.progress import track
 from satmap.io.text import printable, public_address
 from satmap.networks.ensemble import EnsembleMember
+from satmap.networks.windows import window_count
 from satmap.prediction.journal import Journal
 from satmap.prediction.outputs import PredictionReport, found_nothing
 from satmap.prediction.plan import Plan, Request, Tile, ensemble_of, fingerprint_of
 from satmap.prediction.run import run
+from satmap.prediction.stretches import KeptStretches
 from satmap.provenance.manifest import (
     MapManifest,
     Run,
@@ -36,6 +46,7 @@ from satmap.provenance.manifest import (
     record_recipe,
     write_manifest,
 )
+from satmap.rasters.map_store import MapStore
 from satmap.rasters.scene import Box
 from satmap.recipes.schema import Inference
 from satmap.runtime.device import pick_device
@@ -92,10 +103,12 @@ class MapPlan(Plan):
     Attributes:
         mosaics: the maps, by id.
         blocks: of each tile the id of its map, its rectangle, and that which the networks see.
+        stretches: those of the mosaics, kept until the map is complete.
     """
 
     mosaics: Mapping[str, Mosaic] = field(default_factory=dict)
     blocks: tuple[tuple[str, Box, Box], ...] = ()
+    stretches: KeptStretches | None = None
 
     def prepare(self, index: int, members: Sequence[EnsembleMember]) -> PreparedImage:
         """Read a block and its surroundings in the networks' pixel size."""
@@ -103,7 +116,11 @@ class MapPlan(Plan):
         chip = self.tiles[index].chip
         faults: dict[str, str] = {}
         pixels = self.mosaics[map_id].read(seen, faults)
-        notes = tuple(f"{printable(name)}: {reason}" for name, reason in faults.items())
+        # The journal keeps the notes, so they must not hold the secrets of addresses.
+        notes = tuple(
+            f"{printable(public_address(name))}: {_without_secrets(reason)}"
+            for name, reason in faults.items()
+        )
         if notes and not pixels.any():
             raise SatmapError(notes[0])
         default = self.task.default_metres_per_pixel or 1.0
@@ -117,12 +134,32 @@ class MapPlan(Plan):
             chip.image, pixels, fitting, metres, notes, category, inside=box.seen_from(seen)
         )
 
+    def windows(self, index: int) -> int:
+        """Return the number of windows in which the networks predict a block."""
+        _, _, seen = self.blocks[index]
+        settings = self.recipe.inference
+        return window_count(seen.height, seen.width, settings.window, settings.overlap)
+
+    def forget_incomplete(self, journal: Journal, store: MapStore) -> None:
+        """Forget blocks that could not be read everywhere, and those that lack maps around them."""
+        assert self.stretches is not None
+        self.stretches.write()
+        for tile in self.tiles:
+            if tile.key in journal.notes:
+                journal.forget(tile.key)
+                store.path(tile.key).unlink(missing_ok=True)
+        stored = [store.path(tile.key).exists() for tile in self.tiles]
+        for tile in self.tiles:
+            if not all(stored[neighbour.image] for neighbour in tile.neighbours):
+                journal.finished.pop(tile.key, None)
+
 
 def map_sources(request: MapRequest) -> PredictionReport:
     """Map rasters and write the result, in one or several formats.
 
     Rasters that cannot be read, or not everywhere, are left out there and reported. A stopped run
-    resumes with its unfinished blocks. The result does not depend on the number of processes and
+    resumes with its unfinished blocks, and one with such faults with the blocks that lack a part.
+    The result does not depend on the number of processes and
     workers.
 
     Args:
@@ -156,16 +193,13 @@ def _plan(request: MapRequest) -> MapPlan:
     channels = {file.in_channels for file in files}
     layers, faults = _find_layers(found.sources, channels, request.bands)
     faults = found.faults | faults
-    stretched = [
-        replace(layer, stretch=stretch)
-        for layer in track(layers, "sampling", len(layers))
-        if (stretch := _stretch(layer, request, task, faults)) is not None
-    ]
-    if not stretched:
+    kept = KeptStretches(request.output)
+    layers = _stretched(track(layers, "sampling", len(layers)), request, task, faults, kept)
+    if not layers:
         raise SatmapError("\n".join(f"{printable(name)}: {faults[name]}" for name in faults))
     gsd = request.gsd or trained_gsd(files)
-    mosaics = _named(map(_of_common_bands, make_mosaics(stretched, gsd, request.priority)))
-    warnings = _describe(mosaics, trained_gsd(files)) + _brightness_warnings(stretched, files)
+    mosaics = _named(map(_of_common_bands, make_mosaics(layers, gsd, request.priority)))
+    warnings = _describe(mosaics, trained_gsd(files)) + _brightness_warnings(layers, files)
     warnings += _left_out_warnings(mosaics, files)
     context = min(recipe.inference.overlap, _CONTEXT_PX)
     side = request.block_px or block_side(recipe.inference)
@@ -173,11 +207,9 @@ def _plan(request: MapRequest) -> MapPlan:
     tiles: list[Tile] = []
     for map_id, mosaic in mosaics.items():
         blocks = mosaic.blocks(side)
-        for box in blocks.values():
-            seen = mosaic.covered(box.grown(context, context))
-            assert seen is not None
-            names.append((map_id, box, seen))
-        tiles += _tiles(map_id, mosaic, blocks, len(tiles), request, task)
+        seen = [mosaic.covered(box.grown(context, context)) or box for box in blocks.values()]
+        names += [(map_id, box, around) for box, around in zip(blocks.values(), seen, strict=True)]
+        tiles += _tiles(map_id, mosaic, blocks, seen, len(tiles), request, task)
     _require_fitting_outputs(request, task, mosaics, [tile.chip for tile in tiles])
     print(
         f"{len(tiles)} blocks, {len(files)} networks, {recipe.inference.tta} test-time "
@@ -198,6 +230,7 @@ def _plan(request: MapRequest) -> MapPlan:
         json.dumps([fingerprint_of(recipe, files, rating_model, request, None), options]),
         mosaics,
         tuple(names),
+        kept,
     )
 
 
@@ -273,18 +306,26 @@ def _left_out_warnings(mosaics: Mapping[str, Mosaic], files: Sequence[WeightFile
     ]
 
 
-def _stretch(
-    layer: Layer, request: MapRequest, task: Task, faults: dict[str, str]
-) -> Stretch | None:
-    """Return a layer's stretch; None if nothing of it can be read, which is added to ``faults``."""
+def _stretched(
+    layers: Iterable[Layer],
+    request: MapRequest,
+    task: Task,
+    faults: dict[str, str],
+    kept: KeptStretches,
+) -> list[Layer]:
+    """Return the layers with their stretch; ``faults`` gets rasters that cannot be read."""
     if request.stretch is not None:
         low, high = request.stretch
-        return Stretch((low,) * len(layer.bands), (high,) * len(layer.bands))
-    settings = task.recipe.stretch
-    unreadable: dict[str, str] = {}
-    stretch = layer.sample_stretch(settings.low, settings.high, unreadable)
-    faults |= unreadable
-    return None if unreadable and not any(stretch.high) else stretch
+        return [
+            replace(layer, stretch=Stretch((low,) * len(layer.bands), (high,) * len(layer.bands)))
+            for layer in layers
+        ]
+    percentiles = task.recipe.stretch.low, task.recipe.stretch.high
+
+    def sampled(layer: Layer) -> Layer | None:
+        return next(iter(stretched([layer], *percentiles, faults)), None)
+
+    return kept.apply(layers, percentiles, sampled, faults)
 
 
 def _named(mosaics: Iterable[Mosaic]) -> dict[str, Mosaic]:
@@ -363,16 +404,19 @@ def _tiles(
     map_id: str,
     mosaic: Mosaic,
     blocks: Mapping[tuple[int, int, int], Box],
+    seen: Sequence[Box],
     first: int,
     request: MapRequest,
     task: Task,
 ) -> list[Tile]:
-    """Return the blocks of a map with the blocks around them; their indices begin at ``first``."""
-    digest = hashlib.sha256(mosaic.identity().encode()).hexdigest()[:16]
+    """Return the blocks of a map with the blocks around them.
+
+    Their indices begin at ``first``. ``seen`` is the rectangle of each that the networks see.
+    """
     index_of = {place: index for index, place in enumerate(blocks, first)}
     path, channels = Path(mosaic.layers[0].sources[0].name), len(mosaic.layers[0].bands)
     tiles = []
-    for (region, row, column), box in blocks.items():
+    for ((region, row, column), box), shown in zip(blocks.items(), seen, strict=True):
         around = []
         if isinstance(task, DenseTask):
             rows, columns = range(row - 1, row + 2), range(column - 1, column + 2)
@@ -384,6 +428,7 @@ def _tiles(
             path, RGB, box.width, box.height, channels, "uint8", mosaic.georeference_of(box)
         )
         image_id = f"{map_id}:{region}-{row}-{column}"
+        digest = hashlib.sha256(f"{box} {mosaic.identity(shown)}".encode()).hexdigest()[:16]
         chip = Chip(image_id, image_id, "", {RGB: info}, None, view_angle=request.view_angle)
         tiles.append(Tile(chip, f"{image_id} {digest}", tuple(around)))
     return tiles
@@ -425,7 +470,15 @@ def _finish(
         elif lacking := plan.task.export(path, lambda: iter(records.values()), request.crs):
             warnings.append(f"{path} lacks {len(lacking)} maps. {next(iter(lacking.values()))}")
     _write_manifest(plan, request, weights, faults, run_by)
-    return PredictionReport(plan.task.noun, counts, faults, tuple(warnings))
+    for index, reason in found.items():
+        # Marks the block, so that the next run predicts those around it again, too.
+        journal.add_notes(plan.tiles[index].key, (reason,))
+    if not faults:
+        assert plan.stretches is not None
+        plan.stretches.remove()
+    return PredictionReport(
+        plan.task.noun, counts, faults, tuple(warnings), unfinished=bool(faults)
+    )
 
 
 def _write_manifest(
@@ -463,10 +516,15 @@ def _write_manifest(
             for map_id, mosaic in plan.mosaics.items()
         },
         "skipped": {
-            public_address(name): _ADDRESS.sub(lambda found: public_address(found[0]), reason)
+            public_address(name): _without_secrets(reason)
             for name, reason in sorted(faults.items())
         },
         "learning": learning_of(plan.files, {record.sha256 for record in records.values()}),
         "run": run_by,
     }  # fmt: skip
     write_manifest(request.output, MapManifest, facts)
+
+
+def _without_secrets(text: str) -> str:
+    """Return a text whose addresses have no user, query and fragment."""
+    return _ADDRESS.sub(lambda found: public_address(found[0]), text)

@@ -36,12 +36,15 @@ class PredictionReport:
             that was held out).
         faults: image id to the reason, for images that failed and are empty in the file.
         warnings: messages about the other images.
+        unfinished: whether the same command can still add to the result, so that finished work is
+            kept.
     """
 
     noun: str
     images: dict[str, int]
     faults: dict[str, str]
     warnings: tuple[str, ...]
+    unfinished: bool = False
 
 
 def found_nothing(noun: str) -> str:

@@ -17,6 +17,7 @@ from satmap.data.scenes import cut_scenes
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 from satmap.networks.ensemble import EnsembleMember
+from satmap.networks.windows import window_count
 from satmap.prediction.images import prepare_image
 from satmap.prediction.journal import Journal
 from satmap.provenance.manifest import now
@@ -147,6 +148,17 @@ class Plan:
         tile = self.tiles[index]
         around = [(self.tiles[n.image].chip.image, n.column, n.row) for n in tile.context]
         return prepare_image(tile.chip, members, self.task, around)
+
+    def windows(self, index: int) -> int:
+        """Return the number of windows in which the networks predict a tile."""
+        settings, shape = self.recipe.inference, self.tiles[index].shape
+        longest = self.task.input_px or max(shape)
+        height, width = (min(side, longest) for side in shape)
+        return window_count(height, width, settings.window, settings.overlap)
+
+    def forget_incomplete(self, journal: Journal, store: MapStore) -> None:
+        """Forget finished images that may have become readable since an earlier run."""
+        return
 
     def result_decoder(self, tile: Tile) -> Any:
         """Return the decoder that turns the prediction of an image into its result."""

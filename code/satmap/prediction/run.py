@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -28,14 +28,12 @@ from satmap.runtime.device import pick_device
 from satmap.runtime.ranks import Ranks, joined
 from satmap.submissions.output_checks import require_outputs
 
-Report = TypeVar("Report")
-
 #: Writes the outputs of a prediction, given its plan, the request, the journal with the results,
 #: tile index to the reason for images that could not be predicted, the records of the networks and
 #: of this run.
 Finish = Callable[
     [Any, Any, Journal, Mapping[int, str], tuple[FileRecord, ...], Run],
-    Report,
+    PredictionReport,
 ]
 
 
@@ -100,7 +98,7 @@ def predict(
     return run(request, make_plan, _finish)
 
 
-def run(request: Request, plan_of: Callable[[Any], Plan], finish: Finish[Report]) -> Report:
+def run(request: Request, plan_of: Callable[[Any], Plan], finish: Finish) -> PredictionReport:
     """Predict, resume and distribute any plan.
 
     Args:
@@ -117,8 +115,8 @@ def run(request: Request, plan_of: Callable[[Any], Plan], finish: Finish[Report]
 
 
 def _predict(
-    ranks: Ranks, request: Request, plan_of: Callable[[Any], Plan], finish: Finish[Report]
-) -> Report:
+    ranks: Ranks, request: Request, plan_of: Callable[[Any], Plan], finish: Finish
+) -> PredictionReport:
     """Predict the share of this process; the first process also plans and writes the outputs."""
     device = pick_device(request.device)
     with contextlib.ExitStack() as stack:
@@ -137,6 +135,7 @@ def _predict(
             store = MapStore(request.output, plan.fingerprint)
             store.remove_leftovers([tile.key for tile in plan.tiles])
             remove_leftovers(plan, request)
+            plan.forget_incomplete(journal, store)
             return plan, work_left(plan, journal, store, request.maps)
 
         plan, work = ranks.on_first(begin)
@@ -151,13 +150,14 @@ def _predict(
             journal.close()
         parts = ranks.gather(faults)
 
-        def end() -> Report:
+        def end() -> PredictionReport:
             journal.merge_parts()
             faults = {index: fault for part in parts for index, fault in part.items()}
             run_by = run_here(request.command, device, request.started, ranks.world)
             done = finish(plan, request, journal, faults, weights, run_by)
-            journal.remove()
-            MapStore(request.output, plan.fingerprint).remove()
+            if not done.unfinished:
+                journal.remove()
+                MapStore(request.output, plan.fingerprint).remove()
             return done
 
         return ranks.on_first(end)

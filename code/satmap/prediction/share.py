@@ -8,14 +8,14 @@ not grow with the number of images.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from satmap.errors import SatmapError
-from satmap.io.progress import track
+from satmap.io.progress import Progress, track
 from satmap.networks.ensemble import EnsembleMember
 from satmap.prediction.decoding import DecodeQueue
 from satmap.prediction.journal import Journal
@@ -62,12 +62,11 @@ def predict_rank_share(
         queue = DecodeQueue(plan, store, pool, journal, set(work.to_predict))
         for index in work.to_decode[share]:
             queue.stored(index)
-        stage = _NetworkStage(queue, request.maps, members, device)
-        images = read_ahead(mine, stage.read, READ_AHEAD if request.workers else 0)
-        if ranks.first:
-            note = f" (1 of {ranks.world} processes)" if ranks.world > 1 else ""
-            images = track(images, f"predicting{note}", len(mine))
-        stage.predict(images)
+        note = f" (1 of {ranks.world} processes)" if ranks.world > 1 else ""
+        windows = sum(map(plan.windows, mine))
+        with Progress(f"predicting{note}", windows, "windows", shown=ranks.first) as progress:
+            stage = _NetworkStage(queue, request.maps, members, device, progress)
+            stage.predict(read_ahead(mine, stage.read, READ_AHEAD if request.workers else 0))
         # Images with neighbours in other processes' shares need the maps of those.
         ranks.wait()
         left = queue.decode_rest()
@@ -89,6 +88,7 @@ class _NetworkStage:
     maps: Path | None
     members: Sequence[EnsembleMember]
     device: torch.device
+    progress: Progress
 
     def __post_init__(self) -> None:
         self.plan = self.queue.plan
@@ -110,7 +110,10 @@ class _NetworkStage:
         try:
             for index, image in images:
                 self.queue.decode_ready()
+                end = self.progress.done + self.plan.windows(index)
                 following = self._launched(index, image)
+                # Blank windows and images that cannot be predicted count, too.
+                self.progress.advance(end - self.progress.done)
                 if launched is not None:
                     self._hand_on(*launched)
                 launched = following
@@ -145,6 +148,7 @@ class _NetworkStage:
         with self._faults_of(index):
             if isinstance(image, Exception):
                 raise image
+            image = replace(image, on_window=self.progress.advance)
             if not (image.is_large and isinstance(task, DenseTask)):
                 return index, image, launch_networks(image, task, self.device)
             self._predict_into_file(index, image, task)
@@ -189,12 +193,11 @@ class _NetworkStage:
         # An RGB image that replaces a broken multispectral one may have another pixel grid. Its
         # maps do not fit to those of the neighbours.
         elif self._fits(index, image):
-            paths = [*rasters, self.queue.store.path(tile.key)]
-            self._submit(index, image, stored, store_maps, prediction, georeference, paths)
+            path = self.queue.store.path(tile.key)
+            self._submit(index, image, stored, store_maps, prediction, georeference, rasters, path)
         else:
-            self._submit(
-                index, image, decoded, store_maps, prediction, georeference, rasters, decode
-            )
+            arguments = prediction, georeference, rasters, None, decode
+            self._submit(index, image, decoded, store_maps, *arguments)
 
     def _submit(
         self,

@@ -74,16 +74,21 @@ class MapStore:
 def store_maps(
     maps: ProbabilityMaps,
     georeference: Georeference | None,
-    paths: Sequence[Path],
+    rasters: Sequence[Path],
+    stored: Path | None = None,
     decode: Callable[[ProbabilityMaps], Any] | None = None,
 ) -> Any:
-    """Write probability maps to files; return the result of ``decode``, if it is given.
+    """Write probability maps to the user's ``rasters`` and to a file of the store.
+
+    Returns the result of ``decode``, if it is given.
 
     Raises:
         CannotWriteError: the disk is full or a directory not writable.
     """
-    for path in paths:
+    for path in rasters:
         write_maps(path, maps, georeference)
+    if stored:
+        write_maps(stored, maps, georeference, for_itself=True)
     return decode and decode(maps)
 
 

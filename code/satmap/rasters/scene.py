@@ -207,7 +207,9 @@ class Scene:
         """Read all maps."""
         height, width = self.shape
         whole = Box(0, 0, width, height)
-        values = np.stack([self.read(name, whole) for name in self.names])
+        values = np.empty((len(self.names), height, width), np.uint8)
+        for target, name in zip(values, self.names, strict=True):
+            target[...] = self.read(name, whole)
         return ProbabilityMaps(self.names, values, self.metres_per_pixel)
 
     @classmethod

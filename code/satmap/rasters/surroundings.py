@@ -43,16 +43,21 @@ def surrounded(
 
     def read(name: str, part: Box) -> NDArray[np.uint8]:
         box = part.seen_from(own.seen_from(whole))
-        rows, columns = np.arange(box.top, box.bottom), np.arange(box.left, box.right)
-        own_rows, own_columns = rows.clip(0, height - 1), columns.clip(0, width - 1)
-        left, top = int(own_columns[0]), int(own_rows[0])
-        inside = Box(left, top, int(own_columns[-1]) - left + 1, int(own_rows[-1]) - top + 1)
+        left, top = (
+            min(max(at, 0), size - 1) for at, size in ((box.left, width), (box.top, height))
+        )
+        right, bottom = min(max(box.right, 1), width), min(max(box.bottom, 1), height)
+        inside = Box(left, top, right - left, bottom - top)
         values = scene.read(name, inside)
         if inside == box:
             return values
-        found: NDArray[np.uint8] = values[own_rows[:, None] - top, own_columns - left]
-        found[abs(rows - own_rows) > _SEAM_PX] = 0
-        found[:, abs(columns - own_columns) > _SEAM_PX] = 0
+        found = np.zeros((box.height, box.width), np.uint8)
+        # The border of the image is repeated, but only over a seam.
+        near = box.overlap(own.grown(_SEAM_PX, _SEAM_PX))
+        if near:
+            rows = np.arange(near.top, near.bottom).clip(top, bottom - 1) - top
+            columns = np.arange(near.left, near.right).clip(left, right - 1) - left
+            found[near.within(box)] = values[rows][:, columns]
         for neighbour in reversed(neighbours):
             shared = box.overlap(neighbour.box)
             if shared and own.overlap(shared) != shared:

@@ -11,9 +11,10 @@ from affine import Affine
 
 from satmap.data.layouts.spacenet_buildings import building_image_id
 from satmap.data.layouts.spacenet_roads import road_image_id
-from satmap.data.mosaic import Layer, Mosaic, find_layers
-from satmap.data.sources import DRIVERS, Source, find_sources, read_source
+from satmap.data.mosaic import Layer, Mosaic, find_layers, stretched
+from satmap.data.sources import Source, find_sources, read_source
 from satmap.errors import SatmapError
+from satmap.io.gdal import DRIVERS
 from satmap.io.text import natural_key
 from satmap.io.walk import walk
 from satmap.rasters.scene import Box
@@ -128,8 +129,8 @@ def _layers(sources: Sequence[Source]) -> list[Layer]:
     found, faults = find_layers(sources, _RGB)
     if not found:
         raise SatmapError(next(iter(faults.values())))
-    settings = StretchSettings()
-    return [
-        replace(layer, stretch=layer.sample_stretch(settings.low, settings.high, {}))
-        for layer in found
-    ]
+    settings, unread = StretchSettings(), dict[str, str]()
+    layers = stretched(found, settings.low, settings.high, unread)
+    if not layers:
+        raise SatmapError("\n".join(f"{name}: {reason}" for name, reason in unread.items()))
+    return layers

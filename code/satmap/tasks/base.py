@@ -61,6 +61,7 @@ class PreparedImage:
         is_large: whether the image's result is too large to be held in memory.
         inside: the part of ``pixels`` to predict; the rest only shows the networks what is around
             it. None for all.
+        on_window: called after each window that the networks have predicted.
     """
 
     info: ImageInfo
@@ -71,6 +72,7 @@ class PreparedImage:
     category: str | None = None
     is_large: bool = False
     inside: Box | None = None
+    on_window: Callable[[], None] = lambda: None
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -56,17 +56,29 @@ class PendingMaps:
     """Named probability maps of an image, in strips that the device may still be computing."""
 
     names: tuple[str, ...]
-    strips: Sequence[Strip]
+    strips: list[Strip]
     image: PreparedImage
 
     def get(self) -> ProbabilityMaps:
-        """Wait for the maps and resize them to the size of the image's file."""
+        """Wait for the maps and resize them to the size of the image's file. Call it once."""
         parts = [strip.get() for strip in self.strips]
-        values = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+        tops = [strip.top for strip in self.strips]
+        # The maps are copied below, and the originals take a hundred megabytes.
+        self.strips.clear()
         if (inside := self.image.inside) is not None:
-            values = values[:, *inside.pixels]
+            parts = [
+                part[:, max(inside.top - top, 0) : max(inside.bottom - top, 0),
+                     inside.left : inside.right]
+                for top, part in zip(tops, parts, strict=True)
+            ]  # fmt: skip
+        values = np.concatenate(parts, axis=1)
+        del parts
+        if inside is not None:
             # Networks find things even in black; a map shows none where there is no image.
-            values = values * self.image.pixels[inside.pixels].any(axis=2)
+            shown = self.image.pixels[inside.pixels]
+            blank = np.bitwise_or.reduce([shown[..., band] for band in range(shown.shape[2])]) == 0
+            if blank.any():
+                values[:, blank] = 0
         values = resize_maps(values, self.image.shape)
         return ProbabilityMaps(self.names, values, self.image.metres_per_pixel)
 
@@ -253,7 +265,9 @@ class DenseTask(Task):
     def predict_strips(self, image: PreparedImage, device: torch.device) -> Iterator[Strip]:
         """Predict like ``predict``, but yield the maps in strips from the top, for large images."""
         settings = self.recipe.inference
-        return predict_strips(image.members, image.pixels, settings, device, image.category)
+        return predict_strips(
+            image.members, image.pixels, settings, device, image.category, image.on_window
+        )
 
     @abstractmethod
     def result_decoder(self, chip: Chip, rating_model: Path | None = None) -> MapDecoder:

@@ -90,6 +90,7 @@ class InstanceTask(Task):
                         found = self.restore(found, symmetry, window.shape[:2])
                         found = self.shift(found, columns.read.start, rows.read.start)
                         candidates.append(WindowCandidates(found, member.votes, rows, columns))
+                image.on_window()
         return FoundInstances(self.merge(candidates))
 
     def result_decoder(self, chip: Any, rating_model: Any = None) -> "AsFound":
