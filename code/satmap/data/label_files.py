@@ -88,10 +88,15 @@ def read_label_file(path: Path, kind: Kind, *, may_be_empty: bool = False) -> Ve
     kept = _of_kind(found, kind)
     if not len(kept.shapes) and not may_be_empty:
         total = len(found.shapes)
+        reason = (
+            f"none of its {total} features is a {'line' if kind == 'lines' else 'polygon'} that "
+            "satmap uses"
+            if total
+            else "it has no features"
+        )
         raise SatmapError(
-            f"{path} holds no {'roads' if kind == 'lines' else 'buildings'}: none of its {total} "
-            f"features is a {'line' if kind == 'lines' else 'polygon'} that satmap uses. Check "
-            "that it is the right file."
+            f"{path} holds no {'roads' if kind == 'lines' else 'buildings'}: {reason}. Check that "
+            "it is the right file."
         )
     return kept
 
