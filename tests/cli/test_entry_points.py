@@ -311,7 +311,8 @@ def test_messages_of_bad_input(
     assert "has a road in its label" in fails(capsys, "train", barren, *train)
 
     # An unwritable path.
-    assert "is a directory" in fails(capsys, "predict", city / "test", empty)
+    (tmp_path / "folder.csv").mkdir()
+    assert "is a directory" in fails(capsys, "predict", city / "test", tmp_path / "folder.csv")
     (tmp_path / "file").write_text("")
     assert "cannot write" in fails(capsys, "predict", city / "test", tmp_path / "file/out.csv")
     assert "cannot write" in fails(

@@ -34,6 +34,7 @@ from satmap.prediction.plan import held_out_images
 from satmap.prediction.run import predict
 from satmap.prediction.vectorize import vectorize_directory
 from satmap.provenance.manifest import SUFFIX
+from satmap.rasters.gaps import mirror_into_gaps
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import (
     Inference,
@@ -145,6 +146,22 @@ def test_windows_have_no_seams_and_their_order_does_not_matter() -> None:
     for axis in (0, 1):
         turned = predict_maps(members, np.flip(image, axis).copy(), settings, CPU)[0]
         assert np.abs(np.flip(turned, axis).astype(int) - maps).max() <= 1
+
+
+def test_networks_see_mirrored_pixels_instead_of_gaps() -> None:
+    torch.manual_seed(0)
+    members = [EnsembleMember(build_network("resnet18", 3, ROAD_MAPS, (16, 16, 16, 16)).eval())]
+    image = np.random.default_rng(0).integers(1, 256, (96, 128, 3), np.uint8)
+    image[:, :20] = 0
+    settings = Inference(tta=1, gaps="mirror")
+    maps = predict_maps(members, image, settings, CPU)
+    assert np.array_equal(
+        maps[:, :, 20:],
+        predict_maps(members, mirror_into_gaps(image), settings, CPU)[:, :, 20:],
+    )
+    assert not maps[:, :, :20].any()
+    black = predict_maps(members, image, Inference(tta=1), CPU)
+    assert not np.array_equal(maps, black)
 
 
 def test_a_single_window_equals_the_whole_image() -> None:

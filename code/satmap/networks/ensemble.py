@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import starmap
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from satmap.networks.unet import STRIDE
 from satmap.networks.windows import blend, spans
+from satmap.rasters.gaps import mirror_into_gaps
 from satmap.recipes.schema import Inference
 from satmap.runtime.device import autocast
 
@@ -193,40 +193,6 @@ def _average_window(
     else:
         mean.mul_(255 / (votes * settings.tta))
     return mean.mul_(torch.from_numpy(image.any(axis=2)).to(device))
-
-
-def mirror_into_gaps(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Fill pixels without data (0 in every channel) with the mirror image of what is beside them.
-
-    A pixel gets the value at the point that lies as far behind the nearest pixel with data; if that
-    point has no data, the value of the nearest pixel.
-
-    Args:
-        image: uint8 (height, width, channels).
-
-    Returns:
-        The same image if it has no gaps or no data, else a filled copy.
-    """
-    empty: NDArray[np.bool_] = np.logical_not(image.any(axis=2))
-    if not empty.any() or empty.all():
-        return image
-    height, width = empty.shape
-    # OpenCV numbers the pixels with data and finds the number of the nearest one.
-    _, nearest = cv2.distanceTransformWithLabels(
-        empty.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    full = np.logical_not(empty)
-    place_of = np.zeros(int(nearest.max()) + 1, np.int64)
-    place_of[nearest[full]] = np.flatnonzero(full)
-    rows, columns = np.nonzero(empty)
-    near_rows, near_columns = np.divmod(place_of[nearest[empty]], width)
-    behind_rows = (2 * near_rows - rows).clip(0, height - 1)
-    behind_columns = (2 * near_columns - columns).clip(0, width - 1)
-    lacks = empty[behind_rows, behind_columns]
-    behind_rows[lacks], behind_columns[lacks] = near_rows[lacks], near_columns[lacks]
-    filled = image.copy()
-    filled[rows, columns] = image[behind_rows, behind_columns]
-    return filled
 
 
 def _margins(length: int) -> tuple[int, int]:

@@ -180,11 +180,14 @@ def map_sources(request: MapRequest) -> PredictionReport:
 def _plan(request: MapRequest) -> MapPlan:
     """Find networks and rasters, compute the stretches, and print a summary on stdout."""
     files, recipe, task, rating_model = ensemble_of(request)
+    # Scenes have slanted edges, at which networks mistake black for ground.
+    changes: dict[str, Any] = {"gaps": "mirror"}
     if pick_device(request.device).type == "cpu":
         # Batches take memory, but no CPU is faster with them.
-        inference = recipe.inference.model_copy(update={"batch": 1})
-        recipe = recipe.model_copy(update={"inference": inference})
-        task = task_of(recipe)
+        changes["batch"] = 1
+    inference = recipe.inference.model_copy(update=changes)
+    recipe = recipe.model_copy(update={"inference": inference})
+    task = task_of(recipe)
     for path in (request.output, *request.exports):
         require_any_format(recipe.task, path)
     # A task that cannot join any blocks says so before the prediction.

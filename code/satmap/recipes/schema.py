@@ -360,7 +360,7 @@ class Inference(Settings):
         padding: content beyond the edge of an image: the mirrored image, or its last pixels
             repeated.
         gaps: what networks see where an image has no data: black, or the mirror image of the pixels
-            beside it. Their maps are 0 there in any case.
+            beside it. Their maps are 0 there in any case. ``satmap map`` always mirrors.
         checkpoints: names of the checkpoints to average; None for all that the task keeps.
         join_chips: show the networks ``overlap`` pixels of the images around each image. Images
             without georeference are placed by matching their borders.
@@ -372,7 +372,7 @@ class Inference(Settings):
     window: int = Field(1344, ge=64, multiple_of=32)
     overlap: int = Field(128, ge=0)
     padding: Literal["reflect", "replicate"] = "reflect"
-    gaps: Literal["black", "mirror"] = "mirror"
+    gaps: Literal["black", "mirror"] = "black"
     checkpoints: tuple[str, ...] | None = Field(None, min_length=1)
     join_chips: bool = False
 
