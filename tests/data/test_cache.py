@@ -128,7 +128,7 @@ def test_an_unwritable_cache_is_not_blamed_on_chips(tmp_path: Path, chip: Chip) 
         prepare_chips([chip], 3, tmp_path / "file/cache", STRETCH, TASK)
 
 
-@pytest.mark.parametrize("fault", ["no georeference", "elsewhere", "no label", "bands"])
+@pytest.mark.parametrize("fault", ["no georeference", "elsewhere", "bands"])
 def test_chips_unusable_for_training(tmp_path: Path, chip: Chip, fault: str) -> None:
     channels = 3
     match fault:
@@ -139,10 +139,6 @@ def test_chips_unusable_for_training(tmp_path: Path, chip: Chip, fault: str) -> 
             assert chip.label is not None
             write_labels(chip.label, [[(5000.0, 5000.0), (6000.0, 5000.0)]])
             expected = "none of its 1 roads lies on"
-        case "no label":
-            assert chip.label is not None
-            chip.label.unlink()
-            expected = "no label"
         case _:
             channels = 8
             expected = "the networks need 8 bands"
