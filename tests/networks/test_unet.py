@@ -254,7 +254,7 @@ def test_a_fifth_block_decodes_at_full_resolution(kind: str) -> None:
     assert network.head.in_channels == 4
     with torch.inference_mode():
         found = network(images(network, 33, 70))
-    assert found.shape == (1, 1, 33, 70)
+    assert found.shape == (2, 1, 33, 70)
     # Neighbouring pixels are not interpolated.
     second = found.diff(n=2, dim=2)
     assert (second.abs() > 1e-6).float().mean() > 0.9
