@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from functools import partial
 from multiprocessing.context import ForkServerProcess
@@ -218,6 +219,30 @@ def test_blocks_fit_the_windows_of_the_networks() -> None:
     assert block_side(Inference()) == 2 * (1344 - 256)
     assert block_side(Inference(window=4096)) == 4096 - 256
     assert block_side(Inference(window=96, overlap=16)) == 2048
+
+
+def test_networks_see_no_black_edges_and_nothing_is_mapped_there(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[NDArray[np.uint8]] = []
+
+    def strips(_: Any, image: NDArray[np.uint8], *__: Any) -> Iterator[Strip]:
+        seen.append(image)
+        maps = np.zeros((len(ROAD_MAPS), *image.shape[:2]), np.uint8)
+        # A road across the picture, also where it is black.
+        maps[ROAD_MAPS.index(ROAD), 50:59] = 255
+        yield Strip(0, torch.from_numpy(maps))
+
+    monkeypatch.setattr("satmap.tasks.dense.predict_strips", strips)
+    picture = town(120)
+    picture[:, :, :40] = 0
+    write_image(tmp_path / "town.tif", pixels=picture, georeferenced=False)
+    run(weights, tmp_path / "out.csv", tmp_path / "town.tif", block_px=1000)
+    (image,) = seen
+    assert image.any(axis=2).all()
+    (line,) = re.findall(r"LINESTRING \((.*?)\)", (tmp_path / "out.csv").read_text())
+    columns = [float(point.split()[0]) for point in line.split(",")]
+    assert 38 <= min(columns) <= 48 and max(columns) >= 116
 
 
 # --- images without a place -----------------------------------------------------------------------

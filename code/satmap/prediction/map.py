@@ -30,6 +30,7 @@ from satmap.prediction.outputs import PredictionReport, found_nothing
 from satmap.prediction.plan import Plan, Request, Tile, ensemble_of, fingerprint_of
 from satmap.prediction.run import run
 from satmap.provenance.manifest import MapManifest, Run, record_recipe, write_manifest
+from satmap.rasters.gaps import mirror_into_gaps
 from satmap.rasters.scene import Box
 from satmap.recipes.schema import Inference
 from satmap.runtime.device import pick_device
@@ -108,7 +109,14 @@ class MapPlan(Plan):
         if not fitting:
             chip.require_channels(min(member.network.in_channels for member in members))
         return PreparedImage(
-            chip.image, pixels, fitting, metres, notes, category, inside=box.seen_from(seen)
+            chip.image,
+            mirror_into_gaps(pixels),
+            fitting,
+            metres,
+            notes,
+            category,
+            inside=box.seen_from(seen),
+            covered=pixels.any(axis=2),
         )
 
 

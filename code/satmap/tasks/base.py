@@ -61,6 +61,8 @@ class PreparedImage:
         is_large: whether the image's result is too large to be held in memory.
         inside: the part of ``pixels`` to predict; the rest only shows the networks what is around
             it. None for all.
+        covered: bool (height, width), where ``pixels`` show an image; the result has nothing
+            elsewhere. None for everywhere.
     """
 
     info: ImageInfo
@@ -71,6 +73,7 @@ class PreparedImage:
     category: str | None = None
     is_large: bool = False
     inside: Box | None = None
+    covered: NDArray[np.bool_] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

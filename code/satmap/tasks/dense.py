@@ -63,8 +63,8 @@ class PendingMaps:
         values = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
         if (inside := self.image.inside) is not None:
             values = values[:, *inside.pixels]
-            # Networks find things even in black; a map shows none where there is no image.
-            values = values * self.image.pixels[inside.pixels].any(axis=2)
+            if self.image.covered is not None:
+                values = values * self.image.covered[inside.pixels]
         values = resize_maps(values, self.image.shape)
         return ProbabilityMaps(self.names, values, self.image.metres_per_pixel)
 
