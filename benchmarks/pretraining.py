@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/pretraining.py ../shared/data/roads_epfl/AOI_90_Suburb_Train WORK
     .venv/bin/python benchmarks/pretraining.py ../shared/data/buildings_barnarp/images WORK \
-        --masks ../shared/data/buildings_barnarp/masks --crops 612
+        --masks ../shared/data/buildings_barnarp/masks --crops 545
 
 Both train the network of `small-roads`, or with --masks that of `small-buildings`, for the same
 number of steps of eight 192 px crops on four fifths of the chips, with the command's own training.
@@ -83,7 +83,8 @@ def short_recipe(shipped: Recipe, seed: int, passes: int) -> Recipe:
     }
     stage = member.stages[0].model_copy(update=changed)
     member = member.model_copy(update={"fold": None, "stages": (stage,)})
-    inference = shipped.inference.model_copy(update={"checkpoints": ("last",)})
+    # One view, so that maps take an eighth of the time.
+    inference = shipped.inference.model_copy(update={"tta": 1, "checkpoints": ("last",)})
     return shipped.model_copy(update={"seed": seed, "members": (member,), "inference": inference})
 
 
