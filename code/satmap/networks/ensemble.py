@@ -198,8 +198,8 @@ def _average_window(
 def mirror_into_gaps(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Fill pixels without data (0 in every channel) with the mirror image of what is beside them.
 
-    A pixel gets the value at the point that lies as far behind the nearest pixel with data; if that
-    point has no data, the value of the nearest pixel.
+    A pixel is mirrored at the nearest pixel with data and gets the value found there. If there is
+    no data, it gets the value of the nearest pixel with data.
 
     Args:
         image: uint8 (height, width, channels).

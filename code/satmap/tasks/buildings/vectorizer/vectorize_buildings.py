@@ -129,7 +129,7 @@ def _drawn(
     outlines = _moved(simplify_outlines(_moved(exact, -corners), settings.simplify_px), corners)
     if settings.right_angles:
         outlines = squared_outlines(exact, outlines, settings.simplify_px, shape)
-    # An exact outline starts at its first pixel.
+    # Sort buildings by their first pixel, where the exact outline starts.
     starts = shapely.get_coordinates(shapely.get_point(shapely.get_exterior_ring(exact), 0))
     columns, rows = starts.T.tolist()
     keys = zip(rows, columns, (-shapely.area(exact)).tolist(), strict=True)
