@@ -64,7 +64,7 @@ _CONTEXT_PX = 128
 # Warn if the mean of a band differs from the training's by this many of its standard deviations. Of
 # 137 images of eight real data sets, with the usual stretch, one reaches this: it is half white.
 _FAR_BRIGHTNESS = 1.5
-# Formats that hold only maps with a georeference, and those of satmap that hold pixels, too.
+# Formats for maps with a georeference only, and formats that can also hold coordinates in pixels.
 _PLACED_SUFFIXES = (".geojson", *GIS_SUFFIXES, *OSM_SUFFIXES)
 _PIXEL_SUFFIXES = (".csv", ".graphml")
 # Warn if sources were enlarged by more than this factor.

@@ -38,8 +38,8 @@ def plan_epoch(
 ) -> EpochPlan:
     """Plan the next epoch of a stage.
 
-    ``steps`` are the optimizer steps of a whole epoch. It has the length of the recipe, or as the
-    time limit of the whole stage allows, in seconds.
+    ``steps`` are the optimizer steps of a whole epoch. ``seconds`` is the time limit of the whole
+    stage; without it the epoch has the length that the recipe states.
     """
     start, whole = progress.schedule, float(stage.epochs)
     if seconds is None:

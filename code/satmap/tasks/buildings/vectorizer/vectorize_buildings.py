@@ -86,7 +86,7 @@ def _outlines(
     # With a model, the crop was cut with a lower threshold than ``low``.
     instances = find_instances(maps, settings, None if model else crop.blobs)
     if not crop.owned[1:].all():
-        # By label, because filled holes lie in no blob.
+        # Keep or drop whole labels: pixels of filled holes belong to no blob.
         kept = np.zeros(int(instances.max()) + 1, np.bool_)
         kept[instances[owned]] = True
         instances[~kept[instances]] = 0
