@@ -218,7 +218,9 @@ def vectorize(
 def score(
     truth: str | Path, result: str | Path, *, metres_per_pixel: float | None = None
 ) -> Report:
-    """Score a result, a file or directory like the truth, by the metric of its challenge.
+    """Score a result with the metric of its challenge.
+
+    Truth and result are files or directories of the same kind.
 
     ``metres_per_pixel`` is the pixel size; None means that of the official road scorer.
 

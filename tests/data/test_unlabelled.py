@@ -48,7 +48,7 @@ def test_images_of_a_challenge(city: Path, tmp_path: Path) -> None:
     assert len(found.chips) == len(found.tests) == 2
     assert found.of_round(test_images=False) == ()
     assert found.of_round(test_images=True) == found.chips
-    with pytest.raises(SatmapError, match="all images there are labelled ones"):
+    with pytest.raises(SatmapError, match="all images there are among the labelled ones"):
         find_unlabelled([city / "train"], task, 3, tmp_path, known)
     # Buildings have another target.
     (bytes_per_pixel,) = {

@@ -288,7 +288,7 @@ def test_unusable_combinations_are_refused_before_the_training(city: Path, tmp_p
     refused(rounds_recipe(), "does not use --unlabelled", city / "test")
     refused(learning, "Leave --fold out", city / "test", folds=(0,))
     refused(learning, r"rounds.0 of recipe test must not use test images", city / "test")
-    refused(learning, "all images there are labelled ones", city / "train")
+    refused(learning, "all images there are among the labelled ones", city / "train")
     nothing = tmp_path / "nothing"
     nothing.mkdir()
     refused(learning, "holds a raster that satmap can read", nothing)

@@ -281,7 +281,7 @@ def crs_text(text: str) -> str:
 def source_system(text: str) -> str:
     """Argument type: as :func:`crs_text`, but returned as the user named it.
 
-    LON_LAT would differ from the EPSG:4326 that other images state, and these be resampled.
+    LON_LAT differs from EPSG:4326. If other images state that, they would be resampled.
     """
     crs_text(text)
     return text.strip()

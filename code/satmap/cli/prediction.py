@@ -336,7 +336,11 @@ def _verify(options: argparse.Namespace) -> int:
     for path in (options.file, options.weights, options.truth, *options.images):
         if path is not None and not path.exists():
             raise SatmapError(f"{path} does not exist.")
-    if options.file.is_dir() or options.file.suffix == ".safetensors":
+    from satmap.provenance.manifest import manifest_path
+
+    # A directory of masks has a manifest beside it, one of weights a manifest per file in it.
+    is_output = manifest_path(options.file).exists()
+    if options.file.suffix == ".safetensors" or (options.file.is_dir() and not is_output):
         from satmap.evaluation.verify import verify_weights
 
         files = verify_weights(options.file)

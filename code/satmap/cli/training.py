@@ -97,8 +97,8 @@ def _train(options: argparse.Namespace) -> int:
     process per GPU; on several machines use torchrun.
 
     With --labels, images and labels may have any names. Images are cut into chips. Pixels without
-    data, large white parts and everything outside --area are ignored. `satmap inventory` with the
-    same options shows what would be trained on.
+    data, large white or black parts and everything outside --area are ignored. `satmap inventory`
+    with the same options shows what would be trained on.
 
     A recipe may have `rounds`, in which networks learn from the predictions of earlier ones, on
     labelled images or on those of --unlabelled.

@@ -36,16 +36,16 @@ _BLUR_PX = 1.0
 _LARGE_SCALE = 1 / 16
 # Contrast, in grey values, below which differences are mostly noise.
 _NOISE = 4.0
-# Least contrast, and least share with data, of borders that are compared.
+# Borders with less contrast, or a smaller share with data, are not compared.
 _LEAST_CONTRAST = 2.0
 _LEAST_DATA = 0.25
 
-# Distance to the best match over that to the second best. No wrong match of chips of real scenes
+# Limits of the distance to the best match divided by that to the second best. Below _CLEAR a match
+# is clear, below _UNCLEAR another border must confirm it. No wrong match of chips of real scenes
 # was below .85.
 _CLEAR = 0.6
 _UNCLEAR = 0.85
-# Correlations of borders: the least mean along a seam, and the least of a border that confirms
-# another one.
+# Least correlations of borders: the mean along a seam, and that of a border that confirms another.
 _SEAM_FITS = 0.5
 _CONFIRMS = 0.4
 
@@ -70,7 +70,10 @@ class Place(NamedTuple):
 
 
 class _Match(NamedTuple):
-    """The chip ``there`` lies beyond the ``border`` of the chip ``here``. Low ratios are clear."""
+    """A match: the chip ``there`` lies beyond the ``border`` of the chip ``here``.
+
+    ``ratio`` is the distance to this chip over that to the next best one; low is clear.
+    """
 
     ratio: float
     here: int
@@ -129,8 +132,8 @@ def describe_borders(image: NDArray[np.uint8]) -> list[Floats]:
     """Describe the left, right, top and bottom border of an image (h, w, channels).
 
     Returns:
-        float32 (h // 2,) twice, (w // 2,) twice, of length 1; all 0 for black, uniform and very
-        short borders.
+        Four unit vectors, float32 (h // 2,), (h // 2,), (w // 2,), (w // 2,); all 0 for black,
+        uniform and very short borders.
     """
     return [
         _describe(image[:, :2].swapaxes(0, 1)),
@@ -174,7 +177,7 @@ def place_chips(borders: Sequence[Sequence[Floats]]) -> list[Place | None]:
     """Place chips of one size by the descriptions of their borders (:func:`describe_borders`).
 
     Returns:
-        The place of each chip; None for chips that fit to no other one. Mosaics are numbered from
+        The place of each chip; None for chips that fit no other one. Mosaics are numbered from
         0. The first column and row are 0.
     """
     if not borders:

@@ -9,7 +9,8 @@ import numpy as np
 from satmap.io.geojson_reader import LON_LAT, project
 from satmap.vectors.georeference import georeference_from_json, metres_per_degree
 
-# Blocks that are held out together: sides in chips, and the least number of blocks per fold.
+# The chips of a block are held out together. Sides of blocks to try, in chips, and the number of
+# blocks per fold that a side needs.
 _BLOCK_SIDES, _BLOCKS_PER_FOLD = (8, 4, 2), 4
 
 
@@ -18,8 +19,9 @@ def held_out_sites(
 ) -> tuple[dict[str, str], list[str]]:
     """Return the unit of each chip that is held out as a whole, and notes on these units.
 
-    Chips are grouped into square blocks, as large as there are enough of them: on the ground, or
-    without position in pixels of their image, which may be one block as a whole.
+    Chips are grouped into square blocks. Blocks are as large as possible, but there must be enough
+    of them. Chips with a position get blocks on the ground. Chips without one get blocks in their
+    image, or the whole image is one block.
     """
     placed: dict[str, tuple[str, float, float]] = {}
     unplaced: dict[str, tuple[str, float, float]] = {}

@@ -79,7 +79,8 @@ class Stretch:
                 continue
             limits = np.iinfo(dtype)
             table = _scaled(np.arange(limits.min, limits.max + 1, dtype=dtype), low, high)
-            # Negative values count from the end of the table, where they belong after the shift.
+            # NumPy counts a negative index from the end, so the roll moves the entries of negative
+            # values there.
             table = np.roll(table, limits.min)
             for row in range(0, band.shape[0], _ROWS):
                 rows = slice(row, row + _ROWS)
@@ -89,7 +90,7 @@ class Stretch:
 
 
 def _scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """Map ``low`` and ``high`` to 0 and 255, and everything below to 1."""
+    """Stretch ``low`` to ``high`` to 8 bits, 1 to 255. 0 stays free for pixels without data."""
     scale = 255 / (high - low) if high > low else 0.0
     scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(scale)
     levels: NDArray[np.uint8] = np.rint(np.clip(np.nan_to_num(scaled), 1, 255)).astype(np.uint8)
@@ -312,9 +313,10 @@ class Mosaic:
         return replace(self.georeference, transform=transform)
 
     def identity(self, box: Box) -> str:
-        """Return a text that changes with what a rectangle of the grid shows.
+        """Identify the content of a rectangle of the grid.
 
-        That is its place, and the rasters there, with their order and stretch.
+        The text holds the place of the rectangle and its rasters, with their order, stretch and
+        state of their files.
         """
         parts: list[Any] = [self.georeference_of(box), box.width, box.height]
         for index in self._near(box):
@@ -324,7 +326,7 @@ class Mosaic:
 
     @cached_property
     def _states(self) -> list[tuple[Layer, str]]:
-        """Layer of each raster, and a text that changes with its file."""
+        """Layer of each raster, and a text that differs when its file has changed."""
         return [
             (layer, f"{source} {[] if source.is_remote else states_of(source)}")
             for layer in self.layers
@@ -487,7 +489,8 @@ def find_layers(
             phase = ~source.transform @ (0.0, 0.0)
             linear = [f"{value:.9e}" for value in (*source.transform[:2], *source.transform[3:5])]
             kind = (*kind, source.crs, *linear)
-            # In cells of half the offset, rasters of one grid lie in the same or adjacent cells.
+            # Rasters whose offsets modulo one pixel are almost equal belong to one grid. They may
+            # fall into adjacent cells, so those are looked up too.
             cells = round(2 / _SAME_GRID_PX)
             column, row = (math.floor(value * cells) for value in phase)
             near = [
@@ -552,9 +555,9 @@ def make_mosaics(
 
 
 def arrange(layers: Sequence[Layer], grid: Georeference, priority: Priority = "finest") -> Mosaic:
-    """Arrange layers with a georeference on a grid, which is moved to their upper left corner.
+    """Arrange layers with a georeference on a pixel grid.
 
-    It moves by whole pixels.
+    The origin of the grid moves by whole pixels to the upper left corner of the layers.
     """
     corners = []
     for layer in layers:
@@ -573,7 +576,7 @@ def arrange(layers: Sequence[Layer], grid: Georeference, priority: Priority = "f
 
 
 def _has_scale_of(grid: Georeference, layer: Layer) -> bool:
-    """Return whether pixels of a grid, extended to a layer's place, have their size there."""
+    """Return whether the grid, extended to the layer, has pixels of its nominal size there."""
     assert layer.georeference is not None
     border = layer.georeference.to_map(_border(Box(0, 0, layer.width, layer.height)))
     try:
@@ -603,7 +606,8 @@ def _size(layer: Layer) -> float:
 def _north_up(reference: Georeference, gsd: float | None) -> Georeference:
     """Return a north-up grid at the place of another one, with pixels of ``gsd`` if given.
 
-    Where the pixels may stay, a grid along the axes of the map only changes its direction.
+    If the pixel size suits and the grid is parallel to the map's axes, its pixels stay where they
+    are and only their order changes.
     """
     transform, sizes = reference.transform, reference.metres_per_pixel
     may_stay = gsd is None or all(abs(size / gsd - 1) <= _SAME_SIZE for size in sizes)
@@ -622,7 +626,7 @@ def _north_up(reference: Georeference, gsd: float | None) -> Georeference:
 
 @dataclass(frozen=True)
 class _Placement:
-    """Place of a layer in the grid, whose pixels are the layer's, perhaps flipped or turned.
+    """Place of a layer whose pixels coincide with those of the grid, perhaps flipped or turned.
 
     Attributes:
         to_grid: whole-numbered transform from pixels of the layer to those of the grid.

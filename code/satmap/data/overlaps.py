@@ -21,14 +21,17 @@ from satmap.runtime.resources import available_cores
 
 # Features per image, and the pixels of an image's longer side from which they are computed.
 _FEATURES, _SIDE = 300, 512
-# A feature depends on so many pixels around it; brighter ones may be without data.
+# Side of the square of pixels that a feature depends on. Pixels at least as bright as _WHITE may be
+# without data.
 _PATCH_PX, _WHITE = 31, 252
 # Number of times that descriptors are sorted into buckets, and the bits that agree in a bucket.
 # Larger buckets hold what many images show, such as crossings of lines.
 _TABLES, _BITS, _LARGEST_BUCKET = 8, 20, 24
-# Images of which so many features share a bucket may overlap; so many are compared per image.
+# Least number of buckets that two images must share to be compared, and the most comparisons per
+# image.
 _LEAST_VOTES, _MOST_COMPARED = 4, 6
-# Overlapping images have so many features that one transform maps to within this distance.
+# Two images overlap if one transform maps at least this many features to within this distance of
+# their counterparts.
 _LEAST_INLIERS, _NEAR_PX = 15, 3.0
 # Descriptors of the same place differ in at most this many of 256 bits.
 _MOST_BITS = 64
@@ -60,7 +63,7 @@ def _features(path: Path) -> Features:
         shape = min(file.count, 3), file.height // reduce, file.width // reduce
         bands = file.read(list(range(1, shape[0] + 1)), out_shape=shape)
     grey = cv2.equalizeHist(bands.mean(axis=0).astype(np.uint8))
-    # Many images have the same edges of black or white parts without data.
+    # Use no features at black or white parts without data: their edges look alike in many images.
     shown = ((bands > 0).any(axis=0) & (bands < _WHITE).any(axis=0)).astype(np.uint8)
     solid = cv2.morphologyEx(shown, cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8))
     inside = np.asarray(cv2.erode(solid, np.ones((_PATCH_PX, _PATCH_PX), np.uint8)), np.uint8)
@@ -97,7 +100,8 @@ def _candidates(found: Sequence[Features], scenes: Sequence[str]) -> list[tuple[
     for pair, count in sorted(votes.items(), key=lambda item: (-item[1], item[0])):
         if count < _LEAST_VOTES:
             break
-        # An image that many others resemble must not keep theirs from being compared.
+        # Leave a pair out only if both images were compared often enough. Else one image that
+        # resembles many others would use up their comparisons.
         if min(compared[pair[0]], compared[pair[1]]) < _MOST_COMPARED:
             compared.update(pair)
             pairs.append(pair)

@@ -41,7 +41,7 @@ _METRES = {"m": 1.0, "ft": 0.3048, "'": 0.3048}
 _WIDEST_M = 100.0
 
 _LAYER = re.compile(r"([-+]?[0-5])(\.0+)?")
-# Values of ``bridge`` and ``tunnel`` for neither, also as other software writes them.
+# Values of ``bridge`` and ``tunnel`` that mean no, also as other software writes them.
 _NO = ("no", "0", "False", "false", "", "None")
 
 

@@ -25,16 +25,17 @@ from scipy import fft
 _REACH_M, _REACH_PX = 8.0, 24
 # Finer chips are reduced to this pixel size.
 _PIXEL_M = 0.25
-# Half the widths that roads may have, metres, and pixels.
+# Half of typical road widths, in metres; in pixels if their size is not known.
 _ROADS_M, _ROADS_PX = (3.0, 5.0, 8.0), (6.0, 10.0, 16.0)
-# Standard deviation of the blur of the summed scores, metres, and pixels: buildings lean by
-# different amounts, and their roofs do not all lie at the same offset.
+# Standard deviation of the blur of the summed scores, in metres or pixels. Roofs do not all lie at
+# the same offset, because buildings lean by different amounts.
 _BLUR_M, _BLUR_PX = 0.6, 1.5
-# The result is certain if this share of the resampled ones lies within this distance, metres, and
-# pixels, and if there are enough chips.
+# The result is certain if there are enough chips and this share of the resampled results lies
+# within this distance of it, in metres or pixels.
 _SHARE, _SURE_M, _SURE_PX, _LEAST_CHIPS = 0.8, 1.0, 3.0, 5
 _RESAMPLED = 50
-# Side of the surroundings in which edges are compared, and what counts as no edge.
+# Edges are divided by the mean strength in a square of this side, plus a constant that keeps weak
+# edges weak.
 _AROUND_PX, _WEAK = 81, 8.0
 
 Floats = NDArray[np.float32]
@@ -126,7 +127,7 @@ def shift_scores(target: NDArray[Any], shapes: Shapes, metres: float | None) -> 
 
 
 def best_shift(scores: Sequence[ShiftScores], metres: float | None) -> Offset:
-    """Return the offset that fits chips best together.
+    """Return the one offset that fits all chips best.
 
     Args:
         scores: of one chip or more, all with pixels of the same size.
@@ -197,10 +198,10 @@ def _filled(shapes: Shapes, size: tuple[int, int], half_road: float) -> Floats:
 
 
 def _outlines(shapes: Shapes, size: tuple[int, int], halves: Sequence[float]) -> Floats:
-    """Draw outlines of buildings as 1, or roads: the sides positive, the middle negative.
+    """Draw outlines of buildings as 1, or sides of roads as positive and middles as negative.
 
-    The sides of roads are drawn at half of each width. Their sum is 0, because roads lie in ground
-    with more or fewer edges than elsewhere.
+    The sides of roads are drawn for each of the half widths. Sides and middles of roads add up to
+    0. Otherwise ground with many edges would attract roads.
     """
     if shapes[0].geom_type != "LineString":
         return _lines(shapely.union_all(shapely.boundary(shapes)), size)

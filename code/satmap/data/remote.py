@@ -220,7 +220,7 @@ class Opener:
         Raises:
             SatmapError: the server cannot be read.
         """
-        # Rasterio asks for credentials for addresses of Amazon, so it gets a name of no address.
+        # Rasterio looks for credentials if a name is an address of Amazon, so this name is none.
         self.path = f"remote-{next(_NUMBERS)}.tif"
         self._readers: list[RemoteReader] = []
         try:

@@ -72,18 +72,18 @@ _DEEPEST_ZOOM = 26
 
 #: Reference system of map tiles.
 WEB_MERCATOR = "EPSG:3857"
-#: Half the width of the world in it, metres.
+#: Half the width of the world in that system, metres.
 HALF_WORLD_M = math.pi * 6378137.0
 
 # Bytes of decoded pixels that GDAL keeps; the default is 5 % of the machine's memory.
 _CACHE_BYTES = 64_000_000
-# Requests nothing beside a file on a server.
+# GDAL must not request other files beside a file on a server.
 _REMOTE = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
     "GDAL_CACHEMAX": _CACHE_BYTES,
 }  # fmt: skip
-# GDAL looks for files beside a raster by name, as `_refuse_sidecars` does, and not in a listing of
-# the folder, where case does not count. No address has the name none, so GDAL requests none.
+# GDAL looks up files beside a raster by their exact name, as `_refuse_sidecars` does. In a listing
+# of the folder it would ignore case. It may request only addresses named "none", that is, none.
 _LOCAL = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE", "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
     "GDAL_CACHEMAX": _CACHE_BYTES,
@@ -229,7 +229,7 @@ def read_source(
     path, driver, has_lossy_parts = _allowed(name)
     try:
         with _opened(name, path, driver, zoom) as f:
-            # First: GDAL reports that it has not found the file only later.
+            # Check this first: GDAL complains only later that it cannot find the file.
             if f.crs and not _is_crs(f.crs.to_wkt()):
                 raise SatmapError(
                     f"{printable(name)}: its reference system names a file, which satmap does not "

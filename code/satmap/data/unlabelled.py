@@ -109,7 +109,7 @@ def find_unlabelled(
             if _is_test(place, path):
                 tests.add(name)
     if not chips:
-        reason = next(iter(faults.values()), "all images there are labelled ones.")
+        reason = next(iter(faults.values()), "all images there are among the labelled ones.")
         raise SatmapError(f"--unlabelled holds no image that can be used: {reason}")
     return Unlabelled(tuple(chips.values()), frozenset(tests), faults)
 

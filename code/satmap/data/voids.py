@@ -1,7 +1,7 @@
 """Find voids: large white or black parts at the border of images, where there is no image.
 
-Black pixels count as data where a file says so, or is compressed with loss. Orthophotos often have
-such parts nevertheless.
+Orthophotos often have such parts. Black pixels there count as data if the file says so, or if it is
+compressed with loss.
 """
 
 import math
@@ -20,16 +20,16 @@ from satmap.data.sources import Source, opened
 from satmap.errors import SatmapError
 from satmap.rasters.scene import Box
 
-# A void is a part of an image that reaches its border: at least this bright (or as dark), and this
-# wide in pixels of an overview with sides of at most _OVERVIEW_PX.
+# A void reaches the border of the image. Its pixels are at least this bright, or as close to black.
+# It is at least this wide in an overview with sides of at most _OVERVIEW_PX.
 _WHITE, _VOID_PX, _OVERVIEW_PX = 252, 5, 1024
-# It covers at least this share of the image. White roofs are common, black ground is not.
+# Least share of the image that a void covers. White roofs are common, black ground is not.
 _WHITE_SHARE, _BLACK_SHARE = 0.03, 0.001
-# Side of the square by which it is dilated: blurred pixels at its edge belong to it.
+# Side of the square by which a void is dilated, because blurred pixels at its edge belong to it.
 _WHITE_EDGE, _BLACK_EDGE = 9, 3
-# At least this share of it is pure, 255 or 0; compression changes the edges.
+# Least share of its pixels that are exactly 255 or 0. Compression changes those at the edges.
 _PURE = 0.95
-# If labels cover more of it, it is a roof.
+# If labels cover a larger share of it, it is a roof.
 _LABELLED = 0.5
 
 
@@ -77,13 +77,16 @@ def find_voids(
 def _find_white(
     bands: NDArray[np.uint8], valid: NDArray[np.bool_], share: float, edge: int
 ) -> NDArray[np.bool_]:
-    """Find the white voids of an image (bands, h, w), bool (h, w).
+    """Find the white voids of an image; for black voids pass the inverted image.
 
     Args:
-        bands: the image.
+        bands: the image, uint8 (bands, h, w).
         valid: where it has data, bool (h, w).
         share: least share of the image that a void covers.
         edge: side of the square by which voids are dilated.
+
+    Returns:
+        bool (h, w).
     """
     white = (bands >= _WHITE).all(axis=0) & valid
     least = max(share * valid.sum(), 1)

@@ -269,7 +269,8 @@ def _write(
 
     geometries, rows = features
     with warnings.catch_warnings():
-        # Drivers warn of dropped digits of long numbers in text fields, which satmap rounds anyway.
+        # Some drivers store numbers as text and warn when they drop digits. The values are rounded
+        # anyway.
         warnings.simplefilter("ignore", RuntimeWarning)
         write(
             path,

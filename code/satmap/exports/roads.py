@@ -42,7 +42,7 @@ _JUNCTIONS = GisLayer(
     "junctions", "Point", {"image_id": object, "node": np.int64, "degree": np.int64}
 )
 
-# A bridge reaches this far beyond the road below it, whose width is the other number if unknown,
+# Length of a bridge beyond each side of the road below, and width of a road with unknown width,
 # metres. Roads that meet within _SAME_PLACE_M of an end do not cross.
 _BEYOND_M, _USUAL_WIDTH_M, _SAME_PLACE_M = 5.0, 6.0, 1.0
 _CHECK_BRIDGE = "roads cross here without a junction; which of them is on top is a guess"

@@ -64,7 +64,7 @@ _CONTEXT_PX = 128
 # Warn if the mean of a band differs from the training's by this many of its standard deviations. Of
 # 137 images of eight real data sets, with the usual stretch, one reaches this: it is half white.
 _FAR_BRIGHTNESS = 1.5
-# Formats that hold only maps with a georeference, and those of satmap that hold pixels, too.
+# Formats for maps with a georeference only, and formats that can also hold coordinates in pixels.
 _PLACED_SUFFIXES = (".geojson", *GIS_SUFFIXES, *OSM_SUFFIXES)
 _PIXEL_SUFFIXES = (".csv", ".graphml")
 # Warn if sources were enlarged by more than this factor.
@@ -102,7 +102,8 @@ class MapPlan(Plan):
 
     Attributes:
         mosaics: the maps, by id.
-        blocks: of each tile the id of its map, its rectangle, and that which the networks see.
+        blocks: for each tile the id of its map, its rectangle, and the larger rectangle that the
+            networks see.
         stretches: those of the mosaics, kept until the map is complete.
     """
 
@@ -141,7 +142,11 @@ class MapPlan(Plan):
         return window_count(seen.height, seen.width, settings.window, settings.overlap)
 
     def forget_incomplete(self, journal: Journal, store: MapStore) -> None:
-        """Forget blocks that could not be read everywhere, and those that lack maps around them."""
+        """Forget the results of blocks that must be predicted or decoded again.
+
+        These are blocks that could not be read completely, and blocks whose neighbours have no
+        stored probability maps.
+        """
         assert self.stretches is not None
         self.stretches.write()
         for tile in self.tiles:
@@ -157,10 +162,9 @@ class MapPlan(Plan):
 def map_sources(request: MapRequest) -> PredictionReport:
     """Map rasters and write the result, in one or several formats.
 
-    Rasters that cannot be read, or not everywhere, are left out there and reported. A stopped run
-    resumes with its unfinished blocks, and one with such faults with the blocks that lack a part.
-    The result does not depend on the number of processes and
-    workers.
+    A raster that cannot be read is left out and reported. If only a part of it cannot be read,
+    that part is left out. The next run with the same request predicts only unfinished blocks and
+    those that lack a part. The result does not depend on the number of processes and workers.
 
     Args:
         request: ``sources`` are files, directories and URLs; ``output`` and ``exports`` end in the
@@ -414,7 +418,7 @@ def _tiles(
 ) -> list[Tile]:
     """Return the blocks of a map with the blocks around them.
 
-    Their indices begin at ``first``. ``seen`` is the rectangle of each that the networks see.
+    The index of the first block is ``first``. ``seen`` holds the rectangles that the networks see.
     """
     index_of = {place: index for index, place in enumerate(blocks, first)}
     path, channels = Path(mosaic.layers[0].sources[0].name), len(mosaic.layers[0].bands)

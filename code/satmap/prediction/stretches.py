@@ -85,13 +85,16 @@ class KeptStretches:
 
 
 def _fits(record: dict[str, Any], kind: list[Any], states: dict[str, Any]) -> bool:
-    """Return whether a kept stretch comes from unchanged rasters of a layer, at least from one."""
+    """Return whether a kept stretch suits a layer.
+
+    At least one of its rasters must still exist, and those that exist must be unchanged.
+    """
     same = [states[name] == state for name, state in record["rasters"].items() if name in states]
     return record["kind"] == kind and bool(same) and all(same)
 
 
 def _states(layer: Layer) -> dict[str, Any]:
-    """Return what changes with the file of each raster; rasters that are gone are left out."""
+    """Return the state of each raster's file, without rasters that no longer exist."""
     states: dict[str, Any] = {}
     for source in layer.sources:
         try:

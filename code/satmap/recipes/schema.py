@@ -281,11 +281,11 @@ class Member(Settings, Generic[LossesT]):
 
     @property
     def shape(self) -> tuple[str, int, DecoderSettings]:
-        """What networks must have in common so that one can start from the other."""
+        """What two networks must have in common so that one can start from the other."""
         return self.encoder, self.bands, self.decoder
 
     def losses_of(self, stage: int, epoch: float = 0) -> LossesT:
-        """Return the losses of a stage, by its index, in an epoch of it, counted from 0."""
+        """Return the losses of the stage with this index; its epochs are counted from 0."""
         later = self.stages[stage].later_losses or {}
         begun = [start for start in later if start <= epoch]
         return later[max(begun)] if begun else self.stages[stage].losses or self.losses
@@ -487,7 +487,7 @@ class Recipe(Settings, Generic[TaskT, LossesT]):
         if any(member.losses.map_names != self.map_names for member in members):
             raise ValueError("all members must have losses for the same probability maps")
         if self.rounds and not self.map_names:
-            raise ValueError(f"rounds need probability maps, which {self.task.name} has not")
+            raise ValueError(f"rounds need probability maps, which the task {self.task.name} lacks")
         for number, each in enumerate(self.rounds):
             before = {member.shape for member in self.members_by_round[number]}
             others = [m.name for m in self.members_by_round[number + 1] if m.shape not in before]
@@ -515,7 +515,7 @@ class Recipe(Settings, Generic[TaskT, LossesT]):
         for key in self.task.prediction_keys:
             content["task"].pop(key, None)
         if not self.rounds:
-            # The first round of a recipe is the same training as that of one without rounds.
+            # The first round must have the same fingerprint as a recipe without rounds.
             del content["rounds"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -54,9 +54,9 @@ def on_signals(
     """Call a handler on any of ``SIGNALS`` while the block runs.
 
     Does nothing outside the main thread, where signals never arrive. Signals that this process
-    ignores from the start (``nohup``) stay ignored. Signals for which the handler itself installed
-    another handler keep that one afterwards, so that a second signal cannot interrupt the end of
-    the process.
+    ignores from the start (``nohup``) stay ignored. If ``handle`` installs another handler for a
+    signal, that one stays after the block, so that a second signal cannot interrupt the end of the
+    process.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -156,7 +156,7 @@ def _on_grid(shape: shapely.Geometry) -> shapely.Geometry:
 
 
 def _rounded_to_grid(polygons: NDArray[np.object_]) -> NDArray[np.object_]:
-    """Round coordinates to the doubles that two decimals read back as."""
+    """Round coordinates to two decimals, to exactly the numbers that a reader of the CSV gets."""
     snapped: NDArray[np.object_] = shapely.transform(
         polygons, lambda xy: np.rint(xy * 100) / 100 + 0.0
     )

@@ -140,8 +140,9 @@ def _grid_line(image_id: str, line: NDArray[np.float64]) -> GridLine:
     if not np.all(np.abs(line) <= _LARGEST_PIXEL):
         raise ValueError(f"{image_id}: a coordinate is not finite or beyond {_LARGEST_PIXEL:g} px")
     hundredths = np.rint(line * 100).astype(np.int64)
-    # Java rounds halves up, numpy to even, and decimal text either way. Without a last digit 5,
-    # every validator sees the same cell, and vertices in different cells are >= 0.02 px apart.
+    # A last digit 5 would be rounded differently by Java (up), numpy (to even) and text formatting.
+    # Avoid it, so that every validator sees the same cell. Vertices in different cells are then at
+    # least 0.02 px apart.
     hundredths += hundredths % 10 == 5
     points = _oriented(tuple(map(tuple, hundredths.tolist())))
     kept: list[tuple[int, int]] = []

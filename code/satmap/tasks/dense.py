@@ -288,7 +288,7 @@ def _outputs(maps: Sequence[str], categories: Sequence[str]) -> str:
 
 
 def one_process(part: Tensor) -> Tensor:
-    """Return a tensor unchanged: its sum over one process."""
+    """Sum a tensor over a single process, which returns it unchanged."""
     return part
 
 
@@ -371,8 +371,8 @@ def pseudo_label_loss(
 ) -> Tensor:
     """Return the mean Kullback-Leibler divergence of a network from its teacher.
 
-    Each map is a binary classification. Ignored pixels of taught images count in the mean, so that
-    uncertain batches weigh less, as in FixMatch (arXiv 2001.07685).
+    Each map is a binary classification. The mean is over all pixels with pseudo-labels. Ignored
+    ones add 0 to it, so uncertain batches weigh less, as in FixMatch (arXiv 2001.07685).
 
     Args:
         logits: float (n, maps, h, w).

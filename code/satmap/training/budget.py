@@ -38,8 +38,8 @@ def plan_epoch(
 ) -> EpochPlan:
     """Plan the next epoch of a stage.
 
-    ``steps`` are the optimizer steps of a whole epoch. It has the length of the recipe, or as the
-    time limit of the whole stage allows, in seconds.
+    ``steps`` are the optimizer steps of a whole epoch. ``seconds`` is the time limit of the whole
+    stage; without it the epoch has the length that the recipe states.
     """
     start, whole = progress.schedule, float(stage.epochs)
     if seconds is None:
@@ -71,7 +71,10 @@ def plan_epoch(
 
 
 def round_work(recipe: Recipe, members: Sequence[Member], chips: Mapping[str, int]) -> float:
-    """Return the pixels that the members of a recipe's last round train on, unlabelled or not."""
+    """Return how many pixels the members of a recipe's last round train on.
+
+    Crops of unlabelled images count too.
+    """
     share = recipe.rounds[-1].share if recipe.rounds else 0.0
     stages = [(member, index) for member in members for index in range(len(member.stages))]
     return sum(_work(member, index, chips) for member, index in stages) / (1 - share)

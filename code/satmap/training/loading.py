@@ -50,13 +50,14 @@ _Loaded = tuple[dict[str, Any], list[int]]
 class CropDataset(Dataset[_Sample]):
     """Random crops of chips, reproducible for any number of workers.
 
-    Item ``i`` depends only on the seed, the epoch and ``i``. It is a pair: the task's sample, a
-    dictionary of arrays with ``image`` as uint8 (channels, crop, crop), and the index of the chip.
-    Unlabelled chips come after the others: their items and their indices.
+    Item ``i`` depends only on the seed, the epoch and ``i``. It is a pair: the task's sample, and
+    the index of the chip. The sample is a dictionary of arrays, with ``image`` as uint8 (channels,
+    crop, crop). Items and indices of unlabelled chips follow those of labelled chips.
 
-    With ``pseudo_labels`` samples also hold ``taught``, bool (crop, crop), where there are
-    pseudo-labels, and either ``soft``, the ensemble's probability maps, uint8 (maps, crop, crop),
-    or ``clean``, the image before its colours are changed, for the network's own average.
+    With ``pseudo_labels`` samples also hold ``taught``, bool (crop, crop): which pixels have
+    pseudo-labels. If an ensemble is the teacher, ``soft`` holds its probability maps, uint8 (maps,
+    crop, crop). If the average of the network's weights is, ``clean`` holds the image before its
+    colours are changed.
 
     Attributes:
         chips: chips with labels to cut crops from.
@@ -66,8 +67,8 @@ class CropDataset(Dataset[_Sample]):
         augmentation: None for random positions only.
         seed: seed of the crops.
         task: cuts the samples.
-        sampling: ``equal_areas`` gives every area of interest the same number of crops, up to one;
-            the chips of an area take turns. ``equal_scenes`` draws chips with replacement, those of
+        sampling: ``equal_areas`` gives all areas of interest the same number of crops (or one
+            more); the chips of an area take turns. ``equal_scenes`` draws chips with replacement, those of
             every scene of an area equally often on average. None gives every chip the same number.
         unlabelled: further chips, which take turns.
         pseudo_labels: how to learn from pseudo-labels, and the share of unlabelled chips.
@@ -125,7 +126,7 @@ class CropDataset(Dataset[_Sample]):
             turn, place = divmod(place, len(self.unlabelled))
             return len(self.chips) + _shuffled(len(self.unlabelled), self.seed + turn)[place]
         if self.sampling == "equal_scenes":
-            # Another stream than that of the crop, which must not depend on the sampling.
+            # A random stream of its own, because the crop must not depend on the sampling.
             random = np.random.default_rng((self.seed, self.epoch, index, 1))
             numbers = self._classes[random.integers(len(self._classes))]
             return numbers[random.integers(len(numbers))]
@@ -188,7 +189,7 @@ def epoch_order(length: int, seed: int) -> list[int]:
 
 
 def split_between_ranks(order: list[int], share: int, rank: int, world: int) -> list[list[int]]:
-    """Return the items of every step of process ``rank`` of ``world``, ``share`` per step.
+    """Return the items of process ``rank`` of ``world`` for every step, ``share`` items per step.
 
     All processes have the same number of steps. Items that do not fill the last step are left out,
     because short batches have noisy statistics. An epoch shorter than one step becomes one short
@@ -297,6 +298,6 @@ def fit_shared_memory(
 def _sample_bytes(task: Task, chip: CachedChip, member: Member, crop: int) -> int:
     height, width = chip.shape[:2]
     sample = task.crop(chip, Geometry((width / 2, height / 2)), crop, member.bands)
-    # Pseudo-labels, at most: all maps, and where there are any.
+    # The most that pseudo-labels take: all maps or the clean image, and the map of taught pixels.
     taught = crop**2 * (max(task.values_per_pixel, member.bands) + 1) if task.recipe.rounds else 0
     return taught + sum(array.nbytes for array in sample.values())

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from satmap.tasks.base import Batch
 
-#: Batches with the same images, and the share of each in the loss; the shares add up to 1.
+#: The mixed images, once with each set of targets, and the weight of each set in the loss. The
+#: weights add up to 1.
 Mixture = Sequence[tuple[Batch, float]]
 
 

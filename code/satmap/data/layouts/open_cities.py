@@ -135,7 +135,7 @@ def scan_open_cities(directories: Sequence[Path], files: Sequence[Path]) -> Inve
 def _missing(
     catalogs: _Catalogs, images: Mapping[str, Path], labels: Mapping[str, Path]
 ) -> tuple[dict[str, str], list[str]]:
-    """Return the faults by image id, and the warnings, of what the catalogs list in vain."""
+    """Return faults by image id, and warnings, about missing files that catalogs list."""
     faults: dict[str, str] = {}
     warnings = list(catalogs.warnings)
     for name, message in catalogs.missing:
@@ -158,7 +158,7 @@ def _label_names(chip: Chip) -> list[str]:
 
 
 def _absolute(path: Path) -> Path:
-    """Return the absolute path without ``..``; links stay, so that references fit to files."""
+    """Return the absolute path without ``..``. Symbolic links stay, as in the list of files."""
     return Path(os.path.normpath(path.absolute()))
 
 
@@ -280,7 +280,7 @@ def _read_json(path: Path, found: _Catalogs) -> Mapping[str, Any]:
 
 
 def _links(content: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Path]]:
-    """Yield relation and target of the links of a catalog to files."""
+    """Yield relation and target of each link in a catalog that names a file."""
     links = content.get("links")
     for link in links if isinstance(links, list) else ():
         target = _reference(link, path)

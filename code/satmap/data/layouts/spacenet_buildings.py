@@ -251,7 +251,7 @@ def _label_key(name: str) -> str | None:
 
 
 def _of_one_size(infos: Mapping[str, ImageInfo], channels: int) -> dict[str, ImageInfo]:
-    """Keep the products with the size of the largest one that has enough bands."""
+    """Take the largest product with enough bands; return all products of its size."""
     enough = [info for info in infos.values() if info.bands >= channels] or [*infos.values()]
     best = max(enough, key=lambda info: (info.width * info.height, info.bands))
     size = best.width, best.height

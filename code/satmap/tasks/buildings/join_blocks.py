@@ -23,9 +23,10 @@ from satmap.vectors.buildings import Building, Polygons
 # Two buildings of different blocks are the same if they share this part of the smaller one. Of cut
 # ones, only the parts that both blocks see are compared.
 _SAME = 0.5
-# Outlines are simplified, so those of cut buildings end this close to the end of the margin.
+# A building whose outline ends this close to the end of the margin was cut there. Simplified
+# outlines need not reach the end.
 _CUT_PX = 2
-# Where copies of a building meet, their outlines differ by less.
+# Tolerance for simplifying a joined building: where its copies meet, their outlines differ by less.
 _SIMPLIFY_PX = 1
 # Blocks this close may touch.
 _NEAR_PX = 4

@@ -45,7 +45,10 @@ class BuildingDecoder:
         *,
         check_scale: bool = False,
     ) -> list[Building]:
-        """Return the buildings of a raster; with neighbours, all that touch it, complete."""
+        """Return the buildings of a raster.
+
+        With neighbours, buildings that reach beyond the raster are complete.
+        """
         margin = MARGIN_PX, MARGIN_PX
         with contextlib.ExitStack() as stack:
             # The vectoriser works in pixels, so any pixel size will do.

@@ -211,7 +211,7 @@ class BuildingTask(DenseTask):
         blocks: Sequence[tuple[Box, ImageBuildings]],
         georeference: Georeference | None,
     ) -> ImageBuildings:
-        """Join the buildings of the blocks, each once."""
+        """Join the buildings of the blocks. A building in two blocks is kept once."""
         found = join_blocks([(box, record.buildings) for box, record in blocks])
         return ImageBuildings(image_id, None, size, tuple(found), georeference)
 

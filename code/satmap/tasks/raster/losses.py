@@ -45,10 +45,9 @@ def raster_loss(
 def lovasz_loss(errors: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
     """Return the Lovasz extension of one minus the Jaccard index, the mean over both classes.
 
-    The index is that of all pixels together, as in the challenge; of several processes each takes
-    its own pixels. A class without pixels does not count. Source:
-    https://arxiv.org/abs/1705.08790. Building and background have the same errors, so one sort
-    serves both.
+    The index is computed over all pixels of the batch together; with several processes, each uses
+    its own part of the batch. A class without pixels does not count. Building and background have
+    the same errors, so one sort serves both. Source: https://arxiv.org/abs/1705.08790.
 
     Args:
         errors: error of every pixel, float, any shape; 0 where the prediction is right.

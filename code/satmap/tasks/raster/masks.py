@@ -80,8 +80,8 @@ def join_masks(
 ) -> Mask:
     """Join the masks of a map's blocks, with only some rows of the map in memory.
 
-    ``size`` is the map's height and width, a box the place of a block in it. What no block covers
-    is empty.
+    ``size`` is the map's height and width. Each block has a box, its place in the map. Pixels that
+    no block covers are 0.
     """
 
     def read(rows: slice) -> NDArray[np.bool_]:

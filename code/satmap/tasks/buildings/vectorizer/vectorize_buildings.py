@@ -86,7 +86,7 @@ def _outlines(
     # With a model, the crop was cut with a lower threshold than ``low``.
     instances = find_instances(maps, settings, None if model else crop.blobs)
     if not crop.owned[1:].all():
-        # By label, because filled holes lie in no blob.
+        # Keep or drop whole labels: pixels of filled holes belong to no blob.
         kept = np.zeros(int(instances.max()) + 1, np.bool_)
         kept[instances[owned]] = True
         instances[~kept[instances]] = 0
@@ -129,7 +129,7 @@ def _drawn(
     outlines = _moved(simplify_outlines(_moved(exact, -corners), settings.simplify_px), corners)
     if settings.right_angles:
         outlines = squared_outlines(exact, outlines, settings.simplify_px, shape)
-    # An exact outline starts at its first pixel.
+    # Sort buildings by their first pixel, where the exact outline starts.
     starts = shapely.get_coordinates(shapely.get_point(shapely.get_exterior_ring(exact), 0))
     columns, rows = starts.T.tolist()
     keys = zip(rows, columns, (-shapely.area(exact)).tolist(), strict=True)
