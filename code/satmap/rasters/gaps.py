@@ -27,9 +27,10 @@ def mirror_into_gaps(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if not empty.any():
         return pixels
     # Beyond the image there is no data either, so that a narrow wedge at its edge is a gap, too.
-    framed = cv2.copyMakeBorder(empty, *[_LEAST_PX] * 4, cv2.BORDER_CONSTANT, value=1)  # type: ignore[call-overload]
+    frame = _LEAST_PX
+    framed = cv2.copyMakeBorder(empty, frame, frame, frame, frame, cv2.BORDER_CONSTANT, value=[1])
     opened = cv2.morphologyEx(framed, cv2.MORPH_OPEN, np.ones((_LEAST_PX, _LEAST_PX), np.uint8))
-    gap = opened[_LEAST_PX:-_LEAST_PX, _LEAST_PX:-_LEAST_PX]
+    gap = opened[frame:-frame, frame:-frame]
     if not gap.any() or gap.all():
         return pixels
     rows, columns = np.nonzero(gap)
