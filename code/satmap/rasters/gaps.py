@@ -23,12 +23,12 @@ def mirror_into_gaps(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     import cv2
 
-    empty = (~pixels.any(axis=2)).astype(np.uint8)
+    empty: NDArray[np.uint8] = np.asarray(~pixels.any(axis=2), np.uint8)
     if not empty.any():
         return pixels
     # Beyond the image there is no data either, so that a narrow wedge at its edge is a gap, too.
     frame = _LEAST_PX
-    framed = cv2.copyMakeBorder(empty, frame, frame, frame, frame, cv2.BORDER_CONSTANT, value=[1])
+    framed = np.pad(empty, frame, constant_values=1)
     opened = cv2.morphologyEx(framed, cv2.MORPH_OPEN, np.ones((_LEAST_PX, _LEAST_PX), np.uint8))
     gap = opened[frame:-frame, frame:-frame]
     if not gap.any() or gap.all():

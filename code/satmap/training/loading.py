@@ -68,8 +68,9 @@ class CropDataset(Dataset[_Sample]):
         seed: seed of the crops.
         task: cuts the samples.
         sampling: ``equal_areas`` gives all areas of interest the same number of crops (or one
-            more); the chips of an area take turns. ``equal_scenes`` draws chips with replacement, those of
-            every scene of an area equally often on average. None gives every chip the same number.
+            more); the chips of an area take turns. ``equal_scenes`` draws chips with replacement,
+            those of every scene of an area equally often on average. None gives every chip the same
+            number.
         unlabelled: further chips, which take turns.
         pseudo_labels: how to learn from pseudo-labels, and the share of unlabelled chips.
         epoch: changes the crops; set it before iterating the data loader.
