@@ -429,7 +429,7 @@ def state_of(path: Path) -> list[Any]:
 
 
 def states_of(source: Source) -> list[Any]:
-    """Return :func:`state_of` a raster on this machine, and of those that a virtual one shows.
+    """Return the states of a local raster and, if it is virtual, of the rasters that it shows.
 
     Raises:
         OSError, SatmapError: it cannot be read.

@@ -72,7 +72,8 @@ def read_pickle(path: Path) -> dict[str, Any]:
     _require_pickle(path)
     try:
         with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
-            # Warnings about protocols and layouts that weights do not use; such files fail below.
+            # torch warns about unusual protocols and layouts. Weights use none of these, and other
+            # files fail below.
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     # Broken bytes can raise any kind of error in the unpickler.

