@@ -352,6 +352,14 @@ def test_overviews_and_masks_beside_a_file_may_not_be_virtual(
         assert f"{beside} beside it is not a GeoTIFF" in refusal(path)
     beside.unlink()
     assert read_source(str(raster)).width
+    # GDAL looks beside the virtual raster that a link names.
+    (folder / "links").mkdir()
+    link = folder / "links/all.vrt"
+    link.symlink_to(folder / "all.vrt")
+    assert read_source(str(link)).width
+    beside = folder / f"all.vrt{suffix[:4]}"
+    beside.write_text(vrt())
+    assert f"{beside} beside it is not a GeoTIFF" in refusal(link)
     assert not server.requests
 
 
@@ -549,6 +557,7 @@ def test_s3_is_read_through_the_endpoint_of_the_environment(
         assert "s3://towns/none.tif: cannot be read" in refusal("s3://towns/none.tif")
         assert "404" in refusal("s3://towns/none.tif")
         assert "is not s3://BUCKET/KEY" in refusal("s3://towns")
+        assert "is not s3://BUCKET/KEY" in refusal(f"s3://localhost:{port}?/a/b.tif")
     finally:
         running.stop()
 

@@ -11,12 +11,14 @@ import configparser
 import hashlib
 import hmac
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 PREFIX = "s3://"
 
+_BUCKET = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _NOTHING = hashlib.sha256(b"").hexdigest()
 
 
@@ -24,10 +26,11 @@ def https_address(name: str) -> str:
     """Return the address of ``s3://bucket/key`` at the user's endpoint, by default Amazon's.
 
     Raises:
-        ValueError: the name has no bucket or no key.
+        ValueError: the name has no valid bucket or no key.
     """
     bucket, _, key = name[len(PREFIX) :].partition("/")
-    if not bucket or not key:
+    # Other characters could name another host.
+    if not _BUCKET.fullmatch(bucket) or not key:
         raise ValueError("it is not s3://BUCKET/KEY")
     path = quote(key, safe="/-_.~")
     scheme = "http" if _is_off("AWS_HTTPS") else "https"
@@ -94,7 +97,8 @@ def _region() -> str:
 
 def _setting(variable: str, file: str, prefix: str, name: str) -> str:
     """Return a setting of the user's profile in a file of ``~/.aws``; "" without one."""
-    path = Path(os.environ.get(variable) or Path.home() / ".aws" / file).expanduser()
+    # Path.home fails for users without a home, as in containers.
+    path = Path(os.path.expanduser(os.environ.get(variable) or f"~/.aws/{file}"))
     profile = os.environ.get("AWS_PROFILE") or "default"
     section = profile if profile == "default" else prefix + profile
     parser = configparser.RawConfigParser()

@@ -348,7 +348,6 @@ def _allowed(name: str) -> tuple[str, str, bool]:
             "for example with `gdal_translate`."
         )
     refuse_pipe(path)
-    _refuse_sidecars(path)
     has_lossy_parts = False
     if driver == "VRT":
         # GDAL takes references as relative to the file that a link names.
@@ -356,6 +355,8 @@ def _allowed(name: str) -> tuple[str, str, bool]:
         has_lossy_parts = _check_vrt(path)
     else:
         driver = _driver_by_content(path) or driver
+    # After links are resolved: files beside the opened one count.
+    _refuse_sidecars(path)
     # An absolute path cannot be taken for one of GDAL's own prefixes.
     return str(path.absolute()), driver, has_lossy_parts
 

@@ -128,10 +128,15 @@ _Found = tuple[Sequence[CachedChip], Sequence[Path], dict[str, str]]
 def _of_challenge(
     place: Path, task: "DenseTask", channels: int, directory: Path, view_angle: ViewAngle | None
 ) -> _Found:
-    """Prepare the images of a challenge; nothing if the names are not those of one."""
+    """Prepare the images of a challenge; nothing if the names are not those of one.
+
+    Scenes that a recipe's ``tiles`` cut are too large to be chips, so they count as any rasters.
+    """
     try:
         inventory = task.recipe.task.find_images([place], channels, view_angle)
     except SatmapError:
+        return (), (), {}
+    if task.recipe.tiles and any(chip.image.georeference for chip in inventory.chips):
         return (), (), {}
     images = [replace(chip, label=None) for chip in inventory.chips]
     prepared = prepare_chips(images, channels, directory, task.recipe.stretch, task)

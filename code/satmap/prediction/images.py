@@ -56,8 +56,7 @@ def prepare_image(
         except SatmapError as error:
             notes.append(str(error))
             continue
-        own = pixels[inside.pixels if inside else (slice(None), slice(None))]
-        if pixels.is_blank if isinstance(pixels, StretchedImage) else not own.any():
+        if _is_blank(pixels, inside):
             notes.append(
                 f"{info.path}: no pixel holds data, so nothing can be found; check the image"
             )
@@ -74,6 +73,13 @@ def prepare_image(
             notes.append(f"images without georeference are assumed to have {default:g} m per pixel")
         return PreparedImage(info, pixels, fitting, size, tuple(notes), category, large, inside)
     raise SatmapError(" ".join(notes))
+
+
+def _is_blank(pixels: Pixels, inside: Box | None) -> bool:
+    """Return whether no pixel of an image, or of the part ``inside`` it, holds data."""
+    if isinstance(pixels, StretchedImage):
+        return pixels.is_blank
+    return not pixels[inside.pixels if inside else (slice(None), slice(None))].any()
 
 
 def _with_surroundings(

@@ -137,8 +137,8 @@ class Task(ABC):
         self, directories: Sequence[Path], view_angle: ViewAngle | None = None
     ) -> Inventory:
         """Find the images and their labels; see :meth:`TaskSettings.find_images`."""
-        bands = max((member.bands for member in self.recipe.ensemble), default=1)
-        found: Inventory = self.recipe.task.find_images(directories, bands, view_angle)
+        # Of all rounds, so that training and prediction choose the same images.
+        found: Inventory = self.recipe.task.find_images(directories, self.recipe.bands, view_angle)
         return found
 
     def category(self, chip: Chip) -> str | None:

@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 import yaml
 
+from satmap.data.cache import default_cache
 from satmap.data.chip import Chip, record_images
 from satmap.data.folds import assign_folds
+from satmap.data.scenes import cut_scenes
 from satmap.data.view_angles import parse_view_angle
 from satmap.errors import SatmapError
 from satmap.io.checksums import in_threads, record_file
@@ -81,6 +83,9 @@ def fit_to_prediction(
     began_in = Path(manifest.run.directory)
     places = directories or [began_in / directory for directory in manifest.directories]
     inventory = task.find_images(places, view_angle)
+    if recipe.tiles:
+        # The prediction was one of tiles.
+        inventory = cut_scenes(inventory, task, recipe.bands, default_cache())
     chips = [chip for chip in inventory.chips if chip.image_id in manifest.images]
     parts = assign_folds({c.site: c.aoi for c in chips}.items(), _PARTS, recipe.seed)
     samples: dict[str, CandidateSample] = {}

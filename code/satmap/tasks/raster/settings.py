@@ -100,12 +100,15 @@ class RasterTaskSettings(TaskSettings):
     def find_images(
         self, directories: Sequence[Path], bands: int = 1, view_angle: "ViewAngle | None" = None
     ) -> "Inventory":
-        """Find the images and labels of a building challenge.
+        """Find the images and labels of a building challenge, or own chips.
 
         The notes name test chips that do not have the size of the Open Cities challenge.
         """
         from satmap.data.layouts.building_challenges import find_building_images
+        from satmap.data.layouts.own_chips import find_cut_chips
 
+        if own := find_cut_chips(directories, self.name):
+            return own
         inventory = find_building_images(directories, bands, view_angle)
         odd = [
             f"{chip.image_id} ({chip.image.width} x {chip.image.height})"
