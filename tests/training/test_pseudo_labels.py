@@ -176,7 +176,7 @@ def test_another_teacher_makes_other_files(teacher: Teacher, tmp_path: Path) -> 
     assert less.digest != teacher.digest
     changes: dict[str, object] = {
         "tta": 8, "mean": "geometric", "window": 64, "overlap": 16, "padding": "replicate",
-        "batch": 1, "checkpoints": ("last",),
+        "batch": 1, "checkpoints": ("last",), "gaps": "mirror", "join_chips": True,
     }  # fmt: skip
     # A new setting must be added here.
     assert changes.keys() == type(teacher.recipe.inference).model_fields.keys()
@@ -185,7 +185,7 @@ def test_another_teacher_makes_other_files(teacher: Teacher, tmp_path: Path) -> 
         for name, value in changes.items()
         if with_inference(teacher, **{name: value}).digest != teacher.digest
     }
-    assert changed == {"tta", "mean", "window", "overlap", "padding"}
+    assert changed == {"tta", "mean", "window", "overlap", "padding", "gaps"}
     # Names and locations of the files do not matter.
     assert make_teacher(tmp_path).digest == teacher.digest
 
