@@ -45,6 +45,7 @@ class Epoch:
         state: network and optimizer; the steps change them.
         progress: progress of the training; the steps update it.
         losses: the weights of the losses in this epoch.
+        pseudo_labels: how to learn from pseudo-labels; None without.
         plan: length of the epoch.
         items: this process's crops of every step, as dataset indices.
         sums: sums of the loss and its parts over this process's steps.
@@ -75,7 +76,7 @@ class Epoch:
         self.plan = self.ranks.on_first(plan)
         self._whole = len(items)
         self.items = items[: max(self.plan.steps, progress.step)]
-        self.loss_names = job.loss_names
+        self.loss_names, self.pseudo_labels = job.loss_names, job.pseudo_labels
         self.sums = torch.zeros(len(self.loss_names), device=job.context.device)
         if progress.sums:
             self.sums += torch.tensor(progress.sums[self.ranks.rank], device=job.context.device)

@@ -49,8 +49,6 @@ def mean_loss(
     mixture: Mixture, loss_of: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the mean of the losses of the batches of a mixture, and of their parts by name."""
-    if len(mixture) == 1:
-        return loss_of(mixture[0][0])
     found = [(*loss_of(batch), share) for batch, share in mixture]
     mean = torch.stack([share * loss for loss, _, share in found]).sum()
     parts = {

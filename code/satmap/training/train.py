@@ -103,7 +103,8 @@ def _train_step(step: Step, epoch: Epoch, forward: Forward) -> None:
         inputs = task.inputs(state.network, mixture[0][0])
         with forward.gradients_stay(not is_last):
             outputs = forward(*inputs)
-            loss, parts = mean_loss(mixture, partial(_loss, epoch, outputs))
+            loss_of, is_mixed = partial(_loss, epoch, outputs), len(mixture) > 1
+            loss, parts = mean_loss(mixture, loss_of) if is_mixed else loss_of(mixture[0][0])
             (loss * weight).backward()  # type: ignore[no-untyped-call]
         step.add(loss, parts, weight)
     stop = step.check(step.clip_gradients())
@@ -117,7 +118,7 @@ def _loss(epoch: Epoch, outputs: Any, batch: Batch) -> tuple[Tensor, dict[str, T
     job, average = epoch.job, epoch.state.average
     total = partial(sum_over_ranks, ranks=epoch.ranks)
     loss, parts = job.task.loss(outputs, batch, epoch.losses, total)
-    settings = job.pseudo_labels
+    settings = epoch.pseudo_labels
     if settings is None:
         return loss, parts
     soft = batch.tensors.get("soft")
