@@ -98,7 +98,7 @@ def _region() -> str:
 def _setting(variable: str, file: str, prefix: str, name: str) -> str:
     """Return a setting of the user's profile in a file of ``~/.aws``; "" without one."""
     # Path.home fails for users without a home, as in containers.
-    path = Path(os.path.expanduser(os.environ.get(variable) or f"~/.aws/{file}"))
+    path = Path(os.path.expanduser(os.environ.get(variable) or f"~/.aws/{file}"))  # noqa: PTH111
     profile = os.environ.get("AWS_PROFILE") or "default"
     section = profile if profile == "default" else prefix + profile
     parser = configparser.RawConfigParser()

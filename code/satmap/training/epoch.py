@@ -69,6 +69,7 @@ class Epoch:
         self.stage = job.member.stages[progress.stage]
         self.losses = job.member.losses_of(progress.stage, progress.schedule)
         self.clip_norm = job.recipe.optimizer.clip_norm
+        self.mixup = job.recipe.augmentation.mixup
         dataset.epoch = progress.epoch
         items = self._step_items()
         # The plan depends on the clock, but must be the same in all processes.
@@ -263,7 +264,7 @@ class Step:
             whether they are the last.
         """
         epoch, done = self._epoch, 0
-        mixup = epoch.job.recipe.augmentation.mixup
+        mixup = epoch.mixup
         while done < self._share:
             batch = next(self._crops)
             done += len(batch)

@@ -39,7 +39,7 @@ _FORMAT = "2"
 # Inference settings that do not change probability maps. All others are part of the digest, so a
 # new setting invalidates soft targets by default. ``checkpoints`` selects the weight files; the
 # digest contains their checksums instead.
-_SETTINGS_WITHOUT_EFFECT = {"batch", "checkpoints"}
+_SETTINGS_WITHOUT_EFFECT = {"batch", "checkpoints", "join_chips"}
 
 
 @dataclass(frozen=True)
