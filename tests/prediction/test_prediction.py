@@ -126,7 +126,8 @@ class Mean(nn.Module):
     encoder = BareEncoder
 
     def forward(self, x: Tensor) -> Tensor:
-        return (8 * x.mean(dim=(1, 2, 3)) - 4).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
+        means = (8 * x.mean(dim=(1, 2, 3)) - 4).view(-1, 1, 1, 1)
+        return means.expand(-1, 1, *x.shape[2:]).contiguous()
 
 
 def test_windows_have_no_seams_and_their_order_does_not_matter() -> None:

@@ -439,8 +439,8 @@ def test_large_scenes_are_predicted_strip_by_strip_to_the_same_bytes(
     strips = []
     original = predict_strips
 
-    def counted(*arguments: Any) -> Iterator[Strip]:
-        for strip in original(*arguments):
+    def counted(*arguments: Any, **named: Any) -> Iterator[Strip]:
+        for strip in original(*arguments, **named):
             strips.append(strip.get().shape[1])
             yield strip
 
