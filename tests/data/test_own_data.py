@@ -33,7 +33,7 @@ from satmap.data.sources import Source
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import LON_LAT, project
 from satmap.prediction.run import predict
-from satmap.recipes.schema import parse_recipe
+from satmap.recipes.schema import default_recipe, parse_recipe
 from satmap.tasks.base import Task, task_of
 from satmap.tasks.dense import IGNORED_BIT
 from satmap.tasks.roads.targets import CENTRE_BIT, CLASS_BITS
@@ -235,6 +235,10 @@ def test_building_masks(tmp_path: Path) -> None:
     # An image without mask counts as one without label.
     with pytest.raises(SatmapError, match=r"1 of 2 images have no label: b\.png"):
         inventory.require_labels()
+    # The folder of the chips is a directory of images of the raster task, too.
+    masks = task_of(default_recipe("raster"))
+    chips = find_own_chips(data, masks, 3, tmp_path / "cache")
+    assert masks.find_images([folder_of(chips)]).chips == chips.chips
 
 
 def test_offset_between_labels_and_image(tmp_path: Path) -> None:

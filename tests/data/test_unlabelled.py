@@ -14,7 +14,7 @@ from satmap.data.crops import CachedChip
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.data.unlabelled import find_unlabelled
 from satmap.errors import SatmapError
-from satmap.recipes.schema import load_recipe
+from satmap.recipes.schema import TileSettings, load_recipe
 from satmap.tasks.base import task_of
 from satmap.tasks.dense import IGNORED_BIT, DenseTask
 
@@ -68,6 +68,16 @@ def write(path: Path, pixels: np.ndarray, metres: float = 0.3) -> None:
         path, "w", "GTiff", dtype="uint8", crs="EPSG:32631", transform=transform, **profile
     ) as file:
         file.write(pixels)
+
+
+def test_scenes_that_a_recipe_cuts_are_not_read_whole(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(1, 255, (3, 700, 900), np.uint8)
+    write(tmp_path / "train_tier_2/acc/0a2b/0a2b.tif", noise)
+    recipe = load_recipe("small-buildings").model_copy(update={"tiles": TileSettings(gsd=0.3)})
+    task = task_of(recipe)
+    assert isinstance(task, DenseTask)
+    found = find_unlabelled([tmp_path / "train_tier_2"], task, 3, tmp_path / "cache", [])
+    assert max(max(chip.shape[:2]) for chip in found.chips) == 512
 
 
 def test_any_rasters_have_the_pixel_size_of_the_labelled_chips(city: Path, tmp_path: Path) -> None:

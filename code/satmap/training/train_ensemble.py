@@ -92,7 +92,7 @@ def train(
     started = time.monotonic()
     recipe.require_unlabelled(bool(options.unlabelled))
     rounds = rounds_of(recipe, context, options.folds)
-    starts = [_init_of(each, context.weights, options) for each in rounds]
+    starts = [_init_of(each, options) for each in rounds]
     preparation, folds = context.ranks.on_first_of_machine(
         lambda: _prepare(directories, rounds, context, options)
     )
@@ -195,11 +195,11 @@ def _phases(members: Sequence[Member], ranks: Ranks) -> list[Phase]:
     return phases
 
 
-def _init_of(this: TrainingRound, weights: Path, options: TrainingOptions) -> dict[str, WeightFile]:
+def _init_of(this: TrainingRound, options: TrainingOptions) -> dict[str, WeightFile]:
     """Return the networks of ``--init`` that the members of a round start from, by their names."""
     if options.init is None or this.starts_from_previous:
         return {}
-    return require_starts(options.init, this.recipe, weights)
+    return require_starts(options.init, this.recipe, this.context.weights)
 
 
 def _find_unlabelled(
