@@ -251,7 +251,14 @@ def test_a_full_disk_keeps_the_older_result(tmp_path: Path, name: str) -> None:
 
 def test_only_a_directory_of_masks_is_replaced(tmp_path: Path) -> None:
     require_map_output(tmp_path / "new")
-    require_map_output(write(tmp_path / "masks"))
+    (tmp_path / "empty").mkdir()
+    require_map_output(tmp_path / "empty")
+    masks = write(tmp_path / "masks")
+    # They may be labels.
+    with pytest.raises(CannotWriteError, match="holds other things than masks"):
+        require_map_output(masks)
+    (tmp_path / "masks.manifest.json").write_text("{}")
+    require_map_output(masks)
     image = np.full((3, 8, 8), 7, np.uint8)
     write_raster(tmp_path / "images/c1.TIF", image)
     write_raster(tmp_path / "chips/c1/c1.tif", image)

@@ -75,12 +75,17 @@ def require_map_output(path: Path) -> None:
 
 
 def _require_mask_directory(path: Path) -> None:
-    """Check early that a directory of masks can be written and that it holds nothing else yet."""
+    """Check early that a directory of masks can be written, and that satmap wrote what it holds.
+
+    Masks without a manifest beside them may be labels.
+    """
     # Importing GDAL takes most of a second.
     from satmap.submissions.mask_rasters import is_mask_directory
 
-    require_writable(path.parent / f"{path.name}.manifest.json")
-    if path.is_dir() and not is_mask_directory(path):
+    manifest = path.parent / f"{path.name}.manifest.json"
+    require_writable(manifest)
+    is_ours = not path.is_dir() or (is_mask_directory(path) and manifest.is_file())
+    if not is_ours and any(path.iterdir()):
         raise CannotWriteError(
             f"{path} is a directory that holds other things than masks of satmap, so it is not "
             "replaced. Give another name, or remove it."
