@@ -217,7 +217,7 @@ def test_geojson_is_drawn_without_a_truth(tmp_path: Path) -> None:
     write_image(masks / "my town.tif", pixels=np.ones((1, 96, 128), np.uint8))
     (alone,) = write_overlays(masks, [image], tmp_path / "alone")
     (path,) = write_overlays(masks, [image], tmp_path / "p", masks)
-    assert differing(alone, path).any()
+    assert alone.read_bytes() != path.read_bytes()
 
 
 def test_large_maps_are_drawn_in_parts(tmp_path: Path) -> None:
