@@ -1,5 +1,6 @@
 import argparse
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,21 @@ import pytest
 import rasterio
 import rasterio.shutil
 from affine import Affine
+from pydantic import ValidationError
 
-from satmap.data.imagery import MULTISPECTRAL, RGB, read_info, read_stretched, stretch
+from satmap.data.imagery import (
+    MULTISPECTRAL,
+    RGB,
+    StretchedImage,
+    read_info,
+    read_stretched,
+    stretch,
+)
+from satmap.data.mosaic import find_layers
+from satmap.data.sources import find_sources
 from satmap.errors import SatmapError
+from satmap.rasters.scene import Box
+from satmap.recipes.schema import StretchSettings
 from synthetic_images import lon_lat, write_image
 
 
@@ -65,6 +78,25 @@ def test_stretch_from_percentile_zero_begins_at_the_least_value() -> None:
     band = np.arange(500, 1001, dtype=np.uint16)[None]
     result = stretch(band, np.ones(band.shape, bool), 0, 100)[0]
     assert (result[0], result[250], result[-1]) == (0, 128, 255)
+
+
+def test_8_bit_images_without_a_stretch_keep_their_values(tmp_path: Path) -> None:
+    settings = StretchSettings.model_validate("none")
+    pixels = np.random.default_rng(0).integers(40, 120, (3, 64, 64)).astype(np.uint8)
+    pixels[:, :5] = 0
+    info = read_info(write_image(tmp_path / "a.tif", pixels=pixels), RGB)
+    assert np.array_equal(
+        read_stretched(info, settings.low, settings.high), pixels.transpose(1, 2, 0)
+    )
+    assert np.array_equal(
+        StretchedImage(info, settings.low, settings.high)[0:64, 0:64], pixels.transpose(1, 2, 0)
+    )
+    layers, _ = find_layers(find_sources([tmp_path / "a.tif"]).sources, 3)
+    found = layers[0].sample_stretch(settings.low, settings.high, {})
+    box = Box(0, 0, 64, 64)
+    assert np.array_equal(replace(layers[0], stretch=found).read_stretched(box, {}), pixels)
+    with pytest.raises(ValidationError):
+        StretchSettings.model_validate("nothing")
 
 
 def test_unusable_reference_systems(tmp_path: Path) -> None:

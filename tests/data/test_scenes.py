@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from satmap.data.mosaic import find_layers
 from satmap.data.scenes import cut_scenes, make_grid
 from satmap.data.sources import read_source
 from satmap.errors import SatmapError
+from satmap.evaluation.verify import Sources, verify_submission
 from satmap.io.geojson_reader import LON_LAT, project
 from satmap.prediction.run import predict
 from satmap.recipes.schema import Recipe, TileSettings, parse_recipe
@@ -34,6 +36,7 @@ from satmap.tasks.dense import IGNORED_BIT
 from satmap.training.run_context import RunContext
 from satmap.training.train_ensemble import TrainingOptions, train
 from satmap.weights.members import find_weights
+from tiny_trainings import tiny_commands
 
 UTM = "EPSG:32630"
 ORIGIN = 809000.0, 618000.0
@@ -276,7 +279,7 @@ def test_settings_that_make_no_sense(tiles: str) -> None:
 
 
 def test_training_on_tiles_holds_out_whole_scenes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SATMAP_CACHE", str(tmp_path / "cache"))
     for area, name in (("acc", "665946"), ("dar", "a42435"), ("dar", "ca041a")):
@@ -284,7 +287,7 @@ def test_training_on_tiles_holds_out_whole_scenes(
     recipe = recipe_with("{gsd: 0.1, size: 256}", folds_by="area", sampling="equal_scenes")
     context = RunContext(tmp_path / "weights", torch.device("cpu"))
     train([tmp_path / "train_tier_1"], recipe, context, TrainingOptions(tmp_path / "cache"))
-    assert "6 chips, validated on 12" in capsys.readouterr().out
+    assert "6 chips, validated on 12" in capfd.readouterr().out
     (held_out,) = {file.held_out for file in find_weights(context.weights)}
     assert held_out is not None
     assert {name.partition("-")[0] for name in held_out} == {"a42435", "ca041a"}
@@ -294,3 +297,13 @@ def test_training_on_tiles_holds_out_whole_scenes(
     done = predict(scenes, tmp_path / "out.csv", context.weights, device, out_of_fold=True)
     assert not done.faults
     assert set(done.images) == held_out
+    # For the process that verifies.
+    monkeypatch.setenv("PYTHONPATH", tiny_commands(tmp_path / "startup")["PYTHONPATH"])
+    sources = Sources(device="cpu", workers=0)
+    assert verify_submission(tmp_path / "out.csv", sources).identical
+    # Another scene has other tiles.
+    for name in ("ca041a", "ca041a-labels"):
+        shutil.rmtree(tmp_path / "train_tier_1/dar" / name)
+    write_scene(tmp_path / "train_tier_1/dar", "ca041a", image=picture(HOUSES[:3]))
+    (fault,) = verify_submission(tmp_path / "out.csv", sources).faults
+    assert fault.startswith("6 images altered: ca041a-")

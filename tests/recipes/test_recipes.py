@@ -11,12 +11,15 @@ from satmap.errors import SatmapError
 from satmap.networks.encoders import ENCODERS
 from satmap.recipes.encoder_names import ENCODER_NAMES
 from satmap.recipes.schema import (
+    CyclicSchedule,
     DecoderSettings,
+    TileSettings,
     load_recipe,
     parse_recipe,
     recipe_from_json,
     recipe_names,
 )
+from satmap.tasks.raster.settings import FootprintLoss
 from satmap.tasks.roads.settings import RoadLosses as Losses
 
 RECIPES = ROOT / "code/satmap/recipes"
@@ -73,6 +76,39 @@ def test_the_reference_recipe_has_the_reference_constants() -> None:
     losses = recipe.members[2].losses
     assert isinstance(losses, Losses)
     assert losses.speed.dice == 0.12
+
+
+def test_the_open_cities_recipe_has_the_constants_of_the_second_place() -> None:
+    recipe = load_recipe("open-cities")
+    assert (recipe.folds, recipe.folds_by, recipe.sampling) == (5, "tile", "equal_scenes")
+    assert recipe.tiles == TileSettings(zoom=19, size=1024, nodata="black")
+    assert [
+        [(m.encoder, m.fold, m.stages[0].epochs) for m in members]
+        for members in recipe.members_by_round
+    ] == [
+        [("efficientnet_b4", fold, 60) for fold in range(3)],
+        [("dpn92", 3, 60), ("densenet161", 4, 60)],
+        [("inception_v4", 3, 27), ("senet154", 4, 27), ("se_resnext50_32x4d", 3, 27),
+         ("densenet161", 1, 27), ("efficientnet_b4", 0, 27)],
+    ]  # fmt: skip
+    for member in recipe.all_members:
+        assert member.decoder.widths == (256, 128, 64, 32, 16)
+        # Cross entropy, and Lovasz from the 25th epoch on.
+        assert member.losses_of(0, 23).building == FootprintLoss(bce=1)
+        assert member.losses_of(0, 24).building == FootprintLoss(lovasz_softmax=1)
+        (stage,) = member.stages
+        assert stage.schedule == CyclicSchedule(high=1e-4, low=1e-6, half_period=5, shape="cosine")
+    assert [(r.labels, r.share, r.start) for r in recipe.rounds] == [("hard", 0.03, "anew")] * 2
+    assert (recipe.optimizer.name, recipe.optimizer.weight_decay) == ("adamw", 1e-4)
+    assert (recipe.task.threshold, recipe.inference.tta) == (0.5, 4)
+
+
+@pytest.mark.parametrize("name", ["open-cities", "open-cities-best"])
+def test_the_open_cities_recipes_learn_from_test_images(name: str) -> None:
+    recipe = load_recipe(name)
+    assert all(each.test_images and each.share for each in recipe.rounds)
+    with pytest.raises(SatmapError, match="--unlabelled"):
+        recipe.require_unlabelled(False)
 
 
 def test_a_single_network_learns_from_an_ensemble_on_all_chips() -> None:

@@ -267,6 +267,14 @@ def _histogram(band: NDArray[Any], valid: NDArray[np.bool_], levels: int) -> NDA
     return counts
 
 
+def keeps_values(levels: int, low: float, high: float) -> bool:
+    """Return whether a stretch between two percentiles leaves pixels of so many levels unchanged.
+
+    See :class:`satmap.recipes.schema.StretchSettings`.
+    """
+    return levels == 256 and (low, high) == (0, 100)
+
+
 def _table(counts: NDArray[np.int64], low: float, high: float) -> NDArray[np.uint8]:
     """Build the lookup table of the stretch, uint8 (levels,); all 0 if no pixel is above 0."""
     cumulated = np.cumsum(counts)
@@ -274,6 +282,8 @@ def _table(counts: NDArray[np.int64], low: float, high: float) -> NDArray[np.uin
     total = int(cumulated[-1])
     if total == 0:
         return np.zeros(len(counts), np.uint8)
+    if keeps_values(len(counts), low, high):
+        return np.arange(len(counts), dtype=np.uint8)
     # At least one pixel lies at or below a percentile, so percentile 0 is the smallest value.
     rank = np.maximum(np.array([low, high]) / 100 * total, 1)
     bottom, top = np.searchsorted(cumulated, rank)

@@ -1,5 +1,6 @@
 """Inventory of a challenge's directories: images, labels and problems."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,9 @@ from satmap.data.chip import Chip
 from satmap.data.imagery import MULTISPECTRAL, RGB, RGB_NIR
 from satmap.errors import SatmapError
 from satmap.io.text import listing, printable
+
+# ``test`` as a word in a path: ``test_public``, ``AOI_7_test``, ``Test``.
+_TEST = re.compile(r"(?<![a-z])test(?![a-z])")
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,14 @@ class Inventory:
         return tuple(chip for chip in self.chips if chip.label is None)
 
     def require_labels(self) -> None:
-        """Raise SatmapError if a chip has no label, with the names of the labels that are tried."""
+        """Raise SatmapError if a chip has no label, with the names of the labels that are tried.
+
+        Test images need none if there are others: those with ``test`` as a word of their path below
+        the directories.
+        """
         missing = self.unlabelled()
+        if len(missing) < len(self.chips):
+            missing = tuple(chip for chip in missing if not self._is_test(chip))
         if not missing:
             return
         shown = listing([chip.image.path.name for chip in missing])
@@ -57,6 +67,14 @@ class Inventory:
             f"{len(missing)} of {len(self.chips)} images have no label: {shown}.\n"
             f"For {first} these names were tried anywhere under {places}:\n  {tried}\n"
             "Add the labels, or pass --skip-unlabelled to train without these images."
+        )
+
+    def _is_test(self, chip: Chip) -> bool:
+        path = chip.image.path
+        return any(
+            is_test_path(path.relative_to(place))
+            for place in self.directories
+            if path.is_relative_to(place)
         )
 
     def summary(self) -> str:
@@ -91,6 +109,11 @@ class Inventory:
         lines += self.notes
         # Names of directories and files may contain control characters.
         return "\n".join(map(printable, lines))
+
+
+def is_test_path(path: Path) -> bool:
+    """Return whether ``test`` is a word of a path."""
+    return bool(_TEST.search(str(path).lower()))
 
 
 def _summary_row(aoi: str, chips: Sequence[Chip], products: Sequence[str]) -> tuple[str, ...]:

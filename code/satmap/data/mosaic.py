@@ -24,7 +24,7 @@ from rasterio.windows import Window
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from satmap.data.imagery import MS_BAND_ORDER
+from satmap.data.imagery import MS_BAND_ORDER, keeps_values
 from satmap.data.sources import Source, opened, reason_of
 from satmap.errors import SatmapError
 from satmap.rasters.scene import Box
@@ -181,6 +181,8 @@ class Layer:
         Unsigned pixels of 0 do not count, as in :func:`satmap.data.imagery.stretch`. ``faults`` are
         those of :meth:`read`.
         """
+        if self.sources[0].dtype == "uint8" and keeps_values(256, low, high):
+            return Stretch((0.0,) * len(self.bands), (255.0,) * len(self.bands))
         samples: list[list[NDArray[Any]]] = [[] for _ in self.bands]
         for box in self._sample_boxes():
             bands, valid = self.read(box, faults)

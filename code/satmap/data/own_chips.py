@@ -75,8 +75,8 @@ def find_own_chips(data: OwnData, task: "Task", channels: int, cache: Path) -> I
         plan.faults.update(found.faults)
         content = cut_chips(plan, task, directory)
         content |= {
-            "task": task.recipe.task.name, "noun": task.noun, "folds": task.recipe.folds,
-            "labels": str(data.labels),
+            "task": task.recipe.task.name, "noun": f"{task.label_noun}s",
+            "folds": task.recipe.folds, "labels": str(data.labels),
         }  # fmt: skip
         # The network may work again, so the next run tries again.
         if any("://" in name for name in plan.unread):

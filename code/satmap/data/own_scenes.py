@@ -147,8 +147,8 @@ def plan_vectors(
     places = {scene.place for scene in labelled}
     if empty := len(places - {scene.place for scene in labelled if len(scene.shapes)}):
         notes.append(
-            f"{empty} of {len(places)} places hold no {task.noun} and count as empty ground; "
-            "leave them out with --area"
+            f"{empty} of {len(places)} places hold no {task.label_noun}s and count as empty "
+            "ground; leave them out with --area"
         )
     return OwnPlan(tuple(labelled), faults, unread, tuple(notes), labels)
 
@@ -334,8 +334,9 @@ def _require_overlap(scenes: Sequence[OwnScene], labels: OwnShapes, task: "Task"
     east, north = np.concatenate(corners).max(axis=0)
     bounds = shapely.total_bounds(labels.shapes)
     raise SatmapError(
-        f"none of the {len(labels.shapes)} labelled {task.noun} lies on an image. The images lie "
-        f"between longitude {west:.5f} and {east:.5f}, latitude {south:.5f} and {north:.5f}; the "
-        f"labels between {bounds[0]:.5f} and {bounds[2]:.5f}, {bounds[1]:.5f} and {bounds[3]:.5f}. "
+        f"none of the {len(labels.shapes)} labelled {task.label_noun}s lies on an image. The "
+        f"images lie between longitude {west:.5f} and {east:.5f}, latitude {south:.5f} and "
+        f"{north:.5f}; the labels between {bounds[0]:.5f} and {bounds[2]:.5f}, {bounds[1]:.5f} and "
+        f"{bounds[3]:.5f}. "
         "Check that they show the same place and state the right reference system."
     )

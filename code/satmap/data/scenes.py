@@ -241,7 +241,7 @@ def _cut(
     empty = seen[1:].sum() / seen[0]
     note = (
         f"{chip.aoi} {chip.image_id}: {counted(len(records), 'tile')}, {100 * empty:.0f} % of "
-        f"their pixels without data, {objects} {task.noun}, counted once per tile"
+        f"their pixels without data, {counted(objects, task.label_noun)}, counted once per tile"
     )
     if left_out := len(grid.tiles) - len(records):
         note += f"; {counted(left_out, 'tile')} left out with little or no data"
@@ -281,7 +281,7 @@ def _read_shapes(chip: Chip, task: "Task", mosaic: Mosaic) -> Shapes:
     shapes = shapes[shapely.intersects(shapes, ground)]
     if not len(shapes):
         raise SatmapError(
-            f"{chip.label}: none of its {len(found.shapes)} {task.noun} lies on "
+            f"{chip.label}: none of its {len(found.shapes)} {task.label_noun}s lies on "
             f"{chip.image.path.name}. Check that label and image belong together and the label's "
             "coordinate system."
         )

@@ -5,7 +5,6 @@ cut into chips. Labels, if there are any, are not read.
 """
 
 import hashlib
-import re
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from satmap.data.cache import header_of, pack_chip, prepare_chips, sources_of
 from satmap.data.crops import CachedChip
+from satmap.data.inventory import is_test_path
 from satmap.data.mosaic import Mosaic, find_layers, make_mosaics, states_of
 from satmap.data.sources import Source, find_sources
 from satmap.data.view_angles import ViewAngle
@@ -34,8 +34,6 @@ _FORMAT = "1"
 _CHIP_PX = 512
 # Chips with less ground are left out.
 _LEAST_SEEN = 0.05
-# ``test`` as a word in a path: ``test_public``, ``AOI_7_test``, ``Test``.
-_TEST = re.compile(r"(?<![a-z])test(?![a-z])")
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def _is_test(place: Path, path: Path) -> bool:
     """Return whether ``test`` is a word in the name of the place or of what is below it."""
     place, path = place.resolve(), path.resolve()
     below = path.relative_to(place) if path.is_relative_to(place) else Path(path.name)
-    return bool(_TEST.search(f"{place.name}/{below}".lower()))
+    return is_test_path(place.name / below)
 
 
 # Chips, the path of each one's image, and reasons of images that cannot be used.

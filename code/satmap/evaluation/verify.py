@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,15 +149,20 @@ def verify_submission(output: Path, sources: Sources) -> Verification:
     weights = sources.weights or began_in / manifest.weights_directory
     _require_there([weights], "--weights")
     _require_there(directories, "--images")
+    # Tiles are cut from scenes by the prediction, so their records are compared afterwards.
+    shows_tiles = manifest.out_of_fold and _recipe(manifest).tiles is not None
     faults = [
         *compare_file(record_file(output), manifest.file),
         *_weights_faults(manifest, weights),
-        *_image_faults(manifest, directories),
+        *([] if shows_tiles else _image_faults(manifest, directories)),
     ]
     if faults:
         return Verification(output, tuple(faults))
     with tempfile.TemporaryDirectory(prefix="satmap-verify-") as scratch:
         again = _recompute(manifest, directories, weights, Path(scratch), sources)
+        remade = _submission_manifest(again)
+        if shows_tiles and (faults := _differences(manifest, remade.images, remade.skipped)):
+            return Verification(output, tuple(faults))
         return compare(output, manifest, again, sources.truth)
 
 
@@ -217,14 +222,23 @@ def _image_faults(manifest: SubmissionManifest, directories: Sequence[Path]) -> 
         chips = [chip for chip in chips if chip.image_id in manifest.images]
     records = in_threads(record_images, chips)
     found = {chip.image_id: files for chip, files in zip(chips, records, strict=True)}
+    return _differences(manifest, found, () if manifest.out_of_fold else inventory.faults)
+
+
+def _differences(
+    manifest: SubmissionManifest,
+    found: Mapping[str, Mapping[str, FileRecord]],
+    unreadable: Iterable[str],
+) -> list[str]:
+    """Return the differences between the images of a manifest and those that are found."""
     missing, altered = [], []
     for image_id, files in manifest.images.items():
-        if not files.keys() <= found.get(image_id, {}).keys():
+        if image_id not in found or not files.keys() <= found[image_id].keys():
             missing.append(image_id)
         elif files != found[image_id]:
             altered.append(image_id)
     known = manifest.images.keys() | manifest.skipped.keys()
-    unknown = {*found, *([] if manifest.out_of_fold else inventory.faults)} - known
+    unknown = {*found, *unreadable} - known
     return [
         *_named("images", "missing or unreadable", missing),
         *_named("images", "altered", altered),

@@ -49,10 +49,20 @@ _SUFFIX = ".yaml"
 
 
 class StretchSettings(Settings):
-    """Percentiles of each band's pixels above zero that are mapped to 0 and 255."""
+    """Percentiles of each band's pixels above zero that are mapped to 0 and 255.
+
+    0 and 100, or ``none`` for short, leave 8-bit images as they are: chips that are cut from a
+    scene then look like the scene. Other images are stretched from their least to their largest
+    value.
+    """
 
     low: float = Field(2.0, ge=0, le=100)
     high: float = Field(98.0, ge=0, le=100)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_none(cls, value: Any) -> Any:
+        return {"low": 0.0, "high": 100.0} if value == "none" else value
 
     @model_validator(mode="after")
     def _low_is_below_high(self) -> Self:

@@ -90,6 +90,8 @@ def test_real_scenes_and_test_chips() -> None:
         (1024, 1024, "")
     }
     assert not inventory.faults
+    # A training with the whole directory needs no labels of test images.
+    inventory.require_labels()
     # The truth has the names of the chips.
     assert {path.suffix for path in inventory.ignored} == {".TIF"}
     assert "STAC catalogs: 2" in inventory.summary()

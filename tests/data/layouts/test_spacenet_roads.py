@@ -109,6 +109,20 @@ def test_a_missing_label_names_the_image_and_the_names_tried(tmp_path: Path) -> 
     assert "--skip-unlabelled" in message
 
 
+def test_images_in_a_test_folder_need_no_label_if_others_have_one(tmp_path: Path) -> None:
+    places = tmp_path / "place"
+    write_image(places / "test/SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif")
+    with pytest.raises(SatmapError, match="1 of 1 images have no label"):
+        scan_roads([places]).require_labels()
+    write_image(places / "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip2.tif")
+    write_labels(places / "AOI_7_Moscow_chip2.geojson", [])
+    scan_roads([places]).require_labels()
+    # A word that only contains it is another one.
+    write_image(places / "latest/SN5_roads_train_AOI_7_Moscow_PS-RGB_chip3.tif")
+    with pytest.raises(SatmapError, match=r"1 of 3 images have no label: .*chip3"):
+        scan_roads([places]).require_labels()
+
+
 def test_hidden_directories_are_ignored(tmp_path: Path) -> None:
     name = "SN5_roads_train_AOI_7_Moscow_PS-RGB_chip1.tif"
     write_image(tmp_path / name)
