@@ -41,10 +41,13 @@ class BuildingHeadLoss(HeadLoss):
     weighted: NonNegativeFloat = 0.0
 
 
-class BuildingLosses(TaskLosses):
-    """Loss weights of the building maps; a map without losses is not predicted."""
+class FootprintLosses(TaskLosses):
+    """Loss weights of the building maps, for every task that learns them.
 
-    building: BuildingHeadLoss
+    A map without losses is not predicted.
+    """
+
+    building: HeadLoss
     border: HeadLoss | None = None
     contact: HeadLoss | None = None
 
@@ -64,6 +67,12 @@ class BuildingLosses(TaskLosses):
     def map_names(self) -> tuple[str, ...]:
         """Names of the probability maps that the network learns."""
         return tuple(self.heads)
+
+
+class BuildingLosses(FootprintLosses):
+    """Loss weights of the building task."""
+
+    building: BuildingHeadLoss
 
 
 class BuildingTargetSettings(Settings):

@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from satmap.exports import BUILDING_SUFFIXES
 from satmap.io.text import listing
-from satmap.recipes.task_settings import HeadLoss, TaskLosses, TaskSettings
+from satmap.recipes.task_settings import HeadLoss, TaskSettings
 from satmap.settings import Settings
-from satmap.tasks.buildings.settings import BORDER, BUILDING, CONTACT
+from satmap.tasks.buildings.settings import FootprintLosses
 
 if TYPE_CHECKING:
     from satmap.data.inventory import Inventory
@@ -37,29 +37,10 @@ class FootprintLoss(HeadLoss):
     lovasz_hinge: NonNegativeFloat = 0.0
 
 
-class RasterLosses(TaskLosses):
-    """Loss weights of the maps; a map without losses is not predicted."""
+class RasterLosses(FootprintLosses):
+    """Loss weights of the raster task."""
 
     building: FootprintLoss
-    border: HeadLoss | None = None
-    contact: HeadLoss | None = None
-
-    @model_validator(mode="after")
-    def _something_to_learn(self) -> Self:
-        if not all(any(head.model_dump().values()) for head in self.heads.values()):
-            raise ValueError("all weights of a probability map are 0, so there is nothing to learn")
-        return self
-
-    @property
-    def heads(self) -> dict[str, HeadLoss]:
-        """Loss weights by name of the probability map that the network learns."""
-        heads = {BUILDING: self.building, BORDER: self.border, CONTACT: self.contact}
-        return {name: head for name, head in heads.items() if head is not None}
-
-    @property
-    def map_names(self) -> tuple[str, ...]:
-        """Names of the probability maps that the network learns."""
-        return tuple(self.heads)
 
 
 class RasterTargetSettings(Settings):
