@@ -352,7 +352,7 @@ def test_overviews_and_masks_beside_a_file_may_not_be_virtual(
         assert f"{beside} beside it is not a GeoTIFF" in refusal(path)
     beside.unlink()
     assert read_source(str(raster)).width
-    # GDAL looks beside the virtual raster that a link names.
+    # GDAL follows the link and looks for overviews beside its target.
     (folder / "links").mkdir()
     link = folder / "links/all.vrt"
     link.symlink_to(folder / "all.vrt")

@@ -40,9 +40,9 @@ _NOISE = 4.0
 _LEAST_CONTRAST = 2.0
 _LEAST_DATA = 0.25
 
-# Limits of the distance to the best match divided by that to the second best. Below _CLEAR a match
-# is clear, below _UNCLEAR another border must confirm it. No wrong match of chips of real scenes
-# was below .85.
+# Limits of the ratio test: the distance to the best match divided by that to the second best. Below
+# _CLEAR a match is accepted. From _CLEAR to _UNCLEAR it needs a second border that confirms it. In
+# real scenes the ratio of every wrong match was at least .85.
 _CLEAR = 0.6
 _UNCLEAR = 0.85
 # Least correlations of borders: the mean along a seam, and that of a border that confirms another.

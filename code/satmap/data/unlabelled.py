@@ -55,7 +55,7 @@ class Unlabelled:
         return tuple(c for c in self.chips if test_images or c.image_id not in self.tests)
 
     def summary(self) -> str:
-        """Return one line about the images."""
+        """Return one line for the user: how many images there are, and how many are test images."""
         tests = f", {len(self.tests)} of them of test images" if self.tests else ""
         faults = f"; {len(self.faults)} images cannot be used" if self.faults else ""
         return f"{len(self.chips)} unlabelled chips{tests}{faults}"

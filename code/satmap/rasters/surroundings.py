@@ -52,7 +52,7 @@ def surrounded(
         if inside == box:
             return values
         found = np.zeros((box.height, box.width), np.uint8)
-        # The border of the image is repeated, but only over a seam.
+        # Narrow gaps between the images are filled by repeating the border pixels of this one.
         near = box.overlap(own.grown(_SEAM_PX, _SEAM_PX))
         if near:
             rows = np.arange(near.top, near.bottom).clip(top, bottom - 1) - top
