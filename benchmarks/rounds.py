@@ -119,7 +119,7 @@ def _recipe(seed: int, scale: float, first: str, settings: dict[str, str] | None
             ],
         }
 
-    rounds = [] if settings is None else [{"members": [member("second")], "tta": 4, **settings}]
+    rounds = [] if settings is None else [{"members": [member("second")], "tta": 1, **settings}]
     content = {
         "name": "rounds-benchmark" if rounds else "labels-benchmark",
         "description": "roads from a tenth of the labels",

@@ -26,6 +26,7 @@ from satmap.provenance.manifest import Run, run_here
 from satmap.rasters.map_store import MapStore
 from satmap.runtime.device import pick_device
 from satmap.runtime.ranks import Ranks, joined
+from satmap.runtime.resources import reuse_memory
 from satmap.submissions.output_checks import require_outputs
 
 #: Writes the outputs of a prediction, given its plan, the request, the journal with the results,
@@ -119,6 +120,8 @@ def _predict(
 ) -> PredictionReport:
     """Predict the share of this process; the first process also plans and writes the outputs."""
     device = pick_device(request.device)
+    if device.type == "cpu":
+        reuse_memory()
     with contextlib.ExitStack() as stack:
         members: list[EnsembleMember] = []
         journal: Journal | None = None

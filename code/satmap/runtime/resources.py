@@ -1,5 +1,6 @@
 """Usable cores, memory shortage and shared memory."""
 
+import ctypes
 import errno
 import multiprocessing
 import os
@@ -27,6 +28,25 @@ MEMORY_REMEDY = (
     "memory is short. Raise the limit (`ulimit -v`, or `--memory` of a container), stop other "
     "programs, or use fewer workers. Run the same command again to resume."
 )
+
+
+# Parameters of glibc's mallopt: free memory at the end of the heap to keep, memory to add to the heap
+# at once, and the size from which blocks are mapped from the system each time. All in bytes.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+
+
+def reuse_memory() -> None:
+    """Make this process keep freed memory for later, instead of giving it back to the system.
+
+    Networks on a CPU allocate and free hundreds of megabytes in every step. By default glibc maps
+    large blocks anew each time, and the system clears every page: about a quarter of the CPU time
+    of a training step. The peak of memory rises by a few per cent. Other C libraries ignore it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+        mallopt(_M_TOP_PAD, 1 << 28)
 
 
 def is_memory_short(error: BaseException) -> bool:

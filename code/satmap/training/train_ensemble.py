@@ -27,6 +27,7 @@ from satmap.networks.encoders import require_encoder
 from satmap.recipes.schema import Member, Recipe
 from satmap.runtime.launched import local_processes
 from satmap.runtime.ranks import Ranks
+from satmap.runtime.resources import reuse_memory
 from satmap.tasks.dense import DenseTask
 from satmap.training.budget import allocate_time, assign_stages, round_work
 from satmap.training.distributed import require_compiler
@@ -90,6 +91,8 @@ def train(
             written.
     """
     started = time.monotonic()
+    if context.device.type == "cpu":
+        reuse_memory()
     recipe.require_unlabelled(bool(options.unlabelled))
     rounds = rounds_of(recipe, context, options.folds)
     starts = [_init_of(each, options) for each in rounds]
