@@ -30,8 +30,8 @@ MEMORY_REMEDY = (
 )
 
 
-# Parameters of glibc's mallopt, in bytes: free memory at the end of the heap to keep, memory to add to
-# the heap at once, and the size from which blocks are mapped from the system each time.
+# Parameters of glibc's mallopt, in bytes: free memory at the end of the heap to keep, memory to add
+# to the heap at once, and the size from which blocks are mapped from the system each time.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
