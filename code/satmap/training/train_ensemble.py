@@ -15,7 +15,6 @@ from satmap.data.folds import duplicate_groups, split_chips
 from satmap.data.own_chips import find_own_chips
 from satmap.data.own_data import OwnData
 from satmap.data.own_labels import labelled_files
-from satmap.data.scenes import cut_scenes
 from satmap.data.sources import find_sources
 from satmap.data.unlabelled import Unlabelled, find_unlabelled
 from satmap.data.view_angles import ViewAngle
@@ -257,9 +256,7 @@ def _prepare(
     if options.own is not None:
         inventory = find_own_chips(options.own, task, bands, options.cache)
     else:
-        inventory = task.find_images(directories, options.view_angle)
-        if recipe.tiles:
-            inventory = cut_scenes(inventory, task, bands, options.cache)
+        inventory = task.find_images(directories, options.view_angle, cache=options.cache)
     groups: Sequence[Sequence[str]] = inventory.duplicates
     if options.audit:
         groups = duplicate_groups(options.audit, inventory.chips)

@@ -14,7 +14,6 @@ import yaml
 from satmap.data.cache import default_cache
 from satmap.data.chip import Chip, record_images
 from satmap.data.folds import assign_folds
-from satmap.data.scenes import cut_scenes
 from satmap.data.view_angles import parse_view_angle
 from satmap.errors import SatmapError
 from satmap.io.checksums import in_threads, record_file
@@ -53,12 +52,14 @@ def fit_to_prediction(
     weights: Path,
     directories: Sequence[Path] = (),
     command: Sequence[str] = (),
+    cache: Path | None = None,
 ) -> tuple[Path, str, dict[str, str]]:
     """Fit a confidence model to an out-of-fold prediction and write it beside the networks.
 
     ``submission`` and the directory ``maps`` come from one run of ``satmap predict --out-of-fold``
     with the networks in ``weights``. The ``directories`` of images and labels are by default those
-    in its manifest. ``command`` are satmap's arguments, for the model's manifest.
+    in its manifest. ``command`` are satmap's arguments, for the model's manifest. ``cache`` is the
+    directory of prepared chips for a recipe with ``tiles``; None for the default one.
 
     Returns:
         File of the model; a summary of one line; image id to reason, for images left out.
@@ -82,10 +83,7 @@ def fit_to_prediction(
     view_angle = parse_view_angle(manifest.view_angle) if manifest.view_angle else None
     began_in = Path(manifest.run.directory)
     places = directories or [began_in / directory for directory in manifest.directories]
-    inventory = task.find_images(places, view_angle)
-    if recipe.tiles:
-        # The prediction was one of tiles.
-        inventory = cut_scenes(inventory, task, recipe.bands, default_cache())
+    inventory = task.find_images(places, view_angle, cache=cache or default_cache())
     chips = [chip for chip in inventory.chips if chip.image_id in manifest.images]
     parts = assign_folds({c.site: c.aoi for c in chips}.items(), _PARTS, recipe.seed)
     samples: dict[str, CandidateSample] = {}
