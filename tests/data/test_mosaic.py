@@ -17,7 +17,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 
 from satmap.data import mosaic as mosaics
 from satmap.data.imagery import MS_BAND_ORDER
-from satmap.data.mosaic import Mosaic, Priority, Stretch, find_layers, make_mosaics
+from satmap.data.mosaic import Mosaic, Priority, Stretch, find_layers, make_mosaics, stretched
 from satmap.data.sources import find_sources
 from satmap.rasters.scene import Box
 
@@ -69,7 +69,7 @@ def maps_of(
         fixed = Stretch((stretch[0],) * channels, (stretch[1],) * channels)
         layers = [replace(layer, stretch=fixed) for layer in layers]
     else:
-        layers = [replace(la, stretch=la.sample_stretch(0, 100, {})) for la in layers]
+        layers = stretched(layers, 0, 100, {})
     return make_mosaics(layers, gsd, priority)
 
 
@@ -373,7 +373,9 @@ def test_a_stretch_comes_from_a_bounded_sample_of_all_parts(
     layer = exact.layers[0]
     boxes = layer._sample_boxes()
     assert len(boxes) == 64 and sum(box.width * box.height for box in boxes) <= 1 << 16
-    sampled = layer.sample_stretch(2, 98, {})
+    (found,) = stretched([layer], 2, 98, {})
+    sampled = found.stretch
+    assert sampled is not None
     assert np.allclose(sampled.low, 118, atol=15) and np.allclose(sampled.high, 981, atol=15)
     # Many small rasters are sampled, not all read.
     many = replace(layer, sources=layer.sources * 5000,

@@ -175,7 +175,7 @@ class Layer:
         assert self.stretch is not None
         return self.stretch.apply(bands, valid)
 
-    def sample_stretch(self, low: float, high: float, faults: dict[str, str]) -> Stretch:
+    def _sample_stretch(self, low: float, high: float, faults: dict[str, str]) -> Stretch:
         """Compute the stretch that maps two percentiles of the valid pixels to 0 and 255.
 
         Unsigned pixels of 0 do not count, as in :func:`satmap.data.imagery.stretch`. ``faults`` are
@@ -205,7 +205,7 @@ class Layer:
     def sample_means(self) -> list[float]:
         """Return the mean of each stretched band, 0..255, from a sample of the pixels with data.
 
-        The sample is an eighth of that of :meth:`sample_stretch`; without data the list is empty.
+        The sample is an eighth of that for the stretch; without data the list is empty.
         """
         # Rasters that cannot be read are reported elsewhere.
         parts = [self.read_stretched(box, {}) for box in self._sample_boxes()[::8]]
@@ -446,14 +446,15 @@ def states_of(source: Source) -> list[Any]:
 def stretched(
     layers: Iterable[Layer], low: float, high: float, faults: dict[str, str]
 ) -> list[Layer]:
-    """Return layers with their stretch (:meth:`Layer.sample_stretch`).
+    """Return layers with the stretch that maps two percentiles of a sample to 0 and 255.
 
-    Layers of which nothing can be read are left out; ``faults`` then has the reasons.
+    Layers of which nothing can be read are left out. ``faults`` gets the reason of each raster that
+    cannot be read, by name.
     """
     ready = []
     for layer in layers:
         unread: dict[str, str] = {}
-        stretch = layer.sample_stretch(low, high, unread)
+        stretch = layer._sample_stretch(low, high, unread)
         faults |= unread
         if not unread or any(stretch.high):
             ready.append(replace(layer, stretch=stretch))

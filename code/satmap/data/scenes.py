@@ -24,7 +24,15 @@ from satmap.data.imagery import RGB, ImageInfo
 from satmap.data.inventory import Inventory
 from satmap.data.label_files import read_label_file
 from satmap.data.label_offsets import offset_notes
-from satmap.data.mosaic import Layer, Mosaic, arrange, find_layers, make_mosaics, state_of
+from satmap.data.mosaic import (
+    Layer,
+    Mosaic,
+    arrange,
+    find_layers,
+    make_mosaics,
+    state_of,
+    stretched,
+)
 from satmap.data.own_cutting import cut_chip
 from satmap.data.own_labels import Shapes
 from satmap.data.own_scenes import OwnScene
@@ -253,7 +261,7 @@ def _cut(
 
 
 def _read_layer(chip: Chip, task: "Task", channels: int, unread: dict[str, str]) -> Layer:
-    """Read the header of a scene and compute its stretch; ``unread`` as in :meth:`Layer.read`."""
+    """Read the header of a scene and compute its stretch; ``unread`` as in :func:`stretched`."""
     path = str(chip.image.path)
     layers, unusable = find_layers([read_source(path)], channels)
     if not layers:
@@ -261,8 +269,10 @@ def _read_layer(chip: Chip, task: "Task", channels: int, unread: dict[str, str])
     (layer,) = layers
     if layer.georeference is None:
         raise SatmapError(f"{path}: no georeference, so its labels cannot be placed.")
-    stretch = task.recipe.stretch
-    return replace(layer, stretch=layer.sample_stretch(stretch.low, stretch.high, unread))
+    ready = stretched([layer], task.recipe.stretch.low, task.recipe.stretch.high, unread)
+    if not ready:
+        raise SatmapError(f"{path}: {unread[path]}")
+    return ready[0]
 
 
 def _read_shapes(chip: Chip, task: "Task", mosaic: Mosaic) -> Shapes:
