@@ -311,3 +311,17 @@ def test_training_on_tiles_holds_out_whole_scenes(
     (fault,) = verify_submission(tmp_path / "out.csv", sources).faults
     assert fault.startswith("6 images altered: ca041a-")
     assert not (tmp_path / "default cache").exists()
+
+
+def test_scenes_with_labels_are_no_unlabelled_images(tmp_path: Path) -> None:
+    """Tiles of a scene teach; the whole scene must not come back as an unlabelled image."""
+    for name in ("665946", "a42435"):
+        write_scene(tmp_path / "train_tier_1/acc", name)
+    (tmp_path / "more").mkdir()
+    shutil.copy(tmp_path / "train_tier_1/acc/a42435/a42435.tif", tmp_path / "more/copy.tif")
+    recipe = recipe_with("{gsd: 0.1, size: 256}", folds_by="scene", rounds="[{share: 0.5}]")
+    places = tmp_path / "train_tier_1", tmp_path / "more"
+    context = RunContext(tmp_path / "weights", torch.device("cpu"))
+    options = TrainingOptions(tmp_path / "cache", unlabelled=places)
+    with pytest.raises(SatmapError, match="all images there are among the labelled ones"):
+        train(places[:1], recipe, context, options)

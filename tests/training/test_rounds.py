@@ -330,4 +330,5 @@ def test_real_images_with_few_masks_learn_from_the_others(
     assert isinstance(manifest, WeightsManifest)
     assert manifest.learning == "inductive"
     assert manifest.unlabelled is not None and manifest.unlabelled.chips == 5
-    assert "5 unlabelled chips; 1 images cannot be used" in capsys.readouterr().out
+    expected = "5 unlabelled chips; 3 images left out that are labelled; 1 images cannot be used"
+    assert expected in capsys.readouterr().out

@@ -96,7 +96,7 @@ def train(
         lambda: _prepare(directories, rounds, context, options)
     )
     unlabelled = context.ranks.on_first_of_machine(
-        lambda: _find_unlabelled(rounds[-1], preparation.chips, options)
+        lambda: _find_unlabelled(directories, rounds[-1], preparation.chips, options)
     )
     _require_shared_weights(context)
     faults = preparation.faults | unlabelled.faults
@@ -202,7 +202,10 @@ def _init_of(this: TrainingRound, options: TrainingOptions) -> dict[str, WeightF
 
 
 def _find_unlabelled(
-    this: TrainingRound, chips: Sequence[CachedChip], options: TrainingOptions
+    directories: Sequence[Path],
+    this: TrainingRound,
+    chips: Sequence[CachedChip],
+    options: TrainingOptions,
 ) -> Unlabelled:
     """Find the unlabelled images of all rounds; ``this`` is the last."""
     if not options.unlabelled:
@@ -213,6 +216,10 @@ def _find_unlabelled(
     if own is not None:
         images = find_sources(own.sources, crs=own.source_crs, zoom=own.zoom).sources
         files = labelled_files(images, own.labels)
+    elif task.recipe.tiles is not None:
+        scenes = {chip.scene for chip in chips}
+        whole = task.find_images(directories, options.view_angle)
+        files = [chip.image.path for chip in whole.chips if chip.image_id in scenes]
     found = find_unlabelled(
         options.unlabelled,
         task,
