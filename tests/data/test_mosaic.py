@@ -247,6 +247,29 @@ def test_sources_are_resampled_to_the_networks_pixel_size(tmp_path: Path) -> Non
         assert np.abs(read(found, box) - everything[box.pixels]).max() <= 1
 
 
+def test_reduced_pixels_stay_where_they_are(tmp_path: Path) -> None:
+    """Rasters that begin and end within reduced pixels are not shifted or stretched."""
+    path = write(tmp_path / "a.tif")
+    (found,) = maps_of(path)
+    layer = found.layers[0]
+    for box, reduce in (
+        (Box(0, 0, 120, 96), 7), (Box(-3, -6, 130, 110), 7), (Box(5, 2, 33, 50), 4),
+        (Box(116, 90, 40, 40), 16),
+    ):  # fmt: skip
+        bands, valid = layer.read(box, {}, reduce)
+        # The mean of the raster's pixels in each cell of the reduced grid.
+        grown = Box(box.left, box.top, bands.shape[2] * reduce, bands.shape[1] * reduce)
+        cells = np.full((3, grown.height, grown.width), np.nan)
+        shared = Box(0, 0, 120, 96).overlap(box)
+        assert shared is not None
+        cells[:, *shared.within(grown)] = PIXELS[:, *shared.pixels]
+        cells = cells.reshape(3, bands.shape[1], reduce, bands.shape[2], reduce)
+        known = ~np.isnan(cells).all(axis=(0, 2, 4))
+        assert np.array_equal(valid, known)
+        means = np.nanmean(cells.transpose(0, 1, 3, 2, 4)[:, known], axis=(2, 3))
+        assert np.abs(bands[:, known] - means).max() <= 0.51
+
+
 def test_far_rasters_are_maps_of_their_own(tmp_path: Path) -> None:
     near = write(tmp_path / "a.tif")
     zone = write(tmp_path / "b.tif", crs="EPSG:32755")

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,7 +139,9 @@ class Layer:
             box: in the layer's pixels; it may reach beyond the layer.
             faults: gets the reason of each raster that cannot be read here, for example because it
                 is truncated, by name. It counts as without data.
-            reduce: read every ``reduce``-th pixel along each axis, averaged where possible.
+            reduce: pixels of the rectangle, along each axis, that become one of the result:
+                averaged, or the nearest one of a palette. Those of the last row and column may be
+                averages of fewer.
 
         Returns:
             Bands (channels, h, w) in the sources' type, and bool (h, w).
@@ -151,20 +154,24 @@ class Layer:
             shared = self.boxes[index].overlap(box)
             if shared is None:
                 continue
-            inside = shared.seen_from(box)
-            rows = slice(inside.top // reduce, -(-inside.bottom // reduce))
-            columns = slice(inside.left // reduce, -(-inside.right // reduce))
-            shape = rows.stop - rows.start, columns.stop - columns.start
-            part = shared.seen_from(self.boxes[index])
-            source = self.sources[index]
+            source, place = self.sources[index], self.boxes[index]
+            targets, pieces = [], []
+            for piece in _whole_pixels(shared.seen_from(box), reduce):
+                rows = slice(piece.top // reduce, -(-piece.bottom // reduce))
+                columns = slice(piece.left // reduce, -(-piece.right // reduce))
+                targets.append((rows, columns))
+                left, top = piece.left + box.left - place.left, piece.top + box.top - place.top
+                pieces.append(Window(left, top, piece.width, piece.height))
             try:
-                found, has_data = _read(source, self.bands, part, shape)
+                shapes = [(r.stop - r.start, c.stop - c.start) for r, c in targets]
+                found = _read(source, self.bands, pieces, shapes)
             except SatmapError as error:
                 faults.setdefault(source.name, reason_of(source.name, error))
                 continue
-            free = has_data & ~valid[rows, columns]
-            np.copyto(bands[:, rows, columns], found, where=free)
-            valid[rows, columns] |= free
+            for (rows, columns), (values, has_data) in zip(targets, found, strict=True):
+                free = has_data & ~valid[rows, columns]
+                np.copyto(bands[:, rows, columns], values, where=free)
+                valid[rows, columns] |= free
         return bands, valid
 
     def read_stretched(
@@ -391,7 +398,8 @@ class Mosaic:
         reduce = max(int(ratio), 1)
         margin = math.ceil(_KERNEL_PX * max(ratio, 1)) + reduce
         left, top = ((low - margin) // reduce * reduce).astype(int).tolist()
-        right, bottom = (high + margin).astype(int).tolist()
+        # Whole reduced pixels are read in one piece.
+        right, bottom = (np.ceil((high + margin) / reduce) * reduce).astype(int).tolist()
         wanted = Box(left, top, right - left, bottom - top)
         shared = wanted.overlap(Box(0, 0, layer.width, layer.height).grown(margin, margin))
         if shared is None:
@@ -714,26 +722,57 @@ def _band_order(source: Source, channels: int, bands: Sequence[int] | None) -> t
     return order[:channels]
 
 
+def _whole_pixels(box: Box, reduce: int) -> list[Box]:
+    """Divide a rectangle where the reduced pixels that it covers only in part begin or end.
+
+    Each part is then read at one scale, without a shift.
+    """
+
+    def cuts(start: int, stop: int) -> list[int]:
+        inner = -(-start // reduce) * reduce, stop // reduce * reduce
+        return sorted({start, stop, *(edge for edge in inner if start < edge < stop)})
+
+    rows, columns = cuts(box.top, box.bottom), cuts(box.left, box.right)
+    return [
+        Box(left, top, right - left, bottom - top)
+        for top, bottom in pairwise(rows)
+        for left, right in pairwise(columns)
+    ]
+
+
 def _read(
-    source: Source, bands: tuple[int, ...], box: Box, shape: tuple[int, int]
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Read bands (n, *shape) of a rectangle of a raster, and where they hold data."""
-    window = Window(box.left, box.top, box.width, box.height)
+    source: Source,
+    bands: tuple[int, ...],
+    windows: Sequence[Window],
+    shapes: Sequence[tuple[int, int]],
+) -> list[tuple[NDArray[Any], NDArray[np.bool_]]]:
+    """Read bands (n, *shape) of each window of a raster, and where they hold data."""
     with opened(source) as file:
-        resampling = Resampling.nearest if source.palette else Resampling.average
-        wanted = (1,) if source.palette else tuple(dict.fromkeys(bands))
-        read = file.read(
-            wanted, window=window, out_shape=(len(wanted), *shape), resampling=resampling
-        )
-        if source.has_mask:
-            valid = file.dataset_mask(window=window, out_shape=shape) > 0
-        else:
-            valid = np.ones(shape, np.bool_)
-        if source.palette:
-            colours = file.colormap(1)
-            table = np.array([colours.get(index, (0, 0, 0, 0)) for index in range(256)], np.uint8)
-            pixels = table[read[0]].transpose(2, 0, 1)
-            return pixels[[band - 1 for band in bands]], valid & (pixels[3] > 0)
+        return [
+            _read_window(file, source, bands, window, shape)
+            for window, shape in zip(windows, shapes, strict=True)
+        ]
+
+
+def _read_window(
+    file: rasterio.DatasetReader,
+    source: Source,
+    bands: tuple[int, ...],
+    window: Window,
+    shape: tuple[int, int],
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    resampling = Resampling.nearest if source.palette else Resampling.average
+    wanted = (1,) if source.palette else tuple(dict.fromkeys(bands))
+    read = file.read(wanted, window=window, out_shape=(len(wanted), *shape), resampling=resampling)
+    if source.has_mask:
+        valid = file.dataset_mask(window=window, out_shape=shape) > 0
+    else:
+        valid = np.ones(shape, np.bool_)
+    if source.palette:
+        colours = file.colormap(1)
+        table = np.array([colours.get(index, (0, 0, 0, 0)) for index in range(256)], np.uint8)
+        pixels = table[read[0]].transpose(2, 0, 1)
+        return pixels[[band - 1 for band in bands]], valid & (pixels[3] > 0)
     if read.dtype.kind == "f":
         valid &= np.isfinite(read).all(axis=0)
     elif not source.is_lossy and not source.has_mask:

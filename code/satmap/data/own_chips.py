@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from satmap.tasks.base import Task
 
 # Increase this number when the chips of the same inputs change.
-_FORMAT = "3"
+_FORMAT = "4"
 # Chips that were not used for so long are deleted.
 _UNUSED_DAYS = 30
 

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from satmap.tasks.base import Task
 
 # Increase this number when the tiles of the same inputs change.
-_FORMAT = "1"
+_FORMAT = "2"
 # More tiles of one scene point to a wrong pixel size: the largest scenes have 37,000 pixels a side.
 _MOST_TILES = 50_000
 
