@@ -107,38 +107,28 @@ def train(
     rounds = [
         replace(each, context=replace(each.context, info=info, restart=False)) for each in rounds
     ]
-    seconds: list[dict[str, list[float]]] = [{} for _ in rounds]
-    if options.time_limit is not None:
-        left = options.time_limit - (time.monotonic() - started)
-        # All processes plan with the clock of the first.
-        left = max(context.ranks.gather(left)[0], 1.0)
-        seconds = _divide(left, rounds, preparation.chips, folds)
-    before = None
-    for each, init, of_members in zip(rounds, starts, seconds, strict=True):
-        lesson = prepare_lesson(each, before, preparation.chips, unlabelled)
-        _train_round(each, lesson, lesson.starts or init, folds, unlabelled, options, of_members)
-        before = each
-    return faults
-
-
-def _divide(
-    seconds: float,
-    rounds: Sequence[TrainingRound],
-    chips: Sequence[CachedChip],
-    folds: Mapping[str, int],
-) -> list[dict[str, list[float]]]:
-    """Divide a time limit between the rounds, members and stages, in proportion to their work."""
     counts = [
-        {member.name: len(_split(member, chips, folds)[0]) for member in each.members}
+        {member.name: len(_split(member, preparation.chips, folds)[0]) for member in each.members}
         for each in rounds
     ]
     work = [
         round_work(each.recipe, each.members, of) for each, of in zip(rounds, counts, strict=True)
     ]
-    return [
-        allocate_time(each.members, each.context.ranks.world, seconds * part / sum(work), of)
-        for each, part, of in zip(rounds, work, counts, strict=True)
-    ]
+    left = options.time_limit
+    before, last = None, started
+    for number, (each, init) in enumerate(zip(rounds, starts, strict=True)):
+        lesson = prepare_lesson(each, before, preparation.chips, unlabelled)
+        seconds: Mapping[str, Sequence[float]] = {}
+        if left is not None:
+            # Preparation and pseudo-labels shorten the training after them. All processes plan with
+            # the clock of the first.
+            left = context.ranks.gather(max(left - (time.monotonic() - last), 1.0))[0]
+            mine = left * work[number] / sum(work[number:])
+            seconds = allocate_time(each.members, context.ranks.world, mine, counts[number])
+            left -= mine
+        _train_round(each, lesson, lesson.starts or init, folds, unlabelled, options, seconds)
+        before, last = each, time.monotonic()
+    return faults
 
 
 def _train_round(
