@@ -6,6 +6,7 @@ predictions. It is written to the weights directory of these networks and is val
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ import yaml
 
 from satmap.data.cache import default_cache
 from satmap.data.chip import Chip, record_images
+from satmap.data.chip_label import ChipLabel, is_chip_label
 from satmap.data.folds import assign_folds
 from satmap.data.view_angles import parse_view_angle
 from satmap.errors import SatmapError
@@ -146,7 +148,10 @@ def _require_networks(manifest: SubmissionManifest, weights: Path) -> None:
 
 
 def _sample(chip: Chip, raster: Path, part: int, task: BuildingTask) -> CandidateSample:
-    """Measure the candidates of an image against its true buildings."""
+    """Measure the candidates of an image against its true buildings.
+
+    Where the label does not say what is there, there are no candidates: they would count as wrong.
+    """
     labels = read_building_labels(chip)
     # The pixel size is not used here; any value will do.
     with open_map_file(raster, 1, BUILDING_FILE_MAPS) as mask:
@@ -154,6 +159,9 @@ def _sample(chip: Chip, raster: Path, part: int, task: BuildingTask) -> Candidat
     shape = chip.image.height, chip.image.width
     if found.shape != shape:
         raise SatmapError(f"{raster} has {found.shape} pixels, but its image has {shape}.")
+    if is_chip_label(chip.label):
+        assert chip.label is not None
+        found = replace(found, values=found.values * ~ChipLabel.read(chip.label).ignored)
     truth = draw_instances(labels.outlines, shape)
     return sample(found, truth, part, task.result_decoder(chip).settings)
 
