@@ -24,7 +24,7 @@ from satmap.data.cache import prepare_chip
 from satmap.data.chip import Chip
 from satmap.data.imagery import RGB, read_info
 from satmap.data.inventory import Inventory
-from satmap.data.mosaic import find_layers, stretched
+from satmap.data.layers import find_layers, stretched
 from satmap.data.scenes import cut_scenes, make_grid
 from satmap.data.sources import read_source
 from satmap.recipes.schema import TileSettings, parse_recipe

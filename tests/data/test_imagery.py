@@ -18,7 +18,7 @@ from satmap.data.imagery import (
     read_stretched,
     stretch,
 )
-from satmap.data.mosaic import find_layers, stretched
+from satmap.data.layers import find_layers, stretched
 from satmap.data.sources import find_sources
 from satmap.errors import SatmapError
 from satmap.rasters.scene import Box

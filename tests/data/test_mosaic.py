@@ -15,9 +15,10 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
 
-from satmap.data import mosaic as mosaics
+from satmap.data import layers as rasters
 from satmap.data.imagery import MS_BAND_ORDER
-from satmap.data.mosaic import Mosaic, Priority, Stretch, find_layers, make_mosaics, stretched
+from satmap.data.layers import Stretch, find_layers, stretched
+from satmap.data.mosaic import Mosaic, Priority, make_mosaics
 from satmap.data.sources import find_sources
 from satmap.rasters.scene import Box
 
@@ -392,7 +393,7 @@ def test_a_stretch_comes_from_a_bounded_sample_of_all_parts(
     values[:, :, :50] = 0
     (exact,) = maps_of(write(tmp_path / "a.tif", values), stretch=None)
     assert exact.layers[0].stretch == Stretch((100,) * 3, (999,) * 3)
-    monkeypatch.setattr(mosaics, "_SAMPLE_PX", 1 << 16)
+    monkeypatch.setattr(rasters, "_SAMPLE_PX", 1 << 16)
     layer = exact.layers[0]
     boxes = layer._sample_boxes()
     assert len(boxes) == 64 and sum(box.width * box.height for box in boxes) <= 1 << 16

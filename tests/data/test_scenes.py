@@ -22,7 +22,7 @@ from satmap.data.chip import Chip
 from satmap.data.chip_label import ChipLabel
 from satmap.data.imagery import read_stretched
 from satmap.data.inventory import Inventory
-from satmap.data.mosaic import find_layers
+from satmap.data.layers import find_layers
 from satmap.data.scenes import make_grid
 from satmap.data.sources import read_source
 from satmap.errors import SatmapError

@@ -24,19 +24,12 @@ from satmap.data.imagery import RGB, ImageInfo
 from satmap.data.inventory import Inventory
 from satmap.data.label_files import read_label_file
 from satmap.data.label_offsets import offset_notes
-from satmap.data.mosaic import (
-    Layer,
-    Mosaic,
-    arrange,
-    find_layers,
-    make_mosaics,
-    state_of,
-    stretched,
-)
+from satmap.data.layers import Layer, find_layers, stretched
+from satmap.data.mosaic import Mosaic, arrange, make_mosaics
 from satmap.data.own_cutting import cut_chip
 from satmap.data.own_labels import Shapes
 from satmap.data.own_scenes import OwnScene
-from satmap.data.sources import HALF_WORLD_M, WEB_MERCATOR, read_source
+from satmap.data.sources import HALF_WORLD_M, WEB_MERCATOR, read_source, state_of
 from satmap.data.voids import find_voids
 from satmap.errors import CannotWriteError, SatmapError, error_text
 from satmap.io.files import atomic_path

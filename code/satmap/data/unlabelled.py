@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from satmap.data.cache import header_of, pack_chip, prepare_chips, sources_of
 from satmap.data.crops import CachedChip
 from satmap.data.inventory import is_test_path
-from satmap.data.mosaic import Mosaic, find_layers, make_mosaics, states_of, stretched
-from satmap.data.sources import Source, find_sources
+from satmap.data.layers import find_layers, stretched
+from satmap.data.mosaic import Mosaic, make_mosaics
+from satmap.data.sources import Source, find_sources, states_of
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import CannotWriteError, SatmapError, error_text
 from satmap.io.checksums import record_file

@@ -16,15 +16,8 @@ from typing import Any
 
 from satmap.data.chip import Chip
 from satmap.data.imagery import RGB, ImageInfo
-from satmap.data.mosaic import (
-    Layer,
-    Mosaic,
-    Priority,
-    Stretch,
-    find_layers,
-    make_mosaics,
-    stretched,
-)
+from satmap.data.layers import Layer, Stretch, find_layers, stretched
+from satmap.data.mosaic import Mosaic, Priority, make_mosaics
 from satmap.data.neighbours import Neighbour
 from satmap.data.sources import Source, find_sources
 from satmap.errors import SatmapError
